@@ -1,0 +1,99 @@
+# `make help` lists the commands. PYTHON picks the interpreter, ARGS passes options on.
+
+PYTHON ?= python3
+ARGS ?=
+
+BIN := .venv/bin
+NEXT := .venv-next/bin
+PIP_FLAGS := --quiet --quiet --disable-pip-version-check --no-input
+CHECKED := operators rx_backend tests tools conftest.py $(wildcard benchmarks)
+
+unexport PYTHONPATH
+
+.DEFAULT_GOAL := help
+.PHONY: help venv run test lint unit unit-next bench docs fix pin clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+venv: .venv/.stamp ## set up .venv with everything pinned in constraints.txt
+
+run: venv ## run an engine through the pipeline and report (ARGS="--help" lists the options)
+	@$(BIN)/rx-backend run $(ARGS)
+
+test: lint unit unit-next ## all checks: lint, tests, and the tests again on the newest reactivex
+
+lint: venv ## style, types and layers
+	@echo "== ruff check"
+	@$(BIN)/ruff check --quiet $(CHECKED)
+	@echo "== ruff format"
+	@$(BIN)/ruff format --quiet --check $(CHECKED) || \
+		{ echo "make fix formats these files:"; $(BIN)/ruff format --check $(CHECKED); exit 1; }
+	@echo "== pyright"
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@echo "== import layers"
+	@$(BIN)/lint-imports --no-cache --no-logo
+
+unit: venv ## the tests, doctests and README snippets (ARGS="-k name" picks some)
+	@echo "== tests"
+	@$(BIN)/python -m pytest $(ARGS)
+
+unit-next: .venv-next/.stamp ## the library's tests on the newest reactivex, without aioreactive
+	@echo "== tests on the newest reactivex"
+	@$(NEXT)/python -m pytest operators rx_backend tests/operators tests/rx_backend $(ARGS)
+
+bench: venv ## measure the pipeline against its baselines
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+docs: venv ## write docs/behaviour.md and docs/reference.md, build docs/api
+	@$(BIN)/python -m tools.behaviour
+	@$(BIN)/python -m tools.reference
+	@$(BIN)/pdoc --docformat google --output-directory docs/api $$($(BIN)/python -c \
+		'from tools.reference import public_modules as m; print(*(module.__name__ for module in m()))')
+	@echo "docs/api/index.html"
+
+fix: venv ## format, and mend what ruff can mend
+	@$(BIN)/ruff check --quiet --fix-only $(CHECKED)
+	@$(BIN)/ruff format --quiet $(CHECKED)
+
+pin: .venv-pin/.stamp ## renew constraints.txt and constraints-next.txt
+	@for out in constraints constraints-next; do \
+		overrides=; extras=dev; \
+		if [ $$out = constraints-next ]; then overrides="--overrides tools/next.txt"; extras=next; fi; \
+		.venv-pin/bin/uv pip compile pyproject.toml --quiet --universal --upgrade \
+			--python-version 3.11 --extra $$extras $$overrides --no-annotate --no-header \
+			--output-file $$out.txt || exit 1; \
+		echo "$$out.txt: $$(grep -c == $$out.txt) pins"; \
+	done
+
+clean: ## remove environments, caches and built documents
+	@rm -rf .venv .venv-next .venv-pin build dist docs/api rx-backend-run
+	@rm -rf .hypothesis .import_linter_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.stamp: pyproject.toml constraints.txt
+	@$(call new-venv,.venv)
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.[dev]' --constraint constraints.txt
+	@touch $@
+
+# The pins are complete, so nothing is resolved here: resolving would bring aioreactive back,
+# which holds reactivex at 4.x.
+.venv-next/.stamp: pyproject.toml constraints-next.txt
+	@$(call new-venv,.venv-next)
+	@$(NEXT)/python -m pip install $(PIP_FLAGS) --no-deps --requirement constraints-next.txt
+	@$(NEXT)/python -m pip install $(PIP_FLAGS) --no-deps --editable .
+	@touch $@
+
+.venv-pin/.stamp:
+	@$(call new-venv,.venv-pin)
+	@.venv-pin/bin/python -m pip install $(PIP_FLAGS) uv
+	@touch $@
+
+# Makes an environment unless it is there already, with the same Python.
+define new-venv
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || { \
+		echo "This needs Python 3.11 to 3.14, and $(PYTHON) is not one:" \
+			"try make PYTHON=/path/to/python3.12" >&2; exit 1; }; \
+	echo "== setting up $(1)"; \
+	[ "$$($(1)/bin/python -V 2>&1)" = "$$($(PYTHON) -V)" ] || $(PYTHON) -m venv --clear $(1)
+endef

@@ -1,0 +1,124 @@
+"""All measurements in one go; see docs/performance.md for what they say."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import tracemalloc
+from collections.abc import Awaitable, Callable
+
+from benchmarks.measure import interleaved, print_ratios
+from benchmarks.rivals import Open, ScriptedEngine, chunks_of, opened, rivals
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument(
+        "which",
+        nargs="*",
+        default=["chunk", "setup", "open", "memory"],
+        choices=["chunk", "setup", "open", "memory"],
+    )
+    parser.add_argument("--rounds", type=int, default=40)
+    options = parser.parse_args()
+    print(sys.version.split()[0])
+    for which in options.which:
+        {"chunk": per_chunk, "setup": setup, "open": many_open, "memory": memory}[which](
+            options.rounds
+        )
+
+
+def per_chunk(rounds: int) -> None:
+    """The cost of a chunk in a long stream."""
+
+    def consuming(open_: Open) -> Callable[[], Awaitable[int]]:
+        return lambda: chunks_of(open_)
+
+    ways = {name: consuming(way) for name, way in rivals(ScriptedEngine(2_000)).items()}
+    best = interleaved(ways, rounds=rounds)
+    print_ratios("Time per chunk", best, against="hand-written", unit="chunk")
+
+
+def setup(rounds: int) -> None:
+    """The cost of a request of two chunks."""
+
+    def requests(open_: Open) -> Callable[[], Awaitable[int]]:
+        async def run() -> int:
+            for _ in range(200):
+                await chunks_of(open_)
+            return 200
+
+        return run
+
+    ways = {name: requests(way) for name, way in rivals(ScriptedEngine(2)).items()}
+    best = interleaved(ways, rounds=rounds)
+    print_ratios("A request of two chunks", best, against="hand-written", unit="request")
+
+
+def many_open(rounds: int) -> None:
+    """The cost of a chunk when many streams are open, pulled in turn."""
+
+    def pulling(open_: Open, count: int) -> Callable[[], Awaitable[int]]:
+        async def run() -> int:
+            streams = await opened(open_, count)
+            turns = max(1, 20_000 // count)
+            start = perf_counter()
+            for _ in range(turns):
+                for stream in streams:
+                    await anext(stream)
+            elapsed = perf_counter() - start
+            for stream in streams:
+                await stream.aclose()  # type: ignore[attr-defined]
+            timed.append(elapsed * 1e9 / (turns * count))
+            return turns * count
+
+        timed: list[float] = []
+        results[open_, count] = timed
+        return run
+
+    from time import perf_counter
+
+    results: dict[tuple[Open, int], list[float]] = {}
+    ways = rivals(ScriptedEngine(10_000_000))
+    names = ("bare engine loop", "hand-written", "ours, standard pipeline")
+    jobs = {
+        f"{name}, {count} open": pulling(ways[name], count)
+        for name in names
+        for count in (10, 10_000)
+    }
+    interleaved(jobs, rounds=max(3, rounds // 8))
+    print("\nTime per chunk with many streams open (ns; ratio to 10 open)")
+    for name in names:
+        few, many = (min(results[ways[name], count]) for count in (10, 10_000))
+        print(f"  {name:<34}{few:>10.0f}{many:>10.0f}{many / few:>8.2f}")
+
+
+def memory(rounds: int) -> None:
+    """The memory of one open stream in mid-flight."""
+    import asyncio
+
+    async def bytes_of(open_: Open) -> float:
+        await chunks_of(open_)
+        gc.collect()
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        streams = await opened(open_, 1_000)
+        await asyncio.sleep(0)
+        gc.collect()
+        size = (tracemalloc.get_traced_memory()[0] - before) / 1_000
+        tracemalloc.stop()
+        for stream in streams:
+            await stream.aclose()  # type: ignore[attr-defined]
+        return size
+
+    sizes: dict[str, float] = {}
+    engine_ways = rivals(ScriptedEngine(5))
+    for name, open_ in engine_ways.items():
+        sizes[name] = asyncio.run(bytes_of(open_))
+    print_ratios("Memory per open stream", sizes, against="hand-written", unit="stream, in bytes")
+
+
+if __name__ == "__main__":
+    main()

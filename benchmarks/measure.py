@@ -1,0 +1,36 @@
+"""Interleaved measurement: rivals take turns within one process, and the best round counts."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
+
+__all__ = ("interleaved", "print_ratios")
+
+Rival = Callable[[], Awaitable[int]]
+"""Does one round's work and says of how many units (chunks, requests)."""
+
+
+def interleaved(rivals: Mapping[str, Rival], *, rounds: int) -> dict[str, float]:
+    """Time each rival *rounds* times in turn; the best time per unit of each, in ns."""
+    best = dict.fromkeys(rivals, float("inf"))
+    for _ in range(rounds):
+        for name, rival in rivals.items():
+            best[name] = min(best[name], asyncio.run(_timed(rival)))
+    return best
+
+
+async def _timed(rival: Rival) -> float:
+    gc.collect()
+    start = perf_counter()
+    units = await rival()
+    return (perf_counter() - start) * 1e9 / units
+
+
+def print_ratios(title: str, best: Mapping[str, float], *, against: str, unit: str) -> None:
+    """Print each rival's best time, and its ratio to one of them."""
+    print(f"\n{title} (ns per {unit}; ratio to {against!r})")
+    for name, value in best.items():
+        print(f"  {name:<34}{value:>10.0f}{value / best[against]:>8.2f}")

@@ -1,0 +1,109 @@
+"""The engine and the ways to consume it that are measured against each other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from opentelemetry.sdk.trace import TracerProvider
+
+from benchmarks import handwritten, stock
+from operators import Operator, operator
+from rx_backend import (
+    DisaggregationMode,
+    EngineAdapter,
+    EngineConfig,
+    LLMEngine,
+    LLMEngineOutput,
+    PreprocessedRequest,
+    RequestContext,
+    standard_pipeline,
+)
+
+__all__ = ("MODE", "TRACER", "ScriptedEngine", "chunks_of", "nothing", "opened", "rivals")
+
+MODE = DisaggregationMode.AGGREGATED
+# A real SDK tracer; no exporter, whose cost is nobody's here.
+TRACER = TracerProvider().get_tracer("benchmarks")
+REQUEST = PreprocessedRequest(model="scripted", token_ids=[1, 2, 3])
+
+Open = Callable[[], Awaitable[AsyncIterator[Any]]]
+
+
+class ScriptedEngine(LLMEngine):
+    """Yields one-token chunks without any delay, then a terminal."""
+
+    def __init__(self, chunks: int) -> None:
+        self._chunks = [LLMEngineOutput(token_ids=[n]) for n in range(min(chunks, 100))]
+        self._count = chunks
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        return EngineConfig(model="scripted")
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncIterator[LLMEngineOutput]:
+        chunks = self._chunks
+        for n in range(self._count - 1):
+            yield chunks[n % 100]
+        yield LLMEngineOutput.stop()
+
+
+@operator
+def nothing():
+    """Do nothing for a chunk: what one more operator costs."""
+    item = yield
+    while True:
+        item = yield item
+
+
+def rivals(engine: LLMEngine) -> dict[str, Open]:
+    """Each way to open one stream over *engine*."""
+    adapter = EngineAdapter(engine, MODE, tracer=TRACER)
+    plain = EngineAdapter(engine, MODE, tracer=TRACER, record=False)
+    doing_nothing: Operator[Any, Any] = nothing()
+    longer = EngineAdapter(
+        engine, MODE, lambda scope: [*standard_pipeline(scope), doing_nothing], tracer=TRACER
+    )
+
+    async def bare() -> AsyncIterator[Any]:
+        return aiter(engine.generate(REQUEST, RequestContext("bare")))  # type: ignore[arg-type]
+
+    return {
+        "bare engine loop": bare,
+        "hand-written": lambda: handwritten.generate(
+            engine, REQUEST, RequestContext("r"), MODE, TRACER
+        ),
+        "hand-written without row P9": lambda: handwritten.generate(
+            engine, REQUEST, RequestContext("r"), MODE, TRACER, nest_spans=False
+        ),
+        "ours, standard pipeline": lambda: adapter.generate(REQUEST, RequestContext("r")),
+        "ours, recording off": lambda: plain.generate(REQUEST, RequestContext("r")),
+        "ours, one operator more": lambda: longer.generate(REQUEST, RequestContext("r")),
+        "stock reactivex chain": _async(
+            lambda: stock.generate(engine, REQUEST, RequestContext("r"), MODE, TRACER)
+        ),
+    }
+
+
+def _async(make: Callable[[], AsyncIterator[Any]]) -> Open:
+    async def opened() -> AsyncIterator[Any]:
+        return make()
+
+    return opened
+
+
+async def chunks_of(open_: Open) -> int:
+    """Consume one stream to its end."""
+    count = 0
+    async for _ in await open_():
+        count += 1
+    return count
+
+
+async def opened(open_: Open, count: int) -> list[AsyncIterator[Any]]:
+    """Open *count* streams, each pulled once."""
+    streams = [await open_() for _ in range(count)]
+    for stream in streams:
+        await anext(stream)
+    return streams

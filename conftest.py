@@ -1,0 +1,23 @@
+"""What pytest needs to know of the whole project: how documents are tested."""
+
+from __future__ import annotations
+
+import pytest
+from sybil import Sybil
+from sybil.integration.pytest import SybilItem
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+pytest_plugins = ["pytester"]
+
+# The Python blocks of a document run from top to bottom and share their names.
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser(), SkipParser()], patterns=["README.md", "docs/*.md"]
+).pytest()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the blocks of documents back in order after they were shuffled with the tests."""
+    places = [place for place, item in enumerate(items) if isinstance(item, SybilItem)]
+    blocks = sorted((items[place] for place in places), key=lambda item: item.location[:2])
+    for place, block in zip(places, blocks, strict=True):
+        items[place] = block

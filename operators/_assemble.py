@@ -1,0 +1,90 @@
+"""From a list of operators to one stream."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
+from typing import Any, TypeAlias, TypeVar, cast
+
+from operators._foreign import RxOperator, RxSegment
+from operators._fusion import Enter, FusedRun
+from operators._operator import NotAnOperator, Operator
+from operators._release import Release
+
+__all__ = ("AnyOperator", "check_operators", "fuse")
+
+AnyOperator: TypeAlias = Operator[Any, Any] | RxOperator
+"""What may stand in a pipeline's list."""
+
+R = TypeVar("R", bound=FusedRun[Any])
+
+
+def check_operators(operators: Iterable[object]) -> list[AnyOperator]:
+    """
+    Return *operators* as a list when they may all stand in a pipeline.
+
+    Raises:
+        NotAnOperator: Names the first that can't.
+    """
+    checked = list(operators)
+    for place, item in enumerate(checked):
+        if not callable(item):
+            raise NotAnOperator(
+                f"pipeline[{place}] is no operator: expected one of ours or a reactivex "
+                f"operator, got {type(item).__name__} {item!r}"
+            )
+    return cast("list[AnyOperator]", checked)
+
+
+def fuse(
+    source: AsyncIterator[Any],
+    operators: Iterable[AnyOperator],
+    *,
+    enter: Enter = operator.call,
+    on_end: Callable[[], None] | None = None,
+    stream: Callable[..., R] = FusedRun[Any],
+) -> R:
+    """
+    Make one pulled stream of a source and a list of operators.
+
+    Neighbouring operators of ours become one loop; a ``reactivex`` operator stands between loops,
+    see :class:`operators._foreign.RxSegment` for what it means for the pull.
+
+    Args:
+        source: An asynchronous iterator; the stream owns it, also when this function raises.
+        operators: Operators in order, ours and ``reactivex`` ones mixed freely.
+        enter: Runs source and operators in a context, as ``contextvars.Context.run`` does.
+        on_end: Called once when the stream made here is released, whichever way it ends.
+        stream: The class to make.
+
+    Raises:
+        NotAnOperator: An entry of the list is no operator.
+        Exception: What an operator's set-up raised.
+
+    >>> import asyncio
+    >>> from operators import fuse, until_terminal
+    >>> from rx_backend import LLMEngineOutput
+    >>> async def engine():
+    ...     yield LLMEngineOutput(token_ids=[7])
+    ...     yield LLMEngineOutput.stop()
+    ...     yield LLMEngineOutput(token_ids=[8])
+    >>> async def main():
+    ...     return [chunk.token_ids async for chunk in fuse(engine(), [until_terminal()])]
+    >>> asyncio.run(main())
+    [[7], []]
+    """
+    current = source
+    try:
+        ours: list[Operator[Any, Any]] = []
+        for place, item in enumerate(check_operators(operators)):
+            if isinstance(item, Operator):
+                ours.append(item)
+            else:
+                current = enter(FusedRun, current, ours)
+                current = enter(RxSegment, current, item, f"pipeline[{place}]")
+                ours = []
+        return enter(partial(stream, current, ours, enter=enter, on_end=on_end))
+    except BaseException:
+        enter(Release(current, None))
+        raise

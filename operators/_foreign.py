@@ -1,0 +1,217 @@
+"""Any ``reactivex`` operator as a part of a pulled pipeline, and what it means for the pull."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from reactivex import Observable, abc
+from reactivex.disposable import Disposable
+from reactivex.scheduler.eventloop import AsyncIOScheduler
+
+from operators._operator import NotAnOperator
+from operators._release import Segment
+
+__all__ = ("RxOperator", "RxSegment", "answers_at_once")
+
+RxOperator: TypeAlias = Callable[[Observable[Any]], Observable[Any]]
+
+# Stock operators that do all they do within their source's own signals.
+_AT_ONCE = frozenset(
+    f"reactivex.operators._{name}"
+    for name in (
+        "all average contains count defaultifempty dematerialize distinct distinctuntilchanged do "
+        "elementatordefault filter first firstordefault ignoreelements isempty last lastordefault "
+        "map materialize max maxby min minby pairwise pluck reduce scan single singleordefault skip "
+        "skiplast skipwhile some startswith sum take takelast takelastbuffer takewhile todict "
+        "toiterable toset zipwithiterable"
+    ).split()
+)
+
+
+def answers_at_once(operator: RxOperator) -> bool:
+    """
+    Whether a ``reactivex`` operator emits only while it is handed a signal of its source.
+
+    Known of the stock operators named here, asked of the function's home module. Any other one
+    may emit from a timer or another stream, so it is taken to be detached from the pull.
+    """
+    home = getattr(operator, "__module__", "")
+    if home == "reactivex.internal.curry" and inspect.isfunction(operator):
+        # Newer releases wrap every operator in one decorator's closure.
+        inner = inspect.getclosurevars(operator).nonlocals.get("fun")
+        home = getattr(inner, "__module__", "")
+    return home in _AT_ONCE
+
+
+class RxSegment(Segment):
+    """
+    A ``reactivex`` operator between two parts of a pulled pipeline.
+
+    The source is pulled while the consumer waits and nothing has come out, and not otherwise
+    (row S4); what the operator emits beyond what was asked for waits here, in order.
+
+    An operator that answers at once is fed within the consumer's pull. Any other one is detached:
+    one task per stream pulls the source on demand, so that the operator may emit from a timer or
+    another stream at any moment, and wake the waiting consumer. Its timers run on the event loop,
+    so they obey virtual time.
+    """
+
+    __slots__ = (
+        "_demand",
+        "_detached",
+        "_done",
+        "_error",
+        "_loop",
+        "_observer",
+        "_out",
+        "_pump",
+        "_source",
+        "_subscribed",
+        "_subscription",
+        "_thread",
+        "_waiter",
+    )
+
+    def __init__(self, source: Any, operator: RxOperator, where: str) -> None:
+        self._source = source
+        self._detached = not answers_at_once(operator)
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._out: deque[Any] = deque()
+        self._done = False
+        self._error: Exception | None = None
+        self._observer: abc.ObserverBase[Any] | None = None
+        self._subscribed = False
+        self._demand = asyncio.Event()
+        self._pump: asyncio.Task[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._subscription: abc.DisposableBase = Disposable()
+        result: object = operator(Observable(self._subscribe_source))
+        if not isinstance(result, abc.ObservableBase):
+            raise NotAnOperator(
+                f"{where} is no operator: applied to an Observable it gave "
+                f"{type(result).__name__}, expected an Observable"
+            )
+        self._subscription = result.subscribe(
+            self._on_next,
+            self._on_error,
+            self._on_completed,
+            scheduler=AsyncIOScheduler(self._loop),
+        )
+
+    @property
+    def ended(self) -> bool:
+        return self._done and not self._out
+
+    async def __anext__(self) -> Any:
+        while not self._out:
+            if self._done:
+                error, self._error = self._error, None
+                if error is not None:
+                    raise error
+                raise StopAsyncIteration
+            if self._observer is not None and not self._detached:
+                await self._pull()
+            else:
+                await self._wait()
+        return self._out.popleft()
+
+    async def _wait(self) -> None:
+        if self._pump is None and self._observer is not None:
+            self._pump = self._loop.create_task(self._pull_on_demand())
+        self._waiter = self._loop.create_future()
+        self._demand.set()
+        try:
+            await self._waiter
+        finally:
+            self._demand.clear()
+            self._waiter = None
+
+    async def _pull_on_demand(self) -> None:
+        while self._observer is not None and not self._done:
+            await self._demand.wait()
+            await self._pull()
+
+    async def _pull(self) -> None:
+        try:
+            item = await anext(self._source)
+        except StopAsyncIteration:
+            if self._observer is not None:
+                self._observer.on_completed()
+        except Exception as error:
+            if self._observer is not None:
+                self._observer.on_error(error)
+        else:
+            if self._observer is not None:
+                self._observer.on_next(item)
+            if self._observer is not None and self._source.ended:
+                self._observer.on_completed()
+
+    def _subscribe_source(
+        self, observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
+    ) -> abc.DisposableBase:
+        if self._subscribed:
+            observer.on_error(RuntimeError("a token stream can be subscribed to only once"))
+            return Disposable()
+        self._subscribed = True
+        self._observer = observer
+        return Disposable(self._leave_source)
+
+    def _leave_source(self) -> None:
+        """The operator wants no more of its source."""
+        self._observer = None
+        self._source.close()
+        if self._pump is not None and self._pump is not asyncio.current_task(self._loop):
+            self._pump.cancel()
+
+    def _on_next(self, item: Any) -> None:
+        self._here(self._take, item)
+
+    def _on_error(self, error: Exception) -> None:
+        self._here(self._end, error)
+
+    def _on_completed(self) -> None:
+        self._here(self._end, None)
+
+    def _here(self, function: Callable[[Any], None], argument: Any) -> None:
+        """Call on the loop's thread; an operator may emit on a thread of its own scheduler."""
+        if threading.get_ident() == self._thread:
+            function(argument)
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, argument)
+
+    def _take(self, item: Any) -> None:
+        if not self._done:
+            self._out.append(item)
+            self._wake()
+
+    def _end(self, error: Exception | None) -> None:
+        if not self._done:
+            self._done = True
+            self._error = error
+            self._wake()
+
+    def _wake(self) -> None:
+        self._demand.clear()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def close(self) -> None:
+        """Drop: the operator's subscription, the source and the task that pulls it. Idempotent."""
+        self._done = True
+        self._out.clear()
+        self._subscription.dispose()
+        self._leave_source()
+        self._wake()
+
+    async def aclose(self) -> None:
+        """Drop, and wait until the source is released."""
+        self.close()
+        if self._pump is not None:
+            await asyncio.wait([self._pump])
+        await self._source.aclose()

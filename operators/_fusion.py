@@ -1,0 +1,331 @@
+"""
+Fusion: neighbouring operators become one loop that the consumer's pull drives.
+
+The loop of a run is written out as source for its shape (which stages are there) and compiled
+once per shape, so that a chunk passes from stage to stage by plain calls. For two stages it reads::
+
+    while True:
+        try:
+            item = yield from pull()
+        except StopAsyncIteration: ...
+        else:
+            item = step_0(item)
+            if type(item) is Emission: ...      # anything but one item for one
+            else:
+                item = step_1(item)
+                ...
+                    chain.item = item
+                    yield READY                 # the item is in the slot
+                    continue
+        ...                                     # the chain decides: more items, the end, a new shape
+
+The loop yields the futures that the engine waits for as they are, and ``READY`` for an item.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import operator
+import types
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from functools import cache, partial
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
+
+from operators._operator import Operator
+from operators._release import Release, Segment
+from operators._stage import Chain, Emission
+
+__all__ = ("Enter", "FusedRun")
+
+B = TypeVar("B", covariant=True)
+
+READY = object()
+_NEXT_TURN = object()
+
+_Loop = Generator[Any, Any, None]
+_Pull = Callable[[], Any]
+
+
+class Enter(Protocol):
+    """Calls a function in the run's context: ``contextvars.Context.run``, or a plain call."""
+
+    def __call__(self, function: Callable[..., Any], /, *args: Any) -> Any: ...
+
+
+class FusedRun(Segment, Generic[B]):
+    """
+    A run of operators over an asynchronous source, pulled by its consumer.
+
+    One pull of the consumer pulls the source until one item comes out, once where the operators
+    give one for one (row S4). There is no task, queue or future per item. However the run ends,
+    it releases everything once, before its last item is handed out where it ends by one (row P6a).
+
+    Args:
+        source: Where items come from. Its ``aclose``, if it has one, is called at the end.
+        operators: Neighbouring operators, in order.
+        enter: Runs source and operators in a context, as ``contextvars.Context.run`` does.
+            The caller makes the run in there too.
+        on_end: Called once when everything else is released.
+    """
+
+    __slots__ = ("__weakref__", "_chain", "_dropped", "_enter", "_loop", "_pull", "_release", "_waits")
+
+    def __init__(
+        self,
+        source: AsyncIterator[Any],
+        operators: Sequence[Operator[Any, Any]],
+        *,
+        enter: Enter = operator.call,
+        on_end: Callable[[], None] | None = None,
+    ) -> None:
+        self._enter = enter
+        self._waits: Any = None
+        self._dropped = False
+        self._chain = Chain([(item.name, item.start) for item in operators])
+        self._release = Release(source, on_end)
+        self._fuse()
+
+    def _fuse(self) -> None:
+        """Start the loop for the stages that items still visit."""
+        chain, source = self._chain, self._release.source
+        chain.reshaped = False
+        shape: list[_Visit] = []
+        arguments: list[Any] = []
+        for place, step in enumerate(chain.steps):
+            if step is None:
+                continue
+            condition = chain.conditions[place]
+            arguments.append(step)
+            if condition is None:
+                shape.append(_Visit(place, type(step) is _METHOD))
+            else:
+                shape.append(_Visit(place, True, condition.source, tuple(condition.names)))
+                arguments += condition.names.values()
+        loop = _compiled(tuple(shape), isinstance(source, Segment))
+        self._loop: _Loop = loop(chain, source, _pull_of(source), self._release, *arguments)
+        self._pull = partial(self._enter, self._loop.send, None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the item handed out last was the last one."""
+        return self._chain.ended and not self._chain.out
+
+    def __aiter__(self) -> AsyncIterator[B]:
+        return self
+
+    async def __anext__(self) -> B:
+        try:
+            signal = self._pull()
+            if signal is READY or await self._wait(signal):
+                return self._chain.item
+        except StopIteration:
+            pass
+        return await self._after_loop()
+
+    @types.coroutine
+    def _wait(self, signal: Any) -> Generator[Any, Any, bool]:
+        """Pass the source's futures on until an item is there; False when the loop is through."""
+        enter, loop, pull = self._enter, self._loop, self._pull
+        self._pull = _already_pulled
+        try:
+            while signal is not READY:
+                self._waits = _NEXT_TURN if signal is None else signal
+                try:
+                    yield signal
+                except GeneratorExit:
+                    enter(loop.throw, asyncio.CancelledError())
+                    raise
+                except BaseException as error:
+                    signal = enter(loop.throw, error)
+                else:
+                    if self._dropped:
+                        signal = enter(loop.throw, asyncio.CancelledError())
+                    else:
+                        signal = pull()
+        except StopIteration:
+            return False
+        finally:
+            self._waits = None
+            self._pull = pull
+        if self._dropped:
+            self.close()
+            return False
+        return True
+
+    async def _after_loop(self) -> B:
+        """The loop is through: the run has a new shape, failed, or is at its end."""
+        chain = self._chain
+        if chain.reshaped and not chain.ended:
+            self._fuse()
+            return await self.__anext__()
+        error, chain.error = chain.error, None
+        if error is not None and (not self._dropped or _is_cancelled()):
+            raise error
+        await self._release.wait()
+        raise StopAsyncIteration
+
+    def close(self) -> None:
+        """
+        Drop the run without waiting: everything is released, once (row S7).
+
+        A pull that another task waits in ends there without an item. What the source's ``aclose``
+        really waits for goes on in a task of its own; :meth:`aclose` waits for that too.
+        """
+        if self._release.done:
+            return
+        if self._loop.gi_running:
+            # An operator or the engine drops its own stream: let the step end first.
+            self._release.loop.call_soon(self.close)
+        elif self._waits is not None:
+            self._dropped = True
+            cancel = getattr(self._waits, "cancel", None)
+            if cancel is not None:
+                cancel()
+        else:
+            self._dropped = True
+            self._chain.out.clear()
+            self._enter(self._chain.close)
+            self._loop.close()
+            self._enter(self._release)
+
+    async def aclose(self) -> None:
+        """Drop the run, and wait until everything is released."""
+        self.close()
+        await self._release.wait()
+
+    def __del__(self) -> None:
+        release = getattr(self, "_release", None)
+        if release is None or release.done:
+            return
+        if release.is_elsewhere():
+            release.loop.call_soon_threadsafe(self.close)
+        else:
+            self.close()
+
+
+_METHOD = types.BuiltinMethodType
+
+
+class _Detour(BaseException):
+    """A stage that few items visit took over: leaves the straight path of the loop."""
+
+
+class _Visit(NamedTuple):
+    """How items visit one stage: a part of a loop's shape."""
+
+    place: int
+    may_emit: bool
+    condition: str | None = None
+    names: tuple[str, ...] = ()
+
+
+@cache
+def _compiled(shape: tuple[_Visit, ...], ends_early: bool) -> Callable[..., _Loop]:
+    """
+    Compile the loop for a shape.
+
+    Args:
+        shape: The stages that items visit.
+        ends_early: The source says with an item whether it is the last.
+    """
+    body: list[str] = []
+    places: dict[int, int] = {}
+    arguments: list[str] = []
+    indent = " " * 16
+
+    def write(line: str, place: int = 0) -> None:
+        places[_FIRST_LINE + len(body)] = place
+        body.append(indent + line)
+
+    if ends_early:
+        write("if source.ended:")
+        write("    chain.push_last(item)")
+        write("else:")
+        indent += "    "
+    for place, may_emit, condition, names in shape:
+        arguments += [f"step_{place}", *(f"{name}_{place}" for name in names)]
+        if condition is not None:
+            write(f"if {_renamed(condition, names, place)}:", place)
+            write(f"    item = step_{place}(item)", place)
+            write("    if type(item) is Emission:")
+            write(f"        chain.emitted({place}, item)", place)
+            write("        raise Detour")
+            continue
+        write(f"item = step_{place}(item)", place)
+        if may_emit:
+            write("if type(item) is Emission:")
+            write(f"    chain.emitted({place}, item)", place)
+            write("else:")
+            indent += "    "
+    write("chain.item = item")
+    write("yield READY")
+    write("continue")
+    source = _LOOP.format(arguments="".join(f", {a}" for a in arguments), body="\n".join(body))
+    names_of_loop = {"Detour": _Detour, "Emission": Emission, "READY": READY, "PLACES": places}
+    exec(compile(source, f"<fused loop of {len(shape)}>", "exec"), names_of_loop)  # noqa: S102
+    return types.coroutine(cast("Callable[..., _Loop]", names_of_loop["loop"]))
+
+
+def _renamed(condition: str, names: Sequence[str], place: int) -> str:
+    """The condition with its names made the stage's own."""
+    tree = ast.parse(condition, mode="eval")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in names:
+            node.id = f"{node.id}_{place}"
+    return ast.unparse(tree)
+
+
+# The line of an exception in the loop tells which stage it came from.
+_LOOP = """\
+def loop(chain, source, pull, release{arguments}):
+    while True:
+        try:
+            item = yield from pull()
+        except StopAsyncIteration:
+            chain.complete()
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            chain.fail(error)
+        else:
+            try:
+{body}
+            except Detour:
+                pass
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                chain.interrupted(error, PLACES[error.__traceback__.tb_lineno])
+        if chain.ended:
+            release()
+        while chain.out:
+            chain.item = chain.out.popleft()
+            yield READY
+        if chain.ended or chain.reshaped:
+            return
+"""
+_FIRST_LINE = _LOOP[: _LOOP.index("{body}")].count("\n") + 1
+
+
+def _pull_of(source: AsyncIterator[Any]) -> _Pull:
+    """The function that gives the source's next item as something a generator can delegate to."""
+    if isinstance(source, types.AsyncGeneratorType) or inspect.iscoroutinefunction(
+        source.__anext__
+    ):
+        return source.__anext__
+
+    async def pull() -> Any:
+        return await anext(source)
+
+    return pull
+
+
+def _already_pulled() -> Any:
+    raise RuntimeError("the stream is already being pulled by another task")
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

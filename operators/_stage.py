@@ -1,0 +1,361 @@
+"""
+What one operator is at run time: a generator, and what it can say (docs/architecture.md).
+
+An operator's body is a generator. It receives an item at ``yield`` and yields what comes out::
+
+    item = yield            # the first item
+    while True:
+        item = yield change(item)
+
+- ``yield out`` hands out one item; ``yield emit(a, b)`` several, ``yield emit()`` none.
+- ``yield bypass(out)`` hands out ``out`` and steps aside: later items don't visit the operator.
+- ``yield apply(function, out)`` does the same, and sends later items through *function*.
+- ``yield visit_if(condition, out)`` hands out ``out``; of later items only those visit for which
+  *condition*, an expression over ``item``, is true. It is evaluated within the fused loop, where a
+  visit costs several times as much.
+
+The last three may be yielded before the first item too, without an ``out``.
+
+- ``return out`` (or ``return``) ends the stream, with ``out`` (or nothing) as its last item.
+- The end arrives at the ``yield``: :class:`Completed` when the source is through, the source's
+  exception when it failed, ``GeneratorExit`` when the stream was dropped. What is yielded or
+  returned there still goes out; ``finally`` releases in all three cases.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from functools import cache
+from typing import Any, TypeAlias, TypeVar
+
+__all__ = (
+    "Chain",
+    "Completed",
+    "Condition",
+    "Emission",
+    "SetupFailed",
+    "Stage",
+    "apply",
+    "bypass",
+    "emit",
+    "visit_if",
+)
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+Step: TypeAlias = Callable[[Any], Any]
+
+
+class Completed(BaseException):
+    """
+    Raised at an operator's ``yield`` when its source is through.
+
+    No ``Exception``, so that ``except Exception`` in an operator means failures only.
+    """
+
+
+class SetupFailed(Exception):
+    """What the stages before it see when a later stage's set-up raised."""
+
+
+class Emission:
+    """What :func:`emit` and its kin make; yield it, don't keep it."""
+
+    __slots__ = ("condition", "items", "step", "steps_aside")
+
+    def __init__(
+        self,
+        items: tuple[Any, ...],
+        *,
+        steps_aside: bool = False,
+        step: Step | None = None,
+        condition: Condition | None = None,
+    ) -> None:
+        self.items = items
+        self.steps_aside = steps_aside
+        self.step = step
+        self.condition = condition
+
+
+class Condition:
+    """
+    Which items visit a stage: an expression over ``item`` and some names of its own.
+
+    Attributes:
+        source: The expression.
+        names: Values of the names in it.
+    """
+
+    __slots__ = ("_holds", "names", "source")
+
+    def __init__(self, source: str, names: dict[str, Any]) -> None:
+        self.source = source
+        self.names = names
+        self._holds: Callable[[Any], bool] | None = None
+
+    def holds(self, item: Any) -> bool:
+        """Whether *item* visits the stage."""
+        if self._holds is None:
+            self._holds = _predicate(self.source, tuple(self.names))(*self.names.values())
+        return self._holds(item)
+
+
+@cache
+def _predicate(source: str, names: tuple[str, ...]) -> Callable[..., Callable[[Any], bool]]:
+    return eval(f"lambda {', '.join(names)}: lambda item: {source}")  # noqa: S307
+
+
+def emit(*items: Any) -> Emission:
+    """Yield this to hand out any number of items, in order: none, one or several."""
+    return Emission(items)
+
+
+def bypass(*items: Any) -> Emission:
+    """Yield this to hand out *items* and step aside; the end still arrives at this ``yield``."""
+    return Emission(items, steps_aside=True)
+
+
+def apply(function: Step, *items: Any) -> Emission:
+    """Like :func:`bypass`, but later items go through *function*, which gives one item for one."""
+    return Emission(items, steps_aside=True, step=function)
+
+
+def visit_if(condition: str, *items: Any, **names: Any) -> Emission:
+    """
+    Yield this to hand out *items*, and to be visited only by items that *condition* holds for.
+
+    Args:
+        condition: A Python expression over ``item`` and *names*. It is evaluated once for each item,
+            so it may also do what an ordinary item needs.
+        items: What to hand out now.
+        names: The values of other names in the expression.
+
+    >>> import reactivex
+    >>> from operators import operator
+    >>> @operator
+    ... def even_tenfold():
+    ...     item = yield visit_if("item % 2 == 0")
+    ...     while True:
+    ...         item = yield item * 10
+    >>> _ = reactivex.of(1, 2, 3).pipe(even_tenfold()).subscribe(print)
+    1
+    20
+    3
+    """
+    return Emission(items, condition=Condition(condition, names))
+
+
+Stage: TypeAlias = Generator[B | Emission | None, A, B | Emission | None]
+"""The type of an operator's generator from items A to items B."""
+
+
+class Chain:
+    """
+    The stages of one run of neighbouring operators, and the rules between them.
+
+    This is the one place that knows what ends, failures and drops mean; the fused loop and the
+    plain Observable only decide how items come in and go out. Signals of one chain are serial: the
+    callers guarantee it, and no lock is taken.
+
+    Attributes:
+        steps: One callable per stage for its next item; None where the stage stepped aside.
+        conditions: For each stage which items visit it; None for all.
+        reshaped: One of the two changed since the flag was last cleared.
+        out: Items that came out by any other way than one for one, in order.
+        ended: Nothing comes in any more: completed, failed or closed.
+        error: What the stream failed with, once it has ended.
+        item: The slot in which the fused loop hands over an item.
+    """
+
+    __slots__ = (
+        "_is_last",
+        "_names",
+        "_stages",
+        "conditions",
+        "ended",
+        "error",
+        "item",
+        "out",
+        "reshaped",
+        "steps",
+    )
+
+    def __init__(self, starts: Sequence[tuple[str, Callable[[], Stage[Any, Any]]]]) -> None:
+        self._names = [name for name, _ in starts]
+        self._stages: list[Stage[Any, Any]] = []
+        self._is_last = False
+        self.steps: list[Step | None] = []
+        self.conditions: list[Condition | None] = []
+        self.reshaped = False
+        self.out: deque[Any] = deque()
+        self.error: BaseException | None = None
+        self.ended = False
+        self.item: Any = None
+        try:
+            for _, start in starts:
+                stage = start()
+                self._stages.append(stage)
+                first = next(stage)
+                self.steps.append(stage.send)
+                self.conditions.append(None)
+                if type(first) is Emission:
+                    self._visit(len(self.steps) - 1, first)
+        except BaseException as error:
+            self.steps.clear()
+            self.fail(SetupFailed(repr(error)) if isinstance(error, Exception) else error)
+            raise
+
+    def push(self, item: Any, place: int = 0) -> None:
+        """Send one item through the stages from *place* on; results go to ``out``."""
+        steps = self.steps
+        for here in range(place, len(steps)):
+            step = steps[here]
+            condition = self.conditions[here]
+            try:
+                if step is None or (condition is not None and not condition.holds(item)):
+                    continue
+                item = step(item)
+            except BaseException as error:
+                self.interrupted(error, here)
+                return
+            if type(item) is Emission:
+                self.emitted(here, item)
+                return
+        self.out.append(item)
+
+    def push_last(self, item: Any, place: int = 0) -> None:
+        """Send the stream's last item through the stages from *place* on, and complete them."""
+        self._is_last = True
+        self.push(item, place)
+        self.complete(place)
+
+    def emitted(self, place: int, emission: Emission) -> None:
+        """Take what the stage at *place* yielded by :func:`emit`, :func:`bypass`, :func:`apply`."""
+        self._visit(place, emission)
+        for item in emission.items:
+            if self.ended:
+                return
+            self.push(item, place + 1)
+
+    def interrupted(self, error: BaseException, place: int) -> None:
+        """
+        Take an exception that came out of a step: the stage's end, or its failure.
+
+        Args:
+            error: ``StopIteration`` for a stage that returned.
+            place: The stage.
+        """
+        if self._is_last:
+            # The source was through already, so for the stages before it this is no drop.
+            for here in range(place):
+                self._throw(here, Completed())
+        else:
+            self._close(0, place)
+        stage = self._stages[place]
+        if isinstance(error, StopIteration) and _is_finished(stage):
+            self._returned(place, error.value)
+            return
+        stage.close()
+        self.fail(error, place + 1)
+
+    def complete(self, place: int = 0) -> None:
+        """The source is through: tell the stages from *place* on, in order."""
+        if self.ended:
+            return
+        for here in range(place, len(self._stages)):
+            raised, words = self._throw(here, Completed())
+            if raised is None:
+                self._returned(here, words)
+                return
+            if type(raised) is not Completed:
+                self.fail(raised, here + 1)
+                return
+        self.ended = True
+
+    def fail(self, error: BaseException, place: int = 0) -> None:
+        """The source failed: tell the stages from *place* on; one of them may turn it into items."""
+        if self.ended:
+            return
+        for here in range(place, len(self._stages)):
+            if not isinstance(error, Exception):
+                break
+            raised, words = self._throw(here, error)
+            if raised is None:
+                self._returned(here, words)
+                return
+            error = raised
+        else:
+            self.ended = True
+            self.error = error
+            return
+        # Cancellation and the like are a drop, never an item (row S6).
+        self.close()
+        self.error = error
+
+    def close(self) -> None:
+        """
+        Drop: every stage that still lives is closed, in order. Idempotent.
+
+        A stage that is running at this moment (it dropped its own stream) stays open; the caller
+        closes again when the step is through.
+        """
+        self.ended = True
+        self._close(0, len(self._stages))
+
+    def _visit(self, place: int, emission: Emission) -> None:
+        """Take what an emission says of who visits the stage from now on."""
+        if emission.steps_aside:
+            self.steps[place] = emission.step
+            self.conditions[place] = None
+            self.reshaped = True
+        elif emission.condition is not None:
+            self.conditions[place] = emission.condition
+            self.reshaped = True
+
+    def _throw(self, here: int, signal: BaseException) -> tuple[BaseException | None, Any]:
+        """Raise *signal* at a stage's yield; gives the exception that goes on, or last words."""
+        stage = self._stages[here]
+        if _is_finished(stage):
+            return signal, None
+        try:
+            words = stage.throw(signal)
+        except StopIteration as stop:
+            return None, stop.value
+        except BaseException as raised:
+            return raised, None
+        self._close(here, here + 1)
+        return None, words
+
+    def _returned(self, place: int, value: Any) -> None:
+        """The stage at *place* ended the stream, with last items or without."""
+        items = value.items if type(value) is Emission else () if value is None else (value,)
+        for item in items[:-1]:
+            if not self.ended:
+                self.push(item, place + 1)
+        if self.ended:
+            return
+        if items:
+            self.push_last(items[-1], place + 1)
+        else:
+            self.complete(place + 1)
+
+    def _close(self, place: int, end: int) -> None:
+        for here in range(place, end):
+            stage = self._stages[here]
+            if stage.gi_running:
+                continue
+            try:
+                stage.close()
+            except Exception:
+                # A failing release must not keep the other stages from theirs.
+                _log.exception("operator %s failed while it was closed", self._names[here])
+
+
+def _is_finished(stage: Stage[Any, Any]) -> bool:
+    return stage.gi_frame is None
+
+
+_log = logging.getLogger(__name__)

@@ -1,0 +1,184 @@
+"""Abort an engine's request on a stop signal, but not before its first token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import reactivex
+from reactivex import Observable, abc
+from reactivex import operators as ops
+from reactivex.disposable import CompositeDisposable
+from reactivex.subject import Subject
+
+from operators._chunk import HAS_TOKENS, Chunk
+from operators._operator import operator
+from operators._stage import Stage, bypass, visit_if
+
+__all__ = ("abort_gate", "deferred_abort")
+
+C = TypeVar("C", bound=Chunk)
+
+
+def abort_gate(
+    stop: Observable[Any], opened: Observable[Any], closed: Observable[Any]
+) -> Observable[Any]:
+    """
+    Emit once when both *stop* and *opened* have come, unless *closed* came first (row A8).
+
+    All three may be levels that replay to a late subscriber::
+
+        stop    --s------|
+        opened  -----o---|
+        closed  -------c-|
+        result  -----(o|)
+
+    Args:
+        stop: Asks for the abort.
+        opened: The abort is safe from here on.
+        closed: The abort is of no use from here on.
+
+    >>> stop, opened, closed = Subject(), Subject(), Subject()
+    >>> _ = abort_gate(stop, opened, closed).subscribe(lambda _: print("abort"))
+    >>> stop.on_next(True)
+    >>> opened.on_next(True)
+    abort
+    """
+
+    def subscribe(
+        observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
+    ) -> abc.DisposableBase:
+        # Levels replay while they are subscribed to; as subjects they come one after the other.
+        stopping: Subject[Any] = Subject()
+        opening: Subject[Any] = Subject()
+        gate = reactivex.merge(
+            stopping.pipe(ops.skip_until(opening)),
+            opening.pipe(ops.skip_until(stopping)),
+        ).pipe(ops.take(1), ops.take_until(closed))
+        return CompositeDisposable(
+            gate.subscribe(observer, scheduler=scheduler),
+            stop.subscribe(stopping.on_next, observer.on_error, scheduler=scheduler),
+            opened.subscribe(opening.on_next, observer.on_error, scheduler=scheduler),
+        )
+
+    return Observable(subscribe)
+
+
+@operator
+def deferred_abort(
+    abort: Callable[[], None],
+    *,
+    stop: Observable[Any],
+    notified: Observable[Any] | None = None,
+    defer: bool = True,
+    end_of_turn: Callable[[Callable[[], None]], object] | None = None,
+) -> Stage[C, C]:
+    """
+    Call *abort* once on a stop signal, held back until the first token (rows A2 to A6).
+
+    An abort before the first token would orphan a prefill peer's KV transfer. The stream itself
+    goes on: its chunks pass through unchanged, and after the first token they don't visit the
+    operator. ``h`` has no tokens::
+
+        source  -h---a-b-|
+        stop    --s------|
+        result  -h---a-b-|
+        abort   -----!
+
+    Args:
+        abort: Called at most once, when the signal has come and the first token too. It must not
+            raise, and should only start the work.
+        stop: Emits when the request is to be aborted; a level that replays will do.
+        notified: Emits when the first token is known to exist before a chunk shows it.
+        defer: False: don't wait for the first token (row A3).
+        end_of_turn: Calls a function at the end of the event loop's turn. With it, a first token
+            that is notified in the turn of the drop still wins over the drop (row A5).
+
+    Errors: source errors pass unchanged; the abort is not made after one.
+    On dispose: an abort that still waits for the first token is not made.
+
+    >>> stop, chunks = Subject(), Subject()
+    >>> gate = deferred_abort(lambda: print("abort"), stop=stop)
+    >>> _ = chunks.pipe(gate).subscribe(lambda chunk: print(chunk.token_ids))
+    >>> from rx_backend import LLMEngineOutput
+    >>> stop.on_next(True)
+    >>> chunks.on_next(LLMEngineOutput())
+    []
+    >>> chunks.on_next(LLMEngineOutput.token(7))
+    abort
+    [7]
+    """
+    gate = _Gate(abort, stop, notified, is_open=not defer)
+    close = gate.close
+    try:
+        if defer:
+            chunk = yield visit_if(HAS_TOKENS)
+            gate.open()
+            yield bypass(chunk)
+        else:
+            yield bypass()
+    except GeneratorExit:
+        if end_of_turn is not None and gate.is_waiting:
+            close = partial(end_of_turn, gate.close)
+        raise
+    finally:
+        close()
+
+
+class _Gate:
+    """One stream's gate. Its Rx composition is made when a stop signal comes: few streams get one."""
+
+    __slots__ = ("_abort", "_closed", "_fired", "_is_open", "_notified", "_opened", "_subscriptions")
+
+    def __init__(
+        self,
+        abort: Callable[[], None],
+        stop: Observable[Any],
+        notified: Observable[Any] | None,
+        *,
+        is_open: bool,
+    ) -> None:
+        self._abort = abort
+        self._notified = notified
+        self._is_open = is_open
+        self._fired = False
+        self._opened: Subject[Any] | None = None
+        self._closed: Subject[Any] | None = None
+        self._subscriptions: list[abc.DisposableBase] = []
+        self._subscriptions.append(stop.subscribe(self._arm))
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a stop signal has come and the abort has not been made."""
+        return self._closed is not None and not self._fired
+
+    def open(self) -> None:
+        """The first token is here."""
+        self._is_open = True
+        if self._opened is not None:
+            self._opened.on_next(True)
+
+    def close(self) -> None:
+        """No abort from here on."""
+        if self._closed is not None:
+            self._closed.on_next(True)
+        for subscription in self._subscriptions:
+            subscription.dispose()
+
+    def _arm(self, _: Any) -> None:
+        if self._closed is not None:
+            return
+        stop: Subject[Any] = Subject()
+        opened: Subject[Any] = Subject()
+        self._opened, self._closed = opened, Subject()
+        release = opened if self._notified is None else reactivex.merge(opened, self._notified)
+        gate = abort_gate(stop, release, self._closed)
+        self._subscriptions.append(gate.subscribe(self._fire))
+        stop.on_next(True)
+        if self._is_open:
+            opened.on_next(True)
+
+    def _fire(self, _: Any) -> None:
+        self._fired = True
+        self._abort()

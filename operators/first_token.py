@@ -1,0 +1,43 @@
+"""Notice the first token of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from operators._chunk import HAS_TOKENS, Chunk
+from operators._operator import operator
+from operators._stage import Stage, bypass, visit_if
+
+__all__ = ("first_token",)
+
+C = TypeVar("C", bound=Chunk)
+
+
+@operator
+def first_token(on_first: Callable[[C], None]) -> Stage[C, C]:
+    """
+    Call *on_first* with the first token's chunk; pass every chunk through unchanged (row F1).
+
+    The first token is the first chunk whose ``token_ids`` is non-empty; handshake chunks before it
+    count for nothing. Later chunks don't visit the operator. ``h`` has no tokens::
+
+        source  -h-a-b-|
+        result  -h-a-b-|
+        called  ---a
+
+    Args:
+        on_first: Called once per subscription, before the chunk goes downstream.
+
+    Errors: source errors pass unchanged; if *on_first* raises, the stream fails with that.
+    On dispose: nothing is called when no token came.
+
+    >>> import reactivex
+    >>> from rx_backend import LLMEngineOutput
+    >>> chunks = reactivex.of(LLMEngineOutput(), LLMEngineOutput.token(7), LLMEngineOutput.token(8))
+    >>> _ = chunks.pipe(first_token(lambda chunk: print(chunk.token_ids))).subscribe()
+    [7]
+    """
+    chunk = yield visit_if(HAS_TOKENS)
+    on_first(chunk)
+    yield bypass(chunk)

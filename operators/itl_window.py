@@ -1,0 +1,130 @@
+"""Inter-token latency: one record per request, and live sliding windows."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+from operators._chunk import IS_TERMINAL, Chunk, Clock
+from operators._operator import operator
+from operators._stage import Stage, emit, visit_if
+from operators.token_times import LatencyFigures, TokenTimes, latency_figures
+
+__all__ = ("itl_window", "sliding_itl")
+
+C = TypeVar("C", bound=Chunk)
+
+
+@operator
+def itl_window(
+    times: TokenTimes, on_end: Callable[[TokenTimes], None] | None = None
+) -> Stage[C, C]:
+    """
+    Note when each chunk with tokens came; pass every chunk through unchanged (rows F3, F5).
+
+    The terminal's finish reason is noted too, when the stream ends. One clock read per chunk with tokens; the figures are worked out when somebody asks. One frame
+    is one second, ``h`` has no tokens::
+
+        source  -h-a--b-c-|
+        result  -h-a--b-c-|
+        gaps    ------3000.0, 2000.0
+
+    Args:
+        times: Where to note it; one record per request, which others may read at any moment.
+        on_end: Called with the record when the stream ends, whichever way, dropped ones included.
+
+    Errors: source errors pass unchanged.
+    On dispose: *on_end* is called with what was noted so far.
+
+    >>> import reactivex
+    >>> from rx_backend import LLMEngineOutput
+    >>> ticks = iter([0.0, 1.0, 1.02])
+    >>> times = TokenTimes(clock=lambda: next(ticks))
+    >>> chunks = reactivex.of(LLMEngineOutput.token(7), LLMEngineOutput.token(8))
+    >>> _ = chunks.pipe(itl_window(times)).subscribe()
+    >>> times.ttft_ms, [round(gap) for gap in times.itl_ms()]
+    (1000.0, [20])
+    """
+    note, clock, sizes = times.times.append, times.clock, times.sizes
+    times.started = clock()
+    try:
+        chunk = yield visit_if(_IS_UNUSUAL, note=note, clock=clock)
+        while True:
+            tokens = len(chunk.token_ids)
+            if tokens > 1:
+                sizes[len(times.times)] = tokens
+                note(clock())
+            if chunk.finish_reason is not None:
+                times.finish_reason = chunk.finish_reason
+            chunk = yield chunk
+    finally:
+        if on_end is not None:
+            on_end(times)
+
+
+# Notes a chunk of one token in passing; any other chunk, and a terminal, visits the stage.
+_IS_UNUSUAL = f"len(item.token_ids) != 1 or note(clock()) or {IS_TERMINAL}"
+
+
+@operator
+def sliding_itl(
+    *,
+    count: int | None = None,
+    window_s: float | None = None,
+    clock: Clock = time.monotonic,
+) -> Stage[Chunk, LatencyFigures]:
+    """
+    Turn chunks into live inter-token-latency figures over a sliding window (rows F3, F4).
+
+    One :class:`LatencyFigures` for each chunk with tokens but the first. One frame is one second,
+    ``S`` are the figures over the last gaps::
+
+        source  -a--b-c-|
+        result  ----S-S-|
+
+    Args:
+        count: Size of the window in gaps.
+        window_s: Size of the window in seconds: gaps that ended within it. With both, a gap leaves
+            the window by whichever is reached first.
+        clock: Monotonic clock, in seconds.
+
+    Raises:
+        ValueError: Neither size is given, or one is not positive; when the operator starts.
+
+    Errors: source errors pass unchanged.
+    On dispose: nothing.
+
+    >>> import reactivex
+    >>> from rx_backend import LLMEngineOutput
+    >>> ticks = iter([0.0, 0.01, 0.03])
+    >>> window = sliding_itl(count=10, clock=lambda: next(ticks))
+    >>> chunks = reactivex.of(*[LLMEngineOutput.token(n) for n in range(3)])
+    >>> _ = chunks.pipe(window).subscribe(lambda figures: print(figures.count, figures.max_ms))
+    1 10.0
+    2 20.0
+    """
+    if count is None and window_s is None:
+        raise ValueError("sliding_itl: expected count or window_s, got neither")
+    if count is not None and count < 1:
+        raise ValueError(f"sliding_itl: count: expected at least 1 gap, got {count}")
+    if window_s is not None and window_s <= 0:
+        raise ValueError(f"sliding_itl: window_s: expected more than 0 s, got {window_s}")
+    ends: deque[float] = deque(maxlen=count)
+    gaps_ms: deque[float] = deque(maxlen=count)
+    before: float | None = None
+    chunk = yield
+    while True:
+        figures = None
+        if chunk.token_ids:
+            now = clock()
+            if before is not None:
+                ends.append(now)
+                gaps_ms.append((now - before) * 1000.0)
+                while window_s is not None and ends[0] < now - window_s:
+                    ends.popleft()
+                    gaps_ms.popleft()
+                figures = latency_figures(gaps_ms)
+            before = now
+        chunk = yield emit() if figures is None else figures

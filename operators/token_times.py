@@ -1,0 +1,120 @@
+"""When a request's tokens came: the figures that spans, metrics and reports are made of."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from operator import sub
+from typing import Any
+
+from operators._chunk import Clock
+
+__all__ = ("LatencyFigures", "TokenTimes", "latency_figures", "nearest_rank")
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyFigures:
+    """Average, median, 99th percentile and maximum of some latencies, in ms, two decimals."""
+
+    avg_ms: float
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    count: int
+
+
+def nearest_rank(ordered: Sequence[float], q: float) -> float:
+    """
+    The *q* quantile of values in rising order by the nearest rank (row F4).
+
+    The index is ``(n - 1) * q`` rounded, halves up; no value is interpolated.
+
+    >>> nearest_rank([10, 20, 30, 40], 0.5)
+    30
+    """
+    return ordered[int((len(ordered) - 1) * q + 0.5)]
+
+
+def latency_figures(samples_ms: Sequence[float]) -> LatencyFigures | None:
+    """
+    Sum up latencies given in ms (row F4); None without a sample.
+
+    >>> latency_figures([10, 20, 30, 40, 50])
+    LatencyFigures(avg_ms=30.0, p50_ms=30.0, p99_ms=50.0, max_ms=50.0, count=5)
+    """
+    return _figures(sorted(samples_ms), 1.0)
+
+
+class TokenTimes:
+    """
+    When the chunks with tokens of one request came, 8 bytes for each, and how many tokens.
+
+    ``itl_window`` fills it; make one per request. Figures can be asked for at any moment.
+
+    Args:
+        clock: Monotonic clock, in seconds; read only by who fills the record.
+
+    Attributes:
+        setup_ms: How long the engine's set-up took; None when not measured (row F2).
+        started: The clock when the stream began: the engine's set-up had returned (row F2).
+        finish_reason: The terminal's, once the stream has ended; None if there was no terminal.
+        times: The clock at each chunk that had tokens, in seconds.
+        sizes: Tokens of the chunks that had more than one, by their place in ``times``.
+    """
+
+    __slots__ = ("clock", "finish_reason", "setup_ms", "sizes", "started", "times")
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self.clock = clock
+        self.setup_ms: float | None = None
+        self.started = 0.0
+        self.finish_reason: Any = None
+        self.times = array("d")
+        self.sizes: dict[int, int] = {}
+
+    @property
+    def output_tokens(self) -> int:
+        """How many tokens came, in all chunks together."""
+        return len(self.times) - len(self.sizes) + sum(self.sizes.values())
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """Time to the first token, in ms; None before it (row F2)."""
+        return (self.times[0] - self.started) * 1000.0 if self.times else None
+
+    def itl_ms(self) -> list[float]:
+        """The gap before each chunk with tokens but the first, in ms (row F3)."""
+        return [gap * 1000.0 for gap in self._gaps()]
+
+    def itl_figures(self) -> LatencyFigures | None:
+        """The figures of :meth:`itl_ms` (row F4), without making that list; None without a gap."""
+        return _figures(sorted(self._gaps()), 1000.0)
+
+    def itl_per_token_ms(self) -> list[float]:
+        """
+        The gaps shared out over the tokens of their chunk, one figure per token, in ms (row F5).
+
+        A chunk of three tokens 30 ms after the one before it gives 10, 10, 10.
+        """
+        figures: list[float] = []
+        for place, gap in enumerate(self.itl_ms(), 1):
+            size = self.sizes.get(place, 1)
+            figures += [gap / size] * size
+        return figures
+
+    def _gaps(self) -> Iterable[float]:
+        return map(sub, self.times[1:], self.times)
+
+
+def _figures(ordered: Sequence[float], to_ms: float) -> LatencyFigures | None:
+    if not ordered:
+        return None
+    return LatencyFigures(
+        avg_ms=round(sum(ordered) / len(ordered) * to_ms, 2),
+        p50_ms=round(nearest_rank(ordered, 0.50) * to_ms, 2),
+        p99_ms=round(nearest_rank(ordered, 0.99) * to_ms, 2),
+        max_ms=round(ordered[-1] * to_ms, 2),
+        count=len(ordered),
+    )

@@ -1,0 +1,67 @@
+"""Stamp the worker's trace identity on the chunks that the next worker reads it from."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Protocol, TypeVar
+
+from operators._chunk import HAS_TOKENS, IS_TERMINAL, Chunk
+from operators._operator import operator
+from operators._stage import Stage, bypass, visit_if
+
+__all__ = ("LinkedChunk", "trace_link")
+
+
+class LinkedChunk(Chunk, Protocol):
+    """A chunk that can carry a worker's trace identity."""
+
+    worker_trace_link: Any
+
+
+C = TypeVar("C", bound=LinkedChunk)
+
+
+@operator
+def trace_link(link: object | None, *, on_terminal: bool = False) -> Stage[C, C]:
+    """
+    Stamp ``worker_trace_link`` on the first chunk with tokens (rows T3, T4, T5).
+
+    The first chunk with tokens carries *link*, also over one that the engine set; later chunks are
+    left alone. A stamped chunk is a copy: the engine's own object stays as it was. Upper case is
+    stamped here, ``h`` has no tokens::
+
+        source  -h-a-b-|
+        result  -h-A-b-|
+
+    Args:
+        link: What to stamp; None for nothing, at no cost per chunk.
+        on_terminal: Stamp a terminal chunk too unless it has a link already, also when it has no
+            tokens (prefill workers, row T4).
+
+    Errors: source errors pass unchanged.
+    On dispose: nothing.
+
+    >>> import reactivex
+    >>> from rx_backend import LLMEngineOutput, TraceLink
+    >>> chunks = reactivex.of(LLMEngineOutput.token(7), LLMEngineOutput.token(8))
+    >>> stamped = chunks.pipe(trace_link(TraceLink("a" * 32, "b" * 16)))
+    >>> _ = stamped.subscribe(lambda chunk: print(chunk.worker_trace_link is not None))
+    True
+    False
+    """
+    if link is None:
+        yield bypass()
+    elif not on_terminal:
+        chunk = yield visit_if(HAS_TOKENS)
+        yield bypass(_stamp(chunk, link))
+    else:
+        chunk = yield visit_if(f"{HAS_TOKENS} or {IS_TERMINAL}")
+        if chunk.token_ids:
+            chunk = yield visit_if(IS_TERMINAL, _stamp(chunk, link))
+        yield bypass(chunk if chunk.worker_trace_link is not None else _stamp(chunk, link))
+
+
+def _stamp(chunk: C, link: object) -> C:
+    stamped = copy.copy(chunk)
+    stamped.worker_trace_link = link
+    return stamped

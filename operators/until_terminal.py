@@ -1,0 +1,37 @@
+"""End the stream with its terminal chunk."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from operators._chunk import IS_TERMINAL, Chunk
+from operators._operator import operator
+from operators._stage import Stage, visit_if
+
+__all__ = ("until_terminal",)
+
+C = TypeVar("C", bound=Chunk)
+
+
+@operator
+def until_terminal() -> Stage[C, C]:
+    """
+    End the stream with its first terminal chunk: one whose ``finish_reason`` is set (row S2).
+
+    The terminal itself is handed out, and then nothing that the source still has (row S8)::
+
+        source  ---a-b-T-c-|
+        result  ---a-b-(T|)
+
+    Errors: source errors pass unchanged.
+    On dispose: nothing.
+
+    >>> import reactivex
+    >>> from rx_backend import LLMEngineOutput
+    >>> chunks = reactivex.of(LLMEngineOutput.token(7), LLMEngineOutput.stop(), LLMEngineOutput())
+    >>> _ = chunks.pipe(until_terminal()).subscribe(lambda chunk: print(chunk.finish_reason))
+    None
+    stop
+    """
+    terminal = yield visit_if(IS_TERMINAL)
+    return terminal

@@ -1,0 +1,67 @@
+"""Let nothing but well-formed chunks through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from operators._chunk import Chunk
+from operators._operator import operator
+from operators._stage import Stage, visit_if
+
+__all__ = ("validate_chunks",)
+
+C = TypeVar("C", bound=Chunk)
+
+
+@operator
+def validate_chunks(
+    chunk_type: type[C],
+    convert: Callable[[Any], C],
+    *,
+    error: Callable[[str], Exception] = ValueError,
+) -> Stage[Any, C]:
+    """
+    Let well-formed chunks through, convert what can be converted, fail on the rest (row E2).
+
+    ``m`` is a mapping of a chunk's shape, ``C`` the chunk made of it, ``x`` something else::
+
+        source  ---a-m-x
+        result  ---a-C-#
+
+    Args:
+        chunk_type: The exact class of a chunk.
+        convert: Makes a chunk of any other item; raises when that can't be done.
+        error: Makes the exception for a malformed chunk from a message that names the field.
+
+    Errors: source errors pass unchanged. A token id that is no ``int``, negative, or beyond 32
+        bits fails the stream with *error*, an item that is no chunk with what *convert* raises.
+    On dispose: nothing.
+
+    >>> import reactivex
+    >>> from rx_backend import InvalidArgument, LLMEngineOutput
+    >>> from rx_backend.protocols import convert_output
+    >>> checked = validate_chunks(LLMEngineOutput, convert_output, error=InvalidArgument)
+    >>> bad = reactivex.of(LLMEngineOutput(token_ids=[1, -2]))
+    >>> _ = bad.pipe(checked).subscribe(on_error=print)
+    BackendInvalidArgument: token_ids[1]: expected an int from 0 to 4294967295, got -2
+    """
+    chunk = yield visit_if(_IS_UNUSUAL, chunk_type=chunk_type)
+    while True:
+        if type(chunk) is not chunk_type:
+            chunk = convert(chunk)
+        for place, token_id in enumerate(chunk.token_ids):
+            if type(token_id) is not int or not 0 <= token_id <= _LIMIT:
+                raise error(
+                    f"token_ids[{place}]: expected an int from 0 to {_LIMIT}, got {token_id!r}"
+                )
+        chunk = yield chunk
+
+
+_LIMIT = (1 << 32) - 1
+# Anything but a chunk of one plausible token. Comparing with a small int is several times faster
+# than with the real limit.
+_IS_UNUSUAL = (
+    "type(item) is not chunk_type or len(item.token_ids) != 1 "
+    f"or type(item.token_ids[0]) is not int or not 0 <= item.token_ids[0] < {1 << 30}"
+)

@@ -1,0 +1,57 @@
+"""What worker code imports: the adapter, the engine contract, and the types between them."""
+
+from rx_backend.adapter import EngineAdapter
+from rx_backend.context import Level, RequestContext
+from rx_backend.disagg import DisaggregationMode
+from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.errors import (
+    BackendError,
+    Cancelled,
+    CannotConnect,
+    ConnectionTimeout,
+    Disconnected,
+    EngineShutdown,
+    InvalidArgument,
+    ResponseTimeout,
+    StreamIncomplete,
+    Unknown,
+)
+from rx_backend.pipeline import Pipeline, RequestScope, standard_pipeline
+from rx_backend.probe import JsonProbeAdapter
+from rx_backend.protocols import (
+    Annotated,
+    FinishReason,
+    LLMEngineOutput,
+    PreprocessedRequest,
+    TraceLink,
+)
+from rx_backend.stream import ResponseStream
+
+__all__ = (
+    "Annotated",
+    "BackendError",
+    "Cancelled",
+    "CannotConnect",
+    "ConnectionTimeout",
+    "DisaggregationMode",
+    "Disconnected",
+    "EngineAdapter",
+    "EngineConfig",
+    "EngineShutdown",
+    "FinishReason",
+    "InvalidArgument",
+    "JsonProbeAdapter",
+    "LLMEngine",
+    "LLMEngineOutput",
+    "Level",
+    "Pipeline",
+    "PreprocessedRequest",
+    "RequestContext",
+    "RequestScope",
+    "ResponseStream",
+    "ResponseTimeout",
+    "StreamIncomplete",
+    "TraceLink",
+    "Unknown",
+    "standard_pipeline",
+)

@@ -1,0 +1,191 @@
+"""From an engine to response streams."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.trace import Span, Tracer
+
+from operators import (
+    AnyOperator,
+    Clock,
+    Enter,
+    NotAnOperator,
+    TokenTimes,
+    check_operators,
+    fuse,
+)
+from rx_backend import telemetry
+from rx_backend.context import RequestContext
+from rx_backend.disagg import DisaggregationMode
+from rx_backend.engine import LLMEngine, open_chunks
+from rx_backend.errors import InvalidArgument, as_backend_error
+from rx_backend.pipeline import Pipeline, RequestScope, standard_pipeline
+from rx_backend.protocols import (
+    Annotated,
+    LLMEngineOutput,
+    PreprocessedRequest,
+)
+from rx_backend.stream import ResponseStream
+
+__all__ = ("EngineAdapter",)
+
+_log = structlog.get_logger(__name__)
+
+
+class EngineAdapter:
+    """
+    Turns an engine's chunks into response streams, through a pipeline of operators.
+
+    Args:
+        engine: The engine; started and cleaned up by its owner.
+        mode: The worker's role, or its name: ``agg``, ``prefill`` or ``decode``.
+        pipeline: Makes a request's list of operators from its scope.
+        tracer: Where spans come from; the global provider's by default.
+        clock: Monotonic clock, in seconds.
+        record: Whether to measure and write span attributes; None to decide by the environment
+            and the span (row P8).
+
+    Raises:
+        InvalidArgument: Unknown *mode*, or a *pipeline* that can't be called.
+
+    >>> import asyncio
+    >>> from rx_backend import PreprocessedRequest
+    >>> from rx_backend.engines import SampleEngine
+    >>> async def main():
+    ...     adapter = EngineAdapter(SampleEngine(token_interval_ms=0))
+    ...     request = PreprocessedRequest(token_ids=[1, 2], stop_conditions={"max_tokens": 3})
+    ...     async for item in await adapter.generate(request):
+    ...         print(item.data.token_ids, item.data.finish_reason)
+    """
+
+    def __init__(
+        self,
+        engine: LLMEngine,
+        mode: DisaggregationMode | str = DisaggregationMode.AGGREGATED,
+        pipeline: Pipeline = standard_pipeline,
+        *,
+        tracer: Tracer | None = None,
+        clock: Clock = time.monotonic,
+        record: bool | None = None,
+    ) -> None:
+        if not callable(pipeline):
+            raise InvalidArgument(
+                "pipeline: expected a function from a request's scope to a list of operators, "
+                f"got {type(pipeline).__name__}"
+            )
+        self.engine = engine
+        self.mode = DisaggregationMode.parse(mode)
+        self.pipeline = pipeline
+        self._tracer = tracer or trace.get_tracer("rx_backend")
+        self._clock = clock
+        self._record = record
+        self._aborts: set[asyncio.Task[None]] = set()
+
+    def with_operators(self, *operators: AnyOperator) -> EngineAdapter:
+        """An adapter for the same engine with *operators* at the end of its pipeline."""
+        pipeline = self.pipeline
+        return EngineAdapter(
+            self.engine,
+            self.mode,
+            lambda scope: [*pipeline(scope), *operators],
+            tracer=self._tracer,
+            clock=self._clock,
+            record=self._record,
+        )
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext | None = None
+    ) -> ResponseStream[Annotated[LLMEngineOutput]]:
+        """
+        Start one request.
+
+        Args:
+            request: The request.
+            context: Its identity and cancellation; a fresh one when left out.
+
+        Returns:
+            Its stream, of the items that the pipeline's last operator hands out.
+
+        Raises:
+            BackendError: The engine's set-up failed (row S5), or the pipeline could not be made;
+                an ``InvalidArgument`` for a bad request, pipeline or operator list.
+        """
+        if not isinstance(request, PreprocessedRequest):
+            raise InvalidArgument(
+                f"request: expected a PreprocessedRequest, got {type(request).__name__}"
+            )
+        if context is None:
+            context = RequestContext()
+        if self.mode.is_decode:
+            context.enter_decode()
+        clock = self._clock
+        span = telemetry.start_request_span(self._tracer, request, context, self.mode)
+        try:
+            enter = telemetry.entering(span)
+            recording = telemetry.should_record(span, self._record)
+            times = TokenTimes(clock)
+            scope = RequestScope(
+                request=request,
+                context=context,
+                span=span,
+                mode=self.mode,
+                clock=clock,
+                recording=recording,
+                times=times,
+                abort=partial(self._abort, context, enter),
+            )
+            operators = self._operators(scope)
+            called = clock() if recording else 0.0
+            chunks = await open_chunks(self.engine, request, context, enter=enter)
+            if recording:
+                times.setup_ms = (clock() - called) * 1000.0
+            return fuse(
+                chunks,
+                operators,
+                enter=enter,
+                on_end=partial(_end_span, span),
+                stream=partial(ResponseStream, context=context),
+            )
+        except Exception as error:
+            telemetry.record_failed_setup(span)
+            typed = as_backend_error(error)
+            _log.debug("engine setup failed", request_id=context.id, error=str(typed))
+            if typed is error:
+                raise
+            raise typed from error
+        except BaseException:
+            telemetry.record_dropped_setup(span)
+            raise
+
+    def _operators(self, scope: RequestScope) -> list[AnyOperator]:
+        name = getattr(self.pipeline, "__qualname__", repr(self.pipeline))
+        try:
+            return check_operators(self.pipeline(scope))
+        except NotAnOperator as error:
+            raise InvalidArgument(f"{name}: {error}") from error
+        except Exception as error:
+            raise InvalidArgument(
+                f"pipeline: {name} raised {type(error).__name__}: {error}"
+            ) from error
+
+    def _abort(self, context: RequestContext, enter: Enter) -> None:
+        task = enter(asyncio.get_running_loop().create_task, self._abort_engine(context))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+
+    async def _abort_engine(self, context: RequestContext) -> None:
+        try:
+            await self.engine.abort(context)
+        except Exception as error:
+            _log.warning("engine abort failed", request_id=context.id, error=repr(error))
+
+
+def _end_span(span: Span) -> None:
+    """End a span that the pipeline left open: one without ``record_span``."""
+    if span.is_recording():
+        span.end()

@@ -1,0 +1,170 @@
+"""The command `rx-backend`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from rx_backend.engine import LLMEngine
+
+__all__ = ("main",)
+
+_BAD_USAGE, _INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the command.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit code: 0 when all is well, 1 for an engine that breaks the contract, 2 for bad
+        usage or input, 130 when interrupted.
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except (_BadUsage, OSError) as error:
+        return _complain(str(error))
+
+
+class _BadUsage(Exception):
+    """What the user gave can't be used; the message says why in one line."""
+
+
+def _complain(message: str) -> int:
+    sys.stderr.write(f"rx-backend: error: {' '.join(message.split())}\n")
+    return _BAD_USAGE
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from rx_backend.errors import InvalidArgument  # noqa: PLC0415  # a light start
+    from rx_backend.replay.session import RunOptions, run  # noqa: PLC0415  # a light start
+
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    del given["command"]
+    try:
+        run(RunOptions(**given), say=partial(print, flush=True))
+    except InvalidArgument as error:
+        raise _BadUsage(error.message) from error
+    return 0
+
+
+def _conformance(arguments: argparse.Namespace) -> int:
+    from rx_backend.testing import run_conformance  # noqa: PLC0415  # a light start
+
+    report = run_conformance(_factory(arguments.engine), real=arguments.real)
+    sys.stdout.write(f"{report}\n")
+    return 0 if report.ok else 1
+
+
+def _factory(target: str) -> Callable[[], LLMEngine]:
+    """Find what `module:Engine` names: a class or function that makes an engine."""
+    module_name, colon, path = target.partition(":")
+    if not (module_name and colon and path):
+        raise _BadUsage(f"engine: expected module:Engine, got {target!r}")
+    # As with `python -m`: a module in the current folder is found.
+    sys.path.insert(0, "")
+    try:
+        found: object = importlib.import_module(module_name)
+        for name in path.split("."):
+            found = getattr(found, name)
+    except Exception as error:
+        raise _BadUsage(f"engine: can't load {target}: {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise _BadUsage(f"engine: {target} is {type(found).__name__}, nothing that makes an engine")
+    return cast("Callable[[], LLMEngine]", found)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rx-backend", description="Token streams of LLM engines as pipelines of operators."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('rx-backend')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_run(commands.add_parser("run", help=_RUN, description=_RUN, epilog=_RUN_MORE))
+    conformance = commands.add_parser("conformance", help=_CONFORMANCE, description=_CONFORMANCE)
+    conformance.add_argument(
+        "engine", metavar="module:Engine", help="what makes the engine when called with nothing"
+    )
+    conformance.add_argument(
+        "--real", action="store_true", help="on the real clock; virtual time by default"
+    )
+    conformance.set_defaults(command=_conformance)
+    return parser
+
+
+_RUN = "Replay a workload through the adapter over a simulated engine, and report."
+_RUN_MORE = (
+    "The workload is --trace, else the file that RX_BACKEND_TRACE names, else "
+    "../shared/data/azure_llm_conv_2023.csv where it exists, else a synthetic one of that shape."
+)
+_CONFORMANCE = "Check that an engine keeps to the contract; exit code 1 when it does not."
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("workload").add_argument
+    add("--trace", type=Path, metavar="FILE", help="an Azure LLM inference trace, as CSV")
+    add("--synthetic", action="store_true", help="no trace, the synthetic workload")
+    add(
+        "--limit",
+        type=_limit,
+        metavar="N",
+        help="most requests, or 'all'; by default 4000, and 40 with --real",
+    )
+    add("--speed", type=float, metavar="X", help="arrivals X times as fast (1)")
+    add("--cancel-rate", type=float, metavar="R", help="part of the clients that stop, 0 to 1 (0)")
+    add("--drop-rate", type=float, metavar="R", help="part that close their stream, 0 to 1 (0)")
+    add("--error-rate", type=float, metavar="R", help="part that the engine fails, 0 to 1 (0)")
+    add("--seed", type=int, metavar="N", help="decides everything that is drawn (0)")
+    clock = parser.add_argument_group("clock").add_mutually_exclusive_group()
+    clock.add_argument("--virtual", dest="real", action="store_false", help="the default")
+    clock.add_argument("--real", dest="real", action="store_true", help="wait in real time")
+    add = parser.add_argument_group("engine").add_argument
+    add("--max-batch", type=int, metavar="N", help="most requests that run together (128)")
+    add("--step-ms", type=float, metavar="MS", help="base time of a step (15)")
+    add(
+        "--step-ms-per-sequence",
+        type=float,
+        metavar="MS",
+        help="added per sequence that decodes in a step (0.1)",
+    )
+    add(
+        "--prefill-ms-per-token",
+        type=float,
+        metavar="MS",
+        help="added per prompt token of a step (0.05)",
+    )
+    add("--prefill-chunk-tokens", type=int, metavar="N", help="most prompt tokens a step (2048)")
+    add("--kv-tokens", type=int, metavar="N", help="size of the KV cache in tokens (no limit)")
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=Path, metavar="DIR", help="folder to write to (rx-backend-run)")
+    add("--no-plot", dest="plot", action="store_false", help="no replay.png")
+    add("--no-spans", dest="spans", action="store_false", help="no spans.jsonl")
+    parser.set_defaults(command=_run, real=False)
+
+
+def _limit(text: str) -> int:
+    if text == "all":
+        return 0
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1, or 'all', got {text!r}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""One request's context: who it is, and its cancellation signals as levels (rows C1-C4)."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from collections.abc import Callable, Generator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import structlog
+from reactivex import Observable, abc
+from reactivex.disposable import Disposable
+
+__all__ = ("Level", "RequestContext")
+
+_STOPPED, _KILLED, _FIRST_TOKEN = 1, 2, 4
+
+# One lock for all contexts: it is held for a few instructions, and a lock per request costs memory.
+_LOCK = threading.Lock()
+
+_Listener = tuple[int, asyncio.AbstractEventLoop | None, Callable[[], None]]
+
+
+class RequestContext:
+    """
+    Identity, metadata and cancellation of one request.
+
+    Cancellation signals are levels: once set they stay set, and every later waiter or subscriber
+    sees them at once (row C1). They may be signalled from any thread, any number of times (row C3).
+
+    Args:
+        id: Request id; a random one when left out.
+        metadata: Propagated metadata; a snapshot is taken.
+        trace_headers: Inbound W3C trace headers (``traceparent``, ``tracestate``), lower-case keys.
+            The request's span becomes a child of that remote parent (row P1).
+
+    >>> context = RequestContext("r1")
+    >>> context.stop_generating()
+    >>> context.is_stopped, context.is_killed
+    (True, False)
+    """
+
+    __slots__ = ("__weakref__", "_decode", "_levels", "_listeners", "id", "metadata", "trace_headers")
+
+    id: str
+    metadata: Mapping[str, str]
+    trace_headers: Mapping[str, str]
+
+    def __init__(
+        self,
+        id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        trace_headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.id = uuid.uuid4().hex if id is None else id
+        self.metadata = MappingProxyType(dict(metadata)) if metadata else _EMPTY
+        self.trace_headers = MappingProxyType(dict(trace_headers)) if trace_headers else _EMPTY
+        self._levels = 0
+        self._decode = False
+        self._listeners: list[_Listener] | None = None
+
+    def __repr__(self) -> str:
+        state = "killed" if self.is_killed else "stopped" if self.is_stopped else "live"
+        return f"RequestContext({self.id!r}, {state})"
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the request was asked to stop, gracefully or by :meth:`kill`."""
+        return self._levels & _STOPPED != 0
+
+    @property
+    def is_killed(self) -> bool:
+        """Whether the request was asked to stop at once."""
+        return self._levels & _KILLED != 0
+
+    def stop_generating(self) -> None:
+        """Ask the engine to end the request gracefully."""
+        self._set(_STOPPED)
+
+    def kill(self) -> None:
+        """Ask the engine to end the request at once; a killed request also counts as stopped."""
+        self._set(_STOPPED | _KILLED)
+
+    def notify_first_token(self) -> None:
+        """
+        Tell the library that the first token exists, before any chunk shows it.
+
+        Releases a deferred abort (row A4). Idempotent, and a no-op outside decode mode (row C4).
+        """
+        if self._decode:
+            self._set(_FIRST_TOKEN)
+
+    def stopped(self) -> Level:
+        """The stop signal, to await or to subscribe to (row C2)."""
+        return Level(self, _STOPPED)
+
+    def killed(self) -> Level:
+        """The kill signal, to await or to subscribe to (row C2)."""
+        return Level(self, _KILLED)
+
+    def first_token(self) -> Level:
+        """The first-token notice of a decode request, to await or to subscribe to."""
+        return Level(self, _FIRST_TOKEN)
+
+    def enter_decode(self) -> None:
+        """Make :meth:`notify_first_token` count. The adapter calls this in decode mode."""
+        self._decode = True
+
+    def _set(self, levels: int) -> None:
+        with _LOCK:
+            new = levels & ~self._levels
+            if not new:
+                return
+            self._levels |= new
+            listeners = self._listeners
+            if not listeners:
+                return
+            due = [listener for listener in listeners if listener[0] & new]
+            self._listeners = [listener for listener in listeners if not listener[0] & new]
+        for _, loop, callback in due:
+            _call(loop, callback)
+
+    def _listen(self, level: int, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back once when *level* is set, on the event loop that listens; undo by the result."""
+        listener = (level, _running_loop(), callback)
+        with _LOCK:
+            if not self._levels & level:
+                if self._listeners is None:
+                    self._listeners = []
+                self._listeners.append(listener)
+                return lambda: self._unlisten(listener)
+        callback()
+        return _nothing
+
+    def _unlisten(self, listener: _Listener) -> None:
+        with _LOCK:
+            if self._listeners and listener in self._listeners:
+                self._listeners.remove(listener)
+
+
+class Level(Observable[bool]):
+    """
+    A signal of a context that stays set: awaitable, and an Observable that replays it (row C2).
+
+    As an Observable it emits ``True`` and completes, at once for a late subscriber. A subscriber
+    or waiter hears of it on the event loop it subscribed from, whichever thread signals.
+
+    >>> context = RequestContext()
+    >>> context.stop_generating()
+    >>> _ = context.stopped().subscribe(print)
+    True
+    """
+
+    def __init__(self, context: RequestContext, level: int) -> None:
+        super().__init__()
+        self._context = context
+        self._level = level
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the signal was given."""
+        return self._context._levels & self._level != 0  # pyright: ignore[reportPrivateUsage]
+
+    def listen(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call *callback* once when the signal comes (at once if it is set); undo by the result."""
+        return self._context._listen(self._level, callback)  # pyright: ignore[reportPrivateUsage]
+
+    def _subscribe_core(
+        self,
+        observer: abc.ObserverBase[bool],
+        scheduler: abc.SchedulerBase | None = None,
+    ) -> abc.DisposableBase:
+        def fire() -> None:
+            observer.on_next(True)
+            observer.on_completed()
+
+        return Disposable(self.listen(fire))
+
+    def __await__(self) -> Generator[Any, None, bool]:
+        if not self.is_set:
+            future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            unlisten = self.listen(lambda: None if future.done() else future.set_result(True))
+            try:
+                yield from future
+            finally:
+                unlisten()
+        return True
+
+
+_EMPTY: Mapping[str, str] = MappingProxyType({})
+
+
+def _nothing() -> None: ...
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _call(loop: asyncio.AbstractEventLoop | None, callback: Callable[[], None]) -> None:
+    if loop is not None and loop is not _running_loop():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(callback)
+        return
+    try:
+        callback()
+    except Exception:
+        # One listener's bug must not keep the signal from the others.
+        structlog.get_logger(__name__).exception("context listener failed")

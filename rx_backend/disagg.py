@@ -1,0 +1,49 @@
+"""The role of a worker in disaggregated serving."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from rx_backend.errors import InvalidArgument
+
+__all__ = ("DisaggregationMode",)
+
+
+class DisaggregationMode(StrEnum):
+    """
+    What a worker does of a request; the values are the ones on the span (row P2).
+
+    >>> DisaggregationMode.parse("decode").is_decode
+    True
+    """
+
+    AGGREGATED = "agg"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+    @classmethod
+    def parse(cls, value: str) -> DisaggregationMode:
+        """
+        Return the mode that *value* names.
+
+        Args:
+            value: ``agg``, ``prefill`` or ``decode``; a mode is returned as it is.
+
+        Raises:
+            InvalidArgument: It names none; the message lists the modes.
+        """
+        try:
+            return cls(value)
+        except ValueError:
+            valid = ", ".join(cls)
+            raise InvalidArgument(f"mode: expected one of {valid}, got {value!r}") from None
+
+    @property
+    def is_prefill(self) -> bool:
+        """Whether the worker computes the prompt for a decode peer (row T4)."""
+        return self is DisaggregationMode.PREFILL
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether the worker continues a prefill peer's request (row A4)."""
+        return self is DisaggregationMode.DECODE

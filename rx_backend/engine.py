@@ -1,0 +1,143 @@
+"""The engine contract: what an inference engine offers the adapter (rows E1-E5)."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import types
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Generator, Mapping
+from typing import Any, cast
+
+import msgspec
+
+from operators import Enter
+from rx_backend.context import RequestContext
+from rx_backend.errors import InvalidArgument
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+
+__all__ = ("ChunkStream", "EngineConfig", "LLMEngine", "check_config", "open_chunks")
+
+ChunkStream = AsyncIterator[LLMEngineOutput | Mapping[str, Any]]
+"""What an engine's ``generate`` gives: chunks, or plain mappings of the same shape (row E2)."""
+
+
+class EngineConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """
+    What a started engine says of itself (row E1). Token counts are tokens; sizes are blocks.
+
+    Only ``model`` is needed; the rest is for routers and planners, and absent means unknown.
+    """
+
+    model: str
+    served_model_name: str | None = None
+    model_aliases: list[str] = []
+    context_length: int | None = None
+    kv_cache_block_size: int | None = None
+    total_kv_blocks: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    data_parallel_size: int | None = None
+    data_parallel_start_rank: int | None = None
+    max_gpu_lora_count: int | None = None
+    bootstrap_host: str | None = None
+    bootstrap_port: int | None = None
+    runtime_data: dict[str, Any] = {}
+
+
+class LLMEngine(ABC):
+    """
+    An inference engine: construct, ``start``, many concurrent ``generate``, ``cleanup`` (row E1).
+
+    Subclassing is a convenience: any object with these methods will do.
+    """
+
+    @abstractmethod
+    async def start(self, worker_id: int) -> EngineConfig:
+        """Load the model and get ready to serve; the config has a non-empty model name."""
+
+    @abstractmethod
+    def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> ChunkStream | Awaitable[ChunkStream]:
+        """
+        Stream one request's chunks; usually written as an async generator (row E2).
+
+        Exactly one terminal ends the stream: a chunk with ``finish_reason``, or a raised error
+        (row E3). Watch ``context.is_stopped`` and end with a ``cancelled`` terminal (row E4).
+        """
+
+    async def abort(self, context: RequestContext) -> None:
+        """Free what the request holds in the engine; called at most once (rows E5, A2)."""
+
+    async def cleanup(self) -> None:
+        """Release everything. Idempotent, and safe on an engine that never started (row E5)."""
+
+    async def is_quiescent(self) -> bool:
+        """Whether nothing that must outlive a request, such as a KV transfer, is in flight."""
+        return True
+
+    async def drain(self) -> None:
+        """Finish background work before :meth:`cleanup`."""
+
+    async def health_check_payload(self) -> dict[str, Any] | None:
+        """A small request, as JSON, that shows whether the engine works; None for no check."""
+        return None
+
+
+def check_config(config: EngineConfig) -> EngineConfig:
+    """Return *config* when it names its model, else raise :class:`InvalidArgument` (row E1)."""
+    model = getattr(config, "model", None)
+    if not isinstance(model, str) or not model.strip():
+        raise InvalidArgument(
+            "start() must return an EngineConfig with a non-empty model name, "
+            f"got model={model!r} in {type(config).__name__}"
+        )
+    return config
+
+
+async def open_chunks(
+    engine: LLMEngine,
+    request: PreprocessedRequest,
+    context: RequestContext,
+    *,
+    enter: Enter = operator.call,
+) -> ChunkStream:
+    """
+    Call ``engine.generate`` and give its chunk stream, whichever way it was written (row E2).
+
+    Args:
+        engine: The engine.
+        request: Handed to the engine.
+        context: Handed to the engine.
+        enter: Runs the engine in a context, as ``contextvars.Context.run`` does.
+
+    Raises:
+        InvalidArgument: ``generate`` gave something that can't be iterated asynchronously.
+    """
+    chunks: object = enter(engine.generate, request, context)
+    if not hasattr(chunks, "__aiter__") and inspect.isawaitable(chunks):
+        chunks = await _awaited(chunks, enter)
+    if not hasattr(chunks, "__aiter__"):
+        raise InvalidArgument(
+            f"{type(engine).__name__}.generate must give an async iterator of chunks, "
+            f"got {type(chunks).__name__}"
+        )
+    return aiter(cast("ChunkStream", chunks))
+
+
+@types.coroutine
+def _awaited(awaitable: Awaitable[object], enter: Enter) -> Generator[Any, Any, object]:
+    """Await something with each of its steps run through *enter*."""
+    steps = awaitable.__await__()
+    try:
+        signal = enter(next, steps)
+        while True:
+            try:
+                yield signal
+            except BaseException as error:
+                signal = enter(cast("Generator[Any]", steps).throw, error)
+            else:
+                signal = enter(next, steps)
+    except StopIteration as stop:
+        return stop.value

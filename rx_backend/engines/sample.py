@@ -1,0 +1,149 @@
+"""The smallest complete engine: made-up tokens at a fixed pace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from rx_backend.context import RequestContext
+from rx_backend.disagg import DisaggregationMode
+from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.engines.checks import max_tokens, number, text, whole
+from rx_backend.engines.handoff import hand_off, take_over
+from rx_backend.errors import EngineShutdown
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, usage
+
+__all__ = ("SampleEngine",)
+
+_KIND = "sample"
+
+
+class SampleEngine(LLMEngine):
+    """
+    Counts: token ids `0, 1, 2, ...`, one per chunk and interval, starting over at `vocab_size`.
+
+    The last token's chunk is the terminal: `length`, with the usage. A stop wakes the stream at
+    once and ends it with `cancelled` and the usage so far (row E4). In prefill mode the only chunk
+    is the terminal with the first token and the hand-off; in decode mode the hand-off is checked,
+    a stop counts only after the first token (ending earlier would orphan the prefill peer's
+    transfer), and the tokens are those of an aggregated run.
+
+    Args:
+        model: Model name to announce.
+        mode: Role of the worker.
+        token_interval_ms: Time before each token, in ms; 0 for as fast as the loop turns.
+        default_max_tokens: Tokens for a request whose `stop_conditions.max_tokens` is not set.
+        vocab_size: Token ids are below this.
+
+    Raises:
+        InvalidArgument: A parameter is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str = "sample",
+        mode: DisaggregationMode | str = DisaggregationMode.AGGREGATED,
+        token_interval_ms: float = 10.0,
+        default_max_tokens: int = 16,
+        vocab_size: int = 32_000,
+    ) -> None:
+        self._model = text("model", model)
+        self._mode = DisaggregationMode.parse(mode)
+        self._interval_s = number("token_interval_ms", token_interval_ms, low=0, unit="ms") / 1000
+        self._default = whole("default_max_tokens", default_max_tokens, low=1, unit="tokens")
+        self._vocab_size = whole("vocab_size", vocab_size, low=1)
+        self._live = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._shut = False
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        """Announce the model; there is nothing to load."""
+        self._shut = False
+        return EngineConfig(model=self._model)
+
+    def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        """
+        Stream the tokens of *request*.
+
+        Raises:
+            InvalidArgument: `stop_conditions.max_tokens` is below 1, or decode mode's hand-off
+                does not fit.
+            EngineShutdown: The engine was cleaned up.
+        """
+        if self._shut:
+            raise EngineShutdown("the engine was cleaned up")
+        wanted = max_tokens(request, self._default)
+        if self._mode.is_decode:
+            take_over(_KIND, request)
+        return self._stream(request, context, 1 if self._mode.is_prefill else wanted)
+
+    async def cleanup(self) -> None:
+        """End the streams that are left with `EngineShutdown` at their next token (row E5)."""
+        self._shut = True
+
+    async def is_quiescent(self) -> bool:
+        """Whether no stream is open."""
+        return self._live == 0
+
+    async def drain(self) -> None:
+        """Wait until no stream is open."""
+        await self._idle.wait()
+
+    async def health_check_payload(self) -> dict[str, Any] | None:
+        """A one-token request; None in decode mode, where it would need a prefill's hand-off."""
+        if self._mode.is_decode:
+            return None
+        return {"token_ids": [1], "stop_conditions": {"max_tokens": 1}}
+
+    async def _stream(
+        self, request: PreprocessedRequest, context: RequestContext, wanted: int
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        prompt = len(request.token_ids)
+        patient = self._mode.is_decode
+        due = asyncio.get_running_loop().time()
+        self._enter()
+        try:
+            for made in range(wanted):
+                due += self._interval_s
+                if made == 0 and patient:
+                    await asyncio.sleep(self._interval_s)
+                else:
+                    await _stop_or_time(context, due)
+                if self._shut:
+                    raise EngineShutdown("the engine was cleaned up")
+                if context.is_stopped and not (made == 0 and patient):
+                    yield LLMEngineOutput.cancelled().with_usage(usage(prompt, made))
+                    return
+                ids = [made % self._vocab_size]
+                if made + 1 < wanted:
+                    yield LLMEngineOutput(ids)
+                else:
+                    last = LLMEngineOutput.length().with_tokens(ids)
+                    if self._mode.is_prefill:
+                        last.disaggregated_params = hand_off(_KIND, request, context.id)
+                    yield last.with_usage(usage(prompt, wanted))
+        finally:
+            self._leave()
+
+    def _enter(self) -> None:
+        self._live += 1
+        self._idle.clear()
+
+    def _leave(self) -> None:
+        self._live -= 1
+        if not self._live:
+            self._idle.set()
+
+
+async def _stop_or_time(context: RequestContext, due: float) -> None:
+    """Wait until *due* on the loop's clock, or until the request is stopped."""
+    try:
+        async with asyncio.timeout_at(due):
+            await context.stopped()
+    except TimeoutError:
+        return

@@ -1,0 +1,113 @@
+"""The standard pipeline: what happens to every request's stream, top to bottom."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from opentelemetry.trace import Span
+
+from operators import (
+    AnyOperator,
+    Clock,
+    SetupFailed,
+    TokenTimes,
+    annotate_errors,
+    deferred_abort,
+    first_token,
+    itl_window,
+    record_span,
+    trace_link,
+    until_terminal,
+    validate_chunks,
+)
+from operators.span_names import SETUP_FAILED
+from rx_backend.context import RequestContext
+from rx_backend.disagg import DisaggregationMode
+from rx_backend.errors import InvalidArgument, as_backend_error
+from rx_backend.protocols import (
+    Annotated,
+    FinishReason,
+    LLMEngineOutput,
+    PreprocessedRequest,
+    convert_output,
+)
+from rx_backend.telemetry import worker_trace_link
+
+__all__ = ("Pipeline", "RequestScope", "standard_pipeline")
+
+
+@dataclass(slots=True)
+class RequestScope:
+    """
+    What one request's pipeline is made from.
+
+    Attributes:
+        request: The request.
+        context: Its context.
+        span: Its span ``engine.generate``.
+        mode: The worker's role.
+        clock: Monotonic clock, in seconds.
+        recording: Whether to measure and to write span attributes (row P8).
+        times: When the tokens came, for whoever wants to know.
+        abort: Starts ``engine.abort`` for this request, and returns at once.
+    """
+
+    request: PreprocessedRequest
+    context: RequestContext
+    span: Span
+    mode: DisaggregationMode
+    clock: Clock
+    recording: bool
+    times: TokenTimes
+    abort: Callable[[], None]
+
+
+Pipeline: TypeAlias = Callable[[RequestScope], Sequence[AnyOperator]]
+"""From a request's scope to its operators; called once per request, before the engine is."""
+
+
+def standard_pipeline(scope: RequestScope) -> list[AnyOperator]:
+    """
+    The operators that every request gets, from engine chunks to annotated items.
+
+    Adding one of your own takes one line::
+
+        EngineAdapter(engine, pipeline=lambda scope: [*standard_pipeline(scope), mine()])
+    """
+    context, span = scope.context, scope.span
+    return [
+        validate_chunks(LLMEngineOutput, convert_output, error=InvalidArgument),
+        until_terminal(),
+        first_token(lambda _chunk: context.notify_first_token()),
+        deferred_abort(
+            scope.abort,
+            stop=context.stopped(),
+            notified=context.first_token(),
+            defer=scope.mode.is_decode,
+            end_of_turn=asyncio.get_running_loop().call_soon,
+        ),
+        trace_link(worker_trace_link(span), on_terminal=scope.mode.is_prefill),
+        *([itl_window(scope.times)] if scope.recording else []),
+        record_span(
+            span,
+            scope.times if scope.recording else None,
+            attributes=scope.recording,
+            is_cancelled=lambda: context.is_stopped,
+            reason_name=_reason_name,
+            error_kind=_error_kind,
+        ),
+        annotate_errors(Annotated, Annotated.from_error),
+    ]
+
+
+def _reason_name(reason: FinishReason) -> str:
+    return reason.span_value
+
+
+def _error_kind(error: Exception) -> str:
+    if isinstance(error, SetupFailed):
+        return SETUP_FAILED
+    return as_backend_error(error).span_kind

@@ -1,0 +1,67 @@
+"""Health probes: JSON in, JSON out, through the same adapter as every request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from operators import Stage, operator
+from rx_backend.adapter import EngineAdapter
+from rx_backend.context import RequestContext
+from rx_backend.errors import Unknown
+from rx_backend.protocols import Annotated, LLMEngineOutput, convert_request, to_builtins
+from rx_backend.stream import ResponseStream
+
+__all__ = ("JsonProbeAdapter",)
+
+Item = Annotated[LLMEngineOutput]
+JsonItem = Annotated[dict[str, Any]]
+
+
+class JsonProbeAdapter:
+    """
+    Serves health probes that come as JSON, through the same adapter (rows H1, H2).
+
+    Args:
+        adapter: The adapter that serves the worker's requests.
+    """
+
+    def __init__(self, adapter: EngineAdapter) -> None:
+        self._adapter = adapter.with_operators(_error_terminals(), _as_json())
+
+    async def generate(
+        self, payload: Mapping[str, Any], context: RequestContext | None = None
+    ) -> ResponseStream[Annotated[dict[str, Any]]]:
+        """
+        Run one probe.
+
+        Raises:
+            InvalidArgument: *payload* is no request; names the field and what was expected.
+            BackendError: The engine's set-up failed.
+        """
+        request = convert_request(payload)
+        stream = await self._adapter.generate(request, context)
+        return cast("ResponseStream[JsonItem]", stream)
+
+
+@operator
+def _error_terminals() -> Stage[Item, Item]:
+    """Turn an ``error`` terminal into an error item, so that a probe can't miss it (row H2)."""
+    item = yield
+    while True:
+        reason = item.data.finish_reason if item.data is not None else None
+        if reason is not None and reason.is_error:
+            item = Annotated.from_error(Unknown(reason.message or "engine error"))
+        item = yield item
+
+
+@operator
+def _as_json() -> Stage[Item, JsonItem]:
+    """Turn each item's chunk into plain JSON data."""
+    item = yield
+    while True:
+        item = yield cast("JsonItem", item) if item.data is None else _json_item(item)
+
+
+def _json_item(item: Item) -> JsonItem:
+    return Annotated(to_builtins(item.data), item.id, item.event, item.comment)

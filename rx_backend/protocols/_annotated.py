@@ -1,0 +1,61 @@
+"""The envelope of everything that a stream hands out."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
+
+from rx_backend.errors import BackendError, as_backend_error
+
+__all__ = ("Annotated",)
+
+T = TypeVar("T")
+
+
+class Annotated(Struct, Generic[T], gc=False, repr_omit_defaults=True):
+    """
+    An item of a stream: data, or an event beside the data.
+
+    The cyclic garbage collector does not track items with data; error items it does, because
+    exceptions can be part of a cycle.
+
+    Attributes:
+        data: The chunk; None on error items and bare events.
+        id: An id for the item.
+        event: Its name; ``error`` on error items.
+        comment: What goes with the event; on error items the one message.
+        error: The typed error of an error item (row S6).
+
+    >>> Annotated("chunk")
+    Annotated(data='chunk')
+    """
+
+    data: T | None = None
+    id: str | None = None
+    event: str | None = None
+    comment: list[str] | None = None
+    error: BackendError | None = None
+
+    @staticmethod
+    def from_error(exc: BaseException) -> Annotated[Any]:
+        """
+        Return the error item of *exc*, which is typed first as by `as_backend_error` (row S6).
+
+        Raises:
+            BaseException: *exc* itself when it is no ``Exception``.
+
+        >>> Annotated.from_error(ValueError("too long")).comment
+        ['too long']
+        """
+        error = as_backend_error(exc)
+        return _ErrorItem(event="error", comment=[error.message], error=error)
+
+    @property
+    def is_error(self) -> bool:
+        """Whether this is an error item."""
+        return self.event == "error"
+
+
+class _ErrorItem(Annotated[Any], gc=True):
+    """An error item, which the cyclic garbage collector tracks."""

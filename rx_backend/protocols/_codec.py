@@ -1,0 +1,220 @@
+"""In and out: bytes and plain mappings on one side, the types on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from struct import unpack
+from typing import Any, cast
+
+import msgspec
+
+from rx_backend.errors import BackendError, InvalidArgument
+from rx_backend.protocols._annotated import Annotated
+from rx_backend.protocols._error_wire import error_from_wire, error_to_wire
+from rx_backend.protocols._finish_reason import FinishReason
+from rx_backend.protocols._output import LLMEngineOutput
+from rx_backend.protocols._request import PreprocessedRequest
+from rx_backend.protocols._wire import convert, plain, to_wire
+
+__all__ = (
+    "convert_annotated",
+    "convert_output",
+    "convert_request",
+    "decode_annotated",
+    "decode_output",
+    "decode_request",
+    "encode",
+    "to_builtins",
+)
+
+
+def encode(value: object) -> bytes:
+    """
+    Return *value* as JSON, equal to what the Dynamo runtime writes.
+
+    Args:
+        value: Any type of this package, or plain data. Not-a-number and infinity become null.
+
+    Raises:
+        TypeError: A value inside has no JSON form.
+    """
+    return msgspec.json.encode(to_builtins(value))
+
+
+def to_builtins(value: object) -> Any:
+    """
+    Return *value* as plain dicts, lists and scalars: what `encode` writes, and what Dynamo takes.
+
+    Args:
+        value: Any type of this package, or plain data.
+
+    Raises:
+        TypeError: A value inside has no JSON form.
+
+    >>> to_builtins(LLMEngineOutput.stop())["finish_reason"]
+    'stop'
+    """
+    if isinstance(value, LLMEngineOutput):
+        return _output_to_wire(value)
+    if isinstance(value, Annotated):
+        return _annotated_to_wire(cast("Annotated[object]", value))
+    if isinstance(value, msgspec.Struct):
+        return to_wire(value)
+    if isinstance(value, BackendError):
+        return error_to_wire(value)
+    if isinstance(value, FinishReason):
+        return value.to_json()
+    return plain(value)
+
+
+def convert_request(request: Mapping[str, Any] | PreprocessedRequest) -> PreprocessedRequest:
+    """
+    Make a request of a plain mapping, with keys that are not known kept in ``unknown``.
+
+    Token ids may also come packed, as bytes with 32 bits a token, least significant byte first:
+    that is how frontends send them which run with ``DYN_TOKEN_IDS_AS_BYTES``.
+
+    Args:
+        request: The mapping; a request is returned as it is.
+
+    Raises:
+        InvalidArgument: It does not fit; the message names the field, what was expected and what
+            came: ``$.token_ids[1]: expected int >= 0, got -1``.
+    """
+    if isinstance(request, Mapping):
+        packed = request.get("token_ids")
+        if isinstance(packed, (bytes, bytearray, memoryview)):
+            request = {**request, "token_ids": _unpack(bytes(cast("bytes", packed)))}
+    return convert(request, PreprocessedRequest)
+
+
+def convert_output(output: Mapping[str, Any] | LLMEngineOutput) -> LLMEngineOutput:
+    """
+    Make a chunk of a plain mapping, as Dynamo's Python engines yield it (row E2).
+
+    Args:
+        output: The mapping, ``finish_reason`` as `FinishReason.parse` takes it; a chunk is returned
+            as it is.
+
+    Raises:
+        InvalidArgument: It does not fit; the message names the field, what was expected and what
+            came.
+
+    >>> convert_output({"token_ids": [1], "finish_reason": "abort"})
+    LLMEngineOutput(token_ids=[1], finish_reason=FinishReason.CANCELLED)
+    """
+    return convert(output, LLMEngineOutput)
+
+
+def convert_annotated(item: Mapping[str, Any]) -> Annotated[LLMEngineOutput]:
+    """
+    Make an item of a stream of a plain mapping.
+
+    Raises:
+        InvalidArgument: It does not fit; the message names the field, what was expected and what
+            came.
+    """
+    fields = convert(item, _Envelope)
+    data = None if fields.data is None else convert(fields.data, LLMEngineOutput, "$.data")
+    error = None if fields.error is None else error_from_wire(fields.error, "$.error")
+    if error is None:
+        return Annotated(data, fields.id, fields.event, fields.comment)
+    result: Annotated[LLMEngineOutput] = Annotated.from_error(error)
+    result.data, result.id, result.event = data, fields.id, fields.event
+    result.comment = fields.comment
+    return result
+
+
+def decode_request(data: bytes | str) -> PreprocessedRequest:
+    """
+    Read a request from JSON.
+
+    Raises:
+        InvalidArgument: No JSON, or it does not fit; as `convert_request`.
+    """
+    return convert(_json(data), PreprocessedRequest)
+
+
+def decode_output(data: bytes | str) -> LLMEngineOutput:
+    """
+    Read a chunk from JSON.
+
+    Raises:
+        InvalidArgument: No JSON, or it does not fit; as `convert_output`.
+    """
+    return convert(_json(data), LLMEngineOutput)
+
+
+def decode_annotated(data: bytes | str) -> Annotated[LLMEngineOutput]:
+    """
+    Read an item of a stream from JSON.
+
+    Raises:
+        InvalidArgument: No JSON, or it does not fit; as `convert_annotated`.
+    """
+    return convert_annotated(_json(data))
+
+
+class _Envelope(msgspec.Struct, kw_only=True):
+    """An item as it arrives."""
+
+    data: Any = None
+    id: str | None = None
+    event: str | None = None
+    comment: list[str] | None = None
+    error: Any = None
+    unknown: dict[str, Any] | None = None
+
+
+# What the runtime writes on every chunk, also where it is null.
+_ALWAYS: dict[str, Any] = {
+    "token_ids": None,
+    "tokens": None,
+    "text": None,
+    "output_type": "text",
+    "cum_log_probs": None,
+    "log_probs": None,
+    "top_logprobs": None,
+    "finish_reason": None,
+    "index": None,
+}
+
+
+def _output_to_wire(output: LLMEngineOutput) -> dict[str, Any]:
+    # Without a finish reason no hook is needed, which saves half of an ordinary chunk's time.
+    ordinary = output.finish_reason is None and output.unknown is None
+    wire = _ALWAYS | (msgspec.to_builtins(output) if ordinary else to_wire(output))
+    if wire["token_ids"] is None:
+        wire["token_ids"] = []
+    return wire
+
+
+def _annotated_to_wire(item: Annotated[object]) -> dict[str, Any]:
+    wire: dict[str, Any] = {}
+    if item.data is not None:
+        wire["data"] = to_builtins(item.data)
+    if item.id is not None:
+        wire["id"] = item.id
+    if item.event is not None:
+        wire["event"] = item.event
+    if item.comment is not None:
+        wire["comment"] = item.comment
+    if item.error is not None:
+        wire["error"] = error_to_wire(item.error)
+    return wire
+
+
+def _json(data: bytes | str) -> Any:
+    try:
+        return msgspec.json.decode(data)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidArgument(f"$: expected JSON, got something else: {exc}") from None
+
+
+def _unpack(packed: bytes) -> list[int]:
+    count, rest = divmod(len(packed), 4)
+    if rest:
+        raise InvalidArgument(
+            f"$.token_ids: expected 4 bytes a packed token, got {len(packed)} bytes"
+        )
+    return list(unpack(f"<{count}I", packed))

@@ -1,0 +1,100 @@
+"""The wire form of a typed error: its kind, its message and its chain of causes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any, Final, cast
+
+from rx_backend.errors import KINDS, BackendError, InvalidArgument, Unknown, causes
+
+__all__ = ("error_from_wire", "error_to_wire")
+
+# The runtime writes every error twice, by its older type and by class and reason.
+_CLASSES: Final = {
+    "Unknown": ("Internal", "backend.unknown"),
+    "InvalidArgument": ("InvalidRequest", "backend.invalid_argument"),
+    "CannotConnect": ("Unavailable", "backend.cannot_connect"),
+    "Disconnected": ("Unavailable", "backend.disconnected"),
+    "ConnectionTimeout": ("DeadlineExceeded", "backend.connection_timeout"),
+    "ResponseTimeout": ("DeadlineExceeded", "backend.response_timeout"),
+    "Cancelled": ("Cancelled", "backend.cancelled"),
+    "EngineShutdown": ("Unavailable", "backend.engine_shutdown"),
+    "StreamIncomplete": ("Unavailable", "backend.stream_incomplete"),
+}
+_REASONS: Final = {reason: kind for kind, (_, reason) in _CLASSES.items()}
+_MAX_CAUSES: Final = 16
+
+
+def error_to_wire(error: BackendError) -> dict[str, Any]:
+    """
+    Return the wire form of *error* and of at most 16 causes, the nearest first.
+
+    The message of an `InvalidArgument` is marked as fit for the client, as the runtime does.
+    """
+    chain = [error, *islice(causes(error), _MAX_CAUSES)]
+    wire: dict[str, Any] = {}
+    for link in reversed(chain):
+        wire = {**_one(link), **({"caused_by": wire} if wire else {})}
+    return wire
+
+
+def _one(error: BaseException) -> dict[str, Any]:
+    if not isinstance(error, BackendError):
+        text = f"{type(error).__name__}: {error}"
+        return {
+            "error_type": "Unknown",
+            "class": "Internal",
+            "reason": "runtime.unclassified",
+            "message": text,
+            "diagnostic": text,
+        }
+    # The runtime drops a whole item over a kind that it does not know.
+    kind = error.kind if error.kind in _CLASSES else "Unknown"
+    canonical, reason = _CLASSES[kind]
+    wire: dict[str, Any] = {
+        "error_type": {"Backend": kind},
+        "class": canonical,
+        "reason": reason,
+        "message": error.message,
+        "diagnostic": error.message,
+    }
+    if isinstance(error, InvalidArgument):
+        wire["public"] = {"type": "message", "message": error.message}
+    return wire
+
+
+def error_from_wire(value: object, where: str) -> BackendError:
+    """
+    Make a typed error of its wire form; a kind that this version does not know is `Unknown`.
+
+    Args:
+        value: A mapping.
+        where: Path of *value* for messages.
+
+    Raises:
+        InvalidArgument: *value*, or one of its causes, is no mapping.
+    """
+    first: BackendError | None = None
+    last: BackendError | None = None
+    while value is not None:
+        if not isinstance(value, Mapping):
+            raise InvalidArgument(f"{where}: expected an object, got {type(value).__name__}")
+        wire = cast("Mapping[str, object]", value)
+        error = _kind(wire)(str(wire.get("message") or wire.get("diagnostic") or ""))
+        if last is not None:
+            last.__cause__ = error
+        first, last = first or error, error
+        value, where = wire.get("caused_by"), f"{where}.caused_by"
+    return first or Unknown("")
+
+
+def _kind(wire: Mapping[str, object]) -> type[BackendError]:
+    """Find the kind of an error of a backend, of the runtime itself, or of an older runtime."""
+    stated = wire.get("error_type")
+    if isinstance(stated, Mapping):
+        stated = cast("Mapping[str, object]", stated).get("Backend")
+    for name in (stated, _REASONS.get(str(wire.get("reason"))), wire.get("class")):
+        if isinstance(name, str) and (kind := KINDS.get(name)):
+            return kind
+    return Unknown

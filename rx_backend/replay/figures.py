@@ -1,0 +1,134 @@
+"""What a replay keeps: a row per request, and latencies as counts."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+from msgspec import Struct
+
+from operators import nearest_rank
+
+__all__ = ("LatencyCounts", "ReplayResult", "RequestFigures", "token_gaps")
+
+_TICKS_PER_MS = 100
+
+
+class RequestFigures(Struct, frozen=True, kw_only=True, gc=False):
+    """
+    What the client of one request saw. Times are the loop's, so virtual in a virtual run.
+
+    The TTFT counts from the arrival, with all queueing. The inter-token figures are those of row
+    F4, in ms with two decimals; None without two chunks of tokens.
+    """
+
+    index: int
+    """Place in the workload, from 0."""
+    arrival_s: float
+    """Arrival, in seconds since the replay began."""
+    prompt_tokens: int
+    asked_tokens: int
+    """Tokens asked for."""
+    tokens: int
+    """Tokens received."""
+    outcome: str
+    """Its finish reason, such as `length` or `cancelled`; or `dropped`, or `error`."""
+    error: str | None
+    """The error's kind, such as `Disconnected`; `terminal` for an error terminal; else None."""
+    ttft_ms: float | None
+    """From arrival to the first token, in ms; None without one."""
+    itl_p50_ms: float | None
+    itl_p90_ms: float | None
+    itl_p99_ms: float | None
+    duration_ms: float
+    """From arrival to the end, in ms."""
+
+    @property
+    def end_s(self) -> float:
+        """When the request ended, in seconds since the replay began."""
+        return self.arrival_s + self.duration_ms / 1000
+
+
+class LatencyCounts:
+    """
+    Latencies counted in steps of 0.01 ms: exact to two decimals, in memory that stays small.
+
+    >>> counts = LatencyCounts()
+    >>> counts.add([1000, 1000, 2500])
+    >>> counts.quantile(0.5), counts.quantile(1.0)
+    (10.0, 25.0)
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+        self.total = 0
+
+    def add(self, ticks: Sequence[int]) -> None:
+        """Count latencies, each in hundredths of a ms."""
+        self._counts.update(ticks)
+        self.total += len(ticks)
+
+    def quantile(self, q: float) -> float | None:
+        """Return the nearest-rank quantile in ms (row F4), None when nothing was counted."""
+        rank = int((self.total - 1) * q + 0.5)
+        for ticks, below in self._cumulated():
+            if below > rank:
+                return ticks / _TICKS_PER_MS
+        return None
+
+    def buckets(self) -> list[tuple[float, int]]:
+        """Return each latency in ms, rising, with how often it came."""
+        return [(ticks / _TICKS_PER_MS, count) for ticks, count in sorted(self._counts.items())]
+
+    def _cumulated(self) -> zip[tuple[int, int]]:
+        ordered = sorted(self._counts.items())
+        return zip(
+            (ticks for ticks, _ in ordered),
+            accumulate(count for _, count in ordered),
+            strict=True,
+        )
+
+
+class ReplayResult:
+    """
+    The figures of a replay; it fills while the replay runs.
+
+    Attributes:
+        planned: Requests in the workload.
+        requests: Figures of the requests that have ended, in the order of their ends.
+        itl: Gaps between chunks with tokens, of all requests.
+        tokens_by_s: Chunks with tokens received in each second since the replay began.
+        running: Requests in flight.
+        duration_s: Seconds from the first arrival to the last end so far.
+    """
+
+    def __init__(self, planned: int) -> None:
+        self.planned = planned
+        self.requests: list[RequestFigures] = []
+        self.itl = LatencyCounts()
+        self.tokens_by_s: Counter[int] = Counter()
+        self.running = 0
+        self.duration_s = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens received by the requests that have ended."""
+        return sum(row.tokens for row in self.requests)
+
+
+def token_gaps(times: array[float]) -> tuple[list[int], tuple[float | None, ...]]:
+    """
+    Turn a request's token times into gaps.
+
+    Args:
+        times: When each chunk with tokens came, in seconds.
+
+    Returns:
+        The gaps in hundredths of a ms, rising, and their p50, p90 and p99 in ms.
+    """
+    ticks = sorted([int((late - soon) * 1e5 + 0.5) for soon, late in pairwise(times)])
+    if not ticks:
+        return ticks, (None, None, None)
+    return ticks, tuple(nearest_rank(ticks, q) / _TICKS_PER_MS for q in (0.5, 0.9, 0.99))

@@ -1,0 +1,161 @@
+"""One request's span: its parent, its links, and whether to record on it (P and T rows)."""
+
+from __future__ import annotations
+
+import contextvars
+import operator
+import os
+from typing import Final
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import (
+    Link,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    Tracer,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+from operators import Enter
+from operators import span_names as names
+from rx_backend.context import RequestContext
+from rx_backend.disagg import DisaggregationMode
+from rx_backend.protocols import PreprocessedRequest, TraceLink
+
+__all__ = (
+    "entering",
+    "record_dropped_setup",
+    "record_failed_setup",
+    "should_record",
+    "start_request_span",
+    "worker_trace_link",
+)
+
+EXPORT_ENABLED: Final = "OTEL_EXPORT_ENABLED"
+_TRUTHY = frozenset({"1", "true", "on", "yes"})
+_propagator = TraceContextTextMapPropagator()
+
+
+def start_request_span(
+    tracer: Tracer, request: PreprocessedRequest, context: RequestContext, mode: DisaggregationMode
+) -> Span:
+    """
+    Start ``engine.generate`` for one request, made current nowhere (rows P1, P2, P7, T1, T2).
+
+    Its parent is the request's ``traceparent`` when there is one, else the caller's current span.
+    The caller's span also wins over a ``traceparent`` of its own trace: it is the nearer parent.
+    """
+    parent = _parent(context)
+    attributes: dict[str, AttributeValue] = {
+        names.MODEL: request.model,
+        names.INPUT_TOKENS: len(request.token_ids),
+        names.DISAGG_ROLE: mode.value,
+    }
+    links: list[Link] = []
+    migrated = request.migration_link
+    if migrated is not None:
+        attributes[names.MIGRATION_TRACE_ID] = migrated.trace_id
+        attributes[names.MIGRATION_SPAN_ID] = migrated.span_id
+        links = _links(migrated)
+    is_remote = trace.get_current_span(parent).get_span_context().is_remote
+    return tracer.start_span(
+        names.SPAN_NAME,
+        context=parent,
+        kind=SpanKind.SERVER if is_remote else SpanKind.INTERNAL,
+        attributes=attributes,
+        links=links,
+    )
+
+
+def should_record(span: Span, explicit: bool | None) -> bool:
+    """
+    Whether to measure and to write attributes (row P8).
+
+    *explicit* decides; else ``OTEL_EXPORT_ENABLED`` where it is set (``1``, ``true``, ``on``,
+    ``yes``, in any case); else whether the span is recording.
+    """
+    if explicit is not None:
+        return explicit
+    switch = os.environ.get(EXPORT_ENABLED)
+    if switch is not None:
+        return switch.strip().lower() in _TRUTHY
+    return span.is_recording()
+
+
+def worker_trace_link(span: Span) -> TraceLink | None:
+    """The span's identity as it travels to the next worker; None without a valid one (row T5)."""
+    identity = span.get_span_context()
+    if not identity.is_valid:
+        return None
+    return TraceLink(
+        trace_id=trace.format_trace_id(identity.trace_id),
+        span_id=trace.format_span_id(identity.span_id),
+    )
+
+
+def entering(span: Span) -> Enter:
+    """
+    How to run the engine so that its spans nest under *span* (row P9).
+
+    The engine is run in a copy of the caller's context of its own, in which *span* is current.
+    Nothing is attached to, or detached from, a context that somebody else runs in.
+    """
+    if not span.get_span_context().is_valid:
+        return operator.call
+    context = contextvars.copy_context()
+    context.run(otel_context.attach, trace.set_span_in_context(span))
+    return context.run
+
+
+def record_failed_setup(span: Span) -> None:
+    """End the span of a request whose stream never came to be (row P4)."""
+    if not span.is_recording():
+        return
+    span.set_attribute(names.ERROR_KIND, names.SETUP_FAILED)
+    span.set_status(Status(StatusCode.ERROR, names.SETUP_FAILED))
+    span.end()
+
+
+def record_dropped_setup(span: Span) -> None:
+    """End the span of a request whose caller left while the engine was setting up (row P5)."""
+    span.set_attributes({names.CANCELLED: True, names.FINISH_REASON: names.DROPPED})
+    span.set_status(Status(StatusCode.ERROR, names.DROPPED_STATUS))
+    span.end()
+
+
+def _parent(context: RequestContext) -> Context:
+    current = otel_context.get_current()
+    headers = context.trace_headers if "traceparent" in context.trace_headers else context.metadata
+    if "traceparent" not in headers:
+        return current
+    remote = _propagator.extract(headers, context=Context())
+    remote_identity = trace.get_current_span(remote).get_span_context()
+    near = trace.get_current_span(current).get_span_context()
+    if not remote_identity.is_valid or near.trace_id == remote_identity.trace_id:
+        return current
+    return _propagator.extract(headers, context=current)
+
+
+def _links(link: TraceLink) -> list[Link]:
+    trace_id, span_id = _number(link.trace_id, 32), _number(link.span_id, 16)
+    if not trace_id or not span_id:
+        return []
+    flags = TraceFlags(TraceFlags.SAMPLED)
+    return [Link(SpanContext(trace_id, span_id, is_remote=True, trace_flags=flags))]
+
+
+def _number(text: str, digits: int) -> int:
+    """The number that a hex id stands for; 0, which is no valid id, for anything else."""
+    if not 0 < len(text) <= digits or not _HEX.issuperset(text):
+        return 0
+    return int(text, 16)
+
+
+_HEX = frozenset("0123456789abcdefABCDEF")

@@ -1,0 +1,88 @@
+"""
+What tests of streams, operators and engines need.
+
+- ``run_virtual`` and ``VirtualTimeLoop``: asyncio in virtual time; ``LoopScheduler`` for Rx timers.
+- ``check_engine`` and ``run_conformance``: every rule of the engine contract that an engine breaks;
+  ``engine_conformance_tests``: the same as tests of ``pytest``.
+- ``assert_marbles`` and ``Marbles``: operators tested by marble lines.
+"""
+
+from rx_backend.testing.conformance import (
+    ConformanceOptions,
+    EngineFactory,
+    check_engine,
+    run_conformance,
+)
+from rx_backend.testing.conformance_pytest import engine_conformance_tests
+from rx_backend.testing.conformance_report import (
+    ConformanceError,
+    ConformanceReport,
+    Rule,
+    Violation,
+)
+from rx_backend.testing.deadlock import Deadlock, WaitingTask
+from rx_backend.testing.engine_loading import (
+    EngineAttributeMissing,
+    EngineImportFailed,
+    EngineLoadError,
+    EngineModuleMissing,
+    EngineNotCallable,
+    load_engine_factory,
+)
+from rx_backend.testing.loop_scheduler import LoopScheduler
+from rx_backend.testing.marble_diagram import MarbleDiagram, read_diagrams, run_docstring_marbles
+from rx_backend.testing.marble_line import (
+    MarbleError,
+    MarbleEvent,
+    MarbleLine,
+    align_marbles,
+    parse_marbles,
+    render_marbles,
+)
+from rx_backend.testing.marble_record import MarbleResult
+from rx_backend.testing.marble_source import MarbleSource
+from rx_backend.testing.marbles import (
+    MarbleFailure,
+    MarbleMismatch,
+    Marbles,
+    assert_marbles,
+)
+from rx_backend.testing.virtual_time import VirtualTimeLoop, run_virtual
+
+__all__ = (
+    "ConformanceError",
+    "ConformanceOptions",
+    "ConformanceReport",
+    "Deadlock",
+    "EngineAttributeMissing",
+    "EngineFactory",
+    "EngineImportFailed",
+    "EngineLoadError",
+    "EngineModuleMissing",
+    "EngineNotCallable",
+    "LoopScheduler",
+    "MarbleDiagram",
+    "MarbleError",
+    "MarbleEvent",
+    "MarbleFailure",
+    "MarbleLine",
+    "MarbleMismatch",
+    "MarbleResult",
+    "MarbleSource",
+    "Marbles",
+    "Rule",
+    "Violation",
+    "VirtualTimeLoop",
+    "WaitingTask",
+    "align_marbles",
+    "assert_marbles",
+    "check_engine",
+    "engine_conformance_tests",
+    "load_engine_factory",
+    "parse_marbles",
+    "read_diagrams",
+    "render_marbles",
+    "run_conformance",
+    "run_docstring_marbles",
+    "run_virtual",
+)

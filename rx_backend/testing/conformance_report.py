@@ -1,0 +1,140 @@
+"""What the conformance kit finds: rules, violations, the report."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+__all__ = ("ConformanceError", "ConformanceReport", "Rule", "Violation")
+
+
+class Rule(Enum):
+    """
+    What the kit checks; the name is how a violation is reported.
+
+    Attributes:
+        row: Key of the row of the engine contract that the rule belongs to.
+        demand: What an engine must do.
+    """
+
+    START_FAILED = "E1", "the engine is made, and starts"
+    MODEL_NAME_EMPTY = "E1", "start gives a config with a non-empty model name"
+    GENERATE_FAILED = "E2", "generate gives an async iterator, and raises typed errors only"
+    NO_CHUNK = "E2", "a stream has at least one chunk"
+    WRONG_ITEM_TYPE = "E2", "every item is an LLMEngineOutput, or a mapping of its shape"
+    BAD_TOKEN_IDS = "E2", "token_ids is a list of whole numbers of 32 bits"
+    NO_TERMINAL = "E3", "a stream ends with a finish reason or a typed error"
+    ITEM_AFTER_TERMINAL = "E3", "nothing follows the terminal"
+    INTERLEAVED_CALLS_FAILED = "E1", "streams that run at the same time don't disturb each other"
+    CANCELLATION_NOT_SEEN = "E4", "a stream ends soon after its request was stopped"
+    CANCELLED_NOT_TERMINAL = "E4", "a stopped stream ends with the terminal `cancelled`"
+    CLOSE_FAILED = "S7", "a stream lets go when it is closed"
+    CLEANUP_FAILED = "E5", "cleanup succeeds"
+    SECOND_CLEANUP_FAILED = "E5", "a second cleanup succeeds"
+    UNSTARTED_CLEANUP_FAILED = "E5", "cleanup succeeds on an engine that never started"
+
+    def __init__(self, row: str, demand: str) -> None:
+        self.row = row
+        self.demand = demand
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """
+    One broken rule.
+
+    Attributes:
+        rule: Which.
+        message: What the engine did.
+        exception: What it raised, where it raised something.
+    """
+
+    rule: Rule
+    message: str
+    exception: BaseException | None = field(default=None, compare=False)
+
+    @property
+    def row(self) -> str:
+        """Key of the row of the engine contract."""
+        return self.rule.row
+
+    @property
+    def detail(self) -> str:
+        """The exception with its traceback; empty without one."""
+        if self.exception is None:
+            return ""
+        return "".join(traceback.format_exception(self.exception)).rstrip()
+
+    def __str__(self) -> str:
+        return f"{self.rule} ({self.row}): {self.message}"
+
+
+class ConformanceError(AssertionError):
+    """
+    An engine breaks rules of its contract.
+
+    Attributes:
+        report: All of them.
+    """
+
+    def __init__(self, report: ConformanceReport) -> None:
+        super().__init__(report)
+        self.report = report
+
+    def __str__(self) -> str:
+        details = [violation.detail for violation in self.report.violations if violation.exception]
+        return "\n\n".join([str(self.report), *details])
+
+
+@dataclass(frozen=True, slots=True)
+class ConformanceReport:
+    """
+    What the kit found out about one engine.
+
+    Attributes:
+        engine: Name of the engine.
+        violations: The broken rules, each once, in the order of ``Rule``.
+        unchecked: Rules that could not be tried, because the engine did not start.
+    """
+
+    engine: str
+    violations: Sequence[Violation]
+    unchecked: Sequence[Rule] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every rule holds."""
+        return not self.violations
+
+    def violation(self, rule: Rule) -> Violation | None:
+        """Give the violation of *rule*, if it was broken."""
+        return next((found for found in self.violations if found.rule is rule), None)
+
+    def raise_if_failed(self) -> None:
+        """
+        Do nothing when every rule holds.
+
+        Raises:
+            ConformanceError: Lists the broken rules, with tracebacks.
+        """
+        if not self.ok:
+            raise ConformanceError(self)
+
+    def __str__(self) -> str:
+        lines = [f"conformance of {self.engine}"]
+        for rule in Rule:
+            broken = self.violation(rule)
+            if broken is not None:
+                lines.append(f"  FAIL  {broken}")
+            elif rule in self.unchecked:
+                lines.append(f"  -     {rule} ({rule.row}): not checked")
+            else:
+                lines.append(f"  ok    {rule} ({rule.row})")
+        held = len(Rule) - len(self.violations) - len(self.unchecked)
+        lines.append(f"{held} of {len(Rule)} rules hold")
+        return "\n".join(lines)

@@ -1,0 +1,110 @@
+"""What comes out of a stream, and how it differs from a marble line."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from reactivex import Observable
+from reactivex.disposable import SingleAssignmentDisposable
+from reactivex.testing import TestScheduler
+
+from rx_backend.testing.marble_line import MarbleEvent, MarbleKind, MarbleLine, same_item
+from rx_backend.testing.marble_source import schedule, seconds
+
+__all__ = ("MarbleResult", "Recorder", "differences")
+
+
+@dataclass(frozen=True, slots=True)
+class MarbleResult:
+    """
+    What came out of a stream.
+
+    Attributes:
+        events: What came, in order; a ``drop`` where the test disposed.
+        marbles: The same as a marble line.
+    """
+
+    events: tuple[MarbleEvent, ...]
+    marbles: str
+
+    @property
+    def items(self) -> list[Any]:
+        """The items alone."""
+        return [event.value for event in self.events if event.kind == "next"]
+
+    @property
+    def error(self) -> Exception | None:
+        """What the stream failed with, if it failed."""
+        return next((event.value for event in self.events if event.kind == "error"), None)
+
+
+class Recorder:
+    """Notes what comes, and disposes where the plan has a ``!``."""
+
+    def __init__(self, scheduler: TestScheduler, plan: MarbleLine) -> None:
+        self.seen: list[tuple[float, MarbleKind, Any]] = []
+        self._scheduler = scheduler
+        self._subscription = SingleAssignmentDisposable()
+        self._drop = plan.first("drop")
+        # How many items of its frame come before the drop.
+        self._before_drop = sum(
+            event.kind == "next" and self._drop is not None and event.frame == self._drop.frame
+            for event in plan.events
+        )
+        if self._drop is not None and not self._before_drop:
+            schedule(scheduler, self._drop.frame, self._dispose)
+
+    def subscribe(self, stream: Observable[Any]) -> None:
+        """Begin to note."""
+        self._subscription.disposable = stream.subscribe(
+            self._next,
+            lambda error: self._note("error", error),
+            lambda: self._note("completed"),
+            scheduler=self._scheduler,
+        )
+
+    def _next(self, item: Any) -> None:
+        self._note("next", item)
+        if self._drop is not None and self._before_drop:
+            now = seconds(self._scheduler)
+            here = sum(time == now and kind == "next" for time, kind, _ in self.seen)
+            if now == self._drop.frame and here == self._before_drop:
+                self._dispose()
+
+    def _dispose(self) -> None:
+        if not any(kind in {"error", "completed"} for _, kind, _ in self.seen):
+            self._note("drop")
+        self._subscription.dispose()
+
+    def _note(self, kind: MarbleKind, value: Any = None) -> None:
+        self.seen.append((seconds(self._scheduler), kind, value))
+
+
+def differences(
+    expected: Sequence[MarbleEvent],
+    actual: Sequence[MarbleEvent],
+    error: Exception | type[Exception] | None,
+) -> Generator[str]:
+    """Say what differs, event by event; *error* is what an expected error must be."""
+    for wanted, got in zip_longest(expected, actual):
+        if wanted is None:
+            yield f"expected nothing more, got {got}"
+        elif got is None:
+            yield f"expected {wanted}, got nothing more"
+        elif (wanted.frame, wanted.kind) != (got.frame, got.kind) or (
+            wanted.kind == "next" and not same_item(wanted.value, got.value)
+        ):
+            yield f"expected {wanted}, got {got}"
+        elif wanted.kind == "error" and not _same_error(error, got.value):
+            yield f"expected error {error!r} at frame {wanted.frame}, got {got}"
+
+
+def _same_error(wanted: Exception | type[Exception] | None, got: Exception) -> bool:
+    if wanted is None or wanted is got:
+        return True
+    if isinstance(wanted, type):
+        return isinstance(got, wanted)
+    return type(got) is type(wanted) and got.args == wanted.args

@@ -1,0 +1,227 @@
+"""Operators tested by marble lines, in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from reactivex import Observable
+from reactivex.testing import TestScheduler
+
+from rx_backend.testing.marble_line import (
+    MarbleError,
+    MarbleEvent,
+    MarbleKind,
+    MarbleLine,
+    align_marbles,
+    parse_marbles,
+    render_marbles,
+)
+from rx_backend.testing.marble_record import MarbleResult, Recorder, differences
+from rx_backend.testing.marble_source import (
+    MarbleSource,
+    cold_source,
+    hot_source,
+    seconds,
+    whole_frame,
+)
+
+__all__ = ("MarbleFailure", "MarbleMismatch", "Marbles", "assert_marbles")
+
+# How many frames after the longest line something may still come that no line has.
+_AFTERMATH = 100
+
+
+class MarbleFailure(Exception):
+    """What ``#`` in a source stands for unless the test says otherwise."""
+
+
+class MarbleMismatch(AssertionError):
+    """A stream is not what its marble line says; shows both, one above the other."""
+
+
+class Marbles:
+    """
+    One marble test: sources, virtual time, and the check of what comes out.
+
+    One frame is one second. Everything is subscribed to on ``scheduler``, so time operators obey
+    it; for operators that take a clock there is ``clock``.
+
+    Args:
+        values: What letters stand for, in every line of the test. A letter that is not in it
+            stands for itself.
+        error: What ``#`` in a source stands for; a ``MarbleFailure`` when left out.
+
+    >>> from reactivex import operators as ops
+    >>> test = Marbles()
+    >>> source, other = test.cold("-a-b-c-|"), test.hot("----x")
+    >>> _ = test.expect(source.pipe(ops.take_until(other)), "-a-b|")
+    >>> source.subscriptions
+    ['^---!']
+    """
+
+    def __init__(
+        self, values: Mapping[str, Any] | None = None, *, error: Exception | None = None
+    ) -> None:
+        self.values: Mapping[str, Any] = dict(values or {})
+        self.error = MarbleFailure("the source failed") if error is None else error
+        self.scheduler = TestScheduler()
+        self._sources: list[MarbleSource] = []
+        self._starts: list[Callable[[], None]] = []
+        self._played = False
+
+    def clock(self) -> float:
+        """Virtual time in seconds, which are frames."""
+        return seconds(self.scheduler)
+
+    def cold(self, line: str) -> MarbleSource:
+        """
+        Make a source that plays *line* to every subscriber from its beginning.
+
+        Raises:
+            MarbleError: *line* can't be read, or has a ``^`` or ``!``.
+        """
+        return self._add(cold_source(line, self._read(line, "subscribe", "drop"), self.scheduler))
+
+    def hot(self, line: str) -> MarbleSource:
+        """
+        Make a source that plays *line* once, to whoever listens then.
+
+        ``^`` is where the test begins; what is before it, nobody sees.
+
+        Raises:
+            MarbleError: *line* can't be read, or has a ``!``.
+        """
+        source, start = hot_source(line, self._read(line, "drop"), self.scheduler)
+        # Started with the test, so that what is subscribed at frame 0 sees frame 0.
+        self._starts.append(start)
+        return self._add(source)
+
+    def record(self, stream: Observable[Any], *, drop: str = "") -> MarbleResult:
+        """
+        Subscribe to *stream* at frame 0 and give what comes; once per ``Marbles``.
+
+        It is watched for a hundred frames beyond the longest line.
+
+        Args:
+            stream: What to subscribe to.
+            drop: A line whose ``!`` says when to dispose. ``--!`` disposes before anything of that
+                frame arrives, ``--(a!)`` from inside the first item of that frame.
+
+        Raises:
+            MarbleError: Something came between two frames, or *drop* can't be read.
+        """
+        return self._record(stream, parse_marbles(drop))
+
+    def expect(
+        self,
+        stream: Observable[Any],
+        result: str,
+        *,
+        error: Exception | type[Exception] | None = None,
+    ) -> MarbleResult:
+        """
+        Subscribe to *stream* at frame 0 and check that it is what the line *result* says.
+
+        Args:
+            stream: What to subscribe to.
+            result: The line. Its ``!`` also says when to dispose, as in ``record``.
+            error: What ``#`` in *result* stands for: an exception (compared by type and arguments)
+                or a type. When left out it is the error of the sources if one of them has a ``#``,
+                else any exception.
+
+        Raises:
+            MarbleMismatch: It is not; shows the lines, aligned, and each difference.
+            MarbleError: Something came between two frames, or *result* can't be read.
+        """
+        line = self._read(result, "subscribe")
+        actual = self._record(stream, line)
+        if error is None and any(source.line.first("error") for source in self._sources):
+            error = self.error
+        found = list(differences(line.events, actual.events, error))
+        if found:
+            numbered = len(self._sources) > 1
+            rows = {
+                f"source {number}" if numbered else "source": source.text
+                for number, source in enumerate(self._sources, 1)
+            }
+            rows |= {"expected": result, "actual": actual.marbles}
+            raise MarbleMismatch("\n".join(["marbles differ", align_marbles(rows), *found]))
+        return actual
+
+    def _record(self, stream: Observable[Any], plan: MarbleLine) -> MarbleResult:
+        if self._played:
+            raise MarbleError("a Marbles plays once; make a new one for each test")
+        self._played = True
+        frames = max([plan.frames, *(source.line.frames for source in self._sources)])
+        recorder = Recorder(self.scheduler, plan)
+        for start in self._starts:
+            start()
+        recorder.subscribe(stream)
+        # Not start(): after a hundred actions at one instant that moves the clock on by itself.
+        self.scheduler.advance_to(float(frames + _AFTERMATH))
+        events = tuple(
+            MarbleEvent(whole_frame(time), kind, value) for time, kind, value in recorder.seen
+        )
+        ended = any(event.kind != "next" for event in events)
+        line = render_marbles(
+            events,
+            self.values,
+            frames=0 if ended else frames,
+            prefer="".join(event.letter for event in plan.events),
+        )
+        return MarbleResult(events, line)
+
+    def _read(self, line: str, *senseless: MarbleKind) -> MarbleLine:
+        read = parse_marbles(line, self.values, self.error)
+        for kind in senseless:
+            event = read.first(kind)
+            if event is not None:
+                raise MarbleError(f"{event.letter!r} makes no sense in this line: {line}")
+        return read
+
+    def _add(self, source: MarbleSource) -> MarbleSource:
+        self._sources.append(source)
+        return source
+
+
+def assert_marbles(
+    operator: Callable[[Observable[Any]], Observable[Any]],
+    *,
+    source: str,
+    result: str,
+    values: Mapping[str, Any] | None = None,
+    error: Exception | None = None,
+    result_error: Exception | type[Exception] | None = None,
+    hot: bool = False,
+    subscriptions: Sequence[str] | None = None,
+) -> MarbleResult:
+    """
+    Check what an operator makes of a source: the short form of ``Marbles``.
+
+    Args:
+        operator: From Observable to Observable: one of this library, of ``reactivex``, or your own.
+        source: The line that goes in.
+        result: The line that must come out; with ``!`` where the test disposes.
+        values: What letters stand for, in both lines.
+        error: What ``#`` in *source* stands for.
+        result_error: What ``#`` in *result* stands for, see ``Marbles.expect``.
+        hot: The source plays whether or not anybody listens.
+        subscriptions: Also check how the operator subscribed to the source: ``["^---!"]``.
+
+    Raises:
+        MarbleMismatch: Something else came out; shows both lines, one above the other.
+        MarbleError: A line can't be read.
+
+    >>> from reactivex import operators as ops
+    >>> _ = assert_marbles(ops.map(str.upper), source="-a-b-|", result="-A-B-|")
+    """
+    test = Marbles(values, error=error)
+    played = test.hot(source) if hot else test.cold(source)
+    outcome = test.expect(operator(played), result, error=result_error)
+    if subscriptions is not None and played.subscriptions != list(subscriptions):
+        raise MarbleMismatch(
+            f"subscriptions differ\n  source    {source}\n"
+            f"  expected  {list(subscriptions)}\n  actual    {played.subscriptions}"
+        )
+    return outcome

@@ -1,0 +1,278 @@
+"""`rx_backend.errors`."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+import subprocess
+import sys
+import traceback
+from importlib import import_module
+from itertools import pairwise
+
+import pytest
+
+from rx_backend import errors
+from rx_backend.errors import (
+    KINDS,
+    BackendError,
+    Cancelled,
+    EngineShutdown,
+    InvalidArgument,
+    ResponseTimeout,
+    StreamIncomplete,
+    Unknown,
+    as_backend_error,
+    causes,
+    from_dynamo,
+    to_dynamo,
+)
+
+dynamo_errors = import_module("dynamo.llm.exceptions")
+
+SHARED_KINDS = sorted(KINDS.keys() - {"ResponseTimeout"})
+DYNAMO_ALONE = ["RouterQueueLimitExceeded", "SelectionServiceError", "WorkerUnavailable"]
+
+
+class PromptTooLong(InvalidArgument):
+    """A kind of one's own, with arguments of its own."""
+
+    def __init__(self, tokens: int, *, limit: int) -> None:
+        super().__init__(f"{tokens} tokens, at most {limit}")
+        self.tokens = tokens
+
+
+class Stubborn(Exception):
+    """An exception that pickles and then can't be read back, as many libraries' do."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code} {text}")
+
+
+def chained(*chain: BaseException) -> BaseException:
+    for error, cause in pairwise(chain):
+        error.__cause__ = cause
+    return chain[0]
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_kind_has_its_texts(kind: str) -> None:
+    """Text, span form and class name follow from the kind."""
+    error = KINDS[kind]("it broke")
+    assert type(error).__name__ == error.kind == kind
+    assert str(error) == f"Backend{kind}: it broke"
+    assert error.span_kind == f"Backend({kind})"
+    assert (error.message, error.args) == ("it broke", ("it broke",))
+
+
+def test_the_nine_kinds_are_exported() -> None:
+    """Every kind is a class of the module, and there are nine."""
+    assert len(KINDS) == 9
+    assert set(KINDS) < set(errors.__all__)
+    assert all(getattr(errors, kind) is error for kind, error in KINDS.items())
+
+
+def test_a_subclass_keeps_its_kind() -> None:
+    """A more special error is still of its kind for consumers."""
+    error = PromptTooLong(9, limit=4)
+    assert error.kind == "InvalidArgument"
+    assert str(error) == "BackendInvalidArgument: 9 tokens, at most 4"
+
+
+@pytest.mark.rows("S5", "S6")
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_typed_error_stays_itself(kind: str) -> None:
+    """What is typed already is neither copied nor wrapped."""
+    error = KINDS[kind]("it broke")
+    assert as_backend_error(error) is error
+
+
+@pytest.mark.rows("S6")
+@pytest.mark.parametrize(
+    ("exc", "kind", "message"),
+    [
+        (ValueError("too long"), InvalidArgument, "too long"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"), InvalidArgument, None),
+        (RuntimeError("boom"), Unknown, "boom"),
+        (RuntimeError(), Unknown, "RuntimeError"),
+        (TimeoutError("late"), Unknown, "late"),
+        (StopAsyncIteration(), Unknown, "StopAsyncIteration"),
+    ],
+)
+def test_an_untyped_exception_is_typed(
+    exc: Exception, kind: type[BackendError], message: str | None
+) -> None:
+    """ValueError becomes InvalidArgument, all others Unknown, with the original as cause."""
+    error = as_backend_error(exc)
+    assert type(error) is kind
+    assert error.message == (message or str(exc))
+    assert error.__cause__ is exc
+
+
+@pytest.mark.rows("S6")
+@pytest.mark.parametrize(
+    "exc", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(1), GeneratorExit()]
+)
+def test_what_is_no_exception_is_raised_again(exc: BaseException) -> None:
+    """Cancellation and the like are never turned into an error."""
+    with pytest.raises(type(exc)) as caught:
+        as_backend_error(exc)
+    assert caught.value is exc
+
+
+def test_causes_come_nearest_first() -> None:
+    """The chain of causes is what `raise ... from` made."""
+    inner, outer = KeyError("k"), RuntimeError("r")
+    assert list(causes(chained(Unknown("u"), outer, inner))) == [outer, inner]
+    assert not list(causes(Unknown("u")))
+
+
+def test_a_cycle_of_causes_ends() -> None:
+    """Errors that cause each other are walked once."""
+    first, second = Unknown("1"), Unknown("2")
+    chained(first, second, first)
+    assert list(causes(first)) == [second]
+    assert pickle.loads(pickle.dumps(first)).__cause__.message == "2"
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_pickling_keeps_kind_message_and_causes(kind: str, protocol: int) -> None:
+    """An error comes out of another process as it went in, its whole chain of causes included."""
+    chain = chained(KINDS[kind]("it broke"), Cancelled("why"), ValueError("v"), KeyError("k"))
+    error = pickle.loads(pickle.dumps(chain, protocol))
+    assert (type(error), str(error)) == (KINDS[kind], f"Backend{kind}: it broke")
+    assert [repr(cause) for cause in causes(error)] == [
+        "Cancelled('why')",
+        "ValueError('v')",
+        "KeyError('k')",
+    ]
+
+
+def test_pickling_and_copying_keep_a_subclass_with_its_own_arguments() -> None:
+    """An initialiser with other arguments is not in the way, and attributes come along."""
+    error = PromptTooLong(9, limit=4)
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(twin) is PromptTooLong
+        assert (twin.tokens, str(twin)) == (9, str(error))
+
+
+def test_a_cause_that_cannot_be_pickled_travels_as_text() -> None:
+    """The error itself always arrives; what can't come along is replaced by what it said."""
+    local = type("Local", (Exception,), {})
+    chain = chained(Unknown("u"), Stubborn(5, "no"), local("gone"), KeyError("k"))
+    twin = pickle.loads(pickle.dumps(chain))
+    assert [str(cause) for cause in causes(twin)] == [
+        "BackendUnknown: Stubborn: 5 no",
+        "BackendUnknown: Local: gone",
+        "'k'",
+    ]
+
+
+def test_a_traceback_tells_the_whole_story() -> None:
+    """A logged error shows its text and where the original came from."""
+    with pytest.raises(RuntimeError) as caught:
+        raise RuntimeError("boom")
+    text = "".join(traceback.format_exception(as_backend_error(caught.value)))
+    assert "RuntimeError: boom" in text
+    assert "rx_backend.errors.Unknown: BackendUnknown: boom" in text
+
+
+@pytest.mark.parametrize("kind", SHARED_KINDS)
+def test_a_dynamo_exception_keeps_its_kind(kind: str) -> None:
+    """Each of Dynamo's exceptions becomes the error of its kind and stays as cause."""
+    exc = getattr(dynamo_errors, kind)("it broke")
+    for convert in (as_backend_error, from_dynamo):
+        error = convert(exc)
+        assert type(error) is KINDS[kind]
+        assert error.message == "it broke"
+        assert error.__cause__ is exc
+
+
+@pytest.mark.parametrize("name", [*DYNAMO_ALONE, "DynamoException"])
+def test_a_dynamo_exception_without_counterpart_is_unknown(name: str) -> None:
+    """Kinds that only Dynamo has are Unknown here, and themselves again on the way back."""
+    exc = getattr(dynamo_errors, name)("it broke")
+    error = as_backend_error(exc)
+    assert (type(error), error.message) == (Unknown, "it broke")
+    assert to_dynamo(error) is exc
+
+
+def test_a_subclass_of_a_dynamo_exception_keeps_its_kind() -> None:
+    """An engine's own subclass counts as what it derives from."""
+    special = type("Special", (dynamo_errors.Disconnected,), {})
+    assert as_backend_error(special("gone")).kind == "Disconnected"
+
+
+@pytest.mark.parametrize("kind", SHARED_KINDS)
+def test_an_error_becomes_dynamos_exception_and_comes_back(kind: str) -> None:
+    """Both ways keep kind, message and chain of causes."""
+    error = chained(KINDS[kind]("it broke"), KeyError("k"))
+    assert isinstance(error, BackendError)
+    exc = to_dynamo(error)
+    assert type(exc) is getattr(dynamo_errors, kind)
+    assert str(exc) == "it broke"
+    assert list(causes(exc)) == [error, error.__cause__]
+    back = from_dynamo(exc)
+    assert (type(back), back.message) == (type(error), error.message)
+
+
+def test_a_kind_that_dynamo_lacks_takes_the_nearest() -> None:
+    """Dynamo 1.6 has one exception for timeouts, and none for kinds of one's own."""
+    assert type(to_dynamo(ResponseTimeout("late"))) is dynamo_errors.ConnectionTimeout
+    special = type("Special", (BackendError,), {"kind": "Special"})
+    assert type(to_dynamo(special("odd"))) is dynamo_errors.Unknown
+
+
+def test_to_dynamo_takes_any_exception() -> None:
+    """Dynamo's own pass through, untyped ones are typed first."""
+    own = dynamo_errors.EngineShutdown("gone")
+    assert to_dynamo(own) is own
+    assert type(to_dynamo(ValueError("bad"))) is dynamo_errors.InvalidArgument
+
+
+def test_an_error_raised_from_a_dynamo_exception_is_not_replaced_by_it() -> None:
+    """An engine that says more than its cause is heard."""
+    error = chained(EngineShutdown("gpu lost"), dynamo_errors.Disconnected("gpu lost"))
+    assert isinstance(error, BackendError)
+    assert type(to_dynamo(error)) is dynamo_errors.EngineShutdown
+    reworded = chained(StreamIncomplete("after 3 tokens"), dynamo_errors.StreamIncomplete("x"))
+    assert isinstance(reworded, BackendError)
+    assert str(to_dynamo(reworded)) == "after 3 tokens"
+
+
+@pytest.mark.parametrize("convert", [to_dynamo, from_dynamo])
+def test_without_the_package_the_import_error_says_what_to_install(
+    convert: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Conversion without ai-dynamo-runtime names the package and the extra."""
+    monkeypatch.setitem(sys.modules, "dynamo.llm.exceptions", None)
+    assert callable(convert)
+    with pytest.raises(ImportError, match=r"ai-dynamo-runtime.*rx-backend\[dynamo\]"):
+        convert(Unknown("u"))
+
+
+def test_importing_the_library_never_imports_dynamo() -> None:
+    """Neither the import nor the typing of an exception loads the runtime."""
+    program = (
+        "import sys, rx_backend, rx_backend.protocols as p, rx_backend.errors as e;"
+        "e.as_backend_error(OSError('x')); p.Annotated.from_error(ValueError('x'));"
+        "print(sorted(name for name in sys.modules if name.partition('.')[0] == 'dynamo'))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"
+
+
+def test_exceptions_of_a_runtime_imported_by_its_other_name_are_known() -> None:
+    """An engine that takes the exceptions from dynamo._core alone gets the same kinds."""
+    program = (
+        "import sys, dynamo._core as core; from rx_backend.errors import as_backend_error;"
+        "print(as_backend_error(core.Cancelled('c')).kind, 'dynamo.llm.exceptions' in sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == ["Cancelled", "False"]

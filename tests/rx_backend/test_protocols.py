@@ -1,0 +1,639 @@
+"""`rx_backend.protocols`: construction, JSON in, JSON out. The runtime itself is asked next door."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import pickle
+import weakref
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rx_backend.errors import (
+    BackendError,
+    ConnectionTimeout,
+    EngineShutdown,
+    InvalidArgument,
+    Unknown,
+    causes,
+)
+from rx_backend.protocols import (
+    Annotated,
+    CompletionUsage,
+    FinishReason,
+    LLMEngineOutput,
+    PrefillResult,
+    PreprocessedRequest,
+    StopConditions,
+    TraceLink,
+    convert_annotated,
+    convert_output,
+    convert_request,
+    decode_annotated,
+    decode_output,
+    decode_request,
+    encode,
+    to_builtins,
+    usage,
+)
+from tests.rx_backend.wire_strategies import (
+    errors,
+    finish_reasons,
+    outputs,
+    requests,
+    unknown_keys,
+)
+
+EMPTY_CHUNK = {
+    "token_ids": [],
+    "tokens": None,
+    "text": None,
+    "output_type": "text",
+    "cum_log_probs": None,
+    "log_probs": None,
+    "top_logprobs": None,
+    "finish_reason": None,
+    "index": None,
+}
+CONSTANTS = {
+    "eos": (FinishReason.EOS, "EoS"),
+    "stop": (FinishReason.STOP, "Stop"),
+    "length": (FinishReason.LENGTH, "Length"),
+    "cancelled": (FinishReason.CANCELLED, "Cancelled"),
+    "content_filter": (FinishReason.CONTENT_FILTER, "ContentFilter"),
+}
+
+
+def refusal(convert: Callable[[Any], object], value: object) -> str:
+    """What *convert* says of a value that it refuses."""
+    with pytest.raises(InvalidArgument) as caught:
+        convert(value)
+    return caught.value.message
+
+
+# --------------------------------------------------------------------------- finish reasons
+
+
+@pytest.mark.rows("P3")
+@pytest.mark.parametrize("kind", CONSTANTS)
+def test_a_finish_reason_has_a_wire_value_and_a_span_value(kind: str) -> None:
+    """Each constant is its word on the wire and its own on the span, and parses to itself."""
+    reason, span_value = CONSTANTS[kind]
+    assert (reason.kind, reason.message, reason.is_error) == (kind, None, False)
+    assert (reason.to_json(), str(reason), reason.span_value) == (kind, kind, span_value)
+    assert FinishReason.parse(kind) is reason
+
+
+@pytest.mark.rows("P3")
+def test_an_error_carries_its_message() -> None:
+    """The message is in the wire form, in the text and, quoted, on the span."""
+    reason = FinishReason.error('say "boom"\n')
+    assert (reason.kind, reason.message, reason.is_error) == ("error", 'say "boom"\n', True)
+    assert reason.to_json() == {"error": 'say "boom"\n'}
+    assert reason.span_value == 'Error("say \\"boom\\"\\n")'
+    assert FinishReason.error("boom").span_value == 'Error("boom")'
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("abort", FinishReason.CANCELLED),
+        ("error: boom", FinishReason.error("boom")),
+        ("error: ", FinishReason.error("")),
+        ("error: error: x", FinishReason.error("error: x")),
+        ({"error": "boom"}, FinishReason.error("boom")),
+        (MappingProxyType({"error": "boom"}), FinishReason.error("boom")),
+        (FinishReason.EOS, FinishReason.EOS),
+    ],
+)
+def test_a_finish_reason_is_read_in_every_form(given: Any, expected: FinishReason) -> None:
+    """Engines may write text, among it abort and error: message, or the wire form."""
+    assert FinishReason.parse(given) == expected
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", "Stop", "bogus", "error", "error:boom", None, 5, [], {}, {"stop": None}, {"error": 5}]
+    + [{"error": "a", "more": 1}],
+)
+def test_any_other_finish_reason_is_refused(given: Any) -> None:
+    """Other text and other shapes are an InvalidArgument that names the field and what came."""
+    message = refusal(FinishReason.parse, given)
+    assert message.startswith('finish_reason: expected one of "eos", "stop"')
+    assert message.endswith(f"got {given!r}")
+
+
+def test_a_finish_reason_is_immutable_and_a_value() -> None:
+    """It can't be changed, and equals, hashes, copies and pickles by value."""
+    reason = FinishReason.error("boom")
+    with pytest.raises(AttributeError, match="immutable"):
+        reason.message = "other"
+    with pytest.raises(AttributeError, match="immutable"):
+        del reason.kind
+    assert {reason: 1}[FinishReason.error("boom")] == 1
+    assert reason != FinishReason.error("bang")
+    assert reason != "error: boom"
+    for twin in (copy.copy(reason), copy.deepcopy(reason), pickle.loads(pickle.dumps(reason))):
+        assert twin == reason
+    assert pickle.loads(pickle.dumps(FinishReason.STOP)) is FinishReason.STOP
+    assert repr([reason, FinishReason.EOS]) == "[FinishReason.error('boom'), FinishReason.EOS]"
+
+
+@pytest.mark.parametrize("args", [("error",), ("stop", "m"), ("bogus",)])
+def test_a_finish_reason_that_makes_no_sense_is_refused(args: tuple[str, ...]) -> None:
+    """A message goes with errors alone, and there are six kinds."""
+    with pytest.raises(InvalidArgument, match=r"^BackendInvalidArgument: finish_reason: "):
+        FinishReason(*args)
+
+
+# --------------------------------------------------------------------------- chunks
+
+
+@pytest.mark.rows("E2")
+@pytest.mark.parametrize(
+    ("chunk", "changed"),
+    [
+        (LLMEngineOutput(), {}),
+        (LLMEngineOutput.token(7), {"token_ids": [7]}),
+        (LLMEngineOutput.stop(), {"finish_reason": "stop"}),
+        (LLMEngineOutput.length(), {"finish_reason": "length"}),
+        (LLMEngineOutput.cancelled(), {"finish_reason": "cancelled"}),
+        (LLMEngineOutput.error("boom"), {"finish_reason": {"error": "boom"}}),
+        (
+            LLMEngineOutput.stop().with_tokens([7, 8]).with_usage(usage(3, 2)),
+            {
+                "token_ids": [7, 8],
+                "finish_reason": "stop",
+                "completion_usage": {
+                    "prompt_tokens": 3,
+                    "completion_tokens": 2,
+                    "total_tokens": 5,
+                },
+            },
+        ),
+    ],
+)
+def test_a_chunk_is_written_as_the_runtime_writes_it(
+    chunk: LLMEngineOutput, changed: dict[str, Any]
+) -> None:
+    """Nine fields are always there, the others only when they are set."""
+    assert json.loads(encode(chunk)) == EMPTY_CHUNK | changed
+    assert to_builtins(chunk) == EMPTY_CHUNK | changed
+    assert decode_output(encode(chunk)) == chunk
+
+
+def test_setters_change_the_chunk_itself() -> None:
+    """Tokens and usage are set in place, and the same chunk is returned."""
+    chunk = LLMEngineOutput.stop()
+    assert chunk.with_tokens([1]) is chunk
+    assert chunk.with_usage(usage(1, 1)) is chunk
+    assert (chunk.token_ids, chunk.completion_usage) == ([1], CompletionUsage(1, 1, 2))
+
+
+def test_chunks_do_not_share_their_tokens() -> None:
+    """The empty list of a new chunk is its own, and so is the one of its wire form."""
+    first, second = LLMEngineOutput(), LLMEngineOutput()
+    first.token_ids.append(1)
+    to_builtins(second)["token_ids"].append(2)
+    assert second.token_ids == []
+    assert to_builtins(LLMEngineOutput())["token_ids"] == []
+
+
+def test_the_collector_tracks_neither_chunks_nor_their_items() -> None:
+    """Thousands of live streams give the cyclic collector nothing to walk."""
+    chunk = LLMEngineOutput.token(7)
+    assert not gc.is_tracked(chunk)
+    assert not gc.is_tracked(Annotated(chunk))
+    assert gc.is_tracked(Annotated.from_error(ValueError("v")))
+
+
+@given(outputs())
+def test_a_chunk_survives_the_wire(chunk: LLMEngineOutput) -> None:
+    """What is decoded equals what was encoded, through JSON and through plain data."""
+    assert decode_output(encode(chunk)) == chunk
+    assert convert_output(to_builtins(chunk)) == chunk
+    assert encode(decode_output(encode(chunk))) == encode(chunk)
+    assert pickle.loads(pickle.dumps(chunk)) == chunk
+
+
+@given(outputs(), unknown_keys)
+def test_unknown_keys_of_a_chunk_survive(chunk: LLMEngineOutput, unknown: dict[str, Any]) -> None:
+    """Keys of a later runtime are kept, readable, and written where they were."""
+    wire = {**to_builtins(chunk), **unknown}
+    decoded = decode_output(json.dumps(wire))
+    assert decoded.unknown == unknown
+    assert json.loads(encode(decoded)) == wire
+    assert convert_output(wire) == decoded
+
+
+@pytest.mark.rows("E2")
+@given(finish_reasons)
+def test_a_plain_dict_is_a_chunk(reason: FinishReason) -> None:
+    """Engines may yield dicts, with the finish reason in any of its forms, or a mapping proxy."""
+    wire = {"token_ids": [1], "finish_reason": reason.to_json()}
+    expected = LLMEngineOutput([1], finish_reason=reason)
+    assert convert_output(wire) == expected
+    assert convert_output(wire | {"finish_reason": str(reason)}) == expected
+    assert convert_output(wire | {"finish_reason": reason}) == expected
+    assert convert_output(MappingProxyType(wire)) == expected
+
+
+def test_what_is_a_chunk_already_is_left_alone() -> None:
+    """Conversion returns a chunk, and a request, as it is."""
+    chunk, request = LLMEngineOutput.token(1), PreprocessedRequest(token_ids=[1])
+    assert convert_output(chunk) is chunk
+    assert convert_request(request) is request
+
+
+@pytest.mark.rows("E2")
+@pytest.mark.parametrize(
+    ("wire", "message"),
+    [
+        ({"token_ids": [1, -2]}, "$.token_ids[1]: expected int >= 0, got -2"),
+        ({"token_ids": [2**32]}, "$.token_ids[0]: expected int <= 4294967295, got 4294967296"),
+        ({"token_ids": [1, "x"]}, "$.token_ids[1]: expected int, got str"),
+        ({"token_ids": [True]}, "$.token_ids[0]: expected int, got bool"),
+        ({"token_ids": [1.5]}, "$.token_ids[0]: expected int, got float"),
+        ({"token_ids": None}, "$.token_ids: expected array, got null"),
+        ({"token_ids": 7}, "$.token_ids: expected array, got int"),
+        ({"index": -1}, "$.index: expected int >= 0, got -1"),
+        ({"output_type": "smell"}, "$.output_type: invalid enum value 'smell'"),
+        ({"log_probs": [None]}, "$.log_probs[0]: expected float, got null"),
+        (
+            {"top_logprobs": [[{"rank": 0, "logprob": 0.0}]]},
+            "$.top_logprobs[0][0].token_id: required, but missing",
+        ),
+        (
+            {"completion_usage": {"prompt_tokens": 1}},
+            "$.completion_usage.completion_tokens: required, but missing",
+        ),
+        ({"worker_trace_link": {"trace_id": "a"}}, "$.worker_trace_link.span_id: required, "),
+        ({"finish_reason": "bogus"}, '$.finish_reason: expected one of "eos", "stop", "length"'),
+        ({"finish_reason": "b" * 99}, f"got '{'b' * 56}..."),
+        ("text", "$: expected an object, got str"),
+        ([1], "$: expected an object, got list"),
+        (None, "$: expected an object, got NoneType"),
+    ],
+)
+def test_a_malformed_chunk_names_the_field(wire: object, message: str) -> None:
+    """The error says where, what was expected and what came."""
+    assert message in refusal(convert_output, wire)
+
+
+# --------------------------------------------------------------------------- requests
+
+
+def test_the_smallest_request_is_written_as_the_runtime_writes_it() -> None:
+    """Options are always there, null where they are not set; everything else only when it is."""
+    assert json.loads(encode(PreprocessedRequest(token_ids=[1]))) == {
+        "model": "",
+        "token_ids": [1],
+        "stop_conditions": {
+            "max_tokens": None,
+            "stop": None,
+            "stop_token_ids": None,
+            "stop_token_ids_visible": None,
+            "stop_token_ids_hidden": None,
+            "min_tokens": None,
+            "ignore_eos": None,
+            "max_thinking_tokens": None,
+        },
+        "sampling_options": {
+            "n": None,
+            "best_of": None,
+            "presence_penalty": None,
+            "frequency_penalty": None,
+            "repetition_penalty": None,
+            "temperature": None,
+            "top_p": None,
+            "top_k": None,
+            "min_p": None,
+            "use_beam_search": None,
+            "length_penalty": None,
+            "seed": None,
+            "include_stop_str_in_output": None,
+            "guided_decoding": None,
+        },
+        "output_options": {
+            "logprobs": None,
+            "prompt_logprobs": None,
+            "skip_special_tokens": None,
+            "formatted_prompt": None,
+            "return_tokens_as_token_ids": None,
+        },
+        "eos_token_ids": [],
+        "mdc_sum": None,
+        "annotations": [],
+        "router_config_override": None,
+    }
+
+
+@pytest.mark.rows("H1")
+def test_a_probe_payload_is_a_request() -> None:
+    """A health check sends tokens and the marker alone."""
+    request = convert_request({"token_ids": [1], "_HEALTH_CHECK": True})
+    assert (request.model, request.token_ids, request.is_probe) == ("", [1], True)
+    assert to_builtins(request)["_HEALTH_CHECK"] is True
+    assert convert_request({"token_ids": [1], "is_probe": True}).is_probe is False
+
+
+@given(requests(), requests(unknown_keys))
+def test_a_request_survives_the_wire(
+    plain: PreprocessedRequest, strange: PreprocessedRequest
+) -> None:
+    """What is decoded equals what was encoded, unknown keys at every level included."""
+    for request in (plain, strange):
+        assert decode_request(encode(request)) == request
+        assert convert_request(to_builtins(request)) == request
+        assert encode(decode_request(encode(request))) == encode(request)
+        assert pickle.loads(pickle.dumps(request)) == request
+
+
+@given(unknown_keys)
+def test_unknown_keys_of_a_request_survive_where_they_were(unknown: dict[str, Any]) -> None:
+    """Keys of a later runtime are kept at the top and in every part that has options."""
+    wire = to_builtins(
+        PreprocessedRequest(token_ids=[1], prefill_result=PrefillResult(disaggregated_params=None))
+    )
+    wire["sampling_options"]["guided_decoding"] = {"regex": "a", **unknown}
+    for part in ("stop_conditions", "sampling_options", "output_options", "prefill_result"):
+        wire[part].update(unknown)
+    wire.update(unknown)
+    request = decode_request(json.dumps(wire))
+    assert request.unknown == request.stop_conditions.unknown == unknown
+    assert json.loads(encode(request)) == wire
+
+
+def test_an_unknown_key_never_hides_a_known_one() -> None:
+    """A field that is set wins over a key of the same name that was kept."""
+    chunk = convert_output({"token_ids": [1]})
+    chunk.unknown = {"token_ids": [9], "new": 1}
+    assert to_builtins(chunk) == EMPTY_CHUNK | {"token_ids": [1], "new": 1}
+
+
+def test_options_may_be_given_as_mappings() -> None:
+    """What one writes as a dict becomes the typed options, checked."""
+    request = PreprocessedRequest(
+        token_ids=[1],
+        stop_conditions={"max_tokens": 3, "later": 1},  # pyright: ignore[reportArgumentType]
+    )
+    assert request.stop_conditions == StopConditions(max_tokens=3, unknown={"later": 1})
+    assert repr(request.stop_conditions) == "StopConditions(max_tokens=3, unknown={'later': 1})"
+    with pytest.raises(InvalidArgument, match=r"\$\.stop_conditions\.max_tokens: expected"):
+        PreprocessedRequest(
+            token_ids=[1],
+            stop_conditions={"max_tokens": "3"},  # pyright: ignore[reportArgumentType]
+        )
+
+
+def test_a_request_shows_only_what_is_set() -> None:
+    """The text form leaves out the dozens of options that are not set."""
+    request = PreprocessedRequest(token_ids=[1], migration_link=TraceLink("t", "s"))
+    shown = "migration_link=TraceLink(trace_id='t', span_id='s')"
+    assert repr(request) == f"PreprocessedRequest(token_ids=[1], {shown})"
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_packed_tokens_are_unpacked(kind: Callable[[bytes], object]) -> None:
+    """Frontends may send the prompt as 32-bit numbers, least significant byte first."""
+    packed = kind(b"\x01\x00\x00\x00\x00\x01\x00\x00")
+    assert convert_request({"token_ids": packed}).token_ids == [1, 256]
+    message = refusal(convert_request, {"token_ids": b"\x01\x00\x00"})
+    assert message == "$.token_ids: expected 4 bytes a packed token, got 3 bytes"
+
+
+@pytest.mark.rows("H1")
+@pytest.mark.parametrize(
+    ("wire", "message"),
+    [
+        ({}, "$.token_ids: required, but missing"),
+        ({"token_ids": [-1]}, "$.token_ids[0]: expected int >= 0, got -1"),
+        ({"token_ids": [], "model": None}, "$.model: expected str, got null"),
+        ({"token_ids": [], "annotations": [1]}, "$.annotations[0]: expected str, got int"),
+        ({"token_ids": [], "_HEALTH_CHECK": 1}, "$._HEALTH_CHECK: expected bool, got int"),
+        ({"token_ids": [], "stop_conditions": 1}, "$.stop_conditions: expected object, got int"),
+        (
+            {"token_ids": [], "stop_conditions": {"max_tokens": -1}},
+            "$.stop_conditions.max_tokens: expected int >= 0, got -1",
+        ),
+        (
+            {"token_ids": [], "sampling_options": {"guided_decoding": {"choice": ["a", 1]}}},
+            "$.sampling_options.guided_decoding.choice[1]: expected str, got int",
+        ),
+        (
+            {"token_ids": [], "sampling_options": {"n": 256}},
+            "$.sampling_options.n: expected int <= 255, got 256",
+        ),
+        (
+            {"token_ids": [], "prefill_result": {}},
+            "$.prefill_result.disaggregated_params: required, but missing",
+        ),
+        ({"token_ids": [], "encoder_result": [1]}, "$.encoder_result: expected object | null, got"),
+        ([], "$: expected an object, got list"),
+    ],
+)
+def test_a_malformed_request_names_the_field(wire: Any, message: str) -> None:
+    """The error says where, what was expected and what came, from plain data and from JSON."""
+    assert message in refusal(convert_request, wire)
+    assert message in refusal(decode_request, json.dumps(wire))
+
+
+@pytest.mark.parametrize("decode", [decode_request, decode_output, decode_annotated])
+@pytest.mark.parametrize("data", ["", "{", "[1", b"\xff", b'{"a": "\xff"}', "[" * 5000, "nul"])
+def test_what_is_no_json_is_refused(decode: Callable[[Any], object], data: str | bytes) -> None:
+    """Broken JSON is an InvalidArgument like every other payload that does not fit."""
+    assert refusal(decode, data).startswith("$: expected JSON, got something else: ")
+
+
+# --------------------------------------------------------------------------- items
+
+
+def test_an_item_with_data_is_written_as_data_alone() -> None:
+    """What is not set is left out."""
+    item = Annotated(LLMEngineOutput.token(7))
+    assert not item.is_error
+    assert to_builtins(item) == {"data": EMPTY_CHUNK | {"token_ids": [7]}}
+    event = Annotated[LLMEngineOutput](id="1", event="llm_metrics", comment=["{}"])
+    assert to_builtins(event) == {"id": "1", "event": "llm_metrics", "comment": ["{}"]}
+    assert decode_annotated(encode(event)) == event
+
+
+@pytest.mark.rows("S6")
+def test_an_error_item_has_the_error_and_its_message() -> None:
+    """It is an event named error without data, the message its comment, the typed error inside."""
+    error = EngineShutdown("gone")
+    item = Annotated.from_error(error)
+    assert isinstance(item, Annotated)
+    assert item.is_error
+    assert (item.data, item.id, item.event, item.comment) == (None, None, "error", ["gone"])
+    assert item.error is error
+    untyped = ValueError("too long")
+    typed = Annotated.from_error(untyped).error
+    assert type(typed) is InvalidArgument
+    assert typed.__cause__ is untyped
+    with pytest.raises(KeyboardInterrupt):
+        Annotated.from_error(KeyboardInterrupt())
+
+
+def test_an_error_is_written_as_the_runtime_writes_it() -> None:
+    """Both of the runtime's names for a kind are there; the literals are what 1.6.1 sends."""
+    assert to_builtins(Annotated.from_error(ConnectionTimeout("ttt"))) == {
+        "event": "error",
+        "comment": ["ttt"],
+        "error": {
+            "error_type": {"Backend": "ConnectionTimeout"},
+            "class": "DeadlineExceeded",
+            "reason": "backend.connection_timeout",
+            "message": "ttt",
+            "diagnostic": "ttt",
+        },
+    }
+    assert to_builtins(InvalidArgument("vvv")) == {
+        "error_type": {"Backend": "InvalidArgument"},
+        "class": "InvalidRequest",
+        "reason": "backend.invalid_argument",
+        "message": "vvv",
+        "diagnostic": "vvv",
+        "public": {"type": "message", "message": "vvv"},
+    }
+
+
+def test_causes_of_an_error_travel_with_it() -> None:
+    """Untyped causes travel as text with their class, in the form the runtime gives them."""
+    error = EngineShutdown("gone")
+    error.__cause__ = KeyError("k")
+    assert to_builtins(error)["caused_by"] == {
+        "error_type": "Unknown",
+        "class": "Internal",
+        "reason": "runtime.unclassified",
+        "message": "KeyError: 'k'",
+        "diagnostic": "KeyError: 'k'",
+    }
+
+
+@given(errors)
+def test_an_error_item_survives_the_wire(error: BackendError) -> None:
+    """Kind, message and the chain of causes come back."""
+    item = decode_annotated(encode(Annotated.from_error(error)))
+    assert item.is_error
+    assert gc.is_tracked(item)
+    assert item.comment == [error.message]
+    assert item.error is not None
+    told = [(type(link), str(link)) for link in (item.error, *causes(item.error))]
+    assert told == [(type(link), str(link)) for link in (error, *causes(error))]
+
+
+@given(outputs(), st.none() | st.text(), st.none() | st.lists(st.text(), max_size=2))
+def test_an_item_survives_the_wire(
+    chunk: LLMEngineOutput, event: str | None, comment: list[str] | None
+) -> None:
+    """What is decoded equals what was encoded."""
+    item = Annotated(chunk, "id", event, comment)
+    assert decode_annotated(encode(item)) == item
+    assert convert_annotated(to_builtins(item)) == item
+
+
+@pytest.mark.parametrize(
+    ("wire", "kind"),
+    [
+        ({"error_type": {"Backend": "EngineShutdown"}}, "EngineShutdown"),
+        ({"error_type": "Disconnected", "class": "Unavailable"}, "Disconnected"),
+        ({"error_type": "WorkerUnavailable", "reason": "backend.worker_unavailable"}, "Unknown"),
+        ({"class": "Cancelled", "reason": "request.cancelled"}, "Cancelled"),
+        ({"reason": "backend.stream_incomplete"}, "StreamIncomplete"),
+        ({"error_type": {"Backend": "Later"}}, "Unknown"),
+        ({}, "Unknown"),
+    ],
+)
+def test_errors_of_other_runtimes_are_read(wire: dict[str, Any], kind: str) -> None:
+    """Older, newer and the runtime's own errors get the nearest kind, with their message."""
+    item = convert_annotated({"event": "error", "error": {**wire, "message": "m"}})
+    assert item.error is not None
+    assert (item.error.kind, item.error.message, item.comment) == (kind, "m", None)
+
+
+@pytest.mark.parametrize(
+    ("wire", "message"),
+    [
+        ({"data": {"token_ids": [-1]}}, "$.data.token_ids[0]: expected int >= 0, got -1"),
+        ({"comment": "c"}, "$.comment: expected array | null, got str"),
+        ({"error": "boom"}, "$.error: expected an object, got str"),
+        ({"error": {"caused_by": 1}}, "$.error.caused_by: expected an object, got int"),
+        ([], "$: expected an object, got list"),
+    ],
+)
+def test_a_malformed_item_names_the_field(wire: Any, message: str) -> None:
+    """The path starts at the item, also for a field of its chunk."""
+    assert refusal(convert_annotated, wire) == message
+
+
+def test_an_error_of_a_kind_of_ones_own_is_unknown_on_the_wire() -> None:
+    """The runtime drops an item over a kind that it does not know, so it never sees one."""
+    special = type("Special", (BackendError,), {"kind": "Special"})
+    assert to_builtins(special("odd"))["error_type"] == {"Backend": "Unknown"}
+
+
+def test_a_cycle_through_an_error_item_is_collected() -> None:
+    """An item that its own error leads back to does not leak."""
+
+    class Marked(Unknown):
+        pass
+
+    error = Marked("m")
+    gone = weakref.ref(error)
+    error.item = Annotated.from_error(error)  # pyright: ignore[reportAttributeAccessIssue]
+    del error
+    gc.collect()
+    assert gone() is None
+
+
+# --------------------------------------------------------------------------- encoding in general
+
+
+def test_plain_data_and_parts_can_be_encoded_too() -> None:
+    """Everything that travels has a wire form of its own."""
+    assert encode({"a": [1, None]}) == b'{"a":[1,null]}'
+    assert encode(FinishReason.error("boom")) == b'{"error":"boom"}'
+    assert encode(TraceLink("t", "s")) == b'{"trace_id":"t","span_id":"s"}'
+    assert to_builtins(usage(3, 2))["total_tokens"] == 5
+    assert to_builtins([FinishReason.STOP]) == ["stop"]
+
+
+def test_what_json_cannot_say_becomes_null() -> None:
+    """Not-a-number and infinity are null, as the runtime writes them."""
+    chunk = LLMEngineOutput(log_probs=[float("nan"), float("-inf"), -1.0])
+    assert json.loads(encode(chunk))["log_probs"] == [None, None, -1.0]
+
+
+@pytest.mark.parametrize("chunk", [LLMEngineOutput(), LLMEngineOutput.stop()])
+def test_a_value_without_a_wire_form_is_a_type_error(chunk: LLMEngineOutput) -> None:
+    """An engine that puts an object into its data hears what it was."""
+    chunk.engine_data = {"pool": object()}
+    with pytest.raises(TypeError, match="object"):
+        encode(chunk)
+
+
+def test_wire_fields_have_their_wire_names() -> None:
+    """Names are the runtime's; only the probe marker has another one here."""
+    renamed = {
+        field.name: field.encode_name
+        for kind in (PreprocessedRequest, LLMEngineOutput)
+        for field in msgspec.structs.fields(kind)
+        if field.name != field.encode_name
+    }
+    assert renamed == {"is_probe": "_HEALTH_CHECK"}
+
+
+def test_a_mapping_is_not_changed_by_conversion() -> None:
+    """The caller's dict stays as it was."""
+    wire: Mapping[str, Any] = {"token_ids": b"\x01\x00\x00\x00", "stop_conditions": {"x": 1}}
+    before = copy.deepcopy(wire)
+    convert_request(wire)
+    assert wire == before

@@ -1,0 +1,52 @@
+"""Generated documents are true, and every row has a test."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.behaviour import Named, Rows, problems, render
+
+ROOT = Path(__file__).parents[1]
+
+ROWS = Rows({"Shapes": {"R1": "Round.", "R2": "Square."}}, ["rolls"])
+
+
+@pytest.mark.parametrize("document", ["behaviour", "reference"])
+def test_generated_document_is_current(document: str) -> None:
+    """The document is what `make docs` writes; of the behaviour, every row has a test."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"tools.{document}", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_missing_and_unknown_rows_are_problems() -> None:
+    """A row without a test is told, and so is a test of a row that is not there."""
+    tests = Named({"R1": {"tests/test_a.py::test_x"}, "R9": {"tests/test_a.py::test_y"}}, {})
+    assert problems(ROWS, tests) == [
+        "row R2 has no test",
+        "row R9 is not in docs/rows.toml, named by tests/test_a.py::test_y",
+        "reference test rolls has no test",
+    ]
+
+
+def test_rows_lead_to_their_tests() -> None:
+    """The table links each row to its tests, file by file."""
+    tests = Named(
+        {"R1": {"tests/b/test_b.py::TestB::test_z", "tests/test_a.py::test_x"}},
+        {"rolls": {"tests/test_a.py::test_x"}},
+    )
+    text = render(ROWS, tests)
+    in_a = "[test_a.py](../tests/test_a.py): `test_x`"
+    in_b = "[b/test_b.py](../tests/b/test_b.py): `TestB.test_z`"
+    assert f"| R1 | Round. | {in_b}<br>{in_a} |" in text
+    assert "| R2 | Square. |  |" in text
+    assert f"| `rolls` | {in_a} |" in text

@@ -1,0 +1,48 @@
+"""What modules say they export is what they export."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+import pytest
+
+import operators
+import rx_backend
+
+
+def module_names() -> list[str]:
+    names = ["operators", "rx_backend"]
+    for package in (operators, rx_backend):
+        prefix = f"{package.__name__}."
+        names += [module.name for module in pkgutil.walk_packages(package.__path__, prefix)]
+    return sorted(name for name in names if not name.endswith("__main__"))
+
+
+def is_public(module: ModuleType) -> bool:
+    return not any(part.startswith("_") for part in module.__name__.split("."))
+
+
+@pytest.mark.parametrize("name", module_names())
+def test_all_is_true(name: str) -> None:
+    """Every public module has an ``__all__``; each name in one exists, once."""
+    module = importlib.import_module(name)
+    names: tuple[str, ...] | None = getattr(module, "__all__", None)
+    assert names is not None or not is_public(module)
+    assert [missing for missing in names or () if not hasattr(module, missing)] == []
+    assert len(set(names or ())) == len(names or ())
+
+
+@pytest.mark.parametrize("package", [operators, rx_backend])
+def test_packages_list_what_they_import(package: ModuleType) -> None:
+    """A package's ``__all__`` leaves out nothing public that its ``__init__`` imports from below."""
+    prefix = f"{package.__name__}."
+    imported = {
+        name
+        for name, value in vars(package).items()
+        if not name.startswith("_")
+        and not isinstance(value, ModuleType)
+        and getattr(value, "__module__", "").startswith(prefix)
+    }
+    assert imported - set(package.__all__) == set()

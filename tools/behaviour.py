@@ -1,0 +1,151 @@
+"""
+Write docs/behaviour.md: which tests pin which row.
+
+Rows and their summaries come from docs/rows.toml, the tests from the markers ``rows`` and
+``reference`` of everything that pytest collects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import tomllib
+from collections import defaultdict
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TypeAlias
+
+import pytest
+
+from tools.document import ROOT, publish, table
+
+__all__ = ("Named", "Rows", "collect", "load", "problems", "render")
+
+Tests: TypeAlias = dict[str, set[str]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """
+    What there is to test.
+
+    Attributes:
+        sections: Title to rows, each a key and its summary.
+        reference: Names of the reference adapter's tests.
+    """
+
+    sections: dict[str, dict[str, str]]
+    reference: list[str]
+
+    @property
+    def keys(self) -> list[str]:
+        """All row keys, in order."""
+        return [key for rows in self.sections.values() for key in rows]
+
+
+@dataclass
+class Named:
+    """
+    What the tests name; as a pytest plugin it fills itself.
+
+    Attributes:
+        rows: Row key to the ids of its tests.
+        reference: Name of a reference test to the ids of ours.
+    """
+
+    rows: Tests = field(default_factory=lambda: defaultdict(set[str]))
+    reference: Tests = field(default_factory=lambda: defaultdict(set[str]))
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Read the markers of every test."""
+        for item in session.items:
+            test = item.nodeid.partition("[")[0]
+            for marker, named in (("rows", self.rows), ("reference", self.reference)):
+                for mark in item.iter_markers(marker):
+                    for key in mark.args:
+                        named[key].add(test)
+
+
+def load() -> Rows:
+    """Read docs/rows.toml."""
+    content = tomllib.loads((ROOT / "docs/rows.toml").read_text(encoding="utf-8"))
+    return Rows(content["rows"], content["reference"]["tests"])
+
+
+def collect() -> Named:
+    """
+    Let pytest collect the tests.
+
+    Raises:
+        RuntimeError: Collecting failed; carries pytest's words.
+    """
+    named = Named()
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        options = ["--collect-only", "-qq", "-p", "no:randomly", "-p", "no:cacheprovider"]
+        code = pytest.main([*options, "--rootdir", str(ROOT), str(ROOT / "tests")], plugins=[named])
+    if code is not pytest.ExitCode.OK:
+        raise RuntimeError(output.getvalue())
+    return named
+
+
+def problems(rows: Rows, named: Named) -> list[str]:
+    """Say which rows have no test, and which tests name what is not there."""
+    found: list[str] = []
+    for what, known, tests in (
+        ("row", rows.keys, named.rows),
+        ("reference test", rows.reference, named.reference),
+    ):
+        found += [f"{what} {key} has no test" for key in known if key not in tests]
+        found += [
+            f"{what} {key} is not in docs/rows.toml, named by {test}"
+            for key in sorted(tests.keys() - known)
+            for test in sorted(tests[key])
+        ]
+    return found
+
+
+def render(rows: Rows, named: Named) -> str:
+    """Write the document."""
+    lines = [
+        "# Behaviour and its tests",
+        "",
+        "Written by `make docs` from [rows.toml](rows.toml) and the markers of the tests.",
+        "A test names its rows with `@pytest.mark.rows(...)`.",
+    ]
+    for title, section in rows.sections.items():
+        lines += ["", f"## {title}", ""]
+        lines += table(
+            ("row", "what holds", "tests"),
+            [(key, text, _links(named.rows.get(key))) for key, text in section.items()],
+        )
+    lines += [
+        "",
+        "## Tests of the reference adapter",
+        "",
+        "The Dynamo runtime has an adapter of its own, written in Rust. These are the names of its",
+        "tests, and ours for the same behaviour, marked with `@pytest.mark.reference(...)`.",
+        "",
+    ]
+    lines += table(
+        ("its test", "our tests"),
+        [(f"`{name}`", _links(named.reference.get(name))) for name in rows.reference],
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _links(tests: set[str] | None) -> str:
+    """Give the tests of each file behind a link to it."""
+    parts = sorted(test.split("::", 1) for test in tests or ())
+    return "<br>".join(
+        f"[{path.removeprefix('tests/')}](../{path}): "
+        + ", ".join(f"`{name.replace('::', '.')}`" for _, name in group)
+        for path, group in groupby(parts, key=lambda part: part[0])
+    )
+
+
+if __name__ == "__main__":
+    loaded, collected = load(), collect()
+    path = ROOT / "docs/behaviour.md"
+    sys.exit(publish(path, render(loaded, collected), problems(loaded, collected)))

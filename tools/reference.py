@@ -1,0 +1,79 @@
+"""
+Write docs/reference.md: every public name, with the summary of its docstring.
+
+A name stands once, under the shortest path that it can be imported from.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+from types import ModuleType
+
+from tools.document import ROOT, publish, table
+
+__all__ = ("PACKAGES", "describe", "public_modules", "render", "summary")
+
+PACKAGES = ("operators", "rx_backend")
+
+
+def public_modules() -> list[ModuleType]:
+    """Import the packages and their public modules, in the order of their names."""
+    names = list(PACKAGES)
+    for package in PACKAGES:
+        path = importlib.import_module(package).__path__
+        names += [module.name for module in pkgutil.walk_packages(path, f"{package}.")]
+    return [
+        importlib.import_module(name)
+        for name in sorted(names)
+        if not any(part.startswith("_") for part in name.split("."))
+    ]
+
+
+def summary(thing: object) -> str:
+    """Give the first paragraph of a docstring as one line of Markdown."""
+    paragraph = (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ").strip()
+    plain = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", paragraph)
+    return plain.replace("``", "`").removesuffix(":")
+
+
+def describe(value: object) -> tuple[str, str]:
+    """Say what kind of thing *value* is, and what it does."""
+    if inspect.ismodule(value):
+        return "module", summary(value)
+    if inspect.isclass(value):
+        return ("error" if issubclass(value, BaseException) else "class"), summary(value)
+    if inspect.isroutine(value):
+        return "function", summary(value)
+    if isinstance(value, str | int | float):
+        return "constant", f"`{value!r}`"
+    if type(value).__module__.split(".")[0] in PACKAGES:
+        return "value", f"A `{type(value).__name__}`."
+    return "type", ""
+
+
+def render() -> str:
+    """Write the document."""
+    lines = ["# Public names", "", "Written by `make docs` from the docstrings."]
+    listed: dict[str, object] = {}
+    for module in public_modules():
+        names: tuple[str, ...] = getattr(module, "__all__", ())
+        new = {name: getattr(module, name) for name in names}
+        new = {
+            name: value
+            for name, value in new.items()
+            if name not in listed or listed[name] is not value
+        }
+        listed = new | listed
+        if new:
+            rows = [(f"`{name}`", *describe(value)) for name, value in new.items()]
+            lines += ["", f"## `{module.__name__}`", "", summary(module), ""]
+            lines += table(("name", "kind", "what it is"), rows)
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(publish(ROOT / "docs/reference.md", render(), []))
