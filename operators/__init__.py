@@ -8,8 +8,8 @@ Every operator works alone in ``source.pipe(...)``; a list of them becomes one p
 from operators._assemble import AnyOperator, check_operators, fuse
 from operators._chunk import Chunk, Clock
 from operators._fusion import Enter, FusedRun
-from operators._operator import NotAnOperator, Operator, operator
-from operators._stage import Completed, Emission, SetupFailed, Stage, apply, bypass, emit, visit_if
+from operators._operator import NotAnOperator, Operator, operator, stateless
+from operators._stage import Completed, Emission, Hooks, SetupFailed, Stage, apply, bypass, emit, last, visit_if
 from operators.annotate_errors import annotate_errors
 from operators.deferred_abort import abort_gate, deferred_abort
 from operators.first_token import first_token
@@ -30,6 +30,7 @@ __all__ = (
     "Emission",
     "Enter",
     "FusedRun",
+    "Hooks",
     "LatencyFigures",
     "LinkedChunk",
     "NotAnOperator",
@@ -47,11 +48,13 @@ __all__ = (
     "first_token",
     "fuse",
     "itl_window",
+    "last",
     "latency_figures",
     "nearest_rank",
     "operator",
     "record_span",
     "sliding_itl",
+    "stateless",
     "trace_link",
     "until_terminal",
     "validate_chunks",

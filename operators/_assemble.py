@@ -30,10 +30,7 @@ def check_operators(operators: Iterable[object]) -> list[AnyOperator]:
     checked = list(operators)
     for place, item in enumerate(checked):
         if not callable(item):
-            raise NotAnOperator(
-                f"pipeline[{place}] is no operator: expected one of ours or a reactivex "
-                f"operator, got {type(item).__name__} {item!r}"
-            )
+            raise _refusal(place, item)
     return cast("list[AnyOperator]", checked)
 
 
@@ -77,9 +74,11 @@ def fuse(
     current = source
     try:
         ours: list[Operator[Any, Any]] = []
-        for place, item in enumerate(check_operators(operators)):
+        for place, item in enumerate(operators):
             if isinstance(item, Operator):
                 ours.append(item)
+            elif not callable(item):
+                raise _refusal(place, item)
             else:
                 current = enter(FusedRun, current, ours)
                 current = enter(RxSegment, current, item, f"pipeline[{place}]")
@@ -88,3 +87,10 @@ def fuse(
     except BaseException:
         enter(Release(current, None))
         raise
+
+
+def _refusal(place: int, item: object) -> NotAnOperator:
+    return NotAnOperator(
+        f"pipeline[{place}] is no operator: expected one of ours or a reactivex operator, "
+        f"got {type(item).__name__} {item!r}"
+    )

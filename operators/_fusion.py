@@ -31,11 +31,11 @@ import operator
 import types
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from functools import cache, partial
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 from operators._operator import Operator
 from operators._release import Release, Segment
-from operators._stage import Chain, Emission
+from operators._stage import Chain, Emission, Expression, leave_frame
 
 __all__ = ("Enter", "FusedRun")
 
@@ -83,28 +83,34 @@ class FusedRun(Segment, Generic[B]):
         self._enter = enter
         self._waits: Any = None
         self._dropped = False
-        self._chain = Chain([(item.name, item.start) for item in operators])
+        self._chain = Chain(operators)
         self._release = Release(source, on_end)
-        self._fuse()
+        if self._chain.ended:
+            self._start(_leftovers(self._chain, self._release))
+        else:
+            self._fuse()
 
     def _fuse(self) -> None:
         """Start the loop for the stages that items still visit."""
         chain, source = self._chain, self._release.source
         chain.reshaped = False
-        shape: list[_Visit] = []
         arguments: list[Any] = []
-        for place, step in enumerate(chain.steps):
+        shape: list[_Visit] = []
+        for step, condition in zip(chain.steps, chain.conditions, strict=True):
             if step is None:
+                shape.append(None)
                 continue
-            condition = chain.conditions[place]
             arguments.append(step)
             if condition is None:
-                shape.append(_Visit(place, type(step) is _METHOD))
+                shape.append(type(step) is _METHOD)
             else:
-                shape.append(_Visit(place, True, condition.source, tuple(condition.names)))
-                arguments += condition.names.values()
+                shape.append(condition.expression)
+                arguments += condition.values
         loop = _compiled(tuple(shape), isinstance(source, Segment))
-        self._loop: _Loop = loop(chain, source, _pull_of(source), self._release, *arguments)
+        self._start(loop(chain, source, _pull_of(source), self._release, *arguments))
+
+    def _start(self, loop: _Loop) -> None:
+        self._loop = loop
         self._pull = partial(self._enter, self._loop.send, None)
 
     @property
@@ -212,13 +218,11 @@ class _Detour(BaseException):
     """A stage that few items visit took over: leaves the straight path of the loop."""
 
 
-class _Visit(NamedTuple):
-    """How items visit one stage: a part of a loop's shape."""
-
-    place: int
-    may_emit: bool
-    condition: str | None = None
-    names: tuple[str, ...] = ()
+_Visit: TypeAlias = Expression | bool | None
+"""
+How items visit one stage, as a part of a loop's shape: under a condition, all of them (and whether
+the stage may answer with an Emission: a generator may, an applied function can't), or none.
+"""
 
 
 @cache
@@ -227,7 +231,7 @@ def _compiled(shape: tuple[_Visit, ...], ends_early: bool) -> Callable[..., _Loo
     Compile the loop for a shape.
 
     Args:
-        shape: The stages that items visit.
+        shape: How items visit each stage.
         ends_early: The source says with an item whether it is the last.
     """
     body: list[str] = []
@@ -244,17 +248,27 @@ def _compiled(shape: tuple[_Visit, ...], ends_early: bool) -> Callable[..., _Loo
         write("    chain.push_last(item)")
         write("else:")
         indent += "    "
-    for place, may_emit, condition, names in shape:
-        arguments += [f"step_{place}", *(f"{name}_{place}" for name in names)]
-        if condition is not None:
-            write(f"if {_renamed(condition, names, place)}:", place)
-            write(f"    item = step_{place}(item)", place)
+    for place, visit in enumerate(shape):
+        if visit is None:
+            continue
+        arguments.append(f"step_{place}")
+        if isinstance(visit, Expression):
+            arguments += [f"{name}_{place}" for name in visit.names]
+            condition = _renamed(visit, place)
+            if visit.once:
+                write(f"if step_{place} is not None and ({condition}):", place)
+                write(f"    step, step_{place} = step_{place}, None", place)
+                write(f"    chain.steps[{place}] = None", place)
+                write("    item = step(item)", place)
+            else:
+                write(f"if {condition}:", place)
+                write(f"    item = step_{place}(item)", place)
             write("    if type(item) is Emission:")
             write(f"        chain.emitted({place}, item)", place)
             write("        raise Detour")
             continue
         write(f"item = step_{place}(item)", place)
-        if may_emit:
+        if visit:
             write("if type(item) is Emission:")
             write(f"    chain.emitted({place}, item)", place)
             write("else:")
@@ -263,18 +277,32 @@ def _compiled(shape: tuple[_Visit, ...], ends_early: bool) -> Callable[..., _Loo
     write("yield READY")
     write("continue")
     source = _LOOP.format(arguments="".join(f", {a}" for a in arguments), body="\n".join(body))
-    names_of_loop = {"Detour": _Detour, "Emission": Emission, "READY": READY, "PLACES": places}
+    names_of_loop = {
+        "Detour": _Detour,
+        "Emission": Emission,
+        "PLACES": places,
+        "READY": READY,
+        "leave_frame": leave_frame,
+    }
     exec(compile(source, f"<fused loop of {len(shape)}>", "exec"), names_of_loop)  # noqa: S102
     return types.coroutine(cast("Callable[..., _Loop]", names_of_loop["loop"]))
 
 
-def _renamed(condition: str, names: Sequence[str], place: int) -> str:
-    """The condition with its names made the stage's own."""
-    tree = ast.parse(condition, mode="eval")
+def _renamed(expression: Expression, place: int) -> str:
+    """The expression with its names made the stage's own."""
+    tree = ast.parse(expression.source, mode="eval")
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id in names:
+        if isinstance(node, ast.Name) and node.id in expression.names:
             node.id = f"{node.id}_{place}"
     return ast.unparse(tree)
+
+
+def _leftovers(chain: Chain, release: Release) -> _Loop:
+    """The loop of a run that an operator ended before it began."""
+    release()
+    while chain.out:
+        chain.item = chain.out.popleft()
+        yield READY
 
 
 # The line of an exception in the loop tells which stage it came from.
@@ -288,6 +316,7 @@ def loop(chain, source, pull, release{arguments}):
         except GeneratorExit:
             raise
         except BaseException as error:
+            leave_frame(error)
             chain.fail(error)
         else:
             try:
@@ -297,7 +326,9 @@ def loop(chain, source, pull, release{arguments}):
             except GeneratorExit:
                 raise
             except BaseException as error:
-                chain.interrupted(error, PLACES[error.__traceback__.tb_lineno])
+                place = PLACES[error.__traceback__.tb_lineno]
+                leave_frame(error)
+                chain.interrupted(error, place)
         if chain.ended:
             release()
         while chain.out:

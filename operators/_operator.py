@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable, SingleAssignmentDisposable
 
-from operators._stage import Chain, Emission, Stage
+from operators._stage import Chain, Emission, Hooks, Stage, leave_frame
 
-__all__ = ("NotAnOperator", "Operator", "operator")
+__all__ = ("NotAnOperator", "Operator", "operator", "stateless")
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -29,20 +30,42 @@ class Operator(Generic[A, B]):
     It is an immutable value without state: every subscription and every stream that it is used in
     starts its own generator.
 
-    Attributes:
-        name: Shown in errors and in ``repr``.
-        start: Makes a new stage.
+    Args:
+        function: The generator function that is the operator's body.
+        args: Its arguments.
+        kwargs: Its arguments by name.
+        hooks: What *function* gives, where that has no state and serves every stream.
     """
 
-    __slots__ = ("_arguments", "name", "start")
+    __slots__ = ("_args", "_function", "_hooks", "_kwargs")
 
-    def __init__(self, name: str, start: Callable[[], Stage[A, B]], arguments: str = "") -> None:
-        self.name = name
-        self.start = start
-        self._arguments = arguments
+    def __init__(
+        self,
+        function: Callable[..., Stage[A, B] | Hooks[A, B]],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] = MappingProxyType({}),
+        hooks: Hooks[A, B] | None = None,
+    ) -> None:
+        self._function = function
+        self._args = args
+        self._kwargs = kwargs
+        self._hooks = hooks
+
+    @property
+    def name(self) -> str:
+        """Shown in errors and in ``repr``."""
+        return self._function.__name__
+
+    def start(self) -> Stage[A, B] | Hooks[A, B]:
+        """Make a new stage."""
+        if self._hooks is not None:
+            return self._hooks
+        return self._function(*self._args, **self._kwargs)
 
     def __repr__(self) -> str:
-        return f"{self.name}({self._arguments})"
+        arguments = [repr(value) for value in self._args]
+        arguments += [f"{name}={value!r}" for name, value in self._kwargs.items()]
+        return f"{self.name}({', '.join(arguments)})"
 
     def __call__(self, source: Observable[A]) -> Observable[B]:
         """Apply the operator to an Observable, as in ``source.pipe(operator)``."""
@@ -55,7 +78,7 @@ class Operator(Generic[A, B]):
         return Observable(subscribe)
 
 
-def operator(function: Callable[P, Stage[A, B]]) -> Callable[P, Operator[A, B]]:
+def operator(function: Callable[P, Stage[A, B] | Hooks[A, B]]) -> Callable[P, Operator[A, B]]:
     """
     Turn a generator function into an operator; see :mod:`operators._stage` for what it can say.
 
@@ -77,11 +100,31 @@ def operator(function: Callable[P, Stage[A, B]]) -> Callable[P, Operator[A, B]]:
 
     @functools.wraps(function)
     def make(*args: P.args, **kwargs: P.kwargs) -> Operator[A, B]:
-        arguments = [repr(arg) for arg in args]
-        arguments += [f"{name}={value!r}" for name, value in kwargs.items()]
-        return Operator(
-            function.__name__, lambda: function(*args, **kwargs), ", ".join(arguments)
-        )
+        return Operator(function, args, kwargs)
+
+    return make
+
+
+def stateless(function: Callable[P, Hooks[A, B]]) -> Callable[P, Operator[A, B]]:
+    """
+    Turn a function that gives hooks without state into an operator.
+
+    Like :func:`operator`, but the function runs once, when the operator is made, and its hooks
+    serve every stream: setting one up costs next to nothing.
+
+    >>> import reactivex
+    >>> from operators import Hooks
+    >>> @stateless
+    ... def doubled():
+    ...     return Hooks(lambda item: item * 2)
+    >>> _ = reactivex.of(1, 2).pipe(doubled()).subscribe(print)
+    2
+    4
+    """
+
+    @functools.wraps(function)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Operator[A, B]:
+        return Operator(function, args, kwargs, function(*args, **kwargs))
 
     return make
 
@@ -93,12 +136,16 @@ class _Subscription(Generic[A, B]):
 
     def __init__(self, operator: Operator[A, B], observer: abc.ObserverBase[B]) -> None:
         self._observer = observer
-        self._chain = Chain([(operator.name, operator.start)])
+        self._chain = Chain([operator])
         self._upstream = SingleAssignmentDisposable()
 
     def run(
         self, source: Observable[A], scheduler: abc.SchedulerBase | None
     ) -> abc.DisposableBase:
+        if self._chain.ended:
+            # It returned before its first yield.
+            self._deliver()
+            return Disposable()
         self._upstream.disposable = source.subscribe(
             self._next, self._error, self._completed, scheduler=scheduler
         )
@@ -111,8 +158,11 @@ class _Subscription(Generic[A, B]):
         step, condition = chain.steps[0], chain.conditions[0]
         try:
             if step is not None and (condition is None or condition.holds(item)):
+                if condition is not None and condition.expression.once:
+                    chain.steps[0] = None
                 item = step(item)
         except BaseException as error:
+            leave_frame(error)
             chain.interrupted(error, 0)
         else:
             if chain.ended:

@@ -8,7 +8,8 @@ An operator's body is a generator. It receives an item at ``yield`` and yields w
         item = yield change(item)
 
 - ``yield out`` hands out one item; ``yield emit(a, b)`` several, ``yield emit()`` none.
-- ``yield bypass(out)`` hands out ``out`` and steps aside: later items don't visit the operator.
+- ``yield bypass(out)`` hands out ``out`` and steps aside: later items don't visit the operator,
+  but the end arrives at this ``yield``. ``return bypass(out)`` steps aside for good.
 - ``yield apply(function, out)`` does the same, and sends later items through *function*.
 - ``yield visit_if(condition, out)`` hands out ``out``; of later items only those visit for which
   *condition*, an expression over ``item``, is true. It is evaluated within the fused loop, where a
@@ -16,7 +17,8 @@ An operator's body is a generator. It receives an item at ``yield`` and yields w
 
 The last three may be yielded before the first item too, without an ``out``.
 
-- ``return out`` (or ``return``) ends the stream, with ``out`` (or nothing) as its last item.
+- ``return out`` (or ``return``) ends the stream, with ``out`` (or nothing) as its last item;
+  before the first ``yield`` too.
 - The end arrives at the ``yield``: :class:`Completed` when the source is through, the source's
   exception when it failed, ``GeneratorExit`` when the stream was dropped. What is yielded or
   returned there still goes out; ``finally`` releases in all three cases.
@@ -26,20 +28,24 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 __all__ = (
     "Chain",
     "Completed",
     "Condition",
     "Emission",
+    "Expression",
+    "Hooks",
     "SetupFailed",
     "Stage",
     "apply",
     "bypass",
     "emit",
+    "last",
+    "leave_frame",
     "visit_if",
 )
 
@@ -64,7 +70,7 @@ class SetupFailed(Exception):
 class Emission:
     """What :func:`emit` and its kin make; yield it, don't keep it."""
 
-    __slots__ = ("condition", "items", "step", "steps_aside")
+    __slots__ = ("condition", "ends", "items", "step", "steps_aside")
 
     def __init__(
         self,
@@ -73,11 +79,13 @@ class Emission:
         steps_aside: bool = False,
         step: Step | None = None,
         condition: Condition | None = None,
+        ends: bool = False,
     ) -> None:
         self.items = items
         self.steps_aside = steps_aside
         self.step = step
         self.condition = condition
+        self.ends = ends
 
 
 class Condition:
@@ -85,27 +93,47 @@ class Condition:
     Which items visit a stage: an expression over ``item`` and some names of its own.
 
     Attributes:
-        source: The expression.
-        names: Values of the names in it.
+        expression: The expression; conditions with the same one share it.
+        values: The values of the names in it.
     """
 
-    __slots__ = ("_holds", "names", "source")
+    __slots__ = ("_holds", "expression", "values")
 
-    def __init__(self, source: str, names: dict[str, Any]) -> None:
-        self.source = source
-        self.names = names
+    def __init__(self, expression: Expression, values: Iterable[Any]) -> None:
+        self.expression = expression
+        self.values = values
         self._holds: Callable[[Any], bool] | None = None
 
     def holds(self, item: Any) -> bool:
         """Whether *item* visits the stage."""
         if self._holds is None:
-            self._holds = _predicate(self.source, tuple(self.names))(*self.names.values())
+            self._holds = self.expression.predicate(*self.values)
         return self._holds(item)
 
 
-@cache
-def _predicate(source: str, names: tuple[str, ...]) -> Callable[..., Callable[[Any], bool]]:
-    return eval(f"lambda {', '.join(names)}: lambda item: {source}")  # noqa: S307
+class Expression:
+    """
+    The text of a condition, and its form as a function.
+
+    Attributes:
+        source: The text.
+        names: The names in it besides ``item``.
+        once: Only the first item that it holds for visits the stage.
+        predicate: Gives a function of ``item`` for the names' values.
+    """
+
+    __slots__ = ("names", "once", "predicate", "source")
+
+    def __init__(self, source: str, names: tuple[str, ...], once: bool = False) -> None:
+        self.source = source
+        self.names = names
+        self.once = once
+        self.predicate: Callable[..., Callable[[Any], bool]] = eval(  # noqa: S307
+            f"lambda {', '.join(names)}: lambda item: {source}"
+        )
+
+
+_expression = cache(Expression)
 
 
 def emit(*items: Any) -> Emission:
@@ -145,11 +173,72 @@ def visit_if(condition: str, *items: Any, **names: Any) -> Emission:
     20
     3
     """
-    return Emission(items, condition=Condition(condition, names))
+    expression = _expression(condition, tuple(names))
+    return Emission(items, condition=Condition(expression, names.values()))
+
+
+def last(*items: Any) -> Emission:
+    """Give this as a :class:`Hooks` step's result to end the stream with *items*."""
+    return Emission(items, ends=True)
+
+
+class Hooks(Generic[A, B]):
+    """
+    An operator's body as functions, for one that few items need to visit.
+
+    It costs a fraction of a generator to set up and to end, and nothing for an item that its
+    condition keeps away. A function decorated with ``@operator`` may return one instead of being a
+    generator.
+
+    Args:
+        step: What happens to an item that visits: gives the item to hand out, or an emission.
+            None: no item visits.
+        only: The condition under which an item visits, an expression over ``item`` and *names*;
+            None for every item, and then *step* must give an item.
+        once: Only the first item that *only* holds for visits.
+        names: Values of the names in *only*.
+        on_error: Turns a failure of the source into the stream's last item.
+        on_end: Called once at the end, however it comes: with the failure or None, and whether
+            the stream was dropped.
+    """
+
+    __slots__ = ("condition", "on_end", "on_error", "step")
+
+    def __init__(
+        self,
+        step: Callable[[A], B | Emission] | None = None,
+        *,
+        only: str | None = None,
+        once: bool = False,
+        names: Mapping[str, Any] | None = None,
+        on_error: Callable[[Exception], B] | None = None,
+        on_end: Callable[[Exception | None, bool], None] | None = None,
+    ) -> None:
+        self.step: Step | None = step
+        self.on_error = on_error
+        self.on_end = on_end
+        self.condition: Condition | None = None
+        if only is not None:
+            values = () if names is None else names.values()
+            expression = _expression(only, () if names is None else tuple(names), once)
+            self.condition = Condition(expression, values)
 
 
 Stage: TypeAlias = Generator[B | Emission | None, A, B | Emission | None]
 """The type of an operator's generator from items A to items B."""
+
+
+class Starter(Protocol):
+    """What a chain makes a stage from."""
+
+    @property
+    def name(self) -> str:
+        """Shown in errors."""
+        ...
+
+    def start(self) -> Stage[Any, Any] | Hooks[Any, Any]:
+        """Make a new stage."""
+        ...
 
 
 class Chain:
@@ -172,8 +261,8 @@ class Chain:
 
     __slots__ = (
         "_is_last",
-        "_names",
         "_stages",
+        "_starters",
         "conditions",
         "ended",
         "error",
@@ -183,9 +272,10 @@ class Chain:
         "steps",
     )
 
-    def __init__(self, starts: Sequence[tuple[str, Callable[[], Stage[Any, Any]]]]) -> None:
-        self._names = [name for name, _ in starts]
-        self._stages: list[Stage[Any, Any]] = []
+    def __init__(self, starters: Sequence[Starter]) -> None:
+        self._starters = starters
+        # None: has met its end.
+        self._stages: list[Stage[Any, Any] | Hooks[Any, Any] | None] = []
         self._is_last = False
         self.steps: list[Step | None] = []
         self.conditions: list[Condition | None] = []
@@ -194,19 +284,34 @@ class Chain:
         self.error: BaseException | None = None
         self.ended = False
         self.item: Any = None
+        returned: tuple[int, Any] | None = None
         try:
-            for _, start in starts:
-                stage = start()
+            for place, starter in enumerate(starters):
+                stage = starter.start()
                 self._stages.append(stage)
-                first = next(stage)
+                if type(stage) is Hooks:
+                    self.steps.append(stage.step)
+                    self.conditions.append(stage.condition)
+                    continue
                 self.steps.append(stage.send)
                 self.conditions.append(None)
+                try:
+                    first = next(stage)
+                except StopIteration as stop:
+                    first = stop.value
+                    if type(first) is not Emission or not first.steps_aside:
+                        returned = place, first
+                        continue
                 if type(first) is Emission:
-                    self._visit(len(self.steps) - 1, first)
+                    self._visit(place, first)
         except BaseException as error:
             self.steps.clear()
             self.fail(SetupFailed(repr(error)) if isinstance(error, Exception) else error)
             raise
+        if returned is not None:
+            place, value = returned
+            self._close(0, place)
+            self._returned(place, value)
 
     def push(self, item: Any, place: int = 0) -> None:
         """Send one item through the stages from *place* on; results go to ``out``."""
@@ -217,8 +322,12 @@ class Chain:
             try:
                 if step is None or (condition is not None and not condition.holds(item)):
                     continue
+                if condition is not None and condition.expression.once:
+                    self.steps[here] = None
+                    self.reshaped = True
                 item = step(item)
             except BaseException as error:
+                leave_frame(error)
                 self.interrupted(error, here)
                 return
             if type(item) is Emission:
@@ -234,6 +343,11 @@ class Chain:
 
     def emitted(self, place: int, emission: Emission) -> None:
         """Take what the stage at *place* yielded by :func:`emit`, :func:`bypass`, :func:`apply`."""
+        if emission.ends:
+            self._end_before(place)
+            self._close(place, place + 1)
+            self._returned(place, emission)
+            return
         self._visit(place, emission)
         for item in emission.items:
             if self.ended:
@@ -248,24 +362,36 @@ class Chain:
             error: ``StopIteration`` for a stage that returned.
             place: The stage.
         """
+        stage = self._stages[place]
+        has_returned = isinstance(error, StopIteration) and not _lives(stage)
+        value = error.value if isinstance(error, StopIteration) else None
+        if has_returned and type(value) is Emission and value.steps_aside:
+            self.emitted(place, value)
+            return
+        self._end_before(place)
+        if has_returned:
+            self._returned(place, value)
+            return
+        self._close(place, place + 1)
+        self.fail(error, place + 1)
+
+    def _end_before(self, place: int) -> None:
+        """A stage ended the stream: end the ones before it."""
         if self._is_last:
-            # The source was through already, so for the stages before it this is no drop.
+            # The source was through already, so for them this is no drop.
             for here in range(place):
                 self._throw(here, Completed())
         else:
             self._close(0, place)
-        stage = self._stages[place]
-        if isinstance(error, StopIteration) and _is_finished(stage):
-            self._returned(place, error.value)
-            return
-        stage.close()
-        self.fail(error, place + 1)
 
     def complete(self, place: int = 0) -> None:
         """The source is through: tell the stages from *place* on, in order."""
         if self.ended:
             return
         for here in range(place, len(self._stages)):
+            stage = self._stages[here]
+            if stage is None or (type(stage) is Hooks and stage.on_end is None):
+                continue
             raised, words = self._throw(here, Completed())
             if raised is None:
                 self._returned(here, words)
@@ -318,16 +444,38 @@ class Chain:
     def _throw(self, here: int, signal: BaseException) -> tuple[BaseException | None, Any]:
         """Raise *signal* at a stage's yield; gives the exception that goes on, or last words."""
         stage = self._stages[here]
-        if _is_finished(stage):
+        if not _lives(stage):
             return signal, None
+        if type(stage) is Hooks:
+            return self._end_hooks(here, stage, signal)
+        traceback = signal.__traceback__
         try:
             words = stage.throw(signal)
         except StopIteration as stop:
             return None, stop.value
         except BaseException as raised:
+            if raised is signal:
+                raised.__traceback__ = traceback
+            else:
+                leave_frame(raised)
             return raised, None
         self._close(here, here + 1)
         return None, words
+
+    def _end_hooks(
+        self, here: int, hooks: Hooks[Any, Any], signal: BaseException
+    ) -> tuple[BaseException | None, Any]:
+        self._stages[here] = None
+        failure = signal if isinstance(signal, Exception) else None
+        try:
+            if hooks.on_end is not None:
+                hooks.on_end(failure, False)
+            if failure is not None and hooks.on_error is not None:
+                return None, hooks.on_error(failure)
+        except BaseException as raised:
+            leave_frame(raised)
+            return raised, None
+        return signal, None
 
     def _returned(self, place: int, value: Any) -> None:
         """The stage at *place* ended the stream, with last items or without."""
@@ -345,17 +493,33 @@ class Chain:
     def _close(self, place: int, end: int) -> None:
         for here in range(place, end):
             stage = self._stages[here]
-            if stage.gi_running:
+            if stage is None:
                 continue
             try:
-                stage.close()
+                if type(stage) is Hooks:
+                    self._stages[here] = None
+                    if stage.on_end is not None:
+                        stage.on_end(None, True)
+                elif not stage.gi_running:
+                    stage.close()
             except Exception:
                 # A failing release must not keep the other stages from theirs.
-                _log.exception("operator %s failed while it was closed", self._names[here])
+                _log.exception("operator %s failed while it was closed", self._starters[here].name)
 
 
-def _is_finished(stage: Stage[Any, Any]) -> bool:
-    return stage.gi_frame is None
+def leave_frame(error: BaseException) -> None:
+    """
+    Take the frame that caught *error* out of its traceback.
+
+    That frame, or one that called it, holds the error: a cycle that only the garbage collector
+    would free, for every stream.
+    """
+    if error.__traceback__ is not None:
+        error.__traceback__ = error.__traceback__.tb_next
+
+
+def _lives(stage: Stage[Any, Any] | Hooks[Any, Any] | None) -> bool:
+    return stage is not None and (type(stage) is Hooks or stage.gi_frame is not None)
 
 
 _log = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from operators._operator import operator
-from operators._stage import Stage, apply
+from operators._operator import stateless
+from operators._stage import Hooks
 
 __all__ = ("annotate_errors",)
 
@@ -14,10 +14,10 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-@operator
+@stateless
 def annotate_errors(
     item: Callable[[A], B], error: Callable[[Exception], B]
-) -> Stage[A, B]:
+) -> Hooks[A, B]:
     """
     Wrap every item, and turn a source failure into one error item that ends the stream (row S6).
 
@@ -39,10 +39,6 @@ def annotate_errors(
     >>> failing = reactivex.throw(Disconnected("peer gone"))
     >>> wrapped = failing.pipe(annotate_errors(Annotated, Annotated.from_error))
     >>> _ = wrapped.subscribe(lambda item: print(item.event, item.comment))
-    error ['BackendDisconnected: peer gone']
+    error ['peer gone']
     """
-    try:
-        yield apply(item)
-    except Exception as failure:
-        return error(failure)
-
+    return Hooks(item, on_error=error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 import reactivex
@@ -14,7 +13,7 @@ from reactivex.subject import Subject
 
 from operators._chunk import HAS_TOKENS, Chunk
 from operators._operator import operator
-from operators._stage import Stage, bypass, visit_if
+from operators._stage import Hooks
 
 __all__ = ("abort_gate", "deferred_abort")
 
@@ -73,7 +72,7 @@ def deferred_abort(
     notified: Observable[Any] | None = None,
     defer: bool = True,
     end_of_turn: Callable[[Callable[[], None]], object] | None = None,
-) -> Stage[C, C]:
+) -> Hooks[C, C]:
     """
     Call *abort* once on a stop signal, held back until the first token (rows A2 to A6).
 
@@ -109,38 +108,38 @@ def deferred_abort(
     abort
     [7]
     """
-    gate = _Gate(abort, stop, notified, is_open=not defer)
-    close = gate.close
-    try:
-        if defer:
-            chunk = yield visit_if(HAS_TOKENS)
-            gate.open()
-            yield bypass(chunk)
-        else:
-            yield bypass()
-    except GeneratorExit:
-        if end_of_turn is not None and gate.is_waiting:
-            close = partial(end_of_turn, gate.close)
-        raise
-    finally:
-        close()
+    gate = _Gate(abort, stop, notified, end_of_turn, is_open=not defer)
+    if defer:
+        return Hooks(gate.let_through, only=HAS_TOKENS, once=True, on_end=gate.end)
+    return Hooks(on_end=gate.end)
 
 
 class _Gate:
     """One stream's gate. Its Rx composition is made when a stop signal comes: few streams get one."""
 
-    __slots__ = ("_abort", "_closed", "_fired", "_is_open", "_notified", "_opened", "_subscriptions")
+    __slots__ = (
+        "_abort",
+        "_closed",
+        "_end_of_turn",
+        "_fired",
+        "_is_open",
+        "_notified",
+        "_opened",
+        "_subscriptions",
+    )
 
     def __init__(
         self,
         abort: Callable[[], None],
         stop: Observable[Any],
         notified: Observable[Any] | None,
+        end_of_turn: Callable[[Callable[[], None]], object] | None,
         *,
         is_open: bool,
     ) -> None:
         self._abort = abort
         self._notified = notified
+        self._end_of_turn = end_of_turn
         self._is_open = is_open
         self._fired = False
         self._opened: Subject[Any] | None = None
@@ -148,22 +147,27 @@ class _Gate:
         self._subscriptions: list[abc.DisposableBase] = []
         self._subscriptions.append(stop.subscribe(self._arm))
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a stop signal has come and the abort has not been made."""
-        return self._closed is not None and not self._fired
-
-    def open(self) -> None:
-        """The first token is here."""
+    def let_through(self, chunk: C) -> C:
+        """The first token is here: open."""
         self._is_open = True
         if self._opened is not None:
             self._opened.on_next(True)
+        return chunk
+
+    def end(self, _failure: Exception | None, dropped: bool) -> None:
+        """The stream is at its end."""
+        is_waiting = self._closed is not None and not self._fired
+        if dropped and is_waiting and self._end_of_turn is not None:
+            self._end_of_turn(self.close)
+        else:
+            self.close()
 
     def close(self) -> None:
         """No abort from here on."""
         if self._closed is not None:
             self._closed.on_next(True)
-        for subscription in self._subscriptions:
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
             subscription.dispose()
 
     def _arm(self, _: Any) -> None:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from operators._chunk import HAS_TOKENS, Chunk
 from operators._operator import operator
-from operators._stage import Stage, bypass, visit_if
+from operators._stage import Hooks
 
 __all__ = ("first_token",)
 
@@ -15,7 +15,7 @@ C = TypeVar("C", bound=Chunk)
 
 
 @operator
-def first_token(on_first: Callable[[C], None]) -> Stage[C, C]:
+def first_token(on_first: Callable[[C], None]) -> Hooks[C, C]:
     """
     Call *on_first* with the first token's chunk; pass every chunk through unchanged (row F1).
 
@@ -38,6 +38,9 @@ def first_token(on_first: Callable[[C], None]) -> Stage[C, C]:
     >>> _ = chunks.pipe(first_token(lambda chunk: print(chunk.token_ids))).subscribe()
     [7]
     """
-    chunk = yield visit_if(HAS_TOKENS)
-    on_first(chunk)
-    yield bypass(chunk)
+
+    def note(chunk: C) -> C:
+        on_first(chunk)
+        return chunk
+
+    return Hooks(note, only=HAS_TOKENS, once=True)

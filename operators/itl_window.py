@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from operators._chunk import IS_TERMINAL, Chunk, Clock
 from operators._operator import operator
-from operators._stage import Stage, emit, visit_if
+from operators._stage import Hooks, Stage, emit
 from operators.token_times import LatencyFigures, TokenTimes, latency_figures
 
 __all__ = ("itl_window", "sliding_itl")
@@ -20,7 +20,7 @@ C = TypeVar("C", bound=Chunk)
 @operator
 def itl_window(
     times: TokenTimes, on_end: Callable[[TokenTimes], None] | None = None
-) -> Stage[C, C]:
+) -> Hooks[C, C]:
     """
     Note when each chunk with tokens came; pass every chunk through unchanged (rows F3, F5).
 
@@ -47,24 +47,27 @@ def itl_window(
     >>> times.ttft_ms, [round(gap) for gap in times.itl_ms()]
     (1000.0, [20])
     """
-    note, clock, sizes = times.times.append, times.clock, times.sizes
+    note, clock = times.times.append, times.clock
     times.started = clock()
-    try:
-        chunk = yield visit_if(_IS_UNUSUAL, note=note, clock=clock)
-        while True:
-            tokens = len(chunk.token_ids)
-            if tokens > 1:
-                sizes[len(times.times)] = tokens
-                note(clock())
-            if chunk.finish_reason is not None:
-                times.finish_reason = chunk.finish_reason
-            chunk = yield chunk
-    finally:
-        if on_end is not None:
-            on_end(times)
+
+    def look(chunk: C) -> C:
+        tokens = len(chunk.token_ids)
+        if tokens > 1:
+            times.sizes[len(times.times)] = tokens
+            note(clock())
+        if chunk.finish_reason is not None:
+            times.finish_reason = chunk.finish_reason
+        return chunk
+
+    return Hooks(
+        look,
+        only=_IS_UNUSUAL,
+        names={"note": note, "clock": clock},
+        on_end=None if on_end is None else lambda _failure, _dropped: on_end(times),
+    )
 
 
-# Notes a chunk of one token in passing; any other chunk, and a terminal, visits the stage.
+# Notes a chunk of one token in passing; any other chunk, and a terminal, is looked at.
 _IS_UNUSUAL = f"len(item.token_ids) != 1 or note(clock()) or {IS_TERMINAL}"
 
 

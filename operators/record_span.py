@@ -11,7 +11,7 @@ from opentelemetry.util.types import AttributeValue
 from operators import span_names as names
 from operators._chunk import IS_TERMINAL, Chunk
 from operators._operator import operator
-from operators._stage import Stage, bypass, visit_if
+from operators._stage import Hooks
 from operators.token_times import TokenTimes
 
 __all__ = ("record_span",)
@@ -36,7 +36,7 @@ def record_span(
     is_cancelled: Callable[[], bool] = _never,
     reason_name: Callable[[Any], str] = str,
     error_kind: Callable[[Exception], str] = _type_name,
-) -> Stage[C, C]:
+) -> Hooks[C, C]:
     """
     Write a stream's outcome on *span* when it ends, and end the span (rows P3 to P7).
 
@@ -71,36 +71,28 @@ def record_span(
     {'cancelled': False, 'finish_reason': 'stop'}
     """
     if not span.is_recording():
-        try:
-            yield bypass()
-        finally:
-            span.end()
-        return
-    chunk: C | None = None
-    failure: Exception | None = None
-    try:
-        if times is not None:
-            yield bypass()
-        chunk = yield visit_if(IS_TERMINAL)
-        yield bypass(chunk)
-    except Exception as error:
-        failure = error
-        raise
-    finally:
+        return Hooks(on_end=lambda _failure, _dropped: span.end())
+    reason: Any = None
+
+    def look(terminal: C) -> C:
+        nonlocal reason
+        reason = terminal.finish_reason
+        return terminal
+
+    def end(failure: Exception | None, _dropped: bool) -> None:
         outcome: dict[str, AttributeValue] = {names.CANCELLED: is_cancelled()}
+        finish_reason = reason
         if times is not None:
-            reason = times.finish_reason
+            finish_reason = times.finish_reason
             outcome |= _figures(times)
-        else:
-            reason = chunk.finish_reason if chunk is not None else None
         if failure is not None:
             kind = error_kind(failure)
             outcome[names.ERROR_KIND] = kind
             span.set_status(Status(StatusCode.ERROR, kind))
-        elif reason is not None:
-            outcome[names.FINISH_REASON] = reason_name(reason)
-            if getattr(reason, "is_error", False):
-                span.set_status(Status(StatusCode.ERROR, reason_name(reason)))
+        elif finish_reason is not None:
+            outcome[names.FINISH_REASON] = reason_name(finish_reason)
+            if getattr(finish_reason, "is_error", False):
+                span.set_status(Status(StatusCode.ERROR, reason_name(finish_reason)))
         else:
             outcome[names.CANCELLED] = True
             outcome[names.FINISH_REASON] = names.DROPPED
@@ -108,6 +100,10 @@ def record_span(
         if attributes:
             span.set_attributes(outcome)
         span.end()
+
+    if times is not None:
+        return Hooks(on_end=end)
+    return Hooks(look, only=IS_TERMINAL, on_end=end)
 
 
 def _figures(times: TokenTimes) -> dict[str, AttributeValue]:

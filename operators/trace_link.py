@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from operators._chunk import HAS_TOKENS, IS_TERMINAL, Chunk
+from operators._chunk import HAS_TOKENS, Chunk
 from operators._operator import operator
-from operators._stage import Stage, bypass, visit_if
+from operators._stage import Hooks
 
 __all__ = ("LinkedChunk", "trace_link")
 
@@ -22,7 +23,7 @@ C = TypeVar("C", bound=LinkedChunk)
 
 
 @operator
-def trace_link(link: object | None, *, on_terminal: bool = False) -> Stage[C, C]:
+def trace_link(link: object | None, *, on_terminal: bool = False) -> Hooks[C, C]:
     """
     Stamp ``worker_trace_link`` on the first chunk with tokens (rows T3, T4, T5).
 
@@ -50,18 +51,24 @@ def trace_link(link: object | None, *, on_terminal: bool = False) -> Stage[C, C]
     False
     """
     if link is None:
-        yield bypass()
-    elif not on_terminal:
-        chunk = yield visit_if(HAS_TOKENS)
-        yield bypass(_stamp(chunk, link))
-    else:
-        chunk = yield visit_if(f"{HAS_TOKENS} or {IS_TERMINAL}")
-        if chunk.token_ids:
-            chunk = yield visit_if(IS_TERMINAL, _stamp(chunk, link))
-        yield bypass(chunk if chunk.worker_trace_link is not None else _stamp(chunk, link))
+        return Hooks()
+    if not on_terminal:
+        return Hooks(partial(_stamp, link), only=HAS_TOKENS, once=True)
+    is_first = True
+
+    def stamp(chunk: C) -> C:
+        nonlocal is_first
+        if chunk.token_ids and is_first:
+            is_first = False
+            return _stamp(link, chunk)
+        if chunk.finish_reason is not None and chunk.worker_trace_link is None:
+            return _stamp(link, chunk)
+        return chunk
+
+    return Hooks(stamp)
 
 
-def _stamp(chunk: C, link: object) -> C:
+def _stamp(link: object, chunk: C) -> C:
     stamped = copy.copy(chunk)
     stamped.worker_trace_link = link
     return stamped

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TypeVar
 
 from operators._chunk import IS_TERMINAL, Chunk
-from operators._operator import operator
-from operators._stage import Stage, visit_if
+from operators._operator import stateless
+from operators._stage import Hooks, last
 
 __all__ = ("until_terminal",)
 
 C = TypeVar("C", bound=Chunk)
 
 
-@operator
-def until_terminal() -> Stage[C, C]:
+@stateless
+def until_terminal() -> Hooks[C, C]:
     """
     End the stream with its first terminal chunk: one whose ``finish_reason`` is set (row S2).
 
@@ -33,5 +33,4 @@ def until_terminal() -> Stage[C, C]:
     None
     stop
     """
-    terminal = yield visit_if(IS_TERMINAL)
-    return terminal
+    return Hooks(last, only=IS_TERMINAL)

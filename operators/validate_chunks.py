@@ -6,21 +6,21 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from operators._chunk import Chunk
-from operators._operator import operator
-from operators._stage import Stage, visit_if
+from operators._operator import stateless
+from operators._stage import Hooks
 
 __all__ = ("validate_chunks",)
 
 C = TypeVar("C", bound=Chunk)
 
 
-@operator
+@stateless
 def validate_chunks(
     chunk_type: type[C],
     convert: Callable[[Any], C],
     *,
     error: Callable[[str], Exception] = ValueError,
-) -> Stage[Any, C]:
+) -> Hooks[Any, C]:
     """
     Let well-formed chunks through, convert what can be converted, fail on the rest (row E2).
 
@@ -46,8 +46,8 @@ def validate_chunks(
     >>> _ = bad.pipe(checked).subscribe(on_error=print)
     BackendInvalidArgument: token_ids[1]: expected an int from 0 to 4294967295, got -2
     """
-    chunk = yield visit_if(_IS_UNUSUAL, chunk_type=chunk_type)
-    while True:
+
+    def check(chunk: Any) -> C:
         if type(chunk) is not chunk_type:
             chunk = convert(chunk)
         for place, token_id in enumerate(chunk.token_ids):
@@ -55,7 +55,9 @@ def validate_chunks(
                 raise error(
                     f"token_ids[{place}]: expected an int from 0 to {_LIMIT}, got {token_id!r}"
                 )
-        chunk = yield chunk
+        return chunk
+
+    return Hooks(check, only=_IS_UNUSUAL, names={"chunk_type": chunk_type})
 
 
 _LIMIT = (1 << 32) - 1

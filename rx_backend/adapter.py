@@ -163,12 +163,12 @@ class EngineAdapter:
             raise
 
     def _operators(self, scope: RequestScope) -> list[AnyOperator]:
-        name = getattr(self.pipeline, "__qualname__", repr(self.pipeline))
         try:
             return check_operators(self.pipeline(scope))
-        except NotAnOperator as error:
-            raise InvalidArgument(f"{name}: {error}") from error
         except Exception as error:
+            name = getattr(self.pipeline, "__qualname__", repr(self.pipeline))
+            if isinstance(error, NotAnOperator):
+                raise InvalidArgument(f"{name}: {error}") from error
             raise InvalidArgument(
                 f"pipeline: {name} raised {type(error).__name__}: {error}"
             ) from error

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
-
-if TYPE_CHECKING:
-    from rx_backend.engine import LLMEngine
 
 __all__ = ("main",)
 
@@ -64,36 +59,25 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _conformance(arguments: argparse.Namespace) -> int:
-    from rx_backend.testing import run_conformance  # noqa: PLC0415  # a light start
+    from rx_backend.errors import InvalidArgument  # noqa: PLC0415  # a light start
+    from rx_backend.testing import load_engine_factory, run_conformance  # noqa: PLC0415  # the same
 
-    report = run_conformance(_factory(arguments.engine), real=arguments.real)
-    sys.stdout.write(f"{report}\n")
-    return 0 if report.ok else 1
-
-
-def _factory(target: str) -> Callable[[], LLMEngine]:
-    """Find what `module:Engine` names: a class or function that makes an engine."""
-    module_name, colon, path = target.partition(":")
-    if not (module_name and colon and path):
-        raise _BadUsage(f"engine: expected module:Engine, got {target!r}")
     # As with `python -m`: a module in the current folder is found.
     sys.path.insert(0, "")
     try:
-        found: object = importlib.import_module(module_name)
-        for name in path.split("."):
-            found = getattr(found, name)
-    except Exception as error:
-        raise _BadUsage(f"engine: can't load {target}: {type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise _BadUsage(f"engine: {target} is {type(found).__name__}, nothing that makes an engine")
-    return cast("Callable[[], LLMEngine]", found)
+        factory = load_engine_factory(arguments.engine)
+    except InvalidArgument as error:
+        raise _BadUsage(error.message) from error
+    report = run_conformance(factory, virtual=not arguments.real)
+    sys.stdout.write(f"{report}\n")
+    return 0 if report.ok else 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rx-backend", description="Token streams of LLM engines as pipelines of operators."
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('rx-backend')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands.add_parser("run", help=_RUN, description=_RUN, epilog=_RUN_MORE))
     conformance = commands.add_parser("conformance", help=_CONFORMANCE, description=_CONFORMANCE)
@@ -155,6 +139,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--no-plot", dest="plot", action="store_false", help="no replay.png")
     add("--no-spans", dest="spans", action="store_false", help="no spans.jsonl")
     parser.set_defaults(command=_run, real=False)
+
+
+class _Version(argparse.Action):
+    """Prints the version; looks it up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        sys.stdout.write(f"{parser.prog} {version('rx-backend')}\n")
+        parser.exit()
 
 
 def _limit(text: str) -> int:

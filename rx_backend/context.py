@@ -6,7 +6,8 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Callable, Generator, Mapping
-from types import MappingProxyType
+from functools import partial
+from types import FunctionType, MappingProxyType, MethodType
 from typing import Any
 
 import structlog
@@ -131,7 +132,7 @@ class RequestContext:
                 if self._listeners is None:
                     self._listeners = []
                 self._listeners.append(listener)
-                return lambda: self._unlisten(listener)
+                return partial(self._unlisten, listener)
         callback()
         return _nothing
 
@@ -168,6 +169,19 @@ class Level(Observable[bool]):
         """Call *callback* once when the signal comes (at once if it is set); undo by the result."""
         return self._context._listen(self._level, callback)  # pyright: ignore[reportPrivateUsage]
 
+    def subscribe(
+        self,
+        on_next: abc.ObserverBase[bool] | abc.OnNext[bool] | None = None,
+        on_error: abc.OnError | None = None,
+        on_completed: abc.OnCompleted | None = None,
+        *,
+        scheduler: abc.SchedulerBase | None = None,
+    ) -> abc.DisposableBase:
+        """Subscribe as to any Observable; a lone function costs a tenth of an observer here."""
+        if isinstance(on_next, FunctionType | MethodType) and on_completed is None:
+            return _Listening(self.listen(partial(on_next, True)))
+        return super().subscribe(on_next, on_error, on_completed, scheduler=scheduler)
+
     def _subscribe_core(
         self,
         observer: abc.ObserverBase[bool],
@@ -188,6 +202,18 @@ class Level(Observable[bool]):
             finally:
                 unlisten()
         return True
+
+
+class _Listening(abc.DisposableBase):
+    """The subscription of a function to a level."""
+
+    __slots__ = ("_unlisten",)
+
+    def __init__(self, unlisten: Callable[[], None]) -> None:
+        self._unlisten = unlisten
+
+    def dispose(self) -> None:
+        self._unlisten()
 
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})

@@ -77,16 +77,16 @@ def standard_pipeline(scope: RequestScope) -> list[AnyOperator]:
 
         EngineAdapter(engine, pipeline=lambda scope: [*standard_pipeline(scope), mine()])
     """
-    context, span = scope.context, scope.span
+    context, span, is_decode = scope.context, scope.span, scope.mode.is_decode
     return [
-        validate_chunks(LLMEngineOutput, convert_output, error=InvalidArgument),
-        until_terminal(),
-        first_token(lambda _chunk: context.notify_first_token()),
+        _WELL_FORMED,
+        _UNTIL_TERMINAL,
+        *([first_token(lambda _chunk: context.notify_first_token())] if is_decode else []),
         deferred_abort(
             scope.abort,
             stop=context.stopped(),
-            notified=context.first_token(),
-            defer=scope.mode.is_decode,
+            notified=context.first_token() if is_decode else None,
+            defer=is_decode,
             end_of_turn=asyncio.get_running_loop().call_soon,
         ),
         trace_link(worker_trace_link(span), on_terminal=scope.mode.is_prefill),
@@ -99,8 +99,14 @@ def standard_pipeline(scope: RequestScope) -> list[AnyOperator]:
             reason_name=_reason_name,
             error_kind=_error_kind,
         ),
-        annotate_errors(Annotated, Annotated.from_error),
+        _ANNOTATED,
     ]
+
+
+# The same for every request.
+_WELL_FORMED = validate_chunks(LLMEngineOutput, convert_output, error=InvalidArgument)
+_UNTIL_TERMINAL = until_terminal()
+_ANNOTATED = annotate_errors(Annotated, Annotated.from_error)
 
 
 def _reason_name(reason: FinishReason) -> str:

@@ -1,7 +1,7 @@
 """Engines that need nothing: no model, no accelerator, no network."""
 
 from rx_backend.engines.sample import SampleEngine
-from rx_backend.engines.scheduler import Load
+from rx_backend.engines.sequence import Load
 from rx_backend.engines.simulated import SimulatedEngine
 
 __all__ = ("Load", "SampleEngine", "SimulatedEngine")

@@ -12,7 +12,8 @@ from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.engines.checks import fraction, max_tokens, number, text, whole
 from rx_backend.engines.handoff import hand_off, take_over
-from rx_backend.engines.scheduler import Load, Scheduler, Sequence, Timing
+from rx_backend.engines.scheduler import Scheduler
+from rx_backend.engines.sequence import Load, Sequence, Timing
 from rx_backend.errors import (
     Disconnected,
     EngineShutdown,

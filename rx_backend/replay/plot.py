@@ -29,6 +29,8 @@ _GROUPS = (
 _TIME_BINS = 240
 _ITL_BINS = 90
 _FEW_TOKENS = 10
+# Where logarithmic scales begin: the smallest step of the figures.
+_LEAST_MS = 0.01
 
 
 def write_plot(path: str | Path, result: ReplayResult, *, title: str = "") -> None:
@@ -131,7 +133,7 @@ def _draw_ttft(axes: Axes, requests: list[RequestFigures]) -> None:
     axes.set_xlabel("seconds since the replay began", fontsize=8)
     for name, color, size in _GROUPS:
         points = [
-            (row.arrival_s, row.ttft_ms)
+            (row.arrival_s, max(row.ttft_ms, _LEAST_MS))
             for row in requests
             if row.ttft_ms is not None and _group(row) == name
         ]
@@ -146,7 +148,7 @@ def _draw_ttft(axes: Axes, requests: list[RequestFigures]) -> None:
 
 def _draw_ttft_shares(axes: Axes, requests: list[RequestFigures], marks: Quantiles) -> None:
     _title(axes, "TTFT: part of the requests within ... ms")
-    values = sorted(row.ttft_ms for row in requests if row.ttft_ms is not None)
+    values = sorted(max(row.ttft_ms, _LEAST_MS) for row in requests if row.ttft_ms is not None)
     if not values:
         return
     shares = [(place + 1) / len(values) for place in range(len(values))]
@@ -163,8 +165,7 @@ def _draw_itl(axes: Axes, result: ReplayResult, marks: Quantiles) -> None:
     buckets = result.itl.buckets()
     if not buckets:
         return
-    # The log scale begins at the smallest step that is counted.
-    values = [max(ms, 0.01) for ms, _ in buckets]
+    values = [max(ms, _LEAST_MS) for ms, _ in buckets]
     low, high = min(values) * 0.9, max(values) * 1.1
     step = (high / low) ** (1 / _ITL_BINS)
     edges = [low * step**place for place in range(_ITL_BINS + 1)]

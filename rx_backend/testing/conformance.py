@@ -32,7 +32,7 @@ class ConformanceOptions(TypedDict, total=False):
         stream_timeout_s: In this time a stream must have reached its terminal (30).
         start_timeout_s: In this time an engine must have started, and cleaned up (600).
         calls: How many streams run at the same time (8).
-        max_items: More items than these are a stream without an end (100,000).
+        max_items: More items than these are a stream without an end (10,000).
     """
 
     request: PreprocessedRequest
@@ -62,7 +62,7 @@ async def check_engine(
         timeout_s=options.get("timeout_s", 2.0),
         stream_timeout_s=options.get("stream_timeout_s", 30.0),
         start_timeout_s=options.get("start_timeout_s", 600.0),
-        max_items=options.get("max_items", 100_000),
+        max_items=options.get("max_items", 10_000),
     )
     return await Check(
         factory,

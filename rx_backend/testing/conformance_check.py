@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from operator import methodcaller
 from typing import cast
 
 import msgspec
@@ -67,9 +69,8 @@ class Check:
         await self._check_unstarted()
         engine = await self._make(Rule.START_FAILED)
         if engine is not None:
-            config = await self._call(
-                Rule.START_FAILED, "start", lambda: engine.start(0), self._limits.start_timeout_s
-            )
+            start = partial(methodcaller("start", 0), engine)
+            config = await self._call(Rule.START_FAILED, "start", start)
             if Rule.START_FAILED not in self._found:
                 self._check_config(config)
                 await self._check_streams(engine, *self._requests(config))
@@ -85,7 +86,7 @@ class Check:
             self._found.setdefault(violation.rule, violation)
 
     async def _make(self, rule: Rule) -> LLMEngine | None:
-        made = await self._call(rule, "the factory", self._factory, self._limits.start_timeout_s)
+        made = await self._call(rule, "the factory", self._factory)
         return None if rule in self._found else cast("LLMEngine", made)
 
     async def _check_unstarted(self) -> None:
@@ -98,9 +99,7 @@ class Check:
         await self._cleanup(Rule.SECOND_CLEANUP_FAILED, engine)
 
     async def _cleanup(self, rule: Rule, engine: LLMEngine) -> None:
-        # Called in there, so that an engine without the method is a finding too.
-        cleanup = lambda: engine.cleanup()  # noqa: E731, PLW0108
-        await self._call(rule, "cleanup", cleanup, self._limits.start_timeout_s)
+        await self._call(rule, "cleanup", partial(methodcaller("cleanup"), engine))
 
     def _check_config(self, config: object) -> None:
         self._tried.add(Rule.MODEL_NAME_EMPTY)
@@ -163,11 +162,10 @@ class Check:
         message = f"a stream whose request was stopped: {played.ending}"
         self._find([Violation(rule, message, played.error)])
 
-    async def _call(
-        self, rule: Rule, name: str, function: Callable[[], object], timeout_s: float
-    ) -> object:
+    async def _call(self, rule: Rule, name: str, function: Callable[[], object]) -> object:
         """Call and await something of the engine's; what goes wrong breaks *rule*."""
         self._tried.add(rule)
+        timeout_s = self._limits.start_timeout_s
         task = asyncio.create_task(_call(function), name=f"conformance {name}")
         try:
             await asyncio.wait([task], timeout=timeout_s)

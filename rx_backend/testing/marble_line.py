@@ -53,7 +53,8 @@ class MarbleEvent:
     letter: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
-        value = f" {self.value!r}" if self.kind in {"next", "error"} else ""
+        named = self.kind == "next" or self.value is not None
+        value = f" {self.value!r}" if named else ""
         return f"{self.kind}{value} at frame {self.frame}"
 
 
@@ -76,7 +77,9 @@ class MarbleLine:
 
 
 def parse_marbles(
-    line: str, values: Mapping[str, Any] | None = None, error: Exception | None = None
+    line: str,
+    values: Mapping[str, Any] | None = None,
+    error: Exception | type[Exception] | None = None,
 ) -> MarbleLine:
     """
     Read a marble line.

@@ -94,12 +94,12 @@ def differences(
             yield f"expected nothing more, got {got}"
         elif got is None:
             yield f"expected {wanted}, got nothing more"
-        elif (wanted.frame, wanted.kind) != (got.frame, got.kind) or (
-            wanted.kind == "next" and not same_item(wanted.value, got.value)
+        elif (
+            (wanted.frame, wanted.kind) != (got.frame, got.kind)
+            or (wanted.kind == "next" and not same_item(wanted.value, got.value))
+            or (wanted.kind == "error" and not _same_error(error, got.value))
         ):
             yield f"expected {wanted}, got {got}"
-        elif wanted.kind == "error" and not _same_error(error, got.value):
-            yield f"expected error {error!r} at frame {wanted.frame}, got {got}"
 
 
 def _same_error(wanted: Exception | type[Exception] | None, got: Exception) -> bool:

@@ -81,7 +81,9 @@ class Marbles:
         Raises:
             MarbleError: *line* can't be read, or has a ``^`` or ``!``.
         """
-        return self._add(cold_source(line, self._read(line, "subscribe", "drop"), self.scheduler))
+        return self._add(
+            cold_source(line, self._read(line, self.error, "subscribe", "drop"), self.scheduler)
+        )
 
     def hot(self, line: str) -> MarbleSource:
         """
@@ -92,7 +94,7 @@ class Marbles:
         Raises:
             MarbleError: *line* can't be read, or has a ``!``.
         """
-        source, start = hot_source(line, self._read(line, "drop"), self.scheduler)
+        source, start = hot_source(line, self._read(line, self.error, "drop"), self.scheduler)
         # Started with the test, so that what is subscribed at frame 0 sees frame 0.
         self._starts.append(start)
         return self._add(source)
@@ -134,10 +136,10 @@ class Marbles:
             MarbleMismatch: It is not; shows the lines, aligned, and each difference.
             MarbleError: Something came between two frames, or *result* can't be read.
         """
-        line = self._read(result, "subscribe")
-        actual = self._record(stream, line)
         if error is None and any(source.line.first("error") for source in self._sources):
             error = self.error
+        line = self._read(result, error, "subscribe")
+        actual = self._record(stream, line)
         found = list(differences(line.events, actual.events, error))
         if found:
             numbered = len(self._sources) > 1
@@ -172,8 +174,10 @@ class Marbles:
         )
         return MarbleResult(events, line)
 
-    def _read(self, line: str, *senseless: MarbleKind) -> MarbleLine:
-        read = parse_marbles(line, self.values, self.error)
+    def _read(
+        self, line: str, error: Exception | type[Exception] | None, *senseless: MarbleKind
+    ) -> MarbleLine:
+        read = parse_marbles(line, self.values, error)
         for kind in senseless:
             event = read.first(kind)
             if event is not None:

@@ -268,5 +268,10 @@ def run_virtual(coroutine: Coroutine[Any, Any, T], *, thread_grace_s: float = 1.
     def make_loop() -> VirtualTimeLoop:
         return VirtualTimeLoop(thread_grace_s=thread_grace_s)
 
-    with asyncio.Runner(loop_factory=make_loop) as runner:
-        return runner.run(coroutine)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        with asyncio.Runner(loop_factory=make_loop) as runner:
+            return runner.run(coroutine)
+    coroutine.close()
+    raise RuntimeError("run_virtual can't be called while an event loop runs in this thread")

@@ -51,7 +51,7 @@ from tests.rx_backend.wire_strategies import (
     unknown_keys,
 )
 
-EMPTY_CHUNK = {
+EMPTY_CHUNK: dict[str, Any] = {
     "token_ids": [],
     "tokens": None,
     "text": None,
@@ -120,8 +120,10 @@ def test_a_finish_reason_is_read_in_every_form(given: Any, expected: FinishReaso
 
 @pytest.mark.parametrize(
     "given",
-    ["", "Stop", "bogus", "error", "error:boom", None, 5, [], {}, {"stop": None}, {"error": 5}]
-    + [{"error": "a", "more": 1}],
+    [
+        *("", "Stop", "bogus", "error", "error:boom", None, 5, (1,)),
+        *({}, {"stop": None}, {"error": 5}, {"error": "a", "more": 1}),
+    ],
 )
 def test_any_other_finish_reason_is_refused(given: Any) -> None:
     """Other text and other shapes are an InvalidArgument that names the field and what came."""
@@ -483,7 +485,7 @@ def test_an_error_item_has_the_error_and_its_message() -> None:
 
 
 def test_an_error_is_written_as_the_runtime_writes_it() -> None:
-    """Both of the runtime's names for a kind are there; the literals are what 1.6.1 sends."""
+    """Both of the runtime's names for a kind are there; `error` is what runtime 1.6.1 sends."""
     assert to_builtins(Annotated.from_error(ConnectionTimeout("ttt"))) == {
         "event": "error",
         "comment": ["ttt"],

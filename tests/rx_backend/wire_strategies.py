@@ -56,9 +56,18 @@ prompt_details = st.builds(PromptTokensDetails, cached_tokens=st.none() | whole(
 completion_details = st.builds(CompletionTokensDetails, reasoning_tokens=st.none() | whole(32))
 
 
-def some(kind: type[Any], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Instances of *kind* with any of the optional fields set."""
-    return st.fixed_dictionaries({}, optional=fields).map(lambda given: kind(**given))
+def some(
+    kind: type[Any],
+    needed: dict[str, st.SearchStrategy[Any]] | None = None,
+    /,
+    **optional: st.SearchStrategy[Any],
+) -> st.SearchStrategy[Any]:
+    """Instances of *kind* with what is needed and any of the optional fields set."""
+
+    def build(fields: dict[str, Any]) -> object:
+        return kind(**fields)
+
+    return st.fixed_dictionaries(needed or {}, optional=optional).map(build)
 
 
 usages = st.builds(
@@ -156,43 +165,45 @@ def requests(more: st.SearchStrategy[Any] | None = None) -> st.SearchStrategy[Pr
         return_tokens_as_token_ids=st.booleans(),
         **rest,
     )
-    prefill = st.fixed_dictionaries(
+    prefill = some(
+        PrefillResult,
         {"disaggregated_params": objects},
-        optional={"prompt_tokens_details": prompt_details, **rest},
-    ).map(lambda given: PrefillResult(**given))
-    bootstrap = st.fixed_dictionaries(
+        prompt_tokens_details=prompt_details,
+        **rest,
+    )
+    bootstrap = some(
+        BootstrapInfo,
         {"bootstrap_host": texts, "bootstrap_port": whole(16), "bootstrap_room": whole(64)},
-        optional=rest,
-    ).map(lambda given: BootstrapInfo(**given))
-    return st.fixed_dictionaries(
+        **rest,
+    )
+    return some(
+        PreprocessedRequest,
         {"token_ids": ids},
-        optional={
-            "model": texts,
-            "prompt_embeds": texts,
-            "multi_modal_data": st.just({"image_url": [{"RawUrl": "a"}, {"UuidOnly": "b"}]}),
-            "multi_modal_uuids": st.just({"image_url": ["a", None]}),
-            "stop_conditions": stop,
-            "sampling_options": sampling,
-            "output_options": output,
-            "eos_token_ids": ids,
-            "mdc_sum": texts,
-            "annotations": st.lists(texts, max_size=2),
-            "routing": st.just({"dp_rank": 1, "priority": -1, "cache_salt": "s"}),
-            "prefill_result": prefill,
-            "encoder_result": objects,
-            "migration_link": links,
-            "bootstrap_info": bootstrap,
-            "extra_args": objects,
-            "require_reasoning": st.booleans(),
-            "agent_context": st.just({"session_id": "s"}),
-            "image_cache_scope": texts,
-            "mm_processor_kwargs": objects,
-            "media_io_kwargs": objects,
-            "request_timestamp_ms": fractions,
-            "is_probe": st.booleans(),
-            **rest,
-        },
-    ).map(lambda given: PreprocessedRequest(**given))
+        model=texts,
+        prompt_embeds=texts,
+        multi_modal_data=st.just({"image_url": [{"Url": "https://host/a.png"}, {"UuidOnly": "b"}]}),
+        multi_modal_uuids=st.just({"image_url": ["a", None]}),
+        stop_conditions=stop,
+        sampling_options=sampling,
+        output_options=output,
+        eos_token_ids=ids,
+        mdc_sum=texts,
+        annotations=st.lists(texts, max_size=2),
+        routing=st.just({"dp_rank": 1, "priority": -1, "cache_salt": "s"}),
+        prefill_result=prefill,
+        encoder_result=objects,
+        migration_link=links,
+        bootstrap_info=bootstrap,
+        extra_args=objects,
+        require_reasoning=st.booleans(),
+        agent_context=st.just({"session_id": "s"}),
+        image_cache_scope=texts,
+        mm_processor_kwargs=objects,
+        media_io_kwargs=objects,
+        request_timestamp_ms=fractions,
+        is_probe=st.booleans(),
+        **rest,
+    )
 
 
 def _caused(chain: list[BackendError]) -> BackendError:
@@ -201,8 +212,10 @@ def _caused(chain: list[BackendError]) -> BackendError:
     return chain[0]
 
 
+def _error(kind: str, message: str) -> BackendError:
+    return KINDS[kind](message)
+
+
 errors = st.lists(
-    st.builds(lambda kind, text: KINDS[kind](text), st.sampled_from(sorted(KINDS)), texts),
-    min_size=1,
-    max_size=4,
+    st.builds(_error, st.sampled_from(sorted(KINDS)), texts), min_size=1, max_size=4
 ).map(_caused)

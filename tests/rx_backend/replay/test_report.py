@@ -1,0 +1,118 @@
+"""Figures, tables and files of a replay."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from pathlib import Path
+
+import pytest
+
+from rx_backend.engines import SampleEngine, SimulatedEngine
+from rx_backend.replay import (
+    LatencyCounts,
+    ReplayResult,
+    Request,
+    RequestFigures,
+    format_table,
+    replay,
+    summarize,
+    synthetic,
+    write_requests,
+    write_summary,
+)
+from rx_backend.replay.figures import token_gaps
+from rx_backend.testing import run_virtual
+
+
+@pytest.mark.rows("F3", "F4")
+def test_gaps_of_a_request() -> None:
+    """Gaps are between chunks, their quantiles by the nearest rank, with two decimals."""
+    ticks, quantiles = token_gaps(array("d", [0.0, 0.010, 0.030, 0.060, 0.100, 0.150]))
+    assert ticks == [1000, 2000, 3000, 4000, 5000]
+    assert quantiles == (30.0, 50.0, 50.0)
+    assert token_gaps(array("d", [1.0])) == ([], (None, None, None))
+
+
+@pytest.mark.rows("F4")
+def test_counts_give_the_quantiles_of_all_gaps() -> None:
+    """The quantiles of counted gaps are those of the sorted gaps."""
+    counts = LatencyCounts()
+    assert counts.quantile(0.5) is None
+    counts.add([5000, 1000])
+    counts.add([4000, 2000, 3000])
+    assert [counts.quantile(q) for q in (0, 0.5, 0.9, 0.99, 1)] == [10, 30, 50, 50, 50]
+    assert counts.total == 5
+
+
+def figures(index: int, outcome: str, ttft_ms: float | None = 10.0) -> RequestFigures:
+    return RequestFigures(
+        index=index,
+        arrival_s=0.0,
+        prompt_tokens=100,
+        asked_tokens=1000,
+        tokens=1000,
+        outcome=outcome,
+        error="Unknown" if outcome == "error" else None,
+        ttft_ms=ttft_ms,
+        itl_p50_ms=None,
+        itl_p90_ms=None,
+        itl_p99_ms=None,
+        duration_ms=2000.0,
+    )
+
+
+def test_summary_counts_each_outcome_once() -> None:
+    """Completed are those that ended by themselves; the others have a count of their own."""
+    result = ReplayResult(7)
+    outcomes = ["length", "stop", "eos", "cancelled", "dropped", "error", "error"]
+    result.requests = [figures(n, outcome) for n, outcome in enumerate(outcomes)]
+    result.requests.append(figures(7, "dropped", None))
+    result.duration_s = 2.0
+    summary = summarize(result)
+    assert (summary.requests, summary.completed) == (8, 3)
+    assert (summary.cancelled, summary.dropped, summary.errors) == (1, 2, {"Unknown": 2})
+    assert (summary.tokens, summary.tokens_per_s, summary.requests_per_s) == (8000, 4000, 4)
+    assert (summary.ttft_ms.p50, summary.ttft_ms.max) == (10, 10)
+    assert summary.itl_ms.p99 is None
+
+
+def test_table() -> None:
+    """The table shows counts, rates and the latencies in ms."""
+    rows = [Request(0, 3, 2), Request(1.5, 1200, 5)]
+    result = run_virtual(replay(rows, SampleEngine(token_interval_ms=20)))
+    assert format_table(summarize(result)).splitlines() == [
+        "requests                  2  1.25 per s",
+        "  completed               2",
+        "  cancelled               0",
+        "  dropped                 0",
+        "  errors                  0",
+        "prompt tokens         1,203",
+        "output tokens             7  4.4 per s",
+        "duration              1.6 s",
+        "",
+        "                        p50         p90         p99         max",
+        "TTFT, ms              20.00       20.00       20.00       20.00",
+        "ITL, ms               20.00       20.00       20.00       20.00",
+    ]
+
+
+def test_table_of_nothing() -> None:
+    """A replay without a request has a table too."""
+    lines = format_table(summarize(ReplayResult(0))).splitlines()
+    assert lines[0] == "requests                  0  0.00 per s"
+    assert lines[-1].split() == ["ITL,", "ms", "-", "-", "-", "-"]
+
+
+def test_files(tmp_path: Path) -> None:
+    """Requests are lines in the order of the workload; the summary is one object."""
+    engine = SimulatedEngine(error_rate=0.3, max_batch=4)
+    result = run_virtual(replay(synthetic(30, rate_per_s=50), engine, drop_rate=0.2))
+    write_requests(tmp_path / "requests.jsonl", result)
+    write_summary(tmp_path / "summary.json", summarize(result))
+    lines = (tmp_path / "requests.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == list(range(30))
+    assert set(json.loads(lines[0])) == set(RequestFigures.__struct_fields__)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["requests"] == 30
+    assert summary["ttft_ms"]["p50"] == summarize(result).ttft_ms.p50

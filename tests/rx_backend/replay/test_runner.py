@@ -1,0 +1,204 @@
+"""Replays in virtual time: what clients see, and what they do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import pytest
+
+from rx_backend.context import RequestContext
+from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.engines import SampleEngine, SimulatedEngine
+from rx_backend.errors import Disconnected, InvalidArgument
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+from rx_backend.replay import ReplayResult, Request, replay, synthetic
+from rx_backend.testing import run_virtual
+from tests.spans import Spans
+
+
+def test_a_request_is_measured_from_its_arrival() -> None:
+    """Arrival, TTFT, gaps and duration are those of the engine's pace."""
+    engine = SampleEngine(token_interval_ms=20)
+    result = run_virtual(replay([Request(0, 3, 2), Request(1.5, 7, 5)], engine))
+    first, second = result.requests
+    assert (first.index, first.tokens, first.duration_ms) == (0, 2, 40)
+    assert (second.index, second.arrival_s, second.prompt_tokens) == (1, 1.5, 7)
+    assert (second.tokens, second.asked_tokens, second.outcome) == (5, 5, "length")
+    assert second.error is None
+    assert second.ttft_ms == 20
+    assert (second.itl_p50_ms, second.itl_p90_ms, second.itl_p99_ms) == (20, 20, 20)
+    assert second.end_s == pytest.approx(1.6)
+    assert result.duration_s == pytest.approx(1.6)
+    assert result.itl.buckets() == [(20.0, 5)]
+    assert result.tokens_by_s == {0: 2, 1: 5}
+    assert result.running == 0
+
+
+def test_ttft_includes_the_queue() -> None:
+    """A request that waits for a slot has its waiting time in its TTFT."""
+    engine = SimulatedEngine(max_batch=1, step_ms=10, step_ms_per_sequence=0)
+    result = run_virtual(replay([Request(0, 0, 10), Request(0.01, 0, 1)], engine))
+    assert [row.ttft_ms for row in result.requests] == [10, 100]
+
+
+def test_every_token_arrives() -> None:
+    """Without interference each request gets exactly the tokens that it asked for."""
+    rows = synthetic(120, seed=2)
+    result = run_virtual(replay(rows, SimulatedEngine(max_batch=16)))
+    assert result.planned == len(result.requests) == 120
+    assert {row.outcome for row in result.requests} == {"length"}
+    received = {row.index: row.tokens for row in result.requests}
+    assert received == {index: row.output_tokens for index, row in enumerate(rows)}
+    assert sum(result.tokens_by_s.values()) == result.tokens
+    assert result.itl.total == result.tokens - 120
+
+
+def test_clients_cancel_and_drop_and_engines_fail_as_often_as_asked() -> None:
+    """The rates decide how requests end; who left early has fewer tokens; nothing stays behind."""
+    rows = synthetic(400, rate_per_s=40)
+    engine = SimulatedEngine(error_rate=0.1, seed=4)
+    result = run_virtual(replay(rows, engine, cancel_rate=0.2, drop_rate=0.3, seed=4))
+    outcomes = Counter(row.outcome for row in result.requests)
+    assert 50 < outcomes["cancelled"] < 110
+    assert 80 < outcomes["dropped"] < 150
+    assert 10 < outcomes["error"] < 50
+    assert sum(outcomes.values()) == 400
+    for row in result.requests:
+        assert (row.error is not None) == (row.outcome == "error")
+        assert (row.tokens < row.asked_tokens) == (row.outcome != "length")
+    assert run_virtual(engine.is_quiescent())
+    assert (engine.load.waiting, engine.load.decoding, engine.load.kv_tokens) == (0, 0, 0)
+
+
+def test_same_seed_same_replay() -> None:
+    """A replay in virtual time gives the same figures again; another seed gives others."""
+
+    def rows(seed: int) -> list[object]:
+        engine = SimulatedEngine(error_rate=0.1, seed=seed, max_batch=8)
+        running = replay(synthetic(60), engine, cancel_rate=0.1, drop_rate=0.1, seed=seed)
+        return [*run_virtual(running).requests]
+
+    assert rows(1) == rows(1)
+    assert rows(1) != rows(2)
+
+
+@pytest.mark.rows("A2", "A6")
+def test_a_cancelled_client_reads_on_to_the_terminal() -> None:
+    """After its stop the client still gets what was under way, and the engine's `cancelled`."""
+    rows = [Request(0, 1, 40)] * 20
+    result = run_virtual(replay(rows, SimulatedEngine(), cancel_rate=1, seed=1))
+    assert {row.outcome for row in result.requests} == {"cancelled"}
+    assert len({row.tokens for row in result.requests}) > 5
+
+
+@pytest.mark.rows("S7")
+def test_a_client_may_drop_before_it_reads() -> None:
+    """With one token asked for, a drop comes before the first pull; there is no TTFT then."""
+    result = run_virtual(replay([Request(0, 1, 1)] * 3, SimulatedEngine(), drop_rate=1))
+    assert [(row.outcome, row.ttft_ms, row.tokens) for row in result.requests] == [
+        ("dropped", None, 0)
+    ] * 3
+
+
+class Odd(LLMEngine):
+    """Ends streams in the rarer ways, by the length of the prompt."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        self.calls.append("start")
+        return EngineConfig(model="odd")
+
+    async def drain(self) -> None:
+        self.calls.append("drain")
+
+    async def cleanup(self) -> None:
+        self.calls.append("cleanup")
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncIterator[LLMEngineOutput]:
+        if len(request.token_ids) == 0:
+            raise Disconnected("gone before the stream")
+        return self._stream(len(request.token_ids))
+
+    async def _stream(self, kind: int) -> AsyncIterator[LLMEngineOutput]:
+        yield LLMEngineOutput()
+        await asyncio.sleep(0.5)
+        yield LLMEngineOutput([1, 2, 3])
+        await asyncio.sleep(0.25)
+        if kind == 1:
+            raise ValueError("boom")
+        if kind == 2:
+            yield LLMEngineOutput.error("boom").with_tokens([4])
+        if kind == 3:
+            yield LLMEngineOutput.stop()
+
+
+def test_every_way_to_end_is_told_apart() -> None:
+    """Set-up failure, mid-stream error, error terminal, stop and no terminal have their names."""
+    engine = Odd()
+    rows = [Request(n, n, 9) for n in range(5)]
+    result = run_virtual(replay(rows, engine))
+    assert [(row.outcome, row.error, row.tokens) for row in result.requests] == [
+        ("error", "Disconnected", 0),
+        ("error", "InvalidArgument", 3),
+        ("error", "terminal", 4),
+        ("stop", None, 3),
+        ("error", "StreamIncomplete", 3),
+    ]
+    assert [row.ttft_ms for row in result.requests] == [None, 500, 500, 500, 500]
+    assert result.itl.buckets() == [(250.0, 1)]
+    assert engine.calls == ["start", "drain", "cleanup"]
+
+
+def test_progress_is_told_at_each_end() -> None:
+    """The callback sees the result grow, request by request."""
+    counts: list[tuple[int, int, int]] = []
+
+    def note(result: ReplayResult) -> None:
+        counts.append((len(result.requests), result.running, result.tokens))
+
+    run_virtual(replay([Request(0, 1, 2), Request(0, 1, 4)], SampleEngine(), on_end=note))
+    assert counts == [(1, 1, 2), (2, 0, 6)]
+
+
+def test_spans_are_recorded_on_the_replay_clock(spans: Spans) -> None:
+    """With a tracer each request has its span, whose TTFT is the engine's pace."""
+    run_virtual(replay([Request(0, 1, 3)] * 2, SampleEngine(), tracer=spans.tracer))
+    assert [span.attributes["ttft_ms"] for span in spans.finished if span.attributes] == [10, 10]
+
+
+@pytest.mark.parametrize(
+    ("rates", "complaint"),
+    [
+        ({"cancel_rate": -0.1}, "cancel_rate must be"),
+        ({"drop_rate": 2}, "drop_rate must be"),
+        ({"cancel_rate": 0.6, "drop_rate": 0.6}, "must not sum to more than 1"),
+    ],
+)
+def test_rates_are_checked(rates: dict[str, float], complaint: str) -> None:
+    """A rate that is no part of the whole is refused before the engine starts."""
+    engine = Odd()
+    with pytest.raises(InvalidArgument, match=complaint):
+        run_virtual(replay([], engine, **rates))  # pyright: ignore[reportArgumentType]
+    assert engine.calls == []
+
+
+def test_the_engine_is_cleaned_up_when_the_replay_is_cancelled() -> None:
+    """Cancelling a replay cancels its clients and cleans the engine up."""
+
+    async def main() -> None:
+        engine = SimulatedEngine()
+        running = asyncio.create_task(replay([Request(0, 1, 10_000)] * 5, engine))
+        await asyncio.sleep(1)
+        assert engine.load.decoding == 5
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert await engine.is_quiescent()
+
+    run_virtual(main())

@@ -1,0 +1,190 @@
+"""The command line: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from rx_backend.cli import main
+from rx_backend.replay import session
+from rx_backend.replay.session import TRACE_VARIABLE
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder, with no trace in sight, and with the import path put back."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.delenv(TRACE_VARIABLE, raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return here
+
+
+def usage_error(*arguments: str) -> int:
+    """Run with arguments that the parser itself refuses; give the exit code."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run with bad input; give the one line that is printed about it."""
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+def test_run_prints_the_table_and_writes_files(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run says what it replayed, shows the figures, and tells where the files are."""
+    arguments = ["run", "--limit", "15", "--out", "there", "--no-plot", "--cancel-rate", "0.5"]
+    assert main([*arguments, "--seed", "3"]) == 0
+    out = capsys.readouterr().out
+    for part in ("workload: synthetic", "15 requests", "virtual time", "TTFT, ms", "ITL, ms"):
+        assert part in out
+    assert str(Path("there", "requests.jsonl")) in out
+    summary = json.loads((folder / "there" / "summary.json").read_text())
+    assert summary["requests"] == 15
+    assert summary["cancelled"] > 0
+    assert not (folder / "there" / "replay.png").exists()
+
+
+def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each option of `run` is a field of the run's options, and none is forgotten."""
+    seen: list[session.RunOptions] = []
+    monkeypatch.setattr(session, "run", lambda options, say: seen.append(options))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+    options = (
+        "--trace t.csv --synthetic --limit all --speed 2 --cancel-rate .1 --drop-rate .2 "
+        "--error-rate .3 --seed 4 --real --max-batch 5 --step-ms 6 --step-ms-per-sequence 7 "
+        "--prefill-ms-per-token 8 --prefill-chunk-tokens 9 --kv-tokens 10 --out o --no-plot "
+        "--no-spans"
+    )
+    assert main(["run", *options.split()]) == 0
+    assert main(["run", "--virtual"]) == 0
+    given, default = seen
+    assert default == session.RunOptions()
+    assert given == session.RunOptions(
+        trace=Path("t.csv"),
+        synthetic=True,
+        limit=0,
+        speed=2,
+        cancel_rate=0.1,
+        drop_rate=0.2,
+        error_rate=0.3,
+        seed=4,
+        real=True,
+        max_batch=5,
+        step_ms=6,
+        step_ms_per_sequence=7,
+        prefill_ms_per_token=8,
+        prefill_chunk_tokens=9,
+        kv_tokens=10,
+        out=Path("o"),
+        plot=False,
+        spans=False,
+    )
+    fields = session.RunOptions.__struct_fields__
+    assert [name for name in fields if getattr(given, name) == getattr(default, name)] == []
+
+
+def test_bad_values_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Values out of range, bad traces and unwritable folders end with 2 and one line."""
+    (folder / "bad.csv").write_text("a,b\n1,2\n")
+    (folder / "file").touch()
+    run = ("run", "--no-plot", "--limit", "2")
+    assert "max_batch must be a whole number >= 1" in complaint(capsys, *run, "--max-batch", "0")
+    assert "error_rate must be a number from 0" in complaint(capsys, *run, "--error-rate", "2")
+    assert "cancel_rate must be" in complaint(capsys, *run, "--cancel-rate", "-1")
+    assert "none.csv: can't be read" in complaint(capsys, *run, "--trace", "none.csv")
+    assert "line 1: column TIMESTAMP" in complaint(capsys, *run, "--trace", "bad.csv")
+    assert "file" in complaint(capsys, *run, "--out", "file")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("walk",), ("run", "--limit", "0"), ("run", "--limit", "x"), ("run", "--seed", "x")],
+)
+def test_bad_usage_ends_with_two(arguments: tuple[str, ...]) -> None:
+    """What the parser can't make sense of ends with exit code 2."""
+    assert usage_error(*arguments) == 2
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt ends a run quietly, with the shell's code for it."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "run", interrupted)
+    assert main(["run"]) == 130
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """The version is the distribution's."""
+    assert usage_error("--version") == 0
+    assert capsys.readouterr().out == f"rx-backend {version('rx-backend')}\n"
+
+
+@pytest.mark.rows("K1")
+def test_conformance_of_a_good_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    """An engine that keeps to the contract ends with 0 and a report."""
+    assert main(["conformance", "rx_backend.engines:SampleEngine"]) == 0
+    assert "SampleEngine" in capsys.readouterr().out
+
+
+BAD_ENGINE = """
+from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.protocols import LLMEngineOutput
+
+class Bad(LLMEngine):
+    async def start(self, worker_id):
+        return EngineConfig(model="bad")
+    async def generate(self, request, context):
+        yield LLMEngineOutput.token(1)
+
+text = "no engine"
+"""
+
+
+@pytest.mark.rows("K1")
+def test_conformance_of_a_bad_engine(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine in the current folder that breaks rules ends with 1, and they are named."""
+    (folder / "bad_engine_here.py").write_text(BAD_ENGINE)
+    monkeypatch.delitem(sys.modules, "bad_engine_here", raising=False)
+    assert main(["conformance", "bad_engine_here:Bad"]) == 1
+    assert "no_terminal" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["no colon", "no_such_module:Engine", "json:NoSuch", "broken_here:Engine", "json:__doc__", ":"],
+)
+def test_conformance_of_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    """What names no engine ends with 2 and one line that says why."""
+    (folder / "broken_here.py").write_text("raise RuntimeError('two\\nlines')\n")
+    assert "engine" in complaint(capsys, "conformance", target)
+
+
+def test_light_start() -> None:
+    """Asking for help imports neither plotting nor replays."""
+    code = "import sys, rx_backend.cli as cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert "rx_backend.cli" in modules
+    heavy = {"matplotlib", "numpy", "rx_backend.replay", "rx_backend.testing"}
+    assert not heavy & modules

@@ -1,0 +1,218 @@
+"""The conformance kit: a broken engine for each rule, and reports that say so."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from rx_backend import LLMEngineOutput, PreprocessedRequest, RequestContext
+from rx_backend.engines import SampleEngine
+from rx_backend.testing import (
+    ConformanceError,
+    Rule,
+    VirtualTimeLoop,
+    check_engine,
+    run_conformance,
+    run_virtual,
+)
+from tests.leaks import LeakWatch
+from tests.rx_backend.testing import broken_engines
+from tests.rx_backend.testing.broken_engines import Chunks, GoodEngine
+
+# What an engine that hangs leaves is what the kit tells of.
+LEFT = "(task|async generator) not"
+
+
+@pytest.mark.rows("K1", "E1", "E2", "E3", "E4", "E5")
+@pytest.mark.parametrize("engine", [*broken_engines.GOOD, SampleEngine])
+def test_an_engine_that_keeps_the_rules_passes(engine: type[object]) -> None:
+    """However it is written, an engine that keeps to the contract has no violation."""
+    report = run_conformance(engine)
+    assert report.ok, str(report)
+    assert not report.unchecked
+    report.raise_if_failed()
+
+
+@pytest.mark.rows("K1", "E1", "E2", "E3", "E4", "E5", "S8")
+@pytest.mark.parametrize(("engine", "rule"), broken_engines.BROKEN)
+def test_a_broken_rule_is_reported_by_name_and_alone(engine: type[GoodEngine], rule: Rule) -> None:
+    """An engine that breaks one rule is told exactly that one."""
+    report = run_conformance(engine)
+    assert [violation.rule for violation in report.violations] == [rule], str(report)
+    assert f"FAIL  {rule.name.lower()} ({rule.row}): " in str(report)
+    with pytest.raises(ConformanceError, match=rule.name.lower()):
+        report.raise_if_failed()
+
+
+@pytest.mark.rows("K1")
+def test_every_rule_has_an_engine_that_breaks_it() -> None:
+    """No rule of the kit is untested."""
+    assert {rule for _, rule in broken_engines.BROKEN} == set(Rule)
+
+
+class BreaksMuch(GoodEngine):
+    model = ""
+
+    async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+        yield LLMEngineOutput.token(-1)
+        yield LLMEngineOutput.stop()
+        yield 7
+
+    async def cleanup(self) -> None:
+        raise OSError("never works")
+
+
+@pytest.mark.rows("K1")
+def test_all_broken_rules_are_reported_at_once() -> None:
+    """The kit goes on after the first violation and reports them all, in the order of the rules."""
+    report = run_conformance(BreaksMuch)
+    assert [str(violation.rule) for violation in report.violations] == [
+        "model_name_empty",
+        "bad_token_ids",
+        "item_after_terminal",
+        "cancelled_not_terminal",
+        "cleanup_failed",
+        "second_cleanup_failed",
+        "unstarted_cleanup_failed",
+    ]
+    assert str(report).splitlines()[0] == "conformance of BreaksMuch"
+    assert str(report).splitlines()[-1] == "8 of 15 rules hold"
+    violation = report.violation(Rule.CLEANUP_FAILED)
+    assert violation is not None
+    assert violation.row == "E5"
+    assert violation.message == "cleanup raised OSError('never works')"
+    assert "in cleanup" in violation.detail
+    assert report.violation(Rule.START_FAILED) is None
+
+
+@pytest.mark.rows("K1")
+def test_an_engine_that_does_not_start_leaves_rules_unchecked() -> None:
+    """What could not be tried is neither held nor broken."""
+    report = run_conformance(broken_engines.StartRaises)
+    assert Rule.NO_CHUNK in report.unchecked
+    assert Rule.CLEANUP_FAILED not in report.unchecked
+    assert "no_chunk (E2): not checked" in str(report)
+    with pytest.raises(ConformanceError, match="no device") as caught:
+        report.raise_if_failed()
+    assert caught.value.report is report
+    assert "Traceback" in str(caught.value)
+
+
+class HoldsOn(GoodEngine):
+    """Swallows every cancellation, for ever."""
+
+    async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+        yield LLMEngineOutput.token(1)
+        while True:
+            try:
+                await asyncio.sleep(60.0)
+            except asyncio.CancelledError:
+                continue
+
+
+@pytest.mark.rows("K1")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_engine_that_never_lets_go_does_not_hang_the_kit(leaks: LeakWatch) -> None:
+    """Even an engine that swallows its cancellation is reported and left behind."""
+    leaks.allow(LEFT)
+    report = run_conformance(HoldsOn)
+    rules = {violation.rule for violation in report.violations}
+    assert rules == {Rule.NO_TERMINAL, Rule.CANCELLATION_NOT_SEEN, Rule.CLOSE_FAILED}
+
+
+@pytest.mark.rows("K1")
+def test_the_kit_runs_in_a_loop_of_ones_own() -> None:
+    """The asynchronous form does the same, and costs nothing in virtual time."""
+
+    async def main() -> tuple[bool, bool]:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        good = await check_engine(GoodEngine)
+        hanging = await check_engine(broken_engines.HangsBeforeItsTerminal)
+        return good.ok, hanging.ok
+
+    assert run_virtual(main()) == (True, False)
+
+
+@pytest.mark.rows("K1")
+def test_the_kit_runs_on_the_real_clock() -> None:
+    """Without virtual time a quick engine is checked just as well."""
+    assert run_conformance(lambda: SampleEngine(token_interval_ms=0), virtual=False).ok
+
+
+@pytest.mark.rows("K1")
+def test_a_factory_may_be_asynchronous() -> None:
+    """A factory that must be awaited is awaited."""
+
+    async def make() -> GoodEngine:
+        await asyncio.sleep(1.0)
+        return GoodEngine()
+
+    report = run_conformance(make)
+    assert report.ok
+    assert "make" in report.engine
+
+
+@pytest.mark.rows("K1")
+def test_the_asynchronous_form_is_asked_for_inside_a_loop() -> None:
+    """The plain form says what to call instead where a loop is running."""
+
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="await check_engine"):
+            run_conformance(GoodEngine)
+
+    run_virtual(main())
+
+
+class Demanding(GoodEngine):
+    """Notes what it is asked for."""
+
+    asked: list[tuple[list[int], int | None]]
+
+    def __init__(self) -> None:
+        Demanding.asked = []
+
+    async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+        self.asked.append((request.token_ids, request.stop_conditions.max_tokens))
+        request.token_ids = []
+        async for chunk in super().chunks(request, context):
+            yield chunk
+
+
+@pytest.mark.rows("K1")
+def test_the_requests_can_be_chosen() -> None:
+    """Each stream gets its own copy of the request, the one to be stopped asks for more."""
+    request = PreprocessedRequest(token_ids=[5])
+    assert run_conformance(Demanding, request=request, calls=2).ok
+    assert Demanding.asked == [([5], None)] * 3 + [([5], 4096)] * 2
+    long = PreprocessedRequest(token_ids=[6])
+    long.stop_conditions.max_tokens = 70
+    assert run_conformance(Demanding, request=request, cancel_request=long, calls=1).ok
+    assert Demanding.asked[-1] == ([6], 70)
+
+
+@pytest.mark.rows("K1")
+def test_the_limits_can_be_chosen() -> None:
+    """A slow engine passes when it is given the time, a quick one fails when it is not."""
+    assert run_conformance(broken_engines.SeesTheStopTooLate, timeout_s=3.0).ok
+    report = run_conformance(GoodEngine, stream_timeout_s=0.05)
+    assert report.violation(Rule.NO_TERMINAL) is not None
+    report = run_conformance(GoodEngine, max_items=5)
+    assert report.violation(Rule.NO_TERMINAL) is not None
+
+
+@pytest.mark.rows("K1")
+def test_a_cancelled_check_leaves_nothing_behind() -> None:
+    """Cancelling the check cancels the stream it plays."""
+
+    async def main() -> None:
+        task = asyncio.create_task(check_engine(broken_engines.HangsBeforeItsTerminal))
+        await asyncio.sleep(1.0)
+        task.cancel()
+        await asyncio.wait([task])
+        await asyncio.sleep(1.0)
+        assert task.cancelled()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_virtual(main())

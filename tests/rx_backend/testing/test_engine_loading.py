@@ -1,0 +1,75 @@
+"""Engines found by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from rx_backend import InvalidArgument
+from rx_backend.testing import (
+    EngineAttributeMissing,
+    EngineImportFailed,
+    EngineLoadError,
+    EngineModuleMissing,
+    EngineNotCallable,
+    load_engine_factory,
+    run_conformance,
+)
+from tests.rx_backend.testing import broken_engines
+
+HERE = "tests.rx_backend.testing.broken_engines"
+
+
+@pytest.mark.rows("K1")
+def test_a_name_gives_the_factory() -> None:
+    """``module:name`` is what the module calls that name, and the kit can use it."""
+    factory = load_engine_factory(f"{HERE}:GoodEngine")
+    assert factory is broken_engines.GoodEngine
+    assert run_conformance(factory).ok
+    assert callable(load_engine_factory(f"{HERE}:GoodEngine.start"))
+
+
+@pytest.mark.rows("K1")
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        ("GoodEngine", EngineLoadError, "expected module:name, got 'GoodEngine'"),
+        (":GoodEngine", EngineLoadError, "expected module:name"),
+        (f"{HERE}:", EngineLoadError, "expected module:name"),
+        ("no_such_module:Engine", EngineModuleMissing, "no module named 'no_such_module'"),
+        (f"{HERE}.deeper:Engine", EngineModuleMissing, "no module named"),
+        (f"{HERE}:Missing", EngineAttributeMissing, f"{HERE} has no 'Missing'"),
+        (f"{HERE}:GoodEngine.missing", EngineAttributeMissing, "GoodEngine has no 'missing'"),
+        (f"{HERE}:BROKEN", EngineNotCallable, "got list"),
+        ("..relative:Engine", EngineImportFailed, "importing the module raised"),
+    ],
+)
+def test_what_names_no_engine_is_a_clear_error(
+    target: str, error: type[EngineLoadError], message: str
+) -> None:
+    """Each way to name nothing has its own error, an invalid argument that says what was wrong."""
+    with pytest.raises(error, match="engine") as caught:
+        load_engine_factory(target)
+    assert type(caught.value) is error
+    assert isinstance(caught.value, InvalidArgument)
+    assert message in caught.value.message
+
+
+@pytest.mark.rows("K1")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("raise OSError('no device')", "OSError: no device"),
+        ("import not_installed_here", "No module named 'not_installed_here'"),
+        ("(", "SyntaxError"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_says_why(
+    pytester: pytest.Pytester, content: str, message: str
+) -> None:
+    """A module that is there but fails is told apart from one that is not; the cause is kept."""
+    pytester.syspathinsert()
+    pytester.makepyfile(engine_under_load=content)
+    with pytest.raises(EngineImportFailed) as caught:
+        load_engine_factory("engine_under_load:Engine")
+    assert message in caught.value.message
+    assert caught.value.__cause__ is not None
