@@ -48,8 +48,7 @@ async def generate(
     """
     Set the engine up and give its stream.
 
-    Args:
-        nest_spans: Row P9. False leaves it out, to see what that row costs a loop like this one.
+    *nest_spans* is row P9; False leaves it out, to see what that row costs a loop like this one.
     """
     is_decode, is_prefill = mode.is_decode, mode.is_prefill
     if is_decode:
@@ -136,7 +135,7 @@ async def _stream(
                 token_ids = chunk.token_ids
                 for token_id in token_ids:
                     if type(token_id) is not int or not 0 <= token_id <= 0x3FFFFFFF:
-                        raise InvalidArgument(f"token_ids: bad token id {token_id!r}")
+                        raise InvalidArgument(f"token_ids: bad {token_id!r}")  # noqa: TRY301
             except StopAsyncIteration:
                 break
             except Exception as error:

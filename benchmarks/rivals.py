@@ -8,7 +8,7 @@ from typing import Any
 from opentelemetry.sdk.trace import TracerProvider
 
 from benchmarks import handwritten, stock
-from operators import Operator, operator
+from operators import Operator, Stage, operator
 from rx_backend import (
     DisaggregationMode,
     EngineAdapter,
@@ -38,11 +38,13 @@ class ScriptedEngine(LLMEngine):
         self._count = chunks
 
     async def start(self, worker_id: int) -> EngineConfig:
+        """Give a name."""
         return EngineConfig(model="scripted")
 
     async def generate(
         self, request: PreprocessedRequest, context: RequestContext
     ) -> AsyncIterator[LLMEngineOutput]:
+        """Yield the script."""
         chunks = self._chunks
         for n in range(self._count - 1):
             yield chunks[n % 100]
@@ -50,7 +52,7 @@ class ScriptedEngine(LLMEngine):
 
 
 @operator
-def nothing():
+def nothing() -> Stage[Any, Any]:
     """Do nothing for a chunk: what one more operator costs."""
     item = yield
     while True:

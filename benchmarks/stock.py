@@ -40,9 +40,14 @@ def _from_engine(chunks: AsyncIterator[LLMEngineOutput]) -> Observable[LLMEngine
                 observer.on_error(error)
 
         task = asyncio.ensure_future(push())
-        return Disposable(task.cancel)
+        return Disposable(lambda: stop(task))
 
     return Observable(subscribe)
+
+
+def stop(task: asyncio.Task[None]) -> None:
+    """Cancel a task."""
+    task.cancel()
 
 
 def _checked(chunk: LLMEngineOutput) -> LLMEngineOutput:
@@ -100,6 +105,10 @@ async def generate(
             span.set_attribute("finish_reason", last[0].finish_reason.span_value)
         span.end()
 
+    def start_abort() -> None:
+        aborts.append(asyncio.ensure_future(engine.abort(context)))
+
+    aborts: list[asyncio.Task[None]] = []
     chunks: AsyncIterator[LLMEngineOutput] = aiter(engine.generate(request, context))  # type: ignore[arg-type]
     shared = _from_engine(chunks).pipe(
         ops.map(_checked),
@@ -111,7 +120,7 @@ async def generate(
     gate = reactivex.merge(
         context.stopped().pipe(ops.skip_until(first)), first.pipe(ops.skip_until(context.stopped()))
     ).pipe(ops.take(1), ops.take_until(ended))
-    gating = gate.subscribe(lambda _: asyncio.ensure_future(engine.abort(context)))
+    gating = gate.subscribe(lambda _: start_abort())
     noticing = seen.subscribe(on_first)
     items = shared.pipe(
         ops.map_indexed(stamp),

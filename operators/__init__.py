@@ -9,7 +9,18 @@ from operators._assemble import AnyOperator, check_operators, fuse
 from operators._chunk import Chunk, Clock
 from operators._fusion import Enter, FusedRun
 from operators._operator import NotAnOperator, Operator, operator, stateless
-from operators._stage import Completed, Emission, Hooks, SetupFailed, Stage, apply, bypass, emit, last, visit_if
+from operators._stage import (
+    Completed,
+    Emission,
+    Hooks,
+    SetupFailed,
+    Stage,
+    apply,
+    bypass,
+    emit,
+    last,
+    visit_if,
+)
 from operators.annotate_errors import annotate_errors
 from operators.deferred_abort import abort_gate, deferred_abort
 from operators.first_token import first_token

@@ -29,8 +29,7 @@ def check_operators(operators: Iterable[object]) -> list[AnyOperator]:
     """
     checked = list(operators)
     for place, item in enumerate(checked):
-        if not callable(item):
-            raise _refusal(place, item)
+        _check(place, item)
     return cast("list[AnyOperator]", checked)
 
 
@@ -76,10 +75,9 @@ def fuse(
         ours: list[Operator[Any, Any]] = []
         for place, item in enumerate(operators):
             if isinstance(item, Operator):
-                ours.append(item)
-            elif not callable(item):
-                raise _refusal(place, item)
+                ours.append(cast("Operator[Any, Any]", item))
             else:
+                _check(place, item)
                 current = enter(FusedRun, current, ours)
                 current = enter(RxSegment, current, item, f"pipeline[{place}]")
                 ours = []
@@ -89,8 +87,9 @@ def fuse(
         raise
 
 
-def _refusal(place: int, item: object) -> NotAnOperator:
-    return NotAnOperator(
-        f"pipeline[{place}] is no operator: expected one of ours or a reactivex operator, "
-        f"got {type(item).__name__} {item!r}"
-    )
+def _check(place: int, item: object) -> None:
+    if not callable(item):
+        raise NotAnOperator(
+            f"pipeline[{place}] is no operator: expected one of ours or a reactivex operator, "
+            f"got {type(item).__name__} {item!r}"
+        )

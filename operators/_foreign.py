@@ -7,7 +7,7 @@ import inspect
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
@@ -23,7 +23,7 @@ RxOperator: TypeAlias = Callable[[Observable[Any]], Observable[Any]]
 # Stock operators that do all they do within their source's own signals.
 _AT_ONCE = frozenset(
     f"reactivex.operators._{name}"
-    for name in (
+    for name in (  # noqa: SIM905 - as a list it would take a page
         "all average contains count defaultifempty dematerialize distinct distinctuntilchanged do "
         "elementatordefault filter first firstordefault ignoreelements isempty last lastordefault "
         "map materialize max maxby min minby pairwise pluck reduce scan single singleordefault skip "
@@ -91,13 +91,13 @@ class RxSegment(Segment):
         self._pump: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._subscription: abc.DisposableBase = Disposable()
-        result: object = operator(Observable(self._subscribe_source))
+        result = cast("object", operator(Observable(self._subscribe_source)))
         if not isinstance(result, abc.ObservableBase):
             raise NotAnOperator(
                 f"{where} is no operator: applied to an Observable it gave "
                 f"{type(result).__name__}, expected an Observable"
             )
-        self._subscription = result.subscribe(
+        self._subscription = cast("Observable[Any]", result).subscribe(
             self._on_next,
             self._on_error,
             self._on_completed,

@@ -31,7 +31,7 @@ import operator
 import types
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from functools import cache, partial
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 from operators._operator import Operator
 from operators._release import Release, Segment
@@ -44,7 +44,8 @@ B = TypeVar("B", covariant=True)
 READY = object()
 _NEXT_TURN = object()
 
-_Loop = Generator[Any, Any, None]
+if TYPE_CHECKING:
+    _Loop = types.GeneratorType[Any, Any, None]
 _Pull = Callable[[], Any]
 
 
@@ -70,7 +71,16 @@ class FusedRun(Segment, Generic[B]):
         on_end: Called once when everything else is released.
     """
 
-    __slots__ = ("__weakref__", "_chain", "_dropped", "_enter", "_loop", "_pull", "_release", "_waits")
+    __slots__ = (
+        "__weakref__",
+        "_chain",
+        "_dropped",
+        "_enter",
+        "_loop",
+        "_pull",
+        "_release",
+        "_waits",
+    )
 
     def __init__(
         self,
@@ -86,7 +96,7 @@ class FusedRun(Segment, Generic[B]):
         self._chain = Chain(operators)
         self._release = Release(source, on_end)
         if self._chain.ended:
-            self._start(_leftovers(self._chain, self._release))
+            self._start(cast("_Loop", _leftovers(self._chain, self._release)))
         else:
             self._fuse()
 
@@ -277,7 +287,7 @@ def _compiled(shape: tuple[_Visit, ...], ends_early: bool) -> Callable[..., _Loo
     write("yield READY")
     write("continue")
     source = _LOOP.format(arguments="".join(f", {a}" for a in arguments), body="\n".join(body))
-    names_of_loop = {
+    names_of_loop: dict[str, Any] = {
         "Detour": _Detour,
         "Emission": Emission,
         "PLACES": places,
@@ -285,7 +295,7 @@ def _compiled(shape: tuple[_Visit, ...], ends_early: bool) -> Callable[..., _Loo
         "leave_frame": leave_frame,
     }
     exec(compile(source, f"<fused loop of {len(shape)}>", "exec"), names_of_loop)  # noqa: S102
-    return types.coroutine(cast("Callable[..., _Loop]", names_of_loop["loop"]))
+    return cast("Callable[..., _Loop]", types.coroutine(names_of_loop["loop"]))
 
 
 def _renamed(expression: Expression, place: int) -> str:
@@ -297,7 +307,7 @@ def _renamed(expression: Expression, place: int) -> str:
     return ast.unparse(tree)
 
 
-def _leftovers(chain: Chain, release: Release) -> _Loop:
+def _leftovers(chain: Chain, release: Release) -> Generator[Any, Any, None]:
     """The loop of a run that an operator ended before it began."""
     release()
     while chain.out:

@@ -139,9 +139,7 @@ class _Subscription(Generic[A, B]):
         self._chain = Chain([operator])
         self._upstream = SingleAssignmentDisposable()
 
-    def run(
-        self, source: Observable[A], scheduler: abc.SchedulerBase | None
-    ) -> abc.DisposableBase:
+    def run(self, source: Observable[A], scheduler: abc.SchedulerBase | None) -> abc.DisposableBase:
         if self._chain.ended:
             # It returned before its first yield.
             self._deliver()

@@ -30,7 +30,8 @@ import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 __all__ = (
     "Chain",
@@ -224,8 +225,17 @@ class Hooks(Generic[A, B]):
             self.condition = Condition(expression, values)
 
 
-Stage: TypeAlias = Generator[B | Emission | None, A, B | Emission | None]
-"""The type of an operator's generator from items A to items B."""
+if TYPE_CHECKING:
+    from typing_extensions import TypeAliasType
+
+    Stage = TypeAliasType(
+        "Stage", Generator[B | Emission | None, A, B | Emission | None], type_params=(A, B)
+    )
+    """The type of an operator's generator from items A to items B."""
+    AnyStage: TypeAlias = GeneratorType[Any, Any, Any] | Hooks[Any, Any] | None
+    """What a chain holds for a stage; None for one that has met its end."""
+else:
+    Stage = Generator
 
 
 class Starter(Protocol):
@@ -274,8 +284,7 @@ class Chain:
 
     def __init__(self, starters: Sequence[Starter]) -> None:
         self._starters = starters
-        # None: has met its end.
-        self._stages: list[Stage[Any, Any] | Hooks[Any, Any] | None] = []
+        self._stages: list[AnyStage] = []
         self._is_last = False
         self.steps: list[Step | None] = []
         self.conditions: list[Condition | None] = []
@@ -287,12 +296,14 @@ class Chain:
         returned: tuple[int, Any] | None = None
         try:
             for place, starter in enumerate(starters):
-                stage = starter.start()
-                self._stages.append(stage)
-                if type(stage) is Hooks:
-                    self.steps.append(stage.step)
-                    self.conditions.append(stage.condition)
+                body = starter.start()
+                if isinstance(body, Hooks):
+                    self._stages.append(body)
+                    self.steps.append(body.step)
+                    self.conditions.append(body.condition)
                     continue
+                stage = _generator(starter, body)
+                self._stages.append(stage)
                 self.steps.append(stage.send)
                 self.conditions.append(None)
                 try:
@@ -363,7 +374,11 @@ class Chain:
             place: The stage.
         """
         stage = self._stages[place]
-        has_returned = isinstance(error, StopIteration) and not _lives(stage)
+        has_returned = (
+            isinstance(error, StopIteration)
+            and isinstance(stage, GeneratorType)
+            and stage.gi_frame is None
+        )
         value = error.value if isinstance(error, StopIteration) else None
         if has_returned and type(value) is Emission and value.steps_aside:
             self.emitted(place, value)
@@ -390,7 +405,7 @@ class Chain:
             return
         for here in range(place, len(self._stages)):
             stage = self._stages[here]
-            if stage is None or (type(stage) is Hooks and stage.on_end is None):
+            if stage is None or (isinstance(stage, Hooks) and stage.on_end is None):
                 continue
             raised, words = self._throw(here, Completed())
             if raised is None:
@@ -444,10 +459,12 @@ class Chain:
     def _throw(self, here: int, signal: BaseException) -> tuple[BaseException | None, Any]:
         """Raise *signal* at a stage's yield; gives the exception that goes on, or last words."""
         stage = self._stages[here]
-        if not _lives(stage):
+        if stage is None:
             return signal, None
-        if type(stage) is Hooks:
+        if isinstance(stage, Hooks):
             return self._end_hooks(here, stage, signal)
+        if stage.gi_frame is None:
+            return signal, None
         traceback = signal.__traceback__
         try:
             words = stage.throw(signal)
@@ -496,7 +513,7 @@ class Chain:
             if stage is None:
                 continue
             try:
-                if type(stage) is Hooks:
+                if isinstance(stage, Hooks):
                     self._stages[here] = None
                     if stage.on_end is not None:
                         stage.on_end(None, True)
@@ -518,8 +535,13 @@ def leave_frame(error: BaseException) -> None:
         error.__traceback__ = error.__traceback__.tb_next
 
 
-def _lives(stage: Stage[Any, Any] | Hooks[Any, Any] | None) -> bool:
-    return stage is not None and (type(stage) is Hooks or stage.gi_frame is not None)
+def _generator(starter: Starter, stage: object) -> GeneratorType[Any, Any, Any]:
+    if not isinstance(stage, GeneratorType):
+        raise TypeError(
+            f"{starter.name}: an operator's body is a generator, or gives Hooks; "
+            f"got {type(stage).__name__}"
+        )
+    return cast("GeneratorType[Any, Any, Any]", stage)
 
 
 _log = logging.getLogger(__name__)

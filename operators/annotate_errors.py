@@ -15,9 +15,7 @@ B = TypeVar("B")
 
 
 @stateless
-def annotate_errors(
-    item: Callable[[A], B], error: Callable[[Exception], B]
-) -> Hooks[A, B]:
+def annotate_errors(item: Callable[[A], B], error: Callable[[Exception], B]) -> Hooks[A, B]:
     """
     Wrap every item, and turn a source failure into one error item that ends the stream (row S6).
 

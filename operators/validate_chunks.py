@@ -47,9 +47,8 @@ def validate_chunks(
     BackendInvalidArgument: token_ids[1]: expected an int from 0 to 4294967295, got -2
     """
 
-    def check(chunk: Any) -> C:
-        if type(chunk) is not chunk_type:
-            chunk = convert(chunk)
+    def check(item: Any) -> C:
+        chunk: C = item if type(item) is chunk_type else convert(item)
         for place, token_id in enumerate(chunk.token_ids):
             if type(token_id) is not int or not 0 <= token_id <= _LIMIT:
                 raise error(

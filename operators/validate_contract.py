@@ -19,9 +19,7 @@ class ContractViolation(ValueError):
 
 
 @operator
-def validate_contract(
-    *, error: Callable[[str], Exception] = ContractViolation
-) -> Stage[C, C]:
+def validate_contract(*, error: Callable[[str], Exception] = ContractViolation) -> Stage[C, C]:
     """
     Fail a stream that goes on after its terminal chunk, or ends without one (rows E3, S8).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
+from typing import cast
 
 import structlog
 from opentelemetry import trace
@@ -115,7 +116,7 @@ class EngineAdapter:
             BackendError: The engine's set-up failed (row S5), or the pipeline could not be made;
                 an ``InvalidArgument`` for a bad request, pipeline or operator list.
         """
-        if not isinstance(request, PreprocessedRequest):
+        if not isinstance(cast("object", request), PreprocessedRequest):
             raise InvalidArgument(
                 f"request: expected a PreprocessedRequest, got {type(request).__name__}"
             )
@@ -149,7 +150,7 @@ class EngineAdapter:
                 operators,
                 enter=enter,
                 on_end=partial(_end_span, span),
-                stream=partial(ResponseStream, context=context),
+                stream=partial(ResponseStream[Annotated[LLMEngineOutput]], context=context),
             )
         except Exception as error:
             telemetry.record_failed_setup(span)

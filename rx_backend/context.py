@@ -43,7 +43,15 @@ class RequestContext:
     (True, False)
     """
 
-    __slots__ = ("__weakref__", "_decode", "_levels", "_listeners", "id", "metadata", "trace_headers")
+    __slots__ = (
+        "__weakref__",
+        "_decode",
+        "_levels",
+        "_listeners",
+        "id",
+        "metadata",
+        "trace_headers",
+    )
 
     id: str
     metadata: Mapping[str, str]

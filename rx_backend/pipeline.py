@@ -105,7 +105,7 @@ def standard_pipeline(scope: RequestScope) -> list[AnyOperator]:
 
 # The same for every request.
 _WELL_FORMED = validate_chunks(LLMEngineOutput, convert_output, error=InvalidArgument)
-_UNTIL_TERMINAL = until_terminal()
+_UNTIL_TERMINAL: AnyOperator = until_terminal()
 _ANNOTATED = annotate_errors(Annotated, Annotated.from_error)
 
 

@@ -60,8 +60,10 @@ def _as_json() -> Stage[Item, JsonItem]:
     """Turn each item's chunk into plain JSON data."""
     item = yield
     while True:
-        item = yield cast("JsonItem", item) if item.data is None else _json_item(item)
+        item = yield _json_item(item)
 
 
 def _json_item(item: Item) -> JsonItem:
+    if item.data is None:
+        return cast("JsonItem", item)
     return Annotated(to_builtins(item.data), item.id, item.event, item.comment)

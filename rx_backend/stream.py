@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar
 
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
@@ -74,7 +74,7 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
 
     def pipe(self, *operators: Callable[[Any], Any]) -> Any:
         """Apply ``reactivex`` operators, as in ``stream.as_observable().pipe(...)``."""
-        return cast("Any", self.as_observable().pipe(*operators))
+        return self.as_observable().pipe(*operators)
 
     def as_observable(self) -> Observable[T_co]:
         """
