@@ -8,6 +8,7 @@ Every operator works alone in ``source.pipe(...)``; a list of them becomes one p
 from operators._assemble import AnyOperator, check_operators, fuse
 from operators._chunk import Chunk, Clock
 from operators._fusion import Enter, FusedRun
+from operators._loop_scheduler import LoopScheduler
 from operators._operator import NotAnOperator, Operator, operator, stateless
 from operators._stage import (
     Completed,
@@ -44,6 +45,7 @@ __all__ = (
     "Hooks",
     "LatencyFigures",
     "LinkedChunk",
+    "LoopScheduler",
     "NotAnOperator",
     "Operator",
     "SetupFailed",

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias, cast
 
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
-from reactivex.scheduler.eventloop import AsyncIOScheduler
 
+from operators._loop_scheduler import LoopScheduler
 from operators._operator import NotAnOperator
 from operators._release import Segment
 
@@ -101,7 +101,7 @@ class RxSegment(Segment):
             self._on_next,
             self._on_error,
             self._on_completed,
-            scheduler=AsyncIOScheduler(self._loop),
+            scheduler=LoopScheduler(self._loop),
         )
 
     @property

@@ -145,6 +145,7 @@ class FusedRun(Segment, Generic[B]):
         """Pass the source's futures on until an item is there; False when the loop is through."""
         enter, loop, pull = self._enter, self._loop, self._pull
         self._pull = _already_pulled
+        is_cancelled = False
         try:
             while signal is not READY:
                 self._waits = _NEXT_TURN if signal is None else signal
@@ -154,9 +155,11 @@ class FusedRun(Segment, Generic[B]):
                     enter(loop.throw, asyncio.CancelledError())
                     raise
                 except BaseException as error:
+                    is_cancelled = True
                     signal = enter(loop.throw, error)
                 else:
-                    if self._dropped:
+                    if self._dropped and not is_cancelled:
+                        is_cancelled = True
                         signal = enter(loop.throw, asyncio.CancelledError())
                     else:
                         signal = pull()
@@ -195,10 +198,12 @@ class FusedRun(Segment, Generic[B]):
             # An operator or the engine drops its own stream: let the step end first.
             self._release.loop.call_soon(self.close)
         elif self._waits is not None:
-            self._dropped = True
-            cancel = getattr(self._waits, "cancel", None)
-            if cancel is not None:
-                cancel()
+            # The pull unwinds in the task that waits in it; once, since the unwinding may wait too.
+            if not self._dropped:
+                self._dropped = True
+                cancel = getattr(self._waits, "cancel", None)
+                if cancel is not None:
+                    cancel()
         else:
             self._dropped = True
             self._chain.out.clear()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import types
 from collections.abc import AsyncIterator, Callable, Generator
-from typing import Any
+from typing import Any, cast
 
 __all__ = ("Release", "Segment")
 
@@ -81,9 +81,10 @@ class Release:
         aclose = getattr(self.source, "aclose", None)
         if aclose is None:
             return
+        stand_in = _TaskStandIn()
         try:
             closing = aclose().__await__()
-            signal = closing.send(None) if hasattr(closing, "send") else next(closing)
+            signal = _first_step(closing, stand_in, self.loop)
         except StopIteration:
             return
         except Exception:
@@ -92,9 +93,55 @@ class Release:
         if self.loop.is_closed():
             closing.close()
             return
-        self._rest = self.loop.create_task(_finish(closing, signal))
+        self._rest = stand_in.task = self.loop.create_task(_finish(closing, signal))
         _resting.add(self._rest)
         self._rest.add_done_callback(_resting.discard)
+
+
+class _TaskStandIn:
+    """
+    The current task of a closing that has no task yet, and may never need one.
+
+    What asks for the current task in the first step, such as ``asyncio.timeout``, keeps this, and
+    reaches the task that the rest runs in.
+    """
+
+    __slots__ = ("task",)
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+
+    def cancel(self, msg: object = None) -> bool:
+        return self.task is not None and self.task.cancel(msg)
+
+    def cancelling(self) -> int:
+        return 0 if self.task is None else self.task.cancelling()
+
+    def uncancel(self) -> int:
+        return 0 if self.task is None else self.task.uncancel()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+
+def _first_step(
+    closing: Generator[Any, Any, Any], stand_in: _TaskStandIn, loop: asyncio.AbstractEventLoop
+) -> Any:
+    """Begin to await something as the task that *stand_in* stands for."""
+    if not loop.is_running():
+        return next(closing)
+    task = cast("asyncio.Task[Any]", stand_in)
+    current = asyncio.current_task(loop)
+    # These three are asyncio's interface for tasks of somebody else's making.
+    if current is not None:
+        asyncio.tasks._leave_task(loop, current)
+    asyncio.tasks._enter_task(loop, task)
+    try:
+        return next(closing)
+    finally:
+        asyncio.tasks._leave_task(loop, task)
+        if current is not None:
+            asyncio.tasks._enter_task(loop, current)
 
 
 _resting: set[asyncio.Task[None]] = set()

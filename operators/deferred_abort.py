@@ -158,7 +158,11 @@ class _Gate:
         """The stream is at its end."""
         is_waiting = self._closed is not None and not self._fired
         if dropped and is_waiting and self._end_of_turn is not None:
-            self._end_of_turn(self.close)
+            try:
+                self._end_of_turn(self.close)
+            except RuntimeError:
+                # The event loop is closed, so there is no turn left to wait for.
+                self.close()
         else:
             self.close()
 

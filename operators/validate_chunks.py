@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 from operators._chunk import Chunk
 from operators._operator import stateless
@@ -49,6 +49,8 @@ def validate_chunks(
 
     def check(item: Any) -> C:
         chunk: C = item if type(item) is chunk_type else convert(item)
+        if not isinstance(cast("object", chunk.token_ids), Sequence):
+            raise error(f"token_ids: expected a list of ints, got {chunk.token_ids!r}")
         for place, token_id in enumerate(chunk.token_ids):
             if type(token_id) is not int or not 0 <= token_id <= _LIMIT:
                 raise error(
@@ -63,6 +65,6 @@ _LIMIT = (1 << 32) - 1
 # Anything but a chunk of one plausible token. Comparing with a small int is several times faster
 # than with the real limit.
 _IS_UNUSUAL = (
-    "type(item) is not chunk_type or len(item.token_ids) != 1 "
+    "type(item) is not chunk_type or type(item.token_ids) is not list or len(item.token_ids) != 1 "
     f"or type(item.token_ids[0]) is not int or not 0 <= item.token_ids[0] < {1 << 30}"
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import operator
 import time
 from functools import partial
 from typing import cast
@@ -14,7 +16,6 @@ from opentelemetry.trace import Span, Tracer
 from operators import (
     AnyOperator,
     Clock,
-    Enter,
     NotAnOperator,
     TokenTimes,
     check_operators,
@@ -55,6 +56,8 @@ class EngineAdapter:
         InvalidArgument: Unknown *mode*, or a *pipeline* that can't be called.
 
     >>> import asyncio
+    import contextvars
+    import operator
     >>> from rx_backend import PreprocessedRequest
     >>> from rx_backend.engines import SampleEngine
     >>> async def main():
@@ -127,7 +130,8 @@ class EngineAdapter:
         clock = self._clock
         span = telemetry.start_request_span(self._tracer, request, context, self.mode)
         try:
-            enter = telemetry.entering(span)
+            own = telemetry.own_context(span)
+            enter = operator.call if own is None else own.run
             recording = telemetry.should_record(span, self._record)
             times = TokenTimes(clock)
             scope = RequestScope(
@@ -138,7 +142,7 @@ class EngineAdapter:
                 clock=clock,
                 recording=recording,
                 times=times,
-                abort=partial(self._abort, context, enter),
+                abort=partial(self._abort, context, own),
             )
             operators = self._operators(scope)
             called = clock() if recording else 0.0
@@ -174,14 +178,18 @@ class EngineAdapter:
                 f"pipeline: {name} raised {type(error).__name__}: {error}"
             ) from error
 
-    def _abort(self, context: RequestContext, enter: Enter) -> None:
-        task = enter(asyncio.get_running_loop().create_task, self._abort_engine(context))
+    def _abort(self, context: RequestContext, own: contextvars.Context | None) -> None:
+        task = asyncio.get_running_loop().create_task(
+            self._abort_engine(context), context=None if own is None else own.copy()
+        )
         self._aborts.add(task)
         task.add_done_callback(self._aborts.discard)
 
     async def _abort_engine(self, context: RequestContext) -> None:
         try:
-            await self.engine.abort(context)
+            abort = getattr(self.engine, "abort", None)
+            if abort is not None:
+                await abort(context)
         except Exception as error:
             _log.warning("engine abort failed", request_id=context.id, error=repr(error))
 

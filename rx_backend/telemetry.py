@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import operator
 import os
 from typing import Final
 
@@ -23,14 +22,13 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from operators import Enter
 from operators import span_names as names
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.protocols import PreprocessedRequest, TraceLink
 
 __all__ = (
-    "entering",
+    "own_context",
     "record_dropped_setup",
     "record_failed_setup",
     "should_record",
@@ -100,18 +98,18 @@ def worker_trace_link(span: Span) -> TraceLink | None:
     )
 
 
-def entering(span: Span) -> Enter:
+def own_context(span: Span) -> contextvars.Context | None:
     """
-    How to run the engine so that its spans nest under *span* (row P9).
+    The context to run the engine in so that its spans nest under *span* (row P9).
 
-    The engine is run in a copy of the caller's context of its own, in which *span* is current.
-    Nothing is attached to, or detached from, a context that somebody else runs in.
+    A copy of the caller's in which *span* is current; nothing is attached to, or detached from, a
+    context that somebody else runs in. None where *span* has no identity to nest under.
     """
     if not span.get_span_context().is_valid:
-        return operator.call
+        return None
     context = contextvars.copy_context()
     context.run(otel_context.attach, trace.set_span_in_context(span))
-    return context.run
+    return context
 
 
 def record_failed_setup(span: Span) -> None:

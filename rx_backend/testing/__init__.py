@@ -7,6 +7,7 @@ What tests of streams, operators and engines need.
 - ``assert_marbles`` and ``Marbles``: operators tested by marble lines.
 """
 
+from operators import LoopScheduler
 from rx_backend.testing.conformance import (
     ConformanceOptions,
     EngineFactory,
@@ -29,7 +30,6 @@ from rx_backend.testing.engine_loading import (
     EngineNotCallable,
     load_engine_factory,
 )
-from rx_backend.testing.loop_scheduler import LoopScheduler
 from rx_backend.testing.marble_diagram import MarbleDiagram, read_diagrams, run_docstring_marbles
 from rx_backend.testing.marble_line import (
     MarbleError,

@@ -107,7 +107,7 @@ class _Stream:
         self._request = request
         self._limits = limits
         self._plan = plan
-        self._context = RequestContext("conformance")
+        self._context = RequestContext()
         loop = asyncio.get_running_loop()
         self._stopped: asyncio.Future[None] = loop.create_future()
         self._over: asyncio.Future[None] = loop.create_future()

@@ -28,7 +28,9 @@ SIGNALS = [
 def heard(level: Level) -> list[str]:
     """What a subscriber of *level* hears, as it comes."""
     events: list[str] = []
-    level.subscribe(lambda value: events.append(f"{value}"), on_completed=lambda: events.append("|"))
+    level.subscribe(
+        lambda value: events.append(f"{value}"), on_completed=lambda: events.append("|")
+    )
     return events
 
 
@@ -161,16 +163,16 @@ async def test_a_signal_from_a_thread_is_heard_on_the_loop() -> None:
 @pytest.mark.rows("C3")
 @virtual
 async def test_many_threads_may_signal_at_once() -> None:
-    """Eight threads that stop and kill together set each level once."""
+    """Four threads that stop and kill together set each level once."""
     context = RequestContext()
     stopped, killed = heard(context.stopped()), heard(context.killed())
-    barrier = threading.Barrier(8)
+    barrier = threading.Barrier(4, timeout=10)
 
     def signal(place: int) -> None:
         barrier.wait()
         (context.kill if place % 2 else context.stop_generating)()
 
-    await asyncio.gather(*(asyncio.to_thread(signal, place) for place in range(8)))
+    await asyncio.gather(*(asyncio.to_thread(signal, place) for place in range(4)))
     await asyncio.sleep(0)
     assert stopped == killed == ["True", "|"]
 

@@ -91,6 +91,19 @@ class WaitsAfterTerminalEngine(GoodEngine):
         await asyncio.sleep(FOR_EVER)
 
 
+class KeepsSlotsById(GoodEngine):
+    """Knows its requests by id, as most engines do."""
+
+    def __init__(self) -> None:
+        self.slots: set[str] = set()
+
+    async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+        assert context.id not in self.slots
+        self.slots.add(context.id)
+        async for chunk in super().chunks(request, context):
+            yield chunk
+
+
 GOOD = [
     GoodEngine,
     DictEngine,
@@ -99,6 +112,7 @@ GOOD = [
     FirstChunkIsLastEngine,
     DuckEngine,
     WaitsAfterTerminalEngine,
+    KeepsSlotsById,
 ]
 
 

@@ -25,6 +25,7 @@ class LoopScheduler(AsyncIOScheduler):
         RuntimeError: No loop is given and none is running.
 
     >>> import reactivex
+    >>> from operators import LoopScheduler
     >>> from rx_backend.testing import run_virtual
     >>> async def main():
     ...     ticks = reactivex.interval(60.0, scheduler=LoopScheduler())

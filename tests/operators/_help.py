@@ -1,0 +1,351 @@
+"""What the tests of the operators share: chunks, sources that count, and the ways to run a list."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass, field
+from typing import Any, ParamSpec, Protocol
+
+from reactivex import Observable, abc
+from reactivex import operators as ops
+from reactivex.disposable import Disposable
+from reactivex.subject import Subject
+
+from operators import AnyOperator, Completed, Stage, emit, fuse, operator
+from rx_backend.testing import run_virtual
+
+P = ParamSpec("P")
+
+# Longer than anything that a test lets happen: what has not come by then never comes.
+LONG_S = 1_000_000.0
+
+
+# Chunks: the shape that operators know, and nothing more.
+
+
+@dataclass(slots=True)
+class Chunk:
+    token_ids: list[int] = field(default_factory=list[int])
+    finish_reason: object = None
+    worker_trace_link: object = None
+
+
+def token(*token_ids: int) -> Chunk:
+    return Chunk(list(token_ids))
+
+
+def handshake() -> Chunk:
+    return Chunk()
+
+
+def terminal(*token_ids: int, reason: object = "stop") -> Chunk:
+    return Chunk(list(token_ids), reason)
+
+
+LETTERS = {
+    "a": token(1),
+    "b": token(2),
+    "c": token(3),
+    "h": handshake(),
+    "T": terminal(),
+    "U": terminal(9),
+}
+"""What letters stand for in marble lines of chunks; ``U`` is a terminal with a token."""
+
+
+# What came out of a stream.
+
+
+@dataclass(slots=True)
+class Seen:
+    """
+    What came out of a stream, and how it ended.
+
+    Attributes:
+        items: The items, in order.
+        end: ``completed``, ``open``, ``dropped`` or the text of the exception.
+        error: The exception.
+    """
+
+    items: list[Any] = field(default_factory=list[Any])
+    end: str = "open"
+    error: Exception | None = field(default=None, compare=False, repr=False)
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self.end = repr(error)
+
+
+def watch(stream: Observable[Any], *, take: int | None = None) -> tuple[Seen, abc.DisposableBase]:
+    """Note what an Observable gives; dispose from within the item that makes *take*."""
+    seen = Seen()
+
+    def end() -> None:
+        seen.end = "dropped" if len(seen.items) == take else "completed"
+
+    kept = stream if take is None else stream.pipe(ops.take(take))
+    return seen, kept.subscribe(seen.items.append, seen.fail, end)
+
+
+async def collect(stream: AsyncIterator[Any], *, take: int | None = None) -> Seen:
+    """Pull a stream to its end, or until it gives nothing any more, or close it after *take*."""
+    seen = Seen()
+    try:
+        async with asyncio.timeout(LONG_S) as patience:
+            async for item in stream:
+                seen.items.append(item)
+                if len(seen.items) == take:
+                    await close(stream)
+                    seen.end = "dropped"
+                    return seen
+        seen.end = "completed"
+    except Exception as error:
+        if not patience.expired():
+            seen.fail(error)
+    return seen
+
+
+async def close(stream: AsyncIterator[Any]) -> None:
+    aclose: Callable[[], Coroutine[Any, Any, None]] = getattr(stream, "aclose")  # noqa: B009
+    await aclose()
+
+
+# Sources.
+
+
+class Engine:
+    """
+    An asynchronous source that counts; call it for the generator.
+
+    Args:
+        items: What it gives.
+        error: What it raises then.
+        ends: False: then it gives nothing any more, and does not end.
+        every_s: How long it waits before each item; None for not at all.
+        closing_s: How long its clean-up takes.
+
+    Attributes:
+        pulls: How many items were asked for and given.
+        closed: How often it has cleaned up to the end.
+        journal: Where it notes ``pull`` and ``closed``.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Any] = (),
+        *,
+        error: BaseException | None = None,
+        ends: bool = True,
+        every_s: float | None = None,
+        closing_s: float | None = None,
+        journal: list[str] | None = None,
+    ) -> None:
+        self.items = items
+        self.error = error
+        self.ends = ends
+        self.every_s = every_s
+        self.closing_s = closing_s
+        self.pulls = 0
+        self.closed = 0
+        self.journal: list[str] = [] if journal is None else journal
+
+    async def __call__(self) -> AsyncGenerator[Any]:
+        try:
+            for item in self.items:
+                if self.every_s is not None:
+                    await asyncio.sleep(self.every_s)
+                self.pulls += 1
+                self.journal.append("pull")
+                yield item
+            if self.error is not None:
+                raise self.error
+            if not self.ends:
+                await asyncio.Event().wait()
+        finally:
+            if self.closing_s is not None:
+                await asyncio.sleep(self.closing_s)
+            self.closed += 1
+            self.journal.append("closed")
+
+
+# A list of operators, run in each of its lives.
+
+
+class Life(Protocol):
+    """
+    Runs a list of operators on some items and tells what came out.
+
+    Args:
+        items: What the source gives.
+        operators: The operators, in order.
+        error: What the source fails with then.
+        ends: False: the source gives nothing any more, and does not end.
+        take: Drop the stream when so many items have come out.
+    """
+
+    def __call__(
+        self,
+        items: Sequence[Any],
+        *operators: AnyOperator,
+        error: Exception | None = None,
+        ends: bool = True,
+        take: int | None = None,
+    ) -> Seen: ...
+
+
+def pushed(
+    items: Sequence[Any],
+    *operators: AnyOperator,
+    error: Exception | None = None,
+    ends: bool = True,
+    take: int | None = None,
+) -> Seen:
+    """As ``reactivex`` operators, the source being pushed from outside."""
+    subject: Subject[Any] = Subject()
+    seen, subscription = watch(subject.pipe(*operators), take=take)
+    _play(items, subject, error, ends)
+    subscription.dispose()
+    return seen
+
+
+def synchronous(
+    items: Sequence[Any],
+    *operators: AnyOperator,
+    error: Exception | None = None,
+    ends: bool = True,
+    take: int | None = None,
+) -> Seen:
+    """As ``reactivex`` operators, the source giving everything while it is subscribed to."""
+
+    def subscribe(
+        observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
+    ) -> abc.DisposableBase:
+        _play(items, observer, error, ends)
+        return Disposable()
+
+    seen, subscription = watch(Observable(subscribe).pipe(*operators), take=take)
+    subscription.dispose()
+    return seen
+
+
+def fused(
+    items: Sequence[Any],
+    *operators: AnyOperator,
+    error: Exception | None = None,
+    ends: bool = True,
+    take: int | None = None,
+    every_s: float | None = None,
+) -> Seen:
+    """As one pulled stream."""
+
+    async def run() -> Seen:
+        source = Engine(items, error=error, ends=ends, every_s=every_s)
+        try:
+            stream = fuse(source(), operators)
+        except Exception as failure:
+            seen = Seen()
+            seen.fail(failure)
+            return seen
+        return await collect(stream, take=take)
+
+    return run_virtual(run())
+
+
+def fused_waiting(
+    items: Sequence[Any],
+    *operators: AnyOperator,
+    error: Exception | None = None,
+    ends: bool = True,
+    take: int | None = None,
+) -> Seen:
+    """As one pulled stream, whose source waits before each item."""
+    return fused(items, *operators, error=error, ends=ends, take=take, every_s=1.0)
+
+
+LIVES: tuple[Life, ...] = (pushed, synchronous, fused, fused_waiting)
+
+
+def _play(
+    items: Sequence[Any], observer: abc.ObserverBase[Any], error: Exception | None, ends: bool
+) -> None:
+    for item in items:
+        observer.on_next(item)
+    if error is not None:
+        observer.on_error(error)
+    elif ends:
+        observer.on_completed()
+
+
+# Small operators.
+
+
+@operator
+def same() -> Stage[Any, Any]:
+    """Hand every item through."""
+    item = yield
+    while True:
+        item = yield item
+
+
+@operator
+def spy(journal: list[str], name: str = "") -> Stage[Any, Any]:
+    """Hand every item through; note it, and what came at the end: ``|``, ``#`` or ``!``."""
+    end = "!"
+    try:
+        item = yield
+        while True:
+            journal.append(f"{name}{item}")
+            item = yield item
+    except Completed:
+        end = "|"
+        raise
+    except Exception:
+        end = "#"
+        raise
+    finally:
+        journal.append(f"{name}{end}")
+
+
+@operator
+def twice() -> Stage[Any, Any]:
+    """Hand out every item two times."""
+    item = yield
+    while True:
+        item = yield emit(item, item)
+
+
+@operator
+def cue(actions: Mapping[int, Callable[[], object]]) -> Stage[Any, Any]:
+    """Hand every item through; call an action before the item of that number, counted from 0."""
+    number = 0
+    item = yield
+    while True:
+        if number in actions:
+            actions[number]()
+        number += 1
+        item = yield item
+
+
+# Tests that are coroutines.
+
+
+def virtual(
+    test: Callable[P, Coroutine[Any, Any, None]],
+) -> Callable[P, None]:
+    """Run a coroutine function as a test, in virtual time."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        run_virtual(test(*args, **kwargs))
+
+    return run

@@ -1,0 +1,123 @@
+"""`operators.annotate_errors`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from operators import annotate_errors, fuse
+from rx_backend.testing import Marbles
+from tests.operators._help import Engine, Life, Seen, collect, spy, virtual
+
+FAILURE = LookupError("gone")
+
+
+def shout(item: str) -> str:
+    return item.upper()
+
+
+def tell(error: Exception) -> str:
+    return f"E: {error}"
+
+
+@pytest.mark.rows("S6")
+@pytest.mark.parametrize(
+    ("source", "result", "subscription"),
+    [
+        pytest.param("----", "----", "^", id="never"),
+        pytest.param("--|", "--|", "^-!", id="empty"),
+        pytest.param("--a|", "--A|", "^--!", id="one"),
+        pytest.param("-a-b-(c|)", "-A-B-(C|)", "^----!", id="many"),
+        pytest.param("--#", "--(E|)", "^-!", id="source-error-alone"),
+        pytest.param("-a-b-#", "-A-B-(E|)", "^----!", id="source-error"),
+        pytest.param("-a-b", "-A-B", "^", id="no-end"),
+        pytest.param("-a-b-|", "-A-!", "^--!", id="early-dispose"),
+        pytest.param("-a-b-|", "-A-(B!)", "^--!", id="dispose-inside"),
+        pytest.param("-a-#", "-A-(E!)", "^--!", id="dispose-inside-the-error-item"),
+    ],
+)
+def test_items_are_wrapped_and_a_failure_is_the_last_item(
+    source: str, result: str, subscription: str
+) -> None:
+    """Each item is wrapped when it comes; a failure becomes one item, and then the end."""
+    test = Marbles({"E": "E: gone"}, error=FAILURE)
+    played = test.cold(source)
+    test.expect(played.pipe(annotate_errors(shout, tell)), result)
+    assert played.subscriptions == [subscription]
+
+
+@pytest.mark.rows("S6")
+def test_the_failure_itself_is_handed_to_the_function(life: Life) -> None:
+    """What makes the error item gets the source's exception object, and its result comes out."""
+    seen = life(["a"], annotate_errors(shout, lambda error: error), error=FAILURE)
+    assert seen.end == "completed"
+    assert seen.items[0] == "A"
+    assert seen.items[1] is FAILURE
+
+
+@pytest.mark.rows("S6")
+def test_a_failure_ahead_is_annotated_too(life: Life) -> None:
+    """What an operator ahead raises is a failure as well."""
+
+    def refuse(item: str) -> str:
+        raise LookupError(item)
+
+    broken = annotate_errors(refuse, tell)
+    assert life(["a", "b"], broken, annotate_errors(shout, tell)) == Seen(["E: a"], "completed")
+
+
+def test_an_item_that_cannot_be_wrapped_fails_the_stream(life: Life) -> None:
+    """What the wrapping function raises is not turned into an item; it passes on."""
+
+    def refuse(item: str) -> str:
+        raise ValueError(item)
+
+    assert life(["a"], annotate_errors(refuse, tell)) == Seen([], "ValueError('a')")
+
+
+def test_an_error_item_that_cannot_be_made_fails_the_stream(life: Life) -> None:
+    """What the function for the error item raises passes on, in place of the failure."""
+
+    def refuse(error: Exception) -> str:
+        raise ValueError(str(error))
+
+    seen = life(["a"], annotate_errors(shout, refuse), error=FAILURE)
+    assert seen == Seen(["A"], "ValueError('gone')")
+
+
+@pytest.mark.rows("S6")
+@pytest.mark.parametrize("signal", [asyncio.CancelledError, KeyboardInterrupt, SystemExit])
+@virtual
+async def test_cancellation_and_the_like_are_no_items(signal: type[BaseException]) -> None:
+    """They come out of the pull as they are; the stream is dropped and its engine closed."""
+    journal: list[str] = []
+    engine = Engine(["a"], error=signal())
+    stream = fuse(engine(), [annotate_errors(shout, tell), spy(journal)])
+    assert await anext(stream) == "A"
+    with pytest.raises(signal):
+        await anext(stream)
+    assert (engine.closed, journal) == (1, ["A", "!"])
+    assert await collect(stream) == Seen([], "completed")
+
+
+@pytest.mark.rows("P6a", "S6")
+@virtual
+async def test_the_error_item_completes_the_stream() -> None:
+    """When the error item is handed out everything is over: a consumer may walk away."""
+    engine = Engine(["a"], error=FAILURE)
+    stream = fuse(
+        engine(),
+        [annotate_errors(shout, tell), spy(engine.journal)],
+        on_end=lambda: engine.journal.append("end"),
+    )
+    assert [await anext(stream), await anext(stream)] == ["A", "E: gone"]
+    assert engine.journal == ["pull", "A", "closed", "E: gone", "|", "end"]
+
+
+def test_every_subscription_is_wrapped() -> None:
+    """One operator serves any number of subscriptions, after a failure too."""
+    operator = annotate_errors(shout, tell)
+    for line, result in (("-a-#", "-A-(E|)"), ("-a-b-|", "-A-B-|")):
+        test = Marbles({"E": "E: gone"}, error=FAILURE)
+        test.expect(test.cold(line).pipe(operator), result)

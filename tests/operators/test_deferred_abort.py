@@ -1,0 +1,430 @@
+"""`operators.deferred_abort`: the gate on its own, and the operator."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from itertools import permutations
+from typing import Any
+
+import pytest
+import reactivex
+from reactivex import abc
+from reactivex.subject import ReplaySubject, Subject
+
+from operators import abort_gate, deferred_abort, fuse, until_terminal
+from rx_backend.testing import Marbles
+from tests.operators._help import (
+    LETTERS,
+    Engine,
+    Life,
+    Seen,
+    cue,
+    fused,
+    handshake,
+    pushed,
+    terminal,
+    token,
+    virtual,
+)
+
+MakeLevel = Callable[[], Subject[bool]]
+
+SIGNALS = dict.fromkeys("socx", True)
+
+
+class Level(Subject[bool]):
+    """A signal that stays set; a later subscriber is told while it subscribes."""
+
+    is_set = False
+
+    def on_next(self, value: bool) -> None:
+        self.is_set = True
+        super().on_next(value)
+
+    def _subscribe_core(
+        self, observer: abc.ObserverBase[bool], scheduler: abc.SchedulerBase | None = None
+    ) -> abc.DisposableBase:
+        if self.is_set:
+            observer.on_next(True)
+        return super()._subscribe_core(observer, scheduler)
+
+
+def replay() -> Subject[bool]:
+    """A signal that stays set; a later subscriber is told by way of the current thread's scheduler."""
+    return ReplaySubject(1)
+
+
+@pytest.fixture(params=[Level, replay])
+def level(request: pytest.FixtureRequest) -> MakeLevel:
+    """Make signals that stay set, of either kind."""
+    return request.param
+
+
+def setter(signal: Subject[bool]) -> Callable[[], None]:
+    return lambda: signal.on_next(True)
+
+
+class TestAbortGate:
+    """The composition of take-until and skip-until."""
+
+    @pytest.mark.rows("A2", "A4", "A5", "A8")
+    @pytest.mark.parametrize(
+        ("stop", "opened", "closed", "result"),
+        [
+            pytest.param("-s----", "---o--", "------", "---(x|)", id="stop-first"),
+            pytest.param("---s--", "-o----", "------", "---(x|)", id="open-first"),
+            pytest.param("--s---", "--o---", "------", "--(x|)", id="in-one-turn"),
+            pytest.param("-s-s-s", "--o-o-", "------", "--(x|)", id="many-signals"),
+            pytest.param("-(s|)-", "---(o|)", "------", "---(x|)", id="signals-that-complete"),
+            pytest.param("-s----", "-----o", "---c--", "---|", id="closed-between"),
+            pytest.param("---s--", "----o-", "-c----", "-|", id="closed-first"),
+            pytest.param("---s--", "-o----", "----c-", "---(x|)", id="closed-after"),
+            pytest.param("-s----", "---o--", "---c--", "---(x|)", id="closed-in-the-turn-of-open"),
+            pytest.param("-s----", "---o--", "-|", "---(x|)", id="closed-never-comes"),
+            pytest.param("-s-s--", "------", "------", "------", id="never-open"),
+            pytest.param("------", "-o-o--", "------", "------", id="never-stopped"),
+            pytest.param("-|", "---o--", "------", "------", id="stop-completes"),
+            pytest.param("---s--", "-|", "------", "------", id="open-completes"),
+            pytest.param("-#", "---o--", "------", "-#", id="stop-fails"),
+            pytest.param("---s--", "-#", "------", "-#", id="open-fails"),
+            pytest.param("---s--", "---o--", "-#", "-#", id="closed-fails"),
+            pytest.param("-s----", "---o--", "------", "--!", id="dropped"),
+        ],
+    )
+    def test_it_opens_when_stop_and_open_have_come(
+        self, stop: str, opened: str, closed: str, result: str
+    ) -> None:
+        """It emits once, when the second of the two comes, and never once it is closed."""
+        test = Marbles(SIGNALS)
+        test.expect(abort_gate(test.hot(stop), test.hot(opened), test.hot(closed)), result)
+
+    @pytest.mark.rows("A8")
+    def test_it_leaves_its_signals_when_it_is_through(self) -> None:
+        """When it has emitted, none of the three is listened to any more."""
+        test = Marbles(SIGNALS)
+        signals = test.hot("-s-s-s"), test.hot("---o-o"), test.hot("------c")
+        test.expect(abort_gate(*signals), "---(x|)")
+        assert [signal.subscriptions for signal in signals] == [["^--!"]] * 3
+
+    @pytest.mark.rows("A2", "A8")
+    @pytest.mark.parametrize("order", [*permutations(["stop", "opened"])], ids="-".join)
+    def test_levels_that_are_set_already_count(
+        self, order: tuple[str, ...], level: MakeLevel
+    ) -> None:
+        """Signals that replay open it at once, whichever was set first."""
+        levels = {name: level() for name in order}
+        for name in order:
+            levels[name].on_next(True)
+        assert _told(levels["stop"], levels["opened"], level()) == [True, "|"]
+
+    @pytest.mark.rows("A6", "A8")
+    @pytest.mark.parametrize("order", [*permutations(["stop", "opened", "closed"])], ids="-".join)
+    def test_a_closed_level_wins(self, order: tuple[str, ...], level: MakeLevel) -> None:
+        """When the closing level is set already, nothing is emitted."""
+        levels = {name: level() for name in order}
+        for name in order:
+            levels[name].on_next(True)
+        assert _told(levels["stop"], levels["opened"], levels["closed"]) == ["|"]
+
+    @pytest.mark.rows("A8")
+    def test_timers_in_its_signals_obey_the_scheduler(self) -> None:
+        """The scheduler of the subscription reaches all three signals."""
+        timer = reactivex.timer(2.0), reactivex.timer(3.0), reactivex.timer(4.0)
+        Marbles({"x": 0}).expect(abort_gate(*timer), "---(x|)")
+        late = reactivex.timer(2.0), reactivex.timer(4.0), reactivex.timer(3.0)
+        Marbles().expect(abort_gate(*late), "---|")
+
+    @pytest.mark.rows("A8")
+    def test_subscriptions_share_nothing(self, level: MakeLevel) -> None:
+        """A second subscription waits for both signals again."""
+        stop, opened = Subject[bool](), Subject[bool]()
+        gate = abort_gate(stop, opened, level())
+        told: list[str] = []
+        gate.subscribe(lambda _: told.append("first"))
+        stop.on_next(True)
+        gate.subscribe(lambda _: told.append("second"))
+        opened.on_next(True)
+        assert told == ["first"]
+        stop.on_next(True)
+        assert told == ["first", "second"]
+
+
+class TestDeferredAbort:
+    """The operator."""
+
+    @pytest.mark.rows("A2", "A4", "A5", "A6")
+    @pytest.mark.parametrize(
+        ("source", "stop", "result", "abort"),
+        [
+            pytest.param("------", "-s----", "------", "", id="never"),
+            pytest.param("---|", "-s----", "---|", "", id="empty"),
+            pytest.param("---a|", "-s----", "---a|", "---!", id="one"),
+            pytest.param("-h-a-b-T|", "--s---", "-h-a-b-T|", "---!", id="many"),
+            pytest.param("-h-a-b-T|", "----s-", "-h-a-b-T|", "----!", id="after-the-first-token"),
+            pytest.param("-h-h-T|", "--s---", "-h-h-T|", "", id="no-token"),
+            pytest.param("-h-U|", "--s---", "-h-U|", "---!", id="terminal-with-the-first-token"),
+            pytest.param("-h-#", "--s---", "-h-#", "", id="source-error-before"),
+            pytest.param("-a-#", "--s---", "-a-#", "--!", id="source-error-after"),
+            pytest.param("-a-b", "--s---", "-a-b", "--!", id="no-end"),
+            pytest.param("-h-a-b|", "-s----", "-h!", "", id="early-dispose"),
+            pytest.param("-h-a-b|", "-s----", "-h-(a!)", "---!", id="dispose-inside"),
+            pytest.param("-h-a-b|", "-s-s-s", "-h-a-b|", "---!", id="many-signals"),
+            pytest.param("-a-b|", "-----s", "-a-b|", "", id="signal-after-the-end"),
+            pytest.param("-a-#", "-----s", "-a-#", "", id="signal-after-the-error"),
+            pytest.param("-a-b-c", "-----s", "-a-!", "", id="signal-after-the-drop"),
+            pytest.param("-a-b-|", "------", "-a-b-|", "", id="no-signal"),
+        ],
+    )
+    def test_the_abort_waits_for_the_first_token(
+        self, source: str, stop: str, result: str, abort: str
+    ) -> None:
+        """Chunks pass when they come; the abort is made once, and not before the first token."""
+        test = Marbles({**LETTERS, "s": True})
+        aborts: list[int] = []
+        signal = test.hot(stop)
+        gate = deferred_abort(lambda: aborts.append(round(test.clock())), stop=signal)
+        test.expect(test.cold(source).pipe(gate), result)
+        assert aborts == [place for place, sign in enumerate(abort) if sign == "!"]
+
+    @pytest.mark.rows("A2", "A3", "A6")
+    @pytest.mark.parametrize(
+        ("source", "stop", "result", "abort"),
+        [
+            pytest.param("------", "-s----", "------", "-!", id="never"),
+            pytest.param("---|", "-s----", "---|", "-!", id="empty"),
+            pytest.param("-h-a-T|", "s-----", "-h-a-T|", "!", id="from-the-start"),
+            pytest.param("-h-a-T|", "--s-s-", "-h-a-T|", "--!", id="many-signals"),
+            pytest.param("-a-T|", "-----s", "-a-T|", "", id="signal-after-the-end"),
+            pytest.param("-a-#", "-----s", "-a-#", "", id="signal-after-the-error"),
+            pytest.param("-a-b-|", "---s--", "-a!", "", id="signal-after-the-drop"),
+        ],
+    )
+    def test_without_deferring_the_abort_is_made_at_once(
+        self, source: str, stop: str, result: str, abort: str
+    ) -> None:
+        """With ``defer=False`` it is made in the moment of the first signal."""
+        test = Marbles({**LETTERS, "s": True})
+        aborts: list[int] = []
+        gate = deferred_abort(
+            lambda: aborts.append(round(test.clock())), stop=test.hot(stop), defer=False
+        )
+        test.expect(test.cold(source).pipe(gate), result)
+        assert aborts == [place for place, sign in enumerate(abort) if sign == "!"]
+
+    @pytest.mark.rows("A2", "A4", "S1")
+    def test_the_abort_comes_before_the_first_token_goes_on(self, life: Life) -> None:
+        """The stop waits through empty chunks; the stream goes on, its chunks unchanged."""
+        journal: list[str] = []
+        stop: Subject[bool] = Subject()
+        chunks = [handshake(), handshake(), token(1), token(2), terminal()]
+        seen = life(
+            chunks,
+            cue({1: setter(stop)}),
+            deferred_abort(lambda: journal.append("abort"), stop=stop),
+            cue({n: lambda n=n: journal.append(f"chunk {n}") for n in range(5)}),
+        )
+        assert journal == ["chunk 0", "chunk 1", "abort", *(f"chunk {n}" for n in (2, 3, 4))]
+        assert list(map(id, seen.items)) == list(map(id, chunks))
+
+    @pytest.mark.rows("A2", "A3")
+    @pytest.mark.parametrize("defer", [True, False])
+    def test_a_stop_that_is_set_already_counts(self, life: Life, defer: bool) -> None:
+        """A level set before the stream is made aborts as one that is set later does."""
+        aborts: list[str] = []
+        stop = Level()
+        stop.on_next(True)
+        gate = deferred_abort(lambda: aborts.append("abort"), stop=stop, defer=defer)
+        life([handshake()], gate)
+        assert aborts == ([] if defer else ["abort"])
+        life([handshake(), token(1), token(2)], gate)
+        assert aborts == ["abort"] * (1 if defer else 2)
+
+    @pytest.mark.rows("A3")
+    @pytest.mark.parametrize("pulled", [0, 1])
+    @virtual
+    async def test_nobody_has_to_pull(self, pulled: int) -> None:
+        """An abort that needn't wait is made inside the signal, whether or not anyone pulls."""
+        aborts: list[str] = []
+        stop: Subject[bool] = Subject()
+        gate = deferred_abort(lambda: aborts.append("abort"), stop=stop, defer=False)
+        stream = fuse(Engine([token(1)], ends=False)(), [gate])
+        for _ in range(pulled):
+            await anext(stream)
+        stop.on_next(True)
+        assert aborts == ["abort"]
+        await stream.aclose()
+
+    @pytest.mark.rows("A4")
+    @pytest.mark.parametrize("notified_first", [True, False])
+    @virtual
+    async def test_a_first_token_that_is_notified_opens_the_gate(
+        self, notified_first: bool, level: MakeLevel
+    ) -> None:
+        """The notice alone is enough, in either order, without a chunk and without a pull."""
+        aborts: list[str] = []
+        stop, notified = level(), level()
+        gate = deferred_abort(lambda: aborts.append("abort"), stop=stop, notified=notified)
+        stream = fuse(Engine(ends=False)(), [gate])
+        signals = [notified, stop] if notified_first else [stop, notified]
+        signals[0].on_next(True)
+        assert aborts == []
+        signals[1].on_next(True)
+        assert aborts == ["abort"]
+        await stream.aclose()
+
+    @pytest.mark.rows("A2", "A4")
+    def test_notice_and_first_token_together_abort_once(self, life: Life) -> None:
+        """A first token that was notified is no second one when its chunk comes."""
+        aborts: list[str] = []
+        stop, notified = Level(), Level()
+        life(
+            [handshake(), token(1), token(2)],
+            cue({0: setter(stop), 1: setter(notified), 2: setter(stop)}),
+            deferred_abort(lambda: aborts.append("abort"), stop=stop, notified=notified),
+        )
+        assert aborts == ["abort"]
+
+    @pytest.mark.rows("A5")
+    @pytest.mark.parametrize(
+        "how", [{}, {"error": LookupError()}, {"take": 1}, {"ends": False}], ids=str
+    )
+    def test_no_abort_when_the_stream_is_over_before_its_first_token(
+        self, life: Life, how: dict[str, Any]
+    ) -> None:
+        """However it ended, a notice that comes later makes no abort, nor does a signal."""
+        aborts: list[str] = []
+        stop, notified = Level(), Level()
+        gate = deferred_abort(lambda: aborts.append("abort"), stop=stop, notified=notified)
+        life([handshake()], cue({0: setter(stop)}), gate, **how)
+        notified.on_next(True)
+        stop.on_next(True)
+        assert aborts == []
+
+    @pytest.mark.rows("A5")
+    @pytest.mark.parametrize("run", [pushed, fused])
+    def test_in_the_turn_of_the_drop_the_first_token_wins(
+        self, run: Life, level: MakeLevel
+    ) -> None:
+        """With ``end_of_turn`` a notice that follows the drop in its turn still aborts."""
+        aborts: list[str] = []
+        later: list[Callable[[], None]] = []
+        stop, notified = level(), level()
+        gate = deferred_abort(
+            lambda: aborts.append("abort"),
+            stop=stop,
+            notified=notified,
+            end_of_turn=later.append,
+        )
+        run([handshake(), handshake()], cue({0: setter(stop)}), gate, take=1)
+        assert (aborts, len(later)) == ([], 1)
+        notified.on_next(True)
+        assert aborts == ["abort"]
+        later[0]()
+
+    @pytest.mark.rows("A5")
+    def test_after_the_turn_of_the_drop_a_notice_is_too_late(self, level: MakeLevel) -> None:
+        """When the turn is over the gate is closed for good."""
+        aborts: list[str] = []
+        later: list[Callable[[], None]] = []
+        stop, notified = level(), level()
+        stop.on_next(True)
+        gate = deferred_abort(
+            lambda: aborts.append("abort"), stop=stop, notified=notified, end_of_turn=later.append
+        )
+        pushed([handshake()], gate, take=1)
+        later[0]()
+        notified.on_next(True)
+        assert aborts == []
+
+    @pytest.mark.rows("A5")
+    @pytest.mark.parametrize("how", [{}, {"error": LookupError()}], ids=str)
+    def test_an_end_of_the_streams_own_waits_for_no_turn(
+        self, life: Life, how: dict[str, Any]
+    ) -> None:
+        """A stream that ends or fails closes its gate at once, and one without a signal too."""
+        stop = Level()
+        later: list[Callable[[], None]] = []
+        gate = deferred_abort(_never, stop=stop, end_of_turn=later.append)
+        life([handshake()], cue({0: setter(stop)}), gate, **how)
+        life(
+            [handshake()], deferred_abort(_never, stop=Subject(), end_of_turn=later.append), take=1
+        )
+        assert later == []
+
+    @pytest.mark.rows("A5")
+    @virtual
+    async def test_the_event_loop_can_end_the_turn(self, level: MakeLevel) -> None:
+        """With ``loop.call_soon`` a notice counts in the turn of the drop, and not in the next."""
+        loop = asyncio.get_running_loop()
+        for turns in (0, 1):
+            aborts: list[str] = []
+            stop, notified = level(), level()
+            gate = deferred_abort(
+                lambda told=aborts: told.append("abort"),
+                stop=stop,
+                notified=notified,
+                end_of_turn=loop.call_soon,
+            )
+            stream = fuse(Engine([handshake()], ends=False)(), [gate])
+            await anext(stream)
+            stop.on_next(True)
+            stream.close()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            notified.on_next(True)
+            assert aborts == ["abort"] * (1 - turns)
+            await stream.aclose()
+
+    @pytest.mark.rows("A1", "A6")
+    def test_a_signal_after_the_terminal_does_nothing(self, life: Life) -> None:
+        """Behind ``until_terminal`` the terminal closes the gate before it is handed out."""
+        aborts: list[str] = []
+        stop = Level()
+        gate = deferred_abort(lambda: aborts.append("abort"), stop=stop)
+        seen = life([token(1), terminal()], until_terminal(), gate)
+        stop.on_next(True)
+        assert (seen.end, aborts) == ("completed", [])
+
+    @pytest.mark.rows("A5")
+    def test_a_terminal_that_carries_the_first_token_releases_the_abort(self, life: Life) -> None:
+        """The first token may come with the terminal."""
+        aborts: list[str] = []
+        stop = Level()
+        stop.on_next(True)
+        gate = deferred_abort(lambda: aborts.append("abort"), stop=stop)
+        assert life([terminal(1)], until_terminal(), gate) == Seen([terminal(1)], "completed")
+        assert aborts == ["abort"]
+
+    @pytest.mark.rows("A6")
+    @pytest.mark.parametrize(
+        "how", [{}, {"error": LookupError()}, {"take": 1}, {"ends": False}], ids=str
+    )
+    @pytest.mark.parametrize("stopped", [True, False])
+    def test_nothing_listens_to_the_signals_afterwards(
+        self, life: Life, stopped: bool, how: dict[str, Any]
+    ) -> None:
+        """Stop and notice are left when the stream is over, so that they don't keep it."""
+        stop, notified = Subject[bool](), Subject[bool]()
+        gate = deferred_abort(_never, stop=stop, notified=notified)
+        life([handshake()], cue({0: setter(stop)} if stopped else {}), gate, **how)
+        assert (stop.observers, notified.observers) == ([], [])
+
+    def test_every_stream_aborts_on_its_own(self, life: Life) -> None:
+        """Two streams of one operator have two gates."""
+        aborts: list[str] = []
+        stop: Subject[bool] = Subject()
+        gate = deferred_abort(lambda: aborts.append("abort"), stop=stop)
+        for _ in range(2):
+            life([token(1), token(2)], cue({1: setter(stop)}), gate)
+        assert aborts == ["abort"] * 2
+
+
+def _never() -> None:
+    raise AssertionError("the abort was made")
+
+
+def _told(*signals: Subject[bool]) -> list[object]:
+    told: list[object] = []
+    abort_gate(*signals).subscribe(told.append, on_completed=lambda: told.append("|"))
+    return told

@@ -1,0 +1,108 @@
+"""`operators.first_token`."""
+
+from __future__ import annotations
+
+import pytest
+
+from operators import first_token, fuse
+from rx_backend.testing import Marbles, assert_marbles
+from tests.operators._help import (
+    LETTERS,
+    Chunk,
+    Engine,
+    Life,
+    Seen,
+    handshake,
+    terminal,
+    token,
+    virtual,
+)
+
+
+@pytest.mark.rows("F1")
+@pytest.mark.parametrize(
+    ("source", "result", "subscription", "called"),
+    [
+        pytest.param("----", "----", "^", "", id="never"),
+        pytest.param("--|", "--|", "^-!", "", id="empty"),
+        pytest.param("--a|", "--a|", "^--!", "a", id="one"),
+        pytest.param("-h-a-b-|", "-h-a-b-|", "^------!", "a", id="many"),
+        pytest.param("-h-h-T-|", "-h-h-T-|", "^------!", "", id="no-token"),
+        pytest.param("-h-U-|", "-h-U-|", "^----!", "U", id="terminal-with-a-token"),
+        pytest.param("-h-#", "-h-#", "^--!", "", id="source-error"),
+        pytest.param("-a-#", "-a-#", "^--!", "a", id="source-error-after"),
+        pytest.param("-h-a-", "-h-a-", "^", "a", id="no-end"),
+        pytest.param("-h-a-b-|", "-h-!", "^--!", "", id="early-dispose"),
+        pytest.param("-h-a-b-|", "-h-(a!)", "^--!", "a", id="dispose-inside"),
+    ],
+)
+def test_only_the_first_chunk_with_tokens_is_told(
+    source: str, result: str, subscription: str, called: str
+) -> None:
+    """Chunks pass when they come; the first with tokens is told once, at its own time."""
+    test = Marbles(LETTERS)
+    played = test.cold(source)
+    told: list[tuple[int, Chunk]] = []
+    note = first_token(lambda chunk: told.append((round(test.clock()), chunk)))
+    test.expect(played.pipe(note), result)
+    assert played.subscriptions == [subscription]
+    assert told == [(source.index(letter), LETTERS[letter]) for letter in called]
+
+
+@pytest.mark.rows("F1", "S1")
+def test_it_is_told_before_the_chunk_goes_on(life: Life) -> None:
+    """The callback comes first, and the chunks that come out are the source's own objects."""
+    journal: list[str] = []
+    chunks = [handshake(), token(1), token(2), terminal()]
+    tell = first_token(lambda chunk: journal.append(f"told {chunk.token_ids}"))
+    show = first_token(lambda chunk: journal.append(f"went on {chunk.token_ids}"))
+    seen = life(chunks, tell, show)
+    assert journal == ["told [1]", "went on [1]"]
+    assert list(map(id, seen.items)) == list(map(id, chunks))
+
+
+@pytest.mark.rows("F1")
+def test_a_callback_that_raises_fails_the_stream(life: Life) -> None:
+    """The stream ends with the callback's exception; the chunk does not come out."""
+
+    def refuse(chunk: Chunk) -> None:
+        raise LookupError(f"no {chunk.token_ids}")
+
+    seen = life([handshake(), token(1), token(2)], first_token(refuse))
+    assert seen == Seen([handshake()], "LookupError('no [1]')")
+
+
+@virtual
+async def test_a_callback_that_raises_releases_the_engine() -> None:
+    """When the callback fails the stream, the engine is closed before the consumer knows."""
+
+    def refuse(chunk: Chunk) -> None:
+        raise LookupError
+
+    engine = Engine([token(1), token(2)])
+    with pytest.raises(LookupError):
+        await anext(fuse(engine(), [first_token(refuse)]))
+    assert engine.journal == ["pull", "closed"]
+
+
+def test_every_subscription_has_a_first_token() -> None:
+    """A second subscription starts afresh."""
+    told: list[Chunk] = []
+    operator = first_token(told.append)
+    for _ in range(2):
+        assert_marbles(operator, source="-h-a-b-|", result="-h-a-b-|", values=LETTERS)
+    assert told == [LETTERS["a"], LETTERS["a"]]
+
+
+class Untouchable:
+    """A chunk that must not be looked at."""
+
+    @property
+    def token_ids(self) -> list[int]:
+        raise AssertionError("a chunk after the first token was looked at")
+
+
+def test_later_chunks_cost_nothing(life: Life) -> None:
+    """After the first token no chunk is looked at any more."""
+    seen = life([token(1), Untouchable(), Untouchable()], first_token(lambda chunk: None))
+    assert (len(seen.items), seen.end) == (3, "completed")

@@ -1,0 +1,276 @@
+"""`operators.itl_window`: one record per request, and sliding windows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from reactivex.subject import Subject
+
+from operators import LatencyFigures, TokenTimes, fuse, itl_window, sliding_itl
+from rx_backend.testing import Marbles
+from tests.operators._help import (
+    LETTERS,
+    Chunk,
+    Engine,
+    Life,
+    Seen,
+    collect,
+    handshake,
+    terminal,
+    token,
+    virtual,
+    watch,
+)
+
+VALUES = {**LETTERS, "m": token(1, 2, 3)}
+
+
+def scripted(*times_s: float) -> Callable[[], float]:
+    return iter(times_s).__next__
+
+
+class TestItlWindow:
+    """One record per request."""
+
+    @pytest.mark.rows("F1", "F3", "S1")
+    @pytest.mark.parametrize(
+        ("source", "result", "subscription", "times_s"),
+        [
+            pytest.param("----", "----", "^", [], id="never"),
+            pytest.param("--|", "--|", "^-!", [], id="empty"),
+            pytest.param("--a|", "--a|", "^--!", [2], id="one"),
+            pytest.param("-h-a--b-m-T|", "-h-a--b-m-T|", "^----------!", [3, 6, 8], id="many"),
+            pytest.param("-a-U|", "-a-U|", "^---!", [1, 3], id="terminal-with-a-token"),
+            pytest.param("-a-b-#", "-a-b-#", "^----!", [1, 3], id="source-error"),
+            pytest.param("-a-b", "-a-b", "^", [1, 3], id="no-end"),
+            pytest.param("-a-b-|", "-a-!", "^--!", [1], id="early-dispose"),
+            pytest.param("-a-b-c-|", "-a-(b!)", "^--!", [1, 3], id="dispose-inside"),
+        ],
+    )
+    def test_chunks_with_tokens_are_timed(
+        self, source: str, result: str, subscription: str, times_s: list[float]
+    ) -> None:
+        """The record has the time of each chunk with tokens; chunks pass when they come."""
+        test = Marbles(VALUES)
+        times = TokenTimes(test.clock)
+        played = test.cold(source)
+        test.expect(played.pipe(itl_window(times)), result)
+        assert list(times.times) == times_s
+        assert played.subscriptions == [subscription]
+
+    @pytest.mark.rows("F2", "F3", "F4", "F5", "P3")
+    def test_the_record_of_a_request(self, life: Life) -> None:
+        """Token counts, gaps and finish reason are those of the chunks, handshakes left out."""
+        times = TokenTimes(scripted(10.0, 10.5, 10.6, 10.9))
+        last = terminal(5, 6, 7, reason="length")
+        chunks = [handshake(), token(1), token(2), handshake(), last]
+        seen = life(chunks, itl_window(times))
+        assert list(map(id, seen.items)) == list(map(id, chunks))
+        assert times.ttft_ms == pytest.approx(500)
+        assert times.itl_ms() == pytest.approx([100, 300])
+        assert times.itl_per_token_ms() == pytest.approx([100, 100, 100, 100])
+        assert (times.output_tokens, times.finish_reason) == (5, "length")
+
+    @pytest.mark.rows("F4")
+    def test_the_figures_of_five_gaps(self, life: Life) -> None:
+        """Gaps of 10 to 50 ms give 30.00, 30.00, 50.00 and 50.00."""
+        times = TokenTimes(scripted(0, 1, 1.03, 1.04, 1.09, 1.11, 1.15))
+        life([token(n) for n in range(6)], itl_window(times))
+        assert times.itl_figures() == LatencyFigures(30.0, 30.0, 50.0, 50.0, 5)
+
+    @pytest.mark.rows("F4", "P3")
+    def test_a_bare_terminal_is_noted_and_not_timed(self, life: Life) -> None:
+        """A terminal without tokens ends the record but is no sample."""
+        times = TokenTimes(scripted(0, 1))
+        life([token(1), terminal()], itl_window(times))
+        assert (times.itl_figures(), times.output_tokens, times.finish_reason) == (None, 1, "stop")
+
+    @pytest.mark.rows("P8")
+    def test_one_clock_read_per_chunk_with_tokens(self, life: Life) -> None:
+        """The clock is read at the start and for each chunk with tokens, and never otherwise."""
+        reads: list[float] = []
+
+        def clock() -> float:
+            reads.append(0.0)
+            return 0.0
+
+        chunks = [handshake(), token(1), handshake(), token(2, 3), terminal(4), terminal()]
+        life(chunks, itl_window(TokenTimes(clock)))
+        assert len(reads) == 1 + 3
+
+    @pytest.mark.rows("F2")
+    @virtual
+    async def test_time_starts_when_the_stream_is_made(self) -> None:
+        """The stream's beginning counts, not the consumer's first pull, and not the record's."""
+        loop = asyncio.get_running_loop()
+        times = TokenTimes(loop.time)
+        await asyncio.sleep(5)
+        stream = fuse(Engine([token(1), token(2)], every_s=0.5)(), [itl_window(times)])
+        await asyncio.sleep(3)
+        await collect(stream)
+        assert (times.started, times.ttft_ms, times.itl_ms()) == (5.0, 3500.0, [500.0])
+
+    @virtual
+    async def test_the_record_can_be_read_at_any_moment(self) -> None:
+        """Half-way through the stream the record tells what has come so far."""
+        times = TokenTimes(asyncio.get_running_loop().time)
+        stream = fuse(Engine([token(n) for n in range(4)], every_s=0.1)(), [itl_window(times)])
+        await anext(stream)
+        assert (times.output_tokens, times.itl_ms()) == (1, [])
+        await anext(stream)
+        assert (times.output_tokens, times.itl_ms()) == (2, pytest.approx([100]))
+        await stream.aclose()
+
+    @pytest.mark.rows("P5")
+    @pytest.mark.parametrize(
+        "how",
+        [
+            pytest.param({}, id="completed"),
+            pytest.param({"error": LookupError()}, id="failed"),
+            pytest.param({"take": 2}, id="dropped"),
+            pytest.param({"ends": False}, id="dropped-while-waiting"),
+        ],
+    )
+    def test_the_end_is_told_once(self, life: Life, how: dict[str, Any]) -> None:
+        """``on_end`` gets the record once, whichever way the stream ended."""
+        told: list[TokenTimes] = []
+        times = TokenTimes(lambda: 0.0)
+        life([token(1), token(2)], itl_window(times, told.append), **how)
+        assert told == [times]
+        assert times.output_tokens == 2
+
+    def test_a_clock_that_raises_fails_the_stream(self, life: Life) -> None:
+        """What the clock raises while chunks flow ends the stream."""
+        clock = iter([0.0, 1.0])
+
+        def broken() -> float:
+            for now in clock:
+                return now
+            raise LookupError("no time")
+
+        seen = life([token(1), token(2), token(3)], itl_window(TokenTimes(broken)))
+        assert seen == Seen([token(1)], "LookupError('no time')")
+
+    def test_an_end_callback_that_raises_fails_the_stream(self, life: Life) -> None:
+        """When the record's reader fails at an ordinary end, the stream fails with that."""
+
+        def refuse(times: TokenTimes) -> None:
+            raise LookupError
+
+        times = TokenTimes(lambda: 0.0)
+        assert life([token(1)], itl_window(times, refuse)) == Seen([token(1)], "LookupError()")
+
+    def test_each_record_is_of_one_stream(self) -> None:
+        """Two streams at once fill two records."""
+        records = TokenTimes(scripted(0, 1, 4)), TokenTimes(scripted(0, 2, 3))
+        chunks: Subject[Chunk] = Subject()
+        for times in records:
+            watch(chunks.pipe(itl_window(times)))
+        chunks.on_next(token(1))
+        chunks.on_next(token(2))
+        assert [times.itl_ms() for times in records] == [[3000], [1000]]
+
+
+class TestSlidingItl:
+    """Live figures over a sliding window."""
+
+    @pytest.mark.rows("F3")
+    @pytest.mark.parametrize(
+        ("source", "result", "subscription"),
+        [
+            pytest.param("----", "----", "^", id="never"),
+            pytest.param("--|", "--|", "^-!", id="empty"),
+            pytest.param("--a|", "---|", "^--!", id="one"),
+            pytest.param("-h-a-b-h-c-T|", "-----x---y--|", "^-----------!", id="many"),
+            pytest.param("-a-b-#", "---x-#", "^----!", id="source-error"),
+            pytest.param("-a-b", "---x", "^", id="no-end"),
+            pytest.param("-a-b-c-|", "---x!", "^---!", id="early-dispose"),
+            pytest.param("-a-b-c-|", "---(x!)", "^--!", id="dispose-inside"),
+        ],
+    )
+    def test_each_gap_gives_figures(self, source: str, result: str, subscription: str) -> None:
+        """Figures come for each chunk with tokens but the first, when it comes."""
+        test = Marbles({**LETTERS, "x": figures(2000), "y": figures(2000, 4000)})
+        played = test.cold(source)
+        test.expect(played.pipe(sliding_itl(count=9, clock=test.clock)), result)
+        assert played.subscriptions == [subscription]
+
+    @pytest.mark.rows("F4")
+    def test_a_window_of_so_many_gaps(self, life: Life) -> None:
+        """The figures are over the last *count* gaps."""
+        clock = scripted(0.0, 0.01, 0.03, 0.06, 0.07)
+        seen = life([token(n) for n in range(5)], sliding_itl(count=2, clock=clock))
+        assert seen.items == [figures(10), figures(10, 20), figures(20, 30), figures(30, 10)]
+
+    @pytest.mark.rows("F4")
+    def test_a_window_of_so_many_seconds(self, life: Life) -> None:
+        """A gap counts as long as its end is no further back than *window_s*."""
+        clock = scripted(0.0, 1.0, 2.0, 4.0, 4.5, 9.0)
+        seen = life([token(n) for n in range(6)], sliding_itl(window_s=2.5, clock=clock))
+        assert seen.items == [
+            figures(1000),
+            figures(1000, 1000),
+            figures(1000, 2000),
+            figures(1000, 2000, 500),
+            figures(4500),
+        ]
+
+    def test_a_gap_that_ended_just_then_is_in_the_window(self, life: Life) -> None:
+        """A gap leaves the window after *window_s*, not at it."""
+        seen = life([token(n) for n in range(3)], sliding_itl(window_s=2, clock=scripted(0, 1, 3)))
+        assert seen.items[-1] == figures(1000, 2000)
+
+    def test_with_both_sizes_the_first_that_is_reached_counts(self, life: Life) -> None:
+        """A gap leaves by number or by age."""
+        clock = scripted(0.0, 1.0, 2.0, 3.0, 30.0)
+        both = sliding_itl(count=2, window_s=10, clock=clock)
+        seen = life([token(n) for n in range(5)], both)
+        assert [item.count for item in seen.items] == [1, 2, 2, 1]
+
+    @pytest.mark.parametrize(
+        ("sizes", "message"),
+        [
+            ({}, "sliding_itl: expected count or window_s, got neither"),
+            ({"count": 0}, "sliding_itl: count: expected at least 1 gap, got 0"),
+            ({"window_s": 0.0}, "sliding_itl: window_s: expected more than 0 s, got 0.0"),
+            (
+                {"count": 3, "window_s": -1.0},
+                "sliding_itl: window_s: expected more than 0 s, got -1.0",
+            ),
+        ],
+    )
+    def test_sizes_that_make_no_sense_are_refused(
+        self, life: Life, sizes: dict[str, Any], message: str
+    ) -> None:
+        """The error comes when the operator starts, and says what was wrong."""
+        seen = life([token(1)], sliding_itl(**sizes))
+        assert seen == Seen([], repr(ValueError(message)))
+
+    def test_a_clock_that_raises_fails_the_stream(self, life: Life) -> None:
+        """What the clock raises ends the stream."""
+
+        def broken() -> float:
+            raise LookupError("no time")
+
+        assert life([token(1)], sliding_itl(count=1, clock=broken)).end == "LookupError('no time')"
+
+    def test_every_subscription_has_a_window_of_its_own(self, life: Life) -> None:
+        """The second stream begins without a gap."""
+        operator = sliding_itl(count=9, clock=scripted(0, 1, 50, 52))
+        runs = [life([token(1), token(2)], operator).items for _ in range(2)]
+        assert runs == [[figures(1000)], [figures(2000)]]
+
+
+def figures(*gaps_ms: float) -> LatencyFigures:
+    """The figures of up to four gaps, whose 99th percentile is the greatest."""
+    ordered = sorted(gaps_ms)
+    return LatencyFigures(
+        avg_ms=round(sum(ordered) / len(ordered), 2),
+        p50_ms=ordered[len(ordered) // 2],
+        p99_ms=ordered[-1],
+        max_ms=ordered[-1],
+        count=len(ordered),
+    )

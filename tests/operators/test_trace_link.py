@@ -1,0 +1,144 @@
+"""`operators.trace_link`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from operators import trace_link
+from rx_backend.testing import assert_marbles
+from tests.operators._help import LETTERS, Chunk, Life, handshake, terminal, token
+
+OURS = "ours"
+THEIRS = "theirs"
+
+STAMPED = {
+    **LETTERS,
+    "A": Chunk([1], None, OURS),
+    "V": Chunk([9], "stop", OURS),
+    "S": Chunk([], "stop", OURS),
+}
+
+
+def linked(chunk: Chunk, link: object = THEIRS) -> Chunk:
+    chunk.worker_trace_link = link
+    return chunk
+
+
+def links(chunks: Sequence[Chunk]) -> list[object]:
+    return [chunk.worker_trace_link for chunk in chunks]
+
+
+@pytest.mark.rows("T3")
+@pytest.mark.parametrize(
+    ("source", "result", "subscription"),
+    [
+        pytest.param("----", "----", "^", id="never"),
+        pytest.param("--|", "--|", "^-!", id="empty"),
+        pytest.param("--a|", "--A|", "^--!", id="one"),
+        pytest.param("-h-a-b-T|", "-h-A-b-T|", "^-------!", id="many"),
+        pytest.param("-h-T-|", "-h-T-|", "^----!", id="no-token"),
+        pytest.param("-h-U-|", "-h-V-|", "^----!", id="terminal-with-a-token"),
+        pytest.param("-a-#", "-A-#", "^--!", id="source-error"),
+        pytest.param("-a-b", "-A-b", "^", id="no-end"),
+        pytest.param("-h-a-|", "-h-!", "^--!", id="early-dispose"),
+        pytest.param("-h-a-b-|", "-h-(A!)", "^--!", id="dispose-inside"),
+    ],
+)
+def test_the_first_chunk_with_tokens_is_stamped(
+    source: str, result: str, subscription: str
+) -> None:
+    """Empty chunks ahead of it and all chunks after it come out as they were."""
+    assert_marbles(
+        trace_link(OURS),
+        source=source,
+        result=result,
+        values=STAMPED,
+        subscriptions=[subscription],
+    )
+
+
+@pytest.mark.rows("T4")
+@pytest.mark.parametrize(
+    ("source", "result"),
+    [
+        pytest.param("----", "----", id="never"),
+        pytest.param("--|", "--|", id="empty"),
+        pytest.param("-h-T-|", "-h-S-|", id="terminal-alone"),
+        pytest.param("-h-a-b-T|", "-h-A-b-S|", id="terminal-after-tokens"),
+        pytest.param("-a-b-U|", "-A-b-V|", id="terminal-with-a-token"),
+        pytest.param("-U-|", "-V-|", id="terminal-is-first-token"),
+        pytest.param("-a-b-#", "-A-b-#", id="source-error"),
+        pytest.param("-a-b-T-|", "-A-(b!)", id="dispose-inside"),
+    ],
+)
+def test_a_prefill_terminal_is_stamped_too(source: str, result: str) -> None:
+    """With ``on_terminal`` the terminal carries the link, with tokens or without."""
+    assert_marbles(trace_link(OURS, on_terminal=True), source=source, result=result, values=STAMPED)
+
+
+@pytest.mark.rows("T3", "T4")
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_only_the_first_chunk_loses_the_engines_link(life: Life, on_terminal: bool) -> None:
+    """The first chunk's own link is overwritten; later chunks, the terminal too, keep theirs."""
+    chunks = [linked(token(1)), linked(token(2)), token(3), linked(terminal(4))]
+    seen = life(chunks, trace_link(OURS, on_terminal=on_terminal))
+    assert links(seen.items) == [OURS, THEIRS, None, THEIRS]
+
+
+@pytest.mark.rows("T4")
+def test_a_terminal_without_tokens_keeps_its_link(life: Life) -> None:
+    """A link that the engine put on a bare terminal stands."""
+    seen = life([linked(terminal())], trace_link(OURS, on_terminal=True))
+    assert links(seen.items) == [THEIRS]
+
+
+@pytest.mark.rows("T3", "T4")
+def test_a_terminal_that_is_the_first_token_is_stamped_over(life: Life) -> None:
+    """A first chunk with tokens carries this worker's link, terminal or not."""
+    seen = life([linked(terminal(1))], trace_link(OURS, on_terminal=True))
+    assert links(seen.items) == [OURS]
+
+
+@pytest.mark.rows("S1", "T3", "T4")
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_the_engines_own_chunk_is_left_alone(life: Life, on_terminal: bool) -> None:
+    """A stamped chunk is a copy; every other chunk is the engine's own object."""
+    chunks = [handshake(), token(1), token(2), linked(terminal())]
+    seen = life(chunks, trace_link(OURS, on_terminal=on_terminal))
+    assert links(chunks) == [None, None, None, THEIRS]
+    same = [given is got for given, got in zip(chunks, seen.items, strict=True)]
+    assert same == [True, False, True, True]
+
+
+@pytest.mark.rows("T5", "S1")
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_without_a_link_nothing_is_stamped(life: Life, on_terminal: bool) -> None:
+    """Chunks pass as they are, those that carry a link of their own too."""
+    chunks = [handshake(), linked(token(1)), token(2), terminal()]
+    seen = life(chunks, trace_link(None, on_terminal=on_terminal))
+    assert list(map(id, seen.items)) == list(map(id, chunks))
+    assert links(seen.items) == [None, THEIRS, None, None]
+
+
+@pytest.mark.rows("T3", "T4")
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_every_subscription_has_a_first_chunk(life: Life, on_terminal: bool) -> None:
+    """A second stream of the same operator is stamped as the first was."""
+    operator = trace_link(OURS, on_terminal=on_terminal)
+    runs = [life([token(1), token(2)], operator) for _ in range(2)]
+    assert [links(seen.items) for seen in runs] == [[OURS, None]] * 2
+
+
+def test_a_chunk_that_cannot_be_stamped_fails_the_stream(life: Life) -> None:
+    """What copying or stamping raises ends the stream."""
+
+    class Sealed:
+        token_ids = (1,)
+        finish_reason = None
+        worker_trace_link = property(lambda self: None)
+
+    seen = life([Sealed(), token(1)], trace_link(OURS))
+    assert seen.items == []
+    assert isinstance(seen.error, AttributeError)

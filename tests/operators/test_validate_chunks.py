@@ -1,0 +1,142 @@
+"""`operators.validate_chunks`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from operators import fuse, validate_chunks
+from rx_backend.testing import assert_marbles
+from tests.operators._help import LETTERS, Chunk, Engine, Life, Seen, terminal, token, virtual
+
+
+class Malformed(Exception):
+    """What a malformed chunk fails the stream with, in these tests."""
+
+
+def convert(item: Any) -> Chunk:
+    if not isinstance(item, dict):
+        raise TypeError(f"no chunk: {item!r}")
+    return Chunk(**item)
+
+
+validated = validate_chunks(Chunk, convert, error=Malformed)
+
+VALUES: dict[str, Any] = {
+    **LETTERS,
+    "m": {"token_ids": [4]},
+    "C": token(4),
+    "n": token(-1),
+    "x": object(),
+}
+
+
+@pytest.mark.rows("E2")
+@pytest.mark.parametrize(
+    ("source", "result", "subscription"),
+    [
+        pytest.param("----", "----", "^", id="never"),
+        pytest.param("--|", "--|", "^-!", id="empty"),
+        pytest.param("--a|", "--a|", "^--!", id="one"),
+        pytest.param("-h-a-m-U-T|", "-h-a-C-U-T|", "^---------!", id="many"),
+        pytest.param("-a-n-b-|", "-a-#", "^--!", id="malformed"),
+        pytest.param("-m-x-b-|", "-C-#", "^--!", id="no-chunk"),
+        pytest.param("-a-#", "-a-#", "^--!", id="source-error"),
+        pytest.param("-a-m", "-a-C", "^", id="no-end"),
+        pytest.param("-a-m-|", "-a-!", "^--!", id="early-dispose"),
+        pytest.param("-a-m-|", "-a-(C!)", "^--!", id="dispose-inside"),
+    ],
+)
+def test_well_formed_chunks_pass_and_the_rest_fails(
+    source: str, result: str, subscription: str
+) -> None:
+    """Chunks pass, mappings are converted, and the first thing that is neither ends the stream."""
+    assert_marbles(
+        validated, source=source, result=result, values=VALUES, subscriptions=[subscription]
+    )
+
+
+@pytest.mark.rows("S1")
+@pytest.mark.parametrize(
+    "token_ids",
+    [[0], [(1 << 30) - 1], [1 << 30], [(1 << 32) - 1], [], [1, 2, 3], [0, (1 << 32) - 1]],
+    ids=str,
+)
+def test_a_well_formed_chunk_passes_unchanged(life: Life, token_ids: list[int]) -> None:
+    """Any number of ids from 0 to 32 bits is well-formed, and the chunk is the same object."""
+    chunks = [Chunk(token_ids), Chunk(token_ids, "stop")]
+    seen = life(chunks, validated)
+    assert seen.end == "completed"
+    assert list(map(id, seen.items)) == list(map(id, chunks))
+
+
+@pytest.mark.rows("E2")
+@pytest.mark.parametrize("wrong", [-1, 1 << 32, 1.0, "1", None, True, [1]], ids=repr)
+@pytest.mark.parametrize("before", [[], [7], [7, 8]], ids=len)
+def test_a_wrong_token_id_fails_the_stream(life: Life, before: list[int], wrong: Any) -> None:
+    """The error names the place in ``token_ids``, what was expected and what was there."""
+    seen = life([token(1), Chunk([*before, wrong])], validated)
+    assert seen.items == [token(1)]
+    assert isinstance(seen.error, Malformed)
+    assert str(seen.error) == (
+        f"token_ids[{len(before)}]: expected an int from 0 to 4294967295, got {wrong!r}"
+    )
+
+
+@pytest.mark.rows("E2")
+@pytest.mark.parametrize("wrong", [None, 7], ids=repr)
+def test_token_ids_that_are_no_list_fail_the_stream(life: Life, wrong: Any) -> None:
+    """They are as malformed as a wrong id; the error names the field."""
+    seen = life([Chunk(wrong)], validated)
+    assert isinstance(seen.error, Malformed)
+    assert "token_ids" in str(seen.error)
+
+
+@pytest.mark.rows("E2")
+def test_what_is_converted_is_checked_too(life: Life) -> None:
+    """A mapping with a wrong token id fails as a chunk with one does."""
+    seen = life([{"token_ids": [1, -2]}], validated)
+    assert isinstance(seen.error, Malformed)
+
+
+@pytest.mark.rows("E2")
+def test_what_cannot_be_converted_fails_the_stream(life: Life) -> None:
+    """What the conversion raises goes out as it is."""
+    assert life([token(1), 5], validated) == Seen([token(1)], "TypeError('no chunk: 5')")
+
+
+def test_only_the_exact_class_is_a_chunk(life: Life) -> None:
+    """An object of a subclass is converted like anything else."""
+
+    class Special(Chunk):
+        pass
+
+    seen = life([Special([1])], validate_chunks(Chunk, lambda item: Chunk(item.token_ids * 2)))
+    assert seen == Seen([token(1, 1)], "completed")
+
+
+def test_the_error_is_a_value_error_unless_said(life: Life) -> None:
+    """Without ``error`` a malformed chunk is a ``ValueError``."""
+    seen = life([Chunk([-1])], validate_chunks(Chunk, convert))
+    assert type(seen.error) is ValueError
+
+
+@virtual
+async def test_a_malformed_chunk_releases_the_engine() -> None:
+    """The engine is not pulled again, and is closed before the consumer knows."""
+    engine = Engine([token(-1), token(1)])
+    with pytest.raises(Malformed):
+        await anext(fuse(engine(), [validated]))
+    assert engine.journal == ["pull", "closed"]
+
+
+def test_every_subscription_is_checked() -> None:
+    """One operator serves any number of subscriptions, after a malformed chunk too."""
+    for line, result in (("-n-|", "-#"), ("-a-m-|", "-a-C-|")):
+        assert_marbles(validated, source=line, result=result, values=VALUES)
+
+
+def test_a_terminal_without_tokens_is_well_formed(life: Life) -> None:
+    """A bare terminal passes."""
+    assert life([terminal()], validated) == Seen([terminal()], "completed")

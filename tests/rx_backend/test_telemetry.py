@@ -1,0 +1,285 @@
+"""The request's span before there is a stream: parent, links, and whether to record on it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
+
+from rx_backend.context import RequestContext
+from rx_backend.disagg import DisaggregationMode
+from rx_backend.protocols import TraceLink
+from rx_backend.telemetry import (
+    EXPORT_ENABLED,
+    entering,
+    record_failed_setup,
+    should_record,
+    start_request_span,
+    worker_trace_link,
+)
+from tests.rx_backend._engines import request, virtual
+from tests.spans import Spans
+
+TRACE_ID, SPAN_ID = "1" * 32, "2" * 16
+TRACEPARENT = f"00-{TRACE_ID}-{SPAN_ID}-01"
+AGG = DisaggregationMode.AGGREGATED
+
+
+@pytest.fixture
+def unrecorded() -> Span:
+    """A span as an unsampled request has it."""
+    return NonRecordingSpan(SpanContext(1, 2, is_remote=False))
+
+
+def started(
+    spans: Spans, context: RequestContext, migrated_from: TraceLink | None = None
+) -> ReadableSpan:
+    """The span of one request that is over at once."""
+    start_request_span(spans.tracer, request(5, migrated_from), context, AGG).end()
+    return spans.named("engine.generate")[-1]
+
+
+def parent_of(span: ReadableSpan) -> tuple[str, str, bool] | None:
+    """Trace id, span id, and whether it is another process's."""
+    parent = span.parent
+    if parent is None:
+        return None
+    ids = trace.format_trace_id(parent.trace_id), trace.format_span_id(parent.span_id)
+    return (*ids, parent.is_remote)
+
+
+@pytest.mark.rows("P2")
+@pytest.mark.parametrize("mode", list(DisaggregationMode))
+def test_a_span_starts_with_what_is_known(spans: Spans, mode: DisaggregationMode) -> None:
+    """Model, number of prompt tokens and role are there from the start, as text and number."""
+    start_request_span(spans.tracer, request(5), RequestContext(), mode).end()
+    expected = {"model": "mock", "input_tokens": 5, "disagg_role": mode.value}
+    assert spans.one("engine.generate").attributes == expected
+
+
+@pytest.mark.rows("P1")
+def test_without_a_parent_a_span_is_a_root(spans: Spans) -> None:
+    """A request out of the blue starts a trace."""
+    span = started(spans, RequestContext())
+    assert span.parent is None
+    assert span.kind is SpanKind.INTERNAL
+
+
+@pytest.mark.rows("P1", "P7")
+def test_a_span_is_a_child_of_the_callers(spans: Spans) -> None:
+    """The caller's current span is the parent, and stays current."""
+    with spans.tracer.start_as_current_span("caller") as caller:
+        span = started(spans, RequestContext())
+        assert trace.get_current_span() is caller
+    assert span.parent == caller.get_span_context()
+    assert span.kind is SpanKind.INTERNAL
+
+
+@pytest.mark.rows("P1")
+@pytest.mark.parametrize("place", ["trace_headers", "metadata"])
+@pytest.mark.parametrize("has_caller", [True, False])
+def test_a_traceparent_is_the_parent(spans: Spans, place: str, has_caller: bool) -> None:
+    """The header's span is the parent, also where the caller has one of another trace."""
+    headers = {"traceparent": TRACEPARENT, "tracestate": "vendor=1"}
+    context = (
+        RequestContext(metadata=headers)
+        if place == "metadata"
+        else RequestContext(trace_headers=headers)
+    )
+    if has_caller:
+        with spans.tracer.start_as_current_span("caller"):
+            span = started(spans, context)
+    else:
+        span = started(spans, context)
+    assert parent_of(span) == (TRACE_ID, SPAN_ID, True)
+    assert span.parent is not None
+    assert span.parent.trace_state == {"vendor": "1"}
+    assert span.kind is SpanKind.SERVER
+
+
+@pytest.mark.rows("P1")
+def test_within_one_trace_the_caller_is_the_nearer_parent(spans: Spans) -> None:
+    """A transport that has opened a span below the header's is not passed over."""
+    with spans.tracer.start_as_current_span("transport") as transport:
+        context = transport.get_span_context()
+        trace_id = trace.format_trace_id(context.trace_id)
+        headers = {"traceparent": f"00-{trace_id}-{SPAN_ID}-01"}
+        span = started(spans, RequestContext(trace_headers=headers))
+    assert span.parent == context
+
+
+@pytest.mark.rows("P1")
+@pytest.mark.parametrize(
+    "header",
+    ["", "nonsense", TRACEPARENT.replace("1", "0"), TRACEPARENT[:-10], f"zz{TRACEPARENT[2:]}"],
+)
+def test_a_malformed_traceparent_is_passed_over(spans: Spans, header: str) -> None:
+    """The caller's span is the parent then, as without a header."""
+    with spans.tracer.start_as_current_span("caller") as caller:
+        span = started(spans, RequestContext(trace_headers={"traceparent": header}))
+    assert span.parent == caller.get_span_context()
+
+
+@pytest.mark.rows("T1")
+@pytest.mark.parametrize(
+    ("trace_id", "span_id"),
+    [
+        (TRACE_ID, SPAN_ID),
+        ("A" * 32, "B" * 16),
+        ("aBc", "1"),
+        ("0" * 31 + "1", "0" * 15 + "1"),
+    ],
+    ids=["full", "upper-case", "short", "padded"],
+)
+def test_a_valid_migration_link_is_linked_to(spans: Spans, trace_id: str, span_id: str) -> None:
+    """The link is remote and sampled, short ids padded on the left; the attributes are as given."""
+    span = started(spans, RequestContext(), TraceLink(trace_id=trace_id, span_id=span_id))
+    (link,) = span.links
+    assert trace.format_trace_id(link.context.trace_id) == trace_id.lower().zfill(32)
+    assert trace.format_span_id(link.context.span_id) == span_id.lower().zfill(16)
+    assert link.context.is_remote
+    assert link.context.trace_flags == TraceFlags.SAMPLED
+    assert span.attributes is not None
+    assert span.attributes["migration_trace_id"] == trace_id
+    assert span.attributes["migration_span_id"] == span_id
+
+
+@pytest.mark.rows("T1")
+@pytest.mark.parametrize(
+    ("trace_id", "span_id"),
+    [
+        ("not-valid-hex", "ALSO-INVALID"),
+        (TRACE_ID, "xyz"),
+        ("xyz", SPAN_ID),
+        (TRACE_ID + "1", SPAN_ID),
+        (TRACE_ID, SPAN_ID + "2"),
+        ("", ""),
+        (TRACE_ID, ""),
+        ("0" * 32, SPAN_ID),
+        (TRACE_ID, "0" * 16),
+        ("0x" + "1" * 30, SPAN_ID),
+        (" " + "1" * 31, SPAN_ID),
+        ("1_1", SPAN_ID),
+        ("+1", "-1"),
+        ("\u0661" * 32, "\uff11" * 16),
+    ],
+)
+def test_a_useless_migration_link_is_kept_as_text(
+    spans: Spans, trace_id: str, span_id: str
+) -> None:
+    """Ids that can't be linked to stay readable as attributes, and nothing raises."""
+    span = started(spans, RequestContext(), TraceLink(trace_id=trace_id, span_id=span_id))
+    assert span.links == ()
+    assert span.attributes is not None
+    assert span.attributes["migration_trace_id"] == trace_id
+    assert span.attributes["migration_span_id"] == span_id
+
+
+@pytest.mark.rows("T5")
+def test_an_identity_travels_as_hex(spans: Spans, unrecorded: Span) -> None:
+    """A valid identity gives 32 and 16 hex digits, also unsampled; without one there is none."""
+    span = spans.tracer.start_span("any")
+    span.end()
+    link = worker_trace_link(span)
+    assert link is not None
+    assert (len(link.trace_id), len(link.span_id)) == (32, 16)
+    assert worker_trace_link(unrecorded) == TraceLink(trace_id=f"{1:032}", span_id=f"{2:016}")
+    assert worker_trace_link(trace.INVALID_SPAN) is None
+
+
+@pytest.mark.rows("P8")
+@pytest.mark.parametrize("is_sampled", [True, False], ids=["sampled", "unsampled"])
+@pytest.mark.parametrize(
+    ("switch", "expected"),
+    [
+        ("1", True),
+        ("true", True),
+        ("TRUE", True),
+        ("on", True),
+        ("Yes", True),
+        (" yes ", True),
+        ("0", False),
+        ("false", False),
+        ("off", False),
+        ("no", False),
+        ("", False),
+        ("2", False),
+        ("enabled", False),
+    ],
+)
+def test_the_environment_decides_where_it_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+    spans: Spans,
+    unrecorded: Span,
+    is_sampled: bool,
+    switch: str,
+    expected: bool,
+) -> None:
+    """`OTEL_EXPORT_ENABLED` wins over the span, in any case of its letters."""
+    monkeypatch.setenv(EXPORT_ENABLED, switch)
+    span = spans.tracer.start_span("any") if is_sampled else unrecorded
+    assert should_record(span, None) is expected
+    span.end()
+
+
+@pytest.mark.rows("P8")
+@pytest.mark.parametrize("switch", ["1", "0", None])
+@pytest.mark.parametrize("explicit", [True, False])
+def test_an_explicit_choice_wins(
+    monkeypatch: pytest.MonkeyPatch, unrecorded: Span, switch: str | None, explicit: bool
+) -> None:
+    """What the worker's author said is not overruled by the environment or the span."""
+    if switch is None:
+        monkeypatch.delenv(EXPORT_ENABLED, raising=False)
+    else:
+        monkeypatch.setenv(EXPORT_ENABLED, switch)
+    assert should_record(unrecorded, explicit) is explicit
+
+
+@pytest.mark.rows("P8")
+def test_else_the_span_decides(
+    monkeypatch: pytest.MonkeyPatch, spans: Spans, unrecorded: Span
+) -> None:
+    """Without a choice or a switch a recording span is recorded on, and no other."""
+    monkeypatch.delenv(EXPORT_ENABLED, raising=False)
+    span = spans.tracer.start_span("any")
+    assert should_record(span, None) is True
+    span.end()
+    assert should_record(unrecorded, None) is False
+    assert should_record(trace.INVALID_SPAN, None) is False
+
+
+@pytest.mark.rows("P7", "P9")
+@virtual
+async def test_entering_is_seen_by_nobody_else() -> None:
+    """The span is current inside, also in tasks made there, and nowhere else."""
+    spans = Spans()
+    span = spans.tracer.start_span("engine.generate")
+    enter = entering(span)
+
+    async def current() -> Span:
+        return trace.get_current_span()
+
+    assert enter(trace.get_current_span) is span
+    assert await enter(asyncio.create_task, current()) is span
+    assert await asyncio.create_task(current()) is trace.INVALID_SPAN
+    assert trace.get_current_span() is trace.INVALID_SPAN
+    span.end()
+
+
+@pytest.mark.rows("P9")
+def test_without_an_identity_nothing_is_entered() -> None:
+    """Where spans are not real the caller's own context serves."""
+    assert entering(trace.INVALID_SPAN)(lambda number: number + 1, 1) == 2
+
+
+@pytest.mark.rows("P4", "P7")
+def test_a_failed_setup_ends_its_span_once(spans: Spans) -> None:
+    """A span that has ended already is left as it is."""
+    span = spans.tracer.start_span("engine.generate")
+    record_failed_setup(span)
+    record_failed_setup(span)
+    assert spans.one().status.description == "setup_failed"
