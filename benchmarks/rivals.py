@@ -104,8 +104,9 @@ async def chunks_of(open_: Open) -> int:
 
 
 async def opened(open_: Open, count: int) -> list[AsyncIterator[Any]]:
-    """Open *count* streams, each pulled once."""
+    """Open *count* streams, each pulled twice: past its first token."""
     streams = [await open_() for _ in range(count)]
     for stream in streams:
+        await anext(stream)
         await anext(stream)
     return streams

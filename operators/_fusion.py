@@ -316,7 +316,7 @@ def _leftovers(chain: Chain, release: Release) -> Generator[Any, Any, None]:
     """The loop of a run that an operator ended before it began."""
     release()
     while chain.out:
-        chain.item = chain.out.popleft()
+        chain.item = chain.out.pop(0)
         yield READY
 
 
@@ -347,7 +347,7 @@ def loop(chain, source, pull, release{arguments}):
         if chain.ended:
             release()
         while chain.out:
-            chain.item = chain.out.popleft()
+            chain.item = chain.out.pop(0)
             yield READY
         if chain.ended or chain.reshaped:
             return

@@ -189,7 +189,7 @@ class _Subscription(Generic[A, B]):
         if ended:
             self._upstream.dispose()
         while chain.out:
-            self._observer.on_next(chain.out.popleft())
+            self._observer.on_next(chain.out.pop(0))
         if not ended:
             return
         error = chain.error

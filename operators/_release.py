@@ -39,6 +39,8 @@ class Release:
 
     def __init__(self, source: AsyncIterator[Any], on_end: Callable[[], None] | None) -> None:
         self.source = source
+        if isinstance(source, types.AsyncGeneratorType):
+            _open.add(cast("object", source))
         self.loop = asyncio.get_running_loop()
         self.done = False
         self._on_end = on_end
@@ -50,6 +52,7 @@ class Release:
             return
         self.done = True
         self._close_source()
+        _open.discard(self.source)
         on_end, self._on_end = self._on_end, None
         if on_end is not None:
             try:
@@ -144,6 +147,9 @@ def _first_step(
             asyncio.tasks._enter_task(loop, current)
 
 
+# Sources of streams that live. Were a source only held by its stream, the collector of a cycle
+# around both would have asyncio close it too, beside us.
+_open: set[object] = set()
 _resting: set[asyncio.Task[None]] = set()
 _log = logging.getLogger(__name__)
 

@@ -27,7 +27,6 @@ The last three may be yielded before the first item too, without an ``out``.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import cache
 from types import GeneratorType
@@ -271,8 +270,8 @@ class Chain:
 
     __slots__ = (
         "_is_last",
+        "_names",
         "_stages",
-        "_starters",
         "conditions",
         "ended",
         "error",
@@ -283,13 +282,13 @@ class Chain:
     )
 
     def __init__(self, starters: Sequence[Starter]) -> None:
-        self._starters = starters
+        self._names = [starter.name for starter in starters]
         self._stages: list[AnyStage] = []
         self._is_last = False
         self.steps: list[Step | None] = []
         self.conditions: list[Condition | None] = []
         self.reshaped = False
-        self.out: deque[Any] = deque()
+        self.out: list[Any] = []
         self.error: BaseException | None = None
         self.ended = False
         self.item: Any = None
@@ -521,7 +520,7 @@ class Chain:
                     stage.close()
             except Exception:
                 # A failing release must not keep the other stages from theirs.
-                _log.exception("operator %s failed while it was closed", self._starters[here].name)
+                _log.exception("operator %s failed while it was closed", self._names[here])
 
 
 def leave_frame(error: BaseException) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import reactivex
 from reactivex import Observable, abc
 from reactivex import operators as ops
 from reactivex.disposable import CompositeDisposable
@@ -51,12 +50,14 @@ def abort_gate(
         # Levels replay while they are subscribed to; as subjects they come one after the other.
         stopping: Subject[Any] = Subject()
         opening: Subject[Any] = Subject()
-        gate = reactivex.merge(
-            stopping.pipe(ops.skip_until(opening)),
-            opening.pipe(ops.skip_until(stopping)),
-        ).pipe(ops.take(1), ops.take_until(closed))
+        # Whichever of the two comes second passes. (`merge` would subscribe to them later when the
+        # gate is made within another subscription, and miss the signal that it is made for.)
+        second: Subject[Any] = Subject()
+        gate = second.pipe(ops.take(1), ops.take_until(closed))
         return CompositeDisposable(
             gate.subscribe(observer, scheduler=scheduler),
+            stopping.pipe(ops.skip_until(opening)).subscribe(second.on_next),
+            opening.pipe(ops.skip_until(stopping)).subscribe(second.on_next),
             stop.subscribe(stopping.on_next, observer.on_error, scheduler=scheduler),
             opened.subscribe(opening.on_next, observer.on_error, scheduler=scheduler),
         )
@@ -180,12 +181,12 @@ class _Gate:
         stop: Subject[Any] = Subject()
         opened: Subject[Any] = Subject()
         self._opened, self._closed = opened, Subject()
-        release = opened if self._notified is None else reactivex.merge(opened, self._notified)
-        gate = abort_gate(stop, release, self._closed)
-        self._subscriptions.append(gate.subscribe(self._fire))
+        self._subscriptions.append(abort_gate(stop, opened, self._closed).subscribe(self._fire))
         stop.on_next(True)
         if self._is_open:
             opened.on_next(True)
+        elif self._notified is not None:
+            self._subscriptions.append(self._notified.subscribe(opened.on_next))
 
     def _fire(self, _: Any) -> None:
         self._fired = True

@@ -19,6 +19,7 @@ from rx_backend.errors import (
 from rx_backend.protocols import FinishReason, LLMEngineOutput, usage
 from tests.rx_backend._engines import (
     ScriptedEngine,
+    Step,
     adapter_of,
     chunk_of,
     collect,
@@ -138,6 +139,29 @@ async def test_an_engine_may_close_under_a_timeout(end: LLMEngineOutput | Discon
     assert len(items) == 2
     assert outcome == ["timed out"]
     assert engine.closed == 1
+
+
+@pytest.mark.rows("S2", "S7")
+@pytest.mark.parametrize("end", [stop(), Disconnected("gone"), 60], ids=["stop", "error", "drop"])
+@virtual
+async def test_an_engine_closes_within_one_task(end: Step) -> None:
+    """Scopes that belong to a task, as HTTP clients use them, can be entered in a ``finally``."""
+    tasks: list[object] = []
+
+    async def release(_: RequestContext) -> None:
+        for _ in range(3):
+            tasks.append(asyncio.current_task())
+            await asyncio.sleep(1)
+
+    engine = ScriptedEngine(token(1), end, closing=[release])
+    stream = await adapter_of(engine).generate(request())
+    await anext(stream)
+    if end != 60:
+        await anext(stream)
+    await stream.aclose()
+    assert engine.closed == 1
+    assert len(tasks) == 3
+    assert all(isinstance(task, asyncio.Task) and task is tasks[0] for task in tasks)
 
 
 @pytest.mark.rows("S2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
@@ -42,18 +43,22 @@ class Minimal(LLMEngine):
         yield stop()
 
 
-class ByHand:
-    """A chunk stream written as a class; it has no ``aclose``."""
+def three_chunks() -> list[LLMEngineOutput]:
+    return [token(1), token(2), stop()]
 
-    def __init__(self) -> None:
-        self._left = [token(1), token(2), stop()]
+
+@dataclass
+class ByHand:
+    """A chunk stream written as a class; it has no ``aclose``, and can't be hashed."""
+
+    left: list[LLMEngineOutput] = field(default_factory=three_chunks)
 
     def __aiter__(self) -> AsyncIterator[LLMEngineOutput]:
         return self
 
     async def __anext__(self) -> LLMEngineOutput:
         await asyncio.sleep(0)
-        return self._left.pop(0)
+        return self.left.pop(0)
 
 
 class OnlyIterable:

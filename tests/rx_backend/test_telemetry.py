@@ -14,7 +14,7 @@ from rx_backend.disagg import DisaggregationMode
 from rx_backend.protocols import TraceLink
 from rx_backend.telemetry import (
     EXPORT_ENABLED,
-    entering,
+    own_context,
     record_failed_setup,
     should_record,
     start_request_span,
@@ -191,7 +191,6 @@ def test_an_identity_travels_as_hex(spans: Spans, unrecorded: Span) -> None:
 
 
 @pytest.mark.rows("P8")
-@pytest.mark.parametrize("is_sampled", [True, False], ids=["sampled", "unsampled"])
 @pytest.mark.parametrize(
     ("switch", "expected"),
     [
@@ -211,18 +210,13 @@ def test_an_identity_travels_as_hex(spans: Spans, unrecorded: Span) -> None:
     ],
 )
 def test_the_environment_decides_where_it_is_set(
-    monkeypatch: pytest.MonkeyPatch,
-    spans: Spans,
-    unrecorded: Span,
-    is_sampled: bool,
-    switch: str,
-    expected: bool,
+    monkeypatch: pytest.MonkeyPatch, spans: Spans, unrecorded: Span, switch: str, expected: bool
 ) -> None:
-    """`OTEL_EXPORT_ENABLED` wins over the span, in any case of its letters."""
+    """`OTEL_EXPORT_ENABLED` wins over a sampled and an unsampled span, in any case of letters."""
     monkeypatch.setenv(EXPORT_ENABLED, switch)
-    span = spans.tracer.start_span("any") if is_sampled else unrecorded
-    assert should_record(span, None) is expected
-    span.end()
+    with spans.tracer.start_as_current_span("any") as recorded:
+        assert should_record(recorded, None) is expected
+    assert should_record(unrecorded, None) is expected
 
 
 @pytest.mark.rows("P8")
@@ -254,26 +248,27 @@ def test_else_the_span_decides(
 
 @pytest.mark.rows("P7", "P9")
 @virtual
-async def test_entering_is_seen_by_nobody_else() -> None:
-    """The span is current inside, also in tasks made there, and nowhere else."""
+async def test_an_engines_context_is_its_own() -> None:
+    """In it the request's span is current, also for tasks made there; outside nobody sees it."""
     spans = Spans()
     span = spans.tracer.start_span("engine.generate")
-    enter = entering(span)
+    own = own_context(span)
+    assert own is not None
 
     async def current() -> Span:
         return trace.get_current_span()
 
-    assert enter(trace.get_current_span) is span
-    assert await enter(asyncio.create_task, current()) is span
+    assert own.run(trace.get_current_span) is span
+    assert await own.run(asyncio.create_task, current()) is span
     assert await asyncio.create_task(current()) is trace.INVALID_SPAN
     assert trace.get_current_span() is trace.INVALID_SPAN
     span.end()
 
 
 @pytest.mark.rows("P9")
-def test_without_an_identity_nothing_is_entered() -> None:
+def test_without_an_identity_there_is_no_context() -> None:
     """Where spans are not real the caller's own context serves."""
-    assert entering(trace.INVALID_SPAN)(lambda number: number + 1, 1) == 2
+    assert own_context(trace.INVALID_SPAN) is None
 
 
 @pytest.mark.rows("P4", "P7")

@@ -1,0 +1,401 @@
+"""`operators.record_span`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+from opentelemetry.trace import INVALID_SPAN, Span, StatusCode
+
+from operators import SetupFailed, TokenTimes, fuse, itl_window, operator, record_span, span_names
+from operators import until_terminal as until
+from rx_backend.testing import Marbles
+from tests.operators._help import (
+    LETTERS,
+    Engine,
+    Life,
+    Seen,
+    fused,
+    handshake,
+    pushed,
+    terminal,
+    token,
+    virtual,
+)
+from tests.spans import Spans
+
+DROPPED = (StatusCode.ERROR, "stream dropped before terminal")
+FINE = (StatusCode.UNSET, None)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A finish reason with a name of its own."""
+
+    name: str
+    is_error: bool = False
+
+
+class Gone(Exception):
+    """A typed failure."""
+
+
+def start(spans: Spans) -> Span:
+    return spans.tracer.start_span("engine.generate")
+
+
+def ticking(*times_s: float) -> TokenTimes:
+    return TokenTimes(iter(times_s).__next__)
+
+
+def written(spans: Spans) -> dict[str, Any]:
+    """The attributes of the only span."""
+    return dict(spans.one().attributes or {})
+
+
+def status(spans: Spans) -> tuple[StatusCode, str | None]:
+    """The status of the only span."""
+    return spans.one().status.status_code, spans.one().status.description
+
+
+def name_of(reason: Reason) -> str:
+    return reason.name
+
+
+def watched(span: Span, on_end: Callable[[], object]) -> Span:
+    """The same span; calls a function when it is ended."""
+
+    class Watched:
+        def end(self) -> None:
+            on_end()
+            span.end()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(span, name)
+
+    return cast("Span", Watched())
+
+
+class TestWithoutARecord:
+    """The operator alone, in marbles."""
+
+    @pytest.mark.rows("P3", "P4", "P5", "P6a", "P7")
+    @pytest.mark.parametrize(
+        ("source", "result", "ends_at", "reason"),
+        [
+            pytest.param("----", "----", None, None, id="never"),
+            pytest.param("--|", "--|", 2, "Dropped", id="empty"),
+            pytest.param("-T|", "-T|", 2, "stop", id="one"),
+            pytest.param("-h-a-b-U|", "-h-a-b-U|", 8, "stop", id="many"),
+            pytest.param("-a-b-|", "-a-b-|", 5, "Dropped", id="no-terminal"),
+            pytest.param("-a-#", "-a-#", 3, None, id="source-error"),
+            pytest.param("-a-b", "-a-b", None, None, id="no-end"),
+            pytest.param("-a-b-T|", "-a-!", 3, "Dropped", id="early-dispose"),
+            pytest.param("-a-b-T|", "-a-(b!)", 3, "Dropped", id="dispose-inside"),
+            pytest.param("-a-b-T|", "-a-b-(T!)", 5, "stop", id="dispose-inside-the-terminal"),
+        ],
+    )
+    def test_the_span_ends_with_the_stream(
+        self, spans: Spans, source: str, result: str, ends_at: int | None, reason: str | None
+    ) -> None:
+        """Chunks pass when they come; the span has ended when the stream has, and says how."""
+        test = Marbles(LETTERS)
+        ended: list[int] = []
+        span = watched(start(spans), lambda: ended.append(round(test.clock())))
+        test.expect(test.cold(source).pipe(record_span(span)), result)
+        assert ended == ([] if ends_at is None else [ends_at])
+        if ends_at is None:
+            span.end()
+        else:
+            assert written(spans).get("finish_reason") == reason
+
+
+class TestOutcomes:
+    """What is written, for each way in which a stream ends."""
+
+    @pytest.mark.rows("P3", "P6")
+    def test_a_stream_with_a_terminal(self, life: Life, spans: Spans) -> None:
+        """The figures of the record, the reason's name, numbers as numbers, and no status."""
+        times = ticking(10, 10.5, 10.6, 10.9)
+        chunks = [handshake(), token(1), token(2), terminal(5, 6, 7, reason=Reason("Stop"))]
+        seen = life(
+            chunks, itl_window(times), record_span(start(spans), times, reason_name=name_of)
+        )
+        assert list(map(id, seen.items)) == list(map(id, chunks))
+        assert written(spans) == {
+            "cancelled": False,
+            "finish_reason": "Stop",
+            "output_tokens": 5,
+            "ttft_ms": 500.0,
+            "avg_itl_ms": 200.0,
+            "itl_p50_ms": 300.0,
+            "itl_p99_ms": 300.0,
+            "itl_max_ms": 300.0,
+        }
+        assert status(spans) == FINE
+
+    @pytest.mark.rows("F4", "P3")
+    @pytest.mark.reference("record_itl_distribution_computes_percentiles")
+    def test_the_figures_of_five_gaps(self, life: Life, spans: Spans) -> None:
+        """Gaps of 10 to 50 ms give 30.00, 30.00, 50.00 and 50.00 on the span."""
+        times = ticking(0, 1, 1.03, 1.04, 1.09, 1.11, 1.15)
+        chunks = [*(token(n) for n in range(6)), terminal()]
+        life(chunks, itl_window(times), record_span(start(spans), times))
+        attributes = written(spans)
+        names = ("avg_itl_ms", "itl_p50_ms", "itl_p99_ms", "itl_max_ms")
+        assert [attributes[name] for name in names] == [30.0, 30.0, 50.0, 50.0]
+
+    @pytest.mark.rows("F4", "P3")
+    @pytest.mark.reference("record_itl_distribution_no_op_when_empty")
+    def test_without_a_gap_there_are_no_figures(self, life: Life, spans: Spans) -> None:
+        """A single token leaves the four names of the gaps unwritten."""
+        times = ticking(0, 1)
+        life([token(1), terminal()], itl_window(times), record_span(start(spans), times))
+        assert set(written(spans)) == {
+            "cancelled",
+            "finish_reason",
+            "output_tokens",
+            "ttft_ms",
+        }
+
+    @pytest.mark.rows("F2", "P3")
+    def test_the_time_of_the_set_up_is_written_beside(self, life: Life, spans: Spans) -> None:
+        """The engine's set-up has a figure of its own, with two decimals as the others."""
+        times = ticking(0, 0.0123456)
+        times.setup_ms = 7.0 / 3.0
+        life([terminal(1)], itl_window(times), record_span(start(spans), times))
+        attributes = written(spans)
+        assert (attributes["setup_ms"], attributes["ttft_ms"]) == (2.33, 12.35)
+
+    @pytest.mark.rows("P3")
+    @pytest.mark.parametrize("stopped", [True, False])
+    def test_cancelled_says_whether_a_stop_was_asked_for(
+        self, life: Life, spans: Spans, stopped: bool
+    ) -> None:
+        """A cancelled terminal of the engine's own making is one without a stop."""
+        chunks = [token(1), terminal(reason="cancelled")]
+        life(chunks, record_span(start(spans), is_cancelled=lambda: stopped))
+        attributes = written(spans)
+        assert attributes == {"cancelled": stopped, "finish_reason": "cancelled"}
+        assert status(spans) == FINE
+
+    @pytest.mark.rows("P3")
+    def test_is_cancelled_is_asked_at_the_end(self, life: Life, spans: Spans) -> None:
+        """A stop that comes while the stream is live counts."""
+        chunks = [token(1), terminal()]
+        stopped = False
+
+        @operator
+        def stop_at_the_first() -> Any:
+            nonlocal stopped
+            item = yield
+            while True:
+                stopped = True
+                item = yield item
+
+        span = start(spans)
+        life(chunks, record_span(span, is_cancelled=lambda: stopped), stop_at_the_first())
+        assert written(spans)["cancelled"] is True
+
+    @pytest.mark.rows("P6")
+    def test_an_error_terminal_sets_the_status(self, life: Life, spans: Spans) -> None:
+        """A reason that says ``is_error`` gives status ERROR with its name."""
+        last = terminal(reason=Reason('Error("boom")', is_error=True))
+        life([last], record_span(start(spans), reason_name=name_of))
+        assert written(spans)["finish_reason"] == 'Error("boom")'
+        assert status(spans) == (StatusCode.ERROR, 'Error("boom")')
+
+    @pytest.mark.rows("P4")
+    def test_a_failure(self, life: Life, spans: Spans) -> None:
+        """Kind and status of the error, what was counted so far, and no finish reason."""
+        times = ticking(10, 10.5, 10.6)
+        window, gone = itl_window(times), Gone("peer")
+        recorded = record_span(start(spans), times, error_kind=lambda error: f"Backend({error})")
+        seen = life([token(1), token(2)], window, recorded, error=gone)
+        assert seen.error is gone
+        assert written(spans) == {
+            "cancelled": False,
+            "error_kind": "Backend(peer)",
+            "output_tokens": 2,
+            "ttft_ms": 500.0,
+            "avg_itl_ms": 100.0,
+            "itl_p50_ms": 100.0,
+            "itl_p99_ms": 100.0,
+            "itl_max_ms": 100.0,
+        }
+        assert status(spans) == (StatusCode.ERROR, "Backend(peer)")
+
+    @pytest.mark.rows("P4")
+    def test_a_failure_is_known_by_its_class_unless_said(self, life: Life, spans: Spans) -> None:
+        """Without ``error_kind`` the kind is the name of the exception's class."""
+        life([], record_span(start(spans)), error=Gone())
+        assert written(spans)["error_kind"] == "Gone"
+
+    @pytest.mark.rows("P4")
+    @pytest.mark.parametrize("life", [pushed, fused])
+    def test_a_failure_behind_is_a_drop(self, life: Life, spans: Spans) -> None:
+        """What an operator behind raises ends the stream for the span as a drop does."""
+
+        @operator
+        def refuse() -> Any:
+            yield
+            raise Gone
+
+        life([token(1), terminal()], record_span(start(spans)), refuse())
+        assert written(spans)["finish_reason"] == "Dropped"
+
+    @pytest.mark.rows("P4")
+    @virtual
+    async def test_a_set_up_that_fails_behind_is_told_apart(self, spans: Spans) -> None:
+        """When a later operator can't start, ``error_kind`` is asked about a ``SetupFailed``."""
+
+        @operator
+        def refuse() -> Any:
+            raise Gone("no start")
+            yield
+
+        asked: list[Exception] = []
+
+        def kind(error: Exception) -> str:
+            asked.append(error)
+            return span_names.SETUP_FAILED
+
+        with pytest.raises(Gone):
+            fuse(Engine()(), [record_span(start(spans), error_kind=kind), refuse()])
+        assert [type(error) for error in asked] == [SetupFailed]
+        assert written(spans)["error_kind"] == "setup_failed"
+        assert status(spans) == (StatusCode.ERROR, "setup_failed")
+
+    @pytest.mark.rows("P5")
+    @pytest.mark.parametrize(
+        "how", [{}, {"take": 2}, {"ends": False}], ids=["no-terminal", "dropped", "dropped-waiting"]
+    )
+    def test_a_stream_without_a_terminal(
+        self, life: Life, spans: Spans, how: dict[str, Any]
+    ) -> None:
+        """A drop, or an end without a terminal: ``Dropped``, and what was counted is kept."""
+        times = ticking(10, 10.5, 10.6)
+        life([token(1), token(2)], itl_window(times), record_span(start(spans), times), **how)
+        assert written(spans) == {
+            "cancelled": True,
+            "finish_reason": "Dropped",
+            "output_tokens": 2,
+            "ttft_ms": 500.0,
+            "avg_itl_ms": 100.0,
+            "itl_p50_ms": 100.0,
+            "itl_p99_ms": 100.0,
+            "itl_max_ms": 100.0,
+        }
+        assert status(spans) == DROPPED
+
+    @pytest.mark.rows("P5")
+    @virtual
+    async def test_a_stream_that_is_never_pulled(self, spans: Spans) -> None:
+        """Dropping a stream nobody pulled records the drop, with no token."""
+        times = ticking(1)
+        stream = fuse(
+            Engine([terminal(1)])(), [itl_window(times), record_span(start(spans), times)]
+        )
+        assert spans.finished == ()
+        stream.close()
+        assert written(spans) == {
+            "cancelled": True,
+            "finish_reason": "Dropped",
+            "output_tokens": 0,
+        }
+
+    @pytest.mark.rows("P6a", "P7")
+    @pytest.mark.parametrize("with_times", [True, False])
+    @virtual
+    async def test_the_terminal_completes_the_request(self, spans: Spans, with_times: bool) -> None:
+        """Who takes the terminal and walks away has completed it: the span has ended by then."""
+        times = ticking(0, 1)
+        stream = fuse(
+            Engine([terminal(1), token(2)])(),
+            [until(), itl_window(times), record_span(start(spans), times if with_times else None)],
+        )
+        await anext(stream)
+        assert written(spans)["finish_reason"] == "stop"
+        stream.close()
+        assert status(spans) == FINE
+
+    @pytest.mark.rows("P8")
+    @pytest.mark.parametrize(
+        ("how", "expected"),
+        [
+            pytest.param({}, DROPPED, id="no-terminal"),
+            pytest.param({"error": Gone()}, (StatusCode.ERROR, "Gone"), id="failed"),
+            pytest.param({"take": 1}, DROPPED, id="dropped"),
+        ],
+    )
+    def test_without_attributes_the_status_still_tells(
+        self,
+        life: Life,
+        spans: Spans,
+        how: dict[str, Any],
+        expected: tuple[StatusCode, str | None],
+    ) -> None:
+        """With ``attributes=False`` nothing but the status is written."""
+        life([token(1)], record_span(start(spans), attributes=False), **how)
+        assert written(spans) == {}
+        assert status(spans) == expected
+
+
+class TestSpans:
+    """What happens to the span itself."""
+
+    @pytest.mark.rows("P7")
+    @pytest.mark.parametrize("how", [{}, {"error": Gone()}, {"take": 1}, {"ends": False}], ids=str)
+    @pytest.mark.parametrize("recording", [True, False])
+    def test_the_span_ends_exactly_once(
+        self, life: Life, spans: Spans, recording: bool, how: dict[str, Any]
+    ) -> None:
+        """On every path, for spans that record and for those that don't."""
+        ends: list[str] = []
+        inner = start(spans) if recording else INVALID_SPAN
+        life(
+            [token(1), terminal()],
+            record_span(watched(inner, lambda: ends.append("end"))),
+            **how,
+        )
+        assert ends == ["end"]
+
+    @pytest.mark.rows("P8")
+    def test_a_span_that_does_not_record_costs_nothing(self, life: Life) -> None:
+        """No chunk is looked at and nothing is asked for what nobody records."""
+
+        def refuse(*_: object) -> Any:
+            raise AssertionError("asked for nothing")
+
+        operator = record_span(
+            INVALID_SPAN, is_cancelled=refuse, reason_name=refuse, error_kind=refuse
+        )
+        assert life(["no chunk"], operator) == Seen(["no chunk"], "completed")
+        assert life(["no chunk"], operator, error=Gone()).end == "Gone()"
+
+    @pytest.mark.rows("P7")
+    @pytest.mark.parametrize("broken", ["is_cancelled", "reason_name", "error_kind"])
+    def test_a_callback_that_raises_does_not_keep_the_span_open(
+        self, life: Life, spans: Spans, broken: str
+    ) -> None:
+        """The span ends even when what to write on it can't be found out."""
+
+        def refuse(*_: object) -> Any:
+            raise LookupError
+
+        callbacks: dict[str, Callable[..., Any]] = {broken: refuse}
+        error = Gone() if broken == "error_kind" else None
+        life([token(1), terminal()], record_span(start(spans), **callbacks), error=error)
+        assert len(spans.finished) == 1
+
+    @pytest.mark.rows("P7")
+    @virtual
+    async def test_the_span_covers_the_stream(self, spans: Spans) -> None:
+        """It is open as long as chunks flow."""
+        stream = fuse(Engine([token(1), terminal()])(), [until(), record_span(start(spans))])
+        await anext(stream)
+        assert len(spans.open) == 1
+        await anext(stream)
+        assert len(spans.open) == 0

@@ -1,0 +1,759 @@
+"""`operators._stage`: what an operator can say, the same in every way to run it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from operators import (
+    AnyOperator,
+    Completed,
+    Hooks,
+    SetupFailed,
+    Stage,
+    apply,
+    bypass,
+    emit,
+    fuse,
+    last,
+    operator,
+    stateless,
+    visit_if,
+)
+from tests.operators._help import (
+    Engine,
+    Life,
+    Seen,
+    collect,
+    fused,
+    pushed,
+    same,
+    spy,
+    twice,
+    virtual,
+)
+
+Ints = Stage[int, int]
+
+# Every way in which a stream can end, as arguments of a life.
+ENDS = [
+    pytest.param({}, "|", id="completed"),
+    pytest.param({"error": LookupError("gone")}, "#", id="failed"),
+    pytest.param({"take": 2}, "!", id="dropped"),
+    pytest.param({"ends": False}, "!", id="dropped-while-waiting"),
+]
+
+
+class TestItems:
+    """What an operator hands out for an item."""
+
+    def test_one_for_one(self, life: Life) -> None:
+        """What is yielded takes the item's place."""
+
+        @operator
+        def negative() -> Ints:
+            item = yield
+            while True:
+                item = yield -item
+
+        assert life([1, 2, 3], negative()) == Seen([-1, -2, -3], "completed")
+        assert life([1, 2, 3], negative(), negative()) == Seen([1, 2, 3], "completed")
+
+    def test_any_number_for_one(self, life: Life) -> None:
+        """``emit`` hands out none, one or several, in order, to the operators behind."""
+
+        @operator
+        def count_down() -> Ints:
+            item = yield
+            while True:
+                item = yield emit(*range(item, 0, -1))
+
+        assert life([2, 0, 3, 1], count_down()) == Seen([2, 1, 3, 2, 1, 1], "completed")
+        assert life([3], count_down(), count_down()) == Seen([3, 2, 1, 2, 1, 1], "completed")
+
+    def test_state_lives_in_local_variables(self, life: Life) -> None:
+        """Each stream that an operator is used in has variables of its own."""
+
+        @operator
+        def summed(total: int = 0) -> Ints:
+            item = yield
+            while True:
+                total += item
+                item = yield total
+
+        adding = summed(total=10)
+        for _ in range(2):
+            assert life([1, 2, 3], adding, summed()) == Seen([11, 24, 40], "completed")
+
+    def test_a_step_that_raises_fails_the_stream(self, life: Life) -> None:
+        """The items before it have come out; the exception is the end."""
+
+        @operator
+        def refuse_two() -> Ints:
+            item = yield
+            while True:
+                if item == 2:
+                    raise LookupError("two")
+                item = yield item
+
+        assert life([1, 2, 3], same(), refuse_two(), same()) == Seen([1], "LookupError('two')")
+
+
+class TestEnd:
+    """How the end reaches an operator, and what it can do then."""
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize(("how", "end"), ENDS)
+    def test_the_end_arrives_at_the_yield(self, life: Life, how: dict[str, Any], end: str) -> None:
+        """Completed, the exception, or GeneratorExit; every operator hears of it, once."""
+        journal: list[str] = []
+        life([1, 2], spy(journal, "a"), spy(journal, "b"), **how)
+        assert journal[:4] == ["a1", "b1", "a2", "b2"]
+        assert sorted(journal[4:]) == [f"a{end}", f"b{end}"]
+
+    def test_completion_is_no_failure(self, life: Life) -> None:
+        """``except Exception`` in an operator does not catch it."""
+
+        @operator
+        def careful() -> Ints:
+            item = yield
+            while True:
+                try:
+                    item = yield item
+                except Exception:
+                    return 99
+
+        assert life([1, 2], careful()) == Seen([1, 2], "completed")
+        assert life([1, 2], careful(), error=LookupError()) == Seen([1, 2, 99], "completed")
+
+    @pytest.mark.parametrize(
+        ("words", "items"),
+        [
+            pytest.param(7, [7], id="one"),
+            pytest.param(emit(7, 8), [7, 8], id="several"),
+            pytest.param(emit(), [], id="none"),
+            pytest.param(None, [], id="nothing"),
+            pytest.param(bypass(7), [7], id="bypass"),
+        ],
+    )
+    @pytest.mark.parametrize("error", [None, LookupError("gone")], ids=["completed", "failed"])
+    @pytest.mark.parametrize("returned", [True, False], ids=["returned", "yielded"])
+    def test_last_words(
+        self, life: Life, returned: bool, error: Exception | None, words: Any, items: list[int]
+    ) -> None:
+        """What is handed out at the end still goes out, through the operators behind."""
+
+        @operator
+        def speak() -> Stage[Any, Any]:
+            item = yield
+            try:
+                while True:
+                    item = yield item
+            except (Completed, LookupError):
+                if returned:
+                    return words
+                yield words
+
+        journal: list[str] = []
+        if words is None and not returned:
+            items = [None]  # pyright: ignore[reportAssignmentType]
+        seen = life([1], speak(), spy(journal), error=error)
+        assert seen == Seen([1, *items], "completed")
+        assert journal == ["1", *(str(item) for item in items), "|"]
+
+    def test_another_exception(self, life: Life) -> None:
+        """An operator may fail with something else than the source did, or fail a sound stream."""
+
+        @operator
+        def rename() -> Ints:
+            item = yield
+            try:
+                while True:
+                    item = yield item
+            except (Completed, LookupError) as end:
+                raise ValueError(type(end).__name__) from None
+
+        journal: list[str] = []
+        seen = life([1], rename(), spy(journal), error=LookupError())
+        assert seen == Seen([1], "ValueError('LookupError')")
+        assert life([1], rename(), spy(journal)) == Seen([1], "ValueError('Completed')")
+        assert journal == ["1", "#"] * 2
+
+    @pytest.mark.parametrize(
+        ("words", "items"),
+        [
+            pytest.param(9, [9], id="one"),
+            pytest.param(emit(9, 8), [9, 8], id="several"),
+            pytest.param(emit(), [], id="none"),
+            pytest.param(None, [], id="nothing"),
+        ],
+    )
+    @pytest.mark.parametrize("life", [pushed, fused])
+    def test_returning_ends_the_stream(self, life: Life, words: Any, items: list[int]) -> None:
+        """It is a drop for the operators ahead, and an ordinary end for those behind."""
+
+        @operator
+        def first() -> Stage[Any, Any]:
+            yield
+            return words
+
+        journal: list[str] = []
+        seen = life([1, 2, 3], spy(journal, "a"), first(), spy(journal, "b"))
+        assert seen == Seen(items, "completed")
+        assert [entry for entry in journal if entry[0] == "a"] == ["a1", "a!"]
+        assert [entry for entry in journal if entry[0] == "b"] == [
+            *(f"b{item}" for item in items),
+            "b|",
+        ]
+
+    @pytest.mark.parametrize(("words", "items"), [(9, [9]), (emit(9, 8), [9, 8]), (None, [])])
+    def test_returning_before_the_first_item(
+        self, life: Life, words: Any, items: list[int]
+    ) -> None:
+        """An operator that returns before its first ``yield`` ends the stream without its source."""
+
+        @operator
+        def stop_at_once() -> Stage[Any, Any]:
+            return words
+            yield
+
+        journal: list[str] = []
+        seen = life([1, 2], stop_at_once(), spy(journal, "b"))
+        assert seen == Seen(items, "completed")
+        assert journal == [*(f"b{item}" for item in items), "b|"]
+
+    @virtual
+    async def test_returning_before_the_first_item_closes_the_source(self) -> None:
+        """The source is closed without having been pulled, and the operators ahead are dropped."""
+
+        @operator
+        def stop_at_once() -> Stage[Any, Any]:
+            return 9
+            yield
+
+        source = Source()
+        journal: list[str] = []
+        stream = fuse(source, [spy(journal), stop_at_once(), stop_at_once()])
+        assert await collect(stream) == Seen([9], "completed")
+        assert (source.calls, journal) == (["aclose"], ["!"])
+
+    @pytest.mark.parametrize("life", [pushed, fused])
+    def test_a_failure_is_a_drop_for_the_operators_ahead(self, life: Life) -> None:
+        """Those ahead are closed first; those behind see the exception, and one may swallow it."""
+
+        @operator
+        def refuse() -> Ints:
+            yield
+            raise LookupError
+
+        @operator
+        def swallow() -> Ints:
+            item = yield
+            try:
+                while True:
+                    item = yield item
+            except LookupError:
+                return 99
+
+        journal: list[str] = []
+        stages = [spy(journal, "a"), refuse(), spy(journal, "b"), swallow(), spy(journal, "c")]
+        assert life([1, 2], *stages) == Seen([99], "completed")
+        assert journal == ["a1", "a!", "b#", "c99", "c|"]
+
+    def test_releasing_is_done_once(self, life: Life) -> None:
+        """``finally`` runs once in each operator, also when several of them end the stream."""
+        journal: list[str] = []
+
+        @operator
+        def first(name: str) -> Ints:
+            try:
+                item = yield
+                return item
+            finally:
+                journal.append(name)
+
+        life([1, 2, 3], first("a"), first("b"), first("c"))
+        assert sorted(journal) == ["a", "b", "c"]
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("life", [pushed, fused])
+    def test_a_release_that_fails_keeps_no_other_from_its_own(
+        self, life: Life, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What ``finally`` raises in a drop is logged with the operator's name."""
+
+        @operator
+        def clumsy() -> Ints:
+            try:
+                item = yield
+                while True:
+                    item = yield item
+            finally:
+                raise LookupError("broken release")
+
+        journal: list[str] = []
+        stages = [spy(journal, "a"), clumsy(), spy(journal, "b")]
+        assert life([1, 2, 3], *stages, take=1) == Seen([1], "dropped")
+        assert sorted(journal) == ["a!", "a1", "b!", "b1"]
+        messages = [record.getMessage() for record in caplog.records]
+        assert messages == ["operator clumsy failed while it was closed"]
+        caplog.clear()
+
+
+class TestStepAside:
+    """``bypass``, ``apply`` and ``visit_if``."""
+
+    @pytest.mark.parametrize("items_out", [(), (7,), (7, 8)], ids=str)
+    @pytest.mark.parametrize(("how", "end"), ENDS)
+    def test_bypass(
+        self, life: Life, how: dict[str, Any], end: str, items_out: tuple[int, ...]
+    ) -> None:
+        """Later items don't visit; the end does."""
+        journal: list[str] = []
+
+        @operator
+        def aside() -> Ints:
+            signal = "!"
+            item = yield
+            journal.append(f"saw {item}")
+            try:
+                yield bypass(*items_out)
+            except Completed:
+                signal = "|"
+                raise
+            except LookupError:
+                signal = "#"
+                raise
+            finally:
+                journal.append(signal)
+
+        seen = life([1, 2, 3], same(), aside(), same(), **how)
+        whole = [*items_out, 2, 3]
+        assert seen.items == whole[: how.get("take")]
+        assert journal == ["saw 1", end]
+
+    def test_bypass_for_good(self, life: Life) -> None:
+        """``return bypass(...)`` hands out and is gone; the stream goes on without it."""
+
+        @operator
+        def once() -> Ints:
+            item = yield
+            return bypass(item * 10, item * 100)
+
+        assert life([1, 2, 3], once()) == Seen([10, 100, 2, 3], "completed")
+        assert life([1, 2], once(), error=LookupError()) == Seen([10, 100, 2], "LookupError()")
+        assert life([1, 2, 3], once(), take=1) == Seen([10], "dropped")
+
+    def test_bypass_from_the_start(self, life: Life) -> None:
+        """Before the first item, yielded or returned, no item visits at all."""
+        journal: list[str] = []
+
+        @operator
+        def only_the_end() -> Ints:
+            try:
+                yield bypass()
+            finally:
+                journal.append("end")
+
+        @operator
+        def nothing() -> Ints:
+            return bypass()
+            yield
+
+        assert life([1, 2], nothing(), only_the_end(), nothing()) == Seen([1, 2], "completed")
+        assert journal == ["end"]
+
+    @pytest.mark.parametrize("returned", [True, False], ids=["returned", "yielded"])
+    @pytest.mark.parametrize("items_out", [(), (7,), (7, 8)], ids=str)
+    def test_apply(self, life: Life, items_out: tuple[int, ...], returned: bool) -> None:
+        """Later items go through the function."""
+
+        @operator
+        def tenfold() -> Ints:
+            yield
+            if returned:
+                return apply(lambda item: item * 10, *items_out)
+            yield apply(lambda item: item * 10, *items_out)
+
+        assert life([1, 2, 3], same(), tenfold(), same()) == Seen([*items_out, 20, 30], "completed")
+
+    @pytest.mark.parametrize("returned", [True, False], ids=["returned", "yielded"])
+    def test_apply_from_the_start(self, life: Life, returned: bool) -> None:
+        """Before the first item every item goes through the function; a builtin will do."""
+
+        @operator
+        def text() -> Stage[int, str]:
+            if returned:
+                return apply(str)
+            yield apply(str)
+
+        assert life([1, 2], text()) == Seen(["1", "2"], "completed")
+
+    @pytest.mark.parametrize("returned", [True, False], ids=["returned", "yielded"])
+    def test_an_applied_function_that_raises_fails_the_stream(
+        self, life: Life, returned: bool
+    ) -> None:
+        """The generator behind it, where it lives on, is closed."""
+        journal: list[str] = []
+
+        @operator
+        def divide() -> Stage[int, float]:
+            try:
+                if returned:
+                    return apply(lambda item: 6 / item)
+                yield apply(lambda item: 6 / item)
+            finally:
+                journal.append("end")
+
+        seen = life([3, 0, 1], divide(), same())
+        assert seen == Seen([2.0], "ZeroDivisionError('division by zero')")
+        assert journal == ["end"]
+
+    @pytest.mark.parametrize("returned", [True, False], ids=["returned", "yielded"])
+    def test_a_function_that_runs_dry_fails_the_stream(self, life: Life, returned: bool) -> None:
+        """A ``StopIteration`` out of an applied function is an error, not the operator's return."""
+
+        @operator
+        def one_by_one() -> Stage[int, str]:
+            letters = iter("a")
+            if returned:
+                return apply(lambda _: next(letters))
+            yield apply(lambda _: next(letters))
+
+        seen = life([1, 2, 3], one_by_one())
+        assert seen.items == ["a"]
+        assert seen.error is not None
+
+    def test_visit_if(self, life: Life) -> None:
+        """Only items for which the expression is true visit; the others pass."""
+
+        @operator
+        def big_tenfold(least: int) -> Ints:
+            item = yield visit_if("item >= least", least=least)
+            while True:
+                item = yield item * 10
+
+        assert life([1, 5, 3, 6], big_tenfold(5)) == Seen([1, 50, 3, 60], "completed")
+        two = big_tenfold(3), big_tenfold(50)
+        assert life([1, 5, 3, 6], *two) == Seen([1, 500, 30, 600], "completed")
+
+    def test_visit_if_can_be_said_again(self, life: Life) -> None:
+        """Each visit may set another condition, and hand out any number of items."""
+
+        @operator
+        def rising() -> Ints:
+            highest = yield
+            while True:
+                highest = yield visit_if("item > highest", -highest, highest, highest=highest)
+
+        assert life([2, 1, 5, 4, 6], rising()) == Seen([-2, 2, 1, -5, 5, 4, -6, 6], "completed")
+
+    def test_bypass_ends_a_condition(self, life: Life) -> None:
+        """After ``bypass`` and ``apply`` the condition is void."""
+
+        @operator
+        def negative_from_two() -> Ints:
+            item = yield visit_if("item == 2")
+            yield apply(lambda item: -item, item)
+
+        @operator
+        def aside_at_minus_two() -> Ints:
+            item = yield visit_if("item == -3")
+            yield bypass(item * 10)
+
+        stages = negative_from_two(), aside_at_minus_two()
+        assert life([1, 2, 3, 3], *stages) == Seen([1, 2, -30, -3], "completed")
+
+    def test_a_condition_is_evaluated_once_for_each_item(self, life: Life) -> None:
+        """So it may do what an ordinary item needs."""
+        noted: list[int] = []
+
+        @operator
+        def note() -> Ints:
+            item = yield visit_if("note(item) or item == 3", note=noted.append)
+            while True:
+                item = yield -item
+
+        assert life([1, 2, 3, 4], twice(), note()).items == [1, 1, 2, 2, -3, -3, 4, 4]
+        assert noted == [1, 1, 2, 2, 3, 3, 4, 4]
+
+    @pytest.mark.parametrize(
+        "condition", ["any(n == item for n in allowed)", "item in [*map(int, allowed)]"]
+    )
+    def test_a_condition_is_any_expression(self, life: Life, condition: str) -> None:
+        """Its names are its own, inside a comprehension too, and builtins are there."""
+
+        @operator
+        def chosen(allowed: list[int]) -> Ints:
+            item = yield visit_if(condition, allowed=allowed)
+            while True:
+                item = yield -item
+
+        assert life([1, 2, 3], chosen([1]), chosen([3])) == Seen([-1, 2, -3], "completed")
+
+    @pytest.mark.parametrize("name", ["step", "step_0", "chain", "source", "pull", "release"])
+    def test_a_name_in_a_condition_may_be_any(self, life: Life, name: str) -> None:
+        """The names of the loop that it becomes a part of are not in the way."""
+
+        @operator
+        def chosen() -> Ints:
+            item = yield visit_if(f"item == {name}", **{name: 2})
+            while True:
+                item = yield -item
+
+        assert life([1, 2], chosen(), chosen()) == Seen([1, -2], "completed")
+
+    def test_a_condition_that_raises_fails_the_stream(self, life: Life) -> None:
+        """The operators ahead are dropped, its own operator is closed, those behind see the error."""
+        journal: list[str] = []
+
+        @operator
+        def wrong() -> Ints:
+            try:
+                yield visit_if("6 / item < 0")
+            finally:
+                journal.append("end")
+
+        seen = life([3, 0], same(), wrong(), spy(journal))
+        assert seen == Seen([3], "ZeroDivisionError('division by zero')")
+        assert journal == ["3", "end", "#"]
+
+    def test_a_condition_that_is_no_expression(self, life: Life) -> None:
+        """It fails where it is said."""
+
+        @operator
+        def wrong() -> Ints:
+            yield
+            yield visit_if("item >")
+
+        seen = life([1], wrong())
+        assert isinstance(seen.error, SyntaxError)
+
+
+class TestHooks:
+    """Operators whose body is functions."""
+
+    def test_a_step_for_every_item(self, life: Life) -> None:
+        """Without a condition each item goes through the step."""
+
+        @stateless
+        def times(factor: int) -> Hooks[int, int]:
+            return Hooks(lambda item: item * factor)
+
+        assert life([1, 2], times(10), times(2)) == Seen([20, 40], "completed")
+
+    def test_a_step_for_some_items(self, life: Life) -> None:
+        """Under a condition the others pass."""
+
+        @operator
+        def negative(least: int) -> Hooks[int, int]:
+            return Hooks(lambda item: -item, only="item >= least", names={"least": least})
+
+        assert life([1, 2, 3], negative(3), negative(2)) == Seen([1, -2, -3], "completed")
+
+    @pytest.mark.parametrize("how", [stateless, operator])
+    def test_a_step_for_one_item(
+        self,
+        life: Life,
+        how: Callable[[Callable[[], Hooks[int, int]]], Callable[[], AnyOperator]],
+    ) -> None:
+        """With ``once`` only the first item visits, in every stream."""
+
+        def negative() -> Hooks[int, int]:
+            return Hooks(lambda item: -item, only="item > 1", once=True)
+
+        once = how(negative)()
+        for _ in range(2):
+            assert life([1, 2, 3], once) == Seen([1, -2, 3], "completed")
+        assert life([1, 2, 3], twice(), once) == Seen([1, 1, -2, 2, 3, 3], "completed")
+
+    def test_no_step(self, life: Life) -> None:
+        """Without a step no item visits."""
+        nothing = stateless(lambda: Hooks[int, int]())
+        assert life([1, 2], nothing(), nothing()) == Seen([1, 2], "completed")
+
+    @pytest.mark.parametrize(
+        ("answer", "items"),
+        [
+            pytest.param(emit(), [1, 3], id="none"),
+            pytest.param(emit(8, 9), [1, 8, 9, 3], id="several"),
+            pytest.param(last(), [1], id="last-none"),
+            pytest.param(last(9), [1, 9], id="last-one"),
+            pytest.param(last(8, 9), [1, 8, 9], id="last-several"),
+            pytest.param(bypass(9), [1, 9, 3], id="bypass"),
+        ],
+    )
+    @pytest.mark.parametrize("life", [pushed, fused])
+    def test_a_step_may_give_an_emission(self, life: Life, answer: Any, items: list[int]) -> None:
+        """``emit`` hands out any number; ``last`` ends the stream with what it has."""
+        journal: list[str] = []
+        hooks = stateless(lambda: Hooks[int, int](lambda _: answer, only="item == 2"))
+        seen = life([1, 2, 3], spy(journal, "a"), hooks(), spy(journal, "b"))
+        assert seen == Seen(items, "completed")
+        ended = 3 not in items
+        assert journal[-2:] == [f"b{items[-1]}" if not ended else journal[-2], "b|"] or not ended
+        assert ("a!" if ended else "a|") in journal
+
+    @pytest.mark.parametrize(
+        ("how", "told"),
+        [
+            pytest.param({}, (None, False), id="completed"),
+            pytest.param({"error": LookupError("gone")}, ("gone", False), id="failed"),
+            pytest.param({"take": 2}, (None, True), id="dropped"),
+            pytest.param({"ends": False}, (None, True), id="dropped-while-waiting"),
+        ],
+    )
+    def test_the_end_is_told_once(
+        self, life: Life, how: dict[str, Any], told: tuple[str | None, bool]
+    ) -> None:
+        """With the failure or None, and whether the stream was dropped."""
+        ends: list[tuple[str | None, bool]] = []
+
+        @stateless
+        def tell() -> Hooks[int, int]:
+            return Hooks(
+                on_end=lambda failure, dropped: ends.append(
+                    (None if failure is None else str(failure), dropped)
+                )
+            )
+
+        life([1, 2, 3], tell(), same(), **how)
+        assert ends == [told]
+
+    def test_the_end_is_told_once_when_the_step_fails(self, life: Life) -> None:
+        """A stage that fails, or ends the stream by ``last``, hears of the end once too."""
+        ends: list[str] = []
+
+        @stateless
+        def broken(step: Callable[[int], Any]) -> Hooks[int, int]:
+            return Hooks(step, only="True", on_end=lambda _failure, _dropped: ends.append("end"))
+
+        assert life([0, 1], broken(lambda item: 1 // item)).error is not None
+        assert ends == ["end"]
+        assert life([0, 1], broken(last)) == Seen([0], "completed")
+        assert ends == ["end", "end"]
+
+    def test_a_failure_becomes_the_last_item(self, life: Life) -> None:
+        """What ``on_error`` gives goes out through the operators behind, and ends the stream."""
+        journal: list[str] = []
+        rescue = stateless(lambda: Hooks[Any, Any](on_error=str))
+        seen = life([1], rescue(), spy(journal), error=LookupError("gone"))
+        assert seen == Seen([1, "gone"], "completed")
+        assert journal == ["1", "gone", "|"]
+
+    def test_hooks_that_raise_fail_the_stream(self, life: Life) -> None:
+        """What ``on_error`` or ``on_end`` raises takes the place of the end."""
+
+        def refuse(*_: object) -> Any:
+            raise ValueError("refused")
+
+        on_error = stateless(lambda: Hooks[Any, Any](on_error=refuse))
+        on_end = stateless(lambda: Hooks[Any, Any](on_end=refuse))
+        refused = Seen([1], "ValueError('refused')")
+        assert life([1], on_error(), error=LookupError()) == refused
+        assert life([1], on_end(), error=LookupError()) == refused
+        assert life([1], on_end()) == refused
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("life", [pushed, fused])
+    def test_an_end_that_raises_in_a_drop_is_logged(
+        self, life: Life, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """There is nobody else to tell."""
+
+        def refuse(*_: object) -> Any:
+            raise ValueError("refused")
+
+        @stateless
+        def clumsy() -> Hooks[int, int]:
+            return Hooks(on_end=refuse)
+
+        assert life([1, 2], clumsy(), take=1) == Seen([1], "dropped")
+        (record,) = caplog.records
+        assert record.levelno == logging.ERROR
+        assert record.getMessage() == "operator clumsy failed while it was closed"
+        caplog.clear()
+
+    def test_a_function_without_state_runs_once(self, life: Life) -> None:
+        """``stateless`` asks for the hooks when the operator is made, and never again."""
+        made: list[str] = []
+
+        @stateless
+        def negative() -> Hooks[int, int]:
+            made.append("made")
+            return Hooks(lambda item: -item)
+
+        shared = negative()
+        for _ in range(2):
+            assert life([1], shared, shared) == Seen([1], "completed")
+        assert made == ["made"]
+
+
+class TestSetUp:
+    """What happens when an operator can't start."""
+
+    def test_the_stream_does_not_begin(self, life: Life) -> None:
+        """The exception comes out as it is."""
+
+        @operator
+        def refuse(reason: str) -> Ints:
+            raise LookupError(reason)
+            yield
+
+        assert life([1, 2], same(), refuse("no"), same()) == Seen([], "LookupError('no')")
+
+    @virtual
+    async def test_the_others_are_told(self) -> None:
+        """Operators ahead see ``SetupFailed`` with the reason; the source is closed unpulled."""
+        seen: list[Exception] = []
+        journal: list[str] = []
+
+        @operator
+        def watch() -> Ints:
+            try:
+                yield
+            except Exception as error:
+                seen.append(error)
+                raise
+
+        @operator
+        def refuse() -> Ints:
+            raise LookupError("no")
+            yield
+
+        source = Source()
+        with pytest.raises(LookupError, match="no"):
+            fuse(source, [watch(), refuse(), spy(journal)])
+        assert [(type(error), str(error)) for error in seen] == [(SetupFailed, "LookupError('no')")]
+        assert (source.calls, journal) == (["aclose"], [])
+
+    @pytest.mark.parametrize("body", [None, 7, iter([1])], ids=["none", "number", "iterator"])
+    def test_a_body_that_is_none(self, life: Life, body: Any) -> None:
+        """A function that gives neither a generator nor hooks is named in the error."""
+
+        def not_a_body() -> Any:
+            return body
+
+        seen = life([1], operator(not_a_body)())
+        assert isinstance(seen.error, TypeError)
+        assert "not_a_body" in str(seen.error)
+
+
+class Source:
+    """An asynchronous iterator that notes what it is asked for, and has nothing."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __aiter__(self) -> Source:
+        return self
+
+    async def __anext__(self) -> Any:
+        self.calls.append("anext")
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        self.calls.append("aclose")
