@@ -18,16 +18,16 @@ def main() -> None:
     parser.add_argument(
         "which",
         nargs="*",
-        default=["chunk", "setup", "open", "memory"],
-        choices=["chunk", "setup", "open", "memory"],
+        help="chunk, setup, open or memory; all of them when left out",
     )
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
     print(sys.version.split()[0])
-    for which in options.which:
-        {"chunk": per_chunk, "setup": setup, "open": many_open, "memory": memory}[which](
-            options.rounds
-        )
+    every = {"chunk": per_chunk, "setup": setup, "open": many_open, "memory": memory}
+    for which in options.which or every:
+        if which not in every:
+            parser.error(f"expected one of {', '.join(every)}, got {which!r}")
+        every[which](options.rounds)
 
 
 def per_chunk(rounds: int) -> None:

@@ -13,7 +13,7 @@ from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
 from operators._loop_scheduler import LoopScheduler
-from operators._operator import NotAnOperator
+from operators._operator import NotAnOperator, Operator
 from operators._release import Segment
 
 __all__ = ("RxOperator", "RxSegment", "answers_at_once")
@@ -46,6 +46,10 @@ def answers_at_once(operator: RxOperator) -> bool:
         inner = inspect.getclosurevars(operator).nonlocals.get("fun")
         home = getattr(inner, "__module__", "")
     return home in _AT_ONCE
+
+
+def _is_operator(result: object) -> bool:
+    return isinstance(result, Operator)
 
 
 class RxSegment(Segment):
@@ -93,9 +97,10 @@ class RxSegment(Segment):
         self._subscription: abc.DisposableBase = Disposable()
         result = cast("object", operator(Observable(self._subscribe_source)))
         if not isinstance(result, abc.ObservableBase):
+            hint = "; is a call's () missing?" if _is_operator(result) else ""
             raise NotAnOperator(
                 f"{where} is no operator: applied to an Observable it gave "
-                f"{type(result).__name__}, expected an Observable"
+                f"{type(result).__name__}, expected an Observable{hint}"
             )
         self._subscription = cast("Observable[Any]", result).subscribe(
             self._on_next,
@@ -122,8 +127,8 @@ class RxSegment(Segment):
         return self._out.popleft()
 
     async def _wait(self) -> None:
-        if self._pump is None and self._observer is not None:
-            self._pump = self._loop.create_task(self._pull_on_demand())
+        if self._observer is not None:
+            self._start_pump()
         self._waiter = self._loop.create_future()
         self._demand.set()
         try:
@@ -131,6 +136,10 @@ class RxSegment(Segment):
         finally:
             self._demand.clear()
             self._waiter = None
+
+    def _start_pump(self) -> None:
+        if self._pump is None:
+            self._pump = self._loop.create_task(self._pull_on_demand())
 
     async def _pull_on_demand(self) -> None:
         while self._observer is not None and not self._done:
@@ -160,6 +169,9 @@ class RxSegment(Segment):
             return Disposable()
         self._subscribed = True
         self._observer = observer
+        if self._waiter is not None:
+            # The operator turned to its source after the consumer had begun to wait.
+            self._start_pump()
         return Disposable(self._leave_source)
 
     def _leave_source(self) -> None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextvars
 import inspect
 import operator
 import types
@@ -94,11 +95,18 @@ class FusedRun(Segment, Generic[B]):
         self._waits: Any = None
         self._dropped = False
         self._chain = Chain(operators)
-        self._release = Release(source, on_end)
+        # A bound `run` says which context it is of.
+        context = getattr(enter, "__self__", None)
+        own = context if isinstance(context, contextvars.Context) else None
+        self._release = Release(source, on_end, own)
         if self._chain.ended:
             self._start(cast("_Loop", _leftovers(self._chain, self._release)))
         else:
-            self._fuse()
+            try:
+                self._fuse()
+            except BaseException:
+                self._chain.close()
+                raise
 
     def _fuse(self) -> None:
         """Start the loop for the stages that items still visit."""
@@ -132,13 +140,23 @@ class FusedRun(Segment, Generic[B]):
         return self
 
     async def __anext__(self) -> B:
-        try:
-            signal = self._pull()
-            if signal is READY or await self._wait(signal):
-                return self._chain.item
-        except StopIteration:
-            pass
-        return await self._after_loop()
+        while True:
+            try:
+                signal = self._pull()
+                if signal is READY or await self._wait(signal):
+                    return self._chain.item
+            except StopIteration:
+                pass
+            # The loop is through: the run has a new shape, failed, or is at its end.
+            chain = self._chain
+            if chain.ended or not chain.reshaped:
+                break
+            self._fuse()
+        error, chain.error = chain.error, None
+        if error is not None and (not self._dropped or _is_cancelled()):
+            raise error
+        await self._release.wait()
+        raise StopAsyncIteration
 
     @types.coroutine
     def _wait(self, signal: Any) -> Generator[Any, Any, bool]:
@@ -173,18 +191,6 @@ class FusedRun(Segment, Generic[B]):
             return False
         return True
 
-    async def _after_loop(self) -> B:
-        """The loop is through: the run has a new shape, failed, or is at its end."""
-        chain = self._chain
-        if chain.reshaped and not chain.ended:
-            self._fuse()
-            return await self.__anext__()
-        error, chain.error = chain.error, None
-        if error is not None and (not self._dropped or _is_cancelled()):
-            raise error
-        await self._release.wait()
-        raise StopAsyncIteration
-
     def close(self) -> None:
         """
         Drop the run without waiting: everything is released, once (row S7).
@@ -218,7 +224,7 @@ class FusedRun(Segment, Generic[B]):
 
     def __del__(self) -> None:
         release = getattr(self, "_release", None)
-        if release is None or release.done:
+        if release is None or release.done or not hasattr(self, "_loop"):
             return
         if release.is_elsewhere():
             release.loop.call_soon_threadsafe(self.close)
@@ -268,7 +274,7 @@ def _compiled(shape: tuple[_Visit, ...], ends_early: bool) -> Callable[..., _Loo
             continue
         arguments.append(f"step_{place}")
         if isinstance(visit, Expression):
-            arguments += [f"{name}_{place}" for name in visit.names]
+            arguments += [f"n{place}_{name}" for name in visit.names]
             condition = _renamed(visit, place)
             if visit.once:
                 write(f"if step_{place} is not None and ({condition}):", place)
@@ -308,7 +314,7 @@ def _renamed(expression: Expression, place: int) -> str:
     tree = ast.parse(expression.source, mode="eval")
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id in expression.names:
-            node.id = f"{node.id}_{place}"
+            node.id = f"n{place}_{node.id}"
     return ast.unparse(tree)
 
 

@@ -19,7 +19,7 @@ B = TypeVar("B")
 P = ParamSpec("P")
 
 
-class NotAnOperator(TypeError):
+class NotAnOperator(TypeError, ValueError):
     """A pipeline's list holds something that is no operator; names the place and the value."""
 
 

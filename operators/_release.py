@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import logging
 import types
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, cast
 
 __all__ = ("Release", "Segment")
@@ -35,15 +37,21 @@ class Release:
         done: Whether the release was begun.
     """
 
-    __slots__ = ("_on_end", "_rest", "_waiter", "done", "loop", "source")
+    __slots__ = ("_context", "_on_end", "_rest", "_waiter", "done", "loop", "source")
 
-    def __init__(self, source: AsyncIterator[Any], on_end: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        source: AsyncIterator[Any],
+        on_end: Callable[[], None] | None,
+        context: contextvars.Context | None = None,
+    ) -> None:
         self.source = source
-        if isinstance(source, types.AsyncGeneratorType):
-            _open.add(cast("object", source))
+        if _is_generator(source):
+            _open.add(source)
         self.loop = asyncio.get_running_loop()
         self.done = False
         self._on_end = on_end
+        self._context = context
         self._rest: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -52,7 +60,8 @@ class Release:
             return
         self.done = True
         self._close_source()
-        _open.discard(self.source)
+        if _is_generator(self.source):
+            _open.discard(self.source)
         on_end, self._on_end = self._on_end, None
         if on_end is not None:
             try:
@@ -84,67 +93,63 @@ class Release:
         aclose = getattr(self.source, "aclose", None)
         if aclose is None:
             return
-        stand_in = _TaskStandIn()
-        try:
-            closing = aclose().__await__()
-            signal = _first_step(closing, stand_in, self.loop)
-        except StopIteration:
-            return
-        except Exception:
-            _log.exception("closing the source of a stream failed")
-            return
-        if self.loop.is_closed():
-            closing.close()
-            return
-        self._rest = stand_in.task = self.loop.create_task(_finish(closing, signal))
-        _resting.add(self._rest)
-        self._rest.add_done_callback(_resting.discard)
+        self._rest = begin_task(_close(aclose), self.loop, self._context)
+        if self._rest is not None:
+            _resting.add(self._rest)
+            self._rest.add_done_callback(_resting.discard)
 
 
-class _TaskStandIn:
+def _is_generator(source: object) -> bool:
+    return isinstance(source, types.AsyncGeneratorType)
+
+
+def begin_task(
+    coroutine: Coroutine[Any, Any, None],
+    loop: asyncio.AbstractEventLoop,
+    context: contextvars.Context | None,
+) -> asyncio.Task[None] | None:
     """
-    The current task of a closing that has no task yet, and may never need one.
+    Run a coroutine's first step at once, as a task; gives the task if it has to go on.
 
-    What asks for the current task in the first step, such as ``asyncio.timeout``, keeps this, and
-    reaches the task that the rest runs in.
+    The whole coroutine runs as one task, which scopes such as ``asyncio.timeout`` and those of
+    anyio insist on, and one that doesn't wait costs no turn of the loop. An eager task of newer
+    Pythons would do the same, but can't share a context that has been entered already.
+
+    Args:
+        coroutine: What to run.
+        loop: The loop of the task.
+        context: The context that the caller is in, where it is one of its own.
     """
-
-    __slots__ = ("task",)
-
-    def __init__(self) -> None:
-        self.task: asyncio.Task[None] | None = None
-
-    def cancel(self, msg: object = None) -> bool:
-        return self.task is not None and self.task.cancel(msg)
-
-    def cancelling(self) -> int:
-        return 0 if self.task is None else self.task.cancelling()
-
-    def uncancel(self) -> int:
-        return 0 if self.task is None else self.task.uncancel()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.task, name)
-
-
-def _first_step(
-    closing: Generator[Any, Any, Any], stand_in: _TaskStandIn, loop: asyncio.AbstractEventLoop
-) -> Any:
-    """Begin to await something as the task that *stand_in* stands for."""
     if not loop.is_running():
-        return next(closing)
-    task = cast("asyncio.Task[Any]", stand_in)
+        # Nothing can wait any more; what needs no waiting is still done.
+        with contextlib.suppress(StopIteration, RuntimeError):
+            coroutine.send(None)
+            coroutine.close()
+        return None
+    # The object is the coroutine's current task at once; it is initialised if it is to be run.
+    task = cast("asyncio.Task[None]", asyncio.Task.__new__(asyncio.Task))
     current = asyncio.current_task(loop)
-    # These three are asyncio's interface for tasks of somebody else's making.
+    # These two are asyncio's interface for running something as a task.
     if current is not None:
         asyncio.tasks._leave_task(loop, current)
     asyncio.tasks._enter_task(loop, task)
     try:
-        return next(closing)
+        signal = coroutine.send(None)
+    except StopIteration:
+        return None
     finally:
         asyncio.tasks._leave_task(loop, task)
         if current is not None:
             asyncio.tasks._enter_task(loop, current)
+    task.__init__(_resume(coroutine, signal), loop=loop, context=context)
+    return task
+
+
+async def _close(aclose: Callable[[], Awaitable[object]]) -> None:
+    try:
+        await aclose()
+    except Exception:
+        _log.exception("closing the source of a stream failed")
 
 
 # Sources of streams that live. Were a source only held by its stream, the collector of a cycle
@@ -154,23 +159,20 @@ _resting: set[asyncio.Task[None]] = set()
 _log = logging.getLogger(__name__)
 
 
-async def _finish(closing: Generator[Any, Any, Any], signal: Any) -> None:
-    try:
-        await _resume(closing, signal)
-    except Exception:
-        _log.exception("closing the source of a stream failed")
+async def _resume(coroutine: Coroutine[Any, Any, None], signal: Any) -> None:
+    await _go_on(coroutine, signal)
 
 
 @types.coroutine
-def _resume(closing: Generator[Any, Any, Any], signal: Any) -> Generator[Any, Any, None]:
-    """Go on awaiting something that was begun by hand, from the future that it waits for."""
+def _go_on(coroutine: Coroutine[Any, Any, None], signal: Any) -> Generator[Any, Any, None]:
+    """Go on with a coroutine whose first step is done, from the future that it waits for."""
     try:
         while True:
             try:
                 yield signal
             except BaseException as error:
-                signal = closing.throw(error)
+                signal = coroutine.throw(error)
             else:
-                signal = closing.send(None)
+                signal = coroutine.send(None)
     except StopIteration:
         return

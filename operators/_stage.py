@@ -128,9 +128,13 @@ class Expression:
         self.source = source
         self.names = names
         self.once = once
-        self.predicate: Callable[..., Callable[[Any], bool]] = eval(  # noqa: S307
-            f"lambda {', '.join(names)}: lambda item: {source}"
-        )
+        try:
+            made: Any = eval(f"lambda {', '.join(names)}: lambda item: ({source}\n)")  # noqa: S307
+        except SyntaxError as error:
+            raise ValueError(
+                f"condition: expected an expression over item, got {source!r}: {error.msg}"
+            ) from error
+        self.predicate: Callable[..., Callable[[Any], bool]] = made
 
 
 _expression = cache(Expression)
@@ -377,6 +381,7 @@ class Chain:
             isinstance(error, StopIteration)
             and isinstance(stage, GeneratorType)
             and stage.gi_frame is None
+            and getattr(self.steps[place], "__self__", None) is stage
         )
         value = error.value if isinstance(error, StopIteration) else None
         if has_returned and type(value) is Emission and value.steps_aside:

@@ -80,26 +80,28 @@ def record_span(
         return terminal
 
     def end(failure: Exception | None, _dropped: bool) -> None:
-        outcome: dict[str, AttributeValue] = {names.CANCELLED: is_cancelled()}
-        finish_reason = reason
-        if times is not None:
-            finish_reason = times.finish_reason
-            outcome |= _figures(times)
-        if failure is not None:
-            kind = error_kind(failure)
-            outcome[names.ERROR_KIND] = kind
-            span.set_status(Status(StatusCode.ERROR, kind))
-        elif finish_reason is not None:
-            outcome[names.FINISH_REASON] = reason_name(finish_reason)
-            if getattr(finish_reason, "is_error", False):
-                span.set_status(Status(StatusCode.ERROR, reason_name(finish_reason)))
-        else:
-            outcome[names.CANCELLED] = True
-            outcome[names.FINISH_REASON] = names.DROPPED
-            span.set_status(Status(StatusCode.ERROR, names.DROPPED_STATUS))
-        if attributes:
-            span.set_attributes(outcome)
-        span.end()
+        try:
+            outcome: dict[str, AttributeValue] = {names.CANCELLED: is_cancelled()}
+            finish_reason = reason
+            if times is not None:
+                finish_reason = times.finish_reason
+                outcome |= _figures(times)
+            if failure is not None:
+                kind = error_kind(failure)
+                outcome[names.ERROR_KIND] = kind
+                span.set_status(Status(StatusCode.ERROR, kind))
+            elif finish_reason is not None:
+                outcome[names.FINISH_REASON] = reason_name(finish_reason)
+                if getattr(finish_reason, "is_error", False):
+                    span.set_status(Status(StatusCode.ERROR, reason_name(finish_reason)))
+            else:
+                outcome[names.CANCELLED] = True
+                outcome[names.FINISH_REASON] = names.DROPPED
+                span.set_status(Status(StatusCode.ERROR, names.DROPPED_STATUS))
+            if attributes:
+                span.set_attributes(outcome)
+        finally:
+            span.end()
 
     if times is not None:
         return Hooks(on_end=end)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
-from operators._chunk import Chunk
+from operators._chunk import IS_TERMINAL, Chunk
 from operators._operator import stateless
 from operators._stage import Hooks
 
@@ -20,6 +20,7 @@ def validate_chunks(
     convert: Callable[[Any], C],
     *,
     error: Callable[[str], Exception] = ValueError,
+    normalize: Callable[[C], C] | None = None,
 ) -> Hooks[Any, C]:
     """
     Let well-formed chunks through, convert what can be converted, fail on the rest (row E2).
@@ -33,6 +34,8 @@ def validate_chunks(
         chunk_type: The exact class of a chunk.
         convert: Makes a chunk of any other item; raises when that can't be done.
         error: Makes the exception for a malformed chunk from a message that names the field.
+        normalize: Sees every terminal, and other chunks that are not of one token; gives the chunk
+            back, or a corrected copy, or raises.
 
     Errors: source errors pass unchanged. A token id that is no ``int``, negative, or beyond 32
         bits fails the stream with *error*, an item that is no chunk with what *convert* raises.
@@ -56,7 +59,7 @@ def validate_chunks(
                 raise error(
                     f"token_ids[{place}]: expected an int from 0 to {_LIMIT}, got {token_id!r}"
                 )
-        return chunk
+        return chunk if normalize is None else normalize(chunk)
 
     return Hooks(check, only=_IS_UNUSUAL, names={"chunk_type": chunk_type})
 
@@ -66,5 +69,6 @@ _LIMIT = (1 << 32) - 1
 # than with the real limit.
 _IS_UNUSUAL = (
     "type(item) is not chunk_type or type(item.token_ids) is not list or len(item.token_ids) != 1 "
-    f"or type(item.token_ids[0]) is not int or not 0 <= item.token_ids[0] < {1 << 30}"
+    f"or type(item.token_ids[0]) is not int or not 0 <= item.token_ids[0] < {1 << 30} "
+    f"or {IS_TERMINAL}"
 )

@@ -31,6 +31,8 @@ from rx_backend.protocols import (
     Annotated,
     LLMEngineOutput,
     PreprocessedRequest,
+    convert_request,
+    to_builtins,
 )
 from rx_backend.stream import ResponseStream
 
@@ -48,7 +50,7 @@ class EngineAdapter:
         mode: The worker's role, or its name: ``agg``, ``prefill`` or ``decode``.
         pipeline: Makes a request's list of operators from its scope.
         tracer: Where spans come from; the global provider's by default.
-        clock: Monotonic clock, in seconds.
+        clock: Monotonic clock, in seconds; the event loop's by default, virtual time included.
         record: Whether to measure and write span attributes; None to decide by the environment
             and the span (row P8).
 
@@ -56,8 +58,6 @@ class EngineAdapter:
         InvalidArgument: Unknown *mode*, or a *pipeline* that can't be called.
 
     >>> import asyncio
-    import contextvars
-    import operator
     >>> from rx_backend import PreprocessedRequest
     >>> from rx_backend.engines import SampleEngine
     >>> async def main():
@@ -65,6 +65,10 @@ class EngineAdapter:
     ...     request = PreprocessedRequest(token_ids=[1, 2], stop_conditions={"max_tokens": 3})
     ...     async for item in await adapter.generate(request):
     ...         print(item.data.token_ids, item.data.finish_reason)
+    >>> asyncio.run(main())
+    [0] None
+    [1] None
+    [2] length
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class EngineAdapter:
         pipeline: Pipeline = standard_pipeline,
         *,
         tracer: Tracer | None = None,
-        clock: Clock = time.monotonic,
+        clock: Clock | None = None,
         record: bool | None = None,
     ) -> None:
         if not callable(pipeline):
@@ -125,10 +129,17 @@ class EngineAdapter:
             )
         if context is None:
             context = RequestContext()
+        if not isinstance(cast("object", context), RequestContext):
+            raise InvalidArgument(
+                f"context: expected a RequestContext, got {type(context).__name__}"
+            )
         if self.mode.is_decode:
             context.enter_decode()
-        clock = self._clock
-        span = telemetry.start_request_span(self._tracer, request, context, self.mode)
+        clock = self._clock or _loop_clock(asyncio.get_running_loop())
+        try:
+            span = telemetry.start_request_span(self._tracer, request, context, self.mode)
+        except (AttributeError, TypeError) as error:
+            raise _malformed(request) from error
         try:
             own = telemetry.own_context(span)
             enter = operator.call if own is None else own.run
@@ -159,7 +170,6 @@ class EngineAdapter:
         except Exception as error:
             telemetry.record_failed_setup(span)
             typed = as_backend_error(error)
-            _log.debug("engine setup failed", request_id=context.id, error=str(typed))
             if typed is error:
                 raise
             raise typed from error
@@ -192,6 +202,20 @@ class EngineAdapter:
                 await abort(context)
         except Exception as error:
             _log.warning("engine abort failed", request_id=context.id, error=repr(error))
+
+
+def _malformed(request: PreprocessedRequest) -> InvalidArgument:
+    """What is wrong with a request that could not be read."""
+    try:
+        convert_request(to_builtins(request))
+    except InvalidArgument as error:
+        return error
+    return InvalidArgument(f"request: could not be read: {request!r}")
+
+
+def _loop_clock(loop: asyncio.AbstractEventLoop) -> Clock:
+    """The loop's clock; the function behind it where the loop is a stock one, which is faster."""
+    return time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
 
 
 def _end_span(span: Span) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
+from msgspec.structs import replace
 from opentelemetry.trace import Span
 
 from operators import (
@@ -103,12 +104,6 @@ def standard_pipeline(scope: RequestScope) -> list[AnyOperator]:
     ]
 
 
-# The same for every request.
-_WELL_FORMED = validate_chunks(LLMEngineOutput, convert_output, error=InvalidArgument)
-_UNTIL_TERMINAL: AnyOperator = until_terminal()
-_ANNOTATED = annotate_errors(Annotated, Annotated.from_error)
-
-
 def _reason_name(reason: FinishReason) -> str:
     return reason.span_value
 
@@ -117,3 +112,19 @@ def _error_kind(error: Exception) -> str:
     if isinstance(error, SetupFailed):
         return SETUP_FAILED
     return as_backend_error(error).span_kind
+
+
+def _read_finish_reason(chunk: LLMEngineOutput) -> LLMEngineOutput:
+    """Engines may give a finish reason as text or as its JSON."""
+    reason = cast("object", chunk.finish_reason)
+    if reason is None or isinstance(reason, FinishReason):
+        return chunk
+    return replace(chunk, finish_reason=FinishReason.parse(reason))
+
+
+# The same for every request.
+_WELL_FORMED = validate_chunks(
+    LLMEngineOutput, convert_output, error=InvalidArgument, normalize=_read_finish_reason
+)
+_UNTIL_TERMINAL: AnyOperator = until_terminal()
+_ANNOTATED = annotate_errors(Annotated, Annotated.from_error)

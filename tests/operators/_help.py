@@ -16,9 +16,9 @@ from collections.abc import (
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, Protocol
 
+import reactivex
 from reactivex import Observable, abc
 from reactivex import operators as ops
-from reactivex.disposable import Disposable
 from reactivex.subject import Subject
 
 from operators import AnyOperator, Completed, Stage, emit, fuse, operator
@@ -213,7 +213,12 @@ def pushed(
     """As ``reactivex`` operators, the source being pushed from outside."""
     subject: Subject[Any] = Subject()
     seen, subscription = watch(subject.pipe(*operators), take=take)
-    _play(items, subject, error, ends)
+    for item in items:
+        subject.on_next(item)
+    if error is not None:
+        subject.on_error(error)
+    elif ends:
+        subject.on_completed()
     subscription.dispose()
     return seen
 
@@ -226,14 +231,11 @@ def synchronous(
     take: int | None = None,
 ) -> Seen:
     """As ``reactivex`` operators, the source giving everything while it is subscribed to."""
-
-    def subscribe(
-        observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
-    ) -> abc.DisposableBase:
-        _play(items, observer, error, ends)
-        return Disposable()
-
-    seen, subscription = watch(Observable(subscribe).pipe(*operators), take=take)
+    end = reactivex.never() if not ends else reactivex.empty()
+    source = reactivex.concat(
+        reactivex.from_iterable(items), end if error is None else reactivex.throw(error)
+    )
+    seen, subscription = watch(source.pipe(*operators), take=take)
     subscription.dispose()
     return seen
 
@@ -273,17 +275,6 @@ def fused_waiting(
 
 
 LIVES: tuple[Life, ...] = (pushed, synchronous, fused, fused_waiting)
-
-
-def _play(
-    items: Sequence[Any], observer: abc.ObserverBase[Any], error: Exception | None, ends: bool
-) -> None:
-    for item in items:
-        observer.on_next(item)
-    if error is not None:
-        observer.on_error(error)
-    elif ends:
-        observer.on_completed()
 
 
 # Small operators.

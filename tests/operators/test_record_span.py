@@ -17,9 +17,7 @@ from tests.operators._help import (
     Engine,
     Life,
     Seen,
-    fused,
     handshake,
-    pushed,
     terminal,
     token,
     virtual,
@@ -234,7 +232,6 @@ class TestOutcomes:
         assert written(spans)["error_kind"] == "Gone"
 
     @pytest.mark.rows("P4")
-    @pytest.mark.parametrize("life", [pushed, fused])
     def test_a_failure_behind_is_a_drop(self, life: Life, spans: Spans) -> None:
         """What an operator behind raises ends the stream for the span as a drop does."""
 

@@ -12,9 +12,7 @@ from tests.operators._help import (
     Life,
     Seen,
     collect,
-    fused,
     handshake,
-    pushed,
     spy,
     terminal,
     token,
@@ -82,7 +80,6 @@ async def test_the_engine_is_closed_before_the_terminal_is_handed_out() -> None:
 
 
 @pytest.mark.rows("S2")
-@pytest.mark.parametrize("life", [pushed, fused])
 def test_operators_behind_it_complete(life: Life) -> None:
     """For what comes behind, the terminal is followed by an ordinary end; ahead it is a drop."""
     journal: list[str] = []

@@ -149,7 +149,7 @@ async def test_an_engine_closes_within_one_task(end: Step) -> None:
     tasks: list[object] = []
 
     async def release(_: RequestContext) -> None:
-        for _ in range(3):
+        while len(tasks) < 3:
             tasks.append(asyncio.current_task())
             await asyncio.sleep(1)
 

@@ -419,20 +419,25 @@ async def test_a_stream_can_be_piped() -> None:
 
 
 @pytest.mark.rows("S7")
+@pytest.mark.parametrize("second", ["same", "as_observable", "pull"])
 @virtual
-async def test_a_second_subscription_is_refused() -> None:
-    """It gets an error at once, and the first goes on."""
-    stream = await adapter_of(ScriptedEngine(1, token(1), stop())).generate(request())
+async def test_a_second_consumer_is_refused(second: str) -> None:
+    """It gets an error, at once or when it pulls, and the first subscriber is not disturbed."""
+    stream = await adapter_of(ScriptedEngine(1, token(1), 1, stop())).generate(request())
     observable = stream.as_observable()
-    events: list[str] = []
-    first = observable.pipe(ops.count())
-    first.subscribe(lambda count: events.append(f"{count} items"))
-    observable.subscribe(on_error=lambda error: events.append(repr(error)))
+    counts: list[int] = []
+    observable.pipe(ops.count()).subscribe(counts.append)
+    await asyncio.sleep(0.5)
+    errors: list[Exception] = []
+    if second == "pull":
+        with pytest.raises(RuntimeError, match="already being pulled"):
+            await anext(stream)
+    else:
+        again = observable if second == "same" else stream.as_observable()
+        again.subscribe(on_error=errors.append)
     await asyncio.sleep(5)
-    assert events == [
-        "RuntimeError('a response stream can be subscribed to only once')",
-        "2 items",
-    ]
+    assert counts == [2]
+    assert [type(error) for error in errors] == ([] if second == "pull" else [RuntimeError])
 
 
 @pytest.mark.rows("S7")

@@ -1,0 +1,545 @@
+"""Dropping a fused stream, in every state and every way: all is released, once and silently."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from operators import FusedRun, Stage, fuse, operator
+from rx_backend.testing import VirtualTimeLoop, run_virtual
+from tests.leaks import LeakWatch
+from tests.operators._help import Engine, Seen, collect, same, spy, twice, virtual
+
+# A list that owns the stream, so that emptying it is losing the last reference.
+Owner = list[FusedRun[Any]]
+
+
+class Run:
+    """
+    A stream and all that it holds: an engine, two operators and an ``on_end``.
+
+    Args:
+        engine: Makes the source, from the journal.
+    """
+
+    def __init__(self, engine: Callable[[list[str]], AsyncIterator[Any]]) -> None:
+        self.journal: list[str] = []
+        self.owner: Owner = [
+            fuse(
+                engine(self.journal),
+                [spy(self.journal, "a"), twice(), spy(self.journal, "b")],
+                on_end=lambda: self.journal.append("on_end"),
+            )
+        ]
+
+    def pull(self) -> asyncio.Task[Seen]:
+        """A task that pulls the stream to its end."""
+        return asyncio.create_task(collect(self.owner[0]))
+
+    async def released(self) -> list[str]:
+        """Wait until nothing happens any more, and give what was noted of the end."""
+        await asyncio.sleep(1000)
+        return sorted(entry for entry in self.journal if entry[-1] in "!|#d")
+
+
+async def by_close(owner: Owner) -> None:
+    owner[0].close()
+
+
+async def by_aclose(owner: Owner) -> None:
+    await owner[0].aclose()
+
+
+async def by_losing_it(owner: Owner) -> None:
+    owner.clear()
+
+
+async def by_losing_it_in_a_thread(owner: Owner) -> None:
+    await asyncio.to_thread(owner.clear)
+
+
+async def by_leaving_a_loop(owner: Owner) -> None:
+    async for _ in owner.pop():
+        break
+
+
+async def by_an_exception_in_a_loop(owner: Owner) -> None:
+    with suppress(LookupError):
+        async for _ in owner.pop():
+            raise LookupError
+
+
+WAYS = [
+    by_close,
+    by_aclose,
+    by_losing_it,
+    by_losing_it_in_a_thread,
+    by_leaving_a_loop,
+    by_an_exception_in_a_loop,
+]
+
+# What is noted of an end by a drop.
+DROPPED = ["a!", "b!", "closed", "on_end"]
+
+
+def quick(journal: list[str]) -> AsyncIterator[Any]:
+    """An engine that never waits, but for its second item."""
+    return Engine([1], ends=False, journal=journal)()
+
+
+def slow_to_close(journal: list[str]) -> AsyncIterator[Any]:
+    """An engine whose ``finally`` waits."""
+    return Engine([1], ends=False, closing_s=2.0, journal=journal)()
+
+
+async def spinning(journal: list[str]) -> AsyncGenerator[Any]:
+    """An engine that waits turn by turn."""
+    try:
+        yield 1
+        while True:
+            await asyncio.sleep(0)
+    finally:
+        journal.append("closed")
+
+
+async def spinning_after_a_failure(journal: list[str]) -> AsyncGenerator[Any]:
+    """An engine that waited for something that failed, and then waits turn by turn."""
+    try:
+        yield 1
+        with suppress(LookupError):
+            await _fails_after(0.5)
+        while True:
+            await asyncio.sleep(0)
+    finally:
+        journal.append("closed")
+
+
+async def waiting_in_a_task(journal: list[str]) -> AsyncGenerator[Any]:
+    """An engine that waits for a task of its own."""
+    try:
+        yield 1
+        await asyncio.create_task(asyncio.sleep(1_000_000))
+    finally:
+        journal.append("closed")
+
+
+async def _fails_after(delay_s: float) -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_later(delay_s, future.set_exception, LookupError())
+    await future
+
+
+class TestNobodyWaits:
+    """The stream is dropped while no task waits in a pull."""
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("way", WAYS)
+    @pytest.mark.parametrize("engine", [quick, slow_to_close])
+    @pytest.mark.parametrize("pulled", [0, 1, 2], ids=["unpulled", "items-wait", "between"])
+    @virtual
+    async def test_everything_is_released_once(
+        self,
+        pulled: int,
+        engine: Callable[[list[str]], AsyncIterator[Any]],
+        way: Callable[[Owner], Awaitable[None]],
+    ) -> None:
+        """Operators and engine are closed and ``on_end`` is called, whichever way it is dropped."""
+        loops = way in {by_leaving_a_loop, by_an_exception_in_a_loop}
+        if loops and pulled == 2:
+            pulled = 1
+        run = Run(engine)
+        for _ in range(pulled):
+            assert await anext(run.owner[0]) == 1
+        await way(run.owner)
+        started = pulled > 0 or loops
+        assert await run.released() == [end for end in DROPPED if started or end != "closed"]
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("way", [by_close, by_losing_it])
+    @virtual
+    async def test_what_needs_no_waiting_is_released_at_once(
+        self, way: Callable[[Owner], Awaitable[None]]
+    ) -> None:
+        """When the call returns, the engine's ``finally`` has run."""
+        run = Run(quick)
+        await anext(run.owner[0])
+        await way(run.owner)
+        assert run.journal[-4:] == ["a!", "b!", "closed", "on_end"]
+
+    @pytest.mark.rows("S7")
+    @virtual
+    async def test_aclose_waits_for_the_engine(self) -> None:
+        """It returns when a clean-up that takes two seconds is through, however often it is called."""
+        loop = asyncio.get_running_loop()
+        run = Run(slow_to_close)
+        await anext(run.owner[0])
+        run.owner[0].close()
+        assert loop.time() == 0.0
+        await asyncio.gather(*(run.owner[0].aclose() for _ in range(3)))
+        assert loop.time() == 2.0
+        await run.owner[0].aclose()
+        assert loop.time() == 2.0
+        assert await run.released() == DROPPED
+
+    @pytest.mark.rows("S7")
+    @virtual
+    async def test_a_cancelled_aclose_disturbs_nothing(self) -> None:
+        """Who waits for the release may give up; the clean-up goes on to its end."""
+        run = Run(slow_to_close)
+        await anext(run.owner[0])
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(run.owner[0].aclose(), 1.0)
+        assert await run.released() == DROPPED
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("times", [1, 2])
+    @virtual
+    async def test_a_dropped_stream_is_over(self, times: int) -> None:
+        """Every later pull says so; dropping again does nothing."""
+        run = Run(quick)
+        await anext(run.owner[0])
+        for _ in range(times):
+            run.owner[0].close()
+        assert [await collect(run.owner[0]) for _ in range(2)] == [Seen([], "completed")] * 2
+        await run.owner[0].aclose()
+        assert await run.released() == DROPPED
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
+    @virtual
+    async def test_an_engine_that_fails_while_it_is_closed(
+        self, way: Callable[[Owner], Awaitable[None]], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It is logged, and keeps nothing from being released."""
+
+        async def clumsy(journal: list[str]) -> AsyncGenerator[int]:
+            try:
+                yield 1
+            finally:
+                journal.append("closed")
+                if len(journal) % 2:
+                    await asyncio.sleep(1)
+                raise LookupError("broken release")
+
+        run = Run(clumsy)
+        await anext(run.owner[0])
+        await way(run.owner)
+        assert await run.released() == DROPPED
+        assert [record.getMessage() for record in caplog.records] == [
+            "closing the source of a stream failed"
+        ]
+        caplog.clear()
+
+    @pytest.mark.rows("S7")
+    @virtual
+    async def test_an_on_end_that_fails_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
+        """There is nobody else to tell."""
+
+        def refuse() -> None:
+            raise LookupError
+
+        stream = fuse(Engine([1])(), [same()], on_end=refuse)
+        await stream.aclose()
+        (record,) = caplog.records
+        assert (record.levelno, record.getMessage()) == (
+            logging.ERROR,
+            "what waits for the end of a stream failed",
+        )
+        caplog.clear()
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
+    @virtual
+    async def test_a_deadline_in_the_clean_up_is_its_own(
+        self, way: Callable[[Owner], Awaitable[None]]
+    ) -> None:
+        """``asyncio.timeout`` in an engine's ``finally`` ends the clean-up, never the consumer."""
+
+        async def engine(journal: list[str]) -> AsyncGenerator[int]:
+            try:
+                yield 1
+            finally:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(1):
+                        await asyncio.Event().wait()
+                journal.append("closed")
+
+        run = Run(engine)
+
+        async def consume() -> str:
+            await anext(run.owner[0])
+            await way(run.owner)
+            await asyncio.sleep(10)
+            return "undisturbed"
+
+        assert await asyncio.create_task(consume()) == "undisturbed"
+        assert await run.released() == DROPPED
+
+    @pytest.mark.rows("S7")
+    def test_a_stream_that_outlives_its_loop(self, leaks: LeakWatch) -> None:
+        """Dropping it afterwards, or pulling it, is harmless."""
+        leaks.allow("async generator not closed")
+        run: list[Run] = []
+
+        async def main() -> None:
+            run.append(Run(quick))
+            await anext(run[0].owner[0])
+
+        run_virtual(main())
+        run[0].owner.clear()
+        assert sorted(run[0].journal[-4:]) == DROPPED
+
+    @pytest.mark.rows("S7")
+    def test_a_stream_that_is_dropped_between_two_runs_of_its_loop(self) -> None:
+        """What has to wait is released when the loop runs again."""
+        loop = VirtualTimeLoop()
+
+        async def begin() -> Run:
+            run = Run(slow_to_close)
+            await anext(run.owner[0])
+            return run
+
+        run = loop.run_until_complete(begin())
+        run.owner.clear()
+        assert loop.run_until_complete(run.released()) == DROPPED
+        loop.close()
+
+
+class TestATaskWaits:
+    """The stream is dropped while a task waits in a pull."""
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("way", [by_close, by_aclose])
+    @pytest.mark.parametrize(
+        "engine", [quick, slow_to_close, spinning, spinning_after_a_failure, waiting_in_a_task]
+    )
+    @virtual
+    async def test_closed_by_another_task(
+        self,
+        engine: Callable[[list[str]], AsyncIterator[Any]],
+        way: Callable[[Owner], Awaitable[None]],
+    ) -> None:
+        """The pull ends there without an item, and everything is released once."""
+        run = Run(engine)
+        pulling = run.pull()
+        await asyncio.sleep(1)
+        await way(run.owner)
+        assert await pulling == Seen([1, 1], "completed")
+        assert await run.released() == DROPPED
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize(
+        "engine", [quick, slow_to_close, spinning, spinning_after_a_failure, waiting_in_a_task]
+    )
+    @virtual
+    async def test_the_task_is_cancelled(
+        self, engine: Callable[[list[str]], AsyncIterator[Any]]
+    ) -> None:
+        """The cancellation goes through the engine and out of the pull; all is released once."""
+        run = Run(engine)
+        pulling = run.pull()
+        await asyncio.sleep(1)
+        pulling.cancel()
+        await asyncio.wait([pulling])
+        assert pulling.cancelled()
+        assert await run.released() == DROPPED
+
+    @pytest.mark.rows("S7")
+    @virtual
+    async def test_aclose_waits_for_the_engine(self) -> None:
+        """Also where the clean-up is the other task's to go through, and takes its time."""
+        loop = asyncio.get_running_loop()
+        run = Run(slow_to_close)
+        pulling = run.pull()
+        await asyncio.sleep(1)
+        await asyncio.gather(run.owner[0].aclose(), run.owner[0].aclose())
+        assert loop.time() == 3.0
+        assert await pulling == Seen([1, 1], "completed")
+        assert await run.released() == DROPPED
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("way", [by_close, by_aclose])
+    @virtual
+    async def test_an_engine_that_swallows_its_cancellation(
+        self, way: Callable[[Owner], Awaitable[None]]
+    ) -> None:
+        """It is closed at its next item, which nobody gets."""
+
+        async def stubborn(journal: list[str]) -> AsyncGenerator[int]:
+            try:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+                await asyncio.sleep(5)
+                yield 1
+                journal.append("went on")
+            finally:
+                journal.append("closed")
+
+        run = Run(stubborn)
+        pulling = run.pull()
+        await asyncio.sleep(1)
+        await way(run.owner)
+        assert (await pulling).items == []
+        assert await run.released() == DROPPED
+        assert "went on" not in run.journal
+
+    @virtual
+    async def test_an_engine_that_swallows_the_consumers_cancellation(self) -> None:
+        """The stream goes on, as the engine alone would."""
+
+        async def stubborn() -> AsyncGenerator[int]:
+            yield 1
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            await asyncio.sleep(5)
+            yield 2
+
+        for stream in (stubborn(), fuse(stubborn(), [same()])):
+            pulling = asyncio.create_task(collect(stream))
+            await asyncio.sleep(1)
+            pulling.cancel()
+            assert await pulling == Seen([1, 2], "completed")
+
+    @pytest.mark.rows("S7")
+    @virtual
+    async def test_closed_in_the_turn_in_which_the_item_comes(self) -> None:
+        """What the engine waits for is there, but the pull has not gone on yet: no item comes."""
+
+        async def engine(journal: list[str]) -> AsyncGenerator[int]:
+            try:
+                await ready
+                yield 1
+            finally:
+                journal.append("closed")
+
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        run = Run(engine)
+        pulling = run.pull()
+        await asyncio.sleep(1)
+        ready.set_result(None)
+        run.owner[0].close()
+        assert await pulling == Seen([], "completed")
+        assert await run.released() == DROPPED
+
+    @pytest.mark.rows("S7")
+    @virtual
+    async def test_the_task_is_cancelled_while_the_engine_cleans_up(self) -> None:
+        """The stream was at its end; the clean-up goes on although nobody waits for it any more."""
+        loop = asyncio.get_running_loop()
+        engine = Engine([1], closing_s=5.0)
+        pulling = asyncio.create_task(collect(fuse(_ending(engine()), [same()])))
+        await asyncio.sleep(1)
+        pulling.cancel()
+        await asyncio.wait([pulling])
+        assert (pulling.cancelled(), engine.closed, loop.time()) == (True, 0, 1.0)
+        await asyncio.sleep(100)
+        assert engine.closed == 1
+
+    @pytest.mark.rows("S7")
+    @virtual
+    async def test_a_pull_that_is_thrown_away(self) -> None:
+        """Closing the coroutine of a pull by hand is a drop too, and raises nothing."""
+        run = Run(quick)
+        for _ in range(2):
+            await anext(run.owner[0])
+        pull = run.owner[0].__anext__()
+        pull.send(None)
+        pull.close()
+        assert await run.released() == DROPPED
+        assert await collect(run.owner[0]) == Seen([], "completed")
+
+
+class TestFromInside:
+    """The stream is dropped by what runs in it."""
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("waits", [False, True])
+    @virtual
+    async def test_by_an_operator(self, waits: bool) -> None:
+        """The step may end, and then nothing more comes, whether or not the engine waits."""
+        run: Owner = []
+        journal: list[str] = []
+
+        @operator
+        def drop_at_two() -> Stage[int, int]:
+            item = yield
+            while True:
+                if item == 2:
+                    run[0].close()
+                item = yield item
+
+        engine = Engine(range(1, 9), every_s=1.0 if waits else None, journal=journal)
+        run.append(fuse(engine(), [spy(journal, "a"), drop_at_two(), spy(journal, "b")]))
+        seen = await collect(run[0])
+        assert seen.end == "completed"
+        assert seen.items in ([1], [1, 2])
+        await asyncio.sleep(100)
+        assert engine.pulls <= 3
+        assert sorted(entry for entry in journal if entry[-1] in "!|#d") == ["a!", "b!", "closed"]
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("way", [by_close, by_aclose])
+    @virtual
+    async def test_by_the_engine(self, way: Callable[[Owner], Awaitable[None]]) -> None:
+        """The engine is cancelled where it waits next."""
+        owner: Owner = []
+
+        async def engine(journal: list[str]) -> AsyncGenerator[int]:
+            try:
+                yield 1
+                await way(owner)
+                await asyncio.Event().wait()
+            finally:
+                journal.append("closed")
+
+        run = Run(engine)
+        owner.append(run.owner[0])
+        assert await collect(run.owner[0]) == Seen([1, 1], "completed")
+        assert await run.released() == DROPPED
+
+
+class TestThreads:
+    """The last reference is lost in another thread."""
+
+    @pytest.mark.rows("S7")
+    @virtual
+    async def test_the_release_is_made_on_the_loops_thread(self) -> None:
+        """Operators and engine never run in the thread that happened to lose the stream."""
+        threads: set[int] = set()
+
+        async def engine(journal: list[str]) -> AsyncGenerator[int]:
+            try:
+                yield 1
+            finally:
+                threads.add(threading.get_ident())
+
+        @operator
+        def note() -> Stage[int, int]:
+            try:
+                item = yield
+                while True:
+                    item = yield item
+            finally:
+                threads.add(threading.get_ident())
+
+        owner: Owner = [fuse(engine([]), [note()])]
+        await anext(owner[0])
+        await asyncio.to_thread(owner.clear)
+        await asyncio.sleep(1)
+        assert threads == {threading.get_ident()}
+
+
+async def _ending(source: AsyncGenerator[Any]) -> AsyncGenerator[Any]:
+    """Hand one item through, and take as long to close as the source."""
+    try:
+        async for item in source:
+            yield item
+            return
+    finally:
+        await source.aclose()

@@ -1,0 +1,539 @@
+"""`operators._fusion`: one pulled stream out of neighbouring operators."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from typing import Any
+
+import pytest
+
+from operators import FusedRun, Stage, bypass, emit, fuse, operator, until_terminal, visit_if
+from tests.operators._help import (
+    Engine,
+    Seen,
+    collect,
+    same,
+    spy,
+    terminal,
+    token,
+    twice,
+    virtual,
+)
+
+Ints = Stage[int, int]
+
+
+@operator
+def kept(modulus: int) -> Ints:
+    """Keep every item that *modulus* divides."""
+    item = yield
+    while True:
+        item = yield item if item % modulus == 0 else emit()
+
+
+class TestPull:
+    """What one pull of the consumer does."""
+
+    @pytest.mark.rows("S1", "S4")
+    @pytest.mark.parametrize("count", [0, 1, 3])
+    @virtual
+    async def test_one_pull_is_one_pull(self, count: int) -> None:
+        """The source is not touched before the first pull, and each pull takes one item of it."""
+        engine = Engine(range(9))
+        stream = fuse(engine(), [same()] * count)
+        assert engine.pulls == 0
+        for number in range(5):
+            assert await anext(stream) == number
+            assert engine.pulls == number + 1
+        await stream.aclose()
+
+    @pytest.mark.rows("S4")
+    @virtual
+    async def test_a_filter_pulls_until_an_item_comes_out(self) -> None:
+        """Items that are left out are pulled within the same pull, and no more than those."""
+        engine = Engine(range(9))
+        stream = fuse(engine(), [kept(3)])
+        pulls: list[int] = []
+        async for _ in stream:
+            pulls.append(engine.pulls)
+        assert pulls == [1, 4, 7]
+
+    @pytest.mark.rows("S4")
+    @virtual
+    async def test_items_that_wait_are_handed_out_first(self) -> None:
+        """Of several items for one, those that wait are handed out before the source is pulled."""
+        engine = Engine([1, 2])
+        stream = fuse(engine(), [twice(), twice()])
+        pulls = [(await anext(stream), engine.pulls) for _ in range(8)]
+        assert pulls == [(1, 1)] * 4 + [(2, 2)] * 4
+        assert await collect(stream) == Seen([], "completed")
+
+    @virtual
+    async def test_a_long_stretch_without_an_item(self) -> None:
+        """However many items are left out in one pull, it comes to an end."""
+        stream = fuse(Engine(range(20_001))(), [kept(20_000)])
+        assert await collect(stream) == Seen([0, 20_000], "completed")
+
+    @virtual
+    async def test_a_long_stretch_of_new_shapes(self) -> None:
+        """However often an operator says who visits it in one pull, it comes to an end."""
+
+        @operator
+        def last_only() -> Ints:
+            while True:
+                item = yield visit_if("item > 0")
+                if item == 20_000:
+                    return item
+
+        assert await collect(fuse(Engine(range(1, 20_001))(), [last_only()])) == Seen(
+            [20_000], "completed"
+        )
+
+    @pytest.mark.rows("P6a")
+    @virtual
+    async def test_everything_is_over_before_the_last_item_is_handed_out(self) -> None:
+        """Operators have met their end, the source is closed and ``on_end`` was called by then."""
+        engine = Engine([token(1), terminal(), token(2)])
+        journal = engine.journal
+        stream = fuse(
+            engine(),
+            [until_terminal(), spy(journal, "spy ")],
+            on_end=lambda: journal.append("end"),
+        )
+        assert not stream.ended
+        await anext(stream)
+        assert not stream.ended
+        journal.clear()
+        last = await anext(stream)
+        assert stream.ended
+        assert journal == ["pull", f"spy {last}", "spy |", "closed", "end"]
+        assert await collect(stream) == Seen([], "completed")
+
+    @pytest.mark.parametrize("error", [None, LookupError("gone")], ids=["completed", "failed"])
+    @virtual
+    async def test_after_the_end_there_is_nothing(self, error: Exception | None) -> None:
+        """A failure is raised once; every later pull says that the stream is over."""
+        stream = fuse(Engine([1], error=error)(), [same()])
+        first = await collect(stream)
+        assert first == Seen([1], "completed" if error is None else repr(error))
+        assert [await collect(stream), await collect(stream)] == [Seen([], "completed")] * 2
+
+    @pytest.mark.rows("S1")
+    @virtual
+    async def test_items_that_wait_come_before_a_failure(self) -> None:
+        """When an operator fails on the second of two items, the first one still comes out."""
+
+        @operator
+        def refuse_the_second() -> Ints:
+            item = yield
+            item = yield item
+            raise LookupError("second")
+
+        stream = fuse(Engine([1, 2])(), [twice(), refuse_the_second(), same()])
+        assert await collect(stream) == Seen([1], "LookupError('second')")
+
+    @virtual
+    async def test_a_stream_without_operators(self) -> None:
+        """An empty list hands the source's items through, and still owns it."""
+        engine = Engine([1, 2, 3])
+        stream = fuse(engine(), [])
+        assert await collect(stream, take=2) == Seen([1, 2], "dropped")
+        assert engine.closed == 1
+
+
+class TestNewShape:
+    """An operator that steps aside while the stream runs."""
+
+    @pytest.mark.rows("S1", "S4")
+    @virtual
+    async def test_items_that_wait_are_not_lost(self) -> None:
+        """What waits comes out before the next item of the source goes through the new shape."""
+
+        @operator
+        def aside_with_three() -> Ints:
+            item = yield
+            yield bypass(item, item, item)
+
+        engine = Engine([1, 2])
+        stream = fuse(engine(), [aside_with_three(), twice(), aside_with_three()])
+        pulls = [(await anext(stream), engine.pulls) for _ in range(10)]
+        assert pulls == [(1, 1)] * 8 + [(2, 2)] * 2
+        assert await collect(stream) == Seen([], "completed")
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("drop_after", range(1, 6))
+    @virtual
+    async def test_a_drop_while_items_wait(self, drop_after: int) -> None:
+        """Items that wait are dropped with the stream; every operator meets its end once."""
+
+        @operator
+        def aside(journal: list[str]) -> Ints:
+            try:
+                item = yield
+                yield bypass(item, item)
+            finally:
+                journal.append("end")
+
+        engine = Engine([1, 2, 3])
+        stream = fuse(engine(), [aside(engine.journal), twice(), aside(engine.journal)])
+        assert (await collect(stream, take=drop_after)).end == "dropped"
+        assert sorted(engine.journal[-3:]) == ["closed", "end", "end"]
+        assert engine.journal.count("end") == 2
+
+    @virtual
+    async def test_many_shapes(self) -> None:
+        """Operators that step aside one after the other leave the rest in place."""
+        visits: list[tuple[int, int]] = []
+
+        @operator
+        def until(number: int) -> Ints:
+            item = yield
+            while item < number:
+                visits.append((number, item))
+                item = yield item
+            return bypass(item)
+
+        seen = await collect(fuse(Engine(range(4))(), [until(2), until(0), until(3), until(1)]))
+        assert seen == Seen([0, 1, 2, 3], "completed")
+        assert visits == [(2, 0), (3, 0), (1, 0), (2, 1), (3, 1), (3, 2)]
+
+
+class TestConcurrency:
+    """Who may pull when."""
+
+    @virtual
+    async def test_a_second_puller_is_refused(self) -> None:
+        """While a task waits in a pull, another pull is an error; the first one goes on."""
+        stream = fuse(Engine([1, 2], every_s=1.0)(), [same()])
+        first = asyncio.ensure_future(collect(stream))
+        await asyncio.sleep(0.5)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="already being pulled by another task"):
+                await anext(stream)
+        assert await first == Seen([1, 2], "completed")
+
+    @virtual
+    async def test_tasks_may_take_turns(self) -> None:
+        """Another task may pull when nobody waits in a pull."""
+        stream = fuse(Engine([1, 2, 3], every_s=1.0)(), [same()])
+        items = [await asyncio.create_task(_next_of(stream)) for _ in range(3)]
+        assert items == [1, 2, 3]
+        assert await collect(stream) == Seen([], "completed")
+
+    @virtual
+    async def test_streams_do_not_meet(self) -> None:
+        """Many streams of the same operators run side by side, each with its own items."""
+        operators = [twice(), kept(2)]
+
+        async def run(number: int) -> Seen:
+            return await collect(fuse(Engine([number, 2], every_s=1.0)(), operators))
+
+        seen = await asyncio.gather(*(run(number) for number in range(1, 5)))
+        assert [one.items for one in seen] == [[2, 2], [2, 2, 2, 2], [2, 2], [4, 4, 2, 2]]
+
+
+class Counting:
+    """An asynchronous iterator of a class: three numbers."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.closed = 0
+
+    def __aiter__(self) -> AsyncIterator[int]:
+        return self
+
+    async def __anext__(self) -> int:
+        await asyncio.sleep(1)
+        self.number += 1
+        if self.number > 3:
+            raise StopAsyncIteration
+        return self.number
+
+
+class CountingAndClosing(Counting):
+    """One with an ``aclose``."""
+
+    async def aclose(self) -> None:
+        await asyncio.sleep(1)
+        self.closed += 1
+
+
+class CountingByFutures:
+    """One whose ``__anext__`` is no coroutine function, and gives futures."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.closed = 0
+
+    def __aiter__(self) -> AsyncIterator[int]:
+        return self
+
+    def __anext__(self) -> Awaitable[int]:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.number += 1
+        if self.number > 3:
+            asyncio.get_running_loop().call_later(1, future.set_exception, StopAsyncIteration())
+        else:
+            asyncio.get_running_loop().call_later(1, future.set_result, self.number)
+        return future
+
+    def aclose(self) -> Awaitable[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_later(1, future.set_result, None)
+        self.closed += 1
+        return future
+
+
+class CountingByHand:
+    """One whose awaitables have an ``__await__`` of their own."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.closed = 0
+
+    def __aiter__(self) -> AsyncIterator[int]:
+        return self
+
+    def __anext__(self) -> Awaitable[int]:
+        return _Later(self._next)
+
+    def aclose(self) -> Awaitable[None]:
+        return _Later(self._close)
+
+    def _next(self) -> int:
+        self.number += 1
+        if self.number > 3:
+            raise StopAsyncIteration
+        return self.number
+
+    def _close(self) -> None:
+        self.closed += 1
+
+
+class _Later:
+    """Waits for two turns of the loop, then calls."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+
+    def __await__(self) -> Generator[None, None, Any]:
+        yield
+        yield
+        return self._function()
+
+
+class TestSources:
+    """What may be fused."""
+
+    @pytest.mark.rows("E2", "S2")
+    @pytest.mark.parametrize(
+        ("make", "closed"),
+        [(Counting, 0), (CountingAndClosing, 1), (CountingByFutures, 1), (CountingByHand, 1)],
+    )
+    @pytest.mark.parametrize("take", [None, 2, 3])
+    @virtual
+    async def test_any_asynchronous_iterator(
+        self, make: Callable[[], Any], closed: int, take: int | None
+    ) -> None:
+        """Its items come out, at an end or a drop, and its ``aclose`` is awaited if it has one."""
+        source = make()
+        seen = await collect(fuse(source, [same()]), take=take)
+        assert seen == Seen([1, 2, 3][:take], "completed" if take is None else "dropped")
+        assert source.closed == closed
+
+    @virtual
+    async def test_streams_may_be_stacked(self) -> None:
+        """A stream is an asynchronous iterator too; the outer one owns the inner one."""
+        engine = Engine([1, 2], closing_s=1.0)
+        seen = await collect(fuse(fuse(engine(), [twice()]), [twice()]))
+        assert seen == Seen([1] * 4 + [2] * 4, "completed")
+        assert engine.closed == 1
+
+    @pytest.mark.rows("S6")
+    @pytest.mark.parametrize("signal", [asyncio.CancelledError, KeyboardInterrupt, SystemExit])
+    @virtual
+    async def test_a_source_that_is_cancelled_drops_the_stream(
+        self, signal: type[BaseException]
+    ) -> None:
+        """It comes out of the pull; for the operators it is a drop, and never a failure."""
+        engine = Engine([1], error=signal())
+        stream = fuse(engine(), [spy(engine.journal)])
+        assert await anext(stream) == 1
+        with pytest.raises(signal):
+            await anext(stream)
+        assert engine.journal == ["pull", "1", "closed", "!"]
+        assert await collect(stream) == Seen([], "completed")
+
+    @pytest.mark.rows("S6")
+    @pytest.mark.parametrize("wrong", [TypeError("wrong"), StopIteration("wrong")], ids=repr)
+    @virtual
+    async def test_a_source_that_fails_at_once(self, wrong: Exception) -> None:
+        """What ``__anext__`` raises before there is anything to await is a failure as well."""
+
+        class Broken:
+            def __aiter__(self) -> AsyncIterator[int]:
+                return self
+
+            def __anext__(self) -> Awaitable[int]:
+                raise wrong
+
+        journal: list[str] = []
+        seen = await collect(fuse(Broken(), [spy(journal)]))
+        assert seen.error is not None
+        assert journal == ["#"]
+
+
+class TestContext:
+    """Where source and operators run."""
+
+    @pytest.mark.rows("P7", "P9")
+    @virtual
+    async def test_source_and_operators_run_in_the_given_context(self) -> None:
+        """They see what was set there, the consumer sees nothing of what they set."""
+        variable = contextvars.ContextVar("variable", default="outside")
+        context = contextvars.copy_context()
+        context.run(variable.set, "inside")
+        seen: list[str] = []
+
+        async def engine() -> AsyncIterator[int]:
+            try:
+                seen.append(f"start {variable.get()}")
+                await asyncio.sleep(1)
+                yield 1
+                variable.set("changed")
+                yield 2
+            finally:
+                await asyncio.sleep(1)
+                seen.append(f"closing {variable.get()}")
+
+        @operator
+        def look() -> Ints:
+            try:
+                seen.append(f"set-up {variable.get()}")
+                item = yield
+                while True:
+                    seen.append(f"item {variable.get()}")
+                    item = yield item
+            finally:
+                seen.append(f"end {variable.get()}")
+
+        stream = fuse(
+            engine(),
+            [look()],
+            enter=context.run,
+            on_end=lambda: seen.append(f"on_end {variable.get()}"),
+        )
+        async for _ in stream:
+            assert variable.get() == "outside"
+        assert seen == [
+            "set-up inside",
+            "start inside",
+            "item inside",
+            "item changed",
+            "closing changed",
+            "end changed",
+            "on_end changed",
+        ]
+
+    @pytest.mark.rows("P9", "S7")
+    @virtual
+    async def test_a_drop_is_made_in_the_given_context(self) -> None:
+        """Operators and source are closed where they ran."""
+        variable = contextvars.ContextVar("variable", default="outside")
+        context = contextvars.copy_context()
+        context.run(variable.set, "inside")
+        seen: list[str] = []
+
+        async def engine() -> AsyncIterator[int]:
+            try:
+                yield 1
+            finally:
+                seen.append(f"closed {variable.get()}")
+                await asyncio.sleep(1)
+                seen.append(f"closed {variable.get()}")
+
+        @operator
+        def look() -> Ints:
+            try:
+                item = yield
+                while True:
+                    item = yield item
+            finally:
+                seen.append(f"end {variable.get()}")
+
+        stream = fuse(engine(), [look()], enter=context.run)
+        await anext(stream)
+        await stream.aclose()
+        assert seen == ["end inside", "closed inside", "closed inside"]
+
+
+class TestTheStreamItself:
+    """The object that ``fuse`` gives."""
+
+    @virtual
+    async def test_the_class_can_be_chosen(self) -> None:
+        """``stream`` is the class to make; it gets the run's arguments."""
+
+        class Mine(FusedRun[int]):
+            __slots__ = ()
+
+        stream = fuse(Engine([1])(), [same()], stream=Mine)
+        assert type(stream) is Mine
+        assert await collect(stream) == Seen([1], "completed")
+
+    @virtual
+    async def test_a_failure_leaves_no_cycle(self) -> None:
+        """An exception that went through a stream is freed without the garbage collector."""
+
+        class Gone(Exception):
+            pass
+
+        @operator
+        def refuse() -> Ints:
+            yield
+            raise Gone
+
+        async def failing() -> AsyncIterator[int]:
+            yield 1
+            raise Gone
+
+        async def run(stream: FusedRun[Any]) -> weakref.ref[BaseException]:
+            try:
+                async for _ in stream:
+                    pass
+            except Gone as error:
+                return weakref.ref(error)
+            raise AssertionError("the stream did not fail")
+
+        gc.disable()
+        try:
+            assert (await run(fuse(Engine([1])(), [same(), refuse(), same()])))() is None
+            assert (await run(fuse(failing(), [same()])))() is None
+        finally:
+            gc.enable()
+
+    @virtual
+    async def test_a_traceback_leads_to_the_operator(self) -> None:
+        """What an operator raised is shown with its own line."""
+
+        @operator
+        def refuse() -> Ints:
+            yield
+            raise LookupError("here")
+
+        seen = await collect(fuse(Engine([1])(), [same(), refuse()]))
+        assert seen.error is not None
+        traceback = seen.error.__traceback__
+        names: list[str] = []
+        while traceback is not None:
+            names.append(traceback.tb_frame.f_code.co_name)
+            traceback = traceback.tb_next
+        assert names[-1] == "refuse"
+
+
+async def _next_of(stream: AsyncIterator[int]) -> int:
+    return await anext(stream)

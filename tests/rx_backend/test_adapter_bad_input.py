@@ -1,0 +1,253 @@
+"""Mistakes of engines, callers and pipelines: each a typed error that names what was wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import pytest
+
+from operators import Operator, until_terminal
+from rx_backend.adapter import EngineAdapter
+from rx_backend.context import RequestContext
+from rx_backend.errors import InvalidArgument
+from rx_backend.pipeline import Pipeline, RequestScope, standard_pipeline
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+from tests.rx_backend._engines import (
+    Give,
+    ScriptedEngine,
+    Step,
+    adapter_of,
+    chunk_of,
+    collect,
+    request,
+    stop,
+    token,
+    virtual,
+)
+from tests.spans import Spans
+
+A_LIST: list[Operator[Any, Any]] = [until_terminal()]
+
+
+def chunk(**fields: object) -> LLMEngineOutput:
+    """A chunk with fields of any type, as an engine without a type checker makes them."""
+    made = LLMEngineOutput()
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.mark.rows("E1")
+@pytest.mark.parametrize("mode", ["", "aggregate", "AGG ", None, 3])
+def test_an_unknown_mode_is_refused(mode: object) -> None:
+    """The message names the parameter, the value and the modes that there are."""
+    with pytest.raises(InvalidArgument, match="mode") as raised:
+        EngineAdapter(ScriptedEngine(), cast("str", mode))
+    message = raised.value.message
+    assert repr(mode) in message
+    assert all(known in message for known in ("agg", "prefill", "decode"))
+
+
+@pytest.mark.parametrize("pipeline", [None, 5, A_LIST, "standard"])
+@pytest.mark.rows("S5")
+def test_a_pipeline_that_cannot_be_called_is_refused(pipeline: object) -> None:
+    """A list of operators is not a pipeline: it would be shared by all requests."""
+    with pytest.raises(InvalidArgument, match=r"pipeline: expected a function .*, got") as raised:
+        EngineAdapter(ScriptedEngine(), pipeline=cast("Pipeline", pipeline))
+    assert raised.value.message.endswith(type(pipeline).__name__)
+
+
+@pytest.mark.rows("S5", "P7")
+@pytest.mark.parametrize("asked", [None, 5, "text", {"token_ids": [1]}, [1, 2], token(1)])
+@virtual
+async def test_a_request_of_another_type_is_refused(asked: object) -> None:
+    """The message names both types, and the engine is not called."""
+    engine = ScriptedEngine(stop())
+    spans = Spans()
+    with pytest.raises(InvalidArgument, match="expected a PreprocessedRequest, got") as raised:
+        await adapter_of(engine, spans=spans).generate(cast("PreprocessedRequest", asked))
+    assert raised.value.message.endswith(type(asked).__name__)
+    assert engine.calls == 0
+    assert spans.open == ()
+
+
+@pytest.mark.rows("S5", "P7")
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("token_ids", None),
+        ("token_ids", 5),
+        ("migration_link", {"trace_id": "a" * 32, "span_id": "b" * 16}),
+        ("context", "r1"),
+    ],
+)
+@virtual
+async def test_a_field_of_another_type_is_refused(field: str, value: object) -> None:
+    """What the adapter reads itself is checked: the field is named, the engine not called."""
+    asked, context = request(), RequestContext()
+    if field == "context":
+        context = cast("RequestContext", value)
+    else:
+        setattr(asked, field, value)
+    engine = ScriptedEngine(stop())
+    spans = Spans()
+    with pytest.raises(InvalidArgument, match=field):
+        await adapter_of(engine, spans=spans).generate(asked, context)
+    assert engine.calls == 0
+    assert spans.open == ()
+
+
+@pytest.mark.rows("E2", "S6", "P4")
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (Give(None), "expected an object, got NoneType"),
+        (Give(5), "got int"),
+        (Give("text"), "got str"),
+        (Give([7]), "got list"),
+        (Give(object()), "got object"),
+        ({"token_ids": "abc"}, "token_ids"),
+        ({"token_ids": [1, -1]}, r"token_ids\[1\]"),
+        ({"token_ids": [1, "x"]}, r"token_ids\[1\]"),
+        ({"token_ids": [1.5]}, r"token_ids\[0\]"),
+        ({"token_ids": [1], "finish_reason": "because"}, "finish_reason"),
+        ({"token_ids": [1], "finish_reason": 5}, "finish_reason"),
+        ({"token_ids": [1], "completion_usage": {"prompt_tokens": 1}}, "completion_usage"),
+        (chunk(token_ids=[-1]), r"token_ids\[0\]: .*got -1"),
+        (chunk(token_ids=[1, 2, -3]), r"token_ids\[2\]: .*got -3"),
+        (chunk(token_ids=[1 << 32]), r"token_ids\[0\]: .*got 4294967296"),
+        (chunk(token_ids=[1.0]), r"token_ids\[0\]: .*got 1\.0"),
+        (chunk(token_ids=["7"]), r"token_ids\[0\]: .*got '7'"),
+        (chunk(token_ids=[True]), r"token_ids\[0\]: .*got True"),
+        (chunk(token_ids=[None]), r"token_ids\[0\]: .*got None"),
+        (chunk(token_ids=None), "token_ids"),
+        (chunk(token_ids=5), "token_ids"),
+        (chunk(finish_reason="because"), "finish_reason"),
+        (chunk(token_ids=[1], finish_reason="because"), "finish_reason"),
+        (chunk(finish_reason=5), "finish_reason"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("place", [0, 1])
+@virtual
+async def test_a_malformed_chunk_is_one_error_item(step: Step, message: str, place: int) -> None:
+    """It names what was wrong and ends the stream; the engine is closed, the span tells."""
+    spans = Spans()
+    engine = ScriptedEngine(*[token(7)] * place, step, token(8), stop())
+    *chunks, error = await collect(await adapter_of(engine, spans=spans).generate(request()))
+    assert len(chunks) == place
+    assert isinstance(error.error, InvalidArgument), error
+    with pytest.raises(InvalidArgument, match=message):
+        raise error.error
+    assert (engine.pulls, engine.closed) == (place + 1, 1)
+    assert spans.one().status.description == "Backend(InvalidArgument)"
+
+
+@pytest.mark.rows("TY-finish", "E3", "P3")
+@pytest.mark.parametrize(
+    ("text", "expected", "on_span"),
+    [
+        ("stop", "stop", "Stop"),
+        ("abort", "cancelled", "Cancelled"),
+        ("error: boom", "error: boom", 'Error("boom")'),
+    ],
+)
+@pytest.mark.parametrize("token_ids", [[], [1], [1, 2]], ids=len)
+@virtual
+async def test_a_finish_reason_as_text_is_read(
+    text: str, expected: str, on_span: str, token_ids: list[int]
+) -> None:
+    """A chunk that an engine made with the text of a reason is as good as one with the reason."""
+    spans = Spans()
+    engine = ScriptedEngine(chunk(token_ids=token_ids, finish_reason=text))
+    (item,) = await collect(await adapter_of(engine, spans=spans).generate(request()))
+    assert str(chunk_of(item).finish_reason) == expected
+    assert not isinstance(chunk_of(item).finish_reason, str)
+    attributes = spans.one().attributes
+    assert attributes is not None
+    assert attributes["finish_reason"] == on_span
+
+
+def raising(_: RequestScope) -> Any:
+    raise LookupError("no such operator")
+
+
+def giving(value: object) -> Callable[[RequestScope], Any]:
+    return lambda _: value
+
+
+def with_added(value: object) -> Callable[[RequestScope], Any]:
+    return lambda scope: [*standard_pipeline(scope), value]
+
+
+@pytest.mark.rows("S5", "P4", "P7")
+@pytest.mark.parametrize(
+    ("pipeline", "message"),
+    [
+        (raising, "pipeline: raising raised LookupError: no such operator"),
+        (giving(None), "pipeline: .*NoneType"),
+        (giving(5), "pipeline: .*int"),
+        (giving("abc"), r"pipeline\[0\] is no operator: .*got str 'a'"),
+        (giving([None]), r"pipeline\[0\] is no operator: .*got NoneType None"),
+        (with_added(5), r"pipeline\[\d\] is no operator: .*got int 5"),
+        (with_added(None), r"pipeline\[\d\] is no operator: .*got NoneType"),
+        (with_added(A_LIST), r"pipeline\[\d\] is no operator: .*got list"),
+        (with_added(giving(5)), r"pipeline\[\d\] is no operator: .*gave int"),
+        (with_added(until_terminal), r"pipeline\[\d\] is no operator: .*gave"),
+        (with_added(int), r"pipeline\[\d\] is no operator: "),
+    ],
+    ids=[
+        "raises",
+        "none",
+        "int",
+        "text",
+        "list-of-none",
+        "adds-int",
+        "adds-none",
+        "adds-list",
+        "adds-function-to-int",
+        "adds-uncalled-factory",
+        "adds-type",
+    ],
+)
+@virtual
+async def test_a_fault_of_the_pipeline_is_found_before_the_engine_is_called(
+    pipeline: Pipeline, message: str
+) -> None:
+    """The message names the place and what is there; the span says that the set-up failed."""
+    spans = Spans()
+    engine = ScriptedEngine(token(1), stop())
+    with pytest.raises(InvalidArgument, match=message):
+        await adapter_of(engine, spans=spans, pipeline=pipeline).generate(request())
+    assert (engine.calls, engine.pulls) == (0, 0)
+    assert spans.one().status.description == "setup_failed"
+
+
+@pytest.mark.rows("E2", "S5", "P4", "P7")
+@pytest.mark.parametrize("answer", [None, 5, [token(1)], "text", {}])
+@virtual
+async def test_an_engine_that_gives_no_stream_fails_its_setup(answer: object) -> None:
+    """The message names the engine and what it gave instead."""
+
+    class Broken:
+        def generate(self, *_: object) -> object:
+            return answer
+
+    spans = Spans()
+    with pytest.raises(InvalidArgument, match=r"Broken\.generate must give .* got") as raised:
+        await adapter_of(Broken(), spans=spans).generate(request())
+    assert raised.value.message.endswith(type(answer).__name__)
+    assert spans.one().status.description == "setup_failed"
+
+
+@pytest.mark.rows("E2", "S5")
+@pytest.mark.parametrize("engine", [None, 5, object(), Mapping])
+@virtual
+async def test_an_object_without_generate_is_no_engine(engine: object) -> None:
+    """The typed error says what is missing."""
+    spans = Spans()
+    with pytest.raises(Exception, match="generate") as raised:
+        await adapter_of(engine, spans=spans).generate(request())
+    assert str(raised.value).startswith("Backend")
+    assert spans.open == ()
