@@ -7,7 +7,10 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 
-from operators._foreign import RxOperator, RxSegment
+import reactivex
+from reactivex import Observable
+
+from operators._foreign import RxOperator, RxSegment, applied
 from operators._fusion import Enter, FusedRun
 from operators._operator import NotAnOperator, Operator
 from operators._release import Release
@@ -72,12 +75,12 @@ def fuse(
     """
     current = source
     try:
+        operators = check_operators(operators)
         ours: list[Operator[Any, Any]] = []
         for place, item in enumerate(operators):
             if isinstance(item, Operator):
                 ours.append(cast("Operator[Any, Any]", item))
             else:
-                _check(place, item)
                 current = enter(FusedRun, current, ours)
                 current = enter(RxSegment, current, item, f"pipeline[{place}]")
                 ours = []
@@ -93,3 +96,8 @@ def _check(place: int, item: object) -> None:
             f"pipeline[{place}] is no operator: expected one of ours or a reactivex operator, "
             f"got {type(item).__name__} {item!r}"
         )
+    if not isinstance(item, Operator):
+        applied(cast("RxOperator", item), _NEVER, f"pipeline[{place}]")
+
+
+_NEVER: Observable[Any] = reactivex.never()

@@ -16,7 +16,7 @@ from operators._loop_scheduler import LoopScheduler
 from operators._operator import NotAnOperator, Operator
 from operators._release import Segment
 
-__all__ = ("RxOperator", "RxSegment", "answers_at_once")
+__all__ = ("RxOperator", "RxSegment", "answers_at_once", "applied")
 
 RxOperator: TypeAlias = Callable[[Observable[Any]], Observable[Any]]
 
@@ -48,8 +48,27 @@ def answers_at_once(operator: RxOperator) -> bool:
     return home in _AT_ONCE
 
 
-def _is_operator(result: object) -> bool:
-    return isinstance(result, Operator)
+def applied(operator: RxOperator, source: Observable[Any], where: str) -> Observable[Any]:
+    """
+    Apply a ``reactivex`` operator.
+
+    Raises:
+        NotAnOperator: It gives no Observable, or can't be applied at all; names *where*.
+    """
+    try:
+        result = cast("object", operator(source))
+    except Exception as error:
+        raise NotAnOperator(
+            f"{where} is no operator: {operator!r} can't be applied to an Observable: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if isinstance(result, abc.ObservableBase):
+        return cast("Observable[Any]", result)
+    hint = "; is a call's () missing?" if isinstance(result, Operator) else ""
+    raise NotAnOperator(
+        f"{where} is no operator: applied to an Observable it gave "
+        f"{type(cast('object', result)).__name__}, expected an Observable{hint}"
+    )
 
 
 class RxSegment(Segment):
@@ -95,14 +114,8 @@ class RxSegment(Segment):
         self._pump: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._subscription: abc.DisposableBase = Disposable()
-        result = cast("object", operator(Observable(self._subscribe_source)))
-        if not isinstance(result, abc.ObservableBase):
-            hint = "; is a call's () missing?" if _is_operator(result) else ""
-            raise NotAnOperator(
-                f"{where} is no operator: applied to an Observable it gave "
-                f"{type(result).__name__}, expected an Observable{hint}"
-            )
-        self._subscription = cast("Observable[Any]", result).subscribe(
+        result = applied(operator, Observable(self._subscribe_source), where)
+        self._subscription = result.subscribe(
             self._on_next,
             self._on_error,
             self._on_completed,

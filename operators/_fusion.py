@@ -80,6 +80,7 @@ class FusedRun(Segment, Generic[B]):
         "_loop",
         "_pull",
         "_release",
+        "_step",
         "_waits",
     )
 
@@ -129,7 +130,7 @@ class FusedRun(Segment, Generic[B]):
 
     def _start(self, loop: _Loop) -> None:
         self._loop = loop
-        self._pull = partial(self._enter, self._loop.send, None)
+        self._step = self._pull = partial(self._enter, self._loop.send, None)
 
     @property
     def ended(self) -> bool:
@@ -149,19 +150,23 @@ class FusedRun(Segment, Generic[B]):
                 pass
             # The loop is through: the run has a new shape, failed, or is at its end.
             chain = self._chain
-            if chain.ended or not chain.reshaped:
+            if chain.ended or not chain.reshaped or self._pull is _nothing_more:
                 break
             self._fuse()
         error, chain.error = chain.error, None
         if error is not None and (not self._dropped or _is_cancelled()):
-            raise error
+            try:
+                raise error
+            finally:
+                # This frame is in its traceback: holding it here would be a cycle.
+                del error
         await self._release.wait()
         raise StopAsyncIteration
 
     @types.coroutine
     def _wait(self, signal: Any) -> Generator[Any, Any, bool]:
         """Pass the source's futures on until an item is there; False when the loop is through."""
-        enter, loop, pull = self._enter, self._loop, self._pull
+        enter, loop = self._enter, self._loop
         self._pull = _already_pulled
         is_cancelled = False
         try:
@@ -170,26 +175,38 @@ class FusedRun(Segment, Generic[B]):
                 try:
                     yield signal
                 except GeneratorExit:
-                    enter(loop.throw, asyncio.CancelledError())
+                    self._abandon()
                     raise
                 except BaseException as error:
-                    is_cancelled = True
+                    is_cancelled = is_cancelled or isinstance(error, asyncio.CancelledError)
                     signal = enter(loop.throw, error)
                 else:
                     if self._dropped and not is_cancelled:
                         is_cancelled = True
                         signal = enter(loop.throw, asyncio.CancelledError())
                     else:
-                        signal = pull()
+                        signal = self._step()
         except StopIteration:
             return False
         finally:
             self._waits = None
-            self._pull = pull
+            self._pull = self._step
         if self._dropped:
             self.close()
             return False
         return True
+
+    def _abandon(self) -> None:
+        """The coroutine that waits in a pull was closed: unwind the pull without it."""
+        self._dropped = True
+        try:
+            signal = self._enter(self._loop.throw, asyncio.CancelledError())
+        except StopIteration:
+            pass
+        else:
+            if signal is not READY:
+                self._release.go_on(self._loop, signal)
+        self._chain.error = None
 
     def close(self) -> None:
         """
@@ -202,6 +219,7 @@ class FusedRun(Segment, Generic[B]):
             return
         if self._loop.gi_running:
             # An operator or the engine drops its own stream: let the step end first.
+            self._pull = _nothing_more
             self._release.loop.call_soon(self.close)
         elif self._waits is not None:
             # The pull unwinds in the task that waits in it; once, since the unwinding may wait too.
@@ -372,6 +390,10 @@ def _pull_of(source: AsyncIterator[Any]) -> _Pull:
         return await anext(source)
 
     return pull
+
+
+def _nothing_more() -> Any:
+    raise StopIteration
 
 
 def _already_pulled() -> Any:

@@ -8,7 +8,7 @@ import contextvars
 import logging
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 __all__ = ("Release", "Segment")
 
@@ -93,10 +93,21 @@ class Release:
         aclose = getattr(self.source, "aclose", None)
         if aclose is None:
             return
-        self._rest = begin_task(_close(aclose), self.loop, self._context)
-        if self._rest is not None:
-            _resting.add(self._rest)
-            self._rest.add_done_callback(_resting.discard)
+        self._own(begin_task(_close(aclose), self.loop, self._context))
+
+    def go_on(self, begun: Begun, signal: Any) -> None:
+        """Let a task go on with something that waits for *signal*; :meth:`wait` waits for it."""
+        if not self.loop.is_closed():
+            self._own(self.loop.create_task(_resume(begun, signal), context=self._context))
+
+    def _own(self, task: asyncio.Task[None] | None) -> None:
+        if task is not None:
+            self._rest = task
+            _resting.add(task)
+            task.add_done_callback(_resting.discard)
+
+
+Begun: TypeAlias = Coroutine[Any, Any, Any] | Generator[Any, Any, Any]
 
 
 def _is_generator(source: object) -> bool:
@@ -120,12 +131,26 @@ def begin_task(
         loop: The loop of the task.
         context: The context that the caller is in, where it is one of its own.
     """
-    if not loop.is_running():
+    if loop.is_closed():
         # Nothing can wait any more; what needs no waiting is still done.
         with contextlib.suppress(StopIteration, RuntimeError):
             coroutine.send(None)
             coroutine.close()
         return None
+    if not loop.is_running():
+        asyncio._set_running_loop(loop)
+        try:
+            return _begin_task(coroutine, loop, context)
+        finally:
+            asyncio._set_running_loop(None)
+    return _begin_task(coroutine, loop, context)
+
+
+def _begin_task(
+    coroutine: Coroutine[Any, Any, None],
+    loop: asyncio.AbstractEventLoop,
+    context: contextvars.Context | None,
+) -> asyncio.Task[None] | None:
     # The object is the coroutine's current task at once; it is initialised if it is to be run.
     task = cast("asyncio.Task[None]", asyncio.Task.__new__(asyncio.Task))
     current = asyncio.current_task(loop)
@@ -159,20 +184,20 @@ _resting: set[asyncio.Task[None]] = set()
 _log = logging.getLogger(__name__)
 
 
-async def _resume(coroutine: Coroutine[Any, Any, None], signal: Any) -> None:
-    await _go_on(coroutine, signal)
+async def _resume(begun: Begun, signal: Any) -> None:
+    await _go_on(begun, signal)
 
 
 @types.coroutine
-def _go_on(coroutine: Coroutine[Any, Any, None], signal: Any) -> Generator[Any, Any, None]:
+def _go_on(begun: Begun, signal: Any) -> Generator[Any, Any, None]:
     """Go on with a coroutine whose first step is done, from the future that it waits for."""
     try:
         while True:
             try:
                 yield signal
             except BaseException as error:
-                signal = coroutine.throw(error)
+                signal = begun.throw(error)
             else:
-                signal = coroutine.send(None)
+                signal = begun.send(None)
     except StopIteration:
         return

@@ -116,7 +116,7 @@ def _error_kind(error: Exception) -> str:
 
 def _read_finish_reason(chunk: LLMEngineOutput) -> LLMEngineOutput:
     """Engines may give a finish reason as text or as its JSON."""
-    reason = cast("object", chunk.finish_reason)
+    reason = cast("str | FinishReason | None", chunk.finish_reason)
     if reason is None or isinstance(reason, FinishReason):
         return chunk
     return replace(chunk, finish_reason=FinishReason.parse(reason))

@@ -32,7 +32,7 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         context: The request's context, to stop or to kill it by.
     """
 
-    __slots__ = ("context",)
+    __slots__ = ("_has_subscriber", "context")
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
     ) -> None:
         super().__init__(source, operators, enter=enter, on_end=on_end)
         self.context = context
+        self._has_subscriber = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -83,16 +84,14 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         Subscribing starts a task on the stream's event loop that pulls it and pushes to the
         observer; disposing drops the stream. A second subscription gets an error.
         """
-        subscribed = False
 
         def subscribe(
             observer: abc.ObserverBase[T_co], scheduler: abc.SchedulerBase | None = None
         ) -> abc.DisposableBase:
-            nonlocal subscribed
-            if subscribed:
+            if self._has_subscriber:
                 observer.on_error(RuntimeError("a response stream can be subscribed to only once"))
                 return Disposable()
-            subscribed = True
+            self._has_subscriber = True
             task = self._release.loop.create_task(self._push_to(observer))
             _pushing.add(task)
             task.add_done_callback(_pushing.discard)

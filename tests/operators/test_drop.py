@@ -11,10 +11,20 @@ from typing import Any
 
 import pytest
 
-from operators import FusedRun, Stage, fuse, operator
+from operators import FusedRun, Stage, fuse, operator, until_terminal
 from rx_backend.testing import VirtualTimeLoop, run_virtual
 from tests.leaks import LeakWatch
-from tests.operators._help import Engine, Seen, collect, same, spy, twice, virtual
+from tests.operators._help import (
+    Engine,
+    Seen,
+    collect,
+    same,
+    spy,
+    terminal,
+    token,
+    twice,
+    virtual,
+)
 
 # A list that owns the stream, so that emptying it is losing the last reference.
 Owner = list[FusedRun[Any]]
@@ -84,6 +94,9 @@ WAYS = [
     by_an_exception_in_a_loop,
 ]
 
+# Turns of the loop.
+MANY = 200_000
+
 # What is noted of an end by a drop.
 DROPPED = ["a!", "b!", "closed", "on_end"]
 
@@ -102,8 +115,9 @@ async def spinning(journal: list[str]) -> AsyncGenerator[Any]:
     """An engine that waits turn by turn."""
     try:
         yield 1
-        while True:
+        for _ in range(MANY):
             await asyncio.sleep(0)
+        journal.append("never dropped")
     finally:
         journal.append("closed")
 
@@ -114,8 +128,9 @@ async def spinning_after_a_failure(journal: list[str]) -> AsyncGenerator[Any]:
         yield 1
         with suppress(LookupError):
             await _fails_after(0.5)
-        while True:
+        for _ in range(MANY):
             await asyncio.sleep(0)
+        journal.append("never dropped")
     finally:
         journal.append("closed")
 
@@ -429,17 +444,19 @@ class TestATaskWaits:
 
     @pytest.mark.rows("S7")
     @virtual
-    async def test_the_task_is_cancelled_while_the_engine_cleans_up(self) -> None:
+    async def test_the_task_is_cancelled_while_it_waits_for_the_release(self) -> None:
         """The stream was at its end; the clean-up goes on although nobody waits for it any more."""
         loop = asyncio.get_running_loop()
-        engine = Engine([1], closing_s=5.0)
-        pulling = asyncio.create_task(collect(fuse(_ending(engine()), [same()])))
+        engine = Engine([terminal(), token(1)], closing_s=5.0)
+        stream = fuse(engine(), [until_terminal()])
+        assert await anext(stream) == terminal()
+        pulling = asyncio.create_task(collect(stream))
         await asyncio.sleep(1)
         pulling.cancel()
         await asyncio.wait([pulling])
         assert (pulling.cancelled(), engine.closed, loop.time()) == (True, 0, 1.0)
-        await asyncio.sleep(100)
-        assert engine.closed == 1
+        assert await collect(stream) == Seen([], "completed")
+        assert (engine.closed, loop.time()) == (1, 5.0)
 
     @pytest.mark.rows("S7")
     @virtual
@@ -533,13 +550,3 @@ class TestThreads:
         await asyncio.to_thread(owner.clear)
         await asyncio.sleep(1)
         assert threads == {threading.get_ident()}
-
-
-async def _ending(source: AsyncGenerator[Any]) -> AsyncGenerator[Any]:
-    """Hand one item through, and take as long to close as the source."""
-    try:
-        async for item in source:
-            yield item
-            return
-    finally:
-        await source.aclose()

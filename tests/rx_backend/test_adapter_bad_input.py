@@ -194,7 +194,7 @@ def with_added(value: object) -> Callable[[RequestScope], Any]:
         (with_added(None), r"pipeline\[\d\] is no operator: .*got NoneType"),
         (with_added(A_LIST), r"pipeline\[\d\] is no operator: .*got list"),
         (with_added(giving(5)), r"pipeline\[\d\] is no operator: .*gave int"),
-        (with_added(until_terminal), r"pipeline\[\d\] is no operator: .*gave"),
+        (with_added(until_terminal), r"pipeline\[\d\] is no operator: .*until_terminal"),
         (with_added(int), r"pipeline\[\d\] is no operator: "),
     ],
     ids=[

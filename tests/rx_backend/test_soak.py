@@ -1,8 +1,8 @@
 """
 Thousands of requests that end in every way there is, and nothing that is left of them.
 
-``RX_BACKEND_SOAK=100000 python -m pytest tests/rx_backend/test_soak.py -s`` runs more of them and
-shows the figures.
+``RX_BACKEND_SOAK=100000 python -m pytest tests/rx_backend/test_soak.py --log-cli-level=INFO`` runs
+more of them; the figures are in the log.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ WARM_UP = 2 * BATCH
 MORE_OBJECTS = 100
 MORE_BYTES = 50_000
 
+HOUR = 3600.0
+
 ENDS = ["terminal", "terminal", "error", "bug", "no terminal", "hang", "setup error", "setup hang"]
 CONSUMERS = ["read", "leave", "forget", "cancel", "time out", "stop", "kill and leave"]
 
@@ -91,7 +93,7 @@ class SoakEngine(LLMEngine):
         end: str = request.extra_args["end"]
         if end == "setup error":
             raise Disconnected("no set-up")
-        await asyncio.sleep(3600 if end == "setup hang" else 0)
+        await asyncio.sleep(HOUR if end == "setup hang" else 0)
         return self._stream(request.extra_args["tokens"], end, context)
 
     async def _stream(
@@ -112,9 +114,8 @@ class SoakEngine(LLMEngine):
             if end == "terminal":
                 yield stop()
         finally:
-            if tokens % 2:
-                await asyncio.sleep(0.5)
             self.closed += 1
+            await asyncio.sleep(tokens % 2 / 2)
 
 
 async def consume(adapter: EngineAdapter, how: str, request: PreprocessedRequest) -> None:
@@ -133,8 +134,9 @@ async def consume(adapter: EngineAdapter, how: str, request: PreprocessedRequest
 async def hold(stream: Stream, context: RequestContext, how: str) -> None:
     later = asyncio.get_running_loop().call_later
     if how in {"leave", "forget", "kill and leave"}:
-        async for _ in stream:
-            break
+        with suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                await anext(stream, None)
         if how == "kill and leave":
             context.kill()
         if how != "forget":
@@ -186,7 +188,7 @@ def test_nothing_is_left_of_many_requests() -> None:
                 request = PreprocessedRequest(token_ids=[1], extra_args=extra)
                 how = chance.choice(CONSUMERS)
                 tasks.create_task(consume(chance.choice(adapters), how, request))
-        await asyncio.sleep(10)
+        await asyncio.sleep(HOUR)  # the loop lets go of cancelled timers when their time has come
         assert asyncio.all_tasks() == {asyncio.current_task()}
         assert max(engine.aborts.values(), default=0) <= 1
         engine.aborts.clear()
@@ -207,10 +209,14 @@ def test_nothing_is_left_of_many_requests() -> None:
     run_virtual(main())
     (objects, allocated), (objects_later, allocated_later) = footprints
     requests = -(-REQUESTS // BATCH) * BATCH
-    print(
-        f"\n{requests} requests in {time.perf_counter() - begun:.1f} s, "
-        f"{objects_later - objects:+} objects, {allocated_later - allocated:+} bytes, "
-        f"{engine.opened} streams, {dict(spans.ended)}"
+    logging.getLogger(__name__).info(
+        "%d requests in %.1f s: %+d objects, %+d bytes, %d streams, %s",
+        requests,
+        time.perf_counter() - begun,
+        objects_later - objects,
+        allocated_later - allocated,
+        engine.opened,
+        dict(spans.ended),
     )
     assert engine.opened == engine.closed
     assert spans.started == spans.ended.total() == requests
