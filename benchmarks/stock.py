@@ -85,10 +85,12 @@ async def generate(
         return chunk
 
     def measure(chunk: LLMEngineOutput) -> None:
-        nonlocal tokens
         if chunk.token_ids:
             times.append(time.monotonic())
-            tokens += len(chunk.token_ids)
+
+    def remember(chunk: LLMEngineOutput) -> None:
+        nonlocal tokens
+        tokens += len(chunk.token_ids)
         last[:] = [chunk]
 
     def record() -> None:
@@ -125,6 +127,7 @@ async def generate(
     items = shared.pipe(
         ops.map_indexed(stamp),
         ops.do_action(measure),
+        ops.do_action(remember),
         ops.map(Annotated),
         ops.catch(lambda error, _: reactivex.of(Annotated.from_error(as_backend_error(error)))),
         ops.finally_action(record),

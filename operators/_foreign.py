@@ -58,9 +58,10 @@ def applied(operator: RxOperator, source: Observable[Any], where: str) -> Observ
     try:
         result = cast("object", operator(source))
     except Exception as error:
+        hint = "; is a call's () missing?" if hasattr(operator, "__wrapped__") else ""
         raise NotAnOperator(
             f"{where} is no operator: {operator!r} can't be applied to an Observable: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}{hint}"
         ) from error
     if isinstance(result, abc.ObservableBase):
         return cast("Observable[Any]", result)

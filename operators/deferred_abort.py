@@ -73,7 +73,7 @@ def deferred_abort(
     notified: Observable[Any] | None = None,
     defer: bool = True,
     end_of_turn: Callable[[Callable[[], None]], object] | None = None,
-) -> Hooks[C, C]:
+) -> Hooks[Any, Any]:
     """
     Call *abort* once on a stop signal, held back until the first token (rows A2 to A6).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from operators._chunk import IS_TERMINAL, Chunk, Clock
 from operators._operator import operator
@@ -20,7 +20,7 @@ C = TypeVar("C", bound=Chunk)
 @operator
 def itl_window(
     times: TokenTimes, on_end: Callable[[TokenTimes], None] | None = None
-) -> Hooks[C, C]:
+) -> Hooks[Any, Any]:
     """
     Note when each chunk with tokens came; pass every chunk through unchanged (rows F3, F5).
 

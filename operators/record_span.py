@@ -36,7 +36,7 @@ def record_span(
     is_cancelled: Callable[[], bool] = _never,
     reason_name: Callable[[Any], str] = str,
     error_kind: Callable[[Exception], str] = _type_name,
-) -> Hooks[C, C]:
+) -> Hooks[Any, Any]:
     """
     Write a stream's outcome on *span* when it ends, and end the span (rows P3 to P7).
 

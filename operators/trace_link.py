@@ -23,7 +23,7 @@ C = TypeVar("C", bound=LinkedChunk)
 
 
 @operator
-def trace_link(link: object | None, *, on_terminal: bool = False) -> Hooks[C, C]:
+def trace_link(link: object | None, *, on_terminal: bool = False) -> Hooks[Any, Any]:
     """
     Stamp ``worker_trace_link`` on the first chunk with tokens (rows T3, T4, T5).
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any
 
-from operators._chunk import IS_TERMINAL, Chunk
+from operators._chunk import IS_TERMINAL
 from operators._operator import stateless
 from operators._stage import Hooks, last
 
 __all__ = ("until_terminal",)
 
-C = TypeVar("C", bound=Chunk)
-
 
 @stateless
-def until_terminal() -> Hooks[C, C]:
+def until_terminal() -> Hooks[Any, Any]:
     """
     End the stream with its first terminal chunk: one whose ``finish_reason`` is set (row S2).
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
-from operators._chunk import IS_TERMINAL, Chunk
+from operators._chunk import IS_TERMINAL
 from operators._operator import operator
 from operators._stage import Completed, Stage, visit_if
 
 __all__ = ("ContractViolation", "validate_contract")
-
-C = TypeVar("C", bound=Chunk)
 
 
 class ContractViolation(ValueError):
@@ -19,7 +17,7 @@ class ContractViolation(ValueError):
 
 
 @operator
-def validate_contract(*, error: Callable[[str], Exception] = ContractViolation) -> Stage[C, C]:
+def validate_contract(*, error: Callable[[str], Exception] = ContractViolation) -> Stage[Any, Any]:
     """
     Fail a stream that goes on after its terminal chunk, or ends without one (rows E3, S8).
 

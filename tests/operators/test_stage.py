@@ -513,7 +513,7 @@ class TestStepAside:
         assert journal == ["3", "end", "#"]
 
     def test_a_condition_that_is_no_expression(self, life: Life) -> None:
-        """It fails where it is said."""
+        """It fails where it is said, and the error shows it."""
 
         @operator
         def wrong() -> Ints:
@@ -521,7 +521,8 @@ class TestStepAside:
             yield visit_if("item >")
 
         seen = life([1], wrong())
-        assert isinstance(seen.error, SyntaxError)
+        assert isinstance(seen.error, ValueError)
+        assert "expected an expression over item, got 'item >'" in str(seen.error)
 
 
 class TestHooks:

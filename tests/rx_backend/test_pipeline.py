@@ -201,14 +201,15 @@ async def test_a_stock_operator_can_stand_anywhere(place: str, stock: RxOperator
 
 @pytest.mark.rows("S6", "P4", "S7")
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("stock", STOCK)
 @pytest.mark.parametrize("end", [Disconnected("gone"), "drop"], ids=["error", "drop"])
 @virtual
-async def test_ends_pass_a_stock_operator(place: str, end: Step | str) -> None:
+async def test_ends_pass_a_stock_operator(place: str, stock: RxOperator, end: Step | str) -> None:
     """With one anywhere an error is still one item, and a drop still releases everything."""
     spans = Spans()
-    script: list[Step] = [token(1), 60] if isinstance(end, str) else [token(1), end]
+    script: list[Step] = [token(1), 60] if isinstance(end, str) else [token(1), 1, end]
     engine = ScriptedEngine(*script)
-    adapter = adapter_of(engine, spans=spans, pipeline=before(place, ops.do_action()))
+    adapter = adapter_of(engine, spans=spans, pipeline=before(place, stock))
     stream = await adapter.generate(request())
     await anext(stream)
     if end == "drop":

@@ -45,8 +45,8 @@ BATCH = 250
 WARM_UP = 2 * BATCH
 
 # What may be more at the end than after the warm-up, whatever the number of requests.
-MORE_OBJECTS = 100
-MORE_BYTES = 50_000
+MORE_OBJECTS = 50
+MORE_BYTES = 20_000
 
 HOUR = 3600.0
 
@@ -134,9 +134,9 @@ async def consume(adapter: EngineAdapter, how: str, request: PreprocessedRequest
 async def hold(stream: Stream, context: RequestContext, how: str) -> None:
     later = asyncio.get_running_loop().call_later
     if how in {"leave", "forget", "kill and leave"}:
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, StopAsyncIteration):
             async with asyncio.timeout(5):
-                await anext(stream, None)
+                await anext(stream)
         if how == "kill and leave":
             context.kill()
         if how != "forget":

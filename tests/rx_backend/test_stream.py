@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import pytest
 from reactivex import operators as ops
 
+from operators import AnyOperator
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.testing import run_virtual
@@ -191,17 +192,29 @@ WAYS_OF_LEAVING: list[Callable[[Box], Awaitable[None]]] = [
 ]
 
 
+# At the pipeline's end: nothing, an operator that answers at once, and one that uses timers.
+STOCK: list[Any] = [
+    pytest.param(None, id="ours"),
+    pytest.param(ops.do_action(), id="stock"),
+    pytest.param(ops.delay(0), id="timer"),
+]
+
+
 @pytest.mark.rows("S7", "P5", "P7", "A1")
 @pytest.mark.parametrize("leave", WAYS_OF_LEAVING)
 @pytest.mark.parametrize("closing", [(), (0.25, 0.25)], ids=["at-once", "awaiting"])
+@pytest.mark.parametrize("stock", STOCK)
 @virtual
 async def test_every_way_of_leaving_is_a_drop(
-    leave: Callable[[Box], Awaitable[None]], closing: Sequence[Step]
+    leave: Callable[[Box], Awaitable[None]], closing: Sequence[Step], stock: AnyOperator | None
 ) -> None:
     """The engine's ``finally`` runs once and to its end, and the span ends once, as dropped."""
     spans = Spans()
     engine = ScriptedEngine(token(1), token(2), 60, token(3), closing=closing)
-    box = [await adapter_of(engine, spans=spans).generate(request())]
+    adapter = adapter_of(engine, spans=spans)
+    if stock is not None:
+        adapter = adapter.with_operators(stock)
+    box = [await adapter.generate(request())]
     await anext(box[0])
     await leave(box)
     await asyncio.sleep(10)
