@@ -62,8 +62,8 @@ def many_open(rounds: int) -> None:
 
     def pulling(open_: Open, count: int) -> Callable[[], Awaitable[int]]:
         async def run() -> int:
-            streams = await opened(open_, count)
-            turns = max(5, 50_000 // count)
+            streams = await opened(open_, count, pulls=20)
+            turns = 200_000 // count
             start = perf_counter()
             for _ in range(turns):
                 for stream in streams:

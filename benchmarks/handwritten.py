@@ -52,7 +52,7 @@ async def generate(
     """
     is_decode, is_prefill = mode.is_decode, mode.is_prefill
     if is_decode:
-        context.enter_decode()
+        context.bind(asyncio.get_running_loop(), decode=True)
     span = start_request_span(tracer, request, context, mode)
     recording = span.is_recording()
     in_span = trace.set_span_in_context(span)

@@ -103,10 +103,10 @@ async def chunks_of(open_: Open) -> int:
     return count
 
 
-async def opened(open_: Open, count: int) -> list[AsyncIterator[Any]]:
-    """Open *count* streams, each pulled twice: past its first token."""
+async def opened(open_: Open, count: int, *, pulls: int = 2) -> list[AsyncIterator[Any]]:
+    """Open *count* streams, each pulled *pulls* times: past its first token."""
     streams = [await open_() for _ in range(count)]
     for stream in streams:
-        await anext(stream)
-        await anext(stream)
+        for _ in range(pulls):
+            await anext(stream)
     return streams

@@ -70,6 +70,7 @@ class FusedRun(Segment, Generic[B]):
         enter: Runs source and operators in a context, as ``contextvars.Context.run`` does.
             The caller makes the run in there too.
         on_end: Called once when everything else is released.
+        loop: The running event loop, for a caller who knows it.
     """
 
     __slots__ = (
@@ -91,6 +92,7 @@ class FusedRun(Segment, Generic[B]):
         *,
         enter: Enter = operator.call,
         on_end: Callable[[], None] | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._enter = enter
         self._waits: Any = None
@@ -99,7 +101,7 @@ class FusedRun(Segment, Generic[B]):
         # A bound `run` says which context it is of.
         context = getattr(enter, "__self__", None)
         own = context if isinstance(context, contextvars.Context) else None
-        self._release = Release(source, on_end, own)
+        self._release = Release(source, on_end, own, loop)
         if self._chain.ended:
             self._start(cast("_Loop", _leftovers(self._chain, self._release)))
         else:

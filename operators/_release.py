@@ -44,11 +44,13 @@ class Release:
         source: AsyncIterator[Any],
         on_end: Callable[[], None] | None,
         context: contextvars.Context | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.source = source
         if _is_generator(source):
             _open.add(source)
-        self.loop = asyncio.get_running_loop()
+        # Asking for the running loop is a system call on some Pythons, dear with many requests.
+        self.loop = loop or asyncio.get_running_loop()
         self.done = False
         self._on_end = on_end
         self._context = context

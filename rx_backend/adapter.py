@@ -133,9 +133,9 @@ class EngineAdapter:
             raise InvalidArgument(
                 f"context: expected a RequestContext, got {type(context).__name__}"
             )
-        if self.mode.is_decode:
-            context.enter_decode()
-        clock = self._clock or _loop_clock(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        context.bind(loop, decode=self.mode.is_decode)
+        clock = self._clock or _loop_clock(loop)
         try:
             span = telemetry.start_request_span(self._tracer, request, context, self.mode)
         except (AttributeError, TypeError) as error:
@@ -151,6 +151,7 @@ class EngineAdapter:
                 span=span,
                 mode=self.mode,
                 clock=clock,
+                loop=loop,
                 recording=recording,
                 times=times,
                 abort=partial(self._abort, context, own),
@@ -165,7 +166,7 @@ class EngineAdapter:
                 operators,
                 enter=enter,
                 on_end=partial(_end_span, span),
-                stream=partial(ResponseStream[Annotated[LLMEngineOutput]], context=context),
+                stream=partial(_Stream, context=context, loop=loop),
             )
         except Exception as error:
             telemetry.record_failed_setup(span)
@@ -202,6 +203,9 @@ class EngineAdapter:
                 await abort(context)
         except Exception as error:
             _log.warning("engine abort failed", request_id=context.id, error=repr(error))
+
+
+_Stream = ResponseStream[Annotated[LLMEngineOutput]]
 
 
 def _malformed(request: PreprocessedRequest) -> InvalidArgument:

@@ -48,6 +48,7 @@ class RequestContext:
         "_decode",
         "_levels",
         "_listeners",
+        "_loop",
         "id",
         "metadata",
         "trace_headers",
@@ -69,6 +70,7 @@ class RequestContext:
         self.trace_headers = MappingProxyType(dict(trace_headers)) if trace_headers else _EMPTY
         self._levels = 0
         self._decode = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._listeners: list[_Listener] | None = None
 
     def __repr__(self) -> str:
@@ -114,9 +116,16 @@ class RequestContext:
         """The first-token notice of a decode request, to await or to subscribe to."""
         return Level(self, _FIRST_TOKEN)
 
-    def enter_decode(self) -> None:
-        """Make :meth:`notify_first_token` count. The adapter calls this in decode mode."""
-        self._decode = True
+    def bind(self, loop: asyncio.AbstractEventLoop | None, *, decode: bool) -> None:
+        """
+        Tell the context where its request runs; the adapter does.
+
+        Args:
+            loop: The event loop on which listeners hear of signals; None for the one they run on.
+            decode: Whether :meth:`notify_first_token` counts.
+        """
+        self._loop = loop
+        self._decode = decode
 
     def _set(self, levels: int) -> None:
         with _LOCK:
@@ -134,7 +143,7 @@ class RequestContext:
 
     def _listen(self, level: int, callback: Callable[[], None]) -> Callable[[], None]:
         """Call back once when *level* is set, on the event loop that listens; undo by the result."""
-        listener = (level, _running_loop(), callback)
+        listener = (level, self._loop or _running_loop(), callback)
         with _LOCK:
             if not self._levels & level:
                 if self._listeners is None:

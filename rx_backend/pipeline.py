@@ -51,6 +51,7 @@ class RequestScope:
         span: Its span ``engine.generate``.
         mode: The worker's role.
         clock: Monotonic clock, in seconds.
+        loop: The event loop that the request runs on.
         recording: Whether to measure and to write span attributes (row P8).
         times: When the tokens came, for whoever wants to know.
         abort: Starts ``engine.abort`` for this request, and returns at once.
@@ -61,6 +62,7 @@ class RequestScope:
     span: Span
     mode: DisaggregationMode
     clock: Clock
+    loop: asyncio.AbstractEventLoop
     recording: bool
     times: TokenTimes
     abort: Callable[[], None]
@@ -88,7 +90,7 @@ def standard_pipeline(scope: RequestScope) -> list[AnyOperator]:
             stop=context.stopped(),
             notified=context.first_token() if is_decode else None,
             defer=is_decode,
-            end_of_turn=asyncio.get_running_loop().call_soon,
+            end_of_turn=scope.loop.call_soon,
         ),
         trace_link(worker_trace_link(span), on_terminal=scope.mode.is_prefill),
         *([itl_window(scope.times)] if scope.recording else []),

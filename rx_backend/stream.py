@@ -42,8 +42,9 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         context: RequestContext,
         enter: Callable[..., Any],
         on_end: Callable[[], None] | None,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(source, operators, enter=enter, on_end=on_end)
+        super().__init__(source, operators, enter=enter, on_end=on_end, loop=loop)
         self.context = context
         self._has_subscriber = False
 

@@ -116,6 +116,11 @@ def plain(item: Any) -> Any:
     return item if interval is None else (item.value, interval.total_seconds())
 
 
+def shown(seen: Seen) -> tuple[list[str], str]:
+    """What came out, in a form in which notifications can be compared."""
+    return [str(item) for item in seen.items], seen.end
+
+
 async def first_of(stream: FusedRun[Any]) -> Any:
     return await anext(stream)
 
@@ -191,9 +196,8 @@ class TestStockOperators:
         make = STOCK[name]
         lists: list[list[AnyOperator]] = [[make()], [twice(), make(), same()]]
         for operators in lists:
-            plain = pushed(items, *operators, error=error)
-            got = life(items, *operators, error=error)
-            assert (list(map(str, got.items)), got.end) == (list(map(str, plain.items)), plain.end)
+            piped = pushed(items, *operators, error=error)
+            assert shown(life(items, *operators, error=error)) == shown(piped)
 
     @pytest.mark.rows("S1")
     @pytest.mark.parametrize("name", STOCK)
@@ -201,8 +205,8 @@ class TestStockOperators:
         """Two of them in a row, without one of ours between, give what they give in a ``pipe``."""
         for other in (ops.map(lambda item: item), unknown(ops.map(lambda item: item))):
             first, second = STOCK[name](), STOCK[name]()
-            assert str(fused(ITEMS, first, other)) == str(pushed(ITEMS, first, other))
-            assert str(fused(ITEMS, other, second)) == str(pushed(ITEMS, other, second))
+            assert shown(fused(ITEMS, first, other)) == shown(pushed(ITEMS, first, other))
+            assert shown(fused(ITEMS, other, second)) == shown(pushed(ITEMS, other, second))
 
     @pytest.mark.rows("S7")
     @pytest.mark.parametrize("name", STOCK)
@@ -553,6 +557,14 @@ class TestErrors:
         assert seen == Seen([1], "RuntimeError('a token stream can be subscribed to only once')")
         assert engine.closed == 1
 
+    @virtual
+    async def test_trying_again_for_ever_ends(self) -> None:
+        """An operator that would turn to its source again and again is stopped all the same."""
+        stream = fuse(Engine([1], error=LookupError())(), [ops.retry(), same()])
+        async with asyncio.timeout(1.0):
+            seen = await collect(stream)
+        assert seen == Seen([1], "RuntimeError('a token stream can be subscribed to only once')")
+
 
 class TestThreads:
     """Operators that emit on a thread of their own."""
@@ -564,6 +576,16 @@ class TestThreads:
         assert isinstance(loop, VirtualTimeLoop)
         with loop.hold_time():
             elsewhere = ops.observe_on(NewThreadScheduler())
+            seen = await collect(fuse(Engine(range(5))(), [same(), elsewhere, same()]))
+        assert seen == Seen([0, 1, 2, 3, 4], "completed")
+
+    @virtual
+    async def test_the_source_is_subscribed_to_in_another_thread(self) -> None:
+        """The engine still runs on the loop."""
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        with loop.hold_time():
+            elsewhere = ops.subscribe_on(NewThreadScheduler())
             seen = await collect(fuse(Engine(range(5))(), [same(), elsewhere, same()]))
         assert seen == Seen([0, 1, 2, 3, 4], "completed")
 

@@ -9,6 +9,9 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, 
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import StatusCode
+
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
@@ -162,6 +165,15 @@ def request(prompt: int = 3, migrated_from: TraceLink | None = None) -> Preproce
     return PreprocessedRequest(
         model="mock", token_ids=list(range(prompt)), migration_link=migrated_from
     )
+
+
+# What a span of `request()` has from its start, and the status of one whose stream was dropped.
+ENTRY = {"model": "mock", "input_tokens": 3, "disagg_role": "agg"}
+DROPPED = (StatusCode.ERROR, "stream dropped before terminal")
+
+
+def status_of(span: ReadableSpan) -> tuple[StatusCode, str | None]:
+    return span.status.status_code, span.status.description
 
 
 def adapter_of(

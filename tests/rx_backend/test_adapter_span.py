@@ -1,27 +1,27 @@
-"""The span of a request: what is on it, when it ends, what nests in it, and when to leave it be."""
+"""The span of a request: what is on it, how long it lasts, and who sees it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from opentelemetry.trace import NoOpTracer, SpanKind, StatusCode, Tracer
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import StatusCode, Tracer
 
 from operators import AnyOperator
-from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import KINDS, BackendError, Disconnected, InvalidArgument
 from rx_backend.pipeline import RequestScope, standard_pipeline
-from rx_backend.protocols import FinishReason, LLMEngineOutput, PreprocessedRequest
+from rx_backend.protocols import FinishReason, LLMEngineOutput
 from rx_backend.telemetry import EXPORT_ENABLED
 from tests.rx_backend._engines import (
+    DROPPED,
+    ENTRY,
     ScriptedEngine,
     Step,
     Stream,
@@ -29,16 +29,14 @@ from tests.rx_backend._engines import (
     collect,
     now,
     request,
+    status_of,
     stop,
     token,
-    tokens_of,
     virtual,
 )
 from tests.spans import Spans
 
 MODES = list(DisaggregationMode)
-ENTRY = {"model": "mock", "input_tokens": 3, "disagg_role": "agg"}
-DROPPED = (StatusCode.ERROR, "stream dropped before terminal")
 
 
 @pytest.fixture(autouse=True)
@@ -60,10 +58,6 @@ def later_attributes(span: ReadableSpan) -> dict[str, Any]:
     attributes = dict(span.attributes or {})
     assert {name: attributes.pop(name) for name in ENTRY} == ENTRY
     return attributes
-
-
-def status(span: ReadableSpan) -> tuple[StatusCode, str | None]:
-    return span.status.status_code, span.status.description
 
 
 async def take_all(stream: Stream) -> None:
@@ -125,7 +119,7 @@ async def test_a_clean_stream_records_its_figures() -> None:
     )
     assert isinstance(attributes["output_tokens"], int)
     assert all(isinstance(attributes[name], float) for name in attributes if name.endswith("_ms"))
-    assert status(spans.one()) == (StatusCode.UNSET, None)
+    assert status_of(spans.one()) == (StatusCode.UNSET, None)
 
 
 @pytest.mark.rows("F3", "F4")
@@ -216,7 +210,7 @@ async def test_the_finish_reason_is_recorded(
     await take_all(await adapter_of(engine, spans=spans).generate(request()))
     attributes = later_attributes(spans.one())
     assert (attributes["finish_reason"], attributes["cancelled"]) == (text, False)
-    assert status(spans.one()) == (code, text if code is StatusCode.ERROR else None)
+    assert status_of(spans.one()) == (code, text if code is StatusCode.ERROR else None)
 
 
 @pytest.mark.rows("P3")
@@ -263,7 +257,7 @@ async def test_an_error_in_mid_stream_records_its_kind(error: type[BackendError]
             "itl_max_ms": 200.0,
         }
     )
-    assert status(spans.one()) == (StatusCode.ERROR, kind)
+    assert status_of(spans.one()) == (StatusCode.ERROR, kind)
 
 
 @pytest.mark.rows("P4", "S6")
@@ -288,7 +282,7 @@ async def test_a_failed_setup_is_told_apart(raised: Exception) -> None:
     with pytest.raises(BackendError):
         await adapter_of(ScriptedEngine(setup=[1, raised]), spans=spans).generate(request())
     assert later_attributes(spans.one()) == {"error_kind": "setup_failed"}
-    assert status(spans.one()) == (StatusCode.ERROR, "setup_failed")
+    assert status_of(spans.one()) == (StatusCode.ERROR, "setup_failed")
     assert seconds(spans.one()) == (0, 1)
 
 
@@ -309,7 +303,7 @@ async def test_a_drop_is_recorded_with_what_was_counted(mode: DisaggregationMode
     assert (attributes["output_tokens"], attributes["ttft_ms"]) == (2, 1000.0)
     assert attributes["avg_itl_ms"] == attributes["itl_max_ms"] == 200.0
     assert "error_kind" not in attributes
-    assert status(spans.one()) == DROPPED
+    assert status_of(spans.one()) == DROPPED
     assert seconds(spans.one()) == (0, 5)
 
 
@@ -324,7 +318,7 @@ async def test_an_end_without_a_terminal_counts_as_dropped(script: list[Step]) -
     attributes = later_attributes(spans.one())
     assert (attributes["finish_reason"], attributes["cancelled"]) == ("Dropped", True)
     assert attributes["output_tokens"] == len(script)
-    assert status(spans.one()) == DROPPED
+    assert status_of(spans.one()) == DROPPED
 
 
 @pytest.mark.rows("P6a", "P7")
@@ -347,7 +341,7 @@ async def test_taking_the_last_item_completes_the_request(
     attributes = later_attributes(spans.one())
     assert attributes.pop(name) in {"Stop", "Backend(Disconnected)"}
     assert attributes["cancelled"] is False
-    assert status(spans.one()) != DROPPED
+    assert status_of(spans.one()) != DROPPED
     assert seconds(spans.one()) == (0, 2)
 
 
@@ -429,212 +423,3 @@ async def test_streams_beside_each_other_have_their_own_spans() -> None:
     assert len(spans.finished) == 3
     assert len({span.context.trace_id for span in spans.finished if span.context}) == 3
     assert all(span.parent is None for span in spans.finished)
-
-
-def unreadable_clock() -> float:
-    raise AssertionError("the clock was read")
-
-
-@contextmanager
-def switched(value: str) -> Generator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(EXPORT_ENABLED, value)
-        yield
-
-
-@pytest.mark.rows("P8", "P1", "P2")
-@pytest.mark.reference("auto_span_fires_without_otlp_override")
-@pytest.mark.parametrize("switch", ["argument", "environment"])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    ("end", "expected"),
-    [
-        (stop(), (StatusCode.UNSET, None)),
-        (LLMEngineOutput.error("boom"), (StatusCode.ERROR, 'Error("boom")')),
-        (Disconnected("gone"), (StatusCode.ERROR, "Backend(Disconnected)")),
-        (0.5, DROPPED),
-    ],
-    ids=["terminal", "error-terminal", "error", "no-terminal"],
-)
-@virtual
-async def test_without_recording_the_span_has_its_start_and_its_status(
-    switch: str, mode: DisaggregationMode, end: Step, expected: tuple[StatusCode, str | None]
-) -> None:
-    """The span is made and ends, no clock is read, nothing is measured, the items are the same."""
-    spans = Spans()
-    engine = ScriptedEngine(token(1), 1, LLMEngineOutput(token_ids=[2, 3]), end)
-    with switched("off" if switch == "environment" else "on"):
-        adapter = EngineAdapter(
-            engine,
-            mode,
-            tracer=spans.tracer,
-            clock=unreadable_clock,
-            record=False if switch == "argument" else None,
-        )
-        items = await collect(await adapter.generate(request()))
-    assert tokens_of(items[:2]) == [[1], [2, 3]]
-    assert spans.one().attributes == {**ENTRY, "disagg_role": mode.value}
-    assert status(spans.one()) == expected
-
-
-@pytest.mark.rows("P8")
-@pytest.mark.parametrize(
-    "tracer",
-    [
-        pytest.param(NoOpTracer(), id="no-sdk"),
-        pytest.param(
-            TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False).get_tracer("t"),
-            id="unsampled",
-        ),
-    ],
-)
-@pytest.mark.parametrize("end", [stop(), Disconnected("gone"), 0.5], ids=str)
-@virtual
-async def test_a_span_that_nobody_records_costs_no_clock(tracer: Tracer, end: Step) -> None:
-    """Without an SDK, or unsampled, nothing is measured and the items are the same."""
-    engine = ScriptedEngine(token(1), token(2), end)
-    adapter = EngineAdapter(engine, tracer=tracer, clock=unreadable_clock)
-    items = await collect(await adapter.generate(request()))
-    assert tokens_of(items[:2]) == [[1], [2]]
-
-
-@pytest.mark.rows("P8")
-@virtual
-async def test_an_unsampled_parent_is_obeyed() -> None:
-    """A request of a trace that its sender didn't sample is not measured, and keeps its trace."""
-    trace_id = "1" * 32
-    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("parent-based")
-    adapter = EngineAdapter(ScriptedEngine(token(1), stop()), tracer=tracer, clock=unreadable_clock)
-    headers: Mapping[str, str] = {"traceparent": f"00-{trace_id}-{'2' * 16}-00"}
-    first, _ = await collect(
-        await adapter.generate(request(), RequestContext(trace_headers=headers))
-    )
-    assert first.data is not None
-    assert first.data.worker_trace_link is not None
-    assert first.data.worker_trace_link.trace_id == trace_id
-
-
-@pytest.mark.rows("P8")
-@virtual
-async def test_recording_can_be_asked_for() -> None:
-    """An explicit choice and the switch make a span record, whatever the other says."""
-    for record, switch in ((True, "off"), (None, "on")):
-        spans = Spans()
-        with switched(switch):
-            adapter = adapter_of(ScriptedEngine(token(1), stop()), spans=spans, record=record)
-            await take_all(await adapter.generate(request()))
-        assert later_attributes(spans.one())["output_tokens"] == 1
-
-
-@pytest.mark.rows("P8", "P4", "P5")
-@virtual
-async def test_setups_without_recording_end_their_spans() -> None:
-    """A set-up that fails, or is left, sets the status also where nothing is recorded."""
-    spans = Spans()
-    adapter = adapter_of(ScriptedEngine(setup=[1, Disconnected("gone")]), spans=spans, record=False)
-    with pytest.raises(Disconnected):
-        await adapter.generate(request())
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(adapter.generate(request()), 0.5)
-    assert [status(span) for span in spans.finished] == [
-        (StatusCode.ERROR, "setup_failed"),
-        DROPPED,
-    ]
-
-
-class TracingEngine(ScriptedEngine):
-    """Opens spans wherever an engine might."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
-        self._tracer = tracer
-
-    def generate(self, request: PreprocessedRequest, context: RequestContext) -> Any:
-        self._tracer.start_span("call").end()
-        return self._answer()
-
-    async def abort(self, context: RequestContext) -> None:
-        with self._tracer.start_as_current_span("abort"):
-            await asyncio.sleep(1)
-
-    async def _answer(self) -> AsyncGenerator[LLMEngineOutput]:
-        with self._tracer.start_as_current_span("setup"):
-            await asyncio.sleep(1)
-            self._tracer.start_span("setup-step").end()
-        return self._chunks()
-
-    async def _chunks(self) -> AsyncGenerator[LLMEngineOutput]:
-        try:
-            self._tracer.start_span("first-pull").end()
-            await asyncio.sleep(1)
-            self._tracer.start_span("after-wait").end()
-            with self._tracer.start_as_current_span("around-yields"):
-                yield token(1)
-                self._tracer.start_span("between-yields").end()
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._beside())
-                yield token(2)
-            self._tracer.start_span("after-yields").end()
-            yield stop()
-        finally:
-            self._tracer.start_span("closing").end()
-
-    async def _beside(self) -> None:
-        await asyncio.sleep(1)
-        self._tracer.start_span("task").end()
-
-
-@pytest.mark.rows("P9", "P7")
-@pytest.mark.parametrize("mode", MODES)
-@virtual
-async def test_spans_of_the_engine_nest_in_the_requests(mode: DisaggregationMode) -> None:
-    """In set-up, pulls of different tasks, tasks of the engine, abort and closing, all nest."""
-    spans, context = Spans(), RequestContext()
-    engine = TracingEngine(spans.tracer)
-
-    async def pull(name: str) -> None:
-        with spans.tracer.start_as_current_span(name) as own:
-            await anext(stream)
-            assert trace.get_current_span() is own
-
-    with spans.tracer.start_as_current_span("caller"):
-        stream = await adapter_of(engine, mode, spans).generate(request(), context)
-        await asyncio.create_task(pull("task-1"))
-        context.stop_generating()
-        await asyncio.create_task(pull("task-2"))
-        await pull("task-3")
-    await asyncio.sleep(5)
-    names = {span.context.span_id: span.name for span in spans.finished if span.context}
-    parents = {span.name: span.parent and names[span.parent.span_id] for span in spans.finished}
-    assert parents.pop("abort") in {"engine.generate", "around-yields"}
-    assert parents == {
-        "caller": None,
-        "engine.generate": "caller",
-        "task-1": "caller",
-        "task-2": "caller",
-        "task-3": "caller",
-        "call": "engine.generate",
-        "setup": "engine.generate",
-        "setup-step": "setup",
-        "first-pull": "engine.generate",
-        "after-wait": "engine.generate",
-        "around-yields": "engine.generate",
-        "between-yields": "around-yields",
-        "task": "around-yields",
-        "after-yields": "engine.generate",
-        "closing": "engine.generate",
-    }
-    assert all(span.kind is SpanKind.INTERNAL for span in spans.finished)
-
-
-@pytest.mark.rows("P9", "P7", "S7")
-@virtual
-async def test_spans_around_yields_survive_a_drop() -> None:
-    """A drop from another task closes the engine's spans without a word from OpenTelemetry."""
-    spans = Spans()
-    stream = await adapter_of(TracingEngine(spans.tracer), spans=spans).generate(request())
-    await asyncio.create_task(stream.__anext__())
-    await asyncio.create_task(stream.aclose())
-    assert spans.open == ()
-    assert spans.one("around-yields").parent == spans.one("engine.generate").context
-    assert trace.get_current_span() is trace.INVALID_SPAN

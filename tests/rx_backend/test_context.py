@@ -223,7 +223,7 @@ def test_a_failing_listener_does_not_silence_the_others() -> None:
 def test_the_first_token_is_noted_once_in_decode_mode() -> None:
     """The notice is a level like the signals; giving it again changes nothing."""
     context = RequestContext()
-    context.enter_decode()
+    context.bind(None, decode=True)
     early = heard(context.first_token())
     context.notify_first_token()
     context.notify_first_token()

@@ -6,7 +6,7 @@ import asyncio
 import gc
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import pytest
 from reactivex import operators as ops
@@ -193,10 +193,10 @@ WAYS_OF_LEAVING: list[Callable[[Box], Awaitable[None]]] = [
 
 
 # At the pipeline's end: nothing, an operator that answers at once, and one that uses timers.
-STOCK: list[Any] = [
+STOCK = [
     pytest.param(None, id="ours"),
-    pytest.param(ops.do_action(), id="stock"),
-    pytest.param(ops.delay(0), id="timer"),
+    pytest.param(cast("AnyOperator", ops.do_action()), id="stock"),
+    pytest.param(cast("AnyOperator", ops.delay(0)), id="timer"),
 ]
 
 
