@@ -1,22 +1,20 @@
 """
 Fusion: neighbouring operators become one loop that the consumer's pull drives.
 
-The loop of a run is written out as source for its shape (which stages are there) and compiled
-once per shape, so that a chunk passes from stage to stage by plain calls. For two stages it reads::
+The loop of a run is written out as source for its shape (which operators are there, and which items
+visit them) and compiled once per shape, so that a chunk passes from one to the next by plain calls.
+For an operator that every item visits, and one with a condition, it reads in essence::
 
     while True:
-        try:
-            item = yield from pull()
-        except StopAsyncIteration: ...
+        item = yield from pull()
+        item = step_0(item)
+        if type(item) is Emission: ...          # anything but one item for one
         else:
-            item = step_0(item)
-            if type(item) is Emission: ...      # anything but one item for one
-            else:
+            if item.finish_reason is not None:  # the condition
                 item = step_1(item)
-                ...
-                    chain.item = item
-                    yield READY                 # the item is in the slot
-                    continue
+            chain.item = item
+            yield READY                         # the item is in the slot
+            continue
         ...                                     # the chain decides: more items, the end, a new shape
 
 The loop yields the futures that the engine waits for as they are, and ``READY`` for an item.

@@ -80,10 +80,33 @@ class Operator(Generic[A, B]):
 
 def operator(function: Callable[P, Stage[A, B] | Hooks[A, B]]) -> Callable[P, Operator[A, B]]:
     """
-    Turn a generator function into an operator; see :mod:`operators._stage` for what it can say.
+    Turn a generator function into an operator.
 
     The function's arguments are the operator's. Its body runs anew for every subscription, so its
-    local variables are the operator's state, and up to its first ``yield`` it is set-up.
+    local variables are the operator's state, and what comes before its first ``yield`` is set-up.
+    It receives an item at ``yield`` and yields what comes out::
+
+        item = yield            # the first item
+        while True:
+            item = yield change(item)
+
+    - ``yield out`` hands out one item, and ``yield emit(a, b)`` several, ``yield emit()`` none.
+    - ``return out`` (or ``return``) ends the stream, with ``out`` (or nothing) as its last item.
+    - The end arrives at the ``yield``: as :class:`Completed` when the source is through, as the
+      source's exception when it failed, as ``GeneratorExit`` when the stream was dropped or an
+      operator behind ended it. What is yielded or returned there still goes out, as the last item,
+      and a failure ends there; ``finally`` releases in all cases.
+
+    An operator that has nothing to do for most items says so, and costs them next to nothing. These
+    may be yielded before the first item too, without an ``out``:
+
+    - ``yield bypass(out)`` hands out ``out`` and steps aside: later items don't visit it, but the
+      end still arrives here. ``return bypass(out)`` steps aside for good.
+    - ``yield apply(function, out)`` does the same, and sends later items through *function*.
+    - ``yield visit_if(condition, out)``: of later items only those visit for which *condition*, an
+      expression over ``item``, is true.
+
+    A function that gives :class:`Hooks` instead of being a generator is cheaper still.
 
     >>> import reactivex
     >>> @operator

@@ -1,27 +1,8 @@
 """
-What one operator is at run time: a generator, and what it can say (docs/architecture.md).
+What one operator is at run time, and the rules between the operators of one run.
 
-An operator's body is a generator. It receives an item at ``yield`` and yields what comes out::
-
-    item = yield            # the first item
-    while True:
-        item = yield change(item)
-
-- ``yield out`` hands out one item; ``yield emit(a, b)`` several, ``yield emit()`` none.
-- ``yield bypass(out)`` hands out ``out`` and steps aside: later items don't visit the operator,
-  but the end arrives at this ``yield``. ``return bypass(out)`` steps aside for good.
-- ``yield apply(function, out)`` does the same, and sends later items through *function*.
-- ``yield visit_if(condition, out)`` hands out ``out``; of later items only those visit for which
-  *condition*, an expression over ``item``, is true. It is evaluated within the fused loop, where a
-  visit costs several times as much.
-
-The last three may be yielded before the first item too, without an ``out``.
-
-- ``return out`` (or ``return``) ends the stream, with ``out`` (or nothing) as its last item;
-  before the first ``yield`` too.
-- The end arrives at the ``yield``: :class:`Completed` when the source is through, the source's
-  exception when it failed, ``GeneratorExit`` when the stream was dropped. What is yielded or
-  returned there still goes out; ``finally`` releases in all three cases.
+An operator's body is a generator or :class:`Hooks`; what a generator can say is told at
+:func:`operators.operator`. A :class:`Chain` holds the bodies of one run of operators.
 """
 
 from __future__ import annotations
@@ -68,7 +49,11 @@ class SetupFailed(Exception):
 
 
 class Emission:
-    """What :func:`emit` and its kin make; yield it, don't keep it."""
+    """
+    What :func:`emit`, :func:`bypass`, :func:`apply`, :func:`visit_if` and :func:`last` make.
+
+    Yield or return it; don't keep it.
+    """
 
     __slots__ = ("condition", "ends", "items", "step", "steps_aside")
 

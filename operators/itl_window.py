@@ -24,8 +24,8 @@ def itl_window(
     """
     Note when each chunk with tokens came; pass every chunk through unchanged (rows F3, F5).
 
-    The terminal's finish reason is noted too, when the stream ends. One clock read per chunk with tokens; the figures are worked out when somebody asks. One frame
-    is one second, ``h`` has no tokens::
+    The terminal's finish reason is noted too, when it comes. One clock read per chunk with tokens;
+    the figures are worked out when somebody asks. One frame is one second, ``h`` has no tokens::
 
         source  -h-a--b-c-|
         result  -h-a--b-c-|
