@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
-from reactivex import Observable, abc
+from reactivex import Observable, abc, typing
 from reactivex.disposable import Disposable
+from reactivex.scheduler import CurrentThreadScheduler
 
 from operators._loop_scheduler import LoopScheduler
 from operators._operator import NotAnOperator, Operator
@@ -72,6 +73,24 @@ def applied(operator: RxOperator, source: Observable[Any], where: str) -> Observ
     )
 
 
+class _SegmentScheduler(LoopScheduler):
+    """Timers on the event loop; work that is due at once at once, as without a scheduler."""
+
+    def schedule(self, action: abc.ScheduledAction[Any], state: Any = None) -> abc.DisposableBase:
+        return CurrentThreadScheduler.singleton().schedule(action, state)
+
+    def schedule_relative(
+        self,
+        duetime: typing.RelativeTime,
+        action: abc.ScheduledAction[Any],
+        state: Any = None,
+    ) -> abc.DisposableBase:
+        if self.to_seconds(duetime) <= 0.0:
+            # A timer still: a periodic one of no length would never let go of the thread.
+            return super().schedule(action, state)
+        return super().schedule_relative(duetime, action, state)
+
+
 class RxSegment(Segment):
     """
     A ``reactivex`` operator between two parts of a pulled pipeline.
@@ -89,6 +108,7 @@ class RxSegment(Segment):
         "_demand",
         "_detached",
         "_done",
+        "_elsewhere",
         "_error",
         "_loop",
         "_observer",
@@ -108,7 +128,8 @@ class RxSegment(Segment):
         self._thread = threading.get_ident()
         self._out: deque[Any] = deque()
         self._done = False
-        self._error: Exception | None = None
+        self._elsewhere = False
+        self._error: BaseException | None = None
         self._observer: abc.ObserverBase[Any] | None = None
         self._subscribed = False
         self._demand = asyncio.Event()
@@ -120,12 +141,12 @@ class RxSegment(Segment):
             self._on_next,
             self._on_error,
             self._on_completed,
-            scheduler=LoopScheduler(self._loop),
+            scheduler=_SegmentScheduler(self._loop),
         )
 
     @property
     def ended(self) -> bool:
-        return self._done and not self._out
+        return self._done and not self._out and self._error is None
 
     async def __anext__(self) -> Any:
         while not self._out:
@@ -156,9 +177,21 @@ class RxSegment(Segment):
             self._pump = self._loop.create_task(self._pull_on_demand())
 
     async def _pull_on_demand(self) -> None:
-        while self._observer is not None and not self._done:
-            await self._demand.wait()
-            await self._pull()
+        try:
+            while True:
+                await self._demand.wait()
+                if self._observer is None or self._done:
+                    return
+                await self._pull()
+                if self._elsewhere:
+                    # What the operator emitted on another thread comes by the loop.
+                    await asyncio.sleep(0)
+        except BaseException as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # What the engine or an operator raised comes out of the consumer's pull.
+            self._end(error)
 
     async def _pull(self) -> None:
         try:
@@ -179,21 +212,25 @@ class RxSegment(Segment):
         self, observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
     ) -> abc.DisposableBase:
         if self._subscribed:
-            observer.on_error(RuntimeError("a token stream can be subscribed to only once"))
+            # The operator isn't told: one that tries again on an error would do so for ever.
+            self._on_error(RuntimeError("a token stream can be subscribed to only once"))
             return Disposable()
         self._subscribed = True
         self._observer = observer
-        if self._waiter is not None:
-            # The operator turned to its source after the consumer had begun to wait.
-            self._start_pump()
-        return Disposable(self._leave_source)
+        # The consumer may have begun to wait already.
+        self._here(self._wake_pump, None)
+        return Disposable(lambda: self._here(self._leave_source, None))
 
-    def _leave_source(self) -> None:
+    def _wake_pump(self, _: None) -> None:
+        if self._waiter is not None:
+            self._start_pump()
+
+    def _leave_source(self, _: None) -> None:
         """The operator wants no more of its source."""
         self._observer = None
+        # A pull that is under way unwinds by this; the task that waits in it ends with it.
         self._source.close()
-        if self._pump is not None and self._pump is not asyncio.current_task(self._loop):
-            self._pump.cancel()
+        self._demand.set()
 
     def _on_next(self, item: Any) -> None:
         self._here(self._take, item)
@@ -209,6 +246,7 @@ class RxSegment(Segment):
         if threading.get_ident() == self._thread:
             function(argument)
         elif not self._loop.is_closed():
+            self._elsewhere = True
             self._loop.call_soon_threadsafe(function, argument)
 
     def _take(self, item: Any) -> None:
@@ -216,7 +254,7 @@ class RxSegment(Segment):
             self._out.append(item)
             self._wake()
 
-    def _end(self, error: Exception | None) -> None:
+    def _end(self, error: BaseException | None) -> None:
         if not self._done:
             self._done = True
             self._error = error
@@ -232,8 +270,8 @@ class RxSegment(Segment):
         self._done = True
         self._out.clear()
         self._subscription.dispose()
-        self._leave_source()
         self._wake()
+        self._leave_source(None)
 
     async def aclose(self) -> None:
         """Drop, and wait until the source is released."""

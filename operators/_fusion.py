@@ -135,7 +135,8 @@ class FusedRun(Segment, Generic[B]):
     @property
     def ended(self) -> bool:
         """Whether the item handed out last was the last one."""
-        return self._chain.ended and not self._chain.out
+        chain = self._chain
+        return chain.ended and not chain.out and chain.error is None
 
     def __aiter__(self) -> AsyncIterator[B]:
         return self
@@ -154,13 +155,14 @@ class FusedRun(Segment, Generic[B]):
                 break
             self._fuse()
         error, chain.error = chain.error, None
+        if error is None or not _is_cancelled():
+            await self._release.wait()
         if error is not None and (not self._dropped or _is_cancelled()):
             try:
                 raise error
             finally:
                 # This frame is in its traceback: holding it here would be a cycle.
                 del error
-        await self._release.wait()
         raise StopAsyncIteration
 
     @types.coroutine

@@ -64,14 +64,21 @@ class Release:
         self._close_source()
         if _is_generator(self.source):
             _open.discard(self.source)
+        if self._rest is not None and isinstance(self.source, Segment):
+            # A pull inside the segment unwinds first: operators there have an end to tell of.
+            self._rest.add_done_callback(self._end)
+        else:
+            self._end()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _end(self, _: object = None) -> None:
         on_end, self._on_end = self._on_end, None
         if on_end is not None:
             try:
                 on_end()
             except Exception:
                 _log.exception("what waits for the end of a stream failed")
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     async def wait(self) -> None:
         """Wait until everything is released; being cancelled here does not disturb the release."""
