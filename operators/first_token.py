@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 from operators._chunk import HAS_TOKENS, Chunk
 from operators._operator import operator
@@ -11,11 +11,9 @@ from operators._stage import Hooks
 
 __all__ = ("first_token",)
 
-C = TypeVar("C", bound=Chunk)
-
 
 @operator
-def first_token(on_first: Callable[[C], None]) -> Hooks[C, C]:
+def first_token(on_first: Callable[[Any], object]) -> Hooks[Any, Any]:
     """
     Call *on_first* with the first token's chunk; pass every chunk through unchanged (row F1).
 
@@ -39,7 +37,7 @@ def first_token(on_first: Callable[[C], None]) -> Hooks[C, C]:
     [7]
     """
 
-    def note(chunk: C) -> C:
+    def note(chunk: Chunk) -> Chunk:
         on_first(chunk)
         return chunk
 

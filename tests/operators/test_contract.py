@@ -52,7 +52,7 @@ MADE: dict[str, Callable[[], Operator[Any, Any]]] = {
     "sliding_itl": lambda: operators.sliding_itl(count=2, clock=lambda: 0.0),
     "trace_link": lambda: operators.trace_link("link", on_terminal=True),
     "until_terminal": operators.until_terminal,
-    "validate_chunks": lambda: operators.validate_chunks(Chunk, lambda item: Chunk(item)),
+    "validate_chunks": lambda: operators.validate_chunks(Chunk, Chunk),
     "validate_contract": operators.validate_contract,
 }
 

@@ -71,7 +71,11 @@ def known(operator: RxOperator) -> RxOperator:
 
 def unknown(operator: RxOperator) -> RxOperator:
     """The same operator, of a kind that nothing is known of."""
-    return lambda source: operator(source)
+
+    def applied(source: Observable[Any]) -> Observable[Any]:
+        return operator(source)
+
+    return applied
 
 
 KINDS = pytest.mark.parametrize("kind", [known, unknown])
@@ -171,7 +175,7 @@ DETACHED: dict[str, Callable[[], RxOperator]] = {
     "repeat-once": lambda: ops.repeat(1),
     "start_with": lambda: ops.start_with(7, 8),
     "switch_map": lambda: unknown(
-        lambda source: source.pipe(ops.map(lambda item: reactivex.of(item)), ops.switch_latest())
+        lambda source: source.pipe(ops.map(reactivex.of), ops.switch_latest())
     ),
     "to_list": ops.to_list,
     "with_latest_from": lambda: ops.with_latest_from(reactivex.of(7)),

@@ -57,10 +57,7 @@ class TestPull:
         """Items that are left out are pulled within the same pull, and no more than those."""
         engine = Engine(range(9))
         stream = fuse(engine(), [kept(3)])
-        pulls: list[int] = []
-        async for _ in stream:
-            pulls.append(engine.pulls)
-        assert pulls == [1, 4, 7]
+        assert [engine.pulls async for _ in stream] == [1, 4, 7]
 
     @pytest.mark.rows("S4")
     @virtual

@@ -24,7 +24,6 @@ from operators import (
     visit_if,
 )
 from tests.operators._help import (
-    Engine,
     Life,
     Seen,
     collect,
@@ -564,7 +563,7 @@ class TestHooks:
 
     def test_no_step(self, life: Life) -> None:
         """Without a step no item visits."""
-        nothing = stateless(lambda: Hooks[int, int]())
+        nothing = stateless(Hooks[int, int])
         assert life([1, 2], nothing(), nothing()) == Seen([1, 2], "completed")
 
     @pytest.mark.parametrize(

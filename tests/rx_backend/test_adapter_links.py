@@ -99,7 +99,7 @@ async def test_a_fresh_request_has_no_trace_of_a_migration(mode: DisaggregationM
     assert span.links == ()
 
 
-@pytest.mark.rows("T3")
+@pytest.mark.rows("T3", "TY-link")
 @pytest.mark.reference("adapter_stamps_worker_trace_link_on_first_non_empty_chunk")
 @pytest.mark.parametrize("mode", MODES)
 @virtual

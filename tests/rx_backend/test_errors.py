@@ -56,6 +56,7 @@ def chained(*chain: BaseException) -> BaseException:
     return chain[0]
 
 
+@pytest.mark.rows("TY-errors")
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_a_kind_has_its_texts(kind: str) -> None:
     """Text, span form and class name follow from the kind."""
@@ -136,6 +137,7 @@ def test_a_cycle_of_causes_ends() -> None:
     assert pickle.loads(pickle.dumps(first)).__cause__.message == "2"
 
 
+@pytest.mark.rows("TY-errors")
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_pickling_keeps_kind_message_and_causes(kind: str, protocol: int) -> None:
@@ -179,6 +181,7 @@ def test_a_traceback_tells_the_whole_story() -> None:
     assert "rx_backend.errors.Unknown: BackendUnknown: boom" in text
 
 
+@pytest.mark.rows("TY-errors")
 @pytest.mark.parametrize("kind", SHARED_KINDS)
 def test_a_dynamo_exception_keeps_its_kind(kind: str) -> None:
     """Each of Dynamo's exceptions becomes the error of its kind and stays as cause."""
@@ -205,6 +208,7 @@ def test_a_subclass_of_a_dynamo_exception_keeps_its_kind() -> None:
     assert as_backend_error(special("gone")).kind == "Disconnected"
 
 
+@pytest.mark.rows("TY-errors")
 @pytest.mark.parametrize("kind", SHARED_KINDS)
 def test_an_error_becomes_dynamos_exception_and_comes_back(kind: str) -> None:
     """Both ways keep kind, message and chain of causes."""

@@ -101,6 +101,7 @@ def test_an_error_carries_its_message() -> None:
     assert FinishReason.error("boom").span_value == 'Error("boom")'
 
 
+@pytest.mark.rows("TY-finish")
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -118,6 +119,7 @@ def test_a_finish_reason_is_read_in_every_form(given: Any, expected: FinishReaso
     assert FinishReason.parse(given) == expected
 
 
+@pytest.mark.rows("TY-finish")
 @pytest.mark.parametrize(
     "given",
     [
@@ -158,7 +160,7 @@ def test_a_finish_reason_that_makes_no_sense_is_refused(args: tuple[str, ...]) -
 # --------------------------------------------------------------------------- chunks
 
 
-@pytest.mark.rows("E2")
+@pytest.mark.rows("E2", "TY-output")
 @pytest.mark.parametrize(
     ("chunk", "changed"),
     [
@@ -216,6 +218,7 @@ def test_the_collector_tracks_neither_chunks_nor_their_items() -> None:
     assert gc.is_tracked(Annotated.from_error(ValueError("v")))
 
 
+@pytest.mark.rows("TY-output")
 @given(outputs())
 def test_a_chunk_survives_the_wire(chunk: LLMEngineOutput) -> None:
     """What is decoded equals what was encoded, through JSON and through plain data."""
@@ -225,6 +228,7 @@ def test_a_chunk_survives_the_wire(chunk: LLMEngineOutput) -> None:
     assert pickle.loads(pickle.dumps(chunk)) == chunk
 
 
+@pytest.mark.rows("TY-output")
 @given(outputs(), unknown_keys)
 def test_unknown_keys_of_a_chunk_survive(chunk: LLMEngineOutput, unknown: dict[str, Any]) -> None:
     """Keys of a later runtime are kept, readable, and written where they were."""
@@ -292,6 +296,7 @@ def test_a_malformed_chunk_names_the_field(wire: object, message: str) -> None:
 # --------------------------------------------------------------------------- requests
 
 
+@pytest.mark.rows("TY-request")
 def test_the_smallest_request_is_written_as_the_runtime_writes_it() -> None:
     """Options are always there, null where they are not set; everything else only when it is."""
     assert json.loads(encode(PreprocessedRequest(token_ids=[1]))) == {
@@ -346,6 +351,7 @@ def test_a_probe_payload_is_a_request() -> None:
     assert convert_request({"token_ids": [1], "is_probe": True}).is_probe is False
 
 
+@pytest.mark.rows("TY-request")
 @given(requests(), requests(unknown_keys))
 def test_a_request_survives_the_wire(
     plain: PreprocessedRequest, strange: PreprocessedRequest
@@ -358,6 +364,7 @@ def test_a_request_survives_the_wire(
         assert pickle.loads(pickle.dumps(request)) == request
 
 
+@pytest.mark.rows("TY-request")
 @given(unknown_keys)
 def test_unknown_keys_of_a_request_survive_where_they_were(unknown: dict[str, Any]) -> None:
     """Keys of a later runtime are kept at the top and in every part that has options."""
@@ -411,7 +418,7 @@ def test_packed_tokens_are_unpacked(kind: Callable[[bytes], object]) -> None:
     assert message == "$.token_ids: expected 4 bytes a packed token, got 3 bytes"
 
 
-@pytest.mark.rows("H1")
+@pytest.mark.rows("H1", "TY-request")
 @pytest.mark.parametrize(
     ("wire", "message"),
     [
@@ -457,6 +464,7 @@ def test_what_is_no_json_is_refused(decode: Callable[[Any], object], data: str |
 # --------------------------------------------------------------------------- items
 
 
+@pytest.mark.rows("TY-annotated")
 def test_an_item_with_data_is_written_as_data_alone() -> None:
     """What is not set is left out."""
     item = Annotated(LLMEngineOutput.token(7))
@@ -467,7 +475,7 @@ def test_an_item_with_data_is_written_as_data_alone() -> None:
     assert decode_annotated(encode(event)) == event
 
 
-@pytest.mark.rows("S6")
+@pytest.mark.rows("S6", "TY-annotated")
 def test_an_error_item_has_the_error_and_its_message() -> None:
     """It is an event named error without data, the message its comment, the typed error inside."""
     error = EngineShutdown("gone")
@@ -532,6 +540,7 @@ def test_an_error_item_survives_the_wire(error: BackendError) -> None:
     assert told == [(type(link), str(link)) for link in (error, *causes(error))]
 
 
+@pytest.mark.rows("TY-annotated")
 @given(outputs(), st.none() | st.text(), st.none() | st.lists(st.text(), max_size=2))
 def test_an_item_survives_the_wire(
     chunk: LLMEngineOutput, event: str | None, comment: list[str] | None
