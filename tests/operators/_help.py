@@ -100,8 +100,9 @@ def watch(stream: Observable[Any], *, take: int | None = None) -> tuple[Seen, ab
 async def collect(stream: AsyncIterator[Any], *, take: int | None = None) -> Seen:
     """Pull a stream to its end, or until it gives nothing any more, or close it after *take*."""
     seen = Seen()
+    patience = asyncio.timeout(LONG_S)
     try:
-        async with asyncio.timeout(LONG_S) as patience:
+        async with patience:
             async for item in stream:
                 seen.items.append(item)
                 if len(seen.items) == take:

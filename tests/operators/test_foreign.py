@@ -87,7 +87,7 @@ def ticking(period_s: float) -> RxOperator:
 
 
 def custom(
-    source: Observable[Any], on_next: Callable[[abc.ObserverBase[Any], Any], object]
+    source: Observable[Any], on_next: Callable[[abc.ObserverBase[Any], Any], None]
 ) -> Observable[Any]:
     """An Observable that does something of its own with each item."""
 
@@ -127,6 +127,16 @@ def shown(seen: Seen) -> tuple[list[str], str]:
 
 async def first_of(stream: FusedRun[Any]) -> Any:
     return await anext(stream)
+
+
+def leaves_two(item: int) -> bool:
+    """Whether a division by three leaves two."""
+    return item % 3 == 2
+
+
+def timer_of(item: int) -> Observable[int]:
+    """An item that comes later, the sooner the greater it is."""
+    return reactivex.timer(10.0 - 4 * item).pipe(ops.map(lambda _: item))
 
 
 # Operators that emit within the signals of their source. Known by name, they answer at once.
@@ -248,8 +258,8 @@ class TestPull:
     @pytest.mark.parametrize(
         ("operator", "pulls"),
         [
-            pytest.param(ops.filter(lambda item: item % 3 == 2), [3, 6, 9], id="filter"),
-            pytest.param(unknown(ops.filter(lambda item: item % 3 == 2)), [3, 6, 9], id="unknown"),
+            pytest.param(ops.filter(leaves_two), [3, 6, 9], id="filter"),
+            pytest.param(unknown(ops.filter(leaves_two)), [3, 6, 9], id="unknown"),
             pytest.param(ops.buffer_with_count(3), [3, 6, 9], id="buffer_with_count"),
             pytest.param(
                 ops.flat_map(lambda item: reactivex.of(item, item)), [1, 1, 2], id="flat_map"
@@ -348,9 +358,7 @@ class TestTime:
             pytest.param(lambda: ops.take_with_time(2.5), [(1, 0), (2, 1)], id="take_with_time"),
             pytest.param(lambda: ops.skip_with_time(1.5), [(2, 1), (3, 2)], id="skip_with_time"),
             pytest.param(
-                lambda: ops.flat_map(
-                    lambda n: reactivex.timer(10.0 - 4 * n).pipe(ops.map(lambda _: n))
-                ),
+                lambda: ops.flat_map(timer_of),
                 [(5, 2), (8, 1), (11, 0)],
                 id="flat_map-to-timers",
             ),

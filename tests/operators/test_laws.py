@@ -230,7 +230,7 @@ OURS = st.one_of(
     st.builds(generator, st.sampled_from(BODIES), NUMBERS),
     st.builds(hooks, st.sampled_from(["some", "once", "last", "rescue"]), NUMBERS),
 )
-STOCK = st.sampled_from(
+STOCK: st.SearchStrategy[AnyOperator] = st.sampled_from(
     [
         ops.map(lambda item: item + 1),
         ops.filter(lambda item: item % 2 == 0),

@@ -9,7 +9,16 @@ from typing import Any, cast
 import pytest
 from opentelemetry.trace import INVALID_SPAN, Span, StatusCode
 
-from operators import SetupFailed, TokenTimes, fuse, itl_window, operator, record_span, span_names
+from operators import (
+    SetupFailed,
+    Stage,
+    TokenTimes,
+    fuse,
+    itl_window,
+    operator,
+    record_span,
+    span_names,
+)
 from operators import until_terminal as until
 from rx_backend.testing import Marbles
 from tests.operators._help import (
@@ -186,7 +195,7 @@ class TestOutcomes:
         stopped = False
 
         @operator
-        def stop_at_the_first() -> Any:
+        def stop_at_the_first() -> Stage[Any, Any]:
             nonlocal stopped
             item = yield
             while True:
@@ -236,7 +245,7 @@ class TestOutcomes:
         """What an operator behind raises ends the stream for the span as a drop does."""
 
         @operator
-        def refuse() -> Any:
+        def refuse() -> Stage[Any, Any]:
             yield
             raise Gone
 
@@ -249,7 +258,7 @@ class TestOutcomes:
         """When a later operator can't start, ``error_kind`` is asked about a ``SetupFailed``."""
 
         @operator
-        def refuse() -> Any:
+        def refuse() -> Stage[Any, Any]:
             raise Gone("no start")
             yield
 
@@ -382,7 +391,7 @@ class TestSpans:
         def refuse(*_: object) -> Any:
             raise LookupError
 
-        callbacks: dict[str, Callable[..., Any]] = {broken: refuse}
+        callbacks: dict[str, Any] = {broken: refuse}
         error = Gone() if broken == "error_kind" else None
         life([token(1), terminal()], record_span(start(spans), **callbacks), error=error)
         assert len(spans.finished) == 1

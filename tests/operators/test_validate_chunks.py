@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -18,7 +18,7 @@ class Malformed(Exception):
 def convert(item: Any) -> Chunk:
     if not isinstance(item, dict):
         raise TypeError(f"no chunk: {item!r}")
-    return Chunk(**item)
+    return Chunk(**cast("dict[str, Any]", item))
 
 
 validated = validate_chunks(Chunk, convert, error=Malformed)
