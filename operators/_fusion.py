@@ -1,50 +1,30 @@
-"""
-Fusion: neighbouring operators become one loop that the consumer's pull drives.
-
-The loop of a run is written out as source for its shape (which operators are there, and which items
-visit them) and compiled once per shape, so that a chunk passes from one to the next by plain calls.
-For an operator that every item visits, and one with a condition, it reads in essence::
-
-    while True:
-        item = yield from pull()
-        item = step_0(item)
-        if type(item) is Emission: ...          # anything but one item for one
-        else:
-            if item.finish_reason is not None:  # the condition
-                item = step_1(item)
-            chain.item = item
-            yield READY                         # the item is in the slot
-            continue
-        ...                                     # the chain decides: more items, the end, a new shape
-
-The loop yields the futures that the engine waits for as they are, and ``READY`` for an item.
-"""
+"""Fusion: a run of operators over a source, as one loop that the consumer's pull drives."""
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import contextvars
 import inspect
 import operator
 import types
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
+from operators._chain import Chain
+from operators._loop import METHOD, READY, Visit, compiled, leftovers
 from operators._operator import Operator
 from operators._release import Release, Segment
-from operators._stage import Chain, Emission, Expression, leave_frame
 
 __all__ = ("Enter", "FusedRun")
 
 B = TypeVar("B", covariant=True)
 
-READY = object()
 _NEXT_TURN = object()
 
 if TYPE_CHECKING:
-    _Loop = types.GeneratorType[Any, Any, None]
+    from operators._loop import Loop
+
 _Pull = Callable[[], Any]
 
 
@@ -101,7 +81,7 @@ class FusedRun(Segment, Generic[B]):
         own = context if isinstance(context, contextvars.Context) else None
         self._release = Release(source, on_end, own, loop)
         if self._chain.ended:
-            self._start(cast("_Loop", _leftovers(self._chain, self._release)))
+            self._start(cast("Loop", leftovers(self._chain, self._release)))
         else:
             try:
                 self._fuse()
@@ -114,21 +94,21 @@ class FusedRun(Segment, Generic[B]):
         chain, source = self._chain, self._release.source
         chain.reshaped = False
         arguments: list[Any] = []
-        shape: list[_Visit] = []
+        shape: list[Visit] = []
         for step, condition in zip(chain.steps, chain.conditions, strict=True):
             if step is None:
                 shape.append(None)
                 continue
             arguments.append(step)
             if condition is None:
-                shape.append(type(step) is _METHOD)
+                shape.append(type(step) is METHOD)
             else:
                 shape.append(condition.expression)
                 arguments += condition.values
-        loop = _compiled(tuple(shape), isinstance(source, Segment))
+        loop = compiled(tuple(shape), isinstance(source, Segment))
         self._start(loop(chain, source, _pull_of(source), self._release, *arguments))
 
-    def _start(self, loop: _Loop) -> None:
+    def _start(self, loop: Loop) -> None:
         self._loop = loop
         self._step = self._pull = partial(self._enter, self._loop.send, None)
 
@@ -170,7 +150,7 @@ class FusedRun(Segment, Generic[B]):
         """Pass the source's futures on until an item is there; False when the loop is through."""
         enter, loop = self._enter, self._loop
         self._pull = _already_pulled
-        is_cancelled = False
+        is_told = False
         try:
             while signal is not READY:
                 self._waits = _NEXT_TURN if signal is None else signal
@@ -180,11 +160,12 @@ class FusedRun(Segment, Generic[B]):
                     self._abandon()
                     raise
                 except BaseException as error:
-                    is_cancelled = is_cancelled or isinstance(error, asyncio.CancelledError)
+                    if self._dropped and isinstance(error, asyncio.CancelledError):
+                        is_told = True
                     signal = enter(loop.throw, error)
                 else:
-                    if self._dropped and not is_cancelled:
-                        is_cancelled = True
+                    if self._dropped and not is_told:
+                        is_told = True
                         signal = enter(loop.throw, asyncio.CancelledError())
                     else:
                         signal = self._step()
@@ -250,135 +231,6 @@ class FusedRun(Segment, Generic[B]):
             release.loop.call_soon_threadsafe(self.close)
         else:
             self.close()
-
-
-_METHOD = types.BuiltinMethodType
-
-
-class _Detour(BaseException):
-    """A stage that few items visit took over: leaves the straight path of the loop."""
-
-
-_Visit: TypeAlias = Expression | bool | None
-"""
-How items visit one stage, as a part of a loop's shape: under a condition, all of them (and whether
-the stage may answer with an Emission: a generator may, an applied function can't), or none.
-"""
-
-
-@cache
-def _compiled(shape: tuple[_Visit, ...], ends_early: bool) -> Callable[..., _Loop]:
-    """
-    Compile the loop for a shape.
-
-    Args:
-        shape: How items visit each stage.
-        ends_early: The source says with an item whether it is the last.
-    """
-    body: list[str] = []
-    places: dict[int, int] = {}
-    arguments: list[str] = []
-    indent = " " * 16
-
-    def write(line: str, place: int = 0) -> None:
-        places[_FIRST_LINE + len(body)] = place
-        body.append(indent + line)
-
-    if ends_early:
-        write("if source.ended:")
-        write("    chain.push_last(item)")
-        write("else:")
-        indent += "    "
-    for place, visit in enumerate(shape):
-        if visit is None:
-            continue
-        arguments.append(f"step_{place}")
-        if isinstance(visit, Expression):
-            arguments += [f"n{place}_{name}" for name in visit.names]
-            condition = _renamed(visit, place)
-            if visit.once:
-                write(f"if step_{place} is not None and ({condition}):", place)
-                write(f"    step, step_{place} = step_{place}, None", place)
-                write(f"    chain.steps[{place}] = None", place)
-                write("    item = step(item)", place)
-            else:
-                write(f"if {condition}:", place)
-                write(f"    item = step_{place}(item)", place)
-            write("    if type(item) is Emission:")
-            write(f"        chain.emitted({place}, item)", place)
-            write("        raise Detour")
-            continue
-        write(f"item = step_{place}(item)", place)
-        if visit:
-            write("if type(item) is Emission:")
-            write(f"    chain.emitted({place}, item)", place)
-            write("else:")
-            indent += "    "
-    write("chain.item = item")
-    write("yield READY")
-    write("continue")
-    source = _LOOP.format(arguments="".join(f", {a}" for a in arguments), body="\n".join(body))
-    names_of_loop: dict[str, Any] = {
-        "Detour": _Detour,
-        "Emission": Emission,
-        "PLACES": places,
-        "READY": READY,
-        "leave_frame": leave_frame,
-    }
-    exec(compile(source, f"<fused loop of {len(shape)}>", "exec"), names_of_loop)  # noqa: S102
-    return cast("Callable[..., _Loop]", types.coroutine(names_of_loop["loop"]))
-
-
-def _renamed(expression: Expression, place: int) -> str:
-    """The expression with its names made the stage's own."""
-    tree = ast.parse(expression.source, mode="eval")
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id in expression.names:
-            node.id = f"n{place}_{node.id}"
-    return ast.unparse(tree)
-
-
-def _leftovers(chain: Chain, release: Release) -> Generator[Any, Any, None]:
-    """The loop of a run that an operator ended before it began."""
-    release()
-    while chain.out:
-        chain.item = chain.out.pop(0)
-        yield READY
-
-
-# The line of an exception in the loop tells which stage it came from.
-_LOOP = """\
-def loop(chain, source, pull, release{arguments}):
-    while True:
-        try:
-            item = yield from pull()
-        except StopAsyncIteration:
-            chain.complete()
-        except GeneratorExit:
-            raise
-        except BaseException as error:
-            leave_frame(error)
-            chain.fail(error)
-        else:
-            try:
-{body}
-            except Detour:
-                pass
-            except GeneratorExit:
-                raise
-            except BaseException as error:
-                place = PLACES[error.__traceback__.tb_lineno]
-                leave_frame(error)
-                chain.interrupted(error, place)
-        if chain.ended:
-            release()
-        while chain.out:
-            chain.item = chain.out.pop(0)
-            yield READY
-        if chain.ended or chain.reshaped:
-            return
-"""
-_FIRST_LINE = _LOOP[: _LOOP.index("{body}")].count("\n") + 1
 
 
 def _pull_of(source: AsyncIterator[Any]) -> _Pull:

@@ -10,7 +10,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable, SingleAssignmentDisposable
 
-from operators._stage import Chain, Emission, Hooks, Stage, leave_frame
+from operators._chain import Chain, leave_frame
+from operators._stage import Emission, Hooks, Stage
 
 __all__ = ("NotAnOperator", "Operator", "operator", "stateless")
 

@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import logging
 import types
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeAlias, cast
 
@@ -19,9 +20,10 @@ class Segment(AsyncIterator[Any]):
     __slots__ = ()
 
     @property
+    @abstractmethod
     def ended(self) -> bool:
         """Whether the item handed out last was the last one."""
-        raise NotImplementedError
+        ...
 
 
 class Release:
@@ -160,8 +162,10 @@ def _begin_task(
     loop: asyncio.AbstractEventLoop,
     context: contextvars.Context | None,
 ) -> asyncio.Task[None] | None:
-    # The object is the coroutine's current task at once; it is initialised if it is to be run.
-    task = cast("asyncio.Task[None]", asyncio.Task.__new__(asyncio.Task))
+    # The object is the current task of the first step; only then is it scheduled, if need be.
+    unscheduled = cast("asyncio.AbstractEventLoop", _Unscheduled(loop))
+    task = asyncio.Task(coroutine, loop=unscheduled)
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
     current = asyncio.current_task(loop)
     # These two are asyncio's interface for running something as a task.
     if current is not None:
@@ -175,8 +179,30 @@ def _begin_task(
         asyncio.tasks._leave_task(loop, task)
         if current is not None:
             asyncio.tasks._enter_task(loop, current)
-    task.__init__(_resume(coroutine, signal), loop=loop, context=context)
+    is_cancelled = task.cancelling() > 0
+    task.__init__(_resume(coroutine, signal), loop=loop, name=task.get_name(), context=context)
+    if is_cancelled:
+        task.cancel()
     return task
+
+
+class _Unscheduled:
+    """A loop for a task that is not to be run by it."""
+
+    __slots__ = ("_loop",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def call_soon(self, *_: object, **__: object) -> None:
+        """Don't."""
+
+    def get_debug(self) -> bool:
+        """Without the traceback of its making."""
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
 
 
 async def _close(aclose: Callable[[], Awaitable[object]]) -> None:

@@ -21,7 +21,7 @@ from reactivex import Observable, abc
 from reactivex import operators as ops
 from reactivex.subject import Subject
 
-from operators import AnyOperator, Completed, Stage, emit, fuse, operator
+from operators import AnyOperator, Completed, FusedRun, Stage, emit, fuse, operator
 from rx_backend.testing import run_virtual
 
 P = ParamSpec("P")
@@ -277,6 +277,25 @@ def fused_waiting(
 
 
 LIVES: tuple[Life, ...] = (pushed, synchronous, fused, fused_waiting)
+
+
+# Ways to drop a stream.
+
+
+# A list that owns the stream, so that emptying it is losing the last reference.
+Owner = list[FusedRun[Any]]
+
+
+async def by_close(owner: Owner) -> None:
+    owner[0].close()
+
+
+async def by_aclose(owner: Owner) -> None:
+    await owner[0].aclose()
+
+
+async def by_losing_it(owner: Owner) -> None:
+    owner.clear()
 
 
 # Small operators.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -11,12 +12,16 @@ from typing import Any
 
 import pytest
 
-from operators import FusedRun, Stage, fuse, operator, until_terminal
+from operators import Stage, fuse, operator, until_terminal
 from rx_backend.testing import VirtualTimeLoop, run_virtual
 from tests.leaks import LeakWatch
 from tests.operators._help import (
     Engine,
+    Owner,
     Seen,
+    by_aclose,
+    by_close,
+    by_losing_it,
     collect,
     same,
     spy,
@@ -25,9 +30,6 @@ from tests.operators._help import (
     twice,
     virtual,
 )
-
-# A list that owns the stream, so that emptying it is losing the last reference.
-Owner = list[FusedRun[Any]]
 
 
 class Run:
@@ -58,20 +60,15 @@ class Run:
         return sorted(entry for entry in self.journal if entry[-1] in "!|#d")
 
 
-async def by_close(owner: Owner) -> None:
-    owner[0].close()
-
-
-async def by_aclose(owner: Owner) -> None:
-    await owner[0].aclose()
-
-
-async def by_losing_it(owner: Owner) -> None:
-    owner.clear()
-
-
 async def by_losing_it_in_a_thread(owner: Owner) -> None:
     await asyncio.to_thread(owner.clear)
+
+
+async def by_losing_a_cycle(owner: Owner) -> None:
+    cycle: list[object] = [owner.pop()]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
 
 
 async def by_leaving_a_loop(owner: Owner) -> None:
@@ -90,6 +87,7 @@ WAYS = [
     by_aclose,
     by_losing_it,
     by_losing_it_in_a_thread,
+    by_losing_a_cycle,
     by_leaving_a_loop,
     by_an_exception_in_a_loop,
 ]
@@ -128,6 +126,19 @@ async def spinning_after_a_failure(journal: list[str]) -> AsyncGenerator[Any]:
         yield 1
         with suppress(LookupError):
             await _fails_after(0.5)
+        for _ in range(MANY):
+            await asyncio.sleep(0)
+        journal.append("never dropped")
+    finally:
+        journal.append("closed")
+
+
+async def spinning_after_a_cancellation(journal: list[str]) -> AsyncGenerator[Any]:
+    """An engine that swallows a cancellation, and then waits turn by turn."""
+    try:
+        yield 1
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
         for _ in range(MANY):
             await asyncio.sleep(0)
         journal.append("never dropped")
@@ -297,6 +308,34 @@ class TestNobodyWaits:
         assert await run.released() == DROPPED
 
     @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("waits", [True, False])
+    @virtual
+    async def test_the_clean_up_is_a_task_like_any_other(self, waits: bool) -> None:
+        """An engine's ``finally`` may ask for the task it runs in, from its first step on."""
+        asked: list[str] = []
+        tasks: set[object] = set()
+
+        async def engine() -> AsyncGenerator[int]:
+            try:
+                yield 1
+            finally:
+                for _ in range(2):
+                    task = asyncio.current_task()
+                    assert task is not None
+                    tasks.add(task)
+                    asked.append(repr(task))
+                    asked.append(task.get_name())
+                    asked.append(repr(task.get_coro()))
+                    if waits:
+                        await asyncio.sleep(1)
+
+        stream = fuse(engine(), [same()])
+        await anext(stream)
+        await stream.aclose()
+        assert (len(tasks), len(asked)) == (1, 6)
+        assert all(isinstance(answer, str) for answer in asked)
+
+    @pytest.mark.rows("S7")
     def test_a_stream_that_outlives_its_loop(self, leaks: LeakWatch) -> None:
         """Dropping it afterwards, or pulling it, is harmless."""
         leaks.allow("async generator not closed")
@@ -420,6 +459,22 @@ class TestATaskWaits:
             await asyncio.sleep(1)
             pulling.cancel()
             assert await pulling == Seen([1, 2], "completed")
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("way", [by_close, by_aclose])
+    @virtual
+    async def test_an_engine_that_swallowed_the_consumers_cancellation(
+        self, way: Callable[[Owner], Awaitable[None]]
+    ) -> None:
+        """A drop that follows in the same pull still reaches it."""
+        run = Run(spinning_after_a_cancellation)
+        pulling = run.pull()
+        await asyncio.sleep(1)
+        pulling.cancel()
+        await asyncio.sleep(0.01)
+        await way(run.owner)
+        await asyncio.wait([pulling])
+        assert await run.released() == DROPPED
 
     @pytest.mark.rows("S7")
     @virtual

@@ -1,4 +1,4 @@
-"""`operators._foreign` and `operators._assemble`: any ``reactivex`` operator, anywhere in a list."""
+"""`operators._foreign`: any ``reactivex`` operator, anywhere in a list."""
 
 # The types of ``reactivex`` leave open what an operator without a source works on.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -20,10 +20,7 @@ from reactivex.scheduler import NewThreadScheduler
 from operators import (
     AnyOperator,
     FusedRun,
-    NotAnOperator,
     Stage,
-    check_operators,
-    first_token,
     fuse,
     operator,
     until_terminal,
@@ -33,7 +30,11 @@ from tests.operators._help import (
     LONG_S,
     Engine,
     Life,
+    Owner,
     Seen,
+    by_aclose,
+    by_close,
+    by_losing_it,
     collect,
     fused,
     fused_waiting,
@@ -634,18 +635,6 @@ class TestThreads:
         assert threads == {threading.get_ident()}
 
 
-async def by_close(owner: list[FusedRun[Any]]) -> None:
-    owner[0].close()
-
-
-async def by_aclose(owner: list[FusedRun[Any]]) -> None:
-    await owner[0].aclose()
-
-
-async def by_losing_it(owner: list[FusedRun[Any]]) -> None:
-    owner.clear()
-
-
 # Foreign operators in whose state a drop may find the stream.
 HELD: dict[str, Callable[[], RxOperator]] = {
     "map": lambda: ops.map(lambda item: item),
@@ -676,7 +665,7 @@ class TestDrop:
         name: str,
         closing_s: float | None,
         pulled_s: float | None,
-        way: Callable[[list[FusedRun[Any]]], Awaitable[None]],
+        way: Callable[[Owner], Awaitable[None]],
     ) -> None:
         """Engine and operators are closed once; no task, no timer is left, and nothing is said."""
         journal: list[str] = []
@@ -705,7 +694,7 @@ class TestDrop:
         name: str,
         after_s: float,
         closing_s: float | None,
-        way: Callable[[list[FusedRun[Any]]], Awaitable[None]],
+        way: Callable[[Owner], Awaitable[None]],
     ) -> None:
         """The pull ends there, and all the rest as when nobody waits."""
         journal: list[str] = []
@@ -733,74 +722,3 @@ class TestDrop:
         await stream.aclose()
         assert (before, engine.closed) == (0, 1 if engine.pulls else 0)
         await pulling
-
-
-class TestLists:
-    """What may stand in a list."""
-
-    @pytest.mark.parametrize("wrong", [7, "map", None, [same()]], ids=repr)
-    @virtual
-    async def test_what_cannot_be_called_is_no_operator(self, wrong: Any) -> None:
-        """The error names the place and the value; the source is closed."""
-        message = (
-            "pipeline[1] is no operator: expected one of ours or a reactivex operator, "
-            f"got {type(wrong).__name__} {wrong!r}"
-        )
-        source = _Closed()
-        with pytest.raises(NotAnOperator) as refused:
-            fuse(source, [same(), wrong])
-        assert (str(refused.value), source.closed) == (message, 1)
-        with pytest.raises(NotAnOperator) as refused:
-            check_operators([same(), wrong])
-        assert str(refused.value) == message
-
-    @pytest.mark.parametrize(
-        ("wrong", "gave"),
-        [(print, "NoneType"), (lambda source: 7, "int"), (ops.map, "function")],
-        ids=["none", "number", "uncalled"],
-    )
-    @virtual
-    async def test_what_gives_no_observable_is_no_operator(self, wrong: Any, gave: str) -> None:
-        """The error names the place and what came of it."""
-        source = _Closed()
-        with pytest.raises(NotAnOperator) as refused:
-            fuse(source, [same(), wrong, same()])
-        assert str(refused.value).startswith("pipeline[1] is no operator: applied to an Observable")
-        assert f"it gave {gave}, expected an Observable" in str(refused.value)
-        assert source.closed == 1
-
-    @pytest.mark.parametrize(
-        "wrong", [first_token, until_terminal, int], ids=lambda value: value.__name__
-    )
-    @virtual
-    async def test_what_cannot_be_applied_is_no_operator(self, wrong: Any) -> None:
-        """An operator of ours whose call was forgotten, and any other callable, are named too."""
-        source = _Closed()
-        with pytest.raises(NotAnOperator, match=r"^pipeline\[0\] is no operator: "):
-            fuse(source, [wrong])
-        assert source.closed == 1
-
-    @virtual
-    async def test_any_iterable_will_do(self) -> None:
-        """The list may be a tuple or a generator."""
-        assert await collect(fuse(Engine([1])(), (same() for _ in range(3)))) == Seen(
-            [1], "completed"
-        )
-        both = same(), ops.map(lambda item: item)
-        assert check_operators(iter(both)) == [*both]
-
-
-class _Closed:
-    """A source that counts how often it is closed."""
-
-    def __init__(self) -> None:
-        self.closed = 0
-
-    def __aiter__(self) -> _Closed:
-        return self
-
-    async def __anext__(self) -> Any:
-        raise StopAsyncIteration
-
-    async def aclose(self) -> None:
-        self.closed += 1

@@ -1,0 +1,86 @@
+"""`operators._assemble`: what may stand in a list."""
+
+# The types of ``reactivex`` leave open what an operator without a source works on.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from reactivex import operators as ops
+
+from operators import NotAnOperator, check_operators, first_token, fuse, until_terminal
+from tests.operators._help import Engine, Seen, collect, same, virtual
+
+
+class Closed:
+    """A source that counts how often it is closed."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def __aiter__(self) -> Closed:
+        return self
+
+    async def __anext__(self) -> Any:
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize("wrong", [7, "map", None, [same()]], ids=repr)
+@virtual
+async def test_what_cannot_be_called_is_no_operator(wrong: Any) -> None:
+    """The error names the place and the value; the source is closed."""
+    message = (
+        "pipeline[1] is no operator: expected one of ours or a reactivex operator, "
+        f"got {type(wrong).__name__} {wrong!r}"
+    )
+    source = Closed()
+    with pytest.raises(NotAnOperator) as refused:
+        fuse(source, [same(), wrong])
+    assert (str(refused.value), source.closed) == (message, 1)
+    with pytest.raises(NotAnOperator) as refused:
+        check_operators([same(), wrong])
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "gave"),
+    [(print, "NoneType"), (lambda source: 7, "int"), (ops.map, "function")],
+    ids=["none", "number", "uncalled"],
+)
+@virtual
+async def test_what_gives_no_observable_is_no_operator(wrong: Any, gave: str) -> None:
+    """The error names the place and what came of it."""
+    source = Closed()
+    with pytest.raises(NotAnOperator) as refused:
+        fuse(source, [same(), wrong, same()])
+    assert str(refused.value).startswith("pipeline[1] is no operator: applied to an Observable")
+    assert f"it gave {gave}, expected an Observable" in str(refused.value)
+    assert source.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "is_ours"), [(first_token, True), (until_terminal, True), (int, False)]
+)
+@virtual
+async def test_what_cannot_be_applied_is_no_operator(wrong: Any, is_ours: bool) -> None:
+    """The place is named; of an operator of ours the error guesses that its call was forgotten."""
+    source = Closed()
+    with pytest.raises(NotAnOperator) as refused:
+        fuse(source, [wrong])
+    assert str(refused.value).startswith("pipeline[0] is no operator: ")
+    assert str(refused.value).endswith("is a call's () missing?") is is_ours
+    assert source.closed == 1
+
+
+@virtual
+async def test_any_iterable_will_do() -> None:
+    """The list may be a tuple or a generator."""
+    assert await collect(fuse(Engine([1])(), (same() for _ in range(3)))) == Seen([1], "completed")
+    both = same(), ops.map(lambda item: item)
+    assert check_operators(iter(both)) == [*both]
