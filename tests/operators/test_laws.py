@@ -252,7 +252,7 @@ def made(makes: Sequence[Make]) -> tuple[list[AnyOperator], Ledger]:
 
 
 @pytest.mark.rows("S1", "S2", "S6")
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(
     makes=st.lists(OURS, max_size=6),
     items=ITEMS,
@@ -270,7 +270,7 @@ def test_fused_is_what_a_pipe_gives(
 
 
 @pytest.mark.rows("S7")
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(
     makes=st.lists(OURS, max_size=6),
     items=ITEMS,
@@ -307,7 +307,7 @@ def test_every_stage_meets_its_end_once(
 
 
 @pytest.mark.rows("S7")
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(makes=st.lists(OURS, max_size=6), items=ITEMS, error=ERRORS, take=st.none() | st.just(2))
 def test_in_a_pipe_too_every_stage_meets_its_end_once(
     makes: list[Make], items: list[int], error: Exception | None, take: int | None
@@ -321,7 +321,7 @@ def test_in_a_pipe_too_every_stage_meets_its_end_once(
 
 
 @pytest.mark.rows("S1")
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(
     makes=st.lists(OURS, max_size=4),
     places=st.lists(st.tuples(st.integers(0, 4), STOCK), max_size=3),
@@ -348,7 +348,7 @@ def test_stock_operators_fit_in_anywhere(
 
 
 @pytest.mark.rows("S4")
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(makes=st.lists(OURS, max_size=5), items=ITEMS)
 def test_the_source_is_never_pulled_ahead(makes: list[Make], items: list[int]) -> None:
     """When an item comes out, no more was pulled than a ``pipe`` needs to be given for it."""
