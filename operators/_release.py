@@ -164,7 +164,8 @@ def _begin_task(
 ) -> asyncio.Task[None] | None:
     # The object is the current task of the first step; only then is it scheduled, if need be.
     unscheduled = cast("asyncio.AbstractEventLoop", _Unscheduled(loop))
-    task = asyncio.Task(coroutine, loop=unscheduled)
+    # Initialising it again forgets its context without freeing it, hence a shared one.
+    task = asyncio.Task(coroutine, loop=unscheduled, context=_SHARED)
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     current = asyncio.current_task(loop)
     # These two are asyncio's interface for running something as a task.
@@ -184,6 +185,9 @@ def _begin_task(
     if is_cancelled:
         task.cancel()
     return task
+
+
+_SHARED = contextvars.Context()
 
 
 class _Unscheduled:
