@@ -12,7 +12,8 @@ from reactivex import Observable
 
 from operators._foreign import RxOperator, RxSegment, applied
 from operators._fusion import Enter, FusedRun
-from operators._operator import NotAnOperator, Operator
+from operators._operator import NotAnOperator, Operator, PullingOperator
+from operators._pulled import PulledSegment
 from operators._release import Release
 
 __all__ = ("AnyOperator", "check_operators", "fuse")
@@ -47,8 +48,9 @@ def fuse(
     """
     Make one pulled stream of a source and a list of operators.
 
-    Neighbouring operators of ours become one loop; a ``reactivex`` operator stands between loops,
-    see :class:`operators._foreign.RxSegment` for what it means for the pull.
+    Neighbouring operators of ours become one loop, asynchronous steps included; one that pulls for
+    itself, or a ``reactivex`` operator, stands between loops, see
+    :class:`operators._foreign.RxSegment` for what the latter means for the pull.
 
     Args:
         source: An asynchronous iterator; the stream owns it, also when this function raises.
@@ -78,12 +80,16 @@ def fuse(
         operators = check_operators(operators)
         ours: list[Operator[Any, Any]] = []
         for place, item in enumerate(operators):
-            if isinstance(item, Operator):
+            if isinstance(item, Operator) and not isinstance(item, PullingOperator):
                 ours.append(cast("Operator[Any, Any]", item))
+                continue
+            current = before = enter(FusedRun, current, ours)
+            if isinstance(item, PullingOperator):
+                pulling = cast("PullingOperator[Any, Any]", item)
+                current = enter(PulledSegment, before, pulling.generate)
             else:
-                current = enter(FusedRun, current, ours)
-                current = enter(RxSegment, current, item, f"pipeline[{place}]")
-                ours = []
+                current = enter(RxSegment, before, item, f"pipeline[{place}]")
+            ours = []
         return enter(partial(stream, current, ours, enter=enter, on_end=on_end))
     except BaseException:
         enter(Release(current, None))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from operators._stage import (
+    AsyncStep,
+    Awaited,
     Completed,
     Condition,
     Emission,
@@ -20,7 +22,10 @@ from operators._stage import (
 if TYPE_CHECKING:
     from operators._stage import AnyStage
 
-__all__ = ("Chain", "leave_frame")
+__all__ = ("READY", "Chain", "Starter", "leave_frame")
+
+READY = object()
+"""What a loop yields for an item that is in its chain's slot."""
 
 
 class Starter(Protocol):
@@ -31,7 +36,7 @@ class Starter(Protocol):
         """Shown in errors."""
         ...
 
-    def start(self) -> Stage[Any, Any] | Hooks[Any, Any]:
+    def start(self) -> Stage[Any, Any] | Hooks[Any, Any] | Awaited[Any, Any]:
         """Make a new stage."""
         ...
 
@@ -44,7 +49,11 @@ class Chain:
     plain Observable only decide how items come in and go out. Signals of one chain are serial: the
     callers guarantee it, and no lock is taken.
 
+    Args:
+        starters: The operators; an asynchronous one ends the chain, and those behind it are left.
+
     Attributes:
+        link: The asynchronous step that stands behind the chain.
         steps: One callable per stage for its next item; None where the stage stepped aside.
         conditions: For each stage which items visit it; None for all.
         reshaped: One of the two changed since the flag was last cleared.
@@ -62,13 +71,14 @@ class Chain:
         "ended",
         "error",
         "item",
+        "link",
         "out",
         "reshaped",
         "steps",
     )
 
-    def __init__(self, starters: Sequence[Starter]) -> None:
-        self._names = [starter.name for starter in starters]
+    def __init__(self, starters: Iterable[Starter]) -> None:
+        self._names: list[str] = []
         self._stages: list[AnyStage] = []
         self._is_last = False
         self.steps: list[Step | None] = []
@@ -78,10 +88,15 @@ class Chain:
         self.error: BaseException | None = None
         self.ended = False
         self.item: Any = None
+        self.link: AsyncStep | None = None
         returned: tuple[int, Any] | None = None
         try:
             for place, starter in enumerate(starters):
                 body = starter.start()
+                if isinstance(body, Awaited):
+                    self.link = body.step
+                    break
+                self._names.append(starter.name)
                 if isinstance(body, Hooks):
                     self._stages.append(body)
                     self.steps.append(body.step)
@@ -185,6 +200,10 @@ class Chain:
         else:
             self._close(0, place)
 
+    def leave(self, place: int) -> None:
+        """No more items visit the stage at *place*; the loop knows already."""
+        self.steps[place] = None
+
     def complete(self, place: int = 0) -> None:
         """The source is through: tell the stages from *place* on, in order."""
         if self.ended:
@@ -231,6 +250,11 @@ class Chain:
         """
         self.ended = True
         self._close(0, len(self._stages))
+
+    def drop(self) -> None:
+        """Close, and forget what has not been handed out."""
+        self.out.clear()
+        self.close()
 
     def _visit(self, place: int, emission: Emission) -> None:
         """Take what an emission says of who visits the stage from now on."""
@@ -324,7 +348,7 @@ def leave_frame(error: BaseException) -> None:
 def _generator(starter: Starter, stage: object) -> GeneratorType[Any, Any, Any]:
     if not isinstance(stage, GeneratorType):
         raise TypeError(
-            f"{starter.name}: an operator's body is a generator, or gives Hooks; "
+            f"{starter.name}: an operator's body is a generator, or gives Hooks or Awaited; "
             f"got {type(stage).__name__}"
         )
     return cast("GeneratorType[Any, Any, Any]", stage)

@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
-from operators._chain import Chain
-from operators._loop import METHOD, READY, Visit, compiled, leftovers
-from operators._operator import Operator
+from operators._chain import READY, Starter
+from operators._links import link_up
+from operators._loop import METHOD, Visit, compiled, leftovers
 from operators._release import Release, Segment
 
 __all__ = ("Enter", "FusedRun")
@@ -66,7 +66,7 @@ class FusedRun(Segment, Generic[B]):
     def __init__(
         self,
         source: AsyncIterator[Any],
-        operators: Sequence[Operator[Any, Any]],
+        operators: Sequence[Starter],
         *,
         enter: Enter = operator.call,
         on_end: Callable[[], None] | None = None,
@@ -75,7 +75,7 @@ class FusedRun(Segment, Generic[B]):
         self._enter = enter
         self._waits: Any = None
         self._dropped = False
-        self._chain = Chain(operators)
+        self._chain = link_up(operators)
         # A bound `run` says which context it is of.
         context = getattr(enter, "__self__", None)
         own = context if isinstance(context, contextvars.Context) else None
@@ -213,10 +213,22 @@ class FusedRun(Segment, Generic[B]):
                     cancel()
         else:
             self._dropped = True
-            self._chain.out.clear()
-            self._enter(self._chain.close)
+            self._enter(self._chain.drop)
             self._loop.close()
             self._enter(self._release)
+
+    def detach(self) -> FusedRun[B]:
+        """
+        Take what is left of this run as a run of its own, which nobody else closes.
+
+        For an operator that lets its source go on when it is dropped. This run is over by that.
+        """
+        run = cast("FusedRun[B]", FusedRun.__new__(FusedRun))
+        for slot in FusedRun.__slots__[1:]:
+            setattr(run, slot, getattr(self, slot))
+        self._release = Release.over(run._release.loop)
+        self._pull = _nothing_more
+        return run
 
     async def aclose(self) -> None:
         """Drop the run, and wait until everything is released."""

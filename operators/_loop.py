@@ -17,7 +17,8 @@ For an operator that every item visits, and one with a condition, it reads in es
             continue
         ...                                     # the chain decides: more items, the end, a new shape
 
-The loop yields the futures that the engine waits for as they are, and ``READY`` for an item.
+For an asynchronous step it reads ``item = yield from step_2(item)``. The loop yields the futures that
+the engine, or such a step, waits for as they are, and ``READY`` for an item.
 """
 
 from __future__ import annotations
@@ -28,13 +29,12 @@ from collections.abc import Callable, Generator
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from operators._chain import Chain, leave_frame
+from operators._chain import READY, leave_frame
+from operators._links import LinkedChains, Links
 from operators._release import Release
-from operators._stage import Emission, Expression
+from operators._stage import AWAITED, Emission, Expression
 
-__all__ = ("METHOD", "READY", "Visit", "compiled", "leftovers")
-
-READY = object()
+__all__ = ("METHOD", "Visit", "compiled", "leftovers")
 
 if TYPE_CHECKING:
     Loop = types.GeneratorType[Any, Any, None]
@@ -48,8 +48,9 @@ class _Detour(BaseException):
 
 Visit: TypeAlias = Expression | bool | None
 """
-How items visit one stage, as a part of a loop's shape: under a condition, all of them (and whether
-the stage may answer with an Emission: a generator may, an applied function can't), or none.
+How items visit one stage, as a part of a loop's shape: under a condition (that of ``AWAITED`` for an
+asynchronous step), all of them (and whether the stage may answer with an Emission: a generator may,
+an applied function can't), or none.
 """
 
 
@@ -66,6 +67,7 @@ def compiled(shape: tuple[Visit, ...], ends_early: bool) -> Callable[..., Loop]:
     places: dict[int, int] = {}
     arguments: list[str] = []
     indent = " " * 16
+    is_linked = False
 
     def write(line: str, place: int = 0) -> None:
         places[_FIRST_LINE + len(body)] = place
@@ -80,13 +82,17 @@ def compiled(shape: tuple[Visit, ...], ends_early: bool) -> Callable[..., Loop]:
         if visit is None:
             continue
         arguments.append(f"step_{place}")
-        if isinstance(visit, Expression):
+        if visit is AWAITED.expression:
+            write(f"item = yield from step_{place}(item)", place)
+            visit = True  # noqa: PLW2901 - from here on it is like any other
+            is_linked = True
+        elif isinstance(visit, Expression):
             arguments += [f"n{place}_{name}" for name in visit.names]
             condition = _renamed(visit, place)
             if visit.once:
                 write(f"if step_{place} is not None and ({condition}):", place)
                 write(f"    step, step_{place} = step_{place}, None", place)
-                write(f"    chain.steps[{place}] = None", place)
+                write(f"    chain.leave({place})", place)
                 write("    item = step(item)", place)
             else:
                 write(f"if {condition}:", place)
@@ -95,7 +101,8 @@ def compiled(shape: tuple[Visit, ...], ends_early: bool) -> Callable[..., Loop]:
             write(f"        chain.emitted({place}, item)", place)
             write("        raise Detour")
             continue
-        write(f"item = step_{place}(item)", place)
+        else:
+            write(f"item = step_{place}(item)", place)
         if visit:
             write("if type(item) is Emission:")
             write(f"    chain.emitted({place}, item)", place)
@@ -104,7 +111,11 @@ def compiled(shape: tuple[Visit, ...], ends_early: bool) -> Callable[..., Loop]:
     write("chain.item = item")
     write("yield READY")
     write("continue")
-    source = _LOOP.format(arguments="".join(f", {a}" for a in arguments), body="\n".join(body))
+    source = _LOOP.format(
+        arguments="".join(f", {a}" for a in arguments),
+        body="\n".join(body),
+        hand_out=_SETTLE if is_linked else _HAND_OUT,
+    )
     names_of_loop: dict[str, Any] = {
         "Detour": _Detour,
         "Emission": Emission,
@@ -125,8 +136,11 @@ def _renamed(expression: Expression, place: int) -> str:
     return ast.unparse(tree)
 
 
-def leftovers(chain: Chain, release: Release) -> Generator[Any, Any, None]:
+def leftovers(chain: Links, release: Release) -> Generator[Any, Any, None]:
     """The loop of a run that an operator ended before it began."""
+    if isinstance(chain, LinkedChains):
+        yield from chain.settle(release)
+        return
     release()
     while chain.out:
         chain.item = chain.out.pop(0)
@@ -157,12 +171,16 @@ def loop(chain, source, pull, release{arguments}):
                 place = PLACES[error.__traceback__.tb_lineno]
                 leave_frame(error)
                 chain.interrupted(error, place)
+{hand_out}
+        if chain.ended or chain.reshaped:
+            return
+"""
+_HAND_OUT = """\
         if chain.ended:
             release()
         while chain.out:
             chain.item = chain.out.pop(0)
-            yield READY
-        if chain.ended or chain.reshaped:
-            return
-"""
+            yield READY"""
+_SETTLE = """\
+        yield from chain.settle(release)"""
 _FIRST_LINE = _LOOP[: _LOOP.index("{body}")].count("\n") + 1

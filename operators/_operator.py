@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from reactivex import Observable, abc
-from reactivex.disposable import Disposable, SingleAssignmentDisposable
 
-from operators._chain import Chain, leave_frame
-from operators._stage import Emission, Hooks, Stage
+from operators._fusion import FusedRun
+from operators._plain import subscribe_here, subscribe_in_task
+from operators._pulled import PulledSegment
+from operators._stage import Awaited, Emission, Hooks, Stage
 
-__all__ = ("NotAnOperator", "Operator", "operator", "stateless")
+__all__ = ("NotAnOperator", "Operator", "PullingOperator", "operator", "stateless")
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -29,38 +31,43 @@ class Operator(Generic[A, B]):
     One operator: fusable with its neighbours in a pipeline, and callable as a ``reactivex`` one.
 
     It is an immutable value without state: every subscription and every stream that it is used in
-    starts its own generator.
+    starts its own body.
 
     Args:
-        function: The generator function that is the operator's body.
+        function: Gives the operator's body.
         args: Its arguments.
         kwargs: Its arguments by name.
-        hooks: What *function* gives, where that has no state and serves every stream.
+        body: What *function* gives, where that has no state and serves every stream.
     """
 
-    __slots__ = ("_args", "_function", "_hooks", "_kwargs")
+    __slots__ = ("_args", "_body", "_function", "_kwargs")
 
     def __init__(
         self,
-        function: Callable[..., Stage[A, B] | Hooks[A, B]],
+        function: Callable[..., Any],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] = MappingProxyType({}),
-        hooks: Hooks[A, B] | None = None,
+        body: Hooks[A, B] | Awaited[A, B] | None = None,
     ) -> None:
         self._function = function
         self._args = args
         self._kwargs = kwargs
-        self._hooks = hooks
+        self._body = body
 
     @property
     def name(self) -> str:
         """Shown in errors and in ``repr``."""
         return self._function.__name__
 
-    def start(self) -> Stage[A, B] | Hooks[A, B]:
+    @property
+    def awaits(self) -> bool:
+        """Whether it is an asynchronous step: awaited for each item, within its fused run."""
+        return isinstance(self._body, Awaited)
+
+    def start(self) -> Stage[A, B] | Hooks[A, B] | Awaited[A, B]:
         """Make a new stage."""
-        if self._hooks is not None:
-            return self._hooks
+        if self._body is not None:
+            return self._body
         return self._function(*self._args, **self._kwargs)
 
     def __repr__(self) -> str:
@@ -69,19 +76,59 @@ class Operator(Generic[A, B]):
         return f"{self.name}({', '.join(arguments)})"
 
     def __call__(self, source: Observable[A]) -> Observable[B]:
-        """Apply the operator to an Observable, as in ``source.pipe(operator)``."""
+        """
+        Apply the operator to an Observable, as in ``source.pipe(operator)``.
+
+        An asynchronous one runs in a task of the event loop that runs when it is subscribed to.
+        """
 
         def subscribe(
             observer: abc.ObserverBase[B], scheduler: abc.SchedulerBase | None = None
         ) -> abc.DisposableBase:
-            return _Subscription(self, observer).run(source, scheduler)
+            if self.awaits:
+                return subscribe_in_task(self._run, source, observer, scheduler)
+            return subscribe_here(self, source, observer, scheduler)
 
         return Observable(subscribe)
 
+    def _run(self, source: AsyncIterator[Any]) -> FusedRun[B]:
+        return FusedRun(source, [self])
 
-def operator(function: Callable[P, Stage[A, B] | Hooks[A, B]]) -> Callable[P, Operator[A, B]]:
+
+class PullingOperator(Operator[A, B]):
+    """An operator that pulls its source itself: its body is an asynchronous generator."""
+
+    __slots__ = ()
+
+    def generate(self, source: FusedRun[A]) -> AsyncGenerator[B]:
+        """Make a new generator."""
+        return self._function(source, *self._args, **self._kwargs)
+
+    def __call__(self, source: Observable[A]) -> Observable[B]:
+        """Apply the operator to an Observable, in a task of the running event loop."""
+
+        def subscribe(
+            observer: abc.ObserverBase[B], scheduler: abc.SchedulerBase | None = None
+        ) -> abc.DisposableBase:
+            return subscribe_in_task(self._run, source, observer, scheduler)
+
+        return Observable(subscribe)
+
+    def _run(self, source: AsyncIterator[Any]) -> FusedRun[B]:
+        return FusedRun(PulledSegment(FusedRun(source, []), self.generate), [])
+
+
+@overload
+def operator(
+    function: Callable[Concatenate[FusedRun[A], P], AsyncIterator[B | Emission]],
+) -> Callable[P, Operator[A, B]]: ...
+@overload
+def operator(
+    function: Callable[P, Stage[A, B] | Hooks[A, B]],
+) -> Callable[P, Operator[A, B]]: ...
+def operator(function: Callable[..., Any]) -> Callable[..., Operator[Any, Any]]:
     """
-    Turn a generator function into an operator.
+    Turn a generator function, or an asynchronous generator function, into an operator.
 
     The function's arguments are the operator's. Its body runs anew for every subscription, so its
     local variables are the operator's state, and what comes before its first ``yield`` is set-up.
@@ -109,6 +156,17 @@ def operator(function: Callable[P, Stage[A, B] | Hooks[A, B]]) -> Callable[P, Op
 
     A function that gives :class:`Hooks` instead of being a generator is cheaper still.
 
+    An operator that has to do with time or with the pull itself is an asynchronous generator over
+    its source, which is its first argument; the operator's arguments are the others::
+
+        async for item in source:
+            yield item
+
+    It is no longer fused with its neighbours, and costs a few calls per item. Source and generator
+    are closed at the end, however it comes. Besides pulling it, the generator may ``close()`` its
+    source at any moment, also while it waits for it: the pull then ends without an item. ``yield
+    last(item)`` hands out the last item and says so.
+
     >>> import reactivex
     >>> @operator
     ... def pairwise_sum():
@@ -121,20 +179,25 @@ def operator(function: Callable[P, Stage[A, B] | Hooks[A, B]]) -> Callable[P, Op
     3
     5
     """
+    kind: type[Operator[Any, Any]] = Operator
+    if inspect.isasyncgenfunction(function):
+        kind = PullingOperator
 
     @functools.wraps(function)
-    def make(*args: P.args, **kwargs: P.kwargs) -> Operator[A, B]:
-        return Operator(function, args, kwargs)
+    def make(*args: Any, **kwargs: Any) -> Operator[Any, Any]:
+        return kind(function, args, kwargs)
 
     return make
 
 
-def stateless(function: Callable[P, Hooks[A, B]]) -> Callable[P, Operator[A, B]]:
+def stateless(
+    function: Callable[P, Hooks[A, B] | Awaited[A, B]],
+) -> Callable[P, Operator[A, B]]:
     """
-    Turn a function that gives hooks without state into an operator.
+    Turn a function that gives :class:`Hooks` without state, or :class:`Awaited`, into an operator.
 
-    Like :func:`operator`, but the function runs once, when the operator is made, and its hooks
-    serve every stream: setting one up costs next to nothing.
+    Like :func:`operator`, but the function runs once, when the operator is made, and what it gives
+    serves every stream: setting one up costs next to nothing.
 
     >>> import reactivex
     >>> from operators import Hooks
@@ -151,80 +214,3 @@ def stateless(function: Callable[P, Hooks[A, B]]) -> Callable[P, Operator[A, B]]
         return Operator(function, args, kwargs, function(*args, **kwargs))
 
     return make
-
-
-class _Subscription(Generic[A, B]):
-    """One subscription of one operator: a chain of a single stage between two Observables."""
-
-    __slots__ = ("_chain", "_observer", "_upstream")
-
-    def __init__(self, operator: Operator[A, B], observer: abc.ObserverBase[B]) -> None:
-        self._observer = observer
-        self._chain = Chain([operator])
-        self._upstream = SingleAssignmentDisposable()
-
-    def run(self, source: Observable[A], scheduler: abc.SchedulerBase | None) -> abc.DisposableBase:
-        if self._chain.ended:
-            # It returned before its first yield.
-            self._deliver()
-            return Disposable()
-        self._upstream.disposable = source.subscribe(
-            self._next, self._error, self._completed, scheduler=scheduler
-        )
-        return Disposable(self._dispose)
-
-    def _next(self, item: Any) -> None:
-        chain = self._chain
-        if chain.ended:
-            return
-        step, condition = chain.steps[0], chain.conditions[0]
-        try:
-            if step is not None and (condition is None or condition.holds(item)):
-                if condition is not None and condition.expression.once:
-                    chain.steps[0] = None
-                item = step(item)
-        except BaseException as error:
-            leave_frame(error)
-            chain.interrupted(error, 0)
-        else:
-            if chain.ended:
-                # Disposed from within its own step.
-                chain.close()
-                return
-            if type(item) is not Emission:
-                self._observer.on_next(item)
-                return
-            chain.emitted(0, item)
-        self._deliver()
-
-    def _error(self, error: Exception) -> None:
-        if not self._chain.ended:
-            self._chain.fail(error)
-            self._deliver()
-
-    def _completed(self) -> None:
-        if not self._chain.ended:
-            self._chain.complete()
-            self._deliver()
-
-    def _deliver(self) -> None:
-        chain = self._chain
-        ended = chain.ended
-        if ended:
-            self._upstream.dispose()
-        while chain.out:
-            self._observer.on_next(chain.out.pop(0))
-        if not ended:
-            return
-        error = chain.error
-        if error is None:
-            self._observer.on_completed()
-        elif isinstance(error, Exception):
-            self._observer.on_error(error)
-        else:
-            raise error
-
-    def _dispose(self) -> None:
-        self._chain.out.clear()
-        self._chain.close()
-        self._upstream.dispose()

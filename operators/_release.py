@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeAlias, cast
 
-__all__ = ("Release", "Segment")
+__all__ = ("Release", "Segment", "hold", "let_go")
 
 
 class Segment(AsyncIterator[Any]):
@@ -39,7 +39,7 @@ class Release:
         done: Whether the release was begun.
     """
 
-    __slots__ = ("_context", "_on_end", "_rest", "_waiter", "done", "loop", "source")
+    __slots__ = ("_context", "_is_closing", "_on_end", "_rest", "_waiter", "done", "loop", "source")
 
     def __init__(
         self,
@@ -50,22 +50,28 @@ class Release:
     ) -> None:
         self.source = source
         if _is_generator(source):
-            _open.add(source)
+            hold(source)
         # Asking for the running loop is a system call on some Pythons, dear with many requests.
         self.loop = loop or asyncio.get_running_loop()
         self.done = False
+        self._is_closing = False
         self._on_end = on_end
         self._context = context
         self._rest: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
 
+    @classmethod
+    def over(cls, loop: asyncio.AbstractEventLoop) -> Release:
+        """One that has nothing to release."""
+        release = cls(_Nothing(), None, None, loop)
+        release.done = True
+        return release
+
     def __call__(self) -> None:
         if self.done:
             return
         self.done = True
-        self._close_source()
-        if _is_generator(self.source):
-            _open.discard(self.source)
+        self.close_source()
         if self._rest is not None and isinstance(self.source, Segment):
             # A pull inside the segment unwinds first: operators there have an end to tell of.
             self._rest.add_done_callback(self._end)
@@ -100,7 +106,13 @@ class Release:
         except RuntimeError:
             return True
 
-    def _close_source(self) -> None:
+    def close_source(self) -> None:
+        """Begin to close the source ahead of the rest of the release. Idempotent."""
+        if self._is_closing:
+            return
+        self._is_closing = True
+        if _is_generator(self.source):
+            let_go(self.source)
         aclose = getattr(self.source, "aclose", None)
         if aclose is None:
             return
@@ -116,6 +128,11 @@ class Release:
             self._rest = task
             _resting.add(task)
             task.add_done_callback(_resting.discard)
+
+
+class _Nothing(AsyncIterator[Any]):
+    async def __anext__(self) -> Any:
+        raise StopAsyncIteration
 
 
 Begun: TypeAlias = Coroutine[Any, Any, Any] | Generator[Any, Any, Any]
@@ -216,8 +233,21 @@ async def _close(aclose: Callable[[], Awaitable[object]]) -> None:
         _log.exception("closing the source of a stream failed")
 
 
-# Sources of streams that live. Were a source only held by its stream, the collector of a cycle
-# around both would have asyncio close it too, beside us.
+def hold(generator: object) -> None:
+    """
+    Hold an asynchronous generator until its stream is released.
+
+    Were it only held by its stream, the collector of a cycle around both would have asyncio close
+    it too, beside us.
+    """
+    _open.add(generator)
+
+
+def let_go(generator: object) -> None:
+    """The generator is closed."""
+    _open.discard(generator)
+
+
 _open: set[object] = set()
 _resting: set[asyncio.Task[None]] = set()
 _log = logging.getLogger(__name__)

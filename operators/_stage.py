@@ -1,19 +1,23 @@
 """
 What an operator's body is, and what it can say.
 
-A body is a generator or :class:`Hooks`; what a generator can say is told at
+A body is a generator, :class:`Hooks`, or :class:`Awaited`; what a generator can say is told at
 :func:`operators.operator`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
 from functools import cache
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 __all__ = (
+    "AWAITED",
     "AnyStage",
+    "AsyncStep",
+    "Awaited",
     "Completed",
     "Condition",
     "Emission",
@@ -33,6 +37,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 Step: TypeAlias = Callable[[Any], Any]
+AsyncStep: TypeAlias = Callable[[Any], Coroutine[Any, Any, Any]]
 
 
 class Completed(BaseException):
@@ -123,6 +128,9 @@ class Expression:
 
 _expression = cache(Expression)
 
+AWAITED = Condition(Expression("True", ()), ())
+"""The condition of an asynchronous step: every item visits it, and it is awaited."""
+
 
 def emit(*items: Any) -> Emission:
     """Yield this to hand out any number of items, in order: none, one or several."""
@@ -210,6 +218,38 @@ class Hooks(Generic[A, B]):
             values = () if names is None else names.values()
             expression = _expression(only, () if names is None else tuple(names), once)
             self.condition = Condition(expression, values)
+
+
+class Awaited(Generic[A, B]):
+    """
+    An operator's body as an asynchronous function, awaited for each item before the next is pulled.
+
+    For a function decorated with ``@stateless``. It stays within the fused run: no task is made for
+    it, and one that doesn't really wait costs little more than a call.
+
+    Args:
+        step: Gives the item to hand out, or ``emit(...)`` for none or several, or ``last(...)`` to
+            end the stream. What it raises fails the stream; a drop cancels what it awaits.
+
+    Raises:
+        TypeError: *step* can't be called.
+    """
+
+    __slots__ = ("step",)
+
+    def __init__(self, step: Callable[[A], Awaitable[B | Emission]]) -> None:
+        if not callable(step):
+            raise TypeError(f"expected an async function of an item, got {step!r}")
+        self.step: AsyncStep = step if inspect.iscoroutinefunction(step) else _awaiting(step)
+
+
+def _awaiting(step: Callable[[Any], Awaitable[Any]]) -> AsyncStep:
+    """A coroutine function from a function that gives any awaitable."""
+
+    async def awaiting(item: Any) -> Any:
+        return await step(item)
+
+    return awaiting
 
 
 if TYPE_CHECKING:

@@ -1,0 +1,148 @@
+"""The plain ``reactivex`` life of operators, one of them between two Observables."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from reactivex import Observable, abc
+from reactivex.disposable import Disposable, SingleAssignmentDisposable
+
+from operators._arrivals import Arrivals
+from operators._chain import Chain, Starter, leave_frame
+from operators._fusion import FusedRun
+from operators._stage import Emission
+
+__all__ = ("push_all", "subscribe_here", "subscribe_in_task")
+
+
+def subscribe_here(
+    operator: Starter,
+    source: Observable[Any],
+    observer: abc.ObserverBase[Any],
+    scheduler: abc.SchedulerBase | None,
+) -> abc.DisposableBase:
+    """Run *operator* within the signals of *source*."""
+    return _Subscription(operator, observer).run(source, scheduler)
+
+
+def subscribe_in_task(
+    make: Callable[[AsyncIterator[Any]], FusedRun[Any]],
+    source: Observable[Any],
+    observer: abc.ObserverBase[Any],
+    scheduler: abc.SchedulerBase | None,
+) -> abc.DisposableBase:
+    """Run what *make* makes of *source* in a task of the running event loop."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        observer.on_error(
+            RuntimeError("an asynchronous operator needs a running event loop to be subscribed to")
+        )
+        return Disposable()
+    run = make(Arrivals(source, scheduler))
+    task = loop.create_task(push_all(run, observer))
+    _pushing.add(task)
+    task.add_done_callback(_pushing.discard)
+
+    def dispose() -> None:
+        task.cancel()
+        run.close()
+
+    return Disposable(dispose)
+
+
+async def push_all(run: FusedRun[Any], observer: abc.ObserverBase[Any]) -> None:
+    """Pull *run* to its end and push what it gives."""
+    try:
+        async for item in run:
+            observer.on_next(item)
+    except Exception as error:
+        observer.on_error(error)
+    else:
+        observer.on_completed()
+    finally:
+        run.close()
+
+
+_pushing: set[asyncio.Task[None]] = set()
+
+
+class _Subscription:
+    """One subscription of one operator: a chain of a single stage between two Observables."""
+
+    __slots__ = ("_chain", "_observer", "_upstream")
+
+    def __init__(self, operator: Starter, observer: abc.ObserverBase[Any]) -> None:
+        self._observer = observer
+        self._chain = Chain([operator])
+        self._upstream = SingleAssignmentDisposable()
+
+    def run(
+        self, source: Observable[Any], scheduler: abc.SchedulerBase | None
+    ) -> abc.DisposableBase:
+        if self._chain.ended:
+            # It returned before its first yield.
+            self._deliver()
+            return Disposable()
+        self._upstream.disposable = source.subscribe(
+            self._next, self._error, self._completed, scheduler=scheduler
+        )
+        return Disposable(self._dispose)
+
+    def _next(self, item: Any) -> None:
+        chain = self._chain
+        if chain.ended:
+            return
+        step, condition = chain.steps[0], chain.conditions[0]
+        try:
+            if step is not None and (condition is None or condition.holds(item)):
+                if condition is not None and condition.expression.once:
+                    chain.steps[0] = None
+                item = step(item)
+        except BaseException as error:
+            leave_frame(error)
+            chain.interrupted(error, 0)
+        else:
+            if chain.ended:
+                # Disposed from within its own step.
+                chain.close()
+                return
+            if type(item) is not Emission:
+                self._observer.on_next(item)
+                return
+            chain.emitted(0, item)
+        self._deliver()
+
+    def _error(self, error: Exception) -> None:
+        if not self._chain.ended:
+            self._chain.fail(error)
+            self._deliver()
+
+    def _completed(self) -> None:
+        if not self._chain.ended:
+            self._chain.complete()
+            self._deliver()
+
+    def _deliver(self) -> None:
+        chain = self._chain
+        ended = chain.ended
+        if ended:
+            self._upstream.dispose()
+        while chain.out:
+            self._observer.on_next(chain.out.pop(0))
+        if not ended:
+            return
+        error = chain.error
+        if error is None:
+            self._observer.on_completed()
+        elif isinstance(error, Exception):
+            self._observer.on_error(error)
+        else:
+            raise error
+
+    def _dispose(self) -> None:
+        self._chain.out.clear()
+        self._chain.close()
+        self._upstream.dispose()

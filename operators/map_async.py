@@ -1,0 +1,90 @@
+"""Asynchronous steps: a coroutine function for each item."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from operators._operator import stateless
+from operators._stage import Awaited, Emission, emit
+
+__all__ = ("filter_async", "map_async")
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@stateless
+def map_async(function: Callable[[A], Awaitable[B]]) -> Awaited[A, B]:
+    """
+    Await *function* for each item, and hand out what it gives, one item at a time and in order.
+
+    While it is awaited the engine is not pulled (row S4). Here *function* takes one frame::
+
+        source  -a---b---|
+        result  --A---B--|
+
+    Args:
+        function: A coroutine function, or any function that gives an awaitable. It may also give
+            ``emit(...)`` for no items or several, or ``last(...)`` to end the stream.
+
+    Raises:
+        TypeError: *function* can't be called.
+
+    Errors: source errors pass unchanged; what *function* raises fails the stream, which closes the
+        engine.
+    On dispose: what is being awaited is cancelled.
+
+    >>> import asyncio
+    >>> from operators import fuse
+    >>> async def engine():
+    ...     yield "a"
+    ...     yield "b"
+    >>> async def shout(text):
+    ...     await asyncio.sleep(0)
+    ...     return text.upper()
+    >>> async def main():
+    ...     return [item async for item in fuse(engine(), [map_async(shout)])]
+    >>> asyncio.run(main())
+    ['A', 'B']
+    """
+    return Awaited(function)
+
+
+@stateless
+def filter_async(predicate: Callable[[A], Awaitable[bool]]) -> Awaited[A, A]:
+    """
+    Hand out the items for which *predicate* says true when awaited, one at a time and in order.
+
+    Here *predicate* takes one frame, and says true of ``a`` only::
+
+        source  -a---b---|
+        result  --a------|
+
+    Args:
+        predicate: A coroutine function, or any function that gives an awaitable.
+
+    Raises:
+        TypeError: *predicate* can't be called.
+
+    Errors: source errors pass unchanged; what *predicate* raises fails the stream.
+    On dispose: what is being awaited is cancelled.
+
+    >>> import asyncio
+    >>> from operators import fuse
+    >>> async def engine():
+    ...     for number in range(4):
+    ...         yield number
+    >>> async def is_even(number):
+    ...     return number % 2 == 0
+    >>> async def main():
+    ...     return [item async for item in fuse(engine(), [filter_async(is_even)])]
+    >>> asyncio.run(main())
+    [0, 2]
+    """
+    wanted = Awaited[A, bool](predicate).step
+
+    async def keep(item: A) -> A | Emission:
+        return item if await wanted(item) else emit()
+
+    return Awaited(keep)
