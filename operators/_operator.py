@@ -187,6 +187,11 @@ def operator(function: Callable[..., Any]) -> Callable[..., Operator[Any, Any]]:
     def make(*args: Any, **kwargs: Any) -> Operator[Any, Any]:
         return kind(function, args, kwargs)
 
+    if kind is PullingOperator:
+        # The source is no argument of the operator.
+        signature = inspect.signature(function)
+        arguments = list(signature.parameters.values())[1:]
+        make.__signature__ = signature.replace(parameters=arguments)  # type: ignore[attr-defined]
     return make
 
 

@@ -1,0 +1,292 @@
+"""What every asynchronous operator that is exported promises, checked for each in the same way."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import reactivex
+from reactivex import Observable, abc
+from reactivex import operators as ops
+from reactivex.subject import Subject
+
+import operators
+from operators import AnyOperator, Operator, fuse
+from rx_backend.testing import run_virtual
+from tests.operators._help import (
+    LONG_S,
+    Engine,
+    Life,
+    Seen,
+    by_aclose,
+    by_close,
+    by_losing_it,
+    collect,
+    fused,
+    fused_waiting,
+    handshake,
+    same,
+    terminal,
+    token,
+    virtual,
+    watch,
+)
+from tests.operators.test_contract import INPUTS, MADE, Source
+
+
+async def itself(item: Any) -> Any:
+    await asyncio.sleep(0.25)
+    return item
+
+
+async def has_tokens(item: Any) -> bool:
+    await asyncio.sleep(0.25)
+    return bool(item.token_ids)
+
+
+# How each operator is made; a new one belongs here. Their times are long beside the second that
+# lies between two items here.
+MADE_ASYNC: dict[str, Callable[[], Operator[Any, Any]]] = {
+    "filter_async": lambda: operators.filter_async(has_tokens),
+    "map_async": lambda: operators.map_async(itself),
+}
+
+EVERY_OPERATOR = pytest.mark.parametrize("name", MADE_ASYNC)
+
+EVERY_END = pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param({}, id="completed"),
+        pytest.param({"error": LookupError("gone")}, id="failed"),
+        pytest.param({"take": 1}, id="dropped-after-1"),
+        pytest.param({"take": 2}, id="dropped-after-2"),
+    ],
+)
+
+
+def pushed(
+    items: Sequence[Any],
+    *operators: AnyOperator,
+    error: Exception | None = None,
+    ends: bool = True,
+    take: int | None = None,
+) -> Seen:
+    """As ``reactivex`` operators, the source being pushed from outside, an item a second."""
+
+    async def run() -> Seen:
+        subject: Subject[Any] = Subject()
+        seen, subscription = watch(subject.pipe(*operators), take=take)
+        for item in items:
+            subject.on_next(item)
+            await asyncio.sleep(1.0)
+        if error is not None:
+            subject.on_error(error)
+        elif ends:
+            subject.on_completed()
+        await asyncio.sleep(LONG_S)
+        subscription.dispose()
+        await asyncio.sleep(LONG_S)
+        return seen
+
+    return run_virtual(run())
+
+
+LIVES: tuple[Life, ...] = (pushed, fused, fused_waiting)
+
+
+def test_every_operator_is_here() -> None:
+    """Whatever is written with ``@operator`` or ``@stateless`` and exported is in one table."""
+    written = {
+        name for name in operators.__all__ if hasattr(getattr(operators, name), "__wrapped__")
+    }
+    assert written == {*MADE, *MADE_ASYNC}
+
+
+@EVERY_OPERATOR
+def test_it_is_an_operator(name: str) -> None:
+    """It is a value with a name that a pipeline takes, and any ``pipe``."""
+    made = MADE_ASYNC[name]()
+    assert isinstance(made, Operator)
+    assert operators.check_operators([made]) == [made]
+    assert isinstance(reactivex.never().pipe(made), Observable)
+    assert repr(made).startswith(f"{name}(")
+
+
+@EVERY_OPERATOR
+def test_it_keeps_the_documentation_of_its_body(name: str) -> None:
+    """Name, docstring and arguments are those of the decorated function; its source is left out."""
+    function = getattr(operators, name)
+    assert function.__name__ == name
+    assert function.__doc__
+    assert "source" not in inspect.signature(function).parameters
+
+
+@EVERY_OPERATOR
+@EVERY_END
+def test_every_way_to_run_it_gives_the_same(name: str, how: dict[str, Any]) -> None:
+    """Pushed, and fused with a source that waits and with one that doesn't."""
+    for items in INPUTS.values():
+        first, *others = [life(items, MADE_ASYNC[name](), **how) for life in LIVES]
+        for other in others:
+            assert other == first
+
+
+@EVERY_OPERATOR
+@EVERY_END
+def test_neighbours_change_nothing(name: str, how: dict[str, Any]) -> None:
+    """Between operators of ours, stock ones and asynchronous ones it gives what it gives alone."""
+    stock: AnyOperator = ops.map(lambda item: item)
+    waits = operators.map_async(itself)
+    for items in INPUTS.values():
+        alone = fused(items, MADE_ASYNC[name](), **how)
+        for ahead, behind in ((same(), same()), (stock, stock), (waits, waits), (same(), stock)):
+            assert fused(items, ahead, MADE_ASYNC[name](), behind, **how) == alone
+
+
+@EVERY_OPERATOR
+def test_it_needs_an_event_loop_in_a_pipe(name: str) -> None:
+    """Subscribed to where none runs, it says so as an error."""
+    seen, _ = watch(reactivex.of(1).pipe(MADE_ASYNC[name]()))
+    assert "running event loop" in seen.end
+
+
+@pytest.mark.rows("S7")
+@EVERY_OPERATOR
+@pytest.mark.parametrize("ending", ["complete", "fail", "dispose", "dispose-inside"])
+@virtual
+async def test_it_disposes_its_source_once(name: str, ending: str) -> None:
+    """At the end and at a drop; what the source says after that is not heard."""
+    source = Source()
+    subscriptions: list[abc.DisposableBase] = []
+    seen = Seen()
+
+    def on_next(item: Any) -> None:
+        seen.items.append(item)
+        if ending == "dispose-inside":
+            subscriptions[0].dispose()
+
+    stream = source.pipe(MADE_ASYNC[name]())
+    assert source.observers == []
+    subscriptions.append(stream.subscribe(on_next, seen.fail))
+    (observer,) = source.observers
+    observer.on_next(token(1))
+    observer.on_next(token(2))
+    await asyncio.sleep(LONG_S)
+    assert source.disposed == (ending == "dispose-inside")
+    if ending == "complete":
+        observer.on_completed()
+    elif ending == "fail":
+        observer.on_error(LookupError())
+    await asyncio.sleep(LONG_S)
+    before = Seen([*seen.items], seen.end)
+    for _ in range(2):
+        subscriptions[0].dispose()
+    observer.on_next(token(3))
+    observer.on_error(ValueError())
+    await asyncio.sleep(LONG_S)
+    assert source.disposed == 1
+    assert seen == before
+
+
+@EVERY_OPERATOR
+@virtual
+async def test_two_streams_share_nothing(name: str) -> None:
+    """Two streams of one operator, item by item in turns, give what one of them gives alone."""
+    made = MADE_ASYNC[name]()
+    items = [handshake(), token(1), token(2), terminal()]
+    alone = await collect(fuse(Engine(items, every_s=1.0)(), [made]))
+    both = await asyncio.gather(
+        *(collect(fuse(Engine(items, every_s=1.0)(), [made])) for _ in range(2))
+    )
+    assert both == [alone, alone]
+
+
+@EVERY_OPERATOR
+@EVERY_END
+@virtual
+async def test_a_failure_behind_it_closes_the_source(name: str, how: dict[str, Any]) -> None:
+    """An operator behind that fails ends the stream there, and the engine is closed."""
+
+    def refuse(item: Any) -> Any:
+        raise ValueError("behind")
+
+    engine = Engine([token(1), token(2), terminal()], every_s=1.0)
+    broken = operators.annotate_errors(refuse, repr)
+    seen = await collect(fuse(engine(), [MADE_ASYNC[name](), broken]))
+    assert seen == Seen([], "ValueError('behind')")
+    assert engine.closed == 1
+
+
+@pytest.mark.rows("S4")
+@EVERY_OPERATOR
+@virtual
+async def test_one_pull_for_one_chunk(name: str) -> None:
+    """A consumer that comes back at once finds nothing pulled ahead."""
+    engine = Engine([token(n) for n in range(1, 9)], ends=False)
+    stream = fuse(engine(), [MADE_ASYNC[name]()])
+    assert engine.pulls == 0
+    for number in range(1, 5):
+        await anext(stream)
+        assert engine.pulls == number
+    await stream.aclose()
+    assert engine.closed == 1
+
+
+@pytest.mark.rows("S6")
+@EVERY_OPERATOR
+@virtual
+async def test_an_interrupt_is_never_an_item(name: str) -> None:
+    """What is no ``Exception`` comes out of the pull as it is."""
+    engine = Engine(error=asyncio.CancelledError())
+    with pytest.raises(asyncio.CancelledError):
+        await anext(fuse(engine(), [MADE_ASYNC[name]()]))
+    assert engine.closed == 1
+
+
+@pytest.mark.rows("S7")
+@EVERY_OPERATOR
+@pytest.mark.parametrize("drop", [by_close, by_aclose, by_losing_it])
+@pytest.mark.parametrize("after", [0, 1])
+@virtual
+async def test_a_drop_releases_the_engine(name: str, drop: Any, after: int) -> None:
+    """Before the first pull and between two pulls."""
+    engine = Engine([token(1), token(2), terminal()], every_s=1.0)
+    owner = [fuse(engine(), [same(), MADE_ASYNC[name](), same()])]
+    for _ in range(after):
+        await anext(owner[0])
+    await drop(owner)
+    await asyncio.sleep(LONG_S)
+    assert engine.closed == (1 if after else 0)
+    if owner:
+        with pytest.raises(StopAsyncIteration):
+            await anext(owner[0])
+
+
+@pytest.mark.rows("S7")
+@EVERY_OPERATOR
+@pytest.mark.parametrize("at_s", [0.5, 1.1, 1.5])
+@pytest.mark.parametrize("how", ["cancel", "close"])
+@virtual
+async def test_a_drop_in_a_pull_releases_the_engine(name: str, at_s: float, how: str) -> None:
+    """While the engine is waited for, and while the operator itself waits."""
+    engine = Engine([handshake(), handshake(), token(1), terminal()], every_s=1.0)
+    stream = fuse(engine(), [MADE_ASYNC[name]()])
+
+    async def consume() -> None:
+        async for _ in stream:
+            pass
+
+    consumer = asyncio.create_task(consume())
+    await asyncio.sleep(at_s)
+    if how == "cancel":
+        consumer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await consumer
+    else:
+        stream.close()
+        await consumer
+    await asyncio.sleep(LONG_S)
+    assert engine.closed == 1
