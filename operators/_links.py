@@ -201,7 +201,8 @@ class LinkedChains:
             following.complete()
 
     def _step_failed(self, number: int, error: BaseException) -> None:
-        self._chains[number].drop()
+        for chain in self._chains[: number + 1]:
+            chain.drop()
         self._chains[number + 1].fail(error)
 
     def _close_before_the_end(self) -> None:

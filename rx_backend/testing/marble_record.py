@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -12,7 +12,7 @@ from reactivex.disposable import SingleAssignmentDisposable
 from reactivex.testing import TestScheduler
 
 from rx_backend.testing.marble_line import MarbleEvent, MarbleKind, MarbleLine, same_item
-from rx_backend.testing.marble_source import schedule, seconds
+from rx_backend.testing.marble_source import schedule
 
 __all__ = ("MarbleResult", "Recorder", "differences")
 
@@ -44,9 +44,12 @@ class MarbleResult:
 class Recorder:
     """Notes what comes, and disposes where the plan has a ``!``."""
 
-    def __init__(self, scheduler: TestScheduler, plan: MarbleLine) -> None:
+    def __init__(
+        self, scheduler: TestScheduler, plan: MarbleLine, clock: Callable[[], float]
+    ) -> None:
         self.seen: list[tuple[float, MarbleKind, Any]] = []
         self._scheduler = scheduler
+        self._clock = clock
         self._subscription = SingleAssignmentDisposable()
         self._drop = plan.first("drop")
         # How many items of its frame come before the drop.
@@ -66,10 +69,14 @@ class Recorder:
             scheduler=self._scheduler,
         )
 
+    def close(self) -> None:
+        """Dispose without a note."""
+        self._subscription.dispose()
+
     def _next(self, item: Any) -> None:
         self._note("next", item)
         if self._drop is not None and self._before_drop:
-            now = seconds(self._scheduler)
+            now = self._clock()
             here = sum(time == now and kind == "next" for time, kind, _ in self.seen)
             if now == self._drop.frame and here == self._before_drop:
                 self._dispose()
@@ -80,7 +87,7 @@ class Recorder:
         self._subscription.dispose()
 
     def _note(self, kind: MarbleKind, value: Any = None) -> None:
-        self.seen.append((seconds(self._scheduler), kind, value))
+        self.seen.append((self._clock(), kind, value))
 
 
 def differences(

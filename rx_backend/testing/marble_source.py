@@ -34,6 +34,11 @@ class MarbleSource(Observable[Any]):
         self._scheduler = scheduler
         self._play = play
         self._spans: list[list[float]] = []
+        self._is_over = False
+
+    def end(self) -> None:
+        """The test is over: what is disposed of from here on is no longer noted."""
+        self._is_over = True
 
     @property
     def subscriptions(self) -> list[str]:
@@ -58,7 +63,8 @@ class MarbleSource(Observable[Any]):
         playing = self._play(observer)
 
         def dispose() -> None:
-            span.append(seconds(self._scheduler))
+            if not self._is_over:
+                span.append(seconds(self._scheduler))
             playing.dispose()
 
         return Disposable(dispose)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from reactivex import Observable
@@ -25,11 +27,14 @@ from rx_backend.testing.marble_source import (
     seconds,
     whole_frame,
 )
+from rx_backend.testing.virtual_time import run_virtual
 
 __all__ = ("MarbleFailure", "MarbleMismatch", "Marbles", "assert_marbles")
 
 # How many frames after the longest line something may still come that no line has.
 _AFTERMATH = 100
+# The scheduler does what is due at a time only when it is told to go beyond it.
+_AN_INSTANT_S = 1e-6
 
 
 class MarbleFailure(Exception):
@@ -45,7 +50,9 @@ class Marbles:
     One marble test: sources, virtual time, and the check of what comes out.
 
     One frame is one second. Everything is subscribed to on ``scheduler``, so time operators obey
-    it; for operators that take a clock there is ``clock``.
+    it; for operators that take a clock there is ``clock``. An event loop on virtual time runs in step
+    with it, so asynchronous operators are played like any other. What a source plays at a frame
+    comes before the timers of the loop that are due then.
 
     Args:
         values: What letters stand for, in every line of the test. A letter that is not in it
@@ -69,10 +76,14 @@ class Marbles:
         self._sources: list[MarbleSource] = []
         self._starts: list[Callable[[], None]] = []
         self._played = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._advances = False
 
     def clock(self) -> float:
         """Virtual time in seconds, which are frames."""
-        return seconds(self.scheduler)
+        if self._loop is None or self._advances:
+            return seconds(self.scheduler)
+        return self._loop.time()
 
     def cold(self, line: str) -> MarbleSource:
         """
@@ -156,12 +167,8 @@ class Marbles:
             raise MarbleError("a Marbles plays once; make a new one for each test")
         self._played = True
         frames = max([plan.frames, *(source.line.frames for source in self._sources)])
-        recorder = Recorder(self.scheduler, plan)
-        for start in self._starts:
-            start()
-        recorder.subscribe(stream)
-        # Not start(): after a hundred actions at one instant that moves the clock on by itself.
-        self.scheduler.advance_to(float(frames + _AFTERMATH))
+        recorder = Recorder(self.scheduler, plan, self.clock)
+        _run(self._play(recorder, stream, frames + _AFTERMATH))
         events = tuple(
             MarbleEvent(whole_frame(time), kind, value) for time, kind, value in recorder.seen
         )
@@ -173,6 +180,35 @@ class Marbles:
             prefer="".join(event.letter for event in plan.events),
         )
         return MarbleResult(events, line)
+
+    async def _play(self, recorder: Recorder, stream: Observable[Any], frames: int) -> None:
+        loop = self._loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def advance(frame: int) -> None:
+            self._advances = True
+            try:
+                # Not start(): after a hundred actions at one instant that moves the clock on.
+                self.scheduler.advance_to(frame + _AN_INSTANT_S)
+            except BaseException as error:
+                if not done.done():
+                    done.set_exception(error)
+            finally:
+                self._advances = False
+
+        for start in self._starts:
+            start()
+        for frame in range(1, frames + 1):
+            loop.call_at(frame, advance, frame)
+        recorder.subscribe(stream)
+        advance(0)
+        loop.call_at(frames + 0.5, lambda: None if done.done() else done.set_result(None))
+        try:
+            await done
+        finally:
+            for source in self._sources:
+                source.end()
+            recorder.close()
 
     def _read(
         self, line: str, error: Exception | type[Exception] | None, *senseless: MarbleKind
@@ -187,6 +223,17 @@ class Marbles:
     def _add(self, source: MarbleSource) -> MarbleSource:
         self._sources.append(source)
         return source
+
+
+def _run(playing: Coroutine[Any, Any, None]) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        run_virtual(playing)
+        return
+    # As in a notebook: a loop of its own needs a thread of its own.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(run_virtual, playing).result()
 
 
 def assert_marbles(

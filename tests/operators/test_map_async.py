@@ -1,0 +1,179 @@
+"""Asynchronous steps: awaited within the fused run, one item at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from functools import partial
+from typing import Any, cast
+
+import pytest
+
+from operators import (
+    SetupFailed,
+    Stage,
+    emit,
+    filter_async,
+    fuse,
+    last,
+    map_async,
+    operator,
+    until_terminal,
+)
+from tests.operators._help import Engine, Seen, collect, spy, terminal, token, virtual
+
+
+@pytest.mark.rows("S4")
+@virtual
+async def test_the_engine_waits_for_the_step() -> None:
+    """While a step is awaited the engine is not pulled; items come one after the other."""
+    journal: list[str] = []
+
+    async def slow(item: int) -> int:
+        journal.append(f"begin {item}")
+        await asyncio.sleep(5.0)
+        journal.append(f"end {item}")
+        return item
+
+    engine = Engine([1, 2], journal=journal)
+    assert await collect(fuse(engine(), [map_async(slow)])) == Seen([1, 2], "completed")
+    assert journal == ["pull", "begin 1", "end 1", "pull", "begin 2", "end 2", "closed"]
+
+
+@virtual
+async def test_a_step_may_give_none_several_or_the_last() -> None:
+    """``emit`` and ``last`` work as they do for other operators."""
+
+    async def answer(item: int) -> Any:
+        return {1: emit(), 2: emit(20, 21), 3: last(30, 31)}[item]
+
+    engine = Engine([1, 2, 3, 4])
+    stream = fuse(engine(), [map_async(answer), map_async(partial(asyncio.sleep, 1.0))])
+    assert (await collect(stream)).end == "completed"
+    engine = Engine([1, 2, 3, 4])
+    assert (await collect(fuse(engine(), [map_async(answer)]))).items == [20, 21, 30, 31]
+    assert engine.pulls == 3
+    assert engine.closed == 1
+
+
+@pytest.mark.parametrize("made", [map_async, filter_async])
+def test_what_gives_an_awaitable_will_do(made: Any) -> None:
+    """Callables that are no coroutine functions work; what can't be called is refused by name."""
+
+    class Always:
+        def __call__(self, item: int) -> Any:
+            return asyncio.sleep(1.0, item)
+
+    @virtual
+    async def run() -> None:
+        assert (await collect(fuse(Engine([1, 2])(), [made(Always())]))).items == [1, 2]
+
+    run()
+    with pytest.raises(TypeError, match="async function"):
+        made(cast("Any", 7))
+
+
+@pytest.mark.rows("S6")
+@virtual
+async def test_a_step_that_fails_fails_the_stream() -> None:
+    """The stages before it are closed, those behind it see the failure, the engine is closed."""
+    journal: list[str] = []
+
+    async def fail(item: int) -> int:
+        raise LookupError(item)
+
+    engine = Engine([1, 2], journal=journal)
+    stages = [spy(journal, "before "), map_async(fail), spy(journal, "behind ")]
+    assert await collect(fuse(engine(), stages)) == Seen([], "LookupError(1)")
+    assert journal == ["pull", "before 1", "before !", "behind #", "closed"]
+
+
+@pytest.mark.rows("P6a", "S2")
+@virtual
+async def test_the_terminal_is_handed_out_when_all_is_through() -> None:
+    """Stages behind a step have met their end when the last item comes out; no drop is needed."""
+    journal: list[str] = []
+    engine = Engine([token(1), terminal()], ends=False, journal=journal)
+
+    async def slow(item: Any) -> Any:
+        await asyncio.sleep(1.0)
+        return item
+
+    ended: list[str] = []
+    stages = [until_terminal(), map_async(slow), spy(journal), map_async(slow), spy(journal)]
+    stream = fuse(engine(), stages, on_end=lambda: ended.append("end"))
+    await anext(stream)
+    assert ended == []
+    assert await anext(stream) == terminal()
+    assert journal.count("|") == 2
+    assert journal[-1] == "|"
+    assert engine.closed == 1
+    assert ended == ["end"]
+
+
+@pytest.mark.rows("S7")
+@pytest.mark.parametrize("how", ["cancel", "close"])
+@virtual
+async def test_a_drop_cancels_the_step(how: str) -> None:
+    """What is being awaited is cancelled, once, and all is released."""
+    journal: list[str] = []
+
+    async def forever(item: int) -> int:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            journal.append("cancelled")
+            raise
+        return item
+
+    engine = Engine([1], journal=journal)
+    stream = fuse(engine(), [map_async(forever), spy(journal)])
+    consumer = asyncio.create_task(collect(stream))
+    await asyncio.sleep(1.0)
+    if how == "cancel":
+        consumer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await consumer
+    else:
+        stream.close()
+        assert await consumer == Seen([], "completed")
+    assert sorted(journal) == ["!", "cancelled", "closed", "pull"]
+
+
+@virtual
+async def test_a_step_runs_in_the_context_of_the_stream() -> None:
+    """What one step sets, the next one finds, and the consumer never sees it."""
+    number: contextvars.ContextVar[int] = contextvars.ContextVar("number", default=0)
+    context = contextvars.copy_context()
+
+    async def count(item: int) -> int:
+        await asyncio.sleep(1.0)
+        number.set(number.get() + 1)
+        return number.get()
+
+    stream = fuse(Engine([7, 8, 9])(), [map_async(count)], enter=context.run)
+    assert (await collect(stream)).items == [1, 2, 3]
+    assert number.get() == 0
+
+
+@virtual
+async def test_a_set_up_behind_a_step_that_fails_is_told_before_it() -> None:
+    """The stages on the other side of a step see that the set-up failed."""
+    seen: list[str] = []
+
+    @operator
+    def watching() -> Stage[Any, Any]:
+        try:
+            yield
+        except SetupFailed as failure:
+            seen.append(str(failure))
+            raise
+
+    @operator
+    def broken() -> Stage[Any, Any]:
+        raise LookupError("no model")
+        yield
+
+    with pytest.raises(LookupError):
+        fuse(Engine()(), [watching(), map_async(partial(asyncio.sleep, 1.0)), broken()])
+    assert seen == ["LookupError('no model')"]
