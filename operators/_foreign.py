@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from reactivex.disposable import Disposable
 from reactivex.scheduler import CurrentThreadScheduler
 
 from operators._loop_scheduler import LoopScheduler
+from operators._naming import home_of
 from operators._operator import NotAnOperator, Operator
 from operators._release import Segment
 
@@ -41,12 +41,7 @@ def answers_at_once(operator: RxOperator) -> bool:
     Known of the stock operators named here, asked of the function's home module. Any other one
     may emit from a timer or another stream, so it is taken to be detached from the pull.
     """
-    home = getattr(operator, "__module__", "")
-    if home == "reactivex.internal.curry" and inspect.isfunction(operator):
-        # Newer releases wrap every operator in one decorator's closure.
-        inner = inspect.getclosurevars(operator).nonlocals.get("fun")
-        home = getattr(inner, "__module__", "")
-    return home in _AT_ONCE
+    return home_of(operator) in _AT_ONCE
 
 
 def applied(operator: RxOperator, source: Observable[Any], where: str) -> Observable[Any]:

@@ -13,6 +13,7 @@ from opentelemetry.trace import Span
 from operators import (
     AnyOperator,
     Clock,
+    OperatorList,
     SetupFailed,
     TokenTimes,
     annotate_errors,
@@ -72,38 +73,42 @@ Pipeline: TypeAlias = Callable[[RequestScope], Sequence[AnyOperator]]
 """From a request's scope to its operators; called once per request, before the engine is."""
 
 
-def standard_pipeline(scope: RequestScope) -> list[AnyOperator]:
+def standard_pipeline(scope: RequestScope) -> OperatorList:
     """
     The operators that every request gets, from engine chunks to annotated items.
 
     Adding one of your own takes one line::
 
         EngineAdapter(engine, pipeline=lambda scope: [*standard_pipeline(scope), mine()])
+
+    and so does putting it elsewhere: ``standard_pipeline(scope).insert_before("record_span", mine())``.
     """
     context, span, is_decode = scope.context, scope.span, scope.mode.is_decode
-    return [
-        _WELL_FORMED,
-        _UNTIL_TERMINAL,
-        *([first_token(lambda _chunk: context.notify_first_token())] if is_decode else []),
-        deferred_abort(
-            scope.abort,
-            stop=context.stopped(),
-            notified=context.first_token() if is_decode else None,
-            defer=is_decode,
-            end_of_turn=scope.loop.call_soon,
-        ),
-        trace_link(worker_trace_link(span), on_terminal=scope.mode.is_prefill),
-        *([itl_window(scope.times)] if scope.recording else []),
-        record_span(
-            span,
-            scope.times if scope.recording else None,
-            attributes=scope.recording,
-            is_cancelled=lambda: context.is_stopped,
-            reason_name=_reason_name,
-            error_kind=_error_kind,
-        ),
-        _ANNOTATED,
-    ]
+    return OperatorList(
+        [
+            _WELL_FORMED,
+            _UNTIL_TERMINAL,
+            *([first_token(lambda _chunk: context.notify_first_token())] if is_decode else []),
+            deferred_abort(
+                scope.abort,
+                stop=context.stopped(),
+                notified=context.first_token() if is_decode else None,
+                defer=is_decode,
+                end_of_turn=scope.loop.call_soon,
+            ),
+            trace_link(worker_trace_link(span), on_terminal=scope.mode.is_prefill),
+            *([itl_window(scope.times)] if scope.recording else []),
+            record_span(
+                span,
+                scope.times if scope.recording else None,
+                attributes=scope.recording,
+                is_cancelled=lambda: context.is_stopped,
+                reason_name=_reason_name,
+                error_kind=_error_kind,
+            ),
+            _ANNOTATED,
+        ]
+    )
 
 
 def _reason_name(reason: FinishReason) -> str:

@@ -1,0 +1,46 @@
+"""A pipeline drawn as text: what is fused with what, and what leaves the consumer's pull."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from operators._assemble import AnyOperator, check_operators
+from operators._foreign import answers_at_once
+from operators._naming import name_of
+from operators._operator import Operator, PullingOperator
+
+__all__ = ("drawn",)
+
+_FUSED = "fused: one loop, run by the consumer's pull"
+
+
+def drawn(operators: Sequence[AnyOperator]) -> str:
+    """Draw a list of operators, from the engine down to the consumer."""
+    check_operators(operators)
+    width = max((len(name_of(operator)) for operator in operators), default=0) + 2
+    lines = ["engine", "  |"]
+    for is_fused, group in groupby(operators, _is_fused):
+        rows = [(name_of(operator), _remark(operator)) for operator in group]
+        if is_fused:
+            lines.append(f"  +-- {_FUSED}")
+            lines += [f"  |     {name:{width}}{remark}".rstrip() for name, remark in rows]
+            lines.append("  |")
+        else:
+            for name, remark in rows:
+                lines += [f"  +-- {name:{width + 2}}{remark}", "  |"]
+    return "\n".join([*lines, "consumer"])
+
+
+def _is_fused(operator: AnyOperator) -> bool:
+    return isinstance(operator, Operator) and not isinstance(operator, PullingOperator)
+
+
+def _remark(operator: AnyOperator) -> str:
+    if isinstance(operator, PullingOperator):
+        return "pulls for itself"
+    if isinstance(operator, Operator):
+        return "awaited" if operator.awaits else ""
+    if answers_at_once(operator):
+        return "reactivex, fed in the consumer's pull"
+    return "reactivex, detached: a task pulls for it"

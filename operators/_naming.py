@@ -1,0 +1,43 @@
+"""What an operator is called, in a drawing and for editing a list."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from operators._operator import Operator
+
+__all__ = ("home_of", "name_of")
+
+
+def name_of(operator: object) -> str:
+    """
+    The name of an operator of any kind: that of the function that made it.
+
+    >>> from reactivex import operators as ops
+    >>> from operators import until_terminal
+    >>> name_of(until_terminal()), name_of(ops.debounce(0.5))
+    ('until_terminal', 'debounce')
+    """
+    if isinstance(operator, Operator):
+        return operator.name
+    function = _made_by(operator)
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    outer, *inner = name.split(".<locals>.")
+    if home_of(operator).partition(".")[0] in {"aioreactive", "reactivex"}:
+        # Theirs are closures in the function that a user calls.
+        return outer.rpartition(".")[2].rstrip("_")
+    return inner[-1] if inner else outer
+
+
+def home_of(operator: object) -> str:
+    """The module in which an operator was written."""
+    return getattr(_made_by(operator), "__module__", "")
+
+
+def _made_by(operator: object) -> Any:
+    if getattr(operator, "__module__", "") != "reactivex.internal.curry":
+        return operator
+    # Newer releases wrap every operator in one decorator's closure.
+    nonlocals = inspect.getclosurevars(operator).nonlocals if inspect.isfunction(operator) else {}
+    return nonlocals.get("fun", operator)
