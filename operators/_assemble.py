@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import operator
 from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
@@ -10,15 +11,16 @@ from typing import Any, TypeAlias, TypeVar, cast
 import reactivex
 from reactivex import Observable
 
+from operators._aio import AioOperator, AioSegment, is_aio_operator
 from operators._foreign import RxOperator, RxSegment, applied
-from operators._fusion import Enter, FusedRun
+from operators._fusion import Enter, FusedRun, context_of
 from operators._operator import NotAnOperator, Operator, PullingOperator
 from operators._pulled import PulledSegment
-from operators._release import Release
+from operators._release import Release, Segment
 
 __all__ = ("AnyOperator", "check_operators", "fuse")
 
-AnyOperator: TypeAlias = Operator[Any, Any] | RxOperator
+AnyOperator: TypeAlias = Operator[Any, Any] | RxOperator | AioOperator
 """What may stand in a pipeline's list."""
 
 R = TypeVar("R", bound=FusedRun[Any])
@@ -49,12 +51,12 @@ def fuse(
     Make one pulled stream of a source and a list of operators.
 
     Neighbouring operators of ours become one loop, asynchronous steps included; one that pulls for
-    itself, or a ``reactivex`` operator, stands between loops, see
-    :class:`operators._foreign.RxSegment` for what the latter means for the pull.
+    itself, and one of ``reactivex`` or ``aioreactive``, stands between loops; what the latter mean
+    for the pull is told in ``docs/architecture.md``, and shown by :meth:`OperatorList.draw`.
 
     Args:
         source: An asynchronous iterator; the stream owns it, also when this function raises.
-        operators: Operators in order, ours and ``reactivex`` ones mixed freely.
+        operators: Operators in order, ours, ``reactivex`` and ``aioreactive`` ones mixed freely.
         enter: Runs source and operators in a context, as ``contextvars.Context.run`` does.
         on_end: Called once when the stream made here is released, whichever way it ends.
         stream: The class to make.
@@ -82,27 +84,42 @@ def fuse(
         for place, item in enumerate(operators):
             if isinstance(item, Operator) and not isinstance(item, PullingOperator):
                 ours.append(cast("Operator[Any, Any]", item))
-                continue
-            current = before = enter(FusedRun, current, ours)
-            if isinstance(item, PullingOperator):
-                pulling = cast("PullingOperator[Any, Any]", item)
-                current = enter(PulledSegment, before, pulling.generate)
             else:
-                current = enter(RxSegment, before, item, f"pipeline[{place}]")
-            ours = []
+                current = enter(_segment, current, ours, item, place, context_of(enter))
+                ours = []
         return enter(partial(stream, current, ours, enter=enter, on_end=on_end))
     except BaseException:
         enter(Release(current, None))
         raise
 
 
+def _segment(
+    source: AsyncIterator[Any],
+    ours: list[Operator[Any, Any]],
+    item: AnyOperator,
+    place: int,
+    context: contextvars.Context | None,
+) -> Segment:
+    """A part that is not fused with what is before it, and the run before it."""
+    before = FusedRun[Any](source, ours, context=context)
+    if isinstance(item, PullingOperator):
+        return PulledSegment(before, cast("PullingOperator[Any, Any]", item).generate)
+    try:
+        if is_aio_operator(item):
+            return AioSegment(before, cast("AioOperator", item), f"pipeline[{place}]", context)
+        return RxSegment(before, cast("RxOperator", item), f"pipeline[{place}]", context)
+    except BaseException:
+        before.close()
+        raise
+
+
 def _check(place: int, item: object) -> None:
     if not callable(item):
         raise NotAnOperator(
-            f"pipeline[{place}] is no operator: expected one of ours or a reactivex operator, "
+            f"pipeline[{place}] is no operator: expected one of ours, of reactivex or of aioreactive, "
             f"got {type(item).__name__} {item!r}"
         )
-    if not isinstance(item, Operator):
+    if not isinstance(item, Operator) and not is_aio_operator(item):
         applied(cast("RxOperator", item), _NEVER, f"pipeline[{place}]")
 
 

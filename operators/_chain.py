@@ -117,7 +117,7 @@ class Chain:
                     self._visit(place, first)
         except BaseException as error:
             self.steps.clear()
-            self.fail(SetupFailed(repr(error)) if isinstance(error, Exception) else error)
+            self.abandon(error)
             raise
         if returned is not None:
             place, value = returned
@@ -251,6 +251,15 @@ class Chain:
         self.ended = True
         self._close(0, len(self._stages))
 
+    def abandon(self, error: BaseException) -> None:
+        """The set-up of a later stage raised *error*: every stage is told, whatever it says to it."""
+        if isinstance(error, Exception):
+            failure = SetupFailed(repr(error))
+            for here in range(len(self._stages)):
+                self._throw(here, failure)
+        self.close()
+        self.error = error
+
     def drop(self) -> None:
         """Close, and forget what has not been handed out."""
         self.out.clear()
@@ -307,12 +316,15 @@ class Chain:
     def _returned(self, place: int, value: Any) -> None:
         """The stage at *place* ended the stream, with last items or without."""
         items = value.items if type(value) is Emission else () if value is None else (value,)
-        for item in items[:-1]:
+        error = value.error if type(value) is Emission else None
+        for item in items[:-1] if error is None else items:
             if not self.ended:
                 self.push(item, place + 1)
         if self.ended:
             return
-        if items:
+        if error is not None:
+            self.fail(error, place + 1)
+        elif items:
             self.push_last(items[-1], place + 1)
         else:
             self.complete(place + 1)

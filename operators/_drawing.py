@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
+from operators._aio_operator import answers_within_asend, is_aio_operator
 from operators._assemble import AnyOperator, check_operators
 from operators._foreign import answers_at_once
 from operators._naming import name_of
@@ -13,6 +15,8 @@ from operators._operator import Operator, PullingOperator
 __all__ = ("drawn",)
 
 _FUSED = "fused: one loop, run by the consumer's pull"
+_FED = "fed in the consumer's pull"
+_DETACHED = "detached: a task pulls for it"
 
 
 def drawn(operators: Sequence[AnyOperator]) -> str:
@@ -36,11 +40,11 @@ def _is_fused(operator: AnyOperator) -> bool:
     return isinstance(operator, Operator) and not isinstance(operator, PullingOperator)
 
 
-def _remark(operator: AnyOperator) -> str:
+def _remark(operator: Any) -> str:
     if isinstance(operator, PullingOperator):
         return "pulls for itself"
     if isinstance(operator, Operator):
         return "awaited" if operator.awaits else ""
-    if answers_at_once(operator):
-        return "reactivex, fed in the consumer's pull"
-    return "reactivex, detached: a task pulls for it"
+    if is_aio_operator(operator):
+        return f"aioreactive, {_FED if answers_within_asend(operator) else _DETACHED}"
+    return f"reactivex, {_FED if answers_at_once(operator) else _DETACHED}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -97,9 +98,19 @@ class RxSegment(Segment):
     one task per stream pulls the source on demand, so that the operator may emit from a timer or
     another stream at any moment, and wake the waiting consumer. Its timers run on the event loop,
     so they obey virtual time.
+
+    Args:
+        source: The part before this one.
+        operator: The operator.
+        where: Its place, for errors.
+        context: The context that whoever pulls is in; the task pulls in it too.
+
+    Raises:
+        NotAnOperator: *operator* gives no Observable, or can't be applied at all.
     """
 
     __slots__ = (
+        "_context",
         "_demand",
         "_detached",
         "_done",
@@ -116,8 +127,15 @@ class RxSegment(Segment):
         "_waiter",
     )
 
-    def __init__(self, source: Any, operator: RxOperator, where: str) -> None:
+    def __init__(
+        self,
+        source: Any,
+        operator: RxOperator,
+        where: str,
+        context: contextvars.Context | None = None,
+    ) -> None:
         self._source = source
+        self._context = context
         self._detached = not answers_at_once(operator)
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -169,7 +187,7 @@ class RxSegment(Segment):
 
     def _start_pump(self) -> None:
         if self._pump is None:
-            self._pump = self._loop.create_task(self._pull_on_demand())
+            self._pump = self._loop.create_task(self._pull_on_demand(), context=self._context)
 
     async def _pull_on_demand(self) -> None:
         try:

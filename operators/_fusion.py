@@ -16,7 +16,7 @@ from operators._links import link_up
 from operators._loop import METHOD, Visit, compiled, leftovers
 from operators._release import Release, Segment
 
-__all__ = ("Enter", "FusedRun")
+__all__ = ("Enter", "FusedRun", "context_of")
 
 B = TypeVar("B", covariant=True)
 
@@ -47,6 +47,7 @@ class FusedRun(Segment, Generic[B]):
         operators: Neighbouring operators, in order.
         enter: Runs source and operators in a context, as ``contextvars.Context.run`` does.
             The caller makes the run in there too.
+        context: The context that whoever pulls is in, where *enter* does not say.
         on_end: Called once when everything else is released.
         loop: The running event loop, for a caller who knows it.
     """
@@ -69,6 +70,7 @@ class FusedRun(Segment, Generic[B]):
         operators: Sequence[Starter],
         *,
         enter: Enter = operator.call,
+        context: contextvars.Context | None = None,
         on_end: Callable[[], None] | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
@@ -76,9 +78,8 @@ class FusedRun(Segment, Generic[B]):
         self._waits: Any = None
         self._dropped = False
         self._chain = link_up(operators)
-        # A bound `run` says which context it is of.
-        context = getattr(enter, "__self__", None)
-        own = context if isinstance(context, contextvars.Context) else None
+        # An empty context is false.
+        own = context_of(enter) if context is None else context
         self._release = Release(source, on_end, own, loop)
         if self._chain.ended:
             self._start(cast("Loop", leftovers(self._chain, self._release)))
@@ -117,6 +118,11 @@ class FusedRun(Segment, Generic[B]):
         """Whether the item handed out last was the last one."""
         chain = self._chain
         return chain.ended and not chain.out and chain.error is None
+
+    @property
+    def context(self) -> contextvars.Context | None:
+        """The context to pull in, for a task or a timer of an operator; None for any."""
+        return self._release.context
 
     def __aiter__(self) -> AsyncIterator[B]:
         return self
@@ -217,17 +223,30 @@ class FusedRun(Segment, Generic[B]):
             self._loop.close()
             self._enter(self._release)
 
-    def detach(self) -> FusedRun[B]:
+    def detach(self, enter: Enter | None = None) -> FusedRun[B]:
         """
         Take what is left of this run as a run of its own, which nobody else closes.
 
         For an operator that lets its source go on when it is dropped. This run is over by that.
+
+        Args:
+            enter: Runs what is left in another context; by default it stays where it was.
+
+        Raises:
+            RuntimeError: The run is being pulled.
         """
+        if self._waits is not None or self._loop.gi_running:
+            raise RuntimeError("a run can't be detached while it is being pulled")
         run = cast("FusedRun[B]", FusedRun.__new__(FusedRun))
         for slot in FusedRun.__slots__[1:]:
             setattr(run, slot, getattr(self, slot))
+        if enter is not None:
+            run._enter = enter
+            run._release.context = context_of(enter)
+        run._start(run._loop)
+        self._chain = _NO_CHAIN
         self._release = Release.over(run._release.loop)
-        self._pull = _nothing_more
+        self._start(cast("Loop", leftovers(self._chain, self._release)))
         return run
 
     async def aclose(self) -> None:
@@ -256,6 +275,16 @@ def _pull_of(source: AsyncIterator[Any]) -> _Pull:
         return await anext(source)
 
     return pull
+
+
+def context_of(enter: Enter) -> contextvars.Context | None:
+    """A bound ``run`` says which context it is of."""
+    context = getattr(enter, "__self__", None)
+    return context if isinstance(context, contextvars.Context) else None
+
+
+# What a run that was detached from has instead of stages.
+_NO_CHAIN = link_up(())
 
 
 def _nothing_more() -> Any:

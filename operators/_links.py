@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, cast
 
 from operators._chain import READY, Chain, Starter, leave_frame
 from operators._release import Release
-from operators._stage import AWAITED, AsyncStep, Condition, Emission, SetupFailed, Step
+from operators._stage import AWAITED, AsyncStep, Condition, Emission, Step
 
 __all__ = ("LinkedChains", "Links", "link_up")
 
@@ -24,9 +24,8 @@ def link_up(starters: Sequence[Starter]) -> Links:
         while chains[-1].link is not None:
             chains.append(Chain(rest))
     except BaseException as error:
-        failure = SetupFailed(repr(error)) if isinstance(error, Exception) else error
         for begun in chains:
-            begun.fail(failure)
+            begun.abandon(error)
         raise
     return LinkedChains(chains)
 
@@ -184,19 +183,21 @@ class LinkedChains:
         """The step behind a chain gave its result for an item."""
         chain, following = self._chains[number], self._chains[number + 1]
         items: tuple[Any, ...] = (result,)
+        error: Exception | None = None
         if type(result) is Emission:
-            items = result.items
+            items, error = result.items, result.error
             if result.ends:
+                # What the chain was yet to give, its failure too, comes too late.
                 chain.drop()
-        for item in items[:-1]:
+                chain.error = None
+        is_last = chain.ended and not chain.out and chain.error is None
+        for item in items[:-1] if is_last and error is None else items:
             if not following.ended:
                 following.push(item)
-        is_last = chain.ended and not chain.out and chain.error is None
-        if items and not following.ended:
-            if is_last:
-                following.push_last(items[-1])
-            else:
-                following.push(items[-1])
+        if error is not None:
+            following.fail(error)
+        elif is_last and items and not following.ended:
+            following.push_last(items[-1])
         elif is_last:
             following.complete()
 

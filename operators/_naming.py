@@ -39,5 +39,6 @@ def _made_by(operator: object) -> Any:
     if getattr(operator, "__module__", "") != "reactivex.internal.curry":
         return operator
     # Newer releases wrap every operator in one decorator's closure.
-    nonlocals = inspect.getclosurevars(operator).nonlocals if inspect.isfunction(operator) else {}
-    return nonlocals.get("fun", operator)
+    if not inspect.isfunction(operator):
+        return operator
+    return inspect.getclosurevars(operator).nonlocals.get("fun", operator)

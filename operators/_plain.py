@@ -9,9 +9,9 @@ from typing import Any
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable, SingleAssignmentDisposable
 
-from operators._arrivals import Arrivals
 from operators._chain import Chain, Starter, leave_frame
 from operators._fusion import FusedRun
+from operators._sources import ObservableSource
 from operators._stage import Emission
 
 __all__ = ("push_all", "subscribe_here", "subscribe_in_task")
@@ -41,7 +41,9 @@ def subscribe_in_task(
             RuntimeError("an asynchronous operator needs a running event loop to be subscribed to")
         )
         return Disposable()
-    run = make(Arrivals(source, scheduler))
+    items = ObservableSource(source, scheduler=scheduler)
+    run = make(items)
+    items.open()
     task = loop.create_task(push_all(run, observer))
     _pushing.add(task)
     task.add_done_callback(_pushing.discard)

@@ -21,7 +21,7 @@ class PulledSegment(Segment):
         generate: Makes the generator from *source*.
     """
 
-    __slots__ = ("_generator", "_is_through", "_out", "_source")
+    __slots__ = ("_error", "_generator", "_is_through", "_out", "_source")
 
     def __init__(
         self, source: FusedRun[Any], generate: Callable[[FusedRun[Any]], AsyncGenerator[Any]]
@@ -29,22 +29,24 @@ class PulledSegment(Segment):
         self._source = source
         self._out: list[Any] = []
         self._is_through = False
+        self._error: Exception | None = None
         self._generator = generate(source)
         hold(self._generator)
 
     @property
     def ended(self) -> bool:
-        return self._is_through and not self._out
+        return self._is_through and not self._out and self._error is None
 
     async def __anext__(self) -> Any:
         while not self._out:
             if self._is_through:
-                raise StopAsyncIteration
+                error, self._error = self._error, None
+                raise StopAsyncIteration if error is None else error
             item = await self._generator.__anext__()
             if type(item) is not Emission:
                 return item
             self._out += item.items
-            self._is_through = item.ends
+            self._is_through, self._error = item.ends, item.error
         return self._out.pop(0)
 
     async def aclose(self) -> None:

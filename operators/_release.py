@@ -37,9 +37,10 @@ class Release:
         source: The source to close.
         loop: The event loop that the run lives on.
         done: Whether the release was begun.
+        context: The context to close the source in, where it is one of the run's own.
     """
 
-    __slots__ = ("_context", "_is_closing", "_on_end", "_rest", "_waiter", "done", "loop", "source")
+    __slots__ = ("_is_closing", "_on_end", "_rest", "_waiter", "context", "done", "loop", "source")
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class Release:
         self.done = False
         self._is_closing = False
         self._on_end = on_end
-        self._context = context
+        self.context = context
         self._rest: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -116,12 +117,12 @@ class Release:
         aclose = getattr(self.source, "aclose", None)
         if aclose is None:
             return
-        self._own(begin_task(_close(aclose), self.loop, self._context))
+        self._own(begin_task(_close(aclose), self.loop, self.context))
 
     def go_on(self, begun: Begun, signal: Any) -> None:
         """Let a task go on with something that waits for *signal*; :meth:`wait` waits for it."""
         if not self.loop.is_closed():
-            self._own(self.loop.create_task(_resume(begun, signal), context=self._context))
+            self._own(self.loop.create_task(_resumed(begun, signal), context=self.context))
 
     def _own(self, task: asyncio.Task[None] | None) -> None:
         if task is not None:
@@ -198,7 +199,7 @@ def _begin_task(
         if current is not None:
             asyncio.tasks._enter_task(loop, current)
     is_cancelled = task.cancelling() > 0
-    task.__init__(_resume(coroutine, signal), loop=loop, name=task.get_name(), context=context)
+    task.__init__(_resumed(coroutine, signal), loop=loop, name=task.get_name(), context=context)
     if is_cancelled:
         task.cancel()
     return task
@@ -253,14 +254,25 @@ _resting: set[asyncio.Task[None]] = set()
 _log = logging.getLogger(__name__)
 
 
-async def _resume(begun: Begun, signal: Any) -> None:
-    await _go_on(begun, signal)
+def _resumed(begun: Begun, signal: Any) -> Coroutine[Any, Any, None]:
+    """A coroutine that goes on with one whose first step is done, and that waits for *signal*."""
+    resumed = _go_on(begun, signal)
+    # A task that is cancelled before its first step throws into it; only what runs can take it.
+    resumed.send(None)
+    return resumed
+
+
+async def _go_on(begun: Begun, signal: Any) -> None:
+    await _pass_on(begun, signal)
 
 
 @types.coroutine
-def _go_on(begun: Begun, signal: Any) -> Generator[Any, Any, None]:
-    """Go on with a coroutine whose first step is done, from the future that it waits for."""
+def _pass_on(begun: Begun, signal: Any) -> Generator[Any, Any, None]:
     try:
+        try:
+            yield
+        except BaseException as error:
+            signal = begun.throw(error)
         while True:
             try:
                 yield signal

@@ -29,6 +29,7 @@ __all__ = (
     "apply",
     "bypass",
     "emit",
+    "failing",
     "last",
     "visit_if",
 )
@@ -54,12 +55,13 @@ class SetupFailed(Exception):
 
 class Emission:
     """
-    What :func:`emit`, :func:`bypass`, :func:`apply`, :func:`visit_if` and :func:`last` make.
+    What :func:`emit`, :func:`bypass`, :func:`apply`, :func:`visit_if`, :func:`last` and
+    :func:`failing` make.
 
     Yield or return it; don't keep it.
     """
 
-    __slots__ = ("condition", "ends", "items", "step", "steps_aside")
+    __slots__ = ("condition", "ends", "error", "items", "step", "steps_aside")
 
     def __init__(
         self,
@@ -69,12 +71,14 @@ class Emission:
         step: Step | None = None,
         condition: Condition | None = None,
         ends: bool = False,
+        error: Exception | None = None,
     ) -> None:
         self.items = items
         self.steps_aside = steps_aside
         self.step = step
         self.condition = condition
         self.ends = ends
+        self.error = error
 
 
 class Condition:
@@ -176,6 +180,30 @@ def visit_if(condition: str, *items: Any, **names: Any) -> Emission:
 def last(*items: Any) -> Emission:
     """Give this as a :class:`Hooks` step's result to end the stream with *items*."""
     return Emission(items, ends=True)
+
+
+def failing(error: Exception, *items: Any) -> Emission:
+    """
+    Return this to hand out *items*, and fail the stream with *error* behind them.
+
+    For an operator that holds items back: they come out before the failure goes on.
+
+    >>> import reactivex
+    >>> from operators import operator
+    >>> @operator
+    ... def batched():
+    ...     batch = []
+    ...     try:
+    ...         while True:
+    ...             batch.append((yield emit()))
+    ...     except ValueError as error:
+    ...         return failing(error, batch)
+    >>> source = reactivex.concat(reactivex.of(1, 2), reactivex.throw(ValueError("gone")))
+    >>> _ = source.pipe(batched()).subscribe(print, lambda error: print(repr(error)))
+    [1, 2]
+    ValueError('gone')
+    """
+    return Emission(items, ends=True, error=error)
 
 
 class Hooks(Generic[A, B]):

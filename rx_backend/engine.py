@@ -7,19 +7,37 @@ import operator
 import types
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Generator, Mapping
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import msgspec
+from reactivex import Observable
 
-from operators import Enter
+from operators import Enter, SubscribesAsync, source_of
 from rx_backend.context import RequestContext
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 
-__all__ = ("ChunkStream", "EngineConfig", "LLMEngine", "check_config", "open_chunks")
+__all__ = (
+    "AnyChunk",
+    "ChunkSource",
+    "ChunkStream",
+    "EngineConfig",
+    "LLMEngine",
+    "check_config",
+    "open_chunks",
+)
 
-ChunkStream = AsyncIterator[LLMEngineOutput | Mapping[str, Any]]
-"""What an engine's ``generate`` gives: chunks, or plain mappings of the same shape (row E2)."""
+AnyChunk: TypeAlias = LLMEngineOutput | Mapping[str, Any]
+"""What an engine's streams hold: chunks, or plain mappings of the same shape (row E2)."""
+
+ChunkStream = AsyncIterator[AnyChunk]
+"""Chunks to pull, one after the other."""
+
+ChunkSource: TypeAlias = ChunkStream | Observable[AnyChunk] | SubscribesAsync[AnyChunk]
+"""
+What an engine's ``generate`` gives: an asynchronous iterator, a ``reactivex`` Observable, or an
+``aioreactive`` AsyncObservable (row E2).
+"""
 
 
 class EngineConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -59,9 +77,15 @@ class LLMEngine(ABC):
     @abstractmethod
     def generate(
         self, request: PreprocessedRequest, context: RequestContext
-    ) -> ChunkStream | Awaitable[ChunkStream]:
+    ) -> ChunkSource | Awaitable[ChunkSource]:
         """
         Stream one request's chunks; usually written as an async generator (row E2).
+
+        It may also give a ``reactivex`` Observable or an ``aioreactive`` AsyncObservable, or be a
+        coroutine that gives one of the three. They behave alike: subscribed to when the stream is
+        first pulled, disposed of when it ends or is dropped, inside the request's span. But an
+        Observable knows no back-pressure: what it pushes ahead of the consumer waits in memory. And
+        what it does on threads of its own is outside the span.
 
         Exactly one terminal ends the stream: a chunk with ``finish_reason``, or a raised error
         (row E3). Watch ``context.is_stopped`` and end with a ``cancelled`` terminal (row E4).
@@ -106,6 +130,9 @@ async def open_chunks(
     """
     Call ``engine.generate`` and give its chunk stream, whichever way it was written (row E2).
 
+    An observable becomes an iterator that subscribes when it is first pulled, see
+    :class:`operators.ObservableSource` and :class:`operators.AsyncObservableSource`.
+
     Args:
         engine: The engine.
         request: Handed to the engine.
@@ -113,11 +140,18 @@ async def open_chunks(
         enter: Runs the engine in a context, as ``contextvars.Context.run`` does.
 
     Raises:
-        InvalidArgument: ``generate`` gave something that can't be iterated asynchronously.
+        InvalidArgument: ``generate`` gave nothing of that kind.
     """
     chunks: object = enter(engine.generate, request, context)
-    if not hasattr(chunks, "__aiter__") and inspect.isawaitable(chunks):
+    if isinstance(chunks, types.AsyncGeneratorType):
+        return cast("ChunkStream", chunks)
+    # An Observable can be awaited too: that would give its last chunk.
+    source = source_of(chunks)
+    if source is None and not hasattr(chunks, "__aiter__") and inspect.isawaitable(chunks):
         chunks = await _awaited(chunks, enter)
+        source = source_of(chunks)
+    if source is not None:
+        return source
     if not hasattr(chunks, "__aiter__"):
         raise InvalidArgument(
             f"{type(engine).__name__}.generate must give an async iterator of chunks, "

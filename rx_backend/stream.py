@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
-from operators import FusedRun, Operator
+from operators import Operator, PeekableRun, peek_first
 from rx_backend.context import RequestContext
+from rx_backend.errors import Unknown, as_backend_error
+
+if TYPE_CHECKING:
+    from aioreactive import AsyncDisposable, AsyncObservable, AsyncObserver
 
 __all__ = ("ResponseStream",)
 
 T_co = TypeVar("T_co", covariant=True)
 
 
-class ResponseStream(FusedRun[T_co], Generic[T_co]):
+class ResponseStream(PeekableRun[T_co], Generic[T_co]):
     """
     One request's items: an async iterator, an async context manager, and an Observable.
 
@@ -32,7 +36,7 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         context: The request's context, to stop or to kill it by.
     """
 
-    __slots__ = ("_has_subscriber", "context")
+    __slots__ = ("_has_subscriber", "_is_unwanted", "context")
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         super().__init__(source, operators, enter=enter, on_end=on_end, loop=loop)
         self.context = context
         self._has_subscriber = False
+        self._is_unwanted = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -58,6 +63,29 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    async def peek_first(self) -> Self:
+        """
+        Pull up to the first token, so that a failure before it is raised here (rows S5, S6).
+
+        Without it a request that fails early is a stream of one error item, and it is late for a
+        status of its own. The stream is returned, and hands out everything from its beginning. Being
+        cancelled here is a drop. See :func:`operators.peek_first`::
+
+            stream = await adapter.generate(request, context)
+            await stream.peek_first()  # raises what `generate` would have raised
+
+        Raises:
+            BackendError: The error that came before any token and any other terminal; an
+                ``Unknown`` for an ``error`` terminal. Everything is released then.
+        """
+        try:
+            return await peek_first(self, error=Unknown)
+        except Exception as error:
+            typed = as_backend_error(error)
+            if typed is error:
+                raise
+            raise typed from error
 
     def subscribe(
         self,
@@ -90,12 +118,10 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
             observer: abc.ObserverBase[T_co], scheduler: abc.SchedulerBase | None = None
         ) -> abc.DisposableBase:
             if self._has_subscriber:
-                observer.on_error(RuntimeError("a response stream can be subscribed to only once"))
+                observer.on_error(RuntimeError(_ONLY_ONCE))
                 return Disposable()
             self._has_subscriber = True
-            task = self._release.loop.create_task(self._push_to(observer))
-            _pushing.add(task)
-            task.add_done_callback(_pushing.discard)
+            task = self._begin_to_push(self._push_to(observer))
 
             def dispose() -> None:
                 task.cancel()
@@ -116,5 +142,61 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         finally:
             self.close()
 
+    def as_async_observable(self) -> AsyncObservable[T_co]:
+        """
+        The stream as an ``aioreactive`` AsyncObservable, for one subscription.
 
+        Subscribing starts a task on the stream's event loop that pulls it, and awaits the
+        observer's ``asend`` before it pulls again: back-pressure is kept. Disposing drops the
+        stream, and waits until everything is released. A second subscription gets an error.
+
+        Raises:
+            ImportError: ``aioreactive`` is not installed.
+        """
+        from aioreactive import (  # noqa: PLC0415 - importing the library stays light
+            AsyncAnonymousObservable,
+            AsyncDisposable,
+        )
+
+        async def subscribe(observer: AsyncObserver[T_co]) -> AsyncDisposable:
+            if self._has_subscriber:
+                await observer.athrow(RuntimeError(_ONLY_ONCE))
+                return AsyncDisposable.empty()
+            self._has_subscriber = True
+            task = self._begin_to_push(self._send_to(observer))
+
+            async def dispose() -> None:
+                self._is_unwanted = True
+                is_inside = asyncio.current_task() is task
+                if not is_inside:
+                    task.cancel()
+                await self.aclose()
+                if not is_inside and not task.done():
+                    await asyncio.wait([task])
+
+            return AsyncDisposable.create(dispose)
+
+        return AsyncAnonymousObservable(subscribe)
+
+    async def _send_to(self, observer: AsyncObserver[T_co]) -> None:
+        try:
+            async for item in self:
+                await observer.asend(item)
+        except Exception as error:
+            if not self._is_unwanted:
+                await observer.athrow(error)
+        else:
+            if not self._is_unwanted:
+                await observer.aclose()
+        finally:
+            self.close()
+
+    def _begin_to_push(self, pushing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._release.loop.create_task(pushing)
+        _pushing.add(task)
+        task.add_done_callback(_pushing.discard)
+        return task
+
+
+_ONLY_ONCE = "a response stream can be subscribed to only once"
 _pushing: set[asyncio.Task[None]] = set()

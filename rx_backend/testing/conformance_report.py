@@ -21,7 +21,10 @@ class Rule(Enum):
 
     START_FAILED = "E1", "the engine is made, and starts"
     MODEL_NAME_EMPTY = "E1", "start gives a config with a non-empty model name"
-    GENERATE_FAILED = "E2", "generate gives an async iterator, and raises typed errors only"
+    GENERATE_FAILED = (
+        "E2",
+        "generate gives an async iterator or an observable, and raises typed errors only",
+    )
     NO_CHUNK = "E2", "a stream has at least one chunk"
     WRONG_ITEM_TYPE = "E2", "every item is an LLMEngineOutput, or a mapping of its shape"
     BAD_TOKEN_IDS = "E2", "token_ids is a list of whole numbers of 32 bits"

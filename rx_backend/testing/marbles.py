@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from reactivex import Observable
@@ -59,6 +58,9 @@ class Marbles:
             stands for itself.
         error: What ``#`` in a source stands for; a ``MarbleFailure`` when left out.
 
+    Attributes:
+        is_over: Everything was played: what is released from here on is no part of the test.
+
     >>> from reactivex import operators as ops
     >>> test = Marbles()
     >>> source, other = test.cold("-a-b-c-|"), test.hot("----x")
@@ -73,6 +75,7 @@ class Marbles:
         self.values: Mapping[str, Any] = dict(values or {})
         self.error = MarbleFailure("the source failed") if error is None else error
         self.scheduler = TestScheduler()
+        self.is_over = False
         self._sources: list[MarbleSource] = []
         self._starts: list[Callable[[], None]] = []
         self._played = False
@@ -206,6 +209,7 @@ class Marbles:
         try:
             await done
         finally:
+            self.is_over = True
             for source in self._sources:
                 source.end()
             recorder.close()
@@ -230,10 +234,8 @@ def _run(playing: Coroutine[Any, Any, None]) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         run_virtual(playing)
-        return
-    # As in a notebook: a loop of its own needs a thread of its own.
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(run_virtual, playing).result()
+    else:
+        run_virtual(playing, in_thread=True)
 
 
 def assert_marbles(

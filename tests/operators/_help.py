@@ -38,6 +38,7 @@ class Chunk:
     token_ids: list[int] = field(default_factory=list[int])
     finish_reason: object = None
     worker_trace_link: object = None
+    completion_usage: object = None
 
 
 def token(*token_ids: int) -> Chunk:
@@ -260,7 +261,10 @@ def fused(
             seen = Seen()
             seen.fail(failure)
             return seen
-        return await collect(stream, take=take)
+        seen = await collect(stream, take=take)
+        # What an operator does on its own comes to its end too.
+        await asyncio.sleep(LONG_S)
+        return seen
 
     return run_virtual(run())
 

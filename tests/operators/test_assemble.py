@@ -36,7 +36,7 @@ class Closed:
 async def test_what_cannot_be_called_is_no_operator(wrong: Any) -> None:
     """The error names the place and the value; the source is closed."""
     message = (
-        "pipeline[1] is no operator: expected one of ours or a reactivex operator, "
+        "pipeline[1] is no operator: expected one of ours, of reactivex or of aioreactive, "
         f"got {type(wrong).__name__} {wrong!r}"
     )
     source = Closed()

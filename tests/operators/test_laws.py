@@ -23,6 +23,7 @@ from operators import (
     apply,
     bypass,
     emit,
+    failing,
     fuse,
     last,
     operator,
@@ -154,6 +155,15 @@ def renames(n: int) -> Ints:
         raise LookupError(n) from error
 
 
+def words_before_a_failure(n: int) -> Ints:
+    try:
+        item = yield
+        while True:
+            item = yield item
+    except ValueError as error:
+        return failing(error, *range(n % 3))
+
+
 def last_words(n: int) -> Ints:
     try:
         item = yield
@@ -180,6 +190,7 @@ BODIES: Sequence[Body] = (
     swallows,
     renames,
     last_words,
+    words_before_a_failure,
 )
 
 
@@ -218,6 +229,13 @@ def hooks(kind: str, n: int) -> Make:
                 return Hooks(
                     lambda item: last(item, n), only="item > n", names={"n": n}, on_end=end
                 )
+            if kind == "failing":
+                return Hooks(
+                    lambda item: failing(LookupError(item), n),
+                    only="item > n",
+                    names={"n": n},
+                    on_end=end,
+                )
             return Hooks(lambda item: item - n, on_error=lambda error: n, on_end=end)
 
         return accounted()
@@ -228,7 +246,7 @@ def hooks(kind: str, n: int) -> Make:
 NUMBERS = st.integers(1, 5)
 OURS = st.one_of(
     st.builds(generator, st.sampled_from(BODIES), NUMBERS),
-    st.builds(hooks, st.sampled_from(["some", "once", "last", "rescue"]), NUMBERS),
+    st.builds(hooks, st.sampled_from(["some", "once", "last", "failing", "rescue"]), NUMBERS),
 )
 STOCK: st.SearchStrategy[AnyOperator] = st.sampled_from(
     [

@@ -19,6 +19,7 @@ from operators import (
     Emission,
     FusedRun,
     emit,
+    failing,
     fuse,
     last,
     operator,
@@ -39,6 +40,8 @@ def answered(kind: str, n: int, item: int) -> int | Emission:
         return emit(*[item] * (item % 3))
     if kind == "last" and item > n:
         return last(item, n)
+    if kind == "failing" and item > n:
+        return failing(LookupError(item), item, n)
     if kind == "fail" and item > n:
         raise ValueError(item)
     return item + n
@@ -135,6 +138,14 @@ async def renames(source: FusedRun[int], n: int) -> AsyncGenerator[int | Emissio
         raise LookupError(n) from error
 
 
+async def words_before_a_failure(source: FusedRun[int], n: int) -> AsyncGenerator[int | Emission]:
+    try:
+        async for item in source:
+            yield item
+    except ValueError as error:
+        yield failing(error, *range(n % 3))
+
+
 async def last_words(source: FusedRun[int], n: int) -> AsyncGenerator[int | Emission]:
     async for item in source:
         yield item
@@ -151,6 +162,7 @@ PULLS: Sequence[tuple[Pulls, sync.Body]] = (
     (swallows, sync.swallows),
     (renames, sync.renames),
     (last_words, sync.last_words),
+    (words_before_a_failure, sync.words_before_a_failure),
 )
 
 
@@ -186,7 +198,7 @@ def stock(made: AnyOperator) -> Twins:
 ASYNCHRONOUS: st.SearchStrategy[Twins] = st.one_of(
     st.builds(
         awaited,
-        st.sampled_from(["one", "some", "last", "fail"]),
+        st.sampled_from(["one", "some", "last", "fail", "failing"]),
         NUMBERS,
         st.sampled_from([None, 0.0, 0.3]),
     ),

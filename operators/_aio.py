@@ -1,0 +1,287 @@
+"""Any ``aioreactive`` operator as a part of a pulled pipeline, and what it means for the pull."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from typing import Any
+
+from operators._aio_operator import (
+    AioOperator,
+    answers_within_asend,
+    applied_async,
+    async_observable,
+    is_aio_operator,
+)
+from operators._aio_subscription import AioSubscription, Disposes, Observes, SubscribesAsync
+from operators._release import Segment, begin_task
+
+__all__ = ("AioOperator", "AioSegment", "is_aio_operator")
+
+
+class AioSegment(Segment):
+    """
+    An ``aioreactive`` operator between two parts of a pulled pipeline.
+
+    The source is pulled while the consumer waits and nothing has come out, and not otherwise
+    (row S4). The operator is given an item by awaiting its ``asend``, so that the source is not
+    pulled either while an asynchronous step is under way; and its own ``asend`` to us returns when
+    no more than one item waits to be taken. What it holds back in tasks of its own waits there.
+
+    An operator that answers within ``asend`` is fed within the consumer's pull. Any other one is
+    detached: one task per stream pulls the source on demand and lets the operator work off each
+    item before the next, so that it may emit from a timer or another stream at any moment, and
+    wake the waiting consumer.
+
+    The operator is subscribed to at the first pull. On every way out the subscription is disposed
+    of, and the tasks that the library started for it are ended, also where it forgets them itself.
+
+    Args:
+        source: The part before this one.
+        operator: The operator.
+        where: Its place, for errors.
+        context: The context that whoever pulls is in; the task pulls in it too.
+
+    Raises:
+        NotAnOperator: *operator* gives no AsyncObservable, or can't be applied at all.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_closing",
+        "_context",
+        "_demand",
+        "_detached",
+        "_done",
+        "_error",
+        "_loop",
+        "_observer",
+        "_out",
+        "_pump",
+        "_result",
+        "_room",
+        "_source",
+        "_subscribed",
+        "_subscription",
+        "_waiter",
+    )
+
+    def __init__(
+        self,
+        source: Any,
+        operator: AioOperator,
+        where: str,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        self._source = source
+        self._context = context
+        self._detached = not answers_within_asend(operator)
+        self._result: SubscribesAsync[Any] | None = applied_async(
+            operator, async_observable(self._subscribe_source), where
+        )
+        self._loop = asyncio.get_running_loop()
+        self._subscription = AioSubscription(self._loop, self._end)
+        self._out: deque[Any] = deque()
+        self._begun = False
+        self._done = False
+        self._error: BaseException | None = None
+        self._observer: Observes | None = None
+        self._subscribed = asyncio.Event()
+        self._demand = asyncio.Event()
+        self._room = asyncio.Event()
+        self._pump: asyncio.Task[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._closing: asyncio.Task[None] | bool = False
+
+    @property
+    def ended(self) -> bool:
+        return self._done and not self._out and self._error is None
+
+    async def __anext__(self) -> Any:
+        while not self._out:
+            if self._done:
+                error, self._error = self._error, None
+                if error is not None:
+                    raise error
+                raise StopAsyncIteration
+            if self._detached:
+                await self._wait()
+            elif not self._begun:
+                await self._begin()
+            elif self._observer is not None:
+                await self._pull()
+            else:
+                await self._wait()
+        item = self._out.popleft()
+        self._room.set()
+        return item
+
+    async def _begin(self) -> None:
+        self._begun = True
+        result, self._result = self._result, None
+        if result is None:
+            return
+        try:
+            await self._subscription.begin(result, self._take, self._fail, self._complete)
+        except Exception as error:
+            self._end(error)
+
+    async def _wait(self) -> None:
+        if self._detached and self._pump is None:
+            self._pump = self._loop.create_task(self._pull_on_demand(), context=self._context)
+        self._waiter = self._loop.create_future()
+        self._demand.set()
+        try:
+            await self._waiter
+        finally:
+            self._demand.clear()
+            self._waiter = None
+
+    async def _pull_on_demand(self) -> None:
+        try:
+            await self._begin()
+            await self._subscribed.wait()
+            while True:
+                await self._demand.wait()
+                if self._observer is None:
+                    return
+                await self._pull()
+                if not self._out:
+                    await self._subscription.settle()
+        except BaseException as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # What the engine or an operator raised comes out of the consumer's pull.
+            self._end(error)
+
+    async def _pull(self) -> None:
+        try:
+            item = await anext(self._source)
+        except StopAsyncIteration:
+            await self._tell_end()
+        except Exception as error:
+            await self._tell_failure(error)
+        else:
+            if self._observer is not None:
+                try:
+                    await self._subscription.run(self._observer.asend(item))
+                except Exception as error:
+                    # The library's own sources answer so to an operator that raises.
+                    await self._tell_failure(error)
+            if self._source.ended:
+                await self._tell_end()
+
+    async def _tell_end(self) -> None:
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            try:
+                await self._subscription.run(observer.aclose())
+            except Exception as error:
+                self._end(error)
+
+    async def _tell_failure(self, error: Exception) -> None:
+        observer, self._observer = self._observer, None
+        self._source.close()
+        if observer is None:
+            self._end(error)
+            return
+        try:
+            await self._subscription.run(observer.athrow(error))
+        except Exception as failure:
+            self._end(failure)
+
+    # What the operator does.
+
+    async def _subscribe_source(self, observer: Observes) -> Disposes:
+        from aioreactive import AsyncDisposable  # noqa: PLC0415 - who has operators of it has it
+
+        if self._subscribed.is_set():
+            # The operator isn't told: one that tries again on an error would do so for ever.
+            self._end(RuntimeError("a token stream can be subscribed to only once"))
+            return AsyncDisposable.empty()
+        self._observer = observer
+        self._subscribed.set()
+        return AsyncDisposable.create(self._unsubscribe_source)
+
+    async def _unsubscribe_source(self) -> None:
+        self._leave_source()
+
+    def _leave_source(self) -> None:
+        """The operator wants no more of its source."""
+        self._observer = None
+        # A pull that is under way unwinds by this; the task that waits in it ends with it.
+        self._source.close()
+        self._subscribed.set()
+        self._demand.set()
+
+    async def _take(self, item: Any) -> None:
+        if self._done:
+            # Who goes on all the same must not hold up the loop.
+            await asyncio.sleep(0)
+            return
+        self._out.append(item)
+        self._wake()
+        while self._detached and len(self._out) > 1:
+            self._room.clear()
+            await self._room.wait()
+
+    async def _fail(self, error: Exception) -> None:
+        self._end(error)
+
+    async def _complete(self) -> None:
+        self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        if not self._done:
+            self._done = True
+            self._error = error
+            self._wake()
+            # Most operators forget to.
+            self._leave_source()
+
+    def _wake(self) -> None:
+        self._demand.clear()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # The ways out.
+
+    def close(self) -> None:
+        """Drop: the operator's subscription, its tasks, the source and its task. Idempotent."""
+        if self._closing is not False:
+            return
+        self._closing = True
+        self._done = True
+        self._error = None
+        self._result = None
+        self._out.clear()
+        if self._loop.is_closed():
+            self._source.close()
+            return
+        self._room.set()
+        self._wake()
+        self._leave_source()
+        if self._pump is not None:
+            self._pump.cancel()
+        task = begin_task(self._release(), self._loop, None)
+        if task is not None:
+            self._closing = task
+            _closing.add(task)
+            task.add_done_callback(_closing.discard)
+
+    async def _release(self) -> None:
+        await self._subscription.dispose()
+        if self._pump is not None and not self._pump.done():
+            await asyncio.wait([self._pump])
+
+    async def aclose(self) -> None:
+        """Drop, and wait until everything is released."""
+        self.close()
+        if isinstance(self._closing, asyncio.Task) and not self._closing.done():
+            await asyncio.wait([self._closing])
+        await self._source.aclose()
+
+
+_closing: set[asyncio.Task[None]] = set()

@@ -1,0 +1,427 @@
+"""`operators._sources`: observables that are pulled."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import reactivex
+from reactivex import Observable, abc
+from reactivex import operators as ops
+from reactivex.disposable import Disposable
+from reactivex.scheduler import NewThreadScheduler
+from reactivex.subject import Subject
+
+from operators import AsyncObservableSource, ObservableSource, source_of
+from rx_backend.testing import VirtualTimeLoop
+from tests.operators._help import Seen, collect, virtual
+
+if TYPE_CHECKING or find_spec("aioreactive"):
+    import aioreactive as rx
+
+NEEDS = pytest.mark.needs("aioreactive")
+Source = ObservableSource[Any] | AsyncObservableSource[Any]
+
+
+def now() -> float:
+    return round(asyncio.get_running_loop().time(), 3)
+
+
+class Counted:
+    """
+    Numbers, one a second, and how often they were subscribed to and disposed of.
+
+    Args:
+        error: What comes after *count* of them; None for an end.
+    """
+
+    def __init__(self, count: int = 3, error: Exception | None = None) -> None:
+        self._count = count
+        self._error = error
+        self.sent: list[float] = []
+        self.subscribed = 0
+        self.disposed = 0
+
+    def observable(self) -> ObservableSource[int]:
+        end = reactivex.empty() if self._error is None else reactivex.throw(self._error)
+        ticks = reactivex.interval(1.0).pipe(ops.take(self._count))
+
+        def subscribe(
+            observer: abc.ObserverBase[int], scheduler: abc.SchedulerBase | None = None
+        ) -> abc.DisposableBase:
+            self.subscribed += 1
+            inner = reactivex.concat(ticks, end).subscribe(observer, scheduler=scheduler)
+
+            def dispose() -> None:
+                self.disposed += 1
+                inner.dispose()
+
+            return Disposable(dispose)
+
+        return ObservableSource(Observable(subscribe))
+
+    def async_observable(self) -> AsyncObservableSource[int]:
+        async def push(observer: rx.AsyncObserver[int]) -> None:
+            for number in range(self._count):
+                await asyncio.sleep(1.0)
+                await observer.asend(number)
+                self.sent.append(now())
+            await (observer.aclose() if self._error is None else observer.athrow(self._error))
+
+        async def subscribe(observer: rx.AsyncObserver[int]) -> rx.AsyncDisposable:
+            self.subscribed += 1
+            task = asyncio.create_task(push(observer))
+
+            async def dispose() -> None:
+                self.disposed += 1
+                task.cancel()
+
+            return rx.AsyncDisposable.create(dispose)
+
+        return AsyncObservableSource(rx.AsyncAnonymousObservable(subscribe))
+
+
+KINDS = pytest.mark.parametrize(
+    "kind", [Counted.observable, pytest.param(Counted.async_observable, marks=NEEDS)]
+)
+Kind = Callable[[Counted], Source]
+
+
+class TestBoth:
+    """What holds for either kind."""
+
+    @KINDS
+    @pytest.mark.parametrize("error", [None, LookupError("gone")], ids=["completed", "failed"])
+    @virtual
+    async def test_items_and_end(self, kind: Kind, error: Exception | None) -> None:
+        """Items come in order and at their times, then the end or the failure, then nothing."""
+        counted = Counted(error=error)
+        source = kind(counted)
+        await asyncio.sleep(5)
+        assert counted.subscribed == 0
+        seen = await collect(source)
+        assert (seen.items, now()) == ([0, 1, 2], 8.0)
+        assert seen.end == ("completed" if error is None else repr(error))
+        assert (counted.subscribed, counted.disposed) == (1, 1)
+        assert await collect(source) == Seen([], "completed")
+
+    @pytest.mark.rows("S7")
+    @KINDS
+    @pytest.mark.parametrize("way", ["aclose", "close", "lose", "lose-elsewhere", "break"])
+    @virtual
+    async def test_a_drop(self, kind: Kind, way: str) -> None:
+        """However it is left, it disposes of its subscription once, and leaves nothing behind."""
+        counted = Counted(99)
+        box = [kind(counted)]
+        await anext(box[0])
+        if way == "aclose":
+            await box[0].aclose()
+            assert counted.disposed == 1
+            assert await collect(box[0]) == Seen([], "completed")
+        elif way == "close":
+            box[0].close()
+        elif way == "break":
+            async for _ in box.pop():
+                break
+        elif way == "lose":
+            box.clear()
+        else:
+            await asyncio.to_thread(box.clear)
+        gc.collect()
+        await asyncio.sleep(5)
+        assert (counted.subscribed, counted.disposed) == (1, 1)
+        assert len(counted.sent) <= 1
+
+    @pytest.mark.rows("S7")
+    @KINDS
+    @pytest.mark.parametrize("cancelled", [True, False])
+    @virtual
+    async def test_a_drop_while_a_task_waits(self, kind: Kind, cancelled: bool) -> None:
+        """Cancelled, the task is through with the source; closed by another, it sees the end."""
+        counted = Counted(99)
+        source = kind(counted)
+        pulling = asyncio.create_task(collect(source))
+        await asyncio.sleep(2.5)
+        if cancelled:
+            pulling.cancel()
+            await asyncio.wait([pulling])
+            assert pulling.cancelled()
+        else:
+            await source.aclose()
+            assert await pulling == Seen([0, 1], "completed")
+        await asyncio.sleep(5)
+        assert counted.disposed == 1
+
+    @KINDS
+    @virtual
+    async def test_a_drop_before_the_first_pull(self, kind: Kind) -> None:
+        """It never subscribes, then or later."""
+        counted = Counted()
+        source = kind(counted)
+        await source.aclose()
+        assert await collect(source) == Seen([], "completed")
+        assert counted.subscribed == 0
+
+    @KINDS
+    @virtual
+    async def test_a_second_pull_at_a_time_is_refused(self, kind: Kind) -> None:
+        """The later task is told; the earlier is not disturbed."""
+        source = kind(Counted())
+        pulling = asyncio.create_task(collect(source))
+        await asyncio.sleep(0.5)
+        with pytest.raises(RuntimeError, match="already being pulled"):
+            await anext(source)
+        assert (await pulling).items == [0, 1, 2]
+
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            (reactivex.never(), ObservableSource),
+            (Subject[int](), ObservableSource),
+            pytest.param("async", AsyncObservableSource, marks=NEEDS),
+            ([1], type(None)),
+            (None, type(None)),
+        ],
+    )
+    def test_what_is_an_observable(self, value: object, expected: type[object]) -> None:
+        """Either library's are known as what they are, and nothing else is."""
+        found = source_of(rx.never() if value == "async" else value)
+        assert type(found) is expected
+
+
+class TestObservable:
+    """What is special about an Observable: it pushes when and where it likes."""
+
+    @virtual
+    async def test_what_it_pushes_between_pulls_waits(self) -> None:
+        """Without a limit, in order; the end comes after it."""
+        subject: Subject[int] = Subject()
+        source = ObservableSource(subject)
+        first = asyncio.create_task(source.__anext__())
+        await asyncio.sleep(0)
+        for number in range(1000):
+            subject.on_next(number)
+        subject.on_completed()
+        assert await first == 0
+        assert await collect(source) == Seen(list(range(1, 1000)), "completed")
+
+    @virtual
+    async def test_items_come_from_another_thread(self) -> None:
+        """They come out on the loop, in order, and wake who waits."""
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        numbers = reactivex.range(0, 100).pipe(ops.observe_on(NewThreadScheduler()))
+        with loop.hold_time():
+            assert await collect(ObservableSource(numbers)) == Seen(list(range(100)), "completed")
+
+    @virtual
+    async def test_a_subscription_that_fails(self) -> None:
+        """What subscribing raises comes out of the first pull."""
+
+        def subscribe(
+            observer: abc.ObserverBase[int], scheduler: abc.SchedulerBase | None = None
+        ) -> abc.DisposableBase:
+            raise LookupError("gone")
+
+        source = ObservableSource(Observable(subscribe))
+        assert await collect(source) == Seen([], "LookupError('gone')")
+
+
+async def double(number: int) -> int:
+    await asyncio.sleep(0.1)
+    return number * 2
+
+
+@NEEDS
+class TestAsyncObservable:
+    """What is special about an AsyncObservable: it can be made to wait, and has tasks."""
+
+    @pytest.mark.rows("S4")
+    @virtual
+    async def test_back_pressure(self) -> None:
+        """``asend`` returns when the item was taken and the next one is asked for."""
+        counted = Counted()
+        source = counted.async_observable()
+        assert (await anext(source), now()) == (0, 1.0)
+        await asyncio.sleep(10)
+        assert counted.sent == []
+        assert (await anext(source), now()) == (1, 12.0)
+        assert counted.sent == [11.0]
+        await source.aclose()
+
+    @pytest.mark.parametrize("take", [None, 1])
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: rx.from_iterable([1, 2]),
+            lambda: rx.single(1),
+            lambda: rx.pipe(rx.from_iterable([1, 2]), rx.map_async(double), rx.take(5)),
+            lambda: rx.pipe(rx.from_iterable([1, 2]), rx.distinct_until_changed),
+            lambda: rx.pipe(rx.from_iterable([1, 2]), rx.flat_map(lambda _: rx.timer(1))),
+            lambda: rx.pipe(rx.from_iterable([1, 2]), rx.merge(rx.timer(2))),
+            lambda: rx.pipe(rx.interval(1, 1), rx.debounce(0.5), rx.take(2)),
+            lambda: rx.pipe(rx.timer(1), rx.delay(1)),
+            lambda: rx.pipe(rx.interval(1, 2), rx.combine_latest(rx.interval(1, 3)), rx.take(2)),
+            lambda: rx.pipe(
+                rx.from_iterable([1, 2]), rx.map(lambda _: rx.timer(1)), rx.switch_latest()
+            ),
+        ],
+        ids=[
+            "from_iterable",
+            "single",
+            "map_async",
+            "distinct",
+            "flat_map",
+            "merge",
+            "debounce",
+            "delay",
+            "combine_latest",
+            "switch_latest",
+        ],
+    )
+    @virtual
+    async def test_tasks_of_the_library_end(
+        self, make: Callable[[], rx.AsyncObservable[Any]], take: int | None
+    ) -> None:
+        """Those that it starts and forgets are gone after the end, or a drop; so is its memory."""
+        from expression.core import aiotools
+
+        running: set[object] = getattr(aiotools, "__running_tasks")
+        before = len(running)
+        source = AsyncObservableSource(make())
+        seen = await collect(source, take=take)
+        assert seen.items
+        await source.aclose()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert len(running) == before
+
+    @virtual
+    async def test_a_task_of_the_library_that_fails(self) -> None:
+        """What it would only log comes out of the pull, and the stream ends."""
+
+        async def refuse(number: int) -> int:
+            raise LookupError(number)
+
+        source = AsyncObservableSource(rx.pipe(rx.interval(1, 1), rx.map_async(refuse)))
+        assert await collect(source) == Seen([], "LookupError(0)")
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    @virtual
+    async def test_it_may_send_while_it_is_subscribed_to(self) -> None:
+        """It waits for its consumer there, as it would later."""
+
+        async def subscribe(observer: rx.AsyncObserver[int]) -> rx.AsyncDisposable:
+            for number in range(3):
+                await observer.asend(number)
+            await observer.aclose()
+            return rx.AsyncDisposable.empty()
+
+        whole = AsyncObservableSource(rx.AsyncAnonymousObservable(subscribe))
+        assert await collect(whole) == Seen([0, 1, 2], "completed")
+        dropped = AsyncObservableSource(rx.AsyncAnonymousObservable(subscribe))
+        assert await collect(dropped, take=1) == Seen([0], "dropped")
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    @pytest.mark.rows("S7")
+    @virtual
+    async def test_a_drop_does_not_disturb_who_sends(self) -> None:
+        """A subject that sends to several: it waits for none that has left."""
+        subject: rx.AsyncSubject[int] = rx.AsyncSubject()
+        leaving, staying = AsyncObservableSource(subject), AsyncObservableSource(subject)
+        first = asyncio.create_task(collect(leaving, take=1))
+        rest = asyncio.create_task(collect(staying))
+        await asyncio.sleep(0)
+        for number in range(3):
+            await subject.asend(number)
+        await subject.aclose()
+        assert await first == Seen([0], "dropped")
+        assert await rest == Seen([0, 1, 2], "completed")
+
+    @virtual
+    async def test_one_that_goes_on_after_the_drop_does_not_hold_up_the_loop(self) -> None:
+        """Even if its disposing stops nothing, others get their turn while it sends."""
+        sending: list[asyncio.Task[None]] = []
+
+        async def send_for_ever(observer: rx.AsyncObserver[int]) -> None:
+            while True:
+                await observer.asend(1)
+
+        async def subscribe(observer: rx.AsyncObserver[int]) -> rx.AsyncDisposable:
+            sending.append(asyncio.create_task(send_for_ever(observer)))
+            return rx.AsyncDisposable.empty()
+
+        source = AsyncObservableSource(rx.AsyncAnonymousObservable(subscribe))
+        await anext(source)
+        await source.aclose()
+        await asyncio.sleep(0.1)
+        sending[0].cancel()
+
+    @virtual
+    async def test_a_disposal_that_waits_is_waited_for(self) -> None:
+        """``aclose`` returns when it is through, also where a task of the library does it."""
+        disposed: list[float] = []
+
+        async def subscribe(observer: rx.AsyncObserver[int]) -> rx.AsyncDisposable:
+            async def dispose() -> None:
+                await asyncio.sleep(2)
+                disposed.append(now())
+
+            await observer.asend(1)
+            return rx.AsyncDisposable.create(dispose)
+
+        slow = rx.AsyncAnonymousObservable(subscribe)
+        source = AsyncObservableSource(rx.pipe(rx.single(0), rx.flat_map(lambda _: slow)))
+        await anext(source)
+        await asyncio.sleep(1)
+        await source.aclose()
+        assert disposed == [3.0]
+
+    @virtual
+    async def test_a_disposal_that_fails_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
+        """It disturbs nobody, and the library's tasks end all the same."""
+
+        async def subscribe(observer: rx.AsyncObserver[int]) -> rx.AsyncDisposable:
+            async def dispose() -> None:
+                raise LookupError("gone")
+
+            await rx.from_iterable([1, 2]).subscribe_async(observer)
+            return rx.AsyncDisposable.create(dispose)
+
+        source = AsyncObservableSource(rx.AsyncAnonymousObservable(subscribe))
+        await anext(source)
+        await source.aclose()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert caplog.messages == ["disposing of an asynchronous subscription failed"]
+
+    @pytest.mark.parametrize("ours", [True, False])
+    @virtual
+    async def test_tasks_of_a_users_function_are_its_own(self, ours: bool) -> None:
+        """A task that a mapper starts lives on after the drop; and a task factory stays in place."""
+        made: list[object] = []
+        done: list[float] = []
+
+        async def later() -> None:
+            await asyncio.sleep(5)
+            done.append(now())
+
+        async def begin(number: int) -> asyncio.Task[None]:
+            return asyncio.create_task(later())
+
+        def make(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+            made.append(coroutine)
+            return asyncio.Task(coroutine, loop=loop, **options)
+
+        loop = asyncio.get_running_loop()
+        factory = make if ours else None
+        loop.set_task_factory(factory)
+        source = AsyncObservableSource(rx.pipe(rx.single(1), rx.map_async(begin)))
+        task: Awaitable[None] = await anext(source)
+        await source.aclose()
+        assert loop.get_task_factory() is factory
+        await task
+        assert done == [5.0]
+        assert len(made) == (1 if ours else 0)

@@ -1,0 +1,454 @@
+"""One engine in all the forms that its answer may have, through the same scenarios (row E2)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import reactivex
+from opentelemetry import trace
+from reactivex import Observable, abc
+from reactivex import operators as ops
+from reactivex.disposable import Disposable
+
+from rx_backend.context import RequestContext
+from rx_backend.engine import EngineConfig, LLMEngine, open_chunks
+from rx_backend.errors import Cancelled, InvalidArgument
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+from rx_backend.testing import run_conformance
+from tests.rx_backend._engines import (
+    ScriptedEngine,
+    Step,
+    adapter_of,
+    chunk_of,
+    collect,
+    now,
+    request,
+    status_of,
+    stop,
+    token,
+    tokens_of,
+    virtual,
+)
+from tests.rx_backend.test_stream import (
+    Box,
+    aclose,
+    aclose_while_another_task_pulls,
+    break_out_of_async_for,
+    cancel_in_a_pull,
+    close_without_waiting,
+    dispose_of_a_subscription,
+    lose_the_last_reference,
+    lose_the_last_reference_in_a_thread,
+    run_out_of_time_in_timeout,
+)
+from tests.spans import Spans
+
+if TYPE_CHECKING:
+    from aioreactive import AsyncDisposable, AsyncObservable, AsyncObserver
+
+Chunks = AsyncGenerator[Any]
+Form = Callable[[Chunks], object]
+
+
+def generator(chunks: Chunks) -> Chunks:
+    """The chunks as they are."""
+    return chunks
+
+
+def observable(chunks: Chunks) -> Observable[Any]:
+    """Chunks that are pushed by a task; disposing cancels it."""
+
+    async def push(observer: abc.ObserverBase[Any]) -> None:
+        async with aclosing(chunks):
+            try:
+                async for chunk in chunks:
+                    observer.on_next(chunk)
+            except Exception as error:
+                observer.on_error(error)
+            else:
+                observer.on_completed()
+
+    def subscribe(
+        observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
+    ) -> abc.DisposableBase:
+        task = asyncio.get_running_loop().create_task(push(observer))
+
+        def dispose() -> None:
+            task.cancel()
+
+        return Disposable(dispose)
+
+    return Observable(subscribe)
+
+
+def async_observable(chunks: Chunks) -> AsyncObservable[Any]:
+    """Chunks that are sent by a task, which waits until each was taken; disposing cancels it."""
+    from aioreactive import AsyncAnonymousObservable, AsyncDisposable
+
+    async def push(observer: AsyncObserver[Any]) -> None:
+        async with aclosing(chunks):
+            try:
+                async for chunk in chunks:
+                    await observer.asend(chunk)
+            except Exception as error:
+                await observer.athrow(error)
+            else:
+                await observer.aclose()
+
+    async def subscribe(observer: AsyncObserver[Any]) -> AsyncDisposable:
+        task = asyncio.create_task(push(observer))
+
+        async def dispose() -> None:
+            task.cancel()
+            await asyncio.wait([task])
+
+        return AsyncDisposable.create(dispose)
+
+    return AsyncAnonymousObservable(subscribe)
+
+
+def awaited(form: Form) -> Form:
+    """The same out of a coroutine."""
+
+    async def later(chunks: Chunks) -> object:
+        await asyncio.sleep(0)
+        return form(chunks)
+
+    return later
+
+
+NEEDS = pytest.mark.needs("aioreactive")
+FORMS = pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(generator, id="generator"),
+        pytest.param(awaited(generator), id="coroutine"),
+        pytest.param(observable, id="observable"),
+        pytest.param(awaited(observable), id="awaited-observable"),
+        pytest.param(async_observable, id="async-observable", marks=NEEDS),
+        pytest.param(awaited(async_observable), id="awaited-async-observable", marks=NEEDS),
+    ],
+)
+
+
+class FormedEngine(ScriptedEngine):
+    """A scripted engine that answers in one of the forms."""
+
+    def __init__(self, form: Form, *script: Step, **options: Any) -> None:
+        super().__init__(*script, **options)
+        self._form = form
+
+    def generate(self, request: PreprocessedRequest, context: RequestContext) -> Any:
+        self.calls = self.calls + 1
+        return self._form(self._stream(context))
+
+
+@pytest.mark.rows("E2", "S1", "S2", "A1", "P3")
+@FORMS
+@virtual
+async def test_a_clean_end(form: Form) -> None:
+    """Chunks come in order and unchanged; the span and the engine are closed by the terminal."""
+    spans = Spans()
+    engine = FormedEngine(form, 1, token(1), 1, token(2), 1, stop())
+    stream = await adapter_of(engine, spans=spans).generate(request())
+    items = [await anext(stream) for _ in range(3)]
+    assert [chunk.token_ids for chunk in map(chunk_of, items)] == [[1], [2], []]
+    attributes = spans.one().attributes
+    assert attributes is not None
+    assert (attributes["output_tokens"], attributes["finish_reason"]) == (2, "Stop")
+    assert await collect(stream) == []
+    await asyncio.sleep(1)
+    assert (engine.closed, engine.aborts) == (1, [])
+
+
+@pytest.mark.rows("E2", "S2", "S8")
+@FORMS
+@virtual
+async def test_nothing_after_the_terminal(form: Form) -> None:
+    """What an engine has for after its terminal is not forwarded."""
+    engine = FormedEngine(form, token(1), stop(), token(2), stop(), LookupError("late"))
+    items = await collect(await adapter_of(engine).generate(request()))
+    assert tokens_of(items) == [[1], []]
+    await asyncio.sleep(1)
+    assert engine.closed == 1
+
+
+@pytest.mark.rows("E2", "E4", "S3", "A2", "A6")
+@FORMS
+@virtual
+async def test_a_stop(form: Form) -> None:
+    """The engine is aborted once, sees the stop itself, and its `cancelled` terminal comes out."""
+    context = RequestContext()
+    cancelled = LLMEngineOutput.cancelled()
+    engine = FormedEngine(form, token(1), lambda seen: seen.stopped(), cancelled)
+    spans = Spans()
+    stream = await adapter_of(engine, spans=spans).generate(request(), context)
+    reading = asyncio.create_task(collect(stream))
+    await asyncio.sleep(3)
+    context.stop_generating()
+    context.kill()
+    items = await reading
+    assert str(chunk_of(items[-1]).finish_reason) == "cancelled"
+    await asyncio.sleep(1)
+    attributes = spans.one().attributes
+    assert attributes is not None
+    assert (attributes["finish_reason"], attributes["cancelled"]) == ("Cancelled", True)
+    assert (engine.aborts, engine.closed) == ([3], 1)
+
+
+@pytest.mark.rows("E2", "S6", "P4")
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (InvalidArgument("bad"), "Backend(InvalidArgument)"),
+        (ValueError("bad"), "Backend(InvalidArgument)"),
+        (LookupError("bad"), "Backend(Unknown)"),
+    ],
+    ids=["typed", "value", "other"],
+)
+@FORMS
+@virtual
+async def test_a_failure(form: Form, error: Exception, kind: str) -> None:
+    """The chunks before it come out, then one error item with its kind, and the stream ends."""
+    spans = Spans()
+    engine = FormedEngine(form, token(1), 1, error)
+    items = await collect(await adapter_of(engine, spans=spans).generate(request()))
+    assert [item.event for item in items] == [None, "error"]
+    assert items[-1].error is not None
+    assert items[-1].error is error or items[-1].error.__cause__ is error
+    assert status_of(spans.one())[1] == kind
+    await asyncio.sleep(1)
+    assert engine.closed == 1
+
+
+@pytest.mark.rows("E2", "P5")
+@FORMS
+@virtual
+async def test_an_end_without_a_terminal(form: Form) -> None:
+    """The stream just ends, and the span says that it was dropped."""
+    spans = Spans()
+    engine = FormedEngine(form, token(1))
+    items = await collect(await adapter_of(engine, spans=spans).generate(request()))
+    assert tokens_of(items) == [[1]]
+    attributes = spans.one().attributes
+    assert attributes is not None
+    assert (attributes["finish_reason"], attributes["output_tokens"]) == ("Dropped", 1)
+
+
+@pytest.mark.rows("E2", "S6")
+@FORMS
+@virtual
+async def test_a_cancellation_in_the_engine_is_no_item(form: Form) -> None:
+    """An engine whose own work is cancelled: nothing is made of it, and the caller can leave."""
+    engine = FormedEngine(form, token(1), asyncio.CancelledError())
+    items: list[Any] = []
+
+    async def consume() -> None:
+        async with asyncio.timeout(5):
+            items.extend([item async for item in await adapter_of(engine).generate(request())])
+
+    reading = asyncio.create_task(consume())
+    await asyncio.wait([reading])
+    assert reading.cancelled() or isinstance(reading.exception(), TimeoutError)
+    assert items == []
+    await asyncio.sleep(1)
+    assert engine.closed == 1
+
+
+@pytest.mark.rows("E2", "S5")
+@pytest.mark.parametrize(
+    "form", [generator, observable, pytest.param(async_observable, marks=NEEDS)]
+)
+@virtual
+async def test_a_setup_that_fails(form: Form) -> None:
+    """What is raised before there is a stream comes out of ``generate``, typed."""
+
+    async def refuse(chunks: Chunks) -> object:
+        await chunks.aclose()
+        await asyncio.sleep(1)
+        if now() == 1:
+            raise ValueError("too long")
+        return form(chunks)
+
+    spans = Spans()
+    with pytest.raises(InvalidArgument, match="too long"):
+        await adapter_of(FormedEngine(refuse), spans=spans).generate(request())
+    assert status_of(spans.one())[1] == "setup_failed"
+
+
+@pytest.mark.rows("E2", "S7", "P5", "P7")
+@pytest.mark.parametrize(
+    "leave",
+    [
+        aclose,
+        close_without_waiting,
+        aclose_while_another_task_pulls,
+        break_out_of_async_for,
+        cancel_in_a_pull,
+        run_out_of_time_in_timeout,
+        dispose_of_a_subscription,
+        lose_the_last_reference,
+        lose_the_last_reference_in_a_thread,
+    ],
+)
+@pytest.mark.parametrize("closing", [(), (0.25, 0.25)], ids=["at-once", "awaiting"])
+@FORMS
+@virtual
+async def test_a_drop(
+    form: Form, closing: tuple[float, ...], leave: Callable[[Box], Awaitable[None]]
+) -> None:
+    """Whichever way: the engine's ``finally`` runs once and to its end, and so does the span."""
+    spans = Spans()
+    engine = FormedEngine(form, token(1), token(2), 60, token(3), closing=closing)
+    box: Box = [await adapter_of(engine, spans=spans).generate(request())]
+    await anext(box[0])
+    await leave(box)
+    await asyncio.sleep(10)
+    assert len(engine.closes) == engine.closed == 1
+    assert engine.closes[0] <= 1
+    assert engine.aborts == []
+    assert spans.one().status.description == "stream dropped before terminal"
+    box.clear()
+
+
+@pytest.mark.rows("E2", "S7")
+@FORMS
+@virtual
+async def test_a_drop_before_the_first_pull(form: Form) -> None:
+    """Who never pulls never starts the engine, whatever form its answer has."""
+    engine = FormedEngine(form, token(1), stop())
+    stream = await adapter_of(engine).generate(request())
+    await asyncio.sleep(1)
+    await stream.aclose()
+    assert (engine.calls, engine.pulls, engine.closes) == (1, 0, [])
+
+
+@pytest.mark.rows("E2", "P9")
+@FORMS
+@virtual
+async def test_spans_of_the_engine_nest(form: Form) -> None:
+    """What the engine opens while it streams is a child of the request's span."""
+    spans = Spans()
+
+    def work(_: RequestContext) -> None:
+        with spans.tracer.start_as_current_span("work"):
+            spans.tracer.start_span("more").end()
+
+    engine = FormedEngine(form, work, token(1), 1, work, stop())
+    await collect(await adapter_of(engine, spans=spans).generate(request()))
+    assert trace.get_current_span() is trace.INVALID_SPAN
+    by_id = {span.context.span_id: span for span in spans.finished if span.context is not None}
+    parents = [
+        (span.name, by_id[span.parent.span_id].name)
+        for span in spans.finished
+        if span.parent is not None
+    ]
+    assert parents == [("more", "work"), ("work", "engine.generate")] * 2
+
+
+@pytest.mark.rows("E2", "S4")
+@pytest.mark.parametrize("form", [generator, pytest.param(async_observable, marks=NEEDS)])
+@virtual
+async def test_back_pressure(form: Form) -> None:
+    """The engine is never ahead of its consumer: ``asend`` waits as a ``yield`` does."""
+    engine = FormedEngine(form, *map(token, range(5)), stop())
+    stream = await adapter_of(engine).generate(request())
+    for pulled in range(6):
+        await asyncio.sleep(10)
+        assert engine.pulls == pulled
+        await anext(stream)
+    assert await collect(stream) == []
+    assert engine.pulls == 6
+
+
+@pytest.mark.rows("E2", "S1")
+@virtual
+async def test_an_observable_is_ahead_of_its_consumer() -> None:
+    """It can't be held back; what it pushes waits, in order, and nothing is lost."""
+    engine = FormedEngine(observable, *map(token, range(5)), stop())
+    stream = await adapter_of(engine).generate(request())
+    items = [await anext(stream)]
+    await asyncio.sleep(10)
+    assert engine.closed == 1
+    items += await collect(stream)
+    assert tokens_of(items) == [[0], [1], [2], [3], [4], []]
+
+
+class RxEngine(LLMEngine):
+    """An engine as one would write it with ``reactivex``."""
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        return EngineConfig(model="rx")
+
+    def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> Observable[LLMEngineOutput]:
+        limit = request.stop_conditions.max_tokens or 8
+        ticks = reactivex.interval(0.01).pipe(ops.take(limit), ops.map(token))
+        stopped = context.stopped().pipe(ops.map(lambda _: LLMEngineOutput.cancelled()))
+        done = reactivex.return_value(LLMEngineOutput.length())
+        return reactivex.merge(reactivex.concat(ticks, done), stopped).pipe(
+            ops.take_while(lambda chunk: chunk.finish_reason is None, inclusive=True)
+        )
+
+
+class AioEngine(LLMEngine):
+    """An engine as one would write it with ``aioreactive``, its operators and all they leave."""
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        return EngineConfig(model="aio")
+
+    def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncObservable[LLMEngineOutput]:
+        import aioreactive as rx
+
+        limit = request.stop_conditions.max_tokens or 8
+
+        async def chunk_at(number: int) -> LLMEngineOutput:
+            if context.is_stopped:
+                raise Cancelled("stopped")
+            return LLMEngineOutput.length() if number == limit else token(number)
+
+        return rx.pipe(rx.interval(0.01, 1), rx.map_async(chunk_at), rx.take(limit + 1))
+
+
+class Talkative(AioEngine):
+    """It has more to say after its terminal."""
+
+    def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncObservable[LLMEngineOutput]:
+        import aioreactive as rx
+
+        return rx.from_iterable([token(1), stop(), token(2)])
+
+
+@pytest.mark.rows("E2", "K1")
+@pytest.mark.parametrize("engine", [RxEngine, pytest.param(AioEngine, marks=NEEDS)])
+def test_the_conformance_kit_takes_them(engine: Callable[[], LLMEngine]) -> None:
+    """Engines written with either library keep every rule, and the kit says so."""
+    report = run_conformance(engine)
+    assert report.ok, report
+
+
+@pytest.mark.rows("E2", "K1", "S8")
+@NEEDS
+def test_the_conformance_kit_finds_what_they_break() -> None:
+    """An item after the terminal is reported of an AsyncObservable too."""
+    report = run_conformance(Talkative)
+    assert "ITEM_AFTER_TERMINAL" in [violation.rule.name for violation in report.violations]
+
+
+@pytest.mark.rows("E2")
+@virtual
+async def test_an_observable_is_not_awaited() -> None:
+    """It can be, and would give its last chunk alone."""
+    engine = RxEngine()
+    chunks = await open_chunks(engine, request(), RequestContext())
+    assert (await anext(chunks), now()) == (token(0), 0.01)
+    await getattr(chunks, "aclose")()  # noqa: B009 - not all chunk streams have one
