@@ -1,0 +1,83 @@
+"""Shorter copies of chunks, for operators that take tokens out or end a stream within a chunk."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any, TypeVar, cast
+
+from operators._chunk import Chunk
+
+__all__ = ("cut", "cut_last")
+
+C = TypeVar("C", bound=Chunk)
+
+# Fields with an entry for each token. All are known by name, and a chunk may lack any.
+_PER_TOKEN = ("tokens", "log_probs", "top_logprobs")
+
+
+def cut(chunk: C, tokens: int) -> C:
+    """
+    Return a copy of *chunk* with its first *tokens* tokens and what belongs to them.
+
+    ``tokens``, ``log_probs`` and ``top_logprobs`` are cut alike. ``cum_log_probs`` and ``text`` are
+    worked out from them, or None where that can't be done: they would tell of tokens that are gone.
+    All else stays.
+    """
+    part: Any = copy.copy(chunk)
+    if tokens >= len(chunk.token_ids):
+        return part
+    part.token_ids = chunk.token_ids[:tokens]
+    for name in _PER_TOKEN:
+        entries = getattr(chunk, name, None)
+        if entries is not None:
+            setattr(part, name, entries[:tokens])
+    if getattr(chunk, "text", None) is not None:
+        part.text = _text(chunk, tokens)
+    if getattr(chunk, "cum_log_probs", None) is not None:
+        part.cum_log_probs = _cum_log_probs(chunk, tokens)
+    return part
+
+
+def cut_last(
+    chunk: C, tokens: int, kind: str, reason: object = None, stop_reason: int | None = None
+) -> C:
+    """
+    Return a copy of *chunk* with its first *tokens* tokens, as the terminal of its stream.
+
+    Args:
+        chunk: A chunk; if it is a terminal, its own reason is replaced.
+        tokens: How many tokens stay.
+        kind: Why the stream ends, as text: ``stop`` or ``length``.
+        reason: The finish reason; None for that of the terminal which the chunk's class makes by
+            a class method named *kind*, and the text itself where it has none.
+        stop_reason: The token that ended the stream, for chunks with a ``stop_reason``.
+    """
+    part: Any = cut(chunk, tokens)
+    part.finish_reason = _reason_of(chunk, kind) if reason is None else reason
+    if hasattr(chunk, "stop_reason"):
+        part.stop_reason = stop_reason
+    return part
+
+
+def _reason_of(chunk: Chunk, kind: str) -> object:
+    make_terminal = getattr(type(chunk), kind, None)
+    return make_terminal().finish_reason if inspect.ismethod(make_terminal) else kind
+
+
+def _text(chunk: object, tokens: int) -> str | None:
+    if not tokens:
+        return ""
+    texts = cast("list[str | None] | None", getattr(chunk, "tokens", None)) or [None]
+    known = [text for text in texts if text is not None]
+    if len(known) < len(texts) or "".join(known) != getattr(chunk, "text", None):
+        return None
+    return "".join(known[:tokens])
+
+
+def _cum_log_probs(chunk: Chunk, tokens: int) -> float | None:
+    log_probs = cast("list[float] | None", getattr(chunk, "log_probs", None))
+    if log_probs is None or len(log_probs) != len(chunk.token_ids):
+        return None
+    whole: float = getattr(chunk, "cum_log_probs")  # noqa: B009
+    return whole - sum(log_probs[tokens:])

@@ -1,0 +1,88 @@
+"""A table of token sequences that finds them in a stream, each token being read once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from functools import lru_cache
+
+__all__ = ("StopTable", "stop_table")
+
+Sequences = frozenset[tuple[int, ...]]
+
+
+class StopTable:
+    """
+    The automaton of Aho and Corasick over token ids.
+
+    A state is a number; it stands for the longest end of what was read that begins a sequence.
+    State 0 is the start: no sequence has begun.
+
+    Args:
+        sequences: What to find; none is empty.
+
+    Attributes:
+        starts: The tokens that a sequence begins with.
+        begun: For each state, how many of the tokens read last may belong to a sequence.
+        found: For each state, the length of the longest sequence that ends there, or 0.
+    """
+
+    __slots__ = ("_shorter", "_ways", "begun", "found", "starts")
+
+    def __init__(self, sequences: Iterable[tuple[int, ...]]) -> None:
+        self._ways: list[dict[int, int]] = [{}]
+        self._shorter = [0]
+        self.begun = [0]
+        self.found = [0]
+        for sequence in sequences:
+            self._add(sequence)
+        self.starts = frozenset(self._ways[0])
+        self._link()
+
+    def read(self, state: int, token_ids: Iterable[int]) -> tuple[int, int]:
+        """
+        Go on from *state* over *token_ids*, up to the first token that a sequence ends with.
+
+        Returns:
+            The state after that, and how many tokens were read.
+        """
+        ways, shorter, found = self._ways, self._shorter, self.found
+        count = 0
+        for token_id in token_ids:
+            count += 1
+            while state and token_id not in ways[state]:
+                state = shorter[state]
+            state = ways[state].get(token_id, 0)
+            if found[state]:
+                break
+        return state, count
+
+    def _add(self, sequence: tuple[int, ...]) -> None:
+        state = 0
+        for token_id in sequence:
+            ways = self._ways[state]
+            if token_id not in ways:
+                ways[token_id] = len(self._ways)
+                self._ways.append({})
+                self._shorter.append(0)
+                self.begun.append(self.begun[state] + 1)
+                self.found.append(0)
+            state = ways[token_id]
+        self.found[state] = len(sequence)
+
+    def _link(self) -> None:
+        """For each state, nearest first, find the next shorter end that begins a sequence too."""
+        waiting = deque(self._ways[0].values())
+        while waiting:
+            state = waiting.popleft()
+            for token_id, longer in self._ways[state].items():
+                end, _ = self.read(self._shorter[state], (token_id,))
+                self._shorter[longer] = end
+                self.found[longer] = self.found[longer] or self.found[end]
+                waiting.append(longer)
+
+
+@lru_cache(maxsize=128)
+def stop_table(sequences: Sequences) -> StopTable:
+    """The table of *sequences*, made once: a worker's requests have many in common."""
+    return StopTable(sequences)

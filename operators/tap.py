@@ -1,0 +1,253 @@
+"""Observers off the token path: what they do, and how long it takes, never disturbs the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from operators._operator import operator
+from operators._stage import Hooks
+
+__all__ = ("TapCounts", "tap", "tap_async")
+
+A = TypeVar("A")
+
+
+@dataclass(slots=True)
+class TapCounts:
+    """
+    What observers got of the streams that they watch; one may serve many streams.
+
+    Attributes:
+        delivered: Items that an observer took.
+        missed: Items that came while the buffer was full, or were left when the time was up.
+        failed: Items on which an observer raised.
+    """
+
+    delivered: int = 0
+    missed: int = 0
+    failed: int = 0
+
+
+@operator
+def tap(
+    observe: Callable[[A], object], *, limit: int = 1024, counts: TapCounts | None = None
+) -> Hooks[A, A]:
+    """
+    Show every item to *observe*, in order, after the turn of the event loop in which it came.
+
+    Items pass through at once, whatever the observer does. It is called on the loop, so it must not
+    block; one that waits is for :func:`tap_async`::
+
+        source    -a-b-|
+        result    -a-b-|
+        observed  -a b
+
+    Args:
+        observe: Gets each item. What it raises is counted, and logged once for a stream.
+        limit: How many items may wait within one turn, at least 1; the observer misses those
+            beyond it.
+        counts: Where to count what was delivered, missed and failed.
+
+    Raises:
+        ValueError: *limit* is less than 1; when the operator starts.
+
+    Errors: source errors pass unchanged, after which the observer still gets what waits.
+    On dispose: the observer still gets what waits, in the same turn's end.
+
+    Where no event loop runs, in a plain pipe, the observer is called at once.
+
+    >>> import reactivex
+    >>> seen = []
+    >>> _ = reactivex.of(1, 2).pipe(tap(seen.append)).subscribe()
+    >>> seen
+    [1, 2]
+    """
+    return Hooks(_Tap(observe, _checked("tap", limit), counts or TapCounts()).take)
+
+
+class _Tap:
+    """What waits for one stream's observer."""
+
+    __slots__ = ("_counts", "_has_failed", "_limit", "_loop", "_observe", "_waiting")
+
+    def __init__(self, observe: Callable[[Any], object], limit: int, counts: TapCounts) -> None:
+        self._observe = observe
+        self._limit = limit
+        self._counts = counts
+        self._waiting: list[Any] = []
+        self._has_failed = False
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._loop = None
+
+    def take(self, item: A) -> A:
+        waiting = self._waiting
+        if not waiting and self._loop is not None:
+            self._loop.call_soon(self._deliver)
+        if len(waiting) < self._limit:
+            waiting.append(item)
+        else:
+            self._counts.missed += 1
+        if self._loop is None:
+            self._deliver()
+        return item
+
+    def _deliver(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for item in waiting:
+            try:
+                self._observe(item)
+            except Exception as error:
+                self._has_failed = _failed(self._observe, error, self._counts, self._has_failed)
+            else:
+                self._counts.delivered += 1
+
+
+@operator
+def tap_async(
+    observe: Callable[[A], Awaitable[object]],
+    *,
+    limit: int = 1024,
+    grace_s: float = 5.0,
+    counts: TapCounts | None = None,
+) -> Hooks[A, A]:
+    """
+    Show every item to the asynchronous *observe*, in order, in one task per stream.
+
+    Items pass through at once, however long the observer takes. Here it takes two frames for one::
+
+        source    -abc--|
+        result    -abc--|
+        observed  -a b c
+
+    Args:
+        observe: Awaited for each item. What it raises is counted, and logged once for a stream.
+        limit: How many items may wait for the observer, at least 1; it misses those beyond it.
+        grace_s: How long the observer may go on when the stream has ended, in seconds; then it is
+            cancelled, and has missed the rest.
+        counts: Where to count what was delivered, missed and failed.
+
+    Raises:
+        ValueError: *limit* is less than 1, or *grace_s* negative; when the operator starts.
+        RuntimeError: No event loop is running; when the operator starts.
+
+    Errors: source errors pass unchanged.
+    On dispose: the observer gets what waits, for *grace_s* at most.
+
+    >>> import asyncio
+    >>> from operators import fuse
+    >>> async def engine():
+    ...     yield 1
+    ...     yield 2
+    >>> async def store(item):
+    ...     await asyncio.sleep(0.001)
+    ...     print("stored", item)
+    >>> async def main():
+    ...     async for item in fuse(engine(), [tap_async(store)]):
+    ...         print("streamed", item)
+    ...     await asyncio.sleep(0.1)
+    >>> asyncio.run(main())
+    streamed 1
+    streamed 2
+    stored 1
+    stored 2
+    """
+    if grace_s < 0:
+        raise ValueError(f"tap_async: grace_s: expected at least 0 s, got {grace_s}")
+    watch = _AsyncTap(observe, _checked("tap_async", limit), grace_s, counts or TapCounts())
+    return Hooks(watch.take, on_end=watch.end)
+
+
+class _AsyncTap:
+    """What waits for one stream's observer, and the task in which it observes."""
+
+    __slots__ = (
+        "_counts",
+        "_grace_s",
+        "_has_failed",
+        "_limit",
+        "_loop",
+        "_observe",
+        "_task",
+        "_waiting",
+    )
+
+    def __init__(
+        self,
+        observe: Callable[[Any], Awaitable[object]],
+        limit: int,
+        grace_s: float,
+        counts: TapCounts,
+    ) -> None:
+        self._observe = observe
+        self._limit = limit
+        self._grace_s = grace_s
+        self._counts = counts
+        self._waiting: deque[Any] = deque()
+        self._has_failed = False
+        self._task: asyncio.Task[None] | None = None
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError("tap_async needs a running event loop") from None
+
+    def take(self, item: A) -> A:
+        if len(self._waiting) >= self._limit:
+            self._counts.missed += 1
+            return item
+        self._waiting.append(item)
+        if self._task is None:
+            # It lives while there is something to observe.
+            self._task = self._loop.create_task(self._deliver())
+            _observing.add(self._task)
+            self._task.add_done_callback(self._done)
+        return item
+
+    async def _deliver(self) -> None:
+        while self._waiting:
+            item = self._waiting.popleft()
+            try:
+                await self._observe(item)
+            except asyncio.CancelledError:
+                self._counts.missed += 1 + len(self._waiting)
+                self._waiting.clear()
+                raise
+            except Exception as error:
+                self._has_failed = _failed(self._observe, error, self._counts, self._has_failed)
+            else:
+                self._counts.delivered += 1
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        _observing.discard(task)
+        self._task = None
+
+    def end(self, _failure: Exception | None, _dropped: bool) -> None:
+        task = self._task
+        if task is not None and not self._loop.is_closed():
+            timer = self._loop.call_later(self._grace_s, task.cancel)
+            task.add_done_callback(lambda _: timer.cancel())
+
+
+def _checked(name: str, limit: int) -> int:
+    if limit < 1:
+        raise ValueError(f"{name}: limit: expected at least 1 item, got {limit}")
+    return limit
+
+
+def _failed(observe: object, error: Exception, counts: TapCounts, has_failed: bool) -> bool:
+    counts.failed += 1
+    if not has_failed:
+        _log.warning(
+            "observer %r failed; further failures are only counted", observe, exc_info=error
+        )
+    return True
+
+
+_observing: set[asyncio.Task[None]] = set()
+_log = logging.getLogger(__name__)

@@ -1,0 +1,183 @@
+"""`operators.limit_tokens`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from operators import fuse, limit_tokens
+from rx_backend import FinishReason, LLMEngineOutput
+from rx_backend.protocols import TopLogprob
+from rx_backend.testing import assert_marbles
+from tests.operators._help import (
+    LETTERS,
+    Engine,
+    Life,
+    Seen,
+    collect,
+    fused,
+    handshake,
+    terminal,
+    token,
+    virtual,
+)
+
+VALUES = {**LETTERS, "d": token(1, 2, 3), "B": terminal(2, reason="length")}
+VALUES["D"] = terminal(1, reason="length")
+
+
+@pytest.mark.rows("S2", "S8")
+@pytest.mark.parametrize(
+    ("source", "result", "subscription"),
+    [
+        pytest.param("----", "----", "^", id="never"),
+        pytest.param("--|", "--|", "^-!", id="empty"),
+        pytest.param("-a-|", "-a-|", "^--!", id="below"),
+        pytest.param("-a-b-c-|", "-a-(B|)", "^--!", id="reached"),
+        pytest.param("-a-d-|", "-a-(D|)", "^--!", id="crossed"),
+        pytest.param("-hh-a-h-b-h", "-hh-a-h-(B|)", "^-------!", id="handshakes-don't-count"),
+        pytest.param("-a-T-|", "-a-T-|", "^----!", id="terminal-below"),
+        pytest.param("-a-U-c-|", "-a-(U|)", "^--!", id="terminal-at-the-limit"),
+        pytest.param("-a-#", "-a-#", "^--!", id="source-error"),
+        pytest.param("-a-b-#", "-a-(B|)", "^--!", id="error-after"),
+        pytest.param("-a-b-|", "-a!", "^-!", id="early-dispose"),
+        pytest.param("-a-b-|", "-a-(B!)", "^--!", id="dispose-inside-the-last"),
+    ],
+)
+def test_the_stream_ends_with_its_last_token(source: str, result: str, subscription: str) -> None:
+    """Two tokens come out, whatever chunks they are in; the source is left in that moment."""
+    assert_marbles(
+        limit_tokens(2), source=source, result=result, values=VALUES, subscriptions=[subscription]
+    )
+
+
+CHUNKS = st.lists(st.lists(st.integers(0, 9), max_size=4), max_size=8)
+
+
+@pytest.mark.rows("S1", "S2", "S8")
+@given(chunks=CHUNKS, limit=st.integers(1, 12), ends=st.none() | st.integers(0, 7))
+def test_the_tokens_are_the_first_ones(
+    chunks: list[list[int]], limit: int, ends: int | None
+) -> None:
+    """Of any chunking the first tokens come out; a stream that is short enough comes out as it is."""
+    source = [token(*ids) for ids in chunks]
+    if ends is not None and ends < len(source):
+        source[ends].finish_reason = "eos"
+        del source[ends + 1 :]
+    before = copy.deepcopy(source)
+    seen = fused(source, limit_tokens(limit))
+    tokens = [token_id for chunk in source for token_id in chunk.token_ids]
+    out = [token_id for chunk in seen.items for token_id in chunk.token_ids]
+    assert seen.end == "completed"
+    assert out == tokens[:limit]
+    assert source == before
+    reasons = [chunk.finish_reason for chunk in seen.items]
+    assert reasons[:-1] == [None] * len(reasons[:-1])
+    reached_by_own = [chunk for chunk in source[-1:] if chunk.finish_reason and chunk.token_ids]
+    if len(tokens) < limit or (len(tokens) == limit and reached_by_own):
+        assert list(map(id, seen.items)) == list(map(id, source))
+    else:
+        assert reasons[-1] == "length"
+        assert list(map(id, seen.items[:-1])) == list(map(id, source[: len(seen.items) - 1]))
+
+
+@pytest.mark.rows("S2", "S4")
+@virtual
+async def test_the_engine_is_not_pulled_again_and_closed() -> None:
+    """Its ``finally`` has run when the last chunk is handed out."""
+    engine = Engine([token(1), token(2), token(3)])
+    async for chunk in fuse(engine(), [limit_tokens(2)]):
+        engine.journal.append(f"got {chunk.finish_reason}")
+    assert engine.journal == ["pull", "got None", "pull", "closed", "got length"]
+
+
+def likely(token_id: int) -> list[TopLogprob]:
+    return [TopLogprob(rank=1, token_id=token_id, logprob=-0.5)]
+
+
+def decoded() -> LLMEngineOutput:
+    """A chunk of three tokens of an engine that fills every field."""
+    return LLMEngineOutput(
+        token_ids=[1, 2, 3],
+        tokens=["a", "b", "c"],
+        text="abc",
+        log_probs=[-1.0, -2.0, -4.0],
+        cum_log_probs=-10.0,
+        top_logprobs=[likely(1), likely(2), likely(3)],
+        finish_reason=FinishReason.STOP,
+        stop_reason=3,
+        index=0,
+        engine_data={"step": 1},
+    )
+
+
+def test_what_runs_beside_the_tokens_is_cut_with_them(life: Life) -> None:
+    """Texts and log probabilities are those of the tokens that stay; the engine's chunk stays whole."""
+    whole = decoded()
+    seen = life([whole], limit_tokens(2))
+    expected = LLMEngineOutput(
+        token_ids=[1, 2],
+        tokens=["a", "b"],
+        text="ab",
+        log_probs=[-1.0, -2.0],
+        cum_log_probs=-6.0,
+        top_logprobs=[likely(1), likely(2)],
+        finish_reason=FinishReason.LENGTH,
+        index=0,
+        engine_data={"step": 1},
+    )
+    assert seen == Seen([expected], "completed")
+    assert whole == decoded()
+
+
+@pytest.mark.parametrize("tokens", [None, [], ["a", None, "c"], ["a", "b", "d"]], ids=repr)
+def test_text_that_cannot_be_cut_is_left_out(tokens: list[str | None] | None) -> None:
+    """Rather no text than one with tokens that are gone; likewise for the sum of log probabilities."""
+    chunk = LLMEngineOutput([1, 2, 3], tokens=tokens, text="abc", cum_log_probs=-3.0)
+    (cut,) = fused([chunk], limit_tokens(2)).items
+    assert (cut.token_ids, cut.text, cut.cum_log_probs) == ([1, 2], None, None)
+
+
+def test_a_chunk_that_fits_keeps_all(life: Life) -> None:
+    """The last chunk differs by its finish reason alone where nothing is cut."""
+    chunk = LLMEngineOutput([1, 2], text="abc", cum_log_probs=-3.0)
+    (last,) = life([chunk], limit_tokens(2)).items
+    assert last == LLMEngineOutput(
+        [1, 2], text="abc", cum_log_probs=-3.0, finish_reason=FinishReason.LENGTH
+    )
+
+
+def test_the_finish_reason_may_be_given() -> None:
+    """It is put on the chunk as it is, also where the chunk's class knows one of its own."""
+    for chunk in (token(1), LLMEngineOutput.token(1)):
+        (last,) = fused([chunk], limit_tokens(1, reason="budget")).items
+        assert last.finish_reason == "budget"
+
+
+@pytest.mark.rows("S1")
+def test_no_limit_lets_everything_pass(life: Life) -> None:
+    """None is no limit."""
+    chunks = [handshake(), token(1, 2), terminal(3)]
+    assert life(chunks, limit_tokens(None)) == Seen(chunks, "completed")
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, "5", True])
+def test_a_bad_limit_is_refused_when_the_operator_is_made(limit: Any) -> None:
+    """The message names the option, and what was given."""
+    with pytest.raises(ValueError, match=f"limit_tokens: limit: expected .* got {limit!r}"):
+        limit_tokens(limit)
+
+
+@pytest.mark.rows("S8")
+@virtual
+async def test_every_stream_counts_for_itself() -> None:
+    """One operator in two streams at once: each gets its own tokens."""
+    limit = limit_tokens(2)
+    first, second = (fuse(Engine([token(n) for n in range(4)])(), [limit]) for _ in range(2))
+    await anext(first)
+    assert len((await collect(second)).items) == 2
+    assert len((await collect(first)).items) == 1

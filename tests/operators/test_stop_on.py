@@ -1,0 +1,361 @@
+"""`operators.stop_on`."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reactivex.subject import Subject
+
+from operators import fuse, stop_on, until_terminal
+from rx_backend import FinishReason, LLMEngineOutput
+from rx_backend.testing import assert_marbles
+from tests.operators._help import (
+    LETTERS,
+    Chunk,
+    Engine,
+    Life,
+    Seen,
+    collect,
+    fused,
+    handshake,
+    terminal,
+    token,
+    virtual,
+    watch,
+)
+
+VALUES = {
+    **LETTERS,
+    "d": token(1, 2, 3, 1),
+    "e": token(1, 2),
+    "f": token(3, 1),
+    "A": terminal(1),
+    "D": terminal(1, 2, 3),
+    "F": terminal(3),
+    "C": terminal(3),
+    "S": terminal(),
+}
+
+
+@pytest.mark.rows("S2", "S8")
+@pytest.mark.parametrize(
+    ("source", "result", "subscription"),
+    [
+        pytest.param("----", "----", "^", id="never"),
+        pytest.param("--|", "--|", "^-!", id="empty"),
+        pytest.param("-h-a-c-|", "-h-a-c-|", "^------!", id="no-match"),
+        pytest.param("-a-bca-|", "-a--(S|)", "^---!", id="across-chunks"),
+        pytest.param("-d-a-|", "-(A|)", "^!", id="within-a-chunk"),
+        pytest.param("-e-f-a-|", "---(aS|)", "^--!", id="over-an-edge"),
+        pytest.param("-b-a-|", "---(ba)-|", "^----!", id="not-completed"),
+        pytest.param("-b-b-c-|", "---b-(S|)", "^----!", id="begins-again"),
+        pytest.param("-b-h-a-|", "-----(bha)-|", "^------!", id="order-is-kept"),
+        pytest.param("-b-h-c-|", "-----(hS|)", "^----!", id="handshake-between"),
+        pytest.param("-b-|", "---(b|)", "^--!", id="end-lets-out"),
+        pytest.param("-b-T-|", "---(bT)-|", "^----!", id="terminal-lets-out"),
+        pytest.param("-b-c#", "---(S|)", "^--!", id="error-after"),
+        pytest.param("-a-#", "-a-#", "^--!", id="source-error"),
+        pytest.param("-b-a-c-", "---(ba)-c-", "^", id="no-end"),
+        pytest.param("-a-b-c-|", "-a!", "^-!", id="early-dispose"),
+        pytest.param("-a-bc-|", "-a--(S!)", "^---!", id="dispose-inside-the-last"),
+    ],
+)
+def test_a_sequence_ends_the_stream(source: str, result: str, subscription: str) -> None:
+    """To stop on 2 3: the tokens before come out when it is clear, and the source is left."""
+    assert_marbles(
+        stop_on([[2, 3]]),
+        source=source,
+        result=result,
+        values=VALUES,
+        subscriptions=[subscription],
+    )
+
+
+@pytest.mark.rows("S2", "S4", "S8")
+@pytest.mark.parametrize(
+    ("source", "result"),
+    [
+        pytest.param("-a-b-c-a-|", "-a-b-(C|)", id="across-chunks"),
+        pytest.param("-d-|", "-(D|)", id="within-a-chunk"),
+        pytest.param("-e-f-a-|", "-e-(F|)", id="over-an-edge"),
+        pytest.param("-b-a-c-|", "-b-a-c-|", id="not-completed"),
+        pytest.param("-b-T-|", "-b-T-|", id="terminal"),
+        pytest.param("-b-#", "-b-#", id="source-error"),
+    ],
+)
+def test_included_tokens_come_out_at_once(source: str, result: str) -> None:
+    """With ``include`` nothing waits, and the sequence is the end of what comes out."""
+    assert_marbles(stop_on([[2, 3]], include=True), source=source, result=result, values=VALUES)
+
+
+# Few different tokens, so that sequences overlap, contain one another, and begin again within.
+TOKENS = st.integers(0, 2)
+STOPS = st.sets(st.lists(TOKENS, min_size=1, max_size=5).map(tuple), min_size=1, max_size=4)
+CHUNKS = st.lists(st.lists(TOKENS, max_size=4), max_size=12)
+
+
+def model(stops: set[tuple[int, ...]], tokens: Sequence[int]) -> tuple[int, int] | None:
+    """Where the first sequence that is complete begins and ends, the longest of several."""
+    for end in range(1, len(tokens) + 1):
+        lengths = [len(stop) for stop in stops if tuple(tokens[:end])[-len(stop) :] == stop]
+        if lengths:
+            return end - max(lengths), end
+    return None
+
+
+def undecided(stops: set[tuple[int, ...]], tokens: Sequence[int]) -> int:
+    """How many tokens at the end may be the beginning of a sequence."""
+    beginnings = {stop[:length] for stop in stops for length in range(1, len(stop))}
+    ends = (tuple(tokens[-length:]) for length in range(1, len(tokens) + 1))
+    return max((len(end) for end in ends if end in beginnings), default=0)
+
+
+def tokens_of(chunks: Sequence[Chunk]) -> list[int]:
+    return [token_id for chunk in chunks for token_id in chunk.token_ids]
+
+
+@pytest.mark.rows("S1", "S2", "S8")
+@settings(max_examples=500)
+@given(stops=STOPS, chunks=CHUNKS, ends=st.booleans(), include=st.booleans())
+def test_what_comes_out_is_what_a_search_of_the_whole_text_gives(
+    stops: set[tuple[int, ...]], chunks: list[list[int]], *, ends: bool, include: bool
+) -> None:
+    """However the tokens are cut into chunks; chunks that are not cut are the source's own."""
+    source = [token(*ids) for ids in chunks]
+    if source and ends:
+        source[-1].finish_reason = "length"
+    before = copy.deepcopy(source)
+    seen = fused(source, stop_on(stops, include=include))
+    tokens = tokens_of(source)
+    match = model(stops, tokens)
+    assert seen.end == "completed"
+    assert source == before
+    if match is None:
+        assert list(map(id, seen.items)) == list(map(id, source))
+    else:
+        assert tokens_of(seen.items) == tokens[: match[include]]
+        reasons = [chunk.finish_reason for chunk in seen.items]
+        assert reasons == [None] * (len(reasons) - 1) + ["stop"]
+        own = set(map(id, source))
+        assert sum(id(chunk) not in own for chunk in seen.items) <= 2
+
+
+@pytest.mark.rows("S1", "S4")
+@settings(max_examples=300)
+@given(stops=STOPS, chunks=CHUNKS, include=st.booleans())
+def test_no_chunk_waits_for_longer_than_it_must(
+    stops: set[tuple[int, ...]], chunks: list[list[int]], *, include: bool
+) -> None:
+    """After each chunk, those are out whose tokens are decided; with ``include`` all are."""
+    subject: Subject[Any] = Subject()
+    seen, _ = watch(subject.pipe(stop_on(stops, include=include)))
+    for count in range(1, len(chunks) + 1):
+        tokens = [token_id for ids in chunks[:count] for token_id in ids]
+        subject.on_next(token(*chunks[count - 1]))
+        if seen.end != "open":
+            assert model(stops, tokens)
+            return
+        decided = len(tokens) - (0 if include else undecided(stops, tokens))
+        out = 0
+        while out < count and len([t for ids in chunks[: out + 1] for t in ids]) <= decided:
+            out += 1
+        # A handshake behind a chunk that waits waits too.
+        assert [chunk.token_ids for chunk in seen.items] == chunks[:out]
+
+
+def of_choice(index: int | None, *token_ids: int) -> LLMEngineOutput:
+    return LLMEngineOutput(list(token_ids), index=index)
+
+
+@pytest.mark.rows("S1", "S8")
+@settings(max_examples=300)
+@given(
+    stops=STOPS,
+    chunks=st.lists(
+        st.tuples(st.sampled_from([None, 0, 1, 2]), st.lists(TOKENS, max_size=3)), max_size=16
+    ),
+    include=st.booleans(),
+)
+def test_each_choice_is_looked_through_by_itself(
+    stops: set[tuple[int, ...]], chunks: list[tuple[int | None, list[int]]], *, include: bool
+) -> None:
+    """Interleaved choices don't disturb each other; the first that stops ends the stream."""
+    source = [of_choice(index, *ids) for index, ids in chunks]
+    expected: dict[int, list[int]] = defaultdict(list)
+    stopped: int | None = None
+    for index, ids in chunks:
+        for token_id in ids:
+            expected[index or 0].append(token_id)
+            match = model(stops, expected[index or 0])
+            if match is not None:
+                stopped = index or 0
+                del expected[stopped][match[include] :]
+                break
+        if stopped is not None:
+            break
+    seen = fused(source, stop_on(stops, include=include))
+    out: dict[int, list[int]] = defaultdict(list)
+    for chunk in seen.items:
+        out[chunk.index or 0] += chunk.token_ids
+    assert {index: ids for index, ids in out.items() if ids} == {
+        index: ids for index, ids in expected.items() if ids
+    }
+    reasons = [(chunk.index or 0, chunk.finish_reason) for chunk in seen.items[-1:]]
+    if stopped is None:
+        assert sorted(map(id, seen.items)) == sorted(map(id, source))
+    else:
+        assert reasons == [(stopped, FinishReason.STOP)]
+
+
+def test_choices_do_not_wait_for_each_other() -> None:
+    """One choice is undecided; another's chunks pass it."""
+    source = [of_choice(0, 2), of_choice(1, 5), of_choice(2, 2), of_choice(1, 6), of_choice(0, 4)]
+    seen = fused(source, stop_on([[2, 3]]), ends=False)
+    assert seen.items == [source[1], source[3], source[0], source[4]]
+
+
+@pytest.mark.rows("S1", "E3")
+@pytest.mark.parametrize("end", ["completed", "terminal", "match"])
+def test_what_waits_comes_out_as_it_came(life: Life, end: str) -> None:
+    """At the end, whichever choice brings it, the chunks of all come out in their order, once."""
+    waiting = [of_choice(0, 2), of_choice(1, 2), of_choice(0, 2), of_choice(2, 2)]
+    last: list[LLMEngineOutput] = {
+        "completed": [],
+        "terminal": [LLMEngineOutput.length()],
+        "match": [of_choice(3, 4), of_choice(3, 1)],
+    }[end]
+    seen = life([*waiting, *last], stop_on([[2, 2, 3], 4]))
+    if end == "match":
+        last = [LLMEngineOutput(finish_reason=FinishReason.STOP, stop_reason=4, index=3)]
+    assert seen == Seen([*waiting, *last], "completed")
+
+
+@pytest.mark.parametrize(
+    ("stop", "tokens", "left"),
+    [
+        pytest.param(2, [1, 2, 3], [1], id="one-id"),
+        pytest.param([2, 3], [1, 3, 2], [1], id="either-of-two-ids"),
+        pytest.param([[2, 3], 4], [2, 4, 3], [2], id="a-sequence-or-an-id"),
+        pytest.param({2, (3, 3)}, [3, 1, 3, 3], [3, 1], id="a-set"),
+        pytest.param([[1, 2], [0, 1, 2]], [0, 1, 2], [], id="the-longest-of-two"),
+        pytest.param([[1, 2, 3, 4], [2, 3]], [1, 2, 3, 4], [1], id="the-first-complete"),
+        pytest.param([[1, 1, 2]], [1, 1, 1, 2], [1], id="begins-within-itself"),
+    ],
+)
+def test_what_it_stops_on(life: Life, stop: Any, tokens: list[int], left: list[int]) -> None:
+    """Ids, sequences and both; what is left are the tokens before."""
+    seen = life([token(token_id) for token_id in tokens], stop_on(stop))
+    assert tokens_of(seen.items) == left
+    assert seen.items[-1].finish_reason == "stop"
+
+
+def test_a_chunk_is_cut_with_all_that_belongs_to_its_tokens(life: Life) -> None:
+    """Over two chunks: both are copies, the last says what it stopped on, the engine's stay whole."""
+
+    def source() -> list[LLMEngineOutput]:
+        return [
+            LLMEngineOutput([1, 2], tokens=["a", "b"], text="ab", log_probs=[-1.0, -2.0]),
+            LLMEngineOutput([3, 4], tokens=["c", "d"], text="cd", log_probs=[-3.0, -4.0]),
+        ]
+
+    chunks = source()
+    assert life(chunks, stop_on([[2, 3]])).items == [
+        LLMEngineOutput([1], tokens=["a"], text="a", log_probs=[-1.0]),
+        LLMEngineOutput([], tokens=[], text="", log_probs=[], finish_reason=FinishReason.STOP),
+    ]
+    assert life(chunks, stop_on(3)).items[1].stop_reason == 3
+    assert life(chunks, stop_on(3, include=True)).items[1] == LLMEngineOutput(
+        [3],
+        tokens=["c"],
+        text="c",
+        log_probs=[-3.0],
+        finish_reason=FinishReason.STOP,
+        stop_reason=3,
+    )
+    assert chunks == source()
+
+
+@pytest.mark.rows("E3")
+def test_a_match_in_the_engine_terminal_counts(life: Life) -> None:
+    """The engine's reason gives way, as its tokens do; one without a match stays."""
+    assert life([token(1), terminal(2, 3, reason="length")], stop_on(2)).items[-1] == terminal()
+    own = terminal(1, 4, reason="length")
+    assert life([token(3), own], stop_on([[4, 5]])).items[-1] is own
+
+
+@pytest.mark.rows("S2", "S4")
+@virtual
+async def test_the_engine_is_not_pulled_again_and_closed() -> None:
+    """Its ``finally`` has run when the last chunk is handed out; while one waits it is pulled on."""
+    engine = Engine([token(1), token(2), token(3), token(4)])
+    async for chunk in fuse(engine(), [stop_on([[2, 3]])]):
+        engine.journal.append(f"got {chunk.finish_reason}")
+    assert engine.journal == ["pull", "got None", "pull", "pull", "closed", "got stop"]
+
+
+@pytest.mark.rows("S6")
+def test_a_failure_goes_on_unchanged(life: Life) -> None:
+    """A failed stream is no completed one, also while a chunk waits."""
+    error = LookupError("gone")
+    seen = life([token(1), token(2)], stop_on([[2, 3]]), error=error)
+    assert (seen.items[:1], seen.error) == ([token(1)], error)
+
+
+@pytest.mark.rows("S2", "S8")
+def test_it_stands_on_either_side_of_until_terminal(life: Life) -> None:
+    """What waits comes out before the terminal that another operator ends the stream with."""
+    chunks = [token(2), terminal(), token(3)]
+    for operators in ([stop_on([[2, 3]]), until_terminal()], [until_terminal(), stop_on([[2, 3]])]):
+        assert life(chunks, *operators) == Seen(chunks[:2], "completed")
+
+
+@pytest.mark.rows("S1")
+@pytest.mark.parametrize("stop", [None, [], ()])
+def test_nothing_to_stop_on_lets_everything_pass(life: Life, stop: Any) -> None:
+    """A request without stop tokens needs no case of its own."""
+    chunks = [handshake(), token(1, 2), terminal(3)]
+    assert life(chunks, stop_on(stop)) == Seen(chunks, "completed")
+
+
+def test_the_finish_reason_may_be_given() -> None:
+    """It is put on the terminal as it is."""
+    (last,) = fused([LLMEngineOutput.token(2)], stop_on(2, reason=FinishReason.EOS)).items
+    assert last.finish_reason is FinishReason.EOS
+
+
+BAD_STOPS: list[tuple[Any, str]] = [
+    ("###", "expected token ids or sequences of them, got '###'"),
+    (["###"], "expected token ids or sequences of them, got '###'"),
+    (1.5, "expected token ids or sequences of them, got 1.5"),
+    ([[]], "expected sequences of at least one token, got an empty one"),
+    ([-1], "expected token ids, got -1"),
+    ([[1, 1 << 32]], "expected token ids, got 4294967296"),
+    ([True], "expected token ids, got True"),
+    ([[1, "2"]], "expected token ids, got '2'"),
+]
+
+
+@pytest.mark.parametrize(("stop", "message"), BAD_STOPS, ids=repr)
+def test_bad_stop_tokens_are_refused_when_the_operator_is_made(stop: Any, message: str) -> None:
+    """The message names the option, and what was given."""
+    with pytest.raises((TypeError, ValueError)) as raised:
+        stop_on(stop)
+    assert str(raised.value) == f"stop_on: stop: {message}"
+
+
+@pytest.mark.rows("S8")
+@virtual
+async def test_every_stream_is_looked_through_by_itself() -> None:
+    """One operator in two streams at once: what began in one is nothing to the other."""
+    stop = stop_on([[2, 3]])
+    first = fuse(Engine([token(1), token(2), token(3)])(), [stop])
+    second = fuse(Engine([token(3), token(2)])(), [stop])
+    await anext(first)
+    assert await collect(second) == Seen([token(3), token(2)], "completed")
+    assert await collect(first) == Seen([terminal()], "completed")

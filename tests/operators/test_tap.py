@@ -1,0 +1,151 @@
+"""Observers off the token path: they never disturb the stream, and what they miss is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from operators import TapCounts, fuse, tap, tap_async
+from tests.operators._help import LONG_S, Engine, Seen, collect, virtual
+
+WATCHED = Seen([0, 1, 2, 3], "completed")
+
+
+@virtual
+async def test_an_observer_sees_every_item_after_its_turn() -> None:
+    """In order, and not within the pull that brings the item."""
+    seen: list[int] = []
+    counts = TapCounts()
+    stream = fuse(Engine(range(4))(), [tap(seen.append, counts=counts)])
+    assert await anext(stream) == 0
+    assert seen == []
+    await asyncio.sleep(0)
+    assert seen == [0]
+    assert (await collect(stream)).items == [1, 2, 3]
+    await asyncio.sleep(0)
+    assert seen == [0, 1, 2, 3]
+    assert counts == TapCounts(delivered=4)
+
+
+@virtual
+async def test_an_observer_that_fails_is_counted_and_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It gets the later items all the same, and the stream is as without it."""
+    seen: list[int] = []
+
+    def refuse(item: int) -> None:
+        if item < 2:
+            raise LookupError(item)
+        seen.append(item)
+
+    counts = TapCounts()
+    with caplog.at_level(logging.WARNING):
+        stream = fuse(Engine(range(4), every_s=1.0)(), [tap(refuse, counts=counts)])
+        assert await collect(stream) == WATCHED
+        await asyncio.sleep(0)
+    assert seen == [2, 3]
+    assert counts == TapCounts(delivered=2, failed=2)
+    assert len(caplog.records) == 1
+
+
+@virtual
+async def test_within_a_turn_no_more_wait_than_the_limit() -> None:
+    """A source that never waits fills the buffer; what is beyond it is missed, and counted."""
+    seen: list[int] = []
+    counts = TapCounts()
+    stream = fuse(Engine(range(4))(), [tap(seen.append, limit=3, counts=counts)])
+    assert await collect(stream) == WATCHED
+    await asyncio.sleep(0)
+    assert seen == [0, 1, 2]
+    assert counts == TapCounts(delivered=3, missed=1)
+
+
+@virtual
+async def test_a_slow_observer_does_not_slow_the_stream() -> None:
+    """The stream runs at the engine's pace; the observer gets its items one after the other."""
+    seen: list[tuple[float, int]] = []
+    loop = asyncio.get_running_loop()
+
+    async def slow(item: int) -> None:
+        await asyncio.sleep(2.5)
+        seen.append((loop.time(), item))
+
+    stream = fuse(Engine(range(4), every_s=1.0)(), [tap_async(slow, grace_s=100.0)])
+    assert await collect(stream) == WATCHED
+    assert loop.time() == 4.0
+    await asyncio.sleep(LONG_S)
+    assert seen == [(3.5, 0), (6.0, 1), (8.5, 2), (11.0, 3)]
+
+
+@virtual
+async def test_what_a_slow_observer_misses_is_counted() -> None:
+    """Items beyond the limit, and those that are left when its time is up."""
+    seen: list[int] = []
+
+    async def slow(item: int) -> None:
+        await asyncio.sleep(10.0)
+        seen.append(item)
+
+    counts = TapCounts()
+    stream = fuse(
+        Engine(range(6), every_s=1.0)(), [tap_async(slow, limit=2, grace_s=8.0, counts=counts)]
+    )
+    assert (await collect(stream)).items == [0, 1, 2, 3, 4, 5]
+    await asyncio.sleep(LONG_S)
+    assert seen == [0]
+    assert counts == TapCounts(delivered=1, missed=5)
+
+
+@pytest.mark.rows("S7")
+@virtual
+async def test_an_observer_that_hangs_is_cancelled_after_a_drop() -> None:
+    """Nothing is left of it when its time is up."""
+    cancelled: list[float] = []
+
+    async def hang(item: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(asyncio.get_running_loop().time())
+            raise
+
+    engine = Engine(range(4))
+    stream = fuse(engine(), [tap_async(hang, grace_s=3.0)])
+    await anext(stream)
+    await asyncio.sleep(1.0)
+    await stream.aclose()
+    assert engine.closed == 1
+    await asyncio.sleep(LONG_S)
+    assert cancelled == [4.0]
+
+
+@virtual
+async def test_an_asynchronous_observer_that_fails_is_counted() -> None:
+    """It gets the later items all the same."""
+    counts = TapCounts()
+
+    async def refuse(item: int) -> None:
+        raise LookupError(item)
+
+    assert await collect(fuse(Engine(range(4))(), [tap_async(refuse, counts=counts)])) == WATCHED
+    await asyncio.sleep(LONG_S)
+    assert counts == TapCounts(failed=4)
+
+
+@pytest.mark.parametrize(
+    ("made", "options", "message"),
+    [
+        (tap, {"limit": 0}, "tap: limit: expected at least 1 item, got 0"),
+        (tap_async, {"limit": 0}, "tap_async: limit: expected at least 1 item, got 0"),
+        (tap_async, {"grace_s": -1}, "tap_async: grace_s: expected at least 0 s, got -1"),
+    ],
+)
+@virtual
+async def test_bad_options_are_refused(made: Any, options: dict[str, Any], message: str) -> None:
+    """The message names the option and what was expected."""
+    with pytest.raises(ValueError, match=message):
+        fuse(Engine()(), [made(print, **options)])

@@ -1,0 +1,192 @@
+"""`operators.usage`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reactivex import operators as ops
+
+from operators import annotate_errors, fuse, limit_tokens, until_terminal, usage
+from rx_backend import LLMEngineOutput, protocols
+from rx_backend.protocols import CompletionUsage
+from rx_backend.testing import assert_marbles
+from tests.operators._help import (
+    LETTERS,
+    Chunk,
+    Engine,
+    Life,
+    Owner,
+    Seen,
+    by_aclose,
+    by_close,
+    by_losing_it,
+    fused,
+    handshake,
+    terminal,
+    token,
+    virtual,
+)
+
+VALUES = {**LETTERS, "V": Chunk([], "stop", None, (3, 2)), "W": Chunk([9], "stop", None, (3, 2))}
+
+
+def counts(prompt_tokens: int, completion_tokens: int) -> tuple[int, int]:
+    return prompt_tokens, completion_tokens
+
+
+@pytest.mark.rows("S1")
+@pytest.mark.parametrize(
+    ("source", "result", "told"),
+    [
+        pytest.param("--|", "--|", (3, 0), id="empty"),
+        pytest.param("-h-|", "-h-|", (3, 0), id="handshake"),
+        pytest.param("-a-b-T|", "-a-b-V|", (3, 2), id="terminal"),
+        pytest.param("-a-U|", "-a-W|", (3, 2), id="terminal-with-a-token"),
+        pytest.param("-a-b-|", "-a-b-|", (3, 2), id="no-terminal"),
+        pytest.param("-a-b-#", "-a-b-#", (3, 2), id="source-error"),
+        pytest.param("-a-b-T|", "-a-!", (3, 1), id="early-dispose"),
+        pytest.param("-a-b-T|", "-a-(b!)", (3, 2), id="dispose-inside"),
+        pytest.param("-a-b-T|", "-a-b-(V!)", (3, 2), id="dispose-inside-the-last"),
+    ],
+)
+def test_the_terminal_has_the_usage_and_every_end_is_told(
+    source: str, result: str, told: tuple[int, int]
+) -> None:
+    """Chunks pass when they come; whatever the end is, it is told once."""
+    ends: list[tuple[int, int]] = []
+    counting = usage(3, counts, on_end=ends.append)
+    assert_marbles(counting, source=source, result=result, values=VALUES)
+    assert ends == [told]
+
+
+@pytest.mark.rows("P3", "P5", "S7")
+@given(
+    chunks=st.lists(st.lists(st.integers(0, 9), max_size=4), max_size=8),
+    take=st.none() | st.integers(1, 8),
+    fails=st.booleans(),
+)
+def test_every_token_that_came_is_counted_once(
+    chunks: list[list[int]], take: int | None, *, fails: bool
+) -> None:
+    """Of any chunking and to any end, token ids are counted, not chunks."""
+    ends: list[tuple[int, int]] = []
+    source = [token(*ids) for ids in chunks]
+    error = LookupError() if fails else None
+    seen = fused(source, usage(5, counts, on_end=ends.append), error=error, take=take)
+    assert list(map(id, seen.items)) == list(map(id, source[:take]))
+    assert ends == [(5, sum(map(len, chunks[:take])))]
+
+
+@pytest.mark.rows("P5", "S7")
+@pytest.mark.parametrize("drop", [by_close, by_aclose, by_losing_it])
+@virtual
+async def test_a_dropped_stream_tells_what_it_cost(drop: Any) -> None:
+    """What was counted so far is told in the moment of the drop, once."""
+    ends: list[tuple[int, int]] = []
+    engine = Engine([token(1), token(2, 3), token(4)], ends=False)
+    owner: Owner = [fuse(engine(), [usage(3, counts, on_end=ends.append)])]
+    for _ in range(2):
+        await anext(owner[0])
+    assert ends == []
+    await drop(owner)
+    assert ends == [(3, 3)]
+
+
+@pytest.mark.rows("S7")
+@virtual
+async def test_a_stream_dropped_before_its_first_pull_tells_too() -> None:
+    """The prompt alone was read."""
+    ends: list[tuple[int, int]] = []
+    stream = fuse(Engine()(), [usage(3, counts, on_end=ends.append)])
+    await stream.aclose()
+    assert ends == [(3, 0)]
+
+
+def test_the_engine_own_usage_is_kept(life: Life) -> None:
+    """The engine knows better (cached tokens, say), and what is told is what the client was told."""
+    own = protocols.usage(30, 20)
+    ends: list[CompletionUsage] = []
+    chunks = [LLMEngineOutput.token(7), LLMEngineOutput.stop().with_usage(own)]
+    seen = life(chunks, usage(3, protocols.usage, on_end=ends.append))
+    assert list(map(id, seen.items)) == list(map(id, chunks))
+    assert ends == [own]
+
+
+def test_the_engine_own_usage_may_be_replaced(life: Life) -> None:
+    """What was counted goes over it, on a copy."""
+    own = protocols.usage(30, 20)
+    ends: list[CompletionUsage] = []
+    last = LLMEngineOutput.stop().with_usage(own)
+    seen = life(
+        [LLMEngineOutput.token(7), last],
+        usage(3, protocols.usage, replace=True, on_end=ends.append),
+    )
+    assert seen.items[-1].completion_usage == protocols.usage(3, 1)
+    assert ends == [protocols.usage(3, 1)]
+    assert last.completion_usage is own
+
+
+def test_behind_an_operator_that_ends_the_stream(life: Life) -> None:
+    """The terminal that `limit_tokens` made has the usage of what came out."""
+    chunks = [handshake(), token(1, 2), token(3, 4), token(5)]
+    ends: list[tuple[int, int]] = []
+    seen = life(chunks, limit_tokens(3), until_terminal(), usage(9, counts, on_end=ends.append))
+    assert seen.items[-1] == Chunk([3], "length", None, (9, 3))
+    assert ends == [(9, 3)]
+
+
+def test_without_on_end_only_the_terminal_is_written(life: Life) -> None:
+    """No callback is needed."""
+    seen = life([token(1), terminal(2)], usage(3, counts))
+    assert seen == Seen([token(1), Chunk([2], "stop", None, (3, 2))], "completed")
+
+
+@pytest.mark.rows("S6")
+def test_what_the_callbacks_raise_fails_the_stream(life: Life) -> None:
+    """A broken `make` or `on_end` is a failure like any operator's, and reaches the one behind."""
+
+    def broken(*_: object) -> Any:
+        raise LookupError("broken")
+
+    def tokens_of(chunk: Chunk) -> list[int]:
+        return chunk.token_ids
+
+    wrap = annotate_errors(tokens_of, repr)
+    failed = "LookupError('broken')"
+    chunks = [token(1), terminal()]
+    assert life(chunks, usage(3, broken), wrap) == Seen([[1], failed], "completed")
+    assert life(chunks[:1], usage(3, counts, on_end=broken), wrap).items == [[1], failed]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((-1, counts), {}, "usage: prompt_tokens: expected 0 tokens or more, got -1"),
+        ((None, counts), {}, "usage: prompt_tokens: expected 0 tokens or more, got None"),
+        ((3, 5), {}, "usage: make: expected a function of two counts, got 5"),
+        (
+            (3, counts),
+            {"on_end": 1},
+            "usage: on_end: expected a function of a usage or None, got 1",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused_when_the_operator_is_made(
+    arguments: Any, options: Any, message: str
+) -> None:
+    """The message names the option, and what was given."""
+    with pytest.raises((ValueError, TypeError)) as raised:
+        usage(*arguments, **options)
+    assert str(raised.value) == message
+
+
+def test_two_subscriptions_count_apart() -> None:
+    """Each stream of one operator begins at nothing."""
+    ends: list[tuple[int, int]] = []
+    counting = usage(3, counts, on_end=ends.append)
+    for tokens in (2, 1):
+        fused([token(1)] * tokens, ops.map(lambda chunk: chunk), counting)
+    assert ends == [(3, 2), (3, 1)]
