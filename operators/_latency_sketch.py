@@ -1,0 +1,142 @@
+"""A mergeable sketch of latencies, filled in batches; needs ddsketch, the extra `slo`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from itertools import repeat
+from operator import mul
+from typing import Any, Final, Protocol, cast
+
+__all__ = ("ACCURACY", "LatencySketch", "need_sketches")
+
+ACCURACY: Final = 0.01
+"""How far a quantile may lie from the exact one, as a part of that."""
+
+_LEAST_S, _MOST_S = 1e-9, 1e8
+# Enough for all between those two, so that a store never has to put bins together.
+_BINS: Final = 2048
+
+
+class LatencySketch:
+    """
+    The latencies of many tokens or requests in a few kilobytes, whatever their number.
+
+    It is the mapping and the store of a DDSketch. Merged sketches are equal to one sketch of
+    everything. A latency below a nanosecond, as a clock that stands may give, counts as one, and
+    one of more than three years as that.
+    """
+
+    __slots__ = ("_store",)
+
+    def __init__(self) -> None:
+        self._store = _library().new_store()
+
+    @classmethod
+    def of_bins(cls, bins: Mapping[int, int]) -> LatencySketch:
+        """Make a sketch again of what :meth:`bins` gave."""
+        sketch = cls()
+        for key in sorted(bins):
+            sketch._store.add(key, bins[key])
+        return sketch
+
+    @property
+    def count(self) -> int:
+        """How many latencies were added."""
+        return int(self._store.count)
+
+    def add(self, latencies_s: Sequence[float]) -> None:
+        """
+        Add latencies, in seconds.
+
+        Together, and bin by bin, they cost a quarter of what a DDSketch takes for one after the other.
+        """
+        if not latencies_s:
+            return
+        add = self._store.add
+        for key, count in _keys(latencies_s).items():
+            add(key, count)
+
+    def merge(self, other: LatencySketch) -> None:
+        """Add everything that *other* holds."""
+        self._store.merge(other._store)
+
+    def quantile_ms(self, q: float) -> float:
+        """The *q* quantile by the nearest rank (row F4), in ms, to within :data:`ACCURACY`."""
+        rank = int((self._store.count - 1) * q + 0.5)
+        return _library().mapping.value(self._store.key_at_rank(rank)) * 1000.0
+
+    def bins(self) -> dict[int, int]:
+        """How many latencies each key of the mapping stands for; keys without one are left out."""
+        store = self._store
+        return {place + store.offset: int(count) for place, count in enumerate(store.bins) if count}
+
+
+def _keys(latencies_s: Sequence[float]) -> Counter[int]:
+    """How many latencies each key of the mapping stands for."""
+    library = _library()
+    try:
+        logarithms = map(math.log2, latencies_s)
+        keys = Counter(map(math.ceil, map(mul, logarithms, repeat(library.scale))))
+        is_sound = library.least <= min(keys) and max(keys) <= library.most
+    except (OverflowError, ValueError):
+        # No number, or nothing that has a logarithm.
+        is_sound = False
+        keys = Counter[int]()
+    if is_sound:
+        return keys
+    return _keys([min(max(_LEAST_S, latency), _MOST_S) for latency in latencies_s])
+
+
+class _Mapping(Protocol):
+    gamma: float
+
+    def value(self, key: int) -> float: ...
+
+
+class _Store(Protocol):
+    count: float
+    offset: int
+    bins: Iterable[float]
+
+    def add(self, key: int, weight: float) -> None: ...
+    def merge(self, store: _Store) -> None: ...
+    def key_at_rank(self, rank: float) -> int: ...
+
+
+class _Library:
+    """What is used of ddsketch."""
+
+    def __init__(self, mapping: _Mapping, store_class: Any) -> None:
+        self.mapping = mapping
+        # From a latency's logarithm to its key.
+        self.scale = 1.0 / math.log2(mapping.gamma)
+        self.least, self.most = (math.ceil(math.log2(s) * self.scale) for s in (_LEAST_S, _MOST_S))
+        self._store_class = store_class
+
+    def new_store(self) -> _Store:
+        return self._store_class(_BINS)
+
+
+@cache
+def _library() -> _Library:
+    try:
+        import ddsketch  # noqa: PLC0415  # an extra
+    except ImportError as error:
+        raise ImportError(
+            "SLO windows need the package ddsketch: pip install 'rx-backend[slo]'"
+        ) from error
+    mapping = cast("_Mapping", ddsketch.LogarithmicMapping(ACCURACY))
+    return _Library(mapping, ddsketch.CollapsingLowestDenseStore)
+
+
+def need_sketches() -> None:
+    """
+    Make sure that sketches can be made.
+
+    Raises:
+        ImportError: The package ddsketch is missing; names the extra that brings it.
+    """
+    _library()

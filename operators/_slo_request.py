@@ -1,0 +1,110 @@
+"""One request's targets, and how it stands to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from operator import sub
+
+from operators._slo_tally import Ended, Key, Outcome
+from operators.token_times import TokenTimes, nearest_rank
+
+__all__ = ("SloRequest",)
+
+# Targets are met to the nanosecond: a clock's fractions don't add up exactly.
+_EXACTNESS_S = 1e-9
+
+
+class SloRequest:
+    """
+    A request on its way.
+
+    Args:
+        key: Where it counts.
+        times: When its tokens came, and how it ended.
+        ttft_ms: Target for the time to the first token; None for none.
+        itl_ms: Target for the latency between tokens; None for none.
+        by_p99: Whether the latter is for the 99th percentile, instead of the mean.
+    """
+
+    __slots__ = ("_by_p99", "_itl_s", "_times", "_ttft_s", "key")
+
+    def __init__(
+        self,
+        key: Key,
+        times: TokenTimes,
+        ttft_ms: float | None,
+        itl_ms: float | None,
+        by_p99: bool,
+    ) -> None:
+        self.key = key
+        self._times = times
+        self._ttft_s = _limit_s(ttft_ms)
+        self._itl_s = _limit_s(itl_ms)
+        self._by_p99 = by_p99
+
+    def is_late(self) -> bool:
+        """Whether it misses a target by now, were its next token to come this moment."""
+        if self._first_s() > self._ttft_s:
+            return True
+        times = self._times.times
+        if not times:
+            return False
+        waited_s = (self._times.clock() - times[0]) / (self._later_tokens() + 1)
+        return max(waited_s, self._mean_s()) > self._itl_s
+
+    def ended(
+        self, failure: Exception | None, dropped: bool, is_cancelled: Callable[[], bool]
+    ) -> Ended:
+        """What became of it, once its stream has ended."""
+        gaps_s = self._gaps_s()
+        reason = None if failure is not None else self._times.finish_reason
+        if reason is None:
+            cancelled = dropped or is_cancelled()
+            outcome = self._left() if cancelled else Outcome.FAILED
+        elif getattr(reason, "is_error", False):
+            outcome = Outcome.FAILED
+        elif str(reason) == "cancelled":
+            outcome = self._left()
+        else:
+            outcome = Outcome.GOOD if self._is_good(gaps_s) else Outcome.SLOW
+        times = self._times
+        ttft_s = self._first_s() if times.times else None
+        return Ended(self.key, outcome, times.output_tokens, ttft_s, gaps_s)
+
+    def _left(self) -> Outcome:
+        return Outcome.SLOW if self.is_late() else Outcome.CANCELLED
+
+    def _is_good(self, gaps_s: Sequence[float]) -> bool:
+        if self._first_s() > self._ttft_s:
+            return False
+        if self._by_p99 and gaps_s:
+            return nearest_rank(sorted(gaps_s), 0.99) <= self._itl_s
+        return self._mean_s() <= self._itl_s
+
+    def _first_s(self) -> float:
+        """How long the first token took, or how long it is waited for."""
+        times = self._times
+        first = times.times[0] if times.times else times.clock()
+        return first - times.started + (times.setup_ms or 0.0) / 1000.0
+
+    def _later_tokens(self) -> int:
+        times = self._times
+        return times.output_tokens - times.sizes.get(0, 1)
+
+    def _mean_s(self) -> float:
+        """The mean latency between tokens; 0 without one."""
+        times = self._times.times
+        later = self._later_tokens() if times else 0
+        return (times[-1] - times[0]) / later if later else 0.0
+
+    def _gaps_s(self) -> Sequence[float]:
+        """The latency of each token but those of the first chunk."""
+        times = self._times
+        if times.sizes:
+            return [gap_ms / 1000.0 for gap_ms in times.itl_per_token_ms()]
+        return list(map(sub, times.times[1:], times.times))
+
+
+def _limit_s(target_ms: float | None) -> float:
+    return math.inf if target_ms is None else target_ms / 1000.0 + _EXACTNESS_S

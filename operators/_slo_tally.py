@@ -1,0 +1,132 @@
+"""What became of some requests under one key: numbers and sketches, which add up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Final, NamedTuple, TypeAlias, cast
+
+from operators._latency_sketch import LatencySketch
+
+__all__ = ("OTHER", "Ended", "Key", "Outcome", "Tally", "check_key")
+
+Key: TypeAlias = str | tuple[str, ...]
+"""What requests are told apart by: a name, or several such as model and tenant."""
+
+OTHER: Final = "other"
+"""The key of requests whose own key came when the windows already held as many as they may."""
+
+
+class Outcome(Enum):
+    """
+    What became of one request.
+
+    Attributes:
+        GOOD: It was served, and met every target.
+        SLOW: It missed a target.
+        FAILED: It failed, or ended without a terminal.
+        CANCELLED: Its client left, or had it stopped, while no target was missed yet.
+    """
+
+    GOOD = "good"
+    SLOW = "slow"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Ended(NamedTuple):
+    """
+    One request that has ended.
+
+    Attributes:
+        key: Where it counts.
+        outcome: What became of it.
+        tokens: How many it gave.
+        ttft_s: Its time to the first token, in seconds; None when there was none.
+        itl_s: The latencies between its tokens, in seconds.
+    """
+
+    key: Key
+    outcome: Outcome
+    tokens: int = 0
+    ttft_s: float | None = None
+    itl_s: Sequence[float] = ()
+
+
+class Tally:
+    """
+    Counts and latencies of requests.
+
+    Attributes:
+        good: Requests of this outcome; likewise *slow*, *failed* and *cancelled*.
+        tokens: What all of them gave.
+        open: Requests that have not ended.
+        late: Those of the open ones that have missed a target already.
+        ttft: Times to the first token; None for none.
+        itl: Inter-token latencies, one for each token; None for none.
+    """
+
+    __slots__ = ("cancelled", "failed", "good", "itl", "late", "open", "slow", "tokens", "ttft")
+
+    def __init__(self) -> None:
+        self.good = 0
+        self.slow = 0
+        self.failed = 0
+        self.cancelled = 0
+        self.tokens = 0
+        self.open = 0
+        self.late = 0
+        self.ttft: LatencySketch | None = None
+        self.itl: LatencySketch | None = None
+
+    def add(self, ended: Ended) -> None:
+        """Count one request that has ended."""
+        name = ended.outcome.value
+        setattr(self, name, getattr(self, name) + 1)
+        self.tokens += ended.tokens
+        if ended.ttft_s is not None:
+            if self.ttft is None:
+                self.ttft = LatencySketch()
+            self.ttft.add([ended.ttft_s])
+        if ended.itl_s:
+            if self.itl is None:
+                self.itl = LatencySketch()
+            self.itl.add(ended.itl_s)
+
+    def copy(self) -> Tally:
+        """The same counts and latencies, which don't change with these."""
+        same = Tally()
+        same.merge(self)
+        return same
+
+    def merge(self, other: Tally) -> None:
+        """Add everything that *other* holds."""
+        self.good += other.good
+        self.slow += other.slow
+        self.failed += other.failed
+        self.cancelled += other.cancelled
+        self.tokens += other.tokens
+        self.open += other.open
+        self.late += other.late
+        self.ttft = _merged(self.ttft, other.ttft)
+        self.itl = _merged(self.itl, other.itl)
+
+
+def _merged(mine: LatencySketch | None, other: LatencySketch | None) -> LatencySketch | None:
+    if other is None:
+        return mine
+    if mine is None:
+        mine = LatencySketch()
+    mine.merge(other)
+    return mine
+
+
+def check_key(name: str, key: object) -> Key:
+    """Give *key*, or raise a ``TypeError`` that begins with *name*."""
+    if isinstance(key, str):
+        return key
+    if isinstance(key, tuple):
+        parts = cast("tuple[object, ...]", key)
+        if parts and all(isinstance(part, str) for part in parts):
+            return cast("tuple[str, ...]", parts)
+    raise TypeError(f"{name}: expected a str or a tuple of str, got {key!r}")

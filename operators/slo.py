@@ -1,0 +1,133 @@
+"""Judge each request by its latency targets, and count it in sliding windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+from operators._operator import operator
+from operators._slo_request import SloRequest
+from operators._slo_tally import Key, check_key
+from operators._stage import Hooks
+from operators.slo_windows import SloWindows
+from operators.token_times import TokenTimes
+
+__all__ = ("slo",)
+
+
+def _never() -> bool:
+    return False
+
+
+@operator
+def slo(
+    ttft_ms: float | None,
+    itl_ms: float | None,
+    *,
+    windows: SloWindows,
+    key: Key,
+    times: TokenTimes | None = None,
+    itl_by: Literal["mean", "p99"] = "mean",
+    is_cancelled: Callable[[], bool] = _never,
+) -> Hooks[Any, Any]:
+    """
+    Judge a request by its latency targets when it ends, and count it in *windows* under *key*.
+
+    Goodput is what it is for: a request is good when it was served, its time to the first token was
+    at most *ttft_ms*, and the latency between its tokens at most *itl_ms*. Items pass through
+    unchanged, and don't visit the operator when *times* is given. One frame is one second, the
+    targets are 3 s and 2 s, ``T`` is a terminal::
+
+        source   ---a-b-T|
+        result   ---a-b-T|
+        counted  --------good
+
+    What became of a request is one of four:
+
+    - *good*: served within the targets. A request of one token, or none, has no latency between
+      tokens to miss; one that gave no token must have ended within *ttft_ms*.
+    - *slow*: served, but a target was missed.
+    - *failed*: the stream failed, its terminal says ``is_error``, or it ended without one.
+    - *cancelled*: dropped before its terminal, or its finish reason is ``cancelled``, or it failed
+      after *is_cancelled*. It is in no goodput, unless a target was missed by then, the wait at
+      that moment included: then it is *slow*, as slowness is what makes clients leave.
+
+    Put it behind all that can fail a stream, also behind ``annotate_errors``; what an operator
+    behind it fails looks like a drop::
+
+        def pipeline(scope):
+            counted = slo(500, 50, windows=windows, key=scope.request.model, times=scope.times)
+            return [*standard_pipeline(scope), counted]
+
+    Args:
+        ttft_ms: Target for the time to the first token, in ms; None for none. Set-up counts too
+            where *times* has it (row F2).
+        itl_ms: Target for the latency between tokens, in ms; None for none.
+        windows: Where to count it.
+        key: Under which key: a model, or a tuple such as model and tenant.
+        times: The record that an ``itl_window`` ahead of this operator fills. Without one, or when
+            none has begun to fill it (recording is off), the operator notes the times itself, for a
+            call and a clock read per item; it finds the chunk in an item's ``data``, too.
+        itl_by: Which figure the ITL target is for: the mean over the request's tokens, or their
+            99th percentile (row F5). Requests that did not reach their end are judged by the mean.
+        is_cancelled: Whether the request was asked to stop; asked at a failure.
+
+    Raises:
+        ValueError: No target is given, or one is out of range, or *itl_by* is neither; when the
+            operator starts.
+        TypeError: *key* is neither a text nor a tuple of texts; when the operator starts.
+
+    Errors: source errors pass unchanged, after the request was counted.
+    On dispose: the request is counted.
+
+    >>> import reactivex
+    >>> from operators import SloWindows
+    >>> from rx_backend import LLMEngineOutput
+    >>> windows = SloWindows(window_s=60, bucket_s=5)
+    >>> chunks = reactivex.of(LLMEngineOutput.token(7), LLMEngineOutput.stop())
+    >>> _ = chunks.pipe(slo(500, 50, windows=windows, key="llama")).subscribe()
+    >>> figures = windows.snapshot()["llama"]
+    >>> figures.good, figures.tokens, figures.goodput, figures.ttft.count
+    (1, 1, 1.0, 1)
+    """
+    if ttft_ms is None and itl_ms is None:
+        raise ValueError("slo: expected ttft_ms or itl_ms, got neither")
+    for name, target in (("ttft_ms", ttft_ms), ("itl_ms", itl_ms)):
+        if target is not None and not 0.0 < target < math.inf:
+            raise ValueError(f"slo: {name}: expected more than 0 ms, got {target}")
+    if itl_by not in ("mean", "p99"):
+        raise ValueError(f"slo: itl_by: expected 'mean' or 'p99', got {itl_by!r}")
+    note = None
+    if times is None or not times.started:
+        times, note = _notebook(times, windows)
+    request = SloRequest(check_key("slo: key", key), times, ttft_ms, itl_ms, itl_by == "p99")
+
+    def end(failure: Exception | None, dropped: bool) -> None:
+        windows.closed(request, request.ended(failure, dropped, is_cancelled))
+
+    windows.opened(request)
+    return Hooks(note, on_end=end)
+
+
+def _notebook(
+    unused: TokenTimes | None, windows: SloWindows
+) -> tuple[TokenTimes, Callable[[Any], Any]]:
+    """A record of the operator's own, and what fills it."""
+    times = TokenTimes(windows.clock if unused is None else unused.clock)
+    times.setup_ms = None if unused is None else unused.setup_ms
+    times.started = times.clock()
+
+    def note(item: Any) -> Any:
+        chunk = getattr(item, "data", item)
+        tokens = len(getattr(chunk, "token_ids", None) or ())
+        if tokens:
+            if tokens > 1:
+                times.sizes[len(times.times)] = tokens
+            times.times.append(times.clock())
+        reason = getattr(chunk, "finish_reason", None)
+        if reason is not None:
+            times.finish_reason = reason
+        return item
+
+    return times, note
