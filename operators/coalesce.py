@@ -1,0 +1,187 @@
+"""Merge chunks while the consumer lags."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from operators._checked import checked
+from operators._fusion import FusedRun
+from operators._operator import operator
+from operators._pull_ahead import Merge, PullAhead
+from operators._stage import last
+from operators.merge_chunks import merge_chunks, tokens_in
+
+__all__ = ("BufferOverflow", "CoalesceCounts", "coalesce")
+
+
+class BufferOverflow(Exception):
+    """A consumer was too slow for the buffer of its stream."""
+
+
+@dataclass(slots=True)
+class CoalesceCounts:
+    """
+    What :func:`coalesce` did; one may serve any number of streams on one loop.
+
+    Attributes:
+        chunks_in: How many chunks of the source were handed out, alone or merged.
+        chunks_out: How many chunks they were handed out as.
+        most_waiting: The most chunks that have waited in one stream.
+        times_full: How often a stream's buffer was full.
+    """
+
+    chunks_in: int = 0
+    chunks_out: int = 0
+    most_waiting: int = 0
+    times_full: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """Chunks in for one out; 1.0 when all consumers keep up."""
+        return self.chunks_in / self.chunks_out if self.chunks_out else 1.0
+
+    def note(self, ahead: PullAhead) -> None:
+        """Take the counts of one stream's buffer over."""
+        self.most_waiting = max(self.most_waiting, ahead.most_waiting)
+        self.times_full += ahead.times_full
+        ahead.times_full = 0
+
+
+def _check(
+    *,
+    max_chunks: int = 1,
+    max_tokens: int | None = None,
+    overflow: str = "wait",
+    error: object = BufferOverflow,
+    merge: object = merge_chunks,
+    counts: object = None,
+) -> None:
+    for name, bound in (("max_chunks", max_chunks), ("max_tokens", max_tokens)):
+        given = cast("object", bound)
+        if (given is not None or name == "max_chunks") and (type(given) is not int or given < 1):
+            raise ValueError(f"coalesce: {name}: expected at least 1, got {given!r}")
+    if overflow not in {"wait", "fail"}:
+        raise ValueError(f"coalesce: overflow: expected 'wait' or 'fail', got {overflow!r}")
+    for name, function in (("error", error), ("merge", merge)):
+        if not callable(function):
+            raise TypeError(f"coalesce: {name}: expected a function, got {function!r}")
+    if counts is not None and not isinstance(counts, CoalesceCounts):
+        raise TypeError(f"coalesce: counts: expected CoalesceCounts or None, got {counts!r}")
+
+
+@checked(_check)
+@operator
+async def coalesce(
+    source: FusedRun[Any],
+    *,
+    max_chunks: int = 256,
+    max_tokens: int | None = None,
+    overflow: Literal["wait", "fail"] = "wait",
+    error: Callable[[str], Exception] = BufferOverflow,
+    merge: Merge = merge_chunks,
+    counts: CoalesceCounts | None = None,
+) -> AsyncGenerator[Any]:
+    """
+    Merge the chunks that wait while the consumer lags; a consumer that keeps up gets them as they
+    are.
+
+    While the consumer is away, the source is pulled ahead and what comes waits. When the consumer
+    is back it gets what waits as one chunk, or as few. Nothing is ever held back: what is there is
+    handed out at once, and the first token comes alone. Here the consumer is busy for five frames
+    after each item, and ``M`` has the tokens of ``b`` and ``c``::
+
+        source  -a-b-c-T|
+        result  -a----M----(T|)
+
+    What waits is bounded. When *max_chunks* chunks or *max_tokens* tokens wait, the source is not
+    pulled until the consumer has taken them: no token is lost and none comes twice, and a slow
+    client slows its own engine stream. So row S4 holds for a consumer that keeps up; for one that
+    lags the source may be that much ahead.
+
+    Put it behind ``record_span``, so that operators see the engine's chunks when they come, or at
+    the end of the pipeline::
+
+        EngineAdapter(engine).with_operators(coalesce())
+
+    What stands before it may be through while the consumer still reads: when the engine has given
+    its terminal, the span ends with the engine's times and the request counts as completed (row
+    P6a), also if the consumer drops the stream before it has read that far.
+
+    Args:
+        max_chunks: How many chunks may wait, 1 at least; 1 merges nothing.
+        max_tokens: How many tokens may wait, give or take the last chunk, 1 at least; None for any
+            number. A merged chunk has no more than this either.
+        overflow: What happens when no more may wait. ``wait``: the source is not pulled. ``fail``:
+            the source is closed, and the stream fails when the consumer has taken what waits.
+        error: Makes the exception for ``fail`` from a message.
+        merge: Merges the first of what waits; see :func:`merge_chunks` for what may become one, and
+            what keeps chunks apart.
+        counts: Where to count what happened.
+
+    Raises:
+        ValueError, TypeError: An argument is something else; when the operator is made.
+
+    Errors: what was pulled before an error comes out first, then the error.
+    On dispose: what waits is dropped, and the source is closed; a step that is under way ends in
+        the task that began it.
+
+    The engine's steps run in one context, and each of them in one task: the consumer's, or one that
+    lives while the consumer is away. So an engine must not hold what belongs to one task, such as
+    ``asyncio.timeout``, across its ``yield``.
+
+    >>> import asyncio
+    >>> from operators import fuse
+    >>> from rx_backend import LLMEngineOutput
+    >>> from rx_backend.testing import run_virtual
+    >>> async def engine():
+    ...     for token_id in range(7):
+    ...         await asyncio.sleep(1.0)
+    ...         yield LLMEngineOutput.token(token_id)
+    >>> async def main():
+    ...     async for chunk in fuse(engine(), [coalesce(max_chunks=3)]):
+    ...         print(chunk.token_ids)
+    ...         await asyncio.sleep(10.0)  # a slow client
+    >>> run_virtual(main())
+    [0]
+    [1, 2, 3]
+    [4, 5, 6]
+    """
+    ahead = PullAhead(source, max_chunks, max_tokens, error if overflow == "fail" else None)
+    source = ahead.source
+    has_begun = False
+    try:
+        while True:
+            if not ahead.is_ahead:
+                try:
+                    item = await anext(source)
+                except StopAsyncIteration:
+                    return
+                taken, is_last = 1, source.ended
+            elif await ahead.arrived():
+                item, taken = ahead.take(merge if has_begun else _alone)
+                is_last = ahead.has_ended
+                if counts is not None:
+                    counts.note(ahead)
+            elif ahead.is_through:
+                return
+            else:
+                continue
+            if not has_begun:
+                has_begun = tokens_in(item) > 0
+            if counts is not None:
+                counts.chunks_in += taken
+                counts.chunks_out += 1
+            if is_last:
+                yield last(item)
+                return
+            ahead.leave()
+            yield item
+            ahead.is_away = False
+    finally:
+        await ahead.aclose()
+
+
+def _alone(items: Sequence[Any]) -> tuple[Any, int]:
+    return items[0], 1

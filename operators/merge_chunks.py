@@ -1,0 +1,131 @@
+"""Which waiting chunks become one, and how."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from functools import cache
+from itertools import takewhile
+from typing import Any, TypeVar, cast
+
+__all__ = ("merge_chunks", "tokens_in")
+
+A = TypeVar("A")
+
+# Fields with an entry for each token.
+_PER_TOKEN = ("tokens", "log_probs", "top_logprobs")
+_OPTIONAL = (*_PER_TOKEN, "text", "cum_log_probs")
+_MERGED = frozenset(("token_ids", *_OPTIONAL, "index", "output_type"))
+_DATA = frozenset(("data",))
+
+
+def merge_chunks(items: Iterable[A]) -> tuple[A, int]:
+    """
+    Merge as many of *items*, from the first one on, as may become one chunk.
+
+    Chunks are known by shape: whatever has ``token_ids``. What has ``data`` instead is an envelope
+    around a chunk, such as ``rx_backend.Annotated``; the merged chunk comes in an envelope too.
+
+    =================================  ==================================================
+    field                              of the merged chunk
+    =================================  ==================================================
+    token_ids                          those of all, in order
+    tokens, log_probs, top_logprobs    those of all; all chunks have it, or none has
+    text                               those of all, joined; all chunks have it, or none has
+    cum_log_probs                      that of the last; all chunks have it, or none has
+    index                              the same on all
+    =================================  ==================================================
+
+    Anything else that is set, a ``finish_reason`` above all, is a barrier: such a chunk stays alone,
+    whichever side it is on. So do other output types than text, a chunk with a list that has not an
+    entry for each token, an envelope with anything but data, and items that are no chunks or can't
+    be changed. A field is set when it is not None; fields that a class adds count too.
+
+    The chunks themselves stay as they are: engines may share them. A run of any length costs one
+    copy.
+
+    Args:
+        items: What waits, in order; one at least.
+
+    Returns:
+        The merged item, and how many it is made of. Alone, the first item comes back itself.
+
+    >>> from rx_backend import LLMEngineOutput
+    >>> waiting = [LLMEngineOutput([1]), LLMEngineOutput([2, 3]), LLMEngineOutput.stop()]
+    >>> merge_chunks(waiting)
+    (LLMEngineOutput(token_ids=[1, 2, 3]), 2)
+    >>> merge_chunks(waiting[2:])
+    (LLMEngineOutput(finish_reason=FinishReason.STOP), 1)
+    """
+    rest = iter(items)
+    first = next(rest)
+    key = _key(first)
+    if key is None:
+        return first, 1
+    run = [first, *takewhile(lambda item: _key(item) == key, rest)]
+    if len(run) == 1:
+        return first, 1
+    try:
+        return cast("A", _joined(run)), len(run)
+    except AttributeError:
+        # A frozen class.
+        return first, 1
+
+
+def tokens_in(item: object) -> int:
+    """How many tokens *item* brings: a chunk, or an envelope around one; 0 for anything else."""
+    return len(getattr(_chunk_of(item), "token_ids", ()))
+
+
+def _chunk_of(item: object) -> object:
+    return item if hasattr(item, "token_ids") else getattr(item, "data", None)
+
+
+def _key(item: object) -> tuple[object, ...] | None:
+    """What items must have in common to become one; None for one that stays alone."""
+    chunk = cast("Any", _chunk_of(item))
+    if chunk is not item and not _has_only(item, _DATA):
+        return None
+    if not hasattr(chunk, "token_ids") or not _has_only(chunk, _MERGED):
+        return None
+    if getattr(chunk, "output_type", None) not in {None, "text"}:
+        return None
+    for name in _PER_TOKEN:
+        entries = getattr(chunk, name, None)
+        if entries is not None and len(entries) != len(chunk.token_ids):
+            return None
+    is_missing = (getattr(chunk, name, None) is None for name in _OPTIONAL)
+    return (type(item), cast("object", type(chunk)), getattr(chunk, "index", None), *is_missing)
+
+
+def _has_only(item: object, names: frozenset[str]) -> bool:
+    """Whether nothing is set on *item* but some of *names*."""
+    for name in _slots(type(item)):
+        if name not in names and getattr(item, name, None) is not None:
+            return False
+    others = getattr(item, "__dict__", None)
+    return not others or all(value is None or name in names for name, value in others.items())
+
+
+@cache
+def _slots(kind: type) -> tuple[str, ...]:
+    """The fields that a class has slots for."""
+    named = (vars(base).get("__slots__", ()) for base in kind.__mro__)
+    slots = (name for names in named for name in ([names] if isinstance(names, str) else names))
+    return tuple(name for name in slots if not name.startswith("__"))
+
+
+def _joined(run: list[Any]) -> Any:
+    """One item of several with the same key."""
+    merged = copy.copy(run[0])
+    if not hasattr(merged, "token_ids"):
+        merged.data = _joined([item.data for item in run])
+        return merged
+    for name in ("token_ids", *_PER_TOKEN):
+        if getattr(merged, name, None) is not None:
+            setattr(merged, name, [entry for chunk in run for entry in getattr(chunk, name)])
+    if getattr(merged, "text", None) is not None:
+        merged.text = "".join([chunk.text for chunk in run])
+    if getattr(merged, "cum_log_probs", None) is not None:
+        merged.cum_log_probs = run[-1].cum_log_probs
+    return merged

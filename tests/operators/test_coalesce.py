@@ -1,0 +1,567 @@
+"""Merging while the consumer lags: nothing lost, nothing delayed, a bound on what waits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from operators import (
+    BufferOverflow,
+    CoalesceCounts,
+    FusedRun,
+    coalesce,
+    fuse,
+    map_async,
+    until_terminal,
+)
+from rx_backend import LLMEngineOutput, TraceLink
+from rx_backend.testing import run_virtual
+from tests.operators._help import (
+    LONG_S,
+    Chunk,
+    Engine,
+    Owner,
+    by_aclose,
+    by_close,
+    by_losing_it,
+    collect,
+    handshake,
+    terminal,
+    token,
+    virtual,
+)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+Received = list[tuple[float, Any]]
+
+
+async def received(
+    stream: AsyncIterator[Any], busy_s: Sequence[float], into: Received | None = None
+) -> Received:
+    """Consume *stream*, busy so long after each item, the last time for all others; with times."""
+    seen: Received = [] if into is None else into
+    async for item in stream:
+        busy = busy_s[min(len(seen), len(busy_s) - 1)]
+        seen.append((now(), item))
+        if busy:
+            await asyncio.sleep(busy)
+    return seen
+
+
+def ids_of(seen: Received) -> list[list[int]]:
+    return [chunk.token_ids for _, chunk in seen]
+
+
+def all_ids_of(seen: Received) -> list[int]:
+    return [token_id for ids in ids_of(seen) for token_id in ids]
+
+
+@pytest.mark.parametrize(
+    ("max_chunks", "engine_took_s"),
+    [pytest.param(4, 251.0, id="small-buffer"), pytest.param(64, 101.0, id="large-buffer")],
+)
+@virtual
+async def test_no_loss_under_overload(max_chunks: int, engine_took_s: float) -> None:
+    """
+    A consumer ten times slower than the engine gets every token in order, and what waits is bounded.
+
+    A small buffer slows the engine to the consumer's pace; with a large one it is not slowed.
+    """
+    most = 0
+    times: list[float] = []
+    seen: Received = []
+
+    async def engine() -> AsyncGenerator[Any]:
+        nonlocal most
+        for number in range(100):
+            await asyncio.sleep(1.0)
+            most = max(most, number + 1 - len(all_ids_of(seen)))
+            times.append(now())
+            yield token(number)
+        yield terminal()
+
+    counts = CoalesceCounts()
+    stream = fuse(engine(), [until_terminal(), coalesce(max_chunks=max_chunks, counts=counts)])
+    await received(stream, [10.0], seen)
+    assert all_ids_of(seen) == list(range(100))
+    assert seen[-1][1] == terminal()
+    assert most <= max_chunks
+    assert counts.most_waiting == min(max_chunks, 11)
+    assert times[-1] == pytest.approx(engine_took_s, abs=10.0)
+    assert (counts.chunks_in, counts.chunks_out) == (101, len(seen))
+    assert counts.ratio == 101 / len(seen)
+    assert (counts.times_full > 0) == (max_chunks == 4)
+
+
+@pytest.mark.rows("S1", "S4")
+@pytest.mark.parametrize("every_s", [None, 1.0])
+@pytest.mark.parametrize("turns", [0, 1])
+@virtual
+async def test_a_consumer_that_keeps_up_gets_what_the_engine_gave(
+    every_s: float | None, turns: int
+) -> None:
+    """The very objects, one for one, with nothing pulled ahead and no task made; also a turn late."""
+    chunks = [handshake(), *map(token, range(20)), terminal()]
+    engine = Engine(chunks, every_s=every_s)
+    stream = fuse(engine(), [coalesce()])
+    tasks = asyncio.all_tasks()
+    number = 0
+    async for item in stream:
+        number += 1
+        assert item is chunks[number - 1]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        assert engine.pulls == number
+        assert asyncio.all_tasks() == tasks
+    assert number == len(chunks)
+
+
+@pytest.mark.rows("F1")
+@virtual
+async def test_the_first_token_is_neither_held_back_nor_merged() -> None:
+    """It comes alone, at once when it is waited for, and first when the consumer comes back late."""
+    chunks = [handshake(), handshake(), *map(token, range(1, 5))]
+    # Awaited, while a step that was begun ahead is under way.
+    seen = await received(fuse(Engine(chunks, every_s=4.0)(), [coalesce()]), [1.0])
+    assert [at for at, _ in seen] == [4.0, 8.0, 12.0, 16.0, 20.0, 24.0]
+    # Late.
+    seen = await received(fuse(Engine(chunks, every_s=1.0)(), [coalesce()]), [50.0])
+    assert ids_of(seen) == [[], [], [1], [2, 3, 4]]
+
+
+@virtual
+async def test_what_waits_is_handed_out_at_once() -> None:
+    """A consumer that comes back in the middle of a step gets what is there, and the rest later."""
+    engine = Engine(map(token, range(10)), every_s=1.0)
+    seen = await received(fuse(engine(), [coalesce()]), [3.5, 1.0, 0.0])
+    assert seen[:5] == [
+        (1.0, token(0)),
+        (4.5, token(1, 2, 3)),
+        (5.5, token(4)),
+        (6.0, token(5)),
+        (7.0, token(6)),
+    ]
+
+
+@pytest.mark.rows("P6a", "S2")
+@virtual
+async def test_barriers() -> None:
+    """Another choice, or a chunk with something else on it, comes by itself; so does the terminal."""
+    chunks = [token(n) for n in range(6)]
+    chunks[3].worker_trace_link = "link"
+    engine = Engine([*chunks, terminal(6), token(7)], ends=False)
+    stream = fuse(engine(), [until_terminal(), coalesce()])
+    assert await anext(stream) is chunks[0]
+    await asyncio.sleep(1.0)
+    assert engine.closed == 1
+    seen: list[Any] = []
+    async for item in stream:
+        seen.append(item)
+        assert stream.ended == (item.finish_reason is not None)
+    assert seen == [token(1, 2), chunks[3], token(4, 5), terminal(6)]
+    assert seen[1] is chunks[3]
+
+
+@pytest.mark.rows("S6")
+@pytest.mark.parametrize("error", [LookupError("gone"), KeyboardInterrupt("^C")])
+@virtual
+async def test_what_was_pulled_before_an_error_comes_out_first(error: BaseException) -> None:
+    """Then the error, once, and then nothing."""
+    engine = Engine(map(token, range(4)), error=error)
+    stream = fuse(engine(), [coalesce()])
+    seen: Received = []
+    with pytest.raises(type(error)):
+        await received(stream, [5.0], seen)
+    assert ids_of(seen) == [[0], [1, 2, 3]]
+    assert engine.closed == 1
+    assert await anext(stream, None) is None
+
+
+@virtual
+async def test_an_error_while_the_consumer_waits() -> None:
+    """It comes when it happens, also out of a step that was begun ahead."""
+    engine = Engine([token(0), token(1)], error=LookupError("gone"), every_s=4.0)
+    stream = fuse(engine(), [coalesce()])
+    await anext(stream)
+    await asyncio.sleep(1.0)
+    assert await anext(stream) == token(1)
+    with pytest.raises(LookupError):
+        await anext(stream)
+    assert now() == 8.0
+
+
+@virtual
+async def test_a_buffer_that_is_full_may_fail_the_stream() -> None:
+    """The engine is closed then; what waits comes out first, then the error that was asked for."""
+    engine = Engine(map(token, range(100)), every_s=1.0)
+    slow = coalesce(max_chunks=50, max_tokens=3, overflow="fail", error=LookupError)
+    stream = fuse(engine(), [slow])
+    await anext(stream)
+    await asyncio.sleep(20.0)
+    assert (engine.pulls, engine.closed) == (4, 1)
+    assert await anext(stream) == token(1, 2, 3)
+    with pytest.raises(LookupError, match=r"3 chunks with 3 tokens wait.*max_tokens=3"):
+        await anext(stream)
+    with pytest.raises(BufferOverflow):
+        await received(
+            fuse(Engine(map(token, range(9)))(), [coalesce(max_chunks=2, overflow="fail")]), [1.0]
+        )
+
+
+@virtual
+async def test_tokens_are_bounded_too() -> None:
+    """Chunks of several tokens: pulling stops with the chunk that reaches the bound."""
+    engine = Engine([token(*range(5)) for _ in range(9)])
+    seen = await received(fuse(engine(), [coalesce(max_tokens=8)]), [1.0])
+    assert [len(ids) for ids in ids_of(seen)] == [5, 10, 10, 10, 10]
+
+
+@virtual
+async def test_a_slow_step_behind_it_is_a_slow_consumer() -> None:
+    """Whatever is behind it may lag, an operator of the same pipeline as well."""
+    seen: list[list[int]] = []
+
+    async def send(chunk: Chunk) -> Chunk:
+        await asyncio.sleep(3.5)
+        seen.append(chunk.token_ids)
+        return chunk
+
+    engine = Engine(map(token, range(7)), every_s=1.0)
+    await collect(fuse(engine(), [coalesce(), map_async(send)]))
+    assert seen == [[0], [1, 2, 3], [4, 5, 6]]
+
+
+@virtual
+async def test_a_merge_of_ones_own() -> None:
+    """Any function that says what it made and of how many; one that miscounts fails the stream."""
+
+    def pairs(items: Sequence[Any]) -> tuple[Any, int]:
+        return tuple(items[:2]), len(items[:2])
+
+    chunks = [token(1), 2, 3, 4]
+    stream = fuse(Engine(chunks)(), [coalesce(merge=pairs)])
+    assert [item for _, item in await received(stream, [1.0])] == [token(1), (2, 3), (4,)]
+    wrong = fuse(Engine(chunks)(), [coalesce(merge=lambda items: (items, 7))])
+    with pytest.raises(ValueError, match="from 1 to 3 items, it took 7"):
+        await received(wrong, [1.0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_chunks": 0}, "max_chunks: expected at least 1, got 0"),
+        ({"max_chunks": None}, "max_chunks"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"overflow": "drop"}, "overflow: expected 'wait' or 'fail', got 'drop'"),
+        ({"error": "late"}, "error: expected a function"),
+        ({"merge": 3}, "merge: expected a function"),
+        ({"counts": {}}, "counts: expected CoalesceCounts"),
+    ],
+)
+def test_bad_arguments_are_refused_when_it_is_made(options: dict[str, Any], message: str) -> None:
+    """By name, with what was expected."""
+    with pytest.raises((ValueError, TypeError), match=f"^coalesce: {message}"):
+        coalesce(**options)
+
+
+@virtual
+async def test_the_engine_runs_in_one_context() -> None:
+    """What it sets across its yields it finds and takes back, whichever task pulled or closes it."""
+    depth: contextvars.ContextVar[int] = contextvars.ContextVar("depth", default=0)
+    found: list[int] = []
+
+    async def engine() -> AsyncGenerator[Any]:
+        token_of_depth = depth.set(0)
+        try:
+            for number in range(20):
+                await asyncio.sleep(1.0)
+                found.append(depth.get())
+                depth.set(number + 1)
+                yield token(number)
+        finally:
+            await asyncio.sleep(1.0)
+            depth.reset(token_of_depth)
+
+    stream = fuse(engine(), [coalesce()], enter=contextvars.copy_context().run)
+    async for item in stream:
+        await asyncio.sleep(5.0 if item.token_ids[0] % 2 else 0.0)
+        if len(found) > 12:
+            break
+    await stream.aclose()
+    assert found == list(range(len(found)))
+    assert depth.get() == 0
+
+
+# Dropping it, in every state.
+
+
+@dataclass
+class State:
+    """
+    How a stream gets into a state.
+
+    Attributes:
+        every_s: How long the engine takes for a chunk.
+        away_s: How long the consumer was away after the first one.
+        pulls: Whether it pulls when the drop comes, half a second later.
+    """
+
+    every_s: float | None
+    away_s: float
+    pulls: bool = False
+
+
+STATES = [
+    pytest.param(State(every_s=2.0, away_s=0.0), id="just-left"),
+    pytest.param(State(every_s=2.0, away_s=1.0), id="step-under-way"),
+    pytest.param(State(every_s=2.0, away_s=3.0), id="step-under-way-and-some-wait"),
+    pytest.param(State(every_s=None, away_s=1.0), id="full"),
+    pytest.param(State(every_s=2.0, away_s=0.0, pulls=True), id="consumer-pulls-the-engine"),
+    pytest.param(State(every_s=2.0, away_s=1.0, pulls=True), id="consumer-waits-for-a-step"),
+]
+
+
+async def by_leaving(owner: Owner) -> None:
+    async for _ in owner.pop():
+        break
+    gc.collect()
+
+
+WAYS: list[Callable[[Owner], Awaitable[None]]] = [by_close, by_aclose, by_losing_it, by_leaving]
+
+
+@pytest.mark.rows("S7")
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("closing_s", [None, 3.0])
+@virtual
+async def test_a_drop_releases_everything_once(
+    state: State, way: Callable[[Owner], Awaitable[None]], closing_s: float | None
+) -> None:
+    """Whether the engine is in a step or not, and whoever waits for it; its clean-up runs once."""
+    engine = Engine(map(token, range(100)), every_s=state.every_s, closing_s=closing_s)
+    owner: list[FusedRun[Any]] = [fuse(engine(), [coalesce(max_chunks=4)])]
+    await anext(owner[0])
+    if state.away_s:
+        await asyncio.sleep(state.away_s)
+    pulling = None
+    if state.pulls and way in {by_close, by_aclose}:
+        pulling = asyncio.create_task(anext(owner[0], "nothing"))
+        await asyncio.sleep(0.5)
+    await way(owner)
+    await asyncio.sleep(LONG_S)
+    assert engine.closed == 1
+    if pulling is not None:
+        assert await pulling == "nothing"
+    if owner:
+        assert await anext(owner[0], "nothing") == "nothing"
+    pulls = engine.pulls
+    await asyncio.sleep(LONG_S)
+    assert engine.pulls == pulls
+
+
+@pytest.mark.rows("S7")
+@pytest.mark.parametrize("away_s", [0.0, 1.0])
+@virtual
+async def test_cancelling_the_consumer_is_a_drop(away_s: float) -> None:
+    """While it pulls the engine itself, and while it waits for a step that was begun ahead."""
+    engine = Engine(map(token, range(100)), every_s=2.0, closing_s=3.0)
+    stream = fuse(engine(), [coalesce()])
+    await anext(stream)
+    await asyncio.sleep(away_s)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await anext(stream)
+    await stream.aclose()
+    assert engine.closed == 1
+
+
+@pytest.mark.rows("S7")
+@pytest.mark.parametrize("pulls", [False, True])
+@pytest.mark.parametrize("way", [by_close, by_aclose])
+@virtual
+async def test_an_engine_may_drop_its_own_stream(
+    pulls: bool, way: Callable[[Owner], Awaitable[None]]
+) -> None:
+    """From inside a step that was begun ahead, also when somebody waits for it."""
+    journal: list[str] = []
+    owner: Owner = []
+
+    async def engine() -> AsyncGenerator[Any]:
+        try:
+            yield token(1)
+            await asyncio.sleep(2.0)
+            await way(owner)
+            journal.append("dropped")
+            yield token(2)
+        finally:
+            journal.append("closed")
+
+    owner.append(fuse(engine(), [coalesce()]))
+    await anext(owner[0])
+    await asyncio.sleep(1.0)
+    if pulls:
+        assert await anext(owner[0], "nothing") == "nothing"
+    await asyncio.sleep(LONG_S)
+    assert journal[-1] == "closed"
+    assert journal.count("closed") == 1
+    assert await anext(owner[0], "nothing") == "nothing"
+
+
+# Any timing.
+
+
+@dataclass(slots=True)
+class Timing:
+    """
+    One run of an engine against a consumer.
+
+    Attributes:
+        steps: The engine's chunks: what kind, and how long it waits before each.
+        end: ``terminal``, ``none`` or ``error``.
+        busy_s: How long the consumer is busy after each item, the last time for all others.
+        drop_after_s: When it drops the stream.
+    """
+
+    steps: list[tuple[str, float | None]]
+    end: str
+    busy_s: list[float]
+    drop_after_s: float | None
+
+
+TIMINGS = st.builds(
+    Timing,
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["token", "tokens", "empty", "linked"]),
+            st.sampled_from([None, 0.0, 1.0, 2.0, 5.0]),
+        ),
+        max_size=25,
+    ),
+    end=st.sampled_from(["terminal", "none", "error"]),
+    busy_s=st.lists(st.sampled_from([0.0, 0.5, 3.0, 20.0]), min_size=1, max_size=12),
+    drop_after_s=st.none() | st.floats(0.0, 60.0),
+)
+
+
+class Scripted:
+    """
+    An engine whose chunks say in their text which they are, and that knows what waits.
+
+    Attributes:
+        given_at: When it gave each of them.
+        seen: What the consumer has received.
+        most_waiting: The most chunks that it has given and nobody had received.
+        begun: How often it was begun, and closed how often closed.
+    """
+
+    def __init__(self, timing: Timing) -> None:
+        self._timing = timing
+        self.given_at: list[float] = []
+        self.seen: Received = []
+        self.most_waiting = 0
+        self.begun = self.closed = 0
+
+    async def __call__(self) -> AsyncGenerator[Any]:
+        self.begun += 1
+        try:
+            for number, (kind, wait_s) in enumerate(self._timing.steps):
+                if wait_s is not None:
+                    await asyncio.sleep(wait_s)
+                yield self._give(number, kind)
+            if self._timing.end == "terminal":
+                yield LLMEngineOutput.stop()
+            if self._timing.end == "error":
+                raise LookupError
+        finally:
+            self.closed += 1
+
+    def _give(self, number: int, kind: str) -> LLMEngineOutput:
+        self.given_at.append(now())
+        taken = sum(len(numbers_of(chunk)) for _, chunk in self.seen)
+        self.most_waiting = max(self.most_waiting, number + 1 - taken)
+        chunk = LLMEngineOutput([number] * TOKENS.get(kind, 1), text=f"{number};")
+        if kind == "linked":
+            chunk.worker_trace_link = TraceLink("a" * 32, "b" * 16)
+        return chunk
+
+
+TOKENS = {"empty": 0, "tokens": 3}
+
+
+def numbers_of(chunk: LLMEngineOutput) -> list[int]:
+    """Which of the engine's chunks are in *chunk*."""
+    return [int(number) for number in (chunk.text or "").split(";")[:-1]]
+
+
+@given(TIMINGS, st.integers(1, 6), st.none() | st.integers(1, 6))
+def test_any_timing(timing: Timing, max_chunks: int, max_tokens: int | None) -> None:
+    """The engine's tokens in order, each as soon as it is there; barriers and bounds hold."""
+    engine = Scripted(timing)
+    counts = CoalesceCounts()
+    merging = coalesce(max_chunks=max_chunks, max_tokens=max_tokens, counts=counts)
+
+    async def run() -> str:
+        stream = fuse(engine(), [until_terminal(), merging])
+        try:
+            async with asyncio.timeout(timing.drop_after_s):
+                await received(stream, timing.busy_s, engine.seen)
+        except LookupError:
+            return "error"
+        except TimeoutError:
+            return "dropped"
+        finally:
+            await stream.aclose()
+        return "through"
+
+    end = run_virtual(run())
+    assert engine.closed == engine.begun
+    assert engine.most_waiting <= max_chunks
+    ends = [chunk for _, chunk in engine.seen if chunk.finish_reason is not None]
+    items = [chunk for _, chunk in engine.seen if chunk.finish_reason is None]
+    numbers = [number for chunk in items for number in numbers_of(chunk)]
+    assert [chunk for _, chunk in engine.seen] == [*items, *ends]
+    assert numbers == list(range(len(numbers)))
+    if end != "dropped":
+        assert end == ("error" if timing.end == "error" else "through")
+        assert len(numbers) == len(timing.steps)
+        assert ends == [LLMEngineOutput.stop()] * (timing.end == "terminal")
+    assert counts.chunks_out == len(engine.seen)
+    assert counts.chunks_in == len(numbers) + len(ends)
+    check_items(items, timing, max_tokens)
+    check_times(engine, timing)
+
+
+def check_items(items: list[LLMEngineOutput], timing: Timing, max_tokens: int | None) -> None:
+    """Each has the tokens of its chunks; the first token, and those with a link, are alone."""
+    begun = False
+    for item in items:
+        kinds = [timing.steps[number][0] for number in numbers_of(item)]
+        tokens = [n for n in numbers_of(item) for _ in range(TOKENS.get(timing.steps[n][0], 1))]
+        assert item.token_ids == tokens
+        if len(kinds) > 1:
+            assert begun
+            assert "linked" not in kinds
+            assert max_tokens is None or len(tokens) < max_tokens + 3
+        begun = begun or bool(tokens)
+
+
+def check_times(engine: Scripted, timing: Timing) -> None:
+    """An item comes when the consumer asks, or when its first chunk is there: never later."""
+    asked = 0.0
+    for place, (at, item) in enumerate(engine.seen):
+        if item.finish_reason is None:
+            assert at == max(asked, engine.given_at[numbers_of(item)[0]])
+        asked = at + timing.busy_s[min(place, len(timing.busy_s) - 1)]

@@ -1,0 +1,167 @@
+"""Merging of chunks: what becomes of each field, and what keeps chunks apart."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+from operators import merge_chunks
+from rx_backend import Annotated, FinishReason, LLMEngineOutput, TraceLink
+from rx_backend.protocols import TopLogprob, usage
+from tests.operators._help import Chunk, terminal, token
+
+
+def full(*token_ids: int, **others: Any) -> LLMEngineOutput:
+    """A chunk with everything that can be merged."""
+    return LLMEngineOutput(
+        list(token_ids),
+        tokens=[f"<{token_id}>" for token_id in token_ids],
+        text="".join(f"<{token_id}>" for token_id in token_ids),
+        cum_log_probs=-float(sum(token_ids)),
+        log_probs=[-float(token_id) for token_id in token_ids],
+        top_logprobs=[
+            [TopLogprob(rank=1, token_id=token_id, logprob=-0.5)] for token_id in token_ids
+        ],
+        index=0,
+        **others,
+    )
+
+
+# A value for every field.
+SET: dict[str, Any] = {
+    "token_ids": [5],
+    "tokens": ["five"],
+    "text": "five",
+    "output_type": "image",
+    "content_parts": [{"type": "image_url"}],
+    "cum_log_probs": -1.0,
+    "log_probs": [-1.0],
+    "top_logprobs": [[]],
+    "finish_reason": FinishReason.STOP,
+    "stop_reason": "###",
+    "index": 1,
+    "disaggregated_params": {"kv": 1},
+    "encoder_result": {"image": 1},
+    "worker_trace_link": TraceLink("a" * 32, "b" * 16),
+    "extra_args": {"more": 1},
+    "completion_usage": usage(1, 1),
+    "engine_data": object(),
+    "routing_data": {"worker": 1},
+    "unknown": {"new": 1},
+}
+
+
+def test_every_field_that_can_be_merged_is() -> None:
+    """Lists and text are those of all chunks in order; the sum of logarithms is the last one's."""
+    merged, count = merge_chunks([full(1), full(2, 3), full(4)])
+    assert count == 3
+    expected = full(1, 2, 3, 4)
+    expected.cum_log_probs = -4.0
+    assert merged == expected
+
+
+def test_the_chunks_themselves_stay_as_they_are() -> None:
+    """An engine may hand out the same chunk many times, and keep its lists."""
+    shared = full(1)
+    before = copy.deepcopy(shared)
+    merged, count = merge_chunks([shared] * 3)
+    assert (merged.token_ids, count) == ([1, 1, 1], 3)
+    assert shared == before
+    merged.token_ids.append(9)
+    assert shared == before
+
+
+def test_the_table_of_fields_is_complete() -> None:
+    """A field that is new in the protocol has to be thought about here."""
+    assert set(SET) == set(LLMEngineOutput.__struct_fields__)
+
+
+@pytest.mark.parametrize("field", [name for name in SET if name != "token_ids"])
+def test_a_field_that_only_one_chunk_has_is_a_barrier(field: str) -> None:
+    """On either side of it, chunks stay apart, and come out as the objects they are."""
+    odd, plain = LLMEngineOutput([5]), LLMEngineOutput([1])
+    setattr(odd, field, SET[field])
+    for pair in ([odd, plain], [plain, odd]):
+        item, count = merge_chunks(pair)
+        assert item is pair[0]
+        assert count == 1
+
+
+MERGED = {
+    "token_ids",
+    "tokens",
+    "text",
+    "cum_log_probs",
+    "log_probs",
+    "top_logprobs",
+    "index",
+}
+
+
+@pytest.mark.parametrize("field", sorted(SET.keys() - MERGED))
+def test_a_field_that_nobody_can_merge_keeps_its_chunk_alone(field: str) -> None:
+    """Also beside a chunk that has the very same: two equal values may have to be added up."""
+    chunk = full(5)
+    setattr(chunk, field, SET[field])
+    assert merge_chunks([chunk, copy.copy(chunk)]) == (chunk, 1)
+
+
+@pytest.mark.parametrize("field", ["tokens", "log_probs", "top_logprobs"])
+def test_a_list_that_is_no_entry_a_token_keeps_its_chunk_alone(field: str) -> None:
+    """Joined, its entries would belong to the wrong tokens."""
+    short = full(1, 2)
+    setattr(short, field, getattr(short, field)[:1])
+    assert merge_chunks([short, full(3, 4)]) == (short, 1)
+    assert merge_chunks([full(3, 4), short])[1] == 1
+
+
+def test_chunks_without_tokens_are_merged_too() -> None:
+    """A chunk of text alone, or of nothing, is a chunk."""
+    text = LLMEngineOutput(text="a"), LLMEngineOutput(text="b")
+    assert merge_chunks(text) == (LLMEngineOutput(text="ab"), 2)
+    nothing = LLMEngineOutput(), LLMEngineOutput([1]), LLMEngineOutput()
+    assert merge_chunks(nothing) == (LLMEngineOutput([1]), 3)
+
+
+def test_chunks_are_known_by_shape() -> None:
+    """Any class will do, also one without most fields; what it adds is a barrier when it is set."""
+    assert merge_chunks([token(1), token(2), terminal(3)]) == (token(1, 2), 2)
+    loose = [SimpleNamespace(token_ids=(n,), text=str(n), extra=None) for n in (1, 2, 3)]
+    loose[2].extra = 0
+    merged, count = merge_chunks(loose)
+    assert (merged.token_ids, merged.text, count) == ([1, 2], "12", 2)
+
+    class Mine(Chunk):
+        pass
+
+    assert merge_chunks([token(1), Mine([2])]) == (token(1), 1)
+
+
+def test_what_is_no_chunk_or_cannot_be_changed_stays_alone() -> None:
+    """It comes out as it is."""
+
+    class Fixed(NamedTuple):
+        token_ids: list[int]
+
+    for items in (["a", "b"], [{"token_ids": [1]}] * 2, [None, None], [Fixed([1]), Fixed([2])]):
+        assert merge_chunks(items) == (items[0], 1)
+
+
+def test_envelopes_are_merged_with_what_is_in_them() -> None:
+    """Chunks in ``Annotated`` become one in ``Annotated``; anything beside the data is a barrier."""
+    items = [Annotated(full(n)) for n in (1, 2, 3)]
+    merged, count = merge_chunks(items)
+    assert (merged.data, count) == (merge_chunks([full(1), full(2), full(3)])[0], 3)
+    assert items[0] == Annotated(full(1))
+    for odd in (
+        Annotated.from_error(ValueError("gone")),
+        Annotated(full(2), event="ping"),
+        Annotated(full(2), comment=["note"]),
+        Annotated(LLMEngineOutput.stop()),
+        full(2),
+    ):
+        assert merge_chunks([items[0], odd, items[2]]) == (items[0], 1)
+        assert merge_chunks([odd, items[2]]) == (odd, 1)
