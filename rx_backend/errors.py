@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any, ClassVar
 
+from operators import DeadlineExpired
+
 __all__ = (
     "KINDS",
     "BackendError",
@@ -159,9 +161,9 @@ def as_backend_error(exc: BaseException) -> BackendError:
     Return *exc* as a typed error (rows S5, S6).
 
     A typed error is returned as it is. A Dynamo exception gets the same kind, `Unknown` where there
-    is no counterpart. ``ValueError`` becomes `InvalidArgument`, any other exception `Unknown`. A
-    new error has the text of *exc* as message (its class name when there is none) and *exc* as
-    ``__cause__``.
+    is no counterpart. A passed deadline of `operators.deadlines` becomes `ResponseTimeout`,
+    ``ValueError`` becomes `InvalidArgument`, any other exception `Unknown`. A new error has the text
+    of *exc* as message (its class name when there is none) and *exc* as ``__cause__``.
 
     Raises:
         BaseException: *exc* itself when it is no ``Exception``, for example
@@ -241,6 +243,8 @@ def _kind_of(exc: Exception) -> type[BackendError]:
             if counterpart is not None and isinstance(exc, counterpart):
                 return error
         return Unknown
+    if isinstance(exc, DeadlineExpired):
+        return ResponseTimeout
     return InvalidArgument if isinstance(exc, ValueError) else Unknown
 
 

@@ -1,0 +1,108 @@
+"""A timer whose time moves with every chunk, at the cost of a few assignments."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+import time
+from collections.abc import Callable
+
+from operators._chunk import Clock
+
+__all__ = ("LazyTimer", "check_seconds")
+
+
+class LazyTimer:
+    """
+    One timer for a time that moves: later for nothing, and only earlier by setting a new one.
+
+    When the loop's timer fires and the time has moved on, it is set again; else, at the end of the
+    turn after next, *call* is called. What became ready in the same turn as the timer, a chunk
+    for instance, has gone its way by then and may have moved the time.
+
+    Args:
+        call: Called when the time has come, at most once for each time that was set.
+        context: The context to call in; by default a copy of that in which the time was set.
+
+    Attributes:
+        clock: The loop's clock, in seconds.
+        due: The time, on that clock; infinite for never. Assign to it to move it later.
+    """
+
+    __slots__ = ("_at", "_call", "_context", "_handle", "_loop", "clock", "due")
+
+    def __init__(
+        self, call: Callable[[], None], context: contextvars.Context | None = None
+    ) -> None:
+        self._call = call
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        self.clock = _clock_of(self._loop)
+        self._handle: asyncio.Handle | None = None
+        self._at = math.inf
+        self.due = math.inf
+
+    def set(self, due: float) -> None:
+        """Move the time, to an earlier one too."""
+        self.due = due
+        if due < self._at:
+            if self._handle is not None:
+                self._handle.cancel()
+            self._at = due
+            self._handle = self._loop.call_at(due, self._end_turn, context=self._context)
+
+    def cancel(self) -> None:
+        """Nothing is called any more, whatever is set: for the end of a stream."""
+        self.due, self._at = math.inf, -math.inf
+        # It may belong to what this timer belongs to: holding it on would be a cycle.
+        self._call = _nothing
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _end_turn(self) -> None:
+        # What a step waits for is noticed in this turn, and the step goes on in the next.
+        self._handle = self._loop.call_soon(self._wait_a_turn, context=self._context)
+
+    def _wait_a_turn(self) -> None:
+        self._handle = self._loop.call_soon(self._look, context=self._context)
+
+    def _look(self) -> None:
+        self._handle, self._at = None, math.inf
+        due = self.due
+        if due > self.clock():
+            self.set(due)
+        else:
+            self.due = math.inf
+            self._call()
+
+
+def _nothing() -> None: ...
+
+
+def _clock_of(loop: asyncio.AbstractEventLoop) -> Clock:
+    """The function behind the clock of a stock loop, which saves a call for each chunk."""
+    return time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
+
+
+def check_seconds(name: str, value: object, *, zero: bool = False) -> None:
+    """
+    Check an option that is a length of time in seconds.
+
+    Args:
+        name: The operator and its option, for the error.
+        value: What was given.
+        zero: Whether zero will do.
+
+    Raises:
+        ValueError: It is no finite number, or negative, or zero where that won't do.
+    """
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not (0 <= value < math.inf)
+        or (value == 0 and not zero)
+    ):
+        wanted = "a number of seconds, 0 or more" if zero else "a positive number of seconds"
+        raise ValueError(f"{name}: expected {wanted}, got {value!r}")

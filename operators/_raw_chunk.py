@@ -1,0 +1,30 @@
+"""What an item says of itself where chunks have not been checked yet, or are wrapped already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sized
+from typing import Any, cast
+
+__all__ = ("is_terminal", "tokens_in")
+
+
+def tokens_in(item: Any) -> int:
+    """How many tokens an item brings: a chunk, a mapping of its shape, or an item around one."""
+    token_ids = _field(item, "token_ids")
+    return len(token_ids) if isinstance(token_ids, Sized) else 0
+
+
+def is_terminal(item: Any) -> bool:
+    """Whether an item ends its stream."""
+    return _field(item, "finish_reason") is not None
+
+
+def _field(item: Any, name: str) -> object:
+    if isinstance(item, Mapping):
+        return cast("Mapping[str, object]", item).get(name)
+    missing = object()
+    value = getattr(item, name, missing)
+    if value is not missing:
+        return value
+    chunk = getattr(item, "data", None)
+    return None if chunk is None else _field(chunk, name)

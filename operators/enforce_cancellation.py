@@ -1,0 +1,144 @@
+"""Cut off an engine that goes on after it was told to stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, TypeVar
+
+from reactivex import Observable
+
+from operators._checked import checked
+from operators._fusion import FusedRun
+from operators._lazy_timer import LazyTimer, check_seconds
+from operators._operator import operator
+from operators._raw_chunk import is_terminal
+from operators._stage import Emission, last
+
+__all__ = ("enforce_cancellation",)
+
+A = TypeVar("A")
+
+
+def _check(
+    grace_s: float,
+    terminal: Callable[[], object],
+    *,
+    stop: Observable[Any],
+    kill: Observable[Any] | None = None,
+) -> None:
+    check_seconds("enforce_cancellation: grace_s", grace_s, zero=True)
+    if not callable(terminal):
+        raise TypeError(
+            "enforce_cancellation: terminal: expected a function that makes the last item, "
+            f"got {terminal!r}"
+        )
+    for name, signal in (("stop", stop), ("kill", kill)):
+        if not hasattr(signal, "subscribe") and (name, signal) != ("kill", None):
+            raise TypeError(f"enforce_cancellation: {name}: expected an Observable, got {signal!r}")
+
+
+@checked(_check)
+@operator
+async def enforce_cancellation(
+    source: FusedRun[A],
+    grace_s: float,
+    terminal: Callable[[], A],
+    *,
+    stop: Observable[Any],
+    kill: Observable[Any] | None = None,
+) -> AsyncGenerator[A | Emission]:
+    """
+    End a stream with a terminal of our making when its engine does not end it after a stop.
+
+    Engines are to watch for a stop and to end with a ``cancelled`` terminal (row E4). One that has
+    not done so *grace_s* after the stop is closed, whether it is silent or goes on to give chunks,
+    and whether the consumer pulls or not; then ``T`` is the last item. Here the grace is 3 seconds,
+    which are frames::
+
+        source  -a-b---c---d-|
+        stop    -----s
+        result  -a-b---c(T|)
+
+    The engine's own end stands when it comes in time, and no timer is set before a stop. The grace
+    counts from the stop, or from the first pull where that comes later. An item that becomes ready
+    in the very turn of the event loop in which the grace is over is still handed out.
+
+    Put it in front of the standard pipeline, which has the engine abort at the stop itself::
+
+        [enforce_cancellation(5.0, LLMEngineOutput.cancelled,
+                              stop=context.stopped(), kill=context.killed()),
+         *standard_pipeline(scope)]
+
+    In decode mode an engine must not be cut off before its first token either (row A4). There, let
+    the grace begin when both have come: ``stop=abort_gate(context.stopped(), context.first_token(),
+    reactivex.never())``.
+
+    Args:
+        grace_s: How long the engine may go on after the stop, in seconds, 0 or more.
+        terminal: Makes the last item.
+        stop: Emits when the engine is told to stop. A level that replays, because the operator
+            listens from the first pull on.
+        kill: Emits when it is to be cut off without any grace.
+
+    Raises:
+        ValueError: *grace_s* is no such number; when the operator is made.
+        TypeError: *terminal*, *stop* or *kill* is something else; when the operator is made.
+
+    Errors: source errors pass unchanged; those of an engine that is being cut off are dropped. What
+        *terminal* raises fails the stream. The terminal waits for an engine that cleans up.
+    On dispose: the timer is cancelled.
+
+    >>> import asyncio
+    >>> from operators import fuse
+    >>> from rx_backend import LLMEngineOutput, RequestContext
+    >>> from rx_backend.testing import run_virtual
+    >>> async def deaf_engine():
+    ...     while True:
+    ...         yield LLMEngineOutput.token(7)
+    ...         await asyncio.sleep(2)
+    >>> async def main():
+    ...     context = RequestContext()
+    ...     context.stop_generating()
+    ...     enforced = enforce_cancellation(
+    ...         3.0, LLMEngineOutput.cancelled, stop=context.stopped()
+    ...     )
+    ...     async for chunk in fuse(deaf_engine(), [enforced]):
+    ...         print(chunk.token_ids, chunk.finish_reason)
+    >>> run_virtual(main())
+    [7] None
+    [7] None
+    [] cancelled
+    """
+    item: A | None = None
+    is_cut = False
+
+    def cut() -> None:
+        nonlocal is_cut
+        if not is_terminal(item):
+            is_cut = True
+            source.close()
+
+    def give(seconds: float) -> None:
+        due = timer.clock() + seconds
+        # A later signal does not prolong what an earlier one gave.
+        if due < timer.due:
+            timer.set(due)
+
+    timer = LazyTimer(cut, source.context)
+    signals = [stop.subscribe(lambda _: give(grace_s))]
+    try:
+        if kill is not None:
+            signals.append(kill.subscribe(lambda _: give(0.0)))
+        async for item in source:
+            # Where neither engine nor consumer ever waits, no timer fires.
+            is_over = timer.due < math.inf and timer.due <= timer.clock()
+            yield last(item) if source.ended else item
+            if is_over:
+                cut()
+        if is_cut:
+            yield last(terminal())
+    finally:
+        timer.cancel()
+        for signal in signals:
+            signal.dispose()

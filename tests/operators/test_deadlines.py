@@ -1,0 +1,358 @@
+"""`operators.deadlines`."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import pickle
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from operators import (
+    DeadlineExpired,
+    FirstTokenTimeout,
+    IdleTimeout,
+    TotalTimeout,
+    deadlines,
+    fuse,
+    until_terminal,
+)
+from rx_backend.testing import VirtualTimeLoop, assert_marbles, run_virtual
+from tests.operators._help import (
+    LETTERS,
+    LONG_S,
+    Chunk,
+    Engine,
+    Seen,
+    collect,
+    handshake,
+    terminal,
+    token,
+    virtual,
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "source", "result", "error"),
+    [
+        pytest.param({"first_token_s": 3}, "-----", "---#", FirstTokenTimeout, id="never"),
+        pytest.param({"first_token_s": 3}, "-h-h-h", "-h-(h#)", FirstTokenTimeout, id="handshakes"),
+        pytest.param(
+            {"first_token_s": 3}, "-h-a----b--|", "-h-a----b--|", None, id="first-in-time"
+        ),
+        pytest.param({"idle_s": 2}, "---h---a--b", "---h---a-#", IdleTimeout, id="idle-from-first"),
+        pytest.param({"idle_s": 3}, "-a--h--b---", "-a--h--b--#", IdleTimeout, id="each-re-arms"),
+        pytest.param({"idle_s": 3}, "-a-T", "-a-T", None, id="idle-after-the-terminal"),
+        pytest.param({"total_s": 5}, "-a-T", "-a-T", None, id="total-after-the-terminal"),
+        pytest.param({"total_s": 5}, "-a-b-c-d", "-a-b-(c#)", TotalTimeout, id="total"),
+        pytest.param({"total_s": 5}, "-----T", "-----T", None, id="total-and-terminal-at-once"),
+        pytest.param({"total_s": 5}, "-a-b-|", "-a-b-|", None, id="total-and-end-at-once"),
+        pytest.param(
+            {"total_s": 5, "first_token_s": 2}, "---", "--#", FirstTokenTimeout, id="both"
+        ),
+        pytest.param({"idle_s": 3}, "-|", "-|", None, id="empty"),
+        pytest.param({"idle_s": 3}, "-a-b---", "-a-b-!", None, id="early-dispose"),
+    ],
+)
+def test_which_deadline_passes_when(
+    options: dict[str, Any], source: str, result: str, error: type[Exception] | None
+) -> None:
+    """Each deadline counts from where it says; an item in the turn of the expiry still comes."""
+    assert_marbles(
+        deadlines(**options), source=source, result=result, values=LETTERS, result_error=error
+    )
+
+
+def test_a_failure_of_the_source_passes() -> None:
+    """What the source fails with before a deadline is what comes out."""
+    assert_marbles(deadlines(total_s=9), source="-a-#", result="-a-#", values=LETTERS)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "named"),
+    [
+        ({}, ValueError, "first_token_s, idle_s or total_s"),
+        ({"first_token_s": 0}, ValueError, "first_token_s"),
+        ({"idle_s": -1}, ValueError, "idle_s"),
+        ({"total_s": math.inf}, ValueError, "total_s"),
+        ({"total_s": math.nan}, ValueError, "total_s"),
+        ({"total_s": True}, ValueError, "total_s"),
+        ({"idle_s": "5"}, ValueError, "idle_s"),
+        ({"idle_s": 5, "on_expiry": 5}, TypeError, "on_expiry"),
+    ],
+)
+def test_a_bad_option_is_named_at_once(
+    options: dict[str, Any], error: type[Exception], named: str
+) -> None:
+    """It is told when the operator is made, not when a stream is."""
+    with pytest.raises(error, match=f"deadlines: .*{named}"):
+        deadlines(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        (
+            {"first_token_s": 0.5},
+            FirstTokenTimeout,
+            "no first token within 0.5 s (first_token_s), tokens so far: 0",
+        ),
+        ({"idle_s": 2}, IdleTimeout, "nothing came for 2 s (idle_s), tokens so far: 5"),
+        ({"total_s": 60}, TotalTimeout, "not through within 60 s (total_s), tokens so far: 5"),
+    ],
+)
+def test_the_error_says_which_and_how_far_it_got(
+    options: dict[str, Any], kind: type[DeadlineExpired], text: str
+) -> None:
+    """Deadline, length and tokens are in the message; all are timeouts, and can be pickled."""
+
+    async def run() -> Seen:
+        engine = Engine([token(1, 2), handshake(), token(3, 4, 5)], every_s=1.0, ends=False)
+        return await collect(fuse(engine(), [deadlines(**options)]))
+
+    error = run_virtual(run()).error
+    assert isinstance(error, kind)
+    assert isinstance(error, TimeoutError)
+    for same in (error, pickle.loads(pickle.dumps(error))):
+        assert type(same) is kind
+        assert str(same) == text
+
+
+class Around:
+    """An item around a chunk."""
+
+    def __init__(self, data: Chunk) -> None:
+        self.data = data
+
+
+@pytest.mark.rows("E2")
+@pytest.mark.parametrize("make", [asdict, Around])
+@virtual
+async def test_chunks_are_known_in_any_form(make: Callable[[Chunk], Any]) -> None:
+    """Mappings of the shape of a chunk, and items around a chunk, are as good as chunks."""
+    chunks = [make(handshake()), make(token(1, 2)), make(handshake())]
+    engine = Engine(chunks, every_s=2.0, ends=False)
+    seen = await collect(fuse(engine(), [deadlines(first_token_s=5, idle_s=3)]))
+    assert seen == Seen(chunks, repr(IdleTimeout(3, tokens=2)))
+    ended = Engine([*chunks, make(terminal())], every_s=2.0, ends=False)
+    seen = await collect(fuse(ended(), [deadlines(first_token_s=5, idle_s=3)]))
+    assert seen.end == "open"
+
+
+@virtual
+async def test_malformed_items_pass() -> None:
+    """It is for others to say what is wrong with an item."""
+    items: list[Any] = [None, 7, Chunk(None), {"token_ids": 7}]  # pyright: ignore[reportArgumentType]
+    assert await collect(fuse(Engine(items)(), [deadlines(idle_s=3)])) == Seen(items, "completed")
+
+
+@virtual
+async def test_a_slow_consumer_is_no_silent_engine() -> None:
+    """Only time in which the engine is waited for counts, except for the whole."""
+    engine = Engine([handshake(), token(1), token(2)], every_s=1.0, ends=False)
+    stream = fuse(engine(), [deadlines(first_token_s=2.5, idle_s=2.5)])
+    for _ in range(3):
+        await anext(stream)
+        await asyncio.sleep(100.0)
+    before = asyncio.get_running_loop().time()
+    with pytest.raises(IdleTimeout):
+        await anext(stream)
+    assert asyncio.get_running_loop().time() == before + 2.5
+
+
+@virtual
+async def test_the_first_token_is_waited_for_in_parts() -> None:
+    """What was waited before a handshake is not given back by it."""
+    engine = Engine([handshake(), handshake(), token(1)], every_s=2.0)
+    stream = fuse(engine(), [deadlines(first_token_s=5)])
+    await anext(stream)
+    await asyncio.sleep(100.0)
+    await anext(stream)
+    before = asyncio.get_running_loop().time()
+    with pytest.raises(FirstTokenTimeout):
+        await anext(stream)
+    assert asyncio.get_running_loop().time() == before + 1.0
+
+
+@virtual
+async def test_the_whole_counts_while_nobody_pulls() -> None:
+    """The engine is told and closed when the time is over; the next pull tells the consumer."""
+    engine = Engine([token(1), token(2)], closing_s=1.0)
+    expired = deadlines(total_s=5, on_expiry=lambda: engine.journal.append("expired"))
+    stream = fuse(engine(), [expired])
+    await anext(stream)
+    await asyncio.sleep(4.9)
+    assert engine.journal == ["pull"]
+    await asyncio.sleep(0.2)
+    assert engine.journal == ["pull", "expired"]
+    with pytest.raises(TotalTimeout):
+        await anext(stream)
+    assert engine.journal == ["pull", "expired", "closed"]
+    assert asyncio.get_running_loop().time() == 6.0
+    assert (await collect(stream)).items == []
+
+
+@virtual
+async def test_it_is_told_before_the_engine_is_closed() -> None:
+    """*on_expiry* comes first, and the error when an engine that cleans up is through with it."""
+    engine = Engine(ends=False, closing_s=3.0)
+    expired = deadlines(first_token_s=5, on_expiry=lambda: engine.journal.append("expired"))
+    seen = await collect(fuse(engine(), [expired]))
+    assert seen.end == repr(FirstTokenTimeout(5, tokens=0))
+    assert engine.journal == ["expired", "closed"]
+    assert asyncio.get_running_loop().time() == 8.0
+
+
+@virtual
+async def test_what_is_called_may_fail() -> None:
+    """An *on_expiry* that raises fails the stream, which is released like any other."""
+
+    def refuse() -> None:
+        raise LookupError("refused")
+
+    engine = Engine(ends=False)
+    seen = await collect(fuse(engine(), [deadlines(idle_s=9, total_s=5, on_expiry=refuse)]))
+    assert seen == Seen([], "LookupError('refused')")
+    assert engine.closed == 1
+
+
+@virtual
+async def test_a_stream_needs_few_timers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timers are set as time passes, not as tokens come."""
+    set_timers: list[float] = []
+    call_at = VirtualTimeLoop.call_at
+
+    def counting(loop: VirtualTimeLoop, when: float, *args: Any, **options: Any) -> Any:
+        set_timers.append(when)
+        return call_at(loop, when, *args, **options)
+
+    monkeypatch.setattr(VirtualTimeLoop, "call_at", counting)
+    engine = Engine([token(1)] * 1000, every_s=0.01)
+    seen = await collect(fuse(engine(), [deadlines(first_token_s=5, idle_s=2, total_s=60)]))
+    assert len(seen.items) == 1000
+    # The sleeps of the engine don't set theirs by this method.
+    assert len(set_timers) < 10
+
+
+@pytest.mark.rows("S7", "P6a")
+@pytest.mark.parametrize("take", [1, 2])
+@virtual
+async def test_nothing_expires_after_the_end(take: int) -> None:
+    """Neither after a drop nor after the terminal is anything called."""
+    expired: list[str] = []
+    engine = Engine([token(1), terminal()])
+    watched = deadlines(idle_s=1, total_s=5, on_expiry=lambda: expired.append("expired"))
+    stream = fuse(engine(), [watched, until_terminal()])
+    seen = await collect(stream, take=take)
+    assert engine.closed == 1
+    await asyncio.sleep(LONG_S)
+    assert (len(seen.items), expired) == (take, [])
+
+
+# Arrivals against deadlines against a consumer of its own pace, and drops.
+
+
+def expected(
+    steps: Sequence[tuple[int, int]],
+    pauses: Sequence[int],
+    limits: tuple[int, int, float],
+    drop: float,
+) -> list[tuple[float, str]]:
+    """What must be seen: items, the expiry and the consumer's end, each with its time."""
+    first_token_s, idle_s, total_s = limits
+    seen: list[tuple[float, str]] = []
+    now, tokens = 0.0, 0
+    allowed: float = first_token_s
+    for number, (gap, size) in enumerate(steps):
+        arrival = now + gap
+        silent = now + allowed
+        expiry = min(silent, total_s)
+        if expiry < arrival:
+            kind = "total" if total_s < silent else "idle" if tokens else "first"
+            seen += [(expiry, "expired"), (max(now, expiry), kind)]
+            break
+        seen.append((arrival, f"item {size}"))
+        tokens += size
+        allowed = idle_s if tokens else allowed - gap
+        now = arrival + pauses[number % len(pauses)]
+        if total_s < now:
+            seen += [(total_s, "expired"), (now, "total")]
+            break
+    else:
+        seen.append((now, "end"))
+    return [event for event in seen if event[0] < drop]
+
+
+KINDS: dict[type[DeadlineExpired], str] = {
+    FirstTokenTimeout: "first",
+    IdleTimeout: "idle",
+    TotalTimeout: "total",
+}
+
+
+@given(
+    steps=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 2)), max_size=8),
+    pauses=st.lists(st.integers(0, 4), min_size=1, max_size=4),
+    limits=st.tuples(
+        st.integers(1, 6), st.integers(1, 5), st.integers(0, 30).map(lambda number: number + 0.5)
+    ),
+    drop=st.integers(0, 40).map(lambda number: number + 0.25),
+)
+def test_every_interleaving(
+    steps: list[tuple[int, int]],
+    pauses: list[int],
+    limits: tuple[int, int, float],
+    drop: float,
+) -> None:
+    """Whatever comes when, what is seen and when is what the rules above say."""
+    seen: list[tuple[float, str]] = []
+    closed: list[float] = []
+
+    async def engine() -> AsyncGenerator[Chunk]:
+        try:
+            for gap, size in steps:
+                await asyncio.sleep(gap)
+                yield token(*range(size))
+        finally:
+            closed.append(asyncio.get_running_loop().time())
+
+    async def run() -> None:
+        clock = asyncio.get_running_loop().time
+        first_token_s, idle_s, total_s = limits
+        watched = deadlines(
+            first_token_s=first_token_s,
+            idle_s=idle_s,
+            total_s=total_s,
+            on_expiry=lambda: seen.append((clock(), "expired")),
+        )
+        stream = fuse(engine(), [watched])
+
+        async def consume() -> None:
+            number = 0
+            try:
+                async for item in stream:
+                    seen.append((clock(), f"item {len(item.token_ids)}"))
+                    await asyncio.sleep(pauses[number % len(pauses)])
+                    number += 1
+                seen.append((clock(), "end"))
+            except DeadlineExpired as error:
+                seen.append((clock(), KINDS[type(error)]))
+
+        consumer = asyncio.create_task(consume())
+        await asyncio.sleep(drop)
+        consumer.cancel()
+        await asyncio.wait([consumer])
+        await stream.aclose()
+        await asyncio.sleep(LONG_S)
+
+    run_virtual(run())
+    told = expected(steps, pauses, limits, drop)
+    assert seen == told
+    expiry = [time for time, what in told if what == "expired"]
+    assert len(closed) == 1
+    assert closed[0] == (expiry[0] if expiry else closed[0])

@@ -1,0 +1,262 @@
+"""`operators.heartbeat`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import math
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reactivex import Observable
+
+from operators import fuse, heartbeat, until_terminal
+from rx_backend.testing import assert_marbles, run_virtual
+from tests.operators._help import (
+    LETTERS,
+    LONG_S,
+    Engine,
+    Seen,
+    by_aclose,
+    by_close,
+    by_losing_it,
+    collect,
+    terminal,
+    token,
+    virtual,
+)
+
+
+@pytest.mark.rows("S1", "S2")
+@pytest.mark.parametrize(
+    ("source", "result"),
+    [
+        pytest.param("-------", "---p--p!", id="never"),
+        pytest.param("-|", "-|", id="empty"),
+        pytest.param("----a-|", "---pa-|", id="before-the-first"),
+        pytest.param("-a--b--T---|", "-a--b--(T|)", id="in-the-very-turn"),
+        pytest.param("-a---b----T--", "-a--pb--p-(T|)", id="gaps"),
+        pytest.param("-a-----#", "-a--p--#", id="failure"),
+        pytest.param("-a----|", "-a--p-|", id="end"),
+        pytest.param("-a------", "-a--p-!", id="early-dispose"),
+        pytest.param("-a------", "-a--(p!)", id="dispose-inside"),
+    ],
+)
+def test_a_gap_is_filled(source: str, result: str) -> None:
+    """One heartbeat for each three frames of silence, none beside an item or after the last."""
+
+    def beating(stream: Observable[Any]) -> Observable[Any]:
+        return stream.pipe(until_terminal(), heartbeat(3, "p"))
+
+    assert_marbles(beating, source=source, result=result, values=LETTERS)
+
+
+@pytest.mark.parametrize("interval_s", [0, -1, math.inf, math.nan, True, "5", None])
+def test_a_bad_interval_is_named_at_once(interval_s: Any) -> None:
+    """It is told when the operator is made, not when a stream is."""
+    with pytest.raises(ValueError, match=r"heartbeat: interval_s: .* positive number of seconds"):
+        heartbeat(interval_s, "p")
+
+
+@virtual
+async def test_the_item_may_be_made_anew() -> None:
+    """A function is called for each heartbeat; what it raises fails the stream."""
+    numbers = itertools.count(1)
+    engine = Engine(["a"], every_s=7.0)
+    stream = fuse(engine(), [heartbeat(2.0, lambda: next(numbers))])
+    assert await collect(stream) == Seen([1, 2, 3, "a"], "completed")
+
+    def refuse() -> str:
+        raise LookupError("refused")
+
+    engine = Engine(["a"], every_s=7.0)
+    assert await collect(fuse(engine(), [heartbeat(2.0, refuse)])) == Seen(
+        [], "LookupError('refused')"
+    )
+    assert engine.closed == 1
+
+
+@pytest.mark.rows("S4")
+@virtual
+async def test_nothing_piles_up_while_the_consumer_is_away() -> None:
+    """It gets heartbeats for waiting itself, and the engine is pulled for none of them."""
+    engine = Engine(["a", "b"], every_s=5.0)
+    stream = fuse(engine(), [heartbeat(2.0, "p")])
+    assert await anext(stream) == "p"
+    await asyncio.sleep(100.0)
+    assert engine.pulls == 1
+    before = asyncio.get_running_loop().time()
+    assert await anext(stream) == "a"
+    assert asyncio.get_running_loop().time() == before
+    await asyncio.sleep(100.0)
+    assert engine.pulls == 1
+    assert await collect(stream) == Seen(["p", "p", "b"], "completed")
+
+
+@pytest.mark.rows("P6a", "S2")
+@virtual
+async def test_the_last_item_completes_the_stream() -> None:
+    """The engine is closed before it is handed out, and no heartbeat follows."""
+    engine = Engine([token(1), terminal(), token(2)], every_s=3.0)
+    stream = fuse(engine(), [until_terminal(), heartbeat(2.0, "p")])
+    assert [await anext(stream) for _ in range(4)] == ["p", token(1), "p", terminal()]
+    assert (stream.ended, engine.closed) == (True, 1)
+    assert (await collect(stream)).items == []
+
+
+@virtual
+async def test_the_engine_keeps_its_task_and_context() -> None:
+    """Its steps are of one task, so that what it opens it can close; its context is that for all."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
+    tasks: set[Any] = set()
+    resets = 0
+
+    async def engine() -> AsyncGenerator[str]:
+        nonlocal resets
+        mark = variable.set("engine's")
+        try:
+            async with asyncio.timeout(30):
+                for name in "abc":
+                    await asyncio.sleep(3.0)
+                    tasks.add(asyncio.current_task())
+                    yield name
+                await asyncio.sleep(60.0)
+        finally:
+            variable.reset(mark)
+            resets += 1
+
+    seen = await collect(fuse(engine(), [heartbeat(2.0, "p")]))
+    assert seen.items[:6] == ["p", "a", "p", "b", "p", "c"]
+    assert seen.end == "TimeoutError()"
+    assert len(tasks) == 1
+    for taken in (1, 2):
+        await collect(fuse(engine(), [heartbeat(2.0, "p")]), take=taken)
+    assert resets == 3
+
+
+@pytest.mark.rows("S6")
+@virtual
+async def test_a_failure_is_the_engines_own() -> None:
+    """Heartbeats before it or not, the exception that the engine raised comes out."""
+    for every_s in (1.0, 5.0):
+        engine = Engine(["a"], error=LookupError("gone"), every_s=every_s)
+        seen = await collect(fuse(engine(), [heartbeat(2.0, "p")]))
+        assert seen.error is engine.error
+        assert seen.items[-1] == "a"
+
+
+@pytest.mark.rows("S7")
+@pytest.mark.parametrize("drop", [by_close, by_aclose, by_losing_it])
+@pytest.mark.parametrize("taken", [1, 2, 3])
+@virtual
+async def test_a_drop_in_a_gap_releases_the_engine(drop: Any, taken: int) -> None:
+    """The step that is under way is cancelled, and the engine cleans up to the end."""
+    engine = Engine(["a", "b"], every_s=3.0, closing_s=1.0)
+    owner = [fuse(engine(), [heartbeat(2.0, "p")])]
+    for _ in range(taken):
+        await anext(owner[0])
+    await drop(owner)
+    await asyncio.sleep(LONG_S)
+    assert engine.closed == 1
+
+
+@pytest.mark.rows("S7")
+@virtual
+async def test_a_cancelled_consumer_releases_the_engine() -> None:
+    """While it waits in a gap, and again while the engine cleans up."""
+    engine = Engine(["a"], every_s=30.0, closing_s=5.0)
+    consumer = asyncio.create_task(collect(fuse(engine(), [heartbeat(2.0, "p")])))
+    for cancelled_s in (5.0, 1.0):
+        await asyncio.sleep(cancelled_s)
+        consumer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await consumer
+    await asyncio.sleep(LONG_S)
+    assert engine.closed == 1
+
+
+# Arrivals against heartbeats against a consumer of its own pace, and drops.
+
+
+def expected(
+    gaps: Sequence[int], pauses: Sequence[int], interval_s: int, drop: float
+) -> list[tuple[float, str]]:
+    """What must be seen, with its time."""
+    seen: list[tuple[float, str]] = []
+    now, number = 0.0, itertools.count()
+
+    def hand_out(time: float, what: str) -> float:
+        seen.append((time, what))
+        return time + pauses[next(number) % len(pauses)]
+
+    # The end takes a second, as a step of the engine like any other.
+    for gap, what in [*((gap, "item") for gap in gaps), (1, "end")]:
+        arrival = now + gap
+        while arrival > now + interval_s:
+            now = hand_out(now + interval_s, "beat")
+        now = hand_out(max(now, arrival), what)
+    return [event for event in seen if event[0] < drop]
+
+
+@pytest.mark.rows("S1", "S4", "S7")
+@given(
+    gaps=st.lists(st.integers(0, 9), max_size=8),
+    pauses=st.lists(st.integers(0, 4), min_size=1, max_size=4),
+    interval_s=st.integers(1, 5),
+    drop=st.integers(0, 60).map(lambda number: number + 0.25),
+)
+def test_every_interleaving(
+    gaps: list[int], pauses: list[int], interval_s: int, drop: float
+) -> None:
+    """Whatever comes when, what is seen and when is what the rules above say."""
+    seen: list[tuple[float, str]] = []
+    journal: list[str] = []
+
+    async def engine() -> AsyncGenerator[str]:
+        try:
+            for gap in gaps:
+                journal.append("pulled")
+                await asyncio.sleep(gap)
+                yield "item"
+            journal.append("pulled")
+            await asyncio.sleep(1)
+        finally:
+            journal.append("closed")
+
+    async def run() -> None:
+        clock = asyncio.get_running_loop().time
+        stream = fuse(engine(), [heartbeat(interval_s, "beat")])
+
+        async def consume() -> None:
+            number = 0
+            async for item in stream:
+                seen.append((clock(), item))
+                await asyncio.sleep(pauses[number % len(pauses)])
+                number += 1
+            seen.append((clock(), "end"))
+
+        consumer = asyncio.create_task(consume())
+        await asyncio.sleep(drop)
+        consumer.cancel()
+        await asyncio.wait([consumer])
+        await stream.aclose()
+        await asyncio.sleep(LONG_S)
+
+    run_virtual(run())
+    told = expected(gaps, pauses, interval_s, drop)
+    assert seen == told
+    assert journal[-1] == "closed"
+    items = sum(what == "item" for _, what in told)
+    assert items <= journal.count("pulled") <= items + 1
+
+
+@virtual
+async def test_many_items_in_no_time() -> None:
+    """An engine that never waits is heard in order and to the end."""
+    engine = Engine([token(number) for number in range(500)])
+    seen = await collect(fuse(engine(), [heartbeat(1.0, "p")]))
+    assert seen == Seen(list(engine.items), "completed")
