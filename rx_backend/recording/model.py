@@ -1,0 +1,104 @@
+"""What a recording holds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from rx_backend.errors import KINDS, BackendError, Unknown
+from rx_backend.protocols import LLMEngineOutput
+
+__all__ = ("Ending", "RecordedRequest", "Recording", "TimeMs", "TimedChunk")
+
+TimeMs = Annotated[float, Meta(ge=0)]
+_Count = Annotated[int, Meta(ge=0)]
+_TokenId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+
+
+class RecordedRequest(Struct, kw_only=True, omit_defaults=True, repr_omit_defaults=True):
+    """
+    What is known of the request whose stream was recorded; None is not known.
+
+    Attributes:
+        request_id: Its id.
+        model: The model that it asked for.
+        mode: The worker's role: ``agg``, ``prefill`` or ``decode``.
+        prompt_tokens: Length of the prompt, in tokens.
+        prompt_token_ids: The prompt itself.
+    """
+
+    request_id: str | None = None
+    model: str | None = None
+    mode: str | None = None
+    prompt_tokens: _Count | None = None
+    prompt_token_ids: list[_TokenId] | None = None
+
+
+class TimedChunk(Struct):
+    """
+    A chunk, and when it came.
+
+    Attributes:
+        time_ms: Since the stream's start, in ms; recorded to the microsecond.
+        chunk: The chunk.
+    """
+
+    time_ms: float
+    chunk: LLMEngineOutput
+
+
+class Ending(Struct, frozen=True, omit_defaults=True, repr_omit_defaults=True):
+    """
+    How a stream ended, and when.
+
+    Attributes:
+        time_ms: Since the stream's start, in ms.
+        how: ``completed``: with its terminal, or without one by itself. ``error``: it failed.
+            ``dropped``: its consumer left before the terminal.
+        error_kind: With ``error``: the kind of the typed error, such as ``Disconnected``.
+        message: With ``error``: its message.
+    """
+
+    time_ms: TimeMs
+    how: Literal["completed", "error", "dropped"] = field(name="end")
+    error_kind: str | None = None
+    message: str | None = None
+
+    @property
+    def error(self) -> BackendError | None:
+        """A fresh typed error where the stream failed; of an unknown kind, an ``Unknown``."""
+        if self.how != "error":
+            return None
+        return KINDS.get(self.error_kind or "", Unknown)(self.message or "")
+
+
+class Recording(RecordedRequest, kw_only=True, repr_omit_defaults=True):
+    """
+    One stream: what came, when, and how it ended.
+
+    Attributes:
+        chunks: Its chunks in order.
+        end: Its end; None where the recording is cut short, because the process was killed or the
+            file could not be written on.
+
+    >>> from rx_backend import LLMEngineOutput
+    >>> recording = Recording(chunks=[TimedChunk(15.5, LLMEngineOutput.token(7))])
+    >>> recording.token_ids, recording.duration_ms, recording.end
+    ([7], 15.5, None)
+    """
+
+    chunks: list[TimedChunk] = field(default_factory=list[TimedChunk])
+    end: Ending | None = None
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All tokens, in order."""
+        return [token for timed in self.chunks for token in timed.chunk.token_ids]
+
+    @property
+    def duration_ms(self) -> float:
+        """From the stream's start to the last thing that is known of it, in ms."""
+        if self.end is not None:
+            return self.end.time_ms
+        return self.chunks[-1].time_ms if self.chunks else 0.0

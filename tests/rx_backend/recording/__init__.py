@@ -1,0 +1,1 @@
+"""Tests of recordings: made, kept, read and replayed."""

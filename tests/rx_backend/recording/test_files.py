@@ -1,0 +1,198 @@
+"""`rx_backend.recording`: files are read as they were written, also by later versions."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+
+from rx_backend.errors import Disconnected, InvalidArgument, Unknown
+from rx_backend.protocols import FinishReason, LLMEngineOutput, TopLogprob
+from rx_backend.recording import (
+    Ending,
+    Recording,
+    RecordingError,
+    TimedChunk,
+    read_recording,
+    read_recordings,
+    write_recording,
+)
+from tests.rx_backend.recording._help import GOLDEN, recorded, recordings, token
+
+HEADER = '{"format":"rx-backend-recording","version":1}'
+
+
+def written(folder: Path, *lines: str) -> Path:
+    path = folder / "made.jsonl"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def test_version_1_reads() -> None:
+    """The file of version 1 means what it meant when it was written."""
+    assert read_recording(GOLDEN) == Recording(
+        request_id="r1",
+        model="m",
+        mode="decode",
+        prompt_tokens=2,
+        prompt_token_ids=[5, 6],
+        chunks=[
+            TimedChunk(0.0, LLMEngineOutput()),
+            TimedChunk(10.5, token(7)),
+            TimedChunk(
+                20.001,
+                LLMEngineOutput([8, 9], text="ab", cum_log_probs=-0.5, log_probs=[-0.5, -math.inf]),
+            ),
+            TimedChunk(
+                30.25,
+                LLMEngineOutput(finish_reason=FinishReason.error("boom"), unknown={"new_key": [1]}),
+            ),
+        ],
+        end=Ending(30.25, "completed"),
+    )
+
+
+def test_an_error_of_version_1_reads() -> None:
+    """A recorded failure gives the typed error, a fresh one each time."""
+    recording = read_recording(GOLDEN.with_name("version_1_error.jsonl"))
+    assert recording == Recording(end=Ending(5.0, "error", "Disconnected", "peer gone"))
+    assert recording.end is not None
+    error = recording.end.error
+    assert isinstance(error, Disconnected)
+    assert error.message == "peer gone"
+    assert recording.end.error is not error
+
+
+@pytest.mark.parametrize("name", ["version_1.jsonl", "version_1_error.jsonl"])
+def test_version_1_is_what_is_written(tmp_path: Path, name: str) -> None:
+    """Writing what was read gives the same bytes."""
+    golden = GOLDEN.with_name(name)
+    write_recording(read_recording(golden), tmp_path / name)
+    assert (tmp_path / name).read_bytes() == golden.read_bytes()
+
+
+@given(recording=recordings())
+def test_any_recording_reads_as_it_was_written(recording: Recording) -> None:
+    """All fields of all chunks, keys that this version does not know, times and the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_recording(recording, Path(folder, "a.jsonl"))
+        assert read_recordings(folder) == [recording]
+
+
+def test_log_probabilities_may_be_infinite(tmp_path: Path) -> None:
+    """What JSON has no number for is read back as that number."""
+    top = TopLogprob(rank=1, token_id=7, logprob=-math.inf)
+    chunk = LLMEngineOutput(
+        [7], cum_log_probs=-math.inf, log_probs=[math.inf, -1.0], top_logprobs=[[top]]
+    )
+    nan = LLMEngineOutput([8], cum_log_probs=math.nan)
+    recording = Recording(chunks=[TimedChunk(1.0, chunk), TimedChunk(2.0, nan)])
+    write_recording(recording, tmp_path / "a.jsonl")
+    first, second = read_recording(tmp_path / "a.jsonl").chunks
+    assert first.chunk == chunk
+    assert math.isnan(second.chunk.cum_log_probs or 0.0)
+
+
+def test_later_versions_may_add_keys(tmp_path: Path) -> None:
+    """Keys that are not known are kept in chunks, and ignored elsewhere; so are blank lines."""
+    path = written(
+        tmp_path,
+        '{"format":"rx-backend-recording","version":1,"later":{}}',
+        '{"time_ms":1,"chunk":{"token_ids":[1],"later":2},"later":3}',
+        "",
+        '{"time_ms":2,"end":"error","error_kind":"LaterKind","message":"m","later":4}',
+    )
+    recording = read_recording(path)
+    assert recording.chunks == [TimedChunk(1.0, LLMEngineOutput([1], unknown={"later": 2}))]
+    assert recording.end is not None
+    assert type(recording.end.error) is Unknown
+
+
+def test_a_file_cut_anywhere_reads_up_to_the_cut(tmp_path: Path) -> None:
+    """Of a process that was killed while it wrote, every whole line is there."""
+    whole = GOLDEN.read_bytes()
+    chunks = read_recording(GOLDEN).chunks
+    path = tmp_path / "cut.jsonl"
+    for size in range(whole.index(b"\n") + 1, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        recording = read_recording(path)
+        lines = whole[: size + 1].count(b"\n") - 1
+        has_end = lines > len(chunks)
+        assert recording.chunks == chunks[:lines]
+        assert (recording.end is not None) == has_end
+        assert recording.request_id == "r1"
+
+
+@pytest.mark.parametrize(
+    ("lines", "number", "expected"),
+    [
+        ([], 1, "got an empty file"),
+        (["{"], 1, "expected a JSON object"),
+        (["[]"], 1, "expected a JSON object, got list"),
+        (['{"time_ms":1,"chunk":{}}'], 1, "expected the header"),
+        (['{"format":"rx-backend-recording"}'], 1, "$.version: expected a whole number"),
+        (
+            ['{"format":"rx-backend-recording","version":2,"chunks":[]}'],
+            1,
+            "$.version: expected at most 1, got 2: it was recorded by a newer version",
+        ),
+        (
+            ['{"format":"rx-backend-recording","version":1,"prompt_tokens":"x"}'],
+            1,
+            "$.prompt_tokens: expected int | null, got str",
+        ),
+        ([HEADER, "nonsense"], 2, "expected a JSON object"),
+        ([HEADER, '{"time_ms":1}'], 2, "expected a line with chunk or end"),
+        ([HEADER, '{"chunk":{}}'], 2, "$: object missing required field time_ms"),
+        ([HEADER, '{"time_ms":-1,"chunk":{}}'], 2, "$.time_ms: expected float >= 0"),
+        ([HEADER, '{"time_ms":1,"chunk":7}'], 2, "$.chunk: expected an object, got int"),
+        (
+            [HEADER, '{"time_ms":1,"chunk":{}}', '{"time_ms":1,"chunk":{"token_ids":[1,-1]}}'],
+            3,
+            "$.chunk.token_ids[1]: expected int >= 0, got -1",
+        ),
+        (
+            [HEADER, '{"time_ms":1,"chunk":{"log_probs":["much"]}}'],
+            2,
+            "$.chunk.log_probs[0]: expected float, got str",
+        ),
+        ([HEADER, '{"time_ms":1,"end":"vanished"}'], 2, "$.end: invalid enum value 'vanished'"),
+        ([HEADER, '{"time_ms":1,"end":"dropped"}'] * 2, 3, "expected nothing after the end"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    tmp_path: Path, lines: list[str], number: int, expected: str
+) -> None:
+    """The error names the file, the line, and what was expected there."""
+    path = written(tmp_path, *lines)
+    with pytest.raises(RecordingError) as caught:
+        read_recording(path)
+    assert (caught.value.path, caught.value.line) == (str(path), number)
+    assert caught.value.message.startswith(f"recording {path}, line {number}: ")
+    assert expected in caught.value.message
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    """What can't be read is named too; the error is typed, and can be pickled."""
+    with pytest.raises(InvalidArgument, match=r"missing\.jsonl: can't be read: No such") as caught:
+        read_recording(tmp_path / "missing.jsonl")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again)) == (RecordingError, str(caught.value))
+    assert again.line is None
+    with pytest.raises(RecordingError, match=r"expected \.jsonl files"):
+        read_recordings(tmp_path)
+
+
+def test_recordings_come_from_all_over(tmp_path: Path) -> None:
+    """From values, files, and directories in the order of names, those inside included."""
+    a, b, c = (recorded(1.0, request_id=name) for name in "abc")
+    (tmp_path / "runs" / "deep").mkdir(parents=True)
+    write_recording(b, tmp_path / "runs" / "deep" / "b.jsonl")
+    write_recording(c, tmp_path / "runs" / "e.jsonl")
+    assert read_recordings(a) == [a]
+    assert read_recordings(str(tmp_path / "runs")) == [b, c]
+    assert read_recordings([tmp_path / "runs" / "e.jsonl", a, tmp_path / "runs"]) == [c, a, b, c]
