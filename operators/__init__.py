@@ -5,12 +5,17 @@ Every operator works alone in ``source.pipe(...)``; a list of them becomes one p
 :func:`fuse`, or by giving it to ``rx_backend.EngineAdapter`` as a pipeline.
 """
 
+from operators._aio_subscription import SubscribesAsync
 from operators._assemble import AnyOperator, check_operators, fuse
 from operators._chunk import Chunk, Clock
 from operators._fusion import Enter, FusedRun
 from operators._loop_scheduler import LoopScheduler
 from operators._operator import NotAnOperator, Operator, operator, stateless
+from operators._progress import Lost, NotResumable, ResumePoint
+from operators._race import HedgeOutcome
+from operators._sources import AsyncObservableSource, ObservableSource, source_of
 from operators._stage import (
+    Awaited,
     Completed,
     Emission,
     Hooks,
@@ -19,57 +24,127 @@ from operators._stage import (
     apply,
     bypass,
     emit,
+    failing,
     last,
     visit_if,
 )
 from operators.annotate_errors import annotate_errors
+from operators.coalesce import BufferOverflow, CoalesceCounts, coalesce
+from operators.deadlines import (
+    DeadlineExpired,
+    FirstTokenTimeout,
+    IdleTimeout,
+    TotalTimeout,
+    deadlines,
+)
 from operators.deferred_abort import abort_gate, deferred_abort
+from operators.drain_until_first_token import drain_until_first_token
+from operators.drains import Drains
+from operators.enforce_cancellation import enforce_cancellation
 from operators.first_token import first_token
+from operators.heartbeat import heartbeat
+from operators.hedge import hedge
 from operators.itl_window import itl_window, sliding_itl
+from operators.limit_tokens import limit_tokens
+from operators.map_async import filter_async, map_async
+from operators.merge_chunks import merge_chunks
+from operators.operator_list import NoSuchOperator, OperatorList
+from operators.peek_first import PeekableRun, peek_first
 from operators.record_span import record_span
+from operators.resume_on import resume_on
+from operators.slo import slo
+from operators.slo_snapshot import LatencyQuantiles, SloFigures, SloSnapshot
+from operators.slo_windows import SloWindows
+from operators.stop_on import StopTokens, stop_on
+from operators.tap import TapCounts, tap, tap_async
 from operators.token_times import LatencyFigures, TokenTimes, latency_figures, nearest_rank
 from operators.trace_link import LinkedChunk, trace_link
 from operators.until_terminal import until_terminal
+from operators.usage import CountedChunk, usage
 from operators.validate_chunks import validate_chunks
 from operators.validate_contract import ContractViolation, validate_contract
 
 __all__ = (
     "AnyOperator",
+    "AsyncObservableSource",
+    "Awaited",
+    "BufferOverflow",
     "Chunk",
     "Clock",
+    "CoalesceCounts",
     "Completed",
     "ContractViolation",
+    "CountedChunk",
+    "DeadlineExpired",
+    "Drains",
     "Emission",
     "Enter",
+    "FirstTokenTimeout",
     "FusedRun",
+    "HedgeOutcome",
     "Hooks",
+    "IdleTimeout",
     "LatencyFigures",
+    "LatencyQuantiles",
     "LinkedChunk",
     "LoopScheduler",
+    "Lost",
+    "NoSuchOperator",
     "NotAnOperator",
+    "NotResumable",
+    "ObservableSource",
     "Operator",
+    "OperatorList",
+    "PeekableRun",
+    "ResumePoint",
     "SetupFailed",
+    "SloFigures",
+    "SloSnapshot",
+    "SloWindows",
     "Stage",
+    "StopTokens",
+    "SubscribesAsync",
+    "TapCounts",
     "TokenTimes",
+    "TotalTimeout",
     "abort_gate",
     "annotate_errors",
     "apply",
     "bypass",
     "check_operators",
+    "coalesce",
+    "deadlines",
     "deferred_abort",
+    "drain_until_first_token",
     "emit",
+    "enforce_cancellation",
+    "failing",
+    "filter_async",
     "first_token",
     "fuse",
+    "heartbeat",
+    "hedge",
     "itl_window",
     "last",
     "latency_figures",
+    "limit_tokens",
+    "map_async",
+    "merge_chunks",
     "nearest_rank",
     "operator",
+    "peek_first",
     "record_span",
+    "resume_on",
     "sliding_itl",
+    "slo",
+    "source_of",
     "stateless",
+    "stop_on",
+    "tap",
+    "tap_async",
     "trace_link",
     "until_terminal",
+    "usage",
     "validate_chunks",
     "validate_contract",
     "visit_if",

@@ -104,6 +104,31 @@ class RequestContext:
         if self._decode:
             self._set(_FIRST_TOKEN)
 
+    def child(self, id: str | None = None) -> RequestContext:
+        """
+        A context for a part of the request that may be stopped alone, such as a second engine's.
+
+        A signal here reaches the child at once, in the signalling thread; a signal to the child
+        stays there. The first-token notice is each one's own.
+
+        Args:
+            id: The part's id; that of the request when left out.
+
+        >>> context = RequestContext("r1")
+        >>> loser = context.child("r1/2")
+        >>> loser.stop_generating()
+        >>> context.is_stopped
+        False
+        """
+        child = RequestContext(
+            self.id if id is None else id, self.metadata, trace_headers=self.trace_headers
+        )
+        child.bind(self._loop, decode=self._decode)
+        # First the stronger one: who hears of the stop of a kill can see that it is one.
+        self._listen(_KILLED, child.kill, anywhere=True)
+        self._listen(_STOPPED, child.stop_generating, anywhere=True)
+        return child
+
     def stopped(self) -> Level:
         """The stop signal, to await or to subscribe to (row C2)."""
         return Level(self, _STOPPED)
@@ -141,9 +166,15 @@ class RequestContext:
         for _, loop, callback in due:
             _call(loop, callback)
 
-    def _listen(self, level: int, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back once when *level* is set, on the event loop that listens; undo by the result."""
-        listener = (level, self._loop or _running_loop(), callback)
+    def _listen(
+        self, level: int, callback: Callable[[], None], *, anywhere: bool = False
+    ) -> Callable[[], None]:
+        """
+        Call back once when *level* is set, on the event loop that listens; undo by the result.
+
+        With *anywhere* the callback runs in the thread that signals.
+        """
+        listener = (level, None if anywhere else self._loop or _running_loop(), callback)
         with _LOCK:
             if not self._levels & level:
                 if self._listeners is None:

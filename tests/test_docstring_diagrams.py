@@ -5,16 +5,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
 from reactivex import Observable
+from reactivex import operators as ops
 
 import operators
 from operators import TokenTimes
-from rx_backend import Annotated, Disconnected, InvalidArgument, LLMEngineOutput, TraceLink
-from rx_backend.protocols import convert_output
+from operators._plain import subscribe_in_task
+from rx_backend import (
+    Annotated,
+    Disconnected,
+    InvalidArgument,
+    LLMEngineOutput,
+    TraceLink,
+    protocols,
+)
+from rx_backend.protocols import CompletionUsage, convert_output
 from rx_backend.testing import MarbleDiagram, Marbles, read_diagrams
 from tests.spans import Spans
 
@@ -66,6 +77,18 @@ class Scene:
         assert row not in self.told, f"{row} came twice"
         self.told[row] = "-" * (round(self.test.clock()) if frame is None else frame) + what
 
+    def observed(self) -> Callable[[LLMEngineOutput], None]:
+        """An observer of chunks, of whose line of marbles the row ``observed`` tells."""
+        line = ""
+
+        def observe(chunk: LLMEngineOutput) -> None:
+            nonlocal line
+            letter = {1: "a", 2: "b", 3: "c"}[chunk.token_ids[0]]
+            line = line.ljust(round(self.test.clock()), " " if line else "-") + letter
+            self.told["observed"] = line
+
+        return observe
+
 
 def abort_gate(scene: Scene) -> Play:
     return operators.abort_gate
@@ -75,6 +98,26 @@ def annotate_errors(scene: Scene) -> Play:
     return operators.annotate_errors(Annotated, Annotated.from_error)
 
 
+def coalesce(scene: Scene) -> Play:
+    @operators.operator
+    async def busy(source: operators.FusedRun[Any]) -> AsyncGenerator[Any]:
+        async for item in source:
+            yield operators.last(item) if source.ended else item
+            await asyncio.sleep(5.0)
+
+    def lagging(chunks: AsyncIterator[Any]) -> operators.FusedRun[Any]:
+        return operators.fuse(chunks, [operators.coalesce(), busy()])
+
+    def play(source: Observable[Any]) -> Observable[Any]:
+        return Observable(partial(subscribe_in_task, lagging, source))
+
+    return play
+
+
+def deadlines(scene: Scene) -> Play:
+    return operators.deadlines(idle_s=3)
+
+
 def deferred_abort(scene: Scene) -> Play:
     def play(source: Observable[Any], stop: Observable[Any]) -> Observable[Any]:
         return source.pipe(operators.deferred_abort(lambda: scene.tell("abort", "!"), stop=stop))
@@ -82,9 +125,41 @@ def deferred_abort(scene: Scene) -> Play:
     return play
 
 
+def drain_until_first_token(scene: Scene) -> Play:
+    return operators.drain_until_first_token(
+        lambda: scene.tell("abort", "!"), drains=operators.Drains()
+    )
+
+
+def enforce_cancellation(scene: Scene) -> Play:
+    def play(source: Observable[Any], stop: Observable[Any]) -> Observable[Any]:
+        return source.pipe(operators.enforce_cancellation(3, LLMEngineOutput.stop, stop=stop))
+
+    return play
+
+
 def first_token(scene: Scene) -> Play:
     letters = {1: "a", 2: "b"}
     return operators.first_token(lambda chunk: scene.tell("called", letters[chunk.token_ids[0]]))
+
+
+def filter_async(scene: Scene) -> Play:
+    async def is_first(chunk: LLMEngineOutput) -> bool:
+        await asyncio.sleep(1.0)
+        return chunk.token_ids == [1]
+
+    return operators.filter_async(is_first)
+
+
+def heartbeat(scene: Scene) -> Play:
+    return operators.heartbeat(2, "p")
+
+
+def hedge(scene: Scene) -> Play:
+    def play(source: Observable[Any], second: Observable[Any]) -> Observable[Any]:
+        return source.pipe(operators.hedge(3, lambda: second))
+
+    return play
 
 
 def itl_window(scene: Scene) -> Play:
@@ -95,12 +170,69 @@ def itl_window(scene: Scene) -> Play:
     return operators.itl_window(TokenTimes(scene.test.clock), tell)
 
 
+def limit_tokens(scene: Scene) -> Play:
+    return operators.limit_tokens(2)
+
+
+def map_async(scene: Scene) -> Play:
+    async def annotated(chunk: LLMEngineOutput) -> Annotated[LLMEngineOutput]:
+        await asyncio.sleep(1.0)
+        return Annotated(chunk)
+
+    return operators.map_async(annotated)
+
+
+def peek_first(scene: Scene) -> Play:
+    @operators.operator
+    async def peeked(source: operators.FusedRun[Any]) -> AsyncGenerator[Any]:
+        async for item in await operators.peek_first(source):
+            yield item
+
+    return peeked()
+
+
 def record_span(scene: Scene) -> Play:
     return operators.record_span(scene.tracer.start_span("engine.generate"))
 
 
+def resume_on(scene: Scene) -> Play:
+    def play(source: Observable[Any], following: Observable[Any]) -> Observable[Any]:
+        return source.pipe(operators.resume_on(Disconnected, lambda _: following))
+
+    return play
+
+
 def sliding_itl(scene: Scene) -> Play:
     return operators.sliding_itl(count=10, clock=scene.test.clock)
+
+
+def stop_on(scene: Scene) -> Play:
+    return operators.stop_on([[2, 3]])
+
+
+def slo(scene: Scene) -> Play:
+    windows = operators.SloWindows(clock=scene.test.clock)
+    good = operators.slo(3000, 2000, windows=windows, key="model")
+    told = ops.finally_action(lambda: scene.tell("counted", "good" * windows.snapshot().total.good))
+
+    def play(source: Observable[Any]) -> Observable[Any]:
+        return source.pipe(good, told)
+
+    return play
+
+
+def tap(scene: Scene) -> Play:
+    return operators.tap(scene.observed())
+
+
+def tap_async(scene: Scene) -> Play:
+    observed = scene.observed()
+
+    async def slow(chunk: LLMEngineOutput) -> None:
+        observed(chunk)
+        await asyncio.sleep(2.0)
+
+    return operators.tap_async(slow)
 
 
 def trace_link(scene: Scene) -> Play:
@@ -109,6 +241,13 @@ def trace_link(scene: Scene) -> Play:
 
 def until_terminal(scene: Scene) -> Play:
     return operators.until_terminal()
+
+
+def usage(scene: Scene) -> Play:
+    def tell(cost: CompletionUsage) -> None:
+        scene.tell("on_end", f"{cost.prompt_tokens} + {cost.completion_tokens}")
+
+    return operators.usage(3, protocols.usage, on_end=tell)
 
 
 def validate_chunks(scene: Scene) -> Play:
@@ -125,13 +264,29 @@ PLAYS: dict[str, Callable[[Scene], Play]] = {
     for play in (
         abort_gate,
         annotate_errors,
+        coalesce,
+        deadlines,
         deferred_abort,
+        drain_until_first_token,
+        enforce_cancellation,
+        filter_async,
         first_token,
+        heartbeat,
+        hedge,
         itl_window,
+        limit_tokens,
+        map_async,
+        peek_first,
         record_span,
+        resume_on,
         sliding_itl,
+        slo,
+        stop_on,
+        tap,
+        tap_async,
         trace_link,
         until_terminal,
+        usage,
         validate_chunks,
         validate_contract,
     )
@@ -145,7 +300,12 @@ OWN_LETTERS: dict[str, Mapping[str, Any]] = {
         "B": Annotated(token(2)),
         "E": Annotated.from_error(GONE),
     },
+    "coalesce": {"M": LLMEngineOutput([2, 3])},
+    "limit_tokens": {"B": LLMEngineOutput.length().with_tokens([2])},
+    "stop_on": {"S": LLMEngineOutput.stop()},
+    "map_async": {"A": Annotated(token(1)), "B": Annotated(token(2))},
     "trace_link": {"A": stamped},
+    "usage": {"U": LLMEngineOutput.stop().with_usage(protocols.usage(3, 2))},
 }
 
 

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-# Exporters and what they bring, plotting and notebooks, the distributed runtime, tests. Not rich:
+# Exporters and what they bring, plotting and notebooks, the distributed runtime, tests, operators
+# that only some use. Not rich:
 # structlog imports it by itself where it is installed.
 HEAVY = (
     "opentelemetry.exporter",
@@ -17,13 +18,17 @@ HEAVY = (
     "requests",
     "matplotlib",
     "numpy",
+    "pyarrow",
     "IPython",
     "ipykernel",
     "nbformat",
+    "ddsketch",
     "dynamo",
     "uvloop",
     "hypothesis",
     "pytest",
+    "aioreactive",
+    "expression",
 )
 
 
@@ -37,7 +42,7 @@ def imported_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("package", ["operators", "rx_backend"])
+@pytest.mark.parametrize("package", ["operators", "rx_backend", "rx_backend.recording"])
 def test_import_stays_light(package: str) -> None:
     """No exporter, plotting, notebook or runtime package is imported."""
     modules = imported_by(f"import {package}")

@@ -50,8 +50,12 @@ MADE: dict[str, Callable[[], Operator[Any, Any]]] = {
     "itl_window": lambda: operators.itl_window(TokenTimes(lambda: 0.0), nothing),
     "limit_tokens": lambda: operators.limit_tokens(5),
     "record_span": lambda: operators.record_span(INVALID_SPAN),
+    "slo": lambda: operators.slo(
+        500, 50, windows=operators.SloWindows(clock=lambda: 0.0), key="model"
+    ),
     "sliding_itl": lambda: operators.sliding_itl(count=2, clock=lambda: 0.0),
     "stop_on": lambda: operators.stop_on([7, [8, 9]]),
+    "tap": lambda: operators.tap(nothing),
     "trace_link": lambda: operators.trace_link("link", on_terminal=True),
     "until_terminal": operators.until_terminal,
     "usage": lambda: operators.usage(3, complex, on_end=nothing),

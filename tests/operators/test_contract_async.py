@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, ParamSpec
 
 import pytest
 import reactivex
@@ -15,6 +17,7 @@ from reactivex.subject import Subject
 
 import operators
 from operators import AnyOperator, Operator, fuse
+from rx_backend import Disconnected
 from rx_backend.testing import run_virtual
 from tests.operators._help import (
     LONG_S,
@@ -34,7 +37,9 @@ from tests.operators._help import (
     virtual,
     watch,
 )
-from tests.operators.test_contract import INPUTS, MADE, Source
+from tests.operators.test_contract import INPUTS, MADE, Source, nothing
+
+P = ParamSpec("P")
 
 
 async def itself(item: Any) -> Any:
@@ -50,8 +55,24 @@ async def has_tokens(item: Any) -> bool:
 # How each operator is made; a new one belongs here. Their times are long beside the second that
 # lies between two items here.
 MADE_ASYNC: dict[str, Callable[[], Operator[Any, Any]]] = {
+    # With one waiting there is nothing to merge; merging is another way to give the same tokens.
+    "coalesce": lambda: operators.coalesce(max_chunks=1),
+    "deadlines": lambda: operators.deadlines(
+        first_token_s=1e9, idle_s=1e9, total_s=1e9, on_expiry=nothing
+    ),
+    # What it lets go on after a drop is no business of a contract that tells of what is released.
+    "drain_until_first_token": lambda: operators.drain_until_first_token(
+        nothing, drains=operators.Drains(limit=0)
+    ),
+    "enforce_cancellation": lambda: operators.enforce_cancellation(
+        1e9, terminal, stop=reactivex.never(), kill=reactivex.never()
+    ),
     "filter_async": lambda: operators.filter_async(has_tokens),
+    "heartbeat": lambda: operators.heartbeat(1e9, "beat"),
+    "hedge": lambda: operators.hedge(1e9, reactivex.never),
     "map_async": lambda: operators.map_async(itself),
+    "resume_on": lambda: operators.resume_on(Disconnected, lambda _: reactivex.never()),
+    "tap_async": lambda: operators.tap_async(itself),
 }
 
 EVERY_OPERATOR = pytest.mark.parametrize("name", MADE_ASYNC)
@@ -95,6 +116,17 @@ def pushed(
 
 
 LIVES: tuple[Life, ...] = (pushed, fused, fused_waiting)
+
+
+def settled(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run a test in virtual time, until what operators do on their own has come to its end."""
+
+    @functools.wraps(test)
+    async def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        await test(*args, **kwargs)
+        await asyncio.sleep(LONG_S)
+
+    return virtual(run)
 
 
 def test_every_operator_is_here() -> None:
@@ -156,7 +188,7 @@ def test_it_needs_an_event_loop_in_a_pipe(name: str) -> None:
 @pytest.mark.rows("S7")
 @EVERY_OPERATOR
 @pytest.mark.parametrize("ending", ["complete", "fail", "dispose", "dispose-inside"])
-@virtual
+@settled
 async def test_it_disposes_its_source_once(name: str, ending: str) -> None:
     """At the end and at a drop; what the source says after that is not heard."""
     source = Source()
@@ -192,7 +224,7 @@ async def test_it_disposes_its_source_once(name: str, ending: str) -> None:
 
 
 @EVERY_OPERATOR
-@virtual
+@settled
 async def test_two_streams_share_nothing(name: str) -> None:
     """Two streams of one operator, item by item in turns, give what one of them gives alone."""
     made = MADE_ASYNC[name]()
@@ -206,7 +238,7 @@ async def test_two_streams_share_nothing(name: str) -> None:
 
 @EVERY_OPERATOR
 @EVERY_END
-@virtual
+@settled
 async def test_a_failure_behind_it_closes_the_source(name: str, how: dict[str, Any]) -> None:
     """An operator behind that fails ends the stream there, and the engine is closed."""
 
@@ -222,7 +254,7 @@ async def test_a_failure_behind_it_closes_the_source(name: str, how: dict[str, A
 
 @pytest.mark.rows("S4")
 @EVERY_OPERATOR
-@virtual
+@settled
 async def test_one_pull_for_one_chunk(name: str) -> None:
     """A consumer that comes back at once finds nothing pulled ahead."""
     engine = Engine([token(n) for n in range(1, 9)], ends=False)
@@ -237,7 +269,7 @@ async def test_one_pull_for_one_chunk(name: str) -> None:
 
 @pytest.mark.rows("S6")
 @EVERY_OPERATOR
-@virtual
+@settled
 async def test_an_interrupt_is_never_an_item(name: str) -> None:
     """What is no ``Exception`` comes out of the pull as it is."""
     engine = Engine(error=asyncio.CancelledError())
@@ -250,7 +282,7 @@ async def test_an_interrupt_is_never_an_item(name: str) -> None:
 @EVERY_OPERATOR
 @pytest.mark.parametrize("drop", [by_close, by_aclose, by_losing_it])
 @pytest.mark.parametrize("after", [0, 1])
-@virtual
+@settled
 async def test_a_drop_releases_the_engine(name: str, drop: Any, after: int) -> None:
     """Before the first pull and between two pulls."""
     engine = Engine([token(1), token(2), terminal()], every_s=1.0)
@@ -269,7 +301,7 @@ async def test_a_drop_releases_the_engine(name: str, drop: Any, after: int) -> N
 @EVERY_OPERATOR
 @pytest.mark.parametrize("at_s", [0.5, 1.1, 1.5])
 @pytest.mark.parametrize("how", ["cancel", "close"])
-@virtual
+@settled
 async def test_a_drop_in_a_pull_releases_the_engine(name: str, at_s: float, how: str) -> None:
     """While the engine is waited for, and while the operator itself waits."""
     engine = Engine([handshake(), handshake(), token(1), terminal()], every_s=1.0)
@@ -290,3 +322,41 @@ async def test_a_drop_in_a_pull_releases_the_engine(name: str, at_s: float, how:
         await consumer
     await asyncio.sleep(LONG_S)
     assert engine.closed == 1
+
+
+class TestContext:
+    """An engine lives in one context, whatever stands behind it (row P9)."""
+
+    NUMBER: contextvars.ContextVar[int] = contextvars.ContextVar("number")
+
+    async def engine(self, outcome: list[str]) -> AsyncIterator[Any]:
+        """Sets a variable, and takes it back when its slow clean-up is through."""
+        token_of_number = self.NUMBER.set(7)
+        try:
+            for chunk in (token(1), token(2), terminal()):
+                await asyncio.sleep(1.0)
+                yield chunk
+        finally:
+            await asyncio.sleep(1.0)
+            self.NUMBER.reset(token_of_number)
+            outcome.append("reset")
+
+    @pytest.mark.rows("P9")
+    @pytest.mark.parametrize(
+        "name", [*MADE_ASYNC, "at once", "detached", "until_terminal", "validate_contract"]
+    )
+    @pytest.mark.parametrize("take", [None, 1])
+    @settled
+    async def test_the_engine_keeps_its_context(self, name: str, take: int | None) -> None:
+        """What it sets in a step, it finds and takes back in the next, and in its clean-up."""
+        made: dict[str, AnyOperator] = {
+            "at once": ops.map(lambda item: item),
+            "detached": ops.merge(reactivex.empty()),
+        }
+        stage = made.get(name) or {**MADE, **MADE_ASYNC}[name]()
+        outcome: list[str] = []
+        context = contextvars.copy_context()
+        stream = fuse(self.engine(outcome), [same(), stage, same()], enter=context.run)
+        await collect(stream, take=take)
+        await asyncio.sleep(LONG_S)
+        assert outcome == ["reset"]

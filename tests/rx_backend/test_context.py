@@ -239,3 +239,41 @@ def test_the_first_token_is_not_noted_in_other_modes() -> None:
     context.notify_first_token()
     assert not context.first_token().is_set
     assert events == []
+
+
+@pytest.mark.rows("C1", "C3")
+@pytest.mark.parametrize(("signal", "level_of"), SIGNALS)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_child_has_the_signals_of_its_parent(
+    signal: Signal, level_of: Callable[[RequestContext], Level], when: str
+) -> None:
+    """Those that were given before it was made too; whoever signals finds them set on both."""
+    context = RequestContext("r1", {"tenant": "a"}, trace_headers={"traceparent": "00"})
+    if when == "before":
+        signal(context)
+    child, grandchild = context.child("r1/2"), context.child().child()
+    events = heard(level_of(grandchild))
+    if when == "after":
+        thread = threading.Thread(target=signal, args=(context,))
+        thread.start()
+        thread.join()
+    assert events == ["True", "|"]
+    for other in (child, grandchild):
+        assert (other.is_stopped, other.is_killed) == (context.is_stopped, context.is_killed)
+    assert (child.id, grandchild.id) == ("r1/2", "r1")
+    assert (child.metadata, child.trace_headers) == (context.metadata, context.trace_headers)
+
+
+@pytest.mark.rows("C1", "C4")
+def test_a_child_is_stopped_alone() -> None:
+    """Neither its parent nor another child hears of it; the first-token notice is its own too."""
+    context = RequestContext()
+    context.bind(None, decode=True)
+    child, other = context.child(), context.child()
+    child.kill()
+    child.notify_first_token()
+    assert child.is_killed
+    assert child.first_token().is_set
+    assert not any(one.is_stopped or one.first_token().is_set for one in (context, other))
+    context.notify_first_token()
+    assert not other.first_token().is_set

@@ -1,0 +1,202 @@
+"""Look at the beginning of a stream before it is handed on, so that an early failure is raised."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import Any, Generic, TypeVar, cast, overload
+
+from operators._assemble import fuse
+from operators._chain import READY
+from operators._fusion import FusedRun
+from operators._links import Links
+
+__all__ = ("PeekableRun", "peek_first")
+
+B = TypeVar("B", covariant=True)
+R = TypeVar("R", bound="PeekableRun[Any]")
+T = TypeVar("T")
+
+
+@overload
+async def peek_first(stream: R, *, error: Callable[[str], Exception] = ...) -> R: ...
+@overload
+async def peek_first(
+    stream: AsyncIterator[T], *, error: Callable[[str], Exception] = ...
+) -> PeekableRun[T]: ...
+async def peek_first(
+    stream: AsyncIterator[Any], *, error: Callable[[str], Exception] = RuntimeError
+) -> PeekableRun[Any]:
+    """
+    Pull *stream* until it shows that it works, then give it back from its beginning.
+
+    A failure before that is raised here, where the caller can still answer with a status of its own
+    instead of a stream that breaks off. What shows that a stream works is its first token, or a
+    terminal. Where ``h`` has no tokens, all comes out from the first token on::
+
+        source  -h-a-b-|
+        result  ---(ha)-b-|
+
+    and a failure ahead of it takes the place of everything::
+
+        source  -h-#
+        result  ---#
+
+    What comes back is the same stream, unless it is no :class:`PeekableRun`, and then one around it:
+    to pull, to drop and to subscribe to as before. A ``rx_backend.ResponseStream`` is one, and has
+    this as a method. What was pulled is handed out first and costs nothing later; if the terminal
+    was among it, the request is complete already (row P6a).
+
+    It is no operator and can't stand in a list: operators tell the consumer of the stream what
+    happens, and this tells the caller who has not handed it to a consumer yet.
+
+    Args:
+        stream: A stream of chunks or of annotated items, known by their shape: an item with an
+            exception as ``error`` is an error item, one whose ``data`` is None an event, which
+            shows nothing. An item of any other shape shows that the stream works.
+        error: Makes the exception for a terminal whose ``finish_reason`` says ``is_error``, and that
+            comes before any token, from its message.
+
+    Returns:
+        The stream. One that ends with nothing but events and handshakes comes back too.
+
+    Raises:
+        Exception: The exception of the error item, or what the pull raised; or what *error* made.
+            Everything is released then.
+
+    Being cancelled while it pulls is a drop of the stream, as in any pull.
+
+    >>> import asyncio
+    >>> from rx_backend import Disconnected, LLMEngineOutput
+    >>> async def engine(fails):
+    ...     yield LLMEngineOutput()  # accepted
+    ...     if fails:
+    ...         raise Disconnected("peer gone")
+    ...     yield LLMEngineOutput.token(7)
+    >>> async def answer(fails):
+    ...     try:
+    ...         stream = await peek_first(engine(fails))
+    ...     except Disconnected as error:
+    ...         return f"503 {error}"
+    ...     return [chunk.token_ids async for chunk in stream]
+    >>> asyncio.run(answer(fails=True))
+    '503 BackendDisconnected: peer gone'
+    >>> asyncio.run(answer(fails=False))
+    [[], [7]]
+    """
+    run: PeekableRun[Any]
+    if isinstance(stream, PeekableRun):
+        run = cast("PeekableRun[Any]", stream)
+    else:
+        run = fuse(stream, [], stream=PeekableRun[Any])
+    items: list[Any] = []
+    async for item in run:
+        failure = _failure_in(item, error)
+        if failure is not None:
+            await run.aclose()
+            raise failure
+        items.append(item)
+        if _shows_life(item):
+            break
+    run.put_back(items)
+    return run
+
+
+class PeekableRun(FusedRun[B], Generic[B]):
+    """
+    A stream that items can be put back to; :func:`fuse` makes one with ``stream=PeekableRun``.
+
+    >>> import asyncio
+    >>> from operators import fuse
+    >>> async def engine():
+    ...     yield "a"
+    ...     yield "b"
+    >>> async def main():
+    ...     stream = fuse(engine(), [], stream=PeekableRun)
+    ...     stream.put_back([await anext(stream)])
+    ...     return [item async for item in stream]
+    >>> asyncio.run(main())
+    ['a', 'b']
+    """
+
+    __slots__ = ()
+
+    def put_back(self, items: Iterable[Any]) -> None:
+        """
+        Have *items* handed out, in order, before anything else; not while a pull is under way.
+
+        A drop forgets them, and one that came before does too. Once they are out, they cost nothing
+        any more.
+        """
+        if self._dropped:
+            return
+        ahead = deque(items)
+        if isinstance(self._pull, _Ahead):
+            ahead.extend(self._pull.items)
+        if ahead:
+            # By a weak reference: a cycle would keep a stream alive that was lost.
+            me = weakref.ref(self)
+
+            def go_on() -> None:
+                run = me()
+                if run is not None:
+                    run._pull = run._step
+
+            self._pull = _Ahead(ahead, self._chain, go_on)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the item handed out last was the last one."""
+        return not isinstance(self._pull, _Ahead) and super().ended
+
+    def close(self) -> None:
+        """Drop the stream without waiting, and what was put back; see :class:`FusedRun`."""
+        if isinstance(self._pull, _Ahead):
+            self._pull = self._step
+        super().close()
+
+
+class _Ahead:
+    """Pulls what was put back."""
+
+    __slots__ = ("_chain", "_go_on", "items")
+
+    def __init__(self, items: deque[Any], chain: Links, go_on: Callable[[], None]) -> None:
+        self.items = items
+        self._chain = chain
+        self._go_on = go_on
+
+    def __call__(self) -> object:
+        self._chain.item = self.items.popleft()
+        if not self.items:
+            self._go_on()
+        return READY
+
+
+def _failure_in(item: Any, error: Callable[[str], Exception]) -> Exception | None:
+    failure = getattr(item, "error", None)
+    if isinstance(failure, Exception):
+        return failure
+    chunk = getattr(item, "data", item)
+    reason = _field(chunk, "finish_reason")
+    if getattr(reason, "is_error", False) and not _field(chunk, "token_ids"):
+        return error(getattr(reason, "message", None) or str(reason))
+    return None
+
+
+def _shows_life(item: Any) -> bool:
+    chunk = getattr(item, "data", item)
+    if chunk is None:
+        return False
+    token_ids = _field(chunk, "token_ids", _OTHER)
+    return token_ids is _OTHER or bool(token_ids) or _field(chunk, "finish_reason") is not None
+
+
+_OTHER = object()
+
+
+def _field(chunk: Any, name: str, default: object = None) -> object:
+    if isinstance(chunk, Mapping):
+        return cast("Mapping[str, object]", chunk).get(name, default)
+    return getattr(chunk, name, default)

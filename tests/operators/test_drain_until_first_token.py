@@ -1,0 +1,754 @@
+"""`operators.drain_until_first_token` and the `Drains` that own what goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from reactivex.subject import ReplaySubject
+
+from operators import (
+    Drains,
+    FusedRun,
+    drain_until_first_token,
+    fuse,
+    record_span,
+    until_terminal,
+)
+from rx_backend.testing import run_virtual
+from tests.leaks import LeakWatch
+from tests.operators._help import (
+    Chunk,
+    Engine,
+    Owner,
+    Seen,
+    by_aclose,
+    by_close,
+    by_losing_it,
+    collect,
+    handshake,
+    spy,
+    terminal,
+    token,
+    virtual,
+)
+from tests.spans import Spans
+
+
+def now() -> float:
+    return round(asyncio.get_running_loop().time(), 6)
+
+
+class Request:
+    """
+    A stream with a drain in it, and what becomes of it.
+
+    Args:
+        source: The engine's stream.
+        drains: Its owner.
+        options: Of the operator.
+
+    Attributes:
+        aborts: When the abort was called.
+        ends: When the stream was over for its consumer.
+    """
+
+    def __init__(self, source: AsyncIterator[Any], drains: Drains, **options: Any) -> None:
+        self.aborts: list[float] = []
+        self.ends: list[float] = []
+        drain = drain_until_first_token(lambda: self.aborts.append(now()), drains=drains, **options)
+        self.owner: Owner = [
+            fuse(source, [until_terminal(), drain], on_end=lambda: self.ends.append(now()))
+        ]
+
+    @property
+    def stream(self) -> FusedRun[Any]:
+        return self.owner[0]
+
+    def pull(self) -> asyncio.Task[Seen]:
+        return asyncio.create_task(collect(self.stream))
+
+
+# Ways to drop a stream that a task waits in.
+
+
+async def by_cancelling(pull: asyncio.Task[Seen], stream: FusedRun[Any]) -> None:
+    pull.cancel()
+    await asyncio.wait([pull])
+
+
+async def by_closing(pull: asyncio.Task[Seen], stream: FusedRun[Any]) -> None:
+    stream.close()
+    await pull
+
+
+async def by_closing_and_waiting(pull: asyncio.Task[Seen], stream: FusedRun[Any]) -> None:
+    await stream.aclose()
+    await pull
+
+
+InPull = Callable[[asyncio.Task[Seen], FusedRun[Any]], Awaitable[None]]
+IN_A_PULL: list[InPull] = [by_cancelling, by_closing, by_closing_and_waiting]
+
+
+async def by_losing_a_cycle(owner: Owner) -> None:
+    cycle: list[object] = [owner.pop()]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+
+
+BETWEEN_PULLS = [by_close, by_aclose, by_losing_it, by_losing_a_cycle]
+
+
+@pytest.mark.rows("A4", "S7")
+@pytest.mark.parametrize("drop", IN_A_PULL)
+@pytest.mark.parametrize("dropped_s", [1.0, 3.0, 5.0], ids=["1st pull", "2nd pull", "3rd pull"])
+@virtual
+async def test_a_drop_in_a_pull(drop: InPull, dropped_s: float) -> None:
+    """The consumer is rid of it at once; the engine's step goes on, and is aborted by its token."""
+    engine = Engine([handshake(), handshake(), token(1)], ends=False, every_s=2.0)
+    async with Drains(grace_s=3.0) as drains:
+        request = Request(engine(), drains)
+        pull = request.pull()
+        await asyncio.sleep(dropped_s)
+        await drop(pull, request.stream)
+        assert (now(), request.ends, drains.running) == (dropped_s, [dropped_s], 1)
+        assert await collect(request.stream) == Seen([], "completed")
+        await drains.wait()
+        assert (now(), request.aborts, engine.closed) == (9.0, [6.0], 1)
+    assert (drains.drained, drains.timed_out, drains.refused) == (1, 0, 0)
+
+
+@pytest.mark.rows("A4", "S7")
+@pytest.mark.parametrize("drop", BETWEEN_PULLS)
+@pytest.mark.parametrize("pulled", [0, 1])
+@virtual
+async def test_a_drop_between_two_pulls(
+    drop: Callable[[Owner], Awaitable[None]], pulled: int
+) -> None:
+    """While nobody pulls, and before anybody has."""
+    engine = Engine([handshake(), token(1)], ends=False, every_s=2.0)
+    async with Drains(grace_s=3.0) as drains:
+        request = Request(engine(), drains)
+        for _ in range(pulled):
+            await anext(request.stream)
+        await asyncio.sleep(1.0)
+        await drop(request.owner)
+        dropped_s = 2.0 * pulled + 1.0
+        assert (now(), request.ends) == (dropped_s, [dropped_s])
+        await drains.wait()
+        token_s = dropped_s + 2.0 * (2 - pulled)
+        assert (now(), request.aborts, engine.closed) == (token_s + 3.0, [token_s], 1)
+
+
+@pytest.mark.rows("S7")
+@virtual
+async def test_other_drops() -> None:
+    """Leaving a loop, a time-out around the pull, and a coroutine that is thrown away in it."""
+    async with Drains(grace_s=0.0) as drains:
+        engines = [Engine([handshake(), token(1)], ends=False, every_s=2.0) for _ in range(3)]
+        left, late, thrown_away = (Request(engine(), drains) for engine in engines)
+        async for _ in left.owner.pop():
+            break
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(late.stream), 1.0)
+        coroutine = late.stream.__anext__()
+        coroutine.close()
+        pull = thrown_away.stream.__anext__()
+        pull.send(None)
+        pull.close()
+        await drains.wait()
+        assert [left.aborts, late.aborts, thrown_away.aborts] == [[4.0], [6.0], [7.0]]
+        assert [engine.closed for engine in engines] == [1, 1, 1]
+
+
+@pytest.mark.rows("A1", "A5")
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(Engine([terminal()], every_s=4.0), id="terminal"),
+        pytest.param(Engine([terminal(1)], every_s=4.0), id="terminal-with-token"),
+        pytest.param(Engine([handshake()], every_s=4.0), id="no-terminal"),
+        pytest.param(Engine([handshake()], error=LookupError("gone"), every_s=4.0), id="error"),
+    ],
+)
+@virtual
+async def test_an_engine_that_ends_is_not_aborted(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ended by itself, be it with an error, and nobody is told."""
+    engine.closed = 0
+    async with Drains() as drains:
+        request = Request(engine(), drains)
+        request.stream.close()
+        await drains.wait()
+        assert now() == 4.0
+    assert (request.aborts, engine.closed, drains.drained) == ([], 1, 1)
+    assert caplog.records == []
+
+
+@pytest.mark.rows("A1", "S2")
+@virtual
+async def test_a_terminal_ends_the_drain() -> None:
+    """Also where no operator in front ends the stream with it."""
+    engine = Engine([terminal()], ends=False, every_s=1.0)
+    async with Drains() as drains:
+        drain = drain_until_first_token(lambda: pytest.fail("aborted"), drains=drains)
+        fuse(engine(), [drain]).close()
+    assert (now(), engine.closed) == (1.0, 1)
+
+
+@virtual
+async def test_what_is_no_chunk_ends_the_drain() -> None:
+    """It is an error like any other, and the engine is closed."""
+    engine = Engine([object()], ends=False, every_s=1.0)
+    async with Drains() as drains:
+        drain = drain_until_first_token(lambda: pytest.fail("aborted"), drains=drains)
+        fuse(engine(), [drain]).close()
+    assert (now(), engine.closed) == (1.0, 1)
+
+
+@virtual
+async def test_the_time_limit(caplog: pytest.LogCaptureFixture) -> None:
+    """The engine is asked to stop, has its grace, and is closed; the log names the stream."""
+    engine = Engine([handshake()], ends=False, every_s=2.0, closing_s=1.0)
+    async with Drains(timeout_s=10.0, grace_s=3.0) as drains:
+        request = Request(engine(), drains, label="r-17")
+        request.stream.close()
+        await drains.wait()
+    assert (now(), request.aborts, engine.closed) == (14.0, [10.0], 1)
+    assert (drains.drained, drains.timed_out) == (0, 1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the dropped stream r-17 had no first token within 10 s"
+    ]
+
+
+@virtual
+async def test_the_number_limit(caplog: pytest.LogCaptureFixture) -> None:
+    """One more than the limit is closed at its drop; there is room again when one is through."""
+    engines = [Engine([token(1)], ends=False, every_s=5.0) for _ in range(4)]
+    async with Drains(limit=2, grace_s=0.0) as drains:
+        requests = [Request(engine(), drains, label=f"r-{n}") for n, engine in enumerate(engines)]
+        for request in requests[:3]:
+            request.stream.close()
+        pull = requests[3].pull()
+        await asyncio.sleep(1.0)
+        await by_cancelling(pull, requests[3].stream)
+        assert [engine.closed for engine in engines] == [0, 0, 0, 1]
+        assert (drains.running, drains.refused) == (2, 2)
+        await drains.wait()
+        assert [request.aborts for request in requests] == [[5.0], [5.0], [], []]
+        again = Request(Engine([token(1)])(), drains)
+        again.stream.close()
+        assert drains.running == 1
+    assert (drains.drained, drains.refused, drains.running) == (3, 2, 0)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the stream r-{n} was dropped before its first token, and closed: the limit of 2 is reached"
+        for n in (2, 3)
+    ]
+
+
+@pytest.mark.rows("S7")
+@pytest.mark.parametrize("pulled", [0, 1])
+@virtual
+async def test_a_refused_one_is_released_at_its_drop(pulled: int) -> None:
+    """As without the operator: when ``aclose`` returns, the engine is closed and no task is left."""
+    engine = Engine([handshake(), token(1)], every_s=2.0)
+    request = Request(engine(), Drains(limit=0))
+    for _ in range(pulled):
+        await anext(request.stream)
+    await request.stream.aclose()
+    assert (now(), engine.closed) == (2.0 * pulled, pulled)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.rows("S7")
+@pytest.mark.parametrize("drop", BETWEEN_PULLS)
+@virtual
+async def test_a_drop_after_the_first_token_is_a_plain_one(
+    drop: Callable[[Owner], Awaitable[None]],
+) -> None:
+    """The engine is closed at once, and not aborted; nor is one that has ended."""
+    async with Drains() as drains:
+        live, over = Engine([token(1), token(2)]), Engine([terminal()])
+        for engine in (live, over):
+            request = Request(engine(), drains)
+            await anext(request.stream)
+            await drop(request.owner)
+            assert (engine.closed, request.aborts, drains.running) == (1, [], 0)
+    assert drains.drained == 0
+
+
+@pytest.mark.rows("S7")
+@virtual
+async def test_a_drop_in_a_later_pull_cancels_the_engine() -> None:
+    """After the first token the engine's step ends with the consumer's."""
+    engine = Engine([token(1), token(2)], every_s=2.0)
+    async with Drains() as drains:
+        request = Request(engine(), drains)
+        pull = request.pull()
+        await asyncio.sleep(3.0)
+        await by_cancelling(pull, request.stream)
+        assert (engine.closed, request.aborts, drains.running) == (1, [], 0)
+
+
+@pytest.mark.rows("S1", "S4", "P6a")
+@virtual
+async def test_a_stream_that_is_taken_to_its_end() -> None:
+    """All comes out, one pull for one chunk, and no task is there from the first token on."""
+    chunks = [handshake(), handshake(), token(1), token(2), terminal()]
+    engine = Engine(chunks)
+    async with Drains() as drains:
+        request = Request(engine(), drains)
+        for number, chunk in enumerate(chunks, 1):
+            assert await anext(request.stream) is chunk
+            await asyncio.sleep(1.0)
+            assert engine.pulls == number
+            assert len(asyncio.all_tasks()) == (2 if number < 3 else 1)
+        # Handing out the terminal was the end.
+        assert (request.ends, engine.closed) == ([4.0], 1)
+        assert await collect(request.stream) == Seen([], "completed")
+    assert request.aborts == []
+
+
+@pytest.mark.rows("S6")
+@pytest.mark.parametrize("before", [[], [handshake()], [token(1)]])
+@virtual
+async def test_a_failure_comes_out(before: Sequence[Chunk]) -> None:
+    """Of the engine's step, with its own traceback and object."""
+    error = LookupError("gone")
+    async with Drains() as drains:
+        seen = await collect(Request(Engine(before, error=error)(), drains).stream)
+    assert (seen.items, seen.error) == ([*before], error)
+
+
+@pytest.mark.rows("A4", "C4")
+@pytest.mark.parametrize("notified_s", [0.0, 3.0], ids=["before-the-drop", "after-it"])
+@virtual
+async def test_a_notice_opens_too(notified_s: float) -> None:
+    """Where the engine tells of its first token by the side, the chunk is not waited for."""
+    level: ReplaySubject[bool] = ReplaySubject()
+    asyncio.get_running_loop().call_later(notified_s, level.on_next, True)
+    engine = Engine([token(1)], every_s=60.0)
+    async with Drains(grace_s=2.0) as drains:
+        request = Request(engine(), drains, notified=level)
+        pull = request.pull()
+        await asyncio.sleep(1.0)
+        await by_cancelling(pull, request.stream)
+        await drains.wait()
+        opened_s = max(1.0, notified_s)
+        assert (now(), request.aborts, engine.closed) == (opened_s + 2.0, [opened_s], 1)
+    assert level.observers == []
+
+
+@virtual
+async def test_an_engine_that_ends_within_its_grace() -> None:
+    """It is not closed before, and not waited for any longer."""
+    stopped = asyncio.Event()
+    seen: list[float] = []
+
+    async def engine() -> AsyncGenerator[Chunk]:
+        await asyncio.sleep(1.0)
+        yield token(1)
+        await stopped.wait()
+        await asyncio.sleep(1.0)
+        seen.append(now())
+        yield terminal()
+
+    async with Drains(grace_s=10.0) as drains:
+        drain = drain_until_first_token(stopped.set, drains=drains)
+        fuse(engine(), [drain]).close()
+    assert (seen, now()) == ([2.0], 2.0)
+
+
+@virtual
+async def test_an_engine_that_never_waits() -> None:
+    """What it still gives after the abort keeps nobody from their turn."""
+
+    async def engine() -> AsyncGenerator[Chunk]:
+        while True:
+            yield token(1)
+
+    async with Drains(grace_s=1.0) as drains:
+        Request(engine(), drains).stream.close()
+        turns = 0
+        while drains.running:
+            turns += 1
+            await asyncio.sleep(0.125)
+    assert now() == pytest.approx(1.0, abs=0.01)
+    assert turns == 8
+
+
+@virtual
+async def test_an_abort_that_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The drain goes on to its end."""
+
+    def abort() -> None:
+        raise LookupError("no such request")
+
+    engine = Engine([token(1), token(2)], ends=False, every_s=1.0)
+    async with Drains(grace_s=3.0) as drains:
+        drain = drain_until_first_token(abort, drains=drains, label="r-17")
+        fuse(engine(), [drain]).close()
+    assert (now(), engine.closed) == (4.0, 1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the abort of the dropped stream r-17 failed"
+    ]
+
+
+@pytest.mark.rows("P5", "P7")
+@virtual
+async def test_what_stands_in_front_sees_all_of_it() -> None:
+    """A span that is recorded in front has the true outcome, behind it says that it was dropped."""
+    spans, journal = Spans(), list[str]()
+    front, behind = (spans.tracer.start_span(name) for name in ("front", "behind"))
+    async with Drains() as drains:
+        drain = drain_until_first_token(lambda: None, drains=drains)
+        fuse(
+            Engine([token(1), terminal()], every_s=2.0)(),
+            [until_terminal(), spy(journal), record_span(front), drain, record_span(behind)],
+        ).close()
+        assert spans.one().name == "behind"
+    assert len(journal) == 3
+    outcomes = {span.name: (span.attributes or {})["finish_reason"] for span in spans.finished}
+    assert outcomes == {"front": "stop", "behind": "Dropped"}
+
+
+NUMBER: contextvars.ContextVar[int] = contextvars.ContextVar("NUMBER", default=0)
+
+
+@pytest.mark.rows("P9")
+@pytest.mark.parametrize(
+    "dropped_s", [None, 0.0, 1.5], ids=["not-dropped", "unpulled", "in-a-pull"]
+)
+@virtual
+async def test_the_engine_keeps_its_context_and_up_to_its_token_its_task(
+    dropped_s: float | None,
+) -> None:
+    """What it sets is there in its next step, whoever pulls; and it may hold a scope of its task."""
+    seen: list[int] = []
+    tasks: set[asyncio.Task[Any] | None] = set()
+
+    async def engine() -> AsyncGenerator[Chunk]:
+        try:
+            async with asyncio.timeout(30.0):
+                for chunk in (handshake(), handshake(), token(1)):
+                    seen.append(NUMBER.get())
+                    NUMBER.set(NUMBER.get() + 1)
+                    tasks.add(asyncio.current_task())
+                    await asyncio.sleep(1.0)
+                    if chunk.token_ids:
+                        break
+                    yield chunk
+            yield token(1)
+            seen.append(NUMBER.get())
+            await asyncio.sleep(1.0)
+            yield terminal()
+        finally:
+            await asyncio.sleep(1.0)
+            seen.append(NUMBER.get())
+
+    own = contextvars.copy_context()
+    own.run(NUMBER.set, 5)
+    async with Drains() as drains:
+        drain = drain_until_first_token(lambda: None, drains=drains)
+        stream = fuse(engine(), [until_terminal(), drain], enter=own.run)
+        if dropped_s == 0.0:
+            stream.close()
+        else:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.create_task(collect(stream)), dropped_s)
+        await drains.wait()
+    assert seen == [5, 6, 7, 8, 8]
+    assert len(tasks) == 1
+    assert NUMBER.get() == 0
+
+
+class TestDrains:
+    """The owner."""
+
+    @virtual
+    async def test_closing_waits(self) -> None:
+        """For what goes on, by default as long as it may; what comes after that is refused."""
+        drains = Drains(timeout_s=10.0, grace_s=1.0)
+        request = Request(Engine([token(1)], ends=False, every_s=5.0)(), drains)
+        silent = Request(Engine(ends=False)(), drains)
+        request.stream.close()
+        silent.stream.close()
+        await drains.aclose()
+        assert (now(), request.aborts, silent.aborts) == (11.0, [5.0], [10.0])
+        Request(Engine([token(1)])(), drains).stream.close()
+        assert (drains.drained, drains.timed_out, drains.refused) == (1, 1, 1)
+        await drains.aclose()
+
+    @virtual
+    async def test_closing_cuts_off(self) -> None:
+        """After its own time limit: what still goes on is aborted and closed."""
+        drains = Drains(grace_s=5.0)
+        engine = Engine([handshake()], ends=False, every_s=1.0, closing_s=2.0)
+        request = Request(engine(), drains)
+        request.stream.close()
+        await drains.aclose(3.0)
+        assert (now(), request.aborts, engine.closed) == (5.0, [3.0], 1)
+        assert (drains.running, drains.timed_out) == (0, 1)
+
+    @virtual
+    async def test_closing_is_bounded(self) -> None:
+        """An engine that does not let itself be closed is not waited for without end."""
+        stubborn = asyncio.Event()
+
+        async def engine() -> AsyncGenerator[Chunk]:
+            try:
+                yield handshake()
+                await asyncio.sleep(1000.0)
+            finally:
+                await stubborn.wait()
+
+        drains = Drains(grace_s=5.0)
+        Request(engine(), drains).stream.close()
+        await drains.aclose(3.0)
+        assert (now(), drains.running) == (8.0, 1)
+        stubborn.set()
+        await drains.wait()
+
+    @virtual
+    async def test_nobody_has_to_wait(self) -> None:
+        """Giving the waiting up disturbs no drain."""
+        drains = Drains(grace_s=0.0)
+        request = Request(Engine([token(1)], ends=False, every_s=5.0)(), drains)
+        request.stream.close()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(drains.wait(), 1.0)
+        await drains.wait()
+        assert request.aborts == [5.0]
+
+    def test_an_event_loop_that_ends(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Drains that nobody closed are cancelled with all other tasks, and their engines closed."""
+        engine = Engine([handshake(), handshake()], ends=False, every_s=1.0)
+        drains = Drains()
+
+        async def main() -> Request:
+            request = Request(engine(), drains)
+            request.stream.close()
+            Request(Engine(ends=False)(), drains).stream.close()
+            await asyncio.sleep(1.5)
+            return request
+
+        with asyncio.Runner() as runner:
+            # In a loop of its own for the watch of leaks, which would find the tasks.
+            loop = runner.get_loop()
+            request = loop.run_until_complete(asyncio.wait_for(main(), 10.0))
+            tasks = asyncio.all_tasks(loop)
+            for task in tasks:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        assert (engine.closed, request.aborts, drains.running) == (1, [], 0)
+        assert (drains.drained, drains.timed_out) == (0, 2)
+        assert caplog.records == []
+
+    @pytest.mark.parametrize("pulled", [0, 1])
+    def test_an_event_loop_that_has_ended(
+        self, pulled: int, leaks: LeakWatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A stream that outlives its loop has nothing to go on in; it is closed as well as can be."""
+        leaks.allow("async generator not closed")
+        engine = Engine([handshake(), token(1)])
+        drains = Drains()
+
+        async def main() -> FusedRun[Any]:
+            stream = fuse(engine(), [drain_until_first_token(print, drains=drains)])
+            for _ in range(pulled):
+                await anext(stream)
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                # What ends with the loop; here for the watch of leaks.
+                task.cancel()
+            await asyncio.sleep(0)
+            return stream
+
+        run_virtual(main()).close()
+        assert caplog.records == []
+        assert (engine.closed, drains.running, drains.refused) == (pulled, 0, 0)
+
+    @pytest.mark.parametrize("option", ["limit", "timeout_s", "grace_s"])
+    @pytest.mark.parametrize("value", [-1, float("nan")])
+    def test_numbers_are_checked(self, option: str, value: Any) -> None:
+        """The message names the option and what it got."""
+        with pytest.raises(
+            ValueError, match=rf"Drains: {option}: expected at least 0, got {value}"
+        ):
+            Drains(**{option: value})
+
+
+def test_arguments_are_checked() -> None:
+    """When the operator is made; the message names the option."""
+    with pytest.raises(TypeError, match="abort: expected a function, got None"):
+        drain_until_first_token(None, drains=Drains())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="drains: expected a Drains, got 3"):
+        drain_until_first_token(lambda: None, drains=3)  # type: ignore[arg-type]
+
+
+# Any timing.
+
+# What the engine gives and after how many seconds. No two things happen at one time: chunks come at
+# whole seconds (or, in a stream that was not pulled, at halves), drops at halves, and so on.
+STEPS = st.lists(st.tuples(st.integers(1, 3), st.sampled_from("hhaaTUe|")), max_size=6)
+CHUNKS = {"h": handshake(), "a": token(1), "T": terminal(), "U": terminal(1)}
+GRACE_S = 1.1
+NEVER_S = float("inf")
+
+
+async def scripted(steps: Sequence[tuple[int, str]], closes: list[float]) -> AsyncGenerator[Chunk]:
+    try:
+        for delay_s, what in steps:
+            await asyncio.sleep(delay_s)
+            if what == "e":
+                raise LookupError
+            if what == "|":
+                return
+            yield CHUNKS[what]
+        await asyncio.Event().wait()
+    finally:
+        closes.append(now())
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A stream, and what is done to it."""
+
+    steps: Sequence[tuple[int, str]]
+    dropped_s: float
+    drop: Any
+    timeout_s: float = 50.25
+    notified_s: float | None = None
+    limit: int = 1
+
+    @property
+    def is_pulled(self) -> bool:
+        return self.drop in IN_A_PULL
+
+    def expected(self) -> tuple[str, list[float], list[float], str]:
+        """What the consumer sees, when the abort is called, when the engine is closed, what counts."""
+        begun_s = 0.0 if self.is_pulled else self.dropped_s
+        times = [begun_s + time_s for time_s in accumulate(delay_s for delay_s, _ in self.steps)]
+        line = list(zip(times, (what for _, what in self.steps), strict=True))
+        end_s = next((time_s for time_s, what in line if what in "TUe|"), NEVER_S)
+        token_s = next((time_s for time_s, what in line if what in "aU"), NEVER_S)
+        seen = "".join(what for time_s, what in line if time_s <= end_s and time_s < self.dropped_s)
+        seen = seen.rstrip("e|")
+        if min(token_s, end_s) < self.dropped_s:
+            return seen, [], [min(end_s, self.dropped_s)], ""
+        if self.limit == 0:
+            return seen, [], [self.dropped_s] if self.is_pulled else [], "refused"
+        notice_s = NEVER_S if self.notified_s is None else max(self.notified_s, self.dropped_s)
+        abort_s = min(token_s, self.dropped_s + self.timeout_s, notice_s)
+        if end_s <= abort_s:
+            return seen, [], [end_s], "drained"
+        counted = "timed_out" if abort_s < min(token_s, notice_s) else "drained"
+        return seen, [abort_s], [min(end_s, abort_s + GRACE_S)], counted
+
+
+@pytest.mark.rows("A1", "A4", "A5", "S1", "S4", "S7")
+@given(
+    timing=st.builds(
+        Timing,
+        steps=STEPS,
+        dropped_s=st.integers(0, 8).map(lambda second: second + 0.5),
+        drop=st.sampled_from([*IN_A_PULL, by_close, by_losing_it]),
+        timeout_s=st.sampled_from([0.25, 2.25, 50.25]),
+        notified_s=st.none() | st.integers(0, 8).map(lambda second: second + 0.6),
+        limit=st.integers(0, 1),
+    )
+)
+@example(Timing([(1, "h"), (3, "a")], 2.5, by_cancelling))
+@example(Timing([(1, "h"), (3, "U")], 2.5, by_closing, 2.25, 2.6))
+@example(Timing([(3, "a"), (1, "T")], 0.5, by_losing_it))
+def test_any_timing(timing: Timing) -> None:
+    """Items, abort and closing come when the rules say, and nothing is left."""
+
+    async def play() -> None:
+        level: ReplaySubject[bool] = ReplaySubject()
+        if timing.notified_s is not None:
+            asyncio.get_running_loop().call_at(timing.notified_s, level.on_next, True)
+        closes: list[float] = []
+        drains = Drains(timing.limit, timeout_s=timing.timeout_s, grace_s=GRACE_S)
+        request = Request(scripted(timing.steps, closes), drains, notified=level)
+        items: list[Chunk] = []
+
+        async def consume() -> Seen:
+            with suppress(LookupError):
+                async for item in request.stream:
+                    items.append(item)  # noqa: PERF401 - a comprehension that is cancelled gives nothing
+            return Seen(items)
+
+        if timing.is_pulled:
+            pull = asyncio.create_task(consume())
+            await asyncio.sleep(timing.dropped_s)
+            await timing.drop(pull, request.stream)
+        else:
+            await asyncio.sleep(timing.dropped_s)
+            await timing.drop(request.owner)
+        assert now() == timing.dropped_s
+        await drains.wait()
+        await asyncio.sleep(100.0)
+        seen, aborts, closed, counted = timing.expected()
+        assert items == [CHUNKS[what] for what in seen]
+        assert request.aborts == pytest.approx(aborts)
+        assert closes == pytest.approx(closed)
+        for name in ("drained", "timed_out", "refused"):
+            assert getattr(drains, name) == (name == counted)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_virtual(play())
+
+
+@pytest.mark.rows("A5", "S7")
+@given(
+    turns=st.integers(0, 6),
+    engine=st.lists(st.sampled_from(["turn", "h", "a", "T", "e"]), max_size=6),
+    drop=st.sampled_from(IN_A_PULL),
+)
+def test_any_race(turns: int, engine: Sequence[str], drop: InPull) -> None:
+    """A drop in any turn beside a first token or an end: at most one abort, and nothing is left."""
+
+    async def racing(closes: list[float]) -> AsyncGenerator[Chunk]:
+        try:
+            for what in engine:
+                if what == "turn":
+                    await asyncio.sleep(0)
+                elif what == "e":
+                    raise LookupError
+                else:
+                    yield CHUNKS[what]
+            await asyncio.Event().wait()
+        finally:
+            closes.append(now())
+
+    async def play() -> None:
+        closes: list[float] = []
+        async with Drains(timeout_s=7.0, grace_s=1.0) as drains:
+            request = Request(racing(closes), drains)
+            pull = request.pull()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await drop(pull, request.stream)
+            was_drained = drains.running
+            await drains.wait()
+            steps = "".join(what[0] for what in engine if what != "turn").lstrip("h")
+            must_abort = was_drained and steps[:1] not in {"T", "e"}
+            assert len(request.aborts) == bool(must_abort)
+            assert len(closes) <= 1
+            if was_drained:
+                assert len(closes) == 1
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_virtual(play())
