@@ -24,17 +24,32 @@ AnyOperator: TypeAlias = Operator[Any, Any] | RxOperator
 R = TypeVar("R", bound=FusedRun[Any])
 
 
-def check_operators(operators: Iterable[object]) -> list[AnyOperator]:
+class CheckedOperators(tuple["AnyOperator", ...]):  # noqa: SLOT001 - a tuple can't have any
     """
-    Return *operators* as a list when they may all stand in a pipeline.
+    Operators that were checked once, so that nobody has to check them again.
+
+    Attributes:
+        apart: The places of those that stand between runs: not ours, or pulling for themselves.
+    """
+
+    apart: list[int]
+
+
+def check_operators(operators: Iterable[object]) -> CheckedOperators:
+    """
+    Return *operators* as a tuple when they may all stand in a pipeline.
 
     Raises:
         NotAnOperator: Names the first that can't.
     """
-    checked = list(operators)
+    if type(operators) is CheckedOperators:
+        return operators
+    checked: CheckedOperators = CheckedOperators(cast("Iterable[AnyOperator]", operators))
+    checked.apart = []
     for place, item in enumerate(checked):
-        _check(place, item)
-    return cast("list[AnyOperator]", checked)
+        if type(item) is not Operator and _stands_apart(place, item):
+            checked.apart.append(place)
+    return checked
 
 
 def fuse(
@@ -77,33 +92,35 @@ def fuse(
     """
     current = source
     try:
-        operators = check_operators(operators)
-        ours: list[Operator[Any, Any]] = []
-        for place, item in enumerate(operators):
-            if isinstance(item, Operator) and not isinstance(item, PullingOperator):
-                ours.append(cast("Operator[Any, Any]", item))
-                continue
-            current = before = enter(FusedRun, current, ours)
+        checked = check_operators(operators)
+        begin = 0
+        for place in checked.apart:
+            item = checked[place]
+            before = enter(FusedRun, current, checked[begin:place])
+            current = before
             if isinstance(item, PullingOperator):
                 pulling = cast("PullingOperator[Any, Any]", item)
                 current = enter(PulledSegment, before, pulling.generate)
             else:
                 current = enter(RxSegment, before, item, f"pipeline[{place}]")
-            ours = []
-        return enter(partial(stream, current, ours, enter=enter, on_end=on_end))
+            begin = place + 1
+        return enter(partial(stream, current, checked[begin:], enter=enter, on_end=on_end))
     except BaseException:
         enter(Release(current, None))
         raise
 
 
-def _check(place: int, item: object) -> None:
+def _stands_apart(place: int, item: object) -> bool:
+    """Check one that is no plain operator of ours; gives whether it stands between runs."""
+    if isinstance(item, Operator):
+        return isinstance(item, PullingOperator)
     if not callable(item):
         raise NotAnOperator(
             f"pipeline[{place}] is no operator: expected one of ours or a reactivex operator, "
             f"got {type(item).__name__} {item!r}"
         )
-    if not isinstance(item, Operator):
-        applied(cast("RxOperator", item), _NEVER, f"pipeline[{place}]")
+    applied(cast("RxOperator", item), _NEVER, f"pipeline[{place}]")
+    return True
 
 
 _NEVER: Observable[Any] = reactivex.never()

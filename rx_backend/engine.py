@@ -115,7 +115,7 @@ async def open_chunks(
     Raises:
         InvalidArgument: ``generate`` gave something that can't be iterated asynchronously.
     """
-    chunks: object = enter(engine.generate, request, context)
+    chunks: Any = enter(engine.generate, request, context)
     if not hasattr(chunks, "__aiter__") and inspect.isawaitable(chunks):
         chunks = await _awaited(chunks, enter)
     if not hasattr(chunks, "__aiter__"):
@@ -123,7 +123,7 @@ async def open_chunks(
             f"{type(engine).__name__}.generate must give an async iterator of chunks, "
             f"got {type(chunks).__name__}"
         )
-    return aiter(cast("ChunkStream", chunks))
+    return aiter(chunks)
 
 
 @types.coroutine
