@@ -199,7 +199,7 @@ class Level(Observable[bool]):
     ) -> abc.DisposableBase:
         """Subscribe as to any Observable; a lone function costs a tenth of an observer here."""
         if isinstance(on_next, FunctionType | MethodType) and on_completed is None:
-            return self._listen(on_next, True)
+            return self._context._listen(self._level, on_next, True)  # pyright: ignore[reportPrivateUsage]
         return super().subscribe(on_next, on_error, on_completed, scheduler=scheduler)
 
     def _subscribe_core(
