@@ -198,7 +198,7 @@ class Level(Observable[bool]):
         scheduler: abc.SchedulerBase | None = None,
     ) -> abc.DisposableBase:
         """Subscribe as to any Observable; a lone function costs a tenth of an observer here."""
-        if isinstance(on_next, FunctionType | MethodType) and on_completed is None:
+        if isinstance(on_next, _FUNCTIONS) and on_completed is None:
             return self._context._listen(self._level, on_next, True)  # pyright: ignore[reportPrivateUsage]
         return super().subscribe(on_next, on_error, on_completed, scheduler=scheduler)
 
@@ -263,6 +263,7 @@ class _Listener(abc.DisposableBase):
             structlog.get_logger(__name__).exception("context listener failed")
 
 
+_FUNCTIONS = (FunctionType, MethodType)
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
