@@ -157,7 +157,7 @@ async def open_chunks(
             f"{type(engine).__name__}.generate must give an async iterator of chunks, "
             f"got {type(chunks).__name__}"
         )
-    return aiter(cast("ChunkStream", chunks))
+    return aiter(chunks)
 
 
 @types.coroutine
