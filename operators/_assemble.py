@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import operator
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -26,17 +26,32 @@ AnyOperator: TypeAlias = Operator[Any, Any] | RxOperator | AioOperator
 R = TypeVar("R", bound=FusedRun[Any])
 
 
-def check_operators(operators: Iterable[object]) -> list[AnyOperator]:
+class CheckedOperators(tuple["AnyOperator", ...]):  # noqa: SLOT001 - a tuple can't have any
     """
-    Return *operators* as a list when they may all stand in a pipeline.
+    Operators that were checked once, so that nobody has to check them again.
+
+    Attributes:
+        apart: The places of those that stand between runs: not ours, or pulling for themselves.
+    """
+
+    apart: list[int]
+
+
+def check_operators(operators: Iterable[object]) -> CheckedOperators:
+    """
+    Return *operators* as a tuple when they may all stand in a pipeline.
 
     Raises:
         NotAnOperator: Names the first that can't.
     """
-    checked = list(operators)
+    if type(operators) is CheckedOperators:
+        return operators
+    checked: CheckedOperators = CheckedOperators(cast("Iterable[AnyOperator]", operators))
+    checked.apart = []
     for place, item in enumerate(checked):
-        _check(place, item)
-    return cast("list[AnyOperator]", checked)
+        if type(item) is not Operator and _stands_apart(place, item):
+            checked.apart.append(place)
+    return checked
 
 
 def fuse(
@@ -79,48 +94,62 @@ def fuse(
     """
     current = source
     try:
-        operators = check_operators(operators)
-        ours: list[Operator[Any, Any]] = []
-        for place, item in enumerate(operators):
-            if isinstance(item, Operator) and not isinstance(item, PullingOperator):
-                ours.append(cast("Operator[Any, Any]", item))
-            else:
-                current = enter(_segment, current, ours, item, place, context_of(enter))
-                ours = []
-        return enter(partial(stream, current, ours, enter=enter, on_end=on_end))
+        checked = check_operators(operators)
+        begin = 0
+        if checked.apart and on_end is not None:
+            on_end = _Last(on_end, 1 + len(checked.apart))
+        for place in checked.apart:
+            ours = cast("Sequence[Operator[Any, Any]]", checked[begin:place])
+            before = enter(
+                partial(FusedRun, context=context_of(enter), on_end=on_end), current, ours
+            )
+            current = before
+            current = enter(_segment, before, checked[place], place, context_of(enter))
+            begin = place + 1
+        return enter(partial(stream, current, checked[begin:], enter=enter, on_end=on_end))
     except BaseException:
         enter(Release(current, None))
         raise
 
 
+class _Last:
+    """Calls a function when it was called for every part: one may outlive those behind it."""
+
+    __slots__ = ("_function", "_left")
+
+    def __init__(self, function: Callable[[], None], parts: int) -> None:
+        self._function = function
+        self._left = parts
+
+    def __call__(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self._function()
+
+
 def _segment(
-    source: AsyncIterator[Any],
-    ours: list[Operator[Any, Any]],
-    item: AnyOperator,
-    place: int,
-    context: contextvars.Context | None,
+    before: FusedRun[Any], item: AnyOperator, place: int, context: contextvars.Context | None
 ) -> Segment:
-    """A part that is not fused with what is before it, and the run before it."""
-    before = FusedRun[Any](source, ours, context=context)
+    """A part that is not fused with the run before it."""
     if isinstance(item, PullingOperator):
         return PulledSegment(before, cast("PullingOperator[Any, Any]", item).generate)
-    try:
-        if is_aio_operator(item):
-            return AioSegment(before, cast("AioOperator", item), f"pipeline[{place}]", context)
-        return RxSegment(before, cast("RxOperator", item), f"pipeline[{place}]", context)
-    except BaseException:
-        before.close()
-        raise
+    if is_aio_operator(item):
+        return AioSegment(before, cast("AioOperator", item), f"pipeline[{place}]", context)
+    return RxSegment(before, cast("RxOperator", item), f"pipeline[{place}]", context)
 
 
-def _check(place: int, item: object) -> None:
+def _stands_apart(place: int, item: object) -> bool:
+    """Check one that is no plain operator of ours; gives whether it stands between runs."""
+    if isinstance(item, Operator):
+        return isinstance(item, PullingOperator)
     if not callable(item):
         raise NotAnOperator(
             f"pipeline[{place}] is no operator: expected one of ours, of reactivex or of aioreactive, "
             f"got {type(item).__name__} {item!r}"
         )
-    if not isinstance(item, Operator) and not is_aio_operator(item):
+    if not is_aio_operator(item):
         applied(cast("RxOperator", item), _NEVER, f"pipeline[{place}]")
+    return True
 
 
 _NEVER: Observable[Any] = reactivex.never()

@@ -78,11 +78,13 @@ class Chain:
     )
 
     def __init__(self, starters: Iterable[Starter]) -> None:
-        self._names: list[str] = []
-        self._stages: list[AnyStage] = []
+        names: list[str] = []
+        stages: list[AnyStage] = []
+        steps: list[Step | None] = []
+        conditions: list[Condition | None] = []
+        self._names, self._stages = names, stages
         self._is_last = False
-        self.steps: list[Step | None] = []
-        self.conditions: list[Condition | None] = []
+        self.steps, self.conditions = steps, conditions
         self.reshaped = False
         self.out: list[Any] = []
         self.error: BaseException | None = None
@@ -93,19 +95,20 @@ class Chain:
         try:
             for place, starter in enumerate(starters):
                 body = starter.start()
+                if isinstance(body, Hooks):
+                    names.append(starter.name)
+                    stages.append(body)
+                    steps.append(body.step)
+                    conditions.append(body.condition)
+                    continue
                 if isinstance(body, Awaited):
                     self.link = body.step
                     break
-                self._names.append(starter.name)
-                if isinstance(body, Hooks):
-                    self._stages.append(body)
-                    self.steps.append(body.step)
-                    self.conditions.append(body.condition)
-                    continue
                 stage = _generator(starter, body)
-                self._stages.append(stage)
-                self.steps.append(stage.send)
-                self.conditions.append(None)
+                names.append(starter.name)
+                stages.append(stage)
+                steps.append(stage.send)
+                conditions.append(None)
                 try:
                     first = next(stage)
                 except StopIteration as stop:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 from operators._chain import READY, Starter
 from operators._links import link_up
 from operators._loop import METHOD, Visit, compiled, leftovers
-from operators._release import Release, Segment
+from operators._release import Release, Segment, is_segment
 
 __all__ = ("Enter", "FusedRun", "context_of")
 
@@ -106,7 +106,7 @@ class FusedRun(Segment, Generic[B]):
             else:
                 shape.append(condition.expression)
                 arguments += condition.values
-        loop = compiled(tuple(shape), isinstance(source, Segment))
+        loop = compiled(tuple(shape), is_segment(source))
         self._start(loop(chain, source, _pull_of(source), self._release, *arguments))
 
     def _start(self, loop: Loop) -> None:
@@ -120,7 +120,7 @@ class FusedRun(Segment, Generic[B]):
         return chain.ended and not chain.out and chain.error is None
 
     @property
-    def context(self) -> contextvars.Context | None:
+    def own_context(self) -> contextvars.Context | None:
         """The context to pull in, for a task or a timer of an operator; None for any."""
         return self._release.context
 

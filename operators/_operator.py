@@ -38,9 +38,12 @@ class Operator(Generic[A, B]):
         args: Its arguments.
         kwargs: Its arguments by name.
         body: What *function* gives, where that has no state and serves every stream.
+
+    Attributes:
+        name: Shown in errors and in ``repr``.
     """
 
-    __slots__ = ("_args", "_body", "_function", "_kwargs")
+    __slots__ = ("_args", "_body", "_function", "_kwargs", "name")
 
     def __init__(
         self,
@@ -53,11 +56,7 @@ class Operator(Generic[A, B]):
         self._args = args
         self._kwargs = kwargs
         self._body = body
-
-    @property
-    def name(self) -> str:
-        """Shown in errors and in ``repr``."""
-        return self._function.__name__
+        self.name = function.__name__
 
     @property
     def awaits(self) -> bool:

@@ -9,9 +9,9 @@ import logging
 import types
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
-__all__ = ("Release", "Segment", "hold", "let_go")
+__all__ = ("Release", "Segment", "hold", "is_segment", "let_go")
 
 
 class Segment(AsyncIterator[Any]):
@@ -24,6 +24,11 @@ class Segment(AsyncIterator[Any]):
     def ended(self) -> bool:
         """Whether the item handed out last was the last one."""
         ...
+
+
+def is_segment(source: object) -> bool:
+    """Whether *source* is a segment; at once for a generator, as asking an abstract class is slow."""
+    return type(source) is not types.AsyncGeneratorType and isinstance(source, Segment)
 
 
 class Release:
@@ -140,7 +145,7 @@ Begun: TypeAlias = Coroutine[Any, Any, Any] | Generator[Any, Any, Any]
 
 
 def _is_generator(source: object) -> bool:
-    return isinstance(source, types.AsyncGeneratorType)
+    return type(source) is types.AsyncGeneratorType
 
 
 def begin_task(
@@ -160,19 +165,19 @@ def begin_task(
         loop: The loop of the task.
         context: The context that the caller is in, where it is one of its own.
     """
+    if loop.is_running():
+        return _begin_task(coroutine, loop, context)
     if loop.is_closed():
         # Nothing can wait any more; what needs no waiting is still done.
         with contextlib.suppress(StopIteration, RuntimeError):
             coroutine.send(None)
             coroutine.close()
         return None
-    if not loop.is_running():
-        asyncio._set_running_loop(loop)
-        try:
-            return _begin_task(coroutine, loop, context)
-        finally:
-            asyncio._set_running_loop(None)
-    return _begin_task(coroutine, loop, context)
+    asyncio._set_running_loop(loop)
+    try:
+        return _begin_task(coroutine, loop, context)
+    finally:
+        asyncio._set_running_loop(None)
 
 
 def _begin_task(
@@ -181,9 +186,9 @@ def _begin_task(
     context: contextvars.Context | None,
 ) -> asyncio.Task[None] | None:
     # The object is the current task of the first step; only then is it scheduled, if need be.
-    unscheduled = cast("asyncio.AbstractEventLoop", _Unscheduled(loop))
+    unscheduled: Any = _Unscheduled(loop)
     # Initialising it again forgets its context without freeing it, hence a shared one.
-    task = asyncio.Task(coroutine, loop=unscheduled, context=_SHARED)
+    task = asyncio.Task(coroutine, loop=unscheduled, name=_NAME, context=_SHARED)
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     current = asyncio.current_task(loop)
     # These two are asyncio's interface for running something as a task.
@@ -205,6 +210,7 @@ def _begin_task(
     return task
 
 
+_NAME = "closing the source of a stream"
 _SHARED = contextvars.Context()
 
 

@@ -8,7 +8,7 @@ A body is a generator, :class:`Hooks`, or :class:`Awaited`; what a generator can
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from functools import cache
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
@@ -92,7 +92,7 @@ class Condition:
 
     __slots__ = ("_holds", "expression", "values")
 
-    def __init__(self, expression: Expression, values: Iterable[Any]) -> None:
+    def __init__(self, expression: Expression, values: tuple[Any, ...]) -> None:
         self.expression = expression
         self.values = values
         self._holds: Callable[[Any], bool] | None = None
@@ -136,6 +136,18 @@ AWAITED = Condition(Expression("True", ()), ())
 """The condition of an asynchronous step: every item visits it, and it is awaited."""
 
 
+@cache
+def _nameless(source: str, once: bool) -> Condition:
+    """A condition on the item alone, which every stage that has it shares."""
+    return Condition(_expression(source, (), once), ())
+
+
+def _condition(source: str, names: Mapping[str, Any] | None, once: bool = False) -> Condition:
+    if not names:
+        return _nameless(source, once)
+    return Condition(_expression(source, tuple(names), once), tuple(names.values()))
+
+
 def emit(*items: Any) -> Emission:
     """Yield this to hand out any number of items, in order: none, one or several."""
     return Emission(items)
@@ -173,8 +185,7 @@ def visit_if(condition: str, *items: Any, **names: Any) -> Emission:
     20
     3
     """
-    expression = _expression(condition, tuple(names))
-    return Emission(items, condition=Condition(expression, names.values()))
+    return Emission(items, condition=_condition(condition, names))
 
 
 def last(*items: Any) -> Emission:
@@ -241,11 +252,7 @@ class Hooks(Generic[A, B]):
         self.step: Step | None = step
         self.on_error = on_error
         self.on_end = on_end
-        self.condition: Condition | None = None
-        if only is not None:
-            values = () if names is None else names.values()
-            expression = _expression(only, () if names is None else tuple(names), once)
-            self.condition = Condition(expression, values)
+        self.condition = None if only is None else _condition(only, names, once)
 
 
 class Awaited(Generic[A, B]):

@@ -179,7 +179,7 @@ class _Watch(LazyTimer):
         total_s: float | None,
         on_expiry: Callable[[], object] | None,
     ) -> None:
-        super().__init__(self._expire, source.context)
+        super().__init__(self._expire, source.own_context)
         self._source = source
         self._first_token_s = math.inf if first_token_s is None else first_token_s
         self._idle_s = math.inf if idle_s is None else idle_s

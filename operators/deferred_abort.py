@@ -121,12 +121,13 @@ class _Gate:
     __slots__ = (
         "_abort",
         "_closed",
+        "_composed",
         "_end_of_turn",
         "_fired",
         "_is_open",
+        "_listening",
         "_notified",
         "_opened",
-        "_subscriptions",
     )
 
     def __init__(
@@ -145,8 +146,8 @@ class _Gate:
         self._fired = False
         self._opened: Subject[Any] | None = None
         self._closed: Subject[Any] | None = None
-        self._subscriptions: list[abc.DisposableBase] = []
-        self._subscriptions.append(stop.subscribe(self._arm))
+        self._composed: CompositeDisposable | None = None
+        self._listening: abc.DisposableBase | None = stop.subscribe(self._arm)
 
     def let_through(self, chunk: C) -> C:
         """The first token is here: open."""
@@ -169,11 +170,15 @@ class _Gate:
 
     def close(self) -> None:
         """No abort from here on."""
+        # Who listens holds the gate: forgetting it here leaves no cycle for the collector.
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            listening.dispose()
         if self._closed is not None:
             self._closed.on_next(True)
-        subscriptions, self._subscriptions = self._subscriptions, []
-        for subscription in subscriptions:
-            subscription.dispose()
+        if self._composed is not None:
+            self._composed.dispose()
+            self._composed = None
 
     def _arm(self, _: Any) -> None:
         if self._closed is not None:
@@ -181,12 +186,13 @@ class _Gate:
         stop: Subject[Any] = Subject()
         opened: Subject[Any] = Subject()
         self._opened, self._closed = opened, Subject()
-        self._subscriptions.append(abort_gate(stop, opened, self._closed).subscribe(self._fire))
+        self._composed = CompositeDisposable()
+        self._composed.add(abort_gate(stop, opened, self._closed).subscribe(self._fire))
         stop.on_next(True)
         if self._is_open:
             opened.on_next(True)
         elif self._notified is not None:
-            self._subscriptions.append(self._notified.subscribe(opened.on_next))
+            self._composed.add(self._notified.subscribe(opened.on_next))
 
     def _fire(self, _: Any) -> None:
         self._fired = True

@@ -93,9 +93,10 @@ def drain_until_first_token(
             )
             return standard.insert_after("deferred_abort", drain)
 
-    Up to the first token the engine is pulled by a task of the stream's own, after it by the
-    consumer's task. So an engine should not hold a scope of its task (``asyncio.timeout``, a cancel
-    scope of anyio) open across the ``yield`` of its first token. Context variables stay the same.
+    Up to the first token the engine is pulled by a task of the stream's own, and only when the
+    consumer pulls (row S4); after it by the consumer's task, which costs a few calls per chunk. So
+    an engine should not hold a scope of its task (``asyncio.timeout``, a cancel scope of anyio) open
+    across the ``yield`` of its first token. Context variables stay the same.
 
     Args:
         abort: Asks the engine to stop; called at most once. It should only start the work.

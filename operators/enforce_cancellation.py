@@ -125,7 +125,7 @@ async def enforce_cancellation(
         if due < timer.due:
             timer.set(due)
 
-    timer = LazyTimer(cut, source.context)
+    timer = LazyTimer(cut, source.own_context)
     signals = [stop.subscribe(lambda _: give(grace_s))]
     try:
         if kill is not None:

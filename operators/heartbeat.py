@@ -137,7 +137,7 @@ class _Pump(Generic[A]):
             return
         self.is_pulling = True
         if self._wanted is None:
-            self._task = self._loop.create_task(self._run(), context=self._source.context)
+            self._task = self._loop.create_task(self._run(), context=self._source.own_context)
         else:
             self._wanted.set_result(None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from operators._chunk import IS_TERMINAL, Chunk, Clock
@@ -47,24 +48,24 @@ def itl_window(
     >>> times.ttft_ms, [round(gap) for gap in times.itl_ms()]
     (1000.0, [20])
     """
-    note, clock = times.times.append, times.clock
+    clock = times.clock
     times.started = clock()
-
-    def look(chunk: C) -> C:
-        tokens = len(chunk.token_ids)
-        if tokens > 1:
-            times.sizes[len(times.times)] = tokens
-            note(clock())
-        if chunk.finish_reason is not None:
-            times.finish_reason = chunk.finish_reason
-        return chunk
-
     return Hooks(
-        look,
+        partial(_look, times),
         only=_IS_UNUSUAL,
-        names={"note": note, "clock": clock},
+        names={"note": times.times.append, "clock": clock},
         on_end=None if on_end is None else lambda _failure, _dropped: on_end(times),
     )
+
+
+def _look(times: TokenTimes, chunk: C) -> C:
+    tokens = len(chunk.token_ids)
+    if tokens > 1:
+        times.sizes[len(times.times)] = tokens
+        times.times.append(times.clock())
+    if chunk.finish_reason is not None:
+        times.finish_reason = chunk.finish_reason
+    return chunk
 
 
 # Notes a chunk of one token in passing; any other chunk, and a terminal, is looked at.

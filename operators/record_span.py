@@ -72,40 +72,79 @@ def record_span(
     """
     if not span.is_recording():
         return Hooks(on_end=lambda _failure, _dropped: span.end())
-    reason: Any = None
+    outcome = _Outcome(
+        span,
+        times,
+        attributes=attributes,
+        is_cancelled=is_cancelled,
+        reason_name=reason_name,
+        error_kind=error_kind,
+    )
+    if times is not None:
+        return Hooks(on_end=outcome.write)
+    return Hooks(outcome.look, only=IS_TERMINAL, on_end=outcome.write)
 
-    def look(terminal: C) -> C:
-        nonlocal reason
-        reason = terminal.finish_reason
+
+class _Outcome:
+    """What is known of one stream; with thousands open, an object is half the size of closures."""
+
+    __slots__ = (
+        "_attributes",
+        "_error_kind",
+        "_is_cancelled",
+        "_reason",
+        "_reason_name",
+        "_span",
+        "_times",
+    )
+
+    def __init__(
+        self,
+        span: Span,
+        times: TokenTimes | None,
+        *,
+        attributes: bool,
+        is_cancelled: Callable[[], bool],
+        reason_name: Callable[[Any], str],
+        error_kind: Callable[[Exception], str],
+    ) -> None:
+        self._span = span
+        self._times = times
+        self._attributes = attributes
+        self._is_cancelled = is_cancelled
+        self._reason_name = reason_name
+        self._error_kind = error_kind
+        self._reason: Any = None
+
+    def look(self, terminal: C) -> C:
+        """The terminal comes by, and there is no record to read its reason from."""
+        self._reason = terminal.finish_reason
         return terminal
 
-    def end(failure: Exception | None, _dropped: bool) -> None:
+    def write(self, failure: Exception | None, _dropped: bool) -> None:
+        """The stream is at its end."""
+        span, reason = self._span, self._reason
         try:
-            outcome: dict[str, AttributeValue] = {names.CANCELLED: is_cancelled()}
-            finish_reason = reason
-            if times is not None:
-                finish_reason = times.finish_reason
-                outcome |= _figures(times)
+            outcome: dict[str, AttributeValue] = {names.CANCELLED: self._is_cancelled()}
+            if self._times is not None:
+                reason = self._times.finish_reason
+                outcome |= _figures(self._times)
             if failure is not None:
-                kind = error_kind(failure)
+                kind = self._error_kind(failure)
                 outcome[names.ERROR_KIND] = kind
                 span.set_status(Status(StatusCode.ERROR, kind))
-            elif finish_reason is not None:
-                outcome[names.FINISH_REASON] = reason_name(finish_reason)
-                if getattr(finish_reason, "is_error", False):
-                    span.set_status(Status(StatusCode.ERROR, reason_name(finish_reason)))
+            elif reason is not None:
+                outcome[names.FINISH_REASON] = self._reason_name(reason)
+                if getattr(reason, "is_error", False):
+                    span.set_status(Status(StatusCode.ERROR, self._reason_name(reason)))
             else:
                 outcome[names.CANCELLED] = True
                 outcome[names.FINISH_REASON] = names.DROPPED
                 span.set_status(Status(StatusCode.ERROR, names.DROPPED_STATUS))
-            if attributes:
+            if self._attributes:
                 span.set_attributes(outcome)
         finally:
             span.end()
-
-    if times is not None:
-        return Hooks(on_end=end)
-    return Hooks(look, only=IS_TERMINAL, on_end=end)
 
 
 def _figures(times: TokenTimes) -> dict[str, AttributeValue]:

@@ -77,7 +77,8 @@ class TokenTimes:
     @property
     def output_tokens(self) -> int:
         """How many tokens came, in all chunks together."""
-        return len(self.times) - len(self.sizes) + sum(self.sizes.values())
+        chunks, sizes = len(self.times), self.sizes
+        return chunks - len(sizes) + sum(sizes.values()) if sizes else chunks
 
     @property
     def ttft_ms(self) -> float | None:
@@ -90,7 +91,7 @@ class TokenTimes:
 
     def itl_figures(self) -> LatencyFigures | None:
         """The figures of :meth:`itl_ms` (row F4), without making that list; None without a gap."""
-        return _figures(sorted(self._gaps()), 1000.0)
+        return _figures(sorted(self._gaps()), 1000.0) if len(self.times) > 1 else None
 
     def itl_per_token_ms(self) -> list[float]:
         """

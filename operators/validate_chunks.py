@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from operators._chunk import IS_TERMINAL, Chunk
 from operators._operator import stateless
@@ -52,8 +52,9 @@ def validate_chunks(
 
     def check(item: Any) -> C:
         chunk: C = item if type(item) is chunk_type else convert(item)
-        if not isinstance(cast("object", chunk.token_ids), Sequence):
-            raise error(f"token_ids: expected a list of ints, got {chunk.token_ids!r}")
+        token_ids: Any = chunk.token_ids
+        if type(token_ids) is not list and not isinstance(token_ids, Sequence):
+            raise error(f"token_ids: expected a list of ints, got {token_ids!r}")
         for place, token_id in enumerate(chunk.token_ids):
             if type(token_id) is not int or not 0 <= token_id <= _LIMIT:
                 raise error(

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import operator
 import time
+from collections.abc import Sequence
 from functools import partial
-from typing import cast
 
-import structlog
 from opentelemetry import trace
-from opentelemetry.trace import Span, Tracer
+from opentelemetry.trace import INVALID_SPAN, Span, Tracer
 
 from operators import (
     AnyOperator,
     Clock,
     NotAnOperator,
+    OperatorList,
     TokenTimes,
     check_operators,
     fuse,
@@ -24,7 +23,7 @@ from operators import (
 from rx_backend import telemetry
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
-from rx_backend.engine import LLMEngine, open_chunks
+from rx_backend.engine import LLMEngine, open_chunks, start_abort
 from rx_backend.errors import InvalidArgument, as_backend_error
 from rx_backend.pipeline import Pipeline, RequestScope, standard_pipeline
 from rx_backend.protocols import (
@@ -37,8 +36,6 @@ from rx_backend.protocols import (
 from rx_backend.stream import ResponseStream
 
 __all__ = ("EngineAdapter",)
-
-_log = structlog.get_logger(__name__)
 
 
 class EngineAdapter:
@@ -92,7 +89,6 @@ class EngineAdapter:
         self._tracer = tracer or trace.get_tracer("rx_backend")
         self._clock = clock
         self._record = record
-        self._aborts: set[asyncio.Task[None]] = set()
 
     def with_operators(self, *operators: AnyOperator) -> EngineAdapter:
         """An adapter for the same engine with *operators* at the end of its pipeline."""
@@ -105,6 +101,33 @@ class EngineAdapter:
             clock=self._clock,
             record=self._record,
         )
+
+    def draw(self, request: PreprocessedRequest | None = None) -> str:
+        """
+        Draw what a request's pipeline does: what is fused, and what leaves the consumer's pull.
+
+        No engine is called and no span is made.
+
+        Args:
+            request: For a pipeline that looks at it; an empty one by default.
+
+        Raises:
+            InvalidArgument: The pipeline could not be made, or holds what is no operator.
+            RuntimeError: No event loop is running.
+        """
+        context = RequestContext()
+        scope = RequestScope(
+            request=PreprocessedRequest(token_ids=[]) if request is None else request,
+            context=context,
+            span=INVALID_SPAN,
+            mode=self.mode,
+            clock=time.monotonic,
+            loop=asyncio.get_running_loop(),
+            recording=True,
+            times=TokenTimes(),
+            abort=context.stop_generating,
+        )
+        return OperatorList(self._operators(scope)).draw()
 
     async def generate(
         self, request: PreprocessedRequest, context: RequestContext | None = None
@@ -123,13 +146,13 @@ class EngineAdapter:
             BackendError: The engine's set-up failed (row S5), or the pipeline could not be made;
                 an ``InvalidArgument`` for a bad request, pipeline or operator list.
         """
-        if not isinstance(cast("object", request), PreprocessedRequest):
+        if not isinstance(request, PreprocessedRequest):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidArgument(
                 f"request: expected a PreprocessedRequest, got {type(request).__name__}"
             )
         if context is None:
             context = RequestContext()
-        if not isinstance(cast("object", context), RequestContext):
+        if not isinstance(context, RequestContext):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidArgument(
                 f"context: expected a RequestContext, got {type(context).__name__}"
             )
@@ -154,7 +177,7 @@ class EngineAdapter:
                 loop=loop,
                 recording=recording,
                 times=times,
-                abort=partial(self._abort, context, own),
+                abort=partial(start_abort, self.engine, context, own),
             )
             operators = self._operators(scope)
             called = clock() if recording else 0.0
@@ -178,7 +201,7 @@ class EngineAdapter:
             telemetry.record_dropped_setup(span)
             raise
 
-    def _operators(self, scope: RequestScope) -> list[AnyOperator]:
+    def _operators(self, scope: RequestScope) -> Sequence[AnyOperator]:
         try:
             return check_operators(self.pipeline(scope))
         except Exception as error:
@@ -189,23 +212,9 @@ class EngineAdapter:
                 f"pipeline: {name} raised {type(error).__name__}: {error}"
             ) from error
 
-    def _abort(self, context: RequestContext, own: contextvars.Context | None) -> None:
-        task = asyncio.get_running_loop().create_task(
-            self._abort_engine(context), context=None if own is None else own.copy()
-        )
-        self._aborts.add(task)
-        task.add_done_callback(self._aborts.discard)
 
-    async def _abort_engine(self, context: RequestContext) -> None:
-        try:
-            abort = getattr(self.engine, "abort", None)
-            if abort is not None:
-                await abort(context)
-        except Exception as error:
-            _log.warning("engine abort failed", request_id=context.id, error=repr(error))
-
-
-_Stream = ResponseStream[Annotated[LLMEngineOutput]]
+# The class itself: calling a parametrized generic costs as much as ten plain calls.
+_Stream: type[ResponseStream[Annotated[LLMEngineOutput]]] = ResponseStream
 
 
 def _malformed(request: PreprocessedRequest) -> InvalidArgument:

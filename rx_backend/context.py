@@ -6,13 +6,12 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Callable, Generator, Mapping
-from functools import partial
+from functools import cached_property
 from types import FunctionType, MappingProxyType, MethodType
 from typing import Any
 
 import structlog
 from reactivex import Observable, abc
-from reactivex.disposable import Disposable
 
 __all__ = ("Level", "RequestContext")
 
@@ -20,8 +19,6 @@ _STOPPED, _KILLED, _FIRST_TOKEN = 1, 2, 4
 
 # One lock for all contexts: it is held for a few instructions, and a lock per request costs memory.
 _LOCK = threading.Lock()
-
-_Listener = tuple[int, asyncio.AbstractEventLoop | None, Callable[[], None]]
 
 
 class RequestContext:
@@ -161,28 +158,34 @@ class RequestContext:
             listeners = self._listeners
             if not listeners:
                 return
-            due = [listener for listener in listeners if listener[0] & new]
-            self._listeners = [listener for listener in listeners if not listener[0] & new]
-        for _, loop, callback in due:
-            _call(loop, callback)
+            due = [listener for listener in listeners if listener.level & new]
+            self._listeners = [listener for listener in listeners if not listener.level & new]
+        for listener in due:
+            listener.hear()
 
     def _listen(
-        self, level: int, callback: Callable[[], None], *, anywhere: bool = False
-    ) -> Callable[[], None]:
+        self,
+        level: int,
+        callback: Callable[..., None],
+        *args: object,
+        anywhere: bool = False,
+    ) -> _Listener:
         """
-        Call back once when *level* is set, on the event loop that listens; undo by the result.
+        Call back once when *level* is set, on the event loop that listens.
 
         With *anywhere* the callback runs in the thread that signals.
         """
-        listener = (level, None if anywhere else self._loop or _running_loop(), callback)
+        loop = None if anywhere else self._loop or _running_loop()
+        listener = _Listener(self, level, loop, callback, args)
         with _LOCK:
             if not self._levels & level:
                 if self._listeners is None:
-                    self._listeners = []
-                self._listeners.append(listener)
-                return partial(self._unlisten, listener)
-        callback()
-        return _nothing
+                    self._listeners = [listener]
+                else:
+                    self._listeners.append(listener)
+                return listener
+        callback(*args)
+        return listener
 
     def _unlisten(self, listener: _Listener) -> None:
         with _LOCK:
@@ -204,9 +207,14 @@ class Level(Observable[bool]):
     """
 
     def __init__(self, context: RequestContext, level: int) -> None:
-        super().__init__()
+        # The base class makes a lock here, for operators that a request's level rarely meets.
         self._context = context
         self._level = level
+
+    @cached_property
+    def lock(self) -> threading.RLock:
+        """What some ``reactivex`` operators hold while they handle an item."""
+        return threading.RLock()
 
     @property
     def is_set(self) -> bool:
@@ -215,7 +223,7 @@ class Level(Observable[bool]):
 
     def listen(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call *callback* once when the signal comes (at once if it is set); undo by the result."""
-        return self._context._listen(self._level, callback)  # pyright: ignore[reportPrivateUsage]
+        return self._listen(callback).dispose
 
     def subscribe(
         self,
@@ -226,8 +234,8 @@ class Level(Observable[bool]):
         scheduler: abc.SchedulerBase | None = None,
     ) -> abc.DisposableBase:
         """Subscribe as to any Observable; a lone function costs a tenth of an observer here."""
-        if isinstance(on_next, FunctionType | MethodType) and on_completed is None:
-            return _Listening(self.listen(partial(on_next, True)))
+        if isinstance(on_next, _FUNCTIONS) and on_completed is None:
+            return self._context._listen(self._level, on_next, True)  # pyright: ignore[reportPrivateUsage]
         return super().subscribe(on_next, on_error, on_completed, scheduler=scheduler)
 
     def _subscribe_core(
@@ -239,7 +247,10 @@ class Level(Observable[bool]):
             observer.on_next(True)
             observer.on_completed()
 
-        return Disposable(self.listen(fire))
+        return self._listen(fire)
+
+    def _listen(self, callback: Callable[..., None], *args: object) -> _Listener:
+        return self._context._listen(self._level, callback, *args)  # pyright: ignore[reportPrivateUsage]
 
     def __await__(self) -> Generator[Any, None, bool]:
         if not self.is_set:
@@ -252,22 +263,44 @@ class Level(Observable[bool]):
         return True
 
 
-class _Listening(abc.DisposableBase):
-    """The subscription of a function to a level."""
+class _Listener(abc.DisposableBase):
+    """One who listens to a level until it is set, or until this is disposed of."""
 
-    __slots__ = ("_unlisten",)
+    __slots__ = ("_args", "_callback", "_context", "_loop", "level")
 
-    def __init__(self, unlisten: Callable[[], None]) -> None:
-        self._unlisten = unlisten
+    def __init__(
+        self,
+        context: RequestContext,
+        level: int,
+        loop: asyncio.AbstractEventLoop | None,
+        callback: Callable[..., None],
+        args: tuple[object, ...],
+    ) -> None:
+        self._context = context
+        self.level = level
+        self._loop = loop
+        self._callback = callback
+        self._args = args
 
     def dispose(self) -> None:
-        self._unlisten()
+        self._context._unlisten(self)  # pyright: ignore[reportPrivateUsage]
+
+    def hear(self) -> None:
+        """Call back: at once on the listener's event loop, else as soon as that runs."""
+        loop = self._loop
+        if loop is not None and loop is not _running_loop():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._callback, *self._args)
+            return
+        try:
+            self._callback(*self._args)
+        except Exception:
+            # One listener's bug must not keep the signal from the others.
+            structlog.get_logger(__name__).exception("context listener failed")
 
 
+_FUNCTIONS = (FunctionType, MethodType)
 _EMPTY: Mapping[str, str] = MappingProxyType({})
-
-
-def _nothing() -> None: ...
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -275,15 +308,3 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def _call(loop: asyncio.AbstractEventLoop | None, callback: Callable[[], None]) -> None:
-    if loop is not None and loop is not _running_loop():
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(callback)
-        return
-    try:
-        callback()
-    except Exception:
-        # One listener's bug must not keep the signal from the others.
-        structlog.get_logger(__name__).exception("context listener failed")

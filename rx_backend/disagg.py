@@ -13,6 +13,10 @@ class DisaggregationMode(StrEnum):
     """
     What a worker does of a request; the values are the ones on the span (row P2).
 
+    Attributes:
+        is_prefill: Whether the worker computes the prompt for a decode peer (row T4).
+        is_decode: Whether the worker continues a prefill peer's request (row A4).
+
     >>> DisaggregationMode.parse("decode").is_decode
     True
     """
@@ -20,6 +24,14 @@ class DisaggregationMode(StrEnum):
     AGGREGATED = "agg"
     PREFILL = "prefill"
     DECODE = "decode"
+
+    is_prefill: bool
+    is_decode: bool
+
+    def __init__(self, value: str) -> None:
+        # Plain attributes: each request reads them several times.
+        self.is_prefill = value == "prefill"
+        self.is_decode = value == "decode"
 
     @classmethod
     def parse(cls, value: str) -> DisaggregationMode:
@@ -37,13 +49,3 @@ class DisaggregationMode(StrEnum):
         except ValueError:
             valid = ", ".join(cls)
             raise InvalidArgument(f"mode: expected one of {valid}, got {value!r}") from None
-
-    @property
-    def is_prefill(self) -> bool:
-        """Whether the worker computes the prompt for a decode peer (row T4)."""
-        return self is DisaggregationMode.PREFILL
-
-    @property
-    def is_decode(self) -> bool:
-        """Whether the worker continues a prefill peer's request (row A4)."""
-        return self is DisaggregationMode.DECODE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import inspect
 import operator
 import types
@@ -10,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Generator, Mapping
 from typing import Any, TypeAlias, cast
 
 import msgspec
+import structlog
 from reactivex import Observable
 
 from operators import Enter, SubscribesAsync, source_of
@@ -25,6 +28,7 @@ __all__ = (
     "LLMEngine",
     "check_config",
     "open_chunks",
+    "start_abort",
 )
 
 AnyChunk: TypeAlias = LLMEngineOutput | Mapping[str, Any]
@@ -158,6 +162,39 @@ async def open_chunks(
             f"got {type(chunks).__name__}"
         )
     return aiter(cast("ChunkStream", chunks))
+
+
+def start_abort(
+    engine: LLMEngine, context: RequestContext, own: contextvars.Context | None = None
+) -> None:
+    """
+    Begin ``engine.abort`` in a task of its own, and return at once.
+
+    What it raises is logged with the request's id and disturbs nobody (row A7).
+
+    Args:
+        engine: The engine; one without ``abort`` has nothing to do.
+        context: The request's context.
+        own: The context that the engine runs in; the abort gets a copy.
+    """
+    task = asyncio.get_running_loop().create_task(
+        _abort(engine, context), context=None if own is None else own.copy()
+    )
+    _aborts.add(task)
+    task.add_done_callback(_aborts.discard)
+
+
+async def _abort(engine: LLMEngine, context: RequestContext) -> None:
+    try:
+        abort = getattr(engine, "abort", None)
+        if abort is not None:
+            await abort(context)
+    except Exception as error:
+        _log.warning("engine abort failed", request_id=context.id, error=repr(error))
+
+
+_aborts: set[asyncio.Task[None]] = set()
+_log = structlog.get_logger(__name__)
 
 
 @types.coroutine

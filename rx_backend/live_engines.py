@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
+from functools import partial
 from typing import Any
-
-import structlog
 
 from operators import FusedRun, deferred_abort, fuse, validate_chunks
 from rx_backend.context import RequestContext
-from rx_backend.engine import LLMEngine, open_chunks
+from rx_backend.engine import LLMEngine, open_chunks, start_abort
 from rx_backend.errors import InvalidArgument
 from rx_backend.pipeline import RequestScope
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, convert_output
 
 __all__ = ("LiveEngines", "check_engine", "check_functions")
-
-_log = structlog.get_logger(__name__)
 
 
 class LiveEngines:
@@ -66,14 +62,9 @@ class LiveEngines:
         own = contextvars.copy_context()
         chunks = await open_chunks(engine, request, child, enter=own.run)
 
-        def abort() -> None:
-            task = scope.loop.create_task(_abort(engine, child), context=own.copy())
-            _aborts.add(task)
-            task.add_done_callback(_aborts.discard)
-
         is_decode = scope.mode.is_decode
         gate = deferred_abort(
-            abort,
+            partial(start_abort, engine, child, own),
             stop=child.stopped(),
             notified=child.first_token() if is_decode else None,
             defer=is_decode,
@@ -95,14 +86,4 @@ def check_functions(name: str, **functions: object) -> None:
             raise TypeError(f"{name}: {option}: expected a function, got {function!r}")
 
 
-async def _abort(engine: LLMEngine, context: RequestContext) -> None:
-    try:
-        abort = getattr(engine, "abort", None)
-        if abort is not None:
-            await abort(context)
-    except Exception as error:
-        _log.warning("engine abort failed", request_id=context.id, error=repr(error))
-
-
 _WELL_FORMED = validate_chunks(LLMEngineOutput, convert_output, error=InvalidArgument)
-_aborts: set[asyncio.Task[None]] = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias
 
 from msgspec.structs import replace
 from opentelemetry.trace import Span
@@ -90,7 +90,7 @@ def standard_pipeline(scope: RequestScope) -> OperatorList:
             _UNTIL_TERMINAL,
             *([first_token(lambda _chunk: context.notify_first_token())] if is_decode else []),
             deferred_abort(
-                scope.abort,
+                lambda: scope.abort(),  # noqa: PLW0108 - an operator may have replaced it by then
                 stop=context.stopped(),
                 notified=context.first_token() if is_decode else None,
                 defer=is_decode,
@@ -123,7 +123,7 @@ def _error_kind(error: Exception) -> str:
 
 def _read_finish_reason(chunk: LLMEngineOutput) -> LLMEngineOutput:
     """Engines may give a finish reason as text or as its JSON."""
-    reason = cast("str | FinishReason | None", chunk.finish_reason)
+    reason: Any = chunk.finish_reason
     if reason is None or isinstance(reason, FinishReason):
         return chunk
     return replace(chunk, finish_reason=FinishReason.parse(reason))

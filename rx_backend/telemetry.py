@@ -92,10 +92,7 @@ def worker_trace_link(span: Span) -> TraceLink | None:
     identity = span.get_span_context()
     if not identity.is_valid:
         return None
-    return TraceLink(
-        trace_id=trace.format_trace_id(identity.trace_id),
-        span_id=trace.format_span_id(identity.span_id),
-    )
+    return TraceLink(trace_id=f"{identity.trace_id:032x}", span_id=f"{identity.span_id:016x}")
 
 
 def own_context(span: Span) -> contextvars.Context | None:

@@ -87,14 +87,14 @@ class Seen:
         self.end = repr(error)
 
 
-def watch(stream: Observable[Any], *, take: int | None = None) -> tuple[Seen, abc.DisposableBase]:
-    """Note what an Observable gives; dispose from within the item that makes *take*."""
+def watch(stream: Any, *, take: int | None = None) -> tuple[Seen, abc.DisposableBase]:
+    """Note what an Observable gives (a pipe leaves its type open); dispose from within the item that makes *take*."""
     seen = Seen()
 
     def end() -> None:
         seen.end = "dropped" if len(seen.items) == take else "completed"
 
-    kept = stream if take is None else stream.pipe(ops.take(take))
+    kept: Observable[Any] = stream if take is None else stream.pipe(ops.take(take))
     return seen, kept.subscribe(seen.items.append, seen.fail, end)
 
 

@@ -83,4 +83,4 @@ async def test_any_iterable_will_do() -> None:
     """The list may be a tuple or a generator."""
     assert await collect(fuse(Engine([1])(), (same() for _ in range(3)))) == Seen([1], "completed")
     both = same(), ops.map(lambda item: item)
-    assert check_operators(iter(both)) == [*both]
+    assert check_operators(iter(both)) == (*both,)

@@ -131,7 +131,7 @@ def test_it_is_an_operator(name: str) -> None:
     """It is a value that a pipeline takes, and any ``pipe``."""
     made = MADE[name]()
     assert isinstance(made, Operator)
-    assert operators.check_operators([made]) == [made]
+    assert operators.check_operators([made]) == (made,)
     assert isinstance(reactivex.never().pipe(made), Observable)
 
 

@@ -142,7 +142,7 @@ def test_it_is_an_operator(name: str) -> None:
     """It is a value with a name that a pipeline takes, and any ``pipe``."""
     made = MADE_ASYNC[name]()
     assert isinstance(made, Operator)
-    assert operators.check_operators([made]) == [made]
+    assert list(operators.check_operators([made])) == [made]
     assert isinstance(reactivex.never().pipe(made), Observable)
     assert repr(made).startswith(f"{name}(")
 
