@@ -5,16 +5,14 @@ Every operator works alone in ``source.pipe(...)``; a list of them becomes one p
 :func:`fuse`, or by giving it to ``rx_backend.EngineAdapter`` as a pipeline.
 """
 
-from operators._aio_subscription import SubscribesAsync
-from operators._assemble import AnyOperator, check_operators, fuse
 from operators._chunk import Chunk, Clock
-from operators._fusion import Enter, FusedRun
-from operators._loop_scheduler import LoopScheduler
-from operators._operator import NotAnOperator, Operator, operator, stateless
-from operators._progress import Lost, NotResumable, ResumePoint
-from operators._race import HedgeOutcome
-from operators._sources import AsyncObservableSource, ObservableSource, source_of
-from operators._stage import (
+from operators._core.aio_subscription import SubscribesAsync
+from operators._core.assemble import AnyOperator, check_operators, fuse
+from operators._core.fusion import Enter, FusedRun
+from operators._core.loop_scheduler import LoopScheduler
+from operators._core.operator import NotAnOperator, Operator, operator, stateless
+from operators._core.sources import AsyncObservableSource, ObservableSource, source_of
+from operators._core.stage import (
     Awaited,
     Completed,
     Emission,
@@ -28,6 +26,8 @@ from operators._stage import (
     last,
     visit_if,
 )
+from operators._progress import Lost, NotResumable, ResumePoint
+from operators._race import HedgeOutcome
 from operators.annotate_errors import annotate_errors
 from operators.coalesce import BufferOverflow, CoalesceCounts, coalesce
 from operators.deadlines import (
@@ -52,9 +52,7 @@ from operators.operator_list import NoSuchOperator, OperatorList
 from operators.peek_first import PeekableRun, peek_first
 from operators.record_span import record_span
 from operators.resume_on import resume_on
-from operators.slo import slo
-from operators.slo_snapshot import LatencyQuantiles, SloFigures, SloSnapshot
-from operators.slo_windows import SloWindows
+from operators.slo import LatencyQuantiles, SloFigures, SloSnapshot, SloWindows, slo
 from operators.stop_on import StopTokens, stop_on
 from operators.tap import TapCounts, tap, tap_async
 from operators.token_times import LatencyFigures, TokenTimes, latency_figures, nearest_rank

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias, cast
 
 from reactivex import Observable
 
-from operators._aio_subscription import SubscribesAsync
-from operators._fusion import FusedRun
-from operators._sources import source_of
+from operators._core.aio_subscription import SubscribesAsync
+from operators._core.fusion import FusedRun
+from operators._core.sources import source_of
 
 __all__ = ("Openable", "Opened", "opened")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
-from operators._fusion import FusedRun
+from operators._core.fusion import FusedRun
 from operators._opened import Opened, opened
 from operators._raw_chunk import is_terminal
 

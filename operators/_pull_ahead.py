@@ -7,8 +7,8 @@ import contextvars
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from operators._chain import leave_frame
-from operators._fusion import FusedRun
+from operators._core.chain import leave_frame
+from operators._core.fusion import FusedRun
 from operators.merge_chunks import tokens_in
 
 __all__ = ("Merge", "PullAhead")

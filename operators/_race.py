@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from operators._chain import leave_frame
-from operators._fusion import FusedRun
+from operators._core.chain import leave_frame
+from operators._core.fusion import FusedRun
 from operators._lazy_timer import LazyTimer
 from operators._opened import Opened
 from operators._rival import Rival, answers, is_failure

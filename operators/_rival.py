@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from operators._chain import leave_frame
-from operators._fusion import FusedRun
+from operators._core.chain import leave_frame
+from operators._core.fusion import FusedRun
 from operators._opened import Opened, opened
 from operators._raw_chunk import is_terminal, tokens_in
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from operators._operator import stateless
-from operators._stage import Hooks
+from operators._core.operator import stateless
+from operators._core.stage import Hooks
 
 __all__ = ("annotate_errors",)
 

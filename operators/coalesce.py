@@ -6,11 +6,11 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from operators._checked import checked
-from operators._fusion import FusedRun
-from operators._operator import operator
+from operators._core.checked import checked
+from operators._core.fusion import FusedRun
+from operators._core.operator import operator
+from operators._core.stage import last
 from operators._pull_ahead import Merge, PullAhead
-from operators._stage import last
 from operators.merge_chunks import merge_chunks, tokens_in
 
 __all__ = ("BufferOverflow", "CoalesceCounts", "coalesce")

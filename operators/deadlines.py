@@ -6,12 +6,12 @@ import math
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, ClassVar
 
-from operators._checked import checked
-from operators._fusion import FusedRun
+from operators._core.checked import checked
+from operators._core.fusion import FusedRun
+from operators._core.operator import operator
+from operators._core.stage import last
 from operators._lazy_timer import LazyTimer, check_seconds
-from operators._operator import operator
 from operators._raw_chunk import is_terminal, tokens_in
-from operators._stage import last
 
 __all__ = ("DeadlineExpired", "FirstTokenTimeout", "IdleTimeout", "TotalTimeout", "deadlines")
 

@@ -11,8 +11,8 @@ from reactivex.disposable import CompositeDisposable
 from reactivex.subject import Subject
 
 from operators._chunk import HAS_TOKENS, Chunk
-from operators._operator import operator
-from operators._stage import Hooks
+from operators._core.operator import operator
+from operators._core.stage import Hooks
 
 __all__ = ("abort_gate", "deferred_abort")
 

@@ -11,10 +11,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from reactivex import Observable
 
-from operators._checked import checked
-from operators._fusion import FusedRun
-from operators._operator import Operator, PullingOperator
-from operators._stage import last
+from operators._core.checked import checked
+from operators._core.fusion import FusedRun
+from operators._core.operator import Operator, PullingOperator
+from operators._core.stage import last
 from operators.drains import Drain, Drains
 
 __all__ = ("drain_until_first_token",)

@@ -10,7 +10,7 @@ from typing import Any, Self
 from reactivex import Observable, abc
 
 from operators._chunk import Chunk
-from operators._fusion import FusedRun
+from operators._core.fusion import FusedRun
 
 __all__ = ("Drain", "Drains")
 

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 from reactivex import Observable
 
-from operators._checked import checked
-from operators._fusion import FusedRun
+from operators._core.checked import checked
+from operators._core.fusion import FusedRun
+from operators._core.operator import operator
+from operators._core.stage import Emission, last
 from operators._lazy_timer import LazyTimer, check_seconds
-from operators._operator import operator
 from operators._raw_chunk import is_terminal
-from operators._stage import Emission, last
 
 __all__ = ("enforce_cancellation",)
 

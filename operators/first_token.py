@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from operators._chunk import HAS_TOKENS, Chunk
-from operators._operator import operator
-from operators._stage import Hooks
+from operators._core.operator import operator
+from operators._core.stage import Hooks
 
 __all__ = ("first_token",)
 

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Generic, TypeVar, cast
 
-from operators._chain import leave_frame
-from operators._checked import checked
-from operators._fusion import FusedRun
+from operators._core.chain import leave_frame
+from operators._core.checked import checked
+from operators._core.fusion import FusedRun
+from operators._core.operator import operator
+from operators._core.stage import last
 from operators._lazy_timer import LazyTimer, check_seconds
-from operators._operator import operator
-from operators._stage import last
 
 __all__ = ("heartbeat",)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, cast
 
-from operators._checked import checked
-from operators._fusion import FusedRun
+from operators._core.checked import checked
+from operators._core.fusion import FusedRun
+from operators._core.operator import operator
+from operators._core.stage import last
 from operators._lazy_timer import check_seconds
 from operators._opened import Opened
-from operators._operator import operator
 from operators._race import HedgeOutcome, Race
 from operators._rival import is_failure
-from operators._stage import last
 
 __all__ = ("hedge",)
 

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from operators._chunk import IS_TERMINAL, Chunk, Clock
-from operators._operator import operator
-from operators._stage import Hooks, Stage, emit
+from operators._core.operator import operator
+from operators._core.stage import Hooks, Stage, emit
 from operators.token_times import LatencyFigures, TokenTimes, latency_figures
 
 __all__ = ("itl_window", "sliding_itl")

@@ -6,11 +6,11 @@ import sys
 from operator import length_hint
 from typing import Any, TypeVar, cast
 
-from operators._checked import checked
 from operators._chunk import Chunk
+from operators._core.checked import checked
+from operators._core.operator import operator
+from operators._core.stage import Emission, Hooks, last
 from operators._cut import cut_last
-from operators._operator import operator
-from operators._stage import Emission, Hooks, last
 
 __all__ = ("limit_tokens",)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from operators._operator import stateless
-from operators._stage import Awaited, Emission, emit
+from operators._core.operator import stateless
+from operators._core.stage import Awaited, Emission, emit
 
 __all__ = ("filter_async", "map_async")
 

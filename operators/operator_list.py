@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from operators._assemble import AnyOperator
-from operators._drawing import drawn
-from operators._naming import name_of
-from operators._operator import Operator
+from operators._core.assemble import AnyOperator
+from operators._core.drawing import drawn
+from operators._core.naming import name_of
+from operators._core.operator import Operator
 
 __all__ = ("NoSuchOperator", "OperatorList")
 

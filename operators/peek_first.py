@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar, cast, overload
 
-from operators._assemble import fuse
-from operators._chain import READY
-from operators._fusion import FusedRun
-from operators._links import Links
+from operators._core.assemble import fuse
+from operators._core.chain import READY
+from operators._core.fusion import FusedRun
+from operators._core.links import Links
 
 __all__ = ("PeekableRun", "peek_first")
 

@@ -10,8 +10,8 @@ from opentelemetry.util.types import AttributeValue
 
 from operators import span_names as names
 from operators._chunk import IS_TERMINAL, Chunk
-from operators._operator import operator
-from operators._stage import Hooks
+from operators._core.operator import operator
+from operators._core.stage import Hooks
 from operators.token_times import TokenTimes
 
 __all__ = ("record_span",)

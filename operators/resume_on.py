@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, cast
 
-from operators._chain import leave_frame
-from operators._checked import checked
-from operators._fusion import FusedRun
+from operators._core.chain import leave_frame
+from operators._core.checked import checked
+from operators._core.fusion import FusedRun
+from operators._core.operator import operator
+from operators._core.stage import last
 from operators._opened import Opened
-from operators._operator import operator
 from operators._progress import Lost, Progress, ResumePoint
-from operators._stage import last
 
 __all__ = ("resume_on",)
 

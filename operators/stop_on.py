@@ -8,11 +8,11 @@ from collections.abc import Collection, Sequence
 from operator import itemgetter
 from typing import Any, TypeAlias, TypeVar, cast
 
-from operators._checked import checked
 from operators._chunk import Chunk
+from operators._core.checked import checked
+from operators._core.operator import operator
+from operators._core.stage import Completed, Hooks, Stage, emit, failing, visit_if
 from operators._cut import cut, cut_last
-from operators._operator import operator
-from operators._stage import Completed, Hooks, Stage, emit, failing, visit_if
 from operators._stop_table import StopTable, stop_table
 
 __all__ = ("StopTokens", "stop_on")

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from operators._operator import operator
-from operators._stage import Hooks
+from operators._core.operator import operator
+from operators._core.stage import Hooks
 
 __all__ = ("TapCounts", "tap", "tap_async")
 

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from operators._chunk import HAS_TOKENS, Chunk
-from operators._operator import operator
-from operators._stage import Hooks
+from operators._core.operator import operator
+from operators._core.stage import Hooks
 
 __all__ = ("LinkedChunk", "trace_link")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from operators._chunk import IS_TERMINAL
-from operators._operator import stateless
-from operators._stage import Hooks, last
+from operators._core.operator import stateless
+from operators._core.stage import Hooks, last
 
 __all__ = ("until_terminal",)
 

@@ -7,10 +7,10 @@ import itertools
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast
 
-from operators._checked import checked
 from operators._chunk import IS_TERMINAL, Chunk
-from operators._operator import operator
-from operators._stage import Hooks
+from operators._core.checked import checked
+from operators._core.operator import operator
+from operators._core.stage import Hooks
 
 __all__ = ("CountedChunk", "usage")
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from operators._chunk import IS_TERMINAL, Chunk
-from operators._operator import stateless
-from operators._stage import Hooks
+from operators._core.operator import stateless
+from operators._core.stage import Hooks
 
 __all__ = ("validate_chunks",)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from operators._chunk import IS_TERMINAL
-from operators._operator import operator
-from operators._stage import Completed, Stage, visit_if
+from operators._core.operator import operator
+from operators._core.stage import Completed, Stage, visit_if
 
 __all__ = ("ContractViolation", "validate_contract")
 

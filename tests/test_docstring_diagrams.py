@@ -16,7 +16,7 @@ from reactivex import operators as ops
 
 import operators
 from operators import TokenTimes
-from operators._plain import subscribe_in_task
+from operators._core.plain import subscribe_in_task
 from rx_backend import (
     Annotated,
     Disconnected,

@@ -47,7 +47,8 @@ from rx_backend.testing.marbles import (
     Marbles,
     assert_marbles,
 )
-from rx_backend.testing.virtual_time import VirtualTimeLoop, run_virtual
+from rx_backend.testing.virtual_run import run_virtual
+from rx_backend.testing.virtual_time import VirtualTimeLoop
 
 __all__ = (
     "ConformanceError",

@@ -26,7 +26,7 @@ from rx_backend.testing.marble_source import (
     seconds,
     whole_frame,
 )
-from rx_backend.testing.virtual_time import run_virtual
+from rx_backend.testing.virtual_run import run_virtual
 
 __all__ = ("MarbleFailure", "MarbleMismatch", "Marbles", "assert_marbles")
 

@@ -11,10 +11,9 @@ import math
 import selectors
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from contextvars import Context, copy_context
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import Context
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
@@ -24,7 +23,7 @@ from rx_backend.testing.deadlock import Deadlock, waiting_tasks
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-__all__ = ("VirtualTimeLoop", "run_virtual")
+__all__ = ("VirtualTimeLoop",)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -248,81 +247,3 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         super().close()
         if not self.is_running():
             self._timers.clear()
-
-
-def run_virtual(
-    coroutine: Coroutine[Any, Any, T], *, thread_grace_s: float = 1.0, in_thread: bool = False
-) -> T:
-    """
-    Run *coroutine* to its end in virtual time and give its result.
-
-    A fresh ``VirtualTimeLoop`` is made. Afterwards the tasks that are left are cancelled, async
-    generators are closed, and the loop is closed.
-
-    Args:
-        coroutine: What to run.
-        thread_grace_s: See ``VirtualTimeLoop``.
-        in_thread: Run it in a thread of its own, and wait for that. So it can be called where an
-            event loop runs already, as in a notebook, which stands still meanwhile. An interrupt
-            (Ctrl-C) cancels what runs.
-
-    Raises:
-        Deadlock: The coroutine waits for something that can never happen.
-        RuntimeError: Called while a loop is running in this thread, without *in_thread*.
-
-    >>> async def an_hour():
-    ...     await asyncio.sleep(3600.0)
-    ...     return asyncio.get_running_loop().time()
-    >>> run_virtual(an_hour())
-    3600.0
-    >>> async def notebook():
-    ...     return run_virtual(an_hour(), in_thread=True)
-    >>> asyncio.run(notebook())
-    3600.0
-    """
-
-    def make_loop() -> VirtualTimeLoop:
-        return VirtualTimeLoop(thread_grace_s=thread_grace_s)
-
-    if in_thread:
-        return _run_in_thread(coroutine, make_loop)
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        with asyncio.Runner(loop_factory=make_loop) as runner:
-            return runner.run(coroutine)
-    coroutine.close()
-    raise RuntimeError(
-        "run_virtual can't be called while an event loop runs in this thread; "
-        "in_thread=True runs it in a thread of its own, as in a notebook"
-    )
-
-
-def _run_in_thread(
-    coroutine: Coroutine[Any, Any, T], make_loop: Callable[[], VirtualTimeLoop]
-) -> T:
-    loops: list[asyncio.AbstractEventLoop] = []
-
-    def run() -> T:
-        with asyncio.Runner(loop_factory=make_loop) as runner:
-            loops.append(runner.get_loop())
-            return runner.run(coroutine)
-
-    def cancel(loop: asyncio.AbstractEventLoop) -> None:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-
-    with ThreadPoolExecutor(1, "virtual-time") as threads:
-        running = threads.submit(copy_context().run, run)
-        try:
-            return running.result()
-        except BaseException:
-            if not running.done():
-                # Interrupted here. The thread may come to its end by itself in the meantime.
-                with suppress(RuntimeError):
-                    for loop in loops:
-                        loop.call_soon_threadsafe(cancel, loop)
-            raise
-        finally:
-            # This frame is in the traceback of what it holds: that would be a cycle.
-            del running

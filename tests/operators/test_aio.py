@@ -1,4 +1,4 @@
-"""`operators._aio`: any ``aioreactive`` operator, anywhere in a list."""
+"""`operators._core.aio`: any ``aioreactive`` operator, anywhere in a list."""
 
 # The types of ``aioreactive`` leave open what an operator without a source works on.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from reactivex import operators as ops
 
 from operators import FusedRun, NotAnOperator, fuse, until_terminal
-from operators._aio import AioOperator, AioSegment, is_aio_operator
-from operators._aio_operator import answers_within_asend
+from operators._core.aio import AioOperator, AioSegment, is_aio_operator
+from operators._core.aio_operator import answers_within_asend
 from rx_backend.testing import VirtualTimeLoop
 from tests.operators._help import (
     LONG_S,

@@ -1,4 +1,4 @@
-"""`operators._assemble`: what may stand in a list."""
+"""`operators._core.assemble`: what may stand in a list."""
 
 # The types of ``reactivex`` leave open what an operator without a source works on.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false

@@ -1,4 +1,4 @@
-"""`operators._fusion`: one pulled stream out of neighbouring operators."""
+"""`operators._core.fusion`: one pulled stream out of neighbouring operators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`operators.slo_windows` and `operators.slo_snapshot`."""
+"""`operators.slo._windows` and `operators.slo._snapshot`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from reactivex import operators as ops
 
 from operators import SloSnapshot, SloWindows, TokenTimes, nearest_rank, slo
-from operators._latency_sketch import ACCURACY, LatencySketch
-from operators._slo_tally import Key, Tally
+from operators.slo._sketch import ACCURACY, LatencySketch
+from operators.slo._tally import Key, Tally
 from tests.operators._help import pushed, terminal, virtual
 
 

@@ -1,4 +1,4 @@
-"""`operators._sources`: observables that are pulled."""
+"""`operators._core.sources`: observables that are pulled."""
 
 from __future__ import annotations
 

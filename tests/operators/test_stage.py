@@ -1,4 +1,4 @@
-"""`operators._stage`: what an operator can say, the same in every way to run it."""
+"""`operators._core.stage`: what an operator can say, the same in every way to run it."""
 
 from __future__ import annotations
 

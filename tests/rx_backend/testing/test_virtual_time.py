@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import AsyncGenerator
+from contextvars import ContextVar
 
 import pytest
 
@@ -367,3 +368,49 @@ def test_run_virtual_refuses_to_run_inside_a_loop() -> None:
             run_virtual(inner())
 
     run_virtual(main())
+
+
+def test_run_virtual_runs_beside_a_loop_in_a_thread_of_its_own() -> None:
+    """Where a loop runs already, as in a notebook: virtual time, its result, and the caller's context."""
+    request = ContextVar("request", default="")
+
+    async def inner() -> tuple[float, str, bool]:
+        await asyncio.sleep(3600.0)
+        return now(), request.get(), threading.current_thread() is threading.main_thread()
+
+    async def main() -> tuple[tuple[float, str, bool], float]:
+        request.set("of the caller")
+        return run_virtual(inner(), in_thread=True), now()
+
+    assert run_virtual(main()) == ((3600.0, "of the caller", False), 0.0)
+
+
+def test_what_fails_in_the_thread_is_raised_to_the_caller(leaks: LeakWatch) -> None:
+    """An exception, and a deadlock, come out as without a thread."""
+    leaks.allow("task not done")
+
+    async def fails() -> None:
+        raise LookupError("no such tenant")
+
+    with pytest.raises(LookupError, match="no such tenant"):
+        run_virtual(fails(), in_thread=True)
+    with pytest.raises(Deadlock):
+        run_virtual(asyncio.Event().wait(), thread_grace_s=0.001, in_thread=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
+def test_an_interrupt_cancels_what_runs_in_the_thread() -> None:
+    """Ctrl-C, or a notebook's stop button, ends a run that would go on for ever."""
+    ended: list[str] = []
+
+    async def endless() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            while True:  # noqa: ASYNC110  # it never ends by itself
+                await asyncio.sleep(1.0)
+        finally:
+            ended.append("cancelled")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_virtual(endless(), in_thread=True)
+    assert ended == ["cancelled"]

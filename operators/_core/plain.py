@@ -9,10 +9,10 @@ from typing import Any
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable, SingleAssignmentDisposable
 
-from operators._chain import Chain, Starter, leave_frame
-from operators._fusion import FusedRun
-from operators._sources import ObservableSource
-from operators._stage import Emission
+from operators._core.chain import Chain, Starter, leave_frame
+from operators._core.fusion import FusedRun
+from operators._core.sources import ObservableSource
+from operators._core.stage import Emission
 
 __all__ = ("push_all", "subscribe_here", "subscribe_in_task")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from operators._operator import Operator
+from operators._core.operator import Operator
 
 __all__ = ("home_of", "name_of")
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-from operators._operator import operator
-from operators._slo_request import SloRequest
-from operators._slo_tally import Key, check_key
-from operators._stage import Hooks
-from operators.slo_windows import SloWindows
+from operators._core.operator import operator
+from operators._core.stage import Hooks
+from operators.slo._request import SloRequest
+from operators.slo._tally import Key, check_key
+from operators.slo._windows import SloWindows
 from operators.token_times import TokenTimes
 
 __all__ = ("slo",)

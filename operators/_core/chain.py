@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from operators._stage import (
+from operators._core.stage import (
     AsyncStep,
     Awaited,
     Completed,
@@ -20,7 +20,7 @@ from operators._stage import (
 )
 
 if TYPE_CHECKING:
-    from operators._stage import AnyStage
+    from operators._core.stage import AnyStage
 
 __all__ = ("READY", "Chain", "Starter", "leave_frame")
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from operators._aio_operator import answers_within_asend, is_aio_operator
-from operators._assemble import AnyOperator, check_operators
-from operators._foreign import answers_at_once
-from operators._naming import name_of
-from operators._operator import Operator, PullingOperator
+from operators._core.aio_operator import answers_within_asend, is_aio_operator
+from operators._core.assemble import AnyOperator, check_operators
+from operators._core.foreign import answers_at_once
+from operators._core.naming import name_of
+from operators._core.operator import Operator, PullingOperator
 
 __all__ = ("drawn",)
 

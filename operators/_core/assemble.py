@@ -11,12 +11,12 @@ from typing import Any, TypeAlias, TypeVar, cast
 import reactivex
 from reactivex import Observable
 
-from operators._aio import AioOperator, AioSegment, is_aio_operator
-from operators._foreign import RxOperator, RxSegment, applied
-from operators._fusion import Enter, FusedRun, context_of
-from operators._operator import NotAnOperator, Operator, PullingOperator
-from operators._pulled import PulledSegment
-from operators._release import Release, Segment
+from operators._core.aio import AioOperator, AioSegment, is_aio_operator
+from operators._core.foreign import RxOperator, RxSegment, applied
+from operators._core.fusion import Enter, FusedRun, context_of
+from operators._core.operator import NotAnOperator, Operator, PullingOperator
+from operators._core.pulled import PulledSegment
+from operators._core.release import Release, Segment
 
 __all__ = ("AnyOperator", "check_operators", "fuse")
 
@@ -101,7 +101,7 @@ def fuse(
         for place in checked.apart:
             ours = cast("Sequence[Operator[Any, Any]]", checked[begin:place])
             before = enter(
-                partial(FusedRun, context=context_of(enter), on_end=on_end), current, ours
+                partial(FusedRun[Any], context=context_of(enter), on_end=on_end), current, ours
             )
             current = before
             current = enter(_segment, before, checked[place], place, context_of(enter))

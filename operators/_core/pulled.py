@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from operators._fusion import FusedRun
-from operators._release import Segment, hold, let_go
-from operators._stage import Emission
+from operators._core.fusion import FusedRun
+from operators._core.release import Segment, hold, let_go
+from operators._core.stage import Emission
 
 __all__ = ("PulledSegment",)
 

@@ -6,9 +6,9 @@ import types
 from collections.abc import Generator, Sequence
 from typing import Any, TypeAlias, cast
 
-from operators._chain import READY, Chain, Starter, leave_frame
-from operators._release import Release
-from operators._stage import AWAITED, AsyncStep, Condition, Emission, Step
+from operators._core.chain import READY, Chain, Starter, leave_frame
+from operators._core.release import Release
+from operators._core.stage import AWAITED, AsyncStep, Condition, Emission, Step
 
 __all__ = ("LinkedChains", "Links", "link_up")
 

@@ -7,15 +7,15 @@ import contextvars
 from collections import deque
 from typing import Any
 
-from operators._aio_operator import (
+from operators._core.aio_operator import (
     AioOperator,
     answers_within_asend,
     applied_async,
     async_observable,
     is_aio_operator,
 )
-from operators._aio_subscription import AioSubscription, Disposes, Observes, SubscribesAsync
-from operators._release import Segment, begin_task
+from operators._core.aio_subscription import AioSubscription, Disposes, Observes, SubscribesAsync
+from operators._core.release import Segment, begin_task
 
 __all__ = ("AioOperator", "AioSegment", "is_aio_operator")
 

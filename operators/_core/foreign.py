@@ -13,10 +13,10 @@ from reactivex import Observable, abc, typing
 from reactivex.disposable import Disposable
 from reactivex.scheduler import CurrentThreadScheduler
 
-from operators._loop_scheduler import LoopScheduler
-from operators._naming import home_of
-from operators._operator import NotAnOperator, Operator
-from operators._release import Segment
+from operators._core.loop_scheduler import LoopScheduler
+from operators._core.naming import home_of
+from operators._core.operator import NotAnOperator, Operator
+from operators._core.release import Segment
 
 __all__ = ("RxOperator", "RxSegment", "answers_at_once", "applied")
 

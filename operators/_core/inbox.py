@@ -12,9 +12,9 @@ from typing import Any
 
 from reactivex import Observable, abc
 
-from operators._aio_subscription import AioSubscription, SubscribesAsync
-from operators._loop_scheduler import LoopScheduler
-from operators._release import begin_task
+from operators._core.aio_subscription import AioSubscription, SubscribesAsync
+from operators._core.loop_scheduler import LoopScheduler
+from operators._core.release import begin_task
 
 __all__ = ("AioInbox", "Inbox", "RxInbox")
 

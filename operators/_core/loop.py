@@ -29,10 +29,10 @@ from collections.abc import Callable, Generator
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from operators._chain import READY, leave_frame
-from operators._links import LinkedChains, Links
-from operators._release import Release
-from operators._stage import AWAITED, Emission, Expression
+from operators._core.chain import READY, leave_frame
+from operators._core.links import LinkedChains, Links
+from operators._core.release import Release
+from operators._core.stage import AWAITED, Emission, Expression
 
 __all__ = ("METHOD", "Visit", "compiled", "leftovers")
 

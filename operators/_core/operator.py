@@ -10,10 +10,10 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from reactivex import Observable, abc
 
-from operators._fusion import FusedRun
-from operators._plain import subscribe_here, subscribe_in_task
-from operators._pulled import PulledSegment
-from operators._stage import Awaited, Emission, Hooks, Stage
+from operators._core.fusion import FusedRun
+from operators._core.plain import subscribe_here, subscribe_in_task
+from operators._core.pulled import PulledSegment
+from operators._core.stage import Awaited, Emission, Hooks, Stage
 
 __all__ = ("NotAnOperator", "Operator", "PullingOperator", "operator", "stateless")
 

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias, cast
 
 import reactivex
 
-from operators._aio_subscription import Observes, SubscribesAsync
-from operators._operator import NotAnOperator
+from operators._core.aio_subscription import Observes, SubscribesAsync
+from operators._core.operator import NotAnOperator
 
 __all__ = (
     "AioOperator",

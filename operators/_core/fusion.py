@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
-from operators._chain import READY, Starter
-from operators._links import link_up
-from operators._loop import METHOD, Visit, compiled, leftovers
-from operators._release import Release, Segment, is_segment
+from operators._core.chain import READY, Starter
+from operators._core.links import link_up
+from operators._core.loop import METHOD, Visit, compiled, leftovers
+from operators._core.release import Release, Segment, is_segment
 
 __all__ = ("Enter", "FusedRun", "context_of")
 
@@ -23,7 +23,7 @@ B = TypeVar("B", covariant=True)
 _NEXT_TURN = object()
 
 if TYPE_CHECKING:
-    from operators._loop import Loop
+    from operators._core.loop import Loop
 
 _Pull = Callable[[], Any]
 

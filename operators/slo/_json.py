@@ -7,8 +7,8 @@ from typing import Annotated
 
 import msgspec
 
-from operators._latency_sketch import ACCURACY, LatencySketch
-from operators._slo_tally import Key, Tally
+from operators.slo._sketch import ACCURACY, LatencySketch
+from operators.slo._tally import Key, Tally
 
 __all__ = ("decode", "encode")
 

@@ -13,10 +13,10 @@ from reactivex import Observable, abc
 from reactivex import operators as ops
 
 from operators._chunk import Clock
-from operators._latency_sketch import need_sketches
-from operators._loop_scheduler import LoopScheduler
-from operators._slo_tally import OTHER, Ended, Key, Outcome, Tally, check_key
-from operators.slo_snapshot import SloSnapshot
+from operators._core.loop_scheduler import LoopScheduler
+from operators.slo._sketch import need_sketches
+from operators.slo._snapshot import SloSnapshot
+from operators.slo._tally import OTHER, Ended, Key, Outcome, Tally, check_key
 
 __all__ = ("SloWindows",)
 
