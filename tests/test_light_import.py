@@ -42,7 +42,9 @@ def imported_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("package", ["operators", "rx_backend", "rx_backend.recording", "rx_backend.pictures"])
+@pytest.mark.parametrize(
+    "package", ["operators", "rx_backend", "rx_backend.recording", "rx_backend.pictures"]
+)
 def test_import_stays_light(package: str) -> None:
     """No exporter, plotting, notebook or runtime package is imported."""
     modules = imported_by(f"import {package}")
