@@ -8,7 +8,7 @@ from typing import Any, cast
 from operators._core.checked import checked
 from operators._core.fusion import FusedRun
 from operators._core.operator import operator
-from operators._core.stage import last
+from operators._core.stage import bypass, last
 from operators._lazy_timer import check_seconds
 from operators._opened import Opened
 from operators._race import HedgeOutcome, Race
@@ -135,7 +135,8 @@ async def hedge(
         while not race.is_first_over:
             item = await race.pull_first()
             if race.winner == "first":
-                yield last(item) if source.ended else item
+                # It goes on alone.
+                yield last(item) if source.ended else bypass(item)
                 break
             if not race.is_first_over:
                 is_last = source.ended and race.rival is None

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from operators._core.chain import READY, Starter
 from operators._core.links import link_up
-from operators._core.loop import METHOD, Visit, compiled, leftovers
-from operators._core.release import Release, Segment, is_segment
+from operators._core.loop import METHOD, Gives, Visit, compiled, leftovers
+from operators._core.pulled import PulledSegment
+from operators._core.release import Release, Segment
 
 __all__ = ("Enter", "FusedRun", "context_of")
 
@@ -106,8 +107,9 @@ class FusedRun(Segment, Generic[B]):
             else:
                 shape.append(condition.expression)
                 arguments += condition.values
-        loop = compiled(tuple(shape), is_segment(source))
-        self._start(loop(chain, source, _pull_of(source), self._release, *arguments))
+        gives, pull = _pull_of(source)
+        loop = compiled(tuple(shape), gives)
+        self._start(loop(chain, source, pull, self._release, *arguments))
 
     def _start(self, loop: Loop) -> None:
         self._loop = loop
@@ -264,17 +266,20 @@ class FusedRun(Segment, Generic[B]):
             self.close()
 
 
-def _pull_of(source: AsyncIterator[Any]) -> _Pull:
-    """The function that gives the source's next item as something a generator can delegate to."""
-    if isinstance(source, types.AsyncGeneratorType) or inspect.iscoroutinefunction(
-        source.__anext__
-    ):
-        return source.__anext__
+def _pull_of(source: AsyncIterator[Any]) -> tuple[Gives, _Pull]:
+    """What the source gives, and the function that gives the next of it, to be delegated to."""
+    if isinstance(source, types.AsyncGeneratorType):
+        return Gives.ITEMS, source.__anext__
+    if isinstance(source, PulledSegment):
+        return Gives.ENDS if source.is_aside else Gives.EMISSIONS, source.pull
+    gives = Gives.ENDS if isinstance(source, Segment) else Gives.ITEMS
+    if inspect.iscoroutinefunction(source.__anext__):
+        return gives, source.__anext__
 
     async def pull() -> Any:
         return await anext(source)
 
-    return pull
+    return gives, pull
 
 
 def context_of(enter: Enter) -> contextvars.Context | None:

@@ -94,6 +94,10 @@ class LinkedChains:
             for condition in (*chain.conditions, *(AWAITED for _ in _linked(chain)))
         ]
 
+    def push(self, item: Any) -> None:
+        """Send an item in."""
+        self._chains[0].push(item)
+
     def push_last(self, item: Any) -> None:
         """Send the source's last item in."""
         self._chains[0].push_last(item)

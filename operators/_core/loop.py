@@ -26,6 +26,7 @@ from __future__ import annotations
 import ast
 import types
 from collections.abc import Callable, Generator
+from enum import Enum, auto
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -34,7 +35,7 @@ from operators._core.links import LinkedChains, Links
 from operators._core.release import Release
 from operators._core.stage import AWAITED, Emission, Expression
 
-__all__ = ("METHOD", "Visit", "compiled", "leftovers")
+__all__ = ("METHOD", "Gives", "Visit", "compiled", "leftovers")
 
 if TYPE_CHECKING:
     Loop = types.GeneratorType[Any, Any, None]
@@ -54,77 +55,114 @@ an applied function can't), or none.
 """
 
 
+class Gives(Enum):
+    """What the source of a run gives, as a part of its loop's shape."""
+
+    ITEMS = auto()
+    ENDS = auto()
+    """It says with an item whether it is the last."""
+    EMISSIONS = auto()
+    """There may be emissions among its items."""
+
+
 @cache
-def compiled(shape: tuple[Visit, ...], ends_early: bool) -> Callable[..., Loop]:
+def compiled(shape: tuple[Visit, ...], source: Gives) -> Callable[..., Loop]:
     """
     Compile the loop for a shape.
 
     Args:
         shape: How items visit each stage.
-        ends_early: The source says with an item whether it is the last.
+        source: What the source gives.
     """
-    body: list[str] = []
-    places: dict[int, int] = {}
-    arguments: list[str] = []
-    indent = " " * 16
-    is_linked = False
-
-    def write(line: str, place: int = 0) -> None:
-        places[_FIRST_LINE + len(body)] = place
-        body.append(indent + line)
-
-    if ends_early:
-        write("if source.ended:")
-        write("    chain.push_last(item)")
-        write("else:")
-        indent += "    "
+    body = _Body(source)
     for place, visit in enumerate(shape):
-        if visit is None:
-            continue
-        arguments.append(f"step_{place}")
-        if visit is AWAITED.expression:
-            write(f"item = yield from step_{place}(item)", place)
-            visit = True  # noqa: PLW2901 - from here on it is like any other
-            is_linked = True
-        elif isinstance(visit, Expression):
-            arguments += [f"n{place}_{name}" for name in visit.names]
-            condition = _renamed(visit, place)
-            if visit.once:
-                write(f"if step_{place} is not None and ({condition}):", place)
-                write(f"    step, step_{place} = step_{place}, None", place)
-                write(f"    chain.leave({place})", place)
-                write("    item = step(item)", place)
-            else:
-                write(f"if {condition}:", place)
-                write(f"    item = step_{place}(item)", place)
-            write("    if type(item) is Emission:")
-            write(f"        chain.emitted({place}, item)", place)
-            write("        raise Detour")
-            continue
-        else:
-            write(f"item = step_{place}(item)", place)
-        if visit:
-            write("if type(item) is Emission:")
-            write(f"    chain.emitted({place}, item)", place)
-            write("else:")
-            indent += "    "
-    write("chain.item = item")
-    write("yield READY")
-    write("continue")
-    source = _LOOP.format(
-        arguments="".join(f", {a}" for a in arguments),
-        body="\n".join(body),
-        hand_out=_SETTLE if is_linked else _HAND_OUT,
+        body.visit(place, visit)
+    body.hand_out()
+    text = _LOOP.format(
+        arguments="".join(f", {a}" for a in body.arguments),
+        body="\n".join(body.lines),
+        hand_out=_SETTLE if AWAITED.expression in shape else _HAND_OUT,
     )
     names_of_loop: dict[str, Any] = {
         "Detour": _Detour,
         "Emission": Emission,
-        "PLACES": places,
+        "PLACES": body.places,
         "READY": READY,
         "leave_frame": leave_frame,
     }
-    exec(compile(source, f"<fused loop of {len(shape)}>", "exec"), names_of_loop)  # noqa: S102
+    exec(compile(text, f"<fused loop of {len(shape)}>", "exec"), names_of_loop)  # noqa: S102
     return cast("Callable[..., Loop]", types.coroutine(names_of_loop["loop"]))
+
+
+class _Body:
+    """
+    The straight path of a loop, as it is written.
+
+    Attributes:
+        lines: Its lines.
+        places: For each line of the loop the stage that it belongs to.
+        arguments: The loop's parameters for the stages.
+    """
+
+    def __init__(self, source: Gives) -> None:
+        self.lines: list[str] = []
+        self.places: dict[int, int] = {}
+        self.arguments: list[str] = []
+        self._indent = " " * 16
+        if source is Gives.EMISSIONS:
+            self._write("if type(item) is Emission:")
+            self._write("    source.take(item, chain)")
+            self._write("    raise Detour")
+        elif source is Gives.ENDS:
+            self._write("if source.ended:")
+            self._write("    chain.push_last(item)")
+            self._else()
+
+    def visit(self, place: int, visit: Visit) -> None:
+        """Write how items visit the stage at *place*."""
+        if visit is None:
+            return
+        self.arguments.append(f"step_{place}")
+        if visit is AWAITED.expression:
+            self._write(f"item = yield from step_{place}(item)", place)
+        elif isinstance(visit, Expression):
+            self._visit_if(place, visit)
+            return
+        else:
+            self._write(f"item = step_{place}(item)", place)
+        if visit:
+            self._write("if type(item) is Emission:")
+            self._write(f"    chain.emitted({place}, item)", place)
+            self._else()
+
+    def hand_out(self) -> None:
+        """Write the end of the path."""
+        self._write("chain.item = item")
+        self._write("yield READY")
+        self._write("continue")
+
+    def _visit_if(self, place: int, visit: Expression) -> None:
+        self.arguments += [f"n{place}_{name}" for name in visit.names]
+        condition = _renamed(visit, place)
+        if visit.once:
+            self._write(f"if step_{place} is not None and ({condition}):", place)
+            self._write(f"    step, step_{place} = step_{place}, None", place)
+            self._write(f"    chain.leave({place})", place)
+            self._write("    item = step(item)", place)
+        else:
+            self._write(f"if {condition}:", place)
+            self._write(f"    item = step_{place}(item)", place)
+        self._write("    if type(item) is Emission:")
+        self._write(f"        chain.emitted({place}, item)", place)
+        self._write("        raise Detour")
+
+    def _write(self, line: str, place: int = 0) -> None:
+        self.places[_FIRST_LINE + len(self.lines)] = place
+        self.lines.append(self._indent + line)
+
+    def _else(self) -> None:
+        self._write("else:")
+        self._indent += "    "
 
 
 def _renamed(expression: Expression, place: int) -> str:

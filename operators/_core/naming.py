@@ -9,10 +9,14 @@ from operators._core.operator import Operator
 
 __all__ = ("home_of", "name_of")
 
+_LIBRARIES = frozenset({"aioreactive", "expression", "reactivex"})
+
 
 def name_of(operator: object) -> str:
     """
     The name of an operator of any kind: that of the function that made it.
+
+    A composition of several has the name of the function that composed them.
 
     >>> from reactivex import operators as ops
     >>> from operators import until_terminal
@@ -21,13 +25,24 @@ def name_of(operator: object) -> str:
     """
     if isinstance(operator, Operator):
         return operator.name
-    function = _made_by(operator)
+    function = _named(operator)
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     outer, *inner = name.split(".<locals>.")
-    if home_of(operator).partition(".")[0] in {"aioreactive", "reactivex"}:
+    if home_of(operator).partition(".")[0] in _LIBRARIES:
         # Theirs are closures in the function that a user calls.
-        return outer.rpartition(".")[2].rstrip("_")
+        return outer.rpartition(".")[2].strip("_")
     return inner[-1] if inner else outer
+
+
+def _named(operator: object) -> object:
+    """The function whose name tells most: a general one may hold it as a handler."""
+    function = _made_by(operator)
+    if inspect.isfunction(function) and home_of(operator) == "aioreactive.transform":
+        nonlocals = inspect.getclosurevars(function).nonlocals
+        handler = nonlocals.get("anext") or nonlocals.get("accumulator")
+        if getattr(handler, "__module__", "").startswith("aioreactive."):
+            return handler
+    return function
 
 
 def home_of(operator: object) -> str:

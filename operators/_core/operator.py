@@ -164,7 +164,8 @@ def operator(function: Callable[..., Any]) -> Callable[..., Operator[Any, Any]]:
     It is no longer fused with its neighbours, and costs a few calls per item. Source and generator
     are closed at the end, however it comes. Besides pulling it, the generator may ``close()`` its
     source at any moment, also while it waits for it: the pull then ends without an item. ``yield
-    last(item)`` hands out the last item and says so.
+    last(item)`` hands out the last item and says so; ``yield bypass(item)`` steps aside, so that
+    later items come from the source at once.
 
     >>> import reactivex
     >>> @operator

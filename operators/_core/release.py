@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeAlias
 
-__all__ = ("Release", "Segment", "hold", "is_segment", "let_go")
+__all__ = ("Release", "Segment", "hold", "let_go")
 
 
 class Segment(AsyncIterator[Any]):
@@ -24,11 +24,6 @@ class Segment(AsyncIterator[Any]):
     def ended(self) -> bool:
         """Whether the item handed out last was the last one."""
         ...
-
-
-def is_segment(source: object) -> bool:
-    """Whether *source* is a segment; at once for a generator, as asking an abstract class is slow."""
-    return type(source) is not types.AsyncGeneratorType and isinstance(source, Segment)
 
 
 class Release:

@@ -371,3 +371,23 @@ def test_no_transfer_is_orphaned(
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     run_virtual(play())
+
+
+@pytest.mark.rows("P3", "P5", "P7")
+@virtual
+async def test_a_span_in_front_of_the_drain_tells_how_the_engine_ended() -> None:
+    """It is written when the drain is through, not when the consumer left."""
+    recorded = Spans()
+    async with Drains(grace_s=4) as drains:
+
+        def pipeline(scope: RequestScope) -> OperatorList:
+            drain = drain_until_first_token(scope.context.stop_generating, drains=drains)
+            return standard_pipeline(scope).insert_after("record_span", drain)
+
+        engine = ScriptedEngine(5, token(1), 1, stop())
+        adapter = adapter_of(engine, "decode", recorded, pipeline=pipeline)
+        await by_cancelling([await adapter.generate(request())])
+        assert recorded.finished == ()
+    (span,) = recorded.finished
+    attributes = dict(span.attributes or {})
+    assert (attributes["finish_reason"], attributes["output_tokens"]) == ("Stop", 1)

@@ -1,0 +1,218 @@
+"""The charts show the figures they are given, legibly, whatever these are."""
+
+# matplotlib's own annotations leave its keyword arguments open.
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+from matplotlib.transforms import BboxBase
+
+from operators import LatencyQuantiles, SloFigures, TokenTimes
+from rx_backend.replay.charts import HistoryChart, LoadChart, OutcomeChart, TokenChart
+from rx_backend.replay.charts.chart import Chart
+
+
+def stream(*came_s: float, sizes: dict[int, int] | None = None) -> TokenTimes:
+    times = TokenTimes(clock=lambda: 0.0)
+    times.times.extend(came_s)
+    times.sizes.update(sizes or {})
+    return times
+
+
+def figures(
+    *,
+    good: int = 0,
+    slow: int = 0,
+    failed: int = 0,
+    p50: float = 0.0,
+    p99: float = 0.0,
+    **more: int,
+) -> SloFigures:
+    judged = good + slow + failed
+    latency = LatencyQuantiles(p50, p99, p99, judged) if p99 else None
+    return SloFigures(
+        requests=judged,
+        good=good,
+        slow=slow,
+        failed=failed,
+        cancelled=0,
+        tokens=0,
+        goodput=good / judged if judged else None,
+        goodput_per_s=0.0,
+        requests_per_s=0.0,
+        tokens_per_s=0.0,
+        open=more.get("open", 0),
+        late=more.get("late", 0),
+        ttft=latency,
+        itl=latency,
+    )
+
+
+def panels(chart: Chart) -> list[Axes]:
+    return chart.figure().axes
+
+
+def lines(axes: Axes) -> list[list[tuple[float, float]]]:
+    return [
+        [(float(x), float(y)) for x, y in np.column_stack(line.get_data())] for line in axes.lines
+    ]
+
+
+def legend(chart: Chart) -> list[str]:
+    return [text.get_text() for text in chart.figure().legends[0].get_texts()]
+
+
+def texts(figure: Figure) -> Iterator[Text]:
+    for legend in figure.legends:
+        yield from legend.get_texts()
+    for axes in figure.axes:
+        yield from (axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts)
+        for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            # Panels above others have ticks without labels.
+            ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=False)
+            # matplotlib has labels in hand that it doesn't show.
+            yield from (label for at, label in ticks if min(low, high) <= at <= max(low, high))
+
+
+def contains(page: BboxBase, box: BboxBase) -> bool:
+    return bool(page.contains(box.x0, box.y0) and page.contains(box.x1, box.y1))
+
+
+QUICK = stream(0.04, 0.055, 0.07)
+MERGED = stream(0.04, 0.08, sizes={1: 2})
+CHARTS: dict[str, Chart] = {
+    "tokens": TokenChart({"quick": QUICK, "merged": MERGED}),
+    "sizes": TokenChart({"quick": QUICK, "merged": MERGED}, beside="sizes"),
+    "load": LoadChart(
+        {
+            name: {
+                rate: figures(good=9, slow=slow, p50=50 * rate, p99=800 * rate) for rate in (1, 2)
+            }
+            for slow, name in enumerate(("prefill chunk 2,048", "512"))
+        },
+        ttft_ms=1000,
+        itl_ms=60,
+    ),
+    "history": HistoryChart(
+        {
+            "no deadline": [figures(good=n, slow=20 - n, open=n, late=n // 2) for n in range(20)],
+            "1 s": [figures(good=n, open=3) for n in range(20)],
+        },
+        shaded={"burst": (4, 9)},
+    ),
+    "outcomes": OutcomeChart(
+        {"0.5 s": figures(good=80, failed=41), "none": figures(good=60, slow=60, failed=1)}
+    ),
+}
+EMPTY: list[Chart] = [
+    TokenChart({}),
+    TokenChart({"no token": stream(), "one": stream(0.0)}),
+    LoadChart({}),
+    LoadChart({"nobody": {1.0: figures()}}),
+    HistoryChart({}),
+    HistoryChart({"nobody": [figures()]}),
+    OutcomeChart({}),
+    OutcomeChart({"nobody": figures()}),
+]
+
+
+def test_a_line_has_the_tokens_and_the_dots_the_gaps() -> None:
+    """A chunk of two tokens is one dot, two tokens up; its gap is the chunk's."""
+    tokens, gaps = panels(TokenChart({"merged": MERGED}))
+    assert lines(tokens)[-1] == [(40, 1), (80, 3)]
+    assert lines(gaps) == [[(80, 40)]]
+    assert legend(TokenChart({"merged": MERGED})) == ["merged (TTFT 40 ms)"]
+
+
+def test_the_dots_can_be_the_sizes_of_chunks() -> None:
+    """The first chunk is shown too."""
+    _, sizes = panels(TokenChart({"merged": MERGED}, beside="sizes"))
+    assert lines(sizes) == [[(40, 1), (80, 2)]]
+    wrong: Any = "lags"
+    with pytest.raises(ValueError, match="beside: expected 'gaps' or 'sizes', got 'lags'"):
+        TokenChart({}, beside=wrong)
+
+
+def test_long_streams_are_shown_in_seconds() -> None:
+    """Nobody reads five-digit milliseconds, nor dots that lie upon each other."""
+    tokens, gaps = panels(TokenChart({"long": stream(*range(1, 101))}))
+    assert tokens.get_xlabel() == gaps.get_xlabel() == "time since the request, s"
+    (line,) = lines(tokens)
+    assert line[-1] == (100, 100)
+
+
+def test_load_shows_latencies_and_the_good_part_of_the_rate() -> None:
+    """Rates stand in order; of 4 per second with three in four good, 3 per second are good."""
+    run = {4.0: figures(good=3, slow=1, p50=20, p99=2000), 2.0: figures(good=3, p50=15, p99=90)}
+    ttft, itl, good = panels(LoadChart({"run": run}, ttft_ms=1000))
+    for axes in (ttft, itl):
+        assert lines(axes)[:2] == [[(2, 15), (4, 20)], [(2, 90), (4, 2000)]]
+    assert lines(good)[0] == [(2, 2), (4, 3)]
+    assert [text.get_text() for text in ttft.texts] == ["target"]
+    assert len(itl.texts) == 0
+
+
+def test_history_shows_open_requests_and_goodput() -> None:
+    """A window in which no request ended has no goodput, and leaves a gap."""
+    run = [figures(good=3, slow=1, open=2), figures(open=5, late=4), figures(good=1)]
+    requests, goodput = panels(HistoryChart({"run": run}, every_s=5))
+    assert lines(requests) == [[(5, 2), (10, 5), (15, 0)]]
+    assert str(lines(goodput)) == "[[(5.0, 75.0), (10.0, nan), (15.0, 100.0)]]"
+
+
+def test_a_long_history_is_short_as_text() -> None:
+    """Some of it is enough to read; its end is there."""
+    rows = repr(HistoryChart({"run": [figures(good=1, open=n) for n in range(100)]})).splitlines()
+    assert len(rows) == 21
+    assert rows[-1].split() == ["run", "100", "99", "0", "100.0"]
+
+
+def test_outcomes_are_parts_of_a_bar() -> None:
+    """Each part begins where the one before it ends, and has its number where there is room."""
+    (axes,) = panels(CHARTS["outcomes"])
+    parts = [(bar.get_x(), bar.get_width()) for bar in axes.patches if isinstance(bar, Rectangle)]
+    assert parts == [(0, 80), (0, 60), (80, 0), (60, 60), (80, 41), (120, 1)]
+    assert [text.get_text() for text in axes.texts] == ["80", "60", "", "60", "41", ""]
+    assert legend(CHARTS["outcomes"]) == ["good", "slow", "failed"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0.5 s", "none"]
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_no_text_lies_upon_another(name: str) -> None:
+    """Titles, labels, legends and what is written into a panel can all be read."""
+    figure = CHARTS[name].figure()
+    figure.draw_without_rendering()
+    boxes = {
+        f"{text.get_text()} ({number})": text.get_window_extent()
+        for number, text in enumerate(texts(figure))
+        if text.get_visible() and text.get_text()
+    }
+    page = figure.bbox.padded(1)
+    assert [text for text, box in boxes.items() if not contains(page, box)] == []
+    assert [(a, b) for a, b in combinations(boxes, 2) if boxes[a].fully_overlaps(boxes[b])] == []
+
+
+@pytest.mark.parametrize("chart", EMPTY, ids=lambda chart: type(chart).__name__)
+def test_there_may_be_nothing_to_show(chart: Chart) -> None:
+    """No stream, no token, no request: a picture and a text all the same."""
+    assert chart.png().startswith(b"\x89PNG")
+    assert repr(chart)
+
+
+def test_settings_of_the_user_make_no_difference() -> None:
+    """The same figures give the same file, and the user's settings stay."""
+    plain = CHARTS["load"].png()
+    with mpl.rc_context({"font.size": 20.0, "axes.facecolor": "black", "axes.grid": False}):
+        assert CHARTS["load"].png() == plain
+        assert mpl.rcParams["font.size"] == 20.0
