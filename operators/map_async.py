@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from operators._core.operator import stateless
-from operators._core.stage import Awaited, Emission, emit
+from operators._core.stage import Awaited
 
 __all__ = ("filter_async", "map_async")
 
@@ -82,9 +82,4 @@ def filter_async(predicate: Callable[[A], Awaitable[bool]]) -> Awaited[A, A]:
     >>> asyncio.run(main())
     [0, 2]
     """
-    wanted = Awaited[A, bool](predicate).step
-
-    async def keep(item: A) -> A | Emission:
-        return item if await wanted(item) else emit()
-
-    return Awaited(keep)
+    return Awaited(cast("Callable[[A], Awaitable[A]]", predicate), is_verdict=True)

@@ -8,7 +8,6 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from operators._core.stage import (
-    AsyncStep,
     Awaited,
     Completed,
     Condition,
@@ -90,7 +89,7 @@ class Chain:
         self.error: BaseException | None = None
         self.ended = False
         self.item: Any = None
-        self.link: AsyncStep | None = None
+        self.link: Awaited[Any, Any] | None = None
         returned: tuple[int, Any] | None = None
         try:
             for place, starter in enumerate(starters):
@@ -102,7 +101,7 @@ class Chain:
                     conditions.append(body.condition)
                     continue
                 if isinstance(body, Awaited):
-                    self.link = body.step
+                    self.link = body
                     break
                 stage = _generator(starter, body)
                 names.append(starter.name)

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, cast
 
 from operators._core.chain import READY, Chain, Starter, leave_frame
 from operators._core.release import Release
-from operators._core.stage import AWAITED, AsyncStep, Condition, Emission, Step
+from operators._core.stage import Condition, Emission, Step
 
 __all__ = ("LinkedChains", "Links", "link_up")
 
@@ -83,16 +83,22 @@ class LinkedChains:
     @property
     def steps(self) -> list[Step | None]:
         """Of each place its step."""
-        return [step for chain in self._chains for step in (*chain.steps, *_linked(chain))]
+        steps: list[Step | None] = []
+        for chain in self._chains:
+            steps += chain.steps
+            if chain.link is not None:
+                steps.append(chain.link.direct)
+        return steps
 
     @property
     def conditions(self) -> list[Condition | None]:
-        """Of each place which items visit it; ``AWAITED`` for an asynchronous step."""
-        return [
-            condition
-            for chain in self._chains
-            for condition in (*chain.conditions, *(AWAITED for _ in _linked(chain)))
-        ]
+        """Of each place which items visit it, and whether it is awaited."""
+        conditions: list[Condition | None] = []
+        for chain in self._chains:
+            conditions += chain.conditions
+            if chain.link is not None:
+                conditions.append(chain.link.condition)
+        return conditions
 
     def push(self, item: Any) -> None:
         """Send an item in."""
@@ -166,7 +172,7 @@ class LinkedChains:
                 assert chain.link is not None  # noqa: S101 - of all chains but the last
                 item = chain.out.pop(0)
                 try:
-                    result = yield from cast("Generator[Any, Any, Any]", chain.link(item))
+                    result = yield from cast("Generator[Any, Any, Any]", chain.link.step(item))
                 except GeneratorExit:
                     raise
                 except BaseException as error:
@@ -228,7 +234,3 @@ class LinkedChains:
 
 
 Links: TypeAlias = Chain | LinkedChains
-
-
-def _linked(chain: Chain) -> tuple[AsyncStep, ...]:
-    return () if chain.link is None else (chain.link,)

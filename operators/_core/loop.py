@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from operators._core.chain import READY, leave_frame
 from operators._core.links import LinkedChains, Links
 from operators._core.release import Release
-from operators._core.stage import AWAITED, Emission, Expression
+from operators._core.stage import AWAITED, AWAITED_VERDICT, Emission, Expression
 
 __all__ = ("METHOD", "Gives", "Visit", "compiled", "leftovers")
 
@@ -81,7 +81,7 @@ def compiled(shape: tuple[Visit, ...], source: Gives) -> Callable[..., Loop]:
     text = _LOOP.format(
         arguments="".join(f", {a}" for a in body.arguments),
         body="\n".join(body.lines),
-        hand_out=_SETTLE if AWAITED.expression in shape else _HAND_OUT,
+        hand_out=_SETTLE if _AWAITED & set(shape) else _HAND_OUT,
     )
     names_of_loop: dict[str, Any] = {
         "Detour": _Detour,
@@ -125,6 +125,10 @@ class _Body:
         self.arguments.append(f"step_{place}")
         if visit is AWAITED.expression:
             self._write(f"item = yield from step_{place}(item)", place)
+        elif visit is AWAITED_VERDICT.expression:
+            self._write(f"if not (yield from step_{place}(item)):", place)
+            self._write("    raise Detour")
+            return
         elif isinstance(visit, Expression):
             self._visit_if(place, visit)
             return
@@ -221,4 +225,5 @@ _HAND_OUT = """\
             yield READY"""
 _SETTLE = """\
         yield from chain.settle(release)"""
+_AWAITED = {AWAITED.expression, AWAITED_VERDICT.expression}
 _FIRST_LINE = _LOOP[: _LOOP.index("{body}")].count("\n") + 1

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 __all__ = (
     "AWAITED",
+    "AWAITED_VERDICT",
     "AnyStage",
     "AsyncStep",
     "Awaited",
@@ -134,6 +135,9 @@ _expression = cache(Expression)
 
 AWAITED = Condition(Expression("True", ()), ())
 """The condition of an asynchronous step: every item visits it, and it is awaited."""
+
+AWAITED_VERDICT = Condition(Expression("True", ()), ())
+"""That of an asynchronous step which only says whether the item goes on."""
 
 
 @cache
@@ -265,17 +269,30 @@ class Awaited(Generic[A, B]):
     Args:
         step: Gives the item to hand out, or ``emit(...)`` for none or several, or ``last(...)`` to
             end the stream. What it raises fails the stream; a drop cancels what it awaits.
+        is_verdict: *step* only says whether the item goes on, as it is.
 
     Raises:
         TypeError: *step* can't be called.
     """
 
-    __slots__ = ("step",)
+    __slots__ = ("condition", "direct", "step")
 
-    def __init__(self, step: Callable[[A], Awaitable[B | Emission]]) -> None:
+    def __init__(
+        self, step: Callable[[A], Awaitable[B | Emission]], *, is_verdict: bool = False
+    ) -> None:
         if not callable(step):
             raise TypeError(f"expected an async function of an item, got {step!r}")
-        self.step: AsyncStep = step if inspect.iscoroutinefunction(step) else _awaiting(step)
+        # What the loop awaits, and in which way; and the same as a step that gives an item.
+        self.direct: AsyncStep = step if inspect.iscoroutinefunction(step) else _awaiting(step)
+        self.condition = AWAITED_VERDICT if is_verdict else AWAITED
+        self.step: AsyncStep = _keeping(self.direct) if is_verdict else self.direct
+
+
+def _keeping(predicate: AsyncStep) -> AsyncStep:
+    async def keep(item: Any) -> Any:
+        return item if await predicate(item) else Emission(())
+
+    return keep
 
 
 def _awaiting(step: Callable[[Any], Awaitable[Any]]) -> AsyncStep:
