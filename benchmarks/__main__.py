@@ -8,6 +8,8 @@ import sys
 import tracemalloc
 from collections.abc import Awaitable, Callable
 
+from benchmarks.added import adding
+from benchmarks.composing import chains
 from benchmarks.measure import interleaved, print_ratios
 from benchmarks.rivals import Open, ScriptedEngine, chunks_of, opened, rivals
 
@@ -18,12 +20,19 @@ def main() -> None:
     parser.add_argument(
         "which",
         nargs="*",
-        help="chunk, setup, open or memory; all of them when left out",
+        help="chunk, added, composing, setup, open or memory; all of them when left out",
     )
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
     print(sys.version.split()[0])
-    every = {"chunk": per_chunk, "setup": setup, "open": many_open, "memory": memory}
+    every = {
+        "chunk": per_chunk,
+        "added": added,
+        "composing": composing,
+        "setup": setup,
+        "open": many_open,
+        "memory": memory,
+    }
     for which in options.which or every:
         if which not in every:
             parser.error(f"expected one of {', '.join(every)}, got {which!r}")
@@ -39,6 +48,27 @@ def per_chunk(rounds: int) -> None:
     ways = {name: consuming(way) for name, way in rivals(ScriptedEngine(2_000)).items()}
     best = interleaved(ways, rounds=rounds)
     print_ratios("Time per chunk", best, against="hand-written", unit="chunk")
+
+
+def added(rounds: int) -> None:
+    """What each operator adds to a chunk, as a part of the hand-written loop's cost."""
+
+    def consuming(open_: Open) -> Callable[[], Awaitable[int]]:
+        return lambda: chunks_of(open_)
+
+    written = rivals(ScriptedEngine(2_000))["hand-written"]
+    ways = {"hand-written": written, **adding(2_000)}
+    best = interleaved({name: consuming(way) for name, way in ways.items()}, rounds=rounds)
+    loop, standard = best.pop("hand-written"), best.pop("standard pipeline")
+    print("\nAdded to a chunk (ns; as a part of the hand-written loop)")
+    for name, value in best.items():
+        print(f"  {name:<40}{value - standard:>8.0f}{(value - standard) / loop:>8.2f}")
+
+
+def composing(rounds: int) -> None:
+    """One chain of simple steps, in each library."""
+    best = interleaved(chains(2_000), rounds=rounds)
+    print_ratios("map, filter, scan", best, against="ours", unit="item")
 
 
 def setup(rounds: int) -> None:

@@ -20,7 +20,16 @@ from rx_backend import (
     standard_pipeline,
 )
 
-__all__ = ("MODE", "TRACER", "ScriptedEngine", "chunks_of", "nothing", "opened", "rivals")
+__all__ = (
+    "MODE",
+    "REQUEST",
+    "TRACER",
+    "ScriptedEngine",
+    "chunks_of",
+    "nothing",
+    "opened",
+    "rivals",
+)
 
 MODE = DisaggregationMode.AGGREGATED
 # A real SDK tracer; no exporter, whose cost is nobody's here.
