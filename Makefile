@@ -11,7 +11,7 @@ CHECKED := operators rx_backend tests tools conftest.py $(wildcard benchmarks)
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test lint unit unit-next bench docs fix pin clean
+.PHONY: help venv run test lint unit unit-next bench docs notebooks fix pin clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,9 @@ docs: venv ## write docs/behaviour.md and docs/reference.md, build docs/api
 	@$(BIN)/pdoc --docformat google --output-directory docs/api $$($(BIN)/python -c \
 		'from tools.reference import public_modules as m; print(*(module.__name__ for module in m()))')
 	@echo "docs/api/index.html"
+
+notebooks: venv ## run the notebooks again and store their outputs (ARGS names some)
+	@$(BIN)/python -m tools.notebooks $(ARGS)
 
 fix: venv ## format, and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix-only $(CHECKED)

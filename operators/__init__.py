@@ -8,6 +8,7 @@ Every operator works alone in ``source.pipe(...)``; a list of them becomes one p
 from operators._chunk import Chunk, Clock
 from operators._core.aio_subscription import SubscribesAsync
 from operators._core.assemble import AnyOperator, check_operators, fuse
+from operators._core.checked import checked
 from operators._core.fusion import Enter, FusedRun
 from operators._core.loop_scheduler import LoopScheduler
 from operators._core.operator import NotAnOperator, Operator, operator, stateless
@@ -110,6 +111,7 @@ __all__ = (
     "apply",
     "bypass",
     "check_operators",
+    "checked",
     "coalesce",
     "deadlines",
     "deferred_abort",

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
-import inspect
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 from reactivex import Observable
 
 from operators._core.checked import checked
 from operators._core.fusion import FusedRun
-from operators._core.operator import Operator, PullingOperator
+from operators._core.operator import pulling
 from operators._core.stage import last
 from operators.drains import Drain, Drains
 
@@ -31,23 +29,8 @@ def _check(abort: object, *, drains: object, notified: object = None, label: obj
         raise TypeError(f"drain_until_first_token: drains: expected a Drains, got {drains!r}")
 
 
-def _pulling(
-    function: Callable[Concatenate[FusedRun[A], P], AsyncIterator[B]],
-) -> Callable[P, Operator[A, B]]:
-    """Like ``@operator`` for an asynchronous generator, but *function* gives any iterator."""
-
-    @functools.wraps(function)
-    def make(*args: P.args, **kwargs: P.kwargs) -> Operator[A, B]:
-        return PullingOperator(function, args, kwargs)
-
-    signature = inspect.signature(function)
-    arguments = list(signature.parameters.values())[1:]
-    cast("Any", make).__signature__ = signature.replace(parameters=arguments)
-    return make
-
-
 @checked(_check)
-@_pulling
+@pulling
 def drain_until_first_token(
     source: FusedRun[Any],
     abort: Callable[[], object],

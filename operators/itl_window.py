@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from operators._chunk import IS_TERMINAL, Chunk, Clock
+from operators._core.checked import checked
 from operators._core.operator import operator
 from operators._core.stage import Hooks, Stage, emit
 from operators.token_times import LatencyFigures, TokenTimes, latency_figures
@@ -72,6 +73,18 @@ def _look(times: TokenTimes, chunk: C) -> C:
 _IS_UNUSUAL = f"len(item.token_ids) != 1 or note(clock()) or {IS_TERMINAL}"
 
 
+def _check(
+    *, count: int | None = None, window_s: float | None = None, clock: Clock = time.monotonic
+) -> None:
+    if count is None and window_s is None:
+        raise ValueError("sliding_itl: expected count or window_s, got neither")
+    if count is not None and count < 1:
+        raise ValueError(f"sliding_itl: count: expected at least 1 gap, got {count}")
+    if window_s is not None and window_s <= 0:
+        raise ValueError(f"sliding_itl: window_s: expected more than 0 s, got {window_s}")
+
+
+@checked(_check)
 @operator
 def sliding_itl(
     *,
@@ -95,7 +108,7 @@ def sliding_itl(
         clock: Monotonic clock, in seconds.
 
     Raises:
-        ValueError: Neither size is given, or one is not positive; when the operator starts.
+        ValueError: Neither size is given, or one is not positive; when the operator is made.
 
     Errors: source errors pass unchanged.
     On dispose: nothing.
@@ -109,12 +122,6 @@ def sliding_itl(
     1 10.0
     2 20.0
     """
-    if count is None and window_s is None:
-        raise ValueError("sliding_itl: expected count or window_s, got neither")
-    if count is not None and count < 1:
-        raise ValueError(f"sliding_itl: count: expected at least 1 gap, got {count}")
-    if window_s is not None and window_s <= 0:
-        raise ValueError(f"sliding_itl: window_s: expected more than 0 s, got {window_s}")
     ends: deque[float] = deque(maxlen=count)
     gaps_ms: deque[float] = deque(maxlen=count)
     before: float | None = None

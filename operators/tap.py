@@ -9,8 +9,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from operators._core.checked import checked
 from operators._core.operator import operator
 from operators._core.stage import Hooks
+from operators._lazy_timer import check_seconds
 
 __all__ = ("TapCounts", "tap", "tap_async")
 
@@ -33,6 +35,24 @@ class TapCounts:
     failed: int = 0
 
 
+def _check(observe: object, *, limit: int = 1024, counts: object = None) -> None:
+    if not callable(observe):
+        raise TypeError(f"tap: observe: expected a function, got {observe!r}")
+    if limit < 1:
+        raise ValueError(f"tap: limit: expected at least 1 item, got {limit}")
+
+
+def _check_async(
+    observe: object, *, limit: int = 1024, grace_s: float = 5.0, counts: object = None
+) -> None:
+    if not callable(observe):
+        raise TypeError(f"tap_async: observe: expected an async function, got {observe!r}")
+    if limit < 1:
+        raise ValueError(f"tap_async: limit: expected at least 1 item, got {limit}")
+    check_seconds("tap_async: grace_s", grace_s, zero=True)
+
+
+@checked(_check)
 @operator
 def tap(
     observe: Callable[[A], object], *, limit: int = 1024, counts: TapCounts | None = None
@@ -54,7 +74,8 @@ def tap(
         counts: Where to count what was delivered, missed and failed.
 
     Raises:
-        ValueError: *limit* is less than 1; when the operator starts.
+        ValueError: *limit* is less than 1; when the operator is made.
+        TypeError: *observe* can't be called; when the operator is made.
 
     Errors: source errors pass unchanged, after which the observer still gets what waits.
     On dispose: the observer still gets what waits, in the same turn's end.
@@ -67,7 +88,7 @@ def tap(
     >>> seen
     [1, 2]
     """
-    return Hooks(_Tap(observe, _checked("tap", limit), counts or TapCounts()).take)
+    return Hooks(_Tap(observe, limit, counts or TapCounts()).take)
 
 
 class _Tap:
@@ -109,6 +130,7 @@ class _Tap:
                 self._counts.delivered += 1
 
 
+@checked(_check_async)
 @operator
 def tap_async(
     observe: Callable[[A], Awaitable[object]],
@@ -134,7 +156,8 @@ def tap_async(
         counts: Where to count what was delivered, missed and failed.
 
     Raises:
-        ValueError: *limit* is less than 1, or *grace_s* negative; when the operator starts.
+        ValueError: *limit* is less than 1, or *grace_s* negative; when the operator is made.
+        TypeError: *observe* can't be called; when the operator is made.
         RuntimeError: No event loop is running; when the operator starts.
 
     Errors: source errors pass unchanged.
@@ -158,9 +181,7 @@ def tap_async(
     stored 1
     stored 2
     """
-    if grace_s < 0:
-        raise ValueError(f"tap_async: grace_s: expected at least 0 s, got {grace_s}")
-    watch = _AsyncTap(observe, _checked("tap_async", limit), grace_s, counts or TapCounts())
+    watch = _AsyncTap(observe, limit, grace_s, counts or TapCounts())
     return Hooks(watch.take, on_end=watch.end)
 
 
@@ -232,12 +253,6 @@ class _AsyncTap:
         if task is not None and not self._loop.is_closed():
             timer = self._loop.call_later(self._grace_s, task.cancel)
             task.add_done_callback(lambda _: timer.cancel())
-
-
-def _checked(name: str, limit: int) -> int:
-    if limit < 1:
-        raise ValueError(f"{name}: limit: expected at least 1 item, got {limit}")
-    return limit
 
 
 def _failed(observe: object, error: Exception, counts: TapCounts, has_failed: bool) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections import deque
+from collections.abc import Awaitable
 from typing import Any
 
 from operators._core.aio_operator import (
@@ -15,24 +15,20 @@ from operators._core.aio_operator import (
     is_aio_operator,
 )
 from operators._core.aio_subscription import AioSubscription, Disposes, Observes, SubscribesAsync
-from operators._core.release import Segment, begin_task
+from operators._core.foreign import ForeignSegment
+from operators._core.release import begin_task
 
 __all__ = ("AioOperator", "AioSegment", "is_aio_operator")
 
 
-class AioSegment(Segment):
+class AioSegment(ForeignSegment):
     """
     An ``aioreactive`` operator between two parts of a pulled pipeline.
 
-    The source is pulled while the consumer waits and nothing has come out, and not otherwise
-    (row S4). The operator is given an item by awaiting its ``asend``, so that the source is not
-    pulled either while an asynchronous step is under way; and its own ``asend`` to us returns when
-    no more than one item waits to be taken. What it holds back in tasks of its own waits there.
-
-    An operator that answers within ``asend`` is fed within the consumer's pull. Any other one is
-    detached: one task per stream pulls the source on demand and lets the operator work off each
-    item before the next, so that it may emit from a timer or another stream at any moment, and
-    wake the waiting consumer.
+    The operator is given an item by awaiting its ``asend``, so that the source is not pulled either
+    while an asynchronous step is under way; and its own ``asend`` to us returns when no more than
+    one item waits to be taken. What it holds back in tasks of its own waits there. A detached one is
+    let work off each item before the next.
 
     The operator is subscribed to at the first pull. On every way out the subscription is disposed
     of, and the tasks that the library started for it are ended, also where it forgets them itself.
@@ -50,21 +46,11 @@ class AioSegment(Segment):
     __slots__ = (
         "_begun",
         "_closing",
-        "_context",
-        "_demand",
-        "_detached",
-        "_done",
-        "_error",
-        "_loop",
         "_observer",
-        "_out",
-        "_pump",
         "_result",
         "_room",
-        "_source",
         "_subscribed",
         "_subscription",
-        "_waiter",
     )
 
     def __init__(
@@ -74,46 +60,27 @@ class AioSegment(Segment):
         where: str,
         context: contextvars.Context | None = None,
     ) -> None:
-        self._source = source
-        self._context = context
-        self._detached = not answers_within_asend(operator)
+        super().__init__(source, context, detached=not answers_within_asend(operator))
         self._result: SubscribesAsync[Any] | None = applied_async(
             operator, async_observable(self._subscribe_source), where
         )
-        self._loop = asyncio.get_running_loop()
         self._subscription = AioSubscription(self._loop, self._end)
-        self._out: deque[Any] = deque()
         self._begun = False
-        self._done = False
-        self._error: BaseException | None = None
         self._observer: Observes | None = None
         self._subscribed = asyncio.Event()
-        self._demand = asyncio.Event()
         self._room = asyncio.Event()
-        self._pump: asyncio.Task[None] | None = None
-        self._waiter: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | bool = False
 
-    @property
-    def ended(self) -> bool:
-        return self._done and not self._out and self._error is None
+    def _more(self) -> Awaitable[None]:
+        if self._detached:
+            self._start_pump()
+        elif not self._begun:
+            return self._begin()
+        elif self._observer is not None:
+            return self._pull()
+        return self._wait()
 
-    async def __anext__(self) -> Any:
-        while not self._out:
-            if self._done:
-                error, self._error = self._error, None
-                if error is not None:
-                    raise error
-                raise StopAsyncIteration
-            if self._detached:
-                await self._wait()
-            elif not self._begun:
-                await self._begin()
-            elif self._observer is not None:
-                await self._pull()
-            else:
-                await self._wait()
-        item = self._out.popleft()
+    def _taken(self, item: Any) -> Any:
         self._room.set()
         return item
 
@@ -127,34 +94,16 @@ class AioSegment(Segment):
         except Exception as error:
             self._end(error)
 
-    async def _wait(self) -> None:
-        if self._detached and self._pump is None:
-            self._pump = self._loop.create_task(self._pull_on_demand(), context=self._context)
-        self._waiter = self._loop.create_future()
-        self._demand.set()
-        try:
-            await self._waiter
-        finally:
-            self._demand.clear()
-            self._waiter = None
-
     async def _pull_on_demand(self) -> None:
-        try:
-            await self._begin()
-            await self._subscribed.wait()
-            while True:
-                await self._demand.wait()
-                if self._observer is None:
-                    return
-                await self._pull()
-                if not self._out:
-                    await self._subscription.settle()
-        except BaseException as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # What the engine or an operator raised comes out of the consumer's pull.
-            self._end(error)
+        await self._begin()
+        await self._subscribed.wait()
+        while True:
+            await self._demand.wait()
+            if self._observer is None:
+                return
+            await self._pull()
+            if not self._out:
+                await self._subscription.settle()
 
     async def _pull(self) -> None:
         try:
@@ -235,16 +184,9 @@ class AioSegment(Segment):
 
     def _end(self, error: BaseException | None) -> None:
         if not self._done:
-            self._done = True
-            self._error = error
-            self._wake()
+            super()._end(error)
             # Most operators forget to.
             self._leave_source()
-
-    def _wake(self) -> None:
-        self._demand.clear()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     # The ways out.
 

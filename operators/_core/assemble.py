@@ -12,11 +12,11 @@ import reactivex
 from reactivex import Observable
 
 from operators._core.aio import AioOperator, AioSegment, is_aio_operator
-from operators._core.foreign import RxOperator, RxSegment, applied
 from operators._core.fusion import Enter, FusedRun, context_of
 from operators._core.operator import NotAnOperator, Operator, PullingOperator
 from operators._core.pulled import PulledSegment
 from operators._core.release import Release, Segment
+from operators._core.rx import RxOperator, RxSegment, applied
 
 __all__ = ("AnyOperator", "check_operators", "fuse")
 
@@ -93,6 +93,7 @@ def fuse(
     [[7], []]
     """
     current = source
+    runs: list[FusedRun[Any]] = []
     try:
         checked = check_operators(operators)
         begin = 0
@@ -104,10 +105,13 @@ def fuse(
                 partial(FusedRun[Any], context=context_of(enter), on_end=on_end), current, ours
             )
             current = before
+            runs.append(before)
             current = enter(_segment, before, checked[place], place, context_of(enter))
             begin = place + 1
         return enter(partial(stream, current, checked[begin:], enter=enter, on_end=on_end))
-    except BaseException:
+    except BaseException as error:
+        for run in runs:
+            enter(run.abandon, error)
         enter(Release(current, None))
         raise
 

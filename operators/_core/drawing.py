@@ -8,9 +8,9 @@ from typing import Any
 
 from operators._core.aio_operator import answers_within_asend, is_aio_operator
 from operators._core.assemble import AnyOperator, check_operators
-from operators._core.foreign import answers_at_once
 from operators._core.naming import name_of
 from operators._core.operator import Operator, PullingOperator
+from operators._core.rx import answers_at_once
 
 __all__ = ("drawn",)
 

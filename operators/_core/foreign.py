@@ -1,98 +1,25 @@
-"""Any ``reactivex`` operator as a part of a pulled pipeline, and what it means for the pull."""
+"""What the segments of other libraries' operators have in common."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import threading
+from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable
-from typing import Any, TypeAlias, cast
+from collections.abc import Awaitable
+from typing import Any
 
-from reactivex import Observable, abc, typing
-from reactivex.disposable import Disposable
-from reactivex.scheduler import CurrentThreadScheduler
-
-from operators._core.loop_scheduler import LoopScheduler
-from operators._core.naming import home_of
-from operators._core.operator import NotAnOperator, Operator
 from operators._core.release import Segment
 
-__all__ = ("RxOperator", "RxSegment", "answers_at_once", "applied")
-
-RxOperator: TypeAlias = Callable[[Observable[Any]], Observable[Any]]
-
-# Stock operators that do all they do within their source's own signals.
-_AT_ONCE = frozenset(
-    f"reactivex.operators._{name}"
-    for name in (  # noqa: SIM905 - as a list it would take a page
-        "all average contains count defaultifempty dematerialize distinct distinctuntilchanged do "
-        "elementatordefault filter first firstordefault ignoreelements isempty last lastordefault "
-        "map materialize max maxby min minby pairwise pluck reduce scan single singleordefault skip "
-        "skiplast skipwhile some startswith sum take takelast takelastbuffer takewhile todict "
-        "toiterable toset zipwithiterable"
-    ).split()
-)
+__all__ = ("ForeignSegment",)
 
 
-def answers_at_once(operator: RxOperator) -> bool:
+class ForeignSegment(Segment):
     """
-    Whether a ``reactivex`` operator emits only while it is handed a signal of its source.
-
-    Known of the stock operators named here, asked of the function's home module. Any other one
-    may emit from a timer or another stream, so it is taken to be detached from the pull.
-    """
-    return home_of(operator) in _AT_ONCE
-
-
-def applied(operator: RxOperator, source: Observable[Any], where: str) -> Observable[Any]:
-    """
-    Apply a ``reactivex`` operator.
-
-    Raises:
-        NotAnOperator: It gives no Observable, or can't be applied at all; names *where*.
-    """
-    try:
-        result = cast("object", operator(source))
-    except Exception as error:
-        hint = "; is a call's () missing?" if hasattr(operator, "__wrapped__") else ""
-        raise NotAnOperator(
-            f"{where} is no operator: {operator!r} can't be applied to an Observable: "
-            f"{type(error).__name__}: {error}{hint}"
-        ) from error
-    if isinstance(result, abc.ObservableBase):
-        return cast("Observable[Any]", result)
-    hint = "; is a call's () missing?" if isinstance(result, Operator) else ""
-    raise NotAnOperator(
-        f"{where} is no operator: applied to an Observable it gave "
-        f"{type(cast('object', result)).__name__}, expected an Observable{hint}"
-    )
-
-
-class _SegmentScheduler(LoopScheduler):
-    """Timers on the event loop; work that is due at once at once, as without a scheduler."""
-
-    def schedule(self, action: abc.ScheduledAction[Any], state: Any = None) -> abc.DisposableBase:
-        return CurrentThreadScheduler.singleton().schedule(action, state)
-
-    def schedule_relative(
-        self,
-        duetime: typing.RelativeTime,
-        action: abc.ScheduledAction[Any],
-        state: Any = None,
-    ) -> abc.DisposableBase:
-        if self.to_seconds(duetime) <= 0.0:
-            # A timer still: a periodic one of no length would never let go of the thread.
-            return super().schedule(action, state)
-        return super().schedule_relative(duetime, action, state)
-
-
-class RxSegment(Segment):
-    """
-    A ``reactivex`` operator between two parts of a pulled pipeline.
+    An operator of another library between two parts of a pulled pipeline.
 
     The source is pulled while the consumer waits and nothing has come out, and not otherwise
-    (row S4); what the operator emits beyond what was asked for waits here, in order.
+    (row S4). What the operator emits beyond what was asked for waits here, in order.
 
     An operator that answers at once is fed within the consumer's pull. Any other one is detached:
     one task per stream pulls the source on demand, so that the operator may emit from a timer or
@@ -101,12 +28,8 @@ class RxSegment(Segment):
 
     Args:
         source: The part before this one.
-        operator: The operator.
-        where: Its place, for errors.
         context: The context that whoever pulls is in; the task pulls in it too.
-
-    Raises:
-        NotAnOperator: *operator* gives no Observable, or can't be applied at all.
+        detached: The operator may emit at any moment.
     """
 
     __slots__ = (
@@ -114,48 +37,25 @@ class RxSegment(Segment):
         "_demand",
         "_detached",
         "_done",
-        "_elsewhere",
         "_error",
         "_loop",
-        "_observer",
         "_out",
         "_pump",
         "_source",
-        "_subscribed",
-        "_subscription",
-        "_thread",
         "_waiter",
     )
 
-    def __init__(
-        self,
-        source: Any,
-        operator: RxOperator,
-        where: str,
-        context: contextvars.Context | None = None,
-    ) -> None:
+    def __init__(self, source: Any, context: contextvars.Context | None, *, detached: bool) -> None:
         self._source = source
         self._context = context
-        self._detached = not answers_at_once(operator)
+        self._detached = detached
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
         self._out: deque[Any] = deque()
         self._done = False
-        self._elsewhere = False
         self._error: BaseException | None = None
-        self._observer: abc.ObserverBase[Any] | None = None
-        self._subscribed = False
         self._demand = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._subscription: abc.DisposableBase = Disposable()
-        result = applied(operator, Observable(self._subscribe_source), where)
-        self._subscription = result.subscribe(
-            self._on_next,
-            self._on_error,
-            self._on_completed,
-            scheduler=_SegmentScheduler(self._loop),
-        )
 
     @property
     def ended(self) -> bool:
@@ -168,15 +68,24 @@ class RxSegment(Segment):
                 if error is not None:
                     raise error
                 raise StopAsyncIteration
-            if self._observer is not None and not self._detached:
-                await self._pull()
-            else:
-                await self._wait()
-        return self._out.popleft()
+            await self._more()
+        return self._taken(self._out.popleft())
+
+    @abstractmethod
+    def _more(self) -> Awaitable[None]:
+        """Pull the source within the consumer's pull, or wait for what the operator emits."""
+        ...
+
+    @abstractmethod
+    async def _pull_on_demand(self) -> None:
+        """Pull the source whenever ``_demand`` is set, as the task of a detached operator."""
+        ...
+
+    def _taken(self, item: Any) -> Any:
+        """The consumer takes an item."""
+        return item
 
     async def _wait(self) -> None:
-        if self._observer is not None:
-            self._start_pump()
         self._waiter = self._loop.create_future()
         self._demand.set()
         try:
@@ -187,85 +96,17 @@ class RxSegment(Segment):
 
     def _start_pump(self) -> None:
         if self._pump is None:
-            self._pump = self._loop.create_task(self._pull_on_demand(), context=self._context)
+            self._pump = self._loop.create_task(self._run_pump(), context=self._context)
 
-    async def _pull_on_demand(self) -> None:
+    async def _run_pump(self) -> None:
         try:
-            while True:
-                await self._demand.wait()
-                if self._observer is None or self._done:
-                    return
-                await self._pull()
-                if self._elsewhere:
-                    # What the operator emitted on another thread comes by the loop.
-                    await asyncio.sleep(0)
+            await self._pull_on_demand()
         except BaseException as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             # What the engine or an operator raised comes out of the consumer's pull.
             self._end(error)
-
-    async def _pull(self) -> None:
-        try:
-            item = await anext(self._source)
-        except StopAsyncIteration:
-            if self._observer is not None:
-                self._observer.on_completed()
-        except Exception as error:
-            if self._observer is not None:
-                self._observer.on_error(error)
-        else:
-            if self._observer is not None:
-                self._observer.on_next(item)
-            if self._observer is not None and self._source.ended:
-                self._observer.on_completed()
-
-    def _subscribe_source(
-        self, observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
-    ) -> abc.DisposableBase:
-        if self._subscribed:
-            # The operator isn't told: one that tries again on an error would do so for ever.
-            self._on_error(RuntimeError("a token stream can be subscribed to only once"))
-            return Disposable()
-        self._subscribed = True
-        self._observer = observer
-        # The consumer may have begun to wait already.
-        self._here(self._wake_pump, None)
-        return Disposable(lambda: self._here(self._leave_source, None))
-
-    def _wake_pump(self, _: None) -> None:
-        if self._waiter is not None:
-            self._start_pump()
-
-    def _leave_source(self, _: None) -> None:
-        """The operator wants no more of its source."""
-        self._observer = None
-        # A pull that is under way unwinds by this; the task that waits in it ends with it.
-        self._source.close()
-        self._demand.set()
-
-    def _on_next(self, item: Any) -> None:
-        self._here(self._take, item)
-
-    def _on_error(self, error: Exception) -> None:
-        self._here(self._end, error)
-
-    def _on_completed(self) -> None:
-        self._here(self._end, None)
-
-    def _here(self, function: Callable[[Any], None], argument: Any) -> None:
-        """Call on the loop's thread; an operator may emit on a thread of its own scheduler."""
-        if threading.get_ident() == self._thread:
-            function(argument)
-        elif not self._loop.is_closed():
-            self._elsewhere = True
-            self._loop.call_soon_threadsafe(function, argument)
-
-    def _take(self, item: Any) -> None:
-        if not self._done:
-            self._out.append(item)
-            self._wake()
 
     def _end(self, error: BaseException | None) -> None:
         if not self._done:
@@ -277,18 +118,3 @@ class RxSegment(Segment):
         self._demand.clear()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-    def close(self) -> None:
-        """Drop: the operator's subscription, the source and the task that pulls it. Idempotent."""
-        self._done = True
-        self._out.clear()
-        self._subscription.dispose()
-        self._wake()
-        self._leave_source(None)
-
-    async def aclose(self) -> None:
-        """Drop, and wait until the source is released."""
-        self.close()
-        if self._pump is not None:
-            await asyncio.wait([self._pump])
-        await self._source.aclose()

@@ -225,6 +225,10 @@ class FusedRun(Segment, Generic[B]):
             self._loop.close()
             self._enter(self._release)
 
+    def abandon(self, error: BaseException) -> None:
+        """The set-up of an operator behind the run raised *error*: tell its stages of that."""
+        self._chain.abandon(error)
+
     def detach(self, enter: Enter | None = None) -> FusedRun[B]:
         """
         Take what is left of this run as a run of its own, which nobody else closes.

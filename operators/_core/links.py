@@ -227,6 +227,11 @@ class LinkedChains:
         for chain in self._chains:
             chain.close()
 
+    def abandon(self, error: BaseException) -> None:
+        """The set-up of a later stage raised *error*: every stage is told."""
+        for chain in self._chains:
+            chain.abandon(error)
+
     def drop(self) -> None:
         """Close, and forget what has not been handed out."""
         for chain in self._chains:

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
 from reactivex import Observable, abc
 
@@ -15,7 +15,7 @@ from operators._core.plain import subscribe_here, subscribe_in_task
 from operators._core.pulled import PulledSegment
 from operators._core.stage import Awaited, Emission, Hooks, Stage
 
-__all__ = ("NotAnOperator", "Operator", "PullingOperator", "operator", "stateless")
+__all__ = ("NotAnOperator", "Operator", "PullingOperator", "operator", "pulling", "stateless")
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -179,19 +179,29 @@ def operator(function: Callable[..., Any]) -> Callable[..., Operator[Any, Any]]:
     3
     5
     """
-    kind: type[Operator[Any, Any]] = Operator
     if inspect.isasyncgenfunction(function):
-        kind = PullingOperator
+        return pulling(function)
 
     @functools.wraps(function)
     def make(*args: Any, **kwargs: Any) -> Operator[Any, Any]:
-        return kind(function, args, kwargs)
+        return Operator(function, args, kwargs)
 
-    if kind is PullingOperator:
-        # The source is no argument of the operator.
-        signature = inspect.signature(function)
-        arguments = list(signature.parameters.values())[1:]
-        make.__signature__ = signature.replace(parameters=arguments)  # type: ignore[attr-defined]
+    return make
+
+
+def pulling(
+    function: Callable[Concatenate[FusedRun[A], P], AsyncIterator[B]],
+) -> Callable[P, Operator[A, B]]:
+    """Like :func:`operator` for an asynchronous generator; *function* may give any iterator."""
+
+    @functools.wraps(function)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Operator[A, B]:
+        return PullingOperator(function, args, kwargs)
+
+    # The source is no argument of the operator.
+    signature = inspect.signature(function)
+    arguments = list(signature.parameters.values())[1:]
+    cast("Any", make).__signature__ = signature.replace(parameters=arguments)
     return make
 
 

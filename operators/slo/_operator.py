@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
+from operators._core.checked import checked
 from operators._core.operator import operator
 from operators._core.stage import Hooks
 from operators.slo._request import SloRequest
@@ -20,6 +21,29 @@ def _never() -> bool:
     return False
 
 
+def _check(
+    ttft_ms: float | None,
+    itl_ms: float | None,
+    *,
+    windows: object,
+    key: object,
+    times: object = None,
+    itl_by: str = "mean",
+    is_cancelled: object = None,
+) -> None:
+    if ttft_ms is None and itl_ms is None:
+        raise ValueError("slo: expected ttft_ms or itl_ms, got neither")
+    for name, target in (("ttft_ms", ttft_ms), ("itl_ms", itl_ms)):
+        if target is not None and not 0.0 < target < math.inf:
+            raise ValueError(f"slo: {name}: expected more than 0 ms, got {target}")
+    if itl_by not in {"mean", "p99"}:
+        raise ValueError(f"slo: itl_by: expected 'mean' or 'p99', got {itl_by!r}")
+    if not isinstance(windows, SloWindows):
+        raise TypeError(f"slo: windows: expected SloWindows, got {windows!r}")
+    check_key("slo: key", key)
+
+
+@checked(_check)
 @operator
 def slo(
     ttft_ms: float | None,
@@ -75,8 +99,8 @@ def slo(
 
     Raises:
         ValueError: No target is given, or one is out of range, or *itl_by* is neither; when the
-            operator starts.
-        TypeError: *key* is neither a text nor a tuple of texts; when the operator starts.
+            operator is made.
+        TypeError: *key* is neither a text nor a tuple of texts; when the operator is made.
 
     Errors: source errors pass unchanged, after the request was counted.
     On dispose: the request is counted.
@@ -91,17 +115,10 @@ def slo(
     >>> figures.good, figures.tokens, figures.goodput, figures.ttft.count
     (1, 1, 1.0, 1)
     """
-    if ttft_ms is None and itl_ms is None:
-        raise ValueError("slo: expected ttft_ms or itl_ms, got neither")
-    for name, target in (("ttft_ms", ttft_ms), ("itl_ms", itl_ms)):
-        if target is not None and not 0.0 < target < math.inf:
-            raise ValueError(f"slo: {name}: expected more than 0 ms, got {target}")
-    if itl_by not in ("mean", "p99"):
-        raise ValueError(f"slo: itl_by: expected 'mean' or 'p99', got {itl_by!r}")
     note = None
     if times is None or not times.started:
         times, note = _notebook(times, windows)
-    request = SloRequest(check_key("slo: key", key), times, ttft_ms, itl_ms, itl_by == "p99")
+    request = SloRequest(key, times, ttft_ms, itl_ms, itl_by == "p99")
 
     def end(failure: Exception | None, dropped: bool) -> None:
         windows.closed(request, request.ended(failure, dropped, is_cancelled))

@@ -59,3 +59,7 @@ class Annotated(Struct, Generic[T], gc=False, repr_omit_defaults=True):
 
 class _ErrorItem(Annotated[Any], gc=True):
     """An error item, which the cyclic garbage collector tracks."""
+
+    def __repr__(self) -> str:
+        # Users know one class of items.
+        return super().__repr__().replace(type(self).__name__, Annotated.__name__, 1)

@@ -6,12 +6,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
 from reactivex import operators as ops
 
-from operators import NotAnOperator, check_operators, first_token, fuse, until_terminal
+from operators import (
+    AnyOperator,
+    NotAnOperator,
+    Stage,
+    check_operators,
+    coalesce,
+    first_token,
+    fuse,
+    map_async,
+    operator,
+    until_terminal,
+)
 from tests.operators._help import Engine, Seen, collect, same, virtual
 
 
@@ -84,3 +97,38 @@ async def test_any_iterable_will_do() -> None:
     assert await collect(fuse(Engine([1])(), (same() for _ in range(3)))) == Seen([1], "completed")
     both = same(), ops.map(lambda item: item)
     assert check_operators(iter(both)) == (*both,)
+
+
+@pytest.mark.rows("P4", "S5")
+@pytest.mark.parametrize(
+    "between",
+    [
+        pytest.param(ops.map(lambda item: item), id="reactivex"),
+        pytest.param(coalesce(), id="pulling"),
+        pytest.param(map_async(partial(asyncio.sleep, 1.0)), id="awaited"),
+    ],
+)
+@virtual
+async def test_a_set_up_that_fails_behind_a_part_is_told_in_front_of_it(
+    between: AnyOperator,
+) -> None:
+    """A stage hears that the set-up failed, not that the stream was dropped."""
+    heard: list[str] = []
+
+    @operator
+    def listening() -> Stage[Any, Any]:
+        try:
+            yield
+        except BaseException as error:
+            heard.append(type(error).__name__)
+            raise
+
+    @operator
+    def broken() -> Stage[Any, Any]:
+        raise LookupError
+        yield
+
+    source = Engine()
+    with pytest.raises(LookupError):
+        fuse(source(), [listening(), between, listening(), broken()])
+    assert heard == ["SetupFailed", "SetupFailed"]

@@ -1,4 +1,4 @@
-"""`operators._core.foreign`: any ``reactivex`` operator, anywhere in a list."""
+"""`operators._core.rx`: any ``reactivex`` operator, anywhere in a list."""
 
 # The types of ``reactivex`` leave open what an operator without a source works on.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false

@@ -141,11 +141,11 @@ async def test_an_asynchronous_observer_that_fails_is_counted() -> None:
     [
         (tap, {"limit": 0}, "tap: limit: expected at least 1 item, got 0"),
         (tap_async, {"limit": 0}, "tap_async: limit: expected at least 1 item, got 0"),
-        (tap_async, {"grace_s": -1}, "tap_async: grace_s: expected at least 0 s, got -1"),
+        (tap_async, {"grace_s": -1}, "tap_async: grace_s: expected a number of seconds, 0 or more"),
+        (tap, {"observe": 7}, "tap: observe: expected a function, got 7"),
     ],
 )
-@virtual
-async def test_bad_options_are_refused(made: Any, options: dict[str, Any], message: str) -> None:
-    """The message names the option and what was expected."""
-    with pytest.raises(ValueError, match=message):
-        fuse(Engine()(), [made(print, **options)])
+def test_bad_options_are_refused(made: Any, options: dict[str, Any], message: str) -> None:
+    """The message names the option and what was expected, when the operator is made."""
+    with pytest.raises((TypeError, ValueError), match=message):
+        made(**{"observe": print, **options})
