@@ -21,7 +21,7 @@ from operators._core.stage import (
 if TYPE_CHECKING:
     from operators._core.stage import AnyStage
 
-__all__ = ("READY", "Chain", "Starter", "leave_frame")
+__all__ = ("READY", "Chain", "Starter", "blame", "leave_frame")
 
 READY = object()
 """What a loop yields for an item that is in its chain's slot."""
@@ -93,9 +93,9 @@ class Chain:
         returned: tuple[int, Any] | None = None
         try:
             for place, starter in enumerate(starters):
+                names.append(starter.name)
                 body = starter.start()
                 if isinstance(body, Hooks):
-                    names.append(starter.name)
                     stages.append(body)
                     steps.append(body.step)
                     conditions.append(body.condition)
@@ -104,7 +104,6 @@ class Chain:
                     self.link = body
                     break
                 stage = _generator(starter, body)
-                names.append(starter.name)
                 stages.append(stage)
                 steps.append(stage.send)
                 conditions.append(None)
@@ -118,6 +117,8 @@ class Chain:
                 if type(first) is Emission:
                     self._visit(place, first)
         except BaseException as error:
+            if names:
+                blame(error, names[-1])
             self.steps.clear()
             self.abandon(error)
             raise
@@ -153,6 +154,11 @@ class Chain:
         self._is_last = True
         self.push(item, place)
         self.complete(place)
+
+    @property
+    def link_name(self) -> str:
+        """The name of the asynchronous step behind the chain."""
+        return self._names[-1]
 
     def emitted(self, place: int, emission: Emission) -> None:
         """Take what the stage at *place* yielded by :func:`emit`, :func:`bypass`, :func:`apply`."""
@@ -190,6 +196,7 @@ class Chain:
         if has_returned:
             self._returned(place, value)
             return
+        blame(error, self._names[place])
         self._close(place, place + 1)
         self.fail(error, place + 1)
 
@@ -296,6 +303,7 @@ class Chain:
                 raised.__traceback__ = traceback
             else:
                 leave_frame(raised)
+                blame(raised, self._names[here])
             return raised, None
         self._close(here, here + 1)
         return None, words
@@ -312,6 +320,7 @@ class Chain:
                 return None, hooks.on_error(failure)
         except BaseException as raised:
             leave_frame(raised)
+            blame(raised, self._names[here])
             return raised, None
         return signal, None
 
@@ -357,6 +366,14 @@ def leave_frame(error: BaseException) -> None:
     """
     if error.__traceback__ is not None:
         error.__traceback__ = error.__traceback__.tb_next
+
+
+def blame(error: BaseException, name: str) -> None:
+    """Note on *error* which operator raised it: a traceback shows it, and texts stay as they are."""
+    if isinstance(error, Exception):
+        note = f"raised by the operator {name}"
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
 
 def _generator(starter: Starter, stage: object) -> GeneratorType[Any, Any, Any]:

@@ -6,7 +6,7 @@ import types
 from collections.abc import Generator, Sequence
 from typing import Any, TypeAlias, cast
 
-from operators._core.chain import READY, Chain, Starter, leave_frame
+from operators._core.chain import READY, Chain, Starter, blame, leave_frame
 from operators._core.release import Release
 from operators._core.stage import Condition, Emission, Step
 
@@ -212,6 +212,7 @@ class LinkedChains:
             following.complete()
 
     def _step_failed(self, number: int, error: BaseException) -> None:
+        blame(error, self._chains[number].link_name)
         for chain in self._chains[: number + 1]:
             chain.drop()
         self._chains[number + 1].fail(error)
