@@ -13,6 +13,7 @@ from operators._core.checked import checked
 from operators._core.fusion import FusedRun
 from operators._core.operator import pulling
 from operators._core.stage import last
+from operators._raw_chunk import is_terminal, tokens_in
 from operators.drains import Drain, Drains
 
 __all__ = ("drain_until_first_token",)
@@ -203,8 +204,8 @@ class _UntilFirstToken(AsyncIterator[Any]):
                     # An engine that never waits must not keep all others from their turn.
                     await asyncio.sleep(0)
                     continue
-                is_last = self._run.ended or item.finish_reason is not None
-                self._is_settled = is_last or bool(item.token_ids)
+                is_last = self._run.ended or is_terminal(item)
+                self._is_settled = is_last or tokens_in(item) > 0
                 self._hand_over(item)
                 if self._is_settled:
                     return

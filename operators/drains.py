@@ -9,8 +9,8 @@ from typing import Any, Self
 
 from reactivex import Observable, abc
 
-from operators._chunk import Chunk
 from operators._core.fusion import FusedRun
+from operators._raw_chunk import is_terminal, tokens_in
 
 __all__ = ("Drain", "Drains")
 
@@ -148,12 +148,12 @@ class Drain:
 
             self._notice = notified.subscribe(abort_soon)
 
-    def look_at(self, chunk: Chunk) -> None:
+    def look_at(self, chunk: Any) -> None:
         """Take a chunk that the engine still gave."""
-        if chunk.finish_reason is not None:
+        if is_terminal(chunk):
             self._leave()
             self._run.close()
-        elif chunk.token_ids:
+        elif tokens_in(chunk):
             self.abort()
 
     def abort(self) -> None:
