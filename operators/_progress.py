@@ -32,7 +32,7 @@ class ResumePoint:
 
     Attributes:
         error: What the stream was lost by.
-        attempt: The how-manieth resumption of the request this is, from 1.
+        attempt: Which resumption of the request this is, counted from 1.
         token_ids: All tokens that were handed out so far, those of earlier parts included.
         last_item: The last item with tokens that was handed out, or None.
         link: The last ``worker_trace_link`` that came with the stream that was lost, or None.
