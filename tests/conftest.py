@@ -66,6 +66,8 @@ def leaks(request: pytest.FixtureRequest) -> Generator[LeakWatch]:
     with LeakWatch() as watch:
         yield watch
         found = watch.leaks()
+    # What a test imported or cached stays: later collections need not walk through it.
+    gc.freeze()
     if found and request.node.stash.get(_passed, False):
         pytest.fail("the test left behind:\n  " + "\n  ".join(found), pytrace=False)
 

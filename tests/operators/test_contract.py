@@ -162,7 +162,11 @@ def test_it_keeps_the_documentation_of_its_body(name: str) -> None:
 
 
 @EVERY_OPERATOR
-@pytest.mark.parametrize("scheduler", [None, ImmediateScheduler(), TestScheduler()], ids=repr)
+@pytest.mark.parametrize(
+    "scheduler",
+    [None, ImmediateScheduler(), TestScheduler()],
+    ids=["none", "immediate", "virtual"],
+)
 def test_it_forwards_the_scheduler(name: str, scheduler: abc.SchedulerBase | None) -> None:
     """The scheduler that a subscription is made with reaches the source."""
     source = Source()

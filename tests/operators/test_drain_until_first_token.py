@@ -210,13 +210,14 @@ async def test_a_terminal_ends_the_drain() -> None:
 
 
 @virtual
-async def test_what_is_no_chunk_ends_the_drain() -> None:
-    """It is an error like any other, and the engine is closed."""
-    engine = Engine([object()], ends=False, every_s=1.0)
-    async with Drains() as drains:
-        drain = drain_until_first_token(lambda: pytest.fail("aborted"), drains=drains)
+async def test_what_is_no_chunk_does_not_end_the_drain() -> None:
+    """A keep-alive item has no token; the first one that has some does."""
+    engine = Engine([object(), {"token_ids": [1]}], ends=False, every_s=1.0)
+    aborts: list[float] = []
+    async with Drains(grace_s=3.0) as drains:
+        drain = drain_until_first_token(lambda: aborts.append(now()), drains=drains)
         fuse(engine(), [drain]).close()
-    assert (now(), engine.closed) == (1.0, 1)
+    assert (now(), aborts, engine.closed) == (5.0, [2.0], 1)
 
 
 @virtual
