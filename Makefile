@@ -6,12 +6,12 @@ ARGS ?=
 BIN := .venv/bin
 NEXT := .venv-next/bin
 PIP_FLAGS := --quiet --quiet --disable-pip-version-check --no-input
-CHECKED := operators rx_backend tests tools conftest.py $(wildcard benchmarks)
+CHECKED := operators rx_backend tests tools examples conftest.py $(wildcard benchmarks)
 
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test lint unit unit-next bench docs notebooks fix pin clean
+.PHONY: help venv run serve test lint unit unit-next bench docs notebooks fix pin clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,6 +20,9 @@ venv: .venv/.stamp ## set up .venv with everything pinned in constraints.txt
 
 run: venv ## run an engine through the pipeline and report (ARGS="--help" lists the options)
 	@$(BIN)/rx-backend run $(ARGS)
+
+serve: venv ## serve an example engine behind the OpenAI API (ARGS="--http-port 8080")
+	@cd examples && exec ../$(BIN)/rx-backend serve echo_engine:EchoEngine --frontend --grace-s 0 $(ARGS)
 
 test: lint unit unit-next ## all checks: lint, tests, and the tests again on the newest reactivex
 

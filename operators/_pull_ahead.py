@@ -162,6 +162,10 @@ class PullAhead:
                 if self.source.ended:
                     self.is_through = True
                     return
+                if len(self._waiting) % _AT_A_TURN == 0:
+                    # A source that never waits must not keep all others from their turn.
+                    self._is_pulling = False
+                    await asyncio.sleep(0)
             if self.is_away:
                 self._be_full()
         except StopAsyncIteration:
@@ -210,5 +214,8 @@ class PullAhead:
         self._error = None
         await self.source.aclose()
 
+
+# How many items are pulled in one turn of the loop.
+_AT_A_TURN = 16
 
 _pulling: set[asyncio.Task[None]] = set()

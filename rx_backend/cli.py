@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,7 +12,7 @@ from pathlib import Path
 
 __all__ = ("main",)
 
-_BAD_USAGE, _INTERRUPTED = 2, 130
+_FAILED, _BAD_USAGE, _INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        The exit code: 0 when all is well, 1 for an engine that breaks the contract, 2 for bad
-        usage or input, 130 when interrupted.
+        The exit code: 0 when all is well, 1 for an engine that fails or breaks the contract, 2 for
+        bad usage or input, 130 when interrupted.
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
@@ -73,7 +74,29 @@ def _conformance(arguments: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
+def _serve(arguments: argparse.Namespace) -> int:
+    from rx_backend.errors import BackendError, InvalidArgument  # noqa: PLC0415  # a light start
+    from rx_backend.worker.options import ServeOptions  # noqa: PLC0415  # the same
+    from rx_backend.worker.serve import prepare  # noqa: PLC0415  # the same
+
+    given = {name: value for name, value in vars(arguments).items() if name != "command"}
+    # As with `python -m`: a module in the current folder is found.
+    sys.path.insert(0, "")
+    try:
+        run = prepare(ServeOptions.read(given, os.environ))
+    except InvalidArgument as error:
+        raise _BadUsage(error.message) from error
+    try:
+        run(partial(print, flush=True))
+    except BackendError as error:
+        _complain(str(error))
+        return _FAILED
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
+    from rx_backend.worker.options import ServeOptions  # noqa: PLC0415  # a light start
+
     parser = argparse.ArgumentParser(
         prog="rx-backend", description="Token streams of LLM engines as pipelines of operators."
     )
@@ -88,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
         "--real", action="store_true", help="on the real clock; virtual time by default"
     )
     conformance.set_defaults(command=_conformance)
+    serve = commands.add_parser("serve", help=_SERVE, description=_SERVE, epilog=_SERVE_MORE)
+    ServeOptions.add_arguments(serve)
+    serve.set_defaults(command=_serve)
     return parser
 
 
@@ -95,6 +121,11 @@ _RUN = "Replay a workload through the adapter over a simulated engine, and repor
 _RUN_MORE = (
     "The workload is --trace, else the file that RX_BACKEND_TRACE names, else "
     "../shared/data/azure_llm_conv_2023.csv where it exists, else a synthetic one of that shape."
+)
+_SERVE = "Serve an engine as a worker on NVIDIA Dynamo's runtime, until a signal ends it."
+_SERVE_MORE = (
+    "Each option can be given in the environment too, under the name in brackets. With file "
+    "discovery, workers and frontends of one machine meet in the folder that DYN_FILE_KV names."
 )
 _CONFORMANCE = "Check that an engine keeps to the contract; exit code 1 when it does not."
 

@@ -1,0 +1,29 @@
+"""
+Serving on NVIDIA's Dynamo runtime, and engines that were written for it.
+
+Nothing here is imported by ``import rx_backend``. The runtime is the package ``ai-dynamo-runtime``,
+the extra ``dynamo``; it is imported when something needs it.
+
+>>> from rx_backend import EngineAdapter
+>>> from rx_backend.engines import SampleEngine
+>>> handler = serving(EngineAdapter(SampleEngine()))  # for `endpoint.serve_endpoint(handler)`
+"""
+
+from rx_backend.dynamo.context import BridgedContext, ContextBridge, RuntimeContext, bridge_context
+from rx_backend.dynamo.engine_context import EngineContext
+from rx_backend.dynamo.engine_host import DynamoEngine, as_dynamo_engine
+from rx_backend.dynamo.engines import from_dynamo_engine
+from rx_backend.dynamo.serving import Handler, serving
+
+__all__ = (
+    "BridgedContext",
+    "ContextBridge",
+    "DynamoEngine",
+    "EngineContext",
+    "Handler",
+    "RuntimeContext",
+    "as_dynamo_engine",
+    "bridge_context",
+    "from_dynamo_engine",
+    "serving",
+)

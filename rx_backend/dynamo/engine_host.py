@@ -1,0 +1,197 @@
+"""Our engines and our operators inside Dynamo's own worker."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, cast
+
+from rx_backend.adapter import EngineAdapter
+from rx_backend.disagg import DisaggregationMode
+from rx_backend.dynamo.context import bridge_context
+from rx_backend.dynamo.serving import nothing_to_close, open_stream, wire_chunk, with_coalescing
+from rx_backend.engine import EngineConfig, LLMEngine, check_config
+from rx_backend.errors import BackendError, to_dynamo
+from rx_backend.pipeline import Pipeline, standard_pipeline
+from rx_backend.probe import JsonProbeAdapter
+from rx_backend.protocols import Annotated
+
+__all__ = ("DynamoEngine", "as_dynamo_engine")
+
+
+def as_dynamo_engine(
+    engine: LLMEngine,
+    pipeline: Pipeline = standard_pipeline,
+    *,
+    mode: DisaggregationMode | str = DisaggregationMode.AGGREGATED,
+    coalesce: bool = True,
+) -> DynamoEngine:
+    """
+    Give an engine, with a pipeline of operators, as one that Dynamo's own worker serves.
+
+    So a worker of the Dynamo ecosystem gets our operators in one line, around the engine it has::
+
+        engine = as_dynamo_engine(from_dynamo_engine(engine), my_pipeline)
+        await dynamo._core.backend.Worker(engine, config, loop).run()
+
+    Args:
+        engine: The engine, not started; one of Dynamo's kind through `from_dynamo_engine`.
+        pipeline: Makes a request's list of operators from its scope.
+        mode: The worker's role, as its ``WorkerConfig`` has it.
+        coalesce: Whether to merge the chunks that wait while the runtime is busy with those before.
+
+    Raises:
+        InvalidArgument: Unknown *mode*, or a *pipeline* that can't be called.
+        ImportError: The package ``ai-dynamo-runtime`` is not installed.
+    """
+    _import_backend()
+    return DynamoEngine(EngineAdapter(engine, mode, pipeline), coalesce=coalesce)
+
+
+class DynamoEngine:
+    """
+    An engine as Dynamo's own worker wants it, made by :func:`as_dynamo_engine`.
+
+    Methods that only some engines have are those of the engine inside.
+
+    Args:
+        adapter: What serves the requests.
+        coalesce: Whether to merge the chunks that wait while the runtime is busy.
+    """
+
+    def __init__(self, adapter: EngineAdapter, *, coalesce: bool = True) -> None:
+        self._engine: Any = adapter.engine
+        self._served = with_coalescing(adapter) if coalesce else adapter
+        self._probes = JsonProbeAdapter(adapter)
+        self._decode = adapter.mode.is_decode
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._engine, name)
+
+    async def start(self, worker_id: int) -> Any:
+        """Start the engine; gives the config that the worker registers."""
+        try:
+            config = check_config(await self._engine.start(worker_id))
+        except BackendError as error:
+            failure = to_dynamo(error)
+            raise failure from failure.__cause__
+        # An engine of Dynamo's kind may have said more than we have fields for.
+        own = getattr(self._engine, "dynamo_config", None)
+        return _to_dynamo_config(config) if own is None else own
+
+    async def generate(
+        self, request: Mapping[str, Any], context: Any
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """
+        Stream one request's chunks as dicts.
+
+        Raises:
+            DynamoException: What the stream failed with, of the nearest kind.
+        """
+        bridge = bridge_context(context, decode=self._decode)
+        stream = None
+        try:
+            stream = await open_stream(self._served, self._probes, request, bridge.request_context)
+            async for item in stream:
+                chunk = _chunk_of(item)
+                if chunk is not None:
+                    yield chunk
+        except Exception as error:
+            failure = to_dynamo(error)
+            raise failure from failure.__cause__
+        finally:
+            # Without an await: the runtime drops a generator as the garbage collector would.
+            bridge.end(nothing_to_close if stream is None else stream.close)
+
+    async def abort(self, context: Any) -> None:
+        """Do nothing: the request has heard the same signal, and its pipeline aborts the engine."""
+
+    async def cleanup(self) -> None:
+        """Release everything."""
+        await self._optional("cleanup")
+
+    async def drain(self) -> None:
+        """Finish background work before :meth:`cleanup`."""
+        await self._optional("drain")
+
+    async def health_check_payload(self) -> dict[str, Any] | None:
+        """Give the engine's small request that shows whether it works."""
+        return await self._optional("health_check_payload")
+
+    async def kv_event_sources(self) -> list[Any]:
+        """Give the engine's sources of KV events; an engine without them has none."""
+        return await self._optional("kv_event_sources") or []
+
+    async def on_endpoint_ready(self, endpoint: Any) -> None:
+        """Hand the endpoint to an engine that wants it."""
+        await self._optional("on_endpoint_ready", endpoint)
+
+    async def register_prometheus(self, metrics: Any) -> None:
+        """Hand the runtime's metrics to an engine that wants them."""
+        await self._optional("register_prometheus", metrics)
+
+    def component_metrics_dp_ranks(self) -> list[int]:
+        """Give the data-parallel ranks that the engine has figures for."""
+        return self._listed("component_metrics_dp_ranks")
+
+    def supported_controls(self) -> list[str]:
+        """Name the controls that the engine knows."""
+        return self._listed("supported_controls")
+
+    def supported_updates(self) -> list[str]:
+        """Name the updates that the engine knows."""
+        return self._listed("supported_updates")
+
+    async def _optional(self, name: str, *args: Any) -> Any:
+        method = getattr(self._engine, name, None)
+        return None if method is None else await method(*args)
+
+    def _listed(self, name: str) -> list[Any]:
+        method = getattr(self._engine, name, None)
+        return [] if method is None else list(method())
+
+
+def _chunk_of(item: object) -> dict[str, Any] | None:
+    """Take an item's chunk out of its envelope; Dynamo's worker puts its own around it."""
+    if not isinstance(item, Annotated):
+        return wire_chunk(item)
+    envelope = cast("Annotated[object]", item)
+    if envelope.error is not None:
+        raise envelope.error
+    return None if envelope.data is None else wire_chunk(envelope.data)
+
+
+def _to_dynamo_config(config: EngineConfig) -> Any:
+    backend = _import_backend()
+    registration = backend.LlmRegistration(
+        context_length=config.context_length,
+        kv_cache_block_size=config.kv_cache_block_size,
+        total_kv_blocks=config.total_kv_blocks,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        data_parallel_size=config.data_parallel_size,
+        data_parallel_start_rank=config.data_parallel_start_rank,
+        bootstrap_host=config.bootstrap_host,
+        bootstrap_port=config.bootstrap_port,
+        max_gpu_lora_count=config.max_gpu_lora_count,
+    )
+    return backend.EngineConfig(
+        model=config.model,
+        served_model_name=config.served_model_name,
+        runtime_data=config.runtime_data,
+        llm=registration,
+        model_aliases=config.model_aliases,
+    )
+
+
+def _import_backend() -> Any:
+    """Import Dynamo's worker, with a clear word where the package is missing."""
+    try:
+        return importlib.import_module("dynamo._core.backend")
+    except ImportError as error:
+        raise ImportError(
+            "an engine for Dynamo's worker needs the package ai-dynamo-runtime: "
+            "pip install 'rx-backend[dynamo]'"
+        ) from error

@@ -1,0 +1,137 @@
+"""Engines of the Dynamo ecosystem behind our adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rx_backend.context import RequestContext
+from rx_backend.dynamo.context import BridgedContext
+from rx_backend.dynamo.engine_context import EngineContext
+from rx_backend.engine import ChunkSource, EngineConfig, LLMEngine
+from rx_backend.errors import InvalidArgument
+from rx_backend.protocols import PreprocessedRequest, to_builtins
+
+__all__ = ("from_dynamo_engine",)
+
+# Where Dynamo keeps these, and what ours are called, is the same word.
+_NAMING = ("served_model_name", "model_aliases", "runtime_data")
+_REGISTRATION = (
+    "context_length",
+    "kv_cache_block_size",
+    "total_kv_blocks",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "data_parallel_size",
+    "data_parallel_start_rank",
+    "max_gpu_lora_count",
+    "bootstrap_host",
+    "bootstrap_port",
+)
+
+
+def from_dynamo_engine(engine: Any, *, runtime_context: bool = False) -> LLMEngine:
+    """
+    Give an engine written against Dynamo's Python ``LLMEngine`` as one of ours, unchanged.
+
+    Its ``generate(request, context)`` gets the request as the plain dict that the runtime would give
+    it, and an `EngineContext`; its chunks are dicts (row E2). Exceptions of ``dynamo.llm.exceptions``
+    keep their kind. Its ``is_quiescent`` may answer None, for not knowing: that counts as False, so
+    that nothing is freed early. Whatever else it has, such as ``kv_event_sources``, can be reached
+    through the result.
+
+    Args:
+        engine: The engine, not started.
+        runtime_context: Whether the engine gets the runtime's own context where the request came
+            through the runtime: for an engine that hands it on to the runtime. It then hears of the
+            runtime's signals, but not of a stop from our side.
+
+    Raises:
+        InvalidArgument: *engine* has no ``start`` or no ``generate``.
+
+    >>> import asyncio
+    >>> from rx_backend import EngineAdapter, PreprocessedRequest
+    >>> class Echo:
+    ...     async def start(self, worker_id): ...
+    ...     async def generate(self, request, context):
+    ...         for token_id in request["token_ids"]:
+    ...             if context.is_stopped():
+    ...                 break
+    ...             yield {"token_ids": [token_id], "index": 0}
+    ...         yield {"token_ids": [], "index": 0, "finish_reason": "stop"}
+    >>> async def main():
+    ...     adapter = EngineAdapter(from_dynamo_engine(Echo()))
+    ...     async for item in await adapter.generate(PreprocessedRequest(token_ids=[7])):
+    ...         print(item.data)
+    >>> asyncio.run(main())
+    LLMEngineOutput(token_ids=[7], index=0)
+    LLMEngineOutput(finish_reason=FinishReason.STOP, index=0)
+    """
+    for name in ("start", "generate"):
+        if not callable(getattr(engine, name, None)):
+            raise InvalidArgument(
+                f"engine: expected an engine of Dynamo's kind, {type(engine).__name__} "
+                f"has no method {name}"
+            )
+    return _FromDynamo(engine, runtime_context=runtime_context)
+
+
+class _FromDynamo(LLMEngine):
+    """
+    An engine of Dynamo's kind.
+
+    Attributes:
+        dynamo_config: What the engine's ``start`` gave, as it gave it; None before.
+    """
+
+    def __init__(self, engine: Any, *, runtime_context: bool) -> None:
+        self._engine = engine
+        self._gives_own = runtime_context
+        self.dynamo_config: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._engine, name)
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        config = self.dynamo_config = await self._engine.start(worker_id)
+        registration = getattr(config, "llm", None) or config
+        found = {
+            **{name: getattr(config, name, None) for name in ("model", *_NAMING)},
+            **{name: getattr(registration, name, None) for name in _REGISTRATION},
+        }
+        known = {name: value for name, value in found.items() if value is not None}
+        if "model" not in known:
+            raise InvalidArgument(
+                f"start() must return an EngineConfig with a model name, got {config!r}"
+            )
+        return EngineConfig(**known)
+
+    def generate(self, request: PreprocessedRequest, context: RequestContext) -> ChunkSource:
+        return self._engine.generate(to_builtins(request), self._context(context))
+
+    async def abort(self, context: RequestContext) -> None:
+        abort = getattr(self._engine, "abort", None)
+        if abort is not None:
+            await abort(self._context(context))
+
+    async def cleanup(self) -> None:
+        await self._optional("cleanup")
+
+    async def drain(self) -> None:
+        await self._optional("drain")
+
+    async def is_quiescent(self) -> bool:
+        return bool(await self._optional("is_quiescent"))
+
+    async def health_check_payload(self) -> dict[str, Any] | None:
+        return await self._optional("health_check_payload")
+
+    async def _optional(self, name: str) -> Any:
+        method = getattr(self._engine, name, None)
+        return None if method is None else await method()
+
+    def _context(self, context: RequestContext) -> object:
+        if self._gives_own and isinstance(context, BridgedContext):
+            return context.runtime_context
+        return EngineContext(context)

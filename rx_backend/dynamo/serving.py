@@ -1,0 +1,123 @@
+"""An adapter as a handler of the runtime's endpoints."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, TypeAlias, cast
+
+import msgspec
+
+from operators import coalesce as coalesce_chunks
+from rx_backend.adapter import EngineAdapter
+from rx_backend.dynamo.context import bridge_context
+from rx_backend.errors import InvalidArgument
+from rx_backend.probe import JsonProbeAdapter
+from rx_backend.protocols import Annotated, LLMEngineOutput, convert_request, to_builtins
+from rx_backend.stream import ResponseStream
+
+__all__ = ("Handler", "open_stream", "serving", "wire_chunk", "wire_item")
+
+Handler: TypeAlias = Callable[[Mapping[str, Any], Any], AsyncGenerator[dict[str, Any]]]
+"""What ``endpoint.serve_endpoint`` takes: from a request and its context to what goes out."""
+
+AnyStream: TypeAlias = ResponseStream[Any]
+
+
+def serving(adapter: EngineAdapter, *, coalesce: bool = True) -> Handler:
+    """
+    Make the handler with which the runtime serves an adapter.
+
+    Use it as ``await endpoint.serve_endpoint(serving(adapter))``. Every request becomes a stream of
+    the adapter. A client that disconnects, and a stop or a kill by the runtime, reach the engine as
+    at most one ``abort`` (row A2); where it is let go of, the runtime closes the stream.
+
+    Errors go out as items with their kind, all nine of them; a request that is none is answered by
+    an `InvalidArgument` item (rows S5, S6). Clients take an instance out of their routing when they
+    get one of `EngineShutdown`, and may send the request elsewhere. Health probes are answered as by
+    `JsonProbeAdapter` (row H2).
+
+    Args:
+        adapter: What serves the requests.
+        coalesce: Whether to merge the chunks that wait while the runtime is busy with those before;
+            see :func:`operators.coalesce`. The first token goes out at once, and nothing is held
+            back.
+    """
+    served = with_coalescing(adapter) if coalesce else adapter
+    probes = JsonProbeAdapter(adapter)
+    decode = adapter.mode.is_decode
+
+    async def handle(request: Mapping[str, Any], context: Any) -> AsyncGenerator[dict[str, Any]]:
+        bridge = bridge_context(context, decode=decode)
+        stream: AnyStream | None = None
+        try:
+            stream = await open_stream(served, probes, request, bridge.request_context)
+            async for item in stream:
+                yield wire_item(item)
+        except Exception as error:
+            yield wire_item(Annotated.from_error(error))
+        finally:
+            # Without an await: the runtime drops a generator as the garbage collector would.
+            bridge.end(nothing_to_close if stream is None else stream.close)
+
+    return handle
+
+
+def nothing_to_close() -> None:
+    """Do nothing: the stream was never made."""
+
+
+def with_coalescing(adapter: EngineAdapter) -> EngineAdapter:
+    """Give *adapter* with its chunks merged where they wait for the runtime."""
+    return adapter.with_operators(coalesce_chunks())
+
+
+async def open_stream(
+    served: EngineAdapter, probes: JsonProbeAdapter, request: Mapping[str, Any], context: Any
+) -> AnyStream:
+    """
+    Start a request that came over the wire.
+
+    Args:
+        served: Serves ordinary requests.
+        probes: Serves health probes.
+        request: As it arrived.
+        context: Our context for it.
+
+    Raises:
+        InvalidArgument: *request* is none; names the field and what was expected.
+        BackendError: The engine's set-up failed.
+    """
+    if not isinstance(request, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidArgument(f"$: expected an object, got {type(request).__name__}")
+    typed = convert_request(request)
+    if typed.is_probe:
+        return await probes.generate(request, context)
+    return await served.generate(typed, context)
+
+
+def wire_item(item: object) -> dict[str, Any]:
+    """
+    Give an item of a stream as the runtime's handlers yield it.
+
+    An item with nothing but data goes out as its data; the runtime puts the envelope around it.
+    """
+    if not isinstance(item, Annotated):
+        return wire_chunk(item)
+    typed = cast("Annotated[object]", item)
+    if typed.data is not None and typed.id is typed.event is typed.comment is typed.error is None:
+        return wire_chunk(typed.data)
+    return {"_dynamo_annotated": True, **to_builtins(typed)}
+
+
+def wire_chunk(chunk: object) -> dict[str, Any]:
+    """
+    Give a chunk as a dict for the runtime, without the fields that are null.
+
+    They would come out as they went in, at the price of a crossing for each.
+    """
+    if isinstance(chunk, LLMEngineOutput) and chunk.finish_reason is None and chunk.unknown is None:
+        wire: dict[str, Any] = msgspec.to_builtins(chunk)
+        if "token_ids" not in wire:
+            wire["token_ids"] = []
+        return wire
+    return to_builtins(chunk)

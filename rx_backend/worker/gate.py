@@ -1,0 +1,77 @@
+"""What stands between the runtime and the engine: requests are counted, and refused at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any, Protocol, TypeAlias
+
+__all__ = ("Handler", "RequestGate", "Stoppable")
+
+Handler: TypeAlias = Callable[[Any, Any], AsyncGenerator[Any]]
+"""Serves one request: from it and the runtime's context to its items."""
+
+
+class Stoppable(Protocol):
+    """What the gate asks of the runtime's context of a request."""
+
+    def stop_generating(self) -> None:
+        """Ask for the request's end."""
+        ...
+
+
+class RequestGate:
+    """
+    Knows which requests are in flight, and lets no more in once it is closed.
+
+    Args:
+        handler: Serves the requests.
+        refusal: Makes the error that a request gets when the gate is closed.
+    """
+
+    def __init__(self, handler: Handler, refusal: Callable[[], Exception]) -> None:
+        self._handler = handler
+        self._refusal = refusal
+        self._live: dict[object, Stoppable] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Count the requests in flight."""
+        return len(self._live)
+
+    async def handle(self, request: Any, context: Stoppable) -> AsyncGenerator[Any]:
+        """
+        Serve one request.
+
+        Raises:
+            Exception: The refusal, when the gate is closed.
+        """
+        if self._closed:
+            raise self._refusal()
+        mark = object()
+        self._live[mark] = context
+        self._idle.clear()
+        try:
+            async with aclosing(self._handler(request, context)) as items:
+                async for item in items:
+                    yield item
+        finally:
+            del self._live[mark]
+            if not self._live:
+                self._idle.set()
+
+    def close(self) -> None:
+        """Refuse requests from now on; those in flight go on."""
+        self._closed = True
+
+    def stop_all(self) -> None:
+        """Ask every request in flight to end."""
+        for context in list(self._live.values()):
+            context.stop_generating()
+
+    async def idle(self) -> None:
+        """Wait until no request is in flight."""
+        await self._idle.wait()

@@ -1,0 +1,97 @@
+"""A tokenizer and its companions, made on the spot: for engines that have no model files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+__all__ = ("NUMBERS", "write_model_files")
+
+NUMBERS = 1000
+"""How many token ids are numbers, from id 0; the 256 bytes follow, then the end of text."""
+
+_CONTEXT_LENGTH = 32_768
+_END = "<|end|>"
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def write_model_files(folder: Path, context_length: int | None = None) -> Path:
+    """
+    Write the files of a model that a frontend reads, with a tokenizer that needs no training.
+
+    Text becomes one token per byte of UTF-8. The token ids below :data:`NUMBERS` stand for their
+    own number, so that the tokens of an engine that counts can be read.
+
+    Args:
+        folder: An existing folder.
+        context_length: In tokens; 32,768 when left out.
+
+    Returns:
+        The folder.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     sorted(file.name for file in write_model_files(Path(folder)).iterdir())
+    ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json']
+    """
+    context_length = context_length or _CONTEXT_LENGTH
+    vocabulary = _vocabulary()
+    end = vocabulary[_END]
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
+    special = {
+        "id": end,
+        "content": _END,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+    files: dict[str, dict[str, Any]] = {
+        "tokenizer.json": {
+            "version": "1.0",
+            "added_tokens": [special],
+            "pre_tokenizer": byte_level,
+            "decoder": byte_level,
+            "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "chat_template": _CHAT_TEMPLATE,
+            "eos_token": _END,
+            "model_max_length": context_length,
+        },
+        "config.json": {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "max_position_embeddings": context_length,
+            "vocab_size": len(vocabulary),
+            "eos_token_id": end,
+        },
+        "generation_config.json": {"eos_token_id": end},
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(msgspec.json.encode(content))
+    return folder
+
+
+def _vocabulary() -> dict[str, int]:
+    """Token ids by their text, in the alphabet in which byte-level tokenizers write bytes."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {byte: chr(byte) for byte in printable}
+    letters |= {byte: chr(256 + place) for place, byte in enumerate(others)}
+    space = letters[ord(" ")]
+    texts = [f"{space}{number}" for number in range(NUMBERS)]
+    texts += [letters[byte] for byte in range(256)]
+    return {text: token_id for token_id, text in enumerate([*texts, _END])}

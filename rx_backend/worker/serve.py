@@ -1,0 +1,156 @@
+"""The command ``rx-backend serve``: a worker, and on request the frontend beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any, cast
+
+from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.errors import BackendError, InvalidArgument
+from rx_backend.pipeline import Pipeline, standard_pipeline
+from rx_backend.testing import EngineLoadError, load_engine_factory
+from rx_backend.worker.dynamo_runtime import DynamoRuntime
+from rx_backend.worker.frontend import until_listed
+from rx_backend.worker.options import ServeOptions
+from rx_backend.worker.shutdown import Shutdown, ShutdownTimes
+from rx_backend.worker.worker import Worker
+
+__all__ = ("prepare",)
+
+Say = Callable[[str], object]
+
+
+def prepare(options: ServeOptions) -> Callable[[Say], None]:
+    """
+    Load what is to be served; the result serves it until a signal ends it.
+
+    An engine that takes an argument ``mode`` is given the worker's role. The result wants a
+    function that is told, a line at a time, what a user should know. It raises a ``BackendError``
+    when the engine's start fails, or the runtime can't be had or is lost.
+
+    Args:
+        options: What to serve, and where.
+
+    Raises:
+        InvalidArgument: The engine or the pipeline can't be loaded, or there is no such model folder.
+    """
+    namespace, component, endpoint = options.address
+    shutdown = Shutdown()
+    worker = Worker(
+        _engine(options),
+        mode=options.mode,
+        pipeline=_pipeline(options),
+        namespace=namespace,
+        component=component,
+        endpoint=endpoint,
+        model_path=options.model_path,
+        coalesce=options.coalesce,
+        times=ShutdownTimes(grace_s=options.grace_s, drain_s=options.drain_s),
+        probe=_probe(),
+        shutdown=shutdown,
+    )
+
+    def run(say: Say) -> None:
+        # The runtime tells all that it does; it reads this when it is first used.
+        os.environ.setdefault("DYN_LOG", _LOGGED)
+        asyncio.run(_serve(options, worker, shutdown, say))
+
+    return run
+
+
+def _engine(options: ServeOptions) -> LLMEngine:
+    factory: Callable[..., object] = load_engine_factory(options.engine)
+    try:
+        takes_mode = "mode" in inspect.signature(factory).parameters
+        return cast("LLMEngine", factory(mode=options.mode) if takes_mode else factory())
+    except Exception as error:
+        raise InvalidArgument(
+            f"engine {options.engine}: making it raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def _pipeline(options: ServeOptions) -> Pipeline:
+    if options.pipeline is None:
+        return standard_pipeline
+    try:
+        return cast("Pipeline", load_engine_factory(options.pipeline))
+    except EngineLoadError as error:
+        raise InvalidArgument(f"pipeline{error.message.removeprefix('engine')}") from error
+
+
+async def _serve(options: ServeOptions, worker: Worker, shutdown: Shutdown, say: Say) -> None:
+    runtime = DynamoRuntime(options.discovery, options.request_plane)
+    frontend = hint = None
+    if options.frontend:
+        frontend = asyncio.create_task(_frontend(runtime, options, shutdown))
+
+    def ready(config: EngineConfig) -> None:
+        nonlocal hint
+        model = config.served_model_name or config.model
+        say(
+            f"serving {model} in {options.address[0]}, {options.mode}, on {options.discovery} discovery"
+        )
+        if options.frontend:
+            hint = asyncio.create_task(_hint(options, model, say))
+
+    failure: BaseException | None = None
+    try:
+        await worker.run(runtime=runtime, on_ready=ready)
+    except BackendError as error:
+        failure = error
+    finally:
+        await _ended(hint, 0.0)
+        # Without the frontend the runtime is gone too: so its error is the one to tell.
+        failure = await _ended(frontend, _FRONTEND_END_S) or failure
+    if failure is not None:
+        raise failure
+
+
+async def _frontend(runtime: DynamoRuntime, options: ServeOptions, shutdown: Shutdown) -> None:
+    """Serve HTTP; when that ends, so does the worker."""
+    try:
+        await runtime.serve_http(options.http_host, options.http_port)
+    finally:
+        if not shutdown.asked.is_set:
+            shutdown.ask()
+
+
+async def _hint(options: ServeOptions, model: str, say: Say) -> None:
+    """Say how to ask the model something, once it answers."""
+    await until_listed(options.http_host, options.http_port, model)
+    say(
+        f"curl -N http://{options.http_host}:{options.http_port}/v1/chat/completions "
+        "-H 'Content-Type: application/json' "
+        f'-d \'{{"model": "{model}", "stream": true, "max_tokens": 32, '
+        '"messages": [{"role": "user", "content": "Hello"}]}\''
+    )
+
+
+async def _ended(task: asyncio.Task[None] | None, seconds: float) -> BaseException | None:
+    """Wait for a task's end, but not for long; what it failed with."""
+    if task is None:
+        return None
+    await asyncio.wait({task}, timeout=seconds)
+    task.cancel()
+    (result,) = await asyncio.gather(task, return_exceptions=True)
+    return result if isinstance(result, BackendError) else None
+
+
+def _probe() -> dict[str, Any] | None:
+    """The health check's request that the environment names, as Dynamo's own workers read it."""
+    if not os.environ.get("DYN_HEALTH_CHECK_PAYLOAD"):
+        return None
+    from dynamo.health_check import (  # noqa: PLC0415 - only workers need the runtime
+        load_health_check_from_env,
+    )
+
+    return load_health_check_from_env()
+
+
+_FRONTEND_END_S = 5.0
+
+# Nobody needs to hear that a made-up model can't do images.
+_LOGGED = "warn,mm_routing=error"

@@ -1,0 +1,106 @@
+"""The bridge between a context of the real runtime and ours."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from rx_backend.dynamo import bridge_context
+from rx_backend.errors import InvalidArgument
+from tests.rx_backend.dynamo._runtime import NEEDS, new_context, real
+
+pytestmark = NEEDS
+
+
+@pytest.mark.rows("C1", "C2")
+@real
+async def test_a_stop_of_the_runtime_is_a_level_of_ours() -> None:
+    """Whoever waits hears of it, the request's identity is the same, and no task is made for it."""
+    theirs = new_context("r1", {"tenant": "t"})
+    bridge = bridge_context(theirs, decode=False)
+    ours = bridge.request_context
+    assert (ours.id, dict(ours.metadata), dict(ours.trace_headers)) == ("r1", {"tenant": "t"}, {})
+    assert not ours.is_stopped
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    theirs.stop_generating()
+    await ours.stopped()
+    assert ours.is_stopped
+    assert not ours.is_killed
+    bridge.close()
+
+
+@pytest.mark.rows("C1")
+@real
+async def test_what_was_signalled_before_counts() -> None:
+    """A request that is stopped before we see it is stopped."""
+    theirs = new_context()
+    theirs.stop_generating()
+    bridge = bridge_context(theirs, decode=False)
+    await bridge.request_context.stopped()
+    bridge.close()
+
+
+@pytest.mark.rows("A6")
+@real
+async def test_a_closed_bridge_waits_for_nothing() -> None:
+    """A signal after the end of the request reaches nobody of ours; closing twice is harmless."""
+    theirs = new_context()
+    bridge = bridge_context(theirs, decode=False)
+    bridge.close()
+    bridge.close()
+    heard = theirs.async_killed_or_stopped()
+    theirs.stop_generating()
+    await heard
+    assert not bridge.request_context.is_stopped
+
+
+@real
+async def test_a_refresh_takes_over_at_once() -> None:
+    """What the runtime has signalled counts before the loop has told anybody."""
+    theirs = new_context()
+    bridge = bridge_context(theirs, decode=False)
+    theirs.stop_generating()
+    bridge.refresh()
+    assert bridge.request_context.is_stopped
+    bridge.close()
+
+
+class Counted:
+    """A real context that counts its first-token notices, which show nowhere on the real one."""
+
+    def __init__(self) -> None:
+        self._context = new_context()
+        self.notices = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def notify_first_token(self) -> None:
+        self._context.notify_first_token()
+        self.notices += 1
+
+
+@pytest.mark.rows("C4")
+@pytest.mark.parametrize(("decode", "notices"), [(True, 1), (False, 0)])
+def test_the_first_token_is_told_once_by_a_decode_worker(decode: bool, notices: int) -> None:
+    """The runtime hears of our notice, and only where it means something."""
+
+    @real
+    async def run() -> None:
+        theirs = Counted()
+        bridge = bridge_context(theirs, decode=decode)
+        bridge.request_context.notify_first_token()
+        bridge.request_context.notify_first_token()
+        bridge.close()
+        assert theirs.notices == notices
+
+    run()
+
+
+@real
+async def test_a_context_that_is_none_is_named() -> None:
+    """A wrong argument is a typed error."""
+    with pytest.raises(InvalidArgument, match=r"context: .* got dict"):
+        bridge_context({}, decode=False)

@@ -1,0 +1,187 @@
+"""Engines written for Dynamo behind our adapter, and ours inside Dynamo's own worker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rx_backend.context import RequestContext
+from rx_backend.dynamo import EngineContext, as_dynamo_engine, from_dynamo_engine
+from rx_backend.engine import EngineConfig
+from rx_backend.errors import KINDS, InvalidArgument
+from rx_backend.protocols import FinishReason, LLMEngineOutput, to_builtins
+from tests.rx_backend._engines import ScriptedEngine, adapter_of, collect, request, stop, virtual
+from tests.rx_backend.dynamo._runtime import NEEDS, cluster, new_context, real, received
+
+pytestmark = NEEDS
+
+
+class Native:
+    """An engine as Dynamo's users write them, with a task that waits for the stop."""
+
+    def __init__(self, kind: str | None = None) -> None:
+        self.kind = kind
+        self.seen: list[dict[str, Any]] = []
+        self.events: list[str] = []
+
+    async def start(self, worker_id: int) -> Any:
+        return SimpleNamespace(
+            model="m",
+            served_model_name="served",
+            runtime_data=None,
+            model_aliases=["alias"],
+            llm=SimpleNamespace(context_length=4096, kv_cache_block_size=16),
+        )
+
+    async def generate(self, request: dict[str, Any], context: Any) -> AsyncGenerator[Any]:
+        self.seen.append(request)
+        yield {"token_ids": [7], "index": 0}
+        if self.kind is not None:
+            raise getattr(import_module("dynamo.llm.exceptions"), self.kind)("boom")
+        await context.async_killed_or_stopped()
+        assert context.is_stopped()
+        self.events.append(f"stopped {context.id()}")
+        yield {"token_ids": [], "index": 0, "finish_reason": "cancelled"}
+
+    async def abort(self, context: Any) -> None:
+        self.events.append(f"abort {context.id()}")
+
+    async def is_quiescent(self) -> None:
+        return None
+
+    async def kv_event_sources(self) -> list[str]:
+        return ["source"]
+
+
+@pytest.mark.rows("E2", "E4", "A2")
+@virtual
+async def test_an_engine_of_dynamo_runs_unchanged() -> None:
+    """It gets the runtime's dict and a context with methods, and hears a stop from our side."""
+    native = Native()
+    context = RequestContext("r1")
+    stream = await adapter_of(from_dynamo_engine(native)).generate(request(), context)
+    async with aclosing(stream):
+        first = await anext(stream)
+        asyncio.get_running_loop().call_soon(context.stop_generating)
+        (rest,) = await collect(stream)
+    assert native.seen == [to_builtins(request())]
+    assert first.data is not None
+    assert first.data.token_ids == [7]
+    assert rest.data is not None
+    assert rest.data.finish_reason == FinishReason.CANCELLED
+    assert sorted(native.events) == ["abort r1", "stopped r1"]
+
+
+@pytest.mark.rows("S6")
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"ResponseTimeout"}))
+def test_an_exception_of_dynamo_keeps_its_kind(kind: str) -> None:
+    """The error item has the kind that the engine raised."""
+
+    @virtual
+    async def run() -> None:
+        engine = from_dynamo_engine(Native(kind))
+        *_, item = await collect(await adapter_of(engine).generate(request()))
+        assert type(item.error) is KINDS[kind]
+        assert item.comment == ["boom"]
+
+    run()
+
+
+@pytest.mark.rows("E1", "E5")
+@virtual
+async def test_an_engine_of_dynamo_says_the_same_of_itself() -> None:
+    """Its config in our words; what it lacks has a safe answer; what is its own can be reached."""
+    native = Native()
+    engine = from_dynamo_engine(native)
+    assert await engine.start(1) == EngineConfig(
+        model="m",
+        served_model_name="served",
+        model_aliases=["alias"],
+        context_length=4096,
+        kv_cache_block_size=16,
+    )
+    assert await engine.is_quiescent() is False
+    assert await engine.health_check_payload() is None
+    await engine.drain()
+    await engine.cleanup()
+    hosted = as_dynamo_engine(engine)
+    assert await hosted.kv_event_sources() == ["source"]
+    assert (await hosted.start(1)).llm.context_length == 4096
+    with pytest.raises(InvalidArgument, match="has no method start"):
+        from_dynamo_engine(object())
+
+
+@virtual
+async def test_the_future_of_a_context_can_be_given_up() -> None:
+    """An engine that cancels its wait leaves nothing behind, and a later stop harms nobody."""
+    ours = RequestContext("r1", trace_headers={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
+    context = EngineContext(ours)
+    given_up, kept = context.async_killed_or_stopped(), context.async_killed_or_stopped()
+    given_up.cancel()
+    ours.kill()
+    assert await kept
+    assert context.is_killed()
+    assert (context.trace_id, context.span_id) == ("a" * 32, "b" * 16)
+    with context.start_span("work") as span:
+        span.set_attribute("key", 1)
+
+
+@pytest.mark.rows("S6")
+@real
+async def test_ours_as_dynamos_gives_dicts_and_its_exceptions() -> None:
+    """Chunks are plain dicts, the error is the one of the kind, and the config is the runtime's."""
+    engine = ScriptedEngine(LLMEngineOutput.token(7), KINDS["Disconnected"]("boom"))
+    hosted = as_dynamo_engine(engine)
+    config = await hosted.start(1)
+    assert type(config) is import_module("dynamo._core.backend").EngineConfig
+    assert config.model == "scripted"
+    failing = hosted.generate({"token_ids": [1]}, new_context())
+    assert (await anext(failing))["token_ids"] == [7]
+    with pytest.raises(import_module("dynamo.llm.exceptions").Disconnected, match=r"^boom$"):
+        await anext(failing)
+    hosted = as_dynamo_engine(ScriptedEngine(stop()))
+    (terminal,) = [c async for c in hosted.generate({"token_ids": [1]}, new_context())]
+    assert terminal["finish_reason"] == "stop"
+
+
+@pytest.mark.rows("A2", "S2", "S6")
+@real
+async def test_our_operators_run_inside_dynamos_own_worker() -> None:
+    """A limit of ours ends a stream, an error keeps its kind, and a client that goes is one abort."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.rx_backend.dynamo.worker_child",
+        stdout=asyncio.subprocess.PIPE,
+        env=dict(os.environ),
+    )
+    assert child.stdout is not None
+    try:
+        async with cluster() as joined:
+            client = await joined.client()
+            limited = {"token_ids": [2], "stop_conditions": {"max_tokens": 5}}
+            chunks = await received(client.round_robin(limited))
+            assert [token for chunk in chunks for token in chunk["token_ids"]] == [8] * 5
+            assert chunks[-1]["finish_reason"] == "length"
+            context = new_context("gone")
+            async for _item in await client.round_robin({"token_ids": [2]}, context=context):
+                context.stop_generating()
+            with pytest.raises(Exception, match=r"^Unavailable: boom$"):
+                await received(client.round_robin({"token_ids": [1]}))
+        child.terminate()
+        output, _ = await child.communicate()
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    lines = [line for line in output.decode().splitlines() if "INFO" not in line]
+    assert lines == ["start", "abort gone", "cleanup"]
+    assert child.returncode == 0

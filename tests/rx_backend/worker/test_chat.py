@@ -1,0 +1,85 @@
+"""The whole path: the official client, the OpenAI frontend, the worker, the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+from openai import APIError, OpenAI
+
+from tests.rx_backend.worker._processes import START_S, serve
+from tests.rx_backend.worker.engines import FAIL_FIRST, FAIL_LATER, MODEL
+
+pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Generator[OpenAI]:
+    """Serve the counting engine with its frontend, for all tests of this file."""
+    folder = tmp_path_factory.mktemp("chat")
+    with serve(folder, "CountingEngine", "--frontend", "--grace-s", "0") as served:
+        served.line("curl -N", START_S)
+        with served.client() as client:
+            yield client
+
+
+def test_chat_streams_tokens_in_order(client: OpenAI) -> None:
+    """The client gets every token once, in order, then the finish reason, then the usage."""
+    chunks = list(
+        client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "count"}],
+            max_tokens=40,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    choices = [choice for chunk in chunks for choice in chunk.choices]
+    text = "".join(choice.delta.content or "" for choice in choices)
+    assert text.split() == [str(number) for number in range(40)]
+    assert [choice.finish_reason for choice in choices if choice.finish_reason] == ["length"]
+    assert chunks[-1].usage is not None
+    prompt = len("user: count\nassistant: ")
+    assert chunks[-1].usage.completion_tokens == 40
+    assert chunks[-1].usage.prompt_tokens == prompt
+
+
+def test_the_model_is_listed_with_its_context(client: OpenAI) -> None:
+    """What the engine's config says reaches the frontend's list of models."""
+    (model,) = client.models.list().data
+    assert model.id == MODEL
+    assert (model.model_extra or {})["context_window"] == 2048
+
+
+@pytest.mark.parametrize(
+    ("letter", "code", "message", "before"),
+    [
+        (FAIL_FIRST, "400", "no such prompt", ""),
+        (FAIL_LATER, "500", "Internal server error", " 0"),
+    ],
+)
+def test_an_engines_error_reaches_the_client(
+    client: OpenAI, letter: str, code: str, message: str, before: str
+) -> None:
+    """The kind of an engine's error decides what API error the client gets, after the tokens."""
+    texts: list[str] = []
+
+    def ask() -> None:
+        for chunk in client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": letter}], stream=True
+        ):
+            texts.extend(choice.delta.content or "" for choice in chunk.choices)
+
+    with pytest.raises(APIError, match=message) as raised:
+        ask()
+    assert raised.value.code == code
+    assert "".join(texts) == before
+
+
+def test_a_request_without_stream_gets_one_answer(client: OpenAI) -> None:
+    """The frontend puts the tokens together for a client that does not stream."""
+    answer = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "count"}], max_tokens=3
+    )
+    assert answer.choices[0].message.content == " 0 1 2"
+    assert answer.choices[0].finish_reason == "length"

@@ -1,0 +1,419 @@
+"""A worker's life in virtual time, with a runtime that only keeps a diary."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rx_backend import (
+    BackendError,
+    CannotConnect,
+    DisaggregationMode,
+    Disconnected,
+    EngineConfig,
+    EngineShutdown,
+    InvalidArgument,
+    ResponseTimeout,
+    Unknown,
+)
+from rx_backend.testing import run_virtual
+from rx_backend.worker import Lifecycle, ModelEntry, RequestGate, Shutdown, ShutdownTimes
+from rx_backend.worker.gate import Handler
+
+TIMES = ShutdownTimes(grace_s=5, drain_s=30, unwind_s=3, settle_s=20, poll_s=1)
+
+
+class Place:
+    """A place in a runtime; everything is written to one diary, with the time in seconds."""
+
+    worker_id = 7
+
+    def __init__(self) -> None:
+        self.diary: list[tuple[float, str]] = []
+        self.lost = asyncio.Event()
+        self.fails_at: str | None = None
+        self.entries: list[ModelEntry] = []
+        self.probes: list[Mapping[str, Any] | None] = []
+
+    def note(self, what: str) -> None:
+        self.diary.append((asyncio.get_running_loop().time(), what))
+        if what == self.fails_at:
+            raise CannotConnect(what)
+
+    @property
+    def steps(self) -> list[str]:
+        return [what for _, what in self.diary]
+
+    async def serve(self, handler: Handler, probe: Mapping[str, Any] | None) -> None:
+        self.note("serve")
+        self.probes.append(probe)
+        await self.lost.wait()
+
+    async def reachable(self) -> None:
+        self.note("reachable")
+
+    async def register(self, model: ModelEntry) -> None:
+        self.note("register")
+        self.entries.append(model)
+
+    async def leave(self) -> None:
+        self.note("leave")
+
+    def shutdown(self) -> None:
+        self.lost.set()
+        self.note("shutdown")
+
+
+class Engine:
+    """Notes what is asked of it; each step takes the seconds given."""
+
+    def __init__(self, place: Place, **takes: float) -> None:
+        self.place = place
+        self.takes = takes
+        self.quiescent_at = 0.0
+        self.model = "m"
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        await self._step("start")
+        return EngineConfig(model=self.model)
+
+    async def cleanup(self) -> None:
+        await self._step("cleanup")
+
+    async def drain(self) -> None:
+        await self._step("drain")
+
+    async def is_quiescent(self) -> bool:
+        self.place.note("is_quiescent")
+        return asyncio.get_running_loop().time() >= self.quiescent_at
+
+    async def health_check_payload(self) -> dict[str, Any]:
+        return {"token_ids": [1]}
+
+    async def _step(self, name: str) -> None:
+        self.place.note(name)
+        await asyncio.sleep(self.takes.get(name, 0.0))
+
+
+class Request:
+    """A request in flight for so many seconds; `deaf` ones don't hear that they should stop."""
+
+    def __init__(self, seconds: float, *, deaf: bool = False) -> None:
+        self.seconds = seconds
+        self.deaf = deaf
+        self.stopped = asyncio.Event()
+        self.items: list[str] = []
+        self.error: BaseException | None = None
+
+    def stop_generating(self) -> None:
+        if not self.deaf:
+            self.stopped.set()
+
+    async def send(self, gate: RequestGate) -> None:
+        try:
+            async for item in gate.handle(self, self):
+                self.items.append(item)
+        except Exception as error:
+            self.error = error
+
+
+async def handler(request: Request, context: object) -> AsyncGenerator[str]:
+    yield "first"
+    try:
+        async with asyncio.timeout(request.seconds):
+            await request.stopped.wait()
+        yield "cancelled"
+    except TimeoutError:
+        yield "last"
+
+
+class Life:
+    """One life: its parts, and a way to live it."""
+
+    def __init__(self, mode: str = "agg", **takes: float) -> None:
+        self.place = Place()
+        self.engine = Engine(self.place, **takes)
+        self.gate = RequestGate(handler, lambda: EngineShutdown("no more"))
+        self.shutdown = Shutdown()
+        self.ready: list[EngineConfig] = []
+        self.mode = DisaggregationMode.parse(mode)
+        self.tasks: list[asyncio.Task[None]] = []
+        self.over = False
+
+    def at(self, seconds: float, action: Callable[[], object]) -> None:
+        asyncio.get_running_loop().call_at(seconds, action)
+
+    def send(self, request: Request) -> None:
+        if not self.over:
+            self.tasks.append(asyncio.create_task(request.send(self.gate)))
+
+    async def live(self) -> BackendError | None:
+        engine: Any = self.engine
+        lifecycle = Lifecycle(
+            engine,
+            self.place,
+            self.gate,
+            self.shutdown,
+            mode=self.mode,
+            times=TIMES,
+            model_path=lambda config: f"/models/{config.model}",
+        )
+        try:
+            await lifecycle.run(self.ready.append)
+        except BackendError as error:
+            return error
+        finally:
+            self.over = True
+            await asyncio.gather(*self.tasks)
+        return None
+
+
+@pytest.mark.rows("E1", "E5")
+def test_the_steps_come_in_order_and_take_their_time() -> None:
+    """Up to the model's registration, and down from discovery to the runtime, each step once."""
+
+    async def main() -> None:
+        life = Life(start=2, drain=1, cleanup=1)
+        life.at(10, life.shutdown.ask)
+        assert await life.live() is None
+        assert life.place.diary == [
+            (0, "start"),
+            (2, "serve"),
+            (2, "reachable"),
+            (2, "register"),
+            (10, "leave"),
+            (15, "drain"),
+            (16, "cleanup"),
+            (17, "shutdown"),
+        ]
+        assert [config.model for config in life.ready] == ["m"]
+        assert life.place.entries[0].path == "/models/m"
+        assert life.place.probes == [{"token_ids": [1]}]
+
+    run_virtual(main())
+
+
+def test_requests_in_flight_end_by_themselves_and_new_ones_are_refused() -> None:
+    """During the grace period requests are still taken; afterwards those in flight go on."""
+
+    async def main() -> None:
+        life = Life()
+        old, late, refused = Request(20), Request(12), Request(1)
+        life.at(1, lambda: life.send(old))
+        life.at(10, life.shutdown.ask)
+        life.at(14, lambda: life.send(late))
+        life.at(16, lambda: life.send(refused))
+        assert await life.live() is None
+        assert old.items == late.items == ["first", "last"]
+        assert isinstance(refused.error, EngineShutdown)
+        assert (26, "drain") in life.place.diary
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize(("deaf", "cleaned_at"), [(False, 45), (True, 48)])
+def test_the_deadline_stops_what_is_left(*, deaf: bool, cleaned_at: float) -> None:
+    """At the deadline the rest is told to stop; what does not hear it is not waited for long."""
+
+    async def main() -> None:
+        life = Life()
+        request = Request(1000, deaf=deaf)
+        life.at(1, lambda: life.send(request))
+        life.at(10, life.shutdown.ask)
+        life.at(60, request.stopped.set)
+        assert await life.live() is None
+        assert (cleaned_at, "cleanup") in life.place.diary
+        assert request.items == ["first", "cancelled"]
+
+    run_virtual(main())
+
+
+@pytest.mark.rows("E5")
+@pytest.mark.parametrize(("quiescent_at", "drained_at"), [(18, 18), (1000, 35)])
+def test_prefill_waits_until_it_is_quiescent(quiescent_at: float, drained_at: float) -> None:
+    """A prefill worker is asked until its transfers are done, or until its time is up."""
+
+    async def main() -> None:
+        life = Life("prefill")
+        life.engine.quiescent_at = quiescent_at
+        life.at(10, life.shutdown.ask)
+        assert await life.live() is None
+        assert life.place.diary.count((15, "is_quiescent")) == 1
+        assert (drained_at, "drain") in life.place.diary
+
+    run_virtual(main())
+
+
+def test_a_second_wish_skips_the_waits() -> None:
+    """Forced, the request is stopped at once; the engine is still cleaned up, once."""
+
+    async def main() -> None:
+        life = Life()
+        request = Request(1000)
+        life.at(1, lambda: life.send(request))
+        life.at(10, life.shutdown.ask)
+        life.at(12, life.shutdown.ask)
+        assert await life.live() is None
+        assert request.items == ["first", "cancelled"]
+        assert life.place.diary[-2:] == [(12, "cleanup"), (12, "shutdown")]
+
+    run_virtual(main())
+
+
+def test_a_cleanup_that_hangs_is_given_up_when_forced() -> None:
+    """It gets a short while, then the worker ends with an error that says so."""
+
+    async def main() -> None:
+        life = Life(cleanup=1000)
+        life.at(10, life.shutdown.ask)
+        life.at(20, life.shutdown.ask)
+        error = await life.live()
+        assert isinstance(error, ResponseTimeout)
+        assert "3 s" in error.message
+        assert life.place.diary[-1] == (23, "shutdown")
+
+    run_virtual(main())
+
+
+@pytest.mark.rows("E1", "E5")
+@pytest.mark.parametrize("step", ["start", "serve", "reachable", "register"])
+def test_a_failing_step_on_the_way_up_is_cleaned_up_once(step: str) -> None:
+    """The typed error comes out, after one cleanup and the runtime's end; nobody was told ready."""
+
+    async def main() -> None:
+        life = Life()
+        life.place.fails_at = step
+        error = await life.live()
+        assert isinstance(error, CannotConnect)
+        assert error.message == step
+        assert life.place.steps[-2:] == ["cleanup", "shutdown"]
+        assert life.place.steps.count("cleanup") == 1
+        assert life.ready == []
+
+    run_virtual(main())
+
+
+@pytest.mark.rows("E1")
+def test_a_config_without_a_model_is_an_error() -> None:
+    """The engine is cleaned up, and never serves."""
+
+    async def main() -> None:
+        life = Life()
+        life.engine.model = " "
+        assert isinstance(await life.live(), InvalidArgument)
+        assert life.place.steps == ["start", "cleanup", "shutdown"]
+
+    run_virtual(main())
+
+
+def test_a_lost_runtime_is_an_error() -> None:
+    """When serving ends by itself, the engine is cleaned up and the worker fails."""
+
+    async def main() -> None:
+        life = Life()
+        life.at(10, life.place.lost.set)
+        assert isinstance(await life.live(), Disconnected)
+        assert life.place.steps[-2:] == ["cleanup", "shutdown"]
+
+    run_virtual(main())
+
+
+def test_the_first_error_is_told_when_cleanup_fails_too() -> None:
+    """A cleanup that fails is an error of its own only where nothing failed before."""
+
+    async def main() -> None:
+        life = Life()
+        life.at(10, life.shutdown.ask)
+        life.place.fails_at = "cleanup"
+        assert isinstance(await life.live(), CannotConnect)
+        both = Life()
+        both.engine.model = ""
+        both.place.fails_at = "cleanup"
+        assert isinstance(await both.live(), InvalidArgument)
+        assert both.place.steps.count("cleanup") == 1
+
+    run_virtual(main())
+
+
+def test_an_error_without_a_type_gets_one() -> None:
+    """Whatever an engine raises, the worker's error has a kind."""
+
+    async def main() -> None:
+        life = Life()
+
+        async def fail(worker_id: int) -> EngineConfig:
+            raise RuntimeError("boom")
+
+        life.engine.start = fail
+        error = await life.live()
+        assert isinstance(error, Unknown)
+        assert error.message == "boom"
+
+    run_virtual(main())
+
+
+@pytest.mark.rows("E5")
+@given(st.lists(st.floats(0, 80), min_size=1, max_size=3), st.lists(st.floats(0, 80), max_size=3))
+def test_whenever_the_end_is_asked_for_the_engine_ends_once(
+    asked: list[float], requests: list[float]
+) -> None:
+    """Cleanup comes once, after start and before the runtime's end, and never without a start."""
+
+    async def main() -> None:
+        life = Life("prefill", start=7, drain=4, cleanup=2)
+        for at in asked:
+            life.at(at, life.shutdown.ask)
+        for at in requests:
+            life.at(at, lambda: life.send(Request(15)))
+        assert await life.live() is None
+        steps = life.place.steps
+        assert steps.count("cleanup") == steps.count("start") <= 1
+        assert steps[-1] == "shutdown"
+        assert steps.count("shutdown") == 1
+        if "drain" in steps:
+            assert steps.index("leave") < steps.index("drain") < steps.index("cleanup")
+
+    run_virtual(main())
+
+
+def test_an_end_that_was_asked_for_before_starts_nothing() -> None:
+    """A worker that is told to end at once neither starts nor cleans up its engine."""
+
+    async def main() -> None:
+        life = Life()
+        life.shutdown.ask()
+        assert await life.live() is None
+        assert life.place.steps == ["shutdown"]
+
+    run_virtual(main())
+
+
+def test_an_engine_needs_no_optional_methods() -> None:
+    """An engine with `start` and `cleanup` alone, besides `generate`, lives like any other."""
+
+    class Bare:
+        def __init__(self, engine: Engine) -> None:
+            self.start = engine.start
+            self.cleanup = engine.cleanup
+
+    async def main() -> None:
+        life = Life("prefill")
+        bare: Any = Bare(life.engine)
+        life.engine = bare
+        life.at(10, life.shutdown.ask)
+        assert await life.live() is None
+        assert life.place.steps[-2:] == ["cleanup", "shutdown"]
+        assert life.place.probes == [None]
+
+    run_virtual(main())
+
+
+def test_times_are_seconds_from_zero() -> None:
+    """A time that is none is refused by name."""
+    with pytest.raises(InvalidArgument, match="drain_s: expected seconds from 0, got -1"):
+        ShutdownTimes(drain_s=-1)

@@ -1,0 +1,141 @@
+"""How a worker ends, seen from outside: signals, exit codes, and what its clients get."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from openai import APIError, OpenAI
+
+from tests.rx_backend.worker._processes import START_S, STEP_S, Served, serve
+from tests.rx_backend.worker.engines import MODEL, WAIT
+
+pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
+
+CLIENTS, TOKENS = 4, 25
+
+
+def ask(client: OpenAI, first: threading.Event | None = None, *, letter: str = WAIT) -> str:
+    """Stream one answer; give its text and its finish reason."""
+    text = ""
+    for chunk in client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": letter}],
+        max_tokens=TOKENS,
+        stream=True,
+    ):
+        choice = chunk.choices[0]
+        text += choice.delta.content or ""
+        if first is not None:
+            first.set()
+        if choice.finish_reason:
+            text += f" {choice.finish_reason}"
+    return text
+
+
+def start(pool: ThreadPoolExecutor, client: OpenAI, number: int) -> list[Future[str]]:
+    """Start so many requests, each of which has its first token and then waits."""
+    running: list[Future[str]] = []
+    for _ in range(number):
+        first = threading.Event()
+        running.append(pool.submit(ask, client, first))
+        assert first.wait(STEP_S)
+    return running
+
+
+def one_of_each(served: Served) -> bool:
+    return served.count("drain") == served.count("cleanup") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_loses_no_request(tmp_path: Path, number: signal.Signals) -> None:
+    """Requests in flight end with all their tokens, new ones are refused, the exit code is 0."""
+    release = tmp_path / "release"
+    flags = ("--frontend", "--grace-s", "0", "--drain-s", str(STEP_S))
+    with (
+        serve(tmp_path, "CountingEngine", *flags, RELEASE=str(release)) as served,
+        served.client() as client,
+        ThreadPoolExecutor(CLIENTS) as pool,
+    ):
+        served.line("curl -N", START_S)
+        running = start(pool, client, CLIENTS)
+        served.signal(number)
+        served.line("refuses new requests")
+        with pytest.raises(APIError):
+            ask(client, letter="c")
+        assert not any(request.done() for request in running)
+        release.touch()
+        expected = " ".join(["", *map(str, range(TOKENS)), "length"])
+        assert [request.result(STEP_S) for request in running] == [expected] * CLIENTS
+        assert served.ended() == 0
+        assert one_of_each(served)
+        assert served.count("abort") == 0
+
+
+def test_what_is_left_at_the_deadline_is_stopped(tmp_path: Path) -> None:
+    """A request that outlives the deadline is aborted once; its client is told of an error."""
+    flags = ("--frontend", "--grace-s", "0", "--drain-s", "0.1")
+    with (
+        serve(tmp_path, "CountingEngine", *flags, RELEASE=str(tmp_path / "never")) as served,
+        served.client() as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        served.line("curl -N", START_S)
+        (request,) = start(pool, client, 1)
+        served.signal()
+        with pytest.raises(APIError):
+            request.result(STEP_S)
+        assert served.ended() == 0
+        assert one_of_each(served)
+        assert served.count("abort") == 1
+
+
+def test_a_second_signal_forces_the_end(tmp_path: Path) -> None:
+    """It skips the waits: the request is stopped at once, and the engine still cleaned up."""
+    flags = ("--frontend", "--grace-s", "600", "--drain-s", "600")
+    with (
+        serve(tmp_path, "CountingEngine", *flags, RELEASE=str(tmp_path / "never")) as served,
+        served.client() as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        served.line("curl -N", START_S)
+        (request,) = start(pool, client, 1)
+        served.signal()
+        served.line("leaves discovery")
+        served.signal(signal.SIGINT)
+        with pytest.raises(APIError):
+            request.result(STEP_S)
+        assert served.ended() == 0
+        assert served.count("cleanup") == 1
+        assert served.count("abort") == 1
+
+
+@pytest.mark.parametrize(
+    ("engine", "complaint"),
+    [
+        ("FailingEngine", "BackendCannotConnect: no device to be had"),
+        ("NamelessEngine", "non-empty model name"),
+    ],
+)
+def test_a_failing_start_is_told_and_cleaned_up(
+    tmp_path: Path, engine: str, complaint: str
+) -> None:
+    """The process ends with a code that is not 0 and the typed error, after one cleanup."""
+    with serve(tmp_path, engine) as served:
+        assert complaint in served.line("rx-backend: error:", START_S)
+        assert served.ended() == 1
+        assert served.count("cleanup") == 1
+
+
+def test_a_port_in_use_ends_the_worker(tmp_path: Path) -> None:
+    """A frontend that can't listen is an error, and the engine is cleaned up."""
+    with serve(tmp_path, "CountingEngine", "--frontend", "--grace-s", "0") as first:
+        first.line("curl -N", START_S)
+        flags = ("--frontend", "--grace-s", "0", "--http-port", str(first.port))
+        with serve(tmp_path, "CountingEngine", *flags) as second:
+            assert f"port {first.port} already in use" in second.line("rx-backend: error", START_S)
+            assert second.ended() == 1
+            assert second.count("cleanup") == second.count("start True")
