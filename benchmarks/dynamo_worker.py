@@ -1,8 +1,9 @@
 """
-Tokens per second through the Dynamo runtime: a bare generator, our adapter, and our adapter as shipped.
+Tokens per second through the Dynamo runtime: a bare generator, our worker without coalescing, and
+our worker as shipped.
 
-The worker and the runtime's own client run in a process each, on loopback with file discovery. All
-play the same engine with no delay. Run it with ``python -m benchmarks.dynamo_worker``.
+Each of them and the runtime's own client run in a process of their own, on loopback with file
+discovery. All play the same engine with no delay. Run it with ``python -m benchmarks.dynamo_worker``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncGenerator
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -21,20 +23,19 @@ from time import perf_counter
 from typing import Any
 
 from rx_backend import (
-    EngineAdapter,
     EngineConfig,
     LLMEngine,
     LLMEngineOutput,
     PreprocessedRequest,
     RequestContext,
 )
-from rx_backend.dynamo import serving
+from rx_backend.worker import ShutdownTimes, Worker
 
 TOKENS = 2_000
 ENVIRONMENT = {
     "DYN_DISCOVERY_BACKEND": "file",
     "DYN_EVENT_PLANE": "zmq",
-    "DYN_LOG": "off",
+    "DYN_LOG": "error",
     "DYN_REQUEST_PLANE": "tcp",
     "DYN_TCP_RESPONSE_STREAM_HOST": "127.0.0.1",
     "DYN_TCP_RPC_HOST": "127.0.0.1",
@@ -71,22 +72,16 @@ def runtime() -> Any:
     return import_module("dynamo.runtime").DistributedRuntime(loop, "file", "tcp")
 
 
-async def work() -> None:
-    """Serve all ways until stdin ends."""
-    joined = runtime()
-    adapter = EngineAdapter(Engine())
-    handlers = {
-        "bare": bare,
-        "adapter": serving(adapter, coalesce=False),
-        "shipped": serving(adapter),
-    }
-    served = [
-        asyncio.ensure_future(joined.endpoint(f"bench.worker.{way}").serve_endpoint(handler))
-        for way, handler in handlers.items()
-    ]
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
-    joined.shutdown()
-    await asyncio.gather(*served)
+async def work(way: str) -> None:
+    """Serve one way until a signal ends it."""
+    if way == "bare":
+        await runtime().endpoint(f"bench.{way}.generate").serve_endpoint(bare)
+    else:
+        times = ShutdownTimes(grace_s=0.0, drain_s=0.0)
+        coalesce = way == "shipped"
+        await Worker(
+            Engine(), namespace="bench", component=way, coalesce=coalesce, times=times
+        ).run()
 
 
 async def one_stream(client: Any, firsts: list[float]) -> None:
@@ -104,8 +99,10 @@ async def one_stream(client: Any, firsts: list[float]) -> None:
 
 async def measure(streams: list[int], rounds: int) -> None:
     """Measure the ways in turn; the best round counts, and the median of all first tokens."""
+    # A client that sees what arrives when it arrives, as the real frontend does.
+    sys.setswitchinterval(0.0001)
     joined = runtime()
-    clients = {way: await joined.endpoint(f"bench.worker.{way}").client() for way in WAYS}
+    clients = {way: await joined.endpoint(f"bench.{way}.generate").client() for way in WAYS}
     for client in clients.values():
         await client.wait_for_instances()
         await one_stream(client, [])
@@ -129,17 +126,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dynamo_worker")
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 8, 32, 256])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--work", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        asyncio.run(work())
+        asyncio.run(work(options.work))
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as workers:
         os.environ.update(ENVIRONMENT, DYN_FILE_KV=str(Path(folder) / "discovery"))
-        command = [sys.executable, "-m", "benchmarks.dynamo_worker", "--work"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE) as worker:  # noqa: S603
-            asyncio.run(measure(options.streams, options.rounds))
-            worker.communicate()
+        for way in WAYS:
+            command = [sys.executable, "-m", "benchmarks.dynamo_worker", "--work", way]
+            worker = workers.enter_context(subprocess.Popen(command))  # noqa: S603
+            workers.callback(worker.terminate)
+        asyncio.run(measure(options.streams, options.rounds))
 
 
 if __name__ == "__main__":
