@@ -108,9 +108,13 @@ async def _stream(
 
     def outcome() -> dict[str, Any]:
         found: dict[str, Any] = {"output_tokens": output_tokens, "cancelled": context.is_stopped}
+        found["gen_ai.usage.output_tokens"] = output_tokens
         found["setup_ms"] = round((started - called) * 1000.0, 2)
         if times:
             found["ttft_ms"] = round((times[0] - started) * 1000.0, 2)
+            found["gen_ai.response.time_to_first_chunk"] = times[0] - called
+            since = time.time_ns() - int((clock() - times[0]) * 1e9)
+            span.add_event("first_token", timestamp=since)
         gaps = sorted(map(sub, times[1:], times))
         if gaps:
             found["avg_itl_ms"] = round(sum(gaps) / len(gaps) * 1000.0, 2)
@@ -141,7 +145,8 @@ async def _stream(
             except Exception as error:
                 typed = as_backend_error(error)
                 if recording:
-                    span.set_attributes({**outcome(), "error_kind": typed.span_kind})
+                    failed = {"error_kind": typed.span_kind, "error.type": typed.kind}
+                    span.set_attributes({**outcome(), **failed})
                 span.set_status(Status(StatusCode.ERROR, typed.span_kind))
                 completed = True
                 yield Annotated.from_error(typed)
@@ -164,7 +169,9 @@ async def _stream(
                     chunk = copy.copy(chunk)
                     chunk.worker_trace_link = link
                 if recording:
-                    span.set_attributes({**outcome(), "finish_reason": reason.span_value})
+                    ended = {"finish_reason": reason.span_value}
+                    ended["gen_ai.response.finish_reasons"] = [reason.kind]
+                    span.set_attributes({**outcome(), **ended})
                 if reason.is_error:
                     span.set_status(Status(StatusCode.ERROR, reason.span_value))
                 completed = True

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 
 from benchmarks import handwritten, stock
@@ -32,8 +34,9 @@ __all__ = (
 )
 
 MODE = DisaggregationMode.AGGREGATED
-# A real SDK tracer; no exporter, whose cost is nobody's here.
+# Real SDK providers; no exporter, whose cost is nobody's here.
 TRACER = TracerProvider().get_tracer("benchmarks")
+METERS = MeterProvider([InMemoryMetricReader()])
 REQUEST = PreprocessedRequest(model="scripted", token_ids=[1, 2, 3])
 
 Open = Callable[[], Awaitable[AsyncIterator[Any]]]
@@ -71,7 +74,9 @@ def nothing() -> Stage[Any, Any]:
 def rivals(engine: LLMEngine) -> dict[str, Open]:
     """Each way to open one stream over *engine*."""
     adapter = EngineAdapter(engine, MODE, tracer=TRACER)
+    metered = EngineAdapter(engine, MODE, tracer=TRACER, meter_provider=METERS)
     plain = EngineAdapter(engine, MODE, tracer=TRACER, record=False)
+    off = EngineAdapter(engine, MODE)
     doing_nothing: Operator[Any, Any] = nothing()
     longer = EngineAdapter(
         engine, MODE, lambda scope: [*standard_pipeline(scope), doing_nothing], tracer=TRACER
@@ -89,6 +94,8 @@ def rivals(engine: LLMEngine) -> dict[str, Open]:
             engine, REQUEST, RequestContext("r"), MODE, TRACER, nest_spans=False
         ),
         "ours, standard pipeline": lambda: adapter.generate(REQUEST, RequestContext("r")),
+        "ours, metrics too": lambda: metered.generate(REQUEST, RequestContext("r")),
+        "ours, everything off": lambda: off.generate(REQUEST, RequestContext("r")),
         "ours, recording off": lambda: plain.generate(REQUEST, RequestContext("r")),
         "ours, one operator more": lambda: longer.generate(REQUEST, RequestContext("r")),
         "stock reactivex chain": _async(

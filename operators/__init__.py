@@ -38,7 +38,7 @@ from operators.deadlines import (
     TotalTimeout,
     deadlines,
 )
-from operators.deferred_abort import abort_gate, deferred_abort
+from operators.deferred_abort import AbortStep, abort_gate, deferred_abort
 from operators.drain_until_first_token import drain_until_first_token
 from operators.drains import Drains
 from operators.enforce_cancellation import enforce_cancellation
@@ -49,6 +49,7 @@ from operators.itl_window import itl_window, sliding_itl
 from operators.limit_tokens import limit_tokens
 from operators.map_async import filter_async, map_async
 from operators.merge_chunks import merge_chunks
+from operators.on_outcome import Outcome, on_outcome
 from operators.operator_list import NoSuchOperator, OperatorList
 from operators.peek_first import PeekableRun, peek_first
 from operators.record_span import record_span
@@ -64,6 +65,7 @@ from operators.validate_chunks import validate_chunks
 from operators.validate_contract import ContractViolation, validate_contract
 
 __all__ = (
+    "AbortStep",
     "AnyOperator",
     "AsyncObservableSource",
     "Awaited",
@@ -94,6 +96,7 @@ __all__ = (
     "ObservableSource",
     "Operator",
     "OperatorList",
+    "Outcome",
     "PeekableRun",
     "ResumePoint",
     "SetupFailed",
@@ -131,6 +134,7 @@ __all__ = (
     "map_async",
     "merge_chunks",
     "nearest_rank",
+    "on_outcome",
     "operator",
     "peek_first",
     "record_span",

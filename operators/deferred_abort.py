@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, TypeVar
 
 from reactivex import Observable, abc
@@ -14,9 +15,29 @@ from operators._chunk import HAS_TOKENS, Chunk
 from operators._core.operator import operator
 from operators._core.stage import Hooks
 
-__all__ = ("abort_gate", "deferred_abort")
+__all__ = ("AbortStep", "abort_gate", "deferred_abort")
 
 C = TypeVar("C", bound=Chunk)
+
+
+class AbortStep(Enum):
+    """
+    What :func:`deferred_abort` tells of: first a request, then at most one of the others.
+
+    Attributes:
+        REQUESTED: The stop signal has come.
+        MADE: It was called at once.
+        MADE_DEFERRED: It was called, having waited for the first token.
+        SUPPRESSED: The stream ended before its first token, so it is not called.
+    """
+
+    REQUESTED = "requested"
+    MADE = "immediate"
+    MADE_DEFERRED = "deferred"
+    SUPPRESSED = "suppressed"
+
+
+def _nobody(_: AbortStep) -> None: ...
 
 
 def abort_gate(
@@ -73,6 +94,7 @@ def deferred_abort(
     notified: Observable[Any] | None = None,
     defer: bool = True,
     end_of_turn: Callable[[Callable[[], None]], object] | None = None,
+    on_step: Callable[[AbortStep], None] = _nobody,
 ) -> Hooks[Any, Any]:
     """
     Call *abort* once on a stop signal, held back until the first token (rows A2 to A6).
@@ -94,6 +116,7 @@ def deferred_abort(
         defer: False: don't wait for the first token (row A3).
         end_of_turn: Calls a function at the end of the event loop's turn. With it, a first token
             that is notified in the turn of the drop still wins over the drop (row A5).
+        on_step: Told what happens to the abort; must not raise.
 
     Errors: source errors pass unchanged; the abort is not made after one.
     On dispose: an abort that still waits for the first token is not made.
@@ -109,7 +132,7 @@ def deferred_abort(
     abort
     [7]
     """
-    gate = _Gate(abort, stop, notified, end_of_turn, is_open=not defer)
+    gate = _Gate(abort, stop, notified, end_of_turn, on_step, is_open=not defer)
     if defer:
         return Hooks(gate.let_through, only=HAS_TOKENS, once=True, on_end=gate.end)
     return Hooks(on_end=gate.end)
@@ -127,7 +150,9 @@ class _Gate:
         "_is_open",
         "_listening",
         "_notified",
+        "_on_step",
         "_opened",
+        "_waits",
     )
 
     def __init__(
@@ -136,14 +161,17 @@ class _Gate:
         stop: Observable[Any],
         notified: Observable[Any] | None,
         end_of_turn: Callable[[Callable[[], None]], object] | None,
+        on_step: Callable[[AbortStep], None],
         *,
         is_open: bool,
     ) -> None:
         self._abort = abort
+        self._on_step = on_step
         self._notified = notified
         self._end_of_turn = end_of_turn
         self._is_open = is_open
         self._fired = False
+        self._waits = False
         self._opened: Subject[Any] | None = None
         self._closed: Subject[Any] | None = None
         self._composed: CompositeDisposable | None = None
@@ -179,10 +207,14 @@ class _Gate:
         if self._composed is not None:
             self._composed.dispose()
             self._composed = None
+        if self._waits:
+            self._waits = False
+            self._on_step(AbortStep.SUPPRESSED)
 
     def _arm(self, _: Any) -> None:
         if self._closed is not None:
             return
+        self._on_step(AbortStep.REQUESTED)
         stop: Subject[Any] = Subject()
         opened: Subject[Any] = Subject()
         self._opened, self._closed = opened, Subject()
@@ -193,7 +225,10 @@ class _Gate:
             opened.on_next(True)
         elif self._notified is not None:
             self._composed.add(self._notified.subscribe(opened.on_next))
+        self._waits = not self._fired
 
     def _fire(self, _: Any) -> None:
         self._fired = True
         self._abort()
+        self._on_step(AbortStep.MADE_DEFERRED if self._waits else AbortStep.MADE)
+        self._waits = False

@@ -21,7 +21,10 @@ C = TypeVar("C", bound=Chunk)
 
 @operator
 def itl_window(
-    times: TokenTimes, on_end: Callable[[TokenTimes], None] | None = None
+    times: TokenTimes,
+    on_end: Callable[[TokenTimes], None] | None = None,
+    *,
+    count_only: bool = False,
 ) -> Hooks[Any, Any]:
     """
     Note when each chunk with tokens came; pass every chunk through unchanged (rows F3, F5).
@@ -36,6 +39,7 @@ def itl_window(
     Args:
         times: Where to note it; one record per request, which others may read at any moment.
         on_end: Called with the record when the stream ends, whichever way, dropped ones included.
+        count_only: Whether to count the tokens only: no clock is read and no time is kept.
 
     Errors: source errors pass unchanged.
     On dispose: *on_end* is called with what was noted so far.
@@ -49,14 +53,29 @@ def itl_window(
     >>> times.ttft_ms, [round(gap) for gap in times.itl_ms()]
     (1000.0, [20])
     """
+
+    def end(_failure: Exception | None, _dropped: bool) -> None:
+        if on_end is not None:
+            on_end(times)
+
+    if count_only:
+        names = {"count": times.count_one}
+        return Hooks(
+            partial(_count, times), only=_IS_UNUSUAL_COUNTED, names=names, on_end=on_end and end
+        )
     clock = times.clock
     times.started = clock()
-    return Hooks(
-        partial(_look, times),
-        only=_IS_UNUSUAL,
-        names={"note": times.times.append, "clock": clock},
-        on_end=None if on_end is None else lambda _failure, _dropped: on_end(times),
-    )
+    names = {"note": times.times.append, "clock": clock}
+    return Hooks(partial(_look, times), only=_IS_UNUSUAL, names=names, on_end=on_end and end)
+
+
+def _count(times: TokenTimes, chunk: C) -> C:
+    tokens = len(chunk.token_ids)
+    if tokens > 1:
+        times.counted += tokens
+    if chunk.finish_reason is not None:
+        times.finish_reason = chunk.finish_reason
+    return chunk
 
 
 def _look(times: TokenTimes, chunk: C) -> C:
@@ -71,6 +90,7 @@ def _look(times: TokenTimes, chunk: C) -> C:
 
 # Notes a chunk of one token in passing; any other chunk, and a terminal, is looked at.
 _IS_UNUSUAL = f"len(item.token_ids) != 1 or note(clock()) or {IS_TERMINAL}"
+_IS_UNUSUAL_COUNTED = f"len(item.token_ids) != 1 or count() or {IS_TERMINAL}"
 
 
 def _check(

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from opentelemetry.trace import Span, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from operators import span_names as names
-from operators._chunk import IS_TERMINAL, Chunk
+from operators._chunk import IS_TERMINAL
 from operators._core.operator import operator
 from operators._core.stage import Hooks
+from operators.on_outcome import Outcome, OutcomeWatch, error_type_of, never
 from operators.token_times import TokenTimes
 
 __all__ = ("record_span",)
-
-C = TypeVar("C", bound=Chunk)
-
-
-def _never() -> bool:
-    return False
 
 
 def _type_name(error: Exception) -> str:
@@ -33,14 +28,17 @@ def record_span(
     times: TokenTimes | None = None,
     *,
     attributes: bool = True,
-    is_cancelled: Callable[[], bool] = _never,
+    is_cancelled: Callable[[], bool] = never,
     reason_name: Callable[[Any], str] = str,
     error_kind: Callable[[Exception], str] = _type_name,
+    error_type: Callable[[Outcome], str | None] = error_type_of,
 ) -> Hooks[Any, Any]:
     """
     Write a stream's outcome on *span* when it ends, and end the span (rows P3 to P7).
 
-    Chunks pass through unchanged; nothing is written while tokens flow. ``T`` is a terminal::
+    Chunks pass through unchanged; nothing is written while tokens flow. What OpenTelemetry's
+    conventions for GenAI have a name for is written under that too, and the first token is an event.
+    ``T`` is a terminal::
 
         source  ---a-b-T|
         result  ---a-b-T|
@@ -55,6 +53,7 @@ def record_span(
         is_cancelled: Whether the request was asked to stop, asked at the end.
         reason_name: A finish reason's text on the span.
         error_kind: A failure's kind on the span, and its status description.
+        error_type: What ``error.type`` says of an outcome that is none of the good ones.
 
     Errors: source errors pass unchanged, after status ERROR and ``error_kind`` (row P4). A
         terminal whose ``finish_reason`` says ``is_error`` sets status ERROR too (row P6).
@@ -68,92 +67,92 @@ def record_span(
     >>> chunks = reactivex.of(LLMEngineOutput.token(7), LLMEngineOutput.stop())
     >>> _ = chunks.pipe(record_span(span)).subscribe()
     >>> dict(span.attributes)
-    {'cancelled': False, 'finish_reason': 'stop'}
+    {'cancelled': False, 'finish_reason': 'stop', 'gen_ai.response.finish_reasons': ('stop',)}
     """
     if not span.is_recording():
         return Hooks(on_end=lambda _failure, _dropped: span.end())
-    outcome = _Outcome(
-        span,
-        times,
-        attributes=attributes,
-        is_cancelled=is_cancelled,
-        reason_name=reason_name,
-        error_kind=error_kind,
-    )
+    write = _Writing(span, reason_name, error_kind, error_type, attributes=attributes)
+    watch = OutcomeWatch(write, times, is_cancelled)
     if times is not None:
-        return Hooks(on_end=outcome.write)
-    return Hooks(outcome.look, only=IS_TERMINAL, on_end=outcome.write)
+        return Hooks(on_end=watch.end)
+    return Hooks(watch.look, only=IS_TERMINAL, on_end=watch.end)
 
 
-class _Outcome:
-    """What is known of one stream; with thousands open, an object is half the size of closures."""
+class _Writing:
+    """How one request's outcome goes onto its span."""
 
-    __slots__ = (
-        "_attributes",
-        "_error_kind",
-        "_is_cancelled",
-        "_reason",
-        "_reason_name",
-        "_span",
-        "_times",
-    )
+    __slots__ = ("_attributes", "_error_kind", "_error_type", "_reason_name", "_span")
 
     def __init__(
         self,
         span: Span,
-        times: TokenTimes | None,
-        *,
-        attributes: bool,
-        is_cancelled: Callable[[], bool],
         reason_name: Callable[[Any], str],
         error_kind: Callable[[Exception], str],
+        error_type: Callable[[Outcome], str | None],
+        *,
+        attributes: bool,
     ) -> None:
         self._span = span
-        self._times = times
-        self._attributes = attributes
-        self._is_cancelled = is_cancelled
         self._reason_name = reason_name
         self._error_kind = error_kind
-        self._reason: Any = None
+        self._error_type = error_type
+        self._attributes = attributes
 
-    def look(self, terminal: C) -> C:
-        """The terminal comes by, and there is no record to read its reason from."""
-        self._reason = terminal.finish_reason
-        return terminal
-
-    def write(self, failure: Exception | None, _dropped: bool) -> None:
-        """The stream is at its end."""
-        span, reason = self._span, self._reason
+    def __call__(self, outcome: Outcome) -> None:
+        span, times = self._span, outcome.times
+        ended = None
         try:
-            outcome: dict[str, AttributeValue] = {names.CANCELLED: self._is_cancelled()}
-            if self._times is not None:
-                reason = self._times.finish_reason
-                outcome |= _figures(self._times)
-            if failure is not None:
-                kind = self._error_kind(failure)
-                outcome[names.ERROR_KIND] = kind
-                span.set_status(Status(StatusCode.ERROR, kind))
-            elif reason is not None:
-                outcome[names.FINISH_REASON] = self._reason_name(reason)
-                if getattr(reason, "is_error", False):
-                    span.set_status(Status(StatusCode.ERROR, self._reason_name(reason)))
-            else:
-                outcome[names.CANCELLED] = True
-                outcome[names.FINISH_REASON] = names.DROPPED
-                span.set_status(Status(StatusCode.ERROR, names.DROPPED_STATUS))
+            written: dict[str, AttributeValue] = {names.CANCELLED: outcome.is_cancelled}
+            if times is not None and self._attributes:
+                written |= _figures(times)
+                ended = _tell_first_token(span, times)
+            self._judge(outcome, written)
             if self._attributes:
-                span.set_attributes(outcome)
+                span.set_attributes(written)
         finally:
-            span.end()
+            span.end(ended)
+
+    def _judge(self, outcome: Outcome, written: dict[str, AttributeValue]) -> None:
+        """Say how it ended: by its terminal, by an error, or by neither."""
+        reason = outcome.finish_reason
+        failed = None
+        if outcome.error is not None:
+            failed = written[names.ERROR_KIND] = self._error_kind(outcome.error)
+        elif reason is not None:
+            name = written[names.FINISH_REASON] = self._reason_name(reason)
+            written[names.FINISH_REASONS] = [getattr(reason, "kind", name)]
+            failed = name if outcome.is_error else None
+        else:
+            written[names.FINISH_REASON] = names.DROPPED
+            failed = names.DROPPED_STATUS
+        if failed is not None:
+            self._span.set_status(Status(StatusCode.ERROR, failed))
+            error_type = self._error_type(outcome)
+            if error_type is not None:
+                written[names.ERROR_TYPE] = error_type
+
+
+def _tell_first_token(span: Span, times: TokenTimes) -> int | None:
+    """Write the first token down as an event; gives the time of now, where the record knows it."""
+    if times.epoch_ns is None:
+        return None
+    if times.times:
+        span.add_event(names.FIRST_TOKEN, timestamp=times.epoch_ns_of(times.times[0]))
+    return times.epoch_ns_of(times.clock())
 
 
 def _figures(times: TokenTimes) -> dict[str, AttributeValue]:
-    figures: dict[str, AttributeValue] = {names.OUTPUT_TOKENS: times.output_tokens}
+    tokens = times.output_tokens
+    figures: dict[str, AttributeValue] = {
+        names.OUTPUT_TOKENS: tokens,
+        names.USAGE_OUTPUT_TOKENS: tokens,
+    }
     ttft_ms = times.ttft_ms
     if times.setup_ms is not None:
         figures[names.SETUP_MS] = round(times.setup_ms, 2)
     if ttft_ms is not None:
         figures[names.TTFT_MS] = round(ttft_ms, 2)
+        figures[names.TIME_TO_FIRST_CHUNK] = ((times.setup_ms or 0.0) + ttft_ms) / 1000.0
     itl = times.itl_figures()
     if itl is not None:
         figures[names.AVG_ITL_MS] = itl.avg_ms

@@ -55,6 +55,8 @@ class TokenTimes:
 
     Args:
         clock: Monotonic clock, in seconds; read only by who fills the record.
+        epoch_ns: The time of day at the clock's zero, in ns since 1970, for who has to write times
+            down (:meth:`epoch_ns_of`); None where nobody has.
 
     Attributes:
         setup_ms: How long the engine's set-up took; None when not measured (row F2).
@@ -62,12 +64,24 @@ class TokenTimes:
         finish_reason: The terminal's, once the stream has ended; None if there was no terminal.
         times: The clock at each chunk that had tokens, in seconds.
         sizes: Tokens of the chunks that had more than one, by their place in ``times``.
+        counted: Tokens of the chunks that were only counted.
     """
 
-    __slots__ = ("clock", "finish_reason", "setup_ms", "sizes", "started", "times")
+    __slots__ = (
+        "clock",
+        "counted",
+        "epoch_ns",
+        "finish_reason",
+        "setup_ms",
+        "sizes",
+        "started",
+        "times",
+    )
 
-    def __init__(self, clock: Clock = time.monotonic) -> None:
+    def __init__(self, clock: Clock = time.monotonic, *, epoch_ns: int | None = None) -> None:
         self.clock = clock
+        self.epoch_ns = epoch_ns
+        self.counted = 0
         self.setup_ms: float | None = None
         self.started = 0.0
         self.finish_reason: Any = None
@@ -77,8 +91,16 @@ class TokenTimes:
     @property
     def output_tokens(self) -> int:
         """How many tokens came, in all chunks together."""
-        chunks, sizes = len(self.times), self.sizes
+        chunks, sizes = len(self.times) + self.counted, self.sizes
         return chunks - len(sizes) + sum(sizes.values()) if sizes else chunks
+
+    def epoch_ns_of(self, clock_s: float) -> int | None:
+        """A time of the clock as ns since 1970; None where the record does not know."""
+        return None if self.epoch_ns is None else self.epoch_ns + int(clock_s * 1e9)
+
+    def count_one(self) -> None:
+        """Count a token without a look at the clock."""
+        self.counted += 1
 
     @property
     def ttft_ms(self) -> float | None:

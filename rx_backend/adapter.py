@@ -7,9 +7,11 @@ import operator
 import time
 from collections.abc import Sequence
 from functools import partial
+from time import time_ns
 
 from opentelemetry import trace
-from opentelemetry.trace import INVALID_SPAN, Span, Tracer
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import INVALID_SPAN, Tracer
 
 from operators import (
     AnyOperator,
@@ -34,6 +36,8 @@ from rx_backend.protocols import (
     to_builtins,
 )
 from rx_backend.stream import ResponseStream
+from rx_backend.telemetry.metrics import ServerMetrics
+from rx_backend.telemetry.report import RequestReport
 
 __all__ = ("EngineAdapter",)
 
@@ -47,6 +51,7 @@ class EngineAdapter:
         mode: The worker's role, or its name: ``agg``, ``prefill`` or ``decode``.
         pipeline: Makes a request's list of operators from its scope.
         tracer: Where spans come from; the global provider's by default.
+        meter_provider: Where metrics go; the global provider by default.
         clock: Monotonic clock, in seconds; the event loop's by default, virtual time included.
         record: Whether to measure and write span attributes; None to decide by the environment
             and the span (row P8).
@@ -75,6 +80,7 @@ class EngineAdapter:
         pipeline: Pipeline = standard_pipeline,
         *,
         tracer: Tracer | None = None,
+        meter_provider: MeterProvider | None = None,
         clock: Clock | None = None,
         record: bool | None = None,
     ) -> None:
@@ -87,6 +93,7 @@ class EngineAdapter:
         self.mode = DisaggregationMode.parse(mode)
         self.pipeline = pipeline
         self._tracer = tracer or trace.get_tracer("rx_backend")
+        self._meter_provider = meter_provider
         self._clock = clock
         self._record = record
 
@@ -98,6 +105,7 @@ class EngineAdapter:
             self.mode,
             lambda scope: [*pipeline(scope), *operators],
             tracer=self._tracer,
+            meter_provider=self._meter_provider,
             clock=self._clock,
             record=self._record,
         )
@@ -125,6 +133,7 @@ class EngineAdapter:
             loop=asyncio.get_running_loop(),
             recording=True,
             times=TokenTimes(),
+            report=RequestReport(INVALID_SPAN, TokenTimes()),
             abort=context.stop_generating,
         )
         return OperatorList(self._operators(scope)).draw()
@@ -163,11 +172,15 @@ class EngineAdapter:
             span = telemetry.start_request_span(self._tracer, request, context, self.mode)
         except (AttributeError, TypeError) as error:
             raise _malformed(request) from error
+        metrics = ServerMetrics.of(self._meter_provider)
+        recording = telemetry.should_record(span, self._record, metered=metrics is not None)
+        times = TokenTimes(clock)
+        labels = () if metrics is None else metrics.labels(request.model, self.mode)
+        report = RequestReport(span, times, metrics, labels, recording=recording)
+        report.opened(len(request.token_ids))
         try:
             own = telemetry.own_context(span)
             enter = operator.call if own is None else own.run
-            recording = telemetry.should_record(span, self._record)
-            times = TokenTimes(clock)
             scope = RequestScope(
                 request=request,
                 context=context,
@@ -177,10 +190,14 @@ class EngineAdapter:
                 loop=loop,
                 recording=recording,
                 times=times,
+                report=report,
                 abort=partial(start_abort, self.engine, context, own),
             )
             operators = self._operators(scope)
-            called = clock() if recording else 0.0
+            called = 0.0
+            if recording:
+                called = clock()
+                times.epoch_ns = time_ns() - int(called * 1e9)
             chunks = await open_chunks(self.engine, request, context, enter=enter)
             if recording:
                 times.setup_ms = (clock() - called) * 1000.0
@@ -188,17 +205,17 @@ class EngineAdapter:
                 chunks,
                 operators,
                 enter=enter,
-                on_end=partial(_end_span, span),
+                on_end=report.closed,
                 stream=partial(_Stream, context=context, loop=loop),
             )
         except Exception as error:
-            telemetry.record_failed_setup(span)
             typed = as_backend_error(error)
+            report.failed_setup(typed)
             if typed is error:
                 raise
             raise typed from error
         except BaseException:
-            telemetry.record_dropped_setup(span)
+            report.dropped_setup()
             raise
 
     def _operators(self, scope: RequestScope) -> Sequence[AnyOperator]:
@@ -229,9 +246,3 @@ def _malformed(request: PreprocessedRequest) -> InvalidArgument:
 def _loop_clock(loop: asyncio.AbstractEventLoop) -> Clock:
     """The loop's clock; the function behind it where the loop is a stock one, which is faster."""
     return time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
-
-
-def _end_span(span: Span) -> None:
-    """End a span that the pipeline left open: one without ``record_span``."""
-    if span.is_recording():
-        span.end()

@@ -20,6 +20,7 @@ from operators import (
     deferred_abort,
     first_token,
     itl_window,
+    on_outcome,
     record_span,
     trace_link,
     until_terminal,
@@ -37,6 +38,8 @@ from rx_backend.protocols import (
     convert_output,
 )
 from rx_backend.telemetry import worker_trace_link
+from rx_backend.telemetry.outcomes import error_type
+from rx_backend.telemetry.report import RequestReport
 
 __all__ = ("Pipeline", "RequestScope", "standard_pipeline")
 
@@ -55,6 +58,7 @@ class RequestScope:
         loop: The event loop that the request runs on.
         recording: Whether to measure and to write span attributes (row P8).
         times: When the tokens came, for whoever wants to know.
+        report: Where the pipeline tells how the request fares.
         abort: Starts ``engine.abort`` for this request, and returns at once.
     """
 
@@ -66,6 +70,7 @@ class RequestScope:
     loop: asyncio.AbstractEventLoop
     recording: bool
     times: TokenTimes
+    report: RequestReport
     abort: Callable[[], None]
 
 
@@ -84,6 +89,12 @@ def standard_pipeline(scope: RequestScope) -> OperatorList:
     and so does putting it elsewhere: ``standard_pipeline(scope).insert_before("record_span", mine())``.
     """
     context, span, is_decode = scope.context, scope.span, scope.mode.is_decode
+    report = scope.report
+    times = scope.times if scope.recording or report.counts else None
+
+    def is_cancelled() -> bool:
+        return context.is_stopped
+
     return OperatorList(
         [
             _WELL_FORMED,
@@ -95,16 +106,23 @@ def standard_pipeline(scope: RequestScope) -> OperatorList:
                 notified=context.first_token() if is_decode else None,
                 defer=is_decode,
                 end_of_turn=scope.loop.call_soon,
+                on_step=report.abort_step,
             ),
             trace_link(worker_trace_link(span), on_terminal=scope.mode.is_prefill),
-            *([itl_window(scope.times)] if scope.recording else []),
+            *([itl_window(times, count_only=not scope.recording)] if times is not None else []),
             record_span(
                 span,
-                scope.times if scope.recording else None,
+                times,
                 attributes=scope.recording,
-                is_cancelled=lambda: context.is_stopped,
+                is_cancelled=is_cancelled,
                 reason_name=_reason_name,
                 error_kind=_error_kind,
+                error_type=error_type,
+            ),
+            *(
+                [on_outcome(report.ended, times=times, is_cancelled=is_cancelled)]
+                if report.counts
+                else []
             ),
             _ANNOTATED,
         ]

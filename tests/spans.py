@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
-__all__ = ("SpanLedger", "Spans")
+__all__ = ("SpanLedger", "Spans", "rows_of")
 
 
 class SpanLedger(SpanProcessor):
@@ -73,3 +75,12 @@ class Spans:
         spans = self.finished if name is None else self.named(name)
         assert len(spans) == 1, f"expected one finished span, got {[span.name for span in spans]}"
         return spans[0]
+
+
+def rows_of(span: ReadableSpan) -> dict[str, Any]:
+    """The attributes that the behaviour rows speak of, without OpenTelemetry's names for the same."""
+    return {
+        name: value
+        for name, value in (span.attributes or {}).items()
+        if not name.startswith(("gen_ai.", "error."))
+    }

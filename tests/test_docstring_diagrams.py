@@ -191,6 +191,10 @@ def peek_first(scene: Scene) -> Play:
     return peeked()
 
 
+def on_outcome(scene: Scene) -> Play:
+    return operators.on_outcome(lambda _: scene.tell("told", "o"))
+
+
 def record_span(scene: Scene) -> Play:
     return operators.record_span(scene.tracer.start_span("engine.generate"))
 
@@ -277,6 +281,7 @@ PLAYS: dict[str, Callable[[Scene], Play]] = {
         limit_tokens,
         map_async,
         peek_first,
+        on_outcome,
         record_span,
         resume_on,
         sliding_itl,

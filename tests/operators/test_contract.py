@@ -49,6 +49,7 @@ MADE: dict[str, Callable[[], Operator[Any, Any]]] = {
     "first_token": lambda: operators.first_token(nothing),
     "itl_window": lambda: operators.itl_window(TokenTimes(lambda: 0.0), nothing),
     "limit_tokens": lambda: operators.limit_tokens(5),
+    "on_outcome": lambda: operators.on_outcome(nothing),
     "record_span": lambda: operators.record_span(INVALID_SPAN),
     "slo": lambda: operators.slo(
         500, 50, windows=operators.SloWindows(clock=lambda: 0.0), key="model"

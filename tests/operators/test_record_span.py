@@ -31,7 +31,7 @@ from tests.operators._help import (
     token,
     virtual,
 )
-from tests.spans import Spans
+from tests.spans import Spans, rows_of
 
 DROPPED = (StatusCode.ERROR, "stream dropped before terminal")
 FINE = (StatusCode.UNSET, None)
@@ -59,7 +59,7 @@ def ticking(*times_s: float) -> TokenTimes:
 
 def written(spans: Spans) -> dict[str, Any]:
     """The attributes of the only span."""
-    return dict(spans.one().attributes or {})
+    return rows_of(spans.one())
 
 
 def status(spans: Spans) -> tuple[StatusCode, str | None]:
@@ -75,9 +75,9 @@ def watched(span: Span, on_end: Callable[[], object]) -> Span:
     """The same span; calls a function when it is ended."""
 
     class Watched:
-        def end(self) -> None:
+        def end(self, end_time: int | None = None) -> None:
             on_end()
-            span.end()
+            span.end(end_time)
 
         def __getattr__(self, name: str) -> Any:
             return getattr(span, name)

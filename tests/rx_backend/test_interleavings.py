@@ -300,5 +300,6 @@ def test_any_interleaving_keeps_the_rows(
 ) -> None:
     """Items, aborts and their times, the engine's end and the span are what the rows say."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("opentelemetry.sdk.trace.time_ns", lambda: round(now() * 1e9))
+        for module in ("opentelemetry.sdk.trace", "rx_backend.adapter"):
+            patch.setattr(f"{module}.time_ns", lambda: round(now() * 1e9))
         run_virtual(run_history(mode, history, place))

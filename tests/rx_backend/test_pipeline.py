@@ -41,7 +41,7 @@ from tests.rx_backend._engines import (
     tokens_of,
     virtual,
 )
-from tests.spans import Spans
+from tests.spans import Spans, rows_of
 
 RxOperator = Callable[[Observable[Any]], Observable[Any]]
 
@@ -192,7 +192,7 @@ async def test_a_stock_operator_can_stand_anywhere(place: str, stock: RxOperator
     items = await collect(await adapter.generate(request()))
     assert tokens_of(items) == [[1], [2], []]
     assert engine.closed == 1
-    attributes = spans.one().attributes
+    attributes = rows_of(spans.one())
     assert attributes is not None
     assert (attributes["finish_reason"], attributes["output_tokens"]) == ("Length", 2)
     assert attributes["cancelled"] is False
@@ -304,7 +304,7 @@ async def test_without_our_span_operator_the_span_still_ends(
     else:
         await collect(stream)
     assert engine.closed == 1
-    assert spans.one().attributes == {"model": "mock", "input_tokens": 3, "disagg_role": "agg"}
+    assert rows_of(spans.one()) == {"model": "mock", "input_tokens": 3, "disagg_role": "agg"}
 
 
 @pytest.mark.rows("S6", "P4", "S7")

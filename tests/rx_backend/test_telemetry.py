@@ -11,6 +11,7 @@ from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, T
 
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
+from rx_backend.errors import Unknown
 from rx_backend.protocols import TraceLink
 from rx_backend.telemetry import (
     EXPORT_ENABLED,
@@ -21,7 +22,7 @@ from rx_backend.telemetry import (
     worker_trace_link,
 )
 from tests.rx_backend._engines import request, virtual
-from tests.spans import Spans
+from tests.spans import Spans, rows_of
 
 TRACE_ID, SPAN_ID = "1" * 32, "2" * 16
 TRACEPARENT = f"00-{TRACE_ID}-{SPAN_ID}-01"
@@ -57,7 +58,7 @@ def test_a_span_starts_with_what_is_known(spans: Spans, mode: DisaggregationMode
     """Model, number of prompt tokens and role are there from the start, as text and number."""
     start_request_span(spans.tracer, request(5), RequestContext(), mode).end()
     expected = {"model": "mock", "input_tokens": 5, "disagg_role": mode.value}
-    assert spans.one("engine.generate").attributes == expected
+    assert rows_of(spans.one("engine.generate")) == expected
 
 
 @pytest.mark.rows("P1")
@@ -275,6 +276,6 @@ def test_without_an_identity_there_is_no_context() -> None:
 def test_a_failed_setup_ends_its_span_once(spans: Spans) -> None:
     """A span that has ended already is left as it is."""
     span = spans.tracer.start_span("engine.generate")
-    record_failed_setup(span)
-    record_failed_setup(span)
+    record_failed_setup(span, Unknown("broken"))
+    record_failed_setup(span, Unknown("broken"))
     assert spans.one().status.description == "setup_failed"

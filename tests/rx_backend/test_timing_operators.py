@@ -41,7 +41,7 @@ from tests.rx_backend._engines import (
     tokens_of,
     virtual,
 )
-from tests.spans import Spans
+from tests.spans import Spans, rows_of
 
 MODES = pytest.mark.parametrize("mode", ["agg", "prefill", "decode"])
 
@@ -89,7 +89,7 @@ async def test_no_first_token(mode: str, aborts: list[float]) -> None:
     assert (engine.aborts, engine.closes, engine.closed) == (aborts, [5], 1)
     span = spans.one("engine.generate")
     assert status_of(span) == (StatusCode.ERROR, "Backend(ResponseTimeout)")
-    assert dict(span.attributes or {}) == ENTRY | {
+    assert rows_of(span) == ENTRY | {
         "disagg_role": mode,
         "error_kind": "Backend(ResponseTimeout)",
         "output_tokens": 0,
@@ -207,7 +207,7 @@ async def test_an_engine_that_ignores_a_stop(
     assert (engine.aborts, engine.closes) == ([2], [cut])
     span = spans.one()
     assert status_of(span) == (StatusCode.UNSET, None)
-    attributes = dict(span.attributes or {})
+    attributes = rows_of(span)
     assert (attributes["finish_reason"], attributes["cancelled"]) == ("Cancelled", True)
     assert attributes["output_tokens"] == sum(map(len, tokens_of(items)))
 
@@ -269,7 +269,7 @@ async def test_heartbeats_between_items(mode: str) -> None:
     assert ours == ["ping", "ping", [1], "ping", "ping", [2], []]
     span = spans.one()
     assert seen == [span.get_span_context()] * 3
-    attributes = dict(span.attributes or {})
+    attributes = rows_of(span)
     assert (attributes["finish_reason"], attributes["output_tokens"]) == ("Stop", 2)
     assert attributes["avg_itl_ms"] == 5000.0
     assert engine.aborts == []

@@ -22,13 +22,19 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
+from operators import AbortStep, TokenTimes
 from operators import span_names as names
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
+from rx_backend.errors import BackendError
 from rx_backend.protocols import PreprocessedRequest, TraceLink
 
 __all__ = (
+    "EXPORT_ENABLED",
+    "OPERATION",
+    "PROVIDER",
     "own_context",
+    "record_abort",
     "record_dropped_setup",
     "record_failed_setup",
     "should_record",
@@ -38,11 +44,23 @@ __all__ = (
 
 EXPORT_ENABLED: Final = "OTEL_EXPORT_ENABLED"
 _TRUTHY = frozenset({"1", "true", "on", "yes"})
+OPERATION: Final = "text_completion"
+PROVIDER: Final = "rx_backend"
+
+_EVENTS: Final = {
+    AbortStep.REQUESTED: names.ABORT_REQUESTED,
+    AbortStep.MADE: names.ABORT_MADE,
+    AbortStep.MADE_DEFERRED: names.ABORT_MADE,
+    AbortStep.SUPPRESSED: names.ABORT_SUPPRESSED,
+}
 _propagator = TraceContextTextMapPropagator()
 
 
 def start_request_span(
-    tracer: Tracer, request: PreprocessedRequest, context: RequestContext, mode: DisaggregationMode
+    tracer: Tracer,
+    request: PreprocessedRequest,
+    context: RequestContext,
+    mode: DisaggregationMode,
 ) -> Span:
     """
     Start ``engine.generate`` for one request, made current nowhere (rows P1, P2, P7, T1, T2).
@@ -51,11 +69,23 @@ def start_request_span(
     The caller's span also wins over a ``traceparent`` of its own trace: it is the nearer parent.
     """
     parent = _parent(context)
+    input_tokens = len(request.token_ids)
     attributes: dict[str, AttributeValue] = {
         names.MODEL: request.model,
-        names.INPUT_TOKENS: len(request.token_ids),
+        names.INPUT_TOKENS: input_tokens,
         names.DISAGG_ROLE: mode.value,
+        names.OPERATION_NAME: OPERATION,
+        names.PROVIDER_NAME: PROVIDER,
+        names.REQUEST_MODEL: request.model,
+        names.REQUEST_STREAM: True,
+        names.USAGE_INPUT_TOKENS: input_tokens,
     }
+    asked = {
+        names.REQUEST_MAX_TOKENS: request.stop_conditions.max_tokens,
+        names.REQUEST_TEMPERATURE: request.sampling_options.temperature,
+        names.REQUEST_TOP_P: request.sampling_options.top_p,
+    }
+    attributes |= {name: value for name, value in asked.items() if value is not None}
     links: list[Link] = []
     migrated = request.migration_link
     if migrated is not None:
@@ -72,19 +102,20 @@ def start_request_span(
     )
 
 
-def should_record(span: Span, explicit: bool | None) -> bool:
+def should_record(span: Span, explicit: bool | None, *, metered: bool = False) -> bool:
     """
     Whether to measure and to write attributes (row P8).
 
     *explicit* decides; else ``OTEL_EXPORT_ENABLED`` where it is set (``1``, ``true``, ``on``,
-    ``yes``, in any case); else whether the span is recording.
+    ``yes``, in any case); else whether the span is recording. Where there is no tracing at all, what
+    is *metered* is measured; a request that the sampler left out is not.
     """
     if explicit is not None:
         return explicit
     switch = os.environ.get(EXPORT_ENABLED)
     if switch is not None:
         return switch.strip().lower() in _TRUTHY
-    return span.is_recording()
+    return span.is_recording() or (metered and not span.get_span_context().is_valid)
 
 
 def worker_trace_link(span: Span) -> TraceLink | None:
@@ -109,18 +140,34 @@ def own_context(span: Span) -> contextvars.Context | None:
     return context
 
 
-def record_failed_setup(span: Span) -> None:
+def record_abort(span: Span, times: TokenTimes, step: AbortStep) -> None:
+    """Write down what happened to a request's abort, as events of its span while that is open."""
+    if not span.is_recording():
+        return
+    now_ns = times.epoch_ns_of(times.clock())
+    if step is AbortStep.REQUESTED:
+        span.add_event(names.STOP, timestamp=now_ns)
+    event = _EVENTS[step]
+    attributes = None
+    if event == names.ABORT_MADE:
+        attributes = {"deferred": step is AbortStep.MADE_DEFERRED}
+    span.add_event(event, attributes, timestamp=now_ns)
+
+
+def record_failed_setup(span: Span, error: BackendError) -> None:
     """End the span of a request whose stream never came to be (row P4)."""
     if not span.is_recording():
         return
-    span.set_attribute(names.ERROR_KIND, names.SETUP_FAILED)
+    span.set_attributes({names.ERROR_KIND: names.SETUP_FAILED, names.ERROR_TYPE: error.kind})
     span.set_status(Status(StatusCode.ERROR, names.SETUP_FAILED))
     span.end()
 
 
 def record_dropped_setup(span: Span) -> None:
     """End the span of a request whose caller left while the engine was setting up (row P5)."""
-    span.set_attributes({names.CANCELLED: True, names.FINISH_REASON: names.DROPPED})
+    span.set_attributes(
+        {names.CANCELLED: True, names.FINISH_REASON: names.DROPPED, names.ERROR_TYPE: names.DROPPED}
+    )
     span.set_status(Status(StatusCode.ERROR, names.DROPPED_STATUS))
     span.end()
 

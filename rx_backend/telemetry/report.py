@@ -1,0 +1,85 @@
+"""What is told of one request while it runs: to its span, to the metrics."""
+
+from __future__ import annotations
+
+from opentelemetry.trace import Span
+
+from operators import AbortStep, Outcome, TokenTimes
+from rx_backend.errors import BackendError
+from rx_backend.telemetry import request_span
+from rx_backend.telemetry.metrics import Labels, ServerMetrics
+
+__all__ = ("RequestReport",)
+
+
+class RequestReport:
+    """
+    One request's, from its start to its end.
+
+    Args:
+        span: The request's span.
+        times: When its tokens came.
+        metrics: What counts all requests; None when nobody collects metrics.
+        labels: The request's labels there.
+        recording: Whether to write on the span (row P8).
+    """
+
+    __slots__ = ("_labels", "_metrics", "_span", "_times", "_writes_events")
+
+    def __init__(
+        self,
+        span: Span,
+        times: TokenTimes,
+        metrics: ServerMetrics | None = None,
+        labels: Labels = (),
+        *,
+        recording: bool = False,
+    ) -> None:
+        self._span = span
+        self._times = times
+        self._writes_events = recording
+        self._metrics = metrics
+        self._labels = labels
+
+    @property
+    def counts(self) -> bool:
+        """Whether :meth:`ended` has anybody to tell."""
+        return self._metrics is not None
+
+    def opened(self, input_tokens: int) -> None:
+        """Tell that the request is there."""
+        if self._metrics is not None:
+            self._metrics.opened(self._labels, input_tokens)
+
+    def abort_step(self, step: AbortStep) -> None:
+        """Tell what happened to the request's abort."""
+        if self._writes_events:
+            request_span.record_abort(self._span, self._times, step)
+        if self._metrics is not None:
+            self._metrics.abort(self._labels, step)
+
+    def ended(self, outcome: Outcome) -> None:
+        """Tell how the stream ended; the span is written by the pipeline's ``record_span``."""
+        if self._metrics is not None:
+            self._metrics.ended(self._labels, outcome)
+
+    def closed(self) -> None:
+        """The stream is at its end, whatever its pipeline was; a span that was left open is ended."""
+        if self._span.is_recording():
+            self._span.end()
+        if self._metrics is not None:
+            self._metrics.closed(self._labels)
+
+    def failed_setup(self, error: BackendError) -> None:
+        """There is no stream: the engine's set-up failed (row P4)."""
+        request_span.record_failed_setup(self._span, error)
+        if self._metrics is not None:
+            self._metrics.failed_setup(self._labels, error.kind)
+            self._metrics.closed(self._labels)
+
+    def dropped_setup(self) -> None:
+        """There is no stream: the caller left while the engine was setting up (row P5)."""
+        request_span.record_dropped_setup(self._span)
+        if self._metrics is not None:
+            self._metrics.ended(self._labels, Outcome(None, None, is_cancelled=True))
+            self._metrics.closed(self._labels)
