@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from opentelemetry.trace import Span, Status, StatusCode
@@ -16,6 +16,10 @@ from operators.on_outcome import Outcome, OutcomeWatch, error_type_of, never
 from operators.token_times import TokenTimes
 
 __all__ = ("record_span",)
+
+
+def _nothing_more() -> Mapping[str, AttributeValue]:
+    return {}
 
 
 def _type_name(error: Exception) -> str:
@@ -32,6 +36,7 @@ def record_span(
     reason_name: Callable[[Any], str] = str,
     error_kind: Callable[[Exception], str] = _type_name,
     error_type: Callable[[Outcome], str | None] = error_type_of,
+    more: Callable[[], Mapping[str, AttributeValue]] = _nothing_more,
 ) -> Hooks[Any, Any]:
     """
     Write a stream's outcome on *span* when it ends, and end the span (rows P3 to P7).
@@ -54,6 +59,7 @@ def record_span(
         reason_name: A finish reason's text on the span.
         error_kind: A failure's kind on the span, and its status description.
         error_type: What ``error.type`` says of an outcome that is none of the good ones.
+        more: Further attributes, asked for at the end.
 
     Errors: source errors pass unchanged, after status ERROR and ``error_kind`` (row P4). A
         terminal whose ``finish_reason`` says ``is_error`` sets status ERROR too (row P6).
@@ -71,7 +77,7 @@ def record_span(
     """
     if not span.is_recording():
         return Hooks(on_end=lambda _failure, _dropped: span.end())
-    write = _Writing(span, reason_name, error_kind, error_type, attributes=attributes)
+    write = _Writing(span, reason_name, error_kind, error_type, more, attributes=attributes)
     watch = OutcomeWatch(write, times, is_cancelled)
     if times is not None:
         return Hooks(on_end=watch.end)
@@ -81,7 +87,7 @@ def record_span(
 class _Writing:
     """How one request's outcome goes onto its span."""
 
-    __slots__ = ("_attributes", "_error_kind", "_error_type", "_reason_name", "_span")
+    __slots__ = ("_attributes", "_error_kind", "_error_type", "_more", "_reason_name", "_span")
 
     def __init__(
         self,
@@ -89,6 +95,7 @@ class _Writing:
         reason_name: Callable[[Any], str],
         error_kind: Callable[[Exception], str],
         error_type: Callable[[Outcome], str | None],
+        more: Callable[[], Mapping[str, AttributeValue]],
         *,
         attributes: bool,
     ) -> None:
@@ -96,6 +103,7 @@ class _Writing:
         self._reason_name = reason_name
         self._error_kind = error_kind
         self._error_type = error_type
+        self._more = more
         self._attributes = attributes
 
     def __call__(self, outcome: Outcome) -> None:
@@ -108,6 +116,7 @@ class _Writing:
                 ended = _tell_first_token(span, times)
             self._judge(outcome, written)
             if self._attributes:
+                written |= self._more()
                 span.set_attributes(written)
         finally:
             span.end(ended)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from array import array
 from collections.abc import Iterable, Sequence
@@ -60,7 +61,8 @@ class TokenTimes:
 
     Attributes:
         setup_ms: How long the engine's set-up took; None when not measured (row F2).
-        started: The clock when the stream began: the engine's set-up had returned (row F2).
+        started: The clock when the stream began: the engine's set-up had returned (row F2); minus
+            infinity before.
         finish_reason: The terminal's, once the stream has ended; None if there was no terminal.
         times: The clock at each chunk that had tokens, in seconds.
         sizes: Tokens of the chunks that had more than one, by their place in ``times``.
@@ -83,10 +85,15 @@ class TokenTimes:
         self.epoch_ns = epoch_ns
         self.counted = 0
         self.setup_ms: float | None = None
-        self.started = 0.0
+        self.started = -math.inf
         self.finish_reason: Any = None
         self.times = array("d")
         self.sizes: dict[int, int] = {}
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether times are noted: the stream has begun, and its tokens are not only counted."""
+        return self.started > -math.inf
 
     @property
     def output_tokens(self) -> int:

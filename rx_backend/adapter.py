@@ -133,7 +133,7 @@ class EngineAdapter:
             loop=asyncio.get_running_loop(),
             recording=True,
             times=TokenTimes(),
-            report=RequestReport(INVALID_SPAN, TokenTimes()),
+            report=RequestReport(INVALID_SPAN, context, TokenTimes()),
             abort=context.stop_generating,
         )
         return OperatorList(self._operators(scope)).draw()
@@ -176,7 +176,7 @@ class EngineAdapter:
         recording = telemetry.should_record(span, self._record, metered=metrics is not None)
         times = TokenTimes(clock)
         labels = () if metrics is None else metrics.labels(request.model, self.mode)
-        report = RequestReport(span, times, metrics, labels, recording=recording)
+        report = RequestReport(span, context, times, metrics, labels, recording=recording)
         report.opened(len(request.token_ids))
         try:
             own = telemetry.own_context(span)

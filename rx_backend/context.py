@@ -34,6 +34,10 @@ class RequestContext:
         trace_headers: Inbound W3C trace headers (``traceparent``, ``tracestate``), lower-case keys.
             The request's span becomes a child of that remote parent (row P1).
 
+    Attributes:
+        queued_s: How long the request waited for its turn at the engine, in seconds; for an engine
+            that knows to set, before its stream ends. It goes to the span and to the metrics.
+
     >>> context = RequestContext("r1")
     >>> context.stop_generating()
     >>> context.is_stopped, context.is_killed
@@ -48,12 +52,14 @@ class RequestContext:
         "_loop",
         "id",
         "metadata",
+        "queued_s",
         "trace_headers",
     )
 
     id: str
     metadata: Mapping[str, str]
     trace_headers: Mapping[str, str]
+    queued_s: float | None
 
     def __init__(
         self,
@@ -65,6 +71,7 @@ class RequestContext:
         self.id = uuid.uuid4().hex if id is None else id
         self.metadata = MappingProxyType(dict(metadata)) if metadata else _EMPTY
         self.trace_headers = MappingProxyType(dict(trace_headers)) if trace_headers else _EMPTY
+        self.queued_s = None
         self._levels = 0
         self._decode = False
         self._loop: asyncio.AbstractEventLoop | None = None

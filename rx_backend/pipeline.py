@@ -118,6 +118,7 @@ def standard_pipeline(scope: RequestScope) -> OperatorList:
                 reason_name=_reason_name,
                 error_kind=_error_kind,
                 error_type=error_type,
+                more=report.attributes,
             ),
             *(
                 [on_outcome(report.ended, times=times, is_cancelled=is_cancelled)]

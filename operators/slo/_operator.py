@@ -116,7 +116,7 @@ def slo(
     (1, 1, 1.0, 1)
     """
     note = None
-    if times is None or not times.started:
+    if times is None or not times.is_timed:
         times, note = _notebook(times, windows)
     request = SloRequest(key, times, ttft_ms, itl_ms, itl_by == "p99")
 

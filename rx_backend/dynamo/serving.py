@@ -14,6 +14,7 @@ from rx_backend.errors import InvalidArgument
 from rx_backend.probe import JsonProbeAdapter
 from rx_backend.protocols import Annotated, LLMEngineOutput, convert_request, to_builtins
 from rx_backend.stream import ResponseStream
+from rx_backend.telemetry.metrics import COALESCED
 
 __all__ = ("Handler", "open_stream", "serving", "wire_chunk", "wire_item")
 
@@ -68,7 +69,7 @@ def nothing_to_close() -> None:
 
 def with_coalescing(adapter: EngineAdapter) -> EngineAdapter:
     """Give *adapter* with its chunks merged where they wait for the runtime."""
-    return adapter.with_operators(coalesce_chunks())
+    return adapter.with_operators(coalesce_chunks(counts=COALESCED))
 
 
 async def open_stream(

@@ -12,6 +12,7 @@ from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvid
 
 from operators import (
     AbortStep,
+    CoalesceCounts,
     DeadlineExpired,
     FirstTokenTimeout,
     IdleTimeout,
@@ -24,7 +25,7 @@ from rx_backend.disagg import DisaggregationMode
 from rx_backend.telemetry.outcomes import error_type, finish_reason
 from rx_backend.telemetry.request_span import OPERATION, PROVIDER
 
-__all__ = ("EVERY_NTH_GAP", "OTHER_MODELS", "ServerMetrics")
+__all__ = ("COALESCED", "EVERY_NTH_GAP", "OTHER_MODELS", "ServerMetrics")
 
 Labels: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -34,6 +35,9 @@ One gap between tokens in so many is recorded, whichever request it falls in.
 
 The SDK takes as long for one as ten tokens take through the pipeline.
 """
+
+COALESCED: Final = CoalesceCounts()
+"""What workers of this process have merged at the boundary to the runtime."""
 
 OTHER_MODELS: Final = "_OTHER"
 """What requests for further models are counted under, once there have been many."""
@@ -90,7 +94,6 @@ class ServerMetrics:
         self._counts: dict[str, dict[Labels, int]] = {}
         self._models: dict[str, str] = {}
         self._gaps_seen = 0
-        self._coalesced: list[Callable[[], tuple[int, int]]] = []
 
         def histogram(name: str, bounds: tuple[float, ...], what: str) -> Histogram:
             return meter.create_histogram(
@@ -113,6 +116,11 @@ class ServerMetrics:
             _GAP_S,
             f"Gap before a chunk with tokens; one gap in {EVERY_NTH_GAP}",
         )
+        self._queued = histogram(
+            "rx_backend.queue_time",
+            _FIRST_S,
+            "How long requests waited for their turn at the engine",
+        )
         for name, unit, what in (
             ("rx_backend.requests", "{request}", "Requests that are over, by how they ended"),
             ("rx_backend.tokens", "{token}", "Tokens of prompts, and tokens handed out"),
@@ -127,7 +135,7 @@ class ServerMetrics:
         )
         meter.create_observable_counter(
             "rx_backend.coalesce.chunks",
-            [self._observe_coalesced],
+            [_observe_coalesced],
             "{chunk}",
             "Chunks that went into coalescing, and those that came out",
         )
@@ -176,7 +184,7 @@ class ServerMetrics:
         with self._lock:
             self._add(_ACTIVE, labels, -1)
 
-    def ended(self, labels: Labels, outcome: Outcome) -> None:
+    def ended(self, labels: Labels, outcome: Outcome, queued_s: float | None = None) -> None:
         """Count how a request ended, and its tokens; measure it where its times are known."""
         kind, times = error_type(outcome), outcome.times
         deadline = deadline_of(outcome.error)
@@ -187,7 +195,9 @@ class ServerMetrics:
                 self._add("rx_backend.tokens", (*labels, _OUTPUT), times.output_tokens)
             if deadline is not None:
                 self._add("rx_backend.deadlines", (*labels, (DEADLINE, deadline)), 1)
-        if times is not None and times.started:
+        if queued_s is not None:
+            self._queued.record(queued_s, dict(labels))
+        if times is not None and times.is_timed:
             self._measure(dict(labels), kind, times)
 
     def failed_setup(self, labels: Labels, kind: str) -> None:
@@ -201,10 +211,6 @@ class ServerMetrics:
         if step is not AbortStep.REQUESTED:
             with self._lock:
                 self._add("rx_backend.aborts", (*labels, (ABORT, step.value)), 1)
-
-    def watch_coalescing(self, read: Callable[[], tuple[int, int]]) -> None:
-        """Have *read* asked for the chunks that went in and came out, whenever metrics are collected."""
-        self._coalesced.append(read)
 
     def _measure(self, labels: dict[str, str], kind: str | None, times: TokenTimes) -> None:
         """Hand the latencies over; those of tokens for requests that went well."""
@@ -241,12 +247,6 @@ class ServerMetrics:
 
         return observe
 
-    def _observe_coalesced(self, _: CallbackOptions) -> Iterator[Observation]:
-        counts = [read() for read in self._coalesced]
-        if counts:
-            for side, total in zip(("in", "out"), map(sum, zip(*counts, strict=True)), strict=True):
-                yield Observation(total, {SIDE: side})
-
 
 def deadline_of(error: Exception | None) -> str | None:
     """The deadline that an error says has passed, by its option's name; None for any other error."""
@@ -256,6 +256,11 @@ def deadline_of(error: Exception | None) -> str | None:
         cause = error.__cause__
         error = cause if isinstance(cause, Exception) else None
     return None
+
+
+def _observe_coalesced(_: CallbackOptions) -> Iterator[Observation]:
+    yield Observation(COALESCED.chunks_in, {SIDE: "in"})
+    yield Observation(COALESCED.chunks_out, {SIDE: "out"})
 
 
 def _error(kind: str | None) -> Labels:

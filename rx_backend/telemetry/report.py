@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from opentelemetry.trace import Span
+from opentelemetry.util.types import AttributeValue
 
 from operators import AbortStep, Outcome, TokenTimes
+from operators import span_names as names
+from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError
 from rx_backend.telemetry import request_span
 from rx_backend.telemetry.metrics import Labels, ServerMetrics
@@ -18,17 +21,19 @@ class RequestReport:
 
     Args:
         span: The request's span.
+        context: Its context.
         times: When its tokens came.
         metrics: What counts all requests; None when nobody collects metrics.
         labels: The request's labels there.
         recording: Whether to write on the span (row P8).
     """
 
-    __slots__ = ("_labels", "_metrics", "_span", "_times", "_writes_events")
+    __slots__ = ("_context", "_labels", "_metrics", "_span", "_times", "_writes_events")
 
     def __init__(
         self,
         span: Span,
+        context: RequestContext,
         times: TokenTimes,
         metrics: ServerMetrics | None = None,
         labels: Labels = (),
@@ -36,6 +41,7 @@ class RequestReport:
         recording: bool = False,
     ) -> None:
         self._span = span
+        self._context = context
         self._times = times
         self._writes_events = recording
         self._metrics = metrics
@@ -61,7 +67,7 @@ class RequestReport:
     def ended(self, outcome: Outcome) -> None:
         """Tell how the stream ended; the span is written by the pipeline's ``record_span``."""
         if self._metrics is not None:
-            self._metrics.ended(self._labels, outcome)
+            self._metrics.ended(self._labels, outcome, self._context.queued_s)
 
     def closed(self) -> None:
         """The stream is at its end, whatever its pipeline was; a span that was left open is ended."""
@@ -69,6 +75,13 @@ class RequestReport:
             self._span.end()
         if self._metrics is not None:
             self._metrics.closed(self._labels)
+
+    def attributes(self) -> dict[str, AttributeValue]:
+        """What the span says of the request besides how it ended."""
+        queued_s = self._context.queued_s
+        if queued_s is None:
+            return {}
+        return {names.QUEUE_MS: round(queued_s * 1000.0, 2), names.TIME_IN_QUEUE: queued_s}
 
     def failed_setup(self, error: BackendError) -> None:
         """There is no stream: the engine's set-up failed (row P4)."""
