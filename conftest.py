@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import pytest
+import structlog
 from sybil import Sybil
 from sybil.integration.pytest import SybilItem
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "tests.otlp.receiver"]
 
 # The Python blocks of a document run from top to bottom and share their names.
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()], patterns=["README.md", "docs/*.md"]
 ).pytest()
+
+
+@pytest.fixture(autouse=True)
+def _structlog_as_it_was() -> Generator[None]:
+    """Undo what a test, or structlog's own `capture_logs`, has configured."""
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

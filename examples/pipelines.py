@@ -1,6 +1,6 @@
-"""A pipeline of one's own: the standard operators, and one that reports what was given."""
+"""Pipelines of one's own: the standard operators, and one that is added."""
 
-from operators import AnyOperator, Stage, operator
+from operators import AnyOperator, Drains, OperatorList, Stage, drain_until_first_token, operator
 from rx_backend import Annotated, LLMEngineOutput, RequestScope, standard_pipeline
 
 Item = Annotated[LLMEngineOutput]
@@ -22,3 +22,18 @@ def report_tokens(request_id: str) -> Stage[Item, Item]:
 def reporting(scope: RequestScope) -> list[AnyOperator]:
     """Give a request's operators; for `rx-backend serve --pipeline pipelines:reporting`."""
     return [*standard_pipeline(scope), report_tokens(scope.context.id)]
+
+
+drains = Drains()
+
+
+def draining(scope: RequestScope) -> OperatorList:
+    """Let a decode request whose client is gone go on to its first token, then abort it."""
+    standard = standard_pipeline(scope)
+    if not scope.mode.is_decode:
+        return standard
+    context = scope.context
+    drain = drain_until_first_token(
+        context.stop_generating, drains=drains, notified=context.first_token(), label=context.id
+    )
+    return standard.insert_after("deferred_abort", drain)

@@ -65,6 +65,7 @@ def itl_window(
         )
     clock = times.clock
     times.started = clock()
+    times.is_timed = True
     names = {"note": times.times.append, "clock": clock}
     return Hooks(partial(_look, times), only=_IS_UNUSUAL, names=names, on_end=on_end and end)
 

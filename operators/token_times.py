@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from array import array
 from collections.abc import Iterable, Sequence
@@ -61,8 +60,9 @@ class TokenTimes:
 
     Attributes:
         setup_ms: How long the engine's set-up took; None when not measured (row F2).
-        started: The clock when the stream began: the engine's set-up had returned (row F2); minus
-            infinity before.
+        started: The clock when the stream began: the engine's set-up had returned (row F2).
+        is_timed: Whether times are noted; False before the stream began, and where tokens are only
+            counted.
         finish_reason: The terminal's, once the stream has ended; None if there was no terminal.
         times: The clock at each chunk that had tokens, in seconds.
         sizes: Tokens of the chunks that had more than one, by their place in ``times``.
@@ -70,10 +70,12 @@ class TokenTimes:
     """
 
     __slots__ = (
+        "_itl",
         "clock",
         "counted",
         "epoch_ns",
         "finish_reason",
+        "is_timed",
         "setup_ms",
         "sizes",
         "started",
@@ -85,15 +87,12 @@ class TokenTimes:
         self.epoch_ns = epoch_ns
         self.counted = 0
         self.setup_ms: float | None = None
-        self.started = -math.inf
+        self.started = 0.0
+        self.is_timed = False
         self.finish_reason: Any = None
         self.times = array("d")
         self.sizes: dict[int, int] = {}
-
-    @property
-    def is_timed(self) -> bool:
-        """Whether times are noted: the stream has begun, and its tokens are not only counted."""
-        return self.started > -math.inf
+        self._itl: tuple[int, LatencyFigures | None] = (0, None)
 
     @property
     def output_tokens(self) -> int:
@@ -120,7 +119,11 @@ class TokenTimes:
 
     def itl_figures(self) -> LatencyFigures | None:
         """The figures of :meth:`itl_ms` (row F4), without making that list; None without a gap."""
-        return _figures(sorted(self._gaps()), 1000.0) if len(self.times) > 1 else None
+        count = len(self.times)
+        if count > 1 and count != self._itl[0]:
+            # Several ask for them at a request's end, and sorting takes its time.
+            self._itl = count, _figures(sorted(self._gaps()), 1000.0)
+        return self._itl[1]
 
     def itl_per_token_ms(self) -> list[float]:
         """

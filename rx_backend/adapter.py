@@ -38,6 +38,7 @@ from rx_backend.protocols import (
 from rx_backend.stream import ResponseStream
 from rx_backend.telemetry.metrics import ServerMetrics
 from rx_backend.telemetry.report import RequestReport
+from rx_backend.telemetry.request_log import RequestLog
 
 __all__ = ("EngineAdapter",)
 
@@ -173,10 +174,11 @@ class EngineAdapter:
         except (AttributeError, TypeError) as error:
             raise _malformed(request) from error
         metrics = ServerMetrics.of(self._meter_provider)
+        log = RequestLog.of(span, request, context, self.mode, clock=clock, record=self._record)
         recording = telemetry.should_record(span, self._record, metered=metrics is not None)
         times = TokenTimes(clock)
         labels = () if metrics is None else metrics.labels(request.model, self.mode)
-        report = RequestReport(span, context, times, metrics, labels, recording=recording)
+        report = RequestReport(span, context, times, metrics, labels, log=log, recording=recording)
         report.opened(len(request.token_ids))
         try:
             own = telemetry.own_context(span)

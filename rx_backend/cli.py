@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 __all__ = ("main",)
 
@@ -75,15 +76,33 @@ def _conformance(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from rx_backend.errors import BackendError, InvalidArgument  # noqa: PLC0415  # a light start
-    from rx_backend.worker.options import ServeOptions  # noqa: PLC0415  # the same
+    from rx_backend.worker.options import ServeOptions  # noqa: PLC0415  # a light start
     from rx_backend.worker.serve import prepare  # noqa: PLC0415  # the same
 
-    given = {name: value for name, value in vars(arguments).items() if name != "command"}
     # As with `python -m`: a module in the current folder is found.
     sys.path.insert(0, "")
+    return _on_runtime(lambda: prepare(ServeOptions.read(_given(arguments), os.environ)))
+
+
+def _frontend(arguments: argparse.Namespace) -> int:
+    from rx_backend.worker.frontend import run_frontend  # noqa: PLC0415  # a light start
+    from rx_backend.worker.options import FrontendOptions  # noqa: PLC0415  # the same
+
+    return _on_runtime(
+        lambda: partial(run_frontend, FrontendOptions.read(_given(arguments), os.environ))
+    )
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(arguments).items() if name != "command"}
+
+
+def _on_runtime(prepare: Callable[[], Callable[[Callable[[str], object]], None]]) -> int:
+    """Do what *prepare* gives; an error of its own is the user's, a later one the runtime's."""
+    from rx_backend.errors import BackendError, InvalidArgument  # noqa: PLC0415  # a light start
+
     try:
-        run = prepare(ServeOptions.read(given, os.environ))
+        run = prepare()
     except InvalidArgument as error:
         raise _BadUsage(error.message) from error
     try:
@@ -95,7 +114,10 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from rx_backend.worker.options import ServeOptions  # noqa: PLC0415  # a light start
+    from rx_backend.worker.options import (  # noqa: PLC0415  # a light start
+        FrontendOptions,
+        ServeOptions,
+    )
 
     parser = argparse.ArgumentParser(
         prog="rx-backend", description="Token streams of LLM engines as pipelines of operators."
@@ -114,6 +136,11 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help=_SERVE, description=_SERVE, epilog=_SERVE_MORE)
     ServeOptions.add_arguments(serve)
     serve.set_defaults(command=_serve)
+    frontend = commands.add_parser(
+        "frontend", help=_FRONTEND, description=_FRONTEND, epilog=_SERVE_MORE
+    )
+    FrontendOptions.add_arguments(frontend)
+    frontend.set_defaults(command=_frontend)
     return parser
 
 
@@ -123,6 +150,7 @@ _RUN_MORE = (
     "../shared/data/azure_llm_conv_2023.csv where it exists, else a synthetic one of that shape."
 )
 _SERVE = "Serve an engine as a worker on NVIDIA Dynamo's runtime, until a signal ends it."
+_FRONTEND = "Serve the OpenAI API for the workers in discovery, until a signal ends it."
 _SERVE_MORE = (
     "Each option can be given in the environment too, under the name in brackets. With file "
     "discovery, workers and frontends of one machine meet in the folder that DYN_FILE_KV names."
@@ -131,6 +159,8 @@ _CONFORMANCE = "Check that an engine keeps to the contract; exit code 1 when it 
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
+    from rx_backend.telemetry.switch import add_otlp_flag  # noqa: PLC0415  # a light start
+
     add = parser.add_argument_group("workload").add_argument
     add("--trace", type=Path, metavar="FILE", help="an Azure LLM inference trace, as CSV")
     add("--synthetic", action="store_true", help="no trace, the synthetic workload")
@@ -169,6 +199,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, metavar="DIR", help="folder to write to (rx-backend-run)")
     add("--no-plot", dest="plot", action="store_false", help="no replay.png")
     add("--no-spans", dest="spans", action="store_false", help="no spans.jsonl")
+    add_otlp_flag(parser)
     parser.set_defaults(command=_run, real=False)
 
 

@@ -10,8 +10,9 @@ from functools import cached_property
 from types import FunctionType, MappingProxyType, MethodType
 from typing import Any
 
-import structlog
 from reactivex import Observable, abc
+
+from rx_backend.logger import describe, get_logger
 
 __all__ = ("Level", "RequestContext")
 
@@ -301,11 +302,12 @@ class _Listener(abc.DisposableBase):
             return
         try:
             self._callback(*self._args)
-        except Exception:
+        except Exception as error:
             # One listener's bug must not keep the signal from the others.
-            structlog.get_logger(__name__).exception("context listener failed")
+            _log.error("context listener failed", request_id=self._context.id, **describe(error))
 
 
+_log = get_logger(__name__)
 _FUNCTIONS = (FunctionType, MethodType)
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 

@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator, Awaitable, Generator, Mapping
 from typing import Any, TypeAlias, cast
 
 import msgspec
-import structlog
 from reactivex import Observable
 
 from operators import Enter, SubscribesAsync, source_of
 from rx_backend.context import RequestContext
 from rx_backend.errors import InvalidArgument
+from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 
 __all__ = (
@@ -190,11 +190,11 @@ async def _abort(engine: LLMEngine, context: RequestContext) -> None:
         if abort is not None:
             await abort(context)
     except Exception as error:
-        _log.warning("engine abort failed", request_id=context.id, error=repr(error))
+        _log.warning("engine abort failed", request_id=context.id, **describe(error))
 
 
 _aborts: set[asyncio.Task[None]] = set()
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 @types.coroutine

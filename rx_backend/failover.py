@@ -6,8 +6,6 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeAlias, cast
 
-import structlog
-
 from operators import (
     AnyOperator,
     FusedRun,
@@ -26,6 +24,7 @@ from rx_backend.errors import (
     as_backend_error,
 )
 from rx_backend.live_engines import LiveEngines, check_engine, check_functions
+from rx_backend.logger import describe, get_logger
 from rx_backend.pipeline import RequestScope
 from rx_backend.protocols import PreprocessedRequest, TraceLink
 from rx_backend.resumption import amended, continued, has_hand_off, nothing_left, obstacle
@@ -52,7 +51,7 @@ HandOff: TypeAlias = Callable[
 ]
 """Gives a request with a hand-off for the engine that is to take it."""
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 def resume_on_engine(
@@ -157,7 +156,7 @@ def resume_on_engine(
             request_id=scope.context.id,
             attempt=point.attempt,
             output_tokens=len(point.token_ids),
-            error=repr(point.error),
+            **describe(point.error),
         )
         if scope.recording:
             scope.span.add_event("resumed", {"output_tokens": len(point.token_ids)})

@@ -110,6 +110,7 @@ def standard_pipeline(scope: RequestScope) -> OperatorList:
             ),
             trace_link(worker_trace_link(span), on_terminal=scope.mode.is_prefill),
             *([itl_window(times, count_only=not scope.recording)] if times is not None else []),
+            *([first_token(report.first_token)] if report.awaits_first_token else []),
             record_span(
                 span,
                 times,
@@ -122,7 +123,7 @@ def standard_pipeline(scope: RequestScope) -> OperatorList:
             ),
             *(
                 [on_outcome(report.ended, times=times, is_cancelled=is_cancelled)]
-                if report.counts
+                if report.is_told
                 else []
             ),
             _ANNOTATED,

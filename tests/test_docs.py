@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = Rows({"Shapes": {"R1": "Round.", "R2": "Square."}}, ["rolls"])
 
 
-@pytest.mark.parametrize("document", ["behaviour", "reference"])
+@pytest.mark.parametrize("document", ["behaviour", "dashboard", "reference"])
 def test_generated_document_is_current(document: str) -> None:
     """The document is what `make docs` writes; of the behaviour, every row has a test."""
     done = subprocess.run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import logging
 import types
 from abc import abstractmethod
@@ -99,9 +100,16 @@ class Release:
             await asyncio.wait([self._rest])
 
     def is_elsewhere(self) -> bool:
-        """Whether the caller is outside the loop's thread, and the loop can still be reached."""
+        """
+        Whether the caller must leave the release to the loop, and the loop can still be reached.
+
+        He is outside the loop's thread, or the garbage collector calls him: that may come in the
+        middle of anything, also of code that holds a lock which the release would wait for.
+        """
         if self.loop.is_closed() or not self.loop.is_running():
             return False
+        if _is_collecting:
+            return True
         try:
             return asyncio.get_running_loop() is not self.loop
         except RuntimeError:
@@ -129,6 +137,17 @@ class Release:
             self._rest = task
             _resting.add(task)
             task.add_done_callback(_resting.discard)
+
+
+_is_collecting = False
+
+
+def _note_collection(phase: str, _: object) -> None:
+    global _is_collecting  # noqa: PLW0603 - the interpreter has one collector
+    _is_collecting = phase == "start"
+
+
+gc.callbacks.append(_note_collection)
 
 
 class _Nothing(AsyncIterator[Any]):

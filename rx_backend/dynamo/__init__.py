@@ -12,7 +12,7 @@ the extra ``dynamo``; it is imported when something needs it.
 from rx_backend.dynamo.context import BridgedContext, ContextBridge, RuntimeContext, bridge_context
 from rx_backend.dynamo.engine_context import EngineContext
 from rx_backend.dynamo.engine_host import DynamoEngine, as_dynamo_engine
-from rx_backend.dynamo.engines import from_dynamo_engine
+from rx_backend.dynamo.engines import from_any_engine, from_dynamo_engine
 from rx_backend.dynamo.serving import Handler, serving
 
 __all__ = (
@@ -24,6 +24,7 @@ __all__ = (
     "RuntimeContext",
     "as_dynamo_engine",
     "bridge_context",
+    "from_any_engine",
     "from_dynamo_engine",
     "serving",
 )

@@ -97,7 +97,7 @@ class ContextBridge:
         request_context: The context for our side.
     """
 
-    __slots__ = ("_loop", "_nudge", "_unlisten", "_waiter", "request_context")
+    __slots__ = ("_is_closed", "_loop", "_nudge", "_unlisten", "_waiter", "request_context")
 
     request_context: BridgedContext
 
@@ -105,6 +105,7 @@ class ContextBridge:
         ours = self.request_context = BridgedContext(context)
         self._unlisten: Callable[[], None] | None = None
         self._nudge: asyncio.TimerHandle | None = None
+        self._is_closed = False
         self._loop = asyncio.get_running_loop()
         ours.bind(self._loop, decode=decode)
         if decode:
@@ -128,6 +129,7 @@ class ContextBridge:
 
     def close(self) -> None:
         """End the waiting; harmless when called twice."""
+        self._is_closed = True
         self._waiter.cancel()
         if self._nudge is not None:
             self._nudge.cancel()
@@ -155,7 +157,8 @@ class ContextBridge:
             self.close()
 
     def _hear(self, waiter: asyncio.Future[bool]) -> None:
-        if waiter.cancelled():
+        # A signal that came in the turn of the close is told after it.
+        if self._is_closed or waiter.cancelled():
             return
         # A runtime that goes down may fail the waiter; what it then says of the request counts.
         waiter.exception()
@@ -169,9 +172,11 @@ class ContextBridge:
         the next call into the runtime comes by. On an idle worker that may be never.
         """
         self.refresh()
-        self._nudge = self._loop.call_later(
-            after_s, self._let_go, min(after_s * 2.0, _LONGEST_NUDGE_S)
-        )
+        # What that call freed may have been this bridge's own stream.
+        if not self._is_closed:
+            self._nudge = self._loop.call_later(
+                after_s, self._let_go, min(after_s * 2.0, _LONGEST_NUDGE_S)
+            )
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

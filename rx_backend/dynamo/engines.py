@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from rx_backend.context import RequestContext
 from rx_backend.dynamo.context import BridgedContext
@@ -11,7 +11,7 @@ from rx_backend.engine import ChunkSource, EngineConfig, LLMEngine
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import PreprocessedRequest, to_builtins
 
-__all__ = ("from_dynamo_engine",)
+__all__ = ("from_any_engine", "from_dynamo_engine")
 
 # Where Dynamo keeps these, and what ours are called, is the same word.
 _NAMING = ("served_model_name", "model_aliases", "runtime_data")
@@ -73,6 +73,31 @@ def from_dynamo_engine(engine: Any, *, runtime_context: bool = False) -> LLMEngi
                 f"has no method {name}"
             )
     return _FromDynamo(engine, runtime_context=runtime_context)
+
+
+def from_any_engine(made: object) -> LLMEngine:
+    """
+    Give an engine of ours as it is, and one of Dynamo's kind by :func:`from_dynamo_engine`.
+
+    An engine is of Dynamo's kind when its class is derived from one of the package ``dynamo``, or has
+    a ``from_args``, which every engine of Dynamo's has. Any other object counts as one of ours.
+
+    Args:
+        made: An engine, or what ``from_args`` gives: a pair of an engine and its worker's config.
+
+    >>> from rx_backend.engines import SampleEngine
+    >>> ours = SampleEngine()
+    >>> from_any_engine(ours) is ours
+    True
+    """
+    if isinstance(made, tuple):
+        made = cast("tuple[object, ...]", made)[0]
+    if isinstance(made, LLMEngine):
+        return made
+    packages = {base.__module__.partition(".")[0] for base in type(made).__mro__}
+    if "dynamo" in packages or callable(getattr(made, "from_args", None)):
+        return from_dynamo_engine(made)
+    return cast("LLMEngine", made)
 
 
 class _FromDynamo(LLMEngine):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from struct import unpack
 from typing import Any, cast
+from uuid import UUID
 
 import msgspec
 
@@ -72,7 +73,8 @@ def convert_request(request: Mapping[str, Any] | PreprocessedRequest) -> Preproc
     Make a request of a plain mapping, with keys that are not known kept in ``unknown``.
 
     Token ids may also come packed, as bytes with 32 bits a token, least significant byte first:
-    that is how frontends send them which run with ``DYN_TOKEN_IDS_AS_BYTES``.
+    that is how frontends send them which run with ``DYN_TOKEN_IDS_AS_BYTES``. The id of a hand-off,
+    text in JSON, comes as 16 bytes too.
 
     Args:
         request: The mapping; a request is returned as it is.
@@ -85,6 +87,10 @@ def convert_request(request: Mapping[str, Any] | PreprocessedRequest) -> Preproc
         packed = request.get("token_ids")
         if isinstance(packed, (bytes, bytearray, memoryview)):
             request = {**request, "token_ids": _unpack(bytes(cast("bytes", packed)))}
+        meeting = request.get("bootstrap_info")
+        if isinstance(meeting, Mapping):
+            typed = cast("Mapping[str, Any]", meeting)
+            request = {**request, "bootstrap_info": _with_text_id(typed)}
     return convert(request, PreprocessedRequest)
 
 
@@ -209,6 +215,14 @@ def _json(data: bytes | str) -> Any:
         return msgspec.json.decode(data)
     except (ValueError, RecursionError) as exc:
         raise InvalidArgument(f"$: expected JSON, got something else: {exc}") from None
+
+
+def _with_text_id(meeting: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give the meeting point of a hand-off with its id as text, where that came as bytes."""
+    packed = meeting.get("handoff_id")
+    if not isinstance(packed, bytes) or len(packed) != 16:
+        return meeting
+    return {**meeting, "handoff_id": str(UUID(bytes=packed))}
 
 
 def _unpack(packed: bytes) -> list[int]:

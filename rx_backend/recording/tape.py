@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import structlog
-
 from operators import Clock, SetupFailed
 from rx_backend.errors import BackendError, Unknown, as_backend_error
+from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.recording.format import append_chunk, ending_line, header_line
 from rx_backend.recording.model import Ending, RecordedRequest
@@ -19,7 +18,7 @@ __all__ = ("Tape",)
 
 T = TypeVar("T")
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Tape:
@@ -150,7 +149,7 @@ class Tape:
             "recording failed",
             request_id=self._request_id,
             path=str(self._path or self._place),
-            error=repr(error),
+            **describe(error),
         )
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from msgspec import Struct
 
@@ -20,7 +20,11 @@ from rx_backend.replay.progress import progress
 from rx_backend.replay.report import format_table, summarize, write_requests, write_summary
 from rx_backend.replay.runner import replay
 from rx_backend.replay.workload import Request, at_speed, read_trace, synthetic
+from rx_backend.telemetry.switch import OtlpSwitch, telling
 from rx_backend.testing import run_virtual
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 __all__ = ("TRACE_VARIABLE", "RunOptions", "find_trace", "run")
 
@@ -52,6 +56,8 @@ class RunOptions(Struct, kw_only=True, frozen=True):
     """Folder to write to; made when it is missing."""
     plot: bool = True
     spans: bool = True
+    otlp: str | None = None
+    """Where traces and metrics go: a URL, or `true`; None for what `RX_BACKEND_OTLP` says."""
     max_batch: int = 128
     step_ms: float = 15.0
     step_ms_per_sequence: float = 0.1
@@ -78,7 +84,8 @@ def run(
         The figures.
 
     Raises:
-        InvalidArgument: An option is out of its range, or the trace is no trace.
+        InvalidArgument: An option is out of its range, the trace is no trace, or telemetry can't be
+            switched on.
         OSError: The files can't be written.
     """
     whole("limit", options.limit or 0, low=0, unit="requests")
@@ -94,21 +101,11 @@ def run(
         seed=options.seed,
     )
     workload, name = _workload(options)
-    say(f"workload: {name}")
-    say(f"engine: simulated, {'real clock' if options.real else 'virtual time'}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    with progress(len(workload), live or sys.stderr) as update:
-        replaying = _replay(options, workload, engine, update)
-        result = asyncio.run(replaying) if options.real else run_virtual(replaying)
-    took = time.perf_counter() - began
-    say("")
-    say(format_table(summarize(result)))
-    say("")
-    say(f"replayed in {took:.1f} s")
-    for path in _write(options, result, name, say):
-        say(f"  {path}")
-    return result
+    with telling(OtlpSwitch(options.otlp, os.environ).configure(), say) as telemetry:
+        if telemetry is not None and not options.real:
+            say("telemetry: spans have the times of the real clock, on which --real replays")
+        tracers = telemetry and telemetry.tracer_provider
+        return _run(options, engine, workload, name, tracers, say=say, live=live or sys.stderr)
 
 
 def find_trace(environ: Mapping[str, str] = os.environ) -> Path | None:
@@ -122,6 +119,33 @@ def find_trace(environ: Mapping[str, str] = os.environ) -> Path | None:
     if named:
         return Path(named)
     return _NEAR_TRACE if _NEAR_TRACE.is_file() else None
+
+
+def _run(
+    options: RunOptions,
+    engine: SimulatedEngine,
+    workload: list[Request],
+    name: str,
+    tracers: TracerProvider | None,
+    *,
+    say: Callable[[str], None],
+    live: TextIO,
+) -> ReplayResult:
+    say(f"workload: {name}")
+    say(f"engine: simulated, {'real clock' if options.real else 'virtual time'}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    with progress(len(workload), live) as update:
+        replaying = _replay(options, workload, engine, tracers, update)
+        result = asyncio.run(replaying) if options.real else run_virtual(replaying)
+    took = time.perf_counter() - began
+    say("")
+    say(format_table(summarize(result)))
+    say("")
+    say(f"replayed in {took:.1f} s")
+    for path in _write(options, result, name, say):
+        say(f"  {path}")
+    return result
 
 
 def _workload(options: RunOptions) -> tuple[list[Request], str]:
@@ -147,6 +171,7 @@ async def _replay(
     options: RunOptions,
     workload: list[Request],
     engine: SimulatedEngine,
+    tracers: TracerProvider | None,
     update: Callable[[ReplayResult], None],
 ) -> ReplayResult:
     with ExitStack() as stack:
@@ -155,7 +180,8 @@ async def _replay(
             from rx_backend.replay.spans import SpanLines  # noqa: PLC0415  # only when asked for
 
             clock = asyncio.get_running_loop().time
-            tracer = stack.enter_context(SpanLines(options.out / "spans.jsonl", clock)).tracer
+            lines = SpanLines(options.out / "spans.jsonl", clock, tracers)
+            tracer = stack.enter_context(lines).tracer
         return await replay(
             workload,
             engine,

@@ -30,17 +30,23 @@ class SpanLines(SpanProcessor):
     Args:
         path: The file to write; replaced when it exists.
         clock: The clock of the replay, in seconds.
+        provider: What makes the spans; one of its own, which exports nothing, by default.
 
     Raises:
         OSError: The file can't be written.
     """
 
-    def __init__(self, path: str | Path, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        clock: Callable[[], float],
+        provider: TracerProvider | None = None,
+    ) -> None:
         self._clock = clock
         self._began = clock()
         self._starts: dict[tuple[int, int], float] = {}
         self._out = Path(path).open("w", encoding="utf-8")  # noqa: SIM115  # closed by shutdown
-        self._provider = TracerProvider(
+        self._provider = provider or TracerProvider(
             sampler=ALWAYS_ON, resource=Resource.get_empty(), shutdown_on_exit=False
         )
         self._provider.add_span_processor(self)
@@ -53,12 +59,13 @@ class SpanLines(SpanProcessor):
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Note when *span* starts."""
         identity = span.get_span_context()
-        self._starts[identity.trace_id, identity.span_id] = self._clock()
+        if not self._out.closed:
+            self._starts[identity.trace_id, identity.span_id] = self._clock()
 
     def on_end(self, span: ReadableSpan) -> None:
         """Write *span*: `name`, `trace_id`, `span_id`, `start_s`, `duration_ms`, `status`, ..."""
         identity = span.get_span_context()
-        if identity is None:
+        if identity is None or self._out.closed:
             return
         start = self._starts.pop((identity.trace_id, identity.span_id))
         row = {
@@ -89,4 +96,4 @@ class SpanLines(SpanProcessor):
         traceback: TracebackType | None,
     ) -> None:
         """Close the file."""
-        self._provider.shutdown()
+        self.shutdown()

@@ -1,5 +1,6 @@
-"""What people can look at: spans and metrics of requests."""
+"""What people can look at: spans and metrics of requests, and switching their export on."""
 
+from rx_backend.telemetry.logs import Logs, configure_logs
 from rx_backend.telemetry.request_span import (
     EXPORT_ENABLED,
     own_context,
@@ -9,9 +10,16 @@ from rx_backend.telemetry.request_span import (
     start_request_span,
     worker_trace_link,
 )
+from rx_backend.telemetry.setup import Telemetry, configure
+from rx_backend.telemetry.trace_ids import add_trace_ids
 
 __all__ = (
     "EXPORT_ENABLED",
+    "Logs",
+    "Telemetry",
+    "add_trace_ids",
+    "configure",
+    "configure_logs",
     "own_context",
     "record_dropped_setup",
     "record_failed_setup",

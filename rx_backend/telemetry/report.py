@@ -1,4 +1,4 @@
-"""What is told of one request while it runs: to its span, to the metrics."""
+"""What is told of one request while it runs: to its span, to the metrics, to the log."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError
 from rx_backend.telemetry import request_span
 from rx_backend.telemetry.metrics import Labels, ServerMetrics
+from rx_backend.telemetry.request_log import RequestLog
 
 __all__ = ("RequestReport",)
 
@@ -25,10 +26,11 @@ class RequestReport:
         times: When its tokens came.
         metrics: What counts all requests; None when nobody collects metrics.
         labels: The request's labels there.
+        log: Tells of the request; None when nobody listens.
         recording: Whether to write on the span (row P8).
     """
 
-    __slots__ = ("_context", "_labels", "_metrics", "_span", "_times", "_writes_events")
+    __slots__ = ("_context", "_labels", "_log", "_metrics", "_span", "_times", "_writes_events")
 
     def __init__(
         self,
@@ -38,6 +40,7 @@ class RequestReport:
         metrics: ServerMetrics | None = None,
         labels: Labels = (),
         *,
+        log: RequestLog | None = None,
         recording: bool = False,
     ) -> None:
         self._span = span
@@ -46,16 +49,34 @@ class RequestReport:
         self._writes_events = recording
         self._metrics = metrics
         self._labels = labels
+        self._log = log
+
+    @property
+    def is_told(self) -> bool:
+        """Whether :meth:`ended` has anybody to tell."""
+        return self._metrics is not None or self._log is not None
 
     @property
     def counts(self) -> bool:
-        """Whether :meth:`ended` has anybody to tell."""
-        return self._metrics is not None
+        """Whether :meth:`ended` has anybody to tell how many tokens there were."""
+        return self._metrics is not None or (self._log is not None and self._log.tells_all_ends)
+
+    @property
+    def awaits_first_token(self) -> bool:
+        """Whether :meth:`first_token` has anybody to tell."""
+        return self._log is not None and self._log.tells_first_token
 
     def opened(self, input_tokens: int) -> None:
         """Tell that the request is there."""
         if self._metrics is not None:
             self._metrics.opened(self._labels, input_tokens)
+        if self._log is not None:
+            self._log.started()
+
+    def first_token(self, _chunk: object) -> None:
+        """Tell that the first token is there."""
+        if self._log is not None:
+            self._log.first_token(self._times)
 
     def abort_step(self, step: AbortStep) -> None:
         """Tell what happened to the request's abort."""
@@ -63,11 +84,15 @@ class RequestReport:
             request_span.record_abort(self._span, self._times, step)
         if self._metrics is not None:
             self._metrics.abort(self._labels, step)
+        if self._log is not None:
+            self._log.abort_step(step)
 
     def ended(self, outcome: Outcome) -> None:
         """Tell how the stream ended; the span is written by the pipeline's ``record_span``."""
         if self._metrics is not None:
             self._metrics.ended(self._labels, outcome, self._context.queued_s)
+        if self._log is not None:
+            self._log.ended(outcome)
 
     def closed(self) -> None:
         """The stream is at its end, whatever its pipeline was; a span that was left open is ended."""
@@ -75,6 +100,8 @@ class RequestReport:
             self._span.end()
         if self._metrics is not None:
             self._metrics.closed(self._labels)
+        if self._log is not None:
+            self._log.closed()
 
     def attributes(self) -> dict[str, AttributeValue]:
         """What the span says of the request besides how it ended."""
@@ -89,6 +116,8 @@ class RequestReport:
         if self._metrics is not None:
             self._metrics.failed_setup(self._labels, error.kind)
             self._metrics.closed(self._labels)
+        if self._log is not None:
+            self._log.failed_setup(error)
 
     def dropped_setup(self) -> None:
         """There is no stream: the caller left while the engine was setting up (row P5)."""
@@ -96,3 +125,5 @@ class RequestReport:
         if self._metrics is not None:
             self._metrics.ended(self._labels, Outcome(None, None, is_cancelled=True))
             self._metrics.closed(self._labels)
+        if self._log is not None:
+            self._log.dropped_setup()

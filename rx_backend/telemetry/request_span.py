@@ -107,15 +107,18 @@ def should_record(span: Span, explicit: bool | None, *, metered: bool = False) -
     Whether to measure and to write attributes (row P8).
 
     *explicit* decides; else ``OTEL_EXPORT_ENABLED`` where it is set (``1``, ``true``, ``on``,
-    ``yes``, in any case); else whether the span is recording. Where there is no tracing at all, what
-    is *metered* is measured; a request that the sampler left out is not.
+    ``yes``, in any case); else whether the span is recording. Where there is no tracing in this
+    process, what is *metered* is measured; a request that a sampler left out, here or where it came
+    from, is not.
     """
     if explicit is not None:
         return explicit
     switch = os.environ.get(EXPORT_ENABLED)
     if switch is not None:
         return switch.strip().lower() in _TRUTHY
-    return span.is_recording() or (metered and not span.get_span_context().is_valid)
+    identity = span.get_span_context()
+    is_left_out = identity.is_valid and not identity.trace_flags.sampled
+    return span.is_recording() or (metered and not is_left_out)
 
 
 def worker_trace_link(span: Span) -> TraceLink | None:

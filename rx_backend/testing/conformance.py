@@ -17,7 +17,7 @@ __all__ = ("ConformanceOptions", "EngineFactory", "check_engine", "run_conforman
 T = TypeVar("T")
 
 EngineFactory: TypeAlias = Callable[[], object]
-"""Makes a fresh engine, or something to await that gives one."""
+"""Makes a fresh engine, or something to await that gives one; see `from_any_engine`."""
 
 
 class ConformanceOptions(TypedDict, total=False):

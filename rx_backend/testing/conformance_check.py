@@ -11,6 +11,7 @@ from typing import cast
 
 import msgspec
 
+from rx_backend.dynamo import from_any_engine
 from rx_backend.engine import EngineConfig, LLMEngine, check_config
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import PreprocessedRequest, StopConditions
@@ -86,8 +87,11 @@ class Check:
             self._found.setdefault(violation.rule, violation)
 
     async def _make(self, rule: Rule) -> LLMEngine | None:
-        made = await self._call(rule, "the factory", self._factory)
+        made = await self._call(rule, "the factory", self._engine)
         return None if rule in self._found else cast("LLMEngine", made)
+
+    async def _engine(self) -> LLMEngine:
+        return from_any_engine(await _call(self._factory))
 
     async def _check_unstarted(self) -> None:
         engine = await self._make(Rule.START_FAILED)

@@ -9,7 +9,7 @@ from enum import Enum, auto
 
 from rx_backend.context import RequestContext
 from rx_backend.engine import ChunkStream, LLMEngine, open_chunks
-from rx_backend.errors import BackendError, Cancelled
+from rx_backend.errors import BackendError, Cancelled, as_backend_error
 from rx_backend.protocols import FinishReason, PreprocessedRequest
 from rx_backend.testing.conformance_chunks import check_chunk
 from rx_backend.testing.conformance_report import Rule, Violation
@@ -182,8 +182,9 @@ class _Stream:
             if isinstance(error, asyncio.CancelledError):
                 raise error
             return
-        self._played.error = error
-        if not isinstance(error, BackendError):
+        typed = _typed(error)
+        self._played.error = typed or error
+        if typed is None:
             what = f"raised an untyped {type(error).__name__} {where}".rstrip()
             self._find(Rule.GENERATE_FAILED, f"{what}: {error}", error)
         elif where and not self._played.stopped:
@@ -234,6 +235,14 @@ class _Stream:
             await close()
         except Exception as error:
             self._find(Rule.CLOSE_FAILED, f"closing raised {error!r}", error)
+
+
+def _typed(error: BaseException) -> BackendError | None:
+    """Give a typed error, which may be one of Dynamo's; None for any other exception."""
+    if isinstance(error, BackendError):
+        return error
+    is_dynamos = any(base.__name__ == "DynamoException" for base in type(error).__mro__)
+    return as_backend_error(error) if is_dynamos else None
 
 
 async def _first(timeout_s: float, *futures: asyncio.Future[None]) -> None:

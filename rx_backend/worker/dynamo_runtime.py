@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from errno import EADDRINUSE
 from importlib import import_module
-from typing import Any
+from typing import Any, Self
 
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import CannotConnect, InvalidArgument
 from rx_backend.worker.gate import Handler
 from rx_backend.worker.probing import PROBE_KEY
 from rx_backend.worker.runtime import ModelEntry
+from rx_backend.worker.services import services, until_reachable
 
 __all__ = ("DynamoEndpoint", "DynamoRuntime")
 
@@ -23,8 +25,8 @@ class DynamoRuntime:
     """
     A connection to the runtime, which a worker and a frontend of one process share.
 
-    Made on the event loop that serves; it waits until discovery answers, and blocks the loop
-    meanwhile.
+    Made on the event loop that serves. While discovery does not answer, the constructor waits and
+    blocks the loop, signals and all; :meth:`connect` does not.
 
     Args:
         discovery: How workers find each other: ``file``, ``etcd``, ``mem`` or ``kubernetes``.
@@ -43,23 +45,56 @@ class DynamoRuntime:
         try:
             self._inner: Any = core.DistributedRuntime(loop, discovery, request_plane)
         except Exception as error:
-            raise CannotConnect(
-                f"discovery {discovery!r}, request plane {request_plane!r}: {error}"
-            ) from error
+            used = services(discovery, request_plane, os.environ)
+            told = [f"discovery {discovery!r}", f"request plane {request_plane!r}", *map(str, used)]
+            raise CannotConnect(f"{', '.join(told)}: {error}") from error
+
+    @classmethod
+    async def connect(cls, discovery: str = "file", request_plane: str = "tcp") -> Self:
+        """
+        Make a runtime, once the services that it needs take connections.
+
+        It waits 30 seconds for each, or as many as ``ETCD_STARTUP_CONNECT_TIMEOUT_SECONDS`` and
+        ``NATS_STARTUP_CONNECT_TIMEOUT_SECONDS`` say.
+
+        Args:
+            discovery: As above.
+            request_plane: As above.
+
+        Raises:
+            CannotConnect: A service does not answer, or no runtime could be made.
+            InvalidArgument: The package is not installed.
+        """
+        _import("dynamo._core")
+        for service in services(discovery, request_plane, os.environ):
+            await until_reachable(service)
+        return cls(discovery, request_plane)
 
     def endpoint(self, namespace: str, component: str, name: str) -> DynamoEndpoint:
         """Give a worker's place."""
         return DynamoEndpoint(self, self._inner.endpoint(f"{namespace}.{component}.{name}"))
 
-    async def serve_http(self, host: str, port: int) -> None:
+    async def serve_http(self, host: str, port: int, *, migration_limit: int = 3) -> None:
         """
         Serve the OpenAI API for every model in discovery, until :meth:`shutdown`.
+
+        Args:
+            host: Where to listen.
+            port: The port.
+            migration_limit: How often a request moves on to another worker when its own is lost;
+                it takes along what it has. 0 for never.
 
         Raises:
             CannotConnect: The port can't be had.
         """
         llm = _import("dynamo.llm")
-        arguments = llm.EntrypointArgs(llm.EngineType.Dynamic, http_host=host, http_port=port)
+        await _check_free(host, port)
+        arguments = llm.EntrypointArgs(
+            llm.EngineType.Dynamic,
+            http_host=host,
+            http_port=port,
+            migration_limit=migration_limit,
+        )
         engine = await llm.make_engine(self._inner, arguments)
         try:
             await llm.run_input(self._inner, "http", engine)
@@ -142,6 +177,19 @@ class DynamoEndpoint:
         """Whether the worker hands out the tokenizer; the runtime's own choice where it has one."""
         shares_disk = self._runtime.discovery in {"file", "mem"}
         return False if shares_disk and "DYN_SELF_HOST_METADATA" not in os.environ else None
+
+
+async def _check_free(host: str, port: int) -> None:
+    """Say at once that a port is in use: else whoever listens there would be taken for ours."""
+    try:
+        probe = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port)
+    except OSError as error:
+        if error.errno == EADDRINUSE:
+            raise CannotConnect(f"frontend on {host}: port {port} already in use") from error
+        # What else is wrong, the runtime says itself.
+        return
+    probe.close()
+    await probe.wait_closed()
 
 
 def _runtime_config(llm: Any, model: ModelEntry) -> Any:

@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-import structlog
-
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig, LLMEngine, check_config
 from rx_backend.errors import Disconnected, ResponseTimeout, as_backend_error
+from rx_backend.logger import get_logger
 from rx_backend.worker.gate import RequestGate
 from rx_backend.worker.runtime import ModelEntry, WorkerRuntime
 from rx_backend.worker.shutdown import Shutdown, ShutdownTimes, within
@@ -111,10 +110,14 @@ class Lifecycle:
         probe = self._probe or await self._optional("health_check_payload", None)
         served = asyncio.ensure_future(self._runtime.serve(self._gate.handle, probe))
         self._served = served
-        await self._while_serving(served, self._announce(config))
-        if not self._shutdown.asked.is_set:
-            on_ready(config)
-            await self._while_serving(served, self._shutdown.asked)
+        try:
+            await self._while_serving(served, self._announce(config))
+            if not self._shutdown.asked.is_set:
+                on_ready(config)
+                await self._while_serving(served, self._shutdown.asked)
+        except BaseException:
+            await self._stop_requests()
+            raise
         await self._leave()
 
     async def _announce(self, config: EngineConfig) -> None:
@@ -146,15 +149,21 @@ class Lifecycle:
         gate.close()
         _log.info("worker refuses new requests", requests=len(gate))
         if not await self._patient("requests in flight", gate.idle(), times.drain_s):
-            gate.stop_all()
-            try:
-                async with asyncio.timeout(times.unwind_s):
-                    await gate.idle()
-            except TimeoutError:
-                _log.warning("requests did not stop", requests=len(gate))
+            await self._stop_requests()
         if self._mode.is_prefill:
             await self._patient("is_quiescent", self._quiescent(), times.settle_s)
         await self._patient("drain", self._optional("drain", None), times.settle_s)
+
+    async def _stop_requests(self) -> None:
+        """Stop what is in flight, so that the engine is cleaned up without any."""
+        gate = self._gate
+        gate.close()
+        gate.stop_all()
+        try:
+            async with asyncio.timeout(self._times.unwind_s):
+                await gate.idle()
+        except TimeoutError:
+            _log.warning("requests did not stop", requests=len(gate))
 
     async def _quiescent(self) -> None:
         while not await self._optional("is_quiescent", default=True):  # noqa: ASYNC110 - nobody tells
@@ -215,4 +224,4 @@ async def _awaited(step: Awaitable[object]) -> None:
     await step
 
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)

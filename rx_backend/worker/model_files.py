@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from hashlib import sha256
 from pathlib import Path
+from tempfile import mkstemp
 from typing import Any
 
 import msgspec
 
-__all__ = ("NUMBERS", "write_model_files")
+__all__ = ("NUMBERS", "shared_model_folder", "write_model_files")
 
 NUMBERS = 1000
 """How many token ids are numbers, from id 0; the 256 bytes follow, then the end of text."""
@@ -39,7 +42,50 @@ def write_model_files(folder: Path, context_length: int | None = None) -> Path:
     ...     sorted(file.name for file in write_model_files(Path(folder)).iterdir())
     ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json']
     """
-    context_length = context_length or _CONTEXT_LENGTH
+    for name, content in _files(context_length or _CONTEXT_LENGTH).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def shared_model_folder(context_length: int | None = None) -> Path:
+    """
+    Give a folder with these files that is the same for all workers of the user.
+
+    A frontend sends requests to two workers of one model only if both name the same folder. It is
+    in the user's cache (``XDG_CACHE_HOME``, else ``~/.cache``), has a few kB, and stays there.
+
+    Args:
+        context_length: In tokens; 32,768 when left out.
+
+    Raises:
+        OSError: The folder can't be written to.
+        RuntimeError: The user has no home.
+    """
+    files = _files(context_length or _CONTEXT_LENGTH)
+    digest = sha256(b"".join(files.values())).hexdigest()[:16]
+    cache = os.environ.get("XDG_CACHE_HOME")
+    folder = (Path(cache) if cache else Path.home() / ".cache") / "rx-backend" / f"model-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        _write_whole(folder / name, content)
+    return folder
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file that others may be reading, or writing too."""
+    if path.is_file() and path.read_bytes() == content:
+        return
+    number, part = mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(number, "wb") as file:
+            file.write(content)
+        Path(part).replace(path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+
+
+def _files(context_length: int) -> dict[str, bytes]:
     vocabulary = _vocabulary()
     end = vocabulary[_END]
     byte_level = {
@@ -80,9 +126,7 @@ def write_model_files(folder: Path, context_length: int | None = None) -> Path:
         },
         "generation_config.json": {"eos_token_id": end},
     }
-    for name, content in files.items():
-        (folder / name).write_bytes(msgspec.json.encode(content))
-    return folder
+    return {name: msgspec.json.encode(content) for name, content in files.items()}
 
 
 def _vocabulary() -> dict[str, int]:

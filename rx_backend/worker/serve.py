@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
+from rx_backend.dynamo import from_any_engine
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import BackendError, InvalidArgument
 from rx_backend.pipeline import Pipeline, standard_pipeline
+from rx_backend.telemetry import configure_logs
+from rx_backend.telemetry.switch import OtlpSwitch, telling
 from rx_backend.testing import EngineLoadError, load_engine_factory
 from rx_backend.worker.dynamo_runtime import DynamoRuntime
-from rx_backend.worker.frontend import until_listed
+from rx_backend.worker.frontend import log_warnings_only, until_listed
 from rx_backend.worker.options import ServeOptions
 from rx_backend.worker.shutdown import Shutdown, ShutdownTimes
 from rx_backend.worker.worker import Worker
@@ -27,7 +31,8 @@ def prepare(options: ServeOptions) -> Callable[[Say], None]:
     """
     Load what is to be served; the result serves it until a signal ends it.
 
-    An engine that takes an argument ``mode`` is given the worker's role. The result wants a
+    An engine that takes an argument ``mode`` is given the worker's role. What makes the engine may be
+    asynchronous, and the engine may be one of Dynamo's kind, see `from_any_engine`. The result wants a
     function that is told, a line at a time, what a user should know. It raises a ``BackendError``
     when the engine's start fails, or the runtime can't be had or is lost.
 
@@ -35,7 +40,8 @@ def prepare(options: ServeOptions) -> Callable[[Say], None]:
         options: What to serve, and where.
 
     Raises:
-        InvalidArgument: The engine or the pipeline can't be loaded, or there is no such model folder.
+        InvalidArgument: The engine or the pipeline can't be loaded, there is no such model folder, or
+            telemetry can't be switched on.
     """
     namespace, component, endpoint = options.address
     shutdown = Shutdown()
@@ -52,11 +58,17 @@ def prepare(options: ServeOptions) -> Callable[[Say], None]:
         probe=_probe(),
         shutdown=shutdown,
     )
+    # After the engine was loaded, which may have set logging up; before the runtime has its `DYN_LOG`.
+    configure_logs(whole_process=True)
+    switch = OtlpSwitch(options.otlp, os.environ)
+    telemetry = switch.configure()
 
     def run(say: Say) -> None:
-        # The runtime tells all that it does; it reads this when it is first used.
-        os.environ.setdefault("DYN_LOG", _LOGGED)
-        asyncio.run(_serve(options, worker, shutdown, say))
+        log_warnings_only()
+        # How long the runtime waits for requests when it ends by itself, as without etcd.
+        os.environ.setdefault(_OWN_DRAIN_S, str(max(1, math.ceil(options.drain_s))))
+        with telling(telemetry, say):
+            asyncio.run(_serve(options, worker, shutdown, switch, say))
 
     return run
 
@@ -65,11 +77,18 @@ def _engine(options: ServeOptions) -> LLMEngine:
     factory: Callable[..., object] = load_engine_factory(options.engine)
     try:
         takes_mode = "mode" in inspect.signature(factory).parameters
-        return cast("LLMEngine", factory(mode=options.mode) if takes_mode else factory())
+        made = factory(mode=options.mode) if takes_mode else factory()
+        if inspect.isawaitable(made):
+            made = asyncio.run(_awaited(made))
+        return from_any_engine(made)
     except Exception as error:
         raise InvalidArgument(
             f"engine {options.engine}: making it raised {type(error).__name__}: {error}"
         ) from error
+
+
+async def _awaited(made: Awaitable[object]) -> object:
+    return await made
 
 
 def _pipeline(options: ServeOptions) -> Pipeline:
@@ -81,8 +100,11 @@ def _pipeline(options: ServeOptions) -> Pipeline:
         raise InvalidArgument(f"pipeline{error.message.removeprefix('engine')}") from error
 
 
-async def _serve(options: ServeOptions, worker: Worker, shutdown: Shutdown, say: Say) -> None:
-    runtime = DynamoRuntime(options.discovery, options.request_plane)
+async def _serve(
+    options: ServeOptions, worker: Worker, shutdown: Shutdown, switch: OtlpSwitch, say: Say
+) -> None:
+    with switch.lent_to_runtime(os.environ):
+        runtime = await DynamoRuntime.connect(options.discovery, options.request_plane)
     frontend = hint = None
     if options.frontend:
         frontend = asyncio.create_task(_frontend(runtime, options, shutdown))
@@ -112,7 +134,9 @@ async def _serve(options: ServeOptions, worker: Worker, shutdown: Shutdown, say:
 async def _frontend(runtime: DynamoRuntime, options: ServeOptions, shutdown: Shutdown) -> None:
     """Serve HTTP; when that ends, so does the worker."""
     try:
-        await runtime.serve_http(options.http_host, options.http_port)
+        await runtime.serve_http(
+            options.http_host, options.http_port, migration_limit=options.migration_limit
+        )
     finally:
         if not shutdown.asked.is_set:
             shutdown.ask()
@@ -152,5 +176,4 @@ def _probe() -> dict[str, Any] | None:
 
 _FRONTEND_END_S = 5.0
 
-# Nobody needs to hear that a made-up model can't do images.
-_LOGGED = "warn,mm_routing=error"
+_OWN_DRAIN_S = "DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS"

@@ -8,19 +8,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import structlog
-
 from rx_backend.adapter import EngineAdapter
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.dynamo import serving
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import EngineShutdown, InvalidArgument, to_dynamo
+from rx_backend.logger import get_logger
 from rx_backend.pipeline import Pipeline, standard_pipeline
 from rx_backend.worker.dynamo_runtime import DynamoRuntime
 from rx_backend.worker.gate import RequestGate
 from rx_backend.worker.interpreter import switching_within
 from rx_backend.worker.lifecycle import Lifecycle
-from rx_backend.worker.model_files import write_model_files
+from rx_backend.worker.model_files import shared_model_folder, write_model_files
 from rx_backend.worker.probing import with_probes
 from rx_backend.worker.shutdown import Shutdown, ShutdownTimes, signals_to
 
@@ -111,7 +110,7 @@ class Worker:
                 ``cleanup`` failed, or the model could not be registered.
         """
         if runtime is None:
-            runtime = DynamoRuntime(*self._transport)
+            runtime = await DynamoRuntime.connect(*self._transport)
         handler = with_probes(serving(self._adapter, coalesce=self._coalesce))
         gate = RequestGate(handler, _refusal)
         with ExitStack() as stack:
@@ -136,7 +135,11 @@ class Worker:
         if Path(config.model).is_dir():
             return config.model
         _log.warning("no model_path: the tokenizer is a made-up one", model=config.model)
-        return str(write_model_files(spare, config.context_length))
+        try:
+            return str(shared_model_folder(config.context_length))
+        except (OSError, RuntimeError) as error:
+            _log.warning("the tokenizer is not shared with other workers", error=repr(error))
+            return str(write_model_files(spare, config.context_length))
 
 
 def _refusal() -> Exception:
@@ -148,4 +151,4 @@ def _nothing(_: EngineConfig) -> None: ...
 
 _SWITCH_S = 0.0002
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)

@@ -105,6 +105,7 @@ async def by_losing_a_cycle(owner: Owner) -> None:
     cycle.append(cycle)
     del cycle
     gc.collect()
+    await asyncio.sleep(0)  # the collector leaves it to the loop
 
 
 BETWEEN_PULLS = [by_close, by_aclose, by_losing_it, by_losing_a_cycle]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any
@@ -15,6 +16,7 @@ from operators import (
     AnyOperator,
     Completed,
     FusedRun,
+    Hooks,
     Stage,
     bypass,
     emit,
@@ -588,3 +590,29 @@ async def test_an_error_says_which_operator_raised_it(broken: AnyOperator, name:
     assert error.__notes__ == [f"raised by the operator {name}"]
     seen = await collect(fuse(Engine(error=ValueError("engine"))(), [same()]))
     assert not hasattr(seen.error, "__notes__")
+
+
+def test_the_collector_leaves_the_release_to_the_loop() -> None:
+    """It may come while the same thread holds a lock that the release waits for."""
+    lock = threading.Lock()
+    told: list[str] = []
+
+    def end(_failure: Exception | None, _dropped: bool) -> None:
+        told.append("free" if lock.acquire(blocking=False) else "held")
+
+    @operator
+    def closing() -> Hooks[Any, Any]:
+        return Hooks(on_end=end)
+
+    async def run() -> None:
+        stream = fuse(Engine([token(1), token(2)])(), [closing()])
+        await anext(stream)
+        cycle: list[Any] = [stream]
+        cycle.append(cycle)
+        del stream, cycle
+        with lock:
+            gc.collect()
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert told == ["free"]

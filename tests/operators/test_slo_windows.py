@@ -38,7 +38,7 @@ def feed(
 ) -> None:
     """One request with these gaps between its tokens; its targets are 200 ms and 50 ms."""
     times = TokenTimes()
-    times.started = 1.0
+    times.started, times.is_timed = 1.0, True
     times.times.extend(accumulate(gaps_s, initial=1.0 + ttft_s))
     times.finish_reason = "stop"
     pushed([terminal()], slo(200, 50, windows=windows, key=key, times=times))

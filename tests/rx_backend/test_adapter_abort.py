@@ -397,7 +397,7 @@ async def test_an_engine_may_stop_its_own_request(
 async def test_an_abort_that_raises_is_logged(
     mode: DisaggregationMode, delay: float, spans: Spans | None
 ) -> None:
-    """The stream goes on, and the log has the request's id and the error."""
+    """The stream goes on, and the log has the request's id and the error's class and place."""
     context = RequestContext("r-17")
     engine = ScriptedEngine(token(1), 1, stop(), abort=[delay, RuntimeError("no such request")])
     stream = await adapter_of(engine, mode, spans).generate(request(), context)
@@ -406,12 +406,13 @@ async def test_an_abort_that_raises_is_logged(
         context.stop_generating()
         assert tokens_of(await collect(stream)) == [[]]
         await asyncio.sleep(5)
+    assert logs[0].pop("raised_at").startswith("tests.rx_backend._engines:")
     assert logs == [
         {
             "event": "engine abort failed",
             "log_level": "warning",
             "request_id": "r-17",
-            "error": "RuntimeError('no such request')",
+            "error_class": "RuntimeError",
         }
     ]
 

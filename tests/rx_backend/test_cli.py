@@ -67,7 +67,7 @@ def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "--trace t.csv --synthetic --limit all --speed 2 --cancel-rate .1 --drop-rate .2 "
         "--error-rate .3 --seed 4 --real --max-batch 5 --step-ms 6 --step-ms-per-sequence 7 "
         "--prefill-ms-per-token 8 --prefill-chunk-tokens 9 --kv-tokens 10 --out o --no-plot "
-        "--no-spans"
+        "--no-spans --otlp"
     )
     assert main(["run", *options.split()]) == 0
     assert main(["run", "--virtual"]) == 0
@@ -92,6 +92,7 @@ def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         out=Path("o"),
         plot=False,
         spans=False,
+        otlp="true",
     )
     fields = session.RunOptions.__struct_fields__
     assert [name for name in fields if getattr(given, name) == getattr(default, name)] == []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from typing import Any
 
 import pytest
 
-from rx_backend.dynamo import bridge_context
+from rx_backend.dynamo import ContextBridge, bridge_context
 from rx_backend.errors import InvalidArgument
 from tests.rx_backend.dynamo._runtime import NEEDS, new_context, real
 
@@ -67,15 +68,77 @@ async def test_a_refresh_takes_over_at_once() -> None:
     bridge.close()
 
 
-class Counted:
-    """A real context that counts its first-token notices, which show nowhere on the real one."""
+class Real:
+    """A real context, for those that look over its shoulder."""
 
     def __init__(self) -> None:
         self._context = new_context()
-        self.notices = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
+
+
+async def forgotten(what: weakref.ref[Any]) -> None:
+    """Wait until nobody holds it; the test's timeout is the limit."""
+    while what() is not None:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0)
+
+
+class Waited(Real):
+    """One that shows the future by which it tells of a signal."""
+
+    told: asyncio.Future[bool]
+
+    def async_killed_or_stopped(self) -> asyncio.Future[bool]:
+        self.told = self._context.async_killed_or_stopped()
+        return self.told
+
+
+@pytest.mark.rows("A6")
+@real
+async def test_a_signal_in_the_turn_of_the_close_comes_too_late() -> None:
+    """What the runtime was about to tell a bridge that has closed keeps nothing alive."""
+    theirs = Waited()
+    bridge = bridge_context(theirs, decode=False)
+    theirs.stop_generating()
+    while not theirs.told.done():  # noqa: ASYNC110 - a waiter would be told after the bridge
+        await asyncio.sleep(0)
+    bridge.close()
+    ours = weakref.ref(bridge.request_context)
+    assert not bridge.request_context.is_stopped
+    del bridge
+    await forgotten(ours)
+
+
+class Freeing(Real):
+    """One that closes the bridge when it is asked, as the runtime lets go of streams in any call."""
+
+    bridge: ContextBridge | None = None
+
+    def is_killed(self) -> bool:
+        if self.bridge is not None:
+            self.bridge.close()
+        return self._context.is_killed()
+
+
+@pytest.mark.rows("A6")
+@real
+async def test_a_bridge_that_is_closed_by_its_own_question_asks_no_more() -> None:
+    """A call into the runtime may free the very stream that the call is made for."""
+    theirs = Freeing()
+    bridge = theirs.bridge = bridge_context(theirs, decode=False)
+    theirs.stop_generating()
+    await bridge.request_context.stopped()
+    ours = weakref.ref(bridge.request_context)
+    theirs.bridge = None
+    del bridge
+    await forgotten(ours)
+
+
+class Counted(Real):
+    """One that counts its first-token notices, which show nowhere on the real one."""
+
+    notices = 0
 
     def notify_first_token(self) -> None:
         self._context.notify_first_token()

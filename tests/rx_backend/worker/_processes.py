@@ -1,7 +1,8 @@
-"""Workers as processes of their own, which are ended on every way out."""
+"""Workers and frontends as processes of their own, which are ended on every way out."""
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import random
@@ -11,10 +12,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 from openai import OpenAI
 
@@ -23,10 +24,13 @@ START_S, STEP_S = 20.0, 15.0
 ROOT = Path(__file__).parents[3]
 
 _OVER = ""
+_NOT_OURS = ("DYN_", "ETCD_", "NATS_", "OTEL_", "XDG_")
+
+T = TypeVar("T")
 
 
 class Served:
-    """A running `rx-backend serve`, its lines as they come, and a client of its frontend."""
+    """A running `rx-backend`, its lines as they come, and a client of its frontend."""
 
     def __init__(self, process: subprocess.Popen[str], port: int) -> None:
         self.process = process
@@ -66,6 +70,11 @@ class Served:
         """How many lines so far are *line*; all of them once the process has ended."""
         return sum(seen.strip() == line for seen in self.seen)
 
+    def told(self, what: str) -> list[dict[str, Any]]:
+        """What the process has told so far in lines of *what* and JSON."""
+        found = (line.partition(" ") for line in list(self.seen))
+        return [json.loads(text) for start, _, text in found if start == what]
+
     @contextmanager
     def client(self) -> Generator[OpenAI]:
         with OpenAI(
@@ -79,9 +88,30 @@ class Served:
     def _read(self, pipe: IO[str]) -> None:
         with pipe:
             for line in pipe:
-                self.seen.append(line)
+                with _news:
+                    self.seen.append(line)
+                    _news.notify_all()
                 self._lines.put(line)
         self._lines.put(_OVER)
+
+
+_news = threading.Condition()
+
+
+def until(condition: Callable[[], T], *processes: Served) -> T:
+    """Wait until what the processes have said makes *condition* true, and give what it gives."""
+    with _news:
+        found = _news.wait_for(condition, STEP_S)
+    assert found, "\n".join("".join(process.seen) for process in processes)
+    return found
+
+
+def _by_files(folder: Path) -> dict[str, str]:
+    return {"DYN_FILE_KV": str(folder / "discovery")}
+
+
+meet: Callable[[Path], dict[str, str]] = _by_files
+"""The variables by which the processes of a folder find each other; tests on a cluster set it."""
 
 
 @contextmanager
@@ -93,22 +123,39 @@ def serve(
 
     The engine is one of these tests, or one in the working directory where it is `module:Engine`.
     """
-    port = free_port()
-    command = [sys.executable, "-m", "rx_backend.cli", "serve"]
     target = engine if ":" in engine else f"tests.rx_backend.worker.engines:{engine}"
-    command += [target, "--http-port", str(port), *flags]
+    with _running(folder, ["serve", target, *flags], cwd, environ) as served:
+        yield served
+
+
+@contextmanager
+def frontend(folder: Path, *flags: str, **environ: str) -> Generator[Served]:
+    """Run `rx-backend frontend` for the workers in *folder*; it listens."""
+    with _running(folder, ["frontend", *flags], ROOT, environ) as served:
+        served.line("frontend on http", START_S)
+        yield served
+
+
+@contextmanager
+def _running(
+    folder: Path, arguments: Sequence[str], cwd: Path, environ: dict[str, str]
+) -> Generator[Served]:
+    port = free_port()
+    command, *rest = arguments
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "rx_backend.cli", command, "--http-port", str(port), *rest],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={
-            **{name: value for name, value in os.environ.items() if not name.startswith("DYN_")},
-            "DYN_FILE_KV": str(folder / "discovery"),
+            **{name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)},
+            **meet(folder),
+            "DYN_TCP_RESPONSE_STREAM_HOST": "127.0.0.1",
             "DYN_TCP_RPC_HOST": "127.0.0.1",
             "HOME": str(folder),
             "NO_COLOR": "1",
+            "TMPDIR": str(folder),
             **environ,
         },
     )

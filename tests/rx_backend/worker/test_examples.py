@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 from pathlib import Path
@@ -9,7 +10,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.rx_backend.worker._processes import ROOT, START_S, STEP_S, serve
+from rx_backend.worker.frontend import until_listed
+from tests.rx_backend.worker._pairs import words
+from tests.rx_backend.worker._processes import ROOT, START_S, STEP_S, frontend, serve
 
 pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
 
@@ -34,4 +37,29 @@ def test_the_printed_curl_line_streams_tokens(tmp_path: Path) -> None:
         ]
         assert "".join(texts) == "user: Hello\nassistant: "
         assert len([text for text in texts if text]) == len("user: Hello\nassistant: ")
-        assert "23 tokens" in served.line("request ")
+        assert "request " in served.line("23 tokens")
+
+
+def test_the_pair_of_workers_counts_on_from_the_prompt(tmp_path: Path) -> None:
+    """Prefill hands the number over, decode goes on with it, and both end well."""
+    target, cwd = "disaggregated_engine:CountingEngine", ROOT / "examples"
+    with (
+        serve(tmp_path, target, "--mode", "prefill", "--grace-s", "0", cwd=cwd) as prefill,
+        serve(tmp_path, target, "--mode", "decode", "--grace-s", "0", cwd=cwd) as decode,
+        frontend(tmp_path) as front,
+        front.client() as client,
+    ):
+        prefill.line("serving", START_S)
+        decode.line("serving", START_S)
+        asyncio.run(until_listed("127.0.0.1", front.port, "counting"))
+        answer = client.with_options(max_retries=9).chat.completions.create(
+            model="counting",
+            messages=[{"role": "user", "content": "Hello"}],
+            max_tokens=4,
+            stream=True,
+        )
+        start = len("user: Hello\nassistant: ")
+        assert list(words(answer)) == [*map(str, range(start, start + 4)), "length"]
+        for worker in (prefill, decode):
+            worker.signal()
+            assert worker.ended() == 0

@@ -323,6 +323,23 @@ def test_a_lost_runtime_is_an_error() -> None:
     run_virtual(main())
 
 
+@pytest.mark.parametrize(("deaf", "cleaned_at"), [(False, 10), (True, 13)])
+def test_a_lost_runtime_stops_what_is_in_flight(*, deaf: bool, cleaned_at: float) -> None:
+    """The engine is not cleaned up under a request, unless that does not hear that it should stop."""
+
+    async def main() -> None:
+        life = Life()
+        request = Request(1000, deaf=deaf)
+        life.at(1, lambda: life.send(request))
+        life.at(10, life.place.lost.set)
+        life.at(60, request.stopped.set)
+        assert isinstance(await life.live(), Disconnected)
+        assert life.place.diary[-2:] == [(cleaned_at, "cleanup"), (cleaned_at, "shutdown")]
+        assert request.items == ["first", "cancelled"]
+
+    run_virtual(main())
+
+
 def test_the_first_error_is_told_when_cleanup_fails_too() -> None:
     """A cleanup that fails is an error of its own only where nothing failed before."""
 

@@ -8,7 +8,7 @@ import pytest
 
 from rx_backend import InvalidArgument
 from rx_backend.cli import main
-from rx_backend.worker.options import ServeOptions
+from rx_backend.worker.options import FrontendOptions, ServeOptions
 
 ENGINE = "tests.rx_backend.worker.engines:CountingEngine"
 
@@ -22,6 +22,7 @@ def test_a_flag_beats_the_environment_and_that_the_default() -> None:
             "DYN_DISCOVERY_BACKEND": "etcd",
             "DYN_REQUEST_PLANE": "nats",
             "DYN_HTTP_PORT": "9000",
+            "DYN_MIGRATION_LIMIT": "0",
             "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS": "0.5",
             "RX_BACKEND_FRONTEND": "on",
             "RX_BACKEND_COALESCE": "no",
@@ -33,10 +34,18 @@ def test_a_flag_beats_the_environment_and_that_the_default() -> None:
         discovery="etcd",
         request_plane="nats",
         http_port=9000,
+        migration_limit=0,
         grace_s=0.5,
         frontend=True,
         coalesce=False,
     )
+
+
+def test_a_frontend_is_told_by_the_same_names() -> None:
+    """Its options are those of a worker with a frontend that are not the worker's."""
+    environ = {"DYN_HTTP_HOST": "::1", "DYN_MIGRATION_LIMIT": "5", "DYN_NAMESPACE": "else"}
+    options = FrontendOptions.read({"http_port": 9000}, environ)
+    assert options == FrontendOptions(http_host="::1", http_port=9000, migration_limit=5)
 
 
 def test_an_address_may_come_in_one_piece() -> None:
@@ -57,6 +66,7 @@ def test_an_address_may_come_in_one_piece() -> None:
         ("DYN_REQUEST_PLANE", "http", "request_plane: expected one of tcp, nats"),
         ("DYN_GRACEFUL_SHUTDOWN_TIMEOUT", "-1", "drain_s: expected seconds from 0, got -1"),
         ("DYN_ENDPOINT", "dyn://one.two", "endpoint: expected a name or dyn://"),
+        ("DYN_MIGRATION_LIMIT", "-1", "migration_limit: expected 0 or more, got -1"),
     ],
 )
 def test_a_bad_value_is_told_by_name(variable: str, text: str, complaint: str) -> None:
@@ -69,11 +79,18 @@ def test_a_bad_value_is_told_by_name(variable: str, text: str, complaint: str) -
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("no_such_module:Engine",), "no module named 'no_such_module'"),
-        ((ENGINE, "--pipeline", "rx_backend:no_such_name"), "pipeline rx_backend:no_such_name"),
-        (("rx_backend:FinishReason",), "engine rx_backend:FinishReason: making it raised"),
-        ((ENGINE, "--model-path", "/no/such"), "model_path: expected a folder, got '/no/such'"),
-        ((ENGINE, "--http-port", "99999"), "http_port: expected 1 to 65535"),
+        (("serve", "no_such_module:Engine"), "no module named 'no_such_module'"),
+        (
+            ("serve", ENGINE, "--pipeline", "rx_backend:no_such_name"),
+            "pipeline rx_backend:no_such_name",
+        ),
+        (("serve", "rx_backend:FinishReason"), "engine rx_backend:FinishReason: making it raised"),
+        (
+            ("serve", ENGINE, "--model-path", "/no/such"),
+            "model_path: expected a folder, got '/no/such'",
+        ),
+        (("serve", ENGINE, "--http-port", "99999"), "http_port: expected 1 to 65535"),
+        (("frontend", "--http-port", "99999"), "http_port: expected 1 to 65535"),
     ],
 )
 def test_what_cannot_be_loaded_ends_the_command(
@@ -84,7 +101,7 @@ def test_what_cannot_be_loaded_ends_the_command(
 ) -> None:
     """One line on stderr, and the exit code of bad usage; nothing is started."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert main(["serve", *arguments]) == 2
+    assert main(list(arguments)) == 2
     error = capsys.readouterr().err
     assert complaint in error
     assert error.count("\n") == 1

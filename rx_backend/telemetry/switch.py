@@ -1,0 +1,114 @@
+"""The commands' switch ``--otlp``: what it says, and what is told of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Generator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import Final
+
+from rx_backend.telemetry.environment import FALSE, TRUE, check_url
+from rx_backend.telemetry.request_span import EXPORT_ENABLED
+from rx_backend.telemetry.settings import Settings
+from rx_backend.telemetry.setup import Telemetry, configure
+
+__all__ = ("OTLP_VARIABLE", "OtlpSwitch", "add_otlp_flag", "telling")
+
+OTLP_VARIABLE: Final = "RX_BACKEND_OTLP"
+"""The environment's name of the switch."""
+
+_ON: Final = "true"
+_ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
+_PROTOCOL: Final = "OTEL_EXPORTER_OTLP_PROTOCOL"
+_NAME: Final = f"--otlp or {OTLP_VARIABLE}"
+
+
+def add_otlp_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--otlp [URL]`` to a command's parser."""
+    parser.add_argument(
+        "--otlp",
+        nargs="?",
+        const=_ON,
+        metavar="URL",
+        help="send traces and metrics to an OTLP receiver; without URL to the one that "
+        f"OpenTelemetry's variables name, or localhost:4317 [{OTLP_VARIABLE}]",
+    )
+
+
+class OtlpSwitch:
+    """
+    What a command was told about export.
+
+    Args:
+        otlp: What the flag says: None, ``true``, ``false`` or a URL.
+        environ: Where it says nothing, `OTLP_VARIABLE` does.
+
+    Attributes:
+        is_on: Whether to export.
+        endpoint: Where to; None for where OpenTelemetry's variables say.
+
+    Raises:
+        InvalidArgument: It is none of these.
+    """
+
+    def __init__(self, otlp: str | None, environ: Mapping[str, str]) -> None:
+        text = environ.get(OTLP_VARIABLE, "") if otlp is None else otlp
+        self.is_on = text.lower() not in FALSE
+        self.endpoint = text if self.is_on and text.lower() not in TRUE else None
+        if self.endpoint is not None:
+            check_url(_NAME, self.endpoint)
+
+    def configure(self) -> Telemetry | None:
+        """
+        Switch telemetry on where it was asked for.
+
+        Raises:
+            InvalidArgument: As for `configure`.
+        """
+        return configure(endpoint=self.endpoint) if self.is_on else None
+
+    @contextmanager
+    def lent_to_runtime(self, environ: MutableMapping[str, str]) -> Generator[None]:
+        """
+        Have Dynamo's runtime, made in the block, export its own spans to the same place.
+
+        Without its spans it does not pass on the trace that a request belongs to. What *environ*
+        says of it counts more. Afterwards *environ* is as before: for our own requests the sampler
+        is to decide (row P8).
+        """
+        before = {name: environ.get(name) for name in (EXPORT_ENABLED, _ENDPOINT, _PROTOCOL)}
+        environ.update(self._for_runtime(environ))
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                environ.pop(name, None)
+                if value is not None:
+                    environ[name] = value
+
+    def _for_runtime(self, environ: Mapping[str, str]) -> dict[str, str]:
+        traces = Settings.read(environ, endpoint=self.endpoint).traces
+        if not self.is_on or "otlp" not in traces.exporters:
+            return {}
+        lent = {EXPORT_ENABLED: environ.get(EXPORT_ENABLED, "1")}
+        if self.endpoint is None:
+            lent[_PROTOCOL] = environ.get(_PROTOCOL, traces.protocol)
+        else:
+            lent[_ENDPOINT], lent[_PROTOCOL] = self.endpoint, traces.protocol
+        return lent
+
+
+@contextmanager
+def telling(
+    telemetry: Telemetry | None, say: Callable[[str], object]
+) -> Generator[Telemetry | None]:
+    """Say where telemetry goes, and give it; at the end shut it down, and say what was lost."""
+    if telemetry is None:
+        yield None
+        return
+    say(f"telemetry: {telemetry}")
+    with telemetry:
+        yield telemetry
+    lost = telemetry.lost
+    if any(lost.values()):
+        say(f"telemetry: {lost['traces']} spans and {lost['metrics']} metric points were lost")

@@ -1,0 +1,123 @@
+"""What the runtime needs beside it, etcd and NATS: where they are, and waiting until they answer."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from rx_backend.errors import CannotConnect
+from rx_backend.logger import get_logger
+
+__all__ = ("Service", "services", "until_reachable")
+
+_PATIENCE_S = 30.0
+_TRY_S, _POLL_S = 5.0, 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """
+    A service and where it is.
+
+    >>> str(Service("etcd", "ETCD_ENDPOINTS", "http://me:secret@a:1,http://b:2"))
+    'etcd at http://a:1,http://b:2 (ETCD_ENDPOINTS)'
+
+    Attributes:
+        name: What it is called.
+        variable: The environment's name of its addresses.
+        addresses: As the variable has them, with commas in between; one that answers is enough.
+        port: The port of an address without one.
+        patience_s: How long to wait for it, in seconds.
+    """
+
+    name: str
+    variable: str
+    addresses: str
+    port: int = 0
+    patience_s: float = _PATIENCE_S
+
+    def __str__(self) -> str:
+        """Say what it is and where, without passwords."""
+        return f"{self.name} at {re.sub('//[^@,]*@', '//', self.addresses)} ({self.variable})"
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """Host and port of each address that names a host."""
+        places: list[tuple[str, int]] = []
+        for address in self.addresses.split(","):
+            with suppress(ValueError):
+                parts = urlsplit(address if "//" in address else f"//{address}")
+                if parts.hostname:
+                    places.append((parts.hostname.strip(), parts.port or self.port))
+        return places
+
+
+def services(discovery: str, request_plane: str, environ: Mapping[str, str]) -> list[Service]:
+    """
+    List what the runtime will connect to when it is made.
+
+    >>> [str(one) for one in services("etcd", "tcp", {})]
+    ['etcd at http://localhost:2379 (ETCD_ENDPOINTS)']
+    >>> [str(one) for one in services("file", "nats", {"NATS_SERVER": "nats://queue:4222"})]
+    ['NATS at nats://queue:4222 (NATS_SERVER)']
+
+    Args:
+        discovery: How workers find each other.
+        request_plane: How requests travel.
+        environ: The environment, which decides about the event plane too.
+    """
+    found: list[Service] = []
+    if discovery == "etcd":
+        addresses = environ.get("ETCD_ENDPOINTS", "http://localhost:2379")
+        patience_s = _patience_s(environ.get("ETCD_STARTUP_CONNECT_TIMEOUT_SECONDS"))
+        found.append(Service("etcd", "ETCD_ENDPOINTS", addresses, 2379, patience_s))
+    events = environ.get("DYN_EVENT_PLANE", "").strip().lower()
+    if "nats" in {request_plane, events} or "NATS_SERVER" in environ:
+        addresses = environ.get("NATS_SERVER", "nats://localhost:4222")
+        patience_s = _patience_s(environ.get("NATS_STARTUP_CONNECT_TIMEOUT_SECONDS"))
+        found.append(Service("NATS", "NATS_SERVER", addresses, 4222, patience_s))
+    return found
+
+
+async def until_reachable(service: Service) -> None:
+    """
+    Wait until one of the service's addresses takes a connection.
+
+    An address that can't be read is left for the runtime to complain about.
+
+    Raises:
+        CannotConnect: None did for as long as the service's patience lasts.
+    """
+    if not service.places or await _answers(service):
+        return
+    _log.warning("a service does not answer yet", service=str(service), wait_s=service.patience_s)
+    try:
+        async with asyncio.timeout(service.patience_s):
+            while not await _answers(service):  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(_POLL_S)
+    except TimeoutError:
+        raise CannotConnect(f"{service}: no connection within {service.patience_s:g} s") from None
+
+
+async def _answers(service: Service) -> bool:
+    for host, port in service.places:
+        with suppress(OSError):
+            async with asyncio.timeout(_TRY_S):
+                _, writer = await asyncio.open_connection(host, port)
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+            return True
+    return False
+
+
+def _patience_s(text: str | None) -> float:
+    """Read a number of seconds; what the runtime would not take counts for nothing here either."""
+    return float(text) if text and text.isascii() and text.isdigit() and int(text) else _PATIENCE_S
+
+
+_log = get_logger(__name__)

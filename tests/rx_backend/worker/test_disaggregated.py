@@ -1,0 +1,134 @@
+"""Prefill and decode in processes of their own, behind a frontend of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+
+from tests.rx_backend.worker._pairs import TRACE, ask, counted, warm_up, words
+from tests.rx_backend.worker._processes import ROOT, START_S, Served, frontend, serve, until
+from tests.rx_backend.worker.peers import BEAT_BEFORE, BOOTSTRAP, FIRST, WAIT_BEFORE
+
+pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
+
+ENGINE = "tests.rx_backend.worker.peers:PeerEngine"
+
+
+@dataclass
+class Pair:
+    """A prefill worker, a decode worker, and a client of the frontend before them."""
+
+    prefill: Served
+    decode: Served
+    client: OpenAI
+    release: Path
+
+
+@contextmanager
+def serving_pair(folder: Path, *decode_flags: str) -> Generator[Pair]:
+    release = folder / "release"
+    release.mkdir()
+    environ = {"RELEASE": str(release), "DYN_LOGGING_JSONL": "true"}
+    flags = ("--grace-s", "0", "--mode")
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        prefill = enter(serve(folder, ENGINE, *flags, "prefill", cwd=ROOT, **environ))
+        decode = enter(serve(folder, ENGINE, *flags, "decode", *decode_flags, cwd=ROOT, **environ))
+        front = enter(frontend(folder, **environ))
+        prefill.line("serving", START_S)
+        decode.line("serving", START_S)
+        client = enter(front.client())
+        warm_up(client, front.port, prefill, decode)
+        yield Pair(prefill, decode, client, release)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Generator[Pair]:
+    """Serve one pair for the tests of this file."""
+    with serving_pair(tmp_path_factory.mktemp("pair")) as pair:
+        yield pair
+
+
+def test_decode_goes_on_from_what_prefill_has_handed_over(pair: Pair) -> None:
+    """The payload arrives as it was given, and the client gets every token once, the first too."""
+    assert list(words(ask(pair.client, "c", 20))) == counted(20)
+    asked, handed = pair.prefill.told("request")[-1], pair.prefill.told("handed")[-1]
+    got = pair.decode.told("request")[-1]
+    assert handed == {"next": FIRST}
+    assert got["prefill_result"] == {"disaggregated_params": handed}
+    assert got["token_ids"] == asked["token_ids"]
+    assert asked["stop_conditions"]["max_tokens"] == 1
+    assert got["stop_conditions"]["max_tokens"] == 20
+
+
+@pytest.mark.rows("T1", "T3", "T4", "P1", "P2")
+def test_the_decode_span_links_to_the_prefill_span(pair: Pair) -> None:
+    """Both are in the client's trace, each with its role; decode names and links the other."""
+    before = len(pair.prefill.told("span")), len(pair.decode.told("span"))
+    assert list(words(ask(pair.client, "c", 5))) == counted(5)
+    prefill = until(lambda: pair.prefill.told("span")[before[0] :], pair.prefill)[0]
+    decode = until(lambda: pair.decode.told("span")[before[1] :], pair.decode)[0]
+    identity = {name: prefill[name] for name in ("trace_id", "span_id")}
+    assert identity == pair.prefill.told("request")[-1]["span"]
+    assert decode["links"] == [identity]
+    assert decode["attributes"]["migration_trace_id"] == prefill["trace_id"]
+    assert decode["attributes"]["migration_span_id"] == prefill["span_id"]
+    assert prefill["trace_id"] == decode["trace_id"] == TRACE
+    assert prefill["links"] == []
+    roles = [span["attributes"]["disagg_role"] for span in (prefill, decode)]
+    assert roles == ["prefill", "decode"]
+
+
+def test_a_place_to_meet_is_handed_over_too(pair: Pair) -> None:
+    """Engines that transfer while both work get the place, with an id that fits our types."""
+    assert list(words(ask(pair.client, BOOTSTRAP, 4))) == counted(4)
+    got = pair.decode.told("request")[-1]
+    place = got["bootstrap_info"]
+    assert len(place.pop("handoff_id")) == len("00000000-0000-0000-0000-000000000000")
+    assert place == pair.prefill.told("handed")[-1]
+    assert "prefill_result" not in got
+
+
+def leave_early(pair: Pair, letter: str) -> None:
+    """Disconnect while decode waits for its first token; go on when its engine knows of it."""
+    pair.decode.seen.clear()
+    stream = ask(pair.client, letter, 20)
+    pair.decode.line("waiting")
+    stream.close()
+
+
+@pytest.mark.rows("A2", "A4", "A5")
+def test_a_client_that_leaves_early_is_one_abort_after_the_first_token(pair: Pair) -> None:
+    """While the transfer is under way there is none, then exactly one."""
+    leave_early(pair, WAIT_BEFORE)
+    pair.decode.line("stopped")
+    assert pair.decode.count("abort") == 0
+    (pair.release / WAIT_BEFORE).touch()
+    (span,) = until(lambda: pair.decode.told("span"), pair.decode)
+    until(lambda: pair.decode.count("abort"), pair.decode)
+    events = [line.strip() for line in pair.decode.seen]
+    assert events.index("first token") < events.index("abort")
+    assert pair.decode.count("abort") == 1
+    assert span["attributes"]["cancelled"] is True
+    assert pair.prefill.count("abort") == 0
+
+
+@pytest.mark.rows("A2", "A4")
+def test_a_drained_stream_comes_to_its_first_token(tmp_path: Path) -> None:
+    """With the draining pipeline this holds for an engine too that sends empty chunks before."""
+    with serving_pair(tmp_path, "--pipeline", "examples.pipelines:draining") as pair:
+        leave_early(pair, BEAT_BEFORE)
+        pair.decode.line("stopped")
+        until(lambda: pair.decode.told("span"), pair.decode)
+        assert pair.decode.count("abort") == pair.decode.count("first token") == 0
+        (pair.release / BEAT_BEFORE).touch()
+        pair.decode.line("first token")
+        pair.decode.line("abort")
+        pair.decode.signal()
+        assert pair.decode.ended() == 0
+        assert pair.decode.count("abort") == pair.decode.count("first token") == 1

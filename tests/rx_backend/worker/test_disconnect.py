@@ -1,0 +1,36 @@
+"""A client that leaves in mid-stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.rx_backend.worker._processes import START_S, serve, until
+from tests.rx_backend.worker.engines import MODEL, WAIT
+
+pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
+
+
+@pytest.mark.rows("A2", "A3")
+def test_a_client_that_leaves_is_one_abort(tmp_path: Path) -> None:
+    """The engine hears of it at once and once, and the worker serves the next as before."""
+    flags = ("--frontend", "--grace-s", "0")
+    with (
+        serve(tmp_path, "CountingEngine", *flags, RELEASE=str(tmp_path / "never")) as served,
+        served.client() as client,
+    ):
+        served.line("curl -N", START_S)
+        leaving = client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": WAIT}], stream=True
+        )
+        served.line("waiting")
+        leaving.close()
+        until(lambda: served.count("abort"), served)
+        answer = client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "count"}], max_tokens=2
+        )
+        assert answer.choices[0].message.content == " 0 1"
+        served.signal()
+        assert served.ended() == 0
+        assert served.count("abort") == 1

@@ -1,0 +1,130 @@
+"""What a worker does where etcd or NATS does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from rx_backend.errors import CannotConnect
+from rx_backend.worker.services import Service, services, until_reachable
+from tests.rx_backend.worker._processes import ROOT, START_S, free_port, frontend, serve
+
+
+@pytest.mark.needs("dynamo")
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize(
+    ("flags", "variable", "scheme"),
+    [
+        (("--discovery", "etcd"), "ETCD_ENDPOINTS", "http"),
+        (("--request-plane", "nats"), "NATS_SERVER", "nats"),
+    ],
+)
+def test_a_service_that_is_not_there_is_told_by_name(
+    tmp_path: Path, flags: tuple[str, str], variable: str, scheme: str
+) -> None:
+    """The error has its kind, the address without its password and the variable; exit code 1."""
+    place = f"127.0.0.1:{free_port()}"
+    limit = f"{variable.partition('_')[0]}_STARTUP_CONNECT_TIMEOUT_SECONDS"
+    environ = {variable: f"{scheme}://me:secret@{place}", limit: "1"}
+    with serve(tmp_path, "CountingEngine", *flags, cwd=ROOT, **environ) as served:
+        line = served.line("rx-backend: error:", START_S)
+        assert "BackendCannotConnect" in line
+        assert f"{scheme}://{place} ({variable}): no connection within 1 s" in line
+        assert served.ended() == 1
+        assert not any("secret" in seen or "cleanup" in seen for seen in served.seen)
+
+
+@pytest.mark.needs("dynamo")
+@pytest.mark.timeout(90)
+def test_an_interrupt_ends_the_wait(tmp_path: Path) -> None:
+    """Ctrl-C is heard at once, where the runtime itself would wait for two minutes."""
+    with serve(
+        tmp_path, "CountingEngine", "--discovery", "etcd", ETCD_ENDPOINTS="127.0.0.1:1"
+    ) as served:
+        served.line("etcd at 127.0.0.1:1 (ETCD_ENDPOINTS)", START_S)
+        served.signal(signal.SIGINT)
+        assert served.ended() == 130
+
+
+@pytest.mark.needs("dynamo")
+@pytest.mark.timeout(90)
+def test_a_frontend_says_the_same(tmp_path: Path) -> None:
+    """It needs the services as a worker does."""
+    environ = {"ETCD_STARTUP_CONNECT_TIMEOUT_SECONDS": "1", "ETCD_ENDPOINTS": "127.0.0.1:1"}
+    with (
+        pytest.raises(AssertionError, match=r"etcd at 127\.0\.0\.1:1"),
+        frontend(tmp_path, "--discovery", "etcd", **environ),
+    ):
+        pass
+
+
+def test_one_address_that_answers_is_enough() -> None:
+    """It may come up later, and the others need not be there."""
+
+    async def main() -> None:
+        with socket.socket() as late:
+            late.bind(("127.0.0.1", 0))
+            address = f"http://127.0.0.1:1,http://localhost:{late.getsockname()[1]}"
+            waiting = asyncio.create_task(until_reachable(Service("etcd", "ETCD", address)))
+            assert not (await asyncio.wait({waiting}, timeout=0.1))[0]
+            async with await asyncio.start_server(lambda _, writer: writer.close(), sock=late):
+                await waiting
+
+    asyncio.run(main())
+
+
+def test_patience_ends_for_a_service_that_is_silent() -> None:
+    """An address where nobody takes connections is given up in time."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"nats://127.0.0.1:{bound.getsockname()[1]}"
+        silent = Service("NATS", "NATS_SERVER", address, patience_s=0.1)
+        with pytest.raises(CannotConnect, match=r"NATS at .* \(NATS_SERVER\): no .* within 0.1 s"):
+            asyncio.run(until_reachable(silent))
+
+
+@pytest.mark.parametrize(
+    ("discovery", "plane", "environ", "names"),
+    [
+        ("file", "tcp", {}, []),
+        ("file", "tcp", {"ETCD_ENDPOINTS": "http://a"}, []),
+        ("etcd", "tcp", {}, ["etcd"]),
+        ("etcd", "nats", {}, ["etcd", "NATS"]),
+        ("file", "tcp", {"DYN_EVENT_PLANE": " NATS "}, ["NATS"]),
+        ("file", "tcp", {"DYN_EVENT_PLANE": "zmq"}, []),
+        ("mem", "tcp", {"DYN_EVENT_PLANE": "zmq", "NATS_SERVER": "nats://a"}, ["NATS"]),
+    ],
+)
+def test_only_what_the_runtime_connects_to_is_waited_for(
+    discovery: str, plane: str, environ: dict[str, str], names: list[str]
+) -> None:
+    """The events may need NATS too, and the runtime connects wherever there is a NATS_SERVER."""
+    assert [service.name for service in services(discovery, plane, environ)] == names
+
+
+@pytest.mark.parametrize(
+    ("addresses", "places"),
+    [
+        ("http://a:1, https://me:secret@b", [("a", 1), ("b", 7)]),
+        ("a:1,b", [("a", 1), ("b", 7)]),
+        ("tls://[::1]:2", [("::1", 2)]),
+        ("unix:///run/etcd", []),
+        ("http://a:port,,", []),
+    ],
+)
+def test_addresses_are_read_as_users_write_them(
+    addresses: str, places: list[tuple[str, int]]
+) -> None:
+    """Without a scheme or a port too; what names no host is left to the runtime."""
+    assert Service("any", "ANY", addresses, port=7).places == places
+
+
+@pytest.mark.parametrize(("text", "patience_s"), [("5", 5.0), ("0", 30.0), ("soon", 30.0)])
+def test_the_patience_is_the_runtimes(text: str, patience_s: float) -> None:
+    """Its variables count, and what they can't mean does not."""
+    environ = {"ETCD_STARTUP_CONNECT_TIMEOUT_SECONDS": text}
+    assert [one.patience_s for one in services("etcd", "tcp", environ)] == [patience_s]

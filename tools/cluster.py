@@ -1,0 +1,123 @@
+"""
+Find the servers of the tests on a cluster: this machine's own, else Debian's packages.
+
+They are etcd, NATS, and Prometheus.
+
+The packages are fetched with the machine's apt-get and unpacked into ``.cluster``. Nothing is
+installed, so nobody needs to be root.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tools.document import ROOT
+
+__all__ = ("FOLDER", "PACKAGES", "UnavailableError", "fetch", "find")
+
+FOLDER = ROOT / ".cluster"
+
+PACKAGES = {"etcd": "etcd-server", "nats-server": "nats-server", "prometheus": "prometheus"}
+"""The package of each server."""
+
+_COMMAND_S = 120.0
+
+
+class UnavailableError(Exception):
+    """A server is not here; the message says why in one line."""
+
+
+def find(server: str) -> Path:
+    """
+    Find a server's program, on the PATH or among those fetched.
+
+    Raises:
+        UnavailableError: It is in neither place.
+    """
+    # Debian puts nats-server where only root's PATH goes.
+    places = [os.environ.get("PATH", os.defpath), "/usr/sbin", str(FOLDER)]
+    found = shutil.which(server, path=os.pathsep.join(places))
+    if found is None:
+        raise UnavailableError(f"no {server} here: make test-cluster fetches it")
+    return Path(found)
+
+
+def fetch() -> None:
+    """
+    Fetch the packages of the servers that are missing.
+
+    Raises:
+        UnavailableError: They can't be had, or there would be nothing to run on them.
+    """
+    if find_spec("dynamo") is None:
+        raise UnavailableError("no ai-dynamo-runtime here, which has no wheel for this machine")
+    missing = [server for server in PACKAGES if not _is_here(server)]
+    if not missing:
+        return
+    for command in ("apt-get", "dpkg"):
+        if shutil.which(command) is None:
+            raise UnavailableError(f"no {' and no '.join(missing)} here, and no {command} either")
+    FOLDER.mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=FOLDER) as name:
+        folder = Path(name)
+        _download([PACKAGES[server] for server in missing], folder)
+        for package in folder.glob("*.deb"):
+            _run(["dpkg", "-x", str(package), "unpacked"], folder)
+        for server in missing:
+            (program,) = folder.glob(f"unpacked/usr/*bin/{server}")
+            program.replace(FOLDER / server)
+
+
+def _download(packages: list[str], folder: Path) -> None:
+    quick = ["-qq", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=10"]
+    try:
+        _run(["apt-get", *quick, "download", *packages], folder)
+    except UnavailableError:
+        # Maybe the lists of packages are old, or not there, as in most images. These are our own.
+        own: list[str] = []
+        for kind, path in (("State::Lists", "lists/partial"), ("Cache", "cache/archives/partial")):
+            (folder / path).mkdir(parents=True)
+            own += ["-o", f"Dir::{kind}={folder / path.split('/', 1)[0]}"]
+        _run(["apt-get", *quick, *own, "update", "-o", "APT::Update::Error-Mode=any"], folder)
+        _run(["apt-get", *quick, *own, "download", *packages], folder)
+
+
+def _run(command: list[str], folder: Path) -> None:
+    try:
+        subprocess.run(
+            command, cwd=folder, check=True, capture_output=True, text=True, timeout=_COMMAND_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError(f"{command[0]} took more than {_COMMAND_S:g} s") from error
+    except subprocess.CalledProcessError as error:
+        lines = str(error.stderr).strip().splitlines() or [f"exit code {error.returncode}"]
+        told = next((line for line in lines if line.startswith("E: ")), lines[-1])
+        raise UnavailableError(f"{command[0]}: {told.removeprefix('E: ')}") from error
+
+
+def _is_here(server: str) -> bool:
+    try:
+        find(server)
+    except UnavailableError:
+        return False
+    return True
+
+
+def main() -> int:
+    """Make the servers available; exit code 1 and a line on stderr where that can't be done."""
+    try:
+        fetch()
+    except UnavailableError as error:
+        sys.stderr.write(f"no tests on etcd, NATS and Prometheus: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
