@@ -25,7 +25,7 @@ __all__ = ("FOLDER", "LIVE", "outputs", "paths", "read", "run")
 
 FOLDER = ROOT / "notebooks"
 
-LIVE = frozenset(("first_request",))
+LIVE = frozenset(("first_request", "telemetry"))
 """Notebooks about real time; no two runs of them are the same."""
 
 # A cell that hangs is told by name, before the whole run is cut off.

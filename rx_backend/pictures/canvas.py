@@ -115,11 +115,13 @@ class Canvas:
         artist.set_solid_capstyle("butt")
         _call(artist, name)
 
-    def arrow_head(self, x: float, y: float, *, color: str = QUIET) -> None:
-        """Draw the head of an arrow to the right, its tip at *x*."""
+    def arrow_head(self, x: float, y: float, *, down: bool = False, color: str = QUIET) -> None:
+        """Draw the head of an arrow to the right, or down, with its tip there."""
         from matplotlib.patches import Polygon  # noqa: PLC0415  # an extra
 
-        corners = ((x - 0.09, y - 0.045), (x, y), (x - 0.09, y + 0.045))
+        corners = [(x - 0.09, y - 0.045), (x, y), (x - 0.09, y + 0.045)]
+        if down:
+            corners = [(x - 0.045, y - 0.09), (x, y), (x + 0.045, y - 0.09)]
         self._axes.add_patch(Polygon(corners, facecolor=color, edgecolor="none", zorder=2))
 
     def circle(

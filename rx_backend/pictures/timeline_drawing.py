@@ -26,12 +26,12 @@ from rx_backend.pictures.timeline_layout import (
     TimelineLayout,
     TimelineRow,
 )
-from rx_backend.pictures.timeline_rows import Entry, TimelineMark
+from rx_backend.pictures.timeline_rows import Entry, TimelineMark, lanes_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ("draw_timeline",)
+__all__ = ("TimelineDrawing", "draw_timeline")
 
 _BAR = 0.20
 _HEADING = 0.30
@@ -42,12 +42,20 @@ _MOST_TICKS = 10
 def draw_timeline(entries: Sequence[Entry], *, has_groups: bool) -> Figure:
     """Draw *entries* in lanes, with the groups' headings unless there are none to tell apart."""
     require_matplotlib()
-    return _Drawing(entries, has_groups).draw()
+    return TimelineDrawing(TimelineLayout(lanes_of(entries)), has_groups=has_groups).draw()
 
 
-class _Drawing:
-    def __init__(self, entries: Sequence[Entry], has_groups: bool) -> None:
-        layout = self._layout = TimelineLayout(entries)
+class TimelineDrawing:
+    """
+    One drawing of lanes.
+
+    Args:
+        layout: Where everything goes.
+        has_groups: Whether groups have headings.
+    """
+
+    def __init__(self, layout: TimelineLayout, *, has_groups: bool) -> None:
+        self._layout = layout
         self._colors = Colors(STRONG)
         self._groups = [
             (name if has_groups else "", list(rows))
@@ -58,6 +66,7 @@ class _Drawing:
         self._canvas = Canvas(layout.width, self._bottom + _AXIS)
 
     def draw(self) -> Figure:
+        """Draw it."""
         self._draw_axis()
         y = EDGE
         for name, rows in self._groups:
@@ -88,7 +97,7 @@ class _Drawing:
         color = self._colors[lane.name]
         name = f"{lane.group} {lane.name}".strip()
         y = top + row.middle(0)
-        canvas.text(layout.names, y, lane.name, name=f"{name} name", align="right")
+        self._draw_name(row, name, y)
         canvas.line((layout.x(0.0), y), (layout.right, y), color=FAINT, width=0.8, layer=1)
         for bar in row.bars:
             self._draw_bar(bar, name, top + row.middle(bar.track), color)
@@ -96,6 +105,10 @@ class _Drawing:
             self._draw_label(label, name, y, y - row.label_top(label))
         for mark in lane.marks:
             self._draw_mark(mark, name, y, color)
+
+    def _draw_name(self, row: TimelineRow, name: str, y: float) -> None:
+        text = row.lane.name
+        self._canvas.text(self._layout.names, y, text, name=f"{name} name", align="right")
 
     def _draw_bar(self, bar: Bar, lane: str, y: float, color: str) -> None:
         self._canvas.box(

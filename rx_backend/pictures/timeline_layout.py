@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rx_backend.pictures.canvas import EDGE, text_width
 from rx_backend.pictures.palette import TINY_PT
-from rx_backend.pictures.timeline_rows import Entry, Lane, TimelineMark, TimelineSpan, lanes_of
+from rx_backend.pictures.timeline_rows import Lane, TimelineSpan
 
 __all__ = ("LABEL", "LABEL_PT", "Bar", "Label", "TimelineLayout", "TimelineRow")
 
@@ -63,6 +63,10 @@ class TimelineLayout:
     """
     The places on the page.
 
+    Args:
+        lanes: The lanes, from top to bottom.
+        names: Where the names of the lanes end, where these are no plain column of text.
+
     Attributes:
         end_ms: The last time that is shown.
         names: Where the names of the lanes end.
@@ -71,11 +75,11 @@ class TimelineLayout:
         width: The page's width, with labels that reach beyond the lanes.
     """
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        lanes = lanes_of(entries)
-        self.end_ms = max([_LEAST_MS, *_times(entries)])
-        self.names = EDGE + max([text_width(lane.name) for lane in lanes] or [0.0])
-        self.names = max(self.names, EDGE + text_width("ms", TINY_PT))
+    def __init__(self, lanes: Sequence[Lane], names: float | None = None) -> None:
+        self.end_ms = max([_LEAST_MS, *_times(lanes)])
+        if names is None:
+            names = EDGE + max([text_width(lane.name) for lane in lanes] or [0.0])
+        self.names = max(names, EDGE + text_width("ms", TINY_PT))
         self.right = self.x(self.end_ms) + 0.15
         self.rows = [TimelineRow(lane, self) for lane in lanes]
         labels = [label for row in self.rows for label in row.labels]
@@ -137,11 +141,11 @@ class TimelineRow:
         return _LINE / 2 + LABEL * (label.level + 1)
 
 
-def _times(entries: Sequence[Entry]) -> Iterator[float]:
-    for entry in entries:
-        yield entry.at_ms
-        if not isinstance(entry, TimelineMark) and entry.until_ms is not None:
-            yield entry.until_ms
+def _times(lanes: Sequence[Lane]) -> Iterator[float]:
+    for lane in lanes:
+        yield from (mark.at_ms for mark in lane.marks)
+        for span in lane.spans:
+            yield span.at_ms if span.until_ms is None else span.until_ms
 
 
 def _bars(spans: Sequence[TimelineSpan], layout: TimelineLayout) -> list[Bar]:

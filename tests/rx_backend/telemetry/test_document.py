@@ -1,0 +1,58 @@
+"""docs/observability.md names everything that can be seen."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from operators import span_names
+from rx_backend.errors import KINDS
+from rx_backend.telemetry.logs import LOG_VARIABLES
+from rx_backend.telemetry.switch import OTLP_VARIABLE
+from tests.rx_backend.telemetry._load import Scraped
+
+DOCUMENT = Path(__file__).parents[3] / "docs/observability.md"
+
+# Values of attributes, each in a sentence of its own.
+TEXTS = {"DROPPED_STATUS"}
+
+SUFFIXES = re.compile(r"(_seconds)?(_bucket|_sum|_count|_total)?$")
+
+
+def named() -> set[str]:
+    """What stands between backquotes, as a word or as several."""
+    return set(re.findall(r"`([^`\n]+)`", DOCUMENT.read_text(encoding="utf-8")))
+
+
+def test_every_name_on_a_span_is_explained() -> None:
+    """Its attributes, its events, and the values of `error.type`."""
+    names = {getattr(span_names, name) for name in span_names.__all__ if name not in TEXTS}
+    assert names - named() == set()
+    assert set(KINDS) - named() == set()
+
+
+def test_every_metric_and_label_is_explained() -> None:
+    """Those that a scrape shows, and no others."""
+    scraped = Scraped()
+    scraped.load()
+    ours = {"gen_ai", "rx_backend", "error"}
+    known = {name.replace(".", "_"): name for name in named() if name.split(".")[0] in ours}
+    samples = scraped.samples()
+    metrics = {SUFFIXES.sub("", name) for name in samples if name.split("_")[0] in {"gen", "rx"}}
+    labels = {
+        label
+        for lines in samples.values()
+        for sample in lines
+        for label in sample.labels
+        if label.startswith(tuple(ours))
+    }
+    assert metrics | labels <= known.keys()
+    table = DOCUMENT.read_text(encoding="utf-8").partition("## Metrics")[2].partition("###")[0]
+    explained = set(re.findall(r"^\| `([^`]+)`", table, re.MULTILINE))
+    assert {name.replace(".", "_") for name in explained} == metrics
+
+
+def test_every_variable_of_ours_is_explained() -> None:
+    """Those that only this library reads in this way."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert [name for name in (OTLP_VARIABLE, *LOG_VARIABLES) if f"`{name}" not in text] == []
