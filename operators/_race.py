@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from operators._core.chain import leave_frame
+from operators._core.failures import without_message
 from operators._core.fusion import FusedRun
 from operators._lazy_timer import LazyTimer
 from operators._opened import Opened
@@ -191,8 +192,8 @@ def _call(function: Callable[..., object], *args: object) -> None:
     """Call what must not disturb the race."""
     try:
         function(*args)
-    except Exception:
-        _log.exception("%r failed", function)
+    except Exception as error:
+        _log.error("%r failed", function, exc_info=without_message(error))
 
 
 _log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from reactivex import Observable, abc
 
+from operators._core.failures import without_message
 from operators._core.fusion import FusedRun
 from operators._raw_chunk import is_terminal, tokens_in
 
@@ -164,8 +165,12 @@ class Drain:
         self._timer = asyncio.get_running_loop().call_later(self._owner.grace_s, self._run.close)
         try:
             self._abort()
-        except Exception:
-            _log.exception("the abort of the dropped stream %s failed", self._label)
+        except Exception as error:
+            _log.error(
+                "the abort of the dropped stream %s failed",
+                self._label,
+                exc_info=without_message(error),
+            )
 
     def cut_off(self) -> None:
         """Close it now."""
@@ -181,7 +186,9 @@ class Drain:
         else:
             self._owner.drained += 1
         if failure is not None:
-            _log.debug("the dropped stream %s failed: %r", self._label, failure)
+            _log.debug(
+                "the dropped stream %s failed", self._label, exc_info=without_message(failure)
+            )
 
     def _leave(self) -> None:
         """Wait for no first token from here on."""

@@ -161,7 +161,7 @@ def _figures(times: TokenTimes) -> dict[str, AttributeValue]:
         figures[names.SETUP_MS] = round(times.setup_ms, 2)
     if ttft_ms is not None:
         figures[names.TTFT_MS] = round(ttft_ms, 2)
-        figures[names.TIME_TO_FIRST_CHUNK] = ((times.setup_ms or 0.0) + ttft_ms) / 1000.0
+        figures[names.TIME_TO_FIRST_CHUNK] = round(((times.setup_ms or 0.0) + ttft_ms) / 1000.0, 6)
     itl = times.itl_figures()
     if itl is not None:
         figures[names.AVG_ITL_MS] = itl.avg_ms

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from operators._core.checked import checked
+from operators._core.failures import without_message
 from operators._core.operator import operator
 from operators._core.stage import Hooks
 from operators._lazy_timer import check_seconds
@@ -259,7 +260,9 @@ def _failed(observe: object, error: Exception, counts: TapCounts, has_failed: bo
     counts.failed += 1
     if not has_failed:
         _log.warning(
-            "observer %r failed; further failures are only counted", observe, exc_info=error
+            "observer %r failed; further failures are only counted",
+            observe,
+            exc_info=without_message(error),
         )
     return True
 

@@ -159,7 +159,7 @@ def resume_on_engine(
             **describe(point.error),
         )
         if scope.recording:
-            scope.span.add_event("resumed", {"output_tokens": len(point.token_ids)})
+            scope.add_event("resumed", {"output_tokens": len(point.token_ids)})
         return await engines.open(cast("LLMEngine", engine), request, f"resume-{point.attempt}")
 
     return resume_on(

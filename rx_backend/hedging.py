@@ -75,7 +75,7 @@ def hedge_engines(
 
     def tell(outcome: HedgeOutcome) -> None:
         if scope.recording:
-            scope.span.add_event("hedged", {"winner": outcome.winner or "none"})
+            scope.add_event("hedged", {"winner": outcome.winner or "none"})
         if on_outcome is not None:
             on_outcome(outcome)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from msgspec.structs import replace
 from opentelemetry.trace import Span
+from opentelemetry.util.types import AttributeValue
 
 from operators import (
     AnyOperator,
@@ -73,6 +74,11 @@ class RequestScope:
     report: RequestReport
     abort: Callable[[], None]
 
+    def add_event(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> None:
+        """Add an event to the span, now by the request's clock."""
+        now_ns = self.times.epoch_ns_of(self.clock()) if self.recording else None
+        self.span.add_event(name, attributes, timestamp=now_ns)
+
 
 Pipeline: TypeAlias = Callable[[RequestScope], Sequence[AnyOperator]]
 """From a request's scope to its operators; called once per request, before the engine is."""
@@ -99,6 +105,7 @@ def standard_pipeline(scope: RequestScope) -> OperatorList:
         [
             _WELL_FORMED,
             _UNTIL_TERMINAL,
+            *([itl_window(times, count_only=not scope.recording)] if times is not None else []),
             *([first_token(lambda _chunk: context.notify_first_token())] if is_decode else []),
             deferred_abort(
                 lambda: scope.abort(),  # noqa: PLW0108 - an operator may have replaced it by then
@@ -109,7 +116,6 @@ def standard_pipeline(scope: RequestScope) -> OperatorList:
                 on_step=report.abort_step,
             ),
             trace_link(worker_trace_link(span), on_terminal=scope.mode.is_prefill),
-            *([itl_window(times, count_only=not scope.recording)] if times is not None else []),
             *([first_token(report.first_token)] if report.awaits_first_token else []),
             record_span(
                 span,

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from operators._core.failures import without_message
+
 __all__ = ("AioSubscription", "Disposes", "Observes", "SubscribesAsync")
 
 T = TypeVar("T")
@@ -135,8 +137,10 @@ class AioSubscription:
     async def _dispose_of(self, disposable: Disposes) -> None:
         try:
             await self.run(disposable.dispose_async())
-        except Exception:
-            _log.exception("disposing of an asynchronous subscription failed")
+        except Exception as error:
+            _log.error(
+                "disposing of an asynchronous subscription failed", exc_info=without_message(error)
+            )
 
     # Steps of the operator's code.
 

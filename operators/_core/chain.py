@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from operators._core.failures import without_message
 from operators._core.stage import (
     Awaited,
     Completed,
@@ -352,9 +353,13 @@ class Chain:
                         stage.on_end(None, True)
                 elif not stage.gi_running:
                     stage.close()
-            except Exception:
+            except Exception as error:
                 # A failing release must not keep the other stages from theirs.
-                _log.exception("operator %s failed while it was closed", self._names[here])
+                _log.error(
+                    "operator %s failed while it was closed",
+                    self._names[here],
+                    exc_info=without_message(error),
+                )
 
 
 def leave_frame(error: BaseException) -> None:

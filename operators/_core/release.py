@@ -12,6 +12,8 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeAlias
 
+from operators._core.failures import without_message
+
 __all__ = ("Release", "Segment", "hold", "let_go")
 
 
@@ -87,8 +89,10 @@ class Release:
         if on_end is not None:
             try:
                 on_end()
-            except Exception:
-                _log.exception("what waits for the end of a stream failed")
+            except Exception as error:
+                _log.error(
+                    "what waits for the end of a stream failed", exc_info=without_message(error)
+                )
 
     async def wait(self) -> None:
         """Wait until everything is released; being cancelled here does not disturb the release."""
@@ -250,8 +254,8 @@ class _Unscheduled:
 async def _close(aclose: Callable[[], Awaitable[object]]) -> None:
     try:
         await aclose()
-    except Exception:
-        _log.exception("closing the source of a stream failed")
+    except Exception as error:
+        _log.error("closing the source of a stream failed", exc_info=without_message(error))
 
 
 def hold(generator: object) -> None:

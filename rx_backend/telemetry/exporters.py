@@ -108,7 +108,7 @@ def serve_prometheus(settings: Settings, stack: ExitStack) -> Prometheus:
     stack.callback(server.server_close)
     stack.callback(server.shutdown)
     shown = f"[{host}]" if ":" in host else host
-    reader = PrometheusMetricReader(registry=registry)
+    reader = PrometheusMetricReader(scope_info_enabled=False, registry=registry)
     return Prometheus(reader, f"http://{shown}:{server.server_port}/metrics")
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import metrics, trace
 
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from rx_backend.telemetry.counted_metrics import CountedMetricExporter
     from rx_backend.telemetry.counted_spans import CountedSpans
 
-__all__ = ("Installed", "install")
+__all__ = ("SERVICE", "Installed", "install")
 
-_SERVICE = "rx-backend"
+SERVICE: Final = "rx-backend"
+"""The service, where nobody names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +152,7 @@ def _resource(settings: Settings) -> Resource:
         return Resource.create({SERVICE_NAME: settings.service_name})
     resource = Resource.create()
     if str(resource.attributes.get(SERVICE_NAME)).startswith("unknown_service"):
-        return resource.merge(Resource({SERVICE_NAME: _SERVICE}))
+        return resource.merge(Resource({SERVICE_NAME: SERVICE}))
     return resource
 
 

@@ -163,5 +163,5 @@ def configure(
         writing = undo.enter_context(configure_logs()) if logs else None
         telemetry = Telemetry(install(settings), writing)
         undo.pop_all()
-    _logger.info("%s", telemetry)
+    _logger.debug("%s", telemetry)
     return telemetry

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from rx_backend.telemetry.environment import FALSE, TRUE, check_url
+from rx_backend.telemetry.installing import SERVICE
 from rx_backend.telemetry.request_span import EXPORT_ENABLED
 from rx_backend.telemetry.settings import Settings
 from rx_backend.telemetry.setup import Telemetry, configure
@@ -52,20 +53,32 @@ class OtlpSwitch:
     """
 
     def __init__(self, otlp: str | None, environ: Mapping[str, str]) -> None:
+        self._environ = environ
         text = environ.get(OTLP_VARIABLE, "") if otlp is None else otlp
         self.is_on = text.lower() not in FALSE
         self.endpoint = text if self.is_on and text.lower() not in TRUE else None
         if self.endpoint is not None:
             check_url(_NAME, self.endpoint)
 
-    def configure(self) -> Telemetry | None:
+    def configure(self, role: str = "") -> Telemetry | None:
         """
         Switch telemetry on where it was asked for.
+
+        Args:
+            role: What to tell the process by, behind the service's name where the environment does
+                not say that.
 
         Raises:
             InvalidArgument: As for `configure`.
         """
-        return configure(endpoint=self.endpoint) if self.is_on else None
+        if not self.is_on:
+            return None
+        return configure(endpoint=self.endpoint, service_name=self._named(role))
+
+    def _named(self, role: str) -> str | None:
+        resource = self._environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+        is_named = "OTEL_SERVICE_NAME" in self._environ or "service.name=" in resource
+        return f"{SERVICE}-{role}" if role and not is_named else None
 
     @contextmanager
     def lent_to_runtime(self, environ: MutableMapping[str, str]) -> Generator[None]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from rx_backend.telemetry import configure_logs
+from rx_backend.telemetry.switch import OtlpSwitch
 from rx_backend.worker.dynamo_runtime import DynamoRuntime
 from rx_backend.worker.options import FrontendOptions
 from rx_backend.worker.shutdown import Shutdown, signals_to
@@ -17,8 +18,9 @@ __all__ = ("log_warnings_only", "run_frontend", "until_listed")
 
 _POLL_S = 0.05
 
-# Nobody needs to hear that a made-up model can't do images.
-_LOGGED = "warn,mm_routing=error"
+# Nobody needs to hear that a made-up model can't do images, nor once for each batch that the
+# receiver of telemetry is down.
+_LOGGED = "warn,mm_routing=error,opentelemetry_sdk=off"
 
 
 def log_warnings_only() -> None:
@@ -39,11 +41,12 @@ def run_frontend(options: FrontendOptions, say: Callable[[str], object]) -> None
     """
     configure_logs(whole_process=True)
     log_warnings_only()
-    asyncio.run(_run(options, say))
+    asyncio.run(_run(options, OtlpSwitch(options.otlp, os.environ), say))
 
 
-async def _run(options: FrontendOptions, say: Callable[[str], object]) -> None:
-    runtime = await DynamoRuntime.connect(options.discovery, options.request_plane)
+async def _run(options: FrontendOptions, switch: OtlpSwitch, say: Callable[[str], object]) -> None:
+    with switch.lent_to_runtime(os.environ):
+        runtime = await DynamoRuntime.connect(options.discovery, options.request_plane)
     shutdown = Shutdown()
     with signals_to(shutdown), ExitStack() as stack:
         stack.callback(runtime.shutdown)

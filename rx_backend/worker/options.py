@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import InvalidArgument
-from rx_backend.telemetry.switch import add_otlp_flag
+from rx_backend.telemetry.switch import OtlpSwitch, add_otlp_flag
 from rx_backend.worker.shutdown import ShutdownTimes
 
 __all__ = ("FrontendOptions", "ServeOptions")
@@ -49,6 +49,9 @@ class FrontendOptions:
         http_host: Where the frontend listens.
         http_port: Its port.
         migration_limit: How often a request moves on to another worker when its own is lost.
+        otlp: Where traces and metrics go: a URL, ``true`` for where OpenTelemetry's variables say, or
+            ``false``; None for what ``RX_BACKEND_OTLP`` says. Of a frontend alone, those of the
+            runtime.
 
     Raises:
         InvalidArgument: A value is none of those that are possible; the message names it.
@@ -59,12 +62,15 @@ class FrontendOptions:
     http_host: str = "127.0.0.1"
     http_port: int = 8000
     migration_limit: int = 3
+    otlp: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("discovery", self.discovery, _DISCOVERY)
         _one_of("request_plane", self.request_plane, _PLANES)
         if not 0 < self.http_port < 65536:
             raise InvalidArgument(f"http_port: expected 1 to 65535, got {self.http_port}")
+        if self.otlp is not None:
+            OtlpSwitch(self.otlp, {})
         if not 0 <= self.migration_limit < 2**32:
             raise InvalidArgument(
                 f"migration_limit: expected 0 or more, got {self.migration_limit}"
@@ -103,6 +109,7 @@ class FrontendOptions:
             type=int,
             metavar="N",
         )
+        add_otlp_flag(parser)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +126,6 @@ class ServeOptions(FrontendOptions):
         pipeline: ``module:function``, what makes a request's operators; the standard ones when None.
         model_path: Folder with the tokenizer; see :class:`rx_backend.worker.Worker`.
         frontend: Whether to serve the OpenAI API too.
-        otlp: Where traces and metrics go: a URL, ``true`` for where OpenTelemetry's variables say, or
-            ``false``; None for what ``RX_BACKEND_OTLP`` says.
         coalesce: Whether chunks that wait anyway cross into the runtime together.
         grace_s: Between leaving discovery and refusing requests, in s.
         drain_s: For the requests in flight to end by themselves, in s.
@@ -137,7 +142,6 @@ class ServeOptions(FrontendOptions):
     pipeline: str | None = None
     model_path: str | None = None
     frontend: bool = False
-    otlp: str | None = None
     coalesce: bool = True
     grace_s: float = 5.0
     drain_s: float = 30.0
@@ -179,7 +183,6 @@ class ServeOptions(FrontendOptions):
         add("grace_s", "from leaving discovery to refusing requests (5)", type=float, metavar="S")
         add("drain_s", "for requests in flight to end by themselves (30)", type=float, metavar="S")
         add("frontend", "serve the OpenAI API too (no)", action=switch, default=None)
-        add_otlp_flag(parser)
         FrontendOptions.add_arguments(parser)
 
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
+from rx_backend.disagg import DisaggregationMode
 from rx_backend.dynamo import from_any_engine
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import BackendError, InvalidArgument
@@ -61,7 +62,8 @@ def prepare(options: ServeOptions) -> Callable[[Say], None]:
     # After the engine was loaded, which may have set logging up; before the runtime has its `DYN_LOG`.
     configure_logs(whole_process=True)
     switch = OtlpSwitch(options.otlp, os.environ)
-    telemetry = switch.configure()
+    mode = DisaggregationMode.parse(options.mode)
+    telemetry = switch.configure("" if mode is DisaggregationMode.AGGREGATED else mode.value)
 
     def run(say: Say) -> None:
         log_warnings_only()

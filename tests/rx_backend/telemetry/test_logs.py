@@ -534,7 +534,7 @@ def test_lines_to_read() -> None:
 
 @pytest.mark.parametrize(
     ("environ", "count"),
-    [({}, 1), ({"DYN_LOG": "warn"}, 2), ({"DYN_LOGGING_CONSOLE_FORMAT": "jsonl"}, 4)],
+    [({}, 1), ({"DYN_LOG": "warn"}, 2), ({"DYN_LOGGING_CONSOLE_FORMAT": "jsonl"}, 3)],
 )
 def test_telemetry_writes_logs_where_the_environment_asks(
     environ: dict[str, str], count: int
