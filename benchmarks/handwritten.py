@@ -169,7 +169,7 @@ async def _stream(
                     chunk = copy.copy(chunk)
                     chunk.worker_trace_link = link
                 if recording:
-                    ended = {"finish_reason": reason.span_value}
+                    ended: dict[str, Any] = {"finish_reason": reason.span_value}
                     ended["gen_ai.response.finish_reasons"] = [reason.kind]
                     span.set_attributes({**outcome(), **ended})
                 if reason.is_error:
