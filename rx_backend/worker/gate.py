@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Protocol, TypeAlias
 
 __all__ = ("Handler", "RequestGate", "Stoppable")
@@ -51,7 +51,7 @@ class RequestGate:
         """
         if self._closed:
             raise self._refusal()
-        mark = object()
+        mark, loop = object(), asyncio.get_running_loop()
         self._live[mark] = context
         self._idle.clear()
         try:
@@ -60,8 +60,10 @@ class RequestGate:
                     yield item
         finally:
             del self._live[mark]
-            if not self._live:
-                self._idle.set()
+            # The runtime's threads may drop a stream, and an event is no matter for them. A loop
+            # that is closed has nobody who waits.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._settle)
 
     def close(self) -> None:
         """Refuse requests from now on; those in flight go on."""
@@ -75,3 +77,7 @@ class RequestGate:
     async def idle(self) -> None:
         """Wait until no request is in flight."""
         await self._idle.wait()
+
+    def _settle(self) -> None:
+        if not self._live:
+            self._idle.set()

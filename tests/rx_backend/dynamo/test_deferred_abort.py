@@ -1,0 +1,376 @@
+"""A decode worker on the real runtime: its aborts wait for the first token."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+import pytest
+
+from operators import Drains, OperatorList, drain_until_first_token
+from rx_backend.adapter import EngineAdapter
+from rx_backend.context import RequestContext
+from rx_backend.dynamo import Handler, serving
+from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.errors import Disconnected
+from rx_backend.pipeline import Pipeline, RequestScope, standard_pipeline
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+from tests.rx_backend._engines import stop, token
+from tests.rx_backend.dynamo._runtime import NEEDS, cluster, new_context, real, received, settled
+from tests.rx_backend.dynamo.test_serving import Streams, all_over, watched
+
+pytestmark = NEEDS
+
+EITHER_WAY = pytest.mark.parametrize("coalesce", [True, False])
+
+Play: TypeAlias = Callable[["Decoding", RequestContext], AsyncGenerator[LLMEngineOutput]]
+
+
+class Decoding(LLMEngine):
+    """
+    Plays one stream, told step by step, beside others that end at once.
+
+    Args:
+        play: The stream of the request that is not called ``other``.
+
+    Attributes:
+        journal: What has happened to that request, in order.
+        go_on: For the play to wait for.
+        aborted: The same; set by the abort.
+    """
+
+    def __init__(self, play: Play) -> None:
+        self._play = play
+        self.journal: list[str] = []
+        self.go_on = asyncio.Event()
+        self.aborted = asyncio.Event()
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        return EngineConfig(model="decoding")
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        if context.id == "other":
+            yield stop().with_tokens([1])
+            return
+        self.journal.append("asked")
+        unlisten = context.stopped().listen(lambda: self.journal.append("stopped"))
+        try:
+            async for chunk in self._play(self, context):
+                if chunk.token_ids:
+                    self.journal.append("token")
+                yield chunk
+        finally:
+            unlisten()
+            self.journal.append("closed")
+
+    async def abort(self, context: RequestContext) -> None:
+        self.journal.append("abort")
+        self.aborted.set()
+
+
+async def waits(engine: Decoding, context: RequestContext) -> AsyncGenerator[LLMEngineOutput]:
+    """Wait for the transfer, whatever the client does; then go on to the abort."""
+    await engine.go_on.wait()
+    yield token(1)
+    await engine.aborted.wait()
+    yield LLMEngineOutput.cancelled()
+
+
+async def notifies(engine: Decoding, context: RequestContext) -> AsyncGenerator[LLMEngineOutput]:
+    """Tell of the first token as soon as the transfer is through, and make none."""
+    await engine.go_on.wait()
+    engine.journal.append("notice")
+    context.notify_first_token()
+    await engine.aborted.wait()
+    yield LLMEngineOutput.cancelled()
+
+
+async def handshakes(engine: Decoding, context: RequestContext) -> AsyncGenerator[LLMEngineOutput]:
+    """Give chunks without tokens up to the transfer."""
+    while not engine.go_on.is_set():
+        yield LLMEngineOutput()
+        await asyncio.sleep(0)
+    async for chunk in waits(engine, context):
+        yield chunk
+
+
+class Served:
+    """
+    The engine in a decode worker, and a client of it.
+
+    Attributes:
+        engine: The engine.
+        streams: The handler's streams.
+    """
+
+    def __init__(self, engine: Decoding, client: Any, streams: Streams) -> None:
+        self.engine = engine
+        self.streams = streams
+        self._client = client
+
+    async def ask(self, id: str = "r1") -> tuple[Any, Any]:
+        """Send the request; gives its stream and its context on the client's side."""
+        context = new_context(id)
+        return await self._client.round_robin({"token_ids": [1]}, context=context), context
+
+    async def happened(self, *journal: str) -> None:
+        """Wait for the last of these; nothing else has happened, also after one more request."""
+        await settled(lambda: journal[-1] in self.engine.journal)
+        other = new_context("other")
+        await received(self._client.round_robin({"token_ids": [1]}, context=other))
+        assert self.engine.journal == list(journal)
+
+
+@asynccontextmanager
+async def served(
+    play: Play,
+    *,
+    coalesce: bool = True,
+    pipeline: Pipeline = standard_pipeline,
+    around: Callable[[Handler], Handler] = lambda handler: handler,
+) -> AsyncGenerator[Served]:
+    async with cluster() as joined:
+        engine = Decoding(play)
+        before = asyncio.all_tasks()
+        adapter = EngineAdapter(engine, "decode", pipeline)
+        handler, streams = watched(serving(adapter, coalesce=coalesce))
+        client = await joined.serve(around(handler))
+        serving_it = asyncio.all_tasks() - before
+        yield Served(engine, client, streams)
+        await settled(lambda: all_over(streams) and asyncio.all_tasks() - before == serving_it)
+
+
+Test: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+
+
+@pytest.mark.rows("A2", "A4")
+@EITHER_WAY
+def test_a_stop_before_the_first_token_waits_for_it(coalesce: bool) -> None:
+    """The engine hears of the stop at once, and is aborted once, when the first token is there."""
+
+    @real
+    async def run() -> None:
+        async with served(waits, coalesce=coalesce) as worker:
+            _stream, context = await worker.ask()
+            await worker.happened("asked")
+            context.stop_generating()
+            await worker.happened("asked", "stopped")
+            worker.engine.go_on.set()
+            await worker.happened("asked", "stopped", "token", "abort", "closed")
+
+    run()
+
+
+CHILD = """
+import asyncio
+from dynamo.runtime import DistributedRuntime
+
+async def main():
+    runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
+    client = await runtime.endpoint("rx.backend.generate").client()
+    await client.wait_for_instances()
+    async for _item in await client.round_robin({"token_ids": [1]}):
+        pass
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.rows("A2", "A4")
+@real
+async def test_a_client_that_dies_before_the_first_token_is_aborted_by_it() -> None:
+    """The same for a client's process that is killed."""
+    async with served(waits) as worker:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", CHILD, env=dict(os.environ)
+        )
+        await worker.happened("asked")
+        child.kill()
+        await child.wait()
+        await worker.happened("asked", "stopped")
+        worker.engine.go_on.set()
+        await worker.happened("asked", "stopped", "token", "abort", "closed")
+
+
+@pytest.mark.rows("A2", "A4")
+@EITHER_WAY
+def test_a_stop_after_the_first_token_aborts_at_once(coalesce: bool) -> None:
+    """Nothing more needs to come from the engine."""
+
+    @real
+    async def run() -> None:
+        async with served(waits, coalesce=coalesce) as worker:
+            worker.engine.go_on.set()
+            stream, context = await worker.ask()
+            await anext(stream)
+            await worker.happened("asked", "token")
+            context.stop_generating()
+            await worker.happened("asked", "token", "stopped", "abort", "closed")
+
+    run()
+
+
+async def cancelled(_: RequestContext) -> AsyncGenerator[LLMEngineOutput]:
+    yield LLMEngineOutput.cancelled()
+
+
+async def failed(_: RequestContext) -> AsyncGenerator[LLMEngineOutput]:
+    raise Disconnected("gone")
+    yield
+
+
+async def ended(_: RequestContext) -> AsyncGenerator[LLMEngineOutput]:
+    return
+    yield
+
+
+@pytest.mark.rows("A5")
+@pytest.mark.parametrize("end", [cancelled, failed, ended])
+def test_a_stream_that_ends_without_a_token_is_not_aborted(
+    end: Callable[[RequestContext], AsyncGenerator[LLMEngineOutput]],
+) -> None:
+    """The engine is through with the request by itself, however it says so."""
+
+    async def play(engine: Decoding, context: RequestContext) -> AsyncGenerator[LLMEngineOutput]:
+        await engine.go_on.wait()
+        async for chunk in end(context):
+            yield chunk
+
+    @real
+    async def run() -> None:
+        async with served(play) as worker:
+            _stream, context = await worker.ask()
+            await worker.happened("asked")
+            context.stop_generating()
+            await worker.happened("asked", "stopped")
+            worker.engine.go_on.set()
+            await worker.happened("asked", "stopped", "closed")
+
+    run()
+
+
+@pytest.mark.rows("A5")
+@EITHER_WAY
+def test_a_stream_that_is_dropped_before_the_first_token_is_not_aborted(coalesce: bool) -> None:
+    """Chunks without tokens don't count; the runtime lets go of the stream, and that closes it."""
+
+    @real
+    async def run() -> None:
+        async with served(handshakes, coalesce=coalesce) as worker:
+            stream, context = await worker.ask()
+            await anext(stream)
+            context.stop_generating()
+            await worker.happened("asked", "stopped", "closed")
+
+    run()
+
+
+@pytest.mark.rows("A2", "A4")
+@EITHER_WAY
+def test_a_drained_stream_is_aborted_by_its_first_token(coalesce: bool) -> None:
+    """With the operator for it, the engine goes on to its first token though nobody reads."""
+
+    @real
+    async def run() -> None:
+        def pipeline(scope: RequestScope) -> OperatorList:
+            drain = drain_until_first_token(scope.context.stop_generating, drains=drains)
+            return standard_pipeline(scope).insert_after("deferred_abort", drain)
+
+        async with (
+            Drains() as drains,
+            served(handshakes, coalesce=coalesce, pipeline=pipeline) as worker,
+        ):
+            stream, context = await worker.ask()
+            await anext(stream)
+            context.stop_generating()
+            await settled(lambda: all_over(worker.streams))
+            await worker.happened("asked", "stopped")
+            worker.engine.go_on.set()
+            await worker.happened("asked", "stopped", "token", "abort", "closed")
+
+    run()
+
+
+class Noticing:
+    """A context of the real runtime that counts the first-token notices it gets."""
+
+    def __init__(self, context: Any, notices: list[str]) -> None:
+        self._context = context
+        self._notices = notices
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def notify_first_token(self) -> None:
+        self._context.notify_first_token()
+        self._notices.append(self._context.id())
+
+
+def noticing(handler: Handler, notices: list[str]) -> Handler:
+    def handle(request: Mapping[str, Any], context: Any) -> AsyncGenerator[dict[str, Any]]:
+        return handler(request, Noticing(context, notices))
+
+    return handle
+
+
+@pytest.mark.rows("A4", "C4")
+@real
+async def test_a_notice_releases_the_abort_and_reaches_the_runtime() -> None:
+    """An engine that tells of its first token needs no chunk for it, and the runtime hears it."""
+    notices: list[str] = []
+    async with served(notifies, around=lambda handler: noticing(handler, notices)) as worker:
+        _stream, context = await worker.ask()
+        await worker.happened("asked")
+        context.stop_generating()
+        await worker.happened("asked", "stopped")
+        assert "r1" not in notices
+        worker.engine.go_on.set()
+        await worker.happened("asked", "stopped", "notice", "abort", "closed")
+    assert notices.count("r1") == 1
+
+
+@pytest.mark.rows("A4", "C4")
+@real
+async def test_a_notice_releases_the_abort_of_dynamos_own_worker() -> None:
+    """Dynamo's worker defers its abort too, and it is our notice that it waits for."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.rx_backend.dynamo.decode_child",
+        stdout=asyncio.subprocess.PIPE,
+        env=dict(os.environ),
+    )
+    assert child.stdout is not None
+    told: list[str] = []
+
+    async def tells(line: str) -> None:
+        assert child.stdout is not None
+        while line not in told:
+            said = (await child.stdout.readline()).decode()
+            assert said, told
+            if said.startswith("told "):
+                told.append(said.removeprefix("told ").strip())
+
+    try:
+        async with cluster() as joined:
+            client = await joined.client()
+            context = new_context("r1")
+            _stream = await client.round_robin({"token_ids": [1]}, context=context)
+            await tells("asked")
+            context.stop_generating()
+            await tells("end")
+        child.terminate()
+        await child.communicate()
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    assert told[:2] == ["asked", "notice"]
+    assert sorted(told[2:4]) == ["abort of Dynamo's", "abort of ours"]
+    assert told[4:] == ["end"]
