@@ -14,8 +14,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -97,8 +98,32 @@ async def one_stream(client: Any, firsts: list[float]) -> None:
         raise RuntimeError(f"expected {TOKENS} tokens, got {tokens}")
 
 
-async def measure(streams: list[int], rounds: int) -> None:
-    """Measure the ways in turn; the best round counts, and the median of all first tokens."""
+@dataclass
+class Round:
+    """One way's figures of one round: tokens a second, CPU of the worker, times to first token."""
+
+    rate: float
+    cpu_s: float
+    firsts_s: list[float]
+
+
+async def one_round(client: Any, worker: int, count: int) -> Round:
+    """Read so many streams at once."""
+    firsts: list[float] = []
+    cpu_s, started = cpu_seconds(worker), perf_counter()
+    await asyncio.gather(*[one_stream(client, firsts) for _ in range(count)])
+    rate = count * TOKENS / (perf_counter() - started)
+    return Round(rate, cpu_seconds(worker) - cpu_s, firsts)
+
+
+def cpu_seconds(process: int) -> float:
+    """How long a process has been at work, all threads together; read as Linux gives it."""
+    times = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def measure(workers: Mapping[str, int], streams: list[int], rounds: int) -> None:
+    """Measure the ways in turn; the best round's rate counts, and its first tokens' median."""
     # A client that sees what arrives when it arrives, as the real frontend does.
     sys.setswitchinterval(0.0001)
     joined = runtime()
@@ -106,23 +131,30 @@ async def measure(streams: list[int], rounds: int) -> None:
     for client in clients.values():
         await client.wait_for_instances()
         await one_stream(client, [])
-    print(f"{'streams':>8}{'way':>10}{'tokens/s':>12}{'ratio':>8}{'TTFT ms':>10}")
+    print(
+        f"{'streams':>8}{'way':>10}{'tokens/s':>12}{'ratio':>8}"
+        f"{'CPU us/token':>14}{'TTFT ms: best':>15}{'of all':>8}"
+    )
     for count in streams:
-        best = dict.fromkeys(WAYS, 0.0)
-        firsts: dict[str, list[float]] = {way: [] for way in WAYS}
+        seen: dict[str, list[Round]] = {way: [] for way in WAYS}
         for _ in range(rounds):
             for way, client in clients.items():
-                started = perf_counter()
-                await asyncio.gather(*[one_stream(client, firsts[way]) for _ in range(count)])
-                best[way] = max(best[way], count * TOKENS / (perf_counter() - started))
-        for way, rate in best.items():
-            ratio, first_ms = rate / best["bare"], median(firsts[way]) * 1e3
-            print(f"{count:>8}{way:>10}{rate:>12,.0f}{ratio:>8.2f}{first_ms:>10.1f}", flush=True)
+                seen[way].append(await one_round(client, workers[way], count))
+        best = {way: max(one.rate for one in seen[way]) for way in WAYS}
+        for way, figures in seen.items():
+            cpu_us = sum(one.cpu_s for one in figures) / rounds / count / TOKENS * 1e6
+            first_ms = min(median(one.firsts_s) for one in figures) * 1e3
+            all_ms = median(first for one in figures for first in one.firsts_s) * 1e3
+            print(
+                f"{count:>8}{way:>10}{best[way]:>12,.0f}{best[way] / best['bare']:>8.2f}"
+                f"{cpu_us:>14.1f}{first_ms:>15.1f}{all_ms:>8.1f}",
+                flush=True,
+            )
     joined.shutdown()
 
 
 def main() -> None:
-    """Run the worker in a process of its own, and measure from this one."""
+    """Run each worker in a process of its own, and measure from this one."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dynamo_worker")
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 8, 32, 256])
     parser.add_argument("--rounds", type=int, default=5)
@@ -131,13 +163,15 @@ def main() -> None:
     if options.work:
         asyncio.run(work(options.work))
         return
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as workers:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         os.environ.update(ENVIRONMENT, DYN_FILE_KV=str(Path(folder) / "discovery"))
+        workers: dict[str, int] = {}
         for way in WAYS:
             command = [sys.executable, "-m", "benchmarks.dynamo_worker", "--work", way]
-            worker = workers.enter_context(subprocess.Popen(command))  # noqa: S603
-            workers.callback(worker.terminate)
-        asyncio.run(measure(options.streams, options.rounds))
+            worker = stack.enter_context(subprocess.Popen(command))  # noqa: S603
+            stack.callback(worker.terminate)
+            workers[way] = worker.pid
+        asyncio.run(measure(workers, options.streams, options.rounds))
 
 
 if __name__ == "__main__":
