@@ -13,6 +13,7 @@ from operators._chunk import IS_TERMINAL
 from operators._core.operator import operator
 from operators._core.stage import Hooks
 from operators.on_outcome import Outcome, OutcomeWatch, error_type_of, never
+from operators.span_events import add_first_token
 from operators.token_times import TokenTimes
 
 __all__ = ("record_span",)
@@ -113,7 +114,8 @@ class _Writing:
             written: dict[str, AttributeValue] = {names.CANCELLED: outcome.is_cancelled}
             if times is not None and self._attributes:
                 written |= _figures(times)
-                ended = _tell_first_token(span, times)
+                add_first_token(span, times)
+                ended = None if times.epoch_ns is None else times.epoch_ns_of(times.clock())
             self._judge(outcome, written)
             if self._attributes:
                 written |= self._more()
@@ -139,15 +141,6 @@ class _Writing:
             error_type = self._error_type(outcome)
             if error_type is not None:
                 written[names.ERROR_TYPE] = error_type
-
-
-def _tell_first_token(span: Span, times: TokenTimes) -> int | None:
-    """Write the first token down as an event; gives the time of now, where the record knows it."""
-    if times.epoch_ns is None:
-        return None
-    if times.times:
-        span.add_event(names.FIRST_TOKEN, timestamp=times.epoch_ns_of(times.times[0]))
-    return times.epoch_ns_of(times.clock())
 
 
 def _figures(times: TokenTimes) -> dict[str, AttributeValue]:

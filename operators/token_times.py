@@ -63,6 +63,7 @@ class TokenTimes:
         started: The clock when the stream began: the engine's set-up had returned (row F2).
         is_timed: Whether times are noted; False before the stream began, and where tokens are only
             counted.
+        is_first_told: Whether the first token was written down as an event of the span.
         finish_reason: The terminal's, once the stream has ended; None if there was no terminal.
         times: The clock at each chunk that had tokens, in seconds.
         sizes: Tokens of the chunks that had more than one, by their place in ``times``.
@@ -75,6 +76,7 @@ class TokenTimes:
         "counted",
         "epoch_ns",
         "finish_reason",
+        "is_first_told",
         "is_timed",
         "setup_ms",
         "sizes",
@@ -89,6 +91,7 @@ class TokenTimes:
         self.setup_ms: float | None = None
         self.started = 0.0
         self.is_timed = False
+        self.is_first_told = False
         self.finish_reason: Any = None
         self.times = array("d")
         self.sizes: dict[int, int] = {}

@@ -27,6 +27,7 @@ from operators import (
     until_terminal,
     validate_chunks,
 )
+from operators.span_events import add_event
 from operators.span_names import SETUP_FAILED
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
@@ -76,8 +77,7 @@ class RequestScope:
 
     def add_event(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> None:
         """Add an event to the span, now by the request's clock."""
-        now_ns = self.times.epoch_ns_of(self.clock()) if self.recording else None
-        self.span.add_event(name, attributes, timestamp=now_ns)
+        add_event(self.span, self.times, name, attributes)
 
 
 Pipeline: TypeAlias = Callable[[RequestScope], Sequence[AnyOperator]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -21,6 +22,12 @@ settings.register_profile(
 settings.load_profile("project")
 
 _passed = pytest.StashKey[bool]()
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C, and have the processes of tests hear it, where a shell's ``&`` switched it off."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

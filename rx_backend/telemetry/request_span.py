@@ -24,6 +24,7 @@ from opentelemetry.util.types import AttributeValue
 
 from operators import AbortStep, TokenTimes
 from operators import span_names as names
+from operators.span_events import add_event
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import BackendError
@@ -147,14 +148,13 @@ def record_abort(span: Span, times: TokenTimes, step: AbortStep) -> None:
     """Write down what happened to a request's abort, as events of its span while that is open."""
     if not span.is_recording():
         return
-    now_ns = times.epoch_ns_of(times.clock())
     if step is AbortStep.REQUESTED:
-        span.add_event(names.STOP, timestamp=now_ns)
+        add_event(span, times, names.STOP)
     event = _EVENTS[step]
     attributes = None
     if event == names.ABORT_MADE:
         attributes = {"deferred": step is AbortStep.MADE_DEFERRED}
-    span.add_event(event, attributes, timestamp=now_ns)
+    add_event(span, times, event, attributes)
 
 
 def record_failed_setup(span: Span, error: BackendError) -> None:

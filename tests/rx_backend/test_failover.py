@@ -175,7 +175,7 @@ async def test_a_lost_worker_is_not_noticed(kind: str) -> None:
     assert span.attributes is not None
     assert span.attributes["output_tokens"] == 6
     assert span.attributes["finish_reason"] == "Length"
-    assert [event.name for event in span.events] == ["resumed", "first_token"]
+    assert [event.name for event in span.events] == ["first_token", "resumed"]
     (child,) = spare.contexts
     assert (child.id, child.metadata) == ("r1/resume-1", {"tenant": "a"})
     assert [chunk_of(item).worker_trace_link is None for item in items[1:]] == [True] * 5

@@ -250,6 +250,8 @@ async def test_what_became_of_an_abort(
         for event in spans.one().events
         if event.name != "first_token"
     }
+    told = [event.timestamp for event in spans.one().events]
+    assert told == sorted(told)
     requested = {"stop": 1, "abort_requested": 1}
     assert (
         moments
