@@ -12,6 +12,7 @@ from typing import Any, Self
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import CannotConnect, InvalidArgument
 from rx_backend.worker.gate import Handler
+from rx_backend.worker.nodelay import accept_without_delay
 from rx_backend.worker.probing import PROBE_KEY
 from rx_backend.worker.runtime import ModelEntry
 from rx_backend.worker.services import services, until_reachable
@@ -137,6 +138,8 @@ class DynamoEndpoint:
         await client.wait_for_instances()
         while self.worker_id not in client.instance_ids():  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(_POLL_S)
+        # The runtime listens by now, and has no model that a frontend would send requests for.
+        accept_without_delay()
 
     async def register(self, model: ModelEntry) -> None:
         """Register the model: its names, sizes, tokenizer, and which other workers it needs."""

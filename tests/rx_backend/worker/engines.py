@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from rx_backend import (
 )
 from rx_backend.protocols import usage
 from rx_backend.worker.model_files import NUMBERS
+from rx_backend.worker.nodelay import listening_sockets
 
 WAIT, FAIL_FIRST, FAIL_LATER = "w", "f", "l"
 MODEL = "counting"
@@ -78,6 +80,18 @@ class CountingEngine(LLMEngine):
     async def health_check_payload(self) -> dict[str, Any] | None:
         letter = os.environ.get("PROBE", "c")
         return {"token_ids": [_BYTE_0 + ord(letter)], "stop_conditions": {"max_tokens": 2}}
+
+
+class ListeningEngine(CountingEngine):
+    """Says of each socket that its process listens at whether what it accepts sends at once."""
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncIterator[LLMEngineOutput]:
+        for listening in listening_sockets():
+            with listening:
+                say(f"at once {listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0}")
+        yield LLMEngineOutput.stop()
 
 
 class FailingEngine(CountingEngine):

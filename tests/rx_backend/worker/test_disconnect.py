@@ -24,6 +24,8 @@ def test_a_client_that_leaves_is_one_abort(tmp_path: Path) -> None:
         leaving = client.chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": WAIT}], stream=True
         )
+        # From its first token on a client's leaving is told to the worker at once.
+        next(chunk for chunk in leaving if chunk.choices[0].delta.content)
         served.line("waiting")
         leaving.close()
         until(lambda: served.count("abort"), served)
