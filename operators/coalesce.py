@@ -57,6 +57,7 @@ def _check(
     error: object = BufferOverflow,
     merge: object = merge_chunks,
     counts: object = None,
+    ahead_of_first: object = True,
 ) -> None:
     for name, bound in (("max_chunks", max_chunks), ("max_tokens", max_tokens)):
         given = cast("object", bound)
@@ -69,6 +70,8 @@ def _check(
             raise TypeError(f"coalesce: {name}: expected a function, got {function!r}")
     if counts is not None and not isinstance(counts, CoalesceCounts):
         raise TypeError(f"coalesce: counts: expected CoalesceCounts or None, got {counts!r}")
+    if not isinstance(ahead_of_first, bool):
+        raise TypeError(f"coalesce: ahead_of_first: expected a bool, got {ahead_of_first!r}")
 
 
 @checked(_check)
@@ -82,6 +85,7 @@ async def coalesce(
     error: Callable[[str], Exception] = BufferOverflow,
     merge: Merge = merge_chunks,
     counts: CoalesceCounts | None = None,
+    ahead_of_first: bool = True,
 ) -> AsyncGenerator[Any]:
     """
     Merge the chunks that wait while the consumer lags; a consumer that keeps up gets them as they
@@ -119,6 +123,9 @@ async def coalesce(
         merge: Merges the first of what waits; see :func:`merge_chunks` for what may become one, and
             what keeps chunks apart.
         counts: Where to count what happened.
+        ahead_of_first: Whether the source is pulled while the consumer is busy with the first token
+            or what came before it. Where many streams begin at once, False leaves the event loop to
+            their first tokens.
 
     Raises:
         ValueError, TypeError: An argument is something else; when the operator is made.
@@ -168,6 +175,7 @@ async def coalesce(
                 return
             else:
                 continue
+            may_leave = has_begun or ahead_of_first
             if not has_begun:
                 has_begun = tokens_in(item) > 0
             if counts is not None:
@@ -176,7 +184,8 @@ async def coalesce(
             if is_last:
                 yield last(item)
                 return
-            ahead.leave()
+            if may_leave:
+                ahead.leave()
             yield item
             ahead.is_away = False
     finally:

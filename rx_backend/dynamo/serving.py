@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias, cast
 
 import msgspec
@@ -24,7 +25,12 @@ Handler: TypeAlias = Callable[[Mapping[str, Any], Any], AsyncGenerator[dict[str,
 AnyStream: TypeAlias = ResponseStream[Any]
 
 
-def serving(adapter: EngineAdapter, *, coalesce: bool = True) -> Handler:
+def serving(
+    adapter: EngineAdapter,
+    *,
+    coalesce: bool = True,
+    inside: Callable[[Any], AbstractContextManager[object]] = nullcontext,
+) -> Handler:
     """
     Make the handler with which the runtime serves an adapter.
 
@@ -42,23 +48,26 @@ def serving(adapter: EngineAdapter, *, coalesce: bool = True) -> Handler:
         coalesce: Whether to merge the chunks that wait while the runtime is busy with those before;
             see :func:`operators.coalesce`. The first token goes out at once, and nothing is held
             back.
+        inside: What a request is served inside of, made from the runtime's context: to count
+            requests, or to refuse one by raising, which fails the request as it is.
     """
     served = with_coalescing(adapter) if coalesce else adapter
     probes = JsonProbeAdapter(adapter)
     decode = adapter.mode.is_decode
 
     async def handle(request: Mapping[str, Any], context: Any) -> AsyncGenerator[dict[str, Any]]:
-        bridge = bridge_context(context, decode=decode)
-        stream: AnyStream | None = None
-        try:
-            stream = await open_stream(served, probes, request, bridge.request_context)
-            async for item in stream:
-                yield wire_item(item)
-        except Exception as error:
-            yield wire_item(Annotated.from_error(error))
-        finally:
-            # Without an await: the runtime drops a generator as the garbage collector would.
-            bridge.end(nothing_to_close if stream is None else stream.close)
+        with inside(context):
+            bridge = bridge_context(context, decode=decode)
+            stream: AnyStream | None = None
+            try:
+                stream = await open_stream(served, probes, request, bridge.request_context)
+                async for item in stream:
+                    yield wire_item(item)
+            except Exception as error:
+                yield wire_item(Annotated.from_error(error))
+            finally:
+                # Without an await: the runtime drops a generator as the garbage collector would.
+                bridge.end(nothing_to_close if stream is None else stream.close)
 
     return handle
 
@@ -69,7 +78,7 @@ def nothing_to_close() -> None:
 
 def with_coalescing(adapter: EngineAdapter) -> EngineAdapter:
     """Give *adapter* with its chunks merged where they wait for the runtime."""
-    return adapter.with_operators(coalesce_chunks(counts=COALESCED))
+    return adapter.with_operators(coalesce_chunks(counts=COALESCED, ahead_of_first=False))
 
 
 async def open_stream(

@@ -11,10 +11,9 @@ from typing import Any, Self
 
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import CannotConnect, InvalidArgument
-from rx_backend.worker.gate import Handler
 from rx_backend.worker.nodelay import accept_without_delay
 from rx_backend.worker.probing import PROBE_KEY
-from rx_backend.worker.runtime import ModelEntry
+from rx_backend.worker.runtime import Handler, ModelEntry
 from rx_backend.worker.services import services, until_reachable
 
 __all__ = ("DynamoEndpoint", "DynamoRuntime")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from typing import Protocol
 
-__all__ = ("Handler", "RequestGate", "Stoppable")
-
-Handler: TypeAlias = Callable[[Any, Any], AsyncGenerator[Any]]
-"""Serves one request: from it and the runtime's context to its items."""
+__all__ = ("RequestGate", "Stoppable")
 
 
 class Stoppable(Protocol):
@@ -26,12 +23,10 @@ class RequestGate:
     Knows which requests are in flight, and lets no more in once it is closed.
 
     Args:
-        handler: Serves the requests.
         refusal: Makes the error that a request gets when the gate is closed.
     """
 
-    def __init__(self, handler: Handler, refusal: Callable[[], Exception]) -> None:
-        self._handler = handler
+    def __init__(self, refusal: Callable[[], Exception]) -> None:
         self._refusal = refusal
         self._live: dict[object, Stoppable] = {}
         self._idle = asyncio.Event()
@@ -42,9 +37,10 @@ class RequestGate:
         """Count the requests in flight."""
         return len(self._live)
 
-    async def handle(self, request: Any, context: Stoppable) -> AsyncGenerator[Any]:
+    @contextmanager
+    def inside(self, context: Stoppable) -> Generator[None]:
         """
-        Serve one request.
+        Count a request as in flight while the block runs.
 
         Raises:
             Exception: The refusal, when the gate is closed.
@@ -55,9 +51,7 @@ class RequestGate:
         self._live[mark] = context
         self._idle.clear()
         try:
-            async with aclosing(self._handler(request, context)) as items:
-                async for item in items:
-                    yield item
+            yield
         finally:
             del self._live[mark]
             # The runtime's threads may drop a stream, and an event is no matter for them. A loop

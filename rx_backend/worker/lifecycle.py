@@ -11,7 +11,7 @@ from rx_backend.engine import EngineConfig, LLMEngine, check_config
 from rx_backend.errors import Disconnected, ResponseTimeout, as_backend_error
 from rx_backend.logger import get_logger
 from rx_backend.worker.gate import RequestGate
-from rx_backend.worker.runtime import ModelEntry, WorkerRuntime
+from rx_backend.worker.runtime import Handler, ModelEntry, WorkerRuntime
 from rx_backend.worker.shutdown import Shutdown, ShutdownTimes, within
 
 __all__ = ("Lifecycle",)
@@ -30,7 +30,8 @@ class Lifecycle:
     Args:
         engine: The engine.
         runtime: The worker's place in the runtime.
-        gate: Serves the requests.
+        handler: Serves the requests, inside the gate.
+        gate: Knows those in flight.
         shutdown: Asks for the end.
         mode: The worker's role.
         times: How long each step of the end may take.
@@ -42,6 +43,7 @@ class Lifecycle:
         self,
         engine: LLMEngine,
         runtime: WorkerRuntime,
+        handler: Handler,
         gate: RequestGate,
         shutdown: Shutdown,
         *,
@@ -52,6 +54,7 @@ class Lifecycle:
     ) -> None:
         self._engine = engine
         self._runtime = runtime
+        self._handler = handler
         self._gate = gate
         self._shutdown = shutdown
         self._mode = mode
@@ -108,7 +111,7 @@ class Lifecycle:
 
     async def _serve(self, config: EngineConfig, on_ready: Callable[[EngineConfig], None]) -> None:
         probe = self._probe or await self._optional("health_check_payload", None)
-        served = asyncio.ensure_future(self._runtime.serve(self._gate.handle, probe))
+        served = asyncio.ensure_future(self._runtime.serve(self._handler, probe))
         self._served = served
         try:
             await self._while_serving(served, self._announce(config))

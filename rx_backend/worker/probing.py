@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from rx_backend.worker.gate import Handler
+from rx_backend.worker.runtime import Handler
 
 __all__ = ("PROBE_KEY", "with_probes")
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig
-from rx_backend.worker.gate import Handler
 
-__all__ = ("ModelEntry", "WorkerRuntime")
+__all__ = ("Handler", "ModelEntry", "WorkerRuntime")
+
+Handler: TypeAlias = Callable[[Any, Any], AsyncGenerator[Any]]
+"""Serves one request: from it and the runtime's context to its items."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

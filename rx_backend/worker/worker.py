@@ -32,7 +32,7 @@ class Worker:
 
     SIGTERM or SIGINT end it gracefully: it leaves discovery, waits out a grace period, lets the
     requests in flight end, and cleans up. A second signal forces the end, a third ends the process.
-    While it runs, the interpreter switches threads every 0.2 ms instead of every 5 ms, so that the
+    While it coalesces, the interpreter switches threads every 0.2 ms, not every 5 ms, so that the
     runtime's threads get their turn.
 
     Args:
@@ -111,15 +111,18 @@ class Worker:
         """
         if runtime is None:
             runtime = await DynamoRuntime.connect(*self._transport)
-        handler = with_probes(serving(self._adapter, coalesce=self._coalesce))
-        gate = RequestGate(handler, _refusal)
+        gate = RequestGate(_refusal)
+        handler = serving(self._adapter, coalesce=self._coalesce, inside=gate.inside)
         with ExitStack() as stack:
             stack.enter_context(signals_to(self._shutdown))
-            stack.enter_context(switching_within(_SWITCH_S))
+            if self._coalesce:
+                # What pulls ahead keeps the event loop busy.
+                stack.enter_context(switching_within(_SWITCH_S))
             folder = stack.enter_context(TemporaryDirectory(prefix="rx-backend-model-"))
             lifecycle = Lifecycle(
                 self._adapter.engine,
                 runtime.endpoint(*self._place),
+                with_probes(handler),
                 gate,
                 self._shutdown,
                 mode=self._adapter.mode,

@@ -141,6 +141,22 @@ async def test_the_first_token_is_neither_held_back_nor_merged() -> None:
     assert ids_of(seen) == [[], [], [1], [2, 3, 4]]
 
 
+@pytest.mark.rows("F1", "S4")
+@virtual
+async def test_the_source_may_be_left_alone_up_to_the_first_token() -> None:
+    """A consumer that is busy with the first token, or a handshake, has nothing pulled ahead."""
+    engine = Engine([handshake(), *map(token, range(1, 9))], every_s=1.0)
+    pulls: list[int] = []
+    seen: Received = []
+    async for item in fuse(engine(), [coalesce(ahead_of_first=False)]):
+        seen.append((now(), item))
+        await asyncio.sleep(3.5)
+        pulls.append(engine.pulls)
+    assert ids_of(seen) == [[], [1], [2], [3, 4, 5], [6, 7, 8]]
+    assert [at for at, _ in seen] == [1.0, 5.5, 10.0, 13.5, 17.0]
+    assert pulls[:3] == [1, 2, 6]
+
+
 @virtual
 async def test_what_waits_is_handed_out_at_once() -> None:
     """A consumer that comes back in the middle of a step gets what is there, and the rest later."""
@@ -268,6 +284,7 @@ async def test_a_merge_of_ones_own() -> None:
         ({"error": "late"}, "error: expected a function"),
         ({"merge": 3}, "merge: expected a function"),
         ({"counts": {}}, "counts: expected CoalesceCounts"),
+        ({"ahead_of_first": 0}, "ahead_of_first: expected a bool, got 0"),
     ],
 )
 def test_bad_arguments_are_refused_when_it_is_made(options: dict[str, Any], message: str) -> None:

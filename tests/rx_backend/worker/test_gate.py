@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from typing import Any
 
 import pytest
 
@@ -24,13 +23,14 @@ class Context:
         self.is_stopped = True
 
 
-async def counting(_request: Any, _context: Any) -> AsyncGenerator[int]:
-    yield 1
-    yield 2
+async def counting(gate: RequestGate, context: Context) -> AsyncGenerator[int]:
+    with gate.inside(context):
+        yield 1
+        yield 2
 
 
 def gate() -> RequestGate:
-    return RequestGate(counting, lambda: EngineShutdown("no more"))
+    return RequestGate(lambda: EngineShutdown("no more"))
 
 
 def test_a_stream_that_another_thread_drops_is_one_less() -> None:
@@ -38,7 +38,7 @@ def test_a_stream_that_another_thread_drops_is_one_less() -> None:
 
     async def run() -> None:
         one = gate()
-        stream = one.handle({}, Context())
+        stream = counting(one, Context())
         assert await anext(stream) == 1
         assert len(one) == 1
 
@@ -63,11 +63,11 @@ def test_a_closed_gate_refuses_and_lets_those_inside_go_on() -> None:
 
     async def run() -> None:
         one = gate()
-        stream = one.handle({}, Context())
+        stream = counting(one, Context())
         assert await anext(stream) == 1
         one.close()
         with pytest.raises(EngineShutdown):
-            await anext(one.handle({}, Context()))
+            await anext(counting(one, Context()))
         assert [item async for item in stream] == [2]
         await one.idle()
 
@@ -79,7 +79,7 @@ def test_all_are_asked_to_end() -> None:
 
     async def run() -> None:
         one, contexts = gate(), [Context() for _ in range(3)]
-        streams = [one.handle({}, context) for context in contexts]
+        streams = [counting(one, context) for context in contexts]
         for stream in streams[:2]:
             await anext(stream)
         one.stop_all()

@@ -23,7 +23,7 @@ from rx_backend import (
 )
 from rx_backend.testing import run_virtual
 from rx_backend.worker import Lifecycle, ModelEntry, RequestGate, Shutdown, ShutdownTimes
-from rx_backend.worker.gate import Handler
+from rx_backend.worker.runtime import Handler
 
 TIMES = ShutdownTimes(grace_s=5, drain_s=30, unwind_s=3, settle_s=20, poll_s=1)
 
@@ -114,22 +114,26 @@ class Request:
         if not self.deaf:
             self.stopped.set()
 
-    async def send(self, gate: RequestGate) -> None:
+    async def send(self, handler: Handler) -> None:
         try:
-            async for item in gate.handle(self, self):
+            async for item in handler(self, self):
                 self.items.append(item)
         except Exception as error:
             self.error = error
 
 
-async def handler(request: Request, context: object) -> AsyncGenerator[str]:
-    yield "first"
-    try:
-        async with asyncio.timeout(request.seconds):
-            await request.stopped.wait()
-        yield "cancelled"
-    except TimeoutError:
-        yield "last"
+def handler_inside(gate: RequestGate) -> Handler:
+    async def handle(request: Request, context: Request) -> AsyncGenerator[str]:
+        with gate.inside(context):
+            yield "first"
+            try:
+                async with asyncio.timeout(request.seconds):
+                    await request.stopped.wait()
+                yield "cancelled"
+            except TimeoutError:
+                yield "last"
+
+    return handle
 
 
 class Life:
@@ -138,7 +142,8 @@ class Life:
     def __init__(self, mode: str = "agg", **takes: float) -> None:
         self.place = Place()
         self.engine = Engine(self.place, **takes)
-        self.gate = RequestGate(handler, lambda: EngineShutdown("no more"))
+        self.gate = RequestGate(lambda: EngineShutdown("no more"))
+        self.handler = handler_inside(self.gate)
         self.shutdown = Shutdown()
         self.ready: list[EngineConfig] = []
         self.mode = DisaggregationMode.parse(mode)
@@ -150,13 +155,14 @@ class Life:
 
     def send(self, request: Request) -> None:
         if not self.over:
-            self.tasks.append(asyncio.create_task(request.send(self.gate)))
+            self.tasks.append(asyncio.create_task(request.send(self.handler)))
 
     async def live(self) -> BackendError | None:
         engine: Any = self.engine
         lifecycle = Lifecycle(
             engine,
             self.place,
+            self.handler,
             self.gate,
             self.shutdown,
             mode=self.mode,
