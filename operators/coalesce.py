@@ -176,8 +176,7 @@ async def coalesce(
             else:
                 continue
             may_leave = has_begun or ahead_of_first
-            if not has_begun:
-                has_begun = tokens_in(item) > 0
+            has_begun = has_begun or tokens_in(item) > 0
             if counts is not None:
                 counts.chunks_in += taken
                 counts.chunks_out += 1

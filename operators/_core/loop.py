@@ -74,10 +74,7 @@ def compiled(shape: tuple[Visit, ...], source: Gives) -> Callable[..., Loop]:
         shape: How items visit each stage.
         source: What the source gives.
     """
-    body = _Body(source)
-    for place, visit in enumerate(shape):
-        body.visit(place, visit)
-    body.hand_out()
+    body = _Body(shape, source)
     text = _LOOP.format(
         arguments="".join(f", {a}" for a in body.arguments),
         body="\n".join(body.lines),
@@ -98,16 +95,25 @@ class _Body:
     """
     The straight path of a loop, as it is written.
 
+    What one stage's condition has found to be false, the conditions of the stages behind it are not
+    asked again, as long as no other stage has seen the item. Where that saves something, the path
+    is written twice: for items that visit that stage, and for those that pass it by.
+
+    Args:
+        shape: How items visit each stage.
+        source: What the source gives.
+
     Attributes:
         lines: Its lines.
         places: For each line of the loop the stage that it belongs to.
         arguments: The loop's parameters for the stages.
     """
 
-    def __init__(self, source: Gives) -> None:
+    def __init__(self, shape: tuple[Visit, ...], source: Gives) -> None:
         self.lines: list[str] = []
         self.places: dict[int, int] = {}
-        self.arguments: list[str] = []
+        self.arguments = _arguments(shape)
+        self._shape = shape
         self._indent = " " * 16
         if source is Gives.EMISSIONS:
             self._write("if type(item) is Emission:")
@@ -117,37 +123,56 @@ class _Body:
             self._write("if source.ended:")
             self._write("    chain.push_last(item)")
             self._else()
+        self._path(0, may_fork=True)
 
-    def visit(self, place: int, visit: Visit) -> None:
-        """Write how items visit the stage at *place*."""
+    def _path(
+        self, start: int, *, may_fork: bool = False, known: frozenset[str] = frozenset()
+    ) -> None:
+        """Write the path from a stage on, for items of which some terms are known to be false."""
+        for place in range(start, len(self._shape)):
+            visit = self._shape[place]
+            if not isinstance(visit, Expression) or visit in _AWAITED:
+                known = known if visit is None else frozenset()
+                self._visit(place, visit)
+                continue
+            terms = _terms(visit)
+            asked = [
+                _renamed(term, visit, place) for term in terms if ast.unparse(term) not in known
+            ]
+            if not asked:
+                continue
+            found = frozenset(ast.unparse(term) for term in terms if _is_plain(term))
+            if may_fork and not visit.once and found & self._terms_behind(place):
+                indent = self._indent
+                self._visit_if(place, visit, asked)
+                self._indent = indent + "    "
+                self._path(place + 1)
+                self._indent = indent
+                self._else()
+                self._path(place + 1, known=found)
+                return
+            self._visit_if(place, visit, asked)
+            known = frozenset()
+        self._write("chain.item = item")
+        self._write("yield READY")
+        self._write("continue")
+
+    def _visit(self, place: int, visit: Visit) -> None:
         if visit is None:
             return
-        self.arguments.append(f"step_{place}")
-        if visit is AWAITED.expression:
-            self._write(f"item = yield from step_{place}(item)", place)
-        elif visit is AWAITED_VERDICT.expression:
+        if visit is AWAITED_VERDICT.expression:
             self._write(f"if not (yield from step_{place}(item)):", place)
             self._write("    raise Detour")
             return
-        elif isinstance(visit, Expression):
-            self._visit_if(place, visit)
-            return
-        else:
-            self._write(f"item = step_{place}(item)", place)
+        waits = "yield from " if visit is AWAITED.expression else ""
+        self._write(f"item = {waits}step_{place}(item)", place)
         if visit:
             self._write("if type(item) is Emission:")
             self._write(f"    chain.emitted({place}, item)", place)
             self._else()
 
-    def hand_out(self) -> None:
-        """Write the end of the path."""
-        self._write("chain.item = item")
-        self._write("yield READY")
-        self._write("continue")
-
-    def _visit_if(self, place: int, visit: Expression) -> None:
-        self.arguments += [f"n{place}_{name}" for name in visit.names]
-        condition = _renamed(visit, place)
+    def _visit_if(self, place: int, visit: Expression, asked: list[str]) -> None:
+        condition = " or ".join(f"({term})" for term in asked)
         if visit.once:
             self._write(f"if step_{place} is not None and ({condition}):", place)
             self._write(f"    step, step_{place} = step_{place}, None", place)
@@ -160,6 +185,16 @@ class _Body:
         self._write(f"        chain.emitted({place}, item)", place)
         self._write("        raise Detour")
 
+    def _terms_behind(self, place: int) -> set[str]:
+        """What the conditions ask up to the first stage that all items visit."""
+        asked: set[str] = set()
+        for visit in self._shape[place + 1 :]:
+            if isinstance(visit, Expression) and visit not in _AWAITED:
+                asked.update(map(ast.unparse, _terms(visit)))
+            elif visit is not None:
+                break
+        return asked
+
     def _write(self, line: str, place: int = 0) -> None:
         self.places[_FIRST_LINE + len(self.lines)] = place
         self.lines.append(self._indent + line)
@@ -169,13 +204,49 @@ class _Body:
         self._indent += "    "
 
 
-def _renamed(expression: Expression, place: int) -> str:
-    """The expression with its names made the stage's own."""
-    tree = ast.parse(expression.source, mode="eval")
-    for node in ast.walk(tree):
+def _arguments(shape: tuple[Visit, ...]) -> list[str]:
+    """The loop's parameters: each stage's step, and the values of its condition."""
+    arguments: list[str] = []
+    for place, visit in enumerate(shape):
+        if visit is not None:
+            arguments.append(f"step_{place}")
+        if isinstance(visit, Expression):
+            arguments += [f"n{place}_{name}" for name in visit.names]
+    return arguments
+
+
+def _terms(expression: Expression) -> list[ast.expr]:
+    """The terms of which one must hold."""
+    tree = ast.parse(expression.source, mode="eval").body
+    if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.Or):
+        return tree.values
+    return [tree]
+
+
+def _is_plain(term: ast.expr) -> bool:
+    """Whether a term asks about the item alone, and asking twice gives the same."""
+    nodes = list(ast.walk(term))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    return (
+        {"item"} <= names <= {"item", "len"}
+        and all(isinstance(node, _PLAIN) for node in nodes)
+        and all(isinstance(call.func, ast.Name) for call in calls)
+    )
+
+
+_PLAIN = (
+    *(ast.Compare, ast.cmpop, ast.UnaryOp, ast.unaryop, ast.Constant),
+    *(ast.Attribute, ast.Name, ast.Call, ast.expr_context),
+)
+
+
+def _renamed(term: ast.expr, expression: Expression, place: int) -> str:
+    """A term with its names made the stage's own."""
+    for node in ast.walk(term):
         if isinstance(node, ast.Name) and node.id in expression.names:
             node.id = f"n{place}_{node.id}"
-    return ast.unparse(tree)
+    return ast.unparse(term)
 
 
 def leftovers(chain: Links, release: Release) -> Generator[Any, Any, None]:
