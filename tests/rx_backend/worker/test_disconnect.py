@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.otlp.receiver import Receiver
 from tests.rx_backend.worker._processes import START_S, serve, until
 from tests.rx_backend.worker.engines import MODEL, WAIT
 
 pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
 
 
-@pytest.mark.rows("A2", "A3")
-def test_a_client_that_leaves_is_one_abort(tmp_path: Path) -> None:
-    """The engine hears of it at once and once, and the worker serves the next as before."""
-    flags = ("--frontend", "--grace-s", "0")
+@pytest.mark.rows("A2", "A3", "P3")
+def test_a_client_that_leaves_is_one_abort(receiver: Receiver, tmp_path: Path) -> None:
+    """The engine hears of it at once and once, its span tells, and the worker serves the next."""
+    flags = ("--frontend", "--grace-s", "0", "--otlp", receiver.grpc)
     with (
         serve(tmp_path, "CountingEngine", *flags, RELEASE=str(tmp_path / "never")) as served,
         served.client() as client,
@@ -36,3 +37,12 @@ def test_a_client_that_leaves_is_one_abort(tmp_path: Path) -> None:
         served.signal()
         assert served.ended() == 0
         assert served.count("abort") == 1
+    receiver.settle()
+    left, stayed = sorted(receiver.named("engine.generate"), key=lambda span: span.start_ns)
+    assert (left.attributes["cancelled"], stayed.attributes["cancelled"]) == (True, False)
+    told = [event.name for event in left.events]
+    assert told == ["first_token", "stop", "abort_requested", "abort_made"]
+    (aborts,) = receiver.points_of("rx_backend.aborts")
+    assert (aborts.attributes["rx_backend.abort"], aborts.value) == ("immediate", 1.0)
+    (active,) = receiver.points_of("rx_backend.requests.active")
+    assert active.value == 0.0

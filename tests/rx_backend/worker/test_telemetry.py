@@ -12,7 +12,7 @@ from openai import APIStatusError
 from rx_backend.worker.frontend import until_listed
 from tests.otlp.receiver import Link, Receiver
 from tests.rx_backend.worker._processes import START_S, frontend, serve, until
-from tests.rx_backend.worker.engines import MODEL, WAIT
+from tests.rx_backend.worker.engines import MODEL
 
 pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
 
@@ -52,39 +52,6 @@ def test_a_request_is_part_of_its_clients_trace(receiver: Receiver, tmp_path: Pa
     (requests,) = receiver.points_of("rx_backend.requests")
     assert (requests.value, requests.resource["service.name"]) == (1.0, "rx-backend")
     assert not [line for line in served.seen if "were lost" in line]
-
-
-@pytest.mark.rows("A2", "A3", "P3")
-def test_a_client_that_leaves_is_a_cancelled_span(receiver: Receiver, tmp_path: Path) -> None:
-    """One span, which says so and tells of the abort; nothing is in flight any more."""
-    flags = ["--frontend", "--grace-s", "0", "--otlp", receiver.grpc]
-    with (
-        serve(tmp_path, "CountingEngine", *flags, RELEASE=str(tmp_path / "never")) as served,
-        served.client() as client,
-    ):
-        served.line("curl -N", START_S)
-        leaving = client.chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": WAIT}], stream=True
-        )
-        next(chunk for chunk in leaving if chunk.choices[0].delta.content)
-        served.line("waiting")
-        leaving.close()
-        until(lambda: served.count("abort"), served)
-        served.signal()
-        assert served.ended() == 0
-    receiver.settle()
-    (span,) = receiver.named("engine.generate")
-    assert span.attributes["cancelled"] is True
-    assert [event.name for event in span.events] == [
-        "first_token",
-        "stop",
-        "abort_requested",
-        "abort_made",
-    ]
-    (aborts,) = receiver.points_of("rx_backend.aborts")
-    assert (aborts.attributes["rx_backend.abort"], aborts.value) == ("immediate", 1.0)
-    (active,) = receiver.points_of("rx_backend.requests.active")
-    assert active.value == 0.0
 
 
 @pytest.mark.rows("T1", "T4")
