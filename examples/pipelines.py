@@ -1,6 +1,14 @@
 """Pipelines of one's own: the standard operators, and one that is added."""
 
-from operators import AnyOperator, Drains, OperatorList, Stage, drain_until_first_token, operator
+from operators import (
+    AnyOperator,
+    Drains,
+    OperatorList,
+    Stage,
+    drain_until_first_token,
+    heartbeat,
+    operator,
+)
 from rx_backend import Annotated, LLMEngineOutput, RequestScope, standard_pipeline
 
 Item = Annotated[LLMEngineOutput]
@@ -22,6 +30,11 @@ def report_tokens(request_id: str) -> Stage[Item, Item]:
 def reporting(scope: RequestScope) -> list[AnyOperator]:
     """Give a request's operators; for `rx-backend serve --pipeline pipelines:reporting`."""
     return [*standard_pipeline(scope), report_tokens(scope.context.id)]
+
+
+def beating(scope: RequestScope) -> list[AnyOperator]:
+    """Give an empty chunk each second in which the engine is silent: so every client is heard leave."""
+    return [*standard_pipeline(scope), heartbeat(1.0, Annotated(LLMEngineOutput()))]
 
 
 drains = Drains()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from openai import AsyncOpenAI
 
 from tests.otlp.receiver import Receiver
 from tests.rx_backend.worker._processes import START_S, serve, until
@@ -46,3 +50,40 @@ def test_a_client_that_leaves_is_one_abort(receiver: Receiver, tmp_path: Path) -
     assert (aborts.attributes["rx_backend.abort"], aborts.value) == ("immediate", 1.0)
     (active,) = receiver.points_of("rx_backend.requests.active")
     assert active.value == 0.0
+
+
+async def leave(client: AsyncOpenAI, after_s: float) -> None:
+    """Ask, and be gone after so many seconds, whatever has come by then."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(after_s):
+            stream = await client.chat.completions.create(
+                model=MODEL, messages=[{"role": "user", "content": WAIT}], stream=True
+            )
+            async with stream:
+                async for _ in stream:
+                    pass
+
+
+@pytest.mark.rows("A2", "A3")
+def test_with_heartbeats_every_client_is_heard_leave(tmp_path: Path) -> None:
+    """At any moment, also while the frontend waits for the stream: each is one abort."""
+    flags = ("--frontend", "--grace-s", "0", "--pipeline", "examples.pipelines:beating")
+
+    async def leave_all(port: int) -> None:
+        base_url = f"http://127.0.0.1:{port}/v1"
+        moments = random.Random(7)
+        async with (
+            AsyncOpenAI(api_key="none", base_url=base_url, max_retries=0) as client,
+            asyncio.TaskGroup() as clients,
+        ):
+            for _ in range(60):
+                clients.create_task(leave(client, moments.uniform(0.05, 0.4)))
+
+    with serve(tmp_path, "CountingEngine", *flags, RELEASE=str(tmp_path / "never")) as served:
+        served.line("curl -N", START_S)
+        asyncio.run(leave_all(served.port))
+        until(lambda: 0 < served.count("waiting") == served.count("abort"), served)
+        served.signal()
+        # A request whose client was not heard leave would be waited for.
+        assert served.ended() == 0
+        assert served.count("abort") == served.count("waiting")
