@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,14 @@ from rx_backend.worker.nodelay import accept_without_delay
 from tests.rx_backend.worker._processes import START_S, frontend, serve
 from tests.rx_backend.worker.engines import MODEL
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="sockets are listed on Linux only")
+# The runtime is for Linux only, and so is this.
+pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
 
 
 def sends_at_once(connection: socket.socket) -> bool:
     return bool(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
 
-@linux
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_what_a_server_accepts_sends_at_once(host: str) -> None:
     """A connection that comes later has the option; one that is there already keeps what it has."""
@@ -36,7 +35,6 @@ def test_what_a_server_accepts_sends_at_once(host: str) -> None:
             assert not sends_at_once(before)
 
 
-@linux
 def test_nothing_is_left_open() -> None:
     """Files and sockets of all kinds are left as they are, and no duplicate of one stays."""
     own = Path("/proc/self/fd")
@@ -46,8 +44,6 @@ def test_nothing_is_left_open() -> None:
         assert sorted(own.iterdir()) == before
 
 
-@pytest.mark.needs("dynamo")
-@pytest.mark.timeout(90)
 def test_a_worker_takes_requests_without_delay(tmp_path: Path) -> None:
     """The runtime's own server has the option by the time of the first request."""
     with (
