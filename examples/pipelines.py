@@ -34,7 +34,11 @@ def reporting(scope: RequestScope) -> list[AnyOperator]:
 
 def beating(scope: RequestScope) -> list[AnyOperator]:
     """Give an empty chunk each second in which the engine is silent: so every client is heard leave."""
-    return [*standard_pipeline(scope), heartbeat(1.0, Annotated(LLMEngineOutput()))]
+    standard = standard_pipeline(scope)
+    if scope.mode.is_decode:
+        # There it would close a stream in mid-transfer.
+        return [*standard]
+    return [*standard, heartbeat(1.0, Annotated(LLMEngineOutput()))]
 
 
 drains = Drains()

@@ -131,9 +131,11 @@ class _Body:
         """Write the path from a stage on, for items of which some terms are known to be false."""
         for place in range(start, len(self._shape)):
             visit = self._shape[place]
+            if visit is None:
+                continue
             if not isinstance(visit, Expression) or visit in _AWAITED:
-                known = known if visit is None else frozenset()
                 self._visit(place, visit)
+                known = frozenset()
                 continue
             terms = _terms(visit)
             asked = [
@@ -157,9 +159,7 @@ class _Body:
         self._write("yield READY")
         self._write("continue")
 
-    def _visit(self, place: int, visit: Visit) -> None:
-        if visit is None:
-            return
+    def _visit(self, place: int, visit: Expression | bool) -> None:
         if visit is AWAITED_VERDICT.expression:
             self._write(f"if not (yield from step_{place}(item)):", place)
             self._write("    raise Detour")

@@ -14,9 +14,9 @@ __all__ = ("accept_without_delay", "listening_sockets")
 _OWN_FILES = Path("/proc/self/fd")
 
 
-def accept_without_delay() -> list[int]:
+def accept_without_delay() -> None:
     """
-    Have what this process's TCP servers accept send at once; give the ports that they listen on.
+    Have what this process's TCP servers accept from now on send at once.
 
     The runtime (1.6.1) leaves Nagle's algorithm on where it takes requests. When a frontend sends
     several at once, what acknowledges the second waits until TCP has acknowledged the first, which
@@ -24,12 +24,9 @@ def accept_without_delay() -> list[int]:
     connection inherits ``TCP_NODELAY`` from the socket that accepts it. Elsewhere, and where
     sockets can't be listed, nothing happens.
     """
-    ports: list[int] = []
     for listening in listening_sockets():
         with listening, suppress(OSError):
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            ports.append(listening.getsockname()[1])
-    return ports
 
 
 def listening_sockets() -> Iterator[socket.socket]:
