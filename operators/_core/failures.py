@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TypeAlias
 
-__all__ = ("without_message",)
+__all__ = ("drop_top_frame", "without_message")
 
 ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
 
@@ -29,3 +29,14 @@ def without_message(error: BaseException) -> ExcInfo:
     except TypeError:
         kind, silent = Exception, Exception()
     return kind, silent, error.__traceback__
+
+
+def drop_top_frame(error: BaseException) -> None:
+    """
+    Take the frame that caught *error* out of its traceback.
+
+    That frame, or one that called it, refers to the error: a cycle that only the garbage collector
+    would free, for every stream.
+    """
+    if error.__traceback__ is not None:
+        error.__traceback__ = error.__traceback__.tb_next

@@ -1,0 +1,106 @@
+"""Items that wait for one consumer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Generic, TypeVar
+
+__all__ = ("Mailbox",)
+
+T = TypeVar("T")
+
+
+class Mailbox(Generic[T]):
+    """
+    A queue with an end, for one consumer; used in the event loop's thread only.
+
+    >>> async def main():
+    ...     box = Mailbox()
+    ...     box.put(1)
+    ...     box.end(ValueError("gone"))
+    ...     print(await box.get())
+    ...     await box.get()
+    >>> asyncio.run(main())
+    Traceback (most recent call last):
+    ValueError: gone
+    """
+
+    __slots__ = ("_error", "_items", "_waiter", "is_closed")
+
+    def __init__(self) -> None:
+        self._items: deque[T] = deque()
+        self._error: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self.is_closed = False
+
+    def __len__(self) -> int:
+        """How many items wait."""
+        return len(self._items)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing waits and nothing is to come, not even an error."""
+        return self.is_closed and not self._items and self._error is None
+
+    def put(self, item: T) -> None:
+        """Add an item and wake the consumer; ignored after the end."""
+        if not self.is_closed:
+            self._items.append(item)
+            self.wake()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """End the queue, with *error* behind what waits. Idempotent: the first end counts."""
+        if not self.is_closed:
+            self.is_closed = True
+            self._error = error
+            self.wake()
+
+    def close(self) -> None:
+        """End the queue and forget what waits."""
+        self.is_closed = True
+        self._items.clear()
+        self._error = None
+        self.wake()
+
+    def wake(self) -> None:
+        """Let the consumer look again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def changed(self) -> None:
+        """Wait until :meth:`wake` is called: for an item, for the end, or by somebody else."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    async def get(self) -> T:
+        """
+        Wait for an item.
+
+        Raises:
+            StopAsyncIteration: The queue is at its end.
+            BaseException: What it ended with, once.
+        """
+        while not self._items:
+            if self.is_closed:
+                self.raise_end()
+            await self.changed()
+        return self._items.popleft()
+
+    def take(self) -> T:
+        """Return the first item that waits; there must be one."""
+        return self._items.popleft()
+
+    def raise_end(self) -> None:
+        """Raise what the queue ended with."""
+        error, self._error = self._error, None
+        if error is None:
+            raise StopAsyncIteration
+        try:
+            raise error
+        finally:
+            # The traceback refers to this frame: a reference back would be a cycle.
+            del error

@@ -1,0 +1,164 @@
+"""A source that is pulled in a task of its own, on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Generic, Protocol, TypeVar
+
+from operators._core.failures import drop_top_frame
+from operators._core.tasks import start_task
+
+__all__ = ("Pullable", "Pump")
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Pullable(Protocol[T_co]):
+    """What a pump pulls: a run."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the item handed out last was the last one."""
+        ...
+
+    def __anext__(self) -> Awaitable[T_co]:
+        """Return the next item."""
+        ...
+
+    def close(self) -> None:
+        """Drop the source without waiting; a pull under way ends."""
+        ...
+
+    async def aclose(self) -> None:
+        """Drop the source and wait until it is released."""
+        ...
+
+
+class Pump(Generic[T]):
+    """
+    Pull a source in a task of its own, once for each demand.
+
+    All pulls run in that one task, so an engine may hold what belongs to a task across its `yield`.
+    Between demands the task refers to the pump weakly: a stream that is lost takes its pump along.
+
+    Args:
+        source: What to pull. The task closes it at the end.
+        on_item: Called with each item, in the task. It may be a coroutine function.
+        on_end: Called once with the failure, or with None at the end of the source; not after
+            :meth:`close`.
+        context: The context to pull in; a copy of the current one by default.
+
+    Attributes:
+        busy: A pull was demanded and has not come to its item or its end.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_context",
+        "_demand",
+        "_is_closed",
+        "_loop",
+        "_on_end",
+        "_on_item",
+        "_task",
+        "busy",
+        "source",
+    )
+
+    def __init__(
+        self,
+        source: Pullable[T],
+        on_item: Callable[[T], Awaitable[None] | None],
+        on_end: Callable[[BaseException | None], None],
+        context: contextvars.Context | None = None,
+    ) -> None:
+        self.source = source
+        self._on_item = on_item
+        self._on_end = on_end
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[None] | None = None
+        self._demand: asyncio.Future[None] | None = None
+        self._is_closed = False
+        self.busy = False
+
+    def demand(self) -> None:
+        """Pull once more, unless a pull is under way or the source is at its end."""
+        if self.busy or self._is_closed:
+            return
+        self.busy = True
+        if self._task is None:
+            pump = weakref.ref(self)
+            self._task = start_task(_pull_on_demand(pump), self._loop, self._context)
+            self._task.add_done_callback(lambda task: _task_done(pump, task))
+        elif self._demand is not None and not self._demand.done():
+            self._demand.set_result(None)
+
+    def close(self) -> None:
+        """Drop the source without waiting; :meth:`wait_closed` waits. Idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._demand is not None and not self._demand.done():
+            self._demand.set_result(None)
+        self.source.close()
+
+    async def wait_closed(self) -> None:
+        """Wait until the source is released and the task has ended, after :meth:`close`."""
+        if self._task is not None and self._task is not asyncio.current_task():
+            await asyncio.wait([self._task])
+        await self.source.aclose()
+
+    async def pull(self) -> asyncio.Future[None] | None:
+        """Pull once, in the task; return what to wait for next, or None at the end."""
+        try:
+            if not self._is_closed:
+                try:
+                    item = await anext(self.source)
+                except StopAsyncIteration:
+                    pass
+                else:
+                    handled = self._on_item(item)
+                    if handled is not None:
+                        await handled
+                    if not self.source.ended and not self._is_closed:
+                        self.busy = False
+                        self._demand = self._loop.create_future()
+                        return self._demand
+        except Exception as error:
+            drop_top_frame(error)
+            self.report_end(error)
+        else:
+            self.report_end(None)
+        await self.source.aclose()
+        return None
+
+    def report_end(self, failure: BaseException | None) -> None:
+        """Call *on_end*, unless that is done or the pump was closed."""
+        self.busy = False
+        if not self._is_closed:
+            self._is_closed = True
+            self._on_end(failure)
+
+
+async def _pull_on_demand(pump_ref: weakref.ref[Pump[T]]) -> None:
+    while True:
+        pump = pump_ref()
+        demand = None if pump is None else await pump.pull()
+        del pump
+        if demand is None:
+            return
+        await demand
+
+
+def _task_done(pump_ref: weakref.ref[Pump[T]], task: asyncio.Task[None]) -> None:
+    """Tell the consumer also where the task was cancelled, by whomever."""
+    failure = asyncio.CancelledError() if task.cancelled() else task.exception()
+    pump = pump_ref()
+    if pump is not None and failure is not None:
+        pump.source.close()
+        pump.report_end(failure)
