@@ -92,7 +92,7 @@ class Pump(Generic[T]):
             return
         self.busy = True
         if self._task is None:
-            pump = weakref.ref(self)
+            pump: weakref.ref[Pump[T]] = weakref.ref(self)
             self._task = start_task(_pull_on_demand(pump), self._loop, self._context)
             self._task.add_done_callback(lambda task: _task_done(pump, task))
         elif self._demand is not None and not self._demand.done():
