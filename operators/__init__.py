@@ -7,9 +7,9 @@ Every operator works alone in ``source.pipe(...)``; a list of them becomes one p
 
 from operators._chunk import Chunk, Clock
 from operators._core.aio_subscription import SubscribesAsync
-from operators._core.assemble import AnyOperator, check_operators, fuse
+from operators._core.assemble import AnyOperator, fuse, plan_of
 from operators._core.checked import checked
-from operators._core.fusion import Enter, FusedRun
+from operators._core.fusion import FusedRun
 from operators._core.loop_scheduler import LoopScheduler
 from operators._core.operator import NotAnOperator, Operator, operator, stateless
 from operators._core.sources import AsyncObservableSource, ObservableSource, source_of
@@ -51,7 +51,7 @@ from operators.map_async import filter_async, map_async
 from operators.merge_chunks import merge_chunks
 from operators.on_outcome import Outcome, on_outcome
 from operators.operator_list import NoSuchOperator, OperatorList
-from operators.peek_first import PeekableRun, peek_first
+from operators.peek_first import peek_first
 from operators.record_span import record_span
 from operators.resume_on import resume_on
 from operators.slo import LatencyQuantiles, SloFigures, SloSnapshot, SloWindows, slo
@@ -79,7 +79,6 @@ __all__ = (
     "DeadlineExpired",
     "Drains",
     "Emission",
-    "Enter",
     "FirstTokenTimeout",
     "FusedRun",
     "HedgeOutcome",
@@ -97,7 +96,6 @@ __all__ = (
     "Operator",
     "OperatorList",
     "Outcome",
-    "PeekableRun",
     "ResumePoint",
     "SetupFailed",
     "SloFigures",
@@ -113,7 +111,7 @@ __all__ = (
     "annotate_errors",
     "apply",
     "bypass",
-    "check_operators",
+    "plan_of",
     "checked",
     "coalesce",
     "deadlines",

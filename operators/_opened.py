@@ -45,5 +45,6 @@ async def opened(given: Opened, name: str) -> FusedRun[Any]:
         if not hasattr(found, "__aiter__"):
             raise TypeError(f"{name}: expected an asynchronous iterator, got {found!r}")
         source = aiter(cast("AsyncIterator[Any]", found))
-    enter = contextvars.copy_context().run
-    return enter(lambda: FusedRun[Any](source, [], enter=enter))
+    own = contextvars.copy_context()
+    enter = own.run
+    return enter(lambda: FusedRun[Any](source, [], own_context=own))

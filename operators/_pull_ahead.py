@@ -7,7 +7,7 @@ import contextvars
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from operators._core.chain import leave_frame
+from operators._core.failures import drop_top_frame
 from operators._core.fusion import FusedRun
 from operators.merge_chunks import tokens_in
 
@@ -72,7 +72,7 @@ class PullAhead:
     ) -> None:
         # In one context, whichever task pulls: what an engine sets there in one step it finds, and
         # may take back, in the next.
-        self.source = source.detach(contextvars.copy_context().run)
+        self.source = source
         self._bounds = max_chunks, max_tokens
         self._overflow = overflow
         self._loop = asyncio.get_running_loop()
@@ -171,7 +171,7 @@ class PullAhead:
         except StopAsyncIteration:
             self.is_through = True
         except BaseException as error:
-            leave_frame(error)
+            drop_top_frame(error)
             self._error = error
             if isinstance(error, asyncio.CancelledError):
                 raise

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from operators._core.chain import leave_frame
-from operators._core.failures import without_message
+from operators._core.failures import drop_top_frame
+from operators._core.failures import redacted_exc_info
 from operators._core.fusion import FusedRun
 from operators._lazy_timer import LazyTimer
 from operators._opened import Opened
@@ -118,7 +118,7 @@ class Race:
         except Exception as error:
             if self.rival is None:
                 raise
-            leave_frame(error)
+            drop_top_frame(error)
             self._failure = error
             self.is_first_over = True
         finally:
@@ -193,7 +193,7 @@ def _call(function: Callable[..., object], *args: object) -> None:
     try:
         function(*args)
     except Exception as error:
-        _log.error("%r failed", function, exc_info=without_message(error))
+        _log.error("%r failed", function, exc_info=redacted_exc_info(error))
 
 
 _log = logging.getLogger(__name__)

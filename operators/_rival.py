@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from operators._core.chain import leave_frame
+from operators._core.failures import drop_top_frame
 from operators._core.fusion import FusedRun
 from operators._opened import Opened, opened
 from operators._raw_chunk import is_terminal, tokens_in
@@ -98,7 +98,7 @@ class Rival:
                     has_answered = not is_failure(item)
                     break
         except (Exception, asyncio.CancelledError) as error:
-            leave_frame(error)
+            drop_top_frame(error)
             self.failure = error
         finally:
             self.is_out = self.is_out or not has_answered

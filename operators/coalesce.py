@@ -180,9 +180,6 @@ async def coalesce(
             if counts is not None:
                 counts.chunks_in += taken
                 counts.chunks_out += 1
-            if is_last:
-                yield last(item)
-                return
             if may_leave:
                 ahead.leave()
             yield item

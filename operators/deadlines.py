@@ -147,7 +147,7 @@ async def deadlines(
         watch.wait()
         async for item in source:
             watch.came(item)
-            yield last(item) if source.ended else item
+            yield item
             watch.wait()
         watch.raise_failure()
     finally:

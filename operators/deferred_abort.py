@@ -12,8 +12,9 @@ from reactivex.disposable import CompositeDisposable
 from reactivex.subject import Subject
 
 from operators._chunk import HAS_TOKENS, Chunk
-from operators._core.operator import operator
-from operators._core.stage import Hooks
+from operators._core.operator import callbacks
+from operators._core.scope import StreamScope
+from operators._core.stage import Callbacks
 
 __all__ = ("AbortStep", "abort_gate", "deferred_abort")
 
@@ -37,7 +38,7 @@ class AbortStep(Enum):
     SUPPRESSED = "suppressed"
 
 
-def _nobody(_: AbortStep) -> None: ...
+def _ignore(_: AbortStep) -> None: ...
 
 
 def abort_gate(
@@ -86,16 +87,17 @@ def abort_gate(
     return Observable(subscribe)
 
 
-@operator
+@callbacks()
 def deferred_abort(
-    abort: Callable[[], None],
+    abort: Callable[[], None] | None = None,
     *,
-    stop: Observable[Any],
+    stop: Observable[Any] | None = None,
     notified: Observable[Any] | None = None,
     defer: bool = True,
     end_of_turn: Callable[[Callable[[], None]], object] | None = None,
-    on_step: Callable[[AbortStep], None] = _nobody,
-) -> Hooks[Any, Any]:
+    on_step: Callable[[AbortStep], None] = _ignore,
+    scope: StreamScope | None = None,
+) -> Callbacks[Any, Any]:
     """
     Call *abort* once on a stop signal, held back until the first token (rows A2 to A6).
 
@@ -108,15 +110,21 @@ def deferred_abort(
         result  -h---a-b-|
         abort   -----!
 
+    In a pipeline it takes all it needs from the scope of the stream.
+
     Args:
         abort: Called at most once, when the signal has come and the first token too. It must not
             raise, and should only start the work.
         stop: Emits when the request is to be aborted; a level that replays will do.
         notified: Emits when the first token is known to exist before a chunk shows it.
-        defer: False: don't wait for the first token (row A3).
+        defer: Whether to wait for the first token (row A3).
         end_of_turn: Calls a function at the end of the event loop's turn. With it, a first token
             that is notified in the turn of the drop still wins over the drop (row A5).
-        on_step: Told what happens to the abort; must not raise.
+        on_step: Called with what happens to the abort; must not raise.
+        scope: The scope of the stream; filled in by a pipeline.
+
+    Raises:
+        TypeError: There is neither a scope nor *abort* and *stop*; when the operator starts.
 
     Errors: source errors pass unchanged; the abort is not made after one.
     On dispose: an abort that still waits for the first token is not made.
@@ -132,10 +140,25 @@ def deferred_abort(
     abort
     [7]
     """
+    if scope is not None:
+        abort = abort or scope.abort
+        stop = stop or scope.stopped
+        notified = notified or scope.first_token
+        defer = notified is not None
+        end_of_turn = end_of_turn or scope.end_of_turn
+        on_step = scope.abort_step if on_step is _ignore else on_step
+    if abort is None or stop is None:
+        raise TypeError("deferred_abort: expected abort and stop, or the scope of a pipeline")
     gate = _Gate(abort, stop, notified, end_of_turn, on_step, is_open=not defer)
     if defer:
-        return Hooks(gate.let_through, only=HAS_TOKENS, once=True, on_end=gate.end)
-    return Hooks(on_end=gate.end)
+        return Callbacks(
+            gate.let_through,
+            only=HAS_TOKENS,
+            once=True,
+            on_end=gate.end,
+            on_interrupt=gate.interrupt,
+        )
+    return Callbacks(on_end=gate.end, on_interrupt=gate.interrupt)
 
 
 class _Gate:
@@ -147,6 +170,8 @@ class _Gate:
         "_composed",
         "_end_of_turn",
         "_fired",
+        "_is_held",
+        "_is_interrupted",
         "_is_open",
         "_listening",
         "_notified",
@@ -171,6 +196,8 @@ class _Gate:
         self._end_of_turn = end_of_turn
         self._is_open = is_open
         self._fired = False
+        self._is_interrupted = False
+        self._is_held = False
         self._waits = False
         self._opened: Subject[Any] | None = None
         self._closed: Subject[Any] | None = None
@@ -178,26 +205,44 @@ class _Gate:
         self._listening: abc.DisposableBase | None = stop.subscribe(self._arm)
 
     def let_through(self, chunk: C) -> C:
-        """The first token is here: open."""
+        """Open: the first token is here."""
         self._is_open = True
         if self._opened is not None:
             self._opened.on_next(True)
         return chunk
 
+    def interrupt(self, interrupted: bool) -> None:  # noqa: FBT001 - a callback of a stage
+        """
+        Hold the abort back while a cancellation is on its way through the engine.
+
+        It may be the consumer's, and then what the engine does in its clean-up opens nothing (row
+        A5); or one of the engine's own, which the stream survives.
+        """
+        self._is_interrupted = interrupted
+        if not interrupted and self._is_held:
+            self._is_held = False
+            self._fire(True)
+
     def end(self, _failure: Exception | None, dropped: bool) -> None:
-        """The stream is at its end."""
+        """Close at the end of the stream."""
         is_waiting = self._closed is not None and not self._fired
         if dropped and is_waiting and self._end_of_turn is not None:
             try:
-                self._end_of_turn(self.close)
+                self._end_of_turn(self._close_behind_turn)
             except RuntimeError:
                 # The event loop is closed, so there is no turn left to wait for.
                 self.close()
         else:
             self.close()
 
+    def _close_behind_turn(self) -> None:
+        """Close, unless the first token was told of in this turn, by another thread too."""
+        if self._notified is not None and self._opened is not None:
+            self._notified.subscribe(self._opened.on_next).dispose()
+        self.close()
+
     def close(self) -> None:
-        """No abort from here on."""
+        """Make no abort from here on."""
         # Who listens holds the gate: forgetting it here leaves no cycle for the collector.
         listening, self._listening = self._listening, None
         if listening is not None:
@@ -229,6 +274,9 @@ class _Gate:
 
     def _fire(self, _: Any) -> None:
         self._fired = True
+        if self._is_interrupted:
+            self._is_held = self._waits = True
+            return
         self._abort()
         self._on_step(AbortStep.MADE_DEFERRED if self._waits else AbortStep.MADE)
         self._waits = False

@@ -154,7 +154,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
         label: str,
     ) -> None:
         # The engine is pulled in a task here and in another there, but in one context.
-        self._run = source.detach(contextvars.copy_context().run)
+        self._run = source
         self._abort = abort
         self._drains = drains
         self._notified = notified

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from reactivex import Observable, abc
 
-from operators._core.failures import without_message
+from operators._core.failures import redacted_exc_info
 from operators._core.fusion import FusedRun
 from operators._raw_chunk import is_terminal, tokens_in
 
@@ -169,7 +169,7 @@ class Drain:
             _log.error(
                 "the abort of the dropped stream %s failed",
                 self._label,
-                exc_info=without_message(error),
+                exc_info=redacted_exc_info(error),
             )
 
     def cut_off(self) -> None:
@@ -187,7 +187,7 @@ class Drain:
             self._owner.drained += 1
         if failure is not None:
             _log.debug(
-                "the dropped stream %s failed", self._label, exc_info=without_message(failure)
+                "the dropped stream %s failed", self._label, exc_info=redacted_exc_info(failure)
             )
 
     def _leave(self) -> None:

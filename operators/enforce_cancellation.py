@@ -133,7 +133,7 @@ async def enforce_cancellation(
         async for item in source:
             # Where neither engine nor consumer ever waits, no timer fires.
             is_over = timer.due < math.inf and timer.due <= timer.clock()
-            yield last(item) if source.ended else item
+            yield item
             if is_over:
                 cut()
         if is_cut:

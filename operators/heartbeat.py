@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Generic, TypeVar, cast
 
-from operators._core.chain import leave_frame
+from operators._core.failures import drop_top_frame
 from operators._core.checked import checked
 from operators._core.fusion import FusedRun
 from operators._core.operator import operator
@@ -84,7 +84,7 @@ async def heartbeat(
                 yield make()
             elif pump.has_item:
                 given = pump.take()
-                yield last(given) if pump.is_through else given
+                yield given
             else:
                 pump.raise_failure()
                 return
@@ -196,7 +196,7 @@ class _Pump(Generic[A]):
         except GeneratorExit:
             raise
         except BaseException as error:
-            leave_frame(error)
+            drop_top_frame(error)
             self._failure = error
         try:
             await source.aclose()

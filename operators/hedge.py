@@ -153,6 +153,6 @@ async def hedge(
             else:
                 race.raise_failure()
         async for item in source:
-            yield last(item) if source.ended else item
+            yield item
     finally:
         await race.aclose()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar, cast
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TypeVar
 
-from operators._core.operator import stateless
-from operators._core.stage import Awaited
+from operators._core.fusion import FusedRun
+from operators._core.operator import operator
 
 __all__ = ("filter_async", "map_async")
 
@@ -14,8 +14,10 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-@stateless
-def map_async(function: Callable[[A], Awaitable[B]]) -> Awaited[A, B]:
+@operator
+async def map_async(
+    source: FusedRun[A], function: Callable[[A], Awaitable[B]]
+) -> AsyncGenerator[B]:
     """
     Await *function* for each item, and hand out what it gives, one item at a time and in order.
 
@@ -48,11 +50,14 @@ def map_async(function: Callable[[A], Awaitable[B]]) -> Awaited[A, B]:
     >>> asyncio.run(main())
     ['A', 'B']
     """
-    return Awaited(function)
+    async for item in source:
+        yield await function(item)
 
 
-@stateless
-def filter_async(predicate: Callable[[A], Awaitable[bool]]) -> Awaited[A, A]:
+@operator
+async def filter_async(
+    source: FusedRun[A], predicate: Callable[[A], Awaitable[bool]]
+) -> AsyncGenerator[A]:
     """
     Hand out the items for which *predicate* says true when awaited, one at a time and in order.
 
@@ -82,4 +87,6 @@ def filter_async(predicate: Callable[[A], Awaitable[bool]]) -> Awaited[A, A]:
     >>> asyncio.run(main())
     [0, 2]
     """
-    return Awaited(cast("Callable[[A], Awaitable[A]]", predicate), is_verdict=True)
+    async for item in source:
+        if await predicate(item):
+            yield item

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar, cast, overload
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, TypeVar, cast, overload
 
 from operators._core.assemble import fuse
-from operators._core.chain import READY
 from operators._core.fusion import FusedRun
-from operators._core.links import Links
 
-__all__ = ("PeekableRun", "peek_first")
+__all__ = ("peek_first",)
 
 B = TypeVar("B", covariant=True)
-R = TypeVar("R", bound="PeekableRun[Any]")
+R = TypeVar("R", bound="FusedRun[Any]")
 T = TypeVar("T")
 
 
@@ -24,10 +20,10 @@ async def peek_first(stream: R, *, error: Callable[[str], Exception] = ...) -> R
 @overload
 async def peek_first(
     stream: AsyncIterator[T], *, error: Callable[[str], Exception] = ...
-) -> PeekableRun[T]: ...
+) -> FusedRun[T]: ...
 async def peek_first(
     stream: AsyncIterator[Any], *, error: Callable[[str], Exception] = RuntimeError
-) -> PeekableRun[Any]:
+) -> FusedRun[Any]:
     """
     Pull *stream* until it shows that it works, then give it back from its beginning.
 
@@ -43,7 +39,7 @@ async def peek_first(
         source  -h-#
         result  ---#
 
-    What comes back is the same stream, unless it is no :class:`PeekableRun`, and then one around it:
+    What comes back is the same stream, unless it is no :class:`FusedRun`, and then one around it:
     to pull, to drop and to subscribe to as before. A ``rx_backend.ResponseStream`` is one, and has
     this as a method. What was pulled is handed out first and costs nothing later; if the terminal
     was among it, the request is complete already (row P6a).
@@ -85,11 +81,11 @@ async def peek_first(
     >>> asyncio.run(answer(fails=False))
     [[], [7]]
     """
-    run: PeekableRun[Any]
-    if isinstance(stream, PeekableRun):
-        run = cast("PeekableRun[Any]", stream)
+    run: FusedRun[Any]
+    if isinstance(stream, FusedRun):
+        run = cast("FusedRun[Any]", stream)
     else:
-        run = fuse(stream, [], stream=PeekableRun[Any])
+        run = fuse(stream, [], stream=FusedRun[Any])
     items: list[Any] = []
     async for item in run:
         failure = _failure_in(item, error)
@@ -101,77 +97,6 @@ async def peek_first(
             break
     run.put_back(items)
     return run
-
-
-class PeekableRun(FusedRun[B], Generic[B]):
-    """
-    A stream that items can be put back to; :func:`fuse` makes one with ``stream=PeekableRun``.
-
-    >>> import asyncio
-    >>> from operators import fuse
-    >>> async def engine():
-    ...     yield "a"
-    ...     yield "b"
-    >>> async def main():
-    ...     stream = fuse(engine(), [], stream=PeekableRun)
-    ...     stream.put_back([await anext(stream)])
-    ...     return [item async for item in stream]
-    >>> asyncio.run(main())
-    ['a', 'b']
-    """
-
-    __slots__ = ()
-
-    def put_back(self, items: Iterable[Any]) -> None:
-        """
-        Have *items* handed out, in order, before anything else; not while a pull is under way.
-
-        A drop forgets them, and one that came before does too. Once they are out, they cost nothing
-        any more.
-        """
-        if self._dropped:
-            return
-        ahead = deque(items)
-        if isinstance(self._pull, _Ahead):
-            ahead.extend(self._pull.items)
-        if ahead:
-            # By a weak reference: a cycle would keep a stream alive that was lost.
-            me = weakref.ref(self)
-
-            def go_on() -> None:
-                run = me()
-                if run is not None:
-                    run._pull = run._step
-
-            self._pull = _Ahead(ahead, self._chain, go_on)
-
-    @property
-    def ended(self) -> bool:
-        """Whether the item handed out last was the last one."""
-        return not isinstance(self._pull, _Ahead) and super().ended
-
-    def close(self) -> None:
-        """Drop the stream without waiting, and what was put back; see :class:`FusedRun`."""
-        if isinstance(self._pull, _Ahead):
-            self._pull = self._step
-        super().close()
-
-
-class _Ahead:
-    """Pulls what was put back."""
-
-    __slots__ = ("_chain", "_go_on", "items")
-
-    def __init__(self, items: deque[Any], chain: Links, go_on: Callable[[], None]) -> None:
-        self.items = items
-        self._chain = chain
-        self._go_on = go_on
-
-    def __call__(self) -> object:
-        self._chain.item = self.items.popleft()
-        if not self.items:
-            self._go_on()
-        return READY
 
 
 def _failure_in(item: Any, error: Callable[[str], Exception]) -> Exception | None:

@@ -9,10 +9,11 @@ from opentelemetry.trace import Span, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from operators import span_names as names
-from operators._chunk import IS_TERMINAL
-from operators._core.operator import operator
-from operators._core.stage import Hooks
-from operators.on_outcome import Outcome, OutcomeWatch, error_type_of, never
+from operators._core.operator import callbacks
+from operators._core.scope import StreamScope
+from operators._core.stage import Callbacks
+from operators._outcome import Outcome, error_type_of
+from operators.on_outcome import never, watching
 from operators.span_events import add_first_token
 from operators.token_times import TokenTimes
 
@@ -27,9 +28,9 @@ def _type_name(error: Exception) -> str:
     return type(error).__name__
 
 
-@operator
+@callbacks()
 def record_span(
-    span: Span,
+    span: Span | None = None,
     times: TokenTimes | None = None,
     *,
     attributes: bool = True,
@@ -38,7 +39,8 @@ def record_span(
     error_kind: Callable[[Exception], str] = _type_name,
     error_type: Callable[[Outcome], str | None] = error_type_of,
     more: Callable[[], Mapping[str, AttributeValue]] = _nothing_more,
-) -> Hooks[Any, Any]:
+    scope: StreamScope | None = None,
+) -> Callbacks[Any, Any] | None:
     """
     Write a stream's outcome on *span* when it ends, and end the span (rows P3 to P7).
 
@@ -76,13 +78,19 @@ def record_span(
     >>> dict(span.attributes)
     {'cancelled': False, 'finish_reason': 'stop', 'gen_ai.response.finish_reasons': ('stop',)}
     """
+    if scope is not None:
+        span = span or scope.span
+        if span.is_recording():
+            attributes, more = scope.recording, scope.span_attributes
+            write = _Writing(span, reason_name, error_kind, error_type, more, attributes=attributes)
+            scope.outcome.subscribe(write)
+        return None
+    if span is None:
+        raise TypeError("record_span: span: expected a span, or a scope that has one")
     if not span.is_recording():
-        return Hooks(on_end=lambda _failure, _dropped: span.end())
+        return Callbacks(on_end=lambda _failure, _dropped: span.end())
     write = _Writing(span, reason_name, error_kind, error_type, more, attributes=attributes)
-    watch = OutcomeWatch(write, times, is_cancelled)
-    if times is not None:
-        return Hooks(on_end=watch.end)
-    return Hooks(watch.look, only=IS_TERMINAL, on_end=watch.end)
+    return watching(write, times, is_cancelled)
 
 
 class _Writing:
@@ -112,13 +120,16 @@ class _Writing:
         ended = None
         try:
             written: dict[str, AttributeValue] = {names.CANCELLED: outcome.is_cancelled}
-            if times is not None and self._attributes:
-                written |= _figures(times)
+            if times is not None and times.is_timed and self._attributes:
+                written |= _figures(times, outcome)
                 add_first_token(span, times)
                 ended = None if times.epoch_ns is None else times.epoch_ns_of(times.clock())
             self._judge(outcome, written)
             if self._attributes:
                 written |= self._more()
+                span.set_attributes(written)
+            elif outcome.is_dropped:
+                # A drop is said also where recording is off (rows P5, P8).
                 span.set_attributes(written)
         finally:
             span.end(ended)
@@ -131,7 +142,10 @@ class _Writing:
             failed = written[names.ERROR_KIND] = self._error_kind(outcome.error)
         elif reason is not None:
             name = written[names.FINISH_REASON] = self._reason_name(reason)
-            written[names.FINISH_REASONS] = [getattr(reason, "kind", name)]
+            written[names.FINISH_REASONS] = [
+                getattr(each, "kind", None) or self._reason_name(each)
+                for each in outcome.finish_reasons
+            ]
             failed = name if outcome.is_error else None
         else:
             written[names.FINISH_REASON] = names.DROPPED
@@ -143,8 +157,8 @@ class _Writing:
                 written[names.ERROR_TYPE] = error_type
 
 
-def _figures(times: TokenTimes) -> dict[str, AttributeValue]:
-    tokens = times.output_tokens
+def _figures(times: TokenTimes, outcome: Outcome) -> dict[str, AttributeValue]:
+    tokens = outcome.output_tokens or 0
     figures: dict[str, AttributeValue] = {
         names.OUTPUT_TOKENS: tokens,
         names.USAGE_OUTPUT_TOKENS: tokens,

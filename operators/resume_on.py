@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, cast
 
-from operators._core.chain import leave_frame
+from operators._core.failures import drop_top_frame
 from operators._core.checked import checked
 from operators._core.fusion import FusedRun
 from operators._core.operator import operator
@@ -127,7 +127,7 @@ async def resume_on(
             except Exception as error:
                 if not progress.is_lost(error):
                     raise
-                leave_frame(error)
+                drop_top_frame(error)
                 failure = error
             else:
                 if point is not None and amend is not None:

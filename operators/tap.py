@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from operators._core.checked import checked
-from operators._core.failures import without_message
+from operators._core.failures import redacted_exc_info
 from operators._core.operator import operator
 from operators._core.stage import Hooks
 from operators._lazy_timer import check_seconds
@@ -262,7 +262,7 @@ def _failed(observe: object, error: Exception, counts: TapCounts, has_failed: bo
         _log.warning(
             "observer %r failed; further failures are only counted",
             observe,
-            exc_info=without_message(error),
+            exc_info=redacted_exc_info(error),
         )
     return True
 

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
 from time import time_ns
+from typing import cast
 
 from opentelemetry import trace
 from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import INVALID_SPAN, Tracer
+from opentelemetry.trace import Span, Tracer
 
-from operators import (
-    AnyOperator,
-    Clock,
-    NotAnOperator,
-    OperatorList,
-    TokenTimes,
-    check_operators,
-    fuse,
-)
+from operators import AnyOperator, Clock, NotAnOperator, Pipeline, TokenTimes, fuse
+from operators._core.assemble import Plan
+from operators._core.drawing import drawn
 from rx_backend import telemetry
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
-from rx_backend.engine import LLMEngine, open_chunks, start_abort
+from rx_backend.engine import ChunkStream, LLMEngine, open_chunks
 from rx_backend.errors import InvalidArgument, as_backend_error
-from rx_backend.pipeline import Pipeline, RequestScope, standard_pipeline
+from rx_backend.pipeline import PipelineSource, compiled, standard_pipeline
 from rx_backend.protocols import (
     Annotated,
     LLMEngineOutput,
@@ -35,9 +31,10 @@ from rx_backend.protocols import (
     convert_request,
     to_builtins,
 )
+from rx_backend.scope import RequestScope
 from rx_backend.stream import ResponseStream
 from rx_backend.telemetry.metrics import ServerMetrics
-from rx_backend.telemetry.report import RequestReport
+from rx_backend.telemetry.report import RequestObserver
 from rx_backend.telemetry.request_log import RequestLog
 
 __all__ = ("EngineAdapter",)
@@ -50,7 +47,8 @@ class EngineAdapter:
     Args:
         engine: The engine; started and cleaned up by its owner.
         mode: The worker's role, or its name: ``agg``, ``prefill`` or ``decode``.
-        pipeline: Makes a request's list of operators from its scope.
+        pipeline: The operators of each request; or a function that returns them from a request's
+            scope, for what differs by request.
         tracer: Where spans come from; the global provider's by default.
         meter_provider: Where metrics go; the global provider by default.
         clock: Monotonic clock, in seconds; the event loop's by default, virtual time included.
@@ -58,7 +56,7 @@ class EngineAdapter:
             and the span (row P8).
 
     Raises:
-        InvalidArgument: Unknown *mode*, or a *pipeline* that can't be called.
+        InvalidArgument: Unknown *mode*, or a *pipeline* that is neither.
 
     >>> import asyncio
     >>> from rx_backend import PreprocessedRequest
@@ -78,66 +76,69 @@ class EngineAdapter:
         self,
         engine: LLMEngine,
         mode: DisaggregationMode | str = DisaggregationMode.AGGREGATED,
-        pipeline: Pipeline = standard_pipeline,
+        pipeline: PipelineSource = standard_pipeline,
         *,
         tracer: Tracer | None = None,
         meter_provider: MeterProvider | None = None,
         clock: Clock | None = None,
         record: bool | None = None,
     ) -> None:
-        if not callable(pipeline):
-            raise InvalidArgument(
-                "pipeline: expected a function from a request's scope to a list of operators, "
-                f"got {type(pipeline).__name__}"
-            )
         self.engine = engine
         self.mode = DisaggregationMode.parse(mode)
-        self.pipeline = pipeline
+        self.pipeline: PipelineSource = pipeline
+        self._plan = compiled(pipeline) if isinstance(pipeline, Pipeline) else None
+        if self._plan is None and not callable(pipeline):
+            raise InvalidArgument(
+                "pipeline: expected a Pipeline, or a function that returns one from a request's "
+                f"scope, got {type(pipeline).__name__}"
+            )
         self._tracer = tracer or trace.get_tracer("rx_backend")
         self._meter_provider = meter_provider
         self._clock = clock
         self._record = record
 
     def with_operators(self, *operators: AnyOperator) -> EngineAdapter:
-        """An adapter for the same engine with *operators* at the end of its pipeline."""
+        """
+        Return an adapter for the same engine with *operators* added to its pipeline.
+
+        Each is put where it works: one that takes chunks behind the other chunk operators, any
+        other one at the end.
+
+        Raises:
+            InvalidArgument: Something is no operator.
+        """
         pipeline = self.pipeline
+        if isinstance(pipeline, Pipeline):
+            more: PipelineSource = _checked(lambda: pipeline.with_operators(*operators))
+        else:
+            make = pipeline
+            _checked(lambda: Pipeline(operators))
+
+            def more(scope: RequestScope) -> Pipeline:
+                return make(scope).with_operators(*operators)
+
         return EngineAdapter(
             self.engine,
             self.mode,
-            lambda scope: [*pipeline(scope), *operators],
+            more,
             tracer=self._tracer,
             meter_provider=self._meter_provider,
             clock=self._clock,
             record=self._record,
         )
 
-    def draw(self, request: PreprocessedRequest | None = None) -> str:
+    def draw(self) -> str:
         """
-        Draw what a request's pipeline does: what is fused, and what leaves the consumer's pull.
-
-        No engine is called and no span is made.
-
-        Args:
-            request: For a pipeline that looks at it; an empty one by default.
+        Draw what the pipeline does: what is fused, and what leaves the consumer's pull.
 
         Raises:
-            InvalidArgument: The pipeline could not be made, or holds what is no operator.
-            RuntimeError: No event loop is running.
+            InvalidArgument: The pipeline is a function of the scope: draw what it returns.
         """
-        context = RequestContext()
-        scope = RequestScope(
-            request=PreprocessedRequest(token_ids=[]) if request is None else request,
-            context=context,
-            span=INVALID_SPAN,
-            mode=self.mode,
-            clock=time.monotonic,
-            loop=asyncio.get_running_loop(),
-            recording=True,
-            times=TokenTimes(),
-            report=RequestReport(INVALID_SPAN, context, TokenTimes()),
-            abort=context.stop_generating,
-        )
-        return OperatorList(self._operators(scope)).draw()
+        if self._plan is None:
+            raise InvalidArgument(
+                "draw: the pipeline is a function of a request's scope; draw what it returns"
+            )
+        return drawn(self._plan.operators)
 
     async def generate(
         self, request: PreprocessedRequest, context: RequestContext | None = None
@@ -168,68 +169,93 @@ class EngineAdapter:
             )
         loop = asyncio.get_running_loop()
         context.bind(loop, decode=self.mode.is_decode)
-        clock = self._clock or _loop_clock(loop)
-        try:
-            span = telemetry.start_request_span(self._tracer, request, context, self.mode)
-        except (AttributeError, TypeError) as error:
-            raise _malformed(request) from error
-        metrics = ServerMetrics.of(self._meter_provider)
-        log = RequestLog.of(span, request, context, self.mode, clock=clock, record=self._record)
-        recording = telemetry.should_record(span, self._record, metered=metrics is not None)
-        times = TokenTimes(clock)
-        labels = () if metrics is None else metrics.labels(request.model, self.mode)
-        report = RequestReport(span, context, times, metrics, labels, log=log, recording=recording)
-        report.opened(len(request.token_ids))
+        observer, span, recording = self._observe(request, context, loop)
         try:
             own = telemetry.own_context(span)
-            enter = operator.call if own is None else own.run
             scope = RequestScope(
-                request=request,
-                context=context,
+                request,
+                context,
+                self.mode,
                 span=span,
-                mode=self.mode,
-                clock=clock,
+                clock=observer.times.clock,
                 loop=loop,
                 recording=recording,
-                times=times,
-                report=report,
-                abort=partial(start_abort, self.engine, context, own),
+                observer=observer,
+                engine=self.engine,
+                own_context=own,
             )
-            operators = self._operators(scope)
-            called = 0.0
-            if recording:
-                called = clock()
-                times.epoch_ns = time_ns() - int(called * 1e9)
-            chunks = await open_chunks(self.engine, request, context, enter=enter)
-            if recording:
-                times.setup_ms = (clock() - called) * 1000.0
+            plan = self._plan or self._plan_of(scope)
+            chunks = await self._open(scope, own)
             return fuse(
                 chunks,
-                operators,
-                enter=enter,
-                on_end=report.closed,
+                plan,
+                own_context=own,
+                scope=scope,
+                on_end=scope.end,
                 stream=partial(_Stream, context=context, loop=loop),
             )
         except Exception as error:
             typed = as_backend_error(error)
-            report.failed_setup(typed)
+            observer.failed_setup(typed)
             if typed is error:
                 raise
             raise typed from error
         except BaseException:
-            report.dropped_setup()
+            observer.dropped_setup()
             raise
 
-    def _operators(self, scope: RequestScope) -> Sequence[AnyOperator]:
+    def _observe(
+        self, request: PreprocessedRequest, context: RequestContext, loop: asyncio.AbstractEventLoop
+    ) -> tuple[RequestObserver, Span, bool]:
+        """Start the request's span, metrics and log; nothing is left open where that fails."""
+        clock = self._clock or _loop_clock(loop)
+        metrics = ServerMetrics.of(self._meter_provider)
         try:
-            return check_operators(self.pipeline(scope))
+            labels = () if metrics is None else metrics.labels(request.model, self.mode)
+            times = TokenTimes(clock, answers=request.sampling_options.n or 1)
+            span = telemetry.start_request_span(self._tracer, request, context, self.mode)
+        except (AttributeError, TypeError) as error:
+            raise _malformed(request) from error
+        log = RequestLog.of(span, request, context, self.mode, clock=clock, record=self._record)
+        recording = telemetry.should_record(span, self._record, metered=metrics is not None)
+        observer = RequestObserver(
+            span, context, times, metrics, labels, log=log, recording=recording
+        )
+        observer.opened(len(request.token_ids))
+        return observer, span, recording
+
+    async def _open(self, scope: RequestScope, own: contextvars.Context | None) -> ChunkStream:
+        """Call the engine, and note how long its set-up takes (row F2)."""
+        enter = operator.call if own is None else own.run
+        if not scope.recording:
+            return await open_chunks(self.engine, scope.request, scope.context, enter=enter)
+        times, clock = scope.times, scope.clock
+        called = clock()
+        times.epoch_ns = time_ns() - int(called * 1e9)
+        chunks = await open_chunks(self.engine, scope.request, scope.context, enter=enter)
+        times.setup_ms = (clock() - called) * 1000.0
+        return chunks
+
+    def _plan_of(self, scope: RequestScope) -> Plan:
+        """Make the pipeline of one request."""
+        make = self.pipeline
+        name = getattr(make, "__qualname__", repr(make))
+        try:
+            pipeline = cast("Callable[[RequestScope], object]", make)(scope)
+            if not isinstance(pipeline, Pipeline):
+                raise TypeError(f"expected it to return a Pipeline, got {type(pipeline).__name__}")
+            return compiled(pipeline)
         except Exception as error:
-            name = getattr(self.pipeline, "__qualname__", repr(self.pipeline))
-            if isinstance(error, NotAnOperator):
-                raise InvalidArgument(f"{name}: {error}") from error
             raise InvalidArgument(
                 f"pipeline: {name} raised {type(error).__name__}: {error}"
             ) from error
+
+
+def _checked(make: Callable[[], Pipeline]) -> Pipeline:
+    try:
+        return make()
+    except NotAnOperator as error:
+        raise InvalidArgument(f"with_operators: {error}") from error
 
 
 # The class itself: calling a parametrized generic costs as much as ten plain calls.

@@ -8,13 +8,13 @@ import inspect
 import operator
 import types
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Generator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
 from typing import Any, TypeAlias, cast
 
 import msgspec
 from reactivex import Observable
 
-from operators import Enter, SubscribesAsync, source_of
+from operators import SubscribesAsync, source_of
 from rx_backend.context import RequestContext
 from rx_backend.errors import InvalidArgument
 from rx_backend.logger import describe, get_logger
@@ -35,6 +35,7 @@ AnyChunk: TypeAlias = LLMEngineOutput | Mapping[str, Any]
 """What an engine's streams hold: chunks, or plain mappings of the same shape (row E2)."""
 
 ChunkStream = AsyncIterator[AnyChunk]
+Enter: TypeAlias = Callable[..., Any]
 """Chunks to pull, one after the other."""
 
 ChunkSource: TypeAlias = ChunkStream | Observable[AnyChunk] | SubscribesAsync[AnyChunk]

@@ -2,139 +2,47 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from msgspec.structs import replace
-from opentelemetry.trace import Span
-from opentelemetry.util.types import AttributeValue
 
 from operators import (
-    AnyOperator,
-    Clock,
-    OperatorList,
-    SetupFailed,
-    TokenTimes,
+    HandedOut,
+    Pipeline,
     annotate_errors,
     deferred_abort,
-    first_token,
-    itl_window,
-    on_outcome,
     record_span,
     trace_link,
     until_terminal,
     validate_chunks,
 )
-from operators.span_events import add_event
-from operators.span_names import SETUP_FAILED
-from rx_backend.context import RequestContext
-from rx_backend.disagg import DisaggregationMode
-from rx_backend.errors import InvalidArgument, as_backend_error
-from rx_backend.protocols import (
-    Annotated,
-    FinishReason,
-    LLMEngineOutput,
-    PreprocessedRequest,
-    convert_output,
-)
-from rx_backend.telemetry import worker_trace_link
+from operators._core.assemble import Plan
+from operators._core.operator import SCOPE, Operator, callbacks
+from operators.itl_window import noting
+from operators._core.stage import Callbacks, StageResult, complete_with, fail_after
+from rx_backend.errors import InvalidArgument, StreamIncomplete, as_backend_error
+from rx_backend.protocols import Annotated, FinishReason, LLMEngineOutput, convert_output
+from rx_backend.scope import RequestScope
 from rx_backend.telemetry.outcomes import error_type
-from rx_backend.telemetry.report import RequestReport
 
-__all__ = ("Pipeline", "RequestScope", "standard_pipeline")
+__all__ = ("PipelineSource", "compiled", "standard_pipeline")
 
-
-@dataclass(slots=True)
-class RequestScope:
-    """
-    What one request's pipeline is made from.
-
-    Attributes:
-        request: The request.
-        context: Its context.
-        span: Its span ``engine.generate``.
-        mode: The worker's role.
-        clock: Monotonic clock, in seconds.
-        loop: The event loop that the request runs on.
-        recording: Whether to measure and to write span attributes (row P8).
-        times: When the tokens came, for whoever wants to know.
-        report: Where the pipeline tells how the request fares.
-        abort: Starts ``engine.abort`` for this request, and returns at once.
-    """
-
-    request: PreprocessedRequest
-    context: RequestContext
-    span: Span
-    mode: DisaggregationMode
-    clock: Clock
-    loop: asyncio.AbstractEventLoop
-    recording: bool
-    times: TokenTimes
-    report: RequestReport
-    abort: Callable[[], None]
-
-    def add_event(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> None:
-        """Add an event to the span, now by the request's clock."""
-        add_event(self.span, self.times, name, attributes)
+PipelineSource: TypeAlias = Pipeline | Callable[[RequestScope], Pipeline]
+"""A pipeline, or a function that returns one request's from its scope."""
 
 
-Pipeline: TypeAlias = Callable[[RequestScope], Sequence[AnyOperator]]
-"""From a request's scope to its operators; called once per request, before the engine is."""
+@callbacks(takes="chunks")
+def first_token(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any] | None:
+    """Release a deferred abort at the first token, and tell the log."""
+    if not scope.mode.is_decode and not scope.awaits_first_token:
+        return None
 
+    def notice(chunk: LLMEngineOutput) -> LLMEngineOutput:
+        scope.first_token_came()
+        return chunk
 
-def standard_pipeline(scope: RequestScope) -> OperatorList:
-    """
-    The operators that every request gets, from engine chunks to annotated items.
-
-    Adding one of your own takes one line::
-
-        EngineAdapter(engine, pipeline=lambda scope: [*standard_pipeline(scope), mine()])
-
-    and so does putting it elsewhere: ``standard_pipeline(scope).insert_before("record_span", mine())``.
-    """
-    context, span, is_decode = scope.context, scope.span, scope.mode.is_decode
-    report = scope.report
-    times = scope.times if scope.recording or report.counts else None
-
-    def is_cancelled() -> bool:
-        return context.is_stopped
-
-    return OperatorList(
-        [
-            _WELL_FORMED,
-            _UNTIL_TERMINAL,
-            *([itl_window(times, count_only=not scope.recording)] if times is not None else []),
-            *([first_token(lambda _chunk: context.notify_first_token())] if is_decode else []),
-            deferred_abort(
-                lambda: scope.abort(),  # noqa: PLW0108 - an operator may have replaced it by then
-                stop=context.stopped(),
-                notified=context.first_token() if is_decode else None,
-                defer=is_decode,
-                end_of_turn=scope.loop.call_soon,
-                on_step=report.abort_step,
-            ),
-            trace_link(worker_trace_link(span), on_terminal=scope.mode.is_prefill),
-            *([first_token(report.first_token)] if report.awaits_first_token else []),
-            record_span(
-                span,
-                times,
-                attributes=scope.recording,
-                is_cancelled=is_cancelled,
-                reason_name=_reason_name,
-                error_kind=_error_kind,
-                error_type=error_type,
-                more=report.attributes,
-            ),
-            *(
-                [on_outcome(report.ended, times=times, is_cancelled=is_cancelled)]
-                if report.is_told
-                else []
-            ),
-            _ANNOTATED,
-        ]
-    )
+    return Callbacks(notice, only="item.token_ids", once=True)
 
 
 def _reason_name(reason: FinishReason) -> str:
@@ -142,8 +50,6 @@ def _reason_name(reason: FinishReason) -> str:
 
 
 def _error_kind(error: Exception) -> str:
-    if isinstance(error, SetupFailed):
-        return SETUP_FAILED
     return as_backend_error(error).span_kind
 
 
@@ -155,9 +61,86 @@ def _read_finish_reason(chunk: LLMEngineOutput) -> LLMEngineOutput:
     return replace(chunk, finish_reason=FinishReason.parse(reason))
 
 
-# The same for every request.
-_WELL_FORMED = validate_chunks(
-    LLMEngineOutput, convert_output, error=InvalidArgument, normalize=_read_finish_reason
+standard_pipeline = Pipeline(
+    chunks=[
+        validate_chunks(
+            LLMEngineOutput, convert_output, error=InvalidArgument, normalize=_read_finish_reason
+        ),
+        until_terminal(),
+        first_token(),
+        deferred_abort(),
+        trace_link(),
+        record_span(reason_name=_reason_name, error_kind=_error_kind, error_type=error_type),
+    ],
+    annotate=annotate_errors(Annotated, Annotated.from_error),
 )
-_UNTIL_TERMINAL: AnyOperator = until_terminal()
-_ANNOTATED = annotate_errors(Annotated, Annotated.from_error)
+"""
+The operators that every request gets, from an engine's chunks to annotated items.
+
+An operator of one's own is added by name or at the end::
+
+    EngineAdapter(engine, standard_pipeline.insert_before("trace_link", limit_tokens(100)))
+    EngineAdapter(engine).with_operators(heartbeat(15.0, Annotated(comment=["ping"])))
+"""
+
+
+def compiled(pipeline: Pipeline) -> Plan:
+    """
+    Return the plan of a pipeline in an adapter.
+
+    At the end of the engine's chunks it is noted what they were; and where there are operators on
+    items, behind the last one, what the consumer was handed (row O2).
+    """
+    items = [*pipeline.items, watch_items()] if pipeline.items else []
+    between = [] if pipeline.annotate is None else [pipeline.annotate]
+    return Plan([*pipeline.chunks, record_outcome(), *between, *items])
+
+
+@callbacks(takes="chunks")
+def record_outcome(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
+    """Note what comes of the engine's chunks, and fail a stream without a terminal (row S9)."""
+    times, tracker = scope.times, scope.outcome
+
+    def end(failure: Exception | None, _dropped: bool) -> None:  # noqa: FBT001 - a callback
+        if failure is not None:
+            tracker.failure = failure
+
+    def complete(ended_by: str | None) -> StageResult | None:
+        if len(times.finish_reasons) >= times.answers:
+            return None
+        tracker.failure = _incomplete(ended_by)
+        return fail_after(tracker.failure)
+
+    return noting(
+        times,
+        timed=scope.recording,
+        counted=scope.counts_tokens,
+        on_complete=complete,
+        on_end=end,
+    )
+
+
+@callbacks()
+def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
+    """Note what the consumer is handed, and end a stream that an operator cut short (row S9)."""
+    handed = scope.outcome.handed_out = HandedOut()
+
+    def complete(ended_by: str | None) -> StageResult | None:
+        if ended_by is None or scope.outcome.has_ended():
+            return None
+        handed.error = _incomplete(ended_by)
+        handed.is_known = True
+        return complete_with(Annotated.from_error(handed.error))
+
+    def end(failure: Exception | None, _dropped: bool) -> None:  # noqa: FBT001 - a callback
+        if failure is not None:
+            handed.error, handed.is_known = failure, True
+
+    return Callbacks(handed.look, on_complete=complete, on_end=end)
+
+
+def _incomplete(ended_by: str | None) -> StreamIncomplete:
+    who = "the engine's stream ended" if ended_by is None else f"the operator {ended_by} ended it"
+    return StreamIncomplete(f"{who} without a terminal")
+
+

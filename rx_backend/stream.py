@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
-from operators import Operator, PeekableRun, peek_first
+from operators import FusedRun, Operator, peek_first
 from rx_backend.context import RequestContext
 from rx_backend.errors import Unknown, as_backend_error
 
@@ -22,7 +23,7 @@ __all__ = ("ResponseStream",)
 T_co = TypeVar("T_co", covariant=True)
 
 
-class ResponseStream(PeekableRun[T_co], Generic[T_co]):
+class ResponseStream(FusedRun[T_co], Generic[T_co]):
     """
     One request's items: an async iterator, an async context manager, and an Observable.
 
@@ -44,11 +45,14 @@ class ResponseStream(PeekableRun[T_co], Generic[T_co]):
         operators: Sequence[Operator[Any, Any]],
         *,
         context: RequestContext,
-        enter: Callable[..., Any],
-        on_end: Callable[[], None] | None,
+        own_context: contextvars.Context | None = None,
+        scope: object = None,
+        on_end: Callable[[bool], None] | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(source, operators, enter=enter, on_end=on_end, loop=loop)
+        super().__init__(
+            source, operators, own_context=own_context, scope=scope, on_end=on_end, loop=loop
+        )
         self.context = context
         self._has_subscriber = False
         self._is_unwanted = False
@@ -192,7 +196,7 @@ class ResponseStream(PeekableRun[T_co], Generic[T_co]):
             self.close()
 
     def _begin_to_push(self, pushing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._release.loop.create_task(pushing)
+        task = self.event_loop.create_task(pushing)
         _pushing.add(task)
         task.add_done_callback(_pushing.discard)
         return task

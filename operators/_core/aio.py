@@ -16,7 +16,7 @@ from operators._core.aio_operator import (
 )
 from operators._core.aio_subscription import AioSubscription, Disposes, Observes, SubscribesAsync
 from operators._core.foreign import ForeignSegment
-from operators._core.release import begin_task
+from operators._core.tasks import start_task
 
 __all__ = ("AioOperator", "AioSegment", "is_aio_operator")
 
@@ -207,7 +207,7 @@ class AioSegment(ForeignSegment):
         self._leave_source()
         if self._pump is not None:
             self._pump.cancel()
-        task = begin_task(self._release(), self._loop, None)
+        task = start_task(self._release(), self._loop, None)
         if task is not None:
             self._closing = task
             _closing.add(task)

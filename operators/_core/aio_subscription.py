@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from operators._core.failures import without_message
+from operators._core.failures import redacted_exc_info
 
 __all__ = ("AioSubscription", "Disposes", "Observes", "SubscribesAsync")
 
@@ -139,7 +139,7 @@ class AioSubscription:
             await self.run(disposable.dispose_async())
         except Exception as error:
             _log.error(
-                "disposing of an asynchronous subscription failed", exc_info=without_message(error)
+                "disposing of an asynchronous subscription failed", exc_info=redacted_exc_info(error)
             )
 
     # Steps of the operator's code.

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import operator
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from functools import partial
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 import reactivex
 from reactivex import Observable
 
 from operators._core.aio import AioOperator, AioSegment, is_aio_operator
-from operators._core.fusion import Enter, FusedRun, context_of
+from operators._core.fusion import FusedRun
 from operators._core.operator import NotAnOperator, Operator, PullingOperator
-from operators._core.pulled import PulledSegment
-from operators._core.release import Release, Segment
 from operators._core.rx import RxOperator, RxSegment, applied
+from operators._core.segment import Segment, close_quietly
+from operators._core.tasks import start_task
 
-__all__ = ("AnyOperator", "check_operators", "fuse")
+__all__ = ("AnyOperator", "Plan", "fuse", "plan_of")
 
 AnyOperator: TypeAlias = Operator[Any, Any] | RxOperator | AioOperator
 """What may stand in a pipeline's list."""
@@ -26,54 +26,76 @@ AnyOperator: TypeAlias = Operator[Any, Any] | RxOperator | AioOperator
 R = TypeVar("R", bound=FusedRun[Any])
 
 
-class CheckedOperators(tuple["AnyOperator", ...]):  # noqa: SLOT001 - a tuple can't have any
+class SegmentFactory(Protocol):
+    """Makes the part behind a run, for one stream."""
+
+    def __call__(
+        self, before: FusedRun[Any], scope: Any, context: contextvars.Context | None, /
+    ) -> Segment:
+        """Make it."""
+        ...
+
+
+class Plan:
     """
-    Operators that were checked once, so that nobody has to check them again.
+    A list of operators, checked and cut into parts, once for all streams.
+
+    Args:
+        operators: Operators of any kind, in order.
+        where: What the list is called, for errors.
 
     Attributes:
-        apart: The places of those that stand between runs: not ours, or pulling for themselves.
-    """
-
-    apart: list[int]
-
-
-def check_operators(operators: Iterable[object]) -> CheckedOperators:
-    """
-    Return *operators* as a tuple when they may all stand in a pipeline.
+        operators: The same.
+        runs: What is fused; one more than there are segments.
+        segments: What stands between two runs.
 
     Raises:
-        NotAnOperator: Names the first that can't.
+        NotAnOperator: Names the first that is no operator.
     """
-    if type(operators) is CheckedOperators:
-        return operators
-    checked: CheckedOperators = CheckedOperators(cast("Iterable[AnyOperator]", operators))
-    checked.apart = []
-    for place, item in enumerate(checked):
-        if type(item) is not Operator and _stands_apart(place, item):
-            checked.apart.append(place)
-    return checked
+
+    __slots__ = ("operators", "runs", "segments")
+
+    def __init__(self, operators: Iterable[object], where: str = "pipeline") -> None:
+        self.operators: tuple[AnyOperator, ...] = tuple(cast("Iterable[AnyOperator]", operators))
+        self.runs: list[tuple[Operator[Any, Any], ...]] = []
+        self.segments: list[SegmentFactory] = []
+        begin = 0
+        for place, item in enumerate(self.operators):
+            segment = _segment(f"{where}[{place}]", item)
+            if segment is not None:
+                self.runs.append(cast("tuple[Operator[Any, Any], ...]", self.operators[begin:place]))
+                self.segments.append(segment)
+                begin = place + 1
+        self.runs.append(cast("tuple[Operator[Any, Any], ...]", self.operators[begin:]))
+
+
+def plan_of(operators: Iterable[object], where: str = "pipeline") -> Plan:
+    """Return the plan of a list; a plan comes back as it is."""
+    return operators if isinstance(operators, Plan) else Plan(operators, where)
 
 
 def fuse(
     source: AsyncIterator[Any],
-    operators: Iterable[AnyOperator],
+    operators: Iterable[AnyOperator] | Plan,
     *,
-    enter: Enter = operator.call,
-    on_end: Callable[[], None] | None = None,
+    own_context: contextvars.Context | None = None,
+    scope: object = None,
+    on_end: Callable[[bool], None] | None = None,
     stream: Callable[..., R] = FusedRun[Any],
 ) -> R:
     """
     Make one pulled stream of a source and a list of operators.
 
-    Neighbouring operators of ours become one loop, asynchronous steps included; one that pulls for
-    itself, and one of ``reactivex`` or ``aioreactive``, stands between loops; what the latter mean
-    for the pull is told in ``docs/architecture.md``, and shown by :meth:`OperatorList.draw`.
+    Neighbouring operators of ours become one loop; one that pulls for itself, and those of
+    ``reactivex`` or ``aioreactive``, stand between loops. What the latter mean for the pull is told
+    in ``docs/architecture.md``, and shown by :meth:`Pipeline.draw`.
 
     Args:
         source: An asynchronous iterator; the stream owns it, also when this function raises.
         operators: Operators in order, ours, ``reactivex`` and ``aioreactive`` ones mixed freely.
-        enter: Runs source and operators in a context, as ``contextvars.Context.run`` does.
-        on_end: Called once when the stream made here is released, whichever way it ends.
+        own_context: The context to run source and operators in; the consumer's by default.
+        scope: Handed to operators with a parameter ``scope``.
+        on_end: Called once when the stream is over, with whether it was dropped.
         stream: The class to make.
 
     Raises:
@@ -93,67 +115,57 @@ def fuse(
     [[7], []]
     """
     current = source
-    runs: list[FusedRun[Any]] = []
     try:
-        checked = check_operators(operators)
-        begin = 0
-        if checked.apart and on_end is not None:
-            on_end = _Last(on_end, 1 + len(checked.apart))
-        for place in checked.apart:
-            ours = cast("Sequence[Operator[Any, Any]]", checked[begin:place])
-            before = enter(
-                partial(FusedRun[Any], context=context_of(enter), on_end=on_end), current, ours
-            )
-            current = before
-            runs.append(before)
-            current = enter(_segment, before, checked[place], place, context_of(enter))
-            begin = place + 1
-        return enter(partial(stream, current, checked[begin:], enter=enter, on_end=on_end))
-    except BaseException as error:
-        for run in runs:
-            enter(run.abandon, error)
-        enter(Release(current, None))
+        plan = plan_of(operators)
+        if plan.segments:
+            enter = operator.call if own_context is None else own_context.run
+            for group, segment in zip(plan.runs, plan.segments, strict=False):
+                before = enter(_inner_run, current, group, own_context, scope)
+                current = before
+                current = enter(segment, before, scope, own_context)
+        return stream(
+            current, plan.runs[-1], own_context=own_context, scope=scope, on_end=on_end
+        )
+    except BaseException:
+        _close(current, own_context)
         raise
 
 
-class _Last:
-    """Calls a function when it was called for every part: one may outlive those behind it."""
-
-    __slots__ = ("_function", "_left")
-
-    def __init__(self, function: Callable[[], None], parts: int) -> None:
-        self._function = function
-        self._left = parts
-
-    def __call__(self) -> None:
-        self._left -= 1
-        if not self._left:
-            self._function()
+def _inner_run(
+    source: AsyncIterator[Any],
+    operators: Sequence[Operator[Any, Any]],
+    own_context: contextvars.Context | None,
+    scope: object,
+) -> FusedRun[Any]:
+    return FusedRun(source, operators, own_context=own_context, enters=False, scope=scope)
 
 
-def _segment(
-    before: FusedRun[Any], item: AnyOperator, place: int, context: contextvars.Context | None
-) -> Segment:
-    """A part that is not fused with the run before it."""
+def _close(source: AsyncIterator[Any], own_context: contextvars.Context | None) -> None:
+    if isinstance(source, Segment):
+        source.close()
+    elif hasattr(source, "aclose"):
+        closing = close_quietly(source, "closing the source of a stream failed")
+        start_task(closing, asyncio.get_running_loop(), own_context)
+
+
+def _segment(where: str, item: object) -> SegmentFactory | None:
+    """Check what stands at a place of a list; return its segment, None if it is fused."""
     if isinstance(item, PullingOperator):
-        return PulledSegment(before, cast("PullingOperator[Any, Any]", item).generate)
-    if is_aio_operator(item):
-        return AioSegment(before, cast("AioOperator", item), f"pipeline[{place}]", context)
-    return RxSegment(before, cast("RxOperator", item), f"pipeline[{place}]", context)
-
-
-def _stands_apart(place: int, item: object) -> bool:
-    """Check one that is no plain operator of ours; gives whether it stands between runs."""
+        pulling = cast("PullingOperator[Any, Any]", item)
+        return lambda before, scope, _context: pulling.segment(before, scope)
     if isinstance(item, Operator):
-        return isinstance(item, PullingOperator)
+        return None
     if not callable(item):
         raise NotAnOperator(
-            f"pipeline[{place}] is no operator: expected one of ours, of reactivex or of aioreactive, "
+            f"{where} is no operator: expected one of ours, of reactivex or of aioreactive, "
             f"got {type(item).__name__} {item!r}"
         )
-    if not is_aio_operator(item):
-        applied(cast("RxOperator", item), _NEVER, f"pipeline[{place}]")
-    return True
+    if is_aio_operator(item):
+        aio = cast("AioOperator", item)
+        return lambda before, _scope, context: AioSegment(before, aio, where, context)
+    rx = cast("RxOperator", item)
+    applied(rx, _NEVER, where)
+    return lambda before, _scope, context: RxSegment(before, rx, where, context)
 
 
 _NEVER: Observable[Any] = reactivex.never()

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from operators._core.failures import without_message
+from operators._core.failures import add_operator_note, drop_top_frame, redacted_exc_info
 from operators._core.stage import (
-    Awaited,
+    Callbacks,
     Completed,
     Condition,
-    Emission,
-    Hooks,
-    SetupFailed,
     Stage,
+    StageResult,
     Step,
 )
 
 if TYPE_CHECKING:
     from operators._core.stage import AnyStage
 
-__all__ = ("READY", "Chain", "Starter", "blame", "leave_frame")
-
-READY = object()
-"""What a loop yields for an item that is in its chain's slot."""
+__all__ = ("Chain", "StageFactory")
 
 
-class Starter(Protocol):
+class StageFactory(Protocol):
     """What a chain makes a stage from."""
 
     @property
@@ -36,8 +31,8 @@ class Starter(Protocol):
         """Shown in errors."""
         ...
 
-    def start(self) -> Stage[Any, Any] | Hooks[Any, Any] | Awaited[Any, Any]:
-        """Make a new stage."""
+    def start(self, scope: Any) -> Stage[Any, Any] | Callbacks[Any, Any] | None:
+        """Make a new stage; None where there is nothing to do."""
         ...
 
 
@@ -50,61 +45,61 @@ class Chain:
     callers guarantee it, and no lock is taken.
 
     Args:
-        starters: The operators; an asynchronous one ends the chain, and those behind it are left.
+        factories: The operators.
+        scope: Handed to operators that ask for the scope of the stream.
 
     Attributes:
-        link: The asynchronous step that stands behind the chain.
-        steps: One callable per stage for its next item; None where the stage stepped aside.
+        steps: One callable per stage for its next item; None where no item visits.
         conditions: For each stage which items visit it; None for all.
-        reshaped: One of the two changed since the flag was last cleared.
+        reshaped: Whether one of the two changed since the flag was last cleared.
         out: Items that came out by any other way than one for one, in order.
-        ended: Nothing comes in any more: completed, failed or closed.
+        has_ended: Whether nothing comes in any more: completed, failed or closed.
         error: What the stream failed with, once it has ended.
-        item: The slot in which the fused loop hands over an item.
+        ended_by: The operator that ended the stream before its source did; None where none did.
     """
 
     __slots__ = (
+        "_factories",
         "_is_last",
-        "_names",
+        "_scope",
         "_stages",
         "conditions",
-        "ended",
+        "has_ended",
+        "ended_by",
         "error",
-        "item",
-        "link",
         "out",
         "reshaped",
         "steps",
     )
 
-    def __init__(self, starters: Iterable[Starter]) -> None:
-        names: list[str] = []
-        stages: list[AnyStage] = []
-        steps: list[Step | None] = []
-        conditions: list[Condition | None] = []
-        self._names, self._stages = names, stages
+    def __init__(self, factories: Sequence[StageFactory], scope: Any = None) -> None:
+        self._factories = factories
+        self._scope = scope
+        self._stages: list[AnyStage] = []
         self._is_last = False
-        self.steps, self.conditions = steps, conditions
+        self.steps: list[Step | None] = []
+        self.conditions: list[Condition | None] = []
         self.reshaped = False
         self.out: list[Any] = []
         self.error: BaseException | None = None
-        self.ended = False
-        self.item: Any = None
-        self.link: Awaited[Any, Any] | None = None
+        self.has_ended = False
+        self.ended_by: str | None = None
+        self._start()
+
+    def _start(self) -> None:
+        """Start the stages, in order."""
+        stages, steps, conditions = self._stages, self.steps, self.conditions
         returned: tuple[int, Any] | None = None
+        place = 0
         try:
-            for place, starter in enumerate(starters):
-                names.append(starter.name)
-                body = starter.start()
-                if isinstance(body, Hooks):
+            for place, factory in enumerate(self._factories):
+                body = factory.start(self._scope)
+                if body is None or type(body) is Callbacks:
                     stages.append(body)
-                    steps.append(body.step)
-                    conditions.append(body.condition)
+                    steps.append(None if body is None else body.step)
+                    conditions.append(None if body is None else body.condition)
                     continue
-                if isinstance(body, Awaited):
-                    self.link = body
-                    break
-                stage = _generator(starter, body)
+                stage = _generator(factory, body)
                 stages.append(stage)
                 steps.append(stage.send)
                 conditions.append(None)
@@ -112,16 +107,15 @@ class Chain:
                     first = next(stage)
                 except StopIteration as stop:
                     first = stop.value
-                    if type(first) is not Emission or not first.steps_aside:
+                    if type(first) is not StageResult or not first.detaches:
                         returned = place, first
                         continue
-                if type(first) is Emission:
-                    self._visit(place, first)
+                if type(first) is StageResult:
+                    self._apply(place, first)
         except BaseException as error:
-            if names:
-                blame(error, names[-1])
+            self._blame(error, place)
             self.steps.clear()
-            self.abandon(error)
+            self.close_stages()
             raise
         if returned is not None:
             place, value = returned
@@ -142,35 +136,34 @@ class Chain:
                     self.reshaped = True
                 item = step(item)
             except BaseException as error:
-                leave_frame(error)
+                drop_top_frame(error)
                 self.interrupted(error, here)
                 return
-            if type(item) is Emission:
+            if item is None or type(item) is StageResult:
                 self.emitted(here, item)
                 return
         self.out.append(item)
 
-    def push_last(self, item: Any, place: int = 0) -> None:
+    def push_last(self, item: Any, place: int = 0, ended_by: str | None = None) -> None:
         """Send the stream's last item through the stages from *place* on, and complete them."""
         self._is_last = True
         self.push(item, place)
-        self.complete(place)
+        self.complete(place, ended_by)
 
-    @property
-    def link_name(self) -> str:
-        """The name of the asynchronous step behind the chain."""
-        return self._names[-1]
-
-    def emitted(self, place: int, emission: Emission) -> None:
-        """Take what the stage at *place* yielded by :func:`emit`, :func:`bypass`, :func:`apply`."""
-        if emission.ends:
+    def emitted(self, place: int, result: StageResult | None) -> None:
+        """Take what the stage at *place* returned for an item, where that is no item."""
+        if result is None:
+            wrong = TypeError("expected an item to hand out, got None; emit() hands out nothing")
+            self.interrupted(wrong, place)
+            return
+        if result.ends:
             self._end_before(place)
             self._close(place, place + 1)
-            self._returned(place, emission)
+            self._returned(place, result)
             return
-        self._visit(place, emission)
-        for item in emission.items:
-            if self.ended:
+        self._apply(place, result)
+        for item in result.items:
+            if self.has_ended:
                 return
             self.push(item, place + 1)
 
@@ -187,53 +180,58 @@ class Chain:
             isinstance(error, StopIteration)
             and isinstance(stage, GeneratorType)
             and stage.gi_frame is None
-            and getattr(self.steps[place], "__self__", None) is stage
         )
         value = error.value if isinstance(error, StopIteration) else None
-        if has_returned and type(value) is Emission and value.steps_aside:
+        if has_returned and type(value) is StageResult and value.detaches:
             self.emitted(place, value)
             return
         self._end_before(place)
         if has_returned:
             self._returned(place, value)
             return
-        blame(error, self._names[place])
+        self._blame(error, place)
         self._close(place, place + 1)
         self.fail(error, place + 1)
 
     def _end_before(self, place: int) -> None:
-        """A stage ended the stream: end the ones before it."""
+        """End the stages before *place*, whose operator ended the stream."""
         if self._is_last:
-            # The source was through already, so for them this is no drop.
+            # The source had completed already, so for them this is no drop.
             for here in range(place):
                 self._throw(here, Completed())
         else:
             self._close(0, place)
 
     def leave(self, place: int) -> None:
-        """No more items visit the stage at *place*; the loop knows already."""
+        """Note that no more items visit the stage at *place*; the loop knows already."""
         self.steps[place] = None
 
-    def complete(self, place: int = 0) -> None:
-        """The source is through: tell the stages from *place* on, in order."""
-        if self.ended:
+    def complete(self, place: int = 0, ended_by: str | None = None) -> None:
+        """Complete the stages from *place* on, in order."""
+        if self.has_ended:
             return
+        signal = None
         for here in range(place, len(self._stages)):
             stage = self._stages[here]
-            if stage is None or (isinstance(stage, Hooks) and stage.on_end is None):
+            if stage is None:
                 continue
-            raised, words = self._throw(here, Completed())
+            if type(stage) is Callbacks and stage.on_end is None and stage.on_complete is None:
+                continue
+            if signal is None:
+                signal = Completed(ended_by)
+            raised, words = self._throw(here, signal)
             if raised is None:
-                self._returned(here, words)
+                self._returned(here, words, ended_by)
                 return
             if type(raised) is not Completed:
                 self.fail(raised, here + 1)
                 return
-        self.ended = True
+        self.has_ended = True
+        self.ended_by = ended_by
 
     def fail(self, error: BaseException, place: int = 0) -> None:
-        """The source failed: tell the stages from *place* on; one of them may turn it into items."""
-        if self.ended:
+        """Fail the stages from *place* on; one of them may turn the failure into items."""
+        if self.has_ended:
             return
         for here in range(place, len(self._stages)):
             if not isinstance(error, Exception):
@@ -244,54 +242,40 @@ class Chain:
                 return
             error = raised
         else:
-            self.ended = True
+            self.has_ended = True
             self.error = error
             return
         # Cancellation and the like are a drop, never an item (row S6).
-        self.close()
+        self.close_stages()
         self.error = error
 
-    def close(self) -> None:
+    def close_stages(self) -> None:
         """
-        Drop: every stage that still lives is closed, in order. Idempotent.
+        Close every stage that still lives, in order: a drop. Idempotent.
 
         A stage that is running at this moment (it dropped its own stream) stays open; the caller
-        closes again when the step is through.
+        closes again when the step has ended.
         """
-        self.ended = True
+        self.has_ended = True
         self._close(0, len(self._stages))
 
-    def abandon(self, error: BaseException) -> None:
-        """The set-up of a later stage raised *error*: every stage is told, whatever it says to it."""
-        if isinstance(error, Exception):
-            failure = SetupFailed(repr(error))
-            for here in range(len(self._stages)):
-                self._throw(here, failure)
-        self.close()
-        self.error = error
-
-    def drop(self) -> None:
-        """Close, and forget what has not been handed out."""
-        self.out.clear()
-        self.close()
-
-    def _visit(self, place: int, emission: Emission) -> None:
-        """Take what an emission says of who visits the stage from now on."""
-        if emission.steps_aside:
-            self.steps[place] = emission.step
-            self.conditions[place] = None
+    def _apply(self, place: int, result: StageResult) -> None:
+        """Apply what a result says of who visits the stage from now on."""
+        if result.detaches:
+            self.steps[place] = self.conditions[place] = None
             self.reshaped = True
-        elif emission.condition is not None:
-            self.conditions[place] = emission.condition
+        elif result.condition is not None:
+            self.conditions[place] = result.condition
             self.reshaped = True
 
     def _throw(self, here: int, signal: BaseException) -> tuple[BaseException | None, Any]:
-        """Raise *signal* at a stage's yield; gives the exception that goes on, or last words."""
+        """Raise *signal* at a stage's yield; return the exception that goes on, or last items."""
         stage = self._stages[here]
         if stage is None:
             return signal, None
-        if isinstance(stage, Hooks):
-            return self._end_hooks(here, stage, signal)
+        if type(stage) is Callbacks:
+            return self._end_callbacks(here, stage, signal)
+        assert isinstance(stage, GeneratorType)  # noqa: S101 - for the type checker
         if stage.gi_frame is None:
             return signal, None
         traceback = signal.__traceback__
@@ -303,88 +287,86 @@ class Chain:
             if raised is signal:
                 raised.__traceback__ = traceback
             else:
-                leave_frame(raised)
-                blame(raised, self._names[here])
+                drop_top_frame(raised)
+                self._blame(raised, here)
             return raised, None
         self._close(here, here + 1)
         return None, words
 
-    def _end_hooks(
-        self, here: int, hooks: Hooks[Any, Any], signal: BaseException
+    def _end_callbacks(
+        self, here: int, callbacks: Callbacks[Any, Any], signal: BaseException
     ) -> tuple[BaseException | None, Any]:
         self._stages[here] = None
         failure = signal if isinstance(signal, Exception) else None
         try:
-            if hooks.on_end is not None:
-                hooks.on_end(failure, False)
-            if failure is not None and hooks.on_error is not None:
-                return None, hooks.on_error(failure)
+            if callbacks.on_end is not None:
+                callbacks.on_end(failure, False)
+            if failure is not None and callbacks.on_error is not None:
+                return None, callbacks.on_error(failure)
+            if callbacks.on_complete is not None and type(signal) is Completed:
+                words = callbacks.on_complete(signal.ended_by)
+                if words is not None:
+                    return None, words
         except BaseException as raised:
-            leave_frame(raised)
-            blame(raised, self._names[here])
+            drop_top_frame(raised)
+            self._blame(raised, here)
             return raised, None
         return signal, None
 
-    def _returned(self, place: int, value: Any) -> None:
-        """The stage at *place* ended the stream, with last items or without."""
-        items = value.items if type(value) is Emission else () if value is None else (value,)
-        error = value.error if type(value) is Emission else None
+    def _returned(self, place: int, value: Any, ended_by: str | None = None) -> None:
+        """End the stages behind *place*, whose stage ended the stream with these last items."""
+        items = value.items if type(value) is StageResult else () if value is None else (value,)
+        error = value.error if type(value) is StageResult else None
+        if not self._is_last and ended_by is None:
+            ended_by = self._factories[place].name
         for item in items[:-1] if error is None else items:
-            if not self.ended:
+            if not self.has_ended:
                 self.push(item, place + 1)
-        if self.ended:
+        if self.has_ended:
             return
         if error is not None:
             self.fail(error, place + 1)
         elif items:
-            self.push_last(items[-1], place + 1)
+            self.push_last(items[-1], place + 1, ended_by)
         else:
-            self.complete(place + 1)
+            self.complete(place + 1, ended_by)
 
     def _close(self, place: int, end: int) -> None:
+        interrupt: BaseException | None = None
         for here in range(place, end):
             stage = self._stages[here]
             if stage is None:
                 continue
             try:
-                if isinstance(stage, Hooks):
+                if type(stage) is Callbacks:
                     self._stages[here] = None
                     if stage.on_end is not None:
                         stage.on_end(None, True)
-                elif not stage.gi_running:
-                    stage.close()
+                else:
+                    generator = cast("GeneratorType[Any, Any, Any]", stage)
+                    if not generator.gi_running:
+                        generator.close()
             except Exception as error:
                 # A failing release must not keep the other stages from theirs.
                 _log.error(
                     "operator %s failed while it was closed",
-                    self._names[here],
-                    exc_info=without_message(error),
+                    self._factories[here].name,
+                    exc_info=redacted_exc_info(error),
                 )
+            except BaseException as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+    def _blame(self, error: BaseException, place: int) -> None:
+        """Say which operator raised *error*: in a note on it, and to the scope."""
+        add_operator_note(error, self._factories[place].name, self._scope)
 
 
-def leave_frame(error: BaseException) -> None:
-    """
-    Take the frame that caught *error* out of its traceback.
-
-    That frame, or one that called it, holds the error: a cycle that only the garbage collector
-    would free, for every stream.
-    """
-    if error.__traceback__ is not None:
-        error.__traceback__ = error.__traceback__.tb_next
-
-
-def blame(error: BaseException, name: str) -> None:
-    """Note on *error* which operator raised it: a traceback shows it, and texts stay as they are."""
-    if isinstance(error, Exception):
-        note = f"raised by the operator {name}"
-        if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
-
-
-def _generator(starter: Starter, stage: object) -> GeneratorType[Any, Any, Any]:
+def _generator(factory: StageFactory, stage: object) -> GeneratorType[Any, Any, Any]:
     if not isinstance(stage, GeneratorType):
         raise TypeError(
-            f"{starter.name}: an operator's body is a generator, or gives Hooks or Awaited; "
+            f"{factory.name}: expected the body of an operator to be a generator, "
             f"got {type(stage).__name__}"
         )
     return cast("GeneratorType[Any, Any, Any]", stage)

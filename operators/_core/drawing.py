@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from operators._core.aio_operator import answers_within_asend, is_aio_operator
-from operators._core.assemble import AnyOperator, check_operators
+from operators._core.assemble import AnyOperator, plan_of
 from operators._core.naming import name_of
 from operators._core.operator import Operator, PullingOperator
 from operators._core.rx import answers_at_once
@@ -21,7 +21,7 @@ _DETACHED = "detached: a task pulls for it"
 
 def drawn(operators: Sequence[AnyOperator]) -> str:
     """Draw a list of operators, from the engine down to the consumer."""
-    check_operators(operators)
+    plan_of(operators)
     width = max((len(name_of(operator)) for operator in operators), default=0) + 2
     lines = ["engine", "  |"]
     for is_fused, group in groupby(operators, _is_fused):
@@ -44,7 +44,7 @@ def _remark(operator: Any) -> str:
     if isinstance(operator, PullingOperator):
         return "pulls for itself"
     if isinstance(operator, Operator):
-        return "awaited" if operator.awaits else ""
+        return ""
     if is_aio_operator(operator):
         return f"aioreactive, {_FED if answers_within_asend(operator) else _DETACHED}"
     return f"reactivex, {_FED if answers_at_once(operator) else _DETACHED}"

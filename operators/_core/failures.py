@@ -1,18 +1,22 @@
-"""What is logged of a failure that nobody can be told of."""
+"""Exceptions on their way: what is noted on them, logged of them, and kept out of both."""
 
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-__all__ = ("drop_top_frame", "without_message")
+__all__ = ("SourceCancelled", "add_operator_note", "drop_top_frame", "redacted_exc_info")
 
 ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
 
 
-def without_message(error: BaseException) -> ExcInfo:
+class SourceCancelled(RuntimeError):
+    """A source raised ``CancelledError`` or ``GeneratorExit`` although nobody had cancelled it."""
+
+
+def redacted_exc_info(error: BaseException) -> ExcInfo:
     """
-    Give *error* as logging takes it, with its class and traceback and without its message.
+    Return *error* as logging takes it, with its class and traceback and without its message.
 
     An engine's message may hold a prompt or generated text, which belong in no log.
 
@@ -20,7 +24,7 @@ def without_message(error: BaseException) -> ExcInfo:
     >>> try:
     ...     int("what somebody wrote")
     ... except ValueError as error:
-    ...     traceback.format_exception_only(*without_message(error)[:2])[-1].strip()
+    ...     traceback.format_exception_only(*redacted_exc_info(error)[:2])[-1].strip()
     'ValueError'
     """
     kind: type[BaseException] = type(error)
@@ -40,3 +44,19 @@ def drop_top_frame(error: BaseException) -> None:
     """
     if error.__traceback__ is not None:
         error.__traceback__ = error.__traceback__.tb_next
+
+
+def add_operator_note(error: BaseException, name: str, scope: Any = None) -> None:
+    """
+    Note on *error* which operator raised it, once, and tell the scope (row O4).
+
+    A traceback shows the note, and texts stay as they are.
+    """
+    if not isinstance(error, Exception):
+        return
+    note = f"raised by the operator {name}"
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+        report = getattr(scope, "operator_failed", None)
+        if report is not None:
+            report(name, error)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Awaitable
 from typing import Any
 
-from operators._core.release import Segment
+from operators._core.segment import Segment
 
 __all__ = ("ForeignSegment",)
 
@@ -56,6 +56,13 @@ class ForeignSegment(Segment):
         self._demand = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def ended_by(self) -> str | None:
+        return None
+
+    def drop(self) -> None:
+        self._source.drop()
 
     @property
     def ended(self) -> bool:

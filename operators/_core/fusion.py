@@ -5,37 +5,37 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import logging
 import operator
 import types
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
-from operators._core.chain import READY, Starter
-from operators._core.links import link_up
-from operators._core.loop import METHOD, Gives, Visit, compiled, leftovers
-from operators._core.pulled import PulledSegment
-from operators._core.release import Release, Segment
-
-__all__ = ("Enter", "FusedRun", "context_of")
-
-B = TypeVar("B", covariant=True)
-
-_NEXT_TURN = object()
+from operators._core.chain import Chain, StageFactory
+from operators._core.failures import SourceCancelled, drop_top_frame, redacted_exc_info
+from operators._core.loop import READY, Visit, compiled
+from operators._core.segment import Segment, close_quietly, first_pull
+from operators._core.stage import Callbacks
+from operators._core.tasks import start_task
 
 if TYPE_CHECKING:
     from operators._core.loop import Loop
 
-_Pull = Callable[[], Any]
+__all__ = ("FusedRun",)
+
+B = TypeVar("B", covariant=True)
+
+# The states of a run. IDLE is 0, so that a pull asks for it by a truth test.
+_IDLE: Final = 0
+_WAITING: Final = 1  # a pull waits for the source
+_UNWINDING: Final = 2  # it was dropped while it waited, and the pull has not ended yet
+_OVER: Final = 3  # the source is closed, or being closed
+_PUT_BACK: Final = 4  # items that were put back come first
+
+_RETURNED = object()
 
 
-class Enter(Protocol):
-    """Calls a function in the run's context: ``contextvars.Context.run``, or a plain call."""
-
-    def __call__(self, function: Callable[..., Any], /, *args: Any) -> Any: ...
-
-
-class FusedRun(Segment, Generic[B]):
+class FusedRun(Chain, Segment, Generic[B]):
     """
     A run of operators over an asynchronous source, pulled by its consumer.
 
@@ -46,264 +46,452 @@ class FusedRun(Segment, Generic[B]):
     Args:
         source: Where items come from. Its ``aclose``, if it has one, is called at the end.
         operators: Neighbouring operators, in order.
-        enter: Runs source and operators in a context, as ``contextvars.Context.run`` does.
-            The caller makes the run in there too.
-        context: The context that whoever pulls is in, where *enter* does not say.
-        on_end: Called once when everything else is released.
+        own_context: The context that source and operators run in; None for the consumer's own.
+        enters: Whether the run enters *own_context* for each pull; a part of a stream whose last run
+            does is pulled in it already.
+        scope: Handed to operators that ask for the scope of the stream.
+        on_end: Called once when the run is over, with whether it was dropped.
         loop: The running event loop, for a caller who knows it.
+
+    Attributes:
+        item: The slot in which the loop hands over an item.
+        dropped: Whether it was dropped before its end.
+        is_adopted: Whether an operator behind has taken the run over, and closes it.
+        event_loop: The event loop that the run lives on.
+        raised: The ``id`` of the exception that the run raised to its consumer.
     """
 
     __slots__ = (
         "__weakref__",
-        "_chain",
-        "_dropped",
+        "_baseline",
+        "_closing",
         "_enter",
-        "_loop",
-        "_pull",
-        "_release",
-        "_step",
-        "_waits",
+        "_generator",
+        "_has_cancelled",
+        "_interrupted",
+        "_on_end",
+        "_puller",
+        "_put_back",
+        "_resumed_state",
+        "_send",
+        "_state",
+        "_unwound",
+        "dropped",
+        "event_loop",
+        "is_adopted",
+        "item",
+        "own_context",
+        "raised",
+        "source",
     )
 
     def __init__(
         self,
         source: AsyncIterator[Any],
-        operators: Sequence[Starter],
+        operators: Sequence[StageFactory],
         *,
-        enter: Enter = operator.call,
-        context: contextvars.Context | None = None,
-        on_end: Callable[[], None] | None = None,
+        own_context: contextvars.Context | None = None,
+        enters: bool = True,
+        scope: Any = None,
+        on_end: Callable[[bool], None] | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self._enter = enter
-        self._waits: Any = None
-        self._dropped = False
-        self._chain = link_up(operators)
+        self.source = source
+        # Asking for the running loop is a system call on some Pythons, dear with many requests.
+        self.event_loop = loop or asyncio.get_running_loop()
         # An empty context is false.
-        own = context_of(enter) if context is None else context
-        self._release = Release(source, on_end, own, loop)
-        if self._chain.ended:
-            self._start(cast("Loop", leftovers(self._chain, self._release)))
+        self.own_context = own_context
+        is_entered = own_context is None or not enters
+        self._enter = operator.call if is_entered else own_context.run
+        self._on_end = on_end
+        self.item: Any = None
+        self.dropped = False
+        self.is_adopted = False
+        self.raised = 0
+        self._puller: asyncio.Task[Any] | None = None
+        self._baseline = 0
+        self._interrupted = False
+        self._has_cancelled = False
+        self._unwound: asyncio.Future[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._put_back: list[Any] | None = None
+        self._resumed_state = _IDLE
+        self._state = _OVER
+        self._enter(super().__init__, operators, scope)
+        if self.has_ended:
+            # An operator returned before it had an item.
+            self._finish()
         else:
-            try:
-                self._fuse()
-            except BaseException:
-                self._chain.close()
-                raise
+            self._state = _IDLE
+            self._begin_loop(is_first=True)
 
-    def _fuse(self) -> None:
-        """Start the loop for the stages that items still visit."""
-        chain, source = self._chain, self._release.source
-        chain.reshaped = False
+    def _begin_loop(self, *, is_first: bool = False) -> None:
+        """Begin the loop for the stages that items still visit."""
+        self.reshaped = False
         arguments: list[Any] = []
         shape: list[Visit] = []
-        for step, condition in zip(chain.steps, chain.conditions, strict=True):
+        for step, condition in zip(self.steps, self.conditions, strict=True):
             if step is None:
                 shape.append(None)
                 continue
             arguments.append(step)
             if condition is None:
-                shape.append(type(step) is METHOD)
+                shape.append(type(step) is types.BuiltinMethodType)
             else:
                 shape.append(condition.expression)
                 arguments += condition.values
-        gives, pull = _pull_of(source)
-        loop = compiled(tuple(shape), gives)
-        self._start(loop(chain, source, pull, self._release, *arguments))
-
-    def _start(self, loop: Loop) -> None:
-        self._loop = loop
-        self._step = self._pull = partial(self._enter, self._loop.send, None)
+        source = self.source
+        tells_end = isinstance(source, Segment)
+        pull = first = _pull_of(source)
+        if is_first and type(source) is types.AsyncGeneratorType:
+            first = _FirstPull(source)
+        loop: Loop = compiled(tuple(shape), tells_end)(self, source, first, pull, *arguments)
+        self._generator = loop
+        self._send = loop.send
 
     @property
     def ended(self) -> bool:
         """Whether the item handed out last was the last one."""
-        chain = self._chain
-        return chain.ended and not chain.out and chain.error is None
-
-    @property
-    def own_context(self) -> contextvars.Context | None:
-        """The context to pull in, for a task or a timer of an operator; None for any."""
-        return self._release.context
+        return self._put_back is None and self.has_ended and not self.out and self.error is None
 
     def __aiter__(self) -> AsyncIterator[B]:
         return self
 
     async def __anext__(self) -> B:
-        while True:
+        while not self._state:
             try:
-                signal = self._pull()
+                signal = self._enter(self._send, None)
                 if signal is READY or await self._wait(signal):
-                    return self._chain.item
+                    return self.item
             except StopIteration:
                 pass
-            # The loop is through: the run has a new shape, failed, or is at its end.
-            chain = self._chain
-            if chain.ended or not chain.reshaped or self._pull is _nothing_more:
+            except GeneratorExit as error:
+                self._enter(self.fail_from_source, error)
+            if self._state:
                 break
-            self._fuse()
-        error, chain.error = chain.error, None
-        if error is None or not _is_cancelled():
-            await self._release.wait()
-        if error is not None and (not self._dropped or _is_cancelled()):
+            if self.has_ended:
+                self._finish()
+            else:
+                self._begin_loop()
+        return await self._after_end()
+
+    async def _after_end(self) -> B:
+        """Hand out what is left when the loop has returned, then raise what the run ended with."""
+        if self._state == _WAITING:
+            raise RuntimeError("the stream is already being pulled by another task")
+        if self._put_back is not None:
+            item = self._put_back.pop(0)
+            if not self._put_back:
+                self._put_back = None
+                self._state = self._resumed_state
+            return item
+        if self.out:
+            item = self.out.pop(0)
+            if self.ended:
+                self._tell_end(dropped=False)
+            return item
+        error, self.error = self.error, None
+        self._tell_end(dropped=not (error is None or isinstance(error, Exception)))
+        if error is None or isinstance(error, Exception):
+            await self.wait_closed()
+        if error is not None:
+            self.raised = id(error)
             try:
                 raise error
             finally:
-                # This frame is in its traceback: holding it here would be a cycle.
+                # This frame is in its traceback: a reference from here would be a cycle.
                 del error
         raise StopAsyncIteration
 
     @types.coroutine
     def _wait(self, signal: Any) -> Generator[Any, Any, bool]:
-        """Pass the source's futures on until an item is there; False when the loop is through."""
-        enter, loop = self._enter, self._loop
-        self._pull = _already_pulled
-        is_told = False
-        try:
-            while signal is not READY:
-                self._waits = _NEXT_TURN if signal is None else signal
-                try:
-                    yield signal
-                except GeneratorExit:
-                    self._abandon()
-                    raise
-                except BaseException as error:
-                    if self._dropped and isinstance(error, asyncio.CancelledError):
-                        is_told = True
-                    signal = enter(loop.throw, error)
-                else:
-                    if self._dropped and not is_told:
-                        is_told = True
-                        signal = enter(loop.throw, asyncio.CancelledError())
-                    else:
-                        signal = self._step()
-        except StopIteration:
-            return False
-        finally:
-            self._waits = None
-            self._pull = self._step
-        if self._dropped:
-            self.close()
-            return False
-        return True
-
-    def _abandon(self) -> None:
-        """The coroutine that waits in a pull was closed: unwind the pull without it."""
-        self._dropped = True
-        try:
-            signal = self._enter(self._loop.throw, asyncio.CancelledError())
-        except StopIteration:
-            pass
+        """Pass on the futures that the step waits for; return whether an item came of it."""
+        self._state = _WAITING
+        task = self._puller = asyncio.current_task(self.event_loop)
+        self._baseline = 0 if task is None else task.cancelling()
+        while signal is not READY and signal is not _RETURNED:
+            try:
+                yield signal
+            except GeneratorExit:
+                self._abandon_pull()
+                raise
+            except BaseException as error:
+                if isinstance(error, asyncio.CancelledError) and not self._interrupted:
+                    self._interrupt(interrupted=True)
+                signal = self._advance(self._generator.throw, error)
+            else:
+                signal = self._advance(self._send, None)
+            if task is not None and self._interrupted and task.cancelling() <= self._baseline:
+                self._interrupt(interrupted=False)
+            if self._state == _UNWINDING and not self._interrupted and not self._has_cancelled:
+                # It was closed while something else unwound that has been caught since.
+                self._cancel_pull()
+        self._puller = None
+        is_cancelled = self._is_cancelled(task)
+        if self._state == _UNWINDING:
+            self._end_unwinding()
+        elif is_cancelled:
+            # Whatever the engine made of it, the consumer's cancellation is a drop (rows S6, S7).
+            self._state = _IDLE
+            self._drop()
         else:
-            if signal is not READY:
-                self._release.go_on(self._loop, signal)
-        self._chain.error = None
+            self._state = _IDLE
+            if self._interrupted:
+                self._interrupt(interrupted=False)
+        if is_cancelled:
+            raise asyncio.CancelledError
+        return signal is READY and not self.dropped
+
+    def _advance(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        try:
+            return self._enter(function, argument)
+        except StopIteration:
+            return _RETURNED
+        except GeneratorExit as error:
+            self._enter(self.fail_from_source, error)
+            return _RETURNED
+
+    def _is_cancelled(self, task: asyncio.Task[Any] | None) -> bool:
+        """Return whether the consumer was cancelled; what an engine cancels and catches is not it."""
+        if task is None:
+            return self._interrupted and not self.dropped
+        if self._has_cancelled:
+            task.uncancel()
+        return self._interrupted and task.cancelling() > self._baseline
+
+    def _interrupt(self, *, interrupted: bool) -> None:
+        """Tell the stages that a cancellation is on its way through the pull, or did not drop it."""
+        self._interrupted = interrupted
+        for stage in self._stages:
+            if type(stage) is Callbacks and stage.on_interrupt is not None:
+                stage.on_interrupt(interrupted)
+
+    def complete(self, place: int = 0, ended_by: str | None = None) -> None:
+        """Complete the stages from *place* on, in order."""
+        super().complete(place, ended_by or self._source_ended_by())
+
+    def push_last(self, item: Any, place: int = 0, ended_by: str | None = None) -> None:
+        """Send the stream's last item through the stages from *place* on, and complete them."""
+        super().push_last(item, place, ended_by or self._source_ended_by())
+
+    def _source_ended_by(self) -> str | None:
+        source = self.source
+        return source.ended_by if isinstance(source, Segment) else None
+
+    def fail_from_source(self, error: BaseException) -> None:
+        """Fail the stages with what the source raised; its own cancellation is a failure (S6)."""
+        if self.dropped:
+            if isinstance(error, Exception):
+                _log.error("a dropped source failed", exc_info=redacted_exc_info(error))
+            return
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            task = self._puller
+            was_cancelled = self._interrupted and (
+                task is None or task.cancelling() > self._baseline
+            )
+            if not was_cancelled:
+                cause, error = error, SourceCancelled(f"the source raised {type(error).__name__}")
+                error.__cause__ = cause
+        drop_top_frame(error)
+        self.fail(error)
+
+    def put_back(self, items: Iterable[B]) -> None:  # type: ignore[misc]
+        """
+        Have *items* handed out, in order, before anything else; not while a pull is under way.
+
+        A drop forgets them, and one that came before does too. Once they are out, they cost nothing
+        any more.
+        """
+        items = list(items)
+        if self.dropped or not items:
+            return
+        if self._put_back is None:
+            self._resumed_state = self._state
+            self._state = _PUT_BACK
+        self._put_back = [*items, *(self._put_back or ())]
+
+    # Ends and drops.
+
+    def drop(self) -> None:
+        """Close the stages, here and in front, and forget what was not handed out."""
+        if self._state == _OVER:
+            return
+        self.dropped = True
+        self.out.clear()
+        self.error = None
+        self._enter(self._drop_stages)
+
+    def _drop_stages(self) -> None:
+        self.close_stages()
+        if isinstance(self.source, Segment):
+            self.source.drop()
 
     def close(self) -> None:
         """
         Drop the run without waiting: everything is released, once (row S7).
 
-        A pull that another task waits in ends there without an item. What the source's ``aclose``
-        really waits for goes on in a task of its own; :meth:`aclose` waits for that too.
+        A pull that another task waits in ends there without an item. What closing the source waits
+        for goes on in a task; :meth:`aclose` waits for that too.
         """
-        if self._release.done:
+        if self._state == _OVER:
+            self.out.clear()
+            self.error = None
+            self._tell_end(dropped=True)
             return
-        if self._loop.gi_running:
+        if self._generator.gi_running:
             # An operator or the engine drops its own stream: let the step end first.
-            self._pull = _nothing_more
-            self._release.loop.call_soon(self.close)
-        elif self._waits is not None:
-            # The pull unwinds in the task that waits in it; once, since the unwinding may wait too.
-            if not self._dropped:
-                self._dropped = True
-                cancel = getattr(self._waits, "cancel", None)
-                if cancel is not None:
-                    cancel()
-        else:
-            self._dropped = True
-            self._enter(self._chain.drop)
-            self._loop.close()
-            self._enter(self._release)
+            self.event_loop.call_soon(self.close)
+        elif self._state == _WAITING:
+            self._state = _UNWINDING
+            self.drop()
+            self._tell_end(dropped=True)
+            self._cancel_pull()
+        elif self._state == _IDLE:
+            self._drop()
 
-    def abandon(self, error: BaseException) -> None:
-        """The set-up of an operator behind the run raised *error*: tell its stages of that."""
-        self._chain.abandon(error)
+    def _cancel_pull(self) -> None:
+        task = self._puller
+        if task is None:
+            self._unwind_pull()
+        elif task.cancelling() <= self._baseline:
+            # As asyncio.timeout does; a second one would cut the engine's clean-up short.
+            self._has_cancelled = True
+            task.cancel()
 
-    def detach(self, enter: Enter | None = None) -> FusedRun[B]:
-        """
-        Take what is left of this run as a run of its own, which nobody else closes.
+    def _drop(self) -> None:
+        self.drop()
+        self._generator.close()
+        self._tell_end(dropped=True)
+        self._finish()
 
-        For an operator that lets its source go on when it is dropped. This run is over by that.
+    def _finish(self) -> None:
+        """Release the source; what is in ``out`` is still to be handed out."""
+        self._state = _OVER
+        if self.ended:
+            self._tell_end(dropped=False)
+        self._close_source()
 
-        Args:
-            enter: Runs what is left in another context; by default it stays where it was.
+    def _tell_end(self, *, dropped: bool) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is None:
+            return
+        try:
+            on_end(dropped)
+        except Exception as error:
+            _log.error("the callback at the end of a stream failed", exc_info=redacted_exc_info(error))
 
-        Raises:
-            RuntimeError: The run is being pulled.
-        """
-        if self._waits is not None or self._loop.gi_running:
-            raise RuntimeError("a run can't be detached while it is being pulled")
-        run = cast("FusedRun[B]", FusedRun.__new__(FusedRun))
-        for slot in FusedRun.__slots__[1:]:
-            setattr(run, slot, getattr(self, slot))
-        if enter is not None:
-            run._enter = enter
-            run._release.context = context_of(enter)
-        run._start(run._loop)
-        self._chain = _NO_CHAIN
-        self._release = Release.over(run._release.loop)
-        self._start(cast("Loop", leftovers(self._chain, self._release)))
-        return run
+    def _close_source(self) -> None:
+        source, loop = self.source, self.event_loop
+        if isinstance(source, Segment):
+            source.close()
+        elif hasattr(source, "aclose"):
+            if not loop.is_running():
+                self._enter(_close_now, source)
+            else:
+                self._closing = start_task(close_quietly(source, _FAILED), loop, self.own_context)
+
+    def _abandon_pull(self) -> None:
+        """Unwind a pull whose coroutine was closed: by a task, since it may have to wait."""
+        self._puller = None
+        if self._state == _WAITING:
+            self._state = _UNWINDING
+            self.drop()
+            self._tell_end(dropped=True)
+        self._unwind_pull()
+
+    def _unwind_pull(self) -> None:
+        """Cancel the step that nobody waits for any more, and let a task wait for what it waits for."""
+        signal = self._advance(self._generator.throw, asyncio.CancelledError())
+        if signal is READY or signal is _RETURNED:
+            self._end_unwinding()
+        elif not self.event_loop.is_closed():
+            self._closing = start_task(
+                self._unwind(signal), self.event_loop, self.own_context
+            )
+
+    async def _unwind(self, signal: Any) -> None:
+        self._enter = operator.call
+        try:
+            await self._pass_on(signal)
+        finally:
+            self._end_unwinding()
+
+    @types.coroutine
+    def _pass_on(self, signal: Any) -> Generator[Any, Any, None]:
+        while signal is not READY and signal is not _RETURNED:
+            try:
+                yield signal
+            except BaseException as error:
+                signal = self._advance(self._generator.throw, error)
+            else:
+                signal = self._advance(self._send, None)
+
+    def _end_unwinding(self) -> None:
+        self.drop()
+        self._generator.close()
+        self._tell_end(dropped=True)
+        self._finish()
+        if self._unwound is not None and not self._unwound.done():
+            self._unwound.set_result(None)
+
+    async def wait_closed(self) -> None:
+        """Wait until everything is released; being cancelled here does not disturb the release."""
+        if self._state == _UNWINDING:
+            if self._unwound is None:
+                self._unwound = self.event_loop.create_future()
+            await asyncio.shield(self._unwound)
+        if isinstance(self.source, Segment):
+            await self.source.aclose()
+        elif self._closing is not None and not self._closing.done():
+            await asyncio.wait([self._closing])
 
     async def aclose(self) -> None:
         """Drop the run, and wait until everything is released."""
         self.close()
-        await self._release.wait()
+        await self.wait_closed()
 
     def __del__(self) -> None:
-        release = getattr(self, "_release", None)
-        if release is None or release.done or not hasattr(self, "_loop"):
+        if getattr(self, "_state", _OVER) == _OVER:
             return
-        if release.is_elsewhere():
-            release.loop.call_soon_threadsafe(self.close)
+        if self.event_loop.is_running():
+            # The collector may call this in the middle of anything, in any thread.
+            self.event_loop.call_soon_threadsafe(self.close)
         else:
             self.close()
 
 
-def _pull_of(source: AsyncIterator[Any]) -> tuple[Gives, _Pull]:
-    """What the source gives, and the function that gives the next of it, to be delegated to."""
-    if isinstance(source, types.AsyncGeneratorType):
-        return Gives.ITEMS, source.__anext__
-    if isinstance(source, PulledSegment):
-        return Gives.ENDS if source.is_aside else Gives.EMISSIONS, source.pull
-    gives = Gives.ENDS if isinstance(source, Segment) else Gives.ITEMS
-    if inspect.iscoroutinefunction(source.__anext__):
-        return gives, source.__anext__
+class _FirstPull:
+    """The first pull of an asynchronous generator."""
+
+    __slots__ = ("_generator",)
+
+    def __init__(self, generator: types.AsyncGeneratorType[Any, None]) -> None:
+        self._generator = generator
+
+    def __call__(self) -> Any:
+        return first_pull(self._generator)
+
+
+def _pull_of(source: AsyncIterator[Any]) -> Callable[[], Any]:
+    """Return the function that returns the next of *source*, to be delegated to."""
+    if type(source) is types.AsyncGeneratorType or inspect.iscoroutinefunction(source.__anext__):
+        return source.__anext__
 
     async def pull() -> Any:
         return await anext(source)
 
-    return gives, pull
+    return pull
 
 
-def context_of(enter: Enter) -> contextvars.Context | None:
-    """A bound ``run`` says which context it is of."""
-    context = getattr(enter, "__self__", None)
-    return context if isinstance(context, contextvars.Context) else None
+def _close_now(source: AsyncIterator[Any]) -> None:
+    """Close a source whose event loop does not run: what needs no waiting is still done."""
+    closing = close_quietly(source, _FAILED)
+    try:
+        closing.send(None)
+    except StopIteration:
+        return
+    closing.close()
 
 
-# What a run that was detached from has instead of stages.
-_NO_CHAIN = link_up(())
-
-
-def _nothing_more() -> Any:
-    raise StopIteration
-
-
-def _already_pulled() -> Any:
-    raise RuntimeError("the stream is already being pulled by another task")
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+_FAILED: Final = "closing the source of a stream failed"
+_log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from reactivex import Observable, abc
 
 from operators._core.aio_subscription import AioSubscription, SubscribesAsync
 from operators._core.loop_scheduler import LoopScheduler
-from operators._core.release import begin_task
+from operators._core.tasks import start_task
 
 __all__ = ("AioInbox", "Inbox", "RxInbox")
 
@@ -203,7 +203,7 @@ class AioInbox(Inbox):
         self._subscription = AioSubscription(loop, self._end)
         # It may send and wait for us before it is through with subscribing.
         subscribing = self._subscribe(observable, self._subscription)
-        self._subscribing = begin_task(subscribing, loop, None)
+        self._subscribing = start_task(subscribing, loop, None)
 
     async def _subscribe(
         self, observable: SubscribesAsync[Any], subscription: AioSubscription
@@ -243,7 +243,7 @@ class AioInbox(Inbox):
         if self._subscribing is not None:
             # A task that is cancelled before its first step would not run at all.
             loop.call_soon(self._subscribing.cancel)
-        self._closing = begin_task(self._release(), loop, None)
+        self._closing = start_task(self._release(), loop, None)
         if self._closing is not None:
             _closing.add(self._closing)
             self._closing.add_done_callback(_closing.discard)

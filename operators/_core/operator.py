@@ -5,25 +5,52 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from types import MappingProxyType
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
+from typing import Any, Concatenate, Final, Generic, Literal, ParamSpec, TypeAlias, TypeVar, overload
 
 from reactivex import Observable, abc
 
+from operators._core.arguments import check_arguments
 from operators._core.fusion import FusedRun
 from operators._core.plain import subscribe_here, subscribe_in_task
-from operators._core.pulled import PulledSegment
-from operators._core.stage import Awaited, Emission, Hooks, Stage
+from operators._core.segment import PulledSegment
+from operators._core.stage import Callbacks, Stage, StageResult
 
-__all__ = ("NotAnOperator", "Operator", "PullingOperator", "operator", "pulling", "stateless")
+__all__ = (
+    "SCOPE",
+    "NotAnOperator",
+    "Operator",
+    "PullingOperator",
+    "Takes",
+    "callbacks",
+    "operator",
+    "pulling",
+)
 
 A = TypeVar("A")
 B = TypeVar("B")
 P = ParamSpec("P")
 
+Takes: TypeAlias = Literal["chunks", "items", "anything"]
+"""What an operator takes: an engine's chunks, annotated items, or anything (row O1)."""
+
+
+class _Scope:
+    """Stands for the scope of a stream until there is one."""
+
+    def __repr__(self) -> str:
+        return "SCOPE"
+
+
+SCOPE: Final[Any] = _Scope()
+"""
+The default of an operator's parameter ``scope``: filled in when its stage starts.
+
+In a pipeline of ``rx_backend`` that is the request's ``RequestScope``.
+"""
+
 
 class NotAnOperator(TypeError, ValueError):
-    """A pipeline's list holds something that is no operator; names the place and the value."""
+    """A pipeline holds what is no operator, or what can't stand there; names the place."""
 
 
 class Operator(Generic[A, B]):
@@ -34,40 +61,47 @@ class Operator(Generic[A, B]):
     starts its own body.
 
     Args:
-        function: Gives the operator's body.
+        function: Returns the operator's body.
         args: Its arguments.
         kwargs: Its arguments by name.
-        body: What *function* gives, where that has no state and serves every stream.
+        takes: What items it is made for.
 
     Attributes:
         name: Shown in errors and in ``repr``.
+        takes: What items it is made for.
     """
 
-    __slots__ = ("_args", "_body", "_function", "_kwargs", "name")
+    __slots__ = ("_args", "_asks_for_scope", "_function", "_kwargs", "name", "takes")
 
     def __init__(
         self,
         function: Callable[..., Any],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] = MappingProxyType({}),
-        body: Hooks[A, B] | Awaited[A, B] | None = None,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        takes: Takes = "anything",
     ) -> None:
         self._function = function
         self._args = args
         self._kwargs = kwargs
-        self._body = body
+        self._asks_for_scope = "scope" in _parameters(function) and "scope" not in kwargs
         self.name = function.__name__
+        self.takes: Takes = takes
 
-    @property
-    def awaits(self) -> bool:
-        """Whether it is an asynchronous step: awaited for each item, within its fused run."""
-        return isinstance(self._body, Awaited)
+    def start(self, scope: Any) -> _Body[A, B]:
+        """Make a new stage; *scope* is None where there is none."""
+        return self._function(*self._args, **self._with_scope(scope))
 
-    def start(self) -> Stage[A, B] | Hooks[A, B] | Awaited[A, B]:
-        """Make a new stage."""
-        if self._body is not None:
-            return self._body
-        return self._function(*self._args, **self._kwargs)
+    def _with_scope(self, scope: Any) -> Mapping[str, Any]:
+        if not self._asks_for_scope:
+            return self._kwargs
+        if scope is None:
+            if _parameters(self._function)["scope"].default is SCOPE:
+                raise TypeError(
+                    f"{self.name} needs the scope of a request: put it into the pipeline of an "
+                    "adapter, or give it one by scope=..."
+                )
+            return self._kwargs
+        return {**self._kwargs, "scope": scope}
 
     def __repr__(self) -> str:
         arguments = [repr(value) for value in self._args]
@@ -75,23 +109,28 @@ class Operator(Generic[A, B]):
         return f"{self.name}({', '.join(arguments)})"
 
     def __call__(self, source: Observable[A]) -> Observable[B]:
-        """
-        Apply the operator to an Observable, as in ``source.pipe(operator)``.
-
-        An asynchronous one runs in a task of the event loop that runs when it is subscribed to.
-        """
+        """Apply the operator to an Observable, as in ``source.pipe(operator)``."""
 
         def subscribe(
             observer: abc.ObserverBase[B], scheduler: abc.SchedulerBase | None = None
         ) -> abc.DisposableBase:
-            if self.awaits:
-                return subscribe_in_task(self._run, source, observer, scheduler)
             return subscribe_here(self, source, observer, scheduler)
 
         return Observable(subscribe)
 
-    def _run(self, source: AsyncIterator[Any]) -> FusedRun[B]:
-        return FusedRun(source, [self])
+
+class SharedOperator(Operator[A, B]):
+    """An operator whose body has no state, and serves every stream."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._body = super().start(None)
+
+    def start(self, scope: Any) -> _Body[A, B]:
+        """Return the body."""
+        return self._body
 
 
 class PullingOperator(Operator[A, B]):
@@ -99,9 +138,16 @@ class PullingOperator(Operator[A, B]):
 
     __slots__ = ()
 
-    def generate(self, source: FusedRun[A]) -> AsyncGenerator[B]:
+    def generate(self, source: FusedRun[A], scope: Any) -> AsyncGenerator[B]:
         """Make a new generator."""
-        return self._function(source, *self._args, **self._kwargs)
+        return self._function(source, *self._args, **self._with_scope(scope))
+
+    def segment(self, source: FusedRun[A], scope: Any) -> PulledSegment:
+        """Make the part of a pipeline that stands behind *source*."""
+        return PulledSegment(source, functools.partial(self._begin, scope), self.name, scope)
+
+    def _begin(self, scope: Any, source: FusedRun[A]) -> AsyncGenerator[B]:
+        return self.generate(source, scope)
 
     def __call__(self, source: Observable[A]) -> Observable[B]:
         """Apply the operator to an Observable, in a task of the running event loop."""
@@ -114,24 +160,48 @@ class PullingOperator(Operator[A, B]):
         return Observable(subscribe)
 
     def _run(self, source: AsyncIterator[Any]) -> FusedRun[B]:
-        return FusedRun(PulledSegment(FusedRun(source, []), self.generate), [])
+        return FusedRun(self.segment(FusedRun(source, []), None), [])
+
+
+
+
+_Body: TypeAlias = Stage[A, B] | Callbacks[A, B] | None
+
+
+class _Decorator:
+    """What ``@operator(takes=...)`` returns."""
+
+    def __init__(self, takes: Takes) -> None:
+        self._takes: Takes = takes
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[FusedRun[A], P], AsyncIterator[B | StageResult]]
+    ) -> Callable[P, Operator[A, B]]: ...
+    @overload
+    def __call__(self, function: Callable[P, Stage[A, B]]) -> Callable[P, Operator[A, B]]: ...
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Operator[Any, Any]]:
+        return _made(function, self._takes)
 
 
 @overload
 def operator(
-    function: Callable[Concatenate[FusedRun[A], P], AsyncIterator[B | Emission]],
+    function: Callable[Concatenate[FusedRun[A], P], AsyncIterator[B | StageResult]], /
 ) -> Callable[P, Operator[A, B]]: ...
 @overload
+def operator(function: Callable[P, Stage[A, B]], /) -> Callable[P, Operator[A, B]]: ...
+@overload
+def operator(*, takes: Takes) -> _Decorator: ...
 def operator(
-    function: Callable[P, Stage[A, B] | Hooks[A, B]],
-) -> Callable[P, Operator[A, B]]: ...
-def operator(function: Callable[..., Any]) -> Callable[..., Operator[Any, Any]]:
+    function: Callable[..., Any] | None = None, /, *, takes: Takes = "anything"
+) -> Callable[..., Any]:
     """
     Turn a generator function, or an asynchronous generator function, into an operator.
 
-    The function's arguments are the operator's. Its body runs anew for every subscription, so its
-    local variables are the operator's state, and what comes before its first ``yield`` is set-up.
-    It receives an item at ``yield`` and yields what comes out::
+    The function's arguments are the operator's; they are checked against its signature when the
+    operator is made. Its body runs anew for every stream, so its local variables are the operator's
+    state, and what comes before its first ``yield`` is set-up. It receives an item at ``yield`` and
+    yields what comes out::
 
         item = yield            # the first item
         while True:
@@ -139,21 +209,12 @@ def operator(function: Callable[..., Any]) -> Callable[..., Operator[Any, Any]]:
 
     - ``yield out`` hands out one item, and ``yield emit(a, b)`` several, ``yield emit()`` none.
     - ``return out`` (or ``return``) ends the stream, with ``out`` (or nothing) as its last item.
-    - The end arrives at the ``yield``: as :class:`Completed` when the source is through, as the
+    - The end arrives at the ``yield``: as :class:`Completed` when the source has completed, as the
       source's exception when it failed, as ``GeneratorExit`` when the stream was dropped or an
       operator behind ended it. What is yielded or returned there still goes out, as the last item,
       and a failure ends there; ``finally`` releases in all cases.
-
-    An operator that has nothing to do for most items says so, and costs them next to nothing. These
-    may be yielded before the first item too, without an ``out``:
-
-    - ``yield bypass(out)`` hands out ``out`` and steps aside: later items don't visit it, but the
-      end still arrives here. ``return bypass(out)`` steps aside for good.
-    - ``yield apply(function, out)`` does the same, and sends later items through *function*.
-    - ``yield visit_if(condition, out)``: of later items only those visit for which *condition*, an
-      expression over ``item``, is true.
-
-    A function that gives :class:`Hooks` instead of being a generator is cheaper still.
+    - ``yield detach(out)`` hands out ``out`` and leaves the path of the items: later ones don't
+      visit it, at no cost, but the end still arrives here.
 
     An operator that has to do with time or with the pull itself is an asynchronous generator over
     its source, which is its first argument; the operator's arguments are the others::
@@ -161,11 +222,16 @@ def operator(function: Callable[..., Any]) -> Callable[..., Operator[Any, Any]]:
         async for item in source:
             yield item
 
-    It is no longer fused with its neighbours, and costs a few calls per item. Source and generator
-    are closed at the end, however it comes. Besides pulling it, the generator may ``close()`` its
-    source at any moment, also while it waits for it: the pull then ends without an item. ``yield
-    last(item)`` hands out the last item and says so; ``yield bypass(item)`` steps aside, so that
-    later items come from the source at once.
+    It stands apart from its neighbours, and costs a few calls per item. Source and generator are
+    closed at the end, however it comes. Besides pulling it, the generator may ``close()`` its
+    source at any moment, also while it waits for it: the pull then ends without an item.
+
+    A parameter ``scope`` is filled in when the stage starts: ``scope: RequestScope = SCOPE``.
+
+    Args:
+        function: The function.
+        takes: What the operator takes: ``chunks`` of an engine, annotated ``items``, or
+            ``anything``.
 
     >>> import reactivex
     >>> @operator
@@ -179,53 +245,75 @@ def operator(function: Callable[..., Any]) -> Callable[..., Operator[Any, Any]]:
     3
     5
     """
-    if inspect.isasyncgenfunction(function):
-        return pulling(function)
+    return _Decorator(takes) if function is None else _made(function, takes)
 
-    @functools.wraps(function)
-    def make(*args: Any, **kwargs: Any) -> Operator[Any, Any]:
-        return Operator(function, args, kwargs)
 
-    return make
+def callbacks(
+    *, takes: Takes = "anything", shared: bool = False
+) -> Callable[[Callable[P, _Body[A, B]]], Callable[P, Operator[A, B]]]:
+    """
+    Turn a function that returns a body into an operator, for the library's own.
+
+    It may return :class:`Callbacks`, a generator, or None where there is nothing to do.
+
+    Args:
+        takes: As for :func:`operator`.
+        shared: Whether the callbacks have no state: the function runs once, when the operator is
+            made, and what it returns serves every stream.
+    """
+
+    def decorate(function: Callable[P, _Body[A, B]]) -> Callable[P, Operator[A, B]]:
+        return _made(function, takes, SharedOperator if shared else Operator)
+
+    return decorate
 
 
 def pulling(
-    function: Callable[Concatenate[FusedRun[A], P], AsyncIterator[B]],
+    function: Callable[Concatenate[FusedRun[A], P], AsyncIterator[B]], takes: Takes = "anything"
 ) -> Callable[P, Operator[A, B]]:
-    """Like :func:`operator` for an asynchronous generator; *function* may give any iterator."""
+    """Like :func:`operator` for an asynchronous generator; *function* may return any iterator."""
+    return _made(function, takes, PullingOperator)
+
+
+def _made(
+    function: Callable[..., Any], takes: Takes, kind: type[Operator[Any, Any]] | None = None
+) -> Callable[..., Operator[Any, Any]]:
+    """Return the function that makes the operator of a body."""
+    if kind is None:
+        kind = PullingOperator if inspect.isasyncgenfunction(function) else Operator
+        if kind is Operator and inspect.iscoroutinefunction(function):
+            hint = ", or map_async" if inspect.iscoroutinefunction(function) else ""
+            raise TypeError(
+                f"operator: expected a generator or an asynchronous generator function{hint}, "
+                f"got {function!r}"
+            )
+    operands = _without_source(function) if kind is PullingOperator else function
 
     @functools.wraps(function)
-    def make(*args: P.args, **kwargs: P.kwargs) -> Operator[A, B]:
-        return PullingOperator(function, args, kwargs)
+    def make(*args: Any, **kwargs: Any) -> Operator[Any, Any]:
+        check_arguments(operands, *args, **kwargs)
+        return kind(function, args, kwargs, takes)
 
-    # The source is no argument of the operator.
+    make.__signature__ = inspect.signature(operands)  # type: ignore[attr-defined]
+    return make
+
+
+def _without_source(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function with the operator's own signature: the source is no argument of it."""
+
+    @functools.wraps(function)
+    def operands(*args: Any, **kwargs: Any) -> None: ...
+
     signature = inspect.signature(function)
-    arguments = list(signature.parameters.values())[1:]
-    cast("Any", make).__signature__ = signature.replace(parameters=arguments)
-    return make
+    parameters = list(signature.parameters.values())[1:]
+    operands.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return operands
 
 
-def stateless(
-    function: Callable[P, Hooks[A, B] | Awaited[A, B]],
-) -> Callable[P, Operator[A, B]]:
-    """
-    Turn a function that gives :class:`Hooks` without state, or :class:`Awaited`, into an operator.
+@functools.cache
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
 
-    Like :func:`operator`, but the function runs once, when the operator is made, and what it gives
-    serves every stream: setting one up costs next to nothing.
 
-    >>> import reactivex
-    >>> from operators import Hooks
-    >>> @stateless
-    ... def doubled():
-    ...     return Hooks(lambda item: item * 2)
-    >>> _ = reactivex.of(1, 2).pipe(doubled()).subscribe(print)
-    2
-    4
-    """
-
-    @functools.wraps(function)
-    def make(*args: P.args, **kwargs: P.kwargs) -> Operator[A, B]:
-        return Operator(function, args, kwargs, function(*args, **kwargs))
-
-    return make
+def stateless(function):
+    return _made(function, "anything", SharedOperator)

@@ -9,16 +9,17 @@ from typing import Any
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable, SingleAssignmentDisposable
 
-from operators._core.chain import Chain, Starter, leave_frame
+from operators._core.chain import Chain, StageFactory
+from operators._core.failures import drop_top_frame
 from operators._core.fusion import FusedRun
 from operators._core.sources import ObservableSource
-from operators._core.stage import Emission
+from operators._core.stage import StageResult
 
 __all__ = ("push_all", "subscribe_here", "subscribe_in_task")
 
 
 def subscribe_here(
-    operator: Starter,
+    operator: StageFactory,
     source: Observable[Any],
     observer: abc.ObserverBase[Any],
     scheduler: abc.SchedulerBase | None,
@@ -76,7 +77,7 @@ class _Subscription:
 
     __slots__ = ("_chain", "_observer", "_upstream")
 
-    def __init__(self, operator: Starter, observer: abc.ObserverBase[Any]) -> None:
+    def __init__(self, operator: StageFactory, observer: abc.ObserverBase[Any]) -> None:
         self._observer = observer
         self._chain = Chain([operator])
         self._upstream = SingleAssignmentDisposable()
@@ -84,7 +85,7 @@ class _Subscription:
     def run(
         self, source: Observable[Any], scheduler: abc.SchedulerBase | None
     ) -> abc.DisposableBase:
-        if self._chain.ended:
+        if self._chain.has_ended:
             # It returned before its first yield.
             self._deliver()
             return Disposable()
@@ -95,7 +96,7 @@ class _Subscription:
 
     def _next(self, item: Any) -> None:
         chain = self._chain
-        if chain.ended:
+        if chain.has_ended:
             return
         step, condition = chain.steps[0], chain.conditions[0]
         try:
@@ -104,32 +105,32 @@ class _Subscription:
                     chain.steps[0] = None
                 item = step(item)
         except BaseException as error:
-            leave_frame(error)
+            drop_top_frame(error)
             chain.interrupted(error, 0)
         else:
-            if chain.ended:
+            if chain.has_ended:
                 # Disposed from within its own step.
-                chain.close()
+                chain.close_stages()
                 return
-            if type(item) is not Emission:
+            if item is not None and type(item) is not StageResult:
                 self._observer.on_next(item)
                 return
             chain.emitted(0, item)
         self._deliver()
 
     def _error(self, error: Exception) -> None:
-        if not self._chain.ended:
+        if not self._chain.has_ended:
             self._chain.fail(error)
             self._deliver()
 
     def _completed(self) -> None:
-        if not self._chain.ended:
+        if not self._chain.has_ended:
             self._chain.complete()
             self._deliver()
 
     def _deliver(self) -> None:
         chain = self._chain
-        ended = chain.ended
+        ended = chain.has_ended
         if ended:
             self._upstream.dispose()
         while chain.out:
@@ -146,5 +147,5 @@ class _Subscription:
 
     def _dispose(self) -> None:
         self._chain.out.clear()
-        self._chain.close()
+        self._chain.close_stages()
         self._upstream.dispose()

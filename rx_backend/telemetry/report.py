@@ -5,18 +5,19 @@ from __future__ import annotations
 from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
-from operators import AbortStep, Outcome, TokenTimes
+from operators import AbortStep, BufferOverflow, DeadlineExpired, Outcome, TokenTimes
 from operators import span_names as names
 from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError
+from rx_backend.logger import describe, get_logger
 from rx_backend.telemetry import request_span
 from rx_backend.telemetry.metrics import Labels, ServerMetrics
 from rx_backend.telemetry.request_log import RequestLog
 
-__all__ = ("RequestReport",)
+__all__ = ("RequestObserver",)
 
 
-class RequestReport:
+class RequestObserver:
     """
     One request's, from its start to its end.
 
@@ -30,7 +31,7 @@ class RequestReport:
         recording: Whether to write on the span (row P8).
     """
 
-    __slots__ = ("_context", "_labels", "_log", "_metrics", "_span", "_times", "_writes_events")
+    __slots__ = ("_context", "_labels", "_log", "_metrics", "_span", "_writes_events", "times")
 
     def __init__(
         self,
@@ -45,16 +46,11 @@ class RequestReport:
     ) -> None:
         self._span = span
         self._context = context
-        self._times = times
+        self.times = times
         self._writes_events = recording
         self._metrics = metrics
         self._labels = labels
         self._log = log
-
-    @property
-    def is_told(self) -> bool:
-        """Whether :meth:`ended` has anybody to tell."""
-        return self._metrics is not None or self._log is not None
 
     @property
     def counts(self) -> bool:
@@ -73,15 +69,15 @@ class RequestReport:
         if self._log is not None:
             self._log.started()
 
-    def first_token(self, _chunk: object) -> None:
+    def first_token(self) -> None:
         """Tell that the first token is there."""
         if self._log is not None:
-            self._log.first_token(self._times)
+            self._log.first_token(self.times)
 
     def abort_step(self, step: AbortStep) -> None:
         """Tell what happened to the request's abort."""
         if self._writes_events:
-            request_span.record_abort(self._span, self._times, step)
+            request_span.record_abort(self._span, self.times, step)
         if self._metrics is not None:
             self._metrics.abort(self._labels, step)
         if self._log is not None:
@@ -110,6 +106,18 @@ class RequestReport:
             return {}
         return {names.QUEUE_MS: round(queued_s * 1000.0, 2), names.TIME_IN_QUEUE: queued_s}
 
+    def operator_failed(self, name: str, error: Exception) -> None:
+        """Log an operator that raised, once, with the place it was raised at (row O4)."""
+        if isinstance(error, BackendError | DeadlineExpired | BufferOverflow):
+            # These are meant: a refused chunk, a deadline that has passed.
+            return
+        _log.error(
+            "operator failed",
+            request_id=self._context.id,
+            operator=name,
+            **describe(error),
+        )
+
     def failed_setup(self, error: BackendError) -> None:
         """There is no stream: the engine's set-up failed (row P4)."""
         request_span.record_failed_setup(self._span, error)
@@ -127,3 +135,6 @@ class RequestReport:
             self._metrics.closed(self._labels)
         if self._log is not None:
             self._log.dropped_setup()
+
+
+_log = get_logger(__name__)

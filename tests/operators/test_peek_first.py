@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators import PeekableRun, fuse, peek_first, until_terminal
+from operators import FusedRun, fuse, peek_first, until_terminal
 from rx_backend.testing import run_virtual
 from tests.operators._help import (
     Engine,
@@ -51,8 +51,8 @@ class Failed:
         return "error"
 
 
-def peekable(engine: Engine, *operators: Any) -> PeekableRun[Any]:
-    return fuse(engine(), operators, stream=PeekableRun[Any])
+def peekable(engine: Engine, *operators: Any) -> FusedRun[Any]:
+    return fuse(engine(), operators, stream=FusedRun[Any])
 
 
 @pytest.mark.rows("S1", "S4")

@@ -1,0 +1,154 @@
+"""Arguments of operators, checked when an operator is made."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, cast
+
+__all__ = ("AtLeast", "Seconds", "check_arguments")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class AtLeast:
+    """
+    A bound for a number, in a signature: ``limit: Annotated[int, AtLeast(1)]``.
+
+    Args:
+        bound: The lowest value, or with *above* the highest that is too low.
+        above: Whether *bound* itself is too low.
+        unit: What is counted, for the error.
+    """
+
+    def __init__(self, bound: float, unit: str = "", *, above: bool = False) -> None:
+        self.bound = bound
+        self.unit = unit
+        self.above = above
+
+    def __str__(self) -> str:
+        how = "more than" if self.above else "at least"
+        return f"{how} {self.bound} {self.unit}".strip()
+
+    def admits(self, value: float) -> bool:
+        """Return whether *value* is finite and in bounds."""
+        return math.isfinite(value) and (
+            value > self.bound if self.above else value >= self.bound
+        )
+
+
+Seconds: TypeAlias = Annotated[float, AtLeast(0, "seconds", above=True)]
+"""A positive number of seconds."""
+
+
+def check_arguments(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+    """
+    Check an operator's arguments against its signature and the types in it.
+
+    Numbers, texts, flags, literals and functions are checked, with the bounds that `AtLeast` sets;
+    any other type is left to the type checker.
+
+    Raises:
+        TypeError: An argument is missing, unknown, or of another type.
+        ValueError: A number is out of bounds, or a literal none of those allowed.
+    """
+    signature, hints = _described(function)
+    name = function.__name__
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from None
+    for option, value in bound.arguments.items():
+        parameter = signature.parameters[option]
+        hint = hints.get(option)
+        if hint is None or value is parameter.default:
+            continue
+        if parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
+            continue
+        _check(f"{name}: {option}", hint, value)
+
+
+@functools.cache
+def _described(function: Callable[..., object]) -> tuple[inspect.Signature, Mapping[str, Any]]:
+    signature = inspect.signature(function)
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError, AttributeError):
+        # Names that exist for the type checker only.
+        hints = {}
+    return signature, hints
+
+
+def _check(where: str, hint: Any, value: object) -> None:
+    wanted = _alternatives(hint)
+    if wanted is None or any(_fits(each, value) for each in wanted):
+        return
+    expected = " or ".join(dict.fromkeys(_described_type(each) for each in wanted))
+    is_literal = any(typing.get_origin(each) is Literal for each in wanted)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    has_bounds = any(typing.get_origin(each) is Annotated for each in wanted)
+    kind = ValueError if is_literal or (has_bounds and is_number) else TypeError
+    raise kind(f"{where}: expected {expected}, got {value!r}")
+
+
+def _alternatives(hint: Any) -> list[Any] | None:
+    """Return the members of a union that can all be checked; None where one can't be."""
+    if typing.get_origin(hint) in {typing.Union, types.UnionType}:
+        members = [_alternatives(each) for each in typing.get_args(hint)]
+        if any(each is None for each in members):
+            return None
+        return [each for member in members for each in cast("list[Any]", member)]
+    base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    origin = typing.get_origin(base)
+    is_known = base in _CHECKED or origin is Literal or _is_callable(base)
+    return [hint] if is_known else None
+
+
+def _is_callable(hint: Any) -> bool:
+    return typing.get_origin(hint) is Callable or typing.get_origin(hint) is _CALLABLE
+
+
+def _fits(hint: Any, value: object) -> bool:
+    if typing.get_origin(hint) is Annotated:
+        base, *notes = typing.get_args(hint)
+        bounds = [note for note in notes if isinstance(note, AtLeast)]
+        return _fits(base, value) and all(each.admits(cast("float", value)) for each in bounds)
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if _is_callable(hint):
+        return callable(value)
+    if hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _described_type(hint: Any) -> str:
+    if typing.get_origin(hint) is Annotated:
+        base, *notes = typing.get_args(hint)
+        bounds = ", ".join(str(note) for note in notes if isinstance(note, AtLeast))
+        return f"{_described_type(base)}, {bounds}" if bounds else _described_type(base)
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    if _is_callable(hint):
+        return "a function"
+    return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+_CALLABLE: Any = typing.get_origin(Callable[..., Any])
+_CHECKED: frozenset[Any] = frozenset({int, float, str, bool, type(None)})
+_NAMES: Mapping[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "True or False",
+    type(None): "None",
+}

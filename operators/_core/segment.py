@@ -1,0 +1,199 @@
+"""Parts of an assembled pipeline, and how one that is no run is pulled and closed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from types import AsyncGeneratorType
+from typing import TYPE_CHECKING, Any
+
+from operators._core.failures import add_operator_note, redacted_exc_info
+from operators._core.mailbox import Mailbox
+from operators._core.stage import StageResult
+from operators._core.tasks import start_task
+
+if TYPE_CHECKING:
+    from operators._core.fusion import FusedRun
+
+__all__ = ("PulledSegment", "Segment", "close_quietly", "first_pull")
+
+
+class Segment(AsyncIterator[Any]):
+    """A part of an assembled pipeline, pulled by the part behind it."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def ended(self) -> bool:
+        """Whether the item handed out last was the last one."""
+        ...
+
+    @property
+    @abstractmethod
+    def ended_by(self) -> str | None:
+        """The operator that ended the stream before its source did; None where none did."""
+        ...
+
+    @abstractmethod
+    def drop(self) -> None:
+        """Tell the stages in front that the stream was dropped; :meth:`close` follows."""
+        ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Drop without waiting. Idempotent; not while it is pulled."""
+        ...
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Drop, and wait until everything is released."""
+        ...
+
+
+class PulledSegment(Segment):
+    """
+    An operator that pulls for itself: an asynchronous generator over the part before it.
+
+    When the source has ended, the generator is run on until it has ended too, or has yielded once
+    more: so the last item is known to be the last when it is handed out (row P6a).
+
+    Args:
+        source: The part before it; closed when the generator has ended.
+        generate: Makes the generator from *source*.
+        name: The operator's name.
+        scope: The scope of the stream.
+    """
+
+    __slots__ = (
+        "_closing",
+        "_generator",
+        "_has_begun",
+        "_items",
+        "_name",
+        "_scope",
+        "_source",
+    )
+
+    def __init__(
+        self,
+        source: FusedRun[Any],
+        generate: Callable[[FusedRun[Any]], AsyncGenerator[Any]],
+        name: str,
+        scope: Any = None,
+    ) -> None:
+        self._source = source
+        self._name = name
+        self._scope = scope
+        self._items: Mailbox[Any] = Mailbox()
+        self._closing: asyncio.Task[None] | None = None
+        self._has_begun = False
+        self._generator = generate(source)
+
+    @property
+    def ended(self) -> bool:
+        return self._items.ended
+
+    @property
+    def ended_by(self) -> str | None:
+        source = self._source
+        return source.ended_by if source.has_ended and not source.dropped else self._name
+
+    async def __anext__(self) -> Any:
+        items = self._items
+        while not items:
+            if items.is_closed:
+                items.raise_end()
+            await self._step()
+            if self._source.ended and len(items) == 1:
+                await self._step()
+        return items.take()
+
+    async def _step(self) -> None:
+        """Resume the generator up to its next yield."""
+        items = self._items
+        try:
+            item = await self._pull()
+        except StopAsyncIteration:
+            items.end()
+        except Exception as error:
+            if id(error) != self._source.raised:
+                add_operator_note(error, self._name, self._scope)
+            items.end(error)
+        else:
+            if type(item) is not StageResult:
+                items.put(item)
+                return
+            for each in item.items:
+                items.put(each)
+            if item.ends or item.error is not None:
+                items.end(item.error)
+                self.close()
+
+    def _pull(self) -> Any:
+        if self._has_begun or not isinstance(self._generator, AsyncGeneratorType):
+            return self._generator.__anext__()
+        self._has_begun = True
+        return first_pull(self._generator)
+
+    def drop(self) -> None:
+        self._items.close()
+        self._source.drop()
+
+    def close(self) -> None:
+        """Close the generator, then its source, in a task."""
+        self.drop()
+        if self._closing is None and not self._source.event_loop.is_closed():
+            self._closing = start_task(
+                self._close(), self._source.event_loop, self._source.own_context
+            )
+
+    async def _close(self) -> None:
+        await close_quietly(self._generator, f"closing the operator {self._name} failed")
+        if not self._source.is_adopted:
+            await self._source.aclose()
+
+    async def aclose(self) -> None:
+        self.close()
+        if self._closing is not None and not self._closing.done():
+            await asyncio.wait([self._closing])
+
+
+def first_pull(generator: AsyncGeneratorType[Any, None]) -> Any:
+    """
+    Make the first pull of a generator whose stream closes it, also when the stream is lost.
+
+    The event loop would close it too when both are lost in one cycle: in another context, and
+    beside us. It still closes it when it shuts down.
+    """
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(firstiter=hooks.firstiter, finalizer=_leave_open)
+    try:
+        return generator.__anext__()
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+
+
+def _leave_open(_: object) -> None: ...
+
+
+async def close_quietly(source: object, failed: str) -> None:
+    """Await the ``aclose`` of *source*, if it has one; log what it raises under *failed*."""
+    aclose = getattr(source, "aclose", None)
+    if aclose is None:
+        return
+    try:
+        await aclose()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        _log.error("%s", failed, exc_info=redacted_exc_info(error))
+
+
+_log = logging.getLogger(__name__)

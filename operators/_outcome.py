@@ -1,0 +1,179 @@
+"""How a stream ended: decided once, where its items are handed out (rows O2, P3 to P6a, P11)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from operators._core.failures import redacted_exc_info
+from operators._raw_chunk import field_of, tokens_in
+from operators.span_names import DROPPED, ERROR_TERMINAL
+from operators.token_times import TokenTimes, worst_reason
+
+__all__ = ("HandedOut", "Outcome", "OutcomeTracker", "error_type_of")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """
+    How a stream ended: of a terminal, an error and a drop exactly one.
+
+    Attributes:
+        finish_reason: Why it ended: the worst of its answers' reasons; None if there was none.
+        error: What the stream failed with; None if it did not.
+        is_cancelled: Whether the request had been asked to stop, or was dropped.
+        times: When its chunks with content came, where that was noted.
+        finish_reasons: The reasons of all answers, by their index.
+        handed_out: How many tokens were handed out, where operators behind the engine's chunks may
+            have taken some away; None where it is what *times* says.
+    """
+
+    finish_reason: Any
+    error: Exception | None
+    is_cancelled: bool
+    times: TokenTimes | None = None
+    finish_reasons: tuple[Any, ...] = ()
+    handed_out: int | None = None
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether it ended before its terminal, without an error (rows P5, P6a)."""
+        return self.finish_reason is None and self.error is None
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it failed, by an error or by a terminal that says so (rows P4, P6)."""
+        return self.error is not None or bool(getattr(self.finish_reason, "is_error", False))
+
+    @property
+    def output_tokens(self) -> int | None:
+        """How many tokens the consumer was handed; None where nothing was counted."""
+        if self.handed_out is not None:
+            return self.handed_out
+        return None if self.times is None else self.times.output_tokens
+
+
+def error_type_of(outcome: Outcome) -> str | None:
+    """
+    Return OpenTelemetry's ``error.type`` of an outcome: one of few texts; None for a good end.
+
+    The class of the error; ``ErrorTerminal`` for a terminal that says so; ``Dropped``.
+    """
+    if outcome.error is not None:
+        return type(outcome.error).__name__
+    if outcome.is_dropped:
+        return DROPPED
+    return ERROR_TERMINAL if outcome.is_error else None
+
+
+class HandedOut:
+    """
+    What the consumer was handed, item by item: for streams with operators on annotated items.
+
+    Attributes:
+        error: The error of the error item.
+        reasons: The finish reasons of the terminals, by the index of their answer.
+        tokens: How many tokens came.
+        is_known: Whether any item was a chunk, an annotated chunk or an error item.
+    """
+
+    __slots__ = ("error", "is_known", "reasons", "tokens")
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.reasons: dict[int, Any] = {}
+        self.tokens = 0
+        self.is_known = False
+
+    def look(self, item: Any) -> Any:
+        """Take note of an item, and return it."""
+        error = getattr(item, "error", None)
+        if isinstance(error, Exception):
+            self.error = error
+            self.is_known = True
+            return item
+        chunk = getattr(item, "data", item)
+        if isinstance(chunk, Mapping) or hasattr(chunk, "token_ids"):
+            self.is_known = True
+            self.tokens += tokens_in(chunk)
+            reason = field_of(chunk, "finish_reason")
+            if reason is not None:
+                index = field_of(chunk, "index")
+                self.reasons.setdefault(index if isinstance(index, int) else 0, reason)
+        return item
+
+
+class OutcomeTracker:
+    """
+    Decides how one stream ended, and tells its observers, once.
+
+    Args:
+        times: The record of the engine's chunks, which the end of their phase fills.
+        is_cancelled: Returns whether the request was asked to stop; called at the end.
+
+    Attributes:
+        failure: What the stream failed with.
+        handed_out: What the consumer was handed, where that may differ from the engine's chunks.
+    """
+
+    __slots__ = ("_is_cancelled", "_observers", "failure", "handed_out", "times")
+
+    def __init__(self, times: TokenTimes, is_cancelled: Callable[[], bool]) -> None:
+        self.times = times
+        self._is_cancelled = is_cancelled
+        self._observers: list[Callable[[Outcome], object]] | None = None
+        self.failure: Exception | None = None
+        self.handed_out: HandedOut | None = None
+
+    def subscribe(self, observer: Callable[[Outcome], object]) -> None:
+        """Have *observer* called with the outcome when the stream is over."""
+        if self._observers is None:
+            self._observers = [observer]
+        else:
+            self._observers.append(observer)
+
+    def has_ended(self) -> bool:
+        """Return whether the consumer was handed the last answer's terminal, or an error item."""
+        handed = self.handed_out
+        if handed is not None and handed.is_known:
+            return handed.error is not None or len(handed.reasons) >= self.times.answers
+        return self.failure is not None or len(self.times.finish_reasons) >= self.times.answers
+
+    def end(self, *, dropped: bool) -> Outcome:
+        """
+        Decide the outcome, and tell the observers.
+
+        Args:
+            dropped: Whether the consumer left before the stream was at its end.
+        """
+        outcome = self._decide(dropped=dropped)
+        observers, self._observers = self._observers, None
+        for observer in observers or ():
+            try:
+                observer(outcome)
+            except Exception as error:
+                # One observer's bug must not keep the outcome from the others.
+                _log.error("an observer of outcomes failed", exc_info=redacted_exc_info(error))
+        return outcome
+
+    def _decide(self, *, dropped: bool) -> Outcome:
+        times, handed = self.times, self.handed_out
+        if handed is not None and not handed.is_known:
+            handed = None
+        tokens = None if handed is None else handed.tokens
+        # Behind what was seen of the items, a drop no longer counts (row P6a).
+        if dropped and not (handed is not None and self.has_ended()):
+            return Outcome(None, None, True, times, handed_out=tokens)
+        failure = self.failure if handed is None or handed.error is None else handed.error
+        if failure is not None:
+            return Outcome(None, failure, self._is_cancelled(), times, handed_out=tokens)
+        reasons = times.finish_reasons if handed is None or not handed.reasons else handed.reasons
+        in_order = tuple(reasons[index] for index in sorted(reasons))
+        return Outcome(
+            worst_reason(in_order), None, self._is_cancelled(), times, in_order, tokens
+        )
+
+
+_log = logging.getLogger(__name__)

@@ -1,0 +1,202 @@
+"""A pipeline as a value: made once, checked, changed by name, drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from operators._core.assemble import AnyOperator, plan_of
+from operators._core.drawing import drawn
+from operators._core.naming import name_of
+from operators._core.operator import NotAnOperator, Operator
+
+__all__ = ("NoSuchOperator", "Pipeline")
+
+
+class NoSuchOperator(LookupError):
+    """A pipeline was to be changed at an operator that it doesn't hold, or holds more than once."""
+
+
+class Pipeline:
+    """
+    The operators of a stream, in two phases, in order.
+
+    First comes what happens to the engine's chunks, then what happens to annotated items; *annotate*
+    stands between the two. A pipeline is immutable: what changes it returns a new one. The same
+    operators may stand in many pipelines and serve many requests at once.
+
+    Args:
+        chunks: The operators on the engine's chunks.
+        items: The operators on annotated items.
+        annotate: Turns chunks into items, and a failure into the last one. Without it, chunks and
+            failures come out as they are, and there are no items.
+
+    Raises:
+        NotAnOperator: Something is no operator, or stands in the wrong phase; names the operator
+            and its place (row O1).
+
+    >>> from reactivex import operators as ops
+    >>> from operators import Pipeline, limit_tokens, trace_link, until_terminal
+    >>> mine = Pipeline([until_terminal(), trace_link(None)])
+    >>> mine.insert_after("until_terminal", limit_tokens(100)).names
+    ['until_terminal', 'limit_tokens', 'trace_link']
+    >>> mine.without("trace_link")
+    Pipeline(chunks=[until_terminal()])
+    """
+
+    __slots__ = ("annotate", "chunks", "items")
+
+    def __init__(
+        self,
+        chunks: Iterable[AnyOperator],
+        items: Iterable[AnyOperator] = (),
+        *,
+        annotate: Operator[Any, Any] | None = None,
+    ) -> None:
+        self.chunks: tuple[AnyOperator, ...] = tuple(chunks)
+        self.items: tuple[AnyOperator, ...] = tuple(items)
+        self.annotate = annotate
+        _check("chunks", self.chunks, misplaced="items")
+        _check("items", self.items, misplaced="chunks")
+        if self.items and annotate is None:
+            raise NotAnOperator(
+                "items: expected none without annotate, which makes items of chunks, got "
+                f"{name_of(self.items[0])}"
+            )
+
+    @property
+    def operators(self) -> tuple[AnyOperator, ...]:
+        """All operators, in order."""
+        between = () if self.annotate is None else (self.annotate,)
+        return (*self.chunks, *between, *self.items)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all operators, in order: those to use here."""
+        return [name_of(operator) for operator in self.operators]
+
+    def insert_before(self, where: str | AnyOperator, *operators: AnyOperator) -> Pipeline:
+        """
+        Return a pipeline with *operators* before the one at *where*.
+
+        Args:
+            where: A name, or the operator itself where a name stands for several.
+            operators: What to insert.
+
+        Raises:
+            NoSuchOperator: *where* is not in the pipeline, or is the name of several.
+            NotAnOperator: As for the class.
+        """
+        return self._changed(where, lambda found: (*operators, found))
+
+    def insert_after(self, where: str | AnyOperator, *operators: AnyOperator) -> Pipeline:
+        """Return a pipeline with *operators* after the one at *where*; see :meth:`insert_before`."""
+        return self._changed(where, lambda found: (found, *operators))
+
+    def replace(self, where: str | AnyOperator, *operators: AnyOperator) -> Pipeline:
+        """Return a pipeline with *operators* in place of *where*; see :meth:`insert_before`."""
+        return self._changed(where, lambda _: operators)
+
+    def without(self, where: str | AnyOperator) -> Pipeline:
+        """Return a pipeline without the operator at *where*; see :meth:`insert_before`."""
+        return self.replace(where)
+
+    def with_operators(self, *operators: AnyOperator) -> Pipeline:
+        """
+        Return a pipeline with *operators* at its end, each in the phase that it works in.
+
+        One that takes chunks comes last among those, any other one last of all.
+        """
+        chunks = [each for each in operators if takes(each) == "chunks"]
+        items = [each for each in operators if takes(each) != "chunks"]
+        if self.annotate is None:
+            return Pipeline([*self.chunks, *operators])
+        return Pipeline(
+            [*self.chunks, *chunks], [*self.items, *items], annotate=self.annotate
+        )
+
+    def draw(self) -> str:
+        """
+        Draw what happens: what is fused with what, and what leaves the consumer's pull.
+
+        >>> from reactivex import operators as ops
+        >>> from operators import Pipeline, map_async, until_terminal
+        >>> async def moderate(chunk): return chunk
+        >>> print(Pipeline([until_terminal(), map_async(moderate), ops.debounce(0.1)]).draw())
+        engine
+          |
+          +-- fused: one loop, run by the consumer's pull
+          |     until_terminal
+          |
+          +-- map_async         pulls for itself
+          |
+          +-- debounce          reactivex, detached: a task pulls for it
+          |
+        consumer
+        """
+        return drawn(self.operators)
+
+    def __repr__(self) -> str:
+        chunks = ", ".join(map(_shown, self.chunks))
+        items = ", ".join(map(_shown, self.items))
+        return f"Pipeline(chunks=[{chunks}]{f', items=[{items}]' if items else ''})"
+
+    def _changed(self, where: str | AnyOperator, change: Any) -> Pipeline:
+        phase, place = self._place(where)
+        if phase is None:
+            # The operator between the phases can't be replaced by several.
+            before = change(self.annotate)
+            at = before.index(self.annotate) if self.annotate in before else -1
+            if at < 0:
+                raise NoSuchOperator(
+                    f"{where!r} stands between the phases: make another Pipeline(annotate=...)"
+                )
+            return Pipeline(
+                [*self.chunks, *before[:at]],
+                [*before[at + 1 :], *self.items],
+                annotate=self.annotate,
+            )
+        found = phase[place]
+        changed = [*phase[:place], *change(found), *phase[place + 1 :]]
+        if phase is self.chunks:
+            return Pipeline(changed, self.items, annotate=self.annotate)
+        return Pipeline(self.chunks, changed, annotate=self.annotate)
+
+    def _place(self, where: str | AnyOperator) -> tuple[Sequence[AnyOperator] | None, int]:
+        """Return the phase and the place of an operator; no phase for the one between the two."""
+        found: list[tuple[Sequence[AnyOperator] | None, int]] = [
+            (phase, place)
+            for phase in (self.chunks, self.items)
+            for place, each in enumerate(phase)
+            if _is(each, where)
+        ]
+        if self.annotate is not None and _is(self.annotate, where):
+            found.append((None, 0))
+        if len(found) == 1:
+            return found[0]
+        how_many = f"{len(found)} operators" if found else "no operator"
+        hint = "; give the operator itself" if found else ""
+        raise NoSuchOperator(f"{how_many} {where!r} in {self.names}{hint}")
+
+
+def takes(operator: object) -> str:
+    """Return what an operator takes; ``anything`` for those of other libraries."""
+    return operator.takes if isinstance(operator, Operator) else "anything"
+
+
+def _check(phase: str, operators: Sequence[AnyOperator], *, misplaced: str) -> None:
+    plan_of(operators, phase)
+    for place, each in enumerate(operators):
+        if takes(each) == misplaced:
+            what = "annotated items" if misplaced == "items" else "an engine's chunks"
+            raise NotAnOperator(
+                f"{phase}[{place}]: {name_of(each)} takes {what}: put it into {misplaced}"
+            )
+
+
+def _is(operator: AnyOperator, where: str | AnyOperator) -> bool:
+    return operator is where or (isinstance(where, str) and name_of(operator) == where)
+
+
+def _shown(operator: AnyOperator) -> str:
+    return repr(operator) if isinstance(operator, Operator) else name_of(operator)

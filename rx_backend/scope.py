@@ -1,0 +1,176 @@
+"""What the operators of one request may ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from opentelemetry.trace import Span
+from opentelemetry.util.types import AttributeValue
+from reactivex import Observable
+
+from operators import AbortStep, Clock, OutcomeTracker, TokenTimes
+from operators.span_events import add_event
+from rx_backend.context import RequestContext
+from rx_backend.disagg import DisaggregationMode
+from rx_backend.engine import LLMEngine, start_abort
+from rx_backend.protocols import PreprocessedRequest, TraceLink
+from rx_backend.telemetry.report import RequestObserver
+from rx_backend.telemetry.request_span import worker_trace_link
+
+__all__ = ("RequestScope",)
+
+
+class RequestScope:
+    """
+    One request, as its operators see it: an operator's parameter ``scope`` is filled in with it.
+
+    Attributes:
+        request: The request.
+        context: Its context.
+        mode: The worker's role.
+        span: Its span ``engine.generate``.
+        clock: Monotonic clock, in seconds.
+        loop: The event loop that it runs on.
+        recording: Whether anything is measured for its span (row P8).
+        times: When its chunks with content came; filled in at the end of the engine's chunks.
+        outcome: Decides how its stream ended; subscribe to it to be told.
+    """
+
+    __slots__ = (
+        "_engine",
+        "_has_pending_abort",
+        "_observer",
+        "_own_context",
+        "clock",
+        "context",
+        "loop",
+        "mode",
+        "outcome",
+        "recording",
+        "request",
+        "span",
+        "times",
+    )
+
+    def __init__(
+        self,
+        request: PreprocessedRequest,
+        context: RequestContext,
+        mode: DisaggregationMode,
+        *,
+        span: Span,
+        clock: Clock,
+        loop: asyncio.AbstractEventLoop,
+        recording: bool,
+        observer: RequestObserver,
+        engine: LLMEngine,
+        own_context: contextvars.Context | None,
+    ) -> None:
+        self.request = request
+        self.context = context
+        self.mode = mode
+        self.span = span
+        self.clock = clock
+        self.loop = loop
+        self.recording = recording
+        self.times: TokenTimes = observer.times
+        self.outcome = OutcomeTracker(observer.times, partial(_is_stopped, context))
+        self._observer = observer
+        self._engine = engine
+        self._own_context = own_context
+        self._has_pending_abort = False
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.context.id
+
+    @property
+    def answers(self) -> int:
+        """How many answers the request has."""
+        return self.times.answers
+
+    @property
+    def stopped(self) -> Observable[bool]:
+        """The stop signal, a level that replays."""
+        return self.context.stopped()
+
+    @property
+    def killed(self) -> Observable[bool]:
+        """The kill signal, a level that replays."""
+        return self.context.killed()
+
+    @property
+    def first_token(self) -> Observable[bool] | None:
+        """The first-token notice of a decode request; None in other modes (row A4)."""
+        return self.context.first_token() if self.mode.is_decode else None
+
+    @property
+    def trace_link(self) -> TraceLink | None:
+        """The worker's trace identity; None without a valid one (row T5)."""
+        return worker_trace_link(self.span)
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether tokens are to be counted, though nothing is measured."""
+        return self._observer.counts
+
+    @property
+    def awaits_first_token(self) -> bool:
+        """Whether anybody listens for the first token."""
+        return self._observer.awaits_first_token
+
+    def span_attributes(self) -> Mapping[str, AttributeValue]:
+        """Return what the span says of the request besides how it ended."""
+        return self._observer.attributes()
+
+    def stop(self) -> None:
+        """Ask the engine to end the request."""
+        self.context.stop_generating()
+
+    def abort(self) -> None:
+        """Start ``engine.abort`` for this request, and return at once."""
+        start_abort(self._engine, self.context, self._own_context)
+
+    def end_of_turn(self, callback: Callable[[], None]) -> object:
+        """Call *callback* at the end of the event loop's turn."""
+        return self.loop.call_soon(callback)
+
+    def abort_step(self, step: AbortStep) -> None:
+        """Take note of what happened to the abort."""
+        self._has_pending_abort = step is AbortStep.REQUESTED
+        self._observer.abort_step(step)
+
+    def first_token_came(self, _chunk: Any = None) -> None:
+        """Take note of the first token."""
+        self.context.notify_first_token()
+        self._observer.first_token()
+
+    def operator_failed(self, name: str, error: Exception) -> None:
+        """Log an operator that raised (row O4)."""
+        self._observer.operator_failed(name, error)
+
+    def add_event(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> None:
+        """Add an event to the span, at the present time of the request's clock."""
+        add_event(self.span, self.times, name, attributes)
+
+    def end(self, dropped: bool) -> None:  # noqa: FBT001 - a callback of a stream
+        """Decide the outcome when the stream is over, and tell everybody."""
+        if dropped and self._has_pending_abort and self.loop.is_running():
+            # What becomes of the abort is known at the end of the turn (row A5).
+            self.loop.call_soon(self._end, dropped)
+        else:
+            self._end(dropped)
+
+    def _end(self, dropped: bool) -> None:  # noqa: FBT001 - as above
+        outcome = self.outcome.end(dropped=dropped)
+        self._observer.ended(outcome)
+        self._observer.closed()
+
+
+def _is_stopped(context: RequestContext) -> bool:
+    return context.is_stopped
