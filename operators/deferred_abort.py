@@ -11,7 +11,7 @@ from reactivex import operators as ops
 from reactivex.disposable import CompositeDisposable
 from reactivex.subject import Subject
 
-from operators._chunk import HAS_TOKENS, Chunk
+from operators._chunk import HAS_CONTENT, Chunk
 from operators._core.operator import operator
 from operators._core.stage import Hooks
 
@@ -134,7 +134,7 @@ def deferred_abort(
     """
     gate = _Gate(abort, stop, notified, end_of_turn, on_step, is_open=not defer)
     if defer:
-        return Hooks(gate.let_through, only=HAS_TOKENS, once=True, on_end=gate.end)
+        return Hooks(gate.let_through, only=HAS_CONTENT, once=True, on_end=gate.end)
     return Hooks(on_end=gate.end)
 
 
