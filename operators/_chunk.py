@@ -45,4 +45,6 @@ def has_content(chunk: Chunk) -> bool:
 
 def answer_of(chunk: Chunk) -> int:
     """Return which of a request's answers *chunk* belongs to: its ``index``, 0 without one."""
-    return getattr(chunk, "index", None) or 0
+    index = getattr(chunk, "index", None)
+    # A named tuple without the field has a method of that name.
+    return index if type(index) is int else 0
