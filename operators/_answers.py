@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 __all__ = ("OpenAnswers", "check_answers")
 
 
@@ -14,7 +12,7 @@ def check_answers(operator: str, answers: object) -> None:
     Raises:
         ValueError: It is no number of at least 1.
     """
-    if type(answers) is not int or cast("int", answers) < 1:
+    if type(answers) is not int or answers < 1:
         raise ValueError(f"{operator}: answers: expected at least 1, got {answers!r}")
 
 

@@ -48,7 +48,7 @@ def own_copy(item: A) -> A:
     """
     if type(item) is dict:
         fields = cast("dict[str, object]", item)
-        return cast("A", _own_fields(fields)) if "token_ids" in fields else item
+        return cast("A", _own_fields(fields) if "token_ids" in fields else item)
     if not hasattr(item, "token_ids"):
         return _own_envelope(item)
     own: Any = copy.copy(item)

@@ -103,7 +103,7 @@ def check_min_tokens(operator_name: str, min_tokens: object) -> None:
     Raises:
         ValueError: It is no number of at least 0.
     """
-    if type(min_tokens) is not int or cast("int", min_tokens) < 0:
+    if type(min_tokens) is not int or min_tokens < 0:
         raise ValueError(
             f"{operator_name}: min_tokens: expected 0 tokens or more, got {min_tokens!r}"
         )

@@ -63,7 +63,8 @@ def test_an_envelope_and_its_chunk_are_copied() -> None:
     item.data.token_ids.append(9)
     item.data = None
     assert held == Annotated(full())
-    for other in (Annotated(event="ping"), Annotated("text")):
+    others: list[Annotated[Any]] = [Annotated(event="ping"), Annotated("text")]
+    for other in others:
         assert own_copy(other) is other
 
 

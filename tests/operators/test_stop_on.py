@@ -118,7 +118,7 @@ def undecided(stops: set[tuple[int, ...]], tokens: Sequence[int]) -> int:
     return max((len(end) for end in ends if end in beginnings), default=0)
 
 
-def tokens_of(chunks: Sequence[Chunk]) -> list[int]:
+def tokens_of(chunks: Sequence[Chunk | LLMEngineOutput]) -> list[int]:
     return [token_id for chunk in chunks for token_id in chunk.token_ids]
 
 
