@@ -27,8 +27,10 @@ from operators._core.stage import (
     last,
     visit_if,
 )
+from operators._own_copy import own_copy
 from operators._progress import Lost, NotResumable, ResumePoint
 from operators._race import HedgeOutcome
+from operators._text_tail import TextTail, hold_back
 from operators.annotate_errors import annotate_errors
 from operators.coalesce import BufferOverflow, CoalesceCounts, coalesce
 from operators.deadlines import (
@@ -56,6 +58,7 @@ from operators.record_span import record_span
 from operators.resume_on import resume_on
 from operators.slo import LatencyQuantiles, SloFigures, SloSnapshot, SloWindows, slo
 from operators.stop_on import StopTokens, stop_on
+from operators.stop_on_text import stop_on_text
 from operators.tap import TapCounts, tap, tap_async
 from operators.token_times import LatencyFigures, TokenTimes, latency_figures, nearest_rank
 from operators.trace_link import LinkedChunk, trace_link
@@ -105,6 +108,7 @@ __all__ = (
     "StopTokens",
     "SubscribesAsync",
     "TapCounts",
+    "TextTail",
     "TokenTimes",
     "TotalTimeout",
     "abort_gate",
@@ -125,6 +129,7 @@ __all__ = (
     "fuse",
     "heartbeat",
     "hedge",
+    "hold_back",
     "itl_window",
     "last",
     "latency_figures",
@@ -134,6 +139,7 @@ __all__ = (
     "nearest_rank",
     "on_outcome",
     "operator",
+    "own_copy",
     "peek_first",
     "record_span",
     "resume_on",
@@ -142,6 +148,7 @@ __all__ = (
     "source_of",
     "stateless",
     "stop_on",
+    "stop_on_text",
     "tap",
     "tap_async",
     "trace_link",

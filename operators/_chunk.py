@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
-__all__ = ("HAS_TOKENS", "IS_TERMINAL", "Chunk", "Clock")
+__all__ = ("HAS_CONTENT", "IS_TERMINAL", "Chunk", "Clock", "answer_of", "has_content")
 
 Clock: TypeAlias = Callable[[], float]
 """A monotonic clock, in seconds: ``time.monotonic``, or a virtual loop's ``time``."""
 
 
-HAS_TOKENS: Final = "item.token_ids"
+HAS_CONTENT: Final = (
+    "item.token_ids or getattr(item, 'text', None) or getattr(item, 'content_parts', None)"
+)
 IS_TERMINAL: Final = "item.finish_reason is not None"
 """Conditions for ``visit_if``."""
 
@@ -28,3 +30,21 @@ class Chunk(Protocol):
     def finish_reason(self) -> Any:
         """Set on the terminal chunk, else None."""
         ...
+
+
+def has_content(chunk: Chunk) -> bool:
+    """
+    Whether *chunk* has content: token ids or, from engines without them, text or parts (row F1).
+
+    The function for ``HAS_CONTENT``; ``_raw_chunk.has_content`` takes items of any shape.
+    """
+    return bool(
+        chunk.token_ids or getattr(chunk, "text", None) or getattr(chunk, "content_parts", None)
+    )
+
+
+def answer_of(chunk: Chunk) -> int:
+    """Return which of a request's answers *chunk* belongs to: its ``index``, 0 without one."""
+    index = getattr(chunk, "index", None)
+    # A named tuple without the field has a method of that name.
+    return index if type(index) is int else 0

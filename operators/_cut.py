@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 from operators._chunk import Chunk
 
-__all__ = ("cut", "cut_last")
+__all__ = ("cut", "cut_last", "part_of")
 
 C = TypeVar("C", bound=Chunk)
 
@@ -24,23 +24,37 @@ def cut(chunk: C, tokens: int) -> C:
     worked out from them, or None where that can't be done: they would tell of tokens that are gone.
     All else stays.
     """
-    part: Any = copy.copy(chunk)
     if tokens >= len(chunk.token_ids):
-        return part
-    part.token_ids = chunk.token_ids[:tokens]
+        return copy.copy(chunk)
+    has_text = getattr(chunk, "text", None) is not None
+    return part_of(chunk, 0, tokens, _text(chunk, tokens) if has_text else None)
+
+
+def part_of(chunk: C, start: int, end: int, text: str | None) -> C:
+    """
+    Return a copy of *chunk* with its tokens from *start* to *end* and what belongs to them.
+
+    Args:
+        chunk: The chunk.
+        start: The place of the first token.
+        end: The place behind the last.
+        text: The text of the part; None for none.
+    """
+    part: Any = copy.copy(chunk)
+    part.token_ids = chunk.token_ids[start:end]
     for name in _PER_TOKEN:
         entries = getattr(chunk, name, None)
         if entries is not None:
-            setattr(part, name, entries[:tokens])
+            setattr(part, name, entries[start:end])
     if getattr(chunk, "text", None) is not None:
-        part.text = _text(chunk, tokens)
-    if getattr(chunk, "cum_log_probs", None) is not None:
-        part.cum_log_probs = _cum_log_probs(chunk, tokens)
+        part.text = text
+    if getattr(chunk, "cum_log_probs", None) is not None and end < len(chunk.token_ids):
+        part.cum_log_probs = _cum_log_probs(chunk, end)
     return part
 
 
 def cut_last(
-    chunk: C, tokens: int, kind: str, reason: object = None, stop_reason: int | None = None
+    chunk: C, tokens: int, kind: str, reason: object = None, stop_reason: int | str | None = None
 ) -> C:
     """
     Return a copy of *chunk* with its first *tokens* tokens, as the terminal of its stream.
@@ -51,7 +65,7 @@ def cut_last(
         kind: Why the stream ends, as text: ``stop`` or ``length``.
         reason: The finish reason; None for that of the terminal which the chunk's class makes by
             a class method named *kind*, and the text itself where it has none.
-        stop_reason: The token that ended the stream, for chunks with a ``stop_reason``.
+        stop_reason: The token or text that ended the stream, for chunks with a ``stop_reason``.
     """
     part: Any = cut(chunk, tokens)
     part.finish_reason = _reason_of(chunk, kind) if reason is None else reason

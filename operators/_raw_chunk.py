@@ -1,21 +1,26 @@
-"""What an item says of itself where chunks have not been checked yet, or are wrapped already."""
+"""Read items that have not been checked yet, or are wrapped already."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sized
 from typing import Any, cast
 
-__all__ = ("is_terminal", "tokens_in")
+__all__ = ("has_content", "is_terminal", "tokens_in")
 
 
 def tokens_in(item: Any) -> int:
-    """How many tokens an item brings: a chunk, a mapping of its shape, or an item around one."""
+    """Return how many tokens an item has: a chunk, a mapping of its shape, or an item around one."""
     token_ids = _field(item, "token_ids")
     return len(token_ids) if isinstance(token_ids, Sized) else 0
 
 
+def has_content(item: Any) -> bool:
+    """Whether an item has content (row F1): token ids or, without them, text or parts."""
+    return tokens_in(item) > 0 or bool(_field(item, "text") or _field(item, "content_parts"))
+
+
 def is_terminal(item: Any) -> bool:
-    """Whether an item ends its stream."""
+    """Whether an item ends its answer."""
     return _field(item, "finish_reason") is not None
 
 

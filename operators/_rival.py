@@ -9,14 +9,14 @@ from typing import Any, cast
 from operators._core.failures import drop_top_frame
 from operators._core.fusion import FusedRun
 from operators._opened import Opened, opened
-from operators._raw_chunk import is_terminal, tokens_in
+from operators._raw_chunk import has_content, is_terminal
 
 __all__ = ("Rival", "answers", "is_failure")
 
 
 def answers(item: Any) -> bool:
-    """Whether an item decides a race: it has a token, or is the terminal."""
-    return tokens_in(item) > 0 or is_terminal(item)
+    """Whether an item decides a race: it has content, or is the terminal."""
+    return has_content(item) or is_terminal(item)
 
 
 def is_failure(item: Any) -> bool:

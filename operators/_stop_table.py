@@ -23,7 +23,8 @@ class StopTable:
 
     Attributes:
         starts: The tokens that a sequence begins with.
-        begun: For each state, how many of the tokens read last may belong to a sequence.
+        begun: For each state, how many of the tokens read last may belong to a sequence that is
+            not complete.
         found: For each state, the length of the longest sequence that ends there, or 0.
     """
 
@@ -39,12 +40,20 @@ class StopTable:
         self.starts = frozenset(self._ways[0])
         self._link()
 
-    def read(self, state: int, token_ids: Iterable[int]) -> tuple[int, int]:
+    def read(
+        self, state: int, token_ids: Iterable[int], *, ignored: int = 0
+    ) -> tuple[int, int, int]:
         """
-        Go on from *state* over *token_ids*, up to the first token that a sequence ends with.
+        Continue from *state* over *token_ids*, up to the first token that a sequence ends with.
+
+        Args:
+            state: The state after what was read before.
+            token_ids: What to read.
+            ignored: A sequence that ends within so many tokens counts for nothing.
 
         Returns:
-            The state after that, and how many tokens were read.
+            The state after that, how many tokens were read, and the length of the sequence that
+            ends there, or 0.
         """
         ways, shorter, found = self._ways, self._shorter, self.found
         count = 0
@@ -53,9 +62,9 @@ class StopTable:
             while state and token_id not in ways[state]:
                 state = shorter[state]
             state = ways[state].get(token_id, 0)
-            if found[state]:
-                break
-        return state, count
+            if found[state] and count > ignored:
+                return state, count, found[state]
+        return state, count, 0
 
     def _add(self, sequence: tuple[int, ...]) -> None:
         state = 0
@@ -75,8 +84,10 @@ class StopTable:
         waiting = deque(self._ways[0].values())
         while waiting:
             state = waiting.popleft()
+            if not self._ways[state]:
+                self.begun[state] = self.begun[self._shorter[state]]
             for token_id, longer in self._ways[state].items():
-                end, _ = self.read(self._shorter[state], (token_id,))
+                end, _, _ = self.read(self._shorter[state], (token_id,))
                 self._shorter[longer] = end
                 self.found[longer] = self.found[longer] or self.found[end]
                 waiting.append(longer)

@@ -11,7 +11,7 @@ from operators._core.fusion import FusedRun
 from operators._core.operator import operator
 from operators._core.stage import last
 from operators._lazy_timer import LazyTimer, check_seconds
-from operators._raw_chunk import is_terminal, tokens_in
+from operators._raw_chunk import has_content, is_terminal, tokens_in
 
 __all__ = ("DeadlineExpired", "FirstTokenTimeout", "IdleTimeout", "TotalTimeout", "deadlines")
 
@@ -109,9 +109,9 @@ async def deadlines(
 
     Args:
         first_token_s: How long the engine may be waited for until its first token, in seconds. Items
-            without tokens don't count as one.
+            without content don't count as one.
         idle_s: From the first token on, how long it may be waited for until its next item, which
-            need not have tokens.
+            need not have content.
         total_s: How long the stream may last, the consumer's own time included. When it passes
             while nobody pulls, the engine is closed then, and the next pull fails.
         on_expiry: Called when one has passed, before the engine is closed.
@@ -162,6 +162,7 @@ class _Watch(LazyTimer):
         "_end",
         "_failure",
         "_first_token_s",
+        "_has_begun",
         "_idle_s",
         "_item",
         "_on_expiry",
@@ -186,6 +187,7 @@ class _Watch(LazyTimer):
         self._total_s = math.inf if total_s is None else total_s
         self._on_expiry = on_expiry
         self._item: Any = None
+        self._has_begun = False
         self._tokens = 0
         self._failure: Exception | None = None
         self._end = self.clock() + self._total_s
@@ -209,9 +211,10 @@ class _Watch(LazyTimer):
             tokens = len(item.token_ids)
         except (AttributeError, TypeError):
             tokens = tokens_in(item)
-        if not self._tokens:
+        if not self._has_begun:
+            self._has_begun = has_content(item)
             waited_s = self.clock() - self._since
-            self._allowed_s = self._idle_s if tokens else self._allowed_s - waited_s
+            self._allowed_s = self._idle_s if self._has_begun else self._allowed_s - waited_s
         self._tokens += tokens
         self._item = item
         self._since = math.inf
@@ -232,7 +235,7 @@ class _Watch(LazyTimer):
             return
         if self._since + self._allowed_s > self.clock():
             expired = TotalTimeout(self._total_s, self._tokens)
-        elif self._tokens:
+        elif self._has_begun:
             expired = IdleTimeout(self._idle_s, self._tokens)
         else:
             expired = FirstTokenTimeout(self._first_token_s, self._tokens)

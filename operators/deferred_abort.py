@@ -11,7 +11,7 @@ from reactivex import operators as ops
 from reactivex.disposable import CompositeDisposable
 from reactivex.subject import Subject
 
-from operators._chunk import HAS_TOKENS, Chunk
+from operators._chunk import HAS_CONTENT, Chunk
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
 from operators._core.stage import Callbacks
@@ -153,7 +153,7 @@ def deferred_abort(
     if defer:
         return Callbacks(
             gate.let_through,
-            only=HAS_TOKENS,
+            only=HAS_CONTENT,
             once=True,
             on_end=gate.end,
             on_interrupt=gate.interrupt,

@@ -13,7 +13,7 @@ from operators._core.checked import checked
 from operators._core.fusion import FusedRun
 from operators._core.operator import pulling
 from operators._core.stage import last
-from operators._raw_chunk import is_terminal, tokens_in
+from operators._raw_chunk import has_content, is_terminal
 from operators.drains import Drain, Drains
 
 __all__ = ("drain_until_first_token",)
@@ -205,7 +205,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
                     await asyncio.sleep(0)
                     continue
                 is_last = self._run.ended or is_terminal(item)
-                self._is_settled = is_last or tokens_in(item) > 0
+                self._is_settled = is_last or has_content(item)
                 self._hand_over(item)
                 if self._is_settled:
                     return

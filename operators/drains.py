@@ -11,7 +11,7 @@ from reactivex import Observable, abc
 
 from operators._core.failures import redacted_exc_info
 from operators._core.fusion import FusedRun
-from operators._raw_chunk import is_terminal, tokens_in
+from operators._raw_chunk import has_content, is_terminal
 
 __all__ = ("Drain", "Drains")
 
@@ -154,7 +154,7 @@ class Drain:
         if is_terminal(chunk):
             self._leave()
             self._run.close()
-        elif tokens_in(chunk):
+        elif has_content(chunk):
             self.abort()
 
     def abort(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from operators._chunk import HAS_TOKENS, Chunk
+from operators._chunk import HAS_CONTENT, Chunk
 from operators._core.operator import operator
 from operators._core.stage import Hooks
 
@@ -17,8 +17,9 @@ def first_token(on_first: Callable[[Any], object]) -> Hooks[Any, Any]:
     """
     Call *on_first* with the first token's chunk; pass every chunk through unchanged (row F1).
 
-    The first token is the first chunk whose ``token_ids`` is non-empty; handshake chunks before it
-    count for nothing. Later chunks don't visit the operator. ``h`` has no tokens::
+    The first token is the first chunk with content: non-empty ``token_ids`` or, from engines that
+    give no ids, non-empty ``text`` or ``content_parts``. Handshake chunks before it count for
+    nothing. Later chunks don't visit the operator. ``h`` is a handshake::
 
         source  -h-a-b-|
         result  -h-a-b-|
@@ -41,4 +42,4 @@ def first_token(on_first: Callable[[Any], object]) -> Hooks[Any, Any]:
         on_first(chunk)
         return chunk
 
-    return Hooks(note, only=HAS_TOKENS, once=True)
+    return Hooks(note, only=HAS_CONTENT, once=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from operators._chunk import IS_TERMINAL, Chunk, Clock
+from operators._chunk import IS_TERMINAL, Chunk, Clock, has_content
 from operators._core.checked import checked
 from operators._core.operator import operator
 from operators._core.stage import Hooks, Stage, emit
@@ -27,10 +27,12 @@ def itl_window(
     count_only: bool = False,
 ) -> Hooks[Any, Any]:
     """
-    Note when each chunk with tokens came; pass every chunk through unchanged (rows F3, F5).
+    Note when each chunk with content came; pass every chunk through unchanged (rows F1, F3, F5).
 
-    The terminal's finish reason is noted too, when it comes. One clock read per chunk with tokens;
-    the figures are worked out when somebody asks. One frame is one second, ``h`` has no tokens::
+    Content are token ids or, from engines that give no ids, text or other parts. The finish reason
+    of each answer's terminal is noted too, and its usage. One clock read per chunk with content;
+    the figures are worked out when they are asked for. One frame is one second, ``h`` is a
+    handshake::
 
         source  -h-a--b-c-|
         result  -h-a--b-c-|
@@ -75,17 +77,17 @@ def _count(times: TokenTimes, chunk: C) -> C:
     if tokens > 1:
         times.counted += tokens
     if chunk.finish_reason is not None:
-        times.finish_reason = chunk.finish_reason
+        times.note_terminal(chunk)
     return chunk
 
 
 def _look(times: TokenTimes, chunk: C) -> C:
     tokens = len(chunk.token_ids)
-    if tokens > 1:
-        times.sizes[len(times.times)] = tokens
-        times.times.append(times.clock())
+    # A chunk of one token is noted by the condition.
+    if tokens != 1 and has_content(chunk):
+        times.note_content(tokens)
     if chunk.finish_reason is not None:
-        times.finish_reason = chunk.finish_reason
+        times.note_terminal(chunk)
     return chunk
 
 
@@ -116,7 +118,7 @@ def sliding_itl(
     """
     Turn chunks into live inter-token-latency figures over a sliding window (rows F3, F4).
 
-    One :class:`LatencyFigures` for each chunk with tokens but the first. One frame is one second,
+    One :class:`LatencyFigures` for each chunk with content but the first. One frame is one second,
     ``S`` are the figures over the last gaps::
 
         source  -a--b-c-|
@@ -149,7 +151,7 @@ def sliding_itl(
     chunk = yield
     while True:
         figures = None
-        if chunk.token_ids:
+        if has_content(chunk):
             now = clock()
             if before is not None:
                 ends.append(now)

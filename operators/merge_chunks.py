@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from functools import cache
-from itertools import takewhile
 from typing import Any, TypeVar, cast
+
+from operators._chunk import answer_of
 
 __all__ = ("merge_chunks", "tokens_in")
 
@@ -19,9 +20,9 @@ _MERGED = frozenset(("token_ids", *_OPTIONAL, "index", "output_type"))
 _DATA = frozenset(("data",))
 
 
-def merge_chunks(items: Iterable[A]) -> tuple[A, int]:
+def merge_chunks(items: Iterable[A]) -> tuple[list[A], int]:
     """
-    Merge as many of *items*, from the first one on, as may become one chunk.
+    Merge as many of *items*, from the first one on, as may become one chunk for each answer.
 
     Chunks are known by shape: whatever has ``token_ids``. What has ``data`` instead is an envelope
     around a chunk, such as ``rx_backend.Annotated``; the merged chunk comes in an envelope too.
@@ -36,44 +37,56 @@ def merge_chunks(items: Iterable[A]) -> tuple[A, int]:
     index                              the same on all
     =================================  ==================================================
 
+    Answers that take turns are merged each for itself, by ``index``: ``a0 b0 a1 b1`` becomes
+    ``a01 b01``. Within an answer the order stays.
+
     Anything else that is set, a ``finish_reason`` above all, is a barrier: such a chunk stays alone,
-    whichever side it is on. So do other output types than text, a chunk with a list that has not an
-    entry for each token, an envelope with anything but data, and items that are no chunks or can't
-    be changed. A field is set when it is not None; fields that a class adds count too.
+    whichever side it is on, and nothing is merged across it. So do other output types than text, a
+    chunk with a list that has not an entry for each token, an envelope with anything but data, and
+    items that are no chunks or can't be changed. A field is set when it is not None; fields that a
+    class adds count too.
 
     The chunks themselves stay as they are: engines may share them. A run of any length costs one
-    copy.
+    copy for each answer.
 
     Args:
         items: What waits, in order; one at least.
 
     Returns:
-        The merged item, and how many it is made of. Alone, the first item comes back itself.
+        The merged items, one for each answer, in the order in which the answers' first chunks came;
+        and how many of *items* they are made of. An item that is alone comes back itself.
 
     >>> from rx_backend import LLMEngineOutput
     >>> waiting = [LLMEngineOutput([1]), LLMEngineOutput([2, 3]), LLMEngineOutput.stop()]
     >>> merge_chunks(waiting)
-    (LLMEngineOutput(token_ids=[1, 2, 3]), 2)
+    ([LLMEngineOutput(token_ids=[1, 2, 3])], 2)
     >>> merge_chunks(waiting[2:])
-    (LLMEngineOutput(finish_reason=FinishReason.STOP), 1)
+    ([LLMEngineOutput(finish_reason=FinishReason.STOP)], 1)
     """
-    rest = iter(items)
-    first = next(rest)
-    key = _key(first)
-    if key is None:
-        return first, 1
-    run = [first, *takewhile(lambda item: _key(item) == key, rest)]
-    if len(run) == 1:
-        return first, 1
+    runs: dict[int, tuple[tuple[object, ...], list[A]]] = {}
+    count = 0
+    for item in items:
+        key = _key(item)
+        if key is None:
+            if not count:
+                return [item], 1
+            break
+        own_key, run = runs.setdefault(answer_of(cast("Any", _chunk_of(item))), (key, []))
+        if key != own_key:
+            break
+        run.append(item)
+        count += 1
     try:
-        return cast("A", _joined(run)), len(run)
+        return [
+            run[0] if len(run) == 1 else cast("A", _joined(run)) for _, run in runs.values()
+        ], count
     except AttributeError:
         # A frozen class.
-        return first, 1
+        return [next(iter(runs.values()))[1][0]], 1
 
 
 def tokens_in(item: object) -> int:
-    """How many tokens *item* brings: a chunk, or an envelope around one; 0 for anything else."""
+    """Return how many tokens *item* has: a chunk, or an envelope around one; 0 for anything else."""
     return len(getattr(_chunk_of(item), "token_ids", ()))
 
 

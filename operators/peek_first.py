@@ -7,6 +7,8 @@ from typing import Any, TypeVar, cast, overload
 
 from operators._core.assemble import fuse
 from operators._core.fusion import FusedRun
+from operators._own_copy import own_copy
+from operators._raw_chunk import has_content
 
 __all__ = ("peek_first",)
 
@@ -28,8 +30,8 @@ async def peek_first(
     Pull *stream* until it shows that it works, then give it back from its beginning.
 
     A failure before that is raised here, where the caller can still answer with a status of its own
-    instead of a stream that breaks off. What shows that a stream works is its first token, or a
-    terminal. Where ``h`` has no tokens, all comes out from the first token on::
+    instead of a stream that breaks off. What shows that a stream works is its first token, or other
+    content, or a terminal. Where ``h`` is a handshake, all comes out from the first token on::
 
         source  -h-a-b-|
         result  ---(ha)-b-|
@@ -52,7 +54,7 @@ async def peek_first(
             exception as ``error`` is an error item, one whose ``data`` is None an event, which
             shows nothing. An item of any other shape shows that the stream works.
         error: Makes the exception for a terminal whose ``finish_reason`` says ``is_error``, and that
-            comes before any token, from its message.
+            comes before any content, from its message.
 
     Returns:
         The stream. One that ends with nothing but events and handshakes comes back too.
@@ -92,7 +94,7 @@ async def peek_first(
         if failure is not None:
             await run.aclose()
             raise failure
-        items.append(item)
+        items.append(own_copy(item))
         if _shows_life(item):
             break
     run.put_back(items)
@@ -105,7 +107,7 @@ def _failure_in(item: Any, error: Callable[[str], Exception]) -> Exception | Non
         return failure
     chunk = getattr(item, "data", item)
     reason = _field(chunk, "finish_reason")
-    if getattr(reason, "is_error", False) and not _field(chunk, "token_ids"):
+    if getattr(reason, "is_error", False) and not has_content(chunk):
         return error(getattr(reason, "message", None) or str(reason))
     return None
 
@@ -114,8 +116,8 @@ def _shows_life(item: Any) -> bool:
     chunk = getattr(item, "data", item)
     if chunk is None:
         return False
-    token_ids = _field(chunk, "token_ids", _OTHER)
-    return token_ids is _OTHER or bool(token_ids) or _field(chunk, "finish_reason") is not None
+    is_other = _field(chunk, "token_ids", _OTHER) is _OTHER
+    return is_other or has_content(chunk) or _field(chunk, "finish_reason") is not None
 
 
 _OTHER = object()

@@ -1,66 +1,82 @@
-"""End the stream at stop tokens."""
+"""End an answer at stop tokens."""
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from operator import itemgetter
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, cast
 
-from operators._chunk import Chunk
+from operators._answers import OpenAnswers, check_answers
+from operators._chunk import Chunk, answer_of
 from operators._core.checked import checked
 from operators._core.operator import operator
-from operators._core.stage import Completed, Hooks, Stage, emit, failing, visit_if
+from operators._core.stage import Completed, Hooks, Stage, emit, failing
 from operators._cut import cut, cut_last
+from operators._own_copy import own_copy
 from operators._stop_table import StopTable, stop_table
 
-__all__ = ("StopTokens", "stop_on")
-
-C = TypeVar("C", bound=Chunk)
+__all__ = ("StopTokens", "check_min_tokens", "stop_on")
 
 StopTokens: TypeAlias = int | Collection[int | Sequence[int]] | None
 """A token id, or several token ids and sequences of token ids."""
 
 
-def _check(stop: StopTokens, *, include: bool = False, reason: object = None) -> None:
+def _check(
+    stop: StopTokens,
+    *,
+    include: bool = False,
+    min_tokens: int = 0,
+    reason: object = None,
+    answers: int = 1,
+) -> None:
+    check_min_tokens("stop_on", min_tokens)
+    check_answers("stop_on", answers)
     stop_table(_sequences(stop))
 
 
 @checked(_check)
 @operator
 def stop_on(
-    stop: StopTokens, *, include: bool = False, reason: object = None
+    stop: StopTokens,
+    *,
+    include: bool = False,
+    min_tokens: int = 0,
+    reason: object = None,
+    answers: int = 1,
 ) -> Stage[Any, Any] | Hooks[Any, Any]:
     """
-    End the stream when one of some token ids, or sequences of them, appears (rows S2, S8).
+    End an answer when one of some token ids, or sequences of them, appears (rows E3, S2, S8).
 
-    The terminal has the finish reason ``stop``; the engine is closed and not pulled again. The
-    matched tokens are left out, so what may begin a sequence is held back until that is decided:
-    it comes out, or the sequence is complete. Chunks are held back whole, and come out unchanged
-    but for those that tokens are taken from, which are copies. A chunk of which nothing is left
-    does not come out. To stop on ``b c``, where ``S`` has no tokens::
+    The terminal has the finish reason ``stop``. When all answers have ended, the engine is closed
+    and not pulled again. The matched tokens are left out, so what may begin a sequence is held back
+    until that is decided: it comes out, or the sequence is complete. Chunks are held back whole, as
+    copies of the operator's own (row E6). A chunk of which nothing is left does not come out. To stop on ``b c``, where ``S`` has no tokens::
 
         source  -a-b-a-bc-|
         result  -a---(ba)--(S|)
 
     A source's terminal lets out what is held back, and so does its end. The sequence that is
-    complete first ends the stream; of several that end with the same token, the longest counts. It
+    complete first ends the answer; of several that end with the same token, the longest counts. It
     may lie across chunks; the rest of the last one is left out, with the log probabilities and the
     text of those tokens. A chunk's ``stop_reason``, where it has one, becomes the stop token, or
-    None for a sequence. Each choice (``index``) is looked through by itself and waits for no other;
-    the first to stop ends the stream (row E3).
+    None for a sequence. Each answer (``index``) is searched by itself and waits for no other; what
+    the source still has for one that has ended is dropped.
 
     Args:
         stop: A token id, or a list of token ids and of sequences of token ids: ``[2, [13, 13]]``
             stops on 2, and on 13 twice in a row. None, or an empty list: never, at no cost.
         include: True: the matched tokens come out too, and nothing is held back.
+        min_tokens: No stop before the answer has so many tokens, the matched ones included. A
+            sequence that is complete earlier is text like any other.
         reason: The finish reason. By default that of the terminal which the chunk's class makes by
             ``stop()``; for a class without one, the text ``stop``.
+        answers: How many answers the request has, 1 at least.
 
     Raises:
-        TypeError, ValueError: *stop* is something else, or has an empty sequence; when the operator
-            is made.
+        TypeError, ValueError: *stop* is something else, or has an empty sequence, or a number is
+            out of range; when the operator is made.
 
     Errors: source errors pass unchanged, behind what is held back.
     On dispose: what is held back is dropped.
@@ -76,75 +92,116 @@ def stop_on(
     sequences = _sequences(stop)
     if not sequences:
         return Hooks()
-    return _looking(stop_table(sequences), include, reason)
+    search = _Search(stop_table(sequences), include, min_tokens, reason)
+    return _looking(search, OpenAnswers(answers))
 
 
-def _looking(table: StopTable, include: bool, reason: object) -> Stage[Any, Any]:
-    # Choices in which a sequence has begun; nothing is held back in others.
-    begun: dict[int, _Choice] = {}
-    numbers = itertools.count()
-    try:
-        chunk = yield visit_if(_MAY_STOP, begun=begun, none_in=table.starts.isdisjoint)
-        while True:
-            index: int = getattr(chunk, "index", None) or 0
-            choice = begun.pop(index, None) or _Choice()
-            choice.state, read = table.read(choice.state, chunk.token_ids)
-            found = table.found[choice.state]
-            if found:
-                kept = read if include else choice.cut_back(read - found)
-                stop_reason = chunk.token_ids[read - 1] if found == 1 else None
-                end = cut_last(chunk, kept, "stop", reason, stop_reason)
-                return emit(*_held_back(choice, *begun.values()), end)
-            if chunk.finish_reason is not None:
-                out = [*_held_back(choice, *begun.values()), chunk]
-                begun.clear()
-            else:
-                if choice.state:
-                    begun[index] = choice
-                if include:
-                    out = [chunk]
-                else:
-                    choice.hold_back(next(numbers), chunk)
-                    out = choice.let_out(table.begun[choice.state])
-            chunk = yield out[0] if len(out) == 1 else emit(*out)
-    except Exception as error:
-        return failing(error, *_held_back(*begun.values()))
-    except Completed:
-        return emit(*_held_back(*begun.values()))
-
-
-_MAY_STOP = "begun or not none_in(item.token_ids)"
-
-
-class _Choice:
+def check_min_tokens(operator_name: str, min_tokens: object) -> None:
     """
-    Where one of several answers to a request is, and its chunks that are held back.
+    Check the option *min_tokens* of an operator.
+
+    Raises:
+        ValueError: It is no number of at least 0.
+    """
+    if type(min_tokens) is not int or min_tokens < 0:
+        raise ValueError(
+            f"{operator_name}: min_tokens: expected 0 tokens or more, got {min_tokens!r}"
+        )
+
+
+def _looking(search: _Search, answers: OpenAnswers) -> Stage[Any, Any]:
+    looks: dict[int, _Answer] = {}
+    out: Any = emit()
+    while True:
+        try:
+            chunk = yield out
+        except Completed:
+            return emit(*_held_back(looks.values()))
+        except Exception as error:
+            return failing(error, *_held_back(looks.values()))
+        index = answer_of(chunk)
+        if answers.has_ended(index):
+            out = emit()
+            continue
+        answer = looks.get(index)
+        if answer is None:
+            answer = looks[index] = _Answer()
+        end = search.end_in(chunk, answer)
+        if end is None and chunk.finish_reason is None:
+            out = search.let_out(chunk, answer)
+            continue
+        if answers.end(index, cut=end is not None):
+            return emit(*_held_back(looks.values()), end or chunk)
+        out = emit(*_held_back([looks.pop(index)]), end or chunk)
+
+
+class _Search:
+    """What to stop on, and how: the same for all answers of a stream."""
+
+    __slots__ = ("_include", "_min_tokens", "_numbers", "_reason", "_table")
+
+    def __init__(self, table: StopTable, include: bool, min_tokens: int, reason: object) -> None:
+        self._table = table
+        self._include = include
+        self._min_tokens = min_tokens
+        self._reason = reason
+        self._numbers = itertools.count()
+
+    def end_in(self, chunk: Any, answer: _Answer) -> Any:
+        """Return the terminal that *chunk* becomes where a sequence is complete in it, else None."""
+        token_ids = chunk.token_ids
+        if not answer.state and self._table.starts.isdisjoint(token_ids):
+            answer.tokens += len(token_ids)
+            return None
+        ignored = self._min_tokens - 1 - answer.tokens
+        answer.state, read, found = self._table.read(answer.state, token_ids, ignored=ignored)
+        answer.tokens += read
+        if not found:
+            return None
+        kept = read if self._include else answer.cut_back(read - found)
+        stop_reason = token_ids[read - 1] if found == 1 else None
+        return cut_last(chunk, kept, "stop", self._reason, stop_reason)
+
+    def let_out(self, chunk: Any, answer: _Answer) -> Any:
+        """Return what of an answer comes out now that *chunk* has come."""
+        begun = 0 if self._include else self._table.begun[answer.state]
+        if not begun and not answer.chunks:
+            return chunk
+        answer.hold_back(next(self._numbers), own_copy(chunk))
+        return emit(*answer.let_out(begun))
+
+
+class _Answer:
+    """
+    How far one answer has been searched, and its chunks that are held back.
 
     Attributes:
         state: The table's state after the last token.
-        chunks: The chunks, each with its number of arrival among all choices'.
+        tokens: How many tokens were read.
+        chunks: The chunks, each with its number of arrival among all answers'.
     """
 
-    __slots__ = ("_tokens", "chunks", "state")
+    __slots__ = ("_held", "chunks", "state", "tokens")
 
     def __init__(self) -> None:
         self.state = 0
+        self.tokens = 0
         self.chunks: deque[tuple[int, Any]] = deque()
-        self._tokens = 0
+        self._held = 0
 
     def hold_back(self, number: int, chunk: Chunk) -> None:
         self.chunks.append((number, chunk))
-        self._tokens += len(chunk.token_ids)
+        self._held += len(chunk.token_ids)
 
     def let_out(self, begun: int) -> list[Any]:
         """Give up the chunks before the last *begun* tokens."""
         out: list[Any] = []
         while self.chunks:
             _, chunk = self.chunks[0]
-            rest = self._tokens - len(chunk.token_ids)
+            rest = self._held - len(chunk.token_ids)
             if rest < begun:
                 break
-            self._tokens = rest
+            self._held = rest
             self.chunks.popleft()
             out.append(chunk)
         return out
@@ -159,7 +216,7 @@ class _Choice:
         Returns:
             How many tokens of the next chunk stay.
         """
-        kept = self._tokens + tokens
+        kept = self._held + tokens
         chunks, self.chunks = self.chunks, deque()
         for number, chunk in chunks:
             length = len(chunk.token_ids)
@@ -171,9 +228,9 @@ class _Choice:
         return kept
 
 
-def _held_back(*choices: _Choice) -> list[Any]:
-    """The chunks of *choices* in the order in which they came."""
-    held = [entry for choice in choices for entry in choice.chunks]
+def _held_back(answers: Iterable[_Answer]) -> list[Any]:
+    """The chunks of *answers* in the order in which they came."""
+    held = [entry for answer in answers for entry in answer.chunks]
     return [chunk for _, chunk in sorted(held, key=itemgetter(0))]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from operator import sub
 from typing import Any
 
-from operators._chunk import Clock
+from operators._chunk import Chunk, Clock, answer_of
 
 __all__ = ("LatencyFigures", "TokenTimes", "latency_figures", "nearest_rank")
 
@@ -49,7 +49,7 @@ def latency_figures(samples_ms: Sequence[float]) -> LatencyFigures | None:
 
 class TokenTimes:
     """
-    When the chunks with tokens of one request came, 8 bytes for each, and how many tokens.
+    When the chunks with content of one request came, 8 bytes for each, and how many tokens.
 
     ``itl_window`` fills it; make one per request. Figures can be asked for at any moment.
 
@@ -57,6 +57,7 @@ class TokenTimes:
         clock: Monotonic clock, in seconds; read only by who fills the record.
         epoch_ns: The time of day at the clock's zero, in ns since 1970, for who has to write times
             down (:meth:`epoch_ns_of`); None where nobody has.
+        answers: How many answers the request has.
 
     Attributes:
         setup_ms: How long the engine's set-up took; None when not measured (row F2).
@@ -64,44 +65,98 @@ class TokenTimes:
         is_timed: Whether times are noted; False before the stream began, and where tokens are only
             counted.
         is_first_told: Whether the first token was written down as an event of the span.
-        finish_reason: The terminal's, once the stream has ended; None if there was no terminal.
-        times: The clock at each chunk that had tokens, in seconds.
+        answers: How many answers the request has.
+        finish_reasons: Those of the terminals so far, by the index of their answer.
+        times: The clock at each chunk that had content, in seconds.
         sizes: Tokens of the chunks that had more than one, by their place in ``times``.
+        without_ids: The places in ``times`` of chunks whose content has no token ids.
         counted: Tokens of the chunks that were only counted.
+        usage_tokens: The ``completion_tokens`` that the terminals tell, of all answers together;
+            None where they don't.
     """
 
     __slots__ = (
         "_itl",
+        "answers",
         "clock",
         "counted",
         "epoch_ns",
-        "finish_reason",
+        "finish_reasons",
         "is_first_told",
         "is_timed",
         "setup_ms",
         "sizes",
         "started",
         "times",
+        "usage_tokens",
+        "without_ids",
     )
 
-    def __init__(self, clock: Clock = time.monotonic, *, epoch_ns: int | None = None) -> None:
+    def __init__(
+        self, clock: Clock = time.monotonic, *, epoch_ns: int | None = None, answers: int = 1
+    ) -> None:
         self.clock = clock
         self.epoch_ns = epoch_ns
+        self.answers = answers
         self.counted = 0
         self.setup_ms: float | None = None
         self.started = 0.0
         self.is_timed = False
         self.is_first_told = False
-        self.finish_reason: Any = None
+        self.finish_reasons: dict[int, Any] = {}
+        self.usage_tokens: int | None = None
         self.times = array("d")
+        self.without_ids = array("L")
         self.sizes: dict[int, int] = {}
         self._itl: tuple[int, LatencyFigures | None] = (0, None)
 
     @property
     def output_tokens(self) -> int:
-        """How many tokens came, in all chunks together."""
-        chunks, sizes = len(self.times) + self.counted, self.sizes
-        return chunks - len(sizes) + sum(sizes.values()) if sizes else chunks
+        """
+        How many tokens came, in all chunks together (row F1).
+
+        The token ids; where there were none, what the terminals tell in their usage.
+        """
+        ids, sizes = len(self.times) - len(self.without_ids) + self.counted, self.sizes
+        if sizes:
+            ids += sum(sizes.values()) - len(sizes)
+        return ids or self.usage_tokens or 0
+
+    @property
+    def finish_reason(self) -> Any:
+        """
+        Why the request ended: the worst of its answers' reasons (row P11).
+
+        An error, else ``cancelled``, else that of the first answer; None until all have ended.
+        """
+        reasons = self.finish_reasons
+        if len(reasons) < self.answers:
+            return None
+        return max(reversed([reasons[answer] for answer in sorted(reasons)]), key=_badness)
+
+    @property
+    def later_tokens(self) -> int:
+        """How many tokens came behind the first chunk; without any token ids, how many chunks."""
+        chunks, without_ids = len(self.times), self.without_ids
+        if len(without_ids) == chunks:
+            return max(chunks - 1, 0)
+        is_first_without = bool(without_ids) and without_ids[0] == 0
+        return self.output_tokens - (0 if is_first_without else self.sizes.get(0, 1))
+
+    def note_content(self, tokens: int) -> None:
+        """Note that a chunk with content comes now, with so many token ids."""
+        if not tokens:
+            self.without_ids.append(len(self.times))
+        elif tokens > 1:
+            self.sizes[len(self.times)] = tokens
+        self.times.append(self.clock())
+
+    def note_terminal(self, chunk: Chunk) -> None:
+        """Note the end of an answer: its finish reason, and its usage where it has one."""
+        self.finish_reasons.setdefault(answer_of(chunk), chunk.finish_reason)
+        tokens = getattr(getattr(chunk, "completion_usage", None), "completion_tokens", None)
+        if tokens is not None:
+            self.usage_tokens = (self.usage_tokens or 0) + tokens
 
     def epoch_ns_of(self, clock_s: float) -> int | None:
         """A time of the clock as ns since 1970; None where the record does not know."""
@@ -117,7 +172,7 @@ class TokenTimes:
         return (self.times[0] - self.started) * 1000.0 if self.times else None
 
     def itl_ms(self) -> list[float]:
-        """The gap before each chunk with tokens but the first, in ms (row F3)."""
+        """The gap before each chunk with content but the first, in ms (row F3)."""
         return [gap * 1000.0 for gap in self._gaps()]
 
     def itl_figures(self) -> LatencyFigures | None:
@@ -132,16 +187,26 @@ class TokenTimes:
         """
         The gaps shared out over the tokens of their chunk, one figure per token, in ms (row F5).
 
-        A chunk of three tokens 30 ms after the one before it gives 10, 10, 10.
+        A chunk of three tokens 30 ms after the one before it gives 10, 10, 10, and one without
+        token ids nothing.
         """
         figures: list[float] = []
+        without_ids = frozenset(self.without_ids)
         for place, gap in enumerate(self.itl_ms(), 1):
+            if place in without_ids:
+                continue
             size = self.sizes.get(place, 1)
             figures += [gap / size] * size
         return figures
 
     def _gaps(self) -> Iterable[float]:
         return map(sub, self.times[1:], self.times)
+
+
+def _badness(reason: Any) -> int:
+    if getattr(reason, "is_error", False):
+        return 2
+    return int(getattr(reason, "kind", reason) == "cancelled")
 
 
 def _figures(ordered: Sequence[float], to_ms: float) -> LatencyFigures | None:

@@ -6,7 +6,7 @@ import copy
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from operators._chunk import HAS_TOKENS, Chunk
+from operators._chunk import HAS_CONTENT, Chunk, has_content
 from operators._core.operator import operator
 from operators._core.stage import Hooks
 
@@ -25,11 +25,11 @@ C = TypeVar("C", bound=LinkedChunk)
 @operator
 def trace_link(link: object | None, *, on_terminal: bool = False) -> Hooks[Any, Any]:
     """
-    Stamp ``worker_trace_link`` on the first chunk with tokens (rows T3, T4, T5).
+    Stamp ``worker_trace_link`` on the first chunk with content (rows T3, T4, T5).
 
-    The first chunk with tokens carries *link*, also over one that the engine set; later chunks are
+    The first chunk with tokens, or with other content, carries *link*, also over one that the engine set; later chunks are
     left alone. A stamped chunk is a copy: the engine's own object stays as it was. Upper case is
-    stamped here, ``h`` has no tokens::
+    stamped here, ``h`` is a handshake::
 
         source  -h-a-b-|
         result  -h-A-b-|
@@ -37,7 +37,7 @@ def trace_link(link: object | None, *, on_terminal: bool = False) -> Hooks[Any, 
     Args:
         link: What to stamp; None for nothing, at no cost per chunk.
         on_terminal: Stamp a terminal chunk too unless it has a link already, also when it has no
-            tokens (prefill workers, row T4).
+            content (prefill workers, row T4).
 
     Errors: source errors pass unchanged.
     On dispose: nothing.
@@ -53,12 +53,12 @@ def trace_link(link: object | None, *, on_terminal: bool = False) -> Hooks[Any, 
     if link is None:
         return Hooks()
     if not on_terminal:
-        return Hooks(partial(_stamp, link), only=HAS_TOKENS, once=True)
+        return Hooks(partial(_stamp, link), only=HAS_CONTENT, once=True)
     is_first = True
 
     def stamp(chunk: C) -> C:
         nonlocal is_first
-        if chunk.token_ids and is_first:
+        if is_first and has_content(chunk):
             is_first = False
             return _stamp(link, chunk)
         if chunk.finish_reason is not None and chunk.worker_trace_link is None:

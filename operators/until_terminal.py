@@ -4,22 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
-from operators._chunk import IS_TERMINAL
-from operators._core.operator import stateless
-from operators._core.stage import Hooks, last
+from operators._answers import check_answers
+from operators._chunk import IS_TERMINAL, Chunk, answer_of
+from operators._core.checked import checked
+from operators._core.operator import operator
+from operators._core.stage import Emission, Hooks, emit, last
 
 __all__ = ("until_terminal",)
 
 
-@stateless
-def until_terminal() -> Hooks[Any, Any]:
-    """
-    End the stream with its first terminal chunk: one whose ``finish_reason`` is set (row S2).
+def _check(answers: int = 1) -> None:
+    check_answers("until_terminal", answers)
 
-    The terminal itself is handed out, and then nothing that the source still has (row S8)::
+
+@checked(_check)
+@operator
+def until_terminal(answers: int = 1) -> Hooks[Any, Any]:
+    """
+    End the stream with the terminal of its last answer (rows E3, S2).
+
+    A terminal is a chunk whose ``finish_reason`` is set. It is handed out, and then nothing that
+    the source still has (row S8)::
 
         source  ---a-b-T-c-|
         result  ---a-b-(T|)
+
+    With several answers, told apart by ``index``, each has a terminal of its own. What the source
+    has for an answer behind its terminal is dropped, and the last terminal ends the stream. An
+    error terminal ends its answer only, a failure of the source ends all.
+
+    Args:
+        answers: How many answers the request has, 1 at least.
+
+    Raises:
+        ValueError: *answers* is no such number; when the operator is made.
 
     Errors: source errors pass unchanged.
     On dispose: nothing.
@@ -31,4 +49,21 @@ def until_terminal() -> Hooks[Any, Any]:
     None
     stop
     """
-    return Hooks(last, only=IS_TERMINAL)
+    if answers == 1:
+        return _FIRST
+    ended: set[int] = set()
+
+    def look(chunk: Chunk) -> Chunk | Emission:
+        answer = answer_of(chunk)
+        if answer in ended:
+            return emit()
+        if chunk.finish_reason is None:
+            return chunk
+        ended.add(answer)
+        return last(chunk) if len(ended) == answers else chunk
+
+    return Hooks(look, only=f"ended or {IS_TERMINAL}", names={"ended": ended})
+
+
+# Without state, so that all streams share it.
+_FIRST: Hooks[Any, Any] = Hooks(last, only=IS_TERMINAL)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast
 
-from operators._chunk import IS_TERMINAL, Chunk
+from operators._answers import check_answers
+from operators._chunk import Chunk, answer_of
 from operators._core.checked import checked
 from operators._core.operator import operator
-from operators._core.stage import Hooks
+from operators._core.stage import Stage, emit
 
 __all__ = ("CountedChunk", "usage")
 
@@ -21,7 +21,6 @@ class CountedChunk(Chunk, Protocol):
     completion_usage: Any
 
 
-C = TypeVar("C", bound=CountedChunk)
 U = TypeVar("U")
 
 
@@ -31,7 +30,9 @@ def _check(
     *,
     replace: bool = False,
     on_end: object = None,
+    answers: int = 1,
 ) -> None:
+    check_answers("usage", answers)
     given = cast("object", prompt_tokens)
     if type(given) is not int or given < 0:
         raise ValueError(f"usage: prompt_tokens: expected 0 tokens or more, got {given!r}")
@@ -49,12 +50,13 @@ def usage(
     *,
     replace: bool = False,
     on_end: Callable[[U], None] | None = None,
-) -> Hooks[Any, Any]:
+    answers: int = 1,
+) -> Stage[Any, Any]:
     """
-    Write ``completion_usage`` on the terminal, and report it however the stream ends.
+    Write ``completion_usage`` on the last terminal, and report it however the stream ends.
 
-    Token ids are counted, not chunks, of all choices together. The terminal comes out as a copy
-    with the usage; other chunks pass unchanged. Put this behind operators that end the stream or
+    Token ids are counted, not chunks, of all answers together, as OpenAI does. The terminal of the
+    last answer comes out as a copy with the usage; other chunks pass unchanged. Put this behind operators that end the stream or
     take tokens out. With a prompt of 3 tokens, ``U`` is ``T`` with a usage of 3 and 2 tokens::
 
         source  -a-b-T|
@@ -68,9 +70,10 @@ def usage(
         replace: Write it also over a usage that the engine set, which is kept otherwise.
         on_end: Called once at the end, whichever way, with the usage that the terminal carried;
             without a terminal (cancelled, dropped, failed) with what was counted so far.
+        answers: How many answers the request has, 1 at least.
 
     Raises:
-        ValueError: *prompt_tokens* is no such number; when the operator is made.
+        ValueError: *prompt_tokens* or *answers* is no such number; when the operator is made.
         TypeError: *make* or *on_end* can't be called; when the operator is made.
 
     Errors: source errors pass unchanged, after *on_end*.
@@ -84,37 +87,22 @@ def usage(
     None
     CompletionUsage(prompt_tokens=3, completion_tokens=1, total_tokens=4)
     """
-    count = itertools.count(1).__next__
-    others = 0
+    tokens = 0
+    ended: set[int] = set()
     reported: U | None = None
-
-    def counted() -> U:
-        # Asking the counter counts too.
-        nonlocal others
-        others -= 1
-        return make(prompt_tokens, count() + others)
-
-    def look(chunk: C) -> C:
-        nonlocal others, reported
-        tokens = len(chunk.token_ids)
-        if tokens != 1:
-            others += tokens
-        if chunk.finish_reason is None:
-            return chunk
-        if replace or chunk.completion_usage is None:
-            chunk = copy.copy(chunk)
-            chunk.completion_usage = counted()
-        reported = chunk.completion_usage
-        return chunk
-
-    def end(_failure: Exception | None, _dropped: bool) -> None:
+    out: Any = emit()
+    try:
+        while True:
+            chunk = yield out
+            tokens += len(chunk.token_ids)
+            if chunk.finish_reason is not None:
+                ended.add(answer_of(chunk))
+                if len(ended) >= answers:
+                    if replace or chunk.completion_usage is None:
+                        chunk = copy.copy(chunk)
+                        chunk.completion_usage = make(prompt_tokens, tokens)
+                    reported = chunk.completion_usage
+            out = chunk
+    finally:
         if on_end is not None:
-            on_end(counted() if reported is None else reported)
-
-    return Hooks(
-        look, only=_IS_UNUSUAL, names={"count": count}, on_end=None if on_end is None else end
-    )
-
-
-# Counts a chunk of one token in passing; any other chunk, and a terminal, is looked at.
-_IS_UNUSUAL = f"len(item.token_ids) != 1 or not count() or {IS_TERMINAL}"
+            on_end(make(prompt_tokens, tokens) if reported is None else reported)

@@ -5,23 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from operators._chunk import IS_TERMINAL
+from operators._answers import check_answers
+from operators._chunk import answer_of
+from operators._core.checked import checked
 from operators._core.operator import operator
-from operators._core.stage import Completed, Stage, visit_if
+from operators._core.stage import Completed, Stage, emit
 
 __all__ = ("ContractViolation", "validate_contract")
 
 
 class ContractViolation(ValueError):
-    """A stream broke rule E3: it has no terminal, or goes on after it."""
+    """A stream broke rule E3: an answer has no terminal, or goes on after it."""
 
 
+def _check(*, error: object = None, answers: int = 1) -> None:
+    check_answers("validate_contract", answers)
+
+
+@checked(_check)
 @operator
-def validate_contract(*, error: Callable[[str], Exception] = ContractViolation) -> Stage[Any, Any]:
+def validate_contract(
+    *, error: Callable[[str], Exception] = ContractViolation, answers: int = 1
+) -> Stage[Any, Any]:
     """
-    Fail a stream that goes on after its terminal chunk, or ends without one (rows E3, S8).
+    Fail a stream in which an answer goes on after its terminal, or has none (rows E3, S8).
 
-    For tests and engine development: ahead of ``until_terminal`` in a production pipeline it could
+    Answers are told apart by ``index``; none is 0. For tests and engine development: ahead of ``until_terminal`` in a production pipeline it could
     only see a missing terminal. ``T`` is a terminal::
 
         source  ---a-T-b-|
@@ -34,6 +43,10 @@ def validate_contract(*, error: Callable[[str], Exception] = ContractViolation) 
 
     Args:
         error: Makes the exception from a message that says what was broken.
+        answers: How many answers the request has, 1 at least.
+
+    Raises:
+        ValueError: *answers* is no such number; when the operator is made.
 
     Errors: source errors pass unchanged; they end a stream as well as a terminal does.
     On dispose: nothing; a dropped stream breaks no rule.
@@ -44,12 +57,23 @@ def validate_contract(*, error: Callable[[str], Exception] = ContractViolation) 
     >>> _ = chunks.pipe(validate_contract()).subscribe(on_error=print)
     item after the terminal: token_ids=[7], finish_reason=None
     """
-    try:
-        chunk = yield visit_if(IS_TERMINAL)
-    except Completed:
-        raise error("the stream ended without a terminal") from None
-    chunk = yield visit_if("True", chunk)
-    raise error(
-        "item after the terminal: "
-        f"token_ids={list(chunk.token_ids)}, finish_reason={chunk.finish_reason}"
-    )
+    ended: set[int] = set()
+    out: Any = emit()
+    while True:
+        try:
+            chunk = yield out
+        except Completed:
+            if len(ended) < answers:
+                missing = f" of {answers - len(ended)} of {answers} answers" if answers > 1 else ""
+                raise error(f"the stream ended without a terminal{missing}") from None
+            raise
+        answer = answer_of(chunk)
+        if answer in ended or len(ended) == answers:
+            which = f" of answer {answer}" if answers > 1 and answer in ended else ""
+            raise error(
+                f"item after the terminal{which}: "
+                f"token_ids={list(chunk.token_ids)}, finish_reason={chunk.finish_reason}"
+            )
+        if chunk.finish_reason is not None:
+            ended.add(answer)
+        out = chunk

@@ -17,6 +17,7 @@ from operators import (
     until_terminal,
     validate_chunks,
 )
+from operators._chunk import HAS_CONTENT
 from operators._core.assemble import Plan
 from operators._core.operator import SCOPE, Operator, callbacks
 from operators.itl_window import noting
@@ -42,7 +43,7 @@ def first_token(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any] | None:
         scope.first_token_came()
         return chunk
 
-    return Callbacks(notice, only="item.token_ids", once=True)
+    return Callbacks(notice, only=HAS_CONTENT, once=True)
 
 
 def _reason_name(reason: FinishReason) -> str:

@@ -20,6 +20,7 @@ from operators._core.plain import subscribe_in_task
 from rx_backend import (
     Annotated,
     Disconnected,
+    FinishReason,
     InvalidArgument,
     LLMEngineOutput,
     TraceLink,
@@ -214,6 +215,10 @@ def stop_on(scene: Scene) -> Play:
     return operators.stop_on([[2, 3]])
 
 
+def stop_on_text(scene: Scene) -> Play:
+    return operators.stop_on_text("bc")
+
+
 def slo(scene: Scene) -> Play:
     windows = operators.SloWindows(clock=scene.test.clock)
     good = operators.slo(3000, 2000, windows=windows, key="model")
@@ -287,6 +292,7 @@ PLAYS: dict[str, Callable[[Scene], Play]] = {
         sliding_itl,
         slo,
         stop_on,
+        stop_on_text,
         tap,
         tap_async,
         trace_link,
@@ -308,6 +314,10 @@ OWN_LETTERS: dict[str, Mapping[str, Any]] = {
     "coalesce": {"M": LLMEngineOutput([2, 3])},
     "limit_tokens": {"B": LLMEngineOutput.length().with_tokens([2])},
     "stop_on": {"S": LLMEngineOutput.stop()},
+    "stop_on_text": {
+        **{letter: LLMEngineOutput(text=letter) for letter in "abc"},
+        "S": LLMEngineOutput(finish_reason=FinishReason.STOP, stop_reason="bc"),
+    },
     "map_async": {"A": Annotated(token(1)), "B": Annotated(token(2))},
     "trace_link": {"A": stamped},
     "usage": {"U": LLMEngineOutput.stop().with_usage(protocols.usage(3, 2))},

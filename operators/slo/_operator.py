@@ -9,6 +9,7 @@ from typing import Any, Literal
 from operators._core.checked import checked
 from operators._core.operator import operator
 from operators._core.stage import Hooks
+from operators._raw_chunk import has_content, tokens_in
 from operators.slo._request import SloRequest
 from operators.slo._tally import Key, check_key
 from operators.slo._windows import SloWindows
@@ -137,14 +138,10 @@ def _notebook(
 
     def note(item: Any) -> Any:
         chunk = getattr(item, "data", item)
-        tokens = len(getattr(chunk, "token_ids", None) or ())
-        if tokens:
-            if tokens > 1:
-                times.sizes[len(times.times)] = tokens
-            times.times.append(times.clock())
-        reason = getattr(chunk, "finish_reason", None)
-        if reason is not None:
-            times.finish_reason = reason
+        if has_content(chunk):
+            times.note_content(tokens_in(chunk))
+        if getattr(chunk, "finish_reason", None) is not None:
+            times.note_terminal(chunk)
         return item
 
     return times, note

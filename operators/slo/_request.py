@@ -50,7 +50,7 @@ class SloRequest:
         times = self._times.times
         if not times:
             return False
-        waited_s = (self._times.clock() - times[0]) / (self._later_tokens() + 1)
+        waited_s = (self._times.clock() - times[0]) / (self._times.later_tokens + 1)
         return max(waited_s, self._mean_s()) > self._itl_s
 
     def ended(
@@ -88,14 +88,10 @@ class SloRequest:
         first = times.times[0] if times.times else times.clock()
         return first - times.started + (times.setup_ms or 0.0) / 1000.0
 
-    def _later_tokens(self) -> int:
-        times = self._times
-        return times.output_tokens - times.sizes.get(0, 1)
-
     def _mean_s(self) -> float:
         """The mean latency between tokens; 0 without one."""
         times = self._times.times
-        later = self._later_tokens() if times else 0
+        later = self._times.later_tokens
         return (times[-1] - times[0]) / later if later else 0.0
 
     def _gaps_s(self) -> Sequence[float]:

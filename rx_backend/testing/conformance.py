@@ -48,11 +48,13 @@ async def check_engine(
     factory: EngineFactory, **options: Unpack[ConformanceOptions]
 ) -> ConformanceReport:
     """
-    Try every rule of the engine contract and report all that are broken (rows K1, E1 to E5).
+    Try every rule of the engine contract and report all that are broken (rows K1, E1 to E6).
 
     Two engines are made: one is cleaned up without a start, the other is started, asked for a
-    stream, for several at a time and for one that it must stop, and is cleaned up twice. Nothing
-    that the engine does holds up the kit, except code that never gives way to the event loop.
+    stream, for several at a time and for one that is stopped and aborted, as the adapter does it,
+    and is cleaned up twice. A request with ``sampling_options.n`` must get that many answers, each
+    with a terminal of its own. Nothing that the engine does holds up the kit, except code that
+    never yields to the event loop.
 
     Args:
         factory: Makes a fresh engine.

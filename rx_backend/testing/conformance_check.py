@@ -15,6 +15,7 @@ from rx_backend.dynamo import from_any_engine
 from rx_backend.engine import EngineConfig, LLMEngine, check_config
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import PreprocessedRequest, StopConditions
+from rx_backend.testing.conformance_block import MAY_BLOCK_S, longest_block
 from rx_backend.testing.conformance_report import ConformanceReport, Rule, Violation
 from rx_backend.testing.conformance_stream import LET_GO_S, Limits, Plan, Played, play
 
@@ -27,9 +28,12 @@ _STREAM_RULES = (
     Rule.BAD_TOKEN_IDS,
     Rule.NO_TERMINAL,
     Rule.ITEM_AFTER_TERMINAL,
+    Rule.CHUNK_TOUCHED,
+    Rule.LOOP_BLOCKED,
     Rule.INTERLEAVED_CALLS_FAILED,
     Rule.CANCELLATION_NOT_SEEN,
     Rule.CANCELLED_NOT_TERMINAL,
+    Rule.ABORT_FAILED,
     Rule.CLOSE_FAILED,
 )
 _PROMPT = (1, 2, 3)
@@ -130,7 +134,7 @@ class Check:
         self, engine: LLMEngine, request: PreprocessedRequest, cancel_request: PreprocessedRequest
     ) -> None:
         self._tried.update(_STREAM_RULES)
-        alone = await play(engine, request, self._limits)
+        alone = await self._play_alone(engine, request)
         self._find(alone.violations())
         together = await asyncio.gather(
             *(play(engine, request, self._limits) for _ in range(self._calls))
@@ -139,6 +143,17 @@ class Check:
         await self._check_cancellation(engine, cancel_request)
         closed = await play(engine, cancel_request, self._limits, Plan.CLOSE)
         self._find(each for each in closed.found if each.rule is Rule.CLOSE_FAILED)
+
+    async def _play_alone(self, engine: LLMEngine, request: PreprocessedRequest) -> Played:
+        """Play one stream, and a second where the first blocked the loop: the machine may be busy."""
+        played, blocked_s = await longest_block(play(engine, request, self._limits))
+        if blocked_s > MAY_BLOCK_S:
+            _, again_s = await longest_block(play(engine, request, self._limits))
+            blocked_s = min(blocked_s, again_s)
+        if blocked_s > MAY_BLOCK_S:
+            message = f"the event loop stood still for {blocked_s:.2f} s while a stream ran"
+            self._find([Violation(Rule.LOOP_BLOCKED, message)])
+        return played
 
     def _check_together(self, alone: Played, together: Sequence[Played]) -> None:
         known = {violation.rule for violation in alone.violations()}
@@ -162,9 +177,11 @@ class Check:
         self._find(played.found)
         if played.is_cancelled:
             return
+        what = "a stream whose request was stopped"
         rule = Rule.CANCELLATION_NOT_SEEN if played.stalled else Rule.CANCELLED_NOT_TERMINAL
-        message = f"a stream whose request was stopped: {played.ending}"
-        self._find([Violation(rule, message, played.error)])
+        if played.stalled and getattr(type(engine), "abort", None) not in {None, LLMEngine.abort}:
+            rule, what = Rule.ABORT_FAILED, f"{what} and aborted"
+        self._find([Violation(rule, f"{what}: {played.ending}", played.error)])
 
     async def _call(self, rule: Rule, name: str, function: Callable[[], object]) -> object:
         """Call and await something of the engine's; what goes wrong breaks *rule*."""

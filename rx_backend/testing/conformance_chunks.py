@@ -1,15 +1,15 @@
-"""Whether one item that an engine yields is a well-formed chunk (row E2)."""
+"""Whether what an engine yields is well-formed, and stays as it was (rows E2, E6)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import FinishReason, LLMEngineOutput, convert_output
 from rx_backend.testing.conformance_report import Rule, Violation
 
-__all__ = ("check_chunk",)
+__all__ = ("check_chunk", "check_untouched", "index_of")
 
 
 def check_chunk(item: object) -> tuple[FinishReason | None, list[Violation]]:
@@ -28,6 +28,33 @@ def check_chunk(item: object) -> tuple[FinishReason | None, list[Violation]]:
         return reason, found
     what = f"finish_reason: expected a FinishReason or None, got {reason!r}"
     return _reason(reason), [*found, Violation(Rule.WRONG_ITEM_TYPE, what)]
+
+
+def check_untouched(came: Iterable[tuple[object, object]]) -> list[Violation]:
+    """Give what is wrong with items that came, each with a copy of what it was then."""
+    for place, (item, copied) in enumerate(came):
+        if not _same(item, copied):
+            what = f"item {place} was {copied!r} when it was yielded, and {item!r} later"
+            return [Violation(Rule.CHUNK_TOUCHED, what)]
+    return []
+
+
+def _same(item: object, copied: object) -> bool:
+    """Whether an item is what it was; NaN is equal to itself here."""
+    try:
+        return item is copied or bool(item == copied) or repr(item) == repr(copied)
+    except Exception:
+        # There are objects that can't be compared.
+        return True
+
+
+def index_of(item: object) -> int:
+    """Give the index of the answer that an item belongs to; 0 for one that says nothing of it."""
+    if isinstance(item, Mapping):
+        index = cast("Mapping[str, object]", item).get("index")
+    else:
+        index = getattr(item, "index", None)
+    return index if type(index) is int else 0
 
 
 def _check_mapping(item: Mapping[str, Any]) -> tuple[FinishReason | None, list[Violation]]:

@@ -7,17 +7,17 @@ import copy
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from operators import own_copy
 from rx_backend.context import RequestContext
 from rx_backend.engine import ChunkStream, LLMEngine, open_chunks
 from rx_backend.errors import BackendError, Cancelled, as_backend_error
 from rx_backend.protocols import FinishReason, PreprocessedRequest
-from rx_backend.testing.conformance_chunks import check_chunk
+from rx_backend.testing.conformance_chunks import check_chunk, check_untouched, index_of
 from rx_backend.testing.conformance_report import Rule, Violation
 
 __all__ = ("LET_GO_S", "Limits", "Plan", "Played", "play")
 
-# An engine that is told to let go gets so long, in seconds.
-LET_GO_S = 1.0
+LET_GO_S = 1.0  # An engine that is told to let go gets so long, in seconds.
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,30 +45,42 @@ class Played:
     What became of one stream.
 
     Attributes:
-        items: How many items came, the terminal included.
-        terminal: Finish reason of the terminal chunk.
+        answers: How many answers were asked for.
+        items: How many items came, the terminals included.
+        terminals: Finish reasons of the terminal chunks, by the index of their answer.
         error: What the engine raised in place of a terminal.
         stopped: Whether the request was stopped before the stream was over.
+        ended_before: How many answers had ended when it was stopped.
         stalled: Why the kit gave up waiting for the terminal; empty when it did not.
         found: Broken rules that have nothing to do with the stop.
     """
 
+    answers: int = 1
     items: int = 0
-    terminal: FinishReason | None = None
+    terminals: dict[int, FinishReason] = field(default_factory=dict[int, FinishReason])
     error: BaseException | None = None
     stopped: bool = False
+    ended_before: int = 0
     stalled: str = ""
     found: list[Violation] = field(default_factory=list[Violation])
 
     @property
     def is_cancelled(self) -> bool:
         """Whether the stream ended the way a stopped one must (row E4)."""
-        return self.terminal == FinishReason.CANCELLED or isinstance(self.error, Cancelled)
+        if isinstance(self.error, Cancelled):
+            return True
+        reasons = list(self.terminals.values())[self.ended_before :]
+        return self.is_over and all(reason == FinishReason.CANCELLED for reason in reasons)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every answer has its terminal."""
+        return len(self.terminals) >= self.answers
 
     @property
     def failed(self) -> bool:
         """Whether the stream ended with an error, raised or as its terminal."""
-        return self.error is not None or (self.terminal is not None and self.terminal.is_error)
+        return self.error is not None or any(each.is_error for each in self.terminals.values())
 
     @property
     def ending(self) -> str:
@@ -77,16 +89,17 @@ class Played:
             return self.stalled
         if self.error is not None:
             return f"raised {self.error!r}"
-        if self.terminal is not None:
-            return f"ended with {str(self.terminal)!r}"
-        return f"ended after {self.items} items without a terminal"
+        if self.is_over:
+            return f"ended with {', '.join(repr(str(each)) for each in self.terminals.values())}"
+        missing = f"{self.answers - len(self.terminals)} of {self.answers} answers"
+        return f"ended after {self.items} items without a terminal ({missing})"
 
     def violations(self) -> list[Violation]:
         """Give the broken rules, those that a stop has nothing to do with."""
         found = list(self.found)
         if not self.items and not any(each.rule is Rule.GENERATE_FAILED for each in found):
             found.append(Violation(Rule.NO_CHUNK, self.ending, self.error))
-        elif self.items and self.terminal is None and self.error is None:
+        elif self.items and not self.is_over and self.error is None:
             found.append(Violation(Rule.NO_TERMINAL, self.ending))
         return found
 
@@ -102,15 +115,16 @@ class _Stream:
     def __init__(
         self, engine: LLMEngine, request: PreprocessedRequest, limits: Limits, plan: Plan
     ) -> None:
-        self._played = Played()
+        self._played = Played(request.sampling_options.n or 1)
+        self._came: list[tuple[object, object]] = []  # with a copy of what it was then
+        self._aborting: asyncio.Task[None] | None = None
         self._engine = engine
         self._request = request
         self._limits = limits
         self._plan = plan
         self._context = RequestContext()
-        loop = asyncio.get_running_loop()
-        self._stopped: asyncio.Future[None] = loop.create_future()
-        self._over: asyncio.Future[None] = loop.create_future()
+        self._stopped: asyncio.Future[None] = asyncio.Future()
+        self._over: asyncio.Future[None] = asyncio.Future()
         self._gave_up = False
         self._closing = False
 
@@ -129,6 +143,8 @@ class _Stream:
             self._find(Rule.CLOSE_FAILED, f"still running {LET_GO_S:g} s after it was closed")
         elif not task.cancelled():
             task.result()
+        await self._end_abort()
+        self._played.found += check_untouched(self._came)
         return self._played
 
     async def _watch(self, task: asyncio.Task[None]) -> None:
@@ -150,7 +166,32 @@ class _Stream:
         if not self._stopped.done() and not self._over.done():
             self._stopped.set_result(None)
             self._played.stopped = True
+            self._played.ended_before = len(self._played.terminals)
             self._context.stop_generating()
+            if self._plan is Plan.STOP:
+                self._abort()
+
+    def _abort(self) -> None:
+        """Abort as the adapter does after a stop, once there is a stream."""
+        abort = getattr(self._engine, "abort", None)
+
+        async def call() -> None:
+            await abort(self._context)
+
+        if abort is not None:
+            self._aborting = asyncio.create_task(call(), name="conformance abort")
+
+    async def _end_abort(self) -> None:
+        timeout_s = self._limits.timeout_s
+        if (task := self._aborting) is None:
+            return
+        await _first(timeout_s, task)
+        task.cancel()
+        await _first(LET_GO_S, task)
+        if not task.done() or task.cancelled():
+            self._find(Rule.ABORT_FAILED, f"abort did not return within {timeout_s:g} s")
+        elif (error := task.exception()) is not None:
+            self._find(Rule.ABORT_FAILED, f"abort raised {error!r}", error)
 
     def _find(self, rule: Rule, message: str, error: BaseException | None = None) -> None:
         self._played.found.append(Violation(rule, message, error))
@@ -162,6 +203,8 @@ class _Stream:
             self._raised(error, "before there was a stream")
             self._end()
             return
+        if self._plan is Plan.STOP_BEFORE:
+            self._abort()
         try:
             if await self._pull_to_end(chunks):
                 self._end()
@@ -191,7 +234,7 @@ class _Stream:
             self._find(Rule.GENERATE_FAILED, f"raised {where}: {error}", error)
 
     async def _pull_to_end(self, chunks: ChunkStream) -> bool:
-        """Pull to the terminal; False when the stream ended or went on without one."""
+        """Pull to the last terminal; False when the stream ended or went on without one."""
         played = self._played
         while played.items < self._limits.max_items:
             try:
@@ -202,10 +245,18 @@ class _Stream:
                 self._raised(error)
                 return True
             played.items += 1
-            played.terminal, found = check_chunk(item)
+            self._came.append((item, own_copy(item)))
+            reason, found = check_chunk(item)
             played.found += found
-            if played.terminal is not None:
-                return True
+            answer = index_of(item)
+            if answer in played.terminals:
+                self._find(
+                    Rule.ITEM_AFTER_TERMINAL, f"yielded {item!r} after its answer's terminal"
+                )
+            elif reason is not None:
+                played.terminals[answer] = reason
+                if played.is_over:
+                    return True
             if self._plan is Plan.STOP:
                 self._stop_request()
             if self._plan is Plan.CLOSE:
@@ -223,8 +274,8 @@ class _Stream:
         except Exception as error:
             if not self._gave_up:
                 self._find(Rule.ITEM_AFTER_TERMINAL, f"raised {error!r} after the terminal", error)
-        else:
-            self._find(Rule.ITEM_AFTER_TERMINAL, f"yielded {item!r} after the terminal")
+            return
+        self._find(Rule.ITEM_AFTER_TERMINAL, f"yielded {item!r} after the terminal")
 
     async def _close(self, chunks: ChunkStream) -> None:
         self._closing = True

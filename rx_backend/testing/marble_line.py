@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -28,6 +29,8 @@ _KINDS: dict[str, MarbleKind] = {
 }
 _SIGNS: dict[MarbleKind, str] = {kind: sign for sign, kind in _KINDS.items() if sign != "X"}
 _UNKNOWN = "?"
+# A word in quotes, or any character.
+_SIGN = re.compile(r"'[^'\s]+'|.", re.DOTALL)
 
 
 class MarbleError(ValueError):
@@ -84,13 +87,13 @@ def parse_marbles(
     """
     Read a marble line.
 
-    Each sign is one frame: ``-`` nothing happens, a letter or digit is an item, ``|`` the end,
-    ``#`` or ``X`` an error, ``^`` the subscription, ``!`` the drop. Signs in parentheses happen in
-    the same frame, in order. Blanks count for nothing; they are there to align lines.
+    Each sign is one frame: ``-`` nothing happens, a letter or digit is an item, and so is a word in
+    quotes (``'word'``), ``|`` the end, ``#`` or ``X`` an error, ``^`` the subscription, ``!`` the
+    drop. Signs in parentheses happen in the same frame, in order. Blanks count for nothing; they are there to align lines.
 
     Args:
         line: The line.
-        values: What letters stand for; a letter that is not in it stands for itself.
+        values: What letters and words stand for; one that is not in it stands for itself.
         error: What ``#`` stands for.
 
     Raises:
@@ -109,7 +112,8 @@ def parse_marbles(
     events: list[MarbleEvent] = []
     frame = 0
     in_group = False
-    for place, sign in enumerate(line):
+    for match in _SIGN.finditer(line):
+        sign, place = match.group(), match.start()
         if sign == " ":
             continue
         if sign == "(" and not in_group:
@@ -121,9 +125,10 @@ def parse_marbles(
             kind = _KINDS[sign]
             _check_order(events, kind, line, place)
             events.append(MarbleEvent(frame, kind, error if kind == "error" else None, sign))
-        elif sign.isalnum():
+        elif sign.isalnum() or len(sign) > 1:
             _check_order(events, "next", line, place)
-            events.append(MarbleEvent(frame, "next", values.get(sign, sign), sign))
+            name = sign.strip("'")
+            events.append(MarbleEvent(frame, "next", values.get(name, name), sign))
         elif sign != "-" or in_group:
             raise _unreadable(line, place, f"unexpected {sign!r}")
         frame += not in_group
@@ -156,7 +161,8 @@ def render_marbles(
 
     Args:
         events: In the order of their frames.
-        values: What letters stand for. An item that has no letter, and is none itself, is ``?``.
+        values: What letters stand for. A chunk of text that has no letter is its text, where that is
+            one word. Any other item that has no letter, and is none itself, is ``?``.
         frames: Make the line at least so long.
         prefer: Letters to prefer where several stand for equal items.
 
@@ -170,7 +176,9 @@ def render_marbles(
         cells += [""] * (event.frame + 1 - len(cells))
         cells[event.frame] += _sign(event, values, letters)
     cells += [""] * (frames - len(cells))
-    return "".join(f"({cell})" if len(cell) > 1 else cell or "-" for cell in cells)
+    return "".join(
+        cell if _SIGN.fullmatch(cell) else f"({cell})" if cell else "-" for cell in cells
+    )
 
 
 def _sign(event: MarbleEvent, values: Mapping[str, Any], letters: Sequence[str]) -> str:
@@ -182,7 +190,15 @@ def _sign(event: MarbleEvent, values: Mapping[str, Any], letters: Sequence[str])
             return letter
     if isinstance(value, str) and len(value) == 1 and value.isalnum() and value not in _KINDS:
         return _UNKNOWN if value in values else value
-    return _UNKNOWN
+    word = _word(value)
+    return _UNKNOWN if word is None or word in values else f"'{word}'"
+
+
+def _word(item: Any) -> str | None:
+    """The text of a chunk, or of the chunk in an envelope, where it is one word."""
+    text = getattr(getattr(item, "data", None) or item, "text", None)
+    word = text.strip() if isinstance(text, str) else ""
+    return word if word and _SIGN.fullmatch(f"'{word}'") else None
 
 
 def same_item(expected: object, actual: object) -> bool:
@@ -220,7 +236,7 @@ def align_marbles(rows: Mapping[str, str]) -> str:
 def _cells(line: str) -> list[str]:
     cells: list[str] = []
     in_group = False
-    for sign in line.replace(" ", ""):
+    for sign in _SIGN.findall(line.replace(" ", "")):
         if in_group:
             cells[-1] += sign
         else:

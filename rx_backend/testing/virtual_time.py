@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import Context
 from heapq import heapify, heappop, heappush
 from itertools import count
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from rx_backend.testing.deadlock import Deadlock, waiting_tasks
@@ -74,6 +75,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     Args:
         thread_grace_s: Real seconds that the loop waits, before it raises ``Deadlock``, for the
             other threads that are alive. It waits not at all when there are none.
+
+    Attributes:
+        longest_turn_s: How long the longest turn of the loop took, in real seconds; may be reset.
     """
 
     _ready: deque[asyncio.Handle]
@@ -87,6 +91,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         def _process_events(self, event_list: list[tuple[selectors.SelectorKey, int]]) -> None: ...
 
     def __init__(self, *, thread_grace_s: float = 1.0) -> None:
+        self.longest_turn_s = 0.0
         self._now = 0.0
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._timer_number = count()
@@ -182,10 +187,12 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
                 self._cancelled -= 1
             else:
                 ready.append(handle)
+        begun = perf_counter()
         for _ in range(len(ready)):
             handle = ready.popleft()
             if not handle._cancelled:
                 handle._run()
+        self.longest_turn_s = max(self.longest_turn_s, perf_counter() - begun)
         handle = None  # or an exception would keep the handle, and the handle the exception
 
     def _idle(self) -> None:

@@ -56,6 +56,7 @@ MADE: dict[str, Callable[[], Operator[Any, Any]]] = {
     ),
     "sliding_itl": lambda: operators.sliding_itl(count=2, clock=lambda: 0.0),
     "stop_on": lambda: operators.stop_on([7, [8, 9]]),
+    "stop_on_text": lambda: operators.stop_on_text(["a", "bc"]),
     "tap": lambda: operators.tap(nothing),
     "trace_link": lambda: operators.trace_link("link", on_terminal=True),
     "until_terminal": operators.until_terminal,

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from itertools import groupby
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from operators import merge_chunks
+import operators
 from rx_backend import Annotated, FinishReason, LLMEngineOutput, TraceLink
 from rx_backend.protocols import TopLogprob, usage
 from tests.operators._help import Chunk, terminal, token
+
+
+def merge_chunks(items: Sequence[Any]) -> tuple[Any, int]:
+    """Merge chunks of which one comes out."""
+    (merged,), count = operators.merge_chunks(items)
+    return merged, count
 
 
 def full(*token_ids: int, **others: Any) -> LLMEngineOutput:
@@ -79,7 +89,7 @@ def test_the_table_of_fields_is_complete() -> None:
     assert set(SET) == set(LLMEngineOutput.__struct_fields__)
 
 
-@pytest.mark.parametrize("field", [name for name in SET if name != "token_ids"])
+@pytest.mark.parametrize("field", [name for name in SET if name not in {"token_ids", "index"}])
 def test_a_field_that_only_one_chunk_has_is_a_barrier(field: str) -> None:
     """On either side of it, chunks stay apart, and come out as the objects they are."""
     odd, plain = LLMEngineOutput([5]), LLMEngineOutput([1])
@@ -165,3 +175,51 @@ def test_envelopes_are_merged_with_what_is_in_them() -> None:
     ):
         assert merge_chunks([items[0], odd, items[2]]) == (items[0], 1)
         assert merge_chunks([odd, items[2]]) == (odd, 1)
+
+
+def of_answer(index: int | None, *token_ids: int, ends: bool = False) -> LLMEngineOutput:
+    reason = FinishReason.STOP if ends else None
+    return LLMEngineOutput(list(token_ids), index=index, finish_reason=reason)
+
+
+@pytest.mark.rows("E3")
+def test_answers_that_take_turns_are_merged_each_for_itself() -> None:
+    """By index, in the order in which they began; an answer with one chunk keeps it."""
+    waiting = [of_answer(index, n) for n, index in enumerate([1, 0, 1, 0, 2])]
+    merged, count = operators.merge_chunks(waiting)
+    assert (merged, count) == ([of_answer(1, 0, 2), of_answer(0, 1, 3), of_answer(2, 4)], 5)
+    assert merged[2] is waiting[4]
+    envelopes, count = operators.merge_chunks([Annotated(chunk) for chunk in waiting])
+    assert ([item.data for item in envelopes], count) == (merged, 5)
+
+
+@pytest.mark.rows("E3", "S1")
+@given(
+    st.lists(
+        st.builds(
+            of_answer, st.sampled_from([None, 0, 1, 2]), st.integers(0, 9), ends=st.booleans()
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_every_answer_keeps_its_tokens_and_their_order(waiting: list[LLMEngineOutput]) -> None:
+    """Merged to the end, each answer reads as before, and its terminals are where they were."""
+    before, out, rest = copy.deepcopy(waiting), list[LLMEngineOutput](), waiting
+    while rest:
+        merged, count = operators.merge_chunks(rest)
+        assert 1 <= len(merged) <= count
+        out += merged
+        rest = rest[count:]
+
+    def read(chunks: list[LLMEngineOutput]) -> dict[int, list[object]]:
+        ordered = sorted(chunks, key=lambda chunk: chunk.index or 0)
+        return {
+            index: [
+                e for chunk in own for e in (*chunk.token_ids, *"|"[: bool(chunk.finish_reason)])
+            ]
+            for index, own in groupby(ordered, key=lambda chunk: chunk.index or 0)
+        }
+
+    assert read(out) == read(before)
+    assert waiting == before

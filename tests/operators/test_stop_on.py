@@ -100,9 +100,11 @@ STOPS = st.sets(st.lists(TOKENS, min_size=1, max_size=5).map(tuple), min_size=1,
 CHUNKS = st.lists(st.lists(TOKENS, max_size=4), max_size=12)
 
 
-def model(stops: set[tuple[int, ...]], tokens: Sequence[int]) -> tuple[int, int] | None:
+def model(
+    stops: set[tuple[int, ...]], tokens: Sequence[int], min_tokens: int = 0
+) -> tuple[int, int] | None:
     """Where the first sequence that is complete begins and ends, the longest of several."""
-    for end in range(1, len(tokens) + 1):
+    for end in range(max(1, min_tokens), len(tokens) + 1):
         lengths = [len(stop) for stop in stops if tuple(tokens[:end])[-len(stop) :] == stop]
         if lengths:
             return end - max(lengths), end
@@ -116,7 +118,7 @@ def undecided(stops: set[tuple[int, ...]], tokens: Sequence[int]) -> int:
     return max((len(end) for end in ends if end in beginnings), default=0)
 
 
-def tokens_of(chunks: Sequence[Chunk]) -> list[int]:
+def tokens_of(chunks: Sequence[Chunk | LLMEngineOutput]) -> list[int]:
     return [token_id for chunk in chunks for token_id in chunk.token_ids]
 
 
@@ -137,13 +139,12 @@ def test_what_comes_out_is_what_a_search_of_the_whole_text_gives(
     assert seen.end == "completed"
     assert source == before
     if match is None:
-        assert list(map(id, seen.items)) == list(map(id, source))
+        assert seen.items == source
     else:
         assert tokens_of(seen.items) == tokens[: match[include]]
         reasons = [chunk.finish_reason for chunk in seen.items]
         assert reasons == [None] * (len(reasons) - 1) + ["stop"]
-        own = set(map(id, source))
-        assert sum(id(chunk) not in own for chunk in seen.items) <= 2
+        assert sum(chunk not in source for chunk in seen.items) <= 2
 
 
 @pytest.mark.rows("S1", "S4")
@@ -208,7 +209,7 @@ def test_each_choice_is_looked_through_by_itself(
     }
     reasons = [(chunk.index or 0, chunk.finish_reason) for chunk in seen.items[-1:]]
     if stopped is None:
-        assert sorted(map(id, seen.items)) == sorted(map(id, source))
+        assert sorted(map(repr, seen.items)) == sorted(map(repr, source))
     else:
         assert reasons == [(stopped, FinishReason.STOP)]
 
@@ -221,19 +222,105 @@ def test_choices_do_not_wait_for_each_other() -> None:
 
 
 @pytest.mark.rows("S1", "E3")
-@pytest.mark.parametrize("end", ["completed", "terminal", "match"])
+@pytest.mark.parametrize("end", ["completed", "match"])
 def test_what_waits_comes_out_as_it_came(life: Life, end: str) -> None:
-    """At the end, whichever choice brings it, the chunks of all come out in their order, once."""
+    """At the end of the stream the chunks of all answers come out in their order, once."""
     waiting = [of_choice(0, 2), of_choice(1, 2), of_choice(0, 2), of_choice(2, 2)]
-    last: list[LLMEngineOutput] = {
-        "completed": [],
-        "terminal": [LLMEngineOutput.length()],
-        "match": [of_choice(3, 4), of_choice(3, 1)],
-    }[end]
+    last = [of_choice(3, 4), of_choice(3, 1)] if end == "match" else []
     seen = life([*waiting, *last], stop_on([[2, 2, 3], 4]))
     if end == "match":
         last = [LLMEngineOutput(finish_reason=FinishReason.STOP, stop_reason=4, index=3)]
     assert seen == Seen([*waiting, *last], "completed")
+
+
+def test_a_terminal_lets_out_its_own_answer(life: Life) -> None:
+    """What another answer holds back stays undecided."""
+    end = LLMEngineOutput(finish_reason=FinishReason.LENGTH, index=1)
+    source = [of_choice(0, 2), of_choice(1, 2), end, of_choice(0, 3)]
+    stop = LLMEngineOutput(finish_reason=FinishReason.STOP, index=0)
+    assert life(source, stop_on([[2, 3]], answers=2)).items == [source[1], end, stop]
+
+
+ANSWERS = st.lists(
+    st.tuples(st.sampled_from([None, 0, 1, 2]), st.lists(TOKENS, max_size=3), st.booleans()),
+    max_size=16,
+)
+
+
+@pytest.mark.rows("E3", "S8")
+@settings(max_examples=300)
+@given(stops=STOPS, chunks=ANSWERS, include=st.booleans(), min_tokens=st.integers(0, 6))
+def test_each_answer_ends_by_itself(
+    stops: set[tuple[int, ...]],
+    chunks: list[tuple[int | None, list[int], bool]],
+    *,
+    include: bool,
+    min_tokens: int,
+) -> None:
+    """Of three answers each is what it would be alone, and the last end is that of the stream."""
+    source = [
+        LLMEngineOutput(ids, index=index, finish_reason=FinishReason.EOS if ends else None)
+        for index, ids, ends in chunks
+    ]
+    stop = stop_on(stops, include=include, min_tokens=min_tokens, answers=3)
+    seen = fused(source, stop, ends=False)
+    stopped = set[int]()
+    for index in range(3):
+        own = [chunk for chunk in source if (chunk.index or 0) == index]
+        ends = [place for place, chunk in enumerate(own, 1) if chunk.finish_reason]
+        tokens = tokens_of(own[: ends[0]] if ends else own)
+        match = model(stops, tokens, min_tokens)
+        out = [chunk for chunk in seen.items if (chunk.index or 0) == index]
+        reasons = [chunk.finish_reason for chunk in out if chunk.finish_reason]
+        if match is None:
+            held = 0 if ends or include else undecided(stops, tokens)
+            assert tokens_of(out) == tokens[: len(tokens_of(out))]
+            assert ends or len(tokens) - len(tokens_of(out)) <= held + 2
+            assert reasons == [FinishReason.EOS] * bool(ends)
+        else:
+            stopped.add(index)
+            assert tokens_of(out) == tokens[: match[include]]
+            assert reasons == [FinishReason.STOP]
+    ended = {chunk.index or 0 for chunk in seen.items if chunk.finish_reason}
+    assert seen.end == ("completed" if stopped and len(ended) == 3 else "open")
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_there_is_no_stop_before_min_tokens(life: Life, include: bool) -> None:
+    """A stop token that comes too early is a token like any other, however chunks are cut."""
+    for source in ([token(n) for n in (5, 2, 6, 7, 2, 9)], [token(5, 2, 6), token(7, 2, 9)]):
+        seen = life(source, stop_on([2], min_tokens=3, include=include))
+        assert tokens_of(seen.items) == [5, 2, 6, 7, 2][: 5 if include else 4]
+        assert seen.items[-1].finish_reason == "stop"
+
+
+@pytest.mark.rows("E6")
+def test_what_is_held_back_is_a_copy() -> None:
+    """An engine that uses a chunk again does not change what waits."""
+    subject: Subject[Any] = Subject()
+    seen, _ = watch(subject.pipe(stop_on([[2, 3]])))
+    chunk = LLMEngineOutput([2])
+    subject.on_next(chunk)
+    chunk.token_ids[0] = 4
+    subject.on_next(chunk)
+    assert tokens_of(seen.items) == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_tokens": -1}, "min_tokens: expected 0 tokens or more, got -1"),
+        ({"min_tokens": None}, "min_tokens: expected 0 tokens or more, got None"),
+        ({"answers": 0}, "answers: expected at least 1, got 0"),
+        ({"answers": True}, "answers: expected at least 1, got True"),
+    ],
+)
+def test_bad_options_are_refused_when_the_operator_is_made(
+    options: dict[str, Any], message: str
+) -> None:
+    """The message names the option, and what was given."""
+    with pytest.raises(ValueError, match=f"^stop_on: {message}$"):
+        stop_on([2], **options)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from typing import Any, cast
 
@@ -104,6 +105,47 @@ class KeepsSlotsById(GoodEngine):
             yield chunk
 
 
+class StopsByAbortAlone(GoodEngine):
+    """Does not look at the context: its request ends when it is aborted."""
+
+    def __init__(self) -> None:
+        self.aborted: set[str] = set()
+
+    async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+        async for chunk in super().chunks(request, RequestContext()):
+            if context.id in self.aborted:
+                yield LLMEngineOutput.cancelled()
+                return
+            yield chunk
+
+    async def abort(self, context: RequestContext) -> None:
+        await asyncio.sleep(STEP_S)
+        self.aborted.add(context.id)
+
+
+class UsesEqualChunksAgain(GoodEngine):
+    """Yields one chunk many times, and leaves it as it is."""
+
+    async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+        shared = LLMEngineOutput([1], cum_log_probs=float("nan"))
+        async for chunk in super().chunks(request, context):
+            yield shared if chunk.token_ids else chunk
+
+
+class SeveralAnswers(GoodEngine):
+    """Gives ``n`` answers that take turns, and the later ones end later."""
+
+    async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+        answers = range(request.sampling_options.n or 1)
+        async for chunk in super().chunks(request, context):
+            for index in answers:
+                yield LLMEngineOutput(
+                    chunk.token_ids, index=index, finish_reason=chunk.finish_reason
+                )
+                if chunk.finish_reason is not None and index + 1 in answers:
+                    yield LLMEngineOutput([7], index=index + 1)
+
+
 GOOD = [
     GoodEngine,
     DictEngine,
@@ -113,6 +155,9 @@ GOOD = [
     DuckEngine,
     WaitsAfterTerminalEngine,
     KeepsSlotsById,
+    StopsByAbortAlone,
+    UsesEqualChunksAgain,
+    SeveralAnswers,
 ]
 
 
@@ -344,6 +389,64 @@ class ClosingHangs(GoodEngine):
             await asyncio.sleep(FOR_EVER)
 
 
+class UsesItsChunkAgain(GoodEngine):
+    async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+        one = LLMEngineOutput()
+        async for chunk in super().chunks(request, context):
+            one.token_ids = chunk.token_ids
+            yield one if chunk.token_ids else chunk
+
+
+class UsesItsListAgain(GoodEngine):
+    async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+        ids: list[int] = []
+        async for chunk in super().chunks(request, context):
+            ids[:] = chunk.token_ids
+            yield {"token_ids": ids} if chunk.token_ids else chunk
+
+
+class EmptiesAListAfterwards(GoodEngine):
+    async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+        async for chunk in super().chunks(request, context):
+            chunk.log_probs = [-1.0] * len(chunk.token_ids)
+            yield chunk
+            chunk.log_probs.clear()
+
+
+class BlocksTheLoop(GoodEngine):
+    async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+        time.sleep(0.15)  # noqa: ASYNC251
+        async for chunk in super().chunks(request, context):
+            yield chunk
+
+
+class BlocksTheLoopBehindTheScenes(GoodEngine):
+    """Its chunks are made by a task of its own."""
+
+    async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+        async def step() -> None:
+            time.sleep(0.15)  # noqa: ASYNC251
+
+        await asyncio.create_task(step())
+        async for chunk in super().chunks(request, context):
+            yield chunk
+
+
+class AbortRaises(GoodEngine):
+    async def abort(self, context: RequestContext) -> None:
+        raise KeyError(context.id)
+
+
+class AbortHangs(GoodEngine):
+    async def abort(self, context: RequestContext) -> None:
+        await asyncio.sleep(FOR_EVER)
+
+
+class AbortDoesNothing(IgnoresTheStop):
+    async def abort(self, context: RequestContext) -> None:
+        await asyncio.sleep(STEP_S)
+
+
 class CleanupRaises(GoodEngine):
     started = False
 
@@ -409,6 +512,14 @@ BROKEN: list[tuple[type[GoodEngine], Rule]] = [
     (SeesTheStopTooLate, Rule.CANCELLATION_NOT_SEEN),
     (EndsAStoppedStreamAsStop, Rule.CANCELLED_NOT_TERMINAL),
     (EndsAStoppedStreamWithoutTerminal, Rule.CANCELLED_NOT_TERMINAL),
+    (UsesItsChunkAgain, Rule.CHUNK_TOUCHED),
+    (UsesItsListAgain, Rule.CHUNK_TOUCHED),
+    (EmptiesAListAfterwards, Rule.CHUNK_TOUCHED),
+    (BlocksTheLoop, Rule.LOOP_BLOCKED),
+    (BlocksTheLoopBehindTheScenes, Rule.LOOP_BLOCKED),
+    (AbortRaises, Rule.ABORT_FAILED),
+    (AbortHangs, Rule.ABORT_FAILED),
+    (AbortDoesNothing, Rule.ABORT_FAILED),
     (ClosingRaises, Rule.CLOSE_FAILED),
     (ClosingHangs, Rule.CLOSE_FAILED),
     (CleanupRaises, Rule.CLEANUP_FAILED),

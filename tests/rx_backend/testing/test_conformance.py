@@ -8,6 +8,7 @@ import pytest
 
 from rx_backend import LLMEngineOutput, PreprocessedRequest, RequestContext
 from rx_backend.engines import SampleEngine
+from rx_backend.protocols import SamplingOptions, StopConditions
 from rx_backend.testing import (
     ConformanceError,
     Rule,
@@ -77,7 +78,7 @@ def test_all_broken_rules_are_reported_at_once() -> None:
         "unstarted_cleanup_failed",
     ]
     assert str(report).splitlines()[0] == "conformance of BreaksMuch"
-    assert str(report).splitlines()[-1] == "8 of 15 rules hold"
+    assert str(report).splitlines()[-1] == "11 of 18 rules hold"
     violation = report.violation(Rule.CLEANUP_FAILED)
     assert violation is not None
     assert violation.row == "E5"
@@ -97,6 +98,54 @@ def test_an_engine_that_does_not_start_leaves_rules_unchecked() -> None:
         report.raise_if_failed()
     assert caught.value.report is report
     assert "Traceback" in str(caught.value)
+
+
+def wanting(answers: int) -> PreprocessedRequest:
+    """A request for several answers."""
+    return PreprocessedRequest(
+        token_ids=[1],
+        stop_conditions=StopConditions(max_tokens=4),
+        sampling_options=SamplingOptions(n=answers),
+    )
+
+
+class GoesOnWithinAnAnswer(broken_engines.SeveralAnswers):
+    async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+        async for chunk in super().chunks(request, context):
+            yield chunk
+            if chunk.finish_reason is not None and chunk.index == 0:
+                yield LLMEngineOutput([9], index=0)
+
+
+class LosesAnAnswer(broken_engines.SeveralAnswers):
+    async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+        async for chunk in super().chunks(request, context):
+            if chunk.finish_reason is None or chunk.index == 0 or context.is_stopped:
+                yield chunk
+
+
+@pytest.mark.rows("K1", "E3", "S8")
+@pytest.mark.parametrize(
+    ("engine", "rules"),
+    [
+        (broken_engines.SeveralAnswers, []),
+        (GoesOnWithinAnAnswer, [Rule.ITEM_AFTER_TERMINAL]),
+        (LosesAnAnswer, [Rule.NO_TERMINAL]),
+    ],
+)
+def test_every_answer_has_its_own_terminal(engine: type[GoodEngine], rules: list[Rule]) -> None:
+    """Asked for two answers, an engine ends each once, and nothing follows within it."""
+    report = run_conformance(engine, request=wanting(2))
+    assert [violation.rule for violation in report.violations] == rules, str(report)
+
+
+@pytest.mark.rows("K1")
+@pytest.mark.parametrize("engine", [broken_engines.BlocksTheLoop, GoodEngine])
+def test_a_blocked_loop_is_seen_on_the_real_clock(engine: type[GoodEngine]) -> None:
+    """There a timer is late; an engine that only waits is not taken for one that blocks."""
+    report = run_conformance(engine, virtual=False, calls=1)
+    expected = [] if engine is GoodEngine else [Rule.LOOP_BLOCKED]
+    assert [violation.rule for violation in report.violations] == expected, str(report)
 
 
 class HoldsOn(GoodEngine):

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rx_backend import Annotated, LLMEngineOutput
 from rx_backend.testing import (
     MarbleError,
     MarbleEvent,
@@ -37,6 +38,10 @@ def events(line: str) -> list[tuple[int, str, object]]:
         ("c^-!", [(0, "next", "c"), (1, "subscribe", None), (3, "drop", None)]),
         (" -  a ", [(1, "next", 1)]),
         ("-|--", [(1, "completed", None)]),
+        (
+            "-'word'('a'b)|",
+            [(1, "next", "word"), (2, "next", 1), (2, "next", [2]), (3, "completed", None)],
+        ),
     ],
 )
 def test_signs_mean_what_they_say(line: str, expected: list[tuple[int, str, object]]) -> None:
@@ -57,6 +62,7 @@ def test_the_length_of_a_line_is_its_frames() -> None:
         ("-((a))", r"unexpected '('"),
         ("-a)", "unexpected '\\)'"),
         ("-(ab", "group is not closed"),
+        ("-'a b'", 'unexpected "\'"'),
         ("-|a", "nothing can follow the end"),
         ("-#|", "nothing can follow the end"),
         ("-!a", "nothing can follow the end"),
@@ -126,3 +132,31 @@ def test_a_line_survives_reading_and_writing(frames: list[str], end: str) -> Non
     line = "".join(frames) + end
     read = parse_marbles(line, {"a": 1}, FAILURE)
     assert render_marbles(read.events, {"a": 1}, frames=read.frames) == line
+
+
+@pytest.mark.parametrize(
+    ("item", "sign"),
+    [
+        (LLMEngineOutput(text="Hello"), "'Hello'"),
+        (LLMEngineOutput([7], text=" world"), "'world'"),
+        (LLMEngineOutput(text="!"), "'!'"),
+        (Annotated(LLMEngineOutput(text="Hello")), "'Hello'"),
+        (LLMEngineOutput(text="two words"), "?"),
+        (LLMEngineOutput(text="it's"), "?"),
+        (LLMEngineOutput(text=" "), "?"),
+        (LLMEngineOutput(text="a"), "?"),
+        (LLMEngineOutput(text="named"), "a"),
+    ],
+)
+def test_a_chunk_of_text_is_its_word(item: object, sign: str) -> None:
+    """Where its text is one word that stands for nothing else; a letter of its own goes first."""
+    values = {"a": LLMEngineOutput(text="named")}
+    line = render_marbles([MarbleEvent(1, "next", item), MarbleEvent(2, "completed")], values)
+    assert line == f"-{sign}|"
+    assert parse_marbles(line.replace("?", "b")).frames == 3
+
+
+def test_words_are_aligned() -> None:
+    """A word is one frame, also within a group."""
+    rows = {"source": "-'Hello'b|", "result": "-a('x'b)|"}
+    assert align_marbles(rows) == "source  -'Hello'b     |\nresult  -a      ('x'b)|"

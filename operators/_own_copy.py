@@ -1,0 +1,106 @@
+"""Copies of chunks that are safe to hold."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar, cast
+
+__all__ = ("own_copy",)
+
+A = TypeVar("A")
+
+# Fields with lists or dicts, whose depth is known; and those whose content is up to the engine.
+_NESTED = ("tokens", "log_probs", "top_logprobs", "content_parts")
+_OPEN = (
+    "disaggregated_params",
+    "encoder_result",
+    "extra_args",
+    "engine_data",
+    "routing_data",
+    "unknown",
+)
+
+
+def own_copy(item: A) -> A:
+    """
+    Return a copy of a chunk that its engine can't change any more (row E6).
+
+    For an operator that holds chunks beyond their pull: an engine that reuses a chunk, or a list in
+    it, would change what is held. Chunks are known by shape: whatever has ``token_ids``. What has
+    ``data`` instead is an envelope around a chunk, such as ``rx_backend.Annotated``; the copy comes
+    in an envelope too. A dict of a chunk's shape is copied likewise.
+
+    Lists and dicts are copied, down to the innermost in fields of a known shape; other objects in
+    them are shared.
+
+    Args:
+        item: What is held.
+
+    Returns:
+        The copy; *item* itself where it is frozen, or no chunk.
+
+    >>> from rx_backend import LLMEngineOutput
+    >>> chunk = LLMEngineOutput([7])
+    >>> held = own_copy(chunk)
+    >>> chunk.token_ids.append(8)
+    >>> held
+    LLMEngineOutput(token_ids=[7])
+    """
+    if type(item) is dict:
+        fields = cast("dict[str, object]", item)
+        return cast("A", _own_fields(fields) if "token_ids" in fields else item)
+    if not hasattr(item, "token_ids"):
+        return _own_envelope(item)
+    own: Any = copy.copy(item)
+    try:
+        if type(own.token_ids) is not tuple:
+            own.token_ids = own.token_ids[:]
+        for name in _NESTED:
+            value = getattr(own, name, None)
+            if value is not None:
+                setattr(own, name, _copied(value))
+        for name in _OPEN:
+            value = getattr(own, name, None)
+            if value is not None and type(value) in _CONTAINERS:
+                setattr(own, name, value.copy())
+    except AttributeError:
+        # A frozen class.
+        return item
+    return cast("A", own)
+
+
+_CONTAINERS = frozenset((list, dict))
+
+
+def _own_envelope(item: A) -> A:
+    data = getattr(item, "data", None)
+    if data is None:
+        return item
+    own_data = own_copy(data)
+    if own_data is data:
+        return item
+    own: Any = copy.copy(item)
+    try:
+        own.data = own_data
+    except AttributeError:
+        return item
+    return cast("A", own)
+
+
+def _own_fields(fields: dict[str, object]) -> dict[str, object]:
+    own = {
+        name: copy.copy(value) if type(value) in _CONTAINERS else value
+        for name, value in fields.items()
+    }
+    for name in _NESTED:
+        if own.get(name) is not None:
+            own[name] = _copied(own[name])
+    return own
+
+
+def _copied(value: object) -> object:
+    if type(value) is list:
+        return [_copied(entry) for entry in cast("list[object]", value)]
+    if type(value) is dict:
+        return {key: _copied(entry) for key, entry in cast("dict[object, object]", value).items()}
+    return value

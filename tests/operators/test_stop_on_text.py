@@ -1,0 +1,259 @@
+"""`operators.stop_on_text`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reactivex.subject import Subject
+
+from operators import fuse, stop_on_text
+from rx_backend import FinishReason, LLMEngineOutput
+from tests.operators._help import Engine, Life, Seen, fused, virtual, watch
+
+# Few different characters, so that stop strings overlap, contain one another, and begin again.
+TEXT = st.text("ab#", max_size=4)
+STOPS = st.lists(st.text("ab#", min_size=1, max_size=4), min_size=1, max_size=3)
+
+
+@st.composite
+def chunks_of(draw: st.DrawFn, texts: st.SearchStrategy[str] = TEXT) -> LLMEngineOutput:
+    """A chunk of any engine: text alone, text with ids, ids whose texts are told too, or no text."""
+    text = draw(texts)
+    kind = draw(st.sampled_from(["text", "ids", "tokens", "no text"]))
+    if kind == "text":
+        return LLMEngineOutput(text=text)
+    if kind == "no text":
+        return LLMEngineOutput([9])
+    if kind == "ids":
+        return LLMEngineOutput([1, 2], text=text)
+    places = sorted(draw(st.lists(st.integers(0, len(text)), max_size=3)))
+    tokens = [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+    ids = [len(token) for token in tokens]
+    return LLMEngineOutput(
+        ids, tokens=list(tokens), text=text, log_probs=[-float(i) for i in ids], cum_log_probs=-1.0
+    )
+
+
+def text_of(chunks: Sequence[LLMEngineOutput]) -> str:
+    return "".join(chunk.text or "" for chunk in chunks)
+
+
+def ids_of(chunks: Sequence[LLMEngineOutput]) -> list[int]:
+    return [token_id for chunk in chunks for token_id in chunk.token_ids]
+
+
+def model(stops: Sequence[str], text: str) -> tuple[int, str] | None:
+    """Where the first match ends in the whole text, and which it is: the longest of several."""
+    for end in range(1, len(text) + 1):
+        found = [stop for stop in stops if text[:end].endswith(stop)]
+        if found:
+            return end, max(found, key=len)
+    return None
+
+
+@pytest.mark.rows("S1", "S2", "S8")
+@settings(max_examples=500)
+@given(
+    stops=STOPS,
+    source=st.lists(chunks_of(), max_size=8),
+    how=st.sampled_from(["completed", "terminal", "failed"]),
+    include=st.booleans(),
+)
+def test_what_comes_out_is_what_a_search_of_the_whole_text_gives(
+    stops: list[str], source: list[LLMEngineOutput], how: str, *, include: bool
+) -> None:
+    """However text and tokens are cut into chunks, and whatever the end is."""
+    if source and how == "terminal":
+        source[-1].finish_reason = FinishReason.LENGTH
+    before = copy.deepcopy(source)
+    error = LookupError("gone") if how == "failed" else None
+    seen = fused(source, stop_on_text(stops, include=include), error=error)
+    assert source == before
+    match = model(stops, text_of(source))
+    for chunk in seen.items:
+        assert chunk.tokens is None or len(chunk.tokens) == len(chunk.token_ids)
+        assert chunk.log_probs is None or chunk.log_probs == [-float(i) for i in chunk.token_ids]
+    if match is None:
+        assert text_of(seen.items) == text_of(source)
+        assert ids_of(seen.items) == ids_of(source)
+        reasons = [chunk.finish_reason for chunk in seen.items if chunk.finish_reason]
+        assert reasons == [chunk.finish_reason for chunk in source if chunk.finish_reason]
+        assert seen.end == ("completed" if error is None else repr(error))
+        return
+    end, stop = match
+    assert text_of(seen.items) == text_of(source)[: end if include else end - len(stop)]
+    ids = ids_of(seen.items)
+    assert ids == ids_of(source)[: len(ids)]
+    reasons = [(chunk.finish_reason, chunk.stop_reason) for chunk in seen.items]
+    assert reasons == [(None, None)] * (len(reasons) - 1) + [(FinishReason.STOP, stop)]
+    assert seen.end == "completed"
+
+
+def undecided(stops: Sequence[str], text: str) -> int:
+    beginnings = {stop[:size] for stop in stops for size in range(1, len(stop))}
+    return max(
+        (size for size in range(len(text) + 1) if text[len(text) - size :] in beginnings), default=0
+    )
+
+
+@pytest.mark.rows("S1", "S4")
+@settings(max_examples=300)
+@given(stops=STOPS, texts=st.lists(TEXT, max_size=8), include=st.booleans())
+def test_no_text_waits_for_longer_than_it_must(
+    stops: list[str], texts: list[str], *, include: bool
+) -> None:
+    """After each chunk, all text is out that is decided; with ``include`` all is."""
+    subject: Subject[Any] = Subject()
+    seen, _ = watch(subject.pipe(stop_on_text(stops, include=include)))
+    for count in range(1, len(texts) + 1):
+        subject.on_next(LLMEngineOutput(text=texts[count - 1]))
+        text = "".join(texts[:count])
+        if model(stops, text) is not None:
+            assert seen.end == "completed"
+            return
+        held = 0 if include else undecided(stops, text)
+        assert text_of(seen.items) == text[: len(text) - held]
+
+
+@pytest.mark.rows("E3", "S8")
+@settings(max_examples=300)
+@given(
+    stops=STOPS,
+    source=st.lists(
+        st.tuples(st.sampled_from([None, 0, 1]), chunks_of(), st.booleans()), max_size=10
+    ),
+)
+def test_each_answer_ends_by_itself(
+    stops: list[str], source: list[tuple[int | None, LLMEngineOutput, bool]]
+) -> None:
+    """Of two answers that take turns each is what it would be alone."""
+    for index, chunk, ends in source:
+        chunk.index = index
+        chunk.finish_reason = FinishReason.EOS if ends else None
+    chunks = [chunk for _, chunk, _ in source]
+    seen = fused(chunks, stop_on_text(stops, answers=2), ends=False)
+    stopped: list[bool] = []
+    for answer in range(2):
+        own = [chunk for chunk in chunks if (chunk.index or 0) == answer]
+        ends = [place for place, chunk in enumerate(own, 1) if chunk.finish_reason]
+        alone = fused(own[: ends[0]] if ends else own, stop_on_text(stops), ends=False)
+        out = [chunk for chunk in seen.items if (chunk.index or 0) == answer]
+        assert out[: len(alone.items)] == alone.items
+        assert len(out) == len(alone.items) or seen.end == "completed"
+        stopped.append(alone.end == "completed")
+    ended = {chunk.index or 0 for chunk in seen.items if chunk.finish_reason}
+    assert seen.end == ("completed" if any(stopped) and len(ended) == 2 else "open")
+
+
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize("kind", ["text", "tokens"])
+def test_there_is_no_stop_before_min_tokens(life: Life, kind: str, include: bool) -> None:
+    """A match whose end comes too early is text like any other."""
+    words = ["a", "#", "b", "c", "#", "d"]
+    if kind == "text":
+        source = [LLMEngineOutput(text=word) for word in words]
+    else:
+        source = [LLMEngineOutput([1] * 6, tokens=list(words), text="".join(words))]
+    seen = life(source, stop_on_text("#", min_tokens=3, include=include))
+    assert text_of(seen.items) == ("a#bc#" if include else "a#bc")
+    assert seen.items[-1].stop_reason == "#"
+
+
+def test_tokens_and_log_probs_are_cut_with_their_text(life: Life) -> None:
+    """A token goes with the first character of its text; the terminal keeps what is beside it."""
+    chunk = LLMEngineOutput(
+        [1, 2, 3],
+        tokens=["ab", "c#", "#d"],
+        text="abc##d",
+        log_probs=[-1.0, -2.0, -4.0],
+        cum_log_probs=-7.0,
+        engine_data={"step": 1},
+        index=0,
+    )
+    seen = life([chunk], stop_on_text("##"))
+    assert seen == Seen(
+        [
+            LLMEngineOutput(
+                [1, 2],
+                tokens=["ab", "c#"],
+                text="abc",
+                log_probs=[-1.0, -2.0],
+                cum_log_probs=-3.0,
+                engine_data={"step": 1},
+                finish_reason=FinishReason.STOP,
+                stop_reason="##",
+                index=0,
+            )
+        ],
+        "completed",
+    )
+
+
+@pytest.mark.rows("E3")
+def test_a_match_in_the_engine_terminal_counts(life: Life) -> None:
+    """The engine's reason gives way, as its text does."""
+    own = LLMEngineOutput(text="a#b", finish_reason=FinishReason.LENGTH)
+    (last,) = life([own], stop_on_text("#")).items
+    assert last == LLMEngineOutput(text="a", finish_reason=FinishReason.STOP, stop_reason="#")
+
+
+@pytest.mark.rows("S2", "S4")
+@virtual
+async def test_the_engine_is_not_pulled_again_and_closed() -> None:
+    """Its ``finally`` has run when the terminal is handed out."""
+    engine = Engine([LLMEngineOutput(text=text) for text in ("a", "#", "#", "b")])
+    async for chunk in fuse(engine(), [stop_on_text("##")]):
+        engine.journal.append(f"got {chunk.finish_reason}")
+    assert engine.journal == ["pull", "got None", "pull", "pull", "closed", "got stop"]
+
+
+@pytest.mark.rows("E6")
+def test_what_is_held_back_is_a_copy() -> None:
+    """An engine that uses a chunk again does not change what waits."""
+    subject: Subject[Any] = Subject()
+    seen, _ = watch(subject.pipe(stop_on_text("##")))
+    chunk = LLMEngineOutput([1], text="#")
+    subject.on_next(chunk)
+    chunk.text, chunk.token_ids[0] = "b", 2
+    subject.on_next(chunk)
+    assert (text_of(seen.items), ids_of(seen.items)) == ("#b", [1, 2])
+
+
+@pytest.mark.rows("S1")
+@pytest.mark.parametrize("stop", [None, [], ()])
+def test_nothing_to_stop_on_lets_everything_pass(life: Life, stop: Any) -> None:
+    """A request without stop strings needs no case of its own."""
+    chunks = [LLMEngineOutput(text="#"), LLMEngineOutput.stop()]
+    assert life(chunks, stop_on_text(stop)) == Seen(chunks, "completed")
+
+
+def test_the_finish_reason_may_be_given() -> None:
+    """It is put on the terminal as it is."""
+    (last,) = fused([LLMEngineOutput(text="#")], stop_on_text("#", reason=FinishReason.EOS)).items
+    assert last.finish_reason is FinishReason.EOS
+
+
+@pytest.mark.parametrize(
+    ("stop", "options", "message"),
+    [
+        (7, {}, "stop: expected a text or a list of texts, got 7"),
+        ({"#": 1}, {}, "stop: expected a text or a list of texts, got {'#': 1}"),
+        ([7], {}, "stop: expected texts, got 7"),
+        ("", {}, "stop: expected texts that are not empty, got ''"),
+        (["#", ""], {}, "stop: expected texts that are not empty, got ''"),
+        ("#", {"min_tokens": -1}, "min_tokens: expected 0 tokens or more, got -1"),
+        ("#", {"answers": 0}, "answers: expected at least 1, got 0"),
+    ],
+)
+def test_bad_arguments_are_refused_when_the_operator_is_made(
+    stop: Any, options: dict[str, Any], message: str
+) -> None:
+    """The message names the option, and what was given."""
+    with pytest.raises((TypeError, ValueError)) as raised:
+        stop_on_text(stop, **options)
+    assert str(raised.value) == f"stop_on_text: {message}"

@@ -1,0 +1,180 @@
+"""`operators.hold_back`: what its users write in ten lines, and that nothing is lost or doubled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reactivex.subject import Subject
+
+from operators import Stage, TextTail, hold_back, operator
+from rx_backend import FinishReason, LLMEngineOutput
+from tests.operators._help import Life, fused, watch
+from tests.operators.test_stop_on_text import chunks_of, ids_of, text_of
+
+
+@operator
+def redact(secret: str) -> Stage[Any, Any]:
+    """Put three stars in place of a text."""
+
+    def step(tail: TextTail) -> Iterator[Any]:
+        while (place := tail.text.find(secret)) >= 0:
+            yield from tail.take(place)
+            yield from tail.replace(len(secret), "***")
+        yield from tail.take_all_but(tail.begun(secret))
+
+    return hold_back(step)
+
+
+@operator
+def stop_at(stop: str) -> Stage[Any, Any]:
+    """End an answer at a text."""
+
+    def step(tail: TextTail) -> Iterator[Any]:
+        place = tail.text.find(stop)
+        if place >= 0:
+            yield from tail.end(place, stop_reason=stop)
+        yield from tail.take_all_but(tail.begun(stop))
+
+    return hold_back(step)
+
+
+@operator
+def split_thinking() -> Stage[Any, Any]:
+    """Mark what is said between ``<think>`` and ``</think>``, and leave both out."""
+    thinking: set[int] = set()
+
+    def step(tail: TextTail) -> Iterator[Any]:
+        place = 0
+        while place >= 0:
+            tag = "</think>" if tail.index in thinking else "<think>"
+            place = tail.text.find(tag)
+            for chunk in tail.take(place) if place >= 0 else tail.take_all_but(tail.begun(tag)):
+                chunk.extra_args = {"thinking": tail.index in thinking}
+                yield chunk
+            if place >= 0:
+                tail.drop(len(tag))
+                thinking.symmetric_difference_update({tail.index})
+
+    return hold_back(step)
+
+
+@operator
+def hold(characters: int, limit: int = 4096) -> Stage[Any, Any]:
+    """Hold back so many characters, whatever they are."""
+    return hold_back(lambda tail: tail.take_all_but(characters), limit=limit)
+
+
+SOURCES = st.lists(st.tuples(st.sampled_from([None, 0, 1]), chunks_of()), max_size=10)
+ENDS = st.sampled_from([None, LookupError("gone")])
+
+
+def indexed(source: list[tuple[int | None, LLMEngineOutput]], *, ends: bool) -> list[Any]:
+    chunks: list[LLMEngineOutput] = []
+    for index, chunk in source:
+        chunk.index = index
+        chunks.append(chunk)
+    if ends:
+        chunks += [LLMEngineOutput(finish_reason=FinishReason.EOS, index=n) for n in range(2)]
+    return chunks
+
+
+def of(answer: int, chunks: list[LLMEngineOutput]) -> list[LLMEngineOutput]:
+    return [chunk for chunk in chunks if (chunk.index or 0) == answer]
+
+
+@pytest.mark.rows("S1", "E3")
+@settings(max_examples=300)
+@given(source=SOURCES, characters=st.integers(0, 6), ends=st.booleans(), error=ENDS)
+def test_nothing_is_lost_or_doubled(
+    source: list[tuple[int | None, LLMEngineOutput]],
+    characters: int,
+    *,
+    ends: bool,
+    error: Exception | None,
+) -> None:
+    """Text, tokens and terminals come out once and in order, at any end, for each answer."""
+    chunks = indexed(source, ends=ends)
+    seen = fused(chunks, hold(characters), error=error)
+    assert seen.end == ("completed" if error is None else repr(error))
+    for answer in range(2):
+        own, out = of(answer, chunks), of(answer, seen.items)
+        assert text_of(out) == text_of(own)
+        assert ids_of(out) == ids_of(own)
+        assert [c.finish_reason for c in out if c.finish_reason] == [FinishReason.EOS] * ends
+        assert not ends or out[-1].finish_reason
+
+
+@pytest.mark.rows("S1")
+@given(texts=st.lists(st.text("ab", max_size=5), max_size=12), limit=st.integers(1, 6))
+def test_what_is_held_is_bounded(texts: list[str], limit: int) -> None:
+    """No more than so many characters and chunks wait, even where the operator takes nothing."""
+    subject: Subject[Any] = Subject()
+    seen, _ = watch(subject.pipe(hold(1000, limit)))
+    for count, text in enumerate(texts, 1):
+        subject.on_next(LLMEngineOutput([1], text=text))
+        assert sum(map(len, texts[:count])) - len(text_of(seen.items)) <= limit
+        assert count - len(ids_of(seen.items)) <= limit
+
+
+@given(chunks=st.lists(chunks_of(), max_size=8), error=ENDS)
+def test_a_redactor(chunks: list[LLMEngineOutput], error: Exception | None) -> None:
+    """The secret is found across chunks, and its tokens are gone with it."""
+    seen = fused(chunks, redact("ab"), error=error)
+    assert text_of(seen.items) == text_of(chunks).replace("ab", "***")
+    if "ab" not in text_of(chunks):
+        assert ids_of(seen.items) == ids_of(chunks)
+
+
+@given(chunks=st.lists(chunks_of(), max_size=8))
+def test_a_stop_string(chunks: list[LLMEngineOutput]) -> None:
+    """The text before it comes out, and the terminal says which it was."""
+    seen = fused(chunks, stop_at("ab"))
+    before, match, _ = text_of(chunks).partition("ab")
+    assert text_of(seen.items) == before
+    assert [chunk.stop_reason for chunk in seen.items if chunk.stop_reason] == ["ab"][: bool(match)]
+
+
+def test_a_splitter_of_thinking(life: Life) -> None:
+    """Tags are found across chunks and within one; what is beside text stays with it."""
+    texts = ["a <th", "ink>b", " c</", "think> d", "<think>e</think>f <thi"]
+    chunks = [LLMEngineOutput([n], text=text) for n, text in enumerate(texts)]
+    seen = life([*chunks, LLMEngineOutput.stop()], split_thinking())
+    runs = [
+        (thinking, text_of(list(run)))
+        for thinking, run in groupby(
+            (chunk for chunk in seen.items if chunk.text), key=lambda c: c.extra_args["thinking"]
+        )
+    ]
+    assert runs == [(False, "a "), (True, "b c"), (False, " d"), (True, "e"), (False, "f <thi")]
+    assert seen.items[-1].finish_reason is FinishReason.STOP
+
+
+@pytest.mark.rows("O4")
+def test_a_step_that_fails_lets_nothing_out(life: Life) -> None:
+    """What a redactor holds is not safe to hand out when it has failed."""
+
+    @operator
+    def broken() -> Stage[Any, Any]:
+        def step(tail: TextTail) -> list[Any]:
+            if "b" in tail.text:
+                raise LookupError("broken")
+            return []
+
+        return hold_back(step)
+
+    seen = life([LLMEngineOutput(text="a"), LLMEngineOutput(text="b")], broken())
+    assert (seen.items, seen.end) == ([], "LookupError('broken')")
+
+
+def test_a_terminal_outlives_its_text(life: Life) -> None:
+    """Where its text is dropped or replaced, it comes out without."""
+    end = LLMEngineOutput([1], text="ab", finish_reason=FinishReason.LENGTH)
+    assert life([end], redact("ab")).items == [
+        LLMEngineOutput(text="***"),
+        LLMEngineOutput(finish_reason=FinishReason.LENGTH),
+    ]
