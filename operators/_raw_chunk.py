@@ -5,26 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sized
 from typing import Any, cast
 
-__all__ = ("has_content", "is_terminal", "tokens_in")
+__all__ = ("field_of", "has_content", "is_terminal", "tokens_in")
 
 
 def tokens_in(item: Any) -> int:
     """Return how many tokens an item has: a chunk, a mapping of its shape, or an item around one."""
-    token_ids = _field(item, "token_ids")
+    token_ids = field_of(item, "token_ids")
     return len(token_ids) if isinstance(token_ids, Sized) else 0
 
 
 def has_content(item: Any) -> bool:
     """Whether an item has content (row F1): token ids or, without them, text or parts."""
-    return tokens_in(item) > 0 or bool(_field(item, "text") or _field(item, "content_parts"))
+    return tokens_in(item) > 0 or bool(field_of(item, "text") or field_of(item, "content_parts"))
 
 
 def is_terminal(item: Any) -> bool:
     """Whether an item ends its answer."""
-    return _field(item, "finish_reason") is not None
+    return field_of(item, "finish_reason") is not None
 
 
-def _field(item: Any, name: str) -> object:
+def field_of(item: Any, name: str) -> object:
+    """Return a field of a chunk, a mapping of its shape, or the chunk in an item; None without it."""
     if isinstance(item, Mapping):
         return cast("Mapping[str, object]", item).get(name)
     missing = object()
@@ -32,4 +33,4 @@ def _field(item: Any, name: str) -> object:
     if value is not missing:
         return value
     chunk = getattr(item, "data", None)
-    return None if chunk is None else _field(chunk, name)
+    return None if chunk is None else field_of(chunk, name)

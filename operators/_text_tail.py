@@ -9,7 +9,7 @@ from typing import Any
 
 from operators._answers import OpenAnswers
 from operators._chunk import answer_of, has_content
-from operators._core.stage import Completed, Stage, emit, failing
+from operators._core.stage import Completed, Stage, emit, fail_after
 from operators._cut import cut_last, part_of
 from operators._own_copy import own_copy
 
@@ -54,7 +54,7 @@ def hold_back(
         except Completed:
             return emit(*_rest(tails.values()))
         except Exception as error:
-            return failing(error, *_rest(tails.values()))
+            return fail_after(error, *_rest(tails.values()))
         answer = answer_of(chunk)
         tail = tails.get(answer)
         if tail is None:

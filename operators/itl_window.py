@@ -6,12 +6,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from operators._chunk import IS_TERMINAL, Chunk, Clock, has_content
-from operators._core.checked import checked
-from operators._core.operator import operator
-from operators._core.stage import Hooks, Stage, emit
+from operators._core.arguments import AtLeast, Seconds
+from operators._core.operator import callbacks
+from operators._core.stage import Callbacks, Stage, StageResult, emit
 from operators.token_times import LatencyFigures, TokenTimes, latency_figures
 
 __all__ = ("itl_window", "sliding_itl")
@@ -19,13 +19,13 @@ __all__ = ("itl_window", "sliding_itl")
 C = TypeVar("C", bound=Chunk)
 
 
-@operator
+@callbacks()
 def itl_window(
     times: TokenTimes,
     on_end: Callable[[TokenTimes], None] | None = None,
     *,
     count_only: bool = False,
-) -> Hooks[Any, Any]:
+) -> Callbacks[Any, Any]:
     """
     Note when each chunk with content came; pass every chunk through unchanged (rows F1, F3, F5).
 
@@ -60,16 +60,54 @@ def itl_window(
         if on_end is not None:
             on_end(times)
 
-    if count_only:
-        names = {"count": times.count_one}
-        return Hooks(
-            partial(_count, times), only=_IS_UNUSUAL_COUNTED, names=names, on_end=on_end and end
+    return noting(times, timed=not count_only, counted=True, on_end=on_end and end)
+
+
+def noting(
+    times: TokenTimes,
+    *,
+    timed: bool,
+    counted: bool,
+    on_complete: Callable[[str | None], StageResult | None] | None = None,
+    on_end: Callable[[Exception | None, bool], None] | None = None,
+) -> Callbacks[Any, Any]:
+    """
+    Return the body that fills a record.
+
+    Args:
+        times: The record.
+        timed: Whether to note times; else no clock is read.
+        counted: Whether to count tokens where no times are noted.
+        on_complete: As for `Callbacks`.
+        on_end: As for `Callbacks`.
+    """
+    if timed:
+        clock = times.clock
+        times.started = clock()
+        times.is_timed = True
+        return Callbacks(
+            partial(_look, times),
+            only=_IS_UNUSUAL,
+            names={"note": times.times.append, "clock": clock},
+            on_complete=on_complete,
+            on_end=on_end,
         )
-    clock = times.clock
-    times.started = clock()
-    times.is_timed = True
-    names = {"note": times.times.append, "clock": clock}
-    return Hooks(partial(_look, times), only=_IS_UNUSUAL, names=names, on_end=on_end and end)
+    if counted:
+        return Callbacks(
+            partial(_count, times),
+            only=_IS_UNUSUAL_COUNTED,
+            names={"count": times.count_one},
+            on_complete=on_complete,
+            on_end=on_end,
+        )
+    return Callbacks(
+        partial(_look_at_terminal, times), only=IS_TERMINAL, on_complete=on_complete, on_end=on_end
+    )
+
+
+def _look_at_terminal(times: TokenTimes, chunk: C) -> C:
+    times.note_terminal(chunk)
+    return chunk
 
 
 def _count(times: TokenTimes, chunk: C) -> C:
@@ -96,23 +134,16 @@ _IS_UNUSUAL = f"len(item.token_ids) != 1 or note(clock()) or {IS_TERMINAL}"
 _IS_UNUSUAL_COUNTED = f"len(item.token_ids) != 1 or count() or {IS_TERMINAL}"
 
 
-def _check(
-    *, count: int | None = None, window_s: float | None = None, clock: Clock = time.monotonic
-) -> None:
+def _check(*, count: int | None = None, window_s: float | None = None, **_: object) -> None:
     if count is None and window_s is None:
         raise ValueError("sliding_itl: expected count or window_s, got neither")
-    if count is not None and count < 1:
-        raise ValueError(f"sliding_itl: count: expected at least 1 gap, got {count}")
-    if window_s is not None and window_s <= 0:
-        raise ValueError(f"sliding_itl: window_s: expected more than 0 s, got {window_s}")
 
 
-@checked(_check)
-@operator
+@callbacks(takes="chunks", check=_check)
 def sliding_itl(
     *,
-    count: int | None = None,
-    window_s: float | None = None,
+    count: Annotated[int, AtLeast(1, "gap")] | None = None,
+    window_s: Seconds | None = None,
     clock: Clock = time.monotonic,
 ) -> Stage[Chunk, LatencyFigures]:
     """

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Annotated, Any, TypeAlias
 
-from operators._answers import OpenAnswers, check_answers
+from operators._answers import Answers, OpenAnswers, answers_of
 from operators._chunk import answer_of
-from operators._core.checked import checked
-from operators._core.operator import operator
-from operators._core.stage import Hooks, Stage, emit
+from operators._core.arguments import AtLeast
+from operators._core.operator import callbacks
+from operators._core.scope import StreamScope
+from operators._core.stage import Stage, emit
 from operators._cut import cut_last
 
 __all__ = ("limit_tokens",)
 
-
-def _check(limit: int | None, *, reason: object = None, answers: int = 1) -> None:
-    check_answers("limit_tokens", answers)
-    given = cast("object", limit)
-    if given is not None and (type(given) is not int or given < 1):
-        raise ValueError(f"limit_tokens: limit: expected at least 1 token or None, got {given!r}")
+Limit: TypeAlias = Annotated[int, AtLeast(1, "tokens")]
 
 
-@checked(_check)
-@operator
+@callbacks(takes="chunks")
 def limit_tokens(
-    limit: int | None, *, reason: object = None, answers: int = 1
-) -> Stage[Any, Any] | Hooks[Any, Any]:
+    limit: Limit | None,
+    *,
+    reason: object = None,
+    answers: Answers | None = None,
+    scope: StreamScope | None = None,
+) -> Stage[Any, Any] | None:
     """
     End an answer after *limit* tokens, with finish reason ``length`` (rows E3, S2, S8).
 
@@ -47,7 +46,8 @@ def limit_tokens(
             chunk.
         reason: The finish reason. By default that of the terminal which the chunk's class makes by
             ``length()``; for a class without one, the text ``length``.
-        answers: How many answers the request has, 1 at least.
+        answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
+        scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
         ValueError: *limit* or *answers* is no such number; when the operator is made.
@@ -63,8 +63,8 @@ def limit_tokens(
     LLMEngineOutput(token_ids=[8, 9], finish_reason=FinishReason.LENGTH)
     """
     if limit is None:
-        return Hooks()
-    return _limited(limit, reason, OpenAnswers(answers))
+        return None
+    return _limited(limit, reason, OpenAnswers(answers_of(answers, scope)))
 
 
 def _limited(limit: int, reason: object, answers: OpenAnswers) -> Stage[Any, Any]:

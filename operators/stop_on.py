@@ -8,44 +8,35 @@ from collections.abc import Collection, Iterable, Sequence
 from operator import itemgetter
 from typing import Any, TypeAlias, cast
 
-from operators._answers import OpenAnswers, check_answers
+from operators._answers import Answers, MinTokens, OpenAnswers, answers_of
 from operators._chunk import Chunk, answer_of
-from operators._core.checked import checked
-from operators._core.operator import operator
-from operators._core.stage import Completed, Hooks, Stage, emit, failing
+from operators._core.operator import callbacks
+from operators._core.scope import StreamScope
+from operators._core.stage import Completed, Stage, emit, fail_after
 from operators._cut import cut, cut_last
 from operators._own_copy import own_copy
 from operators._stop_table import StopTable, stop_table
 
-__all__ = ("StopTokens", "check_min_tokens", "stop_on")
+__all__ = ("StopTokens", "stop_on")
 
 StopTokens: TypeAlias = int | Collection[int | Sequence[int]] | None
 """A token id, or several token ids and sequences of token ids."""
 
 
-def _check(
-    stop: StopTokens,
-    *,
-    include: bool = False,
-    min_tokens: int = 0,
-    reason: object = None,
-    answers: int = 1,
-) -> None:
-    check_min_tokens("stop_on", min_tokens)
-    check_answers("stop_on", answers)
+def _check(stop: StopTokens, **_: object) -> None:
     stop_table(_sequences(stop))
 
 
-@checked(_check)
-@operator
+@callbacks(takes="chunks", check=_check)
 def stop_on(
     stop: StopTokens,
     *,
     include: bool = False,
-    min_tokens: int = 0,
+    min_tokens: MinTokens = 0,
     reason: object = None,
-    answers: int = 1,
-) -> Stage[Any, Any] | Hooks[Any, Any]:
+    answers: Answers | None = None,
+    scope: StreamScope | None = None,
+) -> Stage[Any, Any] | None:
     """
     End an answer when one of some token ids, or sequences of them, appears (rows E3, S2, S8).
 
@@ -67,12 +58,13 @@ def stop_on(
     Args:
         stop: A token id, or a list of token ids and of sequences of token ids: ``[2, [13, 13]]``
             stops on 2, and on 13 twice in a row. None, or an empty list: never, at no cost.
-        include: True: the matched tokens come out too, and nothing is held back.
+        include: Whether the matched tokens come out too; then nothing is held back.
         min_tokens: No stop before the answer has so many tokens, the matched ones included. A
             sequence that is complete earlier is text like any other.
         reason: The finish reason. By default that of the terminal which the chunk's class makes by
             ``stop()``; for a class without one, the text ``stop``.
-        answers: How many answers the request has, 1 at least.
+        answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
+        scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
         TypeError, ValueError: *stop* is something else, or has an empty sequence, or a number is
@@ -91,48 +83,9 @@ def stop_on(
     """
     sequences = _sequences(stop)
     if not sequences:
-        return Hooks()
+        return None
     search = _Search(stop_table(sequences), include, min_tokens, reason)
-    return _looking(search, OpenAnswers(answers))
-
-
-def check_min_tokens(operator_name: str, min_tokens: object) -> None:
-    """
-    Check the option *min_tokens* of an operator.
-
-    Raises:
-        ValueError: It is no number of at least 0.
-    """
-    if type(min_tokens) is not int or min_tokens < 0:
-        raise ValueError(
-            f"{operator_name}: min_tokens: expected 0 tokens or more, got {min_tokens!r}"
-        )
-
-
-def _looking(search: _Search, answers: OpenAnswers) -> Stage[Any, Any]:
-    looks: dict[int, _Answer] = {}
-    out: Any = emit()
-    while True:
-        try:
-            chunk = yield out
-        except Completed:
-            return emit(*_held_back(looks.values()))
-        except Exception as error:
-            return failing(error, *_held_back(looks.values()))
-        index = answer_of(chunk)
-        if answers.has_ended(index):
-            out = emit()
-            continue
-        answer = looks.get(index)
-        if answer is None:
-            answer = looks[index] = _Answer()
-        end = search.end_in(chunk, answer)
-        if end is None and chunk.finish_reason is None:
-            out = search.let_out(chunk, answer)
-            continue
-        if answers.end(index, cut=end is not None):
-            return emit(*_held_back(looks.values()), end or chunk)
-        out = emit(*_held_back([looks.pop(index)]), end or chunk)
+    return _looking(search, OpenAnswers(answers_of(answers, scope)))
 
 
 class _Search:

@@ -5,26 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
-from operators._answers import check_answers
-from operators._core.checked import checked
-from operators._core.operator import operator
-from operators._core.stage import Hooks, Stage
+from operators._answers import Answers, MinTokens, answers_of
+from operators._core.operator import callbacks
+from operators._core.scope import StreamScope
+from operators._core.stage import Stage
 from operators._text_tail import TextTail, hold_back
-from operators.stop_on import check_min_tokens
 
 __all__ = ("stop_on_text",)
 
 
-def _check(
-    stop: str | Sequence[str] | None,
-    *,
-    include: bool = False,
-    min_tokens: int = 0,
-    reason: object = None,
-    answers: int = 1,
-) -> None:
-    check_min_tokens("stop_on_text", min_tokens)
-    check_answers("stop_on_text", answers)
+def _check(stop: str | Sequence[str] | None, **_: object) -> None:
     given = cast("object", stop)
     if given is not None and not isinstance(given, str | Sequence):
         raise TypeError(f"stop_on_text: stop: expected a text or a list of texts, got {given!r}")
@@ -35,16 +25,16 @@ def _check(
             raise ValueError("stop_on_text: stop: expected texts that are not empty, got ''")
 
 
-@checked(_check)
-@operator
+@callbacks(takes="chunks", check=_check)
 def stop_on_text(
     stop: str | Sequence[str] | None,
     *,
     include: bool = False,
-    min_tokens: int = 0,
+    min_tokens: MinTokens = 0,
     reason: object = None,
-    answers: int = 1,
-) -> Stage[Any, Any] | Hooks[Any, Any]:
+    answers: Answers | None = None,
+    scope: StreamScope | None = None,
+) -> Stage[Any, Any] | None:
     """
     End an answer when one of some texts appears in it (rows E3, S2, S8).
 
@@ -71,7 +61,8 @@ def stop_on_text(
             text like any other.
         reason: The finish reason. By default that of the terminal which the chunk's class makes by
             ``stop()``; for a class without one, the text ``stop``.
-        answers: How many answers the request has, 1 at least.
+        answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
+        scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
         TypeError, ValueError: *stop* is something else, or has an empty text, or a number is out of
@@ -89,7 +80,7 @@ def stop_on_text(
     """
     stops = _texts(stop)
     if not stops:
-        return Hooks()
+        return None
     longest = max(map(len, stops))
     # With *include*, the end of the text that is out already, in which a match may begin.
     passed: dict[int, str] = {}
@@ -108,7 +99,7 @@ def stop_on_text(
         else:
             yield from tail.take_all_but(tail.begun(*stops))
 
-    return hold_back(step, limit=max(4096, longest), answers=answers)
+    return hold_back(step, limit=max(4096, longest), answers=answers_of(answers, scope))
 
 
 def _first_match(

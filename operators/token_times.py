@@ -11,7 +11,7 @@ from typing import Any
 
 from operators._chunk import Chunk, Clock, answer_of
 
-__all__ = ("LatencyFigures", "TokenTimes", "latency_figures", "nearest_rank")
+__all__ = ("LatencyFigures", "TokenTimes", "latency_figures", "nearest_rank", "worst_reason")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class TokenTimes:
         reasons = self.finish_reasons
         if len(reasons) < self.answers:
             return None
-        return max(reversed([reasons[answer] for answer in sorted(reasons)]), key=_badness)
+        return worst_reason([reasons[answer] for answer in sorted(reasons)])
 
     @property
     def later_tokens(self) -> int:
@@ -201,6 +201,11 @@ class TokenTimes:
 
     def _gaps(self) -> Iterable[float]:
         return map(sub, self.times[1:], self.times)
+
+
+def worst_reason(reasons: Sequence[Any]) -> Any:
+    """Return an error if there is one, else ``cancelled``, else the first (row P11); None of none."""
+    return max(reversed(reasons), key=_badness, default=None)
 
 
 def _badness(reason: Any) -> int:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from operators._answers import check_answers
+from operators._answers import Answers, answers_of
 from operators._chunk import IS_TERMINAL, Chunk, answer_of
-from operators._core.checked import checked
-from operators._core.operator import operator
-from operators._core.stage import Emission, Hooks, emit, last
+from operators._core.operator import callbacks
+from operators._core.scope import StreamScope
+from operators._core.stage import Callbacks, StageResult, complete_with, emit
 
 __all__ = ("until_terminal",)
 
 
-def _check(answers: int = 1) -> None:
-    check_answers("until_terminal", answers)
-
-
-@checked(_check)
-@operator
-def until_terminal(answers: int = 1) -> Hooks[Any, Any]:
+@callbacks(takes="chunks")
+def until_terminal(
+    answers: Answers | None = None, *, scope: StreamScope | None = None
+) -> Callbacks[Any, Any]:
     """
     End the stream with the terminal of its last answer (rows E3, S2).
 
@@ -34,7 +31,8 @@ def until_terminal(answers: int = 1) -> Hooks[Any, Any]:
     error terminal ends its answer only, a failure of the source ends all.
 
     Args:
-        answers: How many answers the request has, 1 at least.
+        answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
+        scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
         ValueError: *answers* is no such number; when the operator is made.
@@ -49,21 +47,22 @@ def until_terminal(answers: int = 1) -> Hooks[Any, Any]:
     None
     stop
     """
+    answers = answers_of(answers, scope)
     if answers == 1:
         return _FIRST
     ended: set[int] = set()
 
-    def look(chunk: Chunk) -> Chunk | Emission:
+    def look(chunk: Chunk) -> Chunk | StageResult:
         answer = answer_of(chunk)
         if answer in ended:
             return emit()
         if chunk.finish_reason is None:
             return chunk
         ended.add(answer)
-        return last(chunk) if len(ended) == answers else chunk
+        return complete_with(chunk) if len(ended) == answers else chunk
 
-    return Hooks(look, only=f"ended or {IS_TERMINAL}", names={"ended": ended})
+    return Callbacks(look, only=f"ended or {IS_TERMINAL}", names={"ended": ended})
 
 
 # Without state, so that all streams share it.
-_FIRST: Hooks[Any, Any] = Hooks(last, only=IS_TERMINAL)
+_FIRST: Callbacks[Any, Any] = Callbacks(complete_with, only=IS_TERMINAL)

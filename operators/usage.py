@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, cast
+from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
 
-from operators._answers import check_answers
+from operators._answers import Answers, answers_of
 from operators._chunk import Chunk, answer_of
-from operators._core.checked import checked
-from operators._core.operator import operator
+from operators._core.arguments import AtLeast
+from operators._core.operator import callbacks
+from operators._core.scope import StreamScope
 from operators._core.stage import Stage, emit
 
 __all__ = ("CountedChunk", "usage")
@@ -23,34 +24,18 @@ class CountedChunk(Chunk, Protocol):
 
 U = TypeVar("U")
 
-
-def _check(
-    prompt_tokens: int,
-    make: object,
-    *,
-    replace: bool = False,
-    on_end: object = None,
-    answers: int = 1,
-) -> None:
-    check_answers("usage", answers)
-    given = cast("object", prompt_tokens)
-    if type(given) is not int or given < 0:
-        raise ValueError(f"usage: prompt_tokens: expected 0 tokens or more, got {given!r}")
-    if not callable(make):
-        raise TypeError(f"usage: make: expected a function of two counts, got {make!r}")
-    if on_end is not None and not callable(on_end):
-        raise TypeError(f"usage: on_end: expected a function of a usage or None, got {on_end!r}")
+PromptTokens: TypeAlias = Annotated[int, AtLeast(0, "tokens")]
 
 
-@checked(_check)
-@operator
+@callbacks(takes="chunks")
 def usage(
-    prompt_tokens: int,
+    prompt_tokens: PromptTokens,
     make: Callable[[int, int], U],
     *,
     replace: bool = False,
     on_end: Callable[[U], None] | None = None,
-    answers: int = 1,
+    answers: Answers | None = None,
+    scope: StreamScope | None = None,
 ) -> Stage[Any, Any]:
     """
     Write ``completion_usage`` on the last terminal, and report it however the stream ends.
@@ -67,10 +52,11 @@ def usage(
         prompt_tokens: How many tokens the prompt has.
         make: Makes a usage of the counts of prompt and generated tokens, and adds up the total:
             ``rx_backend.protocols.usage``.
-        replace: Write it also over a usage that the engine set, which is kept otherwise.
+        replace: Whether to write it also over a usage that the engine set, which is kept otherwise.
         on_end: Called once at the end, whichever way, with the usage that the terminal carried;
             without a terminal (cancelled, dropped, failed) with what was counted so far.
-        answers: How many answers the request has, 1 at least.
+        answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
+        scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
         ValueError: *prompt_tokens* or *answers* is no such number; when the operator is made.
@@ -87,6 +73,7 @@ def usage(
     None
     CompletionUsage(prompt_tokens=3, completion_tokens=1, total_tokens=4)
     """
+    answers = answers_of(answers, scope)
     tokens = 0
     ended: set[int] = set()
     reported: U | None = None

@@ -249,7 +249,10 @@ def operator(
 
 
 def callbacks(
-    *, takes: Takes = "anything", shared: bool = False
+    *,
+    takes: Takes = "anything",
+    shared: bool = False,
+    check: Callable[..., object] | None = None,
 ) -> Callable[[Callable[P, _Body[A, B]]], Callable[P, Operator[A, B]]]:
     """
     Turn a function that returns a body into an operator, for the library's own.
@@ -260,23 +263,37 @@ def callbacks(
         takes: As for :func:`operator`.
         shared: Whether the callbacks have no state: the function runs once, when the operator is
             made, and what it returns serves every stream.
+        check: Called with the operator's arguments when it is made; raises where they are wrong in
+            a way that their types don't say.
     """
 
     def decorate(function: Callable[P, _Body[A, B]]) -> Callable[P, Operator[A, B]]:
-        return _made(function, takes, SharedOperator if shared else Operator)
+        return _made(function, takes, SharedOperator if shared else Operator, check)
 
     return decorate
 
 
 def pulling(
-    function: Callable[Concatenate[FusedRun[A], P], AsyncIterator[B]], takes: Takes = "anything"
-) -> Callable[P, Operator[A, B]]:
-    """Like :func:`operator` for an asynchronous generator; *function* may return any iterator."""
-    return _made(function, takes, PullingOperator)
+    *, takes: Takes = "anything", check: Callable[..., object] | None = None
+) -> Callable[
+    [Callable[Concatenate[FusedRun[A], P], AsyncIterator[B | StageResult]]],
+    Callable[P, Operator[A, B]],
+]:
+    """Like :func:`callbacks`, for a function that returns an asynchronous iterator over its source."""
+
+    def decorate(
+        function: Callable[Concatenate[FusedRun[A], P], AsyncIterator[B | StageResult]],
+    ) -> Callable[P, Operator[A, B]]:
+        return _made(function, takes, PullingOperator, check)
+
+    return decorate
 
 
 def _made(
-    function: Callable[..., Any], takes: Takes, kind: type[Operator[Any, Any]] | None = None
+    function: Callable[..., Any],
+    takes: Takes,
+    kind: type[Operator[Any, Any]] | None = None,
+    check: Callable[..., object] | None = None,
 ) -> Callable[..., Operator[Any, Any]]:
     """Return the function that makes the operator of a body."""
     if kind is None:
@@ -292,6 +309,8 @@ def _made(
     @functools.wraps(function)
     def make(*args: Any, **kwargs: Any) -> Operator[Any, Any]:
         check_arguments(operands, *args, **kwargs)
+        if check is not None:
+            check(*args, **kwargs)
         return kind(function, args, kwargs, takes)
 
     make.__signature__ = inspect.signature(operands)  # type: ignore[attr-defined]
