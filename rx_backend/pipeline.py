@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from msgspec.structs import replace
 from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
@@ -148,11 +147,11 @@ def _error_kind(error: Exception) -> str:
 
 
 def _read_finish_reason(chunk: LLMEngineOutput) -> LLMEngineOutput:
-    """Engines may give a finish reason as text or as its JSON."""
+    """Return *chunk* with its finish reason read; engines may give it as text or as its JSON."""
     reason: Any = chunk.finish_reason
     if reason is None or isinstance(reason, FinishReason):
         return chunk
-    return replace(chunk, finish_reason=FinishReason.parse(reason))
+    return convert_output(chunk)
 
 
 # The same for every request.
