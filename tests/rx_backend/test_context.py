@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 from structlog.testing import capture_logs
 
-from rx_backend.context import Level, RequestContext
+from rx_backend.context import LatchedSignal, RequestContext
 from rx_backend.testing import run_virtual
 from tests.rx_backend._engines import now, virtual
 
@@ -25,7 +25,7 @@ SIGNALS = [
 ]
 
 
-def heard(level: Level) -> list[str]:
+def heard(level: LatchedSignal) -> list[str]:
     """What a subscriber of *level* hears, as it comes."""
     events: list[str] = []
     level.subscribe(
@@ -70,7 +70,7 @@ def test_a_kill_is_also_a_stop() -> None:
 @pytest.mark.parametrize(("signal", "level_of"), SIGNALS)
 @virtual
 async def test_late_waiters_and_subscribers_see_a_signal(
-    signal: Signal, level_of: Callable[[RequestContext], Level]
+    signal: Signal, level_of: Callable[[RequestContext], LatchedSignal]
 ) -> None:
     """Whoever asks after the signal is answered at once, however often."""
     context = RequestContext()
@@ -85,7 +85,7 @@ async def test_late_waiters_and_subscribers_see_a_signal(
 @pytest.mark.parametrize(("signal", "level_of"), SIGNALS)
 @virtual
 async def test_early_waiters_and_subscribers_hear_a_signal_once(
-    signal: Signal, level_of: Callable[[RequestContext], Level]
+    signal: Signal, level_of: Callable[[RequestContext], LatchedSignal]
 ) -> None:
     """Waiters wake and subscribers hear when the signal comes, and not again at a second one."""
     context = RequestContext()
@@ -245,7 +245,7 @@ def test_the_first_token_is_not_noted_in_other_modes() -> None:
 @pytest.mark.parametrize(("signal", "level_of"), SIGNALS)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_child_has_the_signals_of_its_parent(
-    signal: Signal, level_of: Callable[[RequestContext], Level], when: str
+    signal: Signal, level_of: Callable[[RequestContext], LatchedSignal], when: str
 ) -> None:
     """Those that were given before it was made too; whoever signals finds them set on both."""
     context = RequestContext("r1", {"tenant": "a"}, trace_headers={"traceparent": "00"})
