@@ -1,7 +1,7 @@
 """What worker code imports: the adapter, the engine contract, and the types between them."""
 
 from rx_backend.adapter import EngineAdapter
-from rx_backend.context import Level, RequestContext
+from rx_backend.context import LatchedSignal, RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import (
@@ -43,7 +43,7 @@ __all__ = (
     "JsonProbeAdapter",
     "LLMEngine",
     "LLMEngineOutput",
-    "Level",
+    "LatchedSignal",
     "Pipeline",
     "PreprocessedRequest",
     "RequestContext",

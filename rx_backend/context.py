@@ -1,41 +1,35 @@
-"""One request's context: who it is, and its cancellation signals as levels (rows C1-C4)."""
+"""One request's context: its identity, and its cancellation signals (rows C1-C4)."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import uuid
-from collections.abc import Callable, Generator, Mapping
-from functools import cached_property
-from types import FunctionType, MappingProxyType, MethodType
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
 
-from reactivex import Observable, abc
+from rx_backend.latched_signal import LatchedSignal, Latches
 
-from rx_backend.logger import describe, get_logger
-
-__all__ = ("Level", "RequestContext")
-
-_STOPPED, _KILLED, _FIRST_TOKEN = 1, 2, 4
-
-# One lock for all contexts: it is held for a few instructions, and a lock per request costs memory.
-_LOCK = threading.Lock()
+__all__ = ("LatchedSignal", "RequestContext")
 
 
 class RequestContext:
     """
     Identity, metadata and cancellation of one request.
 
-    Cancellation signals are levels: once set they stay set, and every later waiter or subscriber
-    sees them at once (row C1). They may be signalled from any thread, any number of times (row C3).
+    Cancellation signals are latched: once set they stay set, and every later waiter or subscriber
+    sees them at once (row C1). They may be set from any thread and from a `signal.signal` handler,
+    any number of times (row C3). In such a handler, subscribers on the event loop of its thread are
+    called in the handler itself; to have them called by the loop, use ``loop.add_signal_handler``.
 
     Args:
         id: Request id; a random one when left out.
         metadata: Propagated metadata; a snapshot is taken.
-        trace_headers: Inbound W3C trace headers (``traceparent``, ``tracestate``), lower-case keys.
-            The request's span becomes a child of that remote parent (row P1).
+        trace_headers: Inbound W3C trace headers (``traceparent``, ``tracestate``), names in any
+            case. The request's span becomes a child of that remote parent (row P1).
 
     Attributes:
+        trace_headers: The trace headers, names in lower case; without a ``traceparent`` among those
+            given, the ones in *metadata*.
         queued_s: How long the request waited for its turn at the engine, in seconds; for an engine
             that knows to set, before its stream ends. It goes to the span and to the metrics.
 
@@ -48,9 +42,7 @@ class RequestContext:
     __slots__ = (
         "__weakref__",
         "_decode",
-        "_levels",
-        "_listeners",
-        "_loop",
+        "_latches",
         "id",
         "metadata",
         "queued_s",
@@ -71,12 +63,12 @@ class RequestContext:
     ) -> None:
         self.id = uuid.uuid4().hex if id is None else id
         self.metadata = MappingProxyType(dict(metadata)) if metadata else _EMPTY
-        self.trace_headers = MappingProxyType(dict(trace_headers)) if trace_headers else _EMPTY
+        self.trace_headers = (
+            _trace_headers(trace_headers, metadata) if trace_headers or metadata else _EMPTY
+        )
         self.queued_s = None
-        self._levels = 0
+        self._latches = Latches(self.id)
         self._decode = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._listeners: list[_Listener] | None = None
 
     def __repr__(self) -> str:
         state = "killed" if self.is_killed else "stopped" if self.is_stopped else "live"
@@ -85,20 +77,21 @@ class RequestContext:
     @property
     def is_stopped(self) -> bool:
         """Whether the request was asked to stop, gracefully or by :meth:`kill`."""
-        return self._levels & _STOPPED != 0
+        return self._latches.stopped
 
     @property
     def is_killed(self) -> bool:
         """Whether the request was asked to stop at once."""
-        return self._levels & _KILLED != 0
+        return self._latches.killed
 
     def stop_generating(self) -> None:
         """Ask the engine to end the request gracefully."""
-        self._set(_STOPPED)
+        self._latches.set("stopped")
 
     def kill(self) -> None:
         """Ask the engine to end the request at once; a killed request also counts as stopped."""
-        self._set(_STOPPED | _KILLED)
+        # The kill first: whoever sees the stop of a kill can see that it is one.
+        self._latches.set("killed", "stopped")
 
     def notify_first_token(self) -> None:
         """
@@ -107,7 +100,7 @@ class RequestContext:
         Releases a deferred abort (row A4). Idempotent, and a no-op outside decode mode (row C4).
         """
         if self._decode:
-            self._set(_FIRST_TOKEN)
+            self._latches.set("first_token")
 
     def child(self, id: str | None = None) -> RequestContext:
         """
@@ -128,192 +121,58 @@ class RequestContext:
         child = RequestContext(
             self.id if id is None else id, self.metadata, trace_headers=self.trace_headers
         )
-        child.bind(self._loop, decode=self._decode)
-        # First the stronger one: who hears of the stop of a kill can see that it is one.
-        self._listen(_KILLED, child.kill, anywhere=True)
-        self._listen(_STOPPED, child.stop_generating, anywhere=True)
+        child.bind(self._latches.loop, decode=self._decode)
+        self._latches.listen("killed", child._follow, self, anywhere=True)
+        self._latches.listen("stopped", child._follow, self, anywhere=True)
         return child
 
-    def stopped(self) -> Level:
+    def stopped(self) -> LatchedSignal:
         """The stop signal, to await or to subscribe to (row C2)."""
-        return Level(self, _STOPPED)
+        return LatchedSignal(self._latches, "stopped")
 
-    def killed(self) -> Level:
+    def killed(self) -> LatchedSignal:
         """The kill signal, to await or to subscribe to (row C2)."""
-        return Level(self, _KILLED)
+        return LatchedSignal(self._latches, "killed")
 
-    def first_token(self) -> Level:
+    def first_token(self) -> LatchedSignal:
         """The first-token notice of a decode request, to await or to subscribe to."""
-        return Level(self, _FIRST_TOKEN)
+        return LatchedSignal(self._latches, "first_token")
 
     def bind(self, loop: asyncio.AbstractEventLoop | None, *, decode: bool) -> None:
         """
         Tell the context where its request runs; the adapter does.
 
         Args:
-            loop: The event loop on which listeners hear of signals; None for the one they run on.
+            loop: The event loop on which listeners are notified that subscribe outside of any.
             decode: Whether :meth:`notify_first_token` counts.
         """
-        self._loop = loop
+        self._latches.loop = loop
         self._decode = decode
 
-    def _set(self, levels: int) -> None:
-        with _LOCK:
-            new = levels & ~self._levels
-            if not new:
-                return
-            self._levels |= new
-            listeners = self._listeners
-            if not listeners:
-                return
-            due = [listener for listener in listeners if listener.level & new]
-            self._listeners = [listener for listener in listeners if not listener.level & new]
-        for listener in due:
-            listener.hear()
-
-    def _listen(
-        self,
-        level: int,
-        callback: Callable[..., None],
-        *args: object,
-        anywhere: bool = False,
-    ) -> _Listener:
-        """
-        Call back once when *level* is set, on the event loop that listens.
-
-        With *anywhere* the callback runs in the thread that signals.
-        """
-        loop = None if anywhere else self._loop or _running_loop()
-        listener = _Listener(self, level, loop, callback, args)
-        with _LOCK:
-            if not self._levels & level:
-                if self._listeners is None:
-                    self._listeners = [listener]
-                else:
-                    self._listeners.append(listener)
-                return listener
-        callback(*args)
-        return listener
-
-    def _unlisten(self, listener: _Listener) -> None:
-        with _LOCK:
-            if self._listeners and listener in self._listeners:
-                self._listeners.remove(listener)
+    def _follow(self, parent: RequestContext) -> None:
+        """Take over a signal of *parent*; of a kill at once the kill."""
+        if parent.is_killed:
+            self.kill()
+        else:
+            self.stop_generating()
 
 
-class Level(Observable[bool]):
-    """
-    A signal of a context that stays set: awaitable, and an Observable that replays it (row C2).
-
-    As an Observable it emits ``True`` and completes, at once for a late subscriber. A subscriber
-    or waiter hears of it on the event loop it subscribed from, whichever thread signals.
-
-    >>> context = RequestContext()
-    >>> context.stop_generating()
-    >>> _ = context.stopped().subscribe(print)
-    True
-    """
-
-    def __init__(self, context: RequestContext, level: int) -> None:
-        # The base class makes a lock here, for operators that a request's level rarely meets.
-        self._context = context
-        self._level = level
-
-    @cached_property
-    def lock(self) -> threading.RLock:
-        """What some ``reactivex`` operators hold while they handle an item."""
-        return threading.RLock()
-
-    @property
-    def is_set(self) -> bool:
-        """Whether the signal was given."""
-        return self._context._levels & self._level != 0  # pyright: ignore[reportPrivateUsage]
-
-    def listen(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call *callback* once when the signal comes (at once if it is set); undo by the result."""
-        return self._listen(callback).dispose
-
-    def subscribe(
-        self,
-        on_next: abc.ObserverBase[bool] | abc.OnNext[bool] | None = None,
-        on_error: abc.OnError | None = None,
-        on_completed: abc.OnCompleted | None = None,
-        *,
-        scheduler: abc.SchedulerBase | None = None,
-    ) -> abc.DisposableBase:
-        """Subscribe as to any Observable; a lone function costs a tenth of an observer here."""
-        if isinstance(on_next, _FUNCTIONS) and on_completed is None:
-            return self._context._listen(self._level, on_next, True)  # pyright: ignore[reportPrivateUsage]
-        return super().subscribe(on_next, on_error, on_completed, scheduler=scheduler)
-
-    def _subscribe_core(
-        self,
-        observer: abc.ObserverBase[bool],
-        scheduler: abc.SchedulerBase | None = None,
-    ) -> abc.DisposableBase:
-        def fire() -> None:
-            observer.on_next(True)
-            observer.on_completed()
-
-        return self._listen(fire)
-
-    def _listen(self, callback: Callable[..., None], *args: object) -> _Listener:
-        return self._context._listen(self._level, callback, *args)  # pyright: ignore[reportPrivateUsage]
-
-    def __await__(self) -> Generator[Any, None, bool]:
-        if not self.is_set:
-            future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-            unlisten = self.listen(lambda: None if future.done() else future.set_result(True))
-            try:
-                yield from future
-            finally:
-                unlisten()
-        return True
-
-
-class _Listener(abc.DisposableBase):
-    """One who listens to a level until it is set, or until this is disposed of."""
-
-    __slots__ = ("_args", "_callback", "_context", "_loop", "level")
-
-    def __init__(
-        self,
-        context: RequestContext,
-        level: int,
-        loop: asyncio.AbstractEventLoop | None,
-        callback: Callable[..., None],
-        args: tuple[object, ...],
-    ) -> None:
-        self._context = context
-        self.level = level
-        self._loop = loop
-        self._callback = callback
-        self._args = args
-
-    def dispose(self) -> None:
-        self._context._unlisten(self)  # pyright: ignore[reportPrivateUsage]
-
-    def hear(self) -> None:
-        """Call back: at once on the listener's event loop, else as soon as that runs."""
-        loop = self._loop
-        if loop is not None and loop is not _running_loop():
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._callback, *self._args)
-            return
-        try:
-            self._callback(*self._args)
-        except Exception as error:
-            # One listener's bug must not keep the signal from the others.
-            _log.error("context listener failed", request_id=self._context.id, **describe(error))
-
-
-_log = get_logger(__name__)
-_FUNCTIONS = (FunctionType, MethodType)
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+def _trace_headers(
+    given: Mapping[str, str] | None, metadata: Mapping[str, str] | None
+) -> Mapping[str, str]:
+    headers = _lower_case(given) if given else {}
+    if metadata and "traceparent" not in headers:
+        found = _lower_case(metadata)
+        if "traceparent" in found:
+            names = found.keys() & {"traceparent", "tracestate"}
+            headers = {**headers, **{name: found[name] for name in names}}
+    return MappingProxyType(headers) if headers else _EMPTY
+
+
+def _lower_case(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return *headers* with their names in lower case; one that has it already wins."""
+    lower = {name.lower(): value for name, value in headers.items()}
+    return lower | {name: value for name, value in headers.items() if name in lower}

@@ -12,13 +12,14 @@ the kind on the wire. Importing this module never imports Dynamo.
 
 from __future__ import annotations
 
+import asyncio
 import pickle
-import sys
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType, ModuleType
+from collections.abc import Mapping
+from itertools import islice
+from types import MappingProxyType
 from typing import Any, ClassVar
 
-from operators import DeadlineExpired
+from rx_backend.error_kinds import causes, exception_class, import_dynamo, kind_of, leaves
 
 __all__ = (
     "KINDS",
@@ -34,6 +35,7 @@ __all__ = (
     "Unknown",
     "as_backend_error",
     "causes",
+    "engine_failure",
     "from_dynamo",
     "to_dynamo",
 )
@@ -153,30 +155,66 @@ KINDS: Mapping[str, type[BackendError]] = MappingProxyType(
 # Dynamo 1.6 has no exception for this kind; its own timeout serves both cases.
 _NEAREST = {"ResponseTimeout": "ConnectionTimeout"}
 
-_DYNAMO = "dynamo.llm.exceptions"
+# How many different texts of a group are joined into one message.
+_SHOWN_LEAVES = 3
 
 
 def as_backend_error(exc: BaseException) -> BackendError:
     """
     Return *exc* as a typed error (rows S5, S6).
 
-    A typed error is returned as it is. A Dynamo exception gets the same kind, `Unknown` where there
-    is no counterpart. A passed deadline of `operators.deadlines` becomes `ResponseTimeout`,
-    ``ValueError`` becomes `InvalidArgument`, any other exception `Unknown`. A new error has the text
-    of *exc* as message (its class name when there is none) and *exc* as ``__cause__``.
+    A typed error is returned as it is. Any other exception becomes a new error with the text of
+    *exc* as message (its class name when there is none) and *exc* as ``__cause__``:
+
+    - ``ValueError`` itself is `InvalidArgument`, but not a subclass, such as a parser raises.
+    - ``ConnectionRefusedError`` is `CannotConnect`; any other ``ConnectionError``, and
+      ``asyncio.IncompleteReadError``, is `Disconnected`.
+    - ``TimeoutError``, a passed deadline of `operators.deadlines` included, is `ResponseTimeout`.
+    - A Dynamo exception has the same kind, `Unknown` where there is no counterpart. Dynamo's
+      ``HttpError`` goes by its status: 408 and 504 are `ResponseTimeout`, 429 and 503
+      `CannotConnect`, 502 `Disconnected`, any other 4xx `InvalidArgument`.
+    - A group, nested or not, whose leaves are all of one kind is of that kind, with their texts as
+      message. A ``CancelledError`` or ``GeneratorExit`` in a group counts as in `engine_failure`.
+    - All others are `Unknown`.
 
     Raises:
-        BaseException: *exc* itself when it is no ``Exception``, for example
-            ``asyncio.CancelledError`` or ``KeyboardInterrupt``.
+        BaseException: *exc* itself when it is no ``Exception``, such as ``asyncio.CancelledError``,
+            or a group that holds a ``KeyboardInterrupt`` or the like.
 
     >>> as_backend_error(ValueError("too long"))
     InvalidArgument('too long')
+    >>> as_backend_error(ExceptionGroup("tasks", [Disconnected("gone")]))
+    Disconnected('gone')
     """
     if isinstance(exc, BackendError):
         return exc
-    if not isinstance(exc, Exception):
+    if isinstance(exc, BaseExceptionGroup):
+        error = _merge_leaves(exc)  # pyright: ignore[reportUnknownArgumentType]
+    elif isinstance(exc, Exception):
+        error = _class_of(exc)(str(exc) or type(exc).__name__)
+    else:
         raise exc
-    error = _kind_of(exc)(str(exc) or type(exc).__name__)
+    error.__cause__ = exc
+    return error
+
+
+def engine_failure(exc: BaseException) -> BackendError:
+    """
+    Return what came out of an engine as a typed error (row S6).
+
+    As `as_backend_error`, but for where neither the pulling task was cancelled nor the engine
+    closed: a ``CancelledError`` or ``GeneratorExit`` is then the engine's own, and `Unknown`.
+
+    Raises:
+        BaseException: *exc* itself when it is ``KeyboardInterrupt``, ``SystemExit`` or the like.
+
+    >>> engine_failure(asyncio.CancelledError())
+    Unknown('the engine was cancelled from within')
+    """
+    if not isinstance(exc, _ENGINE_MADE):
+        return as_backend_error(exc)
+    what = "raised GeneratorExit" if isinstance(exc, GeneratorExit) else "was cancelled from within"
+    error = Unknown(f"the engine {what}" + (f": {exc}" if str(exc) else ""))
     error.__cause__ = exc
     return error
 
@@ -188,7 +226,7 @@ def from_dynamo(exc: Exception) -> BackendError:
     Raises:
         ImportError: The package ``ai-dynamo-runtime`` is not installed.
     """
-    _import_dynamo()
+    import_dynamo()
     return as_backend_error(exc)
 
 
@@ -203,67 +241,45 @@ def to_dynamo(error: Exception) -> Exception:
     Raises:
         ImportError: The package ``ai-dynamo-runtime`` is not installed.
     """
-    module = _import_dynamo()
-    base = _exception_class(module, "DynamoException")
+    module = import_dynamo()
+    base = exception_class(module, "DynamoException")
     if base is None or isinstance(error, base):
         return error
     typed = as_backend_error(error)
     origin = typed.__cause__
     if (
         isinstance(origin, base)
-        and type(typed) is _kind_of(origin)
+        and type(typed) is _class_of(origin)
         and typed.message == str(origin)
     ):
         return origin
     names = (typed.kind, _NEAREST.get(typed.kind, "Unknown"), "Unknown")
-    found = next(filter(None, (_exception_class(module, name) for name in names)), base)
+    found = next(filter(None, (exception_class(module, name) for name in names)), base)
     result = found(typed.message)
     result.__cause__ = typed
     return result
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the causes of *error*, the nearest first; a cycle is followed once."""
-    seen = {id(error)}
-    cause = error.__cause__
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        yield cause
-        cause = cause.__cause__
+_ENGINE_MADE = (asyncio.CancelledError, GeneratorExit)
 
 
-def _kind_of(exc: Exception) -> type[BackendError]:
-    """Pick the kind of an exception that is not typed yet."""
-    # Somebody who raises Dynamo's exceptions has imported them, maybe by their other name.
-    module = sys.modules.get(_DYNAMO) or sys.modules.get("dynamo._core")
-    base = module and _exception_class(module, "DynamoException")
-    if module and base and isinstance(exc, base):
-        for kind, error in KINDS.items():
-            counterpart = _exception_class(module, kind)
-            if counterpart is not None and isinstance(exc, counterpart):
-                return error
-        return Unknown
-    if isinstance(exc, DeadlineExpired):
-        return ResponseTimeout
-    return InvalidArgument if isinstance(exc, ValueError) else Unknown
+def _class_of(exc: Exception) -> type[BackendError]:
+    return KINDS.get(kind_of(exc, KINDS), Unknown)
 
 
-def _exception_class(module: ModuleType, name: str) -> type[Exception] | None:
-    """Return the exception class *name* of a module, None where this version has none."""
-    found = getattr(module, name, None)
-    return found if isinstance(found, type) and issubclass(found, Exception) else None
-
-
-def _import_dynamo() -> ModuleType:
-    """Import Dynamo's exceptions, with a clear word where the package is missing."""
-    try:
-        __import__(_DYNAMO)
-    except ImportError as exc:
-        raise ImportError(
-            "converting errors to or from Dynamo needs the package ai-dynamo-runtime: "
-            "pip install 'rx-backend[dynamo]'"
-        ) from exc
-    return sys.modules[_DYNAMO]
+def _merge_leaves(group: BaseExceptionGroup[BaseException]) -> BackendError:
+    """Make one error of what is in a group, or raise the group."""
+    kinds: set[str] = set()
+    messages: dict[str, None] = {}
+    for leaf in leaves(group):
+        if not isinstance(leaf, (Exception, *_ENGINE_MADE)):
+            raise group
+        error = engine_failure(leaf)
+        kinds.add(error.kind)
+        messages[error.message] = None
+    kind = kinds.pop() if len(kinds) == 1 else "Unknown"
+    shown = list(islice(messages, _SHOWN_LEAVES)) + ["..."] * (len(messages) > _SHOWN_LEAVES)
+    return KINDS.get(kind, Unknown)("; ".join(shown))
 
 
 def _blank(cls: type[BackendError], args: tuple[object, ...]) -> BackendError:

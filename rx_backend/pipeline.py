@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from msgspec.structs import replace
 
 from operators import (
     HandedOut,
@@ -55,11 +54,11 @@ def _error_kind(error: Exception) -> str:
 
 
 def _read_finish_reason(chunk: LLMEngineOutput) -> LLMEngineOutput:
-    """Engines may give a finish reason as text or as its JSON."""
+    """Return *chunk* with its finish reason read; engines may give it as text or as its JSON."""
     reason: Any = chunk.finish_reason
     if reason is None or isinstance(reason, FinishReason):
         return chunk
-    return replace(chunk, finish_reason=FinishReason.parse(reason))
+    return convert_output(chunk)
 
 
 standard_pipeline = Pipeline(

@@ -8,11 +8,12 @@ from typing import Any, cast
 from uuid import UUID
 
 import msgspec
+from msgspec.structs import replace
 
 from rx_backend.errors import BackendError, InvalidArgument
 from rx_backend.protocols._annotated import Annotated
 from rx_backend.protocols._error_wire import error_from_wire, error_to_wire
-from rx_backend.protocols._finish_reason import FinishReason
+from rx_backend.protocols._finish_reason import FinishReason, read_finish_word
 from rx_backend.protocols._output import LLMEngineOutput
 from rx_backend.protocols._request import PreprocessedRequest
 from rx_backend.protocols._wire import convert, plain, to_wire
@@ -99,8 +100,9 @@ def convert_output(output: Mapping[str, Any] | LLMEngineOutput) -> LLMEngineOutp
     Make a chunk of a plain mapping, as Dynamo's Python engines yield it (row E2).
 
     Args:
-        output: The mapping, ``finish_reason`` as `FinishReason.parse` takes it; a chunk is returned
-            as it is.
+        output: The mapping, ``finish_reason`` as `FinishReason.parse` takes it. A word without a
+            reason of its own is kept in ``stop_reason``, unless that is set; empty text is no
+            reason. A chunk is returned as it is, or as a copy where its reason is to be read.
 
     Raises:
         InvalidArgument: It does not fit; the message names the field, what was expected and what
@@ -108,8 +110,10 @@ def convert_output(output: Mapping[str, Any] | LLMEngineOutput) -> LLMEngineOutp
 
     >>> convert_output({"token_ids": [1], "finish_reason": "abort"})
     LLMEngineOutput(token_ids=[1], finish_reason=FinishReason.CANCELLED)
+    >>> convert_output({"token_ids": [1], "finish_reason": "tool_calls"})
+    LLMEngineOutput(token_ids=[1], finish_reason=FinishReason.STOP, stop_reason='tool_calls')
     """
-    return convert(output, LLMEngineOutput)
+    return _to_output(output)
 
 
 def convert_annotated(item: Mapping[str, Any]) -> Annotated[LLMEngineOutput]:
@@ -121,7 +125,7 @@ def convert_annotated(item: Mapping[str, Any]) -> Annotated[LLMEngineOutput]:
             came.
     """
     fields = convert(item, _Envelope)
-    data = None if fields.data is None else convert(fields.data, LLMEngineOutput, "$.data")
+    data = None if fields.data is None else _to_output(fields.data, "$.data")
     error = None if fields.error is None else error_from_wire(fields.error, "$.error")
     if error is None:
         return Annotated(data, fields.id, fields.event, fields.comment)
@@ -148,7 +152,7 @@ def decode_output(data: bytes | str) -> LLMEngineOutput:
     Raises:
         InvalidArgument: No JSON, or it does not fit; as `convert_output`.
     """
-    return convert(_json(data), LLMEngineOutput)
+    return _to_output(_json(data))
 
 
 def decode_annotated(data: bytes | str) -> Annotated[LLMEngineOutput]:
@@ -170,6 +174,34 @@ class _Envelope(msgspec.Struct, kw_only=True):
     comment: list[str] | None = None
     error: Any = None
     unknown: dict[str, Any] | None = None
+
+
+def _to_output(value: object, where: str = "$") -> LLMEngineOutput:
+    if type(value) is dict or isinstance(value, Mapping):
+        fields = cast("Mapping[str, Any]", value)
+        text: object = fields.get("finish_reason")
+        if isinstance(text, str):
+            fields = {**fields, **_read_text(text, fields.get("stop_reason"))}
+        return convert(fields, LLMEngineOutput, where)
+    if isinstance(value, LLMEngineOutput):
+        return _with_reason(value)
+    return convert(value, LLMEngineOutput, where)
+
+
+def _with_reason(chunk: LLMEngineOutput) -> LLMEngineOutput:
+    """Return *chunk* with its finish reason read, where an engine gave that in another form."""
+    reason: Any = chunk.finish_reason
+    if reason is None or isinstance(reason, FinishReason):
+        return chunk
+    if isinstance(reason, str):
+        return replace(chunk, **_read_text(reason, chunk.stop_reason))
+    return replace(chunk, finish_reason=FinishReason.parse(reason))
+
+
+def _read_text(text: str, stop_reason: object) -> dict[str, Any]:
+    # Some engines write "" on every chunk before the last.
+    reason, word = read_finish_word(text) if text else (None, None)
+    return {"finish_reason": reason, "stop_reason": word if stop_reason is None else stop_reason}
 
 
 # What the runtime writes on every chunk, also where it is null.

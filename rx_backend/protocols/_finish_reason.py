@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final, NoReturn, cast
 
 from rx_backend.errors import InvalidArgument
+from rx_backend.logger import get_logger
 
-__all__ = ("FinishReason",)
+__all__ = ("FinishReason", "parse_finish_reason", "read_finish_word")
 
 _SPAN_VALUES: Final = {
     "eos": "EoS",
@@ -21,6 +22,8 @@ _EXPECTED: Final = (
     'one of "eos", "stop", "length", "cancelled", "abort", "content_filter", "error: <message>" '
     'or {"error": "<message>"}'
 )
+_STOCK_MESSAGE: Final = "the engine reported an error without a message"
+_MOST_WARNINGS: Final = 100
 
 
 class FinishReason:
@@ -69,11 +72,16 @@ class FinishReason:
         Read a finish reason as engines and the wire write it.
 
         Args:
-            value: A kind; ``abort``, which means cancelled; ``error: <message>``; a mapping with
-                the one key ``error``; or a finish reason, which is returned as it is.
+            value: A kind; ``abort``, which means cancelled; ``model_length`` or ``max_tokens``,
+                which mean length; ``error`` or ``error: <message>``; any other word, which means
+                stop; a mapping with the one key ``error``; or a finish reason, which is returned
+                as it is.
 
         Raises:
-            InvalidArgument: Anything else; the message names ``finish_reason``.
+            InvalidArgument: A value of another type; the message names ``finish_reason``.
+
+        >>> FinishReason.parse("max_tokens"), FinishReason.parse("tool_calls")
+        (FinishReason.LENGTH, FinishReason.STOP)
         """
         try:
             return parse_finish_reason(value)
@@ -134,31 +142,58 @@ FinishReason.LENGTH = FinishReason("length")
 FinishReason.CANCELLED = FinishReason("cancelled")
 FinishReason.CONTENT_FILTER = FinishReason("content_filter")
 
-_BY_TEXT: Final = {
+_BY_WORD: Final = {
     "eos": FinishReason.EOS,
     "stop": FinishReason.STOP,
     "length": FinishReason.LENGTH,
+    "model_length": FinishReason.LENGTH,
+    "max_tokens": FinishReason.LENGTH,
     "cancelled": FinishReason.CANCELLED,
     "abort": FinishReason.CANCELLED,
     "content_filter": FinishReason.CONTENT_FILTER,
+    "error": FinishReason.error(_STOCK_MESSAGE),
 }
 
 
 def parse_finish_reason(value: object) -> FinishReason:
     """Read a finish reason; the ``ValueError`` says what was expected, not where."""
     if isinstance(value, str):
-        if reason := _BY_TEXT.get(value):
-            return reason
-        if value.startswith("error: "):
-            return FinishReason.error(value.removeprefix("error: "))
-    elif isinstance(value, FinishReason):
+        return read_finish_word(value)[0]
+    if isinstance(value, FinishReason):
         return value
-    elif isinstance(value, Mapping):
+    if isinstance(value, Mapping):
         entries = cast("Mapping[object, object]", value)
         message = entries.get("error")
         if len(entries) == 1 and isinstance(message, str):
             return FinishReason.error(message)
     raise ValueError(f"expected {_EXPECTED}, got {_short(cast('object', value))}")
+
+
+def read_finish_word(text: str) -> tuple[FinishReason, str | None]:
+    """
+    Read a finish reason written as text.
+
+    Returns:
+        The reason; and *text* where it is a word without a reason of its own, which means `STOP`.
+        Such a word is logged once per process, up to 100 different words.
+    """
+    if reason := _BY_WORD.get(text):
+        return reason, None
+    if text.startswith("error:"):
+        return FinishReason.error(text.removeprefix("error:").removeprefix(" ")), None
+    _warn_once(text[:60])
+    return FinishReason.STOP, str.__str__(text)
+
+
+_log = get_logger(__name__)
+_warned: dict[str, object] = {}
+
+
+def _warn_once(word: str) -> None:
+    mine = object()
+    # `setdefault` is atomic: of several threads only one finds its own object.
+    if len(_warned) < _MOST_WARNINGS and _warned.setdefault(word, mine) is mine:
+        _log.warning("unknown finish_reason from the engine, treated as stop", finish_reason=word)
 
 
 def _short(value: object) -> str:

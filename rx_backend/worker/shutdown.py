@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
-from rx_backend.context import Level, RequestContext
+from rx_backend.context import LatchedSignal, RequestContext
 from rx_backend.errors import InvalidArgument
 
 __all__ = ("Shutdown", "ShutdownTimes", "signals_to", "within")
@@ -65,8 +65,8 @@ class Shutdown:
     def __init__(self) -> None:
         # The same two levels as a request's: stop, and kill.
         self._levels = RequestContext("worker")
-        self.asked: Level = self._levels.stopped()
-        self.forced: Level = self._levels.killed()
+        self.asked: LatchedSignal = self._levels.stopped()
+        self.forced: LatchedSignal = self._levels.killed()
 
     def ask(self) -> None:
         """Ask for the end; a second time: at once."""
@@ -100,7 +100,7 @@ def signals_to(shutdown: Shutdown) -> Generator[None]:
         let_go()
 
 
-async def within(step: Awaitable[T], seconds: float | None, give_up: Level) -> T:
+async def within(step: Awaitable[T], seconds: float | None, give_up: LatchedSignal) -> T:
     """
     Wait for *step*, at most so many seconds, and no longer once *give_up* is set.
 

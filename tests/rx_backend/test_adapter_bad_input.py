@@ -27,6 +27,7 @@ from tests.rx_backend._engines import (
 )
 from tests.spans import Spans
 
+STOCK_MESSAGE = "the engine reported an error without a message"
 A_LIST: list[Operator[Any, Any]] = [until_terminal()]
 
 
@@ -111,7 +112,7 @@ async def test_a_field_of_another_type_is_refused(field: str, value: object) -> 
         ({"token_ids": [1, -1]}, r"token_ids\[1\]"),
         ({"token_ids": [1, "x"]}, r"token_ids\[1\]"),
         ({"token_ids": [1.5]}, r"token_ids\[0\]"),
-        ({"token_ids": [1], "finish_reason": "because"}, "finish_reason"),
+        ({"token_ids": [1], "finish_reason": {"type": "stop"}}, "finish_reason"),
         ({"token_ids": [1], "finish_reason": 5}, "finish_reason"),
         ({"token_ids": [1], "completion_usage": {"prompt_tokens": 1}}, "completion_usage"),
         (chunk(token_ids=[-1]), r"token_ids\[0\]: .*got -1"),
@@ -123,8 +124,8 @@ async def test_a_field_of_another_type_is_refused(field: str, value: object) -> 
         (chunk(token_ids=[None]), r"token_ids\[0\]: .*got None"),
         (chunk(token_ids=None), "token_ids"),
         (chunk(token_ids=5), "token_ids"),
-        (chunk(finish_reason="because"), "finish_reason"),
-        (chunk(token_ids=[1], finish_reason="because"), "finish_reason"),
+        (chunk(finish_reason={"type": "stop"}), "finish_reason"),
+        (chunk(token_ids=[1], finish_reason=["stop"]), "finish_reason"),
         (chunk(finish_reason=5), "finish_reason"),
     ],
     ids=repr,
@@ -151,22 +152,44 @@ async def test_a_malformed_chunk_is_one_error_item(step: Step, message: str, pla
         ("stop", "stop", "Stop"),
         ("abort", "cancelled", "Cancelled"),
         ("error: boom", "error: boom", 'Error("boom")'),
+        ("error", f"error: {STOCK_MESSAGE}", f'Error("{STOCK_MESSAGE}")'),
+        ("max_tokens", "length", "Length"),
+        ("tool_calls", "stop", "Stop"),
     ],
 )
 @pytest.mark.parametrize("token_ids", [[], [1], [1, 2]], ids=len)
+@pytest.mark.parametrize("as_mapping", [False, True], ids=["chunk", "mapping"])
 @virtual
 async def test_a_finish_reason_as_text_is_read(
-    text: str, expected: str, on_span: str, token_ids: list[int]
+    text: str, expected: str, on_span: str, token_ids: list[int], as_mapping: bool
 ) -> None:
-    """A chunk that an engine made with the text of a reason is as good as one with the reason."""
+    """What an engine made with the text of a reason is as good as a chunk with the reason."""
     spans = Spans()
-    engine = ScriptedEngine(chunk(token_ids=token_ids, finish_reason=text))
+    fields: dict[str, Any] = {"token_ids": token_ids, "finish_reason": text}
+    engine = ScriptedEngine(fields if as_mapping else chunk(**fields))
     (item,) = await collect(await adapter_of(engine, spans=spans).generate(request()))
     assert str(chunk_of(item).finish_reason) == expected
     assert not isinstance(chunk_of(item).finish_reason, str)
+    assert chunk_of(item).token_ids == token_ids
+    assert chunk_of(item).stop_reason == ("tool_calls" if text == "tool_calls" else None)
     attributes = spans.one().attributes
     assert attributes is not None
     assert attributes["finish_reason"] == on_span
+
+
+@pytest.mark.rows("TY-finish", "E3")
+@pytest.mark.parametrize("as_mapping", [False, True], ids=["chunk", "mapping"])
+@virtual
+async def test_empty_text_ends_no_stream(as_mapping: bool) -> None:
+    """An engine that writes an empty finish reason on every chunk gets to its end."""
+    fields: list[dict[str, Any]] = [
+        {"token_ids": ids, "finish_reason": text}
+        for ids, text in (([1], ""), ([], ""), ([2, 3], ""), ([4], "stop"))
+    ]
+    engine = ScriptedEngine(*(one if as_mapping else chunk(**one) for one in fields))
+    items = await collect(await adapter_of(engine).generate(request()))
+    assert [chunk_of(item).token_ids for item in items] == [[1], [], [2, 3], [4]]
+    assert [str(chunk_of(item).finish_reason) for item in items] == ["None"] * 3 + ["stop"]
 
 
 def raising(_: RequestScope) -> Any:

@@ -14,6 +14,7 @@ from rx_backend.errors import (
     BackendError,
     Disconnected,
     InvalidArgument,
+    ResponseTimeout,
     Unknown,
 )
 from rx_backend.protocols import FinishReason, LLMEngineOutput, usage
@@ -37,10 +38,11 @@ MODES = list(DisaggregationMode)
 FAILURES = [
     *(pytest.param(error("it broke"), error, id=kind) for kind, error in KINDS.items()),
     pytest.param(ValueError("it broke"), InvalidArgument, id="ValueError"),
-    pytest.param(UnicodeError("it broke"), InvalidArgument, id="UnicodeError"),
+    pytest.param(UnicodeError("it broke"), Unknown, id="UnicodeError"),
     pytest.param(RuntimeError("it broke"), Unknown, id="RuntimeError"),
-    pytest.param(ConnectionError("it broke"), Unknown, id="ConnectionError"),
-    pytest.param(TimeoutError("it broke"), Unknown, id="TimeoutError"),
+    pytest.param(ConnectionError("it broke"), Disconnected, id="ConnectionError"),
+    pytest.param(TimeoutError("it broke"), ResponseTimeout, id="TimeoutError"),
+    pytest.param(ExceptionGroup("g", [Disconnected("it broke")]), Disconnected, id="group"),
 ]
 INTERRUPTS = [asyncio.CancelledError, KeyboardInterrupt, SystemExit]
 

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import errno
+import json
 import pickle
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
+from concurrent import futures
 from importlib import import_module
 from itertools import pairwise
+from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from operators import ContractViolation, IdleTimeout
 from rx_backend import errors
 from rx_backend.errors import (
     KINDS,
     BackendError,
     Cancelled,
+    CannotConnect,
+    Disconnected,
     EngineShutdown,
     InvalidArgument,
     ResponseTimeout,
@@ -25,6 +36,7 @@ from rx_backend.errors import (
     Unknown,
     as_backend_error,
     causes,
+    engine_failure,
     from_dynamo,
     to_dynamo,
 )
@@ -89,37 +101,214 @@ def test_a_typed_error_stays_itself(kind: str) -> None:
     assert as_backend_error(error) is error
 
 
+class ParserError(ValueError):
+    """What a parser of somebody else's raises."""
+
+
+class LostPeer(ConnectionResetError):
+    """A library's own connection error."""
+
+
+def http(code: int) -> Exception:
+    """The runtime's HTTP error."""
+    error: Exception = dynamo_errors.HttpError(code, "no")
+    return error
+
+
+# Untyped exceptions and their kinds.
+UNTYPED: list[tuple[Callable[[], Exception], type[BackendError]]] = [
+    (lambda: ValueError("too long"), InvalidArgument),
+    (lambda: ParserError("bad"), Unknown),
+    (lambda: json.JSONDecodeError("bad", "{", 1), Unknown),
+    (lambda: UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"), Unknown),
+    (lambda: UnicodeError("bad"), Unknown),
+    (lambda: msgspec.ValidationError("bad"), Unknown),
+    (lambda: ContractViolation("bad"), Unknown),
+    (lambda: ConnectionRefusedError("refused"), CannotConnect),
+    (lambda: ConnectionError("gone"), Disconnected),
+    (lambda: ConnectionResetError("reset"), Disconnected),
+    (lambda: ConnectionAbortedError("aborted"), Disconnected),
+    (lambda: BrokenPipeError("pipe"), Disconnected),
+    (lambda: LostPeer("reset"), Disconnected),
+    (lambda: OSError(errno.ECONNREFUSED, "refused"), CannotConnect),
+    (lambda: OSError(errno.EPIPE, "pipe"), Disconnected),
+    (lambda: OSError(errno.ENOSPC, "full"), Unknown),
+    (lambda: asyncio.IncompleteReadError(b"", 4), Disconnected),
+    (lambda: EOFError("end"), Unknown),
+    (lambda: TimeoutError("late"), ResponseTimeout),
+    (lambda: OSError(errno.ETIMEDOUT, "late"), ResponseTimeout),
+    (lambda: IdleTimeout(3, tokens=1), ResponseTimeout),
+    (lambda: RuntimeError("boom"), Unknown),
+    (lambda: StopAsyncIteration("end"), Unknown),
+    (lambda: futures.CancelledError("by the pool"), Unknown),
+    (lambda: http(400), InvalidArgument),
+    (lambda: http(503), CannotConnect),
+]
+# What is no error of a request, in a group as well.
+INTERRUPTS = [KeyboardInterrupt, SystemExit, type("Interrupt", (BaseException,), {})]
+
+
 @pytest.mark.rows("S6")
-@pytest.mark.parametrize(
-    ("exc", "kind", "message"),
-    [
-        (ValueError("too long"), InvalidArgument, "too long"),
-        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"), InvalidArgument, None),
-        (RuntimeError("boom"), Unknown, "boom"),
-        (RuntimeError(), Unknown, "RuntimeError"),
-        (TimeoutError("late"), Unknown, "late"),
-        (StopAsyncIteration(), Unknown, "StopAsyncIteration"),
-    ],
-)
+@pytest.mark.parametrize(("make", "kind"), UNTYPED, ids=lambda value: repr(value)[:20])
 def test_an_untyped_exception_is_typed(
-    exc: Exception, kind: type[BackendError], message: str | None
+    make: Callable[[], Exception], kind: type[BackendError]
 ) -> None:
-    """ValueError becomes InvalidArgument, all others Unknown, with the original as cause."""
-    error = as_backend_error(exc)
-    assert type(error) is kind
-    assert error.message == (message or str(exc))
-    assert error.__cause__ is exc
+    """Its kind follows from its class, its text is the message and itself the cause."""
+    exc = make()
+    for convert in (as_backend_error, engine_failure):
+        error = convert(exc)
+        assert type(error) is kind
+        assert error.message == str(exc)
+        assert error.__cause__ is exc
 
 
 @pytest.mark.rows("S6")
-@pytest.mark.parametrize(
-    "exc", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(1), GeneratorExit()]
-)
-def test_what_is_no_exception_is_raised_again(exc: BaseException) -> None:
+def test_an_exception_without_text_is_called_by_its_name() -> None:
+    """The message says something in any case."""
+    assert as_backend_error(RuntimeError()).message == "RuntimeError"
+
+
+@pytest.mark.rows("S6")
+@given(st.integers(0, 599))
+def test_an_http_error_goes_by_its_status(code: int) -> None:
+    """What may work elsewhere or later is told apart from a bad request; the rest is Unknown."""
+    special = {
+        408: ResponseTimeout,
+        429: CannotConnect,
+        502: Disconnected,
+        503: CannotConnect,
+        504: ResponseTimeout,
+    }
+    error = as_backend_error(http(code))
+    assert type(error) is special.get(code, InvalidArgument if 400 <= code < 500 else Unknown)
+    assert error.message == f"HTTP {code}: no"
+
+
+@pytest.mark.rows("S6")
+def test_an_http_error_without_a_status_is_unknown() -> None:
+    """A subclass that forgets its initialiser does no harm."""
+    made = type("Http", (dynamo_errors.HttpError,), {"__init__": Exception.__init__})("no")
+    assert type(as_backend_error(made)) is Unknown
+
+
+@pytest.mark.rows("S6")
+@pytest.mark.parametrize("interrupt", [asyncio.CancelledError, GeneratorExit, *INTERRUPTS])
+def test_what_is_no_exception_is_raised_again(interrupt: type[BaseException]) -> None:
     """Cancellation and the like are never turned into an error."""
-    with pytest.raises(type(exc)) as caught:
+    exc = interrupt()
+    with pytest.raises(interrupt) as caught:
         as_backend_error(exc)
     assert caught.value is exc
+
+
+@pytest.mark.rows("S6")
+@pytest.mark.parametrize(
+    ("exc", "message"),
+    [
+        (asyncio.CancelledError(), "the engine was cancelled from within"),
+        (asyncio.CancelledError("pool"), "the engine was cancelled from within: pool"),
+        (GeneratorExit(), "the engine raised GeneratorExit"),
+    ],
+    ids=repr,
+)
+def test_an_engine_that_cancels_itself_has_failed(exc: BaseException, message: str) -> None:
+    """Where nobody cancelled the puller, it is a failure like any other."""
+    error = engine_failure(exc)
+    assert (type(error), error.message, error.__cause__) == (Unknown, message, exc)
+
+
+@pytest.mark.rows("S6")
+@pytest.mark.parametrize("interrupt", INTERRUPTS)
+def test_no_engine_is_blamed_for_an_interrupt(interrupt: type[BaseException]) -> None:
+    """It goes on to whoever ends the process."""
+    exc = interrupt()
+    with pytest.raises(interrupt) as caught:
+        engine_failure(exc)
+    assert caught.value is exc
+
+
+@pytest.mark.rows("S6")
+def test_a_typed_error_of_an_engine_stays_itself() -> None:
+    """Only what is untyped is wrapped."""
+    error = Disconnected("gone")
+    assert engine_failure(error) is error
+
+
+leaves: st.SearchStrategy[tuple[BaseException, type[BackendError]]] = (
+    st.sampled_from(UNTYPED).map(lambda one: (one[0](), one[1]))
+    | st.sampled_from(list(KINDS.values())).map(lambda kind: (kind("it broke"), kind))
+    | st.sampled_from([asyncio.CancelledError, GeneratorExit]).map(lambda end: (end(), Unknown))
+)
+
+
+def nested(draw: st.DrawFn, inside: list[BaseException]) -> BaseException:
+    """A group of the exceptions, in order, some of them in groups of their own."""
+    if len(inside) > 1 and draw(st.booleans()):
+        at = draw(st.integers(1, len(inside) - 1))
+        inside = [nested(draw, inside[:at]), *inside[at:]]
+    elif draw(st.booleans()):
+        inside = [nested(draw, inside)]
+    return BaseExceptionGroup("tasks", inside)
+
+
+@pytest.mark.rows("S6")
+@given(st.lists(leaves, min_size=1, max_size=5), st.data())
+def test_a_group_is_of_the_kind_of_its_leaves(
+    inside: list[tuple[BaseException, type[BackendError]]], data: st.DataObject
+) -> None:
+    """However deep they are; of several kinds it is Unknown. It says what they said."""
+    group = data.draw(st.composite(lambda draw: nested(draw, [exc for exc, _ in inside]))())
+    kinds = {kind for _, kind in inside}
+    for convert in (as_backend_error, engine_failure):
+        error = convert(group)
+        assert type(error) is (kinds.pop() if len(kinds) == 1 else Unknown), kinds
+        kinds = {kind for _, kind in inside}
+        assert error.__cause__ is group
+        assert error.message.startswith(engine_failure(inside[0][0]).message)
+
+
+@pytest.mark.rows("S6")
+@given(st.lists(leaves, max_size=3), st.sampled_from(INTERRUPTS), st.data())
+def test_a_group_with_an_interrupt_is_raised_again(
+    inside: list[tuple[BaseException, type[BackendError]]],
+    interrupt: type[BaseException],
+    data: st.DataObject,
+) -> None:
+    """An interrupt is not swallowed because tasks failed beside it."""
+    at = data.draw(st.integers(0, len(inside)))
+    excs = [exc for exc, _ in inside]
+    excs.insert(at, interrupt())
+    group = data.draw(st.composite(lambda draw: nested(draw, excs))())
+    for convert in (as_backend_error, engine_failure):
+        with pytest.raises(BaseExceptionGroup) as caught:
+            convert(group)
+        assert caught.value is group
+
+
+@pytest.mark.rows("S6")
+def test_a_group_says_each_text_once_and_not_too_many() -> None:
+    """The message stays readable where a hundred tasks failed."""
+    many = [Disconnected(f"peer {number // 2}") for number in range(100)]
+    assert as_backend_error(ExceptionGroup("g", many[:4])).message == "peer 0; peer 1"
+    assert as_backend_error(ExceptionGroup("g", many)).message == "peer 0; peer 1; peer 2; ..."
+
+
+@pytest.mark.rows("S6")
+def test_a_group_may_be_nested_deeply() -> None:
+    """Deeper than Python's stack is."""
+    group: Any = Disconnected("gone")
+    for _ in range(5000):
+        group = ExceptionGroup("g", [group])
+    assert type(as_backend_error(group)) is Disconnected
+
+
+@pytest.mark.rows("S6")
+def test_a_group_of_a_kind_of_ones_own_is_unknown() -> None:
+    """A kind that the wire does not know has no class that could be made."""
+    special = type("Special", (BackendError,), {"kind": "Special"})
+    assert type(as_backend_error(ExceptionGroup("g", [special("odd")]))) is Unknown
+    subclass = ExceptionGroup("g", [PromptTooLong(9, limit=4)])
+    assert type(as_backend_error(subclass)) is InvalidArgument
 
 
 def test_causes_come_nearest_first() -> None:

@@ -6,15 +6,18 @@ import copy
 import gc
 import json
 import pickle
+import threading
 import weakref
 from collections.abc import Callable, Mapping
+from enum import Enum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from rx_backend.errors import (
     BackendError,
@@ -108,7 +111,10 @@ def test_an_error_carries_its_message() -> None:
         ("abort", FinishReason.CANCELLED),
         ("error: boom", FinishReason.error("boom")),
         ("error: ", FinishReason.error("")),
+        ("error:boom", FinishReason.error("boom")),
         ("error: error: x", FinishReason.error("error: x")),
+        ("model_length", FinishReason.LENGTH),
+        ("max_tokens", FinishReason.LENGTH),
         ({"error": "boom"}, FinishReason.error("boom")),
         (MappingProxyType({"error": "boom"}), FinishReason.error("boom")),
         (FinishReason.EOS, FinishReason.EOS),
@@ -119,19 +125,132 @@ def test_a_finish_reason_is_read_in_every_form(given: Any, expected: FinishReaso
     assert FinishReason.parse(given) == expected
 
 
+def test_a_bare_error_has_a_stock_message() -> None:
+    """An engine that fails without saying why still ends with an error."""
+    reason = FinishReason.parse("error")
+    assert reason.is_error
+    assert reason.message == "the engine reported an error without a message"
+
+
+# Text that names no finish reason: what engines say for themselves, and anything at all.
+KNOWN_WORDS = {*CONSTANTS, "abort", "error", "model_length", "max_tokens"}
+words = (
+    st.sampled_from(["Stop", "STOP", "tool_calls", "repetition", "stop ", " error", "errors", "\n"])
+    | st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+    | st.text("ab", min_size=70, max_size=80)
+).filter(lambda word: word not in KNOWN_WORDS and not word.startswith("error:"))
+
+
+@pytest.mark.rows("TY-finish")
+@given(words, st.none() | st.text() | st.integers())
+def test_any_other_word_is_a_good_end(word: str, stop_reason: str | int | None) -> None:
+    """It means stop and is kept as the stop reason, unless the engine set one; tokens are kept."""
+    assert FinishReason.parse(word) is FinishReason.STOP
+    wire = {"token_ids": [1, 2], "finish_reason": word, "stop_reason": stop_reason}
+    kept = word if stop_reason is None else stop_reason
+    expected = LLMEngineOutput([1, 2], finish_reason=FinishReason.STOP, stop_reason=kept)
+    made = LLMEngineOutput([1, 2], finish_reason=cast("Any", word), stop_reason=stop_reason)
+    item = {"data": wire}
+    assert convert_output(wire) == convert_output(MappingProxyType(wire)) == expected
+    assert convert_output(made) == decode_output(json.dumps(wire)) == expected
+    assert convert_annotated(item) == decode_annotated(json.dumps(item)) == Annotated(expected)
+    assert made.finish_reason == word, "the chunk of the engine itself is not touched"
+
+
+@pytest.mark.rows("TY-finish")
+@given(finish_reasons, st.none() | st.text())
+def test_a_known_word_leaves_the_stop_reason_alone(
+    reason: FinishReason, stop_reason: str | None
+) -> None:
+    """Only a word that would be lost is kept."""
+    made = LLMEngineOutput(finish_reason=cast("Any", str(reason)), stop_reason=stop_reason)
+    assert convert_output(made) == LLMEngineOutput(finish_reason=reason, stop_reason=stop_reason)
+
+
+@pytest.mark.rows("TY-finish")
+def test_empty_text_is_no_finish_reason() -> None:
+    """Some engines write it on every chunk before the last; that must not end their streams."""
+    made = LLMEngineOutput([1], finish_reason=cast("Any", ""))
+    assert convert_output({"token_ids": [1], "finish_reason": ""}) == LLMEngineOutput([1])
+    assert convert_output(made) == LLMEngineOutput([1])
+
+
+@pytest.mark.rows("TY-finish")
+def test_a_word_that_is_an_enumeration_value_is_read() -> None:
+    """Engines have enumerations of their own, whose members are text."""
+
+    class Reason(str, Enum):  # noqa: UP042 - the text of its members is not their value
+        LENGTH = "length"
+        TOOLS = "tool_calls"
+
+    assert FinishReason.parse(Reason.LENGTH) is FinishReason.LENGTH
+    chunk = convert_output({"token_ids": [], "finish_reason": Reason.TOOLS})
+    assert (chunk.finish_reason, chunk.stop_reason) == (FinishReason.STOP, "tool_calls")
+    assert type(chunk.stop_reason) is str
+
+
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """The words that were logged, none so far."""
+    remembered: dict[str, object] = {}
+    monkeypatch.setattr("rx_backend.protocols._finish_reason._warned", remembered)
+    return remembered
+
+
+@pytest.mark.rows("TY-finish")
+def test_an_unknown_word_is_logged_once(warned: dict[str, object]) -> None:
+    """One WARNING per word, however often it comes and from however many threads."""
+    barrier = threading.Barrier(4, timeout=10)
+
+    def read() -> None:
+        barrier.wait()
+        for _ in range(50):
+            convert_output({"token_ids": [], "finish_reason": "tool_calls"})
+            convert_output({"token_ids": [], "finish_reason": "stop"})
+
+    with capture_logs() as logs:
+        threads = [threading.Thread(target=read) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        FinishReason.parse("repetition")
+    assert [(entry["log_level"], entry["finish_reason"]) for entry in logs] == [
+        ("warning", "tool_calls"),
+        ("warning", "repetition"),
+    ]
+    assert list(warned) == ["tool_calls", "repetition"]
+
+
+@pytest.mark.rows("TY-finish")
+def test_only_so_many_unknown_words_are_remembered(warned: dict[str, object]) -> None:
+    """An engine that makes up words fills neither the memory nor the log."""
+    with capture_logs() as logs:
+        for number in range(1000):
+            FinishReason.parse(f"{number:03} {'x' * 10_000}")
+    assert len(logs) == len(warned) == 100
+    assert max(map(len, warned)) == 60
+
+
 @pytest.mark.rows("TY-finish")
 @pytest.mark.parametrize(
     "given",
     [
-        *("", "Stop", "bogus", "error", "error:boom", None, 5, (1,)),
-        *({}, {"stop": None}, {"error": 5}, {"error": "a", "more": 1}),
+        *(None, 5, 1.5, True, b"stop", (1,), ["stop"], object()),
+        *({}, {"stop": None}, {"error": 5}, {"error": "a", "more": 1}, {"type": "stop"}),
     ],
+    ids=repr,
 )
-def test_any_other_finish_reason_is_refused(given: Any) -> None:
-    """Other text and other shapes are an InvalidArgument that names the field and what came."""
+def test_a_finish_reason_of_another_type_is_refused(given: Any) -> None:
+    """It is an InvalidArgument that names the field, what was expected and what came."""
     message = refusal(FinishReason.parse, given)
     assert message.startswith('finish_reason: expected one of "eos", "stop"')
     assert message.endswith(f"got {given!r}")
+    if given is not None:
+        assert "finish_reason: expected one of" in refusal(
+            convert_output, {"token_ids": [], "finish_reason": given}
+        )
+        assert refusal(convert_output, LLMEngineOutput(finish_reason=given)) == message
 
 
 def test_a_finish_reason_is_immutable_and_a_value() -> None:
@@ -281,8 +400,9 @@ def test_what_is_a_chunk_already_is_left_alone() -> None:
             "$.completion_usage.completion_tokens: required, but missing",
         ),
         ({"worker_trace_link": {"trace_id": "a"}}, "$.worker_trace_link.span_id: required, "),
-        ({"finish_reason": "bogus"}, '$.finish_reason: expected one of "eos", "stop", "length"'),
-        ({"finish_reason": "b" * 99}, f"got '{'b' * 56}..."),
+        ({"finish_reason": 5}, '$.finish_reason: expected one of "eos", "stop", "length"'),
+        ({"finish_reason": ["b" * 99]}, f"got ['{'b' * 55}..."),
+        ({"finish_reason": "tools", "stop_reason": []}, "$.stop_reason: expected int | str | null"),
         ("text", "$: expected an object, got str"),
         ([1], "$: expected an object, got list"),
         (None, "$: expected an object, got NoneType"),

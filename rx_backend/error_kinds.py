@@ -1,0 +1,107 @@
+"""What an exception that is not typed says (row S6). Importing this never imports Dynamo."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterable, Iterator
+from types import ModuleType
+from typing import Final
+
+__all__ = ("causes", "exception_class", "import_dynamo", "kind_of", "leaves")
+
+_DYNAMO: Final = "dynamo.llm.exceptions"
+
+# In this order: a refused connection is a `ConnectionError` too.
+_STANDARD: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (ConnectionRefusedError, "CannotConnect"),
+    (ConnectionError, "Disconnected"),
+    (asyncio.IncompleteReadError, "Disconnected"),
+    (TimeoutError, "ResponseTimeout"),
+)
+
+# A server that is overloaded or down has not begun the request: another worker may take it.
+_STATUS: Final = {
+    408: "ResponseTimeout",
+    429: "CannotConnect",
+    502: "Disconnected",
+    503: "CannotConnect",
+    504: "ResponseTimeout",
+}
+
+
+def kind_of(exc: Exception, kinds: Iterable[str]) -> str:
+    """
+    Return the kind of *exc*, ``Unknown`` where it has none.
+
+    Args:
+        exc: An exception that is no ``BackendError`` and no group.
+        kinds: The kinds under whose names Dynamo's own exceptions are looked up.
+    """
+    # Somebody who raises Dynamo's exceptions has imported them, maybe by their other name.
+    module = sys.modules.get(_DYNAMO) or sys.modules.get("dynamo._core")
+    if module is not None:
+        base = exception_class(module, "DynamoException")
+        if base is not None and isinstance(exc, base):
+            return _counterpart(exc, module, kinds)
+        http = exception_class(module, "HttpError")
+        if http is not None and isinstance(exc, http):
+            return _kind_of_status(getattr(exc, "code", None))
+    for standard, kind in _STANDARD:
+        if isinstance(exc, standard):
+            return kind
+    # Not a subclass: parsers raise those over what an engine gave them, which is no client's fault.
+    return "InvalidArgument" if type(exc) is ValueError else "Unknown"
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the causes of *error*, the nearest first; a cycle is followed once."""
+    seen = {id(error)}
+    cause = error.__cause__
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """Yield the exceptions in a group that are no groups; nesting may be deep."""
+    waiting: list[BaseException] = [group]
+    while waiting:
+        exc = waiting.pop()
+        if isinstance(exc, BaseExceptionGroup):
+            waiting.extend(reversed(exc.exceptions))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        else:
+            yield exc
+
+
+def exception_class(module: ModuleType, name: str) -> type[Exception] | None:
+    """Return the exception class *name* of a module, None where this version has none."""
+    found = getattr(module, name, None)
+    return found if isinstance(found, type) and issubclass(found, Exception) else None
+
+
+def import_dynamo() -> ModuleType:
+    """Import Dynamo's exceptions, with a clear word where the package is missing."""
+    try:
+        __import__(_DYNAMO)
+    except ImportError as exc:
+        raise ImportError(
+            "converting errors to or from Dynamo needs the package ai-dynamo-runtime: "
+            "pip install 'rx-backend[dynamo]'"
+        ) from exc
+    return sys.modules[_DYNAMO]
+
+
+def _counterpart(exc: Exception, module: ModuleType, kinds: Iterable[str]) -> str:
+    for kind in kinds:
+        counterpart = exception_class(module, kind)
+        if counterpart is not None and isinstance(exc, counterpart):
+            return kind
+    return "Unknown"
+
+
+def _kind_of_status(code: object) -> str:
+    if not isinstance(code, int):
+        return "Unknown"
+    return _STATUS.get(code, "InvalidArgument" if 400 <= code < 500 else "Unknown")
