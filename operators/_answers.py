@@ -1,0 +1,59 @@
+"""Which of a request's answers have ended."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from operators._core.arguments import AtLeast
+from operators._core.scope import StreamScope
+
+__all__ = ("Answers", "MinTokens", "OpenAnswers", "answers_of")
+
+Answers: TypeAlias = Annotated[int, AtLeast(1)]
+"""How many answers a request has."""
+
+MinTokens: TypeAlias = Annotated[int, AtLeast(0, "tokens")]
+"""How many tokens an answer has before it may be stopped."""
+
+
+def answers_of(answers: int | None, scope: StreamScope | None) -> int:
+    """Return the option *answers* of an operator: what the scope says by default, or 1."""
+    if answers is not None:
+        return answers
+    return 1 if scope is None else scope.answers
+
+
+class OpenAnswers:
+    """
+    The answers of one stream, for an operator that may end one of them early (row E3).
+
+    Args:
+        count: How many answers the request has.
+    """
+
+    __slots__ = ("_count", "_ended", "_has_cut")
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._ended: set[int] = set()
+        self._has_cut = False
+
+    def has_ended(self, answer: int) -> bool:
+        """Whether *answer* has ended: whatever the engine still yields for it is to be dropped."""
+        return answer in self._ended
+
+    def end(self, answer: int, *, cut: bool = False) -> bool:
+        """
+        Note that *answer* has ended.
+
+        Args:
+            answer: Its index.
+            cut: The operator ended it, not the engine.
+
+        Returns:
+            Whether the stream is to end: the operator has cut an answer, so that the engine may
+            never come to its end, and all answers have ended.
+        """
+        self._ended.add(answer)
+        self._has_cut = self._has_cut or cut
+        return self._has_cut and len(self._ended) >= self._count

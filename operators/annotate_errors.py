@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from operators._core.operator import stateless
-from operators._core.stage import Hooks
+from operators._core.operator import callbacks
+from operators._core.stage import Callbacks
 
 __all__ = ("annotate_errors",)
 
@@ -14,8 +14,8 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-@stateless
-def annotate_errors(item: Callable[[A], B], error: Callable[[Exception], B]) -> Hooks[A, B]:
+@callbacks(shared=True)
+def annotate_errors(item: Callable[[A], B], error: Callable[[Exception], B]) -> Callbacks[A, B]:
     """
     Wrap every item, and turn a source failure into one error item that ends the stream (row S6).
 
@@ -39,4 +39,4 @@ def annotate_errors(item: Callable[[A], B], error: Callable[[Exception], B]) -> 
     >>> _ = wrapped.subscribe(lambda item: print(item.event, item.comment))
     error ['peer gone']
     """
-    return Hooks(item, on_error=error)
+    return Callbacks(item, on_error=error)

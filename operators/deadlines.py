@@ -6,11 +6,11 @@ import math
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, ClassVar
 
-from operators._core.checked import checked
+from operators._core.arguments import Seconds
 from operators._core.fusion import FusedRun
-from operators._core.operator import operator
-from operators._core.stage import last
-from operators._lazy_timer import LazyTimer, check_seconds
+from operators._core.operator import pulling
+from operators._core.scope import StreamScope
+from operators._lazy_timer import LazyTimer
 from operators._raw_chunk import has_content, is_terminal, tokens_in
 
 __all__ = ("DeadlineExpired", "FirstTokenTimeout", "IdleTimeout", "TotalTimeout", "deadlines")
@@ -57,32 +57,20 @@ class TotalTimeout(DeadlineExpired):
     said = "not through within {:g} s (total_s)"
 
 
-def _check(
-    *,
-    first_token_s: float | None = None,
-    idle_s: float | None = None,
-    total_s: float | None = None,
-    on_expiry: Callable[[], object] | None = None,
-) -> None:
-    given = {"first_token_s": first_token_s, "idle_s": idle_s, "total_s": total_s}
-    for name, seconds in given.items():
-        if seconds is not None:
-            check_seconds(f"deadlines: {name}", seconds)
-    if all(seconds is None for seconds in given.values()):
+def _check(**given: object) -> None:
+    if all(given.get(name) is None for name in ("first_token_s", "idle_s", "total_s")):
         raise ValueError("deadlines: expected first_token_s, idle_s or total_s, got none of them")
-    if on_expiry is not None and not callable(on_expiry):
-        raise TypeError(f"deadlines: on_expiry: expected a function, got {on_expiry!r}")
 
 
-@checked(_check)
-@operator
+@pulling(check=_check)
 async def deadlines(
     source: FusedRun[Any],
     *,
-    first_token_s: float | None = None,
-    idle_s: float | None = None,
-    total_s: float | None = None,
+    first_token_s: Seconds | None = None,
+    idle_s: Seconds | None = None,
+    total_s: Seconds | None = None,
     on_expiry: Callable[[], object] | None = None,
+    scope: StreamScope | None = None,
 ) -> AsyncGenerator[Any]:
     """
     Fail a stream whose engine is silent for too long, or that takes too long altogether.
@@ -142,6 +130,8 @@ async def deadlines(
     [7]
     nothing came for 5 s (idle_s), tokens so far: 1
     """
+    if on_expiry is None and scope is not None:
+        on_expiry = scope.stop
     watch = _Watch(source, first_token_s, idle_s, total_s, on_expiry)
     try:
         watch.wait()

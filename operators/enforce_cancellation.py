@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from reactivex import Observable
 
-from operators._core.checked import checked
+from operators._core.arguments import AtLeast
 from operators._core.fusion import FusedRun
-from operators._core.operator import operator
-from operators._core.stage import Emission, last
-from operators._lazy_timer import LazyTimer, check_seconds
+from operators._core.operator import pulling
+from operators._core.scope import StreamScope
+from operators._lazy_timer import LazyTimer
 from operators._raw_chunk import is_terminal
 
 __all__ = ("enforce_cancellation",)
@@ -21,33 +21,28 @@ A = TypeVar("A")
 
 
 def _check(
-    grace_s: float,
-    terminal: Callable[[], object],
+    grace_s: object,
+    terminal: object,
     *,
-    stop: Observable[Any],
-    kill: Observable[Any] | None = None,
+    stop: object = None,
+    kill: object = None,
+    scope: object = None,
 ) -> None:
-    check_seconds("enforce_cancellation: grace_s", grace_s, zero=True)
-    if not callable(terminal):
-        raise TypeError(
-            "enforce_cancellation: terminal: expected a function that makes the last item, "
-            f"got {terminal!r}"
-        )
     for name, signal in (("stop", stop), ("kill", kill)):
-        if not hasattr(signal, "subscribe") and (name, signal) != ("kill", None):
+        if signal is not None and not hasattr(signal, "subscribe"):
             raise TypeError(f"enforce_cancellation: {name}: expected an Observable, got {signal!r}")
 
 
-@checked(_check)
-@operator
+@pulling(check=_check)
 async def enforce_cancellation(
     source: FusedRun[A],
-    grace_s: float,
+    grace_s: Annotated[float, AtLeast(0, "seconds")],
     terminal: Callable[[], A],
     *,
-    stop: Observable[Any],
+    stop: Observable[Any] | None = None,
     kill: Observable[Any] | None = None,
-) -> AsyncGenerator[A | Emission]:
+    scope: StreamScope | None = None,
+) -> AsyncGenerator[A]:
     """
     End a stream with a terminal of our making when its engine does not end it after a stop.
 
@@ -110,6 +105,10 @@ async def enforce_cancellation(
     [7] None
     [] cancelled
     """
+    if scope is not None:
+        stop, kill = stop or scope.stopped, kill or scope.killed
+    if stop is None:
+        raise TypeError("enforce_cancellation: stop: expected an Observable, or a scope")
     item: A | None = None
     is_cut = False
 
@@ -137,7 +136,7 @@ async def enforce_cancellation(
             if is_over:
                 cut()
         if is_cut:
-            yield last(terminal())
+            yield terminal()
     finally:
         timer.cancel()
         for signal in signals:

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from operators._chunk import HAS_CONTENT, Chunk
-from operators._core.operator import operator
-from operators._core.stage import Hooks
+from operators._core.operator import callbacks
+from operators._core.stage import Callbacks
 
 __all__ = ("first_token",)
 
 
-@operator
-def first_token(on_first: Callable[[Any], object]) -> Hooks[Any, Any]:
+@callbacks()
+def first_token(on_first: Callable[[Any], object]) -> Callbacks[Any, Any]:
     """
     Call *on_first* with the first token's chunk; pass every chunk through unchanged (row F1).
 
@@ -42,4 +42,4 @@ def first_token(on_first: Callable[[Any], object]) -> Hooks[Any, Any]:
         on_first(chunk)
         return chunk
 
-    return Hooks(note, only=HAS_CONTENT, once=True)
+    return Callbacks(note, only=HAS_CONTENT, once=True)

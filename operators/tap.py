@@ -7,17 +7,20 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
-from operators._core.checked import checked
+from operators._core.arguments import AtLeast
 from operators._core.failures import redacted_exc_info
-from operators._core.operator import operator
-from operators._core.stage import Hooks
-from operators._lazy_timer import check_seconds
+from operators._core.operator import callbacks
+from operators._core.stage import Callbacks
+from operators._core.tasks import start_task
+from operators._own_copy import own_copy
 
 __all__ = ("TapCounts", "tap", "tap_async")
 
 A = TypeVar("A")
+
+Limit: TypeAlias = Annotated[int, AtLeast(1, "item")]
 
 
 @dataclass(slots=True)
@@ -36,28 +39,10 @@ class TapCounts:
     failed: int = 0
 
 
-def _check(observe: object, *, limit: int = 1024, counts: object = None) -> None:
-    if not callable(observe):
-        raise TypeError(f"tap: observe: expected a function, got {observe!r}")
-    if limit < 1:
-        raise ValueError(f"tap: limit: expected at least 1 item, got {limit}")
-
-
-def _check_async(
-    observe: object, *, limit: int = 1024, grace_s: float = 5.0, counts: object = None
-) -> None:
-    if not callable(observe):
-        raise TypeError(f"tap_async: observe: expected an async function, got {observe!r}")
-    if limit < 1:
-        raise ValueError(f"tap_async: limit: expected at least 1 item, got {limit}")
-    check_seconds("tap_async: grace_s", grace_s, zero=True)
-
-
-@checked(_check)
-@operator
+@callbacks()
 def tap(
-    observe: Callable[[A], object], *, limit: int = 1024, counts: TapCounts | None = None
-) -> Hooks[A, A]:
+    observe: Callable[[A], object], *, limit: Limit = 1024, counts: TapCounts | None = None
+) -> Callbacks[A, A]:
     """
     Show every item to *observe*, in order, after the turn of the event loop in which it came.
 
@@ -89,7 +74,7 @@ def tap(
     >>> seen
     [1, 2]
     """
-    return Hooks(_Tap(observe, limit, counts or TapCounts()).take)
+    return Callbacks(_Tap(observe, limit, counts or TapCounts()).take)
 
 
 class _Tap:
@@ -113,7 +98,7 @@ class _Tap:
         if not waiting and self._loop is not None:
             self._loop.call_soon(self._deliver)
         if len(waiting) < self._limit:
-            waiting.append(item)
+            waiting.append(own_copy(item))
         else:
             self._counts.missed += 1
         if self._loop is None:
@@ -131,15 +116,14 @@ class _Tap:
                 self._counts.delivered += 1
 
 
-@checked(_check_async)
-@operator
+@callbacks()
 def tap_async(
     observe: Callable[[A], Awaitable[object]],
     *,
-    limit: int = 1024,
-    grace_s: float = 5.0,
+    limit: Limit = 1024,
+    grace_s: Annotated[float, AtLeast(0, "seconds")] = 5.0,
     counts: TapCounts | None = None,
-) -> Hooks[A, A]:
+) -> Callbacks[A, A]:
     """
     Show every item to the asynchronous *observe*, in order, in one task per stream.
 
@@ -183,7 +167,7 @@ def tap_async(
     stored 2
     """
     watch = _AsyncTap(observe, limit, grace_s, counts or TapCounts())
-    return Hooks(watch.take, on_end=watch.end)
+    return Callbacks(watch.take, on_end=watch.end)
 
 
 class _AsyncTap:
@@ -223,12 +207,10 @@ class _AsyncTap:
         if len(self._waiting) >= self._limit:
             self._counts.missed += 1
             return item
-        self._waiting.append(item)
-        if self._task is None:
+        self._waiting.append(own_copy(item))
+        if self._task is None or self._task.done():
             # It lives while there is something to observe.
-            self._task = self._loop.create_task(self._deliver())
-            _observing.add(self._task)
-            self._task.add_done_callback(self._done)
+            self._task = start_task(self._deliver(), self._loop)
         return item
 
     async def _deliver(self) -> None:
@@ -245,13 +227,9 @@ class _AsyncTap:
             else:
                 self._counts.delivered += 1
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        _observing.discard(task)
-        self._task = None
-
     def end(self, _failure: Exception | None, _dropped: bool) -> None:
         task = self._task
-        if task is not None and not self._loop.is_closed():
+        if task is not None and not task.done() and not self._loop.is_closed():
             timer = self._loop.call_later(self._grace_s, task.cancel)
             task.add_done_callback(lambda _: timer.cancel())
 
@@ -267,5 +245,4 @@ def _failed(observe: object, error: Exception, counts: TapCounts, has_failed: bo
     return True
 
 
-_observing: set[asyncio.Task[None]] = set()
 _log = logging.getLogger(__name__)

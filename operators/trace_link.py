@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from operators._chunk import HAS_CONTENT, Chunk, has_content
-from operators._core.operator import operator
-from operators._core.stage import Hooks
+from operators._core.operator import callbacks
+from operators._core.scope import StreamScope
+from operators._core.stage import Callbacks
 
 __all__ = ("LinkedChunk", "trace_link")
 
@@ -22,8 +23,10 @@ class LinkedChunk(Chunk, Protocol):
 C = TypeVar("C", bound=LinkedChunk)
 
 
-@operator
-def trace_link(link: object | None, *, on_terminal: bool = False) -> Hooks[Any, Any]:
+@callbacks(takes="chunks")
+def trace_link(
+    link: object | None = None, *, on_terminal: bool = False, scope: StreamScope | None = None
+) -> Callbacks[Any, Any] | None:
     """
     Stamp ``worker_trace_link`` on the first chunk with content (rows T3, T4, T5).
 
@@ -35,8 +38,8 @@ def trace_link(link: object | None, *, on_terminal: bool = False) -> Hooks[Any, 
         result  -h-A-b-|
 
     Args:
-        link: What to stamp; None for nothing, at no cost per chunk.
-        on_terminal: Stamp a terminal chunk too unless it has a link already, also when it has no
+        link: What to stamp; by default what the scope says; None for nothing, at no cost.
+        on_terminal: Whether to stamp a terminal chunk too unless it has a link already, also when it has no
             content (prefill workers, row T4).
 
     Errors: source errors pass unchanged.
@@ -50,10 +53,12 @@ def trace_link(link: object | None, *, on_terminal: bool = False) -> Hooks[Any, 
     True
     False
     """
+    if scope is not None and link is None:
+        link, on_terminal = scope.trace_link, scope.hands_off
     if link is None:
-        return Hooks()
+        return None
     if not on_terminal:
-        return Hooks(partial(_stamp, link), only=HAS_CONTENT, once=True)
+        return Callbacks(partial(_stamp, link), only=HAS_CONTENT, once=True)
     is_first = True
 
     def stamp(chunk: C) -> C:
@@ -65,7 +70,7 @@ def trace_link(link: object | None, *, on_terminal: bool = False) -> Hooks[Any, 
             return _stamp(link, chunk)
         return chunk
 
-    return Hooks(stamp)
+    return Callbacks(stamp)
 
 
 def _stamp(link: object, chunk: C) -> C:

@@ -6,22 +6,22 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from operators._chunk import IS_TERMINAL, Chunk
-from operators._core.operator import stateless
-from operators._core.stage import Hooks
+from operators._core.operator import callbacks
+from operators._core.stage import Callbacks
 
 __all__ = ("validate_chunks",)
 
 C = TypeVar("C", bound=Chunk)
 
 
-@stateless
+@callbacks(takes="chunks", shared=True)
 def validate_chunks(
     chunk_type: type[C],
     convert: Callable[[Any], C],
     *,
     error: Callable[[str], Exception] = ValueError,
     normalize: Callable[[C], C] | None = None,
-) -> Hooks[Any, C]:
+) -> Callbacks[Any, C]:
     """
     Let well-formed chunks through, convert what can be converted, fail on the rest (row E2).
 
@@ -62,7 +62,7 @@ def validate_chunks(
                 )
         return chunk if normalize is None else normalize(chunk)
 
-    return Hooks(check, only=_IS_UNUSUAL, names={"chunk_type": chunk_type})
+    return Callbacks(check, only=_IS_UNUSUAL, names={"chunk_type": chunk_type})
 
 
 _LIMIT = (1 << 32) - 1

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from operators._answers import check_answers
+from operators._answers import Answers
 from operators._chunk import answer_of
-from operators._core.checked import checked
-from operators._core.operator import operator
+from operators._core.operator import callbacks
 from operators._core.stage import Completed, Stage, emit
 
 __all__ = ("ContractViolation", "validate_contract")
@@ -18,14 +17,9 @@ class ContractViolation(ValueError):
     """A stream broke rule E3: an answer has no terminal, or goes on after it."""
 
 
-def _check(*, error: object = None, answers: int = 1) -> None:
-    check_answers("validate_contract", answers)
-
-
-@checked(_check)
-@operator
+@callbacks(takes="chunks")
 def validate_contract(
-    *, error: Callable[[str], Exception] = ContractViolation, answers: int = 1
+    *, error: Callable[[str], Exception] = ContractViolation, answers: Answers = 1
 ) -> Stage[Any, Any]:
     """
     Fail a stream in which an answer goes on after its terminal, or has none (rows E3, S8).

@@ -115,6 +115,11 @@ class RequestScope:
         return worker_trace_link(self.span)
 
     @property
+    def hands_off(self) -> bool:
+        """Whether the request goes on in another worker (row T4)."""
+        return self.mode.is_prefill
+
+    @property
     def counts_tokens(self) -> bool:
         """Whether tokens are to be counted, though nothing is measured."""
         return self._observer.counts

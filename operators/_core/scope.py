@@ -82,6 +82,11 @@ class StreamScope(Protocol):
         ...
 
     @property
+    def hands_off(self) -> bool:
+        """Whether the request goes on in another worker, as that of a prefill worker does."""
+        ...
+
+    @property
     def trace_link(self) -> object | None:
         """The worker's trace identity, to stamp on chunks; None without one."""
         ...

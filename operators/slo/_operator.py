@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from operators._core.checked import checked
-from operators._core.operator import operator
-from operators._core.stage import Hooks
+from operators._core.arguments import AtLeast
+from operators._core.operator import callbacks
+from operators._core.stage import Callbacks
 from operators._raw_chunk import has_content, tokens_in
 from operators.slo._request import SloRequest
 from operators.slo._tally import Key, check_key
@@ -17,45 +16,34 @@ from operators.token_times import TokenTimes
 
 __all__ = ("slo",)
 
+Target: TypeAlias = Annotated[float, AtLeast(0, "ms", above=True)]
+
 
 def _never() -> bool:
     return False
 
 
 def _check(
-    ttft_ms: float | None,
-    itl_ms: float | None,
-    *,
-    windows: object,
-    key: object,
-    times: object = None,
-    itl_by: str = "mean",
-    is_cancelled: object = None,
+    ttft_ms: float | None, itl_ms: float | None, *, windows: object, key: object, **_: object
 ) -> None:
     if ttft_ms is None and itl_ms is None:
         raise ValueError("slo: expected ttft_ms or itl_ms, got neither")
-    for name, target in (("ttft_ms", ttft_ms), ("itl_ms", itl_ms)):
-        if target is not None and not 0.0 < target < math.inf:
-            raise ValueError(f"slo: {name}: expected more than 0 ms, got {target}")
-    if itl_by not in {"mean", "p99"}:
-        raise ValueError(f"slo: itl_by: expected 'mean' or 'p99', got {itl_by!r}")
     if not isinstance(windows, SloWindows):
         raise TypeError(f"slo: windows: expected SloWindows, got {windows!r}")
     check_key("slo: key", key)
 
 
-@checked(_check)
-@operator
+@callbacks(check=_check)
 def slo(
-    ttft_ms: float | None,
-    itl_ms: float | None,
+    ttft_ms: Target | None,
+    itl_ms: Target | None,
     *,
     windows: SloWindows,
     key: Key,
     times: TokenTimes | None = None,
     itl_by: Literal["mean", "p99"] = "mean",
     is_cancelled: Callable[[], bool] = _never,
-) -> Hooks[Any, Any]:
+) -> Callbacks[Any, Any]:
     """
     Judge a request by its latency targets when it ends, and count it in *windows* under *key*.
 
@@ -125,7 +113,7 @@ def slo(
         windows.closed(request, request.ended(failure, dropped, is_cancelled))
 
     windows.opened(request)
-    return Hooks(note, on_end=end)
+    return Callbacks(note, on_end=end)
 
 
 def _notebook(
