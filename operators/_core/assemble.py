@@ -6,7 +6,7 @@ import contextvars
 import operator
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import reactivex
 from reactivex import Observable
@@ -18,7 +18,7 @@ from operators._core.pulled import PulledSegment
 from operators._core.release import Release, Segment
 from operators._core.rx import RxOperator, RxSegment, applied
 
-__all__ = ("AnyOperator", "check_operators", "fuse")
+__all__ = ("AnyOperator", "Boundary", "check_operators", "fuse")
 
 AnyOperator: TypeAlias = Operator[Any, Any] | RxOperator | AioOperator
 """What may stand in a pipeline's list."""
@@ -26,15 +26,23 @@ AnyOperator: TypeAlias = Operator[Any, Any] | RxOperator | AioOperator
 R = TypeVar("R", bound=FusedRun[Any])
 
 
+class Boundary(NamedTuple):
+    """What stands between two runs: an operator that pulls for itself, or neighbours of one library."""
+
+    begin: int
+    end: int
+    kind: Literal["pulling", "reactivex", "aioreactive"]
+
+
 class CheckedOperators(tuple["AnyOperator", ...]):  # noqa: SLOT001 - a tuple can't have any
     """
-    Operators that were checked once, so that nobody has to check them again.
+    Operators that were checked once, and need no more checks.
 
     Attributes:
-        apart: The places of those that stand between runs: not ours, or pulling for themselves.
+        boundaries: What stands between runs, in order.
     """
 
-    apart: list[int]
+    boundaries: list[Boundary]
 
 
 def check_operators(operators: Iterable[object]) -> CheckedOperators:
@@ -47,10 +55,16 @@ def check_operators(operators: Iterable[object]) -> CheckedOperators:
     if type(operators) is CheckedOperators:
         return operators
     checked: CheckedOperators = CheckedOperators(cast("Iterable[AnyOperator]", operators))
-    checked.apart = []
+    boundaries = checked.boundaries = []
     for place, item in enumerate(checked):
-        if type(item) is not Operator and _stands_apart(place, item):
-            checked.apart.append(place)
+        found = None if type(item) is Operator else _boundary(place, item)
+        if found is None:
+            continue
+        before = boundaries[-1] if boundaries else found
+        if found.kind != "pulling" and (before.kind, before.end) == (found.kind, place):
+            boundaries[-1] = before._replace(end=found.end)
+        else:
+            boundaries.append(found)
     return checked
 
 
@@ -65,9 +79,10 @@ def fuse(
     """
     Make one pulled stream of a source and a list of operators.
 
-    Neighbouring operators of ours become one loop, asynchronous steps included; one that pulls for
-    itself, and one of ``reactivex`` or ``aioreactive``, stands between loops; what the latter mean
-    for the pull is told in ``docs/architecture.md``, and shown by :meth:`OperatorList.draw`.
+    Neighbouring operators of ours become one loop, asynchronous steps included. One that pulls for
+    itself stands between loops, and so do neighbours of ``reactivex`` or of ``aioreactive``, which
+    are applied as in ``source.pipe(...)``; what these mean for the pull is told in
+    ``docs/architecture.md``, and shown by :meth:`OperatorList.draw`.
 
     Args:
         source: An asynchronous iterator; the stream owns it, also when this function raises.
@@ -97,17 +112,17 @@ def fuse(
     try:
         checked = check_operators(operators)
         begin = 0
-        if checked.apart and on_end is not None:
-            on_end = _Last(on_end, 1 + len(checked.apart))
-        for place in checked.apart:
-            ours = cast("Sequence[Operator[Any, Any]]", checked[begin:place])
+        if checked.boundaries and on_end is not None:
+            on_end = _Last(on_end, 1 + len(checked.boundaries))
+        for boundary in checked.boundaries:
+            ours = cast("Sequence[Operator[Any, Any]]", checked[begin : boundary.begin])
             before = enter(
                 partial(FusedRun[Any], context=context_of(enter), on_end=on_end), current, ours
             )
             current = before
             runs.append(before)
-            current = enter(_segment, before, checked[place], place, context_of(enter))
-            begin = place + 1
+            current = enter(_segment, before, checked, boundary, context_of(enter))
+            begin = boundary.end
         return enter(partial(stream, current, checked[begin:], enter=enter, on_end=on_end))
     except BaseException as error:
         for run in runs:
@@ -132,28 +147,34 @@ class _Last:
 
 
 def _segment(
-    before: FusedRun[Any], item: AnyOperator, place: int, context: contextvars.Context | None
+    before: FusedRun[Any],
+    checked: CheckedOperators,
+    boundary: Boundary,
+    context: contextvars.Context | None,
 ) -> Segment:
-    """A part that is not fused with the run before it."""
-    if isinstance(item, PullingOperator):
-        return PulledSegment(before, cast("PullingOperator[Any, Any]", item).generate)
-    if is_aio_operator(item):
-        return AioSegment(before, cast("AioOperator", item), f"pipeline[{place}]", context)
-    return RxSegment(before, cast("RxOperator", item), f"pipeline[{place}]", context)
+    """Make the part between two runs."""
+    begin, end, kind = boundary
+    if kind == "pulling":
+        return PulledSegment(before, cast("PullingOperator[Any, Any]", checked[begin]).generate)
+    if kind == "aioreactive":
+        operators = cast("Sequence[AioOperator]", checked[begin:end])
+        return AioSegment(before, operators, begin, context)
+    return RxSegment(before, cast("Sequence[RxOperator]", checked[begin:end]), begin, context)
 
 
-def _stands_apart(place: int, item: object) -> bool:
-    """Check one that is no plain operator of ours; gives whether it stands between runs."""
+def _boundary(place: int, item: object) -> Boundary | None:
+    """Check one that is no plain operator of ours; return what stands between runs by it, if anything."""
     if isinstance(item, Operator):
-        return isinstance(item, PullingOperator)
+        return Boundary(place, place + 1, "pulling") if isinstance(item, PullingOperator) else None
     if not callable(item):
         raise NotAnOperator(
             f"pipeline[{place}] is no operator: expected one of ours, of reactivex or of aioreactive, "
             f"got {type(item).__name__} {item!r}"
         )
-    if not is_aio_operator(item):
-        applied(cast("RxOperator", item), _NEVER, f"pipeline[{place}]")
-    return True
+    if is_aio_operator(item):
+        return Boundary(place, place + 1, "aioreactive")
+    applied(cast("RxOperator", item), _NEVER, f"pipeline[{place}]")
+    return Boundary(place, place + 1, "reactivex")
 
 
 _NEVER: Observable[Any] = reactivex.never()

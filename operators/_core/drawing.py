@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from operators._core.aio_operator import answers_within_asend, is_aio_operator
-from operators._core.assemble import AnyOperator, check_operators
+from operators._core.aio_operator import answers_within_asend
+from operators._core.assemble import AnyOperator, Boundary, check_operators
 from operators._core.naming import name_of
-from operators._core.operator import Operator, PullingOperator
+from operators._core.operator import Operator
 from operators._core.rx import answers_at_once
 
 __all__ = ("drawn",)
@@ -21,30 +20,38 @@ _DETACHED = "detached: a task pulls for it"
 
 def drawn(operators: Sequence[AnyOperator]) -> str:
     """Draw a list of operators, from the engine down to the consumer."""
-    check_operators(operators)
-    width = max((len(name_of(operator)) for operator in operators), default=0) + 2
+    checked = check_operators(operators)
+    width = max((len(name_of(operator)) for operator in checked), default=0) + 2
     lines = ["engine", "  |"]
-    for is_fused, group in groupby(operators, _is_fused):
-        rows = [(name_of(operator), _remark(operator)) for operator in group]
-        if is_fused:
-            lines.append(f"  +-- {_FUSED}")
-            lines += [f"  |     {name:{width}}{remark}".rstrip() for name, remark in rows]
-            lines.append("  |")
-        else:
-            for name, remark in rows:
-                lines += [f"  +-- {name:{width + 2}}{remark}", "  |"]
+    begin = 0
+    for boundary in [*checked.boundaries, None]:
+        ours = checked[begin : boundary.begin if boundary else len(checked)]
+        if ours:
+            lines += _group(_FUSED, ours, width)
+        if boundary:
+            begin = boundary.end
+            theirs, title = checked[boundary.begin : begin], _title(boundary, checked)
+            if len(theirs) == 1:
+                lines += [f"  +-- {name_of(theirs[0]):{width + 2}}{title}", "  |"]
+            else:
+                lines += _group(title.replace("for it", "for them"), theirs, width)
     return "\n".join([*lines, "consumer"])
 
 
-def _is_fused(operator: AnyOperator) -> bool:
-    return isinstance(operator, Operator) and not isinstance(operator, PullingOperator)
+def _group(title: str, operators: Sequence[AnyOperator], width: int) -> list[str]:
+    rows = [f"  |     {name_of(item):{width}}{_remark(item)}".rstrip() for item in operators]
+    return [f"  +-- {title}", *rows, "  |"]
 
 
-def _remark(operator: Any) -> str:
-    if isinstance(operator, PullingOperator):
+def _remark(operator: AnyOperator) -> str:
+    return "awaited" if isinstance(operator, Operator) and operator.awaits else ""
+
+
+def _title(boundary: Boundary, checked: Sequence[Any]) -> str:
+    if boundary.kind == "pulling":
         return "pulls for itself"
-    if isinstance(operator, Operator):
-        return "awaited" if operator.awaits else ""
-    if is_aio_operator(operator):
-        return f"aioreactive, {_FED if answers_within_asend(operator) else _DETACHED}"
-    return f"reactivex, {_FED if answers_at_once(operator) else _DETACHED}"
+    at_once: Callable[[Any], bool] = (
+        answers_at_once if boundary.kind == "reactivex" else answers_within_asend
+    )
+    is_fed = all(map(at_once, checked[boundary.begin : boundary.end]))
+    return f"{boundary.kind}, {_FED if is_fed else _DETACHED}"
