@@ -134,7 +134,7 @@ class Pipeline:
           |
         consumer
         """
-        return drawn(self.operators)
+        return drawn(plan_of(self.operators))
 
     def __repr__(self) -> str:
         chunks = ", ".join(map(_shown, self.chunks))

@@ -138,7 +138,7 @@ class EngineAdapter:
             raise InvalidArgument(
                 "draw: the pipeline is a function of a request's scope; draw what it returns"
             )
-        return drawn(self._plan.operators)
+        return drawn(self._plan)
 
     async def generate(
         self, request: PreprocessedRequest, context: RequestContext | None = None

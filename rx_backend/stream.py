@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
-from operators import FusedRun, Operator, peek_first
+from operators import FusedRun, LoopScheduler, Operator, peek_first
+from operators._core.pushing import push_in_task
+from operators._core.tasks import start_task
 from rx_backend.context import RequestContext
 from rx_backend.errors import Unknown, as_backend_error
 
@@ -104,18 +106,35 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
 
         Takes what ``Observable.subscribe`` takes. Disposing of the result drops the stream.
         """
-        return self.as_observable().subscribe(on_next, on_error, on_completed, scheduler=scheduler)
+        timers = scheduler or LoopScheduler(self.event_loop)
+        return self.as_observable().subscribe(on_next, on_error, on_completed, scheduler=timers)
 
     def pipe(self, *operators: Callable[[Any], Any]) -> Any:
-        """Apply ``reactivex`` operators, as in ``stream.as_observable().pipe(...)``."""
-        return self.as_observable().pipe(*operators)
+        """
+        Apply ``reactivex`` operators.
+
+        As in ``stream.as_observable().pipe(...)``, but timers run on the stream's event loop where
+        neither an operator nor whoever subscribes names a scheduler (row O6).
+        """
+        piped = self.as_observable().pipe(*operators)
+        if type(piped) is not Observable:
+            # What is connected, awaited or iterated is left as it is.
+            return piped
+        timers = LoopScheduler(self.event_loop)
+
+        def subscribe(
+            observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
+        ) -> abc.DisposableBase:
+            return piped.subscribe(observer, scheduler=scheduler or timers)
+
+        return Observable(subscribe)
 
     def as_observable(self) -> Observable[T_co]:
         """
         The stream as an Observable, for one subscription.
 
         Subscribing starts a task on the stream's event loop that pulls it and pushes to the
-        observer; disposing drops the stream. A second subscription gets an error.
+        observer; disposing, in any thread, drops the stream. A second subscription gets an error.
         """
 
         def subscribe(
@@ -125,26 +144,9 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
                 observer.on_error(RuntimeError(_ONLY_ONCE))
                 return Disposable()
             self._has_subscriber = True
-            task = self._begin_to_push(self._push_to(observer))
-
-            def dispose() -> None:
-                task.cancel()
-                self.close()
-
-            return Disposable(dispose)
+            return push_in_task(self, observer, self.event_loop)
 
         return Observable(subscribe)
-
-    async def _push_to(self, observer: abc.ObserverBase[T_co]) -> None:
-        try:
-            async for item in self:
-                observer.on_next(item)
-        except Exception as error:
-            observer.on_error(error)
-        else:
-            observer.on_completed()
-        finally:
-            self.close()
 
     def as_async_observable(self) -> AsyncObservable[T_co]:
         """
@@ -167,7 +169,7 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
                 await observer.athrow(RuntimeError(_ONLY_ONCE))
                 return AsyncDisposable.empty()
             self._has_subscriber = True
-            task = self._begin_to_push(self._send_to(observer))
+            task = start_task(self._send_to(observer), self.event_loop)
 
             async def dispose() -> None:
                 self._is_unwanted = True
@@ -195,12 +197,5 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         finally:
             self.close()
 
-    def _begin_to_push(self, pushing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self.event_loop.create_task(pushing)
-        _pushing.add(task)
-        task.add_done_callback(_pushing.discard)
-        return task
-
 
 _ONLY_ONCE = "a response stream can be subscribed to only once"
-_pushing: set[asyncio.Task[None]] = set()

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import operator
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import reactivex
 from reactivex import Observable
@@ -18,7 +18,7 @@ from operators._core.rx import RxOperator, RxSegment, applied
 from operators._core.segment import Segment, close_quietly
 from operators._core.tasks import start_task
 
-__all__ = ("AnyOperator", "Plan", "fuse", "plan_of")
+__all__ = ("AnyOperator", "Boundary", "Plan", "fuse", "plan_of")
 
 AnyOperator: TypeAlias = Operator[Any, Any] | RxOperator | AioOperator
 """What may stand in a pipeline's list."""
@@ -26,14 +26,19 @@ AnyOperator: TypeAlias = Operator[Any, Any] | RxOperator | AioOperator
 R = TypeVar("R", bound=FusedRun[Any])
 
 
-class SegmentFactory(Protocol):
-    """Makes the part behind a run, for one stream."""
+class Boundary(NamedTuple):
+    """
+    What stands between two runs: an operator that pulls for itself, or neighbours of one library.
 
-    def __call__(
-        self, before: FusedRun[Any], scope: Any, context: contextvars.Context | None, /
-    ) -> Segment:
-        """Make it."""
-        ...
+    Attributes:
+        kind: Which of the three it is.
+        operators: The operators.
+        where: What the list is called, and the place of the first, for errors.
+    """
+
+    kind: Literal["pulling", "reactivex", "aioreactive"]
+    operators: tuple[Any, ...]
+    where: tuple[str, int]
 
 
 class Plan:
@@ -46,27 +51,34 @@ class Plan:
 
     Attributes:
         operators: The same.
-        runs: What is fused; one more than there are segments.
-        segments: What stands between two runs.
+        runs: What is fused; one more than there are boundaries.
+        boundaries: What stands between two runs.
 
     Raises:
         NotAnOperator: Names the first that is no operator.
     """
 
-    __slots__ = ("operators", "runs", "segments")
+    __slots__ = ("boundaries", "operators", "runs")
 
     def __init__(self, operators: Iterable[object], where: str = "pipeline") -> None:
         self.operators: tuple[AnyOperator, ...] = tuple(cast("Iterable[AnyOperator]", operators))
-        self.runs: list[tuple[Operator[Any, Any], ...]] = []
-        self.segments: list[SegmentFactory] = []
-        begin = 0
+        self.boundaries: list[Boundary] = []
+        run: list[Operator[Any, Any]] = []
+        runs = [run]
         for place, item in enumerate(self.operators):
-            segment = _segment(f"{where}[{place}]", item)
-            if segment is not None:
-                self.runs.append(cast("tuple[Operator[Any, Any], ...]", self.operators[begin:place]))
-                self.segments.append(segment)
-                begin = place + 1
-        self.runs.append(cast("tuple[Operator[Any, Any], ...]", self.operators[begin:]))
+            found = _boundary((where, place), item)
+            if found is None:
+                run.append(cast("Operator[Any, Any]", item))
+                continue
+            before = self.boundaries[-1] if self.boundaries and not run else None
+            if before is not None and before.kind == found.kind != "pulling":
+                # Neighbours stay together: what passes between them may be live (row O3).
+                self.boundaries[-1] = before._replace(operators=(*before.operators, item))
+                continue
+            self.boundaries.append(found)
+            run = []
+            runs.append(run)
+        self.runs = [tuple(run) for run in runs]
 
 
 def plan_of(operators: Iterable[object], where: str = "pipeline") -> Plan:
@@ -117,12 +129,12 @@ def fuse(
     current = source
     try:
         plan = plan_of(operators)
-        if plan.segments:
+        if plan.boundaries:
             enter = operator.call if own_context is None else own_context.run
-            for group, segment in zip(plan.runs, plan.segments, strict=False):
+            for group, boundary in zip(plan.runs, plan.boundaries, strict=False):
                 before = enter(_inner_run, current, group, own_context, scope)
                 current = before
-                current = enter(segment, before, scope, own_context)
+                current = enter(_segment, before, boundary, own_context, scope)
         return stream(
             current, plan.runs[-1], own_context=own_context, scope=scope, on_end=on_end
         )
@@ -148,24 +160,35 @@ def _close(source: AsyncIterator[Any], own_context: contextvars.Context | None) 
         start_task(closing, asyncio.get_running_loop(), own_context)
 
 
-def _segment(where: str, item: object) -> SegmentFactory | None:
-    """Check what stands at a place of a list; return its segment, None if it is fused."""
+def _segment(
+    before: FusedRun[Any],
+    boundary: Boundary,
+    own_context: contextvars.Context | None,
+    scope: object,
+) -> Segment:
+    """Make the part that stands at a boundary, for one stream."""
+    if boundary.kind == "pulling":
+        return boundary.operators[0].segment(before, scope)
+    segment = AioSegment if boundary.kind == "aioreactive" else RxSegment
+    return segment(before, boundary.operators, boundary.where, own_context)
+
+
+def _boundary(where: tuple[str, int], item: object) -> Boundary | None:
+    """Check what stands at a place of a list; return None if it is fused with its neighbours."""
+    name, place = where
     if isinstance(item, PullingOperator):
-        pulling = cast("PullingOperator[Any, Any]", item)
-        return lambda before, scope, _context: pulling.segment(before, scope)
+        return Boundary("pulling", (item,), where)
     if isinstance(item, Operator):
         return None
     if not callable(item):
         raise NotAnOperator(
-            f"{where} is no operator: expected one of ours, of reactivex or of aioreactive, "
-            f"got {type(item).__name__} {item!r}"
+            f"{name}[{place}] is no operator: expected one of ours, of reactivex or of "
+            f"aioreactive, got {type(item).__name__} {item!r}"
         )
     if is_aio_operator(item):
-        aio = cast("AioOperator", item)
-        return lambda before, _scope, context: AioSegment(before, aio, where, context)
-    rx = cast("RxOperator", item)
-    applied(rx, _NEVER, where)
-    return lambda before, _scope, context: RxSegment(before, rx, where, context)
+        return Boundary("aioreactive", (item,), where)
+    applied(cast("RxOperator", item), _NEVER, f"{name}[{place}]")
+    return Boundary("reactivex", (item,), where)
 
 
 _NEVER: Observable[Any] = reactivex.never()

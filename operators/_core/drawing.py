@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
-from operators._core.aio_operator import answers_within_asend, is_aio_operator
-from operators._core.assemble import AnyOperator, plan_of
+from operators._core.aio_operator import answers_within_asend
+from operators._core.assemble import AnyOperator, Boundary, Plan
 from operators._core.naming import name_of
-from operators._core.operator import Operator, PullingOperator
 from operators._core.rx import answers_at_once
 
 __all__ = ("drawn",)
@@ -19,32 +18,33 @@ _FED = "fed in the consumer's pull"
 _DETACHED = "detached: a task pulls for it"
 
 
-def drawn(operators: Sequence[AnyOperator]) -> str:
-    """Draw a list of operators, from the engine down to the consumer."""
-    plan_of(operators)
-    width = max((len(name_of(operator)) for operator in operators), default=0) + 2
+def drawn(plan: Plan) -> str:
+    """Draw a plan, from the engine down to the consumer."""
+    width = max((len(name_of(operator)) for operator in plan.operators), default=0) + 2
     lines = ["engine", "  |"]
-    for is_fused, group in groupby(operators, _is_fused):
-        rows = [(name_of(operator), _remark(operator)) for operator in group]
-        if is_fused:
-            lines.append(f"  +-- {_FUSED}")
-            lines += [f"  |     {name:{width}}{remark}".rstrip() for name, remark in rows]
-            lines.append("  |")
+    for ours, boundary in zip_longest(plan.runs, plan.boundaries):
+        if ours:
+            lines += _group(_FUSED, ours)
+        if boundary is None:
+            continue
+        theirs, title = boundary.operators, _title(boundary)
+        if len(theirs) == 1:
+            lines += [f"  +-- {name_of(theirs[0]):{width + 2}}{title}", "  |"]
         else:
-            for name, remark in rows:
-                lines += [f"  +-- {name:{width + 2}}{remark}", "  |"]
+            lines += _group(title.replace("for it", "for them"), theirs)
     return "\n".join([*lines, "consumer"])
 
 
-def _is_fused(operator: AnyOperator) -> bool:
-    return isinstance(operator, Operator) and not isinstance(operator, PullingOperator)
+def _group(title: str, operators: Sequence[AnyOperator]) -> list[str]:
+    rows = [f"  |     {name_of(operator)}" for operator in operators]
+    return [f"  +-- {title}", *rows, "  |"]
 
 
-def _remark(operator: Any) -> str:
-    if isinstance(operator, PullingOperator):
+def _title(boundary: Boundary) -> str:
+    if boundary.kind == "pulling":
         return "pulls for itself"
-    if isinstance(operator, Operator):
-        return ""
-    if is_aio_operator(operator):
-        return f"aioreactive, {_FED if answers_within_asend(operator) else _DETACHED}"
-    return f"reactivex, {_FED if answers_at_once(operator) else _DETACHED}"
+    at_once: Callable[[Any], bool] = (
+        answers_at_once if boundary.kind == "reactivex" else answers_within_asend
+    )
+    is_fed = all(map(at_once, boundary.operators))
+    return f"{boundary.kind}, {_FED if is_fed else _DETACHED}"

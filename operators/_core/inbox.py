@@ -6,258 +6,169 @@ import asyncio
 import contextlib
 import threading
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from reactivex import Observable, abc
 
-from operators._core.aio_subscription import AioSubscription, SubscribesAsync
 from operators._core.loop_scheduler import LoopScheduler
-from operators._core.tasks import start_task
+from operators._core.mailbox import Mailbox
+from operators._core.tasks import defer_to_loop
 
-__all__ = ("AioInbox", "Inbox", "RxInbox")
+__all__ = ("Inbox", "RxInbox")
 
 
 class Inbox:
     """
-    What has come of a subscription, and who waits for more.
+    A mailbox that a subscription fills.
 
     Args:
         observable: What to subscribe to, at the first pull.
+
+    Attributes:
+        mailbox: What has come.
     """
 
-    __slots__ = ("_closed", "_done", "_error", "_loop", "_observable", "_out", "_waiter")
+    __slots__ = ("_is_closed", "_loop", "_observable", "mailbox")
 
     def __init__(self, observable: Any) -> None:
+        self.mailbox: Mailbox[Any] = Mailbox()
         self._observable = observable
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._out: deque[Any] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self._done = False
-        self._error: BaseException | None = None
-        self._closed = False
+        self._is_closed = False
 
     @abstractmethod
-    def _begin(self, observable: Any, loop: asyncio.AbstractEventLoop) -> None:
+    def _subscribe(self, observable: Any, loop: asyncio.AbstractEventLoop) -> None:
         """Subscribe."""
         ...
 
     @abstractmethod
-    def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _dispose(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to dispose of the subscription; called once."""
         ...
 
     async def released(self) -> None:
-        """Wait until the subscription is disposed of."""
+        """Wait until the subscription is disposed of, after :meth:`close`."""
 
     def open(self) -> None:
         """Subscribe, if that was not done yet."""
-        if self._loop is None and not self._done:
+        if self._loop is None and not self._is_closed:
             self._loop = asyncio.get_running_loop()
             observable, self._observable = self._observable, None
-            self._begin(observable, self._loop)
+            self._subscribe(observable, self._loop)
 
     async def pull(self) -> Any:
-        """Give the next item; ends as an asynchronous iterator does."""
-        if self._waiter is not None:
+        """Return the next item; ends as an asynchronous iterator does."""
+        if self.mailbox.is_awaited:
             raise RuntimeError("the source is already being pulled by another task")
         self.open()
-        while not self._out:
-            if self._done:
-                error, self._error = self._error, None
-                self.close()
-                await self.released()
-                if error is not None:
-                    try:
-                        raise error
-                    finally:
-                        del error
-                raise StopAsyncIteration
-            await self._wait()
-        return self._out.popleft()
-
-    async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
         try:
-            await self._waiter
+            return await self.mailbox.get()
         except BaseException:
-            # As in a generator: who is cancelled while it waits for an item is through.
+            # The end, a failure, or as in a generator the cancellation of the task that waits.
             self.close()
+            await self.released()
             raise
-        finally:
-            self._waiter = None
 
-    def _put(self, item: Any) -> None:
-        self._out.append(item)
-        self._wake()
-
-    def _end(self, error: BaseException | None) -> None:
-        if not self._done:
-            self._done = True
-            self._error = error
-            self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def end(self, error: BaseException | None) -> None:
+        """End with *error* or without, behind what waits."""
+        self.mailbox.end(error)
 
     def close(self) -> None:
-        """Give up the subscription without waiting, and forget what has come. Idempotent."""
-        if self._closed:
+        """Dispose of the subscription without waiting, and forget what has come. Idempotent."""
+        if self._is_closed:
             return
-        self._closed = True
-        self._done = True
-        self._error = None
+        self._is_closed = True
         self._observable = None
-        self._out.clear()
+        self.mailbox.close()
         if self._loop is not None and not self._loop.is_closed():
-            self._give_up(self._loop)
-            self._wake()
+            self._dispose(self._loop)
 
     def abandon(self) -> None:
-        """Nobody holds the source any more; this may be any thread."""
-        loop = self._loop
-        if self._closed or loop is None or loop.is_closed():
-            return
-        try:
-            is_here = asyncio.get_running_loop() is loop
-        except RuntimeError:
-            is_here = not loop.is_running()
-        if is_here:
-            self.close()
-        else:
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self.close)
+        """Close, from a finaliser: in any thread, in the middle of anything."""
+        if not self._is_closed and self._loop is not None:
+            defer_to_loop(self._loop, self.close)
 
 
 class RxInbox(Inbox):
-    """Of a ``reactivex`` Observable, which may push from any thread."""
+    """
+    Of a ``reactivex`` Observable, which may push from any thread.
 
-    __slots__ = ("_scheduler", "_subscription", "_thread")
+    Args:
+        observable: The Observable.
+        scheduler: For its timers; those of the event loop when left out.
+        limit: How many items may wait before the stream fails; None for any number. Those that
+            come while *is_fed* are not counted.
+        name: Who pushes, for that error.
 
-    def __init__(self, observable: Observable[Any], scheduler: abc.SchedulerBase | None) -> None:
+    Attributes:
+        is_fed: What comes now was asked for.
+        is_ahead: Something waits that nobody asked for: a timer or another stream pushed it.
+        is_remote: Something was pushed from another thread.
+    """
+
+    __slots__ = (
+        "_limit",
+        "_name",
+        "_scheduler",
+        "_subscription",
+        "_thread",
+        "is_ahead",
+        "is_fed",
+        "is_remote",
+    )
+
+    def __init__(
+        self,
+        observable: Observable[Any],
+        scheduler: abc.SchedulerBase | None,
+        *,
+        limit: int | None = None,
+        name: str = "",
+    ) -> None:
         super().__init__(observable)
         self._scheduler = scheduler
+        self._limit = limit
+        self._name = name
         self._subscription: abc.DisposableBase | None = None
-        self._thread = 0
+        self._thread = threading.get_ident()
+        self.is_fed = False
+        self.is_ahead = False
+        self.is_remote = False
 
-    def _begin(self, observable: Observable[Any], loop: asyncio.AbstractEventLoop) -> None:
+    def _subscribe(self, observable: Observable[Any], loop: asyncio.AbstractEventLoop) -> None:
         self._thread = threading.get_ident()
         try:
             self._subscription = observable.subscribe(
-                self._on_next,
-                self._on_error,
-                self._on_completed,
+                lambda item: self.call_on_loop(self._take, item),
+                lambda error: self.call_on_loop(self.end, error),
+                lambda: self.call_on_loop(self.end, None),
                 scheduler=self._scheduler or LoopScheduler(loop),
             )
         except Exception as error:
-            self._end(error)
+            self.end(error)
 
-    def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _dispose(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._subscription is not None:
             self._subscription.dispose()
 
-    def _on_next(self, item: Any) -> None:
-        self._here(self._take, item)
-
-    def _on_error(self, error: Exception) -> None:
-        self._here(self._end, error)
-
-    def _on_completed(self) -> None:
-        self._here(self._end, None)
-
     def _take(self, item: Any) -> None:
-        if not self._done:
-            self._put(item)
+        if not len(self.mailbox):
+            self.is_ahead = False
+        if not self.is_fed:
+            if self._limit is not None and len(self.mailbox) >= self._limit:
+                self.end(RuntimeError(f"{self._name}: more than {self._limit} items wait"))
+                if self._subscription is not None:
+                    self._subscription.dispose()
+                return
+            self.is_ahead = True
+        self.mailbox.put(item)
 
-    def _here(self, function: Callable[[Any], None], argument: Any) -> None:
-        """Call on the loop's thread, or not at all when the loop is no more."""
+    def call_on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call in the loop's thread, or not at all when the loop is no more."""
         if threading.get_ident() == self._thread:
-            function(argument)
+            function(*arguments)
         elif self._loop is not None:
+            self.is_remote = True
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(function, argument)
-
-
-class AioInbox(Inbox):
-    """Of an ``aioreactive`` AsyncObservable, which waits until an item was taken."""
-
-    __slots__ = ("_closing", "_held", "_subscribing", "_subscription")
-
-    def __init__(self, observable: SubscribesAsync[Any]) -> None:
-        super().__init__(observable)
-        self._subscription: AioSubscription | None = None
-        self._subscribing: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[None] | None = None
-        # Who waits in `asend`: first the one whose item was handed out, then in order of `_out`.
-        self._held: deque[asyncio.Future[None]] = deque()
-
-    async def pull(self) -> Any:
-        """Give the next item, and let the observable go on behind the one before."""
-        if self._held:
-            self._let_go()
-        return await super().pull()
-
-    def _begin(self, observable: SubscribesAsync[Any], loop: asyncio.AbstractEventLoop) -> None:
-        self._subscription = AioSubscription(loop, self._end)
-        # It may send and wait for us before it is through with subscribing.
-        subscribing = self._subscribe(observable, self._subscription)
-        self._subscribing = start_task(subscribing, loop, None)
-
-    async def _subscribe(
-        self, observable: SubscribesAsync[Any], subscription: AioSubscription
-    ) -> None:
-        try:
-            await subscription.begin(observable, self._send, self._throw, self._complete)
-        except BaseException as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            self._end(error)
-
-    async def _send(self, item: Any) -> None:
-        if self._done:
-            # Who goes on all the same must not hold up the loop.
-            await asyncio.sleep(0)
-            return
-        held = asyncio.get_running_loop().create_future()
-        self._held.append(held)
-        self._put(item)
-        await held
-
-    async def _throw(self, error: Exception) -> None:
-        self._end(error)
-
-    async def _complete(self) -> None:
-        self._end(None)
-
-    def _let_go(self) -> None:
-        held = self._held.popleft()
-        if not held.done():
-            held.set_result(None)
-
-    def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
-        while self._held:
-            self._let_go()
-        if self._subscribing is not None:
-            # A task that is cancelled before its first step would not run at all.
-            loop.call_soon(self._subscribing.cancel)
-        self._closing = start_task(self._release(), loop, None)
-        if self._closing is not None:
-            _closing.add(self._closing)
-            self._closing.add_done_callback(_closing.discard)
-
-    async def _release(self) -> None:
-        if self._subscription is not None:
-            await self._subscription.dispose()
-        if self._subscribing is not None and not self._subscribing.done():
-            await asyncio.wait([self._subscribing])
-
-    async def released(self) -> None:
-        """Wait until the subscription is disposed of, and its tasks have ended."""
-        if self._closing is not None and not self._closing.done():
-            await asyncio.wait([self._closing])
-
-
-_closing: set[asyncio.Task[None]] = set()
+                self._loop.call_soon_threadsafe(function, *arguments)

@@ -39,6 +39,11 @@ class Mailbox(Generic[T]):
         return len(self._items)
 
     @property
+    def is_awaited(self) -> bool:
+        """Whether the consumer waits for something to come."""
+        return self._waiter is not None and not self._waiter.done()
+
+    @property
     def ended(self) -> bool:
         """Whether nothing waits and nothing is to come, not even an error."""
         return self.is_closed and not self._items and self._error is None

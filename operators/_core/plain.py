@@ -12,10 +12,11 @@ from reactivex.disposable import Disposable, SingleAssignmentDisposable
 from operators._core.chain import Chain, StageFactory
 from operators._core.failures import drop_top_frame
 from operators._core.fusion import FusedRun
+from operators._core.pushing import push_in_task
 from operators._core.sources import ObservableSource
 from operators._core.stage import StageResult
 
-__all__ = ("push_all", "subscribe_here", "subscribe_in_task")
+__all__ = ("subscribe_here", "subscribe_in_task")
 
 
 def subscribe_here(
@@ -45,31 +46,7 @@ def subscribe_in_task(
     items = ObservableSource(source, scheduler=scheduler)
     run = make(items)
     items.open()
-    task = loop.create_task(push_all(run, observer))
-    _pushing.add(task)
-    task.add_done_callback(_pushing.discard)
-
-    def dispose() -> None:
-        task.cancel()
-        run.close()
-
-    return Disposable(dispose)
-
-
-async def push_all(run: FusedRun[Any], observer: abc.ObserverBase[Any]) -> None:
-    """Pull *run* to its end and push what it gives."""
-    try:
-        async for item in run:
-            observer.on_next(item)
-    except Exception as error:
-        observer.on_error(error)
-    else:
-        observer.on_completed()
-    finally:
-        run.close()
-
-
-_pushing: set[asyncio.Task[None]] = set()
+    return push_in_task(run, observer, loop)
 
 
 class _Subscription:

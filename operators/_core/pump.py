@@ -47,9 +47,11 @@ class Pump(Generic[T]):
 
     Args:
         source: What to pull. The task closes it at the end.
-        on_item: Called with each item, in the task. It may be a coroutine function.
+        on_item: Called with each item, in the task. It may be a coroutine function; a demand
+            that it makes is the next pull.
         on_end: Called once with the failure, or with None at the end of the source; not after
-            :meth:`close`.
+            :meth:`close`. It may be a coroutine function, but for a failure that is no
+            ``Exception``, such as the cancellation of the task.
         context: The context to pull in; a copy of the current one by default.
 
     Attributes:
@@ -61,6 +63,7 @@ class Pump(Generic[T]):
         "_context",
         "_demand",
         "_is_closed",
+        "_is_handling",
         "_loop",
         "_on_end",
         "_on_item",
@@ -73,7 +76,7 @@ class Pump(Generic[T]):
         self,
         source: Pullable[T],
         on_item: Callable[[T], Awaitable[None] | None],
-        on_end: Callable[[BaseException | None], None],
+        on_end: Callable[[BaseException | None], Awaitable[None] | None],
         context: contextvars.Context | None = None,
     ) -> None:
         self.source = source
@@ -84,6 +87,7 @@ class Pump(Generic[T]):
         self._task: asyncio.Task[None] | None = None
         self._demand: asyncio.Future[None] | None = None
         self._is_closed = False
+        self._is_handling = False
         self.busy = False
 
     def demand(self) -> None:
@@ -95,54 +99,71 @@ class Pump(Generic[T]):
             pump: weakref.ref[Pump[T]] = weakref.ref(self)
             self._task = start_task(_pull_on_demand(pump), self._loop, self._context)
             self._task.add_done_callback(lambda task: _task_done(pump, task))
-        elif self._demand is not None and not self._demand.done():
-            self._demand.set_result(None)
+        else:
+            self._wake()
 
     def close(self) -> None:
         """Drop the source without waiting; :meth:`wait_closed` waits. Idempotent."""
         if self._is_closed:
             return
         self._is_closed = True
-        if self._demand is not None and not self._demand.done():
-            self._demand.set_result(None)
+        if self._is_handling and self._task is not None and self._task is not _current_task():
+            self._task.cancel()
+        self._wake()
         self.source.close()
 
     async def wait_closed(self) -> None:
         """Wait until the source is released and the task has ended, after :meth:`close`."""
-        if self._task is not None and self._task is not asyncio.current_task():
+        if self._task is not None and self._task is not _current_task():
             await asyncio.wait([self._task])
         await self.source.aclose()
 
     async def pull(self) -> asyncio.Future[None] | None:
-        """Pull once, in the task; return what to wait for next, or None at the end."""
+        """Pull as demanded, in the task; return what to wait for next, or None at the end."""
         try:
-            if not self._is_closed:
+            while self.busy and not self._is_closed:
                 try:
                     item = await anext(self.source)
                 except StopAsyncIteration:
-                    pass
-                else:
-                    handled = self._on_item(item)
-                    if handled is not None:
-                        await handled
-                    if not self.source.ended and not self._is_closed:
-                        self.busy = False
-                        self._demand = self._loop.create_future()
-                        return self._demand
+                    break
+                await self._handle(item)
+                if self.source.ended:
+                    break
+            else:
+                if not self._is_closed:
+                    self._demand = self._loop.create_future()
+                    return self._demand
         except Exception as error:
             drop_top_frame(error)
-            self.report_end(error)
+            handled = self.report_end(error)
         else:
-            self.report_end(None)
+            handled = self.report_end(None)
+        if handled is not None:
+            await handled
         await self.source.aclose()
         return None
 
-    def report_end(self, failure: BaseException | None) -> None:
+    async def _handle(self, item: T) -> None:
+        self.busy = False
+        self._is_handling = True
+        try:
+            handled = self._on_item(item)
+            if handled is not None:
+                await handled
+        finally:
+            self._is_handling = False
+
+    def report_end(self, failure: BaseException | None) -> Awaitable[None] | None:
         """Call *on_end*, unless that is done or the pump was closed."""
         self.busy = False
-        if not self._is_closed:
-            self._is_closed = True
-            self._on_end(failure)
+        if self._is_closed:
+            return None
+        self._is_closed = True
+        return self._on_end(failure)
+
+    def _wake(self) -> None:
+        if self._demand is not None and not self._demand.done():
+            self._demand.set_result(None)
 
 
 async def _pull_on_demand(pump_ref: weakref.ref[Pump[T]]) -> None:
@@ -162,3 +183,10 @@ def _task_done(pump_ref: weakref.ref[Pump[T]], task: asyncio.Task[None]) -> None
     if pump is not None and failure is not None:
         pump.source.close()
         pump.report_end(failure)
+
+
+def _current_task() -> asyncio.Task[object] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None

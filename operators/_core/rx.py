@@ -1,21 +1,25 @@
-"""Any ``reactivex`` operator as a part of a pulled pipeline, and what it means for the pull."""
+"""Any ``reactivex`` operators as a part of a pulled pipeline, and what they mean for the pull."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import threading
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 from reactivex import Observable, abc, typing
-from reactivex.disposable import Disposable
+from reactivex.disposable import Disposable, SingleAssignmentDisposable
 from reactivex.scheduler import CurrentThreadScheduler
 
-from operators._core.foreign import ForeignSegment
+from operators._core.inbox import RxInbox
 from operators._core.loop_scheduler import LoopScheduler
-from operators._core.naming import home_of
+from operators._core.mailbox import Mailbox
+from operators._core.naming import home_of, name_of
 from operators._core.operator import NotAnOperator, Operator
+from operators._core.pump import Pump
+from operators._core.segment import Segment
 
 __all__ = ("RxOperator", "RxSegment", "answers_at_once", "applied")
 
@@ -68,8 +72,24 @@ def applied(operator: RxOperator, source: Observable[Any], where: str) -> Observ
     )
 
 
+# How many items may wait before the timers of an operator wait for the consumer.
+_ROOM = 64
+# How many may wait that an operator pushes on its own, before the stream fails.
+_LIMIT = 4096
+
+
 class _SegmentScheduler(LoopScheduler):
-    """Timers on the event loop; work that is due at once at once, as without a scheduler."""
+    """
+    Timers on the event loop; work that is due at once at once, as without a scheduler.
+
+    A timer that is due while the consumer has enough to take waits until it has taken some: the
+    operator's clock waits for the client.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.mailbox: Mailbox[Any] = Mailbox()
+        self._deferred: deque[Callable[[], None]] = deque()
 
     def schedule(self, action: abc.ScheduledAction[Any], state: Any = None) -> abc.DisposableBase:
         return CurrentThreadScheduler.singleton().schedule(action, state)
@@ -80,138 +100,193 @@ class _SegmentScheduler(LoopScheduler):
         action: abc.ScheduledAction[Any],
         state: Any = None,
     ) -> abc.DisposableBase:
+        def when_due(_: abc.SchedulerBase, state: Any = None) -> abc.DisposableBase:
+            result = SingleAssignmentDisposable()
+            self._run(action, state, result)
+            return result
+
         if self.to_seconds(duetime) <= 0.0:
             # A timer still: a periodic one of no length would never let go of the thread.
-            return super().schedule(action, state)
-        return super().schedule_relative(duetime, action, state)
+            return super().schedule(when_due, state)
+        return super().schedule_relative(duetime, when_due, state)
+
+    def _run(
+        self, action: abc.ScheduledAction[Any], state: Any, result: SingleAssignmentDisposable
+    ) -> None:
+        if result.is_disposed:
+            return
+        if len(self.mailbox) >= _ROOM:
+            self._deferred.append(partial(self._run, action, state, result))
+            return
+        result.disposable = self.invoke_action(action, state)
+
+    def resume(self) -> None:
+        """Run the timers that waited, soon: the consumer has taken an item."""
+        if self._deferred and len(self.mailbox) < _ROOM:
+            deferred, self._deferred = self._deferred, deque()
+            for run in deferred:
+                self._loop.call_soon(run)
 
 
-class RxSegment(ForeignSegment):
+class RxSegment(Segment):
     """
-    A ``reactivex`` operator between two parts of a pulled pipeline.
+    Neighbouring ``reactivex`` operators between two parts of a pulled pipeline.
+
+    Operators that answer at once are fed within the consumer's pull, until an item comes out. If
+    one of them does not, all are detached: a task pulls the source while the consumer waits and
+    nothing has come out, so that an operator may emit from a timer or another stream at any moment.
+    Where such items wait, each pull of the consumer permits one of the source (row S4): a timer
+    faster than the consumer keeps nobody from the source.
 
     Args:
         source: The part before this one.
-        operator: The operator.
-        where: Its place, for errors.
+        operators: The operators, applied as by ``source.pipe(*operators)``.
+        where: What the list is called, and the place of the first, for errors.
         context: The context that whoever pulls is in; the task pulls in it too.
 
     Raises:
-        NotAnOperator: *operator* gives no Observable, or can't be applied at all.
+        NotAnOperator: An operator gives no Observable, or can't be applied at all.
     """
 
-    __slots__ = ("_elsewhere", "_observer", "_subscribed", "_subscription", "_thread")
+    __slots__ = ("_inbox", "_is_subscribed", "_names", "_observer", "_pump", "_scheduler", "_source")
 
     def __init__(
         self,
         source: Any,
-        operator: RxOperator,
-        where: str,
+        operators: Sequence[RxOperator],
+        where: tuple[str, int] = ("pipeline", 0),
         context: contextvars.Context | None = None,
     ) -> None:
-        super().__init__(source, context, detached=not answers_at_once(operator))
-        self._thread = threading.get_ident()
-        self._elsewhere = False
+        self._source = source
+        self._names = ", ".join(map(name_of, operators))
         self._observer: abc.ObserverBase[Any] | None = None
-        self._subscribed = False
-        self._subscription: abc.DisposableBase = Disposable()
-        result = applied(operator, Observable(self._subscribe_source), where)
-        self._subscription = result.subscribe(
-            self._on_next,
-            self._on_error,
-            self._on_completed,
-            scheduler=_SegmentScheduler(self._loop),
-        )
+        self._is_subscribed = False
+        observable: Observable[Any] = Observable(self._subscribe_source)
+        name, place = where
+        for number, operator in enumerate(operators, place):
+            observable = applied(operator, observable, f"{name}[{number}]")
+        self._pump: Pump[Any] | None = None
+        if not all(map(answers_at_once, operators)):
+            self._pump = Pump(source, self._feed, self._source_ended, context)
+        self._scheduler = _SegmentScheduler(asyncio.get_running_loop())
+        self._inbox = RxInbox(observable, self._scheduler, limit=_LIMIT, name=self._names)
+        self._scheduler.mailbox = self._inbox.mailbox
+        self._inbox.is_fed = True
+        self._inbox.open()
+        self._inbox.is_fed = False
 
-    def _more(self) -> Awaitable[None]:
-        if self._observer is not None:
-            if not self._detached:
-                return self._pull()
-            self._start_pump()
-        return self._wait()
+    @property
+    def ended(self) -> bool:
+        return self._inbox.mailbox.ended
 
-    async def _pull_on_demand(self) -> None:
-        while True:
-            await self._demand.wait()
-            if self._observer is None or self._done:
-                return
-            await self._pull()
-            if self._elsewhere:
-                # What the operator emitted on another thread comes by the loop.
-                await asyncio.sleep(0)
+    @property
+    def ended_by(self) -> str | None:
+        source = self._source
+        has_completed = source.has_ended and not source.dropped
+        return source.ended_by if has_completed else self._names
+
+    def drop(self) -> None:
+        self._source.drop()
+
+    async def __anext__(self) -> Any:
+        inbox, mailbox = self._inbox, self._inbox.mailbox
+        if self._pump is None:
+            while not len(mailbox) and not mailbox.is_closed and self._observer is not None:
+                await self._pull()
+        elif not len(mailbox) or inbox.is_ahead:
+            self._demand()
+        item = mailbox.take() if len(mailbox) else await inbox.pull()
+        self._scheduler.resume()
+        return item
 
     async def _pull(self) -> None:
         try:
             item = await anext(self._source)
         except StopAsyncIteration:
-            if self._observer is not None:
-                self._observer.on_completed()
+            self._source_ended(None)
         except Exception as error:
-            if self._observer is not None:
-                self._observer.on_error(error)
+            self._source_ended(error)
         else:
-            if self._observer is not None:
-                self._observer.on_next(item)
-            if self._observer is not None and self._source.ended:
-                self._observer.on_completed()
+            self._feed(item)
+            if self._source.ended:
+                self._source_ended(None)
+
+    def _demand(self) -> None:
+        if self._pump is not None and self._observer is not None:
+            self._pump.demand()
+
+    def _feed(self, item: Any) -> Awaitable[None] | None:
+        if self._observer is None:
+            return None
+        self._inbox.is_fed = True
+        try:
+            self._observer.on_next(item)
+        except Exception as error:
+            self._inbox.end(error)
+        finally:
+            self._inbox.is_fed = False
+        if self._inbox.is_remote:
+            return self._wait_for_threads()
+        self._demand_more()
+        return None
+
+    async def _wait_for_threads(self) -> None:
+        # What the operator emits on another thread comes by the loop.
+        await asyncio.sleep(0)
+        self._demand_more()
+
+    def _demand_more(self) -> None:
+        """Nothing has come of an item, and the consumer waits."""
+        if self._inbox.mailbox.is_awaited:
+            self._demand()
+
+    def _source_ended(self, failure: BaseException | None) -> None:
+        observer, self._observer = self._observer, None
+        if failure is not None and not isinstance(failure, Exception):
+            # Cancellation and the like are no signal that an operator may turn into items.
+            self._inbox.end(failure)
+        elif observer is not None:
+            self._inbox.is_fed = True
+            try:
+                if failure is None:
+                    observer.on_completed()
+                else:
+                    observer.on_error(failure)
+            except Exception as error:
+                self._inbox.end(error)
+            finally:
+                self._inbox.is_fed = False
 
     def _subscribe_source(
         self, observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
     ) -> abc.DisposableBase:
-        if self._subscribed:
+        if self._is_subscribed:
             # The operator isn't told: one that tries again on an error would do so for ever.
-            self._on_error(RuntimeError("a token stream can be subscribed to only once"))
+            error = RuntimeError("a token stream can be subscribed to only once")
+            self._inbox.call_on_loop(self._inbox.end, error)
             return Disposable()
-        self._subscribed = True
+        self._is_subscribed = True
         self._observer = observer
         # The consumer may have begun to wait already.
-        self._here(self._wake_pump, None)
-        return Disposable(lambda: self._here(self._leave_source, None))
+        self._inbox.call_on_loop(self._demand_more)
+        return Disposable(lambda: self._inbox.call_on_loop(self._leave_source))
 
-    def _wake_pump(self, _: None) -> None:
-        if self._waiter is not None:
-            self._start_pump()
-
-    def _leave_source(self, _: None) -> None:
-        """The operator wants no more of its source."""
+    def _leave_source(self) -> None:
+        """The operator wants no more of its source; a pull under way ends."""
         self._observer = None
-        # A pull that is under way unwinds by this; the task that waits in it ends with it.
-        self._source.close()
-        self._demand.set()
-
-    def _on_next(self, item: Any) -> None:
-        self._here(self._take, item)
-
-    def _on_error(self, error: Exception) -> None:
-        self._here(self._end, error)
-
-    def _on_completed(self) -> None:
-        self._here(self._end, None)
-
-    def _here(self, function: Callable[[Any], None], argument: Any) -> None:
-        """Call on the loop's thread; an operator may emit on a thread of its own scheduler."""
-        if threading.get_ident() == self._thread:
-            function(argument)
-        elif not self._loop.is_closed():
-            self._elsewhere = True
-            self._loop.call_soon_threadsafe(function, argument)
-
-    def _take(self, item: Any) -> None:
-        if not self._done:
-            self._out.append(item)
-            self._wake()
+        if self._pump is not None:
+            self._pump.close()
+        else:
+            self._source.close()
 
     def close(self) -> None:
-        """Drop: the operator's subscription, the source and the task that pulls it. Idempotent."""
-        self._done = True
-        self._out.clear()
-        self._subscription.dispose()
-        self._wake()
-        self._leave_source(None)
+        """Drop: the operators' subscription, the source and the task that pulls it. Idempotent."""
+        self._inbox.close()
+        self._leave_source()
 
     async def aclose(self) -> None:
         """Drop, and wait until the source is released."""
         self.close()
         if self._pump is not None:
-            await asyncio.wait([self._pump])
+            await self._pump.wait_closed()
         await self._source.aclose()

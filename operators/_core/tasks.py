@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-__all__ = ("start_task",)
+__all__ = ("defer_to_loop", "start_task")
 
 _running: set[asyncio.Task[None]] = set()
 
@@ -32,3 +33,20 @@ def start_task(
     _running.add(task)
     task.add_done_callback(_running.discard)
     return task
+
+
+def defer_to_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+    """
+    Call *function* in the loop's thread, soon; at once where the loop stands still.
+
+    The caller may be in any thread, in another loop, in a signal handler or in a finaliser, so
+    nothing of the loop's may be touched here. Nothing is called once the loop is closed.
+    """
+    if loop.is_closed():
+        return
+    if loop.is_running():
+        # The loop may be closed between the two lines.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(function)
+    else:
+        function()

@@ -1,0 +1,81 @@
+"""A run that is pushed to an observer, from a task that pulls it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Protocol, TypeVar
+
+from reactivex import abc
+from reactivex.disposable import Disposable
+
+from operators._core.tasks import defer_to_loop, start_task
+
+__all__ = ("push_in_task",)
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class _Closable(Protocol[T_co]):
+    def __aiter__(self) -> AsyncIterator[T_co]: ...
+
+    def close(self) -> None: ...
+
+
+def push_in_task(
+    run: _Closable[Any], observer: abc.ObserverBase[Any], loop: asyncio.AbstractEventLoop
+) -> abc.DisposableBase:
+    """
+    Pull *run* to its end in a task of *loop*, and push what comes to *observer*.
+
+    Subscribing and disposing may happen in any thread, and in a signal handler.
+
+    Returns:
+        What drops the run.
+    """
+    pushing = _Pushing(run, observer, loop)
+    defer_to_loop(loop, pushing.begin)
+    return Disposable(pushing.dispose)
+
+
+class _Pushing:
+    __slots__ = ("_is_disposed", "_loop", "_observer", "_run", "_task")
+
+    def __init__(
+        self,
+        run: _Closable[Any],
+        observer: abc.ObserverBase[Any],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._run = run
+        self._observer = observer
+        self._loop = loop
+        self._task: asyncio.Task[None] | None = None
+        self._is_disposed = False
+
+    def begin(self) -> None:
+        if not self._is_disposed:
+            self._task = start_task(self._push(), self._loop)
+
+    async def _push(self) -> None:
+        observer = self._observer
+        try:
+            async for item in self._run:
+                observer.on_next(item)
+                if self._is_disposed:
+                    return
+        except Exception as error:
+            observer.on_error(error)
+        else:
+            observer.on_completed()
+        finally:
+            self._run.close()
+
+    def dispose(self) -> None:
+        self._is_disposed = True
+        defer_to_loop(self._loop, self._drop)
+
+    def _drop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        self._run.close()
