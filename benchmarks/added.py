@@ -7,7 +7,7 @@ from typing import Any
 
 import operators as our
 from benchmarks.rivals import MODE, REQUEST, TRACER, Open, ScriptedEngine, nothing
-from operators import AnyOperator, FusedRun, Stage, operator
+from operators.authoring import AnyOperator, FusedRun, Stage, operator
 from rx_backend import (
     EngineAdapter,
     LLMEngineOutput,

@@ -12,7 +12,8 @@ from aiostream import pipe, stream
 from expression.core import pipe as piped
 from reactivex import operators as ops
 
-from operators import Stage, emit, filter_async, fuse, map_async, operator
+from operators import filter_async, fuse, map_async
+from operators.authoring import Stage, emit, operator
 
 __all__ = ("chains",)
 

@@ -10,7 +10,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 
 from benchmarks import handwritten, stock
-from operators import Operator, Stage, operator
+from operators.authoring import Operator, Stage, operator
 from rx_backend import (
     DisaggregationMode,
     EngineAdapter,

@@ -16,7 +16,7 @@ from reactivex import operators as ops
 from reactivex.disposable import Disposable
 from reactivex.subject import Subject
 
-from operators import latency_figures
+from operators.authoring import latency_figures
 from rx_backend import (
     Annotated,
     DisaggregationMode,

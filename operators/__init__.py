@@ -2,151 +2,88 @@
 What can happen to a token stream: small operators, each fusable and each a ``reactivex`` operator.
 
 Every operator works alone in ``source.pipe(...)``; a list of them becomes one pulled stream by
-:func:`fuse`, or by giving it to ``rx_backend.EngineAdapter`` as a pipeline.
+:func:`fuse`, and a :class:`Pipeline` of them is what ``rx_backend.EngineAdapter`` takes. What is
+needed to write one is in :mod:`operators.authoring`.
 """
 
-from operators._chunk import Chunk, Clock
-from operators._core.aio_subscription import SubscribesAsync
-from operators._core.assemble import AnyOperator, fuse, plan_of
-from operators._core.checked import checked
-from operators._core.fusion import FusedRun
+from operators._core.assemble import fuse
 from operators._core.loop_scheduler import LoopScheduler
-from operators._core.operator import NotAnOperator, Operator, operator, stateless
-from operators._core.sources import AsyncObservableSource, ObservableSource, source_of
-from operators._core.stage import (
-    Awaited,
-    Completed,
-    Emission,
-    Hooks,
-    SetupFailed,
-    Stage,
-    apply,
-    bypass,
-    emit,
-    failing,
-    last,
-    visit_if,
-)
-from operators._own_copy import own_copy
-from operators._progress import Lost, NotResumable, ResumePoint
-from operators._race import HedgeOutcome
-from operators._text_tail import TextTail, hold_back
-from operators.annotate_errors import annotate_errors
-from operators.coalesce import BufferOverflow, CoalesceCounts, coalesce
-from operators.deadlines import (
+from operators._core.operator import NotAnOperator
+from operators._outcome import Outcome
+from operators._pipeline import NoSuchOperator, Pipeline
+from operators._annotate_errors import annotate_errors
+from operators._coalesce import BufferOverflow, CoalesceCounts, coalesce
+from operators._deadlines import (
     DeadlineExpired,
     FirstTokenTimeout,
     IdleTimeout,
     TotalTimeout,
     deadlines,
 )
-from operators.deferred_abort import AbortStep, abort_gate, deferred_abort
-from operators.drain_until_first_token import drain_until_first_token
+from operators._deferred_abort import AbortStep, abort_gate, deferred_abort
+from operators._drain_until_first_token import drain_until_first_token
 from operators.drains import Drains
-from operators.enforce_cancellation import enforce_cancellation
-from operators.first_token import first_token
-from operators.heartbeat import heartbeat
-from operators.hedge import hedge
-from operators.itl_window import itl_window, sliding_itl
-from operators.limit_tokens import limit_tokens
-from operators.map_async import filter_async, map_async
-from operators.merge_chunks import merge_chunks
-from operators.on_outcome import Outcome, on_outcome
-from operators.operator_list import NoSuchOperator, OperatorList
-from operators.peek_first import peek_first
-from operators.record_span import record_span
-from operators.resume_on import resume_on
-from operators.slo import LatencyQuantiles, SloFigures, SloSnapshot, SloWindows, slo
-from operators.stop_on import StopTokens, stop_on
-from operators.stop_on_text import stop_on_text
-from operators.tap import TapCounts, tap, tap_async
-from operators.token_times import LatencyFigures, TokenTimes, latency_figures, nearest_rank
-from operators.trace_link import LinkedChunk, trace_link
-from operators.until_terminal import until_terminal
-from operators.usage import CountedChunk, usage
-from operators.validate_chunks import validate_chunks
-from operators.validate_contract import ContractViolation, validate_contract
+from operators._enforce_cancellation import enforce_cancellation
+from operators._first_token import first_token
+from operators._heartbeat import heartbeat
+from operators._itl_window import itl_window, sliding_itl
+from operators._limit_tokens import limit_tokens
+from operators._map_async import filter_async, map_async
+from operators._on_outcome import on_outcome
+from operators._peek_first import peek_first
+from operators._record_span import record_span
+from operators._slo import LatencyQuantiles, SloFigures, SloSnapshot, SloWindows, slo
+from operators._stop_on import stop_on
+from operators._stop_on_text import stop_on_text
+from operators._tap import TapCounts, tap, tap_async
+from operators.token_times import LatencyFigures, TokenTimes
+from operators._trace_link import trace_link
+from operators._until_terminal import until_terminal
+from operators._usage import usage
+from operators._validate_chunks import validate_chunks
+from operators._validate_contract import ContractViolation, validate_contract
 
 __all__ = (
     "AbortStep",
-    "AnyOperator",
-    "AsyncObservableSource",
-    "Awaited",
     "BufferOverflow",
-    "Chunk",
-    "Clock",
     "CoalesceCounts",
-    "Completed",
     "ContractViolation",
-    "CountedChunk",
     "DeadlineExpired",
     "Drains",
-    "Emission",
     "FirstTokenTimeout",
-    "FusedRun",
-    "HedgeOutcome",
-    "Hooks",
     "IdleTimeout",
     "LatencyFigures",
     "LatencyQuantiles",
-    "LinkedChunk",
     "LoopScheduler",
-    "Lost",
     "NoSuchOperator",
     "NotAnOperator",
-    "NotResumable",
-    "ObservableSource",
-    "Operator",
-    "OperatorList",
     "Outcome",
-    "ResumePoint",
-    "SetupFailed",
+    "Pipeline",
     "SloFigures",
     "SloSnapshot",
     "SloWindows",
-    "Stage",
-    "StopTokens",
-    "SubscribesAsync",
     "TapCounts",
-    "TextTail",
     "TokenTimes",
     "TotalTimeout",
     "abort_gate",
     "annotate_errors",
-    "apply",
-    "bypass",
-    "plan_of",
-    "checked",
     "coalesce",
     "deadlines",
     "deferred_abort",
     "drain_until_first_token",
-    "emit",
     "enforce_cancellation",
-    "failing",
     "filter_async",
     "first_token",
     "fuse",
     "heartbeat",
-    "hedge",
-    "hold_back",
     "itl_window",
-    "last",
-    "latency_figures",
     "limit_tokens",
     "map_async",
-    "merge_chunks",
-    "nearest_rank",
     "on_outcome",
-    "operator",
-    "own_copy",
     "peek_first",
     "record_span",
-    "resume_on",
     "sliding_itl",
     "slo",
-    "source_of",
-    "stateless",
     "stop_on",
     "stop_on_text",
     "tap",
@@ -156,5 +93,4 @@ __all__ = (
     "usage",
     "validate_chunks",
     "validate_contract",
-    "visit_if",
 )

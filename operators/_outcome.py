@@ -72,6 +72,9 @@ class HandedOut:
     """
     What the consumer was handed, item by item: for streams with operators on annotated items.
 
+    Args:
+        parse: Reads a finish reason, which may be in its JSON form here.
+
     Attributes:
         error: The error of the error item.
         reasons: The finish reasons of the terminals, by the index of their answer.
@@ -79,9 +82,10 @@ class HandedOut:
         is_known: Whether any item was a chunk, an annotated chunk or an error item.
     """
 
-    __slots__ = ("error", "is_known", "reasons", "tokens")
+    __slots__ = ("_parse", "error", "is_known", "reasons", "tokens")
 
-    def __init__(self) -> None:
+    def __init__(self, parse: Callable[[Any], Any]) -> None:
+        self._parse = parse
         self.error: Exception | None = None
         self.reasons: dict[int, Any] = {}
         self.tokens = 0
@@ -101,7 +105,9 @@ class HandedOut:
             reason = field_of(chunk, "finish_reason")
             if reason is not None:
                 index = field_of(chunk, "index")
-                self.reasons.setdefault(index if isinstance(index, int) else 0, reason)
+                self.reasons.setdefault(
+                    index if isinstance(index, int) else 0, self._parse(reason)
+                )
         return item
 
 

@@ -1,30 +1,29 @@
-"""Pull a source ahead of a consumer that is away."""
+"""A source that is pulled ahead while its consumer is away."""
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeAlias
 
-from operators._core.failures import drop_top_frame
 from operators._core.fusion import FusedRun
-from operators.merge_chunks import tokens_in
+from operators._core.mailbox import Mailbox
+from operators._core.pump import Pump
+from operators._own_copy import own_copy
+from operators._raw_chunk import tokens_in
 
 __all__ = ("Merge", "PullAhead")
 
-Merge: TypeAlias = Callable[[Sequence[Any]], tuple[Any, int]]
-"""Merges the first of what waits into one item; gives it, and how many it is made of."""
+Merge: TypeAlias = Callable[[Iterable[Any]], tuple[list[Any], int]]
+"""Merges the first of what waits; returns the merged items, and how many they are made of."""
 
 
 class PullAhead:
     """
-    What waits for a consumer, and the task that pulls it while the consumer is away.
+    What waits for a consumer, and what pulls it while the consumer is away.
 
-    The task lives no longer than it has something to do: from the second turn of the loop after
-    the consumer left, until the consumer waits for it, or nothing more may wait, or the source is
-    through. So a consumer that is back within a turn never meets it. A step of the source that the
-    task has begun is awaited by whoever comes, never given up.
+    A consumer that is back within a turn of the loop pulls by itself. A step of the source that has
+    begun meanwhile is awaited by the consumer, never given up.
 
     Args:
         source: What to pull.
@@ -34,32 +33,23 @@ class PullAhead:
             to stop pulling then.
 
     Attributes:
-        source: What is left to pull; closed by :meth:`aclose` alone.
-        is_away: The consumer has left, and is not back; to be cleared when it is.
-        is_ahead: Something waits, or the task is at work, or the source is through: the consumer
-            must not pull the source itself.
-        is_through: The source has ended, and nothing is to come but what waits.
+        is_away: Whether the consumer has left and is not back; to be cleared when it is.
         most_waiting: The most items that have waited at once.
         times_full: How often nothing more could wait.
     """
 
     __slots__ = (
-        "_bounds",
-        "_error",
         "_has_just_left",
-        "_is_pulling",
+        "_inbox",
         "_is_watched",
         "_loop",
+        "_max_chunks",
+        "_max_tokens",
         "_overflow",
-        "_task",
+        "_pump",
         "_tokens",
-        "_waiter",
-        "_waiting",
-        "is_ahead",
         "is_away",
-        "is_through",
         "most_waiting",
-        "source",
         "times_full",
     )
 
@@ -70,152 +60,106 @@ class PullAhead:
         max_tokens: int | None,
         overflow: Callable[[str], Exception] | None,
     ) -> None:
-        # In one context, whichever task pulls: what an engine sets there in one step it finds, and
-        # may take back, in the next.
-        self.source = source
-        self._bounds = max_chunks, max_tokens
+        self._max_chunks = max_chunks
+        self._max_tokens = max_tokens
         self._overflow = overflow
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[Any] = []
+        self._inbox: Mailbox[Any] = Mailbox()
+        self._pump = Pump(source, self._take, self._inbox.end, source.own_context)
         self._tokens = 0
-        self._error: BaseException | None = None
         self._is_watched = False
         self._has_just_left = False
-        self._is_pulling = False
-        self._task: asyncio.Task[None] | None = None
-        self._waiter: asyncio.Future[None] | None = None
         self.is_away = False
-        self.is_ahead = False
-        self.is_through = False
         self.most_waiting = 0
         self.times_full = 0
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing waits and nothing is to come."""
+        return self._inbox.ended
+
     def leave(self) -> None:
-        """The consumer goes."""
+        """Begin to pull ahead, unless the consumer is back soon."""
         self.is_away = self._has_just_left = True
-        if not self._is_watched:
+        if not self._is_watched and not self._inbox.is_closed:
             self._is_watched = True
             self._loop.call_soon(self._look)
 
-    async def arrived(self) -> bool:
+    async def has_more(self) -> bool:
         """
-        Wait for the step that is under way, unless something waits; False if nothing came of it.
+        Wait for the pull that is under way, and return whether something waits.
 
         Raises:
             BaseException: What the source failed with, when nothing waits any more.
         """
-        if self._is_pulling and not self._waiting:
-            self._waiter = self._loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        if self._waiting:
-            return True
-        error, self._error = self._error, None
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error
-        self.is_ahead = self.is_through
-        return False
+        while self._pump.busy and not self._inbox:
+            await self._inbox.changed()
+        if not self._inbox and self._inbox.is_closed and not self._inbox.ended:
+            self._inbox.raise_end()
+        return len(self._inbox) > 0
 
-    def take(self, merge: Merge) -> tuple[Any, int]:
-        """Take the first item, merged with others; gives it, and how many it is made of."""
-        waiting = self._waiting
-        item, count = merge(waiting)
+    def take(self, merge: Merge) -> tuple[list[Any], int]:
+        """Take the first item, merged with others; return that, and how many it is made of."""
+        waiting = self._inbox
+        items, count = merge(waiting)
         if not 1 <= count <= len(waiting):
             raise ValueError(
                 f"merge: expected to take from 1 to {len(waiting)} items, it took {count!r}"
             )
-        self._tokens -= sum(map(tokens_in, waiting[:count]))
-        del waiting[:count]
-        if not waiting and not self._is_pulling and self._error is None:
-            self.is_ahead = self.is_through
-        return item, count
+        self._tokens -= sum(tokens_in(item) for item, _ in zip(waiting, range(count), strict=False))
+        waiting.discard(count)
+        return items, count
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether the item taken last was the last one."""
-        return self.is_through and not self._waiting
+    def close(self) -> None:
+        """Drop what waits, and the source, without waiting."""
+        self.is_away = False
+        self._inbox.close()
+        self._pump.close()
 
     def _look(self) -> None:
-        """See whether the consumer stays away: at most once in a turn."""
+        """Look whether the consumer stays away: at most once in a turn."""
         self._is_watched = False
-        if not self.is_away or self._is_over or not self._has_room():
+        if not self.is_away or self._inbox.is_closed:
             return
         if self._has_just_left:
             self._has_just_left = False
             self._is_watched = True
             self._loop.call_soon(self._look)
-        elif self._task is None or self._task.done():
-            task = self._task = self._loop.create_task(self._pull())
-            _pulling.add(task)
-            task.add_done_callback(_pulling.discard)
+        else:
+            self._pull()
 
-    async def _pull(self) -> None:
-        try:
-            while self.is_away and self._has_room():
-                self._is_pulling = self.is_ahead = True
-                self._put(await anext(self.source))
-                if self.source.ended:
-                    self.is_through = True
-                    return
-                if len(self._waiting) % _AT_A_TURN == 0:
-                    # A source that never waits must not keep all others from their turn.
-                    self._is_pulling = False
-                    await asyncio.sleep(0)
-            if self.is_away:
-                self._be_full()
-        except StopAsyncIteration:
-            self.is_through = True
-        except BaseException as error:
-            drop_top_frame(error)
-            self._error = error
-            if isinstance(error, asyncio.CancelledError):
-                raise
-        finally:
-            self._is_pulling = False
-            if self._waiter is not None and not self._waiter.done():
-                self._waiter.set_result(None)
+    def _pull(self) -> None:
+        if len(self._inbox) < self._max_chunks and (
+            self._max_tokens is None or self._tokens < self._max_tokens
+        ):
+            self._pump.demand()
+        else:
+            self._be_full()
 
-    def _put(self, item: Any) -> None:
-        self._waiting.append(item)
+    def _take(self, item: Any) -> Awaitable[None] | None:
+        # It stays here beyond its pull (row E6).
+        item = own_copy(item)
         self._tokens += tokens_in(item)
-        self.most_waiting = max(self.most_waiting, len(self._waiting))
-
-    def _has_room(self) -> bool:
-        max_chunks, max_tokens = self._bounds
-        return len(self._waiting) < max_chunks and (max_tokens is None or self._tokens < max_tokens)
+        self._inbox.put(item)
+        waiting = len(self._inbox)
+        self.most_waiting = max(self.most_waiting, waiting)
+        if self.is_away:
+            self._pull()
+        # A source that never waits must not keep all others from their turn.
+        return None if waiting % _AT_A_TURN else asyncio.sleep(0)
 
     def _be_full(self) -> None:
         self.times_full += 1
         if self._overflow is not None:
-            max_chunks, max_tokens = self._bounds
-            self._error = self._overflow(
-                f"coalesce: the consumer is too slow: {len(self._waiting)} chunks with "
-                f"{self._tokens} tokens wait for it, expected fewer than max_chunks={max_chunks} "
-                f"and max_tokens={max_tokens}"
+            self._inbox.end(
+                self._overflow(
+                    f"coalesce: the consumer is too slow: {len(self._inbox)} chunks with "
+                    f"{self._tokens} tokens wait for it, expected fewer than "
+                    f"max_chunks={self._max_chunks} and max_tokens={self._max_tokens}"
+                )
             )
-            self.source.close()
-
-    @property
-    def _is_over(self) -> bool:
-        return self.is_through or self._error is not None
-
-    async def aclose(self) -> None:
-        """Drop what waits, and the source; wait until all is released."""
-        self.is_away = False
-        self._waiting.clear()
-        self.source.close()
-        if self._task is not None and not self._task.done():
-            await asyncio.wait([self._task])
-        self._error = None
-        await self.source.aclose()
+            self._pump.close()
 
 
 # How many items are pulled in one turn of the loop.
 _AT_A_TURN = 16
-
-_pulling: set[asyncio.Task[None]] = set()

@@ -53,7 +53,7 @@ class Drains:
         self.timed_out = 0
         self.refused = 0
         self._is_closed = False
-        self._tasks: dict[asyncio.Task[None], Drain] = {}
+        self._tasks: dict[asyncio.Task[None], tuple[Drain, object]] = {}
 
     @property
     def running(self) -> int:
@@ -69,9 +69,9 @@ class Drains:
         _log.warning("the stream %s was dropped before its first token, and closed: %s", label, why)
         return False
 
-    def own(self, task: asyncio.Task[None], drain: Drain) -> None:
-        """Hold *task*, in which *drain* goes on, until it is through."""
-        self._tasks[task] = drain
+    def own(self, task: asyncio.Task[None], drain: Drain, puller: object) -> None:
+        """Hold *task*, in which *drain* goes on, and what *puller* it is of, until it is done."""
+        self._tasks[task] = drain, puller
         task.add_done_callback(lambda _: self._tasks.pop(task))
 
     async def wait(self) -> None:
@@ -90,7 +90,7 @@ class Drains:
         self._is_closed = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
-        for drain in self._tasks.values():
+        for drain, _ in list(self._tasks.values()):
             drain.cut_off()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self.grace_s)

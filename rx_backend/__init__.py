@@ -16,7 +16,9 @@ from rx_backend.errors import (
     StreamIncomplete,
     Unknown,
 )
-from rx_backend.pipeline import Pipeline, RequestScope, standard_pipeline
+from operators import Pipeline
+from rx_backend.pipeline import standard_pipeline
+from rx_backend.scope import RequestScope
 from rx_backend.probe import JsonProbeAdapter
 from rx_backend.protocols import (
     Annotated,

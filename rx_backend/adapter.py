@@ -15,9 +15,9 @@ from opentelemetry import trace
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Span, Tracer
 
-from operators import AnyOperator, Clock, NotAnOperator, Pipeline, TokenTimes, fuse
-from operators._core.assemble import Plan
-from operators._core.drawing import drawn
+from operators import NotAnOperator, Pipeline, TokenTimes, fuse
+from operators.assembly import Plan, drawn
+from operators.authoring import AnyOperator, Clock
 from rx_backend import telemetry
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode

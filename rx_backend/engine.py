@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, cast
 import msgspec
 from reactivex import Observable
 
-from operators import SubscribesAsync, source_of
+from operators.assembly import SubscribesAsync, source_of
 from rx_backend.context import RequestContext
 from rx_backend.errors import InvalidArgument
 from rx_backend.logger import describe, get_logger

@@ -6,14 +6,8 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeAlias, cast
 
-from operators import (
-    AnyOperator,
-    FusedRun,
-    NotResumable,
-    ResumePoint,
-    fuse,
-    resume_on,
-)
+from operators import NotResumable, ResumePoint, fuse, resume_on
+from operators.authoring import AnyOperator, FusedRun
 from rx_backend.engine import LLMEngine
 from rx_backend.errors import (
     CannotConnect,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from operators import AnyOperator, FusedRun, HedgeOutcome, Hooks, hedge, stateless
+from operators import HedgeOutcome, hedge, stateless
+from operators.assembly import Callbacks
+from operators.authoring import AnyOperator, FusedRun
 from rx_backend.engine import LLMEngine
 from rx_backend.live_engines import LiveEngines, check_engine, check_functions
 from rx_backend.pipeline import RequestScope

@@ -6,7 +6,8 @@ import contextvars
 from functools import partial
 from typing import Any
 
-from operators import FusedRun, deferred_abort, fuse, validate_chunks
+from operators import deferred_abort, fuse, validate_chunks
+from operators.authoring import FusedRun
 from rx_backend.context import RequestContext
 from rx_backend.engine import LLMEngine, open_chunks, start_abort
 from rx_backend.errors import InvalidArgument

@@ -7,7 +7,6 @@ from typing import Any, TypeAlias
 
 
 from operators import (
-    HandedOut,
     Pipeline,
     annotate_errors,
     deferred_abort,
@@ -16,11 +15,8 @@ from operators import (
     until_terminal,
     validate_chunks,
 )
-from operators._chunk import HAS_CONTENT
-from operators._core.assemble import Plan
-from operators._core.operator import SCOPE, Operator, callbacks
-from operators.itl_window import noting
-from operators._core.stage import Callbacks, StageResult, complete_with, fail_after
+from operators.assembly import HAS_CONTENT, Callbacks, HandedOut, Plan, callbacks, noting
+from operators.authoring import SCOPE, StageResult, complete_with, fail_after
 from rx_backend.errors import InvalidArgument, StreamIncomplete, as_backend_error
 from rx_backend.protocols import Annotated, FinishReason, LLMEngineOutput, convert_output
 from rx_backend.scope import RequestScope
@@ -123,7 +119,7 @@ def record_outcome(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
 @callbacks()
 def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
     """Note what the consumer is handed, and end a stream that an operator cut short (row S9)."""
-    handed = scope.outcome.handed_out = HandedOut()
+    handed = scope.outcome.handed_out = HandedOut(FinishReason.parse)
 
     def complete(ended_by: str | None) -> StageResult | None:
         if ended_by is None or scope.outcome.has_ended():

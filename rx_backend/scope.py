@@ -12,7 +12,9 @@ from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 from reactivex import Observable
 
-from operators import AbortStep, Clock, OutcomeTracker, TokenTimes
+from operators import AbortStep, TokenTimes
+from operators.assembly import OutcomeTracker
+from operators.authoring import Clock
 from operators.span_events import add_event
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode

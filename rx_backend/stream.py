@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
-from operators import FusedRun, LoopScheduler, Operator, peek_first
-from operators._core.pushing import push_in_task
-from operators._core.tasks import start_task
+from operators import LoopScheduler, peek_first
+from operators.authoring import FusedRun, Operator
+from operators.assembly import push_in_task, start_task
 from rx_backend.context import RequestContext
 from rx_backend.errors import Unknown, as_backend_error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import operator
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
@@ -130,7 +129,9 @@ def fuse(
     try:
         plan = plan_of(operators)
         if plan.boundaries:
-            enter = operator.call if own_context is None else own_context.run
+            # Whatever task pulls, an engine finds what it has set in its last step.
+            own_context = contextvars.copy_context() if own_context is None else own_context
+            enter = own_context.run
             for group, boundary in zip(plan.runs, plan.boundaries, strict=False):
                 before = enter(_inner_run, current, group, own_context, scope)
                 current = before

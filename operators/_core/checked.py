@@ -22,7 +22,8 @@ def checked(check: Callable[..., object]) -> Callable[[Callable[P, R]], Callable
     Args:
         check: Takes the operator's arguments, and raises when they are wrong.
 
-    >>> from operators import Hooks, operator
+    >>> from operators.assembly import Callbacks
+    >>> from operators.authoring import operator
     >>> def _check(step):
     ...     if step < 1:
     ...         raise ValueError(f"every: step: expected at least 1, got {step}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 __all__ = ("Mailbox",)
@@ -37,6 +38,10 @@ class Mailbox(Generic[T]):
     def __len__(self) -> int:
         """How many items wait."""
         return len(self._items)
+
+    def __iter__(self) -> Iterator[T]:
+        """Iterate over what waits, which stays."""
+        return iter(self._items)
 
     @property
     def is_awaited(self) -> bool:
@@ -98,6 +103,11 @@ class Mailbox(Generic[T]):
     def take(self) -> T:
         """Return the first item that waits; there must be one."""
         return self._items.popleft()
+
+    def discard(self, count: int) -> None:
+        """Forget the first *count* items that wait."""
+        for _ in range(count):
+            self._items.popleft()
 
     def raise_end(self) -> None:
         """Raise what the queue ended with."""

@@ -56,6 +56,7 @@ class Pump(Generic[T]):
 
     Attributes:
         busy: A pull was demanded and has not come to its item or its end.
+        task: The task, once there was a demand.
     """
 
     __slots__ = (
@@ -64,12 +65,13 @@ class Pump(Generic[T]):
         "_demand",
         "_is_closed",
         "_is_handling",
+        "_leaves_source",
         "_loop",
         "_on_end",
         "_on_item",
-        "_task",
         "busy",
         "source",
+        "task",
     )
 
     def __init__(
@@ -84,10 +86,11 @@ class Pump(Generic[T]):
         self._on_end = on_end
         self._context = context
         self._loop = asyncio.get_running_loop()
-        self._task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
         self._demand: asyncio.Future[None] | None = None
         self._is_closed = False
         self._is_handling = False
+        self._leaves_source = False
         self.busy = False
 
     def demand(self) -> None:
@@ -95,27 +98,32 @@ class Pump(Generic[T]):
         if self.busy or self._is_closed:
             return
         self.busy = True
-        if self._task is None:
+        if self.task is None:
             pump: weakref.ref[Pump[T]] = weakref.ref(self)
-            self._task = start_task(_pull_on_demand(pump), self._loop, self._context)
-            self._task.add_done_callback(lambda task: _task_done(pump, task))
+            self.task = start_task(_pull_on_demand(pump), self._loop, self._context)
+            self.task.add_done_callback(lambda task: _task_done(pump, task))
         else:
             self._wake()
+
+    def stop(self) -> None:
+        """End the task and leave the source open, for others to pull; not while a pull waits."""
+        self._is_closed = self._leaves_source = True
+        self._wake()
 
     def close(self) -> None:
         """Drop the source without waiting; :meth:`wait_closed` waits. Idempotent."""
         if self._is_closed:
             return
         self._is_closed = True
-        if self._is_handling and self._task is not None and self._task is not _current_task():
-            self._task.cancel()
+        if self._is_handling and self.task is not None and self.task is not _current_task():
+            self.task.cancel()
         self._wake()
         self.source.close()
 
     async def wait_closed(self) -> None:
         """Wait until the source is released and the task has ended, after :meth:`close`."""
-        if self._task is not None and self._task is not _current_task():
-            await asyncio.wait([self._task])
+        if self.task is not None and self.task is not _current_task():
+            await asyncio.wait([self.task])
         await self.source.aclose()
 
     async def pull(self) -> asyncio.Future[None] | None:
@@ -140,7 +148,8 @@ class Pump(Generic[T]):
             handled = self.report_end(None)
         if handled is not None:
             await handled
-        await self.source.aclose()
+        if not self._leaves_source:
+            await self.source.aclose()
         return None
 
     async def _handle(self, item: T) -> None:

@@ -13,7 +13,7 @@ from reactivex import Observable
 if TYPE_CHECKING:
     from operators._chunk import Clock
     from operators._outcome import OutcomeTracker
-    from operators.deferred_abort import AbortStep
+    from operators._deferred_abort import AbortStep
     from operators.token_times import TokenTimes
 
 __all__ = ("StreamScope",)

@@ -141,7 +141,8 @@ class PulledSegment(Segment):
 
     def drop(self) -> None:
         self._items.close()
-        self._source.drop()
+        if not self._source.is_adopted:
+            self._source.drop()
 
     def close(self) -> None:
         """Close the generator, then its source, in a task."""

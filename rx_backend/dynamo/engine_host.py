@@ -12,7 +12,7 @@ from rx_backend.dynamo.context import bridge_context
 from rx_backend.dynamo.serving import nothing_to_close, open_stream, wire_chunk, with_coalescing
 from rx_backend.engine import EngineConfig, LLMEngine, check_config
 from rx_backend.errors import BackendError, to_dynamo
-from rx_backend.pipeline import Pipeline, standard_pipeline
+from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.probe import JsonProbeAdapter
 from rx_backend.protocols import Annotated
 
@@ -21,7 +21,7 @@ __all__ = ("DynamoEngine", "as_dynamo_engine")
 
 def as_dynamo_engine(
     engine: LLMEngine,
-    pipeline: Pipeline = standard_pipeline,
+    pipeline: PipelineSource = standard_pipeline,
     *,
     mode: DisaggregationMode | str = DisaggregationMode.AGGREGATED,
     coalesce: bool = True,

@@ -10,7 +10,8 @@ from typing import Any
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
-from operators import AnyOperator, fuse
+from operators import fuse
+from operators.authoring import AnyOperator
 from rx_backend.pictures.marble_rows import MarbleRow
 from rx_backend.testing import MarbleEvent, MarbleResult, Marbles
 from rx_backend.testing.marble_line import MarbleKind

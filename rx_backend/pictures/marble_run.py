@@ -8,7 +8,9 @@ from typing import Any, TypeAlias, cast
 import reactivex
 from reactivex import Observable, abc
 
-from operators import AnyOperator, NotAnOperator, Operator, OperatorList, check_operators
+from operators import NotAnOperator
+from operators.assembly import name_of, plan_of
+from operators.authoring import AnyOperator, Operator
 from rx_backend.pictures.marble_layout import ARROW
 from rx_backend.pictures.marble_picture import MarblePicture
 from rx_backend.pictures.marble_play import MarblePlay
@@ -155,8 +157,8 @@ class MarbleRun:
         def stream(play: MarblePlay) -> Observable[Any]:
             return play.pulled(self._line, checked, takes)
 
-        checked = check_operators(operators)
-        return self._run(stream, checked, drop, title)
+        checked = plan_of(operators)
+        return self._run(stream, operators, drop, title)
 
     def _check_name(self, name: str) -> None:
         if name in {"source", "result", *self._inputs, *self._effects}:
@@ -174,13 +176,13 @@ class MarbleRun:
             result = play.test.record(stream(play), drop=drop)
         finally:
             self._play = None
-        title = title or ARROW.join(OperatorList(operators).names)
+        title = title or ARROW.join(map(name_of, operators))
         rows = play.rows(result, self._effects)
         return MarblePicture(rows, title=title, values=self._values)
 
 
 def _check_pipe(operators: Sequence[AnyOperator]) -> list[_PipeOperator]:
-    for place, operator in enumerate(check_operators(operators)):
+    for place, operator in enumerate(plan_of(operators).operators):
         if isinstance(operator, Operator):
             continue
         try:

@@ -8,30 +8,52 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any, cast
 
-from operators import Clock, Hooks, Operator, operator
+from operators.assembly import Callbacks, callbacks
+from operators.authoring import Clock
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engines.checks import text, whole
-from rx_backend.errors import InvalidArgument
-from rx_backend.pipeline import RequestScope
 from rx_backend.recording.model import RecordedRequest
 from rx_backend.recording.place import Place
 from rx_backend.recording.tape import Tape
+from rx_backend.scope import RequestScope
 
 __all__ = ("record",)
 
 
+def _check(
+    path: str | PathLike[str],
+    *,
+    request_id: object = None,
+    model: object = None,
+    mode: Any = None,
+    prompt_tokens: object = None,
+    buffer_bytes: object = 8192,
+    **_: object,
+) -> None:
+    Place(path, RecordedRequest())
+    for name, value in (("request_id", request_id), ("model", model)):
+        if value is not None:
+            text(f"record: {name}", value)
+    if mode is not None:
+        DisaggregationMode.parse(mode)
+    if prompt_tokens is not None:
+        whole("record: prompt_tokens", prompt_tokens, low=0, unit="tokens")
+    whole("record: buffer_bytes", buffer_bytes, low=0, unit="bytes")
+
+
+@callbacks(check=_check)
 def record(
     path: str | PathLike[str],
-    scope: RequestScope | None = None,
     *,
     request_id: str | None = None,
     model: str | None = None,
     mode: DisaggregationMode | str | None = None,
-    prompt_tokens: int | None = None,
+    prompt_tokens: object = None,
     prompt_token_ids: Sequence[int] | None = None,
     clock: Clock | None = None,
-    buffer_bytes: int = 8192,
-) -> Operator[Any, Any]:
+    buffer_bytes: object = 8192,
+    scope: RequestScope | None = None,
+) -> Callbacks[Any, Any]:
     """
     Keep a stream in a file, with its timing; pass every item through unchanged.
 
@@ -59,7 +81,6 @@ def record(
             Placeholders are ``request_id``, ``model``, ``mode``, and ``number``, which counts
             streams and skips files that exist. Directories are made when they are needed, and
             characters that don't belong in a file name are escaped as in a URL.
-        scope: The request's scope: gives id, model, mode, length of the prompt, and the clock.
         request_id: Instead of the scope's, as all that follow.
         model: The model.
         mode: The worker's role.
@@ -68,6 +89,8 @@ def record(
         clock: Monotonic clock, in seconds; the event loop's by default, virtual time included.
         buffer_bytes: Lines are written when there are so many bytes of them. A process that is
             killed loses at most these; 0 writes each chunk at once.
+        scope: The scope of the stream, filled in by a pipeline: has id, model, mode, length of the
+            prompt, and the clock.
 
     Raises:
         InvalidArgument: An argument doesn't fit; the message names it.
@@ -77,13 +100,12 @@ def record(
 
     >>> import asyncio, tempfile
     >>> from pathlib import Path
-    >>> from rx_backend import EngineAdapter, PreprocessedRequest, standard_pipeline
+    >>> from rx_backend import EngineAdapter, PreprocessedRequest
     >>> from rx_backend.engines import SampleEngine
     >>> from rx_backend.testing import run_virtual
     >>> async def main(folder):
-    ...     def pipeline(scope):
-    ...         return [*standard_pipeline(scope), record(f"{folder}/runs/", scope, request_id="r1")]
-    ...     adapter = EngineAdapter(SampleEngine(), pipeline=pipeline)
+    ...     adapter = EngineAdapter(SampleEngine())
+    ...     adapter = adapter.with_operators(record(f"{folder}/runs/", request_id="r1"))
     ...     request = PreprocessedRequest(token_ids=[1], stop_conditions={"max_tokens": 1})
     ...     async for item in await adapter.generate(request):
     ...         pass
@@ -95,34 +117,22 @@ def record(
     {"time_ms":10.0,"end":"completed"}
     """
     known = RecordedRequest() if scope is None else _known(scope)
-    if request_id is not None:
-        known.request_id = text("record: request_id", request_id)
-    if model is not None:
-        known.model = text("record: model", model)
+    known.request_id = request_id or known.request_id
+    known.model = model or known.model
     if mode is not None:
         known.mode = str(DisaggregationMode.parse(mode))
     if prompt_token_ids is not None:
         known.prompt_token_ids = list(prompt_token_ids)
         known.prompt_tokens = len(known.prompt_token_ids)
     if prompt_tokens is not None:
-        known.prompt_tokens = whole("record: prompt_tokens", prompt_tokens, low=0, unit="tokens")
-    whole("record: buffer_bytes", buffer_bytes, low=0, unit="bytes")
-    if clock is None and scope is not None:
-        clock = scope.clock
-    return _record(Place(path, known), known, clock, buffer_bytes)
-
-
-@operator
-def _record(
-    place: Place, request: RecordedRequest, clock: Clock | None, buffer_bytes: int
-) -> Hooks[Any, Any]:
-    tape = Tape(request, place, clock or _running_clock(), buffer_bytes)
-    return Hooks(tape.note, on_end=tape.end)
+        known.prompt_tokens = cast("int", prompt_tokens)
+    if clock is None:
+        clock = _running_clock() if scope is None else scope.clock
+    tape = Tape(known, Place(path, known), clock, cast("int", buffer_bytes))
+    return Callbacks(tape.note, on_end=tape.end)
 
 
 def _known(scope: RequestScope) -> RecordedRequest:
-    if not isinstance(cast("object", scope), RequestScope):
-        raise InvalidArgument(f"record: scope: expected a RequestScope, got {type(scope).__name__}")
     return RecordedRequest(
         request_id=scope.context.id,
         model=scope.request.model or None,
@@ -132,7 +142,7 @@ def _known(scope: RequestScope) -> RecordedRequest:
 
 
 def _running_clock() -> Clock:
-    """The running loop's clock; in plain code, where streams are pushed, the monotonic one."""
+    """Return the running loop's clock; in plain code, where streams are pushed, the monotonic one."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from operators import Clock, SetupFailed
+from operators.authoring import Clock
 from rx_backend.errors import BackendError, Unknown, as_backend_error
 from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import Annotated, LLMEngineOutput
@@ -84,9 +84,6 @@ class Tape:
 
     def end(self, failure: Exception | None, dropped: bool) -> None:
         """Take down the end, and complete the file."""
-        if isinstance(failure, SetupFailed):
-            # There never was a stream.
-            return
         try:
             if not self._failed:
                 self._buffer += ending_line(self._ending(failure, dropped))

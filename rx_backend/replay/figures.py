@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 
 from msgspec import Struct
 
-from operators import nearest_rank
+from operators.authoring import nearest_rank
 
 __all__ = ("LatencyCounts", "ReplayResult", "RequestFigures", "token_gaps")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from operators import nearest_rank
+from operators.authoring import nearest_rank
 from rx_backend.replay.figures import ReplayResult
 
 __all__ = ("Quantiles", "Summary", "format_table", "summarize", "write_requests", "write_summary")

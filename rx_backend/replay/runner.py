@@ -15,7 +15,7 @@ from rx_backend.context import RequestContext
 from rx_backend.engine import LLMEngine, check_config
 from rx_backend.engines.checks import fraction
 from rx_backend.errors import BackendError, InvalidArgument
-from rx_backend.pipeline import Pipeline, standard_pipeline
+from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.protocols import (
     Annotated,
     LLMEngineOutput,
@@ -53,7 +53,7 @@ async def replay(
     cancel_rate: float = 0.0,
     drop_rate: float = 0.0,
     seed: int = 0,
-    pipeline: Pipeline = standard_pipeline,
+    pipeline: PipelineSource = standard_pipeline,
     tracer: Tracer | None = None,
     record: bool | None = None,
     on_end: Callable[[ReplayResult], None] | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from operators import Outcome
 from operators import span_names as names
-from operators.on_outcome import error_type_of
+from operators.assembly import error_type_of
 from rx_backend.errors import as_backend_error
 
 __all__ = ("error_type", "finish_reason")

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from opentelemetry.trace import Span
 
-from operators import AbortStep, Clock, Outcome, TokenTimes
+from operators import AbortStep, Outcome, TokenTimes
+from operators.authoring import Clock
 from operators import span_names as names
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode

@@ -7,7 +7,7 @@ import copy
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from operators import own_copy
+from operators.authoring import own_copy
 from rx_backend.context import RequestContext
 from rx_backend.engine import ChunkStream, LLMEngine, open_chunks
 from rx_backend.errors import BackendError, Cancelled, as_backend_error

@@ -13,7 +13,7 @@ from rx_backend.disagg import DisaggregationMode
 from rx_backend.dynamo import from_any_engine
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import BackendError, InvalidArgument
-from rx_backend.pipeline import Pipeline, standard_pipeline
+from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.telemetry import configure_logs
 from rx_backend.telemetry.switch import OtlpSwitch, telling
 from rx_backend.testing import EngineLoadError, load_engine_factory
@@ -93,11 +93,11 @@ async def _awaited(made: Awaitable[object]) -> object:
     return await made
 
 
-def _pipeline(options: ServeOptions) -> Pipeline:
+def _pipeline(options: ServeOptions) -> PipelineSource:
     if options.pipeline is None:
         return standard_pipeline
     try:
-        return cast("Pipeline", load_engine_factory(options.pipeline))
+        return cast("PipelineSource", load_engine_factory(options.pipeline))
     except EngineLoadError as error:
         raise InvalidArgument(f"pipeline{error.message.removeprefix('engine')}") from error
 

@@ -14,7 +14,7 @@ from rx_backend.dynamo import serving
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import EngineShutdown, InvalidArgument, to_dynamo
 from rx_backend.logger import get_logger
-from rx_backend.pipeline import Pipeline, standard_pipeline
+from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.worker.dynamo_runtime import DynamoRuntime
 from rx_backend.worker.gate import RequestGate
 from rx_backend.worker.interpreter import switching_within
@@ -65,7 +65,7 @@ class Worker:
         engine: LLMEngine,
         *,
         mode: DisaggregationMode | str = DisaggregationMode.AGGREGATED,
-        pipeline: Pipeline = standard_pipeline,
+        pipeline: PipelineSource = standard_pipeline,
         namespace: str = "dynamo",
         component: str | None = None,
         endpoint: str = "generate",

@@ -21,7 +21,8 @@ from reactivex import Observable, abc
 from reactivex import operators as ops
 from reactivex.subject import Subject
 
-from operators import AnyOperator, Completed, FusedRun, Stage, emit, fuse, operator
+from operators import fuse
+from operators.authoring import AnyOperator, Completed, FusedRun, Stage, emit, operator
 from rx_backend.testing import run_virtual
 
 P = ParamSpec("P")

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reactivex import operators as ops
 
-from operators import FusedRun, NotAnOperator, fuse, until_terminal
+from operators import NotAnOperator, fuse, until_terminal
+from operators.authoring import FusedRun
 from operators._core.aio import AioOperator, AioSegment, is_aio_operator
 from operators._core.aio_operator import answers_within_asend
 from rx_backend.testing import VirtualTimeLoop

@@ -13,18 +13,9 @@ from typing import Any
 import pytest
 from reactivex import operators as ops
 
-from operators import (
-    AnyOperator,
-    NotAnOperator,
-    Stage,
-    check_operators,
-    coalesce,
-    first_token,
-    fuse,
-    map_async,
-    operator,
-    until_terminal,
-)
+from operators import NotAnOperator, coalesce, first_token, fuse, map_async, until_terminal
+from operators.assembly import plan_of
+from operators.authoring import AnyOperator, Stage, operator
 from tests.operators._help import Engine, Seen, collect, same, virtual
 
 

@@ -13,15 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators import (
-    BufferOverflow,
-    CoalesceCounts,
-    FusedRun,
-    coalesce,
-    fuse,
-    map_async,
-    until_terminal,
-)
+from operators import BufferOverflow, CoalesceCounts, coalesce, fuse, map_async, until_terminal
+from operators.authoring import FusedRun
 from rx_backend import LLMEngineOutput, TraceLink
 from rx_backend.testing import run_virtual
 from tests.operators._help import (

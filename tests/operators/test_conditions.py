@@ -10,7 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from reactivex import Observable
 
-from operators import Emission, Hooks, Operator, emit, fuse, operator
+from operators import fuse
+from operators.assembly import Callbacks
+from operators.authoring import Operator, StageResult, emit, operator
 from rx_backend.testing import run_virtual
 from tests.operators._help import Engine, collect
 

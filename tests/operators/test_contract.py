@@ -17,7 +17,8 @@ from reactivex.subject import Subject
 from reactivex.testing import TestScheduler
 
 import operators
-from operators import AnyOperator, Operator, TokenTimes, fuse
+from operators import TokenTimes, fuse
+from operators.authoring import AnyOperator, Operator
 from rx_backend.testing import Marbles
 from tests.operators._help import (
     LETTERS,

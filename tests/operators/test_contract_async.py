@@ -16,7 +16,8 @@ from reactivex import operators as ops
 from reactivex.subject import Subject
 
 import operators
-from operators import AnyOperator, Operator, fuse
+from operators import fuse
+from operators.authoring import AnyOperator, Operator
 from rx_backend import Disconnected
 from rx_backend.testing import run_virtual
 from tests.operators._help import (

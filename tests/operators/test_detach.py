@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from operators import FusedRun, Stage, bypass, fuse, operator
+from operators import fuse
+from operators.authoring import FusedRun, Stage, detach, operator
 from tests.operators._help import Engine, Seen, collect, same, spy, twice, virtual
 
 NUMBER: contextvars.ContextVar[int] = contextvars.ContextVar("NUMBER", default=0)

@@ -16,14 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from reactivex.subject import ReplaySubject
 
-from operators import (
-    Drains,
-    FusedRun,
-    drain_until_first_token,
-    fuse,
-    record_span,
-    until_terminal,
-)
+from operators import Drains, drain_until_first_token, fuse, record_span, until_terminal
+from operators.authoring import FusedRun
 from rx_backend.testing import run_virtual
 from tests.leaks import LeakWatch
 from tests.operators._help import (

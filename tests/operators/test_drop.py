@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from operators import Stage, fuse, operator, until_terminal
+from operators import fuse, until_terminal
+from operators.authoring import Stage, operator
 from rx_backend.testing import VirtualTimeLoop, run_virtual
 from tests.leaks import LeakWatch
 from tests.operators._help import (

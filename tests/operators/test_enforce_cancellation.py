@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reactivex.subject import ReplaySubject, Subject
 
-from operators import FusedRun, enforce_cancellation, fuse, until_terminal
+from operators import enforce_cancellation, fuse, until_terminal
+from operators.authoring import FusedRun
 from rx_backend.testing import Marbles, VirtualTimeLoop, run_virtual
 from tests.operators._help import (
     LETTERS,

@@ -17,14 +17,8 @@ from reactivex import Observable, abc
 from reactivex import operators as ops
 from reactivex.scheduler import NewThreadScheduler
 
-from operators import (
-    AnyOperator,
-    FusedRun,
-    Stage,
-    fuse,
-    operator,
-    until_terminal,
-)
+from operators import fuse, until_terminal
+from operators.authoring import AnyOperator, FusedRun, Stage, operator
 from rx_backend.testing import VirtualTimeLoop
 from tests.operators._help import (
     LONG_S,

@@ -12,20 +12,10 @@ from typing import Any
 
 import pytest
 
-from operators import (
-    AnyOperator,
-    Completed,
-    FusedRun,
-    Hooks,
-    Stage,
-    bypass,
-    emit,
-    fuse,
-    map_async,
-    operator,
-    until_terminal,
-    visit_if,
-)
+from operators import fuse, map_async, until_terminal
+from operators._core.stage import when
+from operators.assembly import Callbacks
+from operators.authoring import AnyOperator, Completed, FusedRun, Stage, detach, emit, operator
 from tests.operators._help import (
     Engine,
     Seen,

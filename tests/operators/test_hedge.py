@@ -14,7 +14,8 @@ import reactivex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators import FusedRun, HedgeOutcome, fuse, hedge, map_async
+from operators import HedgeOutcome, fuse, hedge, map_async
+from operators.authoring import FusedRun
 from rx_backend.testing import run_virtual
 from tests.operators._help import (
     LONG_S,

@@ -15,19 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reactivex import operators as ops
 
-from operators import (
+from operators import apply, fuse
+from operators._core.stage import when
+from operators.assembly import Callbacks
+from operators.authoring import (
     AnyOperator,
     Completed,
-    Hooks,
     Stage,
-    apply,
-    bypass,
+    complete_with,
+    detach,
     emit,
-    failing,
-    fuse,
-    last,
+    fail_after,
     operator,
-    visit_if,
 )
 from rx_backend.testing import run_virtual
 from tests.operators._help import Engine, Seen, collect, fused, fused_waiting, pushed, synchronous

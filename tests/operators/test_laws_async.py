@@ -13,17 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators import (
+from operators import Awaited, fuse, stateless
+from operators.authoring import (
     AnyOperator,
-    Awaited,
-    Emission,
     FusedRun,
+    StageResult,
+    complete_with,
     emit,
-    failing,
-    fuse,
-    last,
+    fail_after,
     operator,
-    stateless,
 )
 from rx_backend.testing import run_virtual
 from tests.operators import test_laws as sync

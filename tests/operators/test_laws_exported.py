@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators import AnyOperator, fuse
+from operators import fuse
+from operators.authoring import AnyOperator
 from rx_backend.testing import run_virtual
 from tests.operators._help import (
     LONG_S,

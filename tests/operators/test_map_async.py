@@ -9,17 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from operators import (
-    SetupFailed,
-    Stage,
-    emit,
-    filter_async,
-    fuse,
-    last,
-    map_async,
-    operator,
-    until_terminal,
-)
+from operators import SetupFailed, filter_async, fuse, map_async, until_terminal
+from operators.authoring import Stage, complete_with, emit, operator
 from tests.operators._help import Engine, Seen, collect, spy, terminal, token, virtual
 
 

@@ -13,16 +13,15 @@ from reactivex import Observable
 from reactivex import operators as ops
 
 from operators import (
-    FusedRun,
     NoSuchOperator,
     NotAnOperator,
-    OperatorList,
+    Pipeline,
     first_token,
     map_async,
-    operator,
     trace_link,
     until_terminal,
 )
+from operators.authoring import FusedRun, operator
 from rx_backend import (
     DisaggregationMode,
     EngineAdapter,

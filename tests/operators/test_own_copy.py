@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from operators import own_copy
+from operators.authoring import own_copy
 from rx_backend import Annotated, LLMEngineOutput
 from rx_backend.protocols import TopLogprob
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators import FusedRun, fuse, peek_first, until_terminal
+from operators import fuse, peek_first, until_terminal
+from operators.authoring import FusedRun
 from rx_backend.testing import run_virtual
 from tests.operators._help import (
     Engine,

@@ -9,16 +9,8 @@ from typing import Any, cast
 import pytest
 from opentelemetry.trace import INVALID_SPAN, Span, StatusCode
 
-from operators import (
-    SetupFailed,
-    Stage,
-    TokenTimes,
-    fuse,
-    itl_window,
-    operator,
-    record_span,
-    span_names,
-)
+from operators import SetupFailed, TokenTimes, fuse, itl_window, record_span, span_names
+from operators.authoring import Stage, operator
 from operators import until_terminal as until
 from rx_backend.testing import Marbles
 from tests.operators._help import (

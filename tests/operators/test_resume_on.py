@@ -12,7 +12,8 @@ import reactivex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators import FusedRun, NotResumable, ResumePoint, fuse, resume_on, until_terminal
+from operators import NotResumable, ResumePoint, fuse, resume_on, until_terminal
+from operators.authoring import FusedRun
 from rx_backend.testing import run_virtual
 from tests.operators._help import Chunk, Engine, collect, handshake, terminal, token, virtual
 

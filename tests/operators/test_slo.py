@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from operators import AnyOperator, SloFigures, SloWindows, TokenTimes, fuse, itl_window, slo
+from operators import SloFigures, SloWindows, TokenTimes, fuse, itl_window, slo
+from operators.authoring import AnyOperator
 from rx_backend import EngineAdapter, PreprocessedRequest, RequestContext, standard_pipeline
 from rx_backend.engines import SampleEngine
 from rx_backend.pipeline import RequestScope

@@ -1,4 +1,4 @@
-"""`operators.slo._windows` and `operators.slo._snapshot`."""
+"""`operators._slo._windows` and `operators._slo._snapshot`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reactivex import operators as ops
 
-from operators import SloSnapshot, SloWindows, TokenTimes, nearest_rank, slo
-from operators.slo._sketch import ACCURACY, LatencySketch
-from operators.slo._tally import Key, Tally
+from operators import SloSnapshot, SloWindows, TokenTimes, slo
+from operators.authoring import nearest_rank
+from operators._slo._sketch import ACCURACY, LatencySketch
+from operators._slo._tally import Key, Tally
 from tests.operators._help import pushed, terminal, virtual
 
 

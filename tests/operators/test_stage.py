@@ -8,21 +8,10 @@ from typing import Any
 
 import pytest
 
-from operators import (
-    AnyOperator,
-    Completed,
-    Hooks,
-    SetupFailed,
-    Stage,
-    apply,
-    bypass,
-    emit,
-    fuse,
-    last,
-    operator,
-    stateless,
-    visit_if,
-)
+from operators import SetupFailed, apply, fuse, stateless
+from operators._core.stage import when
+from operators.assembly import Callbacks
+from operators.authoring import AnyOperator, Completed, Stage, complete_with, detach, emit, operator
 from tests.operators._help import (
     Life,
     Seen,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reactivex.subject import Subject
 
-from operators import Stage, TextTail, hold_back, operator
+from operators.authoring import Stage, TextTail, hold_back, operator
 from rx_backend import FinishReason, LLMEngineOutput
 from tests.operators._help import Life, fused, watch
 from tests.operators.test_stop_on_text import chunks_of, ids_of, text_of

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators import LatencyFigures, TokenTimes, latency_figures, nearest_rank
+from operators import LatencyFigures, TokenTimes
+from operators.authoring import latency_figures, nearest_rank
 
 SAMPLES_MS = st.lists(st.floats(0, 1e6), min_size=1, max_size=300)
 

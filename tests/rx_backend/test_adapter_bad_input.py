@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from operators import Operator, until_terminal
+from operators import until_terminal
+from operators.authoring import Operator
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.errors import InvalidArgument

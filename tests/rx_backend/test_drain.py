@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry import trace
 
-from operators import AnyOperator, Drains, OperatorList, drain_until_first_token
+from operators import Drains, Pipeline, drain_until_first_token
+from operators.authoring import AnyOperator
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine

@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from operators import AnyOperator, HedgeOutcome, NotResumable, ResumePoint
+from operators import HedgeOutcome, NotResumable, ResumePoint
+from operators.authoring import AnyOperator
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from operators import Drains, OperatorList, drain_until_first_token
+from operators import Drains, Pipeline, drain_until_first_token
 from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError, Disconnected, InvalidArgument, Unknown
 from rx_backend.pipeline import RequestScope, standard_pipeline

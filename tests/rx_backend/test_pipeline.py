@@ -11,16 +11,8 @@ from opentelemetry.trace import StatusCode
 from reactivex import Observable
 from reactivex import operators as ops
 
-from operators import (
-    AnyOperator,
-    Operator,
-    Stage,
-    annotate_errors,
-    emit,
-    operator,
-    until_terminal,
-    validate_contract,
-)
+from operators import annotate_errors, until_terminal, validate_contract
+from operators.authoring import AnyOperator, Operator, Stage, emit, operator
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode

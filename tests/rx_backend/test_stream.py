@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, cast
 import pytest
 from reactivex import operators as ops
 
-from operators import AnyOperator
+from operators.authoring import AnyOperator
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.testing import run_virtual

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from operators import AsyncObservableSource
+from operators.authoring import AsyncObservableSource
 from tests.rx_backend._engines import (
     Item,
     ScriptedEngine,

@@ -12,17 +12,17 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanContext, StatusCode
 
 from operators import (
-    AnyOperator,
     Drains,
     FirstTokenTimeout,
     IdleTimeout,
-    OperatorList,
+    Pipeline,
     abort_gate,
     deadlines,
     drain_until_first_token,
     enforce_cancellation,
     heartbeat,
 )
+from operators.authoring import AnyOperator
 from rx_backend.context import RequestContext
 from rx_backend.errors import ResponseTimeout
 from rx_backend.pipeline import Pipeline, RequestScope, standard_pipeline

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from opentelemetry.trace import StatusCode
 
-from operators import AnyOperator, Operator, limit_tokens, stop_on, usage
+from operators import limit_tokens, stop_on, usage
+from operators.authoring import AnyOperator, Operator
 from rx_backend import protocols
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode

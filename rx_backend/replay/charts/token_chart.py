@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
-from operators import TokenTimes, latency_figures
+from operators import TokenTimes
+from operators.authoring import latency_figures
 from rx_backend.pictures.palette import STRONG, Colors
 from rx_backend.replay.charts.chart import Chart, plain_logarithm, text_table, title_panel
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from operators import Drains, OperatorList, drain_until_first_token
+from operators import Drains, Pipeline, drain_until_first_token
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.dynamo import Handler, serving

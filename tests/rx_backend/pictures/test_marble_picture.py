@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from reactivex import operators as ops
 
-from operators import AnyOperator, annotate_errors, deferred_abort, limit_tokens, until_terminal
+from operators import annotate_errors, deferred_abort, limit_tokens, until_terminal
+from operators.authoring import AnyOperator
 from rx_backend import Annotated, LLMEngineOutput
 from rx_backend.pictures import MarblePicture, MarbleRow, MarbleRun
 from rx_backend.testing import MarbleEvent

@@ -8,7 +8,6 @@ import pytest
 from reactivex import operators as ops
 
 from operators import (
-    AnyOperator,
     NotAnOperator,
     coalesce,
     deferred_abort,
@@ -17,6 +16,7 @@ from operators import (
     tap,
     until_terminal,
 )
+from operators.authoring import AnyOperator
 from rx_backend import LLMEngineOutput
 from rx_backend.pictures import MarblePicture, MarbleRun
 from rx_backend.testing import MarbleError

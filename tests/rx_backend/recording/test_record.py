@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from operators import AnyOperator, Stage, fuse, operator, sliding_itl
+from operators import fuse, sliding_itl
+from operators.authoring import AnyOperator, Stage, operator
 from rx_backend.context import RequestContext
 from rx_backend.errors import Disconnected, InvalidArgument
 from rx_backend.pipeline import RequestScope, standard_pipeline

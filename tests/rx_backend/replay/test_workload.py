@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from operators import nearest_rank
+from operators.authoring import nearest_rank
 from rx_backend.errors import InvalidArgument
 from rx_backend.replay import Request, at_speed, read_trace, synthetic
 

@@ -9,9 +9,9 @@ from operators._core.arguments import AtLeast
 from operators._core.operator import callbacks
 from operators._core.stage import Callbacks
 from operators._raw_chunk import has_content, tokens_in
-from operators.slo._request import SloRequest
-from operators.slo._tally import Key, check_key
-from operators.slo._windows import SloWindows
+from operators._slo._request import SloRequest
+from operators._slo._tally import Key, check_key
+from operators._slo._windows import SloWindows
 from operators.token_times import TokenTimes
 
 __all__ = ("slo",)

@@ -88,6 +88,32 @@ def stop_on(
     return _looking(search, OpenAnswers(answers_of(answers, scope)))
 
 
+def _looking(search: _Search, answers: OpenAnswers) -> Stage[Any, Any]:
+    looks: dict[int, _Answer] = {}
+    out: Any = emit()
+    while True:
+        try:
+            chunk = yield out
+        except Completed:
+            return emit(*_held_back(looks.values()))
+        except Exception as error:
+            return fail_after(error, *_held_back(looks.values()))
+        index = answer_of(chunk)
+        if answers.has_ended(index):
+            out = emit()
+            continue
+        answer = looks.get(index)
+        if answer is None:
+            answer = looks[index] = _Answer()
+        end = search.end_in(chunk, answer)
+        if end is None and chunk.finish_reason is None:
+            out = search.let_out(chunk, answer)
+            continue
+        if answers.end(index, cut=end is not None):
+            return emit(*_held_back(looks.values()), end or chunk)
+        out = emit(*_held_back([looks.pop(index)]), end or chunk)
+
+
 class _Search:
     """What to stop on, and how: the same for all answers of a stream."""
 

@@ -14,9 +14,9 @@ from reactivex import operators as ops
 
 from operators._chunk import Clock
 from operators._core.loop_scheduler import LoopScheduler
-from operators.slo._sketch import need_sketches
-from operators.slo._snapshot import SloSnapshot
-from operators.slo._tally import OTHER, Ended, Key, Outcome, Tally, check_key
+from operators._slo._sketch import need_sketches
+from operators._slo._snapshot import SloSnapshot
+from operators._slo._tally import OTHER, Ended, Key, Outcome, Tally, check_key
 
 __all__ = ("SloWindows",)
 

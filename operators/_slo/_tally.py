@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Final, NamedTuple, TypeAlias, cast
 
-from operators.slo._sketch import LatencySketch
+from operators._slo._sketch import LatencySketch
 
 __all__ = ("OTHER", "Ended", "Key", "Outcome", "Tally", "check_key")
 

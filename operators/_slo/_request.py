@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from operator import sub
 
-from operators.slo._tally import Ended, Key, Outcome
+from operators._slo._tally import Ended, Key, Outcome
 from operators.token_times import TokenTimes, nearest_rank
 
 __all__ = ("SloRequest",)

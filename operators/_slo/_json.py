@@ -7,8 +7,8 @@ from typing import Annotated
 
 import msgspec
 
-from operators.slo._sketch import ACCURACY, LatencySketch
-from operators.slo._tally import Key, Tally
+from operators._slo._sketch import ACCURACY, LatencySketch
+from operators._slo._tally import Key, Tally
 
 __all__ = ("decode", "encode")
 

@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from collections.abc import AsyncIterator, Callable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
 from reactivex import Observable
 
-from operators._core.checked import checked
 from operators._core.fusion import FusedRun
+from operators._core.mailbox import Mailbox
 from operators._core.operator import pulling
-from operators._core.stage import last
+from operators._core.pump import Pump
+from operators._core.scope import StreamScope
 from operators._raw_chunk import has_content, is_terminal
 from operators.drains import Drain, Drains
 
 __all__ = ("drain_until_first_token",)
 
 A = TypeVar("A")
-B = TypeVar("B")
-P = ParamSpec("P")
 
 
-def _check(abort: object, *, drains: object, notified: object = None, label: object = None) -> None:
-    if not callable(abort):
-        raise TypeError(f"drain_until_first_token: abort: expected a function, got {abort!r}")
+def _check(abort: object = None, *, drains: object, **_: object) -> None:
     if not isinstance(drains, Drains):
         raise TypeError(f"drain_until_first_token: drains: expected a Drains, got {drains!r}")
 
 
-@checked(_check)
-@pulling
+@pulling(check=_check)
 def drain_until_first_token(
-    source: FusedRun[Any],
-    abort: Callable[[], object],
+    source: FusedRun[A],
+    abort: Callable[[], object] | None = None,
     *,
     drains: Drains,
     notified: Observable[Any] | None = None,
-    label: str = "without a label",
-) -> AsyncIterator[Any]:
+    label: str | None = None,
+    scope: StreamScope | None = None,
+) -> AsyncIterator[A]:
     """
     Let a stream that is dropped before its first token go on to it, then abort and close it.
 
@@ -120,29 +116,35 @@ def drain_until_first_token(
     abort
     closed
     """
-    return _UntilFirstToken(source, abort, drains, notified, label)
+    if scope is not None:
+        if scope.first_token is None:
+            # Nobody waits for a transfer.
+            return source
+        abort = abort or scope.stop
+        notified = notified or scope.first_token
+        label = label or scope.id
+    if abort is None:
+        raise TypeError("drain_until_first_token: abort: expected a function, or a scope")
+    return _UntilFirstToken(source, abort, drains, notified, label or "without a label")
 
 
 class _UntilFirstToken(AsyncIterator[Any]):
     """
     One stream: pulled by a task of its own up to its first token, and directly from there on.
 
-    It is no generator, because one that was never pulled would not hear of the drop.
+    It is no generator, because one that was never pulled would not learn of the drop.
     """
 
     __slots__ = (
         "_abort",
-        "_arrival",
-        "_demand",
         "_drain",
         "_drains",
-        "_failure",
+        "_inbox",
         "_is_settled",
         "_label",
-        "_loop",
         "_notified",
-        "_run",
-        "_task",
+        "_pump",
+        "_source",
     )
 
     def __init__(
@@ -153,99 +155,57 @@ class _UntilFirstToken(AsyncIterator[Any]):
         notified: Observable[Any] | None,
         label: str,
     ) -> None:
-        # The engine is pulled in a task here and in another there, but in one context.
-        self._run = source
+        source.is_adopted = True
+        self._source = source
         self._abort = abort
         self._drains = drains
         self._notified = notified
         self._label = label
-        self._loop = asyncio.get_running_loop()
-        self._task: asyncio.Task[None] | None = None
-        self._arrival: asyncio.Future[Any] | None = None
-        self._demand: asyncio.Future[None] | None = None
-        self._failure: BaseException | None = None
+        self._inbox: Mailbox[Any] = Mailbox()
+        self._pump = Pump(source, self._take, self._end, source.own_context)
         self._drain: Drain | None = None
-        # The first token has come, or the end.
+        # Whether the first token has come, or the end.
         self._is_settled = False
 
     async def __anext__(self) -> Any:
-        run = self._run
-        item = _NOTHING if self._is_settled else await self._await_task()
-        if item is _NOTHING:
-            item = await anext(run)
-        return last(item) if run.ended else item
+        if self._is_settled and not self._inbox and not self._inbox.is_closed:
+            return await anext(self._source)
+        self._pump.demand()
+        return await self._inbox.get()
 
-    async def _await_task(self) -> Any:
-        """Have the task pull once; gives what came, or nothing at the end."""
-        self._arrival = self._loop.create_future()
-        if self._demand is None:
-            self._task = self._loop.create_task(self._pull())
-        else:
-            self._demand.set_result(None)
-        # All that a drop can cancel here is this future.
-        item = await self._arrival
-        if self._is_settled:
-            self._task = self._arrival = self._demand = None
-        failure, self._failure = self._failure, None
-        if failure is None:
-            return item
-        try:
-            raise failure
-        finally:
-            # This frame is in its traceback: holding it here would be a cycle.
-            del failure
+    def _take(self, item: Any) -> Awaitable[None] | None:
+        """Take an item in the task: for the consumer, or after the drop for nobody."""
+        if self._drain is not None:
+            self._drain.look_at(item)
+            self._pump.demand()
+            # An engine that never waits must not keep all others from their turn.
+            return asyncio.sleep(0)
+        if has_content(item) or is_terminal(item):
+            self._is_settled = True
+            if not self._source.ended:
+                self._pump.stop()
+        self._inbox.put(item)
+        return None
 
-    async def _pull(self) -> None:
-        """Hand over one item for each demand up to the first token; go on by itself after a drop."""
-        try:
-            async for item in self._run:
-                if self._drain is not None:
-                    self._drain.look_at(item)
-                    # An engine that never waits must not keep all others from their turn.
-                    await asyncio.sleep(0)
-                    continue
-                is_last = self._run.ended or is_terminal(item)
-                self._is_settled = is_last or has_content(item)
-                self._hand_over(item)
-                if self._is_settled:
-                    return
-                self._demand = self._loop.create_future()
-                await self._demand
-        except BaseException as error:
-            self._failure = error
+    def _end(self, failure: BaseException | None) -> None:
         self._is_settled = True
-        if self._drain is None:
-            self._hand_over(_NOTHING)
-            return
-        self._drain.end(self._failure)
-        await self._run.aclose()
-
-    def _hand_over(self, item: Any) -> None:
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(item)
+        self._inbox.end(failure)
+        if self._drain is not None:
+            self._drain.end(failure)
 
     async def aclose(self) -> None:
-        """The stream has ended, or was dropped; then let it go on if that is of use."""
+        """End the stream: a dropped one goes on where that is of use."""
         if self._drain is not None:
             return
-        is_running = self._loop.is_running()
+        is_running = self._source.event_loop.is_running()
         if not self._is_settled and is_running and self._drains.has_room(self._label):
-            self._let_go_on()
+            self._drain = Drain(
+                self._drains, self._source, self._abort, self._notified, self._label
+            )
+            self._pump.demand()
+            if self._pump.task is not None:
+                self._drains.own(self._pump.task, self._drain, self)
             return
-        task = self._task if is_running else None
-        if task is not None:
-            task.cancel()
-        await self._run.aclose()
-        if task is not None:
-            await asyncio.wait([task])
-
-    def _let_go_on(self) -> None:
-        self._drain = Drain(self._drains, self._run, self._abort, self._notified, self._label)
-        if self._task is None:
-            self._task = self._loop.create_task(self._pull())
-        elif self._demand is not None and not self._demand.done():
-            self._demand.set_result(None)
-        self._drains.own(self._task, self._drain)
-
-
-_NOTHING = object()
+        if not self._is_settled:
+            self._pump.close()
+        await self._source.aclose()

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from operators.slo._json import decode, encode
-from operators.slo._sketch import LatencySketch
-from operators.slo._tally import OTHER, Key, Tally
+from operators._slo._json import decode, encode
+from operators._slo._sketch import LatencySketch
+from operators._slo._tally import OTHER, Key, Tally
 
 __all__ = ("LatencyQuantiles", "SloFigures", "SloSnapshot")
 

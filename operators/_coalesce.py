@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar
 
-from operators._core.checked import checked
+from operators._core.arguments import AtLeast
 from operators._core.fusion import FusedRun
-from operators._core.operator import operator
-from operators._core.stage import last
+from operators._core.operator import pulling
+from operators._core.stage import StageResult, emit
 from operators._pull_ahead import Merge, PullAhead
-from operators.merge_chunks import merge_chunks, tokens_in
+from operators._raw_chunk import has_content
+from operators._merge_chunks import merge_chunks
 
 __all__ = ("BufferOverflow", "CoalesceCounts", "coalesce")
+
+A = TypeVar("A")
 
 
 class BufferOverflow(Exception):
@@ -49,44 +52,23 @@ class CoalesceCounts:
         ahead.times_full = 0
 
 
-def _check(
-    *,
-    max_chunks: int = 1,
-    max_tokens: int | None = None,
-    overflow: str = "wait",
-    error: object = BufferOverflow,
-    merge: object = merge_chunks,
-    counts: object = None,
-    ahead_of_first: object = True,
-) -> None:
-    for name, bound in (("max_chunks", max_chunks), ("max_tokens", max_tokens)):
-        given = cast("object", bound)
-        if (given is not None or name == "max_chunks") and (type(given) is not int or given < 1):
-            raise ValueError(f"coalesce: {name}: expected at least 1, got {given!r}")
-    if overflow not in {"wait", "fail"}:
-        raise ValueError(f"coalesce: overflow: expected 'wait' or 'fail', got {overflow!r}")
-    for name, function in (("error", error), ("merge", merge)):
-        if not callable(function):
-            raise TypeError(f"coalesce: {name}: expected a function, got {function!r}")
+def _check(*, counts: object = None, **_: object) -> None:
     if counts is not None and not isinstance(counts, CoalesceCounts):
         raise TypeError(f"coalesce: counts: expected CoalesceCounts or None, got {counts!r}")
-    if not isinstance(ahead_of_first, bool):
-        raise TypeError(f"coalesce: ahead_of_first: expected a bool, got {ahead_of_first!r}")
 
 
-@checked(_check)
-@operator
+@pulling(check=_check)
 async def coalesce(
-    source: FusedRun[Any],
+    source: FusedRun[A],
     *,
-    max_chunks: int = 256,
-    max_tokens: int | None = None,
+    max_chunks: Annotated[int, AtLeast(1)] = 256,
+    max_tokens: Annotated[int, AtLeast(1)] | None = None,
     overflow: Literal["wait", "fail"] = "wait",
     error: Callable[[str], Exception] = BufferOverflow,
     merge: Merge = merge_chunks,
     counts: CoalesceCounts | None = None,
     ahead_of_first: bool = True,
-) -> AsyncGenerator[Any]:
+) -> AsyncGenerator[A | StageResult]:
     """
     Merge the chunks that wait while the consumer lags; a consumer that keeps up gets them as they
     are.
@@ -156,37 +138,33 @@ async def coalesce(
     [4, 5, 6]
     """
     ahead = PullAhead(source, max_chunks, max_tokens, error if overflow == "fail" else None)
-    source = ahead.source
     has_begun = False
     try:
         while True:
-            if not ahead.is_ahead:
-                try:
-                    item = await anext(source)
-                except StopAsyncIteration:
-                    return
-                taken, is_last = 1, source.ended
-            elif await ahead.arrived():
-                item, taken = ahead.take(merge if has_begun else _alone)
-                is_last = ahead.has_ended
+            if await ahead.has_more():
+                items, taken = ahead.take(merge if has_begun else _alone)
                 if counts is not None:
                     counts.note(ahead)
-            elif ahead.is_through:
+            elif ahead.has_ended:
                 return
             else:
-                continue
+                # The consumer keeps up: it pulls by itself.
+                try:
+                    items, taken = [await anext(source)], 1
+                except StopAsyncIteration:
+                    return
             may_leave = has_begun or ahead_of_first
-            has_begun = has_begun or tokens_in(item) > 0
+            has_begun = has_begun or any(map(has_content, items))
             if counts is not None:
                 counts.chunks_in += taken
-                counts.chunks_out += 1
+                counts.chunks_out += len(items)
             if may_leave:
                 ahead.leave()
-            yield item
+            yield items[0] if taken == 1 else emit(*items)
             ahead.is_away = False
     finally:
-        await ahead.aclose()
+        ahead.close()
 
 
-def _alone(items: Sequence[Any]) -> tuple[Any, int]:
-    return items[0], 1
+def _alone(items: Iterable[Any]) -> tuple[list[Any], int]:
+    return [next(iter(items))], 1
