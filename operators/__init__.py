@@ -27,8 +27,6 @@ from operators._core.stage import (
     last,
     visit_if,
 )
-from operators._progress import Lost, NotResumable, ResumePoint
-from operators._race import HedgeOutcome
 from operators.annotate_errors import annotate_errors
 from operators.coalesce import BufferOverflow, CoalesceCounts, coalesce
 from operators.deadlines import (
@@ -44,7 +42,6 @@ from operators.drains import Drains
 from operators.enforce_cancellation import enforce_cancellation
 from operators.first_token import first_token
 from operators.heartbeat import heartbeat
-from operators.hedge import hedge
 from operators.itl_window import itl_window, sliding_itl
 from operators.limit_tokens import limit_tokens
 from operators.map_async import filter_async, map_async
@@ -53,7 +50,6 @@ from operators.on_outcome import Outcome, on_outcome
 from operators.operator_list import NoSuchOperator, OperatorList
 from operators.peek_first import PeekableRun, peek_first
 from operators.record_span import record_span
-from operators.resume_on import resume_on
 from operators.slo import LatencyQuantiles, SloFigures, SloSnapshot, SloWindows, slo
 from operators.stop_on import StopTokens, stop_on
 from operators.tap import TapCounts, tap, tap_async
@@ -82,23 +78,19 @@ __all__ = (
     "Enter",
     "FirstTokenTimeout",
     "FusedRun",
-    "HedgeOutcome",
     "Hooks",
     "IdleTimeout",
     "LatencyFigures",
     "LatencyQuantiles",
     "LinkedChunk",
     "LoopScheduler",
-    "Lost",
     "NoSuchOperator",
     "NotAnOperator",
-    "NotResumable",
     "ObservableSource",
     "Operator",
     "OperatorList",
     "Outcome",
     "PeekableRun",
-    "ResumePoint",
     "SetupFailed",
     "SloFigures",
     "SloSnapshot",
@@ -126,7 +118,6 @@ __all__ = (
     "first_token",
     "fuse",
     "heartbeat",
-    "hedge",
     "itl_window",
     "last",
     "latency_figures",
@@ -138,7 +129,6 @@ __all__ = (
     "operator",
     "peek_first",
     "record_span",
-    "resume_on",
     "sliding_itl",
     "slo",
     "source_of",

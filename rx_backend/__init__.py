@@ -16,6 +16,8 @@ from rx_backend.errors import (
     StreamIncomplete,
     Unknown,
 )
+from rx_backend.failover import FailoverEngine
+from rx_backend.hedging import HedgedEngine
 from rx_backend.pipeline import Pipeline, RequestScope, standard_pipeline
 from rx_backend.probe import JsonProbeAdapter
 from rx_backend.protocols import (
@@ -25,6 +27,7 @@ from rx_backend.protocols import (
     PreprocessedRequest,
     TraceLink,
 )
+from rx_backend.retry_budget import RetryBudget
 from rx_backend.stream import ResponseStream
 
 __all__ = (
@@ -38,7 +41,9 @@ __all__ = (
     "EngineAdapter",
     "EngineConfig",
     "EngineShutdown",
+    "FailoverEngine",
     "FinishReason",
+    "HedgedEngine",
     "InvalidArgument",
     "JsonProbeAdapter",
     "LLMEngine",
@@ -50,6 +55,7 @@ __all__ = (
     "RequestScope",
     "ResponseStream",
     "ResponseTimeout",
+    "RetryBudget",
     "StreamIncomplete",
     "TraceLink",
     "Unknown",

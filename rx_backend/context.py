@@ -6,6 +6,7 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from types import FunctionType, MappingProxyType, MethodType
 from typing import Any
@@ -14,12 +15,26 @@ from reactivex import Observable, abc
 
 from rx_backend.logger import describe, get_logger
 
-__all__ = ("Level", "RequestContext")
+__all__ = ("Level", "RequestContext", "WastedTokens")
 
 _STOPPED, _KILLED, _FIRST_TOKEN = 1, 2, 4
 
 # One lock for all contexts: it is held for a few instructions, and a lock per request costs memory.
 _LOCK = threading.Lock()
+
+
+@dataclass(slots=True)
+class WastedTokens:
+    """
+    Tokens of one request that a further engine cost, and that its answer did not need.
+
+    Attributes:
+        input: Read by an engine that lost, or read again after an engine was lost.
+        output: Made by an engine that lost.
+    """
+
+    input: int = 0
+    output: int = 0
 
 
 class RequestContext:
@@ -38,6 +53,8 @@ class RequestContext:
     Attributes:
         queued_s: How long the request waited for its turn at the engine, in seconds; for an engine
             that knows to set, before its stream ends. It goes to the span and to the metrics.
+        wasted: What further engines cost, for an engine that asks some to add to; shared by all
+            children, and None as long as there are none. It goes to the metrics.
 
     >>> context = RequestContext("r1")
     >>> context.stop_generating()
@@ -55,12 +72,14 @@ class RequestContext:
         "metadata",
         "queued_s",
         "trace_headers",
+        "wasted",
     )
 
     id: str
     metadata: Mapping[str, str]
     trace_headers: Mapping[str, str]
     queued_s: float | None
+    wasted: WastedTokens | None
 
     def __init__(
         self,
@@ -73,6 +92,7 @@ class RequestContext:
         self.metadata = MappingProxyType(dict(metadata)) if metadata else _EMPTY
         self.trace_headers = MappingProxyType(dict(trace_headers)) if trace_headers else _EMPTY
         self.queued_s = None
+        self.wasted = None
         self._levels = 0
         self._decode = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -91,6 +111,11 @@ class RequestContext:
     def is_killed(self) -> bool:
         """Whether the request was asked to stop at once."""
         return self._levels & _KILLED != 0
+
+    @property
+    def defers_abort(self) -> bool:
+        """Whether an abort waits for the first token, as on a decode worker (row A4)."""
+        return self._decode
 
     def stop_generating(self) -> None:
         """Ask the engine to end the request gracefully."""
@@ -129,6 +154,9 @@ class RequestContext:
             self.id if id is None else id, self.metadata, trace_headers=self.trace_headers
         )
         child.bind(self._loop, decode=self._decode)
+        if self.wasted is None:
+            self.wasted = WastedTokens()
+        child.wasted = self.wasted
         # First the stronger one: who hears of the stop of a kill can see that it is one.
         self._listen(_KILLED, child.kill, anywhere=True)
         self._listen(_STOPPED, child.stop_generating, anywhere=True)
