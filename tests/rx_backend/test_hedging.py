@@ -29,7 +29,7 @@ from rx_backend.protocols import (
     usage,
 )
 from rx_backend.retry_budget import RetryBudget
-from rx_backend.testing import run_virtual
+from rx_backend.testing import check_engine, run_virtual
 from tests.meters import Meters
 from tests.rx_backend._engines import (
     Item,
@@ -789,6 +789,17 @@ def test_any_history(  # noqa: PLR0917
     for one in engines:
         assert one.opened == one.closed
         check_aborts(one, None if stop_at is None else stop_at + 0.4, mode)
+
+
+@pytest.mark.parametrize("combined", COMBINED.values(), ids=COMBINED)
+@virtual
+async def test_the_engines_keep_the_contract(combined: Callable[[Any], LLMEngine]) -> None:
+    """What is made of engines that keep it keeps it too."""
+
+    def make() -> LLMEngine:
+        return combined([SampleEngine(token_interval_ms=10) for _ in range(3)])
+
+    await check_engine(make)
 
 
 @virtual
