@@ -799,7 +799,7 @@ async def test_the_engines_keep_the_contract(combined: Callable[[Any], LLMEngine
     def make() -> LLMEngine:
         return combined([SampleEngine(token_interval_ms=10) for _ in range(3)])
 
-    await check_engine(make)
+    (await check_engine(make)).raise_if_failed()
 
 
 @virtual
