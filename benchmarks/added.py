@@ -49,10 +49,6 @@ async def handed_through(source: FusedRun[Any]) -> AsyncIterator[Any]:
         yield item
 
 
-def _never(*_: object) -> Any:
-    raise AssertionError("the engine neither fails nor waits")
-
-
 _WINDOWS = our.SloWindows()
 _DRAINS = our.Drains()
 
@@ -76,8 +72,6 @@ MAKES: dict[str, Make] = {
     "drain_until_first_token": lambda scope: our.drain_until_first_token(
         scope.context.stop_generating, drains=_DRAINS
     ),
-    "resume_on": lambda scope: our.resume_on((ConnectionError,), _never),
-    "hedge": lambda scope: our.hedge(60.0, _never),
     "heartbeat": lambda scope: our.heartbeat(15.0, None),
 }
 

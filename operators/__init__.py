@@ -6,13 +6,11 @@ Every operator works alone in ``source.pipe(...)``; a list of them becomes one p
 needed to write one is in :mod:`operators.authoring`.
 """
 
+from operators._annotate_errors import annotate_errors
+from operators._coalesce import BufferOverflow, CoalesceCounts, coalesce
 from operators._core.assemble import fuse
 from operators._core.loop_scheduler import LoopScheduler
 from operators._core.operator import NotAnOperator
-from operators._outcome import Outcome
-from operators._pipeline import NoSuchOperator, Pipeline
-from operators._annotate_errors import annotate_errors
-from operators._coalesce import BufferOverflow, CoalesceCounts, coalesce
 from operators._deadlines import (
     DeadlineExpired,
     FirstTokenTimeout,
@@ -22,7 +20,6 @@ from operators._deadlines import (
 )
 from operators._deferred_abort import AbortStep, abort_gate, deferred_abort
 from operators._drain_until_first_token import drain_until_first_token
-from operators.drains import Drains
 from operators._enforce_cancellation import enforce_cancellation
 from operators._first_token import first_token
 from operators._heartbeat import heartbeat
@@ -30,18 +27,21 @@ from operators._itl_window import itl_window, sliding_itl
 from operators._limit_tokens import limit_tokens
 from operators._map_async import filter_async, map_async
 from operators._on_outcome import on_outcome
+from operators._outcome import Outcome
 from operators._peek_first import peek_first
+from operators._pipeline import NoSuchOperator, Pipeline
 from operators._record_span import record_span
 from operators._slo import LatencyQuantiles, SloFigures, SloSnapshot, SloWindows, slo
 from operators._stop_on import stop_on
 from operators._stop_on_text import stop_on_text
 from operators._tap import TapCounts, tap, tap_async
-from operators.token_times import LatencyFigures, TokenTimes
 from operators._trace_link import trace_link
 from operators._until_terminal import until_terminal
 from operators._usage import usage
 from operators._validate_chunks import validate_chunks
 from operators._validate_contract import ContractViolation, validate_contract
+from operators.drains import Drains
+from operators.token_times import LatencyFigures, TokenTimes
 
 __all__ = (
     "AbortStep",

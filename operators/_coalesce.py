@@ -10,9 +10,9 @@ from operators._core.arguments import AtLeast
 from operators._core.fusion import FusedRun
 from operators._core.operator import pulling
 from operators._core.stage import StageResult, emit
+from operators._merge_chunks import merge_chunks
 from operators._pull_ahead import Merge, PullAhead
 from operators._raw_chunk import has_content
-from operators._merge_chunks import merge_chunks
 
 __all__ = ("BufferOverflow", "CoalesceCounts", "coalesce")
 

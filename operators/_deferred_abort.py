@@ -211,7 +211,7 @@ class _Gate:
             self._opened.on_next(True)
         return chunk
 
-    def interrupt(self, interrupted: bool) -> None:  # noqa: FBT001 - a callback of a stage
+    def interrupt(self, interrupted: bool) -> None:
         """
         Hold the abort back while a cancellation is on its way through the engine.
 

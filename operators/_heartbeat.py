@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from operators._core.arguments import Seconds
 from operators._core.fusion import FusedRun

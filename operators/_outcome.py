@@ -105,9 +105,7 @@ class HandedOut:
             reason = field_of(chunk, "finish_reason")
             if reason is not None:
                 index = field_of(chunk, "index")
-                self.reasons.setdefault(
-                    index if isinstance(index, int) else 0, self._parse(reason)
-                )
+                self.reasons.setdefault(index if isinstance(index, int) else 0, self._parse(reason))
         return item
 
 
@@ -177,9 +175,7 @@ class OutcomeTracker:
             return Outcome(None, failure, self._is_cancelled(), times, handed_out=tokens)
         reasons = times.finish_reasons if handed is None or not handed.reasons else handed.reasons
         in_order = tuple(reasons[index] for index in sorted(reasons))
-        return Outcome(
-            worst_reason(in_order), None, self._is_cancelled(), times, in_order, tokens
-        )
+        return Outcome(worst_reason(in_order), None, self._is_cancelled(), times, in_order, tokens)
 
 
 _log = logging.getLogger(__name__)

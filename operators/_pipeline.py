@@ -111,9 +111,7 @@ class Pipeline:
         items = [each for each in operators if takes(each) != "chunks"]
         if self.annotate is None:
             return Pipeline([*self.chunks, *operators])
-        return Pipeline(
-            [*self.chunks, *chunks], [*self.items, *items], annotate=self.annotate
-        )
+        return Pipeline([*self.chunks, *chunks], [*self.items, *items], annotate=self.annotate)
 
     def draw(self) -> str:
         """

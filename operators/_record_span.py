@@ -12,8 +12,8 @@ from operators import span_names as names
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
 from operators._core.stage import Callbacks
-from operators._outcome import Outcome, error_type_of
 from operators._on_outcome import never, watching
+from operators._outcome import Outcome, error_type_of
 from operators.span_events import add_first_token
 from operators.token_times import TokenTimes
 

@@ -1,18 +1,18 @@
 """What an adapter is built from: plans and runs, outcomes, and the forms that cost least."""
 
+from operators._chunk import HAS_CONTENT, IS_TERMINAL
 from operators._core.aio_subscription import SubscribesAsync
 from operators._core.assemble import Plan, plan_of
 from operators._core.drawing import drawn
-from operators._core.failures import redacted_exc_info
+from operators._core.failures import drop_top_frame, redacted_exc_info
 from operators._core.naming import name_of
 from operators._core.operator import callbacks, pulling
 from operators._core.pushing import push_in_task
 from operators._core.sources import source_of
 from operators._core.stage import Callbacks
 from operators._core.tasks import defer_to_loop, start_task
-from operators._outcome import HandedOut, OutcomeTracker, error_type_of
 from operators._itl_window import noting
-from operators._chunk import HAS_CONTENT, IS_TERMINAL
+from operators._outcome import HandedOut, OutcomeTracker, error_type_of
 from operators._raw_chunk import is_terminal, tokens_in
 
 __all__ = (
@@ -26,6 +26,7 @@ __all__ = (
     "callbacks",
     "defer_to_loop",
     "drawn",
+    "drop_top_frame",
     "error_type_of",
     "is_terminal",
     "name_of",

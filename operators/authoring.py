@@ -5,8 +5,8 @@ from operators._core.arguments import AtLeast, Seconds
 from operators._core.assemble import AnyOperator
 from operators._core.fusion import FusedRun
 from operators._core.operator import SCOPE, Operator, Takes, operator
-from operators._core.sources import AsyncObservableSource, ObservableSource
 from operators._core.scope import StreamScope
+from operators._core.sources import AsyncObservableSource, ObservableSource
 from operators._core.stage import (
     Completed,
     Stage,
@@ -16,11 +16,11 @@ from operators._core.stage import (
     emit,
     fail_after,
 )
+from operators._merge_chunks import merge_chunks
 from operators._own_copy import own_copy
 from operators._pull_ahead import Merge
-from operators._text_tail import TextTail, hold_back
-from operators._merge_chunks import merge_chunks
 from operators._stop_on import StopTokens
+from operators._text_tail import TextTail, hold_back
 from operators.token_times import latency_figures, nearest_rank
 
 __all__ = (

@@ -1,5 +1,6 @@
 """What worker code imports: the adapter, the engine contract, and the types between them."""
 
+from operators import Pipeline
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import LatchedSignal, RequestContext
 from rx_backend.disagg import DisaggregationMode
@@ -16,9 +17,9 @@ from rx_backend.errors import (
     StreamIncomplete,
     Unknown,
 )
-from operators import Pipeline
+from rx_backend.failover import FailoverEngine
+from rx_backend.hedging import HedgedEngine
 from rx_backend.pipeline import standard_pipeline
-from rx_backend.scope import RequestScope
 from rx_backend.probe import JsonProbeAdapter
 from rx_backend.protocols import (
     Annotated,
@@ -27,6 +28,8 @@ from rx_backend.protocols import (
     PreprocessedRequest,
     TraceLink,
 )
+from rx_backend.retry_budget import RetryBudget
+from rx_backend.scope import RequestScope
 from rx_backend.stream import ResponseStream
 
 __all__ = (
@@ -40,7 +43,9 @@ __all__ = (
     "EngineAdapter",
     "EngineConfig",
     "EngineShutdown",
+    "FailoverEngine",
     "FinishReason",
+    "HedgedEngine",
     "InvalidArgument",
     "JsonProbeAdapter",
     "LLMEngine",
@@ -52,6 +57,7 @@ __all__ = (
     "RequestScope",
     "ResponseStream",
     "ResponseTimeout",
+    "RetryBudget",
     "StreamIncomplete",
     "TraceLink",
     "Unknown",

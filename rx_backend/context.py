@@ -5,11 +5,26 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from rx_backend.latched_signal import LatchedSignal, Latches
 
-__all__ = ("LatchedSignal", "RequestContext")
+__all__ = ("LatchedSignal", "RequestContext", "WastedTokens")
+
+
+@dataclass(slots=True)
+class WastedTokens:
+    """
+    Tokens of one request that a further engine cost, and that its answer did not need.
+
+    Attributes:
+        input: Read by an engine that lost, or read again after an engine was lost.
+        output: Made by an engine that lost.
+    """
+
+    input: int = 0
+    output: int = 0
 
 
 class RequestContext:
@@ -32,6 +47,8 @@ class RequestContext:
             given, the ones in *metadata*.
         queued_s: How long the request waited for its turn at the engine, in seconds; for an engine
             that knows to set, before its stream ends. It goes to the span and to the metrics.
+        wasted: What further engines cost, for an engine that asks some to add to; shared by all
+            children, and None as long as there are none. It goes to the metrics.
 
     >>> context = RequestContext("r1")
     >>> context.stop_generating()
@@ -47,12 +64,14 @@ class RequestContext:
         "metadata",
         "queued_s",
         "trace_headers",
+        "wasted",
     )
 
     id: str
     metadata: Mapping[str, str]
     trace_headers: Mapping[str, str]
     queued_s: float | None
+    wasted: WastedTokens | None
 
     def __init__(
         self,
@@ -67,6 +86,7 @@ class RequestContext:
             _trace_headers(trace_headers, metadata) if trace_headers or metadata else _EMPTY
         )
         self.queued_s = None
+        self.wasted = None
         self._latches = Latches(self.id)
         self._decode = False
 
@@ -83,6 +103,11 @@ class RequestContext:
     def is_killed(self) -> bool:
         """Whether the request was asked to stop at once."""
         return self._latches.killed
+
+    @property
+    def defers_abort(self) -> bool:
+        """Whether an abort waits for the first token, as on a decode worker (row A4)."""
+        return self._decode
 
     def stop_generating(self) -> None:
         """Ask the engine to end the request gracefully."""
@@ -122,6 +147,9 @@ class RequestContext:
             self.id if id is None else id, self.metadata, trace_headers=self.trace_headers
         )
         child.bind(self._latches.loop, decode=self._decode)
+        if self.wasted is None:
+            self.wasted = WastedTokens()
+        child.wasted = self.wasted
         self._latches.listen("killed", child._follow, self, anywhere=True)
         self._latches.listen("stopped", child._follow, self, anywhere=True)
         return child

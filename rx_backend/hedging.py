@@ -1,100 +1,103 @@
-"""Ask a second engine too when the first one is slow to begin."""
+"""An engine that asks a second engine too when the first is slow to begin."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import AsyncGenerator, Callable
+from typing import Literal
 
-from operators import HedgeOutcome, hedge, stateless
-from operators.assembly import Callbacks
-from operators.authoring import AnyOperator, FusedRun
+from rx_backend.combined_engine import CombinedEngine, EngineCall
+from rx_backend.context import RequestContext
 from rx_backend.engine import LLMEngine
-from rx_backend.live_engines import LiveEngines, check_engine, check_functions
-from rx_backend.pipeline import RequestScope
+from rx_backend.hedge_race import HedgeOutcome, HedgeRace
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.resumption import has_hand_off
+from rx_backend.retry_budget import RetryBudget, check_number
 
-__all__ = ("hedge_engines",)
+__all__ = ("HedgeOutcome", "HedgedEngine")
 
 
-def hedge_engines(
-    scope: RequestScope,
-    after_s: float,
-    second_engine: LLMEngine | Callable[[], LLMEngine],
-    *,
-    on_outcome: Callable[[HedgeOutcome], None] | None = None,
-) -> AnyOperator:
+class HedgedEngine(CombinedEngine):
     """
-    Make the operator that asks a second engine too when the first is slow to begin.
+    Ask a second engine too when the first has no token after *after_s*; the faster one wins.
 
-    It stands first, and is made first::
+    A terminal answers too. The loser is aborted once and closed; in decode mode it is only closed,
+    as it had no token yet (row A5). Each engine is pulled in a task of its own, so that neither
+    waits for the other, nor the winner for the loser's clean-up; for a token that costs two turns of
+    the event loop. The second is pulled up to its first token, and beyond that only on demand
+    (row S4).
 
-        pipeline=lambda scope: [hedge_engines(scope, 0.5, spare), *standard_pipeline(scope)]
+    The engines have contexts of their own, that of the second is ``<id>/hedge``. A stop of the
+    request is for both while both are at work, and after it no second engine is asked. A health
+    check is not hedged, and neither is a request with a hand-off from another worker, which only
+    one engine can take.
 
-    The engine that gives a token first goes on; the other one is aborted once, and closed. In decode
-    mode the loser is closed without an abort, as it had no token yet (row A5). The second engine has
-    a context of its own, ``<id>/hedge``, which is stopped with the request's and when it loses. A
-    stop is for both while both are at work, and after it no second engine is asked.
-
-    A health check is not hedged, and neither is a request with a hand-off from another worker,
-    which only one engine can take.
+    Where one engine fails before the other has answered, or ends without a terminal, or with one
+    that says ``error``, the other one answers; when both do, the stream ends as the first one did.
+    A failure before *after_s* is not hedged.
 
     Args:
-        scope: The request.
-        after_s: How long the first engine has for its first token, in seconds, 0 or more.
-        second_engine: An engine that is started, or a function that chooses one.
-        on_outcome: Told which engine went on, where a second one was asked.
+        first: The engine that is asked first.
+        second: The other one.
+        after_s: How long the first engine has for its first token, in seconds, 0 or more. The
+            consumer's own time does not count.
+        on_outcome: Called with the outcome, where the second engine was asked.
+        budget: Bounds the hedged requests among all; by default a tenth of them, and 10 at once.
 
     Raises:
         ValueError, TypeError: An argument is something else.
 
-    Errors: see ``operators.hedge``.
-
-    >>> from rx_backend import EngineAdapter, PreprocessedRequest, standard_pipeline
+    >>> from rx_backend import EngineAdapter, PreprocessedRequest
     >>> from rx_backend.engines import SampleEngine
     >>> from rx_backend.testing import run_virtual
     >>> async def main():
-    ...     spare = SampleEngine(token_interval_ms=10)
-    ...     def pipeline(scope):
-    ...         hedged = hedge_engines(scope, 0.5, spare, on_outcome=print)
-    ...         return [hedged, *standard_pipeline(scope)]
-    ...     slow = EngineAdapter(SampleEngine(token_interval_ms=60_000), pipeline=pipeline)
-    ...     async for item in await slow.generate(PreprocessedRequest(token_ids=[1])):
+    ...     slow, fast = SampleEngine(token_interval_ms=60_000), SampleEngine(token_interval_ms=10)
+    ...     engine = HedgedEngine(slow, fast, after_s=0.5, on_outcome=print)
+    ...     async for item in await EngineAdapter(engine).generate(PreprocessedRequest(token_ids=[1])):
     ...         pass
     ...     print(item.data.completion_usage)
-    >>> run_virtual(main())
-    HedgeOutcome(winner='second', elapsed_s=0.51, first_failure=None, second_failure=None)
+    >>> run_virtual(main())  # doctest: +NORMALIZE_WHITESPACE
+    HedgeOutcome(winner='second', elapsed_s=0.51, wasted_input_tokens=1, wasted_output_tokens=0,
+        first_failure=None, second_failure=None)
     CompletionUsage(prompt_tokens=1, completion_tokens=16, total_tokens=17)
     """
-    check_engine("hedge_engines: second_engine", second_engine)
-    check_functions("hedge_engines", on_outcome=on_outcome)
-    engines = LiveEngines(scope)
 
-    async def second() -> FusedRun[Any]:
-        engine = second_engine
-        if not hasattr(engine, "generate"):
-            engine = cast("Callable[[], LLMEngine]", engine)()
-        return await engines.open(cast("LLMEngine", engine), scope.request, "hedge")
+    def __init__(
+        self,
+        first: LLMEngine,
+        second: LLMEngine,
+        *,
+        after_s: float,
+        on_outcome: Callable[[HedgeOutcome], None] | None = None,
+        budget: RetryBudget | None = None,
+    ) -> None:
+        super().__init__((first, second))
+        check_number("HedgedEngine: after_s", after_s, "a number of seconds")
+        if on_outcome is not None and not callable(on_outcome):
+            raise TypeError(f"HedgedEngine: on_outcome: expected a function, got {on_outcome!r}")
+        self._after_s = after_s
+        self._on_outcome = on_outcome
+        self._budget = RetryBudget() if budget is None else budget
 
-    def tell(outcome: HedgeOutcome) -> None:
-        if scope.recording:
-            scope.add_event("hedged", {"winner": outcome.winner or "none"})
-        if on_outcome is not None:
-            on_outcome(outcome)
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        """Stream the chunks of the engine that answers first."""
+        self._budget.add_request()
 
-    made: AnyOperator = hedge(
-        after_s,
-        second,
-        abort_first=engines.abort_first_as_loser,
-        abort_second=engines.stop_other,
-        on_first_over=engines.leave_first,
-        is_stopped=lambda: scope.context.is_stopped,
-        on_outcome=tell,
-    )
-    is_for_one = scope.request.is_probe or has_hand_off(scope.request)
-    return _unchanged() if is_for_one else made
+        def begin(which: Literal["first", "second"]) -> EngineCall:
+            if which == "first":
+                return EngineCall(self.engines[0], context, self._live)
+            return EngineCall(self.engines[1], context, self._live, "hedge")
 
+        def may_hedge() -> bool:
+            return not context.is_stopped and self._budget.withdraw()
 
-@stateless
-def _unchanged() -> Hooks[Any, Any]:
-    """Hand everything through, at no cost."""
-    return Hooks()
+        is_for_one = request.is_probe or has_hand_off(request)
+        race = HedgeRace(
+            begin, request, None if is_for_one else self._after_s, may_hedge, self._on_outcome
+        )
+        try:
+            while (chunk := await race.next_chunk()) is not None:
+                yield chunk
+        finally:
+            await race.aclose()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-
 from operators import (
     Pipeline,
     annotate_errors,
@@ -97,7 +96,7 @@ def record_outcome(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
     """Note what comes of the engine's chunks, and fail a stream without a terminal (row S9)."""
     times, tracker = scope.times, scope.outcome
 
-    def end(failure: Exception | None, _dropped: bool) -> None:  # noqa: FBT001 - a callback
+    def end(failure: Exception | None, _dropped: bool) -> None:
         if failure is not None:
             tracker.failure = failure
 
@@ -128,7 +127,7 @@ def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
         handed.is_known = True
         return complete_with(Annotated.from_error(handed.error))
 
-    def end(failure: Exception | None, _dropped: bool) -> None:  # noqa: FBT001 - a callback
+    def end(failure: Exception | None, _dropped: bool) -> None:
         if failure is not None:
             handed.error, handed.is_known = failure, True
 
@@ -138,5 +137,3 @@ def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
 def _incomplete(ended_by: str | None) -> StreamIncomplete:
     who = "the engine's stream ended" if ended_by is None else f"the operator {ended_by} ended it"
     return StreamIncomplete(f"{who} without a terminal")
-
-

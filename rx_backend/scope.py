@@ -165,7 +165,7 @@ class RequestScope:
         """Add an event to the span, at the present time of the request's clock."""
         add_event(self.span, self.times, name, attributes)
 
-    def end(self, dropped: bool) -> None:  # noqa: FBT001 - a callback of a stream
+    def end(self, dropped: bool) -> None:
         """Decide the outcome when the stream is over, and tell everybody."""
         if dropped and self._has_pending_abort and self.loop.is_running():
             # What becomes of the abort is known at the end of the turn (row A5).
@@ -173,7 +173,7 @@ class RequestScope:
         else:
             self._end(dropped)
 
-    def _end(self, dropped: bool) -> None:  # noqa: FBT001 - as above
+    def _end(self, dropped: bool) -> None:
         outcome = self.outcome.end(dropped=dropped)
         self._observer.ended(outcome)
         self._observer.closed()

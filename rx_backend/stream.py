@@ -12,8 +12,8 @@ from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
 from operators import LoopScheduler, peek_first
-from operators.authoring import FusedRun, Operator
 from operators.assembly import push_in_task, start_task
+from operators.authoring import FusedRun, Operator
 from rx_backend.context import RequestContext
 from rx_backend.errors import Unknown, as_backend_error
 

@@ -156,13 +156,6 @@ def heartbeat(scene: Scene) -> Play:
     return operators.heartbeat(2, "p")
 
 
-def hedge(scene: Scene) -> Play:
-    def play(source: Observable[Any], second: Observable[Any]) -> Observable[Any]:
-        return source.pipe(operators.hedge(3, lambda: second))
-
-    return play
-
-
 def itl_window(scene: Scene) -> Play:
     def tell(times: TokenTimes) -> None:
         gaps = ", ".join(str(gap_ms) for gap_ms in times.itl_ms())
@@ -198,13 +191,6 @@ def on_outcome(scene: Scene) -> Play:
 
 def record_span(scene: Scene) -> Play:
     return operators.record_span(scene.tracer.start_span("engine.generate"))
-
-
-def resume_on(scene: Scene) -> Play:
-    def play(source: Observable[Any], following: Observable[Any]) -> Observable[Any]:
-        return source.pipe(operators.resume_on(Disconnected, lambda _: following))
-
-    return play
 
 
 def sliding_itl(scene: Scene) -> Play:
@@ -281,14 +267,12 @@ PLAYS: dict[str, Callable[[Scene], Play]] = {
         filter_async,
         first_token,
         heartbeat,
-        hedge,
         itl_window,
         limit_tokens,
         map_async,
         peek_first,
         on_outcome,
         record_span,
-        resume_on,
         sliding_itl,
         slo,
         stop_on,

@@ -37,9 +37,7 @@ class AtLeast:
 
     def admits(self, value: float) -> bool:
         """Return whether *value* is finite and in bounds."""
-        return math.isfinite(value) and (
-            value > self.bound if self.above else value >= self.bound
-        )
+        return math.isfinite(value) and (value > self.bound if self.above else value >= self.bound)
 
 
 Seconds: TypeAlias = Annotated[float, AtLeast(0, "seconds", above=True)]

@@ -136,9 +136,7 @@ def fuse(
                 before = enter(_inner_run, current, group, own_context, scope)
                 current = before
                 current = enter(_segment, before, boundary, own_context, scope)
-        return stream(
-            current, plan.runs[-1], own_context=own_context, scope=scope, on_end=on_end
-        )
+        return stream(current, plan.runs[-1], own_context=own_context, scope=scope, on_end=on_end)
     except BaseException:
         _close(current, own_context)
         raise

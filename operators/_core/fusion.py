@@ -9,7 +9,7 @@ import logging
 import operator
 import types
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from operators._core.chain import Chain, StageFactory
 from operators._core.failures import SourceCancelled, drop_top_frame, redacted_exc_info
@@ -378,7 +378,9 @@ class FusedRun(Chain, Segment, Generic[B]):
         try:
             on_end(dropped)
         except Exception as error:
-            _log.error("the callback at the end of a stream failed", exc_info=redacted_exc_info(error))
+            _log.error(
+                "the callback at the end of a stream failed", exc_info=redacted_exc_info(error)
+            )
 
     def _close_source(self) -> None:
         source, loop = self.source, self.event_loop
@@ -405,9 +407,7 @@ class FusedRun(Chain, Segment, Generic[B]):
         if signal is READY or signal is _RETURNED:
             self._end_unwinding()
         elif not self.event_loop.is_closed():
-            self._closing = start_task(
-                self._unwind(signal), self.event_loop, self.own_context
-            )
+            self._closing = start_task(self._unwind(signal), self.event_loop, self.own_context)
 
     async def _unwind(self, signal: Any) -> None:
         self._enter = operator.call

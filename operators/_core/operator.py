@@ -5,7 +5,17 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from typing import Any, Concatenate, Final, Generic, Literal, ParamSpec, TypeAlias, TypeVar, overload
+from typing import (
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    Literal,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    overload,
+)
 
 from reactivex import Observable, abc
 
@@ -161,8 +171,6 @@ class PullingOperator(Operator[A, B]):
 
     def _run(self, source: AsyncIterator[Any]) -> FusedRun[B]:
         return FusedRun(self.segment(FusedRun(source, []), None), [])
-
-
 
 
 _Body: TypeAlias = Stage[A, B] | Callbacks[A, B] | None

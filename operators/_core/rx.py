@@ -148,7 +148,15 @@ class RxSegment(Segment):
         NotAnOperator: An operator gives no Observable, or can't be applied at all.
     """
 
-    __slots__ = ("_inbox", "_is_subscribed", "_names", "_observer", "_pump", "_scheduler", "_source")
+    __slots__ = (
+        "_inbox",
+        "_is_subscribed",
+        "_names",
+        "_observer",
+        "_pump",
+        "_scheduler",
+        "_source",
+    )
 
     def __init__(
         self,

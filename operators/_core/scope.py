@@ -12,8 +12,8 @@ from reactivex import Observable
 
 if TYPE_CHECKING:
     from operators._chunk import Clock
-    from operators._outcome import OutcomeTracker
     from operators._deferred_abort import AbortStep
+    from operators._outcome import OutcomeTracker
     from operators.token_times import TokenTimes
 
 __all__ = ("StreamScope",)

@@ -21,6 +21,7 @@ from operators import (
     TotalTimeout,
 )
 from operators import span_names as names
+from rx_backend.context import WastedTokens
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.telemetry.outcomes import error_type, finish_reason
 from rx_backend.telemetry.request_span import OPERATION, PROVIDER
@@ -123,7 +124,12 @@ class ServerMetrics:
         )
         for name, unit, what in (
             ("rx_backend.requests", "{request}", "Requests that are over, by how they ended"),
-            ("rx_backend.tokens", "{token}", "Tokens of prompts, and tokens handed out"),
+            ("rx_backend.tokens", "{token}", "Tokens that engines read, and tokens handed out"),
+            (
+                "rx_backend.tokens.wasted",
+                "{token}",
+                "Tokens that a further engine read or made, and that no answer needed",
+            ),
             ("rx_backend.aborts", "{abort}", "What became of aborts"),
             ("rx_backend.deadlines", "{deadline}", "Deadlines that passed"),
         ):
@@ -183,6 +189,13 @@ class ServerMetrics:
         """A request's stream is at its end, or was never made."""
         with self._lock:
             self._add(_ACTIVE, labels, -1)
+
+    def wasted(self, labels: Labels, tokens: WastedTokens) -> None:
+        """Count what a request's further engines cost."""
+        with self._lock:
+            self._add("rx_backend.tokens", (*labels, _INPUT), tokens.input)
+            self._add("rx_backend.tokens.wasted", (*labels, _INPUT), tokens.input)
+            self._add("rx_backend.tokens.wasted", (*labels, _OUTPUT), tokens.output)
 
     def ended(self, labels: Labels, outcome: Outcome, queued_s: float | None = None) -> None:
         """Count how a request ended, and its tokens; measure it where its times are known."""

@@ -95,6 +95,8 @@ class RequestObserver:
         if self._span.is_recording():
             self._span.end()
         if self._metrics is not None:
+            if self._context.wasted is not None:
+                self._metrics.wasted(self._labels, self._context.wasted)
             self._metrics.closed(self._labels)
         if self._log is not None:
             self._log.closed()

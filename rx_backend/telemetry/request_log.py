@@ -8,8 +8,8 @@ from typing import Any, Final
 from opentelemetry.trace import Span
 
 from operators import AbortStep, Outcome, TokenTimes
-from operators.authoring import Clock
 from operators import span_names as names
+from operators.authoring import Clock
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import BackendError

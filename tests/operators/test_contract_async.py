@@ -18,7 +18,6 @@ from reactivex.subject import Subject
 import operators
 from operators import fuse
 from operators.authoring import AnyOperator, Operator
-from rx_backend import Disconnected
 from rx_backend.testing import run_virtual
 from tests.operators._help import (
     LONG_S,
@@ -70,9 +69,7 @@ MADE_ASYNC: dict[str, Callable[[], Operator[Any, Any]]] = {
     ),
     "filter_async": lambda: operators.filter_async(has_tokens),
     "heartbeat": lambda: operators.heartbeat(1e9, "beat"),
-    "hedge": lambda: operators.hedge(1e9, reactivex.never),
     "map_async": lambda: operators.map_async(itself),
-    "resume_on": lambda: operators.resume_on(Disconnected, lambda _: reactivex.never()),
     "tap_async": lambda: operators.tap_async(itself),
 }
 

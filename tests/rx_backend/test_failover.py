@@ -1,31 +1,31 @@
-"""A second engine for a request: when the first is lost, and when it is slow to begin."""
+"""An engine that resumes a request on another engine when the one at work is lost."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+import gc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from structlog.testing import capture_logs
 
-from operators import HedgeOutcome, NotResumable, ResumePoint
-from operators.authoring import AnyOperator
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
-from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.engine import LLMEngine
 from rx_backend.engines import SampleEngine, SimulatedEngine
 from rx_backend.errors import (
+    CannotConnect,
     Disconnected,
     EngineShutdown,
     InvalidArgument,
     ResponseTimeout,
+    StreamIncomplete,
 )
-from rx_backend.failover import resume_on_engine
-from rx_backend.hedging import hedge_engines
-from rx_backend.pipeline import Pipeline, RequestScope, standard_pipeline
+from rx_backend.failover import FailoverEngine, NotResumable
 from rx_backend.protocols import (
     BootstrapInfo,
     FinishReason,
@@ -38,116 +38,24 @@ from rx_backend.protocols import (
     TraceLink,
     usage,
 )
+from rx_backend.retry_budget import RetryBudget
 from rx_backend.testing import run_virtual
+from tests.meters import Meters
 from tests.rx_backend._engines import (
-    Item,
+    Mortal,
     ScriptedEngine,
-    Stream,
     adapter_of,
     chunk_of,
     collect,
-    now,
+    counting_request,
+    flat,
     stop,
     token,
-    tokens_of,
     virtual,
 )
 from tests.spans import Spans
 
 PROMPT = [0, 1, 2]
-
-
-class Mortal(LLMEngine):
-    """
-    Another engine, whose tokens count on from the prompt, and which may die.
-
-    Args:
-        engine: The engine.
-        lives: After how many tokens it dies; None for never.
-        error: What it dies with; None to end without a terminal.
-        delay_s: How long it is silent before it begins.
-    """
-
-    def __init__(
-        self,
-        engine: LLMEngine | None = None,
-        lives: int | None = None,
-        *,
-        error: Exception | None = None,
-        ends: bool = False,
-        delay_s: float = 0.0,
-    ) -> None:
-        self.engine = SampleEngine(token_interval_ms=1000) if engine is None else engine
-        self.lives = lives
-        self.error = Disconnected("gone") if error is None else error
-        self.ends = ends
-        self.delay_s = delay_s
-        self.requests: list[PreprocessedRequest] = []
-        self.contexts: list[RequestContext] = []
-        self.aborts: list[tuple[str, float]] = []
-        self.opened = self.closed = 0
-        self.opened_at = self.closed_at = -1.0
-        self.first_token_at: float | None = None
-
-    async def start(self, worker_id: int) -> EngineConfig:
-        return await self.engine.start(worker_id)
-
-    async def abort(self, context: RequestContext) -> None:
-        self.aborts.append((context.id, now()))
-        await self.engine.abort(context)
-
-    async def generate(
-        self, request: PreprocessedRequest, context: RequestContext
-    ) -> AsyncGenerator[LLMEngineOutput]:
-        self.requests.append(request)
-        self.contexts.append(context)
-        self.opened += 1
-        self.opened_at = now()
-        made = 0
-        chunks: Any = self.engine.generate(request, context)
-        try:
-            if self.delay_s:
-                await asyncio.sleep(self.delay_s)
-            if self.lives == 0:
-                raise self.error
-            async for chunk in chunks:
-                done = len(request.token_ids) + made
-                made += len(chunk.token_ids)
-                if made and self.first_token_at is None:
-                    self.first_token_at = now()
-                yield replace(chunk, token_ids=list(range(done, done + len(chunk.token_ids))))
-                if self.lives is not None and made >= self.lives:
-                    if self.ends:
-                        return
-                    raise self.error
-        finally:
-            await chunks.aclose()
-            self.closed += 1
-            self.closed_at = now()
-
-
-def request(max_tokens: int = 6, **fields: Any) -> PreprocessedRequest:
-    conditions = StopConditions(max_tokens=max_tokens, min_tokens=4)
-    return PreprocessedRequest(model="mock", token_ids=PROMPT, stop_conditions=conditions, **fields)
-
-
-def first(make: Callable[[RequestScope], AnyOperator]) -> Pipeline:
-    return lambda scope: [make(scope), *standard_pipeline(scope)]
-
-
-def resuming(spare: Any, **options: Any) -> Pipeline:
-    return first(lambda scope: resume_on_engine(scope, spare, **options))
-
-
-def hedged(after_s: float, second: Any, **options: Any) -> Pipeline:
-    return first(lambda scope: hedge_engines(scope, after_s, second, **options))
-
-
-def flat(items: list[Item]) -> list[int]:
-    return [token_id for tokens in tokens_of(items) for token_id in tokens]
-
-
-# Resuming.
 
 
 @pytest.mark.rows("S1", "P3", "P7", "T1", "T3")
@@ -161,9 +69,10 @@ async def test_a_lost_worker_is_not_noticed(kind: str) -> None:
 
     spans = Spans()
     lost, spare = Mortal(engine(), lives=2), Mortal(engine())
-    adapter = adapter_of(lost, spans=spans, pipeline=resuming(spare))
+    adapter = adapter_of(FailoverEngine(lost, spare), spans=spans)
     context = RequestContext("r1", {"tenant": "a"})
-    items = await collect(await adapter.generate(request(), context))
+    with capture_logs() as log:
+        items = await collect(await adapter.generate(counting_request(), context))
     assert flat(items) == [3, 4, 5, 6, 7, 8]
     last = chunk_of(items[-1])
     assert (last.finish_reason, last.completion_usage) == (FinishReason.LENGTH, usage(3, 6))
@@ -176,49 +85,78 @@ async def test_a_lost_worker_is_not_noticed(kind: str) -> None:
     assert span.attributes is not None
     assert span.attributes["output_tokens"] == 6
     assert span.attributes["finish_reason"] == "Length"
-    assert [event.name for event in span.events] == ["first_token", "resumed"]
-    (child,) = spare.contexts
-    assert (child.id, child.metadata) == ("r1/resume-1", {"tenant": "a"})
+    assert {event.name for event in span.events} == {"first_token", "resumed"}
+    ((first,), (child,)) = lost.contexts, spare.contexts
+    assert (first.id, child.id, child.metadata) == ("r1", "r1/resume-1", {"tenant": "a"})
     assert [chunk_of(item).worker_trace_link is None for item in items[1:]] == [True] * 5
     assert (lost.closed, spare.closed, lost.aborts, spare.aborts) == (1, 1, [], [])
+    (line,) = (line for line in log if line["log_level"] == "warning")
+    assert (line["event"], line["request_id"], line["output_tokens"]) == (
+        "request resumed on another engine",
+        "r1",
+        2,
+    )
 
 
 @virtual
 async def test_a_request_is_resumed_time_and_again() -> None:
-    """As often as the limit says, on the engine that is chosen each time."""
-    engines = [Mortal(lives=1), Mortal(lives=0), Mortal(lives=2, ends=True), Mortal()]
-    points: list[ResumePoint] = []
-
-    async def choose(point: ResumePoint) -> LLMEngine:
-        points.append(point)
-        return engines[point.attempt]
-
-    adapter = adapter_of(engines[0], pipeline=resuming(choose, limit=3))
-    items = await collect(await adapter.generate(request()))
+    """As often as the limit says, on one engine after the other, and then on the first again."""
+    first, second, third = Mortal(lives=1), Mortal(lives=0), Mortal(lives=2, ends=True)
+    engine = FailoverEngine(first, second, third, limit=5)
+    items = await collect(await adapter_of(engine).generate(counting_request()))
     assert flat(items) == [3, 4, 5, 6, 7, 8]
     assert chunk_of(items[-1]).completion_usage == usage(3, 6)
-    assert [type(point.error).__name__ for point in points] == [
-        "Disconnected",
-        "Disconnected",
-        "StreamIncomplete",
-    ]
-    assert [engine.closed for engine in engines] == [1, 1, 1, 1]
+    assert [len(one.requests) for one in (first, second, third)] == [2, 2, 2]
+    assert [one.closed for one in (first, second, third)] == [2, 2, 2]
 
 
-@pytest.mark.parametrize("error", [EngineShutdown("down"), ValueError("bug"), ResponseTimeout("?")])
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (EngineShutdown("down"), True),
+        (CannotConnect("nobody"), True),
+        (StreamIncomplete("cut"), True),
+        (ValueError("bug"), False),
+        (ResponseTimeout("silent"), False),
+        (RuntimeError("bug"), False),
+    ],
+)
 @virtual
-async def test_which_errors_are_resumed(error: Exception) -> None:
-    """Those of a lost worker by default; any that the user names."""
-    items = await collect(
-        await adapter_of(Mortal(lives=1, error=error), pipeline=resuming(Mortal())).generate(
-            request()
-        )
+async def test_which_errors_mean_a_lost_engine(error: Exception, is_lost: bool) -> None:
+    """Those of a lost worker by default; those that the user names, by their typed kind too."""
+    engine = FailoverEngine(Mortal(lives=1, error=error), Mortal())
+    items = await collect(await adapter_of(engine).generate(counting_request()))
+    assert (items[-1].error is None) == is_lost
+    if not is_lost:
+        assert getattr(error, "__notes__", []) == []
+    named = FailoverEngine(
+        Mortal(lives=1, error=error), Mortal(), errors=(ResponseTimeout, InvalidArgument)
     )
-    assert (items[-1].error is None) == isinstance(error, EngineShutdown)
-    named = resuming(Mortal(), errors=(ResponseTimeout, InvalidArgument))
-    lost = Mortal(lives=1, error=error)
-    items = await collect(await adapter_of(lost, pipeline=named).generate(request()))
-    assert (items[-1].error is None) != isinstance(error, EngineShutdown)
+    items = await collect(await adapter_of(named).generate(counting_request()))
+    assert (items[-1].error is None) == isinstance(error, ResponseTimeout | ValueError)
+
+
+@pytest.mark.rows("S9")
+@pytest.mark.parametrize("errors", [(StreamIncomplete,), (Disconnected,)])
+@virtual
+async def test_an_end_without_a_terminal(errors: tuple[type[Exception], ...]) -> None:
+    """It is a lost engine where `StreamIncomplete` is one; else it is left to the adapter."""
+    spare = Mortal()
+    engine = FailoverEngine(Mortal(lives=2, ends=True), spare, errors=errors)
+    await collect(await adapter_of(engine).generate(counting_request()))
+    assert spare.opened == (errors == (StreamIncomplete,))
+
+
+@pytest.mark.parametrize("setup", [True, False])
+@virtual
+async def test_a_set_up_that_fails_is_a_loss_too(setup: bool) -> None:
+    """An engine may be lost before its stream exists, or at the first pull."""
+    gone = [Disconnected("gone")]
+    lost = ScriptedEngine(setup=gone) if setup else ScriptedEngine(*gone)
+    items = await collect(
+        await adapter_of(FailoverEngine(lost, Mortal())).generate(counting_request())
+    )
+    assert flat(items) == [3, 4, 5, 6, 7, 8]
 
 
 REFUSED = [
@@ -252,8 +190,8 @@ REFUSED = [
 async def test_state_that_cannot_move(fields: dict[str, Any], why: str) -> None:
     """The client has the lost worker's error, which says why it was not resumed."""
     spare, spans = Mortal(), Spans()
-    adapter = adapter_of(Mortal(lives=1), spans=spans, pipeline=resuming(spare))
-    *tokens, failed = await collect(await adapter.generate(request(**fields)))
+    adapter = adapter_of(FailoverEngine(Mortal(lives=1), spare), spans=spans)
+    *tokens, failed = await collect(await adapter.generate(counting_request(**fields)))
     assert flat(tokens) == [3]
     assert isinstance(failed.error, Disconnected)
     assert isinstance(failed.error.__cause__, NotResumable)
@@ -264,25 +202,34 @@ async def test_state_that_cannot_move(fields: dict[str, Any], why: str) -> None:
     assert (spans.one().attributes or {})["error_kind"] == "Backend(Disconnected)"
 
 
-def nobody(point: ResumePoint) -> None:
-    """No engine."""
-
-
+@pytest.mark.parametrize(
+    ("chunk", "why"),
+    [
+        (LLMEngineOutput(text="a"), "no tokens to go on from"),
+        (LLMEngineOutput(content_parts=[{"a": 1}]), "no tokens to go on from"),
+        (LLMEngineOutput([1], index=1), "several choices"),
+        ({"token_ids": [1], "index": 1}, "several choices"),
+    ],
+)
 @virtual
-async def test_nobody_to_go_on() -> None:
-    """A function that finds no engine refuses too."""
-    adapter = adapter_of(Mortal(lives=1), pipeline=resuming(nobody))
-    *_, failed = await collect(await adapter.generate(request()))
-    assert isinstance(failed.error, Disconnected)
-    assert "there is no other engine" in failed.error.__notes__[0]
+async def test_chunks_that_cannot_move(chunk: Any, why: str) -> None:
+    """What was handed out is no prompt for another engine; the error's own cause stays."""
+    error = Disconnected("gone")
+    error.__cause__ = origin = OSError("socket")
+    engine = FailoverEngine(ScriptedEngine(chunk, error), Mortal())
+    *_, failed = await collect(await adapter_of(engine).generate(counting_request()))
+    assert failed.error is error
+    assert why in str(error.__cause__)
+    assert error.__cause__ is not None
+    assert error.__cause__.__cause__ is origin
 
 
 @virtual
 async def test_a_prompt_of_embeddings_is_tried_anew_before_its_first_token() -> None:
     """As long as there is nothing to append, it is the same request."""
     spare = Mortal()
-    adapter = adapter_of(Mortal(lives=0), pipeline=resuming(spare))
-    items = await collect(await adapter.generate(request(prompt_embeds="AAAA")))
+    adapter = adapter_of(FailoverEngine(Mortal(lives=0), spare))
+    items = await collect(await adapter.generate(counting_request(prompt_embeds="AAAA")))
     assert flat(items) == [3, 4, 5, 6, 7, 8]
     assert spare.requests[0].token_ids == PROMPT
 
@@ -290,29 +237,91 @@ async def test_a_prompt_of_embeddings_is_tried_anew_before_its_first_token() -> 
 @pytest.mark.rows("T1")
 @virtual
 async def test_the_link_is_the_lost_workers() -> None:
-    """A worker that is remote says itself which span it was."""
-    link = TraceLink("a" * 32, "b" * 16)
-    lost = ScriptedEngine(
-        {"token_ids": [3], "worker_trace_link": {"trace_id": "a" * 32, "span_id": "b" * 16}},
-        Disconnected("gone"),
+    """A worker that is remote says itself which span it was; one that an earlier one had is gone."""
+    link = {"trace_id": "a" * 32, "span_id": "b" * 16}
+    lost = ScriptedEngine({"token_ids": [3], "worker_trace_link": link}, Disconnected("gone"))
+    spares = [Mortal(lives=1), Mortal()]
+    spans = Spans()
+    engine = FailoverEngine(lost, *spares, limit=2)
+    await collect(await adapter_of(engine, spans=spans).generate(counting_request()))
+    own = spans.one().get_span_context()
+    assert own is not None
+    assert [spare.requests[0].migration_link for spare in spares] == [
+        TraceLink("a" * 32, "b" * 16),
+        TraceLink(f"{own.trace_id:032x}", f"{own.span_id:016x}"),
+    ]
+
+
+def complete(tokens: list[int], eos: list[int], conditions: StopConditions) -> FinishReason | None:
+    """What ends an answer of these tokens, by another wording of the rule."""
+    if len(tokens) >= (conditions.min_tokens or 0):
+        if tokens[-1] in set(eos) and conditions.ignore_eos is not True:
+            return FinishReason.EOS
+        stops = {*(conditions.stop_token_ids or ()), *(conditions.stop_token_ids_visible or ())}
+        if tokens[-1] in stops:
+            return FinishReason.STOP
+    return FinishReason.LENGTH if len(tokens) == conditions.max_tokens else None
+
+
+few = st.lists(st.integers(0, 3), max_size=2)
+
+
+@pytest.mark.rows("E3", "S1")
+@given(
+    tokens=st.lists(st.integers(0, 3), min_size=1, max_size=4),
+    eos=few,
+    stops=few,
+    visible=few,
+    ignore_eos=st.sampled_from([None, False, True]),
+    min_tokens=st.none() | st.integers(0, 4),
+    spare_tokens=st.none() | st.integers(0, 2),
+    limit=st.integers(0, 1),
+)
+def test_an_answer_that_lacks_only_its_terminal(  # noqa: PLR0917
+    tokens: list[int],
+    eos: list[int],
+    stops: list[int],
+    visible: list[int],
+    ignore_eos: bool | None,
+    min_tokens: int | None,
+    spare_tokens: int | None,
+    limit: int,
+) -> None:
+    """It is ended as its engine would have, whatever the limit; any other goes to the next engine."""
+    conditions = StopConditions(
+        max_tokens=None if spare_tokens is None else len(tokens) + spare_tokens,
+        min_tokens=min_tokens,
+        stop_token_ids=stops,
+        stop_token_ids_visible=visible,
+        ignore_eos=ignore_eos,
     )
-    spare = Mortal()
-    await collect(
-        await adapter_of(lost, spans=Spans(), pipeline=resuming(spare)).generate(request())
-    )
-    assert spare.requests[0].migration_link == link
+    request = PreprocessedRequest(token_ids=PROMPT, eos_token_ids=eos, stop_conditions=conditions)
+    spare = ScriptedEngine(token(9), stop())
+    lost = ScriptedEngine(*map(token, tokens), Disconnected("gone"))
+
+    async def run() -> list[Any]:
+        engine = FailoverEngine(lost, spare, limit=limit)
+        return await collect(await adapter_of(engine).generate(request))
+
+    items = run_virtual(run())
+    reason = complete(tokens, eos, conditions)
+    assert flat(items[: len(tokens)]) == tokens
+    if reason is not None:
+        assert spare.calls == 0
+        (end,) = map(chunk_of, items[len(tokens) :])
+        assert (end.finish_reason, end.completion_usage) == (reason, usage(3, len(tokens)))
+    else:
+        assert spare.calls == limit
+        assert (items[-1].error is None) == bool(limit)
 
 
 @virtual
-async def test_all_tokens_were_there() -> None:
-    """A stream that was only to end is ended, without another engine."""
-    spare = Mortal()
-    lost = ScriptedEngine(*map(token, range(3, 9)), Disconnected("gone"))
-    items = await collect(await adapter_of(lost, pipeline=resuming(spare)).generate(request()))
-    assert flat(items) == [3, 4, 5, 6, 7, 8]
-    last = chunk_of(items[-1])
-    assert (last.finish_reason, last.completion_usage) == (FinishReason.LENGTH, usage(3, 6))
-    assert spare.opened == 0
+async def test_several_answers_are_never_taken_for_complete() -> None:
+    """The end token of one is not the end of the other."""
+    request = counting_request(eos_token_ids=[3], sampling_options=SamplingOptions(n=2))
+    lost = ScriptedEngine(token(8), token(3), token(3), token(3), Disconnected("gone"))
+    *_, failed = await collect(await adapter_of(FailoverEngine(lost, Mortal())).generate(request))
+    assert isinstance(failed.error, Disconnected)
 
 
 @virtual
@@ -324,7 +333,9 @@ async def test_cumulative_log_probabilities_go_on() -> None:
         Disconnected("gone"),
     )
     spare = ScriptedEngine(LLMEngineOutput([5], cum_log_probs=-0.5), stop())
-    items = await collect(await adapter_of(lost, pipeline=resuming(spare)).generate(request()))
+    items = await collect(
+        await adapter_of(FailoverEngine(lost, spare)).generate(counting_request())
+    )
     assert [chunk_of(item).cum_log_probs for item in items] == [-1.0, -3.0, -3.5, None]
 
 
@@ -340,9 +351,26 @@ async def test_a_hand_off_is_repeated() -> None:
         return replace(asked, prefill_result=handed)
 
     lost, spare = (Mortal(SampleEngine(mode="decode"), lives) for lives in (2, None))
-    adapter = adapter_of(lost, "decode", pipeline=resuming(spare, hand_off=prefill))
-    items = await collect(await adapter.generate(await prefill(request())))
+    adapter = adapter_of(FailoverEngine(lost, spare, hand_off=prefill), "decode")
+    items = await collect(await adapter.generate(await prefill(counting_request())))
     assert flat(items) == [3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("error", [NotResumable("no prefill worker"), LookupError("bug")])
+@virtual
+async def test_a_hand_off_that_cannot_be_repeated(error: Exception) -> None:
+    """The lost engine's error says so."""
+
+    def refuse(_: PreprocessedRequest) -> PreprocessedRequest:
+        raise error
+
+    engine = FailoverEngine(Mortal(lives=1), Mortal(), hand_off=refuse)
+    handed = PrefillResult(disaggregated_params={})
+    *_, failed = await collect(
+        await adapter_of(engine).generate(counting_request(prefill_result=handed))
+    )
+    assert isinstance(failed.error, Disconnected)
+    assert str(error) in str(failed.error.__cause__)
 
 
 @pytest.mark.rows("A2", "A3", "A6", "E4")
@@ -351,7 +379,7 @@ async def test_a_hand_off_is_repeated() -> None:
 async def test_a_stop_reaches_the_engine_at_work(signal: Callable[[RequestContext], None]) -> None:
     """The lost one is not aborted, the spare once, and its own end stands."""
     lost, spare, context = Mortal(lives=1), Mortal(), RequestContext("r1")
-    stream = await adapter_of(lost, pipeline=resuming(spare)).generate(request(), context)
+    stream = await adapter_of(FailoverEngine(lost, spare)).generate(counting_request(), context)
     items = [await anext(stream), await anext(stream)]
     signal(context)
     signal(context)
@@ -364,19 +392,62 @@ async def test_a_stop_reaches_the_engine_at_work(signal: Callable[[RequestContex
     assert lost.aborts == []
 
 
-@pytest.mark.rows("A2")
+@pytest.mark.rows("A2", "A3", "A5")
+@pytest.mark.parametrize("mode", ["agg", "decode"])
 @virtual
-async def test_after_a_stop_nothing_is_resumed() -> None:
-    """The engine that is lost then was aborted, and its error goes on as it is."""
-    lost, spare, context = Mortal(lives=1), Mortal(), RequestContext("r1")
-    stream = await adapter_of(lost, pipeline=resuming(spare)).generate(request(), context)
+async def test_a_stop_and_a_drop_in_one_turn(mode: str) -> None:
+    """The engine is aborted all the same, where its first token is there."""
+    engine, context = Mortal(), RequestContext("r1")
+    stream = await adapter_of(FailoverEngine(engine), mode).generate(counting_request(), context)
     await anext(stream)
     context.stop_generating()
-    (failed,) = await collect(stream)
+    await stream.aclose()
     await asyncio.sleep(0)
-    assert isinstance(failed.error, Disconnected)
-    assert failed.error.__cause__ is None
+    assert engine.aborts == [("r1", 1.0)]
+
+
+@pytest.mark.rows("A2")
+@virtual
+async def test_a_stop_before_the_first_pull() -> None:
+    """The engine is told when it begins."""
+    engine, context = Mortal(), RequestContext("r1")
+    stream = await adapter_of(FailoverEngine(engine)).generate(counting_request(), context)
+    context.stop_generating()
+    items = await collect(stream)
+    await asyncio.sleep(0)
+    assert chunk_of(items[-1]).finish_reason == FinishReason.CANCELLED
+    assert len(engine.aborts) == 1
+
+
+@pytest.mark.rows("A2")
+@pytest.mark.parametrize("ends", [False, True])
+@virtual
+async def test_after_a_stop_nothing_is_resumed(ends: bool) -> None:
+    """The engine that is lost then was aborted, and its error goes on as it is."""
+    lost, spare, context = Mortal(lives=1, ends=ends), Mortal(), RequestContext("r1")
+    stream = await adapter_of(FailoverEngine(lost, spare)).generate(counting_request(), context)
+    await anext(stream)
+    context.stop_generating()
+    items = await collect(stream)
+    await asyncio.sleep(0)
+    if not ends:
+        (failed,) = items
+        assert isinstance(failed.error, Disconnected)
+        assert failed.error.__cause__ is None
     assert (lost.aborts, spare.opened) == ([("r1", 1.0)], 0)
+
+
+@pytest.mark.rows("S2")
+@virtual
+async def test_after_the_terminal_nothing_is_resumed() -> None:
+    """An error behind it passes as it is, for who pulls on."""
+    error, spare = Disconnected("late"), Mortal()
+    engine = FailoverEngine(ScriptedEngine(token(1), stop(), error), spare)
+    chunks = engine.generate(counting_request(), RequestContext())
+    assert [(await anext(chunks)).token_ids, (await anext(chunks)).token_ids] == [[1], []]
+    with pytest.raises(Disconnected):
+        await anext(chunks)
+    assert (error.__cause__, spare.opened) == (None, 0)
 
 
 @pytest.mark.rows("A4", "A5")
@@ -387,7 +458,8 @@ async def test_in_decode_mode_the_spare_has_its_own_first_token(told_by: str) ->
     contexts: list[RequestContext] = []
     spare = ScriptedEngine(contexts.append, 5, token(4), stop())
     lost, context = Mortal(lives=1), RequestContext()
-    stream = await adapter_of(lost, "decode", pipeline=resuming(spare)).generate(request(), context)
+    engine = FailoverEngine(lost, spare)
+    stream = await adapter_of(engine, "decode").generate(counting_request(), context)
     assert flat([await anext(stream)]) == [3]
     pull = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(2)
@@ -408,274 +480,252 @@ async def test_in_decode_mode_the_spare_has_its_own_first_token(told_by: str) ->
     assert lost.aborts == []
 
 
-# Hedging.
-
-
-@pytest.mark.rows("A2", "S1", "P7")
+@pytest.mark.rows("A4", "C4")
 @virtual
-async def test_the_second_engine_answers_first() -> None:
-    """The first is aborted once and closed; a stop after that reaches the second alone."""
-    spans, outcomes = Spans(), list[HedgeOutcome]()
-    slow, fast, context = Mortal(delay_s=60), Mortal(), RequestContext("r1")
-    pipeline = hedged(2, lambda: fast, on_outcome=outcomes.append)
-    stream = await adapter_of(slow, spans=spans, pipeline=pipeline).generate(request(), context)
-    assert flat([await anext(stream), await anext(stream)]) == [3, 4]
-    assert slow.aborts == [("r1", 3.0)]
-    assert slow.closed == 1
-    assert not context.is_stopped
-    context.stop_generating()
-    items = await collect(stream)
-    assert chunk_of(items[-1]).finish_reason == FinishReason.CANCELLED
-    await asyncio.sleep(0)
-    assert fast.aborts == [("r1/hedge", 4.0)]
-    assert (len(slow.aborts), fast.closed) == (1, 1)
-    assert outcomes == [HedgeOutcome("second", 3.0)]
-    (event,) = (event for event in spans.one().events if event.name == "hedged")
-    assert dict(event.attributes or {}) == {"winner": "second"}
-
-
-@pytest.mark.rows("A2", "E4")
-@virtual
-async def test_the_first_engine_answers_after_all() -> None:
-    """The second is stopped, aborted once and closed; the request goes on."""
-    slow, slower, context = Mortal(delay_s=4), Mortal(delay_s=60), RequestContext("r1")
-    stream = await adapter_of(slow, pipeline=hedged(2, slower)).generate(request(), context)
-    items = await collect(stream)
-    assert flat(items) == [3, 4, 5, 6, 7, 8]
-    assert chunk_of(items[-1]).completion_usage == usage(3, 6)
-    assert (slower.aborts, slow.aborts) == ([("r1/hedge", 5.0)], [])
-    assert slower.contexts[0].is_stopped
-    assert not context.is_stopped
-    assert (slow.closed, slower.closed) == (1, 1)
-
-
-@pytest.mark.rows("A5")
-@virtual
-async def test_in_decode_mode_a_loser_is_not_aborted() -> None:
-    """It has no first token yet, so it is only closed."""
-    for first_s, second_s in ((60, 0), (4, 60)):
-        one, other = Mortal(delay_s=first_s), Mortal(delay_s=second_s)
-        items = await collect(
-            await adapter_of(one, "decode", pipeline=hedged(2, other)).generate(request())
-        )
-        assert flat(items) == [3, 4, 5, 6, 7, 8]
-        assert (one.aborts, other.aborts, one.closed, other.closed) == ([], [], 1, 1)
-
-
-@pytest.mark.rows("A2", "A3", "A4")
-@pytest.mark.parametrize("mode", ["agg", "decode"])
-@virtual
-async def test_a_stop_in_a_race_is_for_both(mode: str) -> None:
-    """Each is aborted once at most: at once, or in decode mode at its own first token."""
-    first_engine, second, context = (
-        ScriptedEngine(8, token(3), stop()),
-        ScriptedEngine(5, token(7), 1, stop()),
-        RequestContext(),
+async def test_an_engines_notice_of_the_first_token_is_the_requests() -> None:
+    """The request's own gate opens too, before any chunk."""
+    context = RequestContext()
+    engine = FailoverEngine(
+        ScriptedEngine(1, RequestContext.notify_first_token, 5, token(1), stop())
     )
-    stream = await adapter_of(first_engine, mode, pipeline=hedged(1, second)).generate(
-        request(), context
-    )
+    stream = await adapter_of(engine, "decode").generate(counting_request(), context)
     pull = asyncio.ensure_future(anext(stream))
-    await asyncio.sleep(3)
-    context.stop_generating()
-    assert flat([await pull]) == [7]
+    await asyncio.sleep(2)
+    assert context.first_token().is_set
+    await pull
+    await stream.aclose()
+
+
+@virtual
+async def test_an_abort_alone_stops_the_engine_at_work() -> None:
+    """Whoever drives the engine without an adapter may abort it; what has ended hears nothing."""
+    lost, spare, context = Mortal(lives=1), Mortal(), RequestContext("r1")
+    engine = FailoverEngine(lost, spare)
+    chunks = engine.generate(counting_request(), context)
+    await anext(chunks)
+    await anext(chunks)
+    await engine.abort(context)
+    await engine.abort(context)
     await asyncio.sleep(0)
-    await collect(stream)
-    assert first_engine.aborts == ([3.0] if mode == "agg" else [])
-    assert second.aborts == ([3.0] if mode == "agg" else [6.0])
+    assert ([who for who, _ in spare.aborts], lost.aborts) == (["r1/resume-1"], [])
+    await chunks.aclose()
+    await engine.abort(context)
+    assert len(spare.aborts) == 1
+    assert not context.is_stopped
 
 
-@pytest.mark.rows("A2")
+@pytest.mark.rows("S7")
+@pytest.mark.parametrize("parts", [1, 2])
 @virtual
-async def test_an_engine_that_failed_in_the_race_is_not_aborted() -> None:
-    """A stop after that is for the one that is left."""
-    failing = ScriptedEngine(3, Disconnected("gone"))
-    other, context = ScriptedEngine(9, token(7), stop()), RequestContext()
-    stream = await adapter_of(failing, pipeline=hedged(1, other)).generate(request(), context)
-    pull = asyncio.ensure_future(anext(stream))
-    await asyncio.sleep(5)
-    context.stop_generating()
-    assert flat([await pull]) == [7]
-    await collect(stream)
-    assert (failing.aborts, other.aborts) == ([], [5.0])
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"is_probe": True},
-        {"prefill_result": PrefillResult(disaggregated_params={})},
-        {"encoder_result": {"handle": 1}},
-    ],
-)
-@virtual
-async def test_what_is_not_hedged(fields: dict[str, Any]) -> None:
-    """What only one engine can take, and a health check."""
-    slow, fast = Mortal(delay_s=60), Mortal()
-    items = await collect(
-        await adapter_of(slow, pipeline=hedged(1, fast)).generate(request(**fields))
-    )
-    assert flat(items) == [3, 4, 5, 6, 7, 8]
-    assert fast.opened == 0
-
-
-@pytest.mark.rows("P9")
-@virtual
-async def test_the_other_engines_spans_nest() -> None:
-    """Those that it opens in its set-up and in its stream are children of the request's span."""
-    spans = Spans()
-
-    class Traced(Mortal):
-        def generate(self, request: Any, context: Any) -> Any:
-            with spans.tracer.start_as_current_span("set-up"):
-                return super().generate(request, context)
-
-    def step(context: RequestContext) -> None:
-        spans.tracer.start_span("step").end()
-
-    traced = Traced(ScriptedEngine(step, token(1), step, token(2), stop()))
-    races = [(Mortal(lives=0), resuming(traced)), (Mortal(delay_s=60), hedged(1, traced))]
-    for engine, pipeline in races:
-        await collect(await adapter_of(engine, spans=spans, pipeline=pipeline).generate(request()))
-    requests = [span for span in spans.finished if span.name == "engine.generate"]
-    for span in requests:
-        children = [one.name for one in spans.finished if one.parent == span.get_span_context()]
-        assert sorted(children) == ["set-up", "step", "step"]
-    assert len(requests) == 2
-
-
-@virtual
-async def test_both_together() -> None:
-    """A hedged request whose winner dies is resumed."""
-    slow, fast, spare = Mortal(delay_s=60), Mortal(lives=2), Mortal()
-
-    def pipeline(scope: RequestScope) -> list[AnyOperator]:
-        return [
-            hedge_engines(scope, 1, fast),
-            resume_on_engine(scope, spare),
-            *standard_pipeline(scope),
-        ]
-
-    context = RequestContext("r1")
-    stream = await adapter_of(slow, pipeline=pipeline).generate(request(), context)
-    items = [await anext(stream) for _ in range(4)]
-    context.stop_generating()
-    items += await collect(stream)
-    await asyncio.sleep(0)
-    assert flat(items) == [3, 4, 5, 6]
-    assert chunk_of(items[-1]).completion_usage == usage(3, 4)
-    assert (len(slow.aborts), fast.aborts) == (1, [])
-    assert [who for who, _ in spare.aborts] == ["r1/resume-1"]
-
-
-@pytest.mark.parametrize(
-    ("pipeline", "error"),
-    [
-        (resuming(7), "resume_on_engine: next_engine: expected an engine or a function"),
-        (resuming(Mortal(), limit=-1), "resume_on: limit: expected 0 resumptions or more"),
-        (resuming(Mortal(), errors=(7,)), "resume_on_engine: errors: expected classes of errors"),
-        (resuming(Mortal(), hand_off=7), "resume_on_engine: hand_off: expected a function"),
-        (hedged(-1, Mortal()), "hedge: after_s: expected a number of seconds"),
-        (hedged(1, None), "hedge_engines: second_engine: expected an engine or a function"),
-        (hedged(1, Mortal(), on_outcome=7), "hedge_engines: on_outcome: expected a function"),
-    ],
-)
-@virtual
-async def test_bad_arguments(pipeline: Pipeline, error: str) -> None:
-    """They fail the request before any engine is called, and are named."""
-    engine = Mortal()
-    with pytest.raises(InvalidArgument, match=error):
-        await adapter_of(engine, pipeline=pipeline).generate(request())
-    assert engine.opened == 0
-
-
-# Any history: what has to be true whatever happens when.
-
-
-async def drive(stream: Stream, items: list[Item]) -> None:
-    async for item in stream:
-        items.append(item)  # noqa: PERF401 - those before a drop too
-
-
-def check_aborts(engine: Mortal, stop_at: float | None, mode: str) -> None:
-    """An engine is aborted at a stop while it is at work, or for losing a race."""
-    times = [at for _, at in engine.aborts]
-    token_at = engine.first_token_at
-    if stop_at is not None and engine.opened_at < stop_at <= engine.closed_at:
-        # In decode mode not before its own first token.
-        begins = engine.opened_at if mode == "agg" else token_at
-        assert times == ([] if begins is None else [max(begins, stop_at)])
-    elif times:
-        # The loser had no token yet, so in decode mode it is not aborted at all.
-        assert (times, token_at, mode) == ([engine.closed_at], None, "agg")
-
-
-@pytest.mark.rows("S1", "S2", "S7", "A1", "A2", "A3", "A4", "A5", "P7")
-@settings(max_examples=200)
-@given(
-    lives=st.lists(st.none() | st.integers(0, 4), min_size=3, max_size=3),
-    delays=st.lists(st.sampled_from([0.0, 1.0, 7.0]), min_size=3, max_size=3),
-    operators=st.sampled_from([("resume",), ("hedge",), ("hedge", "resume"), ("resume", "hedge")]),
-    simulated=st.booleans(),
-    mode=st.sampled_from(["agg", "decode"]),
-    stop_at=st.none() | st.integers(0, 12),
-    drop_at=st.none() | st.integers(0, 14),
-)
-@example([1, None, None], [0, 0, 0], ("resume",), False, "agg", 2, None)
-def test_any_history(  # noqa: PLR0917
-    lives: list[int | None],
-    delays: list[float],
-    operators: tuple[str, ...],
-    simulated: bool,
-    mode: str,
-    stop_at: int | None,
-    drop_at: int | None,
-) -> None:
-    """Tokens in order, one end, one span, all closed, and each engine aborted as the rows say."""
-    spans, items = Spans(), list[Item]()
-
-    def engine() -> LLMEngine:
-        return SimulatedEngine(step_ms=1000) if simulated else SampleEngine(token_interval_ms=1000)
-
-    engines = [
-        Mortal(engine(), count, delay_s=delay) for count, delay in zip(lives, delays, strict=True)
-    ]
-    context = RequestContext("r1")
-
-    def pipeline(scope: RequestScope) -> list[AnyOperator]:
-        makers = {
-            "hedge": lambda: hedge_engines(scope, 2.25, engines[1]),
-            "resume": lambda: resume_on_engine(scope, engines[2]),
-        }
-        return [*(makers[name]() for name in operators), *standard_pipeline(scope)]
-
-    async def run() -> None:
-        adapter = EngineAdapter(engines[0], mode, pipeline, tracer=spans.tracer)
-        stream = await adapter.generate(request(), context)
-        task = asyncio.create_task(drive(stream, items))
-        loop = asyncio.get_running_loop()
-        if stop_at is not None:
-            loop.call_later(stop_at + 0.4, context.stop_generating)
-        if drop_at is not None:
-            loop.call_later(drop_at + 0.6, stream.close)
-        await asyncio.wait([task])
+async def test_nothing_is_left_of_a_request(parts: int) -> None:
+    """The engine forgets it, and no cycle holds its context."""
+    engine = FailoverEngine(Mortal(lives=1), Mortal())
+    gc.collect()
+    gc.disable()
+    try:
+        context = RequestContext()
+        stream = await adapter_of(engine).generate(counting_request(), context)
+        for _ in range(parts):
+            await anext(stream)
         await stream.aclose()
-        task.result()
-        await asyncio.sleep(100)
-        for one in engines:
-            await one.engine.cleanup()
+        assert not vars(engine)["_live"]
+    finally:
+        gc.enable()
 
-    run_virtual(run())
-    ends = [item for item in items if item.data is None or chunk_of(item).finish_reason]
-    assert len(ends) <= 1
-    assert not ends or items[-1] is ends[0]
-    assert ends or drop_at is not None
-    chunks = [item for item in items if item.data is not None]
-    tokens = flat(chunks)
-    assert tokens == list(range(3, 3 + len(tokens)))
-    if ends and ends[0].data is not None:
-        assert chunk_of(ends[0]).completion_usage == usage(3, len(tokens))
-    spans.one()
-    for one in engines:
-        assert one.opened == one.closed
-        check_aborts(one, None if stop_at is None else stop_at + 0.4, mode)
+
+@virtual
+async def test_an_engine_that_was_queueing_says_so() -> None:
+    """The time counts for the request."""
+
+    def queue(context: RequestContext) -> None:
+        context.queued_s = 2.5
+
+    context = RequestContext()
+    engine = FailoverEngine(ScriptedEngine(queue, token(1), stop()))
+    await collect(await adapter_of(engine).generate(counting_request(), context))
+    assert context.queued_s == 2.5
+
+
+# The budget.
+
+
+@virtual
+async def test_when_the_budget_is_spent_a_lost_request_fails() -> None:
+    """With its own error, which says so; requests fill the budget again."""
+    engine = FailoverEngine(Mortal(lives=1), Mortal(), budget=RetryBudget(ratio=0.5, burst=1))
+    reasons: list[str | None] = []
+    for _ in range(5):
+        *_, last = await collect(await adapter_of(engine).generate(counting_request()))
+        reasons.append(None if last.error is None else str(last.error.__cause__))
+        if last.error is not None:
+            assert isinstance(last.error, Disconnected)
+    spent = "the retry budget is spent"
+    assert reasons == [None, spent, None, spent, None]
+
+
+@virtual
+async def test_a_refused_connection_costs_nothing() -> None:
+    """The engine had no load of it, so no budget bounds going on elsewhere."""
+    meters, spare = Meters(), Mortal()
+    engine = FailoverEngine(
+        Mortal(lives=0, error=CannotConnect("nobody")), spare, budget=RetryBudget(0, 0)
+    )
+    adapter = EngineAdapter(engine, meter_provider=meters.provider)
+    items = await collect(await adapter.generate(counting_request()))
+    assert flat(items) == [3, 4, 5, 6, 7, 8]
+    assert meters.counts("rx_backend.tokens", "gen_ai.token.type") == {
+        ("input",): 3,
+        ("output",): 6,
+    }
+
+
+@virtual
+async def test_what_is_read_again_is_counted() -> None:
+    """The spare's prompt is work too, and none that an answer needed."""
+    meters = Meters()
+    adapter = EngineAdapter(
+        FailoverEngine(Mortal(lives=2), Mortal()), meter_provider=meters.provider
+    )
+    await collect(await adapter.generate(counting_request()))
+    assert meters.counts("rx_backend.tokens", "gen_ai.token.type") == {
+        ("input",): 8,
+        ("output",): 6,
+    }
+    assert meters.counts("rx_backend.tokens.wasted", "gen_ai.token.type") == {("input",): 5}
+
+
+@given(
+    ratio=st.sampled_from([0.0, 0.1, 0.3, 1.0]),
+    burst=st.integers(0, 5),
+    calls=st.lists(st.booleans(), max_size=60),
+)
+def test_a_budget_bounds_the_extra_load(ratio: float, burst: int, calls: list[bool]) -> None:
+    """Extra calls are at most the share of all requests and the burst, and as many as that allows."""
+    budget = RetryBudget(ratio, burst)
+    extra = 0
+    for requests, wants in enumerate(calls, 1):
+        budget.add_request()
+        extra += wants and budget.withdraw()
+        assert extra <= ratio * requests + burst + 1e-6
+    always = RetryBudget(ratio, burst)
+    granted = 0
+    for _ in range(100):
+        always.add_request()
+        granted += always.withdraw()
+    assert granted >= min(int(ratio * 100 + 1e-6), 100) * (burst >= 1)
+
+
+# What the combination does as one engine.
+
+
+class Started(SampleEngine):
+    """Notes what is called, in a journal that engines share."""
+
+    def __init__(self, name: str, journal: list[str], *failing: str) -> None:
+        super().__init__()
+        self.name, self.journal, self.failing = name, journal, failing
+
+    def note(self, what: str) -> None:
+        self.journal.append(f"{self.name}.{what}")
+        if what in self.failing:
+            raise LookupError(self.name)
+
+    async def start(self, worker_id: int) -> Any:
+        self.note("start")
+        return replace(await super().start(worker_id), model=self.name)
+
+    async def cleanup(self) -> None:
+        self.note("cleanup")
+
+    async def drain(self) -> None:
+        self.note("drain")
+
+    async def is_quiescent(self) -> bool:
+        self.note("is_quiescent")
+        return self.name != "b"
+
+    async def health_check_payload(self) -> dict[str, Any]:
+        return {"of": self.name}
+
+
+@pytest.mark.rows("E1", "E5")
+@virtual
+async def test_the_life_of_all_engines() -> None:
+    """Each is started once, also where it is there twice, and cleaned up; the first one speaks."""
+    journal: list[str] = []
+    a, b = Started("a", journal), Started("b", journal)
+    engine = FailoverEngine(a, b, a)
+    assert (await engine.start(7)).model == "a"
+    assert await engine.health_check_payload() == {"of": "a"}
+    assert not await engine.is_quiescent()
+    await engine.drain()
+    await engine.cleanup()
+    assert journal == [
+        f"{name}.{what}"
+        for what in ("start", "is_quiescent", "drain", "cleanup")
+        for name in ("a", "b")
+    ]
+    assert await FailoverEngine(a).is_quiescent()
+
+
+@pytest.mark.rows("E1", "E5")
+@pytest.mark.parametrize("failing", ["a", "b"])
+@virtual
+async def test_when_one_engine_fails_to_start_all_are_cleaned_up(failing: str) -> None:
+    """Its error is the one that is raised, whatever the clean-up says."""
+    journal: list[str] = []
+    engines = [
+        Started(name, journal, *(["start"] if name == failing else ["cleanup"])) for name in "ab"
+    ]
+    with capture_logs(), pytest.raises(LookupError, match=failing):
+        await FailoverEngine(*engines).start(1)
+    assert journal[-2:] == ["a.cleanup", "b.cleanup"]
+
+
+@pytest.mark.rows("E5")
+@pytest.mark.parametrize("failing", ["a", "ab"])
+@virtual
+async def test_all_engines_are_cleaned_up_though_one_fails(failing: str) -> None:
+    """One failure is raised as it is, several as a group."""
+    journal: list[str] = []
+    engines = [Started(name, journal, *(["cleanup"] * (name in failing))) for name in "ab"]
+    with pytest.raises((LookupError, ExceptionGroup)) as caught:
+        await FailoverEngine(*engines).cleanup()
+    assert isinstance(caught.value, ExceptionGroup) == (failing == "ab")
+    assert journal == ["a.cleanup", "b.cleanup"]
+
+
+class Duck:
+    """An engine without what it need not have."""
+
+    def generate(self, request: PreprocessedRequest, context: RequestContext) -> Any:
+        return SampleEngine().generate(request, context)
+
+
+@pytest.mark.rows("E5")
+@virtual
+async def test_what_an_engine_need_not_have() -> None:
+    """Its defaults are taken."""
+    engine = FailoverEngine(Duck())  # type: ignore[arg-type]
+    assert await engine.is_quiescent()
+    assert await engine.health_check_payload() is None
+    await engine.drain()
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (FailoverEngine, "FailoverEngine: engines: expected one or more"),
+        (lambda: FailoverEngine(7), "FailoverEngine: expected engines, got 7"),  # type: ignore[arg-type]
+        (lambda: FailoverEngine(Mortal(), limit=-1), "limit: expected 0 resumptions or more"),
+        (lambda: FailoverEngine(Mortal(), limit=True), "limit: expected 0 resumptions or more"),
+        (lambda: FailoverEngine(Mortal(), errors=(7,)), "errors: expected classes of errors"),  # type: ignore[arg-type]
+        (lambda: FailoverEngine(Mortal(), hand_off=7), "hand_off: expected a function, got 7"),  # type: ignore[arg-type]
+        (lambda: RetryBudget(ratio=-1), "RetryBudget: ratio: expected a number, 0 or more, got -1"),
+        (lambda: RetryBudget(burst=float("nan")), "RetryBudget: burst: expected a number"),
+    ],
+)
+def test_bad_arguments(make: Callable[[], object], error: str) -> None:
+    """They are named when the engine is made."""
+    with pytest.raises((TypeError, ValueError), match=error):
+        make()

@@ -1,0 +1,169 @@
+"""What engines that are made of other engines have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from operators import deferred_abort, fuse, validate_chunks
+from operators.authoring import FusedRun
+from rx_backend.context import RequestContext
+from rx_backend.engine import EngineConfig, LLMEngine, open_chunks, start_abort
+from rx_backend.errors import InvalidArgument
+from rx_backend.logger import describe, get_logger
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, convert_output
+
+__all__ = ("CombinedEngine", "EngineCall")
+
+
+class EngineCall:
+    """
+    One engine's part in a request: a context of its own, and a gate for its abort.
+
+    A stop of the request reaches the context at once. The gate then aborts the engine once, in
+    decode mode not before its own first token (rows A2 to A5).
+
+    Args:
+        engine: The engine.
+        parent: The request's context.
+        live: Where the call is listed by *parent*, from here to :meth:`leave`.
+        name: What the call's id has besides that of the request.
+    """
+
+    __slots__ = ("_live", "_parent", "_run", "_unlisten", "context", "engine")
+
+    def __init__(
+        self,
+        engine: LLMEngine,
+        parent: RequestContext,
+        live: dict[RequestContext, list[EngineCall]],
+        name: str = "",
+    ) -> None:
+        self.engine = engine
+        self.context = parent.child(f"{parent.id}/{name}" if name else None)
+        self._parent = parent
+        self._live = live
+        self._run: FusedRun[LLMEngineOutput] | None = None
+        self._unlisten: Callable[[], None] | None = None
+        live.setdefault(parent, []).append(self)
+
+    async def open(self, request: PreprocessedRequest) -> FusedRun[LLMEngineOutput]:
+        """Call the engine's ``generate`` and return its chunks, behind the gate."""
+        context, defers = self.context, self.context.defers_abort
+        own = contextvars.copy_context()
+        if defers:
+            self._unlisten = context.first_token().listen(self._parent.notify_first_token)
+        chunks = await open_chunks(self.engine, request, context, enter=own.run)
+        gate = deferred_abort(
+            partial(start_abort, self.engine, context, own),
+            stop=context.stopped(),
+            notified=context.first_token() if defers else None,
+            defer=defers,
+            end_of_turn=asyncio.get_running_loop().call_soon,
+        )
+        self._run = fuse(chunks, [_WELL_FORMED, gate], own_context=own)
+        return self._run
+
+    def report_queue_time(self) -> None:
+        """Report to the request how long it waited at this engine."""
+        if self.context.queued_s is not None:
+            self._parent.queued_s = self.context.queued_s
+
+    def leave(self) -> None:
+        """Take the engine off the request's list. Idempotent."""
+        if self._unlisten is not None:
+            self._unlisten()
+            self._unlisten = None
+        calls = self._live.get(self._parent, [])
+        if self in calls:
+            calls.remove(self)
+            if not calls:
+                del self._live[self._parent]
+
+    async def aclose(self) -> None:
+        """Drop the engine's chunks and wait until they are released."""
+        self.leave()
+        if self._run is not None:
+            await self._run.aclose()
+
+
+class CombinedEngine(LLMEngine):
+    """
+    Base of engines that are made of other engines, which they start and clean up.
+
+    Args:
+        engines: The engines; one that is there twice is started once.
+
+    Raises:
+        TypeError: One of them is no engine.
+    """
+
+    def __init__(self, engines: Sequence[LLMEngine]) -> None:
+        for engine in engines:
+            if not hasattr(engine, "generate"):
+                raise TypeError(f"{type(self).__name__}: expected engines, got {engine!r}")
+        self.engines = tuple(engines)
+        self._distinct = tuple({id(engine): engine for engine in engines}.values())
+        self._live: dict[RequestContext, list[EngineCall]] = {}
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        """
+        Start all engines, one after the other, and return the first one's config.
+
+        Engines on one device can measure its free memory that way. If one fails to start, all are
+        cleaned up.
+        """
+        try:
+            configs = [await engine.start(worker_id) for engine in self._distinct]
+        except BaseException:
+            try:
+                await self.cleanup()
+            except Exception as error:
+                _log.warning("engine cleanup failed", **describe(error))
+            raise
+        return configs[0]
+
+    async def abort(self, context: RequestContext) -> None:
+        """Abort the engines that are at work on the request, each by its own gate."""
+        for call in tuple(self._live.get(context, ())):
+            call.context.stop_generating()
+
+    async def cleanup(self) -> None:
+        """Clean all engines up, also where one of them fails."""
+        failures: list[Exception] = []
+        for engine in self._distinct:
+            try:
+                await engine.cleanup()
+            except Exception as error:
+                failures.append(error)
+        if len(failures) == 1:
+            raise failures[0]
+        if failures:
+            raise ExceptionGroup("engines failed to clean up", failures)
+
+    async def is_quiescent(self) -> bool:
+        """Whether all engines are."""
+        answers = [await _optional(engine, "is_quiescent", True) for engine in self._distinct]
+        return all(answers)
+
+    async def drain(self) -> None:
+        """Finish the background work of all engines."""
+        for engine in self._distinct:
+            await _optional(engine, "drain", None)
+
+    async def health_check_payload(self) -> dict[str, Any] | None:
+        """Return the first engine's."""
+        return await _optional(self.engines[0], "health_check_payload", None)
+
+
+async def _optional(engine: LLMEngine, name: str, default: Any) -> Any:
+    """Call a method that an engine need not have (row E5)."""
+    method = getattr(engine, name, None)
+    return default if method is None else await method()
+
+
+_WELL_FORMED = validate_chunks(LLMEngineOutput, convert_output, error=InvalidArgument)
+_log = get_logger(__name__)

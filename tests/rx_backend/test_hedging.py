@@ -1,0 +1,819 @@
+"""An engine that asks a second engine too when the first is slow to begin."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
+
+import pytest
+import reactivex
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from rx_backend.adapter import EngineAdapter
+from rx_backend.context import RequestContext
+from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.engines import SampleEngine, SimulatedEngine
+from rx_backend.errors import Disconnected
+from rx_backend.failover import FailoverEngine
+from rx_backend.hedging import HedgedEngine, HedgeOutcome
+from rx_backend.protocols import (
+    FinishReason,
+    LLMEngineOutput,
+    PrefillResult,
+    PreprocessedRequest,
+    usage,
+)
+from rx_backend.retry_budget import RetryBudget
+from rx_backend.testing import check_engine, run_virtual
+from tests.meters import Meters
+from tests.rx_backend._engines import (
+    Item,
+    Mortal,
+    ScriptedEngine,
+    Step,
+    Stream,
+    adapter_of,
+    chunk_of,
+    collect,
+    counting_request,
+    flat,
+    now,
+    stop,
+    token,
+    tokens_of,
+    virtual,
+)
+from tests.spans import Spans
+
+HANDSHAKE = LLMEngineOutput()
+FAILED = LLMEngineOutput(finish_reason=FinishReason.parse("error: boom"))
+GONE = Disconnected("first")
+NONE: list[int] = []
+
+
+def tasks() -> int:
+    return len(asyncio.all_tasks())
+
+
+async def open_stream(
+    first: Any, second: Any, after_s: float, mode: str = "agg", **options: Any
+) -> Stream:
+    engine = HedgedEngine(first, second, after_s=after_s, **options)
+    return await adapter_of(engine, mode).generate(counting_request())
+
+
+@pytest.mark.rows("A2", "S1", "P7")
+@virtual
+async def test_the_second_engine_answers_first() -> None:
+    """The first is aborted once and closed; a stop after that reaches the second alone."""
+    spans, outcomes = Spans(), list[HedgeOutcome]()
+    slow, fast, context = Mortal(delay_s=60), Mortal(), RequestContext("r1")
+    engine = HedgedEngine(slow, fast, after_s=2, on_outcome=outcomes.append)
+    stream = await adapter_of(engine, spans=spans).generate(counting_request(), context)
+    assert flat([await anext(stream), await anext(stream)]) == [3, 4]
+    assert slow.aborts == [("r1", 3.0)]
+    assert slow.closed == 1
+    assert not context.is_stopped
+    context.stop_generating()
+    items = await collect(stream)
+    assert chunk_of(items[-1]).finish_reason == FinishReason.CANCELLED
+    await asyncio.sleep(0)
+    assert fast.aborts == [("r1/hedge", 4.0)]
+    assert (len(slow.aborts), fast.closed) == (1, 1)
+    assert outcomes == [HedgeOutcome("second", 3.0, 3)]
+    (event,) = (event for event in spans.one().events if event.name == "hedged")
+    assert dict(event.attributes or {}) == {"winner": "second"}
+
+
+@pytest.mark.rows("A2", "E4")
+@virtual
+async def test_the_first_engine_answers_after_all() -> None:
+    """The second is stopped, aborted once and closed; the request goes on."""
+    slow, slower, context = Mortal(delay_s=4), Mortal(delay_s=60), RequestContext("r1")
+    engine = HedgedEngine(slow, slower, after_s=2)
+    items = await collect(await adapter_of(engine).generate(counting_request(), context))
+    assert flat(items) == [3, 4, 5, 6, 7, 8]
+    assert chunk_of(items[-1]).completion_usage == usage(3, 6)
+    assert (slower.aborts, slow.aborts) == ([("r1/hedge", 5.0)], [])
+    assert slower.contexts[0].is_stopped
+    assert not context.is_stopped
+    assert (slow.closed, slower.closed) == (1, 1)
+
+
+@pytest.mark.rows("A5")
+@virtual
+async def test_in_decode_mode_a_loser_is_not_aborted() -> None:
+    """It has no first token yet, so it is only closed, whatever it says while it is."""
+    for first_s, second_s in ((60, 0), (4, 60)):
+        one, other = Mortal(delay_s=first_s), Mortal(delay_s=second_s)
+        items = await collect(await open_stream(one, other, 2, "decode"))
+        assert flat(items) == [3, 4, 5, 6, 7, 8]
+        assert (one.aborts, other.aborts, one.closed, other.closed) == ([], [], 1, 1)
+
+
+@pytest.mark.rows("A2", "A3", "A4")
+@pytest.mark.parametrize("mode", ["agg", "decode"])
+@virtual
+async def test_a_stop_in_a_race_is_for_both(mode: str) -> None:
+    """Each is aborted once at most: at once, or in decode mode at its own first token."""
+    first, second, context = (
+        ScriptedEngine(8, token(3), stop()),
+        ScriptedEngine(5, token(7), 1, stop()),
+        RequestContext(),
+    )
+    engine = HedgedEngine(first, second, after_s=1)
+    stream = await adapter_of(engine, mode).generate(counting_request(), context)
+    pull = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(3)
+    context.stop_generating()
+    assert flat([await pull]) == [7]
+    await asyncio.sleep(0)
+    await collect(stream)
+    assert first.aborts == ([3.0] if mode == "agg" else [])
+    assert second.aborts == ([3.0] if mode == "agg" else [6.0])
+
+
+@pytest.mark.rows("A2")
+@virtual
+async def test_an_engine_that_failed_in_the_race_is_not_aborted() -> None:
+    """A stop after that is for the one that is left."""
+    failing = ScriptedEngine(3, GONE)
+    other, context = ScriptedEngine(9, token(7), stop()), RequestContext()
+    engine = HedgedEngine(failing, other, after_s=1)
+    stream = await adapter_of(engine).generate(counting_request(), context)
+    pull = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(5)
+    context.stop_generating()
+    assert flat([await pull]) == [7]
+    await collect(stream)
+    assert (failing.aborts, other.aborts) == ([], [5.0])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"is_probe": True},
+        {"prefill_result": PrefillResult(disaggregated_params={})},
+        {"encoder_result": {"handle": 1}},
+    ],
+)
+@virtual
+async def test_what_is_not_hedged(fields: dict[str, Any]) -> None:
+    """What only one engine can take, and a health check."""
+    slow, fast = Mortal(delay_s=60), Mortal()
+    engine = HedgedEngine(slow, fast, after_s=1)
+    items = await collect(await adapter_of(engine).generate(counting_request(**fields)))
+    assert flat(items) == [3, 4, 5, 6, 7, 8]
+    assert fast.opened == 0
+
+
+@virtual
+async def test_a_stopped_request_is_not_hedged() -> None:
+    """The question is asked when the time is up."""
+    second, context = Mortal(), RequestContext()
+    engine = HedgedEngine(ScriptedEngine(5, token(1), stop()), second, after_s=2)
+    stream = await adapter_of(engine).generate(counting_request(), context)
+    pull = asyncio.ensure_future(collect(stream))
+    await asyncio.sleep(1)
+    context.stop_generating()
+    assert flat(await pull) == [1]
+    assert second.opened == 0
+
+
+@pytest.mark.rows("S4")
+@virtual
+async def test_a_first_engine_that_answers_in_time_is_left_alone() -> None:
+    """No second one is asked, and each pull of the consumer is one."""
+    first, second = ScriptedEngine(1, HANDSHAKE, 1, token(1), 1, token(2), stop()), Mortal()
+    outcomes: list[HedgeOutcome] = []
+    stream = await open_stream(first, second, 2.5, on_outcome=outcomes.append)
+    for pulls in range(1, 4):
+        await anext(stream)
+        await asyncio.sleep(5)
+        assert first.pulls == pulls
+    await collect(stream)
+    assert (first.closed, second.opened, outcomes) == (1, 0, [])
+
+
+@pytest.mark.rows("S4")
+@virtual
+async def test_the_second_engine_is_pulled_up_to_its_first_token() -> None:
+    """Its chunks follow in order, those before its token too; beyond that none is pulled ahead."""
+    first = ScriptedEngine(3.5, HANDSHAKE, 3.5, token(1), stop())
+    second = ScriptedEngine(1, HANDSHAKE, 1, token(7), 1, token(8), stop())
+    stream = await open_stream(first, second, 4)
+    items = [await anext(stream), await anext(stream)]
+    assert (now(), second.pulls) == (6.0, 2)
+    await asyncio.sleep(10)
+    items += [await anext(stream), await anext(stream)]
+    assert tokens_of(items) == [[], [], [7], [8]]
+    assert second.pulls == 3
+    await collect(stream)
+    assert (first.closed, second.closed) == (1, 1)
+
+
+@virtual
+async def test_the_second_engine_wins_while_nobody_pulls() -> None:
+    """The first is aborted when it has lost, and what it gives later is not seen."""
+    first = ScriptedEngine(1, HANDSHAKE, 1, HANDSHAKE, 1, token(1), stop())
+    second = ScriptedEngine(1, token(7), stop())
+    stream = await open_stream(first, second, 1.5)
+    items = [await anext(stream), await anext(stream)]
+    await asyncio.sleep(10)
+    assert first.aborts == [2.5]
+    assert tokens_of(items + await collect(stream)) == [[], [], [7], []]
+    assert (first.closed, first.pulls, second.closed) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("loser", ["first", "second"])
+@virtual
+async def test_a_loser_that_is_slow_to_clean_up_holds_nothing_up(loser: str) -> None:
+    """The winner's chunks come when they are made; the close of the stream waits for both."""
+    slow = ScriptedEngine(math.inf, closing=[60])
+    fast = ScriptedEngine(2 if loser == "second" else 1, token(1), 1, token(2), stop())
+    engines = (slow, fast) if loser == "first" else (fast, slow)
+    stream = await open_stream(*engines, 1)
+    items = [await anext(stream), await anext(stream), await anext(stream)]
+    assert (tokens_of(items), now()) == ([[1], [2], []], 3.0)
+    await stream.aclose()
+    assert (slow.closed, now(), tasks()) == (1, 62.0, 1)
+
+
+@pytest.mark.rows("E6")
+@virtual
+async def test_chunks_that_wait_are_copies() -> None:
+    """An engine that uses a chunk again does not change one that nobody was handed yet."""
+
+    class Reusing(Mortal):
+        async def generate(self, request: Any, context: Any) -> AsyncGenerator[LLMEngineOutput]:
+            chunk = LLMEngineOutput([], log_probs=[])
+            yield chunk
+            chunk.token_ids.append(7)
+            (chunk.log_probs or []).append(-1.0)
+            yield chunk
+            yield stop()
+
+    items = await collect(await open_stream(Mortal(delay_s=60), Reusing(), 1))
+    assert tokens_of(items) == [[], [7], []]
+    assert chunk_of(items[0]).log_probs == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "tokens", "end", "winner"),
+    [
+        pytest.param((HANDSHAKE, 3, GONE), (5, token(7), stop()), [NONE, [7], NONE], None, "second",
+                     id="first-fails"),
+        pytest.param((3, FAILED), (5, token(7), stop()), [[7], NONE], None, "second",
+                     id="first-says-error"),
+        pytest.param((3, {"finish_reason": "error: boom"}), (5, token(7), stop()), [[7], NONE], None,
+                     "second", id="first-says-error-in-a-mapping"),
+        pytest.param((HANDSHAKE, 3), (5, token(7), stop()), [NONE, [7], NONE], None, "second",
+                     id="first-ends"),
+        pytest.param((5, token(7), stop()), (HANDSHAKE, 1, ValueError()), [[7], NONE], None, "first",
+                     id="second-fails"),
+        pytest.param((5, token(7), stop()), (1, FAILED), [[7], NONE], None, "first",
+                     id="second-says-error"),
+        pytest.param((HANDSHAKE, 3, GONE), (1, ValueError()), [NONE], Disconnected, None,
+                     id="both-fail"),
+        pytest.param((3, FAILED), (HANDSHAKE, 5, GONE), [NONE], None, None,
+                     id="both-fail-the-first-by-a-terminal"),
+        pytest.param((5, token(7), GONE), (math.inf,), [[7]], Disconnected, "first",
+                     id="winner-fails"),
+        pytest.param((5, stop()), (math.inf,), [NONE], None, "first", id="a-terminal-answers"),
+        pytest.param((5, LLMEngineOutput(text="a"), 9, stop()), (4, HANDSHAKE, 3, token(7)),
+                     [NONE, NONE], None, "first", id="text-answers"),
+        pytest.param((5, asyncio.CancelledError()), (6, token(7), stop()), [[7], NONE], None, "second",
+                     id="first-is-cancelled-inside"),
+    ],
+)  # fmt: skip
+@pytest.mark.rows("S6", "E3")
+@virtual
+async def test_failures(
+    first: Sequence[Step],
+    second: Sequence[Step],
+    tokens: list[list[int]],
+    end: type[Exception] | None,
+    winner: str | None,
+) -> None:
+    """The engine that is left goes on; where none is, the stream ends as the first one did."""
+    outcomes: list[HedgeOutcome] = []
+    engines = ScriptedEngine(*first), ScriptedEngine(*second)
+    items = await collect(await open_stream(*engines, 2, on_outcome=outcomes.append))
+    if end is not None:
+        assert isinstance(items.pop().error, end)
+    assert tokens_of(items) == tokens
+    assert [outcome.winner for outcome in outcomes] == [winner]
+    assert [engine.closed for engine in engines] == [1, 1]
+
+
+@virtual
+async def test_a_second_engine_that_cannot_be_asked() -> None:
+    """A set-up that fails is a failure as any other, and so is what is no stream."""
+
+    class Useless(ScriptedEngine):
+        def generate(self, request: Any, context: Any) -> Any:
+            return 7
+
+    for second in (ScriptedEngine(setup=[1, LookupError()]), Useless()):
+        first = ScriptedEngine(5, token(1), stop())
+        assert flat(await collect(await open_stream(first, second, 1))) == [1]
+
+
+@virtual
+async def test_a_failure_before_its_time_passes() -> None:
+    """No second engine was asked, and none is for a failure."""
+    for steps in ((GONE,), (1, FAILED)):
+        second = Mortal()
+        (item,) = await collect(await open_stream(ScriptedEngine(*steps), second, 2))
+        assert item.error is not None or chunk_of(item).finish_reason is not None
+        assert second.opened == 0
+
+
+@virtual
+async def test_what_the_callback_raises_disturbs_nothing() -> None:
+    """It is logged, and the race goes its way."""
+
+    def fail(_: HedgeOutcome) -> None:
+        raise LookupError
+
+    with capture_logs() as log:
+        items = await collect(await open_stream(Mortal(delay_s=60), Mortal(), 1, on_outcome=fail))
+    assert flat(items) == [3, 4, 5, 6, 7, 8]
+    errors = [line["event"] for line in log if line["log_level"] == "error"]
+    assert errors == ["on_outcome failed"]
+
+
+@virtual
+async def test_the_consumers_own_time_does_not_count() -> None:
+    """Neither before its first pull, nor between two pulls."""
+    second = ScriptedEngine(token(7), stop())
+    stream = await open_stream(ScriptedEngine(1, HANDSHAKE, math.inf), second, 3)
+    await asyncio.sleep(100)
+    await anext(stream)
+    await asyncio.sleep(100)
+    assert second.calls == 0
+    before = now()
+    assert flat([await anext(stream)]) == [7]
+    assert now() == before + 2
+    await stream.aclose()
+
+
+@pytest.mark.rows("P9")
+@virtual
+async def test_the_other_engines_spans_nest() -> None:
+    """Those that it opens in its set-up and in its stream are children of the request's span."""
+    spans = Spans()
+
+    class Traced(Mortal):
+        def generate(self, request: Any, context: Any) -> Any:
+            with spans.tracer.start_as_current_span("set-up"):
+                return super().generate(request, context)
+
+    def step(context: RequestContext) -> None:
+        spans.tracer.start_span("step").end()
+
+    traced = Traced(ScriptedEngine(step, token(1), step, token(2), stop()))
+    engines = [
+        FailoverEngine(traced),
+        FailoverEngine(Mortal(lives=0), traced),
+        HedgedEngine(traced, Mortal(), after_s=60),
+        HedgedEngine(Mortal(delay_s=60), traced, after_s=1),
+    ]
+    for engine in engines:
+        await collect(await adapter_of(engine, spans=spans).generate(counting_request()))
+    requests = [span for span in spans.finished if span.name == "engine.generate"]
+    for span in requests:
+        children = [one.name for one in spans.finished if one.parent == span.get_span_context()]
+        assert sorted(children) == ["set-up", "step", "step"]
+    assert len(requests) == 4
+
+
+class Scoped(LLMEngine):
+    """An engine with scopes that belong to one task and one context, open across its yields."""
+
+    def __init__(self, wait_s: float) -> None:
+        self.wait_s = wait_s
+        self.found: list[str] = []
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        return EngineConfig(model="scoped")
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        undo = _variable.set("inside")
+        try:
+            async with asyncio.timeout(600):
+                await asyncio.sleep(self.wait_s)
+                yield token(1)
+                self.found.append(_variable.get())
+                yield stop()
+        finally:
+            _variable.reset(undo)
+
+
+_variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="outside")
+
+
+@pytest.mark.parametrize("first_s", [1.0, 60.0])
+@virtual
+async def test_each_engine_stays_in_one_task(first_s: float) -> None:
+    """Scopes of a task, and context variables, may be open across the chunks."""
+    first, second = Scoped(first_s), Scoped(5.0)
+    async for _ in await open_stream(first, second, 2):
+        assert _variable.get() == "outside"
+    assert first.found + second.found == ["inside"]
+
+
+@virtual
+async def test_an_observable_is_a_stream_too() -> None:
+    """An engine may stream in any of the ways that an adapter takes."""
+
+    class Pushing(ScriptedEngine):
+        def generate(self, request: Any, context: Any) -> Any:
+            return reactivex.of(token(7), stop())
+
+    assert flat(await collect(await open_stream(Mortal(delay_s=60), Pushing(), 1))) == [7]
+
+
+@virtual
+async def test_an_engine_that_was_queueing_says_so() -> None:
+    """The winner's time counts for the request."""
+
+    def queue(context: RequestContext) -> None:
+        context.queued_s = 0.5 if context.id.endswith("hedge") else 30
+
+    context = RequestContext("r1")
+    second = ScriptedEngine(queue, token(1), stop())
+    engine = HedgedEngine(ScriptedEngine(queue, math.inf), second, after_s=1)
+    await collect(await adapter_of(engine).generate(counting_request(), context))
+    assert context.queued_s == 0.5
+
+
+@virtual
+async def test_when_the_budget_is_spent_no_second_engine_is_asked() -> None:
+    """The first one is waited for; requests fill the budget again."""
+    fast = Mortal()
+    engine = HedgedEngine(
+        Mortal(delay_s=60), fast, after_s=1, budget=RetryBudget(ratio=0.5, burst=1)
+    )
+    asked: list[int] = []
+    for _ in range(5):
+        items = await collect(await adapter_of(engine).generate(counting_request()))
+        assert flat(items) == [3, 4, 5, 6, 7, 8]
+        asked.append(fast.opened)
+    assert asked == [1, 1, 2, 2, 3]
+
+
+@virtual
+async def test_what_two_engines_read_is_counted() -> None:
+    """The prompt counts once more; it is there as what no answer needed too."""
+    meters = Meters()
+    for after_s in (1, 100):
+        engine = HedgedEngine(Mortal(delay_s=60), Mortal(), after_s=after_s)
+        adapter = EngineAdapter(engine, meter_provider=meters.provider)
+        await collect(await adapter.generate(counting_request()))
+    assert meters.counts("rx_backend.tokens", "gen_ai.token.type") == {
+        ("input",): 9,
+        ("output",): 12,
+    }
+    assert meters.counts("rx_backend.tokens.wasted", "gen_ai.token.type") == {("input",): 3}
+
+
+@virtual
+async def test_what_a_loser_makes_in_spite_of_all_is_counted() -> None:
+    """An engine may answer its cancellation with tokens, which nobody is handed."""
+
+    class Defiant(ScriptedEngine):
+        async def _stream(self, context: RequestContext) -> AsyncGenerator[Any]:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                yield LLMEngineOutput([1, 2])
+
+    meters = Meters()
+    adapter = EngineAdapter(
+        HedgedEngine(Defiant(), Mortal(), after_s=1), meter_provider=meters.provider
+    )
+    items = await collect(await adapter.generate(counting_request()))
+    assert flat(items) == [3, 4, 5, 6, 7, 8]
+    assert meters.counts("rx_backend.tokens.wasted", "gen_ai.token.type") == {
+        ("input",): 3,
+        ("output",): 2,
+    }
+
+
+@virtual
+async def test_an_abort_alone_stops_both() -> None:
+    """Whoever drives the engine without an adapter may abort it."""
+    first, second, context = Mortal(delay_s=60), Mortal(delay_s=60), RequestContext("r1")
+    engine = HedgedEngine(first, second, after_s=1)
+    pull = asyncio.ensure_future(anext(engine.generate(counting_request(), context)))
+    await asyncio.sleep(2)
+    await engine.abort(context)
+    await engine.abort(context)
+    await asyncio.sleep(0)
+    assert [*first.aborts, *second.aborts] == [("r1", 2.0), ("r1/hedge", 2.0)]
+    pull.cancel()
+    await asyncio.wait([pull])
+
+
+@pytest.mark.rows("S7")
+@virtual
+async def test_losing_the_last_reference_in_a_race() -> None:
+    """It is a drop of both, also while the second one is being pulled."""
+    first = ScriptedEngine(1, HANDSHAKE, 1, HANDSHAKE, 1, HANDSHAKE)
+    second = ScriptedEngine(60, token(1))
+    owner = [await open_stream(first, second, 1.5)]
+    for _ in range(2):
+        await anext(owner[0])
+    assert tasks() == 3
+    owner.clear()
+    await asyncio.sleep(1)
+    assert (first.closed, second.closed, tasks()) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error"),
+    [
+        ((Mortal(), Mortal()), {"after_s": -1}, "HedgedEngine: after_s: expected a number of sec"),
+        ((Mortal(), Mortal()), {"after_s": True}, "HedgedEngine: after_s: expected a number of"),
+        ((Mortal(), None), {"after_s": 1}, "HedgedEngine: expected engines, got None"),
+        ((Mortal(), Mortal()), {"after_s": 1, "on_outcome": 7}, "on_outcome: expected a function"),
+    ],
+)
+def test_bad_arguments(arguments: tuple[Any, ...], options: dict[str, Any], error: str) -> None:
+    """They are named when the engine is made."""
+    with pytest.raises((TypeError, ValueError), match=error):
+        HedgedEngine(*arguments, **options)
+
+
+# Any race, by a model. The first engine's things happen at whole seconds, the second's a third of
+# a second later, the second starts at half, and the drop comes at 0.7: no two at the same time.
+
+Script = Sequence[tuple[int, str]]
+AFTER = 0.5
+THIRD = 1 / 3 - AFTER
+ENDS = {"T": stop(), "!": FAILED}
+
+
+class Player(LLMEngine):
+    """Plays a script: how many seconds until what."""
+
+    def __init__(self, script: Script, last: str, offset_s: float, first_id: int) -> None:
+        self.script = script
+        self.last = last
+        self.offset_s = offset_s
+        self.first_id = first_id
+        self.opened = self.closed = self.aborted = 0
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        return EngineConfig(model="player")
+
+    def chunk(self, place: int, what: str) -> LLMEngineOutput:
+        if what in ENDS:
+            return ENDS[what]
+        return token(self.first_id + place) if what == "t" else LLMEngineOutput()
+
+    def plan(self, begun: float) -> list[tuple[float, str, LLMEngineOutput]]:
+        """When what comes; the last is the end."""
+        found: list[tuple[float, str, LLMEngineOutput]] = []
+        time = begun + self.offset_s
+        for place, (wait_s, what) in enumerate([*self.script, (1, self.last)]):
+            time += wait_s
+            found.append((time, what, self.chunk(place, what)))
+        return found
+
+    async def abort(self, context: RequestContext) -> None:
+        self.aborted += 1
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        self.opened += 1
+        try:
+            await asyncio.sleep(self.offset_s)
+            for place, (wait_s, what) in enumerate([*self.script, (1, self.last)]):
+                await asyncio.sleep(wait_s)
+                if what == "#":
+                    raise GONE.with_traceback(None)
+                if what == "|":
+                    return
+                if what == "?":
+                    await asyncio.Event().wait()
+                yield self.chunk(place, what)
+        finally:
+            self.closed += 1
+
+
+def expected(
+    first: Player, second: Player, after: float, drop: float
+) -> tuple[list[list[int]], bool, int, int]:
+    """What comes out before *drop*, whether the second began, and how often each is aborted."""
+
+    def answer(plan: list[tuple[float, str, LLMEngineOutput]]) -> tuple[float, float]:
+        """When it answers, and when it is out without an answer."""
+        time, what, _ = next(entry for entry in plan if entry[1] != "h")
+        if what in {"t", "T"}:
+            return time, math.inf
+        return math.inf, math.inf if what == "?" else time
+
+    ours, theirs = first.plan(0), second.plan(after)
+    (first_at, first_out), (second_at, second_out) = answer(ours), answer(theirs)
+    if min(first_at, first_out) < after:
+        given, begins, aborts = ours, False, (0, 0)
+    elif second_at < first_at:
+        given = [entry for entry in ours if entry[0] < min(second_at, first_out)]
+        given += [(max(time, second_at), what, chunk) for time, what, chunk in theirs]
+        begins, aborts = True, (int(first_out > second_at and second_at < drop), 0)
+    else:
+        # Where the first fails, and the second does too, that is told when both are out.
+        out = max(first_out, second_out) if first_at == math.inf else -math.inf
+        given = [(t if what == "h" else max(t, out), what, chunk) for t, what, chunk in ours]
+        begins, aborts = True, (0, int(first_at < second_out and first_at < drop))
+    items = [chunk.token_ids for time, what, chunk in given if time < drop and what in "htT!"]
+    return items, begins and after < drop, *aborts
+
+
+scripts = st.lists(st.tuples(st.integers(1, 4), st.sampled_from("hht")), max_size=3)
+ends = st.sampled_from("TTT!#|?")
+
+
+@pytest.mark.rows("S1", "S7", "A2")
+@given(
+    ours=scripts,
+    our_end=ends,
+    theirs=scripts,
+    their_end=ends,
+    after_s=st.integers(0, 6),
+    drop_s=st.integers(0, 20) | st.just(1000),
+    by_cancel=st.booleans(),
+)
+def test_any_race(  # noqa: PLR0917
+    ours: Script,
+    our_end: str,
+    theirs: Script,
+    their_end: str,
+    after_s: int,
+    drop_s: int,
+    by_cancel: bool,
+) -> None:
+    """Chunks, aborts and closings are the model's, wherever the stream is dropped."""
+    first, second = Player(ours, our_end, 0.0, 10), Player(theirs, their_end, THIRD + AFTER, 20)
+    items: list[Item] = []
+
+    async def run() -> None:
+        stream = await open_stream(first, second, after_s + AFTER)
+        task = asyncio.create_task(drive(stream, items))
+        await asyncio.sleep(drop_s + 0.7)
+        if by_cancel:
+            task.cancel()
+        else:
+            stream.close()
+        await asyncio.wait([task])
+        await stream.aclose()
+        await asyncio.sleep(0)
+        assert tasks() == 1
+
+    run_virtual(run())
+    chunks, begins, first_aborts, second_aborts = expected(
+        first, second, after_s + AFTER, drop_s + 0.7
+    )
+    assert tokens_of([item for item in items if item.data is not None]) == chunks
+    assert (first.opened, first.closed) == (1, 1)
+    assert second.opened == second.closed == begins
+    assert (first.aborted, second.aborted) == (first_aborts, second_aborts)
+
+
+# Any history of both combinators, nested in either way.
+
+
+async def drive(stream: Stream, items: list[Item]) -> None:
+    async for item in stream:
+        items.append(item)  # noqa: PERF401 - those before a drop too
+
+
+def check_aborts(engine: Mortal, stop_at: float | None, mode: str) -> None:
+    """An engine is aborted at a stop while it is at work, or for losing a race."""
+    times = [at for _, at in engine.aborts]
+    token_at = engine.first_token_at
+    if stop_at is not None and engine.opened_at < stop_at <= engine.closed_at:
+        # In decode mode not before its own first token.
+        begins = engine.opened_at if mode == "agg" else token_at
+        assert times == ([] if begins is None else [max(begins, stop_at)])
+    elif times:
+        # The loser had no token yet, so in decode mode it is not aborted at all.
+        assert (times, token_at, mode) == ([engine.closed_at], None, "agg")
+
+
+COMBINED: dict[str, Callable[[list[Mortal]], LLMEngine]] = {
+    "failover": lambda e: FailoverEngine(e[0], e[2]),
+    "hedged": lambda e: HedgedEngine(e[0], e[1], after_s=2.25),
+    "failover of hedged": lambda e: FailoverEngine(
+        HedgedEngine(e[0], e[1], after_s=2.25), e[2]
+    ),
+    "hedged failover": lambda e: HedgedEngine(FailoverEngine(e[0], e[2]), e[1], after_s=2.25),
+    "hedged twice": lambda e: HedgedEngine(
+        HedgedEngine(e[0], e[1], after_s=2.25), e[2], after_s=4.5
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.rows("S1", "S2", "S7", "A1", "A2", "A3", "A4", "A5", "P7")
+@settings(max_examples=200)
+@given(
+    lives=st.lists(st.none() | st.integers(0, 4), min_size=3, max_size=3),
+    delays=st.lists(st.sampled_from([0.0, 1.0, 7.0]), min_size=3, max_size=3),
+    combined=st.sampled_from([*COMBINED]),
+    simulated=st.booleans(),
+    mode=st.sampled_from(["agg", "decode"]),
+    stop_at=st.none() | st.integers(0, 12),
+    drop_at=st.none() | st.integers(0, 14),
+)
+@example([1, None, None], [0, 0, 0], "failover", False, "agg", 2, None)
+def test_any_history(  # noqa: PLR0917
+    lives: list[int | None],
+    delays: list[float],
+    combined: str,
+    simulated: bool,
+    mode: str,
+    stop_at: int | None,
+    drop_at: int | None,
+) -> None:
+    """Tokens in order, one end, one span, all closed, and each engine aborted as the rows say."""
+    spans, items = Spans(), list[Item]()
+
+    def engine() -> LLMEngine:
+        return SimulatedEngine(step_ms=1000) if simulated else SampleEngine(token_interval_ms=1000)
+
+    engines = [
+        Mortal(engine(), count, delay_s=delay) for count, delay in zip(lives, delays, strict=True)
+    ]
+    context = RequestContext("r1")
+    whole: Any = COMBINED[combined](engines)
+
+    async def run() -> None:
+        adapter = EngineAdapter(whole, mode, tracer=spans.tracer)
+        stream = await adapter.generate(counting_request(), context)
+        task = asyncio.create_task(drive(stream, items))
+        loop = asyncio.get_running_loop()
+        if stop_at is not None:
+            loop.call_later(stop_at + 0.4, context.stop_generating)
+        if drop_at is not None:
+            loop.call_later(drop_at + 0.6, stream.close)
+        await asyncio.wait([task])
+        await stream.aclose()
+        task.result()
+        await asyncio.sleep(100)
+        assert tasks() == 1
+        for one in engines:
+            await one.engine.cleanup()
+
+    run_virtual(run())
+    ends = [item for item in items if item.data is None or chunk_of(item).finish_reason]
+    assert len(ends) <= 1
+    assert not ends or items[-1] is ends[0]
+    assert ends or drop_at is not None
+    chunks = [item for item in items if item.data is not None]
+    tokens = flat(chunks)
+    assert tokens == list(range(3, 3 + len(tokens)))
+    if ends and ends[0].data is not None:
+        assert chunk_of(ends[0]).completion_usage == usage(3, len(tokens))
+    spans.one()
+    assert not whole._live
+    for one in engines:
+        assert one.opened == one.closed
+        check_aborts(one, None if stop_at is None else stop_at + 0.4, mode)
+
+
+@pytest.mark.parametrize("combined", COMBINED.values(), ids=COMBINED)
+@virtual
+async def test_the_engines_keep_the_contract(combined: Callable[[Any], LLMEngine]) -> None:
+    """What is made of engines that keep it keeps it too."""
+
+    def make() -> LLMEngine:
+        return combined([SampleEngine(token_interval_ms=10) for _ in range(3)])
+
+    (await check_engine(make)).raise_if_failed()
+
+
+@virtual
+async def test_both_together() -> None:
+    """A hedged request whose winner dies is resumed."""
+    slow, fast, spare = Mortal(delay_s=60), Mortal(lives=2), Mortal()
+    engine = FailoverEngine(HedgedEngine(slow, fast, after_s=1), spare)
+    context = RequestContext("r1")
+    stream = await adapter_of(engine).generate(counting_request(), context)
+    items = [await anext(stream) for _ in range(4)]
+    context.stop_generating()
+    items += await collect(stream)
+    await asyncio.sleep(0)
+    assert flat(items) == [3, 4, 5, 6]
+    assert chunk_of(items[-1]).completion_usage == usage(3, 4)
+    assert (len(slow.aborts), fast.aborts) == (1, [])
+    assert [who for who, _ in spare.aborts] == ["r1/resume-1"]
