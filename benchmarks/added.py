@@ -82,7 +82,7 @@ def adding(chunks: int) -> dict[str, Open]:
 
     def opened(make: Make | None) -> Open:
         def pipeline(scope: RequestScope) -> list[AnyOperator]:
-            standard = standard_pipeline(scope)
+            standard = standard_pipeline
             return (
                 standard if make is None else standard.insert_before("annotate_errors", make(scope))
             )

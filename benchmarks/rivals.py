@@ -79,7 +79,7 @@ def rivals(engine: LLMEngine) -> dict[str, Open]:
     off = EngineAdapter(engine, MODE)
     doing_nothing: Operator[Any, Any] = nothing()
     longer = EngineAdapter(
-        engine, MODE, lambda scope: [*standard_pipeline(scope), doing_nothing], tracer=TRACER
+        engine, MODE, standard_pipeline.with_operators(doing_nothing), tracer=TRACER
     )
 
     async def bare() -> AsyncIterator[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import operator
 import time
 from collections.abc import Callable
 from functools import partial
@@ -226,13 +225,12 @@ class EngineAdapter:
 
     async def _open(self, scope: RequestScope, own: contextvars.Context | None) -> ChunkStream:
         """Call the engine, and note how long its set-up takes (row F2)."""
-        enter = operator.call if own is None else own.run
         if not scope.recording:
-            return await open_chunks(self.engine, scope.request, scope.context, enter=enter)
+            return await open_chunks(self.engine, scope.request, scope.context, own_context=own)
         times, clock = scope.times, scope.clock
         called = clock()
         times.epoch_ns = time_ns() - int(called * 1e9)
-        chunks = await open_chunks(self.engine, scope.request, scope.context, enter=enter)
+        chunks = await open_chunks(self.engine, scope.request, scope.context, own_context=own)
         times.setup_ms = (clock() - called) * 1000.0
         return chunks
 

@@ -56,7 +56,7 @@ class EngineCall:
         own = contextvars.copy_context()
         if defers:
             self._unlisten = context.first_token().listen(self._parent.notify_first_token)
-        chunks = await open_chunks(self.engine, request, context, enter=own.run)
+        chunks = await open_chunks(self.engine, request, context, own_context=own)
         gate = deferred_abort(
             partial(start_abort, self.engine, context, own),
             stop=context.stopped(),

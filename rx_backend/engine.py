@@ -35,7 +35,7 @@ AnyChunk: TypeAlias = LLMEngineOutput | Mapping[str, Any]
 """What an engine's streams hold: chunks, or plain mappings of the same shape (row E2)."""
 
 ChunkStream = AsyncIterator[AnyChunk]
-Enter: TypeAlias = Callable[..., Any]
+_Enter: TypeAlias = Callable[..., Any]
 """Chunks to pull, one after the other."""
 
 ChunkSource: TypeAlias = ChunkStream | Observable[AnyChunk] | SubscribesAsync[AnyChunk]
@@ -130,7 +130,7 @@ async def open_chunks(
     request: PreprocessedRequest,
     context: RequestContext,
     *,
-    enter: Enter = operator.call,
+    own_context: contextvars.Context | None = None,
 ) -> ChunkStream:
     """
     Call ``engine.generate`` and give its chunk stream, whichever way it was written (row E2).
@@ -142,11 +142,12 @@ async def open_chunks(
         engine: The engine.
         request: Handed to the engine.
         context: Handed to the engine.
-        enter: Runs the engine in a context, as ``contextvars.Context.run`` does.
+        own_context: The context to run the engine in; the current one by default.
 
     Raises:
         InvalidArgument: ``generate`` gave nothing of that kind.
     """
+    enter = operator.call if own_context is None else own_context.run
     chunks: object = enter(engine.generate, request, context)
     if isinstance(chunks, types.AsyncGeneratorType):
         return cast("ChunkStream", chunks)
@@ -199,7 +200,7 @@ _log = get_logger(__name__)
 
 
 @types.coroutine
-def _awaited(awaitable: Awaitable[object], enter: Enter) -> Generator[Any, Any, object]:
+def _awaited(awaitable: Awaitable[object], enter: _Enter) -> Generator[Any, Any, object]:
     """Await something with each of its steps run through *enter*."""
     steps = awaitable.__await__()
     try:

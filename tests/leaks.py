@@ -103,6 +103,8 @@ class LeakWatch(logging.Handler):
             return _shutdown_asyncgens(loop)
 
         def cancel_all_tasks(loop: BaseEventLoop) -> None:
+            # A release that was begun may take some turns of the loop.
+            loop.run_until_complete(_turns())
             watch._look_at(loop)
             _cancel_all_tasks(loop)
 
@@ -148,6 +150,11 @@ class LeakWatch(logging.Handler):
             for generator in generators
             if generator.ag_frame is not None
         ]
+
+
+async def _turns() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 def _contexts() -> tuple[dict[str, Any], ...]:

@@ -35,7 +35,86 @@ _PUT_BACK: Final = 4  # items that were put back come first
 _RETURNED = object()
 
 
-class FusedRun(Chain, Segment, Generic[B]):
+class PulledChain(Chain):
+    """
+    The stages of a run, and what the loop tells them of a pull.
+
+    The loop refers to this and not to the run, so that losing the run is noticed at once.
+
+    Args:
+        source: What the run pulls.
+        operators: The operators.
+        scope: As for `Chain`.
+
+    Attributes:
+        source: What the run pulls.
+        item: The slot in which the loop hands over an item.
+        dropped: Whether the run was dropped before its end.
+        puller: The task that waits in a pull.
+        baseline: How many cancellations *puller* had been asked for when it began to wait.
+        interrupted: Whether a cancellation is on its way through the pull.
+    """
+
+    __slots__ = ("baseline", "dropped", "interrupted", "item", "puller", "source")
+
+    def __init__(
+        self, source: AsyncIterator[Any], operators: Sequence[StageFactory], scope: Any
+    ) -> None:
+        self.source = source
+        self.item: Any = None
+        self.dropped = False
+        self.puller: asyncio.Task[Any] | None = None
+        self.baseline = 0
+        self.interrupted = False
+        super().__init__(operators, scope)
+
+    def complete(self, place: int = 0, ended_by: str | None = None) -> None:
+        """Complete the stages from *place* on, in order."""
+        super().complete(place, ended_by or self._source_ended_by())
+
+    def push_last(self, item: Any, place: int = 0, ended_by: str | None = None) -> None:
+        """Send the stream's last item through the stages from *place* on, and complete them."""
+        super().push_last(item, place, ended_by or self._source_ended_by())
+
+    def _source_ended_by(self) -> str | None:
+        return self.source.ended_by if isinstance(self.source, Segment) else None
+
+    def is_cancelled(self) -> bool:
+        """Return whether the consumer was cancelled; what an engine cancels and catches is not it."""
+        if not self.interrupted:
+            return False
+        return self.puller is None or self.puller.cancelling() > self.baseline
+
+    def fail_from_source(self, error: BaseException) -> None:
+        """Fail the stages with what the source raised; its own cancellation is a failure (S6)."""
+        if self.dropped:
+            if isinstance(error, Exception):
+                _log.error("a dropped source failed", exc_info=redacted_exc_info(error))
+            return
+        if isinstance(error, asyncio.CancelledError | GeneratorExit) and not self.is_cancelled():
+            cause, error = error, SourceCancelled(f"the source raised {type(error).__name__}")
+            error.__cause__ = cause
+        drop_top_frame(error)
+        self.fail(error)
+
+    def interrupt(self, *, interrupted: bool) -> None:
+        """Tell the stages that a cancellation is on its way through the pull, or did not drop it."""
+        self.interrupted = interrupted
+        for stage in self._stages:
+            if type(stage) is Callbacks and stage.on_interrupt is not None:
+                stage.on_interrupt(interrupted)
+
+    def drop(self) -> None:
+        """Close the stages, here and in front, and forget what was not handed out."""
+        self.dropped = True
+        self.out.clear()
+        self.error = None
+        self.close_stages()
+        if isinstance(self.source, Segment):
+            self.source.drop()
+
+
+class FusedRun(Segment, Generic[B]):
     """
     A run of operators over an asynchronous source, pulled by its consumer.
 
@@ -54,8 +133,6 @@ class FusedRun(Chain, Segment, Generic[B]):
         loop: The running event loop, for a caller who knows it.
 
     Attributes:
-        item: The slot in which the loop hands over an item.
-        dropped: Whether it was dropped before its end.
         is_adopted: Whether an operator behind has taken the run over, and closes it.
         event_loop: The event loop that the run lives on.
         raised: The ``id`` of the exception that the run raised to its consumer.
@@ -63,26 +140,21 @@ class FusedRun(Chain, Segment, Generic[B]):
 
     __slots__ = (
         "__weakref__",
-        "_baseline",
+        "_chain",
         "_closing",
         "_enter",
         "_generator",
         "_has_cancelled",
-        "_interrupted",
         "_on_end",
-        "_puller",
         "_put_back",
         "_resumed_state",
         "_send",
         "_state",
         "_unwound",
-        "dropped",
         "event_loop",
         "is_adopted",
-        "item",
         "own_context",
         "raised",
-        "source",
     )
 
     def __init__(
@@ -96,7 +168,6 @@ class FusedRun(Chain, Segment, Generic[B]):
         on_end: Callable[[bool], None] | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self.source = source
         # Asking for the running loop is a system call on some Pythons, dear with many requests.
         self.event_loop = loop or asyncio.get_running_loop()
         # An empty context is false.
@@ -104,20 +175,15 @@ class FusedRun(Chain, Segment, Generic[B]):
         is_entered = own_context is None or not enters
         self._enter = operator.call if is_entered else own_context.run
         self._on_end = on_end
-        self.item: Any = None
-        self.dropped = False
         self.is_adopted = False
         self.raised = 0
-        self._puller: asyncio.Task[Any] | None = None
-        self._baseline = 0
-        self._interrupted = False
         self._has_cancelled = False
         self._unwound: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._put_back: list[Any] | None = None
         self._resumed_state = _IDLE
         self._state = _OVER
-        self._enter(super().__init__, operators, scope)
+        self._chain: PulledChain = self._enter(PulledChain, source, operators, scope)
         if self.has_ended:
             # An operator returned before it had an item.
             self._finish()
@@ -127,10 +193,10 @@ class FusedRun(Chain, Segment, Generic[B]):
 
     def _begin_loop(self, *, is_first: bool = False) -> None:
         """Begin the loop for the stages that items still visit."""
-        self.reshaped = False
+        self._chain.reshaped = False
         arguments: list[Any] = []
         shape: list[Visit] = []
-        for step, condition in zip(self.steps, self.conditions, strict=True):
+        for step, condition in zip(self._chain.steps, self._chain.conditions, strict=True):
             if step is None:
                 shape.append(None)
                 continue
@@ -140,19 +206,24 @@ class FusedRun(Chain, Segment, Generic[B]):
             else:
                 shape.append(condition.expression)
                 arguments += condition.values
-        source = self.source
+        source = self._chain.source
         tells_end = isinstance(source, Segment)
         pull = first = _pull_of(source)
         if is_first and type(source) is types.AsyncGeneratorType:
             first = _FirstPull(source)
-        loop: Loop = compiled(tuple(shape), tells_end)(self, source, first, pull, *arguments)
+        loop: Loop = compiled(tuple(shape), tells_end)(self._chain, source, first, pull, *arguments)
         self._generator = loop
         self._send = loop.send
 
     @property
     def ended(self) -> bool:
         """Whether the item handed out last was the last one."""
-        return self._put_back is None and self.has_ended and not self.out and self.error is None
+        return (
+            self._put_back is None
+            and self.has_ended
+            and not self._chain.out
+            and self._chain.error is None
+        )
 
     def __aiter__(self) -> AsyncIterator[B]:
         return self
@@ -162,11 +233,11 @@ class FusedRun(Chain, Segment, Generic[B]):
             try:
                 signal = self._enter(self._send, None)
                 if signal is READY or await self._wait(signal):
-                    return self.item
+                    return self._chain.item
             except StopIteration:
                 pass
             except GeneratorExit as error:
-                self._enter(self.fail_from_source, error)
+                self._enter(self._chain.fail_from_source, error)
             if self._state:
                 break
             if self.has_ended:
@@ -185,12 +256,12 @@ class FusedRun(Chain, Segment, Generic[B]):
                 self._put_back = None
                 self._state = self._resumed_state
             return item
-        if self.out:
-            item = self.out.pop(0)
+        if self._chain.out:
+            item = self._chain.out.pop(0)
             if self.ended:
                 self._tell_end(dropped=False)
             return item
-        error, self.error = self.error, None
+        error, self._chain.error = self._chain.error, None
         self._tell_end(dropped=not (error is None or isinstance(error, Exception)))
         if error is None or isinstance(error, Exception):
             await self.wait_closed()
@@ -206,9 +277,10 @@ class FusedRun(Chain, Segment, Generic[B]):
     @types.coroutine
     def _wait(self, signal: Any) -> Generator[Any, Any, bool]:
         """Pass on the futures that the step waits for; return whether an item came of it."""
+        chain = self._chain
         self._state = _WAITING
-        task = self._puller = asyncio.current_task(self.event_loop)
-        self._baseline = 0 if task is None else task.cancelling()
+        task = chain.puller = asyncio.current_task(self.event_loop)
+        chain.baseline = 0 if task is None else task.cancelling()
         while signal is not READY and signal is not _RETURNED:
             try:
                 yield signal
@@ -216,18 +288,26 @@ class FusedRun(Chain, Segment, Generic[B]):
                 self._abandon_pull()
                 raise
             except BaseException as error:
-                if isinstance(error, asyncio.CancelledError) and not self._interrupted:
-                    self._interrupt(interrupted=True)
+                if isinstance(error, asyncio.CancelledError) and not chain.interrupted:
+                    chain.interrupt(interrupted=True)
                 signal = self._advance(self._generator.throw, error)
             else:
                 signal = self._advance(self._send, None)
-            if task is not None and self._interrupted and task.cancelling() <= self._baseline:
-                self._interrupt(interrupted=False)
-            if self._state == _UNWINDING and not self._interrupted and not self._has_cancelled:
+            if chain.interrupted and task is not None and task.cancelling() <= chain.baseline:
+                chain.interrupt(interrupted=False)
+            if self._state == _UNWINDING and not chain.interrupted and not self._has_cancelled:
                 # It was closed while something else unwound that has been caught since.
                 self._cancel_pull()
-        self._puller = None
-        is_cancelled = self._is_cancelled(task)
+        return self._end_wait(has_item=signal is READY)
+
+    def _end_wait(self, *, has_item: bool) -> bool:
+        """Take what came of a pull that had to wait; return whether that is an item."""
+        chain, task = self._chain, self._chain.puller
+        if self._has_cancelled and task is not None:
+            self._has_cancelled = False
+            task.uncancel()
+        is_cancelled = chain.is_cancelled()
+        chain.puller = None
         if self._state == _UNWINDING:
             self._end_unwinding()
         elif is_cancelled:
@@ -236,11 +316,11 @@ class FusedRun(Chain, Segment, Generic[B]):
             self._drop()
         else:
             self._state = _IDLE
-            if self._interrupted:
-                self._interrupt(interrupted=False)
+            if chain.interrupted:
+                chain.interrupt(interrupted=False)
         if is_cancelled:
             raise asyncio.CancelledError
-        return signal is READY and not self.dropped
+        return has_item and not chain.dropped
 
     def _advance(self, function: Callable[[Any], Any], argument: Any) -> Any:
         try:
@@ -248,52 +328,8 @@ class FusedRun(Chain, Segment, Generic[B]):
         except StopIteration:
             return _RETURNED
         except GeneratorExit as error:
-            self._enter(self.fail_from_source, error)
+            self._enter(self._chain.fail_from_source, error)
             return _RETURNED
-
-    def _is_cancelled(self, task: asyncio.Task[Any] | None) -> bool:
-        """Return whether the consumer was cancelled; what an engine cancels and catches is not it."""
-        if task is None:
-            return self._interrupted and not self.dropped
-        if self._has_cancelled:
-            task.uncancel()
-        return self._interrupted and task.cancelling() > self._baseline
-
-    def _interrupt(self, *, interrupted: bool) -> None:
-        """Tell the stages that a cancellation is on its way through the pull, or did not drop it."""
-        self._interrupted = interrupted
-        for stage in self._stages:
-            if type(stage) is Callbacks and stage.on_interrupt is not None:
-                stage.on_interrupt(interrupted)
-
-    def complete(self, place: int = 0, ended_by: str | None = None) -> None:
-        """Complete the stages from *place* on, in order."""
-        super().complete(place, ended_by or self._source_ended_by())
-
-    def push_last(self, item: Any, place: int = 0, ended_by: str | None = None) -> None:
-        """Send the stream's last item through the stages from *place* on, and complete them."""
-        super().push_last(item, place, ended_by or self._source_ended_by())
-
-    def _source_ended_by(self) -> str | None:
-        source = self.source
-        return source.ended_by if isinstance(source, Segment) else None
-
-    def fail_from_source(self, error: BaseException) -> None:
-        """Fail the stages with what the source raised; its own cancellation is a failure (S6)."""
-        if self.dropped:
-            if isinstance(error, Exception):
-                _log.error("a dropped source failed", exc_info=redacted_exc_info(error))
-            return
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):
-            task = self._puller
-            was_cancelled = self._interrupted and (
-                task is None or task.cancelling() > self._baseline
-            )
-            if not was_cancelled:
-                cause, error = error, SourceCancelled(f"the source raised {type(error).__name__}")
-                error.__cause__ = cause
-        drop_top_frame(error)
-        self.fail(error)
 
     def put_back(self, items: Iterable[B]) -> None:  # type: ignore[misc]
         """
@@ -312,19 +348,25 @@ class FusedRun(Chain, Segment, Generic[B]):
 
     # Ends and drops.
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing comes in any more: completed, failed or dropped."""
+        return self._chain.has_ended
+
+    @property
+    def dropped(self) -> bool:
+        """Whether it was dropped before its end."""
+        return self._chain.dropped
+
+    @property
+    def ended_by(self) -> str | None:
+        """The operator that ended the stream before its source did; None where none did."""
+        return self._chain.ended_by
+
     def drop(self) -> None:
         """Close the stages, here and in front, and forget what was not handed out."""
-        if self._state == _OVER:
-            return
-        self.dropped = True
-        self.out.clear()
-        self.error = None
-        self._enter(self._drop_stages)
-
-    def _drop_stages(self) -> None:
-        self.close_stages()
-        if isinstance(self.source, Segment):
-            self.source.drop()
+        if self._state != _OVER:
+            self._enter(self._chain.drop)
 
     def close(self) -> None:
         """
@@ -333,9 +375,12 @@ class FusedRun(Chain, Segment, Generic[B]):
         A pull that another task waits in ends there without an item. What closing the source waits
         for goes on in a task; :meth:`aclose` waits for that too.
         """
+        if self._put_back is not None:
+            self._put_back = None
+            self._state = self._resumed_state
         if self._state == _OVER:
-            self.out.clear()
-            self.error = None
+            self._chain.out.clear()
+            self._chain.error = None
             self._tell_end(dropped=True)
             return
         if self._generator.gi_running:
@@ -350,10 +395,10 @@ class FusedRun(Chain, Segment, Generic[B]):
             self._drop()
 
     def _cancel_pull(self) -> None:
-        task = self._puller
+        task = self._chain.puller
         if task is None:
             self._unwind_pull()
-        elif task.cancelling() <= self._baseline:
+        elif task.cancelling() <= self._chain.baseline:
             # As asyncio.timeout does; a second one would cut the engine's clean-up short.
             self._has_cancelled = True
             task.cancel()
@@ -383,7 +428,7 @@ class FusedRun(Chain, Segment, Generic[B]):
             )
 
     def _close_source(self) -> None:
-        source, loop = self.source, self.event_loop
+        source, loop = self._chain.source, self.event_loop
         if isinstance(source, Segment):
             source.close()
         elif hasattr(source, "aclose"):
@@ -394,7 +439,7 @@ class FusedRun(Chain, Segment, Generic[B]):
 
     def _abandon_pull(self) -> None:
         """Unwind a pull whose coroutine was closed: by a task, since it may have to wait."""
-        self._puller = None
+        self._chain.puller = None
         if self._state == _WAITING:
             self._state = _UNWINDING
             self.drop()
@@ -440,8 +485,8 @@ class FusedRun(Chain, Segment, Generic[B]):
             if self._unwound is None:
                 self._unwound = self.event_loop.create_future()
             await asyncio.shield(self._unwound)
-        if isinstance(self.source, Segment):
-            await self.source.aclose()
+        if isinstance(self._chain.source, Segment):
+            await self._chain.source.aclose()
         elif self._closing is not None and not self._closing.done():
             await asyncio.wait([self._closing])
 

@@ -12,7 +12,7 @@ For an operator that every item visits, and one with a condition, it reads in es
         else:
             if item.finish_reason is not None:             # the condition
                 item = step_1(item)
-            run.item = item
+            chain.item = item
             yield READY                                    # the item is in the slot
             continue
         ...                                                # the chain decides: more items, the end
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     Loop = types.GeneratorType[Any, Any, None]
 
 READY = object()
-"""What a loop yields for an item that is in its run's slot."""
+"""What a loop yields for an item that is in its chain's slot."""
 
 Visit: TypeAlias = Expression | bool | None
 """
@@ -92,7 +92,7 @@ class _Body:
         self._indent = " " * 16
         if tells_end:
             self._write("if source.ended:")
-            self._write("    run.push_last(item)")
+            self._write("    chain.push_last(item)")
             self._write("    raise Detour")
         for place, visit in enumerate(shape):
             if visit is None:
@@ -102,7 +102,7 @@ class _Body:
                 self._visit_when(place, visit)
             else:
                 self._visit(place, may_return_result=visit)
-        self._write("run.item = item")
+        self._write("chain.item = item")
         self._write("yield READY")
         self._write("continue")
 
@@ -119,7 +119,7 @@ class _Body:
         if visit.once:
             self._write(f"if step_{place} is not None and ({condition}):", place)
             self._write(f"    step, step_{place} = step_{place}, None", place)
-            self._write(f"    run.leave({place})", place)
+            self._write(f"    chain.leave({place})", place)
             self._write("    item = step(item)", place)
         else:
             self._write(f"if {condition}:", place)
@@ -128,7 +128,7 @@ class _Body:
 
     def _take_result(self, place: int, indent: str) -> None:
         self._write(f"{indent}if item is None or type(item) is StageResult:")
-        self._write(f"{indent}    run.emitted({place}, item)", place)
+        self._write(f"{indent}    chain.emitted({place}, item)", place)
         self._write(f"{indent}    raise Detour")
 
     def _write(self, line: str, place: int = 0) -> None:
@@ -138,21 +138,21 @@ class _Body:
 
 # The line of an exception in the loop tells which stage it came from.
 _LOOP = """\
-def loop(run, source, first, pull{arguments}):
+def loop(chain, source, first, pull{arguments}):
     get = first
     while True:
         try:
             item = yield from get()
             get = pull
         except StopAsyncIteration:
-            run.complete()
+            chain.complete()
         except GeneratorExit:
             raise
         except BaseException as error:
             drop_top_frame(error)
-            run.fail_from_source(error)
+            chain.fail_from_source(error)
         else:
-            if run.dropped:
+            if chain.dropped:
                 return
             try:
 {body}
@@ -163,13 +163,13 @@ def loop(run, source, first, pull{arguments}):
             except BaseException as error:
                 place = PLACES[error.__traceback__.tb_lineno]
                 drop_top_frame(error)
-                run.interrupted(error, place)
-        if run.has_ended:
+                chain.interrupted(error, place)
+        if chain.has_ended:
             return
-        while run.out:
-            run.item = run.out.pop(0)
+        while chain.out:
+            chain.item = chain.out.pop(0)
             yield READY
-        if run.reshaped:
+        if chain.reshaped:
             return
 """
 _FIRST_LINE = _LOOP[: _LOOP.index("{body}")].count("\n") + 1

@@ -306,7 +306,7 @@ def _made(
     """Return the function that makes the operator of a body."""
     if kind is None:
         kind = PullingOperator if inspect.isasyncgenfunction(function) else Operator
-        if kind is Operator and inspect.iscoroutinefunction(function):
+        if kind is Operator and not inspect.isgeneratorfunction(function):
             hint = ", or map_async" if inspect.iscoroutinefunction(function) else ""
             raise TypeError(
                 f"operator: expected a generator or an asynchronous generator function{hint}, "
@@ -340,7 +340,3 @@ def _without_source(function: Callable[..., Any]) -> Callable[..., Any]:
 @functools.cache
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(function).parameters
-
-
-def stateless(function):
-    return _made(function, "anything", SharedOperator)

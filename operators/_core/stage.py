@@ -245,20 +245,3 @@ if TYPE_CHECKING:
 else:
     Stage = Generator
     AnyStage = object
-
-
-# Old names, until everything is moved.
-Hooks = Callbacks
-Emission = StageResult
-bypass = detach
-visit_if = when
-last = complete_with
-failing = fail_after
-
-
-class SetupFailed(Exception):
-    """Old."""
-
-
-Awaited = Callbacks
-apply = emit

@@ -43,10 +43,10 @@ class Plan:
 
 
 @operator
-def noting(plan: Plan, place: int, journal: list[str]) -> Hooks[Item, Item]:
+def noting(plan: Plan, place: int, journal: list[str]) -> Callbacks[Item, Item]:
     """Note which items visit, and which are asked about by a function."""
 
-    def step(item: Item) -> Item | Emission:
+    def step(item: Item) -> Item | StageResult:
         journal.append(f"{place} {item}")
         if plan.change == "turn":
             return replace(item, is_last=not item.is_last, size=item.size % 3 + 1)
@@ -58,7 +58,7 @@ def noting(plan: Plan, place: int, journal: list[str]) -> Hooks[Item, Item]:
         journal.append(f"{place} asks {size}")
         return size == 2
 
-    return Hooks(step, only=" or ".join(plan.terms), names={"ask": ask}, once=plan.once)
+    return Callbacks(step, only=" or ".join(plan.terms), names={"ask": ask}, once=plan.once)
 
 
 plans = st.lists(

@@ -92,7 +92,7 @@ EVERY_END = pytest.mark.parametrize(
 
 
 def test_every_operator_is_here() -> None:
-    """Whatever is written with ``@operator`` or ``@stateless`` and exported is in the table."""
+    """Whatever is written with ``@operator`` or ``@callbacks(shared=True)`` and exported is in the table."""
     written = {
         name for name in operators.__all__ if hasattr(getattr(operators, name), "__wrapped__")
     }

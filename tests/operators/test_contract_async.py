@@ -128,7 +128,7 @@ def settled(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
 
 
 def test_every_operator_is_here() -> None:
-    """Whatever is written with ``@operator`` or ``@stateless`` and exported is in one table."""
+    """Whatever is written with ``@operator`` or ``@callbacks(shared=True)`` and exported is in one table."""
     written = {
         name for name in operators.__all__ if hasattr(getattr(operators, name), "__wrapped__")
     }
@@ -354,7 +354,7 @@ class TestContext:
         stage = made.get(name) or {**MADE, **MADE_ASYNC}[name]()
         outcome: list[str] = []
         context = contextvars.copy_context()
-        stream = fuse(self.engine(outcome), [same(), stage, same()], enter=context.run)
+        stream = fuse(self.engine(outcome), [same(), stage, same()], own_context=context)
         await collect(stream, take=take)
         await asyncio.sleep(LONG_S)
         assert outcome == ["reset"]

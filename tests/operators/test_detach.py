@@ -103,7 +103,7 @@ async def test_the_rest_may_go_on_in_a_context_of_its_own() -> None:
     def look() -> Stage[int, int]:
         item = yield
         seen.append(10 * NUMBER.get())
-        yield bypass(item)
+        yield detach(item)
 
     NUMBER.set(5)
     run: FusedRun[int] = fuse(engine(), [look()])

@@ -459,7 +459,7 @@ async def test_the_engine_keeps_its_context_and_up_to_its_token_its_task(
     own.run(NUMBER.set, 5)
     async with Drains() as drains:
         drain = drain_until_first_token(lambda: None, drains=drains)
-        stream = fuse(engine(), [until_terminal(), drain], enter=own.run)
+        stream = fuse(engine(), [until_terminal(), drain], own_context=own)
         if dropped_s == 0.0:
             stream.close()
         else:

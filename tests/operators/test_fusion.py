@@ -86,7 +86,7 @@ class TestPull:
         @operator
         def last_only() -> Ints:
             while True:
-                item = yield visit_if("item > 0")
+                item = yield when("item > 0")
                 if item == 20_000:
                     return item
 
@@ -157,7 +157,7 @@ class TestNewShape:
         @operator
         def aside_with_three() -> Ints:
             item = yield
-            yield bypass(item, item, item)
+            yield detach(item, item, item)
 
         engine = Engine([1, 2])
         stream = fuse(engine(), [aside_with_three(), twice(), aside_with_three()])
@@ -175,7 +175,7 @@ class TestNewShape:
         def aside(journal: list[str]) -> Ints:
             try:
                 item = yield
-                yield bypass(item, item)
+                yield detach(item, item)
             finally:
                 journal.append("end")
 
@@ -196,7 +196,7 @@ class TestNewShape:
             while item < number:
                 visits.append((number, item))
                 item = yield item
-            return bypass(item)
+            return detach(item)
 
         seen = await collect(fuse(Engine(range(4))(), [until(2), until(0), until(3), until(1)]))
         assert seen == Seen([0, 1, 2, 3], "completed")
@@ -425,7 +425,7 @@ class TestContext:
         stream = fuse(
             engine(),
             [look()],
-            enter=context.run,
+            own_context=context,
             on_end=lambda: seen.append(f"on_end {variable.get()}"),
         )
         async for _ in stream:
@@ -466,7 +466,7 @@ class TestContext:
             finally:
                 seen.append(f"end {variable.get()}")
 
-        stream = fuse(engine(), [look()], enter=context.run)
+        stream = fuse(engine(), [look()], own_context=context)
         await anext(stream)
         await stream.aclose()
         assert seen == ["end inside", "closed inside", "closed inside"]
@@ -591,8 +591,8 @@ def test_the_collector_leaves_the_release_to_the_loop() -> None:
         told.append("free" if lock.acquire(blocking=False) else "held")
 
     @operator
-    def closing() -> Hooks[Any, Any]:
-        return Hooks(on_end=end)
+    def closing() -> Callbacks[Any, Any]:
+        return Callbacks(on_end=end)
 
     async def run() -> None:
         stream = fuse(Engine([token(1), token(2)])(), [closing()])

@@ -106,14 +106,14 @@ def aside_after(n: int) -> Ints:
     item = yield
     for _ in range(n):
         item = yield item
-    yield bypass(*[item] * (n % 3))
+    yield detach(*[item] * (n % 3))
 
 
 def gone_after(n: int) -> Ints:
     item = yield
     for _ in range(n):
         item = yield -item
-    return bypass(item, n)
+    return detach(item, n)
 
 
 def applied_after(n: int) -> Ints:
@@ -124,16 +124,16 @@ def applied_after(n: int) -> Ints:
 
 
 def visited(n: int) -> Ints:
-    item = yield visit_if("item % n == 0", n=n)
+    item = yield when("item % n == 0", n=n)
     while True:
         item = yield item + 1
 
 
 def visited_differently(n: int) -> Ints:
     while True:
-        item = yield visit_if("item > n", n=n)
+        item = yield when("item > n", n=n)
         n += item
-        yield visit_if("item < n", item, -item, n=n)
+        yield when("item < n", item, -item, n=n)
 
 
 def swallows(n: int) -> Ints:
@@ -160,7 +160,7 @@ def words_before_a_failure(n: int) -> Ints:
         while True:
             item = yield item
     except ValueError as error:
-        return failing(error, *range(n % 3))
+        return fail_after(error, *range(n % 3))
 
 
 def last_words(n: int) -> Ints:
@@ -218,24 +218,24 @@ def hooks(kind: str, n: int) -> Make:
             ledger.ended[name] += 1
 
         @operator
-        def accounted() -> Hooks[int, int]:
+        def accounted() -> Callbacks[int, int]:
             ledger.begun[name] += 1
             if kind == "some":
-                return Hooks(lambda item: item + 7, only="item > n", names={"n": n}, on_end=end)
+                return Callbacks(lambda item: item + 7, only="item > n", names={"n": n}, on_end=end)
             if kind == "once":
-                return Hooks(lambda item: emit(item, n), only="item > 0", once=True, on_end=end)
+                return Callbacks(lambda item: emit(item, n), only="item > 0", once=True, on_end=end)
             if kind == "last":
-                return Hooks(
+                return Callbacks(
                     lambda item: last(item, n), only="item > n", names={"n": n}, on_end=end
                 )
             if kind == "failing":
-                return Hooks(
+                return Callbacks(
                     lambda item: failing(LookupError(item), n),
                     only="item > n",
                     names={"n": n},
                     on_end=end,
                 )
-            return Hooks(lambda item: item - n, on_error=lambda error: n, on_end=end)
+            return Callbacks(lambda item: item - n, on_error=lambda error: n, on_end=end)
 
         return accounted()
 

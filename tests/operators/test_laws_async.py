@@ -33,7 +33,7 @@ Twins = tuple[Make, Make]
 """An asynchronous operator, and a synchronous one that gives the same."""
 
 
-def answered(kind: str, n: int, item: int) -> int | Emission:
+def answered(kind: str, n: int, item: int) -> int | StageResult:
     if kind == "some":
         return emit(*[item] * (item % 3))
     if kind == "last" and item > n:
@@ -49,7 +49,7 @@ def awaited(kind: str, n: int, delay_s: float | None) -> Twins:
     """A step that gives one item, some or none, ends the stream or fails."""
 
     def asynchronous(ledger: Ledger, name: str) -> AnyOperator:
-        async def step(item: int) -> int | Emission:
+        async def step(item: int) -> int | StageResult:
             ledger.begun[name] += 1
             try:
                 if delay_s is not None:
@@ -58,7 +58,7 @@ def awaited(kind: str, n: int, delay_s: float | None) -> Twins:
             finally:
                 ledger.ended[name] += 1
 
-        @stateless
+        @callbacks(shared=True)
         def accounted() -> Awaited[int, int]:
             return Awaited(step)
 
@@ -70,7 +70,7 @@ def awaited(kind: str, n: int, delay_s: float | None) -> Twins:
             item = yield
             while True:
                 given = answered(kind, n, item)
-                if type(given) is Emission and given.ends:
+                if type(given) is StageResult and given.ends:
                     return given
                 item = yield given
 
@@ -79,23 +79,23 @@ def awaited(kind: str, n: int, delay_s: float | None) -> Twins:
     return asynchronous, synchronous
 
 
-Pulls = Callable[[FusedRun[int], int], AsyncGenerator[int | Emission]]
+Pulls = Callable[[FusedRun[int], int], AsyncGenerator[int | StageResult]]
 
 
-async def kept(source: FusedRun[int], n: int) -> AsyncGenerator[int | Emission]:
+async def kept(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResult]:
     async for item in source:
         if item % n:
             yield item
 
 
-async def summed(source: FusedRun[int], n: int) -> AsyncGenerator[int | Emission]:
+async def summed(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResult]:
     async for item in source:
         await asyncio.sleep(0)
         n += item
         yield n
 
 
-async def first(source: FusedRun[int], n: int) -> AsyncGenerator[int | Emission]:
+async def first(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResult]:
     number = 0
     async for item in source:
         number += 1
@@ -105,12 +105,12 @@ async def first(source: FusedRun[int], n: int) -> AsyncGenerator[int | Emission]
             yield item
 
 
-async def times(source: FusedRun[int], n: int) -> AsyncGenerator[int | Emission]:
+async def times(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResult]:
     async for item in source:
         yield emit(*[item] * (n % 3))
 
 
-async def fails_at(source: FusedRun[int], n: int) -> AsyncGenerator[int | Emission]:
+async def fails_at(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResult]:
     number = 0
     async for item in source:
         if number == n:
@@ -119,7 +119,7 @@ async def fails_at(source: FusedRun[int], n: int) -> AsyncGenerator[int | Emissi
         yield item
 
 
-async def swallows(source: FusedRun[int], n: int) -> AsyncGenerator[int | Emission]:
+async def swallows(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResult]:
     try:
         async for item in source:
             yield item
@@ -128,7 +128,7 @@ async def swallows(source: FusedRun[int], n: int) -> AsyncGenerator[int | Emissi
         yield n
 
 
-async def renames(source: FusedRun[int], n: int) -> AsyncGenerator[int | Emission]:
+async def renames(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResult]:
     try:
         async for item in source:
             yield item
@@ -136,15 +136,15 @@ async def renames(source: FusedRun[int], n: int) -> AsyncGenerator[int | Emissio
         raise LookupError(n) from error
 
 
-async def words_before_a_failure(source: FusedRun[int], n: int) -> AsyncGenerator[int | Emission]:
+async def words_before_a_failure(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResult]:
     try:
         async for item in source:
             yield item
     except ValueError as error:
-        yield failing(error, *range(n % 3))
+        yield fail_after(error, *range(n % 3))
 
 
-async def last_words(source: FusedRun[int], n: int) -> AsyncGenerator[int | Emission]:
+async def last_words(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResult]:
     async for item in source:
         yield item
     for number in range(n % 3):
@@ -170,7 +170,7 @@ def pulling(twins: tuple[Pulls, sync.Body], n: int) -> Twins:
 
     def make(ledger: Ledger, name: str) -> AnyOperator:
         @operator
-        async def accounted(source: FusedRun[int]) -> AsyncGenerator[int | Emission]:
+        async def accounted(source: FusedRun[int]) -> AsyncGenerator[int | StageResult]:
             ledger.begun[name] += 1
             given = pulls(source, n)
             try:

@@ -142,7 +142,7 @@ async def test_a_step_runs_in_the_context_of_the_stream() -> None:
         number.set(number.get() + 1)
         return number.get()
 
-    stream = fuse(Engine([7, 8, 9])(), [map_async(count)], enter=context.run)
+    stream = fuse(Engine([7, 8, 9])(), [map_async(count)], own_context=context)
     assert (await collect(stream)).items == [1, 2, 3]
     assert number.get() == 0
 

@@ -47,7 +47,7 @@ def mine(source: Observable[Any]) -> Observable[Any]:
     return source
 
 
-BEFORE = OperatorList([until_terminal(), same(), ops.take(3), trace_link(None)])
+BEFORE = Pipeline([until_terminal(), same(), ops.take(3), trace_link(None)])
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_name_that_is_not_there_is_refused() -> None:
 
 def test_a_name_of_several_is_refused() -> None:
     """The operator itself says which one is meant."""
-    twice = OperatorList([*BEFORE, ops.take(5)])
+    twice = Pipeline([*BEFORE, ops.take(5)])
     with pytest.raises(NoSuchOperator, match=r"2 operators 'take' .*give the operator itself"):
         twice.without("take")
     assert twice.without(twice[-1]) == BEFORE
@@ -86,13 +86,13 @@ def test_a_name_of_several_is_refused() -> None:
 
 def test_its_repr_shows_every_operator() -> None:
     """Ours with their arguments, others by name."""
-    shown = OperatorList([trace_link(None, on_terminal=True), ops.debounce(0.5), mine])
-    assert repr(shown) == "OperatorList([trace_link(None, on_terminal=True), debounce, mine])"
+    shown = Pipeline([trace_link(None, on_terminal=True), ops.debounce(0.5), mine])
+    assert repr(shown) == "Pipeline([trace_link(None, on_terminal=True), debounce, mine])"
 
 
 def test_the_drawing_shows_what_will_happen() -> None:
     """What is fused with what, what is awaited, what pulls for itself, what is detached."""
-    pipeline = OperatorList(
+    pipeline = Pipeline(
         [until_terminal(), map_async(itself), same(), ops.take(3), ops.debounce(1), patient()]
     )
     assert pipeline.draw().splitlines() == [
@@ -111,13 +111,13 @@ def test_the_drawing_shows_what_will_happen() -> None:
         "  |",
         "consumer",
     ]
-    assert OperatorList().draw() == "engine\n  |\nconsumer"
+    assert Pipeline().draw() == "engine\n  |\nconsumer"
 
 
 def test_what_is_no_operator_is_not_drawn() -> None:
     """It is named with its place instead."""
     with pytest.raises(NotAnOperator, match=r"pipeline\[1\]"):
-        OperatorList([until_terminal(), cast("Any", 7)]).draw()
+        Pipeline([until_terminal(), cast("Any", 7)]).draw()
 
 
 @virtual
@@ -127,7 +127,7 @@ async def test_the_standard_pipeline_is_edited_in_one_line() -> None:
     watching = first_token(lambda chunk: seen.append(chunk.token_ids))
 
     def pipeline(scope: RequestScope) -> OperatorList:
-        return standard_pipeline(scope).insert_after("until_terminal", watching)
+        return standard_pipeline.insert_after("until_terminal", watching)
 
     adapter = EngineAdapter(
         SampleEngine(token_interval_ms=5.0), DisaggregationMode.AGGREGATED, pipeline

@@ -222,7 +222,7 @@ async def test_behind_the_standard_pipeline(record: bool) -> None:
     def pipeline(scope: RequestScope) -> list[AnyOperator]:
         key = scope.request.model, "tenant"
         counted = slo(500, 50, windows=windows, key=key, times=scope.times)
-        return [*standard_pipeline(scope), counted]
+        return [*standard_pipeline, counted]
 
     async def run(engine: SampleEngine, model: str, *, stop: bool = False) -> None:
         adapter = EngineAdapter(engine, pipeline=pipeline, record=record)

@@ -122,7 +122,7 @@ class TestEnd:
             pytest.param(emit(7, 8), [7, 8], id="several"),
             pytest.param(emit(), [], id="none"),
             pytest.param(None, [], id="nothing"),
-            pytest.param(bypass(7), [7], id="bypass"),
+            pytest.param(detach(7), [7], id="bypass"),
         ],
     )
     @pytest.mark.parametrize("error", [None, LookupError("gone")], ids=["completed", "failed"])
@@ -299,7 +299,7 @@ class TestStepAside:
             item = yield
             journal.append(f"saw {item}")
             try:
-                yield bypass(*items_out)
+                yield detach(*items_out)
             except Completed:
                 signal = "|"
                 raise
@@ -315,12 +315,12 @@ class TestStepAside:
         assert journal == ["saw 1", end]
 
     def test_bypass_for_good(self, life: Life) -> None:
-        """``return bypass(...)`` hands out and is gone; the stream goes on without it."""
+        """``return detach(...)`` hands out and is gone; the stream goes on without it."""
 
         @operator
         def once() -> Ints:
             item = yield
-            return bypass(item * 10, item * 100)
+            return detach(item * 10, item * 100)
 
         assert life([1, 2, 3], once()) == Seen([10, 100, 2, 3], "completed")
         assert life([1, 2], once(), error=LookupError()) == Seen([10, 100, 2], "LookupError()")
@@ -333,13 +333,13 @@ class TestStepAside:
         @operator
         def only_the_end() -> Ints:
             try:
-                yield bypass()
+                yield detach()
             finally:
                 journal.append("end")
 
         @operator
         def nothing() -> Ints:
-            return bypass()
+            return detach()
             yield
 
         assert life([1, 2], nothing(), only_the_end(), nothing()) == Seen([1, 2], "completed")
@@ -411,7 +411,7 @@ class TestStepAside:
 
         @operator
         def big_tenfold(least: int) -> Ints:
-            item = yield visit_if("item >= least", least=least)
+            item = yield when("item >= least", least=least)
             while True:
                 item = yield item * 10
 
@@ -426,7 +426,7 @@ class TestStepAside:
         def rising() -> Ints:
             highest = yield
             while True:
-                highest = yield visit_if("item > highest", -highest, highest, highest=highest)
+                highest = yield when("item > highest", -highest, highest, highest=highest)
 
         assert life([2, 1, 5, 4, 6], rising()) == Seen([-2, 2, 1, -5, 5, 4, -6, 6], "completed")
 
@@ -435,13 +435,13 @@ class TestStepAside:
 
         @operator
         def negative_from_two() -> Ints:
-            item = yield visit_if("item == 2")
+            item = yield when("item == 2")
             yield apply(lambda item: -item, item)
 
         @operator
         def aside_at_minus_two() -> Ints:
-            item = yield visit_if("item == -3")
-            yield bypass(item * 10)
+            item = yield when("item == -3")
+            yield detach(item * 10)
 
         stages = negative_from_two(), aside_at_minus_two()
         assert life([1, 2, 3, 3], *stages) == Seen([1, 2, -30, -3], "completed")
@@ -452,7 +452,7 @@ class TestStepAside:
 
         @operator
         def note() -> Ints:
-            item = yield visit_if("note(item) or item == 3", note=noted.append)
+            item = yield when("note(item) or item == 3", note=noted.append)
             while True:
                 item = yield -item
 
@@ -467,7 +467,7 @@ class TestStepAside:
 
         @operator
         def chosen(allowed: list[int]) -> Ints:
-            item = yield visit_if(condition, allowed=allowed)
+            item = yield when(condition, allowed=allowed)
             while True:
                 item = yield -item
 
@@ -479,7 +479,7 @@ class TestStepAside:
 
         @operator
         def chosen() -> Ints:
-            item = yield visit_if(f"item == {name}", **{name: 2})
+            item = yield when(f"item == {name}", **{name: 2})
             while True:
                 item = yield -item
 
@@ -492,7 +492,7 @@ class TestStepAside:
         @operator
         def wrong() -> Ints:
             try:
-                yield visit_if("6 / item < 0")
+                yield when("6 / item < 0")
             finally:
                 journal.append("end")
 
@@ -506,7 +506,7 @@ class TestStepAside:
         @operator
         def wrong() -> Ints:
             yield
-            yield visit_if("item >")
+            yield when("item >")
 
         seen = life([1], wrong())
         assert isinstance(seen.error, ValueError)
@@ -519,9 +519,9 @@ class TestHooks:
     def test_a_step_for_every_item(self, life: Life) -> None:
         """Without a condition each item goes through the step."""
 
-        @stateless
-        def times(factor: int) -> Hooks[int, int]:
-            return Hooks(lambda item: item * factor)
+        @callbacks(shared=True)
+        def times(factor: int) -> Callbacks[int, int]:
+            return Callbacks(lambda item: item * factor)
 
         assert life([1, 2], times(10), times(2)) == Seen([20, 40], "completed")
 
@@ -529,8 +529,8 @@ class TestHooks:
         """Under a condition the others pass."""
 
         @operator
-        def negative(least: int) -> Hooks[int, int]:
-            return Hooks(lambda item: -item, only="item >= least", names={"least": least})
+        def negative(least: int) -> Callbacks[int, int]:
+            return Callbacks(lambda item: -item, only="item >= least", names={"least": least})
 
         assert life([1, 2, 3], negative(3), negative(2)) == Seen([1, -2, -3], "completed")
 
@@ -538,12 +538,12 @@ class TestHooks:
     def test_a_step_for_one_item(
         self,
         life: Life,
-        how: Callable[[Callable[[], Hooks[int, int]]], Callable[[], AnyOperator]],
+        how: Callable[[Callable[[], Callbacks[int, int]]], Callable[[], AnyOperator]],
     ) -> None:
         """With ``once`` only the first item visits, in every stream."""
 
-        def negative() -> Hooks[int, int]:
-            return Hooks(lambda item: -item, only="item > 1", once=True)
+        def negative() -> Callbacks[int, int]:
+            return Callbacks(lambda item: -item, only="item > 1", once=True)
 
         once = how(negative)()
         for _ in range(2):
@@ -552,7 +552,7 @@ class TestHooks:
 
     def test_no_step(self, life: Life) -> None:
         """Without a step no item visits."""
-        nothing = stateless(Hooks[int, int])
+        nothing = stateless(Callbacks[int, int])
         assert life([1, 2], nothing(), nothing()) == Seen([1, 2], "completed")
 
     @pytest.mark.parametrize(
@@ -563,13 +563,13 @@ class TestHooks:
             pytest.param(last(), [1], id="last-none"),
             pytest.param(last(9), [1, 9], id="last-one"),
             pytest.param(last(8, 9), [1, 8, 9], id="last-several"),
-            pytest.param(bypass(9), [1, 9, 3], id="bypass"),
+            pytest.param(detach(9), [1, 9, 3], id="bypass"),
         ],
     )
     def test_a_step_may_give_an_emission(self, life: Life, answer: Any, items: list[int]) -> None:
         """``emit`` hands out any number; ``last`` ends the stream with what it has."""
         journal: list[str] = []
-        hooks = stateless(lambda: Hooks[int, int](lambda _: answer, only="item == 2"))
+        hooks = stateless(lambda: Callbacks[int, int](lambda _: answer, only="item == 2"))
         seen = life([1, 2, 3], spy(journal, "a"), hooks(), spy(journal, "b"))
         assert seen == Seen(items, "completed")
         ended = 3 not in items
@@ -591,9 +591,9 @@ class TestHooks:
         """With the failure or None, and whether the stream was dropped."""
         ends: list[tuple[str | None, bool]] = []
 
-        @stateless
-        def tell() -> Hooks[int, int]:
-            return Hooks(
+        @callbacks(shared=True)
+        def tell() -> Callbacks[int, int]:
+            return Callbacks(
                 on_end=lambda failure, dropped: ends.append(
                     (None if failure is None else str(failure), dropped)
                 )
@@ -606,9 +606,9 @@ class TestHooks:
         """A stage that fails, or ends the stream by ``last``, hears of the end once too."""
         ends: list[str] = []
 
-        @stateless
-        def broken(step: Callable[[int], Any]) -> Hooks[int, int]:
-            return Hooks(step, only="True", on_end=lambda _failure, _dropped: ends.append("end"))
+        @callbacks(shared=True)
+        def broken(step: Callable[[int], Any]) -> Callbacks[int, int]:
+            return Callbacks(step, only="True", on_end=lambda _failure, _dropped: ends.append("end"))
 
         assert life([0, 1], broken(lambda item: 1 // item)).error is not None
         assert ends == ["end"]
@@ -618,7 +618,7 @@ class TestHooks:
     def test_a_failure_becomes_the_last_item(self, life: Life) -> None:
         """What ``on_error`` gives goes out through the operators behind, and ends the stream."""
         journal: list[str] = []
-        rescue = stateless(lambda: Hooks[Any, Any](on_error=str))
+        rescue = stateless(lambda: Callbacks[Any, Any](on_error=str))
         seen = life([1], rescue(), spy(journal), error=LookupError("gone"))
         assert seen == Seen([1, "gone"], "completed")
         assert journal == ["1", "gone", "|"]
@@ -629,8 +629,8 @@ class TestHooks:
         def refuse(*_: object) -> Any:
             raise ValueError("refused")
 
-        on_error = stateless(lambda: Hooks[Any, Any](on_error=refuse))
-        on_end = stateless(lambda: Hooks[Any, Any](on_end=refuse))
+        on_error = stateless(lambda: Callbacks[Any, Any](on_error=refuse))
+        on_end = stateless(lambda: Callbacks[Any, Any](on_end=refuse))
         refused = Seen([1], "ValueError('refused')")
         assert life([1], on_error(), error=LookupError()) == refused
         assert life([1], on_end(), error=LookupError()) == refused
@@ -645,9 +645,9 @@ class TestHooks:
         def refuse(*_: object) -> Any:
             raise ValueError("refused")
 
-        @stateless
-        def clumsy() -> Hooks[int, int]:
-            return Hooks(on_end=refuse)
+        @callbacks(shared=True)
+        def clumsy() -> Callbacks[int, int]:
+            return Callbacks(on_end=refuse)
 
         assert life([1, 2], clumsy(), take=1) == Seen([1], "dropped")
         (record,) = caplog.records
@@ -659,10 +659,10 @@ class TestHooks:
         """``stateless`` asks for the hooks when the operator is made, and never again."""
         made: list[str] = []
 
-        @stateless
-        def negative() -> Hooks[int, int]:
+        @callbacks(shared=True)
+        def negative() -> Callbacks[int, int]:
             made.append("made")
-            return Hooks(lambda item: -item)
+            return Callbacks(lambda item: -item)
 
         shared = negative()
         for _ in range(2):

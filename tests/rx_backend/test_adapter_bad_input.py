@@ -202,7 +202,7 @@ def giving(value: object) -> Callable[[RequestScope], Any]:
 
 
 def with_added(value: object) -> Callable[[RequestScope], Any]:
-    return lambda scope: [*standard_pipeline(scope), value]
+    return standard_pipeline.with_operators(value)
 
 
 @pytest.mark.rows("S5", "P4", "P7")

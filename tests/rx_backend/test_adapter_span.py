@@ -178,7 +178,7 @@ async def test_gaps_can_be_had_per_token() -> None:
 
     def watched(scope: RequestScope) -> list[AnyOperator]:
         scopes.append(scope)
-        return standard_pipeline(scope)
+        return standard_pipeline
 
     engine = ScriptedEngine(token(1), 0.03, LLMEngineOutput(token_ids=[2, 3, 4]), stop())
     adapter = adapter_of(engine, spans=Spans(), pipeline=watched)

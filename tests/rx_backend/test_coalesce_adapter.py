@@ -36,13 +36,13 @@ from tests.spans import Spans
 
 def before_the_last(scope: RequestScope) -> list[Any]:
     """Behind ``record_span``, before ``annotate_errors``."""
-    *others, annotated = standard_pipeline(scope)
+    *others, annotated = standard_pipeline
     return [*others, coalesce(), annotated]
 
 
 def at_the_end(scope: RequestScope) -> list[Any]:
     """Where ``with_operators`` puts it."""
-    return [*standard_pipeline(scope), coalesce()]
+    return [*standard_pipeline, coalesce()]
 
 
 EVERY_PLACE = pytest.mark.parametrize("pipeline", [before_the_last, at_the_end])

@@ -56,7 +56,7 @@ def draining(drains: Drains) -> Pipeline:
             notified=context.first_token(),
             label=context.id,
         )
-        return OperatorList(standard_pipeline(scope)).insert_after("deferred_abort", drain)
+        return Pipeline(standard_pipeline).insert_after("deferred_abort", drain)
 
     return pipeline
 
@@ -383,7 +383,7 @@ async def test_a_span_in_front_of_the_drain_tells_how_the_engine_ended() -> None
 
         def pipeline(scope: RequestScope) -> OperatorList:
             drain = drain_until_first_token(scope.context.stop_generating, drains=drains)
-            return standard_pipeline(scope).insert_after("record_span", drain)
+            return standard_pipeline.insert_after("record_span", drain)
 
         engine = ScriptedEngine(5, token(1), 1, stop())
         adapter = adapter_of(engine, "decode", recorded, pipeline=pipeline)

@@ -248,7 +248,7 @@ def with_stock(place: int | None) -> Callable[[RequestScope], list[AnyOperator]]
     """The standard list, with a stock operator at a place that must make no difference."""
 
     def pipeline(scope: RequestScope) -> list[AnyOperator]:
-        standard = standard_pipeline(scope)
+        standard = standard_pipeline
         if place is not None:
             standard.insert(place, ops.do_action())
         return standard

@@ -130,7 +130,7 @@ async def test_to_give_up_while_peeking_drains() -> None:
 
         def pipeline(scope: RequestScope) -> OperatorList:
             drain = drain_until_first_token(scope.context.stop_generating, drains=drains)
-            return OperatorList(standard_pipeline(scope)).insert_after("deferred_abort", drain)
+            return Pipeline(standard_pipeline).insert_after("deferred_abort", drain)
 
         engine = ScriptedEngine(handshake(), 5, token(1), 60)
         stream = await adapter_of(engine, "decode", pipeline=pipeline).generate(request())

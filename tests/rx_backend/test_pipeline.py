@@ -85,7 +85,7 @@ def before(neighbour: str, *added: AnyOperator) -> Callable[[RequestScope], list
     """The standard list with some operators put in before one of ours, or at its end."""
 
     def pipeline(scope: RequestScope) -> list[AnyOperator]:
-        standard = standard_pipeline(scope)
+        standard = standard_pipeline
         names = [cast("Operator[Any, Any]", ours).name for ours in standard] + [THE_END]
         place = names.index(neighbour)
         return [*standard[:place], *added, *standard[place:]]
@@ -127,7 +127,7 @@ async def test_one_line_adds_an_operator() -> None:
     seen: list[object] = []
     engine = ScriptedEngine(token(1), stop())
     adapter = EngineAdapter(
-        engine, pipeline=lambda scope: [*standard_pipeline(scope), noting(seen)]
+        engine, pipeline=standard_pipeline.with_operators(noting(seen))
     )
     items = await collect(await adapter.generate(request()))
     assert seen == [*items, "end"]
@@ -156,7 +156,7 @@ async def test_a_pipeline_is_made_for_each_request() -> None:
 
     def pipeline(scope: RequestScope) -> list[AnyOperator]:
         scopes.append(scope)
-        return standard_pipeline(scope)
+        return standard_pipeline
 
     adapter = adapter_of(ScriptedEngine(token(1), stop()), "prefill", spans, pipeline=pipeline)
     contexts = [RequestContext("r1"), RequestContext("r2")]
@@ -242,7 +242,7 @@ async def test_stock_operators_shape_a_stream() -> None:
         pipeline=lambda scope: [
             ops.filter(bool),
             without_handshakes(),
-            *standard_pipeline(scope),
+            *standard_pipeline,
             ops.map(double),
             ops.take(2),
         ],

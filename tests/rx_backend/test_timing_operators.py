@@ -51,7 +51,7 @@ PING: Annotated[LLMEngineOutput] = Annotated(comment=["ping"])
 
 def ahead(make: Callable[[RequestScope], AnyOperator]) -> Pipeline:
     """The standard pipeline with an operator in front."""
-    return lambda scope: [make(scope), *standard_pipeline(scope)]
+    return lambda scope: [make(scope), *standard_pipeline]
 
 
 def with_deadlines(scope: RequestScope) -> AnyOperator:
@@ -161,7 +161,7 @@ async def test_a_deadline_may_leave_a_drain_behind() -> None:
                 context.stop_generating, drains=drains, notified=context.first_token()
             )
             return (
-                OperatorList(standard_pipeline(scope))
+                Pipeline(standard_pipeline)
                 .insert_after("deferred_abort", drain)
                 .insert_after("drain_until_first_token", with_deadlines(scope))
             )
@@ -294,7 +294,7 @@ async def test_all_three_together() -> None:
         return [
             enforced(scope),
             deadlines(idle_s=10, on_expiry=scope.context.stop_generating),
-            *standard_pipeline(scope),
+            *standard_pipeline,
             heartbeat(4, PING),
         ]
 

@@ -31,7 +31,7 @@ def with_added(place: int, *added: AnyOperator) -> Pipeline:
     """The standard pipeline with operators before the one at *place*."""
 
     def pipeline(scope: RequestScope) -> list[AnyOperator]:
-        standard = standard_pipeline(scope)
+        standard = standard_pipeline
         return [*standard[:place], *added, *standard[place:]]
 
     return pipeline
@@ -132,7 +132,7 @@ async def test_a_request_own_limits() -> None:
         return [
             stop_on(conditions.stop_token_ids_hidden),
             limit_tokens(conditions.max_tokens),
-            *standard_pipeline(scope),
+            *standard_pipeline,
         ]
 
     adapter = adapter_of(ScriptedEngine(*map(token, range(1, 5)), stop()), pipeline=pipeline)

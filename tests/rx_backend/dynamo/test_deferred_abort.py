@@ -280,7 +280,7 @@ def test_a_drained_stream_is_aborted_by_its_first_token(coalesce: bool) -> None:
     async def run() -> None:
         def pipeline(scope: RequestScope) -> OperatorList:
             drain = drain_until_first_token(scope.context.stop_generating, drains=drains)
-            return standard_pipeline(scope).insert_after("deferred_abort", drain)
+            return standard_pipeline.insert_after("deferred_abort", drain)
 
         async with (
             Drains() as drains,

@@ -53,8 +53,8 @@ def limited(scope: RequestScope) -> list[Any]:
     """The standard operators, and one that ends a stream at its limit."""
     limit = scope.request.stop_conditions.max_tokens
     if limit is None:
-        return standard_pipeline(scope)
-    return standard_pipeline(scope).insert_before("record_span", limit_tokens(limit))
+        return standard_pipeline
+    return standard_pipeline.insert_before("record_span", limit_tokens(limit))
 
 
 async def serve() -> None:

@@ -105,7 +105,7 @@ def test_a_request_shows_its_tokens() -> None:
 
     def pipeline(scope: RequestScope) -> OperatorList:
         tokens[scope.span.get_span_context().span_id] = scope.times
-        return standard_pipeline(scope)
+        return standard_pipeline
 
     async def main() -> None:
         engine = SampleEngine(token_interval_ms=20)

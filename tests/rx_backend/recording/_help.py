@@ -36,7 +36,7 @@ async def recording_stream(
     """Ask *engine* through an adapter that records, at the end of its pipeline or in front."""
 
     def pipeline(scope: RequestScope) -> list[Any]:
-        standard, recorder = standard_pipeline(scope), record(path, scope)
+        standard, recorder = standard_pipeline, record(path, scope)
         return [recorder, *standard] if in_front else [*standard, recorder]
 
     adapter = adapter_of(engine, pipeline=pipeline)

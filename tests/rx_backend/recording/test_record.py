@@ -152,7 +152,7 @@ async def test_items_without_a_chunk_are_left_out(tmp_path: Path) -> None:
             yield Annotated(event="heartbeat")
 
     def pipeline(scope: RequestScope) -> list[AnyOperator]:
-        return [*standard_pipeline(scope), beat(), record(tmp_path / "a.jsonl")]
+        return [*standard_pipeline, beat(), record(tmp_path / "a.jsonl")]
 
     adapter = adapter_of(ScriptedEngine(token(1), stop()), pipeline=pipeline)
     items = await collect(await adapter.generate(request()))
@@ -235,7 +235,7 @@ async def test_a_set_up_that_fails_leaves_no_file(tmp_path: Path) -> None:
     recorder = record(tmp_path / "a.jsonl")
 
     def pipeline(scope: RequestScope) -> list[AnyOperator]:
-        return [recorder, *standard_pipeline(scope), sliding_itl()]
+        return [recorder, *standard_pipeline, sliding_itl()]
 
     full = ScriptedEngine(stop(), setup=[ValueError("full")])
     for adapter in (

@@ -79,4 +79,4 @@ def _queued(context: RequestContext) -> None:
 
 def _pipeline(scope: RequestScope) -> list[Any]:
     limit = deadlines(first_token_s=5)
-    return [limit, *standard_pipeline(scope), coalesce(counts=COALESCED)]
+    return [limit, *standard_pipeline, coalesce(counts=COALESCED)]

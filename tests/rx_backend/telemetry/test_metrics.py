@@ -270,7 +270,7 @@ async def test_a_deadline_that_passes_is_counted() -> None:
     meters = Meters()
 
     def pipeline(scope: RequestScope) -> list[Any]:
-        return [deadlines(first_token_s=2), *standard_pipeline(scope)]
+        return [deadlines(first_token_s=2), *standard_pipeline]
 
     adapter = metered(ScriptedEngine(9, stop()), meters, Spans(), pipeline=pipeline)
     await collect(await adapter.generate(request()))
