@@ -232,12 +232,14 @@ class FusedRun(Segment, Generic[B]):
         while not self._state:
             try:
                 signal = self._enter(self._send, None)
-                if signal is READY or await self._wait(signal):
-                    return self._chain.item
             except StopIteration:
+                # The loop has returned.
                 pass
             except GeneratorExit as error:
                 self._enter(self._chain.fail_from_source, error)
+            else:
+                if signal is READY or await self._wait(signal):
+                    return self._chain.item
             if self._state:
                 break
             if self.has_ended:
