@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import io
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
@@ -28,8 +27,8 @@ MODES = ("agg", "prefill", "decode")
 ROUND_S = 0.006
 PATIENCE = 4  # quiet rounds, after which a client of an engine that is silent by design gives up
 HANG_S = 1.5  # and how long one may be quiet whose engine is not
-SETTLE_ROUNDS = 150
-COLLECT_IN = (2, 12, 40, 90, 140)
+SETTLE_ROUNDS = 80
+COLLECT_IN = (2, 20, 70)
 
 
 @dataclass
@@ -104,8 +103,8 @@ class Batches:
                 (ENGINES[engine], CONSUMERS[consumer]),
                 rng,
                 released,
-                self._witness.tracer,
-                self._witness.meter_provider,
+                tracer=self._witness.tracer,
+                meter_provider=self._witness.meter_provider,
             )
             live[asyncio.create_task(_consume(request))] = _Watched(request)
         while live:
@@ -194,9 +193,19 @@ def _name(task: asyncio.Task[Any]) -> str:
 
 def _stack(task: asyncio.Task[Any]) -> str:
     """Say where a task waits, the innermost frames first."""
-    text = io.StringIO()
-    task.print_stack(file=text)
-    lines = [line.strip() for line in text.getvalue().splitlines() if 'File "' in line]
-    return " < ".join(
-        f"{line.split('/')[-1].replace(chr(34), '')}" for line in reversed(lines[-6:])
-    )
+    frames: list[str] = []
+    step: Any = task.get_coro()
+    while step is not None:
+        frame = next((found for name in _FRAMES if (found := getattr(step, name, None))), None)
+        if frame is not None:
+            file = frame.f_code.co_filename.rsplit("/", 1)[-1]
+            frames.append(f"{file}:{frame.f_lineno} {frame.f_code.co_name}")
+        step = next(
+            (getattr(step, name) for name in _AWAITED if getattr(step, name, None) is not None),
+            None,
+        )
+    return " < ".join(reversed(frames[-4:]))
+
+
+_FRAMES = ("cr_frame", "ag_frame", "gi_frame")
+_AWAITED = ("cr_await", "ag_await", "gi_yieldfrom")

@@ -177,6 +177,33 @@ async def waits_for_each(request: Request) -> None:
         request.record.blame("S7: an item after the drop")
 
 
+@consumer()
+async def waits_for_all(request: Request) -> None:
+    """Reads by ``asyncio.wait_for``."""
+    stream = await request.open()
+    request.record.task_cancels += 1
+    try:
+        await asyncio.wait_for(request.read(stream), 0.002)
+    except TimeoutError:
+        request.drop()
+
+
+@consumer()
+async def pulls_in_tasks_and_loses(request: Request) -> None:
+    """Pulls in a task for each item, as the runtime does, then stops and loses the stream."""
+    stream = await request.open()
+    for _ in range(request.rng.randrange(1, 4)):
+        pull = request.pull(stream)
+        await asyncio.wait([pull], timeout=0.005)
+        if not pull.done():
+            await request.cancel_in_pull(pull)
+            return
+        await request.settle(pull)
+    request.signal()
+    await asyncio.sleep(0)
+    request.drop()
+
+
 async def _close_pull(request: Request, stream: Any) -> None:
     await request.some(stream)
     pull = stream.__anext__()

@@ -9,14 +9,19 @@ import reactivex
 from reactivex import operators as ops
 
 import operators
-from rx_backend import Annotated, LLMEngineOutput, standard_pipeline
+from rx_backend import Annotated, LLMEngineOutput, Pipeline, standard_pipeline
 from tests.matrix.kinds import consumer
 from tests.matrix.request import Request
 
 
+def _in_front(*more: Any) -> Pipeline:
+    """Put operators where the engine's chunks come in, and errors are typed behind them."""
+    return lambda scope: [*more, *standard_pipeline(scope)]
+
+
 async def _read_or_leave(request: Request, stream: Any, *, is_slow: bool = False) -> None:
     """Read to the end, or leave, or be cancelled."""
-    choice = request.rng.randrange(5)
+    choice = request.rng.randrange(6)
     if choice < 2:
         await request.read(stream, is_slow=is_slow)
         return
@@ -27,6 +32,12 @@ async def _read_or_leave(request: Request, stream: Any, *, is_slow: bool = False
         return
     if choice == 3:
         await request.some(stream)
+        request.drop()
+        return
+    if choice == 4:
+        await request.some(stream)
+        cycle: list[Any] = [stream]
+        cycle.append(cycle)
         request.drop()
         return
     task = asyncio.create_task(request.read(stream, is_slow=is_slow))
@@ -53,7 +64,7 @@ async def with_coalesce(request: Request) -> None:
 async def with_deadlines(request: Request) -> None:
     """Has deadlines that pass."""
     deadlines = operators.deadlines(first_token_s=0.001, idle_s=0.001, total_s=0.003)
-    await _read_or_leave(request, await request.open(deadlines))
+    await _read_or_leave(request, await request.open(pipeline=_in_front(deadlines)))
 
 
 @consumer(is_exact=False)
@@ -61,7 +72,7 @@ async def with_two_deadlines(request: Request) -> None:
     """Has two deadlines of which the second passes in the clean-up for the first."""
     first = operators.deadlines(total_s=0.001)
     second = operators.deadlines(total_s=0.0015)
-    await _read_or_leave(request, await request.open(first, second))
+    await _read_or_leave(request, await request.open(pipeline=_in_front(first, second)))
 
 
 @consumer()
@@ -181,10 +192,7 @@ async def with_enforcement(request: Request) -> None:
         stop=context.stopped(),
         kill=context.killed(),
     )
-    stream = await request.open(
-        operators.deadlines(total_s=0.003),
-        pipeline=lambda scope: [enforce, *standard_pipeline(scope)],
-    )
+    stream = await request.open(pipeline=_in_front(enforce, operators.deadlines(total_s=0.003)))
     await request.some(stream)
     request.signal(kill=request.rng.random() < 0.5)
     await _read_or_leave(request, stream)

@@ -87,7 +87,11 @@ async def pipes_timeout(request: Request) -> None:
     done, (on_next, _, finish) = _observer(request)
     piped = stream.pipe(ops.timeout(0.001))
     del stream
-    await _until(request, done, piped.subscribe(on_next, lambda _: finish(), finish))
+
+    def expire(_: Exception) -> None:
+        finish()
+
+    await _until(request, done, piped.subscribe(on_next, expire, finish))
 
 
 @consumer()

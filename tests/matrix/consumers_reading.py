@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import suppress
+from typing import Any
 
 from operators import fuse
 from operators import tap as tap_operator
@@ -128,7 +130,7 @@ async def wraps(request: Request) -> None:
     """Reads through an async generator of its own, and leaves it."""
     stream = await request.open()
 
-    async def items() -> object:  # type: ignore[misc]
+    async def items() -> AsyncGenerator[Any]:
         async for item in stream:
             yield item
 
@@ -136,3 +138,10 @@ async def wraps(request: Request) -> None:
     await request.some(wrapped)
     request.drop()
     await wrapped.aclose()
+
+
+@consumer()
+async def asks_badly(request: Request) -> None:
+    """Asks with a model that is no text, and is told that, or not."""
+    with suppress(BackendError):
+        await request.read(await request.open(model=["matrix"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 from tests.matrix.call import POOL
 from tests.matrix.kinds import consumer
@@ -37,6 +38,34 @@ async def stops_while_pulling(request: Request) -> None:
         await request.read(stream)
     finally:
         timer.cancel()
+
+
+@consumer()
+async def stops_in_signal_handler(request: Request) -> None:
+    """Stops in a handler of ``signal.signal``, and reads on."""
+    stream = await request.open()
+    await request.some(stream)
+
+    def handle(_number: int, _frame: object) -> None:
+        request.signal()
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    await request.read(stream)
+
+
+@consumer()
+async def stops_and_cancelled(request: Request) -> None:
+    """Stops, and is cancelled in its first pull."""
+    stream = await request.open()
+    request.signal()
+    task = asyncio.create_task(request.read(stream))
+    del stream
+    await request.pause()
+    await request.cancel_in_pull(task)
 
 
 @consumer()
@@ -106,6 +135,8 @@ async def cancelled_and_stops_later(request: Request) -> None:
     """Is cancelled in a pull, and stops while the engine unwinds."""
     stream = await request.open()
     task = asyncio.create_task(request.read(stream))
+    del stream
+    await asyncio.sleep(0)
     await request.pause()
     request.cancel(task)
     for _ in range(4):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import threading
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -179,6 +181,78 @@ async def notifies_from_thread(call: Call) -> Answer:
             await call.pause()
             yield call.token()
         yield call.stop()
+
+
+@engine(ends=())
+async def notifies_late(call: Call) -> Answer:
+    """Is silent, and tells of the first token in its clean-up, which opens nothing (row A5)."""
+    with call.opened():
+        try:
+            await call.wait_for_ever()
+            yield call.token()
+        finally:
+            await call.clean()
+            call.context.notify_first_token()
+            await call.clean()
+
+
+@engine()
+async def waits_in_own_loop(call: Call) -> Answer:
+    """Has a thread with an event loop of its own await the stop (row C2)."""
+    here = asyncio.get_running_loop()
+    woken: asyncio.Future[None] = here.create_future()
+    waiter = _Waiter(call, lambda: here.call_soon_threadsafe(_resolve, woken))
+    with call.opened():
+        waiter.start()
+        try:
+            for _ in range(call.length):
+                await call.pause()
+                yield call.token()
+            if call.context.is_stopped:
+                async with asyncio.timeout(1):
+                    await woken
+            yield call.stop()
+        except TimeoutError:
+            call.record.blame("C2: a waiter on another event loop is not woken")
+            raise
+        finally:
+            waiter.give_up()
+
+
+class _Waiter(threading.Thread):
+    def __init__(self, call: Call, tell: Callable[[], object]) -> None:
+        super().__init__(name="matrix waiter", daemon=True)
+        self._level = call.context.stopped()
+        self._tell = tell
+        self._loop = asyncio.new_event_loop()
+        self._task: asyncio.Task[None] | None = None
+        self._is_ready = threading.Event()
+
+    def run(self) -> None:
+        self._task = self._loop.create_task(self._wait())
+        self._is_ready.set()
+        with suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._task)
+        self._task = None
+        self._loop.close()
+
+    async def _wait(self) -> None:
+        await self._level
+        self._tell()
+
+    def give_up(self) -> None:
+        """Have the thread end, and wait for that."""
+        self._is_ready.wait()
+        task = self._task
+        if task is not None:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(task.cancel)
+        self.join()
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 @engine()

@@ -84,7 +84,7 @@ def consumer(
     """Register a function as a kind of consumer."""
 
     def register(consume: Callable[[Request], Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-        name: str = consume.__name__  # type: ignore[attr-defined]
+        name: str = consume.__name__
         assert name not in CONSUMERS, name
         CONSUMERS[name] = Consumer(name, consume, is_exact)
         return consume

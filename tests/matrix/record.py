@@ -38,6 +38,7 @@ class Record:
     is_over: bool = False
     is_stuck: bool = False
     has_content: bool = False
+    is_asked: bool = False
     has_stream: bool = False
     is_dropped: bool = False
     is_drop_over: bool = False
@@ -92,14 +93,13 @@ class Record:
         """Compare with the rows, when everything had its time."""
         if self.opened != self.closed:
             self.blame(f"S7: the engine was opened {self.opened} times, closed {self.closed}")
-        if not self.spans:
+        if self.is_asked and not self.spans:
             self.blame("P1: no span")
         for ends in self.spans.values():
             if ends != 1:
                 self.blame(f"P7: a span ended {ends} times")
-        for name, thing in self.watched:
-            if thing() is not None:
-                self.blame(f"S7: {name} is still alive")
+        if alive := [name for name, thing in self.watched if thing() is not None]:
+            self.blame(f"S7: still alive: {', '.join(alive)}")
         self._check_aborts()
         # A first cancellation begins the clean-up, only another one may reach into it.
         is_cut_by_consumer = self.task_cancels > (0 if self.closes else min(self.cancels, 1))

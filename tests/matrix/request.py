@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Tracer
 
-from rx_backend import EngineAdapter, Pipeline, PreprocessedRequest, RequestContext
+from rx_backend import (
+    EngineAdapter,
+    LLMEngineOutput,
+    Pipeline,
+    PreprocessedRequest,
+    RequestContext,
+)
 from tests.matrix.call import Call, MatrixEngine
 from tests.matrix.kinds import Consumer, Engine
 from tests.matrix.record import Record
@@ -37,6 +43,7 @@ class Request:
         kinds: tuple[Engine, Consumer],
         rng: Random,
         released: asyncio.Event,
+        *,
         tracer: Tracer,
         meter_provider: MeterProvider,
     ) -> None:
@@ -59,14 +66,17 @@ class Request:
         record.watch("the context", self.context)
         record.watch("the engine", engine)
 
-    async def open(self, *operators: Any, pipeline: Pipeline | None = None) -> Any:
+    async def open(
+        self, *operators: Any, pipeline: Pipeline | None = None, model: Any = "matrix"
+    ) -> Any:
         """Ask for the stream, with *operators* at the end of its pipeline, or with another one."""
+        self.record.is_asked = True
         adapter = self._adapter
         if pipeline is not None:
             adapter.pipeline = pipeline
         if operators:
             adapter = adapter.with_operators(*operators)
-        request = PreprocessedRequest(model="matrix", token_ids=[1])
+        request = PreprocessedRequest(model=model, token_ids=[1])
         stream = await adapter.generate(request, self.context)
         self.record.watch("the stream", stream)
         if self._kind.fails_setup:
@@ -87,7 +97,7 @@ class Request:
     def note(self, item: Any) -> None:
         """Note an item that was handed out, or a list of them."""
         if isinstance(item, list):
-            for each in item:  # pyright: ignore[reportUnknownVariableType]
+            for each in cast("list[Any]", item):
                 self.note(each)
             return
         record = self.record
@@ -104,8 +114,9 @@ class Request:
             record.last = "error"
             self._check_end(type(item.error).__name__)
             return
-        self._check_order(item.data.token_ids)
-        if item.data.finish_reason is not None:
+        chunk = cast("LLMEngineOutput", item.data)
+        self._check_order(chunk.token_ids)
+        if chunk.finish_reason is not None:
             record.terminals += 1
             if record.terminals == self._kind.answers:
                 record.last = "terminal"
@@ -121,9 +132,9 @@ class Request:
 
     def _check_end(self, how: str) -> None:
         record = self.record
-        if record.is_exact and not record.is_signalled and not record.is_dropped:
-            if how not in self._kind.ends:
-                record.blame(f"S6: ended by {how}, not by {' or '.join(self._kind.ends)}")
+        is_expected = how in self._kind.ends or record.is_signalled or record.is_dropped
+        if record.is_exact and not is_expected:
+            record.blame(f"S6: ended by {how}, not by {' or '.join(self._kind.ends)}")
 
     def ended(self) -> None:
         """Note that the stream came to its end by itself."""

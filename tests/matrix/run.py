@@ -28,6 +28,7 @@ STALL_S = 45.0
 MORE_OBJECTS = 80
 MORE_BLOCKS = 1500
 SHOWN = 6
+MOST_RERUNS = 300
 
 
 class Report:
@@ -37,11 +38,16 @@ class Report:
     Attributes:
         requests: How many were run.
         problems: What is wrong, and with which pairs and requests.
+        known: What is wrong with batches and was found in one request alone.
+        reruns: How many requests were run again for that.
+        logged: The library's own log lines.
     """
 
     def __init__(self) -> None:
         self.requests = 0
         self.problems: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        self.known: set[str] = set()
+        self.reruns = 0
         self.logged: dict[str, int] = {}
 
     def add(self, result: Result) -> None:
@@ -79,7 +85,8 @@ class _Stall(threading.Thread):
                 pairs = sorted(
                     {f"{engine} x {consumer}" for _, engine, consumer in self._batches.plan}
                 )
-                print("the event loop is blocked, with", *pairs, sep="\n  ", file=self._stderr)
+                lines = ["the event loop is blocked, with", *pairs, ""]
+                self._stderr.write("\n  ".join(lines) + "\n")
                 faulthandler.dump_traceback(self._stderr)
                 os._exit(2)
 
@@ -120,19 +127,30 @@ async def run(plan: Plan, *, seed: int, size: int, strict: bool) -> Report:
         finally:
             stall.end()
         report.logged = dict(witness.logged)
-    gc.unfreeze()
     return report
 
 
 async def _blame(batches: Batches, part: Plan, result: Result, report: Report) -> None:
-    """Run the requests of a failed batch one by one."""
+    """
+    Run the requests of a failed batch one by one, first those that failed by themselves.
+
+    Those that hang are left out: they would take long, and are known.
+    """
+    wanted = set(map(_kind, result.left)) - report.known
     found: set[str] = set()
-    for request in part:
+    order = sorted(zip(result.records, part, strict=True), key=lambda both: not both[0].problems)
+    for record, request in order:
+        if wanted <= found or report.reruns == MOST_RERUNS:
+            break
+        if any(problem.startswith("hang") for problem in record.problems):
+            continue
+        report.reruns += 1
         alone = await batches.run([request])
         report.add(alone)
         found.update(map(_kind, alone.left))
+    report.known |= found
     for problem in result.left:
-        if _kind(problem) not in found:
+        if _kind(problem) in wanted - found:
             where = f"only together: --first {part[0][0]} --requests {len(part)}"
             report.problems[f"{problem} ({where})"]["--first"] = part[0][0]
 
@@ -196,7 +214,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=1)
     add("--engine", default="*", help="a name or pattern")
     add("--consumer", default="*", help="a name or pattern")
-    add("--batch", type=int, default=100, help="how many run together")
+    add("--batch", type=int, default=200, help="how many run together")
     add("--loop", choices=("asyncio", "uvloop"), default="asyncio")
     add("--eager", action="store_true", help="with asyncio.eager_task_factory (Python 3.12)")
     add("--debug", action="store_true", help="asyncio's debug mode, and warnings as errors")
@@ -218,12 +236,17 @@ def _new_loop(arguments: argparse.Namespace) -> asyncio.AbstractEventLoop:
     return loop
 
 
+def _say(*lines: str, sep: str = "\n") -> None:
+    sys.stdout.write(sep.join(lines) + "\n")
+    sys.stdout.flush()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the matrix; gives the exit code."""
     arguments = _arguments(argv)
     if arguments.list:
-        print("engines:", *ENGINES, sep="\n  ")
-        print("consumers:", *CONSUMERS, sep="\n  ")
+        _say("engines:", *ENGINES, sep="\n  ")
+        _say("consumers:", *CONSUMERS, sep="\n  ")
         return 0
     plan = _plan(arguments)
     loop = _new_loop(arguments)
@@ -234,18 +257,17 @@ def main(argv: list[str] | None = None) -> int:
         )
         seconds = time.perf_counter() - begun
         engines, consumers = len({e for _, e, _ in plan}), len({c for _, _, c in plan})
-        print(
+        _say(
             f"{report.requests} requests, {engines} engines x {consumers} consumers, "
             f"{arguments.loop}{' eager' * arguments.eager}{' debug' * arguments.debug}, "
             f"seed {arguments.seed}: {seconds:.1f} s, "
             f"{f'{len(report.problems)} kinds of problem' if report.problems else 'nothing left'}"
         )
         for line in report.lines(f"--seed {arguments.seed}", all_pairs=arguments.pairs):
-            print(line)
+            _say(line)
         if report.problems:
             for line, count in sorted(report.logged.items()):
-                print(f"the library's log: {count} times {line}")
-            sys.stdout.flush()
+                _say(f"the library's log: {count} times {line}")
             # Closing a loop with tasks that hang would hang too.
             os._exit(1)
     return 0
