@@ -95,7 +95,7 @@ class Batches:
         records: list[Record] = []
         live: dict[asyncio.Task[None], _Watched] = {}
         for index, engine, consumer in plan:
-            rng = Random(f"{self._seed}/{index}")
+            rng = Random(f"{self._seed}/{index}/{engine}/{consumer}")
             record = Record(engine, consumer, rng.choice(MODES), index)
             records.append(record)
             request = Request(

@@ -60,8 +60,6 @@ async def holds_itself(call: Call) -> Answer:
         for _ in range(call.length):
             await call.pause()
             yield call.token()
-        if call.rng.random() < 0.3:
-            await call.wait_for_ever()
         cycle.clear()
         yield call.stop()
 
@@ -75,8 +73,6 @@ async def closes_on_stop(call: Call) -> Answer:
         for _ in range(call.length):
             await call.pause()
             yield call.token()
-        if call.rng.random() < 0.3:
-            await call.wait_for_ever()
         yield call.stop()
 
 
@@ -90,8 +86,6 @@ async def closes_on_kill(call: Call) -> Answer:
         for _ in range(call.length):
             await call.pause()
             yield call.token()
-        if call.rng.random() < 0.3:
-            await call.wait_for_ever()
         yield call.stop()
 
 

@@ -196,6 +196,7 @@ def rx_thread(call: Call) -> Any:
 
 
 if find_spec("aioreactive") is not None:
+    _pushing: set[asyncio.Future[None]] = set()
 
     @engine()
     def aio_observable(call: Call) -> Any:
@@ -220,6 +221,8 @@ if find_spec("aioreactive") is not None:
 
         async def subscribe(observer: AsyncObserver[Any]) -> AsyncDisposable:
             task = asyncio.ensure_future(push(observer))
+            _pushing.add(task)
+            task.add_done_callback(_pushing.discard)
 
             async def dispose() -> None:
                 task.cancel()

@@ -55,13 +55,13 @@ async def group_idle(call: Call) -> Answer:
 @engine()
 async def group_busy(call: Call) -> Answer:
     """Holds a task group across its yields, with a producer in it."""
-    queue: asyncio.Queue[bool] = asyncio.Queue(1)
+    queue: asyncio.Queue[bool] = asyncio.Queue()
 
     async def produce() -> None:
         for _ in range(call.length):
             await asyncio.sleep(0.0003)
-            await queue.put(True)
-        await queue.put(False)
+            queue.put_nowait(True)
+        queue.put_nowait(False)
 
     with call.opened():
         async with asyncio.TaskGroup() as group:
@@ -149,7 +149,7 @@ async def producer_beside(call: Call) -> Answer:
         for number in range(call.length):
             await asyncio.sleep(0.0003)
             queue.put_nowait(number)
-        await asyncio.get_running_loop().create_future()
+        await asyncio.sleep(60)
 
     with call.opened():
         task = asyncio.ensure_future(produce())
