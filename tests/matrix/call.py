@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from random import Random
 from typing import Any
 
@@ -105,7 +107,9 @@ class Call:
             raise
 
     async def clean(self, *, long: bool = False) -> None:
-        """Wait as clean-up does; being cancelled in it is noted."""
+        """Wait as clean-up does; being cancelled in it is noted, and so is why it began."""
+        if sys.exc_info()[0] is GeneratorExit and not self.record.is_over:
+            self.record.is_closed = True
         try:
             if long:
                 await asyncio.sleep(LONG_S)
@@ -116,6 +120,12 @@ class Call:
             self.record.cuts += 1
             raise
 
+    def apart(self) -> Call:
+        """Give a copy that refers to nothing of the request."""
+        other = copy(self)
+        del other.context
+        return other
+
     def token(self) -> LLMEngineOutput:
         """Make the next token's chunk."""
         self.has_token()
@@ -123,9 +133,9 @@ class Call:
         return LLMEngineOutput.token(self._sent - 1)
 
     def has_token(self) -> None:
-        """Note that there is a token, before the drop or not."""
+        """Note that there is a token; one in the turn of the drop counts (row A5)."""
         self.record.progress += 1
-        if not self.record.is_dropped:
+        if not self.record.is_drop_over:
             self.record.has_content = True
 
     def stop(self) -> LLMEngineOutput:

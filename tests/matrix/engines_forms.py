@@ -203,12 +203,15 @@ if find_spec("aioreactive") is not None:
         """Gives an AsyncObservable that is fed by a task."""
         from aioreactive import AsyncAnonymousObservable, AsyncDisposable, AsyncObserver
 
+        # The task is held, and so must not hold what may hold the stream.
+        own = call.apart()
+
         async def chunks() -> AsyncGenerator[LLMEngineOutput]:
-            with call.opened():
-                for _ in range(call.length):
-                    await call.pause()
-                    yield call.token()
-                yield call.stop()
+            with own.opened():
+                for _ in range(own.length):
+                    await own.pause()
+                    yield own.token()
+                yield own.stop()
 
         async def push(observer: AsyncObserver[Any]) -> None:
             answer = chunks()

@@ -16,6 +16,7 @@ class Record:
     Attributes:
         opened: How often the engine's answer was begun; ``closed`` how often it was left.
         cancels: How many cancellations the engine's waits saw; ``cuts`` those in its clean-up.
+        is_closed: The clean-up began by a ``GeneratorExit``, and before the engine was through.
         is_over: The engine has ended its answer by itself: a terminal, an error, or a return.
         has_content: The engine has sent a token before the drop, or told of one.
         is_stuck: The engine waits for what never comes, or for a signal.
@@ -35,6 +36,7 @@ class Record:
     closed: int = 0
     cancels: int = 0
     cuts: int = 0
+    is_closed: bool = False
     is_over: bool = False
     is_stuck: bool = False
     has_content: bool = False
@@ -101,9 +103,9 @@ class Record:
         if alive := [name for name, thing in self.watched if thing() is not None]:
             self.blame(f"S7: still alive: {', '.join(alive)}")
         self._check_aborts()
-        # A first cancellation begins the clean-up, only another one may reach into it.
-        is_cut_by_consumer = self.task_cancels > (0 if self.closes else min(self.cancels, 1))
-        if self.cuts and not is_cut_by_consumer:
+        # What ends the answer may meet an engine that cleans up already; nothing else may.
+        blows = self.is_closed + self.cancels + self.cuts
+        if self.cuts and blows > max(1, self.task_cancels + self.closes):
             self.blame("S7: the engine was cancelled in its clean-up")
 
     def _check_aborts(self) -> None:

@@ -34,7 +34,7 @@ RECORD: ContextVar[Record | None] = ContextVar("tests.matrix.record", default=No
 
 _GAUGE = "rx_backend.requests.active"
 _OWN = ("operators", "rx_backend")
-_THREADS = ("MainThread", "matrix", "asyncio_", "ThreadPoolExecutor", "pytest")
+_THREADS = ("MainThread", "matrix", "asyncio_", "uvloop_", "ThreadPoolExecutor", "pytest")
 
 
 class _Spans(SynchronousMultiSpanProcessor):
