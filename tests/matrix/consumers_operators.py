@@ -16,7 +16,7 @@ from tests.matrix.request import Request
 
 def _in_front(*more: Any) -> Pipeline:
     """Put operators where the engine's chunks come in, and errors are typed behind them."""
-    return lambda scope: [*more, *standard_pipeline(scope)]
+    return standard_pipeline.insert_before("validate_chunks", *more)
 
 
 async def _read_or_leave(request: Request, stream: Any, *, is_slow: bool = False) -> None:
@@ -175,9 +175,7 @@ async def with_drain(request: Request) -> None:
         await _read_or_leave(
             request,
             await request.open(
-                pipeline=lambda scope: standard_pipeline(scope).insert_after(
-                    "deferred_abort", drain
-                )
+                pipeline=standard_pipeline.insert_after("deferred_abort", drain)
             ),
         )
 

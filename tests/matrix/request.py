@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from random import Random
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Tracer
 
 from rx_backend import (
+    standard_pipeline,
     EngineAdapter,
     LLMEngineOutput,
     Pipeline,
@@ -55,7 +57,8 @@ class Request:
         record.is_exact = kinds[1].is_exact
         self._call = Call(record, self.context, rng, released, tracer)
         engine = MatrixEngine(self._kind, self._call)
-        self._adapter = EngineAdapter(
+        self._make_adapter = partial(
+            EngineAdapter,
             engine,
             record.mode,
             tracer=tracer,
@@ -71,12 +74,12 @@ class Request:
     ) -> Any:
         """Ask for the stream, with *operators* at the end of its pipeline, or with another one."""
         self.record.is_asked = True
-        adapter = self._adapter
-        if pipeline is not None:
-            adapter.pipeline = pipeline
+        adapter = self._make_adapter(pipeline=pipeline or standard_pipeline)
         if operators:
             adapter = adapter.with_operators(*operators)
-        request = PreprocessedRequest(model=model, token_ids=[1])
+        request = PreprocessedRequest(
+            model=model, token_ids=[1], sampling_options={"n": self._kind.answers}
+        )
         stream = await adapter.generate(request, self.context)
         self.record.watch("the stream", stream)
         if self._kind.fails_setup:
