@@ -288,6 +288,7 @@ async def loses_with_listener(request: Request) -> None:
     request.context.stopped().listen(stream.close)
     await request.some(stream)
     request.drop()
+    await request.close_what_is_held(stream)
 
 
 @consumer()
@@ -297,6 +298,7 @@ async def loses_with_subscriber(request: Request) -> None:
     request.context.killed().subscribe(lambda _: stream.close())
     await request.some(stream)
     request.drop()
+    await request.close_what_is_held(stream)
 
 
 @consumer()

@@ -172,11 +172,14 @@ async def waits_for_stop(call: Call) -> Answer:
         yield call.cancelled()
 
 
-@engine()
+@engine(roots_context=True)
 async def waits_for_kill(call: Call) -> Answer:
     """Awaits the stop in a task of its own, beside its own waiting."""
     with call.opened():
         stopped = asyncio.ensure_future(_stopped(call))
+        # As asyncio asks for: a task that only a cycle refers to is destroyed with it.
+        _waiting.add(stopped)
+        stopped.add_done_callback(_waiting.discard)
         try:
             yield call.token()
             call.stick()
@@ -209,3 +212,6 @@ async def sleeps_on(call: Call) -> Answer:
         except asyncio.CancelledError:
             call.record.cancels += 1
             raise
+
+
+_waiting: set[asyncio.Future[None]] = set()

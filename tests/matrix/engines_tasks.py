@@ -140,7 +140,7 @@ async def cancels_its_task(call: Call) -> Answer:
         yield call.stop()
 
 
-@engine()
+@engine(roots_context=True)
 async def producer_beside(call: Call) -> Answer:
     """Has a producer in a task of its own, which it cancels in the end."""
     queue: asyncio.Queue[int] = asyncio.Queue()

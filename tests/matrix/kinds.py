@@ -31,6 +31,8 @@ class Engine:
         drops_itself: The engine closes its own stream.
         wants_stream: The engine is given its own stream.
         counts: Its tokens can be counted, so that their order is checked (row S1).
+        roots_context: A thread or task of its own refers to the context while the answer is open,
+            so that what the context refers to is not lost.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Engine:
     drops_itself: bool = False
     wants_stream: bool = False
     counts: bool = True
+    roots_context: bool = False
 
 
 @dataclass(frozen=True)

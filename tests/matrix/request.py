@@ -89,6 +89,11 @@ class Request:
             self._call.stream = stream
         return stream
 
+    async def close_what_is_held(self, stream: Any) -> None:
+        """Close a stream that the engine keeps alive by way of its context; any other is lost."""
+        if self._kind.roots_context:
+            await stream.aclose()
+
     async def pause(self) -> None:
         """Be busy for a moment, or not at all."""
         choice = self.rng.randrange(4)
