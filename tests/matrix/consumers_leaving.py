@@ -75,10 +75,11 @@ async def _beside_pull(request: Request, stream: Any, *, is_aclose: bool) -> Non
     else:
         stream.close()
     await asyncio.wait([pull])
-    if is_waiting and pull.cancelled():
-        request.record.blame("S7: a closed stream cancelled its consumer")
     await request.settle(pull)
-    if is_waiting and pull.exception() is None and pull.result() is not None:
+    if pull.cancelled():
+        if is_waiting and not request.is_cancelled_by_engine:
+            request.record.blame("S7: a closed stream cancelled its consumer")
+    elif is_waiting and pull.exception() is None and pull.result() is not None:
         request.record.blame("S7: a pull under way got an item after the drop")
 
 
