@@ -230,6 +230,11 @@ class Request:
                 self.judge(error)
 
     @property
+    def is_context_held(self) -> bool:
+        """Whether something beside the request holds its context."""
+        return self._kind.holds_context
+
+    @property
     def is_cancelled_by_engine(self) -> bool:
         """Whether the engine itself cancels the task that pulls it."""
         return self._kind.cancels_consumer
