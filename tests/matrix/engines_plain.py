@@ -172,25 +172,19 @@ async def waits_for_stop(call: Call) -> Answer:
         yield call.cancelled()
 
 
-@engine(roots_context=True)
-async def waits_for_kill(call: Call) -> Answer:
-    """Awaits the stop in a task of its own, beside its own waiting."""
+@engine()
+async def listens_for_stop(call: Call) -> Answer:
+    """Has a listener wake it at the stop, while it waits for more."""
+    woken = asyncio.Event()
     with call.opened():
-        stopped = asyncio.ensure_future(_stopped(call))
-        # As asyncio asks for: a task that only a cycle refers to is destroyed with it.
-        _waiting.add(stopped)
-        stopped.add_done_callback(_waiting.discard)
+        unlisten = call.context.stopped().listen(woken.set)
         try:
             yield call.token()
             call.stick()
-            await asyncio.wait([stopped])
+            await woken.wait()
             yield call.cancelled()
         finally:
-            stopped.cancel()
-
-
-async def _stopped(call: Call) -> None:
-    await call.context.stopped()
+            unlisten()
 
 
 @engine(ends=())
@@ -212,6 +206,3 @@ async def sleeps_on(call: Call) -> Answer:
         except asyncio.CancelledError:
             call.record.cancels += 1
             raise
-
-
-_waiting: set[asyncio.Future[None]] = set()

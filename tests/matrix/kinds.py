@@ -30,9 +30,9 @@ class Engine:
         cancels_consumer: The engine itself cancels the task that pulls it.
         drops_itself: The engine closes its own stream.
         wants_stream: The engine is given its own stream.
+        holds_context: A thread of the engine's holds the context, so that what the context refers
+            to is in use.
         counts: Its tokens can be counted, so that their order is checked (row S1).
-        roots_context: A thread or task of its own refers to the context while the answer is open,
-            so that what the context refers to is not lost.
     """
 
     name: str
@@ -45,8 +45,8 @@ class Engine:
     cancels_consumer: bool = False
     drops_itself: bool = False
     wants_stream: bool = False
+    holds_context: bool = False
     counts: bool = True
-    roots_context: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,6 @@ class Consumer:
     Attributes:
         consume: What it does; it asks for the stream itself.
         is_exact: Its pipeline ends no answer by itself and signals nothing.
-        drops_late: The stream is lost, and only the collector of cycles finds that.
     """
 
     name: str
