@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
@@ -112,10 +112,11 @@ class ResponseStream(PeekableRun[T_co], Generic[T_co]):
         As in ``stream.as_observable().pipe(...)``, but timers run on the stream's event loop where
         neither an operator nor whoever subscribes names a scheduler (row O6).
         """
-        piped = self.as_observable().pipe(*operators)
-        if type(piped) is not Observable:
+        given: object = self.as_observable().pipe(*operators)
+        if type(given) is not Observable:
             # What is connected, awaited or iterated is left as it is.
-            return piped
+            return given
+        piped = cast("Observable[Any]", given)
         timers = LoopScheduler(self._release.loop)
 
         def subscribe(
