@@ -1,0 +1,117 @@
+"""A response stream as an Observable: where its timers run, and from where it is disposed of."""
+
+# The types of ``reactivex`` leave open what an operator without a source works on.
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+import reactivex
+from reactivex import abc
+from reactivex import operators as ops
+
+from tests.rx_backend._engines import (
+    ScriptedEngine,
+    adapter_of,
+    now,
+    request,
+    stop,
+    token,
+    virtual,
+)
+
+
+@pytest.mark.rows("O6")
+@pytest.mark.parametrize(
+    ("operator", "expected"),
+    [
+        (ops.buffer_with_time(2.5), [(2.5, 2), (4.0, 2)]),
+        (ops.debounce(0.5), [(1.5, 1), (2.5, 1), (3.5, 1), (4.0, 1)]),
+        (ops.delay(10.0), [(11.0, 1), (12.0, 1), (13.0, 1), (14.0, 1)]),
+        (ops.sample(2.5), [(2.5, 1), (5.0, 1)]),
+        (ops.throttle_first(1.5), [(1.0, 1), (3.0, 1)]),
+    ],
+    ids=["buffer_with_time", "debounce", "delay", "sample", "throttle_first"],
+)
+@virtual
+async def test_stock_timers_run_on_the_streams_loop(
+    operator: Any, expected: list[tuple[float, int]]
+) -> None:
+    """In virtual time too, without a scheduler being named anywhere."""
+    engine = ScriptedEngine(1, token(1), 1, token(2), 1, token(3), 1, stop())
+    stream = await adapter_of(engine).generate(request())
+    came: list[tuple[float, int]] = []
+    stream.pipe(operator).subscribe(
+        lambda item: came.append((now(), len(item) if isinstance(item, list) else 1))
+    )
+    await asyncio.sleep(60)
+    assert came == expected
+
+
+@pytest.mark.rows("O6")
+@virtual
+async def test_a_scheduler_that_is_named_is_used() -> None:
+    """By whoever subscribes; a connectable and a single value stay what they are."""
+    stream = await adapter_of(ScriptedEngine(1, token(1), stop())).generate(request())
+    seen: list[abc.SchedulerBase | None] = []
+
+    def look(source: reactivex.Observable[Any]) -> reactivex.Observable[Any]:
+        def subscribe(
+            observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
+        ) -> abc.DisposableBase:
+            seen.append(scheduler)
+            return source.subscribe(observer, scheduler=scheduler)
+
+        return reactivex.create(subscribe)
+
+    mine = reactivex.scheduler.ImmediateScheduler()
+    stream.pipe(look).subscribe(scheduler=mine)
+    assert seen == [mine]
+    assert hasattr(stream.pipe(ops.publish()), "connect")
+    await asyncio.sleep(60)
+
+
+@pytest.mark.rows("S7")
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("where", ["thread", "other loop", "signal", "callback", "task"])
+@pytest.mark.parametrize("piped", [False, True])
+def test_disposing_from_anywhere(where: str, debug: bool, piped: bool) -> None:
+    """From wherever it is disposed of, the loop is woken and the engine released at once."""
+    engine = ScriptedEngine(token(1), 60, stop())
+
+    async def elsewhere(subscription: abc.DisposableBase) -> None:
+        subscription.dispose()
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        stream = await adapter_of(engine).generate(request())
+        source = stream.pipe(ops.map(lambda item: item)) if piped else stream
+        subscription = source.subscribe(lambda _: None)
+        await asyncio.sleep(0.01)
+        began = time.monotonic()
+        if where == "thread":
+            threading.Thread(target=subscription.dispose).start()
+        elif where == "other loop":
+            threading.Thread(target=lambda: asyncio.run(elsewhere(subscription))).start()
+        elif where == "signal":
+            signal.signal(signal.SIGUSR1, lambda *_: subscription.dispose())
+            threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        elif where == "callback":
+            loop.call_soon(subscription.dispose)
+        else:
+            subscription.dispose()
+        # A loop that nobody wakes sleeps for as long as this.
+        sleeping = asyncio.create_task(asyncio.sleep(5))
+        await stream._release.wait()
+        sleeping.cancel()
+        return time.monotonic() - began
+
+    assert asyncio.run(main(), debug=debug) < 2
+    assert engine.closed == 1
