@@ -30,7 +30,7 @@ from tests.operators._help import LONG_S, Engine, Seen, collect, fused, pushed, 
 if TYPE_CHECKING or find_spec("aioreactive"):
     import aioreactive as rx
 
-Lists = Callable[[], list[AnyOperator]]
+Lists = Callable[[], list[Any]]
 
 # Neighbours between which live observables pass, and what a plain pipe gives for them.
 NEIGHBOURS: dict[str, Lists] = {

@@ -16,7 +16,9 @@ import pytest
 import reactivex
 from reactivex import abc
 from reactivex import operators as ops
+from reactivex.scheduler import ImmediateScheduler
 
+from rx_backend import RequestContext
 from tests.rx_backend._engines import (
     ScriptedEngine,
     adapter_of,
@@ -48,9 +50,11 @@ async def test_stock_timers_run_on_the_streams_loop(
     engine = ScriptedEngine(1, token(1), 1, token(2), 1, token(3), 1, stop())
     stream = await adapter_of(engine).generate(request())
     came: list[tuple[float, int]] = []
-    stream.pipe(operator).subscribe(
-        lambda item: came.append((now(), len(item) if isinstance(item, list) else 1))
-    )
+
+    def note(item: Any) -> None:
+        came.append((now(), len(item) if hasattr(item, "append") else 1))
+
+    stream.pipe(operator).subscribe(note)
     await asyncio.sleep(60)
     assert came == expected
 
@@ -71,7 +75,7 @@ async def test_a_scheduler_that_is_named_is_used() -> None:
 
         return reactivex.create(subscribe)
 
-    mine = reactivex.scheduler.ImmediateScheduler()
+    mine = ImmediateScheduler()
     stream.pipe(look).subscribe(scheduler=mine)
     assert seen == [mine]
     assert hasattr(stream.pipe(ops.publish()), "connect")
@@ -84,34 +88,46 @@ async def test_a_scheduler_that_is_named_is_used() -> None:
 @pytest.mark.parametrize("piped", [False, True])
 def test_disposing_from_anywhere(where: str, debug: bool, piped: bool) -> None:
     """From wherever it is disposed of, the loop is woken and the engine released at once."""
-    engine = ScriptedEngine(token(1), 60, stop())
-
-    async def elsewhere(subscription: abc.DisposableBase) -> None:
-        subscription.dispose()
 
     async def main() -> float:
         loop = asyncio.get_running_loop()
+        began, released = asyncio.Event(), asyncio.Event()
+
+        def begin(_: RequestContext) -> None:
+            began.set()
+
+        def release(_: RequestContext) -> None:
+            released.set()
+
+        engine = ScriptedEngine(token(1), begin, 60, stop(), closing=[release])
         stream = await adapter_of(engine).generate(request())
-        source = stream.pipe(ops.map(lambda item: item)) if piped else stream
-        subscription = source.subscribe(lambda _: None)
-        await asyncio.sleep(0.01)
-        began = time.monotonic()
+        source: Any = stream.pipe(ops.skip(0)) if piped else stream
+        subscription: abc.DisposableBase = source.subscribe()
+        await began.wait()
+
+        def dispose(*_: object) -> None:
+            subscription.dispose()
+
+        async def dispose_in_a_loop() -> None:
+            dispose()
+
+        def run_another_loop() -> None:
+            asyncio.run(dispose_in_a_loop())
+
+        before = time.monotonic()
         if where == "thread":
-            threading.Thread(target=subscription.dispose).start()
+            threading.Thread(target=dispose).start()
         elif where == "other loop":
-            threading.Thread(target=lambda: asyncio.run(elsewhere(subscription))).start()
+            threading.Thread(target=run_another_loop).start()
         elif where == "signal":
-            signal.signal(signal.SIGUSR1, lambda *_: subscription.dispose())
+            signal.signal(signal.SIGUSR1, dispose)
             threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGUSR1)).start()
         elif where == "callback":
-            loop.call_soon(subscription.dispose)
+            loop.call_soon(dispose)
         else:
-            subscription.dispose()
-        # A loop that nobody wakes sleeps for as long as this.
-        sleeping = asyncio.create_task(asyncio.sleep(5))
-        await stream._release.wait()
-        sleeping.cancel()
-        return time.monotonic() - began
+            dispose()
+        # A loop that is not woken sleeps for as long as this.
+        await asyncio.wait_for(released.wait(), 5)
+        return time.monotonic() - before
 
     assert asyncio.run(main(), debug=debug) < 2
-    assert engine.closed == 1
