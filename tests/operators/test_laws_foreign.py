@@ -15,7 +15,7 @@ import pytest
 import reactivex
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reactivex import operators as ops
+from reactivex import operators as stock_operators
 
 from operators import AnyOperator
 from tests.operators._help import fused, fused_waiting, pushed, same, twice
@@ -25,6 +25,9 @@ from tests.operators.test_laws_async import PULLS, pulling
 # Untyped: its operators without a source leave open what they work on.
 rx: Any = import_module("aioreactive") if find_spec("aioreactive") else None
 expression: Any = import_module("expression") if find_spec("expression") else None
+
+# Untyped: operators without a source leave open what they work on.
+ops: Any = stock_operators
 
 Made: TypeAlias = Sequence[Any]
 

@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -82,15 +83,47 @@ async def test_a_scheduler_that_is_named_is_used() -> None:
     await asyncio.sleep(60)
 
 
+Dispose = Callable[..., None]
+
+
+def in_a_thread(dispose: Dispose) -> threading.Thread:
+    thread = threading.Thread(target=dispose)
+    thread.start()
+    return thread
+
+
+def in_another_loop(dispose: Dispose) -> threading.Thread:
+    async def call() -> None:
+        dispose()
+
+    def run() -> None:
+        asyncio.run(call())
+
+    return in_a_thread(run)
+
+
+def in_a_signal_handler(dispose: Dispose) -> None:
+    signal.signal(signal.SIGUSR1, dispose)
+    threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+
+
+DISPOSING: dict[str, Callable[[Dispose], object]] = {
+    "thread": in_a_thread,
+    "other loop": in_another_loop,
+    "signal": in_a_signal_handler,
+    "callback": lambda dispose: asyncio.get_running_loop().call_soon(dispose),
+    "task": lambda dispose: dispose(),
+}
+
+
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("debug", [False, True])
-@pytest.mark.parametrize("where", ["thread", "other loop", "signal", "callback", "task"])
+@pytest.mark.parametrize("where", DISPOSING)
 @pytest.mark.parametrize("piped", [False, True])
 def test_disposing_from_anywhere(where: str, debug: bool, piped: bool) -> None:
     """From wherever it is disposed of, the loop is woken and the engine released at once."""
 
     async def main() -> float:
-        loop = asyncio.get_running_loop()
         began, released = asyncio.Event(), asyncio.Event()
 
         def begin(_: RequestContext) -> None:
@@ -108,26 +141,13 @@ def test_disposing_from_anywhere(where: str, debug: bool, piped: bool) -> None:
         def dispose(*_: object) -> None:
             subscription.dispose()
 
-        async def dispose_in_a_loop() -> None:
-            dispose()
-
-        def run_another_loop() -> None:
-            asyncio.run(dispose_in_a_loop())
-
         before = time.monotonic()
-        if where == "thread":
-            threading.Thread(target=dispose).start()
-        elif where == "other loop":
-            threading.Thread(target=run_another_loop).start()
-        elif where == "signal":
-            signal.signal(signal.SIGUSR1, dispose)
-            threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-        elif where == "callback":
-            loop.call_soon(dispose)
-        else:
-            dispose()
+        begun = DISPOSING[where](dispose)
         # A loop that is not woken sleeps for as long as this.
         await asyncio.wait_for(released.wait(), 5)
-        return time.monotonic() - before
+        took = time.monotonic() - before
+        if isinstance(begun, threading.Thread):
+            begun.join()
+        return took
 
     assert asyncio.run(main(), debug=debug) < 2
