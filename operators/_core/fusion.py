@@ -385,7 +385,7 @@ class FusedRun(Segment, Generic[B]):
             self._chain.error = None
             self._tell_end(dropped=True)
             return
-        if self._generator.gi_running:
+        if self._generator.gi_running or not self._can_enter():
             # An operator or the engine drops its own stream: let the step end first.
             self.event_loop.call_soon(self.close)
         elif self._state == _WAITING:
@@ -395,6 +395,14 @@ class FusedRun(Segment, Generic[B]):
             self._cancel_pull()
         elif self._state == _IDLE:
             self._drop()
+
+    def _can_enter(self) -> bool:
+        """Return whether the caller is outside of the context that the run enters."""
+        try:
+            self._enter(bool)
+        except RuntimeError:
+            return False
+        return True
 
     def _cancel_pull(self) -> None:
         task = self._chain.puller
@@ -423,7 +431,7 @@ class FusedRun(Segment, Generic[B]):
         if on_end is None:
             return
         try:
-            on_end(dropped)
+            self._enter(on_end, dropped)
         except Exception as error:
             _log.error(
                 "the callback at the end of a stream failed", exc_info=redacted_exc_info(error)
