@@ -31,6 +31,7 @@ _WAITING: Final = 1  # a pull waits for the source
 _UNWINDING: Final = 2  # it was dropped while it waited, and the pull has not ended yet
 _OVER: Final = 3  # the source is closed, or being closed
 _PUT_BACK: Final = 4  # items that were put back come first
+_LEAVING: Final = 5  # it was closed from within its own step, and is dropped before the next
 
 _RETURNED = object()
 
@@ -53,9 +54,18 @@ class PulledChain(Chain):
         puller: The task that waits in a pull.
         baseline: How many cancellations *puller* had been asked for when it began to wait.
         is_interrupted: Whether a cancellation is on its way through the pull.
+        is_disturbed: Whether it was dropped or is interrupted; then the loop asks `is_over`.
     """
 
-    __slots__ = ("baseline", "dropped", "is_interrupted", "item", "puller", "source")
+    __slots__ = (
+        "baseline",
+        "dropped",
+        "is_disturbed",
+        "is_interrupted",
+        "item",
+        "puller",
+        "source",
+    )
 
     def __init__(
         self, source: AsyncIterator[Any], operators: Sequence[StageFactory], scope: Any
@@ -66,10 +76,13 @@ class PulledChain(Chain):
         self.puller: asyncio.Task[Any] | None = None
         self.baseline = 0
         self.is_interrupted = False
+        self.is_disturbed = False
         super().__init__(operators, scope)
 
     def complete(self, place: int = 0, ended_by: str | None = None) -> None:
         """Complete the stages from *place* on, in order."""
+        if self.is_disturbed and self.is_over():
+            return
         super().complete(place, ended_by or self._source_ended_by())
 
     def push_last(self, item: Any, place: int = 0, ended_by: str | None = None) -> None:
@@ -85,13 +98,19 @@ class PulledChain(Chain):
             return False
         return self.puller is None or self.puller.cancelling() > self.baseline
 
+    def is_over(self) -> bool:
+        """Return whether the run was dropped; it is where the consumer was cancelled meanwhile."""
+        if not self.dropped and self.is_cancelled():
+            self.drop()
+        return self.dropped
+
     def fail_from_source(self, error: BaseException) -> None:
         """Fail the stages with what the source raised; its own cancellation is a failure (S6)."""
-        if self.dropped:
+        if self.is_over():
             if isinstance(error, Exception):
                 _log.error("a dropped source failed", exc_info=redacted_exc_info(error))
             return
-        if isinstance(error, asyncio.CancelledError | GeneratorExit) and not self.is_cancelled():
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
             cause, error = error, SourceCancelled(f"the source raised {type(error).__name__}")
             error.__cause__ = cause
         drop_top_frame(error)
@@ -100,13 +119,14 @@ class PulledChain(Chain):
     def interrupt(self, *, interrupted: bool) -> None:
         """Tell the stages that a cancellation is on its way through the pull, or did not drop it."""
         self.is_interrupted = interrupted
+        self.is_disturbed = interrupted or self.dropped
         for stage in self._stages:
             if type(stage) is Callbacks and stage.on_interrupt is not None:
                 stage.on_interrupt(interrupted)
 
     def drop(self) -> None:
         """Close the stages, here and in front, and forget what was not handed out."""
-        self.dropped = True
+        self.dropped = self.is_disturbed = True
         self.out.clear()
         self.error = None
         self.close_stages()
@@ -145,6 +165,7 @@ class FusedRun(Segment, Generic[B]):
         "_enter",
         "_generator",
         "_has_cancelled",
+        "_is_leaving",
         "_on_end",
         "_put_back",
         "_resumed_state",
@@ -178,6 +199,7 @@ class FusedRun(Segment, Generic[B]):
         self.is_adopted = False
         self.raised = 0
         self._has_cancelled = False
+        self._is_leaving = False
         self._unwound: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._put_back: list[Any] | None = None
@@ -258,6 +280,8 @@ class FusedRun(Segment, Generic[B]):
                 self._put_back = None
                 self._state = self._resumed_state
             return item
+        if self._state == _LEAVING:
+            self._drop()
         if self._chain.out:
             item = self._chain.out.pop(0)
             if self.ended:
@@ -317,7 +341,7 @@ class FusedRun(Segment, Generic[B]):
             self._state = _IDLE
             self._drop()
         else:
-            self._state = _IDLE
+            self._state = _LEAVING if self._is_leaving else _IDLE
             if chain.is_interrupted:
                 chain.interrupt(interrupted=False)
         if is_cancelled:
@@ -387,13 +411,16 @@ class FusedRun(Segment, Generic[B]):
             return
         if self._generator.gi_running or not self._can_enter():
             # An operator or the engine drops its own stream: let the step end first.
+            self._is_leaving = True
+            if self._state == _IDLE:
+                self._state = _LEAVING
             self.event_loop.call_soon(self.close)
         elif self._state == _WAITING:
             self._state = _UNWINDING
             self.drop()
             self._tell_end(dropped=True)
             self._cancel_pull()
-        elif self._state == _IDLE:
+        elif self._state != _UNWINDING:
             self._drop()
 
     def _can_enter(self) -> bool:
@@ -442,7 +469,7 @@ class FusedRun(Segment, Generic[B]):
         if isinstance(source, Segment):
             source.close()
         elif hasattr(source, "aclose"):
-            if not loop.is_running():
+            if loop.is_closed():
                 self._enter(_close_now, source)
             else:
                 self._closing = start_task(close_quietly(source, _FAILED), loop, self.own_context)
@@ -539,7 +566,7 @@ def _pull_of(source: AsyncIterator[Any]) -> Callable[[], Any]:
 
 
 def _close_now(source: AsyncIterator[Any]) -> None:
-    """Close a source whose event loop does not run: what needs no waiting is still done."""
+    """Close a source whose event loop is closed: what needs no waiting is still done."""
     closing = close_quietly(source, _FAILED)
     try:
         closing.send(None)

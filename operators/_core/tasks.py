@@ -8,7 +8,7 @@ import contextvars
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-__all__ = ("defer_to_loop", "start_task")
+__all__ = ("current_task", "defer_to_loop", "start_task")
 
 _running: set[asyncio.Task[None]] = set()
 
@@ -50,3 +50,11 @@ def defer_to_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], object
             loop.call_soon_threadsafe(function)
     else:
         function()
+
+
+def current_task() -> asyncio.Task[object] | None:
+    """Return the running task; None also where no event loop runs."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
