@@ -224,7 +224,7 @@ class FusedRun(Segment, Generic[B]):
                 continue
             arguments.append(step)
             if condition is None:
-                shape.append(type(step) is types.BuiltinMethodType)
+                shape.append(not isinstance(step, type))
             else:
                 shape.append(condition.expression)
                 arguments += condition.values
