@@ -61,10 +61,6 @@ class Run:
         return sorted(entry for entry in self.journal if entry[-1] in "!|#d")
 
 
-async def by_cancelling(pulling: list[asyncio.Task[Seen]]) -> None:
-    pulling[0].cancel()
-
-
 async def by_losing_it_in_a_thread(owner: Owner) -> None:
     await asyncio.to_thread(owner.clear)
 
@@ -497,17 +493,19 @@ class TestATaskWaits:
     @virtual
     async def test_two_closers(self, way: Callable[[Owner], Awaitable[None]]) -> None:
         """The second one cuts no clean-up short, whether the first was a close or a cancellation."""
-        for first in (by_cancelling, way):
+        for is_cancelled in (True, False):
             run = Run(slow_to_close)
             pulling = run.pull()
             await asyncio.sleep(1)
-            closing = [asyncio.create_task(first(run.owner if first is way else [pulling]))]
+            closing = [pulling] if is_cancelled else [asyncio.ensure_future(way(run.owner))]
+            if is_cancelled:
+                pulling.cancel()
             await asyncio.sleep(1)
-            closing.append(asyncio.create_task(way(run.owner)))
+            second = asyncio.ensure_future(way(run.owner))
             await asyncio.sleep(0)
             assert run.journal[-3:] == ["a!", "b!", "on_end"]
-            await asyncio.wait([pulling, *closing])
-            assert pulling.cancelled() is (first is by_cancelling)
+            await asyncio.wait([pulling, second, *closing])
+            assert pulling.cancelled() is is_cancelled
             assert await run.released() == DROPPED
 
     @pytest.mark.rows("S7")

@@ -126,7 +126,7 @@ class TestItems:
             try:
                 item = yield emit() if form == "generator" else when("item > 1")
                 while True:
-                    item = yield item if item < 2 else None  # type: ignore[misc]
+                    item = yield item if item < 2 else None
             finally:
                 journal.append("end")
 
