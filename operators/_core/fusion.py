@@ -9,6 +9,7 @@ import logging
 import operator
 import types
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from operators._core.chain import Chain, StageFactory
@@ -55,6 +56,7 @@ class PulledChain(Chain):
         baseline: How many cancellations *puller* had been asked for when it began to wait.
         is_interrupted: Whether a cancellation is on its way through the pull.
         is_disturbed: Whether it was dropped or is interrupted; then the loop asks `is_over`.
+        is_pumped: Whether a task of ours pulls, so that its cancellation is no consumer's.
     """
 
     __slots__ = (
@@ -62,6 +64,7 @@ class PulledChain(Chain):
         "dropped",
         "is_disturbed",
         "is_interrupted",
+        "is_pumped",
         "item",
         "puller",
         "source",
@@ -77,6 +80,7 @@ class PulledChain(Chain):
         self.baseline = 0
         self.is_interrupted = False
         self.is_disturbed = False
+        self.is_pumped = False
         super().__init__(operators, scope)
 
     def complete(self, place: int = 0, ended_by: str | None = None) -> None:
@@ -94,7 +98,7 @@ class PulledChain(Chain):
 
     def is_cancelled(self) -> bool:
         """Return whether the consumer was cancelled; what an engine cancels and catches is not it."""
-        if not self.is_interrupted:
+        if not self.is_interrupted or self.is_pumped:
             return False
         return self.puller is None or self.puller.cancelling() > self.baseline
 
@@ -106,6 +110,10 @@ class PulledChain(Chain):
 
     def fail_from_source(self, error: BaseException) -> None:
         """Fail the stages with what the source raised; its own cancellation is a failure (S6)."""
+        if isinstance(error, BaseExceptionGroup) and self.is_cancelled() and self.puller is not None:
+            # A task group that fails cancels its parent, and before Python 3.13 does not always
+            # take that back.
+            self.puller.uncancel()
         if self.is_over():
             if isinstance(error, Exception):
                 _log.error("a dropped source failed", exc_info=redacted_exc_info(error))
@@ -321,7 +329,8 @@ class FusedRun(Segment, Generic[B]):
                 signal = self._advance(self._send, None)
             if chain.is_interrupted and task is not None and task.cancelling() <= chain.baseline:
                 chain.interrupt(interrupted=False)
-            if self._state == _UNWINDING and not chain.is_interrupted and not self._has_cancelled:
+            is_waiting = signal is not READY and signal is not _RETURNED
+            if self._state == _UNWINDING and is_waiting and not chain.is_interrupted:
                 # It was closed while something else unwound that has been caught since.
                 self._cancel_pull()
         return self._end_wait(has_item=signal is READY)
@@ -380,6 +389,15 @@ class FusedRun(Segment, Generic[B]):
         return self._chain.has_ended
 
     @property
+    def is_pumped(self) -> bool:
+        """Whether it is pulled by a task of ours."""
+        return self._chain.is_pumped
+
+    @is_pumped.setter
+    def is_pumped(self, is_pumped: bool) -> None:
+        self._chain.is_pumped = is_pumped
+
+    @property
     def dropped(self) -> bool:
         """Whether it was dropped before its end."""
         return self._chain.dropped
@@ -392,7 +410,7 @@ class FusedRun(Segment, Generic[B]):
     def drop(self) -> None:
         """Close the stages, here and in front, and forget what was not handed out."""
         if self._state != _OVER:
-            self._enter(self._chain.drop)
+            _enter_once(self._enter, self._chain.drop)
 
     def close(self) -> None:
         """
@@ -409,7 +427,7 @@ class FusedRun(Segment, Generic[B]):
             self._chain.error = None
             self._tell_end(dropped=True)
             return
-        if self._generator.gi_running or not self._can_enter():
+        if self._generator.gi_running:
             # An operator or the engine drops its own stream: let the step end first.
             self._is_leaving = True
             if self._state == _IDLE:
@@ -423,19 +441,11 @@ class FusedRun(Segment, Generic[B]):
         elif self._state != _UNWINDING:
             self._drop()
 
-    def _can_enter(self) -> bool:
-        """Return whether the caller is outside of the context that the run enters."""
-        try:
-            self._enter(bool)
-        except RuntimeError:
-            return False
-        return True
-
     def _cancel_pull(self) -> None:
         task = self._chain.puller
         if task is None:
             self._unwind_pull()
-        elif task.cancelling() <= self._chain.baseline:
+        elif not self._has_cancelled and task.cancelling() <= self._chain.baseline:
             # As asyncio.timeout does; a second one would cut the engine's clean-up short.
             self._has_cancelled = True
             task.cancel()
@@ -458,7 +468,7 @@ class FusedRun(Segment, Generic[B]):
         if on_end is None:
             return
         try:
-            self._enter(on_end, dropped)
+            _enter_once(self._enter, partial(on_end, dropped))
         except Exception as error:
             _log.error(
                 "the callback at the end of a stream failed", exc_info=redacted_exc_info(error)
@@ -484,22 +494,24 @@ class FusedRun(Segment, Generic[B]):
         self._unwind_pull()
 
     def _unwind_pull(self) -> None:
-        """Cancel the step that nobody waits for any more, and let a task wait for what it waits for."""
-        signal = self._advance(self._generator.throw, asyncio.CancelledError())
-        if signal is READY or signal is _RETURNED:
+        """Cancel the step that nobody waits for any more, in a task: its clean-up may wait."""
+        if self.event_loop.is_running():
+            self._closing = start_task(self._unwind(), self.event_loop, self.own_context)
+        else:
+            self._advance(self._generator.throw, asyncio.CancelledError())
             self._end_unwinding()
-        elif not self.event_loop.is_closed():
-            self._closing = start_task(self._unwind(signal), self.event_loop, self.own_context)
 
-    async def _unwind(self, signal: Any) -> None:
+    async def _unwind(self) -> None:
+        # The task runs in the context already.
         self._enter = operator.call
         try:
-            await self._pass_on(signal)
+            await self._pass_on()
         finally:
             self._end_unwinding()
 
     @types.coroutine
-    def _pass_on(self, signal: Any) -> Generator[Any, Any, None]:
+    def _pass_on(self) -> Generator[Any, Any, None]:
+        signal = self._advance(self._generator.throw, asyncio.CancelledError())
         while signal is not READY and signal is not _RETURNED:
             try:
                 yield signal
@@ -563,6 +575,19 @@ def _pull_of(source: AsyncIterator[Any]) -> Callable[[], Any]:
         return await anext(source)
 
     return pull
+
+
+def _enter_once(enter: Callable[..., Any], function: Callable[[], None]) -> None:
+    """Call *function* by way of *enter*, or as it is where the caller is in that context already."""
+    try:
+        enter(_do_nothing)
+    except RuntimeError:
+        function()
+    else:
+        enter(function)
+
+
+def _do_nothing() -> None: ...
 
 
 def _close_now(source: AsyncIterator[Any]) -> None:

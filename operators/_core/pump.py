@@ -18,7 +18,15 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Pullable(Protocol[T_co]):
-    """What a pump pulls: a run."""
+    """
+    What a pump pulls: a run.
+
+    Attributes:
+        is_pumped: Whether it is pulled by a task of ours, so that a cancellation of that is a
+            failure of the source and no consumer's.
+    """
+
+    is_pumped: bool
 
     @property
     def ended(self) -> bool:
@@ -82,6 +90,7 @@ class Pump(Generic[T]):
         context: contextvars.Context | None = None,
     ) -> None:
         self.source = source
+        source.is_pumped = True
         self._on_item = on_item
         self._on_end = on_end
         self._context = context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from reactivex import abc
 from reactivex.disposable import Disposable
@@ -64,8 +64,12 @@ class _Pushing:
                 observer.on_next(item)
                 if self._is_disposed:
                     return
-        except Exception as error:
-            observer.on_error(error)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            # Not a failure of Rx's, but an observer that is not told waits for ever.
+            if not self._is_disposed:
+                observer.on_error(cast("Exception", error))
         else:
             observer.on_completed()
         finally:
