@@ -221,7 +221,8 @@ class _Watch(LazyTimer):
                 del failure
 
     def _expire(self) -> None:
-        if is_terminal(self._item):
+        if is_terminal(self._item) or self._source.ended:
+            # Nothing is waited for any more but the source's release.
             return
         if self._since + self._allowed_s > self.clock():
             expired = TotalTimeout(self._total_s, self._tokens)

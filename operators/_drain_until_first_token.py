@@ -140,6 +140,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
         "_drain",
         "_drains",
         "_inbox",
+        "_is_closed",
         "_is_settled",
         "_label",
         "_notified",
@@ -164,6 +165,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
         self._inbox: Mailbox[Any] = Mailbox()
         self._pump = Pump(source, self._take, self._end, source.own_context)
         self._drain: Drain | None = None
+        self._is_closed = False
         # Whether the first token has come, or the end.
         self._is_settled = False
 
@@ -193,10 +195,11 @@ class _UntilFirstToken(AsyncIterator[Any]):
         if self._drain is not None:
             self._drain.end(failure)
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """End the stream: a dropped one goes on where that is of use."""
-        if self._drain is not None:
+        if self._drain is not None or self._is_closed:
             return
+        self._is_closed = True
         is_running = self._source.event_loop.is_running()
         if not self._is_settled and is_running and self._drains.has_room(self._label):
             self._drain = Drain(
@@ -205,7 +208,13 @@ class _UntilFirstToken(AsyncIterator[Any]):
             self._pump.demand()
             if self._pump.task is not None:
                 self._drains.own(self._pump.task, self._drain, self)
-            return
-        if not self._is_settled:
+        elif self._is_settled:
+            self._source.close()
+        else:
             self._pump.close()
-        await self._source.aclose()
+
+    async def aclose(self) -> None:
+        """End the stream, and wait until it is released unless it goes on."""
+        self.close()
+        if self._drain is None:
+            await self._source.aclose()

@@ -8,7 +8,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from types import AsyncGeneratorType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from operators._core.failures import add_operator_note, redacted_exc_info
 from operators._core.mailbox import Mailbox
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from operators._core.fusion import FusedRun
 
 __all__ = ("PulledSegment", "Segment", "close_quietly", "first_pull")
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """What can be closed without waiting: an operator's own iterator, where it is no generator."""
+
+    def close(self) -> None:
+        """Close it. Idempotent."""
+        ...
 
 
 class Segment(AsyncIterator[Any]):
@@ -104,12 +113,10 @@ class PulledSegment(Segment):
 
     async def __anext__(self) -> Any:
         items = self._items
-        while not items:
-            if items.is_closed:
-                items.raise_end()
+        while not items.is_closed and (not items or (self._source.ended and len(items) == 1)):
             await self._step()
-            if self._source.ended and len(items) == 1:
-                await self._step()
+        if not items:
+            items.raise_end()
         return items.take()
 
     async def _step(self) -> None:
@@ -145,8 +152,10 @@ class PulledSegment(Segment):
             self._source.drop()
 
     def close(self) -> None:
-        """Close the generator, then its source, in a task."""
+        """Close the generator, then its source, in a task; what can close at once does."""
         self.drop()
+        if isinstance(self._generator, Closable):
+            self._generator.close()
         if self._closing is None and not self._source.event_loop.is_closed():
             self._closing = start_task(
                 self._close(), self._source.event_loop, self._source.own_context

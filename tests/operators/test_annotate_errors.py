@@ -109,10 +109,10 @@ async def test_the_error_item_completes_the_stream() -> None:
     stream = fuse(
         engine(),
         [annotate_errors(shout, tell), spy(engine.journal)],
-        on_end=lambda: engine.journal.append("end"),
+        on_end=lambda dropped: engine.journal.append(f"end {dropped}"),
     )
     assert [await anext(stream), await anext(stream)] == ["A", "E: gone"]
-    assert engine.journal == ["pull", "A", "closed", "E: gone", "|", "end"]
+    assert engine.journal == ["pull", "A", "closed", "E: gone", "|", "end False"]
 
 
 def test_every_subscription_is_wrapped() -> None:

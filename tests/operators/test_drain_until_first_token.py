@@ -30,6 +30,7 @@ from tests.operators._help import (
     by_losing_it,
     collect,
     handshake,
+    settle,
     spy,
     terminal,
     token,

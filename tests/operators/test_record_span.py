@@ -10,8 +10,8 @@ import pytest
 from opentelemetry.trace import INVALID_SPAN, Span, StatusCode
 
 from operators import SetupFailed, TokenTimes, fuse, itl_window, record_span, span_names
-from operators.authoring import Stage, operator
 from operators import until_terminal as until
+from operators.authoring import Stage, operator
 from rx_backend.testing import Marbles
 from tests.operators._help import (
     LETTERS,

@@ -608,7 +608,9 @@ class TestHooks:
 
         @callbacks(shared=True)
         def broken(step: Callable[[int], Any]) -> Callbacks[int, int]:
-            return Callbacks(step, only="True", on_end=lambda _failure, _dropped: ends.append("end"))
+            return Callbacks(
+                step, only="True", on_end=lambda _failure, _dropped: ends.append("end")
+            )
 
         assert life([0, 1], broken(lambda item: 1 // item)).error is not None
         assert ends == ["end"]
