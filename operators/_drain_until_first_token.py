@@ -168,6 +168,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
         self._is_closed = False
         # Whether the first token has come, or the end.
         self._is_settled = False
+        drains.hold(self)
 
     async def __anext__(self) -> Any:
         if self._is_settled and not self._inbox and not self._inbox.is_closed:
@@ -183,14 +184,18 @@ class _UntilFirstToken(AsyncIterator[Any]):
             # An engine that never waits must not keep all others from their turn.
             return asyncio.sleep(0)
         if has_content(item) or is_terminal(item):
-            self._is_settled = True
+            self._settle()
             if not self._source.ended:
                 self._pump.stop()
         self._inbox.put(item)
         return None
 
-    def _end(self, failure: BaseException | None) -> None:
+    def _settle(self) -> None:
         self._is_settled = True
+        self._drains.release(self)
+
+    def _end(self, failure: BaseException | None) -> None:
+        self._settle()
         self._inbox.end(failure)
         if self._drain is not None:
             self._drain.end(failure)
@@ -200,6 +205,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
         if self._drain is not None or self._is_closed:
             return
         self._is_closed = True
+        self._drains.release(self)
         is_running = self._source.event_loop.is_running()
         if not self._is_settled and is_running and self._drains.has_room(self._label):
             self._drain = Drain(

@@ -54,6 +54,7 @@ class Drains:
         self.refused = 0
         self._is_closed = False
         self._tasks: dict[asyncio.Task[None], tuple[Drain, object]] = {}
+        self._held: set[object] = set()
 
     @property
     def running(self) -> int:
@@ -68,6 +69,14 @@ class Drains:
         why = "Drains is closed" if self._is_closed else f"the limit of {self.limit} is reached"
         _log.warning("the stream %s was dropped before its first token, and closed: %s", label, why)
         return False
+
+    def hold(self, stream: object) -> None:
+        """Keep what a dropped stream would go on with from the collector, which would close it."""
+        self._held.add(stream)
+
+    def release(self, stream: object) -> None:
+        """Keep it no longer. Idempotent."""
+        self._held.discard(stream)
 
     def own(self, task: asyncio.Task[None], drain: Drain, puller: object) -> None:
         """Hold *task*, in which *drain* goes on, and what *puller* it is of, until it is done."""

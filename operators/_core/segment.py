@@ -126,10 +126,12 @@ class PulledSegment(Segment):
             item = await self._pull()
         except StopAsyncIteration:
             items.end()
+            self._drop_source()
         except Exception as error:
             if id(error) != self._source.raised:
                 add_operator_note(error, self._name, self._scope)
             items.end(error)
+            self._drop_source()
         else:
             if type(item) is not StageResult:
                 items.put(item)
@@ -138,7 +140,8 @@ class PulledSegment(Segment):
                 items.put(each)
             if item.ends or item.error is not None:
                 items.end(item.error)
-                self.close()
+                self._drop_source()
+                self._release()
 
     def _pull(self) -> Any:
         if self._has_begun or not isinstance(self._generator, AsyncGeneratorType):
@@ -148,12 +151,18 @@ class PulledSegment(Segment):
 
     def drop(self) -> None:
         self._items.close()
+        self._drop_source()
+
+    def _drop_source(self) -> None:
         if not self._source.is_adopted:
             self._source.drop()
 
     def close(self) -> None:
-        """Close the generator, then its source, in a task; what can close at once does."""
         self.drop()
+        self._release()
+
+    def _release(self) -> None:
+        """Close the generator, then its source, in a task; what can close at once does."""
         if isinstance(self._generator, Closable):
             self._generator.close()
         if self._closing is None and not self._source.event_loop.is_closed():

@@ -125,6 +125,7 @@ async def test_a_drop_cancels_the_step(how: str) -> None:
         consumer.cancel()
         with pytest.raises(asyncio.CancelledError):
             await consumer
+        await settle()
     else:
         stream.close()
         assert await consumer == Seen([], "completed")
