@@ -55,23 +55,12 @@ def drain_until_first_token(
     taken for one that was: the peer waits for it too.
 
     Operators in front see the chunks that come after the drop, those behind see the drop. In the
-    standard pipeline it stands right behind ``deferred_abort``, which turns the stop that it gives
-    into the one ``engine.abort``; the request's span behind it says ``Dropped``::
+    standard pipeline it stands right behind ``deferred_abort``, which turns its stop into the one
+    ``engine.abort``; the request's span says ``Dropped``. Outside of decode mode it does nothing::
 
         drains = Drains()  # one for the worker
-
-        def pipeline(scope):
-            standard = OperatorList(standard_pipeline(scope))
-            if not scope.mode.is_decode:
-                return standard
-            context = scope.context
-            drain = drain_until_first_token(
-                context.stop_generating,
-                drains=drains,
-                notified=context.first_token(),
-                label=context.id,
-            )
-            return standard.insert_after("deferred_abort", drain)
+        drain = drain_until_first_token(drains=drains)
+        EngineAdapter(engine, pipeline=standard_pipeline.insert_after("deferred_abort", drain))
 
     Up to the first token the engine is pulled by a task of the stream's own, and only when the
     consumer pulls (row S4); after it by the consumer's task, which costs a few calls per chunk. So
@@ -79,14 +68,18 @@ def drain_until_first_token(
     across the ``yield`` of its first token. Context variables stay the same.
 
     Args:
-        abort: Asks the engine to stop; called at most once. It should only start the work.
+        abort: Asks the engine to stop; called at most once. It should only start the work. In a
+            pipeline, by default, it stops the request.
         drains: Owns and bounds what goes on.
         notified: Emits when the first token is known to exist before a chunk shows it; a level that
-            replays will do.
-        label: Names the stream in the log, where a drain that is refused or late is told of.
+            replays will do. By default what the scope says.
+        label: Names the stream in the log, where a drain that is refused or late is told of; by
+            default the request's id.
+        scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
-        TypeError: *abort* can't be called, or *drains* is something else.
+        TypeError: *abort* can't be called, or *drains* is something else; or, when the stream starts,
+            there is neither an *abort* nor a scope.
 
     Errors: source errors pass unchanged; after the drop they end the drain quietly. What *abort*
         raises is logged.

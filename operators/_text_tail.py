@@ -255,19 +255,19 @@ def _text(chunk: Any) -> str:
 
 
 def _weight(chunk: Any) -> int:
-    """How many tokens a chunk counts for."""
+    """Return how many tokens a chunk counts for."""
     return len(chunk.token_ids) or int(has_content(chunk))
 
 
 def _weight_to(chunk: Any, weight: int, characters: int) -> int:
-    """How many tokens a chunk counts for up to a place in its text, which is not its beginning."""
+    """Return how many tokens a chunk counts for up to a place in its text, which is not its beginning."""
     if characters >= len(_text(chunk)) or not chunk.token_ids:
         return weight
     return _tokens_to(chunk, characters)
 
 
 def _tokens_to(chunk: Any, characters: int) -> int:
-    """How many tokens of a chunk begin within so many characters of its text."""
+    """Return how many tokens of a chunk begin within so many characters of its text."""
     ids = len(chunk.token_ids)
     texts = [text or "" for text in getattr(chunk, "tokens", None) or ()]
     if len(texts) != ids or "".join(texts) != chunk.text:
@@ -277,7 +277,7 @@ def _tokens_to(chunk: Any, characters: int) -> int:
 
 
 def _first_part(chunk: Any, characters: int) -> Any:
-    """A copy of a chunk with so many characters of its text; it stays a terminal if it is one."""
+    """Copy a chunk with so many characters of its text; it stays a terminal if it is one."""
     text = _text(chunk)
     if characters >= len(text) > 0:
         return copy.copy(chunk)

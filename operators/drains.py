@@ -62,7 +62,7 @@ class Drains:
         return len(self._tasks)
 
     def has_room(self, label: object) -> bool:
-        """Whether one more stream may go on; if not, that is counted and logged."""
+        """Return whether one more stream may go on; if not, that is counted and logged."""
         if not self._is_closed and self.running < self.limit:
             return True
         self.refused += 1
@@ -167,7 +167,7 @@ class Drain:
             self.abort()
 
     def abort(self) -> None:
-        """There is nothing to wait for any more: abort, once, and let the engine end."""
+        """Abort, once, since there is nothing to wait for any more; the engine may end by itself."""
         if self._is_settled:
             return
         self._leave()
@@ -188,7 +188,7 @@ class Drain:
         self._run.close()
 
     def end(self, failure: BaseException | None) -> None:
-        """It is through, with what it failed with; cancelled when the event loop is about to end."""
+        """Count the end, by a failure or without; a cancellation is the event loop's own end."""
         self._leave()
         if self._is_late or isinstance(failure, asyncio.CancelledError):
             self._owner.timed_out += 1
