@@ -116,10 +116,11 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         As in ``stream.as_observable().pipe(...)``, but timers run on the stream's event loop where
         neither an operator nor whoever subscribes names a scheduler (row O6).
         """
-        piped = self.as_observable().pipe(*operators)
-        if type(piped) is not Observable:
+        given: object = self.as_observable().pipe(*operators)
+        if type(given) is not Observable:
             # What is connected, awaited or iterated is left as it is.
-            return piped
+            return given
+        piped = cast("Observable[Any]", given)
         timers = LoopScheduler(self.event_loop)
 
         def subscribe(

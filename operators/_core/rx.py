@@ -20,6 +20,7 @@ from operators._core.naming import home_of, name_of
 from operators._core.operator import NotAnOperator, Operator
 from operators._core.pump import Pump
 from operators._core.segment import Segment
+from operators._core.tasks import weakly
 
 __all__ = ("RxOperator", "RxSegment", "answers_at_once", "applied")
 
@@ -40,7 +41,7 @@ _AT_ONCE = frozenset(
 
 def answers_at_once(operator: RxOperator) -> bool:
     """
-    Whether a ``reactivex`` operator emits only while it is handed a signal of its source.
+    Return whether a ``reactivex`` operator emits only while it is handed a signal of its source.
 
     Known of the stock operators named here, asked of the function's home module. Any other one
     may emit from a timer or another stream, so it is taken to be detached from the pull.
@@ -149,6 +150,7 @@ class RxSegment(Segment):
     """
 
     __slots__ = (
+        "__weakref__",
         "_inbox",
         "_is_subscribed",
         "_names",
@@ -169,7 +171,16 @@ class RxSegment(Segment):
         self._names = ", ".join(map(name_of, operators))
         self._observer: abc.ObserverBase[Any] | None = None
         self._is_subscribed = False
-        observable: Observable[Any] = Observable(self._subscribe_source)
+        # A timer refers to what its operator has subscribed to, but keeps no lost stream alive.
+        subscribed, unsubscribed = weakly(self._subscribed), weakly(self._unsubscribed)
+
+        def subscribe(
+            observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
+        ) -> abc.DisposableBase:
+            subscribed(observer)
+            return Disposable(unsubscribed)
+
+        observable: Observable[Any] = Observable(subscribe)
         name, place = where
         for number, operator in enumerate(operators, place):
             observable = applied(operator, observable, f"{name}[{number}]")
@@ -244,7 +255,7 @@ class RxSegment(Segment):
         self._demand_more()
 
     def _demand_more(self) -> None:
-        """Nothing has come of an item, and the consumer waits."""
+        """Note that nothing has come of an item, and the consumer waits."""
         if self._inbox.mailbox.is_awaited:
             self._demand()
 
@@ -265,22 +276,24 @@ class RxSegment(Segment):
             finally:
                 self._inbox.is_fed = False
 
-    def _subscribe_source(
-        self, observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
-    ) -> abc.DisposableBase:
+    def _subscribed(self, observer: abc.ObserverBase[Any]) -> None:
+        """Note that the operators have subscribed to the source, in whatever thread."""
         if self._is_subscribed:
             # The operator isn't told: one that tries again on an error would do so for ever.
             error = RuntimeError("a token stream can be subscribed to only once")
             self._inbox.call_on_loop(self._inbox.end, error)
-            return Disposable()
+            return
         self._is_subscribed = True
         self._observer = observer
         # The consumer may have begun to wait already.
         self._inbox.call_on_loop(self._demand_more)
-        return Disposable(lambda: self._inbox.call_on_loop(self._leave_source))
+
+    def _unsubscribed(self) -> None:
+        """Note that the operators have left the source, in whatever thread."""
+        self._inbox.call_on_loop(self._leave_source)
 
     def _leave_source(self) -> None:
-        """The operator wants no more of its source; a pull under way ends."""
+        """Drop the source, of which the operator wants no more; a pull under way ends."""
         self._observer = None
         if self._pump is not None:
             self._pump.close()

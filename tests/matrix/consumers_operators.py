@@ -174,9 +174,7 @@ async def with_drain(request: Request) -> None:
         request.record.is_signalled = request.record.is_signalled_live = True
         await _read_or_leave(
             request,
-            await request.open(
-                pipeline=standard_pipeline.insert_after("deferred_abort", drain)
-            ),
+            await request.open(pipeline=standard_pipeline.insert_after("deferred_abort", drain)),
         )
 
 

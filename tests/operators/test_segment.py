@@ -254,8 +254,9 @@ class TestErrors:
                     yield item
             finally:
                 await asyncio.sleep(1)
-                raise LookupError("what somebody wrote")
+                raise LookupError("".join(secret))
 
+        secret = ["what somebody", " wrote"]
         engine = Engine([1, 2])
         owner: Owner = [fuse(engine(), [clumsy()])]
         await anext(owner[0])
