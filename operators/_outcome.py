@@ -172,10 +172,18 @@ class OutcomeTracker:
             return Outcome(None, None, True, times, handed_out=tokens)
         failure = self.failure if handed is None or handed.error is None else handed.error
         if failure is not None:
-            return Outcome(None, failure, self._is_cancelled(), times, handed_out=tokens)
+            return Outcome(None, failure, self._was_stopped(), times, handed_out=tokens)
         reasons = times.finish_reasons if handed is None or not handed.reasons else handed.reasons
         in_order = tuple(reasons[index] for index in sorted(reasons))
-        return Outcome(worst_reason(in_order), None, self._is_cancelled(), times, in_order, tokens)
+        return Outcome(worst_reason(in_order), None, self._was_stopped(), times, in_order, tokens)
+
+    def _was_stopped(self) -> bool:
+        try:
+            return self._is_cancelled()
+        except Exception as error:
+            # The observers have to be told all the same: a span ends exactly once (row P7).
+            _log.error("is_cancelled failed", exc_info=redacted_exc_info(error))
+            return False
 
 
 _log = logging.getLogger(__name__)

@@ -12,12 +12,12 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Tracer
 
 from rx_backend import (
-    standard_pipeline,
     EngineAdapter,
     LLMEngineOutput,
     Pipeline,
     PreprocessedRequest,
     RequestContext,
+    standard_pipeline,
 )
 from tests.matrix.call import Call, MatrixEngine
 from tests.matrix.kinds import Consumer, Engine

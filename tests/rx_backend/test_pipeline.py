@@ -126,9 +126,7 @@ async def test_one_line_adds_an_operator() -> None:
     """An operator at the end of the list sees every item as the consumer does, and the end."""
     seen: list[object] = []
     engine = ScriptedEngine(token(1), stop())
-    adapter = EngineAdapter(
-        engine, pipeline=standard_pipeline.with_operators(noting(seen))
-    )
+    adapter = EngineAdapter(engine, pipeline=standard_pipeline.with_operators(noting(seen)))
     items = await collect(await adapter.generate(request()))
     assert seen == [*items, "end"]
 
