@@ -11,7 +11,7 @@ CHECKED := operators rx_backend tests tools examples conftest.py $(wildcard benc
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv receiver run serve test lint unit unit-next test-cluster bench docs notebooks fix pin clean
+.PHONY: help venv receiver run serve test lint unit unit-next test-pythons test-cluster bench docs notebooks fix pin clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -26,7 +26,7 @@ run: venv ## run an engine through the pipeline and report (ARGS="--help" lists 
 serve: venv ## serve an example engine behind the OpenAI API (ARGS="--http-port 8080")
 	@cd examples && exec ../$(BIN)/rx-backend serve echo_engine:EchoEngine --frontend --grace-s 0 $(ARGS)
 
-test: lint unit unit-next ## all checks: lint, tests, tests on the newest reactivex, tests on a cluster
+test: lint unit unit-next test-pythons ## all checks: lint, tests, on the newest reactivex, on other Pythons, on a cluster
 	@if $(BIN)/python -m tools.cluster; then $(MAKE) --no-print-directory test-cluster; fi
 
 lint: venv ## style, types and layers
@@ -47,6 +47,10 @@ unit: venv receiver ## the tests, doctests and README snippets (ARGS="-k name" p
 unit-next: .venv-next/.stamp receiver ## the library's tests on the newest reactivex, without aioreactive
 	@echo "== tests on the newest reactivex"
 	@$(NEXT)/python -m pytest operators rx_backend tests/operators tests/rx_backend $(ARGS)
+
+test-pythons: venv ## the library's tests on Python 3.12 and 3.13, and the matrix on other loops
+	@echo "== tests on other Pythons and event loops"
+	@$(BIN)/python -m tools.pythons $(ARGS)
 
 test-cluster: venv ## the tests on etcd, NATS and Prometheus, for which it fetches Debian's packages
 	@$(BIN)/python -m tools.cluster
@@ -83,7 +87,7 @@ pin: .venv-pin/.stamp ## renew constraints.txt and constraints-next.txt
 	done
 
 clean: ## remove environments, caches and built documents
-	@rm -rf .venv .venv-next .venv-pin .cluster tests/otlp/node_modules build dist docs/api rx-backend-run
+	@rm -rf .venv .venv-next .venv-pin .venv-312 .venv-313 .cluster tests/otlp/node_modules build dist docs/api rx-backend-run
 	@rm -rf .hypothesis .import_linter_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -137,7 +137,7 @@ class Chain:
                 item = step(item)
             except BaseException as error:
                 drop_top_frame(error)
-                self.interrupted(error, here)
+                self.stage_raised(error, here)
                 return
             if item is None or type(item) is StageResult:
                 self.emitted(here, item)
@@ -154,7 +154,7 @@ class Chain:
         """Take what the stage at *place* returned for an item, where that is no item."""
         if result is None:
             wrong = TypeError("expected an item to hand out, got None; emit() hands out nothing")
-            self.interrupted(wrong, place)
+            self.stage_raised(wrong, place)
             return
         if result.ends:
             self._end_before(place)
@@ -167,7 +167,7 @@ class Chain:
                 return
             self.push(item, place + 1)
 
-    def interrupted(self, error: BaseException, place: int) -> None:
+    def stage_raised(self, error: BaseException, place: int) -> None:
         """
         Take an exception that came out of a step: the stage's end, or its failure.
 

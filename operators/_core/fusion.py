@@ -52,10 +52,10 @@ class PulledChain(Chain):
         dropped: Whether the run was dropped before its end.
         puller: The task that waits in a pull.
         baseline: How many cancellations *puller* had been asked for when it began to wait.
-        interrupted: Whether a cancellation is on its way through the pull.
+        is_interrupted: Whether a cancellation is on its way through the pull.
     """
 
-    __slots__ = ("baseline", "dropped", "interrupted", "item", "puller", "source")
+    __slots__ = ("baseline", "dropped", "is_interrupted", "item", "puller", "source")
 
     def __init__(
         self, source: AsyncIterator[Any], operators: Sequence[StageFactory], scope: Any
@@ -65,7 +65,7 @@ class PulledChain(Chain):
         self.dropped = False
         self.puller: asyncio.Task[Any] | None = None
         self.baseline = 0
-        self.interrupted = False
+        self.is_interrupted = False
         super().__init__(operators, scope)
 
     def complete(self, place: int = 0, ended_by: str | None = None) -> None:
@@ -81,7 +81,7 @@ class PulledChain(Chain):
 
     def is_cancelled(self) -> bool:
         """Return whether the consumer was cancelled; what an engine cancels and catches is not it."""
-        if not self.interrupted:
+        if not self.is_interrupted:
             return False
         return self.puller is None or self.puller.cancelling() > self.baseline
 
@@ -99,7 +99,7 @@ class PulledChain(Chain):
 
     def interrupt(self, *, interrupted: bool) -> None:
         """Tell the stages that a cancellation is on its way through the pull, or did not drop it."""
-        self.interrupted = interrupted
+        self.is_interrupted = interrupted
         for stage in self._stages:
             if type(stage) is Callbacks and stage.on_interrupt is not None:
                 stage.on_interrupt(interrupted)
@@ -232,12 +232,14 @@ class FusedRun(Segment, Generic[B]):
         while not self._state:
             try:
                 signal = self._enter(self._send, None)
-                if signal is READY or await self._wait(signal):
-                    return self._chain.item
             except StopIteration:
+                # The loop has returned.
                 pass
             except GeneratorExit as error:
                 self._enter(self._chain.fail_from_source, error)
+            else:
+                if signal is READY or await self._wait(signal):
+                    return self._chain.item
             if self._state:
                 break
             if self.has_ended:
@@ -288,14 +290,14 @@ class FusedRun(Segment, Generic[B]):
                 self._abandon_pull()
                 raise
             except BaseException as error:
-                if isinstance(error, asyncio.CancelledError) and not chain.interrupted:
+                if isinstance(error, asyncio.CancelledError) and not chain.is_interrupted:
                     chain.interrupt(interrupted=True)
                 signal = self._advance(self._generator.throw, error)
             else:
                 signal = self._advance(self._send, None)
-            if chain.interrupted and task is not None and task.cancelling() <= chain.baseline:
+            if chain.is_interrupted and task is not None and task.cancelling() <= chain.baseline:
                 chain.interrupt(interrupted=False)
-            if self._state == _UNWINDING and not chain.interrupted and not self._has_cancelled:
+            if self._state == _UNWINDING and not chain.is_interrupted and not self._has_cancelled:
                 # It was closed while something else unwound that has been caught since.
                 self._cancel_pull()
         return self._end_wait(has_item=signal is READY)
@@ -316,7 +318,7 @@ class FusedRun(Segment, Generic[B]):
             self._drop()
         else:
             self._state = _IDLE
-            if chain.interrupted:
+            if chain.is_interrupted:
                 chain.interrupt(interrupted=False)
         if is_cancelled:
             raise asyncio.CancelledError

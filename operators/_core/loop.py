@@ -163,7 +163,7 @@ def loop(chain, source, first, pull{arguments}):
             except BaseException as error:
                 place = PLACES[error.__traceback__.tb_lineno]
                 drop_top_frame(error)
-                chain.interrupted(error, place)
+                chain.stage_raised(error, place)
         if chain.has_ended:
             return
         while chain.out:

@@ -83,7 +83,7 @@ class _Subscription:
                 item = step(item)
         except BaseException as error:
             drop_top_frame(error)
-            chain.interrupted(error, 0)
+            chain.stage_raised(error, 0)
         else:
             if chain.has_ended:
                 # Disposed from within its own step.

@@ -1,0 +1,308 @@
+"""Consumers that leave early, in every way there is (row S7)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tests.matrix.kinds import consumer
+from tests.matrix.request import Request
+
+
+@consumer()
+async def leaves_async_with(request: Request) -> None:
+    """Leaves ``async with`` after some items."""
+    async with await request.open() as stream:
+        await request.some(stream)
+        request.drop()
+
+
+@consumer()
+async def breaks(request: Request) -> None:
+    """Breaks out of ``async for``, and loses the stream."""
+    async for item in await request.open():
+        request.note(item)
+        break
+    request.drop()
+
+
+@consumer()
+async def breaks_and_acloses(request: Request) -> None:
+    """Breaks out of ``async for``, and closes the stream later."""
+    stream = await request.open()
+    async for item in stream:
+        request.note(item)
+        break
+    await request.pause()
+    request.drop()
+    await stream.aclose()
+
+
+@consumer()
+async def breaks_and_closes(request: Request) -> None:
+    """Breaks out of ``async for``, and closes the stream without waiting."""
+    stream = await request.open()
+    async for item in stream:
+        request.note(item)
+        break
+    await request.pause()
+    request.drop()
+    stream.close()
+
+
+@consumer()
+async def closes_twice(request: Request) -> None:
+    """Closes again and again."""
+    stream = await request.open()
+    await request.some(stream)
+    request.drop()
+    stream.close()
+    stream.close()
+    await asyncio.gather(stream.aclose(), stream.aclose())
+    stream.close()
+    if await anext(stream, None) is not None:
+        request.record.blame("S7: an item after the drop")
+
+
+async def _beside_pull(request: Request, stream: Any, *, is_aclose: bool) -> None:
+    await request.some(stream)
+    pull = request.pull(stream)
+    await request.pause()
+    is_waiting = not pull.done()
+    request.drop()
+    if is_aclose:
+        await stream.aclose()
+    else:
+        stream.close()
+    await asyncio.wait([pull])
+    if is_waiting and pull.cancelled():
+        request.record.blame("S7: a closed stream cancelled its consumer")
+    await request.settle(pull)
+    if is_waiting and pull.exception() is None and pull.result() is not None:
+        request.record.blame("S7: a pull under way got an item after the drop")
+
+
+@consumer()
+async def acloses_beside_pull(request: Request) -> None:
+    """Closes while another task waits in a pull."""
+    await _beside_pull(request, await request.open(), is_aclose=True)
+
+
+@consumer()
+async def closes_beside_pull(request: Request) -> None:
+    """Closes without waiting while another task waits in a pull."""
+    await _beside_pull(request, await request.open(), is_aclose=False)
+
+
+@consumer()
+async def cancelled_in_pull(request: Request) -> None:
+    """Has its task cancelled while it reads."""
+    stream = await request.open()
+    task = asyncio.create_task(request.read(stream))
+    del stream
+    await request.pause()
+    await request.cancel_in_pull(task)
+
+
+@consumer()
+async def cancelled_between_pulls(request: Request) -> None:
+    """Has its task cancelled while it does something else."""
+    stream = await request.open()
+
+    async def consume() -> None:
+        await request.some(stream)
+        await asyncio.get_running_loop().create_future()
+
+    task = asyncio.create_task(consume())
+    await asyncio.sleep(0.002)
+    await request.cancel_in_pull(task)
+
+
+@consumer()
+async def cancelled_twice(request: Request) -> None:
+    """Has its task cancelled, and again a little later."""
+    stream = await request.open()
+    task = asyncio.create_task(request.read(stream))
+    del stream
+    await request.pause()
+    request.cancel(task)
+    await request.pause()
+    await request.cancel_in_pull(task)
+
+
+@consumer()
+async def cancelled_in_setup(request: Request) -> None:
+    """Has its task cancelled in the set-up, or soon after that."""
+    task = asyncio.create_task(_open_and_read(request))
+    for _ in range(request.rng.randrange(4)):
+        await asyncio.sleep(0)
+    request.cancel(task)
+    await request.settle(task)
+
+
+async def _open_and_read(request: Request) -> None:
+    await request.read(await request.open())
+
+
+@consumer()
+async def times_out(request: Request) -> None:
+    """Reads within ``asyncio.timeout``."""
+    stream = await request.open()
+    request.record.task_cancels += 1
+    try:
+        async with asyncio.timeout(0.002) as scope:
+            await request.read(stream)
+    except TimeoutError:
+        request.drop()
+    else:
+        if scope.expired():
+            request.record.blame("S6: the consumer's time-out is lost")
+
+
+@consumer()
+async def waits_for_each(request: Request) -> None:
+    """Reads by ``asyncio.wait_for``, until one takes too long."""
+    stream = await request.open()
+    request.record.task_cancels += 1
+    while True:
+        try:
+            item = await asyncio.wait_for(anext(stream, None), 0.001)
+        except TimeoutError:
+            request.drop()
+            break
+        if item is None:
+            return
+        request.note(item)
+    if await anext(stream, None) is not None:
+        request.record.blame("S7: an item after the drop")
+
+
+@consumer()
+async def waits_for_all(request: Request) -> None:
+    """Reads by ``asyncio.wait_for``."""
+    stream = await request.open()
+    request.record.task_cancels += 1
+    try:
+        await asyncio.wait_for(request.read(stream), 0.002)
+    except TimeoutError:
+        request.drop()
+
+
+@consumer()
+async def pulls_in_tasks_and_loses(request: Request) -> None:
+    """Pulls in a task for each item, as the runtime does, then stops and loses the stream."""
+    stream = await request.open()
+    for _ in range(request.rng.randrange(1, 4)):
+        pull = request.pull(stream)
+        await asyncio.wait([pull], timeout=0.005)
+        if not pull.done():
+            await request.cancel_in_pull(pull)
+            return
+        await request.settle(pull)
+    request.signal()
+    await asyncio.sleep(0)
+    request.drop()
+
+
+async def _close_pull(request: Request, stream: Any) -> None:
+    await request.some(stream)
+    pull = stream.__anext__()
+    steps = pull.__await__() if not hasattr(pull, "send") else pull
+    try:
+        steps.send(None)
+    except StopIteration as got:
+        request.note(got.value)
+    except StopAsyncIteration:
+        pass
+    else:
+        request.drop()
+        steps.close()
+
+
+@consumer()
+async def closes_pull_and_acloses(request: Request) -> None:
+    """Closes the coroutine of a pull that waits, then the stream."""
+    stream = await request.open()
+    await _close_pull(request, stream)
+    await request.pause()
+    request.drop()
+    await stream.aclose()
+
+
+@consumer()
+async def closes_pull_and_loses(request: Request) -> None:
+    """Closes the coroutine of a pull that waits, and loses the stream."""
+    await _close_pull(request, await request.open())
+    request.drop()
+
+
+@consumer()
+async def loses(request: Request) -> None:
+    """Loses the stream after some items."""
+    await request.some(await request.open())
+    request.drop()
+
+
+@consumer()
+async def never_pulls(request: Request) -> None:
+    """Loses the stream at once."""
+    await request.open()
+    request.drop()
+
+
+@consumer()
+async def never_pulls_and_acloses(request: Request) -> None:
+    """Closes the stream at once."""
+    stream = await request.open()
+    request.drop()
+    await stream.aclose()
+
+
+@consumer()
+async def loses_in_cycle(request: Request) -> None:
+    """Loses the stream in a cycle of references."""
+    stream = await request.open()
+    await request.some(stream)
+    cycle: list[Any] = [stream]
+    cycle.append(cycle)
+    request.drop()
+
+
+@consumer()
+async def loses_while_pulling(request: Request) -> None:
+    """Loses the stream with a pull that is cancelled in the same turn."""
+    stream = await request.open()
+    pull = request.pull(stream)
+    await request.pause()
+    if pull.done():
+        request.drop()
+    else:
+        request.cancel(pull)
+    del stream, pull
+
+
+@consumer()
+async def loses_with_listener(request: Request) -> None:
+    """Has its context's listener close the stream, and loses both."""
+    stream = await request.open()
+    request.context.stopped().listen(stream.close)
+    await request.some(stream)
+    request.drop()
+
+
+@consumer()
+async def loses_with_subscriber(request: Request) -> None:
+    """Has a subscriber of its context close the stream, and loses all three."""
+    stream = await request.open()
+    request.context.killed().subscribe(lambda _: stream.close())
+    await request.some(stream)
+    request.drop()
+
+
+@consumer()
+async def loses_in_thread(request: Request) -> None:
+    """Loses the last reference to the stream in another thread."""
+    holder = [await request.open()]
+    await request.some(holder[0])
+    request.drop()
+    await request.loop.run_in_executor(None, holder.clear)

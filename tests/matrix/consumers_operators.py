@@ -1,0 +1,196 @@
+"""Consumers whose pipelines have more operators, each read to its end or left on the way."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import reactivex
+from reactivex import operators as ops
+
+import operators
+from rx_backend import Annotated, LLMEngineOutput, Pipeline, standard_pipeline
+from tests.matrix.kinds import consumer
+from tests.matrix.request import Request
+
+
+def _in_front(*more: Any) -> Pipeline:
+    """Put operators where the engine's chunks come in, and errors are typed behind them."""
+    return standard_pipeline.insert_before("validate_chunks", *more)
+
+
+async def _read_or_leave(request: Request, stream: Any, *, is_slow: bool = False) -> None:
+    """Read to the end, or leave, or be cancelled."""
+    choice = request.rng.randrange(6)
+    if choice < 2:
+        await request.read(stream, is_slow=is_slow)
+        return
+    if choice == 2:
+        await request.some(stream)
+        request.drop()
+        await stream.aclose()
+        return
+    if choice == 3:
+        await request.some(stream)
+        request.drop()
+        return
+    if choice == 4:
+        await request.some(stream)
+        cycle: list[Any] = [stream]
+        cycle.append(cycle)
+        request.drop()
+        return
+    task = asyncio.create_task(request.read(stream, is_slow=is_slow))
+    del stream
+    await request.pause()
+    if request.rng.random() < 0.3:
+        request.signal()
+    await request.cancel_in_pull(task)
+
+
+@consumer()
+async def with_heartbeat(request: Request) -> None:
+    """Gets heartbeats."""
+    await _read_or_leave(request, await request.open(operators.heartbeat(0.0007, _PING)))
+
+
+@consumer()
+async def with_coalesce(request: Request) -> None:
+    """Has chunks merged while it is slow."""
+    await _read_or_leave(request, await request.open(operators.coalesce()), is_slow=True)
+
+
+@consumer(is_exact=False)
+async def with_deadlines(request: Request) -> None:
+    """Has deadlines that pass."""
+    deadlines = operators.deadlines(first_token_s=0.001, idle_s=0.001, total_s=0.003)
+    await _read_or_leave(request, await request.open(pipeline=_in_front(deadlines)))
+
+
+@consumer(is_exact=False)
+async def with_two_deadlines(request: Request) -> None:
+    """Has two deadlines of which the second passes in the clean-up for the first."""
+    first = operators.deadlines(total_s=0.001)
+    second = operators.deadlines(total_s=0.0015)
+    await _read_or_leave(request, await request.open(pipeline=_in_front(first, second)))
+
+
+@consumer()
+async def with_patient_deadlines(request: Request) -> None:
+    """Has deadlines that do not pass."""
+    deadlines = operators.deadlines(first_token_s=30, idle_s=30, total_s=30)
+    await _read_or_leave(request, await request.open(deadlines))
+
+
+@consumer()
+async def with_delay(request: Request) -> None:
+    """Has a ``reactivex`` operator with a timer in its pipeline."""
+    await _read_or_leave(request, await request.open(ops.delay(0.0005)))
+
+
+@consumer()
+async def with_buffers(request: Request) -> None:
+    """Has ``buffer_with_time`` in its pipeline, and is slower than its timer."""
+    stream = await request.open(ops.buffer_with_time(0.0005))
+    await _read_or_leave(request, stream, is_slow=True)
+
+
+@consumer()
+async def with_interval(request: Request) -> None:
+    """Has an endless ``reactivex`` timer merged into its pipeline, up to the terminal."""
+    pings = reactivex.interval(0.0005).pipe(ops.map(lambda _: _PING))
+    stream = await request.open(ops.merge(pings), ops.take_while(_goes_on, inclusive=True))
+    await _read_or_leave(request, stream, is_slow=True)
+
+
+def _goes_on(item: Any) -> bool:
+    return item is _PING or (item.error is None and item.data.finish_reason is None)
+
+
+_PING: Annotated[Any] = Annotated(comment=["ping"])
+
+
+@consumer()
+async def with_rx(request: Request) -> None:
+    """Has ``reactivex`` operators without a timer in its pipeline."""
+    await _read_or_leave(request, await request.open(ops.map(_same), ops.filter(bool)))
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+@consumer()
+async def with_map_async(request: Request) -> None:
+    """Awaits something for each item."""
+
+    async def slow(item: Any) -> Any:
+        await asyncio.sleep(0.0003)
+        return item
+
+    await _read_or_leave(request, await request.open(operators.map_async(slow)))
+
+
+@consumer()
+async def with_tap_async(request: Request) -> None:
+    """Has an observer that is told of every item, quickly or slowly."""
+    seconds = request.rng.choice([None, 0, 0.0005])
+    counts = operators.TapCounts()
+    seen: list[object] = []
+
+    async def observe(item: object) -> None:
+        seen.append(item)
+        if seconds is not None:
+            await asyncio.sleep(seconds)
+
+    stream = await request.open(operators.tap_async(observe, counts=counts))
+    got: list[object] = []
+    async for item in stream:
+        got.append(item)
+        request.note(item)
+    request.ended()
+    for _ in range(60):
+        if len(seen) >= len(got):
+            break
+        await asyncio.sleep(0.001)
+    if len(seen) != len(got):
+        request.record.blame(f"tap_async: {len(seen)} of {len(got)} items were observed")
+
+
+@consumer(is_exact=False)
+async def with_drain(request: Request) -> None:
+    """Lets a request that is dropped early go on to its first token."""
+    async with operators.Drains(timeout_s=0.003, grace_s=0.002) as drains:
+        context = request.context
+
+        drain = operators.drain_until_first_token(
+            context.stop_generating,
+            drains=drains,
+            notified=context.first_token(),
+            label=context.id,
+        )
+
+        # The operator itself signals the context.
+        request.record.is_signalled = request.record.is_signalled_live = True
+        await _read_or_leave(
+            request,
+            await request.open(
+                pipeline=standard_pipeline.insert_after("deferred_abort", drain)
+            ),
+        )
+
+
+@consumer(is_exact=False)
+async def with_enforcement(request: Request) -> None:
+    """Has the engine cut off after a stop, by two operators at once."""
+    context = request.context
+    enforce = operators.enforce_cancellation(
+        0.001,
+        LLMEngineOutput.cancelled,
+        stop=context.stopped(),
+        kill=context.killed(),
+    )
+    stream = await request.open(pipeline=_in_front(enforce, operators.deadlines(total_s=0.003)))
+    await request.some(stream)
+    request.signal(kill=request.rng.random() < 0.5)
+    await _read_or_leave(request, stream)

@@ -1,0 +1,196 @@
+"""Consumers that stop and kill their requests (rows A2-A6)."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from tests.matrix.call import POOL
+from tests.matrix.kinds import consumer
+from tests.matrix.request import Request
+
+
+@consumer()
+async def stops_and_reads(request: Request) -> None:
+    """Stops at any moment, and reads on."""
+    stream = await request.open()
+    await request.some(stream)
+    request.signal()
+    await request.read(stream)
+
+
+@consumer()
+async def kills_and_reads(request: Request) -> None:
+    """Kills at any moment, more than once, and reads on."""
+    stream = await request.open()
+    await request.some(stream)
+    request.signal(kill=True)
+    request.signal()
+    await request.read(stream)
+
+
+@consumer()
+async def stops_while_pulling(request: Request) -> None:
+    """Stops while it waits in a pull, from a callback of the loop."""
+    stream = await request.open()
+    timer = request.loop.call_later(request.rng.uniform(0, 0.002), request.signal)
+    try:
+        await request.read(stream)
+    finally:
+        timer.cancel()
+
+
+@consumer()
+async def stops_in_signal_handler(request: Request) -> None:
+    """Stops in a handler of ``signal.signal``, and reads on."""
+    stream = await request.open()
+    await request.some(stream)
+
+    def handle(_number: int, _frame: object) -> None:
+        request.signal()
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    await request.read(stream)
+
+
+@consumer()
+async def stops_and_cancelled(request: Request) -> None:
+    """Stops, and is cancelled in its first pull."""
+    stream = await request.open()
+    request.signal()
+    task = asyncio.create_task(request.read(stream))
+    del stream
+    await request.pause()
+    await request.cancel_in_pull(task)
+
+
+@consumer()
+async def stops_first(request: Request) -> None:
+    """Has stopped before it asks."""
+    request.signal()
+    await request.read(await request.open())
+
+
+@consumer()
+async def stops_from_thread(request: Request) -> None:
+    """Stops from another thread, and reads on."""
+    stream = await request.open()
+    request.record.is_signalled = request.record.is_signalled_live = True
+    POOL.submit(request.context.stop_generating)
+    await request.read(stream, is_slow=True)
+
+
+@consumer()
+async def kills_from_thread_and_leaves(request: Request) -> None:
+    """Kills from another thread while it leaves."""
+    stream = await request.open()
+    await request.some(stream)
+    request.record.is_signalled = request.record.is_signalled_live = True
+    POOL.submit(request.context.kill)
+    await request.pause()
+    request.drop()
+    await stream.aclose()
+
+
+@consumer()
+async def stops_and_leaves(request: Request) -> None:
+    """Stops and closes in one turn."""
+    stream = await request.open()
+    await request.some(stream)
+    request.signal()
+    request.drop()
+    stream.close()
+
+
+@consumer()
+async def stops_and_loses(request: Request) -> None:
+    """Stops and loses the stream in one turn."""
+    stream = await request.open()
+    await request.some(stream)
+    request.signal()
+    request.drop()
+
+
+@consumer()
+async def leaves_and_stops_later(request: Request) -> None:
+    """Closes, and stops while the engine unwinds, which does nothing (rows A5, A6)."""
+    stream = await request.open()
+    await request.some(stream)
+    pull = request.pull(stream)
+    await request.pause()
+    request.drop()
+    stream.close()
+    for _ in range(4):
+        await asyncio.sleep(0)
+    request.signal()
+    await request.settle(pull)
+
+
+@consumer()
+async def cancelled_and_stops_later(request: Request) -> None:
+    """Is cancelled in a pull, and stops while the engine unwinds."""
+    stream = await request.open()
+    task = asyncio.create_task(request.read(stream))
+    del stream
+    await asyncio.sleep(0)
+    await request.pause()
+    request.cancel(task)
+    for _ in range(4):
+        await asyncio.sleep(0)
+    request.signal()
+    await request.settle(task)
+
+
+@consumer()
+async def notifies_and_leaves(request: Request) -> None:
+    """Stops, and has the first token told in the turn of the drop (row A5)."""
+    stream = await request.open()
+    request.signal()
+    if request.rng.random() < 0.5:
+        request.notify()
+        request.drop()
+        stream.close()
+    else:
+        request.drop()
+        stream.close()
+        request.notify()
+    if request.record.mode == "decode" and not request.record.is_over:
+        request.record.must_abort = True
+
+
+@consumer()
+async def notifies_in_thread_and_leaves(request: Request) -> None:
+    """The same, told from another thread while the loop is held."""
+    stream = await request.open()
+    request.signal()
+    request.drop()
+    stream.close()
+    POOL.submit(request.notify).result()
+    if request.record.mode == "decode" and not request.record.is_over:
+        request.record.must_abort = True
+
+
+@consumer()
+async def stops_as_subscriber(request: Request) -> None:
+    """Stops from within its own observer."""
+    stream = await request.open()
+    done: asyncio.Future[None] = request.loop.create_future()
+
+    def on_next(item: object) -> None:
+        request.note(item)
+        request.signal()
+
+    def finish(error: Exception | None = None) -> None:
+        if not done.done():
+            done.set_result(None)
+
+    subscription = stream.subscribe(on_next, finish, finish)
+    try:
+        await done
+    finally:
+        request.drop()
+        subscription.dispose()

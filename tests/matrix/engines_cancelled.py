@@ -1,0 +1,139 @@
+"""Engines that answer a cancellation in every way there is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from typing import Any
+
+from tests.matrix.call import Call
+from tests.matrix.kinds import engine
+
+Answer = AsyncGenerator[Any, None]
+
+
+@engine()
+async def swallows_once(call: Call) -> Answer:
+    """Swallows the first cancellation, and goes on."""
+    with call.opened():
+        is_cancelled = False
+        for _ in range(call.length):
+            try:
+                await call.pause(must_wait=True)
+            except asyncio.CancelledError:
+                if is_cancelled:
+                    raise
+                is_cancelled = True
+            yield call.token()
+        yield call.stop()
+
+
+@engine()
+async def swallows_always(call: Call) -> Answer:
+    """Swallows every cancellation."""
+    with call.opened():
+        for _ in range(3 * call.length):
+            with suppress(asyncio.CancelledError):
+                await call.pause(must_wait=True)
+            yield call.token()
+        yield call.stop()
+
+
+@engine()
+async def retries(call: Call) -> Answer:
+    """Tries again whatever happens, a number of times."""
+    with call.opened():
+        for _ in range(call.length):
+            for _ in range(4):
+                try:
+                    await call.pause(must_wait=True)
+                    await call.pause()
+                except asyncio.CancelledError:
+                    continue
+                break
+            yield call.token()
+        yield call.stop()
+
+
+@engine(ends=())
+async def answers_with_chunk(call: Call) -> Answer:
+    """Answers its cancellation with a chunk, then waits on."""
+    with call.opened():
+        yield call.token()
+        with suppress(asyncio.CancelledError):
+            await call.wait_for_ever()
+        yield call.token()
+        await call.wait_for_ever()
+
+
+@engine(ends=())
+async def answers_with_terminal(call: Call) -> Answer:
+    """Answers its cancellation with a terminal."""
+    with call.opened():
+        yield call.token()
+        try:
+            await call.wait_for_ever()
+        except asyncio.CancelledError:
+            yield call.cancelled()
+
+
+@engine(ends=())
+async def answers_with_error(call: Call) -> Answer:
+    """Answers its cancellation with an error."""
+    with call.opened():
+        yield call.token()
+        try:
+            await call.wait_for_ever()
+        except asyncio.CancelledError:
+            call.fail()
+            raise ValueError("cancelled") from None
+
+
+@engine(ends=())
+async def answers_with_end(call: Call) -> Answer:
+    """Answers its cancellation by returning."""
+    with call.opened():
+        yield call.token()
+        with suppress(asyncio.CancelledError):
+            await call.wait_for_ever()
+        call.fail()
+
+
+@engine(ends=())
+async def answers_late(call: Call) -> Answer:
+    """Answers its cancellation with a terminal, after some clean-up."""
+    with call.opened():
+        yield call.token()
+        try:
+            await call.wait_for_ever()
+        except asyncio.CancelledError:
+            await call.clean()
+            yield call.cancelled()
+
+
+@engine()
+async def swallows_close(call: Call) -> Answer:
+    """Yields once more when it is closed, which Python forbids."""
+    with call.opened():
+        try:
+            for _ in range(call.length):
+                await call.pause()
+                yield call.token()
+            yield call.stop()
+        except GeneratorExit:
+            yield call.token()
+
+
+@engine(ends=())
+async def shields(call: Call) -> Answer:
+    """Waits for a shielded task, which it leaves to finish."""
+    with call.opened():
+        yield call.token()
+        call.stick()
+        try:
+            while True:
+                await asyncio.shield(asyncio.ensure_future(asyncio.sleep(0.0005)))
+        except asyncio.CancelledError:
+            call.record.cancels += 1
+            raise

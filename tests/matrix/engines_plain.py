@@ -1,0 +1,211 @@
+"""Engines that do nothing out of the ordinary, with chunks of every sort."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from rx_backend import LLMEngineOutput
+from tests.matrix.call import POOL, Call
+from tests.matrix.kinds import engine
+
+Answer = AsyncGenerator[Any, None]
+
+
+@engine()
+async def at_once(call: Call) -> Answer:
+    """Never waits."""
+    with call.opened():
+        for _ in range(call.length):
+            yield call.token()
+        yield call.stop()
+
+
+@engine()
+async def in_time(call: Call) -> Answer:
+    """Waits in every way there is."""
+    with call.opened():
+        for _ in range(call.length):
+            await call.pause()
+            yield call.token()
+        await call.pause()
+        yield call.stop()
+
+
+@engine()
+async def in_turns(call: Call) -> Answer:
+    """Waits for turns of the loop only."""
+    with call.opened():
+        for _ in range(call.length):
+            await asyncio.sleep(0)
+            yield call.token()
+        await asyncio.sleep(0)
+        yield call.stop()
+
+
+@engine()
+async def by_threads(call: Call) -> Answer:
+    """Has a thread work for each chunk."""
+    loop = asyncio.get_running_loop()
+    with call.opened():
+        for _ in range(call.length):
+            await loop.run_in_executor(POOL, int)
+            yield call.token()
+        yield call.stop()
+
+
+@engine()
+async def empty_first(call: Call) -> Answer:
+    """Shakes hands before its first token."""
+    with call.opened():
+        for _ in range(call.length):
+            await call.pause()
+            yield LLMEngineOutput()
+        yield call.token()
+        yield call.stop()
+
+
+@engine()
+async def token_in_terminal(call: Call) -> Answer:
+    """Has one chunk, its terminal."""
+    with call.opened():
+        await call.pause()
+        chunk = call.token()
+        chunk.finish_reason = call.stop().finish_reason
+        yield chunk
+
+
+@engine()
+async def no_token(call: Call) -> Answer:
+    """Has a terminal only."""
+    with call.opened():
+        await call.pause()
+        yield call.stop()
+
+
+@engine(counts=False)
+async def dicts(call: Call) -> Answer:
+    """Gives plain mappings."""
+    with call.opened():
+        for _ in range(call.length):
+            await call.pause()
+            call.token()
+            yield {"token_ids": [1], "index": 0}
+        call.fail()
+        yield {"token_ids": [], "finish_reason": "stop"}
+
+
+@engine(ends=("InvalidArgument", "Unknown"), counts=False)
+async def malformed(call: Call) -> Answer:
+    """Gives what is no chunk."""
+    with call.opened():
+        await call.pause()
+        yield call.token()
+        await call.pause()
+        call.fail()
+        yield call.rng.choice([{"token_ids": "x"}, 7, None, {"finish_reason": 3}])
+        yield call.stop()
+
+
+@engine(counts=False)
+async def text_only(call: Call) -> Answer:
+    """Gives text without token ids."""
+    with call.opened():
+        for _ in range(call.length):
+            await call.pause()
+            call.has_token()
+            yield LLMEngineOutput(text="word")
+        yield call.stop()
+
+
+@engine(counts=False)
+async def one_chunk_reused(call: Call) -> Answer:
+    """Gives the same object every time, changed (what row E6 forbids)."""
+    chunk = LLMEngineOutput.token(0)
+    with call.opened():
+        for number in range(call.length):
+            await call.pause()
+            call.has_token()
+            chunk.token_ids = [number]
+            yield chunk
+        yield call.stop()
+
+
+@engine(answers=2, counts=False)
+async def two_answers(call: Call) -> Answer:
+    """Has two answers, interleaved."""
+    with call.opened():
+        for number in range(call.length):
+            await call.pause()
+            call.has_token()
+            yield LLMEngineOutput(token_ids=[number], index=number % 2)
+        first = LLMEngineOutput.stop()
+        first.index = 1
+        yield first
+        await call.pause()
+        call.has_token()
+        yield LLMEngineOutput(token_ids=[9], index=0)
+        last = call.stop()
+        last.index = 0
+        yield last
+
+
+@engine()
+async def until_stopped(call: Call) -> Answer:
+    """Looks for the stop before each chunk, and has no other end (row E4)."""
+    with call.opened():
+        while not call.context.is_stopped:
+            await call.pause(must_wait=True)
+            yield call.token()
+        yield call.cancelled()
+
+
+@engine()
+async def waits_for_stop(call: Call) -> Answer:
+    """Awaits the stop after some chunks (row C2)."""
+    with call.opened():
+        for _ in range(call.length):
+            yield call.token()
+        call.stick()
+        await call.context.stopped()
+        yield call.cancelled()
+
+
+@engine()
+async def waits_for_kill(call: Call) -> Answer:
+    """Awaits the stop in a task of its own, beside its own waiting."""
+    with call.opened():
+        stopped = asyncio.ensure_future(_stopped(call))
+        try:
+            yield call.token()
+            call.stick()
+            await asyncio.wait([stopped])
+            yield call.cancelled()
+        finally:
+            stopped.cancel()
+
+
+async def _stopped(call: Call) -> None:
+    await call.context.stopped()
+
+
+@engine(ends=())
+async def never_yields(call: Call) -> Answer:
+    """Waits for what never comes."""
+    with call.opened():
+        await call.wait_for_ever()
+        yield call.token()
+
+
+@engine(ends=())
+async def sleeps_on(call: Call) -> Answer:
+    """Gives a chunk and sleeps for a minute."""
+    with call.opened():
+        yield call.token()
+        call.stick()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            call.record.cancels += 1
+            raise

@@ -1,0 +1,92 @@
+"""The two registries: kinds of engine, kinds of consumer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.matrix.call import Call
+    from tests.matrix.request import Request
+
+__all__ = ("CONSUMERS", "ENGINES", "Consumer", "Engine", "consumer", "engine")
+
+ANY_ERROR = "any"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """
+    A kind of engine.
+
+    Attributes:
+        generate: What ``LLMEngine.generate`` gives.
+        abort: What ``LLMEngine.abort`` does, beside being counted.
+        ends: How an answer that is read to its end may end: "terminal", or "error" with a kind.
+        answers: How many answers there are.
+        fails_setup: ``generate`` of the adapter must raise.
+        raises: Errors beside ``Exception`` that may reach the consumer.
+        cancels_consumer: The engine itself cancels the task that pulls it.
+        drops_itself: The engine closes its own stream.
+        wants_stream: The engine is given its own stream.
+        counts: Its tokens can be counted, so that their order is checked (row S1).
+    """
+
+    name: str
+    generate: Callable[[Call], Any]
+    abort: Callable[[Call], Awaitable[None]] | None = None
+    ends: tuple[str, ...] = ("terminal",)
+    answers: int = 1
+    fails_setup: bool = False
+    raises: tuple[type[BaseException], ...] = ()
+    cancels_consumer: bool = False
+    drops_itself: bool = False
+    wants_stream: bool = False
+    counts: bool = True
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """
+    A kind of consumer.
+
+    Attributes:
+        consume: What it does; it asks for the stream itself.
+        is_exact: Its pipeline ends no answer by itself and signals nothing.
+        drops_late: The stream is lost, and only the collector of cycles finds that.
+    """
+
+    name: str
+    consume: Callable[[Request], Awaitable[None]]
+    is_exact: bool = True
+
+
+ENGINES: dict[str, Engine] = {}
+CONSUMERS: dict[str, Consumer] = {}
+
+
+def engine(**options: Any) -> Callable[[Callable[[Call], Any]], Callable[[Call], Any]]:
+    """Register a function as a kind of engine."""
+
+    def register(generate: Callable[[Call], Any]) -> Callable[[Call], Any]:
+        name: str = options.pop("name", generate.__name__)
+        assert name not in ENGINES, name
+        ENGINES[name] = Engine(name, generate, **options)
+        return generate
+
+    return register
+
+
+def consumer(
+    *, is_exact: bool = True
+) -> Callable[[Callable[[Request], Awaitable[None]]], Callable[[Request], Awaitable[None]]]:
+    """Register a function as a kind of consumer."""
+
+    def register(consume: Callable[[Request], Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        name: str = consume.__name__
+        assert name not in CONSUMERS, name
+        CONSUMERS[name] = Consumer(name, consume, is_exact)
+        return consume
+
+    return register

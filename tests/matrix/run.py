@@ -1,0 +1,276 @@
+"""The command line: plans, batches, and what to say of them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import faulthandler
+import gc
+import os
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from random import Random
+from statistics import median
+from typing import TextIO
+
+from tests.matrix.batch import Batches, Plan, Result
+from tests.matrix.consumers import CONSUMERS
+from tests.matrix.engines import ENGINES
+from tests.matrix.witness import Witness, footprint
+
+__all__ = ("Report", "main", "run")
+
+STALL_S = 45.0
+MORE_OBJECTS = 80
+MORE_BLOCKS = 1500
+SHOWN = 6
+MOST_RERUNS = 300
+
+
+class Report:
+    """
+    What was found, grouped by what is wrong.
+
+    Attributes:
+        requests: How many were run.
+        problems: What is wrong, and with which pairs and requests.
+        known: What is wrong with batches and was found in one request alone.
+        reruns: How many requests were run again for that.
+        logged: The library's own log lines.
+    """
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.problems: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        self.known: set[str] = set()
+        self.reruns = 0
+        self.logged: dict[str, int] = {}
+
+    def add(self, result: Result) -> None:
+        """Take what came of requests, each of them alone or known by itself."""
+        for record in result.records:
+            pair = f"--engine {record.engine} --consumer {record.consumer}"
+            for problem in record.problems:
+                self.problems[problem].setdefault(pair, record.index)
+            if len(result.records) == 1:
+                for problem in result.left:
+                    self.problems[problem].setdefault(pair, record.index)
+
+    def lines(self, how: str, *, all_pairs: bool = False) -> Iterator[str]:
+        """Say what is wrong, with which pairs, and how to run one again."""
+        for problem, pairs in sorted(self.problems.items(), key=lambda item: -len(item[1])):
+            yield f"{problem}  ({len(pairs)} pairs)"
+            for pair, index in list(pairs.items())[: None if all_pairs else SHOWN]:
+                which = "" if pair.startswith("--first") else f" --index {index}"
+                yield f"    python -m tests.matrix {pair} {how}{which}"
+            if len(pairs) > SHOWN and not all_pairs:
+                yield f"    and {len(pairs) - SHOWN} more"
+
+
+class _Stall(threading.Thread):
+    """Ends the process, with all stacks, when the loop does not turn any more."""
+
+    def __init__(self, batches: Batches, stderr: TextIO) -> None:
+        super().__init__(name="matrix stall", daemon=True)
+        self._batches = batches
+        self._stderr = stderr
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while not self._over.wait(1.0):
+            if time.monotonic() - self._batches.ticked > STALL_S:
+                pairs = sorted(
+                    {f"{engine} x {consumer}" for _, engine, consumer in self._batches.plan}
+                )
+                lines = ["the event loop is blocked, with", *pairs, ""]
+                self._stderr.write("\n  ".join(lines) + "\n")
+                faulthandler.dump_traceback(self._stderr)
+                os._exit(2)
+
+    def end(self) -> None:
+        self._over.set()
+        self.join()
+
+
+async def run(plan: Plan, *, seed: int, size: int, strict: bool) -> Report:
+    """
+    Run a plan in batches of *size*, and find out whose fault it is where one fails.
+
+    Args:
+        plan: The requests.
+        seed: For the requests' random choices.
+        size: How many run together.
+        strict: Whether warnings are errors.
+    """
+    report = Report()
+    gc.collect()
+    gc.freeze()
+    with Witness(asyncio.get_running_loop(), strict=strict) as witness:
+        batches = Batches(witness, seed)
+        stall = _Stall(batches, witness.stderr)
+        stall.start()
+        footprints: list[tuple[int, int]] = []
+        try:
+            for begin in range(0, len(plan), size):
+                part = plan[begin : begin + size]
+                result = await batches.run(part)
+                report.requests += len(part)
+                report.add(result)
+                if result.left and len(part) > 1:
+                    await _blame(batches, part, result, report)
+                footprints.append(footprint())
+            if not report.problems:
+                await _check_growth(batches, footprints, plan, size, report)
+        finally:
+            stall.end()
+        report.logged = dict(witness.logged)
+    return report
+
+
+async def _blame(batches: Batches, part: Plan, result: Result, report: Report) -> None:
+    """
+    Run the requests of a failed batch one by one, first those that failed by themselves.
+
+    Those that hang are left out: they would take long, and are known.
+    """
+    wanted = set(map(_kind, result.left)) - report.known
+    found: set[str] = set()
+    order = sorted(zip(result.records, part, strict=True), key=lambda both: not both[0].problems)
+    for record, request in order:
+        if wanted <= found or report.reruns == MOST_RERUNS:
+            break
+        if any(problem.startswith("hang") for problem in record.problems):
+            continue
+        report.reruns += 1
+        alone = await batches.run([request])
+        report.add(alone)
+        found.update(map(_kind, alone.left))
+    report.known |= found
+    for problem in result.left:
+        if _kind(problem) in wanted - found:
+            together = f"--first {part[0][0]} --requests {len(part)}"
+            report.problems[f"{problem} (only together)"][together] = part[0][0]
+
+
+def _kind(problem: str) -> str:
+    return " ".join(word for word in problem.split() if word.isalpha())
+
+
+async def _check_growth(
+    batches: Batches, footprints: list[tuple[int, int]], plan: Plan, size: int, report: Report
+) -> None:
+    """Compare the first batches after a warm-up with the last ones."""
+    rest = footprints[max(12, len(footprints) // 4) :]
+    if len(rest) < 12:
+        return
+    more = [
+        median(batch[kind] for batch in rest[-5:]) - median(batch[kind] for batch in rest[:5])
+        for kind in (0, 1)
+    ]
+    if more[0] <= MORE_OBJECTS and more[1] <= MORE_BLOCKS:
+        return
+    problem = f"{more[0]:+.0f} objects and {more[1]:+.0f} blocks in {len(rest) * size} requests"
+    together = f"--first {plan[0][0]} --requests {len(plan)}"
+    report.problems[problem][together] = plan[0][0]
+    engines = sorted({engine for _, engine, _ in plan})
+    consumers = sorted({consumer for _, _, consumer in plan})
+    for name in [*engines, *consumers]:
+        own = [entry for entry in plan if name in entry[1:]][:60]
+        await batches.run(own)
+        before = footprint()[0]
+        for _ in range(3):
+            await batches.run(own)
+        if (grown := footprint()[0] - before) > 1.5 * len(own):
+            grew = f"{name}: {grown:+d} objects in {3 * len(own)} requests"
+            report.problems[grew][together] = plan[0][0]
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    engines = [name for name in ENGINES if fnmatchcase(name, arguments.engine)]
+    consumers = [name for name in CONSUMERS if fnmatchcase(name, arguments.consumer)]
+    if not engines or not consumers:
+        raise SystemExit("no such engine or consumer; --list shows them")
+    if arguments.all:
+        pairs = [(engine, consumer) for engine in engines for consumer in consumers]
+        return [(index, *pair) for index, pair in enumerate(pairs)]
+    indexes = range(arguments.first, arguments.first + arguments.requests)
+    if arguments.index is not None:
+        indexes = range(arguments.index, arguments.index + 1)
+    plan: list[tuple[int, str, str]] = []
+    for index in indexes:
+        rng = Random(f"{arguments.seed}/{index}/pair")
+        plan.append((index, rng.choice(engines), rng.choice(consumers)))
+    return plan
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.matrix", description=__doc__)
+    add = parser.add_argument
+    add("--requests", type=int, default=20000, help="how many; random pairs")
+    add("--first", type=int, default=0, help="the index of the first one")
+    add("--index", type=int, help="the only one to run")
+    add("--all", action="store_true", help="every pair once instead")
+    add("--seed", type=int, default=1)
+    add("--engine", default="*", help="a name or pattern")
+    add("--consumer", default="*", help="a name or pattern")
+    add("--batch", type=int, default=200, help="how many run together")
+    add("--loop", choices=("asyncio", "uvloop"), default="asyncio")
+    add("--eager", action="store_true", help="with asyncio.eager_task_factory (Python 3.12)")
+    add("--debug", action="store_true", help="asyncio's debug mode, and warnings as errors")
+    add("--list", action="store_true", help="list the kinds")
+    add("--pairs", action="store_true", help="name all failing pairs, not the first few")
+    return parser.parse_args(argv)
+
+
+def _new_loop(arguments: argparse.Namespace) -> asyncio.AbstractEventLoop:
+    if arguments.loop == "uvloop":
+        import uvloop
+
+        loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    else:
+        loop = asyncio.new_event_loop()
+    loop.slow_callback_duration = 60.0
+    if arguments.eager:
+        loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+    return loop
+
+
+def _say(*lines: str, sep: str = "\n") -> None:
+    sys.stdout.write(sep.join(lines) + "\n")
+    sys.stdout.flush()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the matrix; gives the exit code."""
+    arguments = _arguments(argv)
+    if arguments.list:
+        _say("engines:", *ENGINES, sep="\n  ")
+        _say("consumers:", *CONSUMERS, sep="\n  ")
+        return 0
+    plan = _plan(arguments)
+    loop = _new_loop(arguments)
+    begun = time.perf_counter()
+    with asyncio.Runner(debug=arguments.debug, loop_factory=lambda: loop) as runner:
+        report = runner.run(
+            run(plan, seed=arguments.seed, size=arguments.batch, strict=arguments.debug)
+        )
+        seconds = time.perf_counter() - begun
+        engines, consumers = len({e for _, e, _ in plan}), len({c for _, _, c in plan})
+        _say(
+            f"{report.requests} requests, {engines} engines x {consumers} consumers, "
+            f"{arguments.loop}{' eager' * arguments.eager}{' debug' * arguments.debug}, "
+            f"seed {arguments.seed}: {seconds:.1f} s, "
+            f"{f'{len(report.problems)} kinds of problem' if report.problems else 'nothing left'}"
+        )
+        for line in report.lines(f"--seed {arguments.seed}", all_pairs=arguments.pairs):
+            _say(line)
+        if report.problems:
+            for line, count in sorted(report.logged.items()):
+                _say(f"the library's log: {count} times {line}")
+            # Closing a loop with tasks that hang would hang too.
+            os._exit(1)
+    return 0

@@ -1,0 +1,164 @@
+"""
+Run the library's tests on the other Pythons of this machine, and the matrix on other event loops.
+
+CPython 3.12 and 3.13 are looked for on the PATH and among pyenv's versions. Each gets a virtual
+environment with what ``constraints.txt`` pins, ``.venv-312`` and ``.venv-313``, and runs the tests
+of the operators, of the adapter and of the matrix there. Then the matrix runs on uvloop, with eager
+tasks, and in asyncio's debug mode with warnings as errors; on the Python of ``.venv`` as well. A
+Python that is not here is said in one line. Arguments go to pytest.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from tools.document import ROOT
+
+__all__ = ("VERSIONS", "environment", "find", "main")
+
+VERSIONS = ("3.12", "3.13")
+EXTRAS = "cli,dynamo,otlp,parquet,plot,prometheus,slo,test"
+REQUESTS = 3000
+
+_PIP = ("-m", "pip", "--quiet", "--quiet", "--disable-pip-version-check", "--no-input")
+_TELL = "import sys; print(sys.implementation.name, '%d.%d.%d' % sys.version_info[:3])"
+_MATRIX = ("-m", "tests.matrix", "--requests", str(REQUESTS))
+
+
+@dataclass(frozen=True)
+class Python:
+    """A Python of this machine: its program, and its version in full."""
+
+    program: Path
+    version: str
+
+
+def find(version: str) -> Python | None:
+    """Find CPython *version*, such as "3.12"; the newest one among pyenv's."""
+    for program in _candidates(version):
+        told = _told_by(program)
+        if told is not None and told.startswith(f"{version}."):
+            return Python(program, told)
+    return None
+
+
+def _candidates(version: str) -> Iterator[Path]:
+    name = f"python{version}"
+    found = shutil.which(name)
+    if found is not None:
+        yield Path(found)
+    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    yield from sorted(root.glob(f"versions/*/bin/{name}"), key=_newest, reverse=True)
+
+
+def _newest(program: Path) -> tuple[int, ...]:
+    parts = program.parents[1].name.split(".")
+    return tuple(int(part) if part.isdigit() else -1 for part in parts)
+
+
+def _told_by(program: Path) -> str | None:
+    """Ask a program for its version; a shim of pyenv may have none behind it."""
+    done = subprocess.run(
+        [program, "-c", _TELL], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    name, _, version = done.stdout.strip().partition(" ")
+    return version if done.returncode == 0 and name == "cpython" else None
+
+
+def environment(python: Python) -> Path:
+    """
+    Set up a Python's environment unless it stands; gives its program.
+
+    Raises:
+        CalledProcessError: It can't be set up.
+    """
+    major, minor, _ = python.version.split(".", 2)
+    folder = ROOT / f".venv-{major}{minor}"
+    program = folder / "bin" / "python"
+    stamp = folder / ".stamp"
+    sources = (ROOT / "pyproject.toml", ROOT / "constraints.txt")
+    is_there = stamp.exists() and stamp.read_text(encoding="utf-8") == python.version
+    newest = max(source.stat().st_mtime for source in sources)
+    if is_there and stamp.stat().st_mtime >= newest:
+        return program
+    _say(f"== setting up {folder.name}")
+    subprocess.run([python.program, "-m", "venv", "--clear", folder], check=True)
+    install = ("install", "--editable", f"{ROOT}[{EXTRAS}]", "--constraint", sources[1])
+    subprocess.run([program, *_PIP, *install], check=True)
+    stamp.write_text(python.version, encoding="utf-8")
+    return program
+
+
+def _commands(program: Path, version: str, arguments: list[str]) -> Iterator[list[str]]:
+    """Give what to run on a Python; of the one that runs this only what nobody else does."""
+    python = str(program)
+    if program != Path(sys.executable):
+        adapter = sorted(str(path) for path in ROOT.glob("tests/rx_backend/test_*.py"))
+        tests = ["tests/operators", *adapter, "tests/matrix"]
+        yield [python, "-m", "pytest", "-q", "-m", "not cluster", *tests, *arguments]
+    if find_spec("uvloop") is not None:
+        yield [python, *_MATRIX, "--loop", "uvloop"]
+    if version != "3.11":
+        yield [python, *_MATRIX, "--eager"]
+    yield [python, "-X", "dev", "-W", "error", *_MATRIX, "--debug"]
+
+
+def _run_all(program: Path, version: str, arguments: list[str]) -> bool:
+    """Run what there is to run on a Python; True where all of it passed."""
+    is_good = True
+    for command in _commands(program, version, arguments):
+        begun = time.monotonic()
+        done = subprocess.run(
+            command, cwd=ROOT, env=_environ(), capture_output=True, text=True, check=False
+        )
+        passed = done.returncode == 0
+        is_good = is_good and passed
+        last = done.stdout.strip().rpartition("\n")[2]
+        _say(f"Python {version}, {time.monotonic() - begun:.0f} s: {last}")
+        if not passed:
+            _say(shlex.join(command), done.stdout, done.stderr)
+    return is_good
+
+
+def _environ() -> dict[str, str]:
+    """Give the environment for the tests, with fewer requests than the main Python's."""
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {"RX_BACKEND_MATRIX": str(REQUESTS), **environ}
+
+
+def _say(*lines: str) -> None:
+    print(*lines, sep="\n", flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Run everything, two Pythons at a time; gives the exit code."""
+    running = f"{sys.version_info.major}.{sys.version_info.minor}"
+    programs = [(Path(sys.executable), running)]
+    for version in VERSIONS:
+        if version == running:
+            continue
+        python = find(version)
+        if python is None:
+            _say(f"no Python {version} here: its tests are left out")
+            continue
+        programs.append((environment(python), version))
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(_run_all, program, version, arguments)
+            for program, version in reversed(programs)
+        ]
+        return 0 if all(run.result() for run in runs) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
