@@ -21,7 +21,7 @@ from rx_backend import telemetry
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import ChunkStream, LLMEngine, open_chunks
-from rx_backend.errors import InvalidArgument, as_backend_error
+from rx_backend.errors import InvalidArgument, Unknown, as_backend_error
 from rx_backend.pipeline import PipelineSource, compiled, standard_pipeline
 from rx_backend.protocols import (
     Annotated,
@@ -167,6 +167,7 @@ class EngineAdapter:
                 f"context: expected a RequestContext, got {type(context).__name__}"
             )
         loop = asyncio.get_running_loop()
+        cancellations = _cancellations()
         context.bind(loop, decode=self.mode.is_decode)
         observer, span, recording = self._observe(request, context, loop)
         try:
@@ -199,7 +200,12 @@ class EngineAdapter:
             if typed is error:
                 raise
             raise typed from error
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and _cancellations() <= cancellations:
+                # The engine's own: the caller was not cancelled (row S6).
+                typed = Unknown("the engine's set-up was cancelled, but not by the caller")
+                observer.failed_setup(typed)
+                raise typed from error
             observer.dropped_setup()
             raise
 
@@ -267,6 +273,12 @@ def _malformed(request: PreprocessedRequest) -> InvalidArgument:
     except InvalidArgument as error:
         return error
     return InvalidArgument(f"request: could not be read: {request!r}")
+
+
+def _cancellations() -> int:
+    """Return how often the running task was cancelled, as far as that was not taken back."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 def _loop_clock(loop: asyncio.AbstractEventLoop) -> Clock:

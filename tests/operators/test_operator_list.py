@@ -28,7 +28,7 @@ from rx_backend import (
     standard_pipeline,
 )
 from rx_backend.engines import SampleEngine
-from rx_backend.pipeline import RequestScope
+from rx_backend.scope import RequestScope
 from rx_backend.protocols import decode_request
 from tests.operators._help import same, virtual
 

@@ -153,6 +153,12 @@ def now() -> float:
     return -1.0 if loop is None else round(loop.time(), 6)
 
 
+async def settle() -> None:
+    """Let the loop turn, so that closings which wait for nothing come to their end."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
 def _loop_or_none() -> asyncio.AbstractEventLoop | None:
     try:
         return asyncio.get_running_loop()

@@ -18,8 +18,9 @@ from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import Disconnected
-from rx_backend.pipeline import Pipeline, RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+from rx_backend.scope import RequestScope
 from rx_backend.testing import run_virtual
 from tests.rx_backend._engines import (
     DROPPED,
@@ -381,7 +382,7 @@ async def test_a_span_in_front_of_the_drain_tells_how_the_engine_ended() -> None
     recorded = Spans()
     async with Drains(grace_s=4) as drains:
 
-        def pipeline(scope: RequestScope) -> OperatorList:
+        def pipeline(scope: RequestScope) -> Pipeline:
             drain = drain_until_first_token(scope.context.stop_generating, drains=drains)
             return standard_pipeline.insert_after("record_span", drain)
 

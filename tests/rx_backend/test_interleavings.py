@@ -27,8 +27,9 @@ from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import Disconnected
-from rx_backend.pipeline import RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+from rx_backend.scope import RequestScope
 from rx_backend.testing import run_virtual
 from tests.rx_backend._engines import Item, Stream, now, request
 from tests.spans import Spans

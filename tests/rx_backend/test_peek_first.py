@@ -9,8 +9,9 @@ import pytest
 from operators import Drains, Pipeline, drain_until_first_token
 from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError, Disconnected, InvalidArgument, Unknown
-from rx_backend.pipeline import RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import FinishReason, LLMEngineOutput
+from rx_backend.scope import RequestScope
 from tests.rx_backend._engines import (
     Item,
     ScriptedEngine,
@@ -128,7 +129,7 @@ async def test_to_give_up_while_peeking_drains() -> None:
     """A caller that waits no longer is a consumer that is gone before the first token."""
     async with Drains(grace_s=1) as drains:
 
-        def pipeline(scope: RequestScope) -> OperatorList:
+        def pipeline(scope: RequestScope) -> Pipeline:
             drain = drain_until_first_token(scope.context.stop_generating, drains=drains)
             return Pipeline(standard_pipeline).insert_after("deferred_abort", drain)
 

@@ -25,8 +25,9 @@ from operators import (
 from operators.authoring import AnyOperator
 from rx_backend.context import RequestContext
 from rx_backend.errors import ResponseTimeout
-from rx_backend.pipeline import Pipeline, RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import Annotated, LLMEngineOutput, to_builtins
+from rx_backend.scope import RequestScope
 from tests.rx_backend._engines import (
     ENTRY,
     ScriptedEngine,
@@ -155,7 +156,7 @@ async def test_a_deadline_may_leave_a_drain_behind() -> None:
     engine = ScriptedEngine(20, token(1), 100, stop())
     async with Drains() as drains:
 
-        def pipeline(scope: RequestScope) -> OperatorList:
+        def pipeline(scope: RequestScope) -> Pipeline:
             context = scope.context
             drain = drain_until_first_token(
                 context.stop_generating, drains=drains, notified=context.first_token()

@@ -11,8 +11,9 @@ from rx_backend import protocols
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import Disconnected, InvalidArgument
-from rx_backend.pipeline import Pipeline, RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import CompletionUsage, FinishReason, LLMEngineOutput
+from rx_backend.scope import RequestScope
 from tests.rx_backend._engines import (
     ScriptedEngine,
     Step,

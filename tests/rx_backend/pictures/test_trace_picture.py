@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode, TraceFlags
 from opentelemetry.trace import set_span_in_context as inside
 
-from operators import Pipeline, TokenTimes
+from operators import TokenTimes
 from rx_backend import EngineAdapter, PreprocessedRequest, RequestScope, standard_pipeline
 from rx_backend.engines import SampleEngine
 from rx_backend.pictures import TracePicture
@@ -103,7 +103,7 @@ def test_a_request_shows_its_tokens() -> None:
     """A real one: each token where the engine gave it, the first one where its event is."""
     spans, tokens = Spans(), dict[int, TokenTimes]()
 
-    def pipeline(scope: RequestScope) -> OperatorList:
+    def pipeline(scope: RequestScope) -> Pipeline:
         tokens[scope.span.get_span_context().span_id] = scope.times
         return standard_pipeline
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from rx_backend.context import RequestContext
 from rx_backend.engine import LLMEngine
 from rx_backend.errors import KINDS
-from rx_backend.pipeline import RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput
 from rx_backend.recording import Ending, Recording, TimedChunk, record
+from rx_backend.scope import RequestScope
 from tests.rx_backend._engines import Stream, adapter_of, request
 from tests.rx_backend.wire_strategies import ids, outputs, texts, unknown_keys
 

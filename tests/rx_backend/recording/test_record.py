@@ -17,9 +17,10 @@ from operators import fuse, sliding_itl
 from operators.authoring import AnyOperator, Stage, operator
 from rx_backend.context import RequestContext
 from rx_backend.errors import Disconnected, InvalidArgument
-from rx_backend.pipeline import RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.recording import Ending, Recording, TimedChunk, read_recording, record
+from rx_backend.scope import RequestScope
 from rx_backend.testing import run_docstring_marbles
 from tests.operators._help import LIVES, Life
 from tests.rx_backend._engines import ScriptedEngine, adapter_of, collect, request, stop, virtual

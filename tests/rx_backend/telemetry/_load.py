@@ -14,7 +14,7 @@ from prometheus_client.samples import Sample
 from operators import coalesce, deadlines
 from rx_backend import EngineAdapter, LLMEngineOutput, RequestContext, standard_pipeline
 from rx_backend.errors import Disconnected
-from rx_backend.pipeline import RequestScope
+from rx_backend.scope import RequestScope
 from rx_backend.telemetry.losses import Losses
 from rx_backend.telemetry.metrics import COALESCED, EVERY_NTH_GAP
 from tests.rx_backend._engines import ScriptedEngine, Step, collect, request, run_virtual, token

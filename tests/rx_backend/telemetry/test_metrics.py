@@ -17,8 +17,9 @@ from operators import deadlines
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.errors import Disconnected, InvalidArgument
-from rx_backend.pipeline import RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+from rx_backend.scope import RequestScope
 from rx_backend.telemetry import EXPORT_ENABLED
 from rx_backend.telemetry.metrics import EVERY_NTH_GAP, OTHER_MODELS
 from tests.meters import Meters
