@@ -15,7 +15,7 @@ from rx_backend import (
     protocols,
     standard_pipeline,
 )
-from rx_backend.pipeline import RequestScope
+from rx_backend.scope import RequestScope
 
 __all__ = ("adding",)
 

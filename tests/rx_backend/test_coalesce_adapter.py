@@ -34,7 +34,9 @@ from tests.spans import Spans
 EVERY_PLACE = pytest.mark.parametrize(
     "pipeline",
     [
-        pytest.param(standard_pipeline.insert_after("record_span", coalesce()), id="last-of-chunks"),
+        pytest.param(
+            standard_pipeline.insert_after("record_span", coalesce()), id="last-of-chunks"
+        ),
         pytest.param(standard_pipeline.with_operators(coalesce()), id="where-it-is-added"),
     ],
 )
