@@ -131,9 +131,9 @@ class RequestLog:
             self._logger.debug("request started")
 
     def first_token(self, times: TokenTimes) -> None:
-        """The first token is there."""
-        ttft_ms = times.ttft_ms
-        self._logger.debug("first token", **({} if ttft_ms is None else _rounded(ttft_ms=ttft_ms)))
+        """Log that the first token is there, and when it came where times are measured."""
+        told = _rounded(ttft_ms=(times.clock() - times.started) * 1000.0) if times.is_timed else {}
+        self._logger.debug("first token", **told)
 
     def abort_step(self, step: AbortStep) -> None:
         """Something happened to the request's abort."""

@@ -347,8 +347,9 @@ def test_bad_options_are_named(arguments: dict[str, Any], message: str) -> None:
 def test_a_placeholder_without_a_value_is_named(tmp_path: Path) -> None:
     """Outside of a pipeline there is no request to take it from, unless it is passed."""
     recorder = record(tmp_path / "{request_id}.jsonl")
-    with pytest.raises(InvalidArgument, match=r"\{request_id\} is not known .*: expected scope or"):
-        LIVES[0]([stop()], recorder)
+    seen = LIVES[0]([stop()], recorder)
+    assert isinstance(seen.error, InvalidArgument)
+    assert "{request_id} is not known" in seen.error.message
     LIVES[0]([stop()], record(f"{tmp_path}/"))
     assert files_in(tmp_path) == ["000001.jsonl"]
 
