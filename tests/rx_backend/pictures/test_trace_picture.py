@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode, TraceFlags
 from opentelemetry.trace import set_span_in_context as inside
 
-from operators import TokenTimes
+from operators import Pipeline, TokenTimes
 from rx_backend import EngineAdapter, PreprocessedRequest, RequestScope, standard_pipeline
 from rx_backend.engines import SampleEngine
 from rx_backend.pictures import TracePicture
