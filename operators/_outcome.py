@@ -91,6 +91,11 @@ class HandedOut:
         self.tokens = 0
         self.is_known = False
 
+    def count_one(self) -> None:
+        """Take note of a chunk of one token that ends nothing."""
+        self.tokens += 1
+        self.is_known = True
+
     def look(self, item: Any) -> Any:
         """Take note of an item, and return it."""
         error = getattr(item, "error", None)

@@ -131,7 +131,21 @@ def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
         if failure is not None:
             handed.error, handed.is_known = failure, True
 
-    return Callbacks(handed.look, on_complete=complete, on_end=end)
+    return Callbacks(
+        handed.look,
+        only=_IS_UNUSUAL,
+        names={"annotated": Annotated, "output": LLMEngineOutput, "count": handed.count_one},
+        on_complete=complete,
+        on_end=end,
+    )
+
+
+# Counts a chunk of one token in passing; any other item is looked at.
+_IS_UNUSUAL = (
+    "type(item) is not annotated or item.error is not None "
+    "or type(handed := item.data) is not output or handed.finish_reason is not None "
+    "or type(ids := handed.token_ids) is not list or len(ids) != 1 or count()"
+)
 
 
 def _incomplete(ended_by: str | None) -> StreamIncomplete:
