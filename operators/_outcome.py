@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from operators._core.failures import redacted_exc_info
 from operators._raw_chunk import field_of, tokens_in
@@ -78,18 +78,25 @@ class HandedOut:
     Attributes:
         error: The error of the error item.
         reasons: The finish reasons of the terminals, by the index of their answer.
-        tokens: How many tokens came.
+        tokens: How many token ids came.
+        usage_tokens: What the terminals tell in their usage.
         is_known: Whether any item was a chunk, an annotated chunk or an error item.
     """
 
-    __slots__ = ("_parse", "error", "is_known", "reasons", "tokens")
+    __slots__ = ("_parse", "error", "is_known", "reasons", "tokens", "usage_tokens")
 
     def __init__(self, parse: Callable[[Any], Any]) -> None:
         self._parse = parse
         self.error: Exception | None = None
         self.reasons: dict[int, Any] = {}
         self.tokens = 0
+        self.usage_tokens = 0
         self.is_known = False
+
+    @property
+    def output_tokens(self) -> int:
+        """How many tokens came; without token ids, what the usage says (row F1)."""
+        return self.tokens or self.usage_tokens
 
     def count_one(self) -> None:
         """Take note of a chunk of one token that ends nothing."""
@@ -103,15 +110,30 @@ class HandedOut:
             self.error = error
             self.is_known = True
             return item
-        chunk = getattr(item, "data", item)
-        if isinstance(chunk, Mapping) or hasattr(chunk, "token_ids"):
+        chunk = _chunk_in(item)
+        if chunk is not None:
             self.is_known = True
             self.tokens += tokens_in(chunk)
             reason = field_of(chunk, "finish_reason")
             if reason is not None:
                 index = field_of(chunk, "index")
                 self.reasons.setdefault(index if isinstance(index, int) else 0, self._parse(reason))
+                used = field_of(field_of(chunk, "completion_usage"), "completion_tokens")
+                self.usage_tokens += used if isinstance(used, int) else 0
         return item
+
+
+def _chunk_in(item: Any) -> Any:
+    """Return the chunk in an item, or in its JSON form; None where there is none."""
+    chunk = getattr(item, "data", item)
+    if isinstance(chunk, Mapping):
+        fields = cast("Mapping[str, Any]", chunk)
+        fields = fields.get("data", fields)
+        return fields if isinstance(fields, Mapping) and _CHUNK_FIELDS & fields.keys() else None
+    return chunk if hasattr(chunk, "token_ids") else None
+
+
+_CHUNK_FIELDS = frozenset({"token_ids", "finish_reason"})
 
 
 class OutcomeTracker:
@@ -171,11 +193,14 @@ class OutcomeTracker:
         times, handed = self.times, self.handed_out
         if handed is not None and not handed.is_known:
             handed = None
-        tokens = None if handed is None else handed.tokens
+        tokens = None if handed is None else handed.output_tokens
         # Behind what was seen of the items, a drop no longer counts (row P6a).
         if dropped and not (handed is not None and self.has_ended()):
             return Outcome(None, None, True, times, handed_out=tokens)
-        failure = self.failure if handed is None or handed.error is None else handed.error
+        failure = self.failure
+        if handed is not None and (handed.error is not None or self.has_ended()):
+            # Operators on items may have made another end of what came to them.
+            failure = handed.error
         if failure is not None:
             return Outcome(None, failure, self._is_cancelled(), times, handed_out=tokens)
         reasons = times.finish_reasons if handed is None or not handed.reasons else handed.reasons

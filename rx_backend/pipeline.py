@@ -123,12 +123,12 @@ def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
     def complete(ended_by: str | None) -> StageResult | None:
         if ended_by is None or scope.outcome.has_ended():
             return None
-        handed.error = _incomplete(ended_by)
-        handed.is_known = True
-        return complete_with(Annotated.from_error(handed.error))
+        # It is handed out unless the stream is dropped first.
+        scope.outcome.failure = incomplete = _incomplete(ended_by)
+        return complete_with(Annotated.from_error(incomplete))
 
     def end(failure: Exception | None, _dropped: bool) -> None:
-        if failure is not None:
+        if failure is not None and not scope.outcome.has_ended():
             handed.error, handed.is_known = failure, True
 
     return Callbacks(
