@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import math
 import time
+import weakref
 from collections.abc import Callable
 
 from operators._chunk import Clock
@@ -30,7 +31,7 @@ class LazyTimer:
         due: The time, on that clock; infinite for never. Assign to it to move it later.
     """
 
-    __slots__ = ("_at", "_call", "_context", "_handle", "_loop", "clock", "due")
+    __slots__ = ("__weakref__", "_at", "_call", "_context", "_handle", "_loop", "clock", "due")
 
     def __init__(
         self, call: Callable[[], None], context: contextvars.Context | None = None
@@ -50,7 +51,9 @@ class LazyTimer:
             if self._handle is not None:
                 self._handle.cancel()
             self._at = due
-            self._handle = self._loop.call_at(due, self._end_turn, context=self._context)
+            # A timer that is pending keeps no stream alive that is lost.
+            timer = weakref.ref(self)
+            self._handle = self._loop.call_at(due, _end_turn, timer, context=self._context)
 
     def cancel(self) -> None:
         """Nothing is called any more, whatever is set: for the end of a stream."""
@@ -61,7 +64,8 @@ class LazyTimer:
             self._handle.cancel()
             self._handle = None
 
-    def _end_turn(self) -> None:
+    def end_turn(self) -> None:
+        """Wait for what became ready in this turn."""
         # What a step waits for is noticed in this turn, and the step goes on in the next.
         self._handle = self._loop.call_soon(self._wait_a_turn, context=self._context)
 
@@ -79,6 +83,12 @@ class LazyTimer:
 
 
 def _nothing() -> None: ...
+
+
+def _end_turn(timer_ref: weakref.ref[LazyTimer]) -> None:
+    timer = timer_ref()
+    if timer is not None:
+        timer.end_turn()
 
 
 def _clock_of(loop: asyncio.AbstractEventLoop) -> Clock:

@@ -12,7 +12,7 @@ from typing import cast
 
 from opentelemetry import trace
 from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import Span, Tracer
+from opentelemetry.trace import INVALID_SPAN, Span, Tracer
 
 from operators import NotAnOperator, Pipeline, TokenTimes, fuse
 from operators.assembly import Plan, drawn
@@ -21,7 +21,7 @@ from rx_backend import telemetry
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import ChunkStream, LLMEngine, open_chunks
-from rx_backend.errors import InvalidArgument, Unknown, as_backend_error
+from rx_backend.errors import InvalidArgument, engine_failure
 from rx_backend.pipeline import PipelineSource, compiled, standard_pipeline
 from rx_backend.protocols import (
     Annotated,
@@ -167,8 +167,8 @@ class EngineAdapter:
                 f"context: expected a RequestContext, got {type(context).__name__}"
             )
         loop = asyncio.get_running_loop()
-        cancellations = _cancellations()
         context.bind(loop, decode=self.mode.is_decode)
+        cancellations = _cancellations()
         observer, span, recording = self._observe(request, context, loop)
         try:
             own = telemetry.own_context(span)
@@ -194,18 +194,16 @@ class EngineAdapter:
                 on_end=scope.end,
                 stream=partial(_Stream, context=context, loop=loop),
             )
-        except Exception as error:
-            typed = as_backend_error(error)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _cancellations() > cancellations:
+                observer.dropped_setup()
+                raise
+            typed = engine_failure(error)
             observer.failed_setup(typed)
             if typed is error:
                 raise
             raise typed from error
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and _cancellations() <= cancellations:
-                # The engine's own: the caller was not cancelled (row S6).
-                typed = Unknown("the engine's set-up was cancelled, but not by the caller")
-                observer.failed_setup(typed)
-                raise typed from error
+        except BaseException:
             observer.dropped_setup()
             raise
 
@@ -215,12 +213,15 @@ class EngineAdapter:
         """Start the request's span, metrics and log; nothing is left open where that fails."""
         clock = self._clock or _loop_clock(loop)
         metrics = ServerMetrics.of(self._meter_provider)
+        span = INVALID_SPAN
         try:
-            labels = () if metrics is None else metrics.labels(request.model, self.mode)
-            times = TokenTimes(clock, answers=request.sampling_options.n or 1)
             span = telemetry.start_request_span(self._tracer, request, context, self.mode)
+            times = TokenTimes(clock, answers=request.sampling_options.n or 1)
+            labels = () if metrics is None else metrics.labels(request.model, self.mode)
         except (AttributeError, TypeError) as error:
-            raise _malformed(request) from error
+            malformed = _malformed(request)
+            telemetry.record_failed_setup(span, malformed)
+            raise malformed from error
         log = RequestLog.of(span, request, context, self.mode, clock=clock, record=self._record)
         recording = telemetry.should_record(span, self._record, metered=metrics is not None)
         observer = RequestObserver(
@@ -266,6 +267,12 @@ def _checked(make: Callable[[], Pipeline]) -> Pipeline:
 _Stream: type[ResponseStream[Annotated[LLMEngineOutput]]] = ResponseStream
 
 
+def _cancellations() -> int:
+    """Return how many cancellations the current task was asked for, and has not caught."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
 def _malformed(request: PreprocessedRequest) -> InvalidArgument:
     """What is wrong with a request that could not be read."""
     try:
@@ -273,12 +280,6 @@ def _malformed(request: PreprocessedRequest) -> InvalidArgument:
     except InvalidArgument as error:
         return error
     return InvalidArgument(f"request: could not be read: {request!r}")
-
-
-def _cancellations() -> int:
-    """Return how often the running task was cancelled, as far as that was not taken back."""
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()
 
 
 def _loop_clock(loop: asyncio.AbstractEventLoop) -> Clock:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, cast
 import msgspec
 from reactivex import Observable
 
-from operators.assembly import SubscribesAsync, source_of
+from operators.assembly import SubscribesAsync, source_of, start_task
 from rx_backend.context import RequestContext
 from rx_backend.errors import InvalidArgument
 from rx_backend.logger import describe, get_logger
@@ -179,11 +179,8 @@ def start_abort(
         context: The request's context.
         own: The context that the engine runs in; the abort gets a copy.
     """
-    task = asyncio.get_running_loop().create_task(
-        _abort(engine, context), context=None if own is None else own.copy()
-    )
-    _aborts.add(task)
-    task.add_done_callback(_aborts.discard)
+    own = None if own is None else own.copy()
+    start_task(_abort(engine, context), asyncio.get_running_loop(), own)
 
 
 async def _abort(engine: LLMEngine, context: RequestContext) -> None:
@@ -191,11 +188,15 @@ async def _abort(engine: LLMEngine, context: RequestContext) -> None:
         abort = getattr(engine, "abort", None)
         if abort is not None:
             await abort(context)
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
         _log.warning("engine abort failed", request_id=context.id, **describe(error))
 
 
-_aborts: set[asyncio.Task[None]] = set()
 _log = get_logger(__name__)
 
 

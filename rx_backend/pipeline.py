@@ -121,15 +121,16 @@ def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
     handed = scope.outcome.handed_out = HandedOut(FinishReason.parse)
 
     def complete(ended_by: str | None) -> StageResult | None:
-        if ended_by is None or scope.outcome.has_ended():
+        if scope.outcome.has_ended():
             return None
         # It is handed out unless the stream is dropped first.
         scope.outcome.failure = incomplete = _incomplete(ended_by)
         return complete_with(Annotated.from_error(incomplete))
 
     def end(failure: Exception | None, _dropped: bool) -> None:
-        if failure is not None and not scope.outcome.has_ended():
-            handed.error, handed.is_known = failure, True
+        if failure is not None and not (handed.is_known and scope.outcome.has_ended()):
+            handed.fail(failure)
+            handed.is_known = True
 
     return Callbacks(
         handed.look,
@@ -149,5 +150,8 @@ _IS_UNUSUAL = (
 
 
 def _incomplete(ended_by: str | None) -> StreamIncomplete:
-    who = "the engine's stream ended" if ended_by is None else f"the operator {ended_by} ended it"
-    return StreamIncomplete(f"{who} without a terminal")
+    if ended_by is None:
+        return StreamIncomplete("the engine's stream ended without a terminal")
+    if ended_by == "until_terminal":
+        return StreamIncomplete("an operator behind until_terminal kept the terminal back")
+    return StreamIncomplete(f"the operator {ended_by} ended the stream without a terminal")

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
@@ -116,10 +116,11 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         As in ``stream.as_observable().pipe(...)``, but timers run on the stream's event loop where
         neither an operator nor whoever subscribes names a scheduler (row O6).
         """
-        piped = self.as_observable().pipe(*operators)
-        if type(piped) is not Observable:
+        given: object = self.as_observable().pipe(*operators)
+        if type(given) is not Observable:
             # What is connected, awaited or iterated is left as it is.
-            return piped
+            return given
+        piped = cast("Observable[Any]", given)
         timers = LoopScheduler(self.event_loop)
 
         def subscribe(
@@ -188,9 +189,12 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         try:
             async for item in self:
                 await observer.asend(item)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            # An observer that is not told would wait for ever.
             if not self._is_unwanted:
-                await observer.athrow(error)
+                await observer.athrow(cast("Exception", error))
         else:
             if not self._is_unwanted:
                 await observer.aclose()

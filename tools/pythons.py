@@ -123,8 +123,9 @@ def _run_all(program: Path, version: str, arguments: list[str]) -> bool:
         )
         passed = done.returncode == 0
         is_good = is_good and passed
-        last = done.stdout.strip().rpartition("\n")[2]
-        _say(f"Python {version}, {time.monotonic() - begun:.0f} s: {last}")
+        lines = done.stdout.splitlines() or [""]
+        told = lines[0 if "tests.matrix" in command else -1]
+        _say(f"Python {version}, {time.monotonic() - begun:.0f} s: {told}")
         if not passed:
             _say(shlex.join(command), done.stdout, done.stderr)
     return is_good

@@ -19,6 +19,7 @@ from operators._core.aio_subscription import TURNS, Disposes, Observes
 from operators._core.naming import name_of
 from operators._core.pump import Pump
 from operators._core.segment import Segment
+from operators._core.tasks import weakly
 
 __all__ = ("AioOperator", "AioSegment", "is_aio_operator")
 
@@ -45,7 +46,15 @@ class AioSegment(Segment):
         NotAnOperator: An operator gives no AsyncObservable, or can't be applied at all.
     """
 
-    __slots__ = ("_inbox", "_is_subscribed", "_names", "_observer", "_pump", "_source")
+    __slots__ = (
+        "__weakref__",
+        "_inbox",
+        "_is_subscribed",
+        "_names",
+        "_observer",
+        "_pump",
+        "_source",
+    )
 
     def __init__(
         self,
@@ -58,7 +67,19 @@ class AioSegment(Segment):
         self._names = ", ".join(map(name_of, operators))
         self._observer: Observes | None = None
         self._is_subscribed = False
-        observable = async_observable(self._subscribe_source)
+        # The library's tasks refer to these, but keep no lost stream alive.
+        subscribed, unsubscribed = weakly(self._subscribed), weakly(self._leave_source)
+
+        async def unsubscribe() -> None:
+            unsubscribed()
+
+        async def subscribe(observer: Observes) -> Disposes:
+            from aioreactive import AsyncDisposable  # noqa: PLC0415 - who has operators has it
+
+            subscribed(observer)
+            return AsyncDisposable.create(unsubscribe)
+
+        observable = async_observable(subscribe)
         name, place = where
         for number, operator in enumerate(operators, place):
             observable = applied_async(operator, observable, f"{name}[{number}]")
@@ -66,7 +87,7 @@ class AioSegment(Segment):
         if not all(map(answers_within_asend, operators)):
             self._pump = Pump(source, self._feed, self._source_ended, context)
         # Most operators forget to leave their source at the end.
-        self._inbox = AioInbox(observable, ahead=1, on_end=self._leave_source)
+        self._inbox = AioInbox(observable, ahead=1, on_end=unsubscribed)
 
     @property
     def ended(self) -> bool:
@@ -144,21 +165,15 @@ class AioSegment(Segment):
         except Exception as error:
             self._inbox.end(error)
 
-    async def _subscribe_source(self, observer: Observes) -> Disposes:
-        from aioreactive import AsyncDisposable  # noqa: PLC0415 - who has operators of it has it
-
+    def _subscribed(self, observer: Observes) -> None:
         if self._is_subscribed:
             # The operator isn't told: one that tries again on an error would do so for ever.
             self._inbox.end(RuntimeError("a token stream can be subscribed to only once"))
-            return AsyncDisposable.empty()
+            return
         self._is_subscribed = True
         self._observer = observer
         if self._inbox.mailbox.is_awaited:
             self._demand()
-        return AsyncDisposable.create(self._unsubscribe_source)
-
-    async def _unsubscribe_source(self) -> None:
-        self._leave_source()
 
     def _leave_source(self) -> None:
         """The operator wants no more of its source; a pull under way ends, and a step."""
@@ -171,6 +186,8 @@ class AioSegment(Segment):
     def close(self) -> None:
         """Drop: the operators' subscription, its tasks, the source and its task. Idempotent."""
         self._inbox.close()
+        # Where the garbage collector found the stream, nothing refers weakly to it any more.
+        self._leave_source()
 
     async def aclose(self) -> None:
         """Drop, and wait until everything is released."""

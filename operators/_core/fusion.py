@@ -53,9 +53,10 @@ class PulledChain(Chain):
         puller: The task that waits in a pull.
         baseline: How many cancellations *puller* had been asked for when it began to wait.
         is_interrupted: Whether a cancellation is on its way through the pull.
+        is_pumped: Whether a task of ours pulls, so that its cancellation is no consumer's.
     """
 
-    __slots__ = ("baseline", "dropped", "is_interrupted", "item", "puller", "source")
+    __slots__ = ("baseline", "dropped", "is_interrupted", "is_pumped", "item", "puller", "source")
 
     def __init__(
         self, source: AsyncIterator[Any], operators: Sequence[StageFactory], scope: Any
@@ -66,6 +67,7 @@ class PulledChain(Chain):
         self.puller: asyncio.Task[Any] | None = None
         self.baseline = 0
         self.is_interrupted = False
+        self.is_pumped = False
         super().__init__(operators, scope)
 
     def complete(self, place: int = 0, ended_by: str | None = None) -> None:
@@ -81,7 +83,7 @@ class PulledChain(Chain):
 
     def is_cancelled(self) -> bool:
         """Return whether the consumer was cancelled; what an engine cancels and catches is not it."""
-        if not self.is_interrupted:
+        if not self.is_interrupted or self.is_pumped:
             return False
         return self.puller is None or self.puller.cancelling() > self.baseline
 
@@ -91,6 +93,11 @@ class PulledChain(Chain):
             if isinstance(error, Exception):
                 _log.error("a dropped source failed", exc_info=redacted_exc_info(error))
             return
+        if isinstance(error, BaseExceptionGroup) and self.is_interrupted:
+            # A task group that fails cancels its parent, and before Python 3.13 does not always
+            # take that back.
+            if self.puller is not None and self.puller.cancelling() > self.baseline:
+                self.puller.uncancel()
         if isinstance(error, asyncio.CancelledError | GeneratorExit) and not self.is_cancelled():
             cause, error = error, SourceCancelled(f"the source raised {type(error).__name__}")
             error.__cause__ = cause
@@ -297,7 +304,8 @@ class FusedRun(Segment, Generic[B]):
                 signal = self._advance(self._send, None)
             if chain.is_interrupted and task is not None and task.cancelling() <= chain.baseline:
                 chain.interrupt(interrupted=False)
-            if self._state == _UNWINDING and not chain.is_interrupted and not self._has_cancelled:
+            is_waiting = signal is not READY and signal is not _RETURNED
+            if self._state == _UNWINDING and is_waiting and not chain.is_interrupted:
                 # It was closed while something else unwound that has been caught since.
                 self._cancel_pull()
         return self._end_wait(has_item=signal is READY)
@@ -356,6 +364,15 @@ class FusedRun(Segment, Generic[B]):
         return self._chain.has_ended
 
     @property
+    def is_pumped(self) -> bool:
+        """Whether it is pulled by a task of ours."""
+        return self._chain.is_pumped
+
+    @is_pumped.setter
+    def is_pumped(self, is_pumped: bool) -> None:
+        self._chain.is_pumped = is_pumped
+
+    @property
     def dropped(self) -> bool:
         """Whether it was dropped before its end."""
         return self._chain.dropped
@@ -368,7 +385,7 @@ class FusedRun(Segment, Generic[B]):
     def drop(self) -> None:
         """Close the stages, here and in front, and forget what was not handed out."""
         if self._state != _OVER:
-            self._enter(self._chain.drop)
+            _enter_once(self._enter, self._chain.drop)
 
     def close(self) -> None:
         """
@@ -400,7 +417,7 @@ class FusedRun(Segment, Generic[B]):
         task = self._chain.puller
         if task is None:
             self._unwind_pull()
-        elif task.cancelling() <= self._chain.baseline:
+        elif not self._has_cancelled and task.cancelling() <= self._chain.baseline:
             # As asyncio.timeout does; a second one would cut the engine's clean-up short.
             self._has_cancelled = True
             task.cancel()
@@ -449,22 +466,24 @@ class FusedRun(Segment, Generic[B]):
         self._unwind_pull()
 
     def _unwind_pull(self) -> None:
-        """Cancel the step that nobody waits for any more, and let a task wait for what it waits for."""
-        signal = self._advance(self._generator.throw, asyncio.CancelledError())
-        if signal is READY or signal is _RETURNED:
+        """Cancel the step that nobody waits for any more, in a task: its clean-up may wait."""
+        if self.event_loop.is_running():
+            self._closing = start_task(self._unwind(), self.event_loop, self.own_context)
+        else:
+            self._advance(self._generator.throw, asyncio.CancelledError())
             self._end_unwinding()
-        elif not self.event_loop.is_closed():
-            self._closing = start_task(self._unwind(signal), self.event_loop, self.own_context)
 
-    async def _unwind(self, signal: Any) -> None:
+    async def _unwind(self) -> None:
+        # The task runs in the context already.
         self._enter = operator.call
         try:
-            await self._pass_on(signal)
+            await self._pass_on()
         finally:
             self._end_unwinding()
 
     @types.coroutine
-    def _pass_on(self, signal: Any) -> Generator[Any, Any, None]:
+    def _pass_on(self) -> Generator[Any, Any, None]:
+        signal = self._advance(self._generator.throw, asyncio.CancelledError())
         while signal is not READY and signal is not _RETURNED:
             try:
                 yield signal
@@ -528,6 +547,19 @@ def _pull_of(source: AsyncIterator[Any]) -> Callable[[], Any]:
         return await anext(source)
 
     return pull
+
+
+def _enter_once(enter: Callable[..., Any], function: Callable[[], None]) -> None:
+    """Call *function* by way of *enter*, or as it is where the caller is in that context already."""
+    try:
+        enter(_do_nothing)
+    except RuntimeError:
+        function()
+    else:
+        enter(function)
+
+
+def _do_nothing() -> None: ...
 
 
 def _close_now(source: AsyncIterator[Any]) -> None:

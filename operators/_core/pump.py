@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
 from operators._core.failures import drop_top_frame
-from operators._core.tasks import start_task
+from operators._core.tasks import current_task, start_task
 
 __all__ = ("Pullable", "Pump")
 
@@ -18,7 +18,15 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Pullable(Protocol[T_co]):
-    """What a pump pulls: a run."""
+    """
+    What a pump pulls: a run.
+
+    Attributes:
+        is_pumped: Whether it is pulled by a task of ours, so that a cancellation of that is a
+            failure of the source and no consumer's.
+    """
+
+    is_pumped: bool
 
     @property
     def ended(self) -> bool:
@@ -82,6 +90,7 @@ class Pump(Generic[T]):
         context: contextvars.Context | None = None,
     ) -> None:
         self.source = source
+        source.is_pumped = True
         self._on_item = on_item
         self._on_end = on_end
         self._context = context
@@ -115,14 +124,14 @@ class Pump(Generic[T]):
         if self._is_closed:
             return
         self._is_closed = True
-        if self._is_handling and self.task is not None and self.task is not _current_task():
+        if self._is_handling and self.task is not None and self.task is not current_task():
             self.task.cancel()
         self._wake()
         self.source.close()
 
     async def wait_closed(self) -> None:
         """Wait until the source is released and the task has ended, after :meth:`close`."""
-        if self.task is not None and self.task is not _current_task():
+        if self.task is not None and self.task is not current_task():
             await asyncio.wait([self.task])
         await self.source.aclose()
 
@@ -192,10 +201,3 @@ def _task_done(pump_ref: weakref.ref[Pump[T]], task: asyncio.Task[None]) -> None
     if pump is not None and failure is not None:
         pump.source.close()
         pump.report_end(failure)
-
-
-def _current_task() -> asyncio.Task[object] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from reactivex import abc
 from reactivex.disposable import Disposable
 
-from operators._core.tasks import defer_to_loop, start_task
+from operators._core.tasks import current_task, defer_to_loop, start_task
 
 __all__ = ("push_in_task",)
 
@@ -64,8 +64,12 @@ class _Pushing:
                 observer.on_next(item)
                 if self._is_disposed:
                     return
-        except Exception as error:
-            observer.on_error(error)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            # Not a failure of Rx's, but an observer that is not told waits for ever.
+            if not self._is_disposed:
+                observer.on_error(cast("Exception", error))
         else:
             observer.on_completed()
         finally:
@@ -73,9 +77,15 @@ class _Pushing:
 
     def dispose(self) -> None:
         self._is_disposed = True
-        defer_to_loop(self._loop, self._drop)
+        task = current_task()
+        if task is not None and task.get_loop() is self._loop:
+            self._drop()
+        else:
+            # Another thread, or a signal handler, which wakes no loop by itself.
+            defer_to_loop(self._loop, self._drop)
 
     def _drop(self) -> None:
-        if self._task is not None:
+        # One that is disposed of by its own observer ends by itself.
+        if self._task is not None and self._task is not current_task():
             self._task.cancel()
         self._run.close()

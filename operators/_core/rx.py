@@ -20,6 +20,7 @@ from operators._core.naming import home_of, name_of
 from operators._core.operator import NotAnOperator, Operator
 from operators._core.pump import Pump
 from operators._core.segment import Segment
+from operators._core.tasks import weakly
 
 __all__ = ("RxOperator", "RxSegment", "answers_at_once", "applied")
 
@@ -149,6 +150,7 @@ class RxSegment(Segment):
     """
 
     __slots__ = (
+        "__weakref__",
         "_inbox",
         "_is_subscribed",
         "_names",
@@ -169,7 +171,16 @@ class RxSegment(Segment):
         self._names = ", ".join(map(name_of, operators))
         self._observer: abc.ObserverBase[Any] | None = None
         self._is_subscribed = False
-        observable: Observable[Any] = Observable(self._subscribe_source)
+        # A timer refers to what its operator has subscribed to, but keeps no lost stream alive.
+        subscribed, unsubscribed = weakly(self._subscribed), weakly(self._unsubscribed)
+
+        def subscribe(
+            observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
+        ) -> abc.DisposableBase:
+            subscribed(observer)
+            return Disposable(unsubscribed)
+
+        observable: Observable[Any] = Observable(subscribe)
         name, place = where
         for number, operator in enumerate(operators, place):
             observable = applied(operator, observable, f"{name}[{number}]")
@@ -265,19 +276,21 @@ class RxSegment(Segment):
             finally:
                 self._inbox.is_fed = False
 
-    def _subscribe_source(
-        self, observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
-    ) -> abc.DisposableBase:
+    def _subscribed(self, observer: abc.ObserverBase[Any]) -> None:
+        """The operators have subscribed to the source, in whatever thread."""
         if self._is_subscribed:
             # The operator isn't told: one that tries again on an error would do so for ever.
             error = RuntimeError("a token stream can be subscribed to only once")
             self._inbox.call_on_loop(self._inbox.end, error)
-            return Disposable()
+            return
         self._is_subscribed = True
         self._observer = observer
         # The consumer may have begun to wait already.
         self._inbox.call_on_loop(self._demand_more)
-        return Disposable(lambda: self._inbox.call_on_loop(self._leave_source))
+
+    def _unsubscribed(self) -> None:
+        """The operators have left the source, in whatever thread."""
+        self._inbox.call_on_loop(self._leave_source)
 
     def _leave_source(self) -> None:
         """The operator wants no more of its source; a pull under way ends."""

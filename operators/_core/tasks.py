@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import weakref
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, ParamSpec
 
-__all__ = ("defer_to_loop", "start_task")
+__all__ = ("current_task", "defer_to_loop", "start_task", "weakly")
+
+P = ParamSpec("P")
 
 _running: set[asyncio.Task[None]] = set()
 
@@ -50,3 +53,27 @@ def defer_to_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], object
             loop.call_soon_threadsafe(function)
     else:
         function()
+
+
+def current_task() -> asyncio.Task[Any] | None:
+    """Return the task that runs, or None; also where no event loop runs."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def weakly(method: Callable[P, object]) -> Callable[P, None]:
+    """
+    Return a function that calls *method* while its object lives.
+
+    For a callback that the loop, a timer or a library's task may keep: it keeps no stream alive.
+    """
+    method_ref = weakref.WeakMethod(method)
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> None:
+        found = method_ref()
+        if found is not None:
+            found(*args, **kwargs)
+
+    return call

@@ -84,7 +84,7 @@ class Batches:
         result = Result(records)
         for task in self._others():
             self._abandoned.add(task)
-            result.left.append(f"task left: {task.get_name()} of {_name(task)}")
+            result.left.append(f"task left: {_name(task)}")
             task.cancel()
         for record in records:
             record.check()

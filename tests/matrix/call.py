@@ -152,13 +152,13 @@ class Call:
         """Note that the engine is about to end its answer."""
         self.record.is_over = True
 
-    def signal(self, *, kill: bool = False) -> None:
-        """Have the engine stop its own request."""
+    def signal(self, *, kill: bool = False, cleans: bool = False) -> None:
+        """Have the engine stop its own request; what it does in its clean-up aborts nothing (A5)."""
         record = self.record
         record.is_signalled = True
         if not record.is_drop_over:
             record.is_signalled_live = True
-        if record.is_live and record.is_exact and record.mode != "decode":
+        if not cleans and record.is_live and record.is_exact and record.mode != "decode":
             record.must_abort = True
         if kill:
             self.context.kill()

@@ -75,10 +75,11 @@ async def _beside_pull(request: Request, stream: Any, *, is_aclose: bool) -> Non
     else:
         stream.close()
     await asyncio.wait([pull])
-    if is_waiting and pull.cancelled():
-        request.record.blame("S7: a closed stream cancelled its consumer")
     await request.settle(pull)
-    if is_waiting and pull.exception() is None and pull.result() is not None:
+    if pull.cancelled():
+        if is_waiting and not request.is_cancelled_by_engine:
+            request.record.blame("S7: a closed stream cancelled its consumer")
+    elif is_waiting and pull.exception() is None and pull.result() is not None:
         request.record.blame("S7: a pull under way got an item after the drop")
 
 
@@ -285,7 +286,8 @@ async def loses_while_pulling(request: Request) -> None:
 async def loses_with_listener(request: Request) -> None:
     """Has its context's listener close the stream, and loses both."""
     stream = await request.open()
-    request.context.stopped().listen(stream.close)
+    if not request.is_context_held:
+        request.context.stopped().listen(stream.close)
     await request.some(stream)
     request.drop()
 
@@ -294,7 +296,8 @@ async def loses_with_listener(request: Request) -> None:
 async def loses_with_subscriber(request: Request) -> None:
     """Has a subscriber of its context close the stream, and loses all three."""
     stream = await request.open()
-    request.context.killed().subscribe(lambda _: stream.close())
+    if not request.is_context_held:
+        request.context.killed().subscribe(lambda _: stream.close())
     await request.some(stream)
     request.drop()
 

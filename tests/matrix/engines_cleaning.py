@@ -132,5 +132,5 @@ async def cleans_and_notifies(call: Call) -> None:
 async def cleans_and_stops(call: Call) -> None:
     """Stops its own request while it cleans up (row A6)."""
     await call.clean()
-    call.signal()
+    call.signal(cleans=True)
     await call.clean()

@@ -190,7 +190,7 @@ async def notifies_late(call: Call) -> Answer:
             await call.clean()
 
 
-@engine()
+@engine(holds_context=True)
 async def waits_in_own_loop(call: Call) -> Answer:
     """Has a thread with an event loop of its own await the stop (row C2)."""
     here = asyncio.get_running_loop()

@@ -173,21 +173,18 @@ async def waits_for_stop(call: Call) -> Answer:
 
 
 @engine()
-async def waits_for_kill(call: Call) -> Answer:
-    """Awaits the stop in a task of its own, beside its own waiting."""
+async def listens_for_stop(call: Call) -> Answer:
+    """Has a listener wake it at the stop, while it waits for more."""
+    woken = asyncio.Event()
     with call.opened():
-        stopped = asyncio.ensure_future(_stopped(call))
+        unlisten = call.context.stopped().listen(woken.set)
         try:
             yield call.token()
             call.stick()
-            await asyncio.wait([stopped])
+            await woken.wait()
             yield call.cancelled()
         finally:
-            stopped.cancel()
-
-
-async def _stopped(call: Call) -> None:
-    await call.context.stopped()
+            unlisten()
 
 
 @engine(ends=())

@@ -27,15 +27,17 @@ async def timeout_across(call: Call) -> Answer:
             yield call.stop()
 
 
-@engine(ends=("ResponseTimeout", "Unknown"), cancels_consumer=True)
+@engine(ends=("terminal", "ResponseTimeout", "Unknown"), cancels_consumer=True)
 async def timeout_expires(call: Call) -> Answer:
     """Holds ``asyncio.timeout`` across its yields until it expires, wherever the consumer is."""
     with call.opened():
         try:
             async with asyncio.timeout(0.003):
-                while True:
+                # It can't expire where each pull is made in a task of its own.
+                for _ in range(100):
                     await call.pause(must_wait=True)
                     yield call.token()
+            yield call.stop()
         finally:
             call.fail()
 
@@ -56,9 +58,10 @@ async def group_idle(call: Call) -> Answer:
 async def group_busy(call: Call) -> Answer:
     """Holds a task group across its yields, with a producer in it."""
     queue: asyncio.Queue[bool] = asyncio.Queue()
+    length = call.length
 
     async def produce() -> None:
-        for _ in range(call.length):
+        for _ in range(length):
             await asyncio.sleep(0.0003)
             queue.put_nowait(True)
         queue.put_nowait(False)
@@ -140,13 +143,14 @@ async def cancels_its_task(call: Call) -> Answer:
         yield call.stop()
 
 
-@engine()
+@engine(holds_context=True)
 async def producer_beside(call: Call) -> Answer:
     """Has a producer in a task of its own, which it cancels in the end."""
     queue: asyncio.Queue[int] = asyncio.Queue()
+    length = call.length
 
     async def produce() -> None:
-        for number in range(call.length):
+        for number in range(length):
             await asyncio.sleep(0.0003)
             queue.put_nowait(number)
         await asyncio.sleep(60)

@@ -30,6 +30,8 @@ class Engine:
         cancels_consumer: The engine itself cancels the task that pulls it.
         drops_itself: The engine closes its own stream.
         wants_stream: The engine is given its own stream.
+        holds_context: A thread of the engine's holds the context, so that what the context refers
+            to is in use.
         counts: Its tokens can be counted, so that their order is checked (row S1).
     """
 
@@ -43,6 +45,7 @@ class Engine:
     cancels_consumer: bool = False
     drops_itself: bool = False
     wants_stream: bool = False
+    holds_context: bool = False
     counts: bool = True
 
 
@@ -54,7 +57,6 @@ class Consumer:
     Attributes:
         consume: What it does; it asks for the stream itself.
         is_exact: Its pipeline ends no answer by itself and signals nothing.
-        drops_late: The stream is lost, and only the collector of cycles finds that.
     """
 
     name: str

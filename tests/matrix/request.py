@@ -137,7 +137,7 @@ class Request:
         record = self.record
         is_expected = how in self._kind.ends or record.is_signalled or record.is_dropped
         if record.is_exact and not is_expected:
-            record.blame(f"S6: ended by {how}, not by {' or '.join(self._kind.ends)}")
+            record.blame(f"S6: ended by {how}, not by {' or '.join(self._kind.ends) or 'anything'}")
 
     def ended(self) -> None:
         """Note that the stream came to its end by itself."""
@@ -231,6 +231,16 @@ class Request:
         for task in tasks:
             if not task.cancelled() and (error := task.exception()) is not None:
                 self.judge(error)
+
+    @property
+    def is_context_held(self) -> bool:
+        """Whether something beside the request holds its context."""
+        return self._kind.holds_context
+
+    @property
+    def is_cancelled_by_engine(self) -> bool:
+        """Whether the engine itself cancels the task that pulls it."""
+        return self._kind.cancels_consumer
 
     def _is_of_engine(self, error: BaseException | None) -> bool:
         return isinstance(error, self._kind.raises)

@@ -93,7 +93,15 @@ def test_its_repr_shows_every_operator() -> None:
 def test_the_drawing_shows_what_will_happen() -> None:
     """What is fused with what, what is awaited, what pulls for itself, what is detached."""
     pipeline = Pipeline(
-        [until_terminal(), map_async(itself), same(), ops.take(3), ops.debounce(1), patient()]
+        [
+            until_terminal(),
+            map_async(itself),
+            same(),
+            ops.take(3),
+            ops.debounce(1),
+            patient(),
+            ops.skip(1),
+        ]
     )
     assert pipeline.draw().splitlines() == [
         "engine",
@@ -103,11 +111,13 @@ def test_the_drawing_shows_what_will_happen() -> None:
         "  |     map_async       awaited",
         "  |     same",
         "  |",
-        "  +-- take              reactivex, fed in the consumer's pull",
-        "  |",
-        "  +-- debounce          reactivex, detached: a task pulls for it",
+        "  +-- reactivex, detached: a task pulls for them",
+        "  |     take",
+        "  |     debounce",
         "  |",
         "  +-- patient           pulls for itself",
+        "  |",
+        "  +-- skip              reactivex, fed in the consumer's pull",
         "  |",
         "consumer",
     ]

@@ -1,0 +1,322 @@
+"""Segments of foreign operators: neighbours, clients slower than a timer, and lost pumps."""
+
+# The types of ``reactivex`` leave open what an operator without a source works on.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections.abc import AsyncGenerator, Callable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import reactivex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reactivex import Observable, abc
+from reactivex import operators as stock_operators
+from reactivex.subject import Subject
+
+from operators import fuse
+from operators.authoring import AnyOperator
+from operators._core.mailbox import Mailbox
+from operators._core.pump import Pump
+from rx_backend.testing import run_virtual
+from tests.operators._help import LONG_S, Engine, Seen, collect, fused, pushed, same, virtual
+
+if TYPE_CHECKING or find_spec("aioreactive"):
+    import aioreactive as rx
+
+# Untyped: operators without a source leave open what they work on.
+ops: Any = stock_operators
+
+Lists = Callable[[], list[Any]]
+
+# Neighbours between which live observables pass, and what a plain pipe gives for them.
+NEIGHBOURS: dict[str, Lists] = {
+    "group_by": lambda: [
+        ops.group_by(lambda item: item % 3),
+        ops.flat_map(lambda group: group.pipe(ops.to_list())),
+    ],
+    "merge_all": lambda: [ops.group_by(lambda item: item % 2), ops.merge_all()],
+    "window": lambda: [
+        ops.window_with_count(2),
+        ops.flat_map(lambda window: window.pipe(ops.to_list())),
+    ],
+    "publish": lambda: [ops.publish(), ops.ref_count()],
+    "partly at once": lambda: [
+        ops.map(lambda item: item + 1),
+        ops.group_by(lambda item: item % 2),
+        ops.map(lambda group: group.pipe(ops.sum())),
+        ops.merge_all(),
+        ops.filter(lambda item: item >= 0),
+    ],
+}
+
+
+@pytest.mark.rows("O3", "S1")
+@pytest.mark.parametrize("name", NEIGHBOURS)
+@given(items=st.lists(st.integers(0, 9), max_size=8), fails=st.booleans(), between=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_live_observables_pass_between_neighbours(
+    name: str, items: list[int], fails: bool, between: bool
+) -> None:
+    """What neighbours of one library give is what they give in a ``pipe``, whoever stands beside."""
+    error = LookupError("gone") if fails else None
+    beside = [same()] if between else []
+    expected = pushed(items, *NEIGHBOURS[name](), error=error)
+    assert fused(items, *beside, *NEIGHBOURS[name](), *beside, error=error) == expected
+
+
+async def slowly(stream: Any, client_s: float) -> tuple[list[Any], int]:
+    """All items of a stream, for a client that takes so long for each; and how many waited at most."""
+    items: list[Any] = []
+    most = 0
+    async for item in stream:
+        items.append(item)
+        await asyncio.sleep(client_s)
+        most = max(most, len(stream._release.source._inbox.mailbox))
+    return items, most
+
+
+class TestSlowClient:
+    """A timer that is faster than the client keeps nobody from the source."""
+
+    @pytest.mark.rows("S1", "S4")
+    @given(
+        period_ms=st.integers(1, 20),
+        client_ms=st.integers(0, 100),
+        every_ms=st.integers(0, 30),
+        count=st.integers(0, 200),
+    )
+    @settings(max_examples=40, deadline=None)
+    def test_everything_comes_out_in_order(
+        self, period_ms: int, client_ms: int, every_ms: int, count: int
+    ) -> None:
+        """The engine goes on, what waits is bounded, and the request ends."""
+
+        async def run() -> None:
+            engine = Engine(range(count), every_s=every_ms / 1000)
+            stream = fuse(engine(), [ops.buffer_with_time(period_ms / 1000)])
+            async with asyncio.timeout(100):
+                lists, most = await slowly(stream, client_ms / 1000)
+            assert [item for each in lists for item in each] == list(range(count))
+            assert engine.closed == 1
+            assert most <= 65
+
+        run_virtual(run())
+
+    @pytest.mark.rows("S4")
+    @virtual
+    async def test_at_most_one_pull_for_each_of_the_consumer(self) -> None:
+        """Also where a timer has filled what waits."""
+        engine = Engine(range(999))
+        stream = fuse(engine(), [ops.merge(reactivex.interval(0.005))])
+        for number in range(50):
+            await anext(stream)
+            await asyncio.sleep(0.1)
+            assert engine.pulls <= number + 1
+        assert engine.pulls >= 49
+        await stream.aclose()
+
+    @virtual
+    async def test_the_clock_of_an_operator_waits_for_the_client(self) -> None:
+        """No tick is lost: what was due while the client was away comes when it is back."""
+        ticks = reactivex.interval(1.0).pipe(ops.take(500))
+        stream = fuse(Engine()(), [ops.merge(ticks)])
+        first = await anext(stream)
+        await asyncio.sleep(1000)
+        assert [first, *[item async for item in stream]] == list(range(500))
+
+    @virtual
+    async def test_a_disposed_timer_does_not_run(self) -> None:
+        """One that waits for the client is gone with the operator that set it."""
+        ran: list[int] = []
+        leave: Subject[int] = Subject()
+
+        def schedule(
+            observer: abc.ObserverBase[int], scheduler: abc.SchedulerBase | None = None
+        ) -> abc.DisposableBase:
+            assert scheduler is not None
+            return scheduler.schedule_relative(80.5, lambda *_: ran.append(1))
+
+        slow = Observable(schedule).pipe(ops.take_until(leave))
+        stream = fuse(Engine(ends=False)(), [ops.merge(reactivex.interval(1.0), slow)])
+        await anext(stream)
+        await asyncio.sleep(200)
+        leave.on_next(1)
+        for _ in range(100):
+            await anext(stream)
+        assert ran == []
+        await stream.aclose()
+
+    @virtual
+    async def test_who_pushes_without_end_fails_the_stream(self) -> None:
+        """An operator that can't be held back is named when too much waits; what waits comes first."""
+        subject: Subject[int] = Subject()
+        engine = Engine([1], ends=False)
+        stream = fuse(engine(), [ops.map(lambda item: item), ops.merge(subject), same()])
+        assert await anext(stream) == 1
+        for number in range(10_000):
+            subject.on_next(number)
+        seen = await collect(stream)
+        assert seen.items == list(range(4096))
+        assert seen.end == "RuntimeError('map, merge: more than 4096 items wait')"
+        assert (engine.closed, subject.observers) == (1, [])
+
+    @virtual
+    async def test_what_the_source_brings_is_never_too_much(self) -> None:
+        """One item may become any number of them."""
+        stream = fuse(Engine([1])(), [ops.flat_map(lambda _: reactivex.range(0, 10_000))])
+        assert await collect(stream) == Seen(list(range(10_000)), "completed")
+
+
+# What pulls in a task of its own.
+DETACHED: dict[str, Callable[[], AnyOperator]] = {
+    "reactivex": lambda: ops.delay(0.001),
+    "timer": lambda: ops.merge(reactivex.interval(0.001).pipe(ops.ignore_elements())),
+    "aioreactive": lambda: rx.skip(0),
+}
+EACH = pytest.mark.parametrize(
+    "name",
+    ["reactivex", "timer", pytest.param("aioreactive", marks=pytest.mark.needs("aioreactive"))],
+)
+
+
+class TestPump:
+    """The task that pulls for an operator, whatever becomes of it."""
+
+    @pytest.mark.rows("S6")
+    @EACH
+    @pytest.mark.parametrize("client_s", [0.0, 0.03, 5.0])
+    @virtual
+    async def test_a_timeout_of_the_engine_ends_the_stream(
+        self, name: str, client_s: float
+    ) -> None:
+        """Whether it fires in a pull or while the client is away, the client is told."""
+
+        async def engine() -> AsyncGenerator[int]:
+            async with asyncio.timeout(0.1):
+                for number in range(100):
+                    await asyncio.sleep(0.01)
+                    yield number
+
+        stream = fuse(engine(), [DETACHED[name](), same()])
+
+        async def consume() -> None:
+            async for _ in stream:
+                await asyncio.sleep(client_s)
+
+        with pytest.raises((TimeoutError, asyncio.CancelledError)):
+            await asyncio.wait_for(consume(), LONG_S)
+        assert asyncio.get_running_loop().time() < 100
+
+    @pytest.mark.rows("S6")
+    @EACH
+    @pytest.mark.parametrize("busy", [True, False])
+    @virtual
+    async def test_a_pump_that_is_cancelled_says_so(self, name: str, busy: bool) -> None:
+        """Whoever cancels it: the consumer is not left waiting, and the engine is closed."""
+        engine = Engine(range(9), every_s=1.0)
+        stream = fuse(engine(), [DETACHED[name](), same()])
+        before = asyncio.all_tasks()
+        assert await anext(stream) == 0
+        pumps = asyncio.all_tasks() - before
+        (pump,) = [task for task in pumps if "_pull_on_demand" in repr(task)]
+        pulling = asyncio.create_task(collect(stream)) if busy else None
+        await asyncio.sleep(0.5)
+        pump.cancel()
+        await asyncio.sleep(0)
+        pulling = pulling or asyncio.create_task(collect(stream))
+        await asyncio.wait([pulling], timeout=5)
+        assert pulling.cancelled()
+        await asyncio.sleep(1)
+        assert engine.closed == 1
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize(
+        "way",
+        [
+            "cycle",
+            pytest.param(
+                "frame",
+                marks=pytest.mark.xfail(strict=False, reason="generators are held in a set"),
+            ),
+        ],
+    )
+    @EACH
+    def test_a_lost_stream_takes_its_pump_along(self, name: str, way: str) -> None:
+        """In a cycle, also one through the engine's frame: closed, and asyncio says nothing."""
+        said: list[str] = []
+        closed: list[int] = []
+
+        async def engine(owner: list[Any]) -> AsyncGenerator[int]:
+            try:
+                for number in range(9):
+                    yield number
+            finally:
+                assert owner is not None
+                closed.append(1)
+
+        async def run() -> None:
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _, what: said.append(what["message"]))
+            for _ in range(20):
+                owner: list[Any] = []
+                stream = fuse(engine(owner if way == "frame" else []), [DETACHED[name](), same()])
+                owner.append(stream)
+                owner.append(owner)
+                await anext(stream)
+                del stream, owner
+                gc.collect()
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(1)
+            gc.collect()
+            await asyncio.sleep(1)
+            left = [task for task in asyncio.all_tasks() if "_pull_on_demand" in repr(task)]
+            assert left == []
+
+        run_virtual(run())
+        gc.collect()
+        assert (said, len(closed)) == ([], 20)
+
+    @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+    @EACH
+    def test_an_eager_task_factory_changes_nothing(self, name: str) -> None:
+        """The pump shares the context that its first demand is made in."""
+
+        async def run() -> Seen:
+            loop = asyncio.get_running_loop()
+            factory: Any = getattr(asyncio, "eager_task_factory")  # noqa: B009 - not in 3.11
+            loop.set_task_factory(factory)
+            stream = fuse(Engine(range(3))(), [DETACHED[name]()])
+            return await collect(stream, take=3)
+
+        assert run_virtual(run()) == Seen([0, 1, 2], "dropped")
+
+    @virtual
+    async def test_the_next_pull_may_be_demanded_by_an_item(self) -> None:
+        """A demand made while an item is handled is one more pull; one made in a pull is none."""
+        mailbox: Mailbox[int | None] = Mailbox()
+        source = fuse(Engine(range(5), every_s=1.0)(), [])
+
+        def take(item: int) -> None:
+            mailbox.put(item)
+            if item == 1:
+                pump.demand()
+
+        pump: Pump[int] = Pump(source, take, mailbox.end)
+        pulls: list[list[int]] = []
+        for _ in range(3):
+            pump.demand()
+            pump.demand()
+            await asyncio.sleep(5)
+            pulls.append([mailbox.take() or 0 for _ in range(len(mailbox))])
+        assert pulls == [[0], [1, 2], [3]]
+        pump.close()
+        await pump.wait_closed()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
