@@ -342,8 +342,9 @@ class FusedRun(Segment, Generic[B]):
     def _end_wait(self, *, has_item: bool) -> bool:
         """Take what came of a pull that had to wait; return whether that is an item."""
         chain, task = self._chain, self._chain.puller
-        if self._has_cancelled and task is not None:
-                task.uncancel()
+        if chain.own_cancels and task is not None:
+            chain.own_cancels = 0
+            task.uncancel()
         is_cancelled = chain.is_cancelled()
         chain.puller = None
         if self._state == _UNWINDING:
