@@ -87,7 +87,7 @@ def abort_gate(
     return Observable(subscribe)
 
 
-@callbacks()
+@callbacks(takes="chunks")
 def deferred_abort(
     abort: Callable[[], None] | None = None,
     *,

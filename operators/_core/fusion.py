@@ -9,6 +9,7 @@ import logging
 import operator
 import types
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from operators._core.chain import Chain, StageFactory
@@ -31,6 +32,7 @@ _WAITING: Final = 1  # a pull waits for the source
 _UNWINDING: Final = 2  # it was dropped while it waited, and the pull has not ended yet
 _OVER: Final = 3  # the source is closed, or being closed
 _PUT_BACK: Final = 4  # items that were put back come first
+_LEAVING: Final = 5  # it was closed from within its own step, and is dropped before the next
 
 _RETURNED = object()
 
@@ -53,10 +55,20 @@ class PulledChain(Chain):
         puller: The task that waits in a pull.
         baseline: How many cancellations *puller* had been asked for when it began to wait.
         is_interrupted: Whether a cancellation is on its way through the pull.
+        is_disturbed: Whether it was dropped or is interrupted; then the loop asks `is_over`.
         is_pumped: Whether a task of ours pulls, so that its cancellation is no consumer's.
     """
 
-    __slots__ = ("baseline", "dropped", "is_interrupted", "is_pumped", "item", "puller", "source")
+    __slots__ = (
+        "baseline",
+        "dropped",
+        "is_disturbed",
+        "is_interrupted",
+        "is_pumped",
+        "item",
+        "puller",
+        "source",
+    )
 
     def __init__(
         self, source: AsyncIterator[Any], operators: Sequence[StageFactory], scope: Any
@@ -67,11 +79,14 @@ class PulledChain(Chain):
         self.puller: asyncio.Task[Any] | None = None
         self.baseline = 0
         self.is_interrupted = False
+        self.is_disturbed = False
         self.is_pumped = False
         super().__init__(operators, scope)
 
     def complete(self, place: int = 0, ended_by: str | None = None) -> None:
         """Complete the stages from *place* on, in order."""
+        if self.is_disturbed and self.is_over():
+            return
         super().complete(place, ended_by or self._source_ended_by())
 
     def push_last(self, item: Any, place: int = 0, ended_by: str | None = None) -> None:
@@ -87,18 +102,23 @@ class PulledChain(Chain):
             return False
         return self.puller is None or self.puller.cancelling() > self.baseline
 
+    def is_over(self) -> bool:
+        """Return whether the run was dropped; it is where the consumer was cancelled meanwhile."""
+        if not self.dropped and self.is_cancelled():
+            self.drop()
+        return self.dropped
+
     def fail_from_source(self, error: BaseException) -> None:
         """Fail the stages with what the source raised; its own cancellation is a failure (S6)."""
-        if self.dropped:
+        if isinstance(error, BaseExceptionGroup) and self.is_cancelled() and self.puller is not None:
+            # A task group that fails cancels its parent, and before Python 3.13 does not always
+            # take that back.
+            self.puller.uncancel()
+        if self.is_over():
             if isinstance(error, Exception):
                 _log.error("a dropped source failed", exc_info=redacted_exc_info(error))
             return
-        if isinstance(error, BaseExceptionGroup) and self.is_interrupted:
-            # A task group that fails cancels its parent, and before Python 3.13 does not always
-            # take that back.
-            if self.puller is not None and self.puller.cancelling() > self.baseline:
-                self.puller.uncancel()
-        if isinstance(error, asyncio.CancelledError | GeneratorExit) and not self.is_cancelled():
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
             cause, error = error, SourceCancelled(f"the source raised {type(error).__name__}")
             error.__cause__ = cause
         drop_top_frame(error)
@@ -107,13 +127,14 @@ class PulledChain(Chain):
     def interrupt(self, *, interrupted: bool) -> None:
         """Tell the stages that a cancellation is on its way through the pull, or did not drop it."""
         self.is_interrupted = interrupted
+        self.is_disturbed = interrupted or self.dropped
         for stage in self._stages:
             if type(stage) is Callbacks and stage.on_interrupt is not None:
                 stage.on_interrupt(interrupted)
 
     def drop(self) -> None:
         """Close the stages, here and in front, and forget what was not handed out."""
-        self.dropped = True
+        self.dropped = self.is_disturbed = True
         self.out.clear()
         self.error = None
         self.close_stages()
@@ -152,6 +173,7 @@ class FusedRun(Segment, Generic[B]):
         "_enter",
         "_generator",
         "_has_cancelled",
+        "_is_leaving",
         "_on_end",
         "_put_back",
         "_resumed_state",
@@ -185,6 +207,7 @@ class FusedRun(Segment, Generic[B]):
         self.is_adopted = False
         self.raised = 0
         self._has_cancelled = False
+        self._is_leaving = False
         self._unwound: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._put_back: list[Any] | None = None
@@ -209,7 +232,7 @@ class FusedRun(Segment, Generic[B]):
                 continue
             arguments.append(step)
             if condition is None:
-                shape.append(type(step) is types.BuiltinMethodType)
+                shape.append(not isinstance(step, type))
             else:
                 shape.append(condition.expression)
                 arguments += condition.values
@@ -265,6 +288,8 @@ class FusedRun(Segment, Generic[B]):
                 self._put_back = None
                 self._state = self._resumed_state
             return item
+        if self._state == _LEAVING:
+            self._drop()
         if self._chain.out:
             item = self._chain.out.pop(0)
             if self.ended:
@@ -325,7 +350,7 @@ class FusedRun(Segment, Generic[B]):
             self._state = _IDLE
             self._drop()
         else:
-            self._state = _IDLE
+            self._state = _LEAVING if self._is_leaving else _IDLE
             if chain.is_interrupted:
                 chain.interrupt(interrupted=False)
         if is_cancelled:
@@ -402,24 +427,19 @@ class FusedRun(Segment, Generic[B]):
             self._chain.error = None
             self._tell_end(dropped=True)
             return
-        if self._generator.gi_running or not self._can_enter():
+        if self._generator.gi_running:
             # An operator or the engine drops its own stream: let the step end first.
+            self._is_leaving = True
+            if self._state == _IDLE:
+                self._state = _LEAVING
             self.event_loop.call_soon(self.close)
         elif self._state == _WAITING:
             self._state = _UNWINDING
             self.drop()
             self._tell_end(dropped=True)
             self._cancel_pull()
-        elif self._state == _IDLE:
+        elif self._state != _UNWINDING:
             self._drop()
-
-    def _can_enter(self) -> bool:
-        """Return whether the caller is outside of the context that the run enters."""
-        try:
-            self._enter(bool)
-        except RuntimeError:
-            return False
-        return True
 
     def _cancel_pull(self) -> None:
         task = self._chain.puller
@@ -448,7 +468,7 @@ class FusedRun(Segment, Generic[B]):
         if on_end is None:
             return
         try:
-            self._enter(on_end, dropped)
+            _enter_once(self._enter, partial(on_end, dropped))
         except Exception as error:
             _log.error(
                 "the callback at the end of a stream failed", exc_info=redacted_exc_info(error)
@@ -459,7 +479,7 @@ class FusedRun(Segment, Generic[B]):
         if isinstance(source, Segment):
             source.close()
         elif hasattr(source, "aclose"):
-            if not loop.is_running():
+            if loop.is_closed():
                 self._enter(_close_now, source)
             else:
                 self._closing = start_task(close_quietly(source, _FAILED), loop, self.own_context)
@@ -571,7 +591,7 @@ def _do_nothing() -> None: ...
 
 
 def _close_now(source: AsyncIterator[Any]) -> None:
-    """Close a source whose event loop does not run: what needs no waiting is still done."""
+    """Close a source whose event loop is closed: what needs no waiting is still done."""
     closing = close_quietly(source, _FAILED)
     try:
         closing.send(None)

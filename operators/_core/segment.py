@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from operators._core.failures import add_operator_note, redacted_exc_info
 from operators._core.mailbox import Mailbox
 from operators._core.stage import StageResult
-from operators._core.tasks import start_task
+from operators._core.tasks import current_task, start_task
 
 if TYPE_CHECKING:
     from operators._core.fusion import FusedRun
@@ -209,7 +209,7 @@ async def close_quietly(source: object, failed: str) -> None:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        task = asyncio.current_task()
+        task = current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
         _log.error("%s", failed, exc_info=redacted_exc_info(error))
