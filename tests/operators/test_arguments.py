@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import typing
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
@@ -167,3 +169,30 @@ def test_a_type_that_is_unknown_at_run_time() -> None:
 def test_what_it_takes_may_look_like_anything() -> None:
     """An object that can be called is a function."""
     assert choosy(function=SimpleNamespace).name == "choosy"
+
+
+def test_nothing_is_kept_of_an_operator() -> None:
+    """One that is written in a function is forgotten with what it refers to."""
+
+    class Held:
+        pass
+
+    def use() -> weakref.ref[Held]:
+        held = Held()
+
+        @operator
+        def holding(whole: int) -> Stage[Any, Any]:
+            yield held
+
+        @operator
+        async def holding_too(source: FusedRun[Any], whole: int) -> Any:
+            yield held
+
+        for _ in range(2):
+            holding(1)
+            holding_too(1)
+        return weakref.ref(held)
+
+    held = use()
+    gc.collect()
+    assert held() is None
