@@ -75,9 +75,7 @@ OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a number, more than 0 seconds",
     ),
     "maybe": (
-        lambda value: value is None
-        or isinstance(value, str)
-        or (is_whole(value) and value >= 1),
+        lambda value: value is None or isinstance(value, str) or (is_whole(value) and value >= 1),
         "a whole number, at least 1 or a text or None",
     ),
     "anything": (lambda _: True, ""),

@@ -374,7 +374,6 @@ class TestNobodyWaits:
         assert loop.run_until_complete(run.released()) == DROPPED
         loop.close()
 
-
     @pytest.mark.rows("S7")
     @pytest.mark.parametrize("is_ended", [True, False])
     def test_a_stream_that_outlives_the_interpreter(self, is_ended: bool) -> None:
@@ -394,7 +393,7 @@ class TestNobodyWaits:
             asyncio.run(main())
             gc.freeze()
         """
-        done = subprocess.run(  # noqa: S603 - our own interpreter
+        done = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
         )
         assert done.stderr == ""

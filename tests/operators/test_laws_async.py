@@ -13,12 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators import Awaited, fuse, stateless
+from operators import Awaited, fuse
 from operators.authoring import (
     AnyOperator,
     FusedRun,
     StageResult,
-    complete_with,
     emit,
     fail_after,
     operator,

@@ -276,7 +276,9 @@ class TestDrop:
     @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
     @pytest.mark.parametrize("pulled", [0, 1])
     @virtual
-    async def test_the_generator_comes_first(self, pulled: int, way: Callable[[Owner], Any]) -> None:
+    async def test_the_generator_comes_first(
+        self, pulled: int, way: Callable[[Owner], Any]
+    ) -> None:
         """It may still wait in its ``finally``; one that was never pulled does not begin."""
         noted: list[str] = []
 
