@@ -1,5 +1,8 @@
 """Cancellations on their way through a pull: the consumer's, the engine's own, and those of a drop."""
 
+# The types of ``reactivex`` leave open what an operator without a source works on.
+# pyright: reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 import asyncio
