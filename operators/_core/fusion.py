@@ -110,7 +110,11 @@ class PulledChain(Chain):
 
     def fail_from_source(self, error: BaseException) -> None:
         """Fail the stages with what the source raised; its own cancellation is a failure (S6)."""
-        if isinstance(error, BaseExceptionGroup) and self.is_cancelled() and self.puller is not None:
+        if (
+            isinstance(error, BaseExceptionGroup)
+            and self.is_cancelled()
+            and self.puller is not None
+        ):
             # A task group that fails cancels its parent, and before Python 3.13 does not always
             # take that back.
             self.puller.uncancel()
