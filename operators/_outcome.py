@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from operators._core.failures import redacted_exc_info
 from operators._raw_chunk import field_of, tokens_in
@@ -77,36 +77,89 @@ class HandedOut:
 
     Attributes:
         error: The error of the error item.
+        has_failed: Whether an error item came; in its JSON form it has no error to keep.
         reasons: The finish reasons of the terminals, by the index of their answer.
-        tokens: How many tokens came.
-        is_known: Whether any item was a chunk, an annotated chunk or an error item.
+        tokens: How many token ids came.
+        usage_tokens: What the terminals tell in their usage.
+        is_known: False where items came that can't be read, and none that can.
     """
 
-    __slots__ = ("_parse", "error", "is_known", "reasons", "tokens")
+    __slots__ = (
+        "_has_chunk",
+        "_parse",
+        "error",
+        "has_failed",
+        "is_known",
+        "reasons",
+        "tokens",
+        "usage_tokens",
+    )
 
     def __init__(self, parse: Callable[[Any], Any]) -> None:
         self._parse = parse
+        self._has_chunk = False
         self.error: Exception | None = None
+        self.has_failed = False
         self.reasons: dict[int, Any] = {}
         self.tokens = 0
-        self.is_known = False
+        self.usage_tokens = 0
+        self.is_known = True
+
+    @property
+    def output_tokens(self) -> int:
+        """How many tokens came; without token ids, what the usage says (row F1)."""
+        return self.tokens or self.usage_tokens
+
+    def fail(self, error: Exception | None) -> None:
+        """Take note of a failure that the consumer gets as an item, or as it is."""
+        self.error = error
+        self.has_failed = True
+
+    def count_one(self) -> None:
+        """Take note of a chunk of one token that ends nothing."""
+        self.tokens += 1
+        self._has_chunk = self.is_known = True
 
     def look(self, item: Any) -> Any:
         """Take note of an item, and return it."""
+        fields = cast("Mapping[str, Any]", item) if isinstance(item, Mapping) else None
+        if fields is not None and fields.get("event") == "error":
+            self.fail(None)
+            return item
         error = getattr(item, "error", None)
         if isinstance(error, Exception):
-            self.error = error
-            self.is_known = True
+            self.fail(error)
             return item
-        chunk = getattr(item, "data", item)
-        if isinstance(chunk, Mapping) or hasattr(chunk, "token_ids"):
-            self.is_known = True
-            self.tokens += tokens_in(chunk)
-            reason = field_of(chunk, "finish_reason")
-            if reason is not None:
-                index = field_of(chunk, "index")
-                self.reasons.setdefault(index if isinstance(index, int) else 0, self._parse(reason))
+        chunk = _chunk_in(item)
+        if chunk is not None:
+            self._look_at_chunk(chunk)
+        elif not self._has_chunk and fields is None and not hasattr(item, "data"):
+            self.is_known = False
         return item
+
+    def _look_at_chunk(self, chunk: Any) -> None:
+        self._has_chunk = self.is_known = True
+        self.tokens += tokens_in(chunk)
+        reason = field_of(chunk, "finish_reason")
+        if reason is None:
+            return
+        index = field_of(chunk, "index")
+        self.reasons.setdefault(index if isinstance(index, int) else 0, self._parse(reason))
+        used = field_of(field_of(chunk, "completion_usage"), "completion_tokens")
+        self.usage_tokens += used if isinstance(used, int) else 0
+
+
+def _chunk_in(item: Any) -> Any:
+    """Return the chunk in an item, or in its JSON form; None where there is none."""
+    chunk = getattr(item, "data", item)
+    if isinstance(chunk, Mapping):
+        fields = cast("Mapping[str, Any]", chunk)
+        fields = fields.get("data", fields)
+        return fields if isinstance(fields, Mapping) and _CHUNK_FIELDS & fields.keys() else None
+    return chunk if hasattr(chunk, "token_ids") else None
+
+
+_CHUNK_FIELDS = frozenset({"token_ids", "finish_reason"})
 
 
 class OutcomeTracker:
@@ -142,7 +195,7 @@ class OutcomeTracker:
         """Return whether the consumer was handed the last answer's terminal, or an error item."""
         handed = self.handed_out
         if handed is not None and handed.is_known:
-            return handed.error is not None or len(handed.reasons) >= self.times.answers
+            return handed.has_failed or len(handed.reasons) >= self.times.answers
         return self.failure is not None or len(self.times.finish_reasons) >= self.times.answers
 
     def end(self, *, dropped: bool) -> Outcome:
@@ -166,14 +219,18 @@ class OutcomeTracker:
         times, handed = self.times, self.handed_out
         if handed is not None and not handed.is_known:
             handed = None
-        tokens = None if handed is None else handed.tokens
+        tokens = None if handed is None else handed.output_tokens
+        has_ended = handed is not None and self.has_ended()
         # Behind what was seen of the items, a drop no longer counts (row P6a).
-        if dropped and not (handed is not None and self.has_ended()):
+        if dropped and not has_ended:
             return Outcome(None, None, True, times, handed_out=tokens)
-        failure = self.failure if handed is None or handed.error is None else handed.error
+        reasons, failure = times.finish_reasons, self.failure
+        if handed is not None and has_ended:
+            # Operators on items may have made another end of what came to them.
+            reasons = handed.reasons
+            failure = (handed.error or failure) if handed.has_failed else None
         if failure is not None:
             return Outcome(None, failure, self._was_stopped(), times, handed_out=tokens)
-        reasons = times.finish_reasons if handed is None or not handed.reasons else handed.reasons
         in_order = tuple(reasons[index] for index in sorted(reasons))
         return Outcome(worst_reason(in_order), None, self._was_stopped(), times, in_order, tokens)
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from operators import deferred_abort, fuse, validate_chunks
-from operators.authoring import FusedRun
+from operators.authoring import FusedRun, Operator
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine, open_chunks, start_abort
 from rx_backend.errors import InvalidArgument
@@ -50,8 +50,12 @@ class EngineCall:
         self._unlisten: Callable[[], None] | None = None
         live.setdefault(parent, []).append(self)
 
-    async def open(self, request: PreprocessedRequest) -> FusedRun[LLMEngineOutput]:
-        """Call the engine's ``generate`` and return its chunks, behind the gate."""
+    async def open(
+        self,
+        request: PreprocessedRequest,
+        *operators: Operator[LLMEngineOutput, LLMEngineOutput],
+    ) -> FusedRun[LLMEngineOutput]:
+        """Call the engine's ``generate`` and return its chunks, behind the gate and *operators*."""
         context, defers = self.context, self.context.defers_abort
         own = contextvars.copy_context()
         if defers:
@@ -64,7 +68,7 @@ class EngineCall:
             defer=defers,
             end_of_turn=asyncio.get_running_loop().call_soon,
         )
-        self._run = fuse(chunks, [_WELL_FORMED, gate], own_context=own)
+        self._run = fuse(chunks, [_WELL_FORMED, gate, *operators], own_context=own)
         return self._run
 
     def report_queue_time(self) -> None:

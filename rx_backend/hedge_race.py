@@ -10,7 +10,7 @@ from typing import Literal
 
 from opentelemetry import trace
 
-from operators.assembly import drop_top_frame, start_task
+from operators.assembly import Callbacks, callbacks, drop_top_frame, start_task
 from operators.authoring import has_content, own_copy
 from rx_backend.combined_engine import EngineCall
 from rx_backend.logger import describe, get_logger
@@ -57,6 +57,7 @@ class Racer:
         chunks: What waits to be handed out.
         is_over: No more chunks will come.
         is_closed: The race has no use for it.
+        has_failed: Its last chunk says ``error``; its close may still be awaited.
         error: What it failed with.
     """
 
@@ -65,6 +66,7 @@ class Racer:
         "call",
         "chunks",
         "error",
+        "has_failed",
         "is_closed",
         "is_over",
         "output_tokens",
@@ -78,7 +80,7 @@ class Racer:
         self.call = call
         self.chunks: deque[LLMEngineOutput] = deque()
         self.error: BaseException | None = None
-        self.is_over = self.is_closed = False
+        self.is_over = self.is_closed = self.has_failed = False
         self.output_tokens = 0
         self.runs_ahead = runs_ahead
         self._demand = asyncio.Event()
@@ -99,8 +101,7 @@ class Racer:
     async def _pull(self, request: PreprocessedRequest, race: HedgeRace) -> None:
         error: BaseException | None = None
         try:
-            async for chunk in await self.call.open(request):
-                self.output_tokens += len(chunk.token_ids)
+            async for chunk in await self.call.open(request, count_tokens(self)):
                 if self.is_closed or not race.on_chunk(self, chunk):
                     break
                 if not self.runs_ahead:
@@ -125,6 +126,17 @@ class Racer:
             finally:
                 # This frame is in its traceback: a reference back would be a cycle.
                 del error
+
+
+@callbacks(takes="chunks")
+def count_tokens(racer: Racer) -> Callbacks[LLMEngineOutput, LLMEngineOutput]:
+    """Count what an engine makes, also in answer to its cancellation."""
+
+    def count(chunk: LLMEngineOutput) -> LLMEngineOutput:
+        racer.output_tokens += len(chunk.token_ids)
+        return chunk
+
+    return Callbacks(count)
 
 
 class HedgeRace:
@@ -166,7 +178,7 @@ class HedgeRace:
         while True:
             racer = self._winner or self._first
             # How the first engine failed is not told before the second has failed too.
-            if self._winner is not None or not racer.is_over:
+            if self._winner is not None or not (racer.is_over or racer.has_failed):
                 if racer.chunks:
                     chunk = racer.chunks.popleft()
                     if chunk.finish_reason is not None:
@@ -203,6 +215,7 @@ class HedgeRace:
         self._changed.set()
         if self._winner is None:
             if _is_failure(chunk):
+                racer.has_failed = True
                 return False
             if has_content(chunk) or chunk.finish_reason is not None:
                 self._win(racer)

@@ -121,19 +121,37 @@ def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
     handed = scope.outcome.handed_out = HandedOut(FinishReason.parse)
 
     def complete(ended_by: str | None) -> StageResult | None:
-        if ended_by is None or scope.outcome.has_ended():
+        if scope.outcome.has_ended():
             return None
-        handed.error = _incomplete(ended_by)
-        handed.is_known = True
-        return complete_with(Annotated.from_error(handed.error))
+        # It is handed out unless the stream is dropped first.
+        scope.outcome.failure = incomplete = _incomplete(ended_by)
+        return complete_with(Annotated.from_error(incomplete))
 
     def end(failure: Exception | None, _dropped: bool) -> None:
-        if failure is not None:
-            handed.error, handed.is_known = failure, True
+        if failure is not None and not (handed.is_known and scope.outcome.has_ended()):
+            handed.fail(failure)
+            handed.is_known = True
 
-    return Callbacks(handed.look, on_complete=complete, on_end=end)
+    return Callbacks(
+        handed.look,
+        only=_IS_UNUSUAL,
+        names={"annotated": Annotated, "output": LLMEngineOutput, "count": handed.count_one},
+        on_complete=complete,
+        on_end=end,
+    )
+
+
+# Counts a chunk of one token in passing; any other item is looked at.
+_IS_UNUSUAL = (
+    "type(item) is not annotated or item.error is not None "
+    "or type(handed := item.data) is not output or handed.finish_reason is not None "
+    "or type(ids := handed.token_ids) is not list or len(ids) != 1 or count()"
+)
 
 
 def _incomplete(ended_by: str | None) -> StreamIncomplete:
-    who = "the engine's stream ended" if ended_by is None else f"the operator {ended_by} ended it"
-    return StreamIncomplete(f"{who} without a terminal")
+    if ended_by is None:
+        return StreamIncomplete("the engine's stream ended without a terminal")
+    if ended_by == "until_terminal":
+        return StreamIncomplete("an operator behind until_terminal kept the terminal back")
+    return StreamIncomplete(f"the operator {ended_by} ended the stream without a terminal")

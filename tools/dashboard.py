@@ -25,6 +25,7 @@ PICKED: Final = 'gen_ai_request_model=~"$model",rx_backend_mode=~"$mode"'
 _REQUESTS: Final = "rx_backend_requests_total"
 _ACTIVE: Final = "rx_backend_requests_active"
 _LOST: Final = "rx_backend_telemetry_lost_total"
+_WASTED: Final = "rx_backend_tokens_wasted_total"
 _CHUNKS: Final = "rx_backend_coalesce_chunks_total"
 
 
@@ -212,7 +213,6 @@ ROWS: Final[Mapping[str, tuple[Panel, ...]]] = {
             "keeps up; it rises where clients lag. All models and roles.",
             queries={"chunks": _merged()},
             unit="short",
-            width=12,
         ),
         Panel(
             title="Telemetry lost per second",
@@ -220,7 +220,13 @@ ROWS: Final[Mapping[str, tuple[Panel, ...]]] = {
             "failed export count, although the next one makes up for them.",
             queries={"{{rx_backend_signal}}": _rate(_LOST, by="rx_backend_signal", picked="")},
             unit="ops",
-            width=12,
+        ),
+        Panel(
+            title="Tokens wasted",
+            what="What the losers of races read and made, and what was read again after an engine was "
+            "lost; empty without `HedgedEngine` and `FailoverEngine`.",
+            queries={"{{gen_ai_token_type}}": _rate(_WASTED, by="gen_ai_token_type")},
+            unit="short",
         ),
     ),
 }

@@ -61,6 +61,7 @@ class Chain:
     __slots__ = (
         "_factories",
         "_is_last",
+        "_kept_by",
         "_scope",
         "_stages",
         "conditions",
@@ -77,6 +78,8 @@ class Chain:
         self._scope = scope
         self._stages: list[AnyStage] = []
         self._is_last = False
+        # The operator that handed out nothing for the last item.
+        self._kept_by: str | None = None
         self.steps: list[Step | None] = []
         self.conditions: list[Condition | None] = []
         self.reshaped = False
@@ -148,7 +151,7 @@ class Chain:
         """Send the stream's last item through the stages from *place* on, and complete them."""
         self._is_last = True
         self.push(item, place)
-        self.complete(place, ended_by)
+        self.complete(place, self._kept_by or ended_by)
 
     def emitted(self, place: int, result: StageResult | None) -> None:
         """Take what the stage at *place* returned for an item, where that is no item."""
@@ -162,6 +165,8 @@ class Chain:
             self._returned(place, result)
             return
         self._apply(place, result)
+        if self._is_last and not result.items:
+            self._kept_by = self._factories[place].name
         for item in result.items:
             if self.has_ended:
                 return

@@ -7,6 +7,7 @@ import contextvars
 import inspect
 import logging
 import operator
+import sys
 import types
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
 from functools import partial
@@ -54,9 +55,10 @@ class PulledChain(Chain):
         dropped: Whether the run was dropped before its end.
         puller: The task that waits in a pull.
         baseline: How many cancellations *puller* had been asked for when it began to wait.
+        own_cancels: How many the run has made since, to end the pull: none or one.
         is_interrupted: Whether a cancellation is on its way through the pull.
         is_disturbed: Whether it was dropped or is interrupted; then the loop asks `is_over`.
-        is_pumped: Whether a task of ours pulls, so that its cancellation is no consumer's.
+        pump: A task of ours that may pull, whose cancellation is no consumer's.
     """
 
     __slots__ = (
@@ -64,8 +66,9 @@ class PulledChain(Chain):
         "dropped",
         "is_disturbed",
         "is_interrupted",
-        "is_pumped",
         "item",
+        "own_cancels",
+        "pump",
         "puller",
         "source",
     )
@@ -78,9 +81,10 @@ class PulledChain(Chain):
         self.dropped = False
         self.puller: asyncio.Task[Any] | None = None
         self.baseline = 0
+        self.own_cancels = 0
         self.is_interrupted = False
         self.is_disturbed = False
-        self.is_pumped = False
+        self.pump: asyncio.Task[None] | None = None
         super().__init__(operators, scope)
 
     def complete(self, place: int = 0, ended_by: str | None = None) -> None:
@@ -98,9 +102,11 @@ class PulledChain(Chain):
 
     def is_cancelled(self) -> bool:
         """Return whether the consumer was cancelled; what an engine cancels and catches is not it."""
-        if not self.is_interrupted or self.is_pumped:
+        if not self.is_interrupted or (self.pump is not None and self.puller is self.pump):
             return False
-        return self.puller is None or self.puller.cancelling() > self.baseline
+        if self.puller is None:
+            return not self.dropped
+        return self.puller.cancelling() > self.baseline + self.own_cancels
 
     def is_over(self) -> bool:
         """Return whether the run was dropped; it is where the consumer was cancelled meanwhile."""
@@ -111,12 +117,12 @@ class PulledChain(Chain):
     def fail_from_source(self, error: BaseException) -> None:
         """Fail the stages with what the source raised; its own cancellation is a failure (S6)."""
         if (
-            isinstance(error, BaseExceptionGroup)
+            _GROUPS_FORGET
+            and isinstance(error, BaseExceptionGroup)
             and self.is_cancelled()
             and self.puller is not None
         ):
-            # A task group that fails cancels its parent, and before Python 3.13 does not always
-            # take that back.
+            # A task group that fails has cancelled its parent, and does not always take that back.
             self.puller.uncancel()
         if self.is_over():
             if isinstance(error, Exception):
@@ -176,7 +182,6 @@ class FusedRun(Segment, Generic[B]):
         "_closing",
         "_enter",
         "_generator",
-        "_has_cancelled",
         "_is_leaving",
         "_on_end",
         "_put_back",
@@ -210,7 +215,6 @@ class FusedRun(Segment, Generic[B]):
         self._on_end = on_end
         self.is_adopted = False
         self.raised = 0
-        self._has_cancelled = False
         self._is_leaving = False
         self._unwound: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -342,8 +346,8 @@ class FusedRun(Segment, Generic[B]):
     def _end_wait(self, *, has_item: bool) -> bool:
         """Take what came of a pull that had to wait; return whether that is an item."""
         chain, task = self._chain, self._chain.puller
-        if self._has_cancelled and task is not None:
-            self._has_cancelled = False
+        if chain.own_cancels and task is not None:
+            chain.own_cancels = 0
             task.uncancel()
         is_cancelled = chain.is_cancelled()
         chain.puller = None
@@ -392,14 +396,9 @@ class FusedRun(Segment, Generic[B]):
         """Whether nothing comes in any more: completed, failed or dropped."""
         return self._chain.has_ended
 
-    @property
-    def is_pumped(self) -> bool:
-        """Whether it is pulled by a task of ours."""
-        return self._chain.is_pumped
-
-    @is_pumped.setter
-    def is_pumped(self, is_pumped: bool) -> None:
-        self._chain.is_pumped = is_pumped
+    def pulled_by(self, pump: asyncio.Task[None]) -> None:
+        """Note that the task *pump* pulls: its cancellation is a failure, and no consumer's."""
+        self._chain.pump = pump
 
     @property
     def dropped(self) -> bool:
@@ -449,9 +448,9 @@ class FusedRun(Segment, Generic[B]):
         task = self._chain.puller
         if task is None:
             self._unwind_pull()
-        elif not self._has_cancelled and task.cancelling() <= self._chain.baseline:
+        elif task.cancelling() <= self._chain.baseline:
             # As asyncio.timeout does; a second one would cut the engine's clean-up short.
-            self._has_cancelled = True
+            self._chain.own_cancels = 1
             task.cancel()
 
     def _drop(self) -> None:
@@ -604,5 +603,6 @@ def _close_now(source: AsyncIterator[Any]) -> None:
     closing.close()
 
 
+_GROUPS_FORGET: Final = sys.version_info < (3, 13)
 _FAILED: Final = "closing the source of a stream failed"
 _log = logging.getLogger(__name__)

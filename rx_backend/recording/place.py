@@ -15,7 +15,7 @@ from urllib.parse import quote
 from rx_backend.errors import InvalidArgument
 from rx_backend.recording.model import RecordedRequest
 
-__all__ = ("Place",)
+__all__ = ("Place", "check_path")
 
 _KNOWN = ("request_id", "model", "mode")
 _LONGEST = 120
@@ -36,10 +36,7 @@ class Place:
     __slots__ = ("_numbered", "_template", "_values")
 
     def __init__(self, path: str | os.PathLike[str], request: RecordedRequest) -> None:
-        try:
-            template = os.fsdecode(path)
-        except TypeError:
-            raise InvalidArgument(f"record: path: expected a path, got {path!r}") from None
+        template = _template(path)
         if template.endswith(("/", os.sep)) or Path(template).is_dir():
             name = "{number:06}" if request.request_id is None else "{request_id}"
             template = os.path.join(template, f"{name}.jsonl")  # noqa: PTH118  # a Path would drop the slash
@@ -100,6 +97,18 @@ class Place:
 
     def _path(self, number: int = 0) -> Path:
         return Path(self._template.format(**self._values, number=number))
+
+
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Raise ``InvalidArgument`` where *path* is no path, or no template of one."""
+    _placeholders(_template(path))
+
+
+def _template(path: str | os.PathLike[str]) -> str:
+    try:
+        return os.fsdecode(path)
+    except TypeError:
+        raise InvalidArgument(f"record: path: expected a path, got {path!r}") from None
 
 
 # Streams beside each other never write to the same file.

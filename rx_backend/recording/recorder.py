@@ -13,7 +13,7 @@ from operators.authoring import Clock
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engines.checks import text, whole
 from rx_backend.recording.model import RecordedRequest
-from rx_backend.recording.place import Place
+from rx_backend.recording.place import Place, check_path
 from rx_backend.recording.tape import Tape
 from rx_backend.scope import RequestScope
 
@@ -30,7 +30,7 @@ def _check(
     buffer_bytes: object = 8192,
     **_: object,
 ) -> None:
-    Place(path, RecordedRequest())
+    check_path(path)
     for name, value in (("request_id", request_id), ("model", model)):
         if value is not None:
             text(f"record: {name}", value)

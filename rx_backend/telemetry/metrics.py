@@ -204,8 +204,8 @@ class ServerMetrics:
         ending = (*labels, (FINISH_REASON, finish_reason(outcome)), *_error(kind))
         with self._lock:
             self._add("rx_backend.requests", ending, 1)
-            if times is not None:
-                self._add("rx_backend.tokens", (*labels, _OUTPUT), times.output_tokens)
+            if outcome.output_tokens is not None:
+                self._add("rx_backend.tokens", (*labels, _OUTPUT), outcome.output_tokens)
             if deadline is not None:
                 self._add("rx_backend.deadlines", (*labels, (DEADLINE, deadline)), 1)
         if queued_s is not None:
@@ -233,7 +233,7 @@ class ServerMetrics:
         arrivals = times.times
         if arrivals and kind is None:
             self._first.record(arrivals[0] - times.started + setup_s, labels)
-            later = times.output_tokens - times.sizes.get(0, 1)
+            later = times.later_tokens
             if later > 0:
                 self._per_token.record((arrivals[-1] - arrivals[0]) / later, labels)
         for place in self._gaps_to_record(len(arrivals) - 1):

@@ -131,9 +131,9 @@ class RequestLog:
             self._logger.debug("request started")
 
     def first_token(self, times: TokenTimes) -> None:
-        """The first token is there."""
-        ttft_ms = times.ttft_ms
-        self._logger.debug("first token", **({} if ttft_ms is None else _rounded(ttft_ms=ttft_ms)))
+        """Log that the first token is there, and when it came where times are measured."""
+        told = _rounded(ttft_ms=(times.clock() - times.started) * 1000.0) if times.is_timed else {}
+        self._logger.debug("first token", **told)
 
     def abort_step(self, step: AbortStep) -> None:
         """Something happened to the request's abort."""
@@ -158,7 +158,7 @@ class RequestLog:
         if queued_s is not None:
             told |= _rounded(queue_ms=queued_s * 1000.0)
         if outcome.times is not None:
-            told |= _figures(outcome.times)
+            told |= {names.OUTPUT_TOKENS: outcome.output_tokens} | _figures(outcome.times)
         if is_failure:
             self._logger.warning("request failed", **told)
         else:
@@ -197,8 +197,8 @@ class RequestLog:
 
 
 def _figures(times: TokenTimes) -> dict[str, float]:
-    """The tokens that came, and the latencies where they were measured."""
-    told: dict[str, float] = {names.OUTPUT_TOKENS: times.output_tokens}
+    """Return the latencies, where they were measured."""
+    told: dict[str, float] = {}
     for name, value_ms in ((names.SETUP_MS, times.setup_ms), (names.TTFT_MS, times.ttft_ms)):
         if value_ms is not None:
             told[name] = round(value_ms, 2)

@@ -15,6 +15,7 @@ __all__ = (
     "EngineModuleMissing",
     "EngineNotCallable",
     "load_engine_factory",
+    "load_object",
 )
 
 
@@ -40,7 +41,7 @@ class EngineNotCallable(EngineLoadError):
 
 def load_engine_factory(target: str) -> Callable[[], object]:
     """
-    Give what *target* names: an engine class, or a function that makes an engine.
+    Return what *target* names: an engine class, or a function that makes an engine.
 
     Args:
         target: ``module:name``, both may be dotted.
@@ -55,26 +56,7 @@ def load_engine_factory(target: str) -> Callable[[], object]:
     >>> load_engine_factory("rx_backend.engines:SampleEngine").__name__
     'SampleEngine'
     """
-    module_name, _, path = target.partition(":")
-    if not module_name or not path:
-        raise EngineLoadError(f"engine: expected module:name, got {target!r}")
-    try:
-        found: object = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            message = f"engine {target}: no module named {error.name!r}"
-            raise EngineModuleMissing(message) from error
-        raise _import_failed(target, error) from error
-    except Exception as error:
-        raise _import_failed(target, error) from error
-    where = module_name
-    for name in path.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError as error:
-            message = f"engine {target}: {where} has no {name!r}"
-            raise EngineAttributeMissing(message) from error
-        where = f"{where}.{name}"
+    found = load_object(target)
     if not callable(found):
         raise EngineNotCallable(
             f"engine {target}: expected a class or a function that makes an engine, "
@@ -83,7 +65,41 @@ def load_engine_factory(target: str) -> Callable[[], object]:
     return cast("Callable[[], object]", found)
 
 
-def _import_failed(target: str, error: Exception) -> EngineImportFailed:
+def load_object(target: str, what: str = "engine") -> object:
+    """
+    Return the object that *target* names.
+
+    Args:
+        target: ``module:name``, both may be dotted.
+        what: What it is meant to be, for the errors.
+
+    Raises:
+        EngineLoadError: As for :func:`load_engine_factory`.
+    """
+    module_name, _, path = target.partition(":")
+    if not module_name or not path:
+        raise EngineLoadError(f"{what}: expected module:name, got {target!r}")
+    try:
+        found: object = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            message = f"{what} {target}: no module named {error.name!r}"
+            raise EngineModuleMissing(message) from error
+        raise _import_failed(f"{what} {target}", error) from error
+    except Exception as error:
+        raise _import_failed(f"{what} {target}", error) from error
+    where = module_name
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError as error:
+            message = f"{what} {target}: {where} has no {name!r}"
+            raise EngineAttributeMissing(message) from error
+        where = f"{where}.{name}"
+    return found
+
+
+def _import_failed(which: str, error: Exception) -> EngineImportFailed:
     return EngineImportFailed(
-        f"engine {target}: importing the module raised {type(error).__name__}: {error}"
+        f"{which}: importing the module raised {type(error).__name__}: {error}"
     )

@@ -9,6 +9,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
+from operators import Pipeline
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.dynamo import from_any_engine
 from rx_backend.engine import EngineConfig, LLMEngine
@@ -16,7 +17,8 @@ from rx_backend.errors import BackendError, InvalidArgument
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.telemetry import configure_logs
 from rx_backend.telemetry.switch import OtlpSwitch, telling
-from rx_backend.testing import EngineLoadError, load_engine_factory
+from rx_backend.testing import load_engine_factory
+from rx_backend.testing.engine_loading import load_object
 from rx_backend.worker.dynamo_runtime import DynamoRuntime
 from rx_backend.worker.frontend import log_warnings_only, until_listed
 from rx_backend.worker.options import ServeOptions
@@ -94,12 +96,16 @@ async def _awaited(made: Awaitable[object]) -> object:
 
 
 def _pipeline(options: ServeOptions) -> PipelineSource:
+    """Load what ``--pipeline`` names: a pipeline, or a function from the scope to one."""
     if options.pipeline is None:
         return standard_pipeline
-    try:
-        return cast("PipelineSource", load_engine_factory(options.pipeline))
-    except EngineLoadError as error:
-        raise InvalidArgument(f"pipeline{error.message.removeprefix('engine')}") from error
+    found = load_object(options.pipeline, "pipeline")
+    if isinstance(found, Pipeline) or callable(found):
+        return cast("PipelineSource", found)
+    raise InvalidArgument(
+        f"pipeline {options.pipeline}: expected a Pipeline, or a function that returns one from a "
+        f"request's scope, got {type(found).__name__}"
+    )
 
 
 async def _serve(

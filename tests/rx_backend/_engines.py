@@ -19,7 +19,7 @@ from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.engines import SampleEngine
 from rx_backend.errors import Disconnected
-from rx_backend.pipeline import Pipeline, standard_pipeline
+from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.protocols import (
     Annotated,
     LLMEngineOutput,
@@ -153,6 +153,12 @@ def now() -> float:
     return -1.0 if loop is None else round(loop.time(), 6)
 
 
+async def settle() -> None:
+    """Let the loop turn, so that closings which wait for nothing come to their end."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
 def _loop_or_none() -> asyncio.AbstractEventLoop | None:
     try:
         return asyncio.get_running_loop()
@@ -190,7 +196,7 @@ def adapter_of(
     mode: DisaggregationMode | str = "agg",
     spans: Spans | None = None,
     *,
-    pipeline: Pipeline = standard_pipeline,
+    pipeline: PipelineSource = standard_pipeline,
     record: bool | None = None,
 ) -> EngineAdapter:
     """An adapter on the running loop's clock; without *spans* its spans don't record."""

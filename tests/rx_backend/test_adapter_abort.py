@@ -23,6 +23,7 @@ from tests.rx_backend._engines import (
     collect,
     now,
     request,
+    settle,
     stop,
     token,
     tokens_of,
@@ -136,6 +137,7 @@ async def test_aggregated_and_prefill_abort_at_once(
     await asyncio.sleep(1)
     assert engine.aborts == [1]
     await stream.aclose()
+    await settle()
     assert reading is None or reading.done()
 
 
@@ -282,6 +284,7 @@ async def test_a_drop_before_the_first_token_gives_the_abort_up(
     after(1, context.stop_generating)
     await asyncio.sleep(2)
     await stream.aclose()
+    await settle()
     assert reading is None or reading.done()
     await asyncio.sleep(1)
     context.notify_first_token()

@@ -7,13 +7,14 @@ from typing import Any, cast
 
 import pytest
 
-from operators import until_terminal
+from operators import NotAnOperator, Pipeline, until_terminal
 from operators.authoring import Operator
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.errors import InvalidArgument
-from rx_backend.pipeline import Pipeline, RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+from rx_backend.scope import RequestScope
 from tests.rx_backend._engines import (
     Give,
     ScriptedEngine,
@@ -52,10 +53,10 @@ def test_an_unknown_mode_is_refused(mode: object) -> None:
 
 
 @pytest.mark.parametrize("pipeline", [None, 5, A_LIST, "standard"])
-@pytest.mark.rows("S5")
-def test_a_pipeline_that_cannot_be_called_is_refused(pipeline: object) -> None:
-    """A list of operators is not a pipeline: it would be shared by all requests."""
-    with pytest.raises(InvalidArgument, match=r"pipeline: expected a function .*, got") as raised:
+@pytest.mark.rows("S5", "O5")
+def test_what_is_no_pipeline_is_refused(pipeline: object) -> None:
+    """A list of operators is not a pipeline: it does not say which phase they are in."""
+    with pytest.raises(InvalidArgument, match=r"pipeline: expected a Pipeline, .*, got") as raised:
         EngineAdapter(ScriptedEngine(), pipeline=cast("Pipeline", pipeline))
     assert raised.value.message.endswith(type(pipeline).__name__)
 
@@ -201,8 +202,8 @@ def giving(value: object) -> Callable[[RequestScope], Any]:
     return lambda _: value
 
 
-def with_added(value: object) -> Callable[[RequestScope], Any]:
-    return standard_pipeline.with_operators(value)
+def adding(value: Any) -> Callable[[RequestScope], Any]:
+    return lambda _: standard_pipeline.with_operators(value)
 
 
 @pytest.mark.rows("S5", "P4", "P7")
@@ -210,42 +211,56 @@ def with_added(value: object) -> Callable[[RequestScope], Any]:
     ("pipeline", "message"),
     [
         (raising, "pipeline: raising raised LookupError: no such operator"),
-        (giving(None), "pipeline: .*NoneType"),
-        (giving(5), "pipeline: .*int"),
-        (giving("abc"), r"pipeline\[0\] is no operator: .*got str 'a'"),
-        (giving([None]), r"pipeline\[0\] is no operator: .*got NoneType None"),
-        (with_added(5), r"pipeline\[\d\] is no operator: .*got int 5"),
-        (with_added(None), r"pipeline\[\d\] is no operator: .*got NoneType"),
-        (with_added(A_LIST), r"pipeline\[\d\] is no operator: .*got list"),
-        (with_added(giving(5)), r"pipeline\[\d\] is no operator: .*gave int"),
-        (with_added(until_terminal), r"pipeline\[\d\] is no operator: .*until_terminal"),
-        (with_added(int), r"pipeline\[\d\] is no operator: "),
+        (giving(None), "pipeline: .* expected it to return a Pipeline, got NoneType"),
+        (giving(5), "pipeline: .* expected it to return a Pipeline, got int"),
+        (giving("abc"), "pipeline: .* expected it to return a Pipeline, got str"),
+        (giving(A_LIST), "pipeline: .* expected it to return a Pipeline, got list"),
+        (adding(5), r"pipeline: .*items\[0\] is no operator: .*got int 5"),
     ],
-    ids=[
-        "raises",
-        "none",
-        "int",
-        "text",
-        "list-of-none",
-        "adds-int",
-        "adds-none",
-        "adds-list",
-        "adds-function-to-int",
-        "adds-uncalled-factory",
-        "adds-type",
-    ],
+    ids=["raises", "none", "int", "text", "list", "adds-int"],
 )
 @virtual
 async def test_a_fault_of_the_pipeline_is_found_before_the_engine_is_called(
-    pipeline: Pipeline, message: str
+    pipeline: Callable[[RequestScope], Pipeline], message: str
 ) -> None:
-    """The message names the place and what is there; the span says that the set-up failed."""
+    """The message names the function and what was wrong; the span says that the set-up failed."""
     spans = Spans()
     engine = ScriptedEngine(token(1), stop())
     with pytest.raises(InvalidArgument, match=message):
         await adapter_of(engine, spans=spans, pipeline=pipeline).generate(request())
     assert (engine.calls, engine.pulls) == (0, 0)
     assert spans.one().status.description == "setup_failed"
+
+
+@pytest.mark.rows("O5")
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (5, "got int 5"),
+        (None, "got NoneType"),
+        (A_LIST, "got list"),
+        (giving(5), "gave int"),
+        (until_terminal, "until_terminal"),
+        (int, ""),
+    ],
+    ids=["int", "none", "list", "function-to-int", "uncalled-factory", "type"],
+)
+@pytest.mark.parametrize("where", ["adapter", "function", "pipeline"])
+@virtual
+async def test_what_is_no_operator_is_refused_when_it_is_added(
+    value: Any, got: str, where: str
+) -> None:
+    """The message names the place and what is there, before there is a request."""
+    message = rf"items\[0\] is no operator: .*{got}"
+    if where == "pipeline":
+        with pytest.raises(NotAnOperator, match=message):
+            standard_pipeline.with_operators(value)
+        return
+    pipeline = standard_pipeline if where == "adapter" else giving(standard_pipeline)
+    adapter = adapter_of(ScriptedEngine(), pipeline=pipeline)
+    match = message if where == "adapter" else rf"\[0\] is no operator: .*{got}"
+    with pytest.raises(InvalidArgument, match=match):
+        adapter.with_operators(value)
 
 
 @pytest.mark.rows("E2", "S5", "P4", "P7")

@@ -25,6 +25,7 @@ from tests.rx_backend._engines import (
     chunk_of,
     collect,
     request,
+    settle,
     stop,
     token,
     tokens_of,
@@ -44,7 +45,7 @@ FAILURES = [
     pytest.param(TimeoutError("it broke"), ResponseTimeout, id="TimeoutError"),
     pytest.param(ExceptionGroup("g", [Disconnected("it broke")]), Disconnected, id="group"),
 ]
-INTERRUPTS = [asyncio.CancelledError, KeyboardInterrupt, SystemExit]
+INTERRUPTS = [KeyboardInterrupt, SystemExit]
 
 
 @pytest.mark.rows("S1", "A1")
@@ -101,6 +102,7 @@ async def test_the_stream_ends_with_its_terminal(reason: FinishReason) -> None:
     stream = await adapter_of(engine).generate(request())
     items = [await anext(stream), await anext(stream)]
     assert chunk_of(items[-1]).finish_reason == reason
+    await settle()
     assert (engine.pulls, engine.closed) == (2, 1)
     assert await collect(stream) == []
     assert await anext(stream, None) is None
@@ -114,6 +116,7 @@ async def test_a_terminal_does_not_wait_for_the_engine_to_close() -> None:
     engine = ScriptedEngine(stop(), closing=[5])
     stream = await adapter_of(engine).generate(request())
     await anext(stream)
+    await settle()
     assert asyncio.get_running_loop().time() == 0
     assert (engine.closes, engine.closed) == ([0], 0)
     await stream.aclose()
@@ -254,7 +257,7 @@ async def test_a_failure_in_mid_stream_is_one_error_item(
 @pytest.mark.rows("S6", "P7")
 @pytest.mark.parametrize("interrupt", INTERRUPTS)
 def test_interrupts_are_never_items(interrupt: type[BaseException]) -> None:
-    """A cancellation or an interrupt out of the engine goes to who pulls, and is a drop."""
+    """An interrupt out of the engine reaches the consumer as it is, and is a drop."""
     spans = Spans()
     engine = ScriptedEngine(token(1), interrupt())
 
@@ -273,7 +276,7 @@ def test_interrupts_are_never_items(interrupt: type[BaseException]) -> None:
 @pytest.mark.rows("S5", "P7")
 @pytest.mark.parametrize("interrupt", INTERRUPTS)
 def test_interrupts_of_the_setup_pass_as_they_are(interrupt: type[BaseException]) -> None:
-    """A cancellation or an interrupt during the set-up is not typed, and the span ends."""
+    """An interrupt during the set-up is not typed, and the span ends."""
     spans = Spans()
 
     @virtual
@@ -284,6 +287,26 @@ def test_interrupts_of_the_setup_pass_as_they_are(interrupt: type[BaseException]
     with pytest.raises(interrupt):
         main()
     assert spans.one().status.description == "stream dropped before terminal"
+
+
+@pytest.mark.rows("S5", "S6", "P4")
+@pytest.mark.parametrize("is_caught_before", [False, True])
+@virtual
+async def test_a_setup_that_cancels_itself_has_failed(is_caught_before: bool) -> None:
+    """A ``CancelledError`` although the caller was not cancelled is a failure like any other."""
+    spans = Spans()
+    if is_caught_before:
+        # A cancellation that the caller has survived says nothing of this request.
+        this = asyncio.current_task()
+        assert this is not None
+        this.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.sleep(1)
+    engine = ScriptedEngine(setup=[1, asyncio.CancelledError()])
+    with pytest.raises(Unknown) as raised:
+        await adapter_of(engine, spans=spans).generate(request())
+    assert isinstance(raised.value.__cause__, asyncio.CancelledError)
+    assert spans.one().status.description == "setup_failed"
 
 
 @pytest.mark.rows("S5", "S7", "P7")

@@ -64,7 +64,7 @@ def switched(value: str) -> Generator[None]:
         (stop(), (StatusCode.UNSET, None)),
         (LLMEngineOutput.error("boom"), (StatusCode.ERROR, 'Error("boom")')),
         (Disconnected("gone"), (StatusCode.ERROR, "Backend(Disconnected)")),
-        (0.5, DROPPED),
+        (0.5, (StatusCode.ERROR, "Backend(StreamIncomplete)")),
     ],
     ids=["terminal", "error-terminal", "error", "no-terminal"],
 )

@@ -15,9 +15,16 @@ from opentelemetry.trace import StatusCode, Tracer
 from operators.authoring import AnyOperator
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
-from rx_backend.errors import KINDS, BackendError, Disconnected, InvalidArgument
-from rx_backend.pipeline import RequestScope, standard_pipeline
+from rx_backend.errors import (
+    KINDS,
+    BackendError,
+    Disconnected,
+    InvalidArgument,
+    StreamIncomplete,
+)
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import FinishReason, LLMEngineOutput
+from rx_backend.scope import RequestScope
 from rx_backend.telemetry import EXPORT_ENABLED
 from tests.rx_backend._engines import (
     DROPPED,
@@ -308,18 +315,26 @@ async def test_a_drop_is_recorded_with_what_was_counted(mode: DisaggregationMode
     assert seconds(spans.one()) == (0, 5)
 
 
-@pytest.mark.rows("P5", "E3")
+@pytest.mark.rows("S9", "E3")
 @pytest.mark.parametrize("script", [[], [token(1)]], ids=["empty", "one-token"])
+@pytest.mark.parametrize("stopped", [False, True])
 @virtual
-async def test_an_end_without_a_terminal_counts_as_dropped(script: list[Step]) -> None:
-    """An engine that just ends breaks its contract; the consumer's stream ends, the span tells."""
-    spans = Spans()
-    stream = await adapter_of(ScriptedEngine(*script), spans=spans).generate(request())
-    assert len(await collect(stream)) == len(script)
+async def test_an_end_without_a_terminal_is_incomplete(script: list[Step], stopped: bool) -> None:
+    """An engine that just returns has failed: one error item says so, and the span too."""
+    spans, context = Spans(), RequestContext()
+    adapter = adapter_of(ScriptedEngine(*script), spans=spans)
+    stream = await adapter.generate(request(), context)
+    if stopped:
+        context.stop_generating()
+    *items, last = await collect(stream)
+    assert len(items) == len(script)
+    assert isinstance(last.error, StreamIncomplete)
     attributes = later_attributes(spans.one())
-    assert (attributes["finish_reason"], attributes["cancelled"]) == ("Dropped", True)
+    assert attributes["error_kind"] == "Backend(StreamIncomplete)"
+    assert attributes["cancelled"] is stopped
+    assert "finish_reason" not in attributes
     assert attributes["output_tokens"] == len(script)
-    assert status_of(spans.one()) == DROPPED
+    assert status_of(spans.one()) == (StatusCode.ERROR, "Backend(StreamIncomplete)")
 
 
 @pytest.mark.rows("P6a", "P7")
@@ -384,7 +399,7 @@ async def test_the_callers_current_span_stays_as_it_is(has_caller: bool) -> None
     async def drive() -> None:
         look()
         stream = await adapter_of(
-            ScriptedEngine(1, token(1), token(2), setup=[1]), spans=spans
+            ScriptedEngine(1, token(1), stop(), setup=[1]), spans=spans
         ).generate(request())
         look()
         async for _ in stream:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Any
 
 import pytest
-from opentelemetry.trace import StatusCode
 
-from operators import coalesce
+from operators import Pipeline, coalesce
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import Disconnected
-from rx_backend.pipeline import RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from tests.rx_backend._engines import (
     DROPPED,
@@ -33,19 +31,15 @@ from tests.rx_backend._engines import (
 )
 from tests.spans import Spans
 
-
-def before_the_last(scope: RequestScope) -> list[Any]:
-    """Behind ``record_span``, before ``annotate_errors``."""
-    *others, annotated = standard_pipeline
-    return [*others, coalesce(), annotated]
-
-
-def at_the_end(scope: RequestScope) -> list[Any]:
-    """Where ``with_operators`` puts it."""
-    return [*standard_pipeline, coalesce()]
-
-
-EVERY_PLACE = pytest.mark.parametrize("pipeline", [before_the_last, at_the_end])
+EVERY_PLACE = pytest.mark.parametrize(
+    "pipeline",
+    [
+        pytest.param(
+            standard_pipeline.insert_after("record_span", coalesce()), id="last-of-chunks"
+        ),
+        pytest.param(standard_pipeline.with_operators(coalesce()), id="where-it-is-added"),
+    ],
+)
 
 
 def tokens_each(interval_s: float, *token_ids: int) -> list[Step]:
@@ -60,47 +54,60 @@ async def slowly(stream: Stream, busy_s: float) -> list[Item]:
     return items
 
 
-@pytest.mark.rows("S1", "T3", "P3", "P7", "F3")
+@pytest.mark.rows("S1", "T3", "P3", "P7", "O2")
 @EVERY_PLACE
 @virtual
-async def test_the_span_is_the_engine_s(pipeline: Any, spans: Spans) -> None:
-    """It ends when the engine is through, with the engine's gaps; the client gets every token."""
+async def test_the_span_ends_when_the_terminal_is_handed_out(
+    pipeline: Pipeline, spans: Spans
+) -> None:
+    """The engine is closed as soon as it is through; the span waits for what the client reads."""
     engine = ScriptedEngine(*tokens_each(0.01, *range(9)), stop())
     stream = await adapter_of(engine, "agg", spans, pipeline=pipeline).generate(request())
     first = chunk_of(await anext(stream))
     assert first.token_ids == [0]
     assert first.worker_trace_link is not None
     await asyncio.sleep(5.0)
-    span = spans.one("engine.generate")
-    attributes = dict(span.attributes or {})
-    assert attributes["output_tokens"] == 9
-    assert attributes["itl_max_ms"] == 10.0
-    assert attributes["finish_reason"] == "Stop"
     assert engine.closed == 1
+    assert spans.named("engine.generate") == ()
     rest = await slowly(stream, 5.0)
     assert tokens_of(rest) == [list(range(1, 9)), []]
     assert chunk_of(rest[-1]).finish_reason == stop().finish_reason
+    attributes = dict(spans.one("engine.generate").attributes or {})
+    assert attributes["output_tokens"] == 9
+    assert attributes["finish_reason"] == "Stop"
 
 
-@pytest.mark.rows("P6a")
+@pytest.mark.rows("F3")
+@virtual
+async def test_the_gaps_are_those_in_front_of_it(spans: Spans) -> None:
+    """Among the items it leaves the gaps between tokens to the engine, however the client lags."""
+    engine = ScriptedEngine(*tokens_each(0.01, *range(9)), stop())
+    adapter = adapter_of(engine, "agg", spans).with_operators(coalesce())
+    await slowly(await adapter.generate(request()), 5.0)
+    assert (spans.one().attributes or {})["itl_max_ms"] == 10.0
+
+
+@pytest.mark.rows("P5", "O2")
 @EVERY_PLACE
 @virtual
-async def test_a_drop_behind_the_engine_s_end_is_none(pipeline: Any, spans: Spans) -> None:
-    """The request is complete when the engine is, whatever of it the client still reads."""
+async def test_a_drop_behind_the_engine_s_end_is_still_one(
+    pipeline: Pipeline, spans: Spans
+) -> None:
+    """A terminal that waits for the client was handed to nobody, so the request was dropped."""
     engine = ScriptedEngine(*tokens_each(0.01, *range(9)), stop())
     stream = await adapter_of(engine, "agg", spans, pipeline=pipeline).generate(request())
     await anext(stream)
     await asyncio.sleep(5.0)
     await stream.aclose()
-    assert (spans.one().attributes or {})["finish_reason"] == "Stop"
-    assert status_of(spans.one()) == (StatusCode.UNSET, None)
+    assert status_of(spans.one()) == DROPPED
+    assert (spans.one().attributes or {})["output_tokens"] == 1
 
 
 @pytest.mark.rows("P5", "S7")
 @EVERY_PLACE
 @pytest.mark.parametrize("pulls", [False, True])
 @virtual
-async def test_a_drop_before_it_is_one(pipeline: Any, pulls: bool, spans: Spans) -> None:
+async def test_a_drop_before_it_is_one(pipeline: Pipeline, pulls: bool, spans: Spans) -> None:
     """Also in the middle of a step that was begun ahead: one span, and one clean-up of the engine."""
     engine = ScriptedEngine(*tokens_each(2.0, *range(9)), stop(), closing=[3.0])
     stream = await adapter_of(engine, "agg", spans, pipeline=pipeline).generate(request())
@@ -119,7 +126,7 @@ async def test_a_drop_before_it_is_one(pipeline: Any, pulls: bool, spans: Spans)
 @pytest.mark.rows("S6", "P4")
 @EVERY_PLACE
 @virtual
-async def test_an_error_comes_behind_every_token(pipeline: Any, spans: Spans) -> None:
+async def test_an_error_comes_behind_every_token(pipeline: Pipeline, spans: Spans) -> None:
     """As one error item with its kind, also when it was found while the client was away."""
     engine = ScriptedEngine(*tokens_each(0.01, *range(9)), Disconnected("gone"))
     stream = await adapter_of(engine, "agg", spans, pipeline=pipeline).generate(request())
@@ -132,7 +139,7 @@ async def test_an_error_comes_behind_every_token(pipeline: Any, spans: Spans) ->
 @pytest.mark.rows("A2", "A3", "A6", "S3")
 @EVERY_PLACE
 @virtual
-async def test_a_stop_while_the_client_is_away(pipeline: Any) -> None:
+async def test_a_stop_while_the_client_is_away(pipeline: Pipeline) -> None:
     """The engine is aborted at once, and once; its own terminal comes out behind what waits."""
     halt = asyncio.Event()
     engine = ScriptedEngine(
@@ -157,7 +164,7 @@ async def test_a_stop_while_the_client_is_away(pipeline: Any) -> None:
 @pytest.mark.rows("A4")
 @EVERY_PLACE
 @virtual
-async def test_the_gate_opens_when_the_engine_gives_the_first_token(pipeline: Any) -> None:
+async def test_the_gate_opens_when_the_engine_gives_the_first_token(pipeline: Pipeline) -> None:
     """A deferred abort does not wait for a client that is busy with the handshake."""
     engine = ScriptedEngine(LLMEngineOutput(), 3.0, *tokens_each(1.0, 1, 2), 100.0, stop())
     context = RequestContext()
@@ -178,7 +185,7 @@ async def test_the_gate_opens_when_the_engine_gives_the_first_token(pipeline: An
 @pytest.mark.parametrize("ends", [True, False])
 @virtual
 async def test_a_span_that_the_engine_keeps_across_its_yields(
-    pipeline: Any, ends: bool, spans: Spans
+    pipeline: Pipeline, ends: bool, spans: Spans
 ) -> None:
     """It stays current for the engine, whichever task pulls or closes it, and leaves nothing behind."""
 

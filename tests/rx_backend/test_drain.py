@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from opentelemetry import trace
 
 from operators import Drains, Pipeline, drain_until_first_token
-from operators.authoring import AnyOperator
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import Disconnected
-from rx_backend.pipeline import Pipeline, RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.testing import run_virtual
 from tests.rx_backend._engines import (
@@ -30,6 +29,7 @@ from tests.rx_backend._engines import (
     collect,
     now,
     request,
+    settle,
     status_of,
     stop,
     token,
@@ -46,19 +46,8 @@ def spans(request: pytest.FixtureRequest) -> Spans | None:
 
 
 def draining(drains: Drains) -> Pipeline:
-    """The standard pipeline with a drain where the documentation says."""
-
-    def pipeline(scope: RequestScope) -> Sequence[AnyOperator]:
-        context = scope.context
-        drain = drain_until_first_token(
-            context.stop_generating,
-            drains=drains,
-            notified=context.first_token(),
-            label=context.id,
-        )
-        return Pipeline(standard_pipeline).insert_after("deferred_abort", drain)
-
-    return pipeline
+    """Return the standard pipeline with a drain where the documentation says."""
+    return standard_pipeline.insert_after("deferred_abort", drain_until_first_token(drains=drains))
 
 
 def decoding(engine: object, drains: Drains, spans: Spans | None = None) -> EngineAdapter:
@@ -127,6 +116,7 @@ async def test_a_dropped_stream_is_aborted_by_its_first_token(
         engine = ScriptedEngine(3, handshake(), 3, token(1), 1, token(2), 60, stop())
         owner = [await decoding(engine, drains, spans).generate(request())]
         await drop(owner)
+        await settle()
         assert (now(), engine.closes, drains.running) == (1, [], 1)
         if spans is not None:
             span = spans.one()
@@ -282,6 +272,7 @@ async def test_spans_of_the_engine(drop: Drop | None) -> None:
             await collect(owner[0])
         else:
             await drop(owner)
+            await settle()
     ids = {span.name: span.context.span_id for span in spans.finished if span.context}
     parents = {span.name: span.parent.span_id for span in spans.finished if span.parent}
     assert parents == {"work": ids["engine.generate"], "transfer": ids["work"]}
@@ -374,21 +365,17 @@ def test_no_transfer_is_orphaned(
     run_virtual(play())
 
 
-@pytest.mark.rows("P3", "P5", "P7")
+@pytest.mark.rows("P5", "P7", "O2")
+@pytest.mark.parametrize("behind", ["deferred_abort", "record_span"])
 @virtual
-async def test_a_span_in_front_of_the_drain_tells_how_the_engine_ended() -> None:
-    """It is written when the drain is through, not when the consumer left."""
+async def test_the_span_is_the_consumer_s_wherever_the_drain_stands(behind: str) -> None:
+    """It ends with the drop, and says so: the consumer was handed nothing of what came later."""
     recorded = Spans()
     async with Drains(grace_s=4) as drains:
-
-        def pipeline(scope: RequestScope) -> OperatorList:
-            drain = drain_until_first_token(scope.context.stop_generating, drains=drains)
-            return standard_pipeline.insert_after("record_span", drain)
-
+        pipeline = standard_pipeline.insert_after(behind, drain_until_first_token(drains=drains))
         engine = ScriptedEngine(5, token(1), 1, stop())
         adapter = adapter_of(engine, "decode", recorded, pipeline=pipeline)
         await by_cancelling([await adapter.generate(request())])
-        assert recorded.finished == ()
-    (span,) = recorded.finished
-    attributes = dict(span.attributes or {})
-    assert (attributes["finish_reason"], attributes["output_tokens"]) == ("Stop", 1)
+        assert status_of(recorded.one()) == DROPPED
+    assert (recorded.one().attributes or {})["finish_reason"] == "Dropped"
+    assert engine.closed == 1

@@ -16,7 +16,7 @@ from reactivex.disposable import Disposable
 
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine, open_chunks
-from rx_backend.errors import Cancelled, InvalidArgument
+from rx_backend.errors import Cancelled, InvalidArgument, StreamIncomplete, Unknown
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.testing import run_conformance
 from tests.rx_backend._engines import (
@@ -67,7 +67,7 @@ def observable(chunks: Chunks) -> Observable[Any]:
             try:
                 async for chunk in chunks:
                     observer.on_next(chunk)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
                 observer.on_error(error)
             else:
                 observer.on_completed()
@@ -94,7 +94,7 @@ def async_observable(chunks: Chunks) -> AsyncObservable[Any]:
             try:
                 async for chunk in chunks:
                     await observer.asend(chunk)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
                 await observer.athrow(error)
             else:
                 await observer.aclose()
@@ -225,36 +225,32 @@ async def test_a_failure(form: Form, error: Exception, kind: str) -> None:
     assert engine.closed == 1
 
 
-@pytest.mark.rows("E2", "P5")
+@pytest.mark.rows("E2", "S9")
 @FORMS
 @virtual
 async def test_an_end_without_a_terminal(form: Form) -> None:
-    """The stream just ends, and the span says that it was dropped."""
+    """It is a failure, on the span too: one error item follows what came."""
     spans = Spans()
     engine = FormedEngine(form, token(1))
     items = await collect(await adapter_of(engine, spans=spans).generate(request()))
-    assert tokens_of(items) == [[1]]
+    assert tokens_of(items[:-1]) == [[1]]
+    assert isinstance(items[-1].error, StreamIncomplete)
     attributes = spans.one().attributes
     assert attributes is not None
-    assert (attributes["finish_reason"], attributes["output_tokens"]) == ("Dropped", 1)
+    assert attributes["error_kind"] == "Backend(StreamIncomplete)"
+    assert attributes["output_tokens"] == 1
 
 
 @pytest.mark.rows("E2", "S6")
 @FORMS
 @virtual
-async def test_a_cancellation_in_the_engine_is_no_item(form: Form) -> None:
-    """An engine whose own work is cancelled: nothing is made of it, and the caller can leave."""
+async def test_a_cancellation_in_the_engine_is_a_failure(form: Form) -> None:
+    """An engine whose own work is cancelled has failed; nobody cancelled the caller."""
     engine = FormedEngine(form, token(1), asyncio.CancelledError())
-    items: list[Any] = []
-
-    async def consume() -> None:
-        async with asyncio.timeout(5):
-            items.extend([item async for item in await adapter_of(engine).generate(request())])
-
-    reading = asyncio.create_task(consume())
-    await asyncio.wait([reading])
-    assert reading.cancelled() or isinstance(reading.exception(), TimeoutError)
-    assert items == []
+    async with asyncio.timeout(5):
+        items = await collect(await adapter_of(engine).generate(request()))
+    assert tokens_of(items[:-1]) == [[1]]
+    assert isinstance(items[-1].error, Unknown)
     await asyncio.sleep(1)
     assert engine.closed == 1
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -21,13 +21,13 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 from reactivex import operators as ops
 
-from operators.authoring import AnyOperator
+from operators import Pipeline
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import Disconnected
-from rx_backend.pipeline import RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.testing import run_virtual
 from tests.rx_backend._engines import Item, Stream, now, request
@@ -39,6 +39,8 @@ SENT = ["chunk 0", "chunk 1", "chunk 2", "terminal 0", "terminal 1", "error", "e
 SIGNALLED = ["stop", "kill", "notify"]
 # What the consumer does. A pull goes on until it has an item, through any number of turns.
 DONE = ["pull", "close", "cancel", "forget"]
+
+AT_THE_END = "at the end"
 
 Turn: TypeAlias = Sequence[str]
 
@@ -53,6 +55,7 @@ class Rows:
     is_waiting: bool = False
     is_pulling: bool = False
     is_dropping: bool = False
+    is_lost: bool = False
     has_last_chance: bool = False
     was_pulled: bool = False
     is_stopped: bool = False
@@ -74,12 +77,13 @@ class Rows:
                 self.learn_of_first_token()
             case "pull":
                 self.is_pulling = not self.is_waiting
-            case "close" | "cancel" if self.is_waiting:
+            case "cancel" if self.is_waiting:
                 self.is_dropping = True  # takes effect where the pull waits, in the next turn
             case "close":
                 self.drop()
+                self.is_waiting = False
             case "forget" if not self.is_waiting and not self.is_pulling:
-                self.drop()  # S7: the last reference is gone
+                self.is_lost = True  # S7: takes effect at the end of the turn
             case "cancel" | "forget":
                 pass  # nobody waits, or somebody holds the stream
             case _:
@@ -87,7 +91,7 @@ class Rows:
 
     def turn_ends(self) -> None:
         """Take what follows from the turn before the next begins."""
-        if self.is_dropping:
+        if self.is_dropping or self.is_lost:
             self.drop()
             self.is_dropping = self.is_waiting = False
         if self.is_pulling:
@@ -105,14 +109,13 @@ class Rows:
         if tokens and int(tokens):
             self.output_tokens += int(tokens)  # P3: tokens, not chunks
             self.learn_of_first_token()  # A5: before the end that the same chunk may be
-        if kind != "end":
-            self.items.append(sent)  # S1, S6
+        self.items.append("error" if kind == "end" else sent)  # S1, S6, S9
         if kind == "terminal":
             self.end(finish_reason="Stop", cancelled=self.is_stopped)  # S2, P3
         elif kind == "error":
             self.end(error_kind="Backend(Disconnected)", cancelled=self.is_stopped)  # S6, P4
         elif kind == "end":
-            self.end(finish_reason="Dropped", cancelled=True)  # P5
+            self.end(error_kind="Backend(StreamIncomplete)", cancelled=self.is_stopped)  # S9
 
     def drop(self) -> None:
         if self.is_live:
@@ -244,19 +247,16 @@ def recorded(span: ReadableSpan) -> dict[str, Any]:
     }
 
 
-def with_stock(place: int | None) -> Callable[[RequestScope], list[AnyOperator]]:
-    """The standard list, with a stock operator at a place that must make no difference."""
-
-    def pipeline(scope: RequestScope) -> list[AnyOperator]:
-        standard = standard_pipeline
-        if place is not None:
-            standard.insert(place, ops.do_action())
-        return standard
-
-    return pipeline
+def with_stock(place: str | None) -> Pipeline:
+    """Return the standard pipeline, with a stock operator where it must make no difference."""
+    if place is None:
+        return standard_pipeline
+    if place == AT_THE_END:
+        return standard_pipeline.with_operators(ops.do_action())
+    return standard_pipeline.insert_before(place, ops.do_action())
 
 
-async def run_history(mode: DisaggregationMode, history: Sequence[Turn], place: int | None) -> None:
+async def run_history(mode: DisaggregationMode, history: Sequence[Turn], place: str | None) -> None:
     rows, spans, context, engine = Rows(mode.is_decode), Spans(), RequestContext(), FedEngine()
     clock = asyncio.get_running_loop().time
     adapter = EngineAdapter(engine, mode, with_stock(place), tracer=spans.tracer, clock=clock)
@@ -282,12 +282,12 @@ turns = st.lists(
 
 
 @pytest.mark.rows("S1", "S2", "S4", "S6", "S7", "A1", "A2", "A3", "A4", "A5", "A6", "C4")
-@pytest.mark.rows("P3", "P4", "P5", "P6a", "P7")
+@pytest.mark.rows("P3", "P4", "P5", "P6a", "P7", "S9")
 @settings(max_examples=300)
 @given(
     mode=st.sampled_from(DisaggregationMode),
     history=st.lists(turns, max_size=8),
-    place=st.none() | st.integers(0, 8),
+    place=st.sampled_from([None, *standard_pipeline.names, AT_THE_END]),
 )
 @example(DisaggregationMode.DECODE, [["pull"], ["stop"], ["notify", "close"]], None)
 @example(DisaggregationMode.DECODE, [["pull"], ["stop"], ["close", "notify"]], None)
@@ -296,7 +296,7 @@ turns = st.lists(
 @example(DisaggregationMode.DECODE, [["stop"], ["terminal 1", "pull"]], None)
 @example(DisaggregationMode.AGGREGATED, [["pull"], ["chunk 1", "cancel", "kill"]], None)
 def test_any_interleaving_keeps_the_rows(
-    mode: DisaggregationMode, history: Sequence[Turn], place: int | None
+    mode: DisaggregationMode, history: Sequence[Turn], place: str | None
 ) -> None:
     """Items, aborts and their times, the engine's end and the span are what the rows say."""
     with pytest.MonkeyPatch.context() as patch:

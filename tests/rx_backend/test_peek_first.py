@@ -9,7 +9,7 @@ import pytest
 from operators import Drains, Pipeline, drain_until_first_token
 from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError, Disconnected, InvalidArgument, Unknown
-from rx_backend.pipeline import RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import FinishReason, LLMEngineOutput
 from tests.rx_backend._engines import (
     Item,
@@ -62,7 +62,7 @@ async def test_an_early_failure_is_raised_typed(
 async def test_a_pipeline_that_annotates_nothing_fails_typed_too() -> None:
     """What the pull raises is typed as an item's error is, with the original as its cause."""
     engine = ScriptedEngine(handshake(), KeyError("slot"))
-    stream = await adapter_of(engine, pipeline=lambda scope: []).generate(request())
+    stream = await adapter_of(engine, pipeline=Pipeline([])).generate(request())
     with pytest.raises(Unknown) as caught:
         await stream.peek_first()
     assert isinstance(caught.value.__cause__, KeyError)
@@ -127,11 +127,8 @@ async def test_a_cancelled_request_is_no_failure() -> None:
 async def test_to_give_up_while_peeking_drains() -> None:
     """A caller that waits no longer is a consumer that is gone before the first token."""
     async with Drains(grace_s=1) as drains:
-
-        def pipeline(scope: RequestScope) -> OperatorList:
-            drain = drain_until_first_token(scope.context.stop_generating, drains=drains)
-            return Pipeline(standard_pipeline).insert_after("deferred_abort", drain)
-
+        drain = drain_until_first_token(drains=drains)
+        pipeline = standard_pipeline.insert_after("deferred_abort", drain)
         engine = ScriptedEngine(handshake(), 5, token(1), 60)
         stream = await adapter_of(engine, "decode", pipeline=pipeline).generate(request())
         with pytest.raises(TimeoutError):

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from opentelemetry.trace import StatusCode
 from reactivex import Observable
 from reactivex import operators as ops
 
-from operators import annotate_errors, until_terminal, validate_contract
-from operators.authoring import AnyOperator, Operator, Stage, emit, operator
+from operators import Pipeline, annotate_errors, until_terminal, validate_contract
+from operators.authoring import SCOPE, AnyOperator, Operator, Stage, emit, operator
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
-from rx_backend.errors import Disconnected, InvalidArgument, Unknown
-from rx_backend.pipeline import RequestScope, standard_pipeline
+from rx_backend.errors import Disconnected, InvalidArgument, StreamIncomplete, Unknown
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import Annotated, LLMEngineOutput
+from rx_backend.scope import RequestScope
 from tests.rx_backend._engines import (
     Item,
     ScriptedEngine,
@@ -81,16 +82,12 @@ def double(item: Item) -> Item:
     return item
 
 
-def before(neighbour: str, *added: AnyOperator) -> Callable[[RequestScope], list[AnyOperator]]:
-    """The standard list with some operators put in before one of ours, or at its end."""
-
-    def pipeline(scope: RequestScope) -> list[AnyOperator]:
+def before(neighbour: str, *added: AnyOperator) -> Pipeline:
+    """Return the standard pipeline with operators before one of its own, or behind all of them."""
+    if neighbour == THE_END:
         standard = standard_pipeline
-        names = [cast("Operator[Any, Any]", ours).name for ours in standard] + [THE_END]
-        place = names.index(neighbour)
-        return [*standard[:place], *added, *standard[place:]]
-
-    return pipeline
+        return Pipeline(standard.chunks, [*standard.items, *added], annotate=standard.annotate)
+    return standard_pipeline.insert_before(neighbour, *added)
 
 
 def as_it_is(source: Observable[Any]) -> Observable[Any]:
@@ -108,16 +105,7 @@ STOCK = [
     pytest.param(as_it_is, id="identity"),
 ]
 THE_END = "the end"
-PLACES = [
-    "validate_chunks",
-    "until_terminal",
-    "deferred_abort",
-    "trace_link",
-    "itl_window",
-    "record_span",
-    "annotate_errors",
-    THE_END,
-]
+PLACES = [*standard_pipeline.names, THE_END]
 
 
 @pytest.mark.rows("S1", "S7")
@@ -147,12 +135,12 @@ async def test_an_adapter_can_be_extended() -> None:
 
 @pytest.mark.rows("S1")
 @virtual
-async def test_a_pipeline_is_made_for_each_request() -> None:
-    """It is told of the request, its context, span and role; streams share no operator's state."""
+async def test_a_pipeline_may_be_made_for_each_request() -> None:
+    """A function has the request, its context, span and role; streams share no operator's state."""
     scopes: list[RequestScope] = []
     spans = Spans()
 
-    def pipeline(scope: RequestScope) -> list[AnyOperator]:
+    def pipeline(scope: RequestScope) -> Pipeline:
         scopes.append(scope)
         return standard_pipeline
 
@@ -237,17 +225,16 @@ async def test_stock_operators_shape_a_stream() -> None:
     adapter = adapter_of(
         engine,
         spans=spans,
-        pipeline=lambda scope: [
-            ops.filter(bool),
-            without_handshakes(),
-            *standard_pipeline,
-            ops.map(double),
-            ops.take(2),
-        ],
+        pipeline=standard_pipeline.insert_before(
+            "validate_chunks", ops.filter(bool), without_handshakes()
+        ).with_operators(ops.map(double), ops.take(2)),
     )
-    assert tokens_of(await collect(await adapter.generate(request()))) == [[1, 1], [2, 2]]
+    *items, incomplete = await collect(await adapter.generate(request()))
+    assert tokens_of(items) == [[1, 1], [2, 2]]
+    assert isinstance(incomplete.error, StreamIncomplete)
+    assert "take" in incomplete.error.message
     assert engine.closed == 1
-    assert spans.one().status.description == "stream dropped before terminal"
+    assert spans.one().status.description == "Backend(StreamIncomplete)"
 
 
 @pytest.mark.rows("S8", "E3")
@@ -256,12 +243,10 @@ async def test_the_validating_operator_reports_a_broken_contract() -> None:
     """Ahead of the standard list, told not to end at the terminal, it fails what follows one."""
     engine = ScriptedEngine(token(1), stop(), token(2))
 
-    def strict(scope: RequestScope) -> list[AnyOperator]:
-        return [
-            validate_contract(error=InvalidArgument),
-            annotate_errors(Annotated, Annotated.from_error),
-        ]
-
+    strict = Pipeline(
+        [validate_contract(error=InvalidArgument)],
+        annotate=annotate_errors(Annotated, Annotated.from_error),
+    )
     stream = await adapter_of(engine, pipeline=strict).generate(request())
     first, terminal, report = await collect(stream)
     assert tokens_of([first, terminal]) == [[1], []]
@@ -282,14 +267,17 @@ async def test_without_our_span_operator_the_span_still_ends(
     """A pipeline that leaves everything out has plain chunks and errors, and one ended span."""
     spans = Spans()
     engine = ScriptedEngine(*script)
-    operators: list[AnyOperator] = [until_terminal()] if has_operator else []
-    adapter = adapter_of(engine, spans=spans, pipeline=lambda _: operators)
+    pipeline = Pipeline([until_terminal()] if has_operator else [])
+    adapter = adapter_of(engine, spans=spans, pipeline=pipeline)
     stream: Any = await adapter.generate(request())
     assert await anext(stream) == token(1)
     if 60 in script:
         await stream.aclose()
     elif isinstance(script[-1], Disconnected):
         with pytest.raises(Disconnected):
+            await anext(stream)
+    elif len(script) == 1:
+        with pytest.raises(StreamIncomplete):
             await anext(stream)
     else:
         await collect(stream)
@@ -298,7 +286,7 @@ async def test_without_our_span_operator_the_span_still_ends(
 
 
 @pytest.mark.rows("S6", "P4", "S7")
-@pytest.mark.parametrize("place", PLACES[:6])
+@pytest.mark.parametrize("place", standard_pipeline.names)
 @virtual
 async def test_an_operator_that_raises_is_a_failure_in_mid_stream(place: str) -> None:
     """Ahead of the span's operator it is recorded like the engine's; the consumer has one item."""
@@ -316,10 +304,10 @@ async def test_an_operator_that_raises_is_a_failure_in_mid_stream(place: str) ->
     assert spans.one().status.description == "Backend(InvalidArgument)"
 
 
-@pytest.mark.rows("S7", "P5")
+@pytest.mark.rows("S7", "O2", "O4")
 @virtual
 async def test_an_operator_that_raises_behind_the_last_of_ours_reaches_the_consumer() -> None:
-    """Nobody is left to make an item of it; the request counts as dropped, and is released."""
+    """It comes as it is, since no operator is left to make an item of it, and it is on the span."""
     spans = Spans()
     engine = ScriptedEngine(token(1), token(2), stop())
     adapter = adapter_of(engine, spans=spans).with_operators(failing_at(2, LookupError("bug")))
@@ -329,7 +317,7 @@ async def test_an_operator_that_raises_behind_the_last_of_ours_reaches_the_consu
         await anext(stream)
     assert await collect(stream) == []
     assert engine.closed == 1
-    assert spans.one().status.description == "stream dropped before terminal"
+    assert spans.one().status.description == "Backend(Unknown)"
 
 
 @pytest.mark.rows("S5", "P4", "S7")
@@ -360,15 +348,13 @@ async def test_an_operator_may_stop_its_request(mode: DisaggregationMode, place:
     """A budget, say, that stops the request aborts the engine once, and the stream goes on."""
 
     @operator
-    def budget(context: RequestContext) -> Stage[Any, Any]:
+    def budget(*, scope: RequestScope = SCOPE) -> Stage[Any, Any]:
         item = yield
         while True:
             item = yield item
-            context.stop_generating()
+            scope.stop()
 
-    def pipeline(scope: RequestScope) -> list[AnyOperator]:
-        return before(place, budget(scope.context))(scope)
-
+    pipeline = before(place, budget())
     engine = ScriptedEngine(token(1), 1, token(2), 1, token(3), 1, stop())
     stream = await adapter_of(engine, mode, Spans(), pipeline=pipeline).generate(request())
     assert tokens_of(await collect(stream)) == [[1], [2], [3], []]

@@ -25,8 +25,9 @@ from operators import (
 from operators.authoring import AnyOperator
 from rx_backend.context import RequestContext
 from rx_backend.errors import ResponseTimeout
-from rx_backend.pipeline import Pipeline, RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import Annotated, LLMEngineOutput, to_builtins
+from rx_backend.scope import RequestScope
 from tests.rx_backend._engines import (
     ENTRY,
     ScriptedEngine,
@@ -49,20 +50,13 @@ HANDSHAKE = LLMEngineOutput(engine_data="handshake")
 PING: Annotated[LLMEngineOutput] = Annotated(comment=["ping"])
 
 
-def ahead(make: Callable[[RequestScope], AnyOperator]) -> Pipeline:
-    """The standard pipeline with an operator in front."""
-    return lambda scope: [make(scope), *standard_pipeline]
+def ahead(*operators: AnyOperator) -> Pipeline:
+    """Return the standard pipeline with operators in front."""
+    return standard_pipeline.insert_before("validate_chunks", *operators)
 
 
-def with_deadlines(scope: RequestScope) -> AnyOperator:
-    return deadlines(first_token_s=5, idle_s=3, total_s=60, on_expiry=scope.context.stop_generating)
-
-
-def enforced(scope: RequestScope) -> AnyOperator:
-    context = scope.context
-    return enforce_cancellation(
-        3, LLMEngineOutput.cancelled, stop=context.stopped(), kill=context.killed()
-    )
+with_deadlines = deadlines(first_token_s=5, idle_s=3, total_s=60)
+enforced = enforce_cancellation(3, LLMEngineOutput.cancelled)
 
 
 def after(seconds: float, function: Callable[[], object]) -> None:
@@ -154,18 +148,9 @@ async def test_a_deadline_may_leave_a_drain_behind() -> None:
     spans = Spans()
     engine = ScriptedEngine(20, token(1), 100, stop())
     async with Drains() as drains:
-
-        def pipeline(scope: RequestScope) -> OperatorList:
-            context = scope.context
-            drain = drain_until_first_token(
-                context.stop_generating, drains=drains, notified=context.first_token()
-            )
-            return (
-                Pipeline(standard_pipeline)
-                .insert_after("deferred_abort", drain)
-                .insert_after("drain_until_first_token", with_deadlines(scope))
-            )
-
+        pipeline = standard_pipeline.insert_after(
+            "deferred_abort", drain_until_first_token(drains=drains), with_deadlines
+        )
         adapter = adapter_of(engine, "decode", spans, pipeline=pipeline)
         (item,) = await collect(await adapter.generate(request()))
         assert asyncio.get_running_loop().time() == 5
@@ -226,14 +211,14 @@ async def test_cut_off_while_the_client_is_stalled() -> None:
 async def test_decode_can_be_spared_until_its_first_token() -> None:
     """With a gate for the stop, the grace begins when the first token has come too."""
 
-    def patient(scope: RequestScope) -> AnyOperator:
+    def patient(scope: RequestScope) -> Pipeline:
         context = scope.context
         both = abort_gate(context.stopped(), context.first_token(), reactivex.never())
-        return enforce_cancellation(3, LLMEngineOutput.cancelled, stop=both)
+        return ahead(enforce_cancellation(3, LLMEngineOutput.cancelled, stop=both))
 
     engine = ScriptedEngine(HANDSHAKE, 20, token(1), 100, stop())
     context = RequestContext()
-    adapter = adapter_of(engine, "decode", pipeline=ahead(patient))
+    adapter = adapter_of(engine, "decode", pipeline=patient)
     stream = await adapter.generate(request(), context)
     after(1, context.stop_generating)
     assert tokens_of(await collect(stream)) == [[], [1], []]
@@ -289,15 +274,7 @@ async def test_a_client_that_leaves_in_a_gap() -> None:
 async def test_all_three_together() -> None:
     """A stalled engine that ignores its stop, behind heartbeats: one error item at the end."""
     engine = ScriptedEngine(token(1), 100, stop())
-
-    def pipeline(scope: RequestScope) -> list[AnyOperator]:
-        return [
-            enforced(scope),
-            deadlines(idle_s=10, on_expiry=scope.context.stop_generating),
-            *standard_pipeline,
-            heartbeat(4, PING),
-        ]
-
+    pipeline = ahead(enforced, deadlines(idle_s=10)).with_operators(heartbeat(4, PING))
     items = await collect(await adapter_of(engine, pipeline=pipeline).generate(request()))
     assert [item is PING for item in items] == [False, True, True, False]
     assert isinstance(items[-1].error, ResponseTimeout)
@@ -319,12 +296,9 @@ async def test_an_engine_that_sets_context_variables() -> None:
         found.append(variable.get())
         variable.reset(marks.pop())
 
-    def beating(_: RequestScope) -> AnyOperator:
-        return heartbeat(2, LLMEngineOutput())
-
-    for make in (with_deadlines, enforced, beating):
+    for added in (with_deadlines, enforced, heartbeat(2, LLMEngineOutput())):
         engine = ScriptedEngine(set_it, token(1), 100, stop(), closing=[reset_it])
-        adapter = adapter_of(engine, "agg", Spans(), pipeline=ahead(make))
+        adapter = adapter_of(engine, "agg", Spans(), pipeline=ahead(added))
         context = RequestContext()
         stream = await adapter.generate(request(), context)
         after(1, context.stop_generating)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 from opentelemetry.trace import StatusCode
 
-from operators import limit_tokens, stop_on, usage
+from operators import Pipeline, limit_tokens, stop_on, usage
 from operators.authoring import AnyOperator, Operator
 from rx_backend import protocols
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import Disconnected, InvalidArgument
-from rx_backend.pipeline import Pipeline, RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import CompletionUsage, FinishReason, LLMEngineOutput
+from rx_backend.scope import RequestScope
 from tests.rx_backend._engines import (
     ScriptedEngine,
     Step,
@@ -28,13 +29,8 @@ from tests.spans import Spans
 
 
 def with_added(place: int, *added: AnyOperator) -> Pipeline:
-    """The standard pipeline with operators before the one at *place*."""
-
-    def pipeline(scope: RequestScope) -> list[AnyOperator]:
-        standard = standard_pipeline
-        return [*standard[:place], *added, *standard[place:]]
-
-    return pipeline
+    """Return the standard pipeline with operators before the one at *place*."""
+    return standard_pipeline.insert_before(standard_pipeline.names[place], *added)
 
 
 # In front of everything, and behind the operators that check chunks and end at the terminal.
@@ -127,13 +123,11 @@ async def test_the_usage_of_a_request_without_an_ordinary_end(place: int, end: s
 async def test_a_request_own_limits() -> None:
     """A pipeline reads them from the request; what a request doesn't say limits nothing."""
 
-    def pipeline(scope: RequestScope) -> list[AnyOperator]:
+    def pipeline(scope: RequestScope) -> Pipeline:
         conditions = scope.request.stop_conditions
-        return [
-            stop_on(conditions.stop_token_ids_hidden),
-            limit_tokens(conditions.max_tokens),
-            *standard_pipeline,
-        ]
+        return with_added(
+            0, stop_on(conditions.stop_token_ids_hidden), limit_tokens(conditions.max_tokens)
+        )
 
     adapter = adapter_of(ScriptedEngine(*map(token, range(1, 5)), stop()), pipeline=pipeline)
     given = {
@@ -153,7 +147,7 @@ async def test_a_request_own_limits() -> None:
 async def test_a_bad_limit_fails_the_request_before_the_engine_is_called() -> None:
     """The caller has a typed error that names the option."""
     engine = ScriptedEngine(token(1))
-    adapter = adapter_of(engine, pipeline=lambda scope: [limit_tokens(0)])
-    with pytest.raises(InvalidArgument, match="limit_tokens: limit: expected at least 1 token"):
+    adapter = adapter_of(engine, pipeline=lambda _: Pipeline([limit_tokens(0)]))
+    with pytest.raises(InvalidArgument, match="limit_tokens: limit: expected .* at least 1 token"):
         await adapter.generate(request())
     assert engine.calls == 0

@@ -17,8 +17,9 @@ from rx_backend.context import RequestContext
 from rx_backend.dynamo import Handler, serving
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import Disconnected
-from rx_backend.pipeline import Pipeline, RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+from rx_backend.scope import RequestScope
 from tests.rx_backend._engines import stop, token
 from tests.rx_backend.dynamo._runtime import NEEDS, cluster, new_context, real, received, settled
 from tests.rx_backend.dynamo.test_serving import Streams, all_over, watched
@@ -278,7 +279,7 @@ def test_a_drained_stream_is_aborted_by_its_first_token(coalesce: bool) -> None:
 
     @real
     async def run() -> None:
-        def pipeline(scope: RequestScope) -> OperatorList:
+        def pipeline(scope: RequestScope) -> Pipeline:
             drain = drain_until_first_token(scope.context.stop_generating, drains=drains)
             return standard_pipeline.insert_after("deferred_abort", drain)
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from operators import limit_tokens
 from rx_backend.dynamo import as_dynamo_engine, from_dynamo_engine
-from rx_backend.pipeline import RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
+from rx_backend.scope import RequestScope
 
 backend = import_module("dynamo._core.backend")
 exceptions = import_module("dynamo.llm.exceptions")

@@ -103,7 +103,7 @@ def test_a_request_shows_its_tokens() -> None:
     """A real one: each token where the engine gave it, the first one where its event is."""
     spans, tokens = Spans(), dict[int, TokenTimes]()
 
-    def pipeline(scope: RequestScope) -> OperatorList:
+    def pipeline(scope: RequestScope) -> Pipeline:
         tokens[scope.span.get_span_context().span_id] = scope.times
         return standard_pipeline
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rx_backend.context import RequestContext
 from rx_backend.engine import LLMEngine
 from rx_backend.errors import KINDS
-from rx_backend.pipeline import RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput
 from rx_backend.recording import Ending, Recording, TimedChunk, record
 from tests.rx_backend._engines import Stream, adapter_of, request
@@ -34,11 +34,10 @@ async def recording_stream(
     engine: LLMEngine, path: Path | str, request_id: str = "r1", *, in_front: bool = False
 ) -> Stream:
     """Ask *engine* through an adapter that records, at the end of its pipeline or in front."""
-
-    def pipeline(scope: RequestScope) -> list[Any]:
-        standard, recorder = standard_pipeline, record(path, scope)
-        return [recorder, *standard] if in_front else [*standard, recorder]
-
+    if in_front:
+        pipeline = standard_pipeline.insert_before("validate_chunks", record(path))
+    else:
+        pipeline = standard_pipeline.with_operators(record(path))
     adapter = adapter_of(engine, pipeline=pipeline)
     return await adapter.generate(request(), RequestContext(request_id))
 

@@ -102,8 +102,8 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     rewrite(path, "replace_schema_metadata", None)
     assert from_parquet(path) == [recorded(1.0, 2.0)]
     arrow: Any = importlib.import_module("pyarrow")
-    rewrite(path, "set_column", 14, "finish_reason", arrow.array([None, "bored"]))
-    with pytest.raises(RecordingError, match=r"a\.parquet: row 2: finish_reason: expected one of"):
+    rewrite(path, "set_column", 15, "more", arrow.array([None, "["]))
+    with pytest.raises(RecordingError, match=r"a\.parquet: row 2: more: expected a JSON object"):
         from_parquet(path)
     rewrite(path, "drop_columns", ["more", "text"])
     with pytest.raises(RecordingError, match=r"expected the columns .* missing: text, more"):

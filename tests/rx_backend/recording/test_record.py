@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import shutil
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
@@ -13,16 +14,23 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from operators import fuse, sliding_itl
-from operators.authoring import AnyOperator, Stage, operator
-from rx_backend.context import RequestContext
+from operators import fuse
+from operators.authoring import Stage, operator
 from rx_backend.errors import Disconnected, InvalidArgument
-from rx_backend.pipeline import RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.recording import Ending, Recording, TimedChunk, read_recording, record
 from rx_backend.testing import run_docstring_marbles
 from tests.operators._help import LIVES, Life
-from tests.rx_backend._engines import ScriptedEngine, adapter_of, collect, request, stop, virtual
+from tests.rx_backend._engines import (
+    ScriptedEngine,
+    adapter_of,
+    collect,
+    request,
+    settle,
+    stop,
+    virtual,
+)
 from tests.rx_backend.recording._help import recording_stream, token
 
 
@@ -120,12 +128,13 @@ async def _stall(stream: Any) -> None:
 async def test_a_drop_is_recorded(
     tmp_path: Path, leave: Callable[[Any], Any], at_ms: float, in_front: bool
 ) -> None:
-    """Closed, lost or cancelled in a pull: the file is complete at once."""
+    """Closed, lost or cancelled in a pull: the file is complete within the turn."""
     engine = ScriptedEngine(0.01, token(1), 100.0, stop())
     owner = [await recording_stream(engine, tmp_path / "a.jsonl", in_front=in_front)]
     await anext(owner[0])
     await leave(owner.pop())
     gc.collect()
+    await settle()
     assert read_recording(tmp_path / "a.jsonl").end == Ending(at_ms, "dropped")
 
 
@@ -151,9 +160,7 @@ async def test_items_without_a_chunk_are_left_out(tmp_path: Path) -> None:
         while True:
             yield Annotated(event="heartbeat")
 
-    def pipeline(scope: RequestScope) -> list[AnyOperator]:
-        return [*standard_pipeline, beat(), record(tmp_path / "a.jsonl")]
-
+    pipeline = standard_pipeline.with_operators(beat(), record(tmp_path / "a.jsonl"))
     adapter = adapter_of(ScriptedEngine(token(1), stop()), pipeline=pipeline)
     items = await collect(await adapter.generate(request()))
     assert [item.event for item in items] == ["heartbeat", "heartbeat"]
@@ -229,22 +236,30 @@ async def test_a_chunk_that_json_cannot_hold_ends_the_recording(tmp_path: Path) 
         assert (recording.token_ids, recording.end) == ([1], None)
 
 
-@virtual
-async def test_a_set_up_that_fails_leaves_no_file(tmp_path: Path) -> None:
-    """In the engine, or in an operator behind."""
-    recorder = record(tmp_path / "a.jsonl")
+@operator
+def failing_setup() -> Stage[Any, Any]:
+    """Raise before there is a first item."""
+    if os.name:
+        raise InvalidArgument("no table")
+    yield
 
-    def pipeline(scope: RequestScope) -> list[AnyOperator]:
-        return [recorder, *standard_pipeline, sliding_itl()]
+
+@virtual
+async def test_a_set_up_that_fails_has_no_stream(tmp_path: Path) -> None:
+    """A refused request has no file; one whose pipeline fails behind was dropped at once."""
+    recorder = record(tmp_path / "a.jsonl")
+    pipeline = standard_pipeline.insert_before("validate_chunks", recorder).with_operators(
+        failing_setup()
+    )
 
     full = ScriptedEngine(stop(), setup=[ValueError("full")])
-    for adapter in (
-        adapter_of(full).with_operators(recorder),
-        adapter_of(ScriptedEngine(stop()), pipeline=pipeline),
-    ):
-        with pytest.raises(InvalidArgument):
-            await adapter.generate(request())
+    with pytest.raises(InvalidArgument):
+        await adapter_of(full).with_operators(recorder).generate(request())
     assert files_in(tmp_path) == []
+    with pytest.raises(InvalidArgument):
+        await adapter_of(ScriptedEngine(stop()), pipeline=pipeline).generate(request())
+    recording = read_recording(tmp_path / "a.jsonl")
+    assert (recording.chunks, recording.end) == ([], Ending(0.0, "dropped"))
 
 
 # Where it goes.
@@ -278,9 +293,9 @@ async def test_each_request_gets_its_file(tmp_path: Path) -> None:
 
 @virtual
 async def test_streams_of_one_operator_are_numbered(tmp_path: Path) -> None:
-    """In a directory, and by ``number``; files that are there stay."""
+    """By ``number``; files that are there stay."""
     (tmp_path / "000001.jsonl").write_text("mine")
-    recorder = record(f"{tmp_path}/")
+    recorder = record(f"{tmp_path}/{{number:06}}.jsonl")
     adapter = adapter_of(ScriptedEngine(token(1), stop())).with_operators(recorder)
     for _ in range(6):
         await collect(await adapter.generate(request()))
@@ -292,7 +307,9 @@ async def test_streams_of_one_operator_are_numbered(tmp_path: Path) -> None:
 async def test_a_file_is_replaced_but_not_while_it_is_written(tmp_path: Path) -> None:
     """A second stream beside the first gets a name of its own; one after it, the same name."""
     engine = ScriptedEngine(token(1), token(2), stop())
-    adapter = adapter_of(engine).with_operators(record(tmp_path / "a.jsonl", buffer_bytes=0))
+    adapter = adapter_of(engine).with_operators(
+        record(tmp_path / "a.jsonl", request_id="r1", buffer_bytes=0)
+    )
     streams = [await adapter.generate(request()) for _ in range(3)]
     for stream in streams:
         await anext(stream)
@@ -315,8 +332,6 @@ async def test_a_file_is_replaced_but_not_while_it_is_written(tmp_path: Path) ->
         ({"path": "{request_id.x}"}, r"got \{request_id.x\}"),
         ({"path": "{oops"}, "is no template"),
         ({"path": "{number:x!}"}, "is no template"),
-        ({"path": "{request_id}.jsonl"}, r"\{request_id\} is not known .*: expected scope or"),
-        ({"path": "a", "scope": RequestContext()}, "scope: expected a RequestScope"),
         ({"path": "a", "mode": "both"}, "mode"),
         ({"path": "a", "model": " "}, "record: model must be a non-empty text"),
         ({"path": "a", "prompt_tokens": -1}, "record: prompt_tokens must be a whole number >= 0"),
@@ -327,6 +342,16 @@ def test_bad_options_are_named(arguments: dict[str, Any], message: str) -> None:
     """When the operator is made, not when a stream begins."""
     with pytest.raises(InvalidArgument, match=message):
         record(**arguments)
+
+
+def test_a_placeholder_without_a_value_is_named(tmp_path: Path) -> None:
+    """Outside of a pipeline there is no request to take it from, unless it is passed."""
+    recorder = record(tmp_path / "{request_id}.jsonl")
+    seen = LIVES[0]([stop()], recorder)
+    assert isinstance(seen.error, InvalidArgument)
+    assert "{request_id} is not known" in seen.error.message
+    LIVES[0]([stop()], record(f"{tmp_path}/"))
+    assert files_in(tmp_path) == ["000001.jsonl"]
 
 
 def test_arguments_go_before_the_scope(tmp_path: Path) -> None:

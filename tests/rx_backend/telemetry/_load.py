@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
@@ -14,10 +13,19 @@ from prometheus_client.samples import Sample
 from operators import coalesce, deadlines
 from rx_backend import EngineAdapter, LLMEngineOutput, RequestContext, standard_pipeline
 from rx_backend.errors import Disconnected
-from rx_backend.pipeline import RequestScope
+from rx_backend.hedging import HedgedEngine
 from rx_backend.telemetry.losses import Losses
 from rx_backend.telemetry.metrics import COALESCED, EVERY_NTH_GAP
-from tests.rx_backend._engines import ScriptedEngine, Step, collect, request, run_virtual, token
+from tests.rx_backend._engines import (
+    Mortal,
+    ScriptedEngine,
+    Step,
+    collect,
+    counting_request,
+    request,
+    run_virtual,
+    token,
+)
 
 __all__ = ("Scraped",)
 
@@ -57,6 +65,15 @@ class Scraped:
         await self._serve(2, LLMEngineOutput.cancelled(), stop_at=1)
         await self._serve(2, token(1), LLMEngineOutput.cancelled(), stop_at=1, mode="decode")
         await self._serve(2, Disconnected("gone"), stop_at=1, mode="decode")
+        await self._leave()
+        hedged = HedgedEngine(Mortal(delay_s=60), Mortal(), after_s=1)
+        adapter = EngineAdapter(hedged, meter_provider=self._provider, record=True)
+        await collect(await adapter.generate(counting_request()))
+
+    async def _leave(self) -> None:
+        adapter = EngineAdapter(ScriptedEngine(token(1), 60), meter_provider=self._provider)
+        async with await adapter.generate(request()) as stream:
+            await anext(stream)
 
     async def _serve(self, *script: Step, stop_at: float | None = None, mode: str = "agg") -> None:
         loop, context = asyncio.get_running_loop(), RequestContext()
@@ -77,6 +94,6 @@ def _queued(context: RequestContext) -> None:
     context.queued_s = 0.25
 
 
-def _pipeline(scope: RequestScope) -> list[Any]:
-    limit = deadlines(first_token_s=5)
-    return [limit, *standard_pipeline, coalesce(counts=COALESCED)]
+_pipeline = standard_pipeline.insert_before(
+    "validate_chunks", deadlines(first_token_s=5)
+).with_operators(coalesce(counts=COALESCED))

@@ -35,7 +35,7 @@ DESCRIPTIONS = {
     "error-terminal": 'Error("prompt text")',
     "typed-error": "Backend(Disconnected)",
     "any-error": "Backend(Unknown)",
-    "no-terminal": "stream dropped before terminal",
+    "no-terminal": "Backend(StreamIncomplete)",
     "closed": "stream dropped before terminal",
     "task-cancelled": "stream dropped before terminal",
     "forgotten": "stream dropped before terminal",

@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from structlog.testing import LogCapture, capture_logs
 
+from operators import Pipeline
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.errors import Disconnected, InvalidArgument, Unknown
@@ -111,7 +112,11 @@ ENDS: dict[str, tuple[list[Step], Leave, tuple[str, str, str, str | None]]] = {
         read_all,
         ("request failed", "warning", "failed", "Unknown"),
     ),
-    "no-terminal": ([token(1)], read_all, ("request dropped", "info", "dropped", "Dropped")),
+    "no-terminal": (
+        [token(1)],
+        read_all,
+        ("request failed", "warning", "failed", "StreamIncomplete"),
+    ),
     "closed": (
         [token(1), 9, stop()],
         close_after_one,
@@ -296,12 +301,12 @@ async def test_no_clock_is_read_for_an_unsampled_request(at_info: list[Any]) -> 
 
 @virtual
 async def test_a_pipeline_of_ones_own_has_its_end_told(at_info: list[Any]) -> None:
-    """One without the operator that tells of the outcome: that it ended, and how long it took."""
-    adapter = adapter_of(ScriptedEngine(1, token(1), stop()), pipeline=lambda _: [])
+    """One without any operator: how it ended, and how long it took."""
+    adapter = adapter_of(ScriptedEngine(1, token(1), stop()), pipeline=Pipeline([]))
     await collect(await adapter.generate(request()))
     (event,) = at_info
     assert (event["event"], event["duration_ms"]) == ("request ended", 1000.0)
-    assert "finish_reason" not in event
+    assert event["finish_reason"] == "stop"
 
 
 @virtual

@@ -17,7 +17,7 @@ from operators import deadlines
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.errors import Disconnected, InvalidArgument
-from rx_backend.pipeline import RequestScope, standard_pipeline
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.telemetry import EXPORT_ENABLED
 from rx_backend.telemetry.metrics import EVERY_NTH_GAP, OTHER_MODELS
@@ -102,7 +102,7 @@ ENDS: dict[str, tuple[list[Step], Leave, tuple[str, str | None]]] = {
     ),
     "typed-error": ([1, token(1), Disconnected("gone")], read_all, ("failed", "Disconnected")),
     "any-error": ([1, token(1), RuntimeError("boom")], read_all, ("failed", "Unknown")),
-    "no-terminal": ([1, token(1)], read_all, ("dropped", "Dropped")),
+    "no-terminal": ([1, token(1)], read_all, ("failed", "StreamIncomplete")),
     "closed": ([1, token(1), 9, stop()], close_after_one, ("dropped", "Dropped")),
     "task-cancelled": ([1, token(1), 9, stop()], cancelled_task, ("dropped", "Dropped")),
     "forgotten": ([1, token(1), 9, stop()], forget_after_one, ("dropped", "Dropped")),
@@ -268,10 +268,7 @@ async def test_what_became_of_an_abort(
 async def test_a_deadline_that_passes_is_counted() -> None:
     """By the name of its option."""
     meters = Meters()
-
-    def pipeline(scope: RequestScope) -> list[Any]:
-        return [deadlines(first_token_s=2), *standard_pipeline]
-
+    pipeline = standard_pipeline.insert_before("validate_chunks", deadlines(first_token_s=2))
     adapter = metered(ScriptedEngine(9, stop()), meters, Spans(), pipeline=pipeline)
     await collect(await adapter.generate(request()))
     passed = meters.counts("rx_backend.deadlines", "rx_backend.deadline")

@@ -1,0 +1,521 @@
+"""The recorded outcome is that of what the consumer was handed: span, metrics and log agree."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from opentelemetry.trace import StatusCode
+from reactivex import operators as ops
+from structlog.testing import capture_logs
+
+from operators import Pipeline, coalesce, limit_tokens, map_async, on_outcome, stop_on
+from operators.authoring import AnyOperator, Completed, Stage, emit, operator
+from rx_backend.adapter import EngineAdapter
+from rx_backend.context import RequestContext
+from rx_backend.errors import (
+    BackendError,
+    Disconnected,
+    StreamIncomplete,
+    Unknown,
+    as_backend_error,
+)
+from rx_backend.pipeline import standard_pipeline
+from rx_backend.protocols import (
+    Annotated,
+    FinishReason,
+    LLMEngineOutput,
+    PreprocessedRequest,
+    SamplingOptions,
+    to_builtins,
+    usage,
+)
+from rx_backend.testing import run_virtual
+from tests.meters import Meters
+from tests.rx_backend._engines import ScriptedEngine, Step, collect, request, stop, token, virtual
+from tests.spans import Spans, rows_of
+
+PHASES = ["chunks", "items"]
+
+
+def chunk_in(item: Any) -> LLMEngineOutput | None:
+    """Return the chunk in an item, or the chunk itself."""
+    return item.data if isinstance(item, Annotated) else item
+
+
+def with_chunk(item: Any, **changes: Any) -> Any:
+    """Return a copy of an item whose chunk has *changes*."""
+    chunk = chunk_in(item)
+    assert chunk is not None
+    changed = replace(chunk, **changes)
+    return replace(item, data=changed) if isinstance(item, Annotated) else changed
+
+
+def is_terminal(item: Any) -> bool:
+    chunk = chunk_in(item)
+    return chunk is not None and chunk.finish_reason is not None
+
+
+ENDINGS = ["request ended", "request failed", "request dropped"]
+
+
+# Operators that end, cut or change a stream, for chunks and for items.
+
+
+@operator
+def take_some(count: int) -> Stage[Any, Any]:
+    """Hand out *count* items and end the stream."""
+    item = yield
+    for _ in range(count - 1):
+        item = yield item
+    return item
+
+
+@operator
+def saying(reason: FinishReason) -> Stage[Any, Any]:
+    """Give every terminal another reason."""
+    item = yield
+    while True:
+        item = yield with_chunk(item, finish_reason=reason) if is_terminal(item) else item
+
+
+@operator
+def without_terminals() -> Stage[Any, Any]:
+    """Keep the terminal back."""
+    item = yield
+    while True:
+        item = yield emit() if is_terminal(item) else item
+
+
+@operator
+def doubled() -> Stage[Any, Any]:
+    """Hand out every token twice, in one chunk."""
+    item = yield
+    while True:
+        chunk = chunk_in(item)
+        item = yield item if chunk is None else with_chunk(item, token_ids=chunk.token_ids * 2)
+
+
+@operator
+def without_tokens() -> Stage[Any, Any]:
+    """Keep all tokens back."""
+    item = yield
+    while True:
+        item = yield item if chunk_in(item) is None else with_chunk(item, token_ids=[])
+
+
+@operator
+def failing_at(place: int) -> Stage[Any, Any]:
+    """Raise in place of an item."""
+    item = yield
+    for _ in range(place):
+        item = yield item
+    raise LookupError("a bug")
+
+
+@operator
+def forgiving() -> Stage[Any, Any]:
+    """Make a good end of an error item."""
+    item = yield
+    while True:
+        failed = isinstance(item, Annotated) and item.error is not None
+        item = yield Annotated(stop()) if failed else item
+
+
+async def slowly(item: Any) -> Any:
+    await asyncio.sleep(0.5)
+    return item
+
+
+OPERATORS: dict[str, AnyOperator] = {
+    "take_some(1)": take_some(1),
+    "take_some(2)": take_some(2),
+    "ops.take(2)": ops.take(2),
+    "ops.skip(1)": ops.skip(1),
+    "saying length": saying(FinishReason.LENGTH),
+    "saying error": saying(FinishReason.error("no")),
+    "without_terminals": without_terminals(),
+    "doubled": doubled(),
+    "without_tokens": without_tokens(),
+    "failing_at(0)": failing_at(0),
+    "failing_at(2)": failing_at(2),
+    "forgiving": forgiving(),
+    "map_async": map_async(slowly),
+    "coalesce": coalesce(),
+}
+ONLY_CHUNKS: dict[str, AnyOperator] = {
+    "limit_tokens(2)": limit_tokens(2),
+    "stop_on(7)": stop_on(7),
+}
+
+# Where an operator may stand: before each of the standard ones, and behind all of them.
+CHUNK_PLACES = standard_pipeline.names
+added_operators = st.lists(
+    st.tuples(st.sampled_from(CHUNK_PLACES), st.sampled_from([*OPERATORS, *ONLY_CHUNKS]))
+    | st.tuples(st.just("items"), st.sampled_from([*OPERATORS])),
+    max_size=3,
+)
+
+
+def pipeline_of(added: Sequence[tuple[str, str]]) -> Pipeline:
+    pipeline = standard_pipeline
+    for place, name in added:
+        if place == "items":
+            items = [*pipeline.items, OPERATORS[name]]
+            pipeline = Pipeline(pipeline.chunks, items, annotate=pipeline.annotate)
+        else:
+            pipeline = pipeline.insert_before(place, (OPERATORS | ONLY_CHUNKS)[name])
+    return pipeline
+
+
+@dataclass
+class Handed:
+    """What a consumer was handed."""
+
+    items: list[Any] = field(default_factory=list[Any])
+    error: Exception | None = None
+    has_left: bool = False
+
+    @property
+    def tokens(self) -> int:
+        chunks = [chunk for chunk in map(chunk_in, self.items) if chunk is not None]
+        return sum(len(chunk.token_ids) for chunk in chunks)
+
+    def told(self) -> tuple[str | None, str | None, str, str | None]:
+        """What is to be recorded: on the span two, then for metrics and log."""
+        for item in self.items:
+            if item.error is not None:
+                return None, item.error.span_kind, "failed", item.error.kind
+            if is_terminal(item):
+                reason = item.data.finish_reason
+                error_type = "ErrorTerminal" if reason.is_error else None
+                return reason.span_value, None, reason.kind, error_type
+        if self.error is not None:
+            typed = as_backend_error(self.error)
+            return None, typed.span_kind, "failed", typed.kind
+        assert self.has_left, "the stream ended, and nothing was handed out that says how"
+        return "Dropped", None, "dropped", "Dropped"
+
+
+async def consume(adapter: EngineAdapter, takes: int | None) -> Handed:
+    """Take so many items and leave; all of them for None."""
+    handed = Handed()
+    stream = await adapter.generate(request(), RequestContext("r1"))
+    try:
+        while takes is None or len(handed.items) < takes:
+            handed.items.append(await anext(stream))
+    except StopAsyncIteration:
+        return handed
+    except Exception as error:
+        handed.error = error
+        return handed
+    handed.has_left = True
+    await stream.aclose()
+    return handed
+
+
+async def check(script: Sequence[Step], pipeline: Pipeline, takes: int | None) -> Handed:
+    """Compare what is recorded of a request with what its consumer was handed."""
+    spans, meters = Spans(), Meters()
+    adapter = EngineAdapter(
+        ScriptedEngine(*script),
+        "agg",
+        pipeline,
+        tracer=spans.tracer,
+        meter_provider=meters.provider,
+        clock=asyncio.get_running_loop().time,
+        record=True,
+    )
+    with capture_logs() as events:
+        handed = await consume(adapter, takes)
+        await asyncio.sleep(1)
+    reason, error_kind, how, error_type = handed.told()
+    attributes = rows_of(spans.one())
+    assert attributes.get("finish_reason") == reason
+    assert attributes.get("error_kind") == error_kind
+    assert attributes["output_tokens"] == handed.tokens
+    assert (spans.one().status.status_code is StatusCode.ERROR) is (error_type is not None)
+    ends = meters.counts("rx_backend.requests", "rx_backend.finish_reason", "error.type")
+    assert ends == {(how, error_type): 1}
+    counted = meters.counts("rx_backend.tokens", "gen_ai.token.type").get(("output",), 0)
+    assert counted == handed.tokens
+    (event,) = [event for event in events if event["event"] in ENDINGS]
+    assert (event["finish_reason"], event.get("error_type")) == (how, error_type)
+    assert event["output_tokens"] == handed.tokens
+    return handed
+
+
+ENDS: dict[str, list[Step]] = {
+    "stop": [stop()],
+    "length with a token": [LLMEngineOutput.length().with_tokens([9])],
+    "error terminal": [LLMEngineOutput.error("boom")],
+    "error": [Disconnected("gone")],
+    "nothing": [],
+}
+
+
+@pytest.mark.rows("O2", "S9", "P3", "P4", "P5", "P6", "P6a")
+@settings(max_examples=300)
+@given(
+    sizes=st.lists(st.integers(0, 3), max_size=4),
+    end=st.sampled_from([*ENDS]),
+    added=added_operators,
+    takes=st.none() | st.integers(0, 5),
+)
+def test_span_metrics_and_log_say_what_was_handed_out(
+    sizes: list[int], end: str, added: list[tuple[str, str]], takes: int | None
+) -> None:
+    """Wherever operators end, cut or change the stream, and wherever its consumer leaves."""
+    script = [LLMEngineOutput(list(range(6, 6 + size))) for size in sizes]
+    run_virtual(check([*script, *ENDS[end]], pipeline_of(added), takes))
+
+
+@pytest.mark.rows("O2")
+@pytest.mark.parametrize("place", standard_pipeline.names)
+@virtual
+async def test_a_limit_is_recorded_wherever_it_stands(place: str) -> None:
+    """Its terminal is the request's, and the tokens behind it are nobody's."""
+    pipeline = standard_pipeline.insert_before(place, limit_tokens(2))
+    handed = await check([*map(token, range(5)), stop()], pipeline, None)
+    assert handed.tokens == 2
+    assert handed.told()[0] == "Length"
+
+
+@pytest.mark.rows("O2", "S9")
+@pytest.mark.parametrize("cut", [take_some(2), ops.take(2)], ids=["ours", "stock"])
+@pytest.mark.parametrize("phase", PHASES)
+@virtual
+async def test_an_operator_that_ends_the_stream_early_is_named(
+    phase: str, cut: AnyOperator
+) -> None:
+    """The consumer gets one error item that names it, and everything that is recorded says so."""
+    if phase == "items":
+        pipeline = standard_pipeline.with_operators(cut)
+    else:
+        pipeline = standard_pipeline.insert_before("annotate_errors", cut)
+    handed = await check([*map(token, range(5)), stop()], pipeline, None)
+    *items, last = handed.items
+    assert len(items) == 2
+    assert isinstance(last.error, StreamIncomplete)
+    assert (
+        "take_some" if cut is not None and hasattr(cut, "name") else "take"
+    ) in last.error.message
+
+
+@pytest.mark.rows("O2", "P6a")
+@pytest.mark.parametrize("takes", [None, 3])
+@virtual
+async def test_what_follows_the_terminal_is_no_drop(takes: int | None) -> None:
+    """An operator may still say something behind it; whoever leaves there has the terminal."""
+
+    @operator
+    def saying_goodbye() -> Stage[Any, Any]:
+        try:
+            item = yield
+            while True:
+                item = yield item
+        except Completed:
+            return Annotated(comment=["goodbye"])
+
+    script = [token(1), token(2), stop()]
+    handed = await check(script, standard_pipeline.with_operators(saying_goodbye()), takes)
+    assert handed.told()[0] == "Stop"
+    assert len(handed.items) == (takes or 4)
+
+
+@pytest.mark.rows("O2", "H1")
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [(stop(), "Stop"), (LLMEngineOutput.error("boom"), 'Error("boom")'), (60, "Dropped")],
+    ids=["stop", "error", "drop"],
+)
+@virtual
+async def test_items_in_their_json_form_are_read(end: Step, reason: str) -> None:
+    """An operator at the end may make JSON of the items."""
+    spans = Spans()
+    adapter = EngineAdapter(
+        ScriptedEngine(token(1), LLMEngineOutput([2, 3]), end), tracer=spans.tracer, record=True
+    ).with_operators(ops.map(to_builtins))
+    stream: Any = await adapter.generate(request())
+    for _ in range(2 if end == 60 else 3):
+        await anext(stream)
+    await stream.aclose()
+    attributes = rows_of(spans.one())
+    assert (attributes["finish_reason"], attributes["output_tokens"]) == (reason, 3)
+
+
+@pytest.mark.rows("O2", "F1")
+@pytest.mark.parametrize("phase", PHASES)
+@virtual
+async def test_tokens_of_an_engine_without_ids(phase: str) -> None:
+    """They are those of the terminal's usage, also where operators stand behind."""
+    spans = Spans()
+    terminal = replace(stop(), completion_usage=usage(3, 5))
+    nothing = ops.map(lambda item: item)  # pyright: ignore[reportUnknownLambdaType,reportUnknownVariableType]
+    if phase == "items":
+        pipeline = standard_pipeline.with_operators(nothing)
+    else:
+        pipeline = standard_pipeline.insert_before("annotate_errors", nothing)
+    engine = ScriptedEngine(LLMEngineOutput(text="a b"), LLMEngineOutput(text="c"), terminal)
+    adapter = EngineAdapter(engine, pipeline=pipeline, tracer=spans.tracer, record=True)
+    await collect(await adapter.generate(request()))
+    assert rows_of(spans.one())["output_tokens"] == 5
+
+
+@pytest.mark.rows("O2", "P6a")
+@pytest.mark.parametrize("place", [*standard_pipeline.names, "items"])
+@virtual
+async def test_on_outcome_is_told_the_same_wherever_it_stands(place: str) -> None:
+    """A pipeline's outcome is one, whether its observer stands in front or behind what cuts."""
+    seen: list[Any] = []
+    watching = on_outcome(seen.append)
+    pipeline = standard_pipeline.with_operators(take_some(1))
+    if place == "items":
+        pipeline = pipeline.with_operators(watching)
+    else:
+        pipeline = pipeline.insert_before(place, watching)
+    await check([token(1), token(2), stop()], pipeline, None)
+    (outcome,) = seen
+    assert isinstance(outcome.error, StreamIncomplete)
+    assert outcome.output_tokens == 1
+
+
+# Several answers.
+
+
+def several(answers: int) -> PreprocessedRequest:
+    return PreprocessedRequest(
+        model="mock", token_ids=[1, 2, 3], sampling_options=SamplingOptions(n=answers)
+    )
+
+
+REASONS = [
+    FinishReason.STOP,
+    FinishReason.LENGTH,
+    FinishReason.CANCELLED,
+    FinishReason.CONTENT_FILTER,
+    FinishReason.EOS,
+    FinishReason.error("boom"),
+]
+
+
+answer_chunks = st.lists(
+    st.tuples(
+        st.integers(0, 3),
+        st.lists(st.integers(0, 99), max_size=2),
+        st.none() | st.sampled_from(REASONS),
+        st.booleans(),
+    ),
+    max_size=8,
+)
+
+
+@pytest.mark.rows("P11", "E3", "S2", "S8")
+@settings(max_examples=150)
+@given(
+    answers=st.integers(1, 4),
+    chunks=answer_chunks,
+    last=st.lists(st.sampled_from(REASONS), min_size=4, max_size=4),
+    with_items=st.booleans(),
+    coalesced=st.booleans(),
+)
+def test_several_answers(
+    answers: int,
+    chunks: list[tuple[int, list[int], FinishReason | None, bool]],
+    last: list[FinishReason],
+    with_items: bool,
+    coalesced: bool,
+) -> None:
+    """Each has a terminal and nothing behind it; the worst of their reasons is the request's."""
+    chunks = [(index % answers, *rest) for index, *rest in chunks]
+    chunks += [(index, [], last[index], False) for index in range(answers)]
+    script: list[Step] = []
+    tokens: dict[int, list[int]] = {index: [] for index in range(answers)}
+    reasons: dict[int, FinishReason] = {}
+    for index, made, reason, is_absent in chunks:
+        wire = None if index == 0 and is_absent else index
+        script.append(LLMEngineOutput(list(made), finish_reason=reason, index=wire))
+        if index not in reasons and len(reasons) < answers:
+            tokens[index] += made
+            if reason is not None:
+                reasons[index] = reason
+
+    async def play() -> None:
+        spans = Spans()
+        pipeline = standard_pipeline
+        if coalesced:
+            pipeline = pipeline.with_operators(coalesce())
+        if with_items:
+            pipeline = pipeline.with_operators(ops.do_action())
+        adapter = EngineAdapter(
+            engine := ScriptedEngine(*script), pipeline=pipeline, tracer=spans.tracer, record=True
+        )
+        stream = await adapter.generate(several(answers))
+        got: dict[int, list[int]] = {index: [] for index in range(answers)}
+        ended: dict[int, FinishReason] = {}
+        async for item in stream:
+            assert item.data is not None
+            index = item.data.index or 0
+            assert index not in ended, "something follows an answer's terminal"
+            got[index] += item.data.token_ids
+            if item.data.finish_reason is not None:
+                ended[index] = item.data.finish_reason
+            await asyncio.sleep(0)
+        assert (got, ended) == (tokens, reasons)
+        assert engine.closed == 1
+        attributes = spans.one().attributes or {}
+        in_order = [reasons[index] for index in range(answers)]
+        assert attributes["gen_ai.response.finish_reasons"] == tuple(r.kind for r in in_order)
+        errors = [reason for reason in in_order if reason.is_error]
+        stopped = [reason for reason in in_order if reason == FinishReason.CANCELLED]
+        assert attributes["finish_reason"] == [*errors, *stopped, *in_order][0].span_value
+        assert attributes["output_tokens"] == sum(map(len, tokens.values()))
+        assert (spans.one().status.status_code is StatusCode.ERROR) is bool(errors)
+
+    run_virtual(play())
+
+
+@pytest.mark.rows("E3", "S9", "P11")
+@pytest.mark.parametrize("phase", ["none", "items"])
+@virtual
+async def test_an_answer_that_never_ends_is_incomplete(phase: str) -> None:
+    """One terminal of two is no good end, and a raised error ends them all."""
+    ends: list[tuple[list[Step], type[BackendError]]] = [
+        ([], StreamIncomplete),
+        ([RuntimeError("boom")], Unknown),
+    ]
+    for end, kind in ends:
+        spans = Spans()
+        script = [token(1), LLMEngineOutput(finish_reason=FinishReason.STOP, index=1), *end]
+        adapter = EngineAdapter(ScriptedEngine(*script), tracer=spans.tracer, record=True)
+        if phase == "items":
+            adapter = adapter.with_operators(ops.do_action())
+        *items, last = await collect(await adapter.generate(several(2)))
+        assert len(items) == 2
+        assert type(last.error) is kind
+        assert rows_of(spans.one())["error_kind"] == f"Backend({kind.__name__})"
+
+
+@pytest.mark.rows("P11", "P5", "P6a")
+@pytest.mark.parametrize(("takes", "reason"), [(1, "Dropped"), (2, "Dropped"), (3, "Stop")])
+@virtual
+async def test_the_last_answer_s_terminal_completes_the_request(takes: int, reason: str) -> None:
+    """Whoever leaves before it has dropped the request, whatever answers had ended."""
+    spans = Spans()
+    script = [
+        LLMEngineOutput(finish_reason=FinishReason.STOP, index=0),
+        LLMEngineOutput([4], index=1),
+        LLMEngineOutput(finish_reason=FinishReason.STOP, index=1),
+    ]
+    adapter = EngineAdapter(ScriptedEngine(*script), tracer=spans.tracer, record=True)
+    stream = await adapter.generate(several(2))
+    for _ in range(takes):
+        await anext(stream)
+    await stream.aclose()
+    assert rows_of(spans.one())["finish_reason"] == reason
