@@ -116,10 +116,14 @@ class PulledChain(Chain):
 
     def fail_from_source(self, error: BaseException) -> None:
         """Fail the stages with what the source raised; its own cancellation is a failure (S6)."""
-        if _GROUPS_FORGET and isinstance(error, BaseExceptionGroup) and self.is_cancelled():
+        if (
+            _GROUPS_FORGET
+            and isinstance(error, BaseExceptionGroup)
+            and self.is_cancelled()
+            and self.puller is not None
+        ):
             # A task group that fails has cancelled its parent, and does not always take that back.
-            if self.puller is not None:
-                self.puller.uncancel()
+            self.puller.uncancel()
         if self.is_over():
             if isinstance(error, Exception):
                 _log.error("a dropped source failed", exc_info=redacted_exc_info(error))

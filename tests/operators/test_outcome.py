@@ -40,10 +40,10 @@ GONE = Disconnected("peer gone")
 
 REASONS = st.sampled_from([None, None, STOP, LENGTH, CANCELLED, ERROR])
 CHUNKS = st.builds(
-    lambda tokens, reason, index: LLMEngineOutput(tokens, finish_reason=reason, index=index),
+    LLMEngineOutput,
     st.lists(st.integers(0, 9), max_size=3),
-    REASONS,
-    st.sampled_from([None, 0, 1]),
+    finish_reason=REASONS,
+    index=st.sampled_from([None, 0, 1]),
 )
 
 
@@ -103,7 +103,7 @@ def test_it_is_decided_by_what_was_handed_out(
     outcome = record.end(dropped=dropped)
 
     seen = [item.data for item in handed or () if item.data is not None]
-    reasons = first_reasons(seen if seen else engine)
+    reasons = first_reasons(seen or engine)
     in_order = [reasons[index] for index in sorted(reasons)]
     is_complete = bool(seen) and len(reasons) >= answers
     if dropped and not is_complete:
