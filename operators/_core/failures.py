@@ -5,7 +5,13 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, TypeAlias
 
-__all__ = ("SourceCancelled", "add_operator_note", "drop_top_frame", "redacted_exc_info")
+__all__ = (
+    "SourceCancelled",
+    "add_operator_note",
+    "drop_top_frame",
+    "nothing_due",
+    "redacted_exc_info",
+)
 
 ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
 
@@ -33,6 +39,11 @@ def redacted_exc_info(error: BaseException) -> ExcInfo:
     except TypeError:
         kind, silent = Exception, Exception()
     return kind, silent, error.__traceback__
+
+
+def nothing_due() -> TypeError:
+    """Return the error for an operator that hands out None (row O5)."""
+    return TypeError("expected an item to hand out, got None; emit() hands out nothing")
 
 
 def drop_top_frame(error: BaseException) -> None:

@@ -12,7 +12,12 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequen
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from operators._core.chain import Chain, StageFactory
-from operators._core.failures import SourceCancelled, drop_top_frame, redacted_exc_info
+from operators._core.failures import (
+    SourceCancelled,
+    add_operator_note,
+    drop_top_frame,
+    redacted_exc_info,
+)
 from operators._core.loop import READY, Visit, compiled
 from operators._core.segment import Segment, close_quietly, first_pull
 from operators._core.stage import Callbacks
@@ -102,6 +107,10 @@ class PulledChain(Chain):
             cause, error = error, SourceCancelled(f"the source raised {type(error).__name__}")
             error.__cause__ = cause
         drop_top_frame(error)
+        if isinstance(self.source, Segment):
+            name = self.source.raised_by(error)
+            if name is not None:
+                add_operator_note(error, name, self._scope)
         self.fail(error)
 
     def interrupt(self, *, interrupted: bool) -> None:

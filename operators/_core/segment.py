@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any
 
-from operators._core.failures import add_operator_note, redacted_exc_info
+from operators._core.failures import add_operator_note, nothing_due, redacted_exc_info
 from operators._core.mailbox import Mailbox
 from operators._core.stage import StageResult
 from operators._core.tasks import start_task
@@ -37,6 +37,10 @@ class Segment(AsyncIterator[Any]):
     def ended_by(self) -> str | None:
         """The operator that ended the stream before its source did; None where none did."""
         ...
+
+    def raised_by(self, error: BaseException) -> str | None:
+        """Return the operator that raised what this part ended with, unless it has noted that."""
+        return None
 
     @abstractmethod
     def drop(self) -> None:
@@ -124,6 +128,12 @@ class PulledSegment(Segment):
                 add_operator_note(error, self._name, self._scope)
             items.end(error)
         else:
+            if item is None:
+                error = nothing_due()
+                add_operator_note(error, self._name, self._scope)
+                items.end(error)
+                self._release()
+                return
             if type(item) is not StageResult:
                 items.put(item)
                 return
@@ -131,7 +141,7 @@ class PulledSegment(Segment):
                 items.put(each)
             if item.ends or item.error is not None:
                 items.end(item.error)
-                self.close()
+                self._release()
 
     def _pull(self) -> Any:
         if self._has_begun or not isinstance(self._generator, AsyncGeneratorType):
@@ -145,8 +155,13 @@ class PulledSegment(Segment):
             self._source.drop()
 
     def close(self) -> None:
-        """Close the generator, then its source, in a task."""
         self.drop()
+        self._release()
+
+    def _release(self) -> None:
+        """Close the generator, then its source, in a task; what waits can still be taken."""
+        if not self._source.is_adopted:
+            self._source.drop()
         if self._closing is None and not self._source.event_loop.is_closed():
             self._closing = start_task(
                 self._close(), self._source.event_loop, self._source.own_context
