@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 __all__ = (
     "SourceCancelled",
     "add_operator_note",
     "drop_top_frame",
+    "is_cancellation",
     "nothing_due",
     "redacted_exc_info",
 )
@@ -18,6 +20,15 @@ ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | N
 
 class SourceCancelled(RuntimeError):
     """A source raised ``CancelledError`` or ``GeneratorExit`` although nobody had cancelled it."""
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Return whether *error* is a ``CancelledError`` or ``GeneratorExit``, or a group with some."""
+    if isinstance(error, BaseExceptionGroup):
+        inner = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        others = [each for each in inner if not isinstance(each, Exception)]
+        return bool(others) and all(map(is_cancellation, others))
+    return isinstance(error, asyncio.CancelledError | GeneratorExit)
 
 
 def redacted_exc_info(error: BaseException) -> ExcInfo:

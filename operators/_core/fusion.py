@@ -16,6 +16,7 @@ from operators._core.failures import (
     SourceCancelled,
     add_operator_note,
     drop_top_frame,
+    is_cancellation,
     redacted_exc_info,
 )
 from operators._core.loop import READY, Visit, compiled
@@ -103,7 +104,7 @@ class PulledChain(Chain):
             # take that back.
             if self.puller is not None and self.puller.cancelling() > self.baseline:
                 self.puller.uncancel()
-        if isinstance(error, asyncio.CancelledError | GeneratorExit) and not self.is_cancelled():
+        if is_cancellation(error) and not self.is_cancelled():
             cause, error = error, SourceCancelled(f"the source raised {type(error).__name__}")
             error.__cause__ = cause
         drop_top_frame(error)
@@ -146,6 +147,8 @@ class FusedRun(Segment, Generic[B]):
             does is pulled in it already.
         scope: Handed to operators that ask for the scope of the stream.
         on_end: Called once when the run is over, with whether it was dropped.
+        on_left: Called before it with items that the stages made, and that are not handed out since
+            the run is dropped.
         loop: The running event loop, for a caller who knows it.
 
     Attributes:
@@ -162,6 +165,7 @@ class FusedRun(Segment, Generic[B]):
         "_generator",
         "_has_cancelled",
         "_on_end",
+        "_on_left",
         "_put_back",
         "_resumed_state",
         "_send",
@@ -182,6 +186,7 @@ class FusedRun(Segment, Generic[B]):
         enters: bool = True,
         scope: Any = None,
         on_end: Callable[[bool], None] | None = None,
+        on_left: Callable[[Sequence[Any]], None] | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         # Asking for the running loop is a system call on some Pythons, dear with many requests.
@@ -191,6 +196,7 @@ class FusedRun(Segment, Generic[B]):
         is_entered = own_context is None or not enters
         self._enter = operator.call if is_entered else own_context.run
         self._on_end = on_end
+        self._on_left = on_left
         self.is_adopted = False
         self.raised = 0
         self._has_cancelled = False
@@ -332,6 +338,7 @@ class FusedRun(Segment, Generic[B]):
         elif is_cancelled:
             # Whatever the engine made of it, the consumer's cancellation is a drop (rows S6, S7).
             self._state = _IDLE
+            self._leave([chain.item] if has_item else [])
             self._drop()
         else:
             self._state = _IDLE
@@ -394,6 +401,7 @@ class FusedRun(Segment, Generic[B]):
     def drop(self) -> None:
         """Close the stages, here and in front, and forget what was not handed out."""
         if self._state != _OVER:
+            self._leave(self._chain.out)
             _enter_once(self._enter, self._chain.drop)
 
     def close(self) -> None:
@@ -407,6 +415,7 @@ class FusedRun(Segment, Generic[B]):
             self._put_back = None
             self._state = self._resumed_state
         if self._state == _OVER:
+            self._leave(self._chain.out)
             self._chain.out.clear()
             self._chain.error = None
             self._tell_end(dropped=True)
@@ -443,6 +452,11 @@ class FusedRun(Segment, Generic[B]):
         if self.ended:
             self._tell_end(dropped=False)
         self._close_source()
+
+    def _leave(self, items: Sequence[Any]) -> None:
+        """Note that *items* are not handed out."""
+        if items and self._on_left is not None and self._on_end is not None:
+            self._on_left(items)
 
     def _tell_end(self, *, dropped: bool) -> None:
         on_end, self._on_end = self._on_end, None
