@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -137,6 +137,14 @@ class HandedOut:
             self.is_known = False
         return item
 
+    def take_back(self, left: HandedOut) -> None:
+        """Take note that what *left* has seen was not handed out in the end."""
+        self.tokens -= left.tokens
+        for index in left.reasons:
+            self.reasons.pop(index, None)
+        if left.has_failed:
+            self.error, self.has_failed = None, False
+
     def _look_at_chunk(self, chunk: Any) -> None:
         self._has_chunk = self.is_known = True
         self.tokens += tokens_in(chunk)
@@ -175,7 +183,14 @@ class OutcomeTracker:
         handed_out: What the consumer was handed, where that may differ from the engine's chunks.
     """
 
-    __slots__ = ("_is_cancelled", "_observers", "failure", "handed_out", "times")
+    __slots__ = (
+        "_is_cancelled",
+        "_left_tokens",
+        "_observers",
+        "failure",
+        "handed_out",
+        "times",
+    )
 
     def __init__(self, times: TokenTimes, is_cancelled: Callable[[], bool]) -> None:
         self.times = times
@@ -183,6 +198,7 @@ class OutcomeTracker:
         self._observers: list[Callable[[Outcome], object]] | None = None
         self.failure: Exception | None = None
         self.handed_out: HandedOut | None = None
+        self._left_tokens = 0
 
     def subscribe(self, observer: Callable[[Outcome], object]) -> None:
         """Have *observer* called with the outcome when the stream is over."""
@@ -197,6 +213,16 @@ class OutcomeTracker:
         if handed is not None and handed.is_known:
             return handed.has_failed or len(handed.reasons) >= self.times.answers
         return self.failure is not None or len(self.times.finish_reasons) >= self.times.answers
+
+    def take_back(self, items: Sequence[Any]) -> None:
+        """Take note of items that a drop keeps from the consumer."""
+        left = HandedOut(lambda reason: reason)
+        for item in items:
+            left.look(item)
+        if self.handed_out is not None:
+            self.handed_out.take_back(left)
+        else:
+            self._left_tokens += left.tokens
 
     def end(self, *, dropped: bool) -> Outcome:
         """
@@ -220,6 +246,8 @@ class OutcomeTracker:
         if handed is not None and not handed.is_known:
             handed = None
         tokens = None if handed is None else handed.output_tokens
+        if tokens is None and self._left_tokens:
+            tokens = times.output_tokens - self._left_tokens
         has_ended = handed is not None and self.has_ended()
         # Behind what was seen of the items, a drop no longer counts (row P6a).
         if dropped and not has_ended:

@@ -192,6 +192,7 @@ class EngineAdapter:
                 own_context=own,
                 scope=scope,
                 on_end=scope.end,
+                on_left=scope.outcome.take_back,
                 stream=partial(_Stream, context=context, loop=loop),
             )
         except (Exception, asyncio.CancelledError) as error:

@@ -50,10 +50,17 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         own_context: contextvars.Context | None = None,
         scope: object = None,
         on_end: Callable[[bool], None] | None = None,
+        on_left: Callable[[Sequence[Any]], None] | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(
-            source, operators, own_context=own_context, scope=scope, on_end=on_end, loop=loop
+            source,
+            operators,
+            own_context=own_context,
+            scope=scope,
+            on_end=on_end,
+            on_left=on_left,
+            loop=loop,
         )
         self.context = context
         self._has_subscriber = False

@@ -16,6 +16,7 @@ from operators._core.aio_operator import (
     is_aio_operator,
 )
 from operators._core.aio_subscription import TURNS, Disposes, Observes
+from operators._core.failures import nothing_due
 from operators._core.naming import name_of
 from operators._core.pump import Pump
 from operators._core.segment import Segment
@@ -99,6 +100,9 @@ class AioSegment(Segment):
         has_completed = source.has_ended and not source.dropped
         return source.ended_by if has_completed else self._names
 
+    def raised_by(self, error: BaseException) -> str | None:
+        return None if id(error) == self._source.raised else self._names
+
     def drop(self) -> None:
         self._source.drop()
 
@@ -110,7 +114,10 @@ class AioSegment(Segment):
             await self._inbox.opened()
             while not len(mailbox) and not mailbox.is_closed and self._observer is not None:
                 await self._pull()
-        return await self._inbox.pull()
+        item = await self._inbox.pull()
+        if item is None:
+            raise nothing_due()
+        return item
 
     async def _pull(self) -> None:
         try:

@@ -92,6 +92,7 @@ def fuse(
     own_context: contextvars.Context | None = None,
     scope: object = None,
     on_end: Callable[[bool], None] | None = None,
+    on_left: Callable[[Sequence[Any]], None] | None = None,
     stream: Callable[..., R] = FusedRun[Any],
 ) -> R:
     """
@@ -107,6 +108,7 @@ def fuse(
         own_context: The context to run source and operators in; the consumer's by default.
         scope: Handed to operators with a parameter ``scope``.
         on_end: Called once when the stream is over, with whether it was dropped.
+        on_left: Called before it with items that were ready, and that a drop keeps from the consumer.
         stream: The class to make.
 
     Raises:
@@ -136,7 +138,14 @@ def fuse(
                 before = enter(_inner_run, current, group, own_context, scope)
                 current = before
                 current = enter(_segment, before, boundary, own_context, scope)
-        return stream(current, plan.runs[-1], own_context=own_context, scope=scope, on_end=on_end)
+        return stream(
+            current,
+            plan.runs[-1],
+            own_context=own_context,
+            scope=scope,
+            on_end=on_end,
+            on_left=on_left,
+        )
     except BaseException:
         _close(current, own_context)
         raise

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from operators._core.failures import add_operator_note, drop_top_frame, redacted_exc_info
+from operators._core.failures import (
+    add_operator_note,
+    drop_top_frame,
+    nothing_due,
+    redacted_exc_info,
+)
 from operators._core.stage import (
     Callbacks,
     Completed,
@@ -156,8 +161,7 @@ class Chain:
     def emitted(self, place: int, result: StageResult | None) -> None:
         """Take what the stage at *place* returned for an item, where that is no item."""
         if result is None:
-            wrong = TypeError("expected an item to hand out, got None; emit() hands out nothing")
-            self.stage_raised(wrong, place)
+            self.stage_raised(nothing_due(), place)
             return
         if result.ends:
             self._end_before(place)

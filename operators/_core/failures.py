@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
-__all__ = ("SourceCancelled", "add_operator_note", "drop_top_frame", "redacted_exc_info")
+__all__ = (
+    "SourceCancelled",
+    "add_operator_note",
+    "drop_top_frame",
+    "is_cancellation",
+    "nothing_due",
+    "redacted_exc_info",
+)
 
 ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
 
 
 class SourceCancelled(RuntimeError):
     """A source raised ``CancelledError`` or ``GeneratorExit`` although nobody had cancelled it."""
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Return whether *error* is a ``CancelledError`` or ``GeneratorExit``, or a group with some."""
+    if isinstance(error, BaseExceptionGroup):
+        inner = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        others = [each for each in inner if not isinstance(each, Exception)]
+        return bool(others) and all(map(is_cancellation, others))
+    return isinstance(error, asyncio.CancelledError | GeneratorExit)
 
 
 def redacted_exc_info(error: BaseException) -> ExcInfo:
@@ -33,6 +50,11 @@ def redacted_exc_info(error: BaseException) -> ExcInfo:
     except TypeError:
         kind, silent = Exception, Exception()
     return kind, silent, error.__traceback__
+
+
+def nothing_due() -> TypeError:
+    """Return the error for an operator that hands out None (row O5)."""
+    return TypeError("expected an item to hand out, got None; emit() hands out nothing")
 
 
 def drop_top_frame(error: BaseException) -> None:

@@ -14,11 +14,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from operators._core.chain import Chain, StageFactory
-from operators._core.failures import SourceCancelled, drop_top_frame, redacted_exc_info
+from operators._core.failures import (
+    SourceCancelled,
+    add_operator_note,
+    drop_top_frame,
+    is_cancellation,
+    redacted_exc_info,
+)
 from operators._core.loop import READY, Visit, compiled
 from operators._core.segment import Segment, close_quietly, first_pull
 from operators._core.stage import Callbacks
-from operators._core.tasks import start_task
+from operators._core.tasks import done, start_task
 
 if TYPE_CHECKING:
     from operators._core.loop import Loop
@@ -68,8 +74,8 @@ class PulledChain(Chain):
         "is_interrupted",
         "item",
         "own_cancels",
-        "pump",
         "puller",
+        "pump",
         "source",
     )
 
@@ -128,10 +134,14 @@ class PulledChain(Chain):
             if isinstance(error, Exception):
                 _log.error("a dropped source failed", exc_info=redacted_exc_info(error))
             return
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        if is_cancellation(error):
             cause, error = error, SourceCancelled(f"the source raised {type(error).__name__}")
             error.__cause__ = cause
         drop_top_frame(error)
+        if isinstance(self.source, Segment):
+            name = self.source.raised_by(error)
+            if name is not None:
+                add_operator_note(error, name, self._scope)
         self.fail(error)
 
     def interrupt(self, *, interrupted: bool) -> None:
@@ -168,6 +178,8 @@ class FusedRun(Segment, Generic[B]):
             does is pulled in it already.
         scope: Handed to operators that ask for the scope of the stream.
         on_end: Called once when the run is over, with whether it was dropped.
+        on_left: Called before it with items that the stages made, and that are not handed out since
+            the run is dropped.
         loop: The running event loop, for a caller who knows it.
 
     Attributes:
@@ -184,6 +196,7 @@ class FusedRun(Segment, Generic[B]):
         "_generator",
         "_is_leaving",
         "_on_end",
+        "_on_left",
         "_put_back",
         "_resumed_state",
         "_send",
@@ -204,6 +217,7 @@ class FusedRun(Segment, Generic[B]):
         enters: bool = True,
         scope: Any = None,
         on_end: Callable[[bool], None] | None = None,
+        on_left: Callable[[Sequence[Any]], None] | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         # Asking for the running loop is a system call on some Pythons, dear with many requests.
@@ -213,6 +227,7 @@ class FusedRun(Segment, Generic[B]):
         is_entered = own_context is None or not enters
         self._enter = operator.call if is_entered else own_context.run
         self._on_end = on_end
+        self._on_left = on_left
         self.is_adopted = False
         self.raised = 0
         self._is_leaving = False
@@ -356,6 +371,7 @@ class FusedRun(Segment, Generic[B]):
         elif is_cancelled:
             # Whatever the engine made of it, the consumer's cancellation is a drop (rows S6, S7).
             self._state = _IDLE
+            self._leave([chain.item] if has_item else [])
             self._drop()
         else:
             self._state = _LEAVING if self._is_leaving else _IDLE
@@ -413,6 +429,7 @@ class FusedRun(Segment, Generic[B]):
     def drop(self) -> None:
         """Close the stages, here and in front, and forget what was not handed out."""
         if self._state != _OVER:
+            self._leave(self._chain.out)
             _enter_once(self._enter, self._chain.drop)
 
     def close(self) -> None:
@@ -426,6 +443,7 @@ class FusedRun(Segment, Generic[B]):
             self._put_back = None
             self._state = self._resumed_state
         if self._state == _OVER:
+            self._leave(self._chain.out)
             self._chain.out.clear()
             self._chain.error = None
             self._tell_end(dropped=True)
@@ -465,6 +483,11 @@ class FusedRun(Segment, Generic[B]):
         if self.ended:
             self._tell_end(dropped=False)
         self._close_source()
+
+    def _leave(self, items: Sequence[Any]) -> None:
+        """Note that *items* are not handed out."""
+        if items and self._on_left is not None and self._on_end is not None:
+            self._on_left(items)
 
     def _tell_end(self, *, dropped: bool) -> None:
         on_end, self._on_end = self._on_end, None
@@ -540,7 +563,7 @@ class FusedRun(Segment, Generic[B]):
         if isinstance(self._chain.source, Segment):
             await self._chain.source.aclose()
         elif self._closing is not None and not self._closing.done():
-            await asyncio.wait([self._closing])
+            await done(self._closing)
 
     async def aclose(self) -> None:
         """Drop the run, and wait until everything is released."""

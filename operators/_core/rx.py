@@ -13,6 +13,7 @@ from reactivex import Observable, abc, typing
 from reactivex.disposable import Disposable, SingleAssignmentDisposable
 from reactivex.scheduler import CurrentThreadScheduler
 
+from operators._core.failures import nothing_due
 from operators._core.inbox import RxInbox
 from operators._core.loop_scheduler import LoopScheduler
 from operators._core.mailbox import Mailbox
@@ -204,6 +205,9 @@ class RxSegment(Segment):
         has_completed = source.has_ended and not source.dropped
         return source.ended_by if has_completed else self._names
 
+    def raised_by(self, error: BaseException) -> str | None:
+        return None if id(error) == self._source.raised else self._names
+
     def drop(self) -> None:
         self._source.drop()
 
@@ -216,6 +220,8 @@ class RxSegment(Segment):
             self._demand()
         item = mailbox.take() if len(mailbox) else await inbox.pull()
         self._scheduler.resume()
+        if item is None:
+            raise nothing_due()
         return item
 
     async def _pull(self) -> None:

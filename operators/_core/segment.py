@@ -10,10 +10,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from operators._core.failures import add_operator_note, redacted_exc_info
+from operators._core.failures import add_operator_note, nothing_due, redacted_exc_info
 from operators._core.mailbox import Mailbox
 from operators._core.stage import StageResult
-from operators._core.tasks import current_task, start_task
+from operators._core.tasks import current_task, done, start_task
 
 if TYPE_CHECKING:
     from operators._core.fusion import FusedRun
@@ -46,6 +46,10 @@ class Segment(AsyncIterator[Any]):
     def ended_by(self) -> str | None:
         """The operator that ended the stream before its source did; None where none did."""
         ...
+
+    def raised_by(self, error: BaseException) -> str | None:
+        """Return the operator that raised what this part ended with, unless it has noted that."""
+        return None
 
     @abstractmethod
     def drop(self) -> None:
@@ -133,6 +137,13 @@ class PulledSegment(Segment):
             items.end(error)
             self._drop_source()
         else:
+            if item is None:
+                error = nothing_due()
+                add_operator_note(error, self._name, self._scope)
+                items.end(error)
+                self._drop_source()
+                self._release()
+                return
             if type(item) is not StageResult:
                 items.put(item)
                 return
@@ -178,7 +189,7 @@ class PulledSegment(Segment):
     async def aclose(self) -> None:
         self.close()
         if self._closing is not None and not self._closing.done():
-            await asyncio.wait([self._closing])
+            await done(self._closing)
 
 
 def first_pull(generator: AsyncGeneratorType[Any, None]) -> Any:

@@ -103,6 +103,18 @@ def doubled() -> Stage[Any, Any]:
 
 
 @operator
+def split() -> Stage[Any, Any]:
+    """Hand out every chunk in two: its tokens, and the rest."""
+    item = yield
+    while True:
+        if chunk_in(item) is None:
+            item = yield item
+        else:
+            tokens = with_chunk(item, finish_reason=None)
+            item = yield emit(tokens, with_chunk(item, token_ids=[]), tokens)
+
+
+@operator
 def without_tokens() -> Stage[Any, Any]:
     """Keep all tokens back."""
     item = yield
@@ -142,6 +154,7 @@ OPERATORS: dict[str, AnyOperator] = {
     "saying error": saying(FinishReason.error("no")),
     "without_terminals": without_terminals(),
     "doubled": doubled(),
+    "split": split(),
     "without_tokens": without_tokens(),
     "failing_at(0)": failing_at(0),
     "failing_at(2)": failing_at(2),
