@@ -68,8 +68,8 @@ class PulledChain(Chain):
         "is_interrupted",
         "item",
         "own_cancels",
-        "pump",
         "puller",
+        "pump",
         "source",
     )
 
