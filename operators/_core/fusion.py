@@ -547,8 +547,9 @@ class FusedRun(Segment, Generic[B]):
         self.close()
         await self.wait_closed()
 
-    def __del__(self) -> None:
-        if getattr(self, "_state", _OVER) == _OVER:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # When the interpreter ends, the names of this module may be gone.
+        if is_finalizing() or getattr(self, "_state", _OVER) == _OVER:
             return
         if self.event_loop.is_running():
             # The collector may call this in the middle of anything, in any thread.
