@@ -39,7 +39,7 @@ class OpenAnswers:
         self._has_cut = False
 
     def has_ended(self, answer: int) -> bool:
-        """Whether *answer* has ended: whatever the engine still yields for it is to be dropped."""
+        """Return whether *answer* has ended: whatever the engine still yields for it is to be dropped."""
         return answer in self._ended
 
     def end(self, answer: int, *, cut: bool = False) -> bool:

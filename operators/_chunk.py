@@ -15,7 +15,7 @@ HAS_CONTENT: Final = (
     "item.token_ids or getattr(item, 'text', None) or getattr(item, 'content_parts', None)"
 )
 IS_TERMINAL: Final = "item.finish_reason is not None"
-"""Conditions for ``visit_if``."""
+"""Conditions for :class:`Callbacks` and ``when``."""
 
 
 class Chunk(Protocol):
@@ -34,7 +34,7 @@ class Chunk(Protocol):
 
 def has_content(chunk: Chunk) -> bool:
     """
-    Whether *chunk* has content: token ids or, from engines without them, text or parts (row F1).
+    Return whether *chunk* has content: token ids or, from engines without them, text or parts (row F1).
 
     The function for ``HAS_CONTENT``; ``_raw_chunk.has_content`` takes items of any shape.
     """

@@ -85,12 +85,12 @@ async def deadlines(
     the first pull. An item that becomes ready in the very turn of the event loop in which a
     deadline passes is still handed out, and counts.
 
-    Put it in front of the standard pipeline, with the request's stop as *on_expiry*: the engine is
-    then asked to abort as after any stop (rows A2 to A5), and the stream ends with an error item of
-    kind ``ResponseTimeout``::
+    Put it in front of the standard pipeline. A deadline that passes stops the request there: the
+    engine is asked to abort as after any stop (rows A2 to A5), and the stream ends with an error
+    item of kind ``ResponseTimeout``::
 
-        [deadlines(first_token_s=60, idle_s=10, on_expiry=scope.context.stop_generating),
-         *standard_pipeline(scope)]
+        timed = deadlines(first_token_s=60, idle_s=10)
+        EngineAdapter(engine, pipeline=standard_pipeline.insert_before("validate_chunks", timed))
 
     In decode mode a deadline that passes before the first token fails the stream before its first
     token, so that the deferred abort is not made (row A5).
@@ -102,7 +102,9 @@ async def deadlines(
             need not have content.
         total_s: How long the stream may last, the consumer's own time included. When it passes
             while nobody pulls, the engine is closed then, and the next pull fails.
-        on_expiry: Called when one has passed, before the engine is closed.
+        on_expiry: Called when one has passed, before the engine is closed; by default, in a
+            pipeline, it stops the request.
+        scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
         ValueError: A deadline is no positive number, or none is given; when the operator is made.
@@ -186,7 +188,7 @@ class _Watch(LazyTimer):
         self._since = math.inf
 
     def wait(self) -> None:
-        """The engine is about to be pulled."""
+        """Note that the engine is about to be pulled."""
         self._since = now = self.clock()
         due = now + self._allowed_s
         if due > self._end:  # noqa: PLR1730 - a call of min() for every chunk would be dear
@@ -196,7 +198,7 @@ class _Watch(LazyTimer):
             self.set(due)
 
     def came(self, item: Any) -> None:
-        """The engine has given an item."""
+        """Note an item of the engine."""
         try:
             tokens = len(item.token_ids)
         except (AttributeError, TypeError):
@@ -211,7 +213,7 @@ class _Watch(LazyTimer):
         self.due = self._end
 
     def raise_failure(self) -> None:
-        """The source is through: raise what it was closed for, if it was."""
+        """Raise what the source was closed for, if it was, at its end."""
         failure, self._failure = self._failure, None
         if failure is not None:
             try:
@@ -221,7 +223,8 @@ class _Watch(LazyTimer):
                 del failure
 
     def _expire(self) -> None:
-        if is_terminal(self._item):
+        if is_terminal(self._item) or self._source.ended:
+            # Nothing is waited for any more but the source's release.
             return
         if self._since + self._allowed_s > self.clock():
             expired = TotalTimeout(self._total_s, self._tokens)

@@ -55,23 +55,12 @@ def drain_until_first_token(
     taken for one that was: the peer waits for it too.
 
     Operators in front see the chunks that come after the drop, those behind see the drop. In the
-    standard pipeline it stands right behind ``deferred_abort``, which turns the stop that it gives
-    into the one ``engine.abort``; the request's span behind it says ``Dropped``::
+    standard pipeline it stands right behind ``deferred_abort``, which turns its stop into the one
+    ``engine.abort``; the request's span says ``Dropped``. Outside of decode mode it does nothing::
 
         drains = Drains()  # one for the worker
-
-        def pipeline(scope):
-            standard = OperatorList(standard_pipeline(scope))
-            if not scope.mode.is_decode:
-                return standard
-            context = scope.context
-            drain = drain_until_first_token(
-                context.stop_generating,
-                drains=drains,
-                notified=context.first_token(),
-                label=context.id,
-            )
-            return standard.insert_after("deferred_abort", drain)
+        drain = drain_until_first_token(drains=drains)
+        EngineAdapter(engine, pipeline=standard_pipeline.insert_after("deferred_abort", drain))
 
     Up to the first token the engine is pulled by a task of the stream's own, and only when the
     consumer pulls (row S4); after it by the consumer's task, which costs a few calls per chunk. So
@@ -79,14 +68,18 @@ def drain_until_first_token(
     across the ``yield`` of its first token. Context variables stay the same.
 
     Args:
-        abort: Asks the engine to stop; called at most once. It should only start the work.
+        abort: Asks the engine to stop; called at most once. It should only start the work. In a
+            pipeline, by default, it stops the request.
         drains: Owns and bounds what goes on.
         notified: Emits when the first token is known to exist before a chunk shows it; a level that
-            replays will do.
-        label: Names the stream in the log, where a drain that is refused or late is told of.
+            replays will do. By default what the scope says.
+        label: Names the stream in the log, where a drain that is refused or late is told of; by
+            default the request's id.
+        scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
-        TypeError: *abort* can't be called, or *drains* is something else.
+        TypeError: *abort* can't be called, or *drains* is something else; or, when the stream starts,
+            there is neither an *abort* nor a scope.
 
     Errors: source errors pass unchanged; after the drop they end the drain quietly. What *abort*
         raises is logged.
@@ -140,6 +133,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
         "_drain",
         "_drains",
         "_inbox",
+        "_is_closed",
         "_is_settled",
         "_label",
         "_notified",
@@ -164,8 +158,10 @@ class _UntilFirstToken(AsyncIterator[Any]):
         self._inbox: Mailbox[Any] = Mailbox()
         self._pump = Pump(source, self._take, self._end, source.own_context)
         self._drain: Drain | None = None
+        self._is_closed = False
         # Whether the first token has come, or the end.
         self._is_settled = False
+        drains.hold(self)
 
     async def __anext__(self) -> Any:
         if self._is_settled and not self._inbox and not self._inbox.is_closed:
@@ -181,22 +177,28 @@ class _UntilFirstToken(AsyncIterator[Any]):
             # An engine that never waits must not keep all others from their turn.
             return asyncio.sleep(0)
         if has_content(item) or is_terminal(item):
-            self._is_settled = True
+            self._settle()
             if not self._source.ended:
                 self._pump.stop()
         self._inbox.put(item)
         return None
 
-    def _end(self, failure: BaseException | None) -> None:
+    def _settle(self) -> None:
         self._is_settled = True
+        self._drains.release(self)
+
+    def _end(self, failure: BaseException | None) -> None:
+        self._settle()
         self._inbox.end(failure)
         if self._drain is not None:
             self._drain.end(failure)
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """End the stream: a dropped one goes on where that is of use."""
-        if self._drain is not None:
+        if self._drain is not None or self._is_closed:
             return
+        self._is_closed = True
+        self._drains.release(self)
         is_running = self._source.event_loop.is_running()
         if not self._is_settled and is_running and self._drains.has_room(self._label):
             self._drain = Drain(
@@ -205,7 +207,13 @@ class _UntilFirstToken(AsyncIterator[Any]):
             self._pump.demand()
             if self._pump.task is not None:
                 self._drains.own(self._pump.task, self._drain, self)
-            return
-        if not self._is_settled:
+        elif self._is_settled:
+            self._source.close()
+        else:
             self._pump.close()
-        await self._source.aclose()
+
+    async def aclose(self) -> None:
+        """End the stream, and wait until it is released unless it goes on."""
+        self.close()
+        if self._drain is None:
+            await self._source.aclose()

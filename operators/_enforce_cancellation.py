@@ -61,12 +61,11 @@ async def enforce_cancellation(
 
     Put it in front of the standard pipeline, which has the engine abort at the stop itself::
 
-        [enforce_cancellation(5.0, LLMEngineOutput.cancelled,
-                              stop=context.stopped(), kill=context.killed()),
-         *standard_pipeline(scope)]
+        enforced = enforce_cancellation(5.0, LLMEngineOutput.cancelled)
+        EngineAdapter(engine, pipeline=standard_pipeline.insert_before("validate_chunks", enforced))
 
     In decode mode an engine must not be cut off before its first token either (row A4). There, let
-    the grace begin when both have come: ``stop=abort_gate(context.stopped(), context.first_token(),
+    the grace begin when both have come: ``stop=abort_gate(scope.stopped, scope.first_token,
     reactivex.never())``.
 
     Args:
@@ -75,6 +74,7 @@ async def enforce_cancellation(
         stop: Emits when the engine is told to stop. A level that replays, because the operator
             listens from the first pull on.
         kill: Emits when it is to be cut off without any grace.
+        scope: The scope of the stream; filled in by a pipeline. Its signals are the defaults.
 
     Raises:
         ValueError: *grace_s* is no such number; when the operator is made.

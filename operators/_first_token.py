@@ -12,7 +12,7 @@ from operators._core.stage import Callbacks
 __all__ = ("first_token",)
 
 
-@callbacks()
+@callbacks(takes="chunks")
 def first_token(on_first: Callable[[Any], object]) -> Callbacks[Any, Any]:
     """
     Call *on_first* with the first token's chunk; pass every chunk through unchanged (row F1).

@@ -69,20 +69,25 @@ async def heartbeat(
     inbox: Mailbox[A] = Mailbox()
     pump = Pump(source, inbox.put, inbox.end, source.own_context)
     timer = LazyTimer(inbox.wake)
+    is_ending = False
     try:
         while True:
             if not inbox and not inbox.is_closed:
                 pump.demand()
-                timer.set(timer.clock() + interval_s)
+                # An end arrives when the source is released, a few turns after it came.
+                timer.set(timer.clock() + (0 if is_ending else interval_s))
                 await inbox.changed()
             if inbox:
                 yield inbox.take()
-            elif not inbox.is_closed:
-                yield make()
             elif inbox.ended:
                 return
-            else:
+            elif inbox.is_closed:
                 inbox.raise_end()
+            elif source.ended and not is_ending:
+                is_ending = True
+            else:
+                is_ending = False
+                yield make()
     finally:
         timer.cancel()
         pump.close()

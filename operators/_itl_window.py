@@ -19,7 +19,7 @@ __all__ = ("itl_window", "sliding_itl")
 C = TypeVar("C", bound=Chunk)
 
 
-@callbacks()
+@callbacks(takes="chunks")
 def itl_window(
     times: TokenTimes,
     on_end: Callable[[TokenTimes], None] | None = None,

@@ -56,7 +56,7 @@ class LazyTimer:
             self._handle = self._loop.call_at(due, _end_turn, timer, context=self._context)
 
     def cancel(self) -> None:
-        """Nothing is called any more, whatever is set: for the end of a stream."""
+        """Call nothing any more, whatever is set: for the end of a stream."""
         self.due, self._at = math.inf, -math.inf
         # It may belong to what this timer belongs to: holding it on would be a cycle.
         self._call = _nothing
@@ -92,7 +92,7 @@ def _end_turn(timer_ref: weakref.ref[LazyTimer]) -> None:
 
 
 def _clock_of(loop: asyncio.AbstractEventLoop) -> Clock:
-    """The function behind the clock of a stock loop, which saves a call for each chunk."""
+    """Return the function behind the clock of a stock loop, which saves a call for each chunk."""
     return time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
 
 

@@ -28,7 +28,7 @@ async def map_async(
 
     Args:
         function: A coroutine function, or any function that gives an awaitable. It may also give
-            ``emit(...)`` for no items or several, or ``last(...)`` to end the stream.
+            ``emit(...)`` for no items or several, or ``complete_with(...)`` to end the stream.
 
     Raises:
         TypeError: *function* can't be called.

@@ -95,7 +95,7 @@ def _chunk_of(item: object) -> object:
 
 
 def _key(item: object) -> tuple[object, ...] | None:
-    """What items must have in common to become one; None for one that stays alone."""
+    """Return what items must have in common to become one; None for one that stays alone."""
     chunk = cast("Any", _chunk_of(item))
     if chunk is not item and not _has_only(item, _DATA):
         return None
@@ -112,7 +112,7 @@ def _key(item: object) -> tuple[object, ...] | None:
 
 
 def _has_only(item: object, names: frozenset[str]) -> bool:
-    """Whether nothing is set on *item* but some of *names*."""
+    """Return whether nothing is set on *item* but some of *names*."""
     for name in _slots(type(item)):
         if name not in names and getattr(item, name, None) is not None:
             return False
@@ -122,14 +122,14 @@ def _has_only(item: object, names: frozenset[str]) -> bool:
 
 @cache
 def _slots(kind: type) -> tuple[str, ...]:
-    """The fields that a class has slots for."""
+    """Return the fields that a class has slots for."""
     named = (vars(base).get("__slots__", ()) for base in kind.__mro__)
     slots = (name for names in named for name in ([names] if isinstance(names, str) else names))
     return tuple(name for name in slots if not name.startswith("__"))
 
 
 def _joined(run: list[Any]) -> Any:
-    """One item of several with the same key."""
+    """Merge several items with the same key into one."""
     merged = copy.copy(run[0])
     if not hasattr(merged, "token_ids"):
         merged.data = _joined([item.data for item in run])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from operators._chunk import IS_TERMINAL, Chunk
@@ -72,7 +73,11 @@ def watching(
     """Return the body that decides an outcome by itself, where no scope does."""
     record = TokenTimes() if times is None else times
     tracker = OutcomeTracker(record, is_cancelled)
-    tracker.subscribe(callback)
+    if times is None:
+        # Nothing was counted on it, so it says nothing.
+        tracker.subscribe(lambda outcome: callback(replace(outcome, times=None)))
+    else:
+        tracker.subscribe(callback)
 
     def look(terminal: C) -> C:
         record.note_terminal(terminal)

@@ -258,9 +258,17 @@ class OutcomeTracker:
             reasons = handed.reasons
             failure = (handed.error or failure) if handed.has_failed else None
         if failure is not None:
-            return Outcome(None, failure, self._is_cancelled(), times, handed_out=tokens)
+            return Outcome(None, failure, self._was_stopped(), times, handed_out=tokens)
         in_order = tuple(reasons[index] for index in sorted(reasons))
-        return Outcome(worst_reason(in_order), None, self._is_cancelled(), times, in_order, tokens)
+        return Outcome(worst_reason(in_order), None, self._was_stopped(), times, in_order, tokens)
+
+    def _was_stopped(self) -> bool:
+        try:
+            return self._is_cancelled()
+        except Exception as error:
+            # The observers have to be told all the same: a span ends exactly once (row P7).
+            _log.error("is_cancelled failed", exc_info=redacted_exc_info(error))
+            return False
 
 
 _log = logging.getLogger(__name__)

@@ -58,6 +58,8 @@ class Pipeline:
         self.annotate = annotate
         _check("chunks", self.chunks, misplaced="items")
         _check("items", self.items, misplaced="chunks")
+        if annotate is not None:
+            _check("annotate", (annotate,), misplaced="items")
         if self.items and annotate is None:
             raise NotAnOperator(
                 "items: expected none without annotate, which makes items of chunks, got "

@@ -15,12 +15,12 @@ def tokens_in(item: Any) -> int:
 
 
 def has_content(item: Any) -> bool:
-    """Whether an item has content (row F1): token ids or, without them, text or parts."""
+    """Return whether an item has content (row F1): token ids or, without them, text or parts."""
     return tokens_in(item) > 0 or bool(field_of(item, "text") or field_of(item, "content_parts"))
 
 
 def is_terminal(item: Any) -> bool:
-    """Whether an item ends its answer."""
+    """Return whether an item ends its answer."""
     return field_of(item, "finish_reason") is not None
 
 

@@ -63,6 +63,8 @@ def record_span(
         error_kind: A failure's kind on the span, and its status description.
         error_type: What ``error.type`` says of an outcome that is none of the good ones.
         more: Further attributes, asked for at the end.
+        scope: The scope of the stream; filled in by a pipeline. Its outcome is then what is written:
+            that of what the consumer was handed (row O2), wherever the operator stands.
 
     Errors: source errors pass unchanged, after status ERROR and ``error_kind`` (row P4). A
         terminal whose ``finish_reason`` says ``is_error`` sets status ERROR too (row P6).

@@ -208,7 +208,7 @@ class _Answer:
 
 
 def _held_back(answers: Iterable[_Answer]) -> list[Any]:
-    """The chunks of *answers* in the order in which they came."""
+    """Return the chunks of *answers* in the order in which they came."""
     held = [entry for answer in answers for entry in answer.chunks]
     return [chunk for _, chunk in sorted(held, key=itemgetter(0))]
 

@@ -105,7 +105,7 @@ def stop_on_text(
 def _first_match(
     stops: Iterable[str], before: str, tail: TextTail, min_tokens: int
 ) -> tuple[int, str] | None:
-    """Where in the tail's text the first match ends, and of which text it is."""
+    """Return where in the tail's text the first match ends, and of which text it is."""
     text = before + tail.text
     first: tuple[int, str] | None = None
     for stop in stops:

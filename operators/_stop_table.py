@@ -95,5 +95,5 @@ class StopTable:
 
 @lru_cache(maxsize=128)
 def stop_table(sequences: Sequences) -> StopTable:
-    """The table of *sequences*, made once: a worker's requests have many in common."""
+    """Return the table of *sequences*, made once: a worker's requests have many in common."""
     return StopTable(sequences)

@@ -9,7 +9,7 @@ from typing import Any
 
 from operators._answers import OpenAnswers
 from operators._chunk import answer_of, has_content
-from operators._core.stage import Completed, Stage, emit, fail_after
+from operators._core.stage import Completed, Stage, complete_with, emit, fail_after
 from operators._cut import cut_last, part_of
 from operators._own_copy import own_copy
 
@@ -20,7 +20,7 @@ def hold_back(
     step: Callable[[TextTail], Iterable[Any]], *, limit: int = 4096, answers: int = 1
 ) -> Stage[Any, Any]:
     """
-    Be the body of an operator that looks for something in text, across chunks.
+    Make the body of an operator that looks for something in text, across chunks.
 
     *step* is called with each chunk that has text, when it has been added to the :class:`TextTail`
     of its answer. It returns the chunks to hand out, which it takes from the tail; what it leaves
@@ -35,7 +35,7 @@ def hold_back(
                     yield from tail.replace(len(secret), "***")
                 yield from tail.take_all_but(tail.begun(secret))
 
-            return hold_back(step)
+            yield from hold_back(step)
 
     Args:
         step: Looks at an answer's tail. What it raises fails the stream, and nothing that is held
@@ -52,9 +52,11 @@ def hold_back(
         try:
             chunk = yield out
         except Completed:
-            return emit(*_rest(tails.values()))
+            yield emit(*_rest(tails.values()))
+            return
         except Exception as error:
-            return fail_after(error, *_rest(tails.values()))
+            yield fail_after(error, *_rest(tails.values()))
+            return
         answer = answer_of(chunk)
         tail = tails.get(answer)
         if tail is None:
@@ -73,7 +75,8 @@ def hold_back(
             made += tail.rest()
             if open_answers.end(answer, cut=tail.has_ended):
                 del tails[answer]
-                return emit(*_rest(tails.values()), *made)
+                yield complete_with(*_rest(tails.values()), *made)
+                return
         else:
             made += tail.beyond(limit)
         out = emit(*made)
@@ -252,19 +255,19 @@ def _text(chunk: Any) -> str:
 
 
 def _weight(chunk: Any) -> int:
-    """How many tokens a chunk counts for."""
+    """Return how many tokens a chunk counts for."""
     return len(chunk.token_ids) or int(has_content(chunk))
 
 
 def _weight_to(chunk: Any, weight: int, characters: int) -> int:
-    """How many tokens a chunk counts for up to a place in its text, which is not its beginning."""
+    """Return how many tokens a chunk counts for up to a place in its text, which is not its beginning."""
     if characters >= len(_text(chunk)) or not chunk.token_ids:
         return weight
     return _tokens_to(chunk, characters)
 
 
 def _tokens_to(chunk: Any, characters: int) -> int:
-    """How many tokens of a chunk begin within so many characters of its text."""
+    """Return how many tokens of a chunk begin within so many characters of its text."""
     ids = len(chunk.token_ids)
     texts = [text or "" for text in getattr(chunk, "tokens", None) or ()]
     if len(texts) != ids or "".join(texts) != chunk.text:
@@ -274,7 +277,7 @@ def _tokens_to(chunk: Any, characters: int) -> int:
 
 
 def _first_part(chunk: Any, characters: int) -> Any:
-    """A copy of a chunk with so many characters of its text; it stays a terminal if it is one."""
+    """Copy a chunk with so many characters of its text; it stays a terminal if it is one."""
     text = _text(chunk)
     if characters >= len(text) > 0:
         return copy.copy(chunk)

@@ -30,8 +30,8 @@ def trace_link(
     """
     Stamp ``worker_trace_link`` on the first chunk with content (rows T3, T4, T5).
 
-    The first chunk with tokens, or with other content, carries *link*, also over one that the engine set; later chunks are
-    left alone. A stamped chunk is a copy: the engine's own object stays as it was. Upper case is
+    The first chunk with tokens, or with other content, carries *link*, also over one that the engine
+    set; later chunks are left alone. A stamped chunk is a copy: the engine's own object stays as it was. Upper case is
     stamped here, ``h`` is a handshake::
 
         source  -h-a-b-|
@@ -39,8 +39,9 @@ def trace_link(
 
     Args:
         link: What to stamp; by default what the scope says; None for nothing, at no cost.
-        on_terminal: Whether to stamp a terminal chunk too unless it has a link already, also when it has no
-            content (prefill workers, row T4).
+        on_terminal: Whether to stamp a terminal chunk too unless it has a link already, also when it
+            has no content (prefill workers, row T4); by default what the scope says.
+        scope: The scope of the stream; filled in by a pipeline.
 
     Errors: source errors pass unchanged.
     On dispose: nothing.

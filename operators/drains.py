@@ -54,6 +54,7 @@ class Drains:
         self.refused = 0
         self._is_closed = False
         self._tasks: dict[asyncio.Task[None], tuple[Drain, object]] = {}
+        self._held: set[object] = set()
 
     @property
     def running(self) -> int:
@@ -61,13 +62,21 @@ class Drains:
         return len(self._tasks)
 
     def has_room(self, label: object) -> bool:
-        """Whether one more stream may go on; if not, that is counted and logged."""
+        """Return whether one more stream may go on; if not, that is counted and logged."""
         if not self._is_closed and self.running < self.limit:
             return True
         self.refused += 1
         why = "Drains is closed" if self._is_closed else f"the limit of {self.limit} is reached"
         _log.warning("the stream %s was dropped before its first token, and closed: %s", label, why)
         return False
+
+    def hold(self, stream: object) -> None:
+        """Keep what a dropped stream would go on with from the collector, which would close it."""
+        self._held.add(stream)
+
+    def release(self, stream: object) -> None:
+        """Keep it no longer. Idempotent."""
+        self._held.discard(stream)
 
     def own(self, task: asyncio.Task[None], drain: Drain, puller: object) -> None:
         """Hold *task*, in which *drain* goes on, and what *puller* it is of, until it is done."""
@@ -158,7 +167,7 @@ class Drain:
             self.abort()
 
     def abort(self) -> None:
-        """There is nothing to wait for any more: abort, once, and let the engine end."""
+        """Abort, once, since there is nothing to wait for any more; the engine may end by itself."""
         if self._is_settled:
             return
         self._leave()
@@ -179,7 +188,7 @@ class Drain:
         self._run.close()
 
     def end(self, failure: BaseException | None) -> None:
-        """It is through, with what it failed with; cancelled when the event loop is about to end."""
+        """Count the end, by a failure or without; a cancellation is the event loop's own end."""
         self._leave()
         if self._is_late or isinstance(failure, asyncio.CancelledError):
             self._owner.timed_out += 1

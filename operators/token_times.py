@@ -27,7 +27,7 @@ class LatencyFigures:
 
 def nearest_rank(ordered: Sequence[float], q: float) -> float:
     """
-    The *q* quantile of values in rising order by the nearest rank (row F4).
+    Return the *q* quantile of values in rising order by the nearest rank (row F4).
 
     The index is ``(n - 1) * q`` rounded, halves up; no value is interpolated.
 
@@ -159,7 +159,7 @@ class TokenTimes:
             self.usage_tokens = (self.usage_tokens or 0) + tokens
 
     def epoch_ns_of(self, clock_s: float) -> int | None:
-        """A time of the clock as ns since 1970; None where the record does not know."""
+        """Return a time of the clock as ns since 1970; None where the record does not know."""
         return None if self.epoch_ns is None else self.epoch_ns + int(clock_s * 1e9)
 
     def count_one(self) -> None:
@@ -172,11 +172,11 @@ class TokenTimes:
         return (self.times[0] - self.started) * 1000.0 if self.times else None
 
     def itl_ms(self) -> list[float]:
-        """The gap before each chunk with content but the first, in ms (row F3)."""
+        """Return the gap before each chunk with content but the first, in ms (row F3)."""
         return [gap * 1000.0 for gap in self._gaps()]
 
     def itl_figures(self) -> LatencyFigures | None:
-        """The figures of :meth:`itl_ms` (row F4), without making that list; None without a gap."""
+        """Return the figures of :meth:`itl_ms` (row F4), without making that list; None without a gap."""
         count = len(self.times)
         if count > 1 and count != self._itl[0]:
             # Several ask for them at a request's end, and sorting takes its time.
@@ -185,7 +185,7 @@ class TokenTimes:
 
     def itl_per_token_ms(self) -> list[float]:
         """
-        The gaps shared out over the tokens of their chunk, one figure per token, in ms (row F5).
+        Share the gaps out over the tokens of their chunk, one figure per token, in ms (row F5).
 
         A chunk of three tokens 30 ms after the one before it gives 10, 10, 10, and one without
         token ids nothing.

@@ -15,7 +15,7 @@ from reactivex import Observable
 from reactivex import operators as ops
 
 import operators
-from operators import TokenTimes
+from operators import TokenTimes, authoring
 from operators._core.plain import subscribe_in_task
 from rx_backend import (
     Annotated,
@@ -100,13 +100,14 @@ def annotate_errors(scene: Scene) -> Play:
 
 
 def coalesce(scene: Scene) -> Play:
-    @operators.operator
-    async def busy(source: operators.FusedRun[Any]) -> AsyncGenerator[Any]:
+    @authoring.operator
+    async def busy(source: authoring.FusedRun[Any]) -> AsyncGenerator[Any]:
         async for item in source:
-            yield operators.last(item) if source.ended else item
-            await asyncio.sleep(5.0)
+            yield item
+            if not source.ended:
+                await asyncio.sleep(5.0)
 
-    def lagging(chunks: AsyncIterator[Any]) -> operators.FusedRun[Any]:
+    def lagging(chunks: AsyncIterator[Any]) -> authoring.FusedRun[Any]:
         return operators.fuse(chunks, [operators.coalesce(), busy()])
 
     def play(source: Observable[Any]) -> Observable[Any]:
@@ -177,8 +178,8 @@ def map_async(scene: Scene) -> Play:
 
 
 def peek_first(scene: Scene) -> Play:
-    @operators.operator
-    async def peeked(source: operators.FusedRun[Any]) -> AsyncGenerator[Any]:
+    @authoring.operator
+    async def peeked(source: authoring.FusedRun[Any]) -> AsyncGenerator[Any]:
         async for item in await operators.peek_first(source):
             yield item
 
@@ -186,7 +187,7 @@ def peek_first(scene: Scene) -> Play:
 
 
 def on_outcome(scene: Scene) -> Play:
-    return operators.on_outcome(lambda _: scene.tell("told", "o"))
+    return operators.on_outcome(lambda _: scene.tell("called", "o"))
 
 
 def record_span(scene: Scene) -> Play:
@@ -326,7 +327,7 @@ def test_the_diagram_is_true(name: str, diagram: MarbleDiagram) -> None:
 
 
 def test_every_operator_has_a_diagram() -> None:
-    """Whatever is written with ``@operator`` and exported shows what it does."""
+    """Every operator that is exported shows what it does."""
     written = {
         name for name in operators.__all__ if hasattr(getattr(operators, name), "__wrapped__")
     }

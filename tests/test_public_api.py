@@ -10,6 +10,7 @@ import pytest
 
 import operators
 import rx_backend
+from operators import assembly, authoring
 
 
 def module_names() -> list[str]:
@@ -32,6 +33,24 @@ def test_all_is_true(name: str) -> None:
     assert names is not None or not is_public(module)
     assert [missing for missing in names or () if not hasattr(module, missing)] == []
     assert len(set(names or ())) == len(names or ())
+
+
+@pytest.mark.parametrize("package", [operators, rx_backend])
+def test_no_module_hides_behind_an_export(package: ModuleType) -> None:
+    """A name is a module or an export: ``import operators.stop_on`` must not give a function."""
+    modules = {
+        name.removeprefix(f"{package.__name__}.")
+        for name in module_names()
+        if name.startswith(f"{package.__name__}.")
+    }
+    assert {name.split(".")[0] for name in modules} & set(package.__all__) == set()
+
+
+def test_the_surface_of_operators_is_small() -> None:
+    """The operators and their values; what is needed to write one is in ``operators.authoring``."""
+    assert len(operators.__all__) <= 50
+    assert set(operators.__all__) & set(authoring.__all__) == set()
+    assert set(assembly.__all__) & {*operators.__all__, *authoring.__all__} == set()
 
 
 @pytest.mark.parametrize("package", [operators, rx_backend])

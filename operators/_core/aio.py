@@ -183,7 +183,7 @@ class AioSegment(Segment):
             self._demand()
 
     def _leave_source(self) -> None:
-        """The operator wants no more of its source; a pull under way ends, and a step."""
+        """Drop the source, of which the operator wants no more; a pull under way ends, and a step."""
         self._observer = None
         if self._pump is not None:
             self._pump.close()

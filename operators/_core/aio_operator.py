@@ -26,7 +26,7 @@ AioOperator: TypeAlias = Callable[[Any], SubscribesAsync[Any]]
 
 def is_aio_operator(operator: Callable[..., Any]) -> bool:
     """
-    Whether something callable in a list is an ``aioreactive`` operator.
+    Return whether something callable in a list is an ``aioreactive`` operator.
 
     Where the name of its home module doesn't tell, it is applied to a stream that never gives
     anything, of ``reactivex`` first and then, if that gave no Observable, of ``aioreactive``. An
@@ -47,7 +47,7 @@ def is_aio_operator(operator: Callable[..., Any]) -> bool:
 
 def answers_within_asend(operator: AioOperator) -> bool:
     """
-    Whether an ``aioreactive`` operator emits within the ``asend`` that it is given an item by.
+    Return whether an ``aioreactive`` operator emits within the ``asend`` that it is given an item by.
 
     Known of ``map``, ``starmap``, ``filter``, ``starfilter``, ``choose`` and ``scan``, and of
     their forms with an asynchronous function. All others hand their items to a task of their own.
@@ -86,7 +86,7 @@ def applied_async(
 
 
 def async_observable(subscribe: Callable[[Observes], Any]) -> SubscribesAsync[Any]:
-    """An AsyncObservable that also has operators as methods, as those of a user may want."""
+    """Return an AsyncObservable with operators as methods, which those of a user may want."""
     from aioreactive import AsyncAnonymousObservable, AsyncRx  # noqa: PLC0415 - who has operators of it has it
 
     return AsyncRx(AsyncAnonymousObservable[Any](subscribe))

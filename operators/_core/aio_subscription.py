@@ -159,7 +159,7 @@ def _is_of_the_library(task: asyncio.Task[Any]) -> bool:
 
 
 def _is_disposing(task: asyncio.Task[Any]) -> bool:
-    """Whether a task waits inside a ``dispose_async``, which is not to be cut short."""
+    """Return whether a task waits inside a ``dispose_async``, which is not to be cut short."""
     inner: Any = task.get_coro()
     while inner is not None:
         code = getattr(inner, "cr_code", None)

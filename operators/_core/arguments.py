@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
@@ -37,14 +38,16 @@ class AtLeast:
 
     def admits(self, value: float) -> bool:
         """Return whether *value* is finite and in bounds."""
-        return math.isfinite(value) and (value > self.bound if self.above else value >= self.bound)
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
+        return value > self.bound if self.above else value >= self.bound
 
 
 Seconds: TypeAlias = Annotated[float, AtLeast(0, "seconds", above=True)]
 """A positive number of seconds."""
 
 
-def check_arguments(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+def check_arguments(function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None:
     """
     Check an operator's arguments against its signature and the types in it.
 
@@ -73,13 +76,14 @@ def check_arguments(function: Callable[P, object], *args: P.args, **kwargs: P.kw
 
 @functools.cache
 def _described(function: Callable[..., object]) -> tuple[inspect.Signature, Mapping[str, Any]]:
-    signature = inspect.signature(function)
-    try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError, AttributeError):
-        # Names that exist for the type checker only.
-        hints = {}
-    return signature, hints
+    names: dict[str, Any] = getattr(inspect.unwrap(function), "__globals__", {})
+    hints: dict[str, Any] = {}
+    for option, annotation in inspect.get_annotations(function).items():
+        one = types.SimpleNamespace(__annotations__={option: annotation})
+        # Some names exist for the type checker only.
+        with contextlib.suppress(NameError, TypeError, AttributeError):
+            hints |= typing.get_type_hints(one, names, include_extras=True)
+    return inspect.signature(function), hints
 
 
 def _check(where: str, hint: Any, value: object) -> None:

@@ -7,8 +7,10 @@ import contextvars
 import inspect
 import logging
 import operator
+import sys
 import types
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from operators._core.chain import Chain, StageFactory
@@ -37,6 +39,7 @@ _WAITING: Final = 1  # a pull waits for the source
 _UNWINDING: Final = 2  # it was dropped while it waited, and the pull has not ended yet
 _OVER: Final = 3  # the source is closed, or being closed
 _PUT_BACK: Final = 4  # items that were put back come first
+_LEAVING: Final = 5  # it was closed from within its own step, and is dropped before the next
 
 _RETURNED = object()
 
@@ -58,11 +61,23 @@ class PulledChain(Chain):
         dropped: Whether the run was dropped before its end.
         puller: The task that waits in a pull.
         baseline: How many cancellations *puller* had been asked for when it began to wait.
+        own_cancels: How many the run has made since, to end the pull: none or one.
         is_interrupted: Whether a cancellation is on its way through the pull.
-        is_pumped: Whether a task of ours pulls, so that its cancellation is no consumer's.
+        is_disturbed: Whether it was dropped or is interrupted; then the loop asks `is_over`.
+        pump: A task of ours that may pull, whose cancellation is no consumer's.
     """
 
-    __slots__ = ("baseline", "dropped", "is_interrupted", "is_pumped", "item", "puller", "source")
+    __slots__ = (
+        "baseline",
+        "dropped",
+        "is_disturbed",
+        "is_interrupted",
+        "item",
+        "own_cancels",
+        "pump",
+        "puller",
+        "source",
+    )
 
     def __init__(
         self, source: AsyncIterator[Any], operators: Sequence[StageFactory], scope: Any
@@ -72,12 +87,16 @@ class PulledChain(Chain):
         self.dropped = False
         self.puller: asyncio.Task[Any] | None = None
         self.baseline = 0
+        self.own_cancels = 0
         self.is_interrupted = False
-        self.is_pumped = False
+        self.is_disturbed = False
+        self.pump: asyncio.Task[None] | None = None
         super().__init__(operators, scope)
 
     def complete(self, place: int = 0, ended_by: str | None = None) -> None:
         """Complete the stages from *place* on, in order."""
+        if self.is_disturbed and self.is_over():
+            return
         super().complete(place, ended_by or self._source_ended_by())
 
     def push_last(self, item: Any, place: int = 0, ended_by: str | None = None) -> None:
@@ -89,22 +108,29 @@ class PulledChain(Chain):
 
     def is_cancelled(self) -> bool:
         """Return whether the consumer was cancelled; what an engine cancels and catches is not it."""
-        if not self.is_interrupted or self.is_pumped:
+        if not self.is_interrupted or (self.pump is not None and self.puller is self.pump):
             return False
-        return self.puller is None or self.puller.cancelling() > self.baseline
+        if self.puller is None:
+            return not self.dropped
+        return self.puller.cancelling() > self.baseline + self.own_cancels
+
+    def is_over(self) -> bool:
+        """Return whether the run was dropped; it is where the consumer was cancelled meanwhile."""
+        if not self.dropped and self.is_cancelled():
+            self.drop()
+        return self.dropped
 
     def fail_from_source(self, error: BaseException) -> None:
         """Fail the stages with what the source raised; its own cancellation is a failure (S6)."""
-        if self.dropped:
+        if _GROUPS_FORGET and isinstance(error, BaseExceptionGroup) and self.is_cancelled():
+            # A task group that fails has cancelled its parent, and does not always take that back.
+            if self.puller is not None:
+                self.puller.uncancel()
+        if self.is_over():
             if isinstance(error, Exception):
                 _log.error("a dropped source failed", exc_info=redacted_exc_info(error))
             return
-        if isinstance(error, BaseExceptionGroup) and self.is_interrupted:
-            # A task group that fails cancels its parent, and before Python 3.13 does not always
-            # take that back.
-            if self.puller is not None and self.puller.cancelling() > self.baseline:
-                self.puller.uncancel()
-        if is_cancellation(error) and not self.is_cancelled():
+        if is_cancellation(error):
             cause, error = error, SourceCancelled(f"the source raised {type(error).__name__}")
             error.__cause__ = cause
         drop_top_frame(error)
@@ -117,13 +143,14 @@ class PulledChain(Chain):
     def interrupt(self, *, interrupted: bool) -> None:
         """Tell the stages that a cancellation is on its way through the pull, or did not drop it."""
         self.is_interrupted = interrupted
+        self.is_disturbed = interrupted or self.dropped
         for stage in self._stages:
             if type(stage) is Callbacks and stage.on_interrupt is not None:
                 stage.on_interrupt(interrupted)
 
     def drop(self) -> None:
         """Close the stages, here and in front, and forget what was not handed out."""
-        self.dropped = True
+        self.dropped = self.is_disturbed = True
         self.out.clear()
         self.error = None
         self.close_stages()
@@ -163,7 +190,7 @@ class FusedRun(Segment, Generic[B]):
         "_closing",
         "_enter",
         "_generator",
-        "_has_cancelled",
+        "_is_leaving",
         "_on_end",
         "_on_left",
         "_put_back",
@@ -199,7 +226,7 @@ class FusedRun(Segment, Generic[B]):
         self._on_left = on_left
         self.is_adopted = False
         self.raised = 0
-        self._has_cancelled = False
+        self._is_leaving = False
         self._unwound: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._put_back: list[Any] | None = None
@@ -224,7 +251,7 @@ class FusedRun(Segment, Generic[B]):
                 continue
             arguments.append(step)
             if condition is None:
-                shape.append(type(step) is types.BuiltinMethodType)
+                shape.append(not isinstance(step, type))
             else:
                 shape.append(condition.expression)
                 arguments += condition.values
@@ -280,6 +307,8 @@ class FusedRun(Segment, Generic[B]):
                 self._put_back = None
                 self._state = self._resumed_state
             return item
+        if self._state == _LEAVING:
+            self._drop()
         if self._chain.out:
             item = self._chain.out.pop(0)
             if self.ended:
@@ -328,8 +357,8 @@ class FusedRun(Segment, Generic[B]):
     def _end_wait(self, *, has_item: bool) -> bool:
         """Take what came of a pull that had to wait; return whether that is an item."""
         chain, task = self._chain, self._chain.puller
-        if self._has_cancelled and task is not None:
-            self._has_cancelled = False
+        if chain.own_cancels and task is not None:
+            chain.own_cancels = 0
             task.uncancel()
         is_cancelled = chain.is_cancelled()
         chain.puller = None
@@ -341,7 +370,7 @@ class FusedRun(Segment, Generic[B]):
             self._leave([chain.item] if has_item else [])
             self._drop()
         else:
-            self._state = _IDLE
+            self._state = _LEAVING if self._is_leaving else _IDLE
             if chain.is_interrupted:
                 chain.interrupt(interrupted=False)
         if is_cancelled:
@@ -379,14 +408,9 @@ class FusedRun(Segment, Generic[B]):
         """Whether nothing comes in any more: completed, failed or dropped."""
         return self._chain.has_ended
 
-    @property
-    def is_pumped(self) -> bool:
-        """Whether it is pulled by a task of ours."""
-        return self._chain.is_pumped
-
-    @is_pumped.setter
-    def is_pumped(self, is_pumped: bool) -> None:
-        self._chain.is_pumped = is_pumped
+    def pulled_by(self, pump: asyncio.Task[None]) -> None:
+        """Note that the task *pump* pulls: its cancellation is a failure, and no consumer's."""
+        self._chain.pump = pump
 
     @property
     def dropped(self) -> bool:
@@ -422,22 +446,25 @@ class FusedRun(Segment, Generic[B]):
             return
         if self._generator.gi_running:
             # An operator or the engine drops its own stream: let the step end first.
+            self._is_leaving = True
+            if self._state == _IDLE:
+                self._state = _LEAVING
             self.event_loop.call_soon(self.close)
         elif self._state == _WAITING:
             self._state = _UNWINDING
             self.drop()
             self._tell_end(dropped=True)
             self._cancel_pull()
-        elif self._state == _IDLE:
+        elif self._state != _UNWINDING:
             self._drop()
 
     def _cancel_pull(self) -> None:
         task = self._chain.puller
         if task is None:
             self._unwind_pull()
-        elif not self._has_cancelled and task.cancelling() <= self._chain.baseline:
+        elif task.cancelling() <= self._chain.baseline:
             # As asyncio.timeout does; a second one would cut the engine's clean-up short.
-            self._has_cancelled = True
+            self._chain.own_cancels = 1
             task.cancel()
 
     def _drop(self) -> None:
@@ -463,7 +490,7 @@ class FusedRun(Segment, Generic[B]):
         if on_end is None:
             return
         try:
-            on_end(dropped)
+            _enter_once(self._enter, partial(on_end, dropped))
         except Exception as error:
             _log.error(
                 "the callback at the end of a stream failed", exc_info=redacted_exc_info(error)
@@ -474,7 +501,7 @@ class FusedRun(Segment, Generic[B]):
         if isinstance(source, Segment):
             source.close()
         elif hasattr(source, "aclose"):
-            if not loop.is_running():
+            if loop.is_closed():
                 self._enter(_close_now, source)
             else:
                 self._closing = start_task(close_quietly(source, _FAILED), loop, self.own_context)
@@ -586,7 +613,7 @@ def _do_nothing() -> None: ...
 
 
 def _close_now(source: AsyncIterator[Any]) -> None:
-    """Close a source whose event loop does not run: what needs no waiting is still done."""
+    """Close a source whose event loop is closed: what needs no waiting is still done."""
     closing = close_quietly(source, _FAILED)
     try:
         closing.send(None)
@@ -595,5 +622,6 @@ def _close_now(source: AsyncIterator[Any]) -> None:
     closing.close()
 
 
+_GROUPS_FORGET: Final = sys.version_info < (3, 13)
 _FAILED: Final = "closing the source of a stream failed"
 _log = logging.getLogger(__name__)

@@ -152,7 +152,7 @@ def loop(chain, source, first, pull{arguments}):
             drop_top_frame(error)
             chain.fail_from_source(error)
         else:
-            if chain.dropped:
+            if chain.is_disturbed and chain.is_over():
                 return
             try:
 {body}

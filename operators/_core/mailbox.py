@@ -36,7 +36,7 @@ class Mailbox(Generic[T]):
         self.is_closed = False
 
     def __len__(self) -> int:
-        """How many items wait."""
+        """Return how many items wait."""
         return len(self._items)
 
     def __iter__(self) -> Iterator[T]:

@@ -14,7 +14,7 @@ _LIBRARIES = frozenset({"aioreactive", "expression", "reactivex"})
 
 def name_of(operator: object) -> str:
     """
-    The name of an operator of any kind: that of the function that made it.
+    Return the name of an operator of any kind: that of the function that made it.
 
     A composition of several has the name of the function that composed them.
 
@@ -35,7 +35,7 @@ def name_of(operator: object) -> str:
 
 
 def _named(operator: object) -> object:
-    """The function whose name tells most: a general one may hold it as a handler."""
+    """Return the function whose name tells most: a general one may hold it as a handler."""
     function = _made_by(operator)
     if inspect.isfunction(function) and home_of(operator) == "aioreactive.transform":
         nonlocals = inspect.getclosurevars(function).nonlocals
@@ -46,7 +46,7 @@ def _named(operator: object) -> object:
 
 
 def home_of(operator: object) -> str:
-    """The module in which an operator was written."""
+    """Return the name of the module in which an operator was written."""
     return getattr(_made_by(operator), "__module__", "")
 
 

@@ -287,7 +287,7 @@ def pulling(
     [Callable[Concatenate[FusedRun[A], P], AsyncIterator[B | StageResult]]],
     Callable[P, Operator[A, B]],
 ]:
-    """Like :func:`callbacks`, for a function that returns an asynchronous iterator over its source."""
+    """Do as :func:`callbacks`, for a function that returns an asynchronous iterator over its source."""
 
     def decorate(
         function: Callable[Concatenate[FusedRun[A], P], AsyncIterator[B | StageResult]],

@@ -18,15 +18,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Pullable(Protocol[T_co]):
-    """
-    What a pump pulls: a run.
-
-    Attributes:
-        is_pumped: Whether it is pulled by a task of ours, so that a cancellation of that is a
-            failure of the source and no consumer's.
-    """
-
-    is_pumped: bool
+    """What a pump pulls: a run."""
 
     @property
     def ended(self) -> bool:
@@ -39,6 +31,10 @@ class Pullable(Protocol[T_co]):
 
     def close(self) -> None:
         """Drop the source without waiting; a pull under way ends."""
+        ...
+
+    def pulled_by(self, pump: asyncio.Task[None]) -> None:
+        """Note that the task *pump* pulls it."""
         ...
 
     async def aclose(self) -> None:
@@ -90,7 +86,6 @@ class Pump(Generic[T]):
         context: contextvars.Context | None = None,
     ) -> None:
         self.source = source
-        source.is_pumped = True
         self._on_item = on_item
         self._on_end = on_end
         self._context = context
@@ -110,6 +105,7 @@ class Pump(Generic[T]):
         if self.task is None:
             pump: weakref.ref[Pump[T]] = weakref.ref(self)
             self.task = start_task(_pull_on_demand(pump), self._loop, self._context)
+            self.source.pulled_by(self.task)
             self.task.add_done_callback(lambda task: _task_done(pump, task))
         else:
             self._wake()

@@ -42,7 +42,7 @@ _AT_ONCE = frozenset(
 
 def answers_at_once(operator: RxOperator) -> bool:
     """
-    Whether a ``reactivex`` operator emits only while it is handed a signal of its source.
+    Return whether a ``reactivex`` operator emits only while it is handed a signal of its source.
 
     Known of the stock operators named here, asked of the function's home module. Any other one
     may emit from a timer or another stream, so it is taken to be detached from the pull.
@@ -261,7 +261,7 @@ class RxSegment(Segment):
         self._demand_more()
 
     def _demand_more(self) -> None:
-        """Nothing has come of an item, and the consumer waits."""
+        """Note that nothing has come of an item, and the consumer waits."""
         if self._inbox.mailbox.is_awaited:
             self._demand()
 
@@ -283,7 +283,7 @@ class RxSegment(Segment):
                 self._inbox.is_fed = False
 
     def _subscribed(self, observer: abc.ObserverBase[Any]) -> None:
-        """The operators have subscribed to the source, in whatever thread."""
+        """Note that the operators have subscribed to the source, in whatever thread."""
         if self._is_subscribed:
             # The operator isn't told: one that tries again on an error would do so for ever.
             error = RuntimeError("a token stream can be subscribed to only once")
@@ -295,11 +295,11 @@ class RxSegment(Segment):
         self._inbox.call_on_loop(self._demand_more)
 
     def _unsubscribed(self) -> None:
-        """The operators have left the source, in whatever thread."""
+        """Note that the operators have left the source, in whatever thread."""
         self._inbox.call_on_loop(self._leave_source)
 
     def _leave_source(self) -> None:
-        """The operator wants no more of its source; a pull under way ends."""
+        """Drop the source, of which the operator wants no more; a pull under way ends."""
         self._observer = None
         if self._pump is not None:
             self._pump.close()

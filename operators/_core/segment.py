@@ -8,17 +8,26 @@ import sys
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from types import AsyncGeneratorType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from operators._core.failures import add_operator_note, nothing_due, redacted_exc_info
 from operators._core.mailbox import Mailbox
 from operators._core.stage import StageResult
-from operators._core.tasks import start_task
+from operators._core.tasks import current_task, start_task
 
 if TYPE_CHECKING:
     from operators._core.fusion import FusedRun
 
 __all__ = ("PulledSegment", "Segment", "close_quietly", "first_pull")
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """What can be closed without waiting: an operator's own iterator, where it is no generator."""
+
+    def close(self) -> None:
+        """Close it. Idempotent."""
+        ...
 
 
 class Segment(AsyncIterator[Any]):
@@ -108,12 +117,10 @@ class PulledSegment(Segment):
 
     async def __anext__(self) -> Any:
         items = self._items
-        while not items:
-            if items.is_closed:
-                items.raise_end()
+        while not items.is_closed and (not items or (self._source.ended and len(items) == 1)):
             await self._step()
-            if self._source.ended and len(items) == 1:
-                await self._step()
+        if not items:
+            items.raise_end()
         return items.take()
 
     async def _step(self) -> None:
@@ -123,15 +130,18 @@ class PulledSegment(Segment):
             item = await self._pull()
         except StopAsyncIteration:
             items.end()
+            self._drop_source()
         except Exception as error:
             if id(error) != self._source.raised:
                 add_operator_note(error, self._name, self._scope)
             items.end(error)
+            self._drop_source()
         else:
             if item is None:
                 error = nothing_due()
                 add_operator_note(error, self._name, self._scope)
                 items.end(error)
+                self._drop_source()
                 self._release()
                 return
             if type(item) is not StageResult:
@@ -141,6 +151,7 @@ class PulledSegment(Segment):
                 items.put(each)
             if item.ends or item.error is not None:
                 items.end(item.error)
+                self._drop_source()
                 self._release()
 
     def _pull(self) -> Any:
@@ -151,6 +162,9 @@ class PulledSegment(Segment):
 
     def drop(self) -> None:
         self._items.close()
+        self._drop_source()
+
+    def _drop_source(self) -> None:
         if not self._source.is_adopted:
             self._source.drop()
 
@@ -159,9 +173,9 @@ class PulledSegment(Segment):
         self._release()
 
     def _release(self) -> None:
-        """Close the generator, then its source, in a task; what waits can still be taken."""
-        if not self._source.is_adopted:
-            self._source.drop()
+        """Close the generator, then its source, in a task; what can close at once does."""
+        if isinstance(self._generator, Closable):
+            self._generator.close()
         if self._closing is None and not self._source.event_loop.is_closed():
             self._closing = start_task(
                 self._close(), self._source.event_loop, self._source.own_context
@@ -206,7 +220,7 @@ async def close_quietly(source: object, failed: str) -> None:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        task = asyncio.current_task()
+        task = current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
         _log.error("%s", failed, exc_info=redacted_exc_info(error))

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 def source_of(value: object) -> AsyncIterator[Any] | None:
     """
-    The items of an observable as an asynchronous iterator; None for anything else.
+    Return the items of an observable as an asynchronous iterator; None for anything else.
 
     Args:
         value: A ``reactivex`` Observable, or an ``aioreactive`` AsyncObservable, which is known by
@@ -81,7 +81,7 @@ class ObservableSource(_Source[T], Generic[T]):
         scheduler: For its timers; those of the event loop when left out.
 
     >>> import asyncio, reactivex
-    >>> from operators import ObservableSource
+    >>> from operators.authoring import ObservableSource
     >>> async def main():
     ...     return [item async for item in ObservableSource(reactivex.of(1, 2, 3))]
     >>> asyncio.run(main())
@@ -112,7 +112,7 @@ class AsyncObservableSource(_Source[T], Generic[T]):
         observable: The AsyncObservable, or what else has its ``subscribe_async``.
 
     >>> import asyncio
-    >>> from operators import AsyncObservableSource
+    >>> from operators.authoring import AsyncObservableSource
     >>> class Countdown:
     ...     async def subscribe_async(self, send, throw, close):
     ...         for number in (3, 2, 1):

@@ -71,7 +71,9 @@ def slo(
 
         def pipeline(scope):
             counted = slo(500, 50, windows=windows, key=scope.request.model, times=scope.times)
-            return [*standard_pipeline(scope), counted]
+            return standard_pipeline.with_operators(counted)
+
+        EngineAdapter(engine, pipeline=pipeline)
 
     Args:
         ttft_ms: Target for the time to the first token, in ms; None for none. Set-up counts too
@@ -119,7 +121,7 @@ def slo(
 def _notebook(
     unused: TokenTimes | None, windows: SloWindows
 ) -> tuple[TokenTimes, Callable[[Any], Any]]:
-    """A record of the operator's own, and what fills it."""
+    """Return a record of the operator's own, and what fills it."""
     times = TokenTimes(windows.clock if unused is None else unused.clock)
     times.setup_ms = None if unused is None else unused.setup_ms
     times.started = times.clock()

@@ -44,7 +44,7 @@ class SloRequest:
         self._by_p99 = by_p99
 
     def is_late(self) -> bool:
-        """Whether it misses a target by now, were its next token to come this moment."""
+        """Return whether it misses a target by now, were its next token to come this moment."""
         if self._first_s() > self._ttft_s:
             return True
         times = self._times.times
@@ -56,7 +56,7 @@ class SloRequest:
     def ended(
         self, failure: Exception | None, dropped: bool, is_cancelled: Callable[[], bool]
     ) -> Ended:
-        """What became of it, once its stream has ended."""
+        """Return what became of it, once its stream has ended."""
         gaps_s = self._gaps_s()
         reason = None if failure is not None else self._times.finish_reason
         if reason is None:
@@ -83,19 +83,19 @@ class SloRequest:
         return self._mean_s() <= self._itl_s
 
     def _first_s(self) -> float:
-        """How long the first token took, or how long it is waited for."""
+        """Return how long the first token took, or how long it is waited for."""
         times = self._times
         first = times.times[0] if times.times else times.clock()
         return first - times.started + (times.setup_ms or 0.0) / 1000.0
 
     def _mean_s(self) -> float:
-        """The mean latency between tokens; 0 without one."""
+        """Return the mean latency between tokens; 0 without one."""
         times = self._times.times
         later = self._times.later_tokens
         return (times[-1] - times[0]) / later if later else 0.0
 
     def _gaps_s(self) -> Sequence[float]:
-        """The latency of each token but those of the first chunk."""
+        """Return the latency of each token but those of the first chunk."""
         times = self._times
         if times.sizes:
             return [gap_ms / 1000.0 for gap_ms in times.itl_per_token_ms()]

@@ -44,7 +44,7 @@ class LatencySketch:
 
     @property
     def count(self) -> int:
-        """How many latencies were added."""
+        """Return how many latencies were added."""
         return int(self._store.count)
 
     def add(self, latencies_s: Sequence[float]) -> None:
@@ -64,18 +64,18 @@ class LatencySketch:
         self._store.merge(other._store)
 
     def quantile_ms(self, q: float) -> float:
-        """The *q* quantile by the nearest rank (row F4), in ms, to within :data:`ACCURACY`."""
+        """Return the *q* quantile by the nearest rank (row F4), in ms, to within :data:`ACCURACY`."""
         rank = int((self._store.count - 1) * q + 0.5)
         return _library().mapping.value(self._store.key_at_rank(rank)) * 1000.0
 
     def bins(self) -> dict[int, int]:
-        """How many latencies each key of the mapping stands for; keys without one are left out."""
+        """Return how many latencies each key of the mapping stands for; keys without one are left out."""
         store = self._store
         return {place + store.offset: int(count) for place, count in enumerate(store.bins) if count}
 
 
 def _keys(latencies_s: Sequence[float]) -> Counter[int]:
-    """How many latencies each key of the mapping stands for."""
+    """Return how many latencies each key of the mapping stands for."""
     library = _library()
     try:
         logarithms = map(math.log2, latencies_s)

@@ -119,7 +119,7 @@ class SloSnapshot(Mapping[Key, SloFigures]):
 
     def grouped(self, by: Callable[[Key], Key]) -> SloSnapshot:
         """
-        The same requests under fewer keys: from keys of model and tenant to the models alone.
+        Return the same requests under fewer keys: from keys of model and tenant to the models alone.
 
         Args:
             by: From a key to the one that it is part of. It is not asked about ``"other"``, where
@@ -132,7 +132,7 @@ class SloSnapshot(Mapping[Key, SloFigures]):
 
     def merge(self, *others: SloSnapshot) -> SloSnapshot:
         """
-        This snapshot and others, such as those of several worker processes, in one.
+        Merge this snapshot and others, such as those of several worker processes, in one.
 
         The result is what windows of all their requests would show.
 
@@ -152,7 +152,7 @@ class SloSnapshot(Mapping[Key, SloFigures]):
         return SloSnapshot(self.window_s, covered_s, groups)
 
     def to_json(self) -> bytes:
-        """The snapshot as JSON, sketches included, for :meth:`from_json` in another process."""
+        """Return the snapshot as JSON, sketches included, for :meth:`from_json` in another process."""
         tallies = {key: _sum(some) for key, some in self._tallies.items()}
         return encode(self.window_s, self.covered_s, tallies)
 

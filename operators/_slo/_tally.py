@@ -94,7 +94,7 @@ class Tally:
             self.itl.add(ended.itl_s)
 
     def copy(self) -> Tally:
-        """The same counts and latencies, which don't change with these."""
+        """Return the same counts and latencies, which don't change with these."""
         same = Tally()
         same.merge(self)
         return same

@@ -30,7 +30,7 @@ class OpenRequest(Protocol):
         ...
 
     def is_late(self) -> bool:
-        """Whether it has missed a target by now."""
+        """Return whether it has missed a target by now."""
         ...
 
 
@@ -109,7 +109,7 @@ class SloWindows:
         self.closed(None, Ended(check_key("SloWindows.failed: key", key), Outcome.FAILED))
 
     def snapshot(self) -> SloSnapshot:
-        """What the windows show now. Takes about 10 µs per key, and ten times that when read."""
+        """Return what the windows show now. Takes about 10 µs per key, and ten times that when read."""
         with self._lock:
             self._count_ended()
             now = self.clock()
@@ -123,7 +123,7 @@ class SloWindows:
         self, every_s: float, *, scheduler: abc.SchedulerBase | None = None
     ) -> Observable[SloSnapshot]:
         """
-        A snapshot every *every_s* seconds, the first after that time; it ends when disposed.
+        Emit a snapshot every *every_s* seconds, the first after that time, until disposed.
 
         Args:
             every_s: The time between two, in seconds.
@@ -160,11 +160,11 @@ class SloWindows:
     # For the operator.
 
     def opened(self, request: OpenRequest) -> None:
-        """A request begins; each one is followed by :meth:`closed`."""
+        """Note that a request begins; each one is followed by :meth:`closed`."""
         self._open.add(request)
 
     def closed(self, request: OpenRequest | None, ended: Ended) -> None:
-        """A request has ended."""
+        """Note that a request has ended."""
         if request is not None:
             self._open.discard(request)
         self._ended.append(ended)
@@ -197,7 +197,7 @@ class SloWindows:
         self._keys = +self._keys
 
     def _tally(self, key: Key) -> Tally:
-        """The newest bucket's tally for a request of *key*."""
+        """Return the newest bucket's tally for a request of *key*."""
         bucket = self._buckets.setdefault(self._newest, {})
         if key not in self._keys and len(self._keys) >= self.max_keys:
             key = OTHER

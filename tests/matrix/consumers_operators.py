@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 import reactivex
@@ -38,7 +39,8 @@ async def _read_or_leave(request: Request, stream: Any, *, is_slow: bool = False
         await request.some(stream)
         cycle: list[Any] = [stream]
         cycle.append(cycle)
-        request.drop()
+        # Nobody knows before the collector has come by.
+        request.record.is_dropped = True
         return
     task = asyncio.create_task(request.read(stream, is_slow=is_slow))
     del stream
@@ -99,12 +101,14 @@ async def with_buffers(request: Request) -> None:
 async def with_interval(request: Request) -> None:
     """Has an endless ``reactivex`` timer merged into its pipeline, up to the terminal."""
     pings = reactivex.interval(0.0005).pipe(ops.map(lambda _: _PING))
-    stream = await request.open(ops.merge(pings), ops.take_while(_goes_on, inclusive=True))
+    ends = itertools.count(1)
+
+    def goes_on(item: Any) -> bool:
+        is_end = item.data is not None and item.data.finish_reason is not None
+        return item.error is None and not (is_end and next(ends) >= request.answers)
+
+    stream = await request.open(ops.merge(pings), ops.take_while(goes_on, inclusive=True))
     await _read_or_leave(request, stream, is_slow=True)
-
-
-def _goes_on(item: Any) -> bool:
-    return item is _PING or (item.error is None and item.data.finish_reason is None)
 
 
 _PING: Annotated[Any] = Annotated(comment=["ping"])
@@ -174,9 +178,7 @@ async def with_drain(request: Request) -> None:
         request.record.is_signalled = request.record.is_signalled_live = True
         await _read_or_leave(
             request,
-            await request.open(
-                pipeline=standard_pipeline.insert_after("deferred_abort", drain)
-            ),
+            await request.open(pipeline=standard_pipeline.insert_after("deferred_abort", drain)),
         )
 
 

@@ -6,8 +6,12 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, set_span_in_context
 
 from tests.matrix.call import POOL, Call
 from tests.matrix.engines_cleaning import OddError
@@ -251,13 +255,32 @@ def _resolve(future: asyncio.Future[None]) -> None:
 
 @engine()
 async def child_spans(call: Call) -> Answer:
-    """Has a span of its own open across its yields."""
-    with call.opened(), call.tracer.start_as_current_span("engine"):
-        for _ in range(call.length):
-            with call.tracer.start_as_current_span("step"):
-                await call.pause()
-                yield call.token()
-        yield call.stop()
+    """
+    Has spans of its own open across its yields.
+
+    Not by ``start_as_current_span``: where a cycle is collected, the generator behind that is closed
+    by the collector, in whatever context.
+    """
+    with call.opened():
+        engine_span, engine_token = _begin_span(call, "engine")
+        try:
+            for _ in range(call.length):
+                span, token = _begin_span(call, "step")
+                try:
+                    await call.pause()
+                    yield call.token()
+                finally:
+                    otel_context.detach(token)
+                    span.end()
+            yield call.stop()
+        finally:
+            otel_context.detach(engine_token)
+            engine_span.end()
+
+
+def _begin_span(call: Call, name: str) -> tuple[Span, Token[Context]]:
+    span = call.tracer.start_span(name)
+    return span, otel_context.attach(set_span_in_context(span))
 
 
 _VARIABLE: ContextVar[int] = ContextVar("tests.matrix.variable")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.matrix.kinds import engine
 Answer = AsyncGenerator[Any, None]
 
 
-@engine()
+@engine(holds_task=True)
 async def timeout_across(call: Call) -> Answer:
     """Holds ``asyncio.timeout`` across its yields."""
     with call.opened():
@@ -75,7 +76,7 @@ async def group_busy(call: Call) -> Answer:
         yield call.stop()
 
 
-@engine(ends=("Disconnected", "Unknown"))
+@engine(ends=("Disconnected", "Unknown"), hides_cancellation=sys.version_info < (3, 13))
 async def group_fails(call: Call) -> Answer:
     """Waits for a task group of which one task fails."""
     with call.opened():
@@ -92,7 +93,7 @@ async def _fail() -> None:
     raise ConnectionResetError("in a group")
 
 
-@engine()
+@engine(holds_task=True, has_scope_in_pull=True)
 async def scope_across(call: Call) -> Answer:
     """Holds a cancel scope of anyio across its yields."""
     with call.opened(), anyio.CancelScope():
@@ -104,7 +105,7 @@ async def scope_across(call: Call) -> Answer:
         yield call.stop()
 
 
-@engine()
+@engine(has_scope_in_pull=True)
 async def scope_within(call: Call) -> Answer:
     """Waits in a cancel scope of anyio that gives up, between its yields."""
     with call.opened():

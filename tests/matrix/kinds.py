@@ -30,6 +30,11 @@ class Engine:
         cancels_consumer: The engine itself cancels the task that pulls it.
         drops_itself: The engine closes its own stream.
         wants_stream: The engine is given its own stream.
+        has_scope_in_pull: A pull waits in a scope of anyio, which only its own task can leave.
+        hides_cancellation: A task group may fail in the turn of the consumer's cancellation, and
+            before Python 3.13 nobody can tell that from its own.
+        holds_task: Something that outlives the answer refers to the task that pulls, and so to all
+            that a cancelled task's traceback refers to: a timer, or what anyio keeps of a scope.
         holds_context: A thread of the engine's holds the context, so that what the context refers
             to is in use.
         counts: Its tokens can be counted, so that their order is checked (row S1).
@@ -46,6 +51,9 @@ class Engine:
     drops_itself: bool = False
     wants_stream: bool = False
     holds_context: bool = False
+    has_scope_in_pull: bool = False
+    hides_cancellation: bool = False
+    holds_task: bool = False
     counts: bool = True
 
 

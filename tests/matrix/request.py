@@ -12,12 +12,12 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Tracer
 
 from rx_backend import (
-    standard_pipeline,
     EngineAdapter,
     LLMEngineOutput,
     Pipeline,
     PreprocessedRequest,
     RequestContext,
+    standard_pipeline,
 )
 from tests.matrix.call import Call, MatrixEngine
 from tests.matrix.kinds import Consumer, Engine
@@ -66,8 +66,9 @@ class Request:
             record=rng.choice([None, False]),
         )
         self._items = 0
-        record.watch("the context", self.context)
-        record.watch("the engine", engine)
+        if not self._kind.holds_task:
+            record.watch("the engine", engine)
+            record.watch("the context", self.context)
 
     async def open(
         self, *operators: Any, pipeline: Pipeline | None = None, model: Any = "matrix"
@@ -81,7 +82,8 @@ class Request:
             model=model, token_ids=[1], sampling_options={"n": self._kind.answers}
         )
         stream = await adapter.generate(request, self.context)
-        self.record.watch("the stream", stream)
+        if not self._kind.holds_task:
+            self.record.watch("the stream", stream)
         if self._kind.fails_setup:
             self.record.blame("S5: the set-up failed, and there is a stream")
         self.record.has_stream = True
@@ -213,6 +215,8 @@ class Request:
         is_waiting = not task.done()
         self.cancel(task)
         await asyncio.wait([task])
+        if self._kind.hides_cancellation:
+            return
         if is_waiting and not task.cancelled() and not self._is_of_engine(task.exception()):
             self.record.blame("S6: the consumer's cancellation is lost")
 
@@ -233,6 +237,26 @@ class Request:
                 self.judge(error)
 
     @property
+    def answers(self) -> int:
+        """How many answers the request has."""
+        return self._kind.answers
+
+    @property
+    def hides_cancellation(self) -> bool:
+        """Whether a cancellation of the consumer may be taken for one of the engine's own."""
+        return self._kind.hides_cancellation
+
+    @property
+    def has_scope_in_pull(self) -> bool:
+        """Whether a pull of the engine waits in a scope of anyio."""
+        return self._kind.has_scope_in_pull
+
+    @property
+    def is_task_held(self) -> bool:
+        """Whether something holds the task that pulls, and what its traceback refers to."""
+        return self._kind.holds_task
+
+    @property
     def is_context_held(self) -> bool:
         """Whether something beside the request holds its context."""
         return self._kind.holds_context
@@ -251,6 +275,8 @@ class Request:
         if isinstance(error, asyncio.CancelledError):
             if not record.task_cancels and not self._kind.cancels_consumer:
                 record.blame("S6: a cancellation that nobody made reached the consumer")
+        elif self._kind.cancels_consumer and isinstance(error.__cause__, asyncio.CancelledError):
+            return
         elif self._kind.fails_setup and not record.has_stream:
             return
         elif not self._is_of_engine(error):

@@ -123,6 +123,12 @@ async def close(stream: AsyncIterator[Any]) -> None:
     await aclose()
 
 
+async def settle() -> None:
+    """Let the loop turn, until a release that needs no time has been made."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
 # Sources.
 
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from reactivex import operators as ops
 
 from operators import NotAnOperator, fuse, until_terminal
-from operators.authoring import FusedRun
 from operators._core.aio import AioOperator, AioSegment, is_aio_operator
 from operators._core.aio_operator import answers_within_asend
+from operators.authoring import FusedRun
 from rx_backend.testing import VirtualTimeLoop
 from tests.operators._help import (
     LONG_S,

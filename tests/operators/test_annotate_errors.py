@@ -87,9 +87,27 @@ def test_an_error_item_that_cannot_be_made_fails_the_stream(life: Life) -> None:
 
 
 @pytest.mark.rows("S6")
-@pytest.mark.parametrize("signal", [asyncio.CancelledError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("signal", [asyncio.CancelledError, GeneratorExit])
 @virtual
-async def test_cancellation_and_the_like_are_no_items(signal: type[BaseException]) -> None:
+async def test_a_cancellation_of_the_sources_own_making_is_a_failure(
+    signal: type[BaseException],
+) -> None:
+    """Where nobody cancelled the consumer it becomes an item, with the cancellation as its cause."""
+    failures: list[Exception] = []
+
+    def keep(error: Exception) -> str:
+        failures.append(error)
+        return "E"
+
+    stream = fuse(Engine(["a"], error=signal())(), [annotate_errors(shout, keep)])
+    assert await collect(stream) == Seen(["A", "E"], "completed")
+    assert type(failures[0].__cause__) is signal
+
+
+@pytest.mark.rows("S6")
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
+@virtual
+async def test_interrupts_are_no_items(signal: type[BaseException]) -> None:
     """They come out of the pull as they are; the stream is dropped and its engine closed."""
     journal: list[str] = []
     engine = Engine(["a"], error=signal())
@@ -109,10 +127,10 @@ async def test_the_error_item_completes_the_stream() -> None:
     stream = fuse(
         engine(),
         [annotate_errors(shout, tell), spy(engine.journal)],
-        on_end=lambda: engine.journal.append("end"),
+        on_end=lambda dropped: engine.journal.append(f"end {dropped}"),
     )
     assert [await anext(stream), await anext(stream)] == ["A", "E: gone"]
-    assert engine.journal == ["pull", "A", "closed", "E: gone", "|", "end"]
+    assert engine.journal == ["pull", "A", "closed", "E: gone", "|", "end False"]
 
 
 def test_every_subscription_is_wrapped() -> None:

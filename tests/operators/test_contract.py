@@ -17,7 +17,7 @@ from reactivex.subject import Subject
 from reactivex.testing import TestScheduler
 
 import operators
-from operators import TokenTimes, fuse
+from operators import Pipeline, TokenTimes, fuse
 from operators.authoring import AnyOperator, Operator
 from rx_backend.testing import Marbles
 from tests.operators._help import (
@@ -134,7 +134,7 @@ def test_it_is_an_operator(name: str) -> None:
     """It is a value that a pipeline takes, and any ``pipe``."""
     made = MADE[name]()
     assert isinstance(made, Operator)
-    assert operators.check_operators([made]) == (made,)
+    assert Pipeline([made]).operators == (made,)
     assert isinstance(reactivex.never().pipe(made), Observable)
 
 

@@ -16,7 +16,8 @@ from reactivex import operators as ops
 from reactivex.subject import Subject
 
 import operators
-from operators import fuse
+from operators import Pipeline, fuse
+from operators._core.failures import SourceCancelled
 from operators.authoring import AnyOperator, Operator
 from rx_backend.testing import run_virtual
 from tests.operators._help import (
@@ -72,6 +73,8 @@ MADE_ASYNC: dict[str, Callable[[], Operator[Any, Any]]] = {
     "map_async": lambda: operators.map_async(itself),
     "tap_async": lambda: operators.tap_async(itself),
 }
+
+ALL = {**MADE, **MADE_ASYNC}
 
 EVERY_OPERATOR = pytest.mark.parametrize("name", MADE_ASYNC)
 
@@ -140,7 +143,7 @@ def test_it_is_an_operator(name: str) -> None:
     """It is a value with a name that a pipeline takes, and any ``pipe``."""
     made = MADE_ASYNC[name]()
     assert isinstance(made, Operator)
-    assert list(operators.check_operators([made])) == [made]
+    assert Pipeline([made]).operators == (made,)
     assert isinstance(reactivex.never().pipe(made), Observable)
     assert repr(made).startswith(f"{name}(")
 
@@ -266,13 +269,18 @@ async def test_one_pull_for_one_chunk(name: str) -> None:
 
 
 @pytest.mark.rows("S6")
-@EVERY_OPERATOR
+@pytest.mark.parametrize("name", sorted({*ALL} - {"annotate_errors"}))
+@pytest.mark.parametrize("signal", [asyncio.CancelledError, GeneratorExit])
 @settled
-async def test_an_interrupt_is_never_an_item(name: str) -> None:
-    """What is no ``Exception`` comes out of the pull as it is."""
-    engine = Engine(error=asyncio.CancelledError())
-    with pytest.raises(asyncio.CancelledError):
-        await anext(fuse(engine(), [MADE_ASYNC[name]()]))
+async def test_an_engine_that_cancels_itself_has_failed(
+    name: str, signal: type[BaseException]
+) -> None:
+    """Nobody cancelled the consumer, so it is a failure like any other, and a cause is kept."""
+    engine = Engine([token(1)], error=signal())
+    seen = await collect(fuse(engine(), [same(), ALL[name](), same()]))
+    assert isinstance(seen.error, SourceCancelled)
+    assert type(seen.error.__cause__) is signal
+    assert str(seen.error) == f"the source raised {signal.__name__}"
     assert engine.closed == 1
 
 
@@ -351,7 +359,7 @@ class TestContext:
             "at once": ops.map(lambda item: item),
             "detached": ops.merge(reactivex.empty()),
         }
-        stage = made.get(name) or {**MADE, **MADE_ASYNC}[name]()
+        stage = made.get(name) or ALL[name]()
         outcome: list[str] = []
         context = contextvars.copy_context()
         stream = fuse(self.engine(outcome), [same(), stage, same()], own_context=context)

@@ -81,8 +81,8 @@ def test_a_failure_of_the_source_passes() -> None:
         ({"idle_s": -1}, ValueError, "idle_s"),
         ({"total_s": math.inf}, ValueError, "total_s"),
         ({"total_s": math.nan}, ValueError, "total_s"),
-        ({"total_s": True}, ValueError, "total_s"),
-        ({"idle_s": "5"}, ValueError, "idle_s"),
+        ({"total_s": True}, TypeError, "total_s"),
+        ({"idle_s": "5"}, TypeError, "idle_s"),
         ({"idle_s": 5, "on_expiry": 5}, TypeError, "on_expiry"),
     ],
 )

@@ -47,7 +47,7 @@ class Run:
             fuse(
                 engine(self.journal),
                 [spy(self.journal, "a"), twice(), spy(self.journal, "b")],
-                on_end=lambda: self.journal.append("on_end"),
+                on_end=lambda _dropped: self.journal.append("on_end"),
             )
         ]
 
@@ -193,11 +193,18 @@ class TestNobodyWaits:
     async def test_what_needs_no_waiting_is_released_at_once(
         self, way: Callable[[Owner], Awaitable[None]]
     ) -> None:
-        """When the call returns, the engine's ``finally`` has run."""
+        """The stages' end and ``on_end`` come with the drop, the engine's ``finally`` a turn later."""
         run = Run(quick)
         await anext(run.owner[0])
+        before = [*run.journal]
         await way(run.owner)
-        assert run.journal[-4:] == ["a!", "b!", "closed", "on_end"]
+        if way is by_losing_it:
+            # The collector may come in the middle of anything, so even that waits for the loop.
+            assert run.journal == before
+            await asyncio.sleep(0)
+        assert run.journal == [*before, "a!", "b!", "on_end"]
+        await asyncio.sleep(0)
+        assert run.journal == [*before, "a!", "b!", "on_end", "closed"]
 
     @pytest.mark.rows("S7")
     @virtual
@@ -268,7 +275,7 @@ class TestNobodyWaits:
     async def test_an_on_end_that_fails_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
         """There is nobody else to tell."""
 
-        def refuse() -> None:
+        def refuse(_dropped: bool) -> None:
             raise LookupError
 
         stream = fuse(Engine([1])(), [same()], on_end=refuse)
@@ -276,7 +283,7 @@ class TestNobodyWaits:
         (record,) = caplog.records
         assert (record.levelno, record.getMessage()) == (
             logging.ERROR,
-            "what waits for the end of a stream failed",
+            "the callback at the end of a stream failed",
         )
         caplog.clear()
 
@@ -444,38 +451,79 @@ class TestATaskWaits:
         assert await run.released() == DROPPED
         assert "went on" not in run.journal
 
+    @pytest.mark.rows("S6", "S7")
+    @pytest.mark.parametrize("answer", ["chunk", "terminal", "error", "end", "wait"])
+    @pytest.mark.parametrize("pause_s", [None, 0.0, 5.0])
     @virtual
-    async def test_an_engine_that_swallows_the_consumers_cancellation(self) -> None:
-        """The stream goes on, as the engine alone would."""
+    async def test_an_engine_that_swallows_the_consumers_cancellation(
+        self, answer: str, pause_s: float | None
+    ) -> None:
+        """Whatever it makes of it, at once or later, the cancellation goes on and is a drop."""
 
-        async def stubborn() -> AsyncGenerator[int]:
-            yield 1
-            with suppress(asyncio.CancelledError):
-                await asyncio.Event().wait()
-            await asyncio.sleep(5)
-            yield 2
+        async def stubborn(journal: list[str]) -> AsyncGenerator[Any]:
+            try:
+                yield 1
+                with suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+                if pause_s is not None:
+                    await asyncio.sleep(pause_s)
+                if answer == "error":
+                    raise LookupError("no answer")
+                if answer != "end":
+                    yield terminal() if answer == "terminal" else 2
+                if answer == "wait":
+                    await asyncio.Event().wait()
+                journal.append("went on")
+            finally:
+                journal.append("closed")
 
-        for stream in (stubborn(), fuse(stubborn(), [same()])):
-            pulling = asyncio.create_task(collect(stream))
-            await asyncio.sleep(1)
-            pulling.cancel()
-            assert await pulling == Seen([1, 2], "completed")
+        run = Run(stubborn)
+        pulling = run.pull()
+        await asyncio.sleep(1)
+        pulling.cancel()
+        await asyncio.wait([pulling])
+        assert pulling.cancelled()
+        assert asyncio.get_running_loop().time() == 1.0 + (pause_s or 0.0)
+        assert await run.released() == DROPPED
+        assert ("went on" in run.journal) is (answer == "end")
+        assert [item for item in run.journal if item[0] == "b"] == ["b1", "b1", "b!"]
 
     @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_aclose])
     @virtual
-    async def test_an_engine_that_swallowed_the_consumers_cancellation(
-        self, way: Callable[[Owner], Awaitable[None]]
-    ) -> None:
-        """A drop that follows in the same pull still reaches it."""
+    async def test_two_closers(self, way: Callable[[Owner], Awaitable[None]]) -> None:
+        """The second one cuts no clean-up short, whether the first was a close or a cancellation."""
+        for is_cancelled in (True, False):
+            run = Run(slow_to_close)
+            pulling = run.pull()
+            await asyncio.sleep(1)
+            closing = [pulling] if is_cancelled else [asyncio.ensure_future(way(run.owner))]
+            if is_cancelled:
+                pulling.cancel()
+            await asyncio.sleep(1)
+            second = asyncio.ensure_future(way(run.owner))
+            await asyncio.sleep(0)
+            assert run.journal[-3:] == ["a!", "b!", "on_end"]
+            await asyncio.wait([pulling, second, *closing])
+            assert pulling.cancelled() is is_cancelled
+            assert await run.released() == DROPPED
+
+    @pytest.mark.rows("S7")
+    @virtual
+    async def test_an_engine_that_swallowed_the_consumers_cancellation(self) -> None:
+        """A drop that follows in the same pull ends the stages at once; the engine is left to unwind."""
         run = Run(spinning_after_a_cancellation)
         pulling = run.pull()
         await asyncio.sleep(1)
         pulling.cancel()
         await asyncio.sleep(0.01)
-        await way(run.owner)
+        run.owner[0].close()
+        assert run.journal[-3:] == ["a!", "b!", "on_end"]
+        pulling.cancel()
         await asyncio.wait([pulling])
+        assert pulling.cancelled()
         assert await run.released() == DROPPED
+        assert "never dropped" not in run.journal
 
     @pytest.mark.rows("S7")
     @virtual

@@ -58,7 +58,8 @@ def test_a_gap_is_filled(source: str, result: str) -> None:
 @pytest.mark.parametrize("interval_s", [0, -1, math.inf, math.nan, True, "5", None])
 def test_a_bad_interval_is_named_at_once(interval_s: Any) -> None:
     """It is told when the operator is made, not when a stream is."""
-    with pytest.raises(ValueError, match=r"heartbeat: interval_s: .* positive number of seconds"):
+    expected = r"heartbeat: interval_s: expected a number, more than 0 seconds, got"
+    with pytest.raises((TypeError, ValueError), match=expected):
         heartbeat(interval_s, "p")
 
 

@@ -234,11 +234,17 @@ class TestSlidingItl:
         ("sizes", "message"),
         [
             ({}, "sliding_itl: expected count or window_s, got neither"),
-            ({"count": 0}, "sliding_itl: count: expected at least 1 gap, got 0"),
-            ({"window_s": 0.0}, "sliding_itl: window_s: expected more than 0 s, got 0.0"),
+            (
+                {"count": 0},
+                "sliding_itl: count: expected a whole number, at least 1 gap or None, got 0",
+            ),
+            (
+                {"window_s": 0.0},
+                "sliding_itl: window_s: expected a number, more than 0 seconds or None, got 0.0",
+            ),
             (
                 {"count": 3, "window_s": -1.0},
-                "sliding_itl: window_s: expected more than 0 s, got -1.0",
+                "sliding_itl: window_s: expected a number, more than 0 seconds or None, got -1.0",
             ),
         ],
     )

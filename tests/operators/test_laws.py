@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reactivex import operators as ops
 
-from operators import apply, fuse
+from operators import fuse
 from operators._core.stage import when
-from operators.assembly import Callbacks
+from operators.assembly import Callbacks, callbacks
 from operators.authoring import (
     AnyOperator,
     Completed,
@@ -116,13 +116,6 @@ def gone_after(n: int) -> Ints:
     return detach(item, n)
 
 
-def applied_after(n: int) -> Ints:
-    item = yield
-    for _ in range(n):
-        item = yield item
-    yield apply(lambda item: item - n, item)
-
-
 def visited(n: int) -> Ints:
     item = yield when("item % n == 0", n=n)
     while True:
@@ -183,7 +176,6 @@ BODIES: Sequence[Body] = (
     fails_at_the_end,
     aside_after,
     gone_after,
-    applied_after,
     visited,
     visited_differently,
     swallows,
@@ -210,14 +202,14 @@ def generator(body: Body, n: int) -> Make:
     return make
 
 
-def hooks(kind: str, n: int) -> Make:
-    """An operator whose body is hooks, kept account of."""
+def functions(kind: str, n: int) -> Make:
+    """An operator whose body is callbacks, kept account of."""
 
     def make(ledger: Ledger, name: str) -> AnyOperator:
         def end(_failure: Exception | None, _dropped: bool) -> None:
             ledger.ended[name] += 1
 
-        @operator
+        @callbacks()
         def accounted() -> Callbacks[int, int]:
             ledger.begun[name] += 1
             if kind == "some":
@@ -226,11 +218,11 @@ def hooks(kind: str, n: int) -> Make:
                 return Callbacks(lambda item: emit(item, n), only="item > 0", once=True, on_end=end)
             if kind == "last":
                 return Callbacks(
-                    lambda item: last(item, n), only="item > n", names={"n": n}, on_end=end
+                    lambda item: complete_with(item, n), only="item > n", names={"n": n}, on_end=end
                 )
             if kind == "failing":
                 return Callbacks(
-                    lambda item: failing(LookupError(item), n),
+                    lambda item: fail_after(LookupError(item), n),
                     only="item > n",
                     names={"n": n},
                     on_end=end,
@@ -245,7 +237,7 @@ def hooks(kind: str, n: int) -> Make:
 NUMBERS = st.integers(1, 5)
 OURS = st.one_of(
     st.builds(generator, st.sampled_from(BODIES), NUMBERS),
-    st.builds(hooks, st.sampled_from(["some", "once", "last", "failing", "rescue"]), NUMBERS),
+    st.builds(functions, st.sampled_from(["some", "once", "last", "failing", "rescue"]), NUMBERS),
 )
 STOCK: st.SearchStrategy[AnyOperator] = st.sampled_from(
     [
@@ -311,7 +303,7 @@ def test_every_stage_meets_its_end_once(
 
     async def run() -> tuple[Engine, Seen]:
         engine = Engine(items, error=error, ends=ends, every_s=1.0 if waits else None)
-        stream = fuse(engine(), stages, on_end=lambda: ended.append("end"))
+        stream = fuse(engine(), stages, on_end=lambda _dropped: ended.append("end"))
         if take == 0:
             stream.close()
         return engine, await collect(stream, take=take)

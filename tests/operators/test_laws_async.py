@@ -136,7 +136,9 @@ async def renames(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageRe
         raise LookupError(n) from error
 
 
-async def words_before_a_failure(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResult]:
+async def words_before_a_failure(
+    source: FusedRun[int], n: int
+) -> AsyncGenerator[int | StageResult]:
     try:
         async for item in source:
             yield item

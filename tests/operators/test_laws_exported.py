@@ -27,10 +27,8 @@ from tests.operators._help import (
     token,
 )
 from tests.operators.test_contract import MADE
-from tests.operators.test_contract_async import MADE_ASYNC
+from tests.operators.test_contract_async import ALL
 from tests.operators.test_contract_async import pushed as pushed_on_the_loop
-
-ALL = {**MADE, **MADE_ASYNC}
 
 CHUNKS = st.one_of(
     st.builds(handshake),
@@ -98,7 +96,7 @@ def test_the_engine_is_closed_once(
 
     async def run() -> Engine:
         engine = Engine(fresh(chunks), error=error, every_s=1.0)
-        stream = fuse(engine(), made(names), on_end=lambda: ended.append("end"))
+        stream = fuse(engine(), made(names), on_end=lambda _dropped: ended.append("end"))
         consumer = asyncio.create_task(collect(stream))
         await asyncio.sleep(at_s)
         if how == "cancel":

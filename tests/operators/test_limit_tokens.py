@@ -88,11 +88,11 @@ def test_the_tokens_are_the_first_ones(
 @pytest.mark.rows("S2", "S4")
 @virtual
 async def test_the_engine_is_not_pulled_again_and_closed() -> None:
-    """Its ``finally`` has run when the last chunk is handed out."""
+    """The last chunk is the end: its ``finally`` has run when the iteration is over."""
     engine = Engine([token(1), token(2), token(3)])
     async for chunk in fuse(engine(), [limit_tokens(2)]):
         engine.journal.append(f"got {chunk.finish_reason}")
-    assert engine.journal == ["pull", "got None", "pull", "closed", "got length"]
+    assert engine.journal == ["pull", "got None", "pull", "got length", "closed"]
 
 
 def likely(token_id: int) -> list[TopLogprob]:
@@ -168,7 +168,8 @@ def test_no_limit_lets_everything_pass(life: Life) -> None:
 @pytest.mark.parametrize("limit", [0, -1, 1.5, "5", True])
 def test_a_bad_limit_is_refused_when_the_operator_is_made(limit: Any) -> None:
     """The message names the option, and what was given."""
-    with pytest.raises(ValueError, match=f"limit_tokens: limit: expected .* got {limit!r}"):
+    expected = f"limit_tokens: limit: expected a whole number, at least 1 tokens .* got {limit!r}"
+    with pytest.raises((TypeError, ValueError), match=expected):
         limit_tokens(limit)
 
 

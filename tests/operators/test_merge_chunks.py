@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import operators
+from operators import authoring
 from rx_backend import Annotated, FinishReason, LLMEngineOutput, TraceLink
 from rx_backend.protocols import TopLogprob, usage
 from tests.operators._help import Chunk, terminal, token
@@ -20,7 +20,7 @@ from tests.operators._help import Chunk, terminal, token
 
 def merge_chunks(items: Sequence[Any]) -> tuple[Any, int]:
     """Merge chunks of which one comes out."""
-    (merged,), count = operators.merge_chunks(items)
+    (merged,), count = authoring.merge_chunks(items)
     return merged, count
 
 
@@ -186,10 +186,10 @@ def of_answer(index: int | None, *token_ids: int, ends: bool = False) -> LLMEngi
 def test_answers_that_take_turns_are_merged_each_for_itself() -> None:
     """By index, in the order in which they began; an answer with one chunk keeps it."""
     waiting = [of_answer(index, n) for n, index in enumerate([1, 0, 1, 0, 2])]
-    merged, count = operators.merge_chunks(waiting)
+    merged, count = authoring.merge_chunks(waiting)
     assert (merged, count) == ([of_answer(1, 0, 2), of_answer(0, 1, 3), of_answer(2, 4)], 5)
     assert merged[2] is waiting[4]
-    envelopes, count = operators.merge_chunks([Annotated(chunk) for chunk in waiting])
+    envelopes, count = authoring.merge_chunks([Annotated(chunk) for chunk in waiting])
     assert ([item.data for item in envelopes], count) == (merged, 5)
 
 
@@ -207,7 +207,7 @@ def test_every_answer_keeps_its_tokens_and_their_order(waiting: list[LLMEngineOu
     """Merged to the end, each answer reads as before, and its terminals are where they were."""
     before, out, rest = copy.deepcopy(waiting), list[LLMEngineOutput](), waiting
     while rest:
-        merged, count = operators.merge_chunks(rest)
+        merged, count = authoring.merge_chunks(rest)
         assert 1 <= len(merged) <= count
         out += merged
         rest = rest[count:]

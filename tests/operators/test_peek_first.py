@@ -25,6 +25,7 @@ from tests.operators._help import (
     by_losing_it,
     collect,
     handshake,
+    settle,
     spy,
     terminal,
     token,
@@ -156,12 +157,14 @@ async def test_a_drop_forgets_what_was_put_back(
     end = terminal() if is_over else token(1)
     engine = Engine([handshake(), end, token(2)])
     owner: Owner = [await peek_first(peekable(engine, until_terminal()))]
+    await settle()
     assert engine.closed == is_over
     gc.disable()
     try:
         for item in [handshake(), end][:taken]:
             assert await anext(owner[0]) == item
         await drop(owner)
+        await settle()
         assert engine.closed == 1
     finally:
         gc.enable()

@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 from opentelemetry.trace import INVALID_SPAN, Span, StatusCode
 
-from operators import SetupFailed, TokenTimes, fuse, itl_window, record_span, span_names
-from operators.authoring import Stage, operator
+from operators import TokenTimes, fuse, itl_window, record_span
 from operators import until_terminal as until
+from operators.authoring import Stage, operator
 from rx_backend.testing import Marbles
 from tests.operators._help import (
     LETTERS,
@@ -246,25 +246,18 @@ class TestOutcomes:
 
     @pytest.mark.rows("P4")
     @virtual
-    async def test_a_set_up_that_fails_behind_is_told_apart(self, spans: Spans) -> None:
-        """When a later operator can't start, ``error_kind`` is asked about a ``SetupFailed``."""
+    async def test_a_set_up_that_fails_behind_is_a_drop(self, spans: Spans) -> None:
+        """When a later operator can't start, there is nothing to tell but that it was dropped."""
 
         @operator
         def refuse() -> Stage[Any, Any]:
             raise Gone("no start")
             yield
 
-        asked: list[Exception] = []
-
-        def kind(error: Exception) -> str:
-            asked.append(error)
-            return span_names.SETUP_FAILED
-
         with pytest.raises(Gone):
-            fuse(Engine()(), [record_span(start(spans), error_kind=kind), refuse()])
-        assert [type(error) for error in asked] == [SetupFailed]
-        assert written(spans)["error_kind"] == "setup_failed"
-        assert status(spans) == (StatusCode.ERROR, "setup_failed")
+            fuse(Engine()(), [record_span(start(spans)), refuse()])
+        assert written(spans) == {"cancelled": True, "finish_reason": "Dropped"}
+        assert status(spans) == DROPPED
 
     @pytest.mark.rows("P5")
     @pytest.mark.parametrize(
@@ -319,7 +312,7 @@ class TestOutcomes:
         stream.close()
         assert status(spans) == FINE
 
-    @pytest.mark.rows("P8")
+    @pytest.mark.rows("P5", "P8")
     @pytest.mark.parametrize(
         ("how", "expected"),
         [
@@ -335,9 +328,10 @@ class TestOutcomes:
         how: dict[str, Any],
         expected: tuple[StatusCode, str | None],
     ) -> None:
-        """With ``attributes=False`` nothing but the status is written."""
+        """With ``attributes=False`` nothing but the status is written, and that it was a drop."""
         life([token(1)], record_span(start(spans), attributes=False), **how)
-        assert written(spans) == {}
+        dropped = {"cancelled": True, "finish_reason": "Dropped"}
+        assert written(spans) == (dropped if expected is DROPPED else {})
         assert status(spans) == expected
 
 

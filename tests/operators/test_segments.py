@@ -22,9 +22,9 @@ from reactivex import operators as stock_operators
 from reactivex.subject import Subject
 
 from operators import fuse
-from operators.authoring import AnyOperator
 from operators._core.mailbox import Mailbox
 from operators._core.pump import Pump
+from operators.authoring import AnyOperator
 from rx_backend.testing import run_virtual
 from tests.operators._help import LONG_S, Engine, Seen, collect, fused, pushed, same, virtual
 

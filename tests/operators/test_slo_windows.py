@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from reactivex import operators as ops
 
 from operators import SloSnapshot, SloWindows, TokenTimes, slo
-from operators.authoring import nearest_rank
 from operators._slo._sketch import ACCURACY, LatencySketch
 from operators._slo._tally import Key, Tally
+from operators.authoring import nearest_rank
 from tests.operators._help import pushed, terminal, virtual
 
 
@@ -41,7 +41,7 @@ def feed(
     times = TokenTimes()
     times.started, times.is_timed = 1.0, True
     times.times.extend(accumulate(gaps_s, initial=1.0 + ttft_s))
-    times.finish_reason = "stop"
+    times.finish_reasons[0] = "stop"
     pushed([terminal()], slo(200, 50, windows=windows, key=key, times=times))
 
 
@@ -140,7 +140,7 @@ class TestKeys:
         windows = SloWindows(window_s=10, bucket_s=5, max_keys=1, clock=clock)
         windows.failed("a")
         windows.failed("b")
-        counted = slo(1, 1, windows=windows, key="b").start()
+        counted = slo(1, 1, windows=windows, key="b").start(None)
         assert {key: (f.failed, f.open) for key, f in windows.snapshot().items()} == {
             "a": (1, 0),
             "other": (1, 1),

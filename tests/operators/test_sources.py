@@ -17,8 +17,8 @@ from reactivex.disposable import Disposable
 from reactivex.scheduler import NewThreadScheduler
 from reactivex.subject import Subject
 
-from operators.authoring import AsyncObservableSource, ObservableSource
 from operators.assembly import source_of
+from operators.authoring import AsyncObservableSource, ObservableSource
 from rx_backend.testing import VirtualTimeLoop
 from tests.operators._help import Seen, collect, virtual
 

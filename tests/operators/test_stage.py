@@ -4,25 +4,51 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import pytest
+import reactivex
+from hypothesis import example, given
+from hypothesis import strategies as st
+from reactivex import Observable
 
-from operators import SetupFailed, apply, fuse, stateless
+from operators import fuse
 from operators._core.stage import when
-from operators.assembly import Callbacks
-from operators.authoring import AnyOperator, Completed, Stage, complete_with, detach, emit, operator
+from operators.assembly import Callbacks, callbacks
+from operators.authoring import (
+    AnyOperator,
+    Completed,
+    Operator,
+    Stage,
+    StageResult,
+    complete_with,
+    detach,
+    emit,
+    operator,
+)
+from rx_backend.testing import run_virtual
 from tests.operators._help import (
+    Engine,
     Life,
     Seen,
     collect,
     same,
+    settle,
     spy,
     twice,
     virtual,
 )
 
 Ints = Stage[int, int]
+
+shared = callbacks(shared=True)
+
+
+async def nothing_async() -> None:
+    """Do nothing."""
+
 
 # Every way in which a stream can end, as arguments of a life.
 ENDS = [
@@ -87,6 +113,39 @@ class TestItems:
 
         assert life([1, 2, 3], same(), refuse_two(), same()) == Seen([1], "LookupError('two')")
 
+    @pytest.mark.rows("O5")
+    @pytest.mark.parametrize(
+        "form", ["generator", "generator under a condition", "callbacks", "callbacks under one"]
+    )
+    def test_nothing_where_an_item_is_due(self, life: Life, form: str) -> None:
+        """A step that gives None fails the stream; the error names the operator, and it is closed."""
+        journal: list[str] = []
+
+        @operator
+        def forgetful() -> Ints:
+            try:
+                item = yield emit() if form == "generator" else when("item > 1")
+                while True:
+                    item = yield item if item < 2 else None
+            finally:
+                journal.append("end")
+
+        @callbacks(shared=True)
+        def absent_minded() -> Callbacks[Any, Any]:
+            return Callbacks(
+                lambda item: item if item < 2 else None,
+                only=None if form == "callbacks" else "item > 1",
+                on_end=lambda _failure, _dropped: journal.append("end"),
+            )
+
+        stage = absent_minded() if form.startswith("callbacks") else forgetful()
+        seen = life([1, 2, 3], same(), stage, same())
+        assert seen.items == [1]
+        assert isinstance(seen.error, TypeError)
+        assert "expected an item to hand out, got None" in str(seen.error)
+        assert seen.error.__notes__ == [f"raised by the operator {stage.name}"]
+        assert journal == ["end"]
+
 
 class TestEnd:
     """How the end reaches an operator, and what it can do then."""
@@ -122,7 +181,7 @@ class TestEnd:
             pytest.param(emit(7, 8), [7, 8], id="several"),
             pytest.param(emit(), [], id="none"),
             pytest.param(None, [], id="nothing"),
-            pytest.param(detach(7), [7], id="bypass"),
+            pytest.param(detach(7), [7], id="detach"),
         ],
     )
     @pytest.mark.parametrize("error", [None, LookupError("gone")], ids=["completed", "failed"])
@@ -283,11 +342,11 @@ class TestEnd:
 
 
 class TestStepAside:
-    """``bypass``, ``apply`` and ``visit_if``."""
+    """``detach`` and ``when``."""
 
     @pytest.mark.parametrize("items_out", [(), (7,), (7, 8)], ids=str)
     @pytest.mark.parametrize(("how", "end"), ENDS)
-    def test_bypass(
+    def test_detach(
         self, life: Life, how: dict[str, Any], end: str, items_out: tuple[int, ...]
     ) -> None:
         """Later items don't visit; the end does."""
@@ -314,7 +373,7 @@ class TestStepAside:
         assert seen.items == whole[: how.get("take")]
         assert journal == ["saw 1", end]
 
-    def test_bypass_for_good(self, life: Life) -> None:
+    def test_detach_for_good(self, life: Life) -> None:
         """``return detach(...)`` hands out and is gone; the stream goes on without it."""
 
         @operator
@@ -326,7 +385,7 @@ class TestStepAside:
         assert life([1, 2], once(), error=LookupError()) == Seen([10, 100, 2], "LookupError()")
         assert life([1, 2, 3], once(), take=1) == Seen([10], "dropped")
 
-    def test_bypass_from_the_start(self, life: Life) -> None:
+    def test_detach_from_the_start(self, life: Life) -> None:
         """Before the first item, yielded or returned, no item visits at all."""
         journal: list[str] = []
 
@@ -345,68 +404,7 @@ class TestStepAside:
         assert life([1, 2], nothing(), only_the_end(), nothing()) == Seen([1, 2], "completed")
         assert journal == ["end"]
 
-    @pytest.mark.parametrize("returned", [True, False], ids=["returned", "yielded"])
-    @pytest.mark.parametrize("items_out", [(), (7,), (7, 8)], ids=str)
-    def test_apply(self, life: Life, items_out: tuple[int, ...], returned: bool) -> None:
-        """Later items go through the function."""
-
-        @operator
-        def tenfold() -> Ints:
-            yield
-            if returned:
-                return apply(lambda item: item * 10, *items_out)
-            yield apply(lambda item: item * 10, *items_out)
-
-        assert life([1, 2, 3], same(), tenfold(), same()) == Seen([*items_out, 20, 30], "completed")
-
-    @pytest.mark.parametrize("returned", [True, False], ids=["returned", "yielded"])
-    def test_apply_from_the_start(self, life: Life, returned: bool) -> None:
-        """Before the first item every item goes through the function; a builtin will do."""
-
-        @operator
-        def text() -> Stage[int, str]:
-            if returned:
-                return apply(str)
-            yield apply(str)
-
-        assert life([1, 2], text()) == Seen(["1", "2"], "completed")
-
-    @pytest.mark.parametrize("returned", [True, False], ids=["returned", "yielded"])
-    def test_an_applied_function_that_raises_fails_the_stream(
-        self, life: Life, returned: bool
-    ) -> None:
-        """The generator behind it, where it lives on, is closed."""
-        journal: list[str] = []
-
-        @operator
-        def divide() -> Stage[int, float]:
-            try:
-                if returned:
-                    return apply(lambda item: 6 / item)
-                yield apply(lambda item: 6 / item)
-            finally:
-                journal.append("end")
-
-        seen = life([3, 0, 1], divide(), same())
-        assert seen == Seen([2.0], "ZeroDivisionError('division by zero')")
-        assert journal == ["end"]
-
-    @pytest.mark.parametrize("returned", [True, False], ids=["returned", "yielded"])
-    def test_a_function_that_runs_dry_fails_the_stream(self, life: Life, returned: bool) -> None:
-        """A ``StopIteration`` out of an applied function is an error, not the operator's return."""
-
-        @operator
-        def one_by_one() -> Stage[int, str]:
-            letters = iter("a")
-            if returned:
-                return apply(lambda _: next(letters))
-            yield apply(lambda _: next(letters))
-
-        seen = life([1, 2, 3], one_by_one())
-        assert seen.items == ["a"]
-        assert seen.error is not None
-
-    def test_visit_if(self, life: Life) -> None:
+    def test_when(self, life: Life) -> None:
         """Only items for which the expression is true visit; the others pass."""
 
         @operator
@@ -419,7 +417,7 @@ class TestStepAside:
         two = big_tenfold(3), big_tenfold(50)
         assert life([1, 5, 3, 6], *two) == Seen([1, 500, 30, 600], "completed")
 
-    def test_visit_if_can_be_said_again(self, life: Life) -> None:
+    def test_a_condition_can_be_said_again(self, life: Life) -> None:
         """Each visit may set another condition, and hand out any number of items."""
 
         @operator
@@ -430,21 +428,16 @@ class TestStepAside:
 
         assert life([2, 1, 5, 4, 6], rising()) == Seen([-2, 2, 1, -5, 5, 4, -6, 6], "completed")
 
-    def test_bypass_ends_a_condition(self, life: Life) -> None:
-        """After ``bypass`` and ``apply`` the condition is void."""
+    def test_detaching_ends_a_condition(self, life: Life) -> None:
+        """After ``detach`` the condition is void: no item visits."""
 
         @operator
-        def negative_from_two() -> Ints:
-            item = yield when("item == 2")
-            yield apply(lambda item: -item, item)
+        def negative_at_two() -> Ints:
+            item = yield when("item >= 2")
+            yield detach(-item)
 
-        @operator
-        def aside_at_minus_two() -> Ints:
-            item = yield when("item == -3")
-            yield detach(item * 10)
-
-        stages = negative_from_two(), aside_at_minus_two()
-        assert life([1, 2, 3, 3], *stages) == Seen([1, 2, -30, -3], "completed")
+        stages = negative_at_two(), negative_at_two(), same()
+        assert life([1, 2, 3, 3], *stages) == Seen([1, -2, -3, 3], "completed")
 
     def test_a_condition_is_evaluated_once_for_each_item(self, life: Life) -> None:
         """So it may do what an ordinary item needs."""
@@ -500,20 +493,8 @@ class TestStepAside:
         assert seen == Seen([3], "ZeroDivisionError('division by zero')")
         assert journal == ["3", "end", "#"]
 
-    def test_a_condition_that_is_no_expression(self, life: Life) -> None:
-        """It fails where it is said, and the error shows it."""
 
-        @operator
-        def wrong() -> Ints:
-            yield
-            yield when("item >")
-
-        seen = life([1], wrong())
-        assert isinstance(seen.error, ValueError)
-        assert "expected an expression over item, got 'item >'" in str(seen.error)
-
-
-class TestHooks:
+class TestCallbacks:
     """Operators whose body is functions."""
 
     def test_a_step_for_every_item(self, life: Life) -> None:
@@ -528,13 +509,13 @@ class TestHooks:
     def test_a_step_for_some_items(self, life: Life) -> None:
         """Under a condition the others pass."""
 
-        @operator
+        @callbacks()
         def negative(least: int) -> Callbacks[int, int]:
             return Callbacks(lambda item: -item, only="item >= least", names={"least": least})
 
         assert life([1, 2, 3], negative(3), negative(2)) == Seen([1, -2, -3], "completed")
 
-    @pytest.mark.parametrize("how", [stateless, operator])
+    @pytest.mark.parametrize("how", [callbacks(shared=True), callbacks()])
     def test_a_step_for_one_item(
         self,
         life: Life,
@@ -552,7 +533,7 @@ class TestHooks:
 
     def test_no_step(self, life: Life) -> None:
         """Without a step no item visits."""
-        nothing = stateless(Callbacks[int, int])
+        nothing = shared(Callbacks[int, int])
         assert life([1, 2], nothing(), nothing()) == Seen([1, 2], "completed")
 
     @pytest.mark.parametrize(
@@ -560,17 +541,17 @@ class TestHooks:
         [
             pytest.param(emit(), [1, 3], id="none"),
             pytest.param(emit(8, 9), [1, 8, 9, 3], id="several"),
-            pytest.param(last(), [1], id="last-none"),
-            pytest.param(last(9), [1, 9], id="last-one"),
-            pytest.param(last(8, 9), [1, 8, 9], id="last-several"),
-            pytest.param(detach(9), [1, 9, 3], id="bypass"),
+            pytest.param(complete_with(), [1], id="complete-none"),
+            pytest.param(complete_with(9), [1, 9], id="complete-one"),
+            pytest.param(complete_with(8, 9), [1, 8, 9], id="complete-several"),
+            pytest.param(detach(9), [1, 9, 3], id="detach"),
         ],
     )
     def test_a_step_may_give_an_emission(self, life: Life, answer: Any, items: list[int]) -> None:
-        """``emit`` hands out any number; ``last`` ends the stream with what it has."""
+        """``emit`` hands out any number; ``complete_with`` ends the stream with what it has."""
         journal: list[str] = []
-        hooks = stateless(lambda: Callbacks[int, int](lambda _: answer, only="item == 2"))
-        seen = life([1, 2, 3], spy(journal, "a"), hooks(), spy(journal, "b"))
+        answering = shared(lambda: Callbacks[int, int](lambda _: answer, only="item == 2"))
+        seen = life([1, 2, 3], spy(journal, "a"), answering(), spy(journal, "b"))
         assert seen == Seen(items, "completed")
         ended = 3 not in items
         assert journal[-2:] == [f"b{items[-1]}" if not ended else journal[-2], "b|"] or not ended
@@ -603,34 +584,36 @@ class TestHooks:
         assert ends == [told]
 
     def test_the_end_is_told_once_when_the_step_fails(self, life: Life) -> None:
-        """A stage that fails, or ends the stream by ``last``, hears of the end once too."""
+        """A stage that fails, or ends the stream by ``complete_with``, hears of the end once too."""
         ends: list[str] = []
 
         @callbacks(shared=True)
         def broken(step: Callable[[int], Any]) -> Callbacks[int, int]:
-            return Callbacks(step, only="True", on_end=lambda _failure, _dropped: ends.append("end"))
+            return Callbacks(
+                step, only="True", on_end=lambda _failure, _dropped: ends.append("end")
+            )
 
         assert life([0, 1], broken(lambda item: 1 // item)).error is not None
         assert ends == ["end"]
-        assert life([0, 1], broken(last)) == Seen([0], "completed")
+        assert life([0, 1], broken(complete_with)) == Seen([0], "completed")
         assert ends == ["end", "end"]
 
     def test_a_failure_becomes_the_last_item(self, life: Life) -> None:
         """What ``on_error`` gives goes out through the operators behind, and ends the stream."""
         journal: list[str] = []
-        rescue = stateless(lambda: Callbacks[Any, Any](on_error=str))
+        rescue = shared(lambda: Callbacks[Any, Any](on_error=str))
         seen = life([1], rescue(), spy(journal), error=LookupError("gone"))
         assert seen == Seen([1, "gone"], "completed")
         assert journal == ["1", "gone", "|"]
 
-    def test_hooks_that_raise_fail_the_stream(self, life: Life) -> None:
+    def test_callbacks_that_raise_fail_the_stream(self, life: Life) -> None:
         """What ``on_error`` or ``on_end`` raises takes the place of the end."""
 
         def refuse(*_: object) -> Any:
             raise ValueError("refused")
 
-        on_error = stateless(lambda: Callbacks[Any, Any](on_error=refuse))
-        on_end = stateless(lambda: Callbacks[Any, Any](on_end=refuse))
+        on_error = shared(lambda: Callbacks[Any, Any](on_error=refuse))
+        on_end = shared(lambda: Callbacks[Any, Any](on_end=refuse))
         refused = Seen([1], "ValueError('refused')")
         assert life([1], on_error(), error=LookupError()) == refused
         assert life([1], on_end(), error=LookupError()) == refused
@@ -656,7 +639,7 @@ class TestHooks:
         caplog.clear()
 
     def test_a_function_without_state_runs_once(self, life: Life) -> None:
-        """``stateless`` asks for the hooks when the operator is made, and never again."""
+        """With ``shared`` the callbacks are asked for when the operator is made, and never again."""
         made: list[str] = []
 
         @callbacks(shared=True)
@@ -664,9 +647,9 @@ class TestHooks:
             made.append("made")
             return Callbacks(lambda item: -item)
 
-        shared = negative()
+        value = negative()
         for _ in range(2):
-            assert life([1], shared, shared) == Seen([1], "completed")
+            assert life([1], value, value) == Seen([1], "completed")
         assert made == ["made"]
 
 
@@ -684,18 +667,8 @@ class TestSetUp:
         assert life([1, 2], same(), refuse("no"), same()) == Seen([], "LookupError('no')")
 
     @virtual
-    async def test_the_others_are_told(self) -> None:
-        """Operators ahead see ``SetupFailed`` with the reason; the source is closed unpulled."""
-        seen: list[Exception] = []
-        journal: list[str] = []
-
-        @operator
-        def watch() -> Ints:
-            try:
-                yield
-            except Exception as error:
-                seen.append(error)
-                raise
+    async def test_the_others_are_dropped(self) -> None:
+        """Operators ahead are closed, those behind never begin; the source is closed unpulled."""
 
         @operator
         def refuse() -> Ints:
@@ -703,21 +676,46 @@ class TestSetUp:
             yield
 
         source = Source()
-        with pytest.raises(LookupError, match="no"):
-            fuse(source, [watch(), refuse(), spy(journal)])
-        assert [(type(error), str(error)) for error in seen] == [(SetupFailed, "LookupError('no')")]
-        assert (source.calls, journal) == (["aclose"], [])
+        journal: list[str] = []
+        with pytest.raises(LookupError, match="no") as raised:
+            fuse(source, [spy(journal, "a"), refuse(), spy(journal, "b")])
+        assert raised.value.__notes__ == ["raised by the operator refuse"]
+        assert journal == ["a!"]
+        await settle()
+        assert source.calls == ["aclose"]
 
-    @pytest.mark.parametrize("body", [None, 7, iter([1])], ids=["none", "number", "iterator"])
+    @pytest.mark.rows("O5")
+    @pytest.mark.parametrize("body", [7, iter([1]), emit()], ids=["number", "iterator", "result"])
     def test_a_body_that_is_none(self, life: Life, body: Any) -> None:
-        """A function that gives neither a generator nor hooks is named in the error."""
+        """A function that gives neither a generator nor callbacks is named in the error."""
 
         def not_a_body() -> Any:
             return body
 
-        seen = life([1], operator(not_a_body)())
+        seen = life([1], callbacks()(not_a_body)())
         assert isinstance(seen.error, TypeError)
-        assert "not_a_body" in str(seen.error)
+        assert "not_a_body: expected the body of an operator to be a generator" in str(seen.error)
+
+    def test_no_body(self, life: Life) -> None:
+        """An operator that has nothing to do makes no stage."""
+
+        @callbacks()
+        def nothing() -> Callbacks[int, int] | None:
+            return None
+
+        assert life([1, 2], nothing(), same(), nothing()) == Seen([1, 2], "completed")
+        assert life([1], nothing(), error=LookupError()) == Seen([1], "LookupError()")
+
+    @pytest.mark.rows("O5")
+    @pytest.mark.parametrize("function", [lambda: None, nothing_async, print, 7], ids=repr)
+    def test_what_cannot_be_a_body(self, function: Any) -> None:
+        """It is refused when it is decorated; the error says what was expected, and shows it."""
+        with pytest.raises(TypeError) as refused:
+            operator(function)
+        message = str(refused.value)
+        assert message.startswith("operator: expected a generator or an asynchronous generator")
+        assert message.endswith(repr(function))
+        assert ("or map_async" in message) is (function is nothing_async)
 
 
 class Source:
@@ -735,3 +733,86 @@ class Source:
 
     async def aclose(self) -> None:
         self.calls.append("aclose")
+
+
+TERMS = (
+    "item.size != 1",
+    "item.is_last",
+    "not item.is_last",
+    "len(item.name) > 1",
+    "ask(item.size)",
+    "(size := item.size) > 2",
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    size: int
+    is_last: bool
+    name: str
+
+
+@dataclass(frozen=True)
+class Visits:
+    """Who visits a stage, and what it does to the item."""
+
+    terms: tuple[str, ...]
+    change: str = "keep"
+    once: bool = False
+
+
+@callbacks()
+def noting(visits: Visits, place: int, journal: list[str]) -> Callbacks[Item, Item]:
+    """Note which items visit, and which are asked about by a function."""
+
+    def step(item: Item) -> Item | StageResult:
+        journal.append(f"{place} {item}")
+        if visits.change == "turn":
+            return replace(item, is_last=not item.is_last, size=item.size % 3 + 1)
+        if visits.change == "lose":
+            return emit()
+        return emit(item, replace(item, size=1)) if visits.change == "double" else item
+
+    def ask(size: int) -> bool:
+        journal.append(f"{place} asks {size}")
+        return size == 2
+
+    return Callbacks(step, only=" or ".join(visits.terms), names={"ask": ask}, once=visits.once)
+
+
+VISITS = st.lists(
+    st.builds(
+        Visits,
+        st.lists(st.sampled_from(TERMS), min_size=1, max_size=4, unique=True).map(tuple),
+        st.sampled_from(["keep", "turn", "lose", "double"]),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=5,
+)
+SIZED = st.lists(
+    st.builds(Item, st.integers(1, 3), st.booleans(), st.sampled_from(["a", "ab"])), max_size=6
+)
+
+
+@given(VISITS, SIZED)
+@example(
+    [Visits(("item.size != 1",)), Visits(("item.is_last",), "turn"), Visits(("item.size != 1",))],
+    [Item(1, True, "a"), Item(1, False, "a")],
+)
+def test_neighbours_change_no_condition(row: list[Visits], given: list[Item]) -> None:
+    """Any row of conditions: the same items visit, and come out, as where each stage is alone."""
+
+    def stages(journal: list[str]) -> list[Operator[Item, Item]]:
+        return [noting(one, place, journal) for place, one in enumerate(row)]
+
+    async def run() -> tuple[list[Item], list[str]]:
+        journal: list[str] = []
+        seen = await collect(fuse(Engine(given)(), stages(journal)))
+        return seen.items, journal
+
+    out: list[Item] = []
+    alone: list[str] = []
+    source: Observable[Item] = reactivex.from_iterable(given)
+    reduce(Observable[Item].pipe, stages(alone), source).subscribe(out.append)
+    assert run_virtual(run()) == (out, alone)

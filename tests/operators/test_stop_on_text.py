@@ -205,11 +205,11 @@ def test_a_match_in_the_engine_terminal_counts(life: Life) -> None:
 @pytest.mark.rows("S2", "S4")
 @virtual
 async def test_the_engine_is_not_pulled_again_and_closed() -> None:
-    """Its ``finally`` has run when the terminal is handed out."""
+    """The terminal is the end: its ``finally`` has run when the iteration is over."""
     engine = Engine([LLMEngineOutput(text=text) for text in ("a", "#", "#", "b")])
     async for chunk in fuse(engine(), [stop_on_text("##")]):
         engine.journal.append(f"got {chunk.finish_reason}")
-    assert engine.journal == ["pull", "got None", "pull", "pull", "closed", "got stop"]
+    assert engine.journal == ["pull", "got None", "pull", "pull", "got stop", "closed"]
 
 
 @pytest.mark.rows("E6")
@@ -246,8 +246,8 @@ def test_the_finish_reason_may_be_given() -> None:
         ([7], {}, "stop: expected texts, got 7"),
         ("", {}, "stop: expected texts that are not empty, got ''"),
         (["#", ""], {}, "stop: expected texts that are not empty, got ''"),
-        ("#", {"min_tokens": -1}, "min_tokens: expected 0 tokens or more, got -1"),
-        ("#", {"answers": 0}, "answers: expected at least 1, got 0"),
+        ("#", {"min_tokens": -1}, "min_tokens: expected a whole number, at least 0 tokens, got -1"),
+        ("#", {"answers": 0}, "answers: expected a whole number, at least 1 or None, got 0"),
     ],
 )
 def test_bad_arguments_are_refused_when_the_operator_is_made(

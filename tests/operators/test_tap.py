@@ -139,9 +139,13 @@ async def test_an_asynchronous_observer_that_fails_is_counted() -> None:
 @pytest.mark.parametrize(
     ("made", "options", "message"),
     [
-        (tap, {"limit": 0}, "tap: limit: expected at least 1 item, got 0"),
-        (tap_async, {"limit": 0}, "tap_async: limit: expected at least 1 item, got 0"),
-        (tap_async, {"grace_s": -1}, "tap_async: grace_s: expected a number of seconds, 0 or more"),
+        (tap, {"limit": 0}, "tap: limit: expected a whole number, at least 1 item, got 0"),
+        (
+            tap_async,
+            {"limit": 0},
+            "tap_async: limit: expected a whole number, at least 1 item, got 0",
+        ),
+        (tap_async, {"grace_s": -1}, "tap_async: grace_s: expected a number, at least 0 seconds"),
         (tap, {"observe": 7}, "tap: observe: expected a function, got 7"),
     ],
 )

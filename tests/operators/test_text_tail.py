@@ -27,7 +27,7 @@ def redact(secret: str) -> Stage[Any, Any]:
             yield from tail.replace(len(secret), "***")
         yield from tail.take_all_but(tail.begun(secret))
 
-    return hold_back(step)
+    yield from hold_back(step)
 
 
 @operator
@@ -40,7 +40,7 @@ def stop_at(stop: str) -> Stage[Any, Any]:
             yield from tail.end(place, stop_reason=stop)
         yield from tail.take_all_but(tail.begun(stop))
 
-    return hold_back(step)
+    yield from hold_back(step)
 
 
 @operator
@@ -60,13 +60,13 @@ def split_thinking() -> Stage[Any, Any]:
                 tail.drop(len(tag))
                 thinking.symmetric_difference_update({tail.index})
 
-    return hold_back(step)
+    yield from hold_back(step)
 
 
 @operator
 def hold(characters: int, limit: int = 4096) -> Stage[Any, Any]:
     """Hold back so many characters, whatever they are."""
-    return hold_back(lambda tail: tail.take_all_but(characters), limit=limit)
+    yield from hold_back(lambda tail: tail.take_all_but(characters), limit=limit)
 
 
 SOURCES = st.lists(st.tuples(st.sampled_from([None, 0, 1]), chunks_of()), max_size=10)
@@ -165,7 +165,7 @@ def test_a_step_that_fails_lets_nothing_out(life: Life) -> None:
                 raise LookupError("broken")
             return []
 
-        return hold_back(step)
+        yield from hold_back(step)
 
     seen = life([LLMEngineOutput(text="a"), LLMEngineOutput(text="b")], broken())
     assert (seen.items, seen.end) == ([], "LookupError('broken')")

@@ -13,6 +13,7 @@ from tests.operators._help import (
     Seen,
     collect,
     handshake,
+    settle,
     spy,
     terminal,
     token,
@@ -71,12 +72,15 @@ def test_any_finish_reason_is_a_terminal(life: Life, reason: object) -> None:
 
 @pytest.mark.rows("S2", "S4")
 @virtual
-async def test_the_engine_is_closed_before_the_terminal_is_handed_out() -> None:
-    """The engine is not pulled beyond its terminal, and its ``finally`` has run by then."""
+async def test_the_engine_is_closed_when_the_terminal_is_handed_out() -> None:
+    """The engine is not pulled beyond its terminal, and closed though nobody pulls any more."""
     engine = Engine([token(1), terminal(), token(2)])
-    async for chunk in fuse(engine(), [until_terminal()]):
-        engine.journal.append(f"got {chunk.finish_reason}")
-    assert engine.journal == ["pull", "got None", "pull", "closed", "got stop"]
+    stream = fuse(engine(), [until_terminal()])
+    for _ in range(2):
+        engine.journal.append(f"got {(await anext(stream)).finish_reason}")
+    assert stream.ended
+    await settle()
+    assert engine.journal == ["pull", "got None", "pull", "got stop", "closed"]
 
 
 @pytest.mark.rows("S2")

@@ -1,0 +1,481 @@
+"""`operators._outcome`: what is recorded of a stream is what its consumer was handed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from operators import Outcome, TokenTimes
+from operators.assembly import HandedOut, OutcomeTracker, error_type_of
+from operators.authoring import AnyOperator, Stage, complete_with, operator
+from rx_backend import (
+    Annotated,
+    Disconnected,
+    EngineAdapter,
+    FinishReason,
+    LLMEngineOutput,
+    Pipeline,
+    PreprocessedRequest,
+    RequestContext,
+    RequestScope,
+    StreamIncomplete,
+    standard_pipeline,
+)
+from rx_backend.engine import EngineConfig, LLMEngine
+from tests.operators._help import virtual
+from tests.spans import Spans, rows_of
+
+STOP, LENGTH, CANCELLED = FinishReason.STOP, FinishReason.LENGTH, FinishReason.CANCELLED
+ERROR = FinishReason.error("boom")
+GONE = Disconnected("peer gone")
+
+
+# The record alone: any items, any end.
+
+REASONS = st.sampled_from([None, None, STOP, LENGTH, CANCELLED, ERROR])
+CHUNKS = st.builds(
+    lambda tokens, reason, index: LLMEngineOutput(tokens, finish_reason=reason, index=index),
+    st.lists(st.integers(0, 9), max_size=3),
+    REASONS,
+    st.sampled_from([None, 0, 1]),
+)
+
+
+def tracker(answers: int = 1, *, stopped: bool = False) -> OutcomeTracker:
+    return OutcomeTracker(TokenTimes(answers=answers), lambda: stopped)
+
+
+def handed_out(items: Iterable[Any]) -> HandedOut:
+    handed = HandedOut(FinishReason.parse)
+    for item in items:
+        assert handed.look(item) is item
+    return handed
+
+
+def first_reasons(chunks: Sequence[LLMEngineOutput]) -> dict[int, FinishReason]:
+    """The reason of each answer's first terminal."""
+    found: dict[int, FinishReason] = {}
+    for chunk in chunks:
+        if chunk.finish_reason is not None:
+            found.setdefault(chunk.index or 0, chunk.finish_reason)
+    return found
+
+
+def worst(reasons: Sequence[FinishReason]) -> FinishReason | None:
+    for bad in (ERROR, CANCELLED):
+        if bad in reasons:
+            return bad
+    return reasons[0] if reasons else None
+
+
+@pytest.mark.rows("O2", "P5", "P6a", "P11")
+@given(
+    engine=st.lists(CHUNKS, max_size=6),
+    handed=st.none() | st.lists(CHUNKS.map(Annotated), max_size=6),
+    answers=st.integers(1, 2),
+    failure=st.sampled_from([None, GONE]),
+    dropped=st.booleans(),
+    stopped=st.booleans(),
+)
+def test_it_is_decided_by_what_was_handed_out(
+    engine: list[LLMEngineOutput],
+    handed: list[Annotated[LLMEngineOutput]] | None,
+    answers: int,
+    failure: Exception | None,
+    *,
+    dropped: bool,
+    stopped: bool,
+) -> None:
+    """Reasons, tokens and a drop are those of the items where any was seen, else of the chunks."""
+    record = tracker(answers, stopped=stopped)
+    for chunk in engine:
+        if chunk.finish_reason is not None:
+            record.times.note_terminal(chunk)
+    record.failure = failure
+    if handed is not None:
+        record.handed_out = handed_out(handed)
+    outcome = record.end(dropped=dropped)
+
+    seen = [item.data for item in handed or () if item.data is not None]
+    reasons = first_reasons(seen if seen else engine)
+    in_order = [reasons[index] for index in sorted(reasons)]
+    is_complete = bool(seen) and len(reasons) >= answers
+    if dropped and not is_complete:
+        assert outcome.is_dropped
+        assert outcome.is_cancelled
+    elif failure is not None:
+        assert outcome.error is failure
+        assert outcome.is_cancelled is stopped
+    else:
+        expected = in_order or list(first_reasons(engine).values())
+        assert outcome.error is None
+        assert outcome.finish_reason == worst([*expected])
+        assert outcome.is_cancelled is stopped
+    if seen:
+        assert outcome.output_tokens == sum(len(chunk.token_ids) for chunk in seen)
+    ways = (outcome.finish_reason is not None, outcome.error is not None, outcome.is_dropped)
+    assert sum(ways) == 1
+
+
+@pytest.mark.rows("P11")
+@pytest.mark.parametrize(
+    ("reasons", "expected"),
+    [
+        ([STOP, LENGTH], STOP),
+        ([LENGTH, STOP], LENGTH),
+        ([STOP, CANCELLED], CANCELLED),
+        ([CANCELLED, ERROR], ERROR),
+        ([ERROR, CANCELLED], ERROR),
+    ],
+)
+def test_several_answers_end_as_the_worst_of_them(
+    reasons: list[FinishReason], expected: FinishReason
+) -> None:
+    """An error, then a cancellation, then the first; all are there, by the index of their answer."""
+    record = tracker(len(reasons))
+    for index, reason in reversed(list(enumerate(reasons))):
+        assert not record.has_ended()
+        record.times.note_terminal(LLMEngineOutput(finish_reason=reason, index=index))
+    assert record.has_ended()
+    outcome = record.end(dropped=False)
+    assert outcome.finish_reason == expected
+    assert outcome.finish_reasons == tuple(reasons)
+
+
+@pytest.mark.rows("P6a")
+@pytest.mark.parametrize(
+    "last",
+    [
+        Annotated(LLMEngineOutput.stop()),
+        Annotated[LLMEngineOutput].from_error(GONE),
+        {"data": None, "finish_reason": "stop", "token_ids": []},
+    ],
+    ids=["terminal", "error-item", "dict"],
+)
+def test_a_drop_behind_the_last_item_is_none(last: Any) -> None:
+    """A consumer that was handed the terminal or the error item may walk away."""
+    record = tracker()
+    record.handed_out = handed_out([Annotated(LLMEngineOutput.token(1)), last])
+    assert record.has_ended()
+    assert not record.end(dropped=True).is_dropped
+
+
+@pytest.mark.rows("O2")
+def test_items_that_are_no_chunks_say_nothing() -> None:
+    """Where only events passed, what the engine gave is what is known."""
+    record = tracker()
+    record.times.note_terminal(LLMEngineOutput.stop())
+    record.handed_out = handed_out([Annotated(comment=["ping"]), "text", None])
+    outcome = record.end(dropped=False)
+    assert (outcome.finish_reason, outcome.handed_out) == (STOP, None)
+
+
+@pytest.mark.rows("P7")
+def test_observers_are_called_once_and_apart(caplog: pytest.LogCaptureFixture) -> None:
+    """One that raises is logged without its message, and keeps the outcome from no other."""
+    record, prompt = tracker(), "what was asked"
+    seen: list[Outcome] = []
+
+    def broken(_: Outcome) -> None:
+        raise LookupError(prompt)
+
+    for observer in (seen.append, broken, seen.append):
+        record.subscribe(observer)
+    outcome = record.end(dropped=True)
+    record.end(dropped=True)
+    assert seen == [outcome, outcome]
+    assert [entry.getMessage() for entry in caplog.records] == ["an observer of outcomes failed"]
+    assert prompt not in caplog.text
+
+
+@pytest.mark.rows("P7")
+def test_a_stop_that_can_not_be_asked_for_is_none(caplog: pytest.LogCaptureFixture) -> None:
+    """The observers hear of the end all the same."""
+
+    def refuse() -> bool:
+        raise LookupError
+
+    record = OutcomeTracker(TokenTimes(), refuse)
+    record.times.note_terminal(LLMEngineOutput.stop())
+    seen: list[Outcome] = []
+    record.subscribe(seen.append)
+    record.end(dropped=False)
+    assert [(one.finish_reason, one.is_cancelled) for one in seen] == [(STOP, False)]
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected", "is_error"),
+    [
+        (Outcome(STOP, None, is_cancelled=False), None, False),
+        (Outcome(ERROR, None, is_cancelled=False), "ErrorTerminal", True),
+        (Outcome(None, GONE, is_cancelled=False), "Disconnected", True),
+        (Outcome(None, None, is_cancelled=True), "Dropped", False),
+    ],
+)
+def test_the_type_of_an_error(outcome: Outcome, expected: str | None, *, is_error: bool) -> None:
+    """One of few texts, none for a good end; a drop is no error."""
+    assert error_type_of(outcome) == expected
+    assert outcome.is_error is is_error
+
+
+# In a pipeline: what an operator behind the span does to the stream is on the span.
+
+
+class Scripted(LLMEngine):
+    """An engine that gives some chunks, then raises or returns."""
+
+    def __init__(self, chunks: Sequence[LLMEngineOutput], error: Exception | None = None) -> None:
+        self.chunks = chunks
+        self.error = error
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        return EngineConfig(model="m")
+
+    async def generate(self, request: PreprocessedRequest, context: RequestContext) -> Any:
+        for chunk in self.chunks:
+            yield chunk
+        if self.error is not None:
+            raise self.error
+
+    async def cleanup(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the consumer was handed, and what was recorded of it."""
+
+    items: list[Annotated[LLMEngineOutput]]
+    span: dict[str, Any]
+    outcome: Outcome
+
+    @property
+    def error(self) -> BaseException | None:
+        """The error of the last item."""
+        return self.items[-1].error if self.items else None
+
+
+async def answer(
+    engine: Scripted,
+    change: Callable[[Pipeline], Pipeline] = lambda pipeline: pipeline,
+    *,
+    take: int | None = None,
+    record: bool = True,
+) -> Seen:
+    """Run one request; leave it after so many items."""
+    spans, outcomes = Spans(), list[Outcome]()
+
+    def pipeline(scope: RequestScope) -> Pipeline:
+        scope.outcome.subscribe(outcomes.append)
+        return change(standard_pipeline)
+
+    adapter = EngineAdapter(engine, pipeline=pipeline, tracer=spans.tracer, record=record)
+    items: list[Annotated[LLMEngineOutput]] = []
+    stream = await adapter.generate(PreprocessedRequest(token_ids=[1]), RequestContext())
+    async for item in stream:
+        items.append(item)
+        if len(items) == take:
+            break
+    await stream.aclose()
+    (outcome,) = outcomes
+    return Seen(items, rows_of(spans.one()), outcome)
+
+
+def tokens(count: int) -> list[LLMEngineOutput]:
+    return [LLMEngineOutput.token(number) for number in range(count)]
+
+
+@operator(takes="items")
+def first_of(count: int, last: object = None) -> Stage[Any, Any]:
+    """End the stream after so many items, with *last* as one more."""
+    item = yield
+    for _ in range(count - 1):
+        item = yield item
+    return item if last is None else complete_with(item, last)
+
+
+@operator(takes="items")
+def without(*numbers: int) -> Stage[Any, Any]:
+    """Empty some of the chunks, counted from 0."""
+    number = 0
+    item = yield
+    while True:
+        if number in numbers:
+            item = Annotated(LLMEngineOutput(finish_reason=item.data.finish_reason))
+        number += 1
+        item = yield item
+
+
+def behind(*operators: AnyOperator) -> Callable[[Pipeline], Pipeline]:
+    return lambda pipeline: pipeline.with_operators(*operators)
+
+
+CUTS: list[tuple[str, AnyOperator, Any]] = [
+    ("its-own-terminal", first_of(2, Annotated(LLMEngineOutput.length())), LENGTH),
+    ("its-own-error", first_of(2, Annotated[LLMEngineOutput].from_error(GONE)), GONE),
+]
+
+
+@pytest.mark.rows("O2")
+@pytest.mark.parametrize(
+    ("cut", "expected"), [each[1:] for each in CUTS], ids=[each[0] for each in CUTS]
+)
+@virtual
+async def test_an_operator_behind_decides_how_it_ended(cut: AnyOperator, expected: Any) -> None:
+    """A terminal or an error of its own is recorded, not the one that nobody was handed."""
+    seen = await answer(Scripted([*tokens(4), LLMEngineOutput.stop()]), behind(cut))
+    assert len(seen.items) == 3
+    if isinstance(expected, Exception):
+        assert seen.outcome.error is expected
+        assert seen.span["error_kind"] == "Backend(Disconnected)"
+    else:
+        assert seen.outcome.finish_reason == expected
+        assert seen.span["finish_reason"] == "Length"
+    assert seen.span["output_tokens"] == 2
+
+
+@pytest.mark.rows("O2", "S9")
+@virtual
+async def test_an_operator_that_cuts_a_stream_short_is_named() -> None:
+    """No silent success: one error item, and the same on the span."""
+    seen = await answer(Scripted([*tokens(4), LLMEngineOutput.stop()]), behind(first_of(2)))
+    assert isinstance(seen.error, StreamIncomplete)
+    assert "first_of" in str(seen.error)
+    assert seen.outcome.error is seen.error
+    assert seen.span["error_kind"] == "Backend(StreamIncomplete)"
+    assert seen.span["output_tokens"] == 2
+    assert seen.span["cancelled"] is False
+
+
+@pytest.mark.rows("O2")
+@given(emptied=st.sets(st.integers(0, 3)))
+def test_tokens_are_those_that_were_handed_out(emptied: set[int]) -> None:
+    """What an operator takes away is not counted."""
+
+    @virtual
+    async def run() -> None:
+        engine = Scripted([*tokens(4), LLMEngineOutput.stop()])
+        seen = await answer(engine, behind(without(*emptied)))
+        assert seen.span["output_tokens"] == 4 - len(emptied)
+        assert seen.outcome.output_tokens == 4 - len(emptied)
+        assert seen.span["finish_reason"] == "Stop"
+
+    run()
+
+
+ENDS: list[tuple[str, Scripted]] = [
+    ("terminal", Scripted([*tokens(2), LLMEngineOutput.stop()])),
+    ("error", Scripted(tokens(2), GONE)),
+    ("no-terminal", Scripted(tokens(2))),
+]
+
+
+@pytest.mark.rows("P5", "P6a", "S9")
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("with_items", [True, False])
+@pytest.mark.parametrize("engine", [each[1] for each in ENDS], ids=[each[0] for each in ENDS])
+@pytest.mark.parametrize("take", [1, 2, 3, None])
+@virtual
+async def test_the_last_item_completes_the_request(
+    engine: Scripted, take: int | None, *, with_items: bool, recorded: bool
+) -> None:
+    """Leaving earlier is a drop, leaving with the terminal or the error item is none."""
+    same = behind(without()) if with_items else behind()
+    seen = await answer(engine, same, take=take, record=recorded)
+    assert len(seen.items) == (take or 3)
+    assert seen.outcome.is_dropped is (take in {1, 2})
+    if seen.outcome.is_dropped:
+        assert seen.span["finish_reason"] == "Dropped"
+        assert seen.span["cancelled"] is True
+        if recorded:
+            assert seen.span["output_tokens"] == take
+    elif recorded:
+        assert ("error_kind" in seen.span) is (seen.error is not None)
+
+
+@pytest.mark.rows("P5")
+@pytest.mark.parametrize("with_items", [True, False])
+@virtual
+async def test_a_terminal_that_answers_a_cancellation_is_still_a_drop(*, with_items: bool) -> None:
+    """The consumer was not handed it."""
+
+    class Polite(Scripted):
+        async def generate(self, request: PreprocessedRequest, context: RequestContext) -> Any:
+            yield LLMEngineOutput.token(1)
+            try:
+                await asyncio.sleep(60.0)
+            except asyncio.CancelledError:
+                yield LLMEngineOutput.cancelled()
+
+    seen: list[Seen] = []
+
+    async def consume() -> None:
+        spans, outcomes = Spans(), list[Outcome]()
+
+        def pipeline(scope: RequestScope) -> Pipeline:
+            scope.outcome.subscribe(outcomes.append)
+            return standard_pipeline.with_operators(*([without()] if with_items else []))
+
+        adapter = EngineAdapter(Polite([]), pipeline=pipeline, tracer=spans.tracer, record=True)
+        stream = await adapter.generate(PreprocessedRequest(token_ids=[1]), RequestContext())
+        try:
+            async for _ in stream:
+                pass
+        finally:
+            await stream.aclose()
+            seen.append(Seen([], rows_of(spans.one()), outcomes[0]))
+
+    consumer = asyncio.create_task(consume())
+    await asyncio.sleep(1.0)
+    consumer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await consumer
+    (one,) = seen
+    assert one.outcome.is_dropped
+    assert one.span["finish_reason"] == "Dropped"
+    assert one.span["output_tokens"] == 1
+
+
+@pytest.mark.rows("O2", "P11")
+@virtual
+async def test_each_answer_is_recorded_by_its_index() -> None:
+    """Also those whose reasons an operator changed; the worst is the request's."""
+
+    @operator(takes="items")
+    def second_fails() -> Stage[Any, Any]:
+        item = yield
+        while True:
+            if item.data.index == 1 and item.data.finish_reason is not None:
+                item = Annotated(LLMEngineOutput(finish_reason=ERROR, index=1))
+            item = yield item
+
+    def chunks() -> Iterator[LLMEngineOutput]:
+        for index in (0, 1):
+            yield LLMEngineOutput([7], index=index)
+        for index in (1, 0):
+            yield LLMEngineOutput(finish_reason=STOP, index=index)
+
+    spans, outcomes = Spans(), list[Outcome]()
+
+    def pipeline(scope: RequestScope) -> Pipeline:
+        scope.outcome.subscribe(outcomes.append)
+        return standard_pipeline.with_operators(second_fails())
+
+    request = PreprocessedRequest(token_ids=[1])
+    request.sampling_options.n = 2
+    adapter = EngineAdapter(
+        Scripted(list(chunks())), pipeline=pipeline, tracer=spans.tracer, record=True
+    )
+    stream = await adapter.generate(request, RequestContext())
+    assert len([item async for item in stream]) == 4
+    assert outcomes[0].finish_reasons == (STOP, ERROR)
+    assert outcomes[0].finish_reason == ERROR
+    attributes = dict(spans.one().attributes or {})
+    assert attributes["gen_ai.response.finish_reasons"] == ("stop", "error")
+    assert attributes["output_tokens"] == 2
