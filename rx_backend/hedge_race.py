@@ -249,7 +249,9 @@ class HedgeRace:
             self._first.error,
             second.error,
         )
-        self._span.add_event("hedged", {"winner": winner or "none"})
+        if self._span.is_recording():
+            # A dropped stream's span has ended by now.
+            self._span.add_event("hedged", {"winner": winner or "none"})
         if self._on_outcome is not None:
             try:
                 self._on_outcome(outcome)
