@@ -170,9 +170,11 @@ class _Gate:
         "_composed",
         "_end_of_turn",
         "_fired",
+        "_is_dropped",
         "_is_held",
         "_is_interrupted",
         "_is_open",
+        "_is_turn_over",
         "_listening",
         "_notified",
         "_on_step",
@@ -196,7 +198,9 @@ class _Gate:
         self._end_of_turn = end_of_turn
         self._is_open = is_open
         self._fired = False
+        self._is_dropped = False
         self._is_interrupted = False
+        self._is_turn_over = False
         self._is_held = False
         self._waits = False
         self._opened: Subject[Any] | None = None
@@ -219,6 +223,10 @@ class _Gate:
         A5); or one of the engine's own, which the stream survives.
         """
         self._is_interrupted = interrupted
+        self._is_turn_over = False
+        if interrupted and self._closed is not None and self._end_of_turn is not None:
+            # Before the engine's clean-up begins, which may be in a task of the next turn.
+            self._end_of_turn(self._end_turn)
         if not interrupted and self._is_held:
             self._is_held = False
             self._fire(True)
@@ -226,14 +234,23 @@ class _Gate:
     def end(self, _failure: Exception | None, dropped: bool) -> None:
         """Close at the end of the stream."""
         is_waiting = self._closed is not None and not self._fired
-        if dropped and is_waiting and self._end_of_turn is not None:
+        if not dropped or not is_waiting or self._end_of_turn is None or self._is_turn_over:
+            self.close()
+        elif self._is_interrupted:
+            self._is_interrupted, self._is_dropped = False, True
+        else:
             try:
                 self._end_of_turn(self._close_behind_turn)
             except RuntimeError:
                 # The event loop is closed, so there is no turn left to wait for.
                 self.close()
-        else:
-            self.close()
+
+    def _end_turn(self) -> None:
+        """Note that the turn in which a cancellation came is over."""
+        if self._is_dropped:
+            self._close_behind_turn()
+        elif self._is_interrupted:
+            self._is_turn_over = True
 
     def _close_behind_turn(self) -> None:
         """Close, unless the first token was told of in this turn, by another thread too."""

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from typing import Any
 
 from operators import deferred_abort, fuse, validate_chunks
-from operators.authoring import FusedRun, Operator
+from operators.assembly import close_quietly, tokens_in
+from operators.authoring import FusedRun
 from rx_backend.context import RequestContext
-from rx_backend.engine import EngineConfig, LLMEngine, open_chunks, start_abort
+from rx_backend.engine import (
+    AnyChunk,
+    ChunkStream,
+    EngineConfig,
+    LLMEngine,
+    open_chunks,
+    start_abort,
+)
 from rx_backend.errors import InvalidArgument
 from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, convert_output
@@ -51,16 +59,23 @@ class EngineCall:
         live.setdefault(parent, []).append(self)
 
     async def open(
-        self,
-        request: PreprocessedRequest,
-        *operators: Operator[LLMEngineOutput, LLMEngineOutput],
+        self, request: PreprocessedRequest, on_tokens: Callable[[int], None] | None = None
     ) -> FusedRun[LLMEngineOutput]:
-        """Call the engine's ``generate`` and return its chunks, behind the gate and *operators*."""
+        """
+        Call the engine's ``generate`` and return its chunks, behind the gate.
+
+        Args:
+            request: The request.
+            on_tokens: Called with the number of tokens in each chunk that the engine makes, also
+                where it makes one in answer to its cancellation, which is not handed out.
+        """
         context, defers = self.context, self.context.defers_abort
         own = contextvars.copy_context()
         if defers:
             self._unlisten = context.first_token().listen(self._parent.notify_first_token)
         chunks = await open_chunks(self.engine, request, context, own_context=own)
+        if on_tokens is not None:
+            chunks = _counted(chunks, on_tokens)
         gate = deferred_abort(
             partial(start_abort, self.engine, context, own),
             stop=context.stopped(),
@@ -68,7 +83,7 @@ class EngineCall:
             defer=defers,
             end_of_turn=asyncio.get_running_loop().call_soon,
         )
-        self._run = fuse(chunks, [_WELL_FORMED, gate, *operators], own_context=own)
+        self._run = fuse(chunks, [_WELL_FORMED, gate], own_context=own)
         return self._run
 
     def report_queue_time(self) -> None:
@@ -161,6 +176,17 @@ class CombinedEngine(LLMEngine):
     async def health_check_payload(self) -> dict[str, Any] | None:
         """Return the first engine's."""
         return await _optional(self.engines[0], "health_check_payload", None)
+
+
+async def _counted(
+    chunks: ChunkStream, on_tokens: Callable[[int], None]
+) -> AsyncGenerator[AnyChunk]:
+    try:
+        async for chunk in chunks:
+            on_tokens(tokens_in(chunk))
+            yield chunk
+    finally:
+        await close_quietly(chunks, "closing an engine's stream failed")
 
 
 async def _optional(engine: LLMEngine, name: str, default: Any) -> Any:

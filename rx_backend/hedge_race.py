@@ -10,7 +10,7 @@ from typing import Literal
 
 from opentelemetry import trace
 
-from operators.assembly import Callbacks, callbacks, drop_top_frame, start_task
+from operators.assembly import drop_top_frame, start_task
 from operators.authoring import has_content, own_copy
 from rx_backend.combined_engine import EngineCall
 from rx_backend.logger import describe, get_logger
@@ -87,6 +87,9 @@ class Racer:
         # Only the task refers to the race: a reference here would be a cycle.
         self.task = start_task(self._pull(request, race), asyncio.get_running_loop())
 
+    def _count(self, tokens: int) -> None:
+        self.output_tokens += tokens
+
     def demand(self) -> None:
         """Have one more chunk pulled, unless a pull is under way."""
         self._demand.set()
@@ -101,7 +104,7 @@ class Racer:
     async def _pull(self, request: PreprocessedRequest, race: HedgeRace) -> None:
         error: BaseException | None = None
         try:
-            async for chunk in await self.call.open(request, count_tokens(self)):
+            async for chunk in await self.call.open(request, self._count):
                 if self.is_closed or not race.on_chunk(self, chunk):
                     break
                 if not self.runs_ahead:
@@ -126,17 +129,6 @@ class Racer:
             finally:
                 # This frame is in its traceback: a reference back would be a cycle.
                 del error
-
-
-@callbacks(takes="chunks")
-def count_tokens(racer: Racer) -> Callbacks[LLMEngineOutput, LLMEngineOutput]:
-    """Count what an engine makes, also in answer to its cancellation."""
-
-    def count(chunk: LLMEngineOutput) -> LLMEngineOutput:
-        racer.output_tokens += len(chunk.token_ids)
-        return chunk
-
-    return Callbacks(count)
 
 
 class HedgeRace:
@@ -257,7 +249,9 @@ class HedgeRace:
             self._first.error,
             second.error,
         )
-        self._span.add_event("hedged", {"winner": winner or "none"})
+        if self._span.is_recording():
+            # A dropped stream's span has ended by now.
+            self._span.add_event("hedged", {"winner": winner or "none"})
         if self._on_outcome is not None:
             try:
                 self._on_outcome(outcome)

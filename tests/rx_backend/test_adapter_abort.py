@@ -422,15 +422,17 @@ async def test_an_abort_that_raises_is_logged(
 
 @pytest.mark.rows("A7")
 @virtual
-async def test_an_abort_may_be_cancelled(spans: Spans | None) -> None:
-    """A cancellation inside abort ends there; neither the stream nor the log is disturbed."""
+async def test_an_abort_that_cancels_itself_has_failed(spans: Spans | None) -> None:
+    """It is logged as one that raises anything else, and does not disturb the stream."""
     context = RequestContext()
     engine = ScriptedEngine(token(1), 1, stop(), abort=[asyncio.CancelledError()])
     stream = await adapter_of(engine, spans=spans).generate(request(), context)
     context.stop_generating()
     with capture_logs() as logs:
         assert tokens_of(await collect(stream)) == [[1], []]
-    assert logs == []
+    (log,) = logs
+    assert (log["event"], log["request_id"]) == ("engine abort failed", context.id)
+    assert log["error_class"] == "CancelledError"
 
 
 @pytest.mark.rows("A3", "A7")
