@@ -278,9 +278,6 @@ class FusedRun(Segment, Generic[B]):
             and self._chain.error is None
         )
 
-    def __aiter__(self) -> AsyncIterator[B]:
-        return self
-
     async def __anext__(self) -> B:
         while not self._state:
             try:
