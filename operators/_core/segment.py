@@ -222,4 +222,14 @@ async def close_quietly(source: object, failed: str) -> None:
         _log.error("%s", failed, exc_info=redacted_exc_info(error))
 
 
+def close_now(source: object, failed: str) -> None:
+    """Close a source whose event loop is closed: what needs no waiting is still done."""
+    closing = close_quietly(source, failed)
+    try:
+        closing.send(None)
+    except StopIteration:
+        return
+    closing.close()
+
+
 _log = logging.getLogger(__name__)
