@@ -259,7 +259,10 @@ class OutcomeTracker:
         if handed is not None and has_ended:
             # Operators on items may have made another end of what came to them.
             reasons = handed.reasons
-            failure = (handed.error or failure) if handed.has_failed else None
+            failure = None
+            if handed.has_failed:
+                # An item in its JSON form has no error of its own.
+                failure = handed.error or self.failure or RuntimeError("an operator made an error")
         if failure is not None:
             return Outcome(None, failure, self._was_stopped(), times, handed_out=tokens)
         in_order = tuple(reasons[index] for index in sorted(reasons))
