@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from operators._core.arguments import AtLeast
 from operators._core.fusion import FusedRun
 from operators._core.operator import pulling
-from operators._core.stage import StageResult, emit
+from operators._core.stage import emit
 from operators._merge_chunks import merge_chunks
 from operators._pull_ahead import Merge, PullAhead
 from operators._raw_chunk import has_content
 
 __all__ = ("BufferOverflow", "CoalesceCounts", "coalesce")
-
-A = TypeVar("A")
 
 
 class BufferOverflow(Exception):
@@ -59,7 +57,7 @@ def _check(*, counts: object = None, **_: object) -> None:
 
 @pulling(check=_check)
 async def coalesce(
-    source: FusedRun[A],
+    source: FusedRun[Any],
     *,
     max_chunks: Annotated[int, AtLeast(1)] = 256,
     max_tokens: Annotated[int, AtLeast(1)] | None = None,
@@ -68,7 +66,7 @@ async def coalesce(
     merge: Merge = merge_chunks,
     counts: CoalesceCounts | None = None,
     ahead_of_first: bool = True,
-) -> AsyncGenerator[A | StageResult]:
+) -> AsyncGenerator[Any]:
     """
     Merge the chunks that wait while the consumer lags; a consumer that keeps up gets them as they
     are.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from reactivex import Observable
 
@@ -18,8 +18,6 @@ from operators.drains import Drain, Drains
 
 __all__ = ("drain_until_first_token",)
 
-A = TypeVar("A")
-
 
 def _check(abort: object = None, *, drains: object, **_: object) -> None:
     if not isinstance(drains, Drains):
@@ -28,14 +26,14 @@ def _check(abort: object = None, *, drains: object, **_: object) -> None:
 
 @pulling(check=_check)
 def drain_until_first_token(
-    source: FusedRun[A],
+    source: FusedRun[Any],
     abort: Callable[[], object] | None = None,
     *,
     drains: Drains,
     notified: Observable[Any] | None = None,
     label: str | None = None,
     scope: StreamScope | None = None,
-) -> AsyncIterator[A]:
+) -> AsyncIterator[Any]:
     """
     Let a stream that is dropped before its first token go on to it, then abort and close it.
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncGenerator, Callable
 from typing import Annotated, Any, TypeVar
 
+import reactivex
 from reactivex import Observable
 
 from operators._core.arguments import AtLeast
@@ -105,16 +106,14 @@ async def enforce_cancellation(
     [7] None
     [] cancelled
     """
-    if scope is not None:
-        stop, kill = stop or scope.stopped, kill or scope.killed
-    if stop is None:
-        raise TypeError("enforce_cancellation: stop: expected an Observable, or a scope")
+    stop, kill = _signals(stop, kill, scope)
     item: A | None = None
     is_cut = False
 
     def cut() -> None:
         nonlocal is_cut
-        if not is_terminal(item):
+        # An engine that has ended by itself is only waited for until it is released.
+        if not is_terminal(item) and not source.ended:
             is_cut = True
             source.close()
 
@@ -125,10 +124,8 @@ async def enforce_cancellation(
             timer.set(due)
 
     timer = LazyTimer(cut, source.own_context)
-    signals = [stop.subscribe(lambda _: give(grace_s))]
+    signals = [stop.subscribe(lambda _: give(grace_s)), kill.subscribe(lambda _: give(0.0))]
     try:
-        if kill is not None:
-            signals.append(kill.subscribe(lambda _: give(0.0)))
         async for item in source:
             # Where neither engine nor consumer ever waits, no timer fires.
             is_over = timer.due < math.inf and timer.due <= timer.clock()
@@ -141,3 +138,14 @@ async def enforce_cancellation(
         timer.cancel()
         for signal in signals:
             signal.dispose()
+
+
+def _signals(
+    stop: Observable[Any] | None, kill: Observable[Any] | None, scope: StreamScope | None
+) -> tuple[Observable[Any], Observable[Any]]:
+    """Return the signals that were given, else those of the scope."""
+    if scope is not None:
+        stop, kill = stop or scope.stopped, kill or scope.killed
+    if stop is None:
+        raise TypeError("enforce_cancellation: stop: expected an Observable, or a scope")
+    return stop, reactivex.never() if kill is None else kill

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias, cast
 
 from operators._core.assemble import AnyOperator, plan_of
 from operators._core.drawing import drawn
@@ -11,6 +11,8 @@ from operators._core.naming import name_of
 from operators._core.operator import NotAnOperator, Operator
 
 __all__ = ("NoSuchOperator", "Pipeline")
+
+_Change: TypeAlias = Callable[[AnyOperator], Sequence[AnyOperator]]
 
 
 class NoSuchOperator(LookupError):
@@ -141,9 +143,10 @@ class Pipeline:
         items = ", ".join(map(_shown, self.items))
         return f"Pipeline(chunks=[{chunks}]{f', items=[{items}]' if items else ''})"
 
-    def _changed(self, where: str | AnyOperator, change: Any) -> Pipeline:
+    def _changed(self, where: str | AnyOperator, change: _Change) -> Pipeline:
         phase, place = self._place(where)
         if phase is None:
+            assert self.annotate is not None  # noqa: S101 - for the type checker
             # The operator between the phases can't be replaced by several.
             before = change(self.annotate)
             at = before.index(self.annotate) if self.annotate in before else -1
@@ -199,4 +202,4 @@ def _is(operator: AnyOperator, where: str | AnyOperator) -> bool:
 
 
 def _shown(operator: AnyOperator) -> str:
-    return repr(operator) if isinstance(operator, Operator) else name_of(operator)
+    return repr(cast("object", operator)) if isinstance(operator, Operator) else name_of(operator)

@@ -11,6 +11,7 @@ from reactivex import Observable, abc
 
 from operators._core.failures import redacted_exc_info
 from operators._core.fusion import FusedRun
+from operators._core.tasks import current_task
 from operators._raw_chunk import has_content, is_terminal
 
 __all__ = ("Drain", "Drains")
@@ -190,7 +191,11 @@ class Drain:
     def end(self, failure: BaseException | None) -> None:
         """Count the end, by a failure or without; a cancellation is the event loop's own end."""
         self._leave()
-        if self._is_late or isinstance(failure, asyncio.CancelledError):
+        task = current_task()
+        is_cancelled = isinstance(failure, asyncio.CancelledError) or (
+            task is not None and task.cancelling() > 0
+        )
+        if self._is_late or is_cancelled:
             self._owner.timed_out += 1
         else:
             self._owner.drained += 1

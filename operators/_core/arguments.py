@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import math
 import types
 import typing
+import weakref
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, cast
 
-__all__ = ("AtLeast", "Seconds", "check_arguments")
+__all__ = ("AtLeast", "Seconds", "check_arguments", "described")
 
 P = ParamSpec("P")
-R = TypeVar("R")
+
+Description: TypeAlias = tuple[inspect.Signature, Mapping[str, Any]]
+
+# An operator may be written in a function, and refer to what lives there.
+_known: weakref.WeakKeyDictionary[Callable[..., object], Description] = weakref.WeakKeyDictionary()
 
 
 class AtLeast:
@@ -58,7 +62,7 @@ def check_arguments(function: Callable[P, object], /, *args: P.args, **kwargs: P
         TypeError: An argument is missing, unknown, or of another type.
         ValueError: A number is out of bounds, or a literal none of those allowed.
     """
-    signature, hints = _described(function)
+    signature, hints = described(function)
     name = function.__name__
     try:
         bound = signature.bind(*args, **kwargs)
@@ -74,8 +78,15 @@ def check_arguments(function: Callable[P, object], /, *args: P.args, **kwargs: P
         _check(f"{name}: {option}", hint, value)
 
 
-@functools.cache
-def _described(function: Callable[..., object]) -> tuple[inspect.Signature, Mapping[str, Any]]:
+def described(function: Callable[..., object]) -> Description:
+    """Return a function's signature, and its parameters' types as far as they are known."""
+    found = _known.get(function)
+    if found is None:
+        found = _known[function] = _describe(function)
+    return found
+
+
+def _describe(function: Callable[..., object]) -> Description:
     names: dict[str, Any] = getattr(inspect.unwrap(function), "__globals__", {})
     hints: dict[str, Any] = {}
     for option, annotation in inspect.get_annotations(function).items():

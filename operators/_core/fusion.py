@@ -24,7 +24,7 @@ from operators._core.failures import (
 from operators._core.loop import READY, Visit, compiled
 from operators._core.segment import Segment, close_quietly, first_pull
 from operators._core.stage import Callbacks
-from operators._core.tasks import start_task
+from operators._core.tasks import done, start_task
 
 if TYPE_CHECKING:
     from operators._core.loop import Loop
@@ -74,8 +74,8 @@ class PulledChain(Chain):
         "is_interrupted",
         "item",
         "own_cancels",
-        "pump",
         "puller",
+        "pump",
         "source",
     )
 
@@ -122,10 +122,14 @@ class PulledChain(Chain):
 
     def fail_from_source(self, error: BaseException) -> None:
         """Fail the stages with what the source raised; its own cancellation is a failure (S6)."""
-        if _GROUPS_FORGET and isinstance(error, BaseExceptionGroup) and self.is_cancelled():
+        if (
+            _GROUPS_FORGET
+            and isinstance(error, BaseExceptionGroup)
+            and self.is_cancelled()
+            and self.puller is not None
+        ):
             # A task group that fails has cancelled its parent, and does not always take that back.
-            if self.puller is not None:
-                self.puller.uncancel()
+            self.puller.uncancel()
         if self.is_over():
             if isinstance(error, Exception):
                 _log.error("a dropped source failed", exc_info=redacted_exc_info(error))
@@ -559,15 +563,16 @@ class FusedRun(Segment, Generic[B]):
         if isinstance(self._chain.source, Segment):
             await self._chain.source.aclose()
         elif self._closing is not None and not self._closing.done():
-            await asyncio.wait([self._closing])
+            await done(self._closing)
 
     async def aclose(self) -> None:
         """Drop the run, and wait until everything is released."""
         self.close()
         await self.wait_closed()
 
-    def __del__(self) -> None:
-        if getattr(self, "_state", _OVER) == _OVER:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # When the interpreter ends, the names of this module may be gone.
+        if is_finalizing() or getattr(self, "_state", _OVER) == _OVER:
             return
         if self.event_loop.is_running():
             # The collector may call this in the middle of anything, in any thread.

@@ -19,7 +19,7 @@ from typing import (
 
 from reactivex import Observable, abc
 
-from operators._core.arguments import check_arguments
+from operators._core.arguments import check_arguments, described
 from operators._core.fusion import FusedRun
 from operators._core.plain import subscribe_here, subscribe_in_task
 from operators._core.segment import PulledSegment
@@ -337,6 +337,5 @@ def _without_source(function: Callable[..., Any]) -> Callable[..., Any]:
     return operands
 
 
-@functools.cache
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(function).parameters
+    return described(function)[0].parameters

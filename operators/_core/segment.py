@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from operators._core.failures import add_operator_note, nothing_due, redacted_exc_info
 from operators._core.mailbox import Mailbox
 from operators._core.stage import StageResult
-from operators._core.tasks import current_task, start_task
+from operators._core.tasks import current_task, done, start_task
 
 if TYPE_CHECKING:
     from operators._core.fusion import FusedRun
@@ -189,7 +189,7 @@ class PulledSegment(Segment):
     async def aclose(self) -> None:
         self.close()
         if self._closing is not None and not self._closing.done():
-            await asyncio.wait([self._closing])
+            await done(self._closing)
 
 
 def first_pull(generator: AsyncGeneratorType[Any, None]) -> Any:

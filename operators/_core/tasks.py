@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec
 
-__all__ = ("current_task", "defer_to_loop", "start_task", "weakly")
+__all__ = ("current_task", "defer_to_loop", "done", "start_task", "weakly")
 
 P = ParamSpec("P")
 
@@ -36,6 +36,21 @@ def start_task(
     _running.add(task)
     task.add_done_callback(_running.discard)
     return task
+
+
+async def done(task: asyncio.Task[None]) -> None:
+    """Wait until *task* is done; being cancelled here does not disturb it."""
+    waiter = task.get_loop().create_future()
+
+    def wake(_: object) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    task.add_done_callback(wake)
+    try:
+        await waiter
+    finally:
+        task.remove_done_callback(wake)
 
 
 def defer_to_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:

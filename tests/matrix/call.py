@@ -158,6 +158,8 @@ class Call:
         record.is_signalled = True
         if not record.is_drop_over:
             record.is_signalled_live = True
+        # A thread's signal may be on its way to the loop still.
+        cleans = cleans or self.context.is_stopped
         if not cleans and record.is_live and record.is_exact and record.mode != "decode":
             record.must_abort = True
         if kill:

@@ -215,9 +215,10 @@ class Request:
         is_waiting = not task.done()
         self.cancel(task)
         await asyncio.wait([task])
+        error = None if task.cancelled() else task.exception()
         if self._kind.hides_cancellation:
             return
-        if is_waiting and not task.cancelled() and not self._is_of_engine(task.exception()):
+        if is_waiting and not task.cancelled() and not self._is_of_engine(error):
             self.record.blame("S6: the consumer's cancellation is lost")
 
     def pull(self, stream: AsyncIterator[Any]) -> asyncio.Task[Any]:

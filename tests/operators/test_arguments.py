@@ -1,10 +1,16 @@
 """`operators._core.arguments`: an operator's arguments, checked by its signature's types."""
 
+# Arguments are wrong here on purpose.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportUnknownLambdaType=false
+# pyright: reportUndefinedVariable=false, reportUnknownParameterType=false
+
 from __future__ import annotations
 
+import gc
 import math
 import typing
-from collections.abc import Callable
+import weakref
+from collections.abc import AsyncGenerator, Callable
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
@@ -19,7 +25,7 @@ Choice = Literal["first", "last", 3]
 
 
 @operator
-def choosy(
+def choosy(  # noqa: PLR0917 - one of every kind
     whole: int = 0,
     number: float = 0.0,
     text: str = "",
@@ -38,7 +44,7 @@ def choosy(
 
 
 @operator
-async def later(source: FusedRun[Any], wait: Seconds, *, flag: bool = False) -> Any:
+async def later(source: FusedRun[Any], wait: Seconds, *, flag: bool = False) -> AsyncGenerator[Any]:
     """Is an asynchronous generator: its source is no argument."""
     async for item in source:
         yield item
@@ -73,9 +79,7 @@ OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a number, more than 0 seconds",
     ),
     "maybe": (
-        lambda value: value is None
-        or isinstance(value, str)
-        or (is_whole(value) and value >= 1),
+        lambda value: value is None or isinstance(value, str) or (is_whole(value) and value >= 1),
         "a whole number, at least 1 or a text or None",
     ),
     "anything": (lambda _: True, ""),
@@ -123,7 +127,7 @@ def test_a_value_of_any_kind(option: str, value: Any) -> None:
         (lambda: choosy(other=1), r"choosy: .*unexpected keyword argument 'other'"),
         (lambda: choosy(*range(11)), r"choosy: too many positional arguments"),
         (lambda: choosy(1, whole=2), r"choosy: multiple values for argument 'whole'"),
-        (lambda: later(), r"later: missing a required argument: 'wait'"),
+        (later, r"later: missing a required argument: 'wait'"),
         (lambda: later(1.0, True), r"later: too many positional arguments"),
         (lambda: later(source=1, wait=1.0), r"later: .*unexpected keyword argument 'source'"),
         (lambda: later("soon"), r"later: wait: expected a number, more than 0 seconds, got 'soon'"),
@@ -167,3 +171,30 @@ def test_a_type_that_is_unknown_at_run_time() -> None:
 def test_what_it_takes_may_look_like_anything() -> None:
     """An object that can be called is a function."""
     assert choosy(function=SimpleNamespace).name == "choosy"
+
+
+def test_nothing_is_kept_of_an_operator() -> None:
+    """One that is written in a function is forgotten with what it refers to."""
+
+    class Held:
+        pass
+
+    def use() -> weakref.ref[Held]:
+        held = Held()
+
+        @operator
+        def holding(whole: int) -> Stage[Any, Any]:
+            yield held
+
+        @operator
+        async def holding_too(source: FusedRun[Any], whole: int) -> AsyncGenerator[Any]:
+            yield held
+
+        for _ in range(2):
+            holding(1)
+            holding_too(1)
+        return weakref.ref(held)
+
+    held = use()
+    gc.collect()
+    assert held() is None

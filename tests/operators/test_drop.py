@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -371,6 +373,30 @@ class TestNobodyWaits:
         run.owner.clear()
         assert loop.run_until_complete(run.released()) == DROPPED
         loop.close()
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("is_ended", [True, False])
+    def test_a_stream_that_outlives_the_interpreter(self, is_ended: bool) -> None:
+        """One that lasts until modules are taken apart is silent."""
+        script = f"""if True:
+            import asyncio, gc
+            from operators import fuse
+            from operators._core import fusion
+            async def engine():
+                for number in range(1 if {is_ended} else 5):
+                    yield number
+            async def main():
+                fusion.kept = fuse(engine(), [])
+                async for _ in fusion.kept:
+                    if not {is_ended}:
+                        break
+            asyncio.run(main())
+            gc.freeze()
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert done.stderr == ""
 
 
 class TestATaskWaits:

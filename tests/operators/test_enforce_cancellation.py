@@ -50,6 +50,8 @@ def cut_off(grace_s: float, stop: Any = None, kill: Any = None) -> Any:
         pytest.param("-a-T------", "-----s----", "-", "-a-T------", id="stop-after-the-terminal"),
         pytest.param("-a-|", "--s-------", "-", "-a-|", id="end-in-time"),
         pytest.param("-a-#", "--s-------", "-", "-a-#", id="failure-in-time"),
+        pytest.param("-a---|", "--s-------", "-", "-a---|", id="end-in-that-turn"),
+        pytest.param("-a---#", "--s-------", "-", "-a---#", id="failure-in-that-turn"),
         pytest.param("-a------#", "--s-------", "-", "-a---(Z|)", id="failure-too-late"),
         pytest.param("-a--------", "--s-s-s-s-", "-", "-a---(Z|)", id="stopped-again"),
         pytest.param("-a--------", "----------", "--k", "-a(Z|)", id="killed"),

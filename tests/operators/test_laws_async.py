@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators import Awaited, fuse, stateless
+from operators import fuse, map_async
 from operators.authoring import (
     AnyOperator,
     FusedRun,
@@ -37,9 +37,9 @@ def answered(kind: str, n: int, item: int) -> int | StageResult:
     if kind == "some":
         return emit(*[item] * (item % 3))
     if kind == "last" and item > n:
-        return last(item, n)
+        return complete_with(item, n)
     if kind == "failing" and item > n:
-        return failing(LookupError(item), item, n)
+        return fail_after(LookupError(item), item, n)
     if kind == "fail" and item > n:
         raise ValueError(item)
     return item + n
@@ -58,11 +58,7 @@ def awaited(kind: str, n: int, delay_s: float | None) -> Twins:
             finally:
                 ledger.ended[name] += 1
 
-        @callbacks(shared=True)
-        def accounted() -> Awaited[int, int]:
-            return Awaited(step)
-
-        return accounted()
+        return map_async(step)
 
     def synchronous(_ledger: Ledger, _name: str) -> AnyOperator:
         @operator
@@ -100,7 +96,7 @@ async def first(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResu
     async for item in source:
         number += 1
         if number == n:
-            yield last(item)
+            yield complete_with(item)
         else:
             yield item
 
@@ -243,7 +239,9 @@ def test_everything_is_released_whenever_the_stream_is_dropped(
 
     async def run() -> Engine:
         engine = Engine(items, error=error, every_s=1.0, ends=at_s is None)
-        owner = [fuse(engine(), made(twins, 0, ledger), on_end=lambda: ended.append("end"))]
+        owner = [
+            fuse(engine(), made(twins, 0, ledger), on_end=lambda _dropped: ended.append("end"))
+        ]
         consumer = asyncio.create_task(collect(owner[0]))
         if at_s is not None:
             await asyncio.sleep(at_s)

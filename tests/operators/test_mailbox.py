@@ -72,7 +72,9 @@ async def got(box: Mailbox[int]) -> str:
         return "waits"
 
 
-STEPS = st.sampled_from(["put", "put", "put", "get", "get", "end", "fail", "close", "discard", "wake"])
+STEPS = st.sampled_from(
+    ["put", "put", "put", "get", "get", "end", "fail", "close", "discard", "wake"]
+)
 
 
 @given(st.lists(st.tuples(STEPS, st.integers(0, 9)), max_size=20))
@@ -121,8 +123,7 @@ def test_any_history_while_the_consumer_waits(history: list[tuple[str, int]]) ->
 
 @pytest.mark.rows("S1")
 @virtual
-async def test_a_consumer_that_gives_up_loses_nothing(
-) -> None:
+async def test_a_consumer_that_gives_up_loses_nothing() -> None:
     """What comes while nobody waits any more waits for the next one who asks."""
     box = Mailbox[int]()
     waiting = asyncio.create_task(box.get())

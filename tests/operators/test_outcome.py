@@ -40,10 +40,10 @@ GONE = Disconnected("peer gone")
 
 REASONS = st.sampled_from([None, None, STOP, LENGTH, CANCELLED, ERROR])
 CHUNKS = st.builds(
-    lambda tokens, reason, index: LLMEngineOutput(tokens, finish_reason=reason, index=index),
+    LLMEngineOutput,
     st.lists(st.integers(0, 9), max_size=3),
-    REASONS,
-    st.sampled_from([None, 0, 1]),
+    finish_reason=REASONS,
+    index=st.sampled_from([None, 0, 1]),
 )
 
 
@@ -92,7 +92,7 @@ def test_it_is_decided_by_what_was_handed_out(
     dropped: bool,
     stopped: bool,
 ) -> None:
-    """Reasons, tokens and a drop are those of the items where any was seen, else of the chunks."""
+    """The end is that of the items where one was among them, else that of the chunks."""
     record = tracker(answers, stopped=stopped)
     for chunk in engine:
         if chunk.finish_reason is not None:
@@ -103,21 +103,20 @@ def test_it_is_decided_by_what_was_handed_out(
     outcome = record.end(dropped=dropped)
 
     seen = [item.data for item in handed or () if item.data is not None]
-    reasons = first_reasons(seen if seen else engine)
-    in_order = [reasons[index] for index in sorted(reasons)]
-    is_complete = bool(seen) and len(reasons) >= answers
+    reasons = first_reasons(seen)
+    is_complete = handed is not None and len(reasons) >= answers
     if dropped and not is_complete:
         assert outcome.is_dropped
         assert outcome.is_cancelled
-    elif failure is not None:
+    elif failure is not None and not is_complete:
         assert outcome.error is failure
         assert outcome.is_cancelled is stopped
     else:
-        expected = in_order or list(first_reasons(engine).values())
+        expected = reasons if is_complete else first_reasons(engine)
         assert outcome.error is None
-        assert outcome.finish_reason == worst([*expected])
+        assert outcome.finish_reason == worst([expected[index] for index in sorted(expected)])
         assert outcome.is_cancelled is stopped
-    if seen:
+    if handed is not None:
         assert outcome.output_tokens == sum(len(chunk.token_ids) for chunk in seen)
     ways = (outcome.finish_reason is not None, outcome.error is not None, outcome.is_dropped)
     assert sum(ways) == 1
@@ -154,13 +153,16 @@ def test_several_answers_end_as_the_worst_of_them(
     [
         Annotated(LLMEngineOutput.stop()),
         Annotated[LLMEngineOutput].from_error(GONE),
-        {"data": None, "finish_reason": "stop", "token_ids": []},
+        {"data": {"token_ids": [], "finish_reason": "stop"}},
+        {"event": "error", "comment": ["gone"]},
     ],
-    ids=["terminal", "error-item", "dict"],
+    ids=["terminal", "error-item", "terminal-as-json", "error-item-as-json"],
 )
 def test_a_drop_behind_the_last_item_is_none(last: Any) -> None:
     """A consumer that was handed the terminal or the error item may walk away."""
     record = tracker()
+    # What an error item in its JSON form was made of.
+    record.failure = GONE
     record.handed_out = handed_out([Annotated(LLMEngineOutput.token(1)), last])
     assert record.has_ended()
     assert not record.end(dropped=True).is_dropped

@@ -64,9 +64,15 @@ async def words(
         raise error
 
 
-async def ends_known(stream: FusedRun[Any]) -> list[tuple[Any, bool]]:
-    """Pull to the end: each item, and whether the stream knew that it was the last."""
-    return [(item, stream.ended) async for item in stream]
+async def ends_known(stream: FusedRun[Any]) -> tuple[list[tuple[Any, bool]], Exception | None]:
+    """Return each item with whether the stream knew that it was the last, and the failure."""
+    seen: list[tuple[Any, bool]] = []
+    try:
+        async for item in stream:
+            seen += [(item, stream.ended)]
+    except LookupError as error:
+        return seen, error
+    return seen, None
 
 
 class TestTheLastItem:
@@ -124,16 +130,14 @@ class TestTheLastItem:
         stream = fuse(
             Engine([token(1), terminal()])(), [until_terminal(), words(count, LookupError("late"))]
         )
-        seen: list[tuple[Any, bool]] = []
-        with pytest.raises(LookupError, match="late") as failed:
-            async for item in stream:
-                seen.append((item, stream.ended))
+        seen, error = await ends_known(stream)
         assert seen == [
             (token(1), False),
             (terminal(), False),
             *((f"word {number}", False) for number in range(count)),
         ]
-        assert failed.value.__notes__ == ["raised by the operator words"]
+        assert repr(error) == "LookupError('late')"
+        assert getattr(error, "__notes__", []) == ["raised by the operator words"]
         assert await collect(stream) == Seen([], "completed")
 
     @pytest.mark.rows("P6a")
@@ -187,10 +191,11 @@ class TestTheLastItem:
 def test_any_generator_in_front_of_any_number(
     items: list[int],
     count: int,
-    fails: bool,
     depth: int,
-    every_s: float | None,
     take: int | None,
+    *,
+    fails: bool,
+    every_s: float | None,
 ) -> None:
     """All items come out in order; only the very last one is ever called that."""
     error = LookupError("late") if fails else None
@@ -202,23 +207,16 @@ def test_any_generator_in_front_of_any_number(
             item = yield item
         return item
 
-    async def run() -> tuple[list[tuple[Any, bool]], str]:
-        seen: list[tuple[Any, bool]] = []
-        stream = fuse(
-            Engine(items, every_s=every_s)(), [words(count, error), *[through()] * depth, taking()]
-        )
-        try:
-            async for item in stream:
-                seen.append((item, stream.ended))
-        except LookupError as failure:
-            return seen, repr(failure)
-        return seen, "completed"
+    async def run() -> tuple[list[tuple[Any, bool]], Exception | None]:
+        source = Engine(items, every_s=every_s)
+        operators = [words(count, error), *[through()] * depth, taking()]
+        return await ends_known(fuse(source(), operators))
 
     seen, end = run_virtual(run())
     whole = [*items, *(f"word {number}" for number in range(count))]
     is_cut = take is not None and take <= len(whole)
     assert [item for item, _ in seen] == whole[:take]
-    assert end == (repr(error) if fails and not is_cut else "completed")
+    assert (end is not None) is (fails and not is_cut)
     assert not any(is_last for _, is_last in seen[:-1])
     if is_cut:
         assert seen[-1][1]
@@ -276,7 +274,9 @@ class TestDrop:
     @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
     @pytest.mark.parametrize("pulled", [0, 1])
     @virtual
-    async def test_the_generator_comes_first(self, pulled: int, way: Callable[[Owner], Any]) -> None:
+    async def test_the_generator_comes_first(
+        self, pulled: int, way: Callable[[Owner], Any]
+    ) -> None:
         """It may still wait in its ``finally``; one that was never pulled does not begin."""
         noted: list[str] = []
 

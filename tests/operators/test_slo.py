@@ -12,8 +12,8 @@ from operators import Pipeline, SloFigures, SloWindows, TokenTimes, fuse, itl_wi
 from operators.authoring import AnyOperator
 from rx_backend import EngineAdapter, PreprocessedRequest, RequestContext, standard_pipeline
 from rx_backend.engines import SampleEngine
-from rx_backend.scope import RequestScope
 from rx_backend.protocols import StopConditions
+from rx_backend.scope import RequestScope
 from tests.operators._help import (
     Engine,
     Life,

@@ -1,0 +1,313 @@
+"""Cancellations on their way through a pull: the consumer's, the engine's own, and those of a drop."""
+
+# The types of ``reactivex`` leave open what an operator without a source works on.
+# pyright: reportUnknownLambdaType=false
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import reactivex
+from reactivex import operators as ops
+from reactivex.subject import Subject
+
+from operators import deferred_abort, fuse, heartbeat, map_async
+from operators._core.failures import SourceCancelled
+from operators.assembly import Callbacks, callbacks
+from operators.authoring import AnyOperator
+from tests.operators._help import (
+    Engine,
+    Owner,
+    Seen,
+    by_aclose,
+    by_close,
+    collect,
+    same,
+    settle,
+    spy,
+    token,
+    virtual,
+)
+
+
+@callbacks()
+def watching(journal: list[str]) -> Callbacks[Any, Any]:
+    """Note the interrupts, and the end."""
+    return Callbacks(
+        on_interrupt=lambda interrupted: journal.append("interrupt" if interrupted else "no drop"),
+        on_end=lambda failure, dropped: journal.append("dropped" if dropped else repr(failure)),
+    )
+
+
+async def timing_out(times: int = 1, pause_s: float | None = None) -> AsyncGenerator[Any]:
+    """Cancel the task that pulls by a timeout of its own, and go on."""
+    yield token(1)
+    for _ in range(times):
+        try:
+            async with asyncio.timeout(1):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            if pause_s is not None:
+                await asyncio.sleep(pause_s)
+            yield token(2)
+
+
+class TestTheEnginesOwn:
+    """An engine may cancel the task that pulls, and take that back, as ``asyncio.timeout`` does."""
+
+    @pytest.mark.rows("S6")
+    @pytest.mark.parametrize("times", [1, 3])
+    @pytest.mark.parametrize("pause_s", [None, 2.0])
+    @pytest.mark.parametrize("cancelled_before", [0, 2])
+    @virtual
+    async def test_a_timeout_is_no_drop(
+        self, times: int, pause_s: float | None, cancelled_before: int
+    ) -> None:
+        """Stages are told that it was none; also in a task that had swallowed cancellations before."""
+        journal: list[str] = []
+
+        async def consume() -> Seen:
+            for _ in range(cancelled_before):
+                with suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+            stream = fuse(timing_out(times, pause_s), [watching(journal), spy(journal)])
+            return await collect(stream)
+
+        consumer = asyncio.create_task(consume())
+        for _ in range(cancelled_before):
+            await settle()
+            consumer.cancel()
+        seen = await consumer
+        assert seen == Seen([token(1), *[token(2)] * times], "completed")
+        assert consumer.cancelling() == cancelled_before
+        notes = [note for note in journal if "Chunk" not in note]
+        assert notes == ["interrupt", "no drop"] * times + ["None", "|"]
+
+    @pytest.mark.rows("S6")
+    @virtual
+    async def test_a_timeout_that_comes_out_is_a_failure(self) -> None:
+        """Of the engine: not a cancellation of the consumer's, and not a drop."""
+        journal: list[str] = []
+
+        async def engine() -> AsyncGenerator[int]:
+            async with asyncio.timeout(1):
+                await asyncio.Event().wait()
+            yield 1
+
+        seen = await collect(fuse(engine(), [spy(journal)]))
+        assert isinstance(seen.error, TimeoutError)
+        assert journal == ["#"]
+
+    @pytest.mark.rows("S6")
+    @pytest.mark.parametrize("waits", [True, False])
+    @virtual
+    async def test_a_cancelled_task_of_its_own_is_a_failure(self, waits: bool) -> None:
+        """Awaiting a task that somebody cancelled raises ``CancelledError``, which nobody asked for."""
+        journal: list[str] = []
+
+        async def engine() -> AsyncGenerator[int]:
+            own = asyncio.ensure_future(asyncio.Event().wait())
+            if waits:
+                asyncio.get_running_loop().call_later(1, own.cancel)
+            else:
+                own.cancel()
+                await asyncio.sleep(1)
+            await own
+            yield 1
+
+        consumer = asyncio.create_task(collect(fuse(engine(), [watching(journal), spy(journal)])))
+        seen = await consumer
+        assert isinstance(seen.error, SourceCancelled)
+        assert isinstance(seen.error.__cause__, asyncio.CancelledError)
+        assert consumer.cancelling() == 0
+        assert journal[-1] == "#"
+        assert "dropped" not in journal
+
+    @pytest.mark.rows("S6", "S7")
+    @virtual
+    async def test_the_consumers_timeout_is_a_drop(self) -> None:
+        """The same from the outside: everything is released, and the consumer's block raises."""
+        journal: list[str] = []
+        engine = Engine([token(1)], ends=False, closing_s=2.0)
+        stream = fuse(engine(), [watching(journal), spy(journal)])
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await collect_plainly(stream)
+        assert asyncio.get_running_loop().time() == 3.0
+        assert journal[1:] == ["interrupt", "dropped", "!"]
+        assert engine.closed == 1
+        assert await collect(stream) == Seen([], "completed")
+
+    @pytest.mark.rows("A4", "A5")
+    @pytest.mark.parametrize("is_drop", [True, False])
+    @virtual
+    async def test_the_gate_is_held_back_meanwhile(self, is_drop: bool) -> None:
+        """A first token that is told meanwhile opens nothing in a drop; else it does afterwards."""
+        aborts: list[float] = []
+        clock = asyncio.get_running_loop().time
+        told: Subject[bool] = Subject()
+
+        async def engine() -> AsyncGenerator[Any]:
+            try:
+                async with asyncio.timeout(None if is_drop else 1):
+                    await asyncio.Event().wait()
+            except (TimeoutError, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError):
+                    told.on_next(True)
+                    raise
+            finally:
+                if is_drop:
+                    await asyncio.sleep(1)
+            yield token(1)
+
+        stream = fuse(
+            engine(),
+            [
+                deferred_abort(
+                    lambda: aborts.append(clock()),
+                    stop=reactivex.of(True),
+                    notified=told,
+                    end_of_turn=asyncio.get_running_loop().call_soon,
+                )
+            ],
+        )
+        consumer = asyncio.create_task(collect(stream))
+        await asyncio.sleep(0.5)
+        if is_drop:
+            consumer.cancel()
+        await asyncio.wait([consumer])
+        await asyncio.sleep(10)
+        assert aborts == ([] if is_drop else [1.0])
+
+
+async def collect_plainly(stream: Any) -> None:
+    async for _ in stream:
+        pass
+
+
+class TestClosedPulls:
+    """Pulls whose coroutine was closed, as a drop that nobody waits for."""
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("closing_s", [None, 2.0])
+    @pytest.mark.parametrize("depth", [0, 1])
+    @virtual
+    async def test_the_engine_is_unwound_in_a_task(
+        self, closing_s: float | None, depth: int
+    ) -> None:
+        """``aclose`` waits for it; the stages have ended by then, once, and later pulls are over."""
+        loop = asyncio.get_running_loop()
+        engine = Engine([1], ends=False, closing_s=closing_s)
+        ended: list[bool] = []
+        between: list[AnyOperator] = [map_async(later)] * depth
+        stream = fuse(
+            engine(), [spy(engine.journal), *between, spy(engine.journal)], on_end=ended.append
+        )
+        assert await anext(stream) == 1
+        pull = stream.__anext__()
+        pull.send(None)
+        pull.close()
+        assert ended == [True]
+        assert engine.journal.count("!") == 2
+        begun = loop.time()
+        await asyncio.gather(stream.aclose(), stream.aclose())
+        assert loop.time() - begun == (closing_s or 0.0)
+        assert (engine.closed, engine.journal.count("!"), ended) == (1, 2, [True])
+        assert await collect(stream) == Seen([], "completed")
+
+    @pytest.mark.rows("S7")
+    @virtual
+    async def test_a_pull_that_was_never_begun(self) -> None:
+        """Closing it disturbs nothing: the next pull goes on."""
+        stream = fuse(Engine([1, 2])(), [same()])
+        stream.__anext__().close()
+        assert await collect(stream) == Seen([1, 2], "completed")
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("second", ["pull", "close", "aclose"])
+    @virtual
+    async def test_what_comes_while_it_unwinds(self, second: str) -> None:
+        """A second pull is told that the stream is over, or being pulled; closing again does nothing."""
+        engine = Engine([1], ends=False, closing_s=2.0)
+        stream = fuse(engine(), [same()])
+        await anext(stream)
+        waiting = asyncio.create_task(collect(stream))
+        await settle()
+        if second == "pull":
+            with pytest.raises(RuntimeError, match="already being pulled by another task"):
+                await anext(stream)
+        stream.close()
+        if second == "pull":
+            assert await collect(stream) == Seen([], "completed")
+        elif second == "close":
+            stream.close()
+        else:
+            await stream.aclose()
+        assert await waiting == Seen([], "completed")
+        await asyncio.sleep(10)
+        assert engine.closed == 1
+
+
+async def later(item: Any) -> Any:
+    await asyncio.sleep(0)
+    return item
+
+
+class TestFromInside:
+    """The engine drops its own stream, whatever stands between the two (row S7)."""
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("way", [by_close, by_aclose])
+    @pytest.mark.parametrize(
+        "make",
+        [
+            same,
+            lambda: map_async(later),
+            lambda: heartbeat(1e6, "beat"),
+            lambda: ops.map(lambda item: item),
+            lambda: ops.delay(0.0),
+        ],
+        ids=["ours", "pulling", "pumped", "fed", "detached"],
+    )
+    @pytest.mark.parametrize("at", ["start", "item"])
+    @virtual
+    async def test_by_the_engine(
+        self, at: str, make: Callable[[], AnyOperator], way: Callable[[Owner], Any]
+    ) -> None:
+        """Everything is released once, in whichever task the engine runs."""
+        owner: Owner = []
+        journal: list[str] = []
+        ended: list[bool] = []
+
+        async def drop() -> None:
+            # Nobody can wait for the end of what waits for him.
+            if way is by_aclose:
+                await asyncio.wait([asyncio.ensure_future(way(owner))], timeout=0.0)
+            else:
+                await way(owner)
+            await asyncio.sleep(1)
+            journal.append("went on")
+
+        async def engine() -> AsyncGenerator[int]:
+            try:
+                if at == "start":
+                    await drop()
+                yield 1
+                if at == "item":
+                    await drop()
+                yield 2
+            finally:
+                journal.append("closed")
+
+        owner.append(fuse(engine(), [spy(journal), make(), spy(journal)], on_end=ended.append))
+        seen = await collect(owner[0])
+        assert seen.end == "completed"
+        await settle()
+        assert journal.count("closed") == 1
+        assert "went on" not in journal
+        assert ended == [True]
+        assert journal.count("!") == 2
