@@ -122,7 +122,7 @@ class HandedOut:
 
     def look(self, item: Any) -> Any:
         """Take note of an item, and return it."""
-        fields = cast("Mapping[str, Any]", item) if isinstance(item, Mapping) else None
+        fields = _fields_of(item)
         if fields is not None and fields.get("event") == "error":
             self.fail(None)
             return item
@@ -160,11 +160,15 @@ class HandedOut:
 def _chunk_in(item: Any) -> Any:
     """Return the chunk in an item, or in its JSON form; None where there is none."""
     chunk = getattr(item, "data", item)
-    if isinstance(chunk, Mapping):
-        fields = cast("Mapping[str, Any]", chunk)
-        fields = fields.get("data", fields)
-        return fields if isinstance(fields, Mapping) and _CHUNK_FIELDS & fields.keys() else None
+    fields = _fields_of(chunk)
+    if fields is not None:
+        fields = _fields_of(fields.get("data", fields))
+        return None if fields is None or not _CHUNK_FIELDS & fields.keys() else fields
     return chunk if hasattr(chunk, "token_ids") else None
+
+
+def _fields_of(item: object) -> Mapping[str, Any] | None:
+    return cast("Mapping[str, Any]", item) if isinstance(item, Mapping) else None
 
 
 _CHUNK_FIELDS = frozenset({"token_ids", "finish_reason"})

@@ -828,7 +828,7 @@ class TestKinds:
         with pytest.raises(
             NotAnOperator, match=r"pipeline\[3\].*it gave function, expected an Async"
         ):
-            AioSegment(source, [wrong], 3)
+            AioSegment(source, [wrong], ("pipeline", 3))
         with pytest.raises(NotAnOperator, match=r"pipeline\[3\].*can't be applied.*'foo'"):
-            AioSegment(source, [lambda source: source.foo], 3)
+            AioSegment(source, [lambda source: source.foo], ("pipeline", 3))
         await source.aclose()
