@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from operators._chunk import IS_TERMINAL, Chunk, Clock, has_content
@@ -86,7 +85,7 @@ def noting(
         times.started = clock()
         times.is_timed = True
         return Callbacks(
-            partial(_look, times),
+            times.look,
             only=_IS_UNUSUAL,
             names={"note": times.times.append, "clock": clock},
             on_complete=on_complete,
@@ -94,39 +93,15 @@ def noting(
         )
     if counted:
         return Callbacks(
-            partial(_count, times),
+            times.count,
             only=_IS_UNUSUAL_COUNTED,
             names={"count": times.count_one},
             on_complete=on_complete,
             on_end=on_end,
         )
     return Callbacks(
-        partial(_look_at_terminal, times), only=IS_TERMINAL, on_complete=on_complete, on_end=on_end
+        times.look_at_terminal, only=IS_TERMINAL, on_complete=on_complete, on_end=on_end
     )
-
-
-def _look_at_terminal(times: TokenTimes, chunk: C) -> C:
-    times.note_terminal(chunk)
-    return chunk
-
-
-def _count(times: TokenTimes, chunk: C) -> C:
-    tokens = len(chunk.token_ids)
-    if tokens > 1:
-        times.counted += tokens
-    if chunk.finish_reason is not None:
-        times.note_terminal(chunk)
-    return chunk
-
-
-def _look(times: TokenTimes, chunk: C) -> C:
-    tokens = len(chunk.token_ids)
-    # A chunk of one token is noted by the condition.
-    if tokens != 1 and has_content(chunk):
-        times.note_content(tokens)
-    if chunk.finish_reason is not None:
-        times.note_terminal(chunk)
-    return chunk
 
 
 # Notes a chunk of one token in passing; any other chunk, and a terminal, is looked at.

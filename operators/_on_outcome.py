@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from operators._chunk import IS_TERMINAL, Chunk
@@ -75,7 +74,7 @@ def watching(
     tracker = OutcomeTracker(record, is_cancelled)
     if times is None:
         # Nothing was counted on it, so it says nothing.
-        tracker.subscribe(lambda outcome: callback(replace(outcome, times=None)))
+        tracker.subscribe(lambda outcome: callback(outcome._replace(times=None)))
     else:
         tracker.subscribe(callback)
 

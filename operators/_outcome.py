@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from operators._core.failures import redacted_exc_info
 from operators._raw_chunk import field_of, tokens_in
@@ -15,8 +14,7 @@ from operators.token_times import TokenTimes, worst_reason
 __all__ = ("HandedOut", "Outcome", "OutcomeTracker", "error_type_of")
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """
     How a stream ended: of a terminal, an error and a drop exactly one.
 
@@ -206,6 +204,11 @@ class OutcomeTracker:
             self._observers = [observer]
         else:
             self._observers.append(observer)
+
+    def note_failure(self, failure: Exception | None, _dropped: bool) -> None:
+        """Note what the engine's chunks ended with."""
+        if failure is not None:
+            self.failure = failure
 
     def has_ended(self) -> bool:
         """Return whether the consumer was handed the last answer's terminal, or an error item."""

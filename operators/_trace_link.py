@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from operators._chunk import HAS_CONTENT, Chunk, has_content
@@ -58,23 +57,30 @@ def trace_link(
         link, on_terminal = scope.trace_link, scope.hands_off
     if link is None:
         return None
-    if not on_terminal:
-        return Callbacks(partial(_stamp, link), only=HAS_CONTENT, once=True)
-    is_first = True
+    stamp = _Stamp(link)
+    if on_terminal:
+        return Callbacks(stamp.first_and_terminals)
+    return Callbacks(stamp.stamped, only=HAS_CONTENT, once=True)
 
-    def stamp(chunk: C) -> C:
-        nonlocal is_first
-        if is_first and has_content(chunk):
-            is_first = False
-            return _stamp(link, chunk)
+
+class _Stamp:
+    """Puts one link on chunks of one stream."""
+
+    __slots__ = ("_has_content", "_link")
+
+    def __init__(self, link: object) -> None:
+        self._link = link
+        self._has_content = False
+
+    def stamped(self, chunk: C) -> C:
+        stamped = copy.copy(chunk)
+        stamped.worker_trace_link = self._link
+        return stamped
+
+    def first_and_terminals(self, chunk: C) -> C:
+        if not self._has_content and has_content(chunk):
+            self._has_content = True
+            return self.stamped(chunk)
         if chunk.finish_reason is not None and chunk.worker_trace_link is None:
-            return _stamp(link, chunk)
+            return self.stamped(chunk)
         return chunk
-
-    return Callbacks(stamp)
-
-
-def _stamp(link: object, chunk: C) -> C:
-    stamped = copy.copy(chunk)
-    stamped.worker_trace_link = link
-    return stamped

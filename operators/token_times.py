@@ -7,11 +7,14 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import sub
-from typing import Any
+from typing import Any, TypeVar
 
-from operators._chunk import Chunk, Clock, answer_of
+from operators._chunk import Chunk, Clock, answer_of, has_content
 
 __all__ = ("LatencyFigures", "TokenTimes", "latency_figures", "nearest_rank", "worst_reason")
+
+
+C = TypeVar("C", bound=Chunk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ class TokenTimes:
         self.finish_reasons: dict[int, Any] = {}
         self.usage_tokens: int | None = None
         self.times = array("d")
-        self.without_ids = array("L")
+        self.without_ids: array[int] | tuple[()] = ()
         self.sizes: dict[int, int] = {}
         self._itl: tuple[int, LatencyFigures | None] = (0, None)
 
@@ -143,9 +146,34 @@ class TokenTimes:
         is_first_without = bool(without_ids) and without_ids[0] == 0
         return self.output_tokens - (0 if is_first_without else self.sizes.get(0, 1))
 
+    def look(self, chunk: C) -> C:
+        """Note a chunk, except for one token, which is noted in passing; return it."""
+        tokens = len(chunk.token_ids)
+        if tokens != 1 and has_content(chunk):
+            self.note_content(tokens)
+        if chunk.finish_reason is not None:
+            self.note_terminal(chunk)
+        return chunk
+
+    def count(self, chunk: C) -> C:
+        """Count the tokens of a chunk, except for one, which is counted in passing; return it."""
+        tokens = len(chunk.token_ids)
+        if tokens > 1:
+            self.counted += tokens
+        if chunk.finish_reason is not None:
+            self.note_terminal(chunk)
+        return chunk
+
+    def look_at_terminal(self, chunk: C) -> C:
+        """Note the end of an answer, and return its chunk."""
+        self.note_terminal(chunk)
+        return chunk
+
     def note_content(self, tokens: int) -> None:
         """Note that a chunk with content comes now, with so many token ids."""
         if not tokens:
+            if not isinstance(self.without_ids, array):
+                self.without_ids = array("L")
             self.without_ids.append(len(self.times))
         elif tokens > 1:
             self.sizes[len(self.times)] = tokens

@@ -14,7 +14,15 @@ from operators import (
     until_terminal,
     validate_chunks,
 )
-from operators.assembly import HAS_CONTENT, Callbacks, HandedOut, Plan, callbacks, noting
+from operators.assembly import (
+    HAS_CONTENT,
+    Callbacks,
+    HandedOut,
+    OutcomeTracker,
+    Plan,
+    callbacks,
+    noting,
+)
 from operators.authoring import SCOPE, StageResult, complete_with, fail_after
 from rx_backend.errors import InvalidArgument, StreamIncomplete, as_backend_error
 from rx_backend.protocols import Annotated, FinishReason, LLMEngineOutput, convert_output
@@ -94,25 +102,30 @@ def compiled(pipeline: Pipeline) -> Plan:
 @callbacks(takes="chunks")
 def record_outcome(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
     """Note what comes of the engine's chunks, and fail a stream without a terminal (row S9)."""
-    times, tracker = scope.times, scope.outcome
-
-    def end(failure: Exception | None, _dropped: bool) -> None:
-        if failure is not None:
-            tracker.failure = failure
-
-    def complete(ended_by: str | None) -> StageResult | None:
-        if len(times.finish_reasons) >= times.answers:
-            return None
-        tracker.failure = _incomplete(ended_by)
-        return fail_after(tracker.failure)
-
+    tracker = scope.outcome
     return noting(
-        times,
+        scope.times,
         timed=scope.recording,
         counted=scope.counts_tokens,
-        on_complete=complete,
-        on_end=end,
+        on_complete=_RequireTerminal(tracker),
+        on_end=tracker.note_failure,
     )
+
+
+class _RequireTerminal:
+    """Fails a stream that ends before the terminal of each answer came."""
+
+    __slots__ = ("_tracker",)
+
+    def __init__(self, tracker: OutcomeTracker) -> None:
+        self._tracker = tracker
+
+    def __call__(self, ended_by: str | None) -> StageResult | None:
+        times = self._tracker.times
+        if len(times.finish_reasons) >= times.answers:
+            return None
+        self._tracker.failure = _incomplete(ended_by)
+        return fail_after(self._tracker.failure)
 
 
 @callbacks()

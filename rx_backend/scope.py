@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from opentelemetry.trace import Span
@@ -80,7 +79,7 @@ class RequestScope:
         self.loop = loop
         self.recording = recording
         self.times: TokenTimes = observer.times
-        self.outcome = OutcomeTracker(observer.times, partial(_is_stopped, context))
+        self.outcome = OutcomeTracker(observer.times, observer.is_stopped)
         self._observer = observer
         self._engine = engine
         self._own_context = own_context
@@ -177,7 +176,3 @@ class RequestScope:
         outcome = self.outcome.end(dropped=dropped)
         self._observer.ended(outcome)
         self._observer.closed()
-
-
-def _is_stopped(context: RequestContext) -> bool:
-    return context.is_stopped

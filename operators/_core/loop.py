@@ -27,15 +27,14 @@ import re
 import types
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from operators._core.failures import drop_top_frame
 from operators._core.stage import Expression, StageResult
 
-__all__ = ("READY", "Visit", "compiled")
+__all__ = ("READY", "Loop", "Visit", "compiled")
 
-if TYPE_CHECKING:
-    Loop = types.GeneratorType[Any, Any, None]
+Loop: TypeAlias = "types.GeneratorType[Any, Any, None]"
 
 READY = object()
 """What a loop yields for an item that is in its chain's slot."""

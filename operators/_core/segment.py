@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from types import AsyncGeneratorType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Self
 
 from operators._core.failures import add_operator_note, nothing_due, redacted_exc_info
 from operators._core.mailbox import Mailbox
@@ -21,50 +20,46 @@ if TYPE_CHECKING:
 __all__ = ("PulledSegment", "Segment", "close_quietly", "first_pull")
 
 
-@runtime_checkable
-class Closable(Protocol):
-    """What can be closed without waiting: an operator's own iterator, where it is no generator."""
+class Segment:
+    """
+    A part of an assembled pipeline, pulled by the part behind it: an asynchronous iterator.
 
-    def close(self) -> None:
-        """Close it. Idempotent."""
-        ...
-
-
-class Segment(AsyncIterator[Any]):
-    """A part of an assembled pipeline, pulled by the part behind it."""
+    It is no abstract base class: asking whether something is one would cost each request.
+    """
 
     __slots__ = ()
 
-    @property
-    @abstractmethod
-    def ended(self) -> bool:
-        """Whether the item handed out last was the last one."""
-        ...
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        raise NotImplementedError
 
     @property
-    @abstractmethod
+    def ended(self) -> bool:
+        """Whether the item handed out last was the last one."""
+        raise NotImplementedError
+
+    @property
     def ended_by(self) -> str | None:
         """The operator that ended the stream before its source did; None where none did."""
-        ...
+        raise NotImplementedError
 
     def raised_by(self, error: BaseException) -> str | None:
         """Return the operator that raised what this part ended with, unless it has noted that."""
         return None
 
-    @abstractmethod
     def drop(self) -> None:
         """Tell the stages in front that the stream was dropped; :meth:`close` follows."""
-        ...
+        raise NotImplementedError
 
-    @abstractmethod
     def close(self) -> None:
         """Drop without waiting. Idempotent; not while it is pulled."""
-        ...
+        raise NotImplementedError
 
-    @abstractmethod
     async def aclose(self) -> None:
         """Drop, and wait until everything is released."""
-        ...
+        raise NotImplementedError
 
 
 class PulledSegment(Segment):
@@ -174,8 +169,9 @@ class PulledSegment(Segment):
 
     def _release(self) -> None:
         """Close the generator, then its source, in a task; what can close at once does."""
-        if isinstance(self._generator, Closable):
-            self._generator.close()
+        close = getattr(self._generator, "close", None)
+        if close is not None:
+            close()
         if self._closing is None and not self._source.event_loop.is_closed():
             self._closing = start_task(
                 self._close(), self._source.event_loop, self._source.own_context
@@ -224,6 +220,16 @@ async def close_quietly(source: object, failed: str) -> None:
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
         _log.error("%s", failed, exc_info=redacted_exc_info(error))
+
+
+def close_now(source: object, failed: str) -> None:
+    """Close a source whose event loop is closed: what needs no waiting is still done."""
+    closing = close_quietly(source, failed)
+    try:
+        closing.send(None)
+    except StopIteration:
+        return
+    closing.close()
 
 
 _log = logging.getLogger(__name__)

@@ -62,6 +62,10 @@ class RequestObserver:
         """Whether :meth:`first_token` has anybody to tell."""
         return self._log is not None and self._log.tells_first_token
 
+    def is_stopped(self) -> bool:
+        """Return whether the request was asked to stop."""
+        return self._context.is_stopped
+
     def opened(self, input_tokens: int) -> None:
         """Tell that the request is there."""
         if self._metrics is not None:

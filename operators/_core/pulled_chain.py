@@ -1,0 +1,142 @@
+"""The stages of a run, and what cancellations and drops mean while the run is pulled."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from operators._core.chain import Chain, StageFactory
+from operators._core.failures import (
+    SourceCancelled,
+    add_operator_note,
+    drop_top_frame,
+    is_cancellation,
+    redacted_exc_info,
+)
+from operators._core.segment import Segment
+from operators._core.stage import Callbacks
+
+__all__ = ("PulledChain",)
+
+
+class PulledChain(Chain):
+    """
+    The stages of a run, and what the loop tells them of a pull.
+
+    The loop refers to this and not to the run, so that losing the run is noticed at once.
+
+    Args:
+        source: What the run pulls.
+        operators: The operators.
+        scope: As for `Chain`.
+
+    Attributes:
+        source: What the run pulls.
+        item: The slot in which the loop hands over an item.
+        dropped: Whether the run was dropped before its end.
+        puller: The task that waits in a pull.
+        baseline: How many cancellations *puller* had been asked for when it began to wait.
+        own_cancels: How many the run has made since, to end the pull: none or one.
+        is_interrupted: Whether a cancellation is on its way through the pull.
+        is_disturbed: Whether it was dropped or is interrupted; then the loop asks `is_over`.
+        pump: A task of ours that may pull, whose cancellation is no consumer's.
+    """
+
+    __slots__ = (
+        "baseline",
+        "dropped",
+        "is_disturbed",
+        "is_interrupted",
+        "item",
+        "own_cancels",
+        "puller",
+        "pump",
+        "source",
+    )
+
+    def __init__(
+        self, source: AsyncIterator[Any], operators: Sequence[StageFactory], scope: Any
+    ) -> None:
+        self.source = source
+        self.item: Any = None
+        self.dropped = False
+        self.puller: asyncio.Task[Any] | None = None
+        self.baseline = 0
+        self.own_cancels = 0
+        self.is_interrupted = False
+        self.is_disturbed = False
+        self.pump: asyncio.Task[None] | None = None
+        super().__init__(operators, scope)
+
+    def complete(self, place: int = 0, ended_by: str | None = None) -> None:
+        """Complete the stages from *place* on, in order."""
+        if self.is_disturbed and self.is_over():
+            return
+        super().complete(place, ended_by or self._source_ended_by())
+
+    def push_last(self, item: Any, place: int = 0, ended_by: str | None = None) -> None:
+        """Send the stream's last item through the stages from *place* on, and complete them."""
+        super().push_last(item, place, ended_by or self._source_ended_by())
+
+    def _source_ended_by(self) -> str | None:
+        return self.source.ended_by if isinstance(self.source, Segment) else None
+
+    def is_cancelled(self) -> bool:
+        """Return whether the consumer was cancelled; what an engine cancels and catches is not it."""
+        if not self.is_interrupted or (self.pump is not None and self.puller is self.pump):
+            return False
+        if self.puller is None:
+            return not self.dropped
+        return self.puller.cancelling() > self.baseline + self.own_cancels
+
+    def is_over(self) -> bool:
+        """Return whether the run was dropped; it is where the consumer was cancelled meanwhile."""
+        if not self.dropped and self.is_cancelled():
+            self.drop()
+        return self.dropped
+
+    def fail_from_source(self, error: BaseException) -> None:
+        """Fail the stages with what the source raised; its own cancellation is a failure (S6)."""
+        if _forgets_to_uncancel(error) and self.is_cancelled() and self.puller is not None:
+            # A task group that fails has cancelled its parent, and does not always take that back.
+            self.puller.uncancel()
+        if self.is_over():
+            if isinstance(error, Exception):
+                _log.error("a dropped source failed", exc_info=redacted_exc_info(error))
+            return
+        if is_cancellation(error):
+            cause, error = error, SourceCancelled(f"the source raised {type(error).__name__}")
+            error.__cause__ = cause
+        drop_top_frame(error)
+        if isinstance(self.source, Segment):
+            name = self.source.raised_by(error)
+            if name is not None:
+                add_operator_note(error, name, self._scope)
+        self.fail(error)
+
+    def interrupt(self, *, interrupted: bool) -> None:
+        """Tell the stages that a cancellation is on its way through the pull, or did not drop it."""
+        self.is_interrupted = interrupted
+        self.is_disturbed = interrupted or self.dropped
+        for stage in self._stages:
+            if type(stage) is Callbacks and stage.on_interrupt is not None:
+                stage.on_interrupt(interrupted)
+
+    def drop(self) -> None:
+        """Close the stages, here and in front, and forget what was not handed out."""
+        self.dropped = self.is_disturbed = True
+        self.out.clear()
+        self.error = None
+        self.close_stages()
+        if isinstance(self.source, Segment):
+            self.source.drop()
+
+
+def _forgets_to_uncancel(error: BaseException) -> bool:
+    return sys.version_info < (3, 13) and isinstance(error, BaseExceptionGroup)
+
+
+_log = logging.getLogger(__name__)

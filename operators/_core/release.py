@@ -1,0 +1,309 @@
+"""What a run releases at its end, however that comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import operator
+import sys
+import types
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
+from typing import Any, Final
+
+from operators._core.failures import redacted_exc_info
+from operators._core.loop import READY, Loop
+from operators._core.pulled_chain import PulledChain
+from operators._core.segment import Segment, close_now, close_quietly
+from operators._core.tasks import done, start_task
+
+__all__ = ("IDLE", "LEAVING", "OVER", "PUT_BACK", "RETURNED", "UNWINDING", "WAITING", "Run")
+
+# The states of a run. IDLE is 0, so that a pull asks for it by a truth test.
+IDLE: Final = 0
+WAITING: Final = 1  # a pull waits for the source
+UNWINDING: Final = 2  # it was dropped while it waited, and the pull has not ended yet
+OVER: Final = 3  # the source is closed, or being closed
+PUT_BACK: Final = 4  # items that were put back come first
+LEAVING: Final = 5  # it was closed from within its own step, and is dropped before the next
+
+RETURNED: Final = object()
+
+
+class Run(Segment):
+    """
+    A run's state, and its release: what a drop, a failure and an end have in common.
+
+    The loop of the run is pulled by :class:`FusedRun`. Whatever ends it, the stages are closed and
+    the end is told at once, while the source is closed in a task, as that may have to wait.
+
+    Attributes:
+        event_loop: The event loop that the run lives on.
+        own_context: The context that source and operators run in; None for the consumer's own.
+        is_adopted: Whether an operator behind has taken the run over, and closes it.
+        raised: The ``id`` of the exception that the run raised to its consumer.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_chain",
+        "_closing",
+        "_enter",
+        "_generator",
+        "_is_leaving",
+        "_on_end",
+        "_on_left",
+        "_put_back",
+        "_resumed_state",
+        "_send",
+        "_state",
+        "_unwound",
+        "event_loop",
+        "is_adopted",
+        "own_context",
+        "raised",
+    )
+
+    _chain: PulledChain
+    _generator: Loop
+    _send: Callable[[None], Any]
+
+    def __init__(
+        self,
+        own_context: contextvars.Context | None,
+        *,
+        enters: bool,
+        on_end: Callable[[bool], None] | None,
+        on_left: Callable[[Sequence[Any]], None] | None,
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> None:
+        # Asking for the running loop is a system call on some Pythons, dear with many requests.
+        self.event_loop = loop or asyncio.get_running_loop()
+        # An empty context is false.
+        self.own_context = own_context
+        self._enter: Callable[..., Any] = (
+            operator.call if own_context is None or not enters else own_context.run
+        )
+        self._on_end = on_end
+        self._on_left = on_left
+        self.is_adopted = False
+        self.raised = 0
+        self._is_leaving = False
+        self._unwound: asyncio.Future[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._put_back: list[Any] | None = None
+        self._resumed_state: int = IDLE
+        self._state: int = OVER
+
+    @property
+    def ended(self) -> bool:
+        """Whether the item handed out last was the last one."""
+        return (
+            self._put_back is None
+            and self.has_ended
+            and not self._chain.out
+            and self._chain.error is None
+        )
+
+    def _advance(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        try:
+            return self._enter(function, argument)
+        except StopIteration:
+            return RETURNED
+        except GeneratorExit as error:
+            self._enter(self._chain.fail_from_source, error)
+            return RETURNED
+
+    def _is_unwinding(self) -> bool:
+        return self._state == UNWINDING
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing comes in any more: completed, failed or dropped."""
+        return self._chain.has_ended
+
+    def pulled_by(self, pump: asyncio.Task[None]) -> None:
+        """Note that the task *pump* pulls: its cancellation is a failure, and no consumer's."""
+        self._chain.pump = pump
+
+    @property
+    def dropped(self) -> bool:
+        """Whether it was dropped before its end."""
+        return self._chain.dropped
+
+    @property
+    def ended_by(self) -> str | None:
+        """The operator that ended the stream before its source did; None where none did."""
+        return self._chain.ended_by
+
+    def drop(self) -> None:
+        """Close the stages, here and in front, and forget what was not handed out."""
+        if self._state != OVER:
+            self._leave(self._chain.out)
+            _enter_once(self._enter, self._chain.drop)
+
+    def close(self) -> None:
+        """
+        Drop the run without waiting: everything is released, once (row S7).
+
+        A pull that another task waits in ends there without an item. What closing the source waits
+        for goes on in a task; :meth:`aclose` waits for that too.
+        """
+        if self._put_back is not None:
+            self._put_back = None
+            self._state = self._resumed_state
+        if self._state == OVER:
+            self._leave(self._chain.out)
+            self._chain.out.clear()
+            self._chain.error = None
+            self._tell_end(dropped=True)
+            return
+        if self._generator.gi_running:
+            # An operator or the engine drops its own stream: let the step end first.
+            self._is_leaving = True
+            if self._state == IDLE:
+                self._state = LEAVING
+            self.event_loop.call_soon(self.close)
+        elif self._state == WAITING:
+            self._state = UNWINDING
+            self.drop()
+            self._tell_end(dropped=True)
+            self._cancel_pull()
+        elif self._state != UNWINDING:
+            self._drop()
+
+    def _cancel_pull(self) -> None:
+        task = self._chain.puller
+        if task is None:
+            self._unwind_pull()
+        elif task.cancelling() <= self._chain.baseline:
+            # As asyncio.timeout does; a second one would cut the engine's clean-up short.
+            self._chain.own_cancels = 1
+            task.cancel()
+
+    def _drop(self) -> None:
+        self.drop()
+        self._generator.close()
+        self._tell_end(dropped=True)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Release the source; what is in ``out`` is still to be handed out."""
+        self._state = OVER
+        if self.ended:
+            self._tell_end(dropped=False)
+        self._close_source()
+
+    def _leave(self, items: Sequence[Any]) -> None:
+        """Note that *items* are not handed out."""
+        if items and self._on_left is not None and self._on_end is not None:
+            self._on_left(items)
+
+    def _tell_end(self, *, dropped: bool) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is None:
+            return
+        try:
+            _enter_once(self._enter, partial(on_end, dropped))
+        except Exception as error:
+            _log.error(
+                "the callback at the end of a stream failed", exc_info=redacted_exc_info(error)
+            )
+
+    def _close_source(self) -> None:
+        source, loop = self._chain.source, self.event_loop
+        if isinstance(source, Segment):
+            source.close()
+        elif hasattr(source, "aclose"):
+            if loop.is_closed():
+                self._enter(close_now, source, _FAILED)
+            else:
+                self._closing = start_task(close_quietly(source, _FAILED), loop, self.own_context)
+
+    def _abandon_pull(self) -> None:
+        """Unwind a pull whose coroutine was closed: by a task, since it may have to wait."""
+        self._chain.puller = None
+        if self._state == WAITING:
+            self._state = UNWINDING
+            self.drop()
+            self._tell_end(dropped=True)
+        self._unwind_pull()
+
+    def _unwind_pull(self) -> None:
+        """Cancel the step that nobody waits for any more, in a task: its clean-up may wait."""
+        if self.event_loop.is_running():
+            self._closing = start_task(self._unwind(), self.event_loop, self.own_context)
+        else:
+            self._advance(self._generator.throw, asyncio.CancelledError())
+            self._end_unwinding()
+
+    async def _unwind(self) -> None:
+        # The task runs in the context already.
+        self._enter = operator.call
+        try:
+            await self._pass_on()
+        finally:
+            self._end_unwinding()
+
+    @types.coroutine
+    def _pass_on(self) -> Generator[Any, Any, None]:
+        signal = self._advance(self._generator.throw, asyncio.CancelledError())
+        while signal is not READY and signal is not RETURNED:
+            try:
+                yield signal
+            except BaseException as error:
+                signal = self._advance(self._generator.throw, error)
+            else:
+                signal = self._advance(self._send, None)
+
+    def _end_unwinding(self) -> None:
+        self.drop()
+        self._generator.close()
+        self._tell_end(dropped=True)
+        self._finish()
+        if self._unwound is not None and not self._unwound.done():
+            self._unwound.set_result(None)
+
+    async def wait_closed(self) -> None:
+        """Wait until everything is released; being cancelled here does not disturb the release."""
+        if self._state == UNWINDING:
+            if self._unwound is None:
+                self._unwound = self.event_loop.create_future()
+            await asyncio.shield(self._unwound)
+        if isinstance(self._chain.source, Segment):
+            await self._chain.source.aclose()
+        elif self._closing is not None and not self._closing.done():
+            await done(self._closing)
+
+    async def aclose(self) -> None:
+        """Drop the run, and wait until everything is released."""
+        self.close()
+        await self.wait_closed()
+
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # When the interpreter ends, the names of this module may be gone.
+        if is_finalizing() or getattr(self, "_state", OVER) == OVER:
+            return
+        if self.event_loop.is_running():
+            # The collector may call this in the middle of anything, in any thread.
+            self.event_loop.call_soon_threadsafe(self.close)
+        else:
+            self.close()
+
+
+def _enter_once(enter: Callable[..., Any], function: Callable[[], None]) -> None:
+    """Call *function* by way of *enter*, or as it is where the caller is in that context already."""
+    try:
+        enter(_do_nothing)
+    except RuntimeError:
+        function()
+    else:
+        enter(function)
+
+
+def _do_nothing() -> None: ...
+
+
+_FAILED: Final = "closing the source of a stream failed"
+_log = logging.getLogger(__name__)
