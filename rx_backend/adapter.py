@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import time_ns
 from typing import cast
@@ -106,16 +106,7 @@ class EngineAdapter:
         Raises:
             InvalidArgument: Something is no operator.
         """
-        pipeline = self.pipeline
-        if isinstance(pipeline, Pipeline):
-            more: PipelineSource = _checked(lambda: pipeline.with_operators(*operators))
-        else:
-            make = pipeline
-            _checked(lambda: Pipeline(operators))
-
-            def more(scope: RequestScope) -> Pipeline:
-                return make(scope).with_operators(*operators)
-
+        more = self._pipeline_with(operators)
         return EngineAdapter(
             self.engine,
             self.mode,
@@ -125,6 +116,13 @@ class EngineAdapter:
             clock=self._clock,
             record=self._record,
         )
+
+    def _pipeline_with(self, operators: Sequence[AnyOperator]) -> PipelineSource:
+        pipeline = self.pipeline
+        if isinstance(pipeline, Pipeline):
+            return _checked(lambda: pipeline.with_operators(*operators))
+        _checked(lambda: Pipeline(operators))
+        return lambda scope: pipeline(scope).with_operators(*operators)
 
     def draw(self) -> str:
         """

@@ -135,6 +135,11 @@ class _FromDynamo(LLMEngine):
     def generate(self, request: PreprocessedRequest, context: RequestContext) -> ChunkSource:
         return self._engine.generate(to_builtins(request), self._context(context))
 
+    @property
+    def has_abort(self) -> bool:
+        """Whether the engine has an ``abort``; the conformance kit asks."""
+        return hasattr(self._engine, "abort")
+
     async def abort(self, context: RequestContext) -> None:
         abort = getattr(self._engine, "abort", None)
         if abort is not None:
