@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -55,7 +55,7 @@ PHASES = ["chunks", "items"]
 
 def chunk_in(item: Item | LLMEngineOutput) -> LLMEngineOutput | None:
     """Return the chunk in an item, or the chunk itself."""
-    return cast("Item", item).data if isinstance(item, Annotated) else item
+    return item.data if isinstance(item, Annotated) else item
 
 
 def with_chunk(item: Item | LLMEngineOutput, **changes: Any) -> Any:
