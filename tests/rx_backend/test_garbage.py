@@ -27,6 +27,8 @@ from rx_backend.testing import run_virtual
 
 REQUEST = PreprocessedRequest(model="m", token_ids=[1])
 
+PING: Annotated[LLMEngineOutput] = Annotated(comment=["ping"])
+
 
 class Engine(LLMEngine):
     """Gives three chunks, and fails where it is told to."""
@@ -58,7 +60,7 @@ async def as_it_is(item: object) -> object:
 LISTS: dict[str, list[AnyOperator]] = {
     "standard": [],
     "limit_tokens": [limit_tokens(1)],
-    "heartbeat": [heartbeat(0.005, Annotated(comment=["ping"]))],
+    "heartbeat": [heartbeat(0.005, PING)],
     "coalesce": [coalesce(max_tokens=4)],
     "map_async": [map_async(as_it_is)],
 }
