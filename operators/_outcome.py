@@ -125,6 +125,7 @@ class HandedOut:
 
     def _look(self, item: Any) -> None:
         fields = cast("Mapping[str, Any]", item) if isinstance(item, Mapping) else None
+        item = cast("object", item)
         if fields is not None and fields.get("event") == "error":
             self.fail(None)
             return
@@ -163,8 +164,8 @@ def _chunk_in(item: Any) -> Any:
     chunk = getattr(item, "data", item)
     if isinstance(chunk, Mapping):
         fields = cast("Mapping[str, Any]", chunk)
-        inner = fields.get("data", fields)
-        return inner if isinstance(inner, Mapping) and _CHUNK_FIELDS & inner.keys() else None
+        inner: Any = fields.get("data", fields)
+        return inner if isinstance(inner, Mapping) and _CHUNK_FIELDS.intersection(inner) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     return chunk if hasattr(chunk, "token_ids") else None
 
 

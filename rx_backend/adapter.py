@@ -247,7 +247,9 @@ class EngineAdapter:
         try:
             pipeline = cast("Callable[[RequestScope], object]", make)(scope)
             if not isinstance(pipeline, Pipeline):
-                raise TypeError(f"expected it to return a Pipeline, got {type(pipeline).__name__}")
+                raise TypeError(  # noqa: TRY301
+                    f"expected it to return a Pipeline, got {type(pipeline).__name__}"
+                )
             return compiled(pipeline)
         except Exception as error:
             raise InvalidArgument(

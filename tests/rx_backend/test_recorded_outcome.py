@@ -335,7 +335,6 @@ async def test_an_operator_that_ends_the_stream_early_is_named(
 @virtual
 async def test_what_follows_the_terminal_is_no_drop(takes: int | None) -> None:
     """An operator may still say something behind it; whoever leaves there has the terminal."""
-
     goodbye: Item = Annotated(comment=["goodbye"])
 
     @operator

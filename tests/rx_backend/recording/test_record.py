@@ -163,7 +163,7 @@ async def test_items_without_a_chunk_are_left_out(tmp_path: Path) -> None:
     pipeline = standard_pipeline.with_operators(beat(), record(tmp_path / "a.jsonl"))
     adapter = adapter_of(ScriptedEngine(token(1), stop()), pipeline=pipeline)
     items = await collect(await adapter.generate(request()))
-    assert [item.event for item in items] == ["heartbeat", "heartbeat"]
+    assert [item.event for item in items] == ["heartbeat", "heartbeat", "error"]
     recording = read_recording(tmp_path / "a.jsonl")
     assert (recording.chunks, recording.end) == ([], Ending(0.0, "completed"))
 
