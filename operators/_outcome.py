@@ -124,8 +124,7 @@ class HandedOut:
         return item
 
     def _look(self, item: Any) -> None:
-        fields = cast("Mapping[str, Any]", item) if isinstance(item, Mapping) else None
-        item = cast("object", item)
+        fields = _fields_of(item)
         if fields is not None and fields.get("event") == "error":
             self.fail(None)
             return
@@ -162,11 +161,15 @@ class HandedOut:
 def _chunk_in(item: Any) -> Any:
     """Return the chunk in an item, or in its JSON form; None where there is none."""
     chunk = getattr(item, "data", item)
-    if isinstance(chunk, Mapping):
-        fields = cast("Mapping[str, Any]", chunk)
-        inner: Any = fields.get("data", fields)
-        return inner if isinstance(inner, Mapping) and _CHUNK_FIELDS.intersection(inner) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    fields = _fields_of(chunk)
+    if fields is not None:
+        fields = _fields_of(fields.get("data", fields))
+        return None if fields is None or not _CHUNK_FIELDS & fields.keys() else fields
     return chunk if hasattr(chunk, "token_ids") else None
+
+
+def _fields_of(item: object) -> Mapping[str, Any] | None:
+    return cast("Mapping[str, Any]", item) if isinstance(item, Mapping) else None
 
 
 _CHUNK_FIELDS = frozenset({"token_ids", "finish_reason"})
@@ -263,7 +266,10 @@ class OutcomeTracker:
         if handed is not None and has_ended:
             # Operators on items may have made another end of what came to them.
             reasons = handed.reasons
-            failure = (handed.error or failure) if handed.has_failed else None
+            failure = None
+            if handed.has_failed:
+                # An item in its JSON form has no error of its own.
+                failure = handed.error or self.failure or RuntimeError("an operator made an error")
         if failure is not None:
             return Outcome(None, failure, self._was_stopped(), times, handed_out=tokens)
         in_order = tuple(reasons[index] for index in sorted(reasons))

@@ -180,16 +180,12 @@ class Pump(Generic[T]):
         return on_end(failure)
 
     def _forget(self) -> None:
-        """Let go of the callbacks: those who own a pump mostly refer to it, which is a cycle."""
+        """Forget whom to call: they refer to the pump, and a cycle would wait for the collector."""
         self._on_item = self._on_end = _ignore
 
     def _wake(self) -> None:
         if self._demand is not None and not self._demand.done():
             self._demand.set_result(None)
-
-
-def _ignore(_: object) -> None:
-    """Take nothing any more."""
 
 
 async def _pull_on_demand(pump_ref: weakref.ref[Pump[T]]) -> None:
@@ -209,3 +205,6 @@ def _task_done(pump_ref: weakref.ref[Pump[T]], task: asyncio.Task[None]) -> None
     if pump is not None and failure is not None:
         pump.source.close()
         pump.report_end(failure)
+
+
+def _ignore(_: object) -> None: ...
