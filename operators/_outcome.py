@@ -124,7 +124,7 @@ class HandedOut:
         return item
 
     def _look(self, item: Any) -> None:
-        fields = cast("Mapping[str, Any]", item) if isinstance(item, Mapping) else None
+        fields = _fields_of(item)
         if fields is not None and fields.get("event") == "error":
             self.fail(None)
             return
@@ -161,11 +161,15 @@ class HandedOut:
 def _chunk_in(item: Any) -> Any:
     """Return the chunk in an item, or in its JSON form; None where there is none."""
     chunk = getattr(item, "data", item)
-    if isinstance(chunk, Mapping):
-        fields = cast("Mapping[str, Any]", chunk)
-        inner = fields.get("data", fields)
-        return inner if isinstance(inner, Mapping) and _CHUNK_FIELDS & inner.keys() else None
+    fields = _fields_of(chunk)
+    if fields is not None:
+        fields = _fields_of(fields.get("data", fields))
+        return None if fields is None or not _CHUNK_FIELDS & fields.keys() else fields
     return chunk if hasattr(chunk, "token_ids") else None
+
+
+def _fields_of(item: object) -> Mapping[str, Any] | None:
+    return cast("Mapping[str, Any]", item) if isinstance(item, Mapping) else None
 
 
 _CHUNK_FIELDS = frozenset({"token_ids", "finish_reason"})

@@ -245,14 +245,17 @@ class EngineAdapter:
         make = self.pipeline
         name = getattr(make, "__qualname__", repr(make))
         try:
-            pipeline = cast("Callable[[RequestScope], object]", make)(scope)
-            if not isinstance(pipeline, Pipeline):
-                raise TypeError(f"expected it to return a Pipeline, got {type(pipeline).__name__}")
-            return compiled(pipeline)
+            return compiled(_as_pipeline(cast("Callable[[RequestScope], object]", make)(scope)))
         except Exception as error:
             raise InvalidArgument(
                 f"pipeline: {name} raised {type(error).__name__}: {error}"
             ) from error
+
+
+def _as_pipeline(made: object) -> Pipeline:
+    if not isinstance(made, Pipeline):
+        raise TypeError(f"expected it to return a Pipeline, got {type(made).__name__}")
+    return made
 
 
 def _checked(make: Callable[[], Pipeline]) -> Pipeline:

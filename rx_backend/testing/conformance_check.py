@@ -209,8 +209,5 @@ async def _call(function: Callable[[], object]) -> object:
 
 
 def _has_abort(engine: object) -> bool:
-    """Return whether an engine has an abort of its own; one around another engine says so itself."""
-    said = getattr(engine, "has_abort", None)
-    if isinstance(said, bool):
-        return said
+    """Return whether an engine has an abort of its own."""
     return getattr(type(engine), "abort", None) not in {None, LLMEngine.abort}

@@ -53,12 +53,12 @@ from tests.spans import Spans, rows_of
 PHASES = ["chunks", "items"]
 
 
-def chunk_in(item: Any) -> LLMEngineOutput | None:
+def chunk_in(item: Item | LLMEngineOutput) -> LLMEngineOutput | None:
     """Return the chunk in an item, or the chunk itself."""
     return cast("Item", item).data if isinstance(item, Annotated) else item
 
 
-def with_chunk(item: Any, **changes: Any) -> Any:
+def with_chunk(item: Item | LLMEngineOutput, **changes: Any) -> Any:
     """Return a copy of an item whose chunk has *changes*."""
     chunk = chunk_in(item)
     assert chunk is not None
@@ -335,7 +335,6 @@ async def test_an_operator_that_ends_the_stream_early_is_named(
 @virtual
 async def test_what_follows_the_terminal_is_no_drop(takes: int | None) -> None:
     """An operator may still say something behind it; whoever leaves there has the terminal."""
-
     goodbye: Item = Annotated(comment=["goodbye"])
 
     @operator
