@@ -66,7 +66,11 @@ async def leave(client: AsyncOpenAI, after_s: float) -> None:
 
 @pytest.mark.rows("A2", "A3")
 def test_with_heartbeats_every_client_is_heard_leave(tmp_path: Path) -> None:
-    """At any moment, also while the frontend waits for the stream: each is one abort."""
+    """
+    At any moment, also while the frontend waits for the stream: each is one abort.
+
+    There are more aborts than engines that wait: a client may leave between two pulls.
+    """
     flags = ("--frontend", "--grace-s", "0", "--pipeline", "examples.pipelines:beating")
 
     async def leave_all(port: int) -> None:
@@ -77,13 +81,13 @@ def test_with_heartbeats_every_client_is_heard_leave(tmp_path: Path) -> None:
             asyncio.TaskGroup() as clients,
         ):
             for _ in range(60):
-                clients.create_task(leave(client, moments.uniform(0.05, 0.4)))
+                clients.create_task(leave(client, moments.uniform(0.05, 1.0)))
 
     with serve(tmp_path, "CountingEngine", *flags, RELEASE=str(tmp_path / "never")) as served:
         served.line("curl -N", START_S)
         asyncio.run(leave_all(served.port))
-        until(lambda: 0 < served.count("waiting") == served.count("abort"), served)
+        until(lambda: 0 < served.count("waiting") <= served.count("abort"), served)
         served.signal()
         # A request whose client was not heard leave would be waited for.
         assert served.ended() == 0
-        assert served.count("abort") == served.count("waiting")
+        assert served.count("waiting") <= served.count("abort") <= 60
