@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ from rx_backend.context import RequestContext
 from rx_backend.dynamo import Handler, serving
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import Disconnected
-from rx_backend.pipeline import standard_pipeline
+from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.scope import RequestScope
 from tests.rx_backend._engines import stop, token
@@ -133,7 +133,7 @@ async def served(
     play: Play,
     *,
     coalesce: bool = True,
-    pipeline: Pipeline = standard_pipeline,
+    pipeline: PipelineSource = standard_pipeline,
     around: Callable[[Handler], Handler] = lambda handler: handler,
 ) -> AsyncGenerator[Served]:
     async with cluster() as joined:
@@ -314,7 +314,7 @@ class Noticing:
 
 
 def noticing(handler: Handler, notices: list[str]) -> Handler:
-    def handle(request: Mapping[str, Any], context: Any) -> AsyncGenerator[dict[str, Any]]:
+    def handle(request: Mapping[str, Any], context: Any) -> AsyncIterator[dict[str, Any]]:
         return handler(request, Noticing(context, notices))
 
     return handle

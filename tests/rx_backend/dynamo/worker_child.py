@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator
 from importlib import import_module
 from typing import Any
 
-from operators import limit_tokens
+from operators import Pipeline, limit_tokens
 from rx_backend.dynamo import as_dynamo_engine, from_dynamo_engine
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.scope import RequestScope
@@ -50,7 +50,7 @@ class Engine:
         tell("cleanup")
 
 
-def limited(scope: RequestScope) -> list[Any]:
+def limited(scope: RequestScope) -> Pipeline:
     """The standard operators, and one that ends a stream at its limit."""
     limit = scope.request.stop_conditions.max_tokens
     if limit is None:
