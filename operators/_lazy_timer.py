@@ -52,7 +52,7 @@ class LazyTimer:
                 self._handle.cancel()
             self._at = due
             # A timer that is pending keeps no stream alive that is lost.
-            timer = weakref.ref(self)
+            timer: weakref.ref[LazyTimer] = weakref.ref(self)
             self._handle = self._loop.call_at(due, _end_turn, timer, context=self._context)
 
     def cancel(self) -> None:

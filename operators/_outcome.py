@@ -120,20 +120,23 @@ class HandedOut:
 
     def look(self, item: Any) -> Any:
         """Take note of an item, and return it."""
-        fields = cast("Mapping[str, Any]", item) if isinstance(item, Mapping) else None
+        self._look(item)
+        return item
+
+    def _look(self, item: Any) -> None:
+        fields = _fields_of(item)
         if fields is not None and fields.get("event") == "error":
             self.fail(None)
-            return item
+            return
         error = getattr(item, "error", None)
         if isinstance(error, Exception):
             self.fail(error)
-            return item
-        chunk = _chunk_in(item)
+            return
+        chunk = _chunk_in(cast("object", item))
         if chunk is not None:
             self._look_at_chunk(chunk)
         elif not self._has_chunk and fields is None and not hasattr(item, "data"):
             self.is_known = False
-        return item
 
     def take_back(self, left: HandedOut) -> None:
         """Take note that what *left* has seen was not handed out in the end."""
@@ -158,11 +161,15 @@ class HandedOut:
 def _chunk_in(item: Any) -> Any:
     """Return the chunk in an item, or in its JSON form; None where there is none."""
     chunk = getattr(item, "data", item)
-    if isinstance(chunk, Mapping):
-        fields = cast("Mapping[str, Any]", chunk)
-        fields = fields.get("data", fields)
-        return fields if isinstance(fields, Mapping) and _CHUNK_FIELDS & fields.keys() else None
+    fields = _fields_of(chunk)
+    if fields is not None:
+        fields = _fields_of(fields.get("data", fields))
+        return None if fields is None or not _CHUNK_FIELDS & fields.keys() else fields
     return chunk if hasattr(chunk, "token_ids") else None
+
+
+def _fields_of(item: object) -> Mapping[str, Any] | None:
+    return cast("Mapping[str, Any]", item) if isinstance(item, Mapping) else None
 
 
 _CHUNK_FIELDS = frozenset({"token_ids", "finish_reason"})
@@ -259,7 +266,10 @@ class OutcomeTracker:
         if handed is not None and has_ended:
             # Operators on items may have made another end of what came to them.
             reasons = handed.reasons
-            failure = (handed.error or failure) if handed.has_failed else None
+            failure = None
+            if handed.has_failed:
+                # An item in its JSON form has no error of its own.
+                failure = handed.error or self.failure or RuntimeError("an operator made an error")
         if failure is not None:
             return Outcome(None, failure, self._was_stopped(), times, handed_out=tokens)
         in_order = tuple(reasons[index] for index in sorted(reasons))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import time_ns
 from typing import cast
@@ -106,16 +106,7 @@ class EngineAdapter:
         Raises:
             InvalidArgument: Something is no operator.
         """
-        pipeline = self.pipeline
-        if isinstance(pipeline, Pipeline):
-            more: PipelineSource = _checked(lambda: pipeline.with_operators(*operators))
-        else:
-            make = pipeline
-            _checked(lambda: Pipeline(operators))
-
-            def more(scope: RequestScope) -> Pipeline:
-                return make(scope).with_operators(*operators)
-
+        more = self._pipeline_with(operators)
         return EngineAdapter(
             self.engine,
             self.mode,
@@ -125,6 +116,13 @@ class EngineAdapter:
             clock=self._clock,
             record=self._record,
         )
+
+    def _pipeline_with(self, operators: Sequence[AnyOperator]) -> PipelineSource:
+        pipeline = self.pipeline
+        if isinstance(pipeline, Pipeline):
+            return _checked(lambda: pipeline.with_operators(*operators))
+        _checked(lambda: Pipeline(operators))
+        return lambda scope: pipeline(scope).with_operators(*operators)
 
     def draw(self) -> str:
         """
@@ -247,14 +245,17 @@ class EngineAdapter:
         make = self.pipeline
         name = getattr(make, "__qualname__", repr(make))
         try:
-            pipeline = cast("Callable[[RequestScope], object]", make)(scope)
-            if not isinstance(pipeline, Pipeline):
-                raise TypeError(f"expected it to return a Pipeline, got {type(pipeline).__name__}")
-            return compiled(pipeline)
+            return compiled(_as_pipeline(cast("Callable[[RequestScope], object]", make)(scope)))
         except Exception as error:
             raise InvalidArgument(
                 f"pipeline: {name} raised {type(error).__name__}: {error}"
             ) from error
+
+
+def _as_pipeline(made: object) -> Pipeline:
+    if not isinstance(made, Pipeline):
+        raise TypeError(f"expected it to return a Pipeline, got {type(made).__name__}")
+    return made
 
 
 def _checked(make: Callable[[], Pipeline]) -> Pipeline:

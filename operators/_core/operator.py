@@ -234,6 +234,16 @@ def operator(
     closed at the end, however it comes. Besides pulling it, the generator may ``close()`` its
     source at any moment, also while it waits for it: the pull then ends without an item.
 
+    When its source has ended, the generator is run on until it has ended too or has yielded once
+    more: only then the item before is handed out, and known to be the last. So one that works on
+    after its last ``yield`` delays the last item; ``source.ended`` tells whether the item that came
+    was the last one::
+
+        async for item in source:
+            yield item
+            if not source.ended:
+                await asyncio.sleep(1.0)
+
     A parameter ``scope`` is filled in when the stage starts: ``scope: RequestScope = SCOPE``.
 
     Args:
@@ -304,15 +314,8 @@ def _made(
     check: Callable[..., object] | None = None,
 ) -> Callable[..., Operator[Any, Any]]:
     """Return the function that makes the operator of a body."""
-    if kind is None:
-        kind = PullingOperator if inspect.isasyncgenfunction(function) else Operator
-        if kind is Operator and not inspect.isgeneratorfunction(function):
-            hint = ", or map_async" if inspect.iscoroutinefunction(function) else ""
-            raise TypeError(
-                f"operator: expected a generator or an asynchronous generator function{hint}, "
-                f"got {function!r}"
-            )
-    operands = _without_source(function) if kind is PullingOperator else function
+    kind = kind or _kind_of(function)
+    operands = _operands(function, kind)
 
     @functools.wraps(function)
     def make(*args: Any, **kwargs: Any) -> Operator[Any, Any]:
@@ -325,8 +328,23 @@ def _made(
     return make
 
 
-def _without_source(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function with the operator's own signature: the source is no argument of it."""
+def _kind_of(function: Callable[..., Any]) -> type[Operator[Any, Any]]:
+    """Return what a function makes by what its body is."""
+    if inspect.isasyncgenfunction(function):
+        return PullingOperator
+    if inspect.isgeneratorfunction(function):
+        return Operator
+    hint = ", or map_async" if inspect.iscoroutinefunction(function) else ""
+    raise TypeError(
+        f"operator: expected a generator or an asynchronous generator function{hint}, "
+        f"got {function!r}"
+    )
+
+
+def _operands(function: Callable[..., Any], kind: type[Operator[Any, Any]]) -> Callable[..., Any]:
+    """Return a function with the operator's own signature: a source is no argument of it."""
+    if kind is not PullingOperator:
+        return function
 
     @functools.wraps(function)
     def operands(*args: Any, **kwargs: Any) -> None: ...

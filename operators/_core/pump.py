@@ -113,7 +113,7 @@ class Pump(Generic[T]):
     def stop(self) -> None:
         """End the task and leave the source open, for others to pull; not while a pull waits."""
         self._is_closed = self._leaves_source = True
-        self._forget_callbacks()
+        self._forget()
         self._wake()
 
     def close(self) -> None:
@@ -121,7 +121,7 @@ class Pump(Generic[T]):
         if self._is_closed:
             return
         self._is_closed = True
-        self._forget_callbacks()
+        self._forget()
         if self._is_handling and self.task is not None and self.task is not current_task():
             self.task.cancel()
         self._wake()
@@ -176,19 +176,16 @@ class Pump(Generic[T]):
             return None
         self._is_closed = True
         on_end = self._on_end
-        self._forget_callbacks()
+        self._forget()
         return on_end(failure)
 
-    def _forget_callbacks(self) -> None:
-        """Let go of the consumer, which refers to the pump: else only the collector frees both."""
+    def _forget(self) -> None:
+        """Forget whom to call: they refer to the pump, and a cycle would wait for the collector."""
         self._on_item = self._on_end = _ignore
 
     def _wake(self) -> None:
         if self._demand is not None and not self._demand.done():
             self._demand.set_result(None)
-
-
-def _ignore(_: object) -> None: ...
 
 
 async def _pull_on_demand(pump_ref: weakref.ref[Pump[T]]) -> None:
@@ -208,3 +205,6 @@ def _task_done(pump_ref: weakref.ref[Pump[T]], task: asyncio.Task[None]) -> None
     if pump is not None and failure is not None:
         pump.source.close()
         pump.report_end(failure)
+
+
+def _ignore(_: object) -> None: ...

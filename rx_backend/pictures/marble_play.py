@@ -11,6 +11,7 @@ from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
 from operators import fuse
+from operators.assembly import Plan
 from operators.authoring import AnyOperator
 from rx_backend.pictures.marble_rows import MarbleRow
 from rx_backend.testing import MarbleEvent, MarbleResult, Marbles
@@ -104,7 +105,9 @@ class MarblePlay:
 
         return Observable(subscribe)
 
-    def pulled(self, line: str, operators: Iterable[AnyOperator], takes: int) -> Observable[Any]:
+    def pulled(
+        self, line: str, operators: Iterable[AnyOperator] | Plan, takes: int
+    ) -> Observable[Any]:
         """The items that a consumer pulls out of *operators*, in a task of its own."""
         source = self.test.cold(line)
 

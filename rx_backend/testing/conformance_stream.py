@@ -174,12 +174,13 @@ class _Stream:
     def _abort(self) -> None:
         """Abort as the adapter does after a stop, once there is a stream."""
         abort = getattr(self._engine, "abort", None)
+        if abort is None:
+            return
 
         async def call() -> None:
             await abort(self._context)
 
-        if abort is not None:
-            self._aborting = asyncio.create_task(call(), name="conformance abort")
+        self._aborting = asyncio.create_task(call(), name="conformance abort")
 
     async def _end_abort(self) -> None:
         timeout_s = self._limits.timeout_s

@@ -19,6 +19,7 @@ from rx_backend import (
     RequestContext,
     standard_pipeline,
 )
+from rx_backend.protocols import SamplingOptions
 from tests.matrix.call import Call, MatrixEngine
 from tests.matrix.kinds import Consumer, Engine
 from tests.matrix.record import Record
@@ -79,7 +80,7 @@ class Request:
         if operators:
             adapter = adapter.with_operators(*operators)
         request = PreprocessedRequest(
-            model=model, token_ids=[1], sampling_options={"n": self._kind.answers}
+            model=model, token_ids=[1], sampling_options=SamplingOptions(n=self._kind.answers)
         )
         stream = await adapter.generate(request, self.context)
         if not self._kind.holds_task:
@@ -278,9 +279,7 @@ class Request:
                 record.blame("S6: a cancellation that nobody made reached the consumer")
         elif self._kind.cancels_consumer and isinstance(error.__cause__, asyncio.CancelledError):
             return
-        elif self._kind.fails_setup and not record.has_stream:
-            return
-        elif not self._is_of_engine(error):
+        elif not self._is_of_engine(error) and (record.has_stream or not self._kind.fails_setup):
             where = _last_line(error)
             record.blame(f"S6: {type(error).__name__} reached the consumer: {error} ({where})")
 

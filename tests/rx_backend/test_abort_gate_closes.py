@@ -156,7 +156,7 @@ PIPELINES = {
 @pytest.mark.parametrize("answers", [False, True], ids=["raises", "answers"])
 @pytest.mark.parametrize("pipeline", PIPELINES.values(), ids=PIPELINES)
 @virtual
-async def test_the_engine_s_clean_up_opens_nothing(
+async def test_the_engine_s_clean_up_opens_nothing(  # noqa: PLR0917 - a matrix
     mode: str,
     is_stopped: bool,
     unwind: Unwind,

@@ -12,7 +12,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode, Tracer
 
-from operators.authoring import AnyOperator
+from operators import Pipeline
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import (
@@ -183,7 +183,7 @@ async def test_gaps_can_be_had_per_token() -> None:
     """A pipeline's own operators find the times in the scope, per chunk and per token."""
     scopes: list[RequestScope] = []
 
-    def watched(scope: RequestScope) -> list[AnyOperator]:
+    def watched(scope: RequestScope) -> Pipeline:
         scopes.append(scope)
         return standard_pipeline
 

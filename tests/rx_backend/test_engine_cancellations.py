@@ -55,7 +55,7 @@ class Engine(ScriptedEngine):
 
 
 @operator
-async def passing(source: FusedRun[Any]) -> Any:
+async def passing(source: FusedRun[Any]) -> AsyncGenerator[Any]:
     """Pass items on, as an operator that pulls for itself."""
     async for item in source:
         yield item

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import reactivex
@@ -68,7 +68,7 @@ def observable(chunks: Chunks) -> Observable[Any]:
                 async for chunk in chunks:
                     observer.on_next(chunk)
             except (Exception, asyncio.CancelledError) as error:
-                observer.on_error(error)
+                observer.on_error(cast("Exception", error))
             else:
                 observer.on_completed()
 
@@ -95,7 +95,7 @@ def async_observable(chunks: Chunks) -> AsyncObservable[Any]:
                 async for chunk in chunks:
                     await observer.asend(chunk)
             except (Exception, asyncio.CancelledError) as error:
-                await observer.athrow(error)
+                await observer.athrow(cast("Exception", error))
             else:
                 await observer.aclose()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
@@ -83,7 +83,7 @@ def only_items() -> Stage[Item, Item]:
 
 
 @operator(takes="chunks")
-async def only_chunks(source: FusedRun[Any]) -> Any:
+async def only_chunks(source: FusedRun[Any]) -> AsyncGenerator[Any]:
     """Pass chunks on."""
     async for chunk in source:
         yield chunk
@@ -107,7 +107,7 @@ def test_a_chunk_operator_among_the_items_is_refused(
     misplaced: Operator[Any, Any], place: int
 ) -> None:
     """By its name and place, and when the pipeline is made."""
-    others = [ops.do_action(), only_items()]
+    others: list[AnyOperator] = [ops.do_action(), only_items()]
     items = [*others[:place], misplaced, *others[place:]]
     with pytest.raises(NotAnOperator, match=rf"items\[{place}\]: {misplaced.name} takes .* chunks"):
         Pipeline(standard_pipeline.chunks, items, annotate=standard_pipeline.annotate)
@@ -169,7 +169,7 @@ def raising(error: Exception) -> Stage[Any, Any]:
 
 
 @operator
-async def raising_async(source: FusedRun[Any], error: Exception) -> Any:
+async def raising_async(source: FusedRun[Any], error: Exception) -> AsyncGenerator[Any]:
     """Raise at the second item, in an asynchronous generator."""
     async for item in source:
         yield item
@@ -298,8 +298,8 @@ async def test_a_stock_operator_that_raises_is_logged_once(phase: str) -> None:
 @virtual
 async def test_a_failure_of_the_engine_is_no_operator_s(phase: str) -> None:
     """It passes operators of every kind, and no line says that one of them failed."""
-    passing = [only_chunks()] if phase == "chunks" else [only_items()]
-    pipeline = with_added(phase, *passing, ops.do_action(), map_async(itself))
+    passing: AnyOperator = only_chunks() if phase == "chunks" else only_items()
+    pipeline = with_added(phase, passing, ops.do_action(), map_async(itself))
     adapter = adapter_of(ScriptedEngine(token(1), Disconnected("gone")), pipeline=pipeline)
     with capture_logs() as events:
         *_, last = await collect(await adapter.generate(request()))
@@ -371,7 +371,7 @@ def saying(value: Any) -> Stage[Any, Any]:
 
 
 @operator
-async def saying_async(source: FusedRun[Any], value: Any) -> Any:
+async def saying_async(source: FusedRun[Any], value: Any) -> AsyncGenerator[Any]:
     """Hand out *value* for the second item."""
     count = 0
     async for item in source:
@@ -401,7 +401,7 @@ def mapping_async_to(value: Any) -> AnyOperator:
     return map_async(look)
 
 
-NAMES = {mapping_to: "map", mapping_async_to: "map_async"}
+NAMES = {"mapping_to": "map", "mapping_async_to": "map_async"}
 
 
 @pytest.mark.rows("O5", "S6")
@@ -423,7 +423,7 @@ async def test_nothing_where_an_item_is_due(make: Callable[[Any], AnyOperator], 
             cause = raised
     assert isinstance(cause, TypeError)
     named = [*getattr(cause, "__notes__", ()), str(cause)]
-    name = NAMES.get(make, make.__name__)
+    name = NAMES.get(make.__name__, make.__name__)
     assert any(name in text for text in named), named
     assert tokens_of(items) == [[1]]
     (event,) = [event for event in events if event["log_level"] == "error"]
@@ -497,7 +497,7 @@ async def test_a_pipeline_that_is_made_wrongly_for_a_request_fails_its_set_up() 
 
 
 @operator
-async def ending_with(source: FusedRun[Any], last: Any) -> Any:
+async def ending_with(source: FusedRun[Any], last: Any) -> AsyncGenerator[Any]:
     """End the stream at its second item, by what *last* says."""
     async for item in source:
         yield item

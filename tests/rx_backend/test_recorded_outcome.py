@@ -38,23 +38,32 @@ from rx_backend.protocols import (
 )
 from rx_backend.testing import run_virtual
 from tests.meters import Meters
-from tests.rx_backend._engines import ScriptedEngine, Step, collect, request, stop, token, virtual
+from tests.rx_backend._engines import (
+    Item,
+    ScriptedEngine,
+    Step,
+    collect,
+    request,
+    stop,
+    token,
+    virtual,
+)
 from tests.spans import Spans, rows_of
 
 PHASES = ["chunks", "items"]
 
 
-def chunk_in(item: Any) -> LLMEngineOutput | None:
+def chunk_in(item: Item | LLMEngineOutput) -> LLMEngineOutput | None:
     """Return the chunk in an item, or the chunk itself."""
     return item.data if isinstance(item, Annotated) else item
 
 
-def with_chunk(item: Any, **changes: Any) -> Any:
+def with_chunk(item: Item | LLMEngineOutput, **changes: Any) -> Any:
     """Return a copy of an item whose chunk has *changes*."""
     chunk = chunk_in(item)
     assert chunk is not None
     changed = replace(chunk, **changes)
-    return replace(item, data=changed) if isinstance(item, Annotated) else changed
+    return Annotated(changed) if isinstance(item, Annotated) else changed
 
 
 def is_terminal(item: Any) -> bool:
@@ -326,6 +335,7 @@ async def test_an_operator_that_ends_the_stream_early_is_named(
 @virtual
 async def test_what_follows_the_terminal_is_no_drop(takes: int | None) -> None:
     """An operator may still say something behind it; whoever leaves there has the terminal."""
+    goodbye: Item = Annotated(comment=["goodbye"])
 
     @operator
     def saying_goodbye() -> Stage[Any, Any]:
@@ -334,7 +344,7 @@ async def test_what_follows_the_terminal_is_no_drop(takes: int | None) -> None:
             while True:
                 item = yield item
         except Completed:
-            return Annotated(comment=["goodbye"])
+            return goodbye
 
     script = [token(1), token(2), stop()]
     handed = await check(script, standard_pipeline.with_operators(saying_goodbye()), takes)
@@ -370,7 +380,7 @@ async def test_tokens_of_an_engine_without_ids(phase: str) -> None:
     """They are those of the terminal's usage, also where operators stand behind."""
     spans = Spans()
     terminal = replace(stop(), completion_usage=usage(3, 5))
-    nothing = ops.map(lambda item: item)  # pyright: ignore[reportUnknownLambdaType,reportUnknownVariableType]
+    nothing: AnyOperator = ops.do_action()
     if phase == "items":
         pipeline = standard_pipeline.with_operators(nothing)
     else:
@@ -446,7 +456,7 @@ def test_several_answers(
     coalesced: bool,
 ) -> None:
     """Each has a terminal and nothing behind it; the worst of their reasons is the request's."""
-    chunks = [(index % answers, *rest) for index, *rest in chunks]
+    chunks = [(index % answers, made, reason, absent) for index, made, reason, absent in chunks]
     chunks += [(index, [], last[index], False) for index in range(answers)]
     script: list[Step] = []
     tokens: dict[int, list[int]] = {index: [] for index in range(answers)}

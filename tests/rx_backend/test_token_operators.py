@@ -148,6 +148,6 @@ async def test_a_bad_limit_fails_the_request_before_the_engine_is_called() -> No
     """The caller has a typed error that names the option."""
     engine = ScriptedEngine(token(1))
     adapter = adapter_of(engine, pipeline=lambda _: Pipeline([limit_tokens(0)]))
-    with pytest.raises(InvalidArgument, match="limit_tokens: limit: expected .* at least 1 token"):
+    with pytest.raises(InvalidArgument, match=r"limit_tokens: limit: expected .* at least 1 token"):
         await adapter.generate(request())
     assert engine.calls == 0
