@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from typing_extensions import TypeVar
+
 from operators import (
     Pipeline,
     annotate_errors,
@@ -31,7 +33,9 @@ from rx_backend.telemetry.outcomes import error_type
 
 __all__ = ("PipelineSource", "compiled", "standard_pipeline")
 
-PipelineSource: TypeAlias = Pipeline | Callable[[RequestScope], Pipeline]
+T_co = TypeVar("T_co", covariant=True, default=Any)
+
+PipelineSource: TypeAlias = Pipeline[T_co] | Callable[[RequestScope], Pipeline[T_co]]
 """A pipeline, or a function that returns one request's from its scope."""
 
 
@@ -64,7 +68,7 @@ def _read_finish_reason(chunk: LLMEngineOutput) -> LLMEngineOutput:
     return convert_output(chunk)
 
 
-standard_pipeline = Pipeline(
+standard_pipeline: Pipeline[Annotated[LLMEngineOutput]] = Pipeline(
     chunks=[
         validate_chunks(
             LLMEngineOutput, convert_output, error=InvalidArgument, normalize=_read_finish_reason
