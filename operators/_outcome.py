@@ -120,20 +120,23 @@ class HandedOut:
 
     def look(self, item: Any) -> Any:
         """Take note of an item, and return it."""
+        self._look(item)
+        return item
+
+    def _look(self, item: Any) -> None:
         fields = _fields_of(item)
         if fields is not None and fields.get("event") == "error":
             self.fail(None)
-            return item
+            return
         error = getattr(item, "error", None)
         if isinstance(error, Exception):
             self.fail(error)
-            return item
-        chunk = _chunk_in(item)
+            return
+        chunk = _chunk_in(cast("object", item))
         if chunk is not None:
             self._look_at_chunk(chunk)
         elif not self._has_chunk and fields is None and not hasattr(item, "data"):
             self.is_known = False
-        return item
 
     def take_back(self, left: HandedOut) -> None:
         """Take note that what *left* has seen was not handed out in the end."""
@@ -263,7 +266,10 @@ class OutcomeTracker:
         if handed is not None and has_ended:
             # Operators on items may have made another end of what came to them.
             reasons = handed.reasons
-            failure = (handed.error or failure) if handed.has_failed else None
+            failure = None
+            if handed.has_failed:
+                # An item in its JSON form has no error of its own.
+                failure = handed.error or self.failure or RuntimeError("an operator made an error")
         if failure is not None:
             return Outcome(None, failure, self._was_stopped(), times, handed_out=tokens)
         in_order = tuple(reasons[index] for index in sorted(reasons))

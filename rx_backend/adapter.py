@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import time_ns
 from typing import Any, Generic, cast, overload
@@ -120,28 +120,23 @@ class EngineAdapter(Generic[T_co]):
         Raises:
             InvalidArgument: Something is no operator.
         """
-        more: PipelineSource
-        fixed = _as_pipeline(self.pipeline)
-        if fixed is not None:
-            more = _checked(lambda: fixed.with_operators(*operators))
-        else:
-            make = cast("Callable[[RequestScope], Pipeline]", self.pipeline)
-            _checked(lambda: Pipeline(operators))
-
-            def extended(scope: RequestScope) -> Pipeline:
-                return make(scope).with_operators(*operators)
-
-            more = extended
-
         return EngineAdapter(
             self.engine,
             self.mode,
-            more,
+            self._pipeline_with(operators),
             tracer=self._tracer,
             meter_provider=self._meter_provider,
             clock=self._clock,
             record=self._record,
         )
+
+    def _pipeline_with(self, operators: Sequence[AnyOperator]) -> PipelineSource:
+        fixed = _as_pipeline(self.pipeline)
+        if fixed is not None:
+            return _checked(lambda: fixed.with_operators(*operators))
+        _checked(lambda: Pipeline(operators))
+        make = cast("Callable[[RequestScope], Pipeline]", self.pipeline)
+        return lambda scope: make(scope).with_operators(*operators)
 
     def draw(self) -> str:
         """

@@ -86,7 +86,9 @@ The operators that every request gets, from an engine's chunks to annotated item
 
 An operator of one's own is added by name or at the end::
 
-    EngineAdapter(engine, standard_pipeline.insert_before("trace_link", limit_tokens(100)))
+    EngineAdapter(
+        engine, pipeline=standard_pipeline.insert_before("trace_link", limit_tokens(100))
+    )
     EngineAdapter(engine).with_operators(heartbeat(15.0, Annotated(comment=["ping"])))
 """
 

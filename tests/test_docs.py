@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = Rows({"Shapes": {"R1": "Round.", "R2": "Square."}}, ["rolls"])
 
 
+@pytest.mark.timeout(90)
 @pytest.mark.parametrize("document", ["behaviour", "dashboard", "reference"])
 def test_generated_document_is_current(document: str) -> None:
     """The document is what `make docs` writes; of the behaviour, every row has a test."""

@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any
 
-from operators._core.failures import (
-    add_operator_note,
-    drop_top_frame,
-    nothing_due,
-    redacted_exc_info,
-)
-from operators._core.stage import (
-    Callbacks,
-    Completed,
-    Condition,
-    Stage,
-    StageResult,
-    Step,
-)
+from operators._core.failures import drop_top_frame, nothing_due
+from operators._core.stage import Callbacks, Completed, Condition, StageResult, Step
+from operators._core.stages import StageFactory, Stages, generator_of
 
-if TYPE_CHECKING:
-    from operators._core.stage import AnyStage
-
-__all__ = ("Chain", "StageFactory")
+__all__ = ("Chain",)
 
 
-class StageFactory(Protocol):
-    """What a chain makes a stage from."""
-
-    @property
-    def name(self) -> str:
-        """Shown in errors."""
-        ...
-
-    def start(self, scope: Any) -> Stage[Any, Any] | Callbacks[Any, Any] | None:
-        """Make a new stage; None where there is nothing to do."""
-        ...
-
-
-class Chain:
+class Chain(Stages):
     """
     The stages of one run of neighbouring operators, and the rules between them.
 
@@ -64,11 +36,8 @@ class Chain:
     """
 
     __slots__ = (
-        "_factories",
         "_is_last",
         "_kept_by",
-        "_scope",
-        "_stages",
         "conditions",
         "ended_by",
         "error",
@@ -79,9 +48,7 @@ class Chain:
     )
 
     def __init__(self, factories: Sequence[StageFactory], scope: Any = None) -> None:
-        self._factories = factories
-        self._scope = scope
-        self._stages: list[AnyStage] = []
+        super().__init__(factories, scope)
         self._is_last = False
         # The operator that handed out nothing for the last item.
         self._kept_by: str | None = None
@@ -107,7 +74,7 @@ class Chain:
                     steps.append(None if body is None else body.step)
                     conditions.append(None if body is None else body.condition)
                     continue
-                stage = _generator(factory, body)
+                stage = generator_of(factory, body)
                 stages.append(stage)
                 steps.append(stage.send)
                 conditions.append(None)
@@ -277,51 +244,6 @@ class Chain:
             self.conditions[place] = result.condition
             self.reshaped = True
 
-    def _throw(self, here: int, signal: BaseException) -> tuple[BaseException | None, Any]:
-        """Raise *signal* at a stage's yield; return the exception that goes on, or last items."""
-        stage = self._stages[here]
-        if stage is None:
-            return signal, None
-        if type(stage) is Callbacks:
-            return self._end_callbacks(here, stage, signal)
-        assert isinstance(stage, GeneratorType)  # noqa: S101 - for the type checker
-        if stage.gi_frame is None:
-            return signal, None
-        traceback = signal.__traceback__
-        try:
-            words = stage.throw(signal)
-        except StopIteration as stop:
-            return None, stop.value
-        except BaseException as raised:
-            if raised is signal:
-                raised.__traceback__ = traceback
-            else:
-                drop_top_frame(raised)
-                self._blame(raised, here)
-            return raised, None
-        self._close(here, here + 1)
-        return None, words
-
-    def _end_callbacks(
-        self, here: int, callbacks: Callbacks[Any, Any], signal: BaseException
-    ) -> tuple[BaseException | None, Any]:
-        self._stages[here] = None
-        failure = signal if isinstance(signal, Exception) else None
-        try:
-            if callbacks.on_end is not None:
-                callbacks.on_end(failure, False)
-            if failure is not None and callbacks.on_error is not None:
-                return None, callbacks.on_error(failure)
-            if callbacks.on_complete is not None and type(signal) is Completed:
-                words = callbacks.on_complete(signal.ended_by)
-                if words is not None:
-                    return None, words
-        except BaseException as raised:
-            drop_top_frame(raised)
-            self._blame(raised, here)
-            return raised, None
-        return signal, None
-
     def _returned(self, place: int, value: Any, ended_by: str | None = None) -> None:
         """End the stages behind *place*, whose stage ended the stream with these last items."""
         items = value.items if type(value) is StageResult else () if value is None else (value,)
@@ -339,46 +261,3 @@ class Chain:
             self.push_last(items[-1], place + 1, ended_by)
         else:
             self.complete(place + 1, ended_by)
-
-    def _close(self, place: int, end: int) -> None:
-        interrupt: BaseException | None = None
-        for here in range(place, end):
-            stage = self._stages[here]
-            if stage is None:
-                continue
-            try:
-                if type(stage) is Callbacks:
-                    self._stages[here] = None
-                    if stage.on_end is not None:
-                        stage.on_end(None, True)
-                else:
-                    generator = cast("GeneratorType[Any, Any, Any]", stage)
-                    if not generator.gi_running:
-                        generator.close()
-            except Exception as error:
-                # A failing release must not keep the other stages from theirs.
-                _log.error(
-                    "operator %s failed while it was closed",
-                    self._factories[here].name,
-                    exc_info=redacted_exc_info(error),
-                )
-            except BaseException as error:
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
-
-    def _blame(self, error: BaseException, place: int) -> None:
-        """Say which operator raised *error*: in a note on it, and to the scope."""
-        add_operator_note(error, self._factories[place].name, self._scope)
-
-
-def _generator(factory: StageFactory, stage: object) -> GeneratorType[Any, Any, Any]:
-    if not isinstance(stage, GeneratorType):
-        raise TypeError(
-            f"{factory.name}: expected the body of an operator to be a generator, "
-            f"got {type(stage).__name__}"
-        )
-    return cast("GeneratorType[Any, Any, Any]", stage)
-
-
-_log = logging.getLogger(__name__)

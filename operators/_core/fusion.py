@@ -9,7 +9,6 @@ import types
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
 from typing import Any, Generic, TypeVar, cast
 
-from operators._core.chain import StageFactory
 from operators._core.loop import READY, Loop, Visit, compiled
 from operators._core.pulled_chain import PulledChain
 from operators._core.release import (
@@ -22,6 +21,7 @@ from operators._core.release import (
     Run,
 )
 from operators._core.segment import Segment, first_pull
+from operators._core.stages import StageFactory
 
 __all__ = ("FusedRun",)
 

@@ -148,7 +148,6 @@ def loop(chain, source, first, pull{arguments}):
         except GeneratorExit:
             raise
         except BaseException as error:
-            drop_top_frame(error)
             chain.fail_from_source(error)
         else:
             if chain.is_disturbed and chain.is_over():

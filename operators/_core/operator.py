@@ -234,6 +234,16 @@ def operator(
     closed at the end, however it comes. Besides pulling it, the generator may ``close()`` its
     source at any moment, also while it waits for it: the pull then ends without an item.
 
+    When its source has ended, the generator is run on until it has ended too or has yielded once
+    more: only then the item before is handed out, and known to be the last. So one that works on
+    after its last ``yield`` delays the last item; ``source.ended`` tells whether the item that came
+    was the last one::
+
+        async for item in source:
+            yield item
+            if not source.ended:
+                await asyncio.sleep(1.0)
+
     A parameter ``scope`` is filled in when the stage starts: ``scope: RequestScope = SCOPE``.
 
     Args:

@@ -9,12 +9,13 @@ from typing import Any
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable, SingleAssignmentDisposable
 
-from operators._core.chain import Chain, StageFactory
+from operators._core.chain import Chain
 from operators._core.failures import drop_top_frame
 from operators._core.fusion import FusedRun
 from operators._core.pushing import push_in_task
 from operators._core.sources import ObservableSource
 from operators._core.stage import StageResult
+from operators._core.stages import StageFactory
 
 __all__ = ("subscribe_here", "subscribe_in_task")
 

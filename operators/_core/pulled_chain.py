@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from operators._core.chain import Chain, StageFactory
+from operators._core.chain import Chain
 from operators._core.failures import (
     SourceCancelled,
     add_operator_note,
@@ -18,6 +18,7 @@ from operators._core.failures import (
 )
 from operators._core.segment import Segment
 from operators._core.stage import Callbacks
+from operators._core.stages import StageFactory
 
 __all__ = ("PulledChain",)
 

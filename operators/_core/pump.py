@@ -113,6 +113,7 @@ class Pump(Generic[T]):
     def stop(self) -> None:
         """End the task and leave the source open, for others to pull; not while a pull waits."""
         self._is_closed = self._leaves_source = True
+        self._forget()
         self._wake()
 
     def close(self) -> None:
@@ -120,6 +121,7 @@ class Pump(Generic[T]):
         if self._is_closed:
             return
         self._is_closed = True
+        self._forget()
         if self._is_handling and self.task is not None and self.task is not current_task():
             self.task.cancel()
         self._wake()
@@ -173,7 +175,13 @@ class Pump(Generic[T]):
         if self._is_closed:
             return None
         self._is_closed = True
-        return self._on_end(failure)
+        on_end = self._on_end
+        self._forget()
+        return on_end(failure)
+
+    def _forget(self) -> None:
+        """Forget whom to call: they refer to the pump, and a cycle would wait for the collector."""
+        self._on_item = self._on_end = _ignore
 
     def _wake(self) -> None:
         if self._demand is not None and not self._demand.done():
@@ -197,3 +205,6 @@ def _task_done(pump_ref: weakref.ref[Pump[T]], task: asyncio.Task[None]) -> None
     if pump is not None and failure is not None:
         pump.source.close()
         pump.report_end(failure)
+
+
+def _ignore(_: object) -> None: ...

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import Any, Protocol
 
 from rx_backend.context import RequestContext
@@ -13,8 +12,8 @@ from rx_backend.errors import InvalidArgument
 __all__ = ("BridgedContext", "ContextBridge", "RuntimeContext", "bridge_context")
 
 
-_FIRST_NUDGE_S = 0.005
-_LONGEST_NUDGE_S = 1.0
+_FIRST_LOOK_S = 0.005
+_LONGEST_LOOK_S = 1.0
 
 
 class _Metadata(Protocol):
@@ -25,7 +24,7 @@ class RuntimeContext(Protocol):
     """What a request's context in the runtime offers; ``dynamo.runtime.Context`` does."""
 
     def id(self) -> str:
-        """Give the request's id."""
+        """Return the request's id."""
         ...
 
     @property
@@ -34,19 +33,19 @@ class RuntimeContext(Protocol):
         ...
 
     def trace_headers(self) -> dict[str, str] | None:
-        """Give W3C trace headers that name the runtime's own span; None where it has none."""
+        """Return W3C trace headers that name the runtime's own span; None where it has none."""
         ...
 
     def is_stopped(self) -> bool:
-        """Tell whether the request was stopped or killed."""
+        """Return whether the request was stopped or killed."""
         ...
 
     def is_killed(self) -> bool:
-        """Tell whether the request was killed, as when its client is gone."""
+        """Return whether the request was killed, as when its client is gone."""
         ...
 
     def async_killed_or_stopped(self) -> asyncio.Future[bool]:
-        """Give a future that is done once the request is stopped or killed."""
+        """Return a future that is done once the request is stopped or killed."""
         ...
 
     def stop_generating(self) -> None:
@@ -85,37 +84,54 @@ class ContextBridge:
     A request's context in the runtime, and the one that our side sees, kept in step.
 
     A stop or a kill by the runtime (a client that disconnects is a kill) becomes a level of ours.
-    One future of the runtime waits for it; nothing polls. The runtime tells of the first signal
-    only; a kill that follows a stop is found within a second, while the request lives.
+    One future of the runtime waits for it; nothing polls. The runtime reports the first signal only,
+    so after a stop the bridge asks from time to time for the kill, until it is closed.
 
     The first-token notice of a decode request goes back to the runtime. **A stop from our side does
     not**: the runtime throws away what a handler yields after it has stopped the request, so the
-    engine's own ``cancelled`` terminal would be lost (row A6), and the client would be told that
-    the stream broke off. Our stop reaches the engine, whose terminal then ends the request for all.
+    engine's own ``cancelled`` terminal would be lost (row A6), and the client would see a stream
+    that broke off. Our stop reaches the engine, whose terminal then ends the request for all.
+
+    Args:
+        context: The runtime's context.
+        decode: Whether this worker decodes for a prefill peer.
+        on_kill: Called on the event loop once the runtime has killed the request, after our context
+            was.
 
     Attributes:
         request_context: The context for our side.
     """
 
-    __slots__ = ("_is_closed", "_loop", "_nudge", "_unlisten", "_waiter", "request_context")
+    __slots__ = (
+        "_is_closed",
+        "_loop",
+        "_next_look",
+        "_on_kill",
+        "_unlisten",
+        "_waiter",
+        "request_context",
+    )
 
     request_context: BridgedContext
 
-    def __init__(self, context: RuntimeContext, *, decode: bool) -> None:
+    def __init__(
+        self, context: RuntimeContext, *, decode: bool, on_kill: Callable[[], object] | None = None
+    ) -> None:
         ours = self.request_context = BridgedContext(context)
         self._unlisten: Callable[[], None] | None = None
-        self._nudge: asyncio.TimerHandle | None = None
+        self._next_look: asyncio.TimerHandle | None = None
+        self._on_kill = on_kill
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
         ours.bind(self._loop, decode=decode)
         if decode:
             self._unlisten = ours.first_token().listen(context.notify_first_token)
         self._waiter = context.async_killed_or_stopped()
-        self._waiter.add_done_callback(self._hear)
+        self._waiter.add_done_callback(self._on_signal)
 
     def refresh(self) -> None:
         """
-        Take over now what the runtime has signalled, without waiting to be told.
+        Take over now what the runtime has signalled, without waiting for its future.
 
         For the moment at which the runtime lets go of a stream: it may do so before its signal
         arrives, and a stream that is dropped makes no abort any more.
@@ -130,63 +146,43 @@ class ContextBridge:
     def close(self) -> None:
         """End the waiting; harmless when called twice."""
         self._is_closed = True
+        self._on_kill = None
         self._waiter.cancel()
-        if self._nudge is not None:
-            self._nudge.cancel()
+        if self._next_look is not None:
+            self._next_look.cancel()
         if self._unlisten is not None:
             self._unlisten()
 
-    def end(self, close: Callable[[], object]) -> None:
-        """
-        Take over the last signal, call *close*, and end the waiting: all on the event loop.
-
-        The runtime's threads may drop a handler's stream, and then this is called by one of them.
-        """
-        if _running_loop() is self._loop:
-            self._end(close)
-        else:
-            # A loop that is closed has nothing left to release.
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._end, close)
-
-    def _end(self, close: Callable[[], object]) -> None:
-        self.refresh()
-        try:
-            close()
-        finally:
-            self.close()
-
-    def _hear(self, waiter: asyncio.Future[bool]) -> None:
-        # A signal that came in the turn of the close is told after it.
+    def _on_signal(self, waiter: asyncio.Future[bool]) -> None:
+        # A signal that came in the turn of the close is too late.
         if self._is_closed or waiter.cancelled():
             return
         # A runtime that goes down may fail the waiter; what it then says of the request counts.
         waiter.exception()
-        self._let_go(_FIRST_NUDGE_S)
+        self._look(_FIRST_LOOK_S)
 
-    def _let_go(self, after_s: float) -> None:
+    def _look(self, next_s: float) -> None:
         """
-        Call the runtime now and then, until the bridge is closed.
+        Take over what the runtime has signalled; look again later while it is no kill.
 
-        What its threads let go of, such as the handler's stream after a signal, is freed only when
-        the next call into the runtime comes by. On an idle worker that may be never.
+        Each look is a call into the runtime, which also frees what its threads have let go of, such
+        as the handler's stream after a stop. On an idle worker no other call may come.
         """
         self.refresh()
         # What that call freed may have been this bridge's own stream.
-        if not self._is_closed:
-            self._nudge = self._loop.call_later(
-                after_s, self._let_go, min(after_s * 2.0, _LONGEST_NUDGE_S)
+        if self._is_closed:
+            return
+        if not self.request_context.runtime_context.is_killed():
+            self._next_look = self._loop.call_later(
+                next_s, self._look, min(next_s * 2.0, _LONGEST_LOOK_S)
             )
+        elif self._on_kill is not None:
+            self._on_kill()
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def bridge_context(context: Any, *, decode: bool) -> ContextBridge:
+def bridge_context(
+    context: Any, *, decode: bool, on_kill: Callable[[], object] | None = None
+) -> ContextBridge:
     """
     Make our context of a request from the runtime's; to be called on the request's event loop.
 
@@ -194,12 +190,13 @@ def bridge_context(context: Any, *, decode: bool) -> ContextBridge:
         context: The context that the runtime hands to a handler or to an engine.
         decode: Whether this worker decodes for a prefill peer, so that the first-token notice
             counts (row C4).
+        on_kill: Called once the runtime has killed the request; see `ContextBridge`.
 
     Raises:
         InvalidArgument: *context* is none of the runtime's.
     """
     try:
-        return ContextBridge(context, decode=decode)
+        return ContextBridge(context, decode=decode, on_kill=on_kill)
     except (AttributeError, TypeError) as error:
         raise InvalidArgument(
             f"context: expected a context of the Dynamo runtime, got {type(context).__name__}"

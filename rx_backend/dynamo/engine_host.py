@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NoReturn, cast
 
 from rx_backend.adapter import EngineAdapter
 from rx_backend.disagg import DisaggregationMode
-from rx_backend.dynamo.context import bridge_context
-from rx_backend.dynamo.serving import nothing_to_close, open_stream, wire_chunk, with_coalescing
+from rx_backend.dynamo.served_stream import ServedStream
+from rx_backend.dynamo.serving import open_stream, wire_chunk, with_coalescing
 from rx_backend.engine import EngineConfig, LLMEngine, check_config
 from rx_backend.errors import BackendError, to_dynamo
 from rx_backend.pipeline import PipelineSource, standard_pipeline
@@ -75,35 +77,25 @@ class DynamoEngine:
         try:
             config = check_config(await self._engine.start(worker_id))
         except BackendError as error:
-            failure = to_dynamo(error)
-            raise failure from failure.__cause__
+            _raise_as_dynamo(error)
         # An engine of Dynamo's kind may have said more than we have fields for.
         own = getattr(self._engine, "dynamo_config", None)
         return _to_dynamo_config(config) if own is None else own
 
-    async def generate(
-        self, request: Mapping[str, Any], context: Any
-    ) -> AsyncGenerator[dict[str, Any]]:
+    def generate(self, request: Mapping[str, Any], context: Any) -> ServedStream:
         """
         Stream one request's chunks as dicts.
 
-        Raises:
-            DynamoException: What the stream failed with, of the nearest kind.
+        The stream raises a ``DynamoException`` of the nearest kind where it fails.
         """
-        bridge = bridge_context(context, decode=self._decode)
-        stream = None
-        try:
-            stream = await open_stream(self._served, self._probes, request, bridge.request_context)
-            async for item in stream:
-                chunk = _chunk_of(item)
-                if chunk is not None:
-                    yield chunk
-        except Exception as error:
-            failure = to_dynamo(error)
-            raise failure from failure.__cause__
-        finally:
-            # Without an await: the runtime drops a generator as the garbage collector would.
-            bridge.end(nothing_to_close if stream is None else stream.close)
+        return ServedStream(
+            context,
+            partial(open_stream, self._served, self._probes, request),
+            inside=nullcontext,
+            to_wire=_chunk_of,
+            on_failure=_raise_as_dynamo,
+            decode=self._decode,
+        )
 
     async def abort(self, context: Any) -> None:
         """Do nothing: the request has heard the same signal, and its pipeline aborts the engine."""
@@ -151,6 +143,11 @@ class DynamoEngine:
     def _listed(self, name: str) -> list[Any]:
         method = getattr(self._engine, name, None)
         return [] if method is None else list(method())
+
+
+def _raise_as_dynamo(error: Exception) -> NoReturn:
+    failure = to_dynamo(error)
+    raise failure from failure.__cause__
 
 
 def _chunk_of(item: object) -> dict[str, Any] | None:

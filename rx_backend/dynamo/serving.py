@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import msgspec
 
 from operators import coalesce as coalesce_chunks
 from rx_backend.adapter import EngineAdapter
-from rx_backend.dynamo.context import bridge_context
+from rx_backend.dynamo.served_stream import ServedStream
 from rx_backend.errors import InvalidArgument
 from rx_backend.probe import JsonProbeAdapter
 from rx_backend.protocols import Annotated, LLMEngineOutput, convert_request, to_builtins
@@ -19,10 +20,8 @@ from rx_backend.telemetry.metrics import COALESCED
 
 __all__ = ("Handler", "open_stream", "serving", "wire_chunk", "wire_item")
 
-Handler: TypeAlias = Callable[[Mapping[str, Any], Any], AsyncGenerator[dict[str, Any]]]
+Handler: TypeAlias = Callable[[Mapping[str, Any], Any], AsyncIterator[dict[str, Any]]]
 """What ``endpoint.serve_endpoint`` takes: from a request and its context to what goes out."""
-
-AnyStream: TypeAlias = ResponseStream[Any]
 
 
 def serving(
@@ -36,7 +35,7 @@ def serving(
 
     Use it as ``await endpoint.serve_endpoint(serving(adapter))``. Every request becomes a stream of
     the adapter. A client that disconnects, and a stop or a kill by the runtime, reach the engine as
-    at most one ``abort`` (row A2); where it is let go of, the runtime closes the stream.
+    at most one ``abort`` (row A2). A kill, which a disconnect is, closes the stream at once.
 
     Errors go out as items with their kind, all nine of them; a request that is none is answered by
     an `InvalidArgument` item (rows S5, S6). Clients take an instance out of their routing when they
@@ -55,35 +54,31 @@ def serving(
     probes = JsonProbeAdapter(adapter)
     decode = adapter.mode.is_decode
 
-    async def handle(request: Mapping[str, Any], context: Any) -> AsyncGenerator[dict[str, Any]]:
-        with inside(context):
-            bridge = bridge_context(context, decode=decode)
-            stream: AnyStream | None = None
-            try:
-                stream = await open_stream(served, probes, request, bridge.request_context)
-                async for item in stream:
-                    yield wire_item(item)
-            except Exception as error:
-                yield wire_item(Annotated.from_error(error))
-            finally:
-                # Without an await: the runtime drops a generator as the garbage collector would.
-                bridge.end(nothing_to_close if stream is None else stream.close)
+    def handle(request: Mapping[str, Any], context: Any) -> ServedStream:
+        return ServedStream(
+            context,
+            partial(open_stream, served, probes, request),
+            inside=inside,
+            to_wire=wire_item,
+            on_failure=_failed_item,
+            decode=decode,
+        )
 
     return handle
 
 
-def nothing_to_close() -> None:
-    """Do nothing: the stream was never made."""
+def _failed_item(error: Exception) -> dict[str, Any]:
+    return wire_item(Annotated.from_error(error))
 
 
 def with_coalescing(adapter: EngineAdapter) -> EngineAdapter:
-    """Give *adapter* with its chunks merged where they wait for the runtime."""
+    """Return *adapter* with its chunks merged where they wait for the runtime."""
     return adapter.with_operators(coalesce_chunks(counts=COALESCED, ahead_of_first=False))
 
 
 async def open_stream(
     served: EngineAdapter, probes: JsonProbeAdapter, request: Mapping[str, Any], context: Any
-) -> AnyStream:
+) -> ResponseStream[Any]:
     """
     Start a request that came over the wire.
 
@@ -107,7 +102,7 @@ async def open_stream(
 
 def wire_item(item: object) -> dict[str, Any]:
     """
-    Give an item of a stream as the runtime's handlers yield it.
+    Return an item of a stream as the runtime's handlers yield it.
 
     An item with nothing but data goes out as its data; the runtime puts the envelope around it.
     """
@@ -121,7 +116,7 @@ def wire_item(item: object) -> dict[str, Any]:
 
 def wire_chunk(chunk: object) -> dict[str, Any]:
     """
-    Give a chunk as a dict for the runtime, without the fields that are null.
+    Return a chunk as a dict for the runtime, without the fields that are null.
 
     They would come out as they went in, at the price of a crossing for each.
     """

@@ -179,7 +179,7 @@ class Check:
             return
         what = "a stream whose request was stopped"
         rule = Rule.CANCELLATION_NOT_SEEN if played.stalled else Rule.CANCELLED_NOT_TERMINAL
-        if played.stalled and getattr(type(engine), "abort", None) not in {None, LLMEngine.abort}:
+        if played.stalled and _has_abort(engine):
             rule, what = Rule.ABORT_FAILED, f"{what} and aborted"
         self._find([Violation(rule, f"{what}: {played.ending}", played.error)])
 
@@ -206,3 +206,8 @@ class Check:
 async def _call(function: Callable[[], object]) -> object:
     result = function()
     return await cast("Awaitable[object]", result) if inspect.isawaitable(result) else result
+
+
+def _has_abort(engine: object) -> bool:
+    """Return whether an engine has an abort of its own."""
+    return getattr(type(engine), "abort", None) not in {None, LLMEngine.abort}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from rx_backend.worker.runtime import Handler
@@ -24,7 +24,7 @@ def with_probes(handler: Handler) -> Handler:
         handler: Serves the requests; gives an error as an item whose event is ``error``.
     """
 
-    def handle(request: Any, context: Any) -> AsyncGenerator[Any]:
+    def handle(request: Any, context: Any) -> AsyncIterator[Any]:
         is_probe = isinstance(request, dict) and PROBE_KEY in request
         return (probe if is_probe else handler)(request, context)
 

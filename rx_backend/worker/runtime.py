@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -11,7 +11,7 @@ from rx_backend.engine import EngineConfig
 
 __all__ = ("Handler", "ModelEntry", "WorkerRuntime")
 
-Handler: TypeAlias = Callable[[Any, Any], AsyncGenerator[Any]]
+Handler: TypeAlias = Callable[[Any, Any], AsyncIterator[Any]]
 """Serves one request: from it and the runtime's context to its items."""
 
 

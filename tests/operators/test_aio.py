@@ -21,6 +21,7 @@ from reactivex import operators as ops
 from operators import NotAnOperator, fuse, until_terminal
 from operators._core.aio import AioOperator, AioSegment, is_aio_operator
 from operators._core.aio_operator import answers_within_asend
+from operators._core.failures import SourceCancelled
 from operators.authoring import FusedRun
 from rx_backend.testing import VirtualTimeLoop
 from tests.operators._help import (
@@ -33,6 +34,7 @@ from tests.operators._help import (
     by_losing_it,
     collect,
     same,
+    settle,
     spy,
     terminal,
     token,
@@ -485,6 +487,7 @@ class TestPull:
         for _ in range(2):
             await anext(stream)
         assert journal[-1] == "|"
+        await settle()
         assert (engine.pulls, engine.closed) == (2, 1)
         await stream.aclose()
 
@@ -581,7 +584,12 @@ class TestErrors:
     async def test_what_is_no_exception_is_never_swallowed(
         self, of: str, signal: type[BaseException], detached: bool
     ) -> None:
-        """It comes out of the pull, and is a drop for the engine and for ours."""
+        """
+        It comes out of the pull, and is a drop for the engine and for ours.
+
+        A cancellation of the engine's or the operator's own making is a failure.
+        """
+        is_failure = signal is asyncio.CancelledError
 
         async def step(item: int) -> int:
             if item == 2 and of == "step":
@@ -602,10 +610,15 @@ class TestErrors:
         make = operator if detached or of == "task" else rx.map_async(step)
         stream = fuse(engine(), [spy(journal, "a"), make, spy(journal, "b")])
         assert await anext(stream) == 1
-        with pytest.raises(signal):
+        with pytest.raises(SourceCancelled if is_failure else signal):
             await last_of(stream)
         assert now() == 0.0
-        assert sorted(entry for entry in journal if entry[-1] in "!|#") == ["a!", "b!"]
+        ends = sorted(entry for entry in journal if entry[-1] in "!|#")
+        assert ends == [
+            "a#" if is_failure and of == "engine" else "a!",
+            "b#" if is_failure else "b!",
+        ]
+        await settle()
         assert (engine.closed, busy()) == (1, [])
 
     @virtual

@@ -147,7 +147,7 @@ async def test_chunks_are_known_in_any_form(make: Callable[[Chunk], Any]) -> Non
 @virtual
 async def test_malformed_items_pass() -> None:
     """It is for others to say what is wrong with an item."""
-    items: list[Any] = [None, 7, Chunk(None), {"token_ids": 7}]  # pyright: ignore[reportArgumentType]
+    items: list[Any] = [7, Chunk(None), {"token_ids": 7}]  # pyright: ignore[reportArgumentType]
     assert await collect(fuse(Engine(items)(), [deadlines(idle_s=3)])) == Seen(items, "completed")
 
 

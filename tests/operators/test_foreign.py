@@ -18,6 +18,7 @@ from reactivex import operators as ops
 from reactivex.scheduler import NewThreadScheduler
 
 from operators import fuse, until_terminal
+from operators._core.failures import SourceCancelled
 from operators.authoring import AnyOperator, FusedRun, Stage, operator
 from rx_backend.testing import VirtualTimeLoop
 from tests.operators._help import (
@@ -34,6 +35,7 @@ from tests.operators._help import (
     fused_waiting,
     pushed,
     same,
+    settle,
     spy,
     terminal,
     token,
@@ -328,6 +330,7 @@ class TestPull:
         for _ in range(2):
             await anext(stream)
         assert journal[-1] == "|"
+        await settle()
         assert (engine.pulls, engine.closed) == (2, 1)
         await stream.aclose()
 
@@ -528,17 +531,19 @@ class TestErrors:
     async def test_an_engine_that_is_cancelled(
         self, signal: type[BaseException], kind: Callable[[RxOperator], RxOperator]
     ) -> None:
-        """It comes out of the pull, is a drop for ours, and never an item or a failure."""
+        """It comes out of the pull, and is a drop for ours; its own cancellation is a failure."""
+        is_failure = signal is asyncio.CancelledError
         journal: list[str] = []
         engine = Engine([1], error=signal())
         mapped = kind(ops.map(lambda item: item))
         stream = fuse(engine(), [spy(journal, "a"), mapped, spy(journal, "b")])
         assert await anext(stream) == 1
-        with pytest.raises(signal):
+        with pytest.raises(SourceCancelled if is_failure else signal):
             async with asyncio.timeout(LONG_S):
                 await anext(stream)
         assert now() == 0.0
-        assert sorted(journal[2:]) == ["a!", "b!"]
+        assert sorted(journal[2:]) == (["a#", "b#"] if is_failure else ["a!", "b!"])
+        await settle()
         assert (engine.closed, busy()) == (1, [])
 
     @virtual

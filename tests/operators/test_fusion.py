@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import threading
+import traceback
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any
@@ -38,6 +39,11 @@ def kept(modulus: int) -> Ints:
     item = yield
     while True:
         item = yield item if item % modulus == 0 else emit()
+
+
+async def one_later(item: Any) -> Any:
+    await asyncio.sleep(0)
+    return item
 
 
 class TestPull:
@@ -535,13 +541,59 @@ class TestTheStreamItself:
             raise LookupError("here")
 
         seen = await collect(fuse(Engine([1])(), [same(), refuse()]))
-        assert seen.error is not None
-        traceback = seen.error.__traceback__
-        names: list[str] = []
-        while traceback is not None:
-            names.append(traceback.tb_frame.f_code.co_name)
-            traceback = traceback.tb_next
-        assert names[-1] == "refuse"
+        assert _raised_in(seen.error) == "refuse"
+
+    @pytest.mark.rows("O4", "S6")
+    @pytest.mark.parametrize("waits", [False, True])
+    @pytest.mark.parametrize("kind", ["generator", "iterator", "awaitable", "delegating"])
+    @pytest.mark.parametrize("between", [[], [map_async(one_later)]], ids=["fused", "pulled"])
+    @virtual
+    async def test_a_traceback_leads_to_the_engine(
+        self, kind: str, waits: bool, between: list[AnyOperator]
+    ) -> None:
+        """What a source raised is shown with its own line, however it is written."""
+
+        async def raise_here() -> AsyncIterator[Any]:
+            yield 1
+            if waits:
+                await asyncio.sleep(1)
+            raise LookupError("here")
+
+        class Source:
+            async def raise_here(self) -> Any:
+                if waits:
+                    await asyncio.sleep(1)
+                raise LookupError("here")
+
+            def __aiter__(self) -> AsyncIterator[Any]:
+                return self
+
+            def __anext__(self) -> Awaitable[Any]:
+                return self.raise_here()
+
+        class Waiting(Source):
+            async def __anext__(self) -> Any:
+                return await self.raise_here()
+
+        async def delegate() -> AsyncIterator[Any]:
+            async for item in raise_here():
+                yield item
+
+        sources: dict[str, Callable[[], AsyncIterator[Any]]] = {
+            "generator": raise_here,
+            "iterator": Waiting,
+            "awaitable": Source,
+            "delegating": delegate,
+        }
+        seen = await collect(fuse(sources[kind](), [same(), *between, same()]))
+        assert isinstance(seen.error, LookupError)
+        assert _raised_in(seen.error) == "raise_here"
+
+
+def _raised_in(error: BaseException | None) -> str:
+    """Return the name of the function that raised *error*."""
+    assert error is not None
+    return traceback.extract_tb(error.__traceback__)[-1].name
 
 
 async def _next_of(stream: AsyncIterator[int]) -> int:

@@ -15,10 +15,10 @@ import reactivex
 from reactivex import operators as ops
 from reactivex.subject import Subject
 
-from operators import deferred_abort, fuse, heartbeat, map_async
+from operators import deferred_abort, fuse, heartbeat, map_async, until_terminal
 from operators._core.failures import SourceCancelled
 from operators.assembly import Callbacks, callbacks
-from operators.authoring import AnyOperator
+from operators.authoring import AnyOperator, Stage, operator
 from tests.operators._help import (
     Engine,
     Owner,
@@ -29,6 +29,7 @@ from tests.operators._help import (
     same,
     settle,
     spy,
+    terminal,
     token,
     virtual,
 )
@@ -54,6 +55,11 @@ async def timing_out(times: int = 1, pause_s: float | None = None) -> AsyncGener
             if pause_s is not None:
                 await asyncio.sleep(pause_s)
             yield token(2)
+
+
+async def later(item: Any) -> Any:
+    await asyncio.sleep(0)
+    return item
 
 
 class TestTheEnginesOwn:
@@ -189,6 +195,69 @@ async def collect_plainly(stream: Any) -> None:
         pass
 
 
+class Interrupted(BaseException):
+    pass
+
+
+@operator
+def raising(error: BaseException) -> Stage[Any, Any]:
+    yield
+    raise error
+
+
+class TestNobodyWaits:
+    """A consumer that leaves waits for no clean-up that does not run in its own pull."""
+
+    @pytest.mark.rows("S6", "S7")
+    @pytest.mark.parametrize("answer", ["item", "end", "failure"])
+    @pytest.mark.parametrize("between", [[], [map_async(later)]], ids=["alone", "pulled"])
+    @pytest.mark.parametrize("cancelled_s", [0.5, 4.0])
+    @virtual
+    async def test_a_cancelled_consumer(
+        self, answer: str, between: list[AnyOperator], cancelled_s: float
+    ) -> None:
+        """It has left at once, and the engine's clean-up goes on to its end."""
+        loop = asyncio.get_running_loop()
+        closed: list[float] = []
+
+        async def engine() -> AsyncGenerator[Any]:
+            try:
+                yield token(1)
+                try:
+                    if answer == "item":
+                        await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    pass
+                yield terminal()
+            finally:
+                await asyncio.sleep(10)
+                closed.append(loop.time())
+
+        ending: AnyOperator = until_terminal() if answer == "end" else same()
+        if answer == "failure":
+            ending = raising(LookupError())
+        consumer = asyncio.create_task(collect_plainly(fuse(engine(), [ending, *between])))
+        await asyncio.sleep(cancelled_s)
+        consumer.cancel()
+        await asyncio.wait([consumer])
+        assert consumer.cancelled()
+        assert loop.time() == cancelled_s
+        await asyncio.sleep(100)
+        assert closed == [cancelled_s + 10 if answer == "item" else 10.0]
+
+    @pytest.mark.rows("S6", "S7")
+    @pytest.mark.parametrize("error", [asyncio.CancelledError(), Interrupted()])
+    @virtual
+    async def test_an_interrupt_that_an_operator_raises(self, error: BaseException) -> None:
+        """It reaches the consumer at once, and the engine's clean-up goes on to its end."""
+        engine = Engine([token(1)], ends=False, closing_s=10)
+        with pytest.raises(type(error)):
+            await collect_plainly(fuse(engine(), [raising(error)]))
+        assert asyncio.get_running_loop().time() == 0.0
+        await asyncio.sleep(100)
+        assert engine.closed == 1
+
+
 class TestClosedPulls:
     """Pulls whose coroutine was closed, as a drop that nobody waits for."""
 
@@ -250,11 +319,6 @@ class TestClosedPulls:
         assert await waiting == Seen([], "completed")
         await asyncio.sleep(10)
         assert engine.closed == 1
-
-
-async def later(item: Any) -> Any:
-    await asyncio.sleep(0)
-    return item
 
 
 class TestFromInside:

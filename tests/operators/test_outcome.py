@@ -342,6 +342,17 @@ async def test_an_operator_behind_decides_how_it_ended(cut: AnyOperator, expecte
     assert seen.span["output_tokens"] == 2
 
 
+@pytest.mark.rows("O2")
+@pytest.mark.parametrize("fields", [{"event": "error"}, {"event": "error", "comment": ["gone"]}])
+@virtual
+async def test_an_error_item_in_json_form_is_a_failure(fields: dict[str, Any]) -> None:
+    """Its error is not known, but it is no drop."""
+    seen = await answer(Scripted([*tokens(4), LLMEngineOutput.stop()]), behind(first_of(2, fields)))
+    assert not seen.outcome.is_dropped
+    assert seen.outcome.is_error
+    assert seen.span["error_kind"] == "Backend(Unknown)"
+
+
 @pytest.mark.rows("O2", "S9")
 @virtual
 async def test_an_operator_that_cuts_a_stream_short_is_named() -> None:

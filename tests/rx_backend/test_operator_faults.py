@@ -298,8 +298,8 @@ async def test_a_stock_operator_that_raises_is_logged_once(phase: str) -> None:
 @virtual
 async def test_a_failure_of_the_engine_is_no_operator_s(phase: str) -> None:
     """It passes operators of every kind, and no line says that one of them failed."""
-    passing = [only_chunks()] if phase == "chunks" else [only_items()]
-    pipeline = with_added(phase, *passing, ops.do_action(), map_async(itself))
+    passing: AnyOperator = only_chunks() if phase == "chunks" else only_items()
+    pipeline = with_added(phase, passing, ops.do_action(), map_async(itself))
     adapter = adapter_of(ScriptedEngine(token(1), Disconnected("gone")), pipeline=pipeline)
     with capture_logs() as events:
         *_, last = await collect(await adapter.generate(request()))
@@ -401,7 +401,7 @@ def mapping_async_to(value: Any) -> AnyOperator:
     return map_async(look)
 
 
-NAMES: dict[Callable[[Any], AnyOperator], str] = {mapping_to: "map", mapping_async_to: "map_async"}
+NAMES = {"mapping_to": "map", "mapping_async_to": "map_async"}
 
 
 @pytest.mark.rows("O5", "S6")
@@ -423,7 +423,7 @@ async def test_nothing_where_an_item_is_due(make: Callable[[Any], AnyOperator], 
             cause = raised
     assert isinstance(cause, TypeError)
     named = [*getattr(cause, "__notes__", ()), str(cause)]
-    name = NAMES.get(make, make.__name__)
+    name = NAMES.get(make.__name__, make.__name__)
     assert any(name in text for text in named), named
     assert tokens_of(items) == [[1]]
     (event,) = [event for event in events if event["log_level"] == "error"]

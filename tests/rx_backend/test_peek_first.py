@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from operators import Drains, Pipeline, drain_until_first_token
+from operators.authoring import AnyOperator
 from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError, Disconnected, InvalidArgument, Unknown
 from rx_backend.pipeline import standard_pipeline
@@ -127,7 +128,7 @@ async def test_a_cancelled_request_is_no_failure() -> None:
 async def test_to_give_up_while_peeking_drains() -> None:
     """A caller that waits no longer is a consumer that is gone before the first token."""
     async with Drains(grace_s=1) as drains:
-        drain = drain_until_first_token(drains=drains)
+        drain: AnyOperator = drain_until_first_token(drains=drains)
         pipeline = standard_pipeline.insert_after("deferred_abort", drain)
         engine = ScriptedEngine(handshake(), 5, token(1), 60)
         stream = await adapter_of(engine, "decode", pipeline=pipeline).generate(request())

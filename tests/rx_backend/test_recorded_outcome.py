@@ -63,7 +63,7 @@ def with_chunk(item: Item | LLMEngineOutput, **changes: Any) -> Any:
     chunk = chunk_in(item)
     assert chunk is not None
     changed = replace(chunk, **changes)
-    return replace(item, data=changed) if isinstance(item, Annotated) else changed
+    return Annotated(changed) if isinstance(item, Annotated) else changed
 
 
 def is_terminal(item: Any) -> bool:
@@ -335,6 +335,7 @@ async def test_an_operator_that_ends_the_stream_early_is_named(
 @virtual
 async def test_what_follows_the_terminal_is_no_drop(takes: int | None) -> None:
     """An operator may still say something behind it; whoever leaves there has the terminal."""
+    goodbye: Item = Annotated(comment=["goodbye"])
 
     @operator
     def saying_goodbye() -> Stage[Any, Any]:
@@ -343,7 +344,7 @@ async def test_what_follows_the_terminal_is_no_drop(takes: int | None) -> None:
             while True:
                 item = yield item
         except Completed:
-            return Annotated[LLMEngineOutput](comment=["goodbye"])
+            return goodbye
 
     script = [token(1), token(2), stop()]
     handed = await check(script, standard_pipeline.with_operators(saying_goodbye()), takes)
@@ -379,7 +380,7 @@ async def test_tokens_of_an_engine_without_ids(phase: str) -> None:
     """They are those of the terminal's usage, also where operators stand behind."""
     spans = Spans()
     terminal = replace(stop(), completion_usage=usage(3, 5))
-    nothing: AnyOperator = ops.map(lambda item: item)
+    nothing: AnyOperator = ops.do_action()
     if phase == "items":
         pipeline = standard_pipeline.with_operators(nothing)
     else:
@@ -455,7 +456,7 @@ def test_several_answers(
     coalesced: bool,
 ) -> None:
     """Each has a terminal and nothing behind it; the worst of their reasons is the request's."""
-    chunks = [(index % answers, ids, reason, gone) for index, ids, reason, gone in chunks]
+    chunks = [(index % answers, made, reason, absent) for index, made, reason, absent in chunks]
     chunks += [(index, [], last[index], False) for index in range(answers)]
     script: list[Step] = []
     tokens: dict[int, list[int]] = {index: [] for index in range(answers)}

@@ -30,6 +30,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.dynamo import ContextBridge, serving
+from rx_backend.dynamo.served_stream import ServedStream
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import Disconnected
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
@@ -37,7 +38,7 @@ from rx_backend.stream import ResponseStream
 
 AT_REST_WITHIN_S = 20.0
 LIBC = ctypes.CDLL(None)
-KEPT = (ContextBridge, RequestContext, ResponseStream)
+KEPT = (ContextBridge, RequestContext, ResponseStream, ServedStream)
 
 
 class SpanCounter(SpanProcessor):

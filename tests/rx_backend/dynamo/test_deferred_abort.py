@@ -314,7 +314,7 @@ class Noticing:
 
 
 def noticing(handler: Handler, notices: list[str]) -> Handler:
-    def handle(request: Mapping[str, Any], context: Any) -> AsyncGenerator[dict[str, Any]]:
+    def handle(request: Mapping[str, Any], context: Any) -> Any:
         return handler(request, Noticing(context, notices))
 
     return handle

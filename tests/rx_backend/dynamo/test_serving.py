@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import weakref
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any, TypeAlias
 
 import pytest
@@ -156,7 +156,7 @@ def watched(handler: Handler) -> tuple[Handler, Streams]:
     """Give the handler, and those of its streams that somebody still holds."""
     streams: Streams = weakref.WeakSet()
 
-    def handle(request: Mapping[str, Any], context: Any) -> AsyncGenerator[dict[str, Any]]:
+    def handle(request: Mapping[str, Any], context: Any) -> AsyncIterator[dict[str, Any]]:
         stream = handler(request, context)
         streams.add(stream)
         return stream
@@ -165,8 +165,8 @@ def watched(handler: Handler) -> tuple[Handler, Streams]:
 
 
 def all_over(streams: Streams) -> bool:
-    """Whether the runtime has let go of all streams, and they have closed."""
-    return all(stream.ag_frame is None for stream in streams)
+    """Whether everything that the streams hold is released."""
+    return all(stream.is_over for stream in streams)
 
 
 async def read_and_stop(client: Any, tokens: int, id: str) -> None:

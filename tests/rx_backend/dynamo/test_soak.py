@@ -37,7 +37,6 @@ MORE_PROCESS_BYTES = 16_000_000
 # How a client sees each end.
 ENDS = {
     "terminal": "end",
-    "no terminal": "end",
     "error": "Unavailable: gone",
     "bug": "Internal: gone",
 }

@@ -152,7 +152,7 @@ async def test_a_failure_is_recorded(tmp_path: Path, in_front: bool) -> None:
 
 @virtual
 async def test_items_without_a_chunk_are_left_out(tmp_path: Path) -> None:
-    """A heartbeat is no chunk."""
+    """A heartbeat is no chunk; a stream of nothing else has no terminal either."""
 
     @operator
     def beat() -> Stage[Any, Any]:
@@ -163,7 +163,7 @@ async def test_items_without_a_chunk_are_left_out(tmp_path: Path) -> None:
     pipeline = standard_pipeline.with_operators(beat(), record(tmp_path / "a.jsonl"))
     adapter = adapter_of(ScriptedEngine(token(1), stop()), pipeline=pipeline)
     items = await collect(await adapter.generate(request()))
-    assert [item.event for item in items] == ["heartbeat", "heartbeat"]
+    assert [item.event for item in items] == ["heartbeat", "heartbeat", "error"]
     recording = read_recording(tmp_path / "a.jsonl")
     assert (recording.chunks, recording.end) == ([], Ending(0.0, "completed"))
 

@@ -1,0 +1,184 @@
+"""One request as the runtime pulls it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, Self
+
+from operators.assembly import defer_to_loop, tokens_in, weakly
+from rx_backend.context import RequestContext
+from rx_backend.dynamo.context import ContextBridge, bridge_context
+from rx_backend.stream import ResponseStream
+
+__all__ = ("ServedStream",)
+
+
+class ServedStream(AsyncIterator[dict[str, Any]]):
+    """
+    One request's items for the runtime, and everything that the request holds.
+
+    A kill by the runtime (a client that is gone is one) closes it at once, whatever it waits for:
+    the engine's set-up, the next item, or the runtime's next pull. So does the loss of the last
+    reference, in any thread. Neither waits for the garbage collector. On a decode worker a kill
+    leaves a pull that waits for the first token its time, since an abort does so too (row A4).
+
+    It is no asynchronous generator: the task of a generator's pull refers to the generator for as
+    long as the task lives, and an engine whose frame holds that task (``asyncio.timeout`` does)
+    would keep its own stream alive.
+
+    Args:
+        context: The runtime's context of the request.
+        open: Starts the request, with our context.
+        inside: Entered before anything else, on the event loop; left when the request is over.
+        to_wire: Returns an item as the runtime takes it; None for one that is not sent.
+        on_failure: Returns the last item after a failure, or raises.
+        decode: Whether this worker decodes for a prefill peer.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_bridge",
+        "_context",
+        "_decode",
+        "_has_token",
+        "_inside",
+        "_is_killed",
+        "_is_over",
+        "_is_pulling",
+        "_left",
+        "_loop",
+        "_on_failure",
+        "_open",
+        "_opening",
+        "_stream",
+        "_to_wire",
+    )
+
+    def __init__(
+        self,
+        context: Any,
+        open: Callable[[RequestContext], Awaitable[ResponseStream[Any]]],
+        *,
+        inside: Callable[[Any], AbstractContextManager[object]],
+        to_wire: Callable[[object], dict[str, Any] | None],
+        on_failure: Callable[[Exception], dict[str, Any]],
+        decode: bool,
+    ) -> None:
+        self._context = context
+        self._open = open
+        self._inside = inside
+        self._to_wire = to_wire
+        self._on_failure = on_failure
+        self._decode = decode
+        # The runtime calls the handler in a thread without an event loop.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._left = ExitStack()
+        self._bridge: ContextBridge | None = None
+        self._opening: asyncio.Task[Any] | None = None
+        self._stream: ResponseStream[Any] | None = None
+        self._is_pulling = False
+        self._is_killed = False
+        self._has_token = not decode
+        self._is_over = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether everything is released, or being released."""
+        return self._is_over
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        self._is_pulling = True
+        try:
+            if self._loop is None and not self._is_over:
+                await self._begin()
+            while self._stream is not None:
+                item = await anext(self._stream)
+                if self._is_killed:
+                    break
+                wire = self._to_wire(item)
+                if wire is not None:
+                    self._has_token = self._has_token or tokens_in(item) > 0
+                    return wire
+        except StopAsyncIteration:
+            pass
+        except Exception as error:
+            was_served = self._bridge is not None
+            self.close()
+            if not was_served:
+                raise
+            return self._on_failure(error)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._is_pulling = False
+        self.close()
+        raise StopAsyncIteration
+
+    async def _begin(self) -> None:
+        """Start the request; a kill in the meantime cancels that."""
+        self._loop = asyncio.get_running_loop()
+        self._left.enter_context(self._inside(self._context))
+        self._bridge = bridge_context(
+            self._context, decode=self._decode, on_kill=weakly(self._end_killed)
+        )
+        task = self._opening = asyncio.current_task()
+        try:
+            stream = await self._open(self._bridge.request_context)
+        except BaseException:
+            if self._is_over and not _is_cancelled_elsewhere(task):
+                return
+            raise
+        self._opening = None
+        if self._is_over:
+            # The engine's set-up has caught the cancellation.
+            _is_cancelled_elsewhere(task)
+            stream.close()
+        else:
+            self._stream = stream
+
+    def _end_killed(self) -> None:
+        """Close, but let a pull for the first token of a decode worker go on to it."""
+        self._is_killed = True
+        if self._has_token or not self._is_pulling or self._bridge is None:
+            self.close()
+        else:
+            first_token = self._bridge.request_context.first_token()
+            self._left.callback(first_token.listen(weakly(self.close)))
+
+    def close(self) -> None:
+        """Release everything without waiting, on the event loop; harmless when called twice."""
+        if self._is_over:
+            return
+        self._is_over = True
+        bridge, self._bridge = self._bridge, None
+        stream, self._stream = self._stream, None
+        task, self._opening = self._opening, None
+        with self._left:
+            if bridge is None:
+                return
+            self._left.callback(bridge.close)
+            # A stream that is dropped makes no abort any more, so a last signal comes first.
+            bridge.refresh()
+            if stream is not None:
+                stream.close()
+            elif task is not None and task is not asyncio.current_task():
+                task.cancel()
+
+    async def aclose(self) -> None:
+        """Release everything; what closing the engine's stream waits for goes on in a task."""
+        self.close()
+
+    def __del__(self, defer: Callable[..., None] = defer_to_loop) -> None:
+        if self._loop is not None and not self._is_over:
+            defer(self._loop, self.close)
+
+
+def _is_cancelled_elsewhere(task: asyncio.Task[Any] | None) -> bool:
+    """Take back our cancellation of *task*; return whether there is another one."""
+    return task is not None and task.uncancel() > 0
