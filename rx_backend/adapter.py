@@ -23,7 +23,7 @@ from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import ChunkStream, LLMEngine, open_chunks
 from rx_backend.errors import InvalidArgument, engine_failure
-from rx_backend.pipeline import PipelineSource, compiled, standard_pipeline
+from rx_backend.pipeline import PipelineSource, as_pipeline, compiled, standard_pipeline
 from rx_backend.protocols import (
     Annotated,
     LLMEngineOutput,
@@ -92,7 +92,7 @@ class EngineAdapter(Generic[T_co]):
         self.mode = DisaggregationMode.parse(mode)
         source = standard_pipeline if pipeline is None else pipeline
         self.pipeline = cast("PipelineSource[T_co]", source)
-        fixed = _as_pipeline(source)
+        fixed = as_pipeline(source)
         self._plan = None if fixed is None else compiled(fixed)
         if fixed is None and not callable(source):
             raise InvalidArgument(
@@ -131,7 +131,7 @@ class EngineAdapter(Generic[T_co]):
         )
 
     def _pipeline_with(self, operators: Sequence[AnyOperator]) -> PipelineSource:
-        fixed = _as_pipeline(self.pipeline)
+        fixed = as_pipeline(self.pipeline)
         if fixed is not None:
             return _checked(lambda: fixed.with_operators(*operators))
         _checked(lambda: Pipeline(operators))
@@ -259,22 +259,11 @@ class EngineAdapter(Generic[T_co]):
         make = self.pipeline
         name = getattr(make, "__qualname__", repr(make))
         try:
-            return _compiled(cast("Callable[[RequestScope], object]", make)(scope))
+            return compiled(cast("Callable[[RequestScope], object]", make)(scope))
         except Exception as error:
             raise InvalidArgument(
                 f"pipeline: {name} raised {type(error).__name__}: {error}"
             ) from error
-
-
-def _as_pipeline(value: object) -> Pipeline | None:
-    return cast("Pipeline", value) if isinstance(value, Pipeline) else None
-
-
-def _compiled(made: object) -> Plan:
-    pipeline = _as_pipeline(made)
-    if pipeline is None:
-        raise TypeError(f"expected it to return a Pipeline, got {type(made).__name__}")
-    return compiled(pipeline)
 
 
 def _checked(make: Callable[[], Pipeline]) -> Pipeline:

@@ -8,6 +8,7 @@ of the document, so that a message of a type checker names the line in the docum
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -25,7 +26,8 @@ CHECKERS = (
 )
 
 _BLOCK = re.compile(
-    r"^(?:```|<!--- invisible-code-block: )python\n(?P<code>.*?)^(?:```|-->)$", re.MULTILINE | re.DOTALL
+    r"^(?:```|<!--- invisible-code-block: )python\n(?P<code>.*?)^(?:```|-->)$",
+    re.MULTILINE | re.DOTALL,
 )
 
 
@@ -36,11 +38,11 @@ def documents() -> list[Path]:
 
 
 def module_of(text: str) -> str:
-    """
+    r"""
     Return a document's Python blocks, each at its own lines.
 
-    >>> module_of("# Title\\n\\n```python\\nx = 1\\n```\\ntext\\n```sh\\nls\\n```\\n")
-    '\\n\\n\\nx = 1\\n'
+    >>> module_of("# Title\n\n```python\nx = 1\n```\ntext\n```sh\nls\n```\n")
+    '\n\n\nx = 1\n'
     """
     lines: list[str] = []
     for block in _BLOCK.finditer(text):
@@ -57,7 +59,7 @@ def check(paths: Sequence[Path]) -> str:
         for path in paths:
             module = Path(folder) / f"{path.stem.lower()}_md.py"
             module.write_text(module_of(path.read_text()))
-            names[str(module)] = str(path.relative_to(ROOT))
+            names[str(module)] = os.path.relpath(path, ROOT)
         config = Path(folder) / "pyrightconfig.json"
         config.write_text(f'{{"typeCheckingMode": "strict", "extraPaths": ["{ROOT}"]}}')
         said = ""
