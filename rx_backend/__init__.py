@@ -1,6 +1,16 @@
 """What worker code imports: the adapter, the engine contract, and the types between them."""
 
-from operators import Pipeline
+try:
+    from operators import Pipeline
+except ImportError as error:
+    import operators as found
+
+    raise ImportError(
+        f"rx_backend needs its own package `operators`, and another one hides it: "
+        f"{getattr(found, '__file__', None) or list(found.__path__)}; rename that one, or take its "
+        "folder from sys.path"
+    ) from error
+
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import LatchedSignal, RequestContext
 from rx_backend.disagg import DisaggregationMode

@@ -16,7 +16,7 @@ from opentelemetry.trace import INVALID_SPAN, Span, Tracer
 from typing_extensions import TypeVar
 
 from operators import NotAnOperator, Pipeline, TokenTimes
-from operators.assembly import Plan, drawn, open_stream
+from operators.assembly import Plan, drawn, make_stream
 from operators.authoring import AnyOperator, Clock, Transform
 from rx_backend import telemetry
 from rx_backend.context import RequestContext
@@ -198,7 +198,7 @@ class EngineAdapter(Generic[T_co]):
             )
             plan = self._plan or self._plan_of(scope)
             chunks = await self._open(scope, own)
-            return open_stream(
+            return make_stream(
                 chunks,
                 plan,
                 partial(_Stream, context=context, loop=loop),

@@ -19,7 +19,7 @@ from operators._core.rx import RxOperator, RxSegment, applied
 from operators._core.segment import Segment, close_quietly
 from operators._core.tasks import start_task
 
-__all__ = ("AnyOperator", "Boundary", "Plan", "fuse", "open_stream", "plan_of")
+__all__ = ("AnyOperator", "Boundary", "Plan", "fuse", "make_stream", "plan_of")
 
 AnyOperator: TypeAlias = Operator[Any, Any] | RxOperator | AioOperator
 """What may stand in a pipeline's list."""
@@ -149,12 +149,12 @@ def fuse(
     >>> asyncio.run(main())
     [[7], []]
     """
-    return open_stream(
+    return make_stream(
         source, operators, FusedRun[Any], own_context=own_context, scope=scope, on_end=on_end
     )
 
 
-def open_stream(
+def make_stream(
     source: AsyncIterator[Any],
     operators: Iterable[AnyOperator] | Plan,
     stream: Callable[..., R],

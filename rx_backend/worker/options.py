@@ -123,7 +123,8 @@ class ServeOptions(FrontendOptions):
         namespace: First part of the worker's address.
         component: Second part; decided by the mode when None.
         endpoint: Third part, or all three as ``dyn://namespace.component.endpoint``.
-        pipeline: ``module:function``, what makes a request's operators; the standard ones when None.
+        pipeline: ``module:name`` of a pipeline, or of a function from a request's scope to one; the
+            standard one when None.
         model_path: Folder with the tokenizer; see :class:`rx_backend.worker.Worker`.
         frontend: Whether to serve the OpenAI API too.
         coalesce: Whether chunks that wait anyway cross into the runtime together.
@@ -177,7 +178,11 @@ class ServeOptions(FrontendOptions):
         add("namespace", "first part of its address (dynamo)")
         add("component", "second part (backend; prefill in that mode)")
         add("endpoint", "third part, or dyn:// and all three (generate)")
-        add("pipeline", "what makes a request's operators", metavar="module:function")
+        add(
+            "pipeline",
+            "the pipeline, or a function from a request's scope to one",
+            metavar="module:name",
+        )
         add("model_path", "folder with the tokenizer (a made-up one)", metavar="DIR")
         add("coalesce", "let waiting chunks travel together (yes)", action=switch, default=None)
         add("grace_s", "from leaving discovery to refusing requests (5)", type=float, metavar="S")

@@ -468,6 +468,43 @@ async def test_an_engine_may_drop_its_own_stream(
 # Any timing.
 
 
+@given(
+    sizes=st.lists(st.integers(0, 3), min_size=100, max_size=300),
+    first=st.integers(1, 5),
+    max_tokens=st.none() | st.just(10_000),
+)
+def test_an_engine_that_never_waits_leaves_others_their_turn(
+    sizes: list[int], first: int, max_tokens: int | None
+) -> None:
+    """While it is pulled ahead, other tasks of the loop run after a few chunks."""
+
+    async def main() -> None:
+        pulled = longest = 0
+
+        async def engine() -> AsyncGenerator[Any]:
+            nonlocal pulled
+            for size in sizes:
+                pulled += 1
+                yield token(*range(size))
+
+        async def others() -> None:
+            nonlocal longest
+            before = 0
+            while before < len(sizes):
+                longest, before = max(longest, pulled - before), pulled
+                await asyncio.sleep(0)
+
+        other = asyncio.create_task(others())
+        stream = fuse(engine(), [coalesce(max_chunks=1000, max_tokens=max_tokens)])
+        for _ in range(first):
+            await anext(stream)
+        await other
+        assert longest <= 32
+        await stream.aclose()
+
+    run_virtual(main())
+
+
 @dataclass(slots=True)
 class Timing:
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import logging
 import subprocess
@@ -14,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from operators import fuse, until_terminal
-from operators.authoring import Stage, operator
+from operators import fuse, map_async, until_terminal
+from operators.authoring import AnyOperator, Stage, operator
 from rx_backend.testing import VirtualTimeLoop, run_virtual
 from tests.leaks import LeakWatch
 from tests.operators._help import (
@@ -97,6 +98,14 @@ WAYS = [
 
 # Turns of the loop.
 MANY = 200_000
+
+_place = contextvars.ContextVar("_place", default="outside")
+
+
+async def later(item: Any) -> Any:
+    await asyncio.sleep(0)
+    return item
+
 
 # What is noted of an end by a drop.
 DROPPED = ["a!", "b!", "closed", "on_end"]
@@ -222,6 +231,61 @@ class TestNobodyWaits:
         await run.owner[0].aclose()
         assert loop.time() == 2.0
         assert await run.released() == DROPPED
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("way", [by_close, by_losing_it])
+    @virtual
+    async def test_a_release_that_is_cancelled(
+        self, way: Callable[[Owner], Awaitable[None]], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The end of an event loop cancels every task: that of a release ends so, without a word."""
+        run = Run(slow_to_close)
+        await anext(run.owner[0])
+        others = asyncio.all_tasks()
+        await way(run.owner)
+        await asyncio.sleep(1)
+        closing = asyncio.all_tasks() - others
+        for task in closing:
+            task.cancel()
+        await asyncio.wait(closing)
+        assert [task.cancelled() for task in closing] == [True]
+        assert caplog.records == []
+
+    @pytest.mark.rows("S7", "P9")
+    @pytest.mark.parametrize("closing_s", [None, 2.0])
+    @pytest.mark.parametrize("between", [[], [map_async(later)]], ids=["alone", "pulled"])
+    @virtual
+    async def test_an_engine_that_is_lost_together_with_its_stream(
+        self,
+        closing_s: float | None,
+        between: list[AnyOperator],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Its clean-up runs once, in the stream's context: the event loop does not begin another."""
+        closed: list[str] = []
+        own = contextvars.copy_context()
+        own.run(_place.set, "own")
+
+        async def engine(owner: Owner) -> AsyncGenerator[int]:
+            try:
+                yield len(owner)
+                yield 2
+            finally:
+                closed.append(_place.get())
+                if closing_s is not None:
+                    await asyncio.sleep(closing_s)
+                closed.append(_place.get())
+
+        async def lose() -> None:
+            owner: Owner = []
+            owner.append(fuse(engine(owner), [same(), *between], own_context=own))
+            assert await anext(owner[0]) == 1
+
+        await lose()
+        gc.collect()
+        await asyncio.sleep(10)
+        assert closed == ["own", "own"]
+        assert caplog.records == []
 
     @pytest.mark.rows("S7")
     @virtual
@@ -600,6 +664,40 @@ class TestATaskWaits:
         pull.close()
         assert await run.released() == DROPPED
         assert await collect(run.owner[0]) == Seen([], "completed")
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("way", [by_close, by_aclose])
+    @pytest.mark.parametrize("closed_s", [1.0, 1.5, 2.5])
+    @pytest.mark.parametrize("times", [1, 2])
+    @virtual
+    async def test_while_the_engine_cancels_itself(
+        self, times: int, closed_s: float, way: Callable[[Owner], Awaitable[None]]
+    ) -> None:
+        """A drop in the midst of an engine's own timeout still ends what the engine waits for next."""
+        journal: list[str] = []
+
+        async def engine() -> AsyncGenerator[int]:
+            try:
+                yield 1
+                for _ in range(times):
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(1):
+                            try:
+                                await asyncio.Event().wait()
+                            finally:
+                                await asyncio.sleep(1)
+                await asyncio.Event().wait()
+            finally:
+                journal.append("closed")
+
+        owner: Owner = [fuse(engine(), [spy(journal)])]
+        assert await anext(owner[0]) == 1
+        pull = asyncio.create_task(collect(owner[0]))
+        await asyncio.sleep(closed_s)
+        await way(owner)
+        assert await pull == Seen([], "completed")
+        assert journal[-1] == "closed"
+        assert journal.count("!") == 1
 
 
 class TestFromInside:

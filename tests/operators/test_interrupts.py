@@ -289,6 +289,23 @@ class TestClosedPulls:
         assert await collect(stream) == Seen([], "completed")
 
     @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("leaves", [0, 1, 2])
+    @virtual
+    async def test_who_waits_for_it_may_leave(self, leaves: int) -> None:
+        """Others who wait for the same are not disturbed, nor is the engine's clean-up."""
+        engine = Engine([1], ends=False, closing_s=5.0)
+        stream = fuse(engine(), [same()])
+        await anext(stream)
+        pull = asyncio.create_task(collect(stream))
+        await settle()
+        waiting = [asyncio.create_task(stream.aclose()) for _ in range(3)]
+        await asyncio.sleep(1)
+        assert waiting.pop(leaves).cancel()
+        await asyncio.gather(*waiting)
+        assert asyncio.get_running_loop().time() == 5.0
+        assert (engine.closed, await pull) == (1, Seen([], "completed"))
+
+    @pytest.mark.rows("S7")
     @virtual
     async def test_a_pull_that_was_never_begun(self) -> None:
         """Closing it disturbs nothing: the next pull goes on."""

@@ -26,6 +26,7 @@ from operators.authoring import (
     complete_with,
     detach,
     emit,
+    fail_after,
     operator,
 )
 from rx_backend.testing import run_virtual
@@ -224,6 +225,32 @@ class TestEnd:
         assert seen == Seen([1], "ValueError('LookupError')")
         assert life([1], rename(), spy(journal)) == Seen([1], "ValueError('Completed')")
         assert journal == ["1", "#"] * 2
+
+    @pytest.mark.parametrize("at", ["item", "end", "failure"])
+    @pytest.mark.parametrize("held", [(), (7,), (7, 8, 9)])
+    @pytest.mark.parametrize("says", ["yield", "return"])
+    @pytest.mark.parametrize("doubles", [False, True])
+    def test_what_is_held_comes_out_in_front_of_a_failure(
+        self, life: Life, at: str, held: tuple[int, ...], says: str, doubles: bool
+    ) -> None:
+        """All of it, the last item too, whether the operator or its source fails."""
+
+        @operator
+        def holding() -> Ints:
+            try:
+                yield
+                if at != "item":
+                    yield emit()
+            except (Completed, LookupError):
+                pass
+            if says == "return":
+                return fail_after(KeyError("after"), *held)
+            yield fail_after(KeyError("after"), *held)
+
+        error = LookupError("gone") if at == "failure" else None
+        seen = life([1], holding(), twice() if doubles else same(), error=error)
+        expected = [item for item in held for _ in range(1 + doubles)]
+        assert seen == Seen(expected, "KeyError('after')")
 
     @pytest.mark.parametrize(
         ("words", "items"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -202,11 +203,34 @@ async def test_a_group_is_of_the_kind_of_its_leaves(
     assert engine.closed == 1
 
 
+async def body_waits(group: asyncio.TaskGroup) -> None:
+    await asyncio.sleep(60)
+
+
+async def exit_waits(group: asyncio.TaskGroup) -> None:
+    """Leave the wait for the tasks to the end of the block."""
+
+
+async def both_wait(group: asyncio.TaskGroup) -> None:
+    group.create_task(asyncio.sleep(60))
+
+
+async def inner_exit_waits(group: asyncio.TaskGroup) -> None:
+    async with asyncio.TaskGroup() as inner:
+        inner.create_task(asyncio.sleep(60))
+
+
 @pytest.mark.rows("S6")
+@pytest.mark.parametrize("body", [body_waits, exit_waits, both_wait, inner_exit_waits])
+@pytest.mark.parametrize("cancelled_before", [0, 1])
 @EVERY_PIPELINE
 @virtual
-async def test_a_task_group_that_fails_is_a_failure(pipeline: Pipeline) -> None:
-    """It cancels the task that it is in, which is the consumer's, and takes that back."""
+async def test_a_task_group_that_fails_is_a_failure(
+    pipeline: Pipeline,
+    body: Callable[[asyncio.TaskGroup], Awaitable[None]],
+    cancelled_before: int,
+) -> None:
+    """It cancels the task that it is in, which is the consumer's; that one is not cancelled."""
 
     async def failing() -> None:
         await asyncio.sleep(1)
@@ -216,15 +240,26 @@ async def test_a_task_group_that_fails_is_a_failure(pipeline: Pipeline) -> None:
         yield token(1)
         async with asyncio.TaskGroup() as group:
             group.create_task(failing())
-            await asyncio.sleep(60)
+            await body(group)
         yield stop()
 
-    stream = await adapter_of(Engine(steps), pipeline=pipeline).generate(request())
-    async with asyncio.timeout(10):
-        *items, last = await collect(stream)
-        await asyncio.sleep(1)
-    assert tokens_of(items) == [[1]]
-    assert isinstance(last.error, Disconnected)
+    async def consume() -> None:
+        if cancelled_before:
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        stream = await adapter_of(Engine(steps), pipeline=pipeline).generate(request())
+        async with asyncio.timeout(10):
+            *items, last = await collect(stream)
+            await asyncio.sleep(1)
+        assert tokens_of(items) == [[1]]
+        assert isinstance(last.error, Disconnected)
+
+    consumer = asyncio.create_task(consume())
+    await settle()
+    if cancelled_before:
+        consumer.cancel()
+    await consumer
+    assert consumer.cancelling() == cancelled_before
 
 
 # The consumer's cancellation, and engines that answer it.

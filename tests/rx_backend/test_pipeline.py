@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from rx_backend.errors import Disconnected, InvalidArgument, StreamIncomplete, U
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.scope import RequestScope
+from tests.meters import Meters
 from tests.rx_backend._engines import (
     Item,
     ScriptedEngine,
@@ -131,6 +133,36 @@ async def test_an_adapter_can_be_extended() -> None:
     assert seen == []
     await collect(await extended.generate(request()))
     assert len(seen) == 2 * 3
+
+
+@pytest.mark.rows("S1", "P8")
+@pytest.mark.parametrize("record", [True, False])
+@pytest.mark.parametrize("per_request", [True, False])
+@pytest.mark.parametrize("times", [0, 1, 2])
+@virtual
+async def test_an_extended_adapter_measures_as_before(
+    record: bool, per_request: bool, times: int
+) -> None:
+    """``with_operators`` keeps tracer, meters, clock and *record*, whatever the pipeline is."""
+    spans, meters = Spans(), Meters()
+    reads = count()
+    adapter = EngineAdapter(
+        ScriptedEngine(token(1), stop()),
+        pipeline=(lambda _: standard_pipeline) if per_request else standard_pipeline,
+        tracer=spans.tracer,
+        meter_provider=meters.provider,
+        clock=lambda: float(next(reads)),
+        record=record,
+    )
+    for _ in range(times):
+        adapter = adapter.with_operators(noting([]))
+    await collect(await adapter.generate(request()))
+    attributes = rows_of(spans.one())
+    assert ("ttft_ms" in attributes) is record
+    if record:
+        assert attributes["ttft_ms"] >= 1000.0
+    assert (next(reads) > 0) is record
+    assert meters.counts("rx_backend.requests") == {(): 1}
 
 
 @pytest.mark.rows("S1")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -296,6 +297,64 @@ def test_span_metrics_and_log_say_what_was_handed_out(
     """Wherever operators end, cut or change the stream, and wherever its consumer leaves."""
     script = [LLMEngineOutput(list(range(6, 6 + size))) for size in sizes]
     run_virtual(check([*script, *ENDS[end]], pipeline_of(added), takes))
+
+
+class Answering(ScriptedEngine):
+    """Answers the cancellation of its second pull with chunks."""
+
+    def __init__(self, *answers: LLMEngineOutput) -> None:
+        super().__init__()
+        self._answers = answers
+
+    async def generate(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        yield token(1)
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        for answer in self._answers:
+            yield answer
+
+
+ANSWERS = [token(2), LLMEngineOutput([2, 3]), LLMEngineOutput.cancelled(), stop().with_tokens([4])]
+
+
+@pytest.mark.rows("O2", "P5", "S7")
+@pytest.mark.parametrize("way", ["cancel", "close"])
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize(
+    "added",
+    [[], [("items", "saying length")], [("items", "map_async")]],
+    ids=["ours", "on items", "pulled"],
+)
+@virtual
+async def test_what_an_engine_answers_a_drop_with_is_not_recorded(
+    way: str, answer: LLMEngineOutput, added: list[tuple[str, str]]
+) -> None:
+    """Its tokens were handed to nobody, and its terminal ended nothing."""
+    spans, meters = Spans(), Meters()
+    adapter = EngineAdapter(
+        Answering(answer, token(5)),
+        pipeline=pipeline_of(added),
+        tracer=spans.tracer,
+        meter_provider=meters.provider,
+        record=True,
+    )
+    stream = await adapter.generate(request())
+    assert len([await anext(stream)]) == 1
+    pull = asyncio.create_task(collect(stream))
+    await asyncio.sleep(1)
+    if way == "cancel":
+        pull.cancel()
+    else:
+        stream.close()
+    await asyncio.wait([pull])
+    assert pull.cancelled() or pull.result() == []
+    await asyncio.sleep(1)
+    attributes = rows_of(spans.one())
+    assert (attributes["finish_reason"], attributes["output_tokens"]) == ("Dropped", 1)
+    counted = meters.counts("rx_backend.tokens", "gen_ai.token.type")
+    assert counted[("output",)] == 1
 
 
 @pytest.mark.rows("O2")

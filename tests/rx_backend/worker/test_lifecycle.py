@@ -346,6 +346,40 @@ def test_a_lost_runtime_stops_what_is_in_flight(*, deaf: bool, cleaned_at: float
     run_virtual(main())
 
 
+@pytest.mark.parametrize("fails", ["serving", "register", "ready"])
+@pytest.mark.parametrize("late", [10.5, 12.5])
+def test_a_worker_that_fails_lets_nothing_more_in(fails: str, late: float) -> None:
+    """Whatever fails behind the first request, one that comes while others unwind is refused."""
+
+    async def main() -> None:
+        life = Life()
+        in_flight, refused = Request(1000, deaf=True), Request(1)
+        life.at(1, lambda: life.send(in_flight))
+        life.at(late, lambda: life.send(refused))
+        life.at(60, in_flight.stopped.set)
+
+        async def register_late(_model: ModelEntry) -> None:
+            await asyncio.sleep(10)
+            raise CannotConnect("register")
+
+        class Unready(list[EngineConfig]):
+            def append(self, config: EngineConfig) -> None:
+                raise CannotConnect(config.model)
+
+        if fails == "serving":
+            life.at(10, life.place.lost.set)
+        else:
+            life.place.register = register_late
+        if fails == "ready":
+            life.place.register = lambda _model: asyncio.sleep(10)
+            life.ready = Unready()
+        assert isinstance(await life.live(), CannotConnect | Disconnected)
+        assert in_flight.items == ["first", "cancelled"]
+        assert (refused.items, type(refused.error)) == ([], EngineShutdown)
+
+    run_virtual(main())
+
+
 def test_the_first_error_is_told_when_cleanup_fails_too() -> None:
     """A cleanup that fails is an error of its own only where nothing failed before."""
 

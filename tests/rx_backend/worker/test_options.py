@@ -84,6 +84,14 @@ def test_a_bad_value_is_told_by_name(variable: str, text: str, complaint: str) -
             ("serve", ENGINE, "--pipeline", "rx_backend:no_such_name"),
             "pipeline rx_backend:no_such_name",
         ),
+        (
+            ("serve", ENGINE, "--pipeline", "rx_backend:__name__"),
+            "pipeline rx_backend:__name__: expected a Pipeline, or a function",
+        ),
+        (
+            ("serve", ENGINE, "--pipeline", "no_such_module:pipeline"),
+            "pipeline no_such_module:pipeline: no module named 'no_such_module'",
+        ),
         (("serve", "rx_backend:FinishReason"), "engine rx_backend:FinishReason: making it raised"),
         (
             ("serve", ENGINE, "--model-path", "/no/such"),
