@@ -358,7 +358,7 @@ def test_a_worker_that_fails_lets_nothing_more_in(fails: str, late: float) -> No
         life.at(late, lambda: life.send(refused))
         life.at(60, in_flight.stopped.set)
 
-        async def register_late(_model: ModelEntry) -> None:
+        async def register_late(model: ModelEntry) -> None:
             await asyncio.sleep(10)
             raise CannotConnect("register")
 
@@ -371,7 +371,7 @@ def test_a_worker_that_fails_lets_nothing_more_in(fails: str, late: float) -> No
         else:
             life.place.register = register_late
         if fails == "ready":
-            life.place.register = lambda _model: asyncio.sleep(10)
+            life.place.register = lambda model: asyncio.sleep(10)
             life.ready = Unready()
         assert isinstance(await life.live(), CannotConnect | Disconnected)
         assert in_flight.items == ["first", "cancelled"]
