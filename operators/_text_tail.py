@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from operators._answers import OpenAnswers
 from operators._chunk import answer_of, has_content
@@ -111,8 +111,8 @@ class TextTail:
         self.text = ""
         self.is_last = False
         self.has_ended = False
-        # Chunks, and how many tokens each counts for; and the tokens of those that are out.
-        self._held: list[tuple[Any, int]] = []
+        self._held: list[_Held] = []
+        # The tokens of the chunks that are out.
         self._tokens = 0
 
     @property
@@ -144,7 +144,7 @@ class TextTail:
 
     def add(self, chunk: Any) -> None:
         """Hold a copy of *chunk*."""
-        self._held.append((own_copy(chunk), _weight(chunk)))
+        self._held.append(_Held(own_copy(chunk), _weight(chunk)))
         self.text += _text(chunk)
         self.is_last = self.is_last or chunk.finish_reason is not None
 
@@ -159,11 +159,11 @@ class TextTail:
         A chunk whose content has no token ids counts as one.
         """
         tokens = self._tokens
-        for chunk, weight in self._held:
+        for held in self._held:
             if place <= 0:
                 break
-            tokens += _weight_to(chunk, weight, place)
-            place -= len(_text(chunk))
+            tokens += _weight_to(held, place)
+            place -= len(_text(held.chunk))
         return tokens
 
     def take(self, characters: int) -> list[Any]:
@@ -177,19 +177,16 @@ class TextTail:
         left = max(0, min(characters, len(self.text)))
         self.text = self.text[left:]
         while self._held:
-            chunk, weight = self._held[0]
-            size = len(_text(chunk))
+            first = self._held[0]
+            size = len(_text(first.chunk))
             if size <= left:
                 del self._held[0]
             elif left:
-                taken = _weight_to(chunk, weight, left)
-                chunk, rest = _cut(chunk, left)
-                self._held[0] = rest, weight - taken
-                weight = taken
+                first, self._held[0] = _cut(first, left)
             else:
                 break
-            self._tokens += weight
-            out.append(chunk)
+            self._tokens += first.weight
+            out.append(first.chunk)
             left -= min(size, left)
         return out
 
@@ -207,7 +204,7 @@ class TextTail:
         if not taken:
             return []
         if taken[-1].finish_reason is not None:
-            self._held.insert(0, (part_of(taken[-1], 0, 0, None), 0))
+            self._held.insert(0, _Held(part_of(taken[-1], 0, 0, None), 0))
         made = part_of(taken[0], 0, 0, text)
         _open_end(made)
         return [made] if text else []
@@ -227,7 +224,8 @@ class TextTail:
             reason: The finish reason; None for ``stop``, as the chunk's class makes it.
             stop_reason: What ended the answer, for chunks with a ``stop_reason``.
         """
-        newest, _ = self._held[-1]
+        last = self._held[-1]
+        newest = last.chunk
         before = len(self.text) - len(_text(newest))
         out = self.take(min(kept, before))
         if out and out[-1] is newest:
@@ -235,7 +233,7 @@ class TextTail:
         self.has_ended = True
         self._held.clear()
         self.text = ""
-        end = _first_part(newest, kept - before)
+        end = _first_part(last, kept - before)
         return [*out, cut_last(end, len(end.token_ids), "stop", reason, stop_reason)]
 
     def rest(self) -> list[Any]:
@@ -245,9 +243,24 @@ class TextTail:
     def beyond(self, limit: int) -> list[Any]:
         """Return what is held beyond *limit* characters, and beyond *limit* chunks."""
         surplus = self._held[: max(0, len(self._held) - limit)]
-        characters = sum(len(_text(chunk)) for chunk, _ in surplus)
+        characters = sum(len(_text(held.chunk)) for held in surplus)
         characters = max(characters, len(self.text) - limit)
         return self.take(characters) if surplus or characters > 0 else []
+
+
+class _Held(NamedTuple):
+    """
+    A chunk that is held.
+
+    Attributes:
+        chunk: The chunk.
+        weight: How many tokens it counts for.
+        lead: How many characters at its beginning belong to a token that is out already.
+    """
+
+    chunk: Any
+    weight: int
+    lead: int = 0
 
 
 def _text(chunk: Any) -> str:
@@ -259,41 +272,46 @@ def _weight(chunk: Any) -> int:
     return len(chunk.token_ids) or int(has_content(chunk))
 
 
-def _weight_to(chunk: Any, weight: int, characters: int) -> int:
+def _weight_to(held: _Held, characters: int) -> int:
     """Return how many tokens a chunk counts for up to a place in its text, which is not its beginning."""
-    if characters >= len(_text(chunk)) or not chunk.token_ids:
-        return weight
-    return _tokens_to(chunk, characters)
+    if characters >= len(_text(held.chunk)) or not held.chunk.token_ids:
+        return held.weight
+    return _tokens_to(held, characters)
 
 
-def _tokens_to(chunk: Any, characters: int) -> int:
+def _tokens_to(held: _Held, characters: int) -> int:
     """Return how many tokens of a chunk begin within so many characters of its text."""
+    chunk = held.chunk
     ids = len(chunk.token_ids)
     texts = [text or "" for text in getattr(chunk, "tokens", None) or ()]
-    if len(texts) != ids or "".join(texts) != chunk.text:
+    if len(texts) != ids or "".join(texts) != chunk.text[held.lead :]:
         return ids
-    starts = accumulate(map(len, texts[:-1]), initial=0)
-    return sum(start < characters for start in starts)
+    starts = accumulate(map(len, texts[:-1]), initial=held.lead)
+    return sum(start < characters for start, _ in zip(starts, texts, strict=False))
 
 
-def _first_part(chunk: Any, characters: int) -> Any:
+def _first_part(held: _Held, characters: int) -> Any:
     """Copy a chunk with so many characters of its text; it stays a terminal if it is one."""
-    text = _text(chunk)
+    chunk, text = held.chunk, _text(held.chunk)
     if characters >= len(text) > 0:
         return copy.copy(chunk)
-    tokens = _tokens_to(chunk, characters) if characters > 0 and chunk.token_ids else 0
+    tokens = _tokens_to(held, characters) if characters > 0 and chunk.token_ids else 0
     return part_of(chunk, 0, tokens, text[: max(0, characters)] or None)
 
 
-def _cut(chunk: Any, characters: int) -> tuple[Any, Any]:
+def _cut(held: _Held, characters: int) -> tuple[_Held, _Held]:
     """Cut a chunk within its text; what marks a terminal goes with the second part."""
-    first = _first_part(chunk, characters)
+    chunk = held.chunk
+    first = _first_part(held, characters)
     _open_end(first)
     tokens = len(first.token_ids)
     second = part_of(chunk, tokens, len(chunk.token_ids), chunk.text[characters:])
     if getattr(chunk, "content_parts", None) is not None:
         second.content_parts = None
-    return first, second
+    weight = _weight_to(held, characters)
+    known = sum(len(text or "") for text in getattr(second, "tokens", None) or ())
+    lead = max(0, len(second.text) - known) if second.token_ids else 0
+    return _Held(first, weight), _Held(second, held.weight - weight, lead)
 
 
 def _open_end(chunk: Any) -> None:

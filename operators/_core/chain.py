@@ -197,7 +197,7 @@ class Chain(Stages):
                 signal = Completed(ended_by)
             raised, words = self._throw(here, signal)
             if raised is None:
-                self._returned(here, words, ended_by)
+                self._returned(here, words, ended_by, at_end=True)
                 return
             if type(raised) is not Completed:
                 self.fail(raised, here + 1)
@@ -244,11 +244,13 @@ class Chain(Stages):
             self.conditions[place] = result.condition
             self.reshaped = True
 
-    def _returned(self, place: int, value: Any, ended_by: str | None = None) -> None:
+    def _returned(
+        self, place: int, value: Any, ended_by: str | None = None, *, at_end: bool = False
+    ) -> None:
         """End the stages behind *place*, whose stage ended the stream with these last items."""
         items = value.items if type(value) is StageResult else () if value is None else (value,)
         error = value.error if type(value) is StageResult else None
-        if not self._is_last and ended_by is None:
+        if not (self._is_last or at_end) and ended_by is None:
             ended_by = self._factories[place].name
         for item in items[:-1] if error is None else items:
             if not self.has_ended:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators import Outcome, TokenTimes
+from operators import Outcome, TokenTimes, coalesce, limit_tokens, stop_on_text
 from operators.assembly import HandedOut, OutcomeTracker, error_type_of
-from operators.authoring import AnyOperator, Stage, complete_with, operator
+from operators.authoring import AnyOperator, Completed, Stage, complete_with, operator
 from rx_backend import (
     Annotated,
     Disconnected,
@@ -364,6 +364,36 @@ async def test_an_operator_that_cuts_a_stream_short_is_named() -> None:
     assert seen.span["error_kind"] == "Backend(StreamIncomplete)"
     assert seen.span["output_tokens"] == 2
     assert seen.span["cancelled"] is False
+
+
+@operator(takes="chunks")
+def flushing(*last: LLMEngineOutput) -> Stage[Any, Any]:
+    """Hand out some more at the end."""
+    chunk = yield
+    try:
+        while True:
+            chunk = yield chunk
+    except Completed:
+        return complete_with(*last)
+
+
+FLUSHING: list[AnyOperator] = [
+    flushing(),
+    flushing(LLMEngineOutput.token(7)),
+    stop_on_text(["x"]),
+    limit_tokens(9),
+    coalesce(),
+]
+
+
+@pytest.mark.rows("S9", "O2")
+@pytest.mark.parametrize("flush", FLUSHING, ids=repr)
+@virtual
+async def test_an_engine_without_a_terminal_is_no_operators_fault(flush: AnyOperator) -> None:
+    """An operator that has something to say at the end has not ended the stream."""
+    seen = await answer(Scripted(tokens(2)), behind(flush))
+    assert isinstance(seen.error, StreamIncomplete)
+    assert "the engine's stream ended without a terminal" in str(seen.error)
 
 
 @pytest.mark.rows("O2")

@@ -178,3 +178,35 @@ def test_a_terminal_outlives_its_text(life: Life) -> None:
         LLMEngineOutput(text="***"),
         LLMEngineOutput(finish_reason=FinishReason.LENGTH),
     ]
+
+
+@given(
+    words=st.lists(st.text("ab ", min_size=1, max_size=4), min_size=1, max_size=8),
+    sizes=st.lists(st.integers(1, 3), min_size=8, max_size=8),
+    cuts=st.lists(st.integers(0, 5), max_size=12),
+    drops=st.lists(st.booleans(), min_size=12, max_size=12),
+)
+def test_a_token_goes_with_its_first_character(
+    words: list[str], sizes: list[int], cuts: list[int], drops: list[bool]
+) -> None:
+    """Wherever the text is cut, how often, and whether what is cut off is kept or thrown away."""
+    tail, starts, begin = TextTail(), [0], 0
+    for word in words:
+        starts.append(starts[-1] + len(word))
+    for size in sizes:
+        made = words[begin : begin + size]
+        ids = list(range(begin, begin + len(made)))
+        tail.add(LLMEngineOutput(ids, tokens=list(made), text="".join(made)))
+        begin += size
+    place = 0
+    for cut, is_dropped in zip(cuts, drops, strict=False):
+        end = min(place + cut, starts[-1])
+        before = tail.tokens_before(end - place)
+        out = tail.drop(cut) if is_dropped else tail.take(cut)
+        if not is_dropped:
+            expected = [number for number, start in enumerate(starts[:-1]) if place <= start < end]
+            assert [each for chunk in out or [] for each in chunk.token_ids] == expected
+        place = end
+        assert tail.tokens_before(0) == before == sum(start < place for start in starts[:-1])
+    rest = [each for chunk in tail.rest() for each in chunk.token_ids]
+    assert rest == [number for number, start in enumerate(starts[:-1]) if start >= place]
