@@ -778,3 +778,50 @@ class TestThreads:
         await asyncio.to_thread(owner.clear)
         await asyncio.sleep(1)
         assert threads == {threading.get_ident()}
+
+
+class Closing:
+    """A source that is no generator; its clean-up may wait."""
+
+    def __init__(self, closed: list[str], closing_s: float | None) -> None:
+        self._closed = closed
+        self._closing_s = closing_s
+
+    def __aiter__(self) -> AsyncIterator[int]:
+        return self
+
+    async def __anext__(self) -> int:
+        return 1
+
+    async def aclose(self) -> None:
+        try:
+            if self._closing_s is not None:
+                await asyncio.sleep(self._closing_s)
+        finally:
+            self._closed.append("closed")
+
+
+@pytest.mark.rows("S7")
+@pytest.mark.parametrize("way", ["close", "lose"])
+@pytest.mark.parametrize("closing_s", [None, 1.0])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_stream_that_outlives_its_loop(way: str, closing_s: float | None, depth: int) -> None:
+    """What needs no waiting is still done: the stages end, and the source is closed, once."""
+    journal: list[str] = []
+
+    async def pulled() -> Owner:
+        made: list[AnyOperator] = [spy(journal), *[same()] * depth]
+        owner: Owner = [
+            fuse(Closing(journal, closing_s), made, on_end=lambda _dropped: journal.append("end"))
+        ]
+        assert await anext(owner[0]) == 1
+        return owner
+
+    owner = asyncio.run(pulled())
+    assert journal == ["1"]
+    if way == "close":
+        owner[0].close()
+        owner[0].close()
+    owner.clear()
+    gc.collect()
+    assert journal == ["1", "!", "end", "closed"]

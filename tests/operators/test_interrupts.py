@@ -94,6 +94,25 @@ class TestTheEnginesOwn:
         assert notes == ["interrupt", "no drop"] * times + ["None", "|"]
 
     @pytest.mark.rows("S6")
+    @pytest.mark.parametrize("times", [1, 3])
+    @pytest.mark.parametrize("pause_s", [None, 2.0])
+    @virtual
+    async def test_stages_are_told_as_soon_as_it_is_caught(
+        self, times: int, pause_s: float | None
+    ) -> None:
+        """An abort that was held back meanwhile does not wait for the engine's next item."""
+        told: list[tuple[float, bool]] = []
+        clock = asyncio.get_running_loop().time
+
+        @callbacks()
+        def timing() -> Callbacks[Any, Any]:
+            return Callbacks(on_interrupt=lambda interrupted: told.append((clock(), interrupted)))
+
+        await collect(fuse(timing_out(times, pause_s), [timing()]))
+        moments = [1.0 + number * (1.0 + (pause_s or 0.0)) for number in range(times)]
+        assert told == [(moment, how) for moment in moments for how in (True, False)]
+
+    @pytest.mark.rows("S6")
     @virtual
     async def test_a_timeout_that_comes_out_is_a_failure(self) -> None:
         """Of the engine: not a cancellation of the consumer's, and not a drop."""
@@ -256,6 +275,34 @@ class TestNobodyWaits:
         assert asyncio.get_running_loop().time() == 0.0
         await asyncio.sleep(100)
         assert engine.closed == 1
+
+    @pytest.mark.rows("S6")
+    @pytest.mark.parametrize("error", [asyncio.CancelledError(), Interrupted()])
+    @pytest.mark.parametrize("behind", [True, False])
+    @virtual
+    async def test_an_interrupt_is_never_an_item(self, error: BaseException, behind: bool) -> None:
+        """Also where another operator would make one of whatever is raised."""
+
+        @operator
+        def forgiving() -> Stage[Any, Any]:
+            with suppress(BaseException):
+                item = yield
+                while True:
+                    item = yield item
+            return terminal()
+
+        items: list[Any] = []
+        journal: list[str] = []
+        operators = [raising(error), forgiving()]
+        stream = fuse(
+            Engine([token(1)])(),
+            [spy(journal), *(operators if behind else reversed(operators)), spy(journal)],
+        )
+        with pytest.raises(type(error)):
+            async for item in stream:
+                items.append(item)
+        assert items == []
+        assert journal[1:] == ["!", "!"]
 
 
 class TestClosedPulls:

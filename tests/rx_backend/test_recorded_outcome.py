@@ -299,6 +299,31 @@ def test_span_metrics_and_log_say_what_was_handed_out(
     run_virtual(check([*script, *ENDS[end]], pipeline_of(added), takes))
 
 
+@operator
+def announced() -> Stage[Any, Any]:
+    """Hand out a comment before what ends the stream."""
+    item = yield
+    while True:
+        is_end = is_terminal(item) or item.error is not None
+        item = yield emit(Annotated(comment=["the end"]), item) if is_end else item
+
+
+@pytest.mark.rows("O2", "P5")
+@pytest.mark.parametrize("end", [*ENDS])
+@pytest.mark.parametrize("takes", range(5))
+@pytest.mark.parametrize("splits", [False, True])
+@virtual
+async def test_an_end_that_was_made_and_not_handed_out(end: str, takes: int, splits: bool) -> None:
+    """A consumer that leaves in front of it has dropped the stream, whatever it was."""
+    items = [announced(), split()] if splits else [announced()]
+    handed = await check(
+        [token(1), *ENDS[end]],
+        Pipeline(standard_pipeline.chunks, items, annotate=standard_pipeline.annotate),
+        takes,
+    )
+    assert len(handed.items) <= takes
+
+
 class Answering(ScriptedEngine):
     """Answers the cancellation of its second pull with chunks."""
 
@@ -387,6 +412,26 @@ async def test_an_operator_that_ends_the_stream_early_is_named(
     assert (
         "take_some" if cut is not None and hasattr(cut, "name") else "take"
     ) in last.error.message
+
+
+@pytest.mark.rows("O2", "S9")
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("ahead", [[], [map_async(slowly)]], ids=["fused", "pulled"])
+@virtual
+async def test_an_operator_that_keeps_the_terminal_is_named(
+    phase: str, ahead: list[AnyOperator]
+) -> None:
+    """It is what left the stream without an end, and not the operator that the terminal ended."""
+    added = [*ahead, without_terminals(), doubled()]
+    if phase == "items":
+        pipeline = standard_pipeline.with_operators(*added)
+    else:
+        pipeline = standard_pipeline.insert_before("annotate_errors", *added)
+    handed = await check([token(1), stop()], pipeline, None)
+    *items, last = handed.items
+    assert len(items) == 1
+    assert isinstance(last.error, StreamIncomplete)
+    assert "without_terminals" in last.error.message
 
 
 @pytest.mark.rows("O2", "P6a")
