@@ -262,6 +262,42 @@ async def test_a_task_group_that_fails_is_a_failure(
     assert consumer.cancelling() == cancelled_before
 
 
+async def raises_it(_context: RequestContext) -> None:
+    raise asyncio.CancelledError
+
+
+async def awaits_what_was_cancelled(_context: RequestContext) -> None:
+    own = asyncio.ensure_future(asyncio.sleep(60))
+    asyncio.get_running_loop().call_later(1, own.cancel)
+    await own
+
+
+@pytest.mark.rows("S5", "S6", "P4")
+@pytest.mark.parametrize("step", [raises_it, awaits_what_was_cancelled])
+@pytest.mark.parametrize("cancelled_before", [0, 1])
+@virtual
+async def test_a_set_up_that_cancels_itself_is_a_failure(step: Step, cancelled_before: int) -> None:
+    """Of the engine: the caller gets a typed error, also one that had been cancelled before."""
+    spans = Spans()
+
+    async def call() -> None:
+        if cancelled_before:
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        with pytest.raises(Unknown):
+            await adapter_of(ScriptedEngine(setup=[step]), spans=spans).generate(request())
+
+    caller = asyncio.create_task(call())
+    await settle()
+    if cancelled_before:
+        caller.cancel()
+    await asyncio.wait([caller])
+    assert not caller.cancelled()
+    caller.result()
+    assert caller.cancelling() == cancelled_before
+    assert status_of(spans.one()) == (StatusCode.ERROR, "setup_failed")
+
+
 # The consumer's cancellation, and engines that answer it.
 
 
