@@ -18,7 +18,7 @@ from reactivex.subject import Subject
 from operators import deferred_abort, fuse, heartbeat, map_async, until_terminal
 from operators._core.failures import SourceCancelled
 from operators.assembly import Callbacks, callbacks
-from operators.authoring import AnyOperator, Stage, operator
+from operators.authoring import AnyOperator, Stage, emit, operator
 from tests.operators._help import (
     Engine,
     Owner,
@@ -275,6 +275,43 @@ class TestNobodyWaits:
         assert asyncio.get_running_loop().time() == 0.0
         await asyncio.sleep(100)
         assert engine.closed == 1
+
+    @pytest.mark.rows("O2", "S7")
+    @pytest.mark.parametrize("at", [1, 2])
+    @pytest.mark.parametrize("makes", [1, 3])
+    @virtual
+    async def test_items_on_their_way_are_told_as_left(self, at: int, makes: int) -> None:
+        """A consumer that is cancelled in the very step that an engine answers gets none of them."""
+        seen = Seen()
+        left: list[int] = []
+        ended: list[bool] = []
+
+        @operator
+        def cancelling() -> Stage[int, int]:
+            item = yield
+            while True:
+                if item == at:
+                    consumer.cancel()
+                item = yield emit(*[item] * makes)
+
+        async def engine() -> AsyncGenerator[int]:
+            for item in range(3):
+                own = asyncio.ensure_future(asyncio.Event().wait())
+                asyncio.get_running_loop().call_later(1, own.cancel)
+                with suppress(asyncio.CancelledError):
+                    await own
+                yield item
+
+        async def consume() -> None:
+            stream = fuse(engine(), [cancelling()], on_left=left.extend, on_end=ended.append)
+            async for item in stream:
+                seen.items.append(item)
+
+        consumer = asyncio.create_task(consume())
+        await asyncio.wait([consumer])
+        assert consumer.cancelled()
+        assert seen.items == [item for item in range(at) for _ in range(makes)]
+        assert (left, ended) == ([at] * makes, [True])
 
     @pytest.mark.rows("S6")
     @pytest.mark.parametrize("error", [asyncio.CancelledError(), Interrupted()])
