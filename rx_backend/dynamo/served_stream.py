@@ -67,7 +67,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         decode: bool,
     ) -> None:
         self._context = context
-        self._open = open
+        self._open: Callable[[RequestContext], Awaitable[ResponseStream[Any]]] | None = open
         self._inside = inside
         self._to_wire = to_wire
         self._on_failure = on_failure
@@ -123,13 +123,17 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
     async def _begin(self) -> None:
         """Start the request; a kill in the meantime cancels that."""
         self._loop = asyncio.get_running_loop()
-        self._left.enter_context(self._inside(self._context))
+        # What this refers to may outlive the request, until the runtime's next call frees it.
+        start, self._open = self._open, None
+        context, self._context = self._context, None
+        assert start is not None  # noqa: S101 - for the type checker
+        self._left.enter_context(self._inside(context))
         self._bridge = bridge_context(
-            self._context, decode=self._decode, on_kill=weakly(self._end_killed)
+            context, decode=self._decode, on_kill=weakly(self._end_killed)
         )
         task = self._opening = asyncio.current_task()
         try:
-            stream = await self._open(self._bridge.request_context)
+            stream = await start(self._bridge.request_context)
         except BaseException:
             if self._is_over and not _is_cancelled_elsewhere(task):
                 return

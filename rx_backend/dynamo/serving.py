@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
@@ -111,7 +111,7 @@ def wire_item(item: object) -> dict[str, Any]:
     typed = cast("Annotated[object]", item)
     if typed.data is not None and typed.id is typed.event is typed.comment is typed.error is None:
         return wire_chunk(typed.data)
-    return {"_dynamo_annotated": True, **to_builtins(typed)}
+    return {"_dynamo_annotated": True, **_encodable(to_builtins(typed))}
 
 
 def wire_chunk(chunk: object) -> dict[str, Any]:
@@ -124,5 +124,34 @@ def wire_chunk(chunk: object) -> dict[str, Any]:
         wire: dict[str, Any] = msgspec.to_builtins(chunk)
         if "token_ids" not in wire:
             wire["token_ids"] = []
-        return wire
-    return to_builtins(chunk)
+    else:
+        wire = to_builtins(chunk)
+    return _encodable(wire)
+
+
+def _encodable(wire: dict[str, Any]) -> dict[str, Any]:
+    """
+    Replace, in place, what UTF-8 has no bytes for: a surrogate without its other half.
+
+    A detokenizer that cuts a character in two makes such text, and the runtime would fail the
+    request. Two halves that are together become their character.
+    """
+    for name, value in wire.items():
+        if name != "token_ids" and (type(value) is str or type(value) in _NESTED):
+            wire[name] = _encodable_value(value)
+    return wire
+
+
+def _encodable_value(value: Any) -> Any:
+    if type(value) is str:
+        if value.isascii():
+            return value
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if type(value) is dict:
+        return _encodable(cast("dict[str, Any]", value))
+    if type(value) is list:
+        return [_encodable_value(each) for each in cast("list[Any]", value)]
+    return value
+
+
+_NESTED: Final = (dict, list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -314,7 +314,7 @@ class Noticing:
 
 
 def noticing(handler: Handler, notices: list[str]) -> Handler:
-    def handle(request: Mapping[str, Any], context: Any) -> Any:
+    def handle(request: Mapping[str, Any], context: Any) -> AsyncIterator[dict[str, Any]]:
         return handler(request, Noticing(context, notices))
 
     return handle

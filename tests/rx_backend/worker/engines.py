@@ -94,6 +94,56 @@ class ListeningEngine(CountingEngine):
         yield LLMEngineOutput.stop()
 
 
+class DeafEngine(CountingEngine):
+    """Gives a token each 10 ms, whoever stops it, and says when a stream opens and closes."""
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncIterator[LLMEngineOutput]:
+        say("opened")
+        try:
+            async for chunk in self._chunks(request.stop_conditions.max_tokens or 2000):
+                yield chunk
+        finally:
+            say("closed")
+
+    async def _chunks(self, wanted: int) -> AsyncIterator[LLMEngineOutput]:
+        for made in range(wanted):
+            await asyncio.sleep(0.01)
+            yield LLMEngineOutput.token(made % 10)
+        yield LLMEngineOutput.length()
+
+
+class TimeoutEngine(DeafEngine):
+    """Has its task in its frame, by a time limit."""
+
+    async def _chunks(self, wanted: int) -> AsyncIterator[LLMEngineOutput]:
+        async with asyncio.timeout(60):
+            async for chunk in super()._chunks(wanted):
+                yield chunk
+
+
+class GroupEngine(DeafEngine):
+    """Has its task in its frame, by a task group."""
+
+    async def _chunks(self, wanted: int) -> AsyncIterator[LLMEngineOutput]:
+        async with asyncio.TaskGroup() as group:
+            beside = group.create_task(asyncio.sleep(60))
+            async for chunk in super()._chunks(wanted):
+                yield chunk
+            beside.cancel()
+
+
+class TaskEngine(DeafEngine):
+    """Has the task of every pull in its frame."""
+
+    async def _chunks(self, wanted: int) -> AsyncIterator[LLMEngineOutput]:
+        tasks: list[object] = []
+        async for chunk in super()._chunks(wanted):
+            tasks.append(asyncio.current_task())
+            yield chunk
+
+
 class FailingEngine(CountingEngine):
     """Fails to start."""
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, Stream
+from openai.types.chat import ChatCompletionChunk
 
 from tests.otlp.receiver import Receiver
-from tests.rx_backend.worker._processes import START_S, serve, until
+from tests.rx_backend.worker._processes import START_S, Served, serve, until
 from tests.rx_backend.worker.engines import MODEL, WAIT
 
 pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
@@ -66,7 +68,11 @@ async def leave(client: AsyncOpenAI, after_s: float) -> None:
 
 @pytest.mark.rows("A2", "A3")
 def test_with_heartbeats_every_client_is_heard_leave(tmp_path: Path) -> None:
-    """At any moment, also while the frontend waits for the stream: each is one abort."""
+    """
+    At any moment, also while the frontend waits for the stream: each is one abort.
+
+    There are more aborts than engines that wait: a client may leave between two pulls.
+    """
     flags = ("--frontend", "--grace-s", "0", "--pipeline", "examples.pipelines:beating")
 
     async def leave_all(port: int) -> None:
@@ -77,13 +83,74 @@ def test_with_heartbeats_every_client_is_heard_leave(tmp_path: Path) -> None:
             asyncio.TaskGroup() as clients,
         ):
             for _ in range(60):
-                clients.create_task(leave(client, moments.uniform(0.05, 0.4)))
+                clients.create_task(leave(client, moments.uniform(0.05, 1.0)))
 
     with serve(tmp_path, "CountingEngine", *flags, RELEASE=str(tmp_path / "never")) as served:
         served.line("curl -N", START_S)
         asyncio.run(leave_all(served.port))
-        until(lambda: 0 < served.count("waiting") == served.count("abort"), served)
+        until(lambda: 0 < requests_over(served) == served.count("abort"), served)
         served.signal()
         # A request whose client was not heard leave would be waited for.
         assert served.ended() == 0
-        assert served.count("abort") == served.count("waiting")
+        assert served.count("waiting") > 0
+        assert served.count("abort") == requests_over(served)
+
+
+def requests_over(served: Served) -> int:
+    """How many requests the worker's log says are over, however they ended."""
+    return sum("request dropped" in line or "request ended" in line for line in list(served.seen))
+
+
+TASK_BOUND = ["TimeoutEngine", "GroupEngine", "TaskEngine"]
+
+
+@pytest.mark.rows("A2", "S7")
+@pytest.mark.parametrize("engine", TASK_BOUND)
+def test_an_engine_that_holds_its_task_is_closed(tmp_path: Path, engine: str) -> None:
+    """Also one deaf to stops, at any moment; nothing is left then for SIGTERM to wait for."""
+    flags = ("--frontend", "--grace-s", "0", "--drain-s", "10")
+
+    async def leave_all(port: int) -> None:
+        base_url, moments = f"http://127.0.0.1:{port}/v1", random.Random(11)
+        async with (
+            AsyncOpenAI(api_key="none", base_url=base_url, max_retries=0) as client,
+            asyncio.TaskGroup() as clients,
+        ):
+            for _ in range(30):
+                clients.create_task(leave(client, moments.uniform(0.02, 0.6)))
+
+    with serve(tmp_path, engine, *flags) as served:
+        served.line("curl -N", START_S)
+        asyncio.run(leave_all(served.port))
+        until(lambda: 0 < served.count("opened") == served.count("closed"), served)
+        asked_at = time.monotonic()
+        served.signal()
+        assert served.ended() == 0
+        # Well before the time that --drain-s gives.
+        assert time.monotonic() - asked_at < 5.0
+        assert served.count("opened") == served.count("closed")
+
+
+def test_a_client_that_stays_is_drained(tmp_path: Path) -> None:
+    """SIGTERM waits for its answer, while those that left are no matter any more."""
+    flags = ("--frontend", "--grace-s", "0", "--drain-s", "10")
+    with serve(tmp_path, "TimeoutEngine", *flags) as served, served.client() as client:
+        served.line("curl -N", START_S)
+
+        def ask(tokens: int) -> Stream[ChatCompletionChunk]:
+            return client.chat.completions.create(
+                model=MODEL,
+                messages=[{"role": "user", "content": "c"}],
+                max_tokens=tokens,
+                stream=True,
+            )
+
+        leaving, staying = ask(2000), ask(40)
+        next(iter(leaving))
+        next(iter(staying))
+        leaving.close()
+        served.signal()
+        left = [chunk.choices[0] for chunk in staying if chunk.choices]
+        assert left[-1].finish_reason == "length"
+        assert served.ended() == 0
+        assert served.count("opened") == served.count("closed") == 2
