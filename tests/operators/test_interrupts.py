@@ -17,8 +17,8 @@ from reactivex.subject import Subject
 
 from operators import deferred_abort, fuse, heartbeat, map_async, until_terminal
 from operators._core.failures import SourceCancelled
-from operators.assembly import Callbacks, callbacks
-from operators.authoring import AnyOperator, Stage, emit, operator
+from operators.assembly import Callbacks, callbacks, make_stream
+from operators.authoring import AnyOperator, FusedRun, Stage, emit, operator
 from tests.operators._help import (
     Engine,
     Owner,
@@ -303,7 +303,13 @@ class TestNobodyWaits:
                 yield item
 
         async def consume() -> None:
-            stream = fuse(engine(), [cancelling()], on_left=left.extend, on_end=ended.append)
+            stream = make_stream(
+                engine(),
+                [cancelling()],
+                FusedRun[int],
+                on_end=ended.append,
+                on_left=left.extend,
+            )
             async for item in stream:
                 seen.items.append(item)
 
