@@ -99,6 +99,7 @@ WAYS = [
 # Turns of the loop.
 MANY = 200_000
 
+_SECRET = "a prompt"
 _place = contextvars.ContextVar("_place", default="outside")
 
 
@@ -664,6 +665,39 @@ class TestATaskWaits:
         pull.close()
         assert await run.released() == DROPPED
         assert await collect(run.owner[0]) == Seen([], "completed")
+
+    @pytest.mark.rows("S7", "O4")
+    @pytest.mark.parametrize("cancels", [True, False])
+    @pytest.mark.parametrize("cleaning_s", [None, 2.0])
+    @virtual
+    async def test_an_engine_that_fails_at_the_drop(
+        self, cleaning_s: float | None, cancels: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The consumer is gone, so its failure is logged, once and without its message."""
+
+        async def engine() -> AsyncGenerator[int]:
+            yield 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                if cleaning_s is not None:
+                    await asyncio.sleep(cleaning_s)
+                raise LookupError(_SECRET)
+
+        stream = fuse(engine(), [same()])
+        assert await anext(stream) == 1
+        pull = asyncio.create_task(collect(stream))
+        await asyncio.sleep(1)
+        if cancels:
+            pull.cancel()
+        else:
+            stream.close()
+        await asyncio.wait([pull])
+        assert pull.cancelled() is cancels
+        (record,) = caplog.records
+        assert (record.levelno, record.getMessage()) == (logging.ERROR, "a dropped source failed")
+        assert "LookupError" in caplog.text
+        assert _SECRET not in caplog.text
 
     @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_aclose])

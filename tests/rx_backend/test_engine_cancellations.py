@@ -298,6 +298,30 @@ async def test_a_set_up_that_cancels_itself_is_a_failure(step: Step, cancelled_b
     assert status_of(spans.one()) == (StatusCode.ERROR, "setup_failed")
 
 
+class Interrupted(BaseException):
+    pass
+
+
+@pytest.mark.rows("S5", "P7")
+@pytest.mark.parametrize("step", [60, raises_it, Interrupted()])
+@virtual
+async def test_a_caller_that_leaves_during_set_up(step: Step) -> None:
+    """Its cancellation, or an interrupt, goes on as it is, and the span ends as dropped, once."""
+    spans = Spans()
+    engine = ScriptedEngine(setup=[0.5, step])
+    caller = asyncio.create_task(adapter_of(engine, spans=spans).generate(request()))
+    await asyncio.sleep(0.5 if step == 60 else 0)
+    if not isinstance(step, Interrupted):
+        caller.cancel()
+    await asyncio.wait([caller])
+    if isinstance(step, Interrupted):
+        assert caller.exception() is step
+    else:
+        assert caller.cancelled()
+    assert status_of(spans.one()) == DROPPED
+    assert spans.open == ()
+
+
 # The consumer's cancellation, and engines that answer it.
 
 

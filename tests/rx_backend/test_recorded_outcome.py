@@ -17,7 +17,15 @@ from reactivex import operators as ops
 from structlog.testing import capture_logs
 
 from operators import Pipeline, coalesce, limit_tokens, map_async, on_outcome, stop_on
-from operators.authoring import AnyOperator, Completed, Stage, emit, operator
+from operators.authoring import (
+    AnyOperator,
+    Completed,
+    FusedRun,
+    Stage,
+    complete_with,
+    emit,
+    operator,
+)
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.errors import (
@@ -85,6 +93,16 @@ def take_some(count: int) -> Stage[Any, Any]:
     for _ in range(count - 1):
         item = yield item
     return item
+
+
+@operator
+async def take_pulled(
+    source: FusedRun[Any], count: int, says_so: bool = False
+) -> AsyncGenerator[Any]:
+    """Hand out *count* items and end the stream, as an operator that pulls for itself."""
+    for number in range(count):
+        item = await anext(source)
+        yield complete_with(item) if says_so and number == count - 1 else item
 
 
 @operator
@@ -394,24 +412,32 @@ async def test_a_limit_is_recorded_wherever_it_stands(place: str) -> None:
 
 
 @pytest.mark.rows("O2", "S9")
-@pytest.mark.parametrize("cut", [take_some(2), ops.take(2)], ids=["ours", "stock"])
+@pytest.mark.parametrize(
+    ("cut", "name"),
+    [
+        (take_some(2), "take_some"),
+        (ops.take(2), "take"),
+        (take_pulled(2), "take_pulled"),
+        (take_pulled(2, says_so=True), "take_pulled"),
+    ],
+    ids=["ours", "stock", "pulled", "pulled-known"],
+)
+@pytest.mark.parametrize("behind", [[], [doubled()]], ids=["last", "not-last"])
 @pytest.mark.parametrize("phase", PHASES)
 @virtual
 async def test_an_operator_that_ends_the_stream_early_is_named(
-    phase: str, cut: AnyOperator
+    phase: str, behind: list[AnyOperator], cut: AnyOperator, name: str
 ) -> None:
     """The consumer gets one error item that names it, and everything that is recorded says so."""
     if phase == "items":
-        pipeline = standard_pipeline.with_operators(cut)
+        pipeline = standard_pipeline.with_operators(cut, *behind)
     else:
-        pipeline = standard_pipeline.insert_before("annotate_errors", cut)
+        pipeline = standard_pipeline.insert_before("annotate_errors", cut, *behind)
     handed = await check([*map(token, range(5)), stop()], pipeline, None)
     *items, last = handed.items
     assert len(items) == 2
     assert isinstance(last.error, StreamIncomplete)
-    assert (
-        "take_some" if cut is not None and hasattr(cut, "name") else "take"
-    ) in last.error.message
+    assert f"the operator {name} ended" in last.error.message
 
 
 @pytest.mark.rows("O2", "S9")
