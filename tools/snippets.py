@@ -8,6 +8,7 @@ of the document, so that a message of a type checker names the line in the docum
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -18,12 +19,7 @@ from pathlib import Path
 
 from tools.document import ROOT
 
-__all__ = ("CHECKERS", "check", "documents", "module_of")
-
-CHECKERS = (
-    ("pyright", "--pythonpath", sys.executable),
-    ("mypy", "--config-file", str(ROOT / "pyproject.toml"), "--no-error-summary"),
-)
+__all__ = ("check", "documents", "module_of")
 
 _BLOCK = re.compile(
     r"^(?:```|<!--- invisible-code-block: )python\n(?P<code>.*?)^(?:```|-->)$",
@@ -54,28 +50,33 @@ def module_of(text: str) -> str:
 
 def check(paths: Sequence[Path]) -> str:
     """Return what the type checkers have against the blocks of documents; nothing where they agree."""
+    modules = {f"{path.stem.lower()}_md.py": path for path in paths}
+    said = ""
     with tempfile.TemporaryDirectory() as folder:
-        names: dict[str, str] = {}
-        for path in paths:
-            module = Path(folder) / f"{path.stem.lower()}_md.py"
-            module.write_text(module_of(path.read_text()))
-            names[str(module)] = os.path.relpath(path, ROOT)
-        config = Path(folder) / "pyrightconfig.json"
-        config.write_text(f'{{"typeCheckingMode": "strict", "extraPaths": ["{ROOT}"]}}')
-        said = ""
-        for name, *options in CHECKERS:
-            where = ["--project", folder] if name == "pyright" else sorted(names)
-            done = subprocess.run(
-                [Path(sys.executable).with_name(name), *options, *where],
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            said += (done.stdout + done.stderr) * (done.returncode != 0)
-    for module, document in names.items():
-        said = said.replace(module, document)
+        for name, path in modules.items():
+            Path(folder, name).write_text(module_of(path.read_text()))
+        config = {"typeCheckingMode": "strict", "extraPaths": [str(ROOT)]}
+        Path(folder, "pyrightconfig.json").write_text(json.dumps(config))
+        mypy = ["--config-file", ROOT / "pyproject.toml", "--cache-dir", ROOT / ".mypy_cache"]
+        said += _run(folder, "pyright", "--pythonpath", sys.executable)
+        said += _run(folder, "mypy", "--no-error-summary", *mypy, *modules)
+        said = said.replace(f"{folder}/", "")
+    for name, path in modules.items():
+        said = said.replace(name, os.path.relpath(path, ROOT))
     return said
+
+
+def _run(folder: str, checker: str, *options: str | Path) -> str:
+    """Return what a type checker says in *folder*, if that is not that all is well."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name(checker), *options],
+        cwd=folder,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout + done.stderr if done.returncode else ""
 
 
 if __name__ == "__main__":
