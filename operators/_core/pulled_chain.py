@@ -78,10 +78,6 @@ class PulledChain(Chain):
             return
         super().complete(place, ended_by or self._source_ended_by())
 
-    def push_last(self, item: Any, place: int = 0, ended_by: str | None = None) -> None:
-        """Send the stream's last item through the stages from *place* on, and complete them."""
-        super().push_last(item, place, ended_by or self._source_ended_by())
-
     def _source_ended_by(self) -> str | None:
         return self.source.ended_by if isinstance(self.source, Segment) else None
 

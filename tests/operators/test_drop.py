@@ -99,6 +99,7 @@ WAYS = [
 # Turns of the loop.
 MANY = 200_000
 
+_SECRET = "a prompt"
 _place = contextvars.ContextVar("_place", default="outside")
 
 
@@ -665,6 +666,39 @@ class TestATaskWaits:
         assert await run.released() == DROPPED
         assert await collect(run.owner[0]) == Seen([], "completed")
 
+    @pytest.mark.rows("S7", "O4")
+    @pytest.mark.parametrize("cancels", [True, False])
+    @pytest.mark.parametrize("cleaning_s", [None, 2.0])
+    @virtual
+    async def test_an_engine_that_fails_at_the_drop(
+        self, cleaning_s: float | None, cancels: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The consumer is gone, so its failure is logged, once and without its message."""
+
+        async def engine() -> AsyncGenerator[int]:
+            yield 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                if cleaning_s is not None:
+                    await asyncio.sleep(cleaning_s)
+                raise LookupError(_SECRET)
+
+        stream = fuse(engine(), [same()])
+        assert await anext(stream) == 1
+        pull = asyncio.create_task(collect(stream))
+        await asyncio.sleep(1)
+        if cancels:
+            pull.cancel()
+        else:
+            stream.close()
+        await asyncio.wait([pull])
+        assert pull.cancelled() is cancels
+        (record,) = caplog.records
+        assert (record.levelno, record.getMessage()) == (logging.ERROR, "a dropped source failed")
+        assert "LookupError" in caplog.text
+        assert _SECRET not in caplog.text
+
     @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_aclose])
     @pytest.mark.parametrize("closed_s", [1.0, 1.5, 2.5])
@@ -778,3 +812,50 @@ class TestThreads:
         await asyncio.to_thread(owner.clear)
         await asyncio.sleep(1)
         assert threads == {threading.get_ident()}
+
+
+class Closing:
+    """A source that is no generator; its clean-up may wait."""
+
+    def __init__(self, closed: list[str], closing_s: float | None) -> None:
+        self._closed = closed
+        self._closing_s = closing_s
+
+    def __aiter__(self) -> AsyncIterator[int]:
+        return self
+
+    async def __anext__(self) -> int:
+        return 1
+
+    async def aclose(self) -> None:
+        try:
+            if self._closing_s is not None:
+                await asyncio.sleep(self._closing_s)
+        finally:
+            self._closed.append("closed")
+
+
+@pytest.mark.rows("S7")
+@pytest.mark.parametrize("way", ["close", "lose"])
+@pytest.mark.parametrize("closing_s", [None, 1.0])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_stream_that_outlives_its_loop(way: str, closing_s: float | None, depth: int) -> None:
+    """What needs no waiting is still done: the stages end, and the source is closed, once."""
+    journal: list[str] = []
+
+    async def pulled() -> Owner:
+        made: list[AnyOperator] = [spy(journal), *[same()] * depth]
+        owner: Owner = [
+            fuse(Closing(journal, closing_s), made, on_end=lambda _dropped: journal.append("end"))
+        ]
+        assert await anext(owner[0]) == 1
+        return owner
+
+    owner = asyncio.run(pulled())
+    assert journal == ["1"]
+    if way == "close":
+        owner[0].close()
+        owner[0].close()
+    owner.clear()
+    gc.collect()
+    assert journal == ["1", "!", "end", "closed"]

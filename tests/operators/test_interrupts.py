@@ -17,8 +17,8 @@ from reactivex.subject import Subject
 
 from operators import deferred_abort, fuse, heartbeat, map_async, until_terminal
 from operators._core.failures import SourceCancelled
-from operators.assembly import Callbacks, callbacks
-from operators.authoring import AnyOperator, Stage, operator
+from operators.assembly import Callbacks, callbacks, make_stream
+from operators.authoring import AnyOperator, FusedRun, Stage, emit, operator
 from tests.operators._help import (
     Engine,
     Owner,
@@ -92,6 +92,25 @@ class TestTheEnginesOwn:
         assert consumer.cancelling() == cancelled_before
         notes = [note for note in journal if "Chunk" not in note]
         assert notes == ["interrupt", "no drop"] * times + ["None", "|"]
+
+    @pytest.mark.rows("S6")
+    @pytest.mark.parametrize("times", [1, 3])
+    @pytest.mark.parametrize("pause_s", [None, 2.0])
+    @virtual
+    async def test_stages_are_told_as_soon_as_it_is_caught(
+        self, times: int, pause_s: float | None
+    ) -> None:
+        """An abort that was held back meanwhile does not wait for the engine's next item."""
+        told: list[tuple[float, bool]] = []
+        clock = asyncio.get_running_loop().time
+
+        @callbacks()
+        def timing() -> Callbacks[Any, Any]:
+            return Callbacks(on_interrupt=lambda interrupted: told.append((clock(), interrupted)))
+
+        await collect(fuse(timing_out(times, pause_s), [timing()]))
+        moments = [1.0 + number * (1.0 + (pause_s or 0.0)) for number in range(times)]
+        assert told == [(moment, how) for moment in moments for how in (True, False)]
 
     @pytest.mark.rows("S6")
     @virtual
@@ -256,6 +275,74 @@ class TestNobodyWaits:
         assert asyncio.get_running_loop().time() == 0.0
         await asyncio.sleep(100)
         assert engine.closed == 1
+
+    @pytest.mark.rows("O2", "S7")
+    @pytest.mark.parametrize("at", [1, 2])
+    @pytest.mark.parametrize("makes", [1, 3])
+    @virtual
+    async def test_items_on_their_way_are_told_as_left(self, at: int, makes: int) -> None:
+        """A consumer that is cancelled in the very step that an engine answers gets none of them."""
+        seen = Seen()
+        left: list[int] = []
+        ended: list[bool] = []
+
+        @operator
+        def cancelling() -> Stage[int, int]:
+            item = yield
+            while True:
+                if item == at:
+                    consumer.cancel()
+                item = yield emit(*[item] * makes)
+
+        async def engine() -> AsyncGenerator[int]:
+            for item in range(3):
+                own = asyncio.ensure_future(asyncio.Event().wait())
+                asyncio.get_running_loop().call_later(1, own.cancel)
+                with suppress(asyncio.CancelledError):
+                    await own
+                yield item
+
+        async def consume() -> None:
+            stream = make_stream(
+                engine(),
+                [cancelling()],
+                FusedRun[int],
+                on_end=ended.append,
+                on_left=left.extend,
+            )
+            async for item in stream:
+                seen.items.append(item)
+
+        consumer = asyncio.create_task(consume())
+        await asyncio.wait([consumer])
+        assert consumer.cancelled()
+        assert seen.items == [item for item in range(at) for _ in range(makes)]
+        assert (left, ended) == ([at] * makes, [True])
+
+    @pytest.mark.rows("S6")
+    @pytest.mark.parametrize("error", [asyncio.CancelledError(), Interrupted()])
+    @pytest.mark.parametrize("behind", [True, False])
+    @virtual
+    async def test_an_interrupt_is_never_an_item(self, error: BaseException, behind: bool) -> None:
+        """Also where another operator would make one of whatever is raised."""
+
+        @operator
+        def forgiving() -> Stage[Any, Any]:
+            with suppress(BaseException):
+                item = yield
+                while True:
+                    item = yield item
+            return terminal()
+
+        journal: list[str] = []
+        operators = [raising(error), forgiving()]
+        stream = fuse(
+            Engine([token(1)])(),
+            [spy(journal), *(operators if behind else reversed(operators)), spy(journal)],
+        )
+        with pytest.raises(type(error)):
+            await collect_plainly(stream)
+        assert journal == [str(token(1)), "!", "!"]
 
 
 class TestClosedPulls:

@@ -178,6 +178,35 @@ class TestTheLastItem:
         assert engine.closed == 1
         assert engine.pulls == (2 if said.ends or said.error else 3)
 
+    @pytest.mark.rows("P6a")
+    @pytest.mark.parametrize("way", ["return", "complete_with", "fail_after", "raise"])
+    @pytest.mark.parametrize("count", [1, 2, 3])
+    @virtual
+    async def test_that_an_operator_ends_the_stream_at(self, way: str, count: int) -> None:
+        """For those ahead the source had completed, where they knew; before it, that is a drop."""
+
+        @operator
+        def ending() -> Stage[Any, Any]:
+            item = yield
+            for _ in range(count - 1):
+                item = yield item
+            if way == "raise":
+                raise LookupError
+            if way == "return":
+                return item
+            yield complete_with(item) if way == "complete_with" else fail_after(LookupError(), item)
+
+        ahead: list[str] = []
+        between: list[str] = []
+        source = [token(1), token(2), terminal()]
+        stream = fuse(
+            Engine(source)(),
+            [spy(ahead), until_terminal(), through(), spy(between), ending(), same()],
+        )
+        seen = await collect(stream)
+        assert seen.items == source[: count - 1 if way == "raise" else count]
+        assert (ahead[-1], between[-1]) == (("!", "|") if count == 3 else ("!", "!"))
+
 
 @given(
     items=st.lists(st.integers(0, 9), max_size=5),

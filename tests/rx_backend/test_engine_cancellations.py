@@ -262,6 +262,66 @@ async def test_a_task_group_that_fails_is_a_failure(
     assert consumer.cancelling() == cancelled_before
 
 
+async def raises_it(_context: RequestContext) -> None:
+    raise asyncio.CancelledError
+
+
+async def awaits_what_was_cancelled(_context: RequestContext) -> None:
+    own = asyncio.ensure_future(asyncio.sleep(60))
+    asyncio.get_running_loop().call_later(1, own.cancel)
+    await own
+
+
+@pytest.mark.rows("S5", "S6", "P4")
+@pytest.mark.parametrize("step", [raises_it, awaits_what_was_cancelled])
+@pytest.mark.parametrize("cancelled_before", [0, 1])
+@virtual
+async def test_a_set_up_that_cancels_itself_is_a_failure(step: Step, cancelled_before: int) -> None:
+    """Of the engine: the caller gets a typed error, also one that had been cancelled before."""
+    spans = Spans()
+
+    async def call() -> None:
+        if cancelled_before:
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        with pytest.raises(Unknown):
+            await adapter_of(ScriptedEngine(setup=[step]), spans=spans).generate(request())
+
+    caller = asyncio.create_task(call())
+    await settle()
+    if cancelled_before:
+        caller.cancel()
+    await asyncio.wait([caller])
+    assert not caller.cancelled()
+    caller.result()
+    assert caller.cancelling() == cancelled_before
+    assert status_of(spans.one()) == (StatusCode.ERROR, "setup_failed")
+
+
+class Interrupted(BaseException):
+    pass
+
+
+@pytest.mark.rows("S5", "P7")
+@pytest.mark.parametrize("step", [60, raises_it, Interrupted()])
+@virtual
+async def test_a_caller_that_leaves_during_set_up(step: Step) -> None:
+    """Its cancellation, or an interrupt, goes on as it is, and the span ends as dropped, once."""
+    spans = Spans()
+    engine = ScriptedEngine(setup=[0.5, step])
+    caller = asyncio.create_task(adapter_of(engine, spans=spans).generate(request()))
+    await asyncio.sleep(0.5 if step == 60 else 0)
+    if not isinstance(step, Interrupted):
+        caller.cancel()
+    await asyncio.wait([caller])
+    if isinstance(step, Interrupted):
+        assert caller.exception() is step
+    else:
+        assert caller.cancelled()
+    assert status_of(spans.one()) == DROPPED
+    assert spans.open == ()
+
+
 # The consumer's cancellation, and engines that answer it.
 
 

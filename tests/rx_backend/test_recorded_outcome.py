@@ -17,7 +17,15 @@ from reactivex import operators as ops
 from structlog.testing import capture_logs
 
 from operators import Pipeline, coalesce, limit_tokens, map_async, on_outcome, stop_on
-from operators.authoring import AnyOperator, Completed, Stage, emit, operator
+from operators.authoring import (
+    AnyOperator,
+    Completed,
+    FusedRun,
+    Stage,
+    complete_with,
+    emit,
+    operator,
+)
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.errors import (
@@ -85,6 +93,16 @@ def take_some(count: int) -> Stage[Any, Any]:
     for _ in range(count - 1):
         item = yield item
     return item
+
+
+@operator
+async def take_pulled(
+    source: FusedRun[Any], count: int, says_so: bool = False
+) -> AsyncGenerator[Any]:
+    """Hand out *count* items and end the stream, as an operator that pulls for itself."""
+    for number in range(count):
+        item = await anext(source)
+        yield complete_with(item) if says_so and number == count - 1 else item
 
 
 @operator
@@ -299,6 +317,31 @@ def test_span_metrics_and_log_say_what_was_handed_out(
     run_virtual(check([*script, *ENDS[end]], pipeline_of(added), takes))
 
 
+@operator
+def announced() -> Stage[Any, Any]:
+    """Hand out a comment before what ends the stream."""
+    item = yield
+    while True:
+        is_end = is_terminal(item) or item.error is not None
+        item = yield emit(Annotated(comment=["the end"]), item) if is_end else item
+
+
+@pytest.mark.rows("O2", "P5")
+@pytest.mark.parametrize("end", [*ENDS])
+@pytest.mark.parametrize("takes", range(5))
+@pytest.mark.parametrize("splits", [False, True])
+@virtual
+async def test_an_end_that_was_made_and_not_handed_out(end: str, takes: int, splits: bool) -> None:
+    """A consumer that leaves in front of it has dropped the stream, whatever it was."""
+    items = [announced(), split()] if splits else [announced()]
+    handed = await check(
+        [token(1), *ENDS[end]],
+        Pipeline(standard_pipeline.chunks, items, annotate=standard_pipeline.annotate),
+        takes,
+    )
+    assert len(handed.items) <= takes
+
+
 class Answering(ScriptedEngine):
     """Answers the cancellation of its second pull with chunks."""
 
@@ -369,24 +412,52 @@ async def test_a_limit_is_recorded_wherever_it_stands(place: str) -> None:
 
 
 @pytest.mark.rows("O2", "S9")
-@pytest.mark.parametrize("cut", [take_some(2), ops.take(2)], ids=["ours", "stock"])
+@pytest.mark.parametrize(
+    ("cut", "name"),
+    [
+        (take_some(2), "take_some"),
+        (ops.take(2), "take"),
+        (take_pulled(2), "take_pulled"),
+        (take_pulled(2, says_so=True), "take_pulled"),
+    ],
+    ids=["ours", "stock", "pulled", "pulled-known"],
+)
+@pytest.mark.parametrize("behind", [[], [doubled()]], ids=["last", "not-last"])
 @pytest.mark.parametrize("phase", PHASES)
 @virtual
 async def test_an_operator_that_ends_the_stream_early_is_named(
-    phase: str, cut: AnyOperator
+    phase: str, behind: list[AnyOperator], cut: AnyOperator, name: str
 ) -> None:
     """The consumer gets one error item that names it, and everything that is recorded says so."""
     if phase == "items":
-        pipeline = standard_pipeline.with_operators(cut)
+        pipeline = standard_pipeline.with_operators(cut, *behind)
     else:
-        pipeline = standard_pipeline.insert_before("annotate_errors", cut)
+        pipeline = standard_pipeline.insert_before("annotate_errors", cut, *behind)
     handed = await check([*map(token, range(5)), stop()], pipeline, None)
     *items, last = handed.items
     assert len(items) == 2
     assert isinstance(last.error, StreamIncomplete)
-    assert (
-        "take_some" if cut is not None and hasattr(cut, "name") else "take"
-    ) in last.error.message
+    assert f"the operator {name} ended" in last.error.message
+
+
+@pytest.mark.rows("O2", "S9")
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("ahead", [[], [map_async(slowly)]], ids=["fused", "pulled"])
+@virtual
+async def test_an_operator_that_keeps_the_terminal_is_named(
+    phase: str, ahead: list[AnyOperator]
+) -> None:
+    """It is what left the stream without an end, and not the operator that the terminal ended."""
+    added = [*ahead, without_terminals(), doubled()]
+    if phase == "items":
+        pipeline = standard_pipeline.with_operators(*added)
+    else:
+        pipeline = standard_pipeline.insert_before("annotate_errors", *added)
+    handed = await check([token(1), stop()], pipeline, None)
+    *items, last = handed.items
+    assert len(items) == 1
+    assert isinstance(last.error, StreamIncomplete)
+    assert "without_terminals" in last.error.message
 
 
 @pytest.mark.rows("O2", "P6a")

@@ -358,9 +358,10 @@ def test_a_worker_that_fails_lets_nothing_more_in(fails: str, late: float) -> No
         life.at(late, lambda: life.send(refused))
         life.at(60, in_flight.stopped.set)
 
-        async def register_late(model: ModelEntry) -> None:
+        async def register(model: ModelEntry) -> None:
             await asyncio.sleep(10)
-            raise CannotConnect("register")
+            if fails == "register":
+                raise CannotConnect(f"register {model.path}")
 
         class Unready(list[EngineConfig]):
             def append(self, config: EngineConfig) -> None:
@@ -369,9 +370,8 @@ def test_a_worker_that_fails_lets_nothing_more_in(fails: str, late: float) -> No
         if fails == "serving":
             life.at(10, life.place.lost.set)
         else:
-            life.place.register = register_late
+            life.place.register = register
         if fails == "ready":
-            life.place.register = lambda model: asyncio.sleep(10)
             life.ready = Unready()
         assert isinstance(await life.live(), CannotConnect | Disconnected)
         assert in_flight.items == ["first", "cancelled"]
