@@ -37,6 +37,10 @@ lint: venv ## style, types and layers
 		{ echo "make fix formats these files:"; $(BIN)/ruff format --check $(CHECKED); exit 1; }
 	@echo "== pyright"
 	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@echo "== mypy"
+	@$(BIN)/mypy
+	@echo "== types in documents"
+	@$(BIN)/python -m tools.snippets
 	@echo "== import layers"
 	@$(BIN)/lint-imports --no-cache --no-logo
 
@@ -88,7 +92,7 @@ pin: .venv-pin/.stamp ## renew constraints.txt and constraints-next.txt
 
 clean: ## remove environments, caches and built documents
 	@rm -rf .venv .venv-next .venv-pin .venv-312 .venv-313 .cluster tests/otlp/node_modules build dist docs/api rx-backend-run
-	@rm -rf .hypothesis .import_linter_cache .pytest_cache .ruff_cache
+	@rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.stamp: pyproject.toml constraints.txt

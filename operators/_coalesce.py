@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from operators._core.arguments import AtLeast
 from operators._core.fusion import FusedRun
+from operators._core.item_types import same_type
 from operators._core.operator import pulling
 from operators._core.stage import emit
 from operators._merge_chunks import merge_chunks
@@ -55,6 +56,7 @@ def _check(*, counts: object = None, **_: object) -> None:
         raise TypeError(f"coalesce: counts: expected CoalesceCounts or None, got {counts!r}")
 
 
+@same_type
 @pulling(check=_check)
 async def coalesce(
     source: FusedRun[Any],

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from operators._core.arguments import Seconds
 from operators._core.fusion import FusedRun
+from operators._core.item_types import same_type
 from operators._core.operator import pulling
 from operators._core.scope import StreamScope
 from operators._lazy_timer import LazyTimer
@@ -62,6 +63,7 @@ def _check(**given: object) -> None:
         raise ValueError("deadlines: expected first_token_s, idle_s or total_s, got none of them")
 
 
+@same_type
 @pulling(check=_check)
 async def deadlines(
     source: FusedRun[Any],

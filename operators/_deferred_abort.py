@@ -12,6 +12,7 @@ from reactivex.disposable import CompositeDisposable
 from reactivex.subject import Subject
 
 from operators._chunk import HAS_CONTENT, Chunk
+from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
 from operators._core.stage import Callbacks
@@ -87,6 +88,7 @@ def abort_gate(
     return Observable(subscribe)
 
 
+@same_type
 @callbacks(takes="chunks")
 def deferred_abort(
     abort: Callable[[], None] | None = None,

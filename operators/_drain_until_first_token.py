@@ -9,6 +9,7 @@ from typing import Any
 from reactivex import Observable
 
 from operators._core.fusion import FusedRun
+from operators._core.item_types import same_type
 from operators._core.mailbox import Mailbox
 from operators._core.operator import pulling
 from operators._core.pump import Pump
@@ -24,6 +25,7 @@ def _check(abort: object = None, *, drains: object, **_: object) -> None:
         raise TypeError(f"drain_until_first_token: drains: expected a Drains, got {drains!r}")
 
 
+@same_type
 @pulling(check=_check)
 def drain_until_first_token(
     source: FusedRun[Any],

@@ -11,6 +11,7 @@ from reactivex import Observable
 
 from operators._core.arguments import AtLeast
 from operators._core.fusion import FusedRun
+from operators._core.item_types import same_type
 from operators._core.operator import pulling
 from operators._core.scope import StreamScope
 from operators._lazy_timer import LazyTimer
@@ -34,6 +35,7 @@ def _check(
             raise TypeError(f"enforce_cancellation: {name}: expected an Observable, got {signal!r}")
 
 
+@same_type
 @pulling(check=_check)
 async def enforce_cancellation(
     source: FusedRun[A],

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from operators._chunk import HAS_CONTENT, Chunk
+from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.stage import Callbacks
 
 __all__ = ("first_token",)
 
 
+@same_type
 @callbacks(takes="chunks")
 def first_token(on_first: Callable[[Any], object]) -> Callbacks[Any, Any]:
     """

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from operators._chunk import IS_TERMINAL, Chunk, Clock, has_content
 from operators._core.arguments import AtLeast, Seconds
+from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.stage import Callbacks, Stage, StageResult, emit
 from operators.token_times import LatencyFigures, TokenTimes, latency_figures
@@ -18,6 +19,7 @@ __all__ = ("itl_window", "sliding_itl")
 C = TypeVar("C", bound=Chunk)
 
 
+@same_type
 @callbacks(takes="chunks")
 def itl_window(
     times: TokenTimes,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeAlias
 from operators._answers import Answers, OpenAnswers, answers_of
 from operators._chunk import answer_of
 from operators._core.arguments import AtLeast
+from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
 from operators._core.stage import Stage, emit
@@ -17,6 +18,7 @@ __all__ = ("limit_tokens",)
 Limit: TypeAlias = Annotated[int, AtLeast(1, "tokens")]
 
 
+@same_type
 @callbacks(takes="chunks")
 def limit_tokens(
     limit: Limit | None,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from operators._core.fusion import FusedRun
+from operators._core.item_types import same_type
 from operators._core.operator import operator
 
 __all__ = ("filter_async", "map_async")
@@ -54,10 +55,11 @@ async def map_async(
         yield await function(item)
 
 
+@same_type
 @operator
 async def filter_async(
-    source: FusedRun[A], predicate: Callable[[A], Awaitable[bool]]
-) -> AsyncGenerator[A]:
+    source: FusedRun[Any], predicate: Callable[[Any], Awaitable[bool]]
+) -> AsyncGenerator[Any]:
     """
     Hand out the items for which *predicate* says true when awaited, one at a time and in order.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from operators._chunk import IS_TERMINAL, Chunk
+from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
 from operators._core.stage import Callbacks
@@ -22,6 +23,7 @@ def never() -> bool:
     return False
 
 
+@same_type
 @callbacks()
 def on_outcome(
     callback: Callable[[Outcome], object],

@@ -83,8 +83,7 @@ async def peek_first(
     >>> asyncio.run(answer(fails=False))
     [[], [7]]
     """
-    run: FusedRun[Any]
-    run = stream if isinstance(stream, FusedRun) else fuse(stream, [], stream=FusedRun[Any])
+    run = stream if isinstance(stream, FusedRun) else fuse(stream, [])
     items: list[Any] = []
     async for item in run:
         failure = _failure_in(item, error)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, Generic, TypeAlias, cast, overload
+
+from typing_extensions import TypeVar
 
 from operators._core.assemble import AnyOperator, plan_of
 from operators._core.drawing import drawn
+from operators._core.item_types import Transform
 from operators._core.naming import name_of
 from operators._core.operator import NotAnOperator, Operator
 
 __all__ = ("NoSuchOperator", "Pipeline")
+
+A = TypeVar("A")
+B = TypeVar("B")
+T_co = TypeVar("T_co", covariant=True, default=Any)
 
 _Change: TypeAlias = Callable[[AnyOperator], Sequence[AnyOperator]]
 
@@ -19,13 +26,16 @@ class NoSuchOperator(LookupError):
     """A pipeline was to be changed at an operator that it doesn't hold, or holds more than once."""
 
 
-class Pipeline:
+class Pipeline(Generic[T_co]):
     """
     The operators of a stream, in two phases, in order.
 
     First comes what happens to the engine's chunks, then what happens to annotated items; *annotate*
     stands between the two. A pipeline is immutable: what changes it returns a new one. The same
     operators may stand in many pipelines and serve many requests at once.
+
+    ``Pipeline[T]`` hands out items of type ``T``. Type checkers know it from *annotate*, and keep it
+    where operators hand out the type that they take.
 
     Args:
         chunks: The operators on the engine's chunks.
@@ -48,6 +58,22 @@ class Pipeline:
 
     __slots__ = ("annotate", "chunks", "items")
 
+    @overload
+    def __init__(
+        self,
+        chunks: Iterable[AnyOperator],
+        items: Iterable[Transform[A, A]] = (),
+        *,
+        annotate: Operator[Any, T_co],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Pipeline[Any],
+        chunks: Iterable[AnyOperator],
+        items: Iterable[AnyOperator] = (),
+        *,
+        annotate: Operator[Any, Any] | None = None,
+    ) -> None: ...
     def __init__(
         self,
         chunks: Iterable[AnyOperator],
@@ -79,6 +105,12 @@ class Pipeline:
         """The names of all operators, in order: those to use here."""
         return [name_of(operator) for operator in self.operators]
 
+    @overload
+    def insert_before(
+        self, where: str | AnyOperator, *operators: Transform[A, A]
+    ) -> Pipeline[T_co]: ...
+    @overload
+    def insert_before(self, where: str | AnyOperator, *operators: AnyOperator) -> Pipeline: ...
     def insert_before(self, where: str | AnyOperator, *operators: AnyOperator) -> Pipeline:
         """
         Return a pipeline with *operators* before the one at *where*.
@@ -93,18 +125,34 @@ class Pipeline:
         """
         return self._changed(where, lambda found: (*operators, found))
 
+    @overload
+    def insert_after(
+        self, where: str | AnyOperator, *operators: Transform[A, A]
+    ) -> Pipeline[T_co]: ...
+    @overload
+    def insert_after(self, where: str | AnyOperator, *operators: AnyOperator) -> Pipeline: ...
     def insert_after(self, where: str | AnyOperator, *operators: AnyOperator) -> Pipeline:
         """Return a pipeline with *operators* after the one at *where*; see :meth:`insert_before`."""
         return self._changed(where, lambda found: (found, *operators))
 
+    @overload
+    def replace(self, where: str | AnyOperator, *operators: Transform[A, A]) -> Pipeline[T_co]: ...
+    @overload
+    def replace(self, where: str | AnyOperator, *operators: AnyOperator) -> Pipeline: ...
     def replace(self, where: str | AnyOperator, *operators: AnyOperator) -> Pipeline:
         """Return a pipeline with *operators* in place of *where*; see :meth:`insert_before`."""
         return self._changed(where, lambda _: operators)
 
-    def without(self, where: str | AnyOperator) -> Pipeline:
+    def without(self, where: str | AnyOperator) -> Pipeline[T_co]:
         """Return a pipeline without the operator at *where*; see :meth:`insert_before`."""
         return self.replace(where)
 
+    @overload
+    def with_operators(self, operator: Transform[T_co, B], /) -> Pipeline[B]: ...
+    @overload
+    def with_operators(self, *operators: Transform[A, A]) -> Pipeline[T_co]: ...
+    @overload
+    def with_operators(self, *operators: AnyOperator) -> Pipeline: ...
     def with_operators(self, *operators: AnyOperator) -> Pipeline:
         """
         Return a pipeline with *operators* at its end, each in the phase that it works in.

@@ -9,6 +9,7 @@ from opentelemetry.trace import Span, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from operators import span_names as names
+from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
 from operators._core.stage import Callbacks
@@ -28,6 +29,7 @@ def _type_name(error: Exception) -> str:
     return type(error).__name__
 
 
+@same_type
 @callbacks()
 def record_span(
     span: Span | None = None,

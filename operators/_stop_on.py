@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, cast
 
 from operators._answers import Answers, MinTokens, OpenAnswers, answers_of
 from operators._chunk import Chunk, answer_of
+from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
 from operators._core.stage import Completed, Stage, emit, fail_after
@@ -27,6 +28,7 @@ def _check(stop: StopTokens, **_: object) -> None:
     stop_table(_sequences(stop))
 
 
+@same_type
 @callbacks(takes="chunks", check=_check)
 def stop_on(
     stop: StopTokens,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from operators._answers import Answers, MinTokens, answers_of
+from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
 from operators._core.stage import Stage
@@ -25,6 +26,7 @@ def _check(stop: str | Sequence[str] | None, **_: object) -> None:
             raise ValueError("stop_on_text: stop: expected texts that are not empty, got ''")
 
 
+@same_type
 @callbacks(takes="chunks", check=_check)
 def stop_on_text(
     stop: str | Sequence[str] | None,

@@ -35,7 +35,7 @@ def hold_back(
                     yield from tail.replace(len(secret), "***")
                 yield from tail.take_all_but(tail.begun(secret))
 
-            yield from hold_back(step)
+            return (yield from hold_back(step))
 
     Args:
         step: Looks at an answer's tail. What it raises fails the stream, and nothing that is held

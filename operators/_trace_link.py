@@ -6,6 +6,7 @@ import copy
 from typing import Any, Protocol, TypeVar
 
 from operators._chunk import HAS_CONTENT, Chunk, has_content
+from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
 from operators._core.stage import Callbacks
@@ -22,6 +23,7 @@ class LinkedChunk(Chunk, Protocol):
 C = TypeVar("C", bound=LinkedChunk)
 
 
+@same_type
 @callbacks(takes="chunks")
 def trace_link(
     link: object | None = None, *, on_terminal: bool = False, scope: StreamScope | None = None

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
 from operators._answers import Answers, answers_of
 from operators._chunk import Chunk, answer_of
 from operators._core.arguments import AtLeast
+from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
 from operators._core.stage import Stage, emit
@@ -27,6 +28,7 @@ U = TypeVar("U")
 PromptTokens: TypeAlias = Annotated[int, AtLeast(0, "tokens")]
 
 
+@same_type
 @callbacks(takes="chunks")
 def usage(
     prompt_tokens: PromptTokens,

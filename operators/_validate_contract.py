@@ -7,6 +7,7 @@ from typing import Any
 
 from operators._answers import Answers
 from operators._chunk import answer_of
+from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.stage import Completed, Stage, emit
 
@@ -17,6 +18,7 @@ class ContractViolation(ValueError):
     """A stream broke rule E3: an answer has no terminal, or goes on after it."""
 
 
+@same_type
 @callbacks(takes="chunks")
 def validate_contract(
     *, error: Callable[[str], Exception] = ContractViolation, answers: Answers = 1

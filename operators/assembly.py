@@ -2,7 +2,7 @@
 
 from operators._chunk import HAS_CONTENT, IS_TERMINAL
 from operators._core.aio_subscription import SubscribesAsync
-from operators._core.assemble import Plan, plan_of
+from operators._core.assemble import Plan, make_stream, plan_of
 from operators._core.drawing import drawn
 from operators._core.failures import drop_top_frame, redacted_exc_info
 from operators._core.naming import name_of
@@ -31,6 +31,7 @@ __all__ = (
     "drop_top_frame",
     "error_type_of",
     "is_terminal",
+    "make_stream",
     "name_of",
     "noting",
     "plan_of",

@@ -4,6 +4,7 @@ from operators._chunk import Chunk, Clock, answer_of, has_content
 from operators._core.arguments import AtLeast, Seconds
 from operators._core.assemble import AnyOperator
 from operators._core.fusion import FusedRun
+from operators._core.item_types import SameTypeOperator, Transform, same_type
 from operators._core.operator import SCOPE, Operator, Takes, operator
 from operators._core.scope import StreamScope
 from operators._core.sources import AsyncObservableSource, ObservableSource
@@ -35,6 +36,7 @@ __all__ = (
     "Merge",
     "ObservableSource",
     "Operator",
+    "SameTypeOperator",
     "Seconds",
     "Stage",
     "StageResult",
@@ -42,6 +44,7 @@ __all__ = (
     "StreamScope",
     "Takes",
     "TextTail",
+    "Transform",
     "answer_of",
     "complete_with",
     "detach",
@@ -54,4 +57,5 @@ __all__ = (
     "nearest_rank",
     "operator",
     "own_copy",
+    "same_type",
 )

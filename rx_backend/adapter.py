@@ -8,21 +8,22 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import time_ns
-from typing import cast
+from typing import Any, Generic, cast, overload
 
 from opentelemetry import trace
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import INVALID_SPAN, Span, Tracer
+from typing_extensions import TypeVar
 
-from operators import NotAnOperator, Pipeline, TokenTimes, fuse
-from operators.assembly import Plan, drawn
-from operators.authoring import AnyOperator, Clock
+from operators import NotAnOperator, Pipeline, TokenTimes
+from operators.assembly import Plan, drawn, make_stream
+from operators.authoring import AnyOperator, Clock, Transform
 from rx_backend import telemetry
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import ChunkStream, LLMEngine, open_chunks
 from rx_backend.errors import InvalidArgument, engine_failure
-from rx_backend.pipeline import PipelineSource, compiled, standard_pipeline
+from rx_backend.pipeline import PipelineSource, as_pipeline, compiled, standard_pipeline
 from rx_backend.protocols import (
     Annotated,
     LLMEngineOutput,
@@ -39,15 +40,20 @@ from rx_backend.telemetry.request_log import RequestLog
 __all__ = ("EngineAdapter",)
 
 
-class EngineAdapter:
+A = TypeVar("A")
+B = TypeVar("B")
+T_co = TypeVar("T_co", covariant=True, default=Annotated[LLMEngineOutput])
+
+
+class EngineAdapter(Generic[T_co]):
     """
     Turns an engine's chunks into response streams, through a pipeline of operators.
 
     Args:
         engine: The engine; started and cleaned up by its owner.
         mode: The worker's role, or its name: ``agg``, ``prefill`` or ``decode``.
-        pipeline: The operators of each request; or a function that returns them from a request's
-            scope, for what differs by request.
+        pipeline: The operators of each request, `standard_pipeline` by default; or a function that
+            returns them from a request's scope, for what differs by request.
         tracer: Where spans come from; the global provider's by default.
         meter_provider: Where metrics go; the global provider by default.
         clock: Monotonic clock, in seconds; the event loop's by default, virtual time included.
@@ -75,7 +81,7 @@ class EngineAdapter:
         self,
         engine: LLMEngine,
         mode: DisaggregationMode | str = DisaggregationMode.AGGREGATED,
-        pipeline: PipelineSource = standard_pipeline,
+        pipeline: PipelineSource[T_co] | None = None,
         *,
         tracer: Tracer | None = None,
         meter_provider: MeterProvider | None = None,
@@ -84,19 +90,27 @@ class EngineAdapter:
     ) -> None:
         self.engine = engine
         self.mode = DisaggregationMode.parse(mode)
-        self.pipeline: PipelineSource = pipeline
-        self._plan = compiled(pipeline) if isinstance(pipeline, Pipeline) else None
-        if self._plan is None and not callable(pipeline):
+        source = standard_pipeline if pipeline is None else pipeline
+        self.pipeline = cast("PipelineSource[T_co]", source)
+        fixed = as_pipeline(source)
+        self._plan = None if fixed is None else compiled(fixed)
+        if fixed is None and not callable(source):
             raise InvalidArgument(
                 "pipeline: expected a Pipeline, or a function that returns one from a request's "
-                f"scope, got {type(pipeline).__name__}"
+                f"scope, got {type(source).__name__}"
             )
         self._tracer = tracer or trace.get_tracer("rx_backend")
         self._meter_provider = meter_provider
         self._clock = clock
         self._record = record
 
-    def with_operators(self, *operators: AnyOperator) -> EngineAdapter:
+    @overload
+    def with_operators(self, operator: Transform[T_co, B], /) -> EngineAdapter[B]: ...
+    @overload
+    def with_operators(self, *operators: Transform[A, A]) -> EngineAdapter[T_co]: ...
+    @overload
+    def with_operators(self, *operators: AnyOperator) -> EngineAdapter[Any]: ...
+    def with_operators(self, *operators: AnyOperator) -> EngineAdapter[Any]:
         """
         Return an adapter for the same engine with *operators* added to its pipeline.
 
@@ -106,11 +120,10 @@ class EngineAdapter:
         Raises:
             InvalidArgument: Something is no operator.
         """
-        more = self._pipeline_with(operators)
         return EngineAdapter(
             self.engine,
             self.mode,
-            more,
+            self._pipeline_with(operators),
             tracer=self._tracer,
             meter_provider=self._meter_provider,
             clock=self._clock,
@@ -118,11 +131,12 @@ class EngineAdapter:
         )
 
     def _pipeline_with(self, operators: Sequence[AnyOperator]) -> PipelineSource:
-        pipeline = self.pipeline
-        if isinstance(pipeline, Pipeline):
-            return _checked(lambda: pipeline.with_operators(*operators))
+        fixed = as_pipeline(self.pipeline)
+        if fixed is not None:
+            return _checked(lambda: fixed.with_operators(*operators))
         _checked(lambda: Pipeline(operators))
-        return lambda scope: pipeline(scope).with_operators(*operators)
+        make = cast("Callable[[RequestScope], Pipeline]", self.pipeline)
+        return lambda scope: make(scope).with_operators(*operators)
 
     def draw(self) -> str:
         """
@@ -139,7 +153,7 @@ class EngineAdapter:
 
     async def generate(
         self, request: PreprocessedRequest, context: RequestContext | None = None
-    ) -> ResponseStream[Annotated[LLMEngineOutput]]:
+    ) -> ResponseStream[T_co]:
         """
         Start one request.
 
@@ -184,14 +198,14 @@ class EngineAdapter:
             )
             plan = self._plan or self._plan_of(scope)
             chunks = await self._open(scope, own)
-            return fuse(
+            return make_stream(
                 chunks,
                 plan,
+                partial(_Stream, context=context, loop=loop),
                 own_context=own,
                 scope=scope,
                 on_end=scope.end,
                 on_left=scope.outcome.take_back,
-                stream=partial(_Stream, context=context, loop=loop),
             )
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and _cancellations() > cancellations:
@@ -245,17 +259,11 @@ class EngineAdapter:
         make = self.pipeline
         name = getattr(make, "__qualname__", repr(make))
         try:
-            return compiled(_as_pipeline(cast("Callable[[RequestScope], object]", make)(scope)))
+            return compiled(cast("Callable[[RequestScope], object]", make)(scope))
         except Exception as error:
             raise InvalidArgument(
                 f"pipeline: {name} raised {type(error).__name__}: {error}"
             ) from error
-
-
-def _as_pipeline(made: object) -> Pipeline:
-    if not isinstance(made, Pipeline):
-        raise TypeError(f"expected it to return a Pipeline, got {type(made).__name__}")
-    return made
 
 
 def _checked(make: Callable[[], Pipeline]) -> Pipeline:
@@ -266,7 +274,7 @@ def _checked(make: Callable[[], Pipeline]) -> Pipeline:
 
 
 # The class itself: calling a parametrized generic costs as much as ten plain calls.
-_Stream: type[ResponseStream[Annotated[LLMEngineOutput]]] = ResponseStream
+_Stream: type[ResponseStream[Any]] = ResponseStream
 
 
 def _cancellations() -> int:

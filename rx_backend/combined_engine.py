@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from operators import deferred_abort, fuse, validate_chunks
 from operators.assembly import close_quietly, tokens_in
@@ -83,7 +83,8 @@ class EngineCall:
             defer=defers,
             end_of_turn=asyncio.get_running_loop().call_soon,
         )
-        self._run = fuse(chunks, [_WELL_FORMED, gate], own_context=own)
+        run = fuse(chunks, [_WELL_FORMED, gate], own_context=own)
+        self._run = cast("FusedRun[LLMEngineOutput]", run)
         return self._run
 
     def report_queue_time(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
+
+from typing_extensions import TypeVar
 
 from operators import (
     Pipeline,
@@ -29,9 +31,11 @@ from rx_backend.protocols import Annotated, FinishReason, LLMEngineOutput, conve
 from rx_backend.scope import RequestScope
 from rx_backend.telemetry.outcomes import error_type
 
-__all__ = ("PipelineSource", "compiled", "standard_pipeline")
+__all__ = ("PipelineSource", "as_pipeline", "compiled", "standard_pipeline")
 
-PipelineSource: TypeAlias = Pipeline | Callable[[RequestScope], Pipeline]
+T_co = TypeVar("T_co", covariant=True, default=Any)
+
+PipelineSource: TypeAlias = Pipeline[T_co] | Callable[[RequestScope], Pipeline[T_co]]
 """A pipeline, or a function that returns one request's from its scope."""
 
 
@@ -64,7 +68,7 @@ def _read_finish_reason(chunk: LLMEngineOutput) -> LLMEngineOutput:
     return convert_output(chunk)
 
 
-standard_pipeline = Pipeline(
+standard_pipeline: Pipeline[Annotated[LLMEngineOutput]] = Pipeline(
     chunks=[
         validate_chunks(
             LLMEngineOutput, convert_output, error=InvalidArgument, normalize=_read_finish_reason
@@ -89,13 +93,24 @@ An operator of one's own is added by name or at the end::
 """
 
 
-def compiled(pipeline: Pipeline) -> Plan:
+def as_pipeline(value: object) -> Pipeline | None:
+    """Return *value* where it is a pipeline."""
+    return cast("Pipeline", value) if isinstance(value, Pipeline) else None
+
+
+def compiled(made: object) -> Plan:
     """
     Return the plan of a pipeline in an adapter.
 
     At the end of the engine's chunks it is noted what they were; and where there are operators on
     items, behind the last one, what the consumer was handed (row O2).
+
+    Raises:
+        TypeError: What was made is no pipeline.
     """
+    pipeline = as_pipeline(made)
+    if pipeline is None:
+        raise TypeError(f"expected it to return a Pipeline, got {type(made).__name__}")
     items = [*pipeline.items, watch_items()] if pipeline.items else []
     between = [] if pipeline.annotate is None else [pipeline.annotate]
     return Plan([*pipeline.chunks, record_outcome(), *between, *items])

@@ -6,14 +6,14 @@ import asyncio
 import contextvars
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
 
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
 from operators import LoopScheduler, peek_first
 from operators.assembly import push_in_task, start_task
-from operators.authoring import FusedRun, Operator
+from operators.authoring import FusedRun, Operator, Transform
 from rx_backend.context import RequestContext
 from rx_backend.errors import Unknown, as_backend_error
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ("ResponseStream",)
 
+A = TypeVar("A")
+B = TypeVar("B")
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -116,6 +118,12 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         timers = scheduler or LoopScheduler(self.event_loop)
         return self.as_observable().subscribe(on_next, on_error, on_completed, scheduler=timers)
 
+    @overload
+    def pipe(self, operator: Transform[T_co, B], /) -> Observable[B]: ...
+    @overload
+    def pipe(self, *operators: Transform[A, A]) -> Observable[T_co]: ...
+    @overload
+    def pipe(self, *operators: Callable[[Any], Any]) -> Any: ...
     def pipe(self, *operators: Callable[[Any], Any]) -> Any:
         """
         Apply ``reactivex`` operators.

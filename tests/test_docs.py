@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tools.behaviour import Named, Rows, problems, render
+from tools.snippets import check, documents, module_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,3 +52,20 @@ def test_rows_lead_to_their_tests() -> None:
     assert f"| R1 | Round. | {in_b}<br>{in_a} |" in text
     assert "| R2 | Square. |  |" in text
     assert f"| `rolls` | {in_a} |" in text
+
+
+@pytest.mark.timeout(120)
+def test_wrong_types_in_a_document_are_told_by_its_lines(tmp_path: Path) -> None:
+    """Both type checkers look at its blocks, which share their names."""
+    document = tmp_path / "guide.md"
+    document.write_text("# Guide\n\n```python\nx = 1\n```\n\nThen:\n\n```python\ny: str = x\n```\n")
+    said = check([document])
+    assert said.count("guide.md:10") == 2, said
+
+
+def test_every_document_with_python_is_checked() -> None:
+    """The README is among them, and so are blocks that are run and not shown."""
+    names = [path.name for path in documents()]
+    assert names[0] == "README.md"
+    assert "architecture.md" in names
+    assert module_of("a\n<!--- invisible-code-block: python\nx = 1\n-->\n") == "\n\nx = 1\n"

@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast, overload
 
 import reactivex
 from reactivex import Observable
+from typing_extensions import TypeVar
 
 from operators._core.aio import AioOperator, AioSegment, is_aio_operator
 from operators._core.fusion import FusedRun
+from operators._core.item_types import Transform
 from operators._core.operator import NotAnOperator, Operator, PullingOperator
 from operators._core.rx import RxOperator, RxSegment, applied
 from operators._core.segment import Segment, close_quietly
 from operators._core.tasks import start_task
 
-__all__ = ("AnyOperator", "Boundary", "Plan", "fuse", "plan_of")
+__all__ = ("AnyOperator", "Boundary", "Plan", "fuse", "make_stream", "plan_of")
 
 AnyOperator: TypeAlias = Operator[Any, Any] | RxOperator | AioOperator
 """What may stand in a pipeline's list."""
 
+A = TypeVar("A")
+B = TypeVar("B", default=Any)
 R = TypeVar("R", bound=FusedRun[Any])
 
 
@@ -85,6 +89,16 @@ def plan_of(operators: Iterable[object] | Plan, where: str = "pipeline") -> Plan
     return operators if isinstance(operators, Plan) else Plan(operators, where)
 
 
+@overload
+def fuse(
+    source: AsyncIterator[A],
+    operators: Iterable[Transform[A, B]],
+    *,
+    own_context: contextvars.Context | None = None,
+    scope: object = None,
+    on_end: Callable[[bool], None] | None = None,
+) -> FusedRun[B]: ...
+@overload
 def fuse(
     source: AsyncIterator[Any],
     operators: Iterable[AnyOperator] | Plan,
@@ -92,9 +106,15 @@ def fuse(
     own_context: contextvars.Context | None = None,
     scope: object = None,
     on_end: Callable[[bool], None] | None = None,
-    on_left: Callable[[Sequence[Any]], None] | None = None,
-    stream: Callable[..., R] = FusedRun[Any],
-) -> R:
+) -> FusedRun[Any]: ...
+def fuse(
+    source: AsyncIterator[Any],
+    operators: Iterable[AnyOperator] | Plan,
+    *,
+    own_context: contextvars.Context | None = None,
+    scope: object = None,
+    on_end: Callable[[bool], None] | None = None,
+) -> FusedRun[Any]:
     """
     Make one pulled stream of a source and a list of operators.
 
@@ -108,8 +128,10 @@ def fuse(
         own_context: The context to run source and operators in; the consumer's by default.
         scope: Handed to operators with a parameter ``scope``.
         on_end: Called once when the stream is over, with whether it was dropped.
-        on_left: Called before it with items that were ready, and that a drop keeps from the consumer.
-        stream: The class to make.
+
+    Returns:
+        The stream. Type checkers know its items from a single operator, and where every operator
+        takes what the source has.
 
     Raises:
         NotAnOperator: An entry of the list is no operator.
@@ -126,6 +148,33 @@ def fuse(
     ...     return [chunk.token_ids async for chunk in fuse(engine(), [until_terminal()])]
     >>> asyncio.run(main())
     [[7], []]
+    """
+    return make_stream(
+        source, operators, FusedRun[Any], own_context=own_context, scope=scope, on_end=on_end
+    )
+
+
+def make_stream(
+    source: AsyncIterator[Any],
+    operators: Iterable[AnyOperator] | Plan,
+    stream: Callable[..., R],
+    *,
+    own_context: contextvars.Context | None = None,
+    scope: object = None,
+    on_end: Callable[[bool], None] | None = None,
+    on_left: Callable[[Sequence[Any]], None] | None = None,
+) -> R:
+    """
+    Do as :func:`fuse`, for a stream of a class of one's own.
+
+    Args:
+        source: As for :func:`fuse`, and so are those that are not named here.
+        operators: Operators in order, or the plan of them.
+        stream: The class to make, derived from `FusedRun`.
+        own_context: The context to run source and operators in.
+        scope: Handed to operators with a parameter ``scope``.
+        on_end: Called once when the stream is over, with whether it was dropped.
+        on_left: Called before it with items that were ready, and that a drop keeps from the consumer.
     """
     current = source
     try:

@@ -233,13 +233,22 @@ class Callbacks(Generic[A, B]):
         self.condition = None if only is None else _condition(only, names, once)
 
 
+# Mypy takes this to be true.
+MYPY = False
+
 if TYPE_CHECKING:
     from typing_extensions import TypeAliasType
 
-    Stage = TypeAliasType(
-        "Stage", Generator[B | StageResult | None, A, B | StageResult | None], type_params=(A, B)
-    )
-    """The type of an operator's generator from items A to items B."""
+    if MYPY:
+        # To mypy a `yield` without a value is an error, unless the type is Any.
+        Stage: TypeAlias = Generator[Any, A, B | StageResult | None]
+    else:
+        Stage = TypeAliasType(  # pyright: ignore[reportRedeclaration]
+            "Stage",
+            Generator[B | StageResult | None, A, B | StageResult | None],
+            type_params=(A, B),
+        )
+        """The type of an operator's generator from items A to items B."""
     AnyStage: TypeAlias = GeneratorType[Any, Any, Any] | Callbacks[Any, Any] | None
     """What a chain holds for a stage; None for one that has ended."""
 else:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeAlias
 
 from operators._core.arguments import AtLeast
+from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.stage import Callbacks
 from operators._raw_chunk import has_content, tokens_in
@@ -33,6 +34,7 @@ def _check(
     check_key("slo: key", key)
 
 
+@same_type
 @callbacks(check=_check)
 def slo(
     ttft_ms: Target | None,

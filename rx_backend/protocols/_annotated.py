@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from msgspec import Struct
+from typing_extensions import TypeVar
 
 from rx_backend.errors import BackendError, as_backend_error
+from rx_backend.protocols._output import LLMEngineOutput
 
 __all__ = ("Annotated",)
 
-T = TypeVar("T")
+T = TypeVar("T", default=LLMEngineOutput)
 
 
 class Annotated(Struct, Generic[T], gc=False, repr_omit_defaults=True):

@@ -9,7 +9,7 @@ from os import PathLike
 from typing import Any, cast
 
 from operators.assembly import Callbacks, callbacks
-from operators.authoring import Clock
+from operators.authoring import Clock, same_type
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engines.checks import text, whole
 from rx_backend.recording.model import RecordedRequest
@@ -41,6 +41,7 @@ def _check(
     whole("record: buffer_bytes", buffer_bytes, low=0, unit="bytes")
 
 
+@same_type
 @callbacks(check=_check)
 def record(
     path: str | PathLike[str],

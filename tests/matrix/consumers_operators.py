@@ -43,11 +43,14 @@ async def _read_or_leave(request: Request, stream: Any, *, is_slow: bool = False
         request.record.is_dropped = True
         return
     task = asyncio.create_task(request.read(stream, is_slow=is_slow))
+    kept = stream if is_slow and request.is_task_known else None
     del stream
     await request.pause()
     if request.rng.random() < 0.3:
         request.signal()
     await request.cancel_in_pull(task)
+    if kept is not None:
+        await kept.aclose()
 
 
 @consumer()

@@ -28,7 +28,7 @@ async def timeout_across(call: Call) -> Answer:
             yield call.stop()
 
 
-@engine(ends=("terminal", "ResponseTimeout", "Unknown"), cancels_consumer=True)
+@engine(ends=("terminal", "ResponseTimeout", "Unknown"), cancels_consumer=True, knows_task=True)
 async def timeout_expires(call: Call) -> Answer:
     """Holds ``asyncio.timeout`` across its yields until it expires, wherever the consumer is."""
     with call.opened():
@@ -43,7 +43,7 @@ async def timeout_expires(call: Call) -> Answer:
             call.fail()
 
 
-@engine()
+@engine(knows_task=True)
 async def group_idle(call: Call) -> Answer:
     """Holds a task group across its yields, whose task is done."""
     with call.opened():
@@ -55,7 +55,7 @@ async def group_idle(call: Call) -> Answer:
         yield call.stop()
 
 
-@engine()
+@engine(knows_task=True)
 async def group_busy(call: Call) -> Answer:
     """Holds a task group across its yields, with a producer in it."""
     queue: asyncio.Queue[bool] = asyncio.Queue()
@@ -76,7 +76,11 @@ async def group_busy(call: Call) -> Answer:
         yield call.stop()
 
 
-@engine(ends=("Disconnected", "Unknown"), hides_cancellation=sys.version_info < (3, 13))
+@engine(
+    ends=("Disconnected", "Unknown"),
+    hides_cancellation=sys.version_info < (3, 13),
+    knows_task=True,
+)
 async def group_fails(call: Call) -> Answer:
     """Waits for a task group of which one task fails."""
     with call.opened():
@@ -116,7 +120,7 @@ async def scope_within(call: Call) -> Answer:
         yield call.stop()
 
 
-@engine()
+@engine(knows_task=True)
 async def holds_task(call: Call) -> Answer:
     """Has the task that pulls it in a local."""
     with call.opened():

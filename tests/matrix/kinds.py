@@ -35,6 +35,7 @@ class Engine:
             before Python 3.13 nobody can tell that from its own.
         holds_task: Something that outlives the answer refers to the task that pulls, and so to all
             that a cancelled task's traceback refers to: a timer, or what anyio keeps of a scope.
+        knows_task: The answer itself refers to the task that pulls, for as long as it runs.
         holds_context: A thread of the engine's holds the context, so that what the context refers
             to is in use.
         counts: Its tokens can be counted, so that their order is checked (row S1).
@@ -54,6 +55,7 @@ class Engine:
     has_scope_in_pull: bool = False
     hides_cancellation: bool = False
     holds_task: bool = False
+    knows_task: bool = False
     counts: bool = True
 
 

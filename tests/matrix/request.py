@@ -259,6 +259,11 @@ class Request:
         return self._kind.holds_task
 
     @property
+    def is_task_known(self) -> bool:
+        """Whether an answer that is pulled ahead refers to the task, and to its traceback."""
+        return self._kind.holds_task or self._kind.knows_task
+
+    @property
     def is_context_held(self) -> bool:
         """Whether something beside the request holds its context."""
         return self._kind.holds_context

@@ -15,7 +15,7 @@ import pytest
 
 from operators import fuse, map_async, until_terminal
 from operators._core.stage import when
-from operators.assembly import Callbacks, callbacks
+from operators.assembly import Callbacks, callbacks, make_stream
 from operators.authoring import AnyOperator, Completed, FusedRun, Stage, detach, emit, operator
 from tests.operators._help import (
     Engine,
@@ -496,7 +496,7 @@ class TestTheStreamItself:
         class Mine(FusedRun[int]):
             __slots__ = ()
 
-        stream = fuse(Engine([1])(), [same()], stream=Mine)
+        stream = make_stream(Engine([1])(), [same()], Mine)
         assert type(stream) is Mine
         assert await collect(stream) == Seen([1], "completed")
 

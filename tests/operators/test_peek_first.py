@@ -54,7 +54,7 @@ class Failed:
 
 
 def peekable(engine: Engine, *operators: Any) -> FusedRun[Any]:
-    return fuse(engine(), operators, stream=FusedRun[Any])
+    return fuse(engine(), operators)
 
 
 @pytest.mark.rows("S1", "S4")

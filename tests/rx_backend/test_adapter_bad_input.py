@@ -52,7 +52,7 @@ def test_an_unknown_mode_is_refused(mode: object) -> None:
     assert all(known in message for known in ("agg", "prefill", "decode"))
 
 
-@pytest.mark.parametrize("pipeline", [None, 5, A_LIST, "standard"])
+@pytest.mark.parametrize("pipeline", [5, A_LIST, "standard"])
 @pytest.mark.rows("S5", "O5")
 def test_what_is_no_pipeline_is_refused(pipeline: object) -> None:
     """A list of operators is not a pipeline: it does not say which phase they are in."""

@@ -22,6 +22,7 @@ from opentelemetry.trace import StatusCode
 from reactivex import operators as ops
 
 from operators import Pipeline
+from operators.authoring import AnyOperator
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
@@ -253,7 +254,8 @@ def with_stock(place: str | None) -> Pipeline:
         return standard_pipeline
     if place == AT_THE_END:
         return standard_pipeline.with_operators(ops.do_action())
-    return standard_pipeline.insert_before(place, ops.do_action())
+    stock: AnyOperator = ops.do_action()
+    return standard_pipeline.insert_before(place, stock)
 
 
 async def run_history(mode: DisaggregationMode, history: Sequence[Turn], place: str | None) -> None:

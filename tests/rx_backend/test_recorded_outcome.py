@@ -306,7 +306,7 @@ class Answering(ScriptedEngine):
         super().__init__()
         self._answers = answers
 
-    async def generate(  # pyright: ignore[reportIncompatibleMethodOverride]
+    async def generate(
         self, request: PreprocessedRequest, context: RequestContext
     ) -> AsyncGenerator[LLMEngineOutput]:
         yield token(1)

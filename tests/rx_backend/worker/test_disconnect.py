@@ -68,7 +68,11 @@ async def leave(client: AsyncOpenAI, after_s: float) -> None:
 
 @pytest.mark.rows("A2", "A3")
 def test_with_heartbeats_every_client_is_heard_leave(tmp_path: Path) -> None:
-    """At any moment, also while the frontend waits for the stream: each is one abort."""
+    """
+    At any moment, also while the frontend waits for the stream: each is one abort.
+
+    There are more aborts than engines that wait: a client may leave between two pulls.
+    """
     flags = ("--frontend", "--grace-s", "0", "--pipeline", "examples.pipelines:beating")
 
     async def leave_all(port: int) -> None:
@@ -79,7 +83,7 @@ def test_with_heartbeats_every_client_is_heard_leave(tmp_path: Path) -> None:
             asyncio.TaskGroup() as clients,
         ):
             for _ in range(60):
-                clients.create_task(leave(client, moments.uniform(0.05, 0.4)))
+                clients.create_task(leave(client, moments.uniform(0.05, 1.0)))
 
     with serve(tmp_path, "CountingEngine", *flags, RELEASE=str(tmp_path / "never")) as served:
         served.line("curl -N", START_S)
@@ -122,7 +126,8 @@ def test_an_engine_that_holds_its_task_is_closed(tmp_path: Path, engine: str) ->
         asked_at = time.monotonic()
         served.signal()
         assert served.ended() == 0
-        assert time.monotonic() - asked_at < 1.0
+        # Well before the time that --drain-s gives.
+        assert time.monotonic() - asked_at < 5.0
         assert served.count("opened") == served.count("closed")
 
 

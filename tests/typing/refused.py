@@ -1,0 +1,57 @@
+"""What type checkers refuse; an `ignore` without need is an error in both of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from operators import Pipeline, fuse, limit_tokens, map_async
+from operators.authoring import FusedRun, Stage, operator
+from rx_backend import (
+    Annotated,
+    EngineAdapter,
+    LLMEngine,
+    LLMEngineOutput,
+    PreprocessedRequest,
+    standard_pipeline,
+)
+from tests.typing.writing import as_text, shout
+
+
+def arguments(engine: LLMEngine) -> None:
+    """Operators are called with what their functions take."""
+    limit_tokens("3")  # type: ignore[arg-type]
+    limit_tokens(limit_=3)  # type: ignore[call-arg]
+    shout("loud")  # type: ignore[call-arg]
+    map_async(5)  # type: ignore[arg-type]
+    EngineAdapter(engine, pipeline=[limit_tokens(3)])  # type: ignore[arg-type]
+    Pipeline([5])  # type: ignore[list-item]
+    standard_pipeline.insert_before("trace_link", 5)  # type: ignore[call-overload]
+    EngineAdapter(engine).with_operators(5)  # type: ignore[call-overload]
+
+
+async def items(engine: LLMEngine, request: PreprocessedRequest) -> None:
+    """What a pipeline makes of the chunks is no chunk any more."""
+    async for text in await EngineAdapter(engine).with_operators(as_text()).generate(request):
+        print(text.data)  # type: ignore[attr-defined]
+
+
+def sources(numbers: AsyncIterator[int]) -> FusedRun[str]:
+    """A stream has no items but those of its operators."""
+    stream = fuse(numbers, [limit_tokens(3)])
+    return stream  # type: ignore[return-value]
+
+
+@operator
+def not_text() -> Stage[Any, str]:
+    """Hand out what is no text."""
+    yield None
+    return 5  # type: ignore[return-value]
+
+
+def bodies() -> None:
+    """A coroutine function is no body."""
+
+    @operator  # type: ignore[arg-type]
+    async def coroutine(item: Annotated[LLMEngineOutput]) -> Annotated[LLMEngineOutput]:
+        return item
