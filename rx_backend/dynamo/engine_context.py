@@ -43,7 +43,7 @@ class EngineContext:
         return f"EngineContext({self.request_context!r})"
 
     def id(self) -> str:
-        """Give the request's id."""
+        """Return the request's id."""
         return self.request_context.id
 
     @property
@@ -58,11 +58,11 @@ class EngineContext:
         self._metadata = dict(metadata)
 
     def is_stopped(self) -> bool:
-        """Tell whether the request was stopped or killed."""
+        """Return whether the request was stopped or killed."""
         return self.request_context.is_stopped
 
     def is_killed(self) -> bool:
-        """Tell whether the request was killed."""
+        """Return whether the request was killed."""
         return self.request_context.is_killed
 
     def stop_generating(self) -> None:
@@ -87,12 +87,12 @@ class EngineContext:
         self.request_context.notify_first_token()
 
     def detached(self, id: str) -> EngineContext:
-        """Give a context with an id and with signals of its own, and the same headers."""
+        """Return a context with an id and with signals of its own, and the same headers."""
         ours = self.request_context
         return EngineContext(RequestContext(id, self.metadata, trace_headers=ours.trace_headers))
 
     def trace_headers(self) -> dict[str, str] | None:
-        """Give the W3C trace headers of the request, None where it has none."""
+        """Return the W3C trace headers of the request, None where it has none."""
         return dict(self.request_context.trace_headers) or None
 
     @property
@@ -112,7 +112,7 @@ class EngineContext:
         return None if runtime is None else runtime.parent_span_id
 
     def current_span(self) -> Any:
-        """Give a handle on the runtime's span of the request; it does nothing where there is none."""
+        """Return a handle on the runtime's span of the request; it does nothing where there is none."""
         runtime = self._runtime
         return _NoSpan() if runtime is None else runtime.current_span()
 

@@ -109,11 +109,11 @@ class DynamoEngine:
         await self._optional("drain")
 
     async def health_check_payload(self) -> dict[str, Any] | None:
-        """Give the engine's small request that shows whether it works."""
+        """Return the engine's small request that shows whether it works."""
         return await self._optional("health_check_payload")
 
     async def kv_event_sources(self) -> list[Any]:
-        """Give the engine's sources of KV events; an engine without them has none."""
+        """Return the engine's sources of KV events; an engine without them has none."""
         return await self._optional("kv_event_sources") or []
 
     async def on_endpoint_ready(self, endpoint: Any) -> None:
@@ -125,7 +125,7 @@ class DynamoEngine:
         await self._optional("register_prometheus", metrics)
 
     def component_metrics_dp_ranks(self) -> list[int]:
-        """Give the data-parallel ranks that the engine has figures for."""
+        """Return the data-parallel ranks that the engine has figures for."""
         return self._listed("component_metrics_dp_ranks")
 
     def supported_controls(self) -> list[str]:

@@ -71,7 +71,7 @@ class DynamoRuntime:
         return cls(discovery, request_plane)
 
     def endpoint(self, namespace: str, component: str, name: str) -> DynamoEndpoint:
-        """Give a worker's place."""
+        """Return a worker's place."""
         return DynamoEndpoint(self, self._inner.endpoint(f"{namespace}.{component}.{name}"))
 
     async def serve_http(self, host: str, port: int, *, migration_limit: int = 3) -> None:

@@ -38,7 +38,7 @@ class RequestGate:
         return len(self._live)
 
     @contextmanager
-    def inside(self, context: Stoppable) -> Generator[None]:
+    def admit(self, context: Stoppable) -> Generator[None]:
         """
         Count a request as in flight while the block runs.
 

@@ -12,7 +12,7 @@ from rx_backend.errors import Disconnected, ResponseTimeout, as_backend_error
 from rx_backend.logger import get_logger
 from rx_backend.worker.gate import RequestGate
 from rx_backend.worker.runtime import Handler, ModelEntry, WorkerRuntime
-from rx_backend.worker.shutdown import Shutdown, ShutdownTimes, within
+from rx_backend.worker.shutdown import Shutdown, ShutdownTimes, wait_with_deadline
 
 __all__ = ("Lifecycle",)
 
@@ -103,7 +103,7 @@ class Lifecycle:
         """Start the engine; None if the end was asked for in the meantime."""
         start = self._engine.start(self._runtime.worker_id)
         try:
-            return check_config(await within(start, None, self._shutdown.asked))
+            return check_config(await wait_with_deadline(start, None, self._shutdown.asked))
         except TimeoutError:
             if self._shutdown.asked.is_set:
                 return None
@@ -147,15 +147,15 @@ class Lifecycle:
     async def _leave(self) -> None:
         times, gate = self._times, self._gate
         _log.info("worker leaves discovery", requests=len(gate))
-        await self._patient("leaving discovery", self._runtime.leave(), times.unwind_s)
-        await self._patient("grace period", asyncio.sleep(times.grace_s))
+        await self._run_step("leaving discovery", self._runtime.leave(), times.unwind_s)
+        await self._run_step("grace period", asyncio.sleep(times.grace_s))
         gate.close()
         _log.info("worker refuses new requests", requests=len(gate))
-        if not await self._patient("requests in flight", gate.idle(), times.drain_s):
+        if not await self._run_step("requests in flight", gate.idle(), times.drain_s):
             await self._stop_requests()
         if self._mode.is_prefill:
-            await self._patient("is_quiescent", self._quiescent(), times.settle_s)
-        await self._patient("drain", self._optional("drain", None), times.settle_s)
+            await self._run_step("is_quiescent", self._quiescent(), times.settle_s)
+        await self._run_step("drain", self._optional("drain", None), times.settle_s)
 
     async def _stop_requests(self) -> None:
         """Stop what is in flight, so that the engine is cleaned up without any."""
@@ -198,12 +198,12 @@ class Lifecycle:
                 f"cleanup did not end within {unwind_s:g} s of a forced shutdown"
             ) from None
 
-    async def _patient(
+    async def _run_step(
         self, what: str, step: Awaitable[object], seconds: float | None = None
     ) -> bool:
         """Take a step of the end: whether it was done. What goes wrong is logged."""
         try:
-            await within(step, seconds, self._shutdown.forced)
+            await wait_with_deadline(step, seconds, self._shutdown.forced)
         except TimeoutError:
             _log.warning("shutdown step given up", step=what, seconds=seconds)
         except Exception as error:

@@ -30,7 +30,7 @@ def accept_without_delay() -> None:
 
 
 def listening_sockets() -> Iterator[socket.socket]:
-    """Give a duplicate of each of this process's listening TCP sockets, to be closed."""
+    """Return a duplicate of each of this process's listening TCP sockets, to be closed."""
     try:
         numbers = [int(path.name) for path in _OWN_FILES.iterdir()]
     except OSError:

@@ -192,7 +192,7 @@ class ServeOptions(FrontendOptions):
 
 
 def _adder(parser: argparse.ArgumentParser) -> Callable[..., None]:
-    """Give a function that adds an option's flag, with the name of its variable in the help."""
+    """Return a function that adds an option's flag, with the name of its variable in the help."""
 
     def add(name: str, help: str, **more: Any) -> None:
         flag = f"--{name.replace('_', '-')}"

@@ -147,7 +147,7 @@ async def _frontend(runtime: DynamoRuntime, options: ServeOptions, shutdown: Shu
         )
     finally:
         if not shutdown.asked.is_set:
-            shutdown.ask()
+            shutdown.request()
 
 
 async def _hint(options: ServeOptions, model: str, say: Say) -> None:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from rx_backend.context import LatchedSignal, RequestContext
 from rx_backend.errors import InvalidArgument
 
-__all__ = ("Shutdown", "ShutdownTimes", "signals_to", "within")
+__all__ = ("Shutdown", "ShutdownTimes", "signals_to", "wait_with_deadline")
 
 T = TypeVar("T")
 
@@ -54,10 +54,10 @@ class Shutdown:
     Safe to ask from any thread.
 
     >>> shutdown = Shutdown()
-    >>> shutdown.ask()
+    >>> shutdown.request()
     >>> shutdown.asked.is_set, shutdown.forced.is_set
     (True, False)
-    >>> shutdown.ask()
+    >>> shutdown.request()
     >>> shutdown.forced.is_set
     True
     """
@@ -68,7 +68,7 @@ class Shutdown:
         self.asked: LatchedSignal = self._levels.stopped()
         self.forced: LatchedSignal = self._levels.killed()
 
-    def ask(self) -> None:
+    def request(self) -> None:
         """Ask for the end; a second time: at once."""
         if self.asked.is_set:
             self._levels.kill()
@@ -91,7 +91,7 @@ def signals_to(shutdown: Shutdown) -> Generator[None]:
             loop.remove_signal_handler(installed.pop())
 
     for number in sorted(installed):
-        loop.add_signal_handler(number, shutdown.ask)
+        loop.add_signal_handler(number, shutdown.request)
     undo = shutdown.forced.listen(let_go)
     try:
         yield
@@ -100,7 +100,9 @@ def signals_to(shutdown: Shutdown) -> Generator[None]:
         let_go()
 
 
-async def within(step: Awaitable[T], seconds: float | None, give_up: LatchedSignal) -> T:
+async def wait_with_deadline(
+    step: Awaitable[T], seconds: float | None, give_up: LatchedSignal
+) -> T:
     """
     Wait for *step*, at most so many seconds, and no longer once *give_up* is set.
 

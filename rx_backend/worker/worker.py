@@ -112,7 +112,7 @@ class Worker:
         if runtime is None:
             runtime = await DynamoRuntime.connect(*self._transport)
         gate = RequestGate(_refusal)
-        handler = serving(self._adapter, coalesce=self._coalesce, inside=gate.inside)
+        handler = serving(self._adapter, coalesce=self._coalesce, inside=gate.admit)
         with ExitStack() as stack:
             stack.enter_context(signals_to(self._shutdown))
             if self._coalesce:

@@ -192,7 +192,7 @@ def leave(
     async def main() -> None:
         gate = RequestGate(lambda: RuntimeError("closed"))
         context = RuntimeContext()
-        handler: Handler = serving(EngineAdapter(engine, mode), inside=gate.inside)
+        handler: Handler = serving(EngineAdapter(engine, mode), inside=gate.admit)
         held: list[Any] = [handler(REQUEST, context)]
         pulling = asyncio.create_task(pull_all(held, seen, read_s))
         await asyncio.sleep(at_s)
@@ -330,7 +330,7 @@ def test_a_set_up_that_swallows_the_kill_is_closed_behind_it() -> None:
     async def main() -> None:
         gate = RequestGate(lambda: RuntimeError("closed"))
         context = RuntimeContext()
-        stream = serving(EngineAdapter(Stubborn(plain)), inside=gate.inside)(REQUEST, context)
+        stream = serving(EngineAdapter(Stubborn(plain)), inside=gate.admit)(REQUEST, context)
         pulling = asyncio.create_task(pull_all([stream], seen := [], 0.0))
         await asyncio.sleep(1)
         context.signal("kill")
@@ -385,7 +385,7 @@ def test_a_stream_that_a_thread_loses_is_closed_on_its_loop() -> None:
         gate = RequestGate(lambda: RuntimeError("closed"))
         engine = Engine(plain)
         held: list[Any] = [
-            serving(EngineAdapter(engine), inside=gate.inside)(REQUEST, RuntimeContext())
+            serving(EngineAdapter(engine), inside=gate.admit)(REQUEST, RuntimeContext())
         ]
         await asyncio.wait_for(anext(held[0]), 5)
         thread = threading.Thread(target=held.clear)

@@ -24,7 +24,7 @@ class Context:
 
 
 async def counting(gate: RequestGate, context: Context) -> AsyncGenerator[int]:
-    with gate.inside(context):
+    with gate.admit(context):
         yield 1
         yield 2
 

@@ -124,7 +124,7 @@ class Request:
 
 def handler_inside(gate: RequestGate) -> Handler:
     async def handle(request: Request, context: Request) -> AsyncGenerator[str]:
-        with gate.inside(context):
+        with gate.admit(context):
             yield "first"
             try:
                 async with asyncio.timeout(request.seconds):
@@ -185,7 +185,7 @@ def test_the_steps_come_in_order_and_take_their_time() -> None:
 
     async def main() -> None:
         life = Life(start=2, drain=1, cleanup=1)
-        life.at(10, life.shutdown.ask)
+        life.at(10, life.shutdown.request)
         assert await life.live() is None
         assert life.place.diary == [
             (0, "start"),
@@ -211,7 +211,7 @@ def test_requests_in_flight_end_by_themselves_and_new_ones_are_refused() -> None
         life = Life()
         old, late, refused = Request(20), Request(12), Request(1)
         life.at(1, lambda: life.send(old))
-        life.at(10, life.shutdown.ask)
+        life.at(10, life.shutdown.request)
         life.at(14, lambda: life.send(late))
         life.at(16, lambda: life.send(refused))
         assert await life.live() is None
@@ -230,7 +230,7 @@ def test_the_deadline_stops_what_is_left(*, deaf: bool, cleaned_at: float) -> No
         life = Life()
         request = Request(1000, deaf=deaf)
         life.at(1, lambda: life.send(request))
-        life.at(10, life.shutdown.ask)
+        life.at(10, life.shutdown.request)
         life.at(60, request.stopped.set)
         assert await life.live() is None
         assert (cleaned_at, "cleanup") in life.place.diary
@@ -247,7 +247,7 @@ def test_prefill_waits_until_it_is_quiescent(quiescent_at: float, drained_at: fl
     async def main() -> None:
         life = Life("prefill")
         life.engine.quiescent_at = quiescent_at
-        life.at(10, life.shutdown.ask)
+        life.at(10, life.shutdown.request)
         assert await life.live() is None
         assert life.place.diary.count((15, "is_quiescent")) == 1
         assert (drained_at, "drain") in life.place.diary
@@ -262,8 +262,8 @@ def test_a_second_wish_skips_the_waits() -> None:
         life = Life()
         request = Request(1000)
         life.at(1, lambda: life.send(request))
-        life.at(10, life.shutdown.ask)
-        life.at(12, life.shutdown.ask)
+        life.at(10, life.shutdown.request)
+        life.at(12, life.shutdown.request)
         assert await life.live() is None
         assert request.items == ["first", "cancelled"]
         assert life.place.diary[-2:] == [(12, "cleanup"), (12, "shutdown")]
@@ -276,8 +276,8 @@ def test_a_cleanup_that_hangs_is_given_up_when_forced() -> None:
 
     async def main() -> None:
         life = Life(cleanup=1000)
-        life.at(10, life.shutdown.ask)
-        life.at(20, life.shutdown.ask)
+        life.at(10, life.shutdown.request)
+        life.at(20, life.shutdown.request)
         error = await life.live()
         assert isinstance(error, ResponseTimeout)
         assert "3 s" in error.message
@@ -363,6 +363,9 @@ def test_a_worker_that_fails_lets_nothing_more_in(fails: str, late: float) -> No
             if fails == "register":
                 raise CannotConnect(f"register {model.path}")
 
+        async def ready_late(model: ModelEntry) -> None:
+            await asyncio.sleep(10)
+
         class Unready(list[EngineConfig]):
             def append(self, config: EngineConfig) -> None:
                 raise CannotConnect(config.model)
@@ -372,6 +375,10 @@ def test_a_worker_that_fails_lets_nothing_more_in(fails: str, late: float) -> No
         else:
             life.place.register = register
         if fails == "ready":
+<<<<<<< HEAD
+=======
+            life.place.register = ready_late
+>>>>>>> serving
             life.ready = Unready()
         assert isinstance(await life.live(), CannotConnect | Disconnected)
         assert in_flight.items == ["first", "cancelled"]
@@ -385,7 +392,7 @@ def test_the_first_error_is_told_when_cleanup_fails_too() -> None:
 
     async def main() -> None:
         life = Life()
-        life.at(10, life.shutdown.ask)
+        life.at(10, life.shutdown.request)
         life.place.fails_at = "cleanup"
         assert isinstance(await life.live(), CannotConnect)
         both = Life()
@@ -424,7 +431,7 @@ def test_whenever_the_end_is_asked_for_the_engine_ends_once(
     async def main() -> None:
         life = Life("prefill", start=7, drain=4, cleanup=2)
         for at in asked:
-            life.at(at, life.shutdown.ask)
+            life.at(at, life.shutdown.request)
         for at in requests:
             life.at(at, lambda: life.send(Request(15)))
         assert await life.live() is None
@@ -443,7 +450,7 @@ def test_an_end_that_was_asked_for_before_starts_nothing() -> None:
 
     async def main() -> None:
         life = Life()
-        life.shutdown.ask()
+        life.shutdown.request()
         assert await life.live() is None
         assert life.place.steps == ["shutdown"]
 
@@ -462,7 +469,7 @@ def test_an_engine_needs_no_optional_methods() -> None:
         life = Life("prefill")
         bare: Any = Bare(life.engine)
         life.engine = bare
-        life.at(10, life.shutdown.ask)
+        life.at(10, life.shutdown.request)
         assert await life.live() is None
         assert life.place.steps[-2:] == ["cleanup", "shutdown"]
         assert life.place.probes == [None]
