@@ -363,9 +363,6 @@ def test_a_worker_that_fails_lets_nothing_more_in(fails: str, late: float) -> No
             if fails == "register":
                 raise CannotConnect(f"register {model.path}")
 
-        async def ready_late(model: ModelEntry) -> None:
-            await asyncio.sleep(10)
-
         class Unready(list[EngineConfig]):
             def append(self, config: EngineConfig) -> None:
                 raise CannotConnect(config.model)
@@ -375,10 +372,6 @@ def test_a_worker_that_fails_lets_nothing_more_in(fails: str, late: float) -> No
         else:
             life.place.register = register
         if fails == "ready":
-<<<<<<< HEAD
-=======
-            life.place.register = ready_late
->>>>>>> serving
             life.ready = Unready()
         assert isinstance(await life.live(), CannotConnect | Disconnected)
         assert in_flight.items == ["first", "cancelled"]
