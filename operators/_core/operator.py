@@ -14,6 +14,7 @@ from typing import (
     ParamSpec,
     TypeAlias,
     TypeVar,
+    get_args,
     overload,
 )
 
@@ -314,6 +315,8 @@ def _made(
     check: Callable[..., object] | None = None,
 ) -> Callable[..., Operator[Any, Any]]:
     """Return the function that makes the operator of a body."""
+    if takes not in get_args(Takes):
+        raise ValueError(f"operator: takes: expected one of {get_args(Takes)}, got {takes!r}")
     kind = kind or _kind_of(function)
     operands = _operands(function, kind)
 

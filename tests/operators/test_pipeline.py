@@ -149,6 +149,13 @@ class TestEdits:
         with pytest.raises(NotAnOperator, match=r"items\[1\]: until_terminal takes an engine's ch"):
             TWO.insert_after("tap", until_terminal())
 
+    @pytest.mark.rows("O1")
+    def test_a_place_that_does_not_exist_is_refused(self) -> None:
+        """A word that is none of the three would put the operator anywhere."""
+        wrong: Any = "chunk"
+        with pytest.raises(ValueError, match=r"operator: takes: expected one of .*'chunk'"):
+            operator(takes=wrong)(on_items)
+
 
 ANY: st.SearchStrategy[tuple[str, AnyOperator]] = st.sampled_from(
     [
