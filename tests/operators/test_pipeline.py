@@ -153,8 +153,13 @@ class TestEdits:
     def test_a_place_that_does_not_exist_is_refused(self) -> None:
         """A word that is none of the three would put the operator anywhere."""
         wrong: Any = "chunk"
+
+        def on_nothing() -> Stage[Any, Any]:
+            while True:
+                yield
+
         with pytest.raises(ValueError, match=r"operator: takes: expected one of .*'chunk'"):
-            operator(takes=wrong)(on_items)
+            operator(takes=wrong)(on_nothing)
 
 
 ANY: st.SearchStrategy[tuple[str, AnyOperator]] = st.sampled_from(
