@@ -282,6 +282,7 @@ async def loses_while_pulling(request: Request) -> None:
     await request.pause()
     if pull.done():
         request.drop()
+        await request.settle(pull)
     else:
         request.cancel(pull)
     del stream, pull

@@ -215,6 +215,10 @@ class Request:
         """Cancel a task that waits in a pull, and look whether that was lost (rows S6, S7)."""
         is_waiting = not task.done()
         self.cancel(task)
+        if self._kind.hides_cancellation:
+            await asyncio.wait([task], timeout=0.05)
+            # It may not have heard of the first.
+            task.cancel()
         await asyncio.wait([task])
         error = None if task.cancelled() else task.exception()
         if self._kind.hides_cancellation:
