@@ -144,6 +144,23 @@ class TaskEngine(DeafEngine):
             yield chunk
 
 
+class TwinsEngine(CountingEngine):
+    """Counts for each answer, in turns; each answer is by one longer than the one before."""
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncIterator[LLMEngineOutput]:
+        wanted, answers = 4, request.sampling_options.n or 1
+        for made in range(wanted + answers):
+            for index in range(answers):
+                if made < wanted + index:
+                    yield LLMEngineOutput([made], index=index)
+                elif made == wanted + index:
+                    last = LLMEngineOutput.length()
+                    last.index = index
+                    yield last
+
+
 class FailingEngine(CountingEngine):
     """Fails to start."""
 
