@@ -39,13 +39,14 @@ async def _read_or_leave(request: Request, stream: Any, *, is_slow: bool = False
         await request.some(stream)
         cycle: list[Any] = [stream]
         cycle.append(cycle)
-        # Nobody knows before the collector has come by; until then a pump may go on.
-        request.record.is_dropped = True
-        request.record.is_exact = False
+        # Nobody knows before the collector has come by.
+        request.record.is_dropped = request.record.is_lost = True
         return
     task = asyncio.create_task(request.read(stream, is_slow=is_slow))
     kept = stream if is_slow and request.is_task_known else None
     del stream
+    # The cancellation may come between two pulls.
+    request.record.is_lost = True
     await request.pause()
     if request.rng.random() < 0.3:
         request.signal()

@@ -26,6 +26,8 @@ class Record:
         is_signalled: The context was stopped or killed at all; ``is_signalled_live`` before the
             drop; ``must_abort`` while the answer was surely live and its abort due (A2).
         is_exact: Nothing but consumer and engine can end the answer.
+        is_lost: It is dropped when the last reference is gone, which may be any time later; an
+            operator may pull until then.
     """
 
     engine: str
@@ -50,6 +52,7 @@ class Record:
     is_signalled_live: bool = False
     must_abort: bool = False
     is_exact: bool = True
+    is_lost: bool = False
     aborts: int = 0
     terminals: int = 0
     errors: int = 0
@@ -122,6 +125,8 @@ class Record:
             return
         if not self.is_signalled:
             self.blame("A2: an abort without a signal")
+        elif self.is_lost:
+            return
         elif not self.is_signalled_live:
             self.blame("A5: an abort for a signal that came after the drop or the end")
         elif self.mode == "decode" and not self.has_content:
