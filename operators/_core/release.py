@@ -191,6 +191,8 @@ class Run(Segment):
     def _finish(self) -> None:
         """Release the source; what is in ``out`` is still to be handed out."""
         self._state = OVER
+        # An error item's traceback may lead to the consumer's frame, and so back here.
+        self._chain.item = None
         if self.ended:
             self._tell_end(dropped=False)
         self._close_source()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import selectors
 import signal
 import sys
@@ -43,6 +44,10 @@ def interrupted(at: int, interrupt: Interrupt) -> Generator[Callable[[], bool]]:
         return trace
 
     before = sys.gettrace()
+    # Python 3.12 traces bytecodes only where some frame had asked for them before.
+    here = inspect.currentframe()
+    assert here is not None
+    here.f_trace_opcodes = True
     sys.settrace(trace)
     try:
         yield lambda: count > at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -203,6 +204,10 @@ async def test_a_group_is_of_the_kind_of_its_leaves(
     assert engine.closed == 1
 
 
+# From Python 3.13 on, a task group in a task that was cancelled before goes on with that.
+CANCELLED_BEFORE = [0] if sys.version_info >= (3, 13) else [0, 1]
+
+
 async def body_waits(group: asyncio.TaskGroup) -> None:
     await asyncio.sleep(60)
 
@@ -222,7 +227,7 @@ async def inner_exit_waits(group: asyncio.TaskGroup) -> None:
 
 @pytest.mark.rows("S6")
 @pytest.mark.parametrize("body", [body_waits, exit_waits, both_wait, inner_exit_waits])
-@pytest.mark.parametrize("cancelled_before", [0, 1])
+@pytest.mark.parametrize("cancelled_before", CANCELLED_BEFORE)
 @EVERY_PIPELINE
 @virtual
 async def test_a_task_group_that_fails_is_a_failure(
