@@ -190,7 +190,13 @@ async def _check_growth(
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
-    engines = [name for name in ENGINES if fnmatchcase(name, arguments.engine)]
+    engines = [
+        name
+        for name, kind in ENGINES.items()
+        # Of a scope that another task leaves, anyio keeps the task for ever: this grows.
+        if fnmatchcase(name, arguments.engine)
+        and (arguments.engine != "*" or not (kind.holds_task and kind.has_scope_in_pull))
+    ]
     consumers = [name for name in CONSUMERS if fnmatchcase(name, arguments.consumer)]
     if not engines or not consumers:
         raise SystemExit("no such engine or consumer; --list shows them")
