@@ -17,15 +17,14 @@ from operators._core.aio_operator import (
 )
 from operators._core.aio_subscription import TURNS, Disposes, Observes
 from operators._core.failures import nothing_due
-from operators._core.naming import name_of
+from operators._core.foreign import ForeignSegment, applied_all
 from operators._core.pump import Pump
-from operators._core.segment import Segment
 from operators._core.tasks import weakly
 
 __all__ = ("AioOperator", "AioSegment", "is_aio_operator")
 
 
-class AioSegment(Segment):
+class AioSegment(ForeignSegment[Observes, AioInbox]):
     """
     Neighbouring ``aioreactive`` operators between two parts of a pulled pipeline.
 
@@ -47,15 +46,7 @@ class AioSegment(Segment):
         NotAnOperator: An operator gives no AsyncObservable, or can't be applied at all.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_inbox",
-        "_is_subscribed",
-        "_names",
-        "_observer",
-        "_pump",
-        "_source",
-    )
+    __slots__ = ()
 
     def __init__(
         self,
@@ -64,10 +55,7 @@ class AioSegment(Segment):
         where: tuple[str, int] = ("pipeline", 0),
         context: contextvars.Context | None = None,
     ) -> None:
-        self._source = source
-        self._names = ", ".join(map(name_of, operators))
-        self._observer: Observes | None = None
-        self._is_subscribed = False
+        super().__init__(source, operators)
         # The library's tasks refer to these, but keep no lost stream alive.
         subscribed, unsubscribed = weakly(self._subscribed), weakly(self._leave_source)
 
@@ -80,31 +68,11 @@ class AioSegment(Segment):
             subscribed(observer)
             return AsyncDisposable.create(unsubscribe)
 
-        observable = async_observable(subscribe)
-        name, place = where
-        for number, operator in enumerate(operators, place):
-            observable = applied_async(operator, observable, f"{name}[{number}]")
-        self._pump: Pump[Any] | None = None
+        observable = applied_all(applied_async, operators, async_observable(subscribe), where)
         if not all(map(answers_within_asend, operators)):
             self._pump = Pump(source, self._feed, self._source_ended, context)
         # Most operators forget to leave their source at the end.
         self._inbox = AioInbox(observable, ahead=1, on_end=unsubscribed)
-
-    @property
-    def ended(self) -> bool:
-        return self._inbox.mailbox.ended
-
-    @property
-    def ended_by(self) -> str | None:
-        source = self._source
-        has_completed = source.has_ended and not source.dropped
-        return source.ended_by if has_completed else self._names
-
-    def raised_by(self, error: BaseException) -> str | None:
-        return None if id(error) == self._source.raised else self._names
-
-    def drop(self) -> None:
-        self._source.drop()
 
     async def __anext__(self) -> Any:
         mailbox = self._inbox.mailbox
@@ -139,10 +107,6 @@ class AioSegment(Segment):
                 # The library's own sources answer so to an operator that raises.
                 await self._tell_end(error)
 
-    def _demand(self) -> None:
-        if self._pump is not None and self._observer is not None:
-            self._pump.demand()
-
     async def _feed(self, item: Any) -> None:
         mailbox = self._inbox.mailbox
         await self._send(item)
@@ -153,8 +117,7 @@ class AioSegment(Segment):
             if not mailbox.is_awaited:
                 return
             await asyncio.sleep(0)
-        if mailbox.is_awaited:
-            self._demand()
+        self._demand_more()
 
     def _source_ended(self, failure: BaseException | None) -> Awaitable[None] | None:
         if failure is None or isinstance(failure, Exception):
@@ -171,35 +134,3 @@ class AioSegment(Segment):
             await (observer.aclose() if failure is None else observer.athrow(failure))
         except Exception as error:
             self._inbox.end(error)
-
-    def _subscribed(self, observer: Observes) -> None:
-        if self._is_subscribed:
-            # The operator isn't told: one that tries again on an error would do so for ever.
-            self._inbox.end(RuntimeError("a token stream can be subscribed to only once"))
-            return
-        self._is_subscribed = True
-        self._observer = observer
-        if self._inbox.mailbox.is_awaited:
-            self._demand()
-
-    def _leave_source(self) -> None:
-        """Drop the source, of which the operator wants no more; a pull under way ends, and a step."""
-        self._observer = None
-        if self._pump is not None:
-            self._pump.close()
-        else:
-            self._source.close()
-
-    def close(self) -> None:
-        """Drop: the operators' subscription, its tasks, the source and its task. Idempotent."""
-        self._inbox.close()
-        # Where the garbage collector found the stream, nothing refers weakly to it any more.
-        self._leave_source()
-
-    async def aclose(self) -> None:
-        """Drop, and wait until everything is released."""
-        self.close()
-        await self._inbox.released()
-        if self._pump is not None:
-            await self._pump.wait_closed()
-        await self._source.aclose()

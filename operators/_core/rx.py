@@ -14,13 +14,13 @@ from reactivex.disposable import Disposable, SingleAssignmentDisposable
 from reactivex.scheduler import CurrentThreadScheduler
 
 from operators._core.failures import nothing_due
+from operators._core.foreign import ForeignSegment, applied_all
 from operators._core.inbox import RxInbox
 from operators._core.loop_scheduler import LoopScheduler
 from operators._core.mailbox import Mailbox
-from operators._core.naming import home_of, name_of
+from operators._core.naming import home_of
 from operators._core.operator import NotAnOperator, Operator
 from operators._core.pump import Pump
-from operators._core.segment import Segment
 from operators._core.tasks import weakly
 
 __all__ = ("RxOperator", "RxSegment", "answers_at_once", "applied")
@@ -130,7 +130,7 @@ class _SegmentScheduler(LoopScheduler):
                 self._loop.call_soon(run)
 
 
-class RxSegment(Segment):
+class RxSegment(ForeignSegment[abc.ObserverBase[Any], RxInbox]):
     """
     Neighbouring ``reactivex`` operators between two parts of a pulled pipeline.
 
@@ -150,16 +150,7 @@ class RxSegment(Segment):
         NotAnOperator: An operator gives no Observable, or can't be applied at all.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_inbox",
-        "_is_subscribed",
-        "_names",
-        "_observer",
-        "_pump",
-        "_scheduler",
-        "_source",
-    )
+    __slots__ = ("_scheduler",)
 
     def __init__(
         self,
@@ -168,10 +159,7 @@ class RxSegment(Segment):
         where: tuple[str, int] = ("pipeline", 0),
         context: contextvars.Context | None = None,
     ) -> None:
-        self._source = source
-        self._names = ", ".join(map(name_of, operators))
-        self._observer: abc.ObserverBase[Any] | None = None
-        self._is_subscribed = False
+        super().__init__(source, operators)
         # A timer refers to what its operator has subscribed to, but keeps no lost stream alive.
         subscribed, unsubscribed = weakly(self._subscribed), weakly(self._unsubscribed)
 
@@ -181,11 +169,7 @@ class RxSegment(Segment):
             subscribed(observer)
             return Disposable(unsubscribed)
 
-        observable: Observable[Any] = Observable(subscribe)
-        name, place = where
-        for number, operator in enumerate(operators, place):
-            observable = applied(operator, observable, f"{name}[{number}]")
-        self._pump: Pump[Any] | None = None
+        observable = applied_all(applied, operators, Observable(subscribe), where)
         if not all(map(answers_at_once, operators)):
             self._pump = Pump(source, self._feed, self._source_ended, context)
         self._scheduler = _SegmentScheduler(asyncio.get_running_loop())
@@ -194,22 +178,6 @@ class RxSegment(Segment):
         self._inbox.is_fed = True
         self._inbox.open()
         self._inbox.is_fed = False
-
-    @property
-    def ended(self) -> bool:
-        return self._inbox.mailbox.ended
-
-    @property
-    def ended_by(self) -> str | None:
-        source = self._source
-        has_completed = source.has_ended and not source.dropped
-        return source.ended_by if has_completed else self._names
-
-    def raised_by(self, error: BaseException) -> str | None:
-        return None if id(error) == self._source.raised else self._names
-
-    def drop(self) -> None:
-        self._source.drop()
 
     async def __anext__(self) -> Any:
         inbox, mailbox = self._inbox, self._inbox.mailbox
@@ -236,10 +204,6 @@ class RxSegment(Segment):
             if self._source.ended:
                 self._source_ended(None)
 
-    def _demand(self) -> None:
-        if self._pump is not None and self._observer is not None:
-            self._pump.demand()
-
     def _feed(self, item: Any) -> Awaitable[None] | None:
         if self._observer is None:
             return None
@@ -260,11 +224,6 @@ class RxSegment(Segment):
         await asyncio.sleep(0)
         self._demand_more()
 
-    def _demand_more(self) -> None:
-        """Note that nothing has come of an item, and the consumer waits."""
-        if self._inbox.mailbox.is_awaited:
-            self._demand()
-
     def _source_ended(self, failure: BaseException | None) -> None:
         observer, self._observer = self._observer, None
         if failure is not None and not isinstance(failure, Exception):
@@ -282,38 +241,9 @@ class RxSegment(Segment):
             finally:
                 self._inbox.is_fed = False
 
-    def _subscribed(self, observer: abc.ObserverBase[Any]) -> None:
-        """Note that the operators have subscribed to the source, in whatever thread."""
-        if self._is_subscribed:
-            # The operator isn't told: one that tries again on an error would do so for ever.
-            error = RuntimeError("a token stream can be subscribed to only once")
-            self._inbox.call_on_loop(self._inbox.end, error)
-            return
-        self._is_subscribed = True
-        self._observer = observer
-        # The consumer may have begun to wait already.
-        self._inbox.call_on_loop(self._demand_more)
+    def _on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
+        self._inbox.call_on_loop(function, *arguments)
 
     def _unsubscribed(self) -> None:
         """Note that the operators have left the source, in whatever thread."""
-        self._inbox.call_on_loop(self._leave_source)
-
-    def _leave_source(self) -> None:
-        """Drop the source, of which the operator wants no more; a pull under way ends."""
-        self._observer = None
-        if self._pump is not None:
-            self._pump.close()
-        else:
-            self._source.close()
-
-    def close(self) -> None:
-        """Drop: the operators' subscription, the source and the task that pulls it. Idempotent."""
-        self._inbox.close()
-        self._leave_source()
-
-    async def aclose(self) -> None:
-        """Drop, and wait until the source is released."""
-        self.close()
-        if self._pump is not None:
-            await self._pump.wait_closed()
-        await self._source.aclose()
+        self._on_loop(self._leave_source)
