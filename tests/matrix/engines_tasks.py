@@ -97,7 +97,8 @@ async def _fail() -> None:
     raise ConnectionResetError("in a group")
 
 
-@engine(holds_task=True, has_scope_in_pull=True)
+# Of a scope that another task leaves, anyio keeps the task.
+@engine(holds_task=True, has_scope_in_pull=True, is_kept=True)
 async def scope_across(call: Call) -> Answer:
     """Holds a cancel scope of anyio across its yields."""
     with call.opened(), anyio.CancelScope():

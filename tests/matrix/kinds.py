@@ -36,6 +36,7 @@ class Engine:
         holds_task: Something that outlives the answer refers to the task that pulls, and so to all
             that a cancelled task's traceback refers to: a timer, or what anyio keeps of a scope.
         knows_task: The answer itself refers to the task that pulls, for as long as it runs.
+        is_kept: A library keeps something of each answer for ever, so that many of them grow.
         holds_context: A thread of the engine's holds the context, so that what the context refers
             to is in use.
         counts: Its tokens can be counted, so that their order is checked (row S1).
@@ -56,6 +57,7 @@ class Engine:
     hides_cancellation: bool = False
     holds_task: bool = False
     knows_task: bool = False
+    is_kept: bool = False
     counts: bool = True
 
 

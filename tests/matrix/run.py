@@ -193,9 +193,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     engines = [
         name
         for name, kind in ENGINES.items()
-        # Of a scope that another task leaves, anyio keeps the task for ever: this grows.
-        if fnmatchcase(name, arguments.engine)
-        and (arguments.engine != "*" or not (kind.holds_task and kind.has_scope_in_pull))
+        if fnmatchcase(name, arguments.engine) and (arguments.engine != "*" or not kind.is_kept)
     ]
     consumers = [name for name in CONSUMERS if fnmatchcase(name, arguments.consumer)]
     if not engines or not consumers:
