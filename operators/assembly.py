@@ -11,7 +11,7 @@ from operators._core.pushing import push_in_task
 from operators._core.segment import close_quietly
 from operators._core.sources import source_of
 from operators._core.stage import Callbacks
-from operators._core.tasks import defer_to_loop, start_task, weakly
+from operators._core.tasks import defer_to_loop, done, start_task, weakly
 from operators._itl_window import noting
 from operators._outcome import HandedOut, OutcomeTracker, error_type_of
 from operators._raw_chunk import is_terminal, tokens_in
@@ -27,6 +27,7 @@ __all__ = (
     "callbacks",
     "close_quietly",
     "defer_to_loop",
+    "done",
     "drawn",
     "drop_top_frame",
     "error_type_of",

@@ -12,7 +12,7 @@ from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
 from operators import LoopScheduler, peek_first
-from operators.assembly import push_in_task, start_task
+from operators.assembly import done, push_in_task, start_task
 from operators.authoring import FusedRun, Operator, Transform
 from rx_backend.context import RequestContext
 from rx_backend.errors import Unknown, as_backend_error
@@ -193,8 +193,8 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
                 if not is_inside:
                     task.cancel()
                 await self.aclose()
-                if not is_inside and not task.done():
-                    await asyncio.wait([task])
+                if not is_inside:
+                    await done(task)
 
             return AsyncDisposable.create(dispose)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from operators._core.aio_subscription import AioSubscription, SubscribesAsync
 from operators._core.inbox import Inbox
-from operators._core.tasks import start_task
+from operators._core.tasks import done, start_task
 
 __all__ = ("AioInbox",)
 
@@ -54,8 +54,7 @@ class AioInbox(Inbox):
     async def opened(self) -> None:
         """Wait until it is subscribed to; for one that does not send meanwhile."""
         self.open()
-        if self._subscribing is not None and not self._subscribing.done():
-            await asyncio.wait([self._subscribing])
+        await done(self._subscribing)
 
     def end(self, error: BaseException | None) -> None:
         super().end(error)
@@ -66,8 +65,7 @@ class AioInbox(Inbox):
         self._ended()
 
     async def released(self) -> None:
-        if self._closing is not None and not self._closing.done():
-            await asyncio.wait([self._closing])
+        await done(self._closing)
 
     def _ended(self) -> None:
         on_end, self._on_end = self._on_end, None
@@ -120,5 +118,5 @@ class AioInbox(Inbox):
     async def _release(self) -> None:
         if self._subscribing is not None and not self._subscribing.done():
             self._subscribing.cancel()
-            await asyncio.wait([self._subscribing])
+            await done(self._subscribing)
         await self._sub.dispose()

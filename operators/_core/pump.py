@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
 from operators._core.failures import drop_top_frame
-from operators._core.tasks import current_task, start_task
+from operators._core.tasks import current_task, done, start_task
 
 __all__ = ("Pullable", "Pump")
 
@@ -129,8 +129,8 @@ class Pump(Generic[T]):
 
     async def wait_closed(self) -> None:
         """Wait until the source is released and the task has ended, after :meth:`close`."""
-        if self.task is not None and self.task is not current_task():
-            await asyncio.wait([self.task])
+        if self.task is not current_task():
+            await done(self.task)
         await self.source.aclose()
 
     async def pull(self) -> asyncio.Future[None] | None:

@@ -275,7 +275,7 @@ class Run(Segment):
             await asyncio.shield(self._unwound)
         if isinstance(self._chain.source, Segment):
             await self._chain.source.aclose()
-        elif self._closing is not None and not self._closing.done():
+        else:
             await done(self._closing)
 
     async def aclose(self) -> None:

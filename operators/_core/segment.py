@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Self
@@ -32,34 +33,39 @@ class Segment:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    async def __anext__(self) -> Any: ...
 
     @property
+    @abstractmethod
     def ended(self) -> bool:
         """Whether the item handed out last was the last one."""
-        raise NotImplementedError
+        ...
 
     @property
+    @abstractmethod
     def ended_by(self) -> str | None:
         """The operator that ended the stream before its source did; None where none did."""
-        raise NotImplementedError
+        ...
 
     def raised_by(self, error: BaseException) -> str | None:
         """Return the operator that raised what this part ended with, unless it has noted that."""
         return None
 
+    @abstractmethod
     def drop(self) -> None:
         """Tell the stages in front that the stream was dropped; :meth:`close` follows."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Drop without waiting. Idempotent; not while it is pulled."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     async def aclose(self) -> None:
         """Drop, and wait until everything is released."""
-        raise NotImplementedError
+        ...
 
 
 class PulledSegment(Segment):
@@ -124,19 +130,16 @@ class PulledSegment(Segment):
         try:
             item = await self._pull()
         except StopAsyncIteration:
-            items.end()
-            self._drop_source()
+            self._end()
         except Exception as error:
             if id(error) != self._source.raised:
                 add_operator_note(error, self._name, self._scope)
-            items.end(error)
-            self._drop_source()
+            self._end(error)
         else:
             if item is None:
                 error = nothing_due()
                 add_operator_note(error, self._name, self._scope)
-                items.end(error)
-                self._drop_source()
+                self._end(error)
                 self._release()
                 return
             if type(item) is not StageResult:
@@ -145,9 +148,13 @@ class PulledSegment(Segment):
             for each in item.items:
                 items.put(each)
             if item.ends or item.error is not None:
-                items.end(item.error)
-                self._drop_source()
+                self._end(item.error)
                 self._release()
+
+    def _end(self, error: Exception | None = None) -> None:
+        """Let nothing more come than what waits."""
+        self._items.end(error)
+        self._drop_source()
 
     def _pull(self) -> Any:
         if self._has_begun or not isinstance(self._generator, AsyncGeneratorType):
@@ -184,8 +191,7 @@ class PulledSegment(Segment):
 
     async def aclose(self) -> None:
         self.close()
-        if self._closing is not None and not self._closing.done():
-            await done(self._closing)
+        await done(self._closing)
 
 
 def first_pull(generator: AsyncGeneratorType[Any, None]) -> Any:

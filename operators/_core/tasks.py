@@ -38,8 +38,10 @@ def start_task(
     return task
 
 
-async def done(task: asyncio.Task[None]) -> None:
-    """Wait until *task* is done; being cancelled here does not disturb it."""
+async def done(task: asyncio.Task[None] | None) -> None:
+    """Wait until *task*, if there is one, is done; being cancelled here does not disturb it."""
+    if task is None or task.done():
+        return
     waiter = task.get_loop().create_future()
 
     def wake(_: object) -> None:
