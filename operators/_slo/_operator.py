@@ -9,6 +9,7 @@ from operators._core.arguments import AtLeast
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.stage import Callbacks
+from operators._on_outcome import never
 from operators._raw_chunk import has_content, tokens_in
 from operators._slo._request import SloRequest
 from operators._slo._tally import Key, check_key
@@ -18,10 +19,6 @@ from operators.token_times import TokenTimes
 __all__ = ("slo",)
 
 Target: TypeAlias = Annotated[float, AtLeast(0, "ms", above=True)]
-
-
-def _never() -> bool:
-    return False
 
 
 def _check(
@@ -44,7 +41,7 @@ def slo(
     key: Key,
     times: TokenTimes | None = None,
     itl_by: Literal["mean", "p99"] = "mean",
-    is_cancelled: Callable[[], bool] = _never,
+    is_cancelled: Callable[[], bool] = never,
 ) -> Callbacks[Any, Any]:
     """
     Judge a request by its latency targets when it ends, and count it in *windows* under *key*.
