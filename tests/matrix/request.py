@@ -283,9 +283,10 @@ class Request:
     def judge(self, error: BaseException) -> None:
         """Say whether an error may reach the consumer."""
         record = self.record
-        if type(error) is Exception and isinstance((*error.args, None)[0], BaseException):
+        inner = error.args[0] if type(error) is Exception and error.args else None
+        if isinstance(inner, BaseException):
             # As some operators of reactivex pass on what is no Exception.
-            error = error.args[0]
+            error = inner
         if isinstance(error, asyncio.CancelledError):
             if not record.task_cancels and not self._kind.cancels_consumer:
                 record.blame("S6: a cancellation that nobody made reached the consumer")
