@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from reactivex import Observable, abc
 from reactivex import operators as ops
@@ -37,9 +37,6 @@ class AbortStep(Enum):
     MADE = "immediate"
     MADE_DEFERRED = "deferred"
     SUPPRESSED = "suppressed"
-
-
-def _ignore(_: AbortStep) -> None: ...
 
 
 def abort_gate(
@@ -97,7 +94,7 @@ def deferred_abort(
     notified: Observable[Any] | None = None,
     defer: bool = True,
     end_of_turn: Callable[[Callable[[], None]], object] | None = None,
-    on_step: Callable[[AbortStep], None] = _ignore,
+    on_step: Callable[[AbortStep], None] | None = None,
     scope: StreamScope | None = None,
 ) -> Callbacks[Any, Any]:
     """
@@ -142,16 +139,23 @@ def deferred_abort(
     abort
     [7]
     """
+    parts: StreamScope | _Parts
     if scope is not None:
-        abort = abort or scope.abort
         stop = stop or scope.stopped
         notified = notified or scope.first_token
         defer = notified is not None
-        end_of_turn = end_of_turn or scope.end_of_turn
-        on_step = scope.abort_step if on_step is _ignore else on_step
-    if abort is None or stop is None:
+        parts = scope
+        if abort is not None or end_of_turn is not None or on_step is not None:
+            parts = _Parts(
+                abort or scope.abort,
+                on_step or scope.abort_step,
+                end_of_turn or scope.end_of_turn,
+            )
+    elif abort is not None and stop is not None:
+        parts = _Parts(abort, on_step or _ignore, end_of_turn)
+    else:
         raise TypeError("deferred_abort: expected abort and stop, or the scope of a pipeline")
-    gate = _Gate(abort, stop, notified, end_of_turn, on_step, is_open=not defer)
+    gate = _Gate(parts, stop, notified, is_open=not defer)
     if defer:
         return Callbacks(
             gate.let_through,
@@ -163,14 +167,23 @@ def deferred_abort(
     return Callbacks(on_end=gate.end, on_interrupt=gate.interrupt)
 
 
+class _Parts(NamedTuple):
+    """What a gate works with, where that is not a scope's."""
+
+    abort: Callable[[], None]
+    abort_step: Callable[[AbortStep], None]
+    end_of_turn: Callable[[Callable[[], None]], object] | None
+
+
+def _ignore(_: AbortStep) -> None: ...
+
+
 class _Gate:
     """One stream's gate. Its Rx composition is made when a stop signal comes: few streams get one."""
 
     __slots__ = (
-        "_abort",
         "_closed",
         "_composed",
-        "_end_of_turn",
         "_fired",
         "_is_dropped",
         "_is_held",
@@ -179,25 +192,21 @@ class _Gate:
         "_is_turn_over",
         "_listening",
         "_notified",
-        "_on_step",
         "_opened",
+        "_parts",
         "_waits",
     )
 
     def __init__(
         self,
-        abort: Callable[[], None],
+        parts: StreamScope | _Parts,
         stop: Observable[Any],
         notified: Observable[Any] | None,
-        end_of_turn: Callable[[Callable[[], None]], object] | None,
-        on_step: Callable[[AbortStep], None],
         *,
         is_open: bool,
     ) -> None:
-        self._abort = abort
-        self._on_step = on_step
+        self._parts = parts
         self._notified = notified
-        self._end_of_turn = end_of_turn
         self._is_open = is_open
         self._fired = False
         self._is_dropped = False
@@ -226,9 +235,9 @@ class _Gate:
         """
         self._is_interrupted = interrupted
         self._is_turn_over = False
-        if interrupted and self._closed is not None and self._end_of_turn is not None:
+        if interrupted and self._closed is not None and self._parts.end_of_turn is not None:
             # Before the engine's clean-up begins, which may be in a task of the next turn.
-            self._end_of_turn(self._end_turn)
+            self._parts.end_of_turn(self._end_turn)
         if not interrupted and self._is_held:
             self._is_held = False
             self._fire(True)
@@ -236,13 +245,14 @@ class _Gate:
     def end(self, _failure: Exception | None, dropped: bool) -> None:
         """Close at the end of the stream."""
         is_waiting = self._closed is not None and not self._fired
-        if not dropped or not is_waiting or self._end_of_turn is None or self._is_turn_over:
+        end_of_turn = self._parts.end_of_turn
+        if not dropped or not is_waiting or end_of_turn is None or self._is_turn_over:
             self.close()
         elif self._is_interrupted:
             self._is_interrupted, self._is_dropped = False, True
         else:
             try:
-                self._end_of_turn(self._close_behind_turn)
+                end_of_turn(self._close_behind_turn)
             except RuntimeError:
                 # The event loop is closed, so there is no turn left to wait for.
                 self.close()
@@ -273,12 +283,12 @@ class _Gate:
             self._composed = None
         if self._waits:
             self._waits = False
-            self._on_step(AbortStep.SUPPRESSED)
+            self._parts.abort_step(AbortStep.SUPPRESSED)
 
     def _arm(self, _: Any) -> None:
         if self._closed is not None:
             return
-        self._on_step(AbortStep.REQUESTED)
+        self._parts.abort_step(AbortStep.REQUESTED)
         stop: Subject[Any] = Subject()
         opened: Subject[Any] = Subject()
         self._opened, self._closed = opened, Subject()
@@ -296,6 +306,6 @@ class _Gate:
         if self._is_interrupted:
             self._is_held = self._waits = True
             return
-        self._abort()
-        self._on_step(AbortStep.MADE_DEFERRED if self._waits else AbortStep.MADE)
+        self._parts.abort()
+        self._parts.abort_step(AbortStep.MADE_DEFERRED if self._waits else AbortStep.MADE)
         self._waits = False

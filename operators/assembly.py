@@ -8,6 +8,7 @@ from operators._core.failures import drop_top_frame, redacted_exc_info
 from operators._core.naming import name_of
 from operators._core.operator import callbacks, pulling
 from operators._core.pushing import push_in_task
+from operators._core.release import StreamObserver
 from operators._core.segment import close_quietly
 from operators._core.sources import source_of
 from operators._core.stage import Callbacks
@@ -23,6 +24,7 @@ __all__ = (
     "HandedOut",
     "OutcomeTracker",
     "Plan",
+    "StreamObserver",
     "SubscribesAsync",
     "callbacks",
     "close_quietly",

@@ -57,8 +57,8 @@ class EngineAdapter(Generic[T_co]):
         tracer: Where spans come from; the global provider's by default.
         meter_provider: Where metrics go; the global provider by default.
         clock: Monotonic clock, in seconds; the event loop's by default, virtual time included.
-        record: Whether to measure and write span attributes; None to decide by the environment
-            and the span (row P8).
+        record: Whether to measure and write span attributes; None to do as the environment says
+            when the adapter is made, or else the span (row P8).
 
     Raises:
         InvalidArgument: Unknown *mode*, or a *pipeline* that is neither.
@@ -102,7 +102,7 @@ class EngineAdapter(Generic[T_co]):
         self._tracer = tracer or trace.get_tracer("rx_backend")
         self._meter_provider = meter_provider
         self._clock = clock
-        self._record = record
+        self._record = telemetry.recording_switch() if record is None else record
 
     @overload
     def with_operators(self, operator: Transform[T_co, B], /) -> EngineAdapter[B]: ...
@@ -204,8 +204,7 @@ class EngineAdapter(Generic[T_co]):
                 partial(_Stream, context=context, loop=loop),
                 own_context=own,
                 scope=scope,
-                on_end=scope.end,
-                on_left=scope.outcome.take_back,
+                observer=scope,
             )
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and _cancellations() > cancellations:
@@ -230,16 +229,14 @@ class EngineAdapter(Generic[T_co]):
         try:
             span = telemetry.start_request_span(self._tracer, request, context, self.mode)
             times = TokenTimes(clock, answers=request.sampling_options.n or 1)
-            labels = () if metrics is None else metrics.labels(request.model, self.mode)
+            series = None if metrics is None else metrics.series(request.model, self.mode)
         except (AttributeError, TypeError) as error:
             malformed = _malformed(request)
             telemetry.record_failed_setup(span, malformed)
             raise malformed from error
         log = RequestLog.of(span, request, context, self.mode, clock=clock, record=self._record)
         recording = telemetry.should_record(span, self._record, metered=metrics is not None)
-        observer = RequestObserver(
-            span, context, times, metrics, labels, log=log, recording=recording
-        )
+        observer = RequestObserver(span, context, times, series, log=log, recording=recording)
         observer.opened(len(request.token_ids))
         return observer, span, recording
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opentelemetry.trace import Span
@@ -163,6 +163,10 @@ class RequestScope:
     def add_event(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> None:
         """Add an event to the span, at the present time of the request's clock."""
         add_event(self.span, self.times, name, attributes)
+
+    def take_back(self, items: Sequence[Any]) -> None:
+        """Take note of items that a drop keeps from the consumer."""
+        self.outcome.take_back(items)
 
     def end(self, dropped: bool) -> None:
         """Decide the outcome when the stream is over, and tell everybody."""

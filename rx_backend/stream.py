@@ -12,7 +12,7 @@ from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
 from operators import LoopScheduler, peek_first
-from operators.assembly import done, push_in_task, start_task
+from operators.assembly import StreamObserver, done, push_in_task, start_task
 from operators.authoring import FusedRun, Operator, Transform
 from rx_backend.context import RequestContext
 from rx_backend.errors import Unknown, as_backend_error
@@ -51,8 +51,7 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         context: RequestContext,
         own_context: contextvars.Context | None = None,
         scope: object = None,
-        on_end: Callable[[bool], None] | None = None,
-        on_left: Callable[[Sequence[Any]], None] | None = None,
+        observer: StreamObserver | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(
@@ -60,8 +59,7 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
             operators,
             own_context=own_context,
             scope=scope,
-            on_end=on_end,
-            on_left=on_left,
+            observer=observer,
             loop=loop,
         )
         self.context = context

@@ -15,6 +15,7 @@ from operators._core.aio import AioOperator, AioSegment, is_aio_operator
 from operators._core.fusion import FusedRun
 from operators._core.item_types import Transform
 from operators._core.operator import NotAnOperator, Operator, PullingOperator
+from operators._core.release import StreamObserver
 from operators._core.rx import RxOperator, RxSegment, applied
 from operators._core.segment import Segment, close_quietly
 from operators._core.tasks import start_task
@@ -149,9 +150,24 @@ def fuse(
     >>> asyncio.run(main())
     [[7], []]
     """
+    observer = None if on_end is None else _EndObserver(on_end)
     return make_stream(
-        source, operators, FusedRun[Any], own_context=own_context, scope=scope, on_end=on_end
+        source, operators, FusedRun[Any], own_context=own_context, scope=scope, observer=observer
     )
+
+
+class _EndObserver:
+    """Notified of the end only."""
+
+    def __init__(self, on_end: Callable[[bool], None]) -> None:
+        self._on_end = on_end
+
+    def take_back(self, items: Sequence[Any]) -> None:
+        """Do nothing."""
+
+    def end(self, dropped: bool) -> None:
+        """Call the function."""
+        self._on_end(dropped)
 
 
 def make_stream(
@@ -161,8 +177,7 @@ def make_stream(
     *,
     own_context: contextvars.Context | None = None,
     scope: object = None,
-    on_end: Callable[[bool], None] | None = None,
-    on_left: Callable[[Sequence[Any]], None] | None = None,
+    observer: StreamObserver | None = None,
 ) -> R:
     """
     Do as :func:`fuse`, for a stream of a class of one's own.
@@ -173,8 +188,7 @@ def make_stream(
         stream: The class to make, derived from `FusedRun`.
         own_context: The context to run source and operators in.
         scope: Handed to operators with a parameter ``scope``.
-        on_end: Called once when the stream is over, with whether it was dropped.
-        on_left: Called before it with items that were ready, and that a drop keeps from the consumer.
+        observer: Notified of what a drop keeps from the consumer, and of the end.
     """
     current = source
     try:
@@ -192,8 +206,7 @@ def make_stream(
             plan.runs[-1],
             own_context=own_context,
             scope=scope,
-            on_end=on_end,
-            on_left=on_left,
+            observer=observer,
         )
     except BaseException:
         _close(current, own_context)

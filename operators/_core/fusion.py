@@ -19,6 +19,7 @@ from operators._core.release import (
     UNWINDING,
     WAITING,
     Run,
+    StreamObserver,
 )
 from operators._core.segment import Segment, first_pull
 from operators._core.stages import StageFactory
@@ -43,9 +44,7 @@ class FusedRun(Run, Generic[B]):
         enters: Whether the run enters *own_context* for each pull; a part of a stream whose last run
             does is pulled in it already.
         scope: Handed to operators that ask for the scope of the stream.
-        on_end: Called once when the run is over, with whether it was dropped.
-        on_left: Called before it with items that the stages made, and that are not handed out since
-            the run is dropped.
+        observer: Notified of what a drop keeps from the consumer, and of the end.
         loop: The running event loop, for a caller who knows it.
     """
 
@@ -59,11 +58,10 @@ class FusedRun(Run, Generic[B]):
         own_context: contextvars.Context | None = None,
         enters: bool = True,
         scope: Any = None,
-        on_end: Callable[[bool], None] | None = None,
-        on_left: Callable[[Sequence[Any]], None] | None = None,
+        observer: StreamObserver | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(own_context, enters=enters, on_end=on_end, on_left=on_left, loop=loop)
+        super().__init__(own_context, enters=enters, observer=observer, loop=loop)
         self._chain = self._enter(PulledChain, source, operators, scope)
         if self.has_ended:
             # An operator returned before it had an item.

@@ -100,19 +100,19 @@ class Operator(Generic[A, B]):
 
     def start(self, scope: Any) -> _Body[A, B]:
         """Make a new stage; *scope* is None where there is none."""
-        return self._function(*self._args, **self._with_scope(scope))
+        return self._call(scope, *self._args)
 
-    def _with_scope(self, scope: Any) -> Mapping[str, Any]:
+    def _call(self, scope: Any, *args: Any) -> Any:
         if not self._asks_for_scope:
-            return self._kwargs
-        if scope is None:
-            if _parameters(self._function)["scope"].default is SCOPE:
-                raise TypeError(
-                    f"{self.name} needs the scope of a request: put it into the pipeline of an "
-                    "adapter, or give it one by scope=..."
-                )
-            return self._kwargs
-        return {**self._kwargs, "scope": scope}
+            return self._function(*args, **self._kwargs)
+        if scope is not None:
+            return self._function(*args, scope=scope, **self._kwargs)
+        if _parameters(self._function)["scope"].default is SCOPE:
+            raise TypeError(
+                f"{self.name} needs the scope of a request: put it into the pipeline of an "
+                "adapter, or give it one by scope=..."
+            )
+        return self._function(*args, **self._kwargs)
 
     def __repr__(self) -> str:
         arguments = [repr(value) for value in self._args]
@@ -151,7 +151,7 @@ class PullingOperator(Operator[A, B]):
 
     def generate(self, source: FusedRun[A], scope: Any) -> AsyncGenerator[B]:
         """Make a new generator."""
-        return self._function(source, *self._args, **self._with_scope(scope))
+        return self._call(scope, source, *self._args)
 
     def segment(self, source: FusedRun[A], scope: Any) -> PulledSegment:
         """Make the part of a pipeline that stands behind *source*."""

@@ -10,7 +10,7 @@ import sys
 import types
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from operators._core.failures import redacted_exc_info
 from operators._core.loop import READY, Loop
@@ -18,7 +18,17 @@ from operators._core.pulled_chain import PulledChain
 from operators._core.segment import Segment, close_now, close_quietly
 from operators._core.tasks import done, start_task
 
-__all__ = ("IDLE", "LEAVING", "OVER", "PUT_BACK", "RETURNED", "UNWINDING", "WAITING", "Run")
+__all__ = (
+    "IDLE",
+    "LEAVING",
+    "OVER",
+    "PUT_BACK",
+    "RETURNED",
+    "UNWINDING",
+    "WAITING",
+    "Run",
+    "StreamObserver",
+)
 
 # The states of a run. IDLE is 0, so that a pull asks for it by a truth test.
 IDLE: Final = 0
@@ -29,6 +39,18 @@ PUT_BACK: Final = 4  # items that were put back come first
 LEAVING: Final = 5  # it was closed from within its own step, and is dropped before the next
 
 RETURNED: Final = object()
+
+
+class StreamObserver(Protocol):
+    """Notified of what becomes of a stream."""
+
+    def take_back(self, items: Sequence[Any]) -> None:
+        """Take note of items that were ready, and that a drop keeps from the consumer."""
+        ...
+
+    def end(self, dropped: bool) -> None:
+        """Take note of the end, once; *dropped*: the consumer left before it."""
+        ...
 
 
 class Run(Segment):
@@ -52,8 +74,7 @@ class Run(Segment):
         "_enter",
         "_generator",
         "_is_leaving",
-        "_on_end",
-        "_on_left",
+        "_observer",
         "_put_back",
         "_resumed_state",
         "_send",
@@ -74,8 +95,7 @@ class Run(Segment):
         own_context: contextvars.Context | None,
         *,
         enters: bool,
-        on_end: Callable[[bool], None] | None,
-        on_left: Callable[[Sequence[Any]], None] | None,
+        observer: StreamObserver | None,
         loop: asyncio.AbstractEventLoop | None,
     ) -> None:
         # Asking for the running loop is a system call on some Pythons, dear with many requests.
@@ -85,8 +105,7 @@ class Run(Segment):
         self._enter: Callable[..., Any] = (
             operator.call if own_context is None or not enters else own_context.run
         )
-        self._on_end = on_end
-        self._on_left = on_left
+        self._observer = observer
         self.is_adopted = False
         self.raised = 0
         self._is_leaving = False
@@ -199,15 +218,15 @@ class Run(Segment):
 
     def _leave(self, items: Sequence[Any]) -> None:
         """Note that *items* are not handed out."""
-        if items and self._on_left is not None and self._on_end is not None:
-            self._on_left(items)
+        if items and self._observer is not None:
+            self._observer.take_back(items)
 
     def _tell_end(self, *, dropped: bool) -> None:
-        on_end, self._on_end = self._on_end, None
-        if on_end is None:
+        observer, self._observer = self._observer, None
+        if observer is None:
             return
         try:
-            _enter_once(self._enter, partial(on_end, dropped))
+            _enter_once(self._enter, partial(observer.end, dropped))
         except Exception as error:
             _log.error(
                 "the callback at the end of a stream failed", exc_info=redacted_exc_info(error)

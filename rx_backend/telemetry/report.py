@@ -11,8 +11,8 @@ from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError
 from rx_backend.logger import describe, get_logger
 from rx_backend.telemetry import request_span
-from rx_backend.telemetry.metrics import Labels, ServerMetrics
 from rx_backend.telemetry.request_log import RequestLog
+from rx_backend.telemetry.series import RequestSeries
 
 __all__ = ("RequestObserver",)
 
@@ -25,21 +25,19 @@ class RequestObserver:
         span: The request's span.
         context: Its context.
         times: When its tokens came.
-        metrics: What counts all requests; None when nobody collects metrics.
-        labels: The request's labels there.
+        series: Counts all such requests; None when nobody collects metrics.
         log: Tells of the request; None when nobody listens.
         recording: Whether to write on the span (row P8).
     """
 
-    __slots__ = ("_context", "_labels", "_log", "_metrics", "_span", "_writes_events", "times")
+    __slots__ = ("_context", "_log", "_series", "_span", "_writes_events", "times")
 
     def __init__(
         self,
         span: Span,
         context: RequestContext,
         times: TokenTimes,
-        metrics: ServerMetrics | None = None,
-        labels: Labels = (),
+        series: RequestSeries | None = None,
         *,
         log: RequestLog | None = None,
         recording: bool = False,
@@ -48,14 +46,13 @@ class RequestObserver:
         self._context = context
         self.times = times
         self._writes_events = recording
-        self._metrics = metrics
-        self._labels = labels
+        self._series = series
         self._log = log
 
     @property
     def counts(self) -> bool:
         """Whether :meth:`ended` has anybody to tell how many tokens there were."""
-        return self._metrics is not None or (self._log is not None and self._log.tells_all_ends)
+        return self._series is not None or (self._log is not None and self._log.tells_all_ends)
 
     @property
     def awaits_first_token(self) -> bool:
@@ -68,8 +65,8 @@ class RequestObserver:
 
     def opened(self, input_tokens: int) -> None:
         """Tell that the request is there."""
-        if self._metrics is not None:
-            self._metrics.opened(self._labels, input_tokens)
+        if self._series is not None:
+            self._series.opened(input_tokens)
         if self._log is not None:
             self._log.started()
 
@@ -82,15 +79,15 @@ class RequestObserver:
         """Tell what happened to the request's abort."""
         if self._writes_events:
             request_span.record_abort(self._span, self.times, step)
-        if self._metrics is not None:
-            self._metrics.abort(self._labels, step)
+        if self._series is not None:
+            self._series.abort(step)
         if self._log is not None:
             self._log.abort_step(step)
 
     def ended(self, outcome: Outcome) -> None:
         """Tell how the stream ended; the span is written by the pipeline's ``record_span``."""
-        if self._metrics is not None:
-            self._metrics.ended(self._labels, outcome, self._context.queued_s)
+        if self._series is not None:
+            self._series.ended(outcome, self._context.queued_s)
         if self._log is not None:
             self._log.ended(outcome)
 
@@ -98,10 +95,10 @@ class RequestObserver:
         """The stream is at its end, whatever its pipeline was; a span that was left open is ended."""
         if self._span.is_recording():
             self._span.end()
-        if self._metrics is not None:
+        if self._series is not None:
             if self._context.wasted is not None:
-                self._metrics.wasted(self._labels, self._context.wasted)
-            self._metrics.closed(self._labels)
+                self._series.wasted(self._context.wasted)
+            self._series.closed()
         if self._log is not None:
             self._log.closed()
 
@@ -127,18 +124,18 @@ class RequestObserver:
     def failed_setup(self, error: BackendError) -> None:
         """There is no stream: the engine's set-up failed (row P4)."""
         request_span.record_failed_setup(self._span, error)
-        if self._metrics is not None:
-            self._metrics.failed_setup(self._labels, error.kind)
-            self._metrics.closed(self._labels)
+        if self._series is not None:
+            self._series.failed_setup(error.kind)
+            self._series.closed()
         if self._log is not None:
             self._log.failed_setup(error)
 
     def dropped_setup(self) -> None:
         """There is no stream: the caller left while the engine was setting up (row P5)."""
         request_span.record_dropped_setup(self._span)
-        if self._metrics is not None:
-            self._metrics.ended(self._labels, Outcome(None, None, is_cancelled=True))
-            self._metrics.closed(self._labels)
+        if self._series is not None:
+            self._series.ended(Outcome(None, None, is_cancelled=True))
+            self._series.closed()
         if self._log is not None:
             self._log.dropped_setup()
 

@@ -38,6 +38,7 @@ __all__ = (
     "record_abort",
     "record_dropped_setup",
     "record_failed_setup",
+    "recording_switch",
     "should_record",
     "start_request_span",
     "worker_trace_link",
@@ -103,23 +104,30 @@ def start_request_span(
     )
 
 
-def should_record(span: Span, explicit: bool | None, *, metered: bool = False) -> bool:
+def recording_switch() -> bool | None:
     """
-    Whether to measure and to write attributes (row P8).
+    Return what ``OTEL_EXPORT_ENABLED`` says (row P8); None where it is not set.
 
-    *explicit* decides; else ``OTEL_EXPORT_ENABLED`` where it is set (``1``, ``true``, ``on``,
-    ``yes``, in any case); else whether the span is recording. Where there is no tracing in this
-    process, what is *metered* is measured; a request that a sampler left out, here or where it came
-    from, is not.
+    ``1``, ``true``, ``on`` and ``yes`` mean yes, in any case of letters.
     """
-    if explicit is not None:
-        return explicit
     switch = os.environ.get(EXPORT_ENABLED)
-    if switch is not None:
-        return switch.strip().lower() in _TRUTHY
+    return None if switch is None else switch.strip().lower() in _TRUTHY
+
+
+def should_record(span: Span, decided: bool | None, *, metered: bool = False) -> bool:
+    """
+    Return whether to measure and to write attributes (row P8).
+
+    *decided* where it says so; else whether the span is recording. Where there is no tracing in
+    this process, what is *metered* is measured; a request that a sampler left out, here or where it
+    came from, is not.
+    """
+    if decided is not None:
+        return decided
+    if span.is_recording():
+        return True
     identity = span.get_span_context()
-    is_left_out = identity.is_valid and not identity.trace_flags.sampled
-    return span.is_recording() or (metered and not is_left_out)
+    return metered and not (identity.is_valid and not identity.trace_flags.sampled)
 
 
 def worker_trace_link(span: Span) -> TraceLink | None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -214,6 +214,20 @@ async def collect_plainly(stream: Any) -> None:
         pass
 
 
+class Told:
+    """Notes what a stream's observer is told."""
+
+    def __init__(self) -> None:
+        self.left: list[int] = []
+        self.ended: list[bool] = []
+
+    def take_back(self, items: Sequence[int]) -> None:
+        self.left += items
+
+    def end(self, dropped: bool) -> None:
+        self.ended.append(dropped)
+
+
 class Interrupted(BaseException):
     pass
 
@@ -282,9 +296,7 @@ class TestNobodyWaits:
     @virtual
     async def test_items_on_their_way_are_told_as_left(self, at: int, makes: int) -> None:
         """A consumer that is cancelled in the very step that an engine answers gets none of them."""
-        seen = Seen()
-        left: list[int] = []
-        ended: list[bool] = []
+        seen, told = Seen(), Told()
 
         @operator
         def cancelling() -> Stage[int, int]:
@@ -303,13 +315,7 @@ class TestNobodyWaits:
                 yield item
 
         async def consume() -> None:
-            stream = make_stream(
-                engine(),
-                [cancelling()],
-                FusedRun[int],
-                on_end=ended.append,
-                on_left=left.extend,
-            )
+            stream = make_stream(engine(), [cancelling()], FusedRun[int], observer=told)
             async for item in stream:
                 seen.items.append(item)
 
@@ -317,7 +323,7 @@ class TestNobodyWaits:
         await asyncio.wait([consumer])
         assert consumer.cancelled()
         assert seen.items == [item for item in range(at) for _ in range(makes)]
-        assert (left, ended) == ([at] * makes, [True])
+        assert (told.left, told.ended) == ([at] * makes, [True])
 
     @pytest.mark.rows("S6")
     @pytest.mark.parametrize("error", [asyncio.CancelledError(), Interrupted()])

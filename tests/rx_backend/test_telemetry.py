@@ -17,6 +17,7 @@ from rx_backend.telemetry import (
     EXPORT_ENABLED,
     own_context,
     record_failed_setup,
+    recording_switch,
     should_record,
     start_request_span,
     worker_trace_link,
@@ -215,9 +216,11 @@ def test_the_environment_decides_where_it_is_set(
 ) -> None:
     """`OTEL_EXPORT_ENABLED` wins over a sampled and an unsampled span, in any case of letters."""
     monkeypatch.setenv(EXPORT_ENABLED, switch)
+    decided = recording_switch()
+    assert decided is expected
     with spans.tracer.start_as_current_span("any") as recorded:
-        assert should_record(recorded, None) is expected
-    assert should_record(unrecorded, None) is expected
+        assert should_record(recorded, decided) is expected
+    assert should_record(unrecorded, decided) is expected
 
 
 @pytest.mark.rows("P8")

@@ -15,7 +15,8 @@ from rx_backend import EngineAdapter, LLMEngineOutput, RequestContext, standard_
 from rx_backend.errors import Disconnected
 from rx_backend.hedging import HedgedEngine
 from rx_backend.telemetry.losses import Losses
-from rx_backend.telemetry.metrics import COALESCED, EVERY_NTH_GAP
+from rx_backend.telemetry.metrics import COALESCED
+from rx_backend.telemetry.series import EVERY_NTH_GAP
 from tests.rx_backend._engines import (
     Mortal,
     ScriptedEngine,

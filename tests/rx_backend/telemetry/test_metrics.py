@@ -20,7 +20,8 @@ from rx_backend.errors import Disconnected, InvalidArgument
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.telemetry import EXPORT_ENABLED
-from rx_backend.telemetry.metrics import EVERY_NTH_GAP, OTHER_MODELS
+from rx_backend.telemetry.metrics import OTHER_MODELS
+from rx_backend.telemetry.series import EVERY_NTH_GAP
 from tests.meters import Meters
 from tests.rx_backend._engines import (
     ScriptedEngine,

@@ -1,0 +1,203 @@
+"""The figures of all requests for one model in one role."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from opentelemetry.metrics import Histogram, Observation
+
+from operators import (
+    AbortStep,
+    DeadlineExpired,
+    FirstTokenTimeout,
+    IdleTimeout,
+    Outcome,
+    TokenTimes,
+    TotalTimeout,
+)
+from operators import span_names as names
+from rx_backend.context import WastedTokens
+from rx_backend.telemetry.outcomes import error_type, finish_reason
+
+__all__ = (
+    "ABORTS",
+    "ACTIVE",
+    "DEADLINES",
+    "EVERY_NTH_GAP",
+    "REQUESTS",
+    "TOKENS",
+    "WASTED",
+    "Histograms",
+    "RequestSeries",
+)
+
+EVERY_NTH_GAP: Final = 256
+"""
+One gap between tokens in so many is recorded, whichever request of a series it falls in.
+
+The SDK takes as long for one as ten tokens take through the pipeline.
+"""
+
+REQUESTS: Final = "rx_backend.requests"
+TOKENS: Final = "rx_backend.tokens"
+WASTED: Final = "rx_backend.tokens.wasted"
+ABORTS: Final = "rx_backend.aborts"
+DEADLINES: Final = "rx_backend.deadlines"
+ACTIVE: Final = "rx_backend.requests.active"
+
+_TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105  # no password
+
+# What tells the figures of one counter apart, besides the labels of the series.
+_OWN_LABELS: Final[dict[str, tuple[str, ...]]] = {
+    REQUESTS: ("rx_backend.finish_reason", names.ERROR_TYPE),
+    TOKENS: (_TOKEN_TYPE,),
+    WASTED: (_TOKEN_TYPE,),
+    ABORTS: ("rx_backend.abort",),
+    DEADLINES: ("rx_backend.deadline",),
+    ACTIVE: (),
+}
+
+
+class Histograms(NamedTuple):
+    """
+    The instruments for latencies, all in s.
+
+    Attributes:
+        duration: From the request to its stream's end.
+        first: From the request to its first token.
+        per_token: Time per token after the first.
+        gap: Gap before a chunk with tokens.
+        queued: How long requests waited for their turn at the engine.
+    """
+
+    duration: Histogram
+    first: Histogram
+    per_token: Histogram
+    gap: Histogram
+    queued: Histogram
+
+
+class RequestSeries:
+    """
+    Counts and measures the requests for one model in one role. Safe to use from several threads.
+
+    Counts are kept here, and looked at when metrics are collected; only latencies are handed over
+    as they come.
+
+    Args:
+        labels: The labels that all figures of such a request have.
+        histograms: Where the latencies go.
+    """
+
+    __slots__ = ("_counts", "_gaps_seen", "_histograms", "_labels", "_lock")
+
+    def __init__(self, labels: dict[str, str], histograms: Histograms) -> None:
+        self._labels = labels
+        self._histograms = histograms
+        self._lock = threading.Lock()
+        self._counts: dict[str, dict[tuple[str | None, ...], int]] = {
+            name: {} for name in _OWN_LABELS
+        }
+        self._gaps_seen = 0
+
+    def opened(self, input_tokens: int) -> None:
+        """Count a request that came in."""
+        with self._lock:
+            self._add(ACTIVE, 1)
+            self._add(TOKENS, input_tokens, "input")
+
+    def closed(self) -> None:
+        """Count a request whose stream is at its end, or was never made."""
+        with self._lock:
+            self._add(ACTIVE, -1)
+
+    def wasted(self, tokens: WastedTokens) -> None:
+        """Count what a request's further engines cost."""
+        with self._lock:
+            self._add(TOKENS, tokens.input, "input")
+            self._add(WASTED, tokens.input, "input")
+            self._add(WASTED, tokens.output, "output")
+
+    def abort(self, step: AbortStep) -> None:
+        """Count what became of an abort."""
+        if step is not AbortStep.REQUESTED:
+            with self._lock:
+                self._add(ABORTS, 1, step.value)
+
+    def failed_setup(self, kind: str) -> None:
+        """Count a request that never had a stream."""
+        with self._lock:
+            self._add(REQUESTS, 1, names.SETUP_FAILED, kind)
+
+    def ended(self, outcome: Outcome, queued_s: float | None = None) -> None:
+        """Count how a request ended, and its tokens; measure it where its times are known."""
+        kind, times, tokens = error_type(outcome), outcome.times, outcome.output_tokens
+        deadline = _deadline_of(outcome.error)
+        with self._lock:
+            self._add(REQUESTS, 1, finish_reason(outcome), kind)
+            if tokens is not None:
+                self._add(TOKENS, tokens, "output")
+            if deadline is not None:
+                self._add(DEADLINES, 1, deadline)
+        if queued_s is not None:
+            self._histograms.queued.record(queued_s, self._labels)
+        if times is not None and times.is_timed:
+            self._measure(kind, times)
+
+    def observe(self, name: str) -> Iterator[Observation]:
+        """Return what one of the counters says."""
+        with self._lock:
+            counts = list(self._counts[name].items())
+        for values, count in counts:
+            own = zip(_OWN_LABELS[name], values, strict=True)
+            yield Observation(
+                count, {**self._labels, **{label: value for label, value in own if value}}
+            )
+
+    def _add(self, name: str, by: int, *values: str | None) -> None:
+        counts = self._counts[name]
+        counts[values] = counts.get(values, 0) + by
+
+    def _measure(self, kind: str | None, times: TokenTimes) -> None:
+        """Hand the latencies over; those of tokens for requests that went well."""
+        labels, to = self._labels, self._histograms
+        setup_s = (times.setup_ms or 0.0) / 1000.0
+        duration_s = times.clock() - times.started + setup_s
+        to.duration.record(
+            duration_s, labels if kind is None else {**labels, names.ERROR_TYPE: kind}
+        )
+        arrivals = times.times
+        if arrivals and kind is None:
+            to.first.record(arrivals[0] - times.started + setup_s, labels)
+            later = times.later_tokens
+            if later > 0:
+                to.per_token.record((arrivals[-1] - arrivals[0]) / later, labels)
+        for place in self._gaps_to_record(len(arrivals) - 1):
+            to.gap.record(arrivals[place + 1] - arrivals[place], labels)
+
+    def _gaps_to_record(self, gaps: int) -> Iterable[int]:
+        """Return which of the next so many gaps to record: every 256th of all."""
+        if gaps <= 0:
+            return ()
+        with self._lock:
+            seen, self._gaps_seen = self._gaps_seen, self._gaps_seen + gaps
+        return range(-seen % EVERY_NTH_GAP, gaps, EVERY_NTH_GAP)
+
+
+def _deadline_of(error: Exception | None) -> str | None:
+    """Return the option of the deadline that an error says has passed; None for any other error."""
+    while error is not None:
+        if isinstance(error, DeadlineExpired):
+            return _DEADLINES.get(type(error), type(error).__name__)
+        cause = error.__cause__
+        error = cause if isinstance(cause, Exception) else None
+    return None
+
+
+_DEADLINES: Final[dict[type[DeadlineExpired], str]] = {
+    FirstTokenTimeout: "first_token_s",
+    IdleTimeout: "idle_s",
+    TotalTimeout: "total_s",
+}
