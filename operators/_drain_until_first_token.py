@@ -216,4 +216,4 @@ class _UntilFirstToken(AsyncIterator[Any]):
         """End the stream, and wait until it is released unless it goes on."""
         self.close()
         if self._drain is None:
-            await self._source.aclose()
+            await self._pump.wait_closed()

@@ -200,17 +200,14 @@ class OutcomeTracker:
     def __init__(self, times: TokenTimes, is_cancelled: Callable[[], bool]) -> None:
         self.times = times
         self._is_cancelled = is_cancelled
-        self._observers: list[Callable[[Outcome], object]] | None = None
+        self._observers: tuple[Callable[[Outcome], object], ...] = ()
         self.failure: Exception | None = None
         self.handed_out: HandedOut | None = None
         self._left_tokens = 0
 
     def subscribe(self, observer: Callable[[Outcome], object]) -> None:
         """Have *observer* called with the outcome when the stream is over."""
-        if self._observers is None:
-            self._observers = [observer]
-        else:
-            self._observers.append(observer)
+        self._observers += (observer,)
 
     def note_failure(self, failure: Exception | None, _dropped: bool) -> None:
         """Note what the engine's chunks ended with."""
@@ -242,8 +239,8 @@ class OutcomeTracker:
             dropped: Whether the consumer left before the stream was at its end.
         """
         outcome = self._decide(dropped=dropped)
-        observers, self._observers = self._observers, None
-        for observer in observers or ():
+        observers, self._observers = self._observers, ()
+        for observer in observers:
             try:
                 observer(outcome)
             except Exception as error:
@@ -279,7 +276,7 @@ class OutcomeTracker:
                 failure = handed.error or self.failure or RuntimeError("an operator made an error")
         if failure is not None:
             return Outcome(None, failure, self._was_stopped(), times, handed_out=tokens)
-        in_order = tuple(reasons[index] for index in sorted(reasons))
+        in_order = tuple(map(reasons.__getitem__, sorted(reasons)))
         return Outcome(worst_reason(in_order), None, self._was_stopped(), times, in_order, tokens)
 
     def _was_stopped(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from opentelemetry.trace import Span, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
@@ -83,54 +83,55 @@ def record_span(
     {'cancelled': False, 'finish_reason': 'stop', 'gen_ai.response.finish_reasons': ('stop',)}
     """
     if scope is not None:
-        span = span or scope.span
-        if span.is_recording():
-            attributes, more = scope.recording, scope.span_attributes
-            write = _Writing(span, reason_name, error_kind, error_type, more, attributes=attributes)
-            scope.outcome.subscribe(write)
+        own = scope if span is None else _Parts(span, scope.recording, scope.span_attributes)
+        if own.span.is_recording():
+            scope.outcome.subscribe(_Writing(own, reason_name, error_kind, error_type))
         return None
     if span is None:
         raise TypeError("record_span: span: expected a span, or a scope that has one")
     if not span.is_recording():
         return Callbacks(on_end=lambda _failure, _dropped: span.end())
-    write = _Writing(span, reason_name, error_kind, error_type, more, attributes=attributes)
-    return watching(write, times, is_cancelled)
+    parts = _Parts(span, attributes, more)
+    return watching(_Writing(parts, reason_name, error_kind, error_type), times, is_cancelled)
+
+
+class _Parts(NamedTuple):
+    """What is written on, and of what, where that is not a scope's."""
+
+    span: Span
+    recording: bool
+    span_attributes: Callable[[], Mapping[str, AttributeValue]]
 
 
 class _Writing:
     """How one request's outcome goes onto its span."""
 
-    __slots__ = ("_attributes", "_error_kind", "_error_type", "_more", "_reason_name", "_span")
+    __slots__ = ("_error_kind", "_error_type", "_parts", "_reason_name")
 
     def __init__(
         self,
-        span: Span,
+        parts: StreamScope | _Parts,
         reason_name: Callable[[Any], str],
         error_kind: Callable[[Exception], str],
         error_type: Callable[[Outcome], str | None],
-        more: Callable[[], Mapping[str, AttributeValue]],
-        *,
-        attributes: bool,
     ) -> None:
-        self._span = span
+        self._parts = parts
         self._reason_name = reason_name
         self._error_kind = error_kind
         self._error_type = error_type
-        self._more = more
-        self._attributes = attributes
 
     def __call__(self, outcome: Outcome) -> None:
-        span, times = self._span, outcome.times
+        span, times, is_written = self._parts.span, outcome.times, self._parts.recording
         ended = None
         try:
             written: dict[str, AttributeValue] = {names.CANCELLED: outcome.is_cancelled}
-            if times is not None and times.is_timed and self._attributes:
-                written |= _figures(times, outcome)
+            if times is not None and times.is_timed and is_written:
+                _add_figures(written, times, outcome)
                 add_first_token(span, times)
                 ended = None if times.epoch_ns is None else times.epoch_ns_of(times.clock())
             self._judge(outcome, written)
-            if self._attributes:
-                written |= self._more()
+            if is_written:
+                written |= self._parts.span_attributes()
                 span.set_attributes(written)
             elif outcome.is_dropped:
                 # A drop is said also where recording is off (rows P5, P8).
@@ -155,18 +156,15 @@ class _Writing:
             written[names.FINISH_REASON] = names.DROPPED
             failed = names.DROPPED_STATUS
         if failed is not None:
-            self._span.set_status(Status(StatusCode.ERROR, failed))
+            self._parts.span.set_status(Status(StatusCode.ERROR, failed))
             error_type = self._error_type(outcome)
             if error_type is not None:
                 written[names.ERROR_TYPE] = error_type
 
 
-def _figures(times: TokenTimes, outcome: Outcome) -> dict[str, AttributeValue]:
+def _add_figures(figures: dict[str, AttributeValue], times: TokenTimes, outcome: Outcome) -> None:
     tokens = outcome.output_tokens or 0
-    figures: dict[str, AttributeValue] = {
-        names.OUTPUT_TOKENS: tokens,
-        names.USAGE_OUTPUT_TOKENS: tokens,
-    }
+    figures[names.OUTPUT_TOKENS] = figures[names.USAGE_OUTPUT_TOKENS] = tokens
     ttft_ms = times.ttft_ms
     if times.setup_ms is not None:
         figures[names.SETUP_MS] = round(times.setup_ms, 2)
@@ -179,4 +177,3 @@ def _figures(times: TokenTimes, outcome: Outcome) -> dict[str, AttributeValue]:
         figures[names.ITL_P50_MS] = itl.p50_ms
         figures[names.ITL_P99_MS] = itl.p99_ms
         figures[names.ITL_MAX_MS] = itl.max_ms
-    return figures

@@ -101,6 +101,7 @@ class EngineAdapter(Generic[T_co]):
             )
         self._tracer = tracer or trace.get_tracer("rx_backend")
         self._meter_provider = meter_provider
+        self._metrics = ServerMetrics.of(meter_provider)
         self._clock = clock
         self._record = telemetry.recording_switch() if record is None else record
 
@@ -180,7 +181,7 @@ class EngineAdapter(Generic[T_co]):
             )
         loop = asyncio.get_running_loop()
         context.bind(loop, decode=self.mode.is_decode)
-        cancellations = _cancellations()
+        cancellations = _cancellations(loop)
         observer, span, recording = self._observe(request, context, loop)
         try:
             own = telemetry.own_context(span)
@@ -207,7 +208,7 @@ class EngineAdapter(Generic[T_co]):
                 observer=scope,
             )
         except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and _cancellations() > cancellations:
+            if isinstance(error, asyncio.CancelledError) and _cancellations(loop) > cancellations:
                 observer.dropped_setup()
                 raise
             typed = engine_failure(error)
@@ -224,7 +225,8 @@ class EngineAdapter(Generic[T_co]):
     ) -> tuple[RequestObserver, Span, bool]:
         """Start the request's span, metrics and log; nothing is left open where that fails."""
         clock = self._clock or _loop_clock(loop)
-        metrics = ServerMetrics.of(self._meter_provider)
+        # A global provider may have been set up since.
+        metrics = self._metrics = self._metrics or ServerMetrics.of(self._meter_provider)
         span = INVALID_SPAN
         try:
             span = telemetry.start_request_span(self._tracer, request, context, self.mode)
@@ -274,9 +276,9 @@ def _checked(make: Callable[[], Pipeline]) -> Pipeline:
 _Stream: type[ResponseStream[Any]] = ResponseStream
 
 
-def _cancellations() -> int:
+def _cancellations(loop: asyncio.AbstractEventLoop) -> int:
     """Return how many cancellations the current task was asked for, and has not caught."""
-    task = asyncio.current_task()
+    task = asyncio.current_task(loop)
     return 0 if task is None else task.cancelling()
 
 

@@ -148,7 +148,7 @@ async def open_chunks(
         InvalidArgument: ``generate`` gave nothing of that kind.
     """
     enter = operator.call if own_context is None else own_context.run
-    chunks: object = enter(engine.generate, request, context)
+    chunks: Any = enter(engine.generate, request, context)
     if isinstance(chunks, types.AsyncGeneratorType):
         return cast("ChunkStream", chunks)
     # An Observable can be awaited too: that would give its last chunk.
@@ -163,7 +163,7 @@ async def open_chunks(
             f"{type(engine).__name__}.generate must give an async iterator of chunks, "
             f"got {type(chunks).__name__}"
         )
-    return aiter(cast("ChunkStream", chunks))
+    return aiter(chunks)
 
 
 def start_abort(

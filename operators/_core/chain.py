@@ -48,7 +48,9 @@ class Chain(Stages):
     )
 
     def __init__(self, factories: Sequence[StageFactory], scope: Any = None) -> None:
-        super().__init__(factories, scope)
+        self._factories = factories
+        self._scope = scope
+        self._stages = []
         self._is_last = False
         # The operator that handed out nothing for the last item.
         self._kept_by: str | None = None
@@ -181,6 +183,9 @@ class Chain(Stages):
     def leave(self, place: int) -> None:
         """Note that no more items visit the stage at *place*; the loop knows already."""
         self.steps[place] = None
+        stage = self._stages[place]
+        if type(stage) is Callbacks and not stage.has_hooks:
+            self._stages[place] = None
 
     def complete(self, place: int = 0, ended_by: str | None = None) -> None:
         """Complete the stages from *place* on, in order."""

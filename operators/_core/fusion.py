@@ -85,10 +85,10 @@ class FusedRun(Run, Generic[B]):
             else:
                 shape.append(condition.expression)
                 arguments += condition.values
-        source = self._chain.source
+        source: Any = self._chain.source
         tells_end = isinstance(source, Segment)
         pull = first = _pull_of(source)
-        if is_first and type(source) is types.AsyncGeneratorType:
+        if is_first and isinstance(source, types.AsyncGeneratorType):
             first = _FirstPull(cast("types.AsyncGeneratorType[Any, None]", source))
         loop: Loop = compiled(tuple(shape), tells_end)(self._chain, source, first, pull, *arguments)
         self._generator = loop
@@ -108,7 +108,7 @@ class FusedRun(Run, Generic[B]):
                     return self._chain.item
             if self._state:
                 break
-            if self.has_ended:
+            if self._chain.has_ended:
                 self._finish()
             else:
                 self._begin_loop()

@@ -120,6 +120,7 @@ class _Body:
             self._write(f"    step, step_{place} = step_{place}, None", place)
             self._write(f"    chain.leave({place})", place)
             self._write("    item = step(item)", place)
+            self._write("    step = None")
         else:
             self._write(f"if {condition}:", place)
             self._write(f"    item = step_{place}(item)", place)
@@ -137,8 +138,7 @@ class _Body:
 
 # The line of an exception in the loop tells which stage it came from.
 _LOOP = """\
-def loop(chain, source, first, pull{arguments}):
-    get = first
+def loop(chain, source, get, pull{arguments}):
     while True:
         try:
             item = yield from get()

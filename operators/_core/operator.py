@@ -100,19 +100,18 @@ class Operator(Generic[A, B]):
 
     def start(self, scope: Any) -> _Body[A, B]:
         """Make a new stage; *scope* is None where there is none."""
-        return self._call(scope, *self._args)
+        if self._asks_for_scope and scope is not None:
+            return self._function(*self._args, scope=scope, **self._kwargs)
+        self._check_scope()
+        return self._function(*self._args, **self._kwargs)
 
-    def _call(self, scope: Any, *args: Any) -> Any:
-        if not self._asks_for_scope:
-            return self._function(*args, **self._kwargs)
-        if scope is not None:
-            return self._function(*args, scope=scope, **self._kwargs)
-        if _parameters(self._function)["scope"].default is SCOPE:
+    def _check_scope(self) -> None:
+        """Refuse to start without a scope where the body has to have one."""
+        if self._asks_for_scope and _parameters(self._function)["scope"].default is SCOPE:
             raise TypeError(
                 f"{self.name} needs the scope of a request: put it into the pipeline of an "
                 "adapter, or give it one by scope=..."
             )
-        return self._function(*args, **self._kwargs)
 
     def __repr__(self) -> str:
         arguments = [repr(value) for value in self._args]
@@ -151,7 +150,10 @@ class PullingOperator(Operator[A, B]):
 
     def generate(self, source: FusedRun[A], scope: Any) -> AsyncGenerator[B]:
         """Make a new generator."""
-        return self._call(scope, source, *self._args)
+        if self._asks_for_scope and scope is not None:
+            return self._function(source, *self._args, scope=scope, **self._kwargs)
+        self._check_scope()
+        return self._function(source, *self._args, **self._kwargs)
 
     def segment(self, source: FusedRun[A], scope: Any) -> PulledSegment:
         """Make the part of a pipeline that stands behind *source*."""

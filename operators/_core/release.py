@@ -9,7 +9,6 @@ import operator
 import sys
 import types
 from collections.abc import Callable, Generator, Sequence
-from functools import partial
 from typing import Any, Final, Protocol
 
 from operators._core.failures import redacted_exc_info
@@ -118,12 +117,8 @@ class Run(Segment):
     @property
     def ended(self) -> bool:
         """Whether the item handed out last was the last one."""
-        return (
-            self._put_back is None
-            and self.has_ended
-            and not self._chain.out
-            and self._chain.error is None
-        )
+        chain = self._chain
+        return self._put_back is None and chain.has_ended and not chain.out and chain.error is None
 
     def _advance(self, function: Callable[[Any], Any], argument: Any) -> Any:
         try:
@@ -226,7 +221,7 @@ class Run(Segment):
         if observer is None:
             return
         try:
-            _enter_once(self._enter, partial(observer.end, dropped))
+            _enter_once(self._enter, observer.end, dropped)
         except Exception as error:
             _log.error(
                 "the callback at the end of a stream failed", exc_info=redacted_exc_info(error)
@@ -313,14 +308,14 @@ class Run(Segment):
             self.close()
 
 
-def _enter_once(enter: Callable[..., Any], function: Callable[[], None]) -> None:
+def _enter_once(enter: Callable[..., Any], function: Callable[..., None], *args: Any) -> None:
     """Call *function* by way of *enter*, or as it is where the caller is in that context already."""
     try:
         enter(_do_nothing)
     except RuntimeError:
-        function()
+        function(*args)
     else:
-        enter(function)
+        enter(function, *args)
 
 
 def _do_nothing() -> None: ...

@@ -232,6 +232,12 @@ class Callbacks(Generic[A, B]):
         self.on_interrupt = on_interrupt
         self.condition = None if only is None else _condition(only, names, once)
 
+    @property
+    def has_hooks(self) -> bool:
+        """Whether there is anything to call but the step."""
+        hook = self.on_error or self.on_complete or self.on_end or self.on_interrupt
+        return hook is not None
+
 
 # Mypy takes this to be true.
 MYPY = False

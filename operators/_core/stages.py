@@ -30,20 +30,13 @@ class StageFactory(Protocol):
 
 
 class Stages:
-    """
-    The stages of one run.
-
-    Args:
-        factories: The operators.
-        scope: Handed to operators that ask for the scope of the stream.
-    """
+    """The stages of one run."""
 
     __slots__ = ("_factories", "_scope", "_stages")
 
-    def __init__(self, factories: Sequence[StageFactory], scope: Any = None) -> None:
-        self._factories = factories
-        self._scope = scope
-        self._stages: list[AnyStage] = []
+    _factories: Sequence[StageFactory]
+    _scope: Any
+    _stages: list[AnyStage]
 
     def _throw(self, here: int, signal: BaseException) -> tuple[BaseException | None, Any]:
         """Raise *signal* at a stage's yield; return the exception that goes on, or last items."""
