@@ -233,7 +233,7 @@ class TokenTimes:
 
 def worst_reason(reasons: Sequence[Any]) -> Any:
     """Return an error if there is one, else ``cancelled``, else the first (row P11); None of none."""
-    return max(reasons, key=_badness, default=None)
+    return reasons[0] if len(reasons) == 1 else max(reasons, key=_badness, default=None)
 
 
 def _badness(reason: Any) -> int:
