@@ -76,7 +76,7 @@ class PullAhead:
     @property
     def has_ended(self) -> bool:
         """Whether nothing waits and nothing is to come."""
-        return self._inbox.ended
+        return self._inbox.is_closed and self._inbox.ended
 
     def leave(self) -> None:
         """Begin to pull ahead, unless the consumer is back soon."""
@@ -92,11 +92,12 @@ class PullAhead:
         Raises:
             BaseException: What the source failed with, when nothing waits any more.
         """
-        while self._pump.busy and not self._inbox:
-            await self._inbox.changed()
-        if not self._inbox and self._inbox.is_closed and not self._inbox.ended:
-            self._inbox.raise_end()
-        return len(self._inbox) > 0
+        inbox = self._inbox
+        while self._pump.busy and not inbox.waiting:
+            await inbox.changed()
+        if inbox.is_closed and not inbox.waiting and not inbox.ended:
+            inbox.raise_end()
+        return bool(inbox.waiting)
 
     def take(self, merge: Merge) -> tuple[list[Any], int]:
         """Take the first item, merged with others; return that, and how many it is made of."""
