@@ -228,8 +228,8 @@ class _AsyncTap:
             try:
                 await self._observe(item)
             except asyncio.CancelledError:
-                self._miss(1 + len(self._waiting))
-                self._waiting.clear()
+                self._miss(1)
+                self._miss_rest()
                 raise
             except Exception as error:
                 self._has_failed = _failed(self._observe, error, self._counts, self._has_failed)
@@ -240,18 +240,28 @@ class _AsyncTap:
         self._counts.missed += items
         self._missed += items
 
+    def _miss_rest(self) -> None:
+        self._miss(len(self._waiting))
+        self._waiting.clear()
+
     def end(self, _failure: Exception | None, _dropped: bool) -> None:
         task = self._task
         if task is None or task.done() or self._loop.is_closed():
-            _tell_missed(self._observe, self._missed)
+            self._observed()
             return
-        timer = self._loop.call_later(self._grace_s, task.cancel)
+        timer = self._loop.call_later(self._grace_s, self._give_up, task)
+        task.add_done_callback(lambda _: timer.cancel())
+        task.add_done_callback(lambda _: self._observed())
 
-        def end_observing(_: object) -> None:
-            timer.cancel()
-            _tell_missed(self._observe, self._missed)
+    def _give_up(self, task: asyncio.Task[None]) -> None:
+        # An observer that swallows the cancellation gets no more either.
+        self._miss_rest()
+        task.cancel()
 
-        task.add_done_callback(end_observing)
+    def _observed(self) -> None:
+        # Something is left where the task was cancelled before it began.
+        self._miss_rest()
+        _tell_missed(self._observe, self._missed)
 
 
 def _tell_missed(observe: object, missed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Any
 
@@ -148,6 +149,42 @@ async def test_an_observer_that_hangs_is_cancelled_after_a_drop() -> None:
     assert engine.closed == 1
     await asyncio.sleep(LONG_S)
     assert cancelled == [4.0]
+
+
+@virtual
+async def test_an_observer_that_swallows_its_cancellation_gets_no_more() -> None:
+    """Its time is up all the same, and what is left is missed."""
+    seen: list[int] = []
+
+    async def stubborn(item: int) -> None:
+        seen.append(item)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    counts = TapCounts()
+    assert await collect(fuse(Engine(range(4))(), [tap_async(stubborn, counts=counts)])) == WATCHED
+    await asyncio.sleep(LONG_S)
+    assert seen == [0]
+    assert counts == TapCounts(delivered=1, missed=3)
+
+
+def test_what_an_event_loop_that_ends_takes_away_is_missed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also where the observer had not begun."""
+
+    async def observe(item: int) -> None: ...
+
+    async def leave_at_once() -> None:
+        stream = fuse(Engine([0])(), [tap_async(observe, counts=counts)])
+        await anext(stream)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    counts = TapCounts()
+    asyncio.run(leave_at_once())
+    assert counts == TapCounts(missed=1)
+    assert warned(caplog) == ["missed items of a stream: 1"]
 
 
 @virtual
