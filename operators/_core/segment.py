@@ -90,7 +90,11 @@ class PulledSegment(Segment):
         "_name",
         "_scope",
         "_source",
+        "ended",
     )
+
+    # No property, as it is asked for every item.
+    ended: bool
 
     def __init__(
         self,
@@ -105,12 +109,8 @@ class PulledSegment(Segment):
         self._items: Mailbox[Any] = Mailbox()
         self._closing: asyncio.Task[None] | None = None
         self._has_begun = False
+        self.ended = False
         self._generator = generate(source)
-
-    @property
-    def ended(self) -> bool:
-        # Asked for each item.
-        return self._items.is_closed and self._items.ended
 
     @property
     def ended_by(self) -> str | None:
@@ -123,7 +123,7 @@ class PulledSegment(Segment):
             not items.waiting or (len(items.waiting) == 1 and self._source.ended)
         ):
             try:
-                item = await (self._generator.__anext__() if self._has_begun else self._begin())
+                item = await (anext(self._generator) if self._has_begun else self._begin())
             except StopAsyncIteration:
                 self._end()
             except Exception as error:
@@ -138,7 +138,9 @@ class PulledSegment(Segment):
                 self._put(item)
         if not items.waiting:
             items.raise_end()
-        return items.take()
+        item = items.take()
+        self.ended = items.ended  # pyright: ignore[reportIncompatibleMethodOverride]
+        return item
 
     def _begin(self) -> Any:
         """Pull the generator for the first time."""
