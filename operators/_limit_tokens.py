@@ -75,7 +75,8 @@ def limit_tokens(
 
 def _limited(limit: int, reason: object, answers: OpenAnswers) -> Stage[Any, Any]:
     # What each answer may have before its last token; an iterator knows how much is left of it.
-    spares = defaultdict[int, Iterator[int]](lambda: iter(range(min(limit, sys.maxsize) - 1)))
+    most = range(min(limit, sys.maxsize) - 1)
+    spares: defaultdict[int, Iterator[int]] = defaultdict(lambda: iter(most))
     out: Any = when(_IS_UNUSUAL, spare=spares[0], ended=answers.ended)
     while True:
         chunk = yield out
