@@ -7,14 +7,17 @@ from typing import Any
 
 import operators as our
 from benchmarks.rivals import MODE, REQUEST, TRACER, Open, ScriptedEngine, nothing
+from operators import Pipeline
 from operators.authoring import AnyOperator, FusedRun, Stage, operator
 from rx_backend import (
     EngineAdapter,
     LLMEngineOutput,
     RequestContext,
+    RequestScope,
     protocols,
     standard_pipeline,
 )
+from rx_backend.pipeline import PipelineSource
 
 __all__ = ("adding",)
 
@@ -60,7 +63,6 @@ OPERATORS: dict[str, AnyOperator] = {
     "usage": our.usage(3, protocols.usage),
     "tap": our.tap(_same, limit=10_000),
     "tap_async": our.tap_async(_itself, limit=10_000),
-    "slo": our.slo(500, 50, windows=_WINDOWS, key="m"),
     "coalesce": our.coalesce(),
     "deadlines": our.deadlines(first_token_s=60, idle_s=10, total_s=600),
     "enforce_cancellation": our.enforce_cancellation(5.0, LLMEngineOutput.cancelled),
@@ -73,12 +75,22 @@ def adding(chunks: int) -> dict[str, Open]:
     """Return the standard pipeline over *chunks* chunks, alone and with each operator in it."""
     engine = ScriptedEngine(chunks)
 
-    def opened(*added: AnyOperator) -> Open:
-        pipeline = standard_pipeline.insert_before("annotate_errors", *added)
+    def opened(pipeline: PipelineSource) -> Open:
         adapter = EngineAdapter(engine, MODE, pipeline, tracer=TRACER)
         return lambda: adapter.generate(REQUEST, RequestContext("r"))
 
     return {
-        "standard pipeline": opened(),
-        **{name: opened(added) for name, added in OPERATORS.items()},
+        "standard pipeline": opened(standard_pipeline),
+        **{name: opened(_with(added)) for name, added in OPERATORS.items()},
+        "slo": opened(_with_slo),
     }
+
+
+def _with(added: AnyOperator) -> Pipeline:
+    return standard_pipeline.insert_before("annotate_errors", added)
+
+
+def _with_slo(scope: RequestScope) -> Pipeline:
+    # At the end, where it may read the record that the request has anyway.
+    slo = our.slo(500, 50, windows=_WINDOWS, key="m", times=scope.times)
+    return standard_pipeline.with_operators(slo)

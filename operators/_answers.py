@@ -29,18 +29,17 @@ class OpenAnswers:
 
     Args:
         count: How many answers the request has.
+
+    Attributes:
+        ended: Those that have ended; what the engine still yields for them is to be dropped.
     """
 
-    __slots__ = ("_count", "_ended", "_has_cut")
+    __slots__ = ("_count", "_has_cut", "ended")
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._ended: set[int] = set()
+        self.ended: set[int] = set()
         self._has_cut = False
-
-    def has_ended(self, answer: int) -> bool:
-        """Return whether *answer* has ended: whatever the engine still yields for it is to be dropped."""
-        return answer in self._ended
 
     def end(self, answer: int, *, cut: bool = False) -> bool:
         """
@@ -54,6 +53,6 @@ class OpenAnswers:
             Whether the stream is to end: the operator has cut an answer, so that the engine may
             never come to its end, and all answers have ended.
         """
-        self._ended.add(answer)
+        self.ended.add(answer)
         self._has_cut = self._has_cut or cut
-        return self._has_cut and len(self._ended) >= self._count
+        return self._has_cut and len(self.ended) >= self._count

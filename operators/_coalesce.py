@@ -141,11 +141,11 @@ async def coalesce(
     has_begun = False
     try:
         while True:
-            if await ahead.has_more():
+            if ahead.has_pulled and await ahead.has_more():
                 items, taken = ahead.take(merge if has_begun else _alone)
                 if counts is not None:
                     counts.note(ahead)
-            elif ahead.has_ended:
+            elif ahead.has_pulled and ahead.has_ended:
                 return
             else:
                 # The consumer keeps up: it pulls by itself.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from operator import length_hint
 from typing import Annotated, Any, TypeAlias
 
 from operators._answers import Answers, OpenAnswers, answers_of
-from operators._chunk import answer_of
+from operators._chunk import IS_TERMINAL, answer_of
 from operators._core.arguments import AtLeast
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
-from operators._core.stage import Stage, emit
+from operators._core.stage import Stage, emit, when
 from operators._cut import cut_last
 
 __all__ = ("limit_tokens",)
@@ -70,21 +74,31 @@ def limit_tokens(
 
 
 def _limited(limit: int, reason: object, answers: OpenAnswers) -> Stage[Any, Any]:
-    rooms: dict[int, int] = {}
-    out: Any = emit()
+    # What each answer may have before its last token; an iterator knows how much is left of it.
+    most = range(min(limit, sys.maxsize) - 1)
+    spares: defaultdict[int, Iterator[int]] = defaultdict(lambda: iter(most))
+    out: Any = when(_IS_UNUSUAL, spare=spares[0], ended=answers.ended)
     while True:
         chunk = yield out
-        answer = answer_of(chunk)
-        room, tokens = rooms.get(answer, limit), len(chunk.token_ids)
+        answer, tokens = answer_of(chunk), len(chunk.token_ids)
+        room = length_hint(spares[answer]) + 1
         is_terminal = chunk.finish_reason is not None
-        if answers.has_ended(answer):
+        if answer in answers.ended:
             out = emit()
-        elif tokens < room or (tokens == room and is_terminal):
-            rooms[answer] = room - tokens
+        elif tokens < room and not is_terminal:
+            for _ in range(tokens):
+                next(spares[answer])
             out = chunk
-            if is_terminal and answers.end(answer, cut=tokens == room):
-                return out
         else:
-            out = cut_last(chunk, room, "length", reason)
-            if answers.end(answer, cut=True):
+            is_cut = tokens > room or not is_terminal
+            out = cut_last(chunk, room, "length", reason) if is_cut else chunk
+            if answers.end(answer, cut=tokens >= room):
                 return out
+
+
+# Counts a chunk of one token in passing where there is one answer; any other, and the one with the
+# last token, is looked at.
+_IS_UNUSUAL = (
+    f"len(item.token_ids) != 1 or {IS_TERMINAL} or getattr(item, 'index', None) or ended"
+    " or next(spare, None) is None"
+)

@@ -33,6 +33,8 @@ class PullAhead:
             to stop pulling then.
 
     Attributes:
+        has_pulled: Whether the source was pulled while the consumer was away, and not all has been
+            taken of what came; else the consumer pulls by itself.
         is_away: Whether the consumer has left and is not back; to be cleared when it is.
         most_waiting: The most items that have waited at once.
         times_full: How often nothing more could wait.
@@ -48,6 +50,7 @@ class PullAhead:
         "_overflow",
         "_pump",
         "_tokens",
+        "has_pulled",
         "is_away",
         "most_waiting",
         "times_full",
@@ -69,6 +72,7 @@ class PullAhead:
         self._tokens = 0
         self._is_watched = False
         self._has_just_left = False
+        self.has_pulled = False
         self.is_away = False
         self.most_waiting = 0
         self.times_full = 0
@@ -92,11 +96,14 @@ class PullAhead:
         Raises:
             BaseException: What the source failed with, when nothing waits any more.
         """
-        while self._pump.busy and not self._inbox:
-            await self._inbox.changed()
-        if not self._inbox and self._inbox.is_closed and not self._inbox.ended:
-            self._inbox.raise_end()
-        return len(self._inbox) > 0
+        inbox = self._inbox
+        while self._pump.busy and not inbox.waiting:
+            await inbox.changed()
+        if inbox.is_closed and not inbox.waiting and not inbox.ended:
+            inbox.raise_end()
+        has_more = bool(inbox.waiting)
+        self.has_pulled = has_more or inbox.is_closed
+        return has_more
 
     def take(self, merge: Merge) -> tuple[list[Any], int]:
         """Take the first item, merged with others; return that, and how many it is made of."""
@@ -129,6 +136,7 @@ class PullAhead:
             self._pull()
 
     def _pull(self) -> None:
+        self.has_pulled = True
         if len(self._inbox) < self._max_chunks and (
             self._max_tokens is None or self._tokens < self._max_tokens
         ):

@@ -9,11 +9,11 @@ from operator import itemgetter
 from typing import Any, TypeAlias, cast
 
 from operators._answers import Answers, MinTokens, OpenAnswers, answers_of
-from operators._chunk import Chunk, answer_of
+from operators._chunk import IS_TERMINAL, Chunk, answer_of
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
-from operators._core.stage import Completed, Stage, emit, fail_after
+from operators._core.stage import Completed, Stage, StageResult, emit, fail_after, when
 from operators._cut import cut, cut_last
 from operators._own_copy import own_copy
 from operators._stop_table import StopTable, stop_table
@@ -92,7 +92,8 @@ def stop_on(
 
 def _looking(search: _Search, answers: OpenAnswers) -> Stage[Any, Any]:
     looks: dict[int, _Answer] = {}
-    out: Any = emit()
+    # Where it matters how many tokens an answer has, all are counted.
+    out: Any = emit() if search.min_tokens else search.visits(looks, answers.ended)
     while True:
         try:
             chunk = yield out
@@ -101,7 +102,7 @@ def _looking(search: _Search, answers: OpenAnswers) -> Stage[Any, Any]:
         except Exception as error:
             return fail_after(error, *_held_back(looks.values()))
         index = answer_of(chunk)
-        if answers.has_ended(index):
+        if index in answers.ended:
             out = emit()
             continue
         answer = looks.get(index)
@@ -110,6 +111,9 @@ def _looking(search: _Search, answers: OpenAnswers) -> Stage[Any, Any]:
         end = search.end_in(chunk, answer)
         if end is None and chunk.finish_reason is None:
             out = search.let_out(chunk, answer)
+            if not (answer.state or search.min_tokens):
+                # No sequence has begun: it is as if nothing had been seen of it.
+                del looks[index]
             continue
         if answers.end(index, cut=end is not None):
             return emit(*_held_back(looks.values()), end or chunk)
@@ -117,16 +121,26 @@ def _looking(search: _Search, answers: OpenAnswers) -> Stage[Any, Any]:
 
 
 class _Search:
-    """What to stop on, and how: the same for all answers of a stream."""
+    """
+    What to stop on, and how: the same for all answers of a stream.
 
-    __slots__ = ("_include", "_min_tokens", "_numbers", "_reason", "_table")
+    Attributes:
+        min_tokens: How many tokens an answer has before it may be stopped.
+    """
+
+    __slots__ = ("_include", "_numbers", "_reason", "_table", "min_tokens")
 
     def __init__(self, table: StopTable, include: bool, min_tokens: int, reason: object) -> None:
         self._table = table
         self._include = include
-        self._min_tokens = min_tokens
+        self.min_tokens = min_tokens
         self._reason = reason
         self._numbers = itertools.count()
+
+    def visits(self, looks: Collection[int], ended: Collection[int]) -> StageResult:
+        """Return which chunks to look at: all while a sequence has begun, else those with a start."""
+        none_in = self._table.starts.isdisjoint
+        return when(_MAY_MATTER, looks=looks, ended=ended, none_in=none_in)
 
     def end_in(self, chunk: Any, answer: _Answer) -> Any:
         """Return the terminal that *chunk* becomes where a sequence is complete in it, else None."""
@@ -134,7 +148,7 @@ class _Search:
         if not answer.state and self._table.starts.isdisjoint(token_ids):
             answer.tokens += len(token_ids)
             return None
-        ignored = self._min_tokens - 1 - answer.tokens
+        ignored = self.min_tokens - 1 - answer.tokens
         answer.state, read, found = self._table.read(answer.state, token_ids, ignored=ignored)
         answer.tokens += read
         if not found:
@@ -150,6 +164,9 @@ class _Search:
             return chunk
         answer.hold_back(next(self._numbers), own_copy(chunk))
         return emit(*answer.let_out(begun))
+
+
+_MAY_MATTER = f"looks or ended or not none_in(item.token_ids) or {IS_TERMINAL}"
 
 
 class _Answer:

@@ -56,7 +56,7 @@ def tap(
     Args:
         observe: Gets each item. What it raises is counted, and logged once for a stream.
         limit: How many items may wait within one turn, at least 1; the observer misses those
-            beyond it.
+            beyond it, which is logged once for a stream, at its end.
         counts: Where to count what was delivered, missed and failed.
 
     Raises:
@@ -74,19 +74,21 @@ def tap(
     >>> seen
     [1, 2]
     """
-    return Callbacks(_Tap(observe, limit, counts or TapCounts()).take)
+    watch = _Tap(observe, limit, counts or TapCounts())
+    return Callbacks(watch.take, on_end=watch.end)
 
 
 class _Tap:
     """What waits for one stream's observer."""
 
-    __slots__ = ("_counts", "_has_failed", "_limit", "_loop", "_observe", "_waiting")
+    __slots__ = ("_counts", "_has_failed", "_limit", "_loop", "_missed", "_observe", "_waiting")
 
     def __init__(self, observe: Callable[[Any], object], limit: int, counts: TapCounts) -> None:
         self._observe = observe
         self._limit = limit
         self._counts = counts
         self._waiting: list[Any] = []
+        self._missed = 0
         self._has_failed = False
         try:
             self._loop = asyncio.get_running_loop()
@@ -101,6 +103,7 @@ class _Tap:
             waiting.append(own_copy(item))
         else:
             self._counts.missed += 1
+            self._missed += 1
         if self._loop is None:
             self._deliver()
         return item
@@ -114,6 +117,9 @@ class _Tap:
                 self._has_failed = _failed(self._observe, error, self._counts, self._has_failed)
             else:
                 self._counts.delivered += 1
+
+    def end(self, _failure: Exception | None, _dropped: bool) -> None:
+        _tell_missed(self._observe, self._missed)
 
 
 @callbacks()
@@ -137,7 +143,8 @@ def tap_async(
         observe: Awaited for each item. What it raises is counted, and logged once for a stream.
         limit: How many items may wait for the observer, at least 1; it misses those beyond it.
         grace_s: How long the observer may go on when the stream has ended, in seconds; then it is
-            cancelled, and has missed the rest.
+            cancelled, and has missed the rest. What it missed is logged once for a stream, when the
+            observer has ended too.
         counts: Where to count what was delivered, missed and failed.
 
     Raises:
@@ -179,6 +186,7 @@ class _AsyncTap:
         "_has_failed",
         "_limit",
         "_loop",
+        "_missed",
         "_observe",
         "_task",
         "_waiting",
@@ -196,6 +204,7 @@ class _AsyncTap:
         self._grace_s = grace_s
         self._counts = counts
         self._waiting: deque[Any] = deque()
+        self._missed = 0
         self._has_failed = False
         self._task: asyncio.Task[None] | None = None
         try:
@@ -205,7 +214,7 @@ class _AsyncTap:
 
     def take(self, item: A) -> A:
         if len(self._waiting) >= self._limit:
-            self._counts.missed += 1
+            self._miss(1)
             return item
         self._waiting.append(own_copy(item))
         if self._task is None or self._task.done():
@@ -219,19 +228,45 @@ class _AsyncTap:
             try:
                 await self._observe(item)
             except asyncio.CancelledError:
-                self._counts.missed += 1 + len(self._waiting)
-                self._waiting.clear()
+                self._miss(1)
+                self._miss_rest()
                 raise
             except Exception as error:
                 self._has_failed = _failed(self._observe, error, self._counts, self._has_failed)
             else:
                 self._counts.delivered += 1
 
+    def _miss(self, items: int) -> None:
+        self._counts.missed += items
+        self._missed += items
+
+    def _miss_rest(self) -> None:
+        self._miss(len(self._waiting))
+        self._waiting.clear()
+
     def end(self, _failure: Exception | None, _dropped: bool) -> None:
         task = self._task
-        if task is not None and not task.done() and not self._loop.is_closed():
-            timer = self._loop.call_later(self._grace_s, task.cancel)
-            task.add_done_callback(lambda _: timer.cancel())
+        if task is None or task.done() or self._loop.is_closed():
+            self._observed()
+            return
+        timer = self._loop.call_later(self._grace_s, self._give_up, task)
+        task.add_done_callback(lambda _: timer.cancel())
+        task.add_done_callback(lambda _: self._observed())
+
+    def _give_up(self, task: asyncio.Task[None]) -> None:
+        # An observer that swallows the cancellation gets no more either.
+        self._miss_rest()
+        task.cancel()
+
+    def _observed(self) -> None:
+        # Something is left where the task was cancelled before it began.
+        self._miss_rest()
+        _tell_missed(self._observe, self._missed)
+
+
+def _tell_missed(observe: object, missed: int) -> None:
+    if missed:
+        _log.warning("observer %r missed items of a stream: %d", observe, missed)
 
 
 def _failed(observe: object, error: Exception, counts: TapCounts, has_failed: bool) -> bool:

@@ -62,7 +62,7 @@ def hold_back(
         if tail is None:
             tail = tails[answer] = TextTail(answer)
         is_terminal = chunk.finish_reason is not None
-        if open_answers.has_ended(answer):
+        if answer in open_answers.ended:
             out = emit()
             continue
         if not is_terminal and tail.is_empty and not getattr(chunk, "text", None):

@@ -16,6 +16,10 @@ class Mailbox(Generic[T]):
     """
     A queue with an end, for one consumer; used in the event loop's thread only.
 
+    Attributes:
+        is_closed: Whether nothing is to come any more.
+        waiting: The items that wait, for who asks often whether there are any; others put and take.
+
     >>> async def main():
     ...     box = Mailbox()
     ...     box.put(1)
@@ -27,21 +31,21 @@ class Mailbox(Generic[T]):
     ValueError: gone
     """
 
-    __slots__ = ("_error", "_items", "_waiter", "is_closed")
+    __slots__ = ("_error", "_waiter", "is_closed", "waiting")
 
     def __init__(self) -> None:
-        self._items: deque[T] = deque()
+        self.waiting: deque[T] = deque()
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.is_closed = False
 
     def __len__(self) -> int:
         """Return how many items wait."""
-        return len(self._items)
+        return len(self.waiting)
 
     def __iter__(self) -> Iterator[T]:
         """Iterate over what waits, which stays."""
-        return iter(self._items)
+        return iter(self.waiting)
 
     @property
     def is_awaited(self) -> bool:
@@ -51,12 +55,12 @@ class Mailbox(Generic[T]):
     @property
     def ended(self) -> bool:
         """Whether nothing waits and nothing is to come, not even an error."""
-        return self.is_closed and not self._items and self._error is None
+        return self.is_closed and not self.waiting and self._error is None
 
     def put(self, item: T) -> None:
         """Add an item and wake the consumer; ignored after the end."""
         if not self.is_closed:
-            self._items.append(item)
+            self.waiting.append(item)
             self.wake()
 
     def end(self, error: BaseException | None = None) -> None:
@@ -69,7 +73,7 @@ class Mailbox(Generic[T]):
     def close(self) -> None:
         """End the queue and forget what waits."""
         self.is_closed = True
-        self._items.clear()
+        self.waiting.clear()
         self._error = None
         self.wake()
 
@@ -94,20 +98,20 @@ class Mailbox(Generic[T]):
             StopAsyncIteration: The queue is at its end.
             BaseException: What it ended with, once.
         """
-        while not self._items:
+        while not self.waiting:
             if self.is_closed:
                 self.raise_end()
             await self.changed()
-        return self._items.popleft()
+        return self.waiting.popleft()
 
     def take(self) -> T:
         """Return the first item that waits; there must be one."""
-        return self._items.popleft()
+        return self.waiting.popleft()
 
     def discard(self, count: int) -> None:
         """Forget the first *count* items that wait."""
         for _ in range(count):
-            self._items.popleft()
+            self.waiting.popleft()
 
     def raise_end(self) -> None:
         """Raise what the queue ended with."""

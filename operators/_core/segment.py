@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from operators._core.failures import add_operator_note, nothing_due, redacted_exc_info
 from operators._core.mailbox import Mailbox
-from operators._core.stage import StageResult
+from operators._core.stage import StageResult, fail_after
 from operators._core.tasks import current_task, done, start_task
 
 if TYPE_CHECKING:
@@ -90,7 +90,11 @@ class PulledSegment(Segment):
         "_name",
         "_scope",
         "_source",
+        "ended",
     )
+
+    # No property, as it is asked for every item.
+    ended: bool
 
     def __init__(
         self,
@@ -105,11 +109,8 @@ class PulledSegment(Segment):
         self._items: Mailbox[Any] = Mailbox()
         self._closing: asyncio.Task[None] | None = None
         self._has_begun = False
+        self.ended = False
         self._generator = generate(source)
-
-    @property
-    def ended(self) -> bool:
-        return self._items.ended
 
     @property
     def ended_by(self) -> str | None:
@@ -118,49 +119,55 @@ class PulledSegment(Segment):
 
     async def __anext__(self) -> Any:
         items = self._items
-        while not items.is_closed and (not items or (self._source.ended and len(items) == 1)):
-            await self._step()
-        if not items:
-            items.raise_end()
-        return items.take()
-
-    async def _step(self) -> None:
-        """Resume the generator up to its next yield."""
-        items = self._items
-        try:
-            item = await self._pull()
-        except StopAsyncIteration:
-            self._end()
-        except Exception as error:
-            if id(error) != self._source.raised:
-                add_operator_note(error, self._name, self._scope)
-            self._end(error)
-        else:
-            if item is None:
-                error = nothing_due()
-                add_operator_note(error, self._name, self._scope)
+        while not items.is_closed and (
+            not items.waiting or (len(items.waiting) == 1 and self._source.ended)
+        ):
+            try:
+                item = await (anext(self._generator) if self._has_begun else self._begin())
+            except StopAsyncIteration:
+                self._end()
+            except Exception as error:
+                if id(error) != self._source.raised:
+                    add_operator_note(error, self._name, self._scope)
                 self._end(error)
-                self._release()
-                return
-            if type(item) is not StageResult:
-                items.put(item)
-                return
-            for each in item.items:
-                items.put(each)
-            if item.ends or item.error is not None:
-                self._end(item.error)
-                self._release()
+            else:
+                is_ordinary = item is not None and type(item) is not StageResult
+                if is_ordinary and not self._source.has_ended and not items.is_closed:
+                    # It can't be the last one, so it need not wait.
+                    return item
+                self._put(item)
+        if not items.waiting:
+            items.raise_end()
+        item = items.take()
+        self.ended = items.ended  # pyright: ignore[reportIncompatibleMethodOverride]
+        return item
+
+    def _begin(self) -> Any:
+        """Pull the generator for the first time."""
+        self._has_begun = True
+        if isinstance(self._generator, AsyncGeneratorType):
+            return first_pull(self._generator)
+        return self._generator.__anext__()
+
+    def _put(self, item: Any) -> None:
+        """Let what the generator has yielded wait."""
+        if item is None:
+            error = nothing_due()
+            add_operator_note(error, self._name, self._scope)
+            item = fail_after(error)
+        if type(item) is not StageResult:
+            self._items.put(item)
+            return
+        for each in item.items:
+            self._items.put(each)
+        if item.ends:
+            self._end(item.error)
+            self._release()
 
     def _end(self, error: Exception | None = None) -> None:
         """Let nothing more come than what waits."""
         self._items.end(error)
         self._drop_source()
-
-    def _pull(self) -> Any:
-        if self._has_begun or not isinstance(self._generator, AsyncGeneratorType):
-            return self._generator.__anext__()
-        self._has_begun = True
-        return first_pull(self._generator)
 
     def drop(self) -> None:
         self._items.close()

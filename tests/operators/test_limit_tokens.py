@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators import fuse, limit_tokens
+from operators import fuse, limit_tokens, until_terminal
 from rx_backend import FinishReason, LLMEngineOutput
 from rx_backend.protocols import TopLogprob
 from rx_backend.testing import assert_marbles
@@ -83,6 +83,51 @@ def test_the_tokens_are_the_first_ones(
     else:
         assert reasons[-1] == "length"
         assert list(map(id, seen.items[:-1])) == list(map(id, source[: len(seen.items) - 1]))
+
+
+ANSWERS = st.lists(
+    st.tuples(st.sampled_from([None, 0, 1, 2]), st.integers(0, 3), st.booleans()), max_size=20
+)
+
+
+@pytest.mark.rows("E3", "S1", "S8")
+@settings(max_examples=300)
+@given(chunks=ANSWERS, limit=st.integers(1, 6))
+def test_each_answer_has_the_limit_for_itself(
+    chunks: list[tuple[int | None, int, bool]], limit: int
+) -> None:
+    """Of three answers each is what it would be alone, and the last end is that of the stream."""
+    source = [
+        LLMEngineOutput([7] * tokens, index=index, finish_reason=FinishReason.EOS if ends else None)
+        for index, tokens, ends in chunks
+    ]
+    seen = fused(source, limit_tokens(limit, answers=3), ends=False)
+    ended: list[int] = []
+    for index in range(3):
+        own = [chunk for chunk in source if (chunk.index or 0) == index]
+        alone = fused([*own, terminal()], limit_tokens(limit), until_terminal()).items
+        out = [chunk for chunk in seen.items if (chunk.index or 0) == index]
+        assert out == alone[: len(out)]
+        assert seen.end == "completed" or len(out) >= len(alone) - 1
+        if out and out[-1].finish_reason:
+            ended.append(sum(len(chunk.token_ids) for chunk in out))
+    # An answer that ends below its limit leaves the end of the stream to the engine.
+    assert seen.end == ("completed" if len(ended) == 3 and limit in ended else "open")
+
+
+class Bare(NamedTuple):
+    """A chunk whose ``index`` is a method of every tuple."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: str | None = None
+
+
+def test_a_chunk_without_an_index_is_of_the_first_answer(life: Life) -> None:
+    """Whatever else has that name."""
+    (*_, last) = life([LLMEngineOutput([1]), LLMEngineOutput([2], index=0)], limit_tokens(2)).items
+    assert last.finish_reason is FinishReason.LENGTH
+    chunks = [Bare((1,)), Bare((2,)), Bare((3,), "stop"), Bare((4,))]
+    assert life(chunks, limit_tokens(3)) == Seen(chunks[:3], "completed")
 
 
 @pytest.mark.rows("S2", "S4")
@@ -160,9 +205,10 @@ def test_the_finish_reason_may_be_given() -> None:
 
 @pytest.mark.rows("S1")
 def test_no_limit_lets_everything_pass(life: Life) -> None:
-    """None is no limit."""
+    """None is no limit, and there may be one beyond what a machine can count."""
     chunks = [handshake(), token(1, 2), terminal(3)]
-    assert life(chunks, limit_tokens(None)) == Seen(chunks, "completed")
+    for limit in (None, 1 << 100):
+        assert life(chunks, limit_tokens(limit)) == Seen(chunks, "completed")
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, "5", True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Any
 
@@ -12,6 +13,11 @@ from operators import TapCounts, fuse, tap, tap_async
 from tests.operators._help import LONG_S, Engine, Seen, collect, virtual
 
 WATCHED = Seen([0, 1, 2, 3], "completed")
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what was logged, without the observer's name."""
+    return [record.getMessage().partition("> ")[2] for record in caplog.records]
 
 
 @virtual
@@ -53,8 +59,8 @@ async def test_an_observer_that_fails_is_counted_and_logged_once(
 
 
 @virtual
-async def test_within_a_turn_no_more_wait_than_the_limit() -> None:
-    """A source that never waits fills the buffer; what is beyond it is missed, and counted."""
+async def test_within_a_turn_no_more_wait_than_the_limit(caplog: pytest.LogCaptureFixture) -> None:
+    """A source that never waits fills the buffer; what is beyond it is missed, counted and told."""
     seen: list[int] = []
     counts = TapCounts()
     stream = fuse(Engine(range(4))(), [tap(seen.append, limit=3, counts=counts)])
@@ -62,6 +68,7 @@ async def test_within_a_turn_no_more_wait_than_the_limit() -> None:
     await asyncio.sleep(0)
     assert seen == [0, 1, 2]
     assert counts == TapCounts(delivered=3, missed=1)
+    assert warned(caplog) == ["missed items of a stream: 1"]
 
 
 @virtual
@@ -82,8 +89,10 @@ async def test_a_slow_observer_does_not_slow_the_stream() -> None:
 
 
 @virtual
-async def test_what_a_slow_observer_misses_is_counted() -> None:
-    """Items beyond the limit, and those that are left when its time is up."""
+async def test_what_a_slow_observer_misses_is_counted_and_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Items beyond the limit, and those that are left when its time is up; in one line a stream."""
     seen: list[int] = []
 
     async def slow(item: int) -> None:
@@ -98,6 +107,25 @@ async def test_what_a_slow_observer_misses_is_counted() -> None:
     await asyncio.sleep(LONG_S)
     assert seen == [0]
     assert counts == TapCounts(delivered=1, missed=5)
+    assert warned(caplog) == ["missed items of a stream: 5"]
+
+
+@virtual
+async def test_what_was_missed_of_a_stream_is_told_when_the_observer_is_done(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also where it got all the rest in time; one that misses nothing is not told of."""
+
+    async def slow(item: int) -> None:
+        await asyncio.sleep(1.0)
+
+    await collect(fuse(Engine(range(6))(), [tap_async(slow, limit=2)]))
+    assert warned(caplog) == []
+    await asyncio.sleep(LONG_S)
+    assert warned(caplog) == ["missed items of a stream: 4"]
+    await collect(fuse(Engine(range(6), every_s=5.0)(), [tap_async(slow, limit=2)]))
+    await asyncio.sleep(LONG_S)
+    assert len(warned(caplog)) == 1
 
 
 @pytest.mark.rows("S7")
@@ -121,6 +149,42 @@ async def test_an_observer_that_hangs_is_cancelled_after_a_drop() -> None:
     assert engine.closed == 1
     await asyncio.sleep(LONG_S)
     assert cancelled == [4.0]
+
+
+@virtual
+async def test_an_observer_that_swallows_its_cancellation_gets_no_more() -> None:
+    """Its time is up all the same, and what is left is missed."""
+    seen: list[int] = []
+
+    async def stubborn(item: int) -> None:
+        seen.append(item)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    counts = TapCounts()
+    assert await collect(fuse(Engine(range(4))(), [tap_async(stubborn, counts=counts)])) == WATCHED
+    await asyncio.sleep(LONG_S)
+    assert seen == [0]
+    assert counts == TapCounts(delivered=1, missed=3)
+
+
+def test_what_an_event_loop_that_ends_takes_away_is_missed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also where the observer had not begun."""
+
+    async def observe(item: int) -> None: ...
+
+    async def leave_at_once() -> None:
+        stream = fuse(Engine([0])(), [tap_async(observe, counts=counts)])
+        await anext(stream)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    counts = TapCounts()
+    asyncio.run(leave_at_once())
+    assert counts == TapCounts(missed=1)
+    assert warned(caplog) == ["missed items of a stream: 1"]
 
 
 @virtual
