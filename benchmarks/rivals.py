@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 
@@ -37,6 +37,7 @@ MODE = DisaggregationMode.AGGREGATED
 # Real SDK providers; no exporter, whose cost is nobody's here.
 TRACER = TracerProvider().get_tracer("benchmarks")
 METERS = MeterProvider([InMemoryMetricReader()])
+METERS_ALONE = MeterProvider([InMemoryMetricReader()], exemplar_filter=AlwaysOffExemplarFilter())
 REQUEST = PreprocessedRequest(model="scripted", token_ids=[1, 2, 3])
 
 Open = Callable[[], Awaitable[AsyncIterator[Any]]]
@@ -75,6 +76,7 @@ def rivals(engine: LLMEngine) -> dict[str, Open]:
     """Each way to open one stream over *engine*."""
     adapter = EngineAdapter(engine, MODE, tracer=TRACER)
     metered = EngineAdapter(engine, MODE, tracer=TRACER, meter_provider=METERS)
+    without_exemplars = EngineAdapter(engine, MODE, tracer=TRACER, meter_provider=METERS_ALONE)
     plain = EngineAdapter(engine, MODE, tracer=TRACER, record=False)
     off = EngineAdapter(engine, MODE)
     doing_nothing: Operator[Any, Any] = nothing()
@@ -95,6 +97,9 @@ def rivals(engine: LLMEngine) -> dict[str, Open]:
         ),
         "ours, standard pipeline": lambda: adapter.generate(REQUEST, RequestContext("r")),
         "ours, metrics too": lambda: metered.generate(REQUEST, RequestContext("r")),
+        "ours, metrics without exemplars": lambda: without_exemplars.generate(
+            REQUEST, RequestContext("r")
+        ),
         "ours, everything off": lambda: off.generate(REQUEST, RequestContext("r")),
         "ours, recording off": lambda: plain.generate(REQUEST, RequestContext("r")),
         "ours, one operator more": lambda: longer.generate(REQUEST, RequestContext("r")),
