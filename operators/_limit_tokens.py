@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
-from collections.abc import Iterator
-from operator import length_hint
 from typing import Annotated, Any, TypeAlias
 
 from operators._answers import Answers, OpenAnswers, answers_of
@@ -74,31 +71,43 @@ def limit_tokens(
 
 
 def _limited(limit: int, reason: object, answers: OpenAnswers) -> Stage[Any, Any]:
-    # What each answer may have before its last token; an iterator knows how much is left of it.
-    most = range(min(limit, sys.maxsize) - 1)
-    spares: defaultdict[int, Iterator[int]] = defaultdict(lambda: iter(most))
-    out: Any = when(_IS_UNUSUAL, spare=spares[0], ended=answers.ended)
+    rooms: defaultdict[int, _Room] = defaultdict(lambda: _Room(limit))
+    out: Any = when(_IS_UNUSUAL, is_last=rooms[0].take_one, ended=answers.ended)
     while True:
         chunk = yield out
         answer, tokens = answer_of(chunk), len(chunk.token_ids)
-        room = length_hint(spares[answer]) + 1
-        is_terminal = chunk.finish_reason is not None
+        room, is_terminal = rooms[answer], chunk.finish_reason is not None
         if answer in answers.ended:
             out = emit()
-        elif tokens < room and not is_terminal:
-            for _ in range(tokens):
-                next(spares[answer])
+        elif tokens < room.left and not is_terminal:
+            room.left -= tokens
             out = chunk
         else:
-            is_cut = tokens > room or not is_terminal
-            out = cut_last(chunk, room, "length", reason) if is_cut else chunk
-            if answers.end(answer, cut=tokens >= room):
+            is_cut = tokens > room.left or not is_terminal
+            out = cut_last(chunk, room.left, "length", reason) if is_cut else chunk
+            if answers.end(answer, cut=tokens >= room.left):
                 return out
 
 
-# Counts a chunk of one token in passing where there is one answer; any other, and the one with the
-# last token, is looked at.
+class _Room:
+    """How many tokens one answer may still have."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def take_one(self) -> bool:
+        """Take room for one token, unless it is the last; return whether it is."""
+        if self.left == 1:
+            return True
+        self.left -= 1
+        return False
+
+
+# A chunk of one token is counted in passing where there is one answer; any other, and the one with
+# the last token, is looked at.
 _IS_UNUSUAL = (
     f"len(item.token_ids) != 1 or {IS_TERMINAL} or getattr(item, 'index', None) or ended"
-    " or next(spare, None) is None"
+    " or is_last()"
 )
