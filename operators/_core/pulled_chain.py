@@ -78,6 +78,10 @@ class PulledChain(Chain):
             return
         super().complete(place, ended_by or self._source_ended_by())
 
+    def _handed_out_by(self, place: int, since: int) -> str | None:
+        source = self.source.made_by if isinstance(self.source, Segment) else None
+        return super()._handed_out_by(place, since) or source
+
     def _source_ended_by(self) -> str | None:
         return self.source.ended_by if isinstance(self.source, Segment) else None
 

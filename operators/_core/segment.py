@@ -48,6 +48,11 @@ class Segment:
         """The operator that ended the stream before its source did; None where none did."""
         ...
 
+    @property
+    def made_by(self) -> str | None:
+        """The operator that its items come from; None where that isn't known."""
+        return None
+
     def raised_by(self, error: BaseException) -> str | None:
         """Return the operator that raised what this part ended with, unless it has noted that."""
         return None
@@ -115,6 +120,10 @@ class PulledSegment(Segment):
     def ended_by(self) -> str | None:
         source = self._source
         return source.ended_by if source.has_ended and not source.dropped else self._name
+
+    @property
+    def made_by(self) -> str | None:
+        return self._name
 
     async def __anext__(self) -> Any:
         items = self._items
