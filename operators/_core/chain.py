@@ -181,15 +181,15 @@ class Chain(Stages):
         error, and the operator in front is named (row O5).
         """
         if self._scope is not None and self._factories[place].takes == "chunks":
-            wrong, name = no_chunk(error, item), self._handed_out_by(place, since)
+            wrong, name = no_chunk(error, item), self._made_by(item, place, since)
             if wrong is not None and name is not None:
                 add_operator_note(wrong, name, self._scope)
                 return wrong
         self._blame(error, place)
         return error
 
-    def _handed_out_by(self, place: int, since: int) -> str | None:
-        """Return the nearest operator before *place* that may have made its item; None if unknown."""
+    def _made_by(self, item: object, place: int, since: int) -> str | None:
+        """Return the nearest operator before *place* that may have made *item*; None if unknown."""
         for here in range(place - 1, since - 1, -1):
             if self.steps[here] is not None and isinstance(self._stages[here], GeneratorType):
                 return self._factories[here].name

@@ -48,10 +48,10 @@ class Segment:
         """The operator that ended the stream before its source did; None where none did."""
         ...
 
-    @property
-    def made_by(self) -> str | None:
-        """The operator that its items come from; None where that isn't known."""
-        return None
+    @abstractmethod
+    def made_by(self, item: object) -> str | None:
+        """Return the operator that handed out *item*, the last one; None where that isn't known."""
+        ...
 
     def raised_by(self, error: BaseException) -> str | None:
         """Return the operator that raised what this part ended with, unless it has noted that."""
@@ -121,9 +121,8 @@ class PulledSegment(Segment):
         source = self._source
         return source.ended_by if source.has_ended and not source.dropped else self._name
 
-    @property
-    def made_by(self) -> str | None:
-        return self._name
+    def made_by(self, item: object) -> str | None:
+        return self._source.made_by(item) or self._name
 
     async def __anext__(self) -> Any:
         items = self._items

@@ -14,15 +14,20 @@ from operators import (
     NotAnOperator,
     Pipeline,
     annotate_errors,
+    coalesce,
+    deadlines,
     filter_async,
+    heartbeat,
     limit_tokens,
     map_async,
     stop_on,
+    tap,
     trace_link,
     until_terminal,
     usage,
     validate_contract,
 )
+from operators.assembly import name_of
 from operators.authoring import (
     AnyOperator,
     FusedRun,
@@ -471,6 +476,16 @@ def passing(*, detached: bool = False) -> Stage[Any, Any]:
         item = yield detach(item) if detached else item
 
 
+PASSING: list[AnyOperator] = [
+    coalesce(),
+    deadlines(idle_s=5),
+    heartbeat(5, token(0)),
+    map_async(itself),
+    tap(id),
+    ops.do_action(),
+]
+
+
 @pytest.mark.rows("O5", "S6")
 @pytest.mark.parametrize(
     "make_result", [emit, detach, complete_with], ids=["emit", "detach", "complete_with"]
@@ -489,6 +504,26 @@ async def test_a_value_of_the_wrong_type_however_it_is_handed_out(
     assert isinstance(last.error, Unknown)
     (event,) = [event for event in events if event["log_level"] == "error"]
     assert event["operator"] == "leaving_with"
+
+
+@pytest.mark.rows("O5", "S6")
+@pytest.mark.parametrize("make", [saying, saying_async, mapping_to, mapping_async_to])
+@pytest.mark.parametrize("behind", PASSING, ids=name_of)
+@virtual
+async def test_a_value_of_the_wrong_type_that_others_pass_on(
+    make: Callable[[Any], AnyOperator], behind: AnyOperator
+) -> None:
+    """An operator that pulls for itself, and hands the value out as it came, is not named."""
+    pipeline = standard_pipeline.insert_before("annotate_errors", make({"a": 1}), behind)
+    adapter = adapter_of(ScriptedEngine(token(1), token(2), stop()), pipeline=pipeline)
+    with capture_logs() as events:
+        *_, last = await collect(await adapter.generate(request()))
+    assert isinstance(last.error, Unknown)
+    (event,) = [event for event in events if event["log_level"] == "error"]
+    name = NAMES.get(make.__name__, make.__name__)
+    # Stock operators side by side are one chain.
+    are_one = make is mapping_to and name_of(behind) == "do_action"
+    assert event["operator"] == ("map, do_action" if are_one else name)
 
 
 @pytest.mark.rows("O4")
