@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 from operators._chunk import Chunk
 
-__all__ = ("cut", "cut_last", "part_of")
+__all__ = ("cut_last", "first_tokens", "part_of")
 
 C = TypeVar("C", bound=Chunk)
 
@@ -16,18 +16,31 @@ C = TypeVar("C", bound=Chunk)
 _PER_TOKEN = ("tokens", "log_probs", "top_logprobs")
 
 
-def cut(chunk: C, tokens: int) -> C:
+def first_tokens(chunk: C, count: int) -> C:
     """
-    Return a copy of *chunk* with its first *tokens* tokens and what belongs to them.
+    Return a copy of *chunk* with its first *count* tokens and what belongs to them.
 
     ``tokens``, ``log_probs`` and ``top_logprobs`` are cut alike. ``cum_log_probs`` and ``text`` are
     worked out from them, or None where that can't be done: they would tell of tokens that are gone.
-    All else stays.
+    All else stays, a finish reason too; an operator may change the copy.
+
+    Args:
+        chunk: The chunk; it is left as it is.
+        count: How many tokens; all where it has no more.
+
+    Raises:
+        ValueError: *count* is negative.
+
+    >>> from rx_backend import LLMEngineOutput
+    >>> first_tokens(LLMEngineOutput([7, 8, 9], tokens=["a", "b", "c"], text="abc"), 2)
+    LLMEngineOutput(token_ids=[7, 8], tokens=['a', 'b'], text='ab')
     """
-    if tokens >= len(chunk.token_ids):
+    if count < 0:
+        raise ValueError(f"first_tokens: count: expected at least 0 tokens, got {count}")
+    if count >= len(chunk.token_ids):
         return copy.copy(chunk)
     has_text = getattr(chunk, "text", None) is not None
-    return part_of(chunk, 0, tokens, _text(chunk, tokens) if has_text else None)
+    return part_of(chunk, 0, count, _text(chunk, count) if has_text else None)
 
 
 def part_of(chunk: C, start: int, end: int, text: str | None) -> C:
@@ -67,7 +80,7 @@ def cut_last(
             a class method named *kind*, and the text itself where it has none.
         stop_reason: The token or text that ended the stream, for chunks with a ``stop_reason``.
     """
-    part: Any = cut(chunk, tokens)
+    part: Any = first_tokens(chunk, tokens)
     part.finish_reason = _reason_of(chunk, kind) if reason is None else reason
     if hasattr(chunk, "stop_reason"):
         part.stop_reason = stop_reason

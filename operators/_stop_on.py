@@ -14,7 +14,7 @@ from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
 from operators._core.stage import Completed, Stage, StageResult, emit, fail_after, when
-from operators._cut import cut, cut_last
+from operators._cut import cut_last, first_tokens
 from operators._own_copy import own_copy
 from operators._stop_table import StopTable, stop_table
 
@@ -221,7 +221,7 @@ class _Answer:
             if length <= kept:
                 self.chunks.append((number, chunk))
             elif kept:
-                self.chunks.append((number, cut(chunk, kept)))
+                self.chunks.append((number, first_tokens(chunk, kept)))
             kept = max(kept - length, 0)
         return kept
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
-from operators._answers import Answers, MinTokens, answers_of
+from operators._answers import Answers, MinTokens
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
@@ -101,7 +101,7 @@ def stop_on_text(
         else:
             yield from tail.take_all_but(tail.begun(*stops))
 
-    return hold_back(step, limit=max(4096, longest), answers=answers_of(answers, scope))
+    return hold_back(step, limit=max(4096, longest), answers=answers, scope=scope)
 
 
 def _first_match(

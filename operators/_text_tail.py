@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from operators._answers import OpenAnswers
+from operators._answers import OpenAnswers, answers_of
 from operators._chunk import answer_of, has_content
+from operators._core.scope import StreamScope
 from operators._core.stage import Completed, Stage, complete_with, emit, fail_after
 from operators._cut import cut_last, part_of
 from operators._own_copy import own_copy
@@ -17,15 +18,20 @@ __all__ = ("TextTail", "hold_back")
 
 
 def hold_back(
-    step: Callable[[TextTail], Iterable[Any]], *, limit: int = 4096, answers: int = 1
+    step: Callable[[TextTail], Iterable[Any]],
+    *,
+    limit: int = 4096,
+    answers: int | None = None,
+    scope: StreamScope | None = None,
 ) -> Stage[Any, Any]:
     """
     Make the body of an operator that looks for something in text, across chunks.
 
     *step* is called with each chunk that has text, when it has been added to the :class:`TextTail`
     of its answer. It returns the chunks to hand out, which it takes from the tail; what it leaves
-    there is held back until its next call. What is held comes out by itself with the answer's
-    terminal, at the end of the stream and in front of a failure of the source. A redactor::
+    there is held back until its next call. With the answer's terminal, at the end of the stream and
+    in front of a failure of the source it is called for the last time (``tail.is_last``), and what
+    it leaves there then comes out by itself. A redactor::
 
         @operator
         def redact(secret: str) -> Stage[Any, Any]:
@@ -42,20 +48,25 @@ def hold_back(
             comes out.
         limit: How many characters, and how many chunks, an answer may hold back; what is more comes
             out, the oldest first.
-        answers: How many answers the request has. When *step* has ended an answer with
-            :meth:`TextTail.end`, and all others have ended too, the stream ends.
+        answers: How many answers the request has; by default what the scope says, or 1. When *step*
+            has ended an answer with :meth:`TextTail.end`, and all others have ended too, the stream
+            ends.
+        scope: The scope of the stream, which the operator has by a parameter of that name.
     """
     tails: dict[int, TextTail] = {}
-    open_answers = OpenAnswers(answers)
+    open_answers = OpenAnswers(answers_of(answers, scope))
     out: Any = emit()
     while True:
         try:
             chunk = yield out
         except Completed:
-            yield emit(*_rest(tails.values()))
+            yield emit(*_rest(tails.values(), step))
             return
         except Exception as error:
-            yield fail_after(error, *_rest(tails.values()))
+            made = _rest(tails.values(), step)
+            cut = [tail.index for tail in tails.values() if tail.has_ended]
+            ended = [open_answers.end(answer, cut=True) for answer in cut]
+            yield complete_with(*made) if any(ended) else fail_after(error, *made)
             return
         answer = answer_of(chunk)
         tail = tails.get(answer)
@@ -70,20 +81,36 @@ def hold_back(
             out = chunk
             continue
         tail.add(chunk)
-        made = [*step(tail)]
+        made = _made_by(step, tail)
         if is_terminal or tail.has_ended:
             made += tail.rest()
             if open_answers.end(answer, cut=tail.has_ended):
                 del tails[answer]
-                yield complete_with(*_rest(tails.values()), *made)
+                yield complete_with(*_rest(tails.values(), step), *made)
                 return
         else:
             made += tail.beyond(limit)
         out = emit(*made)
 
 
-def _rest(tails: Iterable[TextTail]) -> list[Any]:
-    return [chunk for tail in tails for chunk in tail.rest()]
+def _made_by(step: Callable[[TextTail], Iterable[Any]], tail: TextTail) -> list[Any]:
+    made = step(tail)
+    try:
+        chunks = iter(made)
+    except TypeError:
+        got = type(made).__name__
+        raise TypeError(f"hold_back: expected step to return chunks, got {got}") from None
+    return list(chunks)
+
+
+def _rest(tails: Iterable[TextTail], step: Callable[[TextTail], Iterable[Any]]) -> list[Any]:
+    """Return what is held where no more text comes, as *step* makes it."""
+    made: list[Any] = []
+    for tail in tails:
+        if not tail.is_empty:
+            tail.is_last = True
+            made += [*_made_by(step, tail), *tail.rest()]
+    return made
 
 
 class TextTail:
@@ -100,7 +127,7 @@ class TextTail:
     Attributes:
         index: Which of the request's answers it is.
         text: The text that is held.
-        is_last: The answer's terminal is held too, so no more text comes.
+        is_last: No more text comes: the answer's terminal is held too, or the stream is at its end.
         has_ended: :meth:`end` was called.
     """
 
@@ -124,7 +151,7 @@ class TextTail:
         """
         Return how many characters at the end of the text may begin one of *words*.
 
-        A terminal decides it: nothing is begun then.
+        Where no more text comes it is decided: nothing is begun then.
 
         >>> from rx_backend import LLMEngineOutput
         >>> tail = TextTail()

@@ -1,4 +1,19 @@
-"""What is needed to write an operator; see :func:`operator` for how that is done."""
+"""
+What is needed to write an operator; see :func:`operator` for how that is done.
+
+These are values and types, of which ``help()`` knows nothing:
+
+- ``SCOPE``: the default of a parameter ``scope``, filled in with the request's when a stage starts.
+- ``AnyOperator``: what may stand in a pipeline's list.
+- ``Clock``: a monotonic clock, in seconds: ``time.monotonic``, or a virtual loop's ``time``.
+- ``Merge``: merges the first of what waits; returns the merged items, and how many they are made of.
+- ``SameTypeOperator``: an operator that hands out items of the type that it takes; to a type checker
+  more than an ``Operator``.
+- ``Seconds``: a positive number of seconds, as the type of an operator's argument.
+- ``StopTokens``: a token id, or several token ids and sequences of token ids.
+- ``Takes``: what an operator takes: ``chunks``, ``items`` or ``anything``.
+- ``Transform[A, B]``: what makes items B of items A: an operator, ours or one of ``reactivex``.
+"""
 
 from operators._chunk import Chunk, Clock, answer_of, has_content
 from operators._core.arguments import AtLeast, Seconds
@@ -17,6 +32,7 @@ from operators._core.stage import (
     emit,
     fail_after,
 )
+from operators._cut import first_tokens
 from operators._merge_chunks import merge_chunks
 from operators._own_copy import own_copy
 from operators._pull_ahead import Merge
@@ -50,6 +66,7 @@ __all__ = (
     "detach",
     "emit",
     "fail_after",
+    "first_tokens",
     "has_content",
     "hold_back",
     "latency_figures",

@@ -34,7 +34,6 @@ class RequestScope:
         context: Its context.
         mode: The worker's role.
         span: Its span ``engine.generate``.
-        clock: Monotonic clock, in seconds.
         loop: The event loop that it runs on.
         recording: Whether anything is measured for its span (row P8).
         times: When its chunks with content came; filled in at the end of the engine's chunks.
@@ -42,11 +41,11 @@ class RequestScope:
     """
 
     __slots__ = (
+        "_clock",
         "_engine",
         "_has_pending_abort",
         "_observer",
         "_own_context",
-        "clock",
         "context",
         "loop",
         "mode",
@@ -75,7 +74,7 @@ class RequestScope:
         self.context = context
         self.mode = mode
         self.span = span
-        self.clock = clock
+        self._clock = clock
         self.loop = loop
         self.recording = recording
         self.times: TokenTimes = observer.times
@@ -89,6 +88,12 @@ class RequestScope:
     def id(self) -> str:
         """The request's id."""
         return self.context.id
+
+    @property
+    def clock(self) -> Clock:
+        """Monotonic clock, in seconds."""
+        # No attribute: pyright takes a function in a slot for a method, and this for no StreamScope.
+        return self._clock
 
     @property
     def answers(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from types import ModuleType
 
@@ -44,6 +45,16 @@ def test_no_module_hides_behind_an_export(package: ModuleType) -> None:
         if name.startswith(f"{package.__name__}.")
     }
     assert {name.split(".")[0] for name in modules} & set(package.__all__) == set()
+
+
+@pytest.mark.parametrize("name", authoring.__all__)
+def test_help_says_what_a_name_is(name: str) -> None:
+    """A class and a function by a docstring of their own; what can have none stands in the module's."""
+    value = getattr(authoring, name)
+    if (inspect.isclass(value) or inspect.isroutine(value)) and value.__name__ == name:
+        assert value.__doc__
+    else:
+        assert f"- ``{name}" in (authoring.__doc__ or "")
 
 
 def test_the_surface_of_operators_is_small() -> None:

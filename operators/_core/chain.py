@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import GeneratorType
 from typing import Any
 
-from operators._core.failures import drop_top_frame, nothing_due
+from operators._core.failures import add_operator_note, drop_top_frame, no_chunk, nothing_due
 from operators._core.stage import Callbacks, Completed, Condition, StageResult, Step
 from operators._core.stages import StageFactory, Stages, generator_of
 
@@ -114,7 +114,7 @@ class Chain(Stages):
                 item = step(item)
             except BaseException as error:
                 drop_top_frame(error)
-                self.stage_raised(error, here)
+                self.stage_raised(error, here, item, place)
                 return
             if item is None or type(item) is StageResult:
                 self.emitted(here, item)
@@ -145,13 +145,17 @@ class Chain(Stages):
                 return
             self.push(item, place + 1)
 
-    def stage_raised(self, error: BaseException, place: int) -> None:
+    def stage_raised(
+        self, error: BaseException, place: int, item: Any = None, since: int = 0
+    ) -> None:
         """
         Take an exception that came out of a step: the stage's end, or its failure.
 
         Args:
             error: ``StopIteration`` for a stage that returned.
             place: The stage.
+            item: What it was called with.
+            since: The first of the stages that the item came through.
         """
         stage = self._stages[place]
         has_returned = (
@@ -167,9 +171,31 @@ class Chain(Stages):
         if has_returned:
             self._returned(place, value)
             return
-        self._blame(error, place)
-        self._close(place, place + 1)
+        error = self._blame_step(error, place, item, since)
+        self._close(place, place + 1, error if isinstance(error, Exception) else None)
         self.fail(error, place + 1)
+
+    def _blame_step(self, error: BaseException, place: int, item: Any, since: int) -> BaseException:
+        """
+        Do as `_blame`, and return the error that counts.
+
+        In a request's pipeline, where an operator in front handed out no chunk, that is another
+        error, and the operator in front is named (row O5).
+        """
+        if self._scope is not None and self._factories[place].takes == "chunks":
+            wrong, name = no_chunk(error, item), self._made_by(item, place, since)
+            if wrong is not None and name is not None:
+                add_operator_note(wrong, name, self._scope)
+                return wrong
+        self._blame(error, place)
+        return error
+
+    def _made_by(self, item: object, place: int, since: int) -> str | None:
+        """Return the nearest operator before *place* that may have made *item*; None if unknown."""
+        for here in range(place - 1, since - 1, -1):
+            if self.steps[here] is not None and isinstance(self._stages[here], GeneratorType):
+                return self._factories[here].name
+        return self._factories[since - 1].name if since else None
 
     def _end_before(self, place: int) -> None:
         """End the stages before *place*, whose operator ended the stream."""

@@ -11,6 +11,7 @@ __all__ = (
     "add_operator_note",
     "drop_top_frame",
     "is_cancellation",
+    "no_chunk",
     "nothing_due",
     "redacted_exc_info",
 )
@@ -55,6 +56,17 @@ def redacted_exc_info(error: BaseException) -> ExcInfo:
 def nothing_due() -> TypeError:
     """Return the error for an operator that hands out None (row O5)."""
     return TypeError("expected an item to hand out, got None; emit() hands out nothing")
+
+
+def no_chunk(error: BaseException, item: object) -> TypeError | None:
+    """Return the error for an operator that hands out *item*; None unless it is no chunk, and led to *error*."""
+    if not isinstance(error, AttributeError | TypeError):
+        return None
+    if hasattr(item, "token_ids") and hasattr(item, "finish_reason"):
+        return None
+    wrong = TypeError(f"expected a chunk to hand out, got {type(item).__name__}")
+    wrong.__cause__ = error
+    return wrong
 
 
 def drop_top_frame(error: BaseException) -> None:

@@ -55,6 +55,9 @@ class ForeignSegment(Segment, Generic[ObserverT, InboxT]):
         has_completed = source.has_ended and not source.dropped
         return source.ended_by if has_completed else self._names
 
+    def made_by(self, item: object) -> str | None:
+        return self._source.made_by(item) or self._names
+
     def raised_by(self, error: BaseException) -> str | None:
         return None if id(error) == self._source.raised else self._names
 

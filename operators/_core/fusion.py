@@ -151,6 +151,7 @@ class FusedRun(Run, Generic[B]):
         self._state = WAITING
         task = chain.puller = asyncio.current_task(self.event_loop)
         chain.baseline = 0 if task is None else task.cancelling()
+        message: tuple[Any, ...] = ()
         while signal is not READY and signal is not RETURNED:
             try:
                 yield signal
@@ -158,8 +159,10 @@ class FusedRun(Run, Generic[B]):
                 self._abandon_pull()
                 raise
             except BaseException as error:
-                if isinstance(error, asyncio.CancelledError) and not chain.is_interrupted:
-                    chain.interrupt(interrupted=True)
+                if isinstance(error, asyncio.CancelledError):
+                    message = error.args
+                    if not chain.is_interrupted:
+                        chain.interrupt(interrupted=True)
                 signal = self._advance(self._generator.throw, error)
             else:
                 signal = self._advance(self._send, None)
@@ -169,10 +172,10 @@ class FusedRun(Run, Generic[B]):
             if is_waiting and self._is_unwinding() and not chain.is_interrupted:
                 # It was closed while something else unwound that has been caught since.
                 self._cancel_pull()
-        return self._end_wait(has_item=signal is READY)
+        return self._end_wait(message, has_item=signal is READY)
 
-    def _end_wait(self, *, has_item: bool) -> bool:
-        """Take what came of a pull that had to wait; return whether that is an item."""
+    def _end_wait(self, message: tuple[Any, ...], *, has_item: bool) -> bool:
+        """Take what came of a pull that had to wait, or raise its cancellation with *message*."""
         chain, task = self._chain, self._chain.puller
         if chain.own_cancels and task is not None:
             chain.own_cancels = 0
@@ -191,7 +194,7 @@ class FusedRun(Run, Generic[B]):
             if chain.is_interrupted:
                 chain.interrupt(interrupted=False)
         if is_cancelled:
-            raise asyncio.CancelledError
+            raise asyncio.CancelledError(*message)
         return has_item and not chain.dropped
 
     def put_back(self, items: Iterable[B]) -> None:

@@ -161,7 +161,7 @@ def loop(chain, source, get, pull{arguments}):
             except BaseException as error:
                 place = PLACES[error.__traceback__.tb_lineno]
                 drop_top_frame(error)
-                chain.stage_raised(error, place)
+                chain.stage_raised(error, place, item)
         if chain.has_ended:
             return
         while chain.out:

@@ -78,6 +78,14 @@ class PulledChain(Chain):
             return
         super().complete(place, ended_by or self._source_ended_by())
 
+    def made_by(self, item: object) -> str | None:
+        """Return the operator that handed out *item*; None unless it is in the slot."""
+        return self._made_by(item, len(self._stages), 0) if self.item is item else None
+
+    def _made_by(self, item: object, place: int, since: int) -> str | None:
+        name = super()._made_by(item, place, since)
+        return self.source.made_by(item) if not name and isinstance(self.source, Segment) else name
+
     def _source_ended_by(self) -> str | None:
         return self.source.ended_by if isinstance(self.source, Segment) else None
 

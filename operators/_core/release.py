@@ -151,6 +151,10 @@ class Run(Segment):
         """The operator that ended the stream before its source did; None where none did."""
         return self._chain.ended_by
 
+    def made_by(self, item: object) -> str | None:
+        """Return the operator that handed out *item*, the last one; None where that isn't known."""
+        return self._chain.made_by(item)
+
     def drop(self) -> None:
         """Close the stages, here and in front, and forget what was not handed out."""
         if self._state != OVER:

@@ -48,6 +48,11 @@ class Segment:
         """The operator that ended the stream before its source did; None where none did."""
         ...
 
+    @abstractmethod
+    def made_by(self, item: object) -> str | None:
+        """Return the operator that handed out *item*, the last one; None where that isn't known."""
+        ...
+
     def raised_by(self, error: BaseException) -> str | None:
         """Return the operator that raised what this part ended with, unless it has noted that."""
         return None
@@ -116,6 +121,9 @@ class PulledSegment(Segment):
     def ended_by(self) -> str | None:
         source = self._source
         return source.ended_by if source.has_ended and not source.dropped else self._name
+
+    def made_by(self, item: object) -> str | None:
+        return self._source.made_by(item) or self._name
 
     async def __anext__(self) -> Any:
         items = self._items

@@ -53,7 +53,8 @@ class StageResult:
     """
     What :func:`emit`, :func:`detach`, :func:`fail_after` and the like return.
 
-    Yield or return it at once; don't keep it.
+    Yield or return it at once; don't keep it. In a signature it stands beside an operator's items:
+    ``AsyncGenerator[Chunk | StageResult]``.
     """
 
     __slots__ = ("condition", "detaches", "ends", "error", "items")
@@ -258,5 +259,8 @@ if TYPE_CHECKING:
     AnyStage: TypeAlias = GeneratorType[Any, Any, Any] | Callbacks[Any, Any] | None
     """What a chain holds for a stage; None for one that has ended."""
 else:
-    Stage = Generator
+
+    class Stage(Generator):
+        """The type of an operator's generator: ``Stage[A, B]`` takes items A and hands out items B."""
+
     AnyStage = object

@@ -24,6 +24,11 @@ class StageFactory(Protocol):
         """Shown in errors."""
         ...
 
+    @property
+    def takes(self) -> str:
+        """What items it is made for."""
+        ...
+
     def start(self, scope: Any) -> Stage[Any, Any] | Callbacks[Any, Any] | None:
         """Make a new stage; None where there is nothing to do."""
         ...
@@ -83,7 +88,8 @@ class Stages:
             return raised, None
         return signal, None
 
-    def _close(self, place: int, end: int) -> None:
+    def _close(self, place: int, end: int, failure: Exception | None = None) -> None:
+        """Close the stages from *place* to *end*: a drop, unless it is for their own *failure*."""
         interrupt: BaseException | None = None
         for here in range(place, end):
             stage = self._stages[here]
@@ -93,7 +99,7 @@ class Stages:
                 if type(stage) is Callbacks:
                     self._stages[here] = None
                     if stage.on_end is not None:
-                        stage.on_end(None, True)
+                        stage.on_end(failure, failure is None)
                 else:
                     generator = cast("GeneratorType[Any, Any, Any]", stage)
                     if not generator.gi_running:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from reactivex import Observable
@@ -26,7 +26,7 @@ from rx_backend.testing.marble_source import (
     seconds,
     whole_frame,
 )
-from rx_backend.testing.virtual_run import run_virtual
+from rx_backend.testing.virtual_run import is_loop_running, run_virtual
 
 __all__ = ("MarbleFailure", "MarbleMismatch", "Marbles", "assert_marbles")
 
@@ -171,7 +171,8 @@ class Marbles:
         self._played = True
         frames = max([plan.frames, *(source.line.frames for source in self._sources)])
         recorder = Recorder(self.scheduler, plan, self.clock)
-        _run(self._play(recorder, stream, frames + _AFTERMATH))
+        playing = self._play(recorder, stream, frames + _AFTERMATH)
+        run_virtual(playing, in_thread=is_loop_running())
         events = tuple(
             MarbleEvent(whole_frame(time), kind, value) for time, kind, value in recorder.seen
         )
@@ -227,15 +228,6 @@ class Marbles:
     def _add(self, source: MarbleSource) -> MarbleSource:
         self._sources.append(source)
         return source
-
-
-def _run(playing: Coroutine[Any, Any, None]) -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        run_virtual(playing)
-    else:
-        run_virtual(playing, in_thread=True)
 
 
 def assert_marbles(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from rx_backend.testing.virtual_time import VirtualTimeLoop
 
-__all__ = ("run_virtual",)
+__all__ = ("is_loop_running", "run_virtual")
 
 T = TypeVar("T")
 
@@ -52,16 +52,23 @@ def run_virtual(
 
     if in_thread:
         return _run_in_thread(coroutine, make_loop)
+    if is_loop_running():
+        coroutine.close()
+        raise RuntimeError(
+            "run_virtual can't be called while an event loop runs in this thread; "
+            "in_thread=True runs it in a thread of its own, as in a notebook"
+        )
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        return runner.run(coroutine)
+
+
+def is_loop_running() -> bool:
+    """Return whether an event loop runs in this thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        with asyncio.Runner(loop_factory=make_loop) as runner:
-            return runner.run(coroutine)
-    coroutine.close()
-    raise RuntimeError(
-        "run_virtual can't be called while an event loop runs in this thread; "
-        "in_thread=True runs it in a thread of its own, as in a notebook"
-    )
+        return False
+    return True
 
 
 def _run_in_thread(

@@ -498,9 +498,11 @@ class TestATaskWaits:
         run = Run(engine)
         pulling = run.pull()
         await asyncio.sleep(1)
-        pulling.cancel()
+        pulling.cancel("the client left")
         await asyncio.wait([pulling])
         assert pulling.cancelled()
+        with pytest.raises(asyncio.CancelledError, match="the client left"):
+            await pulling
         assert await run.released() == DROPPED
 
     @pytest.mark.rows("S7")

@@ -171,6 +171,63 @@ def test_a_step_that_fails_lets_nothing_out(life: Life) -> None:
     assert (seen.items, seen.end) == ([], "LookupError('broken')")
 
 
+@operator
+def shout() -> Stage[Any, Any]:
+    """Hand out what is held in capitals, and without an end that is no sentence's."""
+
+    def step(tail: TextTail) -> Iterator[Any]:
+        done = tail.text.rfind(".") + 1
+        for chunk in tail.take(len(tail.text) if tail.is_last else done):
+            chunk.text = chunk.text and chunk.text.upper()
+            yield chunk
+
+    yield from hold_back(step)
+
+
+@pytest.mark.rows("S1", "S6")
+@pytest.mark.parametrize("error", [None, LookupError("gone")])
+@pytest.mark.parametrize("has_terminal", [False, True])
+def test_a_step_sees_what_is_held_at_any_end(
+    life: Life, error: Exception | None, *, has_terminal: bool
+) -> None:
+    """At a terminal, at an end without one and in front of a failure: nothing comes out behind it."""
+    chunks = [LLMEngineOutput([n], text=text) for n, text in enumerate(("so. an", "d"))]
+    chunks += [LLMEngineOutput.stop()] if has_terminal else []
+    seen = life(chunks, shout(), error=error)
+    assert text_of(seen.items) == "SO. AND"
+    assert ids_of(seen.items) == [0, 1]
+    assert seen.end == ("completed" if error is None else repr(error))
+
+
+@pytest.mark.rows("E3")
+@pytest.mark.parametrize("answers", [1, 2])
+def test_an_answer_that_a_step_ends_in_front_of_a_failure(life: Life, answers: int) -> None:
+    """It has its terminal; the failure is that of the answers that are open still."""
+
+    @operator
+    def held() -> Stage[Any, Any]:
+        yield from hold_back(lambda tail: tail.end(1) if tail.is_last else [], answers=answers)
+
+    seen = life([LLMEngineOutput([1], text="ab")], held(), error=LookupError("gone"))
+    (end,) = seen.items
+    assert (end.text, end.finish_reason) == ("a", FinishReason.STOP)
+    assert seen.end == ("completed" if answers == 1 else "LookupError('gone')")
+
+
+@pytest.mark.rows("O5")
+@pytest.mark.parametrize("made", [None, LLMEngineOutput(text="a")], ids=["nothing", "a chunk"])
+def test_a_step_that_returns_no_chunks(life: Life, made: Any) -> None:
+    """The error says what was expected of what."""
+
+    @operator
+    def forgetful() -> Stage[Any, Any]:
+        yield from hold_back(lambda _: made)
+
+    seen = life([LLMEngineOutput(text="a")], forgetful())
+    got = type(made).__name__
+    assert str(seen.error) == f"hold_back: expected step to return chunks, got {got}"
+
+
 def test_a_terminal_outlives_its_text(life: Life) -> None:
     """Where its text is dropped or replaced, it comes out without."""
     end = LLMEngineOutput([1], text="ab", finish_reason=FinishReason.LENGTH)

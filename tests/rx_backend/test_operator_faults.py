@@ -14,15 +14,20 @@ from operators import (
     NotAnOperator,
     Pipeline,
     annotate_errors,
+    coalesce,
+    deadlines,
     filter_async,
+    heartbeat,
     limit_tokens,
     map_async,
     stop_on,
+    tap,
     trace_link,
     until_terminal,
     usage,
     validate_contract,
 )
+from operators.assembly import name_of
 from operators.authoring import (
     AnyOperator,
     FusedRun,
@@ -30,6 +35,7 @@ from operators.authoring import (
     Stage,
     StageResult,
     complete_with,
+    detach,
     emit,
     fail_after,
     operator,
@@ -433,20 +439,106 @@ async def test_nothing_where_an_item_is_due(make: Callable[[Any], AnyOperator], 
 
 @pytest.mark.rows("O5", "S6")
 @pytest.mark.parametrize("value", [5, "text", {"token_ids": [1]}], ids=["int", "text", "mapping"])
-@pytest.mark.parametrize("make", [saying, saying_async])
+@pytest.mark.parametrize("make", [saying, saying_async, mapping_to, mapping_async_to])
+@pytest.mark.parametrize("before", ["until_terminal", "trace_link", "annotate_errors"])
 @virtual
-async def test_a_value_of_the_wrong_type(make: Callable[[Any], AnyOperator], value: Any) -> None:
-    """Among the chunks it is an error that names an operator, and no silent loss."""
+async def test_a_value_of_the_wrong_type(
+    make: Callable[[Any], AnyOperator], before: str, value: Any
+) -> None:
+    """Among the chunks it is an error that names the operator that made it, and no silent loss."""
     spans = Spans()
-    pipeline = standard_pipeline.insert_before("until_terminal", make(value))
+    pipeline = standard_pipeline.insert_before(before, make(value))
     adapter = adapter_of(ScriptedEngine(token(1), token(2), stop()), spans=spans, pipeline=pipeline)
     with capture_logs() as events:
         *items, last = await collect(await adapter.generate(request()))
     assert tokens_of(items) == [[1]]
     assert isinstance(last.error, Unknown)
+    assert str(last.error.__cause__) == f"expected a chunk to hand out, got {type(value).__name__}"
     (event,) = [event for event in events if event["log_level"] == "error"]
-    assert event["operator"]
+    assert event["operator"] == NAMES.get(make.__name__, make.__name__)
     assert spans.one().status.description == "Backend(Unknown)"
+
+
+@operator
+def leaving_with(result: Any) -> Stage[Any, Any]:
+    """Hand out *result* for the second item, in some other way than one for one."""
+    item = yield
+    item = yield item
+    while True:
+        item = yield result
+
+
+@operator
+def passing(*, detached: bool = False) -> Stage[Any, Any]:
+    """Pass every item on."""
+    item = yield
+    while True:
+        item = yield detach(item) if detached else item
+
+
+PASSING: list[AnyOperator] = [
+    coalesce(),
+    deadlines(idle_s=5),
+    heartbeat(5, token(0)),
+    map_async(itself),
+    tap(id),
+    ops.do_action(),
+]
+
+
+@pytest.mark.rows("O5", "S6")
+@pytest.mark.parametrize(
+    "make_result", [emit, detach, complete_with], ids=["emit", "detach", "complete_with"]
+)
+@virtual
+async def test_a_value_of_the_wrong_type_however_it_is_handed_out(
+    make_result: Callable[..., StageResult],
+) -> None:
+    """The operator is named, and none that the value did not come through."""
+    operators = [passing(), leaving_with(make_result("text")), passing(detached=True)]
+    pipeline = standard_pipeline.insert_before("annotate_errors", *operators)
+    adapter = adapter_of(ScriptedEngine(token(1), token(2), stop()), pipeline=pipeline)
+    with capture_logs() as events:
+        *items, last = await collect(await adapter.generate(request()))
+    assert tokens_of(items) == [[1]]
+    assert isinstance(last.error, Unknown)
+    (event,) = [event for event in events if event["log_level"] == "error"]
+    assert event["operator"] == "leaving_with"
+
+
+@pytest.mark.rows("O5", "S6")
+@pytest.mark.parametrize("make", [saying, saying_async, mapping_to, mapping_async_to])
+@pytest.mark.parametrize("behind", PASSING, ids=name_of)
+@virtual
+async def test_a_value_of_the_wrong_type_that_others_pass_on(
+    make: Callable[[Any], AnyOperator], behind: AnyOperator
+) -> None:
+    """An operator that pulls for itself, and hands the value out as it came, is not named."""
+    pipeline = standard_pipeline.insert_before("annotate_errors", make({"a": 1}), behind)
+    adapter = adapter_of(ScriptedEngine(token(1), token(2), stop()), pipeline=pipeline)
+    with capture_logs() as events:
+        *_, last = await collect(await adapter.generate(request()))
+    assert isinstance(last.error, Unknown)
+    (event,) = [event for event in events if event["log_level"] == "error"]
+    name = NAMES.get(make.__name__, make.__name__)
+    # Stock operators side by side are one chain.
+    are_one = make is mapping_to and name_of(behind) == "do_action"
+    assert event["operator"] == ("map, do_action" if are_one else name)
+
+
+@pytest.mark.rows("O4")
+@virtual
+async def test_an_operator_that_fails_over_a_chunk_is_named_itself() -> None:
+    """A TypeError over a good chunk is no fault of what is in front."""
+    error = TypeError("broken")
+    pipeline = standard_pipeline.insert_before("annotate_errors", passing(), raising(error))
+    adapter = adapter_of(ScriptedEngine(token(1), token(2), stop()), pipeline=pipeline)
+    with capture_logs() as events:
+        *_, last = await collect(await adapter.generate(request()))
+    assert last.error is not None
+    assert last.error.__cause__ is error
+    (event,) = [event for event in events if event["log_level"] == "error"]
+    assert event["operator"] == "raising"
 
 
 @pytest.mark.rows("O5")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 from opentelemetry.trace import StatusCode
 
 from operators import Pipeline, limit_tokens, stop_on, usage
-from operators.authoring import AnyOperator, Operator
+from operators.authoring import SCOPE, AnyOperator, Operator, Stage, TextTail, hold_back, operator
 from rx_backend import protocols
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
@@ -140,6 +143,32 @@ async def test_a_request_own_limits() -> None:
         asked.stop_conditions.max_tokens = limit
         asked.stop_conditions.stop_token_ids_hidden = None if stop_id is None else [stop_id]
         assert tokens_of(await collect(await adapter.generate(asked))) == expected
+
+
+@pytest.mark.rows("E3")
+@virtual
+async def test_text_that_ends_one_of_several_answers() -> None:
+    """`hold_back` has from the scope how many there are: the stream goes on with the other one."""
+
+    @operator(takes="chunks")
+    def stop_at(stop: str, *, scope: RequestScope = SCOPE) -> Stage[LLMEngineOutput, Any]:
+        def step(tail: TextTail) -> Iterator[LLMEngineOutput]:
+            place = tail.text.find(stop)
+            yield from tail.rest() if place < 0 else tail.end(place)
+
+        return (yield from hold_back(step, scope=scope))
+
+    said = [(0, "a"), (1, "b"), (0, "c"), (1, "a")]
+    engine = ScriptedEngine(*[LLMEngineOutput(text=text, index=index) for index, text in said])
+    asked = request()
+    asked.sampling_options.n = 2
+    items = await collect(await adapter_of(engine).with_operators(stop_at("a")).generate(asked))
+    chunks = [item.data for item in items if item.data]
+    assert [(chunk.index, chunk.text, str(chunk.finish_reason)) for chunk in chunks] == [
+        (0, None, "stop"),
+        (1, "b", "None"),
+        (1, None, "stop"),
+    ]
 
 
 @pytest.mark.rows("S5")

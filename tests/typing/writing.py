@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any, assert_type
 
 from operators.authoring import (
@@ -11,7 +11,9 @@ from operators.authoring import (
     Operator,
     SameTypeOperator,
     Stage,
+    TextTail,
     emit,
+    hold_back,
     operator,
     same_type,
 )
@@ -41,6 +43,17 @@ def named(suffix: str, *, scope: RequestScope = SCOPE) -> Stage[LLMEngineOutput,
     while True:
         chunk.text = scope.request.model + suffix
         chunk = yield chunk
+
+
+@operator(takes="chunks")
+def without_blanks(*, scope: RequestScope = SCOPE) -> Stage[LLMEngineOutput, LLMEngineOutput]:
+    """End an answer at a blank: a request's scope is one of a stream."""
+
+    def step(tail: TextTail) -> Iterable[LLMEngineOutput]:
+        place = tail.text.find(" ")
+        return tail.rest() if place < 0 else tail.end(place)
+
+    return (yield from hold_back(step, scope=scope))
 
 
 @operator

@@ -232,8 +232,9 @@ def test_a_bug_below_a_pushed_source_is_not_hidden() -> None:
 
         return Observable(subscribe)
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError) as raised:
         assert_marbles(forgetful, source="-a-|", result="-a-|", hot=True)
+    assert raised.value.__context__ is None
 
 
 def test_subjects_can_be_mixed_in() -> None:

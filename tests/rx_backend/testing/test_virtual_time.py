@@ -398,6 +398,17 @@ def test_what_fails_in_the_thread_is_raised_to_the_caller(leaks: LeakWatch) -> N
         run_virtual(asyncio.Event().wait(), thread_grace_s=0.001, in_thread=True)
 
 
+def test_what_fails_is_raised_alone() -> None:
+    """Its traceback shows no other exception that was being handled."""
+
+    async def fails() -> None:
+        raise LookupError("no such tenant")
+
+    with pytest.raises(LookupError) as raised:
+        run_virtual(fails())
+    assert raised.value.__context__ is None
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
 def test_an_interrupt_cancels_what_runs_in_the_thread() -> None:
     """Ctrl-C, or a notebook's stop button, ends a run that would go on for ever."""
