@@ -68,8 +68,7 @@ async def disposes_in_thread(request: Request) -> None:
     subscription = stream.subscribe(*observer)
     del stream
     await request.pause()
-    request.drop()
-    await request.loop.run_in_executor(None, subscription.dispose)
+    await request.drop_in_thread(subscription.dispose)
 
 
 @consumer()

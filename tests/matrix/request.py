@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from random import Random
 from typing import Any, cast
@@ -176,6 +176,13 @@ class Request:
         """Note that the stream is dropped now."""
         self.record.closes += 1
         self._begin_drop()
+
+    async def drop_in_thread(self, drop: Callable[[], None]) -> None:
+        """Drop the stream by calling *drop* in another thread, which may come to it late."""
+        self.record.closes += 1
+        self.record.is_dropped = True
+        await self.loop.run_in_executor(None, drop)
+        self.loop.call_soon(self.loop.call_soon, self._drop_is_over)
 
     def _begin_drop(self) -> None:
         if not self.record.is_dropped:
