@@ -313,5 +313,4 @@ async def loses_in_thread(request: Request) -> None:
     """Loses the last reference to the stream in another thread."""
     holder = [await request.open()]
     await request.some(holder[0])
-    request.drop()
-    await request.loop.run_in_executor(None, holder.clear)
+    await request.drop_in_thread(holder.clear)
