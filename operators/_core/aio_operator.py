@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import reactivex
 
-from operators._core.aio_subscription import Observes, SubscribesAsync
-from operators._core.operator import NotAnOperator
+from operators._core.aio_inbox import SubscribesAsync
+from operators._core.foreign import kind_of
+
+if TYPE_CHECKING:
+    from aioreactive import AsyncObserver
 
 __all__ = (
     "AioOperator",
     "answers_within_asend",
-    "applied_async",
     "async_observable",
     "is_aio_operator",
 )
@@ -37,12 +39,8 @@ def is_aio_operator(operator: Callable[..., Any]) -> bool:
     package = (getattr(operator, "__module__", None) or "").partition(".")[0]
     if package in {"operators", "reactivex"}:
         return False
-    probed = _applied(operator, _NEVER)
-    if isinstance(probed, reactivex.abc.ObservableBase):
-        return False
-    if not hasattr(probed, "subscribe_async"):
-        probed = _applied(operator, _async_never())
-    return hasattr(probed, "subscribe_async")
+    kind = _kind_after(operator, _NEVER) or _kind_after(operator, async_observable(_never))
+    return kind == "AsyncObservable"
 
 
 def answers_within_asend(operator: AioOperator) -> bool:
@@ -62,47 +60,21 @@ def answers_within_asend(operator: AioOperator) -> bool:
     return operator.__qualname__ == "_scan.<locals>._scan_operator"
 
 
-def applied_async(
-    operator: AioOperator, source: SubscribesAsync[Any], where: str
-) -> SubscribesAsync[Any]:
-    """
-    Apply an ``aioreactive`` operator.
-
-    Raises:
-        NotAnOperator: It gives no AsyncObservable, or can't be applied at all; names *where*.
-    """
-    result = _applied(operator, source)
-    if isinstance(result, Exception):
-        raise NotAnOperator(
-            f"{where} is no operator: {operator!r} can't be applied to an AsyncObservable: "
-            f"{type(result).__name__}: {result}"
-        ) from result
-    if not hasattr(result, "subscribe_async"):
-        raise NotAnOperator(
-            f"{where} is no operator: applied to an AsyncObservable it gave "
-            f"{type(result).__name__}, expected an AsyncObservable"
-        )
-    return cast("SubscribesAsync[Any]", result)
-
-
-def async_observable(subscribe: Callable[[Observes], Any]) -> SubscribesAsync[Any]:
+def async_observable(subscribe: Callable[[AsyncObserver[Any]], Any]) -> SubscribesAsync[Any]:
     """Return an AsyncObservable with operators as methods, which those of a user may want."""
-    from aioreactive import AsyncAnonymousObservable, AsyncRx  # noqa: PLC0415 - who has operators of it has it
+    from aioreactive import AsyncAnonymousObservable, AsyncRx  # noqa: PLC0415 - who has operators has it
 
     return AsyncRx(AsyncAnonymousObservable[Any](subscribe))
 
 
-def _async_never() -> SubscribesAsync[Any]:
-    import aioreactive  # noqa: PLC0415 - who has operators of it has it
-
-    return aioreactive.AsyncRx(aioreactive.never())
-
-
-def _applied(operator: Callable[..., Any], source: object) -> object:
+def _kind_after(operator: Callable[..., Any], source: object) -> str | None:
     try:
-        return operator(source)
-    except Exception as error:
-        return error
+        return kind_of(operator(source))
+    except Exception:
+        return None
+
+
+async def _never(observer: object) -> None: ...
 
 
 _NEVER = reactivex.never()

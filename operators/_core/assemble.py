@@ -12,10 +12,11 @@ from reactivex import Observable
 from typing_extensions import TypeVar
 
 from operators._core.aio import AioOperator, AioSegment, is_aio_operator
+from operators._core.foreign import applied
 from operators._core.fusion import FusedRun
 from operators._core.item_types import Transform
 from operators._core.operator import NotAnOperator, Operator, PullingOperator
-from operators._core.rx import RxOperator, RxSegment, applied
+from operators._core.rx import RxOperator, RxSegment
 from operators._core.segment import Segment, close_quietly
 from operators._core.tasks import start_task
 
@@ -244,7 +245,7 @@ def _boundary(where: tuple[str, int], item: object) -> Boundary | None:
         )
     if is_aio_operator(item):
         return Boundary("aioreactive", (item,), where)
-    applied(cast("RxOperator", item), _NEVER, f"{name}[{place}]")
+    applied(_NEVER, (item,), where)
     return Boundary("reactivex", (item,), where)
 
 

@@ -7,8 +7,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from reactivex import Observable, abc
 
-from operators._core.aio_inbox import AioInbox
-from operators._core.aio_subscription import SubscribesAsync
+from operators._core.aio_inbox import AioInbox, SubscribesAsync
 from operators._core.inbox import Inbox, RxInbox
 
 __all__ = ("AsyncObservableSource", "ObservableSource", "source_of")
