@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from operators._chunk import Clock
 
-__all__ = ("LazyTimer", "check_seconds")
+__all__ = ("LazyTimer",)
 
 
 class LazyTimer:
@@ -94,25 +94,3 @@ def _end_turn(timer_ref: weakref.ref[LazyTimer]) -> None:
 def _clock_of(loop: asyncio.AbstractEventLoop) -> Clock:
     """Return the function behind the clock of a stock loop, which saves a call for each chunk."""
     return time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
-
-
-def check_seconds(name: str, value: object, *, zero: bool = False) -> None:
-    """
-    Check an option that is a length of time in seconds.
-
-    Args:
-        name: The operator and its option, for the error.
-        value: What was given.
-        zero: Whether zero will do.
-
-    Raises:
-        ValueError: It is no finite number, or negative, or zero where that won't do.
-    """
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not (0 <= value < math.inf)
-        or (value == 0 and not zero)
-    ):
-        wanted = "a number of seconds, 0 or more" if zero else "a positive number of seconds"
-        raise ValueError(f"{name}: expected {wanted}, got {value!r}")

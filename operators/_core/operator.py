@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import (
     Any,
     Concatenate,
@@ -149,16 +149,10 @@ class PullingOperator(Operator[A, B]):
 
     __slots__ = ()
 
-    def generate(self, source: FusedRun[A], scope: Any) -> AsyncGenerator[B]:
-        """Make a new generator."""
-        return self._function(source, *self._args, **self._with_scope(scope))
-
     def segment(self, source: FusedRun[A], scope: Any) -> PulledSegment:
         """Make the part of a pipeline that stands behind *source*."""
-        return PulledSegment(source, functools.partial(self._begin, scope), self.name, scope)
-
-    def _begin(self, scope: Any, source: FusedRun[A]) -> AsyncGenerator[B]:
-        return self.generate(source, scope)
+        generator = self._function(source, *self._args, **self._with_scope(scope))
+        return PulledSegment(source, generator, self.name, scope)
 
     def __call__(self, source: Observable[A]) -> Observable[B]:
         """Apply the operator to an Observable, in a task of the running event loop."""

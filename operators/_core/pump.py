@@ -6,40 +6,17 @@ import asyncio
 import contextvars
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from operators._core.failures import drop_top_frame
 from operators._core.tasks import current_task, done, start_task
 
-__all__ = ("Pullable", "Pump")
+if TYPE_CHECKING:
+    from operators._core.fusion import FusedRun
+
+__all__ = ("Pump",)
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-
-
-class Pullable(Protocol[T_co]):
-    """What a pump pulls: a run."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether the item handed out last was the last one."""
-        ...
-
-    def __anext__(self) -> Awaitable[T_co]:
-        """Return the next item."""
-        ...
-
-    def close(self) -> None:
-        """Drop the source without waiting; a pull under way ends."""
-        ...
-
-    def pulled_by(self, pump: asyncio.Task[None]) -> None:
-        """Note that the task *pump* pulls it."""
-        ...
-
-    async def aclose(self) -> None:
-        """Drop the source and wait until it is released."""
-        ...
 
 
 class Pump(Generic[T]):
@@ -80,7 +57,7 @@ class Pump(Generic[T]):
 
     def __init__(
         self,
-        source: Pullable[T],
+        source: FusedRun[T],
         on_item: Callable[[T], Awaitable[None] | None],
         on_end: Callable[[BaseException | None], Awaitable[None] | None],
         context: contextvars.Context | None = None,
