@@ -52,12 +52,11 @@ def _row(key: Key, tally: Tally) -> _Row:
 
 
 def _tally(row: _Row) -> Tally:
-    tally = Tally()
-    for name in _NUMBERS:
-        setattr(tally, name, getattr(row, name))
-    tally.ttft = LatencySketch.of_bins(row.ttft) if row.ttft else None
-    tally.itl = LatencySketch.of_bins(row.itl) if row.itl else None
-    return tally
+    return Tally(
+        **{name: getattr(row, name) for name in _NUMBERS},
+        ttft=LatencySketch.of_bins(row.ttft) if row.ttft else None,
+        itl=LatencySketch.of_bins(row.itl) if row.itl else None,
+    )
 
 
 def encode(window_s: float, covered_s: float, tallies: Mapping[Key, Tally]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple, TypeAlias, cast
 
@@ -53,6 +54,7 @@ class Ended(NamedTuple):
     itl_s: Sequence[float] = ()
 
 
+@dataclass(slots=True, eq=False)
 class Tally:
     """
     Counts and latencies of requests.
@@ -66,18 +68,15 @@ class Tally:
         itl: Inter-token latencies, one for each token; None for none.
     """
 
-    __slots__ = ("cancelled", "failed", "good", "itl", "late", "open", "slow", "tokens", "ttft")
-
-    def __init__(self) -> None:
-        self.good = 0
-        self.slow = 0
-        self.failed = 0
-        self.cancelled = 0
-        self.tokens = 0
-        self.open = 0
-        self.late = 0
-        self.ttft: LatencySketch | None = None
-        self.itl: LatencySketch | None = None
+    good: int = 0
+    slow: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    tokens: int = 0
+    open: int = 0
+    late: int = 0
+    ttft: LatencySketch | None = None
+    itl: LatencySketch | None = None
 
     def add(self, ended: Ended) -> None:
         """Count one request that has ended."""
