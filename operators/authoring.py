@@ -1,6 +1,7 @@
 """What is needed to write an operator; see :func:`operator` for how that is done."""
 
 from operators._chunk import Chunk, Clock, answer_of, has_content
+from operators._coalesce import Merge
 from operators._core.arguments import AtLeast, Seconds
 from operators._core.assemble import AnyOperator
 from operators._core.fusion import FusedRun
@@ -19,7 +20,6 @@ from operators._core.stage import (
 )
 from operators._merge_chunks import merge_chunks
 from operators._own_copy import own_copy
-from operators._pull_ahead import Merge
 from operators._stop_on import StopTokens
 from operators._text_tail import TextTail, hold_back
 from operators.token_times import latency_figures, nearest_rank
