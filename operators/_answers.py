@@ -24,12 +24,7 @@ def answers_of(answers: int | None, scope: StreamScope | None) -> int:
 
 
 class OpenAnswers:
-    """
-    The answers of one stream, for an operator that may end one of them early (row E3).
-
-    Args:
-        count: How many answers the request has.
-    """
+    """The answers of one stream, for an operator that may end one of them early (row E3)."""
 
     __slots__ = ("_count", "_ended", "_has_cut")
 
@@ -44,11 +39,7 @@ class OpenAnswers:
 
     def end(self, answer: int, *, cut: bool = False) -> bool:
         """
-        Note that *answer* has ended.
-
-        Args:
-            answer: Its index.
-            cut: The operator ended it, not the engine.
+        Note that *answer* has ended: by the engine, or *cut* by the operator.
 
         Returns:
             Whether the stream is to end: the operator has cut an answer, so that the engine may

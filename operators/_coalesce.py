@@ -178,14 +178,6 @@ class _Ahead:
     A consumer that is back within a turn of the loop pulls by itself. A step of the source that has
     begun meanwhile is awaited by the consumer, never given up.
 
-    Args:
-        source: What to pull.
-        max_chunks: How many items may wait.
-        max_tokens: How many tokens may wait, give or take the last item; None for any number.
-        overflow: Makes the exception with which the stream fails when nothing more may wait; None
-            to stop pulling then.
-        counts: Where to count what waited.
-
     Attributes:
         is_away: Whether the consumer has left and is not back; to be cleared when it is.
     """

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from operators._core.aio_inbox import TURNS, AioInbox
+from operators._core.aio_inbox import TURNS, AioInbox, SubscribesAsync
 from operators._core.aio_operator import (
     AioOperator,
     answers_within_asend,
     async_observable,
     is_aio_operator,
 )
-from operators._core.foreign import ForeignSegment, applied
+from operators._core.foreign import ForeignSegment
 from operators._core.tasks import weakly
 
 if TYPE_CHECKING:
@@ -25,36 +23,20 @@ __all__ = ("AioOperator", "AioSegment", "is_aio_operator")
 
 class AioSegment(ForeignSegment[AioInbox]):
     """
-    Neighbouring ``aioreactive`` operators between two parts of a pulled pipeline.
+    Neighbouring ``aioreactive`` operators, subscribed to at the first pull.
 
     They are given an item by awaiting their ``asend``. Those that don't answer within it hand items
     to tasks of their own, so a task pulls for them: once for each pull of the consumer, and again
     while nothing has come of an item for some turns of the loop. Their ``asend`` to us returns
     while no more than one item waits; what is in their mailboxes waits there.
-
-    The operators are subscribed to at the first pull.
-
-    Args:
-        source: The part before this one.
-        operators: The operators, in order.
-        where: What the list is called, and the place of the first, for errors.
-        context: The context that whoever pulls is in; the task pulls in it too.
-
-    Raises:
-        NotAnOperator: An operator gives no AsyncObservable, or can't be applied at all.
     """
 
     __slots__ = ()
 
-    def __init__(
-        self,
-        source: Any,
-        operators: Sequence[AioOperator],
-        where: tuple[str, int] = ("pipeline", 0),
-        context: contextvars.Context | None = None,
-    ) -> None:
-        super().__init__(source, operators)
-        # The library's tasks refer to these, but keep no lost stream alive.
+    _answers_at_once = staticmethod(answers_within_asend)
+
+    def _observable(self) -> SubscribesAsync[Any]:
+        # The library's tasks refer to these.
         subscribed, unsubscribed = weakly(self._subscribed), weakly(self._unsubscribed)
 
         async def unsubscribe() -> None:
@@ -66,11 +48,11 @@ class AioSegment(ForeignSegment[AioInbox]):
             subscribed(observer)
             return AsyncDisposable.create(unsubscribe)
 
-        observable = applied(async_observable(subscribe), operators, where)
-        if not all(map(answers_within_asend, operators)):
-            self._detach(context)
+        return async_observable(subscribe)
+
+    def _receive(self, observable: SubscribesAsync[Any]) -> None:
         # Most operators forget to leave their source at the end.
-        self._inbox = AioInbox(observable, lead=-1, on_end=unsubscribed)
+        self._inbox = AioInbox(observable, lead=-1, on_end=weakly(self._unsubscribed))
 
     async def _feed(self, item: Any) -> None:
         if self._observer is not None:

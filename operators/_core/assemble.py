@@ -31,14 +31,7 @@ R = TypeVar("R", bound=FusedRun[Any])
 
 
 class Boundary(NamedTuple):
-    """
-    What stands between two runs: an operator that pulls for itself, or neighbours of one library.
-
-    Attributes:
-        kind: Which of the three it is.
-        operators: The operators.
-        where: What the list is called, and the place of the first, for errors.
-    """
+    """What stands between two runs: an operator that pulls for itself, or neighbours of one library."""
 
     kind: Literal["pulling", "reactivex", "aioreactive"]
     operators: tuple[Any, ...]
@@ -166,16 +159,10 @@ def make_stream(
     on_left: Callable[[Sequence[Any]], None] | None = None,
 ) -> R:
     """
-    Do as :func:`fuse`, for a stream of a class of one's own.
+    Do as :func:`fuse`, for a class derived from `FusedRun`.
 
-    Args:
-        source: As for :func:`fuse`, and so are those that are not named here.
-        operators: Operators in order, or the plan of them.
-        stream: The class to make, derived from `FusedRun`.
-        own_context: The context to run source and operators in.
-        scope: Handed to operators with a parameter ``scope``.
-        on_end: Called once when the stream is over, with whether it was dropped.
-        on_left: Called before it with items that were ready, and that a drop keeps from the consumer.
+    *on_left* is called before *on_end* with items that were ready, and that a drop keeps from the
+    consumer.
     """
     current = source
     try:

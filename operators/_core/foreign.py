@@ -26,11 +26,17 @@ class ForeignSegment(Segment, Generic[InboxT]):
     Neighbouring operators of one library between two parts of a pulled pipeline.
 
     Operators that answer at once are fed within the consumer's pull, until an item comes out. If
-    one of them does not, all are detached: a task pulls the source while the consumer waits.
+    one of them does not, all are detached: a task pulls the source while the consumer waits and
+    nothing has come out.
 
     Args:
         source: The part before this one.
         operators: The operators, in order.
+        where: What the list is called, and the place of the first, for errors.
+        context: The context that whoever pulls is in; the task pulls in it too.
+
+    Raises:
+        NotAnOperator: An operator gives no observable, or can't be applied at all.
     """
 
     __slots__ = (
@@ -45,17 +51,36 @@ class ForeignSegment(Segment, Generic[InboxT]):
 
     _inbox: InboxT
 
-    def __init__(self, source: Any, operators: Sequence[Callable[[Any], Any]]) -> None:
+    def __init__(
+        self,
+        source: Any,
+        operators: Sequence[Callable[[Any], Any]],
+        where: tuple[str, int] = ("pipeline", 0),
+        context: contextvars.Context | None = None,
+    ) -> None:
         self._source = source
         self._names = ", ".join(map(name_of, operators))
         self._observer: Any = None
         self._is_subscribed = False
         # None where the consumer's pull feeds the operators.
         self._pump: Pump[Any] | None = None
+        observable = applied(self._observable(), operators, where)
+        if not all(map(self._answers_at_once, operators)):
+            self._pump = Pump(source, self._feed, self._source_ended, context)
+        self._receive(observable)
 
-    def _detach(self, context: contextvars.Context | None) -> None:
-        """Have the source pulled in a task, in *context*."""
-        self._pump = Pump(self._source, self._feed, self._source_ended, context)
+    @staticmethod
+    @abstractmethod
+    def _answers_at_once(operator: Any) -> bool:
+        """Return whether an operator emits only while it is handed a signal of its source."""
+
+    @abstractmethod
+    def _observable(self) -> Any:
+        """Return the source as an observable of the library, which does not keep this part alive."""
+
+    @abstractmethod
+    def _receive(self, observable: Any) -> None:
+        """Make the inbox for what the operators emit."""
 
     @abstractmethod
     def _feed(self, item: Any) -> Awaitable[None] | None:
@@ -182,13 +207,8 @@ def applied(source: Any, operators: Sequence[Callable[[Any], Any]], where: tuple
     """
     Apply operators to an observable of their library, in order.
 
-    Args:
-        source: The observable.
-        operators: The operators.
-        where: What their list is called, and the place of the first, for errors.
-
     Raises:
-        NotAnOperator: One gives no observable of that kind, or can't be applied at all.
+        NotAnOperator: One gives no observable of that kind, or can't be applied at all; names where.
     """
     kind = kind_of(source)
     name, first = where

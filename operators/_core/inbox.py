@@ -20,10 +20,7 @@ __all__ = ("Inbox", "RxInbox")
 
 class Inbox(Mailbox[Any]):
     """
-    A mailbox that a subscription fills.
-
-    Args:
-        observable: What to subscribe to, at the first pull.
+    A mailbox that a subscription fills, begun at the first pull.
 
     Attributes:
         is_ahead: Something may wait that nobody asked for.

@@ -52,13 +52,7 @@ class _Detour(BaseException):
 
 @cache
 def compiled(shape: tuple[Visit, ...], tells_end: bool) -> Callable[..., Loop]:
-    """
-    Compile the loop for a shape.
-
-    Args:
-        shape: How items visit each stage.
-        tells_end: Whether the source says with an item whether that is the last.
-    """
+    """Compile the loop for a shape; *tells_end*: the source says with an item whether it is the last."""
     body = _Body(shape, tells_end)
     text = _LOOP.format(
         arguments="".join(f", {name}" for name in body.arguments), body="\n".join(body.lines)

@@ -87,13 +87,7 @@ class Mailbox(Generic[T]):
             self._waiter = None
 
     async def get(self) -> T:
-        """
-        Wait for an item.
-
-        Raises:
-            StopAsyncIteration: The queue is at its end.
-            BaseException: What it ended with, once.
-        """
+        """Wait for an item; raise what the queue ended with, once, and then ``StopAsyncIteration``."""
         while not self._items:
             if self.is_closed:
                 self.raise_end()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence, Sized
+from collections.abc import Awaitable, Callable, Sized
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -13,7 +12,7 @@ from reactivex import Observable, abc, typing
 from reactivex.disposable import Disposable, SingleAssignmentDisposable
 from reactivex.scheduler import CurrentThreadScheduler
 
-from operators._core.foreign import ForeignSegment, applied
+from operators._core.foreign import ForeignSegment
 from operators._core.inbox import RxInbox
 from operators._core.loop_scheduler import LoopScheduler
 from operators._core.naming import home_of
@@ -105,34 +104,19 @@ class _SegmentScheduler(LoopScheduler):
 
 class RxSegment(ForeignSegment[RxInbox]):
     """
-    Neighbouring ``reactivex`` operators between two parts of a pulled pipeline.
+    Neighbouring ``reactivex`` operators, applied as by ``source.pipe(*operators)``.
 
-    Where they are detached, a task pulls the source while the consumer waits and nothing has come
-    out, so that an operator may emit from a timer or another stream at any moment. Where such items
-    wait, each pull of the consumer permits one of the source (row S4): a timer faster than the
-    consumer keeps nobody from the source.
-
-    Args:
-        source: The part before this one.
-        operators: The operators, applied as by ``source.pipe(*operators)``.
-        where: What the list is called, and the place of the first, for errors.
-        context: The context that whoever pulls is in; the task pulls in it too.
-
-    Raises:
-        NotAnOperator: An operator gives no Observable, or can't be applied at all.
+    Where they are detached, an operator may emit from a timer or another stream at any moment. Where
+    such items wait, each pull of the consumer permits one of the source (row S4): a timer faster than
+    the consumer keeps nobody from the source.
     """
 
     __slots__ = ("_scheduler",)
 
-    def __init__(
-        self,
-        source: Any,
-        operators: Sequence[RxOperator],
-        where: tuple[str, int] = ("pipeline", 0),
-        context: contextvars.Context | None = None,
-    ) -> None:
-        super().__init__(source, operators)
-        # A timer refers to what its operator has subscribed to, but keeps no lost stream alive.
+    _answers_at_once = staticmethod(answers_at_once)
+
+    def _observable(self) -> Observable[Any]:
+        # A timer refers to what its operator has subscribed to.
         subscribed, unsubscribed = weakly(self._subscribed), weakly(self._unsubscribed)
 
         def subscribe(
@@ -141,12 +125,12 @@ class RxSegment(ForeignSegment[RxInbox]):
             subscribed(observer)
             return Disposable(unsubscribed)
 
-        observable = applied(Observable(subscribe), operators, where)
-        if not all(map(answers_at_once, operators)):
-            self._detach(context)
-        self._scheduler = scheduler = _SegmentScheduler(asyncio.get_running_loop())
-        self._inbox = RxInbox(observable, scheduler, limit=_LIMIT, name=self._names)
-        scheduler.waiting = self._inbox
+        return Observable(subscribe)
+
+    def _receive(self, observable: Observable[Any]) -> None:
+        self._scheduler = _SegmentScheduler(asyncio.get_running_loop())
+        self._inbox = RxInbox(observable, self._scheduler, limit=_LIMIT, name=self._names)
+        self._scheduler.waiting = self._inbox
         self._tell(self._inbox.open)
 
     def _taken(self) -> None:

@@ -69,12 +69,6 @@ class PulledSegment(Segment):
 
     When the source has ended, the generator is run on until it has ended too, or has yielded once
     more: so the last item is known to be the last when it is handed out (row P6a).
-
-    Args:
-        source: The part before it; closed when the generator has ended.
-        generator: The operator's body over *source*.
-        name: The operator's name.
-        scope: The scope of the stream.
     """
 
     __slots__ = (

@@ -16,16 +16,7 @@ _EXACTNESS_S = 1e-9
 
 
 class SloRequest:
-    """
-    A request on its way.
-
-    Args:
-        key: Where it counts.
-        times: When its tokens came, and how it ended.
-        ttft_ms: Target for the time to the first token; None for none.
-        itl_ms: Target for the latency between tokens; None for none.
-        by_p99: Whether the latter is for the 99th percentile, instead of the mean.
-    """
+    """A request on its way; *by_p99*: the target *itl_ms* is for the 99th percentile, not for the mean."""
 
     __slots__ = ("_by_p99", "_itl_s", "_times", "_ttft_s", "key")
 

@@ -90,12 +90,7 @@ def _keys(latencies_s: Sequence[float]) -> Counter[int]:
 
 
 def need_sketches() -> None:
-    """
-    Make sure that sketches can be made.
-
-    Raises:
-        ImportError: The package ddsketch is missing; names the extra that brings it.
-    """
+    """Make sure that sketches can be made; an ``ImportError`` names the extra that is missing."""
     _library()
 
 

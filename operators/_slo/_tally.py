@@ -36,16 +36,7 @@ class Outcome(Enum):
 
 
 class Ended(NamedTuple):
-    """
-    One request that has ended.
-
-    Attributes:
-        key: Where it counts.
-        outcome: What became of it.
-        tokens: How many it gave.
-        ttft_s: Its time to the first token, in seconds; None when there was none.
-        itl_s: The latencies between its tokens, in seconds.
-    """
+    """One request that has ended: its time to the first token, if any, and between tokens in seconds."""
 
     key: Key
     outcome: Outcome
@@ -56,17 +47,7 @@ class Ended(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Tally:
-    """
-    Counts and latencies of requests.
-
-    Attributes:
-        good: Requests of this outcome; likewise *slow*, *failed* and *cancelled*.
-        tokens: What all of them gave.
-        open: Requests that have not ended.
-        late: Those of the open ones that have missed a target already.
-        ttft: Times to the first token; None for none.
-        itl: Inter-token latencies, one for each token; None for none.
-    """
+    """Counts and latencies of requests; *late* are those of the open ones that have missed a target."""
 
     good: int = 0
     slow: int = 0
