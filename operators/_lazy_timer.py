@@ -6,10 +6,10 @@ import asyncio
 import contextvars
 import math
 import time
-import weakref
 from collections.abc import Callable
 
 from operators._chunk import Clock
+from operators._core.tasks import weakly
 
 __all__ = ("LazyTimer",)
 
@@ -52,8 +52,8 @@ class LazyTimer:
                 self._handle.cancel()
             self._at = due
             # A timer that is pending keeps no stream alive that is lost.
-            timer: weakref.ref[LazyTimer] = weakref.ref(self)
-            self._handle = self._loop.call_at(due, _end_turn, timer, context=self._context)
+            call = weakly(self._end_turn)
+            self._handle = self._loop.call_at(due, call, context=self._context)
 
     def cancel(self) -> None:
         """Call nothing any more, whatever is set: for the end of a stream."""
@@ -64,7 +64,7 @@ class LazyTimer:
             self._handle.cancel()
             self._handle = None
 
-    def end_turn(self) -> None:
+    def _end_turn(self) -> None:
         """Wait for what became ready in this turn."""
         # What a step waits for is noticed in this turn, and the step goes on in the next.
         self._handle = self._loop.call_soon(self._wait_a_turn, context=self._context)
@@ -83,12 +83,6 @@ class LazyTimer:
 
 
 def _nothing() -> None: ...
-
-
-def _end_turn(timer_ref: weakref.ref[LazyTimer]) -> None:
-    timer = timer_ref()
-    if timer is not None:
-        timer.end_turn()
 
 
 def _clock_of(loop: asyncio.AbstractEventLoop) -> Clock:

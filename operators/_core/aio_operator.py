@@ -11,6 +11,7 @@ import reactivex
 
 from operators._core.aio_inbox import SubscribesAsync
 from operators._core.foreign import kind_of
+from operators._core.naming import home_of, name_of
 
 if TYPE_CHECKING:
     from aioreactive import AsyncObserver
@@ -20,6 +21,13 @@ __all__ = (
     "answers_within_asend",
     "async_observable",
     "is_aio_operator",
+)
+
+_AT_ONCE = frozenset(
+    (  # noqa: SIM905 - as a list it would take a page
+        "choose choose_async filter filter_async map map_async scan starfilter starmap "
+        "starmap_async"
+    ).split()
 )
 
 AioOperator: TypeAlias = Callable[[Any], SubscribesAsync[Any]]
@@ -47,17 +55,9 @@ def answers_within_asend(operator: AioOperator) -> bool:
     """
     Return whether an ``aioreactive`` operator emits within the ``asend`` that it is given an item by.
 
-    Known of ``map``, ``starmap``, ``filter``, ``starfilter``, ``choose`` and ``scan``, and of
-    their forms with an asynchronous function. All others hand their items to a task of their own.
+    All but those named here hand their items to a task of their own, or may do so.
     """
-    if getattr(operator, "__module__", "") != "aioreactive.transform":
-        return False
-    if not inspect.isfunction(operator):
-        return False
-    if operator.__qualname__ == "transform.<locals>._":
-        handler = inspect.getclosurevars(operator).nonlocals.get("anext")
-        return getattr(handler, "__module__", "").startswith("aioreactive.")
-    return operator.__qualname__ == "_scan.<locals>._scan_operator"
+    return home_of(operator) == "aioreactive.transform" and name_of(operator) in _AT_ONCE
 
 
 def async_observable(subscribe: Callable[[AsyncObserver[Any]], Any]) -> SubscribesAsync[Any]:
