@@ -52,19 +52,19 @@ class SloRequest:
         reason = None if failure is not None else self._times.finish_reason
         if reason is None:
             cancelled = dropped or is_cancelled()
-            outcome = self._left() if cancelled else Outcome.FAILED
+            outcome = self._left() if cancelled else "failed"
         elif getattr(reason, "is_error", False):
-            outcome = Outcome.FAILED
+            outcome = "failed"
         elif str(reason) == "cancelled":
             outcome = self._left()
         else:
-            outcome = Outcome.GOOD if self._is_good(gaps_s) else Outcome.SLOW
+            outcome = "good" if self._is_good(gaps_s) else "slow"
         times = self._times
         ttft_s = self._first_s() if times.times else None
         return Ended(self.key, outcome, times.output_tokens, ttft_s, gaps_s)
 
     def _left(self) -> Outcome:
-        return Outcome.SLOW if self.is_late() else Outcome.CANCELLED
+        return "slow" if self.is_late() else "cancelled"
 
     def _is_good(self, gaps_s: Sequence[float]) -> bool:
         if self._first_s() > self._ttft_s:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import Final, NamedTuple, TypeAlias, cast
+from typing import Final, Literal, NamedTuple, TypeAlias, cast
 
 from operators._slo._sketch import LatencySketch
 
@@ -14,25 +13,11 @@ __all__ = ("OTHER", "Ended", "Key", "Outcome", "Tally", "check_key")
 Key: TypeAlias = str | tuple[str, ...]
 """What requests are told apart by: a name, or several such as model and tenant."""
 
+Outcome: TypeAlias = Literal["good", "slow", "failed", "cancelled"]
+"""What became of one request; ``slo`` tells what each means."""
+
 OTHER: Final = "other"
 """The key of requests whose own key came when the windows already held as many as they may."""
-
-
-class Outcome(Enum):
-    """
-    What became of one request.
-
-    Attributes:
-        GOOD: It was served, and met every target.
-        SLOW: It missed a target.
-        FAILED: It failed, or ended without a terminal.
-        CANCELLED: Its client left, or had it stopped, while no target was missed yet.
-    """
-
-    GOOD = "good"
-    SLOW = "slow"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
 
 
 class Ended(NamedTuple):
@@ -61,8 +46,7 @@ class Tally:
 
     def add(self, ended: Ended) -> None:
         """Count one request that has ended."""
-        name = ended.outcome.value
-        setattr(self, name, getattr(self, name) + 1)
+        setattr(self, ended.outcome, getattr(self, ended.outcome) + 1)
         self.tokens += ended.tokens
         if ended.ttft_s is not None:
             if self.ttft is None:

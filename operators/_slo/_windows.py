@@ -16,7 +16,7 @@ from operators._core.loop_scheduler import LoopScheduler
 from operators._slo._request import SloRequest
 from operators._slo._sketch import need_sketches
 from operators._slo._snapshot import SloSnapshot
-from operators._slo._tally import OTHER, Ended, Key, Outcome, Tally, check_key
+from operators._slo._tally import OTHER, Ended, Key, Tally, check_key
 
 __all__ = ("SloWindows",)
 
@@ -93,7 +93,7 @@ class SloWindows:
         Raises:
             TypeError: *key* is neither a text nor a tuple of texts.
         """
-        self.closed(None, Ended(check_key("SloWindows.failed: key", key), Outcome.FAILED))
+        self.closed(None, Ended(check_key("SloWindows.failed: key", key), "failed"))
 
     def snapshot(self) -> SloSnapshot:
         """Return what the windows show now. Takes about 10 µs per key, and ten times that when read."""
