@@ -210,7 +210,7 @@ class _Ahead:
         self._counts = counts
         self._loop = asyncio.get_running_loop()
         self._inbox: Mailbox[Any] = Mailbox()
-        self._pump = Pump(source, self._take, self._inbox.end, source.own_context)
+        self._pump = Pump(source, self._take, self._inbox.end)
         self._tokens = 0
         self._is_watched = False
         self._has_just_left = False

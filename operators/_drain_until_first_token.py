@@ -162,7 +162,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
         self._notified = notified
         self._label = label
         self._inbox: Mailbox[Any] = Mailbox()
-        self._pump = Pump(source, self._take, self._end, source.own_context)
+        self._pump = Pump(source, self._take, self._end)
         self._is_closed = False
         # Whether the first token is waited for no more, and whether that took too long.
         self._is_settled = False

@@ -174,7 +174,7 @@ def make_stream(
             for group, boundary in zip(plan.runs, plan.boundaries, strict=False):
                 before = enter(_inner_run, current, group, own_context, scope)
                 current = before
-                current = enter(_segment, before, boundary, own_context, scope)
+                current = enter(_segment, before, boundary, scope)
         return stream(
             current,
             plan.runs[-1],
@@ -205,17 +205,12 @@ def _close(source: AsyncIterator[Any], own_context: contextvars.Context | None) 
         start_task(closing, asyncio.get_running_loop(), own_context)
 
 
-def _segment(
-    before: FusedRun[Any],
-    boundary: Boundary,
-    own_context: contextvars.Context | None,
-    scope: object,
-) -> Segment:
+def _segment(before: FusedRun[Any], boundary: Boundary, scope: object) -> Segment:
     """Make the part that stands at a boundary, for one stream."""
     if boundary.kind == "pulling":
         return boundary.operators[0].segment(before, scope)
     segment = AioSegment if boundary.kind == "aioreactive" else RxSegment
-    return segment(before, boundary.operators, boundary.where, own_context)
+    return segment(before, boundary.operators, boundary.where)
 
 
 def _boundary(where: tuple[str, int], item: object) -> Boundary | None:

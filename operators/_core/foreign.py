@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar, cast
@@ -33,7 +32,6 @@ class ForeignSegment(Segment, Generic[InboxT]):
         source: The part before this one.
         operators: The operators, in order.
         where: What the list is called, and the place of the first, for errors.
-        context: The context that whoever pulls is in; the task pulls in it too.
 
     Raises:
         NotAnOperator: An operator gives no observable, or can't be applied at all.
@@ -55,8 +53,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
         self,
         source: Any,
         operators: Sequence[Callable[[Any], Any]],
-        where: tuple[str, int] = ("pipeline", 0),
-        context: contextvars.Context | None = None,
+        where: tuple[str, int],
     ) -> None:
         self._source = source
         self._names = ", ".join(map(name_of, operators))
@@ -66,7 +63,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
         self._pump: Pump[Any] | None = None
         observable = applied(self._observable(), operators, where)
         if not all(map(self._answers_at_once, operators)):
-            self._pump = Pump(source, self._feed, self._source_ended, context)
+            self._pump = Pump(source, self._feed, self._source_ended)
         self._receive(observable)
 
     @staticmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -27,13 +26,12 @@ class Pump(Generic[T]):
     Between demands the task refers to the pump weakly: a stream that is lost takes its pump along.
 
     Args:
-        source: What to pull. The task closes it at the end.
+        source: What to pull, in its own context. The task closes it at the end.
         on_item: Called with each item, in the task. It may be a coroutine function; a demand
             that it makes is the next pull.
         on_end: Called once with the failure, or with None at the end of the source; not after
             :meth:`close`. It may be a coroutine function, but for a failure that is no
             ``Exception``, such as the cancellation of the task.
-        context: The context to pull in; a copy of the current one by default.
 
     Attributes:
         busy: A pull was demanded and has not come to its item or its end.
@@ -42,7 +40,6 @@ class Pump(Generic[T]):
 
     __slots__ = (
         "__weakref__",
-        "_context",
         "_demand",
         "_is_closed",
         "_is_handling",
@@ -60,12 +57,10 @@ class Pump(Generic[T]):
         source: FusedRun[T],
         on_item: Callable[[T], Awaitable[None] | None],
         on_end: Callable[[BaseException | None], Awaitable[None] | None],
-        context: contextvars.Context | None = None,
     ) -> None:
         self.source = source
         self._on_item = on_item
         self._on_end = on_end
-        self._context = context
         self._loop = asyncio.get_running_loop()
         self.task: asyncio.Task[None] | None = None
         self._demand: asyncio.Future[None] | None = None
@@ -81,7 +76,7 @@ class Pump(Generic[T]):
         self.busy = True
         if self.task is None:
             pump: weakref.ref[Pump[T]] = weakref.ref(self)
-            self.task = start_task(_pull_on_demand(pump), self._loop, self._context)
+            self.task = start_task(_pull_on_demand(pump), self._loop, self.source.own_context)
             self.source.pulled_by(self.task)
             self.task.add_done_callback(lambda task: _task_done(pump, task))
         else:
