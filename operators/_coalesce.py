@@ -249,8 +249,7 @@ class _Ahead:
             raise ValueError(
                 f"merge: expected to take from 1 to {len(waiting)} items, it took {count!r}"
             )
-        self._tokens -= sum(tokens_in(item) for item, _ in zip(waiting, range(count), strict=False))
-        waiting.discard(count)
+        self._tokens -= sum(tokens_in(waiting.take()) for _ in range(count))
         return items, count
 
     def close(self) -> None:

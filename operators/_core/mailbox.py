@@ -98,11 +98,6 @@ class Mailbox(Generic[T]):
         """Return the first item that waits; there must be one."""
         return self._items.popleft()
 
-    def discard(self, count: int) -> None:
-        """Forget the first *count* items that wait."""
-        for _ in range(count):
-            self._items.popleft()
-
     def raise_end(self) -> None:
         """Raise what the queue ended with."""
         error, self._error = self._error, None
