@@ -208,7 +208,7 @@ class _Ahead:
         self._max_tokens = max_tokens
         self._overflow = overflow
         self._counts = counts
-        self._loop = asyncio.get_running_loop()
+        self._loop = source.event_loop
         self._inbox: Mailbox[Any] = Mailbox()
         self._pump = Pump(source, self._take, self._inbox.end)
         self._tokens = 0

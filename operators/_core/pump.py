@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from operators._core.failures import drop_top_frame
-from operators._core.tasks import current_task, done, start_task
+from operators._core.tasks import current_task, done, start_task, weakly
 
 if TYPE_CHECKING:
     from operators._core.fusion import FusedRun
@@ -44,7 +44,6 @@ class Pump(Generic[T]):
         "_is_closed",
         "_is_handling",
         "_leaves_source",
-        "_loop",
         "_on_end",
         "_on_item",
         "busy",
@@ -61,7 +60,6 @@ class Pump(Generic[T]):
         self.source = source
         self._on_item = on_item
         self._on_end = on_end
-        self._loop = asyncio.get_running_loop()
         self.task: asyncio.Task[None] | None = None
         self._demand: asyncio.Future[None] | None = None
         self._is_closed = False
@@ -76,9 +74,10 @@ class Pump(Generic[T]):
         self.busy = True
         if self.task is None:
             pump: weakref.ref[Pump[T]] = weakref.ref(self)
-            self.task = start_task(_pull_on_demand(pump), self._loop, self.source.own_context)
-            self.source.pulled_by(self.task)
-            self.task.add_done_callback(lambda task: _task_done(pump, task))
+            source = self.source
+            self.task = start_task(_pull_on_demand(pump), source.event_loop, source.own_context)
+            source.pulled_by(self.task)
+            self.task.add_done_callback(weakly(self._task_done))
         else:
             self._wake()
 
@@ -118,13 +117,13 @@ class Pump(Generic[T]):
                     break
             else:
                 if not self._is_closed:
-                    self._demand = self._loop.create_future()
+                    self._demand = self.source.event_loop.create_future()
                     return self._demand
         except Exception as error:
             drop_top_frame(error)
-            handled = self.report_end(error)
+            handled = self._report_end(error)
         else:
-            handled = self.report_end(None)
+            handled = self._report_end(None)
         if handled is not None:
             await handled
         if not self._leaves_source:
@@ -141,7 +140,7 @@ class Pump(Generic[T]):
         finally:
             self._is_handling = False
 
-    def report_end(self, failure: BaseException | None) -> Awaitable[None] | None:
+    def _report_end(self, failure: BaseException | None) -> Awaitable[None] | None:
         """Call *on_end*, unless that is done or the pump was closed."""
         self.busy = False
         if self._is_closed:
@@ -150,6 +149,13 @@ class Pump(Generic[T]):
         on_end = self._on_end
         self._forget()
         return on_end(failure)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        """Tell the consumer also where the task was cancelled, by whomever."""
+        failure = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if failure is not None:
+            self.source.close()
+            self._report_end(failure)
 
     def _forget(self) -> None:
         """Forget whom to call: they refer to the pump, and a cycle would wait for the collector."""
@@ -168,15 +174,6 @@ async def _pull_on_demand(pump_ref: weakref.ref[Pump[T]]) -> None:
         if demand is None:
             return
         await demand
-
-
-def _task_done(pump_ref: weakref.ref[Pump[T]], task: asyncio.Task[None]) -> None:
-    """Tell the consumer also where the task was cancelled, by whomever."""
-    failure = asyncio.CancelledError() if task.cancelled() else task.exception()
-    pump = pump_ref()
-    if pump is not None and failure is not None:
-        pump.source.close()
-        pump.report_end(failure)
 
 
 def _ignore(_: object) -> None: ...
