@@ -256,7 +256,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
             self._drains.own(self._pump.task, self._cut_off)
 
     def _abort_now(self) -> None:
-        """Abort, once, since there is nothing to wait for any more; the engine may end by itself."""
+        """Abort, once: there is nothing to wait for any more. The engine may end by itself."""
         if self._is_settled:
             return
         self._settle()

@@ -75,8 +75,8 @@ def noting(
     """
     Return the body that fills a record.
 
-    It notes times where *timed*, for which it reads the clock, else it counts tokens where *counted*;
-    the rest is as for `Callbacks`.
+    It notes times where *timed*, for which it reads the clock, else it counts tokens where
+    *counted*; the rest is as for `Callbacks`.
     """
     if timed:
         clock = times.clock

@@ -31,7 +31,7 @@ R = TypeVar("R", bound=FusedRun[Any])
 
 
 class Boundary(NamedTuple):
-    """What stands between two runs: an operator that pulls for itself, or neighbours of one library."""
+    """What stands between two runs: one that pulls for itself, or neighbours of one library."""
 
     kind: Literal["pulling", "reactivex", "aioreactive"]
     operators: tuple[Any, ...]

@@ -73,7 +73,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
 
     @abstractmethod
     def _observable(self) -> Any:
-        """Return the source as an observable of the library, which does not keep this part alive."""
+        """Return the source as an observable; it does not keep this part alive."""
 
     @abstractmethod
     def _receive(self, observable: Any) -> None:
@@ -205,7 +205,7 @@ def applied(source: Any, operators: Sequence[Callable[[Any], Any]], where: tuple
     Apply operators to an observable of their library, in order.
 
     Raises:
-        NotAnOperator: One gives no observable of that kind, or can't be applied at all; names where.
+        NotAnOperator: One gives no observable of that kind, or can't be applied; names where.
     """
     kind = kind_of(source)
     name, first = where

@@ -87,7 +87,7 @@ class Mailbox(Generic[T]):
             self._waiter = None
 
     async def get(self) -> T:
-        """Wait for an item; raise what the queue ended with, once, and then ``StopAsyncIteration``."""
+        """Wait for an item; raise what the queue ended with, once, then ``StopAsyncIteration``."""
         while not self._items:
             if self.is_closed:
                 self.raise_end()

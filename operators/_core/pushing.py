@@ -22,7 +22,8 @@ def push_in_task(
     """
     Pull *run* to its end in a task of *loop*, and push what comes to *observer*.
 
-    Subscribing and disposing, which drops the run, may happen in any thread, and in a signal handler.
+    Subscribing and disposing, which drops the run, may happen in any thread, and in a signal
+    handler.
     """
     pushing = _Pushing(run, observer, loop)
     defer_to_loop(loop, pushing.begin)

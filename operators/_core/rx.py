@@ -106,9 +106,9 @@ class RxSegment(ForeignSegment[RxInbox]):
     """
     Neighbouring ``reactivex`` operators, applied as by ``source.pipe(*operators)``.
 
-    Where they are detached, an operator may emit from a timer or another stream at any moment. Where
-    such items wait, each pull of the consumer permits one of the source (row S4): a timer faster than
-    the consumer keeps nobody from the source.
+    Where they are detached, an operator may emit from a timer or another stream at any moment.
+    Where such items wait, each pull of the consumer permits one of the source (row S4): a timer
+    faster than the consumer keeps nobody from the source.
     """
 
     __slots__ = ("_scheduler",)

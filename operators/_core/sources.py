@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def source_of(value: object) -> AsyncIterator[Any] | None:
-    """Return the items of an observable of either library, as an asynchronous iterator; None for anything else."""
+    """Return the items of an observable of either library; None for anything else."""
     if isinstance(value, abc.ObservableBase):
         return ObservableSource(cast("Observable[Any]", value))
     if hasattr(value, "subscribe_async"):

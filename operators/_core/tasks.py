@@ -24,8 +24,8 @@ def start_task(
     """
     Run *coroutine* in a task that is referenced until it is done.
 
-    It runs in *context*, by default a copy of the current one. The loop's task factory is not asked:
-    an eager one would enter *context* at once, which fails where the caller runs in it.
+    It runs in *context*, by default a copy of the current one. The loop's task factory is not
+    asked: an eager one would enter *context* at once, which fails where the caller runs in it.
     """
     task = asyncio.Task(coroutine, loop=loop, context=context)
     _running.add(task)

@@ -66,7 +66,7 @@ def encode(window_s: float, covered_s: float, tallies: Mapping[Key, Tally]) -> b
 
 
 def decode(data: bytes | str) -> tuple[float, float, dict[Key, list[Tally]]]:
-    """Read what :func:`encode` wrote; a ``ValueError`` names the place where it is something else."""
+    """Read what :func:`encode` wrote; a ``ValueError`` names what is something else."""
     try:
         wire = msgspec.json.decode(data, type=_Wire)
     except msgspec.MsgspecError as error:

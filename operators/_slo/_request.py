@@ -16,7 +16,7 @@ _EXACTNESS_S = 1e-9
 
 
 class SloRequest:
-    """A request on its way; *by_p99*: the target *itl_ms* is for the 99th percentile, not for the mean."""
+    """A request on its way; *by_p99*: *itl_ms* is for the 99th percentile, not for the mean."""
 
     __slots__ = ("_by_p99", "_itl_s", "_times", "_ttft_s", "key")
 

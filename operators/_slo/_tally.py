@@ -21,7 +21,7 @@ OTHER: Final = "other"
 
 
 class Ended(NamedTuple):
-    """One request that has ended: its time to the first token, if any, and between tokens in seconds."""
+    """One request that has ended, its latencies in seconds; no *ttft_s*: it gave no token."""
 
     key: Key
     outcome: Outcome
@@ -32,7 +32,7 @@ class Ended(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Tally:
-    """Counts and latencies of requests; *late* are those of the open ones that have missed a target."""
+    """Counts and latencies of requests; the open ones that have missed a target are *late*."""
 
     good: int = 0
     slow: int = 0
