@@ -172,19 +172,26 @@ _Body: TypeAlias = Stage[A, B] | Callbacks[A, B] | None
 
 
 class _Decorator:
-    """What ``@operator(takes=...)`` returns."""
+    """What ``@operator(takes=...)`` and the like return."""
 
-    def __init__(self, takes: Takes) -> None:
+    def __init__(
+        self,
+        takes: Takes,
+        kind: type[Operator[Any, Any]] | None = None,
+        check: Callable[..., object] | None = None,
+    ) -> None:
         self._takes: Takes = takes
+        self._kind = kind
+        self._check = check
 
     @overload
     def __call__(
         self, function: Callable[Concatenate[FusedRun[A], P], AsyncIterator[B | StageResult]]
     ) -> Callable[P, Operator[A, B]]: ...
     @overload
-    def __call__(self, function: Callable[P, Stage[A, B]]) -> Callable[P, Operator[A, B]]: ...
+    def __call__(self, function: Callable[P, _Body[A, B]]) -> Callable[P, Operator[A, B]]: ...
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Operator[Any, Any]]:
-        return _made(function, self._takes)
+        return _made(function, self._takes, self._kind, self._check)
 
 
 @overload
@@ -266,7 +273,7 @@ def callbacks(
     takes: Takes = "anything",
     shared: bool = False,
     check: Callable[..., object] | None = None,
-) -> Callable[[Callable[P, _Body[A, B]]], Callable[P, Operator[A, B]]]:
+) -> _Decorator:
     """
     Turn a function that returns a body into an operator, for the library's own.
 
@@ -279,27 +286,12 @@ def callbacks(
         check: Called with the operator's arguments when it is made; raises where they are wrong in
             a way that their types don't say.
     """
-
-    def decorate(function: Callable[P, _Body[A, B]]) -> Callable[P, Operator[A, B]]:
-        return _made(function, takes, SharedOperator if shared else Operator, check)
-
-    return decorate
+    return _Decorator(takes, SharedOperator if shared else Operator, check)
 
 
-def pulling(
-    *, takes: Takes = "anything", check: Callable[..., object] | None = None
-) -> Callable[
-    [Callable[Concatenate[FusedRun[A], P], AsyncIterator[B | StageResult]]],
-    Callable[P, Operator[A, B]],
-]:
+def pulling(*, takes: Takes = "anything", check: Callable[..., object] | None = None) -> _Decorator:
     """Do as :func:`callbacks`, for a function that returns an asynchronous iterator over its source."""
-
-    def decorate(
-        function: Callable[Concatenate[FusedRun[A], P], AsyncIterator[B | StageResult]],
-    ) -> Callable[P, Operator[A, B]]:
-        return _made(function, takes, PullingOperator, check)
-
-    return decorate
+    return _Decorator(takes, PullingOperator, check)
 
 
 def _made(
