@@ -27,9 +27,6 @@ class OpenAnswers:
     """
     The answers of one stream, for an operator that may end one of them early (row E3).
 
-    Args:
-        count: How many answers the request has.
-
     Attributes:
         ended: Those that have ended; what the engine still yields for them is to be dropped.
     """
@@ -43,11 +40,7 @@ class OpenAnswers:
 
     def end(self, answer: int, *, cut: bool = False) -> bool:
         """
-        Note that *answer* has ended.
-
-        Args:
-            answer: Its index.
-            cut: The operator ended it, not the engine.
+        Note that *answer* has ended: by the engine, or *cut* by the operator.
 
         Returns:
             Whether the stream is to end: the operator has cut an answer, so that the engine may

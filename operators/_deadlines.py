@@ -134,111 +134,59 @@ async def deadlines(
     [7]
     nothing came for 5 s (idle_s), tokens so far: 1
     """
-    if on_expiry is None and scope is not None:
-        on_expiry = scope.stop
-    watch = _Watch(source, first_token_s, idle_s, total_s, on_expiry)
-    try:
-        watch.wait()
-        async for item in source:
-            watch.came(item)
-            yield item
-            watch.wait()
-        watch.raise_failure()
-    finally:
-        watch.cancel()
+    notify = on_expiry or (_ignore if scope is None else scope.stop)
+    expired: Exception | None = None
+    item: Any = None
+    tokens = 0
+    # What the engine is late for, and how long it may be waited for; since when it is, infinite for
+    # not at all.
+    late, limit_s = FirstTokenTimeout, _limit(first_token_s)
+    allowed_s, since = limit_s, math.inf
 
-
-class _Watch(LazyTimer):
-    """The deadlines of one stream: a timer for the one that is next."""
-
-    __slots__ = (
-        "_allowed_s",
-        "_end",
-        "_failure",
-        "_first_token_s",
-        "_has_begun",
-        "_idle_s",
-        "_item",
-        "_on_expiry",
-        "_since",
-        "_source",
-        "_tokens",
-        "_total_s",
-    )
-
-    def __init__(
-        self,
-        source: FusedRun[Any],
-        first_token_s: float | None,
-        idle_s: float | None,
-        total_s: float | None,
-        on_expiry: Callable[[], object] | None,
-    ) -> None:
-        super().__init__(self._expire, source.own_context)
-        self._source = source
-        self._first_token_s = math.inf if first_token_s is None else first_token_s
-        self._idle_s = math.inf if idle_s is None else idle_s
-        self._total_s = math.inf if total_s is None else total_s
-        self._on_expiry = on_expiry
-        self._item: Any = None
-        self._has_begun = False
-        self._tokens = 0
-        self._failure: Exception | None = None
-        self._end = self.clock() + self._total_s
-        # How long the engine may be waited for, and since when it is; infinite for not at all.
-        self._allowed_s = self._first_token_s
-        self._since = math.inf
-
-    def wait(self) -> None:
-        """Note that the engine is about to be pulled."""
-        self._since = now = self.clock()
-        due = now + self._allowed_s
-        if due > self._end:  # noqa: PLR1730 - a call of min() for every chunk would be dear
-            due = self._end
-        self.due = due
-        if due < self._at:
-            self.set(due)
-
-    def came(self, item: Any) -> None:
-        """Note an item of the engine."""
-        try:
-            tokens = len(item.token_ids)
-        except (AttributeError, TypeError):
-            tokens = tokens_in(item)
-        if not self._has_begun:
-            self._has_begun = has_content(item)
-            waited_s = self.clock() - self._since
-            self._allowed_s = self._idle_s if self._has_begun else self._allowed_s - waited_s
-        self._tokens += tokens
-        self._item = item
-        self._since = math.inf
-        self.due = self._end
-
-    def raise_failure(self) -> None:
-        """Raise what the source was closed for, if it was, at its end."""
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                # This frame is in its traceback: holding it here would be a cycle.
-                del failure
-
-    def _expire(self) -> None:
-        if is_terminal(self._item) or self._source.ended:
+    def expire() -> None:
+        nonlocal expired
+        if is_terminal(item) or source.ended:
             # Nothing is waited for any more but the source's release.
             return
-        if self._since + self._allowed_s > self.clock():
-            expired = TotalTimeout(self._total_s, self._tokens)
-        elif self._has_begun:
-            expired = IdleTimeout(self._idle_s, self._tokens)
-        else:
-            expired = FirstTokenTimeout(self._first_token_s, self._tokens)
-        self._failure = expired
-        self.cancel()
+        is_total = since + allowed_s > timer.clock()
+        expired = TotalTimeout(_limit(total_s), tokens) if is_total else late(limit_s, tokens)
+        timer.cancel()
         try:
-            if self._on_expiry is not None:
-                self._on_expiry()
+            notify()
         except Exception as error:
-            self._failure = error
-        self._source.close()
+            expired = error
+        source.close()
+
+    def wait() -> None:
+        nonlocal since
+        since = timer.clock()
+        timer.set(min(since + allowed_s, end))
+
+    timer = LazyTimer(expire, source.own_context)
+    end = timer.clock() + _limit(total_s)
+    try:
+        wait()
+        async for item in source:
+            if late is not IdleTimeout:
+                allowed_s -= timer.clock() - since
+                if has_content(item):
+                    late, limit_s = IdleTimeout, _limit(idle_s)
+                    allowed_s = limit_s
+            tokens += tokens_in(item)
+            since = math.inf
+            timer.due = end
+            yield item
+            wait()
+        if expired is not None:
+            raise expired
+    finally:
+        timer.cancel()
+        # This frame is in its traceback: holding it here would be a cycle.
+        expired = None
+
+
+def _limit(seconds: float | None) -> float:
+    return math.inf if seconds is None else seconds
+
+
+def _ignore() -> None: ...

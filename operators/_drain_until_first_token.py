@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from reactivex import Observable
+from reactivex import Observable, abc
 
+from operators._core.failures import redacted_exc_info
 from operators._core.fusion import FusedRun
 from operators._core.item_types import same_type
 from operators._core.mailbox import Mailbox
 from operators._core.operator import pulling
 from operators._core.pump import Pump
 from operators._core.scope import StreamScope
+from operators._core.tasks import current_task
 from operators._raw_chunk import has_content, is_terminal
-from operators.drains import Drain, Drains
+from operators.drains import Drains
 
 __all__ = ("drain_until_first_token",)
 
@@ -130,15 +133,18 @@ class _UntilFirstToken(AsyncIterator[Any]):
 
     __slots__ = (
         "_abort",
-        "_drain",
         "_drains",
         "_inbox",
         "_is_closed",
+        "_is_draining",
+        "_is_late",
         "_is_settled",
         "_label",
+        "_notice",
         "_notified",
         "_pump",
         "_source",
+        "_timer",
     )
 
     def __init__(
@@ -156,11 +162,15 @@ class _UntilFirstToken(AsyncIterator[Any]):
         self._notified = notified
         self._label = label
         self._inbox: Mailbox[Any] = Mailbox()
-        self._pump = Pump(source, self._take, self._end, source.own_context)
-        self._drain: Drain | None = None
+        self._pump = Pump(source, self._take, self._end)
         self._is_closed = False
-        # Whether the first token has come, or the end.
+        # Whether the first token is waited for no more, and whether that took too long.
         self._is_settled = False
+        self._is_late = False
+        # Whether it goes on after a drop.
+        self._is_draining = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._notice: abc.DisposableBase | None = None
         drains.hold(self)
 
     async def __anext__(self) -> Any:
@@ -171,8 +181,12 @@ class _UntilFirstToken(AsyncIterator[Any]):
 
     def _take(self, item: Any) -> Awaitable[None] | None:
         """Take an item in the task: for the consumer, or after the drop for nobody."""
-        if self._drain is not None:
-            self._drain.look_at(item)
+        if self._is_draining:
+            if is_terminal(item):
+                self._settle()
+                self._source.close()
+            elif has_content(item):
+                self._abort_now()
             self._pump.demand()
             # An engine that never waits must not keep all others from their turn.
             return asyncio.sleep(0)
@@ -184,36 +198,98 @@ class _UntilFirstToken(AsyncIterator[Any]):
         return None
 
     def _settle(self) -> None:
+        """Wait for no first token from here on."""
         self._is_settled = True
         self._drains.release(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._notice is not None:
+            self._notice.dispose()
 
     def _end(self, failure: BaseException | None) -> None:
         self._settle()
         self._inbox.end(failure)
-        if self._drain is not None:
-            self._drain.end(failure)
+        if not self._is_draining:
+            return
+        task = current_task()
+        # A cancellation is the event loop's own end.
+        is_cancelled = isinstance(failure, asyncio.CancelledError) or (
+            task is not None and task.cancelling() > 0
+        )
+        if self._is_late or is_cancelled:
+            self._drains.timed_out += 1
+        else:
+            self._drains.drained += 1
+        if failure is not None:
+            _log.debug(
+                "the dropped stream %s failed", self._label, exc_info=redacted_exc_info(failure)
+            )
 
     def close(self) -> None:
         """End the stream: a dropped one goes on where that is of use."""
-        if self._drain is not None or self._is_closed:
+        if self._is_closed:
             return
         self._is_closed = True
         self._drains.release(self)
         is_running = self._source.event_loop.is_running()
-        if not self._is_settled and is_running and self._drains.has_room(self._label):
-            self._drain = Drain(
-                self._drains, self._source, self._abort, self._notified, self._label
-            )
-            self._pump.demand()
-            if self._pump.task is not None:
-                self._drains.own(self._pump.task, self._drain, self)
-        elif self._is_settled:
+        if self._is_settled:
             self._source.close()
+        elif is_running and self._drains.has_room(self._label):
+            self._go_on()
         else:
             self._pump.close()
+
+    def _go_on(self) -> None:
+        """Go on to the first token, with nobody who takes the items."""
+        self._is_draining = True
+        loop = self._source.event_loop
+        self._timer = loop.call_later(self._drains.timeout_s, self._time_is_up)
+        if self._notified is not None:
+
+            def abort_soon(_: object) -> None:
+                # The engine may tell of it in a step of its own; let that end first.
+                loop.call_soon_threadsafe(self._abort_now)
+
+            self._notice = self._notified.subscribe(abort_soon)
+        self._pump.demand()
+        if self._pump.task is not None:
+            self._drains.own(self._pump.task, self._cut_off)
+
+    def _abort_now(self) -> None:
+        """Abort, once: there is nothing to wait for any more. The engine may end by itself."""
+        if self._is_settled:
+            return
+        self._settle()
+        self._timer = self._source.event_loop.call_later(self._drains.grace_s, self._source.close)
+        try:
+            self._abort()
+        except Exception as error:
+            _log.error(
+                "the abort of the dropped stream %s failed",
+                self._label,
+                exc_info=redacted_exc_info(error),
+            )
+
+    def _time_is_up(self) -> None:
+        self._is_late = True
+        _log.warning(
+            "the dropped stream %s had no first token within %g s",
+            self._label,
+            self._drains.timeout_s,
+        )
+        self._abort_now()
+
+    def _cut_off(self) -> None:
+        """Close it now, although it goes on."""
+        self._is_late = self._is_late or not self._is_settled
+        self._abort_now()
+        self._source.close()
 
     async def aclose(self) -> None:
         """End the stream, and wait until it is released unless it goes on."""
         self.close()
-        if self._drain is None:
+        if not self._is_draining:
             await self._pump.wait_closed()
+
+
+_log = logging.getLogger(__name__)

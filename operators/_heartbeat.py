@@ -67,7 +67,7 @@ async def heartbeat(
     """
     make = cast("Callable[[], B]", item if callable(item) else lambda: item)
     inbox: Mailbox[A] = Mailbox()
-    pump = Pump(source, inbox.put, inbox.end, source.own_context)
+    pump = Pump(source, inbox.put, inbox.end)
     timer = LazyTimer(inbox.wake)
     is_ending = False
     try:

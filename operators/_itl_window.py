@@ -75,12 +75,8 @@ def noting(
     """
     Return the body that fills a record.
 
-    Args:
-        times: The record.
-        timed: Whether to note times; else no clock is read.
-        counted: Whether to count tokens where no times are noted.
-        on_complete: As for `Callbacks`.
-        on_end: As for `Callbacks`.
+    It notes times where *timed*, for which it reads the clock, else it counts tokens where
+    *counted*; the rest is as for `Callbacks`.
     """
     if timed:
         clock = times.clock

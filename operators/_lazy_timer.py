@@ -6,12 +6,12 @@ import asyncio
 import contextvars
 import math
 import time
-import weakref
 from collections.abc import Callable
 
 from operators._chunk import Clock
+from operators._core.tasks import weakly
 
-__all__ = ("LazyTimer", "check_seconds")
+__all__ = ("LazyTimer",)
 
 
 class LazyTimer:
@@ -52,8 +52,8 @@ class LazyTimer:
                 self._handle.cancel()
             self._at = due
             # A timer that is pending keeps no stream alive that is lost.
-            timer: weakref.ref[LazyTimer] = weakref.ref(self)
-            self._handle = self._loop.call_at(due, _end_turn, timer, context=self._context)
+            call = weakly(self._end_turn)
+            self._handle = self._loop.call_at(due, call, context=self._context)
 
     def cancel(self) -> None:
         """Call nothing any more, whatever is set: for the end of a stream."""
@@ -64,7 +64,7 @@ class LazyTimer:
             self._handle.cancel()
             self._handle = None
 
-    def end_turn(self) -> None:
+    def _end_turn(self) -> None:
         """Wait for what became ready in this turn."""
         # What a step waits for is noticed in this turn, and the step goes on in the next.
         self._handle = self._loop.call_soon(self._wait_a_turn, context=self._context)
@@ -85,34 +85,6 @@ class LazyTimer:
 def _nothing() -> None: ...
 
 
-def _end_turn(timer_ref: weakref.ref[LazyTimer]) -> None:
-    timer = timer_ref()
-    if timer is not None:
-        timer.end_turn()
-
-
 def _clock_of(loop: asyncio.AbstractEventLoop) -> Clock:
     """Return the function behind the clock of a stock loop, which saves a call for each chunk."""
     return time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
-
-
-def check_seconds(name: str, value: object, *, zero: bool = False) -> None:
-    """
-    Check an option that is a length of time in seconds.
-
-    Args:
-        name: The operator and its option, for the error.
-        value: What was given.
-        zero: Whether zero will do.
-
-    Raises:
-        ValueError: It is no finite number, or negative, or zero where that won't do.
-    """
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not (0 <= value < math.inf)
-        or (value == 0 and not zero)
-    ):
-        wanted = "a number of seconds, 0 or more" if zero else "a positive number of seconds"
-        raise ValueError(f"{name}: expected {wanted}, got {value!r}")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from operators._chunk import answer_of
 
-__all__ = ("merge_chunks", "tokens_in")
+__all__ = ("merge_chunks",)
 
 A = TypeVar("A")
 
@@ -83,11 +83,6 @@ def merge_chunks(items: Iterable[A]) -> tuple[list[A], int]:
     except AttributeError:
         # A frozen class.
         return [next(iter(runs.values()))[1][0]], 1
-
-
-def tokens_in(item: object) -> int:
-    """Return how many tokens *item* has: a chunk, or an envelope around one; 0 for anything else."""
-    return len(getattr(_chunk_of(item), "token_ids", ()))
 
 
 def _chunk_of(item: object) -> object:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, overload
 
 from operators._core.assemble import fuse
 from operators._core.fusion import FusedRun
 from operators._own_copy import own_copy
-from operators._raw_chunk import has_content
+from operators._raw_chunk import field_of, has_content, is_terminal
 
 __all__ = ("peek_first",)
 
@@ -101,9 +101,8 @@ def _failure_in(item: Any, error: Callable[[str], Exception]) -> Exception | Non
     failure = getattr(item, "error", None)
     if isinstance(failure, Exception):
         return failure
-    chunk = getattr(item, "data", item)
-    reason = _field(chunk, "finish_reason")
-    if getattr(reason, "is_error", False) and not has_content(chunk):
+    reason = field_of(item, "finish_reason")
+    if getattr(reason, "is_error", False) and not has_content(item):
         return error(getattr(reason, "message", None) or str(reason))
     return None
 
@@ -112,14 +111,5 @@ def _shows_life(item: Any) -> bool:
     chunk = getattr(item, "data", item)
     if chunk is None:
         return False
-    is_other = _field(chunk, "token_ids", _OTHER) is _OTHER
-    return is_other or has_content(chunk) or _field(chunk, "finish_reason") is not None
-
-
-_OTHER = object()
-
-
-def _field(chunk: Any, name: str, default: object = None) -> object:
-    if isinstance(chunk, Mapping):
-        return cast("Mapping[str, object]", chunk).get(name, default)
-    return getattr(chunk, name, default)
+    is_chunk = "token_ids" in chunk if isinstance(chunk, Mapping) else hasattr(chunk, "token_ids")
+    return not is_chunk or has_content(chunk) or is_terminal(chunk)

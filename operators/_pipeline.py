@@ -192,37 +192,29 @@ class Pipeline(Generic[T_co]):
         return f"Pipeline(chunks=[{chunks}]{f', items=[{items}]' if items else ''})"
 
     def _changed(self, where: str | AnyOperator, change: _Change) -> Pipeline:
-        phase, place = self._place(where)
-        if phase is None:
-            assert self.annotate is not None  # noqa: S101 - for the type checker
+        place = self._place(where)
+        found = self.operators[place]
+        changed = change(found)
+        chunks, items = list(self.chunks), list(self.items)
+        behind = place - len(chunks) - 1
+        if behind >= 0:
+            items[behind : behind + 1] = changed
+        elif place < len(chunks):
+            chunks[place : place + 1] = changed
+        elif found in changed:
+            at = changed.index(found)
+            chunks += changed[:at]
+            items[:0] = changed[at + 1 :]
+        else:
             # The operator between the phases can't be replaced by several.
-            before = change(self.annotate)
-            at = before.index(self.annotate) if self.annotate in before else -1
-            if at < 0:
-                raise NoSuchOperator(
-                    f"{where!r} stands between the phases: make another Pipeline(annotate=...)"
-                )
-            return Pipeline(
-                [*self.chunks, *before[:at]],
-                [*before[at + 1 :], *self.items],
-                annotate=self.annotate,
+            raise NoSuchOperator(
+                f"{where!r} stands between the phases: make another Pipeline(annotate=...)"
             )
-        found = phase[place]
-        changed = [*phase[:place], *change(found), *phase[place + 1 :]]
-        if phase is self.chunks:
-            return Pipeline(changed, self.items, annotate=self.annotate)
-        return Pipeline(self.chunks, changed, annotate=self.annotate)
+        return Pipeline(chunks, items, annotate=self.annotate)
 
-    def _place(self, where: str | AnyOperator) -> tuple[Sequence[AnyOperator] | None, int]:
-        """Return the phase and the place of an operator; no phase for the one between the two."""
-        found: list[tuple[Sequence[AnyOperator] | None, int]] = [
-            (phase, place)
-            for phase in (self.chunks, self.items)
-            for place, each in enumerate(phase)
-            if _is(each, where)
-        ]
-        if self.annotate is not None and _is(self.annotate, where):
-            found.append((None, 0))
+    def _place(self, where: str | AnyOperator) -> int:
+        """Return the place of an operator among all."""
+        found = [place for place, each in enumerate(self.operators) if _is(each, where)]
         if len(found) == 1:
             return found[0]
         how_many = f"{len(found)} operators" if found else "no operator"

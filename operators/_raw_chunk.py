@@ -10,8 +10,11 @@ __all__ = ("field_of", "has_content", "is_terminal", "tokens_in")
 
 def tokens_in(item: Any) -> int:
     """Return how many tokens an item has: a chunk, a mapping of its shape, or an item around one."""
-    token_ids = field_of(item, "token_ids")
-    return len(token_ids) if isinstance(token_ids, Sized) else 0
+    try:
+        return len(item.token_ids)
+    except (AttributeError, TypeError):
+        token_ids = field_of(item, "token_ids")
+        return len(token_ids) if isinstance(token_ids, Sized) else 0
 
 
 def has_content(item: Any) -> bool:

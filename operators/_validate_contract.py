@@ -26,8 +26,9 @@ def validate_contract(
     """
     Fail a stream in which an answer goes on after its terminal, or has none (rows E3, S8).
 
-    Answers are told apart by ``index``; none is 0. For tests and engine development: ahead of ``until_terminal`` in a production pipeline it could
-    only see a missing terminal. ``T`` is a terminal::
+    Answers are told apart by ``index``; none is 0. For tests and engine development: ahead of
+    ``until_terminal`` in a production pipeline it could only see a missing terminal. ``T`` is a
+    terminal::
 
         source  ---a-T-b-|
         result  ---a-T-#

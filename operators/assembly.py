@@ -1,7 +1,7 @@
 """What an adapter is built from: plans and runs, outcomes, and the forms that cost least."""
 
 from operators._chunk import HAS_CONTENT, IS_TERMINAL
-from operators._core.aio_subscription import SubscribesAsync
+from operators._core.aio_inbox import SubscribesAsync
 from operators._core.assemble import Plan, make_stream, plan_of
 from operators._core.drawing import drawn
 from operators._core.failures import drop_top_frame, redacted_exc_info

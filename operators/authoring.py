@@ -16,6 +16,7 @@ These are values and types, of which ``help()`` knows nothing:
 """
 
 from operators._chunk import Chunk, Clock, answer_of, has_content
+from operators._coalesce import Merge
 from operators._core.arguments import AtLeast, Seconds
 from operators._core.assemble import AnyOperator
 from operators._core.fusion import FusedRun
@@ -35,7 +36,6 @@ from operators._core.stage import (
 from operators._cut import first_tokens
 from operators._merge_chunks import merge_chunks
 from operators._own_copy import own_copy
-from operators._pull_ahead import Merge
 from operators._stop_on import StopTokens
 from operators._text_tail import TextTail, hold_back
 from operators.token_times import latency_figures, nearest_rank

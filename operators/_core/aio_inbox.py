@@ -3,82 +3,117 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
 
-from operators._core.aio_subscription import AioSubscription, SubscribesAsync
+from operators._core.failures import redacted_exc_info
 from operators._core.inbox import Inbox
 from operators._core.tasks import done, start_task
 
-__all__ = ("AioInbox",)
+__all__ = ("TURNS", "AioInbox", "SubscribesAsync")
+
+T_co = TypeVar("T_co", covariant=True)
+
+TURNS = 16
+"""How many turns of the loop the library's tasks are given to pass a message on: two a mailbox."""
+
+
+class _Disposes(Protocol):
+    def dispose_async(self) -> Awaitable[None]: ...
+
+
+class SubscribesAsync(Protocol[T_co]):
+    """What an ``aioreactive`` ``AsyncObservable`` is, told without importing it."""
+
+    def subscribe_async(
+        self,
+        send: Callable[[T_co], Awaitable[None]] | None = None,
+        throw: Callable[[Exception], Awaitable[None]] | None = None,
+        close: Callable[[], Awaitable[None]] | None = None,
+    ) -> Awaitable[_Disposes]:
+        """Subscribe three asynchronous functions: for items, for a failure, for the end."""
+        ...
 
 
 class AioInbox(Inbox):
     """
     Of an ``aioreactive`` AsyncObservable, whose ``asend`` is held until there is need for more.
 
+    Most operators of that library hand their items to tasks that wait for messages, and that
+    disposing does not end. The tasks of the library that subscribing starts, in its first step, are
+    noted and ended with the subscription. Tasks of a user's own functions are left alone.
+
     Args:
         observable: The AsyncObservable.
-        ahead: How many items may wait to be taken while ``asend`` returns at once. None for as a
-            ``yield`` does: it returns when its item was taken and the next one is asked for.
-        on_end: Called once when the stream has ended or was closed.
+        lead: How many more items than it has sent are asked for when ``asend`` returns. 1 is as a
+            ``yield`` does: its item was taken and the next one is asked for.
+        on_end: Called when the stream has ended.
     """
 
-    __slots__ = ("_asked", "_closing", "_held", "_lead", "_on_end", "_sent", "_sub", "_subscribing")
+    __slots__ = (
+        "_asked",
+        "_closing",
+        "_disposable",
+        "_held",
+        "_lead",
+        "_on_end",
+        "_sent",
+        "_subscribing",
+        "_tasks",
+    )
 
     def __init__(
         self,
         observable: SubscribesAsync[Any],
         *,
-        ahead: int | None = None,
+        lead: int = 1,
         on_end: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(observable)
-        self._lead = 1 if ahead is None else -ahead
+        self._lead = lead
         self._on_end = on_end
-        self._sub = AioSubscription(self.end)
         self._subscribing: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._disposable: _Disposes | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._asked = self._sent = 0
         # Which pull each sender waits for, and the sender.
         self._held: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def pull(self) -> Any:
         """Return the next item, and let those senders go on that waited for that."""
-        if not self.mailbox.is_awaited:
+        if not self.is_awaited:
             self._asked += 1
             self._release_senders(self._asked)
         return await super().pull()
 
     async def opened(self) -> None:
-        """Wait until it is subscribed to; for one that does not send meanwhile."""
         self.open()
         await done(self._subscribing)
 
-    def end(self, error: BaseException | None) -> None:
+    def end(self, error: BaseException | None = None) -> None:
         super().end(error)
-        self._ended()
-
-    def close(self) -> None:
-        super().close()
-        self._ended()
+        if self._on_end is not None:
+            self._on_end()
 
     async def released(self) -> None:
         await done(self._closing)
 
-    def _ended(self) -> None:
-        on_end, self._on_end = self._on_end, None
-        if on_end is not None:
-            on_end()
-
     def _subscribe(self, observable: SubscribesAsync[Any], loop: asyncio.AbstractEventLoop) -> None:
+        before: set[asyncio.Task[Any]] = set()
         # In a task: it may send, and wait for its consumer, before it is through with subscribing.
+        # Nothing else runs between its first step and the calls around it.
+        loop.call_soon(lambda: before.update(asyncio.all_tasks()))
         self._subscribing = start_task(self._begin(observable), loop)
+        loop.call_soon(lambda: self._note(asyncio.all_tasks() - before))
 
     async def _begin(self, observable: SubscribesAsync[Any]) -> None:
         try:
-            await self._sub.begin(observable, self._send, self._throw, self._complete)
+            self._disposable = await observable.subscribe_async(
+                self._send, self._throw, self._complete
+            )
         except BaseException as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -86,13 +121,13 @@ class AioInbox(Inbox):
             self.end(error)
 
     async def _send(self, item: Any) -> None:
-        if self.mailbox.is_closed:
+        if self.is_closed:
             # A sender that does not stop must not hold up the loop.
             await asyncio.sleep(0)
             return
         self._sent += 1
         needed = self._sent + self._lead
-        self.mailbox.put(item)
+        self.put(item)
         if needed > self._asked:
             held = asyncio.get_running_loop().create_future()
             self._held.append((needed, held))
@@ -102,7 +137,7 @@ class AioInbox(Inbox):
         self.end(error)
 
     async def _complete(self) -> None:
-        self.end(None)
+        self.end()
 
     def _release_senders(self, asked: int) -> None:
         while self._held and self._held[0][0] <= asked:
@@ -110,13 +145,69 @@ class AioInbox(Inbox):
             if not held.done():
                 held.set_result(None)
 
+    def _note(self, tasks: set[asyncio.Task[Any]]) -> None:
+        for task in filter(_is_of_the_library, tasks):
+            self._tasks.add(task)
+            task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error: BaseException | None = None
+        try:
+            # The library keeps its cancelled tasks: taking the exception frees its traceback.
+            error = task.exception()
+        except asyncio.CancelledError:
+            if not task.cancelling():
+                error = asyncio.CancelledError()
+        if error is not None:
+            # The library would only log it, and the stream would wait for ever.
+            self.end(error)
+
     def _dispose(self, loop: asyncio.AbstractEventLoop) -> None:
         self._closing = start_task(self._release(), loop)
         # Behind the first step of that: a sender that is cancelled does not go on once more.
         loop.call_soon(self._release_senders, self._sent + 1)
 
     async def _release(self) -> None:
+        """Dispose of the subscription, and wait until nothing is left."""
         if self._subscribing is not None and not self._subscribing.done():
             self._subscribing.cancel()
             await done(self._subscribing)
-        await self._sub.dispose()
+        if self._disposable is not None:
+            try:
+                await self._disposable.dispose_async()
+            except Exception as error:
+                _log.error(
+                    "disposing of an asynchronous subscription failed",
+                    exc_info=redacted_exc_info(error),
+                )
+        # A task may have been told to dispose of more, such as the inner streams of a flat_map.
+        for _ in range(TURNS):
+            if self._tasks:
+                await asyncio.sleep(0)
+        while any(map(_is_disposing, self._tasks)):
+            await asyncio.wait(set(self._tasks), timeout=0.02)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(set(self._tasks))
+
+
+def _is_of_the_library(task: asyncio.Task[Any]) -> bool:
+    frame = getattr(task.get_coro(), "cr_frame", None)
+    module: str = "" if frame is None else frame.f_globals.get("__name__", "")
+    return module.partition(".")[0] in {"aioreactive", "expression"}
+
+
+def _is_disposing(task: asyncio.Task[Any]) -> bool:
+    """Return whether a task waits inside a ``dispose_async``, which is not to be cut short."""
+    inner: Any = task.get_coro()
+    while inner is not None:
+        code = getattr(inner, "cr_code", None)
+        if code is not None and code.co_name == "dispose_async":
+            return True
+        inner = getattr(inner, "cr_await", None)
+    return False
+
+
+_log = logging.getLogger(__name__)

@@ -5,19 +5,29 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import reactivex
 
-from operators._core.aio_subscription import Observes, SubscribesAsync
-from operators._core.operator import NotAnOperator
+from operators._core.aio_inbox import SubscribesAsync
+from operators._core.foreign import kind_of
+from operators._core.naming import home_of, name_of
+
+if TYPE_CHECKING:
+    from aioreactive import AsyncObserver
 
 __all__ = (
     "AioOperator",
     "answers_within_asend",
-    "applied_async",
     "async_observable",
     "is_aio_operator",
+)
+
+_AT_ONCE = frozenset(
+    (  # noqa: SIM905 - as a list it would take a page
+        "choose choose_async filter filter_async map map_async scan starfilter starmap "
+        "starmap_async"
+    ).split()
 )
 
 AioOperator: TypeAlias = Callable[[Any], SubscribesAsync[Any]]
@@ -37,72 +47,34 @@ def is_aio_operator(operator: Callable[..., Any]) -> bool:
     package = (getattr(operator, "__module__", None) or "").partition(".")[0]
     if package in {"operators", "reactivex"}:
         return False
-    probed = _applied(operator, _NEVER)
-    if isinstance(probed, reactivex.abc.ObservableBase):
-        return False
-    if not hasattr(probed, "subscribe_async"):
-        probed = _applied(operator, _async_never())
-    return hasattr(probed, "subscribe_async")
+    kind = _kind_after(operator, _NEVER) or _kind_after(operator, async_observable(_never))
+    return kind == "AsyncObservable"
 
 
 def answers_within_asend(operator: AioOperator) -> bool:
     """
     Return whether an ``aioreactive`` operator emits within the ``asend`` that it is given an item by.
 
-    Known of ``map``, ``starmap``, ``filter``, ``starfilter``, ``choose`` and ``scan``, and of
-    their forms with an asynchronous function. All others hand their items to a task of their own.
+    All but those named here hand their items to a task of their own, or may do so.
     """
-    if getattr(operator, "__module__", "") != "aioreactive.transform":
-        return False
-    if not inspect.isfunction(operator):
-        return False
-    if operator.__qualname__ == "transform.<locals>._":
-        handler = inspect.getclosurevars(operator).nonlocals.get("anext")
-        return getattr(handler, "__module__", "").startswith("aioreactive.")
-    return operator.__qualname__ == "_scan.<locals>._scan_operator"
+    return home_of(operator) == "aioreactive.transform" and name_of(operator) in _AT_ONCE
 
 
-def applied_async(
-    operator: AioOperator, source: SubscribesAsync[Any], where: str
-) -> SubscribesAsync[Any]:
-    """
-    Apply an ``aioreactive`` operator.
-
-    Raises:
-        NotAnOperator: It gives no AsyncObservable, or can't be applied at all; names *where*.
-    """
-    result = _applied(operator, source)
-    if isinstance(result, Exception):
-        raise NotAnOperator(
-            f"{where} is no operator: {operator!r} can't be applied to an AsyncObservable: "
-            f"{type(result).__name__}: {result}"
-        ) from result
-    if not hasattr(result, "subscribe_async"):
-        raise NotAnOperator(
-            f"{where} is no operator: applied to an AsyncObservable it gave "
-            f"{type(result).__name__}, expected an AsyncObservable"
-        )
-    return cast("SubscribesAsync[Any]", result)
-
-
-def async_observable(subscribe: Callable[[Observes], Any]) -> SubscribesAsync[Any]:
+def async_observable(subscribe: Callable[[AsyncObserver[Any]], Any]) -> SubscribesAsync[Any]:
     """Return an AsyncObservable with operators as methods, which those of a user may want."""
-    from aioreactive import AsyncAnonymousObservable, AsyncRx  # noqa: PLC0415 - who has operators of it has it
+    from aioreactive import AsyncAnonymousObservable, AsyncRx  # noqa: PLC0415 - who has operators has it
 
     return AsyncRx(AsyncAnonymousObservable[Any](subscribe))
 
 
-def _async_never() -> SubscribesAsync[Any]:
-    import aioreactive  # noqa: PLC0415 - who has operators of it has it
-
-    return aioreactive.AsyncRx(aioreactive.never())
-
-
-def _applied(operator: Callable[..., Any], source: object) -> object:
+def _kind_after(operator: Callable[..., Any], source: object) -> str | None:
     try:
-        return operator(source)
-    except Exception as error:
-        return error
+        return kind_of(operator(source))
+    except Exception:
+        return None
+
+
+async def _never(observer: object) -> None: ...
 
 
 _NEVER = reactivex.never()

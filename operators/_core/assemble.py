@@ -12,11 +12,12 @@ from reactivex import Observable
 from typing_extensions import TypeVar
 
 from operators._core.aio import AioOperator, AioSegment, is_aio_operator
+from operators._core.foreign import applied
 from operators._core.fusion import FusedRun
 from operators._core.item_types import Transform
 from operators._core.operator import NotAnOperator, Operator, PullingOperator
 from operators._core.release import StreamObserver
-from operators._core.rx import RxOperator, RxSegment, applied
+from operators._core.rx import RxOperator, RxSegment
 from operators._core.segment import Segment, close_quietly
 from operators._core.tasks import start_task
 
@@ -31,14 +32,7 @@ R = TypeVar("R", bound=FusedRun[Any])
 
 
 class Boundary(NamedTuple):
-    """
-    What stands between two runs: an operator that pulls for itself, or neighbours of one library.
-
-    Attributes:
-        kind: Which of the three it is.
-        operators: The operators.
-        where: What the list is called, and the place of the first, for errors.
-    """
+    """What stands between two runs: one that pulls for itself, or neighbours of one library."""
 
     kind: Literal["pulling", "reactivex", "aioreactive"]
     operators: tuple[Any, ...]
@@ -180,15 +174,9 @@ def make_stream(
     observer: StreamObserver | None = None,
 ) -> R:
     """
-    Do as :func:`fuse`, for a stream of a class of one's own.
+    Do as :func:`fuse`, for a class derived from `FusedRun`.
 
-    Args:
-        source: As for :func:`fuse`, and so are those that are not named here.
-        operators: Operators in order, or the plan of them.
-        stream: The class to make, derived from `FusedRun`.
-        own_context: The context to run source and operators in.
-        scope: Handed to operators with a parameter ``scope``.
-        observer: Notified of what a drop keeps from the consumer, and of the end.
+    *observer* is notified of what a drop keeps from the consumer, and of the end.
     """
     current = source
     try:
@@ -200,7 +188,7 @@ def make_stream(
             for group, boundary in zip(plan.runs, plan.boundaries, strict=False):
                 before = enter(_inner_run, current, group, own_context, scope)
                 current = before
-                current = enter(_segment, before, boundary, own_context, scope)
+                current = enter(_segment, before, boundary, scope)
         return stream(
             current,
             plan.runs[-1],
@@ -230,17 +218,12 @@ def _close(source: AsyncIterator[Any], own_context: contextvars.Context | None) 
         start_task(closing, asyncio.get_running_loop(), own_context)
 
 
-def _segment(
-    before: FusedRun[Any],
-    boundary: Boundary,
-    own_context: contextvars.Context | None,
-    scope: object,
-) -> Segment:
+def _segment(before: FusedRun[Any], boundary: Boundary, scope: object) -> Segment:
     """Make the part that stands at a boundary, for one stream."""
     if boundary.kind == "pulling":
         return boundary.operators[0].segment(before, scope)
     segment = AioSegment if boundary.kind == "aioreactive" else RxSegment
-    return segment(before, boundary.operators, boundary.where, own_context)
+    return segment(before, boundary.operators, boundary.where)
 
 
 def _boundary(where: tuple[str, int], item: object) -> Boundary | None:
@@ -257,7 +240,7 @@ def _boundary(where: tuple[str, int], item: object) -> Boundary | None:
         )
     if is_aio_operator(item):
         return Boundary("aioreactive", (item,), where)
-    applied(cast("RxOperator", item), _NEVER, f"{name}[{place}]")
+    applied(_NEVER, (item,), where)
     return Boundary("reactivex", (item,), where)
 
 

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, TypeVar
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, TypeVar, cast
 
+from reactivex import abc
+
+from operators._core.failures import nothing_due
 from operators._core.inbox import Inbox
 from operators._core.naming import name_of
+from operators._core.operator import NotAnOperator, Operator
 from operators._core.pump import Pump
 from operators._core.segment import Segment
 
-__all__ = ("ForeignSegment", "applied_all")
+__all__ = ("ForeignSegment", "applied", "kind_of")
 
-ObserverT = TypeVar("ObserverT")
 InboxT = TypeVar("InboxT", bound=Inbox)
 
 
-class ForeignSegment(Segment, Generic[ObserverT, InboxT]):
+class ForeignSegment(Segment, Generic[InboxT]):
     """
     Neighbouring operators of one library between two parts of a pulled pipeline.
+
+    Operators that answer at once are fed within the consumer's pull, until an item comes out. If
+    one of them does not, all are detached: a task pulls the source while the consumer waits and
+    nothing has come out.
 
     Args:
         source: The part before this one.
         operators: The operators, in order.
+        where: What the list is called, and the place of the first, for errors.
+
+    Raises:
+        NotAnOperator: An operator gives no observable, or can't be applied at all.
     """
 
     __slots__ = (
@@ -37,17 +49,47 @@ class ForeignSegment(Segment, Generic[ObserverT, InboxT]):
 
     _inbox: InboxT
 
-    def __init__(self, source: Any, operators: Iterable[Callable[[Any], Any]]) -> None:
+    def __init__(
+        self,
+        source: Any,
+        operators: Sequence[Callable[[Any], Any]],
+        where: tuple[str, int],
+    ) -> None:
         self._source = source
         self._names = ", ".join(map(name_of, operators))
-        self._observer: ObserverT | None = None
+        self._observer: Any = None
         self._is_subscribed = False
         # None where the consumer's pull feeds the operators.
         self._pump: Pump[Any] | None = None
+        observable = applied(self._observable(), operators, where)
+        if not all(map(self._answers_at_once, operators)):
+            self._pump = Pump(source, self._feed, self._source_ended)
+        self._receive(observable)
+
+    @staticmethod
+    @abstractmethod
+    def _answers_at_once(operator: Any) -> bool:
+        """Return whether an operator emits only while it is handed a signal of its source."""
+
+    @abstractmethod
+    def _observable(self) -> Any:
+        """Return the source as an observable; it does not keep this part alive."""
+
+    @abstractmethod
+    def _receive(self, observable: Any) -> None:
+        """Make the inbox for what the operators emit."""
+
+    @abstractmethod
+    def _feed(self, item: Any) -> Awaitable[None] | None:
+        """Hand the operators an item."""
+
+    @abstractmethod
+    def _tell_end(self, observer: Any, failure: Exception | None) -> Awaitable[None] | None:
+        """Tell the operators that the source has ended, by *failure* or without."""
 
     @property
     def ended(self) -> bool:
-        return self._inbox.mailbox.ended
+        return self._inbox.ended
 
     @property
     def ended_by(self) -> str | None:
@@ -64,30 +106,72 @@ class ForeignSegment(Segment, Generic[ObserverT, InboxT]):
     def drop(self) -> None:
         self._source.drop()
 
+    async def __anext__(self) -> Any:
+        inbox = self._inbox
+        if self._pump is None:
+            if not self._is_subscribed:
+                await inbox.opened()
+            while not inbox and not inbox.is_closed and self._observer is not None:
+                await self._pull()
+        elif not inbox or inbox.is_ahead:
+            self._demand()
+        item = await inbox.pull()
+        self._taken()
+        if item is None:
+            raise nothing_due()
+        return item
+
+    def _taken(self) -> None:
+        """Note that the consumer has taken an item."""
+
+    async def _pull(self) -> None:
+        """Pull the source once, in the consumer's pull."""
+        try:
+            item = await anext(self._source)
+        except StopAsyncIteration:
+            told = self._source_ended(None)
+        except Exception as error:
+            told = self._source_ended(error)
+        else:
+            fed = self._feed(item)
+            if fed is not None:
+                await fed
+            told = self._source_ended(None) if self._source.ended else None
+        if told is not None:
+            await told
+
+    def _source_ended(self, failure: BaseException | None) -> Awaitable[None] | None:
+        observer, self._observer = self._observer, None
+        if failure is not None and not isinstance(failure, Exception):
+            # Cancellation and the like are no signal that an operator may turn into items.
+            self._inbox.end(failure)
+            return None
+        return None if observer is None else self._tell_end(observer, failure)
+
     def _demand(self) -> None:
         if self._pump is not None and self._observer is not None:
             self._pump.demand()
 
     def _demand_more(self) -> None:
         """Have the source pulled again where the consumer waits still."""
-        if self._inbox.mailbox.is_awaited:
+        if self._inbox.is_awaited:
             self._demand()
 
-    def _on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call *function* in the loop's thread."""
-        function(*arguments)
-
-    def _subscribed(self, observer: ObserverT) -> None:
-        """Note that the operators have subscribed to the source."""
+    def _subscribed(self, observer: Any) -> None:
+        """Note that the operators have subscribed to the source, in whatever thread."""
         if self._is_subscribed:
             # The operator isn't told: one that tries again on an error would do so for ever.
             error = RuntimeError("a token stream can be subscribed to only once")
-            self._on_loop(self._inbox.end, error)
+            self._inbox.call_on_loop(self._inbox.end, error)
             return
         self._is_subscribed = True
         self._observer = observer
         # The consumer may have begun to wait already.
-        self._on_loop(self._demand_more)
+        self._inbox.call_on_loop(self._demand_more)
+
+    def _unsubscribed(self) -> None:
+        """Note that the operators have left the source, in whatever thread."""
+        self._inbox.call_on_loop(self._leave_source)
 
     def _leave_source(self) -> None:
         """Drop the source, of which the operators want no more; a pull under way ends, and a step."""
@@ -112,14 +196,38 @@ class ForeignSegment(Segment, Generic[ObserverT, InboxT]):
         await self._source.aclose()
 
 
-def applied_all(
-    apply: Callable[[Any, Any, str], Any],
-    operators: Sequence[Callable[[Any], Any]],
-    source: Any,
-    where: tuple[str, int],
-) -> Any:
-    """Apply *operators* to *source*, in order; *where* says what their list is called, and from where."""
+def kind_of(value: object) -> str | None:
+    """Return what an observable is called in its library; None for anything else."""
+    if isinstance(value, abc.ObservableBase):
+        return "Observable"
+    return "AsyncObservable" if hasattr(value, "subscribe_async") else None
+
+
+def applied(source: Any, operators: Sequence[Callable[[Any], Any]], where: tuple[str, int]) -> Any:
+    """
+    Apply operators to an observable of their library, in order.
+
+    Raises:
+        NotAnOperator: One gives no observable of that kind, or can't be applied; names where.
+    """
+    kind = kind_of(source)
     name, first = where
     for place, operator in enumerate(operators, first):
-        source = apply(operator, source, f"{name}[{place}]")
+        try:
+            source = operator(source)
+        except Exception as error:
+            hint = _CALL_IT if hasattr(operator, "__wrapped__") else ""
+            raise NotAnOperator(
+                f"{name}[{place}] is no operator: {operator!r} can't be applied to an {kind}: "
+                f"{type(error).__name__}: {error}{hint}"
+            ) from error
+        if kind_of(source) != kind:
+            hint = _CALL_IT if isinstance(source, Operator) else ""
+            raise NotAnOperator(
+                f"{name}[{place}] is no operator: applied to an {kind} it gave "
+                f"{type(cast('object', source)).__name__}, expected an {kind}{hint}"
+            )
     return source
+
+
+_CALL_IT = "; is a call's () missing?"

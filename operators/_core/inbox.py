@@ -18,76 +18,76 @@ from operators._core.tasks import defer_to_loop
 __all__ = ("Inbox", "RxInbox")
 
 
-class Inbox:
+class Inbox(Mailbox[Any]):
     """
-    A mailbox that a subscription fills.
-
-    Args:
-        observable: What to subscribe to, at the first pull.
+    A mailbox that a subscription fills, begun at the first pull.
 
     Attributes:
-        mailbox: What has come.
+        is_ahead: Something may wait that nobody asked for.
     """
 
-    __slots__ = ("_is_closed", "_loop", "_observable", "mailbox")
+    __slots__ = ("_is_left", "_loop", "_observable", "is_ahead")
 
     def __init__(self, observable: Any) -> None:
-        self.mailbox: Mailbox[Any] = Mailbox()
+        super().__init__()
         self._observable = observable
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._is_closed = False
+        self._is_left = False
+        self.is_ahead = True
 
     @abstractmethod
     def _subscribe(self, observable: Any, loop: asyncio.AbstractEventLoop) -> None:
         """Subscribe."""
-        ...
 
     @abstractmethod
     def _dispose(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to dispose of the subscription; called once."""
-        ...
-
-    async def released(self) -> None:
-        """Wait until the subscription is disposed of, after :meth:`close`."""
 
     def open(self) -> None:
         """Subscribe, if that was not done yet."""
-        if self._loop is None and not self._is_closed:
+        if self._loop is None and not self._is_left:
             self._loop = asyncio.get_running_loop()
             observable, self._observable = self._observable, None
             self._subscribe(observable, self._loop)
 
+    async def opened(self) -> None:
+        """Wait until it is subscribed to; for one that does not send meanwhile."""
+        self.open()
+
     async def pull(self) -> Any:
         """Return the next item; ends as an asynchronous iterator does."""
-        if self.mailbox.is_awaited:
+        if self.is_awaited:
             raise RuntimeError("the source is already being pulled by another task")
         self.open()
         try:
-            return await self.mailbox.get()
+            return await self.get()
         except BaseException:
             # The end, a failure, or as in a generator the cancellation of the task that waits.
             self.close()
             await self.released()
             raise
 
-    def end(self, error: BaseException | None) -> None:
-        """End with *error* or without, behind what waits."""
-        self.mailbox.end(error)
-
     def close(self) -> None:
         """Dispose of the subscription without waiting, and forget what has come. Idempotent."""
-        if self._is_closed:
+        if self._is_left:
             return
-        self._is_closed = True
+        self._is_left = True
         self._observable = None
-        self.mailbox.close()
+        super().close()
         if self._loop is not None and not self._loop.is_closed():
             self._dispose(self._loop)
 
+    async def released(self) -> None:
+        """Wait until the subscription is disposed of, after :meth:`close`."""
+
     def abandon(self) -> None:
         """Close, from a finaliser: in any thread, in the middle of anything."""
-        if not self._is_closed and self._loop is not None:
+        if not self._is_left and self._loop is not None:
             defer_to_loop(self._loop, self.close)
+
+    def call_on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call *function* in the loop's thread."""
+        function(*arguments)
 
 
 class RxInbox(Inbox):
@@ -103,7 +103,6 @@ class RxInbox(Inbox):
 
     Attributes:
         is_fed: What comes now was asked for.
-        is_ahead: Something waits that nobody asked for: a timer or another stream pushed it.
         is_remote: Something was pushed from another thread.
     """
 
@@ -113,7 +112,6 @@ class RxInbox(Inbox):
         "_scheduler",
         "_subscription",
         "_thread",
-        "is_ahead",
         "is_fed",
         "is_remote",
     )
@@ -153,16 +151,16 @@ class RxInbox(Inbox):
             self._subscription.dispose()
 
     def _take(self, item: Any) -> None:
-        if not len(self.mailbox):
+        if not self:
             self.is_ahead = False
         if not self.is_fed:
-            if self._limit is not None and len(self.mailbox) >= self._limit:
+            if self._limit is not None and len(self) >= self._limit:
                 self.end(RuntimeError(f"{self._name}: more than {self._limit} items wait"))
                 if self._subscription is not None:
                     self._subscription.dispose()
                 return
             self.is_ahead = True
-        self.mailbox.put(item)
+        self.put(item)
 
     def call_on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call in the loop's thread, or not at all when the loop is no more."""

@@ -3,19 +3,7 @@ The loop that neighbouring operators become, driven by the consumer's pull.
 
 The loop of a run is written out as source for its shape (which operators are there, and which items
 visit them) and compiled once per shape, so that a chunk passes from one to the next by plain calls.
-For an operator that every item visits, and one with a condition, it reads in essence::
-
-    while True:
-        item = yield from pull()
-        item = step_0(item)
-        if item is None or type(item) is StageResult: ...  # anything but one item for one
-        else:
-            if item.finish_reason is not None:             # the condition
-                item = step_1(item)
-            chain.item = item
-            yield READY                                    # the item is in the slot
-            continue
-        ...                                                # the chain decides: more items, the end
+``docs/architecture.md`` shows how it reads.
 
 The loop yields the futures that the engine waits for as they are, and ``READY`` for an item. It
 returns when the run has ended, was dropped, or has another shape.
@@ -52,13 +40,7 @@ class _Detour(BaseException):
 
 @cache
 def compiled(shape: tuple[Visit, ...], tells_end: bool) -> Callable[..., Loop]:
-    """
-    Compile the loop for a shape.
-
-    Args:
-        shape: How items visit each stage.
-        tells_end: Whether the source says with an item whether that is the last.
-    """
+    """Compile the loop for a shape; *tells_end*: the source says of an item whether it is last."""
     body = _Body(shape, tells_end)
     text = _LOOP.format(
         arguments="".join(f", {name}" for name in body.arguments), body="\n".join(body.lines)

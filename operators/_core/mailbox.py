@@ -91,13 +91,7 @@ class Mailbox(Generic[T]):
             self._waiter = None
 
     async def get(self) -> T:
-        """
-        Wait for an item.
-
-        Raises:
-            StopAsyncIteration: The queue is at its end.
-            BaseException: What it ended with, once.
-        """
+        """Wait for an item; raise what the queue ended with, once, then ``StopAsyncIteration``."""
         while not self.waiting:
             if self.is_closed:
                 self.raise_end()
@@ -107,11 +101,6 @@ class Mailbox(Generic[T]):
     def take(self) -> T:
         """Return the first item that waits; there must be one."""
         return self.waiting.popleft()
-
-    def discard(self, count: int) -> None:
-        """Forget the first *count* items that wait."""
-        for _ in range(count):
-            self.waiting.popleft()
 
     def raise_end(self) -> None:
         """Raise what the queue ended with."""

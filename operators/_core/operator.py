@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import (
     Any,
     Concatenate,
@@ -100,18 +100,18 @@ class Operator(Generic[A, B]):
 
     def start(self, scope: Any) -> _Body[A, B]:
         """Make a new stage; *scope* is None where there is none."""
-        if self._asks_for_scope and scope is not None:
-            return self._function(*self._args, scope=scope, **self._kwargs)
-        self._check_scope()
-        return self._function(*self._args, **self._kwargs)
+        return self._call(scope)
 
-    def _check_scope(self) -> None:
-        """Refuse to start without a scope where the body has to have one."""
+    def _call(self, scope: Any, *source: Any) -> Any:
+        """Call the function; *source* is the first argument of one that pulls."""
+        if self._asks_for_scope and scope is not None:
+            return self._function(*source, *self._args, scope=scope, **self._kwargs)
         if self._asks_for_scope and _parameters(self._function)["scope"].default is SCOPE:
             raise TypeError(
                 f"{self.name} needs the scope of a request: put it into the pipeline of an "
                 "adapter, or give it one by scope=..."
             )
+        return self._function(*source, *self._args, **self._kwargs)
 
     def __repr__(self) -> str:
         arguments = [repr(value) for value in self._args]
@@ -148,19 +148,9 @@ class PullingOperator(Operator[A, B]):
 
     __slots__ = ()
 
-    def generate(self, source: FusedRun[A], scope: Any) -> AsyncGenerator[B]:
-        """Make a new generator."""
-        if self._asks_for_scope and scope is not None:
-            return self._function(source, *self._args, scope=scope, **self._kwargs)
-        self._check_scope()
-        return self._function(source, *self._args, **self._kwargs)
-
     def segment(self, source: FusedRun[A], scope: Any) -> PulledSegment:
         """Make the part of a pipeline that stands behind *source*."""
-        return PulledSegment(source, functools.partial(self._begin, scope), self.name, scope)
-
-    def _begin(self, scope: Any, source: FusedRun[A]) -> AsyncGenerator[B]:
-        return self.generate(source, scope)
+        return PulledSegment(source, self._call(scope, source), self.name, scope)
 
     def __call__(self, source: Observable[A]) -> Observable[B]:
         """Apply the operator to an Observable, in a task of the running event loop."""
@@ -180,19 +170,26 @@ _Body: TypeAlias = Stage[A, B] | Callbacks[A, B] | None
 
 
 class _Decorator:
-    """What ``@operator(takes=...)`` returns."""
+    """What ``@operator(takes=...)`` and the like return."""
 
-    def __init__(self, takes: Takes) -> None:
+    def __init__(
+        self,
+        takes: Takes,
+        kind: type[Operator[Any, Any]] | None = None,
+        check: Callable[..., object] | None = None,
+    ) -> None:
         self._takes: Takes = takes
+        self._kind = kind
+        self._check = check
 
     @overload
     def __call__(
         self, function: Callable[Concatenate[FusedRun[A], P], AsyncIterator[B | StageResult]]
     ) -> Callable[P, Operator[A, B]]: ...
     @overload
-    def __call__(self, function: Callable[P, Stage[A, B]]) -> Callable[P, Operator[A, B]]: ...
+    def __call__(self, function: Callable[P, _Body[A, B]]) -> Callable[P, Operator[A, B]]: ...
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Operator[Any, Any]]:
-        return _made(function, self._takes)
+        return _made(function, self._takes, self._kind, self._check)
 
 
 @overload
@@ -274,7 +271,7 @@ def callbacks(
     takes: Takes = "anything",
     shared: bool = False,
     check: Callable[..., object] | None = None,
-) -> Callable[[Callable[P, _Body[A, B]]], Callable[P, Operator[A, B]]]:
+) -> _Decorator:
     """
     Turn a function that returns a body into an operator, for the library's own.
 
@@ -287,27 +284,12 @@ def callbacks(
         check: Called with the operator's arguments when it is made; raises where they are wrong in
             a way that their types don't say.
     """
-
-    def decorate(function: Callable[P, _Body[A, B]]) -> Callable[P, Operator[A, B]]:
-        return _made(function, takes, SharedOperator if shared else Operator, check)
-
-    return decorate
+    return _Decorator(takes, SharedOperator if shared else Operator, check)
 
 
-def pulling(
-    *, takes: Takes = "anything", check: Callable[..., object] | None = None
-) -> Callable[
-    [Callable[Concatenate[FusedRun[A], P], AsyncIterator[B | StageResult]]],
-    Callable[P, Operator[A, B]],
-]:
+def pulling(*, takes: Takes = "anything", check: Callable[..., object] | None = None) -> _Decorator:
     """Do as :func:`callbacks`, for a function that returns an asynchronous iterator over its source."""
-
-    def decorate(
-        function: Callable[Concatenate[FusedRun[A], P], AsyncIterator[B | StageResult]],
-    ) -> Callable[P, Operator[A, B]]:
-        return _made(function, takes, PullingOperator, check)
-
-    return decorate
+    return _Decorator(takes, PullingOperator, check)
 
 
 def _made(

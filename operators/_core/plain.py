@@ -10,11 +10,9 @@ from reactivex import Observable, abc
 from reactivex.disposable import Disposable, SingleAssignmentDisposable
 
 from operators._core.chain import Chain
-from operators._core.failures import drop_top_frame
 from operators._core.fusion import FusedRun
 from operators._core.pushing import push_in_task
 from operators._core.sources import ObservableSource
-from operators._core.stage import StageResult
 from operators._core.stages import StageFactory
 
 __all__ = ("subscribe_here", "subscribe_in_task")
@@ -53,12 +51,13 @@ def subscribe_in_task(
 class _Subscription:
     """One subscription of one operator: a chain of a single stage between two Observables."""
 
-    __slots__ = ("_chain", "_observer", "_upstream")
+    __slots__ = ("_chain", "_is_disposed", "_observer", "_upstream")
 
     def __init__(self, operator: StageFactory, observer: abc.ObserverBase[Any]) -> None:
         self._observer = observer
         self._chain = Chain([operator])
         self._upstream = SingleAssignmentDisposable()
+        self._is_disposed = False
 
     def run(
         self, source: Observable[Any], scheduler: abc.SchedulerBase | None
@@ -73,28 +72,9 @@ class _Subscription:
         return Disposable(self._dispose)
 
     def _next(self, item: Any) -> None:
-        chain = self._chain
-        if chain.has_ended:
-            return
-        step, condition = chain.steps[0], chain.conditions[0]
-        try:
-            if step is not None and (condition is None or condition.holds(item)):
-                if condition is not None and condition.expression.once:
-                    chain.steps[0] = None
-                item = step(item)
-        except BaseException as error:
-            drop_top_frame(error)
-            chain.stage_raised(error, 0)
-        else:
-            if chain.has_ended:
-                # Disposed from within its own step.
-                chain.close_stages()
-                return
-            if item is not None and type(item) is not StageResult:
-                self._observer.on_next(item)
-                return
-            chain.emitted(0, item)
-        self._deliver()
+        if not self._chain.has_ended:
+            self._chain.push(item)
+            self._deliver()
 
     def _error(self, error: Exception) -> None:
         if not self._chain.has_ended:
@@ -108,6 +88,10 @@ class _Subscription:
 
     def _deliver(self) -> None:
         chain = self._chain
+        if self._is_disposed:
+            # From within its own step: the stage can be closed only now.
+            self._dispose()
+            return
         ended = chain.has_ended
         if ended:
             self._upstream.dispose()
@@ -124,6 +108,7 @@ class _Subscription:
             raise error
 
     def _dispose(self) -> None:
+        self._is_disposed = True
         self._chain.out.clear()
         self._chain.close_stages()
         self._upstream.dispose()

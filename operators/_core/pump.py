@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from operators._core.failures import drop_top_frame
-from operators._core.tasks import current_task, done, start_task
+from operators._core.tasks import current_task, done, start_task, weakly
 
-__all__ = ("Pullable", "Pump")
+if TYPE_CHECKING:
+    from operators._core.fusion import FusedRun
+
+__all__ = ("Pump",)
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-
-
-class Pullable(Protocol[T_co]):
-    """What a pump pulls: a run."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether the item handed out last was the last one."""
-        ...
-
-    def __anext__(self) -> Awaitable[T_co]:
-        """Return the next item."""
-        ...
-
-    def close(self) -> None:
-        """Drop the source without waiting; a pull under way ends."""
-        ...
-
-    def pulled_by(self, pump: asyncio.Task[None]) -> None:
-        """Note that the task *pump* pulls it."""
-        ...
-
-    async def aclose(self) -> None:
-        """Drop the source and wait until it is released."""
-        ...
 
 
 class Pump(Generic[T]):
@@ -50,13 +26,12 @@ class Pump(Generic[T]):
     Between demands the task refers to the pump weakly: a stream that is lost takes its pump along.
 
     Args:
-        source: What to pull. The task closes it at the end.
+        source: What to pull, in its own context. The task closes it at the end.
         on_item: Called with each item, in the task. It may be a coroutine function; a demand
             that it makes is the next pull.
         on_end: Called once with the failure, or with None at the end of the source; not after
             :meth:`close`. It may be a coroutine function, but for a failure that is no
             ``Exception``, such as the cancellation of the task.
-        context: The context to pull in; a copy of the current one by default.
 
     Attributes:
         busy: A pull was demanded and has not come to its item or its end.
@@ -65,12 +40,10 @@ class Pump(Generic[T]):
 
     __slots__ = (
         "__weakref__",
-        "_context",
         "_demand",
         "_is_closed",
         "_is_handling",
         "_leaves_source",
-        "_loop",
         "_on_end",
         "_on_item",
         "busy",
@@ -80,16 +53,13 @@ class Pump(Generic[T]):
 
     def __init__(
         self,
-        source: Pullable[T],
+        source: FusedRun[T],
         on_item: Callable[[T], Awaitable[None] | None],
         on_end: Callable[[BaseException | None], Awaitable[None] | None],
-        context: contextvars.Context | None = None,
     ) -> None:
         self.source = source
         self._on_item = on_item
         self._on_end = on_end
-        self._context = context
-        self._loop = asyncio.get_running_loop()
         self.task: asyncio.Task[None] | None = None
         self._demand: asyncio.Future[None] | None = None
         self._is_closed = False
@@ -104,9 +74,10 @@ class Pump(Generic[T]):
         self.busy = True
         if self.task is None:
             pump: weakref.ref[Pump[T]] = weakref.ref(self)
-            self.task = start_task(_pull_on_demand(pump), self._loop, self._context)
-            self.source.pulled_by(self.task)
-            self.task.add_done_callback(lambda task: _task_done(pump, task))
+            source = self.source
+            self.task = start_task(_pull_on_demand(pump), source.event_loop, source.own_context)
+            source.pulled_by(self.task)
+            self.task.add_done_callback(weakly(self._task_done))
         else:
             self._wake()
 
@@ -146,13 +117,13 @@ class Pump(Generic[T]):
                     break
             else:
                 if not self._is_closed:
-                    self._demand = self._loop.create_future()
+                    self._demand = self.source.event_loop.create_future()
                     return self._demand
         except Exception as error:
             drop_top_frame(error)
-            handled = self.report_end(error)
+            handled = self._report_end(error)
         else:
-            handled = self.report_end(None)
+            handled = self._report_end(None)
         if handled is not None:
             await handled
         if not self._leaves_source:
@@ -169,7 +140,7 @@ class Pump(Generic[T]):
         finally:
             self._is_handling = False
 
-    def report_end(self, failure: BaseException | None) -> Awaitable[None] | None:
+    def _report_end(self, failure: BaseException | None) -> Awaitable[None] | None:
         """Call *on_end*, unless that is done or the pump was closed."""
         self.busy = False
         if self._is_closed:
@@ -178,6 +149,13 @@ class Pump(Generic[T]):
         on_end = self._on_end
         self._forget()
         return on_end(failure)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        """Tell the consumer also where the task was cancelled, by whomever."""
+        failure = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if failure is not None:
+            self.source.close()
+            self._report_end(failure)
 
     def _forget(self) -> None:
         """Forget whom to call: they refer to the pump, and a cycle would wait for the collector."""
@@ -196,15 +174,6 @@ async def _pull_on_demand(pump_ref: weakref.ref[Pump[T]]) -> None:
         if demand is None:
             return
         await demand
-
-
-def _task_done(pump_ref: weakref.ref[Pump[T]], task: asyncio.Task[None]) -> None:
-    """Tell the consumer also where the task was cancelled, by whomever."""
-    failure = asyncio.CancelledError() if task.cancelled() else task.exception()
-    pump = pump_ref()
-    if pump is not None and failure is not None:
-        pump.source.close()
-        pump.report_end(failure)
 
 
 def _ignore(_: object) -> None: ...

@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from reactivex import abc
 from reactivex.disposable import Disposable
 
 from operators._core.tasks import current_task, defer_to_loop, start_task
 
+if TYPE_CHECKING:
+    from operators._core.fusion import FusedRun
+
 __all__ = ("push_in_task",)
-
-T_co = TypeVar("T_co", covariant=True)
-
-
-class _Closable(Protocol[T_co]):
-    def __aiter__(self) -> AsyncIterator[T_co]: ...
-
-    def close(self) -> None: ...
 
 
 def push_in_task(
-    run: _Closable[Any], observer: abc.ObserverBase[Any], loop: asyncio.AbstractEventLoop
+    run: FusedRun[Any], observer: abc.ObserverBase[Any], loop: asyncio.AbstractEventLoop
 ) -> abc.DisposableBase:
     """
     Pull *run* to its end in a task of *loop*, and push what comes to *observer*.
 
-    Subscribing and disposing may happen in any thread, and in a signal handler.
-
-    Returns:
-        What drops the run.
+    Subscribing and disposing, which drops the run, may happen in any thread, and in a signal
+    handler.
     """
     pushing = _Pushing(run, observer, loop)
     defer_to_loop(loop, pushing.begin)
@@ -43,7 +35,7 @@ class _Pushing:
 
     def __init__(
         self,
-        run: _Closable[Any],
+        run: FusedRun[Any],
         observer: abc.ObserverBase[Any],
         loop: asyncio.AbstractEventLoop,
     ) -> None:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sized
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from reactivex import Observable, abc, typing
 from reactivex.disposable import Disposable, SingleAssignmentDisposable
 from reactivex.scheduler import CurrentThreadScheduler
 
-from operators._core.failures import nothing_due
-from operators._core.foreign import ForeignSegment, applied_all
+from operators._core.foreign import ForeignSegment
 from operators._core.inbox import RxInbox
 from operators._core.loop_scheduler import LoopScheduler
-from operators._core.mailbox import Mailbox
 from operators._core.naming import home_of
-from operators._core.operator import NotAnOperator, Operator
-from operators._core.pump import Pump
 from operators._core.tasks import weakly
 
-__all__ = ("RxOperator", "RxSegment", "answers_at_once", "applied")
+__all__ = ("RxOperator", "RxSegment", "answers_at_once")
 
 RxOperator: TypeAlias = Callable[[Observable[Any]], Observable[Any]]
 
@@ -50,30 +45,6 @@ def answers_at_once(operator: RxOperator) -> bool:
     return home_of(operator) in _AT_ONCE
 
 
-def applied(operator: RxOperator, source: Observable[Any], where: str) -> Observable[Any]:
-    """
-    Apply a ``reactivex`` operator.
-
-    Raises:
-        NotAnOperator: It gives no Observable, or can't be applied at all; names *where*.
-    """
-    try:
-        result = cast("object", operator(source))
-    except Exception as error:
-        hint = "; is a call's () missing?" if hasattr(operator, "__wrapped__") else ""
-        raise NotAnOperator(
-            f"{where} is no operator: {operator!r} can't be applied to an Observable: "
-            f"{type(error).__name__}: {error}{hint}"
-        ) from error
-    if isinstance(result, abc.ObservableBase):
-        return cast("Observable[Any]", result)
-    hint = "; is a call's () missing?" if isinstance(result, Operator) else ""
-    raise NotAnOperator(
-        f"{where} is no operator: applied to an Observable it gave "
-        f"{type(cast('object', result)).__name__}, expected an Observable{hint}"
-    )
-
-
 # How many items may wait before the timers of an operator wait for the consumer.
 _ROOM = 64
 # How many may wait that an operator pushes on its own, before the stream fails.
@@ -90,7 +61,8 @@ class _SegmentScheduler(LoopScheduler):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        self.mailbox: Mailbox[Any] = Mailbox()
+        # What waits for the consumer.
+        self.waiting: Sized = ()
         self._deferred: deque[Callable[[], None]] = deque()
 
     def schedule(self, action: abc.ScheduledAction[Any], state: Any = None) -> abc.DisposableBase:
@@ -117,50 +89,34 @@ class _SegmentScheduler(LoopScheduler):
     ) -> None:
         if result.is_disposed:
             return
-        if len(self.mailbox) >= _ROOM:
+        if len(self.waiting) >= _ROOM:
             self._deferred.append(partial(self._run, action, state, result))
             return
         result.disposable = self.invoke_action(action, state)
 
     def resume(self) -> None:
         """Run the timers that waited, soon: the consumer has taken an item."""
-        if self._deferred and len(self.mailbox) < _ROOM:
+        if self._deferred and len(self.waiting) < _ROOM:
             deferred, self._deferred = self._deferred, deque()
             for run in deferred:
                 self._loop.call_soon(run)
 
 
-class RxSegment(ForeignSegment[abc.ObserverBase[Any], RxInbox]):
+class RxSegment(ForeignSegment[RxInbox]):
     """
-    Neighbouring ``reactivex`` operators between two parts of a pulled pipeline.
+    Neighbouring ``reactivex`` operators, applied as by ``source.pipe(*operators)``.
 
-    Operators that answer at once are fed within the consumer's pull, until an item comes out. If
-    one of them does not, all are detached: a task pulls the source while the consumer waits and
-    nothing has come out, so that an operator may emit from a timer or another stream at any moment.
+    Where they are detached, an operator may emit from a timer or another stream at any moment.
     Where such items wait, each pull of the consumer permits one of the source (row S4): a timer
     faster than the consumer keeps nobody from the source.
-
-    Args:
-        source: The part before this one.
-        operators: The operators, applied as by ``source.pipe(*operators)``.
-        where: What the list is called, and the place of the first, for errors.
-        context: The context that whoever pulls is in; the task pulls in it too.
-
-    Raises:
-        NotAnOperator: An operator gives no Observable, or can't be applied at all.
     """
 
     __slots__ = ("_scheduler",)
 
-    def __init__(
-        self,
-        source: Any,
-        operators: Sequence[RxOperator],
-        where: tuple[str, int] = ("pipeline", 0),
-        context: contextvars.Context | None = None,
-    ) -> None:
-        super().__init__(source, operators)
-        # A timer refers to what its operator has subscribed to, but keeps no lost stream alive.
+    _answers_at_once = staticmethod(answers_at_once)
+
+    def _observable(self) -> Observable[Any]:
+        # A timer refers to what its operator has subscribed to.
         subscribed, unsubscribed = weakly(self._subscribed), weakly(self._unsubscribed)
 
         def subscribe(
@@ -169,51 +125,21 @@ class RxSegment(ForeignSegment[abc.ObserverBase[Any], RxInbox]):
             subscribed(observer)
             return Disposable(unsubscribed)
 
-        observable = applied_all(applied, operators, Observable(subscribe), where)
-        if not all(map(answers_at_once, operators)):
-            self._pump = Pump(source, self._feed, self._source_ended, context)
+        return Observable(subscribe)
+
+    def _receive(self, observable: Observable[Any]) -> None:
         self._scheduler = _SegmentScheduler(asyncio.get_running_loop())
         self._inbox = RxInbox(observable, self._scheduler, limit=_LIMIT, name=self._names)
-        self._scheduler.mailbox = self._inbox.mailbox
-        self._inbox.is_fed = True
-        self._inbox.open()
-        self._inbox.is_fed = False
+        self._scheduler.waiting = self._inbox
+        self._tell(self._inbox.open)
 
-    async def __anext__(self) -> Any:
-        inbox, mailbox = self._inbox, self._inbox.mailbox
-        if self._pump is None:
-            while not len(mailbox) and not mailbox.is_closed and self._observer is not None:
-                await self._pull()
-        elif not len(mailbox) or inbox.is_ahead:
-            self._demand()
-        item = mailbox.take() if len(mailbox) else await inbox.pull()
+    def _taken(self) -> None:
         self._scheduler.resume()
-        if item is None:
-            raise nothing_due()
-        return item
-
-    async def _pull(self) -> None:
-        try:
-            item = await anext(self._source)
-        except StopAsyncIteration:
-            self._source_ended(None)
-        except Exception as error:
-            self._source_ended(error)
-        else:
-            self._feed(item)
-            if self._source.ended:
-                self._source_ended(None)
 
     def _feed(self, item: Any) -> Awaitable[None] | None:
         if self._observer is None:
             return None
-        self._inbox.is_fed = True
-        try:
-            self._observer.on_next(item)
-        except Exception as error:
-            self._inbox.end(error)
-        finally:
-            self._inbox.is_fed = False
+        self._tell(self._observer.on_next, item)
         if self._inbox.is_remote:
             return self._wait_for_threads()
         self._demand_more()
@@ -224,26 +150,18 @@ class RxSegment(ForeignSegment[abc.ObserverBase[Any], RxInbox]):
         await asyncio.sleep(0)
         self._demand_more()
 
-    def _source_ended(self, failure: BaseException | None) -> None:
-        observer, self._observer = self._observer, None
-        if failure is not None and not isinstance(failure, Exception):
-            # Cancellation and the like are no signal that an operator may turn into items.
-            self._inbox.end(failure)
-        elif observer is not None:
-            self._inbox.is_fed = True
-            try:
-                if failure is None:
-                    observer.on_completed()
-                else:
-                    observer.on_error(failure)
-            except Exception as error:
-                self._inbox.end(error)
-            finally:
-                self._inbox.is_fed = False
+    def _tell_end(self, observer: abc.ObserverBase[Any], failure: Exception | None) -> None:
+        if failure is None:
+            self._tell(observer.on_completed)
+        else:
+            self._tell(observer.on_error, failure)
 
-    def _on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
-        self._inbox.call_on_loop(function, *arguments)
-
-    def _unsubscribed(self) -> None:
-        """Note that the operators have left the source, in whatever thread."""
-        self._on_loop(self._leave_source)
+    def _tell(self, signal: Callable[..., object], *arguments: Any) -> None:
+        """Give the operators a signal; what they emit meanwhile was asked for."""
+        self._inbox.is_fed = True
+        try:
+            signal(*arguments)
+        except Exception as error:
+            self._inbox.end(error)
+        finally:
+            self._inbox.is_fed = False

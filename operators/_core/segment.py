@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -40,13 +40,11 @@ class Segment:
     @abstractmethod
     def ended(self) -> bool:
         """Whether the item handed out last was the last one."""
-        ...
 
     @property
     @abstractmethod
     def ended_by(self) -> str | None:
         """The operator that ended the stream before its source did; None where none did."""
-        ...
 
     @abstractmethod
     def made_by(self, item: object) -> str | None:
@@ -60,17 +58,14 @@ class Segment:
     @abstractmethod
     def drop(self) -> None:
         """Tell the stages in front that the stream was dropped; :meth:`close` follows."""
-        ...
 
     @abstractmethod
     def close(self) -> None:
         """Drop without waiting. Idempotent; not while it is pulled."""
-        ...
 
     @abstractmethod
     async def aclose(self) -> None:
         """Drop, and wait until everything is released."""
-        ...
 
 
 class PulledSegment(Segment):
@@ -79,12 +74,6 @@ class PulledSegment(Segment):
 
     When the source has ended, the generator is run on until it has ended too, or has yielded once
     more: so the last item is known to be the last when it is handed out (row P6a).
-
-    Args:
-        source: The part before it; closed when the generator has ended.
-        generate: Makes the generator from *source*.
-        name: The operator's name.
-        scope: The scope of the stream.
     """
 
     __slots__ = (
@@ -104,7 +93,7 @@ class PulledSegment(Segment):
     def __init__(
         self,
         source: FusedRun[Any],
-        generate: Callable[[FusedRun[Any]], AsyncGenerator[Any]],
+        generator: AsyncGenerator[Any],
         name: str,
         scope: Any = None,
     ) -> None:
@@ -115,7 +104,7 @@ class PulledSegment(Segment):
         self._closing: asyncio.Task[None] | None = None
         self._has_begun = False
         self.ended = False
-        self._generator = generate(source)
+        self._generator = generator
 
     @property
     def ended_by(self) -> str | None:

@@ -7,8 +7,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from reactivex import Observable, abc
 
-from operators._core.aio_inbox import AioInbox
-from operators._core.aio_subscription import SubscribesAsync
+from operators._core.aio_inbox import AioInbox, SubscribesAsync
 from operators._core.inbox import Inbox, RxInbox
 
 __all__ = ("AsyncObservableSource", "ObservableSource", "source_of")
@@ -17,13 +16,7 @@ T = TypeVar("T")
 
 
 def source_of(value: object) -> AsyncIterator[Any] | None:
-    """
-    Return the items of an observable as an asynchronous iterator; None for anything else.
-
-    Args:
-        value: A ``reactivex`` Observable, or an ``aioreactive`` AsyncObservable, which is known by
-            its ``subscribe_async``.
-    """
+    """Return the items of an observable of either library; None for anything else."""
     if isinstance(value, abc.ObservableBase):
         return ObservableSource(cast("Observable[Any]", value))
     if hasattr(value, "subscribe_async"):

@@ -76,13 +76,7 @@ class StageResult:
 
 
 class Condition:
-    """
-    Which items visit a stage: an expression over ``item`` and some names of its own.
-
-    Attributes:
-        expression: The expression; conditions with the same one share it.
-        values: The values of the names in it.
-    """
+    """Which items visit a stage: an expression over ``item``, and the values of its other names."""
 
     __slots__ = ("_holds", "expression", "values")
 
@@ -103,7 +97,6 @@ class Expression:
     The text of a condition, and its form as a function.
 
     Attributes:
-        source: The text.
         names: The names in it besides ``item``.
         once: Whether only the first item that it holds for visits the stage.
         predicate: Returns a function of ``item`` for the names' values.

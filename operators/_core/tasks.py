@@ -24,13 +24,8 @@ def start_task(
     """
     Run *coroutine* in a task that is referenced until it is done.
 
-    The loop's task factory is not asked: an eager one would enter *context* at once, which fails
-    where the caller runs in it.
-
-    Args:
-        coroutine: What to run.
-        loop: The event loop to run it on.
-        context: The context to run it in; a copy of the current one by default.
+    It runs in *context*, by default a copy of the current one. The loop's task factory is not
+    asked: an eager one would enter *context* at once, which fails where the caller runs in it.
     """
     task = asyncio.Task(coroutine, loop=loop, context=context)
     _running.add(task)

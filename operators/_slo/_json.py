@@ -52,12 +52,11 @@ def _row(key: Key, tally: Tally) -> _Row:
 
 
 def _tally(row: _Row) -> Tally:
-    tally = Tally()
-    for name in _NUMBERS:
-        setattr(tally, name, getattr(row, name))
-    tally.ttft = LatencySketch.of_bins(row.ttft) if row.ttft else None
-    tally.itl = LatencySketch.of_bins(row.itl) if row.itl else None
-    return tally
+    return Tally(
+        **{name: getattr(row, name) for name in _NUMBERS},
+        ttft=LatencySketch.of_bins(row.ttft) if row.ttft else None,
+        itl=LatencySketch.of_bins(row.itl) if row.itl else None,
+    )
 
 
 def encode(window_s: float, covered_s: float, tallies: Mapping[Key, Tally]) -> bytes:
@@ -67,12 +66,7 @@ def encode(window_s: float, covered_s: float, tallies: Mapping[Key, Tally]) -> b
 
 
 def decode(data: bytes | str) -> tuple[float, float, dict[Key, list[Tally]]]:
-    """
-    Read what :func:`encode` wrote.
-
-    Raises:
-        ValueError: It is something else; names the place.
-    """
+    """Read what :func:`encode` wrote; a ``ValueError`` names what is something else."""
     try:
         wire = msgspec.json.decode(data, type=_Wire)
     except msgspec.MsgspecError as error:

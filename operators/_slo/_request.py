@@ -16,16 +16,7 @@ _EXACTNESS_S = 1e-9
 
 
 class SloRequest:
-    """
-    A request on its way.
-
-    Args:
-        key: Where it counts.
-        times: When its tokens came, and how it ended.
-        ttft_ms: Target for the time to the first token; None for none.
-        itl_ms: Target for the latency between tokens; None for none.
-        by_p99: Whether the latter is for the 99th percentile, instead of the mean.
-    """
+    """A request on its way; *by_p99*: *itl_ms* is for the 99th percentile, not for the mean."""
 
     __slots__ = ("_by_p99", "_itl_s", "_times", "_ttft_s", "key")
 
@@ -61,19 +52,19 @@ class SloRequest:
         reason = None if failure is not None else self._times.finish_reason
         if reason is None:
             cancelled = dropped or is_cancelled()
-            outcome = self._left() if cancelled else Outcome.FAILED
+            outcome = self._left() if cancelled else "failed"
         elif getattr(reason, "is_error", False):
-            outcome = Outcome.FAILED
+            outcome = "failed"
         elif str(reason) == "cancelled":
             outcome = self._left()
         else:
-            outcome = Outcome.GOOD if self._is_good(gaps_s) else Outcome.SLOW
+            outcome = "good" if self._is_good(gaps_s) else "slow"
         times = self._times
         ttft_s = self._first_s() if times.times else None
         return Ended(self.key, outcome, times.output_tokens, ttft_s, gaps_s)
 
     def _left(self) -> Outcome:
-        return Outcome.SLOW if self.is_late() else Outcome.CANCELLED
+        return "slow" if self.is_late() else "cancelled"
 
     def _is_good(self, gaps_s: Sequence[float]) -> bool:
         if self._first_s() > self._ttft_s:

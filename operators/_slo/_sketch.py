@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import repeat
 from operator import mul
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final
 
 __all__ = ("ACCURACY", "LatencySketch", "need_sketches")
 
 ACCURACY: Final = 0.01
 """How far a quantile may lie from the exact one, as a part of that."""
 
+# From a latency's logarithm to its key.
+_SCALE: Final = 1.0 / math.log2((1.0 + ACCURACY) / (1.0 - ACCURACY))
 _LEAST_S, _MOST_S = 1e-9, 1e8
+_LEAST_KEY, _MOST_KEY = (math.ceil(math.log2(s) * _SCALE) for s in (_LEAST_S, _MOST_S))
 # Enough for all between those two, so that a store never has to put bins together.
 _BINS: Final = 2048
 
@@ -32,7 +35,7 @@ class LatencySketch:
     __slots__ = ("_store",)
 
     def __init__(self) -> None:
-        self._store = _library().new_store()
+        self._store: Any = _library().CollapsingLowestDenseStore(_BINS)
 
     @classmethod
     def of_bins(cls, bins: Mapping[int, int]) -> LatencySketch:
@@ -66,7 +69,7 @@ class LatencySketch:
     def quantile_ms(self, q: float) -> float:
         """Return the *q* quantile by the nearest rank (row F4), in ms, to within :data:`ACCURACY`."""
         rank = int((self._store.count - 1) * q + 0.5)
-        return _library().mapping.value(self._store.key_at_rank(rank)) * 1000.0
+        return _mapping().value(self._store.key_at_rank(rank)) * 1000.0
 
     def bins(self) -> dict[int, int]:
         """Return how many latencies each key of the mapping stands for; keys without one are left out."""
@@ -76,67 +79,32 @@ class LatencySketch:
 
 def _keys(latencies_s: Sequence[float]) -> Counter[int]:
     """Return how many latencies each key of the mapping stands for."""
-    library = _library()
     try:
-        logarithms = map(math.log2, latencies_s)
-        keys = Counter(map(math.ceil, map(mul, logarithms, repeat(library.scale))))
-        is_sound = library.least <= min(keys) and max(keys) <= library.most
+        keys = Counter(map(math.ceil, map(mul, map(math.log2, latencies_s), repeat(_SCALE))))
+        if min(keys) >= _LEAST_KEY and max(keys) <= _MOST_KEY:
+            return keys
     except (OverflowError, ValueError):
         # No number, or nothing that has a logarithm.
-        is_sound = False
-        keys = Counter[int]()
-    if is_sound:
-        return keys
+        pass
     return _keys([min(max(_LEAST_S, latency), _MOST_S) for latency in latencies_s])
 
 
-class _Mapping(Protocol):
-    gamma: float
-
-    def value(self, key: int) -> float: ...
-
-
-class _Store(Protocol):
-    count: float
-    offset: int
-    bins: Iterable[float]
-
-    def add(self, key: int, weight: float) -> None: ...
-    def merge(self, store: _Store) -> None: ...
-    def key_at_rank(self, rank: float) -> int: ...
-
-
-class _Library:
-    """What is used of ddsketch."""
-
-    def __init__(self, mapping: _Mapping, store_class: Any) -> None:
-        self.mapping = mapping
-        # From a latency's logarithm to its key.
-        self.scale = 1.0 / math.log2(mapping.gamma)
-        self.least, self.most = (math.ceil(math.log2(s) * self.scale) for s in (_LEAST_S, _MOST_S))
-        self._store_class = store_class
-
-    def new_store(self) -> _Store:
-        return self._store_class(_BINS)
+def need_sketches() -> None:
+    """Make sure that sketches can be made; an ``ImportError`` names the extra that is missing."""
+    _library()
 
 
 @cache
-def _library() -> _Library:
+def _library() -> Any:
     try:
         import ddsketch  # noqa: PLC0415  # an extra
     except ImportError as error:
         raise ImportError(
             "SLO windows need the package ddsketch: pip install 'rx-backend[slo]'"
         ) from error
-    mapping = cast("_Mapping", ddsketch.LogarithmicMapping(ACCURACY))
-    return _Library(mapping, ddsketch.CollapsingLowestDenseStore)
+    return ddsketch
 
 
-def need_sketches() -> None:
-    """
-    Make sure that sketches can be made.
-
-    Raises:
-        ImportError: The package ddsketch is missing; names the extra that brings it.
-    """
-    _library()
+@cache
+def _mapping() -> Any:
+    return _library().LogarithmicMapping(ACCURACY)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
-from typing import Final, NamedTuple, TypeAlias, cast
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple, TypeAlias, cast
 
 from operators._slo._sketch import LatencySketch
 
@@ -13,38 +13,15 @@ __all__ = ("OTHER", "Ended", "Key", "Outcome", "Tally", "check_key")
 Key: TypeAlias = str | tuple[str, ...]
 """What requests are told apart by: a name, or several such as model and tenant."""
 
+Outcome: TypeAlias = Literal["good", "slow", "failed", "cancelled"]
+"""What became of one request; ``slo`` tells what each means."""
+
 OTHER: Final = "other"
 """The key of requests whose own key came when the windows already held as many as they may."""
 
 
-class Outcome(Enum):
-    """
-    What became of one request.
-
-    Attributes:
-        GOOD: It was served, and met every target.
-        SLOW: It missed a target.
-        FAILED: It failed, or ended without a terminal.
-        CANCELLED: Its client left, or had it stopped, while no target was missed yet.
-    """
-
-    GOOD = "good"
-    SLOW = "slow"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
 class Ended(NamedTuple):
-    """
-    One request that has ended.
-
-    Attributes:
-        key: Where it counts.
-        outcome: What became of it.
-        tokens: How many it gave.
-        ttft_s: Its time to the first token, in seconds; None when there was none.
-        itl_s: The latencies between its tokens, in seconds.
-    """
+    """One request that has ended, its latencies in seconds; no *ttft_s*: it gave no token."""
 
     key: Key
     outcome: Outcome
@@ -53,36 +30,23 @@ class Ended(NamedTuple):
     itl_s: Sequence[float] = ()
 
 
+@dataclass(slots=True, eq=False)
 class Tally:
-    """
-    Counts and latencies of requests.
+    """Counts and latencies of requests; the open ones that have missed a target are *late*."""
 
-    Attributes:
-        good: Requests of this outcome; likewise *slow*, *failed* and *cancelled*.
-        tokens: What all of them gave.
-        open: Requests that have not ended.
-        late: Those of the open ones that have missed a target already.
-        ttft: Times to the first token; None for none.
-        itl: Inter-token latencies, one for each token; None for none.
-    """
-
-    __slots__ = ("cancelled", "failed", "good", "itl", "late", "open", "slow", "tokens", "ttft")
-
-    def __init__(self) -> None:
-        self.good = 0
-        self.slow = 0
-        self.failed = 0
-        self.cancelled = 0
-        self.tokens = 0
-        self.open = 0
-        self.late = 0
-        self.ttft: LatencySketch | None = None
-        self.itl: LatencySketch | None = None
+    good: int = 0
+    slow: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    tokens: int = 0
+    open: int = 0
+    late: int = 0
+    ttft: LatencySketch | None = None
+    itl: LatencySketch | None = None
 
     def add(self, ended: Ended) -> None:
         """Count one request that has ended."""
-        name = ended.outcome.value
-        setattr(self, name, getattr(self, name) + 1)
+        setattr(self, ended.outcome, getattr(self, ended.outcome) + 1)
         self.tokens += ended.tokens
         if ended.ttft_s is not None:
             if self.ttft is None:

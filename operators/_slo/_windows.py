@@ -6,7 +6,6 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from typing import Protocol
 
 import reactivex
 from reactivex import Observable, abc
@@ -14,24 +13,12 @@ from reactivex import operators as ops
 
 from operators._chunk import Clock
 from operators._core.loop_scheduler import LoopScheduler
+from operators._slo._request import SloRequest
 from operators._slo._sketch import need_sketches
 from operators._slo._snapshot import SloSnapshot
-from operators._slo._tally import OTHER, Ended, Key, Outcome, Tally, check_key
+from operators._slo._tally import OTHER, Ended, Key, Tally, check_key
 
 __all__ = ("SloWindows",)
-
-
-class OpenRequest(Protocol):
-    """A request that has not ended, as windows see it."""
-
-    @property
-    def key(self) -> Key:
-        """Where it counts."""
-        ...
-
-    def is_late(self) -> bool:
-        """Return whether it has missed a target by now."""
-        ...
 
 
 class SloWindows:
@@ -90,7 +77,7 @@ class SloWindows:
         self._buckets: dict[int, dict[Key, Tally]] = {}
         # In how many buckets each key is; not the one of those beyond the limit.
         self._keys: Counter[Key] = Counter()
-        self._open: set[OpenRequest] = set()
+        self._open: set[SloRequest] = set()
         # Requests that have ended come through here one by one: the lock is only ever tried for, as
         # the garbage collector may end a stream in the very thread that holds it.
         self._ended: deque[Ended] = deque()
@@ -106,7 +93,7 @@ class SloWindows:
         Raises:
             TypeError: *key* is neither a text nor a tuple of texts.
         """
-        self.closed(None, Ended(check_key("SloWindows.failed: key", key), Outcome.FAILED))
+        self.closed(None, Ended(check_key("SloWindows.failed: key", key), "failed"))
 
     def snapshot(self) -> SloSnapshot:
         """Return what the windows show now. Takes about 10 µs per key, and ten times that when read."""
@@ -159,11 +146,11 @@ class SloWindows:
 
     # For the operator.
 
-    def opened(self, request: OpenRequest) -> None:
+    def opened(self, request: SloRequest) -> None:
         """Note that a request begins; each one is followed by :meth:`closed`."""
         self._open.add(request)
 
-    def closed(self, request: OpenRequest | None, ended: Ended) -> None:
+    def closed(self, request: SloRequest | None, ended: Ended) -> None:
         """Note that a request has ended."""
         if request is not None:
             self._open.discard(request)

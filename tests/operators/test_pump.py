@@ -23,14 +23,20 @@ NUMBER: contextvars.ContextVar[int] = contextvars.ContextVar("NUMBER", default=0
 class Pumped:
     """A pump over an engine, and what it told."""
 
-    def __init__(self, engine: Engine | AsyncGenerator[Any], **options: Any) -> None:
+    def __init__(
+        self,
+        engine: Engine | AsyncGenerator[Any],
+        context: contextvars.Context | None = None,
+    ) -> None:
         self.items: list[Any] = []
         self.ends: list[str] = []
         self.journal: list[str] = []
         source = engine() if isinstance(engine, Engine) else engine
-        self.run: FusedRun[Any] = fuse(source, [spy(self.journal)])
+        self.run: FusedRun[Any] = FusedRun(
+            source, [spy(self.journal)], own_context=context, enters=False
+        )
         self.pump: Pump[Any] = Pump(
-            self.run, self.items.append, lambda failure: self.ends.append(repr(failure)), **options
+            self.run, self.items.append, lambda failure: self.ends.append(repr(failure))
         )
 
     async def demand(self) -> None:
@@ -83,7 +89,8 @@ async def test_the_end_comes_with_the_last_item() -> None:
     engine = Engine([1, 2, 3])
     items: list[Any] = []
     ends: list[Any] = []
-    pump = Pump(fuse(engine(), [ops.take(2), same()]), items.append, ends.append)
+    run = FusedRun[Any](fuse(engine(), [ops.take(2), same()]), [])
+    pump = Pump(run, items.append, ends.append)
     for _ in range(2):
         pump.demand()
         await settle()

@@ -80,7 +80,7 @@ async def slowly(stream: Any, client_s: float) -> tuple[list[Any], int]:
     async for item in stream:
         items.append(item)
         await asyncio.sleep(client_s)
-        most = max(most, len(stream._chain.source._inbox.mailbox))
+        most = max(most, len(stream._chain.source._inbox))
     return items, most
 
 
