@@ -7,6 +7,7 @@ import contextvars
 import inspect
 import types
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 from operators._core.loop import READY, Loop, Visit, compiled
@@ -89,7 +90,7 @@ class FusedRun(Run, Generic[B]):
         tells_end = isinstance(source, Segment)
         pull = first = _pull_of(source)
         if is_first and isinstance(source, types.AsyncGeneratorType):
-            first = _FirstPull(cast("types.AsyncGeneratorType[Any, None]", source))
+            first = partial(first_pull, cast("types.AsyncGeneratorType[Any, None]", source))
         loop: Loop = compiled(tuple(shape), tells_end)(self._chain, source, first, pull, *arguments)
         self._generator = loop
         self._send = loop.send
@@ -211,18 +212,6 @@ class FusedRun(Run, Generic[B]):
             self._resumed_state = self._state
             self._state = PUT_BACK
         self._put_back = [*items, *(self._put_back or ())]
-
-
-class _FirstPull:
-    """The first pull of an asynchronous generator."""
-
-    __slots__ = ("_generator",)
-
-    def __init__(self, generator: types.AsyncGeneratorType[Any, None]) -> None:
-        self._generator = generator
-
-    def __call__(self) -> Any:
-        return first_pull(self._generator)
 
 
 def _pull_of(source: AsyncIterator[Any]) -> Callable[[], Any]:
