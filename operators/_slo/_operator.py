@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 from operators._core.arguments import AtLeast
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
+from operators._core.scope import StreamScope
 from operators._core.stage import Callbacks
 from operators._on_outcome import never
+from operators._outcome import Outcome
 from operators._raw_chunk import has_content, tokens_in
 from operators._slo._request import SloRequest
 from operators._slo._tally import Key, check_key
@@ -42,14 +44,15 @@ def slo(
     times: TokenTimes | None = None,
     itl_by: Literal["mean", "p99"] = "mean",
     is_cancelled: Callable[[], bool] = never,
-) -> Callbacks[Any, Any]:
+    scope: StreamScope | None = None,
+) -> Callbacks[Any, Any] | None:
     """
     Judge a request by its latency targets when it ends, and count it in *windows* under *key*.
 
     Goodput is what it is for: a request is good when it was served, its time to the first token was
     at most *ttft_ms*, and the latency between its tokens at most *itl_ms*. Items pass through
-    unchanged, and don't visit the operator when *times* is given. One frame is one second, the
-    targets are 3 s and 2 s, ``T`` is a terminal::
+    unchanged, and don't visit the operator in a pipeline that records, or when *times* is given.
+    One frame is one second, the targets are 3 s and 2 s, ``T`` is a terminal::
 
         source   ---a-b-T|
         result   ---a-b-T|
@@ -65,14 +68,13 @@ def slo(
       after *is_cancelled*. It is in no goodput, unless a target was missed by then, the wait at
       that moment included: then it is *slow*, as slowness is what makes clients leave.
 
-    Put it behind all that can fail a stream, also behind ``annotate_errors``; what an operator
-    behind it fails looks like a drop::
+    In a pipeline the outcome is that of what the consumer was handed (row O2), wherever the
+    operator stands::
 
-        def pipeline(scope):
-            counted = slo(500, 50, windows=windows, key=scope.request.model, times=scope.times)
-            return standard_pipeline.with_operators(counted)
+        EngineAdapter(engine).with_operators(slo(500, 50, windows=windows, key="llama"))
 
-        EngineAdapter(engine, pipeline=pipeline)
+    Elsewhere put it behind all that can fail a stream; what an operator behind it fails looks like
+    a drop.
 
     Args:
         ttft_ms: Target for the time to the first token, in ms; None for none. Set-up counts too
@@ -80,12 +82,14 @@ def slo(
         itl_ms: Target for the latency between tokens, in ms; None for none.
         windows: Where to count it.
         key: Under which key: a model, or a tuple such as model and tenant.
-        times: The record that an ``itl_window`` ahead of this operator fills. Without one, or when
-            none has begun to fill it (recording is off), the operator notes the times itself, for a
-            call and a clock read per item; it finds the chunk in an item's ``data``, too.
+        times: The record that an ``itl_window`` ahead of this operator fills; that of the pipeline
+            by default. Without one, or when recording is off, the operator notes the times itself,
+            for a call and a clock read per item; it finds the chunk in an item's ``data``, too.
         itl_by: Which figure the ITL target is for: the mean over the request's tokens, or their
             99th percentile (row F5). Requests that did not reach their end are judged by the mean.
-        is_cancelled: Whether the request was asked to stop; asked at a failure.
+        is_cancelled: Whether the request was asked to stop; asked at a failure, outside of a
+            pipeline.
+        scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
         ValueError: No target is given, or one is out of range, or *itl_by* is neither; when the
@@ -106,14 +110,26 @@ def slo(
     (1, 1, 1.0, 1)
     """
     note = None
-    if times is None or not times.is_timed:
+    if times is None and scope is not None:
+        times = scope.times
+    if times is None or not (times.is_timed or (scope is not None and scope.recording)):
         times, note = _notebook(times, windows)
     request = SloRequest(key, times, ttft_ms, itl_ms, itl_by == "p99")
+    windows.opened(request)
+    if scope is not None:
+
+        def tell(outcome: Outcome) -> None:
+            left = outcome.is_dropped or outcome.is_cancelled
+            windows.closed(request, request.ended(outcome.finish_reason, left=left))
+
+        scope.outcome.subscribe(tell)
+        return None if note is None else Callbacks(note)
 
     def end(failure: Exception | None, dropped: bool) -> None:
-        windows.closed(request, request.ended(failure, dropped, is_cancelled))
+        reason = None if failure is not None else times.finish_reason
+        left = reason is None and (dropped or is_cancelled())
+        windows.closed(request, request.ended(reason, left=left))
 
-    windows.opened(request)
     return Callbacks(note, on_end=end)
 
 
@@ -121,8 +137,11 @@ def _notebook(
     unused: TokenTimes | None, windows: SloWindows
 ) -> tuple[TokenTimes, Callable[[Any], Any]]:
     """Return a record of the operator's own, and what fills it."""
-    times = TokenTimes(windows.clock if unused is None else unused.clock)
-    times.setup_ms = None if unused is None else unused.setup_ms
+    if unused is None:
+        times = TokenTimes(windows.clock)
+    else:
+        times = TokenTimes(unused.clock, answers=unused.answers)
+        times.setup_ms = unused.setup_ms
     times.started = times.clock()
 
     def note(item: Any) -> Any:

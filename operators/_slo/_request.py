@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import sub
+from typing import Any
 
 from operators._slo._tally import Ended, Key, Outcome
 from operators.token_times import TokenTimes, nearest_rank
@@ -44,15 +45,17 @@ class SloRequest:
         waited_s = (self._times.clock() - times[0]) / (self._times.later_tokens + 1)
         return max(waited_s, self._mean_s()) > self._itl_s
 
-    def ended(
-        self, failure: Exception | None, dropped: bool, is_cancelled: Callable[[], bool]
-    ) -> Ended:
-        """Return what became of it, once its stream has ended."""
+    def ended(self, reason: Any, *, left: bool) -> Ended:
+        """
+        Return what became of it, once its stream has ended.
+
+        Args:
+            reason: Its finish reason; None where it failed or was dropped.
+            left: Whether, without one, the client has left or has stopped it.
+        """
         gaps_s = self._gaps_s()
-        reason = None if failure is not None else self._times.finish_reason
         if reason is None:
-            cancelled = dropped or is_cancelled()
-            outcome = self._left() if cancelled else "failed"
+            outcome = self._left() if left else "failed"
         elif getattr(reason, "is_error", False):
             outcome = "failed"
         elif str(reason) == "cancelled":

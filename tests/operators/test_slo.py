@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
 import pytest
 
 from operators import Pipeline, SloFigures, SloWindows, TokenTimes, fuse, itl_window, slo
-from operators.authoring import AnyOperator
+from operators.authoring import AnyOperator, Stage, emit, operator
 from rx_backend import EngineAdapter, PreprocessedRequest, RequestContext, standard_pipeline
 from rx_backend.engines import SampleEngine
 from rx_backend.protocols import StopConditions
@@ -216,17 +217,20 @@ async def test_a_drop_is_counted_however_it_comes(drop: Any) -> None:
     assert outcome(windows.snapshot()["m"]) == "cancelled"
 
 
-@pytest.mark.rows("F2", "P8")
+@pytest.mark.rows("F2", "P8", "O2")
 @pytest.mark.parametrize("record", [True, False])
+@pytest.mark.parametrize("before", ["validate_chunks", "trace_link", None])
 @virtual
-async def test_behind_the_standard_pipeline(record: bool) -> None:
-    """At the end of the list it counts tokens, failures and stops, recorded or not."""
+async def test_in_the_standard_pipeline(record: bool, before: str | None) -> None:
+    """Wherever it stands it counts tokens, failures and stops, recorded or not."""
     windows = SloWindows(clock=lambda: 0.0)
 
     def pipeline(scope: RequestScope) -> Pipeline:
         key = scope.request.model, "tenant"
-        counted = slo(500, 50, windows=windows, key=key, times=scope.times)
-        return standard_pipeline.with_operators(counted)
+        counted = slo(500, 50, windows=windows, key=key)
+        if before is None:
+            return standard_pipeline.with_operators(counted)
+        return standard_pipeline.insert_before(before, counted)
 
     async def run(engine: SampleEngine, model: str, *, stop: bool = False) -> None:
         adapter = EngineAdapter(engine, pipeline=pipeline, record=record)
@@ -250,6 +254,47 @@ async def test_behind_the_standard_pipeline(record: bool) -> None:
     assert snapshot["fast", "tenant"].tokens == 4
     assert snapshot["fast", "tenant"].goodput == 1.0
     assert snapshot.total.goodput == 0.5
+
+
+@pytest.mark.rows("O2", "S9")
+@pytest.mark.parametrize("record", [True, False])
+@pytest.mark.parametrize("before", ["validate_chunks", "trace_link", None])
+@pytest.mark.parametrize("ends", ["error", "terminal", "kept"])
+@virtual
+async def test_the_outcome_is_what_the_consumer_was_handed(
+    record: bool, before: str | None, ends: str
+) -> None:
+    """What operators behind it make of the end counts: the same as on the span."""
+    windows = SloWindows(clock=lambda: 0.0)
+
+    @operator(takes="items")
+    def behind() -> Stage[Any, Any]:
+        item = yield
+        while True:
+            if item.data is not None and item.data.finish_reason is not None:
+                if ends == "error":
+                    raise LookupError("gone")
+                item = yield item if ends == "terminal" else emit()
+            else:
+                item = yield item
+
+    counted = slo(500, 50, windows=windows, key="m")
+    standard: Pipeline[Any] = standard_pipeline
+    standard = (
+        standard.with_operators(counted)
+        if before is None
+        else standard.insert_before(before, counted)
+    )
+    adapter = EngineAdapter(
+        SampleEngine(token_interval_ms=50),
+        pipeline=standard.with_operators(behind()),
+        record=record,
+    )
+    request = PreprocessedRequest(token_ids=[1], stop_conditions=StopConditions(max_tokens=4))
+    with suppress(LookupError):
+        async for _ in await adapter.generate(request):
+            pass
+    assert outcome(windows.snapshot()["m"]) == ("good" if ends == "terminal" else "failed")
 
 
 @pytest.mark.parametrize(
