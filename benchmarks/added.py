@@ -13,7 +13,6 @@ from rx_backend import (
     EngineAdapter,
     LLMEngineOutput,
     RequestContext,
-    RequestScope,
     protocols,
     standard_pipeline,
 )
@@ -68,6 +67,7 @@ OPERATORS: dict[str, AnyOperator] = {
     "enforce_cancellation": our.enforce_cancellation(5.0, LLMEngineOutput.cancelled),
     "drain_until_first_token": our.drain_until_first_token(drains=_DRAINS),
     "heartbeat": our.heartbeat(15.0, None),
+    "slo": our.slo(500, 50, windows=_WINDOWS, key="m"),
 }
 
 
@@ -82,15 +82,8 @@ def adding(chunks: int) -> dict[str, Open]:
     return {
         "standard pipeline": opened(standard_pipeline),
         **{name: opened(_with(added)) for name, added in OPERATORS.items()},
-        "slo": opened(_with_slo),
     }
 
 
 def _with(added: AnyOperator) -> Pipeline:
     return standard_pipeline.insert_before("annotate_errors", added)
-
-
-def _with_slo(scope: RequestScope) -> Pipeline:
-    # At the end, where it may read the record that the request has anyway.
-    slo = our.slo(500, 50, windows=_WINDOWS, key="m", times=scope.times)
-    return standard_pipeline.with_operators(slo)
