@@ -12,10 +12,10 @@ from operators._core.fusion import FusedRun
 from operators._core.item_types import same_type
 from operators._core.mailbox import Mailbox
 from operators._core.operator import pulling
+from operators._core.own_copy import own_copy
 from operators._core.pump import Pump
 from operators._core.stage import emit
 from operators._merge_chunks import merge_chunks
-from operators._own_copy import own_copy
 from operators._raw_chunk import has_content, tokens_in
 
 __all__ = ("BufferOverflow", "CoalesceCounts", "Merge", "coalesce")

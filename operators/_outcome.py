@@ -75,7 +75,7 @@ class HandedOut:
 
     Attributes:
         error: The error of the error item.
-        has_failed: Whether an error item came; in its JSON form it has no error to keep.
+        has_failed: Whether an error item came; it may have no error to keep.
         reasons: The finish reasons of the terminals, by the index of their answer.
         tokens: How many token ids came.
         usage_tokens: What the terminals tell in their usage.
@@ -129,8 +129,8 @@ class HandedOut:
             self.fail(None)
             return
         error = getattr(item, "error", None)
-        if isinstance(error, Exception):
-            self.fail(error)
+        if isinstance(error, Exception) or getattr(item, "event", None) == "error":
+            self.fail(error if isinstance(error, Exception) else None)
             return
         chunk = _chunk_in(cast("object", item))
         if chunk is not None:
@@ -190,7 +190,7 @@ class OutcomeTracker:
 
     __slots__ = (
         "_is_cancelled",
-        "_left_tokens",
+        "_left",
         "_observers",
         "failure",
         "handed_out",
@@ -203,7 +203,7 @@ class OutcomeTracker:
         self._observers: tuple[Callable[[Outcome], object], ...] = ()
         self.failure: Exception | None = None
         self.handed_out: HandedOut | None = None
-        self._left_tokens = 0
+        self._left: HandedOut | None = None
 
     def subscribe(self, observer: Callable[[Outcome], object]) -> None:
         """Have *observer* called with the outcome when the stream is over."""
@@ -223,13 +223,12 @@ class OutcomeTracker:
 
     def take_back(self, items: Sequence[Any]) -> None:
         """Take note of items that a drop keeps from the consumer."""
-        left = HandedOut(lambda reason: reason)
+        left = self._left = self._left or HandedOut(lambda reason: reason)
         for item in items:
             left.look(item)
         if self.handed_out is not None:
             self.handed_out.take_back(left)
-        else:
-            self._left_tokens += left.tokens
+            self._left = None
 
     def end(self, *, dropped: bool) -> Outcome:
         """
@@ -256,24 +255,27 @@ class OutcomeTracker:
             self.handed_out.error = None
 
     def _decide(self, *, dropped: bool) -> Outcome:
-        times, handed = self.times, self.handed_out
-        if handed is not None and not handed.is_known:
-            handed = None
-        tokens = None if handed is None else handed.output_tokens
-        if tokens is None and self._left_tokens:
-            tokens = times.output_tokens - self._left_tokens
-        has_ended = handed is not None and self.has_ended()
-        # Behind what was seen of the items, a drop no longer counts (row P6a).
+        times, handed, left = self.times, self.handed_out, self._left
+        reasons, failure, tokens = times.finish_reasons, self.failure, None
+        if handed is not None and handed.is_known:
+            tokens, has_ended = handed.output_tokens, self.has_ended()
+            if has_ended:
+                # Operators on items may have made another end of what came to them.
+                reasons, failure = handed.reasons, None
+            if handed.has_failed:
+                # An item may have no error of its own.
+                failure = handed.error or self.failure or RuntimeError("an operator made an error")
+        else:
+            if left is not None:
+                tokens = times.output_tokens - left.tokens
+                reasons = {index: reasons[index] for index in reasons.keys() - left.reasons.keys()}
+            has_ended = handed is None and len(reasons) >= times.answers
+            if dropped:
+                # It has not reached the consumer.
+                failure = None
+        # Behind the end that the consumer was handed, a drop no longer counts (row P6a).
         if dropped and not has_ended:
             return Outcome(None, None, True, times, handed_out=tokens)
-        reasons, failure = times.finish_reasons, self.failure
-        if handed is not None and has_ended:
-            # Operators on items may have made another end of what came to them.
-            reasons = handed.reasons
-            failure = None
-            if handed.has_failed:
-                # An item in its JSON form has no error of its own.
-                failure = handed.error or self.failure or RuntimeError("an operator made an error")
         if failure is not None:
             return Outcome(None, failure, self._was_stopped(), times, handed_out=tokens)
         in_order = tuple(map(reasons.__getitem__, sorted(reasons)))

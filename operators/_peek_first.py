@@ -7,7 +7,7 @@ from typing import Any, TypeVar, overload
 
 from operators._core.assemble import fuse
 from operators._core.fusion import FusedRun
-from operators._own_copy import own_copy
+from operators._core.own_copy import own_copy
 from operators._raw_chunk import field_of, has_content, is_terminal
 
 __all__ = ("peek_first",)

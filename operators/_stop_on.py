@@ -12,10 +12,10 @@ from operators._answers import Answers, MinTokens, OpenAnswers, answers_of
 from operators._chunk import IS_TERMINAL, Chunk, answer_of
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
+from operators._core.own_copy import own_copy
 from operators._core.scope import StreamScope
 from operators._core.stage import Completed, Stage, StageResult, emit, fail_after, when
 from operators._cut import cut_last, first_tokens
-from operators._own_copy import own_copy
 from operators._stop_table import StopTable, stop_table
 
 __all__ = ("StopTokens", "stop_on")

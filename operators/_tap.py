@@ -12,9 +12,9 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 from operators._core.arguments import AtLeast
 from operators._core.failures import redacted_exc_info
 from operators._core.operator import callbacks
+from operators._core.own_copy import own_copy
 from operators._core.stage import Callbacks
 from operators._core.tasks import start_task
-from operators._own_copy import own_copy
 
 __all__ = ("TapCounts", "tap", "tap_async")
 

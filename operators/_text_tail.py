@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from operators._answers import OpenAnswers, answers_of
 from operators._chunk import answer_of, has_content
+from operators._core.own_copy import own_copy
 from operators._core.scope import StreamScope
 from operators._core.stage import Completed, Stage, complete_with, emit, fail_after
 from operators._cut import cut_last, part_of
-from operators._own_copy import own_copy
 
 __all__ = ("TextTail", "hold_back")
 

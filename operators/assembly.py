@@ -4,7 +4,7 @@ from operators._chunk import HAS_CONTENT, IS_TERMINAL
 from operators._core.aio_inbox import SubscribesAsync
 from operators._core.assemble import Plan, make_stream, plan_of
 from operators._core.drawing import drawn
-from operators._core.failures import drop_top_frame, redacted_exc_info
+from operators._core.failures import drop_top_frame, is_only_closed, redacted_exc_info
 from operators._core.naming import name_of
 from operators._core.operator import callbacks, pulling
 from operators._core.pushing import push_in_task
@@ -33,6 +33,7 @@ __all__ = (
     "drawn",
     "drop_top_frame",
     "error_type_of",
+    "is_only_closed",
     "is_terminal",
     "make_stream",
     "name_of",

@@ -22,6 +22,7 @@ from operators._core.assemble import AnyOperator
 from operators._core.fusion import FusedRun
 from operators._core.item_types import SameTypeOperator, Transform, same_type
 from operators._core.operator import SCOPE, Operator, Takes, operator
+from operators._core.own_copy import own_copy
 from operators._core.scope import StreamScope
 from operators._core.sources import AsyncObservableSource, ObservableSource
 from operators._core.stage import (
@@ -35,7 +36,6 @@ from operators._core.stage import (
 )
 from operators._cut import first_tokens
 from operators._merge_chunks import merge_chunks
-from operators._own_copy import own_copy
 from operators._stop_on import StopTokens
 from operators._text_tail import TextTail, hold_back
 from operators.token_times import latency_figures, nearest_rank

@@ -23,8 +23,11 @@ def add_event(
     Add an event to *span* at the time of now.
 
     The first token's comes ahead of it where that was not written yet: nothing is written while
-    tokens flow, and viewers show events in the order in which they were added.
+    tokens flow, and viewers show events in the order in which they were added. A span that has
+    ended gets none: a stream may go on behind its request.
     """
+    if not span.is_recording():
+        return
     if times.epoch_ns is None:
         span.add_event(name, attributes)
         return

@@ -201,7 +201,8 @@ class FailoverEngine(CombinedEngine):
         if not is_free and context.wasted is not None:
             context.wasted.input += len(part.token_ids)
         state.next_part()
-        span.add_event("resumed", {"output_tokens": len(tokens)})
+        if span.is_recording():
+            span.add_event("resumed", {"output_tokens": len(tokens)})
         _log.warning(
             "request resumed on another engine",
             request_id=context.id,

@@ -154,7 +154,9 @@ def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
         if scope.outcome.has_ended():
             return None
         # It is handed out unless the stream is dropped first.
+        failure = scope.outcome.failure
         scope.outcome.failure = incomplete = _incomplete(ended_by)
+        incomplete.__cause__ = failure
         return complete_with(Annotated.from_error(incomplete))
 
     def end(failure: Exception | None, _dropped: bool) -> None:
@@ -173,15 +175,19 @@ def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
 
 # Counts a chunk of one token in passing; any other item is looked at.
 _IS_UNUSUAL = (
-    "type(item) is not annotated or item.error is not None "
+    "type(item) is not annotated or item.error is not None or item.event is not None "
     "or type(handed := item.data) is not output or handed.finish_reason is not None "
     "or type(ids := handed.token_ids) is not list or len(ids) != 1 or count()"
 )
 
 
+# What the operators of the standard pipeline end a stream with.
+_KEPT = {"until_terminal": "the terminal", "annotate_errors": "the error item"}
+
+
 def _incomplete(ended_by: str | None) -> StreamIncomplete:
     if ended_by is None:
         return StreamIncomplete("the engine's stream ended without a terminal")
-    if ended_by == "until_terminal":
-        return StreamIncomplete("an operator behind until_terminal kept the terminal back")
+    if ended_by in _KEPT:
+        return StreamIncomplete(f"an operator behind {ended_by} kept {_KEPT[ended_by]} back")
     return StreamIncomplete(f"the operator {ended_by} ended the stream without a terminal")

@@ -17,6 +17,7 @@ from asyncio import BaseEventLoop
 from collections.abc import Callable, Coroutine
 from types import AsyncGeneratorType
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import pytest
 import structlog
@@ -24,6 +25,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SynchronousMultiSpanProcessor
 
+from operators._core import fusion, segment
 from tests.spans import SpanLedger
 
 __all__ = ("LeakWatch",)
@@ -32,6 +34,7 @@ __all__ = ("LeakWatch",)
 _init = BaseEventLoop.__init__
 _close = BaseEventLoop.close
 _shutdown_asyncgens = BaseEventLoop.shutdown_asyncgens
+_first_pull = segment.first_pull
 _cancel_all_tasks: Callable[[BaseEventLoop], None] = vars(asyncio.runners)["_cancel_all_tasks"]
 _on_start = SynchronousMultiSpanProcessor.on_start
 _on_end = SynchronousMultiSpanProcessor.on_end
@@ -55,6 +58,10 @@ class LeakWatch(logging.Handler):
         self._spans = SpanLedger()
         self._loops: list[BaseEventLoop] = []
         self._found: list[str] = []
+        # The generators that streams pull; the loop does not know those.
+        self._pulled: WeakKeyDictionary[AsyncGeneratorType[Any, Any], asyncio.AbstractEventLoop] = (
+            WeakKeyDictionary()
+        )
         self._allowed: list[str] = []
         self._patch = pytest.MonkeyPatch()
         self._contexts = _contexts()
@@ -120,7 +127,13 @@ class LeakWatch(logging.Handler):
             watch._spans.on_end(span)
             _on_end(processor, span)
 
+        def first_pull(generator: AsyncGeneratorType[Any, Any]) -> Any:
+            watch._pulled[generator] = asyncio.get_running_loop()
+            return _first_pull(generator)
+
         patch = self._patch.setattr
+        patch(fusion, "first_pull", first_pull)
+        patch(segment, "first_pull", first_pull)
         patch(BaseEventLoop, "__init__", init)
         patch(BaseEventLoop, "close", close)
         patch(BaseEventLoop, "shutdown_asyncgens", shutdown_asyncgens)
@@ -144,11 +157,12 @@ class LeakWatch(logging.Handler):
             for task in asyncio.all_tasks(loop)
             if task is not running
         ]
-        generators: set[AsyncGeneratorType[Any, Any]] = set(vars(loop)["_asyncgens"])
+        generators: set[AsyncGeneratorType[Any, Any]] = set(vars(loop).get("_asyncgens", ()))
+        generators |= {generator for generator, of in self._pulled.items() if of is loop}
         self._found += [
             f"async generator not closed: {generator!r}"
             for generator in generators
-            if generator.ag_frame is not None
+            if generator.ag_frame is not None and generator.__name__ != "_until_shutdown"
         ]
 
 

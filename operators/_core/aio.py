@@ -13,6 +13,7 @@ from operators._core.aio_operator import (
     is_aio_operator,
 )
 from operators._core.foreign import ForeignSegment
+from operators._core.own_copy import own_copy
 from operators._core.tasks import weakly
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class AioSegment(ForeignSegment[AioInbox]):
     async def _feed(self, item: Any) -> None:
         if self._observer is not None:
             try:
-                await self._observer.asend(item)
+                await self._observer.asend(own_copy(item))
             except Exception as error:
                 # The library's own sources answer so to an operator that raises.
                 told = self._source_ended(error)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from operators._core.failures import redacted_exc_info
 from operators._core.inbox import Inbox
-from operators._core.tasks import done, start_task
+from operators._core.tasks import done, start_release, start_task
 
 __all__ = ("TURNS", "AioInbox", "SubscribesAsync")
 
@@ -164,7 +164,7 @@ class AioInbox(Inbox):
             self.end(error)
 
     def _dispose(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._closing = start_task(self._release(), loop)
+        self._closing = start_release(self._release(), loop)
         # Behind the first step of that: a sender that is cancelled does not go on once more.
         loop.call_soon(self._release_senders, self._sent + 1)
 

@@ -8,7 +8,7 @@ import math
 import types
 import typing
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, cast
 
 __all__ = ("AtLeast", "Seconds", "check_arguments", "described")
@@ -55,8 +55,8 @@ def check_arguments(function: Callable[P, object], /, *args: P.args, **kwargs: P
     """
     Check an operator's arguments against its signature and the types in it.
 
-    Numbers, texts, flags, literals and functions are checked, with the bounds that `AtLeast` sets;
-    any other type is left to the type checker.
+    Numbers, texts, flags, literals and functions are checked, with the bounds that `AtLeast` sets,
+    and whether a function may be async; any other type is left to the type checker.
 
     Raises:
         TypeError: An argument is missing, unknown, or of another type.
@@ -102,6 +102,8 @@ def _check(where: str, hint: Any, value: object) -> None:
     if wanted is None or any(_fits(each, value) for each in wanted):
         return
     expected = " or ".join(dict.fromkeys(_described_type(each) for each in wanted))
+    if inspect.iscoroutinefunction(value):
+        expected = expected.replace("a function", "a function that is not async")
     is_literal = any(typing.get_origin(each) is Literal for each in wanted)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     has_bounds = any(typing.get_origin(each) is Annotated for each in wanted)
@@ -126,6 +128,19 @@ def _is_callable(hint: Any) -> bool:
     return typing.get_origin(hint) is Callable or typing.get_origin(hint) is _CALLABLE
 
 
+def _returns_at_once(hint: Any) -> bool:
+    """Return whether a function of this type returns what is meant, and nothing to be awaited."""
+    returned = (typing.get_args(hint) or (Any,))[-1]
+    return returned is not Any and not _is_awaitable(returned)
+
+
+def _is_awaitable(hint: Any) -> bool:
+    if typing.get_origin(hint) in {typing.Union, types.UnionType}:
+        return any(map(_is_awaitable, typing.get_args(hint)))
+    origin = typing.get_origin(hint) or hint
+    return isinstance(origin, type) and issubclass(origin, Awaitable)
+
+
 def _fits(hint: Any, value: object) -> bool:
     if typing.get_origin(hint) is Annotated:
         base, *notes = typing.get_args(hint)
@@ -134,7 +149,9 @@ def _fits(hint: Any, value: object) -> bool:
     if typing.get_origin(hint) is Literal:
         return value in typing.get_args(hint)
     if _is_callable(hint):
-        return callable(value)
+        return callable(value) and not (
+            inspect.iscoroutinefunction(value) and _returns_at_once(hint)
+        )
     if hint is type(None):
         return value is None
     if hint is float:

@@ -15,11 +15,12 @@ from operators._core.aio import AioOperator, AioSegment, is_aio_operator
 from operators._core.foreign import applied
 from operators._core.fusion import FusedRun
 from operators._core.item_types import Transform
+from operators._core.loop_streams import streams_of
 from operators._core.operator import NotAnOperator, Operator, PullingOperator
 from operators._core.release import StreamObserver
 from operators._core.rx import RxOperator, RxSegment
 from operators._core.segment import Segment, close_quietly
-from operators._core.tasks import start_task
+from operators._core.tasks import start_release
 
 __all__ = ("AnyOperator", "Boundary", "Plan", "fuse", "make_stream", "plan_of")
 
@@ -120,7 +121,8 @@ def fuse(
     Args:
         source: An asynchronous iterator; the stream owns it, also when this function raises.
         operators: Operators in order, ours, ``reactivex`` and ``aioreactive`` ones mixed freely.
-        own_context: The context to run source and operators in; the consumer's by default.
+        own_context: The context to run source and operators in; a copy of the present one by
+            default.
         scope: Handed to operators with a parameter ``scope``.
         on_end: Called once when the stream is over, with whether it was dropped.
 
@@ -181,15 +183,15 @@ def make_stream(
     current = source
     try:
         plan = plan_of(operators)
+        # Whatever task pulls or closes it, an engine finds what it has set in its last step.
+        own_context = contextvars.copy_context() if own_context is None else own_context
         if plan.boundaries:
-            # Whatever task pulls, an engine finds what it has set in its last step.
-            own_context = contextvars.copy_context() if own_context is None else own_context
             enter = own_context.run
             for group, boundary in zip(plan.runs, plan.boundaries, strict=False):
                 before = enter(_inner_run, current, group, own_context, scope)
                 current = before
                 current = enter(_segment, before, boundary, scope)
-        return stream(
+        made = stream(
             current,
             plan.runs[-1],
             own_context=own_context,
@@ -199,6 +201,8 @@ def make_stream(
     except BaseException:
         _close(current, own_context)
         raise
+    streams_of(made.event_loop).add(made)
+    return made
 
 
 def _inner_run(
@@ -215,7 +219,7 @@ def _close(source: AsyncIterator[Any], own_context: contextvars.Context | None) 
         source.close()
     elif hasattr(source, "aclose"):
         closing = close_quietly(source, "closing the source of a stream failed")
-        start_task(closing, asyncio.get_running_loop(), own_context)
+        start_release(closing, asyncio.get_running_loop(), own_context)
 
 
 def _segment(before: FusedRun[Any], boundary: Boundary, scope: object) -> Segment:

@@ -90,7 +90,7 @@ class Chain(Stages):
                 if type(first) is StageResult:
                     self._apply(place, first)
         except BaseException as error:
-            self._blame(error, place)
+            add_operator_note(error, self._factories[place].name, self._scope)
             self.steps.clear()
             self.close_stages()
             raise
@@ -171,13 +171,15 @@ class Chain(Stages):
         if has_returned:
             self._returned(place, value)
             return
-        error = self._blame_step(error, place, item, since)
+        error = self._failure_of_step(error, place, item, since)
         self._close(place, place + 1, error if isinstance(error, Exception) else None)
         self.fail(error, place + 1)
 
-    def _blame_step(self, error: BaseException, place: int, item: Any, since: int) -> BaseException:
+    def _failure_of_step(
+        self, error: BaseException, place: int, item: Any, since: int
+    ) -> BaseException:
         """
-        Do as `_blame`, and return the error that counts.
+        Return the failure of a stage whose step raised *error* for *item*.
 
         In a request's pipeline, where an operator in front handed out no chunk, that is another
         error, and the operator in front is named (row O5).
@@ -187,8 +189,7 @@ class Chain(Stages):
             if wrong is not None and name is not None:
                 add_operator_note(wrong, name, self._scope)
                 return wrong
-        self._blame(error, place)
-        return error
+        return self._failure(error, place)
 
     def _made_by(self, item: object, place: int, since: int) -> str | None:
         """Return the nearest operator before *place* that may have made *item*; None if unknown."""

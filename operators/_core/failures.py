@@ -9,8 +9,10 @@ from typing import Any, TypeAlias, cast
 __all__ = (
     "SourceCancelled",
     "add_operator_note",
+    "as_failure",
     "drop_top_frame",
     "is_cancellation",
+    "is_only_closed",
     "no_chunk",
     "nothing_due",
     "redacted_exc_info",
@@ -20,7 +22,10 @@ ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | N
 
 
 class SourceCancelled(RuntimeError):
-    """A source raised ``CancelledError`` or ``GeneratorExit`` although nobody had cancelled it."""
+    """
+    A source or an operator raised ``CancelledError`` or ``GeneratorExit`` although nobody had
+    cancelled it.
+    """
 
 
 def is_cancellation(error: BaseException) -> bool:
@@ -30,6 +35,22 @@ def is_cancellation(error: BaseException) -> bool:
         others = [each for each in inner if not isinstance(each, Exception)]
         return bool(others) and all(map(is_cancellation, others))
     return isinstance(error, asyncio.CancelledError | GeneratorExit)
+
+
+def is_only_closed(error: BaseException) -> bool:
+    """Return whether *error* is what a task group makes of the close that went through it."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(is_only_closed, cast("BaseExceptionGroup[BaseException]", error).exceptions))
+    return isinstance(error, GeneratorExit)
+
+
+def as_failure(error: BaseException, who: str) -> BaseException:
+    """Return the failure that a cancellation is which *who* made (row S6); another error itself."""
+    if not is_cancellation(error):
+        return error
+    failure = SourceCancelled(f"{who} raised {type(error).__name__}")
+    failure.__cause__ = error
+    return failure
 
 
 def redacted_exc_info(error: BaseException) -> ExcInfo:

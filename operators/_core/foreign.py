@@ -26,7 +26,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
 
     Operators that answer at once are fed within the consumer's pull, until an item comes out. If
     one of them does not, all are detached: a task pulls the source while the consumer waits and
-    nothing has come out.
+    nothing has come out. They may hold what they are given, so that is a copy (row E6).
 
     Args:
         source: The part before this one.

@@ -62,8 +62,9 @@ class FusedRun(Run, Generic[B]):
         observer: StreamObserver | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(own_context, enters=enters, observer=observer, loop=loop)
+        super().__init__(own_context, enters=enters, loop=loop)
         self._chain = self._enter(PulledChain, source, operators, scope)
+        self._observer = observer
         if self.has_ended:
             # An operator returned before it had an item.
             self._finish()

@@ -10,10 +10,9 @@ from typing import Any
 
 from operators._core.chain import Chain
 from operators._core.failures import (
-    SourceCancelled,
     add_operator_note,
+    as_failure,
     drop_top_frame,
-    is_cancellation,
     redacted_exc_info,
 )
 from operators._core.segment import Segment
@@ -112,9 +111,7 @@ class PulledChain(Chain):
             if isinstance(error, Exception):
                 _log.error("a dropped source failed", exc_info=redacted_exc_info(error))
             return
-        if is_cancellation(error):
-            cause, error = error, SourceCancelled(f"the source raised {type(error).__name__}")
-            error.__cause__ = cause
+        error = as_failure(error, "the source")
         drop_top_frame(error)
         if isinstance(self.source, Segment):
             name = self.source.raised_by(error)

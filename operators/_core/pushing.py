@@ -53,6 +53,10 @@ class _Pushing:
         observer = self._observer
         try:
             async for item in self._run:
+                if self._is_disposed:
+                    # In the step that made the item.
+                    self._run.take_back(item)
+                    return
                 observer.on_next(item)
                 if self._is_disposed:
                     return

@@ -15,7 +15,7 @@ from operators._core.failures import redacted_exc_info
 from operators._core.loop import READY, Loop
 from operators._core.pulled_chain import PulledChain
 from operators._core.segment import Segment, close_now, close_quietly
-from operators._core.tasks import done, start_task
+from operators._core.tasks import done, start_release
 
 __all__ = (
     "IDLE",
@@ -94,7 +94,6 @@ class Run(Segment):
         own_context: contextvars.Context | None,
         *,
         enters: bool,
-        observer: StreamObserver | None,
         loop: asyncio.AbstractEventLoop | None,
     ) -> None:
         # Asking for the running loop is a system call on some Pythons, dear with many requests.
@@ -104,7 +103,7 @@ class Run(Segment):
         self._enter: Callable[..., Any] = (
             operator.call if own_context is None or not enters else own_context.run
         )
-        self._observer = observer
+        self._observer: StreamObserver | None = None
         self.is_adopted = False
         self.raised = 0
         self._is_leaving = False
@@ -215,6 +214,10 @@ class Run(Segment):
             self._tell_end(dropped=False)
         self._close_source()
 
+    def take_back(self, item: Any) -> None:
+        """Note that *item*, which was handed out, has not reached its consumer."""
+        self._leave([item])
+
     def _leave(self, items: Sequence[Any]) -> None:
         """Note that *items* are not handed out."""
         if items and self._observer is not None:
@@ -239,7 +242,9 @@ class Run(Segment):
             if loop.is_closed():
                 self._enter(close_now, source, _FAILED)
             else:
-                self._closing = start_task(close_quietly(source, _FAILED), loop, self.own_context)
+                self._closing = start_release(
+                    close_quietly(source, _FAILED), loop, self.own_context
+                )
 
     def _abandon_pull(self) -> None:
         """Unwind a pull whose coroutine was closed: by a task, since it may have to wait."""
@@ -253,7 +258,7 @@ class Run(Segment):
     def _unwind_pull(self) -> None:
         """Cancel the step that nobody waits for any more, in a task: its clean-up may wait."""
         if self.event_loop.is_running():
-            self._closing = start_task(self._unwind(), self.event_loop, self.own_context)
+            self._closing = start_release(self._unwind(), self.event_loop, self.own_context)
         else:
             self._advance(self._generator.throw, asyncio.CancelledError())
             self._end_unwinding()
@@ -303,7 +308,10 @@ class Run(Segment):
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # When the interpreter ends, the names of this module may be gone.
-        if is_finalizing() or getattr(self, "_state", OVER) == OVER:
+        if is_finalizing():
+            return
+        # Where it is over, items may wait that are not handed out any more.
+        if getattr(self, "_state", OVER) == OVER and getattr(self, "_observer", None) is None:
             return
         if self.event_loop.is_running():
             # The collector may call this in the middle of anything, in any thread.

@@ -16,6 +16,7 @@ from operators._core.foreign import ForeignSegment
 from operators._core.inbox import RxInbox
 from operators._core.loop_scheduler import LoopScheduler
 from operators._core.naming import home_of
+from operators._core.own_copy import own_copy
 from operators._core.tasks import weakly
 
 __all__ = ("RxOperator", "RxSegment", "answers_at_once")
@@ -139,7 +140,7 @@ class RxSegment(ForeignSegment[RxInbox]):
     def _feed(self, item: Any) -> Awaitable[None] | None:
         if self._observer is None:
             return None
-        self._tell(self._observer.on_next, item)
+        self._tell(self._observer.on_next, own_copy(item))
         if self._inbox.is_remote:
             return self._wait_for_threads()
         self._demand_more()

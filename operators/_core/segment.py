@@ -6,14 +6,20 @@ import asyncio
 import logging
 import sys
 from abc import abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Self
 
-from operators._core.failures import add_operator_note, nothing_due, redacted_exc_info
+from operators._core.failures import (
+    SourceCancelled,
+    add_operator_note,
+    is_only_closed,
+    nothing_due,
+    redacted_exc_info,
+)
 from operators._core.mailbox import Mailbox
 from operators._core.stage import StageResult, fail_after
-from operators._core.tasks import current_task, done, start_task
+from operators._core.tasks import current_task, done, start_release
 
 if TYPE_CHECKING:
     from operators._core.fusion import FusedRun
@@ -114,6 +120,11 @@ class PulledSegment(Segment):
     def made_by(self, item: object) -> str | None:
         return self._source.made_by(item) or self._name
 
+    def raised_by(self, error: BaseException) -> str | None:
+        # Whether a cancellation is a failure is decided behind.
+        is_own = isinstance(error, SourceCancelled) and id(error) != self._source.raised
+        return self._name if is_own else None
+
     async def __anext__(self) -> Any:
         items = self._items
         while not items.is_closed and (
@@ -184,7 +195,7 @@ class PulledSegment(Segment):
         if close is not None:
             close()
         if self._closing is None and not self._source.event_loop.is_closed():
-            self._closing = start_task(
+            self._closing = start_release(
                 self._close(), self._source.event_loop, self._source.own_context
             )
 
@@ -202,13 +213,18 @@ def first_pull(generator: AsyncGeneratorType[Any, None]) -> Any:
     """
     Make the first pull of a generator whose stream closes it, also when the stream is lost.
 
-    The event loop would close it too when both are lost in one cycle: in another context, and
-    beside us. It still closes it when it shuts down.
+    The event loop would close it too, at its own shutdown and when both are lost in one cycle: in
+    another context, and beside us. It closes the stream instead (`LoopStreams`).
     """
+    return _without_hooks(generator.__anext__)
+
+
+def _without_hooks(begin: Callable[[], Any]) -> Any:
+    """Call what may begin an asynchronous generator, without the event loop's knowledge."""
     hooks = sys.get_asyncgen_hooks()
-    sys.set_asyncgen_hooks(firstiter=hooks.firstiter, finalizer=_leave_open)
+    sys.set_asyncgen_hooks(firstiter=None, finalizer=_leave_open)
     try:
-        return generator.__anext__()
+        return begin()
     finally:
         sys.set_asyncgen_hooks(*hooks)
 
@@ -218,14 +234,17 @@ def _leave_open(_: object) -> None: ...
 
 async def close_quietly(source: object, failed: str) -> None:
     """Await the ``aclose`` of *source*, if it has one; log what it raises under *failed*."""
-    aclose = getattr(source, "aclose", None)
+    aclose: Any = getattr(source, "aclose", None)
     if aclose is None:
         return
     try:
-        await aclose()
+        # Closing is what begins one that was never pulled.
+        await (_without_hooks(aclose) if isinstance(source, AsyncGeneratorType) else aclose())
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
+        if is_only_closed(error):
+            return
         task = current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise

@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 from typing import Any, Generic, TypeVar, cast
 
 from reactivex import Observable, abc
+from reactivex import operators as ops
 
 from operators._core.aio_inbox import AioInbox, SubscribesAsync
 from operators._core.inbox import Inbox, RxInbox
+from operators._core.own_copy import own_copy
 
 __all__ = ("AsyncObservableSource", "ObservableSource", "source_of")
 
@@ -86,7 +88,8 @@ class ObservableSource(_Source[T], Generic[T]):
     def __init__(
         self, observable: Observable[T], *, scheduler: abc.SchedulerBase | None = None
     ) -> None:
-        super().__init__(RxInbox(observable, scheduler))
+        # What waits is a copy, made in the thread that pushes (row E6).
+        super().__init__(RxInbox(observable.pipe(ops.map(own_copy)), scheduler))
 
 
 class AsyncObservableSource(_Source[T], Generic[T]):

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from operators._core.failures import add_operator_note, drop_top_frame, redacted_exc_info
+from operators._core.failures import (
+    add_operator_note,
+    as_failure,
+    drop_top_frame,
+    redacted_exc_info,
+)
 from operators._core.stage import Callbacks, Completed, Stage
 
 if TYPE_CHECKING:
@@ -63,7 +68,7 @@ class Stages:
                 raised.__traceback__ = traceback
             else:
                 drop_top_frame(raised)
-                self._blame(raised, here)
+                raised = self._failure(raised, here)
             return raised, None
         self._close(here, here + 1)
         return None, words
@@ -84,8 +89,7 @@ class Stages:
                     return None, words
         except BaseException as raised:
             drop_top_frame(raised)
-            self._blame(raised, here)
-            return raised, None
+            return self._failure(raised, here), None
         return signal, None
 
     def _close(self, place: int, end: int, failure: Exception | None = None) -> None:
@@ -116,9 +120,12 @@ class Stages:
         if interrupt is not None:
             raise interrupt
 
-    def _blame(self, error: BaseException, place: int) -> None:
-        """Say which operator raised *error*: in a note on it, and to the scope."""
-        add_operator_note(error, self._factories[place].name, self._scope)
+    def _failure(self, error: BaseException, place: int) -> BaseException:
+        """Return the failure of the operator that raised *error*, which is named on it and to the scope."""
+        name = self._factories[place].name
+        failure = as_failure(error, f"the operator {name}")
+        add_operator_note(failure, name, self._scope)
+        return failure
 
 
 def generator_of(factory: StageFactory, stage: object) -> GeneratorType[Any, Any, Any]:

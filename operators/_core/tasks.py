@@ -9,11 +9,11 @@ import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec
 
-__all__ = ("current_task", "defer_to_loop", "done", "start_task", "weakly")
+from operators._core.loop_streams import streams_of
+
+__all__ = ("current_task", "defer_to_loop", "done", "start_release", "start_task", "weakly")
 
 P = ParamSpec("P")
-
-_running: set[asyncio.Task[None]] = set()
 
 
 def start_task(
@@ -27,10 +27,40 @@ def start_task(
     It runs in *context*, by default a copy of the current one. The loop's task factory is not
     asked: an eager one would enter *context* at once, which fails where the caller runs in it.
     """
+    return _started(coroutine, loop, context, streams_of(loop).tasks)
+
+
+def start_release(
+    coroutine: Coroutine[Any, Any, None],
+    loop: asyncio.AbstractEventLoop,
+    context: contextvars.Context | None = None,
+) -> asyncio.Task[None]:
+    """
+    Do as `start_task` for what has to be done, also where the task is cancelled before it begins.
+
+    ``asyncio.run`` cancels all tasks at its end, and one that has not begun never would.
+    """
+    begun = _begun(coroutine)
+    begun.send(None)
+    return _started(begun, loop, context, streams_of(loop).releases)
+
+
+def _started(
+    coroutine: Coroutine[Any, Any, None],
+    loop: asyncio.AbstractEventLoop,
+    context: contextvars.Context | None,
+    running: set[asyncio.Task[None]],
+) -> asyncio.Task[None]:
     task = asyncio.Task(coroutine, loop=loop, context=context)
-    _running.add(task)
-    task.add_done_callback(_running.discard)
+    running.add(task)
+    task.add_done_callback(running.discard)
     return task
+
+
+async def _begun(coroutine: Coroutine[Any, Any, None]) -> None:
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    await coroutine
 
 
 async def done(task: asyncio.Task[None] | None) -> None:

@@ -87,8 +87,7 @@ def slo(
             for a call and a clock read per item; it finds the chunk in an item's ``data``, too.
         itl_by: Which figure the ITL target is for: the mean over the request's tokens, or their
             99th percentile (row F5). Requests that did not reach their end are judged by the mean.
-        is_cancelled: Whether the request was asked to stop; asked at a failure, outside of a
-            pipeline.
+        is_cancelled: Whether the client has asked to stop; asked at a failure.
         scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
@@ -119,7 +118,8 @@ def slo(
     if scope is not None:
 
         def tell(outcome: Outcome) -> None:
-            left = outcome.is_dropped or outcome.is_cancelled
+            # A deadline stops the request too, and is no client's doing.
+            left = outcome.is_dropped or (outcome.error is not None and is_cancelled())
             windows.closed(request, request.ended(outcome.finish_reason, left=left))
 
         scope.outcome.subscribe(tell)

@@ -138,17 +138,16 @@ def worker_trace_link(span: Span) -> TraceLink | None:
     return TraceLink(trace_id=f"{identity.trace_id:032x}", span_id=f"{identity.span_id:016x}")
 
 
-def own_context(span: Span) -> contextvars.Context | None:
+def own_context(span: Span) -> contextvars.Context:
     """
-    The context to run the engine in so that its spans nest under *span* (row P9).
+    Return the context to run the engine in so that its spans nest under *span* (row P9).
 
-    A copy of the caller's in which *span* is current; nothing is attached to, or detached from, a
-    context that somebody else runs in. None where *span* has no identity to nest under.
+    A copy of the caller's in which *span* is current, if it has an identity to nest under; nothing
+    is attached to, or detached from, a context that somebody else runs in.
     """
-    if not span.get_span_context().is_valid:
-        return None
     context = contextvars.copy_context()
-    context.run(otel_context.attach, trace.set_span_in_context(span))
+    if span.get_span_context().is_valid:
+        context.run(otel_context.attach, trace.set_span_in_context(span))
     return context
 
 

@@ -26,8 +26,10 @@ def check_chunk(item: object) -> tuple[FinishReason | None, list[Violation]]:
     reason = cast("object", item.finish_reason)
     if reason is None or isinstance(reason, FinishReason):
         return reason, found
-    what = f"finish_reason: expected a FinishReason or None, got {reason!r}"
-    return _reason(reason), [*found, Violation(Rule.WRONG_ITEM_TYPE, what)]
+    try:
+        return convert_output(item).finish_reason, found
+    except InvalidArgument as error:
+        return _reason(reason), [*found, Violation(Rule.WRONG_ITEM_TYPE, error.message, error)]
 
 
 def check_untouched(came: Iterable[tuple[object, object]]) -> list[Violation]:

@@ -7,6 +7,7 @@ import copy
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from operators.assembly import is_only_closed
 from operators.authoring import own_copy
 from rx_backend.context import RequestContext
 from rx_backend.engine import ChunkStream, LLMEngine, open_chunks
@@ -285,7 +286,9 @@ class _Stream:
             return
         try:
             await close()
-        except Exception as error:
+        except (Exception, BaseExceptionGroup) as error:
+            if is_only_closed(error):
+                return
             self._find(Rule.CLOSE_FAILED, f"closing raised {error!r}", error)
 
 

@@ -279,7 +279,7 @@ class TestNobodyWaits:
         assert closed == [cancelled_s + 10 if answer == "item" else 10.0]
 
     @pytest.mark.rows("S6", "S7")
-    @pytest.mark.parametrize("error", [asyncio.CancelledError(), Interrupted()])
+    @pytest.mark.parametrize("error", [SystemExit(), Interrupted()])
     @virtual
     async def test_an_interrupt_that_an_operator_raises(self, error: BaseException) -> None:
         """It reaches the consumer at once, and the engine's clean-up goes on to its end."""
@@ -326,7 +326,7 @@ class TestNobodyWaits:
         assert (told.left, told.ended) == ([at] * makes, [True])
 
     @pytest.mark.rows("S6")
-    @pytest.mark.parametrize("error", [asyncio.CancelledError(), Interrupted()])
+    @pytest.mark.parametrize("error", [SystemExit(), Interrupted()])
     @pytest.mark.parametrize("behind", [True, False])
     @virtual
     async def test_an_interrupt_is_never_an_item(self, error: BaseException, behind: bool) -> None:

@@ -146,7 +146,7 @@ async def test_an_engine_that_cancels_itself_has_failed() -> None:
     """Its own ``CancelledError`` is told as a failure of the source."""
     failures: list[BaseException | None] = []
     engine = Engine([1], error=asyncio.CancelledError())
-    pump = Pump(fuse(engine(), []), lambda _: None, failures.append)
+    pump = Pump(FusedRun[Any](engine(), []), lambda _: None, failures.append)
     for _ in range(2):
         pump.demand()
         await settle()
@@ -169,7 +169,7 @@ class TestHandlers:
             await asyncio.sleep(1)
             pulls.append((item, engine.pulls))
 
-        pump = Pump(fuse(engine(), []), handle, lambda _: None)
+        pump = Pump(FusedRun[Any](engine(), []), handle, lambda _: None)
         pump.demand()
         await asyncio.sleep(10)
         assert pulls == [(1, 1), (2, 2), (3, 3)]
@@ -194,7 +194,7 @@ class TestHandlers:
                 raise
             noted.append("handled")
 
-        pump = Pump(fuse(engine(), []), handle, lambda _: noted.append("end"))
+        pump = Pump(FusedRun[Any](engine(), []), handle, lambda _: noted.append("end"))
         pump.demand()
         await asyncio.sleep(1)
         pump.close()
@@ -219,7 +219,7 @@ class TestHandlers:
             await asyncio.sleep(1)
             ends.append(repr(failure))
 
-        pump = Pump(fuse(engine(), []), handle, end)
+        pump = Pump(FusedRun[Any](engine(), []), handle, end)
         pump.demand()
         await asyncio.sleep(10)
         assert (ends, engine.closed) == (["LookupError(1)"], 1)

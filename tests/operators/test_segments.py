@@ -25,7 +25,7 @@ from operators import fuse
 from operators._core.failures import SourceCancelled
 from operators._core.mailbox import Mailbox
 from operators._core.pump import Pump
-from operators.authoring import AnyOperator
+from operators.authoring import AnyOperator, FusedRun
 from rx_backend.testing import run_virtual
 from tests.operators._help import LONG_S, Engine, Seen, collect, fused, pushed, same, virtual
 
@@ -300,7 +300,7 @@ class TestPump:
     async def test_the_next_pull_may_be_demanded_by_an_item(self) -> None:
         """A demand made while an item is handled is one more pull; one made in a pull is none."""
         mailbox: Mailbox[int | None] = Mailbox()
-        source = fuse(Engine(range(5), every_s=1.0)(), [])
+        source = FusedRun[Any](Engine(range(5), every_s=1.0)(), [])
 
         def take(item: int) -> None:
             mailbox.put(item)

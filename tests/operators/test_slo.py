@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from operators import Pipeline, SloFigures, SloWindows, TokenTimes, fuse, itl_window, slo
+from operators import Pipeline, SloFigures, SloWindows, TokenTimes, deadlines, fuse, itl_window, slo
 from operators.authoring import AnyOperator, Stage, emit, operator
 from rx_backend import EngineAdapter, PreprocessedRequest, RequestContext, standard_pipeline
 from rx_backend.engines import SampleEngine
@@ -295,6 +295,20 @@ async def test_the_outcome_is_what_the_consumer_was_handed(
         async for _ in await adapter.generate(request):
             pass
     assert outcome(windows.snapshot()["m"]) == ("good" if ends == "terminal" else "failed")
+
+
+@virtual
+async def test_a_deadline_is_no_clients_doing() -> None:
+    """It stops the request, which counts as failed all the same."""
+    windows = SloWindows(clock=lambda: 0.0)
+    timed = standard_pipeline.insert_before("validate_chunks", deadlines(first_token_s=1))
+    adapter = EngineAdapter(
+        SampleEngine(token_interval_ms=5_000),
+        pipeline=timed.with_operators(slo(500, 50, windows=windows, key="m")),
+    )
+    async for _ in await adapter.generate(PreprocessedRequest(token_ids=[1])):
+        pass
+    assert outcome(windows.snapshot()["m"]) == "failed"
 
 
 @pytest.mark.parametrize(

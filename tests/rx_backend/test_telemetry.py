@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 
 import pytest
 from opentelemetry import trace
@@ -270,9 +271,9 @@ async def test_an_engines_context_is_its_own() -> None:
 
 
 @pytest.mark.rows("P9")
-def test_without_an_identity_there_is_no_context() -> None:
-    """Where spans are not real the caller's own context serves."""
-    assert own_context(trace.INVALID_SPAN) is None
+def test_without_an_identity_it_is_a_plain_copy() -> None:
+    """What the engine sets is not seen by the caller, and no span is current in it."""
+    assert dict(own_context(trace.INVALID_SPAN)) == dict(contextvars.copy_context())
 
 
 @pytest.mark.rows("P4", "P7")

@@ -174,7 +174,12 @@ def is_open_stream(each: object) -> bool:
 
 
 def is_open_generator(each: object) -> bool:
-    return isinstance(each, AsyncGeneratorType) and cast("Any", each).ag_frame is not None
+    # The one of the loop's, which closes its streams, is no request's.
+    return (
+        isinstance(each, AsyncGeneratorType)
+        and cast("Any", each).ag_frame is not None
+        and cast("Any", each).__name__ != "_until_shutdown"
+    )
 
 
 def footprint() -> dict[str, int]:

@@ -236,11 +236,11 @@ class YieldsText(GoodEngine):
             yield chunk
 
 
-class YieldsAReasonAsText(GoodEngine):
+class YieldsAReasonAsANumber(GoodEngine):
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
         async for chunk in super().chunks(request, context):
-            if chunk.finish_reason is not None:
-                chunk.finish_reason = chunk.finish_reason.kind
+            if chunk.finish_reason is not None and not context.is_stopped:
+                chunk.finish_reason = cast("Any", 7)
             yield chunk
 
 
@@ -495,7 +495,7 @@ BROKEN: list[tuple[type[GoodEngine], Rule]] = [
     (HangsBeforeItsFirstChunk, Rule.NO_CHUNK),
     (RefusesTheRequest, Rule.NO_CHUNK),
     (YieldsText, Rule.WRONG_ITEM_TYPE),
-    (YieldsAReasonAsText, Rule.WRONG_ITEM_TYPE),
+    (YieldsAReasonAsANumber, Rule.WRONG_ITEM_TYPE),
     (YieldsAMalformedDict, Rule.WRONG_ITEM_TYPE),
     (NegativeToken, Rule.BAD_TOKEN_IDS),
     (TokensAsTuple, Rule.BAD_TOKEN_IDS),
