@@ -9,7 +9,7 @@ from operators._core.naming import name_of
 from operators._core.operator import callbacks, pulling
 from operators._core.pushing import push_in_task
 from operators._core.release import StreamObserver
-from operators._core.segment import close_quietly
+from operators._core.segment import close_quietly, first_pull
 from operators._core.sources import source_of
 from operators._core.stage import Callbacks
 from operators._core.tasks import defer_to_loop, done, start_task, weakly
@@ -33,6 +33,7 @@ __all__ = (
     "drawn",
     "drop_top_frame",
     "error_type_of",
+    "first_pull",
     "is_only_closed",
     "is_terminal",
     "make_stream",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
 from operators import deferred_abort, fuse, validate_chunks
-from operators.assembly import close_quietly, tokens_in
+from operators.assembly import close_quietly, first_pull, tokens_in
 from operators.authoring import FusedRun
 from rx_backend.context import RequestContext
 from rx_backend.engine import (
@@ -75,7 +75,7 @@ class EngineCall:
             self._unlisten = context.first_token().listen(self._parent.notify_first_token)
         chunks = await open_chunks(self.engine, request, context, own_context=own)
         if on_tokens is not None:
-            chunks = _counted(chunks, on_tokens)
+            chunks = _Counted(chunks, on_tokens)
         gate = deferred_abort(
             partial(start_abort, self.engine, context, own),
             stop=context.stopped(),
@@ -179,15 +179,22 @@ class CombinedEngine(LLMEngine):
         return await _optional(self.engines[0], "health_check_payload", None)
 
 
-async def _counted(
-    chunks: ChunkStream, on_tokens: Callable[[int], None]
-) -> AsyncGenerator[AnyChunk]:
-    try:
-        async for chunk in chunks:
-            on_tokens(tokens_in(chunk))
-            yield chunk
-    finally:
-        await close_quietly(chunks, "closing an engine's stream failed")
+class _Counted(AsyncIterator[AnyChunk]):
+    """Calls *on_tokens* with the number of tokens in each chunk."""
+
+    def __init__(self, chunks: ChunkStream, on_tokens: Callable[[int], None]) -> None:
+        self._chunks = chunks
+        self._on_tokens = on_tokens
+        self._has_begun = False
+
+    async def __anext__(self) -> AnyChunk:
+        is_first, self._has_begun = not self._has_begun, True
+        chunk = await (first_pull(self._chunks) if is_first else anext(self._chunks))
+        self._on_tokens(tokens_in(chunk))
+        return chunk
+
+    async def aclose(self) -> None:
+        await close_quietly(self._chunks, "closing an engine's stream failed")
 
 
 async def _optional(engine: LLMEngine, name: str, default: Any) -> Any:

@@ -14,9 +14,9 @@ import gc
 import logging
 import re
 from asyncio import BaseEventLoop
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from types import AsyncGeneratorType
-from typing import Any, Self
+from typing import Any, Self, cast
 from weakref import WeakKeyDictionary
 
 import pytest
@@ -127,9 +127,10 @@ class LeakWatch(logging.Handler):
             watch._spans.on_end(span)
             _on_end(processor, span)
 
-        def first_pull(generator: AsyncGeneratorType[Any, Any]) -> Any:
-            watch._pulled[generator] = asyncio.get_running_loop()
-            return _first_pull(generator)
+        def first_pull(source: AsyncIterator[Any]) -> Any:
+            if isinstance(source, AsyncGeneratorType):
+                watch._pulled[source] = asyncio.get_running_loop()
+            return _first_pull(cast("AsyncIterator[Any]", source))
 
         patch = self._patch.setattr
         patch(fusion, "first_pull", first_pull)

@@ -91,7 +91,7 @@ class FusedRun(Run, Generic[B]):
         tells_end = isinstance(source, Segment)
         pull = first = _pull_of(source)
         if is_first and isinstance(source, types.AsyncGeneratorType):
-            first = partial(first_pull, cast("types.AsyncGeneratorType[Any, None]", source))
+            first = partial(first_pull, cast("AsyncIterator[Any]", source))
         loop: Loop = compiled(tuple(shape), tells_end)(self._chain, source, first, pull, *arguments)
         self._generator = loop
         self._send = loop.send

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -153,9 +153,7 @@ class PulledSegment(Segment):
     def _begin(self) -> Any:
         """Pull the generator for the first time."""
         self._has_begun = True
-        if isinstance(self._generator, AsyncGeneratorType):
-            return first_pull(self._generator)
-        return self._generator.__anext__()
+        return first_pull(self._generator)
 
     def _put(self, item: Any) -> None:
         """Let what the generator has yielded wait."""
@@ -209,14 +207,14 @@ class PulledSegment(Segment):
         await done(self._closing)
 
 
-def first_pull(generator: AsyncGeneratorType[Any, None]) -> Any:
+def first_pull(source: AsyncIterator[Any]) -> Any:
     """
-    Make the first pull of a generator whose stream closes it, also when the stream is lost.
+    Make the first pull of what may be a generator whose stream closes it, also one that is lost.
 
     The event loop would close it too, at its own shutdown and when both are lost in one cycle: in
     another context, and beside us. It closes the stream instead (`LoopStreams`).
     """
-    return _without_hooks(generator.__anext__)
+    return _without_hooks(source.__anext__)
 
 
 def _without_hooks(begin: Callable[[], Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,7 +15,14 @@ import tests.leaks
 from operators import coalesce, deadlines, drain_until_first_token, heartbeat, map_async
 from operators.authoring import AnyOperator
 from operators.drains import Drains
-from rx_backend import Annotated, EngineAdapter, LLMEngineOutput
+from rx_backend import (
+    Annotated,
+    EngineAdapter,
+    FailoverEngine,
+    HedgedEngine,
+    LLMEngine,
+    LLMEngineOutput,
+)
 from tests.leaks import LeakWatch
 from tests.rx_backend._engines import request, token
 
@@ -42,14 +50,19 @@ if find_spec("uvloop") is not None:
     LOOPS.append(uvloop.new_event_loop)
 
 
-class Slow:
+class Slow(LLMEngine):
     """An engine whose clean-up has to wait."""
 
     def __init__(self) -> None:
+        self.opened = 0
         self.closed = 0
         self.cleaned_up = 0
 
+    async def start(self, worker_id: int) -> Any:
+        raise NotImplementedError
+
     async def generate(self, request: object, context: object) -> AsyncGenerator[LLMEngineOutput]:
+        self.opened += 1
         try:
             for n in range(1000):
                 await asyncio.sleep(0.001)
@@ -86,7 +99,7 @@ def test_open_streams_are_closed_with_their_loop(
     async def main() -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: complaints.append(context))
-        adapter = EngineAdapter(engine).with_operators(*BEHIND[behind]())  # type: ignore[arg-type]
+        adapter = EngineAdapter(engine).with_operators(*BEHIND[behind]())
         stream = await adapter.generate(request())
         if how == "subscribed":
             kept.append(stream.subscribe(lambda _: None))
@@ -111,6 +124,39 @@ def test_open_streams_are_closed_with_their_loop(
 
 
 @pytest.mark.rows("S7")
+@pytest.mark.parametrize("how", ["kept", "lost", "in_a_task"])
+@pytest.mark.parametrize("combine", [FailoverEngine, partial(HedgedEngine, after_s=0.002)])
+def test_engines_made_of_engines_are_closed_with_their_loop(
+    leaks: LeakWatch, how: str, combine: Callable[[Any, Any], LLMEngine]
+) -> None:
+    """Their engines' generators are left to their streams too."""
+    leaks.allow("task not done|generator not closed")
+    engines = [Slow(), Slow()]
+    complaints: list[Any] = []
+    kept: list[Any] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        stream = await EngineAdapter(combine(*engines)).generate(request())
+        await anext(stream)
+        if how == "kept":
+            kept.append(stream)
+        elif how == "in_a_task":
+
+            async def consume() -> None:
+                async for _ in stream:
+                    pass
+
+            kept.append(asyncio.ensure_future(consume()))
+            await asyncio.sleep(0.005)
+
+    asyncio.run(main())
+    assert complaints == []
+    assert [engine.closed for engine in engines] == [engine.opened for engine in engines]
+
+
+@pytest.mark.rows("S7")
 def test_a_release_is_not_left_out_where_its_task_is_cancelled_before_it_began(
     leaks: LeakWatch,
 ) -> None:
@@ -119,7 +165,7 @@ def test_a_release_is_not_left_out_where_its_task_is_cancelled_before_it_began(
     engine = Slow()
 
     async def main() -> None:
-        stream = await EngineAdapter(engine).generate(request())  # type: ignore[arg-type]
+        stream = await EngineAdapter(engine).generate(request())
         await anext(stream)
         stream.close()
         others = asyncio.all_tasks() - {asyncio.current_task()}
