@@ -6,9 +6,9 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
-import aioreactive
 import pytest
 import reactivex
 from reactivex import abc
@@ -36,8 +36,11 @@ HOLDING: dict[str, Callable[[], Sequence[AnyOperator]]] = {
     "buffer_with_time": lambda: [ops.buffer_with_time(2.5), ops.flat_map(flatten)],
     "pairwise": lambda: [ops.start_with(LLMEngineOutput([-1])), ops.pairwise(), ops.map(last)],
     "delay": lambda: [ops.delay(5.0)],
-    "aioreactive.delay": lambda: [aioreactive.delay(5.0)],
 }
+if find_spec("aioreactive") is not None:
+    import aioreactive
+
+    HOLDING["aioreactive.delay"] = lambda: [aioreactive.delay(5.0)]
 
 
 def last(pair: tuple[Any, Any]) -> Any:
