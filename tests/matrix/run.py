@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -113,7 +114,7 @@ async def run(plan: Plan, *, seed: int, size: int, strict: bool) -> Report:
         batches = Batches(witness, seed)
         stall = _Stall(batches, witness.stderr)
         stall.start()
-        footprints: list[tuple[int, int]] = []
+        footprints = _Footprints()
         try:
             for begin in range(0, len(plan), size):
                 part = plan[begin : begin + size]
@@ -122,7 +123,7 @@ async def run(plan: Plan, *, seed: int, size: int, strict: bool) -> Report:
                 report.add(result)
                 if result.left and len(part) > 1:
                     await _blame(batches, part, result, report)
-                footprints.append(footprint())
+                footprints.take()
             if not report.problems:
                 await _check_growth(batches, footprints, plan, size, report)
         finally:
@@ -161,18 +162,18 @@ def _kind(problem: str) -> str:
 
 
 async def _check_growth(
-    batches: Batches, footprints: list[tuple[int, int]], plan: Plan, size: int, report: Report
+    batches: Batches, footprints: _Footprints, plan: Plan, size: int, report: Report
 ) -> None:
     """Compare the first batches after a warm-up with the last ones, and find out who grows."""
-    if not _growth(footprints[max(12, len(footprints) // 4) :]):
+    if not footprints.growth(warm_up=max(12, len(plan) // size // 4)):
         return
     # Caches fill up for a while, above all on a slow machine: what is lost is lost again.
     half = plan[len(plan) // 2 :]
-    again: list[tuple[int, int]] = []
+    again = _Footprints()
     for begin in range(0, len(half), size):
         await batches.run(half[begin : begin + size])
-        again.append(footprint())
-    more = _growth(again)
+        again.take()
+    more = again.growth()
     if not more:
         return
     problem = f"{more[0]:+.0f} objects and {more[1]:+.0f} blocks in {len(half)} requests"
@@ -191,16 +192,27 @@ async def _check_growth(
             report.problems[grew][together] = plan[0][0]
 
 
-def _growth(footprints: list[tuple[int, int]]) -> tuple[float, float] | None:
-    """Return how many objects and blocks more the last batches leave than the first; None for few."""
-    if len(footprints) < 12:
-        return None
-    objects, blocks = (
-        median(batch[kind] for batch in footprints[-5:])
-        - median(batch[kind] for batch in footprints[:5])
-        for kind in (0, 1)
-    )
-    return (objects, blocks) if objects > MORE_OBJECTS or blocks > MORE_BLOCKS else None
+class _Footprints:
+    """The footprint after each batch, in arrays: a list would grow by what is looked for."""
+
+    def __init__(self) -> None:
+        self._objects = array("q")
+        self._blocks = array("q")
+
+    def take(self) -> None:
+        objects, blocks = footprint()
+        self._objects.append(objects)
+        self._blocks.append(blocks)
+
+    def growth(self, warm_up: int = 0) -> tuple[float, float] | None:
+        """Return how many objects and blocks more the last batches leave than the first; None for few."""
+        if len(self._objects) - warm_up < 12:
+            return None
+        objects, blocks = (
+            median(taken[-5:]) - median(taken[warm_up : warm_up + 5])
+            for taken in (self._objects, self._blocks)
+        )
+        return (objects, blocks) if objects > MORE_OBJECTS or blocks > MORE_BLOCKS else None
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
