@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncGenerator, Callable
 from typing import TypeVar, cast
 
 from operators._core.arguments import Seconds
 from operators._core.fusion import FusedRun
 from operators._core.mailbox import Mailbox
-from operators._core.operator import pulling
+from operators._core.operator import operator
 from operators._core.pump import Pump
 from operators._lazy_timer import LazyTimer
 
@@ -19,12 +18,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def _check(_interval_s: float, item: object) -> None:
-    if inspect.iscoroutinefunction(item):
-        raise TypeError(f"heartbeat: item: expected a function that is not async, got {item!r}")
-
-
-@pulling(check=_check)
+@operator
 async def heartbeat(
     source: FusedRun[A], interval_s: Seconds, item: B | Callable[[], B]
 ) -> AsyncGenerator[A | B]:

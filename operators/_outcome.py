@@ -223,12 +223,13 @@ class OutcomeTracker:
 
     def take_back(self, items: Sequence[Any]) -> None:
         """Take note of items that a drop keeps from the consumer."""
-        left = self._left = self._left or HandedOut(lambda reason: reason)
+        left = self._left or HandedOut(lambda reason: reason)
         for item in items:
             left.look(item)
         if self.handed_out is not None:
             self.handed_out.take_back(left)
-            self._left = None
+        else:
+            self._left = left
 
     def end(self, *, dropped: bool) -> Outcome:
         """

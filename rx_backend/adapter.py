@@ -101,7 +101,7 @@ class EngineAdapter(Generic[T_co]):
             )
         self._tracer = tracer or trace.get_tracer("rx_backend")
         self._meter_provider = meter_provider
-        self._metrics = ServerMetrics.of(meter_provider)
+        self._metrics: ServerMetrics | None = None
         self._clock = clock
         self._record = telemetry.recording_switch() if record is None else record
 
@@ -225,7 +225,7 @@ class EngineAdapter(Generic[T_co]):
     ) -> tuple[RequestObserver, Span, bool]:
         """Start the request's span, metrics and log; nothing is left open where that fails."""
         clock = self._clock or _loop_clock(loop)
-        # A global provider may have been set up since.
+        # A global provider may be set up later.
         metrics = self._metrics = self._metrics or ServerMetrics.of(self._meter_provider)
         span = INVALID_SPAN
         try:
@@ -242,7 +242,7 @@ class EngineAdapter(Generic[T_co]):
         observer.opened(len(request.token_ids))
         return observer, span, recording
 
-    async def _open(self, scope: RequestScope, own: contextvars.Context | None) -> ChunkStream:
+    async def _open(self, scope: RequestScope, own: contextvars.Context) -> ChunkStream:
         """Call the engine, and note how long its set-up takes (row F2)."""
         if not scope.recording:
             return await open_chunks(self.engine, scope.request, scope.context, own_context=own)

@@ -68,7 +68,7 @@ class RequestScope:
         recording: bool,
         observer: RequestObserver,
         engine: LLMEngine,
-        own_context: contextvars.Context | None,
+        own_context: contextvars.Context,
     ) -> None:
         self.request = request
         self.context = context

@@ -98,12 +98,12 @@ def _describe(function: Callable[..., object]) -> Description:
 
 
 def _check(where: str, hint: Any, value: object) -> None:
+    if inspect.iscoroutinefunction(value) and _takes_no_async(hint):
+        raise TypeError(f"{where}: expected a function that is not async, got {value!r}")
     wanted = _alternatives(hint)
     if wanted is None or any(_fits(each, value) for each in wanted):
         return
     expected = " or ".join(dict.fromkeys(_described_type(each) for each in wanted))
-    if inspect.iscoroutinefunction(value):
-        expected = expected.replace("a function", "a function that is not async")
     is_literal = any(typing.get_origin(each) is Literal for each in wanted)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     has_bounds = any(typing.get_origin(each) is Annotated for each in wanted)
@@ -128,15 +128,21 @@ def _is_callable(hint: Any) -> bool:
     return typing.get_origin(hint) is Callable or typing.get_origin(hint) is _CALLABLE
 
 
-def _returns_at_once(hint: Any) -> bool:
-    """Return whether a function of this type returns what is meant, and nothing to be awaited."""
-    returned = (typing.get_args(hint) or (Any,))[-1]
-    return returned is not Any and not _is_awaitable(returned)
+def _takes_no_async(hint: Any) -> bool:
+    """Return whether the functions that are allowed return what is meant, and nothing to be awaited."""
+    functions = [each for each in _members(hint) if _is_callable(each)]
+    returned = [(typing.get_args(each) or (Any,))[-1] for each in functions]
+    return bool(functions) and not any(each is Any or _is_awaitable(each) for each in returned)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(hint) in {typing.Union, types.UnionType}
+    return typing.get_args(hint) if is_union else (hint,)
 
 
 def _is_awaitable(hint: Any) -> bool:
-    if typing.get_origin(hint) in {typing.Union, types.UnionType}:
-        return any(map(_is_awaitable, typing.get_args(hint)))
+    if len(_members(hint)) > 1:
+        return any(map(_is_awaitable, _members(hint)))
     origin = typing.get_origin(hint) or hint
     return isinstance(origin, type) and issubclass(origin, Awaitable)
 
@@ -149,9 +155,7 @@ def _fits(hint: Any, value: object) -> bool:
     if typing.get_origin(hint) is Literal:
         return value in typing.get_args(hint)
     if _is_callable(hint):
-        return callable(value) and not (
-            inspect.iscoroutinefunction(value) and _returns_at_once(hint)
-        )
+        return callable(value)
     if hint is type(None):
         return value is None
     if hint is float:

@@ -10,6 +10,7 @@ from rx_backend.protocols import PreprocessedRequest
 from rx_backend.testing.conformance_check import Check
 from rx_backend.testing.conformance_report import ConformanceReport
 from rx_backend.testing.conformance_stream import LET_GO_S, Limits
+from rx_backend.testing.virtual_run import is_loop_running
 from rx_backend.testing.virtual_time import VirtualTimeLoop
 
 __all__ = ("ConformanceOptions", "EngineFactory", "check_engine", "run_conformance")
@@ -95,12 +96,12 @@ def run_conformance(
     >>> run_conformance(SampleEngine).ok
     True
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        loop = VirtualTimeLoop() if virtual else asyncio.new_event_loop()
-        return _run(check_engine(factory, **options), loop)
-    raise RuntimeError("an event loop is running in this thread: await check_engine(...) instead")
+    if is_loop_running():
+        raise RuntimeError(
+            "an event loop is running in this thread: await check_engine(...) instead"
+        )
+    loop = VirtualTimeLoop() if virtual else asyncio.new_event_loop()
+    return _run(check_engine(factory, **options), loop)
 
 
 def _run(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:

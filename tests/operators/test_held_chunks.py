@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -77,11 +76,7 @@ def pushed(observer: abc.ObserverBase[Any], _: object = None) -> None:
 
 
 def pushed_in_a_thread(observer: abc.ObserverBase[Any], _: object = None) -> None:
-    def push() -> None:
-        time.sleep(0)
-        pushed(observer)
-
-    threading.Thread(target=push).start()
+    threading.Thread(target=pushed, args=(observer,)).start()
 
 
 @pytest.mark.rows("E2", "E6")

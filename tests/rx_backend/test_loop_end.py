@@ -18,13 +18,16 @@ from operators.drains import Drains
 from rx_backend import (
     Annotated,
     EngineAdapter,
+    EngineConfig,
     FailoverEngine,
     HedgedEngine,
     LLMEngine,
     LLMEngineOutput,
+    ResponseStream,
 )
+from rx_backend.testing import VirtualTimeLoop, run_virtual
 from tests.leaks import LeakWatch
-from tests.rx_backend._engines import request, token
+from tests.rx_backend._engines import collect, request, token
 
 
 async def same(item: Any) -> Any:
@@ -43,7 +46,7 @@ BEHIND: dict[str, Callable[[], list[AnyOperator]]] = {
 }
 
 
-LOOPS = [asyncio.new_event_loop]
+LOOPS: list[Callable[[], asyncio.AbstractEventLoop]] = [VirtualTimeLoop]
 if find_spec("uvloop") is not None:
     import uvloop
 
@@ -58,8 +61,8 @@ class Slow(LLMEngine):
         self.closed = 0
         self.cleaned_up = 0
 
-    async def start(self, worker_id: int) -> Any:
-        raise NotImplementedError
+    async def start(self, worker_id: int) -> EngineConfig:
+        return EngineConfig(model="slow")
 
     async def generate(self, request: object, context: object) -> AsyncGenerator[LLMEngineOutput]:
         self.opened += 1
@@ -73,6 +76,19 @@ class Slow(LLMEngine):
                 self.cleaned_up += 1
             finally:
                 self.closed += 1
+
+
+async def leave_open(stream: ResponseStream[Any], how: str, kept: list[Any]) -> None:
+    """Read a stream in some way, not to its end; *kept* is what refers to it then."""
+    if how == "subscribed":
+        kept.append(stream.subscribe(lambda _: None))
+        await asyncio.sleep(0.005)
+    elif how == "in_a_task":
+        kept.append(asyncio.ensure_future(collect(stream)))
+        await asyncio.sleep(0.005)
+    else:
+        await anext(stream)
+        kept.extend([stream] if how == "kept" else [])
 
 
 @pytest.mark.rows("S7")
@@ -101,20 +117,7 @@ def test_open_streams_are_closed_with_their_loop(
         loop.set_exception_handler(lambda _, context: complaints.append(context))
         adapter = EngineAdapter(engine).with_operators(*BEHIND[behind]())
         stream = await adapter.generate(request())
-        if how == "subscribed":
-            kept.append(stream.subscribe(lambda _: None))
-            await asyncio.sleep(0.005)
-        elif how == "in_a_task":
-
-            async def consume() -> None:
-                async for _ in stream:
-                    pass
-
-            kept.append(asyncio.ensure_future(consume()))
-            await asyncio.sleep(0.005)
-        else:
-            await anext(stream)
-            kept.extend([stream] if how == "kept" else [])
+        await leave_open(stream, how, kept)
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(main())
@@ -139,19 +142,10 @@ def test_engines_made_of_engines_are_closed_with_their_loop(
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: complaints.append(context))
         stream = await EngineAdapter(combine(*engines)).generate(request())
-        await anext(stream)
-        if how == "kept":
-            kept.append(stream)
-        elif how == "in_a_task":
+        await leave_open(stream, how, kept)
 
-            async def consume() -> None:
-                async for _ in stream:
-                    pass
-
-            kept.append(asyncio.ensure_future(consume()))
-            await asyncio.sleep(0.005)
-
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(main())
     assert complaints == []
     assert [engine.closed for engine in engines] == [engine.opened for engine in engines]
 
@@ -175,4 +169,4 @@ def test_a_release_is_not_left_out_where_its_task_is_cancelled_before_it_began(
         await stream.aclose()
         assert engine.closed == 1
 
-    asyncio.run(main())
+    run_virtual(main())

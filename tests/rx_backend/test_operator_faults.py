@@ -460,15 +460,6 @@ async def test_a_value_of_the_wrong_type(
 
 
 @operator
-def leaving_with(result: Any) -> Stage[Any, Any]:
-    """Hand out *result* for the second item, in some other way than one for one."""
-    item = yield
-    item = yield item
-    while True:
-        item = yield result
-
-
-@operator
 def passing(*, detached: bool = False) -> Stage[Any, Any]:
     """Pass every item on."""
     item = yield
@@ -495,7 +486,7 @@ async def test_a_value_of_the_wrong_type_however_it_is_handed_out(
     make_result: Callable[..., StageResult],
 ) -> None:
     """The operator is named, and none that the value did not come through."""
-    operators = [passing(), leaving_with(make_result("text")), passing(detached=True)]
+    operators = [passing(), saying(make_result("text")), passing(detached=True)]
     pipeline = standard_pipeline.insert_before("annotate_errors", *operators)
     adapter = adapter_of(ScriptedEngine(token(1), token(2), stop()), pipeline=pipeline)
     with capture_logs() as events:
@@ -503,7 +494,7 @@ async def test_a_value_of_the_wrong_type_however_it_is_handed_out(
     assert tokens_of(items) == [[1]]
     assert isinstance(last.error, Unknown)
     (event,) = [event for event in events if event["log_level"] == "error"]
-    assert event["operator"] == "leaving_with"
+    assert event["operator"] == "saying"
 
 
 @pytest.mark.rows("O5", "S6")

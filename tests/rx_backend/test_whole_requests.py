@@ -31,6 +31,7 @@ from rx_backend import (
     Annotated,
     Disconnected,
     EngineAdapter,
+    EngineConfig,
     LLMEngine,
     LLMEngineOutput,
     StreamIncomplete,
@@ -221,8 +222,8 @@ VARIABLE = contextvars.ContextVar("variable", default="unset")
 class Binding(LLMEngine):
     """Sets a variable of its context for the time of a stream."""
 
-    async def start(self, worker_id: int) -> Any:
-        raise NotImplementedError
+    async def start(self, worker_id: int) -> EngineConfig:
+        return EngineConfig(model="m")
 
     async def generate(self, request: object, context: object) -> AsyncGenerator[LLMEngineOutput]:
         before = VARIABLE.set("engine")
@@ -254,8 +255,8 @@ async def test_an_engine_that_binds_a_context_variable(
 class Grouped(LLMEngine):
     """Yields within a task group."""
 
-    async def start(self, worker_id: int) -> Any:
-        raise NotImplementedError
+    async def start(self, worker_id: int) -> EngineConfig:
+        return EngineConfig(model="m")
 
     async def generate(self, request: object, context: object) -> AsyncGenerator[LLMEngineOutput]:
         async with asyncio.TaskGroup():
