@@ -24,6 +24,7 @@ class DeadlineExpired(TimeoutError):
     Args:
         seconds: How long the deadline was.
         tokens: How many tokens had come.
+        retry: Whether the request may be tried again elsewhere.
 
     >>> str(IdleTimeout(2.5, tokens=7))
     'nothing came for 2.5 s (idle_s), tokens so far: 7'
@@ -31,13 +32,14 @@ class DeadlineExpired(TimeoutError):
 
     said: ClassVar[str] = "no end within {:g} s"
 
-    def __init__(self, seconds: float, tokens: int) -> None:
+    def __init__(self, seconds: float, tokens: int, *, retry: bool = False) -> None:
         super().__init__(f"{self.said.format(seconds)}, tokens so far: {tokens}")
         self.seconds = seconds
         self.tokens = tokens
+        self.retry = retry
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.seconds, self.tokens)
+        return type(self), (self.seconds, self.tokens), {"retry": self.retry}
 
 
 class FirstTokenTimeout(DeadlineExpired):
@@ -71,6 +73,7 @@ async def deadlines(
     first_token_s: Seconds | None = None,
     idle_s: Seconds | None = None,
     total_s: Seconds | None = None,
+    retry: bool = False,
     on_expiry: Callable[[], object] | None = None,
     scope: StreamScope | None = None,
 ) -> AsyncGenerator[Any]:
@@ -97,6 +100,13 @@ async def deadlines(
     In decode mode a deadline that passes before the first token fails the stream before its first
     token, so that the deferred abort is not made (row A5).
 
+    A request costs at most its deadline of engine time: Dynamo's frontend answers it with status 504
+    and does not move it to another worker. With *retry* it does, up to ``--migration-limit`` times,
+    and every worker grants the whole deadline anew: with the frontend's default of 3, an engine that
+    is merely overloaded then gets each such request four times. So set it only where a silent engine
+    means a broken worker, such as for ``idle_s`` alone. A client may retry by itself, too: the
+    official OpenAI client repeats a 504 twice unless it has ``max_retries=0``.
+
     Args:
         first_token_s: How long the engine may be waited for until its first token, in seconds. Items
             without content don't count as one.
@@ -104,6 +114,7 @@ async def deadlines(
             need not have content.
         total_s: How long the stream may last, the consumer's own time included. When it passes
             while nobody pulls, the engine is closed then, and the next pull fails.
+        retry: Whether another worker may take the request over when a deadline has passed.
         on_expiry: Called when one has passed, before the engine is closed; by default, in a
             pipeline, it stops the request.
         scope: The scope of the stream; filled in by a pipeline.
@@ -148,8 +159,10 @@ async def deadlines(
         if is_terminal(item) or source.ended:
             # Nothing is waited for any more but the source's release.
             return
-        is_total = since + allowed_s > timer.clock()
-        expired = TotalTimeout(_limit(total_s), tokens) if is_total else late(limit_s, tokens)
+        if since + allowed_s > timer.clock():
+            expired = TotalTimeout(_limit(total_s), tokens, retry=retry)
+        else:
+            expired = late(limit_s, tokens, retry=retry)
         timer.cancel()
         try:
             notify()

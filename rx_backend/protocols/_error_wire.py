@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final, cast
 
+from operators import DeadlineExpired
 from rx_backend.errors import KINDS, BackendError, InvalidArgument, Unknown, causes
 
 __all__ = ("error_from_wire", "error_to_wire")
@@ -22,6 +23,8 @@ _CLASSES: Final = {
     "EngineShutdown": ("Unavailable", "backend.engine_shutdown"),
     "StreamIncomplete": ("Unavailable", "backend.stream_incomplete"),
 }
+# Status 504 for the client, and no other worker is tried; the kind stays.
+_DEADLINE_REASON: Final = "request.deadline_exceeded"
 _REASONS: Final = {reason: kind for kind, (_, reason) in _CLASSES.items()}
 _MAX_CAUSES: Final = 16
 
@@ -52,6 +55,8 @@ def _one(error: BaseException) -> dict[str, Any]:
     # The runtime drops a whole item over a kind that it does not know.
     kind = error.kind if error.kind in _CLASSES else "Unknown"
     canonical, reason = _CLASSES[kind]
+    if kind == "ResponseTimeout" and _is_final(error.__cause__):
+        reason = _DEADLINE_REASON
     wire: dict[str, Any] = {
         "error_type": {"Backend": kind},
         "class": canonical,
@@ -62,6 +67,10 @@ def _one(error: BaseException) -> dict[str, Any]:
     if isinstance(error, InvalidArgument):
         wire["public"] = {"type": "message", "message": error.message}
     return wire
+
+
+def _is_final(cause: BaseException | None) -> bool:
+    return isinstance(cause, DeadlineExpired) and not cause.retry
 
 
 def error_from_wire(value: object, where: str) -> BackendError:

@@ -356,3 +356,30 @@ def test_every_interleaving(
     expiry = [time for time, what in told if what == "expired"]
     assert len(closed) == 1
     assert closed[0] == (expiry[0] if expiry else closed[0])
+
+
+@pytest.mark.parametrize("retry", [False, True])
+@pytest.mark.parametrize("option", ["first_token_s", "idle_s", "total_s"])
+def test_a_deadline_says_whether_it_may_be_retried(option: str, retry: bool) -> None:
+    """By default it may not; the error keeps it through a pickle."""
+
+    async def engine() -> AsyncGenerator[Chunk]:
+        if option != "first_token_s":
+            yield token(1)
+        await asyncio.sleep(60)
+
+    options: dict[str, Any] = {option: 5, "retry": retry}
+
+    async def main() -> None:
+        async for _ in fuse(engine(), [deadlines(**options)]):
+            pass
+
+    with pytest.raises(DeadlineExpired) as caught:
+        run_virtual(main())
+    assert caught.value.retry is retry
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again), again.retry) == (
+        type(caught.value),
+        str(caught.value),
+        retry,
+    )
