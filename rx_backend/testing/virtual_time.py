@@ -1,7 +1,7 @@
 """An event loop whose clock jumps from timer to timer instead of waiting."""
 
 # A loop of one's own is only possible through the underscored parts of asyncio's base loop; those
-# used here are the same from Python 3.11 to 3.14.
+# used here are the same from Python 3.11 to 3.13.
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
