@@ -27,8 +27,9 @@ serve: venv ## serve an example engine behind the OpenAI API (ARGS="--http-port 
 	@cd examples && exec ../$(BIN)/rx-backend serve echo_engine:EchoEngine --frontend --grace-s 0 $(ARGS)
 
 test: venv ## all checks, two at a time: lint, tests, on the newest reactivex, on other Pythons, on a cluster
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint test-pythons unit unit-next
-	@if $(BIN)/python -m tools.cluster; then $(MAKE) --no-print-directory test-cluster; fi
+	@cluster=; if $(BIN)/python -m tools.cluster; then cluster=test-cluster; fi; \
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target \
+		lint test-pythons unit unit-next $$cluster
 
 lint: venv ## style, types and layers
 	@echo "== ruff check"

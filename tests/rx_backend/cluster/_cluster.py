@@ -26,6 +26,7 @@ class Cluster:
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder = folder
         self._stack = stack
+        self._started: dict[str, tuple[list[str], int, str]] = {}
 
     @cached_property
     def etcd(self) -> Served:
@@ -89,7 +90,16 @@ class Cluster:
         url = f"http://127.0.0.1:{self.etcd.port}/v3/{what}"
         return urlopen(Request(url, json.dumps(body).encode()), timeout=STEP_S)
 
+    def restart(self, name: str) -> None:
+        """Kill etcd or NATS, and start it again with its data and on its port."""
+        attribute, program = {"etcd": ("etcd", "etcd"), "nats": ("nats", "nats-server")}[name]
+        server: Served = getattr(self, attribute)
+        server.signal(signal.SIGKILL)
+        server.ended()
+        vars(self)[attribute] = self._start(program, *self._started[program])
+
     def _start(self, name: str, arguments: list[str], port: int, ready: str) -> Served:
+        self._started[name] = arguments, port, ready
         process = subprocess.Popen(
             [programs.find(name), *arguments],
             env=_ENVIRON,
