@@ -103,7 +103,6 @@ def test_every_end_is_one_span_and_one_count(
     assert otel_context.get_current() == before
     assert not [record for record in caplog.records if "detach" in record.getMessage()]
     telemetry.shutdown()
-    receiver.settle()
 
     hows = {name: how for name, (_, _, how) in ENDS.items()} | {
         name: how for name, (_, how) in SETUPS.items()
@@ -139,7 +138,6 @@ def test_events_arrive_where_they_happened(receiver: Receiver) -> None:
     telemetry = Telemetry(receiver)
     run_virtual(with_stream(telemetry, "one", [2, token(1), 1, ENDS["stop"][0][-1]], read_all))
     telemetry.shutdown()
-    receiver.settle()
     (span,) = receiver.spans
     (event,) = span.events
     assert event.name == "first_token"

@@ -41,7 +41,6 @@ def test_a_requests_telemetry_arrives(receiver: Receiver, protocol: str) -> None
     assert told["lost"] == {"traces": 0, "metrics": 0}
     assert told["warnings"] == []
     assert told["threads"] == ["MainThread"]
-    receiver.settle()
     spans = receiver.spans
     assert [span.name for span in spans] == ["engine.generate"] * REQUESTS
     for span in spans:
@@ -67,7 +66,6 @@ def test_the_end_of_the_process_exports_the_rest(receiver: Receiver) -> None:
     """What waits when nobody shuts telemetry down arrives all the same."""
     told = run_child("at_exit", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc)
     assert told["tokens"] == ANSWER[:1]
-    receiver.settle()
     assert [span.resource["service.name"] for span in receiver.spans] == ["rx-backend"]
     assert receiver.points_of("gen_ai.server.time_to_first_token")
 
@@ -80,7 +78,6 @@ def test_providers_of_the_application_are_left_alone(receiver: Receiver) -> None
     assert "gen_ai.server.request.duration" in told["metrics"]
     assert told["told"].count("left to opentelemetry.sdk.") == 2
     assert told["warnings"] == []
-    receiver.settle()
     assert receiver.spans == []
     assert receiver.points == []
 
@@ -141,5 +138,4 @@ def test_prometheus_scrapes_the_metrics(receiver: Receiver) -> None:
     assert any(line.startswith("rx_backend_requests_total{") for line in lines)
     assert told["after"] == "ConnectionRefusedError"
     assert f"Prometheus at {told['url']}" in told["told"]
-    receiver.settle()
     assert receiver.points == []
