@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Generator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -17,12 +18,13 @@ from hypothesis import strategies as st
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from reactivex import operators as ops
 from structlog.testing import LogCapture, capture_logs
 
 from operators import Pipeline
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
-from rx_backend.errors import Disconnected, InvalidArgument, Unknown
+from rx_backend.errors import Disconnected, InvalidArgument
 from rx_backend.logger import Logger, get_logger
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, StopConditions
 from rx_backend.telemetry import EXPORT_ENABLED, add_trace_ids, configure_logs
@@ -37,18 +39,11 @@ from tests.rx_backend._engines import (
     token,
     virtual,
 )
-from tests.rx_backend.telemetry.test_metrics import (
-    Leave,
-    cancelled_task,
-    close_after_one,
-    forget_after_one,
-    read_all,
-)
+from tests.rx_backend.telemetry._ends import SECRET
 from tests.spans import Spans
 
 LOGGER = "rx_backend.requests"
-SECRET, SECRET_ID = "what nobody may read", 987_654_321
-CLOSING = {"request ended", "request failed", "request dropped"}
+SECRET_ID = 987_654_321
 
 
 @pytest.fixture(autouse=True)
@@ -67,121 +62,12 @@ def at_info() -> Generator[list[dict[str, Any]]]:
     structlog.reset_defaults()
 
 
-async def logged(
-    script: list[Step], leave: Leave = read_all, mode: str = "agg", **more: Any
-) -> list[Any]:
+async def logged(script: list[Step], **more: Any) -> list[Any]:
     """Serve one request at DEBUG; what was logged."""
     with capture_logs() as events:
-        adapter = adapter_of(ScriptedEngine(*script), mode, **more)
-        held = [await adapter.generate(request(), RequestContext("r1"))]
-        await leave(held.pop())
+        adapter = adapter_of(ScriptedEngine(*script), **more)
+        await collect(await adapter.generate(request(), RequestContext("r1")))
     return events
-
-
-def closing(events: list[Any]) -> dict[str, Any]:
-    """The only closing event."""
-    (event,) = [event for event in events if event["event"] in CLOSING]
-    return event
-
-
-# Every way out: what the engine does, what the consumer does; event, level, how, and of what type.
-ENDS: dict[str, tuple[list[Step], Leave, tuple[str, str, str, str | None]]] = {
-    "stop": ([1, token(1), stop()], read_all, ("request ended", "info", "stop", None)),
-    "length": (
-        [token(1), LLMEngineOutput.length()],
-        read_all,
-        ("request ended", "info", "length", None),
-    ),
-    "cancelled": (
-        [token(1), LLMEngineOutput.cancelled()],
-        read_all,
-        ("request ended", "info", "cancelled", None),
-    ),
-    "error-terminal": (
-        [token(1), LLMEngineOutput.error(SECRET)],
-        read_all,
-        ("request failed", "warning", "error", "ErrorTerminal"),
-    ),
-    "typed-error": (
-        [token(1), Disconnected(SECRET)],
-        read_all,
-        ("request failed", "warning", "failed", "Disconnected"),
-    ),
-    "any-error": (
-        [token(1), KeyError(SECRET)],
-        read_all,
-        ("request failed", "warning", "failed", "Unknown"),
-    ),
-    "no-terminal": (
-        [token(1)],
-        read_all,
-        ("request failed", "warning", "failed", "StreamIncomplete"),
-    ),
-    "closed": (
-        [token(1), 9, stop()],
-        close_after_one,
-        ("request dropped", "info", "dropped", "Dropped"),
-    ),
-    "task-cancelled": (
-        [1, token(1), 9, stop()],
-        cancelled_task,
-        ("request dropped", "info", "dropped", "Dropped"),
-    ),
-    "forgotten": (
-        [1, token(1), 9, stop()],
-        forget_after_one,
-        ("request dropped", "info", "dropped", "Dropped"),
-    ),
-}
-
-
-@pytest.mark.parametrize(("script", "leave", "how"), ENDS.values(), ids=ENDS)
-@virtual
-async def test_every_way_out_is_told_once(
-    script: list[Step], leave: Leave, how: tuple[str, str, str, str | None]
-) -> None:
-    """With level, finish reason and type as in the metrics, the span's ids, and its figures."""
-    spans = Spans()
-    event = closing(await logged(script, leave, spans=spans))
-    told = (event["event"], event["log_level"], event["finish_reason"], event.get("error_type"))
-    assert told == how
-    span = spans.one()
-    assert span.context is not None
-    assert event["request_id"] == "r1"
-    assert event["trace_id"] == trace.format_trace_id(span.context.trace_id)
-    assert event["span_id"] == trace.format_span_id(span.context.span_id)
-    assert (event["mode"], event["model"], event["input_tokens"]) == ("agg", "mock", 3)
-    attributes = span.attributes or {}
-    for name in ("output_tokens", "ttft_ms", "setup_ms", "cancelled"):
-        assert event[name] == attributes[name]
-    assert attributes.get("error.type") == event.get("error_type")
-
-
-@pytest.mark.parametrize(
-    ("setup", "how"),
-    [
-        (InvalidArgument(SECRET), ("request failed", "warning", "setup_failed", "InvalidArgument")),
-        (KeyError(SECRET), ("request failed", "warning", "setup_failed", "Unknown")),
-        (60, ("request dropped", "info", "dropped", "Dropped")),
-    ],
-    ids=["typed", "any", "dropped"],
-)
-@virtual
-async def test_a_request_without_a_stream_is_told_once(
-    setup: Step, how: tuple[str, str, str, str]
-) -> None:
-    """A set-up that fails, and a caller who leaves during it, after as long as they took."""
-    spans = Spans()
-    adapter = adapter_of(ScriptedEngine(setup=[1, setup]), spans=spans)
-    with capture_logs() as events, pytest.raises((InvalidArgument, Unknown, TimeoutError)):
-        await asyncio.wait_for(adapter.generate(request()), 5)
-    event = closing(events)
-    told = (event["event"], event["log_level"], event["finish_reason"], event["error_type"])
-    assert told == how
-    assert event["duration_ms"] == (5000.0 if setup == 60 else 1000.0)
-    context = spans.one().context
-    assert context is not None
-    assert event["span_id"] == trace.format_span_id(context.span_id)
 
 
 @virtual
@@ -238,6 +124,33 @@ async def test_what_becomes_of_an_abort_is_told(
     assert at_info[-1]["cancelled"] is True
 
 
+@pytest.mark.rows("O4")
+@pytest.mark.parametrize(
+    ("headers", "clients"),
+    [({}, None), ({"X-Request-Id": "c7"}, "c7"), ({"x-request-id": "x" * 9_000}, "x" * 256)],
+)
+@virtual
+async def test_failures_are_found_by_the_clients_ids(
+    headers: dict[str, str], clients: str | None
+) -> None:
+    """An operator's and an engine's: by the frontend's id, and by the one that the client sent."""
+
+    def fail(_chunk: object) -> object:
+        raise KeyError(SECRET)
+
+    with capture_logs() as events:
+        for step, operators in ((KeyError(SECRET), ()), (stop(), (ops.map(fail),))):
+            adapter = adapter_of(ScriptedEngine(token(1), step)).with_operators(*operators)
+            context = RequestContext("r1", trace_headers=headers)
+            with suppress(KeyError):
+                await collect(await adapter.generate(request(), context))
+    failures = [event for event in events if event["log_level"] in {"warning", "error"}]
+    names = [event["event"] for event in failures]
+    assert names == ["request failed", "operator failed", "request failed"]
+    ids = {(event["request_id"], event.get("x_request_id")) for event in failures}
+    assert ids == {("r1", clients)}
+
+
 @virtual
 async def test_an_error_is_told_by_its_class_and_place() -> None:
     """The first of its chain; its message is not told."""
@@ -248,7 +161,7 @@ async def test_an_error_is_told_by_its_class_and_place() -> None:
         except KeyError as error:
             raise Disconnected(SECRET) from error
 
-    event = closing(await logged([token(1), fail]))
+    event = (await logged([token(1), fail]))[-1]
     assert (event["error_type"], event["error_class"]) == ("Disconnected", "KeyError")
     assert event["raised_at"].startswith(f"{__name__}:")
 
@@ -359,7 +272,7 @@ async def test_logging_that_fails_disturbs_nobody(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A processor that raises is complained of once, and the stream goes on to its end."""
-    monkeypatch.setattr("rx_backend.logger._complained", [])
+    monkeypatch.setattr("rx_backend.logger._reported", [])
 
     def broken(*_: object) -> Mapping[str, Any]:
         raise RuntimeError("no disk")
@@ -367,7 +280,9 @@ async def test_logging_that_fails_disturbs_nobody(
     structlog.configure([broken])
     items = await collect(await adapter_of(ScriptedEngine(token(1), stop())).generate(request()))
     assert len(items) == 2
-    assert capsys.readouterr().err.count("logging failed, said once: RuntimeError('no disk')") == 1
+    assert (
+        capsys.readouterr().err.count("logging failed, reported once: RuntimeError('no disk')") == 1
+    )
 
 
 @pytest.mark.rows("P9")
@@ -457,7 +372,6 @@ def test_nobodys_text_is_told_at_any_level(
     finally:
         logging.root.setLevel(level)
         logging.root.removeHandler(records)
-    assert closing(events)
     told = repr((events, records.told))
     assert "request started" in told
     assert (SECRET in told, str(SECRET_ID) in told) == (False, False)
