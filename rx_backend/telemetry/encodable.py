@@ -6,7 +6,7 @@ __all__ = ("encodable",)
 
 
 def encodable(text: str) -> str:
-    """
+    r"""
     Return *text* with U+FFFD for what UTF-8 can't express (row P10).
 
     >>> encodable("caf\u00e9"), encodable("cut \ud83d")

@@ -8,7 +8,7 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics
-from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
+from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 
 from operators import CoalesceCounts
 from operators import span_names as names
@@ -49,6 +49,14 @@ _TOKEN_S: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75
 # Tokens may come faster than OpenTelemetry's lowest bucket can tell.
 _GAP_S: Final = (0.0005, 0.001, 0.0025, 0.005, *_TOKEN_S)
 
+# As in `Histograms`.
+_HISTOGRAMS: Final = (
+    ("gen_ai.server.request.duration", _REQUEST_S, "From the request to its stream's end"),
+    ("gen_ai.server.time_to_first_token", _FIRST_S, "From the request to its first token"),
+    ("gen_ai.server.time_per_output_token", _TOKEN_S, "Time per token after the first"),
+    ("rx_backend.inter_token_latency", _GAP_S, f"Every {EVERY_NTH_GAP}th gap between chunks"),
+    ("rx_backend.queue_time", _FIRST_S, "Wait for a turn at the engine"),
+)
 _COUNTERS: Final = {
     REQUESTS: ("{request}", "Requests that are over, by how they ended"),
     TOKENS: ("{token}", "Tokens that engines read, and tokens handed out"),
@@ -74,25 +82,11 @@ class ServerMetrics:
         self._models: set[str] = set()
         self._series: dict[tuple[str, DisaggregationMode], RequestSeries] = {}
 
-        def histogram(name: str, bounds: tuple[float, ...], what: str) -> Histogram:
-            return meter.create_histogram(
-                name, "s", what, explicit_bucket_boundaries_advisory=bounds
-            )
-
-        server = "gen_ai.server."
-        gaps = f"Gap before a chunk with tokens; one gap in {EVERY_NTH_GAP}"
         self._histograms = Histograms(
-            duration=histogram(
-                f"{server}request.duration", _REQUEST_S, "From the request to its stream's end"
-            ),
-            first=histogram(
-                f"{server}time_to_first_token", _FIRST_S, "From the request to its first token"
-            ),
-            per_token=histogram(
-                f"{server}time_per_output_token", _TOKEN_S, "Time per token after the first"
-            ),
-            gap=histogram("rx_backend.inter_token_latency", _GAP_S, gaps),
-            queued=histogram("rx_backend.queue_time", _FIRST_S, "Wait for a turn at the engine"),
+            *(
+                meter.create_histogram(name, "s", what, explicit_bucket_boundaries_advisory=bounds)
+                for name, bounds, what in _HISTOGRAMS
+            )
         )
         for name, (unit, what) in _COUNTERS.items():
             meter.create_observable_counter(name, [self._observer(name)], unit, what)
@@ -153,15 +147,18 @@ class ServerMetrics:
                 names.REQUEST_MODEL: model,
                 "rx_backend.mode": mode.value,
             }
-            self._series[model, mode] = RequestSeries(labels, self._histograms)
+            # The first request for each model is counted there while it runs.
+            idle = model == OTHER_MODELS
+            series = RequestSeries(labels, self._histograms, hides_idle=idle)
+            self._series[model, mode] = series
         return self._series[model, mode]
 
     def _observer(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
-        def observe(_: CallbackOptions) -> Iterator[Observation]:
-            for series in list(self._series.values()):
-                yield from series.observe(name)
-
-        return observe
+        return lambda _: [
+            observation
+            for series in list(self._series.values())
+            for observation in series.observe(name)
+        ]
 
 
 def _observe_coalesced(_: CallbackOptions) -> Iterator[Observation]:

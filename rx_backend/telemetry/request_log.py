@@ -226,20 +226,20 @@ def _lowest_level() -> int | None:
     a last resort.
     """
     if structlog.is_configured():
-        return next(filter(_structlog.is_enabled_for, _LEVELS), None)
+        return _structlog.lowest_level()
     has_handlers = _stdlib_logger.hasHandlers()
     return next(filter(_stdlib_logger.isEnabledFor, _LEVELS), None) if has_handlers else None
 
 
 class _Structlog:
-    """Asks structlog's configuration for its level; a logger is made of each only once."""
+    """The level of structlog's configuration; each is made into a logger only once, to ask it."""
 
     def __init__(self) -> None:
         self._made_from: tuple[object, object] | None = None
         self._bound: Any = None
         self._ask: Callable[[Any, int], bool] | None = None
 
-    def is_enabled_for(self, level: int) -> bool:
+    def lowest_level(self) -> int | None:
         config = structlog.get_config()
         made_from = (config["wrapper_class"], config["logger_factory"])
         if made_from != self._made_from:
@@ -248,11 +248,12 @@ class _Structlog:
             kind = cast("type[object]", type(self._bound))
             self._ask = getattr(kind, "isEnabledFor", None) or getattr(kind, "is_enabled_for", None)
             self._made_from = made_from
+        ask = self._ask
         try:
-            return self._ask is None or self._ask(self._bound, level)
+            return next((lv for lv in _LEVELS if ask is None or ask(self._bound, lv)), None)
         except AttributeError:
             # The wrapped logger has no level.
-            return True
+            return logging.DEBUG
 
 
 _STEPS: Final[dict[AbortStep, tuple[str, dict[str, bool]]]] = {

@@ -78,12 +78,16 @@ class RequestSeries:
     Args:
         labels: The labels that all figures of such a request have.
         histograms: Where the latencies go.
+        hides_idle: Whether to say nothing of active requests where there are none.
     """
 
-    __slots__ = ("_counts", "_gaps_seen", "_histograms", "_labels", "_lock")
+    __slots__ = ("_counts", "_gaps_seen", "_hides_idle", "_histograms", "_labels", "_lock")
 
-    def __init__(self, labels: dict[str, str], histograms: Histograms) -> None:
+    def __init__(
+        self, labels: dict[str, str], histograms: Histograms, *, hides_idle: bool = False
+    ) -> None:
         self._labels = labels
+        self._hides_idle = hides_idle
         self._histograms = histograms
         self._lock = threading.Lock()
         self._counts: dict[str, dict[tuple[str | None, ...], int]] = {
@@ -141,10 +145,12 @@ class RequestSeries:
             self._add(TOKENS, input_tokens, "input")
 
     def observe(self, name: str) -> Iterator[Observation]:
-        """Return what one of the counters says."""
+        """Yield the values of one of the counters."""
         with self._lock:
             counts = list(self._counts[name].items())
         for values, count in counts:
+            if not count and self._hides_idle:
+                continue
             own = zip(_OWN_LABELS[name], values, strict=True)
             yield Observation(
                 count, {**self._labels, **{label: value for label, value in own if value}}

@@ -152,35 +152,20 @@ def batching(variables: Mapping[str, str]) -> tuple[int, int]:
 
 
 def is_true(name: str, text: str) -> bool:
-    """
-    Return whether a switch is on; empty is off.
-
-    Raises:
-        InvalidArgument: It is neither true nor false.
-    """
+    """Return whether a switch is on; raise `InvalidArgument` where it is neither on nor off."""
     if text.strip().lower() not in TRUE | FALSE:
         raise InvalidArgument(f"{name}: expected true or false, got {text!r}")
     return text.strip().lower() in TRUE
 
 
 def one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
-    """
-    Refuse a value that is not valid.
-
-    Raises:
-        InvalidArgument: It is none of *valid*.
-    """
+    """Raise `InvalidArgument` unless *value* is one of *valid*."""
     if value not in valid:
         raise InvalidArgument(f"{name}: expected one of {', '.join(valid)}, got {value!r}")
 
 
 def check_url(name: str, url: str) -> None:
-    """
-    Refuse what is no address of an HTTP or gRPC receiver.
-
-    Raises:
-        InvalidArgument: It has no scheme ``http`` or ``https``, no host, or an invalid port.
-    """
+    """Raise `InvalidArgument` unless *url* has a scheme, ``http`` or ``https``, and a host."""
     try:
         parts = urlsplit(url)
         fits = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0

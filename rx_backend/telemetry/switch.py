@@ -50,15 +50,15 @@ class OtlpSwitch:
     Whether a command exports its telemetry, and where to.
 
     Args:
-        otlp: The flag: None, ``true``, ``false`` or a URL.
-        environ: Has `OTLP_VARIABLE`, which counts without the flag.
+        otlp: The flag: ``true``, ``false`` or a URL; None for what `OTLP_VARIABLE` says.
+        environ: The environment.
 
     Attributes:
         is_on: Whether to export.
         endpoint: Where to; None for where OpenTelemetry's variables say.
 
     Raises:
-        InvalidArgument: It is none of these.
+        InvalidArgument: The flag is none of these.
     """
 
     def __init__(self, otlp: str | None, environ: Mapping[str, str]) -> None:
@@ -70,23 +70,13 @@ class OtlpSwitch:
             check_url(_NAME, self.endpoint)
 
     def configure(self, role: str = "") -> Telemetry | None:
-        """
-        Switch telemetry on where that was asked for.
-
-        Args:
-            role: Goes behind the service's name, where the environment does not have that.
-
-        Raises:
-            InvalidArgument: As for `configure`.
-        """
+        """Call `configure` if the switch is on; a *role* extends the service's default name."""
         if not self.is_on:
             return None
-        return configure(endpoint=self.endpoint, service_name=self._named(role))
-
-    def _named(self, role: str) -> str | None:
         resource = self._environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
         is_named = "OTEL_SERVICE_NAME" in self._environ or "service.name=" in resource
-        return f"{SERVICE}-{role}" if role and not is_named else None
+        name = f"{SERVICE}-{role}" if role and not is_named else None
+        return configure(endpoint=self.endpoint, service_name=name)
 
     @contextmanager
     def exported_to_runtime_env(self, environ: MutableMapping[str, str]) -> Generator[None]:
