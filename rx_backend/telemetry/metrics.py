@@ -148,8 +148,8 @@ class ServerMetrics:
                 "rx_backend.mode": mode.value,
             }
             # The first request for each model is counted there while it runs.
-            idle = model == OTHER_MODELS
-            series = RequestSeries(labels, self._histograms, hides_idle=idle)
+            is_shared = model == OTHER_MODELS
+            series = RequestSeries(labels, self._histograms, hides_zeros=is_shared)
             self._series[model, mode] = series
         return self._series[model, mode]
 

@@ -78,16 +78,16 @@ class RequestSeries:
     Args:
         labels: The labels that all figures of such a request have.
         histograms: Where the latencies go.
-        hides_idle: Whether to say nothing of active requests where there are none.
+        hides_zeros: Whether to show no counter that is zero.
     """
 
-    __slots__ = ("_counts", "_gaps_seen", "_hides_idle", "_histograms", "_labels", "_lock")
+    __slots__ = ("_counts", "_gaps_seen", "_hides_zeros", "_histograms", "_labels", "_lock")
 
     def __init__(
-        self, labels: dict[str, str], histograms: Histograms, *, hides_idle: bool = False
+        self, labels: dict[str, str], histograms: Histograms, *, hides_zeros: bool = False
     ) -> None:
         self._labels = labels
-        self._hides_idle = hides_idle
+        self._hides_zeros = hides_zeros
         self._histograms = histograms
         self._lock = threading.Lock()
         self._counts: dict[str, dict[tuple[str | None, ...], int]] = {
@@ -139,17 +139,12 @@ class RequestSeries:
         if times is not None and times.is_timed:
             self._measure(kind, times)
 
-    def read(self, input_tokens: int) -> None:
-        """Count tokens of prompts."""
-        with self._lock:
-            self._add(TOKENS, input_tokens, "input")
-
     def observe(self, name: str) -> Iterator[Observation]:
         """Yield the values of one of the counters."""
         with self._lock:
             counts = list(self._counts[name].items())
         for values, count in counts:
-            if not count and self._hides_idle:
+            if not count and self._hides_zeros:
                 continue
             own = zip(_OWN_LABELS[name], values, strict=True)
             yield Observation(
@@ -212,7 +207,7 @@ class UnknownModelSeries:
 
     def closed(self) -> None:
         """Count a request whose stream is at its end, or was never made."""
-        self._others.closed()
+        self._series.closed()
 
     def wasted(self, tokens: WastedTokens) -> None:
         """Count what a request's further engines cost."""
@@ -231,9 +226,10 @@ class UnknownModelSeries:
         self._decide(error_type(outcome)).ended(outcome, queued_s)
 
     def _decide(self, kind: str | None) -> RequestSeries:
+        self._others.closed()
         if kind != InvalidArgument.kind:
             self._series = self._admit()
-        self._series.read(self._input_tokens)
+        self._series.opened(self._input_tokens)
         return self._series
 
 
