@@ -1,4 +1,4 @@
-"""Requests that meet with everything the metrics tell of, and what a scrape of them shows."""
+"""Requests that touch every metric, and what a scrape of them shows."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Scraped:
         run_virtual(self._load())
 
     def samples(self) -> dict[str, list[Sample]]:
-        """What a scrape shows, by the metric's name."""
+        """Return what a scrape shows, by the metric's name."""
         found: dict[str, list[Sample]] = {}
         for family in text_string_to_metric_families(generate_latest(self.registry).decode()):
             for sample in family.samples:

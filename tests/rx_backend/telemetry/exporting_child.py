@@ -36,7 +36,7 @@ DEADLINE_S = float(os.environ.get("DEADLINE_S", "10"))
 
 
 async def _serve(requests: int, headers: Mapping[str, str] = HEADERS) -> list[list[int]]:
-    """The tokens of so many requests, one after the other."""
+    """Return the tokens of so many requests, one after the other."""
     adapter = EngineAdapter(SampleEngine(token_interval_ms=0))
     return [
         await _tokens(adapter, RequestContext(str(number), trace_headers=headers))

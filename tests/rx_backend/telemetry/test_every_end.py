@@ -49,7 +49,7 @@ LEVELS = {"request ended": "info", "request dropped": "info", "request failed": 
 
 @pytest.fixture(autouse=True)
 def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment says nothing about recording."""
+    """Remove what the environment says about recording."""
     monkeypatch.delenv(EXPORT_ENABLED, raising=False)
 
 

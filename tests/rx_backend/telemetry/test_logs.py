@@ -48,7 +48,7 @@ SECRET_ID = 987_654_321
 
 @pytest.fixture(autouse=True)
 def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment says nothing about recording or logs."""
+    """Remove what the environment says about recording and logs."""
     for name in (EXPORT_ENABLED, "DYN_LOG", "DYN_LOGGING_JSONL", "DYN_LOGGING_CONSOLE_FORMAT"):
         monkeypatch.delenv(name, raising=False)
 

@@ -58,7 +58,7 @@ class Fails(SpanExporter):
 def queue(
     exporter: SpanExporter, size: int, sampler: Sampler = ALWAYS_ON
 ) -> Generator[tuple[TracerProvider, CountedSpans, CountedExporter]]:
-    """A provider over one queue, of which each batch has one span."""
+    """Make a provider over one queue, of which each batch has one span."""
     logging.getLogger("opentelemetry.exporter.tests")
     spans = CountedSpans(exporter, queue_size=size, batch_size=1)
     provider = TracerProvider(sampler, shutdown_on_exit=False)
@@ -202,7 +202,7 @@ def test_text_that_can_not_be_encoded_is_repaired(
 
 
 def repair(value: Any) -> Any:
-    """What arrives: pairs of surrogates are their character, others are U+FFFD."""
+    """Return what arrives: pairs of surrogates are their character, others are U+FFFD."""
     if isinstance(value, int):
         return value
     if isinstance(value, str):

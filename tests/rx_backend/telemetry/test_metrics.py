@@ -44,7 +44,7 @@ HOW = ("rx_backend.finish_reason", "error.type")
 
 @pytest.fixture(autouse=True)
 def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment says nothing about recording."""
+    """Remove what the environment says about recording."""
     monkeypatch.delenv(EXPORT_ENABLED, raising=False)
 
 
