@@ -18,7 +18,7 @@ def _silent(client: socket.socket) -> None:
 
 
 def _fails(client: socket.socket) -> None:
-    client.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
+    client.sendall(b"HTTP/1.1 500 Internal Server Error\x1b[2J\r\nContent-Length: 0\r\n\r\n")
 
 
 def _endless_body(client: socket.socket) -> None:

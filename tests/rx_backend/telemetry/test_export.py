@@ -70,7 +70,9 @@ def test_a_requests_telemetry_arrives(receiver: Receiver, protocol: str) -> None
         assert (span.trace_id, span.parent_id) == (TRACE_ID, PARENT_ID)
         assert span.links == (Link(LINKED_TRACE_ID, LINKED_SPAN_ID),)
         assert (span.kind, span.status, span.scope) == ("SERVER", "UNSET", "rx_backend")
-        assert span.start_ns < span.end_ns
+        (first,) = span.events
+        assert first.name == "first_token"
+        assert span.start_ns <= first.time_ns <= span.end_ns
         assert span.attributes["output_tokens"] == TOKENS
         assert span.attributes["finish_reason"] == "Length"
         assert span.attributes["ttft_ms"] > 0.0

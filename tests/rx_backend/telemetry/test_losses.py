@@ -178,27 +178,51 @@ ATTRIBUTES = st.dictionaries(ANY_TEXT, VALUES, max_size=2)
 
 
 @pytest.mark.rows("P10")
-@given(name=ANY_TEXT, status=ANY_TEXT, attributes=ATTRIBUTES, scope=ANY_TEXT)
+@given(
+    name=ANY_TEXT,
+    status=ANY_TEXT,
+    scope=ANY_TEXT,
+    own=ATTRIBUTES,
+    of_event=ATTRIBUTES,
+    of_link=ATTRIBUTES,
+)
 def test_text_that_can_not_be_encoded_is_repaired(
-    name: str, status: str, attributes: dict[str, Any], scope: str
+    *,
+    name: str,
+    status: str,
+    scope: str,
+    own: dict[str, Any],
+    of_event: dict[str, Any],
+    of_link: dict[str, Any],
 ) -> None:
-    """Wherever in a span it is: the span arrives, and so do the others of its batch."""
+    """Wherever in a span it is: the span arrives whole, and so do the others of its batch."""
     spans = Spans()
     tracer = spans.provider.get_tracer(scope)
     tracer.start_span("before").end()
-    link = Link(SpanContext(1, 2, is_remote=True), attributes)
-    span = tracer.start_span(name, attributes=attributes, links=[link])
-    span.add_event(name, attributes)
+    link = Link(SpanContext(1, 2, is_remote=True), of_link)
+    span = tracer.start_span(name, attributes=own, links=[link])
+    span.add_event(status, of_event)
     span.set_status(StatusCode.ERROR, status)
     span.end()
     tracer.start_span("after").end()
-    before, repaired, after = spans_in(encode_spans([*map(repaired_span, spans.finished)]))
+    fit = [*map(repaired_span, spans.finished)]
+    before, repaired, after = spans_in(encode_spans(fit))
     assert (before.name, after.name) == ("before", "after")
     event = repaired.events[0]
-    assert repaired.name == event.name == repair(name)
-    assert (repaired.description, repaired.scope) == (repair(status), repair(scope))
-    expected = {repair(key): repair(value) for key, value in attributes.items()}
-    assert repaired.attributes == event.attributes == expected
+    assert (repaired.name, repaired.scope) == (repair(name), repair(scope))
+    assert repaired.description == event.name == repair(status)
+    assert repaired.attributes == repaired_all(own)
+    assert event.attributes == repaired_all(of_event)
+    linked = dict(fit[1].links[0].attributes or {})
+    assert {key: listed(value) for key, value in linked.items()} == repaired_all(of_link)
+
+
+def repaired_all(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {repair(key): repair(value) for key, value in attributes.items()}
+
+
+def listed(value: Any) -> Any:
+    return [*value] if isinstance(value, tuple) else value
 
 
 def repair(value: Any) -> Any:
