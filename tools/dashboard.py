@@ -37,7 +37,7 @@ def _rate(metric: str, more: str = "", *, by: str = "", picked: str = PICKED) ->
 
 
 def _part(more: str) -> str:
-    """The part of the requests that ended in a way."""
+    """Return the part of the requests that ended in a way."""
     return f"({_rate(_REQUESTS, more)} or vector(0)) / {_rate(_REQUESTS)}"
 
 

@@ -1,4 +1,6 @@
-"""What people can look at: spans and metrics of requests, and switching their export on."""
+"""Spans, metrics and log of requests, and switching their export on."""
+
+from typing import TYPE_CHECKING
 
 from rx_backend.telemetry.logs import Logs, configure_logs
 from rx_backend.telemetry.request_span import (
@@ -11,8 +13,11 @@ from rx_backend.telemetry.request_span import (
     start_request_span,
     worker_trace_link,
 )
-from rx_backend.telemetry.setup import Telemetry, configure
+from rx_backend.telemetry.setup import configure
 from rx_backend.telemetry.trace_ids import add_trace_ids
+
+if TYPE_CHECKING:
+    from rx_backend.telemetry.providers import Telemetry
 
 __all__ = (
     "EXPORT_ENABLED",
@@ -29,3 +34,12 @@ __all__ = (
     "start_request_span",
     "worker_trace_link",
 )
+
+
+def __getattr__(name: str) -> object:
+    """Import `Telemetry`, and the SDK with it, when it is asked for."""
+    if name != "Telemetry":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from rx_backend.telemetry.providers import Telemetry  # noqa: PLC0415
+
+    return Telemetry

@@ -1,90 +1,92 @@
-"""Exporters as the settings name them; each is imported here, when it is asked for."""
+"""The SDK's exporters, by their entry points, and an endpoint for Prometheus."""
 
 from __future__ import annotations
 
 import re
-import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any
 
 from rx_backend.errors import InvalidArgument
-from rx_backend.telemetry.settings import Settings, Signal, SignalSettings
+from rx_backend.telemetry.settings import Signal, destination, exporter_names
 
-__all__ = ("Prometheus", "exporters", "serve_prometheus", "without_password")
+__all__ = ("make_exporters", "serve_prometheus")
 
 
-def exporters(signal: Signal, settings: SignalSettings, undo: ExitStack) -> list[Any]:
+def make_exporters(
+    variables: Mapping[str, str], signal: Signal, undo: ExitStack
+) -> tuple[list[Any], str]:
     """
-    Make the exporters that send by themselves; *undo* ends them.
+    Make what exports a signal by itself; *undo* ends it.
+
+    Returns:
+        The exporters, and where they export to; of Prometheus just the word.
 
     Raises:
-        InvalidArgument: A package is missing, or the exporter can't be made.
+        InvalidArgument: A package is missing, or an exporter can't be made.
     """
     made: list[Any] = []
-    for name in settings.exporters:
-        if name == "prometheus":
-            continue
-        exporter = _console(signal) if name == "console" else _otlp(signal, settings)
+    words: list[str] = []
+    for name in exporter_names(variables, signal)[0]:
+        words.append(name)
+        if name == "console":
+            made.append(_load(name, signal, name))
+        elif name == "otlp":
+            protocol, endpoint = destination(variables, signal)
+            words[-1] = f"OTLP over {protocol} to {re.sub('//[^/@]*@', '//', endpoint)}"
+            package = f"otlp_proto_{protocol.partition('/')[0]}"
+            session = {} if protocol == "grpc" else {"session": _session()}
+            made.append(_load(package, signal, words[-1], endpoint=endpoint, **session))
+    for exporter in made:
         undo.callback(exporter.shutdown)
-        made.append(exporter)
-    return made
+    return made, ", ".join(words)
 
 
-def _console(signal: Signal) -> Any:
-    if signal == "traces":
-        from opentelemetry.sdk.trace.export import (  # noqa: PLC0415 - a light start
-            ConsoleSpanExporter,
-        )
-
-        return ConsoleSpanExporter(out=sys.stdout)
-    from opentelemetry.sdk.metrics.export import (  # noqa: PLC0415 - the same
-        ConsoleMetricExporter,
-    )
-
-    return ConsoleMetricExporter(out=sys.stdout)
-
-
-def _otlp(signal: Signal, settings: SignalSettings) -> Any:
-    package = "grpc" if settings.protocol == "grpc" else "http"
-    noun = "Span" if signal == "traces" else "Metric"
-    module = f"opentelemetry.exporter.otlp.proto.{package}.{'trace' if noun == 'Span' else 'metric'}_exporter"
+def _session() -> Any:
+    """Return a session that does not read the body of an answer: it could be without end."""
     try:
-        make = getattr(import_module(module), f"OTLP{noun}Exporter")
-    except ImportError as error:
+        import requests  # noqa: PLC0415 - an extra
+    except ImportError:
+        return None
+
+    def discard(answer: requests.Response, **_: object) -> None:
+        if answer.headers.get("Content-Length") == "0":
+            # The connection can be used again.
+            answer.raw.drain_conn()
+        answer.close()
+
+    session = requests.Session()
+    session.stream = True
+    session.hooks["response"] = [discard]
+    return session
+
+
+def _load(name: str, signal: Signal, shown: str, **options: Any) -> Any:
+    """Make the exporter that a package has registered under *name*."""
+    try:
+        (entry_point,) = entry_points(group=f"opentelemetry_{signal}_exporter", name=name)
+        make = entry_point.load()
+    except (ImportError, ValueError) as error:
         raise InvalidArgument(
-            f"OTLP over {settings.protocol} needs the package "
-            f"opentelemetry-exporter-otlp-proto-{package}: pip install 'rx-backend[otlp]'"
+            f"{shown} needs the package opentelemetry-exporter-{name.replace('_', '-')}: "
+            "pip install 'rx-backend[otlp]'"
         ) from error
     try:
-        return make(endpoint=settings.endpoint)
+        return make(**options)
     except Exception as error:
-        raise InvalidArgument(
-            f"OTLP over {settings.protocol} to {without_password(settings.endpoint)}: {error}"
-        ) from error
+        raise InvalidArgument(f"{shown}: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Prometheus:
-    """
-    An endpoint that Prometheus scrapes.
-
-    Attributes:
-        reader: What collects the metrics.
-        url: Where it is.
-    """
-
-    reader: Any
-    url: str
-
-
-def serve_prometheus(settings: Settings, stack: ExitStack) -> Prometheus:
+def serve_prometheus(variables: Mapping[str, str], stack: ExitStack) -> tuple[Any, str]:
     """
     Serve metrics for Prometheus, from a registry of their own, until *stack* closes.
 
+    Returns:
+        The reader of the metrics, and the URL.
+
     Raises:
-        InvalidArgument: The package is missing, or the port can't be had.
+        InvalidArgument: The package is missing, or the address is taken.
     """
     try:
         from opentelemetry.exporter.prometheus import (  # noqa: PLC0415 - an extra
@@ -97,21 +99,17 @@ def serve_prometheus(settings: Settings, stack: ExitStack) -> Prometheus:
             "pip install 'rx-backend[prometheus]'"
         ) from error
     registry = CollectorRegistry()
-    host, port = settings.prometheus_host, settings.prometheus_port
+    host = variables.get("OTEL_EXPORTER_PROMETHEUS_HOST", "localhost")
+    port = int(variables.get("OTEL_EXPORTER_PROMETHEUS_PORT", "9464"))
     try:
         server, thread = start_http_server(port, addr=host, registry=registry)
     except OSError as error:
         raise InvalidArgument(
-            f"OTEL_EXPORTER_PROMETHEUS_HOST and _PORT: {host}:{port} can't be had: {error.strerror}"
+            "OTEL_EXPORTER_PROMETHEUS_HOST and _PORT: expected an address that is free, got "
+            f"{host}:{port}: {error.strerror}"
         ) from error
-    stack.callback(thread.join)
-    stack.callback(server.server_close)
-    stack.callback(server.shutdown)
+    for end in (thread.join, server.server_close, server.shutdown):
+        stack.callback(end)
     shown = f"[{host}]" if ":" in host else host
     reader = PrometheusMetricReader(scope_info_enabled=False, registry=registry)
-    return Prometheus(reader, f"http://{shown}:{server.server_port}/metrics")
-
-
-def without_password(endpoint: str) -> str:
-    """Give *endpoint* as it may be shown."""
-    return re.sub("//[^/@]*@", "//", endpoint)
+    return reader, f"http://{shown}:{server.server_port}/metrics"

@@ -8,11 +8,12 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics
-from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
+from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 
 from operators import CoalesceCounts
 from operators import span_names as names
 from rx_backend.disagg import DisaggregationMode
+from rx_backend.telemetry.encodable import encodable
 from rx_backend.telemetry.request_span import OPERATION, PROVIDER
 from rx_backend.telemetry.series import (
     ABORTS,
@@ -24,6 +25,8 @@ from rx_backend.telemetry.series import (
     WASTED,
     Histograms,
     RequestSeries,
+    Series,
+    UnknownModelSeries,
 )
 
 __all__ = ("COALESCED", "OTHER_MODELS", "ServerMetrics")
@@ -32,43 +35,43 @@ COALESCED: Final = CoalesceCounts()
 """What workers of this process have merged at the boundary to the runtime."""
 
 OTHER_MODELS: Final = "_OTHER"
-"""What requests for further models are counted under, once there have been many."""
+"""The label of models that are not served, and of further ones once there are many."""
 
 _MOST_MODELS: Final = 32
-_SIDE: Final = "rx_backend.side"
 
 # OpenTelemetry's buckets for each, in s.
-_REQUEST_S = (
-    0.01,
-    0.02,
-    0.04,
-    0.08,
-    0.16,
-    0.32,
-    0.64,
-    1.28,
-    2.56,
-    5.12,
-    10.24,
-    20.48,
-    40.96,
-    81.92,
-)
-_FIRST_S = (
+_REQUEST_S: Final = tuple(0.01 * 2**power for power in range(14))
+_FIRST_S: Final = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08),
     *(0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
 )
-_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+_TOKEN_S: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 # Tokens may come faster than OpenTelemetry's lowest bucket can tell.
-_GAP_S = (0.0005, 0.001, 0.0025, 0.005, *_TOKEN_S)
+_GAP_S: Final = (0.0005, 0.001, 0.0025, 0.005, *_TOKEN_S)
+
+# As in `Histograms`.
+_HISTOGRAMS: Final = (
+    ("gen_ai.server.request.duration", _REQUEST_S, "From the request to its stream's end"),
+    ("gen_ai.server.time_to_first_token", _FIRST_S, "From the request to its first token"),
+    ("gen_ai.server.time_per_output_token", _TOKEN_S, "Time per token after the first"),
+    ("rx_backend.inter_token_latency", _GAP_S, f"Every {EVERY_NTH_GAP}th gap between chunks"),
+    ("rx_backend.queue_time", _FIRST_S, "Wait for a turn at the engine"),
+)
+_COUNTERS: Final = {
+    REQUESTS: ("{request}", "Requests that are over, by how they ended"),
+    TOKENS: ("{token}", "Tokens that engines read, and tokens handed out"),
+    WASTED: ("{token}", "Tokens of further engines that no answer needed"),
+    ABORTS: ("{abort}", "What became of aborts"),
+    DEADLINES: ("{deadline}", "Deadlines that passed"),
+}
 
 
 class ServerMetrics:
     """
-    The instruments of one meter provider, which all adapters share.
+    The instruments of one meter provider, which all adapters share. Thread-safe.
 
-    Labels have few values: no request id, no text of a user's, and no more than so many models.
-    Safe to use from several threads.
+    Labels have few values: no request id, no text of a user's, and at most 32 models. A model has a
+    label of its own once a request for it was not refused as an ``InvalidArgument``.
 
     Args:
         meter: Makes the instruments.
@@ -79,45 +82,13 @@ class ServerMetrics:
         self._models: set[str] = set()
         self._series: dict[tuple[str, DisaggregationMode], RequestSeries] = {}
 
-        def histogram(name: str, bounds: tuple[float, ...], what: str) -> Histogram:
-            return meter.create_histogram(
-                name, "s", what, explicit_bucket_boundaries_advisory=bounds
-            )
-
         self._histograms = Histograms(
-            duration=histogram(
-                "gen_ai.server.request.duration", _REQUEST_S, "From the request to its stream's end"
-            ),
-            first=histogram(
-                "gen_ai.server.time_to_first_token", _FIRST_S, "From the request to its first token"
-            ),
-            per_token=histogram(
-                "gen_ai.server.time_per_output_token",
-                _TOKEN_S,
-                "Time per token after the first, one figure for each request",
-            ),
-            gap=histogram(
-                "rx_backend.inter_token_latency",
-                _GAP_S,
-                f"Gap before a chunk with tokens; one gap in {EVERY_NTH_GAP}",
-            ),
-            queued=histogram(
-                "rx_backend.queue_time",
-                _FIRST_S,
-                "How long requests waited for their turn at the engine",
-            ),
+            *(
+                meter.create_histogram(name, "s", what, explicit_bucket_boundaries_advisory=bounds)
+                for name, bounds, what in _HISTOGRAMS
+            )
         )
-        for name, unit, what in (
-            (REQUESTS, "{request}", "Requests that are over, by how they ended"),
-            (TOKENS, "{token}", "Tokens that engines read, and tokens handed out"),
-            (
-                WASTED,
-                "{token}",
-                "Tokens that a further engine read or made, and that no answer needed",
-            ),
-            (ABORTS, "{abort}", "What became of aborts"),
-            (DEADLINES, "{deadline}", "Deadlines that passed"),
-        ):
+        for name, (unit, what) in _COUNTERS.items():
             meter.create_observable_counter(name, [self._observer(name)], unit, what)
         meter.create_observable_up_down_counter(
             ACTIVE, [self._observer(ACTIVE)], "{request}", "Requests whose stream is open"
@@ -134,7 +105,7 @@ class ServerMetrics:
         """
         Return the one for *provider*; for the global provider when left out.
 
-        None as long as nobody has set a global provider up.
+        None as long as no global provider is set up.
         """
         if provider is None:
             provider = metrics.get_meter_provider()
@@ -147,37 +118,52 @@ class ServerMetrics:
                 shared = _shared[provider] = cls(provider.get_meter("rx_backend"))
         return shared
 
-    def series(self, model: str, mode: DisaggregationMode) -> RequestSeries:
-        """Return what counts the requests for *model* in one role."""
+    def series(self, model: str, mode: DisaggregationMode) -> Series:
+        """Return what counts a request for *model* in one role."""
         found = self._series.get((model, mode))
-        return found or self._make_series(model, mode)
+        return found or self._find(encodable(model), mode)
 
-    def _make_series(self, model: str, mode: DisaggregationMode) -> RequestSeries:
+    def _find(self, model: str, mode: DisaggregationMode) -> Series:
+        with self._lock:
+            if model in self._models:
+                return self._labelled(model, mode)
+            others = self._labelled(OTHER_MODELS, mode)
+            if len(self._models) >= _MOST_MODELS:
+                return others
+        return UnknownModelSeries(others, lambda: self._admit(model, mode))
+
+    def _admit(self, model: str, mode: DisaggregationMode) -> RequestSeries:
+        """Return the series of a model that is served, if there is room for its label."""
         with self._lock:
             if len(self._models) < _MOST_MODELS:
                 self._models.add(model)
-            known = model if model in self._models else OTHER_MODELS
+            return self._labelled(model if model in self._models else OTHER_MODELS, mode)
+
+    def _labelled(self, model: str, mode: DisaggregationMode) -> RequestSeries:
+        if (model, mode) not in self._series:
             labels = {
                 names.OPERATION_NAME: OPERATION,
                 names.PROVIDER_NAME: PROVIDER,
-                names.REQUEST_MODEL: known,
+                names.REQUEST_MODEL: model,
                 "rx_backend.mode": mode.value,
             }
-            if (known, mode) not in self._series:
-                self._series[known, mode] = RequestSeries(labels, self._histograms)
-            return self._series[known, mode]
+            # The first request for each model is counted there while it runs.
+            is_shared = model == OTHER_MODELS
+            series = RequestSeries(labels, self._histograms, hides_zeros=is_shared)
+            self._series[model, mode] = series
+        return self._series[model, mode]
 
     def _observer(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
-        def observe(_: CallbackOptions) -> Iterator[Observation]:
-            for series in list(self._series.values()):
-                yield from series.observe(name)
-
-        return observe
+        return lambda _: [
+            observation
+            for series in list(self._series.values())
+            for observation in series.observe(name)
+        ]
 
 
 def _observe_coalesced(_: CallbackOptions) -> Iterator[Observation]:
-    yield Observation(COALESCED.chunks_in, {_SIDE: "in"})
-    yield Observation(COALESCED.chunks_out, {_SIDE: "out"})
+    yield Observation(COALESCED.chunks_in, {"rx_backend.side": "in"})
+    yield Observation(COALESCED.chunks_out, {"rx_backend.side": "out"})
 
 
 _shared: WeakKeyDictionary[MeterProvider, ServerMetrics] = WeakKeyDictionary()

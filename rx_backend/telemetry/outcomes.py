@@ -22,7 +22,7 @@ def error_type(outcome: Outcome) -> str | None:
 
 
 def finish_reason(outcome: Outcome) -> str:
-    """The terminal's kind, such as ``stop``; ``failed`` after an error, ``dropped`` without either."""
+    """Return the terminal's kind, such as ``stop``; ``failed`` after an error, ``dropped`` without either."""
     if outcome.error is not None:
         return FAILED
     reason = outcome.finish_reason

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, cast
 
+import structlog
 from opentelemetry.trace import Span
 
 from operators import AbortStep, Outcome, TokenTimes
@@ -15,41 +17,49 @@ from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import BackendError
 from rx_backend.logger import Logger, describe, get_logger
 from rx_backend.protocols import PreprocessedRequest
-from rx_backend.telemetry.listeners import lowest_level
 from rx_backend.telemetry.outcomes import error_type, finish_reason
 from rx_backend.telemetry.request_span import should_record
 from rx_backend.telemetry.trace_ids import trace_ids
 
-__all__ = ("LOGGER", "RequestLog")
+__all__ = ("LOGGER", "RequestLog", "request_ids")
 
 LOGGER: Final = "rx_backend.requests"
-"""The name of the logger that tells of requests."""
+"""The name of the logger of requests."""
+
+_LEVELS: Final = (logging.DEBUG, logging.INFO, logging.WARNING)
+_LONGEST_ID: Final = 256
+
+
+def request_ids(context: RequestContext) -> dict[str, str]:
+    """
+    Return the ids by which a request is found in the log: the frontend's, and the client's own.
+
+    The frontend's is the end of the completion's id that a client is given. The client's own is the
+    header ``x-request-id``, which the frontend also answers with; the runtime passes it on where it
+    passes on traces.
+    """
+    ids = {"request_id": context.id}
+    clients = context.trace_headers.get("x-request-id")
+    if clients:
+        ids["x_request_id"] = clients[:_LONGEST_ID]
+    return ids
 
 
 class RequestLog:
     """
-    Tells of one request: at INFO one event at its end, and those of its abort; at DEBUG more.
+    Logs one request: at INFO one event at its end, and those of its abort; at DEBUG more.
 
     The last event is ``request ended``, ``request dropped`` or, at WARNING, ``request failed``. A
-    health probe that goes well is told of at DEBUG. No text of a user's, of a model's or of an
+    health probe that goes well is logged at DEBUG. No text of a user's, of a model's or of an
     error, and no token ids, at any level.
-
-    Made by `of`, and only where somebody listens.
-
-    Args:
-        level: The lowest level that somebody listens at.
-        span: The request's span.
-        request: The request.
-        context: Its context.
-        mode: The worker's role.
     """
 
     __slots__ = (
         "_bound",
         "_clock",
         "_context",
+        "_has_ended",
         "_input_tokens",
-        "_is_told",
         "_level",
         "_mode",
         "_request",
@@ -74,7 +84,7 @@ class RequestLog:
         self._mode = mode
         self._clock: Clock | None = None
         self._started = 0.0
-        self._is_told = False
+        self._has_ended = False
         self._bound: Logger | None = None
 
     @classmethod
@@ -89,25 +99,25 @@ class RequestLog:
         record: bool | None = None,
     ) -> RequestLog | None:
         """
-        Give the log of a request that begins; None where nobody listens, not even to warnings.
+        Return the log of a request that begins; None where even warnings would be dropped.
 
-        It tells how long the request took, unless *record* and the span say that no clock is to be
-        read for it (row P8).
+        It has the request's duration, unless *record* and the span say that no clock is to be read
+        for it (row P8).
         """
-        level = lowest_level(_stdlib_logger)
+        level = _lowest_level()
         if level is None:
             return None
         log = cls(level, span, request, context, mode)
-        if log.tells_all_ends and should_record(span, record, metered=True):
+        if log.has_all_ends and should_record(span, record, metered=True):
             log._clock, log._started = clock, clock()
         return log
 
     @property
     def _logger(self) -> Logger:
-        """Has the ids; bound at the request's first event, as for most there is none or one."""
+        """Has the ids; bound at the request's first event, as most requests have none or one."""
         if self._bound is None:
             self._bound = _logger.bind(
-                request_id=self._context.id,
+                **request_ids(self._context),
                 **trace_ids(self._span.get_span_context()),
                 mode=self._mode.value,
                 model=self._request.model,
@@ -116,72 +126,67 @@ class RequestLog:
         return self._bound
 
     @property
-    def tells_all_ends(self) -> bool:
-        """Whether the end of a request that goes well is listened to."""
+    def has_all_ends(self) -> bool:
+        """Whether the end of a request that goes well is logged."""
         return self._level <= (logging.DEBUG if self._request.is_probe else logging.INFO)
 
     @property
-    def tells_first_token(self) -> bool:
-        """Whether the first token is listened to."""
+    def has_first_token(self) -> bool:
+        """Whether the first token is logged."""
         return self._level <= logging.DEBUG
 
     def started(self) -> None:
-        """The request is there."""
+        """Log the start."""
         if self._level <= logging.DEBUG:
             self._logger.debug("request started")
 
     def first_token(self, times: TokenTimes) -> None:
-        """Log that the first token is there, and when it came where times are measured."""
-        told = _rounded(ttft_ms=(times.clock() - times.started) * 1000.0) if times.is_timed else {}
-        self._logger.debug("first token", **told)
+        """Log the first token, and when it came where times are measured."""
+        timed = _rounded(ttft_ms=(times.clock() - times.started) * 1000.0) if times.is_timed else {}
+        self._logger.debug("first token", **timed)
 
     def abort_step(self, step: AbortStep) -> None:
-        """Something happened to the request's abort."""
+        """Log what happened to the request's abort."""
         if self._level <= logging.INFO:
-            event, more = _STEPS[step]
-            self._logger.info(event, **more)
+            event, fields = _STEPS[step]
+            self._logger.info(event, **fields)
 
     def ended(self, outcome: Outcome) -> None:
-        """The stream ended in a way that is known."""
+        """Log how the stream ended."""
         is_failure = outcome.is_error
-        if not self._is_first() or not (is_failure or self.tells_all_ends):
+        if not self._is_first_end() or not (is_failure or self.has_all_ends):
             return
-        told: dict[str, Any] = {names.FINISH_REASON: finish_reason(outcome)}
+        fields: dict[str, Any] = {names.FINISH_REASON: finish_reason(outcome)}
         kind = error_type(outcome)
         if kind is not None:
-            told["error_type"] = kind
+            fields["error_type"] = kind
         if outcome.error is not None:
-            told |= describe(outcome.error)
-        told[names.CANCELLED] = outcome.is_cancelled
-        told |= self._duration()
+            fields |= describe(outcome.error)
+        fields[names.CANCELLED] = outcome.is_cancelled
+        fields |= self._duration()
         queued_s = self._context.queued_s
         if queued_s is not None:
-            told |= _rounded(queue_ms=queued_s * 1000.0)
+            fields |= _rounded(queue_ms=queued_s * 1000.0)
         if outcome.times is not None:
-            told |= {names.OUTPUT_TOKENS: outcome.output_tokens} | _figures(outcome.times)
+            fields |= {names.OUTPUT_TOKENS: outcome.output_tokens} | _figures(outcome.times)
         if is_failure:
-            self._logger.warning("request failed", **told)
+            self._logger.warning("request failed", **fields)
         else:
-            self._tell("request dropped" if outcome.is_dropped else "request ended", told)
+            self._log_end("request dropped" if outcome.is_dropped else "request ended", fields)
 
     def closed(self) -> None:
-        """The stream is at its end; how it ended was told before, unless its pipeline is silent."""
-        if self._is_first():
-            self._tell("request ended", self._duration())
+        """Log the end of a stream whose outcome no operator has reported."""
+        if self._is_first_end():
+            self._log_end("request ended", self._duration())
 
     def failed_setup(self, error: BackendError) -> None:
-        """There is no stream: its set-up failed."""
-        if self._is_first():
-            told = {names.FINISH_REASON: names.SETUP_FAILED, "error_type": error.kind}
-            self._logger.warning("request failed", **told, **describe(error), **self._duration())
+        """Log a set-up that failed."""
+        if self._is_first_end():
+            fields = {names.FINISH_REASON: names.SETUP_FAILED, "error_type": error.kind}
+            self._logger.warning("request failed", **fields, **describe(error), **self._duration())
 
-    def dropped_setup(self) -> None:
-        """There is no stream: the caller left during its set-up."""
-        self.ended(Outcome(None, None, is_cancelled=True))
-
-    def _is_first(self) -> bool:
-        """Whether this is the end's first telling."""
-        is_first, self._is_told = not self._is_told, True
+    def _is_first_end(self) -> bool:
+        is_first, self._has_ended = not self._has_ended, True
         return is_first
 
     def _duration(self) -> dict[str, float]:
@@ -189,32 +194,66 @@ class RequestLog:
             return {}
         return _rounded(duration_ms=(self._clock() - self._started) * 1000.0)
 
-    def _tell(self, event: str, told: dict[str, Any]) -> None:
-        if self._request.is_probe:
-            self._logger.debug(event, **told)
-        else:
-            self._logger.info(event, **told)
+    def _log_end(self, event: str, fields: dict[str, Any]) -> None:
+        log = self._logger.debug if self._request.is_probe else self._logger.info
+        log(event, **fields)
 
 
 def _figures(times: TokenTimes) -> dict[str, float]:
     """Return the latencies, where they were measured."""
-    told: dict[str, float] = {}
-    for name, value_ms in ((names.SETUP_MS, times.setup_ms), (names.TTFT_MS, times.ttft_ms)):
-        if value_ms is not None:
-            told[name] = round(value_ms, 2)
+    figures = {names.SETUP_MS: times.setup_ms, names.TTFT_MS: times.ttft_ms}
+    measured = {name: round(value, 2) for name, value in figures.items() if value is not None}
     itl = times.itl_figures()
     if itl is not None:
-        told |= {
+        measured |= {
             names.AVG_ITL_MS: itl.avg_ms,
             names.ITL_P50_MS: itl.p50_ms,
             names.ITL_P99_MS: itl.p99_ms,
             names.ITL_MAX_MS: itl.max_ms,
         }
-    return told
+    return measured
 
 
 def _rounded(**figures: float) -> dict[str, float]:
     return {name: round(value, 2) for name, value in figures.items()}
+
+
+def _lowest_level() -> int | None:
+    """
+    Return the lowest level that is not dropped; None where all are.
+
+    A standard logger without a handler drops all, although Python writes its warnings to stderr as
+    a last resort.
+    """
+    if structlog.is_configured():
+        return _structlog.lowest_level()
+    has_handlers = _stdlib_logger.hasHandlers()
+    return next(filter(_stdlib_logger.isEnabledFor, _LEVELS), None) if has_handlers else None
+
+
+class _Structlog:
+    """The level of structlog's configuration; each is made into a logger only once, to ask it."""
+
+    def __init__(self) -> None:
+        self._made_from: tuple[object, object] | None = None
+        self._bound: Any = None
+        self._ask: Callable[[Any, int], bool] | None = None
+
+    def lowest_level(self) -> int | None:
+        config = structlog.get_config()
+        made_from = (config["wrapper_class"], config["logger_factory"])
+        if made_from != self._made_from:
+            self._bound = structlog.get_logger(LOGGER).bind()
+            # The class is asked for the method: an instance makes a logging call of any name.
+            kind = cast("type[object]", type(self._bound))
+            self._ask = getattr(kind, "isEnabledFor", None) or getattr(kind, "is_enabled_for", None)
+            self._made_from = made_from
+        ask = self._ask
+        try:
+            return next((lv for lv in _LEVELS if ask is None or ask(self._bound, lv)), None)
+        except AttributeError:
+            # The wrapped logger has no level.
+            return logging.DEBUG
 
 
 _STEPS: Final[dict[AbortStep, tuple[str, dict[str, bool]]]] = {
@@ -223,5 +262,6 @@ _STEPS: Final[dict[AbortStep, tuple[str, dict[str, bool]]]] = {
     AbortStep.MADE_DEFERRED: ("abort made", {"deferred": True}),
     AbortStep.SUPPRESSED: ("abort suppressed", {}),
 }
+_structlog = _Structlog()
 _logger = get_logger(LOGGER)
 _stdlib_logger = logging.getLogger(LOGGER)

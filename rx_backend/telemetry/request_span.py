@@ -131,7 +131,7 @@ def should_record(span: Span, decided: bool | None, *, metered: bool = False) ->
 
 
 def worker_trace_link(span: Span) -> TraceLink | None:
-    """The span's identity as it travels to the next worker; None without a valid one (row T5)."""
+    """Return the span's identity as it travels to the next worker; None without a valid one (row T5)."""
     identity = span.get_span_context()
     if not identity.is_valid:
         return None
@@ -204,7 +204,7 @@ def _links(link: TraceLink) -> list[Link]:
 
 
 def _number(text: str, digits: int) -> int:
-    """The number that a hex id stands for; 0, which is no valid id, for anything else."""
+    """Return the number that a hex id stands for; 0, which is no valid id, for anything else."""
     if not 0 < len(text) <= digits or not _HEX.issuperset(text):
         return 0
     return int(text, 16)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple, TypeAlias
 
 from opentelemetry.metrics import Histogram, Observation
 
@@ -19,6 +19,7 @@ from operators import (
 )
 from operators import span_names as names
 from rx_backend.context import WastedTokens
+from rx_backend.errors import InvalidArgument
 from rx_backend.telemetry.outcomes import error_type, finish_reason
 
 __all__ = (
@@ -31,14 +32,12 @@ __all__ = (
     "WASTED",
     "Histograms",
     "RequestSeries",
+    "Series",
+    "UnknownModelSeries",
 )
 
 EVERY_NTH_GAP: Final = 256
-"""
-One gap between tokens in so many is recorded, whichever request of a series it falls in.
-
-The SDK takes as long for one as ten tokens take through the pipeline.
-"""
+"""One gap between tokens in so many is recorded: the SDK takes as long for one as ten tokens do."""
 
 REQUESTS: Final = "rx_backend.requests"
 TOKENS: Final = "rx_backend.tokens"
@@ -61,16 +60,7 @@ _OWN_LABELS: Final[dict[str, tuple[str, ...]]] = {
 
 
 class Histograms(NamedTuple):
-    """
-    The instruments for latencies, all in s.
-
-    Attributes:
-        duration: From the request to its stream's end.
-        first: From the request to its first token.
-        per_token: Time per token after the first.
-        gap: Gap before a chunk with tokens.
-        queued: How long requests waited for their turn at the engine.
-    """
+    """The instruments for latencies, all in s."""
 
     duration: Histogram
     first: Histogram
@@ -81,20 +71,23 @@ class Histograms(NamedTuple):
 
 class RequestSeries:
     """
-    Counts and measures the requests for one model in one role. Safe to use from several threads.
+    Counts and measures the requests for one model in one role. Thread-safe.
 
-    Counts are kept here, and looked at when metrics are collected; only latencies are handed over
-    as they come.
+    Counts are kept here, and read when metrics are collected; only latencies are recorded at once.
 
     Args:
         labels: The labels that all figures of such a request have.
         histograms: Where the latencies go.
+        hides_zeros: Whether to show no counter that is zero.
     """
 
-    __slots__ = ("_counts", "_gaps_seen", "_histograms", "_labels", "_lock")
+    __slots__ = ("_counts", "_gaps_seen", "_hides_zeros", "_histograms", "_labels", "_lock")
 
-    def __init__(self, labels: dict[str, str], histograms: Histograms) -> None:
+    def __init__(
+        self, labels: dict[str, str], histograms: Histograms, *, hides_zeros: bool = False
+    ) -> None:
         self._labels = labels
+        self._hides_zeros = hides_zeros
         self._histograms = histograms
         self._lock = threading.Lock()
         self._counts: dict[str, dict[tuple[str | None, ...], int]] = {
@@ -147,10 +140,12 @@ class RequestSeries:
             self._measure(kind, times)
 
     def observe(self, name: str) -> Iterator[Observation]:
-        """Return what one of the counters says."""
+        """Yield the values of one of the counters."""
         with self._lock:
             counts = list(self._counts[name].items())
         for values, count in counts:
+            if not count and self._hides_zeros:
+                continue
             own = zip(_OWN_LABELS[name], values, strict=True)
             yield Observation(
                 count, {**self._labels, **{label: value for label, value in own if value}}
@@ -184,6 +179,61 @@ class RequestSeries:
         with self._lock:
             seen, self._gaps_seen = self._gaps_seen, self._gaps_seen + gaps
         return range(-seen % EVERY_NTH_GAP, gaps, EVERY_NTH_GAP)
+
+
+class UnknownModelSeries:
+    """
+    Counts one request for a model that has no label yet.
+
+    It is active among the others; what else there is of it is counted when its end shows whether
+    the model is served.
+
+    Args:
+        others: Counts the requests for all models without a label.
+        admit: Returns what counts those for its model, now that it is served.
+    """
+
+    __slots__ = ("_admit", "_input_tokens", "_others", "_series")
+
+    def __init__(self, others: RequestSeries, admit: Callable[[], RequestSeries]) -> None:
+        self._others = self._series = others
+        self._admit = admit
+        self._input_tokens = 0
+
+    def opened(self, input_tokens: int) -> None:
+        """Count a request that came in."""
+        self._input_tokens = input_tokens
+        self._others.opened(0)
+
+    def closed(self) -> None:
+        """Count a request whose stream is at its end, or was never made."""
+        self._series.closed()
+
+    def wasted(self, tokens: WastedTokens) -> None:
+        """Count what a request's further engines cost."""
+        self._series.wasted(tokens)
+
+    def abort(self, step: AbortStep) -> None:
+        """Count what became of an abort."""
+        self._series.abort(step)
+
+    def failed_setup(self, kind: str) -> None:
+        """Count a request that never had a stream."""
+        self._decide(kind).failed_setup(kind)
+
+    def ended(self, outcome: Outcome, queued_s: float | None = None) -> None:
+        """Count how a request ended."""
+        self._decide(error_type(outcome)).ended(outcome, queued_s)
+
+    def _decide(self, kind: str | None) -> RequestSeries:
+        self._others.closed()
+        if kind != InvalidArgument.kind:
+            self._series = self._admit()
+        self._series.opened(self._input_tokens)
+        return self._series
+
+
+Series: TypeAlias = RequestSeries | UnknownModelSeries
 
 
 def _deadline_of(error: Exception | None) -> str | None:

@@ -1,221 +1,219 @@
-"""What ``configure()`` is told: by arguments, by the environment, by default."""
+"""OpenTelemetry's variables: what the SDK does not check, and what it does not tell."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, Literal, Self
+from typing import Final, Literal
+from urllib.parse import urlsplit
 
 from rx_backend.errors import InvalidArgument
-from rx_backend.telemetry.environment import Environment, check_url, one_of, port_of
 from rx_backend.telemetry.request_span import EXPORT_ENABLED
 
-__all__ = ("Protocol", "Settings", "Signal", "SignalSettings")
+__all__ = (
+    "FALSE",
+    "SERVICE",
+    "TRUE",
+    "Signal",
+    "batching",
+    "check_url",
+    "destination",
+    "exporter_names",
+    "is_true",
+    "one_of",
+    "settings",
+)
+
+SERVICE: Final = "rx-backend"
+"""The service's name by default."""
+
+TRUE, FALSE = frozenset({"1", "true", "on", "yes"}), frozenset({"0", "false", "off", "no", ""})
 
 Signal = Literal["traces", "metrics"]
-Protocol = Literal["grpc", "http/protobuf"]
 
-_GRPC: Final = "grpc"
-_HTTP: Final = "http/protobuf"
+_GRPC, _HTTP = "grpc", "http/protobuf"
+_HTTP_PORT: Final = 4318
 _EXPORTERS: Final = {
     "traces": ("otlp", "console", "none"),
     "metrics": ("otlp", "console", "prometheus", "none"),
 }
-_SAMPLERS = (
+_SAMPLERS: Final = (
     *("always_on", "always_off", "traceidratio"),
     *("parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio"),
 )
-_PORT_OF_HTTP = 4318
-_QUEUE_SIZE, _BATCH_SIZE = 2048, 512
+# Lowest and highest value, and whether it is a whole number. The SDK would take a default instead.
+_NUMBERS: Final[Mapping[str, tuple[float, float, bool]]] = {
+    "OTEL_BSP_MAX_QUEUE_SIZE": (1, math.inf, True),
+    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": (1, math.inf, True),
+    "OTEL_BSP_SCHEDULE_DELAY": (1, math.inf, True),
+    "OTEL_METRIC_EXPORT_INTERVAL": (1, math.inf, False),
+    "OTEL_METRIC_EXPORT_TIMEOUT": (1, math.inf, False),
+    "OTEL_EXPORTER_OTLP_TIMEOUT": (0.001, math.inf, False),
+    "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": (0.001, math.inf, False),
+    "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": (0.001, math.inf, False),
+    "OTEL_EXPORTER_PROMETHEUS_PORT": (0, 65535, True),
+    "OTEL_TRACES_SAMPLER_ARG": (0, 1, False),
+    "OTEL_TRACES_SAMPLE_RATIO": (0, 1, False),
+}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SignalSettings:
-    """
-    Where one signal goes.
-
-    Attributes:
-        exporters: Of ``otlp``, ``console`` and ``prometheus``; empty where the signal is off.
-        off: Why it is off; empty where it is on.
-        protocol: What OTLP travels by.
-        endpoint: Where OTLP goes; for ``http/protobuf`` with the signal's path.
-    """
-
-    exporters: tuple[str, ...]
-    off: str
-    protocol: Protocol
-    endpoint: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """
-    What to install, checked before anything is installed.
-
-    The SDK and its exporters read for themselves what is not here, such as headers, certificates,
-    timeouts, samplers and span limits.
-
-    Attributes:
-        service_name: The service's name where the code gives one.
-        traces: Where spans go.
-        metrics: Where metrics go.
-        sample_ratio: Part of the traces to keep, as Dynamo's variable says it; None: the SDK reads
-            ``OTEL_TRACES_SAMPLER``.
-        queue_size: Most finished spans that wait for their export.
-        batch_size: Most of them in one export.
-        prometheus_host: Where the Prometheus endpoint listens.
-        prometheus_port: Its port; 0 for any that is free.
-    """
-
-    service_name: str | None
-    traces: SignalSettings
-    metrics: SignalSettings
-    sample_ratio: float | None
-    queue_size: int
-    batch_size: int
-    prometheus_host: str
-    prometheus_port: int
-
-    @classmethod
-    def read(
-        cls,
-        environ: Mapping[str, str],
-        *,
-        service_name: str | None = None,
-        endpoint: str | None = None,
-        protocol: str | None = None,
-        traces: bool | None = None,
-        metrics: bool | None = None,
-        prometheus_port: int | None = None,
-    ) -> Self:
-        """
-        Put the arguments and *environ* together; arguments win, but for the two off switches.
-
-        Raises:
-            InvalidArgument: A value does not fit; the message names the argument or the variable.
-
-        >>> Settings.read({}, endpoint="http://127.0.0.1:4318").traces.endpoint
-        'http://127.0.0.1:4318/v1/traces'
-        >>> Settings.read({"OTEL_SDK_DISABLED": "true"}).traces.off
-        'off by OTEL_SDK_DISABLED'
-        """
-        variables = Environment(environ)
-        _check_what_the_sdk_reads(variables)
-        if endpoint is not None:
-            check_url("endpoint", endpoint)
-        if protocol is not None:
-            one_of("protocol", protocol, (_GRPC, _HTTP))
-        if prometheus_port is not None:
-            if metrics is False:
-                raise InvalidArgument("prometheus_port: expected none where metrics is False")
-            if not 0 <= prometheus_port < 65536:
-                raise InvalidArgument(
-                    f"prometheus_port: expected 0 to 65535, got {prometheus_port}"
-                )
-        queue_size = variables.whole("OTEL_BSP_MAX_QUEUE_SIZE", _QUEUE_SIZE)
-        batch_size = variables.whole(
-            "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", min(_BATCH_SIZE, queue_size), high=queue_size
-        )
-        port = variables.whole("OTEL_EXPORTER_PROMETHEUS_PORT", 9464, low=0, high=65535)
-        return cls(
-            service_name=service_name or None,
-            traces=_signal(variables, "traces", traces, endpoint, protocol),
-            metrics=_signal(
-                variables,
-                "metrics",
-                metrics,
-                endpoint,
-                protocol,
-                prometheus=prometheus_port is not None,
-            ),
-            sample_ratio=_sample_ratio(variables),
-            queue_size=queue_size,
-            batch_size=batch_size,
-            prometheus_host=variables.text("OTEL_EXPORTER_PROMETHEUS_HOST") or "localhost",
-            prometheus_port=port if prometheus_port is None else prometheus_port,
-        )
-
-
-def _check_what_the_sdk_reads(variables: Environment) -> None:
-    """Refuse what the SDK would silently take for something else, or stumble over later."""
-    variables.whole("OTEL_BSP_SCHEDULE_DELAY", 1)
-    for name in (
-        "OTEL_METRIC_EXPORT_INTERVAL",
-        "OTEL_METRIC_EXPORT_TIMEOUT",
-        "OTEL_EXPORTER_OTLP_TIMEOUT",
-        "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
-        "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT",
-    ):
-        variables.check_positive(name)
-
-
-def _signal(
-    variables: Environment,
-    signal: Signal,
-    wanted: bool | None,
-    endpoint: str | None,
-    protocol: str | None,
+def settings(
+    environ: Mapping[str, str],
     *,
-    prometheus: bool = False,
-) -> SignalSettings:
-    exporters = _exporters(variables, signal, wanted, prometheus=prometheus)
-    off = "" if exporters else f"off by OTEL_{signal.upper()}_EXPORTER"
-    if wanted is False:
-        exporters, off = (), f"off by {signal}=False"
-    if variables.switch(EXPORT_ENABLED) is False:
-        # What others come and fetch is not sent anywhere.
-        exporters = tuple(name for name in exporters if name == "prometheus")
-        off = off or ("" if exporters else f"off by {EXPORT_ENABLED}")
-    if (variables.text("OTEL_SDK_DISABLED") or "").lower() == "true":
-        exporters, off = (), "off by OTEL_SDK_DISABLED"
-    used, place = _place(variables, signal, endpoint, protocol)
-    return SignalSettings(exporters=exporters, off=off, protocol=used, endpoint=place)
+    service_name: str | None = None,
+    endpoint: str | None = None,
+    protocol: str | None = None,
+    traces: bool | None = None,
+    metrics: bool | None = None,
+    prometheus_port: int | None = None,
+) -> dict[str, str]:
+    """
+    Return the variables that are set, with the arguments of `configure` in their place.
+
+    Raises:
+        InvalidArgument: A value does not fit; the message names the argument or the variable.
+
+    >>> found = settings({"OTEL_EXPORTER_OTLP_ENDPOINT": " "}, endpoint="http://127.0.0.1:4318")
+    >>> destination(found, "traces")
+    ('http/protobuf', 'http://127.0.0.1:4318/v1/traces')
+    """
+    found = {
+        name: text.strip()
+        for name, text in environ.items()
+        if name.startswith("OTEL_") and (text.strip() or name == EXPORT_ENABLED)
+    }
+    if service_name:
+        found["OTEL_SERVICE_NAME"] = service_name
+    if endpoint is not None:
+        check_url("endpoint", endpoint)
+        _set_for_both(found, "ENDPOINT", endpoint)
+    if protocol is not None:
+        one_of("protocol", protocol, (_GRPC, _HTTP))
+        _set_for_both(found, "PROTOCOL", protocol)
+    for name, wanted in (("OTEL_TRACES_EXPORTER", traces), ("OTEL_METRICS_EXPORTER", metrics)):
+        if wanted is False:
+            found[name] = "none"
+        elif wanted and "none" in found.get(name, ""):
+            del found[name]
+    if prometheus_port is not None:
+        if metrics is False:
+            raise InvalidArgument("prometheus_port: expected none where metrics is False")
+        if not 0 <= prometheus_port < 65536:
+            raise InvalidArgument(f"prometheus_port: expected 0 to 65535, got {prometheus_port}")
+        found["OTEL_EXPORTER_PROMETHEUS_PORT"] = str(prometheus_port)
+        others = found.get("OTEL_METRICS_EXPORTER", "none").replace("none", "")
+        found["OTEL_METRICS_EXPORTER"] = f"{others},prometheus"
+    _check(found)
+    return found
 
 
-def _exporters(
-    variables: Environment, signal: Signal, wanted: bool | None, *, prometheus: bool
-) -> tuple[str, ...]:
+def exporter_names(variables: Mapping[str, str], signal: Signal) -> tuple[tuple[str, ...], str]:
+    """Return the names of a signal's exporters in order; without any, the variable that says so."""
     variable = f"OTEL_{signal.upper()}_EXPORTER"
-    names = {name.strip().lower() for name in (variables.text(variable) or "").split(",")} - {""}
+    named = variables.get(variable, "otlp").lower().split(",")
+    names = {name.strip() for name in named} - {""}
     for name in names:
         one_of(variable, name, _EXPORTERS[signal])
-    by_default = {"prometheus"} if prometheus else {"otlp"}
     if "none" in names:
-        names = by_default if wanted or prometheus else set[str]()
-    elif not names:
-        names = by_default
-    return tuple(sorted(names | {"prometheus"} if prometheus else names))
+        names.clear()
+    if names and not is_true(EXPORT_ENABLED, variables.get(EXPORT_ENABLED, "1")):
+        # Prometheus fetches metrics: nothing is sent.
+        variable, names = EXPORT_ENABLED, names & {"prometheus"}
+    if variables.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        variable, names = "OTEL_SDK_DISABLED", set[str]()
+    return tuple(sorted(names)), "" if names else variable
 
 
-def _place(
-    variables: Environment, signal: Signal, endpoint: str | None, protocol: str | None
-) -> tuple[Protocol, str]:
-    """Decide how OTLP travels, and where to."""
-    own = f"OTEL_EXPORTER_OTLP_{signal.upper()}"
-    named = protocol
-    variable = variables.first_of(f"{own}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-    if named is None and variable is not None:
-        named = variables.text(variable) or ""
-        one_of(variable, named, (_GRPC, _HTTP))
-    exact = None if endpoint else variables.text(f"{own}_ENDPOINT")
-    base = endpoint or variables.text("OTEL_EXPORTER_OTLP_ENDPOINT")
+def destination(variables: Mapping[str, str], signal: Signal) -> tuple[str, str]:
+    """
+    Return a signal's OTLP protocol and address; over HTTP the address has the signal's path.
+
+    Where no protocol is named it is HTTP for port 4318, which the SDK would speak gRPC to.
+    """
+    shared, own = "OTEL_EXPORTER_OTLP", f"OTEL_EXPORTER_OTLP_{signal.upper()}"
+    exact, base = variables.get(f"{own}_ENDPOINT"), variables.get(f"{shared}_ENDPOINT")
     place = exact or base
-    if named is None:
-        named = _HTTP if place and port_of(place) == _PORT_OF_HTTP else _GRPC
-    if named == _GRPC:
+    protocol = variables.get(f"{own}_PROTOCOL") or variables.get(f"{shared}_PROTOCOL")
+    if protocol is None:
+        protocol = _HTTP if place and _port_of(place) == _HTTP_PORT else _GRPC
+    if protocol == _GRPC:
         return _GRPC, place or "http://localhost:4317"
-    if place and not endpoint:
-        check_url(f"{own}_ENDPOINT" if exact else "OTEL_EXPORTER_OTLP_ENDPOINT", place)
-    base = base or f"http://localhost:{_PORT_OF_HTTP}"
+    if place:
+        check_url(f"{own if exact else shared}_ENDPOINT", place)
+    base = base or f"http://localhost:{_HTTP_PORT}"
     return _HTTP, exact or f"{base.rstrip('/')}/v1/{signal}"
 
 
-def _sample_ratio(variables: Environment) -> float | None:
-    """Give Dynamo's ratio, unless the standard variable names a sampler."""
-    sampler = variables.text("OTEL_TRACES_SAMPLER")
-    if sampler is None:
-        return variables.ratio("OTEL_TRACES_SAMPLE_RATIO")
-    one_of("OTEL_TRACES_SAMPLER", sampler.lower(), _SAMPLERS)
-    if sampler.lower().endswith("ratio"):
-        variables.ratio("OTEL_TRACES_SAMPLER_ARG")
-    return None
+def batching(variables: Mapping[str, str]) -> tuple[int, int]:
+    """Return how many spans may wait for their export, and how many go into one."""
+    queue_size = int(variables.get("OTEL_BSP_MAX_QUEUE_SIZE", "2048"))
+    batch_size = variables.get("OTEL_BSP_MAX_EXPORT_BATCH_SIZE")
+    return queue_size, min(512, queue_size) if batch_size is None else int(batch_size)
+
+
+def is_true(name: str, text: str) -> bool:
+    """Return whether a switch is on; raise `InvalidArgument` where it is neither on nor off."""
+    if text.strip().lower() not in TRUE | FALSE:
+        raise InvalidArgument(f"{name}: expected true or false, got {text!r}")
+    return text.strip().lower() in TRUE
+
+
+def one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
+    """Raise `InvalidArgument` unless *value* is one of *valid*."""
+    if value not in valid:
+        raise InvalidArgument(f"{name}: expected one of {', '.join(valid)}, got {value!r}")
+
+
+def check_url(name: str, url: str) -> None:
+    """Raise `InvalidArgument` unless *url* has a scheme, ``http`` or ``https``, and a host."""
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fits = False
+    if not fits:
+        raise InvalidArgument(f"{name}: expected a URL as http://127.0.0.1:4317, got {url!r}")
+
+
+def _set_for_both(variables: dict[str, str], what: str, value: str) -> None:
+    """Set what the exporters of both signals share; their own variables count no more."""
+    for signal in ("TRACES_", "METRICS_"):
+        variables.pop(f"OTEL_EXPORTER_OTLP_{signal}{what}", None)
+    variables[f"OTEL_EXPORTER_OTLP_{what}"] = value
+
+
+def _check(variables: Mapping[str, str]) -> None:
+    """Refuse what the SDK would replace by a default, or what only the first export would show."""
+    for name, (low, high, whole) in _NUMBERS.items():
+        if name in variables:
+            _check_number(name, variables[name], low, high, whole=whole)
+    queue_size, batch_size = batching(variables)
+    if batch_size > queue_size:
+        raise InvalidArgument(
+            f"OTEL_BSP_MAX_EXPORT_BATCH_SIZE: expected at most {queue_size}, which is "
+            f"OTEL_BSP_MAX_QUEUE_SIZE, got {batch_size}"
+        )
+    if "OTEL_TRACES_SAMPLER" in variables:
+        one_of("OTEL_TRACES_SAMPLER", variables["OTEL_TRACES_SAMPLER"].lower(), _SAMPLERS)
+    for signal in ("", "TRACES_", "METRICS_"):
+        name = f"OTEL_EXPORTER_OTLP_{signal}PROTOCOL"
+        one_of(name, variables.get(name, _GRPC), (_GRPC, _HTTP))
+    is_true(EXPORT_ENABLED, variables.get(EXPORT_ENABLED, ""))
+
+
+def _check_number(name: str, text: str, low: float, high: float, *, whole: bool) -> None:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high or math.isinf(value) or (whole and not text.isdecimal()):
+        kind = "a whole number" if whole else "a number"
+        limits = f"from {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
+        raise InvalidArgument(f"{name}: expected {kind} {limits}, got {text!r}")
+
+
+def _port_of(url: str) -> int | None:
+    try:
+        return urlsplit(url).port
+    except ValueError:
+        return None

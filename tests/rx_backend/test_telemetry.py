@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 from opentelemetry import trace
@@ -33,14 +36,14 @@ AGG = DisaggregationMode.AGGREGATED
 
 @pytest.fixture
 def unrecorded() -> Span:
-    """A span as an unsampled request has it."""
+    """Return a span as an unsampled request has it."""
     return NonRecordingSpan(SpanContext(1, 2, is_remote=False))
 
 
 def started(
     spans: Spans, context: RequestContext, migrated_from: TraceLink | None = None
 ) -> ReadableSpan:
-    """The span of one request that is over at once."""
+    """Return the span of one request that is over at once."""
     start_request_span(spans.tracer, request(5, migrated_from), context, AGG).end()
     return spans.named("engine.generate")[-1]
 
@@ -63,40 +66,29 @@ def test_a_span_starts_with_what_is_known(spans: Spans, mode: DisaggregationMode
     assert rows_of(spans.one("engine.generate")) == expected
 
 
-@pytest.mark.rows("P1")
-def test_without_a_parent_a_span_is_a_root(spans: Spans) -> None:
-    """A request out of the blue starts a trace."""
-    span = started(spans, RequestContext())
-    assert span.parent is None
-    assert span.kind is SpanKind.INTERNAL
-
-
 @pytest.mark.rows("P1", "P7")
-def test_a_span_is_a_child_of_the_callers(spans: Spans) -> None:
-    """The caller's current span is the parent, and stays current."""
+def test_the_callers_span_is_the_parent(spans: Spans) -> None:
+    """It stays current; without one, and without a header, a request starts a trace."""
+    root = started(spans, RequestContext())
+    assert (root.parent, root.kind) == (None, SpanKind.INTERNAL)
     with spans.tracer.start_as_current_span("caller") as caller:
         span = started(spans, RequestContext())
         assert trace.get_current_span() is caller
-    assert span.parent == caller.get_span_context()
-    assert span.kind is SpanKind.INTERNAL
+    assert (span.parent, span.kind) == (caller.get_span_context(), SpanKind.INTERNAL)
 
 
-@pytest.mark.rows("P1")
+@pytest.mark.rows("P1", "C1")
 @pytest.mark.parametrize("place", ["trace_headers", "metadata"])
+@pytest.mark.parametrize("case", [str.lower, str.title, str.upper])
 @pytest.mark.parametrize("has_caller", [True, False])
-def test_a_traceparent_is_the_parent(spans: Spans, place: str, has_caller: bool) -> None:
-    """The header's span is the parent, also where the caller has one of another trace."""
-    headers = {"traceparent": TRACEPARENT, "tracestate": "vendor=1"}
-    context = (
-        RequestContext(metadata=headers)
-        if place == "metadata"
-        else RequestContext(trace_headers=headers)
-    )
-    if has_caller:
-        with spans.tracer.start_as_current_span("caller"):
-            span = started(spans, context)
-    else:
-        span = started(spans, context)
+def test_a_traceparent_is_the_parent(
+    spans: Spans, place: str, case: Callable[[str], str], has_caller: bool
+) -> None:
+    """The header's span, its name in any case, also where the caller has one of another trace."""
+    headers = {case("traceparent"): TRACEPARENT, case("tracestate"): "vendor=1"}
+    arguments: dict[str, Any] = {place: headers}
+    with spans.tracer.start_as_current_span("caller") if has_caller else nullcontext():
+        span = started(spans, RequestContext(**arguments))
     assert parent_of(span) == (TRACE_ID, SPAN_ID, True)
     assert span.parent is not None
     assert span.parent.trace_state == {"vendor": "1"}
@@ -193,62 +185,26 @@ def test_an_identity_travels_as_hex(spans: Spans, unrecorded: Span) -> None:
     assert worker_trace_link(trace.INVALID_SPAN) is None
 
 
-@pytest.mark.rows("P8")
-@pytest.mark.parametrize(
-    ("switch", "expected"),
-    [
-        ("1", True),
-        ("true", True),
-        ("TRUE", True),
-        ("on", True),
-        ("Yes", True),
-        (" yes ", True),
-        ("0", False),
-        ("false", False),
-        ("off", False),
-        ("no", False),
-        ("", False),
-        ("2", False),
-        ("enabled", False),
-    ],
-)
-def test_the_environment_decides_where_it_is_set(
-    monkeypatch: pytest.MonkeyPatch, spans: Spans, unrecorded: Span, switch: str, expected: bool
-) -> None:
-    """`OTEL_EXPORT_ENABLED` wins over a sampled and an unsampled span, in any case of letters."""
-    monkeypatch.setenv(EXPORT_ENABLED, switch)
-    decided = recording_switch()
-    assert decided is expected
-    with spans.tracer.start_as_current_span("any") as recorded:
-        assert should_record(recorded, decided) is expected
-    assert should_record(unrecorded, decided) is expected
+YES, NO = ("1", "true", "TRUE", "on", "Yes", " yes "), ("0", "false", "off", "no", "", "2", "any")
 
 
 @pytest.mark.rows("P8")
-@pytest.mark.parametrize("switch", ["1", "0", None])
-@pytest.mark.parametrize("explicit", [True, False])
-def test_an_explicit_choice_wins(
-    monkeypatch: pytest.MonkeyPatch, unrecorded: Span, switch: str | None, explicit: bool
+@pytest.mark.parametrize("switch", [*YES, *NO, None])
+def test_what_decides_whether_to_record(
+    monkeypatch: pytest.MonkeyPatch, spans: Spans, unrecorded: Span, switch: str | None
 ) -> None:
-    """What the worker's author said is not overruled by the environment or the span."""
-    if switch is None:
-        monkeypatch.delenv(EXPORT_ENABLED, raising=False)
-    else:
-        monkeypatch.setenv(EXPORT_ENABLED, switch)
-    assert should_record(unrecorded, explicit) is explicit
-
-
-@pytest.mark.rows("P8")
-def test_else_the_span_decides(
-    monkeypatch: pytest.MonkeyPatch, spans: Spans, unrecorded: Span
-) -> None:
-    """Without a choice or a switch a recording span is recorded on, and no other."""
+    """An explicit choice, else the environment's in any case of letters, else the span."""
     monkeypatch.delenv(EXPORT_ENABLED, raising=False)
-    span = spans.tracer.start_span("any")
-    assert should_record(span, None) is True
-    span.end()
-    assert should_record(unrecorded, None) is False
-    assert should_record(trace.INVALID_SPAN, None) is False
+    if switch is not None:
+        monkeypatch.setenv(EXPORT_ENABLED, switch)
+    decided = recording_switch()
+    assert decided is (None if switch is None else switch in YES)
+    with spans.tracer.start_as_current_span("any") as recorded:
+        assert should_record(recorded, decided) is (switch is None or switch in YES)
+    assert should_record(unrecorded, decided) is (switch in YES)
+    assert should_record(trace.INVALID_SPAN, decided) is (switch in YES)
+    for explicit in (True, False):
+        assert should_record(unrecorded, explicit) is explicit
 
 
 @pytest.mark.rows("P7", "P9")

@@ -1,4 +1,4 @@
-"""Requests that meet with everything the metrics tell of, and what a scrape of them shows."""
+"""Requests that touch every metric, and what a scrape of them shows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from operators import coalesce, deadlines
 from rx_backend import EngineAdapter, LLMEngineOutput, RequestContext, standard_pipeline
 from rx_backend.errors import Disconnected
 from rx_backend.hedging import HedgedEngine
-from rx_backend.telemetry.losses import Losses
+from rx_backend.telemetry.counted import observe_lost
 from rx_backend.telemetry.metrics import COALESCED
 from rx_backend.telemetry.series import EVERY_NTH_GAP
 from tests.rx_backend._engines import (
@@ -43,14 +43,14 @@ class Scraped:
         self.registry = CollectorRegistry()
         readers = [PrometheusMetricReader(registry=self.registry)]
         self._provider = MeterProvider(readers, shutdown_on_exit=False)
-        Losses().observe_in(self._provider)
+        observe_lost(self._provider, lambda: {"traces": 0, "metrics": 0})
 
     def load(self) -> None:
         """Serve requests in virtual time: good ones, failures, drops, aborts, deadlines, a queue."""
         run_virtual(self._load())
 
     def samples(self) -> dict[str, list[Sample]]:
-        """What a scrape shows, by the metric's name."""
+        """Return what a scrape shows, by the metric's name."""
         found: dict[str, list[Sample]] = {}
         for family in text_string_to_metric_families(generate_latest(self.registry).decode()):
             for sample in family.samples:

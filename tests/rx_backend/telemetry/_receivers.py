@@ -1,73 +1,81 @@
-"""Receivers that fail, and the child process that exports to a receiver."""
+"""Receivers that misbehave, on sockets of loopback."""
 
 from __future__ import annotations
 
-import json
-import os
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 
-__all__ = ("failing", "refusing", "run_child", "silent")
+__all__ = ("MISBEHAVING", "misbehaving")
+
+_OK = b"HTTP/1.1 200 OK\r\n"
 
 
-def run_child(action: str, **environ: str) -> dict[str, Any]:
-    """Run an action of `exporting_child` to its end, with these variables and no others like them."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.rx_backend.telemetry.exporting_child", action],
-        env={**kept, **environ},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert not done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+def _silent(client: socket.socket) -> None:
+    while client.recv(65_536):
+        pass
+
+
+def _fails(client: socket.socket) -> None:
+    client.sendall(b"HTTP/1.1 500 Internal Server Error\x1b[2J\r\nContent-Length: 0\r\n\r\n")
+
+
+def _endless_body(client: socket.socket) -> None:
+    client.sendall(_OK + b"\r\n")
+    while True:
+        client.sendall(b"x" * 1_000_000)
+
+
+def _endless_headers(client: socket.socket) -> None:
+    client.sendall(_OK)
+    while True:
+        client.sendall(b"a: b\r\n" * 100_000)
+
+
+def _slow_body(client: socket.socket) -> None:
+    client.sendall(_OK + b"Content-Length: 1000\r\n\r\n")
+    while client.recv(65_536):
+        client.sendall(b"x")
+
+
+def _garbage(client: socket.socket) -> None:
+    while True:
+        client.sendall(b"\xff\x00\x1b[2J\r\n" * 100_000)
+
+
+MISBEHAVING: dict[str, Callable[[socket.socket], None]] = {
+    "silent": _silent,
+    "fails": _fails,
+    "endless-body": _endless_body,
+    "endless-headers": _endless_headers,
+    "slow-body": _slow_body,
+    "garbage": _garbage,
+}
 
 
 @contextmanager
-def refusing() -> Generator[str]:
-    """Give an address at which nobody listens, and nobody else can."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{held.getsockname()[1]}"
-
-
-@contextmanager
-def silent() -> Generator[str]:
-    """Give an address that accepts connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+def misbehaving(how: str) -> Generator[str]:
+    """Run a receiver that answers each connection in its way, or ``refuses`` all; its address."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if how != "refuses":
+            server.listen(64)
+            threading.Thread(target=_accept, args=[server, MISBEHAVING[how]], daemon=True).start()
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        with suppress(OSError):
+            server.shutdown(socket.SHUT_RDWR)
 
 
-@contextmanager
-def failing() -> Generator[str]:
-    """Give an address that answers everything with an error of the server."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Fails)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def _accept(server: socket.socket, answer: Callable[[socket.socket], None]) -> None:
+    with suppress(OSError):
+        while True:
+            client, _ = server.accept()
+            threading.Thread(target=_serve, args=[client, answer], daemon=True).start()
 
 
-class _Fails(BaseHTTPRequestHandler):
-    """Answers 500."""
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_error(500)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Keep quiet."""
+def _serve(client: socket.socket, answer: Callable[[socket.socket], None]) -> None:
+    # What the client sends is read first, for closing would reset the connection.
+    with client, suppress(OSError):
+        client.recv(65_536)
+        answer(client)

@@ -1,8 +1,8 @@
 """
-A process that switches telemetry on and serves requests; it tells the test how it went.
+A process that switches telemetry on and serves requests; its one line of output is JSON.
 
 Providers can be set up once in a process, so each of these is a process of its own. Its argument is
-what to do, and its one line of output is JSON. The environment says where telemetry goes.
+what to do; the environment says where telemetry goes.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import asyncio
 import json
 import logging
 import os
+import random
+import resource
 import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any
 
 from opentelemetry import metrics, trace
 
@@ -34,7 +36,7 @@ DEADLINE_S = float(os.environ.get("DEADLINE_S", "10"))
 
 
 async def _serve(requests: int, headers: Mapping[str, str] = HEADERS) -> list[list[int]]:
-    """The tokens of so many requests, one after the other."""
+    """Return the tokens of so many requests, one after the other."""
     adapter = EngineAdapter(SampleEngine(token_interval_ms=0))
     return [
         await _tokens(adapter, RequestContext(str(number), trace_headers=headers))
@@ -49,25 +51,25 @@ async def _tokens(adapter: EngineAdapter, context: RequestContext) -> list[int]:
         stop_conditions=StopConditions(max_tokens=TOKENS),
         migration_link=TraceLink(trace_id=LINKED_TRACE_ID, span_id=LINKED_SPAN_ID),
     )
+    # As engines do, for sampling that can be repeated.
+    random.seed(0)
     stream = await adapter.generate(request, context)
     return [token async for item in stream if item.data for token in item.data.token_ids]
 
 
 def served() -> dict[str, Any]:
     """Serve a few requests, then shut down."""
-    with _Warnings() as warnings:
-        telemetry = configure()
-        told = str(telemetry)
-        tokens = asyncio.run(_serve(REQUESTS))
-        telemetry.shutdown(DEADLINE_S)
-        telemetry.shutdown(DEADLINE_S)
-    threads = [thread.name for thread in threading.enumerate()]
+    telemetry = configure()
+    told = str(telemetry)
+    tokens = asyncio.run(_serve(REQUESTS))
+    telemetry.shutdown(DEADLINE_S)
+    telemetry.shutdown(DEADLINE_S)
     return {
         "told": told,
         "tokens": tokens,
         "lost": dict(telemetry.lost),
-        "warnings": warnings.seen,
-        "threads": threads,
+        "threads": [thread.name for thread in threading.enumerate()],
+        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
@@ -80,33 +82,23 @@ def at_exit() -> dict[str, Any]:
 def beside_others() -> dict[str, Any]:
     """Serve with providers that the application has set up itself."""
     from opentelemetry.sdk.metrics import MeterProvider
-    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
-    tracers, meters = TracerProvider(), MeterProvider([reader])
-    tracers.add_span_processor(SimpleSpanProcessor(spans))
-    trace.set_tracer_provider(tracers)
-    metrics.set_meter_provider(meters)
-    with _Warnings() as warnings:
-        with configure() as telemetry:
-            told = str(telemetry)
-        asyncio.run(_serve(REQUESTS))
-    data = reader.get_metrics_data()
-    assert data is not None
+    from tests.meters import Meters
+    from tests.spans import Spans
+
+    meters, spans = Meters(), Spans()
+    ours: tuple[TracerProvider, MeterProvider] = (spans.provider, meters.provider)
+    trace.set_tracer_provider(ours[0])
+    metrics.set_meter_provider(ours[1])
+    with configure() as telemetry:
+        told = str(telemetry)
+    asyncio.run(_serve(REQUESTS))
     return {
         "told": told,
-        "spans": [span.name for span in spans.get_finished_spans()],
-        "metrics": [
-            metric.name
-            for resource in data.resource_metrics
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-        ],
-        "same": trace.get_tracer_provider() is tracers and metrics.get_meter_provider() is meters,
-        "warnings": warnings.seen,
+        "spans": [span.name for span in spans.finished],
+        "requests": sum(point.value for point in meters.points("rx_backend.requests")),
+        "same": (trace.get_tracer_provider(), metrics.get_meter_provider()) == ours,
     }
 
 
@@ -137,17 +129,13 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.seen.append(f"{record.name}: {record.getMessage()}")
 
-    def __enter__(self) -> Self:
-        logging.getLogger().addHandler(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger().removeHandler(self)
-
 
 _DO: dict[str, Callable[[], dict[str, Any]]] = {
     action.__name__: action for action in (served, at_exit, beside_others, scraped)
 }
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(_DO[sys.argv[1]]()) + "\n")
+    warnings = _Warnings()
+    logging.getLogger().addHandler(warnings)
+    done = _DO[sys.argv[1]]()
+    sys.stdout.write(json.dumps({**done, "warnings": warnings.seen}) + "\n")

@@ -32,7 +32,7 @@ MATCHER = re.compile(r'(\w+)(=~|!~|!=|=)"(.*?)"')
 
 
 def panels() -> list[dict[str, Any]]:
-    """The panels with queries."""
+    """Return the panels with queries."""
     panels: list[dict[str, Any]] = json.loads(PATH.read_text())["panels"]
     return [panel for panel in panels if panel["type"] != "row"]
 
@@ -100,7 +100,7 @@ class Prometheus:
         self._process = process
 
     def ask(self, query: str) -> list[float]:
-        """The values of a query's lines, now."""
+        """Return the values of a query's lines, now."""
         url = f"http://127.0.0.1:{self._process.port}/api/v1/query?{urlencode({'query': query})}"
         with urlopen(url, timeout=STEP_S) as answer:
             result = json.load(answer)["data"]["result"]

@@ -20,7 +20,7 @@ SUFFIXES = re.compile(r"(_seconds)?(_bucket|_sum|_count|_total)?$")
 
 
 def named() -> set[str]:
-    """What stands between backquotes, as a word or as several."""
+    """Return what stands between backquotes, as a word or as several."""
     return set(re.findall(r"`([^`\n]+)`", DOCUMENT.read_text(encoding="utf-8")))
 
 

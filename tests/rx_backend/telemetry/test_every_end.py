@@ -1,147 +1,144 @@
-"""Every way in which a request can end, as a real receiver is told of it."""
+"""Span, metrics and log of a request say the same, however it ends."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from contextlib import suppress
+from typing import Any
 
 import pytest
-from msgspec.structs import replace
-from opentelemetry import context as otel_context
+from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from structlog.testing import capture_logs
 
-from rx_backend.adapter import EngineAdapter
-from rx_backend.errors import BackendError, InvalidArgument
-from tests.otlp.receiver import Receiver
-from tests.rx_backend._engines import ScriptedEngine, Step, request, run_virtual, token
-from tests.rx_backend.telemetry.test_metrics import ENDS, Leave, read_all
+from rx_backend.context import RequestContext
+from rx_backend.errors import BackendError, Disconnected
+from rx_backend.protocols import LLMEngineOutput
+from rx_backend.telemetry import EXPORT_ENABLED
+from tests.meters import Meters
+from tests.rx_backend._engines import (
+    ScriptedEngine,
+    Step,
+    collect,
+    request,
+    run_virtual,
+    stop,
+    token,
+    virtual,
+)
+from tests.rx_backend.telemetry._ends import ENDS, SETUPS, End, metered
+from tests.spans import Spans
 
-# Requests that never have a stream, and what is told of them.
-SETUPS: dict[str, tuple[Step, tuple[str, str]]] = {
-    "setup-typed": (InvalidArgument("too long"), ("setup_failed", "InvalidArgument")),
-    "setup-untyped": (RuntimeError("too long"), ("setup_failed", "Unknown")),
-    "setup-left": (60, ("dropped", "Dropped")),
-}
-
-# What the status says besides.
-DESCRIPTIONS = {
-    "error-terminal": 'Error("prompt text")',
-    "typed-error": "Backend(Disconnected)",
-    "any-error": "Backend(Unknown)",
-    "no-terminal": "Backend(StreamIncomplete)",
-    "closed": "stream dropped before terminal",
-    "task-cancelled": "stream dropped before terminal",
-    "forgotten": "stream dropped before terminal",
-    "setup-typed": "setup_failed",
-    "setup-untyped": "setup_failed",
-    "setup-left": "stream dropped before terminal",
-}
+REQUESTS, ACTIVE = "rx_backend.requests", "rx_backend.requests.active"
+HOW = ("rx_backend.finish_reason", "error.type")
+LEVELS = {"request ended": "info", "request dropped": "info", "request failed": "warning"}
 
 
-class Telemetry:
-    """Providers that export to the receiver, and adapters that use them."""
-
-    def __init__(self, receiver: Receiver) -> None:
-        self._tracers = TracerProvider(shutdown_on_exit=False)
-        exporter = OTLPSpanExporter(endpoint=receiver.grpc, insecure=True)
-        self._tracers.add_span_processor(BatchSpanProcessor(exporter))
-        metrics = OTLPMetricExporter(endpoint=receiver.grpc, insecure=True)
-        reader = PeriodicExportingMetricReader(metrics, export_interval_millis=3_600_000)
-        self._meters = MeterProvider([reader], shutdown_on_exit=False)
-
-    def adapter(self, engine: ScriptedEngine) -> EngineAdapter:
-        return EngineAdapter(
-            engine,
-            tracer=self._tracers.get_tracer("rx_backend"),
-            meter_provider=self._meters,
-            clock=asyncio.get_running_loop().time,
-        )
-
-    def shutdown(self) -> None:
-        self._tracers.shutdown()
-        self._meters.shutdown()
+@pytest.fixture(autouse=True)
+def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove what the environment says about recording."""
+    monkeypatch.delenv(EXPORT_ENABLED, raising=False)
 
 
-async def with_stream(telemetry: Telemetry, name: str, script: list[Step], leave: Leave) -> None:
-    adapter = telemetry.adapter(ScriptedEngine(*script))
-    held = [await adapter.generate(replace(request(), model=name))]
-    await leave(held.pop())
-
-
-async def without_stream(telemetry: Telemetry, name: str, setup: Step) -> None:
-    adapter = telemetry.adapter(ScriptedEngine(setup=[setup]))
-    with suppress(BackendError, TimeoutError):
-        await asyncio.wait_for(adapter.generate(replace(request(), model=name)), 5)
+def same_end(
+    meters: Meters, spans: Spans, events: list[Any], how: tuple[str, str | None, str, str]
+) -> dict[str, Any]:
+    """Check that one request is recorded once, and alike everywhere; its closing event."""
+    reason, error_type, description, name = how
+    assert meters.counts(REQUESTS, *HOW) == {(reason, error_type): 1}
+    assert meters.counts(ACTIVE) == {}
+    span = spans.one()
+    attributes = span.attributes or {}
+    assert (attributes.get("error.type"), span.status.description or "") == (
+        error_type,
+        description,
+    )
+    assert span.status.status_code.name == ("ERROR" if error_type else "UNSET")
+    (event,) = [event for event in events if event["event"] in LEVELS]
+    assert (event["event"], event["log_level"]) == (name, LEVELS[name])
+    assert (event["finish_reason"], event.get("error_type")) == (reason, error_type)
+    assert span.context is not None
+    assert trace.get_current_span() is trace.INVALID_SPAN
+    assert event["request_id"] == "r1"
+    assert event["trace_id"] == trace.format_trace_id(span.context.trace_id)
+    assert event["span_id"] == trace.format_span_id(span.context.span_id)
+    assert (event["mode"], event["model"], event["input_tokens"]) == ("agg", "mock", 5)
+    return event
 
 
 @pytest.mark.rows("P3", "P4", "P5", "P6", "P7")
-@pytest.mark.timeout(60)
-def test_every_end_is_one_span_and_one_count(
-    receiver: Receiver, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+@virtual
+async def test_every_way_out_is_recorded_once(end: End) -> None:
+    """With its tokens and its duration, and nothing is left active."""
+    meters, spans = Meters(), Spans()
+    with capture_logs() as events:
+        adapter = metered(ScriptedEngine(*end.script), meters, spans)
+        held = [await adapter.generate(request(prompt=5), RequestContext("r1"))]
+        assert meters.counts(ACTIVE) == {(): 1}
+        await end.leave(held.pop())
+    event = same_end(meters, spans, events, end[2:])
+    tokens = meters.counts("rx_backend.tokens", "gen_ai.token.type")
+    assert tokens == {("input",): 5, ("output",): 1}
+    kind = end.error_type
+    assert meters.counts("gen_ai.server.request.duration", "error.type") == {(kind,): 1}
+    first = meters.counts("gen_ai.server.time_to_first_token")
+    assert first == ({(): 1} if kind is None else {})
+    (moment,) = spans.one().events
+    assert moment.name == "first_token"
+    assert round((moment.timestamp - (spans.one().start_time or 0)) / 1e9) == 1
+    attributes = spans.one().attributes or {}
+    for name in ("output_tokens", "ttft_ms", "setup_ms", "cancelled"):
+        assert event[name] == attributes[name]
+
+
+@pytest.mark.rows("P4", "P5")
+@pytest.mark.parametrize(("setup", "how"), SETUPS.values(), ids=SETUPS)
+@virtual
+async def test_a_request_without_a_stream_is_recorded_once(
+    setup: Step, how: tuple[str, str, str, str]
 ) -> None:
-    """All side by side on one loop: the right status each, metrics that agree, no context left."""
-    telemetry = Telemetry(receiver)
-    before = otel_context.get_current()
+    """A set-up that fails, and a caller who leaves during it, after as long as they took."""
+    meters, spans = Meters(), Spans()
+    adapter = metered(ScriptedEngine(setup=[1, setup]), meters, spans)
+    with capture_logs() as events, pytest.raises((BackendError, TimeoutError)):
+        await asyncio.wait_for(adapter.generate(request(prompt=5), RequestContext("r1")), 5)
+    event = same_end(meters, spans, events, how)
+    assert event["duration_ms"] == (5000.0 if setup == 60 else 1000.0)
+
+
+STEPS: st.SearchStrategy[list[Step]] = st.lists(
+    st.sampled_from([token(1), LLMEngineOutput(), 1, 0.5]), max_size=4
+)
+ANY_END: st.SearchStrategy[list[Step]] = st.sampled_from(
+    [[stop()], [LLMEngineOutput.error("e")], [Disconnected("gone")], [RuntimeError("e")], [], [60]]
+)
+
+
+@given(st.lists(st.tuples(STEPS, ANY_END, st.integers(0, 5)), max_size=6))
+def test_metrics_agree_with_spans(requests: list[tuple[list[Step], list[Step], int]]) -> None:
+    """Whatever happens to requests side by side, both say the same of how they ended."""
+    meters, spans = Meters(), Spans()
+
+    async def one(script: list[Step], end: list[Step], patience: int) -> None:
+        stream = await metered(ScriptedEngine(*script, *end), meters, spans).generate(request())
+        try:
+            async with asyncio.timeout(patience):
+                await collect(stream)
+        except TimeoutError:
+            pass
+        finally:
+            await stream.aclose()
 
     async def run() -> None:
-        async with asyncio.TaskGroup() as tasks:
-            for name, (script, leave, _) in ENDS.items():
-                tasks.create_task(with_stream(telemetry, name, script, leave))
-            for name, (setup, _) in SETUPS.items():
-                tasks.create_task(without_stream(telemetry, name, setup))
-        assert trace.get_current_span() is trace.INVALID_SPAN
+        await asyncio.gather(*[one(*parts) for parts in requests])
 
-    with caplog.at_level(logging.DEBUG):
-        run_virtual(run())
-    assert otel_context.get_current() == before
-    assert not [record for record in caplog.records if "detach" in record.getMessage()]
-    telemetry.shutdown()
-    receiver.settle()
-
-    hows = {name: how for name, (_, _, how) in ENDS.items()} | {
-        name: how for name, (_, how) in SETUPS.items()
+    run_virtual(run())
+    told = [(span.attributes or {}).get("error.type") for span in spans.finished]
+    assert meters.counts(REQUESTS, "error.type") == {
+        (kind,): told.count(kind) for kind in set(told)
     }
-    spans = {str(span.attributes["gen_ai.request.model"]): span for span in receiver.spans}
-    assert len(receiver.spans) == len(spans) == len(hows)
-    told = {
-        name: (span.status, span.description, span.attributes.get("error.type"))
-        for name, span in spans.items()
-    }
-    assert told == {
-        name: ("ERROR" if kind else "UNSET", DESCRIPTIONS.get(name, ""), kind)
-        for name, (_, kind) in hows.items()
-    }
-    assert {
-        point.attributes["gen_ai.request.model"]: (
-            point.attributes["rx_backend.finish_reason"],
-            point.attributes.get("error.type"),
-            point.value,
-        )
-        for point in receiver.points_of("rx_backend.requests")
-    } == {name: (*how, 1.0) for name, how in hows.items()}
-    assert {point.value for point in receiver.points_of("rx_backend.requests.active")} == {0.0}
-    durations = receiver.points_of("gen_ai.server.request.duration")
-    assert {point.attributes["gen_ai.request.model"]: point.count for point in durations} == (
-        dict.fromkeys(ENDS, 1)
-    )
-
-
-@pytest.mark.timeout(60)
-def test_events_arrive_where_they_happened(receiver: Receiver) -> None:
-    """The first token is an event of the span, timed within it."""
-    telemetry = Telemetry(receiver)
-    run_virtual(with_stream(telemetry, "one", [2, token(1), 1, ENDS["stop"][0][-1]], read_all))
-    telemetry.shutdown()
-    receiver.settle()
-    (span,) = receiver.spans
-    (event,) = span.events
-    assert event.name == "first_token"
-    assert round((event.time_ns - span.start_ns) / 1e9) == 2
-    assert round((span.end_ns - span.start_ns) / 1e9) == 3
+    tokens = sum((span.attributes or {})["output_tokens"] for span in spans.finished)  # type: ignore[misc]
+    counted = meters.counts("rx_backend.tokens", "gen_ai.token.type").get(("output",), 0)
+    assert counted == tokens
+    assert meters.counts(ACTIVE) == {}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.otlp.receiver import Link, Receiver
-from tests.rx_backend.telemetry._receivers import failing, refusing, run_child, silent
+from tests.rx_backend.telemetry._receivers import misbehaving
 from tests.rx_backend.telemetry.exporting_child import (
     LINKED_SPAN_ID,
     LINKED_TRACE_ID,
@@ -21,18 +24,37 @@ from tests.rx_backend.telemetry.exporting_child import (
 
 pytestmark = pytest.mark.timeout(60)
 
+GRPC, HTTP = "grpc", "http/protobuf"
 ANSWER = [[*range(TOKENS)]] * REQUESTS
+MANY_MB = 400
 
 # An hour: where it decided when the process ends, the test would not end.
 PATIENT = {"OTEL_EXPORTER_OTLP_TIMEOUT": "3600", "OTEL_METRIC_EXPORT_INTERVAL": "3600000"}
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def run_child(action: str, **environ: str) -> dict[str, Any]:
+    """Run an action of `exporting_child` to its end, with these variables and no others like them."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.rx_backend.telemetry.exporting_child", action],
+        env={**kept, **environ},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+@pytest.mark.rows("P10")
+@pytest.mark.parametrize("protocol", [GRPC, HTTP])
 def test_a_requests_telemetry_arrives(receiver: Receiver, protocol: str) -> None:
-    """Its span has parent, link, kind, status and attributes; its metrics have exact buckets."""
+    """Its span has an id of its own, whatever the engine seeds; its metrics have exact buckets."""
     told = run_child(
         "served",
-        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc if protocol == "grpc" else receiver.http,
+        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc if protocol == GRPC else receiver.http,
         OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
         OTEL_SERVICE_NAME="worker-7",
         OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=test",
@@ -41,14 +63,16 @@ def test_a_requests_telemetry_arrives(receiver: Receiver, protocol: str) -> None
     assert told["lost"] == {"traces": 0, "metrics": 0}
     assert told["warnings"] == []
     assert told["threads"] == ["MainThread"]
-    receiver.settle()
     spans = receiver.spans
     assert [span.name for span in spans] == ["engine.generate"] * REQUESTS
+    assert len({span.span_id for span in spans}) == REQUESTS
     for span in spans:
         assert (span.trace_id, span.parent_id) == (TRACE_ID, PARENT_ID)
         assert span.links == (Link(LINKED_TRACE_ID, LINKED_SPAN_ID),)
         assert (span.kind, span.status, span.scope) == ("SERVER", "UNSET", "rx_backend")
-        assert span.start_ns < span.end_ns
+        (first,) = span.events
+        assert first.name == "first_token"
+        assert span.start_ns <= first.time_ns <= span.end_ns
         assert span.attributes["output_tokens"] == TOKENS
         assert span.attributes["finish_reason"] == "Length"
         assert span.attributes["ttft_ms"] > 0.0
@@ -64,10 +88,9 @@ def test_a_requests_telemetry_arrives(receiver: Receiver, protocol: str) -> None
 
 
 def test_the_end_of_the_process_exports_the_rest(receiver: Receiver) -> None:
-    """What waits when nobody shuts telemetry down arrives all the same."""
+    """What is pending when nothing shuts telemetry down arrives all the same."""
     told = run_child("at_exit", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc)
     assert told["tokens"] == ANSWER[:1]
-    receiver.settle()
     assert [span.resource["service.name"] for span in receiver.spans] == ["rx-backend"]
     assert receiver.points_of("gen_ai.server.time_to_first_token")
 
@@ -77,55 +100,55 @@ def test_providers_of_the_application_are_left_alone(receiver: Receiver) -> None
     told = run_child("beside_others", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc)
     assert told["same"]
     assert told["spans"] == ["engine.generate"] * REQUESTS
-    assert "gen_ai.server.request.duration" in told["metrics"]
+    assert told["requests"] == REQUESTS
     assert told["told"].count("left to opentelemetry.sdk.") == 2
     assert told["warnings"] == []
-    receiver.settle()
-    assert receiver.spans == []
-    assert receiver.points == []
+    assert (receiver.spans, receiver.points) == ([], [])
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-@pytest.mark.parametrize(("place", "says"), [(refusing, "refused"), (silent, "deadline")])
-def test_a_receiver_that_is_down_or_slow_costs_a_stream_nothing(
-    place: Callable[[], AbstractContextManager[str]], says: str, protocol: str
+@pytest.mark.parametrize(
+    ("how", "protocol", "says"),
+    [
+        ("refuses", GRPC, "refused"),
+        ("refuses", HTTP, "refused"),
+        ("silent", GRPC, "deadline"),
+        ("silent", HTTP, "deadline"),
+        ("fails", HTTP, "Internal Server Error"),
+        ("endless-headers", HTTP, "100 headers"),
+        ("garbage", HTTP, "Bad"),
+        ("garbage", GRPC, "UNAVAILABLE"),
+        # The status is the answer: no body is read.
+        ("endless-body", HTTP, None),
+        ("slow-body", HTTP, None),
+    ],
+)
+def test_a_receiver_that_misbehaves_costs_a_stream_nothing(
+    how: str, protocol: str, says: str | None
 ) -> None:
-    """Requests are answered, the shutdown gives up by itself, and each loss is told once."""
-    with place() as address:
+    """Streams, shutdown and memory are as ever; each loss is counted, and logged once, in a line."""
+    with misbehaving(how) as address:
         told = run_child(
             "served",
             OTEL_EXPORTER_OTLP_ENDPOINT=address,
             OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
+            OTEL_BSP_MAX_EXPORT_BATCH_SIZE="1",
             DEADLINE_S="1",
             **PATIENT,
         )
     assert told["tokens"] == ANSWER
-    _lost_all(told, says)
-
-
-def test_a_receiver_that_fails_costs_a_stream_nothing() -> None:
-    """Every batch that is refused is counted; the reason is told once, with the first."""
-    with failing() as address:
-        told = run_child(
-            "served",
-            OTEL_EXPORTER_OTLP_ENDPOINT=address,
-            OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
-            OTEL_BSP_MAX_EXPORT_BATCH_SIZE="1",
-            OTEL_METRIC_EXPORT_INTERVAL="10",
-        )
-    assert told["tokens"] == ANSWER
-    _lost_all(told, "Internal Server Error")
-    assert told["threads"] == ["MainThread"]
-
-
-def _lost_all(told: dict[str, Any], says: str) -> None:
+    assert told["memory_mb"] < MANY_MB
     lost, warnings = told["lost"], told["warnings"]
+    if says is None:
+        assert (lost, warnings) == ({"traces": 0, "metrics": 0}, [])
+        return
     assert lost["traces"] == REQUESTS
     assert lost["metrics"] > 0
     assert len(warnings) == 2, warnings
     for warning, what in zip(sorted(warnings), ("metric points", "spans"), strict=True):
         assert warning.startswith(f"rx_backend.telemetry: {what} are being lost")
         assert says in warning
+        assert warning.isprintable()
+        assert len(warning) < 500
 
 
 def test_prometheus_scrapes_the_metrics(receiver: Receiver) -> None:
@@ -141,5 +164,46 @@ def test_prometheus_scrapes_the_metrics(receiver: Receiver) -> None:
     assert any(line.startswith("rx_backend_requests_total{") for line in lines)
     assert told["after"] == "ConnectionRefusedError"
     assert f"Prometheus at {told['url']}" in told["told"]
-    receiver.settle()
     assert receiver.points == []
+
+
+def test_a_run_is_exported(receiver: Receiver, tmp_path: Path) -> None:
+    """Each request is a span at the receiver and a line of the file; latencies are the replay's."""
+    out = _run(tmp_path, "--otlp", receiver.grpc)
+    assert f"telemetry: traces: OTLP over grpc to {receiver.grpc}" in out
+    assert "were lost" not in out
+    lines = (tmp_path / "spans.jsonl").read_text().splitlines()
+    ids = {json.loads(line)["span_id"] for line in lines}
+    assert len(ids) == 12
+    assert {span.span_id for span in receiver.named("engine.generate")} == ids
+    (first,) = receiver.points_of("gen_ai.server.time_to_first_token")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert first.count == summary["completed"]
+
+
+def test_a_run_without_a_receiver_says_what_was_lost(tmp_path: Path) -> None:
+    """The replay is the same, and its files are there."""
+    with misbehaving("refuses") as address:
+        out = _run(
+            tmp_path,
+            *("--no-spans", "--otlp", address),
+            OTEL_EXPORTER_OTLP_PROTOCOL=HTTP,
+            OTEL_METRICS_EXPORTER="none",
+            OTEL_EXPORTER_OTLP_TIMEOUT="0.2",
+        )
+    assert "telemetry: 12 spans and 0 metric points were lost" in out
+    assert (tmp_path / "summary.json").exists()
+
+
+def _run(folder: Path, *flags: str, **environ: str) -> str:
+    arguments = ["run", "--synthetic", "--limit", "12", "--no-plot", "--out", str(folder)]
+    done = subprocess.run(
+        [sys.executable, "-m", "rx_backend.cli", *arguments, *flags],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=25,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

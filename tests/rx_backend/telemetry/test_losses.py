@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
+from opentelemetry.trace import Link, SpanContext, StatusCode
 
-from rx_backend.telemetry.counted_spans import CountedSpans
-from rx_backend.telemetry.losses import Losses
+from rx_backend.telemetry.counted import CountedExporter, CountedSpans
+from rx_backend.telemetry.repaired_span import repaired_span
 from tests.leaks import LeakWatch
+from tests.otlp.messages import spans_in
+from tests.spans import Spans
 
 
 class Gate(SpanExporter):
@@ -49,15 +57,14 @@ class Fails(SpanExporter):
 @contextmanager
 def queue(
     exporter: SpanExporter, size: int, sampler: Sampler = ALWAYS_ON
-) -> Generator[tuple[TracerProvider, CountedSpans, Losses]]:
-    """A provider over one queue, of which each batch has one span."""
+) -> Generator[tuple[TracerProvider, CountedSpans, CountedExporter]]:
+    """Make a provider over one queue, of which each batch has one span."""
     logging.getLogger("opentelemetry.exporter.tests")
-    losses = Losses()
-    spans = CountedSpans(exporter, losses, queue_size=size, batch_size=1)
+    spans = CountedSpans(exporter, queue_size=size, batch_size=1)
     provider = TracerProvider(sampler, shutdown_on_exit=False)
     provider.add_span_processor(spans)
     try:
-        yield provider, spans, losses
+        yield provider, spans, spans.counted
     finally:
         provider.shutdown()
 
@@ -70,16 +77,16 @@ def end(provider: TracerProvider, *names: str) -> None:
 def test_spans_beyond_a_full_queue_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     """Ending a span never waits; those for which there is no room are lost, and told once."""
     gate = Gate()
-    with queue(gate, size=2) as (provider, _, losses):
+    with queue(gate, size=3) as (provider, _, losses):
         end(provider, "first")
         assert gate.entered.wait(10.0)
         end(provider, "second", "third", "fourth", "fifth", "sixth")
-        assert losses.lost["traces"] == 3
+        assert losses.lost == 3
         gate.opened.set()
         provider.force_flush()
-        end(provider, "seventh")
-    assert gate.names == ["first", "second", "third", "seventh"]
-    assert losses.lost == {"traces": 3, "metrics": 0}
+        end(provider, "cut \ud83d")
+    assert gate.names == ["first", "second", "third", "cut \ufffd"]
+    assert losses.lost == 3
     (warning,) = caplog.messages
     assert warning.startswith("spans are being lost: the queue is full")
     assert gate.shutdowns == 1
@@ -91,9 +98,9 @@ def test_a_failing_exporter_is_told_once_and_its_own_words_are_held_back(
     """Each span of a failed export is lost; the first warning has the exporter's reason."""
     with queue(Fails(), size=8) as (provider, _, losses):
         end(provider, "fails", "raises", "fails")
-    assert losses.lost["traces"] == 3
+    assert losses.lost == 3
     assert caplog.messages == [
-        "spans are being lost: no answer.; rx_backend.telemetry.lost counts them, and this is said once"
+        "spans are being lost: no answer.; rx_backend.telemetry.lost counts them, and this is logged once"
     ]
 
 
@@ -116,14 +123,16 @@ def test_what_is_under_way_at_the_deadline_is_lost() -> None:
         end(provider, "first")
         assert gate.entered.wait(10.0)
         end(provider, "second", "third")
-        spans.start_closing()
-        spans.cut_off()
-        spans.settle(0.0)
-        assert losses.lost["traces"] == 3
+        closing = threading.Thread(target=spans.shutdown)
+        closing.start()
+        losses.shutdown()
+        losses.discard()
+        assert losses.lost == 3
         end(provider, "late")
-        assert losses.lost["traces"] == 4
+        assert losses.lost == 4
         gate.opened.set()
-    assert losses.lost["traces"] == 4
+        closing.join()
+    assert losses.lost == 4
     assert gate.shutdowns == 1
 
 
@@ -131,14 +140,14 @@ def test_unsampled_spans_are_no_loss() -> None:
     """They were never meant to be exported."""
     with queue(Gate(), size=1, sampler=ALWAYS_OFF) as (provider, _, losses):
         end(provider, "one", "two")
-    assert losses.lost["traces"] == 0
+    assert losses.lost == 0
 
 
 @pytest.mark.filterwarnings("ignore:This process")
 def test_a_forked_process_has_a_queue_of_its_own() -> None:
     """What waits in the parent takes no room in the child, whose own spans are exported at its end."""
     gate = Gate()
-    with queue(gate, size=2) as (provider, spans, losses):
+    with queue(gate, size=3) as (provider, spans, losses):
         end(provider, "first")
         assert gate.entered.wait(10.0)
         end(provider, "second", "third")
@@ -150,15 +159,77 @@ def test_a_forked_process_has_a_queue_of_its_own() -> None:
                 gate.opened = threading.Event()
                 gate.opened.set()
                 end(provider, "of the child")
-                spans.start_closing()
-                spans.wait_closed(10.0)
+                spans.shutdown()
                 os.write(writer, f"{gate.names} {losses.lost}".encode())
             finally:
                 os._exit(0)
         os.waitpid(child, 0)
         os.close(writer)
         with os.fdopen(reader) as told:
-            assert told.read() == "['of the child'] {'traces': 0, 'metrics': 0}"
+            assert told.read() == "['of the child'] 0"
         gate.opened.set()
     assert gate.names == ["first", "second", "third"]
-    assert losses.lost["traces"] == 1
+    assert losses.lost == 1
+
+
+ANY_TEXT = st.text(st.characters(codec=None), min_size=1, max_size=3)
+VALUES = ANY_TEXT | st.lists(ANY_TEXT, max_size=2) | st.integers(0, 9)
+ATTRIBUTES = st.dictionaries(ANY_TEXT, VALUES, max_size=2)
+
+
+@pytest.mark.rows("P10")
+@given(
+    name=ANY_TEXT,
+    status=ANY_TEXT,
+    scope=ANY_TEXT,
+    own=ATTRIBUTES,
+    of_event=ATTRIBUTES,
+    of_link=ATTRIBUTES,
+)
+def test_text_that_can_not_be_encoded_is_repaired(
+    *,
+    name: str,
+    status: str,
+    scope: str,
+    own: dict[str, Any],
+    of_event: dict[str, Any],
+    of_link: dict[str, Any],
+) -> None:
+    """Wherever in a span it is: the span arrives whole, and so do the others of its batch."""
+    spans = Spans()
+    tracer = spans.provider.get_tracer(scope)
+    tracer.start_span("before").end()
+    link = Link(SpanContext(1, 2, is_remote=True), of_link)
+    span = tracer.start_span(name, attributes=own, links=[link])
+    span.add_event(status, of_event)
+    span.set_status(StatusCode.ERROR, status)
+    span.end()
+    tracer.start_span("after").end()
+    fit = [*map(repaired_span, spans.finished)]
+    before, repaired, after = spans_in(encode_spans(fit))
+    assert (before.name, after.name) == ("before", "after")
+    event = repaired.events[0]
+    assert (repaired.name, repaired.scope) == (repair(name), repair(scope))
+    assert repaired.description == event.name == repair(status)
+    assert repaired.attributes == repaired_all(own)
+    assert event.attributes == repaired_all(of_event)
+    linked = dict(fit[1].links[0].attributes or {})
+    assert {key: listed(value) for key, value in linked.items()} == repaired_all(of_link)
+
+
+def repaired_all(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {repair(key): repair(value) for key, value in attributes.items()}
+
+
+def listed(value: Any) -> Any:
+    return [*value] if isinstance(value, tuple) else value
+
+
+def repair(value: Any) -> Any:
+    """Return what arrives: pairs of surrogates are their character, others are U+FFFD."""
+    if isinstance(value, int):
+        return value
+    if isinstance(value, str):
+        paired = value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        return re.sub("[\ud800-\udfff]", "\ufffd", paired)
+    return [*map(repair, value)]

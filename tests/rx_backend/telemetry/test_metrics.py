@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from operators import deadlines
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
+from rx_backend.engines import SampleEngine
 from rx_backend.errors import Disconnected, InvalidArgument
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
@@ -26,7 +26,6 @@ from tests.meters import Meters
 from tests.rx_backend._engines import (
     ScriptedEngine,
     Step,
-    Stream,
     collect,
     request,
     run_virtual,
@@ -34,6 +33,7 @@ from tests.rx_backend._engines import (
     token,
     virtual,
 )
+from tests.rx_backend.telemetry._ends import metered
 from tests.spans import Spans
 
 REQUESTS, ABORTS, ACTIVE = "rx_backend.requests", "rx_backend.aborts", "rx_backend.requests.active"
@@ -44,115 +44,8 @@ HOW = ("rx_backend.finish_reason", "error.type")
 
 @pytest.fixture(autouse=True)
 def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment says nothing about recording."""
+    """Remove what the environment says about recording."""
     monkeypatch.delenv(EXPORT_ENABLED, raising=False)
-
-
-def metered(
-    engine: ScriptedEngine,
-    meters: Meters,
-    spans: Spans | None = None,
-    mode: str = "agg",
-    **more: Any,
-) -> EngineAdapter:
-    tracer = None if spans is None else spans.tracer
-    return EngineAdapter(
-        engine,
-        mode,
-        tracer=tracer,
-        meter_provider=meters.provider,
-        clock=asyncio.get_running_loop().time,
-        **more,
-    )
-
-
-async def read_all(stream: Stream) -> None:
-    await collect(stream)
-
-
-async def close_after_one(stream: Stream) -> None:
-    await anext(stream)
-    await stream.aclose()
-
-
-async def cancelled_task(stream: Stream) -> None:
-    task = asyncio.create_task(collect(stream))
-    await asyncio.sleep(2.5)
-    task.cancel()
-    await asyncio.wait([task])
-
-
-async def forget_after_one(stream: Stream) -> None:
-    await anext(stream)
-    del stream
-    gc.collect()
-    await asyncio.sleep(0)
-
-
-Leave = Callable[[Stream], Awaitable[None]]
-
-# Every way out: the engine's steps, what the consumer does, and how that is counted.
-ENDS: dict[str, tuple[list[Step], Leave, tuple[str, str | None]]] = {
-    "stop": ([1, token(1), stop()], read_all, ("stop", None)),
-    "length": ([1, token(1), LLMEngineOutput.length()], read_all, ("length", None)),
-    "cancelled": ([1, token(1), LLMEngineOutput.cancelled()], read_all, ("cancelled", None)),
-    "error-terminal": (
-        [1, token(1), LLMEngineOutput.error("prompt text")],
-        read_all,
-        ("error", "ErrorTerminal"),
-    ),
-    "typed-error": ([1, token(1), Disconnected("gone")], read_all, ("failed", "Disconnected")),
-    "any-error": ([1, token(1), RuntimeError("boom")], read_all, ("failed", "Unknown")),
-    "no-terminal": ([1, token(1)], read_all, ("failed", "StreamIncomplete")),
-    "closed": ([1, token(1), 9, stop()], close_after_one, ("dropped", "Dropped")),
-    "task-cancelled": ([1, token(1), 9, stop()], cancelled_task, ("dropped", "Dropped")),
-    "forgotten": ([1, token(1), 9, stop()], forget_after_one, ("dropped", "Dropped")),
-}
-
-
-@pytest.mark.parametrize(("script", "leave", "how"), ENDS.values(), ids=ENDS)
-@virtual
-async def test_every_way_out_counts_once(
-    script: list[Step], leave: Leave, how: tuple[str, str | None]
-) -> None:
-    """One request, its tokens, its duration with the error's type, and nothing is left active."""
-    meters, spans = Meters(), Spans()
-    stream = await metered(ScriptedEngine(*script), meters, spans).generate(request(prompt=5))
-    assert meters.counts(ACTIVE) == {(): 1}
-    held = [stream]
-    del stream
-    await leave(held.pop())
-    assert meters.counts(REQUESTS, *HOW) == {how: 1}
-    assert meters.counts(ACTIVE) == {}
-    assert meters.counts("rx_backend.tokens", "gen_ai.token.type") == {
-        ("input",): 5,
-        ("output",): 1,
-    }
-    assert meters.counts(DURATION, "error.type") == {how[1:]: 1}
-    assert meters.counts(FIRST) == ({(): 1} if how[1] is None else {})
-    assert (spans.one().attributes or {}).get("error.type") == how[1]
-
-
-@pytest.mark.parametrize(
-    ("setup", "how"),
-    [
-        (InvalidArgument("too long"), ("setup_failed", "InvalidArgument")),
-        (ValueError("too long"), ("setup_failed", "InvalidArgument")),
-        (60, ("dropped", "Dropped")),
-    ],
-)
-@virtual
-async def test_a_request_without_a_stream_counts_once(
-    setup: Step, how: tuple[str, str | None]
-) -> None:
-    """A set-up that fails, and a caller who leaves during it."""
-    meters, spans = Meters(), Spans()
-    adapter = metered(ScriptedEngine(setup=[setup]), meters, spans)
-    with pytest.raises((InvalidArgument, TimeoutError)):
-        await asyncio.wait_for(adapter.generate(request()), 5)
-    assert meters.counts(REQUESTS, *HOW) == {how: 1}
-    assert meters.counts(ACTIVE) == {}
-    assert (spans.one().attributes or {})["error.type"] == how[1]
 
 
 @virtual
@@ -182,43 +75,6 @@ def test_one_gap_in_so_many_is_recorded(chunks: list[int]) -> None:
     run_virtual(run())
     gaps = sum(max(count - 1, 0) for count in chunks)
     assert meters.counts(GAP).get((), 0) == -(-gaps // EVERY_NTH_GAP)
-
-
-ALL_STEPS: st.SearchStrategy[list[Step]] = st.lists(
-    st.sampled_from([token(1), LLMEngineOutput(), 1, 0.5]), max_size=4
-)
-ANY_END: st.SearchStrategy[list[Step]] = st.sampled_from(
-    [[stop()], [LLMEngineOutput.error("e")], [Disconnected("gone")], [RuntimeError("e")], [], [60]]
-)
-
-
-@given(st.lists(st.tuples(ALL_STEPS, ANY_END, st.integers(0, 5)), max_size=6))
-def test_metrics_agree_with_spans(requests: list[tuple[list[Step], list[Step], int]]) -> None:
-    """Whatever happens to requests side by side, both say the same of how they ended."""
-    meters, spans = Meters(), Spans()
-
-    async def one(script: list[Step], end: list[Step], patience: int) -> None:
-        stream = await metered(ScriptedEngine(*script, *end), meters, spans).generate(request())
-        try:
-            async with asyncio.timeout(patience):
-                await collect(stream)
-        except TimeoutError:
-            pass
-        finally:
-            await stream.aclose()
-
-    async def run() -> None:
-        await asyncio.gather(*[one(*parts) for parts in requests])
-
-    run_virtual(run())
-    told = [(span.attributes or {}).get("error.type") for span in spans.finished]
-    assert meters.counts(REQUESTS, "error.type") == {
-        (kind,): told.count(kind) for kind in set(told)
-    }
-    tokens = sum((span.attributes or {})["output_tokens"] for span in spans.finished)  # type: ignore[misc]
-    counted = meters.counts("rx_backend.tokens", "gen_ai.token.type").get(("output",), 0)
-    assert counted == tokens
-    assert meters.counts(ACTIVE) == {}
 
 
 @pytest.mark.rows("A2", "A3", "A4", "A5")
@@ -335,18 +191,68 @@ async def test_without_a_meter_provider_nothing_is_measured() -> None:
     assert "on_outcome" not in adapter.draw()
 
 
+class Serves(SampleEngine):
+    """Refuses every model that it does not serve; without a name it serves all."""
+
+    def __init__(self, *models: str) -> None:
+        super().__init__(token_interval_ms=0)
+        self.models = models
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        if self.models and request.model not in self.models:
+            raise InvalidArgument("no such model")
+        yield token(1)
+        yield stop()
+
+
+async def asked_for(models: Iterable[str], engine: Serves) -> dict[Any, int]:
+    """Ask for each model in turn; the requests that were counted, by model and reason."""
+    meters = Meters()
+    adapter = metered(engine, meters, Spans())
+    for model in models:
+        await collect(await adapter.generate(PreprocessedRequest(model=model, token_ids=[1])))
+    assert meters.counts(ACTIVE) == {}
+    tokens = meters.counts("rx_backend.tokens", "gen_ai.token.type", "gen_ai.request.model")
+    requests = meters.counts(REQUESTS, "gen_ai.request.model")
+    assert {model: tokens["input", model] for (model,) in requests} == {
+        model: count for (model,), count in requests.items()
+    }
+    labels = {point.attributes["gen_ai.request.model"] for point in meters.points(DURATION)}
+    assert labels == {model for (model,) in requests}
+    return meters.counts(REQUESTS, "gen_ai.request.model", "rx_backend.finish_reason")
+
+
+@pytest.mark.parametrize("junk", [1, 40, 500])
+@virtual
+async def test_models_that_are_refused_share_a_label(junk: int) -> None:
+    """However many there are, and before or after the first request for one that is served."""
+    models = [*(f"typo-{number}" for number in range(junk)), "real", "typo", "real", "other"]
+    assert await asked_for(models, Serves("real", "other")) == {
+        ("real", "stop"): 2,
+        ("other", "stop"): 1,
+        (OTHER_MODELS, "failed"): junk + 1,
+    }
+
+
 @virtual
 async def test_the_models_that_are_told_apart_are_few() -> None:
-    """What clients write as a model's name can't fill the metrics' store."""
-    meters = Meters()
-    adapter = metered(ScriptedEngine(stop()), meters)
-    for number in range(100):
-        named = PreprocessedRequest(model=f"m{number}", token_ids=[1])
-        await collect(await adapter.generate(named))
-    models = meters.counts(REQUESTS, "gen_ai.request.model")
-    assert len(models) == 33
-    assert models[OTHER_MODELS,] == 68
-    assert sum(models.values()) == 100
+    """An engine that serves whatever clients write can't fill the metrics' store."""
+    counts = await asked_for((f"m{number}" for number in [*range(100), 0]), Serves())
+    assert len(counts) == 33
+    assert (counts["m0", "stop"], counts[OTHER_MODELS, "stop"]) == (2, 68)
+
+
+@pytest.mark.rows("P10")
+@virtual
+async def test_a_label_that_can_not_be_encoded_is_repaired() -> None:
+    """It would cost the whole scrape."""
+    models = ["cut \ud83d", "pair \ud83d\ude00", "cut \ud83e"]
+    assert await asked_for(models, Serves()) == {
+        ("cut \ufffd", "stop"): 2,
+        ("pair \U0001f600", "stop"): 1,
+    }
 
 
 def labels_of(meters: Meters) -> Iterator[str]:

@@ -36,7 +36,6 @@ def test_a_request_is_part_of_its_clients_trace(receiver: Receiver, tmp_path: Pa
             receiver.until(lambda name=name: receiver.named(name))
         served.signal()
         assert served.ended() == 0
-    receiver.settle()
     (ours,) = receiver.named("engine.generate")
     assert (ours.trace_id, ours.kind, ours.status) == (TRACE_ID, "SERVER", "UNSET")
     assert ours.attributes["output_tokens"] == 3
@@ -81,7 +80,6 @@ def test_the_link_of_a_pair_resolves(receiver: Receiver, tmp_path: Path) -> None
         for worker in workers:
             worker.signal()
             assert worker.ended() == 0
-    receiver.settle()
     spans = {span.attributes["disagg_role"]: span for span in receiver.named("engine.generate")}
     prefill, decode = spans["prefill"], spans["decode"]
     assert decode.links == (Link(prefill.trace_id, prefill.span_id),)

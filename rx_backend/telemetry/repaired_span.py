@@ -1,0 +1,57 @@
+"""Spans whose text can be encoded: one that can't be would fail the export of its whole batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, Status
+
+from rx_backend.telemetry.encodable import encodable
+
+__all__ = ("repaired_span",)
+
+
+def repaired_span(span: ReadableSpan) -> ReadableSpan:
+    """Return *span*, or where some of its text can't be encoded a copy with U+FFFD (row P10)."""
+    scope = span.instrumentation_scope
+    named = (scope.name, scope.version, scope.schema_url, scope.attributes) if scope else ()
+    texts = [span.name, span.status.description, dict(span.attributes or {}), named]
+    texts += [(event.name, dict(event.attributes or {})) for event in span.events]
+    texts += [dict(link.attributes or {}) for link in span.links]
+    try:
+        json.dumps(texts, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return ReadableSpan(
+            name=encodable(span.name),
+            context=span.context,
+            parent=span.parent,
+            resource=span.resource,
+            attributes=_repaired(span.attributes),
+            events=[
+                Event(encodable(event.name), _repaired(event.attributes), event.timestamp)
+                for event in span.events
+            ],
+            links=[Link(link.context, _repaired(link.attributes)) for link in span.links],
+            kind=span.kind,
+            status=Status(span.status.status_code, _repaired(span.status.description)),
+            start_time=span.start_time,
+            end_time=span.end_time,
+            instrumentation_scope=scope and InstrumentationScope(*map(_repaired, named)),
+        )
+    return span
+
+
+def _repaired(value: Any) -> Any:
+    """Return a value of an attribute, or all attributes, with the text repaired."""
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, Mapping):
+        items = cast("Mapping[object, object]", value).items()
+        return {_repaired(name): _repaired(item) for name, item in items}
+    if isinstance(value, list | tuple):
+        return [*map(_repaired, cast("Sequence[object]", value))]
+    return value

@@ -1,0 +1,392 @@
+"""What is logged of requests: once, at the right level, with ids, and without anybody's text."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Generator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
+from reactivex import operators as ops
+from structlog.testing import LogCapture, capture_logs
+
+from operators import Pipeline
+from rx_backend.adapter import EngineAdapter
+from rx_backend.context import RequestContext
+from rx_backend.errors import Disconnected, InvalidArgument
+from rx_backend.logger import Logger, get_logger
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, StopConditions
+from rx_backend.telemetry import EXPORT_ENABLED, add_trace_ids
+from tests.rx_backend._engines import (
+    ScriptedEngine,
+    Step,
+    adapter_of,
+    collect,
+    request,
+    run_virtual,
+    stop,
+    token,
+    virtual,
+)
+from tests.rx_backend.telemetry._ends import SECRET
+from tests.spans import Spans
+
+LOGGER = "rx_backend.requests"
+SECRET_ID = 987_654_321
+
+
+@pytest.fixture(autouse=True)
+def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove what the environment says about recording."""
+    monkeypatch.delenv(EXPORT_ENABLED, raising=False)
+
+
+@pytest.fixture
+def at_info() -> Generator[list[dict[str, Any]]]:
+    """Structlog as a production service has it, from INFO on; gives the events."""
+    capture = LogCapture()
+    structlog.configure([capture], structlog.make_filtering_bound_logger(logging.INFO))
+    yield capture.entries  # type: ignore[misc]
+    structlog.reset_defaults()
+
+
+async def logged(script: list[Step], **more: Any) -> list[Any]:
+    """Serve one request at DEBUG; what was logged."""
+    with capture_logs() as events:
+        adapter = adapter_of(ScriptedEngine(*script), **more)
+        await collect(await adapter.generate(request(), RequestContext("r1")))
+    return events
+
+
+@virtual
+async def test_debug_tells_a_requests_life() -> None:
+    """Start, first token and end, in that order and with the same ids."""
+    events = await logged([1, LLMEngineOutput(), 1, token(1), 1, token(2), stop()], spans=Spans())
+    assert [(event["event"], event["log_level"]) for event in events] == [
+        ("request started", "debug"),
+        ("first token", "debug"),
+        ("request ended", "info"),
+    ]
+    assert [event["span_id"] for event in events] == [events[0]["span_id"]] * 3
+    _, first, end = events
+    assert first["ttft_ms"] == end["ttft_ms"] == 2000.0
+    assert end["duration_ms"] == 3000.0
+    assert (end["itl_p50_ms"], end["itl_max_ms"]) == (1000.0, 1000.0)
+
+
+@virtual
+async def test_info_is_one_line_per_request(at_info: list[dict[str, Any]]) -> None:
+    """Nothing else of a request that goes well; nothing at all of a health probe that does."""
+    adapter = adapter_of(ScriptedEngine(1, token(1), stop()), spans=Spans())
+    await collect(await adapter.generate(request()))
+    assert [event["event"] for event in at_info] == ["request ended"]
+    probe = PreprocessedRequest(token_ids=[1], is_probe=True)
+    await collect(await adapter.generate(probe))
+    assert len(at_info) == 1
+    failing = adapter_of(ScriptedEngine(Disconnected("gone")), spans=Spans())
+    await collect(await failing.generate(probe))
+    assert [event["event"] for event in at_info[1:]] == ["request failed"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "script", "steps"),
+    [
+        ("agg", [1, token(1), stop()], [("abort made", False)]),
+        ("decode", [1, token(1), stop()], [("abort made", True)]),
+        ("decode", [1, stop()], [("abort suppressed", None)]),
+    ],
+    ids=["immediate", "deferred", "suppressed"],
+)
+@virtual
+async def test_what_becomes_of_an_abort_is_told(
+    mode: str, script: list[Step], steps: list[tuple[str, bool | None]], at_info: list[Any]
+) -> None:
+    """It is asked for, then made at once, made late, or not made; then the request ends."""
+    context = RequestContext("r1")
+    stream = await adapter_of(ScriptedEngine(*script), mode, Spans()).generate(request(), context)
+    context.stop_generating()
+    await collect(stream)
+    told = [(event["event"], event.get("deferred")) for event in at_info]
+    assert told == [("abort requested", None), *steps, ("request ended", None)]
+    assert {event["request_id"] for event in at_info} == {"r1"}
+    assert at_info[-1]["cancelled"] is True
+
+
+@pytest.mark.rows("O4")
+@pytest.mark.parametrize(
+    ("headers", "clients"),
+    [({}, None), ({"X-Request-Id": "c7"}, "c7"), ({"x-request-id": "x" * 9_000}, "x" * 256)],
+)
+@virtual
+async def test_failures_are_found_by_the_clients_ids(
+    headers: dict[str, str], clients: str | None
+) -> None:
+    """An operator's and an engine's: by the frontend's id, and by the one that the client sent."""
+
+    def fail(_chunk: object) -> object:
+        raise KeyError(SECRET)
+
+    with capture_logs() as events:
+        for step, operators in ((KeyError(SECRET), ()), (stop(), (ops.map(fail),))):
+            adapter = adapter_of(ScriptedEngine(token(1), step)).with_operators(*operators)
+            context = RequestContext("r1", trace_headers=headers)
+            with suppress(KeyError):
+                await collect(await adapter.generate(request(), context))
+    failures = [event for event in events if event["log_level"] in {"warning", "error"}]
+    names = [event["event"] for event in failures]
+    assert names == ["request failed", "operator failed", "request failed"]
+    ids = {(event["request_id"], event.get("x_request_id")) for event in failures}
+    assert ids == {("r1", clients)}
+
+
+@virtual
+async def test_an_error_is_told_by_its_class_and_place() -> None:
+    """The first of its chain; its message is not told."""
+
+    def fail(_context: RequestContext) -> None:
+        try:
+            {}[SECRET]
+        except KeyError as error:
+            raise Disconnected(SECRET) from error
+
+    event = (await logged([token(1), fail]))[-1]
+    assert (event["error_type"], event["error_class"]) == ("Disconnected", "KeyError")
+    assert event["raised_at"].startswith(f"{__name__}:")
+
+
+FROM_ELSEWHERE = "00-" + "a" * 32 + "-" + "b" * 16
+
+
+@pytest.mark.rows("P8")
+@pytest.mark.parametrize(
+    ("record", "header", "sampler", "has_duration", "has_latencies"),
+    [
+        (None, None, None, True, False),
+        (True, None, None, True, True),
+        (False, None, None, False, False),
+        (None, f"{FROM_ELSEWHERE}-01", None, True, False),
+        (None, f"{FROM_ELSEWHERE}-00", None, False, False),
+        (None, None, ALWAYS_OFF, False, False),
+    ],
+    ids=["no-traces", "recorded", "unrecorded", "sampled-there", "left-out-there", "left-out"],
+)
+@virtual
+async def test_only_what_is_sampled_is_timed(
+    *,
+    record: bool | None,
+    header: str | None,
+    sampler: Sampler | None,
+    has_duration: bool,
+    has_latencies: bool,
+    at_info: list[Any],
+) -> None:
+    """Tokens and ids are there always; where nothing is measured no clock is read."""
+    reads = list[None]()
+
+    def clock() -> float:
+        reads.append(None)
+        return asyncio.get_running_loop().time()
+
+    provider = TracerProvider(sampler, shutdown_on_exit=False)
+    tracer = provider.get_tracer("tests") if sampler else None
+    engine = ScriptedEngine(1, token(1), 1, LLMEngineOutput([2, 3]), stop())
+    adapter = EngineAdapter(engine, tracer=tracer, record=record, clock=clock)
+    headers = {"traceparent": header} if header else {}
+    await collect(await adapter.generate(request(), RequestContext(trace_headers=headers)))
+    (event,) = at_info
+    assert event["output_tokens"] == 3
+    assert event.get("duration_ms") == (2000.0 if has_duration else None)
+    assert event.get("ttft_ms") == (1000.0 if has_latencies else None)
+    assert bool(reads) is has_duration
+    assert event.get("trace_id", "a" * 32) == "a" * 32 or sampler is not None
+    assert (len(event.get("trace_id", "")) == 32) is bool(header or sampler)
+    assert (event.get("trace_flags", "00")[1] == "1") is (header is not None and has_duration)
+
+
+@virtual
+async def test_a_pipeline_of_ones_own_has_its_end_told(at_info: list[Any]) -> None:
+    """One without any operator: how it ended, and how long it took."""
+    adapter = adapter_of(ScriptedEngine(1, token(1), stop()), pipeline=Pipeline([]))
+    await collect(await adapter.generate(request()))
+    (event,) = at_info
+    assert (event["event"], event["duration_ms"]) == ("request ended", 1000.0)
+    assert event["finish_reason"] == "stop"
+
+
+@virtual
+async def test_standard_logging_gets_the_events(caplog: pytest.LogCaptureFixture) -> None:
+    """From its level up; fields are attributes, and words of the message that can't break a line."""
+    for level, count in ((logging.INFO, 2), (logging.WARNING, 1)):
+        caplog.set_level(level, LOGGER)
+        caplog.clear()
+        for end in (stop(), Disconnected("gone")):
+            adapter = adapter_of(ScriptedEngine(token(1), end), spans=Spans())
+            await collect(await adapter.generate(request(), RequestContext("r 1\n2")))
+        assert len(caplog.records) == count
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == (LOGGER, "WARNING")
+    assert record.pathname.endswith("request_log.py")
+    assert record.getMessage().startswith('request failed request_id="r 1\\n2" trace_id=')
+    fields = vars(record)
+    assert (fields["request_id"], fields["error_type"]) == ("r 1\n2", "Disconnected")
+    assert f" trace_id={fields['trace_id']} span_id={fields['span_id']} " in record.getMessage()
+
+
+def test_a_record_factory_may_set_the_same_names(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As correlation-id libraries do; the event's own value is the one that counts."""
+    made = logging.getLogRecordFactory()
+
+    def factory(*args: Any, **more: Any) -> logging.LogRecord:
+        record = made(*args, **more)
+        vars(record)["request_id"] = "another's"
+        return record
+
+    monkeypatch.setattr(logging, "_logRecordFactory", factory)
+    get_logger("rx_backend.x").warning("100% of it", request_id="mine")
+    (record,) = caplog.records
+    assert vars(record)["request_id"] == "mine"
+    assert record.getMessage() == "100% of it request_id=mine"
+    assert record.funcName == "test_a_record_factory_may_set_the_same_names"
+
+
+@virtual
+async def test_logging_that_fails_disturbs_nobody(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A processor that raises is complained of once, and the stream goes on to its end."""
+    monkeypatch.setattr("rx_backend.logger._reported", [])
+
+    def broken(*_: object) -> Mapping[str, Any]:
+        raise RuntimeError("no disk")
+
+    structlog.configure([broken])
+    items = await collect(await adapter_of(ScriptedEngine(token(1), stop())).generate(request()))
+    assert len(items) == 2
+    assert (
+        capsys.readouterr().err.count("logging failed, reported once: RuntimeError('no disk')") == 1
+    )
+
+
+@pytest.mark.rows("P9")
+@virtual
+async def test_an_engines_own_events_get_the_requests_ids() -> None:
+    """Through the processor, within ``generate``; outside of it nothing is added."""
+    capture = LogCapture()
+    structlog.configure([add_trace_ids, capture])
+    spans = Spans()
+
+    def say(_context: RequestContext) -> None:
+        structlog.get_logger("an_engine").warning("mine", more=1)
+
+    await collect(await adapter_of(ScriptedEngine(say, stop()), spans=spans).generate(request()))
+    structlog.get_logger().warning("outside")
+    context = spans.one().context
+    assert context is not None
+    assert {
+        "event": "mine",
+        "log_level": "warning",
+        "more": 1,
+        "trace_id": trace.format_trace_id(context.trace_id),
+        "span_id": trace.format_span_id(context.span_id),
+        "trace_flags": f"{context.trace_flags:02x}",
+    } in capture.entries
+    assert capture.entries[-1] == {"event": "outside", "log_level": "warning"}
+
+
+SECRET_CHUNK = LLMEngineOutput([SECRET_ID], text=SECRET, engine_data={"said": SECRET})
+SECRET_STEPS: st.SearchStrategy[list[Step]] = st.lists(
+    st.sampled_from([SECRET_CHUNK, LLMEngineOutput(), 1, RequestContext.stop_generating]),
+    max_size=4,
+)
+SECRET_ENDS: st.SearchStrategy[list[Step]] = st.sampled_from(
+    [
+        *([stop()], [], [60], [SECRET_CHUNK, 60], [LLMEngineOutput.error(SECRET)]),
+        *([Disconnected(SECRET)], [ValueError(SECRET)], [{"finish_reason": SECRET}]),
+        [{"token_ids": SECRET}],
+    ]
+)
+
+
+@given(
+    SECRET_STEPS, SECRET_ENDS, st.booleans(), st.integers(1, 3), st.sampled_from(["agg", "decode"])
+)
+def test_nobodys_text_is_told_at_any_level(
+    script: list[Step], end: list[Step], fails_early: bool, patience: int, mode: str
+) -> None:
+    """Neither of the prompt nor generated, nor of errors, nor token ids; whatever happens."""
+    asked = PreprocessedRequest(
+        token_ids=[SECRET_ID] * 3,
+        extra_args={"prompt": SECRET},
+        annotations=[SECRET],
+        stop_conditions=StopConditions(stop=[SECRET]),
+    )
+    engine = ScriptedEngine(
+        *script,
+        *end,
+        setup=[ValueError(SECRET)] if fails_early else [],
+        abort=[KeyError(SECRET)],
+        closing=[0.5],
+    )
+
+    def hear() -> None:
+        raise RuntimeError(SECRET)
+
+    async def serve() -> None:
+        context = RequestContext("r1")
+        context.stopped().listen(hear)
+        try:
+            async with asyncio.timeout(patience):
+                stream = await adapter_of(engine, mode, Spans()).generate(asked, context)
+                async with stream:
+                    await collect(stream)
+        except (TimeoutError, InvalidArgument):
+            pass
+        await asyncio.sleep(5)
+
+    records = _Records()
+    logging.root.addHandler(records)
+    level = logging.root.level
+    logging.root.setLevel(logging.DEBUG)
+    try:
+        run_virtual(serve())
+        with capture_logs() as events:
+            run_virtual(serve())
+    finally:
+        logging.root.setLevel(level)
+        logging.root.removeHandler(records)
+    told = repr((events, records.told))
+    assert "request started" in told
+    assert (SECRET in told, str(SECRET_ID) in told) == (False, False)
+
+
+class _Records(logging.Handler):
+    """Keeps all that there is of records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.told.append(f"{logging.Formatter().format(record)} {vars(record)}")
+
+
+def test_a_logger_binds_without_changing_itself() -> None:
+    """What is bound stays with the new logger."""
+    logger = Logger("rx_backend.x", {"a": 1})
+    with capture_logs() as events:
+        logger.bind(b=2).error("one")
+        logger.debug("two")
+    assert events == [
+        {"event": "one", "log_level": "error", "a": 1, "b": 2},
+        {"event": "two", "log_level": "debug", "a": 1},
+    ]
