@@ -27,7 +27,7 @@ from tools.document import ROOT
 __all__ = ("VERSIONS", "environment", "find", "main")
 
 VERSIONS = ("3.12", "3.13")
-EXTRAS = "cli,dynamo,otlp,parquet,plot,prometheus,slo,test"
+EXTRAS = "cli,dynamo,otlp,plot,prometheus,slo,test"
 REQUESTS = 3000
 
 _PIP = ("-m", "pip", "--quiet", "--quiet", "--disable-pip-version-check", "--no-input")

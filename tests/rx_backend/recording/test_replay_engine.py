@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
@@ -25,9 +26,8 @@ from rx_backend.recording import (
     Recording,
     ReplayEngine,
     TimedChunk,
-    read_recording,
+    read_recordings,
     record,
-    write_recording,
 )
 from rx_backend.testing import run_conformance, run_virtual
 from tests.rx_backend._engines import adapter_of, collect, virtual
@@ -245,12 +245,12 @@ def test_it_keeps_to_the_contract(tmp_path: Path, speed: float) -> None:
 
     async def make() -> None:
         engine = SimulatedEngine()
-        adapter = adapter_of(engine).with_operators(record(tmp_path / "a.jsonl"))
+        adapter = adapter_of(engine).with_operators(record(tmp_path))
         await collect(await adapter.generate(asked))
         await engine.cleanup()
 
     run_virtual(make())
-    assert len(read_recording(tmp_path / "a.jsonl").chunks) == 20
-    run_conformance(lambda: ReplayEngine(tmp_path / "a.jsonl", speed)).raise_if_failed()
-    write_recording(recorded(0.0), tmp_path / "one.jsonl")
-    run_conformance(lambda: ReplayEngine(tmp_path / "one.jsonl", speed)).raise_if_failed()
+    (recording,) = read_recordings(tmp_path)
+    assert len(recording.chunks) == 20
+    for played in (recording, recorded(0.0)):
+        run_conformance(functools.partial(ReplayEngine, played, speed)).raise_if_failed()

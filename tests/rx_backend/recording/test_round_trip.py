@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
-from rx_backend.recording import Recording, ReplayEngine, read_recording
+from rx_backend.recording import Recording, ReplayEngine, read_recordings
 from rx_backend.testing import run_virtual
 from tests.rx_backend.recording._help import recording_stream, recordings
 
@@ -69,13 +69,13 @@ def test_a_replayed_stream_records_the_same(
     """The same chunks at the same times, and the same end: for the consumer, and in the file."""
 
     async def run(folder: str) -> None:
-        first, second = Path(folder, "first.jsonl"), Path(folder, "second.jsonl")
+        first, second = Path(folder, "first"), Path(folder, "second")
         seen = await take_all(Original(plan), plan, first, in_front=in_front)
         await asyncio.sleep(began_s)
         replayed = ReplayEngine(first)
         assert await take_all(replayed, plan, second, in_front=in_front) == seen
-        recording = read_recording(first)
-        assert read_recording(second) == recording
+        (recording,) = read_recordings(first)
+        assert read_recordings(second) == [recording]
         assert (recording.chunks, recording.end) == (plan.chunks, plan.end)
 
     with tempfile.TemporaryDirectory() as folder:
