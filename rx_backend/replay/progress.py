@@ -1,4 +1,4 @@
-"""How far a replay is: a live bar on a terminal, a line now and then elsewhere."""
+"""The progress of a replay: a live bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -17,26 +17,25 @@ _LINE_EVERY_S = 2.0
 
 @contextmanager
 def progress(
-    total: int, out: TextIO, *, clock: Callable[[], float] = time.monotonic
+    out: TextIO, *, clock: Callable[[], float] = time.monotonic
 ) -> Generator[Callable[[ReplayResult], None]]:
     """
-    Show how far a replay is while the block runs.
+    Show the progress of a replay while the block runs.
 
     Args:
-        total: Requests in the workload.
-        out: Where to; a terminal gets a bar when `rich` is installed.
-        clock: Real time in seconds: how often something is shown.
+        out: Where it is shown; a terminal gets a bar if `rich` is installed.
+        clock: Real time in seconds; decides how often something is shown.
 
     Yields:
         The function to call with the result so far, as often as one likes.
     """
-    bar = _bar(total, out) if out.isatty() else None
-    if bar is None:
+    live = _bar(out) if out.isatty() else None
+    if live is None:
         yield _every(
             _LINE_EVERY_S, clock, lambda result: print(_line(result), file=out, flush=True)
         )
         return
-    show, close = bar
+    show, close = live
     try:
         yield _every(_BAR_EVERY_S, clock, show)
     finally:
@@ -44,8 +43,9 @@ def progress(
 
 
 def _line(result: ReplayResult) -> str:
+    of = "" if result.planned is None else f" of {result.planned:,}"
     return (
-        f"{len(result.requests):,} of {result.planned:,} requests, {result.tokens:,} tokens, "
+        f"{len(result.requests):,}{of} requests, {result.tokens:,} tokens, "
         f"{result.running:,} in flight at {result.duration_s:,.0f} s"
     )
 
@@ -65,24 +65,19 @@ def _every(
     return update
 
 
-def _bar(
-    total: int, out: TextIO
-) -> tuple[Callable[[ReplayResult], None], Callable[[], None]] | None:
+def _bar(out: TextIO) -> tuple[Callable[[ReplayResult], None], Callable[[], None]] | None:
     try:
         from rich.console import Console  # noqa: PLC0415  # an extra
         from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415  # an extra
     except ImportError:
         return None
-    live = Progress(
-        BarColumn(),
-        TextColumn("{task.description}"),
-        console=Console(file=out),
-        transient=True,
-    )
-    task = live.add_task("starting", total=total)
+    columns = BarColumn(), TextColumn("{task.description}")
+    live = Progress(*columns, console=Console(file=out), transient=True)
+    task = live.add_task("starting", total=None)
     live.start()
 
     def show(result: ReplayResult) -> None:
-        live.update(task, completed=len(result.requests), description=_line(result))
+        done = len(result.requests)
+        live.update(task, total=result.planned, completed=done, description=_line(result))
 
     return show, live.stop

@@ -1,11 +1,11 @@
-"""Replay a workload: each request arrives at its time and is consumed by a client of its own."""
+"""Replay a workload: each request arrives at its time and has a client of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sized
 from typing import NamedTuple
 
 from opentelemetry.trace import Tracer
@@ -26,7 +26,83 @@ from rx_backend.replay.figures import ReplayResult, RequestFigures, token_gaps
 from rx_backend.replay.workload import Request
 from rx_backend.stream import ResponseStream
 
-__all__ = ("replay",)
+__all__ = ("check_rates", "replay")
+
+
+async def replay(
+    workload: Iterable[Request],
+    engine: LLMEngine,
+    *,
+    cancel_rate: float = 0.0,
+    drop_rate: float = 0.0,
+    seed: int = 0,
+    pipeline: PipelineSource = standard_pipeline,
+    tracer: Tracer | None = None,
+    record: bool | None = None,
+    on_end: Callable[[ReplayResult], None] | None = None,
+    result: ReplayResult | None = None,
+) -> ReplayResult:
+    """
+    Send *workload* through an `EngineAdapter` over *engine*, and measure what clients see.
+
+    The engine is started first and cleaned up at the end. Time is the running loop's: virtual
+    under `rx_backend.testing.run_virtual`, real under `asyncio.run`.
+
+    Args:
+        workload: The requests, in the order of arrival; taken as they are due.
+        engine: The engine, not started yet.
+        cancel_rate: Part of the clients, 0 to 1, that call `context.stop_generating()` after
+            some tokens and read on to the end.
+        drop_rate: Part of the clients, 0 to 1, that close the stream after some tokens.
+        seed: Seed of which clients these are, and after how many tokens.
+        pipeline: The adapter's.
+        tracer: The adapter's.
+        record: The adapter's.
+        on_end: Called with the result so far whenever a request has ended.
+        result: Filled while the replay runs; a new one by default. It keeps the figures so far if
+            the replay is cancelled; requests in flight are `interrupted` then.
+
+    Returns:
+        The figures of all requests.
+
+    Raises:
+        InvalidArgument: A rate is out of its range, or the two sum to more than 1; or the workload
+            raised it, and then only when the requests in flight have ended.
+    """
+    check_rates(cancel_rate, drop_rate)
+    draw = random.Random(seed)  # noqa: S311  # a simulation, no secret
+    loop = asyncio.get_running_loop()
+    adapter = EngineAdapter(
+        engine, pipeline=pipeline, tracer=tracer, clock=loop.time, record=record
+    )
+    result = result or ReplayResult()
+    result.planned = len(workload) if isinstance(workload, Sized) else None
+    bad_row: InvalidArgument | None = None
+    try:
+        config = check_config(await engine.start(0))
+        clients = _Clients(adapter, config.model, result, on_end)
+        async with asyncio.TaskGroup() as tasks:
+            try:
+                for index, row in enumerate(workload):
+                    plan = _plan(draw, row, cancel_rate, drop_rate)
+                    delay = clients.began + row.arrival_s - loop.time()
+                    if delay > 0:
+                        await asyncio.sleep(delay)
+                    tasks.create_task(clients.run(index, row, plan))
+            except InvalidArgument as error:
+                bad_row = error
+        await engine.drain()
+    finally:
+        await engine.cleanup()
+    if bad_row is not None:
+        raise bad_row
+    return result
+
+
+def check_rates(cancel_rate: float, drop_rate: float) -> None:
+    """Raise ``InvalidArgument`` unless both are from 0 to 1, and their sum is at most 1."""
+    if fraction("cancel_rate", cancel_rate) + fraction("drop_rate", drop_rate) > 1:
+        raise InvalidArgument("cancel_rate and drop_rate must not sum to more than 1")
 
 
 class _Plan(NamedTuple):
@@ -46,67 +122,6 @@ class _Plan(NamedTuple):
         return not self.drop
 
 
-async def replay(
-    workload: Sequence[Request],
-    engine: LLMEngine,
-    *,
-    cancel_rate: float = 0.0,
-    drop_rate: float = 0.0,
-    seed: int = 0,
-    pipeline: PipelineSource = standard_pipeline,
-    tracer: Tracer | None = None,
-    record: bool | None = None,
-    on_end: Callable[[ReplayResult], None] | None = None,
-) -> ReplayResult:
-    """
-    Send *workload* through an `EngineAdapter` over *engine*, and see what clients get.
-
-    The engine is started first and cleaned up at the end. Time is the running loop's: virtual
-    under `rx_backend.testing.run_virtual`, real under `asyncio.run`.
-
-    Args:
-        workload: The requests, in the order of arrival.
-        engine: The engine, not started yet.
-        cancel_rate: Part of the clients, 0 to 1, that call `context.stop_generating()` after
-            some tokens and read on to the end.
-        drop_rate: Part of the clients, 0 to 1, that close the stream after some tokens.
-        seed: Decides which clients, and after how many tokens; the same in every run.
-        pipeline: The adapter's.
-        tracer: The adapter's.
-        record: The adapter's.
-        on_end: Called with the result so far whenever a request has ended.
-
-    Returns:
-        The figures of all requests.
-
-    Raises:
-        InvalidArgument: A rate is out of its range, or the two sum to more than 1.
-    """
-    cancel_rate = fraction("cancel_rate", cancel_rate)
-    drop_rate = fraction("drop_rate", drop_rate)
-    if cancel_rate + drop_rate > 1:
-        raise InvalidArgument("cancel_rate and drop_rate must not sum to more than 1")
-    draw = random.Random(seed)  # noqa: S311  # a simulation, no secret
-    loop = asyncio.get_running_loop()
-    adapter = EngineAdapter(
-        engine, pipeline=pipeline, tracer=tracer, clock=loop.time, record=record
-    )
-    try:
-        config = check_config(await engine.start(0))
-        clients = _Clients(adapter, config.model, len(workload), on_end)
-        async with asyncio.TaskGroup() as tasks:
-            for index, row in enumerate(workload):
-                plan = _plan(draw, row, cancel_rate, drop_rate)
-                delay = clients.began + row.arrival_s - loop.time()
-                if delay > 0:
-                    await asyncio.sleep(delay)
-                tasks.create_task(clients.run(index, row, plan))
-        await engine.drain()
-    finally:
-        await engine.cleanup()
-    return clients.result
-
-
 def _plan(draw: random.Random, row: Request, cancel_rate: float, drop_rate: float) -> _Plan:
     if not cancel_rate + drop_rate:
         return _Plan()
@@ -124,10 +139,10 @@ class _Clients:
         self,
         adapter: EngineAdapter,
         model: str,
-        planned: int,
+        result: ReplayResult,
         on_end: Callable[[ReplayResult], None] | None,
     ) -> None:
-        self.result = ReplayResult(planned)
+        self._result = result
         self._adapter = adapter
         self._model = model
         self._on_end = on_end
@@ -135,8 +150,8 @@ class _Clients:
         self.began = self._clock()
 
     async def run(self, index: int, row: Request, plan: _Plan) -> None:
-        """Be the client of one request."""
-        self.result.running += 1
+        """Run the client of one request."""
+        self._result.running += 1
         seen = _Seen(index, row, self._clock())
         request = PreprocessedRequest(
             model=self._model,
@@ -149,13 +164,17 @@ class _Clients:
                 await self._read(stream, plan, seen)
         except BackendError as failure:
             seen.fail(failure.kind)
-        self._note(seen)
+        except asyncio.CancelledError:
+            seen.outcome, seen.error = "interrupted", None
+            raise
+        finally:
+            self._add(seen)
 
     async def _read(
         self, stream: ResponseStream[Annotated[LLMEngineOutput]], plan: _Plan, seen: _Seen
     ) -> None:
-        """Take what the stream has, and do to it what the client has in mind."""
-        clock, times, came = self._clock, seen.times, seen.times.append
+        """Read the stream, and act on it as planned."""
+        clock, times, add_time = self._clock, seen.times, seen.times.append
         if plan.after == 0 and not plan.act(stream.context, seen):
             return
         async for item in stream:
@@ -164,7 +183,7 @@ class _Clients:
                 seen.fail(item.error.kind if item.error is not None else "Unknown")
                 return
             if chunk.token_ids:
-                came(clock())
+                add_time(clock())
                 seen.tokens += len(chunk.token_ids)
             reason = chunk.finish_reason
             if reason is not None:
@@ -173,12 +192,13 @@ class _Clients:
             elif len(times) == plan.after and not plan.act(stream.context, seen):
                 return
 
-    def _note(self, seen: _Seen) -> None:
+    def _add(self, seen: _Seen) -> None:
         ended, began, times = self._clock(), self.began, seen.times
         gaps, (p50, p90, p99) = token_gaps(times)
-        result = self.result
+        result = self._result
         result.running -= 1
         result.itl.add(gaps)
+        result.tokens += seen.tokens
         result.tokens_by_s.update([int(time - began) for time in times])
         result.duration_s = ended - began
         result.requests.append(
@@ -202,7 +222,7 @@ class _Clients:
 
 
 class _Seen:
-    """What one client has seen so far. A stream that ends with nothing counts as incomplete."""
+    """What one client has seen so far. A stream that ends without a terminal is incomplete."""
 
     __slots__ = ("arrived", "error", "index", "outcome", "row", "times", "tokens")
 

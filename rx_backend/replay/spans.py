@@ -1,4 +1,4 @@
-"""Finished spans as lines of JSON, timed by the clock that the replay runs on."""
+"""Finished spans as JSON Lines, timed by the clock that the replay runs on."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerPro
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Tracer, format_span_id, format_trace_id
 
+from rx_backend.replay.figures import stop_reason
+
 __all__ = ("SpanLines",)
 
 
@@ -21,16 +23,17 @@ class SpanLines(SpanProcessor):
     """
     Write every finished span as a line of JSON.
 
-    The SDK stamps spans with the wall clock, which stands still in virtual time. So starts and
-    durations are taken here, from *clock*; that is also why this is a processor and not an
-    exporter, which sees a span only after its end.
+    The SDK stamps spans with the wall clock, which stands still in virtual time. Starts and
+    durations are therefore taken here, from *clock*; an exporter would see a span only after its
+    end.
 
-    Use it as a context manager, and its `tracer` for the adapter.
+    Use it as a context manager, and its `tracer` for the adapter. If the block is interrupted or
+    fails, a last line says so: ``{"stopped_by":"interrupt"}``.
 
     Args:
-        path: The file to write; replaced when it exists.
+        path: The file to write; replaced if it exists.
         clock: The clock of the replay, in seconds.
-        provider: What makes the spans; one of its own, which exports nothing, by default.
+        provider: The provider of the tracer; one of its own, which exports nothing, by default.
 
     Raises:
         OSError: The file can't be written.
@@ -57,7 +60,7 @@ class SpanLines(SpanProcessor):
         return self._provider.get_tracer("rx_backend.replay")
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Note when *span* starts."""
+        """Take the start of *span*."""
         identity = span.get_span_context()
         if not self._out.closed:
             self._starts[identity.trace_id, identity.span_id] = self._clock()
@@ -68,25 +71,27 @@ class SpanLines(SpanProcessor):
         if identity is None or self._out.closed:
             return
         start = self._starts.pop((identity.trace_id, identity.span_id))
-        row = {
-            "name": span.name,
-            "trace_id": format_trace_id(identity.trace_id),
-            "span_id": format_span_id(identity.span_id),
-            "parent_id": format_span_id(span.parent.span_id) if span.parent else None,
-            "start_s": round(start - self._began, 6),
-            "duration_ms": round((self._clock() - start) * 1000, 3),
-            "status": span.status.status_code.name,
-            "description": span.status.description,
-            "attributes": dict(span.attributes or {}),
-        }
+        self._write(
+            name=span.name,
+            trace_id=format_trace_id(identity.trace_id),
+            span_id=format_span_id(identity.span_id),
+            parent_id=format_span_id(span.parent.span_id) if span.parent else None,
+            start_s=round(start - self._began, 6),
+            duration_ms=round((self._clock() - start) * 1000, 3),
+            status=span.status.status_code.name,
+            description=span.status.description,
+            attributes=dict(span.attributes or {}),
+        )
+
+    def _write(self, **row: object) -> None:
         self._out.write(json.dumps(row, separators=(",", ":")) + "\n")
 
     def shutdown(self) -> None:
-        """Close the file; spans that end later are lost."""
+        """Close the file; spans that end later are not written."""
         self._out.close()
 
     def __enter__(self) -> Self:
-        """Return itself."""
+        """Return the instance itself."""
         return self
 
     def __exit__(
@@ -96,4 +101,6 @@ class SpanLines(SpanProcessor):
         traceback: TracebackType | None,
     ) -> None:
         """Close the file."""
+        if error is not None and not self._out.closed:
+            self._write(stopped_by=stop_reason(error))
         self.shutdown()
