@@ -16,14 +16,12 @@ recording of a process that was killed, and valid up to that point.
 """
 
 from rx_backend.recording.files import read_recording, read_recordings, write_recording
-from rx_backend.recording.format import FORMAT, VERSION, RecordingError
+from rx_backend.recording.format import RecordingError
 from rx_backend.recording.model import Ending, Recording, TimedChunk
 from rx_backend.recording.recorder import record
 from rx_backend.recording.replay_engine import ReplayEngine
 
 __all__ = (
-    "FORMAT",
-    "VERSION",
     "Ending",
     "Recording",
     "RecordingError",

@@ -18,8 +18,6 @@ from rx_backend.recording.json_lines import decode_line
 from rx_backend.recording.model import Ending, Recording, TimedChunk, TimeMs
 
 __all__ = (
-    "FORMAT",
-    "VERSION",
     "RecordingError",
     "add_line",
     "append_chunk",
@@ -28,11 +26,9 @@ __all__ = (
     "read_header",
 )
 
-FORMAT: Final = "rx-backend-recording"
-VERSION: Final = 1
-
+_FORMAT: Final = "rx-backend-recording"
+_VERSION: Final = 1
 _HEADER: Final = ("request_id", "model", "mode", "prompt_tokens", "prompt_token_ids")
-_LOG_PROBS: Final = frozenset({"cum_log_probs", "log_probs", "top_logprobs"})
 
 
 class RecordingError(InvalidArgument):
@@ -61,7 +57,7 @@ def header_line(recording: Recording) -> bytes:
     """Return the first line of a file."""
     known = {name: getattr(recording, name) for name in _HEADER}
     present = {name: value for name, value in known.items() if value is not None}
-    return _encoder.encode({"format": FORMAT, "version": VERSION, **present}) + b"\n"
+    return _encoder.encode({"format": _FORMAT, "version": _VERSION, **present}) + b"\n"
 
 
 def append_chunk(buffer: bytearray, time_ms: float, chunk: LLMEngineOutput) -> None:
@@ -81,8 +77,7 @@ def append_chunk(buffer: bytearray, time_ms: float, chunk: LLMEngineOutput) -> N
         _encoder.encode_into(TimedChunk(time_ms, chunk), buffer, -1)
     else:
         known = msgspec.to_builtins(replace(chunk, unknown=None), enc_hook=_plain)
-        log_probs = {name: _finite(known[name]) for name in _LOG_PROBS & known.keys()}
-        fields = {**(chunk.unknown or {}), **known, **log_probs}
+        fields = _finite({**(chunk.unknown or {}), **known})
         _encoder.encode_into({"time_ms": time_ms, "chunk": fields}, buffer, -1)
     buffer += b"\n"
 
@@ -131,12 +126,12 @@ def read_header(line: bytes) -> Recording:
         InvalidArgument: It is not a header, or the header of a newer version.
     """
     found = decode_line(line, _version)
-    if found.format != FORMAT or found.version is None:
-        header = f'{{"format":"{FORMAT}","version":{VERSION},...}}'
+    if found.format != _FORMAT or found.version is None:
+        header = f'{{"format":"{_FORMAT}","version":{_VERSION},...}}'
         raise InvalidArgument(f"expected the header {header} of a recording")
-    if found.version > VERSION:
+    if found.version > _VERSION:
         raise InvalidArgument(
-            f"$.version: expected at most {VERSION}, got {found.version}: "
+            f"$.version: expected at most {_VERSION}, got {found.version}: "
             "it was recorded by a newer version of rx-backend"
         )
     recording = decode_line(line, _recording)

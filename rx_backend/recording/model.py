@@ -70,8 +70,8 @@ class Recording(Struct, kw_only=True, repr_omit_defaults=True):
 
     >>> from rx_backend import LLMEngineOutput
     >>> recording = Recording(chunks=[TimedChunk(15.5, LLMEngineOutput.token(7))])
-    >>> recording.token_ids, recording.duration_ms, recording.end
-    ([7], 15.5, None)
+    >>> recording.token_ids, recording.end
+    ([7], None)
     """
 
     request_id: str | None = None
@@ -86,10 +86,3 @@ class Recording(Struct, kw_only=True, repr_omit_defaults=True):
     def token_ids(self) -> list[int]:
         """All tokens, in order."""
         return [token for timed in self.chunks for token in timed.chunk.token_ids]
-
-    @property
-    def duration_ms(self) -> float:
-        """Time from the stream's start to its end, or to its last chunk without one, in ms."""
-        if self.end is not None:
-            return self.end.time_ms
-        return self.chunks[-1].time_ms if self.chunks else 0.0

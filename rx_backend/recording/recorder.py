@@ -43,7 +43,7 @@ def record(
 
     At the end of a pipeline, as in ``adapter.with_operators(record(...))``, it records what the
     client gets; in front, what the engine yields. An item without a chunk, such as a heartbeat, is
-    left out. A request that the engine refuses in its set-up has no stream, and no recording.
+    left out. A request that fails in its set-up has no stream, and no recording.
 
     Args:
         folder: The directory of the files; it is created when it is needed.

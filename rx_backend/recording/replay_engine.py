@@ -25,9 +25,8 @@ class ReplayEngine(LLMEngine):
     """
     Play recordings: the same chunks, with the same gaps, and the same end.
 
-    Each chunk is due at its recorded time since `generate` was called, divided by *speed*. Times
-    count from there and not from chunk to chunk, so they don't drift, and in virtual time they are
-    exactly the recorded ones. A consumer that is late gets overdue chunks at once.
+    Each chunk is due at its recorded time after `generate` was called, divided by *speed*, so times
+    don't drift. A consumer that is late gets overdue chunks at once.
 
     A request plays the recordings with its own id (``context.id``) in turn, or else all of them.
 
@@ -49,17 +48,6 @@ class ReplayEngine(LLMEngine):
     Raises:
         RecordingError: A file is not valid; the message names file, line and what was expected.
         InvalidArgument: There is no recording, or *speed* is not above 0.
-
-    >>> from rx_backend.recording import Ending, TimedChunk
-    >>> from rx_backend.testing import run_virtual
-    >>> stop = TimedChunk(50.0, LLMEngineOutput.stop())
-    >>> engine = ReplayEngine(Recording(chunks=[stop], end=Ending(50.0, "completed")), speed=2)
-    >>> async def main():
-    ...     request = PreprocessedRequest(token_ids=[1])
-    ...     async for chunk in engine.generate(request, RequestContext()):
-    ...         print(asyncio.get_running_loop().time(), chunk)
-    >>> run_virtual(main())
-    0.025 LLMEngineOutput(finish_reason=FinishReason.STOP)
     """
 
     def __init__(self, recordings: Source, speed: float = 1.0, *, model: str | None = None) -> None:

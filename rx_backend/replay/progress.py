@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TextIO
 
 from rx_backend.replay.figures import ReplayResult
@@ -29,17 +30,19 @@ def progress(
     Yields:
         The function to call with the result so far, as often as one likes.
     """
-    live = _bar(out) if out.isatty() else None
-    if live is None:
-        yield _every(
-            _LINE_EVERY_S, clock, lambda result: print(_line(result), file=out, flush=True)
-        )
-        return
-    show, close = live
-    try:
-        yield _every(_BAR_EVERY_S, clock, show)
-    finally:
-        close()
+    with ExitStack() as stack:
+        bar = _bar(out, stack) if out.isatty() else None
+        show, pause_s = (bar, _BAR_EVERY_S) if bar else (partial(_print_line, out), _LINE_EVERY_S)
+        due = clock() + pause_s
+
+        def update(result: ReplayResult) -> None:
+            nonlocal due
+            now = clock()
+            if now >= due:
+                due = now + pause_s
+                show(result)
+
+        yield update
 
 
 def _line(result: ReplayResult) -> str:
@@ -50,34 +53,22 @@ def _line(result: ReplayResult) -> str:
     )
 
 
-def _every(
-    pause_s: float, clock: Callable[[], float], show: Callable[[ReplayResult], None]
-) -> Callable[[ReplayResult], None]:
-    due = clock() + pause_s
-
-    def update(result: ReplayResult) -> None:
-        nonlocal due
-        now = clock()
-        if now >= due:
-            due = now + pause_s
-            show(result)
-
-    return update
+def _print_line(out: TextIO, result: ReplayResult) -> None:
+    print(_line(result), file=out, flush=True)
 
 
-def _bar(out: TextIO) -> tuple[Callable[[ReplayResult], None], Callable[[], None]] | None:
+def _bar(out: TextIO, stack: ExitStack) -> Callable[[ReplayResult], None] | None:
     try:
         from rich.console import Console  # noqa: PLC0415  # an extra
         from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415  # an extra
     except ImportError:
         return None
     columns = BarColumn(), TextColumn("{task.description}")
-    live = Progress(*columns, console=Console(file=out), transient=True)
+    live = stack.enter_context(Progress(*columns, console=Console(file=out), transient=True))
     task = live.add_task("starting", total=None)
-    live.start()
 
     def show(result: ReplayResult) -> None:
         done = len(result.requests)
         live.update(task, total=result.planned, completed=done, description=_line(result))
 
-    return show, live.stop
+    return show

@@ -71,24 +71,32 @@ async def replay(
     """
     check_rates(cancel_rate, drop_rate)
     draw = random.Random(seed)  # noqa: S311  # a simulation, no secret
-    loop = asyncio.get_running_loop()
-    adapter = EngineAdapter(
-        engine, pipeline=pipeline, tracer=tracer, clock=loop.time, record=record
-    )
+    clock = asyncio.get_running_loop().time
+    adapter = EngineAdapter(engine, pipeline=pipeline, tracer=tracer, clock=clock, record=record)
     result = result or ReplayResult()
     result.planned = len(workload) if isinstance(workload, Sized) else None
     bad_row: InvalidArgument | None = None
     try:
-        config = check_config(await engine.start(0))
-        clients = _Clients(adapter, config.model, result, on_end)
+        model = check_config(await engine.start(0)).model
+        began = clock()
+
+        async def serve(client: _Client) -> None:
+            result.running += 1
+            try:
+                await client.run(adapter, model)
+            finally:
+                client.add_to(result, began)
+                if on_end is not None:
+                    on_end(result)
+
         async with asyncio.TaskGroup() as tasks:
             try:
                 for index, row in enumerate(workload):
                     plan = _plan(draw, row, cancel_rate, drop_rate)
-                    delay = clients.began + row.arrival_s - loop.time()
+                    delay = began + row.arrival_s - clock()
                     if delay > 0:
                         await asyncio.sleep(delay)
-                    tasks.create_task(clients.run(index, row, plan))
+                    tasks.create_task(serve(_Client(index, row, plan, clock)))
             except InvalidArgument as error:
                 bad_row = error
         await engine.drain()
@@ -113,14 +121,6 @@ class _Plan(NamedTuple):
     drop: bool = False
     """Drop the stream; otherwise stop the request and read on."""
 
-    def act(self, context: RequestContext, seen: _Seen) -> bool:
-        """Do it; return whether to read on."""
-        if self.drop:
-            seen.outcome, seen.error = "dropped", None
-        else:
-            context.stop_generating()
-        return not self.drop
-
 
 def _plan(draw: random.Random, row: Request, cancel_rate: float, drop_rate: float) -> _Plan:
     if not cancel_rate + drop_rate:
@@ -132,108 +132,93 @@ def _plan(draw: random.Random, row: Request, cancel_rate: float, drop_rate: floa
     return _Plan(after, drop=fate >= cancel_rate)
 
 
-class _Clients:
-    """The clients of one replay, and the result that they add to."""
+class _Client:
+    """The client of one request, and what it has seen so far."""
 
-    def __init__(
-        self,
-        adapter: EngineAdapter,
-        model: str,
-        result: ReplayResult,
-        on_end: Callable[[ReplayResult], None] | None,
-    ) -> None:
-        self._result = result
-        self._adapter = adapter
-        self._model = model
-        self._on_end = on_end
-        self._clock = asyncio.get_running_loop().time
-        self.began = self._clock()
+    def __init__(self, index: int, row: Request, plan: _Plan, clock: Callable[[], float]) -> None:
+        self._index = index
+        self._row = row
+        self._plan = plan
+        self._clock = clock
+        self._arrived = clock()
+        self._times = array("d")
+        self._tokens = 0
+        # A stream that ends without a terminal is incomplete.
+        self._end("error", "StreamIncomplete")
 
-    async def run(self, index: int, row: Request, plan: _Plan) -> None:
-        """Run the client of one request."""
-        self._result.running += 1
-        seen = _Seen(index, row, self._clock())
+    async def run(self, adapter: EngineAdapter, model: str) -> None:
+        """Send the request and read its stream."""
         request = PreprocessedRequest(
-            model=self._model,
-            token_ids=[0] * row.prompt_tokens,
-            stop_conditions=StopConditions(max_tokens=row.output_tokens),
+            model=model,
+            token_ids=[0] * self._row.prompt_tokens,
+            stop_conditions=StopConditions(max_tokens=self._row.output_tokens),
         )
-        context = RequestContext(f"request-{index}")
         try:
-            async with await self._adapter.generate(request, context) as stream:
-                await self._read(stream, plan, seen)
+            context = RequestContext(f"request-{self._index}")
+            async with await adapter.generate(request, context) as stream:
+                await self._read(stream)
         except BackendError as failure:
-            seen.fail(failure.kind)
+            self._end("error", failure.kind)
         except asyncio.CancelledError:
-            seen.outcome, seen.error = "interrupted", None
+            self._end("interrupted")
             raise
-        finally:
-            self._add(seen)
 
-    async def _read(
-        self, stream: ResponseStream[Annotated[LLMEngineOutput]], plan: _Plan, seen: _Seen
-    ) -> None:
-        """Read the stream, and act on it as planned."""
-        clock, times, add_time = self._clock, seen.times, seen.times.append
-        if plan.after == 0 and not plan.act(stream.context, seen):
+    async def _read(self, stream: ResponseStream[Annotated[LLMEngineOutput]]) -> None:
+        clock, times, add_time, after = (
+            self._clock,
+            self._times,
+            self._times.append,
+            self._plan.after,
+        )
+        if after == 0 and self._leaves(stream):
             return
         async for item in stream:
             chunk = item.data
             if chunk is None:
-                seen.fail(item.error.kind if item.error is not None else "Unknown")
+                self._end("error", item.error.kind if item.error is not None else "Unknown")
                 return
             if chunk.token_ids:
                 add_time(clock())
-                seen.tokens += len(chunk.token_ids)
+                self._tokens += len(chunk.token_ids)
             reason = chunk.finish_reason
             if reason is not None:
-                seen.outcome = reason.kind
-                seen.error = "terminal" if reason.is_error else None
-            elif len(times) == plan.after and not plan.act(stream.context, seen):
+                self._end(reason.kind, "terminal" if reason.is_error else None)
+            elif len(times) == after and self._leaves(stream):
                 return
 
-    def _add(self, seen: _Seen) -> None:
-        ended, began, times = self._clock(), self.began, seen.times
+    def _leaves(self, stream: ResponseStream[Annotated[LLMEngineOutput]]) -> bool:
+        """Do as planned; return whether the stream is dropped."""
+        if self._plan.drop:
+            self._end("dropped")
+        else:
+            stream.context.stop_generating()
+        return self._plan.drop
+
+    def _end(self, outcome: str, error: str | None = None) -> None:
+        self._outcome, self._error = outcome, error
+
+    def add_to(self, result: ReplayResult, began: float) -> None:
+        """Add the figures of the request, which has ended, to *result*."""
+        ended, arrived, times = self._clock(), self._arrived, self._times
         gaps, (p50, p90, p99) = token_gaps(times)
-        result = self._result
         result.running -= 1
         result.itl.add(gaps)
-        result.tokens += seen.tokens
+        result.tokens += self._tokens
         result.tokens_by_s.update([int(time - began) for time in times])
         result.duration_s = ended - began
         result.requests.append(
             RequestFigures(
-                index=seen.index,
-                arrival_s=round(seen.arrived - began, 6),
-                prompt_tokens=seen.row.prompt_tokens,
-                asked_tokens=seen.row.output_tokens,
-                tokens=seen.tokens,
-                outcome=seen.outcome,
-                error=seen.error,
-                ttft_ms=round((times[0] - seen.arrived) * 1000, 2) if times else None,
+                index=self._index,
+                arrival_s=round(arrived - began, 6),
+                prompt_tokens=self._row.prompt_tokens,
+                asked_tokens=self._row.output_tokens,
+                tokens=self._tokens,
+                outcome=self._outcome,
+                error=self._error,
+                ttft_ms=round((times[0] - arrived) * 1000, 2) if times else None,
                 itl_p50_ms=p50,
                 itl_p90_ms=p90,
                 itl_p99_ms=p99,
-                duration_ms=round((ended - seen.arrived) * 1000, 2),
+                duration_ms=round((ended - arrived) * 1000, 2),
             )
         )
-        if self._on_end is not None:
-            self._on_end(result)
-
-
-class _Seen:
-    """What one client has seen so far. A stream that ends without a terminal is incomplete."""
-
-    __slots__ = ("arrived", "error", "index", "outcome", "row", "times", "tokens")
-
-    def __init__(self, index: int, row: Request, arrived: float) -> None:
-        self.index = index
-        self.row = row
-        self.arrived = arrived
-        self.times = array("d")
-        self.tokens = 0
-        self.fail("StreamIncomplete")
-
-    def fail(self, kind: str) -> None:
-        self.outcome = "error"
-        self.error: str | None = kind

@@ -35,12 +35,8 @@ TRACE_VARIABLE = "RX_BACKEND_TRACE"
 
 _NEAR_TRACE = Path("..", "shared", "data", "azure_llm_conv_2023.csv")
 _LIMIT, _REAL_LIMIT = 4000, 40
-_FILES = _SUMMARY, _REQUESTS, _SPANS, _PLOT = (
-    "summary.json",
-    "requests.jsonl",
-    "spans.jsonl",
-    "replay.png",
-)
+_SUMMARY, _REQUESTS, _SPANS, _PLOT = "summary.json", "requests.jsonl", "spans.jsonl", "replay.png"
+_FILES = _SUMMARY, _REQUESTS, _SPANS, _PLOT
 
 
 class RunOptions(Struct, kw_only=True, frozen=True):
@@ -201,11 +197,10 @@ class _Session:
         with ExitStack() as stack:
             tracer = None
             if options.spans:
-                from rx_backend.replay.spans import SpanLines  # noqa: PLC0415  # only on demand
+                from rx_backend.replay.spans import span_lines  # noqa: PLC0415  # only on demand
 
                 clock = asyncio.get_running_loop().time
-                lines = SpanLines(options.out / _SPANS, clock, tracers)
-                tracer = stack.enter_context(lines).tracer
+                tracer = stack.enter_context(span_lines(options.out / _SPANS, clock, tracers))
             await replay(
                 self._workload,
                 engine,
