@@ -41,14 +41,9 @@ def test_every_request_has_one_span_whatever_its_end(tmp_path: Path) -> None:
     path = tmp_path / "spans.jsonl"
 
     async def main() -> list[str]:
+        rows, engine = synthetic(100, rate_per_s=50), SimulatedEngine(error_rate=0.2)
         with span_lines(path, asyncio.get_running_loop().time) as tracer:
-            result = await replay(
-                synthetic(100, rate_per_s=50),
-                SimulatedEngine(error_rate=0.2),
-                cancel_rate=0.2,
-                drop_rate=0.2,
-                tracer=tracer,
-            )
+            result = await replay(rows, engine, cancel_rate=0.2, drop_rate=0.2, tracer=tracer)
         return [row.outcome for row in result.requests]
 
     outcomes = run_virtual(main())
@@ -62,12 +57,12 @@ def test_every_request_has_one_span_whatever_its_end(tmp_path: Path) -> None:
 
 
 def test_spans_inside_name_their_parent(tmp_path: Path) -> None:
-    """A span opened inside another names it."""
-    with (
-        span_lines(tmp_path / "spans.jsonl", lambda: 1.0) as tracer,
-        tracer.start_as_current_span("outer"),
-    ):
-        tracer.start_span("inner").end()
+    """A span inside another names it; one that ends behind the block is not written."""
+    with span_lines(tmp_path / "spans.jsonl", lambda: 1.0) as tracer:
+        with tracer.start_as_current_span("outer"):
+            tracer.start_span("inner").end()
+        late = tracer.start_span("late")
+    late.end()
     inner, outer = map(json.loads, (tmp_path / "spans.jsonl").read_text().splitlines())
     assert inner["parent_id"] == outer["span_id"]
     assert inner["duration_ms"] == 0
