@@ -18,7 +18,6 @@ HEAVY = (
     "requests",
     "matplotlib",
     "numpy",
-    "pyarrow",
     "IPython",
     "ipykernel",
     "nbformat",

@@ -26,7 +26,7 @@ from tools.document import ROOT
 __all__ = ("VERSIONS", "environment", "find", "main")
 
 VERSIONS = ("3.12", "3.13")
-EXTRAS = "cli,dynamo,otlp,parquet,plot,prometheus,slo,test"
+EXTRAS = "cli,dynamo,otlp,plot,prometheus,slo,test"
 REQUESTS = 3000
 UV = Path(sys.executable).with_name("uv")
 

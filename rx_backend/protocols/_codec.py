@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf, nan
 from struct import unpack
 from typing import Any, cast
 from uuid import UUID
@@ -102,7 +103,8 @@ def convert_output(output: Mapping[str, Any] | LLMEngineOutput) -> LLMEngineOutp
     Args:
         output: The mapping, ``finish_reason`` as `FinishReason.parse` takes it. A word without a
             reason of its own is kept in ``stop_reason``, unless that is set; empty text is no
-            reason. A chunk is returned as it is, or as a copy where its reason is to be read.
+            reason. A null among the log probabilities is minus infinity. A chunk is returned as it
+            is, or as a copy where its reason is to be read.
 
     Raises:
         InvalidArgument: It does not fit; the message names the field, what was expected and what
@@ -182,10 +184,33 @@ def _to_output(value: object, where: str = "$") -> LLMEngineOutput:
         text: object = fields.get("finish_reason")
         if isinstance(text, str):
             fields = {**fields, **_read_text(text, fields.get("stop_reason"))}
-        return convert(fields, LLMEngineOutput, where)
+        try:
+            return convert(fields, LLMEngineOutput, where)
+        except InvalidArgument:
+            return convert(_with_numbers(fields), LLMEngineOutput, where)
     if isinstance(value, LLMEngineOutput):
         return _with_reason(value)
     return convert(value, LLMEngineOutput, where)
+
+
+_NOT_FINITE: dict[object, float] = {None: -inf, "-Infinity": -inf, "Infinity": inf, "NaN": nan}
+
+
+def _with_numbers(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *fields* with numbers for what JSON has instead of a log probability that is not finite."""
+    names = {"cum_log_probs", "log_probs", "top_logprobs"} & fields.keys()
+    return {**fields, **{name: fields[name] and _numbers_in(fields[name]) for name in names}}
+
+
+def _numbers_in(value: Any, depth: int = 2) -> Any:
+    if isinstance(value, list) and depth:
+        return [_numbers_in(item, depth - 1) for item in cast("list[Any]", value)]
+    if isinstance(value, dict) and "logprob" in value:
+        entry = cast("dict[str, Any]", value)
+        return {**entry, "logprob": _numbers_in(entry["logprob"], 0)}
+    if value is None or isinstance(value, str):
+        return _NOT_FINITE.get(value, value)
+    return cast("object", value)
 
 
 def _with_reason(chunk: LLMEngineOutput) -> LLMEngineOutput:

@@ -1,48 +1,46 @@
-"""Recording files as values: read one or many, write one."""
+"""Recording files as values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias, cast
-
-import msgspec
+from typing import BinaryIO, TypeAlias
 
 from rx_backend.errors import InvalidArgument
+from rx_backend.logger import get_logger
 from rx_backend.recording.format import (
     RecordingError,
+    add_line,
     append_chunk,
     ending_line,
     header_line,
-    read_chunk,
-    read_ending,
     read_header,
 )
+from rx_backend.recording.json_lines import NotJson, read_lines
 from rx_backend.recording.model import Recording
 
-__all__ = ("AnyPath", "Source", "read_recording", "read_recordings", "write_recording")
+__all__ = ("Source", "read_recording", "read_recordings", "write_recording")
 
-AnyPath: TypeAlias = str | PathLike[str]
+Source: TypeAlias = Recording | str | PathLike[str] | Iterable[Recording | str | PathLike[str]]
+"""Where recordings come from: one, a file, a directory, or an iterable of these."""
 
-Source: TypeAlias = Recording | AnyPath | Iterable[Recording | AnyPath]
-"""Where recordings come from: one, a file, a directory, or any number of these."""
+_log = get_logger(__name__)
 
 
-def read_recording(path: AnyPath) -> Recording:
+def read_recording(path: str | PathLike[str]) -> Recording:
     """
     Read the recording of one stream.
 
-    A file that breaks off within a line, or has no end, gives what there is up to there; its
-    ``end`` is None.
+    A file that breaks off within a line, or has no last line, is read up to there; ``end`` is None.
 
     Raises:
-        RecordingError: It can't be read, is of a newer version, or a line does not fit; names the
-            file, the line and what was expected.
+        RecordingError: The file can't be read, is of a newer version, or a line is not valid; the
+            message names the file, the line and what was expected.
     """
     try:
-        with Path(path).open("rb") as lines:
-            return _read(path, lines)
+        with Path(path).open("rb") as file:
+            return _read(path, file)
     except OSError as error:
         raise RecordingError(path, None, f"can't be read: {error.strerror}") from error
 
@@ -52,11 +50,14 @@ def read_recordings(source: Source) -> list[Recording]:
     Read any number of recordings.
 
     Args:
-        source: A recording, which is taken as it is; a file; a directory, of which all ``.jsonl``
-            files are read, in the order of their names; or an iterable of these.
+        source: A recording, which is returned as it is; a file; a directory, whose ``.jsonl`` files
+            are read in the order of their paths; or an iterable of these. In a directory, a file
+            that is empty or not a valid recording is skipped, with a warning in the log that names
+            it: a full disk or a killed process must not cost the other recordings.
 
     Raises:
-        RecordingError: As in :func:`read_recording`; or a directory has no such file.
+        RecordingError: A file that *source* names is not valid, as in :func:`read_recording`; or a
+            directory contains no ``.jsonl`` file.
     """
     if isinstance(source, Recording):
         return [source]
@@ -65,19 +66,19 @@ def read_recordings(source: Source) -> list[Recording]:
     folder = Path(source)
     if not folder.is_dir():
         return [read_recording(source)]
-    files = sorted(folder.rglob("*.jsonl"))
+    files = sorted(path for path in folder.rglob("*.jsonl") if path.is_file())
     if not files:
         raise RecordingError(source, None, "expected .jsonl files in the directory, found none")
-    return [read_recording(file) for file in files]
+    return [recording for file in files if (recording := _read_or_skip(file)) is not None]
 
 
-def write_recording(recording: Recording, path: AnyPath) -> None:
+def write_recording(recording: Recording, path: str | PathLike[str]) -> None:
     """
-    Write a recording as a file, replacing what is there.
+    Write a recording to a file, replacing an existing one.
 
     Raises:
-        OSError: It can't be written.
-        TypeError: A chunk holds something that has no JSON form; nothing is written then.
+        OSError: The file can't be written.
+        TypeError: A chunk contains something without a JSON form; nothing is written then.
     """
     lines = bytearray(header_line(recording))
     for timed in recording.chunks:
@@ -87,47 +88,29 @@ def write_recording(recording: Recording, path: AnyPath) -> None:
     Path(path).write_bytes(lines)
 
 
-def _read(path: AnyPath, lines: Iterable[bytes]) -> Recording:
+def _read_or_skip(file: Path) -> Recording | None:
+    try:
+        return read_recording(file)
+    except RecordingError as error:
+        _log.warning("recording skipped", path=error.path, reason=error.message)
+        return None
+
+
+def _read(path: str | PathLike[str], file: BinaryIO) -> Recording:
     recording: Recording | None = None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(file), 1):
         if line.isspace():
             continue
         try:
-            fields = _fields(line)
             if recording is None:
-                recording = Recording(**msgspec.structs.asdict(read_header(fields)))
+                recording = read_header(line)
             else:
-                _add(recording, fields)
+                add_line(recording, line)
         except InvalidArgument as error:
-            is_cut = isinstance(error, _NotJson) and not line.endswith(b"\n")
+            is_cut = isinstance(error, NotJson) and not line.endswith(b"\n")
             if is_cut and recording is not None:
                 return recording
             raise RecordingError(path, number, error.message) from None
     if recording is None:
         raise RecordingError(path, 1, "expected the header of a recording, got an empty file")
     return recording
-
-
-def _add(recording: Recording, fields: Mapping[str, Any]) -> None:
-    if recording.end is not None:
-        raise InvalidArgument("expected nothing after the end")
-    if "chunk" in fields:
-        recording.chunks.append(read_chunk(fields))
-    elif "end" in fields:
-        recording.end = read_ending(fields)
-    else:
-        raise InvalidArgument("expected a line with chunk or end")
-
-
-class _NotJson(InvalidArgument):
-    """A line that may be cut short."""
-
-
-def _fields(line: bytes) -> Mapping[str, Any]:
-    try:
-        fields = msgspec.json.decode(line)
-    except (ValueError, RecursionError) as error:
-        raise _NotJson(f"expected a JSON object, got something else: {error}") from None
-    if not isinstance(fields, dict):
-        raise InvalidArgument(f"expected a JSON object, got {type(fields).__name__}")
-    return cast("dict[str, Any]", fields)

@@ -1,44 +1,39 @@
-"""The lines of a recording file: how they are written, and how they are read."""
+"""The lines of a recording file, written and read."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from os import PathLike, fspath
-from typing import Any, Final, TypeVar, cast
+from typing import Annotated, Any, Final, cast
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import FinishReason, LLMEngineOutput, convert_output
-from rx_backend.recording.model import Ending, RecordedRequest, TimedChunk, TimeMs
+from rx_backend.recording.json_lines import decode_line
+from rx_backend.recording.model import Ending, Recording, TimedChunk, TimeMs
 
 __all__ = (
-    "FORMAT",
-    "VERSION",
     "RecordingError",
+    "add_line",
     "append_chunk",
-    "check_version",
-    "chunk_json",
-    "chunk_of",
     "ending_line",
     "header_line",
-    "read_chunk",
-    "read_ending",
     "read_header",
 )
 
-FORMAT: Final = "rx-backend-recording"
-VERSION: Final = 1
-
-S = TypeVar("S", bound=Struct)
+_FORMAT: Final = "rx-backend-recording"
+_VERSION: Final = 1
+_HEADER: Final = ("request_id", "model", "mode", "prompt_tokens", "prompt_token_ids")
 
 
 class RecordingError(InvalidArgument):
     """
-    A file that should hold recordings does not; says where, and what was expected.
+    A file is not a valid recording; the message says where, and what was expected.
 
     Attributes:
         path: The file.
@@ -58,28 +53,32 @@ class RecordingError(InvalidArgument):
 # Writing.
 
 
-class _ChunkLine(Struct, gc=False):
-    time_ms: float
-    chunk: object
-
-
-def header_line(request: RecordedRequest) -> bytes:
+def header_line(recording: Recording) -> bytes:
     """Return the first line of a file."""
-    known = {name: getattr(request, name) for name in RecordedRequest.__struct_fields__}
-    given = {name: value for name, value in known.items() if value is not None}
-    return _encoder.encode({"format": FORMAT, "version": VERSION, **given}) + b"\n"
+    known = {name: getattr(recording, name) for name in _HEADER}
+    present = {name: value for name, value in known.items() if value is not None}
+    return _encoder.encode({"format": _FORMAT, "version": _VERSION, **present}) + b"\n"
 
 
-def append_chunk(
-    buffer: bytearray, time_ms: float, chunk: LLMEngineOutput | Mapping[str, Any]
-) -> None:
+def append_chunk(buffer: bytearray, time_ms: float, chunk: LLMEngineOutput) -> None:
     """
     Append the line of a chunk to *buffer*.
 
     Raises:
-        TypeError: Something in the chunk has no JSON form; the buffer may end with a part of it.
+        TypeError: The chunk contains something without a JSON form; *buffer* may end with a part
+            of the line.
     """
-    _encoder.encode_into(_ChunkLine(time_ms, _encodable(chunk)), buffer, -1)
+    if (
+        chunk.unknown is None
+        and chunk.log_probs is None
+        and chunk.cum_log_probs is None
+        and chunk.top_logprobs is None
+    ):
+        _encoder.encode_into(TimedChunk(time_ms, chunk), buffer, -1)
+    else:
+        known = msgspec.to_builtins(replace(chunk, unknown=None), enc_hook=_plain)
+        fields = _finite({**(chunk.unknown or {}), **known})
+        _encoder.encode_into({"time_ms": time_ms, "chunk": fields}, buffer, -1)
     buffer += b"\n"
 
 
@@ -88,34 +87,13 @@ def ending_line(ending: Ending) -> bytes:
     return _encoder.encode(ending) + b"\n"
 
 
-def chunk_json(chunk: LLMEngineOutput) -> bytes:
-    """
-    Return the JSON of a chunk, without what is not set.
-
-    Raises:
-        TypeError: Something in the chunk has no JSON form.
-    """
-    return _encoder.encode(_encodable(chunk))
-
-
-def _encodable(chunk: LLMEngineOutput | Mapping[str, Any]) -> object:
-    """
-    Return what the JSON of a chunk is made from: for an ordinary one, itself.
-
-    Keys that this version does not know stand beside the others, as they came. JSON has no
-    infinity, which log probabilities may well be: there it is a text, such as ``"-Infinity"``.
-    """
-    if not isinstance(chunk, LLMEngineOutput) or (
-        chunk.unknown is None
-        and chunk.log_probs is None
-        and chunk.cum_log_probs is None
-        and chunk.top_logprobs is None
-    ):
-        return chunk
-    known = msgspec.to_builtins(replace(chunk, unknown=None), enc_hook=_plain)
-    for name in _LOG_PROBS & known.keys():
-        known[name] = _map_floats(known[name], _finite)
-    return {**(chunk.unknown or {}), **known}
+def _finite(value: Any) -> Any:
+    """Return *value* with a text, such as ``"-Infinity"``, for each number that JSON can't hold."""
+    if isinstance(value, list):
+        return [_finite(item) for item in cast("list[Any]", value)]
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in cast("dict[str, Any]", value).items()}
+    return json.dumps(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: object) -> object:
@@ -126,113 +104,65 @@ def _plain(value: object) -> object:
     raise TypeError(f"no JSON form for {type(value).__name__}")
 
 
-_encoder = msgspec.json.Encoder(enc_hook=_plain)
+# Reading. The caller adds the file and the line to an InvalidArgument raised here.
 
 
-# Reading. What raises InvalidArgument here says what was expected; the caller knows where.
+class _Version(Struct):
+    format: str = ""
+    version: Annotated[int, Meta(ge=1)] | None = None
 
 
-def read_header(fields: Mapping[str, Any]) -> RecordedRequest:
+class _Line(Struct):
+    time_ms: TimeMs
+    chunk: dict[str, Any] | None = None
+    end: str | None = None
+
+
+def read_header(line: bytes) -> Recording:
     """
-    Read the first line.
+    Return the recording that a file's first line begins.
 
     Raises:
-        InvalidArgument: It is no header, or one of a newer version.
+        InvalidArgument: It is not a header, or the header of a newer version.
     """
-    if fields.get("format") != FORMAT:
-        raise InvalidArgument(f'expected the header {{"format":"{FORMAT}",...}} of a recording')
-    check_version(fields.get("version"))
-    return _convert(fields, RecordedRequest)
-
-
-def check_version(version: object) -> None:
-    """
-    Do nothing when this library can read a recording of *version*.
-
-    Raises:
-        InvalidArgument: It is too new, or no version.
-    """
-    if type(version) is not int or version < 1:
-        raise InvalidArgument(f"$.version: expected a whole number from 1, got {version!r}")
-    if version > VERSION:
+    found = decode_line(line, _version)
+    if found.format != _FORMAT or found.version is None:
+        header = f'{{"format":"{_FORMAT}","version":{_VERSION},...}}'
+        raise InvalidArgument(f"expected the header {header} of a recording")
+    if found.version > _VERSION:
         raise InvalidArgument(
-            f"$.version: expected at most {VERSION}, got {version}: "
+            f"$.version: expected at most {_VERSION}, got {found.version}: "
             "it was recorded by a newer version of rx-backend"
         )
+    recording = decode_line(line, _recording)
+    recording.chunks, recording.end = [], None
+    return recording
 
 
-def read_chunk(fields: Mapping[str, Any]) -> TimedChunk:
+def add_line(recording: Recording, line: bytes) -> None:
     """
-    Read the line of a chunk.
+    Add the chunk or the end on a line to *recording*.
 
     Raises:
-        InvalidArgument: It does not fit.
+        InvalidArgument: The line is not valid, or follows the end.
     """
-    time_ms = _convert(fields, _Time).time_ms
-    chunk = fields["chunk"]
-    if not isinstance(chunk, dict):
-        raise InvalidArgument(f"$.chunk: expected an object, got {type(chunk).__name__}")
-    try:
-        return TimedChunk(time_ms, chunk_of(cast("dict[str, Any]", chunk)))
-    except InvalidArgument as error:
-        raise InvalidArgument(f"$.chunk{error.message.removeprefix('$')}") from None
+    if recording.end is not None:
+        raise InvalidArgument("expected nothing after the end")
+    found = decode_line(line, _line)
+    if found.chunk is not None:
+        try:
+            chunk = convert_output(found.chunk)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"$.chunk{error.message.removeprefix('$')}") from None
+        recording.chunks.append(TimedChunk(found.time_ms, chunk))
+    elif found.end is not None:
+        recording.end = decode_line(line, _ending)
+    else:
+        raise InvalidArgument("expected a line with chunk or end")
 
 
-def read_ending(fields: Mapping[str, Any]) -> Ending:
-    """
-    Read the last line.
-
-    Raises:
-        InvalidArgument: It does not fit.
-    """
-    return _convert(fields, Ending)
-
-
-def chunk_of(fields: dict[str, Any]) -> LLMEngineOutput:
-    """
-    Make a chunk of its JSON form.
-
-    Raises:
-        InvalidArgument: It does not fit.
-    """
-    for name in _LOG_PROBS & fields.keys():
-        fields[name] = _map_floats(fields[name], _revived)
-    return convert_output(fields)
-
-
-class _Time(Struct):
-    time_ms: TimeMs
-
-
-def _convert(fields: Mapping[str, Any], cls: type[S]) -> S:
-    try:
-        return msgspec.convert(fields, cls)
-    except msgspec.ValidationError as error:
-        problem, _, path = str(error).replace("`", "").partition(" - at ")
-        raise InvalidArgument(f"{path or '$'}: {problem[:1].lower()}{problem[1:]}") from None
-
-
-# Log probabilities that are no finite numbers.
-
-_LOG_PROBS: Final = frozenset({"cum_log_probs", "log_probs", "top_logprobs"})
-_SPECIAL: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-
-
-def _map_floats(value: Any, change: Any) -> Any:
-    """Change the numbers in a field of log probabilities, which are at most in lists and objects."""
-    if isinstance(value, list):
-        return [_map_floats(item, change) for item in cast("list[Any]", value)]
-    if isinstance(value, dict):
-        fields = cast("dict[str, Any]", value)
-        return {**fields, "logprob": change(fields["logprob"])} if "logprob" in fields else fields
-    return change(value)
-
-
-def _finite(value: object) -> object:
-    if not isinstance(value, float) or math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def _revived(value: object) -> object:
-    return _SPECIAL.get(value, value) if isinstance(value, str) else value
+_encoder = msgspec.json.Encoder(enc_hook=_plain)
+_version = msgspec.json.Decoder(_Version)
+_recording = msgspec.json.Decoder(Recording)
+_line = msgspec.json.Decoder(_Line)
+_ending = msgspec.json.Decoder(Ending)

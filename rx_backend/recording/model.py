@@ -1,4 +1,4 @@
-"""What a recording holds."""
+"""The content of a recording."""
 
 from __future__ import annotations
 
@@ -9,38 +9,19 @@ from msgspec import Meta, Struct, field
 from rx_backend.errors import KINDS, BackendError, Unknown
 from rx_backend.protocols import LLMEngineOutput
 
-__all__ = ("Ending", "RecordedRequest", "Recording", "TimeMs", "TimedChunk")
+__all__ = ("Ending", "Recording", "TimeMs", "TimedChunk")
 
 TimeMs = Annotated[float, Meta(ge=0)]
 _Count = Annotated[int, Meta(ge=0)]
 _TokenId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 
-class RecordedRequest(Struct, kw_only=True, omit_defaults=True, repr_omit_defaults=True):
-    """
-    What is known of the request whose stream was recorded; None is not known.
-
-    Attributes:
-        request_id: Its id.
-        model: The model that it asked for.
-        mode: The worker's role: ``agg``, ``prefill`` or ``decode``.
-        prompt_tokens: Length of the prompt, in tokens.
-        prompt_token_ids: The prompt itself.
-    """
-
-    request_id: str | None = None
-    model: str | None = None
-    mode: str | None = None
-    prompt_tokens: _Count | None = None
-    prompt_token_ids: list[_TokenId] | None = None
-
-
 class TimedChunk(Struct):
     """
-    A chunk, and when it came.
+    A chunk and its arrival time.
 
     Attributes:
-        time_ms: Since the stream's start, in ms; recorded to the microsecond.
+        time_ms: Time since the stream's start, in ms; recorded to the microsecond.
         chunk: The chunk.
     """
 
@@ -50,11 +31,11 @@ class TimedChunk(Struct):
 
 class Ending(Struct, frozen=True, omit_defaults=True, repr_omit_defaults=True):
     """
-    How a stream ended, and when.
+    How and when a stream ended.
 
     Attributes:
-        time_ms: Since the stream's start, in ms.
-        how: ``completed``: with its terminal, or without one by itself. ``error``: it failed.
+        time_ms: Time since the stream's start, in ms.
+        how: ``completed``: with its terminal, or by itself without one. ``error``: it failed.
             ``dropped``: its consumer left before the terminal.
         error_kind: With ``error``: the kind of the typed error, such as ``Disconnected``.
         message: With ``error``: its message.
@@ -67,27 +48,37 @@ class Ending(Struct, frozen=True, omit_defaults=True, repr_omit_defaults=True):
 
     @property
     def error(self) -> BackendError | None:
-        """A fresh typed error where the stream failed; of an unknown kind, an ``Unknown``."""
+        """A new typed error if the stream failed, ``Unknown`` for an unknown kind; else None."""
         if self.how != "error":
             return None
         return KINDS.get(self.error_kind or "", Unknown)(self.message or "")
 
 
-class Recording(RecordedRequest, kw_only=True, repr_omit_defaults=True):
+class Recording(Struct, kw_only=True, repr_omit_defaults=True):
     """
-    One stream: what came, when, and how it ended.
+    One recorded stream, with what is known of its request (None: not known).
 
     Attributes:
-        chunks: Its chunks in order.
-        end: Its end; None where the recording is cut short, because the process was killed or the
-            file could not be written on.
+        request_id: The request's id.
+        model: The model it asked for.
+        mode: The worker's role: ``agg``, ``prefill`` or ``decode``.
+        prompt_tokens: Length of the prompt, in tokens.
+        prompt_token_ids: The prompt itself; only recorded on demand.
+        chunks: The stream's chunks, in order.
+        end: Its end; None if the recording is incomplete, because the process was killed or the
+            file could not be written any further.
 
     >>> from rx_backend import LLMEngineOutput
     >>> recording = Recording(chunks=[TimedChunk(15.5, LLMEngineOutput.token(7))])
-    >>> recording.token_ids, recording.duration_ms, recording.end
-    ([7], 15.5, None)
+    >>> recording.token_ids, recording.end
+    ([7], None)
     """
 
+    request_id: str | None = None
+    model: str | None = None
+    mode: str | None = None
+    prompt_tokens: _Count | None = None
+    prompt_token_ids: list[_TokenId] | None = None
     chunks: list[TimedChunk] = field(default_factory=list[TimedChunk])
     end: Ending | None = None
 
@@ -95,10 +86,3 @@ class Recording(RecordedRequest, kw_only=True, repr_omit_defaults=True):
     def token_ids(self) -> list[int]:
         """All tokens, in order."""
         return [token for timed in self.chunks for token in timed.chunk.token_ids]
-
-    @property
-    def duration_ms(self) -> float:
-        """From the stream's start to the last thing that is known of it, in ms."""
-        if self.end is not None:
-            return self.end.time_ms
-        return self.chunks[-1].time_ms if self.chunks else 0.0

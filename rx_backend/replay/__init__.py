@@ -1,4 +1,4 @@
-"""Replay a workload through the adapter, and report what its clients saw."""
+"""Replay a workload through the adapter, and report what its clients see."""
 
 from rx_backend.replay.figures import LatencyCounts, ReplayResult, RequestFigures
 from rx_backend.replay.report import (
@@ -10,7 +10,8 @@ from rx_backend.replay.report import (
     write_summary,
 )
 from rx_backend.replay.runner import replay
-from rx_backend.replay.workload import Request, at_speed, read_trace, synthetic
+from rx_backend.replay.traces import Trace, read_trace
+from rx_backend.replay.workload import Request, at_speed, synthetic
 
 __all__ = (
     "LatencyCounts",
@@ -19,6 +20,7 @@ __all__ = (
     "Request",
     "RequestFigures",
     "Summary",
+    "Trace",
     "at_speed",
     "format_table",
     "read_trace",

@@ -1,24 +1,26 @@
-"""What a replay keeps: a row per request, and latencies as counts."""
+"""The figures of a replay: a row per request, and latencies as counts."""
 
 from __future__ import annotations
 
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 from msgspec import Struct
 
 from operators.authoring import nearest_rank
+from rx_backend.errors import InvalidArgument
 
-__all__ = ("LatencyCounts", "ReplayResult", "RequestFigures", "token_gaps")
+__all__ = ("LatencyCounts", "ReplayResult", "RequestFigures", "stop_reason", "token_gaps")
 
 _TICKS_PER_MS = 100
 
 
 class RequestFigures(Struct, frozen=True, kw_only=True, gc=False):
     """
-    What the client of one request saw. Times are the loop's, so virtual in a virtual run.
+    The figures of one request, as its client sees them. Times are the loop's: virtual in a virtual
+    run.
 
     The TTFT counts from the arrival, with all queueing. The inter-token figures are those of row
     F4, in ms with two decimals; None without two chunks of tokens.
@@ -34,7 +36,7 @@ class RequestFigures(Struct, frozen=True, kw_only=True, gc=False):
     tokens: int
     """Tokens received."""
     outcome: str
-    """Its finish reason, such as `length` or `cancelled`; or `dropped`, or `error`."""
+    """Finish reason, such as `length` or `cancelled`; or `dropped`, `error` or `interrupted`."""
     error: str | None
     """The error's kind, such as `Disconnected`; `terminal` for an error terminal; else None."""
     ttft_ms: float | None
@@ -53,7 +55,7 @@ class RequestFigures(Struct, frozen=True, kw_only=True, gc=False):
 
 class LatencyCounts:
     """
-    Latencies counted in steps of 0.01 ms: exact to two decimals, in memory that stays small.
+    Latencies counted in steps of 0.01 ms: exact to two decimals, in little memory.
 
     >>> counts = LatencyCounts()
     >>> counts.add([1000, 1000, 2500])
@@ -71,59 +73,59 @@ class LatencyCounts:
         self.total += len(ticks)
 
     def quantile(self, q: float) -> float | None:
-        """Return the nearest-rank quantile in ms (row F4), None when nothing was counted."""
-        rank = int((self.total - 1) * q + 0.5)
-        for ticks, below in self._cumulated():
-            if below > rank:
+        """Return the nearest-rank quantile in ms (row F4), None without latencies."""
+        above = int((self.total - 1) * q + 0.5)
+        for ticks, count in sorted(self._counts.items()):
+            above -= count
+            if above < 0:
                 return ticks / _TICKS_PER_MS
         return None
 
     def buckets(self) -> list[tuple[float, int]]:
-        """Return each latency in ms, rising, with how often it came."""
+        """Return each latency in ms with its count, in rising order."""
         return [(ticks / _TICKS_PER_MS, count) for ticks, count in sorted(self._counts.items())]
-
-    def _cumulated(self) -> zip[tuple[int, int]]:
-        ordered = sorted(self._counts.items())
-        return zip(
-            (ticks for ticks, _ in ordered),
-            accumulate(count for _, count in ordered),
-            strict=True,
-        )
 
 
 class ReplayResult:
     """
-    The figures of a replay; it fills while the replay runs.
+    The figures of a replay; filled while the replay runs.
 
     Attributes:
-        planned: Requests in the workload.
+        planned: Requests in the workload; None where that is not known.
         requests: Figures of the requests that have ended, in the order of their ends.
         itl: Gaps between chunks with tokens, of all requests.
+        tokens: Tokens received by the requests that have ended.
         tokens_by_s: Chunks with tokens received in each second since the replay began.
         running: Requests in flight.
         duration_s: Seconds from the first arrival to the last end so far.
+        stopped_by: Why the replay ended before its workload: ``interrupt``, or the message of an
+            error; None if it did not.
     """
 
-    def __init__(self, planned: int) -> None:
+    def __init__(self, planned: int | None = None) -> None:
         self.planned = planned
         self.requests: list[RequestFigures] = []
         self.itl = LatencyCounts()
+        self.tokens = 0
         self.tokens_by_s: Counter[int] = Counter()
         self.running = 0
         self.duration_s = 0.0
+        self.stopped_by: str | None = None
 
-    @property
-    def tokens(self) -> int:
-        """Tokens received by the requests that have ended."""
-        return sum(row.tokens for row in self.requests)
+
+def stop_reason(error: BaseException) -> str:
+    """Return what is written in ``stopped_by`` for *error*."""
+    if isinstance(error, Exception):
+        return error.message if isinstance(error, InvalidArgument) else type(error).__name__
+    return "interrupt"
 
 
 def token_gaps(times: array[float]) -> tuple[list[int], tuple[float | None, ...]]:
     """
-    Turn a request's token times into gaps.
+    Return the gaps between the token times of a request.
 
     Args:
-        times: When each chunk with tokens came, in seconds.
+        times: Arrival of each chunk with tokens, in seconds.
 
     Returns:
         The gaps in hundredths of a ms, rising, and their p50, p90 and p99 in ms.

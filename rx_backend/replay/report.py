@@ -1,10 +1,12 @@
-"""A replay's figures as a table, as JSON, and as JSON lines."""
+"""The figures of a replay as a table, as JSON, and as JSON Lines."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import msgspec
 
@@ -15,7 +17,7 @@ __all__ = ("Quantiles", "Summary", "format_table", "summarize", "write_requests"
 
 
 class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Nearest-rank quantiles (row F4) in ms; None when there was no sample."""
+    """Nearest-rank quantiles (row F4) in ms; None without samples."""
 
     p50: float | None
     p90: float | None
@@ -24,13 +26,19 @@ class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """A replay in a few figures."""
+    """The main figures of a replay."""
 
+    stopped_by: str | None
+    """Why the replay ended before its workload; None if it did not."""
+    planned: int | None
+    """Requests in the workload; None where that is not known."""
     requests: int
     completed: int
     """Requests that ended by themselves, with `length`, `stop` and the like."""
     cancelled: int
     dropped: int
+    interrupted: int
+    """Requests in flight when the replay was stopped."""
     errors: dict[str, int]
     """Failed requests by the kind of error."""
     prompt_tokens: int
@@ -44,51 +52,52 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def summarize(result: ReplayResult) -> Summary:
-    """Sum up *result*."""
-    outcomes = Counter(row.outcome for row in result.requests)
-    failed = ("cancelled", "dropped", "error")
-    errors = Counter(row.error for row in result.requests if row.error is not None)
-    ttft = sorted(row.ttft_ms for row in result.requests if row.ttft_ms is not None)
-    tokens = result.tokens
-    seconds = result.duration_s
+    """Return the main figures of *result*."""
+    rows, seconds = result.requests, result.duration_s
+    outcomes = Counter(row.outcome for row in rows)
+    others = sum(outcomes[name] for name in ("cancelled", "dropped", "interrupted", "error"))
+    errors = Counter(row.error for row in rows if row.error is not None)
+    tokens = sum(row.tokens for row in rows)
+    itl = {f"p{q}": result.itl.quantile(q / 100) for q in (50, 90, 99)}
     return Summary(
-        requests=len(result.requests),
-        completed=len(result.requests) - sum(outcomes[name] for name in failed),
+        stopped_by=result.stopped_by,
+        planned=result.planned,
+        requests=len(rows),
+        completed=len(rows) - others,
         cancelled=outcomes["cancelled"],
         dropped=outcomes["dropped"],
+        interrupted=outcomes["interrupted"],
         errors=dict(sorted(errors.items())),
-        prompt_tokens=sum(row.prompt_tokens for row in result.requests),
+        prompt_tokens=sum(row.prompt_tokens for row in rows),
         tokens=tokens,
         duration_s=round(seconds, 3),
         tokens_per_s=round(tokens / seconds, 1) if seconds else 0.0,
-        requests_per_s=round(len(result.requests) / seconds, 3) if seconds else 0.0,
-        ttft_ms=_quantiles(ttft),
-        itl_ms=Quantiles(
-            p50=result.itl.quantile(0.5),
-            p90=result.itl.quantile(0.9),
-            p99=result.itl.quantile(0.99),
-            max=result.itl.quantile(1.0),
-        ),
+        requests_per_s=round(len(rows) / seconds, 3) if seconds else 0.0,
+        ttft_ms=_quantiles(sorted(row.ttft_ms for row in rows if row.ttft_ms is not None)),
+        itl_ms=Quantiles(**itl, max=result.itl.quantile(1.0)),
     )
 
 
 def format_table(summary: Summary) -> str:
     """Return *summary* as a table of plain text, without a newline at the end."""
-    errors = sum(summary.errors.values())
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in summary.errors.items())
     lines = [
         ("requests", f"{summary.requests:,}", f"{summary.requests_per_s:,.2f} per s"),
         ("  completed", f"{summary.completed:,}", ""),
         ("  cancelled", f"{summary.cancelled:,}", ""),
         ("  dropped", f"{summary.dropped:,}", ""),
-        ("  errors", f"{errors:,}", kinds),
+        ("  errors", f"{sum(summary.errors.values()):,}", kinds),
         ("prompt tokens", f"{summary.prompt_tokens:,}", ""),
         ("output tokens", f"{summary.tokens:,}", f"{summary.tokens_per_s:,.1f} per s"),
         ("duration", f"{summary.duration_s:,.1f} s", ""),
     ]
-    text = [f"{name:<15}{value:>12}  {note}".rstrip() for name, value, note in lines]
-    text.append("")
-    text.append(f"{'':<15}{'p50':>12}{'p90':>12}{'p99':>12}{'max':>12}")
+    text: list[str] = []
+    if summary.stopped_by is not None:
+        of = "" if summary.planned is None else f" of {summary.planned:,}"
+        text += [f"stopped early after {summary.requests:,}{of} requests: {summary.stopped_by}", ""]
+        lines.insert(5, ("  interrupted", f"{summary.interrupted:,}", "in flight when stopped"))
+    text += [f"{name:<15}{value:>12}  {note}".rstrip() for name, value, note in lines]
+    text += ["", f"{'':<15}{'p50':>12}{'p90':>12}{'p99':>12}{'max':>12}"]
     for name, figures in (("TTFT, ms", summary.ttft_ms), ("ITL, ms", summary.itl_ms)):
         cells = (figures.p50, figures.p90, figures.p99, figures.max)
         shown = "".join("{:>12}".format("-" if v is None else f"{v:,.2f}") for v in cells)
@@ -97,25 +106,39 @@ def format_table(summary: Summary) -> str:
 
 
 def write_requests(path: str | Path, result: ReplayResult) -> None:
-    """Write the figures of each request as a line of JSON, in the order of the workload."""
+    """
+    Write the figures of each request as a line of JSON, in the order of the workload.
+
+    If the replay was stopped early, a last line says so: ``{"stopped_by":"interrupt"}``.
+    """
     encode = msgspec.json.Encoder().encode
-    rows = sorted(result.requests, key=lambda row: row.index)
-    with Path(path).open("wb") as out:
-        out.writelines(encode(row) + b"\n" for row in rows)
+    with _whole_file(path) as out:
+        for row in sorted(result.requests, key=lambda row: row.index):
+            out.write(encode(row) + b"\n")
+        if result.stopped_by is not None:
+            out.write(encode({"stopped_by": result.stopped_by}) + b"\n")
 
 
 def write_summary(path: str | Path, summary: Summary) -> None:
     """Write *summary* as one JSON object."""
-    text = msgspec.json.format(msgspec.json.encode(summary), indent=2)
-    Path(path).write_bytes(text + b"\n")
+    with _whole_file(path) as out:
+        out.write(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+
+
+@contextmanager
+def _whole_file(path: str | Path) -> Generator[BinaryIO]:
+    """Open a file that replaces *path* when the block has succeeded, and else is removed."""
+    part = Path(f"{path}.part")
+    try:
+        with part.open("wb") as out:
+            yield cast("BinaryIO", out)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _quantiles(ordered: Sequence[float]) -> Quantiles:
     if not ordered:
         return Quantiles(p50=None, p90=None, p99=None, max=None)
-    return Quantiles(
-        p50=nearest_rank(ordered, 0.5),
-        p90=nearest_rank(ordered, 0.9),
-        p99=nearest_rank(ordered, 0.99),
-        max=ordered[-1],
-    )
+    p50, p90, p99 = (nearest_rank(ordered, q) for q in (0.5, 0.9, 0.99))
+    return Quantiles(p50=p50, p90=p90, p99=p99, max=ordered[-1])

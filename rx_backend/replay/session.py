@@ -1,4 +1,4 @@
-"""One run from options to files: what `rx-backend run` does."""
+"""One run from options to files, for `rx-backend run`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -15,11 +15,13 @@ from msgspec import Struct
 
 from rx_backend.engines import SimulatedEngine
 from rx_backend.engines.checks import number, whole
-from rx_backend.replay.figures import ReplayResult
+from rx_backend.errors import InvalidArgument
+from rx_backend.replay.figures import ReplayResult, stop_reason
 from rx_backend.replay.progress import progress
 from rx_backend.replay.report import format_table, summarize, write_requests, write_summary
-from rx_backend.replay.runner import replay
-from rx_backend.replay.workload import Request, at_speed, read_trace, synthetic
+from rx_backend.replay.runner import check_rates, replay
+from rx_backend.replay.traces import Trace, read_trace
+from rx_backend.replay.workload import Request, at_speed, synthetic
 from rx_backend.telemetry.switch import OtlpSwitch, telling
 from rx_backend.testing import run_virtual
 
@@ -33,6 +35,8 @@ TRACE_VARIABLE = "RX_BACKEND_TRACE"
 
 _NEAR_TRACE = Path("..", "shared", "data", "azure_llm_conv_2023.csv")
 _LIMIT, _REAL_LIMIT = 4000, 40
+_SUMMARY, _REQUESTS, _SPANS, _PLOT = "summary.json", "requests.jsonl", "spans.jsonl", "replay.png"
+_FILES = _SUMMARY, _REQUESTS, _SPANS, _PLOT
 
 
 class RunOptions(Struct, kw_only=True, frozen=True):
@@ -41,23 +45,23 @@ class RunOptions(Struct, kw_only=True, frozen=True):
     trace: Path | None = None
     """The trace; None: the one that `find_trace` finds, else a synthetic workload."""
     synthetic: bool = False
-    """Take the synthetic workload in any case."""
+    """Use the synthetic workload in any case."""
     limit: int | None = None
-    """Most requests; 0 for all; None for 4,000, or for 40 on the real clock."""
+    """Maximum number of requests; 0 for all; None for 4,000, or for 40 on the real clock."""
     speed: float = 1.0
-    """How many times as fast requests arrive."""
+    """Factor on the speed at which requests arrive."""
     cancel_rate: float = 0.0
     drop_rate: float = 0.0
     error_rate: float = 0.0
     seed: int = 0
     real: bool = False
-    """On the real clock, not in virtual time."""
+    """Run on the real clock, not in virtual time."""
     out: Path = Path("rx-backend-run")
-    """Folder to write to; made when it is missing."""
+    """Folder to write to; created if it is missing. Files of an earlier run in it are removed."""
     plot: bool = True
     spans: bool = True
     otlp: str | None = None
-    """Where traces and metrics go: a URL, or `true`; None for what `RX_BACKEND_OTLP` says."""
+    """Where traces and metrics go: a URL, or `true`; None for the value of `RX_BACKEND_OTLP`."""
     max_batch: int = 128
     step_ms: float = 15.0
     step_ms_per_sequence: float = 0.1
@@ -75,6 +79,9 @@ def run(
     """
     Replay a workload, print its table, and write its files.
 
+    If the run is interrupted, or a row of the trace is not valid, the table and the files have what
+    was done until then, and say so.
+
     Args:
         options: What to do.
         say: Prints a line.
@@ -84,12 +91,12 @@ def run(
         The figures.
 
     Raises:
-        InvalidArgument: An option is out of its range, the trace is no trace, or telemetry can't be
-            switched on.
+        InvalidArgument: An option is out of its range or contradicts another, the trace is not
+            valid, or telemetry can't be switched on.
+        KeyboardInterrupt: The run was interrupted; its table is printed and its files are written.
         OSError: The files can't be written.
     """
-    whole("limit", options.limit or 0, low=0, unit="requests")
-    number("speed", options.speed, low=0, above=True)
+    _check(options)
     engine = SimulatedEngine(
         max_batch=options.max_batch,
         step_ms=options.step_ms,
@@ -100,20 +107,35 @@ def run(
         error_rate=options.error_rate,
         seed=options.seed,
     )
-    workload, name = _workload(options)
+    session = _Session(options, say)
     with telling(OtlpSwitch(options.otlp, os.environ).configure(), say) as telemetry:
         if telemetry is not None and not options.real:
             say("telemetry: spans have the times of the real clock, on which --real replays")
-        tracers = telemetry and telemetry.tracer_provider
-        return _run(options, engine, workload, name, tracers, say=say, live=live or sys.stderr)
+        say(f"workload: {session.name}")
+        say(f"engine: simulated, {'real clock' if options.real else 'virtual time'}")
+        options.out.mkdir(parents=True, exist_ok=True)
+        for file in _FILES:
+            (options.out / file).unlink(missing_ok=True)
+        try:
+            with progress(live or sys.stderr) as update:
+                replaying = session.replay(engine, telemetry and telemetry.tracer_provider, update)
+                asyncio.run(replaying) if options.real else run_virtual(replaying)
+        except (KeyboardInterrupt, InvalidArgument) as error:
+            if isinstance(error, InvalidArgument) and not session.result.requests:
+                raise
+            session.result.stopped_by = stop_reason(error)
+            session.report()
+            raise
+        session.report()
+    return session.result
 
 
 def find_trace(environ: Mapping[str, str] = os.environ) -> Path | None:
     """
-    Return the trace to replay by default, None when there is none.
+    Return the trace to replay by default, None if there is none.
 
     It is the one that `RX_BACKEND_TRACE` names, else `../shared/data/azure_llm_conv_2023.csv`
-    as seen from the current folder, when it exists.
+    as seen from the current folder, if it exists.
     """
     named = environ.get(TRACE_VARIABLE)
     if named:
@@ -121,94 +143,100 @@ def find_trace(environ: Mapping[str, str] = os.environ) -> Path | None:
     return _NEAR_TRACE if _NEAR_TRACE.is_file() else None
 
 
-def _run(
-    options: RunOptions,
-    engine: SimulatedEngine,
-    workload: list[Request],
-    name: str,
-    tracers: TracerProvider | None,
-    *,
-    say: Callable[[str], None],
-    live: TextIO,
-) -> ReplayResult:
-    say(f"workload: {name}")
-    say(f"engine: simulated, {'real clock' if options.real else 'virtual time'}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    with progress(len(workload), live) as update:
-        replaying = _replay(options, workload, engine, tracers, update)
-        result = asyncio.run(replaying) if options.real else run_virtual(replaying)
-    took = time.perf_counter() - began
-    say("")
-    say(format_table(summarize(result)))
-    say("")
-    say(f"replayed in {took:.1f} s")
-    for path in _write(options, result, name, say):
-        say(f"  {path}")
-    return result
+def _check(options: RunOptions) -> None:
+    whole("limit", options.limit or 0, low=0, unit="requests")
+    number("speed", options.speed, low=0, above=True)
+    check_rates(options.cancel_rate, options.drop_rate)
+    if options.trace is None:
+        return
+    if options.synthetic:
+        raise InvalidArgument(f"trace and synthetic contradict each other: got {options.trace} too")
+    if options.trace.resolve() in {(options.out / file).resolve() for file in _FILES}:
+        raise InvalidArgument(f"trace and out contradict each other: {options.trace} is written to")
 
 
-def _workload(options: RunOptions) -> tuple[list[Request], str]:
-    limit = options.limit
-    if limit is None:
-        limit = _REAL_LIMIT if options.real else _LIMIT
-    trace = None if options.synthetic else options.trace or find_trace()
-    if trace is not None:
-        rows = read_trace(trace, limit=limit or None)
-        name = f"trace {trace}"
-    else:
-        rows = synthetic(limit, seed=options.seed) if limit else synthetic(seed=options.seed)
-        name = "synthetic, in the shape of the Azure conversation trace"
-    name += f", {len(rows):,} requests"
-    if len(rows) == limit and options.limit is None:
-        name += " (--limit all replays the whole)"
-    if options.speed != 1:
-        name += f", at {options.speed:g} times the speed"
-    return at_speed(rows, options.speed), name
+class _Session:
+    """The workload of one run, its result and its files."""
 
-
-async def _replay(
-    options: RunOptions,
-    workload: list[Request],
-    engine: SimulatedEngine,
-    tracers: TracerProvider | None,
-    update: Callable[[ReplayResult], None],
-) -> ReplayResult:
-    with ExitStack() as stack:
-        tracer = None
-        if options.spans:
-            from rx_backend.replay.spans import SpanLines  # noqa: PLC0415  # only when asked for
-
-            clock = asyncio.get_running_loop().time
-            lines = SpanLines(options.out / "spans.jsonl", clock, tracers)
-            tracer = stack.enter_context(lines).tracer
-        return await replay(
-            workload,
-            engine,
-            cancel_rate=options.cancel_rate,
-            drop_rate=options.drop_rate,
-            seed=options.seed,
-            tracer=tracer,
-            on_end=update,
-        )
-
-
-def _write(
-    options: RunOptions, result: ReplayResult, title: str, say: Callable[[str], None]
-) -> list[Path]:
-    """Write the files; return their paths."""
-    paths = [options.out / "summary.json", options.out / "requests.jsonl"]
-    write_summary(paths[0], summarize(result))
-    write_requests(paths[1], result)
-    if options.spans:
-        paths.append(options.out / "spans.jsonl")
-    if options.plot:
-        try:
-            from rx_backend.replay.plot import write_plot  # noqa: PLC0415  # only when asked for
-
-            write_plot(options.out / "replay.png", result, title=title)
-        except ImportError:
-            say("no plot: it needs matplotlib, pip install 'rx-backend[plot]'")
+    def __init__(self, options: RunOptions, say: Callable[[str], None]) -> None:
+        self.result = ReplayResult()
+        self._options = options
+        self._say = say
+        self._began = time.perf_counter()
+        self._trace: Trace | None = None
+        limit = options.limit
+        if limit is None:
+            limit = _REAL_LIMIT if options.real else _LIMIT
+        path = None if options.synthetic else options.trace or find_trace()
+        if path is None:
+            name = "synthetic, in the shape of the Azure conversation trace"
+            rows = synthetic(limit, seed=options.seed) if limit else synthetic(seed=options.seed)
         else:
-            paths.append(options.out / "replay.png")
-    return paths
+            rows = self._trace = read_trace(path, limit=limit or None)
+            name = f"{self._trace.format} trace {path}"
+        self._workload: Iterable[Request] = at_speed(rows, options.speed)
+        if limit or path is None:
+            # Short enough to hold, and then a bad row is found before the first request.
+            self._workload = list(self._workload)
+            name += f", {len(self._workload):,} requests"
+            if len(self._workload) == limit and options.limit is None:
+                name += " (--limit all replays the whole)"
+        else:
+            name += ", all requests"
+        if options.speed != 1:
+            name += f", at {options.speed:g} times the speed"
+        self.name = name
+
+    async def replay(
+        self,
+        engine: SimulatedEngine,
+        tracers: TracerProvider | None,
+        update: Callable[[ReplayResult], None],
+    ) -> None:
+        options = self._options
+        with ExitStack() as stack:
+            tracer = None
+            if options.spans:
+                from rx_backend.replay.spans import span_lines  # noqa: PLC0415  # only on demand
+
+                clock = asyncio.get_running_loop().time
+                tracer = stack.enter_context(span_lines(options.out / _SPANS, clock, tracers))
+            await replay(
+                self._workload,
+                engine,
+                cancel_rate=options.cancel_rate,
+                drop_rate=options.drop_rate,
+                seed=options.seed,
+                tracer=tracer,
+                on_end=update,
+                result=self.result,
+            )
+
+    def report(self) -> None:
+        """Print the table, write the files and print their paths."""
+        took_s, say = time.perf_counter() - self._began, self._say
+        summary = summarize(self.result)
+        say("")
+        say(format_table(summary))
+        say("")
+        if self._trace is not None and self._trace.left_out:
+            say(f"left out: {self._trace.left_out:,} rows of the trace without output tokens")
+        say(f"replayed in {took_s:.1f} s")
+        out = self._options.out
+        write_summary(out / _SUMMARY, summary)
+        write_requests(out / _REQUESTS, self.result)
+        if self._options.plot:
+            self._write_plot(out / _PLOT)
+        for file in _FILES:
+            if (out / file).exists():
+                say(f"  {out / file}")
+
+    def _write_plot(self, path: Path) -> None:
+        stopped_by = self.result.stopped_by
+        title = self.name if stopped_by is None else f"{self.name}; stopped early: {stopped_by}"
+        try:
+            from rx_backend.replay.plot import write_plot  # noqa: PLC0415  # only on demand
+
+            write_plot(path, self.result, title=title)
+        except ImportError:
+            self._say("no plot: it needs matplotlib, pip install 'rx-backend[plot]'")

@@ -31,13 +31,19 @@ def recorded(*times_ms: float, end: Ending | None = None, **known: Any) -> Recor
 
 
 async def recording_stream(
-    engine: LLMEngine, path: Path | str, request_id: str = "r1", *, in_front: bool = False
+    engine: LLMEngine,
+    folder: Path | str,
+    request_id: str = "r1",
+    *,
+    in_front: bool = False,
+    **options: Any,
 ) -> Stream:
     """Ask *engine* through an adapter that records, at the end of its pipeline or in front."""
+    recorder = record(folder, **options)
     if in_front:
-        pipeline = standard_pipeline.insert_before("validate_chunks", record(path))
+        pipeline = standard_pipeline.insert_before("validate_chunks", recorder)
     else:
-        pipeline = standard_pipeline.with_operators(record(path))
+        pipeline = standard_pipeline.with_operators(recorder)
     adapter = adapter_of(engine, pipeline=pipeline)
     return await adapter.generate(request(), RequestContext(request_id))
 

@@ -3,60 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
+import tempfile
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rx_backend.context import RequestContext
-from rx_backend.engines import SimulatedEngine
-from rx_backend.errors import KINDS, EngineShutdown, InvalidArgument, StreamIncomplete, Unknown
-from rx_backend.protocols import (
-    FinishReason,
-    LLMEngineOutput,
-    PreprocessedRequest,
-    StopConditions,
-    usage,
-)
-from rx_backend.recording import (
-    Ending,
-    Recording,
-    ReplayEngine,
-    TimedChunk,
-    read_recording,
-    record,
-    write_recording,
-)
+from rx_backend.engine import LLMEngine
+from rx_backend.errors import EngineShutdown, InvalidArgument, StreamIncomplete, Unknown
+from rx_backend.protocols import FinishReason, LLMEngineOutput, usage
+from rx_backend.recording import Ending, Recording, ReplayEngine, TimedChunk, read_recordings
 from rx_backend.testing import run_conformance, run_virtual
-from tests.rx_backend._engines import adapter_of, collect, virtual
+from tests.rx_backend._engines import ScriptedEngine, virtual
 from tests.rx_backend.engines.driving import Seen, consume, open_stream, request
-from tests.rx_backend.recording._help import GOLDEN, recorded, token
-
-CANCELLED = FinishReason.CANCELLED
-
-
-def played(engine: ReplayEngine, **options: Any) -> Seen:
-    return run_virtual(consume(engine, request(), **options))
-
-
-def test_times_are_those_that_were_recorded() -> None:
-    """In virtual time exactly, whatever their sum; the end comes when it came."""
-    times_ms = [0.0, 0.1, 0.3, 33.333, 1e6 + 0.007]
-    seen = played(ReplayEngine(recorded(*times_ms)))
-    assert seen.times_ms == [time_ms / 1000 * 1000 for time_ms in times_ms]
-    assert seen.token_ids == [1, 2, 3, 4, 5]
-    assert seen.reason == "stop"
-
-
-@pytest.mark.parametrize(
-    ("speed", "times_ms"), [(2, [5.0, 15.0]), (0.5, [20.0, 60.0]), (math.inf, [0.0, 0.0])]
+from tests.rx_backend.recording._help import (
+    GOLDEN,
+    recorded,
+    recording_stream,
+    recordings,
+    token,
 )
-def test_speed_divides_the_times(speed: float, times_ms: list[float]) -> None:
-    """Faster, slower, or without waiting."""
-    seen = played(ReplayEngine(recorded(10.0, 30.0), speed))
-    assert seen.times_ms == times_ms
+
+
+def played(recording: Recording | Path, speed: float = 1.0) -> Seen:
+    return run_virtual(consume(ReplayEngine(recording, speed), request()))
+
+
+@pytest.mark.parametrize("speed", [1, 2, 0.5, math.inf])
+def test_speed_divides_the_times(speed: float) -> None:
+    """Faster, slower, or without waiting; in virtual time exactly, whatever the sum of the gaps."""
+    recorded_ms = [0.0, 0.1, 0.3, 33.333, 1e6 + 0.007]
+    seen = played(recorded(*recorded_ms), speed)
+    assert seen.times_ms == [time_ms / 1000 / speed * 1000 for time_ms in recorded_ms]
+    assert (seen.token_ids, seen.reason) == ([1, 2, 3, 4, 5], "stop")
 
 
 @virtual
@@ -70,7 +56,7 @@ async def test_a_late_consumer_makes_nothing_later() -> None:
 
 
 @virtual
-async def test_no_waiting_gives_way_to_others() -> None:
+async def test_no_waiting_yields_to_others() -> None:
     """Without waiting, a stop from another task is still seen."""
     context = RequestContext()
     engine = ReplayEngine(recorded(*range(1, 1001)), math.inf)
@@ -80,41 +66,22 @@ async def test_no_waiting_gives_way_to_others() -> None:
     assert len(seen.chunks) < 5
 
 
-@pytest.mark.rows("S6")
-@pytest.mark.parametrize("kind", [*KINDS, "Newer"])
-def test_an_error_is_raised_as_its_type(kind: str) -> None:
-    """At its time, with its message; of a kind that is not known, as ``Unknown``."""
-    engine = ReplayEngine(recorded(5.0, end=Ending(8.0, "error", kind, "boom")))
-
-    async def play() -> tuple[Seen, float]:
-        return await consume(engine, request()), asyncio.get_running_loop().time()
-
-    seen, at_s = run_virtual(play())
-    assert type(seen.error) is KINDS.get(kind, Unknown)
-    assert isinstance(seen.error, Unknown) or str(seen.error) == f"Backend{kind}: boom"
-    assert (seen.token_ids, at_s) == ([1], pytest.approx(0.008))
+# Ends.
 
 
-def test_a_drop_becomes_a_cancelled_terminal() -> None:
-    """When the recorded consumer left, with the usage so far."""
-    seen = played(ReplayEngine(recorded(5.0, 6.0, end=Ending(9.0, "dropped"))))
+def test_how_a_stream_ends(tmp_path: Path) -> None:
+    """Dropped, cut short, without a terminal, and with an error of an unknown kind."""
+    seen = played(recorded(5.0, 6.0, end=Ending(9.0, "dropped")))
     assert seen.times_ms == pytest.approx([5.0, 6.0, 9.0])
     assert (seen.reason, seen.counted) == ("cancelled", (4, 2))
-
-
-def test_a_recording_cut_short_is_incomplete(tmp_path: Path) -> None:
-    """What there is comes; then the typed error for a stream that broke off."""
     (tmp_path / "cut.jsonl").write_bytes(GOLDEN.read_bytes()[:300])
-    seen = played(ReplayEngine(tmp_path / "cut.jsonl"))
-    assert seen.token_ids == [7]
-    assert type(seen.error) is StreamIncomplete
+    seen = played(tmp_path / "cut.jsonl")
+    assert (seen.token_ids, type(seen.error)) == ([7], StreamIncomplete)
     assert "after 2 chunks" in str(seen.error)
-
-
-def test_an_end_without_a_terminal_is_kept() -> None:
-    """An engine that just ended just ends again, and an early terminal is not followed by another."""
-    seen = played(ReplayEngine(recorded(5.0, end=Ending(9.0, "completed"))))
+    seen = played(recorded(5.0, end=Ending(9.0, "completed")))
     assert (seen.token_ids, seen.reason, seen.error) == ([1], None, None)
+    seen = played(recorded(5.0, end=Ending(8.0, "error", "Newer", "boom")))
+    assert (seen.token_ids, type(seen.error)) == ([1], Unknown)
 
 
 @pytest.mark.rows("E4")
@@ -134,48 +101,10 @@ async def test_a_stop_ends_at_once(stop_ms: float) -> None:
 @virtual
 async def test_after_a_terminal_a_stop_changes_nothing() -> None:
     """The stream ends without another terminal."""
-    context = RequestContext()
     late = recorded(5.0)
     late.end = Ending(50.0, "completed")
-    seen = await consume(ReplayEngine(late), request(), context, stop_after=1)
-    assert seen.reason == "stop"
-    assert len(seen.chunks) == 1
-
-
-@virtual
-async def test_recordings_are_chosen_by_id_or_in_turn() -> None:
-    """The one of the request's own id; else the next, over and over."""
-
-    def one(number: int, request_id: str | None) -> Recording:
-        end = Ending(0.0, "completed")
-        chunks = [TimedChunk(0.0, LLMEngineOutput.stop().with_tokens([number]))]
-        return Recording(request_id=request_id, chunks=chunks, end=end)
-
-    engine = ReplayEngine([one(0, None), one(1, "a"), one(2, "b"), one(3, "b")])
-
-    async def ask(*request_ids: str) -> list[int]:
-        contexts = [RequestContext(request_id) for request_id in request_ids]
-        return [(await consume(engine, request(), context)).token_ids[0] for context in contexts]
-
-    assert await ask("b", "b", "b", "a", "a") == [2, 3, 2, 1, 1]
-    assert await ask("x", "y", "a", "z", "b", "x", "x") == [0, 1, 1, 2, 3, 3, 0]
-
-
-@virtual
-async def test_each_stream_has_chunks_of_its_own() -> None:
-    """Changing what came changes nothing for others."""
-    last = LLMEngineOutput.stop().with_usage(usage(1, 1))
-    last.engine_data = {"a": [1]}
-    recording = recorded(1.0, end=Ending(2.0, "completed"))
-    recording.chunks.append(TimedChunk(2.0, last))
-    engine = ReplayEngine(recording)
-    for _ in range(2):
-        first, second = (await consume(engine, request())).chunks
-        assert first == token(1)
-        assert second == last
-        assert second.engine_data == {"a": [1]}
-        first.token_ids.append(7)
-        second.engine_data["a"].append(7)
+    seen = await consume(ReplayEngine(late), request(), RequestContext(), stop_after=1)
+    assert [chunk.finish_reason for chunk in seen.chunks] == [FinishReason.STOP]
 
 
 @pytest.mark.rows("E5")
@@ -209,15 +138,49 @@ async def test_leaving_a_stream_leaves_nothing() -> None:
     assert asyncio.get_running_loop().time() < 1
 
 
-def test_the_model_is_the_recorded_one() -> None:
+# Which recording.
+
+
+@virtual
+async def test_recordings_are_chosen_by_id_or_in_turn() -> None:
+    """Those of the request's own id in turn; else the next of all, over and over."""
+
+    def one(number: int, request_id: str | None) -> Recording:
+        chunks = [TimedChunk(0.0, LLMEngineOutput.stop().with_tokens([number]))]
+        return Recording(request_id=request_id, chunks=chunks, end=Ending(0.0, "completed"))
+
+    engine = ReplayEngine([one(0, None), one(1, "a"), one(2, "b"), one(3, "b")])
+    for request_ids, expected in (("bbbaa", [2, 3, 2, 1, 1]), ("xyazbxx", [0, 1, 1, 2, 3, 3, 0])):
+        seen = [await consume(engine, request(), RequestContext(name)) for name in request_ids]
+        assert [one.token_ids[0] for one in seen] == expected
+
+
+@virtual
+async def test_each_stream_has_chunks_of_its_own() -> None:
+    """Changing what came changes nothing for others."""
+    last = LLMEngineOutput.stop().with_usage(usage(1, 1))
+    last.engine_data = {"a": [1]}
+    recording = recorded(1.0, end=Ending(2.0, "completed"))
+    recording.chunks.append(TimedChunk(2.0, last))
+    engine = ReplayEngine(recording)
+    for _ in range(2):
+        first, second = (await consume(engine, request())).chunks
+        assert (first, second) == (token(1), last)
+        assert second.engine_data == {"a": [1]}
+        first.token_ids.append(7)
+        second.engine_data["a"].append(7)
+
+
+@pytest.mark.parametrize(
+    ("models", "options", "announced"),
+    [([None, "llama"], {}, "llama"), ([None], {}, "replay"), (["llama"], {"model": "a"}, "a")],
+)
+def test_the_model_is_the_recorded_one(
+    models: list[str | None], options: dict[str, Any], announced: str
+) -> None:
     """Or the one that is given."""
-    recording = recorded(1.0, model="llama")
-    for engine, model in (
-        (ReplayEngine([recorded(1.0), recording]), "llama"),
-        (ReplayEngine(recorded(1.0)), "replay"),
-        (ReplayEngine(recording, model="mine"), "mine"),
-    ):
-        assert run_virtual(engine.start(0)).model == model
+    engine = ReplayEngine([recorded(1.0, model=model) for model in models], **options)
+    assert run_virtual(engine.start(0)).model == announced
 
 
 @pytest.mark.parametrize(
@@ -239,18 +202,60 @@ def test_bad_options_are_named(
 
 @pytest.mark.rows("E1", "E2", "E3", "E4", "E5")
 @pytest.mark.parametrize("speed", [1.0, 7.5, math.inf])
-def test_it_keeps_to_the_contract(tmp_path: Path, speed: float) -> None:
-    """A stream of a sound engine, recorded and replayed, passes the conformance kit."""
-    asked = PreprocessedRequest(token_ids=[1, 2], stop_conditions=StopConditions(max_tokens=20))
+def test_it_keeps_to_the_contract(speed: float) -> None:
+    """A recorded stream that was sound passes the conformance kit."""
+    for recording in (recorded(*range(15, 315, 15)), recorded(0.0)):
+        run_conformance(functools.partial(ReplayEngine, recording, speed)).raise_if_failed()
 
-    async def make() -> None:
-        engine = SimulatedEngine()
-        adapter = adapter_of(engine).with_operators(record(tmp_path / "a.jsonl"))
-        await collect(await adapter.generate(asked))
-        await engine.cleanup()
 
-    run_virtual(make())
-    assert len(read_recording(tmp_path / "a.jsonl").chunks) == 20
-    run_conformance(lambda: ReplayEngine(tmp_path / "a.jsonl", speed)).raise_if_failed()
-    write_recording(recorded(0.0), tmp_path / "one.jsonl")
-    run_conformance(lambda: ReplayEngine(tmp_path / "one.jsonl", speed)).raise_if_failed()
+# Record, replay, record: the same recording.
+
+
+def original(plan: Recording) -> LLMEngine:
+    """An engine that waits from chunk to chunk, as engines do."""
+    steps: list[Any] = []
+    before_ms = 0.0
+    for timed in plan.chunks:
+        steps += [(timed.time_ms - before_ms) / 1000] * (timed.time_ms > before_ms) + [timed.chunk]
+        before_ms = timed.time_ms
+    assert plan.end is not None
+    steps.append((plan.end.time_ms - before_ms) / 1000 + (plan.end.how == "dropped"))
+    if plan.end.error is not None:
+        steps.append(plan.end.error)
+    return ScriptedEngine(*steps)
+
+
+async def take_all(engine: LLMEngine, plan: Recording, path: Path, *, in_front: bool) -> list[Any]:
+    """Record a stream whose consumer leaves as planned; return its items and their times."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    stream = await recording_stream(engine, path, plan.request_id or "r1", in_front=in_front)
+    assert plan.end is not None
+    leaves_at = began + plan.end.time_ms / 1000 if plan.end.how == "dropped" else None
+    seen: list[Any] = []
+    with suppress(TimeoutError):
+        async with asyncio.timeout_at(leaves_at):
+            async for item in stream:
+                error = item.error and (item.error.kind, item.error.message)
+                seen.append((round((loop.time() - began) * 1e6), item.data, error))
+    return seen
+
+
+@pytest.mark.rows("S1", "S6", "S7")
+@given(plan=recordings(), in_front=st.booleans(), began_s=st.sampled_from([0.0, 12345.678901]))
+def test_a_replayed_stream_records_the_same(
+    plan: Recording, in_front: bool, began_s: float
+) -> None:
+    """The same chunks at the same times, and the same end: for the consumer, and in the file."""
+
+    async def run(folder: str) -> None:
+        first, second = Path(folder, "first"), Path(folder, "second")
+        seen = await take_all(original(plan), plan, first, in_front=in_front)
+        await asyncio.sleep(began_s)
+        assert await take_all(ReplayEngine(first), plan, second, in_front=in_front) == seen
+        (recording,) = read_recordings(first)
+        assert read_recordings(second) == [recording]
+        assert (recording.chunks, recording.end) == (plan.chunks, plan.end)
+
+    with tempfile.TemporaryDirectory() as folder:
+        run_virtual(run(folder))

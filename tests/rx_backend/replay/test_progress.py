@@ -1,4 +1,4 @@
-"""How a replay shows how far it is."""
+"""The progress of a replay, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -16,30 +16,25 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_plain_lines_now_and_then() -> None:
-    """Away from a terminal there is a line every two seconds, however often it is called."""
-    out, times = io.StringIO(), iter([0.0, 1.0, 2.0, 3.5, 4.5])
-    result = ReplayResult(9000)
+def shown(out: io.StringIO, planned: int | None, *times: float) -> str:
+    result, clock = ReplayResult(planned), iter(times)
     result.running = 3
-    with progress(9000, out, clock=lambda: next(times)) as update:
-        for _ in range(4):
+    with progress(out, clock=lambda: next(clock)) as update:
+        for _ in times[1:]:
             update(result)
+    return out.getvalue()
+
+
+def test_plain_lines_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Away from a terminal, or without `rich`, there is a line every two seconds."""
     line = "0 of 9,000 requests, 0 tokens, 3 in flight at 0 s\n"
-    assert out.getvalue() == line * 2
+    assert shown(io.StringIO(), 9000, 0.0, 1.0, 2.0, 3.5, 4.5) == line * 2
+    assert shown(io.StringIO(), None, 0.0, 2.0) == line.replace(" of 9,000", "")
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert shown(Terminal(), 9000, 0.0, 2.0) == line
 
 
 def test_a_bar_on_a_terminal() -> None:
-    """A terminal gets a bar that goes away at the end."""
-    out, times = Terminal(), iter([0.0, 1.0])
-    with progress(10, out, clock=lambda: next(times)) as update:
-        update(ReplayResult(10))
-    assert "0 of 10 requests" in out.getvalue()
-
-
-def test_no_rich_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the extra a terminal gets lines."""
-    monkeypatch.setitem(sys.modules, "rich.console", None)
-    out, times = Terminal(), iter([0.0, 2.0])
-    with progress(10, out, clock=lambda: next(times)) as update:
-        update(ReplayResult(10))
-    assert out.getvalue() == "0 of 10 requests, 0 tokens, 0 in flight at 0 s\n"
+    """A terminal gets a bar that goes away at the end, whether or not the length is known."""
+    assert "0 of 10 requests" in shown(Terminal(), 10, 0.0, 1.0)
+    assert "0 requests" in shown(Terminal(), None, 0.0, 1.0)

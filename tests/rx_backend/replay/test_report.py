@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from array import array
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -45,9 +46,9 @@ def test_counts_give_the_quantiles_of_all_gaps() -> None:
     assert counts.total == 5
 
 
-def figures(index: int, outcome: str, ttft_ms: float | None = 10.0) -> RequestFigures:
+def figures(outcome: str, ttft_ms: float | None = 10.0) -> RequestFigures:
     return RequestFigures(
-        index=index,
+        index=0,
         arrival_s=0.0,
         prompt_tokens=100,
         asked_tokens=1000,
@@ -64,24 +65,23 @@ def figures(index: int, outcome: str, ttft_ms: float | None = 10.0) -> RequestFi
 
 def test_summary_counts_each_outcome_once() -> None:
     """Completed are those that ended by themselves; the others have a count of their own."""
-    result = ReplayResult(7)
-    outcomes = ["length", "stop", "eos", "cancelled", "dropped", "error", "error"]
-    result.requests = [figures(n, outcome) for n, outcome in enumerate(outcomes)]
-    result.requests.append(figures(7, "dropped", None))
+    outcomes = ["length", "stop", "eos", "cancelled", "dropped", "error", "error", "interrupted"]
+    result = ReplayResult()
+    result.requests = [*map(figures, outcomes), figures("dropped", None)]
     result.duration_s = 2.0
     summary = summarize(result)
-    assert (summary.requests, summary.completed) == (8, 3)
+    assert (summary.requests, summary.completed, summary.interrupted) == (9, 3, 1)
     assert (summary.cancelled, summary.dropped, summary.errors) == (1, 2, {"Unknown": 2})
-    assert (summary.tokens, summary.tokens_per_s, summary.requests_per_s) == (8000, 4000, 4)
-    assert (summary.ttft_ms.p50, summary.ttft_ms.max) == (10, 10)
-    assert summary.itl_ms.p99 is None
+    assert (summary.tokens, summary.tokens_per_s, summary.requests_per_s) == (9000, 4500, 4.5)
+    assert (summary.ttft_ms.p50, summary.ttft_ms.max, summary.itl_ms.p99) == (10, 10, None)
 
 
 def test_table() -> None:
-    """The table shows counts, rates and the latencies in ms."""
+    """The table shows counts, rates and the latencies in ms; and that a replay was stopped."""
     rows = [Request(0, 3, 2), Request(1.5, 1200, 5)]
     result = run_virtual(replay(rows, SampleEngine(token_interval_ms=20)))
-    assert format_table(summarize(result)).splitlines() == [
+    table = format_table(summarize(result))
+    assert table.splitlines() == [
         "requests                  2  1.25 per s",
         "  completed               2",
         "  cancelled               0",
@@ -95,12 +95,11 @@ def test_table() -> None:
         "TTFT, ms              20.00       20.00       20.00       20.00",
         "ITL, ms               20.00       20.00       20.00       20.00",
     ]
-
-
-def test_table_of_nothing() -> None:
-    """A replay without a request has a table too."""
-    lines = format_table(summarize(ReplayResult(0))).splitlines()
-    assert lines[0] == "requests                  0  0.00 per s"
+    nothing = ReplayResult()
+    nothing.stopped_by = "interrupt"
+    lines = format_table(summarize(nothing)).splitlines()
+    assert lines[0] == "stopped early after 0 requests: interrupt"
+    assert "  interrupted             0  in flight when stopped" in lines
     assert lines[-1].split() == ["ITL,", "ms", "-", "-", "-", "-"]
 
 
@@ -114,5 +113,17 @@ def test_files(tmp_path: Path) -> None:
     assert [json.loads(line)["index"] for line in lines] == list(range(30))
     assert set(json.loads(lines[0])) == set(RequestFigures.__struct_fields__)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["requests"] == 30
+    assert (summary["requests"], summary["planned"], summary["stopped_by"]) == (30, 30, None)
     assert summary["ttft_ms"]["p50"] == summarize(result).ttft_ms.p50
+    # Interrupted while it is written, a file is as it was.
+    result.requests.append(cast("RequestFigures", Unreadable()))
+    with pytest.raises(KeyboardInterrupt):
+        write_requests(tmp_path / "requests.jsonl", result)
+    assert (tmp_path / "requests.jsonl").read_text().splitlines() == lines
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+class Unreadable:
+    @property
+    def index(self) -> int:
+        raise KeyboardInterrupt

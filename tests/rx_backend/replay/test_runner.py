@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -188,17 +188,47 @@ def test_rates_are_checked(rates: dict[str, float], complaint: str) -> None:
     assert engine.calls == []
 
 
-def test_the_engine_is_cleaned_up_when_the_replay_is_cancelled() -> None:
-    """Cancelling a replay cancels its clients and cleans the engine up."""
+def test_a_cancelled_replay_keeps_its_figures() -> None:
+    """Its clients are cancelled, the engine is cleaned up, and what was seen stays in the result."""
 
     async def main() -> None:
         engine = SimulatedEngine()
-        running = asyncio.create_task(replay([Request(0, 1, 10_000)] * 5, engine))
+        result = ReplayResult()
+        rows = [Request(0, 1, 1), *[Request(0, 1, 10_000)] * 5]
+        running = asyncio.create_task(replay(rows, engine, result=result))
         await asyncio.sleep(1)
-        assert engine.load.decoding == 5
+        assert engine.load.decoding == result.running == 5
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
         assert await engine.is_quiescent()
+        outcomes = [(row.outcome, row.error) for row in result.requests]
+        assert outcomes == [("length", None)] + [("interrupted", None)] * 5
+        assert result.requests[-1].tokens > 50
+        assert result.requests[-1].ttft_ms is not None
+        assert (result.planned, result.running) == (6, 0)
+
+    run_virtual(main())
+
+
+def test_a_workload_may_be_read_as_it_is_replayed() -> None:
+    """Rows are taken when they are due; one that fails ends the replay behind those in flight."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        taken: list[float] = []
+
+        def rows() -> Iterator[Request]:
+            for n in range(3):
+                taken.append(loop.time())
+                yield Request(n, 1, 150)
+            raise InvalidArgument("line 4")
+
+        result = ReplayResult()
+        with pytest.raises(InvalidArgument, match="line 4"):
+            await replay(rows(), SampleEngine(), result=result)
+        assert taken == [0.0, 0.0, 1.0]
+        assert [row.outcome for row in result.requests] == ["length"] * 3
+        assert result.planned is None
 
     run_virtual(main())

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rx_backend.errors import InvalidArgument
+from rx_backend.replay import traces
 from rx_backend.replay.session import TRACE_VARIABLE, RunOptions, find_trace, run
 
 TRACE = (
@@ -18,6 +25,7 @@ TRACE = (
     "2023-11-16 18:15:50.9951690,396,9\n"
     "2023-11-16 18:15:51.2224670,879,5\n"
 )
+FILES = ["requests.jsonl", "spans.jsonl", "summary.json"]
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +59,7 @@ def test_the_trace_nearby_is_found(folder: Path) -> None:
     put_trace(folder.parent / "shared" / "data" / "azure_llm_conv_2023.csv")
     assert find_trace({}) == Path("../shared/data/azure_llm_conv_2023.csv")
     said, _ = quiet()
-    assert said[0] == "workload: trace ../shared/data/azure_llm_conv_2023.csv, 3 requests"
+    assert said[0] == "workload: Azure trace ../shared/data/azure_llm_conv_2023.csv, 3 requests"
 
 
 def test_the_environment_names_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +91,7 @@ def test_limits(folder: Path) -> None:
     """A limit cuts the workload; 0 takes all; the default says how to get all."""
     trace = put_trace(folder / "t.csv")
     assert quiet(trace=trace, limit=2)[0][0].endswith("t.csv, 2 requests")
-    assert quiet(trace=trace, limit=0)[0][0].endswith("t.csv, 3 requests")
+    assert quiet(trace=trace, limit=0)[0][0].endswith("t.csv, all requests")
     lines = TRACE.splitlines(keepends=True)
     trace.write_text(lines[0] + lines[1] * 4001)
     assert quiet(trace=trace)[0][0].endswith("4,000 requests (--limit all replays the whole)")
@@ -122,6 +130,120 @@ def test_no_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     said, out = quiet(plot=True, limit=3)
     assert any("rx-backend[plot]" in line for line in said)
     assert sorted(path.name for path in out.iterdir()) == ["requests.jsonl", "summary.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"trace": Path("t.csv"), "synthetic": True}, "trace and synthetic contradict each other"),
+        ({"trace": Path("x", "..", "requests.jsonl"), "out": Path()}, "trace and out contradict"),
+        ({"cancel_rate": 0.6, "drop_rate": 0.6}, "cancel_rate and drop_rate must not sum to more"),
+    ],
+)
+def test_options_that_contradict_each_other(
+    folder: Path, options: dict[str, object], complaint: str
+) -> None:
+    """They are refused by their names, before anything is read or written."""
+    (folder / "requests.jsonl").write_text(TRACE)
+    with pytest.raises(InvalidArgument, match=complaint):
+        quiet(**options)
+    assert [path.name for path in folder.iterdir()] == ["requests.jsonl"]
+    assert (folder / "requests.jsonl").read_text() == TRACE
+
+
+def test_rows_that_were_left_out_are_counted(folder: Path) -> None:
+    """The run says how many rows of the trace it could not use."""
+    trace = put_trace(folder / "t.csv")
+    trace.write_text(TRACE + "2023-11-16 18:15:52,1,0\n" * 1200)
+    said, _ = quiet(trace=trace, limit=0)
+    assert "left out: 1,200 rows of the trace without output tokens" in said
+    assert not any("left out" in line for line in quiet(trace=trace, limit=3)[0])
+
+
+# What is left of a run that did not come to its end.
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("real", [False, True])
+def test_an_interrupted_run(folder: Path, real: bool) -> None:
+    """Its table and each of its files has what was done, and says that it was stopped."""
+    out = folder / "out"
+    out.mkdir()
+    (out / "replay.png").touch()
+
+    def interrupt() -> None:
+        while not (out / "spans.jsonl").exists() or not (out / "spans.jsonl").stat().st_size:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    said: list[str] = []
+    options = RunOptions(synthetic=True, limit=0, out=out, plot=False, real=real, speed=9)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(options, say=said.append, live=io.StringIO())
+    thread.join()
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    rows, spans = lines_of(out / "requests.jsonl"), lines_of(out / "spans.jsonl")
+    summary = json.loads((out / "summary.json").read_text())
+    assert rows.pop() == spans.pop() == {"stopped_by": "interrupt"}
+    assert summary["stopped_by"] == "interrupt"
+    assert summary["planned"] == 19_366
+    assert len(rows) == len(spans) == summary["requests"] < 19_366
+    in_flight = [row for row in rows if row["outcome"] == "interrupted"]
+    assert len(in_flight) == summary["interrupted"] > 0
+    assert summary["completed"] == len(rows) - len(in_flight)
+    table = next(text for text in said if "TTFT" in text)
+    assert table.startswith(f"stopped early after {len(rows):,} of 19,366 requests: interrupt\n")
+    assert f"interrupted{len(in_flight):>14,}  in flight when stopped" in table
+    assert [line.strip() for line in said[-3:]] == [
+        str(out / name) for name in ("summary.json", "requests.jsonl", "spans.jsonl")
+    ]
+
+
+@pytest.mark.timeout(120)
+def test_an_interrupted_command_is_silent_otherwise(folder: Path) -> None:
+    """Exit code 130, the table, and no traceback."""
+    command = [
+        sys.executable,
+        "-m",
+        "rx_backend.cli",
+        "run",
+        "--real",
+        "--out",
+        str(folder / "out"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (folder / "out" / "spans.jsonl").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130
+    assert "stopped early after" in out
+    assert "Traceback" not in err
+    assert not any(line for line in err.splitlines() if "in flight at" not in line)
+
+
+def test_a_bad_row_in_a_long_trace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was replayed until then is kept, and the files say what stopped it."""
+    monkeypatch.setattr(traces, "_WINDOW", 1)
+    trace = put_trace(folder / "t.csv")
+    trace.write_text(TRACE + "tomorrow,1,1\n")
+    with pytest.raises(InvalidArgument, match="line 5: column TIMESTAMP"):
+        quiet(trace=trace, limit=0, out=folder / "out", spans=True)
+    summary = json.loads((folder / "out" / "summary.json").read_text())
+    assert (summary["requests"], summary["completed"], summary["planned"]) == (2, 2, None)
+    for name in FILES[:2]:
+        last = lines_of(folder / "out" / name)[-1]
+        assert last == {"stopped_by": summary["stopped_by"]}
+    assert "line 5: column TIMESTAMP" in summary["stopped_by"]
+    with pytest.raises(InvalidArgument, match="line 5: column TIMESTAMP"):
+        quiet(trace=trace, limit=10, out=folder / "none")
+    assert not (folder / "none").exists()
 
 
 def test_the_real_clock(folder: Path) -> None:

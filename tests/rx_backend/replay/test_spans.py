@@ -10,7 +10,7 @@ import pytest
 
 from rx_backend.engines import SampleEngine, SimulatedEngine
 from rx_backend.replay import Request, replay, synthetic
-from rx_backend.replay.spans import SpanLines
+from rx_backend.replay.spans import span_lines
 from rx_backend.testing import run_virtual
 
 
@@ -20,9 +20,9 @@ def test_spans_have_virtual_times(tmp_path: Path) -> None:
     path = tmp_path / "spans.jsonl"
 
     async def main() -> None:
-        with SpanLines(path, asyncio.get_running_loop().time) as lines:
+        with span_lines(path, asyncio.get_running_loop().time) as tracer:
             rows = [Request(0, 3, 2), Request(7200, 1, 5)]
-            await replay(rows, SampleEngine(token_interval_ms=1000), tracer=lines.tracer)
+            await replay(rows, SampleEngine(token_interval_ms=1000), tracer=tracer)
 
     run_virtual(main())
     first, second = map(json.loads, path.read_text().splitlines())
@@ -41,14 +41,9 @@ def test_every_request_has_one_span_whatever_its_end(tmp_path: Path) -> None:
     path = tmp_path / "spans.jsonl"
 
     async def main() -> list[str]:
-        with SpanLines(path, asyncio.get_running_loop().time) as lines:
-            result = await replay(
-                synthetic(100, rate_per_s=50),
-                SimulatedEngine(error_rate=0.2),
-                cancel_rate=0.2,
-                drop_rate=0.2,
-                tracer=lines.tracer,
-            )
+        rows, engine = synthetic(100, rate_per_s=50), SimulatedEngine(error_rate=0.2)
+        with span_lines(path, asyncio.get_running_loop().time) as tracer:
+            result = await replay(rows, engine, cancel_rate=0.2, drop_rate=0.2, tracer=tracer)
         return [row.outcome for row in result.requests]
 
     outcomes = run_virtual(main())
@@ -62,12 +57,12 @@ def test_every_request_has_one_span_whatever_its_end(tmp_path: Path) -> None:
 
 
 def test_spans_inside_name_their_parent(tmp_path: Path) -> None:
-    """A span opened inside another names it."""
-    with (
-        SpanLines(tmp_path / "spans.jsonl", lambda: 1.0) as lines,
-        lines.tracer.start_as_current_span("outer"),
-    ):
-        lines.tracer.start_span("inner").end()
+    """A span inside another names it; one that ends behind the block is not written."""
+    with span_lines(tmp_path / "spans.jsonl", lambda: 1.0) as tracer:
+        with tracer.start_as_current_span("outer"):
+            tracer.start_span("inner").end()
+        late = tracer.start_span("late")
+    late.end()
     inner, outer = map(json.loads, (tmp_path / "spans.jsonl").read_text().splitlines())
     assert inner["parent_id"] == outer["span_id"]
     assert inner["duration_ms"] == 0
