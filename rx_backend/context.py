@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from rx_backend.latched_signal import LatchedSignal, Latches
+from rx_backend.latched_signal import LatchedSignal, Latches, Listener
 
 __all__ = ("LatchedSignal", "RequestContext", "WastedTokens")
 
@@ -59,6 +59,7 @@ class RequestContext:
     __slots__ = (
         "__weakref__",
         "_decode",
+        "_following",
         "_latches",
         "id",
         "metadata",
@@ -89,6 +90,7 @@ class RequestContext:
         self.wasted = None
         self._latches = Latches(self.id)
         self._decode = False
+        self._following: tuple[Listener, ...] = ()
 
     def __repr__(self) -> str:
         state = "killed" if self.is_killed else "stopped" if self.is_stopped else "live"
@@ -150,9 +152,17 @@ class RequestContext:
         if self.wasted is None:
             self.wasted = WastedTokens()
         child.wasted = self.wasted
-        self._latches.listen("killed", child._follow, self, anywhere=True)
-        self._latches.listen("stopped", child._follow, self, anywhere=True)
+        child._following = (
+            self._latches.listen("killed", child._follow, self, anywhere=True),
+            self._latches.listen("stopped", child._follow, self, anywhere=True),
+        )
         return child
+
+    def detach(self) -> None:
+        """Stop following the parent's signals; for a :meth:`child` whose part is over. Idempotent."""
+        for listener in self._following:
+            listener.dispose()
+        self._following = ()
 
     def stopped(self) -> LatchedSignal:
         """The stop signal, to await or to subscribe to (row C2)."""
@@ -178,7 +188,7 @@ class RequestContext:
         self._decode = decode
 
     def _follow(self, parent: RequestContext) -> None:
-        """Take over a signal of *parent*; of a kill at once the kill."""
+        """Set the signal that *parent* has; the stop of a kill sets the kill too."""
         if parent.is_killed:
             self.kill()
         else:
