@@ -535,7 +535,7 @@ def test_packed_tokens_are_unpacked(kind: Callable[[bytes], object]) -> None:
     packed = kind(b"\x01\x00\x00\x00\x00\x01\x00\x00")
     assert convert_request({"token_ids": packed}).token_ids == [1, 256]
     message = refusal(convert_request, {"token_ids": b"\x01\x00\x00"})
-    assert message == "$.token_ids: expected 4 bytes a packed token, got 3 bytes"
+    assert message == "$.token_ids: expected 4 bytes per packed token, got 3 bytes"
 
 
 @pytest.mark.rows("H1", "TY-request")
