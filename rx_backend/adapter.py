@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import time_ns
+from types import FunctionType
 from typing import Any, Generic, cast, overload
 
 from opentelemetry import trace
@@ -56,7 +57,7 @@ class EngineAdapter(Generic[T_co]):
             returns them for a request's scope.
         tracer: Creates spans; the global provider's by default.
         meter_provider: Receives metrics; the global provider by default.
-        clock: Monotonic clock, in seconds; the event loop's by default, virtual time included.
+        clock: Monotonic clock, in seconds; by default the system's, or a virtual event loop's.
         record: Whether to measure and write span attributes; None to let the environment decide when
             the adapter is made, or else each span (row P8).
 
@@ -288,5 +289,7 @@ def _malformed(request: PreprocessedRequest) -> InvalidArgument:
 
 
 def _loop_clock(loop: asyncio.AbstractEventLoop) -> Clock:
-    """Return the loop's clock; for a stock loop the function behind it, which is faster."""
-    return time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
+    """Return the loop's clock if its time is virtual, else the system's, as uvloop counts whole ms."""
+    own = type(loop).time
+    is_virtual = isinstance(own, FunctionType) and own is not asyncio.BaseEventLoop.time
+    return loop.time if is_virtual else time.monotonic

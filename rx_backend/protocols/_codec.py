@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from struct import unpack
 from typing import Any, cast
@@ -156,6 +157,8 @@ def _to_output(value: object, where: str = "$") -> LLMEngineOutput:
         text: object = fields.get("finish_reason")
         if isinstance(text, str):
             fields = {**fields, **_read_text(text, fields.get("stop_reason"))}
+        if fields.get("log_probs") or fields.get("top_logprobs"):
+            fields = _with_infinities(fields)
         return convert(fields, LLMEngineOutput, where)
     if isinstance(value, LLMEngineOutput):
         return _with_reason(value)
@@ -170,6 +173,29 @@ def _with_reason(chunk: LLMEngineOutput) -> LLMEngineOutput:
     if isinstance(reason, str):
         return replace(chunk, **_read_text(reason, chunk.stop_reason))
     return replace(chunk, finish_reason=FinishReason.parse(reason))
+
+
+def _with_infinities(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return *fields* with null log probabilities as minus infinity, which JSON cannot write."""
+    own, tops = fields.get("log_probs"), fields.get("top_logprobs")
+    if isinstance(own, list) and None in own:
+        log_probs = [-math.inf if value is None else value for value in cast("list[Any]", own)]
+        fields = {**fields, "log_probs": log_probs}
+    if isinstance(tops, list):
+        each = [_with_infinity(top) for top in cast("list[object]", tops)]
+        fields = {**fields, "top_logprobs": each}
+    return fields
+
+
+def _with_infinity(top: object) -> object:
+    if not isinstance(top, list):
+        return top
+    entries = cast("list[dict[str, Any] | object]", top)
+    return [_infinite(entry) if isinstance(entry, dict) else entry for entry in entries]
+
+
+def _infinite(entry: dict[str, Any]) -> dict[str, Any]:
+    return {**entry, "logprob": -math.inf} if entry.get("logprob", 0) is None else entry
 
 
 def _read_text(text: str, stop_reason: object) -> dict[str, Any]:
