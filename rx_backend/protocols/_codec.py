@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from math import inf, nan
 from struct import unpack
 from typing import Any, cast
 from uuid import UUID
@@ -93,8 +93,9 @@ def convert_output(output: Mapping[str, Any] | LLMEngineOutput) -> LLMEngineOutp
     Return a chunk from a plain mapping, as Dynamo's Python engines yield it (row E2).
 
     ``finish_reason`` is read by `FinishReason.parse`. A word that it does not know is kept in
-    ``stop_reason`` too, unless that is set; empty text is no reason. A chunk is returned unchanged,
-    or as a copy if its reason had to be read.
+    ``stop_reason`` too, unless that is set; empty text is no reason. A null among the log
+    probabilities is minus infinity. A chunk is returned unchanged, or as a copy if its reason had to
+    be read.
 
     Raises:
         InvalidArgument: A field does not fit; as in `convert_request`.
@@ -157,12 +158,33 @@ def _to_output(value: object, where: str = "$") -> LLMEngineOutput:
         text: object = fields.get("finish_reason")
         if isinstance(text, str):
             fields = {**fields, **_read_text(text, fields.get("stop_reason"))}
-        if fields.get("log_probs") or fields.get("top_logprobs"):
-            fields = _with_infinities(fields)
-        return convert(fields, LLMEngineOutput, where)
+        try:
+            return convert(fields, LLMEngineOutput, where)
+        except InvalidArgument:
+            return convert(_with_numbers(fields), LLMEngineOutput, where)
     if isinstance(value, LLMEngineOutput):
         return _with_reason(value)
     return convert(value, LLMEngineOutput, where)
+
+
+_NOT_FINITE: dict[object, float] = {None: -inf, "-Infinity": -inf, "Infinity": inf, "NaN": nan}
+
+
+def _with_numbers(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *fields* with numbers for what JSON has instead of a log probability that is not finite."""
+    names = {"cum_log_probs", "log_probs", "top_logprobs"} & fields.keys()
+    return {**fields, **{name: fields[name] and _numbers_in(fields[name]) for name in names}}
+
+
+def _numbers_in(value: Any, depth: int = 2) -> Any:
+    if isinstance(value, list) and depth:
+        return [_numbers_in(item, depth - 1) for item in cast("list[Any]", value)]
+    if isinstance(value, dict) and "logprob" in value:
+        entry = cast("dict[str, Any]", value)
+        return {**entry, "logprob": _numbers_in(entry["logprob"], 0)}
+    if value is None or isinstance(value, str):
+        return _NOT_FINITE.get(value, value)
+    return cast("object", value)
 
 
 def _with_reason(chunk: LLMEngineOutput) -> LLMEngineOutput:
@@ -173,29 +195,6 @@ def _with_reason(chunk: LLMEngineOutput) -> LLMEngineOutput:
     if isinstance(reason, str):
         return replace(chunk, **_read_text(reason, chunk.stop_reason))
     return replace(chunk, finish_reason=FinishReason.parse(reason))
-
-
-def _with_infinities(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return *fields* with null log probabilities as minus infinity, which JSON cannot write."""
-    own, tops = fields.get("log_probs"), fields.get("top_logprobs")
-    if isinstance(own, list) and None in own:
-        log_probs = [-math.inf if value is None else value for value in cast("list[Any]", own)]
-        fields = {**fields, "log_probs": log_probs}
-    if isinstance(tops, list):
-        each = [_with_infinity(top) for top in cast("list[object]", tops)]
-        fields = {**fields, "top_logprobs": each}
-    return fields
-
-
-def _with_infinity(top: object) -> object:
-    if not isinstance(top, list):
-        return top
-    entries = cast("list[dict[str, Any] | object]", top)
-    return [_infinite(entry) if isinstance(entry, dict) else entry for entry in entries]
-
-
-def _infinite(entry: dict[str, Any]) -> dict[str, Any]:
-    return {**entry, "logprob": -math.inf} if entry.get("logprob", 0) is None else entry
 
 
 def _read_text(text: str, stop_reason: object) -> dict[str, Any]:
