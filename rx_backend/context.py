@@ -212,6 +212,6 @@ def _trace_headers(
 
 
 def _lower_case(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return *headers* with lower-case names; a name that already is lower case takes precedence."""
+    """Return *headers* with lower-case names; a given lower-case name takes precedence."""
     lower = {name.lower(): value for name, value in headers.items()}
     return lower | {name: value for name, value in headers.items() if name in lower}

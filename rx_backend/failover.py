@@ -1,4 +1,4 @@
-"""An engine that resumes a request on another engine when the one at work is lost."""
+"""An engine that resumes a request on another engine when the active one is lost."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ HandOff: TypeAlias = Callable[
 
 class FailoverEngine(CombinedEngine):
     """
-    Resume a request on the next engine when the one at work is lost.
+    Resume a request on the next engine when the active one is lost.
 
     The adapter sees one stream: one first token, one span, and a gap where the engine was lost. The
     next engine gets the tokens that were handed out as part of its prompt, `max_tokens` and
@@ -69,7 +69,7 @@ class FailoverEngine(CombinedEngine):
         errors: The errors that mean a lost engine; `StreamIncomplete` includes an end without a
             terminal.
         hand_off: Repeats the hand-off of a request that has one (`prefill_result`,
-            `bootstrap_info`, `encoder_result`), for its prompt of that time.
+            `bootstrap_info`, `encoder_result`), for the prompt that it then has.
         budget: Bounds the share of resumed requests; by default a fifth of all, and 100 at once. A
             refused connection is free: it put no load on the engine.
 

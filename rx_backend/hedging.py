@@ -1,4 +1,4 @@
-"""An engine that asks a second engine too when the first is slow to begin."""
+"""An engine that asks a second engine too when the first is slow to answer."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def first_token(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any] | None:
         return None
 
     def notice(chunk: LLMEngineOutput) -> LLMEngineOutput:
-        scope.first_token_came()
+        scope.record_first_token()
         return chunk
 
     return Callbacks(notice, only=HAS_CONTENT, once=True)

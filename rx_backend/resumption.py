@@ -1,4 +1,4 @@
-"""How far an answer has come, and the request for the rest of it."""
+"""The progress of an answer, and the request for the rest of it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ("NotResumable", "ResumeState", "continuation_request", "has_hand_off"
 
 
 class NotResumable(Exception):
-    """The reason why a lost request was not resumed: a cause of the error that it fails with."""
+    """The reason why a request was not resumed: a cause of the error that it fails with."""
 
 
 @dataclass(slots=True, eq=False)
 class ResumeState:
     """
-    How far one request's answer has come, over all engines that worked on it.
+    The progress of one request's answer, over all engines that worked on it.
 
     Attributes:
         request: The request as it came.
         token_ids: All tokens that were handed out.
-        link: The last ``worker_trace_link`` of the engine at work.
+        link: The last ``worker_trace_link`` of the active engine.
         has_terminal: Whether a terminal was handed out.
     """
 
@@ -40,7 +40,7 @@ class ResumeState:
     has_terminal: bool = False
     _blocker: str | None = None
     _cum_log_probs: float | None = None
-    # What the engines before the one at work had come to.
+    # Totals of the engines before the active one.
     _tokens_before: int = 0
     _log_probs_before: float | None = None
 

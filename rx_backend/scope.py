@@ -156,7 +156,7 @@ class RequestScope:
         self._has_pending_abort = step is AbortStep.REQUESTED
         self._observer.abort_step(step)
 
-    def first_token_came(self, _chunk: Any = None) -> None:
+    def record_first_token(self) -> None:
         """Record the first token, and release a deferred abort."""
         self.context.notify_first_token()
         self._observer.first_token()

@@ -154,7 +154,7 @@ class Scheduler:
 
     def _settle(self, sequence: Sequence, made: int) -> bool:
         """Settle the step of a sequence that may be over; return whether it is."""
-        if sequence.wants_out():
+        if sequence.should_leave():
             sequence.end()
         elif made < sequence.target:
             sequence.made = made
@@ -169,12 +169,12 @@ class Scheduler:
         return True
 
     def _advance_prefilled(self) -> None:
-        """Let finished prompts decode from this step on, and remove those that want out."""
+        """Let finished prompts decode from this step on, and remove those that leave."""
         still: list[Sequence] = []
         for sequence in self._prefilling:
             if not sequence.prompt_left:
                 self._decoding.append(sequence)
-            elif sequence.wants_out():
+            elif sequence.should_leave():
                 sequence.end()
                 self._kv_used -= sequence.kv_tokens
             else:
@@ -183,7 +183,7 @@ class Scheduler:
 
     def _staying(self, waiting: deque[Sequence]) -> Iterator[Sequence]:
         for sequence in waiting:
-            if sequence.wants_out():
+            if sequence.should_leave():
                 sequence.end()
             else:
                 yield sequence

@@ -80,7 +80,7 @@ class Sequence:
         self.target = tokens + 1
         self.failure = error
 
-    def wants_out(self) -> bool:
+    def should_leave(self) -> bool:
         """Return whether the sequence was aborted, closed, or stopped by its client."""
         if self.leaving:
             return True
