@@ -1,4 +1,4 @@
-"""All measurements in one go; see docs/performance.md for what they say."""
+"""Run all measurements; docs/performance.md explains them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from benchmarks.rivals import Open, ScriptedEngine, chunks_of, opened, rivals
 
 
 def main() -> None:
-    """Run what was asked for."""
+    """Run the measurements named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument(
         "which",
         nargs="*",
-        help="chunk, added, composing, setup, open or memory; all of them when left out",
+        help="chunk, added, composing, setup, open or memory; all of them by default",
     )
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def per_chunk(rounds: int) -> None:
-    """The cost of a chunk in a long stream."""
+    """Measure the cost of a chunk in a long stream."""
 
     def consuming(open_: Open) -> Callable[[], Awaitable[int]]:
         return lambda: chunks_of(open_)
@@ -52,7 +52,7 @@ def per_chunk(rounds: int) -> None:
 
 
 def added(rounds: int) -> None:
-    """What each operator adds to a chunk, as a part of the hand-written loop's cost."""
+    """Measure what each operator adds to a chunk, as a share of the hand-written loop's cost."""
 
     def consuming(open_: Open) -> Callable[[], Awaitable[int]]:
         return lambda: chunks_of(open_)
@@ -67,13 +67,13 @@ def added(rounds: int) -> None:
 
 
 def composing(rounds: int) -> None:
-    """One chain of simple steps, in each library."""
+    """Measure a chain of simple steps in each library."""
     best = interleaved(chains(2_000), rounds=rounds)
     print_ratios("map, filter, scan", best, against="ours", unit="item")
 
 
 def setup(rounds: int) -> None:
-    """The cost of a request of two chunks, and of what it leaves for the event loop's next turn."""
+    """Measure a request of two chunks, with what it leaves for the event loop's next turn."""
 
     def requests(open_: Open) -> Callable[[], Awaitable[int]]:
         async def run() -> int:
@@ -91,7 +91,7 @@ def setup(rounds: int) -> None:
 
 
 def many_open(rounds: int) -> None:
-    """The cost of a chunk when many streams are open, pulled in turn."""
+    """Measure the cost of a chunk when many streams are open and pulled in turn."""
 
     def pulling(open_: Open, count: int) -> Callable[[], Awaitable[int]]:
         async def run() -> int:
@@ -129,7 +129,7 @@ def many_open(rounds: int) -> None:
 
 
 def memory(rounds: int) -> None:
-    """The memory of one open stream in mid-flight."""
+    """Measure the memory of an open stream."""
 
     async def bytes_of(open_: Open) -> float:
         await chunks_of(open_)

@@ -1,4 +1,4 @@
-"""What each operator adds to a chunk of the standard pipeline."""
+"""The pipelines that show what each operator adds to a chunk."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def _always(item: Any) -> bool:
 
 @operator
 def calling() -> Stage[Any, Any]:
-    """Call a function for every chunk: a fused operator that does something."""
+    """Call a function for every chunk, as a fused operator."""
     item = yield
     while True:
         item = yield _same(item)

@@ -1,4 +1,4 @@
-"""One chain of simple steps in each library that offers them: what composing costs per item."""
+"""A chain of simple steps in several libraries: the cost of composing, per item."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Consume = Callable[[], Awaitable[int]]
 
 
 async def numbers(count: int) -> AsyncIterator[int]:
-    """The source of every chain: it never waits."""
+    """Yield numbers without waiting: the source of every chain."""
     for number in range(count):
         yield number
 
@@ -44,7 +44,7 @@ async def _is_kept_async(number: int) -> bool:
 
 @operator
 def mapped(function: Callable[[Any], Any]) -> Stage[Any, Any]:
-    """Hand out what *function* makes of each item."""
+    """Apply *function* to each item."""
     item = yield
     while True:
         item = yield function(item)
@@ -52,7 +52,7 @@ def mapped(function: Callable[[Any], Any]) -> Stage[Any, Any]:
 
 @operator
 def kept(predicate: Callable[[Any], bool]) -> Stage[Any, Any]:
-    """Hand out the items that *predicate* is true of."""
+    """Keep the items that satisfy *predicate*."""
     item = yield
     while True:
         item = yield item if predicate(item) else emit()
@@ -60,7 +60,7 @@ def kept(predicate: Callable[[Any], bool]) -> Stage[Any, Any]:
 
 @operator
 def summed() -> Stage[int, int]:
-    """Hand out the sum so far."""
+    """Yield the running sum."""
     total = yield
     while True:
         total += yield total
@@ -68,9 +68,9 @@ def summed() -> Stage[int, int]:
 
 def chains(count: int) -> dict[str, Consume]:
     """
-    Each library's chain of map, filter, scan over *count* items, and the same with async steps.
+    Return each library's chain of map, filter, scan over *count* items, also with async steps.
 
-    The loop is what one would write without a library.
+    The loop is the code without a library.
     """
 
     async def loop() -> int:

@@ -1,9 +1,9 @@
 """
-Tokens per second through the Dynamo runtime: a bare generator, our worker without coalescing, and
-our worker as shipped.
+Measure tokens per second through the Dynamo runtime.
 
-Each of them and the runtime's own client run in a process of their own, on loopback with file
-discovery. All play the same engine with no delay. Run it with ``python -m benchmarks.dynamo_worker``.
+A bare generator, our worker without coalescing, our worker as shipped, and the runtime's own client
+each run in a process of their own, on loopback with file discovery. All serve the same engine, which
+has no delay. Run with ``python -m benchmarks.dynamo_worker``.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ WAYS: tuple[str, ...] = ("bare", "adapter", "shipped")
 
 
 class Engine(LLMEngine):
-    """Gives its tokens at once."""
+    """An engine that yields its tokens without delay."""
 
     async def start(self, worker_id: int) -> EngineConfig:
-        """Have nothing to do."""
+        """Return the config."""
         return EngineConfig(model="zero")
 
     async def generate(
         self, request: PreprocessedRequest, context: RequestContext
     ) -> AsyncGenerator[LLMEngineOutput]:
-        """Give the tokens, then the terminal."""
+        """Yield the tokens, then the terminal."""
         for token_id in range(TOKENS):
             yield LLMEngineOutput([token_id])
         yield LLMEngineOutput.length()
 
 
 async def bare(request: object, context: object) -> AsyncGenerator[dict[str, Any]]:
-    """Do what the engine does, with nothing around it."""
+    """Yield what the engine yields, as a handler of the runtime."""
     for token_id in range(TOKENS):
         yield {"token_ids": [token_id]}
     yield {"token_ids": [], "finish_reason": "length"}
@@ -74,7 +74,7 @@ def runtime() -> Any:
 
 
 async def work(way: str) -> None:
-    """Serve one way until a signal ends it."""
+    """Serve in one way until a signal arrives."""
     if way == "bare":
         await runtime().endpoint(f"bench.{way}.generate").serve_endpoint(bare)
     else:
@@ -86,7 +86,7 @@ async def work(way: str) -> None:
 
 
 async def one_stream(client: Any, firsts: list[float]) -> None:
-    """Read one stream to its end, and note when its first token came, in seconds."""
+    """Read one stream to its end; append the time to its first token, in seconds."""
     started = perf_counter()
     tokens = 0
     async for item in await client.round_robin({"token_ids": [1]}):
@@ -100,7 +100,7 @@ async def one_stream(client: Any, firsts: list[float]) -> None:
 
 @dataclass
 class Round:
-    """One way's figures of one round: tokens a second, CPU of the worker, times to first token."""
+    """The figures of a round: tokens per second, CPU of the worker, times to first token."""
 
     rate: float
     cpu_s: float
@@ -108,7 +108,7 @@ class Round:
 
 
 async def one_round(client: Any, worker: int, count: int) -> Round:
-    """Read so many streams at once."""
+    """Read *count* streams at once."""
     firsts: list[float] = []
     cpu_s, started = cpu_seconds(worker), perf_counter()
     await asyncio.gather(*[one_stream(client, firsts) for _ in range(count)])
@@ -117,14 +117,14 @@ async def one_round(client: Any, worker: int, count: int) -> Round:
 
 
 def cpu_seconds(process: int) -> float:
-    """How long a process has been at work, all threads together; read as Linux gives it."""
+    """Return the CPU time of a process in seconds, from Linux's ``/proc``."""
     times = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def measure(workers: Mapping[str, int], streams: list[int], rounds: int) -> None:
-    """Measure the ways in turn; the best round's rate counts, and the first tokens of all rounds."""
-    # A client that sees what arrives when it arrives, as the real frontend does.
+    """Measure the ways in turn; print the best rate and the first tokens of all rounds."""
+    # As in the real frontend, the client sees items as soon as they arrive.
     sys.setswitchinterval(0.0001)
     joined = runtime()
     clients = {way: await joined.endpoint(f"bench.{way}.generate").client() for way in WAYS}
@@ -154,7 +154,7 @@ async def measure(workers: Mapping[str, int], streams: list[int], rounds: int) -
 
 
 def main() -> None:
-    """Run each worker in a process of its own, and measure from this one."""
+    """Run each worker in a process of its own, and measure from here."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dynamo_worker")
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 8, 32, 256])
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,9 +1,9 @@
 """
-The rival to beat: one async generator that does every row of docs/behaviour.md in one body.
+The rival: one async generator that implements every row of docs/behaviour.md in one body.
 
-Written as an expert would who knows the rows and has one evening: a monitor task per request for
-the abort, the engine's spans nested by attaching the request's span around each pull, figures
-worked out at the end from time stamps.
+It is what an expert would write in an evening: a monitor task per request for the abort, the
+engine's spans nested by attaching the request's span around each pull, and figures computed from
+time stamps at the end.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ async def generate(
     nest_spans: bool = True,
 ) -> AsyncIterator[Annotated[LLMEngineOutput]]:
     """
-    Set the engine up and give its stream.
+    Set up the engine and return its stream.
 
-    *nest_spans* is row P9; False leaves it out, to see what that row costs a loop like this one.
+    *nest_spans* implements row P9; False omits it, which shows what that row costs here.
     """
     is_decode, is_prefill = mode.is_decode, mode.is_prefill
     if is_decode:

@@ -1,4 +1,4 @@
-"""Interleaved measurement: rivals take turns within one process, and the best round counts."""
+"""Interleaved measurement: rivals take turns in one process, and the best round counts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from time import perf_counter
 __all__ = ("interleaved", "print_ratios")
 
 Rival = Callable[[], Awaitable[int]]
-"""Does one round's work and says of how many units (chunks, requests)."""
+"""Does the work of one round; returns the number of units (chunks, requests)."""
 
 
 def interleaved(rivals: Mapping[str, Rival], *, rounds: int) -> dict[str, float]:
-    """Time each rival *rounds* times in turn; the best time per unit of each, in ns."""
+    """Time each rival *rounds* times in turn; return its best time per unit, in ns."""
     best = dict.fromkeys(rivals, float("inf"))
     for _ in range(rounds):
         for name, rival in rivals.items():

@@ -1,4 +1,4 @@
-"""The engine and the ways to consume it that are measured against each other."""
+"""The engine, and the ways to consume it that are compared."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ Open = Callable[[], Awaitable[AsyncIterator[Any]]]
 
 
 class ScriptedEngine(LLMEngine):
-    """Yields one-token chunks without any delay, then a terminal."""
+    """An engine that yields one-token chunks without delay, then a terminal."""
 
     def __init__(self, chunks: int) -> None:
         self._chunks = [LLMEngineOutput(token_ids=[n]) for n in range(min(chunks, 100))]
         self._count = chunks
 
     async def start(self, worker_id: int) -> EngineConfig:
-        """Give a name."""
+        """Return the config."""
         return EngineConfig(model="scripted")
 
     async def generate(
@@ -66,14 +66,14 @@ class ScriptedEngine(LLMEngine):
 
 @operator
 def nothing() -> Stage[Any, Any]:
-    """Do nothing for a chunk: what one more operator costs."""
+    """Do nothing for a chunk: the cost of one more operator."""
     item = yield
     while True:
         item = yield item
 
 
 def rivals(engine: LLMEngine) -> dict[str, Open]:
-    """Each way to open one stream over *engine*."""
+    """Return the ways to open a stream over *engine*."""
     adapter = EngineAdapter(engine, MODE, tracer=TRACER)
     metered = EngineAdapter(engine, MODE, tracer=TRACER, meter_provider=METERS)
     without_exemplars = EngineAdapter(engine, MODE, tracer=TRACER, meter_provider=METERS_ALONE)
@@ -125,7 +125,7 @@ async def chunks_of(open_: Open) -> int:
 
 
 async def opened(open_: Open, count: int, *, pulls: int = 2) -> list[AsyncIterator[Any]]:
-    """Open *count* streams, each pulled *pulls* times: past its first token."""
+    """Open *count* streams, and pull each *pulls* times, past its first token."""
     streams = [await open_() for _ in range(count)]
     for stream in streams:
         for _ in range(pulls):

@@ -64,7 +64,7 @@ async def generate(
     mode: DisaggregationMode,
     tracer: Tracer,
 ) -> AsyncIterator[Annotated[LLMEngineOutput]]:
-    """Assemble the chain and give its items in turn."""
+    """Assemble the chain and yield its items."""
     span = start_request_span(tracer, request, context, mode)
     link = worker_trace_link(span)
     times = array("d")

@@ -1,4 +1,4 @@
-"""What worker code imports: the adapter, the engine contract, and the types between them."""
+"""The public names for worker code: adapter, engine contract, and the types between them."""
 
 try:
     from operators import Pipeline
@@ -6,8 +6,8 @@ except ImportError as error:
     import operators as found
 
     raise ImportError(
-        f"rx_backend needs its own package `operators`, and another one hides it: "
-        f"{getattr(found, '__file__', None) or list(found.__path__)}; rename that one, or take its "
+        f"rx_backend needs its own package `operators`, and another one shadows it: "
+        f"{getattr(found, '__file__', None) or list(found.__path__)}; rename that one, or remove its "
         "folder from sys.path"
     ) from error
 

@@ -1,4 +1,4 @@
-"""From an engine to response streams."""
+"""The adapter: from an engine to response streams."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import time_ns
+from types import FunctionType
 from typing import Any, Generic, cast, overload
 
 from opentelemetry import trace
@@ -47,21 +48,21 @@ T_co = TypeVar("T_co", covariant=True, default=Annotated[LLMEngineOutput])
 
 class EngineAdapter(Generic[T_co]):
     """
-    Turns an engine's chunks into response streams, through a pipeline of operators.
+    Turn an engine's chunks into response streams, through a pipeline of operators.
 
     Args:
-        engine: The engine; started and cleaned up by its owner.
+        engine: The engine, which its owner starts and cleans up.
         mode: The worker's role, or its name: ``agg``, ``prefill`` or ``decode``.
         pipeline: The operators of each request, `standard_pipeline` by default; or a function that
-            returns them from a request's scope, for what differs by request.
-        tracer: Where spans come from; the global provider's by default.
-        meter_provider: Where metrics go; the global provider by default.
-        clock: Monotonic clock, in seconds; the event loop's by default, virtual time included.
-        record: Whether to measure and write span attributes; None to do as the environment says
-            when the adapter is made, or else the span (row P8).
+            returns them for a request's scope.
+        tracer: Creates spans; the global provider's by default.
+        meter_provider: Receives metrics; the global provider by default.
+        clock: Monotonic clock, in seconds; by default the system's, or a virtual event loop's.
+        record: Whether to measure and write span attributes; None to let the environment decide when
+            the adapter is made, or else each span (row P8).
 
     Raises:
-        InvalidArgument: Unknown *mode*, or a *pipeline* that is neither.
+        InvalidArgument: *mode* is unknown, or *pipeline* is neither.
 
     >>> import asyncio
     >>> from rx_backend import PreprocessedRequest
@@ -115,11 +116,10 @@ class EngineAdapter(Generic[T_co]):
         """
         Return an adapter for the same engine with *operators* added to its pipeline.
 
-        Each is put where it works: one that takes chunks behind the other chunk operators, any
-        other one at the end.
+        One that takes chunks is added after the other chunk operators, any other one at the end.
 
         Raises:
-            InvalidArgument: Something is no operator.
+            InvalidArgument: Something is not an operator.
         """
         return EngineAdapter(
             self.engine,
@@ -141,7 +141,7 @@ class EngineAdapter(Generic[T_co]):
 
     def draw(self) -> str:
         """
-        Draw what the pipeline does: what is fused, and what leaves the consumer's pull.
+        Return a drawing of the pipeline: what is fused, and what leaves the consumer's pull.
 
         Raises:
             InvalidArgument: The pipeline is a function of the scope: draw what it returns.
@@ -156,14 +156,11 @@ class EngineAdapter(Generic[T_co]):
         self, request: PreprocessedRequest, context: RequestContext | None = None
     ) -> ResponseStream[T_co]:
         """
-        Start one request.
+        Start one request and return the stream of its items.
 
         Args:
             request: The request.
-            context: Its identity and cancellation; a fresh one when left out.
-
-        Returns:
-            Its stream, of the items that the pipeline's last operator hands out.
+            context: Its identity and cancellation; a new one by default.
 
         Raises:
             BackendError: The engine's set-up failed (row S5), or the pipeline could not be made;
@@ -223,9 +220,9 @@ class EngineAdapter(Generic[T_co]):
     def _observe(
         self, request: PreprocessedRequest, context: RequestContext, loop: asyncio.AbstractEventLoop
     ) -> tuple[RequestObserver, Span, bool]:
-        """Start the request's span, metrics and log; nothing is left open where that fails."""
+        """Start the request's span, metrics and log; leave nothing open if that fails."""
         clock = self._clock or _loop_clock(loop)
-        # A global provider may be set up later.
+        # A global provider may be installed after the adapter was made.
         metrics = self._metrics = self._metrics or ServerMetrics.of(self._meter_provider)
         span = INVALID_SPAN
         try:
@@ -243,7 +240,7 @@ class EngineAdapter(Generic[T_co]):
         return observer, span, recording
 
     async def _open(self, scope: RequestScope, own: contextvars.Context) -> ChunkStream:
-        """Call the engine, and note how long its set-up takes (row F2)."""
+        """Call the engine, and measure its set-up (row F2)."""
         if not scope.recording:
             return await open_chunks(self.engine, scope.request, scope.context, own_context=own)
         times, clock = scope.times, scope.clock
@@ -254,7 +251,7 @@ class EngineAdapter(Generic[T_co]):
         return chunks
 
     def _plan_of(self, scope: RequestScope) -> Plan:
-        """Make the pipeline of one request."""
+        """Return the plan of one request's pipeline."""
         make = self.pipeline
         name = getattr(make, "__qualname__", repr(make))
         try:
@@ -272,18 +269,18 @@ def _checked(make: Callable[[], Pipeline]) -> Pipeline:
         raise InvalidArgument(f"with_operators: {error}") from error
 
 
-# The class itself: calling a parametrized generic costs as much as ten plain calls.
+# Unparametrized: calling a parametrized generic costs as much as ten plain calls.
 _Stream: type[ResponseStream[Any]] = ResponseStream
 
 
 def _cancellations(loop: asyncio.AbstractEventLoop) -> int:
-    """Return how many cancellations the current task was asked for, and has not caught."""
+    """Return how many requested cancellations the current task has not caught."""
     task = asyncio.current_task(loop)
     return 0 if task is None else task.cancelling()
 
 
 def _malformed(request: PreprocessedRequest) -> InvalidArgument:
-    """What is wrong with a request that could not be read."""
+    """Return the error of a request that could not be read."""
     try:
         convert_request(to_builtins(request))
     except InvalidArgument as error:
@@ -292,5 +289,7 @@ def _malformed(request: PreprocessedRequest) -> InvalidArgument:
 
 
 def _loop_clock(loop: asyncio.AbstractEventLoop) -> Clock:
-    """The loop's clock; the function behind it where the loop is a stock one, which is faster."""
-    return time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
+    """Return the loop's clock if its time is virtual, else the system's, as uvloop counts whole ms."""
+    own = type(loop).time
+    is_virtual = isinstance(own, FunctionType) and own is not asyncio.BaseEventLoop.time
+    return loop.time if is_virtual else time.monotonic

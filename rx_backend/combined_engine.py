@@ -37,11 +37,9 @@ class EngineCall:
     Args:
         engine: The engine.
         parent: The request's context.
-        live: Where the call is listed by *parent*, from here to :meth:`leave`.
-        name: What the call's id has besides that of the request.
+        live: Where the call is listed by *parent* until :meth:`leave`.
+        name: Added to the request's id in the id of the call's context.
     """
-
-    __slots__ = ("_live", "_parent", "_run", "_unlisten", "context", "engine")
 
     def __init__(
         self,
@@ -66,8 +64,8 @@ class EngineCall:
 
         Args:
             request: The request.
-            on_tokens: Called with the number of tokens in each chunk that the engine makes, also
-                where it makes one in answer to its cancellation, which is not handed out.
+            on_tokens: Called with the number of tokens in each chunk that the engine yields,
+                including one in answer to its cancellation, which is not handed out.
         """
         context, defers = self.context, self.context.defers_abort
         own = contextvars.copy_context()
@@ -88,12 +86,13 @@ class EngineCall:
         return self._run
 
     def report_queue_time(self) -> None:
-        """Report to the request how long it waited at this engine."""
+        """Set the request's queue time to that of this engine, if the engine set one."""
         if self.context.queued_s is not None:
             self._parent.queued_s = self.context.queued_s
 
     def leave(self) -> None:
-        """Take the engine off the request's list. Idempotent."""
+        """Detach from the request: its signals no longer reach this engine. Idempotent."""
+        self.context.detach()
         if self._unlisten is not None:
             self._unlisten()
             self._unlisten = None
@@ -106,8 +105,9 @@ class EngineCall:
     async def aclose(self) -> None:
         """Drop the engine's chunks and wait until they are released."""
         self.leave()
-        if self._run is not None:
-            await self._run.aclose()
+        run, self._run = self._run, None
+        if run is not None:
+            await run.aclose()
 
 
 class CombinedEngine(LLMEngine):
@@ -115,10 +115,10 @@ class CombinedEngine(LLMEngine):
     Base of engines that are made of other engines, which they start and clean up.
 
     Args:
-        engines: The engines; one that is there twice is started once.
+        engines: The engines; one that is listed twice is started once.
 
     Raises:
-        TypeError: One of them is no engine.
+        TypeError: One of them is not an engine.
     """
 
     def __init__(self, engines: Sequence[LLMEngine]) -> None:
@@ -133,8 +133,8 @@ class CombinedEngine(LLMEngine):
         """
         Start all engines, one after the other, and return the first one's config.
 
-        Engines on one device can measure its free memory that way. If one fails to start, all are
-        cleaned up.
+        In sequence, engines that share a device can measure its free memory. If one fails to start,
+        all of them are cleaned up.
         """
         try:
             configs = [await engine.start(worker_id) for engine in self._distinct]
@@ -147,12 +147,12 @@ class CombinedEngine(LLMEngine):
         return configs[0]
 
     async def abort(self, context: RequestContext) -> None:
-        """Abort the engines that are at work on the request, each by its own gate."""
+        """Abort the engines that work on the request, each through its own gate."""
         for call in tuple(self._live.get(context, ())):
             call.context.stop_generating()
 
     async def cleanup(self) -> None:
-        """Clean all engines up, also where one of them fails."""
+        """Clean up all engines, even if some of them fail; several failures raise a group."""
         failures: list[Exception] = []
         for engine in self._distinct:
             try:
@@ -165,7 +165,7 @@ class CombinedEngine(LLMEngine):
             raise ExceptionGroup("engines failed to clean up", failures)
 
     async def is_quiescent(self) -> bool:
-        """Whether all engines are."""
+        """Return whether all engines are quiescent."""
         answers = [await _optional(engine, "is_quiescent", True) for engine in self._distinct]
         return all(answers)
 
@@ -175,7 +175,7 @@ class CombinedEngine(LLMEngine):
             await _optional(engine, "drain", None)
 
     async def health_check_payload(self) -> dict[str, Any] | None:
-        """Return the first engine's."""
+        """Return the first engine's payload."""
         return await _optional(self.engines[0], "health_check_payload", None)
 
 

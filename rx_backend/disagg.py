@@ -11,7 +11,7 @@ __all__ = ("DisaggregationMode",)
 
 class DisaggregationMode(StrEnum):
     """
-    What a worker does of a request; the values are the ones on the span (row P2).
+    A worker's part in a request; the values are those on the span (row P2).
 
     Attributes:
         is_prefill: Whether the worker computes the prompt for a decode peer (row T4).
@@ -29,20 +29,17 @@ class DisaggregationMode(StrEnum):
     is_decode: bool
 
     def __init__(self, value: str) -> None:
-        # Plain attributes: each request reads them several times.
+        # Plain attributes, since each request reads them several times.
         self.is_prefill = value == "prefill"
         self.is_decode = value == "decode"
 
     @classmethod
     def parse(cls, value: str) -> DisaggregationMode:
         """
-        Return the mode that *value* names.
-
-        Args:
-            value: ``agg``, ``prefill`` or ``decode``; a mode is returned as it is.
+        Return the mode that *value* names: ``agg``, ``prefill`` or ``decode``.
 
         Raises:
-            InvalidArgument: It names none; the message lists the modes.
+            InvalidArgument: It names no mode; the message lists them.
         """
         try:
             return cls(value)

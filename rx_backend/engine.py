@@ -1,4 +1,4 @@
-"""The engine contract: what an inference engine offers the adapter (rows E1-E5)."""
+"""The engine contract: what the adapter expects of an inference engine (rows E1-E5)."""
 
 from __future__ import annotations
 
@@ -32,24 +32,23 @@ __all__ = (
 )
 
 AnyChunk: TypeAlias = LLMEngineOutput | Mapping[str, Any]
-"""What an engine's streams hold: chunks, or plain mappings of the same shape (row E2)."""
+"""An item of an engine's stream: a chunk, or a plain mapping of the same shape (row E2)."""
 
 ChunkStream = AsyncIterator[AnyChunk]
-_Enter: TypeAlias = Callable[..., Any]
-"""Chunks to pull, one after the other."""
+"""Chunks to pull, one after another."""
 
 ChunkSource: TypeAlias = ChunkStream | Observable[AnyChunk] | SubscribesAsync[AnyChunk]
 """
-What an engine's ``generate`` gives: an asynchronous iterator, a ``reactivex`` Observable, or an
+The result of ``generate``: an asynchronous iterator, a ``reactivex`` Observable, or an
 ``aioreactive`` AsyncObservable (row E2).
 """
 
 
 class EngineConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
     """
-    What a started engine says of itself (row E1). Token counts are tokens; sizes are blocks.
+    The properties of a started engine (row E1). Counts are in tokens, sizes in blocks.
 
-    Only ``model`` is needed; the rest is for routers and planners, and absent means unknown.
+    Only ``model`` is required; the rest is for routers and planners, and may be unknown.
     """
 
     model: str
@@ -72,25 +71,25 @@ class LLMEngine(ABC):
     """
     An inference engine: construct, ``start``, many concurrent ``generate``, ``cleanup`` (row E1).
 
-    Subclassing is a convenience: any object with these methods will do.
+    Subclassing is optional: any object with these methods is an engine.
     """
 
     @abstractmethod
     async def start(self, worker_id: int) -> EngineConfig:
-        """Load the model and get ready to serve; the config has a non-empty model name."""
+        """Load the model; return a config with a non-empty model name."""
 
     @abstractmethod
     def generate(
         self, request: PreprocessedRequest, context: RequestContext
     ) -> ChunkSource | Awaitable[ChunkSource]:
         """
-        Stream one request's chunks; usually written as an async generator (row E2).
+        Stream one request's chunks; usually an async generator (row E2).
 
-        It may also give a ``reactivex`` Observable or an ``aioreactive`` AsyncObservable, or be a
-        coroutine that gives one of the three. They behave alike: subscribed to when the stream is
-        first pulled, disposed of when it ends or is dropped, inside the request's span. But an
-        Observable knows no back-pressure: what it pushes ahead of the consumer waits in memory. And
-        what it does on threads of its own is outside the span.
+        It may also return a ``reactivex`` Observable or an ``aioreactive`` AsyncObservable, or be a
+        coroutine that returns one of the three. They behave alike: subscribed to at the first pull,
+        disposed of at the end or a drop, within the request's span. But an Observable has no
+        back-pressure, so what it pushes ahead of the consumer waits in memory; and what it does on
+        its own threads is outside the span.
 
         Exactly one terminal ends the stream: a chunk with ``finish_reason``, or a raised error
         (row E3). Watch ``context.is_stopped`` and end with a ``cancelled`` terminal (row E4).
@@ -103,19 +102,19 @@ class LLMEngine(ABC):
         """Release everything. Idempotent, and safe on an engine that never started (row E5)."""
 
     async def is_quiescent(self) -> bool:
-        """Whether nothing that must outlive a request, such as a KV transfer, is in flight."""
+        """Return whether nothing that must outlive a request, such as a KV transfer, is in flight."""
         return True
 
     async def drain(self) -> None:
         """Finish background work before :meth:`cleanup`."""
 
     async def health_check_payload(self) -> dict[str, Any] | None:
-        """A small request, as JSON, that shows whether the engine works; None for no check."""
+        """Return a small request, as JSON, that shows whether the engine works; None for no check."""
         return None
 
 
 def check_config(config: EngineConfig) -> EngineConfig:
-    """Return *config* when it names its model, else raise :class:`InvalidArgument` (row E1)."""
+    """Return *config* if it names its model, else raise :class:`InvalidArgument` (row E1)."""
     model = getattr(config, "model", None)
     if not isinstance(model, str) or not model.strip():
         raise InvalidArgument(
@@ -133,25 +132,24 @@ async def open_chunks(
     own_context: contextvars.Context | None = None,
 ) -> ChunkStream:
     """
-    Call ``engine.generate`` and give its chunk stream, whichever way it was written (row E2).
+    Call ``engine.generate`` and return its chunks as an asynchronous iterator (row E2).
 
-    An observable becomes an iterator that subscribes when it is first pulled, see
-    :class:`operators.ObservableSource` and :class:`operators.AsyncObservableSource`.
+    An observable becomes an iterator that subscribes at its first pull.
 
     Args:
         engine: The engine.
-        request: Handed to the engine.
-        context: Handed to the engine.
-        own_context: The context to run the engine in; the current one by default.
+        request: Passed to the engine.
+        context: Passed to the engine.
+        own_context: The ``contextvars`` context to run the engine in; the current one by default.
 
     Raises:
-        InvalidArgument: ``generate`` gave nothing of that kind.
+        InvalidArgument: ``generate`` returned something else.
     """
     enter = operator.call if own_context is None else own_context.run
     chunks: Any = enter(engine.generate, request, context)
     if isinstance(chunks, types.AsyncGeneratorType):
         return cast("ChunkStream", chunks)
-    # An Observable can be awaited too: that would give its last chunk.
+    # An Observable can be awaited too, which would return its last chunk.
     source = source_of(chunks)
     if source is None and not hasattr(chunks, "__aiter__") and inspect.isawaitable(chunks):
         chunks = await _awaited(chunks, enter)
@@ -160,7 +158,7 @@ async def open_chunks(
         return source
     if not hasattr(chunks, "__aiter__"):
         raise InvalidArgument(
-            f"{type(engine).__name__}.generate must give an async iterator of chunks, "
+            f"{type(engine).__name__}.generate must return an async iterator of chunks, "
             f"got {type(chunks).__name__}"
         )
     return aiter(chunks)
@@ -170,14 +168,14 @@ def start_abort(
     engine: LLMEngine, context: RequestContext, own: contextvars.Context | None = None
 ) -> None:
     """
-    Begin ``engine.abort`` in a task of its own, and return at once.
+    Start ``engine.abort``, if there is one, in a task of its own, and return at once.
 
-    What it raises is logged with the request's id and disturbs nobody (row A7).
+    An error is logged with the request's id, and does not disturb the stream (row A7).
 
     Args:
-        engine: The engine; one without ``abort`` has nothing to do.
+        engine: The engine.
         context: The request's context.
-        own: The context that the engine runs in; the abort gets a copy.
+        own: The ``contextvars`` context that the engine runs in; the abort runs in a copy.
     """
     own = None if own is None else own.copy()
     start_task(_abort(engine, context), asyncio.get_running_loop(), own)
@@ -201,8 +199,10 @@ _log = get_logger(__name__)
 
 
 @types.coroutine
-def _awaited(awaitable: Awaitable[object], enter: _Enter) -> Generator[Any, Any, object]:
-    """Await something with each of its steps run through *enter*."""
+def _awaited(
+    awaitable: Awaitable[object], enter: Callable[..., Any]
+) -> Generator[Any, Any, object]:
+    """Await something, with each of its steps run through *enter*."""
     steps = awaitable.__await__()
     try:
         signal = enter(next, steps)

@@ -1,4 +1,4 @@
-"""What an exception that is not typed says (row S6). Importing this never imports Dynamo."""
+"""The kinds of exceptions that are not typed (row S6). Importing this does not import Dynamo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ("causes", "exception_class", "import_dynamo", "kind_of", "leaves")
 
 _DYNAMO: Final = "dynamo.llm.exceptions"
 
-# In this order: a refused connection is a `ConnectionError` too.
+# In this order, since `ConnectionRefusedError` is a `ConnectionError`.
 _STANDARD: Final[tuple[tuple[type[Exception], str], ...]] = (
     (ConnectionRefusedError, "CannotConnect"),
     (ConnectionError, "Disconnected"),
@@ -20,7 +20,7 @@ _STANDARD: Final[tuple[tuple[type[Exception], str], ...]] = (
     (TimeoutError, "ResponseTimeout"),
 )
 
-# A server that is overloaded or down has not begun the request: another worker may take it.
+# An overloaded or unavailable server has not begun the request: another worker may take it.
 _STATUS: Final = {
     408: "ResponseTimeout",
     429: "CannotConnect",
@@ -32,13 +32,11 @@ _STATUS: Final = {
 
 def kind_of(exc: Exception, kinds: Iterable[str]) -> str:
     """
-    Return the kind of *exc*, ``Unknown`` where it has none.
+    Return the kind of *exc*, an untyped exception that is not a group; ``Unknown`` if it has none.
 
-    Args:
-        exc: An exception that is no ``BackendError`` and no group.
-        kinds: The kinds under whose names Dynamo's own exceptions are looked up.
+    Dynamo's own exceptions are looked up by the names in *kinds*.
     """
-    # Somebody who raises Dynamo's exceptions has imported them, maybe by their other name.
+    # Code that raises Dynamo's exceptions has imported them, under one of two names.
     module = sys.modules.get(_DYNAMO) or sys.modules.get("dynamo._core")
     if module is not None:
         base = exception_class(module, "DynamoException")
@@ -50,12 +48,12 @@ def kind_of(exc: Exception, kinds: Iterable[str]) -> str:
     for standard, kind in _STANDARD:
         if isinstance(exc, standard):
             return kind
-    # Not a subclass: parsers raise those over what an engine gave them, which is no client's fault.
+    # Not its subclasses, which parsers raise: an engine's bug is not the client's fault.
     return "InvalidArgument" if type(exc) is ValueError else "Unknown"
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the causes of *error*, the nearest first; a cycle is followed once."""
+    """Yield the causes of *error*, the nearest first, each once."""
     seen = {id(error)}
     cause = error.__cause__
     while cause is not None and id(cause) not in seen:
@@ -65,7 +63,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    """Yield the exceptions in a group that are no groups; nesting may be deep."""
+    """Yield the exceptions in a group that are not groups, at any depth."""
     waiting: list[BaseException] = [group]
     while waiting:
         exc = waiting.pop()
@@ -76,13 +74,13 @@ def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
 
 
 def exception_class(module: ModuleType, name: str) -> type[Exception] | None:
-    """Return the exception class *name* of a module, None where this version has none."""
+    """Return the exception class *name* of a module, or None if there is none."""
     found = getattr(module, name, None)
     return found if isinstance(found, type) and issubclass(found, Exception) else None
 
 
 def import_dynamo() -> ModuleType:
-    """Import Dynamo's exceptions, with a clear word where the package is missing."""
+    """Import Dynamo's exceptions; raise ``ImportError`` with a hint if that fails."""
     try:
         __import__(_DYNAMO)
     except ImportError as exc:

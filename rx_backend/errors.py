@@ -1,8 +1,8 @@
 """
-The one exception hierarchy of the library, and its way to and from Dynamo's.
+The library's exceptions, and their conversion to and from Dynamo's.
 
-Engines raise these, consumers catch them, and error items of a stream carry them. The class name is
-the kind on the wire. Importing this module never imports Dynamo.
+Engines raise them, consumers catch them, and error items of a stream carry them. The class name is
+the kind on the wire. Importing this module does not import Dynamo.
 
 >>> str(InvalidArgument("prompt too long"))
 'BackendInvalidArgument: prompt too long'
@@ -43,13 +43,13 @@ __all__ = (
 
 class BackendError(Exception):
     """
-    Base of every typed error: catch it, raise one of its kinds.
+    Base of the typed errors: catch this one, raise one of its kinds.
 
     Subclasses of a kind keep that kind. Pickling keeps the chain of causes; a cause that cannot be
-    pickled travels as an `Unknown` with its text.
+    pickled is replaced by an `Unknown` with its text.
 
     Args:
-        message: What went wrong, fit to be shown to the caller.
+        message: The cause of the failure, fit to be shown to the caller.
     """
 
     kind: ClassVar[str] = "Unknown"
@@ -64,7 +64,7 @@ class BackendError(Exception):
 
     @property
     def span_kind(self) -> str:
-        """The kind as a span attribute writes it, for example ``Backend(Cancelled)`` (row P4)."""
+        """The kind as written on a span, for example ``Backend(Cancelled)`` (row P4)."""
         return f"Backend({self.kind})"
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -81,43 +81,43 @@ class BackendError(Exception):
 
 
 class Unknown(BackendError):
-    """A failure that fits no other kind."""
+    """A failure of no other kind."""
 
     kind = "Unknown"
 
 
 class InvalidArgument(BackendError):
-    """The request, or an item of an engine, does not fit; trying again cannot help."""
+    """The request, or a chunk of an engine, is malformed; a retry cannot help."""
 
     kind = "InvalidArgument"
 
 
 class CannotConnect(BackendError):
-    """No connection to the engine could be made."""
+    """The connection to the engine could not be established."""
 
     kind = "CannotConnect"
 
 
 class Disconnected(BackendError):
-    """A connection that had been made was lost."""
+    """An established connection was lost."""
 
     kind = "Disconnected"
 
 
 class ConnectionTimeout(BackendError):
-    """Making a connection, or a request, took too long."""
+    """Establishing a connection, or sending a request, took too long."""
 
     kind = "ConnectionTimeout"
 
 
 class ResponseTimeout(BackendError):
-    """The engine took the request and then said nothing for too long."""
+    """The engine accepted the request, and was then silent for too long."""
 
     kind = "ResponseTimeout"
 
 
 class Cancelled(BackendError):
-    """The request was cancelled, for example because the client went away."""
+    """The request was cancelled, for example because the client disconnected."""
 
     kind = "Cancelled"
 
@@ -129,7 +129,7 @@ class EngineShutdown(BackendError):
 
 
 class StreamIncomplete(BackendError):
-    """The stream broke off before its terminal."""
+    """The stream ended before its terminal."""
 
     kind = "StreamIncomplete"
 
@@ -150,12 +150,12 @@ KINDS: Mapping[str, type[BackendError]] = MappingProxyType(
         )
     }
 )
-"""The nine kinds by their name on the wire."""
+"""The nine kinds, by their name on the wire."""
 
-# Dynamo 1.6 has no exception for this kind; its own timeout serves both cases.
+# Dynamo 1.6 has no exception for this kind, and uses its one timeout for both.
 _NEAREST = {"ResponseTimeout": "ConnectionTimeout"}
 
-# How many different texts of a group are joined into one message.
+# How many texts of a group are joined into one message.
 _SHOWN_LEAVES = 3
 
 
@@ -163,23 +163,23 @@ def as_backend_error(exc: BaseException) -> BackendError:
     """
     Return *exc* as a typed error (rows S5, S6).
 
-    A typed error is returned as it is. Any other exception becomes a new error with the text of
-    *exc* as message (its class name when there is none) and *exc* as ``__cause__``:
+    A typed error is returned unchanged. Any other exception becomes a new error with the text of
+    *exc* as message (its class name if there is none) and *exc* as ``__cause__``:
 
-    - ``ValueError`` itself is `InvalidArgument`, but not a subclass, such as a parser raises.
+    - ``ValueError`` itself is `InvalidArgument`, but its subclasses, which parsers raise, are not.
     - ``ConnectionRefusedError`` is `CannotConnect`; any other ``ConnectionError``, and
       ``asyncio.IncompleteReadError``, is `Disconnected`.
-    - ``TimeoutError``, a passed deadline of `operators.deadlines` included, is `ResponseTimeout`.
-    - A Dynamo exception has the same kind, `Unknown` where there is no counterpart. Dynamo's
-      ``HttpError`` goes by its status: 408 and 504 are `ResponseTimeout`, 429 and 503
-      `CannotConnect`, 502 `Disconnected`, any other 4xx `InvalidArgument`.
-    - A group, nested or not, whose leaves are all of one kind is of that kind, with their texts as
-      message. A ``CancelledError`` or ``GeneratorExit`` in a group counts as in `engine_failure`.
+    - ``TimeoutError``, including those of `operators.deadlines`, is `ResponseTimeout`.
+    - A Dynamo exception keeps its kind, or is `Unknown` without a counterpart. Dynamo's ``HttpError``
+      is mapped by status: 408 and 504 to `ResponseTimeout`, 429 and 503 to `CannotConnect`, 502 to
+      `Disconnected`, any other 4xx to `InvalidArgument`.
+    - A group, nested or not, whose leaves are all of one kind has that kind, and their texts as
+      message. A ``CancelledError`` or ``GeneratorExit`` in it counts as in `engine_failure`.
     - All others are `Unknown`.
 
     Raises:
-        BaseException: *exc* itself when it is no ``Exception``, such as ``asyncio.CancelledError``,
-            or a group that holds a ``KeyboardInterrupt`` or the like.
+        BaseException: *exc* itself if it is not an ``Exception``, such as ``asyncio.CancelledError``,
+            or is a group that contains a ``KeyboardInterrupt`` or the like.
 
     >>> as_backend_error(ValueError("too long"))
     InvalidArgument('too long')
@@ -200,13 +200,13 @@ def as_backend_error(exc: BaseException) -> BackendError:
 
 def engine_failure(exc: BaseException) -> BackendError:
     """
-    Return what came out of an engine as a typed error (row S6).
+    Return an exception that left an engine as a typed error (row S6).
 
-    As `as_backend_error`, but for where neither the pulling task was cancelled nor the engine
-    closed: a ``CancelledError`` or ``GeneratorExit`` is then the engine's own, and `Unknown`.
+    Like `as_backend_error`, for an engine that was not closed, in a task that was not cancelled: a
+    ``CancelledError`` or ``GeneratorExit`` is then the engine's own, and `Unknown`.
 
     Raises:
-        BaseException: *exc* itself when it is ``KeyboardInterrupt``, ``SystemExit`` or the like.
+        BaseException: *exc* itself if it is ``KeyboardInterrupt``, ``SystemExit`` or the like.
 
     >>> engine_failure(asyncio.CancelledError())
     Unknown('the engine was cancelled from within')
@@ -221,7 +221,7 @@ def engine_failure(exc: BaseException) -> BackendError:
 
 def from_dynamo(exc: Exception) -> BackendError:
     """
-    Return an exception of ``dynamo.llm.exceptions`` as a typed error, *exc* as its cause.
+    Return an exception of ``dynamo.llm.exceptions`` as a typed error, with *exc* as its cause.
 
     Raises:
         ImportError: The package ``ai-dynamo-runtime`` is not installed.
@@ -232,11 +232,10 @@ def from_dynamo(exc: Exception) -> BackendError:
 
 def to_dynamo(error: Exception) -> Exception:
     """
-    Return *error* as an exception that the Dynamo runtime knows, *error* as its cause.
+    Return *error* as an exception that the Dynamo runtime knows, with *error* as its cause.
 
-    A Dynamo exception, and an error that was made from one, come back as that exception: kinds that
-    only Dynamo has keep their meaning on the way through. An untyped exception is first typed as by
-    `as_backend_error`.
+    A Dynamo exception, and an error that was made from one, come back as that exception, so kinds
+    that only Dynamo has are kept. An untyped exception is converted by `as_backend_error` first.
 
     Raises:
         ImportError: The package ``ai-dynamo-runtime`` is not installed.
@@ -268,7 +267,7 @@ def _class_of(exc: Exception) -> type[BackendError]:
 
 
 def _merge_leaves(group: BaseExceptionGroup[BaseException]) -> BackendError:
-    """Make one error of what is in a group, or raise the group."""
+    """Return one error for the leaves of a group, or raise the group."""
     kinds: set[str] = set()
     messages: dict[str, None] = {}
     for leaf in leaves(group):
@@ -283,14 +282,14 @@ def _merge_leaves(group: BaseExceptionGroup[BaseException]) -> BackendError:
 
 
 def _blank(cls: type[BackendError], args: tuple[object, ...]) -> BackendError:
-    """Make an error without its initialiser, which in a subclass may want other arguments."""
+    """Return an error without calling its initialiser, whose arguments a subclass may change."""
     error = cls.__new__(cls)
     error.args = args
     return error
 
 
 def _portable(cause: BaseException) -> BaseException:
-    """Return *cause* if it can be pickled and read back, else its text."""
+    """Return *cause* if it can be pickled and unpickled, else its text as an error."""
     if isinstance(cause, BackendError):
         return cause
     try:

@@ -1,10 +1,11 @@
-"""An engine that resumes a request on another engine when the one at work is lost."""
+"""An engine that resumes a request on another engine when the active one is lost."""
 
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, Final, TypeAlias, cast
+from typing import Final, TypeAlias, cast
 
 from opentelemetry import trace
 
@@ -19,6 +20,7 @@ from rx_backend.errors import (
     EngineShutdown,
     StreamIncomplete,
     as_backend_error,
+    causes,
 )
 from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
@@ -45,37 +47,34 @@ HandOff: TypeAlias = Callable[
 
 class FailoverEngine(CombinedEngine):
     """
-    Resume a request on the next engine when the one at work is lost.
+    Resume a request on the next engine when the active one is lost.
 
     The adapter sees one stream: one first token, one span, and a gap where the engine was lost. The
-    next engine gets the tokens that were handed out as a part of its prompt, `max_tokens` and
+    next engine gets the tokens that were handed out as part of its prompt, `max_tokens` and
     `min_tokens` reduced by as many, the lost worker's span as `migration_link` (row T1), and a
-    context of its own, ``<id>/resume-1``. The client gets the usage of the whole request.
+    context of its own, ``<id>/resume-1``. The client gets the usage of the whole request. An answer
+    that lacks only its terminal, because its last token is an end token or the last one allowed,
+    gets that terminal without another engine.
 
-    An answer that lacks only its terminal gets it here, without another engine: its last token is an
-    end token, or the last one allowed.
-
-    A request is not resumed after a stop, nor where its state can't move: guided decoding, several
+    A request is not resumed after a stop, nor if its state cannot be moved: guided decoding, several
     choices (``n``, ``best_of``, beams, chunks with an index), a prompt of embeddings, text without
-    token ids, a health check, and a hand-off from another worker unless *hand_off* can repeat it.
-    Sampling with a seed, and penalties on what was generated, start anew at the seam; so does the
-    search for stop strings.
+    token ids, a health check, or a hand-off from another worker that *hand_off* does not repeat.
+    Seeded sampling, penalties on generated tokens and the search for stop strings restart at the
+    seam. A request that cannot be resumed fails with the error of the lost engine; a note and a
+    cause of class `NotResumable` say why.
 
     Args:
         engines: In the order in which they are asked; after the last one the first is asked again.
         limit: How often one request is resumed, 0 or more.
-        errors: What means that an engine is lost; `StreamIncomplete` stands for an end without a
-            terminal too.
+        errors: The errors that mean a lost engine; `StreamIncomplete` includes an end without a
+            terminal.
         hand_off: Repeats the hand-off of a request that has one (`prefill_result`,
-            `bootstrap_info`, `encoder_result`), for a prompt that is longer by then.
-        budget: Bounds the resumed requests among all; by default a fifth of them, and 100 at once.
-            Where a connection was refused the engine had no load, so that costs nothing.
+            `bootstrap_info`, `encoder_result`), for the prompt that it then has.
+        budget: Bounds the share of resumed requests; by default a fifth of all, and 100 at once. A
+            refused connection is free: it put no load on the engine.
 
     Raises:
-        ValueError, TypeError: An argument is something else.
-
-    Where a request can't be resumed it fails with the error of the engine that was lost. A note and
-    a cause of class `NotResumable` say why.
+        ValueError, TypeError: An argument does not fit.
 
     >>> import asyncio
     >>> from structlog.testing import capture_logs
@@ -117,14 +116,13 @@ class FailoverEngine(CombinedEngine):
     async def generate(
         self, request: PreprocessedRequest, context: RequestContext
     ) -> AsyncGenerator[LLMEngineOutput]:
-        """Stream the request's chunks from one engine after the other."""
+        """Stream the request's chunks from one engine after another."""
         self._budget.add_request()
-        state = ResumeState(request)
-        part, attempt = request, 0
-        while True:
-            failure: Exception | None = None
+        state, part = ResumeState(request), request
+        for attempt in itertools.count():
             engine = self.engines[attempt % len(self.engines)]
             call = EngineCall(engine, context, self._live, f"resume-{attempt}" if attempt else "")
+            failure: Exception | None = None
             try:
                 async for item in await call.open(part):
                     chunk = state.add(item)
@@ -137,79 +135,54 @@ class FailoverEngine(CombinedEngine):
             finally:
                 await call.aclose()
             try:
-                is_over = state.has_terminal or context.is_stopped
+                has_raised = failure is not None
                 if failure is None:
                     failure = StreamIncomplete("the engine's stream ended before its terminal")
-                    if is_over or not self._means_lost(failure):
-                        return
-                elif is_over or not self._means_lost(failure):
-                    raise failure
+                if state.has_terminal or context.is_stopped or not self._means_lost(failure):
+                    if has_raised:
+                        raise failure
+                    return
                 terminal = state.missing_terminal()
                 if terminal is not None:
-                    _log.warning(
-                        "engine lost behind a complete answer",
-                        request_id=context.id,
-                        output_tokens=len(state.token_ids),
-                        **describe(failure),
+                    _log_loss(
+                        "engine lost after a complete answer", context, state, attempt, failure
                     )
                     yield terminal
                     return
-                attempt += 1
-                following = await self._next_part(request, context, state, failure, attempt)
-                if isinstance(following, NotResumable):
-                    _explain(failure, following)
-                    raise failure
-                part = following
+                is_free = isinstance(as_backend_error(failure), CannotConnect)
+                try:
+                    part = await self._next_part(context, state, attempt + 1, is_free=is_free)
+                except NotResumable as reason:
+                    _explain(failure, reason)
+                    raise failure from reason
+                _log_loss("request resumed on another engine", context, state, attempt, failure)
+                state.begin_part()
             finally:
                 # This frame is in its traceback: a reference back would be a cycle.
                 del failure
 
     async def _next_part(
-        self,
-        request: PreprocessedRequest,
-        context: RequestContext,
-        state: ResumeState,
-        failure: Exception,
-        attempt: int,
-    ) -> PreprocessedRequest | NotResumable:
-        """Return the request for the next engine, or why there is none."""
+        self, context: RequestContext, state: ResumeState, attempt: int, *, is_free: bool
+    ) -> PreprocessedRequest:
+        """Return the request for the next engine, or raise `NotResumable`."""
+        request = state.request
         if attempt > self._limit:
-            times = "once" if self._limit == 1 else f"{self._limit} times"
-            return NotResumable(f"resumed {times} already, the limit is {self._limit}")
+            raise NotResumable(f"the limit of resumptions is reached: {self._limit}")
         blocker = state.blocker()
         if blocker is None and has_hand_off(request) and self._hand_off is None:
-            blocker = "its hand-off from another worker was for the engine that is lost"
+            blocker = "its hand-off from another worker was for the lost engine"
         if blocker is not None:
-            return NotResumable(blocker)
-        # An engine that refused the connection has not read the prompt.
-        is_free = isinstance(as_backend_error(failure), CannotConnect)
+            raise NotResumable(blocker)
         if not is_free and not self._budget.withdraw():
-            return NotResumable("the retry budget is spent")
-        span = trace.get_current_span()
-        tokens = state.token_ids.tolist()
+            raise NotResumable("the retry budget is spent")
+        span, tokens = trace.get_current_span(), state.token_ids.tolist()
         part = continuation_request(request, tokens, state.link or worker_trace_link(span))
         if has_hand_off(request) and self._hand_off is not None:
-            try:
-                part = await _awaited(self._hand_off(part))
-            except Exception as error:
-                drop_top_frame(error)
-                if isinstance(error, NotResumable):
-                    return error
-                reason = NotResumable(f"its hand-off could not be repeated: {error}")
-                reason.__cause__ = error
-                return reason
+            part = await _repeated(self._hand_off, part)
         if not is_free and context.wasted is not None:
             context.wasted.input += len(part.token_ids)
-        state.next_part()
         if span.is_recording():
             span.add_event("resumed", {"output_tokens": len(tokens)})
-        _log.warning(
-            "request resumed on another engine",
-            request_id=context.id,
-            attempt=attempt,
-            output_tokens=len(tokens),
-            **describe(failure),
-        )
         return part
 
     def _means_lost(self, error: Exception) -> bool:
@@ -228,19 +201,34 @@ def _check(engines: tuple[LLMEngine, ...], limit: object, errors: object, hand_o
         raise TypeError(f"FailoverEngine: hand_off: expected a function, got {hand_off!r}")
 
 
-async def _awaited(given: Any) -> Any:
-    return await given if inspect.isawaitable(given) else given
+async def _repeated(hand_off: HandOff, part: PreprocessedRequest) -> PreprocessedRequest:
+    try:
+        given = hand_off(part)
+        return await given if inspect.isawaitable(given) else given
+    except NotResumable:
+        raise
+    except Exception as error:
+        raise NotResumable(f"its hand-off could not be repeated: {error}") from error
 
 
 def _explain(error: BaseException, reason: NotResumable) -> None:
-    """Make *reason* the nearest cause of *error*; what was its cause is then the farthest."""
+    """Make *reason* the nearest cause of *error*, in front of the cause that it has."""
     error.add_note(f"not resumed: {reason}")
-    end: BaseException = reason
-    while end.__cause__ is not None:
-        end = end.__cause__
-    if error.__cause__ is not end:
-        end.__cause__ = error.__cause__
-    error.__cause__ = reason
+    *_, last = reason, *causes(reason)
+    if last is not error.__cause__:
+        last.__cause__ = error.__cause__
+
+
+def _log_loss(
+    event: str, context: RequestContext, state: ResumeState, attempt: int, error: Exception
+) -> None:
+    _log.warning(
+        event,
+        request_id=context.id,
+        attempt=attempt + 1,
+        output_tokens=len(state.token_ids),
+        **describe(error),
+    )
 
 
 _log = get_logger(__name__)

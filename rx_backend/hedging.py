@@ -1,4 +1,4 @@
-"""An engine that asks a second engine too when the first is slow to begin."""
+"""An engine that asks a second engine too when the first is slow to answer."""
 
 from __future__ import annotations
 
@@ -20,31 +20,27 @@ class HedgedEngine(CombinedEngine):
     """
     Ask a second engine too when the first has no token after *after_s*; the faster one wins.
 
-    A terminal answers too. The loser is aborted once and closed; in decode mode it is only closed,
-    as it had no token yet (row A5). Each engine is pulled in a task of its own, so that neither
-    waits for the other, nor the winner for the loser's clean-up; for a token that costs two turns of
-    the event loop. The second is pulled up to its first token, and beyond that only on demand
-    (row S4).
+    A terminal counts as an answer. The loser is aborted once and closed; in decode mode it is only
+    closed, since it had no token yet (row A5). Each engine is pulled in a task of its own, so neither
+    waits for the other, nor the winner for the loser's clean-up; a token costs two turns of the event
+    loop for that. The second engine is pulled up to its first token, then on demand (row S4).
 
-    The engines have contexts of their own, that of the second is ``<id>/hedge``. A stop of the
-    request is for both while both are at work, and after it no second engine is asked. A health
-    check is not hedged, and neither is a request with a hand-off from another worker, which only
-    one engine can take.
-
-    Where one engine fails before the other has answered, or ends without a terminal, or with one
-    that says ``error``, the other one answers; when both do, the stream ends as the first one did.
-    A failure before *after_s* is not hedged.
+    If one engine fails before the other has answered, ends without a terminal, or ends with one that
+    says ``error``, the other one answers; if both do, the stream ends as the first one did. A failure
+    before *after_s* is not hedged. Each engine has a context of its own, the second one's id is
+    ``<id>/hedge``. A stop of the request reaches both, and prevents the second call. Not hedged are
+    health checks, and requests with a hand-off from another worker, which only one engine can take.
 
     Args:
         first: The engine that is asked first.
-        second: The other one.
-        after_s: How long the first engine has for its first token, in seconds, 0 or more. The
-            consumer's own time does not count.
-        on_outcome: Called with the outcome, where the second engine was asked.
-        budget: Bounds the hedged requests among all; by default a tenth of them, and 10 at once.
+        second: The other engine.
+        after_s: Time for the first engine's first token, in seconds, 0 or more; the consumer's own
+            time is not counted.
+        on_outcome: Called with the outcome if the second engine was asked.
+        budget: Bounds the share of hedged requests; by default a tenth of all, and 10 at once.
 
     Raises:
-        ValueError, TypeError: An argument is something else.
+        ValueError, TypeError: An argument does not fit.
 
     >>> from rx_backend import EngineAdapter, PreprocessedRequest
     >>> from rx_backend.engines import SampleEngine

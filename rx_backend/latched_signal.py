@@ -23,18 +23,15 @@ class Latches:
     """
     The signals of one request and their listeners.
 
-    There is no lock, so that a `signal.signal` handler may set a signal whatever it interrupts.
-    Every step is one operation that neither another thread nor a handler can come between: setting
-    a flag, and ``append``, ``copy`` and ``remove`` of the list. A flag is set before the list is
-    read, and a listener is appended before its flag is read, so at least one side sees the other.
-    Whoever removes the listener calls it; only one can.
-
-    Args:
-        request_id: For the log.
+    There is no lock, so a `signal.signal` handler may set a signal whatever it interrupts. Each step
+    is atomic for threads and handlers: setting a flag, and ``append``, ``copy`` and ``remove`` of the
+    list. A flag is set before the list is read, and a listener is appended before its flag is read,
+    so at least one side sees the other. The side that removes the listener calls it; only one can.
 
     Attributes:
+        request_id: For the log.
         stopped, killed, first_token: Whether the signal is set.
-        loop: The event loop on which listeners are notified that subscribe outside of any loop.
+        loop: The event loop that notifies listeners which were registered outside of any loop.
     """
 
     __slots__ = ("_listeners", "first_token", "killed", "loop", "request_id", "stopped")
@@ -53,7 +50,7 @@ class Latches:
         return flag
 
     def set(self, *names: SignalName) -> None:
-        """Set the signals, in this order, and then notify their listeners."""
+        """Set the signals in this order, then notify their listeners."""
         for name in names:
             setattr(self, name, True)
         for listener in self._listeners.copy():
@@ -68,10 +65,10 @@ class Latches:
         anywhere: bool = False,
     ) -> Listener:
         """
-        Call *callback* once when the signal comes, at once if it is set.
+        Call *callback* once when the signal is set, at once if it already is.
 
-        It is called on the event loop that runs here; without one on `loop`; without that, or with
-        *anywhere*, in the thread that signals.
+        It is called on the running event loop, or else on `loop`; without both, or with *anywhere*,
+        in the thread that signals.
         """
         loop = None if anywhere else _running_loop() or self.loop
         listener = Listener(self, name, loop, callback, args)
@@ -81,7 +78,7 @@ class Latches:
         return listener
 
     def remove(self, listener: Listener) -> bool:
-        """Forget a listener; return whether it was still waiting."""
+        """Remove a listener; return whether it was still registered."""
         try:
             self._listeners.remove(listener)
         except ValueError:
@@ -90,7 +87,7 @@ class Latches:
 
 
 class Listener(abc.DisposableBase):
-    """A callback that waits for a signal, until it is notified or disposed of."""
+    """A callback registered for a signal, until it is notified or disposed of."""
 
     __slots__ = ("_args", "_callback", "_latches", "_loop", "name")
 
@@ -109,12 +106,12 @@ class Listener(abc.DisposableBase):
         self._args = args
 
     def dispose(self) -> None:
-        """Do not call back any more, not even if a notification is on its way to the loop."""
+        """Prevent the callback, even if a notification is already scheduled on the loop."""
         self._callback = _ignore
         self._latches.remove(self)
 
     def notify(self) -> None:
-        """Call back: at once on the listener's event loop, else as soon as that loop runs."""
+        """Call back: at once if the listener's event loop runs here, else in that loop."""
         loop = self._loop
         if loop is None:
             self._call()
@@ -123,7 +120,7 @@ class Listener(abc.DisposableBase):
             # A `signal.signal` handler may have interrupted a loop that waits for I/O.
             loop.call_soon_threadsafe(_ignore)
         else:
-            # A loop that is closed has nobody left to notify.
+            # A closed loop has no listeners left.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._call)
 
@@ -131,17 +128,17 @@ class Listener(abc.DisposableBase):
         try:
             self._callback(*self._args)
         except Exception as error:
-            # One listener's bug must not keep the signal from the others.
+            # An error in one listener must not keep the signal from the others.
             request_id = self._latches.request_id
             _log.error("context listener failed", request_id=request_id, **describe(error))
 
 
 class LatchedSignal(Observable[bool]):
     """
-    A signal of a context that stays set: awaitable, and an Observable that replays it (row C2).
+    A context's signal that stays set: awaitable, and an Observable that replays it (row C2).
 
-    As an Observable it emits ``True`` and completes, at once for a late subscriber. A subscriber
-    or waiter is notified on the event loop that it subscribed from, whichever thread signals.
+    The Observable emits ``True`` and completes, at once for a late subscriber. Subscribers and
+    waiters are notified on their own event loop, whichever thread signals.
 
     >>> from rx_backend import RequestContext
     >>> context = RequestContext()
@@ -151,22 +148,22 @@ class LatchedSignal(Observable[bool]):
     """
 
     def __init__(self, latches: Latches, name: SignalName) -> None:
-        # The base class makes a lock here, for operators that a request's signal rarely meets.
+        # The base class would make a lock here, which few operators use.
         self._latches = latches
         self._name: SignalName = name
 
     @cached_property
     def lock(self) -> threading.RLock:
-        """What some ``reactivex`` operators hold while they handle an item."""
+        """The lock that some ``reactivex`` operators hold while they handle an item."""
         return threading.RLock()
 
     @property
     def is_set(self) -> bool:
-        """Whether the signal was given."""
+        """Whether the signal is set."""
         return self._latches.is_set(self._name)
 
     def listen(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call *callback* once when the signal comes (at once if it is set); undo by the result."""
+        """Call *callback* once when the signal is set; return a function that prevents it."""
         return self._latches.listen(self._name, callback).dispose
 
     def subscribe(
@@ -177,7 +174,7 @@ class LatchedSignal(Observable[bool]):
         *,
         scheduler: abc.SchedulerBase | None = None,
     ) -> abc.DisposableBase:
-        """Subscribe as to any Observable; a lone function costs a tenth of an observer here."""
+        """Subscribe as to any Observable; a plain function costs a tenth of an observer."""
         if isinstance(on_next, _FUNCTIONS) and on_completed is None:
             return self._latches.listen(self._name, on_next, True)
         return super().subscribe(on_next, on_error, on_completed, scheduler=scheduler)

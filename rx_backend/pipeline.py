@@ -1,4 +1,4 @@
-"""The standard pipeline: what happens to every request's stream, top to bottom."""
+"""The standard pipeline: what happens to every request's stream, from top to bottom."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ PipelineSource: TypeAlias = Pipeline[T_co] | Callable[[RequestScope], Pipeline[T
 
 @callbacks(takes="chunks")
 def first_token(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any] | None:
-    """Release a deferred abort at the first token, and tell the log."""
+    """Release a deferred abort at the first token, and report it to the observer."""
     if not scope.mode.is_decode and not scope.awaits_first_token:
         return None
 
     def notice(chunk: LLMEngineOutput) -> LLMEngineOutput:
-        scope.first_token_came()
+        scope.record_first_token()
         return chunk
 
     return Callbacks(notice, only=HAS_CONTENT, once=True)
@@ -61,7 +61,7 @@ def _error_kind(error: Exception) -> str:
 
 
 def _read_finish_reason(chunk: LLMEngineOutput) -> LLMEngineOutput:
-    """Return *chunk* with its finish reason read; engines may give it as text or as its JSON."""
+    """Return *chunk* with a `FinishReason`; engines may give it as text or as its JSON."""
     reason: Any = chunk.finish_reason
     if reason is None or isinstance(reason, FinishReason):
         return chunk
@@ -84,7 +84,7 @@ standard_pipeline: Pipeline[Annotated[LLMEngineOutput]] = Pipeline(
 """
 The operators that every request gets, from an engine's chunks to annotated items.
 
-An operator of one's own is added by name or at the end::
+Add an operator of your own by name, or at the end::
 
     EngineAdapter(
         engine, pipeline=standard_pipeline.insert_before("trace_link", limit_tokens(100))
@@ -94,7 +94,7 @@ An operator of one's own is added by name or at the end::
 
 
 def as_pipeline(value: object) -> Pipeline | None:
-    """Return *value* where it is a pipeline."""
+    """Return *value* if it is a pipeline, else None."""
     return cast("Pipeline", value) if isinstance(value, Pipeline) else None
 
 
@@ -102,11 +102,11 @@ def compiled(made: object) -> Plan:
     """
     Return the plan of a pipeline in an adapter.
 
-    At the end of the engine's chunks it is noted what they were; and where there are operators on
-    items, behind the last one, what the consumer was handed (row O2).
+    Adds `record_outcome` after the last chunk operator and, if there are item operators,
+    `watch_items` after the last of them (row O2).
 
     Raises:
-        TypeError: What was made is no pipeline.
+        TypeError: *made* is not a pipeline.
     """
     pipeline = as_pipeline(made)
     if pipeline is None:
@@ -118,7 +118,7 @@ def compiled(made: object) -> Plan:
 
 @callbacks(takes="chunks")
 def record_outcome(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
-    """Note what comes of the engine's chunks, and fail a stream without a terminal (row S9)."""
+    """Record the engine's chunks, and fail a stream without a terminal (row S9)."""
     tracker = scope.outcome
     return noting(
         scope.times,
@@ -130,7 +130,7 @@ def record_outcome(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
 
 
 class _RequireTerminal:
-    """Fails a stream that ends before the terminal of each answer came."""
+    """Fails a stream that ends before the terminal of each answer."""
 
     __slots__ = ("_tracker",)
 
@@ -147,7 +147,7 @@ class _RequireTerminal:
 
 @callbacks()
 def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
-    """Note what the consumer is handed, and end a stream that an operator cut short (row S9)."""
+    """Record what the consumer receives, and fail a stream that was cut short (row S9)."""
     handed = scope.outcome.handed_out = HandedOut(FinishReason.parse)
 
     def complete(ended_by: str | None) -> StageResult | None:
@@ -173,7 +173,7 @@ def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
     )
 
 
-# Counts a chunk of one token in passing; any other item is looked at.
+# Counts a chunk of one token in the loop itself; any other item is looked at.
 _IS_UNUSUAL = (
     "type(item) is not annotated or item.error is not None or item.event is not None "
     "or type(handed := item.data) is not output or handed.finish_reason is not None "
@@ -181,7 +181,7 @@ _IS_UNUSUAL = (
 )
 
 
-# What the operators of the standard pipeline end a stream with.
+# The items with which operators of the standard pipeline end a stream.
 _KEPT = {"until_terminal": "the terminal", "annotate_errors": "the error item"}
 
 

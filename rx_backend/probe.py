@@ -1,4 +1,4 @@
-"""Health probes: JSON in, JSON out, through the same adapter as every request."""
+"""Health probes in JSON, through the same adapter as every request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JsonItem = Annotated[dict[str, Any]]
 
 class JsonProbeAdapter:
     """
-    Serves health probes that come as JSON, through the same adapter (rows H1, H2).
+    Serve health probes that arrive as JSON, through the same adapter (rows H1, H2).
 
     Args:
         adapter: The adapter that serves the worker's requests.
@@ -33,10 +33,10 @@ class JsonProbeAdapter:
         self, payload: Mapping[str, Any], context: RequestContext | None = None
     ) -> ResponseStream[Annotated[dict[str, Any]]]:
         """
-        Run one probe.
+        Run one probe and return the stream of its items, in JSON.
 
         Raises:
-            InvalidArgument: *payload* is no request; names the field and what was expected.
+            InvalidArgument: *payload* is not a request; names the field and what was expected.
             BackendError: The engine's set-up failed.
         """
         request = convert_request(payload)
@@ -46,7 +46,7 @@ class JsonProbeAdapter:
 
 @operator
 def _error_terminals() -> Stage[Item, Item]:
-    """Turn an ``error`` terminal into an error item, so that a probe can't miss it (row H2)."""
+    """Turn an ``error`` terminal into an error item, which a probe cannot miss (row H2)."""
     item = yield
     while True:
         reason = item.data.finish_reason if item.data is not None else None

@@ -1,13 +1,13 @@
-"""How far an answer has come, and the request for what is left of it."""
+"""The progress of an answer, and the request for the rest of it."""
 
 from __future__ import annotations
 
 from array import array
+from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
 from rx_backend.protocols import (
-    CompletionUsage,
     FinishReason,
     LLMEngineOutput,
     PreprocessedRequest,
@@ -19,58 +19,46 @@ __all__ = ("NotResumable", "ResumeState", "continuation_request", "has_hand_off"
 
 
 class NotResumable(Exception):
-    """Why a lost request was not resumed: a cause of the error that it fails with."""
+    """The reason why a request was not resumed: a cause of the error that it fails with."""
 
 
+@dataclass(slots=True, eq=False)
 class ResumeState:
     """
-    How far one request's answer has come, over all engines that had a part in it.
-
-    Args:
-        request: The request as it came.
+    The progress of one request's answer, over all engines that worked on it.
 
     Attributes:
+        request: The request as it came.
         token_ids: All tokens that were handed out.
-        link: The last ``worker_trace_link`` of the engine at work.
-        has_terminal: A terminal was handed out.
+        link: The last ``worker_trace_link`` of the active engine.
+        has_terminal: Whether a terminal was handed out.
     """
 
-    __slots__ = (
-        "_blocker",
-        "_cum_log_probs",
-        "_cum_log_probs_before",
-        "_done_before",
-        "_request",
-        "has_terminal",
-        "link",
-        "token_ids",
-    )
+    request: PreprocessedRequest
+    token_ids: array[int] = field(default_factory=lambda: array("Q"))
+    link: TraceLink | None = None
+    has_terminal: bool = False
+    _blocker: str | None = None
+    _cum_log_probs: float | None = None
+    # Totals of the engines before the active one.
+    _tokens_before: int = 0
+    _log_probs_before: float | None = None
 
-    def __init__(self, request: PreprocessedRequest) -> None:
-        self._request = request
-        self._blocker = _blocker_of(request)
-        self._cum_log_probs: float | None = None
-        self._cum_log_probs_before: float | None = None
-        self._done_before = 0
-        self.token_ids: array[int] = array("Q")
-        self.link: TraceLink | None = None
-        self.has_terminal = False
-
-    def next_part(self) -> None:
-        """Note that what follows is another engine's."""
-        self._done_before = len(self.token_ids)
-        self._cum_log_probs_before = self._cum_log_probs
+    def begin_part(self) -> None:
+        """Start the part of another engine."""
+        self._tokens_before = len(self.token_ids)
+        self._log_probs_before = self._cum_log_probs
         self.link = None
 
     def add(self, chunk: LLMEngineOutput) -> LLMEngineOutput:
-        """Note a chunk; return it as one of the whole answer, in which its figures are of all parts."""
-        if self._done_before:
+        """Record a chunk; return it with figures that cover the whole answer."""
+        if self._tokens_before and (chunk.completion_usage or chunk.cum_log_probs is not None):
             chunk = self._rebased(chunk)
         if chunk.token_ids:
             self.token_ids.extend(chunk.token_ids)
             self._cum_log_probs = chunk.cum_log_probs
         elif chunk.text or chunk.content_parts:
-            self._blocker = "chunks came that have no tokens to go on from"
+            self._blocker = "its chunks have no tokens to go on from"
         if chunk.index:
             self._blocker = _SEVERAL
         if chunk.worker_trace_link is not None:
@@ -83,35 +71,38 @@ class ResumeState:
         """
         Return a chunk of a later part with the figures of all parts.
 
-        Details of the usage, which an engine knows of its own part alone, are left out where they
-        would be wrong, and so is a cumulative log probability without one to go on from.
+        Details of the usage that an engine knows for its own part only are dropped, and so is a
+        cumulative log probability if an earlier part had none.
         """
-        own, before = chunk.cum_log_probs, self._cum_log_probs_before
-        if own is None and chunk.completion_usage is None:
-            return chunk
-        return replace(
-            chunk,
-            completion_usage=_of_all_parts(chunk.completion_usage, self._done_before),
-            cum_log_probs=None if own is None or before is None else before + own,
-        )
+        own, before = chunk.cum_log_probs, self._log_probs_before
+        whole = part = chunk.completion_usage
+        if part is not None:
+            prompt_tokens = max(part.prompt_tokens - self._tokens_before, 0)
+            whole = usage(prompt_tokens, part.completion_tokens + self._tokens_before)
+            details = part.prompt_tokens_details
+            if details is not None and details.cached_tokens is not None:
+                details = replace(details, cached_tokens=min(details.cached_tokens, prompt_tokens))
+            whole.prompt_tokens_details = details
+        total = None if own is None or before is None else before + own
+        return replace(chunk, completion_usage=whole, cum_log_probs=total)
 
     def missing_terminal(self) -> LLMEngineOutput | None:
         """
-        Return the terminal of an answer that lacks nothing else; None where more is to come.
+        Return the terminal of an answer that lacks nothing else; None if more tokens are to come.
 
-        An answer is complete with an end token, except one that the request ignores, and with its
-        last allowed token.
+        An end token completes an answer, unless the request ignores it, and so does the last token
+        that the request allows.
         """
         reason = self._end_reason()
         if reason is None:
             return None
-        counts = usage(len(self._request.token_ids), len(self.token_ids))
+        counts = usage(len(self.request.token_ids), len(self.token_ids))
         return LLMEngineOutput(finish_reason=reason).with_usage(counts)
 
     def _end_reason(self) -> FinishReason | None:
-        request, conditions = self._request, self._request.stop_conditions
+        request, conditions = self.request, self.request.stop_conditions
         done = len(self.token_ids)
-        if not done or self._blocker in {_SEVERAL, _PROBE}:
+        if not done or self.blocker() in {_SEVERAL, _PROBE}:
             return None
         last = self.token_ids[-1]
         if done >= (conditions.min_tokens or 0):
@@ -124,18 +115,25 @@ class ResumeState:
         return FinishReason.LENGTH if has_all else None
 
     def blocker(self) -> str | None:
-        """Return why the answer can't go on at another engine; None if it can."""
-        if self._blocker is None and self.token_ids and self._request.prompt_embeds is not None:
-            return "prompt_embeds: tokens can't be appended to a prompt of embeddings"
+        """Return why no other engine can continue the answer; None if one can."""
+        request, sampling = self.request, self.request.sampling_options
+        if request.is_probe:
+            return _PROBE
+        if (sampling.n or 1) > 1 or (sampling.best_of or 1) > 1 or sampling.use_beam_search:
+            return _SEVERAL
+        if sampling.guided_decoding is not None:
+            return "guided decoding: the state of its grammar cannot be moved"
+        if self._blocker is None and self.token_ids and request.prompt_embeds is not None:
+            return "prompt_embeds: tokens cannot be appended to a prompt of embeddings"
         return self._blocker
 
 
 _SEVERAL = "several choices: the tokens of one are no prompt for the others"
-_PROBE = "a health check is about the engine that it was sent to"
+_PROBE = "a health check concerns the engine that it was sent to"
 
 
 def has_hand_off(request: PreprocessedRequest) -> bool:
-    """Whether another worker keeps something for the engine that takes the request, and for no other."""
+    """Return whether another worker holds state for the one engine that takes the request."""
     handed = (request.prefill_result, request.bootstrap_info, request.encoder_result)
     return any(hand_off is not None for hand_off in handed)
 
@@ -144,15 +142,15 @@ def continuation_request(
     request: PreprocessedRequest, token_ids: list[int], link: TraceLink | None
 ) -> PreprocessedRequest:
     """
-    Return the request for what is left: the tokens that were handed out are a part of its prompt.
+    Return the request for the rest of an answer; its prompt ends with the tokens handed out so far.
 
-    Counts of tokens to generate are smaller by as many. Log probabilities of the prompt are asked
-    for only where nothing was handed out, since they came with the first tokens.
+    Counts of tokens to generate are reduced by as many. Log probabilities of the prompt are asked
+    for only if nothing was handed out, since they came with the first tokens.
 
     Args:
-        request: The request as it came; it stays as it is.
+        request: The request as it came; it is not changed.
         token_ids: All tokens that were handed out.
-        link: The span of the worker that had it (row T1); None leaves the request's own.
+        link: The span of the worker that had it (row T1); None keeps the request's own.
 
     >>> request = PreprocessedRequest(token_ids=[1, 2], stop_conditions={"max_tokens": 5})
     >>> left = continuation_request(request, [7, 8], None)
@@ -172,29 +170,6 @@ def continuation_request(
         output_options=replace(output, prompt_logprobs=None) if token_ids else output,
         migration_link=request.migration_link if link is None else link,
     )
-
-
-def _blocker_of(request: PreprocessedRequest) -> str | None:
-    """An engine starts from a prompt: an answer with more state than its tokens can't be moved."""
-    sampling = request.sampling_options
-    if request.is_probe:
-        return _PROBE
-    if (sampling.n or 1) > 1 or (sampling.best_of or 1) > 1 or sampling.use_beam_search:
-        return _SEVERAL
-    if sampling.guided_decoding is not None:
-        return "guided decoding: how far its grammar has come can't be moved"
-    return None
-
-
-def _of_all_parts(part: CompletionUsage | None, done: int) -> CompletionUsage | None:
-    if part is None:
-        return None
-    whole = usage(max(part.prompt_tokens - done, 0), part.completion_tokens + done)
-    details = part.prompt_tokens_details
-    if details is not None and details.cached_tokens is not None:
-        details = replace(details, cached_tokens=min(details.cached_tokens, whole.prompt_tokens))
-    whole.prompt_tokens_details = details
-    return whole
 
 
 def _less(tokens: int | None, done: int) -> int | None:

@@ -9,18 +9,18 @@ __all__ = ("RetryBudget",)
 
 class RetryBudget:
     """
-    Bound the load that retries and hedges add: a token bucket.
+    Bound the load that retries and hedges add: a token bucket of extra calls.
 
-    The bucket holds *burst* and is full at first. Each request adds *ratio*, each extra call of an
-    engine takes 1. So the extra calls are at most *ratio* of all requests, and *burst* more. One
-    budget may be shared by several engines of one event loop.
+    The bucket holds *burst* and starts full. Each request adds *ratio*, each extra call takes 1, so
+    extra calls are at most *ratio* of all requests plus *burst*. Engines of one event loop may share
+    a budget.
 
     Args:
-        ratio: Extra calls for each request in the long run, 0 or more.
+        ratio: Extra calls per request in the long run, 0 or more.
         burst: Extra calls at once, 0 or more.
 
     Raises:
-        ValueError: An argument is something else.
+        ValueError: An argument does not fit.
 
     >>> budget = RetryBudget(ratio=0.5, burst=1)
     >>> budget.withdraw(), budget.withdraw()
@@ -45,7 +45,7 @@ class RetryBudget:
         self._left = min(self._burst, self._left + self._ratio)
 
     def withdraw(self) -> bool:
-        """Take one extra call; return whether there was one left."""
+        """Take one extra call; return whether one was left."""
         # Ten times 0.1 is a little less than 1.
         if self._left < 1.0 - 1e-9:
             return False

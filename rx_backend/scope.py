@@ -1,4 +1,4 @@
-"""What the operators of one request may ask for."""
+"""What an operator may ask about its request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ("RequestScope",)
 
 class RequestScope:
     """
-    One request, as its operators see it: an operator's parameter ``scope`` is filled in with it.
+    One request, as its operators see it: the value of an operator's parameter ``scope``.
 
     Attributes:
         request: The request.
@@ -36,8 +36,8 @@ class RequestScope:
         span: Its span ``engine.generate``.
         loop: The event loop that it runs on.
         recording: Whether anything is measured for its span (row P8).
-        times: When its chunks with content came; filled in at the end of the engine's chunks.
-        outcome: Decides how its stream ended; subscribe to it to be told.
+        times: The times of its chunks with content, written after the last chunk operator.
+        outcome: Decides how its stream ended, and notifies its subscribers.
     """
 
     __slots__ = (
@@ -92,22 +92,22 @@ class RequestScope:
     @property
     def clock(self) -> Clock:
         """Monotonic clock, in seconds."""
-        # No attribute: pyright takes a function in a slot for a method, and this for no StreamScope.
+        # A property, since pyright takes a function in a slot for a method.
         return self._clock
 
     @property
     def answers(self) -> int:
-        """How many answers the request has."""
+        """The number of answers that the request asks for."""
         return self.times.answers
 
     @property
     def stopped(self) -> Observable[bool]:
-        """The stop signal, a level that replays."""
+        """The stop signal, which replays."""
         return self.context.stopped()
 
     @property
     def killed(self) -> Observable[bool]:
-        """The kill signal, a level that replays."""
+        """The kill signal, which replays."""
         return self.context.killed()
 
     @property
@@ -122,25 +122,25 @@ class RequestScope:
 
     @property
     def hands_off(self) -> bool:
-        """Whether the request goes on in another worker (row T4)."""
+        """Whether the request continues in another worker (row T4)."""
         return self.mode.is_prefill
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether tokens are to be counted, though nothing is measured."""
+        """Whether tokens are counted although nothing is measured."""
         return self._observer.counts
 
     @property
     def awaits_first_token(self) -> bool:
-        """Whether anybody listens for the first token."""
+        """Whether the request's observer wants to know of the first token."""
         return self._observer.awaits_first_token
 
     def span_attributes(self) -> Mapping[str, AttributeValue]:
-        """Return what the span says of the request besides how it ended."""
+        """Return the span's attributes of the request, except those of its outcome."""
         return self._observer.attributes()
 
     def stop(self) -> None:
-        """Ask the engine to end the request."""
+        """Stop the request gracefully."""
         self.context.stop_generating()
 
     def abort(self) -> None:
@@ -152,12 +152,12 @@ class RequestScope:
         return self.loop.call_soon(callback)
 
     def abort_step(self, step: AbortStep) -> None:
-        """Take note of what happened to the abort."""
+        """Record what happened to the abort."""
         self._has_pending_abort = step is AbortStep.REQUESTED
         self._observer.abort_step(step)
 
-    def first_token_came(self, _chunk: Any = None) -> None:
-        """Take note of the first token."""
+    def record_first_token(self) -> None:
+        """Record the first token, and release a deferred abort."""
         self.context.notify_first_token()
         self._observer.first_token()
 
@@ -170,13 +170,13 @@ class RequestScope:
         add_event(self.span, self.times, name, attributes)
 
     def take_back(self, items: Sequence[Any]) -> None:
-        """Take note of items that a drop keeps from the consumer."""
+        """Withdraw items that a drop kept from the consumer."""
         self.outcome.take_back(items)
 
     def end(self, dropped: bool) -> None:
-        """Decide the outcome when the stream is over, and tell everybody."""
+        """Decide the outcome when the stream is over, and report it."""
         if dropped and self._has_pending_abort and self.loop.is_running():
-            # What becomes of the abort is known at the end of the turn (row A5).
+            # Whether the abort is made is known at the end of the turn (row A5).
             self.loop.call_soon(self._end, dropped)
         else:
             self._end(dropped)

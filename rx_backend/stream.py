@@ -32,13 +32,12 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
     One request's items: an async iterator, an async context manager, and an Observable.
 
     Pulling drives the engine; nothing is buffered (row S4). Closing the stream, cancelling the task
-    that pulls it, leaving an ``async for`` early and losing the last reference are all a drop:
-    everything that the request holds is released, once (row S7).
-
-    The stream is for one consumer at a time; it lives on the event loop that made it.
+    that pulls it, leaving an ``async for`` early and losing the last reference are all a drop, which
+    releases everything that the request holds, once (row S7). A stream has one consumer at a time,
+    on the event loop that it was made on.
 
     Attributes:
-        context: The request's context, to stop or to kill it by.
+        context: The request's context, through which to stop or kill it.
     """
 
     __slots__ = ("_has_subscriber", "_is_unwanted", "context")
@@ -81,16 +80,16 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         """
         Pull up to the first token, so that a failure before it is raised here (rows S5, S6).
 
-        Without it a request that fails early is a stream of one error item, and it is late for a
-        status of its own. The stream is returned, and hands out everything from its beginning. Being
-        cancelled here is a drop. See :func:`operators.peek_first`::
+        Otherwise a request that fails early is a stream of one error item, too late for a status of
+        its own. The stream is returned, and hands out everything from its beginning. A cancellation
+        here is a drop. See :func:`operators.peek_first`::
 
             stream = await adapter.generate(request, context)
             await stream.peek_first()  # raises what `generate` would have raised
 
         Raises:
-            BackendError: The error that came before any token and any other terminal; an
-                ``Unknown`` for an ``error`` terminal. Everything is released then.
+            BackendError: The error that came before any token and any other terminal; ``Unknown``
+                for an ``error`` terminal. Everything is released.
         """
         try:
             return await peek_first(self, error=Unknown)
@@ -109,9 +108,9 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         scheduler: abc.SchedulerBase | None = None,
     ) -> abc.DisposableBase:
         """
-        Push the items to an observer, from a task that pulls the stream.
+        Push the items to an observer, as ``Observable.subscribe``, from a task that pulls the stream.
 
-        Takes what ``Observable.subscribe`` takes. Disposing of the result drops the stream.
+        Disposing of the result drops the stream.
         """
         timers = scheduler or LoopScheduler(self.event_loop)
         return self.as_observable().subscribe(on_next, on_error, on_completed, scheduler=timers)
@@ -124,14 +123,14 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
     def pipe(self, *operators: Callable[[Any], Any]) -> Any: ...
     def pipe(self, *operators: Callable[[Any], Any]) -> Any:
         """
-        Apply ``reactivex`` operators.
+        Apply ``reactivex`` operators, as in ``stream.as_observable().pipe(...)``.
 
-        As in ``stream.as_observable().pipe(...)``, but timers run on the stream's event loop where
-        neither an operator nor whoever subscribes names a scheduler (row O6).
+        Timers run on the stream's event loop unless an operator or the subscriber passes a scheduler
+        (row O6).
         """
         given: object = self.as_observable().pipe(*operators)
         if type(given) is not Observable:
-            # What is connected, awaited or iterated is left as it is.
+            # Connectable observables, awaitables and iterators are returned unchanged.
             return given
         piped = cast("Observable[Any]", given)
         timers = LoopScheduler(self.event_loop)
@@ -145,10 +144,10 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
 
     def as_observable(self) -> Observable[T_co]:
         """
-        The stream as an Observable, for one subscription.
+        Return the stream as an Observable, for one subscription.
 
         Subscribing starts a task on the stream's event loop that pulls it and pushes to the
-        observer; disposing, in any thread, drops the stream. A second subscription gets an error.
+        observer; disposing, in any thread, drops the stream. A second subscription fails.
         """
 
         def subscribe(
@@ -164,11 +163,11 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
 
     def as_async_observable(self) -> AsyncObservable[T_co]:
         """
-        The stream as an ``aioreactive`` AsyncObservable, for one subscription.
+        Return the stream as an ``aioreactive`` AsyncObservable, for one subscription.
 
         Subscribing starts a task on the stream's event loop that pulls it, and awaits the
-        observer's ``asend`` before it pulls again: back-pressure is kept. Disposing drops the
-        stream, and waits until everything is released. A second subscription gets an error.
+        observer's ``asend`` before it pulls again, which keeps back-pressure. Disposing drops the
+        stream and waits until everything is released. A second subscription fails.
 
         Raises:
             ImportError: ``aioreactive`` is not installed.
@@ -205,7 +204,7 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            # An observer that is not told would wait for ever.
+            # Without this the observer would wait for ever.
             if not self._is_unwanted:
                 await observer.athrow(cast("Exception", error))
         else:

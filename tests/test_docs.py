@@ -67,5 +67,5 @@ def test_every_document_with_python_is_checked() -> None:
     """The README is among them, and so are blocks that are run and not shown."""
     names = [path.name for path in documents()]
     assert names[0] == "README.md"
-    assert "architecture.md" in names
+    assert "operators.md" in names
     assert module_of("a\n<!--- invisible-code-block: python\nx = 1\n-->\n") == "\n\nx = 1\n"

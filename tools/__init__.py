@@ -1,1 +1,1 @@
-"""Writers of the documents under docs/ that are made from the code: run by ``make docs``."""
+"""Commands of the Makefile: generated documents, test environments, checks of documents."""

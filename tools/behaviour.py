@@ -1,8 +1,8 @@
 """
-Write docs/behaviour.md: which tests pin which row.
+Write docs/behaviour.md: the rows and the tests that pin them.
 
 Rows and their summaries come from docs/rows.toml, the tests from the markers ``rows`` and
-``reference`` of everything that pytest collects.
+``reference`` of all tests that pytest collects.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Tests: TypeAlias = dict[str, set[str]]
 @dataclass(frozen=True)
 class Rows:
     """
-    What there is to test.
+    The rows to test.
 
     Attributes:
         sections: Title to rows, each a key and its summary.
@@ -47,11 +47,11 @@ class Rows:
 @dataclass
 class Named:
     """
-    What the tests name; as a pytest plugin it fills itself.
+    What the tests name; filled when used as a pytest plugin.
 
     Attributes:
         rows: Row key to the ids of its tests.
-        reference: Name of a reference test to the ids of ours.
+        reference: Name of a reference test to the ids of our tests.
     """
 
     rows: Tests = field(default_factory=lambda: defaultdict(set[str]))
@@ -75,10 +75,10 @@ def load() -> Rows:
 
 def collect() -> Named:
     """
-    Let pytest collect the tests.
+    Collect the tests with pytest.
 
     Raises:
-        RuntimeError: Collecting failed; carries pytest's words.
+        RuntimeError: Collecting failed; the message is pytest's output.
     """
     named = Named()
     output = io.StringIO()
@@ -91,7 +91,7 @@ def collect() -> Named:
 
 
 def problems(rows: Rows, named: Named) -> list[str]:
-    """Say which rows have no test, and which tests name what is not there."""
+    """Return a line for each row without a test, and for each unknown row that a test names."""
     found: list[str] = []
     for what, known, tests in (
         ("row", rows.keys, named.rows),
@@ -107,7 +107,7 @@ def problems(rows: Rows, named: Named) -> list[str]:
 
 
 def render(rows: Rows, named: Named) -> str:
-    """Write the document."""
+    """Return the document."""
     lines = [
         "# Behaviour and its tests",
         "",
@@ -136,7 +136,7 @@ def render(rows: Rows, named: Named) -> str:
 
 
 def _links(tests: set[str] | None) -> str:
-    """Give the tests of each file behind a link to it."""
+    """Return the tests, by file, each file with a link."""
     parts = sorted(test.split("::", 1) for test in tests or ())
     return "<br>".join(
         f"[{path.removeprefix('tests/')}](../{path}): "

@@ -1,10 +1,8 @@
 """
-Find the servers of the tests on a cluster: this machine's own, else Debian's packages.
+Find etcd, NATS and Prometheus for the tests on a cluster, or fetch Debian's packages of them.
 
-They are etcd, NATS, and Prometheus.
-
-The packages are fetched with the machine's apt-get and unpacked into ``.cluster``. Nothing is
-installed, so nobody needs to be root.
+The packages are downloaded with apt-get and unpacked into ``.cluster``. Nothing is installed, so
+root is not needed.
 """
 
 from __future__ import annotations
@@ -30,21 +28,21 @@ _COMMAND_S = 120.0
 
 
 class UnavailableError(Exception):
-    """A server is not here; the message says why in one line."""
+    """A server is not available; the message gives the reason in one line."""
 
 
 def find(server: str) -> Path:
     """
-    Find a server's program, on the PATH or among those fetched.
+    Return the path of a server's program, from the PATH or from those fetched.
 
     Raises:
         UnavailableError: It is in neither place.
     """
-    # Debian puts nats-server where only root's PATH goes.
+    # Debian's nats-server is in a folder that is on root's PATH only.
     places = [os.environ.get("PATH", os.defpath), "/usr/sbin", str(FOLDER)]
     found = shutil.which(server, path=os.pathsep.join(places))
     if found is None:
-        raise UnavailableError(f"no {server} here: make test-cluster fetches it")
+        raise UnavailableError(f"{server} not found: make test-cluster fetches it")
     return Path(found)
 
 
@@ -53,7 +51,7 @@ def fetch() -> None:
     Fetch the packages of the servers that are missing.
 
     Raises:
-        UnavailableError: They can't be had, or there would be nothing to run on them.
+        UnavailableError: They cannot be fetched, or there is no runtime to test on them.
     """
     if find_spec("dynamo") is None:
         raise UnavailableError("no ai-dynamo-runtime here, which has no wheel for this machine")
@@ -79,7 +77,7 @@ def _download(packages: list[str], folder: Path) -> None:
     try:
         _run(["apt-get", *quick, "download", *packages], folder)
     except UnavailableError:
-        # Maybe the lists of packages are old, or not there, as in most images. These are our own.
+        # The package lists may be outdated or missing, as in most images: use lists of our own.
         own: list[str] = []
         for kind, path in (("State::Lists", "lists/partial"), ("Cache", "cache/archives/partial")):
             (folder / path).mkdir(parents=True)
@@ -110,7 +108,7 @@ def _is_here(server: str) -> bool:
 
 
 def main() -> int:
-    """Make the servers available; exit code 1 and a line on stderr where that can't be done."""
+    """Make the servers available; return 1, with a line on stderr, if that fails."""
     try:
         fetch()
     except UnavailableError as error:

@@ -1,8 +1,8 @@
 """
 Write docs/grafana/rx-backend.json: a dashboard over the library's metrics, to import in Grafana.
 
-Metrics and labels have the names that Prometheus knows them by: dots become underscores, and a unit
-or `total` is added at the end.
+Metrics and labels have their Prometheus names: dots become underscores, and a unit or `total` is
+appended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ("PATH", "PICKED", "ROWS", "render")
 PATH: Final = ROOT / "docs/grafana/rx-backend.json"
 
 PICKED: Final = 'gen_ai_request_model=~"$model",rx_backend_mode=~"$mode"'
-"""What the user has picked at the top of the dashboard, as a query says it."""
+"""The selection at the top of the dashboard, as labels of a query."""
 
 _REQUESTS: Final = "rx_backend_requests_total"
 _ACTIVE: Final = "rx_backend_requests_active"
@@ -30,14 +30,14 @@ _CHUNKS: Final = "rx_backend_coalesce_chunks_total"
 
 
 def _rate(metric: str, more: str = "", *, by: str = "", picked: str = PICKED) -> str:
-    """Events per second."""
+    """Return the query for events per second."""
     grouped = f" by ({by})" if by else ""
     labels = ",".join(filter(None, (picked, more)))
     return f"sum{grouped} (rate({metric}{{{labels}}}[$__rate_interval]))"
 
 
 def _part(more: str) -> str:
-    """Return the part of the requests that ended in a way."""
+    """Return the query for the share of requests with the labels *more*."""
     return f"({_rate(_REQUESTS, more)} or vector(0)) / {_rate(_REQUESTS)}"
 
 
@@ -51,7 +51,7 @@ def _latency(title: str, histogram: str, what: str, *, width: int = 8) -> Panel:
 
 
 def _stat(title: str, what: str, query: str, unit: str, *alarms: float) -> Panel:
-    """Make a figure, which turns yellow and then red at the *alarms*."""
+    """Return a panel with one figure, which turns yellow and then red at the *alarms*."""
     colors = zip(("green", "yellow", "red"), (None, *alarms), strict=False)
     steps = [{"color": color, "value": value} for color, value in colors]
     options = {"thresholds": {"mode": "absolute", "steps": steps}}
@@ -67,7 +67,7 @@ def _stat(title: str, what: str, query: str, unit: str, *alarms: float) -> Panel
 
 
 def _merged() -> str:
-    """Chunks that went into coalescing for each that came out."""
+    """Return the query for the ratio of chunks before to chunks after coalescing."""
     into, out = (_rate(_CHUNKS, f'rx_backend_side="{side}"', picked="") for side in ("in", "out"))
     return f"{into} / {out}"
 

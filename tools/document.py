@@ -12,22 +12,22 @@ ROOT = Path(__file__).parents[1]
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    """Give the lines of a Markdown table."""
+    """Return the lines of a Markdown table."""
     lines = [head, ("---",) * len(head), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
 def publish(path: Path, text: str, problems: list[str]) -> int:
     """
-    Write *text* to *path*, or, asked to ``--check``, say whether it stands there already.
+    Write *text* to *path*, or with ``--check`` compare it with the file.
 
     Args:
         path: The document.
-        text: What it should contain.
-        problems: What is wrong with its sources; told after writing, and part of the check.
+        text: Its content.
+        problems: Problems in its sources, printed after writing; a check fails if there are some.
 
     Returns:
-        The exit code: 1 when a check finds something, else 0.
+        The exit code: 1 if a check fails, else 0.
     """
     parser = argparse.ArgumentParser(description=f"Write {path.relative_to(ROOT)}.")
     parser.add_argument("--check", action="store_true", help="write nothing, fail when stale")

@@ -9,7 +9,7 @@ from typing import Any, Final
 __all__ = ("DATASOURCE", "Panel", "dashboard", "variable")
 
 DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
-"""The store that the user picks at the top of the dashboard."""
+"""The data source that is selected at the top of the dashboard."""
 
 _COLUMNS: Final = 24
 
@@ -17,16 +17,16 @@ _COLUMNS: Final = 24
 @dataclass(frozen=True, kw_only=True)
 class Panel:
     """
-    One picture of a dashboard.
+    One panel of a dashboard.
 
     Attributes:
-        title: What it shows.
-        what: What to make of it; shown on request.
+        title: Its title.
+        what: Its description.
         queries: PromQL, by the legend of its lines.
         unit: Grafana's name of the unit.
-        kind: Grafana's name of the kind of picture.
-        width: How much of the 24 columns it takes.
-        options: What else is to be said of the lines.
+        kind: Grafana's name of the panel type.
+        width: Its share of the 24 columns.
+        options: Further field options.
     """
 
     title: str
@@ -39,11 +39,11 @@ class Panel:
 
     @property
     def height(self) -> int:
-        """How many of Grafana's rows it takes."""
+        """The number of grid rows that it takes."""
         return 4 if self.kind == "stat" else 8
 
     def json(self) -> dict[str, Any]:
-        """Give it without its number and place."""
+        """Return its JSON, without id and position."""
         options: dict[str, Any] = {"legend": {"displayMode": "list", "placement": "bottom"}}
         if self.kind != "timeseries":
             options = {"reduceOptions": {"calcs": ["lastNotNull"]}}
@@ -71,7 +71,7 @@ class Panel:
 
 
 def variable(name: str, label: str, query: str) -> dict[str, Any]:
-    """Give a choice at the top of a dashboard: any number of the values that *query* gives."""
+    """Return a variable of a dashboard, with the results of *query* to select from."""
     return {
         "name": name,
         "label": label,
@@ -91,13 +91,13 @@ def dashboard(
     uid: str, what: str, rows: Mapping[str, tuple[Panel, ...]], variables: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """
-    Give a dashboard's JSON.
+    Return a dashboard's JSON.
 
     Args:
-        uid: Its id, and its title.
-        what: What it is about.
+        uid: Its id and title.
+        what: Its description.
         rows: Its panels, by the titles of their rows.
-        variables: Its choices, beside the store and filters by any label.
+        variables: Its variables, beside the data source and filters by any label.
     """
     store = {"name": "datasource", "label": "Store", "type": "datasource", "query": "prometheus"}
     more = {"name": "more", "label": "More", "type": "adhoc", "datasource": DATASOURCE}

@@ -1,8 +1,8 @@
 """
-Run notebooks from top to bottom, and keep what they show.
+Run notebooks from top to bottom, and store their outputs.
 
-Most notebooks are in virtual time and give the same each time: their outputs are kept in the file,
-so that they can be read without running them. Those that are about real time are kept without.
+Most notebooks run in virtual time with the same result each time: their outputs are stored, so that
+they can be read without running them. Those in real time are stored without.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = ("FOLDER", "LIVE", "outputs", "paths", "read", "run")
 FOLDER = ROOT / "notebooks"
 
 LIVE = frozenset(("first_request", "telemetry"))
-"""Notebooks about real time; no two runs of them are the same."""
+"""Notebooks in real time, whose outputs differ from run to run."""
 
-# A cell that hangs is told by name, before the whole run is cut off.
+# A cell that hangs is reported before the timeout of the whole run.
 _CELL_S = 15
 
 _OF_A_USER = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
@@ -36,7 +36,7 @@ _NOT_WANTED = ("MPLBACKEND", "OTEL_EXPORT_ENABLED", "OTEL_SDK_DISABLED")
 
 
 def paths() -> list[Path]:
-    """The notebooks, in the order of their names."""
+    """Return the paths of the notebooks, sorted by name."""
     return sorted(FOLDER.glob("*.ipynb"))
 
 
@@ -46,16 +46,16 @@ def read(path: Path) -> Any:
 
 
 def outputs(notebook: Any) -> list[Any]:
-    """What its cells show, in order."""
+    """Return the outputs of a notebook's cells, in order."""
     return [output for cell in notebook.cells for output in cell.get("outputs", ())]
 
 
 def run(path: Path) -> Any:
     """
-    Run a notebook, and return it with what it shows and nothing of the run: no times, no versions.
+    Run a notebook, and return it with its outputs, but without times and versions.
 
     Raises:
-        CellExecutionError: A cell failed; shows it.
+        CellExecutionError: A cell failed; the message shows it.
     """
     notebook = read(path)
     client = NotebookClient(
@@ -75,7 +75,7 @@ def run(path: Path) -> Any:
 
 @contextmanager
 def _a_fresh_user() -> Generator[None]:
-    """What the user has set up makes no difference, and is left alone."""
+    """Hide the user's configuration, and leave it unchanged."""
     before = {name: os.environ.pop(name, None) for name in (*_OF_A_USER, *_NOT_WANTED)}
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -89,7 +89,7 @@ def _a_fresh_user() -> Generator[None]:
 
 
 def main() -> None:
-    """Run the notebooks that are named, or all that are kept with outputs, and keep those."""
+    """Run the named notebooks, or all that are stored with outputs, and store them."""
     names = sys.argv[1:] or [path.stem for path in paths() if path.stem not in LIVE]
     for name in names:
         path = FOLDER / f"{name}.ipynb"

@@ -1,11 +1,11 @@
 """
 Run the library's tests on the other Pythons of this machine, and the matrix on other event loops.
 
-CPython 3.12 and 3.13 are looked for on the PATH and among pyenv's versions. Each gets a virtual
-environment with what ``constraints.txt`` pins, ``.venv-312`` and ``.venv-313``, and runs the tests
-of the operators, of the adapter and of the matrix there. Then the matrix runs on uvloop, with eager
-tasks, and in asyncio's debug mode with warnings as errors; on the Python of ``.venv`` as well. A
-Python that is not here is said in one line. Arguments go to pytest.
+CPython 3.12 and 3.13 are searched on the PATH and among pyenv's versions. Each has a virtual
+environment with the pins of ``constraints.txt``, ``.venv-312`` and ``.venv-313``, in which the tests
+of the operators, the adapter and the matrix run. Then, also on the Python of ``.venv``, the matrix
+runs on uvloop, with eager tasks, and in asyncio's debug mode with warnings as errors. A missing
+Python is reported in one line. Arguments are passed to pytest.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _MATRIX = ("-m", "tests.matrix", "--requests", str(REQUESTS))
 
 @dataclass(frozen=True)
 class Python:
-    """A Python of this machine: its program, and its version in full."""
+    """A Python of this machine: its program and its full version."""
 
     program: Path
     version: str
 
 
 def find(version: str) -> Python | None:
-    """Find CPython *version*, such as "3.12"; the newest one among pyenv's."""
+    """Return CPython *version*, such as "3.12", the newest of pyenv's; None if there is none."""
     for program in _candidates(version):
         told = _told_by(program)
         if told is not None and told.startswith(f"{version}."):
@@ -66,7 +66,7 @@ def _newest(program: Path) -> tuple[int, ...]:
 
 
 def _told_by(program: Path) -> str | None:
-    """Ask a program for its version; a shim of pyenv may have none behind it."""
+    """Return the version that a program reports; None if it fails, as some pyenv shims do."""
     done = subprocess.run(
         [program, "-c", _TELL], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -76,10 +76,10 @@ def _told_by(program: Path) -> str | None:
 
 def environment(python: Python) -> Path:
     """
-    Set up a Python's environment unless it stands; gives its program.
+    Set up a Python's environment unless it is up to date; return its program.
 
     Raises:
-        CalledProcessError: It can't be set up.
+        CalledProcessError: The set-up failed.
     """
     major, minor, _ = python.version.split(".", 2)
     folder = ROOT / f".venv-{major}{minor}"
@@ -99,7 +99,7 @@ def environment(python: Python) -> Path:
 
 
 def _commands(program: Path, version: str, arguments: list[str]) -> Iterator[list[str]]:
-    """Give what to run on a Python; of the one that runs this only what nobody else does."""
+    """Yield the commands for a Python; for this one only those that ``make test`` lacks."""
     python = str(program)
     if program != Path(sys.executable):
         adapter = sorted(str(path) for path in ROOT.glob("tests/rx_backend/test_*.py"))
@@ -113,7 +113,7 @@ def _commands(program: Path, version: str, arguments: list[str]) -> Iterator[lis
 
 
 def _run_all(program: Path, version: str, arguments: list[str]) -> bool:
-    """Run what there is to run on a Python; True where all of it passed."""
+    """Run a Python's commands; return whether all passed."""
     is_good = True
     for command in _commands(program, version, arguments):
         begun = time.monotonic()
@@ -131,7 +131,7 @@ def _run_all(program: Path, version: str, arguments: list[str]) -> bool:
 
 
 def _environ() -> dict[str, str]:
-    """Give the environment for the tests, with fewer requests than the main Python's."""
+    """Return the environment of the tests, with fewer requests than on the main Python."""
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return {"RX_BACKEND_MATRIX": str(REQUESTS), **environ}
 

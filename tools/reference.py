@@ -1,7 +1,7 @@
 """
 Write docs/reference.md: every public name, with the summary of its docstring.
 
-A name stands once, under the shortest path that it can be imported from.
+A name is listed once, under the shortest path that it can be imported from.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def public_modules() -> list[ModuleType]:
 
 
 def summary(thing: object) -> str:
-    """Give the first paragraph of a docstring as one line of Markdown."""
+    """Return the first paragraph of a docstring as one line of Markdown."""
     paragraph = (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ").strip()
     plain = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", paragraph)
     return plain.replace("``", "`").removesuffix(":")
 
 
 def describe(value: object) -> tuple[str, str]:
-    """Say what kind of thing *value* is, and what it does."""
+    """Return the kind of *value*, and its description."""
     if inspect.ismodule(value):
         return "module", summary(value)
     if inspect.isclass(value):
@@ -56,7 +56,7 @@ def describe(value: object) -> tuple[str, str]:
 
 
 def render() -> str:
-    """Write the document."""
+    """Return the document."""
     lines = ["# Public names", "", "Written by `make docs` from the docstrings."]
     listed: dict[str, object] = {}
     for module in public_modules():

@@ -1,9 +1,9 @@
 """
 Check the types of the documents' Python blocks, with pyright and mypy, both strict.
 
-The blocks of a document are one module, written to a temporary folder with each block at its lines
-of the document, so that a message of a type checker names the line in the document. Run by
-`make lint`; names the documents to check, or checks all.
+The blocks of a document form one module, written to a temporary folder with each block at its lines
+of the document, so messages of a type checker name the document's lines. Run by `make lint`; takes
+the documents to check, by default all.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def module_of(text: str) -> str:
 
 
 def check(paths: Sequence[Path]) -> str:
-    """Return what the type checkers have against the blocks of documents; nothing where they agree."""
+    """Return the type checkers' messages about the blocks of documents, empty if there are none."""
     modules = {f"{path.stem.lower()}_md.py": path for path in paths}
     said = ""
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +67,7 @@ def check(paths: Sequence[Path]) -> str:
 
 
 def _run(folder: str, checker: str, *options: str | Path) -> str:
-    """Return what a type checker says in *folder*, if that is not that all is well."""
+    """Return the output of a type checker in *folder* if it fails, else nothing."""
     done = subprocess.run(
         [Path(sys.executable).with_name(checker), *options],
         cwd=folder,

@@ -1,4 +1,4 @@
-"""Engines that need nothing: no model, no accelerator, no network."""
+"""Engines that need no model, accelerator or network."""
 
 from rx_backend.engines.sample import SampleEngine
 from rx_backend.engines.sequence import Load

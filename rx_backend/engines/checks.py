@@ -1,4 +1,4 @@
-"""Checks of numeric parameters: each names the parameter, its bounds and its unit when it fails."""
+"""Checks of parameters; each failure names the parameter, its bound and its unit."""
 
 from __future__ import annotations
 
@@ -11,37 +11,14 @@ __all__ = ("fraction", "max_tokens", "number", "text", "whole")
 
 
 def whole(name: str, value: object, *, low: int, unit: str = "") -> int:
-    """
-    Return *value* when it is a whole number of at least *low*.
-
-    Args:
-        name: The parameter as the caller knows it.
-        value: What was passed.
-        low: Smallest value allowed.
-        unit: Unit for the message, such as ``"tokens"``.
-
-    Raises:
-        InvalidArgument: The value is no whole number, or too small.
-    """
+    """Return *value* if it is an ``int`` >= *low*, else raise `InvalidArgument`."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= low:
         return value
     raise InvalidArgument(f"{name} must be a whole number >= {_with(low, unit)}, got {value!r}")
 
 
 def number(name: str, value: object, *, low: float, unit: str = "", above: bool = False) -> float:
-    """
-    Return *value* as a float when it is a finite number of at least *low*.
-
-    Args:
-        name: The parameter as the caller knows it.
-        value: What was passed.
-        low: Smallest value allowed.
-        unit: Unit for the message, such as ``"ms"``.
-        above: *low* itself is not allowed either.
-
-    Raises:
-        InvalidArgument: The value is no finite number, or too small.
-    """
+    """Return a finite *value* >= *low* (> *low* if *above*), else raise `InvalidArgument`."""
     bound = ">" if above else ">="
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         enough = value > low if above else value >= low
@@ -51,36 +28,21 @@ def number(name: str, value: object, *, low: float, unit: str = "", above: bool 
 
 
 def fraction(name: str, value: object) -> float:
-    """
-    Return *value* as a float when it lies between 0 and 1, both included.
-
-    Raises:
-        InvalidArgument: The value is no number, or outside.
-    """
+    """Return *value* if it is between 0 and 1, both included, else raise `InvalidArgument`."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1:
         return float(value)
     raise InvalidArgument(f"{name} must be a number from 0 to 1, got {value!r}")
 
 
 def text(name: str, value: object) -> str:
-    """
-    Return *value* when it is a text with something in it.
-
-    Raises:
-        InvalidArgument: The value is no text, or blank.
-    """
+    """Return *value* if it is a string that is not blank, else raise `InvalidArgument`."""
     if isinstance(value, str) and value.strip():
         return value
     raise InvalidArgument(f"{name} must be a non-empty text, got {value!r}")
 
 
 def max_tokens(request: PreprocessedRequest, default: int) -> int:
-    """
-    Return how many tokens *request* asks for, *default* when it does not say.
-
-    Raises:
-        InvalidArgument: It asks for less than one.
-    """
+    """Return how many tokens *request* allows; raise `InvalidArgument` if it is less than 1."""
     wanted = request.stop_conditions.max_tokens
     if wanted is None:
         return default

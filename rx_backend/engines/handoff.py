@@ -1,4 +1,4 @@
-"""What a prefill engine hands to its decode peer, without any KV cache to move."""
+"""What a prefill engine hands to its decode peer, without a KV cache to move."""
 
 from __future__ import annotations
 
@@ -16,30 +16,17 @@ _WHERE = "prefill_result.disaggregated_params"
 
 
 def hand_off(engine: str, request: PreprocessedRequest, request_id: str) -> dict[str, Any]:
-    """
-    Make the `disaggregated_params` of a prefill terminal.
-
-    Args:
-        engine: Kind of engine; only the same kind takes it over.
-        request: The request that was prefilled.
-        request_id: Its id on the prefill worker.
-
-    Returns:
-        `engine`, `prefill_id` and `prompt_tokens`.
-    """
-    return {
-        "engine": engine,
-        "prefill_id": request_id,
-        "prompt_tokens": len(request.token_ids),
-    }
+    """Return the ``disaggregated_params`` of a prefill terminal, for the same kind of engine."""
+    prompt_tokens = len(request.token_ids)
+    return {"engine": engine, "prefill_id": request_id, "prompt_tokens": prompt_tokens}
 
 
 def take_over(engine: str, request: PreprocessedRequest) -> None:
     """
-    Check that *request* brings what `hand_off` made for the same prompt.
+    Check that *request* carries the result of `hand_off` for the same prompt.
 
     Raises:
-        InvalidArgument: There is no hand-off, or it is of another engine or prompt; the message
+        InvalidArgument: There is no hand-off, or it belongs to another engine or prompt; the message
             names the field.
     """
     result: object = request.prefill_result

@@ -21,19 +21,19 @@ _KIND = "sample"
 
 class SampleEngine(LLMEngine):
     """
-    Counts: token ids `0, 1, 2, ...`, one per chunk and interval, starting over at `vocab_size`.
+    Yield token ids 0, 1, 2, ..., one per chunk and interval, starting over at *vocab_size*.
 
-    The last token's chunk is the terminal: `length`, with the usage. A stop wakes the stream at
-    once and ends it with `cancelled` and the usage so far (row E4). In prefill mode the only chunk
-    is the terminal with the first token and the hand-off; in decode mode the hand-off is checked,
-    a stop counts only after the first token (ending earlier would orphan the prefill peer's
-    transfer), and the tokens are those of an aggregated run.
+    The last token's chunk is the terminal: `length`, with the usage. A stop wakes the stream at once
+    and ends it with `cancelled` and the usage so far (row E4). In prefill mode the only chunk is the
+    terminal, with the first token and the hand-off. In decode mode the hand-off is checked, a stop
+    counts only after the first token, as an earlier end would orphan the prefill peer's transfer,
+    and the tokens are those of an aggregated run.
 
     Args:
         model: Model name to announce.
         mode: Role of the worker.
-        token_interval_ms: Time before each token, in ms; 0 for as fast as the loop turns.
-        default_max_tokens: Tokens for a request whose `stop_conditions.max_tokens` is not set.
+        token_interval_ms: Time before each token, in ms; 0 for one per turn of the event loop.
+        default_max_tokens: Tokens for a request without `stop_conditions.max_tokens`.
         vocab_size: Token ids are below this.
 
     Raises:
@@ -83,11 +83,11 @@ class SampleEngine(LLMEngine):
         return self._stream(request, context, 1 if self._mode.is_prefill else wanted)
 
     async def cleanup(self) -> None:
-        """End the streams that are left with `EngineShutdown` at their next token (row E5)."""
+        """End open streams with `EngineShutdown` at their next token (row E5)."""
         self._shut = True
 
     async def is_quiescent(self) -> bool:
-        """Whether no stream is open."""
+        """Return whether no stream is open."""
         return self._live == 0
 
     async def drain(self) -> None:
@@ -95,7 +95,7 @@ class SampleEngine(LLMEngine):
         await self._idle.wait()
 
     async def health_check_payload(self) -> dict[str, Any] | None:
-        """A one-token request; None in decode mode, where it would need a prefill's hand-off."""
+        """Return a one-token request; None in decode mode, which needs a hand-off."""
         if self._mode.is_decode:
             return None
         return {"token_ids": [1], "stop_conditions": {"max_tokens": 1}}

@@ -1,8 +1,8 @@
 """
-Continuous batching in simulated time: who runs in a step, how long it takes, who gets a token.
+Continuous batching in simulated time: what runs in a step, how long it takes, what gets a token.
 
-One task per scheduler walks from step to step while there is work. It never blocks on a
-consumer: a token is one increment of a counter, plus one future when its consumer waits.
+One task per scheduler goes from step to step while there is work. It never waits for a consumer: a
+token is one increment of a counter, plus one future if its consumer waits.
 """
 
 from __future__ import annotations
@@ -24,23 +24,20 @@ class Scheduler:
     """
     The batch, the queue before it, and the one task that steps through them.
 
-    A step first takes up to `prefill_chunk_tokens` of waiting prompts, oldest first, beside
-    one token for every decoding sequence. A prompt that is finished in a step yields its
-    first token at the end of that step.
+    A step takes up to *prefill_chunk_tokens* of waiting prompts, oldest first, beside one token for
+    every decoding sequence. A prompt that is finished in a step yields its first token at the end of
+    that step.
+
+    Args:
+        timing: What a step costs.
+        max_batch: Maximum of sequences in the batch.
+        prefill_chunk_tokens: Maximum of prompt tokens in one step.
+        kv_tokens: KV-cache size in tokens, None for no limit.
     """
 
     def __init__(
         self, timing: Timing, *, max_batch: int, prefill_chunk_tokens: int, kv_tokens: int | None
     ) -> None:
-        """
-        Make an idle scheduler.
-
-        Args:
-            timing: What a step costs.
-            max_batch: Most sequences in the batch.
-            prefill_chunk_tokens: Most prompt tokens in one step.
-            kv_tokens: KV-cache size in tokens, None for no limit.
-        """
         self._timing = timing
         self._max_batch = max_batch
         self._chunk = prefill_chunk_tokens
@@ -53,7 +50,7 @@ class Scheduler:
 
     @property
     def load(self) -> Load:
-        """What is queued and running now."""
+        """The work that is queued and running."""
         return Load(
             waiting=len(self._waiting),
             prefilling=len(self._prefilling),
@@ -67,14 +64,14 @@ class Scheduler:
         return not (self._waiting or self._prefilling or self._decoding)
 
     def submit(self, sequence: Sequence) -> None:
-        """Queue *sequence*; needs a running event loop."""
+        """Queue *sequence*, in the running event loop."""
         self._waiting.append(sequence)
         if self._task is None or self._task.done():
-            # An empty context: the task outlives the request that happens to start it.
+            # An empty context: the task outlives the request that starts it.
             self._task = asyncio.get_running_loop().create_task(self._run(), context=Context())
 
     def abort(self, context: RequestContext) -> None:
-        """End the sequence of *context* as cancelled at the next step; unknown ones are ignored."""
+        """End the sequence of *context* as cancelled at the next step, if there is one."""
         for sequence in self._all():
             if sequence.context is context:
                 sequence.leaving = True
@@ -85,7 +82,7 @@ class Scheduler:
             await asyncio.wait((self._task,))
 
     async def shut(self, error: Callable[[], BackendError]) -> None:
-        """Stop stepping and end every sequence with an *error* of its own; safe to repeat."""
+        """Stop stepping, and end every sequence with an *error* of its own. Idempotent."""
         task, self._task = self._task, None
         if task is not None and not task.done() and task.get_loop().is_running():
             task.cancel()
@@ -108,12 +105,12 @@ class Scheduler:
                 await asyncio.sleep(due - loop.time())
                 self._deliver()
         except Exception as error:
-            # Consumers must not wait for a scheduler that is gone.
+            # Consumers must not wait for a scheduler that has failed.
             failure = error
             self._end_all(lambda: as_backend_error(failure))
 
     def _admit(self) -> None:
-        """Move sequences from the queue into the batch, oldest first, as far as there is room."""
+        """Move sequences from the queue into the batch, oldest first, while there is room."""
         waiting = self._waiting
         room = self._max_batch - len(self._prefilling) - len(self._decoding)
         while waiting and room > 0:
@@ -127,7 +124,7 @@ class Scheduler:
             (self._prefilling if sequence.prompt_left else self._decoding).append(sequence)
 
     def _prefill(self) -> int:
-        """Hand this step's prompt budget to the oldest prompts; return how much of it is used."""
+        """Spend this step's prompt budget on the oldest prompts; return how much is spent."""
         budget = self._chunk
         for sequence in self._prefilling:
             part = min(sequence.prompt_left, budget)
@@ -138,7 +135,7 @@ class Scheduler:
         return self._chunk - budget
 
     def _deliver(self) -> None:
-        """End a step: one token to each decoding sequence, and those that are done leave."""
+        """End a step: give each decoding sequence a token, and remove those that are done."""
         if self._prefilling:
             self._advance_prefilled()
         if self._waiting:
@@ -150,17 +147,14 @@ class Scheduler:
                 over = self._settle(sequence, made) or over
             else:
                 sequence.made = made
-                waiter = sequence.waiter
-                if waiter is not None:
-                    sequence.waiter = None
-                    if not waiter.done():
-                        waiter.set_result(None)
+                if sequence.waiter is not None:
+                    sequence.wake()
         if over:
             self._decoding = [sequence for sequence in self._decoding if not sequence.ended]
 
     def _settle(self, sequence: Sequence, made: int) -> bool:
-        """Decide the step of a sequence that may be over; return whether it is."""
-        if sequence.wants_out():
+        """Settle the step of a sequence that may be over; return whether it is."""
+        if sequence.should_leave():
             sequence.end()
         elif made < sequence.target:
             sequence.made = made
@@ -175,12 +169,12 @@ class Scheduler:
         return True
 
     def _advance_prefilled(self) -> None:
-        """Let finished prompts decode from this step on, and drop those that want out."""
+        """Let finished prompts decode from this step on, and remove those that leave."""
         still: list[Sequence] = []
         for sequence in self._prefilling:
             if not sequence.prompt_left:
                 self._decoding.append(sequence)
-            elif sequence.wants_out():
+            elif sequence.should_leave():
                 sequence.end()
                 self._kv_used -= sequence.kv_tokens
             else:
@@ -189,7 +183,7 @@ class Scheduler:
 
     def _staying(self, waiting: deque[Sequence]) -> Iterator[Sequence]:
         for sequence in waiting:
-            if sequence.wants_out():
+            if sequence.should_leave():
                 sequence.end()
             else:
                 yield sequence

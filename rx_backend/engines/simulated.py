@@ -1,4 +1,4 @@
-"""An engine that serves made-up tokens in believable time."""
+"""An engine that serves made-up tokens with realistic timing."""
 
 from __future__ import annotations
 
@@ -35,34 +35,34 @@ class SimulatedEngine(LLMEngine):
     """
     Continuous batching with a timing model: TTFT and ITL react to load as a server's do.
 
-    The engine works in steps. A step gives one token to each sequence that decodes and works
-    through at most `prefill_chunk_tokens` of the prompts that wait, oldest first. It lasts::
+    The engine works in steps. A step gives one token to each decoding sequence, and reads at most
+    `prefill_chunk_tokens` of the waiting prompts, oldest first. It lasts::
 
         step_ms + step_ms_per_sequence * decoding + prefill_ms_per_token * prompt tokens
 
-    A request queues while the batch is full or the KV cache has no room for its prompt and
-    output. Stops, aborts and dropped streams are seen at the end of a step; the stream ends with
-    `cancelled` and the slot is free for the next step. In decode mode a stop counts only after
-    the first token, and nothing is prefilled; in prefill mode the one chunk is the terminal.
+    A request queues while the batch is full, or while the KV cache has no room for its prompt and
+    output. Stops, aborts and dropped streams take effect at the end of a step: the stream ends with
+    `cancelled`, and the slot is free for the next step. In decode mode a stop counts only after the
+    first token, and nothing is prefilled; in prefill mode the only chunk is the terminal.
 
-    Tokens, timing and failures depend on the parameters, the seed and the order of arrival
-    alone. The engine needs no more than asyncio's clock, so it runs in virtual time too.
+    Tokens, timing and failures depend on the parameters, the seed and the order of arrival alone.
+    The engine uses asyncio's clock, so it runs in virtual time too.
 
     Args:
         model: Model name to announce.
         mode: Role of the worker.
-        max_batch: Most requests that run together; more of them queue.
+        max_batch: Maximum of requests that run together; others queue.
         step_ms: Base time of a step, in ms.
         step_ms_per_sequence: Added per sequence that decodes in the step, in ms.
         prefill_ms_per_token: Added per prompt token of the step, in ms.
-        prefill_chunk_tokens: Most prompt tokens in a step. Small: decoding suffers less from
-            long prompts, but these take longer.
-        kv_tokens: KV-cache size in tokens; None for no limit. A request reserves its prompt and
-            its `max_tokens` while it runs.
-        default_max_tokens: Tokens for a request whose `stop_conditions.max_tokens` is not set.
-        vocab_size: Token ids count up from 0 and start over here.
-        error_rate: Part of the requests, 0 to 1, that fail with a typed error before their end.
-        seed: Decides which ones, when and how.
+        prefill_chunk_tokens: Maximum of prompt tokens in a step. With a small one long prompts slow
+            decoding down less, but take longer themselves.
+        kv_tokens: KV-cache size in tokens, None for no limit. A request reserves its prompt and its
+            `max_tokens` while it runs.
+        default_max_tokens: Tokens for a request without `stop_conditions.max_tokens`.
+        vocab_size: Token ids count up from 0 to below this, and start over.
+        error_rate: Share of the requests, 0 to 1, that fail with a typed error.
+        seed: Determines which requests fail, when and how.
 
     Raises:
         InvalidArgument: A parameter is out of its range; the message names it.
@@ -114,7 +114,7 @@ class SimulatedEngine(LLMEngine):
 
     @property
     def load(self) -> Load:
-        """What is queued and running now."""
+        """The work that is queued and running."""
         return self._scheduler.load
 
     async def start(self, worker_id: int) -> EngineConfig:
@@ -133,7 +133,7 @@ class SimulatedEngine(LLMEngine):
         self, request: PreprocessedRequest, context: RequestContext
     ) -> AsyncGenerator[LLMEngineOutput]:
         """
-        Stream the tokens of *request*; it queues when it is first pulled.
+        Stream the tokens of *request*, which is queued when it is first pulled.
 
         Raises:
             InvalidArgument: `stop_conditions.max_tokens` is below 1, the request is larger than
@@ -156,8 +156,8 @@ class SimulatedEngine(LLMEngine):
             take_over(_KIND, request)
         sequence = Sequence(
             context,
-            prompt_tokens=0 if decodes else prompt,
-            max_tokens=wanted,
+            prompt_left=0 if decodes else prompt,
+            target=wanted,
             kv_tokens=prompt + wanted,
             patient=decodes,
         )
@@ -168,12 +168,12 @@ class SimulatedEngine(LLMEngine):
         self._scheduler.abort(context)
 
     async def cleanup(self) -> None:
-        """End the streams that are left with `EngineShutdown`, and the scheduler (row E5)."""
+        """End the scheduler, and open streams with `EngineShutdown` (row E5)."""
         self._shut = True
         await self._scheduler.shut(_shut_down)
 
     async def is_quiescent(self) -> bool:
-        """Whether nothing is queued or running."""
+        """Return whether nothing is queued or running."""
         return self._scheduler.idle
 
     async def drain(self) -> None:
@@ -181,7 +181,7 @@ class SimulatedEngine(LLMEngine):
         await self._scheduler.drained()
 
     async def health_check_payload(self) -> dict[str, Any] | None:
-        """A one-token request; None in decode mode, where it would need a prefill's hand-off."""
+        """Return a one-token request; None in decode mode, which needs a hand-off."""
         if self._mode.is_decode:
             return None
         return {"token_ids": [1], "stop_conditions": {"max_tokens": 1}}
@@ -210,7 +210,7 @@ class SimulatedEngine(LLMEngine):
                 raise sequence.error
             yield self._terminal(sequence, request, wanted)
         finally:
-            # A stream that is dropped gives its slot back.
+            # A dropped stream frees its slot.
             sequence.leaving = True
 
     def _terminal(

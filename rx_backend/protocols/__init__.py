@@ -1,10 +1,9 @@
 """
-The types on the wire: requests in, chunks out, equal in JSON to what the Dynamo runtime speaks.
+The types on the wire: requests in, chunks out, in the JSON of the Dynamo runtime.
 
-Build them, read their fields, and pass them through `to_builtins` or `encode` on the way out and
-`convert_request`, `convert_output` and the like on the way in. Only these functions know the whole
-wire form: which fields are written although they are null, and where keys that this version does
-not know are kept.
+Write them with `to_builtins` or `encode`, read them with `convert_request`, `convert_output` and the
+like. Only these functions know the whole wire form: which fields are written although they are null,
+and which keys of a newer version are kept in ``unknown``.
 
 >>> encode(LLMEngineOutput.error("boom"))[-46:]
 b'"finish_reason":{"error":"boom"},"index":null}'

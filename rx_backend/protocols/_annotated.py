@@ -1,4 +1,4 @@
-"""The envelope of everything that a stream hands out."""
+"""The envelope of every item of a stream."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ class Annotated(Struct, Generic[T], gc=False, repr_omit_defaults=True):
     """
     An item of a stream: data, or an event beside the data.
 
-    The cyclic garbage collector does not track items with data; error items it does, because
-    exceptions can be part of a cycle.
+    The cyclic garbage collector tracks error items only, since exceptions can be part of a cycle.
 
     Attributes:
         data: The chunk; None on error items and bare events.
         id: An id for the item.
         event: Its name; ``error`` on error items.
-        comment: What goes with the event; on error items the one message.
+        comment: Text that belongs to the event; on error items the message.
         error: The typed error of an error item (row S6).
 
     >>> Annotated("chunk")
@@ -42,10 +41,10 @@ class Annotated(Struct, Generic[T], gc=False, repr_omit_defaults=True):
     @staticmethod
     def from_error(exc: BaseException) -> Annotated[Any]:
         """
-        Return the error item of *exc*, which is typed first as by `as_backend_error` (row S6).
+        Return the error item of *exc*, converted by `as_backend_error` first (row S6).
 
         Raises:
-            BaseException: *exc* itself when it is no ``Exception``.
+            BaseException: *exc* itself if it is not an ``Exception``.
 
         >>> Annotated.from_error(ValueError("too long")).comment
         ['too long']
@@ -55,13 +54,13 @@ class Annotated(Struct, Generic[T], gc=False, repr_omit_defaults=True):
 
     @property
     def is_error(self) -> bool:
-        """Whether this is an error item."""
+        """Whether the item is an error item."""
         return self.event == "error"
 
 
 class _ErrorItem(Annotated[Any], gc=True):
-    """An error item, which the cyclic garbage collector tracks."""
+    """An error item; the garbage collector tracks it."""
 
     def __repr__(self) -> str:
-        # Users know one class of items.
+        # To users there is one class of items.
         return super().__repr__().replace(type(self).__name__, Annotated.__name__, 1)

@@ -1,4 +1,4 @@
-"""In and out: bytes and plain mappings on one side, the types on the other."""
+"""Conversion between the types, plain data and JSON."""
 
 from __future__ import annotations
 
@@ -33,10 +33,9 @@ __all__ = (
 
 def encode(value: object) -> bytes:
     """
-    Return *value* as JSON, equal to what the Dynamo runtime writes.
+    Return *value*, of this package or plain data, as the JSON that the Dynamo runtime writes.
 
-    Args:
-        value: Any type of this package, or plain data. Not-a-number and infinity become null.
+    Not-a-number and infinity become null.
 
     Raises:
         TypeError: A value inside has no JSON form.
@@ -46,10 +45,7 @@ def encode(value: object) -> bytes:
 
 def to_builtins(value: object) -> Any:
     """
-    Return *value* as plain dicts, lists and scalars: what `encode` writes, and what Dynamo takes.
-
-    Args:
-        value: Any type of this package, or plain data.
+    Return *value*, of this package or plain data, as the dicts, lists and scalars of its JSON.
 
     Raises:
         TypeError: A value inside has no JSON form.
@@ -72,18 +68,14 @@ def to_builtins(value: object) -> Any:
 
 def convert_request(request: Mapping[str, Any] | PreprocessedRequest) -> PreprocessedRequest:
     """
-    Make a request of a plain mapping, with keys that are not known kept in ``unknown``.
+    Return a request from a plain mapping; a request is returned unchanged.
 
-    Token ids may also come packed, as bytes with 32 bits a token, least significant byte first:
-    that is how frontends send them which run with ``DYN_TOKEN_IDS_AS_BYTES``. The id of a hand-off,
-    text in JSON, comes as 16 bytes too.
-
-    Args:
-        request: The mapping; a request is returned as it is.
+    Unknown keys are kept in ``unknown``. Frontends that run with ``DYN_TOKEN_IDS_AS_BYTES`` send
+    token ids as bytes, 4 little-endian ones per token, and the id of a hand-off as 16 bytes.
 
     Raises:
-        InvalidArgument: It does not fit; the message names the field, what was expected and what
-            came: ``$.token_ids[1]: expected int >= 0, got -1``.
+        InvalidArgument: A field does not fit; the message gives its path, what was expected and what
+            was found: ``$.token_ids[1]: expected int >= 0, got -1``.
     """
     if isinstance(request, Mapping):
         packed = request.get("token_ids")
@@ -98,17 +90,15 @@ def convert_request(request: Mapping[str, Any] | PreprocessedRequest) -> Preproc
 
 def convert_output(output: Mapping[str, Any] | LLMEngineOutput) -> LLMEngineOutput:
     """
-    Make a chunk of a plain mapping, as Dynamo's Python engines yield it (row E2).
+    Return a chunk from a plain mapping, as Dynamo's Python engines yield it (row E2).
 
-    Args:
-        output: The mapping, ``finish_reason`` as `FinishReason.parse` takes it. A word without a
-            reason of its own is kept in ``stop_reason``, unless that is set; empty text is no
-            reason. A null among the log probabilities is minus infinity. A chunk is returned as it
-            is, or as a copy where its reason is to be read.
+    ``finish_reason`` is read by `FinishReason.parse`. A word that it does not know is kept in
+    ``stop_reason`` too, unless that is set; empty text is no reason. A null among the log
+    probabilities is minus infinity. A chunk is returned unchanged, or as a copy if its reason had to
+    be read.
 
     Raises:
-        InvalidArgument: It does not fit; the message names the field, what was expected and what
-            came.
+        InvalidArgument: A field does not fit; as in `convert_request`.
 
     >>> convert_output({"token_ids": [1], "finish_reason": "abort"})
     LLMEngineOutput(token_ids=[1], finish_reason=FinishReason.CANCELLED)
@@ -120,11 +110,10 @@ def convert_output(output: Mapping[str, Any] | LLMEngineOutput) -> LLMEngineOutp
 
 def convert_annotated(item: Mapping[str, Any]) -> Annotated[LLMEngineOutput]:
     """
-    Make an item of a stream of a plain mapping.
+    Return an item of a stream from a plain mapping.
 
     Raises:
-        InvalidArgument: It does not fit; the message names the field, what was expected and what
-            came.
+        InvalidArgument: A field does not fit; as in `convert_request`.
     """
     fields = convert(item, _Envelope)
     data = None if fields.data is None else _to_output(fields.data, "$.data")
@@ -138,32 +127,17 @@ def convert_annotated(item: Mapping[str, Any]) -> Annotated[LLMEngineOutput]:
 
 
 def decode_request(data: bytes | str) -> PreprocessedRequest:
-    """
-    Read a request from JSON.
-
-    Raises:
-        InvalidArgument: No JSON, or it does not fit; as `convert_request`.
-    """
+    """Read a request from JSON; raise `InvalidArgument` if it does not fit."""
     return convert(_json(data), PreprocessedRequest)
 
 
 def decode_output(data: bytes | str) -> LLMEngineOutput:
-    """
-    Read a chunk from JSON.
-
-    Raises:
-        InvalidArgument: No JSON, or it does not fit; as `convert_output`.
-    """
+    """Read a chunk from JSON; raise `InvalidArgument` if it does not fit."""
     return _to_output(_json(data))
 
 
 def decode_annotated(data: bytes | str) -> Annotated[LLMEngineOutput]:
-    """
-    Read an item of a stream from JSON.
-
-    Raises:
-        InvalidArgument: No JSON, or it does not fit; as `convert_annotated`.
-    """
+    """Read an item of a stream from JSON; raise `InvalidArgument` if it does not fit."""
     return convert_annotated(_json(data))
 
 
@@ -214,7 +188,7 @@ def _numbers_in(value: Any, depth: int = 2) -> Any:
 
 
 def _with_reason(chunk: LLMEngineOutput) -> LLMEngineOutput:
-    """Return *chunk* with its finish reason read, where an engine gave that in another form."""
+    """Return *chunk* with its finish reason as a `FinishReason`."""
     reason: Any = chunk.finish_reason
     if reason is None or isinstance(reason, FinishReason):
         return chunk
@@ -224,12 +198,12 @@ def _with_reason(chunk: LLMEngineOutput) -> LLMEngineOutput:
 
 
 def _read_text(text: str, stop_reason: object) -> dict[str, Any]:
-    # Some engines write "" on every chunk before the last.
+    # Some engines write "" on every chunk but the last.
     reason, word = read_finish_word(text) if text else (None, None)
     return {"finish_reason": reason, "stop_reason": word if stop_reason is None else stop_reason}
 
 
-# What the runtime writes on every chunk, also where it is null.
+# The runtime writes these fields on every chunk, even if they are null.
 _ALWAYS: dict[str, Any] = {
     "token_ids": None,
     "tokens": None,
@@ -244,7 +218,7 @@ _ALWAYS: dict[str, Any] = {
 
 
 def _output_to_wire(output: LLMEngineOutput) -> dict[str, Any]:
-    # Without a finish reason no hook is needed, which saves half of an ordinary chunk's time.
+    # Without a finish reason no hook is needed, which saves half of the time.
     ordinary = output.finish_reason is None and output.unknown is None
     wire = _ALWAYS | (msgspec.to_builtins(output) if ordinary else to_wire(output))
     if wire["token_ids"] is None:
@@ -275,7 +249,7 @@ def _json(data: bytes | str) -> Any:
 
 
 def _with_text_id(meeting: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give the meeting point of a hand-off with its id as text, where that came as bytes."""
+    """Return the meeting point of a hand-off with its id as text."""
     packed = meeting.get("handoff_id")
     if not isinstance(packed, bytes) or len(packed) != 16:
         return meeting
@@ -286,6 +260,6 @@ def _unpack(packed: bytes) -> list[int]:
     count, rest = divmod(len(packed), 4)
     if rest:
         raise InvalidArgument(
-            f"$.token_ids: expected 4 bytes a packed token, got {len(packed)} bytes"
+            f"$.token_ids: expected 4 bytes per packed token, got {len(packed)} bytes"
         )
     return list(unpack(f"<{count}I", packed))

@@ -11,7 +11,7 @@ from rx_backend.errors import KINDS, BackendError, InvalidArgument, Unknown, cau
 
 __all__ = ("error_from_wire", "error_to_wire")
 
-# The runtime writes every error twice, by its older type and by class and reason.
+# The runtime writes every error in two ways: by its older type, and by class and reason.
 _CLASSES: Final = {
     "Unknown": ("Internal", "backend.unknown"),
     "InvalidArgument": ("InvalidRequest", "backend.invalid_argument"),
@@ -33,7 +33,7 @@ def error_to_wire(error: BackendError) -> dict[str, Any]:
     """
     Return the wire form of *error* and of at most 16 causes, the nearest first.
 
-    The message of an `InvalidArgument` is marked as fit for the client, as the runtime does.
+    As in the runtime, the message of an `InvalidArgument` is marked as fit for the client.
     """
     chain = [error, *islice(causes(error), _MAX_CAUSES)]
     wire: dict[str, Any] = {}
@@ -52,7 +52,7 @@ def _one(error: BaseException) -> dict[str, Any]:
             "message": text,
             "diagnostic": text,
         }
-    # The runtime drops a whole item over a kind that it does not know.
+    # The runtime drops an item whose error has an unknown kind.
     kind = error.kind if error.kind in _CLASSES else "Unknown"
     canonical, reason = _CLASSES[kind]
     if kind == "ResponseTimeout" and _is_final(error.__cause__):
@@ -75,14 +75,10 @@ def _is_final(cause: BaseException | None) -> bool:
 
 def error_from_wire(value: object, where: str) -> BackendError:
     """
-    Make a typed error of its wire form; a kind that this version does not know is `Unknown`.
-
-    Args:
-        value: A mapping.
-        where: Path of *value* for messages.
+    Return a typed error from its wire form; an unknown kind becomes `Unknown`.
 
     Raises:
-        InvalidArgument: *value*, or one of its causes, is no mapping.
+        InvalidArgument: *value*, or one of its causes, is not a mapping; names the path, from *where*.
     """
     first: BackendError | None = None
     last: BackendError | None = None
@@ -99,7 +95,7 @@ def error_from_wire(value: object, where: str) -> BackendError:
 
 
 def _kind(wire: Mapping[str, object]) -> type[BackendError]:
-    """Find the kind of an error of a backend, of the runtime itself, or of an older runtime."""
+    """Return the kind of an error of a backend, of the runtime, or of an older runtime."""
     stated = wire.get("error_type")
     if isinstance(stated, Mapping):
         stated = cast("Mapping[str, object]", stated).get("Backend")

@@ -1,4 +1,4 @@
-"""Why a stream ended."""
+"""The reason why a stream ended."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _MOST_WARNINGS: Final = 100
 
 class FinishReason:
     """
-    Why a stream ended: immutable, hashable, equal by value.
+    The reason why a stream ended: immutable, hashable, equal by value.
 
-    Use the constants, `error` and `parse`.
+    Get one from the constants, `error` and `parse`.
 
     Attributes:
         kind: ``eos``, ``stop``, ``length``, ``cancelled``, ``content_filter`` or ``error``.
-        message: What went wrong; only for ``error``, else None.
+        message: The error's message; None for all other kinds.
 
     >>> FinishReason.parse("abort")
     FinishReason.CANCELLED
@@ -55,7 +55,7 @@ class FinishReason:
 
     def __init__(self, kind: str, message: str | None = None) -> None:
         if (kind == "error") is (message is None):
-            raise InvalidArgument(f"finish_reason: a message goes with error alone, got {kind!r}")
+            raise InvalidArgument(f"finish_reason: only error has a message, got {kind!r}")
         if kind != "error" and kind not in _SPAN_VALUES:
             raise InvalidArgument(f"finish_reason: expected {_EXPECTED}, got {kind!r}")
         object.__setattr__(self, "kind", kind)
@@ -63,7 +63,7 @@ class FinishReason:
 
     @classmethod
     def error(cls, message: str) -> FinishReason:
-        """Return the reason of a run that failed, with what went wrong."""
+        """Return the reason of a run that failed with *message*."""
         return cls("error", message)
 
     @classmethod
@@ -72,13 +72,12 @@ class FinishReason:
         Read a finish reason as engines and the wire write it.
 
         Args:
-            value: A kind; ``abort``, which means cancelled; ``model_length`` or ``max_tokens``,
-                which mean length; ``error`` or ``error: <message>``; any other word, which means
-                stop; a mapping with the one key ``error``; or a finish reason, which is returned
-                as it is.
+            value: A kind; ``abort`` (cancelled); ``model_length`` or ``max_tokens`` (length);
+                ``error`` or ``error: <message>``; any other word (stop); a mapping with the single
+                key ``error``; or a finish reason, which is returned unchanged.
 
         Raises:
-            InvalidArgument: A value of another type; the message names ``finish_reason``.
+            InvalidArgument: *value* has another type; the message names ``finish_reason``.
 
         >>> FinishReason.parse("max_tokens"), FinishReason.parse("tool_calls")
         (FinishReason.LENGTH, FinishReason.STOP)
@@ -129,12 +128,6 @@ class FinishReason:
     def __reduce__(self) -> tuple[Any, ...]:
         return parse_finish_reason, (self.to_json(),)
 
-    def __copy__(self) -> FinishReason:
-        return self
-
-    def __deepcopy__(self, _memo: object) -> FinishReason:
-        return self
-
 
 FinishReason.EOS = FinishReason("eos")
 FinishReason.STOP = FinishReason("stop")
@@ -156,7 +149,7 @@ _BY_WORD: Final = {
 
 
 def parse_finish_reason(value: object) -> FinishReason:
-    """Read a finish reason; the ``ValueError`` says what was expected, not where."""
+    """Read a finish reason; the ``ValueError`` says what was expected, but not where."""
     if isinstance(value, str):
         return read_finish_word(value)[0]
     if isinstance(value, FinishReason):
@@ -171,11 +164,9 @@ def parse_finish_reason(value: object) -> FinishReason:
 
 def read_finish_word(text: str) -> tuple[FinishReason, str | None]:
     """
-    Read a finish reason written as text.
+    Return the reason that *text* means, and *text* itself if it is unknown, which means `STOP`.
 
-    Returns:
-        The reason; and *text* where it is a word without a reason of its own, which means `STOP`.
-        Such a word is logged once per process, up to 100 different words.
+    An unknown word is logged once per process, up to 100 words.
     """
     if reason := _BY_WORD.get(text):
         return reason, None
@@ -191,12 +182,12 @@ _warned: dict[str, object] = {}
 
 def _warn_once(word: str) -> None:
     mine = object()
-    # `setdefault` is atomic: of several threads only one finds its own object.
+    # `setdefault` is atomic: only one of several threads finds its own object.
     if len(_warned) < _MOST_WARNINGS and _warned.setdefault(word, mine) is mine:
         _log.warning("unknown finish_reason from the engine, treated as stop", finish_reason=word)
 
 
 def _short(value: object) -> str:
-    """Quote what came, but not the whole of it."""
+    """Return the value for a message, at most 60 characters of it."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""What an engine yields."""
+"""The chunks that an engine yields."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class TraceLink(Struct, frozen=True, gc=False):
 
 
 class PromptTokensDetails(Sparse, kw_only=True, omit_defaults=True):
-    """What the prompt tokens were, in tokens."""
+    """Details of the prompt tokens, in tokens."""
 
     audio_tokens: U32 | None = null()
     cached_tokens: U32 | None = null()
 
 
 class CompletionTokensDetails(Sparse, kw_only=True, omit_defaults=True):
-    """What the generated tokens were, in tokens."""
+    """Details of the generated tokens, in tokens."""
 
     accepted_prediction_tokens: U32 | None = null()
     audio_tokens: U32 | None = null()
@@ -50,7 +50,7 @@ class CompletionTokensDetails(Sparse, kw_only=True, omit_defaults=True):
 
 
 class CompletionUsage(Struct, omit_defaults=True, repr_omit_defaults=True):
-    """What a request cost, in tokens; `usage` adds up the total."""
+    """The cost of a request, in tokens; `usage` adds up the total."""
 
     prompt_tokens: U32
     completion_tokens: U32
@@ -61,7 +61,7 @@ class CompletionUsage(Struct, omit_defaults=True, repr_omit_defaults=True):
 
 def usage(prompt_tokens: int, completion_tokens: int) -> CompletionUsage:
     """
-    Return the usage of a request that read and generated so many tokens.
+    Return the usage of a request with these counts of prompt and generated tokens.
 
     >>> usage(3, 2)
     CompletionUsage(prompt_tokens=3, completion_tokens=2, total_tokens=5)
@@ -70,7 +70,7 @@ def usage(prompt_tokens: int, completion_tokens: int) -> CompletionUsage:
 
 
 class TopLogprob(Sparse, kw_only=True, omit_defaults=True):
-    """One of the likeliest tokens at a position; ``bytes`` is its text in UTF-8, a number a byte."""
+    """One of the likeliest tokens at a position; ``bytes`` is its text in UTF-8."""
 
     rank: U32
     token_id: U32
@@ -81,20 +81,20 @@ class TopLogprob(Sparse, kw_only=True, omit_defaults=True):
 
 class LLMEngineOutput(Struct, gc=False, omit_defaults=True, repr_omit_defaults=True):
     """
-    One chunk: the tokens of a step, and on the last one why the stream ended (rows E2, E3).
+    One chunk: the tokens of a step, and on the last one the finish reason (rows E2, E3).
 
-    Nothing is checked here, where millions are made; `convert_output` checks. The cyclic garbage
-    collector does not track chunks, so a chunk must not be part of a reference cycle.
+    The constructor checks nothing; `convert_output` does. The garbage collector does not track
+    chunks, so a chunk must not be part of a reference cycle.
 
     Attributes:
         token_ids: New tokens; may be empty.
-        tokens, text: The tokens as text, from engines that decode themselves.
-        cum_log_probs, log_probs: Natural logarithms; the list has an entry a token.
-        top_logprobs: The likeliest tokens, one list a token.
-        finish_reason: Set on the terminal alone.
+        tokens, text: The tokens as text, from engines that detokenize.
+        cum_log_probs, log_probs: Natural logarithms; the list has one entry per token.
+        top_logprobs: The likeliest tokens, one list per token.
+        finish_reason: Set on the terminal only.
         stop_reason: The stop text or token that ended the stream.
-        index: Which of several answers to one request this belongs to.
-        worker_trace_link: Stamped by the adapter; not for engines (rows T3, T4).
+        index: The answer that the chunk belongs to, of several to one request.
+        worker_trace_link: Set by the adapter, not by engines (rows T3, T4).
         unknown: Keys of the wire that this version does not know.
 
     >>> LLMEngineOutput.token(7)
@@ -125,17 +125,17 @@ class LLMEngineOutput(Struct, gc=False, omit_defaults=True, repr_omit_defaults=T
 
     @classmethod
     def token(cls, token_id: int) -> Self:
-        """Return the ordinary chunk of one token."""
+        """Return an ordinary chunk of one token."""
         return cls([token_id])
 
     @classmethod
     def stop(cls) -> Self:
-        """Return the terminal of a stream that came to its natural end."""
+        """Return the terminal of a stream that ended naturally."""
         return cls(finish_reason=FinishReason.STOP)
 
     @classmethod
     def length(cls) -> Self:
-        """Return the terminal of a stream that reached its limit of tokens."""
+        """Return the terminal of a stream that reached its token limit."""
         return cls(finish_reason=FinishReason.LENGTH)
 
     @classmethod

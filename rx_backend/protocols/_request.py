@@ -1,4 +1,4 @@
-"""The request as a worker gets it."""
+"""The request as a worker receives it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = (
 
 class StopConditions(Sparse, kw_only=True, omit_defaults=True):
     """
-    When the engine has to stop. Counts are tokens; None leaves a condition to the engine.
+    When the engine has to stop. Counts are in tokens; None leaves a condition to the engine.
 
-    Visible stop tokens stay in the output, the others don't.
+    Visible stop tokens stay in the output, hidden ones do not.
     """
 
     max_tokens: U32 | None = null()
@@ -40,7 +40,7 @@ class StopConditions(Sparse, kw_only=True, omit_defaults=True):
 
 
 class GuidedDecodingOptions(Sparse, kw_only=True, omit_defaults=True):
-    """What the output has to match: a JSON schema, a pattern, a choice or a grammar."""
+    """What the output has to match: a JSON schema, a regex, a choice or a grammar."""
 
     json: Any = None
     regex: str | None = None
@@ -54,9 +54,9 @@ class GuidedDecodingOptions(Sparse, kw_only=True, omit_defaults=True):
 
 class SamplingOptions(Sparse, kw_only=True, omit_defaults=True):
     """
-    How tokens are drawn; None leaves an option to the engine.
+    How tokens are sampled; None leaves an option to the engine.
 
-    The runtime keeps fractions in 32 bits: what was sent as 0.7 arrives as 0.699999988079071.
+    The runtime keeps fractions in 32 bits: 0.7 arrives as 0.699999988079071.
     """
 
     n: U8 | None = null()
@@ -77,7 +77,7 @@ class SamplingOptions(Sparse, kw_only=True, omit_defaults=True):
 
 
 class OutputOptions(Sparse, kw_only=True, omit_defaults=True):
-    """What a chunk has to carry beside its tokens; the two counts are log probabilities a token."""
+    """What a chunk carries beside its tokens; the counts are log probabilities per token."""
 
     no_stop_trim: bool | None = None
     logprobs: U32 | None = null()
@@ -89,7 +89,7 @@ class OutputOptions(Sparse, kw_only=True, omit_defaults=True):
 
 
 class PrefillResult(Sparse, kw_only=True, omit_defaults=True):
-    """What the prefill worker handed over; the engine alone reads ``disaggregated_params``."""
+    """The prefill worker's hand-off; only the engine reads ``disaggregated_params``."""
 
     disaggregated_params: Any
     prompt_tokens_details: PromptTokensDetails | None = None
@@ -106,29 +106,21 @@ class BootstrapInfo(Sparse, kw_only=True, omit_defaults=True):
     unknown: dict[str, Any] | None = None
 
 
-def _no_numbers() -> list[int]:
-    return []
-
-
-def _no_texts() -> list[str]:
-    return []
-
-
 class PreprocessedRequest(Sparse, kw_only=True, omit_defaults=True):
     """
     A tokenised request.
 
     The three groups of options may be given as mappings. Fields of type ``dict`` and ``Any`` belong
-    to routers and engines and are passed on as they are; so is ``unknown``, which keeps the keys of
+    to routers and engines and are passed on unchanged, and so is ``unknown``, which keeps the keys of
     the wire that this version does not know.
 
     Attributes:
         model: Name of the model; empty in health probes.
         token_ids: The prompt.
         migration_link: Span of the worker that had the request before (row T1).
-        annotations: What the client wants to hear beside tokens, as ``name`` or ``name:value``.
+        annotations: Events that the client wants beside tokens, as ``name`` or ``name:value``.
         request_timestamp_ms: When the client made the request, in ms since the epoch.
-        is_probe: Whether a health check made the request; ``_HEALTH_CHECK`` on the wire (row H1).
+        is_probe: Whether it is a health check; ``_HEALTH_CHECK`` on the wire (row H1).
 
     >>> PreprocessedRequest(token_ids=[1], stop_conditions={"max_tokens": 3}).stop_conditions
     StopConditions(max_tokens=3)
@@ -143,9 +135,9 @@ class PreprocessedRequest(Sparse, kw_only=True, omit_defaults=True):
     stop_conditions: StopConditions = field(default_factory=StopConditions)
     sampling_options: SamplingOptions = field(default_factory=SamplingOptions)
     output_options: OutputOptions = field(default_factory=OutputOptions)
-    eos_token_ids: list[U32] = field(default_factory=_no_numbers)
+    eos_token_ids: list[U32] = field(default_factory=list[int])
     mdc_sum: str | None = null()
-    annotations: list[str] = field(default_factory=_no_texts)
+    annotations: list[str] = field(default_factory=list[str])
     routing: dict[str, Any] | None = None
     router_config_override: dict[str, Any] | None = null()
     prefill_result: PrefillResult | None = None

@@ -1,8 +1,8 @@
 """
-How a struct takes and gives its wire form.
+Conversion of structs from and to their wire form.
 
-`msgspec` drops keys that a struct does not have. Structs here have a field ``unknown`` that keeps
-them: it is None for everything that this library makes, so that it costs nothing but its slot.
+`msgspec` drops keys that a struct does not have. Structs here keep them in a field ``unknown``, which
+is None, and so costs its slot only, in everything that this library makes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = (
 U8 = Annotated[int, msgspec.Meta(ge=0, le=2**8 - 1)]
 U16 = Annotated[int, msgspec.Meta(ge=0, le=2**16 - 1)]
 U32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
-# The validator takes no bound beyond 63 bits, but it takes the numbers.
+# The validator takes no bounds beyond 63 bits.
 U64 = Annotated[int, msgspec.Meta(ge=0)]
 I32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 I64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -46,16 +46,15 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 def null() -> None:
     """
-    Declare a field that is None by default and still written.
+    Declare a field that is None by default, and written even then.
 
-    Structs on the wire leave out what equals its default; a default that comes from a factory is
-    written all the same.
+    Structs omit fields that equal their default, but not if the default comes from a factory.
     """
     return msgspec.field(default_factory=NoneType)
 
 
 class Sparse(msgspec.Struct, omit_defaults=True):
-    """A struct of many options, few of which are set; shows itself without the others."""
+    """A struct of many options, few of which are set; its repr omits the others."""
 
     def __repr__(self) -> str:
         shown = (
@@ -72,7 +71,7 @@ def _default(field: msgspec.structs.FieldInfo) -> object:
 
 
 class _Shape(NamedTuple):
-    """What conversion needs to know of a struct."""
+    """The keys of a struct, and its fields that are structs."""
 
     known: frozenset[str]
     nested: tuple[tuple[str, str, type[msgspec.Struct]], ...]
@@ -92,21 +91,21 @@ def _shape(cls: type[msgspec.Struct]) -> _Shape:
 
 
 def _keeps(cls: type[msgspec.Struct]) -> bool:
-    """Whether a struct keeps unknown keys."""
+    """Return whether a struct keeps unknown keys."""
     return "unknown" in cls.__struct_fields__
 
 
 def convert(value: object, cls: type[S], where: str = "$") -> S:
     """
-    Make a *cls* of a mapping, checked, with its unknown keys kept.
+    Return a checked *cls* from a mapping, with its unknown keys kept.
 
     Args:
-        value: The mapping; an instance of *cls* is returned as it is.
+        value: The mapping; an instance of *cls* is returned unchanged.
         cls: A struct with a field ``unknown``.
         where: Path of *value* for messages.
 
     Raises:
-        InvalidArgument: The value does not fit; names the path, what was expected and what came.
+        InvalidArgument: The value does not fit; names the path, what was expected and found.
     """
     if type(value) is not dict:
         if isinstance(value, cls):
@@ -141,7 +140,7 @@ def plain(value: object) -> Any:
 
 
 def _spread(struct: msgspec.Struct, wire: dict[str, Any]) -> None:
-    """Move what ``unknown`` keeps to where it came from, here and in nested structs."""
+    """Move the keys in ``unknown`` back to their place, here and in nested structs."""
     for attribute, name, kind in _shape(type(struct)).nested:
         inner: object = getattr(struct, attribute)
         if isinstance(inner, kind):
@@ -164,7 +163,7 @@ _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 
 
 def _complaint(text: str, fields: object, where: str) -> str:
-    """Put the path first, and say what came where the validator only says what it expected."""
+    """Put the path first, and add the value found if the validator does not name it."""
     text, _, path = text.partition(" - at ")
     steps = path.strip("`").removeprefix("$")
     if missing := _MISSING.fullmatch(text):

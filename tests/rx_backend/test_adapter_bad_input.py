@@ -274,7 +274,7 @@ async def test_an_engine_that_gives_no_stream_fails_its_setup(answer: object) ->
             return answer
 
     spans = Spans()
-    with pytest.raises(InvalidArgument, match=r"Broken\.generate must give .* got") as raised:
+    with pytest.raises(InvalidArgument, match=r"Broken\.generate must return .* got") as raised:
         await adapter_of(Broken(), spans=spans).generate(request())
     assert raised.value.message.endswith(type(answer).__name__)
     assert spans.one().status.description == "setup_failed"

@@ -172,7 +172,7 @@ async def test_an_answer_that_is_no_stream_is_refused(answer: object, is_awaited
 
     engine = cast("LLMEngine", Answering(later if is_awaited else lambda: answer))
     expected = (
-        f"Answering.generate must give an async iterator of chunks, got {type(answer).__name__}"
+        f"Answering.generate must return an async iterator of chunks, got {type(answer).__name__}"
     )
     with pytest.raises(InvalidArgument, match=expected):
         await open_chunks(engine, request(), RequestContext())

@@ -390,7 +390,7 @@ def test_what_is_a_chunk_already_is_left_alone() -> None:
         ({"token_ids": 7}, "$.token_ids: expected array, got int"),
         ({"index": -1}, "$.index: expected int >= 0, got -1"),
         ({"output_type": "smell"}, "$.output_type: invalid enum value 'smell'"),
-        ({"log_probs": [None]}, "$.log_probs[0]: expected float, got null"),
+        ({"log_probs": ["a"]}, "$.log_probs[0]: expected float, got str"),
         (
             {"top_logprobs": [[{"rank": 0, "logprob": 0.0}]]},
             "$.top_logprobs[0][0].token_id: required, but missing",
@@ -535,7 +535,7 @@ def test_packed_tokens_are_unpacked(kind: Callable[[bytes], object]) -> None:
     packed = kind(b"\x01\x00\x00\x00\x00\x01\x00\x00")
     assert convert_request({"token_ids": packed}).token_ids == [1, 256]
     message = refusal(convert_request, {"token_ids": b"\x01\x00\x00"})
-    assert message == "$.token_ids: expected 4 bytes a packed token, got 3 bytes"
+    assert message == "$.token_ids: expected 4 bytes per packed token, got 3 bytes"
 
 
 @pytest.mark.rows("H1", "TY-request")

@@ -1,0 +1,84 @@
+"""What engines made of engines leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import AsyncGenerator, Callable
+
+import pytest
+
+from rx_backend.context import RequestContext
+from rx_backend.engine import LLMEngine
+from rx_backend.engines import SampleEngine
+from rx_backend.errors import Disconnected
+from rx_backend.failover import FailoverEngine
+from rx_backend.hedging import HedgedEngine
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+from tests.rx_backend._engines import adapter_of, collect, counting_request, token, virtual
+
+
+class Failing(SampleEngine):
+    """Yields a token, unless it fails at once, and is lost."""
+
+    def __init__(self, *, at_once: bool = False) -> None:
+        super().__init__()
+        self.at_once = at_once
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        await asyncio.sleep(2)
+        if not self.at_once:
+            yield token(7)
+        raise Disconnected("gone")
+
+
+def sample(interval_s: float = 1) -> LLMEngine:
+    return SampleEngine(token_interval_ms=interval_s * 1000)
+
+
+ENGINES: dict[str, Callable[[], LLMEngine]] = {
+    "failover": lambda: FailoverEngine(sample()),
+    "resumed": lambda: FailoverEngine(Failing(), sample()),
+    "not resumed": lambda: FailoverEngine(Failing(), sample(), limit=0),
+    "not hedged": lambda: HedgedEngine(sample(), sample(), after_s=5),
+    "hedged, first wins": lambda: HedgedEngine(sample(2), sample(9), after_s=1),
+    "hedged, second wins": lambda: HedgedEngine(sample(9), sample(), after_s=1),
+    "hedged, both fail": lambda: HedgedEngine(
+        Failing(at_once=True), Failing(at_once=True), after_s=1
+    ),
+    "hedged failover": lambda: HedgedEngine(
+        FailoverEngine(Failing(at_once=True), sample()), sample(9), after_s=1
+    ),
+}
+
+
+@pytest.mark.rows("S7")
+@pytest.mark.parametrize("mode", ["agg", "decode"])
+@pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
+@virtual
+async def test_a_request_is_freed_without_the_collector(
+    make: Callable[[], LLMEngine], mode: str
+) -> None:
+    """Contexts, calls and races are in no reference cycle once the request is over."""
+    adapter = adapter_of(make(), mode)
+    gc.collect()
+    gc.disable()
+    try:
+        context = RequestContext()
+        items = await collect(await adapter.generate(counting_request(), context))
+        assert items
+        await asyncio.sleep(1)
+        freed = weakref.ref(context)
+        del context, items
+        assert freed() is None
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = {type(one).__name__ for one in gc.garbage}
+        assert left.isdisjoint({"RequestContext", "Latches", "EngineCall", "HedgeRace", "Racer"})
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
