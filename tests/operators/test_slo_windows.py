@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
+import json
 import math
 import pickle
 import re
@@ -20,8 +22,7 @@ from hypothesis import strategies as st
 from reactivex import operators as ops
 
 from operators import SloSnapshot, SloWindows, TokenTimes, slo
-from operators._slo._sketch import ACCURACY, LatencySketch
-from operators._slo._tally import Key, Tally
+from operators._slo._tally import ACCURACY, Key, LatencySketch, Tally
 from operators.authoring import nearest_rank
 from tests.operators._help import pushed, terminal, virtual
 
@@ -127,7 +128,7 @@ class TestKeys:
             windows.failed(f"key {second % 7200}")
             windows.failed("always")
             most = max(most, _tallies_alive() - before) if second % 600 == 0 else most
-        assert most <= 11 * 12
+        assert 0 < most <= 11 * 12
         snapshot = windows.snapshot()
         assert snapshot.total.requests == 40
         assert snapshot["always"].requests == 20
@@ -149,18 +150,6 @@ class TestKeys:
         windows.failed("b")
         assert {key: (f.failed, f.open) for key, f in windows.snapshot().items()} == {"b": (1, 1)}
         del counted
-
-    def test_keys_of_several_parts_group(self) -> None:
-        """From model and tenant to the model; requests beyond the limit stay apart."""
-        windows = SloWindows(max_keys=3)
-        for key in (("m", "x"), ("m", "y"), ("n", "x"), ("n", "y")):
-            windows.failed(key)
-        models = windows.snapshot().grouped(lambda key: key[0])
-        assert {key: figures.failed for key, figures in models.items()} == {
-            "m": 2,
-            "n": 1,
-            "other": 1,
-        }
 
 
 def _tallies_alive() -> int:
@@ -195,7 +184,6 @@ class TestSnapshots:
         merged, expected = sent[0].merge(*sent[1:]), alone.snapshot()
         assert merged == expected
         assert merged.total == expected.total
-        assert merged.to_json() == expected.to_json()
 
     @given(st.lists(st.floats(1e-8, 1e7), min_size=1, max_size=200), st.floats(0, 1))
     def test_quantiles_are_as_accurate_as_is_said(self, latencies_s: list[float], q: float) -> None:
@@ -248,10 +236,10 @@ class TestSnapshots:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ((b'"good":1', b'"good":-1'), "Expected `int` >= 0 - at `$.keys[0].good`"),
-            ((b'"good":1,', b""), "Object missing required field `good` - at `$.keys[0]`"),
-            ((b"0.01", b"0.02"), "accuracy: expected 0.01, got 0.02"),
-            ((b"}]}", b"}]"), "Input data was truncated"),
+            ((b'"good":1', b'"good":-1'), "Expected `int` >= 0 - at `$.keys[0][1].counts"),
+            ((b'"good":1', b'"god":1'), "Invalid enum value 'god' - at `key` in `$.keys[0][1].c"),
+            ((b'"covered_s":5.0,', b""), "Object missing required field `covered_s`"),
+            ((b"}]]}", b"}]]"), "Input data was truncated"),
         ],
     )
     def test_json_that_is_no_snapshot_is_refused(
@@ -265,6 +253,35 @@ class TestSnapshots:
         with pytest.raises(ValueError, match=r"SloSnapshot\.from_json: ") as raised:
             SloSnapshot.from_json(data.replace(*change))
         assert message in str(raised.value)
+
+    @given(st.data())
+    def test_a_sketch_that_is_none_is_refused(self, data: st.DataObject) -> None:
+        """Whatever its bytes are: they are read as a sketch, or the error names the place."""
+        windows = SloWindows(clock=lambda: 0.0)
+        feed(windows, "m", [0.02])
+        message = json.loads(windows.snapshot().to_json())
+        whole = base64.b64decode(message["keys"][0][1]["itl"])
+        place = data.draw(st.integers(0, len(whole)))
+        message["keys"][0][1]["itl"] = base64.b64encode(
+            whole[:place] + data.draw(st.binary(max_size=6)) + whole[place + 3 :]
+        ).decode()
+        try:
+            read = SloSnapshot.from_json(json.dumps(message))
+        except ValueError as error:
+            # Or it is read, so that nothing need be raised.
+            assert re.match(r"SloSnapshot\.from_json: .*\$\.keys\[0\]\[1\]\.itl", str(error))  # noqa: PT017
+        else:
+            assert read["m"].good == 1
+            assert SloSnapshot.from_json(read.to_json()) == read
+
+    def test_a_sketch_of_another_accuracy_is_refused(self) -> None:
+        """Their bins do not add up."""
+        other = LatencySketch()
+        data = other.to_bytes().replace(b"\xf0?", b"\xf1?")
+        with pytest.raises(
+            ValueError, match=r"expected a DDSketch with a relative accuracy of 0\.01"
+        ):
+            LatencySketch.from_bytes(data)
 
     def test_merged_rates_are_over_the_longest_time(self) -> None:
         """A worker that came later adds its requests to the same seconds, in either order."""
