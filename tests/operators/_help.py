@@ -301,6 +301,33 @@ def fused_waiting(
     return fused(items, *operators, error=error, ends=ends, take=take, every_s=1.0)
 
 
+def pushed_on_the_loop(
+    items: Sequence[Any],
+    *operators: AnyOperator,
+    error: Exception | None = None,
+    ends: bool = True,
+    take: int | None = None,
+) -> Seen:
+    """As ``reactivex`` operators, the source being pushed from outside, an item a second."""
+
+    async def run() -> Seen:
+        subject: Subject[Any] = Subject()
+        seen, subscription = watch(subject.pipe(*operators), take=take)
+        for item in items:
+            subject.on_next(item)
+            await asyncio.sleep(1.0)
+        if error is not None:
+            subject.on_error(error)
+        elif ends:
+            subject.on_completed()
+        await asyncio.sleep(LONG_S)
+        subscription.dispose()
+        await asyncio.sleep(LONG_S)
+        return seen
+
+    return run_virtual(run())
+
+
 LIVES: tuple[Life, ...] = (pushed, synchronous, fused, fused_waiting)
 
 

@@ -121,6 +121,11 @@ async def first_of(stream: FusedRun[Any]) -> Any:
     return await anext(stream)
 
 
+async def last_of(stream: FusedRun[Any]) -> None:
+    while True:
+        await anext(stream)
+
+
 def leaves_two(item: int) -> bool:
     return item % 3 == 2
 
@@ -443,8 +448,8 @@ class TestErrors:
             pytest.param(lambda: unknown(ops.map(refusing)), id="unknown"),
             pytest.param(lambda: raising_into_its_source, id="unguarded"),
             aio(lambda: rx.map(refusing), id="map"),
-            aio(lambda: rx.scan(lambda _, item: refusing(item), 0), id="scan"),
-            aio(lambda: rx.mapi(lambda item, _: refusing(item)), id="in-a-task"),
+            aio(lambda: rx.scan(refuse_the_second, 0), id="scan"),
+            aio(lambda: rx.mapi(refuse_the_first), id="in-a-task"),
             aio(lambda: rx.flat_map(lambda _: rx.pipe(rx.single(1), rx.map(refusing))), id="inner"),
             aio(lambda: rx.flat_map(unsubscribable), id="subscribe"),
             aio(lambda: unknown(lambda _: unsubscribable(1)), id="subscribe-at-once"),
@@ -543,9 +548,7 @@ class TestErrors:
         stream = fuse(engine(), [spy(journal, "a"), made[of], spy(journal, "b")])
         assert await anext(stream) == 1
         with pytest.raises(SourceCancelled if is_failure else signal):
-            async with asyncio.timeout(LONG_S):
-                while True:
-                    await anext(stream)
+            await asyncio.wait_for(last_of(stream), LONG_S)
         assert now() == 0.0
         assert ends(journal) == ["a!", "b#" if is_failure else "b!"]
         await settle()
@@ -592,6 +595,14 @@ class TestErrors:
 
 def refusing(item: int) -> int:
     raise LookupError(f"no {item}")
+
+
+def refuse_the_first(item: int, _: int) -> int:
+    return refusing(item)
+
+
+def refuse_the_second(_: int, item: int) -> int:
+    return refusing(item)
 
 
 def raising_into_its_source(source: Observable[Any]) -> Observable[Any]:
@@ -934,6 +945,14 @@ async def plus_one(item: int) -> int:
     return item + 1
 
 
+def add(before: int, item: int) -> int:
+    return before + item
+
+
+def later_the_greater(item: int) -> rx.AsyncObservable[int]:
+    return rx.timer(item + 0.5)
+
+
 async def add_late(before: int, item: int) -> int:
     await asyncio.sleep(0.25)
     return before + item
@@ -964,7 +983,7 @@ AT_ONCE: dict[str, Make] = {
     "filter_async": lambda: rx.filter_async(leaves_two_later),
     "map": lambda: rx.map(abs),
     "map_async": lambda: rx.map_async(plus_one),
-    "scan": lambda: rx.scan(lambda before, item: before + item, 0),
+    "scan": lambda: rx.scan(add, 0),
     "scan_async": lambda: rx.scan_async(add_late, 0),
 }
 
@@ -978,12 +997,12 @@ DETACHED: dict[str, Make] = {
     "distinct_until_changed": lambda: rx.distinct_until_changed,
     "filteri": lambda: rx.filteri(lambda item, index: index % 2 == 0),
     "flat_map": lambda: rx.flat_map(pair),
-    "flat_map-to-timers": lambda: rx.flat_map(lambda item: rx.timer(item + 0.5)),
+    "flat_map-to-timers": lambda: rx.flat_map(later_the_greater),
     "flat_map_async": lambda: rx.flat_map_async(late_pair),
     "mapi": lambda: rx.mapi(lambda item, index: (item, index)),
     "merge": lambda: rx.merge(rx.timer(2.5)),
     "pipe": lambda: unknown(rx.skip(1), rx.map_async(plus_one), rx.take(2)),
-    "reduce": lambda: rx.reduce(lambda before, item: before + item, 0),
+    "reduce": lambda: rx.reduce(add, 0),
     "skip": lambda: rx.skip(2),
     "skip_last": lambda: rx.skip_last(2),
     "take": lambda: rx.take(2),

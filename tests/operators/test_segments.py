@@ -27,50 +27,13 @@ from operators._core.mailbox import Mailbox
 from operators._core.pump import Pump
 from operators.authoring import AnyOperator, FusedRun
 from rx_backend.testing import run_virtual
-from tests.operators._help import LONG_S, Engine, Seen, collect, fused, pushed, same, virtual
+from tests.operators._help import LONG_S, Engine, Seen, collect, same, virtual
 
 if TYPE_CHECKING or find_spec("aioreactive"):
     import aioreactive as rx
 
 # Untyped: operators without a source leave open what they work on.
 ops: Any = stock_operators
-
-Lists = Callable[[], list[Any]]
-
-# Neighbours between which live observables pass, and what a plain pipe gives for them.
-NEIGHBOURS: dict[str, Lists] = {
-    "group_by": lambda: [
-        ops.group_by(lambda item: item % 3),
-        ops.flat_map(lambda group: group.pipe(ops.to_list())),
-    ],
-    "merge_all": lambda: [ops.group_by(lambda item: item % 2), ops.merge_all()],
-    "window": lambda: [
-        ops.window_with_count(2),
-        ops.flat_map(lambda window: window.pipe(ops.to_list())),
-    ],
-    "publish": lambda: [ops.publish(), ops.ref_count()],
-    "partly at once": lambda: [
-        ops.map(lambda item: item + 1),
-        ops.group_by(lambda item: item % 2),
-        ops.map(lambda group: group.pipe(ops.sum())),
-        ops.merge_all(),
-        ops.filter(lambda item: item >= 0),
-    ],
-}
-
-
-@pytest.mark.rows("O3", "S1")
-@pytest.mark.parametrize("name", NEIGHBOURS)
-@given(items=st.lists(st.integers(0, 9), max_size=8), fails=st.booleans(), between=st.booleans())
-@settings(max_examples=30, deadline=None)
-def test_live_observables_pass_between_neighbours(
-    name: str, items: list[int], fails: bool, between: bool
-) -> None:
-    """What neighbours of one library give is what they give in a ``pipe``, whoever stands beside."""
-    error = LookupError("gone") if fails else None
-    beside = [same()] if between else []
-    expected = pushed(items, *NEIGHBOURS[name](), error=error)
-    assert fused(items, *beside, *NEIGHBOURS[name](), *beside, error=error) == expected
 
 
 async def slowly(stream: Any, client_s: float) -> tuple[list[Any], int]:
