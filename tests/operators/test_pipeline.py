@@ -38,7 +38,7 @@ from rx_backend.engines import SampleEngine
 from rx_backend.pipeline import RequestScope
 from rx_backend.protocols import decode_request
 from tests.operators._help import fused, same, virtual
-from tests.operators.test_contract_async import ALL
+from tests.operators.test_contract import ALL
 
 
 async def itself(item: Any) -> Any:
