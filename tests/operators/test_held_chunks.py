@@ -13,7 +13,7 @@ import reactivex
 from reactivex import abc
 from reactivex import operators as ops
 
-from operators import coalesce, fuse, tap_async
+from operators import coalesce, fuse, stop_on, stop_on_text, tap_async
 from operators.authoring import AnyOperator, ObservableSource
 from rx_backend import LLMEngineOutput
 from tests.operators._help import virtual
@@ -30,6 +30,8 @@ async def ignore(_: object) -> None:
 HOLDING: dict[str, Callable[[], Sequence[AnyOperator]]] = {
     "nothing": list,
     "coalesce": lambda: [coalesce()],
+    "stop_on": lambda: [stop_on([[n, 99] for n in range(6)])],
+    "stop_on_text": lambda: [stop_on_text([f"{n}#" for n in range(6)])],
     "tap_async": lambda: [tap_async(ignore)],
     "buffer_with_count": lambda: [ops.buffer_with_count(3), ops.flat_map(flatten)],
     "buffer_with_time": lambda: [ops.buffer_with_time(2.5), ops.flat_map(flatten)],
@@ -50,7 +52,7 @@ async def reusing() -> AsyncGenerator[LLMEngineOutput]:
     """Give one chunk again and again, with other tokens."""
     chunk = LLMEngineOutput([0])
     for n in range(6):
-        chunk.token_ids[0] = n
+        chunk.token_ids[0], chunk.text = n, str(n)
         yield chunk
         await asyncio.sleep(1.0)
 

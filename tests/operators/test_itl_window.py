@@ -230,45 +230,6 @@ class TestSlidingItl:
         seen = life([token(n) for n in range(5)], both)
         assert [item.count for item in seen.items] == [1, 2, 2, 1]
 
-    @pytest.mark.parametrize(
-        ("sizes", "message"),
-        [
-            ({}, "sliding_itl: expected count or window_s, got neither"),
-            (
-                {"count": 0},
-                "sliding_itl: count: expected a whole number, at least 1 gap or None, got 0",
-            ),
-            (
-                {"window_s": 0.0},
-                "sliding_itl: window_s: expected a number, more than 0 seconds or None, got 0.0",
-            ),
-            (
-                {"count": 3, "window_s": -1.0},
-                "sliding_itl: window_s: expected a number, more than 0 seconds or None, got -1.0",
-            ),
-        ],
-    )
-    def test_sizes_that_make_no_sense_are_refused(
-        self, sizes: dict[str, Any], message: str
-    ) -> None:
-        """The error comes when the operator is made, and says what was wrong."""
-        with pytest.raises(ValueError, match=message):
-            sliding_itl(**sizes)
-
-    def test_a_clock_that_raises_fails_the_stream(self, life: Life) -> None:
-        """What the clock raises ends the stream."""
-
-        def broken() -> float:
-            raise LookupError("no time")
-
-        assert life([token(1)], sliding_itl(count=1, clock=broken)).end == "LookupError('no time')"
-
-    def test_every_subscription_has_a_window_of_its_own(self, life: Life) -> None:
-        """The second stream begins without a gap."""
-        operator = sliding_itl(count=9, clock=scripted(0, 1, 50, 52))
-        runs = [life([token(1), token(2)], operator).items for _ in range(2)]
-        assert runs == [[figures(1000)], [figures(2000)]]
-
 
 def figures(*gaps_ms: float) -> LatencyFigures:
     """The figures of up to four gaps, whose 99th percentile is the greatest."""

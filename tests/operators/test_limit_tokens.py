@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators import fuse, limit_tokens, until_terminal
+from operators import limit_tokens, until_terminal
 from rx_backend import FinishReason, LLMEngineOutput
 from rx_backend.protocols import TopLogprob
 from rx_backend.testing import assert_marbles
 from tests.operators._help import (
     LETTERS,
-    Engine,
     Life,
     Seen,
-    collect,
     fused,
     handshake,
     terminal,
     token,
-    virtual,
 )
 
 VALUES = {**LETTERS, "d": token(1, 2, 3), "B": terminal(2, reason="length")}
@@ -130,16 +127,6 @@ def test_a_chunk_without_an_index_is_of_the_first_answer(life: Life) -> None:
     assert life(chunks, limit_tokens(3)) == Seen(chunks[:3], "completed")
 
 
-@pytest.mark.rows("S2", "S4")
-@virtual
-async def test_the_engine_is_not_pulled_again_and_closed() -> None:
-    """The last chunk is the end: its ``finally`` has run when the iteration is over."""
-    engine = Engine([token(1), token(2), token(3)])
-    async for chunk in fuse(engine(), [limit_tokens(2)]):
-        engine.journal.append(f"got {chunk.finish_reason}")
-    assert engine.journal == ["pull", "got None", "pull", "got length", "closed"]
-
-
 def likely(token_id: int) -> list[TopLogprob]:
     return [TopLogprob(rank=1, token_id=token_id, logprob=-0.5)]
 
@@ -179,14 +166,6 @@ def test_what_runs_beside_the_tokens_is_cut_with_them(life: Life) -> None:
     assert whole == decoded()
 
 
-@pytest.mark.parametrize("tokens", [None, [], ["a", None, "c"], ["a", "b", "d"]], ids=repr)
-def test_text_that_cannot_be_cut_is_left_out(tokens: list[str | None] | None) -> None:
-    """Rather no text than one with tokens that are gone; likewise for the sum of log probabilities."""
-    chunk = LLMEngineOutput([1, 2, 3], tokens=tokens, text="abc", cum_log_probs=-3.0)
-    (cut,) = fused([chunk], limit_tokens(2)).items
-    assert (cut.token_ids, cut.text, cut.cum_log_probs) == ([1, 2], None, None)
-
-
 def test_a_chunk_that_fits_keeps_all(life: Life) -> None:
     """The last chunk differs by its finish reason alone where nothing is cut."""
     chunk = LLMEngineOutput([1, 2], text="abc", cum_log_probs=-3.0)
@@ -209,22 +188,3 @@ def test_no_limit_lets_everything_pass(life: Life) -> None:
     chunks = [handshake(), token(1, 2), terminal(3)]
     for limit in (None, 1 << 100):
         assert life(chunks, limit_tokens(limit)) == Seen(chunks, "completed")
-
-
-@pytest.mark.parametrize("limit", [0, -1, 1.5, "5", True])
-def test_a_bad_limit_is_refused_when_the_operator_is_made(limit: Any) -> None:
-    """The message names the option, and what was given."""
-    expected = f"limit_tokens: limit: expected a whole number, at least 1 tokens .* got {limit!r}"
-    with pytest.raises((TypeError, ValueError), match=expected):
-        limit_tokens(limit)
-
-
-@pytest.mark.rows("S8")
-@virtual
-async def test_every_stream_counts_for_itself() -> None:
-    """One operator in two streams at once: each gets its own tokens."""
-    limit = limit_tokens(2)
-    first, second = (fuse(Engine([token(n) for n in range(4)])(), [limit]) for _ in range(2))
-    await anext(first)
-    assert len((await collect(second)).items) == 2
-    assert len((await collect(first)).items) == 1

@@ -45,14 +45,6 @@ def test_it_tells_once_how_the_stream_ended(
     assert one.is_dropped is (outcome.finish_reason is None and outcome.error is None)
 
 
-@pytest.mark.parametrize("name", ["callback", "is_cancelled"])
-def test_what_can_not_be_called_is_refused(name: str) -> None:
-    """The message names the argument, where the operator is made."""
-    arguments: dict[str, Any] = {"callback": print, name: "text"}
-    with pytest.raises(TypeError, match=f"on_outcome: {name}: expected a function, got 'text'"):
-        on_outcome(**arguments)
-
-
 @pytest.mark.rows("P8")
 def test_tokens_are_counted_without_a_clock(life: Life) -> None:
     """No time is read or kept; the finish reason is there."""

@@ -381,13 +381,3 @@ class TestSpans:
         error = Gone() if broken == "error_kind" else None
         life([token(1), terminal()], record_span(start(spans), **callbacks), error=error)
         assert len(spans.finished) == 1
-
-    @pytest.mark.rows("P7")
-    @virtual
-    async def test_the_span_covers_the_stream(self, spans: Spans) -> None:
-        """It is open as long as chunks flow."""
-        stream = fuse(Engine([token(1), terminal()])(), [until(), record_span(start(spans))])
-        await anext(stream)
-        assert len(spans.open) == 1
-        await anext(stream)
-        assert len(spans.open) == 0

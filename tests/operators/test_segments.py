@@ -23,9 +23,7 @@ from reactivex.subject import Subject
 
 from operators import fuse
 from operators._core.failures import SourceCancelled
-from operators._core.mailbox import Mailbox
-from operators._core.pump import Pump
-from operators.authoring import AnyOperator, FusedRun
+from operators.authoring import AnyOperator
 from rx_backend.testing import run_virtual
 from tests.operators._help import LONG_S, Engine, Seen, collect, same, virtual
 
@@ -179,28 +177,6 @@ class TestPump:
             await asyncio.wait_for(consume(), LONG_S)
         assert asyncio.get_running_loop().time() < 100
 
-    @pytest.mark.rows("S6")
-    @EACH
-    @pytest.mark.parametrize("busy", [True, False])
-    @virtual
-    async def test_a_pump_that_is_cancelled_says_so(self, name: str, busy: bool) -> None:
-        """Whoever cancels it: the consumer is not left waiting, and the engine is closed."""
-        engine = Engine(range(9), every_s=1.0)
-        stream = fuse(engine(), [DETACHED[name](), same()])
-        before = asyncio.all_tasks()
-        assert await anext(stream) == 0
-        pumps = asyncio.all_tasks() - before
-        (pump,) = [task for task in pumps if "_pull_on_demand" in repr(task)]
-        pulling = asyncio.create_task(collect(stream)) if busy else None
-        await asyncio.sleep(0.5)
-        pump.cancel()
-        await asyncio.sleep(0)
-        pulling = pulling or asyncio.create_task(collect(stream))
-        await asyncio.wait([pulling], timeout=5)
-        assert "SourceCancelled" in pulling.result().end
-        await asyncio.sleep(1)
-        assert engine.closed == 1
-
     @pytest.mark.rows("S7")
     @pytest.mark.parametrize(
         "way",
@@ -258,26 +234,3 @@ class TestPump:
             return await collect(stream, take=3)
 
         assert run_virtual(run()) == Seen([0, 1, 2], "dropped")
-
-    @virtual
-    async def test_the_next_pull_may_be_demanded_by_an_item(self) -> None:
-        """A demand made while an item is handled is one more pull; one made in a pull is none."""
-        mailbox: Mailbox[int | None] = Mailbox()
-        source = FusedRun[Any](Engine(range(5), every_s=1.0)(), [])
-
-        def take(item: int) -> None:
-            mailbox.put(item)
-            if item == 1:
-                pump.demand()
-
-        pump: Pump[int] = Pump(source, take, mailbox.end)
-        pulls: list[list[int]] = []
-        for _ in range(3):
-            pump.demand()
-            pump.demand()
-            await asyncio.sleep(5)
-            pulls.append([mailbox.take() or 0 for _ in range(len(mailbox))])
-        assert pulls == [[0], [1, 2], [3]]
-        pump.close()
-        await pump.wait_closed()
-        assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -63,57 +63,6 @@ ENDS = [
 class TestItems:
     """What an operator hands out for an item."""
 
-    def test_one_for_one(self, life: Life) -> None:
-        """What is yielded takes the item's place."""
-
-        @operator
-        def negative() -> Ints:
-            item = yield
-            while True:
-                item = yield -item
-
-        assert life([1, 2, 3], negative()) == Seen([-1, -2, -3], "completed")
-        assert life([1, 2, 3], negative(), negative()) == Seen([1, 2, 3], "completed")
-
-    def test_any_number_for_one(self, life: Life) -> None:
-        """``emit`` hands out none, one or several, in order, to the operators behind."""
-
-        @operator
-        def count_down() -> Ints:
-            item = yield
-            while True:
-                item = yield emit(*range(item, 0, -1))
-
-        assert life([2, 0, 3, 1], count_down()) == Seen([2, 1, 3, 2, 1, 1], "completed")
-        assert life([3], count_down(), count_down()) == Seen([3, 2, 1, 2, 1, 1], "completed")
-
-    def test_state_lives_in_local_variables(self, life: Life) -> None:
-        """Each stream that an operator is used in has variables of its own."""
-
-        @operator
-        def summed(total: int = 0) -> Ints:
-            item = yield
-            while True:
-                total += item
-                item = yield total
-
-        adding = summed(total=10)
-        for _ in range(2):
-            assert life([1, 2, 3], adding, summed()) == Seen([11, 24, 40], "completed")
-
-    def test_a_step_that_raises_fails_the_stream(self, life: Life) -> None:
-        """The items before it have come out; the exception is the end."""
-
-        @operator
-        def refuse_two() -> Ints:
-            item = yield
-            while True:
-                if item == 2:
-                    raise LookupError("two")
-                item = yield item
-
-        assert life([1, 2, 3], same(), refuse_two(), same()) == Seen([1], "LookupError('two')")
-
     @pytest.mark.rows("O5")
     @pytest.mark.parametrize(
         "form", ["generator", "generator under a condition", "callbacks", "callbacks under one"]
@@ -329,21 +278,6 @@ class TestEnd:
         assert life([1, 2], *stages) == Seen([99], "completed")
         assert journal == ["a1", "a!", "b#", "c99", "c|"]
 
-    def test_releasing_is_done_once(self, life: Life) -> None:
-        """``finally`` runs once in each operator, also when several of them end the stream."""
-        journal: list[str] = []
-
-        @operator
-        def first(name: str) -> Ints:
-            try:
-                item = yield
-                return item
-            finally:
-                journal.append(name)
-
-        life([1, 2, 3], first("a"), first("b"), first("c"))
-        assert sorted(journal) == ["a", "b", "c"]
-
     @pytest.mark.rows("S7")
     def test_a_release_that_fails_keeps_no_other_from_its_own(
         self, life: Life, caplog: pytest.LogCaptureFixture
@@ -399,18 +333,6 @@ class TestStepAside:
         whole = [*items_out, 2, 3]
         assert seen.items == whole[: how.get("take")]
         assert journal == ["saw 1", end]
-
-    def test_detach_for_good(self, life: Life) -> None:
-        """``return detach(...)`` hands out and is gone; the stream goes on without it."""
-
-        @operator
-        def once() -> Ints:
-            item = yield
-            return detach(item * 10, item * 100)
-
-        assert life([1, 2, 3], once()) == Seen([10, 100, 2, 3], "completed")
-        assert life([1, 2], once(), error=LookupError()) == Seen([10, 100, 2], "LookupError()")
-        assert life([1, 2, 3], once(), take=1) == Seen([10], "dropped")
 
     def test_detach_from_the_start(self, life: Life) -> None:
         """Before the first item, yielded or returned, no item visits at all."""
@@ -523,24 +445,6 @@ class TestStepAside:
 
 class TestCallbacks:
     """Operators whose body is functions."""
-
-    def test_a_step_for_every_item(self, life: Life) -> None:
-        """Without a condition each item goes through the step."""
-
-        @callbacks(shared=True)
-        def times(factor: int) -> Callbacks[int, int]:
-            return Callbacks(lambda item: item * factor)
-
-        assert life([1, 2], times(10), times(2)) == Seen([20, 40], "completed")
-
-    def test_a_step_for_some_items(self, life: Life) -> None:
-        """Under a condition the others pass."""
-
-        @callbacks()
-        def negative(least: int) -> Callbacks[int, int]:
-            return Callbacks(lambda item: -item, only="item >= least", names={"least": least})
-
-        assert life([1, 2, 3], negative(3), negative(2)) == Seen([1, -2, -3], "completed")
 
     @pytest.mark.parametrize("how", [callbacks(shared=True), callbacks()])
     def test_a_step_for_one_item(
