@@ -190,20 +190,6 @@ async def test_the_number_limit(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-@pytest.mark.rows("S7")
-@pytest.mark.parametrize("pulled", [0, 1])
-@virtual
-async def test_a_refused_one_is_released_at_its_drop(pulled: int) -> None:
-    """As without the operator: when ``aclose`` returns, the engine is closed and no task is left."""
-    engine = Engine([handshake(), token(1)], every_s=2.0)
-    request = Request(engine(), Drains(limit=0))
-    for _ in range(pulled):
-        await anext(request.stream)
-    await request.stream.aclose()
-    assert (now(), engine.closed) == (2.0 * pulled, pulled)
-    assert asyncio.all_tasks() == {asyncio.current_task()}
-
-
 @pytest.mark.rows("S1", "S4", "P6a")
 @virtual
 async def test_a_stream_that_is_taken_to_its_end() -> None:
@@ -221,26 +207,6 @@ async def test_a_stream_that_is_taken_to_its_end() -> None:
         assert (request.ends, engine.closed) == ([4.0], 1)
         assert await collect(request.stream) == Seen([], "completed")
     assert request.aborts == []
-
-
-@virtual
-async def test_an_engine_that_ends_within_its_grace() -> None:
-    """It is not closed before, and not waited for any longer."""
-    stopped = asyncio.Event()
-    seen: list[float] = []
-
-    async def engine() -> AsyncGenerator[Chunk]:
-        await asyncio.sleep(1.0)
-        yield token(1)
-        await stopped.wait()
-        await asyncio.sleep(1.0)
-        seen.append(now())
-        yield terminal()
-
-    async with Drains(grace_s=10.0) as drains:
-        drain = drain_until_first_token(stopped.set, drains=drains)
-        fuse(engine(), [drain]).close()
-    assert (seen, now()) == ([2.0], 2.0)
 
 
 @virtual
@@ -392,17 +358,6 @@ class TestDrains:
         assert (now(), drains.running) == (8.0, 1)
         stubborn.set()
         await drains.wait()
-
-    @virtual
-    async def test_nobody_has_to_wait(self) -> None:
-        """Giving the waiting up disturbs no drain."""
-        drains = Drains(grace_s=0.0)
-        request = Request(Engine([token(1)], ends=False, every_s=5.0)(), drains)
-        request.stream.close()
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(drains.wait(), 1.0)
-        await drains.wait()
-        assert request.aborts == [5.0]
 
     def test_an_event_loop_that_ends(self, caplog: pytest.LogCaptureFixture) -> None:
         """Drains that nobody closed are cancelled with all other tasks, and their engines closed."""

@@ -14,12 +14,10 @@ import reactivex
 from reactivex import Observable, abc
 from reactivex import operators as ops
 from reactivex.disposable import Disposable
-from reactivex.scheduler import NewThreadScheduler
 from reactivex.subject import Subject
 
 from operators.assembly import source_of
 from operators.authoring import AsyncObservableSource, ObservableSource
-from rx_backend.testing import VirtualTimeLoop
 from tests.operators._help import Seen, collect, virtual
 
 if TYPE_CHECKING or find_spec("aioreactive"):
@@ -210,15 +208,6 @@ class TestObservable:
         subject.on_completed()
         assert await first == 0
         assert await collect(source) == Seen(list(range(1, 1000)), "completed")
-
-    @virtual
-    async def test_items_come_from_another_thread(self) -> None:
-        """They come out on the loop, in order, and wake who waits."""
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualTimeLoop)
-        numbers = reactivex.range(0, 100).pipe(ops.observe_on(NewThreadScheduler()))
-        with loop.hold_time():
-            assert await collect(ObservableSource(numbers)) == Seen(list(range(100)), "completed")
 
     @virtual
     async def test_a_subscription_that_fails(self) -> None:
