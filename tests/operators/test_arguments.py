@@ -218,7 +218,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: our.coalesce(merge=3), "merge: expected a function"),
     (lambda: our.coalesce(counts={}), "counts: expected CoalesceCounts"),
     (lambda: our.coalesce(ahead_of_first=0), "ahead_of_first: expected True or False, got 0"),
-    (lambda: our.deadlines(), "expected first_token_s, idle_s or total_s"),
+    (lambda: our.deadlines(idle_s=None), "expected first_token_s, idle_s or total_s"),
     (lambda: our.deadlines(first_token_s=0), "first_token_s: expected a number, more than 0 sec"),
     (lambda: our.deadlines(total_s=math.inf), "total_s: expected a number, more than 0 seconds"),
     (lambda: our.deadlines(total_s=True), "total_s: expected a number, more than 0 seconds"),
@@ -246,7 +246,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: our.on_outcome("text"), "callback: expected a function, got 'text'"),
     (lambda: our.on_outcome(waits), "callback: expected a function that is not async"),
     (lambda: our.on_outcome(print, is_cancelled="text"), "is_cancelled: expected a function, got"),
-    (lambda: our.sliding_itl(), "expected count or window_s, got neither"),
+    (lambda: our.sliding_itl(count=None), "expected count or window_s, got neither"),
     (lambda: our.sliding_itl(count=0), "count: expected a whole number, at least 1 gap or None"),
     (lambda: our.sliding_itl(window_s=0.0), "window_s: expected a number, more than 0 seconds or"),
     (lambda: our.slo(None, None, windows=WINDOWS, key="m"), "expected ttft_ms or itl_ms, got ne"),
@@ -262,6 +262,18 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
         "key: expected a str or a tuple of s",
     ),
     (lambda: our.slo(500, 50, windows=7, key="m"), "windows: expected SloWindows, got 7"),
+    (lambda: our.SloWindows(window_s=0), "window_s: expected more than 0 s, got 0"),
+    (lambda: our.SloWindows(window_s=math.inf), "window_s: expected more than 0 s, got inf"),
+    (lambda: our.SloWindows(bucket_s=-1), "bucket_s: expected more than 0 s, got -1"),
+    (
+        lambda: our.SloWindows(window_s=60, bucket_s=7),
+        "bucket_s: expected window_s (60 s) or a whole part of it, got 7 s",
+    ),
+    (
+        lambda: our.SloWindows(window_s=5, bucket_s=60),
+        "bucket_s: expected window_s (5 s) or a whole part of it, got 60 s",
+    ),
+    (lambda: our.SloWindows(max_keys=0), "max_keys: expected at least 1 key, got 0"),
     (lambda: our.stop_on(2, min_tokens=-1), "min_tokens: expected a whole number, at least 0 tok"),
     (lambda: our.stop_on(2, answers=0), "answers: expected a whole number, at least 1 or None"),
     (lambda: our.stop_on(2, answers=True), "answers: expected a whole number, at least 1 or None"),
@@ -297,3 +309,15 @@ def test_what_is_refused(make: Callable[[], object], message: str) -> None:
         make()
     name = next(name for name in make.__code__.co_names if name in our.__all__)
     assert str(refused.value).startswith(f"{name}: {message}")
+
+
+def test_what_windows_refuse() -> None:
+    """A period that is none, and a key that would not survive the way to another process."""
+    with pytest.raises(
+        ValueError, match=r"SloWindows\.live: every_s: expected more than 0 s, got 0"
+    ):
+        WINDOWS.live(0)
+    with pytest.raises(
+        TypeError, match=r"SloWindows\.failed: key: expected a str or a tuple of str"
+    ):
+        WINDOWS.failed(7)

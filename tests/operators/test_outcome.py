@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -345,17 +344,6 @@ async def test_an_operator_behind_decides_how_it_ended(cut: AnyOperator, expecte
     assert seen.span["output_tokens"] == 2
 
 
-@pytest.mark.rows("O2")
-@pytest.mark.parametrize("fields", [{"event": "error"}, {"event": "error", "comment": ["gone"]}])
-@virtual
-async def test_an_error_item_in_json_form_is_a_failure(fields: dict[str, Any]) -> None:
-    """Its error is not known, but it is no drop."""
-    seen = await answer(Scripted([*tokens(4), LLMEngineOutput.stop()]), behind(first_of(2, fields)))
-    assert not seen.outcome.is_dropped
-    assert seen.outcome.is_error
-    assert seen.span["error_kind"] == "Backend(Unknown)"
-
-
 @pytest.mark.rows("O2", "S9")
 @virtual
 async def test_an_operator_that_cuts_a_stream_short_is_named() -> None:
@@ -399,22 +387,6 @@ async def test_an_engine_without_a_terminal_is_no_operators_fault(flush: AnyOper
     assert "the engine's stream ended without a terminal" in str(seen.error)
 
 
-@pytest.mark.rows("O2")
-@given(emptied=st.sets(st.integers(0, 3)))
-def test_tokens_are_those_that_were_handed_out(emptied: set[int]) -> None:
-    """What an operator takes away is not counted."""
-
-    @virtual
-    async def run() -> None:
-        engine = Scripted([*tokens(4), LLMEngineOutput.stop()])
-        seen = await answer(engine, behind(without(*emptied)))
-        assert seen.span["output_tokens"] == 4 - len(emptied)
-        assert seen.outcome.output_tokens == 4 - len(emptied)
-        assert seen.span["finish_reason"] == "Stop"
-
-    run()
-
-
 ENDS: list[tuple[str, Scripted]] = [
     ("terminal", Scripted([*tokens(2), LLMEngineOutput.stop()])),
     ("error", Scripted(tokens(2), GONE)),
@@ -443,85 +415,3 @@ async def test_the_last_item_completes_the_request(
             assert seen.span["output_tokens"] == take
     elif recorded:
         assert ("error_kind" in seen.span) is (seen.error is not None)
-
-
-@pytest.mark.rows("P5")
-@pytest.mark.parametrize("with_items", [True, False])
-@virtual
-async def test_a_terminal_that_answers_a_cancellation_is_still_a_drop(*, with_items: bool) -> None:
-    """The consumer was not handed it."""
-
-    class Polite(Scripted):
-        async def generate(self, request: PreprocessedRequest, context: RequestContext) -> Any:
-            yield LLMEngineOutput.token(1)
-            try:
-                await asyncio.sleep(60.0)
-            except asyncio.CancelledError:
-                yield LLMEngineOutput.cancelled()
-
-    seen: list[Seen] = []
-
-    async def consume() -> None:
-        spans, outcomes = Spans(), list[Outcome]()
-
-        def pipeline(scope: RequestScope) -> Pipeline:
-            scope.outcome.subscribe(outcomes.append)
-            return standard_pipeline.with_operators(*([without()] if with_items else []))
-
-        adapter = EngineAdapter(Polite([]), pipeline=pipeline, tracer=spans.tracer, record=True)
-        stream = await adapter.generate(PreprocessedRequest(token_ids=[1]), RequestContext())
-        try:
-            async for _ in stream:
-                pass
-        finally:
-            await stream.aclose()
-            seen.append(Seen([], rows_of(spans.one()), outcomes[0]))
-
-    consumer = asyncio.create_task(consume())
-    await asyncio.sleep(1.0)
-    consumer.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await consumer
-    (one,) = seen
-    assert one.outcome.is_dropped
-    assert one.span["finish_reason"] == "Dropped"
-    assert one.span["output_tokens"] == 1
-
-
-@pytest.mark.rows("O2", "P11")
-@virtual
-async def test_each_answer_is_recorded_by_its_index() -> None:
-    """Also those whose reasons an operator changed; the worst is the request's."""
-
-    @operator(takes="items")
-    def second_fails() -> Stage[Any, Any]:
-        item = yield
-        while True:
-            if item.data.index == 1 and item.data.finish_reason is not None:
-                item = Annotated(LLMEngineOutput(finish_reason=ERROR, index=1))
-            item = yield item
-
-    def chunks() -> Iterator[LLMEngineOutput]:
-        for index in (0, 1):
-            yield LLMEngineOutput([7], index=index)
-        for index in (1, 0):
-            yield LLMEngineOutput(finish_reason=STOP, index=index)
-
-    spans, outcomes = Spans(), list[Outcome]()
-
-    def pipeline(scope: RequestScope) -> Pipeline:
-        scope.outcome.subscribe(outcomes.append)
-        return standard_pipeline.with_operators(second_fails())
-
-    request = PreprocessedRequest(token_ids=[1])
-    request.sampling_options.n = 2
-    adapter = EngineAdapter(
-        Scripted(list(chunks())), pipeline=pipeline, tracer=spans.tracer, record=True
-    )
-    stream = await adapter.generate(request, RequestContext())
-    assert len([item async for item in stream]) == 4
-    assert outcomes[0].finish_reasons == (STOP, ERROR)
-    assert outcomes[0].finish_reason == ERROR
-    attributes = dict(spans.one().attributes or {})
-    assert attributes["gen_ai.response.finish_reasons"] == ("stop", "error")
-    assert attributes["output_tokens"] == 2

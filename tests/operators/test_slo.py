@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 from operators import Pipeline, SloFigures, SloWindows, TokenTimes, deadlines, fuse, itl_window, slo
-from operators.authoring import AnyOperator, Stage, emit, operator
+from operators.authoring import Stage, emit, operator
 from rx_backend import EngineAdapter, PreprocessedRequest, RequestContext, standard_pipeline
 from rx_backend.engines import SampleEngine
 from rx_backend.protocols import StopConditions
@@ -18,13 +17,8 @@ from rx_backend.scope import RequestScope
 from tests.operators._help import (
     Engine,
     Life,
-    Owner,
-    by_aclose,
-    by_close,
-    by_losing_it,
     collect,
     handshake,
-    settle,
     terminal,
     token,
     virtual,
@@ -201,22 +195,6 @@ async def test_an_open_request_shows_and_is_late_when_a_target_is_missed() -> No
     assert (figures.open, figures.late, figures.slow) == (0, 0, 1)
 
 
-@pytest.mark.rows("S7")
-@pytest.mark.parametrize("drop", [by_close, by_aclose, by_losing_it])
-@virtual
-async def test_a_drop_is_counted_however_it_comes(drop: Any) -> None:
-    """The windows don't keep a stream alive, and see it end."""
-    windows = still()
-    counted: AnyOperator = slo(500, 50, windows=windows, key="m")
-    owner: Owner = [fuse(Engine([token(1)], ends=False)(), [counted])]
-    await anext(owner[0])
-    await drop(owner)
-    if drop is by_losing_it:
-        # A stream may be lost in the middle of anything: the drop waits for the loop.
-        await settle()
-    assert outcome(windows.snapshot()["m"]) == "cancelled"
-
-
 @pytest.mark.rows("F2", "P8", "O2")
 @pytest.mark.parametrize("record", [True, False])
 @pytest.mark.parametrize("before", ["validate_chunks", "trace_link", None])
@@ -309,48 +287,3 @@ async def test_a_deadline_is_no_clients_doing() -> None:
     async for _ in await adapter.generate(PreprocessedRequest(token_ids=[1])):
         pass
     assert outcome(windows.snapshot()["m"]) == "failed"
-
-
-@pytest.mark.parametrize(
-    ("options", "error"),
-    [
-        pytest.param(
-            {"ttft_ms": None, "itl_ms": None},
-            ValueError("slo: expected ttft_ms or itl_ms, got neither"),
-            id="no-target",
-        ),
-        pytest.param(
-            {"ttft_ms": 0.0, "itl_ms": 50},
-            ValueError("slo: ttft_ms: expected a number, more than 0 ms or None, got 0.0"),
-            id="ttft",
-        ),
-        pytest.param(
-            {"ttft_ms": 500, "itl_ms": -1},
-            ValueError("slo: itl_ms: expected a number, more than 0 ms or None, got -1"),
-            id="itl",
-        ),
-        pytest.param(
-            {**ON_TIME, "itl_by": "max"},
-            ValueError("slo: itl_by: expected 'mean' or 'p99', got 'max'"),
-            id="itl-by",
-        ),
-        pytest.param(
-            {**ON_TIME, "key": None},
-            TypeError("slo: key: expected a str or a tuple of str, got None"),
-            id="key",
-        ),
-        pytest.param(
-            {**ON_TIME, "key": ("model", 3)},
-            TypeError("slo: key: expected a str or a tuple of str, got ('model', 3)"),
-            id="part-of-a-key",
-        ),
-    ],
-)
-def test_options_that_make_no_sense_are_refused(options: dict[str, Any], error: Exception) -> None:
-    """The error names the option, and nothing is left in the windows."""
-    windows = still()
-    make: Callable[..., Any] = slo
-    with pytest.raises(type(error)) as raised:
-        make(**{"windows": windows, "key": "m", **options})
-    assert str(raised.value) == str(error)
-    assert dict(windows.snapshot()) == {}

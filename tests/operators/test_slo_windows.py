@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -323,42 +322,6 @@ class TestLive:
 
 
 class TestOptions:
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"window_s": 0}, "SloWindows: window_s: expected more than 0 s, got 0"),
-            ({"bucket_s": -1}, "SloWindows: bucket_s: expected more than 0 s, got -1"),
-            ({"window_s": math.inf}, "SloWindows: window_s: expected more than 0 s, got inf"),
-            (
-                {"window_s": 60, "bucket_s": 7},
-                "SloWindows: bucket_s: expected window_s (60 s) or a whole part of it, got 7 s",
-            ),
-            (
-                {"window_s": 5, "bucket_s": 60},
-                "SloWindows: bucket_s: expected window_s (5 s) or a whole part of it, got 60 s",
-            ),
-            ({"max_keys": 0}, "SloWindows: max_keys: expected at least 1 key, got 0"),
-        ],
-    )
-    def test_sizes_that_make_no_sense_are_refused(
-        self, options: dict[str, Any], message: str
-    ) -> None:
-        """The error names the option, and says what was expected."""
-        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-            SloWindows(**options)
-
-    def test_a_period_must_be_positive(self) -> None:
-        """The error comes when the Observable is made."""
-        with pytest.raises(ValueError, match=r"live: every_s: expected more than 0 s, got 0"):
-            SloWindows().live(0)
-
-    def test_a_key_must_be_text(self) -> None:
-        """A number would not survive the way to another process."""
-        with pytest.raises(
-            TypeError, match=r"failed: key: expected a str or a tuple of str, got 7"
-        ):
-            SloWindows().failed(7)  # pyright: ignore[reportArgumentType]
-
     def test_without_the_package_the_error_names_the_extra(self) -> None:
         """`import operators` does without it; windows say what to install."""
         code = (
