@@ -87,6 +87,7 @@ def slo(
             operator is made.
         TypeError: *key* is neither a text nor a tuple of texts; when the operator is made.
 
+    Phase: anywhere; outside of a pipeline behind all that can fail the stream.
     Errors: source errors pass unchanged, after the request was counted.
     On dispose: the request is counted.
 

@@ -26,7 +26,7 @@ __all__ = (
 )
 
 Key: TypeAlias = str | Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-"""What requests are told apart by: a name, or several such as model and tenant."""
+"""What requests are grouped by: a name, or several such as model and tenant."""
 
 OTHER: Final = "other"
 """The key of requests whose own key exceeded the limit of the windows."""

@@ -204,7 +204,8 @@ def test_it_is_an_operator(name: str) -> None:
     assert repr(made).endswith(")")
     function = getattr(operators, name)
     assert function.__name__ == name
-    assert function.__doc__
+    stands = "chunks;" if made.takes == "chunks" else ("anywhere", "between the two:")
+    assert (inspect.getdoc(function) or "").partition("\nPhase: ")[2].startswith(stands)
     parameters = dict(inspect.signature(function.__wrapped__).parameters)
     parameters.pop("source", None)
     assert dict(inspect.signature(function).parameters) == parameters
