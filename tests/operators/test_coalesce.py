@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators import BufferOverflow, CoalesceCounts, coalesce, fuse, until_terminal
@@ -278,6 +278,7 @@ async def test_a_drop_releases_everything_once(
 # Any timing.
 
 
+@settings(max_examples=25)
 @given(
     sizes=st.lists(st.integers(0, 3), min_size=100, max_size=300),
     first=st.integers(1, 5),

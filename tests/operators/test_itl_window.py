@@ -7,13 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from reactivex.subject import Subject
 
 from operators import LatencyFigures, TokenTimes, fuse, itl_window, sliding_itl
 from rx_backend.testing import Marbles
 from tests.operators._help import (
     LETTERS,
-    Chunk,
     Engine,
     Life,
     Seen,
@@ -22,7 +20,6 @@ from tests.operators._help import (
     terminal,
     token,
     virtual,
-    watch,
 )
 
 VALUES = {**LETTERS, "m": token(1, 2, 3)}
@@ -73,20 +70,6 @@ class TestItlWindow:
         assert times.itl_ms() == pytest.approx([100, 300])
         assert times.itl_per_token_ms() == pytest.approx([100, 100, 100, 100])
         assert (times.output_tokens, times.finish_reason) == (5, "length")
-
-    @pytest.mark.rows("F4")
-    def test_the_figures_of_five_gaps(self, life: Life) -> None:
-        """Gaps of 10 to 50 ms give 30.00, 30.00, 50.00 and 50.00."""
-        times = TokenTimes(scripted(0, 1, 1.03, 1.04, 1.09, 1.11, 1.15))
-        life([token(n) for n in range(6)], itl_window(times))
-        assert times.itl_figures() == LatencyFigures(30.0, 30.0, 50.0, 50.0, 5)
-
-    @pytest.mark.rows("F4", "P3")
-    def test_a_bare_terminal_is_noted_and_not_timed(self, life: Life) -> None:
-        """A terminal without tokens ends the record but is no sample."""
-        times = TokenTimes(scripted(0, 1))
-        life([token(1), terminal()], itl_window(times))
-        assert (times.itl_figures(), times.output_tokens, times.finish_reason) == (None, 1, "stop")
 
     @pytest.mark.rows("P8")
     def test_one_clock_read_per_chunk_with_tokens(self, life: Life) -> None:
@@ -162,16 +145,6 @@ class TestItlWindow:
 
         times = TokenTimes(lambda: 0.0)
         assert life([token(1)], itl_window(times, refuse)) == Seen([token(1)], "LookupError()")
-
-    def test_each_record_is_of_one_stream(self) -> None:
-        """Two streams at once fill two records."""
-        records = TokenTimes(scripted(0, 1, 4)), TokenTimes(scripted(0, 2, 3))
-        chunks: Subject[Chunk] = Subject()
-        for times in records:
-            watch(chunks.pipe(itl_window(times)))
-        chunks.on_next(token(1))
-        chunks.on_next(token(2))
-        assert [times.itl_ms() for times in records] == [[3000], [1000]]
 
 
 class TestSlidingItl:

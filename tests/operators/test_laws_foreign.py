@@ -155,7 +155,7 @@ def test_there_are_enough_of_them() -> None:
 
 
 @pytest.mark.rows("O3", "S1", "S2", "S6")
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300)
 @given(
     twins=st.lists(st.one_of(STOCK, STOCK, OTHERS), max_size=6),
     items=ITEMS,
@@ -227,7 +227,7 @@ AIO = st.builds(asynchronous, st.sampled_from(sorted(AIOREACTIVE)), NUMBERS)
 
 @pytest.mark.needs("aioreactive")
 @pytest.mark.rows("S1", "S2", "S6")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=250)
 @given(
     twins=st.lists(st.one_of(AIO, AIO, STOCK, OTHERS), max_size=5),
     items=ITEMS,

@@ -88,7 +88,7 @@ ANSWERS = st.lists(
 
 
 @pytest.mark.rows("E3", "S1", "S8")
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(chunks=ANSWERS, limit=st.integers(1, 6))
 def test_each_answer_has_the_limit_for_itself(
     chunks: list[tuple[int | None, int, bool]], limit: int

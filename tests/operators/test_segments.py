@@ -55,7 +55,7 @@ class TestSlowClient:
         every_ms=st.integers(0, 30),
         count=st.integers(0, 200),
     )
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=25)
     def test_everything_comes_out_in_order(
         self, period_ms: int, client_ms: int, every_ms: int, count: int
     ) -> None:

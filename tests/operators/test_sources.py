@@ -368,26 +368,6 @@ class TestAsyncObservable:
         sending[0].cancel()
 
     @virtual
-    async def test_a_disposal_that_waits_is_waited_for(self) -> None:
-        """``aclose`` returns when it is through, also where a task of the library does it."""
-        disposed: list[float] = []
-
-        async def subscribe(observer: rx.AsyncObserver[int]) -> rx.AsyncDisposable:
-            async def dispose() -> None:
-                await asyncio.sleep(2)
-                disposed.append(now())
-
-            await observer.asend(1)
-            return rx.AsyncDisposable.create(dispose)
-
-        slow = rx.AsyncAnonymousObservable(subscribe)
-        source = AsyncObservableSource(rx.pipe(rx.single(0), rx.flat_map(lambda _: slow)))
-        await anext(source)
-        await asyncio.sleep(1)
-        await source.aclose()
-        assert disposed == [3.0]
-
-    @virtual
     async def test_a_disposal_that_fails_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
         """It disturbs nobody, and the library's tasks end all the same."""
 

@@ -157,24 +157,6 @@ class TestEnd:
         assert seen == Seen([1, *items], "completed")
         assert journal == ["1", *(str(item) for item in items), "|"]
 
-    def test_another_exception(self, life: Life) -> None:
-        """An operator may fail with something else than the source did, or fail a sound stream."""
-
-        @operator
-        def rename() -> Ints:
-            item = yield
-            try:
-                while True:
-                    item = yield item
-            except (Completed, LookupError) as end:
-                raise ValueError(type(end).__name__) from None
-
-        journal: list[str] = []
-        seen = life([1], rename(), spy(journal), error=LookupError())
-        assert seen == Seen([1], "ValueError('LookupError')")
-        assert life([1], rename(), spy(journal)) == Seen([1], "ValueError('Completed')")
-        assert journal == ["1", "#"] * 2
-
     @pytest.mark.parametrize("at", ["item", "end", "failure"])
     @pytest.mark.parametrize("held", [(), (7,), (7, 8, 9)])
     @pytest.mark.parametrize("says", ["yield", "return"])
@@ -226,22 +208,6 @@ class TestEnd:
             *(f"b{item}" for item in items),
             "b|",
         ]
-
-    @pytest.mark.parametrize(("words", "items"), [(9, [9]), (emit(9, 8), [9, 8]), (None, [])])
-    def test_returning_before_the_first_item(
-        self, life: Life, words: Any, items: list[int]
-    ) -> None:
-        """An operator that returns before its first ``yield`` ends the stream without its source."""
-
-        @operator
-        def stop_at_once() -> Stage[Any, Any]:
-            return words
-            yield
-
-        journal: list[str] = []
-        seen = life([1, 2], stop_at_once(), spy(journal, "b"))
-        assert seen == Seen(items, "completed")
-        assert journal == [*(f"b{item}" for item in items), "b|"]
 
     @virtual
     async def test_returning_before_the_first_item_closes_the_source(self) -> None:
@@ -529,14 +495,6 @@ class TestCallbacks:
         assert life([0, 1], broken(complete_with)) == Seen([0], "completed")
         assert ends == ["end", "end"]
 
-    def test_a_failure_becomes_the_last_item(self, life: Life) -> None:
-        """What ``on_error`` gives goes out through the operators behind, and ends the stream."""
-        journal: list[str] = []
-        rescue = shared(lambda: Callbacks[Any, Any](on_error=str))
-        seen = life([1], rescue(), spy(journal), error=LookupError("gone"))
-        assert seen == Seen([1, "gone"], "completed")
-        assert journal == ["1", "gone", "|"]
-
     def test_callbacks_that_raise_fail_the_stream(self, life: Life) -> None:
         """What ``on_error`` or ``on_end`` raises takes the place of the end."""
 
@@ -586,16 +544,6 @@ class TestCallbacks:
 
 class TestSetUp:
     """What happens when an operator can't start."""
-
-    def test_the_stream_does_not_begin(self, life: Life) -> None:
-        """The exception comes out as it is."""
-
-        @operator
-        def refuse(reason: str) -> Ints:
-            raise LookupError(reason)
-            yield
-
-        assert life([1, 2], same(), refuse("no"), same()) == Seen([], "LookupError('no')")
 
     @virtual
     async def test_the_others_are_dropped(self) -> None:

@@ -57,7 +57,7 @@ def model(stops: Sequence[str], text: str) -> tuple[int, str] | None:
 
 
 @pytest.mark.rows("S1", "S2", "S8")
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(
     stops=STOPS,
     source=st.lists(chunks_of(), max_size=8),
@@ -102,7 +102,7 @@ def undecided(stops: Sequence[str], text: str) -> int:
 
 
 @pytest.mark.rows("S1", "S4")
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(stops=STOPS, texts=st.lists(TEXT, max_size=8), include=st.booleans())
 def test_no_text_waits_for_longer_than_it_must(
     stops: list[str], texts: list[str], *, include: bool
@@ -121,7 +121,7 @@ def test_no_text_waits_for_longer_than_it_must(
 
 
 @pytest.mark.rows("E3", "S8")
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     stops=STOPS,
     source=st.lists(
