@@ -29,6 +29,7 @@ def annotate_errors(item: Callable[[A], B], error: Callable[[Exception], B]) -> 
         error: Makes the error item. It gets every ``Exception``; cancellation and the like are no
             failures, and go their own way.
 
+    Phase: between the two: a pipeline's ``annotate``.
     Errors: turned into an item; what *item* or *error* raise passes on.
     On dispose: nothing.
 

@@ -17,7 +17,7 @@ MinTokens: TypeAlias = Annotated[int, AtLeast(0, "tokens")]
 
 
 def answers_of(answers: int | None, scope: StreamScope | None) -> int:
-    """Return the option *answers* of an operator: what the scope says by default, or 1."""
+    """Return the option *answers* of an operator: by default that of the scope, or 1."""
     if answers is not None:
         return answers
     return 1 if scope is None else scope.answers

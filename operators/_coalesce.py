@@ -115,6 +115,7 @@ async def coalesce(
     Raises:
         ValueError, TypeError: An argument is something else; when the operator is made.
 
+    Phase: anywhere; behind ``record_span``, so that operators in front see chunks as they come.
     Errors: what was pulled before an error comes out first, then the error.
     On dispose: what waits is dropped, and the source is closed; a step that is under way ends in
         the task that began it.

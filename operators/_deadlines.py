@@ -113,7 +113,7 @@ async def deadlines(
         idle_s: From the first token on, how long it may be waited for until its next item, which
             need not have content.
         total_s: How long the stream may last, the consumer's own time included. When it passes
-            while nobody pulls, the engine is closed then, and the next pull fails.
+            while no pull is waiting, the engine is closed then, and the next pull fails.
         retry: Whether another worker may take the request over when a deadline has passed.
         on_expiry: Called when one has passed, before the engine is closed; by default, in a
             pipeline, it stops the request.
@@ -123,6 +123,7 @@ async def deadlines(
         ValueError: A deadline is no positive number, or none is given; when the operator is made.
         TypeError: *on_expiry* can't be called; when the operator is made.
 
+    Phase: anywhere; first of the chunks, where the time of the other operators does not count.
     Errors: source errors pass unchanged. A deadline that passes closes the engine and fails the
         stream with `FirstTokenTimeout`, `IdleTimeout` or `TotalTimeout`, once an engine that cleans
         up is through with it. What *on_expiry* raises fails the stream instead.

@@ -24,7 +24,7 @@ C = TypeVar("C", bound=Chunk)
 
 class AbortStep(Enum):
     """
-    What :func:`deferred_abort` tells of: first a request, then at most one of the others.
+    What :func:`deferred_abort` reports: first a request, then at most one of the others.
 
     Attributes:
         REQUESTED: The stop signal has come.
@@ -101,7 +101,7 @@ def deferred_abort(
     Call *abort* once on a stop signal, held back until the first token (rows A2 to A6).
 
     An abort before the first token would orphan a prefill peer's KV transfer. The stream itself
-    goes on: its chunks pass through unchanged, and after the first token they don't visit the
+    continues: its chunks pass through unchanged, and after the first token they don't visit the
     operator. ``h`` has no tokens::
 
         source  -h---a-b-|
@@ -125,6 +125,7 @@ def deferred_abort(
     Raises:
         TypeError: There is neither a scope nor *abort* and *stop*; when the operator starts.
 
+    Phase: chunks; a part of the standard pipeline, behind ``until_terminal``.
     Errors: source errors pass unchanged; the abort is not made after one.
     On dispose: an abort that still waits for the first token is not made.
 
@@ -265,7 +266,7 @@ class _Gate:
             self._is_turn_over = True
 
     def _close_behind_turn(self) -> None:
-        """Close, unless the first token was told of in this turn, by another thread too."""
+        """Close, unless the first token was announced in this turn, from any thread."""
         if self._notified is not None and self._opened is not None:
             self._notified.subscribe(self._opened.on_next).dispose()
         self.close()

@@ -1,4 +1,4 @@
-"""Let a stream that is dropped early go on to its first token, and abort it then."""
+"""Drain a stream that is dropped early up to its first token, then abort it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def drain_until_first_token(
     scope: StreamScope | None = None,
 ) -> AsyncIterator[Any]:
     """
-    Let a stream that is dropped before its first token go on to it, then abort and close it.
+    Drain a stream that is dropped before its first token up to that token, then abort and close it.
 
     For a ``decode`` worker: a prefill peer holds the request's KV blocks until their transfer is
     through, and the first token is the sign that it is. A consumer that goes away earlier must
@@ -51,7 +51,7 @@ def drain_until_first_token(
         result  -h-!
         abort   -----!
 
-    The engine goes on in a task that *drains* owns, until its first token, its end, or the time
+    The engine continues in a task that *drains* owns, until its first token, its end, or the time
     limit. Then *abort* is called, the engine has a moment to end by itself, and is closed. It is
     not called when the engine ended by itself before, nor for a stream that is dropped after its
     first token, which is closed at once as without this operator. A stream that was never pulled is
@@ -73,10 +73,10 @@ def drain_until_first_token(
     Args:
         abort: Asks the engine to stop; called at most once. It should only start the work. In a
             pipeline, by default, it stops the request.
-        drains: Owns and bounds what goes on.
+        drains: Owns and bounds the drains.
         notified: Emits when the first token is known to exist before a chunk shows it; a level that
             replays will do. By default what the scope says.
-        label: Names the stream in the log, where a drain that is refused or late is told of; by
+        label: Names the stream in the log, where a refused or late drain is reported; by
             default the request's id.
         scope: The scope of the stream; filled in by a pipeline.
 
@@ -84,6 +84,7 @@ def drain_until_first_token(
         TypeError: *abort* can't be called, or *drains* is something else; or, when the stream starts,
             there is neither an *abort* nor a scope.
 
+    Phase: anywhere; among the chunks, right behind ``deferred_abort``.
     Errors: source errors pass unchanged; after the drop they end the drain quietly. What *abort*
         raises is logged.
     On dispose: see above.
@@ -167,7 +168,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
         # Whether the first token is waited for no more, and whether that took too long.
         self._is_settled = False
         self._is_late = False
-        # Whether it goes on after a drop.
+        # Whether it is drained after a drop.
         self._is_draining = False
         self._timer: asyncio.TimerHandle | None = None
         self._notice: abc.DisposableBase | None = None
@@ -180,7 +181,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
         return await self._inbox.get()
 
     def _take(self, item: Any) -> Awaitable[None] | None:
-        """Take an item in the task: for the consumer, or after the drop for nobody."""
+        """Take an item in the task: for the consumer, or discard it after the drop."""
         if self._is_draining:
             if is_terminal(item):
                 self._settle()
@@ -226,7 +227,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
             )
 
     def close(self) -> None:
-        """End the stream: a dropped one goes on where that is of use."""
+        """End the stream; drain a dropped one where that is of use."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -240,7 +241,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
             self._pump.close()
 
     def _go_on(self) -> None:
-        """Go on to the first token, with nobody who takes the items."""
+        """Drain to the first token, and discard the items."""
         self._is_draining = True
         loop = self._source.event_loop
         self._timer = loop.call_later(self._drains.timeout_s, self._time_is_up)
@@ -280,13 +281,13 @@ class _UntilFirstToken(AsyncIterator[Any]):
         self._abort_now()
 
     def _cut_off(self) -> None:
-        """Close it now, although it goes on."""
+        """Close it now, although it is being drained."""
         self._is_late = self._is_late or not self._is_settled
         self._abort_now()
         self._source.close()
 
     async def aclose(self) -> None:
-        """End the stream, and wait until it is released unless it goes on."""
+        """End the stream, and wait until it is released unless it is drained."""
         self.close()
         if not self._is_draining:
             await self._pump.wait_closed()

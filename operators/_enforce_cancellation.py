@@ -1,4 +1,4 @@
-"""Cut off an engine that goes on after it was told to stop."""
+"""Cut off an engine that ignores a stop."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def enforce_cancellation(
     End a stream with a terminal of our making when its engine does not end it after a stop.
 
     Engines are to watch for a stop and to end with a ``cancelled`` terminal (row E4). One that has
-    not done so *grace_s* after the stop is closed, whether it is silent or goes on to give chunks,
+    not done so *grace_s* after the stop is closed, whether it is silent or keeps sending chunks,
     and whether the consumer pulls or not; then ``T`` is the last item. Here the grace is 3 seconds,
     which are frames::
 
@@ -72,9 +72,9 @@ async def enforce_cancellation(
     reactivex.never())``.
 
     Args:
-        grace_s: How long the engine may go on after the stop, in seconds, 0 or more.
+        grace_s: How long the engine may continue after the stop, in seconds, 0 or more.
         terminal: Makes the last item.
-        stop: Emits when the engine is told to stop. A level that replays, because the operator
+        stop: Emits when the request is stopped. A level that replays, because the operator
             listens from the first pull on.
         kill: Emits when it is to be cut off without any grace.
         scope: The scope of the stream; filled in by a pipeline. Its signals are the defaults.
@@ -83,6 +83,7 @@ async def enforce_cancellation(
         ValueError: *grace_s* is no such number; when the operator is made.
         TypeError: *terminal*, *stop* or *kill* is something else; when the operator is made.
 
+    Phase: anywhere; first of the chunks, where it sees the engine's own end.
     Errors: source errors pass unchanged; those of an engine that is being cut off are dropped. What
         *terminal* raises fails the stream. The terminal waits for an engine that cleans up.
     On dispose: the timer is cancelled.

@@ -25,9 +25,8 @@ async def heartbeat(
     """
     Hand out *item* whenever the consumer has waited for *interval_s* and nothing came.
 
-    What the engine is doing is not disturbed by it: its step goes on, and what it gives comes out
-    next, in order. Nothing comes in after the last item. With an interval of 2 seconds, which are
-    frames::
+    The engine is not disturbed: its step continues, and its items come out next, in order. Nothing
+    comes in after the last item. With an interval of 2 seconds, which are frames::
 
         source  -a-----b-c-|
         result  -a-p-p-b-c-|
@@ -56,6 +55,7 @@ async def heartbeat(
     Raises:
         ValueError: *interval_s* is no positive number; when the operator is made.
 
+    Phase: anywhere; last of the items, as it adds one of its own.
     Errors: source errors pass unchanged; what *item* raises fails the stream.
     On dispose: a step that is under way is cancelled, and the engine closed.
 

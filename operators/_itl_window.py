@@ -30,7 +30,7 @@ def itl_window(
     """
     Note when each chunk with content came; pass every chunk through unchanged (rows F1, F3, F5).
 
-    Content are token ids or, from engines that give no ids, text or other parts. The finish reason
+    Content are token ids or, from engines without ids, text or other parts. The finish reason
     of each answer's terminal is noted too, and its usage. One clock read per chunk with content;
     the figures are worked out when they are asked for. One frame is one second, ``h`` is a
     handshake::
@@ -44,6 +44,7 @@ def itl_window(
         on_end: Called with the record when the stream ends, whichever way, dropped ones included.
         count_only: Whether to count the tokens only: no clock is read and no time is kept.
 
+    Phase: chunks; in front of what reads *times*.
     Errors: source errors pass unchanged.
     On dispose: *on_end* is called with what was noted so far.
 
@@ -137,6 +138,7 @@ def sliding_itl(
     Raises:
         ValueError: Neither size is given, or one is not positive; when the operator is made.
 
+    Phase: chunks; last of them, as it turns them into figures.
     Errors: source errors pass unchanged.
     On dispose: nothing.
 

@@ -66,7 +66,7 @@ class LazyTimer:
 
     def _end_turn(self) -> None:
         """Wait for what became ready in this turn."""
-        # What a step waits for is noticed in this turn, and the step goes on in the next.
+        # What a step waits for is noticed in this turn, and the step resumes in the next.
         self._handle = self._loop.call_soon(self._wait_a_turn, context=self._context)
 
     def _wait_a_turn(self) -> None:

@@ -55,6 +55,7 @@ def limit_tokens(
     Raises:
         ValueError: *limit* or *answers* is no such number; when the operator is made.
 
+    Phase: chunks; behind what changes their tokens.
     Errors: source errors pass unchanged.
     On dispose: nothing.
 

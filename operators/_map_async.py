@@ -20,7 +20,7 @@ async def map_async(
     source: FusedRun[A], function: Callable[[A], Awaitable[B]]
 ) -> AsyncGenerator[B]:
     """
-    Await *function* for each item, and hand out what it gives, one item at a time and in order.
+    Await *function* for each item, and hand out the results, one item at a time and in order.
 
     While it is awaited the engine is not pulled (row S4). Here *function* takes one frame::
 
@@ -28,12 +28,13 @@ async def map_async(
         result  --A---B--|
 
     Args:
-        function: A coroutine function, or any function that gives an awaitable. It may also give
+        function: A coroutine function, or any function that returns an awaitable. It may also return
             ``emit(...)`` for no items or several, or ``complete_with(...)`` to end the stream.
 
     Raises:
         TypeError: *function* can't be called.
 
+    Phase: anywhere.
     Errors: source errors pass unchanged; what *function* raises fails the stream, which closes the
         engine.
     On dispose: what is being awaited is cancelled.
@@ -61,19 +62,20 @@ async def filter_async(
     source: FusedRun[Any], predicate: Callable[[Any], Awaitable[bool]]
 ) -> AsyncGenerator[Any]:
     """
-    Hand out the items for which *predicate* says true when awaited, one at a time and in order.
+    Hand out the items for which *predicate* is true when awaited, one at a time and in order.
 
-    Here *predicate* takes one frame, and says true of ``a`` only::
+    Here *predicate* takes one frame, and is true for ``a`` only::
 
         source  -a---b---|
         result  --a------|
 
     Args:
-        predicate: A coroutine function, or any function that gives an awaitable.
+        predicate: A coroutine function, or any function that returns an awaitable.
 
     Raises:
         TypeError: *predicate* can't be called.
 
+    Phase: anywhere.
     Errors: source errors pass unchanged; what *predicate* raises fails the stream.
     On dispose: what is being awaited is cancelled.
 

@@ -51,6 +51,7 @@ def on_outcome(
     Raises:
         TypeError: An argument is something else; when the operator is made.
 
+    Phase: anywhere; outside of a pipeline last.
     Errors: source errors pass unchanged, after *callback*. What *callback* raises is logged.
     On dispose: *callback* is called; unless the terminal has passed already, it was a drop.
 

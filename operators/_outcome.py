@@ -177,7 +177,7 @@ _CHUNK_FIELDS = frozenset({"token_ids", "finish_reason"})
 
 class OutcomeTracker:
     """
-    Decides how one stream ended, and tells its observers, once.
+    Decide how one stream ended, and notify its observers, once.
 
     Args:
         times: The record of the engine's chunks, which the end of their phase fills.
@@ -286,7 +286,7 @@ class OutcomeTracker:
         try:
             return self._is_cancelled()
         except Exception as error:
-            # The observers have to be told all the same: a span ends exactly once (row P7).
+            # The observers are notified all the same: a span ends exactly once (row P7).
             _log.error("is_cancelled failed", exc_info=redacted_exc_info(error))
             return False
 

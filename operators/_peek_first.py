@@ -27,7 +27,7 @@ async def peek_first(
     stream: AsyncIterator[Any], *, error: Callable[[str], Exception] = RuntimeError
 ) -> FusedRun[Any]:
     """
-    Pull *stream* until it shows that it works, then give it back from its beginning.
+    Pull *stream* until it shows that it works, then return it from its beginning.
 
     A failure before that is raised here, where the caller can still answer with a status of its own
     instead of a stream that breaks off. What shows that a stream works is its first token, or other
@@ -46,8 +46,8 @@ async def peek_first(
     this as a method. What was pulled is handed out first and costs nothing later; if the terminal
     was among it, the request is complete already (row P6a).
 
-    It is no operator and can't stand in a list: operators tell the consumer of the stream what
-    happens, and this tells the caller who has not handed it to a consumer yet.
+    It is no operator and cannot stand in a list: it reports to the caller, who has not handed the
+    stream to a consumer yet.
 
     Args:
         stream: A stream of chunks or of annotated items, known by their shape: an item with an

@@ -63,11 +63,12 @@ def record_span(
         is_cancelled: Whether the request was asked to stop, asked at the end.
         reason_name: A finish reason's text on the span.
         error_kind: A failure's kind on the span, and its status description.
-        error_type: What ``error.type`` says of an outcome that is none of the good ones.
+        error_type: Returns ``error.type`` for an outcome that is not a good one.
         more: Further attributes, asked for at the end.
         scope: The scope of the stream; filled in by a pipeline. Its outcome is then what is written:
             that of what the consumer was handed (row O2), wherever the operator stands.
 
+    Phase: anywhere; a part of the standard pipeline, last of the chunks.
     Errors: source errors pass unchanged, after status ERROR and ``error_kind`` (row P4). A
         terminal whose ``finish_reason`` says ``is_error`` sets status ERROR too (row P6).
     On dispose: unless the terminal has passed already, ``finish_reason`` is ``Dropped`` and the

@@ -45,7 +45,8 @@ def stop_on(
     The terminal has the finish reason ``stop``. When all answers have ended, the engine is closed
     and not pulled again. The matched tokens are left out, so what may begin a sequence is held back
     until that is decided: it comes out, or the sequence is complete. Chunks are held back whole, as
-    copies of the operator's own (row E6). A chunk of which nothing is left does not come out. To stop on ``b c``, where ``S`` has no tokens::
+    copies of the operator's own (row E6). A chunk of which nothing is left does not come out. To
+    stop on ``b c``, where ``S`` has no tokens::
 
         source  -a-b-a-bc-|
         result  -a---(ba)--(S|)
@@ -72,6 +73,7 @@ def stop_on(
         TypeError, ValueError: *stop* is something else, or has an empty sequence, or a number is
             out of range; when the operator is made.
 
+    Phase: chunks; behind what changes their tokens.
     Errors: source errors pass unchanged, behind what is held back.
     On dispose: what is held back is dropped.
 

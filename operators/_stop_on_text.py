@@ -70,6 +70,7 @@ def stop_on_text(
         TypeError, ValueError: *stop* is something else, or has an empty text, or a number is out of
             range; when the operator is made.
 
+    Phase: chunks; behind what changes their text.
     Errors: source errors pass unchanged, behind what is held back.
     On dispose: what is held back is dropped.
 

@@ -63,6 +63,7 @@ def tap(
         ValueError: *limit* is less than 1; when the operator is made.
         TypeError: *observe* can't be called; when the operator is made.
 
+    Phase: anywhere.
     Errors: source errors pass unchanged, after which the observer still gets what waits.
     On dispose: the observer still gets what waits, in the same turn's end.
 
@@ -142,7 +143,7 @@ def tap_async(
     Args:
         observe: Awaited for each item. What it raises is counted, and logged once for a stream.
         limit: How many items may wait for the observer, at least 1; it misses those beyond it.
-        grace_s: How long the observer may go on when the stream has ended, in seconds; then it is
+        grace_s: How long the observer may continue after the stream has ended, in seconds; then it is
             cancelled, and has missed the rest. What it missed is logged once for a stream, when the
             observer has ended too.
         counts: Where to count what was delivered, missed and failed.
@@ -152,6 +153,7 @@ def tap_async(
         TypeError: *observe* can't be called; when the operator is made.
         RuntimeError: No event loop is running; when the operator starts.
 
+    Phase: anywhere.
     Errors: source errors pass unchanged.
     On dispose: the observer gets what waits, for *grace_s* at most.
 

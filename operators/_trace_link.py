@@ -31,9 +31,9 @@ def trace_link(
     """
     Stamp ``worker_trace_link`` on the first chunk with content (rows T3, T4, T5).
 
-    The first chunk with tokens, or with other content, carries *link*, also over one that the engine
-    set; later chunks are left alone. A stamped chunk is a copy: the engine's own object stays as it was. Upper case is
-    stamped here, ``h`` is a handshake::
+    The first chunk with tokens, or with other content, carries *link*, also over one that the
+    engine set; later chunks are left alone. A stamped chunk is a copy: the engine's own object
+    stays as it was. Upper case is stamped here, ``h`` is a handshake::
 
         source  -h-a-b-|
         result  -h-A-b-|
@@ -44,6 +44,7 @@ def trace_link(
             has no content (prefill workers, row T4); by default what the scope says.
         scope: The scope of the stream; filled in by a pipeline.
 
+    Phase: chunks; a part of the standard pipeline, behind ``until_terminal``.
     Errors: source errors pass unchanged.
     On dispose: nothing.
 

@@ -28,7 +28,7 @@ def until_terminal(
         source  ---a-b-T-c-|
         result  ---a-b-(T|)
 
-    With several answers, told apart by ``index``, each has a terminal of its own. What the source
+    With several answers, distinguished by ``index``, each has a terminal of its own. What the source
     has for an answer behind its terminal is dropped, and the last terminal ends the stream. An
     error terminal ends its answer only, a failure of the source ends all.
 
@@ -39,6 +39,7 @@ def until_terminal(
     Raises:
         ValueError: *answers* is no such number; when the operator is made.
 
+    Phase: chunks; a part of the standard pipeline, behind ``validate_chunks``.
     Errors: source errors pass unchanged.
     On dispose: nothing.
 

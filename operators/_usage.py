@@ -43,8 +43,9 @@ def usage(
     Write ``completion_usage`` on the last terminal, and report it however the stream ends.
 
     Token ids are counted, not chunks, of all answers together, as OpenAI does. The terminal of the
-    last answer comes out as a copy with the usage; other chunks pass unchanged. Put this behind operators that end the stream or
-    take tokens out. With a prompt of 3 tokens, ``U`` is ``T`` with a usage of 3 and 2 tokens::
+    last answer comes out as a copy with the usage; other chunks pass unchanged. Put this behind
+    operators that end the stream or take tokens out. With a prompt of 3 tokens, ``U`` is ``T`` with
+    a usage of 3 and 2 tokens::
 
         source  -a-b-T|
         result  -a-b-U|
@@ -64,6 +65,7 @@ def usage(
         ValueError: *prompt_tokens* or *answers* is no such number; when the operator is made.
         TypeError: *make* or *on_end* can't be called; when the operator is made.
 
+    Phase: chunks; behind what ends the stream or takes tokens out.
     Errors: source errors pass unchanged, after *on_end*.
     On dispose: *on_end* is called.
 

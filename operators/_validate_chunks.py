@@ -23,7 +23,7 @@ def validate_chunks(
     normalize: Callable[[C], C] | None = None,
 ) -> Callbacks[Any, C]:
     """
-    Let well-formed chunks through, convert what can be converted, fail on the rest (row E2).
+    Pass well-formed chunks, convert what can be converted, and fail on the rest (row E2).
 
     ``m`` is a mapping of a chunk's shape, ``C`` the chunk made of it, ``x`` something else::
 
@@ -34,9 +34,10 @@ def validate_chunks(
         chunk_type: The exact class of a chunk.
         convert: Makes a chunk of any other item; raises when that can't be done.
         error: Makes the exception for a malformed chunk from a message that names the field.
-        normalize: Sees every terminal, and other chunks that are not of one token; gives the chunk
+        normalize: Sees every terminal, and other chunks that are not of one token; returns the chunk
             back, or a corrected copy, or raises.
 
+    Phase: chunks; a part of the standard pipeline, first of all.
     Errors: source errors pass unchanged. A token id that is no ``int``, negative, or beyond 32
         bits fails the stream with *error*, an item that is no chunk with what *convert* raises.
     On dispose: nothing.

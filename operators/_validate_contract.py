@@ -15,7 +15,7 @@ __all__ = ("ContractViolation", "validate_contract")
 
 
 class ContractViolation(ValueError):
-    """A stream broke rule E3: an answer has no terminal, or goes on after it."""
+    """A stream broke rule E3: an answer has no terminal, or continues after it."""
 
 
 @same_type
@@ -24,9 +24,9 @@ def validate_contract(
     *, error: Callable[[str], Exception] = ContractViolation, answers: Answers = 1
 ) -> Stage[Any, Any]:
     """
-    Fail a stream in which an answer goes on after its terminal, or has none (rows E3, S8).
+    Fail a stream in which an answer continues after its terminal, or has none (rows E3, S8).
 
-    Answers are told apart by ``index``; none is 0. For tests and engine development: ahead of
+    Answers are distinguished by ``index``; none is 0. For tests and engine development: ahead of
     ``until_terminal`` in a production pipeline it could only see a missing terminal. ``T`` is a
     terminal::
 
@@ -45,6 +45,7 @@ def validate_contract(
     Raises:
         ValueError: *answers* is no such number; when the operator is made.
 
+    Phase: chunks; in front of ``until_terminal``, in tests and engine development.
     Errors: source errors pass unchanged; they end a stream as well as a terminal does.
     On dispose: nothing; a dropped stream breaks no rule.
 

@@ -1,4 +1,4 @@
-"""Streams that go on for a while after they were dropped: who owns them, and what bounds them."""
+"""Dropped streams that are drained for a while: their owner, and their bounds."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ("Drains",)
 
 class Drains:
     """
-    Owns the streams that ``drain_until_first_token`` lets go on after a drop, and bounds them.
+    Own the streams that ``drain_until_first_token`` drains after a drop, and bound them.
 
     Make one for a process, and close it before the engine is cleaned up. It is an asynchronous
     context manager too.
 
     Args:
-        limit: How many streams may go on at once; one more is closed at its drop, as it would be
+        limit: How many streams may be drained at once; one more is closed at its drop, as it would be
             without the operator. 0 for none.
         timeout_s: How long one may take to its first token, in seconds.
         grace_s: How long the engine may take to end after the abort, in seconds.
@@ -47,17 +47,17 @@ class Drains:
         self.timed_out = 0
         self.refused = 0
         self._is_closed = False
-        # What goes on, and how to cut it off.
+        # The drains, and how to cut each off.
         self._tasks: dict[asyncio.Task[None], Callable[[], None]] = {}
         self._held: set[object] = set()
 
     @property
     def running(self) -> int:
-        """How many streams go on at this moment."""
+        """The number of streams that are being drained."""
         return len(self._tasks)
 
     def has_room(self, label: object) -> bool:
-        """Return whether one more stream may go on; if not, that is counted and logged."""
+        """Return whether one more stream may be drained; if not, count and log that."""
         if not self._is_closed and self.running < self.limit:
             return True
         self.refused += 1
@@ -66,7 +66,7 @@ class Drains:
         return False
 
     def hold(self, stream: object) -> None:
-        """Keep what a dropped stream would go on with from the collector, which would close it."""
+        """Keep what a dropped stream needs from the collector, which would close it."""
         self._held.add(stream)
 
     def release(self, stream: object) -> None:
@@ -74,21 +74,21 @@ class Drains:
         self._held.discard(stream)
 
     def own(self, task: asyncio.Task[None], cut_off: Callable[[], None]) -> None:
-        """Hold *task*, in which a stream goes on, until it is done."""
+        """Hold *task*, which drains a stream, until it is done."""
         self._tasks[task] = cut_off
         task.add_done_callback(self._tasks.pop)
 
     async def wait(self) -> None:
-        """Wait until no stream goes on."""
+        """Wait until no stream is being drained."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     async def aclose(self, timeout_s: float | None = None) -> None:
         """
-        Take no more streams, and wait for those that go on.
+        Take no more streams, and wait for those that are being drained.
 
         Args:
-            timeout_s: Cut off what still goes on after so many seconds; by default each has the
+            timeout_s: Cut off the rest after so many seconds; by default each has the
                 time that it would have anyway.
         """
         self._is_closed = True

@@ -24,7 +24,7 @@ def add_event(
 
     The first token's comes ahead of it where that was not written yet: nothing is written while
     tokens flow, and viewers show events in the order in which they were added. A span that has
-    ended gets none: a stream may go on behind its request.
+    ended gets none: a stream may continue after its request.
     """
     if not span.is_recording():
         return

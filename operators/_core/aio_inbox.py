@@ -17,7 +17,7 @@ __all__ = ("TURNS", "AioInbox", "SubscribesAsync")
 T_co = TypeVar("T_co", covariant=True)
 
 TURNS = 16
-"""How many turns of the loop the library's tasks are given to pass a message on: two a mailbox."""
+"""How many turns of the loop the tasks of the library need to pass a message on: two a mailbox."""
 
 
 class _Disposes(Protocol):
@@ -25,7 +25,7 @@ class _Disposes(Protocol):
 
 
 class SubscribesAsync(Protocol[T_co]):
-    """What an ``aioreactive`` ``AsyncObservable`` is, told without importing it."""
+    """The shape of an ``aioreactive`` ``AsyncObservable``, without importing it."""
 
     def subscribe_async(
         self,
@@ -83,7 +83,7 @@ class AioInbox(Inbox):
         self._held: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def pull(self) -> Any:
-        """Return the next item, and let those senders go on that waited for that."""
+        """Return the next item, and resume the senders that waited for that."""
         if not self.is_awaited:
             self._asked += 1
             self._release_senders(self._asked)
@@ -165,7 +165,7 @@ class AioInbox(Inbox):
 
     def _dispose(self, loop: asyncio.AbstractEventLoop) -> None:
         self._closing = start_release(self._release(), loop)
-        # Behind the first step of that: a sender that is cancelled does not go on once more.
+        # Behind the first step of that: a sender that is cancelled does not resume once more.
         loop.call_soon(self._release_senders, self._sent + 1)
 
     async def _release(self) -> None:
@@ -181,7 +181,7 @@ class AioInbox(Inbox):
                     "disposing of an asynchronous subscription failed",
                     exc_info=redacted_exc_info(error),
                 )
-        # A task may have been told to dispose of more, such as the inner streams of a flat_map.
+        # A task may have more to dispose of, such as the inner streams of a flat_map.
         for _ in range(TURNS):
             if self._tasks:
                 await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What an ``aioreactive`` operator is, and how it is told from a ``reactivex`` one."""
+"""What an ``aioreactive`` operator is, and what distinguishes it from a ``reactivex`` one."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def is_aio_operator(operator: Callable[..., Any]) -> bool:
     """
     Return whether something callable in a list is an ``aioreactive`` operator.
 
-    Where the name of its home module doesn't tell, it is applied to a stream that never gives
-    anything, of ``reactivex`` first and then, if that gave no Observable, of ``aioreactive``. An
-    operator that gives back what it is given is taken for one of ``reactivex``.
+    Where the name of its home module does not decide, it is applied to an empty stream, of
+    ``reactivex`` first and then, if that returned no Observable, of ``aioreactive``. An operator
+    that returns its argument is taken for one of ``reactivex``.
     """
     if "aioreactive" not in sys.modules or inspect.iscoroutinefunction(operator):
         return False

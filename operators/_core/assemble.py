@@ -115,8 +115,8 @@ def fuse(
     Make one pulled stream of a source and a list of operators.
 
     Neighbouring operators of ours become one loop; one that pulls for itself, and those of
-    ``reactivex`` or ``aioreactive``, stand between loops. What the latter mean for the pull is told
-    in ``docs/architecture.md``, and shown by :meth:`Pipeline.draw`.
+    ``reactivex`` or ``aioreactive``, stand between loops. What the latter mean for the pull is
+    described in ``docs/architecture.md``, and shown by :meth:`Pipeline.draw`.
 
     Args:
         source: An asynchronous iterator; the stream owns it, also when this function raises.

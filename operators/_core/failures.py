@@ -103,7 +103,7 @@ def drop_top_frame(error: BaseException) -> None:
 
 def add_operator_note(error: BaseException, name: str, scope: Any = None) -> None:
     """
-    Note on *error* which operator raised it, once, and tell the scope (row O4).
+    Note on *error* which operator raised it, once, and notify the scope (row O4).
 
     A traceback shows the note, and texts stay as they are.
     """

@@ -34,7 +34,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
         where: What the list is called, and the place of the first, for errors.
 
     Raises:
-        NotAnOperator: An operator gives no observable, or can't be applied at all.
+        NotAnOperator: An operator returns no observable, or cannot be applied at all.
     """
 
     __slots__ = (
@@ -160,7 +160,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
     def _subscribed(self, observer: Any) -> None:
         """Note that the operators have subscribed to the source, in whatever thread."""
         if self._is_subscribed:
-            # The operator isn't told: one that tries again on an error would do so for ever.
+            # The operator gets no error: one that retries on an error would do so for ever.
             error = RuntimeError("a token stream can be subscribed to only once")
             self._inbox.call_on_loop(self._inbox.end, error)
             return
@@ -208,7 +208,7 @@ def applied(source: Any, operators: Sequence[Callable[[Any], Any]], where: tuple
     Apply operators to an observable of their library, in order.
 
     Raises:
-        NotAnOperator: One gives no observable of that kind, or can't be applied; names where.
+        NotAnOperator: One returns no observable of that kind, or cannot be applied; names the place.
     """
     kind = kind_of(source)
     name, first = where

@@ -35,7 +35,7 @@ class FusedRun(Run, Generic[B]):
     A run of operators over an asynchronous source, pulled by its consumer.
 
     One pull of the consumer pulls the source until one item comes out, once where the operators
-    give one for one (row S4). There is no task, queue or future per item. However the run ends,
+    return one for one (row S4). There is no task, queue or future per item. However the run ends,
     it releases everything once, before its last item is handed out where it ends by one (row P6a).
 
     Args:

@@ -23,7 +23,7 @@ class Inbox(Mailbox[Any]):
     A mailbox that a subscription fills, begun at the first pull.
 
     Attributes:
-        is_ahead: Something may wait that nobody asked for.
+        is_ahead: Something may wait that was not demanded.
     """
 
     __slots__ = ("_is_left", "_loop", "_observable", "is_ahead")

@@ -118,7 +118,7 @@ class _Body:
         self.lines.append(self._indent + line)
 
 
-# The line of an exception in the loop tells which stage it came from.
+# The line of an exception in the loop identifies the stage.
 _LOOP = """\
 def loop(chain, source, get, pull{arguments}):
     while True:

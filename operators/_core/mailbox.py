@@ -83,7 +83,7 @@ class Mailbox(Generic[T]):
             self._waiter.set_result(None)
 
     async def changed(self) -> None:
-        """Wait until :meth:`wake` is called: for an item, for the end, or by somebody else."""
+        """Wait until :meth:`wake` is called: for an item, for the end, or from outside."""
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter

@@ -35,7 +35,7 @@ def name_of(operator: object) -> str:
 
 
 def _named(operator: object) -> object:
-    """Return the function whose name tells most: a general one may hold it as a handler."""
+    """Return the function with the most specific name: a general one may hold it as a handler."""
     function = _made_by(operator)
     if inspect.isfunction(function) and home_of(operator) == "aioreactive.transform":
         nonlocals = inspect.getclosurevars(function).nonlocals

@@ -236,7 +236,7 @@ def operator(
 
     When its source has ended, the generator is run on until it has ended too or has yielded once
     more: only then the item before is handed out, and known to be the last. So one that works on
-    after its last ``yield`` delays the last item; ``source.ended`` tells whether the item that came
+    after its last ``yield`` delays the last item; ``source.ended`` is true when the item that came
     was the last one::
 
         async for item in source:

@@ -24,7 +24,7 @@ __all__ = ("PulledChain",)
 
 class PulledChain(Chain):
     """
-    The stages of a run, and what the loop tells them of a pull.
+    The stages of a run, and what the loop reports to them of a pull.
 
     The loop refers to this and not to the run, so that losing the run is noticed at once.
 

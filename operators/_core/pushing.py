@@ -63,7 +63,7 @@ class _Pushing:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            # Not a failure of Rx's, but an observer that is not told waits for ever.
+            # Not a failure of Rx's, but an observer that is not notified waits for ever.
             if not self._is_disposed:
                 observer.on_error(cast("Exception", error))
         else:
@@ -77,11 +77,11 @@ class _Pushing:
         if task is not None and task.get_loop() is self._loop:
             self._drop()
         else:
-            # Another thread, or a signal handler, which wakes no loop by itself.
+            # Another thread, or a signal handler, which does not wake the loop.
             defer_to_loop(self._loop, self._drop)
 
     def _drop(self) -> None:
-        # One that is disposed of by its own observer ends by itself.
+        # One that is disposed of by its own observer ends with that step.
         if self._task is not None and self._task is not current_task():
             self._task.cancel()
         self._run.close()

@@ -57,7 +57,7 @@ class Run(Segment):
     A run's state, and its release: what a drop, a failure and an end have in common.
 
     The loop of the run is pulled by :class:`FusedRun`. Whatever ends it, the stages are closed and
-    the end is told at once, while the source is closed in a task, as that may have to wait.
+    the end is reported at once, while the source is closed in a task, as that may have to wait.
 
     Attributes:
         event_loop: The event loop that the run lives on.
@@ -165,7 +165,7 @@ class Run(Segment):
         Drop the run without waiting: everything is released, once (row S7).
 
         A pull that another task waits in ends there without an item. What closing the source waits
-        for goes on in a task; :meth:`aclose` waits for that too.
+        for continues in a task; :meth:`aclose` waits for that too.
         """
         if self._put_back is not None:
             self._put_back = None
@@ -256,7 +256,7 @@ class Run(Segment):
         self._unwind_pull()
 
     def _unwind_pull(self) -> None:
-        """Cancel the step that nobody waits for any more, in a task: its clean-up may wait."""
+        """Cancel the step that no task waits for any more, in a task: its clean-up may wait."""
         if self.event_loop.is_running():
             self._closing = start_release(self._unwind(), self.event_loop, self.own_context)
         else:

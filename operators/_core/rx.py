@@ -81,7 +81,7 @@ class _SegmentScheduler(LoopScheduler):
             return result
 
         if self.to_seconds(duetime) <= 0.0:
-            # A timer still: a periodic one of no length would never let go of the thread.
+            # A timer still: a periodic one of no length would never release the thread.
             return super().schedule(when_due, state)
         return super().schedule_relative(duetime, when_due, state)
 
@@ -109,7 +109,7 @@ class RxSegment(ForeignSegment[RxInbox]):
 
     Where they are detached, an operator may emit from a timer or another stream at any moment.
     Where such items wait, each pull of the consumer permits one of the source (row S4): a timer
-    faster than the consumer keeps nobody from the source.
+    faster than the consumer does not starve the source.
     """
 
     __slots__ = ("_scheduler",)

@@ -78,12 +78,12 @@ class StreamScope(Protocol):
 
     @property
     def first_token(self) -> Observable[bool] | None:
-        """Emits when the first token is known to exist; None where nobody waits for it (row A4)."""
+        """Emits when the first token is known to exist; None where nothing waits for it (row A4)."""
         ...
 
     @property
     def hands_off(self) -> bool:
-        """Whether the request goes on in another worker, as that of a prefill worker does."""
+        """Whether the request continues in another worker, as that of a prefill worker does."""
         ...
 
     @property

@@ -1,8 +1,9 @@
 """
 What an operator's body is, and what it can say.
 
-A body is a generator or, inside this package, :class:`Callbacks`. What a generator can say is told at
-:func:`operators.operator`; an operator about time or about the pull is an asynchronous generator.
+A body is a generator or, inside this package, :class:`Callbacks`. What a generator can say is
+described at :func:`operators.operator`; an operator about time or about the pull is an asynchronous
+generator.
 """
 
 from __future__ import annotations

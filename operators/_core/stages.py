@@ -1,4 +1,4 @@
-"""The stages of a run one by one: how each is told of an end, and closed."""
+"""The stages of a run one by one: how each is ended and closed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Stages:
     _stages: list[AnyStage]
 
     def _throw(self, here: int, signal: BaseException) -> tuple[BaseException | None, Any]:
-        """Raise *signal* at a stage's yield; return the exception that goes on, or last items."""
+        """Raise *signal* at a stage's yield; return the exception that propagates, or last items."""
         stage = self._stages[here]
         if stage is None:
             return signal, None

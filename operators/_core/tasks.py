@@ -67,7 +67,7 @@ async def done(task: asyncio.Task[None] | None) -> None:
     """Wait until *task*, if there is one, is done; being cancelled here does not disturb it."""
     if task is None or task.done():
         return
-    # Most have nothing to wait for: they are done in the next turn, before the caller goes on.
+    # Most have nothing to wait for: they are done in the next turn, before the caller resumes.
     await asyncio.sleep(0)
     if task.done():
         return

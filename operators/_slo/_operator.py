@@ -49,45 +49,37 @@ def slo(
     """
     Judge a request by its latency targets when it ends, and count it in *windows* under *key*.
 
-    Goodput is what it is for: a request is good when it was served, its time to the first token was
-    at most *ttft_ms*, and the latency between its tokens at most *itl_ms*. Items pass through
-    unchanged, and don't visit the operator in a pipeline that records, or when *times* is given.
-    One frame is one second, the targets are 3 s and 2 s, ``T`` is a terminal::
+    Measures goodput: a request is good if it was served, with the first token within *ttft_ms* and
+    at most *itl_ms* between tokens. Stands anywhere in a pipeline, where the outcome is that of
+    what the consumer was handed (row O2); outside of one, behind every operator that can fail the
+    stream. Items pass unchanged. One frame is one second, the targets are 3 s and 2 s, ``T`` is a
+    terminal::
 
         source   ---a-b-T|
         result   ---a-b-T|
         counted  --------good
 
-    What became of a request is one of four:
+    Each request has one of four outcomes:
 
-    - *good*: served within the targets. A request of one token, or none, has no latency between
-      tokens to miss; one that gave no token must have ended within *ttft_ms*.
-    - *slow*: served, but a target was missed.
+    - *good*: served within the targets. One token has no latency between tokens to miss; a request
+      without any must end within *ttft_ms*.
+    - *slow*: served, or cancelled, after a target was missed; the wait for the next token counts.
     - *failed*: the stream failed, its terminal says ``is_error``, or it ended without one.
-    - *cancelled*: dropped before its terminal, or its finish reason is ``cancelled``, or it failed
-      after *is_cancelled*. It is in no goodput, unless a target was missed by then, the wait at
-      that moment included: then it is *slow*, as slowness is what makes clients leave.
-
-    In a pipeline the outcome is that of what the consumer was handed (row O2), wherever the
-    operator stands::
-
-        EngineAdapter(engine).with_operators(slo(500, 50, windows=windows, key="llama"))
-
-    Elsewhere put it behind all that can fail a stream; what an operator behind it fails looks like
-    a drop.
+    - *cancelled*: dropped, failed after *is_cancelled*, or finished as ``cancelled``, before a
+      target was missed. Does not count for goodput.
 
     Args:
-        ttft_ms: Target for the time to the first token, in ms; None for none. Set-up counts too
+        ttft_ms: Target for the time to the first token, in ms; None for none. Includes the set-up
             where *times* has it (row F2).
         itl_ms: Target for the latency between tokens, in ms; None for none.
-        windows: Where to count it.
-        key: Under which key: a model, or a tuple such as model and tenant.
-        times: The record that an ``itl_window`` ahead of this operator fills; that of the pipeline
-            by default. Without one, or when recording is off, the operator notes the times itself,
-            for a call and a clock read per item; it finds the chunk in an item's ``data``, too.
-        itl_by: Which figure the ITL target is for: the mean over the request's tokens, or their
+        windows: The windows to count in.
+        key: The key to count under: a model, or a tuple such as model and tenant.
+        times: The record of an ``itl_window`` ahead; by default that of the pipeline. Without one,
+            or with recording off, times are measured here, from an item or its ``data``, for a call
+            and a clock read per item.
+        itl_by: The figure that *itl_ms* is for: the mean over the tokens of the request, or their
             99th percentile (row F5). Requests that did not reach their end are judged by the mean.
-        is_cancelled: Whether the client has asked to stop; asked at a failure.
+        is_cancelled: Returns whether the client has asked to stop; called at a failure.
         scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
@@ -95,6 +87,7 @@ def slo(
             operator is made.
         TypeError: *key* is neither a text nor a tuple of texts; when the operator is made.
 
+    Phase: anywhere; outside of a pipeline behind all that can fail the stream.
     Errors: source errors pass unchanged, after the request was counted.
     On dispose: the request is counted.
 
@@ -136,7 +129,7 @@ def slo(
 def _notebook(
     unused: TokenTimes | None, windows: SloWindows
 ) -> tuple[TokenTimes, Callable[[Any], Any]]:
-    """Return a record of the operator's own, and what fills it."""
+    """Return a record of the operator, and the function that fills it."""
     if unused is None:
         times = TokenTimes(windows.clock)
     else:

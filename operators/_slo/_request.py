@@ -1,4 +1,4 @@
-"""One request's targets, and how it stands to them."""
+"""The targets of one request, and how it compares to them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from operators.token_times import TokenTimes, nearest_rank
 
 __all__ = ("SloRequest",)
 
-# Targets are met to the nanosecond: a clock's fractions don't add up exactly.
-_EXACTNESS_S = 1e-9
+# Targets are met to the nanosecond: the fractions of a clock do not add up exactly.
+_TOLERANCE_S = 1e-9
 
 
 class SloRequest:
-    """A request on its way; *by_p99*: *itl_ms* is for the 99th percentile, not for the mean."""
+    """An open request; with *by_p99* the target *itl_ms* is for the 99th percentile."""
 
     __slots__ = ("_by_p99", "_itl_s", "_times", "_ttft_s", "key")
 
@@ -36,7 +36,7 @@ class SloRequest:
         self._by_p99 = by_p99
 
     def is_late(self) -> bool:
-        """Return whether it misses a target by now, were its next token to come this moment."""
+        """Return whether it misses a target even if its next token came now."""
         if self._first_s() > self._ttft_s:
             return True
         times = self._times.times
@@ -47,27 +47,22 @@ class SloRequest:
 
     def ended(self, reason: Any, *, left: bool) -> Ended:
         """
-        Return what became of it, once its stream has ended.
+        Return its outcome and its latencies, once its stream has ended.
 
         Args:
             reason: Its finish reason; None where it failed or was dropped.
-            left: Whether, without one, the client has left or has stopped it.
+            left: Whether, without a reason, the client has left or has stopped it.
         """
-        gaps_s = self._gaps_s()
-        if reason is None:
-            outcome = self._left() if left else "failed"
-        elif getattr(reason, "is_error", False):
+        times, gaps_s = self._times, self._gaps_s()
+        outcome: Outcome
+        if getattr(reason, "is_error", False) or (reason is None and not left):
             outcome = "failed"
-        elif str(reason) == "cancelled":
-            outcome = self._left()
+        elif reason is None or str(reason) == "cancelled":
+            outcome = "slow" if self.is_late() else "cancelled"
         else:
             outcome = "good" if self._is_good(gaps_s) else "slow"
-        times = self._times
         ttft_s = self._first_s() if times.times else None
         return Ended(self.key, outcome, times.output_tokens, ttft_s, gaps_s)
-
-    def _left(self) -> Outcome:
-        return "slow" if self.is_late() else "cancelled"
 
     def _is_good(self, gaps_s: Sequence[float]) -> bool:
         if self._first_s() > self._ttft_s:
@@ -77,7 +72,7 @@ class SloRequest:
         return self._mean_s() <= self._itl_s
 
     def _first_s(self) -> float:
-        """Return how long the first token took, or how long it is waited for."""
+        """Return the time to the first token, or the wait for it so far."""
         times = self._times
         first = times.times[0] if times.times else times.clock()
         return first - times.started + (times.setup_ms or 0.0) / 1000.0
@@ -97,4 +92,4 @@ class SloRequest:
 
 
 def _limit_s(target_ms: float | None) -> float:
-    return math.inf if target_ms is None else target_ms / 1000.0 + _EXACTNESS_S
+    return math.inf if target_ms is None else target_ms / 1000.0 + _TOLERANCE_S

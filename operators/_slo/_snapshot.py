@@ -1,14 +1,15 @@
-"""What windows show at one moment: figures for each key, to be grouped, merged and sent."""
+"""The figures of windows at one moment, by key: grouped, merged and sent to other processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Self
+from itertools import chain
+from typing import Annotated, Any, Self
 
-from operators._slo._json import decode, encode
-from operators._slo._sketch import LatencySketch
-from operators._slo._tally import OTHER, Key, Tally
+import msgspec
+
+from operators._slo._tally import COUNTED, Key, LatencySketch, Tally
 
 __all__ = ("LatencyQuantiles", "SloFigures", "SloSnapshot")
 
@@ -26,24 +27,15 @@ class LatencyQuantiles:
 @dataclass(frozen=True, slots=True)
 class SloFigures:
     """
-    What became of the requests of one key.
+    The figures of the requests of one key.
 
     A request counts when it ends, in one of *good*, *slow*, *failed* and *cancelled*; its tokens
     and latencies count then too, whichever it is.
 
     Attributes:
-        requests: How many ended.
-        good: Served within every target.
-        slow: Ended, or were cancelled, when a target was already missed.
-        failed: Failed, or ended without a terminal.
-        cancelled: Their clients left, or had them stopped, while no target was missed yet.
-        tokens: What all of them gave.
-        goodput: The good ones' part of all but the cancelled, from 0 to 1; None without one.
-        goodput_per_s: Good requests per second.
-        requests_per_s: Requests that ended per second.
-        tokens_per_s: Tokens of requests that ended per second.
+        goodput: The share of good ones in all but the cancelled, from 0 to 1; None without one.
         open: Requests that have not ended.
-        late: Those of the open ones that have missed a target by now.
+        late: Open requests that have missed a target.
         ttft: Times to the first token, set-up included where it was measured; None without one.
         itl: Latencies between tokens, one per token but those of the first chunk; None without one.
     """
@@ -64,42 +56,46 @@ class SloFigures:
     itl: LatencyQuantiles | None
 
 
+class _Message(msgspec.Struct, forbid_unknown_fields=True):
+    """The JSON of a snapshot; its sketches are ddsketch's own messages in base64."""
+
+    window_s: Annotated[float, msgspec.Meta(gt=0)]
+    covered_s: Annotated[float, msgspec.Meta(gt=0)]
+    keys: list[tuple[Key, Tally]]
+
+
 class SloSnapshot(Mapping[Key, SloFigures]):
     """
-    What windows showed at one moment: a mapping from each key to its figures.
+    The figures of windows at one moment: an immutable mapping from each key to its figures.
 
-    It does not change any more, and may be handed to another thread. Sketches are put together when
-    a key's figures are asked for, so a snapshot that nobody reads costs little.
-
-    ``SloWindows.snapshot`` makes one, and so does :meth:`from_json`.
+    ``SloWindows.snapshot`` makes one, and so does :meth:`from_json`. Sketches are merged when the
+    figures of a key are read. Rates are over *covered_s*.
 
     Attributes:
-        window_s: The length of the windows.
-        covered_s: Of that, the time that has passed since the windows were made; at least a bucket.
-            Rates are over this time.
+        window_s: The length of the windows, in seconds.
+        covered_s: The part of it that has passed since the windows were made; at least a bucket.
 
     >>> from operators import SloWindows
     >>> windows = SloWindows(window_s=60, bucket_s=5, clock=lambda: 0.0)
     >>> windows.failed(("llama", "acme"))
-    >>> windows.failed(("llama", "zenith"))
     >>> snapshot = windows.snapshot()
-    >>> snapshot["llama", "acme"].failed
-    1
-    >>> snapshot.grouped(lambda key: key[0])["llama"].failed
+    >>> SloSnapshot.from_json(snapshot.to_json()).merge(snapshot)["llama", "acme"].failed
     2
     """
 
     def __init__(
-        self, window_s: float, covered_s: float, tallies: Mapping[Key, Iterable[Tally]]
+        self, window_s: float, covered_s: float, tallies: Iterable[tuple[Key, Tally]]
     ) -> None:
         self.window_s = window_s
         self.covered_s = covered_s
-        self._tallies = {key: tuple(some) for key, some in tallies.items()}
+        self._tallies: dict[Key, list[Tally]] = {}
+        for key, tally in tallies:
+            self._tallies.setdefault(key, []).append(tally)
         self._figures: dict[Key, SloFigures] = {}
 
     def __getitem__(self, key: Key) -> SloFigures:
         if key not in self._figures:
-            self._figures[key] = _figures(_sum(self._tallies[key]), self.covered_s)
+            self._figures[key] = _figures(_merged(self._tallies[key]), self.covered_s)
         return self._figures[key]
 
     def __iter__(self) -> Iterator[Key]:
@@ -108,73 +104,58 @@ class SloSnapshot(Mapping[Key, SloFigures]):
     def __len__(self) -> int:
         return len(self._tallies)
 
-    def __repr__(self) -> str:
-        return f"SloSnapshot(window_s={self.window_s}, covered_s={self.covered_s}, {list(self)})"
-
     @property
     def total(self) -> SloFigures:
         """The figures of all keys together."""
-        together = _sum(tally for some in self._tallies.values() for tally in some)
-        return _figures(together, self.covered_s)
-
-    def grouped(self, by: Callable[[Key], Key]) -> SloSnapshot:
-        """
-        Return the same requests under fewer keys: from keys of model and tenant to the models alone.
-
-        Args:
-            by: From a key to the one that it is part of. It is not asked about ``"other"``, where
-                keys beyond the limit were counted: that stays what it is.
-        """
-        groups: dict[Key, list[Tally]] = {}
-        for key, some in self._tallies.items():
-            groups.setdefault(key if key == OTHER else by(key), []).extend(some)
-        return SloSnapshot(self.window_s, self.covered_s, groups)
+        return _figures(_merged(tally for _, tally in self._entries()), self.covered_s)
 
     def merge(self, *others: SloSnapshot) -> SloSnapshot:
         """
-        Merge this snapshot and others, such as those of several worker processes, in one.
-
-        The result is what windows of all their requests would show.
+        Merge snapshots, such as those of several workers, as if one had served all requests.
 
         Raises:
-            ValueError: The windows are not of one length.
+            ValueError: The windows differ in length.
         """
-        groups = {key: list(some) for key, some in self._tallies.items()}
-        covered_s = self.covered_s
         for other in others:
             if other.window_s != self.window_s:
                 raise ValueError(
                     f"SloSnapshot.merge: window_s: expected {self.window_s}, got {other.window_s}"
                 )
-            covered_s = max(covered_s, other.covered_s)
-            for key, some in other._tallies.items():
-                groups.setdefault(key, []).extend(some)
-        return SloSnapshot(self.window_s, covered_s, groups)
+        snapshots = (self, *others)
+        covered_s = max(snapshot.covered_s for snapshot in snapshots)
+        entries = chain.from_iterable(snapshot._entries() for snapshot in snapshots)
+        return SloSnapshot(self.window_s, covered_s, entries)
 
     def to_json(self) -> bytes:
-        """Return the snapshot as JSON, sketches included, for :meth:`from_json` in another process."""
-        tallies = {key: _sum(some) for key, some in self._tallies.items()}
-        return encode(self.window_s, self.covered_s, tallies)
+        """Return the snapshot as JSON, sketches included, for :meth:`from_json` elsewhere."""
+        entries = [(key, _merged(tallies)) for key, tallies in self._tallies.items()]
+        message = _Message(self.window_s, self.covered_s, entries)
+        return msgspec.json.encode(message, enc_hook=LatencySketch.to_bytes)
 
     @classmethod
     def from_json(cls, data: bytes | str) -> Self:
         """
-        Make the snapshot again.
+        Read what :meth:`to_json` returned.
 
         Raises:
-            ValueError: *data* is not what :meth:`to_json` gives; the message names the place.
-            ImportError: The package ddsketch is missing; names the extra that brings it.
+            ValueError: *data* is something else; names the place.
+            ImportError: The package ddsketch is missing; names the extra.
         """
         try:
-            return cls(*decode(data))
-        except ValueError as error:
+            message = msgspec.json.decode(data, type=_Message, dec_hook=_sketch)
+        except msgspec.MsgspecError as error:
             raise ValueError(f"SloSnapshot.from_json: {error}") from error
+        return cls(message.window_s, message.covered_s, message.keys)
 
-    def __reduce__(self) -> tuple[Callable[[bytes], SloSnapshot], tuple[bytes]]:
-        return SloSnapshot.from_json, (self.to_json(),)
+    def _entries(self) -> Iterator[tuple[Key, Tally]]:
+        return ((key, tally) for key, tallies in self._tallies.items() for tally in tallies)
 
 
-def _sum(tallies: Iterable[Tally]) -> Tally:
+def _sketch(_: type, data: Any) -> LatencySketch:
+    return LatencySketch.from_bytes(msgspec.convert(data, bytes, strict=False))
+
+
+def _merged(tallies: Iterable[Tally]) -> Tally:
     together = Tally()
     for tally in tallies:
         together.merge(tally)
@@ -182,29 +163,23 @@ def _sum(tallies: Iterable[Tally]) -> Tally:
 
 
 def _figures(tally: Tally, covered_s: float) -> SloFigures:
-    judged = tally.good + tally.slow + tally.failed
-    requests = judged + tally.cancelled
+    counts = tally.counts
+    judged = counts["good"] + counts["slow"] + counts["failed"]
+    requests = judged + counts["cancelled"]
     return SloFigures(
         requests=requests,
-        good=tally.good,
-        slow=tally.slow,
-        failed=tally.failed,
-        cancelled=tally.cancelled,
-        tokens=tally.tokens,
-        goodput=tally.good / judged if judged else None,
-        goodput_per_s=tally.good / covered_s,
+        goodput=counts["good"] / judged if judged else None,
+        goodput_per_s=counts["good"] / covered_s,
         requests_per_s=requests / covered_s,
-        tokens_per_s=tally.tokens / covered_s,
-        open=tally.open,
-        late=tally.late,
+        tokens_per_s=counts["tokens"] / covered_s,
         ttft=_quantiles(tally.ttft),
         itl=_quantiles(tally.itl),
+        **{name: counts[name] for name in COUNTED},
     )
 
 
-def _quantiles(sketch: LatencySketch | None) -> LatencyQuantiles | None:
-    if sketch is None:
+def _quantiles(sketch: LatencySketch) -> LatencyQuantiles | None:
+    if not sketch.count:
         return None
-    return LatencyQuantiles(
-        sketch.quantile_ms(0.50), sketch.quantile_ms(0.90), sketch.quantile_ms(0.99), sketch.count
-    )
+    p50_ms, p90_ms, p99_ms = map(sketch.quantile_ms, (0.50, 0.90, 0.99))
+    return LatencyQuantiles(p50_ms, p90_ms, p99_ms, sketch.count)

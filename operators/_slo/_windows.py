@@ -1,11 +1,12 @@
-"""Sliding windows over many streams: what became of the requests of the last seconds, by key."""
+"""Sliding windows over many streams: the outcomes of the requests of the last seconds, by key."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
+from collections.abc import Iterator
 
 import reactivex
 from reactivex import Observable, abc
@@ -14,9 +15,8 @@ from reactivex import operators as ops
 from operators._chunk import Clock
 from operators._core.loop_scheduler import LoopScheduler
 from operators._slo._request import SloRequest
-from operators._slo._sketch import need_sketches
 from operators._slo._snapshot import SloSnapshot
-from operators._slo._tally import OTHER, Ended, Key, Tally, check_key
+from operators._slo._tally import OTHER, Ended, Key, Tally, check_key, load_library
 
 __all__ = ("SloWindows",)
 
@@ -25,22 +25,20 @@ class SloWindows:
     """
     The requests of the last *window_s* seconds, by key: outcomes, tokens, latency sketches.
 
-    Make one per process, and put ``slo`` with it into each request's pipeline. The windows slide in
-    steps of *bucket_s*: what is older than the oldest bucket is let go, so memory is bounded by the
-    number of keys (about 4 kB per key and bucket), not by requests or tokens. Requests that are
-    still open are looked at when a snapshot is taken, so a stall shows before anything ends.
-
-    Safe to use from several threads, and from finalisers that the garbage collector runs.
+    Make one per process, and put ``slo`` with it into each pipeline. The windows slide in steps of
+    *bucket_s*. Memory is bounded by the number of keys (about 4 kB per key and bucket), not by
+    requests or tokens. A snapshot shows open requests too, so a stall shows before anything ends.
+    Safe to use from several threads, and from finalizers that the garbage collector runs.
 
     Args:
-        window_s: How far the windows reach back, in seconds.
-        bucket_s: How finely they slide, in seconds; *window_s* is a multiple of it.
-        max_keys: How many keys they hold at once. A request whose key would be one more counts
-            under ``"other"``. A key that saw no end of a request for *window_s* makes room.
-        clock: Monotonic clock, in seconds; give the loop's ``time`` under virtual time.
+        window_s: The length of the windows, in seconds.
+        bucket_s: The step by which they slide, in seconds; *window_s* is a multiple of it.
+        max_keys: The number of keys held at once. Requests of further keys count under ``"other"``
+            until a key without a request for *window_s* is dropped.
+        clock: Monotonic clock, in seconds; the loop's ``time`` under virtual time.
 
     Raises:
-        ImportError: The package ddsketch is missing; names the extra that brings it.
+        ImportError: The package ddsketch is missing; names the extra.
         ValueError: An option is out of range; names it.
 
     >>> windows = SloWindows(window_s=60, bucket_s=5)
@@ -59,36 +57,33 @@ class SloWindows:
     ) -> None:
         _check_seconds("SloWindows: window_s", window_s)
         _check_seconds("SloWindows: bucket_s", bucket_s)
-        self._reach = round(window_s / bucket_s)
-        if self._reach < 1 or not math.isclose(self._reach * bucket_s, window_s):
+        self._buckets_held = round(window_s / bucket_s)
+        if self._buckets_held < 1 or not math.isclose(self._buckets_held * bucket_s, window_s):
             raise ValueError(
                 f"SloWindows: bucket_s: expected window_s ({window_s} s) or a whole part of it, "
                 f"got {bucket_s} s"
             )
         if max_keys < 1:
             raise ValueError(f"SloWindows: max_keys: expected at least 1 key, got {max_keys}")
-        need_sketches()
+        load_library()
         self.window_s = float(window_s)
         self.bucket_s = float(bucket_s)
         self.max_keys = max_keys
         self.clock = clock
         self._made = clock()
-        self._newest = self._number(self._made)
+        self._newest = math.floor(self._made / self.bucket_s)
         self._buckets: dict[int, dict[Key, Tally]] = {}
-        # In how many buckets each key is; not the one of those beyond the limit.
-        self._keys: Counter[Key] = Counter()
+        # The newest bucket of each key, except of those beyond the limit.
+        self._keys: dict[Key, int] = {}
         self._open: set[SloRequest] = set()
-        # Requests that have ended come through here one by one: the lock is only ever tried for, as
-        # the garbage collector may end a stream in the very thread that holds it.
+        # Requests that have ended are queued, and the lock is only ever tried for: the garbage
+        # collector may end a stream in the very thread that holds it.
         self._ended: deque[Ended] = deque()
         self._lock = threading.Lock()
 
-    def __repr__(self) -> str:
-        return f"SloWindows(window_s={self.window_s}, bucket_s={self.bucket_s})"
-
     def failed(self, key: Key) -> None:
         """
-        Count a request that failed before it had a stream (row S5), or was turned away.
+        Count a request that failed before it had a stream (row S5), or was rejected.
 
         Raises:
             TypeError: *key* is neither a text nor a tuple of texts.
@@ -96,13 +91,13 @@ class SloWindows:
         self.closed(None, Ended(check_key("SloWindows.failed: key", key), "failed"))
 
     def snapshot(self) -> SloSnapshot:
-        """Return what the windows show now. Takes about 10 µs per key, and ten times that when read."""
+        """Return the present figures; about 10 µs per key, and ten times that to read them."""
         with self._lock:
             self._count_ended()
             now = self.clock()
             self._slide(now)
-            begin = max(self._made, (self._newest - self._reach + 1) * self.bucket_s)
-            tallies = self._tallies()
+            begin = max(self._made, (self._newest - self._buckets_held + 1) * self.bucket_s)
+            tallies = [*self._counted(), *self._running()]
         self._count_if_free()
         return SloSnapshot(self.window_s, max(now - begin, self.bucket_s), tallies)
 
@@ -112,53 +107,42 @@ class SloWindows:
         """
         Emit a snapshot every *every_s* seconds, the first after that time, until disposed.
 
-        Args:
-            every_s: The time between two, in seconds.
-            scheduler: Where the time comes from; the one subscribed with, or else the running
-                event loop's by default.
+        *scheduler* is by default that of the subscription, or else the running event loop's.
 
         Raises:
             ValueError: *every_s* is not more than 0.
 
-        >>> import asyncio
-        >>> from reactivex import operators as ops
-        >>> from rx_backend.testing import run_virtual
-        >>> async def main():
-        ...     windows = SloWindows(clock=asyncio.get_running_loop().time)
-        ...     windows.failed("llama")
-        ...     failed = ops.map(lambda snapshot: snapshot.total.failed)
-        ...     return await windows.live(9.0).pipe(failed, ops.take(7), ops.to_list())
-        >>> run_virtual(main())
-        [1, 1, 1, 1, 1, 1, 0]
+        >>> from reactivex.testing import TestScheduler
+        >>> windows, scheduler = SloWindows(clock=lambda: 0.0), TestScheduler()
+        >>> _ = windows.live(9.0, scheduler=scheduler).subscribe(lambda snapshot: print(len(snapshot)))
+        >>> scheduler.advance_by(10.0)
+        0
         """
         _check_seconds("SloWindows.live: every_s", every_s)
-
-        def show(_: int) -> SloSnapshot:
-            return self.snapshot()
 
         def subscribe(
             observer: abc.ObserverBase[SloSnapshot], given: abc.SchedulerBase | None = None
         ) -> abc.DisposableBase:
             ticks = reactivex.interval(every_s, scheduler or given or LoopScheduler())
-            return ticks.pipe(ops.map(show)).subscribe(observer)
+            return ticks.pipe(ops.map(lambda _: self.snapshot())).subscribe(observer)
 
         return Observable(subscribe)
 
     # For the operator.
 
     def opened(self, request: SloRequest) -> None:
-        """Note that a request begins; each one is followed by :meth:`closed`."""
+        """Count a request as open until :meth:`closed` is called for it."""
         self._open.add(request)
 
     def closed(self, request: SloRequest | None, ended: Ended) -> None:
-        """Note that a request has ended."""
+        """Count a request that has ended."""
         if request is not None:
             self._open.discard(request)
         self._ended.append(ended)
         self._count_if_free()
 
     def _count_if_free(self) -> None:
-        # What came while the lock was held is counted by its holder, or by whoever comes next.
+        # The holder of the lock counts what is queued meanwhile, or the next call does.
         while self._ended and self._lock.acquire(blocking=False):
             try:
                 self._count_ended()
@@ -169,53 +153,40 @@ class SloWindows:
         while self._ended:
             ended = self._ended.popleft()
             self._slide(self.clock())
-            self._tally(ended.key).add(ended)
-
-    def _number(self, now: float) -> int:
-        return math.floor(now / self.bucket_s)
+            key = ended.key if self._has_room(self._keys, ended.key) else OTHER
+            if key != OTHER:
+                self._keys[key] = self._newest
+            self._buckets.setdefault(self._newest, {}).setdefault(key, Tally()).add(ended)
 
     def _slide(self, now: float) -> None:
-        number = self._number(now)
-        if number <= self._newest:
-            return
-        self._newest = number
-        for old in [old for old in self._buckets if old <= number - self._reach]:
-            self._keys.subtract(list(self._buckets.pop(old)))
-        self._keys = +self._keys
+        self._newest = max(self._newest, math.floor(now / self.bucket_s))
+        oldest = self._newest - self._buckets_held + 1
+        if self._buckets and min(self._buckets) < oldest:
+            self._buckets = {at: bucket for at, bucket in self._buckets.items() if at >= oldest}
+            self._keys = {key: at for key, at in self._keys.items() if at >= oldest}
 
-    def _tally(self, key: Key) -> Tally:
-        """Return the newest bucket's tally for a request of *key*."""
-        bucket = self._buckets.setdefault(self._newest, {})
-        if key not in self._keys and len(self._keys) >= self.max_keys:
-            key = OTHER
-        tally = bucket.get(key)
-        if tally is None:
-            tally = bucket[key] = Tally()
-            if key != OTHER:
-                self._keys[key] += 1
-        return tally
+    def _has_room(self, keys: dict[Key, int], key: Key) -> bool:
+        return key in keys or len(keys) < self.max_keys
 
-    def _tallies(self) -> dict[Key, list[Tally]]:
-        """All that the windows hold, in tallies that don't change any more."""
-        tallies: dict[Key, list[Tally]] = {}
+    def _counted(self) -> Iterator[tuple[Key, Tally]]:
+        """Return the tallies of all buckets, copied where they may still change."""
         for number, bucket in self._buckets.items():
             for key, tally in bucket.items():
-                kept = tally if number < self._newest else tally.copy()
-                tallies.setdefault(key, []).append(kept)
-        running: dict[Key, Tally] = {}
-        known = set(self._keys)
+                if number < self._newest:
+                    yield key, tally
+                else:
+                    copy = Tally()
+                    copy.merge(tally)
+                    yield key, copy
+
+    def _running(self) -> Iterator[tuple[Key, Tally]]:
+        """Return a tally of each open request."""
+        keys = dict(self._keys)
         for request in list(self._open):
-            key = request.key
-            if key not in known and len(known) >= self.max_keys:
-                key = OTHER
-            elif key != OTHER:
-                known.add(key)
-            tally = running.setdefault(key, Tally())
-            tally.open += 1
-            tally.late += request.is_late()
-        for key, tally in running.items():
-            tallies.setdefault(key, []).append(tally)
-        return tallies
+            key = request.key if self._has_room(keys, request.key) else OTHER
+            if key != OTHER:
+                keys[key] = self._newest
+            yield key, Tally({"open": 1, "late": int(request.is_late())})
 
 
 def _check_seconds(name: str, value: float) -> None:

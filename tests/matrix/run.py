@@ -230,17 +230,32 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     indexes = range(arguments.first, arguments.first + arguments.requests)
     if arguments.index is not None:
         indexes = range(arguments.index, arguments.index + 1)
-    plan: list[tuple[int, str, str]] = []
+    return list(_shuffled(engines, consumers, indexes, arguments.seed))
+
+
+def _shuffled(
+    engines: list[str], consumers: list[str], indexes: range, seed: int
+) -> Iterator[tuple[int, str, str]]:
+    """Go through all pairs again and again, each time in another order."""
+    pairs = [(engine, consumer) for engine in engines for consumer in consumers]
+    order: list[tuple[str, str]] = []
+    shuffled = -1
     for index in indexes:
-        rng = Random(f"{arguments.seed}/{index}/pair")
-        plan.append((index, rng.choice(engines), rng.choice(consumers)))
-    return plan
+        turn, place = divmod(index, len(pairs))
+        if turn != shuffled:
+            order, shuffled = Random(f"{seed}/{turn}").sample(pairs, len(pairs)), turn
+        yield index, *order[place]
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.matrix", description=__doc__)
     add = parser.add_argument
-    add("--requests", type=int, default=20000, help="how many; random pairs")
+    add(
+        "--requests",
+        type=int,
+        default=20000,
+        help="how many; all pairs in random order, again and again",
+    )
     add("--first", type=int, default=0, help="the index of the first one")
     add("--index", type=int, help="the only one to run")
     add("--all", action="store_true", help="every pair once instead")

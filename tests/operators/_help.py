@@ -23,7 +23,7 @@ from reactivex.subject import Subject
 
 from operators import fuse
 from operators.authoring import AnyOperator, Completed, FusedRun, Stage, emit, operator
-from rx_backend.testing import run_virtual
+from rx_backend.testing import VirtualTimeLoop, run_virtual
 
 P = ParamSpec("P")
 
@@ -127,6 +127,20 @@ async def settle() -> None:
     """Let the loop turn, until a release that needs no time has been made."""
     for _ in range(10):
         await asyncio.sleep(0)
+
+
+def now() -> float:
+    """The running loop's time, to the millisecond."""
+    return round(asyncio.get_running_loop().time(), 3)
+
+
+def busy() -> list[str]:
+    """What is left on the loop besides the running task: tasks, and timers that are set."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    timers = [timer for _, _, timer in loop._timers if not timer.cancelled()]  # pyright: ignore[reportPrivateUsage]
+    return [*map(repr, tasks), *map(repr, timers)]
 
 
 # Sources.
@@ -285,6 +299,33 @@ def fused_waiting(
 ) -> Seen:
     """As one pulled stream, whose source waits before each item."""
     return fused(items, *operators, error=error, ends=ends, take=take, every_s=1.0)
+
+
+def pushed_on_the_loop(
+    items: Sequence[Any],
+    *operators: AnyOperator,
+    error: Exception | None = None,
+    ends: bool = True,
+    take: int | None = None,
+) -> Seen:
+    """As ``reactivex`` operators, the source being pushed from outside, an item a second."""
+
+    async def run() -> Seen:
+        subject: Subject[Any] = Subject()
+        seen, subscription = watch(subject.pipe(*operators), take=take)
+        for item in items:
+            subject.on_next(item)
+            await asyncio.sleep(1.0)
+        if error is not None:
+            subject.on_error(error)
+        elif ends:
+            subject.on_completed()
+        await asyncio.sleep(LONG_S)
+        subscription.dispose()
+        await asyncio.sleep(LONG_S)
+        return seen
+
+    return run_virtual(run())
 
 
 LIVES: tuple[Life, ...] = (pushed, synchronous, fused, fused_waiting)

@@ -104,21 +104,6 @@ async def test_a_cancellation_of_the_sources_own_making_is_a_failure(
     assert type(failures[0].__cause__) is signal
 
 
-@pytest.mark.rows("S6")
-@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
-@virtual
-async def test_interrupts_are_no_items(signal: type[BaseException]) -> None:
-    """They come out of the pull as they are; the stream is dropped and its engine closed."""
-    journal: list[str] = []
-    engine = Engine(["a"], error=signal())
-    stream = fuse(engine(), [annotate_errors(shout, tell), spy(journal)])
-    assert await anext(stream) == "A"
-    with pytest.raises(signal):
-        await anext(stream)
-    assert (engine.closed, journal) == (1, ["A", "!"])
-    assert await collect(stream) == Seen([], "completed")
-
-
 @pytest.mark.rows("P6a", "S6")
 @virtual
 async def test_the_error_item_completes_the_stream() -> None:
@@ -131,11 +116,3 @@ async def test_the_error_item_completes_the_stream() -> None:
     )
     assert [await anext(stream), await anext(stream)] == ["A", "E: gone"]
     assert engine.journal == ["pull", "A", "closed", "E: gone", "|", "end False"]
-
-
-def test_every_subscription_is_wrapped() -> None:
-    """One operator serves any number of subscriptions, after a failure too."""
-    operator = annotate_errors(shout, tell)
-    for line, result in (("-a-#", "-A-(E|)"), ("-a-b-|", "-A-B-|")):
-        test = Marbles({"E": "E: gone"}, error=FAILURE)
-        test.expect(test.cold(line).pipe(operator), result)

@@ -15,9 +15,11 @@ from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import pytest
+import reactivex
 from hypothesis import given
 from hypothesis import strategies as st
 
+import operators as our
 from operators import record_span
 from operators.authoring import AtLeast, FusedRun, Seconds, Stage, operator
 
@@ -198,3 +200,124 @@ def test_nothing_is_kept_of_an_operator() -> None:
     held = use()
     gc.collect()
     assert held() is None
+
+
+async def waits(item: object) -> object:
+    return item
+
+
+NEVER = reactivex.never()
+WINDOWS = our.SloWindows(clock=lambda: 0.0)
+# What operators and the objects they are made with refuse, and what the error says.
+REFUSED: list[tuple[Callable[[], object], str]] = [
+    (lambda: our.coalesce(max_chunks=0), "max_chunks: expected a whole number, at least 1, got 0"),
+    (lambda: our.coalesce(max_chunks=None), "max_chunks: expected a whole number, at least 1"),
+    (lambda: our.coalesce(max_tokens=True), "max_tokens: expected a whole number, at least 1 or"),
+    (lambda: our.coalesce(overflow="drop"), "overflow: expected 'wait' or 'fail', got 'drop'"),
+    (lambda: our.coalesce(error="late"), "error: expected a function"),
+    (lambda: our.coalesce(merge=3), "merge: expected a function"),
+    (lambda: our.coalesce(counts={}), "counts: expected CoalesceCounts"),
+    (lambda: our.coalesce(ahead_of_first=0), "ahead_of_first: expected True or False, got 0"),
+    (lambda: our.deadlines(idle_s=None), "expected first_token_s, idle_s or total_s"),
+    (lambda: our.deadlines(first_token_s=0), "first_token_s: expected a number, more than 0 sec"),
+    (lambda: our.deadlines(total_s=math.inf), "total_s: expected a number, more than 0 seconds"),
+    (lambda: our.deadlines(total_s=True), "total_s: expected a number, more than 0 seconds"),
+    (lambda: our.deadlines(idle_s="5"), "idle_s: expected a number, more than 0 seconds"),
+    (lambda: our.deadlines(idle_s=5, on_expiry=5), "on_expiry: expected a function"),
+    (lambda: our.Drains(-1), "limit: expected at least 0, got -1"),
+    (lambda: our.Drains(timeout_s=math.nan), "timeout_s: expected at least 0, got nan"),
+    (lambda: our.Drains(grace_s=-1), "grace_s: expected at least 0, got -1"),
+    (
+        lambda: our.drain_until_first_token(7, drains=our.Drains()),
+        "abort: expected a function or None, got 7",
+    ),
+    (lambda: our.drain_until_first_token(print, drains=3), "drains: expected a Drains, got 3"),
+    (lambda: our.enforce_cancellation(-1, print, stop=NEVER, kill=NEVER), "grace_s: expected"),
+    (lambda: our.enforce_cancellation(math.nan, print, stop=NEVER, kill=NEVER), "grace_s: exp"),
+    (lambda: our.enforce_cancellation(1, print, stop=5, kill=NEVER), "stop: expected"),
+    (lambda: our.enforce_cancellation(1, print, stop=NEVER, kill=5), "kill: expected"),
+    (lambda: our.enforce_cancellation(1, 5, stop=NEVER, kill=NEVER), "terminal: expected"),
+    (lambda: our.filter_async(7), "predicate: expected a function, got 7"),
+    (lambda: our.heartbeat(0, "p"), "interval_s: expected a number, more than 0 seconds, got 0"),
+    (lambda: our.heartbeat(None, "p"), "interval_s: expected a number, more than 0 seconds, got"),
+    (lambda: our.limit_tokens(0), "limit: expected a whole number, at least 1 tokens or None"),
+    (lambda: our.limit_tokens(1.5), "limit: expected a whole number, at least 1 tokens or None"),
+    (lambda: our.map_async(7), "function: expected a function, got 7"),
+    (lambda: our.on_outcome("text"), "callback: expected a function, got 'text'"),
+    (lambda: our.on_outcome(waits), "callback: expected a function that is not async"),
+    (lambda: our.on_outcome(print, is_cancelled="text"), "is_cancelled: expected a function, got"),
+    (lambda: our.sliding_itl(count=None), "expected count or window_s, got neither"),
+    (lambda: our.sliding_itl(count=0), "count: expected a whole number, at least 1 gap or None"),
+    (lambda: our.sliding_itl(window_s=0.0), "window_s: expected a number, more than 0 seconds or"),
+    (lambda: our.slo(None, None, windows=WINDOWS, key="m"), "expected ttft_ms or itl_ms, got ne"),
+    (lambda: our.slo(0.0, 50, windows=WINDOWS, key="m"), "ttft_ms: expected a number, more than 0"),
+    (lambda: our.slo(500, -1, windows=WINDOWS, key="m"), "itl_ms: expected a number, more than 0 "),
+    (
+        lambda: our.slo(500, 50, windows=WINDOWS, key="m", itl_by="max"),
+        "itl_by: expected 'mean' or 'p99', got 'max'",
+    ),
+    (lambda: our.slo(500, 50, windows=WINDOWS, key=None), "key: expected a str or a tuple of str"),
+    (
+        lambda: our.slo(500, 50, windows=WINDOWS, key=("m", 3)),
+        "key: expected a str or a tuple of s",
+    ),
+    (lambda: our.slo(500, 50, windows=7, key="m"), "windows: expected SloWindows, got 7"),
+    (lambda: our.SloWindows(window_s=0), "window_s: expected more than 0 s, got 0"),
+    (lambda: our.SloWindows(window_s=math.inf), "window_s: expected more than 0 s, got inf"),
+    (lambda: our.SloWindows(bucket_s=-1), "bucket_s: expected more than 0 s, got -1"),
+    (
+        lambda: our.SloWindows(window_s=60, bucket_s=7),
+        "bucket_s: expected window_s (60 s) or a whole part of it, got 7 s",
+    ),
+    (
+        lambda: our.SloWindows(window_s=5, bucket_s=60),
+        "bucket_s: expected window_s (5 s) or a whole part of it, got 60 s",
+    ),
+    (lambda: our.SloWindows(max_keys=0), "max_keys: expected at least 1 key, got 0"),
+    (lambda: our.stop_on(2, min_tokens=-1), "min_tokens: expected a whole number, at least 0 tok"),
+    (lambda: our.stop_on(2, answers=0), "answers: expected a whole number, at least 1 or None"),
+    (lambda: our.stop_on(2, answers=True), "answers: expected a whole number, at least 1 or None"),
+    (lambda: our.stop_on("###"), "stop: expected token ids or sequences of them, got '###'"),
+    (lambda: our.stop_on(["###"]), "stop: expected token ids or sequences of them, got '###'"),
+    (lambda: our.stop_on(1.5), "stop: expected token ids or sequences of them, got 1.5"),
+    (lambda: our.stop_on([[]]), "stop: expected sequences of at least one token, got an empty one"),
+    (lambda: our.stop_on([-1]), "stop: expected token ids, got -1"),
+    (lambda: our.stop_on([[1, 1 << 32]]), "stop: expected token ids, got 4294967296"),
+    (lambda: our.stop_on([True]), "stop: expected token ids, got True"),
+    (lambda: our.stop_on([[1, "2"]]), "stop: expected token ids, got '2'"),
+    (lambda: our.stop_on_text(7), "stop: expected a text or a list of texts, got 7"),
+    (lambda: our.stop_on_text({"#": 1}), "stop: expected a text or a list of texts, got {'#': 1}"),
+    (lambda: our.stop_on_text([7]), "stop: expected texts, got 7"),
+    (lambda: our.stop_on_text(["#", ""]), "stop: expected texts that are not empty, got ''"),
+    (lambda: our.stop_on_text("#", min_tokens=-1), "min_tokens: expected a whole number, at least"),
+    (lambda: our.stop_on_text("#", answers=0), "answers: expected a whole number, at least 1 or"),
+    (lambda: our.tap(7), "observe: expected a function, got 7"),
+    (lambda: our.tap(print, limit=0), "limit: expected a whole number, at least 1 item, got 0"),
+    (lambda: our.tap_async(print, limit=0), "limit: expected a whole number, at least 1 item"),
+    (lambda: our.tap_async(print, grace_s=-1), "grace_s: expected a number, at least 0 seconds"),
+    (lambda: our.usage(-1, print), "prompt_tokens: expected a whole number, at least 0 tokens"),
+    (lambda: our.usage(3, 5), "make: expected a function, got 5"),
+    (lambda: our.usage(3, print, on_end=1), "on_end: expected a function or None, got 1"),
+]
+
+
+@pytest.mark.rows("O5")
+@pytest.mark.parametrize(("make", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])
+def test_what_is_refused(make: Callable[[], object], message: str) -> None:
+    """When it is made: the error names operator and option, and what was expected."""
+    with pytest.raises((TypeError, ValueError)) as refused:
+        make()
+    name = next(name for name in make.__code__.co_names if name in our.__all__)
+    assert str(refused.value).startswith(f"{name}: {message}")
+
+
+def test_what_windows_refuse() -> None:
+    """A period that is none, and a key that would not survive the way to another process."""
+    with pytest.raises(
+        ValueError, match=r"SloWindows\.live: every_s: expected more than 0 s, got 0"
+    ):
+        WINDOWS.live(0)
+    with pytest.raises(
+        TypeError, match=r"SloWindows\.failed: key: expected a str or a tuple of str"
+    ):
+        WINDOWS.failed(7)

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import copy
+import functools
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, ParamSpec
 
 import pytest
 import reactivex
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from opentelemetry.trace import INVALID_SPAN
 from reactivex import Observable, abc
 from reactivex import operators as ops
 from reactivex.disposable import Disposable
 from reactivex.scheduler import ImmediateScheduler
-from reactivex.subject import Subject
 from reactivex.testing import TestScheduler
 
 import operators
 from operators import Pipeline, TokenTimes, fuse
+from operators._core.failures import SourceCancelled
 from operators.authoring import AnyOperator, Operator
-from rx_backend.testing import Marbles
+from rx_backend import LLMEngineOutput
+from rx_backend.testing import Marbles, run_virtual
 from tests.operators._help import (
     LETTERS,
     LIVES,
+    LONG_S,
     Chunk,
     Engine,
     Life,
     Seen,
+    by_aclose,
+    by_close,
+    by_losing_it,
+    collect,
     fused,
+    fused_waiting,
     handshake,
     pushed,
+    pushed_on_the_loop,
     same,
     terminal,
     token,
@@ -37,9 +51,21 @@ from tests.operators._help import (
     watch,
 )
 
+P = ParamSpec("P")
+
 
 def nothing(*_: object) -> None:
     """A callback that does nothing."""
+
+
+async def itself(item: Any) -> Any:
+    await asyncio.sleep(0.25)
+    return item
+
+
+async def has_tokens(item: Any) -> bool:
+    await asyncio.sleep(0.25)
+    return bool(item.token_ids)
 
 
 # How each operator is made; a new one belongs here. Clocks stand still, so that two runs of an
@@ -66,7 +92,30 @@ MADE: dict[str, Callable[[], Operator[Any, Any]]] = {
     "validate_contract": operators.validate_contract,
 }
 
-EVERY_OPERATOR = pytest.mark.parametrize("name", MADE)
+# Those that need an event loop. Their times are long beside the second between two items here.
+MADE_ASYNC: dict[str, Callable[[], Operator[Any, Any]]] = {
+    # With one waiting there is nothing to merge; merging is another way to give the same tokens.
+    "coalesce": lambda: operators.coalesce(max_chunks=1),
+    "deadlines": lambda: operators.deadlines(
+        first_token_s=1e9, idle_s=1e9, total_s=1e9, on_expiry=nothing
+    ),
+    # What it lets go on after a drop is no business of a contract that tells of what is released.
+    "drain_until_first_token": lambda: operators.drain_until_first_token(
+        nothing, drains=operators.Drains(limit=0)
+    ),
+    "enforce_cancellation": lambda: operators.enforce_cancellation(
+        1e9, terminal, stop=reactivex.never(), kill=reactivex.never()
+    ),
+    "filter_async": lambda: operators.filter_async(has_tokens),
+    "heartbeat": lambda: operators.heartbeat(1e9, "beat"),
+    "map_async": lambda: operators.map_async(itself),
+    "tap_async": lambda: operators.tap_async(itself),
+}
+ALL = {**MADE, **MADE_ASYNC}
+
+EVERY_OPERATOR = pytest.mark.parametrize("name", ALL)
+EVERY_SYNCHRONOUS = pytest.mark.parametrize("name", MADE)
+EVERY_ASYNCHRONOUS = pytest.mark.parametrize("name", MADE_ASYNC)
 
 INPUTS: dict[str, list[Any]] = {
     "nothing": [],
@@ -77,6 +126,9 @@ INPUTS: dict[str, list[Any]] = {
     "terminal-with-tokens": [token(1), terminal(2, 3)],
     "after-the-terminal": [token(1), terminal(), token(2), terminal()],
     "malformed": [token(1), token(-1), token(2)],
+    "beyond-the-limit": [token(1, 2, 3), token(4, 5, 6), token(1)],
+    "stopped": [token(1), token(8), token(9), token(1)],
+    "held-back": [token(8), token(1), token(8)],
 }
 
 EVERY_END = pytest.mark.parametrize(
@@ -91,12 +143,15 @@ EVERY_END = pytest.mark.parametrize(
 )
 
 
-def test_every_operator_is_here() -> None:
-    """Whatever is written with ``@operator`` or ``@callbacks(shared=True)`` and exported is in the table."""
-    written = {
-        name for name in operators.__all__ if hasattr(getattr(operators, name), "__wrapped__")
-    }
-    assert written >= set(MADE)
+def settled(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run a test in virtual time, until what operators do on their own has come to its end."""
+
+    @functools.wraps(test)
+    async def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        await test(*args, **kwargs)
+        await asyncio.sleep(LONG_S)
+
+    return virtual(run)
 
 
 class Source(Observable[Any]):
@@ -129,22 +184,31 @@ class Source(Observable[Any]):
         self.disposed += 1
 
 
+def test_every_operator_is_here() -> None:
+    """Whatever is written with a decorator of ours and exported is in one of the tables."""
+    written = {
+        name for name in operators.__all__ if hasattr(getattr(operators, name), "__wrapped__")
+    }
+    assert written == set(ALL)
+
+
 @EVERY_OPERATOR
 def test_it_is_an_operator(name: str) -> None:
-    """It is a value that a pipeline takes, and any ``pipe``."""
-    made = MADE[name]()
+    """It is a value that a pipeline takes, and any ``pipe``, and that shows how it was made."""
+    made = ALL[name]()
     assert isinstance(made, Operator)
     assert Pipeline([made]).operators == (made,)
     assert isinstance(reactivex.never().pipe(made), Observable)
-
-
-@EVERY_OPERATOR
-def test_its_repr_shows_how_it_was_made(name: str) -> None:
-    """The name is there, and every argument's value."""
-    made = MADE[name]()
     assert made.name == name
     assert repr(made).startswith(f"{name}(")
     assert repr(made).endswith(")")
+    function = getattr(operators, name)
+    assert function.__name__ == name
+    stands = "chunks;" if made.takes == "chunks" else ("anywhere", "between the two:")
+    assert (inspect.getdoc(function) or "").partition("\nPhase: ")[2].startswith(stands)
+    parameters = dict(inspect.signature(function.__wrapped__).parameters)
+    parameters.pop("source", None)
+    assert dict(inspect.signature(function).parameters) == parameters
 
 
 def test_a_repr_shows_arguments() -> None:
@@ -155,16 +219,7 @@ def test_a_repr_shows_arguments() -> None:
     assert repr(operators.until_terminal()) == "until_terminal()"
 
 
-@EVERY_OPERATOR
-def test_it_keeps_the_documentation_of_its_body(name: str) -> None:
-    """Name, docstring and signature are those of the function that was decorated."""
-    function = getattr(operators, name)
-    assert function.__name__ == name
-    assert function.__doc__
-    assert inspect.signature(function) == inspect.signature(function.__wrapped__)
-
-
-@EVERY_OPERATOR
+@EVERY_SYNCHRONOUS
 @pytest.mark.parametrize(
     "scheduler",
     [None, ImmediateScheduler(), TestScheduler()],
@@ -177,65 +232,56 @@ def test_it_forwards_the_scheduler(name: str, scheduler: abc.SchedulerBase | Non
     assert source.schedulers == [scheduler]
 
 
+@EVERY_ASYNCHRONOUS
+def test_it_needs_an_event_loop_in_a_pipe(name: str) -> None:
+    """Subscribed to where none runs, it says so as an error."""
+    seen, _ = watch(reactivex.of(1).pipe(MADE_ASYNC[name]()))
+    assert "running event loop" in seen.end
+
+
+@pytest.mark.rows("S7")
 @EVERY_OPERATOR
-@pytest.mark.parametrize("ending", ["dispose", "complete", "fail", "dispose-inside"])
-def test_it_disposes_its_source_once(name: str, ending: str) -> None:
-    """At the end and at a drop, however often the subscription is disposed after that."""
+@pytest.mark.parametrize("ending", ["complete", "fail", "dispose", "dispose-inside"])
+@settled
+async def test_it_disposes_its_source_once(name: str, ending: str) -> None:
+    """It subscribes when subscribed to; after an end or a drop nothing is heard of the source."""
     source = Source()
-    subscription = Disposable()
+    subscriptions: list[abc.DisposableBase] = []
+    seen = Seen()
 
     def on_next(item: Any) -> None:
-        if ending == "dispose-inside":
-            subscription.dispose()
+        seen.items.append(item)
+        if ending == "dispose-inside" and subscriptions:
+            subscriptions[0].dispose()
 
-    subscription = source.pipe(MADE[name]()).subscribe(on_next, nothing)
-    assert source.disposed == 0
-    (observer,) = source.observers
-    for item in (token(1), token(2)):
-        observer.on_next(item)
-    if ending == "complete":
-        observer.on_completed()
-    elif ending == "fail":
-        observer.on_error(LookupError())
-    for _ in range(2):
-        subscription.dispose()
-    assert source.disposed == 1
-
-
-@EVERY_OPERATOR
-def test_it_subscribes_when_it_is_subscribed_to(name: str) -> None:
-    """Not before, and once for each subscription."""
-    source = Source()
-    stream = source.pipe(MADE[name]())
+    stream = source.pipe(ALL[name]())
     assert source.observers == []
-    for count in (1, 2):
-        stream.subscribe()
-        assert len(source.observers) == count
-
-
-@EVERY_OPERATOR
-@pytest.mark.parametrize("ending", ["complete", "fail", "dispose"])
-def test_it_ignores_what_comes_late(name: str, ending: str) -> None:
-    """After the end, one way or another, nothing that the source still says comes out."""
-    source = Source()
-    seen, subscription = watch(source.pipe(MADE[name]()))
+    subscriptions.append(stream.subscribe(on_next, seen.fail))
     (observer,) = source.observers
     observer.on_next(token(1))
+    observer.on_next(token(2))
+    await asyncio.sleep(LONG_S)
+    assert source.disposed == (ending == "dispose-inside")
     if ending == "complete":
         observer.on_completed()
     elif ending == "fail":
         observer.on_error(LookupError())
-    else:
-        subscription.dispose()
+    await asyncio.sleep(LONG_S)
+    if ending == "dispose":
+        subscriptions[0].dispose()
     before = Seen([*seen.items], seen.end)
-    observer.on_next(token(2))
+    observer.on_next(token(3))
     observer.on_next(terminal())
     observer.on_error(ValueError())
     observer.on_completed()
+    await asyncio.sleep(LONG_S)
+    for _ in range(2):
+        subscriptions[0].dispose()
+    assert source.disposed == 1
     assert seen == before
 
 
-@EVERY_OPERATOR
+@EVERY_SYNCHRONOUS
 def test_it_bears_a_source_that_gives_all_at_once(name: str) -> None:
     """A source that has given everything before its subscription is made is like any other."""
     for items in INPUTS.values():
@@ -247,9 +293,10 @@ def test_it_bears_a_source_that_gives_all_at_once(name: str) -> None:
 @EVERY_OPERATOR
 @EVERY_END
 def test_every_way_to_run_it_gives_the_same(name: str, how: dict[str, Any]) -> None:
-    """Pushed, synchronous, fused with a source that waits and with one that doesn't."""
+    """Pushed, synchronous where it may be, fused with a source that waits and one that doesn't."""
+    lives: Sequence[Life] = LIVES if name in MADE else (pushed_on_the_loop, fused, fused_waiting)
     for items in INPUTS.values():
-        first, *others = [life(items, MADE[name](), **how) for life in LIVES]
+        first, *others = [life(items, ALL[name](), **how) for life in lives]
         for other in others:
             assert other == first
 
@@ -257,42 +304,34 @@ def test_every_way_to_run_it_gives_the_same(name: str, how: dict[str, Any]) -> N
 @EVERY_OPERATOR
 @EVERY_END
 def test_neighbours_change_nothing(name: str, how: dict[str, Any]) -> None:
-    """Fused with operators of ours and with stock ones on both sides it gives what it gives alone."""
+    """Between operators of ours, stock ones and asynchronous ones it gives what it gives alone."""
+    stock: AnyOperator = ops.map(lambda item: item)
+    waits = operators.map_async(itself)
     for items in INPUTS.values():
-        alone = fused(items, MADE[name](), **how)
-        stock: AnyOperator = ops.map(lambda item: item)
-        for ahead, behind in ((same(), same()), (stock, stock), (same(), stock)):
-            assert fused(items, ahead, MADE[name](), behind, **how) == alone
+        alone = fused(items, ALL[name](), **how)
+        for ahead, behind in ((same(), same()), (stock, waits), (waits, stock)):
+            assert fused(items, ahead, ALL[name](), behind, **how) == alone
 
 
+@pytest.mark.rows("S8")
 @EVERY_OPERATOR
-def test_two_streams_share_nothing(name: str) -> None:
-    """Two subscriptions of one operator, item by item in turns, give what one of them gives alone."""
-    made = MADE[name]()
+@settled
+async def test_streams_share_nothing(name: str) -> None:
+    """Streams of one operator, at once and one after another, are as fresh as the first."""
+    made = ALL[name]()
+
+    async def one(items: list[Any], **how: Any) -> Seen:
+        engine = Engine(copy.deepcopy(items), every_s=1.0)
+        return await collect(fuse(engine(), [made]), **how)
+
     for items in INPUTS.values():
-        alone = pushed(items, made)
-        sources = Subject[Any](), Subject[Any]()
-        both = [watch(source.pipe(made))[0] for source in sources]
-        for item in items:
-            for source in sources:
-                source.on_next(item)
-        for source in sources:
-            source.on_completed()
-        assert both == [alone, alone]
+        first = await one(items)
+        await one(items, take=1)
+        await collect(fuse(Engine(error=LookupError())(), [made]))
+        assert await asyncio.gather(one(items), one(items)) == [first, first]
 
 
-@EVERY_OPERATOR
-def test_it_can_be_used_again(life: Life, name: str) -> None:
-    """A second stream of the same operator is as fresh as the first, whatever became of that."""
-    made = MADE[name]()
-    for items in INPUTS.values():
-        first = life(items, made)
-        life(items, made, error=LookupError())
-        life(items, made, take=1)
-        assert life(items, made) == first
-
-
-@EVERY_OPERATOR
+@EVERY_SYNCHRONOUS
 def test_it_emits_when_its_source_does(name: str) -> None:
     """No operator holds an item back or lets it out at another time; never stays never."""
     test = Marbles(LETTERS)
@@ -303,25 +342,48 @@ def test_it_emits_when_its_source_does(name: str) -> None:
 
 
 @EVERY_OPERATOR
-@EVERY_END
-def test_a_failure_behind_it_closes_the_source(name: str, how: dict[str, Any]) -> None:
-    """An operator behind that fails ends the stream there."""
+@settled
+async def test_a_failure_behind_it_closes_the_source(name: str) -> None:
+    """An operator behind that fails ends the stream there, and the engine is closed."""
 
     def refuse(item: Any) -> Any:
         raise ValueError("behind")
 
+    engine = Engine([token(1), token(2), terminal()], every_s=1.0)
     broken = operators.annotate_errors(refuse, repr)
-    seen = fused([token(1), token(2), terminal()], MADE[name](), broken, **how)
-    assert seen == pushed([token(1), token(2), terminal()], MADE[name](), broken, **how)
+    seen = await collect(fuse(engine(), [ALL[name](), broken]))
+    assert seen == Seen([], "ValueError('behind')")
+    assert engine.closed == 1
+
+
+ENDING: dict[str, tuple[AnyOperator, int]] = {
+    "limit_tokens": (operators.limit_tokens(2), 2),
+    "stop_on": (operators.stop_on([[2, 3]]), 3),
+    "stop_on_text": (operators.stop_on_text("bc"), 3),
+    "until_terminal": (operators.until_terminal(), 4),
+}
+
+
+@pytest.mark.rows("S2", "S4")
+@pytest.mark.parametrize("name", ENDING)
+@settled
+async def test_an_operator_that_ends_the_stream_closes_the_engine(name: str) -> None:
+    """It is not pulled again, and its ``finally`` has run when the iteration is over."""
+    ending, pulls = ENDING[name]
+    chunks = [LLMEngineOutput([n], text=" abc"[n]) for n in (1, 2, 3)]
+    engine = Engine([*chunks, LLMEngineOutput.stop(), *chunks])
+    seen = await collect(fuse(engine(), [ending]))
+    assert (seen.end, engine.pulls, engine.closed) == ("completed", pulls, 1)
+    assert seen.items[-1].finish_reason is not None
 
 
 @pytest.mark.rows("S4")
 @EVERY_OPERATOR
-@virtual
+@settled
 async def test_one_pull_for_one_chunk(name: str) -> None:
-    """No operator pulls ahead; one that leaves chunks out pulls until one comes out."""
+    """A consumer that comes back at once finds nothing pulled ahead."""
     engine = Engine([token(n) for n in range(1, 9)], ends=False)
-    stream = fuse(engine(), [MADE[name]()])
+    stream = fuse(engine(), [ALL[name]()])
     assert engine.pulls == 0
     await anext(stream)
     begun = engine.pulls
@@ -334,7 +396,7 @@ async def test_one_pull_for_one_chunk(name: str) -> None:
 
 
 @pytest.mark.rows("S6")
-@EVERY_OPERATOR
+@EVERY_SYNCHRONOUS
 @virtual
 async def test_an_interrupt_is_never_an_item(name: str) -> None:
     """What is no ``Exception`` comes out of the pull as it is."""
@@ -342,3 +404,167 @@ async def test_an_interrupt_is_never_an_item(name: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         await anext(fuse(engine(), [MADE[name]()]))
     assert engine.closed == 1
+
+
+@pytest.mark.rows("S6")
+@pytest.mark.parametrize("name", sorted({*ALL} - {"annotate_errors"}))
+@pytest.mark.parametrize("signal", [asyncio.CancelledError, GeneratorExit])
+@settled
+async def test_an_engine_that_cancels_itself_has_failed(
+    name: str, signal: type[BaseException]
+) -> None:
+    """Nobody cancelled the consumer, so it is a failure like any other, and a cause is kept."""
+    engine = Engine([token(1)], error=signal())
+    seen = await collect(fuse(engine(), [same(), ALL[name](), same()]))
+    assert isinstance(seen.error, SourceCancelled)
+    assert type(seen.error.__cause__) is signal
+    assert str(seen.error) == f"the source raised {signal.__name__}"
+    assert engine.closed == 1
+
+
+@pytest.mark.rows("S7")
+@EVERY_ASYNCHRONOUS
+@pytest.mark.parametrize("drop", [by_close, by_aclose, by_losing_it])
+@pytest.mark.parametrize("after", [0, 1])
+@settled
+async def test_a_drop_releases_the_engine(name: str, drop: Any, after: int) -> None:
+    """Before the first pull and between two pulls."""
+    engine = Engine([token(1), token(2), terminal()], every_s=1.0)
+    owner = [fuse(engine(), [same(), MADE_ASYNC[name](), same()])]
+    for _ in range(after):
+        await anext(owner[0])
+    await drop(owner)
+    await asyncio.sleep(LONG_S)
+    assert engine.closed == (1 if after else 0)
+    if owner:
+        with pytest.raises(StopAsyncIteration):
+            await anext(owner[0])
+
+
+@pytest.mark.rows("S7")
+@EVERY_ASYNCHRONOUS
+@pytest.mark.parametrize("at_s", [0.5, 1.1, 1.5])
+@pytest.mark.parametrize("how", ["cancel", "close"])
+@settled
+async def test_a_drop_in_a_pull_releases_the_engine(name: str, at_s: float, how: str) -> None:
+    """While the engine is waited for, and while the operator itself waits."""
+    engine = Engine([handshake(), handshake(), token(1), terminal()], every_s=1.0)
+    stream = fuse(engine(), [MADE_ASYNC[name]()])
+    consumer = asyncio.create_task(collect(stream))
+    await asyncio.sleep(at_s)
+    if how == "cancel":
+        consumer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await consumer
+    else:
+        stream.close()
+        await consumer
+    await asyncio.sleep(LONG_S)
+    assert engine.closed == 1
+
+
+NUMBER: contextvars.ContextVar[int] = contextvars.ContextVar("number")
+
+
+@pytest.mark.rows("P9")
+@pytest.mark.parametrize(
+    "name", [*MADE_ASYNC, "at once", "detached", "until_terminal", "validate_contract"]
+)
+@pytest.mark.parametrize("take", [None, 1])
+@settled
+async def test_the_engine_keeps_its_context(name: str, take: int | None) -> None:
+    """What it sets in a step, it finds and takes back in the next, and in its clean-up."""
+    outcome: list[str] = []
+
+    async def engine() -> AsyncIterator[Any]:
+        token_of_number = NUMBER.set(7)
+        try:
+            for chunk in (token(1), token(2), terminal()):
+                await asyncio.sleep(1.0)
+                yield chunk
+        finally:
+            await asyncio.sleep(1.0)
+            NUMBER.reset(token_of_number)
+            outcome.append("reset")
+
+    made: dict[str, AnyOperator] = {
+        "at once": ops.map(lambda item: item),
+        "detached": ops.merge(reactivex.empty()),
+    }
+    stage = made.get(name) or ALL[name]()
+    context = contextvars.copy_context()
+    stream = fuse(engine(), [same(), stage, same()], own_context=context)
+    await collect(stream, take=take)
+    await asyncio.sleep(LONG_S)
+    assert outcome == ["reset"]
+
+
+# Random pipelines of the operators as they are.
+
+CHUNKS = st.one_of(
+    st.builds(handshake),
+    st.builds(token, st.integers(1, 9)),
+    st.builds(token, st.integers(1, 9), st.integers(1, 9)),
+    st.builds(terminal),
+    st.builds(terminal, st.integers(1, 9)),
+)
+STREAMS = st.lists(CHUNKS, max_size=6)
+ERRORS = st.sampled_from([None, LookupError("gone")])
+ANY = st.one_of(
+    st.lists(st.sampled_from(sorted(MADE)), max_size=6),
+    st.lists(st.sampled_from(sorted(ALL)), min_size=1, max_size=5),
+)
+
+
+def made_of(names: Sequence[str]) -> list[AnyOperator]:
+    return [ALL[name]() for name in names]
+
+
+@pytest.mark.rows("S1", "S2", "S6", "E3")
+@settings(max_examples=200)
+@given(names=ANY, chunks=STREAMS, error=ERRORS, take=st.none() | st.integers(1, 5))
+def test_fused_is_what_a_pipe_gives(
+    names: list[str], chunks: list[Any], error: Exception | None, take: int | None
+) -> None:
+    """Pulled and pushed; and behind ``until_terminal`` there is one terminal, the last."""
+    is_synchronous = set(names) <= set(MADE)
+    lives = (pushed, fused) if is_synchronous else (pushed_on_the_loop,)
+    pulled = fused_waiting(copy.deepcopy(chunks), *made_of(names), error=error, take=take)
+    for life in lives:
+        assert life(copy.deepcopy(chunks), *made_of(names), error=error, take=take) == pulled
+    if names[-1:] == ["until_terminal"]:
+        ends = [item for item in pulled.items if getattr(item, "finish_reason", None) is not None]
+        assert ends == [item for item in pulled.items[-1:] if item in ends]
+
+
+@pytest.mark.rows("S7")
+@settings(max_examples=150)
+@given(
+    names=ANY,
+    chunks=STREAMS,
+    error=ERRORS,
+    at_s=st.floats(0.0, 8.0),
+    how=st.sampled_from(["cancel", "close", "not at all"]),
+)
+def test_the_engine_is_closed_once(
+    names: list[str], chunks: list[Any], error: Exception | None, at_s: float, how: str
+) -> None:
+    """However and whenever the stream ends, with any operators in it; and the end is told once."""
+    ended: list[str] = []
+
+    async def run() -> Engine:
+        engine = Engine(copy.deepcopy(chunks), error=error, every_s=1.0)
+        stream = fuse(engine(), made_of(names), on_end=lambda _dropped: ended.append("end"))
+        consumer = asyncio.create_task(collect(stream))
+        await asyncio.sleep(at_s)
+        if how == "cancel":
+            consumer.cancel()
+        elif how == "close":
+            stream.close()
+        await asyncio.wait([consumer])
+        await asyncio.sleep(LONG_S)
+        return engine
+
+    engine = run_virtual(run())
+    assert engine.closed == (1 if engine.pulls or engine.closed else 0)
+    assert ended == ["end"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import pickle
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import asdict
@@ -68,32 +67,6 @@ def test_which_deadline_passes_when(
     )
 
 
-def test_a_failure_of_the_source_passes() -> None:
-    """What the source fails with before a deadline is what comes out."""
-    assert_marbles(deadlines(total_s=9), source="-a-#", result="-a-#", values=LETTERS)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "named"),
-    [
-        ({}, ValueError, "first_token_s, idle_s or total_s"),
-        ({"first_token_s": 0}, ValueError, "first_token_s"),
-        ({"idle_s": -1}, ValueError, "idle_s"),
-        ({"total_s": math.inf}, ValueError, "total_s"),
-        ({"total_s": math.nan}, ValueError, "total_s"),
-        ({"total_s": True}, TypeError, "total_s"),
-        ({"idle_s": "5"}, TypeError, "idle_s"),
-        ({"idle_s": 5, "on_expiry": 5}, TypeError, "on_expiry"),
-    ],
-)
-def test_a_bad_option_is_named_at_once(
-    options: dict[str, Any], error: type[Exception], named: str
-) -> None:
-    """It is told when the operator is made, not when a stream is."""
-    with pytest.raises(error, match=f"deadlines: .*{named}"):
-        deadlines(**options)
-
-
 @pytest.mark.parametrize(
     ("options", "kind", "text"),
     [
@@ -142,41 +115,6 @@ async def test_chunks_are_known_in_any_form(make: Callable[[Chunk], Any]) -> Non
     ended = Engine([*chunks, make(terminal())], every_s=2.0, ends=False)
     seen = await collect(fuse(ended(), [deadlines(first_token_s=5, idle_s=3)]))
     assert seen.end == "open"
-
-
-@virtual
-async def test_malformed_items_pass() -> None:
-    """It is for others to say what is wrong with an item."""
-    items: list[Any] = [7, Chunk(None), {"token_ids": 7}]  # pyright: ignore[reportArgumentType]
-    assert await collect(fuse(Engine(items)(), [deadlines(idle_s=3)])) == Seen(items, "completed")
-
-
-@virtual
-async def test_a_slow_consumer_is_no_silent_engine() -> None:
-    """Only time in which the engine is waited for counts, except for the whole."""
-    engine = Engine([handshake(), token(1), token(2)], every_s=1.0, ends=False)
-    stream = fuse(engine(), [deadlines(first_token_s=2.5, idle_s=2.5)])
-    for _ in range(3):
-        await anext(stream)
-        await asyncio.sleep(100.0)
-    before = asyncio.get_running_loop().time()
-    with pytest.raises(IdleTimeout):
-        await anext(stream)
-    assert asyncio.get_running_loop().time() == before + 2.5
-
-
-@virtual
-async def test_the_first_token_is_waited_for_in_parts() -> None:
-    """What was waited before a handshake is not given back by it."""
-    engine = Engine([handshake(), handshake(), token(1)], every_s=2.0)
-    stream = fuse(engine(), [deadlines(first_token_s=5)])
-    await anext(stream)
-    await asyncio.sleep(100.0)
-    await anext(stream)
-    before = asyncio.get_running_loop().time()
-    with pytest.raises(FirstTokenTimeout):
-        await anext(stream)
-    assert asyncio.get_running_loop().time() == before + 1.0
 
 
 @virtual

@@ -12,13 +12,12 @@ import reactivex
 from reactivex import abc
 from reactivex.subject import ReplaySubject, Subject
 
-from operators import abort_gate, deferred_abort, fuse, until_terminal
+from operators import abort_gate, deferred_abort, fuse
 from rx_backend.testing import Marbles
 from tests.operators._help import (
     LETTERS,
     Engine,
     Life,
-    Seen,
     cue,
     fused,
     handshake,
@@ -99,14 +98,6 @@ class TestAbortGate:
         test = Marbles(SIGNALS)
         test.expect(abort_gate(test.hot(stop), test.hot(opened), test.hot(closed)), result)
 
-    @pytest.mark.rows("A8")
-    def test_it_leaves_its_signals_when_it_is_through(self) -> None:
-        """When it has emitted, none of the three is listened to any more."""
-        test = Marbles(SIGNALS)
-        signals = test.hot("-s-s-s"), test.hot("---o-o"), test.hot("------c")
-        test.expect(abort_gate(*signals), "---(x|)")
-        assert [signal.subscriptions for signal in signals] == [["^--!"]] * 3
-
     @pytest.mark.rows("A2", "A8")
     @pytest.mark.parametrize("order", [*permutations(["stop", "opened"])], ids="-".join)
     def test_levels_that_are_set_already_count(
@@ -134,20 +125,6 @@ class TestAbortGate:
         Marbles({"x": 0}).expect(abort_gate(*timer), "---(x|)")
         late = reactivex.timer(2.0), reactivex.timer(4.0), reactivex.timer(3.0)
         Marbles().expect(abort_gate(*late), "---|")
-
-    @pytest.mark.rows("A8")
-    def test_subscriptions_share_nothing(self, level: MakeLevel) -> None:
-        """A second subscription waits for both signals again."""
-        stop, opened = Subject[bool](), Subject[bool]()
-        gate = abort_gate(stop, opened, level())
-        told: list[str] = []
-        gate.subscribe(lambda _: told.append("first"))
-        stop.on_next(True)
-        gate.subscribe(lambda _: told.append("second"))
-        opened.on_next(True)
-        assert told == ["first"]
-        stop.on_next(True)
-        assert told == ["first", "second"]
 
 
 class TestDeferredAbort:
@@ -375,26 +352,6 @@ class TestDeferredAbort:
             notified.on_next(True)
             assert aborts == ["abort"] * (1 - turns)
             await stream.aclose()
-
-    @pytest.mark.rows("A1", "A6")
-    def test_a_signal_after_the_terminal_does_nothing(self, life: Life) -> None:
-        """Behind ``until_terminal`` the terminal closes the gate before it is handed out."""
-        aborts: list[str] = []
-        stop = Level()
-        gate = deferred_abort(lambda: aborts.append("abort"), stop=stop)
-        seen = life([token(1), terminal()], until_terminal(), gate)
-        stop.on_next(True)
-        assert (seen.end, aborts) == ("completed", [])
-
-    @pytest.mark.rows("A5")
-    def test_a_terminal_that_carries_the_first_token_releases_the_abort(self, life: Life) -> None:
-        """The first token may come with the terminal."""
-        aborts: list[str] = []
-        stop = Level()
-        stop.on_next(True)
-        gate = deferred_abort(lambda: aborts.append("abort"), stop=stop)
-        assert life([terminal(1)], until_terminal(), gate) == Seen([terminal(1)], "completed")
-        assert aborts == ["abort"]
 
     @pytest.mark.rows("A6")
     @pytest.mark.parametrize(

@@ -106,48 +106,6 @@ async def by_losing_a_cycle(owner: Owner) -> None:
 BETWEEN_PULLS = [by_close, by_aclose, by_losing_it, by_losing_a_cycle]
 
 
-@pytest.mark.rows("A4", "S7")
-@pytest.mark.parametrize("drop", IN_A_PULL)
-@pytest.mark.parametrize("dropped_s", [1.0, 3.0, 5.0], ids=["1st pull", "2nd pull", "3rd pull"])
-@virtual
-async def test_a_drop_in_a_pull(drop: InPull, dropped_s: float) -> None:
-    """The consumer is rid of it at once; the engine's step goes on, and is aborted by its token."""
-    engine = Engine([handshake(), handshake(), token(1)], ends=False, every_s=2.0)
-    async with Drains(grace_s=3.0) as drains:
-        request = Request(engine(), drains)
-        pull = request.pull()
-        await asyncio.sleep(dropped_s)
-        await drop(pull, request.stream)
-        assert (now(), request.ends, drains.running) == (dropped_s, [dropped_s], 1)
-        assert await collect(request.stream) == Seen([], "completed")
-        await drains.wait()
-        assert (now(), request.aborts, engine.closed) == (9.0, [6.0], 1)
-    assert (drains.drained, drains.timed_out, drains.refused) == (1, 0, 0)
-
-
-@pytest.mark.rows("A4", "S7")
-@pytest.mark.parametrize("drop", BETWEEN_PULLS)
-@pytest.mark.parametrize("pulled", [0, 1])
-@virtual
-async def test_a_drop_between_two_pulls(
-    drop: Callable[[Owner], Awaitable[None]], pulled: int
-) -> None:
-    """While nobody pulls, and before anybody has."""
-    engine = Engine([handshake(), token(1)], ends=False, every_s=2.0)
-    async with Drains(grace_s=3.0) as drains:
-        request = Request(engine(), drains)
-        for _ in range(pulled):
-            await anext(request.stream)
-        await asyncio.sleep(1.0)
-        await drop(request.owner)
-        dropped_s = 2.0 * pulled + 1.0
-        await settle()
-        assert (now(), request.ends) == (dropped_s, [dropped_s])
-        await drains.wait()
-        token_s = dropped_s + 2.0 * (2 - pulled)
-        assert (now(), request.aborts, engine.closed) == (token_s + 3.0, [token_s], 1)
-
-
 @pytest.mark.rows("S7")
 @virtual
 async def test_other_drops() -> None:
@@ -167,31 +125,6 @@ async def test_other_drops() -> None:
         await drains.wait()
         assert [left.aborts, late.aborts, thrown_away.aborts] == [[4.0], [6.0], [7.0]]
         assert [engine.closed for engine in engines] == [1, 1, 1]
-
-
-@pytest.mark.rows("A1", "A5")
-@pytest.mark.parametrize(
-    "engine",
-    [
-        pytest.param(Engine([terminal()], every_s=4.0), id="terminal"),
-        pytest.param(Engine([terminal(1)], every_s=4.0), id="terminal-with-token"),
-        pytest.param(Engine([handshake()], every_s=4.0), id="no-terminal"),
-        pytest.param(Engine([handshake()], error=LookupError("gone"), every_s=4.0), id="error"),
-    ],
-)
-@virtual
-async def test_an_engine_that_ends_is_not_aborted(
-    engine: Engine, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It ended by itself, be it with an error, and nobody is told."""
-    engine.closed = 0
-    async with Drains() as drains:
-        request = Request(engine(), drains)
-        request.stream.close()
-        await drains.wait()
-        assert now() == 4.0
-    assert (request.aborts, engine.closed, drains.drained) == ([], 1, 1)
-    assert caplog.records == []
 
 
 @pytest.mark.rows("A1", "S2")
@@ -257,51 +190,6 @@ async def test_the_number_limit(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-@pytest.mark.rows("S7")
-@pytest.mark.parametrize("pulled", [0, 1])
-@virtual
-async def test_a_refused_one_is_released_at_its_drop(pulled: int) -> None:
-    """As without the operator: when ``aclose`` returns, the engine is closed and no task is left."""
-    engine = Engine([handshake(), token(1)], every_s=2.0)
-    request = Request(engine(), Drains(limit=0))
-    for _ in range(pulled):
-        await anext(request.stream)
-    await request.stream.aclose()
-    assert (now(), engine.closed) == (2.0 * pulled, pulled)
-    assert asyncio.all_tasks() == {asyncio.current_task()}
-
-
-@pytest.mark.rows("S7")
-@pytest.mark.parametrize("drop", BETWEEN_PULLS)
-@virtual
-async def test_a_drop_after_the_first_token_is_a_plain_one(
-    drop: Callable[[Owner], Awaitable[None]],
-) -> None:
-    """The engine is closed at once, and not aborted; nor is one that has ended."""
-    async with Drains() as drains:
-        live, over = Engine([token(1), token(2)]), Engine([terminal()])
-        for engine in (live, over):
-            request = Request(engine(), drains)
-            await anext(request.stream)
-            await drop(request.owner)
-            await settle()
-            assert (engine.closed, request.aborts, drains.running) == (1, [], 0)
-    assert drains.drained == 0
-
-
-@pytest.mark.rows("S7")
-@virtual
-async def test_a_drop_in_a_later_pull_cancels_the_engine() -> None:
-    """After the first token the engine's step ends with the consumer's."""
-    engine = Engine([token(1), token(2)], every_s=2.0)
-    async with Drains() as drains:
-        request = Request(engine(), drains)
-        pull = request.pull()
-        await asyncio.sleep(3.0)
-        await by_cancelling(pull, request.stream)
-        assert (engine.closed, request.aborts, drains.running) == (1, [], 0)
-
-
 @pytest.mark.rows("S1", "S4", "P6a")
 @virtual
 async def test_a_stream_that_is_taken_to_its_end() -> None:
@@ -319,56 +207,6 @@ async def test_a_stream_that_is_taken_to_its_end() -> None:
         assert (request.ends, engine.closed) == ([4.0], 1)
         assert await collect(request.stream) == Seen([], "completed")
     assert request.aborts == []
-
-
-@pytest.mark.rows("S6")
-@pytest.mark.parametrize("before", [[], [handshake()], [token(1)]])
-@virtual
-async def test_a_failure_comes_out(before: Sequence[Chunk]) -> None:
-    """Of the engine's step, with its own traceback and object."""
-    error = LookupError("gone")
-    async with Drains() as drains:
-        seen = await collect(Request(Engine(before, error=error)(), drains).stream)
-    assert (seen.items, seen.error) == ([*before], error)
-
-
-@pytest.mark.rows("A4", "C4")
-@pytest.mark.parametrize("notified_s", [0.0, 3.0], ids=["before-the-drop", "after-it"])
-@virtual
-async def test_a_notice_opens_too(notified_s: float) -> None:
-    """Where the engine tells of its first token by the side, the chunk is not waited for."""
-    level: ReplaySubject[bool] = ReplaySubject()
-    asyncio.get_running_loop().call_later(notified_s, level.on_next, True)
-    engine = Engine([token(1)], every_s=60.0)
-    async with Drains(grace_s=2.0) as drains:
-        request = Request(engine(), drains, notified=level)
-        pull = request.pull()
-        await asyncio.sleep(1.0)
-        await by_cancelling(pull, request.stream)
-        await drains.wait()
-        opened_s = max(1.0, notified_s)
-        assert (now(), request.aborts, engine.closed) == (opened_s + 2.0, [opened_s], 1)
-    assert level.observers == []
-
-
-@virtual
-async def test_an_engine_that_ends_within_its_grace() -> None:
-    """It is not closed before, and not waited for any longer."""
-    stopped = asyncio.Event()
-    seen: list[float] = []
-
-    async def engine() -> AsyncGenerator[Chunk]:
-        await asyncio.sleep(1.0)
-        yield token(1)
-        await stopped.wait()
-        await asyncio.sleep(1.0)
-        seen.append(now())
-        yield terminal()
-
-    async with Drains(grace_s=10.0) as drains:
-        drain = drain_until_first_token(stopped.set, drains=drains)
-        fuse(engine(), [drain]).close()
-    assert (seen, now()) == ([2.0], 2.0)
 
 
 @virtual
@@ -521,17 +359,6 @@ class TestDrains:
         stubborn.set()
         await drains.wait()
 
-    @virtual
-    async def test_nobody_has_to_wait(self) -> None:
-        """Giving the waiting up disturbs no drain."""
-        drains = Drains(grace_s=0.0)
-        request = Request(Engine([token(1)], ends=False, every_s=5.0)(), drains)
-        request.stream.close()
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(drains.wait(), 1.0)
-        await drains.wait()
-        assert request.aborts == [5.0]
-
     def test_an_event_loop_that_ends(self, caplog: pytest.LogCaptureFixture) -> None:
         """Drains that nobody closed are cancelled with all other tasks, and their engines closed."""
         engine = Engine([handshake(), handshake()], ends=False, every_s=1.0)
@@ -578,27 +405,6 @@ class TestDrains:
         run_virtual(main()).close()
         assert caplog.records == []
         assert (engine.closed, drains.running) == (1, 0)
-
-    @pytest.mark.parametrize("option", ["limit", "timeout_s", "grace_s"])
-    @pytest.mark.parametrize("value", [-1, float("nan")])
-    def test_numbers_are_checked(self, option: str, value: Any) -> None:
-        """The message names the option and what it got."""
-        with pytest.raises(
-            ValueError, match=rf"Drains: {option}: expected at least 0, got {value}"
-        ):
-            Drains(**{option: value})
-
-
-@virtual
-async def test_arguments_are_checked() -> None:
-    """When the operator is made, the message names the option; without a scope it needs the abort."""
-    with pytest.raises(TypeError, match="abort: expected a function or None, got 7"):
-        drain_until_first_token(7, drains=Drains())  # type: ignore[arg-type]
-    engine = Engine([token(1)])
-    with pytest.raises(TypeError, match="drain_until_first_token: abort: expected a function"):
-        fuse(engine(), [drain_until_first_token(drains=Drains())])
-    with pytest.raises(TypeError, match="drains: expected a Drains, got 3"):
-        drain_until_first_token(lambda: None, drains=3)  # type: ignore[arg-type]
 
 
 # Any timing.
@@ -661,13 +467,13 @@ class Timing:
         return seen, [abort_s], [min(end_s, abort_s + GRACE_S)], counted
 
 
-@pytest.mark.rows("A1", "A4", "A5", "S1", "S4", "S7")
+@pytest.mark.rows("A1", "A4", "A5", "C4", "S1", "S2", "S4", "S6", "S7")
 @given(
     timing=st.builds(
         Timing,
         steps=STEPS,
         dropped_s=st.integers(0, 8).map(lambda second: second + 0.5),
-        drop=st.sampled_from([*IN_A_PULL, by_close, by_losing_it]),
+        drop=st.sampled_from([*IN_A_PULL, *BETWEEN_PULLS]),
         timeout_s=st.sampled_from([0.25, 2.25, 50.25]),
         notified_s=st.none() | st.integers(0, 8).map(lambda second: second + 0.6),
         limit=st.integers(0, 1),

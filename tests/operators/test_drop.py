@@ -17,8 +17,7 @@ import pytest
 
 from operators import fuse, map_async, until_terminal
 from operators.authoring import AnyOperator, Stage, operator
-from rx_backend.testing import VirtualTimeLoop, run_virtual
-from tests.leaks import LeakWatch
+from rx_backend.testing import VirtualTimeLoop
 from tests.operators._help import (
     Engine,
     Owner,
@@ -138,7 +137,7 @@ async def spinning_after_a_failure(journal: list[str]) -> AsyncGenerator[Any]:
     try:
         yield 1
         with suppress(LookupError):
-            await _fails_after(0.5)
+            await _fails_after(0.05)
         for _ in range(MANY):
             await asyncio.sleep(0)
         journal.append("never dropped")
@@ -383,48 +382,6 @@ class TestNobodyWaits:
         assert await run.released() == DROPPED
 
     @pytest.mark.rows("S7")
-    @pytest.mark.parametrize("waits", [True, False])
-    @virtual
-    async def test_the_clean_up_is_a_task_like_any_other(self, waits: bool) -> None:
-        """An engine's ``finally`` may ask for the task it runs in, from its first step on."""
-        asked: list[str] = []
-        tasks: set[object] = set()
-
-        async def engine() -> AsyncGenerator[int]:
-            try:
-                yield 1
-            finally:
-                for _ in range(2):
-                    task = asyncio.current_task()
-                    assert task is not None
-                    tasks.add(task)
-                    asked.append(repr(task))
-                    asked.append(task.get_name())
-                    asked.append(repr(task.get_coro()))
-                    if waits:
-                        await asyncio.sleep(1)
-
-        stream = fuse(engine(), [same()])
-        await anext(stream)
-        await stream.aclose()
-        assert (len(tasks), len(asked)) == (1, 6)
-        assert all(isinstance(answer, str) for answer in asked)
-
-    @pytest.mark.rows("S7")
-    def test_a_stream_that_outlives_its_loop(self, leaks: LeakWatch) -> None:
-        """Dropping it afterwards, or pulling it, is harmless."""
-        leaks.allow("async generator not closed")
-        run: list[Run] = []
-
-        async def main() -> None:
-            run.append(Run(quick))
-            await anext(run[0].owner[0])
-
-        run_virtual(main())
-        run[0].owner.clear()
-        assert sorted(run[0].journal[-4:]) == DROPPED
-
-    @pytest.mark.rows("S7")
     def test_a_stream_that_is_dropped_between_two_runs_of_its_loop(self) -> None:
         """What has to wait is released when the loop runs again."""
         loop = VirtualTimeLoop()
@@ -440,21 +397,20 @@ class TestNobodyWaits:
         loop.close()
 
     @pytest.mark.rows("S7")
-    @pytest.mark.parametrize("is_ended", [True, False])
-    def test_a_stream_that_outlives_the_interpreter(self, is_ended: bool) -> None:
-        """One that lasts until modules are taken apart is silent."""
-        script = f"""if True:
+    def test_a_stream_that_outlives_the_interpreter(self) -> None:
+        """One that lasts until modules are taken apart is silent, whether it has ended or not."""
+        script = """if True:
             import asyncio, gc
             from operators import fuse
             from operators._core import fusion
             async def engine():
-                for number in range(1 if {is_ended} else 5):
+                for number in range(3):
                     yield number
             async def main():
-                fusion.kept = fuse(engine(), [])
-                async for _ in fusion.kept:
-                    if not {is_ended}:
-                        break
+                fusion.kept = [fuse(engine(), []), fuse(engine(), [])]
+                async for _ in fusion.kept[0]:
+                    pass
+                await anext(fusion.kept[1])
             asyncio.run(main())
             gc.freeze()
         """
@@ -481,7 +437,7 @@ class TestATaskWaits:
         """The pull ends there without an item, and everything is released once."""
         run = Run(engine)
         pulling = run.pull()
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.1)
         await way(run.owner)
         assert await pulling == Seen([1, 1], "completed")
         assert await run.released() == DROPPED
@@ -497,7 +453,7 @@ class TestATaskWaits:
         """The cancellation goes through the engine and out of the pull; all is released once."""
         run = Run(engine)
         pulling = run.pull()
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.1)
         pulling.cancel("the client left")
         await asyncio.wait([pulling])
         assert pulling.cancelled()
@@ -607,7 +563,7 @@ class TestATaskWaits:
         """A drop that follows in the same pull ends the stages at once; the engine is left to unwind."""
         run = Run(spinning_after_a_cancellation)
         pulling = run.pull()
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.1)
         pulling.cancel()
         await asyncio.sleep(0.01)
         run.owner[0].close()
@@ -654,19 +610,6 @@ class TestATaskWaits:
         assert (pulling.cancelled(), engine.closed, loop.time()) == (True, 0, 1.0)
         assert await collect(stream) == Seen([], "completed")
         assert (engine.closed, loop.time()) == (1, 5.0)
-
-    @pytest.mark.rows("S7")
-    @virtual
-    async def test_a_pull_that_is_thrown_away(self) -> None:
-        """Closing the coroutine of a pull by hand is a drop too, and raises nothing."""
-        run = Run(quick)
-        for _ in range(2):
-            await anext(run.owner[0])
-        pull = run.owner[0].__anext__()
-        pull.send(None)
-        pull.close()
-        assert await run.released() == DROPPED
-        assert await collect(run.owner[0]) == Seen([], "completed")
 
     @pytest.mark.rows("S7", "O4")
     @pytest.mark.parametrize("cancels", [True, False])
@@ -764,26 +707,6 @@ class TestFromInside:
         assert engine.pulls <= 3
         assert sorted(entry for entry in journal if entry[-1] in "!|#d") == ["a!", "b!", "closed"]
 
-    @pytest.mark.rows("S7")
-    @pytest.mark.parametrize("way", [by_close, by_aclose])
-    @virtual
-    async def test_by_the_engine(self, way: Callable[[Owner], Awaitable[None]]) -> None:
-        """The engine is cancelled where it waits next."""
-        owner: Owner = []
-
-        async def engine(journal: list[str]) -> AsyncGenerator[int]:
-            try:
-                yield 1
-                await way(owner)
-                await asyncio.Event().wait()
-            finally:
-                journal.append("closed")
-
-        run = Run(engine)
-        owner.append(run.owner[0])
-        assert await collect(run.owner[0]) == Seen([1, 1], "completed")
-        assert await run.released() == DROPPED
-
 
 class TestThreads:
     """The last reference is lost in another thread."""
@@ -839,7 +762,7 @@ class Closing:
 
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("way", ["close", "lose"])
-@pytest.mark.parametrize("closing_s", [None, 1.0])
+@pytest.mark.parametrize("closing_s", [None, 0.02])
 @pytest.mark.parametrize("depth", [0, 1])
 def test_a_stream_that_outlives_its_loop(way: str, closing_s: float | None, depth: int) -> None:
     """It is closed with its loop, as a generator is; closing it afterwards does nothing more."""

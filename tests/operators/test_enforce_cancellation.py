@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import reactivex
@@ -68,44 +68,6 @@ def test_the_engine_has_the_grace_and_no_more(
     test = Marbles({**LETTERS, "Z": CUT})
     played, stopped, killed = test.cold(source), test.hot(stop), test.hot(kill)
     test.expect(played.pipe(cut_off(3, stopped, killed)), result)
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "named"),
-    [
-        (lambda: cut_off(-1), ValueError, "grace_s"),
-        (lambda: cut_off(math.nan), ValueError, "grace_s"),
-        (lambda: cut_off(1, stop=5), TypeError, "stop"),
-        (lambda: cut_off(1, kill=5), TypeError, "kill"),
-        (
-            lambda: enforce_cancellation(1, cast("Any", CUT), stop=reactivex.never()),
-            TypeError,
-            "terminal",
-        ),
-    ],
-)
-def test_a_bad_option_is_named_at_once(
-    make: Callable[[], object], error: type[Exception], named: str
-) -> None:
-    """It is told when the operator is made, not when a stream is."""
-    with pytest.raises(error, match=f"enforce_cancellation: {named}"):
-        make()
-
-
-@pytest.mark.rows("S2")
-@virtual
-async def test_the_engine_is_closed_while_nobody_pulls() -> None:
-    """The grace runs out whether the consumer pulls or not; the terminal waits for its pull."""
-    stop: Subject[Any] = Subject()
-    engine = Engine([token(1), token(2)])
-    stream = fuse(engine(), [cut_off(3, stop), until_terminal()])
-    await anext(stream)
-    stop.on_next(True)
-    await asyncio.sleep(2.9)
-    assert engine.closed == 0
-    await asyncio.sleep(0.2)
-    assert engine.closed == 1
-    assert await collect(stream) == Seen([CUT], "completed")
 
 
 @virtual

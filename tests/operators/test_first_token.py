@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from operators import first_token, fuse
-from rx_backend.testing import Marbles, assert_marbles
+from operators import first_token
+from rx_backend.testing import Marbles
 from tests.operators._help import (
     LETTERS,
     Chunk,
-    Engine,
     Life,
     Seen,
     handshake,
     terminal,
     token,
-    virtual,
 )
 
 
@@ -70,28 +68,6 @@ def test_a_callback_that_raises_fails_the_stream(life: Life) -> None:
 
     seen = life([handshake(), token(1), token(2)], first_token(refuse))
     assert seen == Seen([handshake()], "LookupError('no [1]')")
-
-
-@virtual
-async def test_a_callback_that_raises_releases_the_engine() -> None:
-    """When the callback fails the stream, the engine is closed before the consumer knows."""
-
-    def refuse(chunk: Chunk) -> None:
-        raise LookupError
-
-    engine = Engine([token(1), token(2)])
-    with pytest.raises(LookupError):
-        await anext(fuse(engine(), [first_token(refuse)]))
-    assert engine.journal == ["pull", "closed"]
-
-
-def test_every_subscription_has_a_first_token() -> None:
-    """A second subscription starts afresh."""
-    told: list[Chunk] = []
-    operator = first_token(told.append)
-    for _ in range(2):
-        assert_marbles(operator, source="-h-a-b-|", result="-h-a-b-|", values=LETTERS)
-    assert told == [LETTERS["a"], LETTERS["a"]]
 
 
 class Untouchable:

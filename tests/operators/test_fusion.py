@@ -49,37 +49,6 @@ async def one_later(item: Any) -> Any:
 class TestPull:
     """What one pull of the consumer does."""
 
-    @pytest.mark.rows("S1", "S4")
-    @pytest.mark.parametrize("count", [0, 1, 3])
-    @virtual
-    async def test_one_pull_is_one_pull(self, count: int) -> None:
-        """The source is not touched before the first pull, and each pull takes one item of it."""
-        engine = Engine(range(9))
-        stream = fuse(engine(), [same()] * count)
-        assert engine.pulls == 0
-        for number in range(5):
-            assert await anext(stream) == number
-            assert engine.pulls == number + 1
-        await stream.aclose()
-
-    @pytest.mark.rows("S4")
-    @virtual
-    async def test_a_filter_pulls_until_an_item_comes_out(self) -> None:
-        """Items that are left out are pulled within the same pull, and no more than those."""
-        engine = Engine(range(9))
-        stream = fuse(engine(), [kept(3)])
-        assert [engine.pulls async for _ in stream] == [1, 4, 7]
-
-    @pytest.mark.rows("S4")
-    @virtual
-    async def test_items_that_wait_are_handed_out_first(self) -> None:
-        """Of several items for one, those that wait are handed out before the source is pulled."""
-        engine = Engine([1, 2])
-        stream = fuse(engine(), [twice(), twice()])
-        pulls = [(await anext(stream), engine.pulls) for _ in range(8)]
-        assert pulls == [(1, 1)] * 4 + [(2, 2)] * 4
-        assert await collect(stream) == Seen([], "completed")
-
     @virtual
     async def test_a_long_stretch_without_an_item(self) -> None:
         """However many items are left out in one pull, it comes to an end."""
@@ -132,20 +101,6 @@ class TestPull:
         assert first == Seen([1], "completed" if error is None else repr(error))
         assert [await collect(stream), await collect(stream)] == [Seen([], "completed")] * 2
 
-    @pytest.mark.rows("S1")
-    @virtual
-    async def test_items_that_wait_come_before_a_failure(self) -> None:
-        """When an operator fails on the second of two items, the first one still comes out."""
-
-        @operator
-        def refuse_the_second() -> Ints:
-            item = yield
-            item = yield item
-            raise LookupError("second")
-
-        stream = fuse(Engine([1, 2])(), [twice(), refuse_the_second(), same()])
-        assert await collect(stream) == Seen([1], "LookupError('second')")
-
     @virtual
     async def test_a_stream_without_operators(self) -> None:
         """An empty list hands the source's items through, and still owns it."""
@@ -157,42 +112,6 @@ class TestPull:
 
 class TestNewShape:
     """An operator that steps aside while the stream runs."""
-
-    @pytest.mark.rows("S1", "S4")
-    @virtual
-    async def test_items_that_wait_are_not_lost(self) -> None:
-        """What waits comes out before the next item of the source goes through the new shape."""
-
-        @operator
-        def aside_with_three() -> Ints:
-            item = yield
-            yield detach(item, item, item)
-
-        engine = Engine([1, 2])
-        stream = fuse(engine(), [aside_with_three(), twice(), aside_with_three()])
-        pulls = [(await anext(stream), engine.pulls) for _ in range(10)]
-        assert pulls == [(1, 1)] * 8 + [(2, 2)] * 2
-        assert await collect(stream) == Seen([], "completed")
-
-    @pytest.mark.rows("S7")
-    @pytest.mark.parametrize("drop_after", range(1, 6))
-    @virtual
-    async def test_a_drop_while_items_wait(self, drop_after: int) -> None:
-        """Items that wait are dropped with the stream; every operator meets its end once."""
-
-        @operator
-        def aside(journal: list[str]) -> Ints:
-            try:
-                item = yield
-                yield detach(item, item)
-            finally:
-                journal.append("end")
-
-        engine = Engine([1, 2, 3])
-        stream = fuse(engine(), [aside(engine.journal), twice(), aside(engine.journal)])
-        assert (await collect(stream, take=drop_after)).end == "dropped"
-        assert sorted(engine.journal[-3:]) == ["closed", "end", "end"]
-        assert engine.journal.count("end") == 2
 
     @virtual
     async def test_many_shapes(self) -> None:
@@ -233,17 +152,6 @@ class TestConcurrency:
         items = [await asyncio.create_task(_next_of(stream)) for _ in range(3)]
         assert items == [1, 2, 3]
         assert await collect(stream) == Seen([], "completed")
-
-    @virtual
-    async def test_streams_do_not_meet(self) -> None:
-        """Many streams of the same operators run side by side, each with its own items."""
-        operators = [twice(), kept(2)]
-
-        async def run(number: int) -> Seen:
-            return await collect(fuse(Engine([number, 2], every_s=1.0)(), operators))
-
-        seen = await asyncio.gather(*(run(number) for number in range(1, 5)))
-        assert [one.items for one in seen] == [[2, 2], [2, 2, 2, 2], [2, 2], [4, 4, 2, 2]]
 
 
 class Counting:
@@ -400,10 +308,11 @@ class TestSources:
 class TestContext:
     """Where source and operators run."""
 
-    @pytest.mark.rows("P7", "P9")
+    @pytest.mark.rows("P7", "P9", "S7")
+    @pytest.mark.parametrize("is_dropped", [False, True])
     @virtual
-    async def test_source_and_operators_run_in_the_given_context(self) -> None:
-        """They see what was set there, the consumer sees nothing of what they set."""
+    async def test_source_and_operators_run_in_the_given_context(self, is_dropped: bool) -> None:
+        """They see what was set there, also in a drop; the consumer sees nothing of what they set."""
         variable = contextvars.ContextVar("variable", default="outside")
         context = contextvars.copy_context()
         context.run(variable.set, "inside")
@@ -439,51 +348,14 @@ class TestContext:
         )
         async for _ in stream:
             assert variable.get() == "outside"
-        assert seen == [
-            "set-up inside",
-            "start inside",
-            "item inside",
-            "item changed",
-            "closing changed",
-            "end changed",
-            "on_end changed, False",
-        ]
-
-    @pytest.mark.rows("P9", "S7")
-    @virtual
-    async def test_a_drop_is_made_in_the_given_context(self) -> None:
-        """Operators and source are closed where they ran."""
-        variable = contextvars.ContextVar("variable", default="outside")
-        context = contextvars.copy_context()
-        context.run(variable.set, "inside")
-        seen: list[str] = []
-
-        async def engine() -> AsyncIterator[int]:
-            try:
-                yield 1
-            finally:
-                seen.append(f"closed {variable.get()}")
-                await asyncio.sleep(1)
-                seen.append(f"closed {variable.get()}")
-
-        @operator
-        def look() -> Ints:
-            try:
-                item = yield
-                while True:
-                    item = yield item
-            finally:
-                seen.append(f"end {variable.get()}")
-
-        stream = fuse(
-            engine(),
-            [look()],
-            own_context=context,
-            on_end=lambda dropped: seen.append(f"on_end {variable.get()}, {dropped}"),
-        )
-        await anext(stream)
-        await stream.aclose()
-        assert seen == ["end inside", "on_end inside, True", "closed inside", "closed inside"]
+            if is_dropped:
+                await stream.aclose()
+        begin = ["set-up inside", "start inside", "item inside"]
+        if is_dropped:
+            assert seen == [*begin, "end inside", "on_end inside, True", "closing inside"]
+        else:
+            end = ["item changed", "closing changed", "end changed", "on_end changed, False"]
+            assert seen == [*begin, *end]
 
 
 class TestTheStreamItself:

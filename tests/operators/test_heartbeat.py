@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
-import math
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -21,9 +20,6 @@ from tests.operators._help import (
     LONG_S,
     Engine,
     Seen,
-    by_aclose,
-    by_close,
-    by_losing_it,
     collect,
     terminal,
     token,
@@ -55,14 +51,6 @@ def test_a_gap_is_filled(source: str, result: str) -> None:
     assert_marbles(beating, source=source, result=result, values=LETTERS)
 
 
-@pytest.mark.parametrize("interval_s", [0, -1, math.inf, math.nan, True, "5", None])
-def test_a_bad_interval_is_named_at_once(interval_s: Any) -> None:
-    """It is told when the operator is made, not when a stream is."""
-    expected = r"heartbeat: interval_s: expected a number, more than 0 seconds, got"
-    with pytest.raises((TypeError, ValueError), match=expected):
-        heartbeat(interval_s, "p")
-
-
 @virtual
 async def test_the_item_may_be_made_anew() -> None:
     """A function is called for each heartbeat; what it raises fails the stream."""
@@ -79,23 +67,6 @@ async def test_the_item_may_be_made_anew() -> None:
         [], "LookupError('refused')"
     )
     assert engine.closed == 1
-
-
-@pytest.mark.rows("S4")
-@virtual
-async def test_nothing_piles_up_while_the_consumer_is_away() -> None:
-    """It gets heartbeats for waiting itself, and the engine is pulled for none of them."""
-    engine = Engine(["a", "b"], every_s=5.0)
-    stream = fuse(engine(), [heartbeat(2.0, "p")])
-    assert await anext(stream) == "p"
-    await asyncio.sleep(100.0)
-    assert engine.pulls == 1
-    before = asyncio.get_running_loop().time()
-    assert await anext(stream) == "a"
-    assert asyncio.get_running_loop().time() == before
-    await asyncio.sleep(100.0)
-    assert engine.pulls == 1
-    assert await collect(stream) == Seen(["p", "p", "b"], "completed")
 
 
 @pytest.mark.rows("P6a", "S2")
@@ -137,47 +108,6 @@ async def test_the_engine_keeps_its_task_and_context() -> None:
     for taken in (1, 2):
         await collect(fuse(engine(), [heartbeat(2.0, "p")]), take=taken)
     assert resets == 3
-
-
-@pytest.mark.rows("S6")
-@virtual
-async def test_a_failure_is_the_engines_own() -> None:
-    """Heartbeats before it or not, the exception that the engine raised comes out."""
-    for every_s in (1.0, 5.0):
-        engine = Engine(["a"], error=LookupError("gone"), every_s=every_s)
-        seen = await collect(fuse(engine(), [heartbeat(2.0, "p")]))
-        assert seen.error is engine.error
-        assert seen.items[-1] == "a"
-
-
-@pytest.mark.rows("S7")
-@pytest.mark.parametrize("drop", [by_close, by_aclose, by_losing_it])
-@pytest.mark.parametrize("taken", [1, 2, 3])
-@virtual
-async def test_a_drop_in_a_gap_releases_the_engine(drop: Any, taken: int) -> None:
-    """The step that is under way is cancelled, and the engine cleans up to the end."""
-    engine = Engine(["a", "b"], every_s=3.0, closing_s=1.0)
-    owner = [fuse(engine(), [heartbeat(2.0, "p")])]
-    for _ in range(taken):
-        await anext(owner[0])
-    await drop(owner)
-    await asyncio.sleep(LONG_S)
-    assert engine.closed == 1
-
-
-@pytest.mark.rows("S7")
-@virtual
-async def test_a_cancelled_consumer_releases_the_engine() -> None:
-    """While it waits in a gap, and again while the engine cleans up."""
-    engine = Engine(["a"], every_s=30.0, closing_s=5.0)
-    consumer = asyncio.create_task(collect(fuse(engine(), [heartbeat(2.0, "p")])))
-    for cancelled_s in (5.0, 1.0):
-        await asyncio.sleep(cancelled_s)
-        consumer.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await consumer
-    await asyncio.sleep(LONG_S)
-    assert engine.closed == 1
 
 
 # Arrivals against heartbeats against a consumer of its own pace, and drops.
@@ -253,11 +183,3 @@ def test_every_interleaving(
     assert journal[-1] == "closed"
     items = sum(what == "item" for _, what in told)
     assert items <= journal.count("pulled") <= items + 1
-
-
-@virtual
-async def test_many_items_in_no_time() -> None:
-    """An engine that never waits is heard in order and to the end."""
-    engine = Engine([token(number) for number in range(500)])
-    seen = await collect(fuse(engine(), [heartbeat(1.0, "p")]))
-    assert seen == Seen(list(engine.items), "completed")

@@ -15,7 +15,7 @@ import reactivex
 from reactivex import operators as ops
 from reactivex.subject import Subject
 
-from operators import deferred_abort, fuse, heartbeat, map_async, until_terminal
+from operators import coalesce, deferred_abort, fuse, heartbeat, map_async, until_terminal
 from operators._core.failures import SourceCancelled
 from operators.assembly import Callbacks, callbacks, make_stream
 from operators.authoring import AnyOperator, FusedRun, Stage, emit, operator
@@ -442,10 +442,11 @@ class TestFromInside:
             same,
             lambda: map_async(later),
             lambda: heartbeat(1e6, "beat"),
+            coalesce,
             lambda: ops.map(lambda item: item),
             lambda: ops.delay(0.0),
         ],
-        ids=["ours", "pulling", "pumped", "fed", "detached"],
+        ids=["ours", "pulling", "pumped", "ahead", "fed", "detached"],
     )
     @pytest.mark.parametrize("at", ["start", "item"])
     @virtual

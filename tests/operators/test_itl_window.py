@@ -7,13 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from reactivex.subject import Subject
 
 from operators import LatencyFigures, TokenTimes, fuse, itl_window, sliding_itl
 from rx_backend.testing import Marbles
 from tests.operators._help import (
     LETTERS,
-    Chunk,
     Engine,
     Life,
     Seen,
@@ -22,7 +20,6 @@ from tests.operators._help import (
     terminal,
     token,
     virtual,
-    watch,
 )
 
 VALUES = {**LETTERS, "m": token(1, 2, 3)}
@@ -73,20 +70,6 @@ class TestItlWindow:
         assert times.itl_ms() == pytest.approx([100, 300])
         assert times.itl_per_token_ms() == pytest.approx([100, 100, 100, 100])
         assert (times.output_tokens, times.finish_reason) == (5, "length")
-
-    @pytest.mark.rows("F4")
-    def test_the_figures_of_five_gaps(self, life: Life) -> None:
-        """Gaps of 10 to 50 ms give 30.00, 30.00, 50.00 and 50.00."""
-        times = TokenTimes(scripted(0, 1, 1.03, 1.04, 1.09, 1.11, 1.15))
-        life([token(n) for n in range(6)], itl_window(times))
-        assert times.itl_figures() == LatencyFigures(30.0, 30.0, 50.0, 50.0, 5)
-
-    @pytest.mark.rows("F4", "P3")
-    def test_a_bare_terminal_is_noted_and_not_timed(self, life: Life) -> None:
-        """A terminal without tokens ends the record but is no sample."""
-        times = TokenTimes(scripted(0, 1))
-        life([token(1), terminal()], itl_window(times))
-        assert (times.itl_figures(), times.output_tokens, times.finish_reason) == (None, 1, "stop")
 
     @pytest.mark.rows("P8")
     def test_one_clock_read_per_chunk_with_tokens(self, life: Life) -> None:
@@ -163,16 +146,6 @@ class TestItlWindow:
         times = TokenTimes(lambda: 0.0)
         assert life([token(1)], itl_window(times, refuse)) == Seen([token(1)], "LookupError()")
 
-    def test_each_record_is_of_one_stream(self) -> None:
-        """Two streams at once fill two records."""
-        records = TokenTimes(scripted(0, 1, 4)), TokenTimes(scripted(0, 2, 3))
-        chunks: Subject[Chunk] = Subject()
-        for times in records:
-            watch(chunks.pipe(itl_window(times)))
-        chunks.on_next(token(1))
-        chunks.on_next(token(2))
-        assert [times.itl_ms() for times in records] == [[3000], [1000]]
-
 
 class TestSlidingItl:
     """Live figures over a sliding window."""
@@ -229,45 +202,6 @@ class TestSlidingItl:
         both = sliding_itl(count=2, window_s=10, clock=clock)
         seen = life([token(n) for n in range(5)], both)
         assert [item.count for item in seen.items] == [1, 2, 2, 1]
-
-    @pytest.mark.parametrize(
-        ("sizes", "message"),
-        [
-            ({}, "sliding_itl: expected count or window_s, got neither"),
-            (
-                {"count": 0},
-                "sliding_itl: count: expected a whole number, at least 1 gap or None, got 0",
-            ),
-            (
-                {"window_s": 0.0},
-                "sliding_itl: window_s: expected a number, more than 0 seconds or None, got 0.0",
-            ),
-            (
-                {"count": 3, "window_s": -1.0},
-                "sliding_itl: window_s: expected a number, more than 0 seconds or None, got -1.0",
-            ),
-        ],
-    )
-    def test_sizes_that_make_no_sense_are_refused(
-        self, sizes: dict[str, Any], message: str
-    ) -> None:
-        """The error comes when the operator is made, and says what was wrong."""
-        with pytest.raises(ValueError, match=message):
-            sliding_itl(**sizes)
-
-    def test_a_clock_that_raises_fails_the_stream(self, life: Life) -> None:
-        """What the clock raises ends the stream."""
-
-        def broken() -> float:
-            raise LookupError("no time")
-
-        assert life([token(1)], sliding_itl(count=1, clock=broken)).end == "LookupError('no time')"
-
-    def test_every_subscription_has_a_window_of_its_own(self, life: Life) -> None:
-        """The second stream begins without a gap."""
-        operator = sliding_itl(count=9, clock=scripted(0, 1, 50, 52))
-        runs = [life([token(1), token(2)], operator).items for _ in range(2)]
-        assert runs == [[figures(1000)], [figures(2000)]]
 
 
 def figures(*gaps_ms: float) -> LatencyFigures:

@@ -5,23 +5,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reactivex import operators as ops
 
-from operators import fuse
+from operators import fuse, map_async
 from operators._core.stage import when
 from operators.assembly import Callbacks, callbacks
 from operators.authoring import (
     AnyOperator,
     Completed,
+    FusedRun,
     Stage,
+    StageResult,
     complete_with,
     detach,
     emit,
@@ -29,7 +33,17 @@ from operators.authoring import (
     operator,
 )
 from rx_backend.testing import run_virtual
-from tests.operators._help import Engine, Seen, collect, fused, fused_waiting, pushed, synchronous
+from tests.operators._help import (
+    LONG_S,
+    Engine,
+    Life,
+    collect,
+    fused,
+    fused_waiting,
+    pushed,
+    pushed_on_the_loop,
+    synchronous,
+)
 
 Ints = Stage[int, int]
 
@@ -234,12 +248,174 @@ def functions(kind: str, n: int) -> Make:
     return make
 
 
+Twins = tuple[Make, Make]
+"""An asynchronous operator, and a synchronous one that gives the same."""
+
+
+def answered(kind: str, n: int, item: int) -> int | StageResult:
+    if kind == "some":
+        return emit(*[item] * (item % 3))
+    if kind == "last" and item > n:
+        return complete_with(item, n)
+    if kind == "failing" and item > n:
+        return fail_after(LookupError(item), item, n)
+    if kind == "fail" and item > n:
+        raise ValueError(item)
+    return item + n
+
+
+def awaited(kind: str, n: int, delay_s: float | None) -> Twins:
+    """A step that gives one item, some or none, ends the stream or fails."""
+
+    def asynchronous(ledger: Ledger, name: str) -> AnyOperator:
+        async def step(item: int) -> int | StageResult:
+            ledger.begun[name] += 1
+            try:
+                if delay_s is not None:
+                    await asyncio.sleep(delay_s)
+                return answered(kind, n, item)
+            finally:
+                ledger.ended[name] += 1
+
+        return map_async(step)
+
+    def without_waiting(_ledger: Ledger, _name: str) -> AnyOperator:
+        @operator
+        def twin() -> Ints:
+            item = yield
+            while True:
+                given = answered(kind, n, item)
+                if type(given) is StageResult and given.ends:
+                    return given
+                item = yield given
+
+        return twin()
+
+    return asynchronous, without_waiting
+
+
+Pulls = Callable[[FusedRun[int], int], AsyncGenerator[int | StageResult]]
+
+
+async def kept_async(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResult]:
+    async for item in source:
+        if item % n:
+            yield item
+
+
+async def summed_async(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResult]:
+    async for item in source:
+        await asyncio.sleep(0)
+        n += item
+        yield n
+
+
+async def first_async(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResult]:
+    number = 0
+    async for item in source:
+        number += 1
+        if number == n:
+            yield complete_with(item)
+        else:
+            yield item
+
+
+async def times_async(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResult]:
+    async for item in source:
+        yield emit(*[item] * (n % 3))
+
+
+async def fails_at_async(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResult]:
+    number = 0
+    async for item in source:
+        if number == n:
+            raise ValueError(f"item {item}")
+        number += 1
+        yield item
+
+
+async def swallows_async(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResult]:
+    try:
+        async for item in source:
+            yield item
+    except ValueError:
+        await asyncio.sleep(0.5)
+        yield n
+
+
+async def renames_async(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResult]:
+    try:
+        async for item in source:
+            yield item
+    except ValueError as error:
+        raise LookupError(n) from error
+
+
+async def words_before_a_failure_async(
+    source: FusedRun[int], n: int
+) -> AsyncGenerator[int | StageResult]:
+    try:
+        async for item in source:
+            yield item
+    except ValueError as error:
+        yield fail_after(error, *range(n % 3))
+
+
+async def last_words_async(source: FusedRun[int], n: int) -> AsyncGenerator[int | StageResult]:
+    async for item in source:
+        yield item
+    for number in range(n % 3):
+        yield number
+
+
+PULLS: Sequence[tuple[Pulls, Body]] = (
+    (kept_async, kept),
+    (summed_async, summed),
+    (first_async, first),
+    (times_async, times),
+    (fails_at_async, fails_at),
+    (swallows_async, swallows),
+    (renames_async, renames),
+    (last_words_async, last_words),
+    (words_before_a_failure_async, words_before_a_failure),
+)
+
+
+def pulling(twins: tuple[Pulls, Body], n: int) -> Twins:
+    """An operator whose body is an asynchronous generator."""
+    pulls, body = twins
+
+    def make(ledger: Ledger, name: str) -> AnyOperator:
+        @operator
+        async def accounted(source: FusedRun[int]) -> AsyncGenerator[int | StageResult]:
+            ledger.begun[name] += 1
+            given = pulls(source, n)
+            try:
+                async for item in given:
+                    yield item
+            finally:
+                await given.aclose()
+                ledger.ended[name] += 1
+
+        return accounted()
+
+    return make, generator(body, n)
+
+
+def ours(make: Make) -> Twins:
+    return make, make
+
+
+def stock(made: AnyOperator) -> Twins:
+    return (lambda _ledger, _name: made), (lambda _ledger, _name: made)
+
+
 NUMBERS = st.integers(1, 5)
-OURS = st.one_of(
+OURS: st.SearchStrategy[Twins] = st.one_of(
     st.builds(generator, st.sampled_from(BODIES), NUMBERS),
     st.builds(functions, st.sampled_from(["some", "once", "last", "failing", "rescue"]), NUMBERS),
-)
-STOCK: st.SearchStrategy[AnyOperator] = st.sampled_from(
+).map(ours)
+STOCK: st.SearchStrategy[Twins] = st.sampled_from(
     [
         ops.map(lambda item: item + 1),
         ops.filter(lambda item: item % 2 == 0),
@@ -250,122 +426,123 @@ STOCK: st.SearchStrategy[AnyOperator] = st.sampled_from(
         ops.default_if_empty(0),
         lambda source: source.pipe(ops.map(lambda item: item + 1), ops.skip(1)),
     ]
+).map(stock)
+ASYNCHRONOUS: st.SearchStrategy[Twins] = st.one_of(
+    st.builds(
+        awaited,
+        st.sampled_from(["one", "some", "last", "fail", "failing"]),
+        NUMBERS,
+        st.sampled_from([None, 0.0, 0.3]),
+    ),
+    st.builds(pulling, st.sampled_from(PULLS), NUMBERS),
 )
+SYNCHRONOUS_LISTS = st.lists(st.one_of(OURS, OURS, OURS, STOCK), max_size=6)
+LISTS = st.lists(st.one_of(ASYNCHRONOUS, ASYNCHRONOUS, OURS, STOCK), max_size=6)
 ITEMS = st.lists(st.integers(-3, 9), max_size=8)
 ERRORS = st.sampled_from([None, ValueError("source"), LookupError("source")])
+TAKE = st.none() | st.integers(1, 6)
 
 
-def made(makes: Sequence[Make]) -> tuple[list[AnyOperator], Ledger]:
+def made(twins: Sequence[Twins], which: int, ledger: Ledger | None = None) -> list[AnyOperator]:
+    ledger = ledger or Ledger()
+    return [pair[which](ledger, f"{place}") for place, pair in enumerate(twins)]
+
+
+def check_same(
+    lives: Sequence[Life], twins: Sequence[Twins], items: Sequence[int], **how: Any
+) -> None:
+    """In every life: what a pipe of synchronous twins gives, and each stage meets its end once."""
     ledger = Ledger()
-    return [make(ledger, f"{place}") for place, make in enumerate(makes)], ledger
+    expected = pushed(items, *made(twins, 1, ledger), **how)
+    assert ledger.is_even()
+    assert set(ledger.begun.values()) <= {1}
+    for life in lives:
+        ledger = Ledger()
+        assert life(items, *made(twins, 0, ledger), **how) == expected
+        assert ledger.is_even()
 
 
-@pytest.mark.rows("S1", "S2", "S6")
-@settings(max_examples=200)
-@given(
-    makes=st.lists(OURS, max_size=6),
-    items=ITEMS,
-    error=ERRORS,
-    ends=st.booleans(),
-    take=st.none() | st.integers(1, 6),
-)
+@pytest.mark.rows("S1", "S2", "S6", "S7")
+@settings(max_examples=250)
+@given(twins=SYNCHRONOUS_LISTS, items=ITEMS, error=ERRORS, ends=st.booleans(), take=TAKE)
 def test_fused_is_what_a_pipe_gives(
-    makes: list[Make], items: list[int], error: Exception | None, ends: bool, take: int | None
+    twins: list[Twins], items: list[int], error: Exception | None, ends: bool, take: int | None
 ) -> None:
     """The same items in the same order, and the same end, whether pulled, pushed or synchronous."""
-    piped = pushed(items, *made(makes)[0], error=error, ends=ends, take=take)
-    for life in (fused, fused_waiting, synchronous):
-        assert life(items, *made(makes)[0], error=error, ends=ends, take=take) == piped
+    lives = (fused, fused_waiting, synchronous)
+    check_same(lives, twins, items, error=error, ends=ends, take=take)
+
+
+@pytest.mark.rows("S1", "S2", "S6", "S7")
+@settings(max_examples=200)
+@given(twins=LISTS, items=ITEMS, error=ERRORS, take=TAKE)
+def test_asynchronous_operators_give_what_their_twins_give(
+    twins: list[Twins], items: list[int], error: Exception | None, take: int | None
+) -> None:
+    """The same items in the same order and the same end, pulled, and pushed on a loop."""
+    check_same((fused, fused_waiting, pushed_on_the_loop), twins, items, error=error, take=take)
 
 
 @pytest.mark.rows("S7")
-@settings(max_examples=200)
+@settings(max_examples=300)
 @given(
-    makes=st.lists(OURS, max_size=6),
+    twins=st.one_of(SYNCHRONOUS_LISTS, LISTS),
     items=ITEMS,
     error=ERRORS,
-    ends=st.booleans(),
     take=st.none() | st.integers(0, 6),
-    waits=st.booleans(),
+    at_s=st.none() | st.floats(0.0, 8.0),
+    how=st.sampled_from(["cancel", "close", "lose"]),
 )
-def test_every_stage_meets_its_end_once(
-    makes: list[Make],
+def test_everything_is_released_whenever_the_stream_is_dropped(
+    twins: list[Twins],
     items: list[int],
     error: Exception | None,
-    ends: bool,
-    take: int | None,
     *,
-    waits: bool,
+    take: int | None,
+    at_s: float | None,
+    how: str,
 ) -> None:
-    """Whatever ended the stream, each ``finally`` ran once, and the engine was closed once."""
-    stages, ledger = made(makes)
+    """At any moment: what was begun has ended, the engine is closed, the end was told, once."""
+    ledger = Ledger()
     ended: list[str] = []
 
-    async def run() -> tuple[Engine, Seen]:
-        engine = Engine(items, error=error, ends=ends, every_s=1.0 if waits else None)
-        stream = fuse(engine(), stages, on_end=lambda _dropped: ended.append("end"))
+    async def run() -> Engine:
+        engine = Engine(items, error=error, every_s=1.0, ends=at_s is None)
+        owner = [
+            fuse(engine(), made(twins, 0, ledger), on_end=lambda _dropped: ended.append("end"))
+        ]
         if take == 0:
-            stream.close()
-        return engine, await collect(stream, take=take)
+            owner[0].close()
+        consumer = asyncio.create_task(collect(owner[0], take=take))
+        if at_s is not None:
+            await asyncio.sleep(at_s)
+            if how == "close":
+                owner[0].close()
+            elif not consumer.done():
+                consumer.cancel()
+        owner.clear()
+        with suppress(asyncio.CancelledError):
+            await consumer
+        del consumer
+        await asyncio.sleep(LONG_S)
+        return engine
 
-    engine, _ = run_virtual(run())
-    assert ledger.begun == Counter(map(str, range(len(makes))))
+    engine = run_virtual(run())
     assert ledger.is_even()
     assert engine.closed == (1 if engine.pulls or engine.closed else 0)
     assert ended == ["end"]
 
 
-@pytest.mark.rows("S7")
-@settings(max_examples=200)
-@given(makes=st.lists(OURS, max_size=6), items=ITEMS, error=ERRORS, take=st.none() | st.just(2))
-def test_in_a_pipe_too_every_stage_meets_its_end_once(
-    makes: list[Make], items: list[int], error: Exception | None, take: int | None
-) -> None:
-    """What was begun has ended, once; an operator whose source was never needed is not begun."""
-    for life in (pushed, synchronous):
-        stages, ledger = made(makes)
-        life(items, *stages, error=error, take=take)
-        assert ledger.is_even()
-        assert set(ledger.begun.values()) <= {1}
-
-
-@pytest.mark.rows("S1")
-@settings(max_examples=200)
-@given(
-    makes=st.lists(OURS, max_size=4),
-    places=st.lists(st.tuples(st.integers(0, 4), STOCK), max_size=3),
-    items=ITEMS,
-    error=ERRORS,
-)
-def test_stock_operators_fit_in_anywhere(
-    makes: list[Make],
-    places: list[tuple[int, AnyOperator]],
-    items: list[int],
-    error: Exception | None,
-) -> None:
-    """A list with operators of ``reactivex`` in it gives what it gives in a ``pipe``."""
-
-    def mixed() -> list[AnyOperator]:
-        stages = made(makes)[0]
-        for place, stock in places:
-            stages.insert(place, stock)
-        return stages
-
-    piped = pushed(items, *mixed(), error=error)
-    for life in (fused, fused_waiting):
-        assert life(items, *mixed(), error=error) == piped
-
-
 @pytest.mark.rows("S4")
 @settings(max_examples=200)
-@given(makes=st.lists(OURS, max_size=5), items=ITEMS)
-def test_the_source_is_never_pulled_ahead(makes: list[Make], items: list[int]) -> None:
+@given(twins=st.lists(st.one_of(ASYNCHRONOUS, OURS), max_size=5), items=ITEMS)
+def test_the_source_is_never_pulled_ahead(twins: list[Twins], items: list[int]) -> None:
     """When an item comes out, no more was pulled than a ``pipe`` needs to be given for it."""
 
     async def run() -> list[int]:
         engine = Engine(items)
         pulls: list[int] = []
-        stream = fuse(engine(), made(makes)[0])
+        stream = fuse(engine(), made(twins, 0))
         with suppress(StopAsyncIteration, ValueError, LookupError):
             while True:
                 await anext(stream)
@@ -374,7 +551,7 @@ def test_the_source_is_never_pulled_ahead(makes: list[Make], items: list[int]) -
 
     needed: list[int] = []
     for count in range(len(items) + 1):
-        given = pushed(items[:count], *made(makes)[0], ends=False)
+        given = pushed(items[:count], *made(twins, 1), ends=False)
         needed += [count] * (len(given.items) - len(needed))
     pulls = run_virtual(run())
     assert pulls[: len(needed)] == needed

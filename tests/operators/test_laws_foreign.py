@@ -19,8 +19,7 @@ from reactivex import operators as stock_operators
 
 from operators.authoring import AnyOperator
 from tests.operators._help import fused, fused_waiting, pushed, same, twice
-from tests.operators.test_laws import ERRORS, ITEMS, Ledger
-from tests.operators.test_laws_async import PULLS, pulling
+from tests.operators.test_laws import ERRORS, ITEMS, PULLS, Ledger, pulling
 
 # Untyped: its operators without a source leave open what they work on.
 rx: Any = import_module("aioreactive") if find_spec("aioreactive") else None
@@ -78,6 +77,13 @@ REACTIVEX: dict[str, Callable[[int], Made]] = {
     "max_by": lambda n: [ops.max_by(lambda item: item % n), ops.map(sum)],
     "merge": lambda n: [ops.merge(reactivex.of(n))],
     "min": lambda n: [ops.min()],
+    "map, group_by, map, merge_all, filter": lambda n: [
+        ops.map(lambda item: item + 1),
+        ops.group_by(lambda item: item % n),
+        ops.map(lambda group: group.pipe(ops.sum())),
+        ops.merge_all(),
+        ops.filter(lambda item: item >= 0),
+    ],
     "on_error_resume_next": lambda n: [ops.on_error_resume_next(reactivex.of(n))],
     "pairwise": lambda n: [ops.pairwise(), ops.map(sum)],
     "publish": lambda n: [ops.publish(), ops.ref_count()],
@@ -91,14 +97,18 @@ REACTIVEX: dict[str, Callable[[int], Made]] = {
     "skip_last": lambda n: [ops.skip_last(n)],
     "skip_while": lambda n: [ops.skip_while(lambda item: item < n)],
     "some": lambda n: [ops.some(lambda item: item > n), ops.map(int)],
+    "concat first": lambda n: [lambda source: reactivex.concat(reactivex.of(n, 8), source)],
+    "of one's own": lambda n: [lambda source: source.pipe(ops.map(abs), ops.skip(1))],
     "start_with": lambda n: [ops.start_with(n, 8)],
     "sum": lambda n: [ops.sum()],
     "switch_latest": lambda n: [ops.map(reactivex.of), ops.switch_latest()],
     "take": lambda n: [ops.take(n)],
+    "take none": lambda n: [ops.take(0)],
     "take_last": lambda n: [ops.take_last(n)],
     "take_last_buffer": lambda n: [ops.take_last_buffer(n), ops.map(sum)],
     "take_while": lambda n: [ops.take_while(lambda item: item != n, inclusive=True)],
     "to_dict": lambda n: [ops.to_dict(lambda item: item % n), ops.map(len)],
+    "to_iterable": lambda n: [ops.to_iterable(), ops.map(lambda items: len(list(items)))],
     "to_list": lambda n: [ops.to_list(), ops.map(len)],
     "to_set": lambda n: [ops.to_set(), ops.map(len)],
     "window_with_count": lambda n: [
@@ -145,7 +155,7 @@ def test_there_are_enough_of_them() -> None:
 
 
 @pytest.mark.rows("O3", "S1", "S2", "S6")
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300)
 @given(
     twins=st.lists(st.one_of(STOCK, STOCK, OTHERS), max_size=6),
     items=ITEMS,
@@ -217,7 +227,7 @@ AIO = st.builds(asynchronous, st.sampled_from(sorted(AIOREACTIVE)), NUMBERS)
 
 @pytest.mark.needs("aioreactive")
 @pytest.mark.rows("S1", "S2", "S6")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=250)
 @given(
     twins=st.lists(st.one_of(AIO, AIO, STOCK, OTHERS), max_size=5),
     items=ITEMS,

@@ -1,29 +1,28 @@
-"""`operators.limit_tokens`."""
+"""`operators.limit_tokens`, and `first_tokens`, which cuts a chunk."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators import fuse, limit_tokens, until_terminal
+from operators import limit_tokens, until_terminal
+from operators.authoring import Stage, emit, first_tokens, operator
 from rx_backend import FinishReason, LLMEngineOutput
 from rx_backend.protocols import TopLogprob
 from rx_backend.testing import assert_marbles
 from tests.operators._help import (
     LETTERS,
-    Engine,
     Life,
     Seen,
-    collect,
     fused,
     handshake,
     terminal,
     token,
-    virtual,
 )
 
 VALUES = {**LETTERS, "d": token(1, 2, 3), "B": terminal(2, reason="length")}
@@ -91,7 +90,7 @@ ANSWERS = st.lists(
 
 
 @pytest.mark.rows("E3", "S1", "S8")
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(chunks=ANSWERS, limit=st.integers(1, 6))
 def test_each_answer_has_the_limit_for_itself(
     chunks: list[tuple[int | None, int, bool]], limit: int
@@ -128,16 +127,6 @@ def test_a_chunk_without_an_index_is_of_the_first_answer(life: Life) -> None:
     assert last.finish_reason is FinishReason.LENGTH
     chunks = [Bare((1,)), Bare((2,)), Bare((3,), "stop"), Bare((4,))]
     assert life(chunks, limit_tokens(3)) == Seen(chunks[:3], "completed")
-
-
-@pytest.mark.rows("S2", "S4")
-@virtual
-async def test_the_engine_is_not_pulled_again_and_closed() -> None:
-    """The last chunk is the end: its ``finally`` has run when the iteration is over."""
-    engine = Engine([token(1), token(2), token(3)])
-    async for chunk in fuse(engine(), [limit_tokens(2)]):
-        engine.journal.append(f"got {chunk.finish_reason}")
-    assert engine.journal == ["pull", "got None", "pull", "got length", "closed"]
 
 
 def likely(token_id: int) -> list[TopLogprob]:
@@ -179,14 +168,6 @@ def test_what_runs_beside_the_tokens_is_cut_with_them(life: Life) -> None:
     assert whole == decoded()
 
 
-@pytest.mark.parametrize("tokens", [None, [], ["a", None, "c"], ["a", "b", "d"]], ids=repr)
-def test_text_that_cannot_be_cut_is_left_out(tokens: list[str | None] | None) -> None:
-    """Rather no text than one with tokens that are gone; likewise for the sum of log probabilities."""
-    chunk = LLMEngineOutput([1, 2, 3], tokens=tokens, text="abc", cum_log_probs=-3.0)
-    (cut,) = fused([chunk], limit_tokens(2)).items
-    assert (cut.token_ids, cut.text, cut.cum_log_probs) == ([1, 2], None, None)
-
-
 def test_a_chunk_that_fits_keeps_all(life: Life) -> None:
     """The last chunk differs by its finish reason alone where nothing is cut."""
     chunk = LLMEngineOutput([1, 2], text="abc", cum_log_probs=-3.0)
@@ -211,20 +192,61 @@ def test_no_limit_lets_everything_pass(life: Life) -> None:
         assert life(chunks, limit_tokens(limit)) == Seen(chunks, "completed")
 
 
-@pytest.mark.parametrize("limit", [0, -1, 1.5, "5", True])
-def test_a_bad_limit_is_refused_when_the_operator_is_made(limit: Any) -> None:
-    """The message names the option, and what was given."""
-    expected = f"limit_tokens: limit: expected a whole number, at least 1 tokens .* got {limit!r}"
-    with pytest.raises((TypeError, ValueError), match=expected):
-        limit_tokens(limit)
+WORDS = st.lists(st.text("ab ", min_size=1, max_size=3), max_size=5)
 
 
-@pytest.mark.rows("S8")
-@virtual
-async def test_every_stream_counts_for_itself() -> None:
-    """One operator in two streams at once: each gets its own tokens."""
-    limit = limit_tokens(2)
-    first, second = (fuse(Engine([token(n) for n in range(4)])(), [limit]) for _ in range(2))
-    await anext(first)
-    assert len((await collect(second)).items) == 2
-    assert len((await collect(first)).items) == 1
+def chunk_of(words: list[str]) -> LLMEngineOutput:
+    return LLMEngineOutput(
+        token_ids=list(range(len(words))),
+        tokens=list(words),
+        text="".join(words),
+        log_probs=[-0.5 * n for n in range(len(words))],
+        cum_log_probs=sum(-0.5 * n for n in range(len(words))),
+        index=1,
+    )
+
+
+@pytest.mark.rows("E6")
+@given(words=WORDS, count=st.integers(0, 6))
+def test_it_is_the_chunk_of_the_first_tokens(words: list[str], count: int) -> None:
+    """Everything that is told by token is cut alike, and the chunk itself is left alone."""
+    chunk = chunk_of(words)
+    before = copy.deepcopy(chunk)
+    assert first_tokens(chunk, count) == chunk_of(words[:count])
+    assert first_tokens(chunk, count) is not chunk
+    assert chunk == before
+
+
+@pytest.mark.parametrize("tokens", [None, ["a", None, "c"], ["a", "b"], ["x", "y", "z"]])
+def test_text_that_can_t_be_cut_is_gone(tokens: Any) -> None:
+    """It would tell of tokens that are gone."""
+    chunk = LLMEngineOutput([1, 2, 3], tokens=tokens, text="abc")
+    assert first_tokens(chunk, 2).text is None
+    assert first_tokens(chunk, 3).text == "abc"
+
+
+def test_a_negative_count_is_refused() -> None:
+    """A slice would count from the end."""
+    with pytest.raises(ValueError, match="first_tokens: count: expected at least 0 tokens, got -1"):
+        first_tokens(LLMEngineOutput([1, 2]), -1)
+
+
+def test_a_token_budget(life: Life) -> None:
+    """An operator that shares a budget among streams ends one in the midst of a chunk."""
+    spent: list[int] = []
+
+    @operator(takes="chunks")
+    def within(left: Callable[[], int]) -> Stage[LLMEngineOutput, LLMEngineOutput]:
+        chunk = yield emit()
+        while len(chunk.token_ids) <= left():
+            spent.append(len(chunk.token_ids))
+            chunk = yield chunk
+        last = first_tokens(chunk, left())
+        last.finish_reason = FinishReason.LENGTH
+        return last
+
+    chunks = [LLMEngineOutput([1], text="a"), LLMEngineOutput([2, 3], tokens=["b", "c"], text="bc")]
+    assert life(chunks, within(lambda: 2 - sum(spent))).items == [
+        chunks[0],
+        LLMEngineOutput([2], tokens=["b"], text="b", finish_reason=FinishReason.LENGTH),
+    ]

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from operators import filter_async, fuse, map_async, until_terminal
-from operators.authoring import Stage, complete_with, emit, operator
-from tests.operators._help import Engine, Seen, collect, settle, spy, terminal, token, virtual
+from operators import filter_async, fuse, map_async
+from operators.authoring import complete_with, emit
+from tests.operators._help import Engine, Seen, collect, settle, spy, virtual
 
 
 @pytest.mark.rows("S4")
@@ -79,29 +79,6 @@ async def test_a_step_that_fails_fails_the_stream() -> None:
     assert journal == ["pull", "before 1", "before !", "behind #", "closed"]
 
 
-@pytest.mark.rows("P6a", "S2")
-@virtual
-async def test_the_terminal_is_handed_out_when_all_is_through() -> None:
-    """Stages behind a step have met their end when the last item comes out; no drop is needed."""
-    journal: list[str] = []
-    engine = Engine([token(1), terminal()], ends=False, journal=journal)
-
-    async def slow(item: Any) -> Any:
-        await asyncio.sleep(1.0)
-        return item
-
-    ended: list[str] = []
-    stages = [until_terminal(), map_async(slow), spy(journal), map_async(slow), spy(journal)]
-    stream = fuse(engine(), stages, on_end=lambda dropped: ended.append(f"end {dropped}"))
-    await anext(stream)
-    assert ended == []
-    assert await anext(stream) == terminal()
-    assert journal.count("|") == 2
-    assert journal[-1] == "|"
-    assert engine.closed == 1
-    assert ended == ["end False"]
-
-
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("how", ["cancel", "close"])
 @virtual
@@ -146,22 +123,3 @@ async def test_a_step_runs_in_the_context_of_the_stream() -> None:
     stream = fuse(Engine([7, 8, 9])(), [map_async(count)], own_context=context)
     assert (await collect(stream)).items == [1, 2, 3]
     assert number.get() == 0
-
-
-@virtual
-async def test_a_set_up_behind_a_step_that_fails_drops_what_has_begun() -> None:
-    """The stages on the other side of a step are released, and so is the source."""
-    journal: list[str] = []
-
-    @operator
-    def broken() -> Stage[Any, Any]:
-        raise LookupError("no model")
-        yield
-
-    engine = Engine([1])
-    source = engine()
-    assert await anext(source) == 1
-    with pytest.raises(LookupError):
-        fuse(source, [spy(journal), map_async(partial(asyncio.sleep, 1.0)), broken()])
-    await settle()
-    assert (journal, engine.closed) == (["!"], 1)

@@ -128,14 +128,6 @@ def test_a_list_that_is_no_entry_a_token_keeps_its_chunk_alone(field: str) -> No
     assert merge_chunks([full(3, 4), short])[1] == 1
 
 
-def test_chunks_without_tokens_are_merged_too() -> None:
-    """A chunk of text alone, or of nothing, is a chunk."""
-    text = LLMEngineOutput(text="a"), LLMEngineOutput(text="b")
-    assert merge_chunks(text) == (LLMEngineOutput(text="ab"), 2)
-    nothing = LLMEngineOutput(), LLMEngineOutput([1]), LLMEngineOutput()
-    assert merge_chunks(nothing) == (LLMEngineOutput([1]), 3)
-
-
 def test_chunks_are_known_by_shape() -> None:
     """Any class will do, also one without most fields; what it adds is a barrier when it is set."""
     assert merge_chunks([token(1), token(2), terminal(3)]) == (token(1, 2), 2)

@@ -1,17 +1,27 @@
-"""`operators._outcome`: what is recorded of a stream is what its consumer was handed."""
+"""`operators._outcome` and `on_outcome`: what is recorded is what the consumer was handed."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reactivex.subject import Subject
 
-from operators import Outcome, TokenTimes, coalesce, limit_tokens, stop_on_text
+from operators import (
+    AbortStep,
+    Outcome,
+    TokenTimes,
+    coalesce,
+    deferred_abort,
+    itl_window,
+    limit_tokens,
+    on_outcome,
+    stop_on_text,
+)
 from operators.assembly import HandedOut, OutcomeTracker, error_type_of
 from operators.authoring import AnyOperator, Completed, Stage, complete_with, operator
 from rx_backend import (
@@ -28,7 +38,7 @@ from rx_backend import (
     standard_pipeline,
 )
 from rx_backend.engine import EngineConfig, LLMEngine
-from tests.operators._help import virtual
+from tests.operators._help import Life, handshake, terminal, token, virtual
 from tests.spans import Spans, rows_of
 
 STOP, LENGTH, CANCELLED = FinishReason.STOP, FinishReason.LENGTH, FinishReason.CANCELLED
@@ -345,17 +355,6 @@ async def test_an_operator_behind_decides_how_it_ended(cut: AnyOperator, expecte
     assert seen.span["output_tokens"] == 2
 
 
-@pytest.mark.rows("O2")
-@pytest.mark.parametrize("fields", [{"event": "error"}, {"event": "error", "comment": ["gone"]}])
-@virtual
-async def test_an_error_item_in_json_form_is_a_failure(fields: dict[str, Any]) -> None:
-    """Its error is not known, but it is no drop."""
-    seen = await answer(Scripted([*tokens(4), LLMEngineOutput.stop()]), behind(first_of(2, fields)))
-    assert not seen.outcome.is_dropped
-    assert seen.outcome.is_error
-    assert seen.span["error_kind"] == "Backend(Unknown)"
-
-
 @pytest.mark.rows("O2", "S9")
 @virtual
 async def test_an_operator_that_cuts_a_stream_short_is_named() -> None:
@@ -399,22 +398,6 @@ async def test_an_engine_without_a_terminal_is_no_operators_fault(flush: AnyOper
     assert "the engine's stream ended without a terminal" in str(seen.error)
 
 
-@pytest.mark.rows("O2")
-@given(emptied=st.sets(st.integers(0, 3)))
-def test_tokens_are_those_that_were_handed_out(emptied: set[int]) -> None:
-    """What an operator takes away is not counted."""
-
-    @virtual
-    async def run() -> None:
-        engine = Scripted([*tokens(4), LLMEngineOutput.stop()])
-        seen = await answer(engine, behind(without(*emptied)))
-        assert seen.span["output_tokens"] == 4 - len(emptied)
-        assert seen.outcome.output_tokens == 4 - len(emptied)
-        assert seen.span["finish_reason"] == "Stop"
-
-    run()
-
-
 ENDS: list[tuple[str, Scripted]] = [
     ("terminal", Scripted([*tokens(2), LLMEngineOutput.stop()])),
     ("error", Scripted(tokens(2), GONE)),
@@ -445,83 +428,73 @@ async def test_the_last_item_completes_the_request(
         assert ("error_kind" in seen.span) is (seen.error is not None)
 
 
-@pytest.mark.rows("P5")
-@pytest.mark.parametrize("with_items", [True, False])
-@virtual
-async def test_a_terminal_that_answers_a_cancellation_is_still_a_drop(*, with_items: bool) -> None:
-    """The consumer was not handed it."""
-
-    class Polite(Scripted):
-        async def generate(self, request: PreprocessedRequest, context: RequestContext) -> Any:
-            yield LLMEngineOutput.token(1)
-            try:
-                await asyncio.sleep(60.0)
-            except asyncio.CancelledError:
-                yield LLMEngineOutput.cancelled()
-
-    seen: list[Seen] = []
-
-    async def consume() -> None:
-        spans, outcomes = Spans(), list[Outcome]()
-
-        def pipeline(scope: RequestScope) -> Pipeline:
-            scope.outcome.subscribe(outcomes.append)
-            return standard_pipeline.with_operators(*([without()] if with_items else []))
-
-        adapter = EngineAdapter(Polite([]), pipeline=pipeline, tracer=spans.tracer, record=True)
-        stream = await adapter.generate(PreprocessedRequest(token_ids=[1]), RequestContext())
-        try:
-            async for _ in stream:
-                pass
-        finally:
-            await stream.aclose()
-            seen.append(Seen([], rows_of(spans.one()), outcomes[0]))
-
-    consumer = asyncio.create_task(consume())
-    await asyncio.sleep(1.0)
-    consumer.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await consumer
-    (one,) = seen
-    assert one.outcome.is_dropped
-    assert one.span["finish_reason"] == "Dropped"
-    assert one.span["output_tokens"] == 1
+LOST = ConnectionError("gone")
 
 
-@pytest.mark.rows("O2", "P11")
-@virtual
-async def test_each_answer_is_recorded_by_its_index() -> None:
-    """Also those whose reasons an operator changed; the worst is the request's."""
-
-    @operator(takes="items")
-    def second_fails() -> Stage[Any, Any]:
-        item = yield
-        while True:
-            if item.data.index == 1 and item.data.finish_reason is not None:
-                item = Annotated(LLMEngineOutput(finish_reason=ERROR, index=1))
-            item = yield item
-
-    def chunks() -> Iterator[LLMEngineOutput]:
-        for index in (0, 1):
-            yield LLMEngineOutput([7], index=index)
-        for index in (1, 0):
-            yield LLMEngineOutput(finish_reason=STOP, index=index)
-
-    spans, outcomes = Spans(), list[Outcome]()
-
-    def pipeline(scope: RequestScope) -> Pipeline:
-        scope.outcome.subscribe(outcomes.append)
-        return standard_pipeline.with_operators(second_fails())
-
-    request = PreprocessedRequest(token_ids=[1])
-    request.sampling_options.n = 2
-    adapter = EngineAdapter(
-        Scripted(list(chunks())), pipeline=pipeline, tracer=spans.tracer, record=True
+@pytest.mark.rows("P3", "P4", "P5", "P6a")
+@pytest.mark.parametrize("timed", [True, False])
+@pytest.mark.parametrize(
+    ("stream", "outcome"),
+    [
+        ({"items": [token(1), terminal()]}, Outcome("stop", None, is_cancelled=False)),
+        ({"items": [token(1)]}, Outcome(None, None, is_cancelled=True)),
+        ({"items": [token(1)], "error": LOST}, Outcome(None, LOST, is_cancelled=False)),
+        ({"items": [token(1), token(2)], "take": 1}, Outcome(None, None, is_cancelled=True)),
+        ({"items": [token(1)], "ends": False}, Outcome(None, None, is_cancelled=True)),
+    ],
+    ids=["terminal", "no-terminal", "error", "dropped", "dropped-waiting"],
+)
+def test_it_tells_once_how_the_stream_ended(
+    life: Life, stream: dict[str, Any], outcome: Outcome, timed: bool
+) -> None:
+    """By the terminal, by the error, or by neither, with and without a record of the times."""
+    told: list[Outcome] = []
+    times = TokenTimes() if timed else None
+    operators = [*([itl_window(times)] if times else []), on_outcome(told.append, times=times)]
+    how = {name: value for name, value in stream.items() if name != "items"}
+    life(stream["items"], *operators, **how)
+    (one,) = told
+    assert (one.finish_reason, one.error, one.is_cancelled) == (
+        outcome.finish_reason,
+        outcome.error,
+        outcome.is_cancelled,
     )
-    stream = await adapter.generate(request, RequestContext())
-    assert len([item async for item in stream]) == 4
-    assert outcomes[0].finish_reasons == (STOP, ERROR)
-    assert outcomes[0].finish_reason == ERROR
-    attributes = dict(spans.one().attributes or {})
-    assert attributes["gen_ai.response.finish_reasons"] == ("stop", "error")
-    assert attributes["output_tokens"] == 2
+    assert one.times is times
+    assert one.is_dropped is (outcome.finish_reason is None and outcome.error is None)
+
+
+@pytest.mark.rows("P8")
+def test_tokens_are_counted_without_a_clock(life: Life) -> None:
+    """No time is read or kept; the finish reason is there."""
+    times = TokenTimes(iter([]).__next__)
+    life([handshake(), token(1), token(2, 3, 4), terminal(5)], itl_window(times, count_only=True))
+    assert (times.output_tokens, times.finish_reason, len(times.times)) == (5, "stop", 0)
+    assert (times.ttft_ms, times.itl_figures(), times.is_timed) == (None, None, False)
+
+
+@pytest.mark.rows("A2", "A3", "A4", "A5")
+@pytest.mark.parametrize(
+    ("chunks", "stop_at", "defer", "steps"),
+    [
+        ([token(1), terminal()], 0, False, [AbortStep.MADE]),
+        ([token(1), terminal()], 0, True, [AbortStep.MADE_DEFERRED]),
+        ([token(1), token(2), terminal()], 1, True, [AbortStep.MADE]),
+        ([handshake(), terminal()], 0, True, [AbortStep.SUPPRESSED]),
+        ([token(1), terminal()], None, True, None),
+    ],
+)
+def test_the_gate_tells_what_becomes_of_the_abort(
+    chunks: list[Any], stop_at: int | None, defer: bool, steps: list[AbortStep] | None
+) -> None:
+    """First that it was asked for, then one thing more; nothing for a stream without a stop."""
+    told: list[AbortStep] = []
+    source: Subject[Any] = Subject()
+    stop: Subject[Any] = Subject()
+    gate = deferred_abort(lambda: None, stop=stop, defer=defer, on_step=told.append)
+    source.pipe(gate).subscribe()
+    for place, chunk in enumerate(chunks):
+        if place == stop_at:
+            stop.on_next(True)
+        source.on_next(chunk)
+    source.on_completed()
+    assert told == ([] if steps is None else [AbortStep.REQUESTED, *steps])

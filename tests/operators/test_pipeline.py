@@ -19,7 +19,6 @@ from operators import (
     NotAnOperator,
     Pipeline,
     annotate_errors,
-    first_token,
     map_async,
     tap,
     trace_link,
@@ -29,16 +28,10 @@ from operators.assembly import name_of
 from operators.authoring import AnyOperator, FusedRun, Operator, Stage, operator
 from rx_backend import (
     Annotated,
-    DisaggregationMode,
-    EngineAdapter,
     LLMEngineOutput,
-    standard_pipeline,
 )
-from rx_backend.engines import SampleEngine
-from rx_backend.pipeline import RequestScope
-from rx_backend.protocols import decode_request
-from tests.operators._help import fused, same, virtual
-from tests.operators.test_contract_async import ALL
+from tests.operators._help import fused, same
+from tests.operators.test_contract import ALL
 
 
 async def itself(item: Any) -> Any:
@@ -306,28 +299,6 @@ class TestShown:
             "consumer",
         ]
         assert Pipeline([]).draw() == "engine\n  |\nconsumer"
-
-
-@virtual
-async def test_the_standard_pipeline_is_edited_in_one_line() -> None:
-    """An operator of one's own goes where it belongs, and serves every request."""
-    seen: list[list[int]] = []
-    watching = first_token(lambda chunk: seen.append(chunk.token_ids))
-    edited = standard_pipeline.insert_after("until_terminal", watching)
-
-    def pipeline(scope: RequestScope) -> Pipeline:
-        return edited
-
-    for source in (edited, pipeline):
-        adapter = EngineAdapter(
-            SampleEngine(token_interval_ms=5.0), DisaggregationMode.AGGREGATED, source
-        )
-        seen.clear()
-        for _ in range(2):
-            request = decode_request(b'{"token_ids": [1], "stop_conditions": {"max_tokens": 3}}')
-            async for _ in await adapter.generate(request):
-                pass
-        assert len(seen) == 2
 
 
 @pytest.mark.rows("S7")

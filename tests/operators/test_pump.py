@@ -1,21 +1,36 @@
-"""`operators._core.pump`: a source that is pulled in a task of its own, on demand."""
+"""`operators._core.pump`: a source that is pulled in a task of its own, and clients slower than it."""
+
+# The types of ``reactivex`` leave open what an operator without a source works on.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import gc
+import sys
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import reactivex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reactivex import Observable, abc
 from reactivex import operators as ops
+from reactivex.subject import Subject
 
 from operators import fuse, heartbeat
 from operators._core.failures import SourceCancelled
 from operators._core.pump import Pump
 from operators.authoring import AnyOperator, FusedRun
-from tests.operators._help import Engine, same, settle, spy, virtual
+from rx_backend.testing import run_virtual
+from tests.operators._help import LONG_S, Engine, Seen, collect, same, settle, spy, virtual
+
+if TYPE_CHECKING or find_spec("aioreactive"):
+    import aioreactive as rx
 
 NUMBER: contextvars.ContextVar[int] = contextvars.ContextVar("NUMBER", default=0)
 
@@ -280,3 +295,205 @@ async def test_an_idle_pump_is_lost_with_its_stream(
     await asyncio.sleep(100)
     assert engine.closed == (pulls > 0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def slowly(stream: Any, client_s: float) -> tuple[list[Any], int]:
+    """All items of a stream, for a client that takes so long for each; and how many waited at most."""
+    items: list[Any] = []
+    most = 0
+    async for item in stream:
+        items.append(item)
+        await asyncio.sleep(client_s)
+        most = max(most, len(stream._chain.source._inbox))
+    return items, most
+
+
+class TestSlowClient:
+    """A timer that is faster than the client keeps nobody from the source."""
+
+    @pytest.mark.rows("S1", "S4")
+    @given(
+        period_ms=st.integers(1, 20),
+        client_ms=st.integers(0, 100),
+        every_ms=st.integers(0, 30),
+        count=st.integers(0, 200),
+    )
+    @settings(max_examples=25)
+    def test_everything_comes_out_in_order(
+        self, period_ms: int, client_ms: int, every_ms: int, count: int
+    ) -> None:
+        """The engine goes on, what waits is bounded, and the request ends."""
+
+        async def run() -> None:
+            engine = Engine(range(count), every_s=every_ms / 1000)
+            stream = fuse(engine(), [ops.buffer_with_time(period_ms / 1000)])
+            async with asyncio.timeout(100):
+                lists, most = await slowly(stream, client_ms / 1000)
+            assert [item for each in lists for item in each] == list(range(count))
+            assert engine.closed == 1
+            assert most <= 65
+
+        run_virtual(run())
+
+    @pytest.mark.rows("S4")
+    @virtual
+    async def test_at_most_one_pull_for_each_of_the_consumer(self) -> None:
+        """Also where a timer has filled what waits."""
+        engine = Engine(range(999))
+        stream = fuse(engine(), [ops.merge(reactivex.interval(0.005))])
+        for number in range(50):
+            await anext(stream)
+            await asyncio.sleep(0.1)
+            assert engine.pulls <= number + 1
+        assert engine.pulls >= 49
+        await stream.aclose()
+
+    @virtual
+    async def test_the_clock_of_an_operator_waits_for_the_client(self) -> None:
+        """No tick is lost: what was due while the client was away comes when it is back."""
+        ticks = reactivex.interval(1.0).pipe(ops.take(500))
+        stream = fuse(Engine()(), [ops.merge(ticks)])
+        first = await anext(stream)
+        await asyncio.sleep(1000)
+        assert [first, *[item async for item in stream]] == list(range(500))
+
+    @virtual
+    async def test_a_disposed_timer_does_not_run(self) -> None:
+        """One that waits for the client is gone with the operator that set it."""
+        ran: list[int] = []
+        leave: Subject[int] = Subject()
+
+        def schedule(
+            observer: abc.ObserverBase[int], scheduler: abc.SchedulerBase | None = None
+        ) -> abc.DisposableBase:
+            assert scheduler is not None
+            return scheduler.schedule_relative(80.5, lambda *_: ran.append(1))
+
+        slow = Observable(schedule).pipe(ops.take_until(leave))
+        stream = fuse(Engine(ends=False)(), [ops.merge(reactivex.interval(1.0), slow)])
+        await anext(stream)
+        await asyncio.sleep(200)
+        leave.on_next(1)
+        for _ in range(100):
+            await anext(stream)
+        assert ran == []
+        await stream.aclose()
+
+    @virtual
+    async def test_who_pushes_without_end_fails_the_stream(self) -> None:
+        """An operator that can't be held back is named when too much waits; what waits comes first."""
+        subject: Subject[int] = Subject()
+        engine = Engine([1], ends=False)
+        stream = fuse(engine(), [ops.map(lambda item: item), ops.merge(subject), same()])
+        assert await anext(stream) == 1
+        for number in range(10_000):
+            subject.on_next(number)
+        seen = await collect(stream)
+        assert seen.items == list(range(4096))
+        assert seen.end == "RuntimeError('map, merge: more than 4096 items wait')"
+        assert (engine.closed, subject.observers) == (1, [])
+
+    @virtual
+    async def test_what_the_source_brings_is_never_too_much(self) -> None:
+        """One item may become any number of them."""
+        stream = fuse(Engine([1])(), [ops.flat_map(lambda _: reactivex.range(0, 10_000))])
+        assert await collect(stream) == Seen(list(range(10_000)), "completed")
+
+
+# What pulls in a task of its own.
+DETACHED: dict[str, Callable[[], AnyOperator]] = {
+    "reactivex": lambda: ops.delay(0.001),
+    "timer": lambda: ops.merge(reactivex.interval(0.001).pipe(ops.ignore_elements())),
+    "aioreactive": lambda: rx.skip(0),
+}
+EACH = pytest.mark.parametrize(
+    "name",
+    ["reactivex", "timer", pytest.param("aioreactive", marks=pytest.mark.needs("aioreactive"))],
+)
+
+
+class TestPump:
+    """The task that pulls for an operator, whatever becomes of it."""
+
+    @pytest.mark.rows("S6")
+    @EACH
+    @pytest.mark.parametrize("client_s", [0.0, 0.03, 5.0])
+    @virtual
+    async def test_a_timeout_of_the_engine_ends_the_stream(
+        self, name: str, client_s: float
+    ) -> None:
+        """Whether it fires in a pull or while the client is away, the client is told."""
+
+        async def engine() -> AsyncGenerator[int]:
+            async with asyncio.timeout(0.1):
+                for number in range(100):
+                    await asyncio.sleep(0.01)
+                    yield number
+
+        stream = fuse(engine(), [DETACHED[name](), same()])
+
+        async def consume() -> None:
+            async for _ in stream:
+                await asyncio.sleep(client_s)
+
+        with pytest.raises((TimeoutError, SourceCancelled)):
+            await asyncio.wait_for(consume(), LONG_S)
+        assert asyncio.get_running_loop().time() < 100
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize(
+        "way",
+        [
+            "cycle",
+            "frame",
+        ],
+    )
+    @EACH
+    def test_a_lost_stream_takes_its_pump_along(self, name: str, way: str) -> None:
+        """In a cycle, also one through the engine's frame: closed, and asyncio says nothing."""
+        said: list[str] = []
+        closed: list[int] = []
+
+        async def engine(owner: list[Any]) -> AsyncGenerator[int]:
+            try:
+                for number in range(9):
+                    yield number
+            finally:
+                assert owner is not None
+                closed.append(1)
+
+        async def run() -> None:
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _, what: said.append(what["message"]))
+            for _ in range(20):
+                owner: list[Any] = []
+                stream = fuse(engine(owner if way == "frame" else []), [DETACHED[name](), same()])
+                owner.append(stream)
+                owner.append(owner)
+                await anext(stream)
+                del stream, owner
+                gc.collect()
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(1)
+            gc.collect()
+            await asyncio.sleep(1)
+            left = [task for task in asyncio.all_tasks() if "_pull_on_demand" in repr(task)]
+            assert left == []
+
+        run_virtual(run())
+        gc.collect()
+        assert (said, len(closed)) == ([], 20)
+
+    @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+    @EACH
+    def test_an_eager_task_factory_changes_nothing(self, name: str) -> None:
+        """The pump shares the context that its first demand is made in."""
+
+        async def run() -> Seen:
+            loop = asyncio.get_running_loop()
+            factory: Any = getattr(asyncio, "eager_task_factory")  # noqa: B009 - not in 3.11
+            loop.set_task_factory(factory)
+            stream = fuse(Engine(range(3))(), [DETACHED[name]()])
+            return await collect(stream, take=3)
+
+        assert run_virtual(run()) == Seen([0, 1, 2], "dropped")

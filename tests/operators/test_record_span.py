@@ -135,30 +135,6 @@ class TestOutcomes:
         }
         assert status(spans) == FINE
 
-    @pytest.mark.rows("F4", "P3")
-    @pytest.mark.reference("record_itl_distribution_computes_percentiles")
-    def test_the_figures_of_five_gaps(self, life: Life, spans: Spans) -> None:
-        """Gaps of 10 to 50 ms give 30.00, 30.00, 50.00 and 50.00 on the span."""
-        times = ticking(0, 1, 1.03, 1.04, 1.09, 1.11, 1.15)
-        chunks = [*(token(n) for n in range(6)), terminal()]
-        life(chunks, itl_window(times), record_span(start(spans), times))
-        attributes = written(spans)
-        names = ("avg_itl_ms", "itl_p50_ms", "itl_p99_ms", "itl_max_ms")
-        assert [attributes[name] for name in names] == [30.0, 30.0, 50.0, 50.0]
-
-    @pytest.mark.rows("F4", "P3")
-    @pytest.mark.reference("record_itl_distribution_no_op_when_empty")
-    def test_without_a_gap_there_are_no_figures(self, life: Life, spans: Spans) -> None:
-        """A single token leaves the four names of the gaps unwritten."""
-        times = ticking(0, 1)
-        life([token(1), terminal()], itl_window(times), record_span(start(spans), times))
-        assert set(written(spans)) == {
-            "cancelled",
-            "finish_reason",
-            "output_tokens",
-            "ttft_ms",
-        }
-
     @pytest.mark.rows("F2", "P3")
     def test_the_time_of_the_set_up_is_written_beside(self, life: Life, spans: Spans) -> None:
         """The engine's set-up has a figure of its own, with two decimals as the others."""
@@ -179,24 +155,6 @@ class TestOutcomes:
         attributes = written(spans)
         assert attributes == {"cancelled": stopped, "finish_reason": "cancelled"}
         assert status(spans) == FINE
-
-    @pytest.mark.rows("P3")
-    def test_is_cancelled_is_asked_at_the_end(self, life: Life, spans: Spans) -> None:
-        """A stop that comes while the stream is live counts."""
-        chunks = [token(1), terminal()]
-        stopped = False
-
-        @operator
-        def stop_at_the_first() -> Stage[Any, Any]:
-            nonlocal stopped
-            item = yield
-            while True:
-                stopped = True
-                item = yield item
-
-        span = start(spans)
-        life(chunks, record_span(span, is_cancelled=lambda: stopped), stop_at_the_first())
-        assert written(spans)["cancelled"] is True
 
     @pytest.mark.rows("P6")
     def test_an_error_terminal_sets_the_status(self, life: Life, spans: Spans) -> None:
@@ -225,24 +183,6 @@ class TestOutcomes:
             "itl_max_ms": 100.0,
         }
         assert status(spans) == (StatusCode.ERROR, "Backend(peer)")
-
-    @pytest.mark.rows("P4")
-    def test_a_failure_is_known_by_its_class_unless_said(self, life: Life, spans: Spans) -> None:
-        """Without ``error_kind`` the kind is the name of the exception's class."""
-        life([], record_span(start(spans)), error=Gone())
-        assert written(spans)["error_kind"] == "Gone"
-
-    @pytest.mark.rows("P4")
-    def test_a_failure_behind_is_a_drop(self, life: Life, spans: Spans) -> None:
-        """What an operator behind raises ends the stream for the span as a drop does."""
-
-        @operator
-        def refuse() -> Stage[Any, Any]:
-            yield
-            raise Gone
-
-        life([token(1), terminal()], record_span(start(spans)), refuse())
-        assert written(spans)["finish_reason"] == "Dropped"
 
     @pytest.mark.rows("P4")
     @virtual
@@ -280,22 +220,6 @@ class TestOutcomes:
             "itl_max_ms": 100.0,
         }
         assert status(spans) == DROPPED
-
-    @pytest.mark.rows("P5")
-    @virtual
-    async def test_a_stream_that_is_never_pulled(self, spans: Spans) -> None:
-        """Dropping a stream nobody pulled records the drop, with no token."""
-        times = ticking(1)
-        stream = fuse(
-            Engine([terminal(1)])(), [itl_window(times), record_span(start(spans), times)]
-        )
-        assert spans.finished == ()
-        stream.close()
-        assert written(spans) == {
-            "cancelled": True,
-            "finish_reason": "Dropped",
-            "output_tokens": 0,
-        }
 
     @pytest.mark.rows("P6a", "P7")
     @pytest.mark.parametrize("with_times", [True, False])
@@ -381,13 +305,3 @@ class TestSpans:
         error = Gone() if broken == "error_kind" else None
         life([token(1), terminal()], record_span(start(spans), **callbacks), error=error)
         assert len(spans.finished) == 1
-
-    @pytest.mark.rows("P7")
-    @virtual
-    async def test_the_span_covers_the_stream(self, spans: Spans) -> None:
-        """It is open as long as chunks flow."""
-        stream = fuse(Engine([token(1), terminal()])(), [until(), record_span(start(spans))])
-        await anext(stream)
-        assert len(spans.open) == 1
-        await anext(stream)
-        assert len(spans.open) == 0

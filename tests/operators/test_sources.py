@@ -14,12 +14,10 @@ import reactivex
 from reactivex import Observable, abc
 from reactivex import operators as ops
 from reactivex.disposable import Disposable
-from reactivex.scheduler import NewThreadScheduler
 from reactivex.subject import Subject
 
 from operators.assembly import source_of
 from operators.authoring import AsyncObservableSource, ObservableSource
-from rx_backend.testing import VirtualTimeLoop
 from tests.operators._help import Seen, collect, virtual
 
 if TYPE_CHECKING or find_spec("aioreactive"):
@@ -212,15 +210,6 @@ class TestObservable:
         assert await collect(source) == Seen(list(range(1, 1000)), "completed")
 
     @virtual
-    async def test_items_come_from_another_thread(self) -> None:
-        """They come out on the loop, in order, and wake who waits."""
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualTimeLoop)
-        numbers = reactivex.range(0, 100).pipe(ops.observe_on(NewThreadScheduler()))
-        with loop.hold_time():
-            assert await collect(ObservableSource(numbers)) == Seen(list(range(100)), "completed")
-
-    @virtual
     async def test_a_subscription_that_fails(self) -> None:
         """What subscribing raises comes out of the first pull."""
 
@@ -377,26 +366,6 @@ class TestAsyncObservable:
         await source.aclose()
         await asyncio.sleep(0.1)
         sending[0].cancel()
-
-    @virtual
-    async def test_a_disposal_that_waits_is_waited_for(self) -> None:
-        """``aclose`` returns when it is through, also where a task of the library does it."""
-        disposed: list[float] = []
-
-        async def subscribe(observer: rx.AsyncObserver[int]) -> rx.AsyncDisposable:
-            async def dispose() -> None:
-                await asyncio.sleep(2)
-                disposed.append(now())
-
-            await observer.asend(1)
-            return rx.AsyncDisposable.create(dispose)
-
-        slow = rx.AsyncAnonymousObservable(subscribe)
-        source = AsyncObservableSource(rx.pipe(rx.single(0), rx.flat_map(lambda _: slow)))
-        await anext(source)
-        await asyncio.sleep(1)
-        await source.aclose()
-        assert disposed == [3.0]
 
     @virtual
     async def test_a_disposal_that_fails_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:

@@ -63,57 +63,6 @@ ENDS = [
 class TestItems:
     """What an operator hands out for an item."""
 
-    def test_one_for_one(self, life: Life) -> None:
-        """What is yielded takes the item's place."""
-
-        @operator
-        def negative() -> Ints:
-            item = yield
-            while True:
-                item = yield -item
-
-        assert life([1, 2, 3], negative()) == Seen([-1, -2, -3], "completed")
-        assert life([1, 2, 3], negative(), negative()) == Seen([1, 2, 3], "completed")
-
-    def test_any_number_for_one(self, life: Life) -> None:
-        """``emit`` hands out none, one or several, in order, to the operators behind."""
-
-        @operator
-        def count_down() -> Ints:
-            item = yield
-            while True:
-                item = yield emit(*range(item, 0, -1))
-
-        assert life([2, 0, 3, 1], count_down()) == Seen([2, 1, 3, 2, 1, 1], "completed")
-        assert life([3], count_down(), count_down()) == Seen([3, 2, 1, 2, 1, 1], "completed")
-
-    def test_state_lives_in_local_variables(self, life: Life) -> None:
-        """Each stream that an operator is used in has variables of its own."""
-
-        @operator
-        def summed(total: int = 0) -> Ints:
-            item = yield
-            while True:
-                total += item
-                item = yield total
-
-        adding = summed(total=10)
-        for _ in range(2):
-            assert life([1, 2, 3], adding, summed()) == Seen([11, 24, 40], "completed")
-
-    def test_a_step_that_raises_fails_the_stream(self, life: Life) -> None:
-        """The items before it have come out; the exception is the end."""
-
-        @operator
-        def refuse_two() -> Ints:
-            item = yield
-            while True:
-                if item == 2:
-                    raise LookupError("two")
-                item = yield item
-
-        assert life([1, 2, 3], same(), refuse_two(), same()) == Seen([1], "LookupError('two')")
-
     @pytest.mark.rows("O5")
     @pytest.mark.parametrize(
         "form", ["generator", "generator under a condition", "callbacks", "callbacks under one"]
@@ -208,24 +157,6 @@ class TestEnd:
         assert seen == Seen([1, *items], "completed")
         assert journal == ["1", *(str(item) for item in items), "|"]
 
-    def test_another_exception(self, life: Life) -> None:
-        """An operator may fail with something else than the source did, or fail a sound stream."""
-
-        @operator
-        def rename() -> Ints:
-            item = yield
-            try:
-                while True:
-                    item = yield item
-            except (Completed, LookupError) as end:
-                raise ValueError(type(end).__name__) from None
-
-        journal: list[str] = []
-        seen = life([1], rename(), spy(journal), error=LookupError())
-        assert seen == Seen([1], "ValueError('LookupError')")
-        assert life([1], rename(), spy(journal)) == Seen([1], "ValueError('Completed')")
-        assert journal == ["1", "#"] * 2
-
     @pytest.mark.parametrize("at", ["item", "end", "failure"])
     @pytest.mark.parametrize("held", [(), (7,), (7, 8, 9)])
     @pytest.mark.parametrize("says", ["yield", "return"])
@@ -278,22 +209,6 @@ class TestEnd:
             "b|",
         ]
 
-    @pytest.mark.parametrize(("words", "items"), [(9, [9]), (emit(9, 8), [9, 8]), (None, [])])
-    def test_returning_before_the_first_item(
-        self, life: Life, words: Any, items: list[int]
-    ) -> None:
-        """An operator that returns before its first ``yield`` ends the stream without its source."""
-
-        @operator
-        def stop_at_once() -> Stage[Any, Any]:
-            return words
-            yield
-
-        journal: list[str] = []
-        seen = life([1, 2], stop_at_once(), spy(journal, "b"))
-        assert seen == Seen(items, "completed")
-        assert journal == [*(f"b{item}" for item in items), "b|"]
-
     @virtual
     async def test_returning_before_the_first_item_closes_the_source(self) -> None:
         """The source is closed without having been pulled, and the operators ahead are dropped."""
@@ -328,21 +243,6 @@ class TestEnd:
         stages = [spy(journal, "a"), refuse(), spy(journal, "b"), swallow(), spy(journal, "c")]
         assert life([1, 2], *stages) == Seen([99], "completed")
         assert journal == ["a1", "a!", "b#", "c99", "c|"]
-
-    def test_releasing_is_done_once(self, life: Life) -> None:
-        """``finally`` runs once in each operator, also when several of them end the stream."""
-        journal: list[str] = []
-
-        @operator
-        def first(name: str) -> Ints:
-            try:
-                item = yield
-                return item
-            finally:
-                journal.append(name)
-
-        life([1, 2, 3], first("a"), first("b"), first("c"))
-        assert sorted(journal) == ["a", "b", "c"]
 
     @pytest.mark.rows("S7")
     def test_a_release_that_fails_keeps_no_other_from_its_own(
@@ -399,18 +299,6 @@ class TestStepAside:
         whole = [*items_out, 2, 3]
         assert seen.items == whole[: how.get("take")]
         assert journal == ["saw 1", end]
-
-    def test_detach_for_good(self, life: Life) -> None:
-        """``return detach(...)`` hands out and is gone; the stream goes on without it."""
-
-        @operator
-        def once() -> Ints:
-            item = yield
-            return detach(item * 10, item * 100)
-
-        assert life([1, 2, 3], once()) == Seen([10, 100, 2, 3], "completed")
-        assert life([1, 2], once(), error=LookupError()) == Seen([10, 100, 2], "LookupError()")
-        assert life([1, 2, 3], once(), take=1) == Seen([10], "dropped")
 
     def test_detach_from_the_start(self, life: Life) -> None:
         """Before the first item, yielded or returned, no item visits at all."""
@@ -524,24 +412,6 @@ class TestStepAside:
 class TestCallbacks:
     """Operators whose body is functions."""
 
-    def test_a_step_for_every_item(self, life: Life) -> None:
-        """Without a condition each item goes through the step."""
-
-        @callbacks(shared=True)
-        def times(factor: int) -> Callbacks[int, int]:
-            return Callbacks(lambda item: item * factor)
-
-        assert life([1, 2], times(10), times(2)) == Seen([20, 40], "completed")
-
-    def test_a_step_for_some_items(self, life: Life) -> None:
-        """Under a condition the others pass."""
-
-        @callbacks()
-        def negative(least: int) -> Callbacks[int, int]:
-            return Callbacks(lambda item: -item, only="item >= least", names={"least": least})
-
-        assert life([1, 2, 3], negative(3), negative(2)) == Seen([1, -2, -3], "completed")
-
     @pytest.mark.parametrize("how", [callbacks(shared=True), callbacks()])
     def test_a_step_for_one_item(
         self,
@@ -625,14 +495,6 @@ class TestCallbacks:
         assert life([0, 1], broken(complete_with)) == Seen([0], "completed")
         assert ends == ["end", "end"]
 
-    def test_a_failure_becomes_the_last_item(self, life: Life) -> None:
-        """What ``on_error`` gives goes out through the operators behind, and ends the stream."""
-        journal: list[str] = []
-        rescue = shared(lambda: Callbacks[Any, Any](on_error=str))
-        seen = life([1], rescue(), spy(journal), error=LookupError("gone"))
-        assert seen == Seen([1, "gone"], "completed")
-        assert journal == ["1", "gone", "|"]
-
     def test_callbacks_that_raise_fail_the_stream(self, life: Life) -> None:
         """What ``on_error`` or ``on_end`` raises takes the place of the end."""
 
@@ -682,16 +544,6 @@ class TestCallbacks:
 
 class TestSetUp:
     """What happens when an operator can't start."""
-
-    def test_the_stream_does_not_begin(self, life: Life) -> None:
-        """The exception comes out as it is."""
-
-        @operator
-        def refuse(reason: str) -> Ints:
-            raise LookupError(reason)
-            yield
-
-        assert life([1, 2], same(), refuse("no"), same()) == Seen([], "LookupError('no')")
 
     @virtual
     async def test_the_others_are_dropped(self) -> None:

@@ -12,21 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reactivex.subject import Subject
 
-from operators import fuse, stop_on, until_terminal
+from operators import stop_on
 from rx_backend import FinishReason, LLMEngineOutput
 from rx_backend.testing import assert_marbles
 from tests.operators._help import (
     LETTERS,
     Chunk,
-    Engine,
     Life,
     Seen,
-    collect,
     fused,
     handshake,
     terminal,
     token,
-    virtual,
     watch,
 )
 
@@ -77,23 +74,6 @@ def test_a_sequence_ends_the_stream(source: str, result: str, subscription: str)
     )
 
 
-@pytest.mark.rows("S2", "S4", "S8")
-@pytest.mark.parametrize(
-    ("source", "result"),
-    [
-        pytest.param("-a-b-c-a-|", "-a-b-(C|)", id="across-chunks"),
-        pytest.param("-d-|", "-(D|)", id="within-a-chunk"),
-        pytest.param("-e-f-a-|", "-e-(F|)", id="over-an-edge"),
-        pytest.param("-b-a-c-|", "-b-a-c-|", id="not-completed"),
-        pytest.param("-b-T-|", "-b-T-|", id="terminal"),
-        pytest.param("-b-#", "-b-#", id="source-error"),
-    ],
-)
-def test_included_tokens_come_out_at_once(source: str, result: str) -> None:
-    """With ``include`` nothing waits, and the sequence is the end of what comes out."""
-    assert_marbles(stop_on([[2, 3]], include=True), source=source, result=result, values=VALUES)
-
-
 # Few different tokens, so that sequences overlap, contain one another, and begin again within.
 TOKENS = st.integers(0, 2)
 STOPS = st.sets(st.lists(TOKENS, min_size=1, max_size=5).map(tuple), min_size=1, max_size=4)
@@ -123,7 +103,7 @@ def tokens_of(chunks: Sequence[Chunk | LLMEngineOutput]) -> list[int]:
 
 
 @pytest.mark.rows("S1", "S2", "S8")
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(stops=STOPS, chunks=CHUNKS, ends=st.booleans(), include=st.booleans())
 def test_what_comes_out_is_what_a_search_of_the_whole_text_gives(
     stops: set[tuple[int, ...]], chunks: list[list[int]], *, ends: bool, include: bool
@@ -148,7 +128,7 @@ def test_what_comes_out_is_what_a_search_of_the_whole_text_gives(
 
 
 @pytest.mark.rows("S1", "S4")
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(stops=STOPS, chunks=CHUNKS, include=st.booleans())
 def test_no_chunk_waits_for_longer_than_it_must(
     stops: set[tuple[int, ...]], chunks: list[list[int]], *, include: bool
@@ -175,7 +155,7 @@ def of_choice(index: int | None, *token_ids: int) -> LLMEngineOutput:
 
 
 @pytest.mark.rows("S1", "S8")
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     stops=STOPS,
     chunks=st.lists(
@@ -248,7 +228,7 @@ ANSWERS = st.lists(
 
 
 @pytest.mark.rows("E3", "S8")
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(stops=STOPS, chunks=ANSWERS, include=st.booleans(), min_tokens=st.integers(0, 6))
 def test_each_answer_ends_by_itself(
     stops: set[tuple[int, ...]],
@@ -292,35 +272,6 @@ def test_there_is_no_stop_before_min_tokens(life: Life, include: bool) -> None:
         seen = life(source, stop_on([2], min_tokens=3, include=include))
         assert tokens_of(seen.items) == [5, 2, 6, 7, 2][: 5 if include else 4]
         assert seen.items[-1].finish_reason == "stop"
-
-
-@pytest.mark.rows("E6")
-def test_what_is_held_back_is_a_copy() -> None:
-    """An engine that uses a chunk again does not change what waits."""
-    subject: Subject[Any] = Subject()
-    seen, _ = watch(subject.pipe(stop_on([[2, 3]])))
-    chunk = LLMEngineOutput([2])
-    subject.on_next(chunk)
-    chunk.token_ids[0] = 4
-    subject.on_next(chunk)
-    assert tokens_of(seen.items) == [2, 4]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"min_tokens": -1}, "min_tokens: expected a whole number, at least 0 tokens, got -1"),
-        ({"min_tokens": None}, "min_tokens: expected a whole number, at least 0 tokens, got None"),
-        ({"answers": 0}, "answers: expected a whole number, at least 1 or None, got 0"),
-        ({"answers": True}, "answers: expected a whole number, at least 1 or None, got True"),
-    ],
-)
-def test_bad_options_are_refused_when_the_operator_is_made(
-    options: dict[str, Any], message: str
-) -> None:
-    """The message names the option, and what was given."""
-    with pytest.raises((TypeError, ValueError), match=f"^stop_on: {message}$"):
-        stop_on([2], **options)
 
 
 @pytest.mark.parametrize(
@@ -376,32 +327,6 @@ def test_a_match_in_the_engine_terminal_counts(life: Life) -> None:
     assert life([token(3), own], stop_on([[4, 5]])).items[-1] is own
 
 
-@pytest.mark.rows("S2", "S4")
-@virtual
-async def test_the_engine_is_not_pulled_again_and_closed() -> None:
-    """Its ``finally`` has run when the iteration is over; while a chunk waits it is pulled on."""
-    engine = Engine([token(1), token(2), token(3), token(4)])
-    async for chunk in fuse(engine(), [stop_on([[2, 3]])]):
-        engine.journal.append(f"got {chunk.finish_reason}")
-    assert engine.journal == ["pull", "got None", "pull", "pull", "got stop", "closed"]
-
-
-@pytest.mark.rows("S6")
-def test_a_failure_goes_on_unchanged(life: Life) -> None:
-    """A failed stream is no completed one, also while a chunk waits."""
-    error = LookupError("gone")
-    seen = life([token(1), token(2)], stop_on([[2, 3]]), error=error)
-    assert (seen.items[:1], seen.error) == ([token(1)], error)
-
-
-@pytest.mark.rows("S2", "S8")
-def test_it_stands_on_either_side_of_until_terminal(life: Life) -> None:
-    """What waits comes out before the terminal that another operator ends the stream with."""
-    chunks = [token(2), terminal(), token(3)]
-    for operators in ([stop_on([[2, 3]]), until_terminal()], [until_terminal(), stop_on([[2, 3]])]):
-        assert life(chunks, *operators) == Seen(chunks[:2], "completed")
-
-
 @pytest.mark.rows("S1")
 @pytest.mark.parametrize("stop", [None, [], ()])
 def test_nothing_to_stop_on_lets_everything_pass(life: Life, stop: Any) -> None:
@@ -414,35 +339,3 @@ def test_the_finish_reason_may_be_given() -> None:
     """It is put on the terminal as it is."""
     (last,) = fused([LLMEngineOutput.token(2)], stop_on(2, reason=FinishReason.EOS)).items
     assert last.finish_reason is FinishReason.EOS
-
-
-BAD_STOPS: list[tuple[Any, str]] = [
-    ("###", "expected token ids or sequences of them, got '###'"),
-    (["###"], "expected token ids or sequences of them, got '###'"),
-    (1.5, "expected token ids or sequences of them, got 1.5"),
-    ([[]], "expected sequences of at least one token, got an empty one"),
-    ([-1], "expected token ids, got -1"),
-    ([[1, 1 << 32]], "expected token ids, got 4294967296"),
-    ([True], "expected token ids, got True"),
-    ([[1, "2"]], "expected token ids, got '2'"),
-]
-
-
-@pytest.mark.parametrize(("stop", "message"), BAD_STOPS, ids=repr)
-def test_bad_stop_tokens_are_refused_when_the_operator_is_made(stop: Any, message: str) -> None:
-    """The message names the option, and what was given."""
-    with pytest.raises((TypeError, ValueError)) as raised:
-        stop_on(stop)
-    assert str(raised.value) == f"stop_on: stop: {message}"
-
-
-@pytest.mark.rows("S8")
-@virtual
-async def test_every_stream_is_looked_through_by_itself() -> None:
-    """One operator in two streams at once: what began in one is nothing to the other."""
-    stop = stop_on([[2, 3]])
-    first = fuse(Engine([token(1), token(2), token(3)])(), [stop])
-    second = fuse(Engine([token(3), token(2)])(), [stop])
-    await anext(first)
-    assert await collect(second) == Seen([token(3), token(2)], "completed")
-    assert await collect(first) == Seen([terminal()], "completed")

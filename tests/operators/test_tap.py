@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import Any
 
 import pytest
 
@@ -198,22 +197,3 @@ async def test_an_asynchronous_observer_that_fails_is_counted() -> None:
     assert await collect(fuse(Engine(range(4))(), [tap_async(refuse, counts=counts)])) == WATCHED
     await asyncio.sleep(LONG_S)
     assert counts == TapCounts(failed=4)
-
-
-@pytest.mark.parametrize(
-    ("made", "options", "message"),
-    [
-        (tap, {"limit": 0}, "tap: limit: expected a whole number, at least 1 item, got 0"),
-        (
-            tap_async,
-            {"limit": 0},
-            "tap_async: limit: expected a whole number, at least 1 item, got 0",
-        ),
-        (tap_async, {"grace_s": -1}, "tap_async: grace_s: expected a number, at least 0 seconds"),
-        (tap, {"observe": 7}, "tap: observe: expected a function, got 7"),
-    ],
-)
-def test_bad_options_are_refused(made: Any, options: dict[str, Any], message: str) -> None:
-    """The message names the option and what was expected, when the operator is made."""
-    with pytest.raises((TypeError, ValueError), match=message):
-        made(**{"observe": print, **options})

@@ -88,7 +88,7 @@ def of(answer: int, chunks: list[LLMEngineOutput]) -> list[LLMEngineOutput]:
 
 
 @pytest.mark.rows("S1", "E3")
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(source=SOURCES, characters=st.integers(0, 6), ends=st.booleans(), error=ENDS)
 def test_nothing_is_lost_or_doubled(
     source: list[tuple[int | None, LLMEngineOutput]],

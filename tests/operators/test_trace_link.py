@@ -122,15 +122,6 @@ def test_without_a_link_nothing_is_stamped(life: Life, on_terminal: bool) -> Non
     assert links(seen.items) == [None, THEIRS, None, None]
 
 
-@pytest.mark.rows("T3", "T4")
-@pytest.mark.parametrize("on_terminal", [False, True])
-def test_every_subscription_has_a_first_chunk(life: Life, on_terminal: bool) -> None:
-    """A second stream of the same operator is stamped as the first was."""
-    operator = trace_link(OURS, on_terminal=on_terminal)
-    runs = [life([token(1), token(2)], operator) for _ in range(2)]
-    assert [links(seen.items) for seen in runs] == [[OURS, None]] * 2
-
-
 def test_a_chunk_that_cannot_be_stamped_fails_the_stream(life: Life) -> None:
     """What copying or stamping raises ends the stream."""
 

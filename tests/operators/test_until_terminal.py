@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from operators import fuse, until_terminal
+from operators import until_terminal
 from rx_backend.testing import assert_marbles
 from tests.operators._help import (
     LETTERS,
-    Engine,
     Life,
     Seen,
-    collect,
     handshake,
-    settle,
-    spy,
     terminal,
     token,
-    virtual,
 )
 
 
@@ -68,37 +63,3 @@ def test_any_finish_reason_is_a_terminal(life: Life, reason: object) -> None:
     """Whatever is not None counts as a finish reason, be it false."""
     last = terminal(reason=reason)
     assert life([last, token(1)], until_terminal()) == Seen([last], "completed")
-
-
-@pytest.mark.rows("S2", "S4")
-@virtual
-async def test_the_engine_is_closed_when_the_terminal_is_handed_out() -> None:
-    """The engine is not pulled beyond its terminal, and closed though nobody pulls any more."""
-    engine = Engine([token(1), terminal(), token(2)])
-    stream = fuse(engine(), [until_terminal()])
-    for _ in range(2):
-        engine.journal.append(f"got {(await anext(stream)).finish_reason}")
-    assert stream.ended
-    await settle()
-    assert engine.journal == ["pull", "got None", "pull", "got stop", "closed"]
-
-
-@pytest.mark.rows("S2")
-def test_operators_behind_it_complete(life: Life) -> None:
-    """For what comes behind, the terminal is followed by an ordinary end; ahead it is a drop."""
-    journal: list[str] = []
-    chunks = [token(1), terminal(), token(2)]
-    life(chunks, spy(journal, "ahead "), until_terminal(), spy(journal, "behind "))
-    assert [entry for entry in journal if entry[-1] in "!|#"] == ["ahead !", "behind |"]
-
-
-@pytest.mark.rows("S8")
-@virtual
-async def test_every_stream_ends_with_its_own_terminal() -> None:
-    """One operator in two streams at once: the end of one is nothing to the other."""
-    until = until_terminal()
-    short = fuse(Engine([terminal()])(), [until])
-    longer = fuse(Engine([token(1), token(2), terminal()])(), [until])
-    first = await anext(longer)
-    assert await collect(short) == Seen([terminal()], "completed")
-    assert [first, *(await collect(longer)).items] == [token(1), token(2), terminal()]

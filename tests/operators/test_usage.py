@@ -7,28 +7,20 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reactivex import operators as ops
 
-from operators import annotate_errors, fuse, limit_tokens, until_terminal, usage
+from operators import annotate_errors, limit_tokens, until_terminal, usage
 from rx_backend import LLMEngineOutput, protocols
 from rx_backend.protocols import CompletionUsage
 from rx_backend.testing import assert_marbles
 from tests.operators._help import (
     LETTERS,
     Chunk,
-    Engine,
     Life,
-    Owner,
     Seen,
-    by_aclose,
-    by_close,
-    by_losing_it,
     fused,
     handshake,
-    settle,
     terminal,
     token,
-    virtual,
 )
 
 VALUES = {**LETTERS, "V": Chunk([], "stop", None, (3, 2)), "W": Chunk([9], "stop", None, (3, 2))}
@@ -81,34 +73,6 @@ def test_every_token_that_came_is_counted_once(
     assert ends == [(5, sum(map(len, chunks[:take])))]
 
 
-@pytest.mark.rows("P5", "S7")
-@pytest.mark.parametrize("drop", [by_close, by_aclose, by_losing_it])
-@virtual
-async def test_a_dropped_stream_tells_what_it_cost(drop: Any) -> None:
-    """What was counted so far is told in the moment of the drop, once."""
-    ends: list[tuple[int, int]] = []
-    engine = Engine([token(1), token(2, 3), token(4)], ends=False)
-    owner: Owner = [fuse(engine(), [usage(3, counts, on_end=ends.append)])]
-    for _ in range(2):
-        await anext(owner[0])
-    assert ends == []
-    await drop(owner)
-    if drop is by_losing_it:
-        # A stream may be lost in the middle of anything: the drop waits for the loop.
-        await settle()
-    assert ends == [(3, 3)]
-
-
-@pytest.mark.rows("S7")
-@virtual
-async def test_a_stream_dropped_before_its_first_pull_tells_too() -> None:
-    """The prompt alone was read."""
-    ends: list[tuple[int, int]] = []
-    stream = fuse(Engine()(), [usage(3, counts, on_end=ends.append)])
-    await stream.aclose()
-    assert ends == [(3, 0)]
-
-
 def test_the_engine_own_usage_is_kept(life: Life) -> None:
     """The engine knows better (cached tokens, say), and what is told is what the client was told."""
     own = protocols.usage(30, 20)
@@ -142,12 +106,6 @@ def test_behind_an_operator_that_ends_the_stream(life: Life) -> None:
     assert ends == [(9, 3)]
 
 
-def test_without_on_end_only_the_terminal_is_written(life: Life) -> None:
-    """No callback is needed."""
-    seen = life([token(1), terminal(2)], usage(3, counts))
-    assert seen == Seen([token(1), Chunk([2], "stop", None, (3, 2))], "completed")
-
-
 @pytest.mark.rows("S6")
 def test_what_the_callbacks_raise_fails_the_stream(life: Life) -> None:
     """A broken `make` or `on_end` is a failure like any operator's, and reaches the one behind."""
@@ -163,42 +121,3 @@ def test_what_the_callbacks_raise_fails_the_stream(life: Life) -> None:
     chunks = [token(1), terminal()]
     assert life(chunks, usage(3, broken), wrap) == Seen([[1], failed], "completed")
     assert life(chunks[:1], usage(3, counts, on_end=broken), wrap).items == [[1], failed]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "message"),
-    [
-        (
-            (-1, counts),
-            {},
-            "usage: prompt_tokens: expected a whole number, at least 0 tokens, got -1",
-        ),
-        (
-            (None, counts),
-            {},
-            "usage: prompt_tokens: expected a whole number, at least 0 tokens, got None",
-        ),
-        ((3, 5), {}, "usage: make: expected a function, got 5"),
-        (
-            (3, counts),
-            {"on_end": 1},
-            "usage: on_end: expected a function or None, got 1",
-        ),
-    ],
-)
-def test_bad_arguments_are_refused_when_the_operator_is_made(
-    arguments: Any, options: Any, message: str
-) -> None:
-    """The message names the option, and what was given."""
-    with pytest.raises((ValueError, TypeError)) as raised:
-        usage(*arguments, **options)
-    assert str(raised.value) == message
-
-
-def test_two_subscriptions_count_apart() -> None:
-    """Each stream of one operator begins at nothing."""
-    ends: list[tuple[int, int]] = []
-    counting = usage(3, counts, on_end=ends.append)
-    for tokens in (2, 1):
-        fused([token(1)] * tokens, ops.map(lambda chunk: chunk), counting)
-    assert ends == [(3, 2), (3, 1)]

@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from operators import fuse, validate_chunks
+from operators import validate_chunks
 from rx_backend.testing import assert_marbles
-from tests.operators._help import LETTERS, Chunk, Engine, Life, Seen, terminal, token, virtual
+from tests.operators._help import LETTERS, Chunk, Life, Seen, token
 
 
 class Malformed(Exception):
@@ -120,23 +120,3 @@ def test_the_error_is_a_value_error_unless_said(life: Life) -> None:
     """Without ``error`` a malformed chunk is a ``ValueError``."""
     seen = life([Chunk([-1])], validate_chunks(Chunk, convert))
     assert type(seen.error) is ValueError
-
-
-@virtual
-async def test_a_malformed_chunk_releases_the_engine() -> None:
-    """The engine is not pulled again, and is closed before the consumer knows."""
-    engine = Engine([token(-1), token(1)])
-    with pytest.raises(Malformed):
-        await anext(fuse(engine(), [validated]))
-    assert engine.journal == ["pull", "closed"]
-
-
-def test_every_subscription_is_checked() -> None:
-    """One operator serves any number of subscriptions, after a malformed chunk too."""
-    for line, result in (("-n-|", "-#"), ("-a-m-|", "-a-C-|")):
-        assert_marbles(validated, source=line, result=result, values=VALUES)
-
-
-def test_a_terminal_without_tokens_is_well_formed(life: Life) -> None:
-    """A bare terminal passes."""
-    assert life([terminal()], validated) == Seen([terminal()], "completed")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from operators import ContractViolation, fuse, until_terminal, validate_contract
+from operators import ContractViolation, validate_contract
 from rx_backend.testing import MarbleFailure, assert_marbles
-from tests.operators._help import LETTERS, Engine, Life, handshake, terminal, token, virtual
+from tests.operators._help import LETTERS, Life, handshake, terminal
 
 
 @pytest.mark.rows("E3", "S8")
@@ -65,38 +65,3 @@ def test_the_error_can_be_of_any_kind(life: Life) -> None:
     """``error`` makes the exception from the message."""
     seen = life([], validate_contract(error=LookupError))
     assert seen.end == "LookupError('the stream ended without a terminal')"
-
-
-@pytest.mark.rows("S1")
-def test_a_sound_stream_passes_unchanged(life: Life) -> None:
-    """The chunks that come out are the source's own objects."""
-    chunks = [handshake(), token(1), terminal(2)]
-    seen = life(chunks, validate_contract())
-    assert seen.end == "completed"
-    assert list(map(id, seen.items)) == list(map(id, chunks))
-
-
-@pytest.mark.rows("S8")
-def test_behind_until_terminal_only_a_missing_terminal_shows(life: Life) -> None:
-    """What comes after the terminal is cut off before it gets here."""
-    assert life([terminal(), token(1)], until_terminal(), validate_contract()).error is None
-    assert life([token(1)], until_terminal(), validate_contract()).error is not None
-
-
-@pytest.mark.rows("S8")
-@virtual
-async def test_a_violation_releases_the_engine() -> None:
-    """The engine is closed when its surplus item is found."""
-    engine = Engine([terminal(), token(1), token(2)])
-    stream = fuse(engine(), [validate_contract()])
-    await anext(stream)
-    with pytest.raises(ContractViolation):
-        await anext(stream)
-    assert engine.journal == ["pull", "pull", "closed"]
-
-
-def test_every_subscription_is_judged_on_its_own() -> None:
-    """A terminal in one subscription is none in the next."""
-    operator = validate_contract()
-    assert_marbles(operator, source="-T-|", result="-T-|", values=LETTERS)
-    assert_marbles(operator, source="-a-|", result="-a-#", values=LETTERS)
