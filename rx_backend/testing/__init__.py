@@ -12,9 +12,9 @@ from rx_backend.testing.conformance import (
     ConformanceOptions,
     EngineFactory,
     check_engine,
+    engine_conformance_tests,
     run_conformance,
 )
-from rx_backend.testing.conformance_pytest import engine_conformance_tests
 from rx_backend.testing.conformance_report import (
     ConformanceError,
     ConformanceReport,

@@ -20,10 +20,10 @@ class Rule(Enum):
     """
 
     START_FAILED = "E1", "the engine is made, and starts"
-    MODEL_NAME_EMPTY = "E1", "start gives a config with a non-empty model name"
+    MODEL_NAME_EMPTY = "E1", "start returns a config with a non-empty model name"
     GENERATE_FAILED = (
         "E2",
-        "generate gives an async iterator or an observable, and raises typed errors only",
+        "generate returns an async iterator or an observable, and raises typed errors only",
     )
     NO_CHUNK = "E2", "a stream has at least one chunk"
     WRONG_ITEM_TYPE = "E2", "every item is an LLMEngineOutput, or a mapping of its shape"
@@ -36,7 +36,7 @@ class Rule(Enum):
     CANCELLATION_NOT_SEEN = "E4", "a stream ends soon after its request was stopped"
     CANCELLED_NOT_TERMINAL = "E4", "a stopped stream ends with the terminal `cancelled`"
     ABORT_FAILED = "E5", "abort returns, and the request ends soon after"
-    CLOSE_FAILED = "S7", "a stream lets go when it is closed"
+    CLOSE_FAILED = "S7", "a stream releases everything when it is closed"
     CLEANUP_FAILED = "E5", "cleanup succeeds"
     SECOND_CLEANUP_FAILED = "E5", "a second cleanup succeeds"
     UNSTARTED_CLEANUP_FAILED = "E5", "cleanup succeeds on an engine that never started"
@@ -80,23 +80,6 @@ class Violation:
         return f"{self.rule} ({self.row}): {self.message}"
 
 
-class ConformanceError(AssertionError):
-    """
-    An engine breaks rules of its contract.
-
-    Attributes:
-        report: All of them.
-    """
-
-    def __init__(self, report: ConformanceReport) -> None:
-        super().__init__(report)
-        self.report = report
-
-    def __str__(self) -> str:
-        details = [violation.detail for violation in self.report.violations if violation.exception]
-        return "\n\n".join([str(self.report), *details])
-
-
 @dataclass(frozen=True, slots=True)
 class ConformanceReport:
     """
@@ -106,11 +89,13 @@ class ConformanceReport:
         engine: Name of the engine.
         violations: The broken rules, each once, in the order of ``Rule``.
         unchecked: Rules that could not be tried, because the engine did not start.
+        hint: What may have misled the kit; empty when nothing has.
     """
 
     engine: str
     violations: Sequence[Violation]
     unchecked: Sequence[Rule] = ()
+    hint: str = ""
 
     @property
     def ok(self) -> bool:
@@ -118,7 +103,7 @@ class ConformanceReport:
         return not self.violations
 
     def violation(self, rule: Rule) -> Violation | None:
-        """Give the violation of *rule*, if it was broken."""
+        """Return the violation of *rule*, if it was broken."""
         return next((found for found in self.violations if found.rule is rule), None)
 
     def raise_if_failed(self) -> None:
@@ -143,4 +128,21 @@ class ConformanceReport:
                 lines.append(f"  ok    {rule} ({rule.row})")
         held = len(Rule) - len(self.violations) - len(self.unchecked)
         lines.append(f"{held} of {len(Rule)} rules hold")
-        return "\n".join(lines)
+        return "\n".join([*lines, f"hint: {self.hint}"] if self.hint else lines)
+
+
+class ConformanceError(AssertionError):
+    """
+    An engine breaks rules of its contract.
+
+    Attributes:
+        report: All of them.
+    """
+
+    def __init__(self, report: ConformanceReport) -> None:
+        super().__init__(report)
+        self.report = report
+
+    def __str__(self) -> str:
+        details = [violation.detail for violation in self.report.violations if violation.exception]
+        return "\n\n".join([str(self.report), *details])

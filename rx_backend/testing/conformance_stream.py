@@ -1,11 +1,13 @@
-"""One stream of an engine, played by the conformance kit: never for longer than allowed."""
+"""One stream of an engine, played by the conformance kit within time limits."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Any, TypeVar
 
 from operators.assembly import is_only_closed
 from operators.authoring import own_copy
@@ -13,12 +15,14 @@ from rx_backend.context import RequestContext
 from rx_backend.engine import ChunkStream, LLMEngine, open_chunks
 from rx_backend.errors import BackendError, Cancelled, as_backend_error
 from rx_backend.protocols import FinishReason, PreprocessedRequest
-from rx_backend.testing.conformance_chunks import check_chunk, check_untouched, index_of
+from rx_backend.testing.conformance_items import is_unchanged, read_item
 from rx_backend.testing.conformance_report import Rule, Violation
 
-__all__ = ("LET_GO_S", "Limits", "Plan", "Played", "play")
+__all__ = ("RELEASE_S", "Limits", "Plan", "Stream", "run_within", "wait_for_any")
 
-LET_GO_S = 1.0  # An engine that is told to let go gets so long, in seconds.
+T = TypeVar("T")
+
+RELEASE_S = 1.0  # How long what was cancelled may take to end, in seconds.
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,35 +39,50 @@ class Plan(Enum):
     """What the kit does with a stream."""
 
     TO_END = auto()
-    STOP = auto()  # stop the request after its first chunk
+    STOP = auto()  # stop and abort the request after its first chunk
     STOP_BEFORE = auto()  # stop the request before the engine is asked
     CLOSE = auto()  # close the stream after its first chunk
 
 
 @dataclass(slots=True)
-class Played:
+class Stream:
     """
-    What became of one stream.
+    One stream, and its outcome.
 
     Attributes:
         answers: How many answers were asked for.
-        items: How many items came, the terminals included.
+        items: The items, the terminals included, each with a copy of what it was when it came.
         terminals: Finish reasons of the terminal chunks, by the index of their answer.
         error: What the engine raised in place of a terminal.
         stopped: Whether the request was stopped before the stream was over.
         ended_before: How many answers had ended when it was stopped.
-        stalled: Why the kit gave up waiting for the terminal; empty when it did not.
+        stalled: Why the kit stopped waiting for the terminal; empty when it did not.
         found: Broken rules that have nothing to do with the stop.
     """
 
+    engine: LLMEngine
+    request: PreprocessedRequest
+    limits: Limits
+    plan: Plan = Plan.TO_END
     answers: int = 1
-    items: int = 0
+    items: list[tuple[object, object]] = field(default_factory=list[tuple[object, object]])
     terminals: dict[int, FinishReason] = field(default_factory=dict[int, FinishReason])
     error: BaseException | None = None
     stopped: bool = False
     ended_before: int = 0
     stalled: str = ""
     found: list[Violation] = field(default_factory=list[Violation])
+    _context: RequestContext = field(default_factory=RequestContext)
+    _stop_sent: asyncio.Future[None] = field(default_factory=asyncio.Future[None])
+    _over: asyncio.Future[None] = field(default_factory=asyncio.Future[None])
+    _abort: asyncio.Task[tuple[None, Violation | None]] | None = None
+    _is_left: bool = False
+    _is_closing: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every answer has its terminal."""
+        return len(self.terminals) >= self.answers
 
     @property
     def is_cancelled(self) -> bool:
@@ -72,11 +91,6 @@ class Played:
             return True
         reasons = list(self.terminals.values())[self.ended_before :]
         return self.is_over and all(reason == FinishReason.CANCELLED for reason in reasons)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether every answer has its terminal."""
-        return len(self.terminals) >= self.answers
 
     @property
     def failed(self) -> bool:
@@ -93,10 +107,10 @@ class Played:
         if self.is_over:
             return f"ended with {', '.join(repr(str(each)) for each in self.terminals.values())}"
         missing = f"{self.answers - len(self.terminals)} of {self.answers} answers"
-        return f"ended after {self.items} items without a terminal ({missing})"
+        return f"ended after {len(self.items)} items without a terminal ({missing})"
 
     def violations(self) -> list[Violation]:
-        """Give the broken rules, those that a stop has nothing to do with."""
+        """Return the broken rules of a stream that was not stopped."""
         found = list(self.found)
         if not self.items and not any(each.rule is Rule.GENERATE_FAILED for each in found):
             found.append(Violation(Rule.NO_CHUNK, self.ending, self.error))
@@ -104,169 +118,138 @@ class Played:
             found.append(Violation(Rule.NO_TERMINAL, self.ending))
         return found
 
-
-async def play(
-    engine: LLMEngine, request: PreprocessedRequest, limits: Limits, plan: Plan = Plan.TO_END
-) -> Played:
-    """Play one stream to its end and one pull beyond, close it, and say what became of it."""
-    return await _Stream(engine, copy.deepcopy(request), limits, plan).play()
-
-
-class _Stream:
-    def __init__(
-        self, engine: LLMEngine, request: PreprocessedRequest, limits: Limits, plan: Plan
-    ) -> None:
-        self._played = Played(request.sampling_options.n or 1)
-        self._came: list[tuple[object, object]] = []  # with a copy of what it was then
-        self._aborting: asyncio.Task[None] | None = None
-        self._engine = engine
-        self._request = request
-        self._limits = limits
-        self._plan = plan
-        self._context = RequestContext()
-        self._stopped: asyncio.Future[None] = asyncio.Future()
-        self._over: asyncio.Future[None] = asyncio.Future()
-        self._gave_up = False
-        self._closing = False
-
-    async def play(self) -> Played:
-        """Drive the stream in a task of its own, so that no engine can hold up the kit."""
-        if self._plan is Plan.STOP_BEFORE:
+    async def play(self) -> Stream:
+        """Pull to the end and once beyond it, in a task that the engine can't make the kit wait for."""
+        self.request = copy.deepcopy(self.request)
+        self.answers = self.request.sampling_options.n or 1
+        if self.plan is Plan.STOP_BEFORE:
             self._stop_request()
         task = asyncio.create_task(self._drive(), name="conformance stream")
         try:
             await self._watch(task)
         finally:
-            self._gave_up = True
+            self._is_left = True
             task.cancel()
-        await _first(LET_GO_S, task)
+        await wait_for_any(RELEASE_S, task)
         if not task.done():
-            self._find(Rule.CLOSE_FAILED, f"still running {LET_GO_S:g} s after it was closed")
+            self._find(Rule.CLOSE_FAILED, f"still running {RELEASE_S:g} s after it was closed")
         elif not task.cancelled():
             task.result()
-        await self._end_abort()
-        self._played.found += check_untouched(self._came)
-        return self._played
+        if self._abort is not None and (violation := (await self._abort)[1]):
+            self.found.append(violation)
+        for place, (item, before) in enumerate(self.items):
+            if not is_unchanged(item, before):
+                what = f"item {place} was {before!r} when it was yielded, and {item!r} later"
+                self._find(Rule.CHUNK_TOUCHED, what)
+                break
+        return self
 
     async def _watch(self, task: asyncio.Task[None]) -> None:
-        limit_s = self._limits.stream_timeout_s
-        if self._plan in {Plan.STOP, Plan.STOP_BEFORE}:
-            await _first(limit_s, task, self._over, self._stopped)
+        limit_s = self.limits.stream_timeout_s
+        if self.plan in {Plan.STOP, Plan.STOP_BEFORE}:
+            await wait_for_any(limit_s, task, self._over, self._stop_sent)
             self._stop_request()
-            limit_s = self._limits.timeout_s
-        await _first(limit_s, task, self._over)
-        if self._over.done():
-            # The pull beyond the terminal may wait for ever: that is no item. Closing may not.
-            await _first(self._limits.timeout_s, task)
-            if self._closing and not task.done():
-                self._find(Rule.CLOSE_FAILED, f"not closed within {self._limits.timeout_s:g} s")
-        else:
-            self._played.stalled = f"no terminal within {limit_s:g} s"
+            limit_s = self.limits.timeout_s
+        await wait_for_any(limit_s, task, self._over)
+        if not self._over.done():
+            self.stalled = f"no terminal within {limit_s:g} s"
+            return
+        # The pull beyond the terminal may wait for ever: that is no item. Closing may not.
+        await wait_for_any(self.limits.timeout_s, task)
+        if self._is_closing and not task.done():
+            self._find(Rule.CLOSE_FAILED, f"not closed within {self.limits.timeout_s:g} s")
 
     def _stop_request(self) -> None:
-        if not self._stopped.done() and not self._over.done():
-            self._stopped.set_result(None)
-            self._played.stopped = True
-            self._played.ended_before = len(self._played.terminals)
-            self._context.stop_generating()
-            if self._plan is Plan.STOP:
-                self._abort()
+        if self._stop_sent.done() or self._over.done():
+            return
+        self._stop_sent.set_result(None)
+        self.stopped = True
+        self.ended_before = len(self.terminals)
+        self._context.stop_generating()
+        if self.plan is Plan.STOP:
+            self._start_abort()
 
-    def _abort(self) -> None:
+    def _start_abort(self) -> None:
         """Abort as the adapter does after a stop, once there is a stream."""
-        abort = getattr(self._engine, "abort", None)
-        if abort is None:
-            return
 
-        async def call() -> None:
-            await abort(self._context)
+        async def abort() -> None:
+            await self.engine.abort(self._context)
 
-        self._aborting = asyncio.create_task(call(), name="conformance abort")
+        if hasattr(self.engine, "abort"):
+            running = run_within(self.limits.timeout_s, abort(), "abort", Rule.ABORT_FAILED)
+            self._abort = asyncio.create_task(running)
 
-    async def _end_abort(self) -> None:
-        timeout_s = self._limits.timeout_s
-        if (task := self._aborting) is None:
-            return
-        await _first(timeout_s, task)
-        task.cancel()
-        await _first(LET_GO_S, task)
-        if not task.done() or task.cancelled():
-            self._find(Rule.ABORT_FAILED, f"abort did not return within {timeout_s:g} s")
-        elif (error := task.exception()) is not None:
-            self._find(Rule.ABORT_FAILED, f"abort raised {error!r}", error)
+    def _end(self) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
 
     def _find(self, rule: Rule, message: str, error: BaseException | None = None) -> None:
-        self._played.found.append(Violation(rule, message, error))
+        self.found.append(Violation(rule, message, error))
 
     async def _drive(self) -> None:
         try:
-            chunks = await open_chunks(self._engine, self._request, self._context)
+            chunks = await open_chunks(self.engine, self.request, self._context)
         except BaseException as error:
-            self._raised(error, "before there was a stream")
+            self._note_raised(error, "before there was a stream")
             self._end()
             return
-        if self._plan is Plan.STOP_BEFORE:
-            self._abort()
+        if self.plan is Plan.STOP_BEFORE:
+            self._start_abort()
         try:
             if await self._pull_to_end(chunks):
                 self._end()
                 await self._pull_beyond(chunks)
         finally:
             self._end()
+            self._is_closing = True
             await self._close(chunks)
 
-    def _end(self) -> None:
-        if not self._over.done():
-            self._over.set_result(None)
-
-    def _raised(self, error: BaseException, where: str = "") -> None:
-        """Note what the engine raised; cancellation by the kit, and interrupts, pass on."""
-        if not isinstance(error, (Exception, asyncio.CancelledError)):
+    def _note_raised(self, error: BaseException, where: str = "") -> None:
+        """Note what the engine raised; raise again a cancellation by the kit, or an interrupt."""
+        is_cancelled = isinstance(error, asyncio.CancelledError)
+        if not isinstance(error, Exception) and (self._is_left or not is_cancelled):
             raise error
-        if self._gave_up:
-            if isinstance(error, asyncio.CancelledError):
-                raise error
+        if self._is_left:
             return
-        typed = _typed(error)
-        self._played.error = typed or error
+        self.error = typed = _typed(error)
         if typed is None:
+            self.error = error
             what = f"raised an untyped {type(error).__name__} {where}".rstrip()
             self._find(Rule.GENERATE_FAILED, f"{what}: {error}", error)
-        elif where and not self._played.stopped:
+        elif where and not self.stopped:
             self._find(Rule.GENERATE_FAILED, f"raised {where}: {error}", error)
 
     async def _pull_to_end(self, chunks: ChunkStream) -> bool:
-        """Pull to the last terminal; False when the stream ended or went on without one."""
-        played = self._played
-        while played.items < self._limits.max_items:
+        """Pull to the last terminal; return False when the stream ended or continued without one."""
+        while len(self.items) < self.limits.max_items:
             try:
                 item = await anext(chunks)
             except StopAsyncIteration:
                 return False
             except BaseException as error:
-                self._raised(error)
+                self._note_raised(error)
                 return True
-            played.items += 1
-            self._came.append((item, own_copy(item)))
-            reason, found = check_chunk(item)
-            played.found += found
-            answer = index_of(item)
-            if answer in played.terminals:
-                self._find(
-                    Rule.ITEM_AFTER_TERMINAL, f"yielded {item!r} after its answer's terminal"
-                )
-            elif reason is not None:
-                played.terminals[answer] = reason
-                if played.is_over:
-                    return True
-            if self._plan is Plan.STOP:
+            self._note_item(item)
+            if self.is_over:
+                return True
+            if self.plan is Plan.STOP:
                 self._stop_request()
-            if self._plan is Plan.CLOSE:
+            if self.plan is Plan.CLOSE:
                 return False
-            # An engine that never waits would hold up the streams beside it, and the clock.
+            # An engine that never waits would stop the streams beside it, and the clock.
             await asyncio.sleep(0)
-        played.stalled = f"no terminal within {played.items} items"
+        self.stalled = f"no terminal within {len(self.items)} items"
         return False
+
+    def _note_item(self, item: object) -> None:
+        self.items.append((item, own_copy(item)))
+        answer, reason, violation = read_item(item)
+        if violation is not None:
+            self.found.append(violation)
+        if answer in self.terminals:
+            self._find(Rule.ITEM_AFTER_TERMINAL, f"yielded {item!r} after its answer's terminal")
+        elif reason is not None:
+            self.terminals[answer] = reason
 
     async def _pull_beyond(self, chunks: ChunkStream) -> None:
         try:
@@ -274,31 +257,46 @@ class _Stream:
         except StopAsyncIteration:
             return
         except Exception as error:
-            if not self._gave_up:
+            if not self._is_left:
                 self._find(Rule.ITEM_AFTER_TERMINAL, f"raised {error!r} after the terminal", error)
             return
         self._find(Rule.ITEM_AFTER_TERMINAL, f"yielded {item!r} after the terminal")
 
-    async def _close(self, chunks: ChunkStream) -> None:
-        self._closing = True
-        close = getattr(chunks, "aclose", None)
-        if close is None:
-            return
+    async def _close(self, chunks: Any) -> None:
         try:
-            await close()
+            if hasattr(chunks, "aclose"):
+                await chunks.aclose()
         except (Exception, BaseExceptionGroup) as error:
-            if is_only_closed(error):
-                return
-            self._find(Rule.CLOSE_FAILED, f"closing raised {error!r}", error)
+            if not is_only_closed(error):
+                self._find(Rule.CLOSE_FAILED, f"closing raised {error!r}", error)
 
 
 def _typed(error: BaseException) -> BackendError | None:
-    """Give a typed error, which may be one of Dynamo's; None for any other exception."""
+    """Return a typed error, which may be one of Dynamo's; None for any other exception."""
     if isinstance(error, BackendError):
         return error
     is_dynamos = any(base.__name__ == "DynamoException" for base in type(error).__mro__)
     return as_backend_error(error) if is_dynamos else None
 
 
-async def _first(timeout_s: float, *futures: asyncio.Future[None]) -> None:
+async def run_within(
+    timeout_s: float, coroutine: Coroutine[Any, Any, T], name: str, rule: Rule
+) -> tuple[T | None, Violation | None]:
+    """Run something of the engine's in a task of its own, and return its result or the violation."""
+    task = asyncio.create_task(coroutine, name=f"conformance {name}")
+    try:
+        await wait_for_any(timeout_s, task)
+    finally:
+        task.cancel()
+    await wait_for_any(RELEASE_S, task)
+    if not task.done() or task.cancelled():
+        return None, Violation(rule, f"{name} did not return within {timeout_s:g} s")
+    error = task.exception()
+    if error is not None:
+        return None, Violation(rule, f"{name} raised {error!r}", error)
+    return task.result(), None
+
+
+async def wait_for_any(timeout_s: float, *futures: asyncio.Future[Any]) -> None:
+    """Wait until one is done, at most so many seconds."""
     await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)

@@ -18,12 +18,11 @@ _WHAT = (
 @dataclass(frozen=True, slots=True)
 class WaitingTask:
     """
-    A task that is not done, and the calls it is suspended in.
+    A task that is not done, and the calls in which it is suspended.
 
     Attributes:
         name: Name of the task.
-        where: One line per suspended call, outermost first, as
-            ``function (file:line)``.
+        where: One line per suspended call, outermost first, as ``function (file:line)``.
     """
 
     name: str
@@ -35,10 +34,7 @@ class WaitingTask:
 
 class Deadlock(RuntimeError):
     """
-    Nothing can happen any more on the virtual loop.
-
-    No callback is ready, no timer is set, and no file descriptor or thread is there that could
-    wake the loop. On the real clock the program would hang.
+    Nothing can happen any more on the virtual loop; on the real clock the program would hang.
 
     Attributes:
         tasks: The tasks that wait.
@@ -54,16 +50,16 @@ class Deadlock(RuntimeError):
         lines = [_WHAT.format(time_s=self.time_s)]
         if self.tasks:
             lines += ["waiting:", *(f"  {task}" for task in self.tasks)]
-        lines.append("code that waits for another thread says so: with loop.hold_time()")
+        lines.append("code that waits for another thread must do so inside loop.hold_time()")
         return "\n".join(lines)
 
 
 def waiting_tasks(loop: asyncio.AbstractEventLoop) -> tuple[WaitingTask, ...]:
-    """Describe the unfinished tasks of *loop*, sorted by name."""
-    tasks = (
+    """Return the unfinished tasks of *loop*, sorted by name."""
+    tasks = [
         WaitingTask(task.get_name(), _suspended_calls(task.get_coro()))
         for task in asyncio.all_tasks(loop)
-    )
+    ]
     return tuple(sorted(tasks, key=lambda task: task.name))
 
 
@@ -78,7 +74,11 @@ def _suspended_calls(awaitable: object) -> tuple[str, ...]:
         seen.add(id(awaitable))
         step = next((step for step in _STEPS if hasattr(awaitable, step[0])), None)
         if step is None:
-            awaitable = _hidden_step(awaitable)
+            # Only the collector knows the generator behind an `async for` or an `anext()`.
+            inner = gc.get_referents(awaitable)
+            awaitable = next(
+                (one for one in inner if any(hasattr(one, f) for f, _ in _STEPS)), None
+            )
             continue
         frame: FrameType | None = getattr(awaitable, step[0])
         if frame is not None:
@@ -86,15 +86,3 @@ def _suspended_calls(awaitable: object) -> tuple[str, ...]:
             calls.append(f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})")
         awaitable = getattr(awaitable, step[1])
     return tuple(calls)
-
-
-def _hidden_step(awaitable: object) -> object:
-    """
-    Give the generator behind the awaitable of an ``async for`` or an ``anext()``.
-
-    Those name nothing; only the collector knows. This runs once, on the way to a failure.
-    """
-    for inner in gc.get_referents(awaitable):
-        if any(hasattr(inner, frame) for frame, _ in _STEPS):
-            return inner
-    return None

@@ -1,10 +1,11 @@
-"""Find the engine that a text such as ``package.module:Engine`` names."""
+"""Load the engine that a text such as ``package.module:Engine`` names."""
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
+import sys
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from rx_backend.errors import InvalidArgument
 
@@ -20,7 +21,7 @@ __all__ = (
 
 
 class EngineLoadError(InvalidArgument):
-    """A text names no engine; the kinds below say why."""
+    """A text names no engine; the subclasses say why."""
 
 
 class EngineModuleMissing(EngineLoadError):
@@ -28,7 +29,7 @@ class EngineModuleMissing(EngineLoadError):
 
 
 class EngineImportFailed(EngineLoadError):
-    """The module is there but importing it raises; the cause is what it raised."""
+    """The module exists but importing it raises; the cause is what it raised."""
 
 
 class EngineAttributeMissing(EngineLoadError):
@@ -36,7 +37,7 @@ class EngineAttributeMissing(EngineLoadError):
 
 
 class EngineNotCallable(EngineLoadError):
-    """The name stands for something that can't be called to make an engine."""
+    """The name refers to something that can't be called to make an engine."""
 
 
 def load_engine_factory(target: str) -> Callable[[], object]:
@@ -65,41 +66,26 @@ def load_engine_factory(target: str) -> Callable[[], object]:
     return cast("Callable[[], object]", found)
 
 
-def load_object(target: str, what: str = "engine") -> object:
+def load_object(target: str, what: str = "engine") -> Any:
     """
-    Return the object that *target* names.
-
-    Args:
-        target: ``module:name``, both may be dotted.
-        what: What it is meant to be, for the errors.
+    Return the object that *target* names; *what* it is meant to be is part of the errors.
 
     Raises:
         EngineLoadError: As for :func:`load_engine_factory`.
     """
-    module_name, _, path = target.partition(":")
-    if not module_name or not path:
+    module, _, path = target.partition(":")
+    if not module or not path:
         raise EngineLoadError(f"{what}: expected module:name, got {target!r}")
     try:
-        found: object = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            message = f"{what} {target}: no module named {error.name!r}"
-            raise EngineModuleMissing(message) from error
-        raise _import_failed(f"{what} {target}", error) from error
+        return pkgutil.resolve_name(target)
     except Exception as error:
-        raise _import_failed(f"{what} {target}", error) from error
-    where = module_name
-    for name in path.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError as error:
-            message = f"{what} {target}: {where} has no {name!r}"
-            raise EngineAttributeMissing(message) from error
-        where = f"{where}.{name}"
-    return found
-
-
-def _import_failed(which: str, error: Exception) -> EngineImportFailed:
-    return EngineImportFailed(
-        f"{which}: importing the module raised {type(error).__name__}: {error}"
-    )
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module}.".startswith(f"{missing}."):
+            message = f"{what} {target}: no module named {missing!r}"
+            raise EngineModuleMissing(message) from error
+        # A module whose import fails is not left in `sys.modules`.
+        if isinstance(error, AttributeError) and module in sys.modules:
+            raise EngineAttributeMissing(f"{what} {target}: {error}") from error
+        raise EngineImportFailed(
+            f"{what} {target}: importing the module raised {type(error).__name__}: {error}"
+        ) from error

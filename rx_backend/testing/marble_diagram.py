@@ -1,4 +1,4 @@
-"""Marble diagrams in docstrings, played so that they stay true."""
+"""Marble diagrams in docstrings, played as tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rx_backend.testing.marbles import MarbleResult, Marbles
 
 __all__ = ("MarbleDiagram", "read_diagrams", "run_docstring_marbles")
 
-_ROW = re.compile(r"(?P<name>\w+)\s{2,}(?P<line>\S.*?)\s*")
+_ROW = re.compile(r"^\s*(\w+)[^\S\n]{2,}(\S.*?)\s*$", re.MULTILINE)
 _RESULT = "result"
 
 
@@ -32,12 +32,12 @@ class MarbleDiagram:
 
     @property
     def result(self) -> str:
-        """The line that comes out."""
+        """The expected output."""
         return self.rows[_RESULT]
 
     @property
     def inputs(self) -> Mapping[str, str]:
-        """The lines that go in."""
+        """The rows above ``result``."""
         names = list(self.rows)
         return {name: self.rows[name] for name in names[: names.index(_RESULT)]}
 
@@ -49,16 +49,16 @@ class MarbleDiagram:
         error: Exception | type[Exception] | None = None,
     ) -> MarbleResult:
         """
-        Check that the diagram is true.
+        Play the inputs into *operator* and compare its output with ``result``.
 
         Args:
-            test: Where to play it; says what the letters stand for.
-            operator: Called with one Observable per input row, in order: with one input, a plain
-                operator. The row ``source`` is cold, the others are hot.
+            test: Where to play it; its values are what the letters stand for.
+            operator: Called with one Observable per input row, in order. The row ``source`` is
+                cold, the others are hot.
             error: What ``#`` in the result stands for, see ``Marbles.expect``.
 
         Raises:
-            MarbleMismatch: Something else came out.
+            MarbleMismatch: The output differs.
             MarbleError: A line can't be read.
         """
         sources = [
@@ -70,18 +70,14 @@ class MarbleDiagram:
 
 def read_diagrams(docstring: str | None) -> list[MarbleDiagram]:
     """
-    Find the diagrams of a docstring.
+    Return the diagrams of a docstring.
 
-    A diagram is a block between blank lines whose rows read ``name  line``, with two blanks or more
-    between them, and one of whose names is ``result``.
+    A diagram is a block between blank lines with rows ``name  line``, two blanks or more between
+    them, one of which is named ``result``.
     """
-    diagrams: list[MarbleDiagram] = []
-    for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring or "")):
-        matches = [match for text in block.splitlines() if (match := _ROW.fullmatch(text.strip()))]
-        rows = {match["name"]: match["line"] for match in matches}
-        if _RESULT in rows:
-            diagrams.append(MarbleDiagram(rows))
-    return diagrams
+    blocks = re.split(r"\n\s*\n", inspect.cleandoc(docstring or ""))
+    rows = [dict(_ROW.findall(block)) for block in blocks]
+    return [MarbleDiagram(each) for each in rows if _RESULT in each]
 
 
 def run_docstring_marbles(
@@ -92,7 +88,7 @@ def run_docstring_marbles(
     error: Exception | None = None,
 ) -> list[MarbleResult]:
     """
-    Check every diagram of a docstring.
+    Play every diagram of a docstring.
 
     Args:
         operator: See ``MarbleDiagram.play``.
@@ -101,7 +97,7 @@ def run_docstring_marbles(
         error: What ``#`` in a source stands for.
 
     Raises:
-        MarbleMismatch: A diagram is not true.
+        MarbleMismatch: The output of a diagram differs.
         MarbleError: A line can't be read, or there is no diagram.
 
     >>> def pairs():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Literal, TypeAlias
 
 __all__ = (
@@ -46,8 +47,7 @@ class MarbleEvent:
         frame: When, in whole frames; one frame is one second of virtual time.
         kind: ``next``, ``error``, ``completed``, ``subscribe`` or ``drop``.
         value: The item or the exception; None for the other kinds.
-        letter: The sign it was read from; empty for what was not read. It counts for nothing when
-            events are compared.
+        letter: The sign it was read from, if it was read; ignored by comparisons.
     """
 
     frame: int
@@ -75,7 +75,7 @@ class MarbleLine:
     frames: int
 
     def first(self, kind: MarbleKind) -> MarbleEvent | None:
-        """The first event of a kind."""
+        """Return the first event of a kind."""
         return next((event for event in self.events if event.kind == kind), None)
 
 
@@ -87,9 +87,9 @@ def parse_marbles(
     """
     Read a marble line.
 
-    Each sign is one frame: ``-`` nothing happens, a letter or digit is an item, and so is a word in
-    quotes (``'word'``), ``|`` the end, ``#`` or ``X`` an error, ``^`` the subscription, ``!`` the
-    drop. Signs in parentheses happen in the same frame, in order. Blanks count for nothing; they are there to align lines.
+    Each sign is one frame: ``-`` is empty, a letter, digit or word in quotes (``'word'``) is an
+    item, ``|`` the end, ``#`` or ``X`` an error, ``^`` the subscription, ``!`` the drop. Signs in
+    parentheses share a frame, in order. Blanks are ignored; they align lines.
 
     Args:
         line: The line.
@@ -97,7 +97,7 @@ def parse_marbles(
         error: What ``#`` stands for.
 
     Raises:
-        MarbleError: The line can't be read; shows where.
+        MarbleError: The line can't be read; the message points at the place.
 
     >>> for event in parse_marbles("-a-(b|)", {"a": 1}).events:
     ...     print(event)
@@ -105,41 +105,36 @@ def parse_marbles(
     next 'b' at frame 3
     completed at frame 3
     """
-    values = {} if values is None else values
-    clash = sorted(set(values) & set(_KINDS))
-    if clash:
-        raise MarbleError(f"{clash[0]!r} is a sign of its own and can't be a name in values")
+    values = values or {}
+    for sign in values.keys() & _KINDS.keys():
+        raise MarbleError(f"{sign!r} is a sign of its own and can't be a name in values")
     events: list[MarbleEvent] = []
     frame = 0
-    in_group = False
+    group: int | None = None
     for match in _SIGN.finditer(line):
         sign, place = match.group(), match.start()
         if sign == " ":
             continue
-        if sign == "(" and not in_group:
-            in_group = True
-            continue
-        if sign == ")" and in_group:
-            in_group = False
-        elif sign in _KINDS:
-            kind = _KINDS[sign]
-            _check_order(events, kind, line, place)
-            events.append(MarbleEvent(frame, kind, error if kind == "error" else None, sign))
-        elif sign.isalnum() or len(sign) > 1:
-            _check_order(events, "next", line, place)
+        if sign == "(" and group is None:
+            group = place
+        elif sign == ")" and group is not None:
+            group = None
+        elif sign in _KINDS or sign.isalnum() or len(sign) > 1:
+            kind = _KINDS.get(sign, "next")
             name = sign.strip("'")
-            events.append(MarbleEvent(frame, "next", values.get(name, name), sign))
-        elif sign != "-" or in_group:
+            value = {"next": values.get(name, name), "error": error}.get(kind)
+            _check_order([event.kind for event in events], kind, line, place)
+            events.append(MarbleEvent(frame, kind, value, sign))
+        elif sign != "-" or group is not None:
             raise _unreadable(line, place, f"unexpected {sign!r}")
-        frame += not in_group
-    if in_group:
-        raise _unreadable(line, line.index("("), "group is not closed")
+        frame += group is None
+    if group is not None:
+        raise _unreadable(line, group, "group is not closed")
     return MarbleLine(tuple(events), frame)
 
 
-def _check_order(events: Sequence[MarbleEvent], kind: MarbleKind, line: str, place: int) -> None:
-    kinds = {event.kind for event in events}
-    if "drop" in kinds or (kind != "drop" and kinds & {"error", "completed"}):
+def _check_order(kinds: Sequence[MarbleKind], kind: MarbleKind, line: str, place: int) -> None:
+    if "drop" in kinds or (kind != "drop" and not {"error", "completed"}.isdisjoint(kinds)):
         raise _unreadable(line, place, "nothing can follow the end of a line")
     if kind == "subscribe" and "subscribe" in kinds:
         raise _unreadable(line, place, "a line has one subscription")
@@ -161,8 +156,8 @@ def render_marbles(
 
     Args:
         events: In the order of their frames.
-        values: What letters stand for. A chunk of text that has no letter is its text, where that is
-            one word. Any other item that has no letter, and is none itself, is ``?``.
+        values: What letters stand for. Without a letter, a chunk whose text is one word is that
+            word, and any other item that is no letter itself is ``?``.
         frames: Make the line at least so long.
         prefer: Letters to prefer where several stand for equal items.
 
@@ -195,14 +190,14 @@ def _sign(event: MarbleEvent, values: Mapping[str, Any], letters: Sequence[str])
 
 
 def _word(item: Any) -> str | None:
-    """The text of a chunk, or of the chunk in an envelope, where it is one word."""
+    """Return the text of a chunk, or of the chunk in an item, where it is one word."""
     text = getattr(getattr(item, "data", None) or item, "text", None)
     word = text.strip() if isinstance(text, str) else ""
     return word if word and _SIGN.fullmatch(f"'{word}'") else None
 
 
 def same_item(expected: object, actual: object) -> bool:
-    """Whether two items are the same or equal; items that can't be compared are not."""
+    """Return whether two items are the same or equal; items that can't be compared are not."""
     try:
         return expected is actual or bool(expected == actual)
     except Exception:
@@ -218,28 +213,14 @@ def align_marbles(rows: Mapping[str, str]) -> str:
     result  -(xy)-b|
     """
     split = {name: _cells(line) for name, line in rows.items()}
-    length = max(map(len, split.values()), default=0)
-    widths = [
-        max(len(cells[frame]) for cells in split.values() if frame < len(cells))
-        for frame in range(length)
-    ]
+    widths = [max(map(len, column)) for column in zip_longest(*split.values(), fillvalue="")]
     margin = max(map(len, rows), default=0)
-    return "\n".join(
-        f"{name:{margin}}  "
-        + "".join(
-            f"{cell:{width}}" for cell, width in zip(cells, widths[: len(cells)], strict=True)
-        ).rstrip()
-        for name, cells in split.items()
-    )
+    lines: list[str] = []
+    for name, cells in split.items():
+        padded = "".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False))
+        lines.append(f"{name:{margin}}  {padded.rstrip()}")
+    return "\n".join(lines)
 
 
 def _cells(line: str) -> list[str]:
-    cells: list[str] = []
-    in_group = False
-    for sign in _SIGN.findall(line.replace(" ", "")):
-        if in_group:
-            cells[-1] += sign
-        else:
-            cells.append(sign)
-        in_group = sign == "(" or (in_group and sign != ")")
-    return cells
+    return re.findall(r"\((?:'[^'\s]+'|[^)])*\)?|'[^'\s]+'|.", line.replace(" ", ""), re.DOTALL)

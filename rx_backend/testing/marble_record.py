@@ -32,7 +32,7 @@ class MarbleResult:
 
     @property
     def items(self) -> list[Any]:
-        """The items alone."""
+        """The items, without their times."""
         return [event.value for event in self.events if event.kind == "next"]
 
     @property
@@ -42,7 +42,7 @@ class MarbleResult:
 
 
 class Recorder:
-    """Notes what comes, and disposes where the plan has a ``!``."""
+    """Notes the events of a stream, and disposes where the plan has a ``!``."""
 
     def __init__(
         self, scheduler: TestScheduler, plan: MarbleLine, clock: Callable[[], float]
@@ -61,7 +61,7 @@ class Recorder:
             schedule(scheduler, self._drop.frame, self._dispose)
 
     def subscribe(self, stream: Observable[Any]) -> None:
-        """Begin to note."""
+        """Subscribe to *stream*."""
         self._subscription.disposable = stream.subscribe(
             self._next,
             lambda error: self._note("error", error),
@@ -70,7 +70,7 @@ class Recorder:
         )
 
     def close(self) -> None:
-        """Dispose without a note."""
+        """Dispose, and note nothing of it."""
         self._subscription.dispose()
 
     def _next(self, item: Any) -> None:
@@ -95,7 +95,7 @@ def differences(
     actual: Sequence[MarbleEvent],
     error: Exception | type[Exception] | None,
 ) -> Generator[str]:
-    """Say what differs, event by event; *error* is what an expected error must be."""
+    """Describe what differs, event by event; *error* is what an expected error must be."""
     for wanted, got in zip_longest(expected, actual):
         if wanted is None:
             yield f"expected nothing more, got {got}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 from reactivex import Observable, abc
 from reactivex.disposable import BooleanDisposable, Disposable
@@ -13,9 +13,7 @@ from reactivex.testing import TestScheduler
 
 from rx_backend.testing.marble_line import MarbleError, MarbleEvent, MarbleLine, render_marbles
 
-__all__ = ("MarbleSource", "cold_source", "hot_source", "schedule", "seconds", "whole_frame")
-
-_Play: TypeAlias = Callable[[abc.ObserverBase[Any]], abc.DisposableBase]
+__all__ = ("MarbleSource", "schedule", "seconds", "whole_frame")
 
 
 class MarbleSource(Observable[Any]):
@@ -27,18 +25,24 @@ class MarbleSource(Observable[Any]):
         line: The line as it was read.
     """
 
-    def __init__(self, text: str, line: MarbleLine, scheduler: TestScheduler, play: _Play) -> None:
+    def __init__(self, text: str, line: MarbleLine, scheduler: TestScheduler, *, hot: bool) -> None:
         super().__init__()
         self.text = text
         self.line = line
         self._scheduler = scheduler
-        self._play = play
+        self._subject: Subject[Any] | None = Subject() if hot else None
         self._spans: list[list[float]] = []
-        self._is_over = False
+        self._has_ended = False
+
+    def start(self) -> None:
+        """Start to play, where the source is hot."""
+        if self._subject is not None:
+            beginning = self.line.first("subscribe")
+            self._play(self._subject, after=0 if beginning is None else beginning.frame)
 
     def end(self) -> None:
-        """The test is over: what is disposed of from here on is no longer noted."""
-        self._is_over = True
+        """End the test: subscriptions that are disposed of later have no end."""
+        self._has_ended = True
 
     @property
     def subscriptions(self) -> list[str]:
@@ -60,48 +64,36 @@ class MarbleSource(Observable[Any]):
     ) -> abc.DisposableBase:
         span = [seconds(self._scheduler)]
         self._spans.append(span)
-        playing = self._play(observer)
+        hot = self._subject
+        playing = self._play(observer) if hot is None else hot.subscribe(observer)
 
         def dispose() -> None:
-            if not self._is_over:
+            if not self._has_ended:
                 span.append(seconds(self._scheduler))
             playing.dispose()
 
         return Disposable(dispose)
 
-
-def cold_source(text: str, line: MarbleLine, scheduler: TestScheduler) -> MarbleSource:
-    """Make a source that plays its line to every subscriber from the beginning."""
-
-    def play(observer: abc.ObserverBase[Any]) -> abc.DisposableBase:
+    def _play(self, observer: abc.ObserverBase[Any], after: int = 0) -> abc.DisposableBase:
+        """Schedule the events from a frame on, beginning now."""
         disposed = BooleanDisposable()
-
-        def send(event: MarbleEvent) -> None:
-            if not disposed.is_disposed:
-                _send(event, observer)
-
-        now = seconds(scheduler)
-        for event in line.events:
-            schedule(scheduler, now + event.frame, partial(send, event))
+        begun = seconds(self._scheduler) - after
+        for event in self.line.events:
+            if event.frame >= after:
+                send = partial(_send, event, observer, disposed)
+                schedule(self._scheduler, begun + event.frame, send)
         return disposed
 
-    return MarbleSource(text, line, scheduler, play)
 
-
-def hot_source(
-    text: str, line: MarbleLine, scheduler: TestScheduler
-) -> tuple[MarbleSource, Callable[[], None]]:
-    """Make a source that plays its line once, to whoever listens, and what starts it."""
-    subject: Subject[Any] = Subject()
-    beginning = line.first("subscribe")
-    first = 0 if beginning is None else beginning.frame
-
-    def start() -> None:
-        for event in line.events:
-            if event.frame >= first:
-                schedule(scheduler, event.frame - first, partial(_send, event, subject))
-
-    return MarbleSource(text, line, scheduler, subject.subscribe), start
+def _send(event: MarbleEvent, observer: abc.ObserverBase[Any], disposed: BooleanDisposable) -> None:
+    if disposed.is_disposed:
+        return
+    if event.kind == "next":
+        observer.on_next(event.value)
+    elif event.kind == "error":
+        observer.on_error(event.value)
+    elif event.kind == "completed":
+        observer.on_completed()
 
 
 def schedule(scheduler: TestScheduler, time_s: float, action: Callable[[], None]) -> None:
@@ -115,7 +107,7 @@ def schedule(scheduler: TestScheduler, time_s: float, action: Callable[[], None]
 
 def whole_frame(time_s: float) -> int:
     """
-    Give the frame of a virtual time.
+    Return the frame of a virtual time.
 
     Raises:
         MarbleError: The time lies between two frames.
@@ -129,15 +121,6 @@ def whole_frame(time_s: float) -> int:
     return frame
 
 
-def _send(event: MarbleEvent, observer: abc.ObserverBase[Any]) -> None:
-    if event.kind == "next":
-        observer.on_next(event.value)
-    elif event.kind == "error":
-        observer.on_error(event.value)
-    elif event.kind == "completed":
-        observer.on_completed()
-
-
 def seconds(scheduler: TestScheduler) -> float:
-    """Give the virtual time."""
+    """Return the virtual time."""
     return scheduler.to_seconds(scheduler.now)

@@ -19,13 +19,7 @@ from rx_backend.testing.marble_line import (
     render_marbles,
 )
 from rx_backend.testing.marble_record import MarbleResult, Recorder, differences
-from rx_backend.testing.marble_source import (
-    MarbleSource,
-    cold_source,
-    hot_source,
-    seconds,
-    whole_frame,
-)
+from rx_backend.testing.marble_source import MarbleSource, seconds, whole_frame
 from rx_backend.testing.virtual_run import is_loop_running, run_virtual
 
 __all__ = ("MarbleFailure", "MarbleMismatch", "Marbles", "assert_marbles")
@@ -41,17 +35,17 @@ class MarbleFailure(Exception):
 
 
 class MarbleMismatch(AssertionError):
-    """A stream is not what its marble line says; shows both, one above the other."""
+    """A stream differs from its marble line; shows both, one above the other."""
 
 
 class Marbles:
     """
     One marble test: sources, virtual time, and the check of what comes out.
 
-    One frame is one second. Everything is subscribed to on ``scheduler``, so time operators obey
-    it; for operators that take a clock there is ``clock``. An event loop on virtual time runs in step
-    with it, so asynchronous operators are played like any other. What a source plays at a frame
-    comes before the timers of the loop that are due then.
+    One frame is one second. Streams are subscribed to on ``scheduler``, which time operators obey;
+    ``clock`` is for operators that take a clock. An event loop on virtual time runs in step with
+    them, so asynchronous operators are played like any other. In a frame, sources come before the
+    timers of the loop.
 
     Args:
         values: What letters stand for, in every line of the test. A letter that is not in it
@@ -59,7 +53,7 @@ class Marbles:
         error: What ``#`` in a source stands for; a ``MarbleFailure`` when left out.
 
     Attributes:
-        is_over: Everything was played: what is released from here on is no part of the test.
+        is_over: Whether everything was played; what is released later is no part of the test.
 
     >>> from reactivex import operators as ops
     >>> test = Marbles()
@@ -77,13 +71,12 @@ class Marbles:
         self.scheduler = TestScheduler()
         self.is_over = False
         self._sources: list[MarbleSource] = []
-        self._starts: list[Callable[[], None]] = []
         self._played = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._advances = False
 
     def clock(self) -> float:
-        """Virtual time in seconds, which are frames."""
+        """Return the virtual time in seconds, which are frames."""
         if self._loop is None or self._advances:
             return seconds(self.scheduler)
         return self._loop.time()
@@ -95,37 +88,32 @@ class Marbles:
         Raises:
             MarbleError: *line* can't be read, or has a ``^`` or ``!``.
         """
-        return self._add(
-            cold_source(line, self._read(line, self.error, "subscribe", "drop"), self.scheduler)
-        )
+        return self._source(line, "subscribe", "drop", hot=False)
 
     def hot(self, line: str) -> MarbleSource:
         """
-        Make a source that plays *line* once, to whoever listens then.
+        Make a source that plays *line* once, to its subscribers at that time.
 
-        ``^`` is where the test begins; what is before it, nobody sees.
+        The test begins at ``^``; signs before it are not played.
 
         Raises:
             MarbleError: *line* can't be read, or has a ``!``.
         """
-        source, start = hot_source(line, self._read(line, self.error, "drop"), self.scheduler)
-        # Started with the test, so that what is subscribed at frame 0 sees frame 0.
-        self._starts.append(start)
-        return self._add(source)
+        return self._source(line, "drop", hot=True)
 
     def record(self, stream: Observable[Any], *, drop: str = "") -> MarbleResult:
         """
-        Subscribe to *stream* at frame 0 and give what comes; once per ``Marbles``.
+        Subscribe to *stream* at frame 0 and return its events; once per ``Marbles``.
 
-        It is watched for a hundred frames beyond the longest line.
+        It ends a hundred frames after the longest line.
 
         Args:
             stream: What to subscribe to.
-            drop: A line whose ``!`` says when to dispose. ``--!`` disposes before anything of that
-                frame arrives, ``--(a!)`` from inside the first item of that frame.
+            drop: A line whose ``!`` is when to dispose: ``--!`` before anything of that frame
+                arrives, ``--(a!)`` while the first item of that frame is handed out.
 
         Raises:
-            MarbleError: Something came between two frames, or *drop* can't be read.
+            MarbleError: Something happened between two frames, or *drop* can't be read.
         """
         return self._record(stream, parse_marbles(drop))
 
@@ -137,7 +125,7 @@ class Marbles:
         error: Exception | type[Exception] | None = None,
     ) -> MarbleResult:
         """
-        Subscribe to *stream* at frame 0 and check that it is what the line *result* says.
+        Subscribe to *stream* at frame 0 and compare its events with the line *result*.
 
         Args:
             stream: What to subscribe to.
@@ -147,8 +135,8 @@ class Marbles:
                 else any exception.
 
         Raises:
-            MarbleMismatch: It is not; shows the lines, aligned, and each difference.
-            MarbleError: Something came between two frames, or *result* can't be read.
+            MarbleMismatch: They differ; shows the lines, aligned, and each difference.
+            MarbleError: Something happened between two frames, or *result* can't be read.
         """
         if error is None and any(source.line.first("error") for source in self._sources):
             error = self.error
@@ -200,8 +188,9 @@ class Marbles:
             finally:
                 self._advances = False
 
-        for start in self._starts:
-            start()
+        # Only now, so that what is subscribed at frame 0 sees frame 0.
+        for source in self._sources:
+            source.start()
         for frame in range(1, frames + 1):
             loop.call_at(frame, advance, frame)
         recorder.subscribe(stream)
@@ -225,7 +214,9 @@ class Marbles:
                 raise MarbleError(f"{event.letter!r} makes no sense in this line: {line}")
         return read
 
-    def _add(self, source: MarbleSource) -> MarbleSource:
+    def _source(self, text: str, *senseless: MarbleKind, hot: bool) -> MarbleSource:
+        line = self._read(text, self.error, *senseless)
+        source = MarbleSource(text, line, self.scheduler, hot=hot)
         self._sources.append(source)
         return source
 
@@ -251,7 +242,7 @@ def assert_marbles(
         values: What letters stand for, in both lines.
         error: What ``#`` in *source* stands for.
         result_error: What ``#`` in *result* stands for, see ``Marbles.expect``.
-        hot: The source plays whether or not anybody listens.
+        hot: The source plays without subscribers too.
         subscriptions: Also check how the operator subscribed to the source: ``["^---!"]``.
 
     Raises:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from rx_backend.testing.virtual_time import VirtualTimeLoop
@@ -19,21 +21,20 @@ def run_virtual(
     coroutine: Coroutine[Any, Any, T], *, thread_grace_s: float = 1.0, in_thread: bool = False
 ) -> T:
     """
-    Run *coroutine* to its end in virtual time and give its result.
+    Run *coroutine* to its end on a fresh ``VirtualTimeLoop`` and return its result.
 
-    A fresh ``VirtualTimeLoop`` is made. Afterwards the tasks that are left are cancelled, async
-    generators are closed, and the loop is closed.
+    Tasks that are left are cancelled, async generators are closed, and the loop is closed.
 
     Args:
         coroutine: What to run.
         thread_grace_s: See ``VirtualTimeLoop``.
-        in_thread: Run it in a thread of its own, and wait for that. So it can be called where an
-            event loop runs already, as in a notebook, which stands still meanwhile. An interrupt
-            (Ctrl-C) cancels what runs.
+        in_thread: Run it in a thread of its own and wait for that, so that it can be called while
+            an event loop runs in this thread, as in a notebook. An interrupt (Ctrl-C) cancels the
+            run.
 
     Raises:
         Deadlock: The coroutine waits for something that can never happen.
-        RuntimeError: Called while a loop is running in this thread, without *in_thread*.
+        RuntimeError: A loop is running in this thread and *in_thread* is not set.
 
     >>> import asyncio
     >>> async def an_hour():
@@ -46,19 +47,16 @@ def run_virtual(
     >>> asyncio.run(notebook())
     3600.0
     """
-
-    def make_loop() -> VirtualTimeLoop:
-        return VirtualTimeLoop(thread_grace_s=thread_grace_s)
-
+    runner = asyncio.Runner(loop_factory=partial(VirtualTimeLoop, thread_grace_s=thread_grace_s))
     if in_thread:
-        return _run_in_thread(coroutine, make_loop)
+        return _run_in_thread(runner, coroutine)
     if is_loop_running():
         coroutine.close()
         raise RuntimeError(
             "run_virtual can't be called while an event loop runs in this thread; "
             "in_thread=True runs it in a thread of its own, as in a notebook"
         )
-    with asyncio.Runner(loop_factory=make_loop) as runner:
+    with runner:
         return runner.run(coroutine)
 
 
@@ -71,36 +69,33 @@ def is_loop_running() -> bool:
     return True
 
 
-def _run_in_thread(
-    coroutine: Coroutine[Any, Any, T], make_loop: Callable[[], VirtualTimeLoop]
-) -> T:
-    runner = asyncio.Runner(loop_factory=make_loop)
+def _run_in_thread(runner: asyncio.Runner, coroutine: Coroutine[Any, Any, T]) -> T:
+    # Made here, the loop runs in a copy of this thread's context.
     loop = runner.get_loop()
-    results: list[T] = []
-    failures: list[BaseException] = []
+
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
             with runner:
-                results.append(runner.run(coroutine))
-        except BaseException as failure:
-            failures.append(failure)
+                result = runner.run(coroutine)
+            future.set_result(result)
+        except BaseException as error:
+            future.set_exception(error)
 
     def cancel() -> None:
         for task in asyncio.all_tasks(loop):
             task.cancel()
 
+    # No executor: it loses a thread whose start is interrupted.
     thread = threading.Thread(target=run, name="virtual time")
     try:
         thread.start()
-        thread.join()
+        return future.result()
     except BaseException:
-        # Interrupted while waiting. The loop may have come to its end meanwhile.
+        # If this thread was interrupted, the run goes on.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(cancel)
-        thread.join()
         raise
-    if failures:
-        # Nothing here holds it any more: this frame is in its traceback, that would be a cycle.
-        raise failures.pop()
-    return results.pop()
+    finally:
+        thread.join()

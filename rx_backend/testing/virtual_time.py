@@ -1,7 +1,7 @@
 """An event loop whose clock jumps from timer to timer instead of waiting."""
 
-# A loop of one's own is only possible through the underscored parts of asyncio's base loop; those
-# used here are the same from Python 3.11 to 3.13.
+# Asyncio has no public way to order timers or to wait in another way. What is used of its base
+# loop is the same from Python 3.11 to 3.13.
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
@@ -34,55 +34,38 @@ Ts = TypeVarTuple("Ts")
 _FREE_TURNS = 10_000
 _TURN_S = 10e-6
 
+
 # Cancelled timers are swept once they are more than these and more than half of all.
 _KEPT_CANCELLED = 100
-
-
-class _Selector(selectors.DefaultSelector):
-    """The platform's selector; counts what is registered, so that an idle one is not asked."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.registered = 0
-
-    def register(self, *args: Any, **kwargs: Any) -> selectors.SelectorKey:
-        key = super().register(*args, **kwargs)
-        self.registered += 1
-        return key
-
-    def unregister(self, *args: Any, **kwargs: Any) -> selectors.SelectorKey:
-        key = super().unregister(*args, **kwargs)
-        self.registered -= 1
-        return key
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """
     An asyncio loop on virtual time, for tests and simulations.
 
-    ``time()`` starts at 0.0 seconds. While callbacks are ready the clock stands; when none is, it
-    jumps to the next timer. Timers set for the same instant fire in the order in which they were
+    ``time()`` starts at 0.0 seconds. The clock stands still while callbacks are ready; when none
+    is, it jumps to the next timer. Timers for the same instant fire in the order in which they were
     set, so a run is repeatable.
 
     Other threads: ``call_soon_threadsafe`` works. While work handed to ``run_in_executor`` or
-    ``asyncio.to_thread`` is under way, or inside ``hold_time()``, the clock runs no faster than the
-    real one, so that the thread can answer first. Sockets work too; they are polled without
-    waiting as long as timers are set.
+    ``asyncio.to_thread`` runs, or inside ``hold_time()``, the clock is no faster than real time, so
+    that the thread can answer first. Sockets work too; they are polled without waiting as long as
+    timers are set.
 
-    When nothing can ever happen again, ``Deadlock`` is raised out of ``run_until_complete`` and
-    ``run_forever``.
+    ``run_until_complete`` and ``run_forever`` raise ``Deadlock`` when nothing can ever happen again.
 
     Args:
-        thread_grace_s: Real seconds that the loop waits, before it raises ``Deadlock``, for the
-            other threads that are alive. It waits not at all when there are none.
+        thread_grace_s: How many real seconds the loop waits for other threads that are alive before
+            it raises ``Deadlock``. Without such threads it does not wait.
 
     Attributes:
-        longest_turn_s: How long the longest turn of the loop took, in real seconds; may be reset.
+        longest_turn_s: Duration of the longest turn of the loop, in real seconds; may be reset.
     """
 
     _ready: deque[asyncio.Handle]
     _stopping: bool
     _debug: bool
+    _timer_cancelled_count: int
 
     if TYPE_CHECKING:
         # The base class has these; only its type stubs don't.
@@ -95,24 +78,23 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._now = 0.0
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._timer_number = count()
-        self._cancelled = 0
         self._turns = 0
         self._holds = 0
         self._handles_signals = False
         self._thread_grace_s = thread_grace_s
-        self._real = _Selector()
+        self._real = selectors.DefaultSelector()
         super().__init__(self._real)
 
     def time(self) -> float:
-        """Virtual seconds since the loop was made."""
+        """Return the virtual seconds since the loop was made."""
         return self._now
 
     @contextmanager
     def hold_time(self) -> Generator[None]:
         """
-        Let the clock run no faster than the real one inside the block.
+        Keep the clock from running faster than real time inside the block.
 
-        For code that waits for something this loop cannot see: a thread of its own, a socket.
+        For code that waits for something the loop cannot see: a thread of its own, a socket.
         Nothing counts as a deadlock inside.
         """
         self._holds += 1
@@ -120,18 +102,6 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             yield
         finally:
             self._holds -= 1
-
-    # Timers.
-
-    def call_later(
-        self,
-        delay: float,
-        callback: Callable[[*Ts], object],
-        *args: *Ts,
-        context: Context | None = None,
-    ) -> asyncio.TimerHandle:
-        """Call *callback* after *delay* virtual seconds."""
-        return self._set_timer(self._now + delay, callback, args, context)
 
     def call_at(
         self,
@@ -141,52 +111,32 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """Call *callback* at *when* on the loop's clock."""
-        return self._set_timer(when, callback, args, context)
-
-    def _set_timer(
-        self,
-        when: float,
-        callback: Callable[[*Ts], object],
-        args: tuple[*Ts],
-        context: Context | None,
-    ) -> asyncio.TimerHandle:
         self._check_closed()
         if self._debug:
             self._check_thread()
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
         # Tuples, unlike handles, are compared in C; the number keeps equal times in order.
-        heappush(self._timers, (when, next(self._timer_number), handle))
-        handle._scheduled = True
-        return handle
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        if handle._scheduled:
-            self._cancelled += 1
-
-    # One turn of the loop.
+        heappush(self._timers, (when, next(self._timer_number), timer))
+        timer._scheduled = True
+        return timer
 
     def _run_once(self) -> None:
-        ready = self._ready
-        timers = self._timers
-        if self._cancelled > _KEPT_CANCELLED and self._cancelled * 2 > len(timers):
+        ready, timers = self._ready, self._timers
+        cancelled = self._timer_cancelled_count
+        if cancelled > _KEPT_CANCELLED and cancelled * 2 > len(timers):
             timers[:] = [timer for timer in timers if not timer[2]._cancelled]
             heapify(timers)
-            self._cancelled = 0
+            self._timer_cancelled_count = 0
         if ready or self._stopping:
             self._turns += 1
             if self._turns > _FREE_TURNS:
                 self._now += _TURN_S
-            if self._real.registered > 1 or self._handles_signals:
+            if self._is_watching:
                 self._poll(0)
         else:
             self._idle()
         while timers and timers[0][0] <= self._now:
-            handle = heappop(timers)[2]
-            handle._scheduled = False
-            if handle._cancelled:
-                self._cancelled -= 1
-            else:
-                ready.append(handle)
+            self._pop_timer(ready)
         begun = perf_counter()
         for _ in range(len(ready)):
             handle = ready.popleft()
@@ -195,34 +145,41 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self.longest_turn_s = max(self.longest_turn_s, perf_counter() - begun)
         handle = None  # or an exception would keep the handle, and the handle the exception
 
+    def _pop_timer(self, ready: deque[asyncio.Handle]) -> None:
+        timer = heappop(self._timers)[2]
+        timer._scheduled = False
+        if timer._cancelled:
+            self._timer_cancelled_count -= 1
+        else:
+            ready.append(timer)
+
+    @property
+    def _is_watching(self) -> bool:
+        """Whether it is watched for more than the pipe by which threads wake the loop."""
+        return self._handles_signals or len(self._real.get_map()) > 1
+
     def _idle(self) -> None:
-        """Move the clock to the next timer, or wait for what comes from outside."""
+        """Move the clock to the next timer, or wait for an event from outside."""
         timers = self._timers
         while timers and timers[0][2]._cancelled:
-            heappop(timers)[2]._scheduled = False
-            self._cancelled -= 1
+            self._pop_timer(self._ready)
         due = timers[0][0] if timers else math.inf
-        if self._holds or self._real.registered > 1 or self._handles_signals:
+        if self._holds or self._is_watching:
             real_s = due - self._now if self._holds or due == math.inf else 0.0
             self._poll(None if real_s == math.inf else max(0.0, real_s))
             if self._ready or due == math.inf:
                 return
-        if due == math.inf:
-            self._wait_for_threads()
-        elif due > self._now:
+        elif due == math.inf:
+            if threading.active_count() > 1:
+                self._poll(self._thread_grace_s)
+            if not self._ready:
+                raise Deadlock(waiting_tasks(self), self._now)
+        if self._now < due < math.inf:
             self._now = due
             self._turns = 0
 
     def _poll(self, timeout_s: float | None) -> None:
         self._process_events(self._real.select(timeout_s))
-
-    # What may wake the loop from outside.
-
-    def _wait_for_threads(self) -> None:
-        if threading.active_count() > 1:
-            self._poll(self._thread_grace_s)
-        if not self._ready:
-            raise Deadlock(waiting_tasks(self), self._now)
 
     def run_in_executor(
         self,
@@ -231,13 +188,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         *args: *Ts,
     ) -> asyncio.Future[T]:
         """Run *func* in a thread; the clock keeps to real time until it is done."""
+
+        def done(_: asyncio.Future[T]) -> None:
+            self._holds -= 1
+
         future = super().run_in_executor(executor, func, *args)
         self._holds += 1
-        future.add_done_callback(self._thread_done)
+        future.add_done_callback(done)
         return future
-
-    def _thread_done(self, _: asyncio.Future[Any]) -> None:
-        self._holds -= 1
 
     async def shutdown_default_executor(self, *args: Any, **kwargs: Any) -> None:
         """Wait, in real time, until the threads of the default executor have ended."""

@@ -1,12 +1,19 @@
-"""The request context: identity, and signals that stay set, from any thread."""
+"""The request context: identity, and signals that stay set, from any thread, at any bytecode."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
+import selectors
+import signal
+import sys
 import threading
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from functools import partial
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,17 +21,22 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from rx_backend.context import LatchedSignal, RequestContext
+from rx_backend.disagg import DisaggregationMode
+from rx_backend.errors import InvalidArgument
 from rx_backend.testing import run_virtual
-from tests.rx_backend._engines import now, virtual
+from tests.engines import now, virtual
 
 Signal = Callable[[RequestContext], None]
 
 # What is called, and the signal that it sets.
-SIGNALS = [
-    pytest.param(RequestContext.stop_generating, RequestContext.stopped, id="stop"),
-    pytest.param(RequestContext.kill, RequestContext.stopped, id="kill-stops"),
-    pytest.param(RequestContext.kill, RequestContext.killed, id="kill"),
-]
+SIGNALS = pytest.mark.parametrize(
+    ("signal", "latched_of"),
+    [
+        pytest.param(RequestContext.stop_generating, RequestContext.stopped, id="stop"),
+        pytest.param(RequestContext.kill, RequestContext.stopped, id="kill-stops"),
+        pytest.param(RequestContext.kill, RequestContext.killed, id="kill"),
+    ],
+)
 
 
 def heard(signal: LatchedSignal) -> list[str]:
@@ -36,27 +48,38 @@ def heard(signal: LatchedSignal) -> list[str]:
     return events
 
 
+def in_thread(call: Callable[[], object]) -> None:
+    """Call something in another thread, which must not have to wait for this one."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive(), "it waits for the thread that it interrupted"
+
+
 @pytest.mark.rows("C1")
-def test_metadata_is_a_snapshot() -> None:
-    """What the caller does to its mapping later is not seen, and nobody can write to the snapshot."""
+def test_an_identity_is_a_snapshot() -> None:
+    """Later changes to the caller's mapping are not seen; without an id a context gets one."""
     metadata = {"tenant": "a"}
     context = RequestContext("r1", metadata)
     metadata["tenant"] = "b"
     assert (context.id, dict(context.metadata)) == ("r1", {"tenant": "a"})
     with pytest.raises(TypeError):
         context.metadata["tenant"] = "c"  # pyright: ignore[reportIndexIssue]
+    one, other = RequestContext(), RequestContext()
+    assert one.id != other.id
+    assert not one.metadata
+    assert not one.trace_headers
 
 
 TRACE = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "vendor=1"}
 
 
 def in_any_case(name: str) -> st.SearchStrategy[str]:
-    flips = st.lists(st.booleans(), min_size=len(name), max_size=len(name))
-    return flips.map(
-        lambda upper: "".join(
-            letter.upper() if up else letter for letter, up in zip(name, upper, strict=True)
-        )
-    )
+    def flip(bits: int) -> str:
+        flipped = [each.upper() if bits >> at & 1 else each for at, each in enumerate(name)]
+        return "".join(flipped)
+
+    return st.integers(0, 2 ** len(name) - 1).map(flip)
 
 
 @pytest.mark.rows("C1", "P1")
@@ -64,7 +87,9 @@ def in_any_case(name: str) -> st.SearchStrategy[str]:
     in_any_case("traceparent"),
     in_any_case("tracestate"),
     st.sampled_from(["trace_headers", "metadata"]),
-    st.dictionaries(st.sampled_from(["tenant", "X-Id", "Baggage"]), st.text()),
+    st.dictionaries(
+        st.sampled_from(["tenant", "X-Id", "Baggage"]), st.sampled_from(["", "a", "ü"])
+    ),
 )
 def test_trace_headers_are_read_in_any_case(
     parent: str, state: str, place: str, others: dict[str, str]
@@ -100,49 +125,16 @@ def test_trace_headers_come_from_one_place(
     assert dict(context.trace_headers) == expected
 
 
-@pytest.mark.rows("C1")
-def test_contexts_without_an_id_get_one_each() -> None:
-    """Two contexts made without an id can be told apart, and have no metadata."""
-    one, other = RequestContext(), RequestContext()
-    assert one.id != other.id
-    assert not one.metadata
-    assert not one.trace_headers
-
-
-@pytest.mark.rows("C1")
-def test_a_kill_is_also_a_stop() -> None:
-    """A stop leaves the request to end gracefully; a kill counts as both."""
-    context = RequestContext("r1")
-    assert (context.is_stopped, context.is_killed) == (False, False)
-    context.stop_generating()
-    assert (context.is_stopped, context.is_killed) == (True, False)
-    context.kill()
-    assert (context.is_stopped, context.is_killed) == (True, True)
-    assert repr(context) == "RequestContext('r1', killed)"
+# Signals.
 
 
 @pytest.mark.rows("C1", "C2")
-@pytest.mark.parametrize(("signal", "latched_of"), SIGNALS)
+@SIGNALS
 @virtual
-async def test_late_waiters_and_subscribers_see_a_signal(
+async def test_a_signal_is_seen_once_early_and_late(
     signal: Signal, latched_of: Callable[[RequestContext], LatchedSignal]
 ) -> None:
-    """Whoever asks after the signal is answered at once, however often."""
-    context = RequestContext()
-    signal(context)
-    for _ in range(2):
-        assert await latched_of(context) is True
-        assert heard(latched_of(context)) == ["True", "|"]
-    assert now() == 0
-
-
-@pytest.mark.rows("C2")
-@pytest.mark.parametrize(("signal", "latched_of"), SIGNALS)
-@virtual
-async def test_early_waiters_and_subscribers_hear_a_signal_once(
-    signal: Signal, latched_of: Callable[[RequestContext], LatchedSignal]
-) -> None:
-    """Waiters wake and subscribers hear when the signal comes, and not again at a second one."""
+    """Waiters wake and subscribers are called when it comes, or at once where it has come already."""
     context = RequestContext()
     events = heard(latched_of(context))
     woken: list[float] = []
@@ -159,21 +151,28 @@ async def test_early_waiters_and_subscribers_hear_a_signal_once(
         signal(context)
         signal(context)
     assert woken == [2, 2, 2]
-    assert events == ["True", "|"]
+    for _ in range(2):
+        assert await latched_of(context) is True
+        assert heard(latched_of(context)) == events == ["True", "|"]
+    assert now() == 2
 
 
-@pytest.mark.rows("C2")
+@pytest.mark.rows("C1", "C2")
 @virtual
-async def test_a_stop_does_not_kill() -> None:
-    """Who waits for the kill is not woken by a stop, and is by the kill that follows."""
-    context = RequestContext()
+async def test_a_kill_is_also_a_stop() -> None:
+    """A stop leaves the request to end gracefully, and wakes none that waits for the kill."""
+    context = RequestContext("r1")
     events = heard(context.killed())
+    assert (context.is_stopped, context.is_killed) == (False, False)
     context.stop_generating()
+    assert (context.is_stopped, context.is_killed) == (True, False)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(context.killed(), 5)
     assert not context.killed().is_set
     context.kill()
+    assert (context.is_stopped, context.is_killed) == (True, True)
     assert events == ["True", "|"]
+    assert repr(context) == "RequestContext('r1', killed)"
 
 
 @pytest.mark.rows("C2")
@@ -203,14 +202,17 @@ async def test_who_left_is_forgotten() -> None:
 
 
 @pytest.mark.rows("C3")
+@pytest.mark.parametrize(
+    "methods", [["stop_generating"], ["kill"], ["stop_generating", "kill"] * 2]
+)
 @virtual
-async def test_a_signal_from_a_thread_is_heard_on_the_loop() -> None:
-    """Whichever thread signals, waiters and subscribers are served on the loop that they are on."""
+async def test_signals_of_threads_are_heard_on_the_loop(methods: list[str]) -> None:
+    """Whichever threads signal, waiters and subscribers are called once, on their own loop."""
     context = RequestContext()
     threads: list[int] = []
     context.stopped().subscribe(lambda _: threads.append(threading.get_ident()))
     waiting = asyncio.ensure_future(context.stopped())
-    await asyncio.to_thread(context.stop_generating)
+    await asyncio.gather(*(asyncio.to_thread(getattr(context, name)) for name in methods))
     assert await waiting is True
     assert threads == [threading.get_ident()]
 
@@ -282,40 +284,36 @@ async def test_who_leaves_while_a_signal_is_on_its_way_is_not_called() -> None:
 
 
 @pytest.mark.rows("C1", "C3")
-@virtual
-async def test_a_listener_that_fails_on_the_loop_is_logged_there() -> None:
-    """A signal from a thread makes no difference to what becomes of a listener's bug."""
+@pytest.mark.parametrize("where", ["thread", "loop", "no loop"])
+def test_a_failing_listener_does_not_silence_the_others(where: str) -> None:
+    """A listener's bug is logged; the others get the signal, and the caller is not disturbed."""
     context = RequestContext("r1")
 
     def fail() -> None:
         raise LookupError
 
-    context.stopped().listen(fail)
-    events = heard(context.stopped())
+    async def signal() -> list[str]:
+        context.stopped().listen(fail)
+        events = heard(context.stopped())
+        if where == "thread":
+            await asyncio.to_thread(context.stop_generating)
+            await asyncio.sleep(0)
+        else:
+            context.stop_generating()
+        return events
+
+    def signal_without_loop() -> list[str]:
+        context.stopped().listen(fail)
+        events = heard(context.stopped())
+        in_thread(context.kill)
+        return events
+
     with capture_logs() as logs:
-        await asyncio.to_thread(context.stop_generating)
-        await asyncio.sleep(0)
+        events = signal_without_loop() if where == "no loop" else run_virtual(signal())
     assert events == ["True", "|"]
     assert [(entry["event"], entry["request_id"]) for entry in logs] == [
         ("context listener failed", "r1")
     ]
-
-
-@pytest.mark.rows("C3")
-@virtual
-async def test_many_threads_may_signal_at_once() -> None:
-    """Four threads that stop and kill together set each level once."""
-    context = RequestContext()
-    stopped, killed = heard(context.stopped()), heard(context.killed())
-    barrier = threading.Barrier(4, timeout=10)
-
-    def signal(place: int) -> None:
-        barrier.wait()
-        (context.kill if place % 2 else context.stop_generating)()
-
-    await asyncio.gather(*(asyncio.to_thread(signal, place) for place in range(4)))
-    await asyncio.sleep(0)
-    assert stopped == killed == ["True", "|"]
 
 
 @pytest.mark.rows("C3")
@@ -333,90 +331,46 @@ def test_a_signal_after_the_loop_has_closed_is_harmless() -> None:
     assert calls == []
 
 
-@pytest.mark.rows("C3")
-def test_without_a_loop_listeners_are_called_by_who_signals() -> None:
-    """A context serves code without an event loop as well."""
-    context = RequestContext()
-    events = heard(context.stopped())
-    thread = threading.Thread(target=context.kill)
-    thread.start()
-    thread.join()
-    assert events == ["True", "|"]
-
-
-@pytest.mark.rows("C1", "C3")
-def test_a_failing_listener_does_not_silence_the_others() -> None:
-    """A listener's bug is logged; the others hear the signal, and who signals is not disturbed."""
-    context = RequestContext()
-
-    def fail() -> None:
-        raise LookupError
-
-    context.stopped().listen(fail)
-    events = heard(context.stopped())
-    with capture_logs() as logs:
-        context.stop_generating()
-    assert events == ["True", "|"]
-    assert [entry["event"] for entry in logs] == ["context listener failed"]
-
-
 @pytest.mark.rows("C4")
-def test_the_first_token_is_noted_once_in_decode_mode() -> None:
-    """The notice is a level like the signals; giving it again changes nothing."""
+@pytest.mark.parametrize("decode", [True, False])
+def test_the_first_token_is_noted_once_in_decode_mode(decode: bool) -> None:
+    """The notice is latched like the signals; a second one, and one in other modes, does nothing."""
     context = RequestContext()
-    context.bind(None, decode=True)
+    context.bind(None, decode=decode)
     early = heard(context.first_token())
     context.notify_first_token()
     context.notify_first_token()
-    assert early == heard(context.first_token()) == ["True", "|"]
+    assert early == heard(context.first_token()) == (["True", "|"] if decode else [])
+    assert context.first_token().is_set is decode
     assert not context.is_stopped
 
 
-@pytest.mark.rows("C4")
-def test_the_first_token_is_not_noted_in_other_modes() -> None:
-    """Outside decode mode the notice does nothing."""
-    context = RequestContext()
-    events = heard(context.first_token())
-    context.notify_first_token()
-    assert not context.first_token().is_set
-    assert events == []
+# Children.
 
 
 @pytest.mark.rows("C1", "C3")
-@pytest.mark.parametrize(("signal", "latched_of"), SIGNALS)
+@SIGNALS
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_child_has_the_signals_of_its_parent(
     signal: Signal, latched_of: Callable[[RequestContext], LatchedSignal], when: str
 ) -> None:
-    """Those that were given before it was made too; whoever signals finds them set on both."""
+    """Earlier ones too; the caller finds them set on both, and a stop of a kill as a kill."""
     context = RequestContext("r1", {"tenant": "a"}, trace_headers={"traceparent": "00"})
     if when == "before":
         signal(context)
     child, grandchild = context.child("r1/2"), context.child().child()
     events = heard(latched_of(grandchild))
+    seen: list[tuple[bool, bool]] = []
+    for one in (child, grandchild):
+        one.stopped().listen(lambda one=one: seen.append((one.is_stopped, one.is_killed)))
     if when == "after":
-        thread = threading.Thread(target=signal, args=(context,))
-        thread.start()
-        thread.join()
+        in_thread(partial(signal, context))
     assert events == ["True", "|"]
+    assert seen == [(True, context.is_killed)] * 2
     for other in (child, grandchild):
         assert (other.is_stopped, other.is_killed) == (context.is_stopped, context.is_killed)
     assert (child.id, grandchild.id) == ("r1/2", "r1")
     assert (child.metadata, child.trace_headers) == (context.metadata, context.trace_headers)
-
-
-@pytest.mark.rows("C1")
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_a_child_sees_a_kill_as_a_kill(depth: int) -> None:
-    """What listens for the child's stop can tell that it is a kill, at every depth."""
-    context = RequestContext()
-    child = context
-    for _ in range(depth):
-        child = child.child()
-    seen: list[tuple[bool, bool]] = []
-    child.stopped().listen(lambda: seen.append((child.is_stopped, child.is_killed)))
-    context.kill()
-    assert seen == [(True, True)]
 
 
 @pytest.mark.rows("C1", "C4")
@@ -432,3 +386,302 @@ def test_a_child_is_stopped_alone() -> None:
     assert not any(one.is_stopped or one.first_token().is_set for one in (context, other))
     context.notify_first_token()
     assert not other.first_token().is_set
+
+
+# Interrupted at every bytecode: by a signal handler, or by another thread.
+
+
+MODULES = {"rx_backend.context", "rx_backend.latched_signal"}
+
+
+Interrupt = Callable[[], object]
+
+
+@contextmanager
+def interrupted(at: int, interrupt: Interrupt) -> Generator[Callable[[], bool]]:
+    """
+    Call *interrupt* once, before the context's code comes to its bytecode number *at*.
+
+    Yields a function that tells whether it came so far.
+    """
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal count
+        if frame.f_globals.get("__name__") not in MODULES:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            count += 1
+            if count == at + 1:
+                interrupt()
+        return trace
+
+    before = sys.gettrace()
+    # Python 3.12 traces bytecodes only where some frame had asked for them before.
+    here = inspect.currentframe()
+    assert here is not None
+    here.f_trace_opcodes = True
+    sys.settrace(trace)
+    try:
+        yield lambda: count > at
+    finally:
+        sys.settrace(before)
+
+
+class Calls:
+    """Who was called, and how often."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    def listener(self, name: str) -> Callable[..., None]:
+        """A listener of that name."""
+        self.counts[name] = 0
+
+        def called(*_: object) -> None:
+            self.counts[name] += 1
+
+        return called
+
+
+def listen(context: RequestContext, calls: Calls) -> None:
+    """Somebody begins to listen to each signal."""
+    context.stopped().listen(calls.listener("late stop"))
+    context.killed().subscribe(calls.listener("late kill"))
+    context.first_token().subscribe(on_completed=calls.listener("late first token"))
+
+
+def signal_all(context: RequestContext, _: Calls) -> None:
+    """Somebody gives all signals."""
+    context.stop_generating()
+    context.kill()
+    context.notify_first_token()
+
+
+INTERRUPTS = [
+    RequestContext.stop_generating,
+    RequestContext.kill,
+    RequestContext.notify_first_token,
+]
+
+
+def in_handler(interrupt: Interrupt) -> None:
+    """Run *interrupt* as a signal handler is: in this thread, in the middle of what it does."""
+    interrupt()
+
+
+PLACES: dict[str, Callable[[Interrupt], None]] = {"handler": in_handler, "thread": in_thread}
+
+
+@pytest.mark.rows("C3", "C4")
+@pytest.mark.parametrize("action", [listen, signal_all], ids=lambda action: action.__name__)
+@pytest.mark.parametrize("interrupt", INTERRUPTS, ids=lambda method: method.__name__)
+@pytest.mark.parametrize(("place", "on_loop"), [("handler", True), ("thread", False)])
+@virtual
+async def test_every_listener_is_called_once(
+    action: Callable[[RequestContext, Calls], None],
+    interrupt: Callable[[RequestContext], None],
+    place: str,
+    on_loop: bool,
+) -> None:
+    """Wherever a signal comes in between, each listener is called when all were given, once."""
+
+    async def run(at: int) -> bool:
+        context, calls = RequestContext("r1"), Calls()
+
+        def scene() -> bool:
+            context.bind(None, decode=True)
+            context.stopped().subscribe(calls.listener("early stop"))
+            context.killed().listen(calls.listener("early kill"))
+            context.first_token().listen(calls.listener("early first token"))
+            with interrupted(at, partial(PLACES[place], partial(interrupt, context))) as came:
+                action(context, calls)
+                has_come = came()
+            signal_all(context, calls)
+            return has_come
+
+        has_come = scene() if on_loop else await asyncio.to_thread(scene)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert set(calls.counts.values()) == {1}, (at, calls.counts)
+        return has_come
+
+    at = 0
+    while await run(at):
+        at += 1
+    assert at > 50
+
+
+@pytest.mark.rows("C3")
+@pytest.mark.parametrize("interrupt", INTERRUPTS[:2], ids=lambda method: method.__name__)
+@pytest.mark.parametrize("place", PLACES)
+def test_who_leaves_is_called_at_most_once(
+    interrupt: Callable[[RequestContext], None], place: str
+) -> None:
+    """A disposal that a signal interrupts: called or not, but nobody else is forgotten."""
+    at, has_come = 0, True
+    while has_come:
+        context, calls = RequestContext("r1"), Calls()
+        leaving = context.stopped().subscribe(calls.listener("leaving"))
+        context.stopped().listen(calls.listener("staying"))
+        with interrupted(at, partial(PLACES[place], partial(interrupt, context))) as came:
+            leaving.dispose()
+            has_come = came()
+        context.stop_generating()
+        assert calls.counts["staying"] == 1
+        assert calls.counts["leaving"] <= (1 if has_come else 0)
+        at += 1
+    assert at > 5
+
+
+@pytest.mark.rows("C1", "C3")
+@pytest.mark.parametrize("place", PLACES)
+def test_a_child_made_during_a_kill_is_killed(place: str) -> None:
+    """Its listeners never see the stop of a kill without the kill."""
+    at, has_come = 0, True
+    while has_come:
+        context = RequestContext("r1")
+        early = context.child()
+        seen: list[bool] = []
+        early.stopped().listen(lambda early=early, seen=seen: seen.append(early.is_killed))
+        with interrupted(at, partial(PLACES[place], context.kill)) as came:
+            child = context.child()
+            child.stopped().listen(lambda child=child, seen=seen: seen.append(child.is_killed))
+            has_come = came()
+        context.kill()
+        assert seen == [True, True], at
+        at += 1
+    assert at > 50
+
+
+@pytest.mark.rows("C1", "C3")
+@pytest.mark.parametrize("place", PLACES)
+def test_nobody_sees_the_stop_of_a_kill_without_the_kill(place: str) -> None:
+    """Whoever looks, listens or makes a child in the middle of a kill finds no mere stop."""
+    at, has_come = 0, True
+    while has_come:
+        context = RequestContext("r1")
+        seen: list[tuple[bool, bool]] = []
+
+        def look(context: RequestContext = context, seen: list[tuple[bool, bool]] = seen) -> None:
+            for one in (context, context.child()):
+                seen.append((one.is_stopped, one.is_killed))
+                one.stopped().listen(lambda one=one: seen.append((one.is_stopped, one.is_killed)))
+
+        with interrupted(at, partial(PLACES[place], look)) as came:
+            context.kill()
+            has_come = came()
+        assert (True, False) not in seen, at
+        assert seen.count((True, True)) >= 2 or not has_come
+        at += 1
+    assert at > 5
+
+
+@pytest.mark.rows("C3")
+def test_threads_that_listen_leave_and_signal_at_once() -> None:
+    """Without any order: who stays is called once, who left at most once."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(30):
+            context, calls = RequestContext(), [Calls() for _ in range(4)]
+            barrier = threading.Barrier(6, timeout=10)
+
+            def listening(
+                own: Calls, context: RequestContext = context, barrier: threading.Barrier = barrier
+            ) -> None:
+                barrier.wait()
+                for number in range(20):
+                    context.stopped().listen(own.listener(f"stays {number}"))
+                    context.killed().listen(own.listener(f"leaves {number}"))()
+
+            def signalling(
+                method: Callable[[RequestContext], None],
+                context: RequestContext = context,
+                barrier: threading.Barrier = barrier,
+            ) -> None:
+                barrier.wait()
+                method(context)
+
+            threads = [threading.Thread(target=listening, args=(own,)) for own in calls]
+            threads += [
+                threading.Thread(target=signalling, args=(method,)) for method in INTERRUPTS[:2]
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(10)
+            for own in calls:
+                for name, count in own.counts.items():
+                    assert count == 1 if name.startswith("stays") else count <= 1, name
+    finally:
+        sys.setswitchinterval(before)
+
+
+class InterruptedSelector(selectors.DefaultSelector):
+    """A selector in whose first long wait a signal arrives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = 0
+        self.woken = False
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout != 0 and not self.waits:
+            self.waits += 1
+            signal.raise_signal(signal.SIGUSR1)
+            events = super().select(5)
+            self.woken = bool(events)
+            return events
+        return super().select(timeout)
+
+
+@pytest.mark.rows("C2", "C3")
+@pytest.mark.parametrize("how", ["await", "subscribe"])
+def test_a_signal_handler_wakes_an_idle_loop(how: str) -> None:
+    """Python runs the handler in the middle of the loop's wait, which must not go on."""
+    context = RequestContext()
+    selector = InterruptedSelector()
+
+    async def wait() -> bool:
+        if how == "await":
+            return await context.stopped()
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        context.stopped().subscribe(future.set_result)
+        return await future
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        context.stop_generating()
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+            assert runner.run(wait())
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert (selector.waits, selector.woken) == (1, True)
+
+
+# The mode of disaggregation.
+
+
+@pytest.mark.rows("P2", "TY-mode")
+def test_a_mode_is_its_span_value() -> None:
+    """The three modes have the values of the reference, and are read back from them."""
+    assert list(DisaggregationMode) == ["agg", "prefill", "decode"]
+    for mode in DisaggregationMode:
+        assert str(mode) == mode.value
+        assert DisaggregationMode.parse(mode.value) is mode
+        assert DisaggregationMode.parse(mode) is mode
+    assert [mode.is_prefill for mode in DisaggregationMode] == [False, True, False]
+    assert [mode.is_decode for mode in DisaggregationMode] == [False, False, True]
+
+
+@pytest.mark.rows("TY-mode")
+@pytest.mark.parametrize("value", ["", "Decode", "aggregated", "encode", None, 3, ["agg"]])
+def test_anything_else_is_refused_with_the_valid_values(value: object) -> None:
+    """A wrong mode is an InvalidArgument that names the parameter, the choices and the value."""
+    with pytest.raises(InvalidArgument) as caught:
+        DisaggregationMode.parse(value)  # pyright: ignore[reportArgumentType]
+    assert caught.value.message == f"mode: expected one of agg, prefill, decode, got {value!r}"

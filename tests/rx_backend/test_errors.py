@@ -1,4 +1,4 @@
-"""`rx_backend.errors`."""
+"""`rx_backend.errors`: kinds, what exceptions become, and Dynamo's."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ dynamo_errors = import_module("dynamo.llm.exceptions")
 
 SHARED_KINDS = sorted(KINDS.keys() - {"ResponseTimeout"})
 DYNAMO_ALONE = ["RouterQueueLimitExceeded", "SelectionServiceError", "WorkerUnavailable"]
+SPECIAL = type("Special", (BackendError,), {"kind": "Special"})
 
 
 class PromptTooLong(InvalidArgument):
@@ -68,37 +69,22 @@ def chained(*chain: BaseException) -> BaseException:
     return chain[0]
 
 
-@pytest.mark.rows("TY-errors")
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_a_kind_has_its_texts(kind: str) -> None:
-    """Text, span form and class name follow from the kind."""
-    error = KINDS[kind]("it broke")
-    assert type(error).__name__ == error.kind == kind
-    assert str(error) == f"Backend{kind}: it broke"
-    assert error.span_kind == f"Backend({kind})"
-    assert (error.message, error.args) == ("it broke", ("it broke",))
-
-
-def test_the_nine_kinds_are_exported() -> None:
-    """Every kind is a class of the module, and there are nine."""
+@pytest.mark.rows("TY-errors", "S5", "S6")
+def test_a_kind_has_its_texts() -> None:
+    """There are nine; text, span form and class name follow from the kind, and a typed error stays."""
     assert len(KINDS) == 9
     assert set(KINDS) < set(errors.__all__)
-    assert all(getattr(errors, kind) is error for kind, error in KINDS.items())
-
-
-def test_a_subclass_keeps_its_kind() -> None:
-    """A more special error is still of its kind for consumers."""
-    error = PromptTooLong(9, limit=4)
-    assert error.kind == "InvalidArgument"
-    assert str(error) == "BackendInvalidArgument: 9 tokens, at most 4"
-
-
-@pytest.mark.rows("S5", "S6")
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_a_typed_error_stays_itself(kind: str) -> None:
-    """What is typed already is neither copied nor wrapped."""
-    error = KINDS[kind]("it broke")
-    assert as_backend_error(error) is error
+    for kind, cls in KINDS.items():
+        error = cls("it broke")
+        assert getattr(errors, kind) is cls
+        assert type(error).__name__ == error.kind == kind
+        assert str(error) == f"Backend{kind}: it broke"
+        assert error.span_kind == f"Backend({kind})"
+        assert (error.message, error.args) == ("it broke", ("it broke",))
+        assert as_backend_error(error) is engine_failure(error) is error
+    special = PromptTooLong(9, limit=4)
+    assert special.kind == "InvalidArgument"
+    assert str(special) == "BackendInvalidArgument: 9 tokens, at most 4"
 
 
 class ParserError(ValueError):
@@ -144,6 +130,8 @@ UNTYPED: list[tuple[Callable[[], Exception], type[BackendError]]] = [
     (lambda: http(400), InvalidArgument),
     (lambda: http(503), CannotConnect),
 ]
+
+
 # What is no error of a request, in a group as well.
 INTERRUPTS = [KeyboardInterrupt, SystemExit, type("Interrupt", (BaseException,), {})]
 
@@ -160,11 +148,6 @@ def test_an_untyped_exception_is_typed(
         assert type(error) is kind
         assert error.message == str(exc)
         assert error.__cause__ is exc
-
-
-@pytest.mark.rows("S6")
-def test_an_exception_without_text_is_called_by_its_name() -> None:
-    """The message says something in any case."""
     assert as_backend_error(RuntimeError()).message == "RuntimeError"
 
 
@@ -194,11 +177,12 @@ def test_an_http_error_without_a_status_is_unknown() -> None:
 @pytest.mark.rows("S6")
 @pytest.mark.parametrize("interrupt", [asyncio.CancelledError, GeneratorExit, *INTERRUPTS])
 def test_what_is_no_exception_is_raised_again(interrupt: type[BaseException]) -> None:
-    """Cancellation and the like are never turned into an error."""
+    """Never turned into an error; an interrupt is no engine's failure either."""
     exc = interrupt()
-    with pytest.raises(interrupt) as caught:
-        as_backend_error(exc)
-    assert caught.value is exc
+    for convert in (as_backend_error, engine_failure)[: 1 + (interrupt in INTERRUPTS)]:
+        with pytest.raises(interrupt) as caught:
+            convert(exc)
+        assert caught.value is exc
 
 
 @pytest.mark.rows("S6")
@@ -217,21 +201,7 @@ def test_an_engine_that_cancels_itself_has_failed(exc: BaseException, message: s
     assert (type(error), error.message, error.__cause__) == (Unknown, message, exc)
 
 
-@pytest.mark.rows("S6")
-@pytest.mark.parametrize("interrupt", INTERRUPTS)
-def test_no_engine_is_blamed_for_an_interrupt(interrupt: type[BaseException]) -> None:
-    """It goes on to whoever ends the process."""
-    exc = interrupt()
-    with pytest.raises(interrupt) as caught:
-        engine_failure(exc)
-    assert caught.value is exc
-
-
-@pytest.mark.rows("S6")
-def test_a_typed_error_of_an_engine_stays_itself() -> None:
-    """Only what is untyped is wrapped."""
-    error = Disconnected("gone")
-    assert engine_failure(error) is error
+# Groups.
 
 
 leaves: st.SearchStrategy[tuple[BaseException, type[BackendError]]] = (
@@ -286,40 +256,28 @@ def test_a_group_with_an_interrupt_is_raised_again(
 
 
 @pytest.mark.rows("S6")
-def test_a_group_says_each_text_once_and_not_too_many() -> None:
-    """The message stays readable where a hundred tasks failed."""
+def test_groups_of_any_size() -> None:
+    """Many texts are cut, each is said once; depth does not matter; a kind of one's own is Unknown."""
     many = [Disconnected(f"peer {number // 2}") for number in range(100)]
     assert as_backend_error(ExceptionGroup("g", many[:4])).message == "peer 0; peer 1"
     assert as_backend_error(ExceptionGroup("g", many)).message == "peer 0; peer 1; peer 2; ..."
-
-
-@pytest.mark.rows("S6")
-def test_a_group_may_be_nested_deeply() -> None:
-    """Deeper than Python's stack is."""
     group: Any = Disconnected("gone")
     for _ in range(5000):
         group = ExceptionGroup("g", [group])
     assert type(as_backend_error(group)) is Disconnected
-
-
-@pytest.mark.rows("S6")
-def test_a_group_of_a_kind_of_ones_own_is_unknown() -> None:
-    """A kind that the wire does not know has no class that could be made."""
-    special = type("Special", (BackendError,), {"kind": "Special"})
-    assert type(as_backend_error(ExceptionGroup("g", [special("odd")]))) is Unknown
+    assert type(as_backend_error(ExceptionGroup("g", [SPECIAL("odd")]))) is Unknown
     subclass = ExceptionGroup("g", [PromptTooLong(9, limit=4)])
     assert type(as_backend_error(subclass)) is InvalidArgument
 
 
+# Causes and pickling.
+
+
 def test_causes_come_nearest_first() -> None:
-    """The chain of causes is what `raise ... from` made."""
+    """The chain of causes is what `raise ... from` made; a cycle is walked once."""
     inner, outer = KeyError("k"), RuntimeError("r")
     assert list(causes(chained(Unknown("u"), outer, inner))) == [outer, inner]
     assert not list(causes(Unknown("u")))
-
-
-def test_a_cycle_of_causes_ends() -> None:
-    """Errors that cause each other are walked once."""
     first, second = Unknown("1"), Unknown("2")
     chained(first, second, first)
     assert list(causes(first)) == [second]
@@ -327,18 +285,18 @@ def test_a_cycle_of_causes_ends() -> None:
 
 
 @pytest.mark.rows("TY-errors")
-@pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_pickling_keeps_kind_message_and_causes(kind: str, protocol: int) -> None:
-    """An error comes out of another process as it went in, its whole chain of causes included."""
-    chain = chained(KINDS[kind]("it broke"), Cancelled("why"), ValueError("v"), KeyError("k"))
-    error = pickle.loads(pickle.dumps(chain, protocol))
-    assert (type(error), str(error)) == (KINDS[kind], f"Backend{kind}: it broke")
-    assert [repr(cause) for cause in causes(error)] == [
-        "Cancelled('why')",
-        "ValueError('v')",
-        "KeyError('k')",
-    ]
+def test_pickling_keeps_kind_message_and_causes(protocol: int) -> None:
+    """An error comes out of another process as it went in, with all causes, those as text at least."""
+    for kind in KINDS.values():
+        local = type("Local", (Exception,), {})("gone")
+        chain = chained(kind("it broke"), Cancelled("why"), KeyError("k"), Stubborn(5, "no"), local)
+        error = pickle.loads(pickle.dumps(chain, protocol))
+        assert (type(error), str(error)) == (kind, f"Backend{kind.kind}: it broke")
+        assert [str(cause) for cause in causes(error)] == [
+            *("BackendCancelled: why", "'k'"),
+            *("BackendUnknown: Stubborn: 5 no", "BackendUnknown: Local: gone"),
+        ]
 
 
 def test_pickling_and_copying_keep_a_subclass_with_its_own_arguments() -> None:
@@ -347,18 +305,6 @@ def test_pickling_and_copying_keep_a_subclass_with_its_own_arguments() -> None:
     for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
         assert type(twin) is PromptTooLong
         assert (twin.tokens, str(twin)) == (9, str(error))
-
-
-def test_a_cause_that_cannot_be_pickled_travels_as_text() -> None:
-    """The error itself always arrives; what can't come along is replaced by what it said."""
-    local = type("Local", (Exception,), {})
-    chain = chained(Unknown("u"), Stubborn(5, "no"), local("gone"), KeyError("k"))
-    twin = pickle.loads(pickle.dumps(chain))
-    assert [str(cause) for cause in causes(twin)] == [
-        "BackendUnknown: Stubborn: 5 no",
-        "BackendUnknown: Local: gone",
-        "'k'",
-    ]
 
 
 def test_a_traceback_tells_the_whole_story() -> None:
@@ -370,16 +316,26 @@ def test_a_traceback_tells_the_whole_story() -> None:
     assert "rx_backend.errors.Unknown: BackendUnknown: boom" in text
 
 
+# Dynamo's exceptions.
+
+
 @pytest.mark.rows("TY-errors")
 @pytest.mark.parametrize("kind", SHARED_KINDS)
 def test_a_dynamo_exception_keeps_its_kind(kind: str) -> None:
-    """Each of Dynamo's exceptions becomes the error of its kind and stays as cause."""
+    """Each becomes the error of its kind and stays as cause; both ways keep message and causes."""
     exc = getattr(dynamo_errors, kind)("it broke")
     for convert in (as_backend_error, from_dynamo):
-        error = convert(exc)
-        assert type(error) is KINDS[kind]
-        assert error.message == "it broke"
-        assert error.__cause__ is exc
+        typed = convert(exc)
+        assert (type(typed), typed.message, typed.__cause__) == (KINDS[kind], "it broke", exc)
+    error = chained(KINDS[kind]("it broke"), KeyError("k"))
+    assert isinstance(error, BackendError)
+    exc = to_dynamo(error)
+    assert (type(exc), str(exc)) == (getattr(dynamo_errors, kind), "it broke")
+    assert list(causes(exc)) == [error, error.__cause__]
+    back = from_dynamo(exc)
+    assert (type(back), back.message) == (type(error), error.message)
+    special = type("Special", (getattr(dynamo_errors, kind),), {})
+    assert as_backend_error(special("gone")).kind == kind
 
 
 @pytest.mark.parametrize("name", [*DYNAMO_ALONE, "DynamoException"])
@@ -391,38 +347,16 @@ def test_a_dynamo_exception_without_counterpart_is_unknown(name: str) -> None:
     assert to_dynamo(error) is exc
 
 
-def test_a_subclass_of_a_dynamo_exception_keeps_its_kind() -> None:
-    """An engine's own subclass counts as what it derives from."""
-    special = type("Special", (dynamo_errors.Disconnected,), {})
-    assert as_backend_error(special("gone")).kind == "Disconnected"
-
-
-@pytest.mark.rows("TY-errors")
-@pytest.mark.parametrize("kind", SHARED_KINDS)
-def test_an_error_becomes_dynamos_exception_and_comes_back(kind: str) -> None:
-    """Both ways keep kind, message and chain of causes."""
-    error = chained(KINDS[kind]("it broke"), KeyError("k"))
-    assert isinstance(error, BackendError)
-    exc = to_dynamo(error)
-    assert type(exc) is getattr(dynamo_errors, kind)
-    assert str(exc) == "it broke"
-    assert list(causes(exc)) == [error, error.__cause__]
-    back = from_dynamo(exc)
-    assert (type(back), back.message) == (type(error), error.message)
-
-
-def test_a_kind_that_dynamo_lacks_takes_the_nearest() -> None:
-    """Dynamo 1.6 has one exception for timeouts, and none for kinds of one's own."""
-    assert type(to_dynamo(ResponseTimeout("late"))) is dynamo_errors.ConnectionTimeout
-    special = type("Special", (BackendError,), {"kind": "Special"})
-    assert type(to_dynamo(special("odd"))) is dynamo_errors.Unknown
-
-
 def test_to_dynamo_takes_any_exception() -> None:
-    """Dynamo's own pass through, untyped ones are typed first."""
+    """Dynamo's own pass through; untyped ones, and kinds that it lacks, take the nearest."""
     own = dynamo_errors.EngineShutdown("gone")
     assert to_dynamo(own) is own
-    assert type(to_dynamo(ValueError("bad"))) is dynamo_errors.InvalidArgument
+    for error, kind in (
+        (ValueError("bad"), "InvalidArgument"),
+        (ResponseTimeout("late"), "ConnectionTimeout"),
+        (SPECIAL("odd"), "Unknown"),
+    ):
+        assert type(to_dynamo(error)) is getattr(dynamo_errors, kind)
 
 
 def test_an_error_raised_from_a_dynamo_exception_is_not_replaced_by_it() -> None:
@@ -446,26 +380,30 @@ def test_without_the_package_the_import_error_says_what_to_install(
         convert(Unknown("u"))
 
 
-def test_importing_the_library_never_imports_dynamo() -> None:
-    """Neither the import nor the typing of an exception loads the runtime."""
-    program = (
-        "import sys, rx_backend, rx_backend.protocols as p, rx_backend.errors as e;"
-        "e.as_backend_error(OSError('x')); p.Annotated.from_error(ValueError('x'));"
-        "print(sorted(name for name in sys.modules if name.partition('.')[0] == 'dynamo'))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == "[]"
-
-
-def test_exceptions_of_a_runtime_imported_by_its_other_name_are_known() -> None:
-    """An engine that takes the exceptions from dynamo._core alone gets the same kinds."""
-    program = (
-        "import sys, dynamo._core as core; from rx_backend.errors import as_backend_error;"
-        "print(as_backend_error(core.Cancelled('c')).kind, 'dynamo.llm.exceptions' in sys.modules)"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.split() == ["Cancelled", "False"]
+@pytest.mark.parametrize(
+    ("program", "printed"),
+    [
+        (
+            (
+                "import sys, rx_backend, rx_backend.protocols as p, rx_backend.errors as e;"
+                "e.as_backend_error(OSError('x')); p.Annotated.from_error(ValueError('x'));"
+                "print([name for name in sys.modules if name.partition('.')[0] == 'dynamo'])"
+            ),
+            "[]",
+        ),
+        (
+            (
+                "import sys, dynamo._core as core; from rx_backend.errors import as_backend_error;"
+                "print(as_backend_error(core.Cancelled('c')).kind,"
+                " 'dynamo.llm.exceptions' in sys.modules)"
+            ),
+            "Cancelled False",
+        ),
+    ],
+    ids=["without", "by-its-other-name"],
+)
+def test_typing_an_exception_never_imports_dynamo(program: str, printed: str) -> None:
+    """Nor does importing the library; exceptions taken from dynamo._core alone are known."""
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == printed

@@ -40,22 +40,31 @@ from rx_backend.protocols import (
 )
 from rx_backend.retry_budget import RetryBudget
 from rx_backend.testing import run_virtual
-from tests.meters import Meters
-from tests.rx_backend._engines import (
+from tests.engines import (
     Mortal,
     ScriptedEngine,
+    Served,
     adapter_of,
     chunk_of,
     collect,
     counting_request,
     flat,
+    now,
+    serve,
     stop,
     token,
     virtual,
 )
+from tests.meters import Meters
 from tests.spans import Spans
 
 PROMPT = [0, 1, 2]
+ALL = [3, 4, 5, 6, 7, 8]
+GONE = Disconnected("gone")
+
+
+async def answer(engine: LLMEngine, mode: str = "agg", **fields: Any) -> Served:
+    return await serve(engine, mode, asked=counting_request(**fields))
 
 
 @pytest.mark.rows("S1", "P3", "P7", "T1", "T3")
@@ -101,62 +110,45 @@ async def test_a_lost_worker_is_not_noticed(kind: str) -> None:
 @virtual
 async def test_a_request_is_resumed_time_and_again() -> None:
     """As often as the limit says, on one engine after the other, and then on the first again."""
-    first, second, third = Mortal(lives=1), Mortal(lives=0), Mortal(lives=2, ends=True)
-    engine = FailoverEngine(first, second, third, limit=5)
-    items = await collect(await adapter_of(engine).generate(counting_request()))
-    assert flat(items) == [3, 4, 5, 6, 7, 8]
-    assert chunk_of(items[-1]).completion_usage == usage(3, 6)
-    assert [len(one.requests) for one in (first, second, third)] == [2, 2, 2]
-    assert [one.closed for one in (first, second, third)] == [2, 2, 2]
+    engines = Mortal(lives=1), Mortal(lives=0), Mortal(lives=2, ends=True)
+    served = await answer(FailoverEngine(*engines, limit=5))
+    assert flat(served.items) == ALL
+    assert chunk_of(served.last).completion_usage == usage(3, 6)
+    assert [len(one.requests) for one in engines] == [2, 2, 2]
+    assert [one.closed for one in engines] == [2, 2, 2]
 
 
+@pytest.mark.rows("S9")
 @pytest.mark.parametrize(
     ("error", "is_lost"),
     [
         (EngineShutdown("down"), True),
         (CannotConnect("nobody"), True),
         (StreamIncomplete("cut"), True),
+        (None, True),
         (ValueError("bug"), False),
         (ResponseTimeout("silent"), False),
         (RuntimeError("bug"), False),
     ],
 )
 @virtual
-async def test_which_errors_mean_a_lost_engine(error: Exception, is_lost: bool) -> None:
+async def test_which_errors_mean_a_lost_engine(error: Exception | None, is_lost: bool) -> None:
     """Those of a lost worker by default; those that the user names, by their typed kind too."""
-    engine = FailoverEngine(Mortal(lives=1, error=error), Mortal())
-    items = await collect(await adapter_of(engine).generate(counting_request()))
-    assert (items[-1].error is None) == is_lost
-    if not is_lost:
-        assert getattr(error, "__notes__", []) == []
-    named = FailoverEngine(
-        Mortal(lives=1, error=error), Mortal(), errors=(ResponseTimeout, InvalidArgument)
-    )
-    items = await collect(await adapter_of(named).generate(counting_request()))
-    assert (items[-1].error is None) == isinstance(error, ResponseTimeout | ValueError)
-
-
-@pytest.mark.rows("S9")
-@pytest.mark.parametrize("errors", [(StreamIncomplete,), (Disconnected,)])
-@virtual
-async def test_an_end_without_a_terminal(errors: tuple[type[Exception], ...]) -> None:
-    """It is a lost engine where `StreamIncomplete` is one; else it is left to the adapter."""
-    spare = Mortal()
-    engine = FailoverEngine(Mortal(lives=2, ends=True), spare, errors=errors)
-    await collect(await adapter_of(engine).generate(counting_request()))
-    assert spare.opened == (errors == (StreamIncomplete,))
+    for named in ((), (ResponseTimeout, InvalidArgument), (Disconnected,)):
+        options: Any = {"errors": named} if named else {}
+        lost, spare = Mortal(lives=1, error=error, ends=error is None), Mortal()
+        served = await answer(FailoverEngine(lost, spare, **options))
+        is_named = isinstance(error, ResponseTimeout | ValueError) and ResponseTimeout in named
+        assert (served.last.error is None) == spare.opened == (is_named if named else is_lost)
+        assert is_lost or not getattr(error, "__notes__", [])
 
 
 @pytest.mark.parametrize("setup", [True, False])
 @virtual
 async def test_a_set_up_that_fails_is_a_loss_too(setup: bool) -> None:
     """An engine may be lost before its stream exists, or at the first pull."""
-    gone = [Disconnected("gone")]
-    lost = ScriptedEngine(setup=gone) if setup else ScriptedEngine(*gone)
-    items = await collect(
-        await adapter_of(FailoverEngine(lost, Mortal())).generate(counting_request())
-    )
-    assert flat(items) == [3, 4, 5, 6, 7, 8]
+    lost = ScriptedEngine(setup=[GONE]) if setup else ScriptedEngine(GONE)
+    assert flat((await answer(FailoverEngine(lost, Mortal()))).items) == ALL
 
 
 REFUSED = [
@@ -189,17 +181,16 @@ REFUSED = [
 @virtual
 async def test_state_that_cannot_move(fields: dict[str, Any], why: str) -> None:
     """The client has the lost worker's error, which says why it was not resumed."""
-    spare, spans = Mortal(), Spans()
-    adapter = adapter_of(FailoverEngine(Mortal(lives=1), spare), spans=spans)
-    *tokens, failed = await collect(await adapter.generate(counting_request(**fields)))
-    assert flat(tokens) == [3]
-    assert isinstance(failed.error, Disconnected)
-    assert isinstance(failed.error.__cause__, NotResumable)
-    (note,) = failed.error.__notes__
-    assert why in note
-    assert why in str(failed.error.__cause__)
+    spare = Mortal()
+    served = await answer(FailoverEngine(Mortal(lives=1), spare), **fields)
+    assert served.tokens == [[3]]
+    failure = served.last.error
+    assert isinstance(failure, Disconnected)
+    assert isinstance(failure.__cause__, NotResumable)
+    assert why in failure.__notes__[0]
+    assert why in str(failure.__cause__)
     assert spare.opened == 0
-    assert (spans.one().attributes or {})["error_kind"] == "Backend(Disconnected)"
+    assert served.row["error_kind"] == "Backend(Disconnected)"
 
 
 @pytest.mark.parametrize(
@@ -228,9 +219,8 @@ async def test_chunks_that_cannot_move(chunk: Any, why: str) -> None:
 async def test_a_prompt_of_embeddings_is_tried_anew_before_its_first_token() -> None:
     """As long as there is nothing to append, it is the same request."""
     spare = Mortal()
-    adapter = adapter_of(FailoverEngine(Mortal(lives=0), spare))
-    items = await collect(await adapter.generate(counting_request(prompt_embeds="AAAA")))
-    assert flat(items) == [3, 4, 5, 6, 7, 8]
+    served = await answer(FailoverEngine(Mortal(lives=0), spare), prompt_embeds="AAAA")
+    assert flat(served.items) == ALL
     assert spare.requests[0].token_ids == PROMPT
 
 
@@ -318,25 +308,24 @@ def test_an_answer_that_lacks_only_its_terminal(  # noqa: PLR0917
 @virtual
 async def test_several_answers_are_never_taken_for_complete() -> None:
     """The end token of one is not the end of the other."""
-    request = counting_request(eos_token_ids=[3], sampling_options=SamplingOptions(n=2))
-    lost = ScriptedEngine(token(8), token(3), token(3), token(3), Disconnected("gone"))
-    *_, failed = await collect(await adapter_of(FailoverEngine(lost, Mortal())).generate(request))
-    assert isinstance(failed.error, Disconnected)
+    lost = ScriptedEngine(token(8), token(3), token(3), token(3), GONE)
+    two = SamplingOptions(n=2)
+    engine = FailoverEngine(lost, Mortal())
+    served = await answer(engine, eos_token_ids=[3], sampling_options=two)
+    assert isinstance(served.last.error, Disconnected)
 
 
 @virtual
-async def test_cumulative_log_probabilities_go_on() -> None:
+async def test_cumulative_log_probabilities_continue() -> None:
     """They are sums over the whole answer, on either side of the seam."""
-    lost = ScriptedEngine(
-        LLMEngineOutput([3], cum_log_probs=-1.0),
-        LLMEngineOutput([4], cum_log_probs=-3.0),
-        Disconnected("gone"),
-    )
-    spare = ScriptedEngine(LLMEngineOutput([5], cum_log_probs=-0.5), stop())
-    items = await collect(
-        await adapter_of(FailoverEngine(lost, spare)).generate(counting_request())
-    )
-    assert [chunk_of(item).cum_log_probs for item in items] == [-1.0, -3.0, -3.5, None]
+
+    def chunk(token_id: int, cumulated: float) -> LLMEngineOutput:
+        return LLMEngineOutput([token_id], cum_log_probs=cumulated)
+
+    lost = ScriptedEngine(chunk(3, -1.0), chunk(4, -3.0), GONE)
+    served = await answer(FailoverEngine(lost, ScriptedEngine(chunk(5, -0.5), stop())))
+    sums = [chunk_of(item).cum_log_probs for item in served.items]
+    assert sums == [-1.0, -3.0, -3.5, None]
 
 
 @pytest.mark.rows("A4")
@@ -365,12 +354,12 @@ async def test_a_hand_off_that_cannot_be_repeated(error: Exception) -> None:
         raise error
 
     engine = FailoverEngine(Mortal(lives=1), Mortal(), hand_off=refuse)
-    handed = PrefillResult(disaggregated_params={})
-    *_, failed = await collect(
-        await adapter_of(engine).generate(counting_request(prefill_result=handed))
-    )
-    assert isinstance(failed.error, Disconnected)
-    assert str(error) in str(failed.error.__cause__)
+    served = await answer(engine, prefill_result=PrefillResult(disaggregated_params={}))
+    assert isinstance(served.last.error, Disconnected)
+    assert str(error) in str(served.last.error.__cause__)
+
+
+# Stops.
 
 
 @pytest.mark.rows("A2", "A3", "A6", "E4")
@@ -395,28 +384,24 @@ async def test_a_stop_reaches_the_engine_at_work(signal: Callable[[RequestContex
 @pytest.mark.rows("A2", "A3", "A5")
 @pytest.mark.parametrize("mode", ["agg", "decode"])
 @virtual
-async def test_a_stop_and_a_drop_in_one_turn(mode: str) -> None:
-    """The engine is aborted all the same, where its first token is there."""
-    engine, context = Mortal(), RequestContext("r1")
-    stream = await adapter_of(FailoverEngine(engine), mode).generate(counting_request(), context)
-    await anext(stream)
-    context.stop_generating()
-    await stream.aclose()
-    await asyncio.sleep(0)
-    assert engine.aborts == [("r1", 1.0)]
-
-
-@pytest.mark.rows("A2")
-@virtual
-async def test_a_stop_before_the_first_pull() -> None:
-    """The engine is told when it begins."""
-    engine, context = Mortal(), RequestContext("r1")
-    stream = await adapter_of(FailoverEngine(engine)).generate(counting_request(), context)
-    context.stop_generating()
-    items = await collect(stream)
-    await asyncio.sleep(0)
-    assert chunk_of(items[-1]).finish_reason == FinishReason.CANCELLED
-    assert len(engine.aborts) == 1
+async def test_a_stop_beside_the_ends(mode: str) -> None:
+    """Before the first pull, or in the turn of a drop, the engine is aborted all the same."""
+    for pulls in (0, 1):
+        engine, context, began = Mortal(), RequestContext("r1"), now()
+        adapter = adapter_of(FailoverEngine(engine), mode)
+        stream = await adapter.generate(counting_request(), context)
+        for _ in range(pulls):
+            await anext(stream)
+        context.stop_generating()
+        if pulls:
+            await stream.aclose()
+        else:
+            items = await collect(stream)
+            assert chunk_of(items[-1]).finish_reason == FinishReason.CANCELLED
+        await asyncio.sleep(0)
+        # An engine that has no token yet is not aborted in decode mode.
+        expected = [("r1", began + pulls)] if pulls or mode == "agg" else []
+        assert engine.aborts == expected
 
 
 @pytest.mark.rows("A2")
@@ -533,19 +518,6 @@ async def test_nothing_is_left_of_a_request(parts: int) -> None:
         gc.enable()
 
 
-@virtual
-async def test_an_engine_that_was_queueing_says_so() -> None:
-    """The time counts for the request."""
-
-    def queue(context: RequestContext) -> None:
-        context.queued_s = 2.5
-
-    context = RequestContext()
-    engine = FailoverEngine(ScriptedEngine(queue, token(1), stop()))
-    await collect(await adapter_of(engine).generate(counting_request(), context))
-    assert context.queued_s == 2.5
-
-
 # The budget.
 
 
@@ -553,45 +525,35 @@ async def test_an_engine_that_was_queueing_says_so() -> None:
 async def test_when_the_budget_is_spent_a_lost_request_fails() -> None:
     """With its own error, which says so; requests fill the budget again."""
     engine = FailoverEngine(Mortal(lives=1), Mortal(), budget=RetryBudget(ratio=0.5, burst=1))
-    reasons: list[str | None] = []
-    for _ in range(5):
-        *_, last = await collect(await adapter_of(engine).generate(counting_request()))
-        reasons.append(None if last.error is None else str(last.error.__cause__))
-        if last.error is not None:
-            assert isinstance(last.error, Disconnected)
+    errors = [(await answer(engine)).last.error for _ in range(5)]
     spent = "the retry budget is spent"
+    reasons = [None if error is None else str(error.__cause__) for error in errors]
     assert reasons == [None, spent, None, spent, None]
+    assert isinstance(errors[1], Disconnected)
 
 
+@pytest.mark.parametrize(
+    ("lost", "budget", "read", "wasted"),
+    [
+        # The engine had no load of it, so no budget bounds another try.
+        (Mortal(lives=0, error=CannotConnect("nobody")), RetryBudget(0, 0), 3, {}),
+        # The spare's prompt is work too, and none that an answer needed.
+        (Mortal(lives=2), None, 8, {("input",): 5}),
+    ],
+    ids=["refused", "lost"],
+)
 @virtual
-async def test_a_refused_connection_costs_nothing() -> None:
-    """The engine had no load of it, so no budget bounds going on elsewhere."""
-    meters, spare = Meters(), Mortal()
-    engine = FailoverEngine(
-        Mortal(lives=0, error=CannotConnect("nobody")), spare, budget=RetryBudget(0, 0)
-    )
-    adapter = EngineAdapter(engine, meter_provider=meters.provider)
-    items = await collect(await adapter.generate(counting_request()))
-    assert flat(items) == [3, 4, 5, 6, 7, 8]
-    assert meters.counts("rx_backend.tokens", "gen_ai.token.type") == {
-        ("input",): 3,
-        ("output",): 6,
-    }
-
-
-@virtual
-async def test_what_is_read_again_is_counted() -> None:
-    """The spare's prompt is work too, and none that an answer needed."""
+async def test_what_is_read_again_is_counted(
+    lost: Mortal, budget: RetryBudget | None, read: int, wasted: dict[Any, int]
+) -> None:
+    """As tokens, and as wasted ones; a refused connection costs nothing."""
     meters = Meters()
-    adapter = EngineAdapter(
-        FailoverEngine(Mortal(lives=2), Mortal()), meter_provider=meters.provider
-    )
-    await collect(await adapter.generate(counting_request()))
-    assert meters.counts("rx_backend.tokens", "gen_ai.token.type") == {
-        ("input",): 8,
-        ("output",): 6,
-    }
-    assert meters.counts("rx_backend.tokens.wasted", "gen_ai.token.type") == {("input",): 5}
+    engine = FailoverEngine(lost, Mortal(), budget=budget)
+    adapter = EngineAdapter(engine, meter_provider=meters.provider)
+    assert flat(await collect(await adapter.generate(counting_request()))) == ALL
+    counted = meters.counts("rx_backend.tokens", "gen_ai.token.type")
+    assert counted == {("input",): read, ("output",): 6}
+    assert meters.counts("rx_backend.tokens.wasted", "gen_ai.token.type") == wasted
 
 
 @given(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import AsyncIterator
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
@@ -14,100 +13,64 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from operators import coalesce, heartbeat, limit_tokens, map_async
 from operators.authoring import AnyOperator
-from rx_backend import (
-    Annotated,
-    DisaggregationMode,
-    EngineAdapter,
-    EngineConfig,
-    LLMEngine,
-    LLMEngineOutput,
-    PreprocessedRequest,
-    RequestContext,
-)
+from rx_backend.adapter import EngineAdapter
+from rx_backend.context import RequestContext
+from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.testing import run_virtual
-
-REQUEST = PreprocessedRequest(model="m", token_ids=[1])
-
-PING: Annotated[LLMEngineOutput] = Annotated(comment=["ping"])
-
-
-class Engine(LLMEngine):
-    """Gives three chunks, and fails where it is told to."""
-
-    def __init__(self, *, fails: bool = False) -> None:
-        self._fails = fails
-
-    async def start(self, worker_id: int) -> EngineConfig:
-        """Give a name."""
-        return EngineConfig(model="m")
-
-    async def generate(
-        self, request: PreprocessedRequest, context: RequestContext
-    ) -> AsyncIterator[LLMEngineOutput]:
-        """Wait before the second chunk."""
-        yield LLMEngineOutput.token(1)
-        await asyncio.sleep(0.01)
-        if self._fails:
-            raise ValueError("broken")
-        yield LLMEngineOutput.token(2)
-        yield LLMEngineOutput.stop()
-
-
-async def as_it_is(item: object) -> object:
-    """Give the item back."""
-    return item
-
+from tests.engines import ScriptedEngine, Step, itself, request, stop, token
 
 LISTS: dict[str, list[AnyOperator]] = {
     "standard": [],
     "limit_tokens": [limit_tokens(1)],
-    "heartbeat": [heartbeat(0.005, PING)],
+    "heartbeat": [heartbeat(0.005, Annotated[LLMEngineOutput](comment=["ping"]))],
     "coalesce": [coalesce(max_tokens=4)],
-    "map_async": [map_async(as_it_is)],
+    "map_async": [map_async(itself)],
 }
 PULLED = {"heartbeat", "coalesce", "map_async"}
 
 
 @pytest.mark.rows("S7", "P7")
-@pytest.mark.parametrize("metered", [False, True])
 @pytest.mark.parametrize("takes", [1, 9], ids=["dropped", "complete"])
 @pytest.mark.parametrize("fails", [False, True], ids=["well", "failing"])
 @pytest.mark.parametrize("name", LISTS)
-def test_requests_leave_no_garbage(name: str, *, fails: bool, takes: int, metered: bool) -> None:
+def test_requests_leave_no_garbage(name: str, *, fails: bool, takes: int) -> None:
     """
-    After a hundred requests, however they end, the collector finds no cycle.
+    After fifty requests, however they end, the collector finds no cycle.
 
     From Python 3.12 on, a failure's traceback keeps the frames that called the engine, with their
     local variables: where an operator pulls, the error item is one of them.
     """
     is_kept = fails and takes > 1 and name in PULLED and sys.version_info >= (3, 12)
-    meters = MeterProvider([InMemoryMetricReader()]) if metered else None
-    adapter = EngineAdapter(
-        Engine(fails=fails),
-        DisaggregationMode.AGGREGATED,
-        tracer=TracerProvider().get_tracer("test"),
-        meter_provider=meters,
-    ).with_operators(*LISTS[name])
 
-    async def request() -> None:
-        stream = await adapter.generate(REQUEST, RequestContext("r"))
-        for _ in range(takes):
-            if await anext(stream, None) is None:
-                break
-        await stream.aclose()
+    def fail(_: RequestContext) -> None:
+        raise ValueError("broken")
 
-    async def main() -> int:
+    script: list[Step] = [token(1), 0.01, *([fail] if fails else []), token(2), stop()]
+
+    async def main(adapter: EngineAdapter) -> int:
+        async def ask() -> None:
+            stream = await adapter.generate(request(), RequestContext("r"))
+            for _ in range(takes):
+                if await anext(stream, None) is None:
+                    break
+            await stream.aclose()
+
         for _ in range(3):
-            await request()
+            await ask()
         await asyncio.sleep(1)
         gc.collect()
-        for _ in range(100):
-            await request()
+        for _ in range(50):
+            await ask()
         await asyncio.sleep(1)
         return gc.collect()
 
-    gc.disable()
-    try:
-        assert run_virtual(main()) == 0 or is_kept
-    finally:
-        gc.enable()
+    for meters in (None, MeterProvider([InMemoryMetricReader()])):
+        tracer = TracerProvider().get_tracer("test")
+        adapter = EngineAdapter(
+            ScriptedEngine(*script), tracer=tracer, meter_provider=meters
+        ).with_operators(*LISTS[name])
+        gc.disable()
+        try:
+            assert run_virtual(main(adapter)) == 0 or is_kept
+        finally:
+            gc.enable()

@@ -14,13 +14,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from rx_backend import HedgedEngine
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.engines import SampleEngine, SimulatedEngine
 from rx_backend.errors import Disconnected
 from rx_backend.failover import FailoverEngine
-from rx_backend.hedging import HedgedEngine, HedgeOutcome
+from rx_backend.hedging import HedgeOutcome
 from rx_backend.protocols import (
     FinishReason,
     LLMEngineOutput,
@@ -30,11 +31,11 @@ from rx_backend.protocols import (
 )
 from rx_backend.retry_budget import RetryBudget
 from rx_backend.testing import check_engine, run_virtual
-from tests.meters import Meters
-from tests.rx_backend._engines import (
+from tests.engines import (
     Item,
     Mortal,
     ScriptedEngine,
+    Served,
     Step,
     Stream,
     adapter_of,
@@ -43,17 +44,20 @@ from tests.rx_backend._engines import (
     counting_request,
     flat,
     now,
+    serve,
     stop,
     token,
     tokens_of,
     virtual,
 )
+from tests.meters import Meters
 from tests.spans import Spans
 
 HANDSHAKE = LLMEngineOutput()
 FAILED = LLMEngineOutput(finish_reason=FinishReason.parse("error: boom"))
 GONE = Disconnected("first")
 NONE: list[int] = []
+ALL = [3, 4, 5, 6, 7, 8]
 
 
 def tasks() -> int:
@@ -65,6 +69,13 @@ async def open_stream(
 ) -> Stream:
     engine = HedgedEngine(first, second, after_s=after_s, **options)
     return await adapter_of(engine, mode).generate(counting_request())
+
+
+async def answer(
+    first: LLMEngine, second: LLMEngine, after_s: float, mode: str = "agg", **options: Any
+) -> Served:
+    engine = HedgedEngine(first, second, after_s=after_s, **options)
+    return await serve(engine, mode, asked=counting_request())
 
 
 @pytest.mark.rows("A2", "S1", "P7")
@@ -111,8 +122,7 @@ async def test_in_decode_mode_a_loser_is_not_aborted() -> None:
     """It has no first token yet, so it is only closed, whatever it says while it is."""
     for first_s, second_s in ((60, 0), (4, 60)):
         one, other = Mortal(delay_s=first_s), Mortal(delay_s=second_s)
-        items = await collect(await open_stream(one, other, 2, "decode"))
-        assert flat(items) == [3, 4, 5, 6, 7, 8]
+        assert flat((await answer(one, other, 2, "decode")).items) == ALL
         assert (one.aborts, other.aborts, one.closed, other.closed) == ([], [], 1, 1)
 
 
@@ -174,14 +184,11 @@ async def test_what_is_not_hedged(fields: dict[str, Any]) -> None:
 
 @virtual
 async def test_a_stopped_request_is_not_hedged() -> None:
-    """The question is asked when the time is up."""
-    second, context = Mortal(), RequestContext()
+    """What counts is the time at which the second engine would be asked."""
+    second = Mortal()
     engine = HedgedEngine(ScriptedEngine(5, token(1), stop()), second, after_s=2)
-    stream = await adapter_of(engine).generate(counting_request(), context)
-    pull = asyncio.ensure_future(collect(stream))
-    await asyncio.sleep(1)
-    context.stop_generating()
-    assert flat(await pull) == [1]
+    served = await serve(engine, asked=counting_request(), signals=[(1, "stop_generating")])
+    assert flat(served.items) == [1]
     assert second.opened == 0
 
 
@@ -313,7 +320,7 @@ async def test_failures(
 
 @virtual
 async def test_a_second_engine_that_cannot_be_asked() -> None:
-    """A set-up that fails is a failure as any other, and so is what is no stream."""
+    """A set-up that fails is a failure as any other, and so is a result that is no stream."""
 
     class Useless(ScriptedEngine):
         def generate(self, request: Any, context: Any) -> Any:
@@ -321,7 +328,7 @@ async def test_a_second_engine_that_cannot_be_asked() -> None:
 
     for second in (ScriptedEngine(setup=[1, LookupError()]), Useless()):
         first = ScriptedEngine(5, token(1), stop())
-        assert flat(await collect(await open_stream(first, second, 1))) == [1]
+        assert flat((await answer(first, second, 1)).items) == [1]
 
 
 @virtual
@@ -329,21 +336,21 @@ async def test_a_failure_before_its_time_passes() -> None:
     """No second engine was asked, and none is for a failure."""
     for steps in ((GONE,), (1, FAILED)):
         second = Mortal()
-        (item,) = await collect(await open_stream(ScriptedEngine(*steps), second, 2))
+        (item,) = (await answer(ScriptedEngine(*steps), second, 2)).items
         assert item.error is not None or chunk_of(item).finish_reason is not None
         assert second.opened == 0
 
 
 @virtual
 async def test_what_the_callback_raises_disturbs_nothing() -> None:
-    """It is logged, and the race goes its way."""
+    """It is logged, and the race continues."""
 
     def fail(_: HedgeOutcome) -> None:
         raise LookupError
 
     with capture_logs() as log:
-        items = await collect(await open_stream(Mortal(delay_s=60), Mortal(), 1, on_outcome=fail))
-    assert flat(items) == [3, 4, 5, 6, 7, 8]
+        served = await answer(Mortal(delay_s=60), Mortal(), 1, on_outcome=fail)
+    assert flat(served.items) == ALL
     errors = [line["event"] for line in log if line["log_level"] == "error"]
     assert errors == ["on_outcome failed"]
 
@@ -438,74 +445,64 @@ async def test_an_observable_is_a_stream_too() -> None:
         def generate(self, request: Any, context: Any) -> Any:
             return reactivex.of(token(7), stop())
 
-    assert flat(await collect(await open_stream(Mortal(delay_s=60), Pushing(), 1))) == [7]
+    assert flat((await answer(Mortal(delay_s=60), Pushing(), 1)).items) == [7]
 
 
 @virtual
 async def test_an_engine_that_was_queueing_says_so() -> None:
-    """The winner's time counts for the request."""
+    """The time of the winner, or of the engine at work, counts for the request."""
 
     def queue(context: RequestContext) -> None:
         context.queued_s = 0.5 if context.id.endswith("hedge") else 30
 
-    context = RequestContext("r1")
     second = ScriptedEngine(queue, token(1), stop())
-    engine = HedgedEngine(ScriptedEngine(queue, math.inf), second, after_s=1)
-    await collect(await adapter_of(engine).generate(counting_request(), context))
-    assert context.queued_s == 0.5
+    hedged = await answer(ScriptedEngine(queue, math.inf), second, 1)
+    alone = await serve(FailoverEngine(second), asked=counting_request())
+    assert (hedged.context.queued_s, alone.context.queued_s) == (0.5, 30)
 
 
 @virtual
 async def test_when_the_budget_is_spent_no_second_engine_is_asked() -> None:
     """The first one is waited for; requests fill the budget again."""
-    fast = Mortal()
-    engine = HedgedEngine(
-        Mortal(delay_s=60), fast, after_s=1, budget=RetryBudget(ratio=0.5, burst=1)
-    )
+    fast, budget = Mortal(), RetryBudget(ratio=0.5, burst=1)
+    engine = HedgedEngine(Mortal(delay_s=60), fast, after_s=1, budget=budget)
     asked: list[int] = []
     for _ in range(5):
-        items = await collect(await adapter_of(engine).generate(counting_request()))
-        assert flat(items) == [3, 4, 5, 6, 7, 8]
+        assert flat((await serve(engine, asked=counting_request())).items) == ALL
         asked.append(fast.opened)
     assert asked == [1, 1, 2, 2, 3]
 
 
+class Defiant(ScriptedEngine):
+    """Answers its cancellation with tokens."""
+
+    async def _stream(self, context: RequestContext) -> AsyncGenerator[Any]:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            yield LLMEngineOutput([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("first", "after_s", "counted", "wasted"),
+    [
+        (Mortal(delay_s=60), 100, {("input",): 3, ("output",): 6}, {}),
+        (Mortal(delay_s=60), 1, {("input",): 6, ("output",): 6}, {("input",): 3}),
+        (Defiant(), 1, None, {("input",): 3, ("output",): 2}),
+    ],
+)
 @virtual
-async def test_what_two_engines_read_is_counted() -> None:
-    """The prompt counts once more; it is there as what no answer needed too."""
+async def test_what_two_engines_read_is_counted(
+    first: LLMEngine, after_s: float, counted: object, wasted: dict[Any, int]
+) -> None:
+    """The prompt counts once more, as wasted too; so do tokens that a loser makes in spite of all."""
     meters = Meters()
-    for after_s in (1, 100):
-        engine = HedgedEngine(Mortal(delay_s=60), Mortal(), after_s=after_s)
-        adapter = EngineAdapter(engine, meter_provider=meters.provider)
-        await collect(await adapter.generate(counting_request()))
-    assert meters.counts("rx_backend.tokens", "gen_ai.token.type") == {
-        ("input",): 9,
-        ("output",): 12,
-    }
-    assert meters.counts("rx_backend.tokens.wasted", "gen_ai.token.type") == {("input",): 3}
-
-
-@virtual
-async def test_what_a_loser_makes_in_spite_of_all_is_counted() -> None:
-    """An engine may answer its cancellation with tokens, which nobody is handed."""
-
-    class Defiant(ScriptedEngine):
-        async def _stream(self, context: RequestContext) -> AsyncGenerator[Any]:
-            try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError:
-                yield LLMEngineOutput([1, 2])
-
-    meters = Meters()
-    adapter = EngineAdapter(
-        HedgedEngine(Defiant(), Mortal(), after_s=1), meter_provider=meters.provider
-    )
-    items = await collect(await adapter.generate(counting_request()))
-    assert flat(items) == [3, 4, 5, 6, 7, 8]
-    assert meters.counts("rx_backend.tokens.wasted", "gen_ai.token.type") == {
-        ("input",): 3,
-        ("output",): 2,
-    }
+    engine = HedgedEngine(first, Mortal(), after_s=after_s)
+    adapter = EngineAdapter(engine, meter_provider=meters.provider)
+    assert flat(await collect(await adapter.generate(counting_request()))) == ALL
+    tokens = meters.counts("rx_backend.tokens", "gen_ai.token.type")
+    assert counted is None or tokens == counted
+    assert meters.counts("rx_backend.tokens.wasted", "gen_ai.token.type") == wasted
 
 
 @virtual
@@ -556,9 +553,16 @@ def test_bad_arguments(arguments: tuple[Any, ...], options: dict[str, Any], erro
 # Any race, by a model. The first engine's things happen at whole seconds, the second's a third of
 # a second later, the second starts at half, and the drop comes at 0.7: no two at the same time.
 
+
 Script = Sequence[tuple[int, str]]
+
+
 AFTER = 0.5
+
+
 THIRD = 1 / 3 - AFTER
+
+
 ENDS = {"T": stop(), "!": FAILED}
 
 
@@ -641,6 +645,8 @@ def expected(
 
 
 scripts = st.lists(st.tuples(st.integers(1, 4), st.sampled_from("hht")), max_size=3)
+
+
 ends = st.sampled_from("TTT!#|?")
 
 

@@ -31,7 +31,7 @@ from rx_backend.errors import Disconnected
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.testing import run_virtual
-from tests.rx_backend._engines import Item, Stream, now, request
+from tests.engines import Item, Stream, now, request
 from tests.spans import Spans
 
 # What the engine sends: a chunk or a terminal of so many tokens, an error, or nothing any more.

@@ -1,9 +1,9 @@
-"""Pipelines: adding operators of one's own or stock ones, anywhere, and leaving ours out."""
+"""Pipelines: operators added anywhere, in the wrong place, and those that fail."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -11,9 +11,40 @@ import pytest
 from opentelemetry.trace import StatusCode
 from reactivex import Observable
 from reactivex import operators as ops
+from structlog.testing import capture_logs
 
-from operators import Pipeline, annotate_errors, until_terminal, validate_contract
-from operators.authoring import SCOPE, AnyOperator, Operator, Stage, emit, operator
+from operators import (
+    NotAnOperator,
+    Pipeline,
+    annotate_errors,
+    coalesce,
+    deadlines,
+    filter_async,
+    heartbeat,
+    limit_tokens,
+    map_async,
+    stop_on,
+    tap,
+    trace_link,
+    until_terminal,
+    usage,
+    validate_contract,
+)
+from operators.assembly import name_of
+from operators.authoring import (
+    SCOPE,
+    AnyOperator,
+    FusedRun,
+    Operator,
+    Stage,
+    StageResult,
+    complete_with,
+    detach,
+    emit,
+    fail_after,
+    operator,
+)
+from rx_backend import protocols
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
@@ -21,24 +52,30 @@ from rx_backend.errors import Disconnected, InvalidArgument, StreamIncomplete, U
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.scope import RequestScope
-from tests.meters import Meters
-from tests.rx_backend._engines import (
+from tests.engines import (
+    DROPPED,
     Item,
     ScriptedEngine,
     Step,
+    Stream,
     adapter_of,
-    chunk_of,
+    before,
     collect,
+    itself,
     now,
     request,
+    serve,
     stop,
     token,
     tokens_of,
     virtual,
 )
+from tests.meters import Meters
 from tests.spans import Spans, rows_of
 
 RxOperator = Callable[[Observable[Any]], Observable[Any]]
+SECRET = "what a user wrote"
+PLACES = [*standard_pipeline.names, "items"]
 
 
 @operator
@@ -53,101 +90,34 @@ def noting(seen: list[object]) -> Stage[Any, Any]:
         seen.append("end")
 
 
-@operator
-def without_handshakes() -> Stage[LLMEngineOutput, LLMEngineOutput]:
-    """Swallow chunks that say nothing."""
-    chunk = yield
-    while True:
-        chunk = yield chunk if chunk.token_ids or chunk.finish_reason else emit()
-
-
-@operator
-def failing_at(token_id: int, error: Exception) -> Stage[Any, Any]:
-    """Raise at one token."""
-    item = yield
-    while True:
-        if getattr(item, "data", item).token_ids == [token_id]:
-            raise error
-        item = yield item
-
-
-@operator
-def failing_setup() -> Stage[Any, Any]:
-    """Raise before there is a first item."""
-    if now() >= 0:
-        raise LookupError("no table")
-    yield
-
-
-def double(item: Item) -> Item:
-    chunk_of(item).token_ids *= 2
-    return item
-
-
-def before(neighbour: str, *added: AnyOperator) -> Pipeline:
-    """Return the standard pipeline with operators before one of its own, or behind all of them."""
-    if neighbour == THE_END:
-        standard = standard_pipeline
-        return Pipeline(standard.chunks, [*standard.items, *added], annotate=standard.annotate)
-    return standard_pipeline.insert_before(neighbour, *added)
+def of_kind(kind: str) -> AnyOperator:
+    """Make an operator that changes nothing: one that answers at once, one with a timer, a function."""
+    made: dict[str, AnyOperator] = {"at once": ops.map(lambda item: item), "later": ops.delay(0.5)}
+    return made.get(kind, as_it_is)
 
 
 def as_it_is(source: Observable[Any]) -> Observable[Any]:
     return source
 
 
-def itself(item: object) -> object:
-    return item
+WAYS = ["at once", "later", "function"]
 
 
-# One that answers at once, one that answers later, and one that only looks like an operator.
-STOCK = [
-    pytest.param(ops.map(itself), id="map"),
-    pytest.param(ops.delay(0.5), id="delay"),
-    pytest.param(as_it_is, id="identity"),
-]
-THE_END = "the end"
-PLACES = [*standard_pipeline.names, THE_END]
+# Adding operators.
 
 
-@pytest.mark.rows("S1", "S7")
-@virtual
-async def test_one_line_adds_an_operator() -> None:
-    """An operator at the end of the list sees every item as the consumer does, and the end."""
-    seen: list[object] = []
-    engine = ScriptedEngine(token(1), stop())
-    adapter = EngineAdapter(engine, pipeline=standard_pipeline.with_operators(noting(seen)))
-    items = await collect(await adapter.generate(request()))
-    assert seen == [*items, "end"]
-
-
-@pytest.mark.rows("S1")
-@virtual
-async def test_an_adapter_can_be_extended() -> None:
-    """``with_operators`` makes an adapter of the same engine and role; the first is not changed."""
-    seen: list[object] = []
-    plain = adapter_of(ScriptedEngine(token(1), stop()), "decode")
-    extended = plain.with_operators(noting(seen)).with_operators(noting(seen))
-    assert (extended.engine, extended.mode) == (plain.engine, plain.mode)
-    await collect(await plain.generate(request()))
-    assert seen == []
-    await collect(await extended.generate(request()))
-    assert len(seen) == 2 * 3
-
-
-@pytest.mark.rows("S1", "P8")
+@pytest.mark.rows("S1", "S7", "P8")
 @pytest.mark.parametrize("record", [True, False])
 @pytest.mark.parametrize("per_request", [True, False])
 @pytest.mark.parametrize("times", [0, 1, 2])
 @virtual
-async def test_an_extended_adapter_measures_as_before(
-    record: bool, per_request: bool, times: int
-) -> None:
-    """``with_operators`` keeps tracer, meters, clock and *record*, whatever the pipeline is."""
-    spans, meters = Spans(), Meters()
+async def test_an_adapter_can_be_extended(record: bool, per_request: bool, times: int) -> None:
+    """``with_operators`` makes another one that serves and measures alike; the first stays as it is."""
+    spans, meters, seen = Spans(), Meters(), list[object]()
     reads = count()
-    adapter = EngineAdapter(
+    adapter = plain = EngineAdapter(
         ScriptedEngine(token(1), stop()),
+        "decode",
         pipeline=(lambda _: standard_pipeline) if per_request else standard_pipeline,
         tracer=spans.tracer,
         meter_provider=meters.provider,
@@ -155,14 +125,17 @@ async def test_an_extended_adapter_measures_as_before(
         record=record,
     )
     for _ in range(times):
-        adapter = adapter.with_operators(noting([]))
-    await collect(await adapter.generate(request()))
+        adapter = adapter.with_operators(noting(seen))
+    assert (adapter.engine, adapter.mode) == (plain.engine, plain.mode)
+    items = await collect(await adapter.generate(request()))
+    if times == 1:
+        assert seen == [*items, "end"]
     attributes = rows_of(spans.one())
     assert ("ttft_ms" in attributes) is record
-    if record:
-        assert attributes["ttft_ms"] >= 1000.0
     assert (next(reads) > 0) is record
     assert meters.counts("rx_backend.requests") == {(): 1}
+    await collect(await plain.generate(request()))
+    assert len(seen) == 3 * times
 
 
 @pytest.mark.rows("S1")
@@ -190,83 +163,26 @@ async def test_a_pipeline_may_be_made_for_each_request() -> None:
     assert [scope.times.output_tokens for scope in scopes] == [1, 1]
 
 
-@pytest.mark.rows("S1", "S2", "P3", "P7")
+@pytest.mark.rows("S1", "S2", "S6", "S7", "P3", "P4", "P7")
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("stock", STOCK)
+@pytest.mark.parametrize("kind", WAYS)
 @virtual
-async def test_a_stock_operator_can_stand_anywhere(place: str, stock: RxOperator) -> None:
-    """Before, between and after ours it changes neither the items nor the span."""
-    spans = Spans()
+async def test_a_stock_operator_can_stand_anywhere(place: str, kind: str) -> None:
+    """Before, between and behind ours it changes neither the items nor the span, nor any end."""
+    pipeline = before(place, of_kind(kind))
     engine = ScriptedEngine(1, token(1), 1, token(2), 1, LLMEngineOutput.length(), token(3))
-    adapter = adapter_of(engine, spans=spans, pipeline=before(place, stock))
-    items = await collect(await adapter.generate(request()))
-    assert tokens_of(items) == [[1], [2], []]
-    assert engine.closed == 1
-    attributes = rows_of(spans.one())
-    assert attributes is not None
-    assert (attributes["finish_reason"], attributes["output_tokens"]) == ("Length", 2)
-    assert attributes["cancelled"] is False
-    assert spans.one().status.status_code is StatusCode.UNSET
-
-
-@pytest.mark.rows("S6", "P4", "S7")
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("stock", STOCK)
-@pytest.mark.parametrize("end", [Disconnected("gone"), "drop"], ids=["error", "drop"])
-@virtual
-async def test_ends_pass_a_stock_operator(place: str, stock: RxOperator, end: Step | str) -> None:
-    """With one anywhere an error is still one item, and a drop still releases everything."""
-    spans = Spans()
-    script: list[Step] = [token(1), 60] if isinstance(end, str) else [token(1), 1, end]
-    engine = ScriptedEngine(*script)
-    adapter = adapter_of(engine, spans=spans, pipeline=before(place, stock))
-    stream = await adapter.generate(request())
-    await anext(stream)
-    if end == "drop":
-        await stream.aclose()
-        expected = "stream dropped before terminal"
-    else:
-        (item,) = await collect(stream)
-        assert item.comment == ["gone"]
-        expected = "Backend(Disconnected)"
-    assert engine.closed == 1
-    assert spans.one().status.description == expected
-
-
-@pytest.mark.rows("S4")
-@pytest.mark.parametrize("place", PLACES)
-@virtual
-async def test_a_stock_operator_pulls_no_further_than_asked(place: str) -> None:
-    """With one that answers at once the engine is still pulled once for each pull."""
-    engine = ScriptedEngine(*map(token, range(5)), stop())
-    adapter = adapter_of(engine, spans=Spans(), pipeline=before(place, ops.do_action()))
-    stream = await adapter.generate(request())
-    for pulled in range(1, 7):
-        await anext(stream)
-        await asyncio.sleep(1)
-        assert engine.pulls == pulled
-    assert await collect(stream) == []
-
-
-@pytest.mark.rows("S1", "S2", "S7")
-@virtual
-async def test_stock_operators_shape_a_stream() -> None:
-    """Ours and stock ones mix freely, several of each, also where items get fewer."""
-    spans = Spans()
-    engine = ScriptedEngine(LLMEngineOutput(), token(1), LLMEngineOutput(), token(2), stop())
-    adapter = adapter_of(
-        engine,
-        spans=spans,
-        pipeline=standard_pipeline.insert_before(
-            "validate_chunks", ops.filter(bool), without_handshakes()
-        ).with_operators(ops.map(double), ops.take(2)),
-    )
-    *items, incomplete = await collect(await adapter.generate(request()))
-    assert tokens_of(items) == [[1, 1], [2, 2]]
-    assert isinstance(incomplete.error, StreamIncomplete)
-    assert "take" in incomplete.error.message
-    assert engine.closed == 1
-    assert spans.one().status.description == "Backend(StreamIncomplete)"
+    served = await serve(engine, pipeline=pipeline)
+    assert served.tokens == [[1], [2], []]
+    assert (served.row["finish_reason"], served.row["output_tokens"]) == ("Length", 2)
+    assert served.row["cancelled"] is False
+    assert served.status == (StatusCode.UNSET, None)
+    failing = ScriptedEngine(token(1), 1, Disconnected("gone"))
+    failed = await serve(failing, pipeline=pipeline)
+    assert failed.last.comment == ["gone"]
+    assert failed.status[1] == "Backend(Disconnected)"
+    left = ScriptedEngine(token(1), 60)
+    assert (await serve(left, pipeline=pipeline, take=1)).status == DROPPED
+    assert (engine.closed, failing.closed, left.closed) == (1, 1, 1)
 
 
 @pytest.mark.rows("S8", "E3")
@@ -317,67 +233,12 @@ async def test_without_our_span_operator_the_span_still_ends(
     assert rows_of(spans.one()) == {"model": "mock", "input_tokens": 3, "disagg_role": "agg"}
 
 
-@pytest.mark.rows("S6", "P4", "S7")
-@pytest.mark.parametrize("place", standard_pipeline.names)
-@virtual
-async def test_an_operator_that_raises_is_a_failure_in_mid_stream(place: str) -> None:
-    """Ahead of the span's operator it is recorded like the engine's; the consumer has one item."""
-    spans = Spans()
-    failing = failing_at(2, ValueError("bad luck"))
-    adapter = adapter_of(
-        engine := ScriptedEngine(token(1), token(2), stop()),
-        spans=spans,
-        pipeline=before(place, failing),
-    )
-    first, error = await collect(await adapter.generate(request()))
-    assert tokens_of([first]) == [[1]]
-    assert isinstance(error.error, InvalidArgument)
-    assert engine.closed == 1
-    assert spans.one().status.description == "Backend(InvalidArgument)"
-
-
-@pytest.mark.rows("S7", "O2", "O4")
-@virtual
-async def test_an_operator_that_raises_behind_the_last_of_ours_reaches_the_consumer() -> None:
-    """It comes as it is, since no operator is left to make an item of it, and it is on the span."""
-    spans = Spans()
-    engine = ScriptedEngine(token(1), token(2), stop())
-    adapter = adapter_of(engine, spans=spans).with_operators(failing_at(2, LookupError("bug")))
-    stream = await adapter.generate(request())
-    await anext(stream)
-    with pytest.raises(LookupError, match="bug"):
-        await anext(stream)
-    assert await collect(stream) == []
-    assert engine.closed == 1
-    assert spans.one().status.description == "Backend(Unknown)"
-
-
-@pytest.mark.rows("S5", "P4", "S7")
-@pytest.mark.parametrize("place", PLACES)
-@virtual
-async def test_an_operator_that_fails_to_start_fails_the_setup(place: str) -> None:
-    """Wherever it stands the caller has a typed error, the engine's stream and the span an end."""
-    spans = Spans()
-    seen: list[object] = []
-    adapter = adapter_of(
-        engine := ScriptedEngine(token(1), stop()),
-        spans=spans,
-        pipeline=before(place, noting(seen), failing_setup()),
-    )
-    with pytest.raises(Unknown, match="no table") as raised:
-        await adapter.generate(request())
-    assert isinstance(raised.value.__cause__, LookupError)
-    assert seen == ["end"]
-    assert engine.pulls == 0
-    assert spans.one().status.description == "setup_failed"
-
-
 @pytest.mark.rows("A2", "A6")
 @pytest.mark.parametrize("mode", list(DisaggregationMode))
-@pytest.mark.parametrize("place", [PLACES[0], THE_END])
+@pytest.mark.parametrize("place", [PLACES[0], "items"])
 @virtual
 async def test_an_operator_may_stop_its_request(mode: DisaggregationMode, place: str) -> None:
-    """A budget, say, that stops the request aborts the engine once, and the stream goes on."""
+    """A budget, say, that stops the request aborts the engine once, and the stream continues."""
 
     @operator
     def budget(*, scope: RequestScope = SCOPE) -> Stage[Any, Any]:
@@ -386,10 +247,9 @@ async def test_an_operator_may_stop_its_request(mode: DisaggregationMode, place:
             item = yield item
             scope.stop()
 
-    pipeline = before(place, budget())
     engine = ScriptedEngine(token(1), 1, token(2), 1, token(3), 1, stop())
-    stream = await adapter_of(engine, mode, Spans(), pipeline=pipeline).generate(request())
-    assert tokens_of(await collect(stream)) == [[1], [2], [3], []]
+    served = await serve(engine, mode, pipeline=before(place, budget()))
+    assert served.tokens == [[1], [2], [3], []]
     assert engine.aborts == [1]
 
 
@@ -419,3 +279,421 @@ def dropping_at_second(streams: list[Any]) -> Stage[Any, Any]:
     streams[0].close()
     while True:
         item = yield item
+
+
+# In the wrong place.
+
+
+@operator(takes="items")
+def only_items() -> Stage[Item, Item]:
+    """Pass annotated items on."""
+    item = yield
+    while True:
+        item = yield item
+
+
+@operator(takes="chunks")
+async def only_chunks(source: FusedRun[Any]) -> AsyncGenerator[Any]:
+    """Pass chunks on."""
+    async for chunk in source:
+        yield chunk
+
+
+CHUNK_OPERATORS: list[Operator[Any, Any]] = [
+    until_terminal(),
+    limit_tokens(3),
+    stop_on(7),
+    usage(3, protocols.usage),
+    trace_link(),
+    validate_contract(),
+    only_chunks(),
+]
+
+
+@pytest.mark.rows("O1")
+@pytest.mark.parametrize("misplaced", CHUNK_OPERATORS, ids=lambda each: each.name)
+def test_a_chunk_operator_among_the_items_is_refused(misplaced: Operator[Any, Any]) -> None:
+    """By its name and place, and when the pipeline is made."""
+    others: list[AnyOperator] = [ops.do_action(), only_items()]
+    for place in range(3):
+        items = [*others[:place], misplaced, *others[place:]]
+        message = rf"items\[{place}\]: {misplaced.name} takes .* chunks"
+        with pytest.raises(NotAnOperator, match=message):
+            Pipeline(standard_pipeline.chunks, items, annotate=standard_pipeline.annotate)
+    with pytest.raises(NotAnOperator, match=rf"items\[0\]: {misplaced.name} "):
+        standard_pipeline.insert_after("annotate_errors", misplaced)
+
+
+@pytest.mark.rows("O1")
+def test_an_item_operator_among_the_chunks_is_refused() -> None:
+    """By its name and place, wherever among the standard operators, and without what makes items."""
+    standard = standard_pipeline.chunks
+    for place in range(len(standard) + 1):
+        chunks = [*standard[:place], only_items(), *standard[place:]]
+        message = rf"chunks\[{place}\]: only_items takes annotated items"
+        with pytest.raises(NotAnOperator, match=message):
+            Pipeline(chunks, annotate=standard_pipeline.annotate)
+    with pytest.raises(NotAnOperator, match=r"items: .*without annotate.* got only_items"):
+        Pipeline([until_terminal()], [only_items()])
+    with pytest.raises(NotAnOperator, match=r"chunks\[1\]: only_items takes annotated items"):
+        Pipeline([until_terminal()]).with_operators(only_items())
+
+
+@pytest.mark.rows("O1")
+@pytest.mark.parametrize("added", [*CHUNK_OPERATORS, only_items()], ids=lambda each: each.name)
+@pytest.mark.parametrize("by", ["pipeline", "adapter"])
+@virtual
+async def test_with_operators_puts_each_where_it_works(added: Operator[Any, Any], by: str) -> None:
+    """One that takes chunks among the chunks, any other at the end; the request is served."""
+    seen: list[object] = []
+    watching: AnyOperator = ops.do_action(seen.append)
+    engine = ScriptedEngine(token(1), stop())
+    if by == "pipeline":
+        pipeline = standard_pipeline.with_operators(watching, added)
+        names = pipeline.names
+        in_chunks = names.index(added.name, len(names) - 4) < names.index("annotate_errors")
+        assert in_chunks is (added.takes == "chunks")
+        adapter = adapter_of(engine, pipeline=pipeline)
+    else:
+        adapter = adapter_of(engine).with_operators(watching, added)
+    items = await collect(await adapter.generate(request()))
+    assert tokens_of(items) == [[1], []]
+    assert seen == items
+
+
+# Exceptions.
+
+
+@operator
+def raising(error: Exception) -> Stage[Any, Any]:
+    """Raise at the second item."""
+    item = yield
+    yield item
+    raise error
+
+
+@operator
+async def raising_async(source: FusedRun[Any], error: Exception) -> AsyncGenerator[Any]:
+    """Raise at the second item, in an asynchronous generator."""
+    async for item in source:
+        yield item
+        break
+    await anext(source)
+    raise error
+
+
+def at_second(make: Callable[[], Any]) -> Callable[[Any], Any]:
+    """Return a function that passes items on, but for the second, for which it calls *make*."""
+    seen: list[object] = []
+
+    def look(item: object) -> Any:
+        seen.append(item)
+        return make() if len(seen) == 2 else item
+
+    return look
+
+
+def awaited_at_second(make: Callable[[], Any]) -> Callable[[Any], Awaitable[Any]]:
+    look = at_second(make)
+
+    async def wait(item: Any) -> Any:
+        return look(item)
+
+    return wait
+
+
+def raises(error: Exception) -> Callable[[], Any]:
+    def fail() -> Any:
+        raise error
+
+    return fail
+
+
+RAISING: dict[str, Callable[[Exception], AnyOperator]] = {
+    "raising": raising,
+    "raising_async": raising_async,
+    "map": lambda error: ops.map(at_second(raises(error))),
+    "map_async": lambda error: map_async(awaited_at_second(raises(error))),
+    "filter_async": lambda error: filter_async(awaited_at_second(raises(error))),
+}
+
+
+class Awkward(Exception):
+    """An exception whose text holds what a user wrote."""
+
+    def __init__(self, text: str = SECRET, *, more: str = SECRET) -> None:
+        super().__init__(text, more)
+
+
+async def take_into(items: list[Any], stream: Stream) -> Any:
+    """Take all items, and return the error that they end with: that of an item, or one that is raised."""
+    try:
+        async for item in stream:
+            items.append(item)  # noqa: PERF401 - what came before an error is kept
+    except Exception as error:
+        return error
+    return items.pop().error
+
+
+def logged_failure(events: Sequence[Any]) -> Any:
+    """Return the only line at ERROR, which says that an operator failed."""
+    (event,) = [event for event in events if event["log_level"] == "error"]
+    assert event["event"] == "operator failed"
+    assert event["request_id"] == "r1"
+    return event
+
+
+@pytest.mark.rows("O4", "O2", "S6", "S7", "P4")
+@pytest.mark.parametrize("name", RAISING)
+@pytest.mark.parametrize("place", PLACES)
+@virtual
+async def test_an_operator_that_raises_is_logged_once(name: str, place: str) -> None:
+    """At ERROR, with request, operator, class and place; no text; and it ends the request."""
+    for kind in (KeyError, ValueError, Awkward):
+        error = kind(SECRET)
+        spans, items = Spans(), list[Any]()
+        engine = ScriptedEngine(token(1), token(2), stop())
+        adapter = adapter_of(engine, spans=spans, pipeline=before(place, RAISING[name](error)))
+        with capture_logs() as events:
+            stream = await adapter.generate(request(), RequestContext("r1"))
+            failure = await take_into(items, stream)
+        assert failure is error if place == "items" else failure.__cause__ is error
+        assert tokens_of(items) == [[1]]
+        event = logged_failure(events)
+        assert event["operator"] == name
+        assert kind.__name__ in repr(event)
+        assert SECRET not in repr(events)
+        typed = "InvalidArgument" if kind is ValueError else "Unknown"
+        assert spans.one().status.description == f"Backend({typed})"
+        assert engine.closed == 1
+        assert await collect(stream) == []
+
+
+@pytest.mark.rows("O4")
+@pytest.mark.parametrize("place", ["annotate_errors", "items"])
+@virtual
+async def test_a_failure_of_the_engine_is_no_operator_s(place: str) -> None:
+    """It passes operators of every kind, and no line says that one of them failed."""
+    passing: AnyOperator = only_items() if place == "items" else only_chunks()
+    pipeline = before(place, passing, ops.do_action(), map_async(itself))
+    with capture_logs() as events:
+        served = await serve(ScriptedEngine(token(1), Disconnected("gone")), pipeline=pipeline)
+    assert isinstance(served.last.error, Disconnected)
+    assert [event for event in events if event["log_level"] == "error"] == []
+
+
+@operator
+def failing_setup() -> Stage[Any, Any]:
+    """Raise before there is a first item."""
+    if now() >= 0:
+        raise LookupError("no table")
+    yield
+
+
+@pytest.mark.rows("O4", "S5", "P4", "S7")
+@pytest.mark.parametrize("place", PLACES)
+@virtual
+async def test_an_operator_that_fails_to_start_fails_the_setup(place: str) -> None:
+    """The caller has a typed error, the engine's stream and the span an end; the log names it once."""
+    seen: list[object] = []
+    engine, spans = ScriptedEngine(token(1), stop()), Spans()
+    pipeline = before(place, noting(seen), failing_setup())
+    adapter = adapter_of(engine, spans=spans, pipeline=pipeline)
+    with capture_logs() as events, pytest.raises(Unknown, match="no table") as raised:
+        await adapter.generate(request(), RequestContext("r1"))
+    assert isinstance(raised.value.__cause__, LookupError)
+    assert logged_failure(events)["operator"] == "failing_setup"
+    assert seen == ["end"]
+    assert engine.pulls == 0
+    assert spans.one().status.description == "setup_failed"
+
+
+@pytest.mark.rows("O4")
+@virtual
+async def test_a_release_that_raises_is_logged_without_its_text(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What an operator raises while the stream is dropped reaches the log, and nobody else."""
+
+    @operator
+    def clinging() -> Stage[Any, Any]:
+        try:
+            item = yield
+            while True:
+                item = yield item
+        finally:
+            raise LookupError(SECRET)
+
+    async def leave(stream: Stream) -> None:
+        await anext(stream)
+        await stream.aclose()
+
+    with caplog.at_level(logging.ERROR):
+        adapter = adapter_of(ScriptedEngine(token(1), 60)).with_operators(clinging())
+        await leave(await adapter.generate(request()))
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "clinging" in record.getMessage()
+    assert SECRET not in caplog.text
+    assert "LookupError" in caplog.text
+
+
+# What may not be handed out.
+
+
+@operator
+def saying(value: Any) -> Stage[Any, Any]:
+    """Hand out *value* for the second item."""
+    item = yield
+    item = yield item
+    while True:
+        item = yield value
+
+
+@operator
+async def saying_async(source: FusedRun[Any], value: Any) -> AsyncGenerator[Any]:
+    """Hand out *value* for the second item."""
+    count = 0
+    async for item in source:
+        count += 1
+        yield value if count == 2 else item
+
+
+SAYING: dict[str, Callable[[Any], AnyOperator]] = {
+    "saying": saying,
+    "saying_async": saying_async,
+    "map": lambda value: ops.map(at_second(lambda: value)),
+    "map_async": lambda value: map_async(awaited_at_second(lambda: value)),
+}
+
+
+@pytest.mark.rows("O5", "S6")
+@pytest.mark.parametrize("name", SAYING)
+@pytest.mark.parametrize("value", [None, 5, "text", {"token_ids": [1]}], ids=repr)
+@virtual
+async def test_what_may_not_be_handed_out(name: str, value: Any) -> None:
+    """Nothing where an item is due, anywhere, and no chunk among the chunks: the operator is named."""
+    places = ["until_terminal", "trace_link", "annotate_errors", *(["items"] if not value else [])]
+    for place in places:
+        spans, items = Spans(), list[Any]()
+        adapter = adapter_of(
+            ScriptedEngine(token(1), token(2), stop()),
+            spans=spans,
+            pipeline=before(place, SAYING[name](value)),
+        )
+        with capture_logs() as events:
+            stream = await adapter.generate(request(), RequestContext("r1"))
+            failure = await take_into(items, stream)
+        cause = failure.__cause__ or failure
+        assert isinstance(cause, TypeError), place
+        assert tokens_of(items) == [[1]]
+        if value is not None:
+            assert str(cause) == f"expected a chunk to hand out, got {type(value).__name__}"
+        assert logged_failure(events)["operator"] == name
+        assert spans.one().status.description == "Backend(Unknown)"
+
+
+@operator
+def passing(*, detached: bool = False) -> Stage[Any, Any]:
+    """Pass every item on."""
+    item = yield
+    while True:
+        item = yield detach(item) if detached else item
+
+
+PASSING: list[AnyOperator] = [
+    *(coalesce(), deadlines(idle_s=5), heartbeat(5, token(0)), map_async(itself), tap(id)),
+    ops.do_action(),
+]
+
+
+@pytest.mark.rows("O5", "S6", "O4")
+@virtual
+async def test_only_the_operator_at_fault_is_named() -> None:
+    """However the value is handed out, and whatever operators pass it on or stand in front."""
+    lists: list[tuple[str, list[AnyOperator]]] = [
+        *(
+            ("saying", [passing(), saying(make("text")), passing(detached=True)])
+            for make in (emit, detach, complete_with)
+        ),
+        # Stock operators side by side are one chain.
+        *(
+            (f"map, {name_of(behind)}" if (name, behind) == ("map", PASSING[-1]) else name,
+             [make({"a": 1}), behind])
+            for name, make in SAYING.items()
+            for behind in PASSING
+        ),
+        ("raising", [passing(), raising(TypeError("broken"))]),
+    ]  # fmt: skip
+    for name, operators in lists:
+        pipeline = before("annotate_errors", *operators)
+        with capture_logs() as events:
+            served = await serve(ScriptedEngine(token(1), token(2), stop()), pipeline=pipeline)
+        assert served.tokens == [[1]], name
+        assert isinstance(served.last.error, Unknown)
+        assert logged_failure(events)["operator"] == name
+
+
+@pytest.mark.rows("O5")
+def test_a_body_of_the_wrong_kind_is_refused_when_it_is_made() -> None:
+    """A coroutine function, a plain function and a class are no bodies, and the error says which is."""
+
+    async def coroutine(item: Any) -> Any:
+        return item
+
+    def plain(item: Any) -> Any:
+        return item
+
+    for body in (coroutine, plain, StageResult):
+        with pytest.raises(TypeError, match="expected a generator or an asynchronous generator"):
+            operator(body)  # type: ignore[call-overload]
+
+
+@pytest.mark.rows("O5")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: limit_tokens("3"),  # type: ignore[arg-type]
+        lambda: limit_tokens(limit_=3),  # type: ignore[call-arg]
+        lambda: stop_on([[]]),
+        lambda: map_async(5),  # type: ignore[arg-type]
+        lambda: annotate_errors(Annotated),  # type: ignore[call-arg]
+        lambda: usage(-1, protocols.usage),
+    ],
+)
+def test_a_wrong_argument_is_refused_when_it_is_made(make: Callable[[], object]) -> None:
+    """The message names the operator."""
+    with pytest.raises((TypeError, ValueError)) as raised:
+        make()
+    names = ("limit_tokens", "stop_on", "map_async", "annotate_errors", "usage")
+    assert str(raised.value).startswith(names)
+
+
+@operator
+async def ending_with(source: FusedRun[Any], last: Any) -> AsyncGenerator[Any]:
+    """End the stream at its second item, by what *last* says."""
+    async for item in source:
+        yield item
+        break
+    yield last
+
+
+@pytest.mark.rows("S2", "S6", "S9")
+@pytest.mark.parametrize("place", ["annotate_errors", "items"])
+@virtual
+async def test_an_operator_that_pulls_may_end_the_stream_with_items(place: str) -> None:
+    """Its last items and its failure are handed out, and everything is released."""
+
+    def made(chunk: LLMEngineOutput) -> Any:
+        return Annotated(chunk) if place == "items" else chunk
+
+    engine = ScriptedEngine(token(1), token(2), stop())
+    ending = before(place, ending_with(complete_with(made(stop()))))
+    assert (await serve(engine, pipeline=ending)).tokens == [[1], []]
+    assert engine.closed == 1
+    failing = before(place, ending_with(fail_after(Disconnected("gone"), made(token(7)))))
+    engine = ScriptedEngine(token(1), token(2), stop())
+    items: list[Any] = []
+    stream = await adapter_of(engine, pipeline=failing).generate(request())
+    assert isinstance(await take_into(items, stream), Disconnected)
+    assert tokens_of(items) == [[1], [7]]
+    assert engine.closed == 1

@@ -15,15 +15,7 @@ from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import Disconnected, InvalidArgument, Unknown
 from rx_backend.probe import JsonProbeAdapter
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, usage
-from tests.rx_backend._engines import (
-    ScriptedEngine,
-    Step,
-    adapter_of,
-    collect,
-    stop,
-    token,
-    virtual,
-)
+from tests.engines import ScriptedEngine, Step, adapter_of, collect, stop, token, virtual
 from tests.spans import Spans
 
 PROBE = {"token_ids": [1], "_HEALTH_CHECK": True}
@@ -116,45 +108,31 @@ async def test_an_error_terminal_is_an_error_for_the_probe(mode: DisaggregationM
     assert spans.one().status.status_code is StatusCode.ERROR
 
 
-@pytest.mark.rows("H1", "S6")
+@pytest.mark.rows("H1", "S5", "S6")
 @virtual
 async def test_an_error_of_the_engine_keeps_its_kind() -> None:
-    """What the engine raises comes to the prober as the error item that every consumer gets."""
-    probe = JsonProbeAdapter(adapter_of(ScriptedEngine(Disconnected("gone"))))
+    """In mid-stream it is the error item that every consumer gets; a failed set-up is raised."""
+    error = Disconnected("gone")
+    probe = JsonProbeAdapter(adapter_of(ScriptedEngine(error)))
     (item,) = await collect(await probe.generate(PROBE))
-    assert isinstance(item.error, Disconnected)
-    assert item.comment == ["gone"]
-
-
-@pytest.mark.rows("H1", "S5")
-@virtual
-async def test_a_failed_setup_fails_the_probe() -> None:
-    """The prober is told by an exception, as every caller."""
-    probe = JsonProbeAdapter(adapter_of(ScriptedEngine(setup=[Disconnected("gone")])))
+    assert (item.error, item.comment) == (error, ["gone"])
     with pytest.raises(Disconnected):
-        await probe.generate(PROBE)
+        await JsonProbeAdapter(adapter_of(ScriptedEngine(setup=[error]))).generate(PROBE)
 
 
 @pytest.mark.rows("H1", "A2", "S7")
 @virtual
-async def test_a_probe_can_be_stopped_and_left() -> None:
-    """It is a request like any other: aborted on a stop, released on a drop."""
+async def test_a_probe_is_a_request_like_any_other() -> None:
+    """Aborted on a stop, released on a drop; and the worker's own requests don't become JSON."""
     context = RequestContext()
     engine = ScriptedEngine(token(1), 60, stop())
-    stream = await JsonProbeAdapter(adapter_of(engine)).generate(PROBE, context)
+    adapter = adapter_of(engine)
+    stream = await JsonProbeAdapter(adapter).generate(PROBE, context)
     await anext(stream)
     context.stop_generating()
     await stream.aclose()
     await asyncio.sleep(1)
-    assert len(engine.aborts) == 1
-    assert engine.closed == 1
-
-
-@pytest.mark.rows("H1")
-@virtual
-async def test_a_probe_leaves_the_adapter_as_it_is() -> None:
-    """The worker's own requests don't become JSON."""
-    adapter = adapter_of(ScriptedEngine(stop()))
-    JsonProbeAdapter(adapter)
-    (item,) = await collect(await adapter.generate(PreprocessedRequest(token_ids=[1])))
-    assert isinstance(item.data, LLMEngineOutput)
+    assert (len(engine.aborts), engine.closed) == (1, 1)
+    own = await adapter.generate(PreprocessedRequest(token_ids=[1]))
+    assert isinstance((await anext(own)).data, LLMEngineOutput)
+    await own.aclose()

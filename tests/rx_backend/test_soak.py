@@ -39,7 +39,7 @@ from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import BackendError, Disconnected
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.testing import run_virtual
-from tests.rx_backend._engines import Stream, collect, stop, token
+from tests.engines import Stream, collect, stop, token
 
 REQUESTS = int(os.environ.get("RX_BACKEND_SOAK", "3000"))
 BATCH = 250

@@ -6,14 +6,14 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
+from itertools import product
 from typing import Any
 
 import pytest
 from opentelemetry.trace import StatusCode
-from reactivex import operators as ops
 
 from operators import Pipeline, map_async
-from operators.authoring import FusedRun, operator
+from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.errors import (
     BackendError,
@@ -26,13 +26,16 @@ from rx_backend.errors import (
 )
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
-from tests.rx_backend._engines import (
+from tests.engines import (
     DROPPED,
+    PASSES,
     ScriptedEngine,
     Step,
     adapter_of,
     collect,
+    play_step,
     request,
+    serve,
     settle,
     status_of,
     stop,
@@ -40,6 +43,7 @@ from tests.rx_backend._engines import (
     tokens_of,
     virtual,
 )
+from tests.meters import Meters
 from tests.spans import Spans, rows_of
 
 Steps = Callable[[], AsyncGenerator[LLMEngineOutput]]
@@ -56,95 +60,64 @@ class Engine(ScriptedEngine):
         return self._steps()
 
 
-@operator
-async def passing(source: FusedRun[Any]) -> AsyncGenerator[Any]:
-    """Pass items on, as an operator that pulls for itself."""
-    async for item in source:
-        yield item
-
-
-async def itself(item: Any) -> Any:
-    return item
-
-
-PIPELINES = {
-    "standard": standard_pipeline,
-    "async operator among the chunks": standard_pipeline.insert_before("trace_link", passing()),
-    "async operator at the end": standard_pipeline.with_operators(passing()),
-    "map_async": standard_pipeline.with_operators(map_async(itself)),
-    "stock": standard_pipeline.with_operators(ops.do_action()),
-    "stock, detached": standard_pipeline.with_operators(ops.delay(0.001)),
-}
-EVERY_PIPELINE = pytest.mark.parametrize("pipeline", PIPELINES.values(), ids=PIPELINES)
+EVERY_PIPELINE = pytest.mark.parametrize("pipeline", PASSES.values(), ids=PASSES)
 
 
 # An engine that cancels itself, or raises what looks like it.
 
 
-async def raises_cancelled() -> AsyncGenerator[LLMEngineOutput]:
-    yield token(1)
-    raise asyncio.CancelledError
-
-
-async def raises_cancelled_later() -> AsyncGenerator[LLMEngineOutput]:
-    yield token(1)
-    await asyncio.sleep(1)
-    raise asyncio.CancelledError
-
-
-async def awaits_a_cancelled_task() -> AsyncGenerator[LLMEngineOutput]:
-    yield token(1)
+async def cancelled_task() -> None:
     task = asyncio.create_task(asyncio.sleep(60))
     asyncio.get_running_loop().call_later(1, task.cancel)
     await task
 
 
-async def awaits_a_cancelled_future() -> AsyncGenerator[LLMEngineOutput]:
-    yield token(1)
+async def cancelled_future() -> None:
     future = asyncio.get_running_loop().create_future()
     future.cancel()
     await future
 
 
-async def raises_generator_exit() -> AsyncGenerator[LLMEngineOutput]:
-    yield token(1)
+async def raised() -> None:
+    raise asyncio.CancelledError
+
+
+async def raised_later() -> None:
+    await asyncio.sleep(1)
+    raise asyncio.CancelledError
+
+
+async def generator_exit() -> None:
     raise GeneratorExit
 
 
-async def raises_generator_exit_later() -> AsyncGenerator[LLMEngineOutput]:
-    yield token(1)
+async def generator_exit_later() -> None:
     await asyncio.sleep(1)
     raise GeneratorExit
 
 
-SELF_CANCELLING: list[Steps] = [
-    raises_cancelled,
-    raises_cancelled_later,
-    awaits_a_cancelled_task,
-    awaits_a_cancelled_future,
-    raises_generator_exit,
-    raises_generator_exit_later,
-]
-
-
 @pytest.mark.rows("S6", "P4", "P7")
-@pytest.mark.parametrize("steps", SELF_CANCELLING, ids=lambda steps: steps.__name__)
+@pytest.mark.parametrize(
+    "cancels",
+    [raised, raised_later, cancelled_task, cancelled_future, generator_exit, generator_exit_later],
+)
 @EVERY_PIPELINE
 @virtual
 async def test_a_cancellation_of_the_engine_s_own_is_a_failure(
-    steps: Steps, pipeline: Pipeline
+    cancels: Callable[[], Awaitable[None]], pipeline: Pipeline
 ) -> None:
     """One error item, the span says so, and the consumer's task was never cancelled."""
-    spans = Spans()
-    engine = Engine(steps)
-    stream = await adapter_of(engine, spans=spans, pipeline=pipeline).generate(request())
-    async with asyncio.timeout(10):
-        *items, last = await collect(stream)
-        assert await anext(stream, None) is None
-    assert tokens_of(items) == [[1]]
-    assert isinstance(last.error, Unknown)
-    assert status_of(spans.one()) == (StatusCode.ERROR, "Backend(Unknown)")
-    assert rows_of(spans.one())["cancelled"] is False
+
+    async def steps() -> AsyncGenerator[LLMEngineOutput]:
+        yield token(1)
+        await cancels()
+
+    async with asyncio.timeout(200):
+        served = await serve(Engine(steps), pipeline=pipeline)
+    assert served.tokens == [[1]]
+    assert isinstance(served.last.error, Unknown)
+    assert served.status == (StatusCode.ERROR, "Backend(Unknown)")
+    assert served.row["cancelled"] is False
     this = asyncio.current_task()
     assert this is not None
     assert this.cancelling() == 0
@@ -153,7 +126,7 @@ async def test_a_cancellation_of_the_engine_s_own_is_a_failure(
 @pytest.mark.rows("S6", "S9")
 @EVERY_PIPELINE
 @virtual
-async def test_an_engine_that_survives_its_own_cancellation_goes_on(pipeline: Pipeline) -> None:
+async def test_an_engine_may_survive_its_own_cancellation(pipeline: Pipeline) -> None:
     """A time limit within the engine cancels the pull, and takes that back."""
 
     async def steps() -> AsyncGenerator[LLMEngineOutput]:
@@ -165,13 +138,14 @@ async def test_an_engine_that_survives_its_own_cancellation_goes_on(pipeline: Pi
             yield token(2)
         yield stop()
 
-    items = await collect(await adapter_of(Engine(steps), pipeline=pipeline).generate(request()))
-    assert tokens_of(items) == [[1], [2], []]
+    served = await serve(Engine(steps), pipeline=pipeline)
+    assert served.tokens == [[1], [2], []]
 
 
 # Groups.
 
-KINDS: list[tuple[BaseException, type[BackendError]]] = [
+
+GROUPS: list[tuple[BaseException, type[BackendError]]] = [
     (ExceptionGroup("", [Disconnected("a")]), Disconnected),
     (ExceptionGroup("", [Disconnected("a"), ConnectionResetError()]), Disconnected),
     (
@@ -188,20 +162,19 @@ KINDS: list[tuple[BaseException, type[BackendError]]] = [
 
 
 @pytest.mark.rows("S6", "P4")
-@pytest.mark.parametrize(("raised", "kind"), KINDS, ids=lambda value: repr(value)[:60])
-@pytest.mark.parametrize("before", [[], [1.0]], ids=["at-once", "later"])
+@pytest.mark.parametrize(("raised", "kind"), GROUPS, ids=lambda value: repr(value)[:60])
 @virtual
 async def test_a_group_is_of_the_kind_of_its_leaves(
-    raised: BaseException, kind: type[BackendError], before: list[Step]
+    raised: BaseException, kind: type[BackendError]
 ) -> None:
     """Where all are of one, nested too; else it is unknown, and it is an item in any case."""
-    spans = Spans()
-    engine = ScriptedEngine(token(1), *before, raised)
-    *items, last = await collect(await adapter_of(engine, spans=spans).generate(request()))
-    assert tokens_of(items) == [[1]]
-    assert type(last.error) is kind
-    assert spans.one().status.description == f"Backend({kind.__name__})"
-    assert engine.closed == 1
+    for delay in ([], [1.0]):
+        engine = ScriptedEngine(token(1), *delay, raised)
+        served = await serve(engine)
+        assert served.tokens == [[1]]
+        assert type(served.last.error) is kind
+        assert served.status[1] == f"Backend({kind.__name__})"
+        assert engine.closed == 1
 
 
 # From Python 3.13 on, a task group in a task that was cancelled before goes on with that.
@@ -267,6 +240,9 @@ async def test_a_task_group_that_fails_is_a_failure(
     assert consumer.cancelling() == cancelled_before
 
 
+# The set-up.
+
+
 async def raises_it(_context: RequestContext) -> None:
     raise asyncio.CancelledError
 
@@ -330,124 +306,95 @@ async def test_a_caller_that_leaves_during_set_up(step: Step) -> None:
 # The consumer's cancellation, and engines that answer it.
 
 
-async def swallows_with_terminal() -> AsyncGenerator[LLMEngineOutput]:
-    yield token(1)
-    try:
-        await asyncio.sleep(60)
-    except asyncio.CancelledError:
-        yield LLMEngineOutput.cancelled()
+class Answering(ScriptedEngine):
+    """Answers the cancellation of its second pull."""
+
+    def __init__(self, *answers: Step) -> None:
+        super().__init__()
+        self._answers = answers
+
+    async def _stream(self, context: RequestContext) -> AsyncGenerator[Any]:
+        try:
+            yield token(1)
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                for answer in self._answers:
+                    if isinstance(answer, LLMEngineOutput):
+                        yield answer
+                    else:
+                        await play_step(answer, context)
+        finally:
+            self.closed += 1
 
 
-async def swallows_with_chunk() -> AsyncGenerator[LLMEngineOutput]:
-    yield token(1)
-    try:
-        await asyncio.sleep(60)
-    except asyncio.CancelledError:
-        yield token(2)
-        yield stop()
+ANSWERS: dict[str, list[Step]] = {
+    "nothing": [],
+    "a terminal": [LLMEngineOutput.cancelled()],
+    "a terminal with tokens": [stop().with_tokens([4])],
+    "a terminal, later": [0.5, LLMEngineOutput.cancelled()],
+    "chunks": [token(2), LLMEngineOutput([2, 3]), stop()],
+    "an error": [ValueError("while it was cancelled")],
+}
 
 
-async def swallows_with_error() -> AsyncGenerator[LLMEngineOutput]:
-    yield token(1)
-    try:
-        await asyncio.sleep(60)
-    except asyncio.CancelledError:
-        raise ValueError("while it was cancelled") from None
+async def by_timeout(stream: Any) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            await anext(stream)
 
 
-async def swallows_and_returns() -> AsyncGenerator[LLMEngineOutput]:
-    yield token(1)
-    try:
-        await asyncio.sleep(60)
-    except asyncio.CancelledError:
-        return
+async def by_wait_for(stream: Any) -> None:
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(anext(stream), 1)
 
 
-async def swallows_and_waits() -> AsyncGenerator[LLMEngineOutput]:
-    yield token(1)
-    try:
-        await asyncio.sleep(60)
-    except asyncio.CancelledError:
-        await asyncio.sleep(0.5)
-        yield LLMEngineOutput.cancelled()
-
-
-SWALLOWING: list[Steps] = [
-    swallows_with_terminal,
-    swallows_with_chunk,
-    swallows_with_error,
-    swallows_and_returns,
-    swallows_and_waits,
-]
-
-
-async def by_timeout(stream: Any) -> object:
-    async with asyncio.timeout(1):
-        return await anext(stream)
-
-
-async def by_wait_for(stream: Any) -> object:
-    return await asyncio.wait_for(anext(stream), 1)
-
-
-async def by_cancel(stream: Any) -> object:
+async def by_cancel(stream: Any) -> None:
     task = asyncio.ensure_future(anext(stream))
     asyncio.get_running_loop().call_later(1, task.cancel)
     await asyncio.wait([task])
-    if task.cancelled():
-        raise TimeoutError
-    return task.result()
+    assert task.cancelled()
 
 
-@pytest.mark.rows("S6", "S7", "P5", "O2")
-@pytest.mark.parametrize("steps", SWALLOWING, ids=lambda steps: steps.__name__)
-@pytest.mark.parametrize("leave", [by_timeout, by_wait_for, by_cancel])
-@pytest.mark.parametrize("record", [True, False])
-@EVERY_PIPELINE
-@virtual
-async def test_the_consumer_s_cancellation_goes_on(
-    steps: Steps, leave: Callable[[Any], Awaitable[object]], record: bool, pipeline: Pipeline
-) -> None:
-    """Whatever the engine makes of it: the deadline is met, and it is recorded as a drop."""
-    spans = Spans()
-    adapter = adapter_of(Engine(steps), spans=spans, pipeline=pipeline, record=record)
-    stream = await adapter.generate(request())
-    await anext(stream)
-    with pytest.raises(TimeoutError):
-        await leave(stream)
-    await asyncio.sleep(1)
-    assert await anext(stream, None) is None
-    attributes = rows_of(spans.one())
-    assert (attributes["finish_reason"], attributes["cancelled"]) == ("Dropped", True)
-    assert "error_kind" not in attributes
-    assert status_of(spans.one()) == DROPPED
-    if record:
-        assert attributes["output_tokens"] == 1
-
-
-@pytest.mark.rows("S7", "P5", "O2")
-@pytest.mark.parametrize("steps", SWALLOWING, ids=lambda steps: steps.__name__)
-@pytest.mark.parametrize("record", [True, False])
-@EVERY_PIPELINE
-@virtual
-async def test_a_close_in_a_pull_is_a_drop_whatever_the_engine_answers(
-    steps: Steps, record: bool, pipeline: Pipeline
-) -> None:
-    """The pull ends without an item, and the span says that the stream was dropped."""
-    spans = Spans()
-    adapter = adapter_of(Engine(steps), spans=spans, pipeline=pipeline, record=record)
-    stream = await adapter.generate(request())
-    await anext(stream)
+async def by_close(stream: Any) -> None:
     pull = asyncio.create_task(anext(stream, None))
     await asyncio.sleep(1)
     stream.close()
-    assert status_of(spans.one()) == DROPPED
     assert await pull is None
-    await stream.aclose()
-    attributes = rows_of(spans.one())
-    assert (attributes["finish_reason"], attributes["cancelled"]) == ("Dropped", True)
-    if record:
-        assert attributes["output_tokens"] == 1
+
+
+@pytest.mark.rows("S6", "S7", "P5", "O2")
+@pytest.mark.parametrize("answers", ANSWERS)
+@pytest.mark.parametrize("leave", [by_timeout, by_wait_for, by_cancel, by_close])
+@EVERY_PIPELINE
+@virtual
+async def test_a_drop_is_one_whatever_the_engine_answers(
+    answers: str, leave: Callable[[Any], Awaitable[None]], pipeline: Pipeline
+) -> None:
+    """The deadline is met, nobody is handed the answer, and nothing of it is recorded."""
+    for record in (True, False):
+        spans, meters = Spans(), Meters()
+        engine = Answering(*ANSWERS[answers])
+        adapter = EngineAdapter(
+            engine,
+            pipeline=pipeline,
+            tracer=spans.tracer,
+            meter_provider=meters.provider,
+            record=record,
+        )
+        stream = await adapter.generate(request())
+        await anext(stream)
+        await leave(stream)
+        assert status_of(spans.one()) == DROPPED
+        await asyncio.sleep(1)
+        assert await anext(stream, None) is None
+        attributes = rows_of(spans.one())
+        assert (attributes["finish_reason"], attributes["cancelled"]) == ("Dropped", True)
+        assert "error_kind" not in attributes
+        assert attributes.get("output_tokens", 1) == 1
+        assert ("output_tokens" in attributes) is record
+        assert meters.counts("rx_backend.tokens", "gen_ai.token.type")[("output",)] == 1
+        assert engine.closed == 1
 
 
 @pytest.mark.rows("P5", "O2")
@@ -488,21 +435,19 @@ async def test_a_drop_while_an_operator_holds_the_end(
     assert engine.closed == 1
 
 
-# Ends without a terminal.
-
-
-@pytest.mark.rows("S9", "P3")
-@pytest.mark.parametrize("tokens", [0, 1, 3])
+@pytest.mark.rows("S9", "P3", "E3")
 @pytest.mark.parametrize("mode", ["agg", "prefill", "decode"])
 @EVERY_PIPELINE
 @virtual
-async def test_an_engine_that_just_returns(tokens: int, mode: str, pipeline: Pipeline) -> None:
-    """One error item behind what came, of a kind that sends the request to another worker."""
-    spans = Spans()
-    engine = ScriptedEngine(*map(token, range(tokens)))
-    stream = await adapter_of(engine, mode, spans, pipeline=pipeline).generate(request())
-    *items, last = await collect(stream)
-    assert tokens_of(items) == [[n] for n in range(tokens)]
-    assert isinstance(last.error, StreamIncomplete)
-    assert "engine" in last.error.message
-    assert status_of(spans.one()) == (StatusCode.ERROR, "Backend(StreamIncomplete)")
+async def test_an_engine_that_just_returns(mode: str, pipeline: Pipeline) -> None:
+    """One error item behind the chunks, of a kind that sends the request to another worker."""
+    for tokens, signals in product([0, 1, 3], [[], [(0, "stop_generating")]]):
+        engine = ScriptedEngine(*map(token, range(tokens)))
+        served = await serve(engine, mode, pipeline=pipeline, signals=signals)
+        assert served.tokens == [[n] for n in range(tokens)]
+        assert isinstance(served.last.error, StreamIncomplete)
+        assert "engine" in served.last.error.message
+        assert served.status == (StatusCode.ERROR, "Backend(StreamIncomplete)")
+        assert served.row["cancelled"] is bool(signals)
+        assert served.row["output_tokens"] == tokens
+        assert "finish_reason" not in served.row

@@ -16,17 +16,18 @@ from reactivex.disposable import Disposable
 
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine, open_chunks
-from rx_backend.errors import Cancelled, InvalidArgument, StreamIncomplete, Unknown
+from rx_backend.errors import Cancelled, InvalidArgument
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.testing import run_conformance
-from tests.rx_backend._engines import (
+from tests.engines import (
+    DROPPED,
     ScriptedEngine,
     Step,
     adapter_of,
-    chunk_of,
     collect,
     now,
     request,
+    serve,
     status_of,
     stop,
     token,
@@ -39,13 +40,11 @@ from tests.rx_backend.test_stream import (
     aclose_while_another_task_pulls,
     break_out_of_async_for,
     cancel_in_a_pull,
-    close_without_waiting,
     dispose_of_a_subscription,
     lose_the_last_reference,
     lose_the_last_reference_in_a_thread,
-    run_out_of_time_in_timeout,
 )
-from tests.spans import Spans
+from tests.spans import Spans, rows_of
 
 if TYPE_CHECKING:
     from aioreactive import AsyncDisposable, AsyncObservable, AsyncObserver
@@ -122,6 +121,8 @@ def awaited(form: Form) -> Form:
 
 
 NEEDS = pytest.mark.needs("aioreactive")
+
+
 FORMS = pytest.mark.parametrize(
     "form",
     [
@@ -147,34 +148,31 @@ class FormedEngine(ScriptedEngine):
         return self._form(self._stream(context))
 
 
-@pytest.mark.rows("E2", "S1", "S2", "A1", "P3")
+@pytest.mark.rows("E2", "S1", "S2", "S8", "A1", "P3", "P9")
 @FORMS
 @virtual
 async def test_a_clean_end(form: Form) -> None:
-    """Chunks come in order and unchanged; the span and the engine are closed by the terminal."""
+    """Chunks come in order, none behind the terminal; span and engine are closed by it; spans nest."""
     spans = Spans()
-    engine = FormedEngine(form, 1, token(1), 1, token(2), 1, stop())
+
+    def work(_: RequestContext) -> None:
+        with spans.tracer.start_as_current_span("work"):
+            spans.tracer.start_span("more").end()
+
+    late = (token(3), stop(), LookupError("late"))
+    engine = FormedEngine(form, work, token(1), 1, work, token(2), 1, stop(), *late)
     stream = await adapter_of(engine, spans=spans).generate(request())
     items = [await anext(stream) for _ in range(3)]
-    assert [chunk.token_ids for chunk in map(chunk_of, items)] == [[1], [2], []]
-    attributes = spans.one().attributes
-    assert attributes is not None
-    assert (attributes["output_tokens"], attributes["finish_reason"]) == (2, "Stop")
+    assert tokens_of(items) == [[1], [2], []]
+    row = rows_of(spans.one("engine.generate"))
+    assert (row["output_tokens"], row["finish_reason"]) == (2, "Stop")
     assert await collect(stream) == []
     await asyncio.sleep(1)
     assert (engine.closed, engine.aborts) == (1, [])
-
-
-@pytest.mark.rows("E2", "S2", "S8")
-@FORMS
-@virtual
-async def test_nothing_after_the_terminal(form: Form) -> None:
-    """What an engine has for after its terminal is not forwarded."""
-    engine = FormedEngine(form, token(1), stop(), token(2), stop(), LookupError("late"))
-    items = await collect(await adapter_of(engine).generate(request()))
-    assert tokens_of(items) == [[1], []]
-    await asyncio.sleep(1)
-    assert engine.closed == 1
+    assert trace.get_current_span() is trace.INVALID_SPAN
+    names = {span.context.span_id: span.name for span in spans.finished if span.context}
+    parents = [(span.name, names[span.parent.span_id]) for span in spans.finished if span.parent]
+    assert parents == [("more", "work"), ("work", "engine.generate")] * 2
 
 
 @pytest.mark.rows("E2", "E4", "S3", "A2", "A6")
@@ -182,76 +180,40 @@ async def test_nothing_after_the_terminal(form: Form) -> None:
 @virtual
 async def test_a_stop(form: Form) -> None:
     """The engine is aborted once, sees the stop itself, and its `cancelled` terminal comes out."""
-    context = RequestContext()
-    cancelled = LLMEngineOutput.cancelled()
-    engine = FormedEngine(form, token(1), lambda seen: seen.stopped(), cancelled)
-    spans = Spans()
-    stream = await adapter_of(engine, spans=spans).generate(request(), context)
-    reading = asyncio.create_task(collect(stream))
-    await asyncio.sleep(3)
-    context.stop_generating()
-    context.kill()
-    items = await reading
-    assert str(chunk_of(items[-1]).finish_reason) == "cancelled"
-    await asyncio.sleep(1)
-    attributes = spans.one().attributes
-    assert attributes is not None
-    assert (attributes["finish_reason"], attributes["cancelled"]) == ("Cancelled", True)
+    engine = FormedEngine(form, token(1), lambda seen: seen.stopped(), LLMEngineOutput.cancelled())
+    served = await serve(engine, signals=[(3, "stop_generating"), (3, "kill")])
+    assert served.finish_reason == "cancelled"
+    assert (served.row["finish_reason"], served.row["cancelled"]) == ("Cancelled", True)
     assert (engine.aborts, engine.closed) == ([3], 1)
 
 
-@pytest.mark.rows("E2", "S6", "P4")
+@pytest.mark.rows("E2", "S6", "S9", "P4")
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (InvalidArgument("bad"), "Backend(InvalidArgument)"),
-        (ValueError("bad"), "Backend(InvalidArgument)"),
-        (LookupError("bad"), "Backend(Unknown)"),
+        (InvalidArgument("bad"), "InvalidArgument"),
+        (ValueError("bad"), "InvalidArgument"),
+        (LookupError("bad"), "Unknown"),
+        (asyncio.CancelledError(), "Unknown"),
+        (0.5, "StreamIncomplete"),
     ],
-    ids=["typed", "value", "other"],
+    ids=["typed", "value", "other", "cancelled", "no-terminal"],
 )
 @FORMS
 @virtual
-async def test_a_failure(form: Form, error: Exception, kind: str) -> None:
+async def test_a_failure(form: Form, error: Step, kind: str) -> None:
     """The chunks before it come out, then one error item with its kind, and the stream ends."""
-    spans = Spans()
     engine = FormedEngine(form, token(1), 1, error)
-    items = await collect(await adapter_of(engine, spans=spans).generate(request()))
-    assert [item.event for item in items] == [None, "error"]
-    assert items[-1].error is not None
-    assert items[-1].error is error or items[-1].error.__cause__ is error
-    assert status_of(spans.one())[1] == kind
-    await asyncio.sleep(1)
-    assert engine.closed == 1
-
-
-@pytest.mark.rows("E2", "S9")
-@FORMS
-@virtual
-async def test_an_end_without_a_terminal(form: Form) -> None:
-    """It is a failure, on the span too: one error item follows what came."""
-    spans = Spans()
-    engine = FormedEngine(form, token(1))
-    items = await collect(await adapter_of(engine, spans=spans).generate(request()))
-    assert tokens_of(items[:-1]) == [[1]]
-    assert isinstance(items[-1].error, StreamIncomplete)
-    attributes = spans.one().attributes
-    assert attributes is not None
-    assert attributes["error_kind"] == "Backend(StreamIncomplete)"
-    assert attributes["output_tokens"] == 1
-
-
-@pytest.mark.rows("E2", "S6")
-@FORMS
-@virtual
-async def test_a_cancellation_in_the_engine_is_a_failure(form: Form) -> None:
-    """An engine whose own work is cancelled has failed; nobody cancelled the caller."""
-    engine = FormedEngine(form, token(1), asyncio.CancelledError())
-    async with asyncio.timeout(5):
-        items = await collect(await adapter_of(engine).generate(request()))
-    assert tokens_of(items[:-1]) == [[1]]
-    assert isinstance(items[-1].error, Unknown)
-    await asyncio.sleep(1)
+    async with asyncio.timeout(200):
+        served = await serve(engine)
+    assert [item.event for item in served.items] == [None, "error"]
+    failure = served.last.error
+    assert failure is not None
+    assert isinstance(error, float | asyncio.CancelledError) or error in {
+        failure,
+        failure.__cause__,
+    }
+    assert served.row["error_kind"] == f"Backend({kind})"
     assert engine.closed == 1
 
 
@@ -281,34 +243,30 @@ async def test_a_setup_that_fails(form: Form) -> None:
     "leave",
     [
         aclose,
-        close_without_waiting,
         aclose_while_another_task_pulls,
         break_out_of_async_for,
         cancel_in_a_pull,
-        run_out_of_time_in_timeout,
         dispose_of_a_subscription,
         lose_the_last_reference,
         lose_the_last_reference_in_a_thread,
     ],
 )
-@pytest.mark.parametrize("closing", [(), (0.25, 0.25)], ids=["at-once", "awaiting"])
 @FORMS
 @virtual
-async def test_a_drop(
-    form: Form, closing: tuple[float, ...], leave: Callable[[Box], Awaitable[None]]
-) -> None:
+async def test_a_drop(form: Form, leave: Callable[[Box], Awaitable[None]]) -> None:
     """Whichever way: the engine's ``finally`` runs once and to its end, and so does the span."""
-    spans = Spans()
-    engine = FormedEngine(form, token(1), token(2), 60, token(3), closing=closing)
-    box: Box = [await adapter_of(engine, spans=spans).generate(request())]
-    await anext(box[0])
-    await leave(box)
-    await asyncio.sleep(10)
-    assert len(engine.closes) == engine.closed == 1
-    assert engine.closes[0] <= 1
-    assert engine.aborts == []
-    assert spans.one().status.description == "stream dropped before terminal"
-    box.clear()
+    for closing in ((), (0.25, 0.25)):
+        began, spans = now(), Spans()
+        engine = FormedEngine(form, token(1), token(2), 60, token(3), closing=closing)
+        box: Box = [await adapter_of(engine, spans=spans).generate(request())]
+        await anext(box[0])
+        await leave(box)
+        await asyncio.sleep(10)
+        assert len(engine.closes) == engine.closed == 1
+        assert engine.closes[0] <= began + 1
+        assert engine.aborts == []
+        assert status_of(spans.one()) == DROPPED
+        box.clear()
 
 
 @pytest.mark.rows("E2", "S7")
@@ -321,29 +279,6 @@ async def test_a_drop_before_the_first_pull(form: Form) -> None:
     await asyncio.sleep(1)
     await stream.aclose()
     assert (engine.calls, engine.pulls, engine.closes) == (1, 0, [])
-
-
-@pytest.mark.rows("E2", "P9")
-@FORMS
-@virtual
-async def test_spans_of_the_engine_nest(form: Form) -> None:
-    """What the engine opens while it streams is a child of the request's span."""
-    spans = Spans()
-
-    def work(_: RequestContext) -> None:
-        with spans.tracer.start_as_current_span("work"):
-            spans.tracer.start_span("more").end()
-
-    engine = FormedEngine(form, work, token(1), 1, work, stop())
-    await collect(await adapter_of(engine, spans=spans).generate(request()))
-    assert trace.get_current_span() is trace.INVALID_SPAN
-    by_id = {span.context.span_id: span for span in spans.finished if span.context is not None}
-    parents = [
-        (span.name, by_id[span.parent.span_id].name)
-        for span in spans.finished
-        if span.parent is not None
-    ]
-    assert parents == [("more", "work"), ("work", "engine.generate")] * 2
 
 
 @pytest.mark.rows("E2", "S4")

@@ -1,0 +1,257 @@
+"""The steps of the conformance kit: what a worker calls, in the worker's order."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from operator import methodcaller
+from time import perf_counter
+from typing import Any, TypeAlias, TypedDict, TypeVar, cast
+
+from msgspec.structs import replace
+
+from rx_backend.dynamo import from_any_engine
+from rx_backend.engine import EngineConfig, LLMEngine, check_config
+from rx_backend.errors import InvalidArgument
+from rx_backend.protocols import PreprocessedRequest, StopConditions
+from rx_backend.testing.conformance_report import ConformanceReport, Rule, Violation
+from rx_backend.testing.conformance_stream import Limits, Plan, Stream, run_within
+from rx_backend.testing.virtual_time import VirtualTimeLoop
+
+__all__ = ("Check", "ConformanceOptions", "EngineFactory")
+
+T = TypeVar("T")
+
+EngineFactory: TypeAlias = Callable[[], object]
+"""Makes a fresh engine, or something to await that returns one; see `from_any_engine`."""
+
+_ENGINE_RULES = {
+    Rule.START_FAILED,
+    Rule.MODEL_NAME_EMPTY,
+    Rule.CLEANUP_FAILED,
+    Rule.SECOND_CLEANUP_FAILED,
+    Rule.UNSTARTED_CLEANUP_FAILED,
+}
+_MAY_BLOCK_S = 0.1
+_BEAT_S = 0.01
+_FEW_TOKENS, _MANY_TOKENS = 8, 4096
+
+
+class ConformanceOptions(TypedDict, total=False):
+    """
+    Options of the conformance kit. All times are seconds on the loop's clock.
+
+    Attributes:
+        request: What the streams ask for; three prompt tokens and at most 8 new ones by default.
+        cancel_request: What the stream asks for that is stopped after its first chunk. It should
+            be long; *request* with at most 4096 new tokens by default.
+        timeout_s: Within this time an engine must have seen a stop (2).
+        stream_timeout_s: Within this time a stream must have reached its terminal (30).
+        start_timeout_s: Within this time an engine must have started, and cleaned up (600).
+        calls: How many streams run at the same time (8).
+        max_items: More items than these are a stream without an end (10,000).
+    """
+
+    request: PreprocessedRequest
+    cancel_request: PreprocessedRequest
+    timeout_s: float
+    stream_timeout_s: float
+    start_timeout_s: float
+    calls: int
+    max_items: int
+
+
+@dataclass
+class Check:
+    """One run of the kit over one engine, in the order in which a worker would call it."""
+
+    factory: EngineFactory
+    options: ConformanceOptions
+    limits: Limits = field(init=False)
+    tried: set[Rule] = field(default_factory=set[Rule])
+    found: dict[Rule, Violation] = field(default_factory=dict[Rule, Violation])
+    own_threads: set[str] = field(default_factory=set[str])
+
+    def __post_init__(self) -> None:
+        options = self.options
+        self.limits = Limits(
+            timeout_s=options.get("timeout_s", 2.0),
+            stream_timeout_s=options.get("stream_timeout_s", 30.0),
+            start_timeout_s=options.get("start_timeout_s", 600.0),
+            max_items=options.get("max_items", 10_000),
+        )
+
+    async def run(self) -> ConformanceReport:
+        """Try everything, and report."""
+        threads = set(threading.enumerate())
+        if unstarted := await self._make():
+            await self._call(Rule.UNSTARTED_CLEANUP_FAILED, "cleanup", unstarted)
+        if engine := await self._make():
+            config = await self._call(Rule.START_FAILED, "start", engine, 0)
+            if Rule.START_FAILED not in self.found:
+                self._check_config(config)
+                await self._check_streams(engine, *self._requests(config))
+                self._note_threads(threads)
+            await self._call(Rule.CLEANUP_FAILED, "cleanup", engine)
+            await self._call(Rule.SECOND_CLEANUP_FAILED, "cleanup", engine)
+        return ConformanceReport(
+            engine=getattr(self.factory, "__qualname__", None) or repr(self.factory),
+            violations=[self.found[rule] for rule in Rule if rule in self.found],
+            unchecked=[rule for rule in Rule if rule not in self.tried],
+            hint=self._hint(),
+        )
+
+    def _note_threads(self, before: set[threading.Thread]) -> None:
+        """Note threads of the engine, except for those of asyncio's executor."""
+        new = set(threading.enumerate()) - before
+        self.own_threads = {each.name for each in new if not each.name.startswith("asyncio_")}
+
+    def _hint(self) -> str:
+        if not self.own_threads or not self.found:
+            return ""
+        if not isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
+            return ""
+        return (
+            f"the engine has threads of its own ({', '.join(sorted(self.own_threads))}), for which "
+            "virtual time does not wait: check it on the real clock (--real, or virtual=False)"
+        )
+
+    def _find(self, *violations: Violation) -> None:
+        for violation in violations:
+            self.found.setdefault(violation.rule, violation)
+
+    async def _make(self) -> LLMEngine | None:
+        async def make() -> LLMEngine:
+            return from_any_engine(await _awaited(self.factory))
+
+        self.tried.add(Rule.START_FAILED)
+        engine, violation = await run_within(
+            self.limits.start_timeout_s, make(), "the factory", Rule.START_FAILED
+        )
+        if violation is not None:
+            self._find(violation)
+        return engine
+
+    async def _call(self, rule: Rule, name: str, engine: LLMEngine, *arguments: int) -> object:
+        """Call a method of the engine's; a failure breaks *rule*."""
+        self.tried.add(rule)
+        called = _awaited(partial(methodcaller(name, *arguments), engine))
+        result, violation = await run_within(self.limits.start_timeout_s, called, name, rule)
+        if violation is not None:
+            self._find(violation)
+        return result
+
+    def _check_config(self, config: object) -> None:
+        self.tried.add(Rule.MODEL_NAME_EMPTY)
+        try:
+            check_config(cast("EngineConfig", config))
+        except InvalidArgument as error:
+            self._find(Violation(Rule.MODEL_NAME_EMPTY, error.message))
+
+    def _requests(self, config: object) -> tuple[PreprocessedRequest, PreprocessedRequest]:
+        """Return what to ask for, and what to ask for in the stream that is stopped."""
+        request = self.options.get("request") or PreprocessedRequest(
+            model=str(getattr(config, "model", "")),
+            token_ids=[1, 2, 3],
+            stop_conditions=StopConditions(max_tokens=_FEW_TOKENS),
+        )
+        if longer := self.options.get("cancel_request"):
+            return request, longer
+        prompt = len(request.token_ids)
+        room = getattr(config, "context_length", None) or prompt + _MANY_TOKENS
+        conditions = replace(
+            request.stop_conditions, max_tokens=max(1, min(_MANY_TOKENS, room - prompt))
+        )
+        return request, replace(request, stop_conditions=conditions)
+
+    async def _check_streams(
+        self, engine: LLMEngine, request: PreprocessedRequest, cancel_request: PreprocessedRequest
+    ) -> None:
+        self.tried |= set(Rule) - _ENGINE_RULES
+
+        def stream(plan: Plan = Plan.TO_END) -> Stream:
+            asked = request if plan is Plan.TO_END else cancel_request
+            return Stream(engine, asked, self.limits, plan)
+
+        alone, blocked_s = await _longest_block(stream().play())
+        if blocked_s > _MAY_BLOCK_S:
+            # Again, for the machine may have been busy.
+            blocked_s = min(blocked_s, (await _longest_block(stream().play()))[1])
+        if blocked_s > _MAY_BLOCK_S:
+            message = f"the event loop was blocked for {blocked_s:.2f} s while a stream ran"
+            self._find(Violation(Rule.LOOP_BLOCKED, message))
+        self._find(*alone.violations())
+        calls = range(self.options.get("calls", 8))
+        self._check_together(alone, await asyncio.gather(*(stream().play() for _ in calls)))
+        stopped = await stream(Plan.STOP).play()
+        if not stopped.stopped:
+            # It was over with its first chunk: an engine that fast has to see an earlier stop.
+            stopped = await stream(Plan.STOP_BEFORE).play()
+        self._check_stopped(stopped)
+        closed = await stream(Plan.CLOSE).play()
+        self._find(*(each for each in closed.found if each.rule is Rule.CLOSE_FAILED))
+
+    def _check_together(self, alone: Stream, together: Sequence[Stream]) -> None:
+        known = {violation.rule for violation in alone.violations()}
+        failures: list[Violation] = []
+        for stream in together:
+            new = [each for each in stream.violations() if each.rule not in known]
+            if stream.failed and not alone.failed:
+                new.insert(0, Violation(Rule.GENERATE_FAILED, stream.ending, stream.error))
+            failures += new[:1]
+        if failures:
+            first = failures[0]
+            what = f"{len(failures)} of {len(together)} streams that ran together failed"
+            message = f"{what}, the first: {first.message}"
+            self._find(Violation(Rule.INTERLEAVED_CALLS_FAILED, message, first.exception))
+
+    def _check_stopped(self, stream: Stream) -> None:
+        self._find(*stream.found)
+        if stream.is_cancelled:
+            return
+        what = "a stream whose request was stopped"
+        rule = Rule.CANCELLATION_NOT_SEEN if stream.stalled else Rule.CANCELLED_NOT_TERMINAL
+        abort = getattr(type(stream.engine), "abort", None)
+        if stream.stalled and abort not in {None, LLMEngine.abort}:
+            rule, what = Rule.ABORT_FAILED, f"{what} and aborted"
+        self._find(Violation(rule, f"{what}: {stream.ending}", stream.error))
+
+
+async def _awaited(function: Callable[[], object]) -> object:
+    result = function()
+    return await cast("Awaitable[object]", result) if inspect.isawaitable(result) else result
+
+
+async def _longest_block(running: Coroutine[Any, Any, T]) -> tuple[T, float]:
+    """
+    Await *running*, and measure for how long the event loop was blocked, in real seconds.
+
+    A virtual loop measures it; on a real clock it is how much later than due a timer fires.
+    """
+    loop = asyncio.get_running_loop()
+    if isinstance(loop, VirtualTimeLoop):
+        loop.longest_turn_s = 0.0
+        return await running, loop.longest_turn_s
+    longest_s = 0.0
+
+    async def beat() -> None:
+        nonlocal longest_s
+        while True:
+            begun = perf_counter()
+            try:
+                await asyncio.sleep(_BEAT_S)
+            finally:
+                longest_s = max(longest_s, perf_counter() - begun - _BEAT_S)
+
+    beating = asyncio.create_task(beat(), name="conformance beat")
+    await asyncio.sleep(0)
+    try:
+        result = await running
+    finally:
+        beating.cancel()
+        await asyncio.wait([beating])
+    return result, longest_s

@@ -1,0 +1,430 @@
+"""Stop and kill, and when the engine's abort is called: count and time, in all three modes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
+from itertools import product
+from typing import Any
+
+import pytest
+from reactivex.subject import Subject
+from structlog.testing import capture_logs
+
+from operators import abort_gate
+from rx_backend.context import RequestContext
+from rx_backend.disagg import DisaggregationMode
+from rx_backend.errors import BackendError, Disconnected
+from rx_backend.pipeline import standard_pipeline
+from rx_backend.protocols import LLMEngineOutput
+from tests.engines import (
+    PASSES,
+    ScriptedEngine,
+    Step,
+    Stream,
+    adapter_of,
+    collect,
+    now,
+    request,
+    serve,
+    settle,
+    stop,
+    token,
+    virtual,
+)
+from tests.spans import Spans
+
+MODES = list(DisaggregationMode)
+HANDSHAKE = LLMEngineOutput(engine_data="handshake")
+STOP, KILL, NOTIFY = "stop_generating", "kill", "notify_first_token"
+ENDS: list[Step] = [stop(), LLMEngineOutput.cancelled(), Disconnected("gone"), 0.0]
+
+
+def notify(context: RequestContext) -> None:
+    context.notify_first_token()
+
+
+@pytest.mark.rows("A1")
+@pytest.mark.parametrize("mode", MODES)
+@virtual
+async def test_a_stream_that_ends_by_itself_aborts_nothing(mode: DisaggregationMode) -> None:
+    """Without a signal the engine's abort is not called, whichever way the stream ends."""
+    for end, traced in product(ENDS, (True, False)):
+        engine = ScriptedEngine(token(1), end)
+        await serve(engine, mode, traced=traced)
+        assert engine.aborts == [], end
+
+
+# Which modes, the steps of the set-up and of the stream, the signals, and when the engine is aborted.
+CASES: dict[str, tuple[str, list[Step], list[Step], list[tuple[float, str]], list[float]]] = {
+    "live": ("agg prefill decode", [], [token(1), 5, stop()],
+             [(2, STOP), (2, KILL), (2, STOP), (2.5, KILL)], [2]),
+    "killed": ("agg prefill decode", [], [token(1), 5, stop()], [(2, KILL), (3, STOP)], [2]),
+    "before the first token": ("agg prefill", [], [60, token(1), stop()], [(1, STOP)], [1]),
+    "before the set-up": ("agg prefill", [2], [3, token(1), stop()], [(0, STOP)], [2]),
+    "in the set-up": ("agg prefill", [2], [3, token(1), stop()], [(1, KILL)], [2]),
+    "by the engine": ("agg prefill decode", [],
+                      [token(1), 1, RequestContext.stop_generating, token(2), stop()], [], [1]),
+    "deferred": ("decode", [], [1, HANDSHAKE, 1, HANDSHAKE, 1, token(1), 1, token(2), stop()],
+                 [(0.5, STOP), (2.5, KILL)], [3]),
+    "deferred from before the set-up": ("decode", [2], [3, token(1), stop()], [(0, STOP)], [5]),
+    "deferred to a terminal": ("decode", [], [2, LLMEngineOutput.length().with_tokens([1])],
+                               [(1, STOP)], [2]),
+    "noticed in the set-up": ("decode", [notify, 0], [9, stop()], [(1.5, STOP)], [1.5]),
+    "noticed before": ("decode", [], [9, stop()], [(1, NOTIFY), (1.5, STOP)], [1.5]),
+    "noticed later, twice": ("decode", [], [9, stop()],
+                             [(1.5, STOP), (2, NOTIFY), (4, NOTIFY)], [2]),
+    "noticed by the engine": ("decode", [], [2, notify, 9, stop()], [(1, STOP)], [2]),
+    "noticed in another mode": ("agg prefill", [], [notify, 3, stop()], [(1, STOP)], [1]),
+    "too late": ("agg prefill decode", [], [token(1), stop()], [(5, STOP), (5, KILL)], []),
+    **{f"no first token, {end!r}": ("decode", [], [HANDSHAKE, 2, end], [(1, KILL), (5, NOTIFY)], [])
+       for end in ENDS},
+}  # fmt: skip
+
+
+@pytest.mark.rows("A2", "A3", "A4", "A5", "A6", "C4", "F1")
+@pytest.mark.reference(
+    "adapter_cancellation_triggers_engine_abort",
+    "decode_defers_abort_until_first_chunk",
+    "decode_side_channel_hook_releases_deferred_abort",
+)
+@pytest.mark.parametrize("case", CASES)
+@virtual
+async def test_when_the_engine_is_aborted(case: str) -> None:
+    """Once, at the first signal, or in decode mode with the first token; every chunk is forwarded."""
+    modes, setup, script, signals, aborts = CASES[case]
+    for mode, traced in product(modes.split(), (True, False)):
+        began = now()
+        engine = ScriptedEngine(*script, setup=setup)
+        served = await serve(engine, mode, signals=signals, traced=traced)
+        assert [at - began for at in engine.aborts] == aborts, (mode, traced)
+        chunks = [step for step in script if isinstance(step, LLMEngineOutput)]
+        assert served.tokens == [chunk.token_ids for chunk in chunks]
+
+
+@pytest.mark.rows("A2", "C3")
+@pytest.mark.parametrize("mode", MODES)
+@virtual
+async def test_signals_of_many_threads_abort_once(mode: DisaggregationMode) -> None:
+    """However many threads signal, the engine's abort runs once, on the stream's loop."""
+    context = RequestContext()
+    engine = ScriptedEngine(token(1), 60, stop())
+    stream = await adapter_of(engine, mode, Spans()).generate(request(), context)
+    await anext(stream)
+    await asyncio.gather(*map(asyncio.to_thread, [context.stop_generating, context.kill] * 5))
+    await asyncio.sleep(1)
+    assert len(engine.aborts) == 1
+    await stream.aclose()
+
+
+@pytest.mark.rows("A3", "A4", "A5", "C3", "C4", "S7")
+@pytest.mark.reference(
+    "aggregated_fires_abort_immediately", "decode_stream_drop_without_first_token_does_not_abort"
+)
+@pytest.mark.parametrize("is_pulled", [True, False], ids=["pulled", "idle"])
+@pytest.mark.parametrize("notified", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+@virtual
+async def test_a_drop_before_the_first_token(
+    mode: DisaggregationMode, is_pulled: bool, notified: bool
+) -> None:
+    """By then the engine is aborted, pulled or not; in decode mode only if a thread told of a token."""
+    context = RequestContext()
+    engine = ScriptedEngine(60, token(1), stop())
+    stream = await adapter_of(engine, mode, Spans()).generate(request(), context)
+    reading = asyncio.create_task(collect(stream)) if is_pulled else None
+    await asyncio.sleep(1)
+    context.stop_generating()
+    await asyncio.sleep(1)
+    if notified:
+        await asyncio.to_thread(context.notify_first_token)
+        await settle()
+    aborts = len(engine.aborts)
+    assert aborts == (notified or not mode.is_decode)
+    await stream.aclose()
+    await settle()
+    assert reading is None or reading.done()
+    context.notify_first_token()
+    await asyncio.sleep(1)
+    assert len(engine.aborts) == aborts
+
+
+@pytest.mark.rows("A2", "S5")
+@pytest.mark.parametrize("mode", MODES)
+@virtual
+async def test_a_failed_setup_is_not_aborted(mode: DisaggregationMode) -> None:
+    """Where no stream came to be there is nothing to abort."""
+    engine = ScriptedEngine(setup=[1, Disconnected("gone")])
+    with pytest.raises(BackendError):
+        await serve(engine, mode, signals=[(0, KILL)])
+    await asyncio.sleep(1)
+    assert engine.aborts == []
+
+
+@pytest.mark.rows("A5", "A6")
+@pytest.mark.parametrize("mode", MODES)
+@virtual
+async def test_a_stop_in_the_turn_of_the_drop_counts_if_it_came_first(
+    mode: DisaggregationMode, spans: Spans | None
+) -> None:
+    """The stream is live until it is dropped, and not after."""
+    adapter = adapter_of(engine := ScriptedEngine(token(1), 60), mode, spans)
+    stopped, dropped = RequestContext(), RequestContext()
+    stop_first = await adapter.generate(request(), stopped)
+    drop_first = await adapter.generate(request(), dropped)
+    await anext(stop_first)
+    await anext(drop_first)
+    stopped.stop_generating()
+    stop_first.close()
+    assert engine.aborts == []
+    await asyncio.sleep(1)
+    assert engine.aborts == [0]
+    drop_first.close()
+    dropped.stop_generating()
+    await asyncio.sleep(1)
+    assert engine.aborts == [0]
+
+
+@pytest.mark.rows("A7")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("delay", [0, 3], ids=["at-once", "after-the-stream"])
+@pytest.mark.parametrize("error", [RuntimeError("no such request"), asyncio.CancelledError()])
+@virtual
+async def test_an_abort_that_raises_is_logged(
+    mode: DisaggregationMode, delay: float, error: BaseException
+) -> None:
+    """The stream is undisturbed, and the log has the request's id and the error's class and place."""
+    engine = ScriptedEngine(token(1), 1, stop(), abort=[delay, error])
+    with capture_logs() as logs:
+        served = await serve(engine, mode, signals=[(0.5, STOP)])
+    assert served.tokens == [[1], []]
+    (log,) = [log for log in logs if log["log_level"] == "warning"]
+    assert log.pop("raised_at").startswith("tests.engines.scripted:")
+    assert log == {
+        "event": "engine abort failed",
+        "log_level": "warning",
+        "request_id": "r1",
+        "error_class": type(error).__name__,
+    }
+
+
+@pytest.mark.rows("A3", "A7")
+@pytest.mark.parametrize("mode", MODES)
+@virtual
+async def test_a_slow_abort_delays_nobody(mode: DisaggregationMode) -> None:
+    """Chunks flow while the abort runs, and it continues after the stream has ended."""
+    ended: list[float] = []
+    engine = ScriptedEngine(token(1), 1, token(2), stop(), abort=[5, lambda _: ended.append(now())])
+    served = await serve(engine, mode, signals=[(0.5, STOP)])
+    assert served.tokens == [[1], [2], []]
+    assert (engine.aborts, engine.closes, ended) == ([0.5], [1], [5.5])
+
+
+@pytest.mark.rows("A8")
+@pytest.mark.parametrize(
+    ("signals", "fired"),
+    [
+        ("stop opened", ["opened"]),
+        ("opened stop", ["stop"]),
+        ("stop stop opened opened stop", ["opened"]),
+        ("stop", []),
+        ("opened", []),
+        ("closed stop opened", []),
+        ("stop closed opened", []),
+        ("stop opened closed stop opened", ["opened"]),
+    ],
+)
+def test_the_gate_works_on_its_own(signals: str, fired: list[str]) -> None:
+    """Made of three plain Observables it fires once, when stop and opening have both come."""
+    subjects: dict[str, Subject[bool]] = {name: Subject() for name in ("stop", "opened", "closed")}
+    heard: list[str] = []
+    current = ""
+    abort_gate(**subjects).subscribe(lambda _: heard.append(current))
+    for current in signals.split():
+        subjects[current].on_next(True)
+    assert heard == fired
+
+
+# The gate closes with the drop: what the engine does while it unwinds opens nothing.
+
+Unwind = Callable[[RequestContext], Awaitable[None]]
+Leave = Callable[[list[Stream]], Awaitable[None]]
+
+
+async def notifies(context: RequestContext) -> None:
+    context.notify_first_token()
+
+
+async def notifies_from_a_thread(context: RequestContext) -> None:
+    await asyncio.sleep(0.1)
+    await asyncio.to_thread(context.notify_first_token)
+
+
+async def stops(context: RequestContext) -> None:
+    context.stop_generating()
+
+
+async def kills_later(context: RequestContext) -> None:
+    await asyncio.sleep(0.1)
+    context.kill()
+    context.notify_first_token()
+
+
+UNWINDS: list[Unwind] = [notifies, notifies_from_a_thread, stops, kills_later]
+
+
+class Unwinding(ScriptedEngine):
+    """Waits for its first token, and does something in its clean-up; may answer with a chunk."""
+
+    def __init__(self, unwind: Unwind, *, answers: bool) -> None:
+        super().__init__()
+        self._unwind = unwind
+        self._answers = answers
+
+    async def _stream(self, context: RequestContext) -> AsyncGenerator[Any]:
+        try:
+            yield LLMEngineOutput()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                if not self._answers:
+                    raise
+                yield token(1)
+        finally:
+            await self._unwind(context)
+            self.closed += 1
+
+
+async def by_close_in_a_pull(held: list[Stream]) -> None:
+    pull = asyncio.create_task(anext(held[0], None))
+    await asyncio.sleep(1)
+    held[0].close()
+    await pull
+
+
+async def by_cancelling_a_pull(held: list[Stream]) -> None:
+    pull = asyncio.ensure_future(anext(held[0], None))
+    await asyncio.sleep(1)
+    pull.cancel()
+    await asyncio.wait([pull])
+
+
+async def by_a_time_limit(held: list[Stream]) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            await anext(held[0], None)
+
+
+async def by_close(held: list[Stream]) -> None:
+    held[0].close()
+
+
+async def by_aclose(held: list[Stream]) -> None:
+    await held[0].aclose()
+
+
+async def by_losing_it(held: list[Stream]) -> None:
+    held.clear()
+
+
+LEAVES: list[Leave] = [
+    by_close_in_a_pull,
+    by_cancelling_a_pull,
+    by_a_time_limit,
+    by_close,
+    by_aclose,
+    by_losing_it,
+]
+
+
+PIPELINES = [
+    standard_pipeline,
+    PASSES["map_async before the gate"],
+    PASSES["map_async on items"],
+]
+
+
+@pytest.mark.rows("A5", "A6", "A2")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("unwind", UNWINDS)
+@virtual
+async def test_the_engine_s_clean_up_opens_nothing(
+    mode: DisaggregationMode, unwind: Unwind
+) -> None:
+    """A stop before the drop aborts where it may; one from the clean-up, in no mode."""
+    for case in product(LEAVES, PIPELINES, (False, True), (False, True)):
+        leave, pipeline, is_stopped, answers = case
+        context = RequestContext()
+        engine = Unwinding(unwind, answers=answers)
+        held = [await adapter_of(engine, mode, pipeline=pipeline).generate(request(), context)]
+        await anext(held[0])
+        if is_stopped:
+            context.stop_generating()
+            await settle()
+        await leave(held)
+        held.clear()
+        await asyncio.sleep(100)
+        assert engine.closed == 1, case
+        assert len(engine.aborts) == (is_stopped and not mode.is_decode), case
+
+
+@pytest.mark.rows("A5", "C3")
+@pytest.mark.parametrize("leave", ["close", "cancel", "lose"])
+@pytest.mark.parametrize("notice", ["thread", "loop", "before"])
+@virtual
+async def test_a_notice_in_the_turn_of_the_drop_wins(leave: str, notice: str) -> None:
+    """In either order, from a thread too, and also where nobody pulls: the transfer is through."""
+    for pipeline, is_pulled in product(PIPELINES, (False, True)):
+        began, spans, context = now(), Spans(), RequestContext()
+        engine = ScriptedEngine(60, token(1))
+        adapter = adapter_of(engine, "decode", spans, pipeline=pipeline)
+        held = [await adapter.generate(request(), context)]
+        pull = asyncio.ensure_future(anext(held[0], None)) if is_pulled else None
+        await asyncio.sleep(1)
+        context.stop_generating()
+        await asyncio.sleep(1)
+        assert engine.aborts == []
+        if notice == "before":
+            context.notify_first_token()
+        if leave == "close":
+            held[0].close()
+        elif pull is not None:
+            pull.cancel()
+        held.clear()
+        if notice == "thread":
+            thread = threading.Thread(target=context.notify_first_token)
+            thread.start()
+            thread.join()
+        else:
+            context.notify_first_token()
+        await asyncio.sleep(10)
+        if pull is not None:
+            await asyncio.wait([pull])
+            del pull
+        assert engine.aborts == [began + 2]
+        events = [event.name for event in spans.one().events]
+        assert "abort_made" in events
+        assert "abort_suppressed" not in events
+
+
+@pytest.mark.rows("A5", "P5")
+@pytest.mark.parametrize("leave", LEAVES)
+@virtual
+async def test_a_suppressed_abort_is_on_the_span(leave: Leave) -> None:
+    """A drop before the first token leaves a span that says that the abort was not made."""
+    spans, context = Spans(), RequestContext()
+    engine = ScriptedEngine(LLMEngineOutput(), 60, token(1))
+    held = [await adapter_of(engine, "decode", spans).generate(request(), context)]
+    await anext(held[0])
+    context.stop_generating()
+    await settle()
+    await leave(held)
+    held.clear()
+    await asyncio.sleep(10)
+    assert engine.aborts == []
+    names = [event.name for event in spans.one().events]
+    assert names[-1] == "abort_suppressed"
+    assert "abort_requested" in names
+    assert spans.one().status.description == "stream dropped before terminal"

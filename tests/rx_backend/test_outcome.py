@@ -1,0 +1,909 @@
+"""The recorded outcome is that of what the consumer was handed: span, metrics and log agree."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import anyio
+import pytest
+import reactivex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from opentelemetry.trace import StatusCode
+from reactivex import operators as ops
+from structlog.testing import capture_logs
+
+import operators
+from operators import (
+    Pipeline,
+    TokenTimes,
+    coalesce,
+    first_token,
+    heartbeat,
+    limit_tokens,
+    map_async,
+    on_outcome,
+    stop_on,
+    tap,
+)
+from operators.authoring import (
+    AnyOperator,
+    Completed,
+    FusedRun,
+    Stage,
+    complete_with,
+    emit,
+    fail_after,
+    operator,
+)
+from operators.span_events import add_event
+from rx_backend.adapter import EngineAdapter
+from rx_backend.context import RequestContext
+from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.errors import Disconnected, StreamIncomplete, as_backend_error
+from rx_backend.pipeline import standard_pipeline
+from rx_backend.protocols import (
+    Annotated,
+    FinishReason,
+    LLMEngineOutput,
+    PreprocessedRequest,
+    SamplingOptions,
+    to_builtins,
+    usage,
+)
+from rx_backend.testing import run_virtual
+from tests.engines import (
+    Item,
+    ScriptedEngine,
+    Step,
+    before,
+    collect,
+    request,
+    serve,
+    settle,
+    stop,
+    token,
+    virtual,
+)
+from tests.meters import Meters
+from tests.spans import Spans, rows_of
+
+PHASES = ["annotate_errors", "items"]
+
+
+def chunk_in(item: Item | LLMEngineOutput) -> LLMEngineOutput | None:
+    """Return the chunk in an item, or the chunk itself."""
+    return item.data if isinstance(item, Annotated) else item
+
+
+def with_chunk(item: Item | LLMEngineOutput, **changes: Any) -> Any:
+    """Return a copy of an item whose chunk has *changes*."""
+    chunk = chunk_in(item)
+    assert chunk is not None
+    changed = replace(chunk, **changes)
+    return Annotated(changed) if isinstance(item, Annotated) else changed
+
+
+def is_terminal(item: Any) -> bool:
+    chunk = chunk_in(item)
+    return chunk is not None and chunk.finish_reason is not None
+
+
+ENDINGS = ["request ended", "request failed", "request dropped"]
+
+
+# Operators that end, cut or change a stream, for chunks and for items.
+
+
+@operator
+def take_some(count: int) -> Stage[Any, Any]:
+    """Hand out *count* items and end the stream."""
+    item = yield
+    for _ in range(count - 1):
+        item = yield item
+    return item
+
+
+@operator
+async def take_pulled(
+    source: FusedRun[Any], count: int, says_so: bool = False
+) -> AsyncGenerator[Any]:
+    """Hand out *count* items and end the stream, as an operator that pulls for itself."""
+    for number in range(count):
+        item = await anext(source)
+        yield complete_with(item) if says_so and number == count - 1 else item
+
+
+@operator
+def saying(reason: FinishReason) -> Stage[Any, Any]:
+    """Give every terminal another reason."""
+    item = yield
+    while True:
+        item = yield with_chunk(item, finish_reason=reason) if is_terminal(item) else item
+
+
+@operator
+def without_terminals() -> Stage[Any, Any]:
+    """Keep the terminal back."""
+    item = yield
+    while True:
+        item = yield emit() if is_terminal(item) else item
+
+
+@operator
+def doubled() -> Stage[Any, Any]:
+    """Hand out every token twice, in one chunk."""
+    item = yield
+    while True:
+        chunk = chunk_in(item)
+        item = yield item if chunk is None else with_chunk(item, token_ids=chunk.token_ids * 2)
+
+
+@operator
+def split() -> Stage[Any, Any]:
+    """Hand out every chunk in two: its tokens, and the rest."""
+    item = yield
+    while True:
+        if chunk_in(item) is None:
+            item = yield item
+        else:
+            tokens = with_chunk(item, finish_reason=None)
+            item = yield emit(tokens, with_chunk(item, token_ids=[]), tokens)
+
+
+@operator
+def without_tokens() -> Stage[Any, Any]:
+    """Keep all tokens back."""
+    item = yield
+    while True:
+        item = yield item if chunk_in(item) is None else with_chunk(item, token_ids=[])
+
+
+@operator
+def failing_at(place: int) -> Stage[Any, Any]:
+    """Raise in place of an item."""
+    item = yield
+    for _ in range(place):
+        item = yield item
+    raise LookupError("a bug")
+
+
+@operator
+def forgiving() -> Stage[Any, Any]:
+    """Make a good end of an error item."""
+    item = yield
+    while True:
+        failed = isinstance(item, Annotated) and item.error is not None
+        item = yield Annotated(stop()) if failed else item
+
+
+async def slowly(item: Any) -> Any:
+    await asyncio.sleep(0.5)
+    return item
+
+
+OPERATORS: dict[str, AnyOperator] = {
+    "take_some(1)": take_some(1),
+    "take_some(2)": take_some(2),
+    "ops.take(2)": ops.take(2),
+    "ops.skip(1)": ops.skip(1),
+    "saying length": saying(FinishReason.LENGTH),
+    "saying error": saying(FinishReason.error("no")),
+    "without_terminals": without_terminals(),
+    "doubled": doubled(),
+    "split": split(),
+    "without_tokens": without_tokens(),
+    "failing_at(0)": failing_at(0),
+    "failing_at(2)": failing_at(2),
+    "forgiving": forgiving(),
+    "map_async": map_async(slowly),
+    "coalesce": coalesce(),
+}
+
+
+ONLY_CHUNKS: dict[str, AnyOperator] = {
+    "limit_tokens(2)": limit_tokens(2),
+    "stop_on(7)": stop_on(7),
+}
+
+
+# Where an operator may stand: before each of the standard ones, and behind all of them.
+CHUNK_PLACES = standard_pipeline.names
+
+
+added_operators = st.lists(
+    st.tuples(st.sampled_from(CHUNK_PLACES), st.sampled_from([*OPERATORS, *ONLY_CHUNKS]))
+    | st.tuples(st.just("items"), st.sampled_from([*OPERATORS])),
+    max_size=3,
+)
+
+
+def pipeline_of(added: Sequence[tuple[str, str]]) -> Pipeline:
+    pipeline = standard_pipeline
+    for place, name in added:
+        made = (OPERATORS | ONLY_CHUNKS)[name]
+        if place == "items":
+            items = [*pipeline.items, made]
+            pipeline = Pipeline(pipeline.chunks, items, annotate=pipeline.annotate)
+        else:
+            pipeline = pipeline.insert_before(place, made)
+    return pipeline
+
+
+@dataclass
+class Handed:
+    """What a consumer was handed."""
+
+    items: list[Any] = field(default_factory=list[Any])
+    error: Exception | None = None
+    has_left: bool = False
+
+    @property
+    def tokens(self) -> int:
+        chunks = [chunk for chunk in map(chunk_in, self.items) if chunk is not None]
+        return sum(len(chunk.token_ids) for chunk in chunks)
+
+    def told(self) -> tuple[str | None, str | None, str, str | None]:
+        """What is to be recorded: on the span two, then for metrics and log."""
+        for item in self.items:
+            if item.error is not None:
+                return None, item.error.span_kind, "failed", item.error.kind
+            if is_terminal(item):
+                reason = item.data.finish_reason
+                error_type = "ErrorTerminal" if reason.is_error else None
+                return reason.span_value, None, reason.kind, error_type
+        if self.error is not None:
+            typed = as_backend_error(self.error)
+            return None, typed.span_kind, "failed", typed.kind
+        assert self.has_left, "the stream ended, and nothing was handed out that says how"
+        return "Dropped", None, "dropped", "Dropped"
+
+
+async def consume(adapter: EngineAdapter, takes: int | None) -> Handed:
+    """Take so many items and leave; all of them for None."""
+    handed = Handed()
+    stream = await adapter.generate(request(), RequestContext("r1"))
+    try:
+        while takes is None or len(handed.items) < takes:
+            handed.items.append(await anext(stream))
+    except StopAsyncIteration:
+        return handed
+    except Exception as error:
+        handed.error = error
+        return handed
+    handed.has_left = True
+    await stream.aclose()
+    return handed
+
+
+async def check(script: Sequence[Step], pipeline: Pipeline, takes: int | None) -> Handed:
+    """Compare what is recorded of a request with what its consumer was handed."""
+    spans, meters = Spans(), Meters()
+    adapter = EngineAdapter(
+        ScriptedEngine(*script),
+        "agg",
+        pipeline,
+        tracer=spans.tracer,
+        meter_provider=meters.provider,
+        clock=asyncio.get_running_loop().time,
+        record=True,
+    )
+    with capture_logs() as events:
+        handed = await consume(adapter, takes)
+        await asyncio.sleep(1)
+    reason, error_kind, how, error_type = handed.told()
+    attributes = rows_of(spans.one())
+    assert attributes.get("finish_reason") == reason
+    assert attributes.get("error_kind") == error_kind
+    assert attributes["output_tokens"] == handed.tokens
+    assert (spans.one().status.status_code is StatusCode.ERROR) is (error_type is not None)
+    ends = meters.counts("rx_backend.requests", "rx_backend.finish_reason", "error.type")
+    assert ends == {(how, error_type): 1}
+    counted = meters.counts("rx_backend.tokens", "gen_ai.token.type").get(("output",), 0)
+    assert counted == handed.tokens
+    (event,) = [event for event in events if event["event"] in ENDINGS]
+    assert (event["finish_reason"], event.get("error_type")) == (how, error_type)
+    assert event["output_tokens"] == handed.tokens
+    return handed
+
+
+ENDS: dict[str, list[Step]] = {
+    "stop": [stop()],
+    "length with a token": [LLMEngineOutput.length().with_tokens([9])],
+    "error terminal": [LLMEngineOutput.error("boom")],
+    "error": [Disconnected("gone")],
+    "nothing": [],
+}
+
+
+@pytest.mark.rows("O2", "S9", "P3", "P4", "P5", "P6", "P6a")
+@settings(max_examples=200)
+@given(
+    sizes=st.lists(st.integers(0, 3), max_size=4),
+    end=st.sampled_from([*ENDS]),
+    added=added_operators,
+    takes=st.none() | st.integers(0, 5),
+)
+def test_span_metrics_and_log_say_what_was_handed_out(
+    sizes: list[int], end: str, added: list[tuple[str, str]], takes: int | None
+) -> None:
+    """Wherever operators end, cut or change the stream, and wherever its consumer leaves."""
+    script = [LLMEngineOutput(list(range(6, 6 + size))) for size in sizes]
+    run_virtual(check([*script, *ENDS[end]], pipeline_of(added), takes))
+
+
+@operator
+def announced() -> Stage[Any, Any]:
+    """Hand out a comment before what ends the stream."""
+    item = yield
+    while True:
+        is_end = is_terminal(item) or item.error is not None
+        item = yield emit(Annotated(comment=["the end"]), item) if is_end else item
+
+
+@pytest.mark.rows("O2", "P5")
+@pytest.mark.parametrize("end", [*ENDS])
+@virtual
+async def test_an_end_that_was_made_and_not_handed_out(end: str) -> None:
+    """A consumer that leaves in front of it has dropped the stream, whatever it was."""
+    for takes, added in product(range(5), ([announced()], [announced(), split()])):
+        handed = await check([token(1), *ENDS[end]], before("items", *added), takes)
+        assert len(handed.items) <= takes
+
+
+@pytest.mark.rows("O2")
+@virtual
+async def test_a_limit_is_recorded_wherever_it_stands() -> None:
+    """Its terminal is the request's, and the tokens behind it are not handed out."""
+    for place in standard_pipeline.names:
+        script = [*map(token, range(5)), stop()]
+        handed = await check(script, before(place, limit_tokens(2)), None)
+        assert handed.tokens == 2
+        assert handed.told()[0] == "Length"
+
+
+CUTS: dict[str, tuple[AnyOperator, str]] = {
+    "ours": (take_some(2), "the operator take_some ended"),
+    "stock": (ops.take(2), "the operator take ended"),
+    "pulled": (take_pulled(2), "the operator take_pulled ended"),
+    "pulled-known": (take_pulled(2, says_so=True), "the operator take_pulled ended"),
+    "kept-back": (without_terminals(), "without_terminals"),
+}
+
+
+@pytest.mark.rows("O2", "S9")
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("place", PHASES)
+@virtual
+async def test_an_operator_that_leaves_a_stream_without_end_is_named(place: str, cut: str) -> None:
+    """The consumer gets one error item that names it, and everything that is recorded says so."""
+    for ahead, behind in product(([], [map_async(slowly)]), ([], [doubled()])):
+        made, message = CUTS[cut]
+        script = [token(1), token(2), stop()] if cut == "kept-back" else map(token, range(5))
+        handed = await check([*script], before(place, *ahead, made, *behind), None)
+        *items, last = handed.items
+        assert len(items) == 2
+        assert isinstance(last.error, StreamIncomplete)
+        assert message in last.error.message
+
+
+@pytest.mark.rows("O2", "P6a")
+@pytest.mark.parametrize("takes", [None, 3])
+@virtual
+async def test_what_follows_the_terminal_is_no_drop(takes: int | None) -> None:
+    """An operator may still say something behind it; whoever leaves there has the terminal."""
+    goodbye: Item = Annotated(comment=["goodbye"])
+
+    @operator
+    def saying_goodbye() -> Stage[Any, Any]:
+        try:
+            item = yield
+            while True:
+                item = yield item
+        except Completed:
+            return goodbye
+
+    script = [token(1), token(2), stop()]
+    handed = await check(script, standard_pipeline.with_operators(saying_goodbye()), takes)
+    assert handed.told()[0] == "Stop"
+    assert len(handed.items) == (takes or 4)
+
+
+@pytest.mark.rows("O2", "H1")
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [(stop(), "Stop"), (LLMEngineOutput.error("boom"), 'Error("boom")'), (60, "Dropped")],
+    ids=["stop", "error", "drop"],
+)
+@virtual
+async def test_items_in_their_json_form_are_read(end: Step, reason: str) -> None:
+    """An operator at the end may make JSON of the items."""
+    spans = Spans()
+    adapter = EngineAdapter(
+        ScriptedEngine(token(1), LLMEngineOutput([2, 3]), end), tracer=spans.tracer, record=True
+    ).with_operators(ops.map(to_builtins))
+    stream: Any = await adapter.generate(request())
+    for _ in range(2 if end == 60 else 3):
+        await anext(stream)
+    await stream.aclose()
+    attributes = rows_of(spans.one())
+    assert (attributes["finish_reason"], attributes["output_tokens"]) == (reason, 3)
+
+
+@pytest.mark.rows("O2", "F1")
+@pytest.mark.parametrize("place", PHASES)
+@virtual
+async def test_tokens_of_an_engine_without_ids(place: str) -> None:
+    """They are those of the terminal's usage, also where operators stand behind."""
+    terminal = replace(stop(), completion_usage=usage(3, 5))
+    engine = ScriptedEngine(LLMEngineOutput(text="a b"), LLMEngineOutput(text="c"), terminal)
+    served = await serve(engine, pipeline=before(place, ops.do_action()))
+    assert served.row["output_tokens"] == 5
+
+
+@pytest.mark.rows("O2", "P6a")
+@virtual
+async def test_on_outcome_is_told_the_same_wherever_it_stands() -> None:
+    """A pipeline's outcome is one, whether its observer stands in front or behind what cuts."""
+    for place in [*standard_pipeline.names, "items"]:
+        seen: list[Any] = []
+        watching = on_outcome(seen.append)
+        pipeline = standard_pipeline.with_operators(take_some(1))
+        if place == "items":
+            pipeline = pipeline.with_operators(watching)
+        else:
+            pipeline = pipeline.insert_before(place, watching)
+        await check([token(1), token(2), stop()], pipeline, None)
+        (outcome,) = seen
+        assert isinstance(outcome.error, StreamIncomplete)
+        assert outcome.output_tokens == 1
+
+
+# Several answers.
+
+
+def several(answers: int) -> PreprocessedRequest:
+    return PreprocessedRequest(
+        model="mock", token_ids=[1, 2, 3], sampling_options=SamplingOptions(n=answers)
+    )
+
+
+REASONS = [
+    FinishReason.STOP,
+    FinishReason.LENGTH,
+    FinishReason.CANCELLED,
+    FinishReason.CONTENT_FILTER,
+    FinishReason.EOS,
+    FinishReason.error("boom"),
+]
+
+
+answer_chunks = st.lists(
+    st.tuples(
+        st.integers(0, 3),
+        st.lists(st.integers(0, 99), max_size=2),
+        st.none() | st.sampled_from(REASONS),
+        st.booleans(),
+    ),
+    max_size=8,
+)
+
+
+@pytest.mark.rows("P11", "E3", "S2", "S8")
+@settings(max_examples=150)
+@given(
+    answers=st.integers(1, 4),
+    chunks=answer_chunks,
+    last=st.lists(st.sampled_from(REASONS), min_size=4, max_size=4),
+    with_items=st.booleans(),
+    coalesced=st.booleans(),
+)
+def test_several_answers(
+    answers: int,
+    chunks: list[tuple[int, list[int], FinishReason | None, bool]],
+    last: list[FinishReason],
+    with_items: bool,
+    coalesced: bool,
+) -> None:
+    """Each has a terminal and nothing behind it; the worst of their reasons is the request's."""
+    chunks = [(index % answers, made, reason, absent) for index, made, reason, absent in chunks]
+    chunks += [(index, [], last[index], False) for index in range(answers)]
+    script: list[Step] = []
+    tokens: dict[int, list[int]] = {index: [] for index in range(answers)}
+    reasons: dict[int, FinishReason] = {}
+    for index, made, reason, is_absent in chunks:
+        wire = None if index == 0 and is_absent else index
+        script.append(LLMEngineOutput(list(made), finish_reason=reason, index=wire))
+        if index not in reasons and len(reasons) < answers:
+            tokens[index] += made
+            if reason is not None:
+                reasons[index] = reason
+
+    async def play() -> None:
+        spans = Spans()
+        pipeline = standard_pipeline
+        if coalesced:
+            pipeline = pipeline.with_operators(coalesce())
+        if with_items:
+            pipeline = pipeline.with_operators(ops.do_action())
+        adapter = EngineAdapter(
+            engine := ScriptedEngine(*script), pipeline=pipeline, tracer=spans.tracer, record=True
+        )
+        stream = await adapter.generate(several(answers))
+        got: dict[int, list[int]] = {index: [] for index in range(answers)}
+        ended: dict[int, FinishReason] = {}
+        async for item in stream:
+            assert item.data is not None
+            index = item.data.index or 0
+            assert index not in ended, "something follows an answer's terminal"
+            got[index] += item.data.token_ids
+            if item.data.finish_reason is not None:
+                ended[index] = item.data.finish_reason
+            await asyncio.sleep(0)
+        assert (got, ended) == (tokens, reasons)
+        assert engine.closed == 1
+        attributes = spans.one().attributes or {}
+        in_order = [reasons[index] for index in range(answers)]
+        assert attributes["gen_ai.response.finish_reasons"] == tuple(r.kind for r in in_order)
+        errors = [reason for reason in in_order if reason.is_error]
+        stopped = [reason for reason in in_order if reason == FinishReason.CANCELLED]
+        assert attributes["finish_reason"] == [*errors, *stopped, *in_order][0].span_value
+        assert attributes["output_tokens"] == sum(map(len, tokens.values()))
+        assert (spans.one().status.status_code is StatusCode.ERROR) is bool(errors)
+
+    run_virtual(play())
+
+
+@pytest.mark.rows("E3", "S9", "P11", "P5", "P6a")
+@virtual
+async def test_the_last_answer_s_terminal_completes_the_request() -> None:
+    """One terminal of two is no good end; a raised error ends them all, and leaving before drops."""
+    first = LLMEngineOutput(finish_reason=FinishReason.STOP, index=0)
+    last = LLMEngineOutput(finish_reason=FinishReason.STOP, index=1)
+    rests: list[tuple[list[Step], int | None, str]] = [
+        ([], None, "Backend(StreamIncomplete)"),
+        ([RuntimeError("boom")], None, "Backend(Unknown)"),
+        ([last], 1, "Dropped"),
+        ([last], 2, "Dropped"),
+        ([last], 3, "Stop"),
+    ]
+    for (rest, take, ending), place in product(rests, PHASES):
+        engine = ScriptedEngine(first, LLMEngineOutput([4], index=1), *rest)
+        pipeline = before(place, ops.do_action())
+        served = await serve(engine, pipeline=pipeline, take=take, asked=several(2))
+        assert len(served.items) == (take or 3)
+        assert ending in {served.row.get("finish_reason"), served.row.get("error_kind")}
+
+
+# Odd ends: the client, the span, the metrics and the log see the same.
+
+
+def metered(engine: LLMEngine, spans: Spans, meters: Meters) -> EngineAdapter:
+    return EngineAdapter(engine, tracer=spans.tracer, meter_provider=meters.provider)
+
+
+@operator
+def together(how: str) -> Stage[Any, Any]:
+    """Hand out the last three items at once, with the end."""
+    items = [(yield emit()), (yield emit()), (yield emit())]
+    if how == "return":
+        return emit(*items)
+    if how == "fail":
+        return fail_after(LookupError("gone"), *items)
+    yield complete_with(*items)
+    raise AssertionError
+
+
+@pytest.mark.rows("S7", "P5", "P7")
+@pytest.mark.parametrize("how", ["return", "yield", "fail"])
+@pytest.mark.parametrize("place", ["trace_link", "items"])
+@pytest.mark.parametrize("taken", [1, 2])
+@virtual
+async def test_a_stream_that_is_lost_with_items_left(
+    spans: Spans, how: str, place: str, taken: int
+) -> None:
+    """The source is closed by then; the drop is recorded all the same."""
+    meters = Meters()
+    adapter = EngineAdapter(
+        ScriptedEngine(token(1), token(2), stop()),
+        pipeline=before(place, together(how)),
+        tracer=spans.tracer,
+        meter_provider=meters.provider,
+    )
+    stream = await adapter.generate(request())
+    for _ in range(taken):
+        await anext(stream)
+    del stream
+    gc.collect()
+    await settle()
+    assert rows_of(spans.one())["finish_reason"] == "Dropped"
+    assert rows_of(spans.one())["output_tokens"] == taken
+    assert meters.counts("rx_backend.requests.active") == {}
+
+
+@operator(takes="chunks")
+def failing_flush() -> Stage[Any, Any]:
+    item = yield
+    try:
+        while True:
+            item = yield item
+    except Completed:
+        raise RuntimeError("flush failed") from None
+
+
+@operator(takes="chunks")
+async def failing_behind(source: FusedRun[Any]) -> AsyncGenerator[Any]:
+    async for item in source:
+        yield item
+    raise RuntimeError("flush failed")
+
+
+@operator(takes="items")
+async def failing_on_items(source: FusedRun[Any]) -> AsyncGenerator[Any]:
+    async for item in source:
+        yield item
+    raise RuntimeError("flush failed")
+
+
+@pytest.mark.rows("P6a", "O2")
+@pytest.mark.parametrize("failing", [failing_flush, failing_behind, failing_on_items])
+@pytest.mark.parametrize("leaves", [True, False])
+@virtual
+async def test_a_client_that_leaves_with_the_terminal(
+    spans: Spans, failing: Callable[[], AnyOperator], leaves: bool
+) -> None:
+    """It was handed the terminal; one that reads on gets the failure behind it, and that counts."""
+    adapter = metered(ScriptedEngine(token(1), stop()), spans, Meters())
+    try:
+        async with await adapter.with_operators(failing()).generate(request()) as stream:
+            async for item in stream:
+                if leaves and item.data is not None and item.data.finish_reason is not None:
+                    break
+    except RuntimeError:
+        assert failing is failing_on_items
+    row = rows_of(spans.one())
+    if leaves:
+        assert row["finish_reason"] == "Stop"
+    elif failing is not failing_on_items:
+        assert row["error_kind"] == "Backend(Unknown)"
+
+
+def cancelled_result() -> None:
+    future = asyncio.get_running_loop().create_future()
+    future.cancel()
+    future.result()
+
+
+@operator(takes="chunks")
+def cancelling_step() -> Stage[Any, Any]:
+    item = yield
+    yield item
+    cancelled_result()
+
+
+@operator(takes="chunks")
+def cancelling_flush() -> Stage[Any, Any]:
+    item = yield
+    try:
+        while True:
+            item = yield item
+    except Completed:
+        cancelled_result()
+
+
+@operator(takes="chunks")
+async def cancelling_pull(source: FusedRun[Any]) -> AsyncGenerator[Any]:
+    async for item in source:
+        yield item
+        cancelled_result()
+
+
+@pytest.mark.rows("O4", "S6")
+@pytest.mark.parametrize("made", [cancelling_step, cancelling_flush, cancelling_pull])
+@virtual
+async def test_a_cancellation_of_an_operators_own_making(
+    spans: Spans, made: Callable[[], AnyOperator]
+) -> None:
+    """Nobody has cancelled the client: it is a failure like any other, and the operator is named."""
+    adapter = metered(ScriptedEngine(token(1), token(2), stop()), spans, Meters())
+    with capture_logs() as log:
+        items = await collect(await adapter.with_operators(made()).generate(request()))
+    assert items[-1].error is not None
+    assert items[-1].error.kind == "Unknown"
+    assert rows_of(spans.one())["error_kind"] == "Backend(Unknown)"
+    failed = [entry["operator"] for entry in log if entry["event"] == "operator failed"]
+    assert failed == [made.__name__]
+
+
+@pytest.mark.rows("S6", "S7")
+@pytest.mark.parametrize("scope", [anyio.move_on_after, anyio.fail_after])
+@pytest.mark.parametrize("behind", ["nothing", "heartbeat", "delay", "peek_first"])
+@virtual
+async def test_a_scope_of_anyio_around_the_client(
+    spans: Spans, scope: Callable[[float], Any], behind: str
+) -> None:
+    """It ends at the scope, which knows its own cancellation by the message."""
+    operators: dict[str, list[AnyOperator]] = {
+        "heartbeat": [heartbeat(50.0, Annotated[LLMEngineOutput](comment=["ping"]))],
+        "delay": [ops.delay(0.1)],
+    }
+    adapter = metered(ScriptedEngine(100.0, token(1), stop()), spans, Meters())
+    stream = await adapter.with_operators(*operators.get(behind, [])).generate(request())
+    has_left = True
+    try:
+        with scope(1.0):
+            if behind == "peek_first":
+                await stream.peek_first()
+            else:
+                await collect(stream)
+            has_left = False
+    except TimeoutError:
+        assert scope is anyio.fail_after
+    else:
+        assert scope is anyio.move_on_after
+    assert has_left
+    await stream.aclose()
+    assert rows_of(spans.one())["finish_reason"] == "Dropped"
+
+
+VARIABLE = contextvars.ContextVar("variable", default="unset")
+
+
+class Binding(LLMEngine):
+    """Sets a variable of its context for the time of a stream."""
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        return EngineConfig(model="m")
+
+    async def generate(self, request: object, context: object) -> AsyncGenerator[LLMEngineOutput]:
+        before = VARIABLE.set("engine")
+        try:
+            yield token(1)
+            assert VARIABLE.get() == "engine"
+            yield stop()
+        finally:
+            VARIABLE.reset(before)
+
+
+@pytest.mark.rows("P9", "S7")
+@pytest.mark.parametrize("leaves", [True, False])
+@pytest.mark.parametrize("traced", [True, False])
+@virtual
+async def test_an_engine_that_binds_a_context_variable(
+    spans: Spans, caplog: pytest.LogCaptureFixture, leaves: bool, traced: bool
+) -> None:
+    """It runs in one context to its end, with and without a tracer, and its client sees none of it."""
+    adapter = EngineAdapter(Binding(), tracer=spans.tracer if traced else None)
+    async with await adapter.generate(request()) as stream:
+        async for _ in stream:
+            assert VARIABLE.get() == "unset"
+            if leaves:
+                break
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+class Grouped(LLMEngine):
+    """Yields within a task group."""
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        return EngineConfig(model="m")
+
+    async def generate(self, request: object, context: object) -> AsyncGenerator[LLMEngineOutput]:
+        async with asyncio.TaskGroup():
+            yield token(1)
+            yield stop()
+
+
+@pytest.mark.rows("S6", "S7")
+@pytest.mark.parametrize("taken", [1, 2])
+@virtual
+async def test_a_task_group_that_is_closed_is_no_failure(
+    caplog: pytest.LogCaptureFixture, taken: int
+) -> None:
+    """The close goes through the group, which wraps it."""
+    async with await EngineAdapter(Grouped()).generate(request()) as stream:
+        for _ in range(taken):
+            await anext(stream)
+    assert caplog.records == []
+
+
+@pytest.mark.rows("O2")
+@virtual
+async def test_a_subscriber_that_disposes_in_an_operators_step(spans: Spans) -> None:
+    """The item of that step is not pushed, and does not count."""
+    subscriptions: list[reactivex.abc.DisposableBase] = []
+
+    @operator(takes="items")
+    def quota() -> Stage[Any, Any]:
+        item = yield
+        item = yield item
+        subscriptions[0].dispose()
+        while True:
+            item = yield item
+
+    got: list[Any] = []
+    adapter = metered(
+        ScriptedEngine(0.1, token(1), 0.1, token(2), 0.1, token(3), stop()), spans, Meters()
+    )
+    stream = await adapter.with_operators(quota()).generate(request())
+    subscriptions.append(stream.subscribe(got.append))
+    await asyncio.sleep(5.0)
+    assert len(got) == 1
+    assert rows_of(spans.one())["output_tokens"] == 1
+
+
+@pytest.mark.rows("S9", "O2")
+@virtual
+async def test_an_operator_that_keeps_the_error_item(spans: Spans) -> None:
+    """The client learns of it, and the engine's failure is the cause."""
+    adapter = metered(ScriptedEngine(token(1), Disconnected("gone")), spans, Meters())
+
+    def is_no_failure(item: Any) -> bool:
+        return item.error is None
+
+    adapter = adapter.with_operators(ops.filter(is_no_failure))
+    items: list[Any] = await collect(await adapter.generate(request()))
+    error = items[-1].error
+    assert isinstance(error, StreamIncomplete)
+    assert "behind annotate_errors kept the error item back" in str(error)
+    assert isinstance(error.__cause__, Disconnected)
+
+
+@pytest.mark.rows("P6a", "O2")
+@pytest.mark.parametrize("leaves", [True, False])
+@virtual
+async def test_an_error_item_without_a_typed_error(spans: Spans, leaves: bool) -> None:
+    """It is one all the same: nothing follows it, and who leaves with it was handed it."""
+
+    def blocked(item: Annotated[LLMEngineOutput]) -> Annotated[LLMEngineOutput]:
+        if item.data is not None and item.data.finish_reason is not None:
+            return Annotated(event="error", comment=["blocked by policy"])
+        return item
+
+    adapter = metered(ScriptedEngine(token(1), stop()), spans, Meters())
+    seen: list[str | None] = []
+    async with await adapter.with_operators(ops.map(blocked)).generate(request()) as stream:
+        async for item in stream:
+            seen.append(item.event)
+            if leaves and item.event == "error":
+                break
+    assert seen == [None, "error"]
+    assert rows_of(spans.one())["error_kind"] == "Backend(Unknown)"
+
+
+@pytest.mark.rows("P7")
+def test_no_event_is_added_to_a_span_that_has_ended(
+    spans: Spans, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stream may go on behind its request."""
+    span = spans.tracer.start_span("engine.generate")
+    span.end()
+    add_event(span, TokenTimes(), "late")
+    assert caplog.records == []
+
+
+async def asynchronous(*_: object) -> None: ...
+
+
+@pytest.mark.rows("O5")
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        (lambda: tap(asynchronous), "tap: observe"),
+        (lambda: operators.usage(3, asynchronous), "usage: make"),
+        (lambda: heartbeat(1.0, asynchronous), "heartbeat: item"),
+        (lambda: first_token(asynchronous), "first_token: "),
+    ],
+)
+def test_an_async_function_that_nobody_would_await(make: Callable[[], object], option: str) -> None:
+    """It is refused when the operator is made, by operator and option."""
+    with pytest.raises(TypeError, match=f"{option}.*not async"):
+        make()
