@@ -6,10 +6,11 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 __all__ = ("main",)
 
@@ -24,27 +25,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        The exit code: 0 when all is well, 1 for an engine that fails or breaks the contract, 2 for
-        bad usage or input, 130 when interrupted.
+        The exit code: 0 for success, 1 for an engine that fails or breaks the contract, 2 for bad
+        usage or input, 130 when interrupted.
     """
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    command: Callable[[argparse.Namespace], int] = arguments.command
     try:
+        arguments = _parser().parse_args(argv)
+        command: Callable[[argparse.Namespace], int] = arguments.command
         return command(arguments)
     except KeyboardInterrupt:
         return _INTERRUPTED
     except (_BadUsage, OSError) as error:
         return _complain(str(error))
+    finally:
+        _drop_unwritten()
 
 
 class _BadUsage(Exception):
-    """What the user gave can't be used; the message says why in one line."""
+    """Input that can't be used; the message says why in one line."""
 
 
-def _complain(message: str) -> int:
-    sys.stderr.write(f"rx-backend: error: {' '.join(message.split())}\n")
-    return _BAD_USAGE
+def _complain(message: str, code: int = _BAD_USAGE) -> int:
+    with suppress(OSError):
+        sys.stderr.write(f"rx-backend: error: {' '.join(message.split())}\n")
+    return code
+
+
+def _say(line: str) -> None:
+    """Print a line; one that can't be written, as on a full disk, is lost."""
+    with suppress(OSError):
+        print(line, flush=True)  # noqa: T201 - its purpose
+
+
+def _drop_unwritten() -> None:
+    """Drop what could not be written, which the interpreter would fail to write when it exits."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:  # noqa: PTH123
+                os.dup2(nowhere.fileno(), stream.fileno())
+        except ValueError:  # closed
+            continue
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -72,33 +93,27 @@ def _conformance(arguments: argparse.Namespace) -> int:
         raise _BadUsage(error.message) from error
     report = run_conformance(factory, virtual=not arguments.real)
     sys.stdout.write(f"{report}\n")
-    return 0 if report.ok else 1
+    return 0 if report.ok else _FAILED
 
 
 def _serve(arguments: argparse.Namespace) -> int:
     from rx_backend.worker.options import ServeOptions  # noqa: PLC0415  # a light start
-    from rx_backend.worker.serve import prepare  # noqa: PLC0415  # the same
+    from rx_backend.worker.serve import prepare_worker  # noqa: PLC0415  # the same
 
     # As with `python -m`: a module in the current folder is found.
     sys.path.insert(0, "")
-    return _on_runtime(lambda: prepare(ServeOptions.read(_given(arguments), os.environ)))
+    return _on_runtime(lambda: prepare_worker(ServeOptions(**vars(arguments))))
 
 
 def _frontend(arguments: argparse.Namespace) -> int:
-    from rx_backend.worker.frontend import run_frontend  # noqa: PLC0415  # a light start
+    from rx_backend.worker.frontend import prepare_frontend  # noqa: PLC0415  # a light start
     from rx_backend.worker.options import FrontendOptions  # noqa: PLC0415  # the same
 
-    return _on_runtime(
-        lambda: partial(run_frontend, FrontendOptions.read(_given(arguments), os.environ))
-    )
-
-
-def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: value for name, value in vars(arguments).items() if name != "command"}
+    return _on_runtime(lambda: prepare_frontend(FrontendOptions(**vars(arguments))))
 
 
 def _on_runtime(prepare: Callable[[], Callable[[Callable[[str], object]], None]]) -> int:
-    """Do what *prepare* gives; an error of its own is the user's, a later one the runtime's."""
+    """Run what *prepare* returns; its own errors are bad usage, later ones are failures."""
     from rx_backend.errors import BackendError, InvalidArgument  # noqa: PLC0415  # a light start
 
     try:
@@ -106,40 +121,44 @@ def _on_runtime(prepare: Callable[[], Callable[[Callable[[str], object]], None]]
     except InvalidArgument as error:
         raise _BadUsage(error.message) from error
     try:
-        run(partial(print, flush=True))
+        run(_say)
     except BackendError as error:
-        _complain(str(error))
-        return _FAILED
+        return _complain(str(error), _FAILED)
     return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_BAD_USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
     from rx_backend.worker.options import (  # noqa: PLC0415  # a light start
-        FrontendOptions,
-        ServeOptions,
+        add_frontend_options,
+        add_serve_options,
     )
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="rx-backend", description="Token streams of LLM engines as pipelines of operators."
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands.add_parser("run", help=_RUN, description=_RUN, epilog=_RUN_MORE))
     conformance = commands.add_parser("conformance", help=_CONFORMANCE, description=_CONFORMANCE)
-    conformance.add_argument(
-        "engine", metavar="module:Engine", help="what makes the engine when called with nothing"
-    )
+    conformance.add_argument("engine", metavar="module:Engine", help="called to make the engine")
     conformance.add_argument(
         "--real", action="store_true", help="on the real clock; virtual time by default"
     )
     conformance.set_defaults(command=_conformance)
     serve = commands.add_parser("serve", help=_SERVE, description=_SERVE, epilog=_SERVE_MORE)
-    ServeOptions.add_arguments(serve)
+    add_serve_options(serve, os.environ)
     serve.set_defaults(command=_serve)
     frontend = commands.add_parser(
         "frontend", help=_FRONTEND, description=_FRONTEND, epilog=_SERVE_MORE
     )
-    FrontendOptions.add_arguments(frontend)
+    add_frontend_options(frontend, os.environ)
     frontend.set_defaults(command=_frontend)
     return parser
 
@@ -152,8 +171,8 @@ _RUN_MORE = (
 _SERVE = "Serve an engine as a worker on NVIDIA Dynamo's runtime, until a signal ends it."
 _FRONTEND = "Serve the OpenAI API for the workers in discovery, until a signal ends it."
 _SERVE_MORE = (
-    "Each option can be given in the environment too, under the name in brackets. With file "
-    "discovery, workers and frontends of one machine meet in the folder that DYN_FILE_KV names."
+    "Each option can be set by the environment variable in brackets too. With file discovery, "
+    "workers and frontends of one machine meet in the folder that DYN_FILE_KV names."
 )
 _CONFORMANCE = "Check that an engine keeps to the contract; exit code 1 when it does not."
 
