@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
+from rx_backend.errors import BackendError, InvalidArgument
+
 __all__ = ("main",)
 
 _FAILED, _BAD_USAGE, _INTERRUPTED = 1, 2, 130
@@ -34,17 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(arguments)
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except (_BadUsage, OSError) as error:
-        return _complain(str(error))
+    except (InvalidArgument, OSError) as error:
+        message = error.message if isinstance(error, InvalidArgument) else str(error)
+        return _complain(message, _BAD_USAGE)
     finally:
         _drop_unwritten()
 
 
-class _BadUsage(Exception):
-    """Input that can't be used; the message says why in one line."""
-
-
-def _complain(message: str, code: int = _BAD_USAGE) -> int:
+def _complain(message: str, code: int) -> int:
     with suppress(OSError):
         sys.stderr.write(f"rx-backend: error: {' '.join(message.split())}\n")
     return code
@@ -69,29 +68,20 @@ def _drop_unwritten() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rx_backend.errors import InvalidArgument  # noqa: PLC0415  # a light start
     from rx_backend.replay.session import RunOptions, run  # noqa: PLC0415  # a light start
 
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     del given["command"]
-    try:
-        run(RunOptions(**given), say=partial(print, flush=True))
-    except InvalidArgument as error:
-        raise _BadUsage(error.message) from error
+    run(RunOptions(**given), say=partial(print, flush=True))
     return 0
 
 
 def _conformance(arguments: argparse.Namespace) -> int:
-    from rx_backend.errors import InvalidArgument  # noqa: PLC0415  # a light start
     from rx_backend.testing import load_engine_factory, run_conformance  # noqa: PLC0415  # the same
 
     # As with `python -m`: a module in the current folder is found.
     sys.path.insert(0, "")
-    try:
-        factory = load_engine_factory(arguments.engine)
-    except InvalidArgument as error:
-        raise _BadUsage(error.message) from error
-    report = run_conformance(factory, virtual=not arguments.real)
+    report = run_conformance(load_engine_factory(arguments.engine), virtual=not arguments.real)
     sys.stdout.write(f"{report}\n")
     return 0 if report.ok else _FAILED
 
@@ -102,24 +92,17 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     # As with `python -m`: a module in the current folder is found.
     sys.path.insert(0, "")
-    return _on_runtime(lambda: prepare_worker(ServeOptions(**vars(arguments))))
+    return _on_runtime(prepare_worker(ServeOptions(**vars(arguments))))
 
 
 def _frontend(arguments: argparse.Namespace) -> int:
     from rx_backend.worker.frontend import prepare_frontend  # noqa: PLC0415  # a light start
     from rx_backend.worker.options import FrontendOptions  # noqa: PLC0415  # the same
 
-    return _on_runtime(lambda: prepare_frontend(FrontendOptions(**vars(arguments))))
+    return _on_runtime(prepare_frontend(FrontendOptions(**vars(arguments))))
 
 
-def _on_runtime(prepare: Callable[[], Callable[[Callable[[str], object]], None]]) -> int:
-    """Run what *prepare* returns; its own errors are bad usage, later ones are failures."""
-    from rx_backend.errors import BackendError, InvalidArgument  # noqa: PLC0415  # a light start
-
-    try:
-        run = prepare()
-    except InvalidArgument as error:
-        raise _BadUsage(error.message) from error
+def _on_runtime(run: Callable[[Callable[[str], object]], None]) -> int:
     try:
         run(_say)
     except BackendError as error:
@@ -143,7 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="rx-backend", description="Token streams of LLM engines as pipelines of operators."
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    shown = f"rx-backend {version('rx-backend')}"
+    parser.add_argument("--version", action="version", version=shown)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands.add_parser("run", help=_RUN, description=_RUN, epilog=_RUN_MORE))
     conformance = commands.add_parser("conformance", help=_CONFORMANCE, description=_CONFORMANCE)
@@ -180,63 +164,49 @@ _CONFORMANCE = "Check that an engine keeps to the contract; exit code 1 when it 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     from rx_backend.telemetry.switch import add_otlp_flag  # noqa: PLC0415  # a light start
 
-    add = parser.add_argument_group("workload").add_argument
-    add("--trace", type=Path, metavar="FILE", help="an Azure LLM inference trace, as CSV")
+    for title, options in _RUN_OPTIONS.items():
+        add = parser.add_argument_group(title).add_argument
+        for flag, kind, metavar, text in options:
+            add(flag, type=kind, metavar=metavar, help=text)
+    add = parser.add_argument
     add("--synthetic", action="store_true", help="no trace, the synthetic workload")
-    add(
-        "--limit",
-        type=_limit,
-        metavar="N",
-        help="most requests, or 'all'; by default 4000, and 40 with --real",
-    )
-    add("--speed", type=float, metavar="X", help="arrivals X times as fast (1)")
-    add("--cancel-rate", type=float, metavar="R", help="part of the clients that stop, 0 to 1 (0)")
-    add("--drop-rate", type=float, metavar="R", help="part that close their stream, 0 to 1 (0)")
-    add("--error-rate", type=float, metavar="R", help="part that the engine fails, 0 to 1 (0)")
-    add("--seed", type=int, metavar="N", help="decides everything that is drawn (0)")
-    clock = parser.add_argument_group("clock").add_mutually_exclusive_group()
-    clock.add_argument("--virtual", dest="real", action="store_false", help="the default")
-    clock.add_argument("--real", dest="real", action="store_true", help="wait in real time")
-    add = parser.add_argument_group("engine").add_argument
-    add("--max-batch", type=int, metavar="N", help="most requests that run together (128)")
-    add("--step-ms", type=float, metavar="MS", help="base time of a step (15)")
-    add(
-        "--step-ms-per-sequence",
-        type=float,
-        metavar="MS",
-        help="added per sequence that decodes in a step (0.1)",
-    )
-    add(
-        "--prefill-ms-per-token",
-        type=float,
-        metavar="MS",
-        help="added per prompt token of a step (0.05)",
-    )
-    add("--prefill-chunk-tokens", type=int, metavar="N", help="most prompt tokens a step (2048)")
-    add("--kv-tokens", type=int, metavar="N", help="size of the KV cache in tokens (no limit)")
-    add = parser.add_argument_group("output").add_argument
-    add("--out", type=Path, metavar="DIR", help="folder to write to (rx-backend-run)")
+    clock = parser.add_mutually_exclusive_group().add_argument
+    clock("--real", dest="real", action="store_true", help="wait in real time")
+    clock("--virtual", dest="real", action="store_false", help="virtual time, the default")
     add("--no-plot", dest="plot", action="store_false", help="no replay.png")
     add("--no-spans", dest="spans", action="store_false", help="no spans.jsonl")
     add_otlp_flag(parser)
     parser.set_defaults(command=_run, real=False)
 
 
-class _Version(argparse.Action):
-    """Prints the version; looks it up only then."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        sys.stdout.write(f"{parser.prog} {version('rx-backend')}\n")
-        parser.exit()
-
-
 def _limit(text: str) -> int:
     if text == "all":
         return 0
-    number = int(text)
-    if number < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number from 1, or 'all', got {text!r}")
-    return number
+    return int(text)
+
+
+_RUN_OPTIONS: dict[str, list[tuple[str, Callable[[str], object], str, str]]] = {
+    "workload": [
+        ("--trace", Path, "FILE", "Azure 2023 to 2025 or BurstGPT as CSV, Mooncake as JSON Lines"),
+        ("--limit", _limit, "N", "most requests, or 'all' (4000, and 40 with --real)"),
+        ("--speed", float, "X", "arrivals X times as fast (1)"),
+        ("--cancel-rate", float, "R", "part of the clients that stop, 0 to 1 (0)"),
+        ("--drop-rate", float, "R", "part that close their stream, 0 to 1 (0)"),
+        ("--error-rate", float, "R", "part that the engine fails, 0 to 1 (0)"),
+        ("--seed", int, "N", "seed of all random choices (0)"),
+    ],
+    "engine": [
+        ("--max-batch", int, "N", "most requests that run together (128)"),
+        ("--step-ms", float, "MS", "base time of a step (15)"),
+        ("--step-ms-per-sequence", float, "MS", "added per sequence that decodes in a step (0.1)"),
+        ("--prefill-ms-per-token", float, "MS", "added per prompt token of a step (0.05)"),
+        ("--prefill-chunk-tokens", int, "N", "most prompt tokens a step (2048)"),
+        ("--kv-tokens", int, "N", "size of the KV cache in tokens (no limit)"),
+    ],
+    "output": [("--out", Path, "DIR", "folder to write to (rx-backend-run)")],
+}
 
 
 if __name__ == "__main__":
