@@ -5,10 +5,9 @@ Needs the package ``ai-dynamo-runtime``, which is imported only when a worker ru
 """
 
 from rx_backend.worker.dynamo_runtime import DynamoEndpoint, DynamoRuntime
-from rx_backend.worker.gate import RequestGate
+from rx_backend.worker.incoming import RequestGate
 from rx_backend.worker.lifecycle import Lifecycle
 from rx_backend.worker.model_files import write_model_files
-from rx_backend.worker.runtime import ModelEntry, WorkerRuntime
 from rx_backend.worker.shutdown import Shutdown, ShutdownTimes
 from rx_backend.worker.worker import Worker
 
@@ -16,11 +15,9 @@ __all__ = (
     "DynamoEndpoint",
     "DynamoRuntime",
     "Lifecycle",
-    "ModelEntry",
     "RequestGate",
     "Shutdown",
     "ShutdownTimes",
     "Worker",
-    "WorkerRuntime",
     "write_model_files",
 )

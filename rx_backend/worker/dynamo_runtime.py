@@ -1,19 +1,22 @@
-"""A worker's place in NVIDIA Dynamo's runtime, the package ``ai-dynamo-runtime``."""
+"""A worker's endpoint in NVIDIA Dynamo's runtime, the package ``ai-dynamo-runtime``."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Mapping
 from errno import EADDRINUSE
 from importlib import import_module
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, Self
 
 from rx_backend.disagg import DisaggregationMode
+from rx_backend.engine import EngineConfig
 from rx_backend.errors import CannotConnect, InvalidArgument
+from rx_backend.worker.incoming import PROBE_KEY, Handler
 from rx_backend.worker.nodelay import accept_without_delay
-from rx_backend.worker.probing import PROBE_KEY
-from rx_backend.worker.runtime import Handler, ModelEntry
 from rx_backend.worker.services import services, until_reachable
 
 __all__ = ("DynamoEndpoint", "DynamoRuntime")
@@ -23,18 +26,18 @@ _POLL_S = 0.02
 
 class DynamoRuntime:
     """
-    A connection to the runtime, which a worker and a frontend of one process share.
+    A connection to the runtime, shared by a worker and a frontend of one process.
 
-    Made on the event loop that serves. While discovery does not answer, the constructor waits and
-    blocks the loop, signals and all; :meth:`connect` does not.
+    Create it on the event loop that serves. The constructor blocks the loop while discovery does
+    not answer; :meth:`connect` does not.
 
     Args:
         discovery: How workers find each other: ``file``, ``etcd``, ``mem`` or ``kubernetes``.
-            ``file`` keeps its files in the folder that ``DYN_FILE_KV`` names.
+            ``file`` uses the folder that ``DYN_FILE_KV`` names; a new one is private to its user.
         request_plane: How requests travel: ``tcp`` or ``nats``.
 
     Raises:
-        CannotConnect: No runtime could be made.
+        CannotConnect: The runtime can't be created, or the default folder is another user's.
         InvalidArgument: The package is not installed.
     """
 
@@ -42,27 +45,29 @@ class DynamoRuntime:
         core = _import("dynamo._core")
         self.discovery = discovery
         loop = asyncio.get_running_loop()
+        if discovery == "file":
+            _make_private_folder()
         try:
             self._inner: Any = core.DistributedRuntime(loop, discovery, request_plane)
         except Exception as error:
             used = services(discovery, request_plane, os.environ)
-            told = [f"discovery {discovery!r}", f"request plane {request_plane!r}", *map(str, used)]
-            raise CannotConnect(f"{', '.join(told)}: {error}") from error
+            parts = [f"discovery {discovery!r}", f"request plane {request_plane!r}"]
+            raise CannotConnect(f"{', '.join([*parts, *map(str, used)])}: {error}") from error
 
     @classmethod
     async def connect(cls, discovery: str = "file", request_plane: str = "tcp") -> Self:
         """
-        Make a runtime, once the services that it needs take connections.
+        Create a runtime, once the services that it needs accept connections.
 
         It waits 30 seconds for each, or as many as ``ETCD_STARTUP_CONNECT_TIMEOUT_SECONDS`` and
         ``NATS_STARTUP_CONNECT_TIMEOUT_SECONDS`` say.
 
         Args:
-            discovery: As above.
-            request_plane: As above.
+            discovery: As for the class.
+            request_plane: As for the class.
 
         Raises:
-            CannotConnect: A service does not answer, or no runtime could be made.
+            CannotConnect: A service does not answer, or as for the class.
             InvalidArgument: The package is not installed.
         """
         _import("dynamo._core")
@@ -71,7 +76,7 @@ class DynamoRuntime:
         return cls(discovery, request_plane)
 
     def endpoint(self, namespace: str, component: str, name: str) -> DynamoEndpoint:
-        """Return a worker's place."""
+        """Return the endpoint with this address."""
         return DynamoEndpoint(self, self._inner.endpoint(f"{namespace}.{component}.{name}"))
 
     async def serve_http(self, host: str, port: int, *, migration_limit: int = 3) -> None:
@@ -79,13 +84,13 @@ class DynamoRuntime:
         Serve the OpenAI API for every model in discovery, until :meth:`shutdown`.
 
         Args:
-            host: Where to listen.
+            host: The address to listen on.
             port: The port.
-            migration_limit: How often a request moves on to another worker when its own is lost;
-                it takes along what it has. 0 for never.
+            migration_limit: How often a request moves to another worker, with the tokens generated
+                so far, when its own is lost; 0 for never.
 
         Raises:
-            CannotConnect: The port can't be had.
+            CannotConnect: The port is not available.
         """
         llm = _import("dynamo.llm")
         await _check_free(host, port)
@@ -101,14 +106,22 @@ class DynamoRuntime:
         except Exception as error:
             raise CannotConnect(f"frontend on {host}:{port}: {error}") from error
 
+    def set_ready(self) -> None:
+        """Report status 200 at ``/health`` and ``/live``, where no health check decides that."""
+        self._inner.set_health_status(True)
+
     def shutdown(self) -> None:
-        """End the runtime, and all that runs on it."""
+        """Shut the runtime down, with everything that runs on it."""
         self._inner.shutdown()
 
 
 class DynamoEndpoint:
     """
-    One worker's place in the runtime; a ``WorkerRuntime``.
+    One worker's endpoint in the runtime.
+
+    Calls come in this order: ``serve`` (which lasts), ``reachable``, ``register``, then ``restore``
+    whenever ``is_listed`` is false; at the end ``leave`` and ``shutdown``, upon which ``serve``
+    returns.
 
     Args:
         runtime: The runtime.
@@ -118,10 +131,12 @@ class DynamoEndpoint:
     def __init__(self, runtime: DynamoRuntime, inner: Any) -> None:
         self._runtime = runtime
         self._inner = inner
+        self._client: Any = None
+        self._registered: dict[str, Any] = {}
 
     @property
     def worker_id(self) -> int:
-        """The number under which discovery knows the worker."""
+        """The worker's number in discovery."""
         return self._inner.connection_id()
 
     async def serve(self, handler: Handler, probe: Mapping[str, Any] | None) -> None:
@@ -132,18 +147,31 @@ class DynamoEndpoint:
         )
 
     async def reachable(self) -> None:
-        """Wait until discovery shows the worker."""
-        client = await self._inner.client()
-        await client.wait_for_instances()
-        while self.worker_id not in client.instance_ids():  # noqa: ASYNC110 - nobody tells
+        """Wait until discovery lists the worker."""
+        self._client = await self._inner.client()
+        await self._client.wait_for_instances()
+        while not self.is_listed():  # noqa: ASYNC110 - no event to wait for
             await asyncio.sleep(_POLL_S)
         # The runtime listens by now, and has no model that a frontend would send requests for.
         accept_without_delay()
 
-    async def register(self, model: ModelEntry) -> None:
-        """Register the model: its names, sizes, tokenizer, and which other workers it needs."""
+    def is_listed(self) -> bool:
+        """Whether discovery lists the worker."""
+        return self.worker_id in self._client.instance_ids()
+
+    async def register(self, config: EngineConfig, mode: DisaggregationMode, path: str) -> None:
+        """
+        Register the model: names, sizes, tokenizer, and the roles of workers that it needs.
+
+        Args:
+            config: What the engine's ``start`` returned.
+            mode: The worker's role.
+            path: Folder with the model's tokenizer and chat template.
+
+        Raises:
+            InvalidArgument: ``runtime_data`` has a value that JSON does not have.
+        """
         llm = _import("dynamo.llm")
-        config = model.config
         kinds = llm.WorkerType
         openai = llm.ModelType.Chat | llm.ModelType.Completions
         types: dict[DisaggregationMode, tuple[Any, Any, list[list[Any]]]] = {
@@ -151,51 +179,71 @@ class DynamoEndpoint:
             DisaggregationMode.PREFILL: (llm.ModelType.Prefill, kinds.Prefill, [[kinds.Decode]]),
             DisaggregationMode.DECODE: (openai, kinds.Decode, [[kinds.Prefill]]),
         }
-        model_type, worker_type, needs = types[model.mode]
-        await llm.register_model(
-            llm.ModelInput.Tokens,
-            model_type,
-            self._inner,
-            model.path,
-            config.served_model_name or config.model,
-            worker_type=worker_type,
-            needs=needs,
-            kv_cache_block_size=config.kv_cache_block_size,
-            runtime_config=_runtime_config(llm, model),
-            max_gpu_lora_count=config.max_gpu_lora_count,
-            model_aliases=config.model_aliases or None,
-            self_host_metadata=self._self_host(),
-        )
+        model_type, worker_type, needs = types[mode]
+        self._registered = {
+            "model_input": llm.ModelInput.Tokens,
+            "model_type": model_type,
+            "endpoint": self._inner,
+            "model_path": path,
+            "model_name": config.served_model_name or config.model,
+            "worker_type": worker_type,
+            "needs": needs,
+            "kv_cache_block_size": config.kv_cache_block_size,
+            "runtime_config": _runtime_config(llm, config),
+            "max_gpu_lora_count": config.max_gpu_lora_count,
+            "model_aliases": config.model_aliases or None,
+            "self_host_metadata": self._self_host(),
+        }
+        await llm.register_model(**self._registered)
+        self._runtime.set_ready()
+
+    async def restore(self) -> None:
+        """Register model and worker again, in this order: a listed worker has its model."""
+        await _import("dynamo.llm").register_model(**self._registered)
+        await self._inner.register_endpoint_instance()
 
     async def leave(self) -> None:
         """Take the worker out of discovery."""
         await self._inner.unregister_endpoint_instance()
 
     def shutdown(self) -> None:
-        """End the runtime."""
+        """Shut the runtime down."""
         self._runtime.shutdown()
 
     def _self_host(self) -> bool | None:
-        """Whether the worker hands out the tokenizer; the runtime's own choice where it has one."""
+        """Whether the worker serves its tokenizer files; None leaves it to the runtime."""
         shares_disk = self._runtime.discovery in {"file", "mem"}
         return False if shares_disk and "DYN_SELF_HOST_METADATA" not in os.environ else None
 
 
+def _make_private_folder() -> None:
+    """Create file discovery's folder for its user alone; workers trust what they find in it."""
+    named = os.environ.get("DYN_FILE_KV")
+    folder = Path(named) if named else Path(gettempdir(), "dynamo_store_kv")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not named:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise CannotConnect(
+            f"discovery folder {folder}: {error.strerror}; set DYN_FILE_KV to a folder of your own"
+        ) from error
+
+
 async def _check_free(host: str, port: int) -> None:
-    """Say at once that a port is in use: else whoever listens there would be taken for ours."""
+    """Raise if the port is in use: its server would be mistaken for ours."""
     try:
         probe = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port)
     except OSError as error:
         if error.errno == EADDRINUSE:
             raise CannotConnect(f"frontend on {host}: port {port} already in use") from error
-        # What else is wrong, the runtime says itself.
+        # The runtime reports any other error itself.
         return
     probe.close()
     await probe.wait_closed()
 
 
-def _runtime_config(llm: Any, model: ModelEntry) -> Any:
-    config = model.config
+def _runtime_config(llm: Any, config: EngineConfig) -> Any:
     result = llm.ModelRuntimeConfig()
     for name in (
         "context_length",
@@ -209,7 +257,10 @@ def _runtime_config(llm: Any, model: ModelEntry) -> Any:
         if value is not None:
             setattr(result, name, value)
     for key, value in config.runtime_data.items():
-        result.set_engine_specific(key, value)
+        try:
+            result.set_engine_specific(key, json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(f"runtime_data[{key!r}]: expected JSON, {error}") from error
     if config.bootstrap_host is not None or config.bootstrap_port is not None:
         result.set_disaggregated_endpoint(config.bootstrap_host, config.bootstrap_port)
     return result

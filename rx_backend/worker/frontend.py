@@ -1,4 +1,4 @@
-"""The frontend: serving the OpenAI API without a worker, and knowing when it answers."""
+"""The command ``rx-backend frontend``: the OpenAI API, without a worker."""
 
 from __future__ import annotations
 
@@ -7,100 +7,104 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from http.client import HTTPConnection, HTTPException
 
 from rx_backend.telemetry import configure_logs
 from rx_backend.telemetry.switch import OtlpSwitch
 from rx_backend.worker.dynamo_runtime import DynamoRuntime
 from rx_backend.worker.options import FrontendOptions
+from rx_backend.worker.process import run_on_fast_loop
 from rx_backend.worker.shutdown import Shutdown, signals_to
 
-__all__ = ("log_warnings_only", "run_frontend", "until_listed")
+__all__ = ("log_warnings_only", "prepare_frontend", "until_listed")
 
-_POLL_S = 0.05
+_POLL_S, _TRY_S = 0.05, 5.0
 
-# Nobody needs to hear that a made-up model can't do images, nor once for each batch that the
-# receiver of telemetry is down.
+# Not worth a warning: that a made-up model has no images, and each batch that a telemetry receiver
+# that is down does not take.
 _LOGGED = "warn,mm_routing=error,opentelemetry_sdk=off"
 
 
 def log_warnings_only() -> None:
-    """Have the runtime tell less, unless ``DYN_LOG`` says what; it is read at its first use."""
+    """Limit the runtime's log to warnings, unless ``DYN_LOG`` is set; it is read once, at first use."""
     os.environ.setdefault("DYN_LOG", _LOGGED)
 
 
-def run_frontend(options: FrontendOptions, say: Callable[[str], object]) -> None:
+def prepare_frontend(options: FrontendOptions) -> Callable[[Callable[[str], object]], None]:
     """
-    Serve the OpenAI API for all workers in discovery, until a signal ends it.
+    Return a function that serves the OpenAI API for all workers in discovery, until a signal.
 
-    Args:
-        options: Where, and for which workers.
-        say: Is told, a line at a time, what a user should know.
+    It takes a function for its output, line by line, and raises a ``BackendError`` when the runtime
+    or the port is not available.
 
     Raises:
-        BackendError: The runtime or the port can't be had, or a variable for the log does not fit.
+        InvalidArgument: A variable for logs or telemetry does not fit.
     """
     configure_logs(whole_process=True)
-    log_warnings_only()
-    asyncio.run(_run(options, OtlpSwitch(options.otlp, os.environ), say))
+    switch = OtlpSwitch(options.otlp, os.environ)
+
+    def run(say: Callable[[str], object]) -> None:
+        log_warnings_only()
+        run_on_fast_loop(_run(options, switch, say))
+
+    return run
 
 
 async def _run(options: FrontendOptions, switch: OtlpSwitch, say: Callable[[str], object]) -> None:
     with switch.lent_to_runtime(os.environ):
         runtime = await DynamoRuntime.connect(options.discovery, options.request_plane)
     shutdown = Shutdown()
+    shutdown.started = True
+    host, port = options.http_host, options.http_port
     with signals_to(shutdown), ExitStack() as stack:
         stack.callback(runtime.shutdown)
         serving = asyncio.create_task(
-            runtime.serve_http(
-                options.http_host, options.http_port, migration_limit=options.migration_limit
-            )
+            runtime.serve_http(host, port, migration_limit=options.migration_limit)
         )
-        telling = asyncio.create_task(_tell(options, say))
-        stack.callback(telling.cancel)
+        announcing = asyncio.create_task(_announce(options, say))
+        stack.callback(announcing.cancel)
         stack.callback(shutdown.asked.listen(runtime.shutdown))
         stack.callback(shutdown.forced.listen(lambda: _cancel(serving)))
         await asyncio.wait({serving})
-        if not serving.cancelled():
-            serving.result()
+        error = None if serving.cancelled() else serving.exception()
+        # A shutdown cancels what the frontend waits for, which it reports as errors.
+        if error is not None and not shutdown.asked.is_set:
+            raise error
 
 
 def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
 
 
-async def _tell(options: FrontendOptions, say: Callable[[str], object]) -> None:
-    while await _models(options.http_host, options.http_port) is None:  # noqa: ASYNC110 - nobody tells
-        await asyncio.sleep(_POLL_S)
-    say(
-        f"frontend on http://{options.http_host}:{options.http_port}/v1, "
-        f"{options.discovery} discovery"
-    )
+async def _announce(options: FrontendOptions, say: Callable[[str], object]) -> None:
+    host, port = options.http_host, options.http_port
+    await until_listed(host, port)
+    say(f"frontend on http://{host}:{port}/v1, {options.discovery} discovery")
 
 
-async def until_listed(host: str, port: int, model: str) -> None:
+async def until_listed(host: str, port: int, model: str | None = None) -> None:
     """
-    Wait until the frontend lists *model*.
+    Wait until the frontend answers, and lists *model*.
 
     Args:
-        host: Where the frontend listens.
+        host: The frontend's address.
         port: Its port.
-        model: The model's name as clients give it.
+        model: The model's name as clients give it; None for any answer.
     """
-    while model not in (await _models(host, port) or ()):  # noqa: ASYNC110 - nobody tells
+    while True:
+        listed = await asyncio.to_thread(_models, host, port)
+        if listed is not None and (model is None or model in listed):
+            return
         await asyncio.sleep(_POLL_S)
 
 
-async def _models(host: str, port: int) -> list[str] | None:
-    """Ask for the list; None as long as nobody answers."""
+def _models(host: str, port: int) -> list[str] | None:
+    """Return the models that the frontend lists; None while it does not answer."""
+    connection = HTTPConnection(host, port, timeout=_TRY_S)
     try:
-        reader, writer = await asyncio.open_connection(host, port)
-    except OSError:
-        return None
-    try:
-        writer.write(f"GET /v1/models HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
-        answer = await reader.read()
-        return [entry["id"] for entry in json.loads(answer.partition(b"\r\n\r\n")[2])["data"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        connection.request("GET", "/v1/models")
+        return [entry["id"] for entry in json.load(connection.getresponse())["data"]]
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return None
     finally:
-        writer.close()
+        connection.close()

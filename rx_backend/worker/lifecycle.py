@@ -1,48 +1,58 @@
-"""A worker's life, from ``start`` to ``cleanup``, apart from the runtime that it runs on."""
+"""A worker's life, from ``start`` to ``cleanup``."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig, LLMEngine, check_config
 from rx_backend.errors import Disconnected, ResponseTimeout, as_backend_error
 from rx_backend.logger import get_logger
-from rx_backend.worker.gate import RequestGate
-from rx_backend.worker.runtime import Handler, ModelEntry, WorkerRuntime
-from rx_backend.worker.shutdown import Shutdown, ShutdownTimes, wait_with_deadline
+from rx_backend.worker.dynamo_runtime import DynamoEndpoint
+from rx_backend.worker.incoming import Handler, RequestGate
+from rx_backend.worker.shutdown import (
+    EventLoopBlocked,
+    Shutdown,
+    ShutdownTimes,
+    exit_unless_done,
+    wait_with_deadline,
+)
 
 __all__ = ("Lifecycle",)
+
+_LISTED_POLL_S = 1.0
+_RESTORE_TRIES = 5
 
 
 class Lifecycle:
     """
-    Takes an engine through its life (rows E1, E5).
+    Starts an engine, serves it, and shuts it down (rows E1, E5).
 
-    Up: ``start``, check of the config, serve, register the model. Down: leave discovery, a grace
-    period, refuse requests, let those in flight end, stop what is left, ``is_quiescent`` until it
-    says yes (prefill mode), ``drain``, ``cleanup``, the runtime's end.
+    Up: ``start``, check of the config, serve, register the model. While it serves, a worker that
+    discovery no longer lists registers again. Down: leave discovery, a grace period, refuse
+    requests, let those in flight finish, stop the rest, wait for ``is_quiescent`` (prefill mode),
+    ``drain``, ``cleanup``, shut the runtime down.
 
     ``start``, ``drain`` and ``cleanup`` run in one task, that of :meth:`run`.
 
     Args:
         engine: The engine.
-        runtime: The worker's place in the runtime.
+        endpoint: The worker's endpoint in the runtime.
         handler: Serves the requests, inside the gate.
-        gate: Knows those in flight.
-        shutdown: Asks for the end.
+        gate: Counts those in flight.
+        shutdown: Requests the end.
         mode: The worker's role.
-        times: How long each step of the end may take.
-        model_path: Folder with the model's tokenizer, from the engine's config.
-        probe: The health check's request to use instead of the engine's own.
+        times: How long each step of the shutdown may take.
+        model_path: Returns the folder with the model's tokenizer, from the engine's config.
+        probe: The health check's request, instead of the engine's own.
     """
 
     def __init__(
         self,
         engine: LLMEngine,
-        runtime: WorkerRuntime,
+        endpoint: DynamoEndpoint,
         handler: Handler,
         gate: RequestGate,
         shutdown: Shutdown,
@@ -53,7 +63,7 @@ class Lifecycle:
         probe: Mapping[str, Any] | None = None,
     ) -> None:
         self._engine = engine
-        self._runtime = runtime
+        self._endpoint = endpoint
         self._handler = handler
         self._gate = gate
         self._shutdown = shutdown
@@ -65,13 +75,14 @@ class Lifecycle:
 
     async def run(self, on_ready: Callable[[EngineConfig], None]) -> None:
         """
-        Live until the shutdown is asked for.
+        Run the worker until shutdown is requested.
 
         Args:
-            on_ready: Called once the worker can be reached and its model is registered.
+            on_ready: Called once the worker is reachable and its model is registered.
 
         Raises:
-            BackendError: The start failed, the runtime was lost, or ``cleanup`` failed.
+            BackendError: The start failed, the runtime or the place in discovery was lost, or
+                ``cleanup`` failed or took too long.
         """
         try:
             if not self._shutdown.asked.is_set:
@@ -82,16 +93,16 @@ class Lifecycle:
                 raise
             raise typed from error
         finally:
-            self._runtime.shutdown()
+            self._endpoint.shutdown()
             await self._end_of_serving()
 
     async def _with_engine(self, on_ready: Callable[[EngineConfig], None]) -> None:
         try:
-            config = await self._started()
+            config = await self._start()
             if config is not None:
                 await self._serve(config, on_ready)
         except BaseException:
-            # The first error is the one to tell.
+            # Only the first error is raised.
             try:
                 await self._cleanup()
             except Exception as error:
@@ -99,55 +110,80 @@ class Lifecycle:
             raise
         await self._cleanup()
 
-    async def _started(self) -> EngineConfig | None:
-        """Start the engine; None if the end was asked for in the meantime."""
-        start = self._engine.start(self._runtime.worker_id)
+    async def _start(self) -> EngineConfig | None:
+        """Start the engine; return None if shutdown was requested in the meantime."""
+        asked = self._shutdown.asked
         try:
-            return check_config(await wait_with_deadline(start, None, self._shutdown.asked))
-        except TimeoutError:
-            if self._shutdown.asked.is_set:
+            start = self._engine.start(self._endpoint.worker_id)
+            return check_config(await wait_with_deadline(start, None, asked))
+        except (TimeoutError, EventLoopBlocked):
+            if asked.is_set:
                 return None
             raise
+        finally:
+            self._shutdown.started = True
 
     async def _serve(self, config: EngineConfig, on_ready: Callable[[EngineConfig], None]) -> None:
         probe = self._probe or await self._optional("health_check_payload", None)
-        served = asyncio.ensure_future(self._runtime.serve(self._handler, probe))
+        served = asyncio.ensure_future(self._endpoint.serve(self._handler, probe))
         self._served = served
         try:
             await self._while_serving(served, self._announce(config))
             if not self._shutdown.asked.is_set:
                 on_ready(config)
-                await self._while_serving(served, self._shutdown.asked)
+                await self._while_serving(served, self._stay_listed())
         except BaseException:
             await self._stop_requests()
             raise
         await self._leave()
 
     async def _announce(self, config: EngineConfig) -> None:
-        await self._runtime.reachable()
-        path = self._model_path(config)
-        await self._runtime.register(ModelEntry(config=config, mode=self._mode, path=path))
+        await self._endpoint.reachable()
+        await self._endpoint.register(config, self._mode, self._model_path(config))
 
-    async def _while_serving(self, served: asyncio.Future[None], step: Awaitable[object]) -> None:
-        """Wait for *step*, for the wish to end, or for the end of serving, which is an error."""
-        waiting = asyncio.ensure_future(_awaited(step))
-        asked = asyncio.ensure_future(_awaited(self._shutdown.asked))
+    async def _stay_listed(self) -> NoReturn:
+        """Register again whenever discovery has dropped the worker, as after a long freeze."""
+        while True:
+            await asyncio.sleep(_LISTED_POLL_S)
+            if not self._endpoint.is_listed():
+                await self._restore()
+
+    async def _restore(self) -> None:
+        _log.warning("worker is not listed in discovery, registering again")
+        failure: object = "still not listed"
+        for _ in range(_RESTORE_TRIES):
+            try:
+                await self._endpoint.restore()
+            except Exception as error:
+                failure = error
+            await asyncio.sleep(_LISTED_POLL_S)
+            if self._endpoint.is_listed():
+                _log.warning("worker is listed in discovery again")
+                return
+        self._gate.close()
+        await self._run_step("requests in flight", self._gate.idle(), self._times.drain_s)
+        raise Disconnected(f"lost the place in discovery, registering again failed: {failure}")
+
+    async def _while_serving(self, served: asyncio.Future[None], step: Awaitable[None]) -> None:
+        """Run *step* until its end or a shutdown request; raise if serving ends before."""
+        running = asyncio.ensure_future(step)
+        asked = asyncio.ensure_future(_wait_for(self._shutdown.asked))
         try:
-            await asyncio.wait({served, waiting, asked}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({served, running, asked}, return_when=asyncio.FIRST_COMPLETED)
             if served.done():
                 served.result()
                 raise Disconnected("the runtime ended by itself")
-            if waiting.done():
-                waiting.result()
+            if running.done():
+                running.result()
         finally:
-            for task in (waiting, asked):
+            for task in (running, asked):
                 task.cancel()
-            await asyncio.wait({waiting, asked})
+            await asyncio.wait({running, asked})
 
     async def _leave(self) -> None:
         times, gate = self._times, self._gate
         _log.info("worker leaves discovery", requests=len(gate))
-        await self._run_step("leaving discovery", self._runtime.leave(), times.unwind_s)
+        await self._run_step("leaving discovery", self._endpoint.leave(), times.unwind_s)
         await self._run_step("grace period", asyncio.sleep(times.grace_s))
         gate.close()
         _log.info("worker refuses new requests", requests=len(gate))
@@ -158,7 +194,7 @@ class Lifecycle:
         await self._run_step("drain", self._optional("drain", None), times.settle_s)
 
     async def _stop_requests(self) -> None:
-        """Stop what is in flight, so that the engine is cleaned up without any."""
+        """Stop the requests in flight, so that the engine is cleaned up without any."""
         gate = self._gate
         gate.close()
         gate.stop_all()
@@ -169,43 +205,46 @@ class Lifecycle:
             _log.warning("requests did not stop", requests=len(gate))
 
     async def _quiescent(self) -> None:
-        while not await self._optional("is_quiescent", default=True):  # noqa: ASYNC110 - nobody tells
+        while not await self._optional("is_quiescent", default=True):  # noqa: ASYNC110 - no event
             await asyncio.sleep(self._times.poll_s)
 
     async def _optional(self, name: str, default: Any) -> Any:
-        """Call what an engine need not have."""
+        """Call a method that an engine need not have."""
         method = getattr(self._engine, name, None)
         return default if method is None else await method()
 
     async def _cleanup(self) -> None:
-        """Clean up; once the end is forced, the engine has a short while left for it."""
-        unwind_s = self._times.unwind_s
-        loop = asyncio.get_running_loop()
-        limit = asyncio.timeout(None)
-        try:
-            async with limit:
-                undo = self._shutdown.forced.listen(
-                    lambda: limit.reschedule(loop.time() + unwind_s)
-                )
-                try:
-                    await self._engine.cleanup()
-                finally:
-                    undo()
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise ResponseTimeout(
-                f"cleanup did not end within {unwind_s:g} s of a forced shutdown"
-            ) from None
+        """Clean up within a deadline, which a forced shutdown brings forward."""
+        times, loop = self._times, asyncio.get_running_loop()
+        limit = asyncio.timeout(times.cleanup_s)
+
+        def hurry() -> None:
+            limit.reschedule(min(limit.when() or loop.time(), loop.time() + times.unwind_s))
+
+        with exit_unless_done(times.cleanup_s + times.unwind_s, "cleanup"):
+            began = loop.time()
+            try:
+                async with limit:
+                    undo = self._shutdown.forced.listen(hurry)
+                    try:
+                        await self._engine.cleanup()
+                    finally:
+                        undo()
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                raise ResponseTimeout(
+                    f"cleanup did not end within {loop.time() - began:g} s"
+                ) from None
 
     async def _run_step(
         self, what: str, step: Awaitable[object], seconds: float | None = None
     ) -> bool:
-        """Take a step of the end: whether it was done. What goes wrong is logged."""
+        """Run a step of the shutdown; return whether it was done, and log what goes wrong."""
         try:
             await wait_with_deadline(step, seconds, self._shutdown.forced)
         except TimeoutError:
-            _log.warning("shutdown step given up", step=what, seconds=seconds)
+            _log.warning("shutdown step timed out", step=what, seconds=seconds)
         except Exception as error:
             _log.warning("shutdown step failed", step=what, error=repr(error))
         else:
@@ -217,13 +256,13 @@ class Lifecycle:
             return
         await asyncio.wait({self._served}, timeout=self._times.unwind_s)
         if not self._served.done():
-            _log.warning("the runtime goes on serving")
+            _log.warning("the runtime did not stop serving")
             self._served.cancel()
         elif not self._served.cancelled():
             self._served.exception()
 
 
-async def _awaited(step: Awaitable[object]) -> None:
+async def _wait_for(step: Awaitable[object]) -> None:
     await step
 
 

@@ -1,16 +1,16 @@
-"""A tokenizer and its companions, made on the spot: for engines that have no model files."""
+"""The files of a model: finding them, and a made-up tokenizer for engines that have none."""
 
 from __future__ import annotations
 
 import os
 from hashlib import sha256
 from pathlib import Path
-from tempfile import mkstemp
+from tempfile import gettempdir, mkstemp
 from typing import Any
 
 import msgspec
 
-__all__ = ("NUMBERS", "shared_model_folder", "write_model_files")
+__all__ = ("NUMBERS", "has_model_files", "shared_model_folder", "write_model_files")
 
 NUMBERS = 1000
 """How many token ids are numbers, from id 0; the 256 bytes follow, then the end of text."""
@@ -21,6 +21,11 @@ _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
+
+
+def has_model_files(folder: str | Path) -> bool:
+    """Whether *folder* holds a model: ``config.json`` or ``tokenizer.json``."""
+    return any(Path(folder, name).is_file() for name in ("config.json", "tokenizer.json"))
 
 
 def write_model_files(folder: Path, context_length: int | None = None) -> Path:
@@ -43,36 +48,44 @@ def write_model_files(folder: Path, context_length: int | None = None) -> Path:
     ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json']
     """
     for name, content in _files(context_length or _CONTEXT_LENGTH).items():
-        (folder / name).write_bytes(content)
+        _write_whole(folder / name, content)
     return folder
 
 
 def shared_model_folder(context_length: int | None = None) -> Path:
     """
-    Give a folder with these files that is the same for all workers of the user.
+    Return a folder with these files, the same one for all workers of the user.
 
     A frontend sends requests to two workers of one model only if both name the same folder. It is
-    in the user's cache (``XDG_CACHE_HOME``, else ``~/.cache``), has a few kB, and stays there.
+    in the user's cache (``XDG_CACHE_HOME``, else ``~/.cache``), or in the system's temporary folder
+    where that can't be written. It takes a few kB, and stays.
 
     Args:
         context_length: In tokens; 32,768 when left out.
 
     Raises:
-        OSError: The folder can't be written to.
-        RuntimeError: The user has no home.
+        OSError: Neither folder can be written, or the temporary one is another user's.
     """
     files = _files(context_length or _CONTEXT_LENGTH)
     digest = sha256(b"".join(files.values())).hexdigest()[:16]
-    cache = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(cache) if cache else Path.home() / ".cache") / "rx-backend" / f"model-{digest}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        _write_whole(folder / name, content)
-    return folder
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return _written(Path(cache, "rx-backend"), digest, context_length)
+    except (OSError, RuntimeError):  # no home
+        return _written(Path(gettempdir(), f"rx-backend-{os.getuid()}"), digest, context_length)
+
+
+def _written(parent: Path, digest: str, context_length: int | None) -> Path:
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if parent.lstat().st_uid != os.getuid():
+        raise PermissionError(f"{parent} belongs to another user")
+    folder = parent / f"model-{digest}"
+    folder.mkdir(exist_ok=True)
+    return write_model_files(folder, context_length)
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file that others may be reading, or writing too."""
+    """Write a file that other processes may be reading, or writing too."""
     if path.is_file() and path.read_bytes() == content:
         return
     number, part = mkstemp(dir=path.parent)
@@ -94,15 +107,8 @@ def _files(context_length: int) -> dict[str, bytes]:
         "trim_offsets": True,
         "use_regex": False,
     }
-    special = {
-        "id": end,
-        "content": _END,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
+    flags = ("single_word", "lstrip", "rstrip", "normalized")
+    special = {"id": end, "content": _END, "special": True, **dict.fromkeys(flags, False)}
     files: dict[str, dict[str, Any]] = {
         "tokenizer.json": {
             "version": "1.0",
@@ -130,7 +136,7 @@ def _files(context_length: int) -> dict[str, bytes]:
 
 
 def _vocabulary() -> dict[str, int]:
-    """Token ids by their text, in the alphabet in which byte-level tokenizers write bytes."""
+    """Return token ids by text, in the alphabet in which byte-level tokenizers write bytes."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = {byte: chr(byte) for byte in printable}

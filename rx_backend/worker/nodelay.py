@@ -7,22 +7,20 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 __all__ = ("accept_without_delay", "listening_sockets")
 
-_OWN_FILES = Path("/proc/self/fd")
+_OWN_FILES = "/proc/self/fd"
 
 
 def accept_without_delay() -> None:
     """
-    Have what this process's TCP servers accept from now on send at once.
+    Set ``TCP_NODELAY`` on this process's listening sockets, for the connections that they accept.
 
-    The runtime (1.6.1) leaves Nagle's algorithm on where it takes requests. When a frontend sends
-    several at once, what acknowledges the second waits until TCP has acknowledged the first, which
-    the frontend's side puts off by 40 ms, and its first token is that much later. On Linux a
-    connection inherits ``TCP_NODELAY`` from the socket that accepts it. Elsewhere, and where
-    sockets can't be listed, nothing happens.
+    The runtime (1.6.1) leaves Nagle's algorithm on where it accepts requests. When a frontend sends
+    several at once, the acknowledgement of the second waits until TCP has acknowledged the first,
+    which the frontend's side delays by 40 ms, and so does its first token. On Linux an accepted
+    connection inherits the option. Elsewhere this does nothing.
     """
     for listening in listening_sockets():
         with listening, suppress(OSError):
@@ -30,13 +28,13 @@ def accept_without_delay() -> None:
 
 
 def listening_sockets() -> Iterator[socket.socket]:
-    """Return a duplicate of each of this process's listening TCP sockets, to be closed."""
+    """Yield a duplicate of each of this process's listening TCP sockets; the caller closes it."""
     try:
-        numbers = [int(path.name) for path in _OWN_FILES.iterdir()]
+        numbers = [int(name) for name in os.listdir(_OWN_FILES)]  # noqa: PTH208 - names only
     except OSError:
         return
     for number in numbers:
-        # A file that another thread has closed in the meantime is none of ours.
+        # Another thread may close a file in the meantime.
         with suppress(OSError):
             if not stat.S_ISSOCK(os.fstat(number).st_mode):
                 continue

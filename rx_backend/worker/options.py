@@ -1,214 +1,188 @@
-"""What ``rx-backend serve`` and ``rx-backend frontend`` are told: by flags, environment, default."""
+"""
+The options of ``rx-backend serve`` and ``rx-backend frontend``.
+
+A flag counts before its environment variable, and that before the default. `argparse` parses all
+three: a variable's text is the default of its option, and goes through the same type.
+"""
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, TypeAlias
 
-from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import InvalidArgument
-from rx_backend.telemetry.switch import OtlpSwitch, add_otlp_flag
-from rx_backend.worker.shutdown import ShutdownTimes
+from rx_backend.telemetry.switch import add_otlp_flag
 
-__all__ = ("FrontendOptions", "ServeOptions")
+__all__ = ("FrontendOptions", "ServeOptions", "add_frontend_options", "add_serve_options")
 
-_TRUE, _FALSE = {"1", "true", "on", "yes"}, {"0", "false", "off", "no", ""}
-_DISCOVERY = ("file", "etcd", "mem", "kubernetes")
-_PLANES = ("tcp", "nats")
+_Type: TypeAlias = Callable[[str], Any]
 
-# The environment's name of each option: Dynamo's where it has one.
-_VARIABLES = {
-    "mode": "DYN_DISAGGREGATION_MODE",
-    "namespace": "DYN_NAMESPACE",
-    "component": "DYN_COMPONENT",
-    "endpoint": "DYN_ENDPOINT",
-    "pipeline": "RX_BACKEND_PIPELINE",
-    "discovery": "DYN_DISCOVERY_BACKEND",
-    "request_plane": "DYN_REQUEST_PLANE",
-    "model_path": "DYN_MODEL_PATH",
-    "frontend": "RX_BACKEND_FRONTEND",
-    "http_host": "DYN_HTTP_HOST",
-    "http_port": "DYN_HTTP_PORT",
-    "migration_limit": "DYN_MIGRATION_LIMIT",
-    "coalesce": "RX_BACKEND_COALESCE",
-    "grace_s": "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS",
-    "drain_s": "DYN_GRACEFUL_SHUTDOWN_TIMEOUT",
-}
+_TRUE, _FALSE = {"1", "true", "on", "yes"}, {"0", "false", "off", "no"}
+_SCHEME = "dyn://"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrontendOptions:
-    """
-    Where to serve the OpenAI API, and for which workers.
+class FrontendOptions(argparse.Namespace):
+    """The options of ``rx-backend frontend``; its help describes each."""
 
-    Attributes:
-        discovery: How workers find each other.
-        request_plane: How requests travel.
-        http_host: Where the frontend listens.
-        http_port: Its port.
-        migration_limit: How often a request moves on to another worker when its own is lost.
-        otlp: Where traces and metrics go: a URL, ``true`` for where OpenTelemetry's variables say, or
-            ``false``; None for what ``RX_BACKEND_OTLP`` says. Of a frontend alone, those of the
-            runtime.
-
-    Raises:
-        InvalidArgument: A value is none of those that are possible; the message names it.
-    """
-
-    discovery: str = "file"
-    request_plane: str = "tcp"
-    http_host: str = "127.0.0.1"
-    http_port: int = 8000
-    migration_limit: int = 3
-    otlp: str | None = None
-
-    def __post_init__(self) -> None:
-        _one_of("discovery", self.discovery, _DISCOVERY)
-        _one_of("request_plane", self.request_plane, _PLANES)
-        if not 0 < self.http_port < 65536:
-            raise InvalidArgument(f"http_port: expected 1 to 65535, got {self.http_port}")
-        if self.otlp is not None:
-            OtlpSwitch(self.otlp, {})
-        if not 0 <= self.migration_limit < 2**32:
-            raise InvalidArgument(
-                f"migration_limit: expected 0 or more, got {self.migration_limit}"
-            )
-
-    @classmethod
-    def read(cls, given: Mapping[str, Any], environ: Mapping[str, str]) -> Self:
-        """
-        Put together what flags gave, else the environment, else the defaults.
-
-        Raises:
-            InvalidArgument: A value does not fit; the message names the flag's or variable's.
-
-        >>> FrontendOptions.read({}, {"DYN_HTTP_PORT": "8080"}).http_port
-        8080
-        """
-        values = {name: value for name, value in given.items() if value is not None}
-        for field in fields(cls):
-            variable = _VARIABLES.get(field.name)
-            text = environ.get(variable) if variable else None
-            if variable and text and field.name not in values:
-                values[field.name] = _parse(variable, text, str(field.type))
-        return cls(**values)
-
-    @staticmethod
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """Add the flags to a command's parser."""
-        add = _adder(parser)
-        add("discovery", "how workers find each other (file)", choices=_DISCOVERY)
-        add("request_plane", "how requests travel (tcp)", choices=_PLANES)
-        add("http_host", "where the frontend listens (127.0.0.1)")
-        add("http_port", "its port (8000)", type=int)
-        add(
-            "migration_limit",
-            "how often a request moves on when its worker is lost (3)",
-            type=int,
-            metavar="N",
-        )
-        add_otlp_flag(parser)
+    discovery: str
+    request_plane: str
+    http_host: str
+    http_port: int
+    migration_limit: int
+    otlp: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ServeOptions(FrontendOptions):
-    """
-    What to serve, and where.
-
-    Attributes:
-        engine: ``module:Engine``, what makes the engine.
-        mode: The worker's role: ``agg``, ``prefill`` or ``decode``.
-        namespace: First part of the worker's address.
-        component: Second part; decided by the mode when None.
-        endpoint: Third part, or all three as ``dyn://namespace.component.endpoint``.
-        pipeline: ``module:name`` of a pipeline, or of a function from a request's scope to one; the
-            standard one when None.
-        model_path: Folder with the tokenizer; see :class:`rx_backend.worker.Worker`.
-        frontend: Whether to serve the OpenAI API too.
-        coalesce: Whether chunks that wait anyway cross into the runtime together.
-        grace_s: Between leaving discovery and refusing requests, in s.
-        drain_s: For the requests in flight to end by themselves, in s.
-
-    Raises:
-        InvalidArgument: A value is none of those that are possible; the message names it.
-    """
+    """The options of ``rx-backend serve``; its help describes each."""
 
     engine: str
-    mode: str = "agg"
-    namespace: str = "dynamo"
-    component: str | None = None
-    endpoint: str = "generate"
-    pipeline: str | None = None
-    model_path: str | None = None
-    frontend: bool = False
-    coalesce: bool = True
-    grace_s: float = 5.0
-    drain_s: float = 30.0
-
-    def __post_init__(self) -> None:
-        # A class with slots is made twice, and `super()` without arguments knows the first.
-        FrontendOptions.__post_init__(self)
-        DisaggregationMode.parse(self.mode)
-        ShutdownTimes(grace_s=self.grace_s, drain_s=self.drain_s)
-        if "://" in self.endpoint and len(self.endpoint.partition("://")[2].split(".")) != 3:
-            raise InvalidArgument(
-                f"endpoint: expected a name or dyn://namespace.component.endpoint, "
-                f"got {self.endpoint!r}"
-            )
+    mode: str
+    namespace: str
+    component: str | None
+    endpoint: str
+    pipeline: str | None
+    model_path: str | None
+    frontend: bool
+    coalesce: bool
+    grace_s: float
+    drain_s: float
+    given: frozenset[str] = frozenset()
+    """The options that flags have set."""
 
     @property
     def address(self) -> tuple[str, str | None, str]:
         """Namespace, component and endpoint."""
-        if "://" in self.endpoint:
-            namespace, component, endpoint = self.endpoint.partition("://")[2].split(".")
+        if self.endpoint.startswith(_SCHEME):
+            namespace, component, endpoint = self.endpoint.removeprefix(_SCHEME).split(".")
             return namespace, component, endpoint
         return self.namespace, self.component, self.endpoint
 
-    @staticmethod
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """Add the flags to the command's parser."""
-        parser.add_argument(
-            "engine", metavar="module:Engine", help="what makes the engine when called"
-        )
-        add = _adder(parser)
-        switch = argparse.BooleanOptionalAction
-        add("mode", "role of the worker (agg)", choices=tuple(DisaggregationMode))
-        add("namespace", "first part of its address (dynamo)")
-        add("component", "second part (backend; prefill in that mode)")
-        add("endpoint", "third part, or dyn:// and all three (generate)")
-        add(
-            "pipeline",
-            "the pipeline, or a function from a request's scope to one",
-            metavar="module:name",
-        )
-        add("model_path", "folder with the tokenizer (a made-up one)", metavar="DIR")
-        add("coalesce", "let waiting chunks travel together (yes)", action=switch, default=None)
-        add("grace_s", "from leaving discovery to refusing requests (5)", type=float, metavar="S")
-        add("drain_s", "for requests in flight to end by themselves (30)", type=float, metavar="S")
-        add("frontend", "serve the OpenAI API too (no)", action=switch, default=None)
-        FrontendOptions.add_arguments(parser)
+    def check(self) -> None:
+        """
+        Check the flags against each other.
+
+        Raises:
+            InvalidArgument: One contradicts another, or has no effect; the message names both.
+        """
+        idle = self.given & {"--http-host", "--http-port", "--migration-limit"}
+        if idle and not self.frontend:
+            raise InvalidArgument(f"{', '.join(sorted(idle))}: no effect without --frontend")
+        parts = self.given & {"--namespace", "--component"}
+        if parts and self.endpoint.startswith(_SCHEME):
+            raise InvalidArgument(f"{', '.join(sorted(parts))}: contradicts the endpoint's dyn://")
 
 
-def _adder(parser: argparse.ArgumentParser) -> Callable[..., None]:
-    """Return a function that adds an option's flag, with the name of its variable in the help."""
+def add_frontend_options(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
+    """Add the options of a frontend to a command's parser; *environ* has the variables."""
+    add = _adder(parser, environ)
+    discovery = _one_of("file", "etcd", "mem", "kubernetes")
+    add("--discovery", "DYN_DISCOVERY_BACKEND", "file", discovery, "how workers find each other")
+    plane = _one_of("tcp", "nats")
+    add("--request-plane", "DYN_REQUEST_PLANE", "tcp", plane, "how requests travel: tcp or nats")
+    add("--http-host", "DYN_HTTP_HOST", "127.0.0.1", str, "where the frontend listens")
+    add("--http-port", "DYN_HTTP_PORT", 8000, _whole(1, 65535), "its port")
+    moves = "how often a request moves to another worker when its own is lost"
+    add("--migration-limit", "DYN_MIGRATION_LIMIT", 3, _whole(0, 2**32 - 1), moves)
+    add_otlp_flag(parser)
 
-    def add(name: str, help: str, **more: Any) -> None:
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, help=f"{help} [{_VARIABLES[name]}]", **more)
+
+def add_serve_options(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
+    """Add the options of a worker to a command's parser; *environ* has the variables."""
+    add = _adder(parser, environ)
+    parser.add_argument("engine", metavar="module:Engine", help="called to make the engine")
+    mode = _one_of("agg", "prefill", "decode")
+    add("--mode", "DYN_DISAGGREGATION_MODE", "agg", mode, "role of the worker")
+    add("--namespace", "DYN_NAMESPACE", "dynamo", str, "first part of its address")
+    add("--component", "DYN_COMPONENT", None, str, "second part (backend; prefill in that mode)")
+    endpoint = _checked(f"a name or {_SCHEME}namespace.component.endpoint", _endpoint)
+    add("--endpoint", "DYN_ENDPOINT", "generate", endpoint, f"third part, or {_SCHEME} and all")
+    pipeline = "module:name of a pipeline, or of a function from a request's scope to one"
+    add("--pipeline", "RX_BACKEND_PIPELINE", None, str, pipeline)
+    add("--model-path", "DYN_MODEL_PATH", None, str, "folder with the tokenizer (a made-up one)")
+    add("--coalesce", "RX_BACKEND_COALESCE", True, _switch, "let waiting chunks travel together")
+    seconds, grace = _checked("seconds from 0", _seconds), "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS"
+    add("--grace-s", grace, 5.0, seconds, "seconds from leaving discovery to refusing requests")
+    drain = "DYN_GRACEFUL_SHUTDOWN_TIMEOUT"
+    add("--drain-s", drain, 30.0, seconds, "seconds for requests in flight to finish")
+    add("--frontend", "RX_BACKEND_FRONTEND", False, _switch, "serve the OpenAI API too")
+    add_frontend_options(parser, environ)
+
+
+class _Variable(str):
+    """The text of an environment variable, which knows the variable's name."""
+
+    __slots__ = ("name",)
+    name: str
+
+
+class _Store(argparse.Action):
+    """Stores a flag's value, and that the flag was given."""
+
+    def __call__(
+        self, _: object, options: argparse.Namespace, value: Any, flag: Any = None
+    ) -> None:
+        setattr(options, self.dest, value)
+        options.given = frozenset({flag, *getattr(options, "given", ())})
+
+
+def _adder(
+    parser: argparse.ArgumentParser, environ: Mapping[str, str]
+) -> Callable[[str, str, object, _Type, str], None]:
+    """Return a function that adds an option with its environment variable."""
+
+    def add(flag: str, variable: str, default: object, type: _Type, help: str) -> None:
+        shown = "" if default is None else f" ({default})".lower()
+        text = help + shown + f" [{variable}]"
+        if environ.get(variable):
+            default = _Variable(environ[variable])
+            default.name = variable
+        if type is _switch:
+            on_off = argparse.BooleanOptionalAction
+            parser.add_argument(flag, action=on_off, default=default, help=text).type = type
+        else:
+            parser.add_argument(flag, action=_Store, default=default, help=text, type=type)
 
     return add
 
 
-def _parse(variable: str, text: str, type_name: str) -> Any:
-    try:
-        if type_name == "bool":
-            return _boolean(text)
-        if type_name in {"int", "float"}:
-            return int(text) if type_name == "int" else float(text)
-    except ValueError:
-        raise InvalidArgument(f"{variable}: expected {type_name}, got {text!r}") from None
+def _checked(expected: str, convert: _Type) -> _Type:
+    """Return a type for `argparse` whose error says what was expected, and where the text is from."""
+
+    def check(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError:
+            source = f" from {text.name}" if isinstance(text, _Variable) else ""
+            message = f"expected {expected}, got {str(text)!r}{source}"
+            raise argparse.ArgumentTypeError(message) from None
+
+    return check
+
+
+def _one_of(*names: str) -> _Type:
+    return _checked(f"one of {', '.join(names)}", lambda text: names[names.index(text)])
+
+
+def _whole(low: int, high: int) -> _Type:
+    def convert(text: str) -> int:
+        if not low <= int(text) <= high:
+            raise ValueError(text)
+        return int(text)
+
+    return _checked(f"a whole number from {low} to {high}", convert)
+
+
+def _seconds(text: str) -> float:
+    if not 0 <= float(text) < math.inf:
+        raise ValueError(text)
+    return float(text)
+
+
+def _endpoint(text: str) -> str:
+    if "://" in text and not (text.startswith(_SCHEME) and text.count(".") == 2):
+        raise ValueError(text)
     return text
 
 
@@ -218,6 +192,4 @@ def _boolean(text: str) -> bool:
     return text.lower() in _TRUE
 
 
-def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise InvalidArgument(f"{name}: expected one of {', '.join(valid)}, got {value!r}")
+_switch = _checked("true or false", _boolean)

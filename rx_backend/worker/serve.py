@@ -1,4 +1,4 @@
-"""The command ``rx-backend serve``: a worker, and on request the frontend beside it."""
+"""The command ``rx-backend serve``: a worker, optionally with a frontend beside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from operators import Pipeline
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.dynamo import from_any_engine
 from rx_backend.engine import EngineConfig, LLMEngine
-from rx_backend.errors import BackendError, InvalidArgument
+from rx_backend.errors import BackendError, Disconnected, InvalidArgument
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.telemetry import configure_logs
 from rx_backend.telemetry.switch import OtlpSwitch, telling
@@ -22,35 +22,35 @@ from rx_backend.testing.engine_loading import load_object
 from rx_backend.worker.dynamo_runtime import DynamoRuntime
 from rx_backend.worker.frontend import log_warnings_only, until_listed
 from rx_backend.worker.options import ServeOptions
+from rx_backend.worker.process import run_on_fast_loop
 from rx_backend.worker.shutdown import Shutdown, ShutdownTimes
 from rx_backend.worker.worker import Worker
 
-__all__ = ("prepare",)
+__all__ = ("prepare_worker",)
 
 Say = Callable[[str], object]
 
 
-def prepare(options: ServeOptions) -> Callable[[Say], None]:
+def prepare_worker(options: ServeOptions) -> Callable[[Say], None]:
     """
-    Load what is to be served; the result serves it until a signal ends it.
+    Load the engine and the pipeline; return a function that serves them until a signal.
 
-    An engine that takes an argument ``mode`` is given the worker's role. What makes the engine may be
-    asynchronous, and the engine may be one of Dynamo's kind, see `from_any_engine`. The result wants a
-    function that is told, a line at a time, what a user should know. It raises a ``BackendError``
-    when the engine's start fails, or the runtime can't be had or is lost.
-
-    Args:
-        options: What to serve, and where.
+    That takes a function for its output, line by line, and raises a ``BackendError`` when the
+    engine's start fails, or the runtime is not available or lost. An engine that takes an argument
+    ``mode`` gets the worker's role. The named function may be asynchronous, and the engine may be
+    one of Dynamo's kind, see `from_any_engine`.
 
     Raises:
-        InvalidArgument: The engine or the pipeline can't be loaded, there is no such model folder, or
-            telemetry can't be switched on.
+        InvalidArgument: Options contradict each other, the engine or the pipeline can't be loaded,
+            the model folder has no model, or telemetry can't be set up.
     """
+    options.check()
     namespace, component, endpoint = options.address
+    mode = DisaggregationMode.parse(options.mode)
     shutdown = Shutdown()
     worker = Worker(
         _engine(options),
-        mode=options.mode,
+        mode=mode,
         pipeline=_pipeline(options),
         namespace=namespace,
         component=component,
@@ -61,10 +61,9 @@ def prepare(options: ServeOptions) -> Callable[[Say], None]:
         probe=_probe(),
         shutdown=shutdown,
     )
-    # After the engine was loaded, which may have set logging up; before the runtime has its `DYN_LOG`.
+    # After the engine was loaded, which may set up logging; before the runtime has its `DYN_LOG`.
     configure_logs(whole_process=True)
     switch = OtlpSwitch(options.otlp, os.environ)
-    mode = DisaggregationMode.parse(options.mode)
     telemetry = switch.configure("" if mode is DisaggregationMode.AGGREGATED else mode.value)
 
     def run(say: Say) -> None:
@@ -72,7 +71,7 @@ def prepare(options: ServeOptions) -> Callable[[Say], None]:
         # How long the runtime waits for requests when it ends by itself, as without etcd.
         os.environ.setdefault(_OWN_DRAIN_S, str(max(1, math.ceil(options.drain_s))))
         with telling(telemetry, say):
-            asyncio.run(_serve(options, worker, shutdown, switch, say))
+            run_on_fast_loop(_serve(options, worker, shutdown, switch, say))
 
     return run
 
@@ -83,7 +82,7 @@ def _engine(options: ServeOptions) -> LLMEngine:
         takes_mode = "mode" in inspect.signature(factory).parameters
         made = factory(mode=options.mode) if takes_mode else factory()
         if inspect.isawaitable(made):
-            made = asyncio.run(_awaited(made))
+            made = asyncio.run(_result(made))
         return from_any_engine(made)
     except Exception as error:
         raise InvalidArgument(
@@ -91,12 +90,12 @@ def _engine(options: ServeOptions) -> LLMEngine:
         ) from error
 
 
-async def _awaited(made: Awaitable[object]) -> object:
+async def _result(made: Awaitable[object]) -> object:
     return await made
 
 
 def _pipeline(options: ServeOptions) -> PipelineSource:
-    """Load what ``--pipeline`` names: a pipeline, or a function from the scope to one."""
+    """Load what ``--pipeline`` names."""
     if options.pipeline is None:
         return standard_pipeline
     found = load_object(options.pipeline, "pipeline")
@@ -126,32 +125,38 @@ async def _serve(
         if options.frontend:
             hint = asyncio.create_task(_hint(options, model, say))
 
-    failure: BaseException | None = None
+    failure: BackendError | None = None
     try:
         await worker.run(runtime=runtime, on_ready=ready)
     except BackendError as error:
         failure = error
     finally:
         await _ended(hint, 0.0)
-        # Without the frontend the runtime is gone too: so its error is the one to tell.
-        failure = await _ended(frontend, _FRONTEND_END_S) or failure
+        cause = await _ended(frontend, _FRONTEND_END_S)
+    if failure is None or isinstance(failure, Disconnected):
+        # A frontend that fails takes the runtime with it.
+        failure = cause or failure
     if failure is not None:
         raise failure
 
 
 async def _frontend(runtime: DynamoRuntime, options: ServeOptions, shutdown: Shutdown) -> None:
-    """Serve HTTP; when that ends, so does the worker."""
+    """Serve HTTP; its end is the worker's end too."""
     try:
         await runtime.serve_http(
             options.http_host, options.http_port, migration_limit=options.migration_limit
         )
+    except BackendError:
+        # A shutdown cancels what the frontend waits for, which it reports as errors.
+        if not shutdown.asked.is_set:
+            raise
     finally:
         if not shutdown.asked.is_set:
             shutdown.request()
 
 
 async def _hint(options: ServeOptions, model: str, say: Say) -> None:
-    """Say how to ask the model something, once it answers."""
+    """Print a command that asks the model, once it is listed."""
     await until_listed(options.http_host, options.http_port, model)
     say(
         f"curl -N http://{options.http_host}:{options.http_port}/v1/chat/completions "
@@ -161,8 +166,8 @@ async def _hint(options: ServeOptions, model: str, say: Say) -> None:
     )
 
 
-async def _ended(task: asyncio.Task[None] | None, seconds: float) -> BaseException | None:
-    """Wait for a task's end, but not for long; what it failed with."""
+async def _ended(task: asyncio.Task[None] | None, seconds: float) -> BackendError | None:
+    """Wait at most *seconds* for a task, and return the error that it failed with."""
     if task is None:
         return None
     await asyncio.wait({task}, timeout=seconds)
@@ -172,7 +177,7 @@ async def _ended(task: asyncio.Task[None] | None, seconds: float) -> BaseExcepti
 
 
 def _probe() -> dict[str, Any] | None:
-    """The health check's request that the environment names, as Dynamo's own workers read it."""
+    """Return the health check's request in the environment, read as Dynamo's own workers do."""
     if not os.environ.get("DYN_HEALTH_CHECK_PAYLOAD"):
         return None
     from dynamo.health_check import (  # noqa: PLC0415 - only workers need the runtime

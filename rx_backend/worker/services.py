@@ -1,4 +1,4 @@
-"""What the runtime needs beside it, etcd and NATS: where they are, and waiting until they answer."""
+"""The services that the runtime connects to, etcd and NATS: where they are, and waiting for them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _TRY_S, _POLL_S = 5.0, 0.25
 @dataclass(frozen=True, slots=True)
 class Service:
     """
-    A service and where it is.
+    A service and its addresses.
 
     >>> str(Service("etcd", "ETCD_ENDPOINTS", "http://me:secret@a:1,http://b:2"))
     'etcd at http://a:1,http://b:2 (ETCD_ENDPOINTS)'
 
     Attributes:
-        name: What it is called.
-        variable: The environment's name of its addresses.
-        addresses: As the variable has them, with commas in between; one that answers is enough.
+        name: Its name.
+        variable: The environment variable with its addresses.
+        addresses: Separated by commas; one that answers is enough.
         port: The port of an address without one.
         patience_s: How long to wait for it, in seconds.
     """
@@ -41,7 +41,7 @@ class Service:
     patience_s: float = _PATIENCE_S
 
     def __str__(self) -> str:
-        """Say what it is and where, without passwords."""
+        """Return name and addresses, without passwords."""
         return f"{self.name} at {re.sub('//[^@,]*@', '//', self.addresses)} ({self.variable})"
 
     @property
@@ -58,46 +58,39 @@ class Service:
 
 def services(discovery: str, request_plane: str, environ: Mapping[str, str]) -> list[Service]:
     """
-    List what the runtime will connect to when it is made.
+    Return the services that the runtime will connect to, given the environment.
 
     >>> [str(one) for one in services("etcd", "tcp", {})]
     ['etcd at http://localhost:2379 (ETCD_ENDPOINTS)']
     >>> [str(one) for one in services("file", "nats", {"NATS_SERVER": "nats://queue:4222"})]
     ['NATS at nats://queue:4222 (NATS_SERVER)']
-
-    Args:
-        discovery: How workers find each other.
-        request_plane: How requests travel.
-        environ: The environment, which decides about the event plane too.
     """
     found: list[Service] = []
     if discovery == "etcd":
         addresses = environ.get("ETCD_ENDPOINTS", "http://localhost:2379")
-        patience_s = _patience_s(environ.get("ETCD_STARTUP_CONNECT_TIMEOUT_SECONDS"))
-        found.append(Service("etcd", "ETCD_ENDPOINTS", addresses, 2379, patience_s))
+        found.append(Service("etcd", "ETCD_ENDPOINTS", addresses, 2379, _patience(environ, "ETCD")))
     events = environ.get("DYN_EVENT_PLANE", "").strip().lower()
     if "nats" in {request_plane, events} or "NATS_SERVER" in environ:
         addresses = environ.get("NATS_SERVER", "nats://localhost:4222")
-        patience_s = _patience_s(environ.get("NATS_STARTUP_CONNECT_TIMEOUT_SECONDS"))
-        found.append(Service("NATS", "NATS_SERVER", addresses, 4222, patience_s))
+        found.append(Service("NATS", "NATS_SERVER", addresses, 4222, _patience(environ, "NATS")))
     return found
 
 
 async def until_reachable(service: Service) -> None:
     """
-    Wait until one of the service's addresses takes a connection.
+    Wait until one of the service's addresses accepts a connection.
 
-    An address that can't be read is left for the runtime to complain about.
+    An address that can't be parsed is left to the runtime.
 
     Raises:
-        CannotConnect: None did for as long as the service's patience lasts.
+        CannotConnect: None did within ``patience_s``.
     """
     if not service.places or await _answers(service):
         return
-    _log.warning("a service does not answer yet", service=str(service), wait_s=service.patience_s)
+    _log.warning("service does not answer yet", service=str(service), wait_s=service.patience_s)
     try:
         async with asyncio.timeout(service.patience_s):
-            while not await _answers(service):  # noqa: ASYNC110 - nobody tells
+            while not await _answers(service):  # noqa: ASYNC110 - no event to wait for
                 await asyncio.sleep(_POLL_S)
     except TimeoutError:
         raise CannotConnect(f"{service}: no connection within {service.patience_s:g} s") from None
@@ -115,9 +108,10 @@ async def _answers(service: Service) -> bool:
     return False
 
 
-def _patience_s(text: str | None) -> float:
-    """Read a number of seconds; what the runtime would not take counts for nothing here either."""
-    return float(text) if text and text.isascii() and text.isdigit() and int(text) else _PATIENCE_S
+def _patience(environ: Mapping[str, str], name: str) -> float:
+    """Read a number of seconds as the runtime does, which ignores any other text."""
+    text = environ.get(f"{name}_STARTUP_CONNECT_TIMEOUT_SECONDS", "")
+    return float(text) if text.isascii() and text.isdigit() and int(text) else _PATIENCE_S
 
 
 _log = get_logger(__name__)

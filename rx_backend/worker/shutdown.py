@@ -1,19 +1,28 @@
-"""How a worker is asked to end, and how long each step of the end may take."""
+"""How a worker's shutdown is requested, and how long each of its steps may take."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+import os
 import signal
+import threading
 from collections.abc import Awaitable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
 from rx_backend.context import LatchedSignal, RequestContext
 from rx_backend.errors import InvalidArgument
 
-__all__ = ("Shutdown", "ShutdownTimes", "signals_to", "wait_with_deadline")
+__all__ = (
+    "EventLoopBlocked",
+    "Shutdown",
+    "ShutdownTimes",
+    "exit_unless_done",
+    "signals_to",
+    "wait_with_deadline",
+)
 
 T = TypeVar("T")
 
@@ -21,23 +30,26 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShutdownTimes:
     """
-    How long each step of a graceful end may take, in seconds.
+    How long each step of a graceful shutdown may take, in seconds.
 
     Attributes:
         grace_s: Between leaving discovery and refusing requests: routers need a moment to notice.
-        drain_s: For the requests in flight to end by themselves.
-        unwind_s: For what is told to stop: requests left over then, and a forced ``cleanup``.
+        drain_s: For requests in flight to finish.
+        unwind_s: For stopped requests to unwind, for ``cleanup`` after a forced shutdown, and for a
+            blocked event loop to respond.
         settle_s: For ``is_quiescent`` in prefill mode, and for ``drain``; each has this long.
-        poll_s: Between two questions of ``is_quiescent``.
+        cleanup_s: For ``cleanup``.
+        poll_s: Between two calls of ``is_quiescent``.
 
     Raises:
-        InvalidArgument: A time is negative or no number; the message names it.
+        InvalidArgument: A time is negative or not a number; the message names it.
     """
 
     grace_s: float = 5.0
     drain_s: float = 30.0
     unwind_s: float = 5.0
     settle_s: float = 30.0
+    cleanup_s: float = 30.0
     poll_s: float = 0.1
 
     def __post_init__(self) -> None:
@@ -49,9 +61,9 @@ class ShutdownTimes:
 
 class Shutdown:
     """
-    The wish that a worker end: asked once gracefully, asked again by force.
+    A request to shut down: graceful at first, forced when it is made again.
 
-    Safe to ask from any thread.
+    Safe to use from any thread.
 
     >>> shutdown = Shutdown()
     >>> shutdown.request()
@@ -60,53 +72,118 @@ class Shutdown:
     >>> shutdown.request()
     >>> shutdown.forced.is_set
     True
+
+    Attributes:
+        started: Whether the engine's ``start`` is over.
     """
 
     def __init__(self) -> None:
-        # The same two levels as a request's: stop, and kill.
-        self._levels = RequestContext("worker")
-        self.asked: LatchedSignal = self._levels.stopped()
-        self.forced: LatchedSignal = self._levels.killed()
+        # The same two signals as a request's: stop, and kill.
+        self._signals = RequestContext("worker")
+        self.asked: LatchedSignal = self._signals.stopped()
+        self.forced: LatchedSignal = self._signals.killed()
+        self.started = False
 
     def request(self) -> None:
-        """Ask for the end; a second time: at once."""
+        """Request a graceful shutdown; the second time, a forced one."""
         if self.asked.is_set:
-            self._levels.kill()
+            self._signals.kill()
         else:
-            self._levels.stop_generating()
+            self._signals.stop_generating()
+
+
+class EventLoopBlocked(BaseException):
+    """Raised by a signal inside an engine's ``start`` that blocks the event loop."""
 
 
 @contextmanager
-def signals_to(shutdown: Shutdown) -> Generator[None]:
+def signals_to(shutdown: Shutdown, *, unwind_s: float = 5.0) -> Generator[None]:
     """
-    Have SIGTERM and SIGINT ask for the end while the block runs; of a running loop's main thread.
+    Let SIGTERM and SIGINT request the shutdown while the block runs; in the main thread only.
 
-    A third signal does what it does to any program: it ends the process.
+    A third signal ends the process as it does by default. Where the engine's ``start`` blocks the
+    event loop, `EventLoopBlocked` is raised inside it after *unwind_s* seconds; if it does not
+    return after as many more, the process exits with code 1.
     """
-    loop = asyncio.get_running_loop()
-    installed = {signal.SIGTERM, signal.SIGINT}
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    blocked = _BlockedLoop(asyncio.get_running_loop(), unwind_s)
 
-    def let_go() -> None:
-        while installed:
-            loop.remove_signal_handler(installed.pop())
+    def handle(*_: object) -> None:
+        if blocked.is_interrupting():
+            raise EventLoopBlocked
+        shutdown.request()
+        if shutdown.forced.is_set:
+            restore(dict.fromkeys(numbers, signal.SIG_DFL))
+        elif not shutdown.started:
+            blocked.watch()
 
-    for number in sorted(installed):
-        loop.add_signal_handler(number, shutdown.request)
-    undo = shutdown.forced.listen(let_go)
+    def restore(handlers: dict[signal.Signals, object]) -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    restore(dict.fromkeys(numbers, handle))
     try:
         yield
     finally:
-        undo()
-        let_go()
+        restore({number: handler or signal.SIG_DFL for number, handler in before.items()})
+
+
+class _BlockedLoop:
+    """Interrupts what blocks an event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, patience_s: float) -> None:
+        self._loop = loop
+        self._patience_s = patience_s
+        self._responded = threading.Event()
+        self._interrupting = False
+
+    def watch(self) -> None:
+        """Interrupt the main thread unless the loop responds in time."""
+        self._loop.call_soon_threadsafe(self._responded.set)
+        threading.Thread(target=self._watch, name="rx-backend-blocked", daemon=True).start()
+
+    def is_interrupting(self) -> bool:
+        """Whether the signal being handled is that of :meth:`watch`, which the loop still needs."""
+        interrupting, self._interrupting = self._interrupting, False
+        return interrupting and not self._responded.is_set()
+
+    def _watch(self) -> None:
+        if self._responded.wait(self._patience_s):
+            return
+        self._interrupting = True
+        main = threading.main_thread().ident
+        if main is not None:
+            signal.pthread_kill(main, signal.SIGTERM)
+        if not self._responded.wait(self._patience_s):
+            _exit("the engine's start blocks the event loop and can't be interrupted")
+
+
+@contextmanager
+def exit_unless_done(seconds: float, what: str) -> Generator[None]:
+    """End the process with exit code 1 if the block takes longer, even where it blocks the loop."""
+    timer = threading.Timer(seconds, _exit, [f"{what} did not end within {seconds:g} s"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _exit(why: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"rx-backend: error: {why}; the process exits\n".encode())
+    os._exit(1)
 
 
 async def wait_with_deadline(
     step: Awaitable[T], seconds: float | None, give_up: LatchedSignal
 ) -> T:
     """
-    Wait for *step*, at most so many seconds, and no longer once *give_up* is set.
+    Wait for *step*, at most *seconds*, and no longer once *give_up* is set.
 
-    The step runs in the caller's own task, so that what it opens may be closed by a later step.
+    The step runs in the caller's own task, so that a later step may close what it opens.
 
     Raises:
         TimeoutError: The step was given up, and cancelled.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from rx_backend.adapter import EngineAdapter
@@ -16,11 +15,10 @@ from rx_backend.errors import EngineShutdown, InvalidArgument, to_dynamo
 from rx_backend.logger import get_logger
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.worker.dynamo_runtime import DynamoRuntime
-from rx_backend.worker.gate import RequestGate
-from rx_backend.worker.interpreter import switching_within
+from rx_backend.worker.incoming import RequestGate, with_checks
 from rx_backend.worker.lifecycle import Lifecycle
-from rx_backend.worker.model_files import shared_model_folder, write_model_files
-from rx_backend.worker.probing import with_probes
+from rx_backend.worker.model_files import has_model_files, shared_model_folder
+from rx_backend.worker.process import freeze_heap, switching_within, thawed_afterwards
 from rx_backend.worker.shutdown import Shutdown, ShutdownTimes, signals_to
 
 __all__ = ("Worker",)
@@ -30,30 +28,33 @@ class Worker:
     """
     Serves an engine on NVIDIA Dynamo's runtime, from ``start`` to ``cleanup``.
 
-    SIGTERM or SIGINT end it gracefully: it leaves discovery, waits out a grace period, lets the
-    requests in flight end, and cleans up. A second signal forces the end, a third ends the process.
-    While it coalesces, the interpreter switches threads every 0.2 ms, not every 5 ms, so that the
-    runtime's threads get their turn.
+    SIGTERM or SIGINT shut it down gracefully: it leaves discovery, waits for a grace period, lets
+    the requests in flight finish, and cleans up. A second signal forces the shutdown, a third ends
+    the process. A ``cleanup`` that can't be stopped at its deadline ends it too, with exit code 1.
+
+    While it runs, the interpreter switches threads every 0.2 ms instead of every 5 ms where chunks
+    are coalesced, and the garbage collector leaves alone what was there when the engine had started.
 
     Args:
-        engine: The engine; the worker starts it and cleans it up, exactly once.
+        engine: The engine; the worker starts it and cleans it up, each once.
         mode: The worker's role, or its name: ``agg``, ``prefill`` or ``decode``.
-        pipeline: Makes a request's list of operators from its scope.
+        pipeline: A pipeline, or a function that returns one from a request's scope.
         namespace: First part of the worker's address.
-        component: Second part; ``prefill`` in that mode and else ``backend`` when left out.
+        component: Second part; by default ``prefill`` in that mode, else ``backend``.
         endpoint: Third part.
         discovery: How workers find each other, see :class:`DynamoRuntime`.
         request_plane: How requests travel: ``tcp`` or ``nats``.
-        model_path: Folder with the tokenizer and its chat template. When left out: the engine's
-            model name where that is a folder, else a made-up tokenizer, see
-            :func:`write_model_files`.
-        coalesce: Whether chunks that are waiting anyway cross into the runtime together.
-        times: How long each step of the end may take.
-        probe: The health check's request; the engine's own when left out.
-        shutdown: Asks for the end; one of its own when left out.
+        model_path: Folder with the tokenizer and its chat template. By default the engine's model
+            name where that is a folder with ``config.json`` or ``tokenizer.json``, else a made-up
+            tokenizer, see :func:`write_model_files`.
+        coalesce: Whether chunks that wait for the runtime travel together.
+        times: How long each step of the shutdown may take.
+        probe: The health check's request; by default the engine's own.
+        shutdown: Requests the shutdown, beside the signals.
 
     Raises:
-        InvalidArgument: Unknown *mode*, a *pipeline* that can't be called, or no such *model_path*.
+        InvalidArgument: Unknown *mode*, a *pipeline* that can't be called, or a *model_path* that
+            is not a folder with ``config.json`` or ``tokenizer.json``.
 
     To run it, in a program of your own::
 
@@ -84,13 +85,17 @@ class Worker:
             endpoint,
         )
         self._transport = (discovery, request_plane)
-        if model_path is not None and not Path(model_path).is_dir():
-            raise InvalidArgument(f"model_path: expected a folder, got {str(model_path)!r}")
+        if model_path is not None and not has_model_files(model_path):
+            raise InvalidArgument(
+                "model_path: expected a folder with config.json or tokenizer.json, "
+                f"got {str(model_path)!r}"
+            )
         self._model_path = None if model_path is None else str(model_path)
         self._coalesce = coalesce
         self._times = times or ShutdownTimes()
         self._probe = probe
         self._shutdown = shutdown or Shutdown()
+        self._context_length: int | None = None
 
     async def run(
         self,
@@ -99,57 +104,57 @@ class Worker:
         on_ready: Callable[[EngineConfig], None] | None = None,
     ) -> None:
         """
-        Serve until the end is asked for. Runs in the main thread, for the signals.
+        Serve until shutdown is requested; in the main thread, for the signals.
 
         Args:
-            runtime: The runtime to serve on; one of its own when left out. It is shut down.
-            on_ready: Called when the worker can be reached and its model is registered.
+            runtime: The runtime to serve on, which is shut down; by default one of its own.
+            on_ready: Called once the worker is reachable and its model is registered.
 
         Raises:
-            BackendError: The runtime can't be had or was lost, the engine's ``start`` or
+            BackendError: The runtime can't be created or was lost, the engine's ``start`` or
                 ``cleanup`` failed, or the model could not be registered.
         """
         if runtime is None:
             runtime = await DynamoRuntime.connect(*self._transport)
         gate = RequestGate(_refusal)
         handler = serving(self._adapter, coalesce=self._coalesce, inside=gate.admit)
+
+        def ready(config: EngineConfig) -> None:
+            freeze_heap()
+            if on_ready is not None:
+                on_ready(config)
+
         with ExitStack() as stack:
-            stack.enter_context(signals_to(self._shutdown))
+            stack.enter_context(signals_to(self._shutdown, unwind_s=self._times.unwind_s))
+            stack.enter_context(thawed_afterwards())
             if self._coalesce:
-                # What pulls ahead keeps the event loop busy.
+                # Pulling ahead keeps the event loop busy.
                 stack.enter_context(switching_within(_SWITCH_S))
-            folder = stack.enter_context(TemporaryDirectory(prefix="rx-backend-model-"))
             lifecycle = Lifecycle(
                 self._adapter.engine,
                 runtime.endpoint(*self._place),
-                with_probes(handler),
+                with_checks(handler, lambda: self._context_length),
                 gate,
                 self._shutdown,
                 mode=self._adapter.mode,
                 times=self._times,
-                model_path=lambda config: self._folder_of(config, Path(folder)),
+                model_path=self._folder_of,
                 probe=self._probe,
             )
-            await lifecycle.run(on_ready or _nothing)
+            await lifecycle.run(ready)
 
-    def _folder_of(self, config: EngineConfig, spare: Path) -> str:
+    def _folder_of(self, config: EngineConfig) -> str:
+        self._context_length = config.context_length
         if self._model_path is not None:
             return self._model_path
-        if Path(config.model).is_dir():
+        if has_model_files(config.model):
             return config.model
-        _log.warning("no model_path: the tokenizer is a made-up one", model=config.model)
-        try:
-            return str(shared_model_folder(config.context_length))
-        except (OSError, RuntimeError) as error:
-            _log.warning("the tokenizer is not shared with other workers", error=repr(error))
-            return str(write_model_files(spare, config.context_length))
+        _log.warning("no model_path: using a made-up tokenizer", model=config.model)
+        return str(shared_model_folder(config.context_length))
 
 
 def _refusal() -> Exception:
     return to_dynamo(EngineShutdown("the worker is shutting down"))
-
-
-def _nothing(_: EngineConfig) -> None: ...
 
 
 _SWITCH_S = 0.0002

@@ -143,7 +143,7 @@ def _running(
     port = free_port()
     command, *rest = arguments
     process = subprocess.Popen(
-        [sys.executable, "-m", "rx_backend.cli", command, "--http-port", str(port), *rest],
+        [sys.executable, "-m", "rx_backend.cli", command, *rest],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -153,6 +153,7 @@ def _running(
             **meet(folder),
             "DYN_TCP_RESPONSE_STREAM_HOST": "127.0.0.1",
             "DYN_TCP_RPC_HOST": "127.0.0.1",
+            "DYN_HTTP_PORT": str(port),
             "HOME": str(folder),
             "NO_COLOR": "1",
             "TMPDIR": str(folder),

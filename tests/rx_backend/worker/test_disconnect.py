@@ -120,8 +120,9 @@ def test_an_engine_that_holds_its_task_is_closed(tmp_path: Path, engine: str) ->
 
     with serve(tmp_path, engine, *flags) as served:
         served.line("curl -N", START_S)
-        asyncio.run(leave_all(served.port))
-        until(lambda: 0 < served.count("opened") == served.count("closed"), served)
+        while not served.count("opened"):  # on a busy machine all may have left too early
+            asyncio.run(leave_all(served.port))
+        until(lambda: served.count("opened") == served.count("closed"), served)
         asked_at = time.monotonic()
         served.signal()
         assert served.ended() == 0

@@ -22,10 +22,10 @@ from rx_backend import (
     Unknown,
 )
 from rx_backend.testing import run_virtual
-from rx_backend.worker import Lifecycle, ModelEntry, RequestGate, Shutdown, ShutdownTimes
-from rx_backend.worker.runtime import Handler
+from rx_backend.worker import Lifecycle, RequestGate, Shutdown, ShutdownTimes
+from rx_backend.worker.incoming import Handler
 
-TIMES = ShutdownTimes(grace_s=5, drain_s=30, unwind_s=3, settle_s=20, poll_s=1)
+TIMES = ShutdownTimes(grace_s=5, drain_s=30, unwind_s=3, settle_s=20, cleanup_s=9, poll_s=1)
 
 
 class Place:
@@ -37,7 +37,9 @@ class Place:
         self.diary: list[tuple[float, str]] = []
         self.lost = asyncio.Event()
         self.fails_at: str | None = None
-        self.entries: list[ModelEntry] = []
+        self.paths: list[str] = []
+        self.listed = True
+        self.restored_at = 0.0
         self.probes: list[Mapping[str, Any] | None] = []
 
     def note(self, what: str) -> None:
@@ -57,9 +59,16 @@ class Place:
     async def reachable(self) -> None:
         self.note("reachable")
 
-    async def register(self, model: ModelEntry) -> None:
+    async def register(self, config: EngineConfig, mode: DisaggregationMode, path: str) -> None:
         self.note("register")
-        self.entries.append(model)
+        self.paths.append(path)
+
+    def is_listed(self) -> bool:
+        return self.listed
+
+    async def restore(self) -> None:
+        self.note("restore")
+        self.listed = asyncio.get_running_loop().time() >= self.restored_at
 
     async def leave(self) -> None:
         self.note("leave")
@@ -159,9 +168,10 @@ class Life:
 
     async def live(self) -> BackendError | None:
         engine: Any = self.engine
+        place: Any = self.place
         lifecycle = Lifecycle(
             engine,
-            self.place,
+            place,
             self.handler,
             self.gate,
             self.shutdown,
@@ -198,7 +208,7 @@ def test_the_steps_come_in_order_and_take_their_time() -> None:
             (17, "shutdown"),
         ]
         assert [config.model for config in life.ready] == ["m"]
-        assert life.place.entries[0].path == "/models/m"
+        assert life.place.paths == ["/models/m"]
         assert life.place.probes == [{"token_ids": [1]}]
 
     run_virtual(main())
@@ -280,7 +290,7 @@ def test_a_cleanup_that_hangs_is_given_up_when_forced() -> None:
         life.at(20, life.shutdown.request)
         error = await life.live()
         assert isinstance(error, ResponseTimeout)
-        assert "3 s" in error.message
+        assert error.message == "cleanup did not end within 8 s"
         assert life.place.diary[-1] == (23, "shutdown")
 
     run_virtual(main())
@@ -358,10 +368,10 @@ def test_a_worker_that_fails_lets_nothing_more_in(fails: str, late: float) -> No
         life.at(late, lambda: life.send(refused))
         life.at(60, in_flight.stopped.set)
 
-        async def register(model: ModelEntry) -> None:
+        async def register(config: EngineConfig, mode: DisaggregationMode, path: str) -> None:
             await asyncio.sleep(10)
             if fails == "register":
-                raise CannotConnect(f"register {model.path}")
+                raise CannotConnect(f"register {path}")
 
         class Unready(list[EngineConfig]):
             def append(self, config: EngineConfig) -> None:
@@ -376,6 +386,61 @@ def test_a_worker_that_fails_lets_nothing_more_in(fails: str, late: float) -> No
         assert isinstance(await life.live(), CannotConnect | Disconnected)
         assert in_flight.items == ["first", "cancelled"]
         assert (refused.items, type(refused.error)) == ([], EngineShutdown)
+
+    run_virtual(main())
+
+
+def test_a_cleanup_that_hangs_has_a_deadline() -> None:
+    """Nobody has to force it."""
+
+    async def main() -> None:
+        life = Life(cleanup=1000)
+        life.at(10, life.shutdown.request)
+        assert isinstance(await life.live(), ResponseTimeout)
+        assert life.place.diary[-2:] == [(15, "cleanup"), (24, "shutdown")]
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("restored_at", [0, 22, 23.5])
+def test_a_worker_that_is_not_listed_any_more_registers_again(restored_at: float) -> None:
+    """Within seconds, as often as discovery needs, and again the next time; requests go on."""
+
+    async def main() -> None:
+        life = Life()
+        request = Request(40)
+        life.at(5, lambda: life.send(request))
+        life.place.restored_at = restored_at
+        for lost_at in (20.5, 40.5):
+            life.at(lost_at, lambda: setattr(life.place, "listed", False))
+        life.at(60, life.shutdown.request)
+        assert await life.live() is None
+        restored = [at for at, what in life.place.diary if what == "restore"]
+        assert (restored[0], restored[-1]) == (21, 41)
+        assert all(21 <= at <= max(21, restored_at + 1) for at in restored[:-1])
+        assert request.items == ["first", "last"]
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_worker_that_can_not_register_again_ends(*, fails: bool) -> None:
+    """Disconnected, after the requests in flight; what comes in the meantime is refused."""
+
+    async def main() -> None:
+        life = Life()
+        request, late = Request(40), Request(1)
+        life.place.restored_at = 1000
+        life.place.fails_at = "restore" if fails else None
+        life.at(5, lambda: life.send(request))
+        life.at(20.5, lambda: setattr(life.place, "listed", False))
+        life.at(30, lambda: life.send(late))
+        error = await life.live()
+        assert isinstance(error, Disconnected)
+        assert ("restore" if fails else "still not listed") in error.message
+        assert life.place.diary[-2:] == [(45, "cleanup"), (45, "shutdown")]
+        assert request.items == ["first", "last"]
+        assert isinstance(late.error, EngineShutdown)
 
     run_virtual(main())
 

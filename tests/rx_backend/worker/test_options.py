@@ -1,115 +1,139 @@
-"""What `rx-backend serve` is told, and what it says when that can't be."""
+"""The options of `rx-backend serve` and `frontend`, and the errors that name a wrong one."""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from pathlib import Path
 
 import pytest
 
 from rx_backend import InvalidArgument
 from rx_backend.cli import main
-from rx_backend.worker.options import FrontendOptions, ServeOptions
+from rx_backend.worker.options import (
+    FrontendOptions,
+    ServeOptions,
+    add_frontend_options,
+    add_serve_options,
+)
 
 ENGINE = "tests.rx_backend.worker.engines:CountingEngine"
 
 
+def read(*flags: str, **environ: str) -> ServeOptions:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_serve_options(parser, environ)
+    return parser.parse_args([ENGINE, *flags], namespace=ServeOptions())
+
+
 def test_a_flag_beats_the_environment_and_that_the_default() -> None:
-    """Each option comes from the first of the three that has it."""
-    options = ServeOptions.read(
-        {"engine": ENGINE, "namespace": "flag", "mode": None},
-        {
-            "DYN_NAMESPACE": "env",
-            "DYN_DISCOVERY_BACKEND": "etcd",
-            "DYN_REQUEST_PLANE": "nats",
-            "DYN_HTTP_PORT": "9000",
-            "DYN_MIGRATION_LIMIT": "0",
-            "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS": "0.5",
-            "RX_BACKEND_FRONTEND": "on",
-            "RX_BACKEND_COALESCE": "no",
-        },
+    """Each option comes from the first of the three that has it, with the same type."""
+    options = read(
+        *("--namespace", "flag", "--drain-s", "7", "--no-coalesce"),
+        DYN_NAMESPACE="env",
+        DYN_DISCOVERY_BACKEND="etcd",
+        DYN_HTTP_PORT="9000",
+        DYN_MIGRATION_LIMIT="0",
+        DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS="0.5",
+        RX_BACKEND_FRONTEND="on",
+        RX_BACKEND_COALESCE="yes",
+        DYN_COMPONENT="",
     )
-    assert options == ServeOptions(
-        engine=ENGINE,
-        namespace="flag",
-        discovery="etcd",
-        request_plane="nats",
-        http_port=9000,
-        migration_limit=0,
-        grace_s=0.5,
-        frontend=True,
-        coalesce=False,
-    )
+    assert (options.namespace, options.component, options.mode) == ("flag", None, "agg")
+    assert (options.discovery, options.request_plane) == ("etcd", "tcp")
+    assert (options.http_host, options.http_port) == ("127.0.0.1", 9000)
+    assert (options.migration_limit, options.grace_s, options.drain_s) == (0, 0.5, 7.0)
+    assert (options.frontend, options.coalesce) == (True, False)
+    assert read(RX_BACKEND_COALESCE="no").coalesce is False
+    assert (read().frontend, read().coalesce, read().grace_s) == (False, True, 5.0)
 
 
-def test_a_frontend_is_told_by_the_same_names() -> None:
+def test_a_frontend_has_the_same_names() -> None:
     """Its options are those of a worker with a frontend that are not the worker's."""
-    environ = {"DYN_HTTP_HOST": "::1", "DYN_MIGRATION_LIMIT": "5", "DYN_NAMESPACE": "else"}
-    options = FrontendOptions.read({"http_port": 9000}, environ)
-    assert options == FrontendOptions(http_host="::1", http_port=9000, migration_limit=5)
+    parser = argparse.ArgumentParser()
+    add_frontend_options(parser, {"DYN_HTTP_HOST": "::1", "DYN_MIGRATION_LIMIT": "5"})
+    options = parser.parse_args(["--http-port", "9000"], namespace=FrontendOptions())
+    assert (options.http_host, options.http_port, options.migration_limit) == ("::1", 9000, 5)
 
 
 def test_an_address_may_come_in_one_piece() -> None:
-    """An endpoint in Dynamo's long form has all three parts."""
-    options = ServeOptions(engine=ENGINE, endpoint="dyn://one.two.three")
-    assert options.address == ("one", "two", "three")
-    assert ServeOptions(engine=ENGINE).address == ("dynamo", None, "generate")
+    """An endpoint in Dynamo's long form has all three parts, and none may be given beside it."""
+    assert read("--endpoint", "dyn://one.two.three").address == ("one", "two", "three")
+    assert read().address == ("dynamo", None, "generate")
+    read("--endpoint", "dyn://one.two.three", DYN_NAMESPACE="other").check()
+    with pytest.raises(InvalidArgument, match="--component, --namespace: contradicts"):
+        read("--endpoint", "dyn://a.b.c", "--namespace", "a", "--component", "b").check()
+
+
+@pytest.mark.parametrize("flag", ["--http-port", "--http-host", "--migration-limit"])
+def test_a_flag_without_effect_is_refused(flag: str) -> None:
+    """A worker without a frontend listens nowhere; in the environment it may be for others."""
+    with pytest.raises(InvalidArgument, match=f"{flag}: no effect without --frontend"):
+        read(flag, "1").check()
+    read(flag, "1", "--frontend").check()
+    read(DYN_HTTP_PORT="1").check()
 
 
 @pytest.mark.parametrize(
-    ("variable", "text", "complaint"),
+    ("flag", "variable", "text", "expected"),
     [
-        ("DYN_HTTP_PORT", "many", "DYN_HTTP_PORT: expected int, got 'many'"),
-        ("DYN_HTTP_PORT", "0", "http_port: expected 1 to 65535, got 0"),
-        ("RX_BACKEND_FRONTEND", "maybe", "RX_BACKEND_FRONTEND: expected bool, got 'maybe'"),
-        ("DYN_DISAGGREGATION_MODE", "both", "mode: expected one of agg, prefill, decode"),
-        ("DYN_DISCOVERY_BACKEND", "dns", "discovery: expected one of file, etcd"),
-        ("DYN_REQUEST_PLANE", "http", "request_plane: expected one of tcp, nats"),
-        ("DYN_GRACEFUL_SHUTDOWN_TIMEOUT", "-1", "drain_s: expected seconds from 0, got -1"),
-        ("DYN_ENDPOINT", "dyn://one.two", "endpoint: expected a name or dyn://"),
-        ("DYN_MIGRATION_LIMIT", "-1", "migration_limit: expected 0 or more, got -1"),
+        ("--http-port", "DYN_HTTP_PORT", "many", "a whole number from 1 to 65535"),
+        ("--http-port", "DYN_HTTP_PORT", "0", "a whole number from 1 to 65535"),
+        ("--http-port", "DYN_HTTP_PORT", "65536", "a whole number from 1 to 65535"),
+        ("--mode", "DYN_DISAGGREGATION_MODE", "both", "one of agg, prefill, decode"),
+        ("--discovery", "DYN_DISCOVERY_BACKEND", "dns", "one of file, etcd"),
+        ("--request-plane", "DYN_REQUEST_PLANE", "http", "one of tcp, nats"),
+        ("--drain-s", "DYN_GRACEFUL_SHUTDOWN_TIMEOUT", "-1", "seconds from 0"),
+        ("--grace-s", "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS", "inf", "seconds from 0"),
+        ("--endpoint", "DYN_ENDPOINT", "dyn://one.two", "a name or dyn://"),
+        ("--endpoint", "DYN_ENDPOINT", "http://one.two.three", "a name or dyn://"),
+        ("--migration-limit", "DYN_MIGRATION_LIMIT", "-1", "a whole number from 0"),
+        ("--frontend", "RX_BACKEND_FRONTEND", "maybe", "true or false"),
     ],
 )
-def test_a_bad_value_is_told_by_name(variable: str, text: str, complaint: str) -> None:
-    """The message names what to mend, and what was expected."""
-    with pytest.raises(InvalidArgument) as raised:
-        ServeOptions.read({"engine": ENGINE}, {variable: text})
-    assert raised.value.message.startswith(complaint)
+def test_a_bad_value_is_named(flag: str, variable: str, text: str, expected: str) -> None:
+    """The message has the flag, what was expected, and the variable where the value is from one."""
+    with pytest.raises(argparse.ArgumentError) as raised:
+        read(**{variable: text})
+    assert flag in str(raised.value)
+    assert f"expected {expected}" in str(raised.value)
+    assert str(raised.value).endswith(f"got {text!r} from {variable}")
+    if flag != "--frontend":
+        with pytest.raises(argparse.ArgumentError, match=f"{flag}: expected {expected}") as raised:
+            read(f"{flag}={text}")
+        assert variable not in str(raised.value)
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("serve", "no_such_module:Engine"), "no module named 'no_such_module'"),
-        (
-            ("serve", ENGINE, "--pipeline", "rx_backend:no_such_name"),
-            "pipeline rx_backend:no_such_name",
-        ),
-        (
-            ("serve", ENGINE, "--pipeline", "rx_backend:__name__"),
-            "pipeline rx_backend:__name__: expected a Pipeline, or a function",
-        ),
-        (
-            ("serve", ENGINE, "--pipeline", "no_such_module:pipeline"),
-            "pipeline no_such_module:pipeline: no module named 'no_such_module'",
-        ),
-        (("serve", "rx_backend:FinishReason"), "engine rx_backend:FinishReason: making it raised"),
-        (
-            ("serve", ENGINE, "--model-path", "/no/such"),
-            "model_path: expected a folder, got '/no/such'",
-        ),
-        (("serve", ENGINE, "--http-port", "99999"), "http_port: expected 1 to 65535"),
-        (("frontend", "--http-port", "99999"), "http_port: expected 1 to 65535"),
+        ("no_such_module:Engine", "no module named 'no_such_module'"),
+        (f"{ENGINE} --pipeline rx_backend:no_such_name", "pipeline rx_backend:no_such_name"),
+        (f"{ENGINE} --pipeline rx_backend:__name__", "expected a Pipeline, or a function"),
+        (f"{ENGINE} --pipeline no_such:pipeline", "no_such:pipeline: no module named 'no_such'"),
+        ("rx_backend:FinishReason", "engine rx_backend:FinishReason: making it raised"),
+        (f"{ENGINE} --model-path /no/such", "config.json or tokenizer.json, got '/no/such'"),
+        (f"{ENGINE} --model-path .", "model_path: expected a folder with config.json"),
+        (f"{ENGINE} --http-port 80", "--http-port: no effect without --frontend"),
+        (f"{ENGINE} --http-port 99999", "argument --http-port: expected a whole number"),
+        (f"{ENGINE} --otlp nowhere", "otlp"),
     ],
 )
-def test_what_cannot_be_loaded_ends_the_command(
+def test_what_cannot_be_used_ends_the_command(
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    arguments: tuple[str, ...],
+    arguments: str,
     complaint: str,
 ) -> None:
     """One line on stderr, and the exit code of bad usage; nothing is started."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert main(list(arguments)) == 2
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(["serve", *arguments.split()])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
     error = capsys.readouterr().err
     assert complaint in error
     assert error.count("\n") == 1
