@@ -15,20 +15,25 @@ __all__ = ("make_exporters", "serve_prometheus")
 
 
 def make_exporters(
-    variables: Mapping[str, str], signal: Signal, undo: ExitStack
+    variables: Mapping[str, str], signal: Signal, others: str, undo: ExitStack
 ) -> tuple[list[Any], str]:
     """
-    Make what exports a signal by itself; *undo* ends it.
+    Make what exports a signal by itself, unless there is a provider of *others*; *undo* ends it.
 
     Returns:
-        The exporters, and where they export to; of Prometheus just the word.
+        The exporters, and where they export to, or why there are none; of Prometheus just the word.
 
     Raises:
         InvalidArgument: A package is missing, or an exporter can't be made.
     """
+    names, off = exporter_names(variables, signal)
+    if not names:
+        return [], f"off by {off}"
+    if others:
+        return [], f"left to {others}, which was there"
     made: list[Any] = []
     words: list[str] = []
-    for name in exporter_names(variables, signal)[0]:
+    for name in names:
         words.append(name)
         if name == "console":
             made.append(_load(name, signal, name))

@@ -24,7 +24,7 @@ class RequestObserver:
     Args:
         span: The request's span.
         context: Its context.
-        times: When its tokens came.
+        times: When its tokens arrived.
         series: Counts all such requests; None without a meter provider.
         log: Logs the request; None where all its events would be dropped.
         recording: Whether to write on the span (row P8).
@@ -103,7 +103,7 @@ class RequestObserver:
             self._log.closed()
 
     def attributes(self) -> dict[str, AttributeValue]:
-        """Return what the span says of the request besides its outcome."""
+        """Return attributes of the span besides those of its outcome."""
         queued_s = self._context.queued_s
         if queued_s is None:
             return {}

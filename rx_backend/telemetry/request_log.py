@@ -101,8 +101,8 @@ class RequestLog:
         """
         Return the log of a request that begins; None where even warnings would be dropped.
 
-        It has the request's duration, unless *record* and the span say that no clock is to be read
-        for it (row P8).
+        It has the request's duration, unless *record* and the span forbid to read a clock for it
+        (row P8).
         """
         level = _lowest_level()
         if level is None:
@@ -141,7 +141,7 @@ class RequestLog:
             self._logger.debug("request started")
 
     def first_token(self, times: TokenTimes) -> None:
-        """Log the first token, and when it came where times are measured."""
+        """Log the first token, and its time where times are measured."""
         timed = _rounded(ttft_ms=(times.clock() - times.started) * 1000.0) if times.is_timed else {}
         self._logger.debug("first token", **timed)
 

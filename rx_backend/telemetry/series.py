@@ -48,7 +48,7 @@ ACTIVE: Final = "rx_backend.requests.active"
 
 _TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105  # no password
 
-# What tells the figures of one counter apart, besides the labels of the series.
+# Labels of each counter, besides those of the series.
 _OWN_LABELS: Final[dict[str, tuple[str, ...]]] = {
     REQUESTS: ("rx_backend.finish_reason", names.ERROR_TYPE),
     TOKENS: (_TOKEN_TYPE,),
@@ -96,7 +96,7 @@ class RequestSeries:
         self._gaps_seen = 0
 
     def opened(self, input_tokens: int) -> None:
-        """Count a request that came in."""
+        """Count a request that starts."""
         with self._lock:
             self._add(ACTIVE, 1)
             self._add(TOKENS, input_tokens, "input")
@@ -201,7 +201,7 @@ class UnknownModelSeries:
         self._input_tokens = 0
 
     def opened(self, input_tokens: int) -> None:
-        """Count a request that came in."""
+        """Count a request that starts."""
         self._input_tokens = input_tokens
         self._others.opened(0)
 
@@ -237,7 +237,7 @@ Series: TypeAlias = RequestSeries | UnknownModelSeries
 
 
 def _deadline_of(error: Exception | None) -> str | None:
-    """Return the option of the deadline that an error says has passed; None for any other error."""
+    """Return the option of the deadline that caused an error; None for any other error."""
     while error is not None:
         if isinstance(error, DeadlineExpired):
             return _DEADLINES.get(type(error), type(error).__name__)
