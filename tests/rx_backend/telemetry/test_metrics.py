@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,7 +15,7 @@ from operators import deadlines
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.engines import SampleEngine
-from rx_backend.errors import Disconnected, InvalidArgument
+from rx_backend.errors import InvalidArgument
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.telemetry import EXPORT_ENABLED
@@ -25,7 +24,6 @@ from rx_backend.telemetry.series import EVERY_NTH_GAP
 from tests.meters import Meters
 from tests.rx_backend._engines import (
     ScriptedEngine,
-    Step,
     collect,
     request,
     run_virtual,
@@ -75,50 +73,6 @@ def test_one_gap_in_so_many_is_recorded(chunks: list[int]) -> None:
     run_virtual(run())
     gaps = sum(max(count - 1, 0) for count in chunks)
     assert meters.counts(GAP).get((), 0) == -(-gaps // EVERY_NTH_GAP)
-
-
-@pytest.mark.rows("A2", "A3", "A4", "A5")
-@pytest.mark.parametrize(
-    ("mode", "script", "stop_at", "what"),
-    [
-        ("agg", [9, stop()], 1, "immediate"),
-        ("decode", [token(1), 9, stop()], 1, "immediate"),
-        ("decode", [5, token(1), 5, stop()], 1, "deferred"),
-        ("decode", [5, Disconnected("gone")], 1, "suppressed"),
-        ("agg", [1, stop()], 2, None),
-    ],
-)
-@virtual
-async def test_what_became_of_an_abort(
-    mode: str, script: list[Step], stop_at: float, what: str | None
-) -> None:
-    """Aborts are counted by whether they waited for the first token; the span has their moments."""
-    meters, spans, context = Meters(), Spans(), RequestContext()
-    stream = await metered(ScriptedEngine(*script), meters, spans, mode).generate(
-        request(), context
-    )
-    asyncio.get_running_loop().call_later(stop_at, context.stop_generating)
-    await collect(stream)
-    await asyncio.sleep(5)
-    assert meters.counts(ABORTS, "rx_backend.abort") == ({(what,): 1} if what else {})
-    start = spans.one().start_time or 0
-    moments = {
-        event.name: round((event.timestamp - start) / 1e9)
-        for event in spans.one().events
-        if event.name != "first_token"
-    }
-    told = [event.timestamp for event in spans.one().events]
-    assert told == sorted(told)
-    requested = {"stop": 1, "abort_requested": 1}
-    assert (
-        moments
-        == {
-            "immediate": {**requested, "abort_made": 1},
-            "deferred": {**requested, "abort_made": 5},
-            "suppressed": {**requested, "abort_suppressed": 5},
-            None: {},
-        }[what]
-    )
 
 
 @virtual
