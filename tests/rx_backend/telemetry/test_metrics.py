@@ -175,6 +175,8 @@ async def asked_for(models: Iterable[str], engine: Serves) -> dict[Any, int]:
     }
     labels = {point.attributes["gen_ai.request.model"] for point in meters.points(DURATION)}
     assert labels == {model for (model,) in requests}
+    idle = {point.attributes["gen_ai.request.model"] for point in meters.points(ACTIVE)}
+    assert idle == labels - {OTHER_MODELS}
     return meters.counts(REQUESTS, "gen_ai.request.model", "rx_backend.finish_reason")
 
 
