@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from typing import Any
 
@@ -161,12 +162,21 @@ class Serves(SampleEngine):
         yield stop()
 
 
-async def asked_for(models: Iterable[str], engine: Serves) -> dict[Any, int]:
-    """Ask for each model in turn; the requests that were counted, by model and reason."""
+async def asked_for(
+    models: Iterable[str], engine: Serves, *, together: bool = False
+) -> dict[Any, int]:
+    """Ask for each model, in turn or together; the requests counted, by model and reason."""
     meters = Meters()
     adapter = metered(engine, meters, Spans())
-    for model in models:
+
+    async def ask(model: str) -> None:
         await collect(await adapter.generate(PreprocessedRequest(model=model, token_ids=[1])))
+
+    if together:
+        await asyncio.gather(*map(ask, models))
+    else:
+        for model in models:
+            await ask(model)
     assert meters.counts(ACTIVE) == {}
     tokens = meters.counts("rx_backend.tokens", "gen_ai.token.type", "gen_ai.request.model")
     requests = meters.counts(REQUESTS, "gen_ai.request.model")
@@ -192,10 +202,12 @@ async def test_models_that_are_refused_share_a_label(junk: int) -> None:
     }
 
 
+@pytest.mark.parametrize("together", [False, True])
 @virtual
-async def test_the_models_that_are_told_apart_are_few() -> None:
+async def test_the_models_that_are_told_apart_are_few(together: bool) -> None:
     """An engine that serves whatever clients write can't fill the metrics' store."""
-    counts = await asked_for((f"m{number}" for number in [*range(100), 0]), Serves())
+    models = [f"m{number}" for number in [*range(100), 0]]
+    counts = await asked_for(models, Serves(), together=together)
     assert len(counts) == 33
     assert (counts["m0", "stop"], counts[OTHER_MODELS, "stop"]) == (2, 68)
 
