@@ -57,20 +57,20 @@ class Logger:
         self._log(logging.ERROR, event, fields)
 
     def _log(self, level: int, event: str, fields: dict[str, object]) -> None:
-        told = _Fields(self._fields | fields)
+        merged = _Fields(self._fields | fields)
         try:
             if structlog.is_configured():
                 method = logging.getLevelName(level).lower()
-                getattr(structlog.get_logger(self.name), method)(event, **told)
+                getattr(structlog.get_logger(self.name), method)(event, **merged)
                 return
             logger = logging.getLogger(self.name)
             if not logger.isEnabledFor(level):
                 return
             file, line, function, _ = logger.findCaller(stacklevel=_TO_CALLER)
-            message, args = (f"{event.replace('%', '%%')} %s", (told,)) if told else (event, ())
+            message, args = (f"{event.replace('%', '%%')} %s", (merged,)) if merged else (event, ())
             record = logger.makeRecord(self.name, level, file, line, message, args, None, function)
             # Not as `extra`, which refuses names that the application's record factory sets.
-            vars(record).update(told, event=event)
+            vars(record).update(merged, event=event)
             logger.handle(record)
         except Exception as error:
             _report_once(error)
@@ -95,7 +95,7 @@ def describe(error: BaseException) -> dict[str, str]:
     Not its message, which may hold a prompt or generated text. Of a chain the first error counts.
 
     >>> try:
-    ...     int("what somebody wrote")
+    ...     int("what a user wrote")
     ... except ValueError as error:
     ...     describe(error)["error_class"]
     'ValueError'

@@ -15,31 +15,39 @@ __all__ = ("make_exporters", "serve_prometheus")
 
 
 def make_exporters(
-    variables: Mapping[str, str], signal: Signal, undo: ExitStack
+    variables: Mapping[str, str], signal: Signal, others: str, undo: ExitStack
 ) -> tuple[list[Any], str]:
     """
-    Make what exports a signal by itself; *undo* ends it.
+    Make what exports a signal by itself, unless there is a provider of *others*; *undo* ends it.
 
     Returns:
-        The exporters, and where they export to; of Prometheus just the word.
+        The exporters, and where they export to, or why there are none; of Prometheus just the word.
 
     Raises:
         InvalidArgument: A package is missing, or an exporter can't be made.
     """
+    names, off = exporter_names(variables, signal)
+    if not names:
+        return [], f"off by {off}"
+    if others:
+        return [], f"left to {others}, which was there"
     made: list[Any] = []
     words: list[str] = []
-    for name in exporter_names(variables, signal)[0]:
+    for name in names:
         words.append(name)
-        if name == "console":
-            made.append(_load(name, signal, name))
-        elif name == "otlp":
+        if name == "prometheus":
+            continue
+        entry_point, options = name, dict[str, Any]()
+        if name == "otlp":
             protocol, endpoint = destination(variables, signal)
             words[-1] = f"OTLP over {protocol} to {re.sub('//[^/@]*@', '//', endpoint)}"
-            package = f"otlp_proto_{protocol.partition('/')[0]}"
-            session = {} if protocol == "grpc" else {"session": _session()}
-            made.append(_load(package, signal, words[-1], endpoint=endpoint, **session))
-    for exporter in made:
+            entry_point = f"otlp_proto_{protocol.partition('/')[0]}"
+            options["endpoint"] = endpoint
+            if protocol != "grpc":
+                options["session"] = _session()
+        exporter = _load(entry_point, signal, words[-1], options)
         undo.callback(exporter.shutdown)
+        made.append(exporter)
     return made, ", ".join(words)
 
 
@@ -62,7 +70,7 @@ def _session() -> Any:
     return session
 
 
-def _load(name: str, signal: Signal, shown: str, **options: Any) -> Any:
+def _load(name: str, signal: Signal, shown: str, options: Mapping[str, Any]) -> Any:
     """Make the exporter that a package has registered under *name*."""
     try:
         (entry_point,) = entry_points(group=f"opentelemetry_{signal}_exporter", name=name)

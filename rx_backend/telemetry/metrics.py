@@ -46,7 +46,7 @@ _FIRST_S: Final = (
     *(0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
 )
 _TOKEN_S: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
-# Tokens may come faster than OpenTelemetry's lowest bucket can tell.
+# Tokens may be faster than OpenTelemetry's lowest bucket.
 _GAP_S: Final = (0.0005, 0.001, 0.0025, 0.005, *_TOKEN_S)
 
 # As in `Histograms`.

@@ -27,7 +27,7 @@ from rx_backend.telemetry.counted import (
 from rx_backend.telemetry.encodable import encodable
 from rx_backend.telemetry.exporters import make_exporters, serve_prometheus
 from rx_backend.telemetry.logs import Logs
-from rx_backend.telemetry.settings import SERVICE, Signal, batching, exporter_names
+from rx_backend.telemetry.settings import SERVICE, Signal, batching
 
 __all__ = ("Telemetry",)
 
@@ -54,21 +54,18 @@ class Telemetry:
         self.prometheus_url: str | None = None
         self._counted: dict[Signal, list[CountedExporter]] = {"traces": [], "metrics": []}
         self._is_shut_down = False
-        spans, points, readers = list[Any](), list[Any](), list[Any]()
+        readers: list[Any] = []
         # What can fail comes first, and before anything that starts a thread.
         with ExitStack() as undo:
             self._stack = undo.enter_context(ExitStack())
-            self.traces = _why_not(variables, "traces", _tracers_of_others())
-            if not self.traces:
-                spans, self.traces = make_exporters(variables, "traces", undo)
-            self.metrics = _why_not(variables, "metrics", _meters_of_others())
-            if not self.metrics:
-                points, self.metrics = make_exporters(variables, "metrics", undo)
-                if "prometheus" in self.metrics:
-                    reader, self.prometheus_url = serve_prometheus(variables, self._stack)
-                    readers.append(reader)
-                    at = f"Prometheus at {self.prometheus_url}"
-                    self.metrics = self.metrics.replace("prometheus", at)
+            others = _tracers_of_others(), _meters_of_others()
+            spans, self.traces = make_exporters(variables, "traces", others[0], undo)
+            points, self.metrics = make_exporters(variables, "metrics", others[1], undo)
+            if "prometheus" in self.metrics.split(", "):
+                reader, self.prometheus_url = serve_prometheus(variables, self._stack)
+                readers.append(reader)
+                at = f"Prometheus at {self.prometheus_url}"
+                self.metrics = self.metrics.replace("prometheus", at)
             undo.pop_all()
         self._install(variables, spans, points, readers)
         if logs is not None:
@@ -135,7 +132,7 @@ class Telemetry:
         # A thread that hangs in an export is left behind.
         spans = threading.Thread(target=self._end_tracers, daemon=True)
         spans.start()
-        # The last metrics tell how many spans were lost, where that is known soon.
+        # The last metrics count the spans that were lost, where that is known soon.
         spans.join(left_s(0.5))
         if self.meter_provider is not None:
             # It raises what a reader raises, and when it is late.
@@ -173,14 +170,6 @@ class _EntropyIds(RandomIdGenerator):
 
     def generate_trace_id(self) -> int:
         return secrets.randbits(128) or self.generate_trace_id()
-
-
-def _why_not(variables: Mapping[str, str], signal: Signal, others: str) -> str:
-    """Return why nothing is installed for a signal; empty where something is."""
-    names, off = exporter_names(variables, signal)
-    if not names:
-        return f"off by {off}"
-    return f"left to {others}, which was there" if others else ""
 
 
 def _tracers_of_others() -> str:

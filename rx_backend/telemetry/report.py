@@ -19,18 +19,31 @@ __all__ = ("RequestObserver",)
 
 class RequestObserver:
     """
-    Passes on what happens to one request, from its start to its end.
+    Passes what happens to one request to its span, to the metrics and to the log.
 
     Args:
         span: The request's span.
         context: Its context.
-        times: When its tokens came.
+        times: When its tokens arrived.
         series: Counts all such requests; None without a meter provider.
         log: Logs the request; None where all its events would be dropped.
         recording: Whether to write on the span (row P8).
+
+    Attributes:
+        counts: Whether :meth:`ended` uses how many tokens there were.
+        awaits_first_token: Whether :meth:`first_token` does anything.
     """
 
-    __slots__ = ("_context", "_log", "_recording", "_series", "_span", "times")
+    __slots__ = (
+        "_context",
+        "_log",
+        "_observers",
+        "_recording",
+        "_span",
+        "awaits_first_token",
+        "counts",
+        "times",
+    )
 
     def __init__(
         self,
@@ -46,18 +59,10 @@ class RequestObserver:
         self._context = context
         self.times = times
         self._recording = recording
-        self._series = series
         self._log = log
-
-    @property
-    def counts(self) -> bool:
-        """Whether :meth:`ended` uses how many tokens there were."""
-        return self._series is not None or (self._log is not None and self._log.has_all_ends)
-
-    @property
-    def awaits_first_token(self) -> bool:
-        """Whether :meth:`first_token` does anything."""
-        return self._log is not None and self._log.has_first_token
+        self._observers = tuple(one for one in (series, log) if one is not None)
+        self.counts = series is not None or (log is not None and log.has_all_ends)
+        self.awaits_first_token = log is not None and log.has_first_token
 
     def is_stopped(self) -> bool:
         """Return whether the request was asked to stop."""
@@ -65,10 +70,8 @@ class RequestObserver:
 
     def opened(self, input_tokens: int) -> None:
         """Take note of the start."""
-        if self._series is not None:
-            self._series.opened(input_tokens)
-        if self._log is not None:
-            self._log.started()
+        for observer in self._observers:
+            observer.opened(input_tokens)
 
     def first_token(self) -> None:
         """Take note of the first token."""
@@ -79,31 +82,23 @@ class RequestObserver:
         """Take note of what happened to the request's abort."""
         if self._recording:
             request_span.record_abort(self._span, self.times, step)
-        if self._series is not None:
-            self._series.abort(step)
-        if self._log is not None:
-            self._log.abort_step(step)
+        for observer in self._observers:
+            observer.abort_step(step)
 
     def ended(self, outcome: Outcome) -> None:
         """Take note of the outcome; the pipeline's ``record_span`` writes it on the span."""
-        if self._series is not None:
-            self._series.ended(outcome, self._context.queued_s)
-        if self._log is not None:
-            self._log.ended(outcome)
+        for observer in self._observers:
+            observer.ended(outcome, self._context)
 
     def closed(self) -> None:
         """End everything, whatever the pipeline was, and a span that it left open."""
         if self._span.is_recording():
             self._span.end()
-        if self._series is not None:
-            if self._context.wasted is not None:
-                self._series.wasted(self._context.wasted)
-            self._series.closed()
-        if self._log is not None:
-            self._log.closed()
+        for observer in self._observers:
+            observer.closed(self._context)
 
     def attributes(self) -> dict[str, AttributeValue]:
-        """Return what the span says of the request besides its outcome."""
+        """Return attributes of the span besides those of its outcome."""
         queued_s = self._context.queued_s
         if queued_s is None:
             return {}
@@ -119,21 +114,15 @@ class RequestObserver:
     def failed_setup(self, error: BackendError) -> None:
         """Take note of a set-up that failed: there is no stream (row P4)."""
         request_span.record_failed_setup(self._span, error)
-        if self._series is not None:
-            self._series.failed_setup(error.kind)
-            self._series.closed()
-        if self._log is not None:
-            self._log.failed_setup(error)
+        for observer in self._observers:
+            observer.failed_setup(error)
+        self.closed()
 
     def dropped_setup(self) -> None:
         """Take note of a caller that left during the set-up: there is no stream (row P5)."""
         request_span.record_dropped_setup(self._span)
-        outcome = Outcome(None, None, is_cancelled=True)
-        if self._series is not None:
-            self._series.ended(outcome)
-            self._series.closed()
-        if self._log is not None:
-            self._log.ended(outcome)
+        self.ended(Outcome(None, None, is_cancelled=True))
+        self.closed()
 
 
 _log = get_logger(__name__)

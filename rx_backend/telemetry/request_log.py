@@ -101,8 +101,8 @@ class RequestLog:
         """
         Return the log of a request that begins; None where even warnings would be dropped.
 
-        It has the request's duration, unless *record* and the span say that no clock is to be read
-        for it (row P8).
+        It has the request's duration, unless *record* and the span forbid to read a clock for it
+        (row P8).
         """
         level = _lowest_level()
         if level is None:
@@ -135,13 +135,13 @@ class RequestLog:
         """Whether the first token is logged."""
         return self._level <= logging.DEBUG
 
-    def started(self) -> None:
+    def opened(self, _input_tokens: int) -> None:
         """Log the start."""
         if self._level <= logging.DEBUG:
             self._logger.debug("request started")
 
     def first_token(self, times: TokenTimes) -> None:
-        """Log the first token, and when it came where times are measured."""
+        """Log the first token, and its time where times are measured."""
         timed = _rounded(ttft_ms=(times.clock() - times.started) * 1000.0) if times.is_timed else {}
         self._logger.debug("first token", **timed)
 
@@ -151,7 +151,7 @@ class RequestLog:
             event, fields = _STEPS[step]
             self._logger.info(event, **fields)
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: Outcome, context: RequestContext) -> None:
         """Log how the stream ended."""
         is_failure = outcome.is_error
         if not self._is_first_end() or not (is_failure or self.has_all_ends):
@@ -164,9 +164,8 @@ class RequestLog:
             fields |= describe(outcome.error)
         fields[names.CANCELLED] = outcome.is_cancelled
         fields |= self._duration()
-        queued_s = self._context.queued_s
-        if queued_s is not None:
-            fields |= _rounded(queue_ms=queued_s * 1000.0)
+        if context.queued_s is not None:
+            fields |= _rounded(queue_ms=context.queued_s * 1000.0)
         if outcome.times is not None:
             fields |= {names.OUTPUT_TOKENS: outcome.output_tokens} | _figures(outcome.times)
         if is_failure:
@@ -174,8 +173,8 @@ class RequestLog:
         else:
             self._log_end("request dropped" if outcome.is_dropped else "request ended", fields)
 
-    def closed(self) -> None:
-        """Log the end of a stream whose outcome no operator has reported."""
+    def closed(self, _context: RequestContext) -> None:
+        """Log the end of a request whose outcome was not reported."""
         if self._is_first_end():
             self._log_end("request ended", self._duration())
 

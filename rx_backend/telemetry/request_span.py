@@ -105,11 +105,7 @@ def start_request_span(
 
 
 def recording_switch() -> bool | None:
-    """
-    Return what ``OTEL_EXPORT_ENABLED`` says (row P8); None where it is not set.
-
-    ``1``, ``true``, ``on`` and ``yes`` mean yes, in any case of letters.
-    """
+    """Return whether ``OTEL_EXPORT_ENABLED`` is true (row P8); None where it is not set."""
     switch = os.environ.get(EXPORT_ENABLED)
     return None if switch is None else switch.strip().lower() in _TRUTHY
 
@@ -118,9 +114,8 @@ def should_record(span: Span, decided: bool | None, *, metered: bool = False) ->
     """
     Return whether to measure and to write attributes (row P8).
 
-    *decided* where it says so; else whether the span is recording. Where there is no tracing in
-    this process, what is *metered* is measured; a request that a sampler left out, here or where it
-    came from, is not.
+    *decided* unless that is None, else whether the span is recording. Without tracing in this
+    process, what is *metered* is measured, unless a sampler elsewhere has left the request out.
     """
     if decided is not None:
         return decided
@@ -143,7 +138,7 @@ def own_context(span: Span) -> contextvars.Context:
     Return the context to run the engine in so that its spans nest under *span* (row P9).
 
     A copy of the caller's in which *span* is current, if it has an identity to nest under; nothing
-    is attached to, or detached from, a context that somebody else runs in.
+    is attached to, or detached from, the context of any other code.
     """
     context = contextvars.copy_context()
     if span.get_span_context().is_valid:
@@ -165,7 +160,7 @@ def record_abort(span: Span, times: TokenTimes, step: AbortStep) -> None:
 
 
 def record_failed_setup(span: Span, error: BackendError) -> None:
-    """End the span of a request whose stream never came to be (row P4)."""
+    """End the span of a request without a stream: its set-up failed (row P4)."""
     if not span.is_recording():
         return
     span.set_attributes({names.ERROR_KIND: names.SETUP_FAILED, names.ERROR_TYPE: error.kind})
@@ -184,7 +179,7 @@ def record_dropped_setup(span: Span) -> None:
 
 def _parent(context: RequestContext) -> Context:
     current = otel_context.get_current()
-    headers = context.trace_headers if "traceparent" in context.trace_headers else context.metadata
+    headers = context.trace_headers
     if "traceparent" not in headers:
         return current
     remote = _propagator.extract(headers, context=Context())

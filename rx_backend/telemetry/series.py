@@ -18,8 +18,8 @@ from operators import (
     TotalTimeout,
 )
 from operators import span_names as names
-from rx_backend.context import WastedTokens
-from rx_backend.errors import InvalidArgument
+from rx_backend.context import RequestContext
+from rx_backend.errors import BackendError, InvalidArgument
 from rx_backend.telemetry.outcomes import error_type, finish_reason
 
 __all__ = (
@@ -48,7 +48,7 @@ ACTIVE: Final = "rx_backend.requests.active"
 
 _TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105  # no password
 
-# What tells the figures of one counter apart, besides the labels of the series.
+# Labels of each counter, besides those of the series.
 _OWN_LABELS: Final[dict[str, tuple[str, ...]]] = {
     REQUESTS: ("rx_backend.finish_reason", names.ERROR_TYPE),
     TOKENS: (_TOKEN_TYPE,),
@@ -96,35 +96,33 @@ class RequestSeries:
         self._gaps_seen = 0
 
     def opened(self, input_tokens: int) -> None:
-        """Count a request that came in."""
+        """Count a request that starts."""
         with self._lock:
             self._add(ACTIVE, 1)
             self._add(TOKENS, input_tokens, "input")
 
-    def closed(self) -> None:
-        """Count a request whose stream is at its end, or was never made."""
+    def closed(self, context: RequestContext) -> None:
+        """Count a request that is over, and what its further engines cost."""
+        wasted = context.wasted
         with self._lock:
             self._add(ACTIVE, -1)
+            if wasted is not None:
+                self._add(TOKENS, wasted.input, "input")
+                self._add(WASTED, wasted.input, "input")
+                self._add(WASTED, wasted.output, "output")
 
-    def wasted(self, tokens: WastedTokens) -> None:
-        """Count what a request's further engines cost."""
-        with self._lock:
-            self._add(TOKENS, tokens.input, "input")
-            self._add(WASTED, tokens.input, "input")
-            self._add(WASTED, tokens.output, "output")
-
-    def abort(self, step: AbortStep) -> None:
+    def abort_step(self, step: AbortStep) -> None:
         """Count what became of an abort."""
         if step is not AbortStep.REQUESTED:
             with self._lock:
                 self._add(ABORTS, 1, step.value)
 
-    def failed_setup(self, kind: str) -> None:
+    def failed_setup(self, error: BackendError) -> None:
         """Count a request that never had a stream."""
         with self._lock:
-            self._add(REQUESTS, 1, names.SETUP_FAILED, kind)
+            self._add(REQUESTS, 1, names.SETUP_FAILED, error.kind)
 
-    def ended(self, outcome: Outcome, queued_s: float | None = None) -> None:
+    def ended(self, outcome: Outcome, context: RequestContext) -> None:
         """Count how a request ended, and its tokens; measure it where its times are known."""
         kind, times, tokens = error_type(outcome), outcome.times, outcome.output_tokens
         deadline = _deadline_of(outcome.error)
@@ -134,10 +132,15 @@ class RequestSeries:
                 self._add(TOKENS, tokens, "output")
             if deadline is not None:
                 self._add(DEADLINES, 1, deadline)
-        if queued_s is not None:
-            self._histograms.queued.record(queued_s, self._labels)
+        if context.queued_s is not None:
+            self._histograms.queued.record(context.queued_s, self._labels)
         if times is not None and times.is_timed:
             self._measure(kind, times)
+
+    def left(self) -> None:
+        """Count a request as active no more."""
+        with self._lock:
+            self._add(ACTIVE, -1)
 
     def observe(self, name: str) -> Iterator[Observation]:
         """Yield the values of one of the counters."""
@@ -201,32 +204,28 @@ class UnknownModelSeries:
         self._input_tokens = 0
 
     def opened(self, input_tokens: int) -> None:
-        """Count a request that came in."""
+        """Count a request that starts."""
         self._input_tokens = input_tokens
         self._others.opened(0)
 
-    def closed(self) -> None:
-        """Count a request whose stream is at its end, or was never made."""
-        self._series.closed()
+    def closed(self, context: RequestContext) -> None:
+        """Count a request that is over."""
+        self._series.closed(context)
 
-    def wasted(self, tokens: WastedTokens) -> None:
-        """Count what a request's further engines cost."""
-        self._series.wasted(tokens)
-
-    def abort(self, step: AbortStep) -> None:
+    def abort_step(self, step: AbortStep) -> None:
         """Count what became of an abort."""
-        self._series.abort(step)
+        self._series.abort_step(step)
 
-    def failed_setup(self, kind: str) -> None:
+    def failed_setup(self, error: BackendError) -> None:
         """Count a request that never had a stream."""
-        self._decide(kind).failed_setup(kind)
+        self._decide(error.kind).failed_setup(error)
 
-    def ended(self, outcome: Outcome, queued_s: float | None = None) -> None:
+    def ended(self, outcome: Outcome, context: RequestContext) -> None:
         """Count how a request ended."""
-        self._decide(error_type(outcome)).ended(outcome, queued_s)
+        self._decide(error_type(outcome)).ended(outcome, context)
 
     def _decide(self, kind: str | None) -> RequestSeries:
-        self._others.closed()
+        self._others.left()
         if kind != InvalidArgument.kind:
             self._series = self._admit()
         self._series.opened(self._input_tokens)
@@ -237,7 +236,7 @@ Series: TypeAlias = RequestSeries | UnknownModelSeries
 
 
 def _deadline_of(error: Exception | None) -> str | None:
-    """Return the option of the deadline that an error says has passed; None for any other error."""
+    """Return the option of the deadline that caused an error; None for any other error."""
     while error is not None:
         if isinstance(error, DeadlineExpired):
             return _DEADLINES.get(type(error), type(error).__name__)

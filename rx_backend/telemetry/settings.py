@@ -1,4 +1,4 @@
-"""OpenTelemetry's variables: what the SDK does not check, and what it does not tell."""
+"""OpenTelemetry's variables, checked; the SDK reads most of them itself, but checks none."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def settings(
 
 
 def exporter_names(variables: Mapping[str, str], signal: Signal) -> tuple[tuple[str, ...], str]:
-    """Return the names of a signal's exporters in order; without any, the variable that says so."""
+    """Return the names of a signal's exporters in order; without any, the variable that switches it off."""
     variable = f"OTEL_{signal.upper()}_EXPORTER"
     named = variables.get(variable, "otlp").lower().split(",")
     names = {name.strip() for name in named} - {""}

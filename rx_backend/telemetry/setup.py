@@ -31,10 +31,10 @@ def configure(
     """
     Switch telemetry on: install a tracer provider and a meter provider for the whole process.
 
-    A provider that the application has set up is left alone. What the arguments do not say is read
-    from OpenTelemetry's variables, as the SDK does, and from Dynamo's ``OTEL_TRACES_SAMPLE_RATIO``;
+    A provider that the application has set up is left alone. The SDK reads what no argument sets
+    from OpenTelemetry's variables, and from Dynamo's ``OTEL_TRACES_SAMPLE_RATIO``;
     see docs/observability.md. ``OTEL_SDK_DISABLED=true`` switches everything off whatever the
-    arguments say, and Dynamo's ``OTEL_EXPORT_ENABLED=false`` all but the Prometheus endpoint.
+    arguments are, and Dynamo's ``OTEL_EXPORT_ENABLED=false`` all but the Prometheus endpoint.
 
     To be called once, before or after adapters are made, but before requests come. A receiver that
     is down, slow or failing costs requests nothing: what is lost is counted in
@@ -46,7 +46,7 @@ def configure(
             for gRPC and 4318 for HTTP.
         protocol: ``grpc`` or ``http/protobuf``; by default HTTP to an endpoint at port 4318,
             and gRPC else.
-        traces: False for ``OTEL_TRACES_EXPORTER=none``, True for spans although it says so.
+        traces: False for ``OTEL_TRACES_EXPORTER=none``, True to override that.
         metrics: The same for metrics.
         logs: Whether to write the library's log to stderr where nothing else takes it, see
             `configure_logs`; by default where ``DYN_LOG``, ``DYN_LOGGING_JSONL`` or

@@ -12,7 +12,7 @@ __all__ = ("add_trace_ids", "trace_ids")
 
 
 def trace_ids(identity: SpanContext) -> dict[str, str]:
-    """Give a span's ids, named as OpenTelemetry wants them in JSON logs; nothing without an id."""
+    """Return a span's ids, named as OpenTelemetry wants them in JSON logs; nothing without an id."""
     if not identity.is_valid:
         return {}
     return {

@@ -107,6 +107,66 @@ async def test_a_request_without_a_stream_is_recorded_once(
     assert event["duration_ms"] == (5000.0 if setup == 60 else 1000.0)
 
 
+STOPPED: dict[str, tuple[str, list[Step], float, dict[str, int], list[tuple[str, bool | None]]]] = {
+    "immediate": ("agg", [9, stop()], 1, {"abort_made": 1}, [("abort made", False)]),
+    "has-tokens": ("decode", [token(1), 9, stop()], 1, {"abort_made": 1}, [("abort made", False)]),
+    "deferred": (
+        "decode",
+        [5, token(1), 5, stop()],
+        1,
+        {"abort_made": 5},
+        [("abort made", True)],
+    ),
+    "suppressed": (
+        "decode",
+        [5, Disconnected("gone")],
+        1,
+        {"abort_suppressed": 5},
+        [("abort suppressed", None)],
+    ),
+    "too-late": ("agg", [1, stop()], 2, {}, []),
+}
+
+
+@pytest.mark.rows("A2", "A3", "A4", "A5")
+@pytest.mark.parametrize(
+    ("mode", "script", "stop_at", "events", "steps"), STOPPED.values(), ids=STOPPED
+)
+@virtual
+async def test_what_became_of_an_abort(
+    mode: str,
+    script: list[Step],
+    stop_at: float,
+    events: dict[str, int],
+    steps: list[tuple[str, bool | None]],
+) -> None:
+    """It is requested, then made at once, made late, or not made: with its moments on the span."""
+    meters, spans, context = Meters(), Spans(), RequestContext("r1")
+    with capture_logs() as logged:
+        adapter = metered(ScriptedEngine(*script), meters, spans, mode)
+        stream = await adapter.generate(request(), context)
+        asyncio.get_running_loop().call_later(stop_at, context.stop_generating)
+        await collect(stream)
+        await asyncio.sleep(5)
+    kind = {"abort made": "immediate", "abort suppressed": "suppressed"}
+    counted = {("deferred" if deferred else kind[step],): 1 for step, deferred in steps}
+    assert meters.counts("rx_backend.aborts", "rx_backend.abort") == counted
+    start = spans.one().start_time or 0
+    moments = {
+        event.name: round((event.timestamp - start) / 1e9)
+        for event in spans.one().events
+        if event.name != "first_token"
+    }
+    assert moments == ({"stop": 1, "abort_requested": 1, **events} if events else {})
+    told = [event.timestamp for event in spans.one().events]
+    assert told == sorted(told)
+    aborts = [event for event in logged if event["event"].startswith("abort ")]
+    requested = [("abort requested", None)] if steps else []
+    assert [(event["event"], event.get("deferred")) for event in aborts] == requested + steps
+    assert {event["request_id"] for event in logged} == {"r1"}
+    assert logged[-1]["cancelled"] is bool(steps)
+
+
 STEPS: st.SearchStrategy[list[Step]] = st.lists(
     st.sampled_from([token(1), LLMEngineOutput(), 1, 0.5]), max_size=4
 )

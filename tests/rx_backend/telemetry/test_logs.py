@@ -108,7 +108,12 @@ FIELDS = r"request_id=r1 trace_id=\w{32} .*"
                 r".*\[warn     \] request failed .*",
             ],
         ),
-        ("ours", {"DYN_LOG": "info,rx_backend.requests=off"}, "lines from info.*", [ENGINES]),
+        (
+            "ours",
+            {"DYN_LOG": "info,rx_backend.requests=off,an_engine=off"},
+            "lines from info.*",
+            [ENGINES],
+        ),
         # Standard logging and structlog that are set up are used, and nothing is written twice.
         (
             "stdlib",

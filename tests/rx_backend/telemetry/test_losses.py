@@ -128,10 +128,10 @@ def test_what_is_under_way_at_the_deadline_is_lost() -> None:
         losses.shutdown()
         losses.discard()
         assert losses.lost == 3
-        end(provider, "late")
-        assert losses.lost == 4
         gate.opened.set()
         closing.join()
+        assert losses.lost == 3
+        end(provider, "late")
     assert losses.lost == 4
     assert gate.shutdowns == 1
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import structlog
-from hypothesis import given
-from hypothesis import strategies as st
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
@@ -21,9 +19,9 @@ from structlog.testing import LogCapture, capture_logs
 from operators import Pipeline
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
-from rx_backend.errors import Disconnected, InvalidArgument
+from rx_backend.errors import Disconnected
 from rx_backend.logger import Logger, get_logger
-from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, StopConditions
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.telemetry import EXPORT_ENABLED, add_trace_ids
 from tests.rx_backend._engines import (
     ScriptedEngine,
@@ -31,7 +29,6 @@ from tests.rx_backend._engines import (
     adapter_of,
     collect,
     request,
-    run_virtual,
     stop,
     token,
     virtual,
@@ -40,7 +37,6 @@ from tests.rx_backend.telemetry._ends import SECRET
 from tests.spans import Spans
 
 LOGGER = "rx_backend.requests"
-SECRET_ID = 987_654_321
 
 
 @pytest.fixture(autouse=True)
@@ -94,30 +90,6 @@ async def test_info_is_one_line_per_request(at_info: list[dict[str, Any]]) -> No
     failing = adapter_of(ScriptedEngine(Disconnected("gone")), spans=Spans())
     await collect(await failing.generate(probe))
     assert [event["event"] for event in at_info[1:]] == ["request failed"]
-
-
-@pytest.mark.parametrize(
-    ("mode", "script", "steps"),
-    [
-        ("agg", [1, token(1), stop()], [("abort made", False)]),
-        ("decode", [1, token(1), stop()], [("abort made", True)]),
-        ("decode", [1, stop()], [("abort suppressed", None)]),
-    ],
-    ids=["immediate", "deferred", "suppressed"],
-)
-@virtual
-async def test_what_becomes_of_an_abort_is_told(
-    mode: str, script: list[Step], steps: list[tuple[str, bool | None]], at_info: list[Any]
-) -> None:
-    """It is asked for, then made at once, made late, or not made; then the request ends."""
-    context = RequestContext("r1")
-    stream = await adapter_of(ScriptedEngine(*script), mode, Spans()).generate(request(), context)
-    context.stop_generating()
-    await collect(stream)
-    told = [(event["event"], event.get("deferred")) for event in at_info]
-    assert told == [("abort requested", None), *steps, ("request ended", None)]
-    assert {event["request_id"] for event in at_info} == {"r1"}
-    assert at_info[-1]["cancelled"] is True
 
 
 @pytest.mark.rows("O4")
@@ -301,83 +273,6 @@ async def test_an_engines_own_events_get_the_requests_ids() -> None:
         "trace_flags": f"{context.trace_flags:02x}",
     } in capture.entries
     assert capture.entries[-1] == {"event": "outside", "log_level": "warning"}
-
-
-SECRET_CHUNK = LLMEngineOutput([SECRET_ID], text=SECRET, engine_data={"said": SECRET})
-SECRET_STEPS: st.SearchStrategy[list[Step]] = st.lists(
-    st.sampled_from([SECRET_CHUNK, LLMEngineOutput(), 1, RequestContext.stop_generating]),
-    max_size=4,
-)
-SECRET_ENDS: st.SearchStrategy[list[Step]] = st.sampled_from(
-    [
-        *([stop()], [], [60], [SECRET_CHUNK, 60], [LLMEngineOutput.error(SECRET)]),
-        *([Disconnected(SECRET)], [ValueError(SECRET)], [{"finish_reason": SECRET}]),
-        [{"token_ids": SECRET}],
-    ]
-)
-
-
-@given(
-    SECRET_STEPS, SECRET_ENDS, st.booleans(), st.integers(1, 3), st.sampled_from(["agg", "decode"])
-)
-def test_nobodys_text_is_told_at_any_level(
-    script: list[Step], end: list[Step], fails_early: bool, patience: int, mode: str
-) -> None:
-    """Neither of the prompt nor generated, nor of errors, nor token ids; whatever happens."""
-    asked = PreprocessedRequest(
-        token_ids=[SECRET_ID] * 3,
-        extra_args={"prompt": SECRET},
-        annotations=[SECRET],
-        stop_conditions=StopConditions(stop=[SECRET]),
-    )
-    engine = ScriptedEngine(
-        *script,
-        *end,
-        setup=[ValueError(SECRET)] if fails_early else [],
-        abort=[KeyError(SECRET)],
-        closing=[0.5],
-    )
-
-    def hear() -> None:
-        raise RuntimeError(SECRET)
-
-    async def serve() -> None:
-        context = RequestContext("r1")
-        context.stopped().listen(hear)
-        try:
-            async with asyncio.timeout(patience):
-                stream = await adapter_of(engine, mode, Spans()).generate(asked, context)
-                async with stream:
-                    await collect(stream)
-        except (TimeoutError, InvalidArgument):
-            pass
-        await asyncio.sleep(5)
-
-    records = _Records()
-    logging.root.addHandler(records)
-    level = logging.root.level
-    logging.root.setLevel(logging.DEBUG)
-    try:
-        run_virtual(serve())
-        with capture_logs() as events:
-            run_virtual(serve())
-    finally:
-        logging.root.setLevel(level)
-        logging.root.removeHandler(records)
-    told = repr((events, records.told))
-    assert "request started" in told
-    assert (SECRET in told, str(SECRET_ID) in told) == (False, False)
-
-
-class _Records(logging.Handler):
-    """Keeps all that there is of records."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.told: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.told.append(f"{logging.Formatter().format(record)} {vars(record)}")
 
 
 def test_a_logger_binds_without_changing_itself() -> None:

@@ -17,6 +17,7 @@ from rx_backend.telemetry.switch import OTLP_VARIABLE, OtlpSwitch
 
 HTTP, GRPC = "http/protobuf", "grpc"
 ENDPOINT, PROTOCOL = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL"
+OF_TRACES = "OTEL_EXPORTER_OTLP_TRACES_"
 URL = "http://127.0.0.1:4318"
 
 Variables = dict[str, str]
@@ -47,26 +48,11 @@ DESTINATIONS: list[tuple[Variables, dict[str, Any], Signal, tuple[str, str]]] = 
     ({ENDPOINT: "c:4317"}, {}, "traces", (GRPC, "c:4317")),
     ({ENDPOINT: "http://c:4318/x/"}, {}, "metrics", (HTTP, "http://c:4318/x/v1/metrics")),
     ({PROTOCOL: HTTP}, {}, "traces", (HTTP, "http://localhost:4318/v1/traces")),
+    ({OF_TRACES + "PROTOCOL": HTTP}, {}, "traces", (HTTP, "http://localhost:4318/v1/traces")),
+    ({OF_TRACES + "PROTOCOL": HTTP}, {}, "metrics", (GRPC, "http://localhost:4317")),
+    ({OF_TRACES + "ENDPOINT": "http://t:4318/as-is"}, {}, "traces", (HTTP, "http://t:4318/as-is")),
     (
-        {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": HTTP},
-        {},
-        "traces",
-        (HTTP, "http://localhost:4318/v1/traces"),
-    ),
-    (
-        {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": HTTP},
-        {},
-        "metrics",
-        (GRPC, "http://localhost:4317"),
-    ),
-    (
-        {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://t:4318/as-is", ENDPOINT: "http://c:1"},
-        {},
-        "traces",
-        (HTTP, "http://t:4318/as-is"),
-    ),
-    (
-        {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://t:4318", PROTOCOL: GRPC},
+        {OF_TRACES + "ENDPOINT": "http://t:4318", PROTOCOL: GRPC},
         {"endpoint": "http://argument:4318", "protocol": HTTP},
         "traces",
         (HTTP, "http://argument:4318/v1/traces"),
