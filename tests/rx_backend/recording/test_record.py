@@ -237,12 +237,15 @@ def disk_with(free_bytes: int) -> Generator[None]:
 
 
 async def warning_of(
-    folder: Path, request_id: str = "r1", after_each: Callable[[], object] = lambda: None
+    folder: Path,
+    request_id: str = "r1",
+    after_each: Callable[[], object] = lambda: None,
+    buffer_bytes: int = 0,
 ) -> Any:
     """Record a stream that must come whole, and return the one warning."""
     engine = ScriptedEngine(token(1), token(2), token(3), stop())
     with capture_logs() as logs:
-        stream = await recording_stream(engine, folder, request_id, buffer_bytes=0)
+        stream = await recording_stream(engine, folder, request_id, buffer_bytes=buffer_bytes)
         tokens: list[list[int]] = []
         async for item in stream:
             assert item.data is not None
@@ -258,7 +261,9 @@ async def warning_of(
 async def test_a_disk_that_fails_is_logged_once(tmp_path: Path) -> None:
     """A full disk, at once or in mid-stream, a folder that can't be made, and a file that is removed."""
     with disk_with(0):
-        assert (await warning_of(tmp_path))["reason"] == "File too large"
+        for size in (0, 8192):
+            warning = await warning_of(tmp_path, buffer_bytes=size)
+            assert warning["reason"] == "File too large"
     assert names_in(tmp_path) == []
     with disk_with(180):
         assert (await warning_of(tmp_path))["path"] == str(tmp_path / "r1.jsonl")

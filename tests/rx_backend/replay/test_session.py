@@ -226,8 +226,10 @@ def test_a_bad_row_in_a_long_trace(folder: Path, monkeypatch: pytest.MonkeyPatch
         last = lines_of(folder / "out" / name)[-1]
         assert last == {"stopped_by": summary["stopped_by"]}
     assert "line 5: column TIMESTAMP" in summary["stopped_by"]
-    with pytest.raises(InvalidArgument, match="line 5: column TIMESTAMP"):
-        quiet(trace=trace, limit=10, out=folder / "none")
+    trace.write_text(TRACE.replace("2023-11-16 18:15:46", "yesterday"))
+    for limit in (0, 10):
+        with pytest.raises(InvalidArgument, match="line 2: column TIMESTAMP"):
+            quiet(trace=trace, limit=limit, out=folder / "none")
     assert not (folder / "none").exists()
 
 
