@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -121,8 +122,6 @@ def run(
                 replaying = session.replay(engine, telemetry and telemetry.tracer_provider, update)
                 asyncio.run(replaying) if options.real else run_virtual(replaying)
         except (KeyboardInterrupt, InvalidArgument) as error:
-            if isinstance(error, InvalidArgument) and not session.result.requests:
-                raise
             session.result.stopped_by = stop_reason(error)
             session.report()
             raise
@@ -174,9 +173,10 @@ class _Session:
         else:
             rows = self._trace = read_trace(path, limit=limit or None)
             name = f"{self._trace.format} trace {path}"
-        self._workload: Iterable[Request] = at_speed(rows, options.speed)
+        arriving = at_speed(rows, options.speed)
+        # A bad file is found before anything is written; a short workload is small enough to hold.
+        self._workload: Iterable[Request] = chain((next(arriving),), arriving)
         if limit or path is None:
-            # Short enough to hold, and then a bad row is found before the first request.
             self._workload = list(self._workload)
             name += f", {len(self._workload):,} requests"
             if len(self._workload) == limit and options.limit is None:

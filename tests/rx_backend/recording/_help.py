@@ -22,7 +22,7 @@ token = LLMEngineOutput.token
 
 
 def recorded(*times_ms: float, end: Ending | None = None, **known: Any) -> Recording:
-    """A recording of the tokens 1, 2, ..., the last one with `stop` unless *end* says otherwise."""
+    """Return a recording of the tokens 1, 2, ..., the last one with `stop` unless *end* says otherwise."""
     chunks = [TimedChunk(time_ms, token(n)) for n, time_ms in enumerate(times_ms, 1)]
     if end is None:
         chunks[-1].chunk = LLMEngineOutput.stop().with_tokens([len(chunks)])
@@ -62,7 +62,7 @@ terminals = outputs(unknown=unknown_keys).filter(lambda chunk: chunk.finish_reas
 
 @st.composite
 def recordings(draw: st.DrawFn) -> Recording:
-    """Recordings of streams that kept to the contract, dropped and failed ones included."""
+    """Draw recordings of streams that kept to the contract, dropped and failed ones included."""
     gaps_ms = draw(st.lists(st.integers(0, 50), max_size=6))
     now_ms = 0
     timed: list[TimedChunk] = []

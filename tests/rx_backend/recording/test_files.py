@@ -199,7 +199,7 @@ BAD = {
     "newer": HEADER.replace("1}", "2}").encode(),
     "other": b'{"timestamp": 0, "input_length": 1, "output_length": 1}\n',
     "broken": f"{HEADER}\n\ufffd".encode()[:-1] + b'\n{"time_ms":1,"end":"dropped"}\n',
-    "deep": f'{HEADER}\n{{"time_ms":1,"chunk":{"[" * 9999}{"]" * 9999}}}\n'.encode(),
+    "deep": f'{HEADER}\n{{"time_ms":1,"chunk":{{"engine_data":{"[" * 9999}\n'.encode(),
     "nested": f'{HEADER}\n{{"time_ms":1,"chunk":{{"log_probs":{"[" * 400}{"]" * 400}}}}}\n'.encode(),
 }
 

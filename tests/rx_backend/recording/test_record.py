@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import gc
 import resource
-import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Generator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -236,17 +236,21 @@ def disk_with(free_bytes: int) -> Generator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def warning_of(folder: Path, request_id: str = "r1", remove: Path | None = None) -> Any:
-    """Record a stream that must come whole, *remove* a folder in it, and return the one warning."""
+async def warning_of(
+    folder: Path,
+    request_id: str = "r1",
+    after_each: Callable[[], object] = lambda: None,
+    buffer_bytes: int = 0,
+) -> Any:
+    """Record a stream that must come whole, and return the one warning."""
     engine = ScriptedEngine(token(1), token(2), token(3), stop())
     with capture_logs() as logs:
-        stream = await recording_stream(engine, folder, request_id, buffer_bytes=0)
+        stream = await recording_stream(engine, folder, request_id, buffer_bytes=buffer_bytes)
         tokens: list[list[int]] = []
         async for item in stream:
             assert item.data is not None
             tokens.append(item.data.token_ids)
-            if remove is not None:
-                shutil.rmtree(remove, ignore_errors=True)
+            after_each()
     assert tokens == [[1], [2], [3], []]
     (warning,) = [log for log in logs if log["log_level"] == "warning"]
     assert (warning["event"], warning["request_id"]) == ("recording failed", request_id)
@@ -255,9 +259,11 @@ async def warning_of(folder: Path, request_id: str = "r1", remove: Path | None =
 
 @virtual
 async def test_a_disk_that_fails_is_logged_once(tmp_path: Path) -> None:
-    """A full disk, at once or in mid-stream, and a folder that can't be made or is removed."""
+    """A full disk, at once or in mid-stream, a folder that can't be made, and a file that is removed."""
     with disk_with(0):
-        assert (await warning_of(tmp_path))["reason"] == "File too large"
+        for size in (0, 8192):
+            warning = await warning_of(tmp_path, buffer_bytes=size)
+            assert warning["reason"] == "File too large"
     assert names_in(tmp_path) == []
     with disk_with(180):
         assert (await warning_of(tmp_path))["path"] == str(tmp_path / "r1.jsonl")
@@ -266,8 +272,8 @@ async def test_a_disk_that_fails_is_logged_once(tmp_path: Path) -> None:
     inside, gone = tmp_path / "r1.jsonl" / "inside", tmp_path / "gone"
     warning = await warning_of(inside)
     assert (warning["path"], warning["reason"]) == (str(inside), "Not a directory")
-    assert (await warning_of(gone, remove=gone))["reason"] == "No such file or directory"
-    assert not gone.exists()
+    warning = await warning_of(gone, "r1", partial((gone / "r1.jsonl").unlink, missing_ok=True))
+    assert (warning["reason"], names_in(gone)) == ("No such file or directory", [])
 
 
 @virtual

@@ -212,7 +212,7 @@ def test_it_keeps_to_the_contract(speed: float) -> None:
 
 
 def original(plan: Recording) -> LLMEngine:
-    """An engine that waits from chunk to chunk, as engines do."""
+    """Return an engine that waits from chunk to chunk, as engines do."""
     steps: list[Any] = []
     before_ms = 0.0
     for timed in plan.chunks:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from rx_backend.context import RequestContext
-from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.engines import SampleEngine, SimulatedEngine
 from rx_backend.errors import Disconnected, InvalidArgument
-from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+from rx_backend.protocols import LLMEngineOutput
 from rx_backend.replay import ReplayResult, Request, replay, synthetic
 from rx_backend.testing import run_virtual
+from tests.rx_backend._engines import ScriptedEngine
 from tests.spans import Spans
 
 
@@ -94,81 +94,64 @@ def test_a_cancelled_client_reads_on_to_the_terminal() -> None:
 
 
 @pytest.mark.rows("S7")
-def test_a_client_may_drop_before_it_reads() -> None:
-    """With one token asked for, a drop comes before the first pull; there is no TTFT then."""
-    result = run_virtual(replay([Request(0, 1, 1)] * 3, SimulatedEngine(), drop_rate=1))
-    assert [(row.outcome, row.ttft_ms, row.tokens) for row in result.requests] == [
-        ("dropped", None, 0)
-    ] * 3
+def test_a_client_drops_before_the_end() -> None:
+    """Also before the first pull, and then there is no TTFT; never behind the last token."""
+    result = run_virtual(replay([Request(0, 1, 2)] * 20, SimulatedEngine(), drop_rate=1))
+    assert {(row.outcome, row.tokens) for row in result.requests} == {
+        ("dropped", 0),
+        ("dropped", 1),
+    }
+    assert all((row.ttft_ms is None) == (row.tokens == 0) for row in result.requests)
 
 
-class Odd(LLMEngine):
-    """Ends streams in the rarer ways, by the length of the prompt."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    async def start(self, worker_id: int) -> EngineConfig:
-        self.calls.append("start")
-        return EngineConfig(model="odd")
+class Journal(ScriptedEngine):
+    """Notes the calls of its life."""
 
     async def drain(self) -> None:
-        self.calls.append("drain")
+        self.calls += 10
 
     async def cleanup(self) -> None:
-        self.calls.append("cleanup")
-
-    async def generate(
-        self, request: PreprocessedRequest, context: RequestContext
-    ) -> AsyncIterator[LLMEngineOutput]:
-        if len(request.token_ids) == 0:
-            raise Disconnected("gone before the stream")
-        return self._stream(len(request.token_ids))
-
-    async def _stream(self, kind: int) -> AsyncIterator[LLMEngineOutput]:
-        yield LLMEngineOutput()
-        await asyncio.sleep(0.5)
-        yield LLMEngineOutput([1, 2, 3])
-        await asyncio.sleep(0.25)
-        if kind == 1:
-            raise ValueError("boom")
-        if kind == 2:
-            yield LLMEngineOutput.error("boom").with_tokens([4])
-        if kind == 3:
-            yield LLMEngineOutput.stop()
+        self.calls += 100
 
 
-def test_every_way_to_end_is_told_apart() -> None:
-    """Set-up failure, mid-stream error, error terminal, stop and no terminal have their names."""
-    engine = Odd()
-    rows = [Request(n, n, 9) for n in range(5)]
-    result = run_virtual(replay(rows, engine))
-    assert [(row.outcome, row.error, row.tokens) for row in result.requests] == [
-        ("error", "Disconnected", 0),
-        ("error", "InvalidArgument", 3),
-        ("error", "terminal", 4),
-        ("stop", None, 3),
-        ("error", "StreamIncomplete", 3),
-    ]
-    assert [row.ttft_ms for row in result.requests] == [None, 500, 500, 500, 500]
-    assert result.itl.buckets() == [(250.0, 1)]
-    assert engine.calls == ["start", "drain", "cleanup"]
+@pytest.mark.parametrize(
+    ("then", "outcome", "error", "tokens"),
+    [
+        (ValueError("boom"), "error", "InvalidArgument", 3),
+        (LLMEngineOutput.error("boom").with_tokens([4]), "error", "terminal", 4),
+        (LLMEngineOutput.stop(), "stop", None, 3),
+        (0.0, "error", "StreamIncomplete", 3),
+    ],
+)
+def test_every_way_to_end_is_told_apart(
+    then: Any, outcome: str, error: str | None, tokens: int
+) -> None:
+    """Mid-stream error, error terminal, stop and no terminal have their names."""
+    engine = Journal(LLMEngineOutput(), 0.5, LLMEngineOutput([1, 2, 3]), 0.25, then)
+    result = run_virtual(replay([Request(0, 1, 9)], engine))
+    (row,) = result.requests
+    assert (row.outcome, row.error, row.tokens, row.ttft_ms) == (outcome, error, tokens, 500)
+    assert result.itl.buckets() == [(250.0, 1)] * (tokens == 4)
+    assert engine.calls == 111
 
 
-def test_progress_is_told_at_each_end() -> None:
-    """The callback sees the result grow, request by request."""
+def test_a_failed_set_up_has_its_kind() -> None:
+    """A request that has no stream has no TTFT either."""
+    engine = ScriptedEngine(setup=[Disconnected("gone before the stream")])
+    (row,) = run_virtual(replay([Request(0, 1, 9)], engine)).requests
+    assert (row.outcome, row.error, row.tokens, row.ttft_ms) == ("error", "Disconnected", 0, None)
+
+
+def test_progress_is_reported_at_each_end(spans: Spans) -> None:
+    """The callback sees the result grow; with a tracer each request has its span."""
     counts: list[tuple[int, int, int]] = []
 
     def note(result: ReplayResult) -> None:
         counts.append((len(result.requests), result.running, result.tokens))
 
-    run_virtual(replay([Request(0, 1, 2), Request(0, 1, 4)], SampleEngine(), on_end=note))
+    rows = [Request(0, 1, 2), Request(0, 1, 4)]
+    run_virtual(replay(rows, SampleEngine(), on_end=note, tracer=spans.tracer))
     assert counts == [(1, 1, 2), (2, 0, 6)]
-
-
-def test_spans_are_recorded_on_the_replay_clock(spans: Spans) -> None:
-    """With a tracer each request has its span, whose TTFT is the engine's pace."""
-    run_virtual(replay([Request(0, 1, 3)] * 2, SampleEngine(), tracer=spans.tracer))
     assert [span.attributes["ttft_ms"] for span in spans.finished if span.attributes] == [10, 10]
 
 
@@ -182,10 +165,10 @@ def test_spans_are_recorded_on_the_replay_clock(spans: Spans) -> None:
 )
 def test_rates_are_checked(rates: dict[str, float], complaint: str) -> None:
     """A rate that is no part of the whole is refused before the engine starts."""
-    engine = Odd()
+    engine = Journal()
     with pytest.raises(InvalidArgument, match=complaint):
         run_virtual(replay([], engine, **rates))  # pyright: ignore[reportArgumentType]
-    assert engine.calls == []
+    assert engine.calls == 0
 
 
 def test_a_cancelled_replay_keeps_its_figures() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from rx_backend.errors import InvalidArgument
 from rx_backend.replay import traces
-from rx_backend.replay.session import TRACE_VARIABLE, RunOptions, find_trace, run
+from rx_backend.replay.session import TRACE_VARIABLE, RunOptions, run
 
 TRACE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -53,38 +53,30 @@ def quiet(**options: object) -> tuple[list[str], Path]:
     return said, chosen.out
 
 
-def test_the_trace_nearby_is_found(folder: Path) -> None:
-    """Without a word the trace beside the project is replayed, if it is there."""
-    assert find_trace({}) is None
-    put_trace(folder.parent / "shared" / "data" / "azure_llm_conv_2023.csv")
-    assert find_trace({}) == Path("../shared/data/azure_llm_conv_2023.csv")
-    said, _ = quiet()
-    assert said[0] == "workload: Azure trace ../shared/data/azure_llm_conv_2023.csv, 3 requests"
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_environment_names_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`RX_BACKEND_TRACE` wins over the trace nearby, an option over both."""
+# Which workload.
+
+
+def test_which_trace_is_replayed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option wins over `RX_BACKEND_TRACE`, that over the trace nearby; else none is there."""
+    said, _ = quiet(limit=12)
+    assert said[:2] == [
+        "workload: synthetic, in the shape of the Azure conversation trace, 12 requests",
+        "engine: simulated, virtual time",
+    ]
     put_trace(folder.parent / "shared" / "data" / "azure_llm_conv_2023.csv")
+    near = "workload: Azure trace ../shared/data/azure_llm_conv_2023.csv, 3 requests"
+    assert quiet()[0][0] == near
     monkeypatch.setenv(TRACE_VARIABLE, str(put_trace(folder / "named.csv")))
     assert "named.csv" in quiet()[0][0]
     assert "given.csv" in quiet(trace=put_trace(folder / "given.csv"))[0][0]
     assert "synthetic" in quiet(synthetic=True, limit=5)[0][0]
-
-
-def test_a_named_trace_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trace that was asked for and is not there is an error, no reason to make one up."""
     monkeypatch.setenv(TRACE_VARIABLE, "gone.csv")
     with pytest.raises(InvalidArgument, match=r"gone\.csv: can't be read: No such file"):
         quiet()
-
-
-def test_synthetic_is_the_last_resort() -> None:
-    """With no trace anywhere the synthetic workload is taken, and said to be."""
-    said, _ = quiet(limit=12)
-    assert said[0] == (
-        "workload: synthetic, in the shape of the Azure conversation trace, 12 requests"
-    )
-    assert said[1] == "engine: simulated, virtual time"
 
 
 def test_limits(folder: Path) -> None:
@@ -95,8 +87,6 @@ def test_limits(folder: Path) -> None:
     lines = TRACE.splitlines(keepends=True)
     trace.write_text(lines[0] + lines[1] * 4001)
     assert quiet(trace=trace)[0][0].endswith("4,000 requests (--limit all replays the whole)")
-    with pytest.raises(InvalidArgument, match="limit must be"):
-        quiet(limit=-1)
 
 
 def test_speed_and_engine_parameters_reach_the_run(folder: Path) -> None:
@@ -104,13 +94,40 @@ def test_speed_and_engine_parameters_reach_the_run(folder: Path) -> None:
     trace = put_trace(folder / "t.csv")
     said, out = quiet(trace=trace, speed=2, step_ms=100, prefill_ms_per_token=0)
     assert said[0].endswith("at 2 times the speed")
-    rows = [json.loads(line) for line in (out / "requests.jsonl").read_text().splitlines()]
+    rows = lines_of(out / "requests.jsonl")
     assert [row["arrival_s"] for row in rows] == pytest.approx([0, 2.15729, 2.270939], abs=1e-5)
     assert rows[0]["ttft_ms"] == 100
-    with pytest.raises(InvalidArgument, match="speed must be a number > 0"):
-        quiet(speed=0)
-    with pytest.raises(InvalidArgument, match="max_batch must be"):
-        quiet(max_batch=0)
+
+
+def test_rows_that_were_left_out_are_counted(folder: Path) -> None:
+    """The run says how many rows of the trace it could not use."""
+    trace = put_trace(folder / "t.csv")
+    trace.write_text(TRACE + "2023-11-16 18:15:52,1,0\n" * 1200)
+    assert "left out: 1,200 rows of the trace without output tokens" in quiet(trace=trace)[0]
+    assert not any("left out" in line for line in quiet(trace=trace, limit=3)[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"trace": Path("t.csv"), "synthetic": True}, "trace and synthetic contradict each other"),
+        ({"trace": Path("x", "..", "requests.jsonl"), "out": Path()}, "trace and out contradict"),
+        ({"cancel_rate": 0.6, "drop_rate": 0.6}, "cancel_rate and drop_rate must not sum to more"),
+        ({"limit": -1}, "limit must be"),
+        ({"speed": 0}, "speed must be a number > 0"),
+        ({"max_batch": 0}, "max_batch must be"),
+    ],
+)
+def test_bad_options_are_named(folder: Path, options: dict[str, object], complaint: str) -> None:
+    """Also those that contradict each other; nothing is read or written then."""
+    put_trace(folder / "requests.jsonl")
+    with pytest.raises(InvalidArgument, match=complaint):
+        quiet(**options)
+    assert [path.name for path in folder.iterdir()] == ["requests.jsonl"]
+    assert (folder / "requests.jsonl").read_text() == TRACE
+
+
+# Which files.
 
 
 @pytest.mark.timeout(120)
@@ -132,39 +149,7 @@ def test_no_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(path.name for path in out.iterdir()) == ["requests.jsonl", "summary.json"]
 
 
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        ({"trace": Path("t.csv"), "synthetic": True}, "trace and synthetic contradict each other"),
-        ({"trace": Path("x", "..", "requests.jsonl"), "out": Path()}, "trace and out contradict"),
-        ({"cancel_rate": 0.6, "drop_rate": 0.6}, "cancel_rate and drop_rate must not sum to more"),
-    ],
-)
-def test_options_that_contradict_each_other(
-    folder: Path, options: dict[str, object], complaint: str
-) -> None:
-    """They are refused by their names, before anything is read or written."""
-    (folder / "requests.jsonl").write_text(TRACE)
-    with pytest.raises(InvalidArgument, match=complaint):
-        quiet(**options)
-    assert [path.name for path in folder.iterdir()] == ["requests.jsonl"]
-    assert (folder / "requests.jsonl").read_text() == TRACE
-
-
-def test_rows_that_were_left_out_are_counted(folder: Path) -> None:
-    """The run says how many rows of the trace it could not use."""
-    trace = put_trace(folder / "t.csv")
-    trace.write_text(TRACE + "2023-11-16 18:15:52,1,0\n" * 1200)
-    said, _ = quiet(trace=trace, limit=0)
-    assert "left out: 1,200 rows of the trace without output tokens" in said
-    assert not any("left out" in line for line in quiet(trace=trace, limit=3)[0])
-
-
 # What is left of a run that did not come to its end.
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.mark.timeout(120)
@@ -241,8 +226,10 @@ def test_a_bad_row_in_a_long_trace(folder: Path, monkeypatch: pytest.MonkeyPatch
         last = lines_of(folder / "out" / name)[-1]
         assert last == {"stopped_by": summary["stopped_by"]}
     assert "line 5: column TIMESTAMP" in summary["stopped_by"]
-    with pytest.raises(InvalidArgument, match="line 5: column TIMESTAMP"):
-        quiet(trace=trace, limit=10, out=folder / "none")
+    trace.write_text(TRACE.replace("2023-11-16 18:15:46", "yesterday"))
+    for limit in (0, 10):
+        with pytest.raises(InvalidArgument, match="line 2: column TIMESTAMP"):
+            quiet(trace=trace, limit=limit, out=folder / "none")
     assert not (folder / "none").exists()
 
 
