@@ -16,6 +16,7 @@ from operators.authoring import has_content, own_copy
 from rx_backend.combined_engine import EngineCall
 from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import FinishReason, LLMEngineOutput, PreprocessedRequest
+from rx_backend.retry_budget import RetryBudget
 
 __all__ = ("HedgeOutcome", "HedgeRace")
 
@@ -104,25 +105,28 @@ class HedgeRace:
     Two engines for one request until one has answered, then the winner alone.
 
     Args:
-        begin: Begins the call of one of the engines.
+        first: The call of the first engine.
+        ask_second: Returns the call of the second engine.
         request: The request.
         after_s: Seconds until the second engine is asked; None for never.
-        may_hedge: Whether the second engine may be asked; called when the time is up.
+        budget: Has to allow the second call.
         on_outcome: Called with the outcome if the second engine was asked.
     """
 
     def __init__(
         self,
-        begin: Callable[[Side], EngineCall],
+        first: EngineCall,
+        ask_second: Callable[[], EngineCall],
         request: PreprocessedRequest,
+        *,
         after_s: float | None,
-        may_hedge: Callable[[], bool],
+        budget: RetryBudget,
         on_outcome: Callable[[HedgeOutcome], None] | None,
     ) -> None:
-        self._begin = begin
+        self._ask_second = ask_second
         self._request = request
         self._left_s = after_s
-        self._may_hedge = may_hedge
+        self._budget = budget
         self._on_outcome = on_outcome
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
@@ -131,7 +135,7 @@ class HedgeRace:
         self._winner: Racer | None = None
         self._is_reported = False
         self._second: Racer | None = None
-        self._first = Racer(begin("first"), request, self, runs_ahead=False)
+        self._first = Racer(first, request, self, runs_ahead=False)
 
     async def next_chunk(self) -> LLMEngineOutput | None:
         """Wait for the next chunk to hand out; None at the end."""
@@ -155,7 +159,7 @@ class HedgeRace:
         self._changed.clear()
         begun, timer = self._loop.time(), None
         if self._left_s is not None:
-            timer = self._loop.call_later(self._left_s, self._ask_second)
+            timer = self._loop.call_later(self._left_s, self._hedge)
         try:
             await self._changed.wait()
         finally:
@@ -163,10 +167,12 @@ class HedgeRace:
                 timer.cancel()
                 self._left_s = max(self._left_s - (self._loop.time() - begun), 0.0)
 
-    def _ask_second(self) -> None:
+    def _hedge(self) -> None:
+        """Ask the second engine, if that still makes sense and the budget allows it."""
         self._left_s = None
-        if self._winner is None and self._may_hedge():
-            self._second = Racer(self._begin("second"), self._request, self, runs_ahead=True)
+        is_settled = self._winner is not None or self._first.call.context.is_stopped
+        if not is_settled and self._budget.withdraw():
+            self._second = Racer(self._ask_second(), self._request, self, runs_ahead=True)
             self._add_wasted(len(self._request.token_ids), 0)
 
     def on_tokens(self, racer: Racer, tokens: int) -> None:
