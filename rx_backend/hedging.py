@@ -89,7 +89,7 @@ class HedgedEngine(CombinedEngine):
             on_outcome=self._on_outcome,
         )
         try:
-            while (chunk := await race.next_chunk()) is not None:
+            async for chunk in race:
                 yield chunk
         finally:
             await race.aclose()
