@@ -1,8 +1,8 @@
 """
 Prefill and decode apart: one worker reads the prompt, another writes the answer.
 
-The answer counts on from the prompt, and the "cache" of a prompt is the number to go on with. The
-prefill worker keeps it until its peer has fetched it, as engines keep the blocks of a KV cache.
+The answer continues the prompt's numbers, and the "cache" of a prompt is the next number. The prefill
+worker keeps it until its peer has fetched it, as engines keep the blocks of a KV cache.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ NUMBERS = 1000  # token ids below are numbers, in the tokenizer that comes witho
 
 
 class CountingEngine(LLMEngine):
-    """Counts on from its prompt; in one worker, or in two."""
+    """An engine that continues the numbers of its prompt, in one worker or in two."""
 
     def __init__(self, mode: str = "agg") -> None:
         self._mode = DisaggregationMode.parse(mode)
@@ -32,7 +32,7 @@ class CountingEngine(LLMEngine):
         self._server: asyncio.Server | None = None
 
     async def start(self, worker_id: int) -> EngineConfig:
-        """Announce the model; a prefill worker also opens the port that caches leave by."""
+        """Announce the model; a prefill worker also opens the port that serves caches."""
         if self._mode.is_prefill:
             self._server = await asyncio.start_server(self._give_cache, "127.0.0.1", 0)
         return EngineConfig(model="counting")
@@ -40,25 +40,25 @@ class CountingEngine(LLMEngine):
     async def generate(
         self, request: PreprocessedRequest, context: RequestContext
     ) -> AsyncIterator[LLMEngineOutput]:
-        """Stream the answer; in prefill mode, one chunk that says where the cache is."""
+        """Stream the answer; in prefill mode, one chunk with the address of the cache."""
         if self._mode.is_prefill:
             yield self._prefilled(request)
             return
         if request.prefill_result is None:
             number = read_prompt(request.token_ids)
         else:
-            # It takes no notice of a stop: the peer would keep the cache for ever.
+            # A stop is ignored here, or the peer would keep the cache for ever.
             number = await fetch_cache(**request.prefill_result.disaggregated_params)
         for token_id in range(number, number + (request.stop_conditions.max_tokens or 16)):
             yield LLMEngineOutput.token(token_id % NUMBERS)
             if context.is_stopped:
                 yield LLMEngineOutput.cancelled()
                 return
-            await asyncio.sleep(0.02)  # where the model works
+            await asyncio.sleep(0.02)  # the model works here
         yield LLMEngineOutput.length()
 
     async def is_quiescent(self) -> bool:
-        """Whether no peer has a cache to fetch any more: only then a prefill worker may end."""
+        """Return whether all caches were fetched, so that a prefill worker may end."""
         return not self._caches
 
     async def cleanup(self) -> None:
@@ -83,7 +83,7 @@ class CountingEngine(LLMEngine):
 
 
 def read_prompt(token_ids: list[int]) -> int:
-    """Find the number to go on with: after the prompt's last token, or the prompt's length."""
+    """Return the next number: after the prompt's last token, or the prompt's length."""
     return token_ids[-1] + 1 if token_ids[-1] < NUMBERS else len(token_ids)
 
 

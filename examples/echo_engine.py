@@ -1,4 +1,4 @@
-"""The ten-line engine: it says what it was told, a token at a time."""
+"""The ten-line engine: it repeats the prompt, one token at a time."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ from rx_backend import (
 
 
 class EchoEngine(LLMEngine):
-    """Repeats the prompt."""
+    """An engine that repeats its prompt."""
 
     async def start(self, worker_id: int) -> EngineConfig:
         """Announce the model; a real engine loads it here."""
@@ -27,6 +27,6 @@ class EchoEngine(LLMEngine):
             if context.is_stopped:
                 yield LLMEngineOutput.cancelled()
                 return
-            await asyncio.sleep(0.02)  # where the model works
+            await asyncio.sleep(0.02)  # the model works here
             yield LLMEngineOutput.token(token_id)
         yield LLMEngineOutput.stop()

@@ -1,4 +1,4 @@
-"""Pipelines of one's own: the standard operators, and one that is added."""
+"""Custom pipelines: the standard operators, and one more."""
 
 from operators import Drains, Pipeline, drain_until_first_token, heartbeat
 from operators.authoring import SCOPE, Stage, operator
@@ -9,7 +9,7 @@ Item = Annotated[LLMEngineOutput]
 
 @operator
 def report_tokens(*, scope: RequestScope = SCOPE) -> Stage[Item, Item]:
-    """Print how many tokens the client was given, however the stream ends."""
+    """Print how many tokens the client received, however the stream ends."""
     total = 0
     try:
         item = yield
@@ -27,12 +27,12 @@ _beating = standard_pipeline.with_operators(heartbeat(1.0, Annotated(LLMEngineOu
 
 
 def beating(scope: RequestScope) -> Pipeline:
-    """Send an empty chunk for each second of silence, so that every client is seen to leave."""
-    # In a decode request that would close a stream in mid-transfer.
+    """Send an empty chunk after each second of silence, so that every disconnect is noticed."""
+    # A decode request would be closed in mid-transfer by that.
     return standard_pipeline if scope.mode.is_decode else _beating
 
 
 drains = Drains()
 
 draining = standard_pipeline.insert_after("deferred_abort", drain_until_first_token(drains=drains))
-"""A decode request whose client is gone goes on to its first token, and is aborted then."""
+"""A decode request whose client has left continues to its first token, and is aborted then."""

@@ -5,8 +5,10 @@ from operators._core.aio_inbox import SubscribesAsync
 from operators._core.assemble import Plan, make_stream, plan_of
 from operators._core.drawing import drawn
 from operators._core.failures import drop_top_frame, is_only_closed, redacted_exc_info
+from operators._core.mailbox import Mailbox
 from operators._core.naming import name_of
 from operators._core.operator import callbacks, pulling
+from operators._core.pump import Pump
 from operators._core.pushing import push_in_task
 from operators._core.release import StreamObserver
 from operators._core.segment import close_quietly, first_pull
@@ -22,8 +24,10 @@ __all__ = (
     "IS_TERMINAL",
     "Callbacks",
     "HandedOut",
+    "Mailbox",
     "OutcomeTracker",
     "Plan",
+    "Pump",
     "StreamObserver",
     "SubscribesAsync",
     "callbacks",

@@ -183,16 +183,7 @@ class EngineAdapter(Generic[T_co]):
         try:
             own = telemetry.own_context(span)
             scope = RequestScope(
-                request,
-                context,
-                self.mode,
-                span=span,
-                clock=observer.times.clock,
-                loop=loop,
-                recording=recording,
-                observer=observer,
-                engine=self.engine,
-                own_context=own,
+                request, context, self.mode, span, loop, recording, observer, self.engine, own
             )
             plan = self._plan or self._plan_of(scope)
             chunks = await self._open(scope, own)

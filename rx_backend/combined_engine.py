@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
-from operators import deferred_abort, fuse, validate_chunks
-from operators.assembly import close_quietly, first_pull, tokens_in
+from operators import deferred_abort, validate_chunks
+from operators.assembly import Pump, close_quietly, first_pull, tokens_in
 from operators.authoring import FusedRun
 from rx_backend.context import RequestContext
 from rx_backend.engine import (
@@ -56,24 +56,41 @@ class EngineCall:
         self._unlisten: Callable[[], None] | None = None
         live.setdefault(parent, []).append(self)
 
-    async def open(
-        self, request: PreprocessedRequest, on_tokens: Callable[[int], None] | None = None
-    ) -> FusedRun[LLMEngineOutput]:
+    async def open(self, request: PreprocessedRequest) -> FusedRun[LLMEngineOutput]:
+        """Call the engine's ``generate`` and return its chunks, behind the gate."""
+        own = contextvars.copy_context()
+        chunks = await open_chunks(self.engine, request, self.context, own_context=own)
+        self._run = self._behind_gate(chunks, own, enters=True)
+        return self._run
+
+    def pump(
+        self,
+        request: PreprocessedRequest,
+        on_chunk: Callable[[LLMEngineOutput], None],
+        on_end: Callable[[BaseException | None], None],
+        on_tokens: Callable[[int], None],
+    ) -> Pump[LLMEngineOutput]:
         """
-        Call the engine's ``generate`` and return its chunks, behind the gate.
+        Return a pump of the engine's chunks, behind the gate; its task calls ``generate`` too.
 
         Args:
             request: The request.
+            on_chunk: Called with each chunk.
+            on_end: Called with the error at the end, or None.
             on_tokens: Called with the number of tokens in each chunk that the engine yields,
                 including one in answer to its cancellation, which is not handed out.
         """
+        chunks = _CountedChunks(partial(open_chunks, self.engine, request, self.context), on_tokens)
+        return Pump(
+            self._behind_gate(chunks, contextvars.copy_context(), enters=False), on_chunk, on_end
+        )
+
+    def _behind_gate(
+        self, chunks: ChunkStream, own: contextvars.Context, *, enters: bool
+    ) -> FusedRun[LLMEngineOutput]:
         context, defers = self.context, self.context.defers_abort
-        own = contextvars.copy_context()
         if defers:
             self._unlisten = context.first_token().listen(self._parent.notify_first_token)
-        chunks = await open_chunks(self.engine, request, context, own_context=own)
-        if on_tokens is not None:
-            chunks = _Counted(chunks, on_tokens)
         gate = deferred_abort(
             partial(start_abort, self.engine, context, own),
             stop=context.stopped(),
@@ -81,9 +98,7 @@ class EngineCall:
             defer=defers,
             end_of_turn=asyncio.get_running_loop().call_soon,
         )
-        run = fuse(chunks, [_WELL_FORMED, gate], own_context=own)
-        self._run = cast("FusedRun[LLMEngineOutput]", run)
-        return self._run
+        return FusedRun(chunks, [_WELL_FORMED, gate], own_context=own, enters=enters)
 
     def report_queue_time(self) -> None:
         """Set the request's queue time to that of this engine, if the engine set one."""
@@ -179,22 +194,33 @@ class CombinedEngine(LLMEngine):
         return await _optional(self.engines[0], "health_check_payload", None)
 
 
-class _Counted(AsyncIterator[AnyChunk]):
-    """Calls *on_tokens* with the number of tokens in each chunk."""
+class _CountedChunks(AsyncIterator[AnyChunk]):
+    """An engine's chunks, opened at the first pull, with their tokens counted."""
 
-    def __init__(self, chunks: ChunkStream, on_tokens: Callable[[int], None]) -> None:
-        self._chunks = chunks
+    def __init__(
+        self, open_: Callable[[], Awaitable[ChunkStream]], on_tokens: Callable[[int], None]
+    ) -> None:
+        self._open = open_
         self._on_tokens = on_tokens
-        self._has_begun = False
+        self._chunks: ChunkStream | None = None
 
     async def __anext__(self) -> AnyChunk:
-        is_first, self._has_begun = not self._has_begun, True
-        chunk = await (first_pull(self._chunks) if is_first else anext(self._chunks))
+        if self._chunks is None:
+            self._chunks = await self._open()
+            chunk = await first_pull(self._chunks)
+        else:
+            chunk = await anext(self._chunks)
         self._on_tokens(tokens_in(chunk))
         return chunk
 
     async def aclose(self) -> None:
-        await close_quietly(self._chunks, "closing an engine's stream failed")
+        # Its callback may refer to the owner of these chunks, which would be a cycle.
+        self._on_tokens = _ignore
+        if self._chunks is not None:
+            await close_quietly(self._chunks, "closing an engine's stream failed")
+
+
+def _ignore(_: int) -> None: ...
 
 
 async def _optional(engine: LLMEngine, name: str, default: Any) -> Any:

@@ -135,20 +135,7 @@ class StreamIncomplete(BackendError):
 
 
 KINDS: Mapping[str, type[BackendError]] = MappingProxyType(
-    {
-        error.kind: error
-        for error in (
-            Unknown,
-            InvalidArgument,
-            CannotConnect,
-            Disconnected,
-            ConnectionTimeout,
-            ResponseTimeout,
-            Cancelled,
-            EngineShutdown,
-            StreamIncomplete,
-        )
-    }
+    {error.kind: error for error in BackendError.__subclasses__()}
 )
 """The nine kinds, by their name on the wire."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from typing import Literal
+from functools import partial
 
 from rx_backend.combined_engine import CombinedEngine, EngineCall
 from rx_backend.context import RequestContext
@@ -79,21 +79,17 @@ class HedgedEngine(CombinedEngine):
     ) -> AsyncGenerator[LLMEngineOutput]:
         """Stream the chunks of the engine that answers first."""
         self._budget.add_request()
-
-        def begin(which: Literal["first", "second"]) -> EngineCall:
-            if which == "first":
-                return EngineCall(self.engines[0], context, self._live)
-            return EngineCall(self.engines[1], context, self._live, "hedge")
-
-        def may_hedge() -> bool:
-            return not context.is_stopped and self._budget.withdraw()
-
         is_for_one = request.is_probe or has_hand_off(request)
         race = HedgeRace(
-            begin, request, None if is_for_one else self._after_s, may_hedge, self._on_outcome
+            EngineCall(self.engines[0], context, self._live),
+            partial(EngineCall, self.engines[1], context, self._live, "hedge"),
+            request,
+            after_s=None if is_for_one else self._after_s,
+            budget=self._budget,
+            on_outcome=self._on_outcome,
         )
         try:
-            while (chunk := await race.next_chunk()) is not None:
+            async for chunk in race:
                 yield chunk
         finally:
             await race.aclose()

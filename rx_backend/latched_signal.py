@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import FunctionType, MethodType
 from typing import Any, Final, Literal, TypeAlias
@@ -19,6 +20,7 @@ __all__ = ("LatchedSignal", "Latches", "Listener", "SignalName")
 SignalName: TypeAlias = Literal["stopped", "killed", "first_token"]
 
 
+@dataclass(slots=True, eq=False)
 class Latches:
     """
     The signals of one request and their listeners.
@@ -34,15 +36,12 @@ class Latches:
         loop: The event loop that notifies listeners which were registered outside of any loop.
     """
 
-    __slots__ = ("_listeners", "first_token", "killed", "loop", "request_id", "stopped")
-
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
-        self.stopped = False
-        self.killed = False
-        self.first_token = False
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self._listeners: list[Listener] = []
+    request_id: str
+    stopped: bool = False
+    killed: bool = False
+    first_token: bool = False
+    loop: asyncio.AbstractEventLoop | None = None
+    _listeners: list[Listener] = field(default_factory=list["Listener"])
 
     def is_set(self, name: SignalName) -> bool:
         """Return whether the signal is set."""
@@ -86,24 +85,15 @@ class Latches:
         return True
 
 
+@dataclass(slots=True, eq=False)
 class Listener(abc.DisposableBase):
     """A callback registered for a signal, until it is notified or disposed of."""
 
-    __slots__ = ("_args", "_callback", "_latches", "_loop", "name")
-
-    def __init__(
-        self,
-        latches: Latches,
-        name: SignalName,
-        loop: asyncio.AbstractEventLoop | None,
-        callback: Callable[..., None],
-        args: tuple[object, ...],
-    ) -> None:
-        self._latches = latches
-        self.name: SignalName = name
-        self._loop = loop
-        self._callback = callback
-        self._args = args
+    _latches: Latches
+    name: SignalName
+    _loop: asyncio.AbstractEventLoop | None
+    _callback: Callable[..., None]
+    _args: tuple[object, ...]
 
     def dispose(self) -> None:
         """Prevent the callback, even if a notification is already scheduled on the loop."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from opentelemetry.trace import Span
@@ -25,6 +26,7 @@ from rx_backend.telemetry.request_span import worker_trace_link
 __all__ = ("RequestScope",)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class RequestScope:
     """
     One request, as its operators see it: the value of an operator's parameter ``scope``.
@@ -40,49 +42,22 @@ class RequestScope:
         outcome: Decides how its stream ended, and notifies its subscribers.
     """
 
-    __slots__ = (
-        "_clock",
-        "_engine",
-        "_has_pending_abort",
-        "_observer",
-        "_own_context",
-        "context",
-        "loop",
-        "mode",
-        "outcome",
-        "recording",
-        "request",
-        "span",
-        "times",
-    )
+    request: PreprocessedRequest
+    context: RequestContext
+    mode: DisaggregationMode
+    span: Span
+    loop: asyncio.AbstractEventLoop
+    recording: bool
+    _observer: RequestObserver
+    _engine: LLMEngine
+    _own_context: contextvars.Context
+    times: TokenTimes = field(init=False)
+    outcome: OutcomeTracker = field(init=False)
+    _has_pending_abort: bool = field(init=False, default=False)
 
-    def __init__(
-        self,
-        request: PreprocessedRequest,
-        context: RequestContext,
-        mode: DisaggregationMode,
-        *,
-        span: Span,
-        clock: Clock,
-        loop: asyncio.AbstractEventLoop,
-        recording: bool,
-        observer: RequestObserver,
-        engine: LLMEngine,
-        own_context: contextvars.Context,
-    ) -> None:
-        self.request = request
-        self.context = context
-        self.mode = mode
-        self.span = span
-        self._clock = clock
-        self.loop = loop
-        self.recording = recording
-        self.times: TokenTimes = observer.times
-        self.outcome = OutcomeTracker(observer.times, observer.is_stopped)
-        self._observer = observer
-        self._engine = engine
-        self._own_context = own_context
-        self._has_pending_abort = False
+    def __post_init__(self) -> None:
+        self.times = self._observer.times
+        self.outcome = OutcomeTracker(self.times, self._observer.is_stopped)
 
     @property
     def id(self) -> str:
@@ -92,8 +67,7 @@ class RequestScope:
     @property
     def clock(self) -> Clock:
         """Monotonic clock, in seconds."""
-        # A property, since pyright takes a function in a slot for a method.
-        return self._clock
+        return self.times.clock
 
     @property
     def answers(self) -> int:
