@@ -25,7 +25,7 @@ class Meters:
         self.provider = MeterProvider([self._reader], shutdown_on_exit=False)
 
     def points(self, name: str) -> list[Any]:
-        """The data points of a metric; none for one that was never measured."""
+        """Return the data points of a metric; none for one that was never measured."""
         data = self._reader.get_metrics_data()
         return [
             point
@@ -37,7 +37,7 @@ class Meters:
         ]
 
     def counts(self, name: str, *labels: str) -> dict[tuple[object, ...], int]:
-        """What a counter says for each combination of *labels*, or a histogram of its samples."""
+        """Return what a counter says for each combination of *labels*, or a histogram of its samples."""
         found: dict[tuple[object, ...], int] = {}
         for point in self.points(name):
             key = tuple(point.attributes.get(label) for label in labels)

@@ -67,18 +67,18 @@ class Spans:
         return tuple(self._ledger.finished)
 
     def named(self, name: str) -> tuple[ReadableSpan, ...]:
-        """The ended spans called *name*."""
+        """Return the ended spans called *name*."""
         return tuple(span for span in self._ledger.finished if span.name == name)
 
     def one(self, name: str | None = None) -> ReadableSpan:
-        """The only ended span, or the only one called *name*; fails when there is not just one."""
+        """Return the only ended span, or the only one called *name*; fails when there is not just one."""
         spans = self.finished if name is None else self.named(name)
         assert len(spans) == 1, f"expected one finished span, got {[span.name for span in spans]}"
         return spans[0]
 
 
 def rows_of(span: ReadableSpan) -> dict[str, Any]:
-    """The attributes that the behaviour rows speak of, without OpenTelemetry's names for the same."""
+    """Return the attributes that the behaviour rows speak of, without OpenTelemetry's names for the same."""
     return {
         name: value
         for name, value in (span.attributes or {}).items()

@@ -447,7 +447,7 @@ class Timing:
         return self.drop in IN_A_PULL
 
     def expected(self) -> tuple[str, list[float], list[float], str]:
-        """What the consumer sees, when the abort is called, when the engine is closed, what counts."""
+        """Return what the consumer sees, when the abort is called, when the engine is closed, what counts."""
         begun_s = 0.0 if self.is_pulled else self.dropped_s
         times = [begun_s + time_s for time_s in accumulate(delay_s for delay_s, _ in self.steps)]
         line = list(zip(times, (what for _, what in self.steps), strict=True))

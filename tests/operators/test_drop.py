@@ -54,7 +54,7 @@ class Run:
         ]
 
     def pull(self) -> asyncio.Task[Seen]:
-        """A task that pulls the stream to its end."""
+        """Return a task that pulls the stream to its end."""
         return asyncio.create_task(collect(self.owner[0]))
 
     async def released(self) -> list[str]:
@@ -112,17 +112,17 @@ DROPPED = ["a!", "b!", "closed", "on_end"]
 
 
 def quick(journal: list[str]) -> AsyncIterator[Any]:
-    """An engine that never waits, but for its second item."""
+    """Return an engine that never waits, but for its second item."""
     return Engine([1], ends=False, journal=journal)()
 
 
 def slow_to_close(journal: list[str]) -> AsyncIterator[Any]:
-    """An engine whose ``finally`` waits."""
+    """Return an engine whose ``finally`` waits."""
     return Engine([1], ends=False, closing_s=2.0, journal=journal)()
 
 
 async def spinning(journal: list[str]) -> AsyncGenerator[Any]:
-    """An engine that waits turn by turn."""
+    """Return an engine that waits turn by turn."""
     try:
         yield 1
         for _ in range(MANY):
@@ -133,7 +133,7 @@ async def spinning(journal: list[str]) -> AsyncGenerator[Any]:
 
 
 async def spinning_after_a_failure(journal: list[str]) -> AsyncGenerator[Any]:
-    """An engine that waited for something that failed, and then waits turn by turn."""
+    """Return an engine that waited for something that failed, and then waits turn by turn."""
     try:
         yield 1
         with suppress(LookupError):
@@ -146,7 +146,7 @@ async def spinning_after_a_failure(journal: list[str]) -> AsyncGenerator[Any]:
 
 
 async def spinning_after_a_cancellation(journal: list[str]) -> AsyncGenerator[Any]:
-    """An engine that swallows a cancellation, and then waits turn by turn."""
+    """Return an engine that swallows a cancellation, and then waits turn by turn."""
     try:
         yield 1
         with suppress(asyncio.CancelledError):
@@ -159,7 +159,7 @@ async def spinning_after_a_cancellation(journal: list[str]) -> AsyncGenerator[An
 
 
 async def waiting_in_a_task(journal: list[str]) -> AsyncGenerator[Any]:
-    """An engine that waits for a task of its own."""
+    """Return an engine that waits for a task of its own."""
     try:
         yield 1
         await asyncio.create_task(asyncio.sleep(1_000_000))

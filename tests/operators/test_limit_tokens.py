@@ -134,7 +134,7 @@ def likely(token_id: int) -> list[TopLogprob]:
 
 
 def decoded() -> LLMEngineOutput:
-    """A chunk of three tokens of an engine that fills every field."""
+    """Return a chunk of three tokens of an engine that fills every field."""
     return LLMEngineOutput(
         token_ids=[1, 2, 3],
         tokens=["a", "b", "c"],

@@ -50,12 +50,12 @@ def ticking(*times_s: float) -> TokenTimes:
 
 
 def written(spans: Spans) -> dict[str, Any]:
-    """The attributes of the only span."""
+    """Return the attributes of the only span."""
     return rows_of(spans.one())
 
 
 def status(spans: Spans) -> tuple[StatusCode, str | None]:
-    """The status of the only span."""
+    """Return the status of the only span."""
     return spans.one().status.status_code, spans.one().status.description
 
 
@@ -64,7 +64,7 @@ def name_of(reason: Reason) -> str:
 
 
 def watched(span: Span, on_end: Callable[[], object]) -> Span:
-    """The same span; calls a function when it is ended."""
+    """Return the same span; calls a function when it is ended."""
 
     class Watched:
         def end(self, end_time: int | None = None) -> None:
