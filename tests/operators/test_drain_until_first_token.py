@@ -407,6 +407,13 @@ class TestDrains:
         assert (engine.closed, drains.running) == (1, 0)
 
 
+@virtual
+async def test_without_a_scope_it_needs_the_abort() -> None:
+    """It is told when the stream is made, and names the option."""
+    with pytest.raises(TypeError, match="drain_until_first_token: abort: expected a function"):
+        fuse(Engine([token(1)])(), [drain_until_first_token(drains=Drains())])
+
+
 # Any timing.
 
 # What the engine gives and after how many seconds. No two things happen at one time: chunks come at

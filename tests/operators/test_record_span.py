@@ -221,6 +221,18 @@ class TestOutcomes:
         }
         assert status(spans) == DROPPED
 
+    @pytest.mark.rows("P5")
+    @virtual
+    async def test_a_stream_that_is_never_pulled(self, spans: Spans) -> None:
+        """Dropping a stream nobody pulled records the drop, with no token."""
+        times = ticking(1)
+        stream = fuse(
+            Engine([terminal(1)])(), [itl_window(times), record_span(start(spans), times)]
+        )
+        assert spans.finished == ()
+        stream.close()
+        assert written(spans) == {"cancelled": True, "finish_reason": "Dropped", "output_tokens": 0}
+
     @pytest.mark.rows("P6a", "P7")
     @pytest.mark.parametrize("with_times", [True, False])
     @virtual
