@@ -79,7 +79,7 @@ class Scene:
         self.told[row] = "-" * (round(self.test.clock()) if frame is None else frame) + what
 
     def observed(self) -> Callable[[LLMEngineOutput], None]:
-        """An observer of chunks, of whose line of marbles the row ``observed`` tells."""
+        """Return an observer of chunks, of whose line of marbles the row ``observed`` tells."""
         line = ""
 
         def observe(chunk: LLMEngineOutput) -> None:

@@ -27,7 +27,7 @@ def name(path: Path) -> str:
 
 
 def shown(notebook: Any) -> list[Any]:
-    """What its cells show: texts, and that there is a picture."""
+    """Return what its cells show: texts, and that there is a picture."""
     return [
         (cell.id, output.output_type, output.get("text"), said(output.get("data", {})))
         for cell in notebook.cells

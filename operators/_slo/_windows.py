@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 
 import reactivex
@@ -72,7 +72,7 @@ class SloWindows:
         self.clock = clock
         self._made = clock()
         self._newest = math.floor(self._made / self.bucket_s)
-        self._buckets: dict[int, dict[Key, Tally]] = {}
+        self._buckets: dict[int, defaultdict[Key, Tally]] = {}
         # The newest bucket of each key, except of those beyond the limit.
         self._keys: dict[Key, int] = {}
         self._open: set[SloRequest] = set()
@@ -156,7 +156,7 @@ class SloWindows:
             key = ended.key if self._has_room(self._keys, ended.key) else OTHER
             if key != OTHER:
                 self._keys[key] = self._newest
-            self._buckets.setdefault(self._newest, {}).setdefault(key, Tally()).add(ended)
+            self._buckets.setdefault(self._newest, defaultdict(Tally))[key].add(ended)
 
     def _slide(self, now: float) -> None:
         self._newest = max(self._newest, math.floor(now / self.bucket_s))
@@ -180,13 +180,17 @@ class SloWindows:
                     yield key, copy
 
     def _running(self) -> Iterator[tuple[Key, Tally]]:
-        """Return a tally of each open request."""
+        """Return a tally of the open requests of each key."""
         keys = dict(self._keys)
+        running: defaultdict[Key, Tally] = defaultdict(Tally)
         for request in list(self._open):
             key = request.key if self._has_room(keys, request.key) else OTHER
             if key != OTHER:
                 keys[key] = self._newest
-            yield key, Tally({"open": 1, "late": int(request.is_late())})
+            counts = running[key].counts
+            counts["open"] += 1
+            counts["late"] += request.is_late()
+        yield from running.items()
 
 
 def _check_seconds(name: str, value: float) -> None:

@@ -11,7 +11,7 @@ from tests.matrix.request import Request
 
 @consumer()
 async def leaves_async_with(request: Request) -> None:
-    """Leaves ``async with`` after some items."""
+    """Leave ``async with`` after some items."""
     async with await request.open() as stream:
         await request.some(stream)
         request.drop()
@@ -19,7 +19,7 @@ async def leaves_async_with(request: Request) -> None:
 
 @consumer()
 async def breaks(request: Request) -> None:
-    """Breaks out of ``async for``, and loses the stream."""
+    """Break out of ``async for``, and lose the stream."""
     async for item in await request.open():
         request.note(item)
         break
@@ -28,7 +28,7 @@ async def breaks(request: Request) -> None:
 
 @consumer()
 async def breaks_and_acloses(request: Request) -> None:
-    """Breaks out of ``async for``, and closes the stream later."""
+    """Break out of ``async for``, and close the stream later."""
     stream = await request.open()
     async for item in stream:
         request.note(item)
@@ -40,7 +40,7 @@ async def breaks_and_acloses(request: Request) -> None:
 
 @consumer()
 async def breaks_and_closes(request: Request) -> None:
-    """Breaks out of ``async for``, and closes the stream without waiting."""
+    """Break out of ``async for``, and close the stream without waiting."""
     stream = await request.open()
     async for item in stream:
         request.note(item)
@@ -52,7 +52,7 @@ async def breaks_and_closes(request: Request) -> None:
 
 @consumer()
 async def closes_twice(request: Request) -> None:
-    """Closes again and again."""
+    """Close again and again."""
     stream = await request.open()
     await request.some(stream)
     request.drop()
@@ -85,19 +85,19 @@ async def _beside_pull(request: Request, stream: Any, *, is_aclose: bool) -> Non
 
 @consumer()
 async def acloses_beside_pull(request: Request) -> None:
-    """Closes while another task waits in a pull."""
+    """Close while another task waits in a pull."""
     await _beside_pull(request, await request.open(), is_aclose=True)
 
 
 @consumer()
 async def closes_beside_pull(request: Request) -> None:
-    """Closes without waiting while another task waits in a pull."""
+    """Close without waiting while another task waits in a pull."""
     await _beside_pull(request, await request.open(), is_aclose=False)
 
 
 @consumer()
 async def cancelled_in_pull(request: Request) -> None:
-    """Has its task cancelled while it reads."""
+    """Have its task cancelled while it reads."""
     stream = await request.open()
     task = asyncio.create_task(request.read(stream))
     del stream
@@ -107,7 +107,7 @@ async def cancelled_in_pull(request: Request) -> None:
 
 @consumer()
 async def cancelled_between_pulls(request: Request) -> None:
-    """Has its task cancelled while it does something else."""
+    """Have its task cancelled while it does something else."""
     stream = await request.open()
 
     async def consume() -> None:
@@ -123,7 +123,7 @@ async def cancelled_between_pulls(request: Request) -> None:
 
 @consumer()
 async def cancelled_twice(request: Request) -> None:
-    """Has its task cancelled, and again a little later."""
+    """Have its task cancelled, and again a little later."""
     stream = await request.open()
     task = asyncio.create_task(request.read(stream))
     del stream
@@ -135,7 +135,7 @@ async def cancelled_twice(request: Request) -> None:
 
 @consumer()
 async def cancelled_in_setup(request: Request) -> None:
-    """Has its task cancelled in the set-up, or soon after that."""
+    """Have its task cancelled in the set-up, or soon after that."""
     task = asyncio.create_task(_open_and_read(request))
     for _ in range(request.rng.randrange(4)):
         await asyncio.sleep(0)
@@ -149,7 +149,7 @@ async def _open_and_read(request: Request) -> None:
 
 @consumer()
 async def times_out(request: Request) -> None:
-    """Reads within ``asyncio.timeout``."""
+    """Read within ``asyncio.timeout``."""
     stream = await request.open()
     request.record.task_cancels += 1
     try:
@@ -164,7 +164,7 @@ async def times_out(request: Request) -> None:
 
 @consumer()
 async def waits_for_each(request: Request) -> None:
-    """Reads by ``asyncio.wait_for``, until one takes too long."""
+    """Read by ``asyncio.wait_for``, until one takes too long."""
     stream = await request.open()
     request.record.task_cancels += 1
     while True:
@@ -182,7 +182,7 @@ async def waits_for_each(request: Request) -> None:
 
 @consumer()
 async def waits_for_all(request: Request) -> None:
-    """Reads by ``asyncio.wait_for``."""
+    """Read by ``asyncio.wait_for``."""
     stream = await request.open()
     request.record.task_cancels += 1
     try:
@@ -193,7 +193,7 @@ async def waits_for_all(request: Request) -> None:
 
 @consumer()
 async def pulls_in_tasks_and_loses(request: Request) -> None:
-    """Pulls in a task for each item, as the runtime does, then stops and loses the stream."""
+    """Pull in a task for each item, as the runtime does, then stop and lose the stream."""
     stream = await request.open()
     for _ in range(request.rng.randrange(1, 4)):
         pull = request.pull(stream)
@@ -227,7 +227,7 @@ async def _close_pull(request: Request, stream: Any) -> None:
 
 @consumer()
 async def closes_pull_and_acloses(request: Request) -> None:
-    """Closes the coroutine of a pull that waits, then the stream."""
+    """Close the coroutine of a pull that waits, then the stream."""
     stream = await request.open()
     await _close_pull(request, stream)
     await request.pause()
@@ -237,28 +237,28 @@ async def closes_pull_and_acloses(request: Request) -> None:
 
 @consumer()
 async def closes_pull_and_loses(request: Request) -> None:
-    """Closes the coroutine of a pull that waits, and loses the stream."""
+    """Close the coroutine of a pull that waits, and lose the stream."""
     await _close_pull(request, await request.open())
     request.drop()
 
 
 @consumer()
 async def loses(request: Request) -> None:
-    """Loses the stream after some items."""
+    """Lose the stream after some items."""
     await request.some(await request.open())
     request.drop()
 
 
 @consumer()
 async def never_pulls(request: Request) -> None:
-    """Loses the stream at once."""
+    """Lose the stream at once."""
     await request.open()
     request.drop()
 
 
 @consumer()
 async def never_pulls_and_acloses(request: Request) -> None:
-    """Closes the stream at once."""
+    """Close the stream at once."""
     stream = await request.open()
     request.drop()
     await stream.aclose()
@@ -266,7 +266,7 @@ async def never_pulls_and_acloses(request: Request) -> None:
 
 @consumer()
 async def loses_in_cycle(request: Request) -> None:
-    """Loses the stream in a cycle of references."""
+    """Lose the stream in a cycle of references."""
     stream = await request.open()
     await request.some(stream)
     cycle: list[Any] = [stream]
@@ -276,7 +276,7 @@ async def loses_in_cycle(request: Request) -> None:
 
 @consumer()
 async def loses_while_pulling(request: Request) -> None:
-    """Loses the stream with a pull that is cancelled in the same turn."""
+    """Lose the stream with a pull that is cancelled in the same turn."""
     stream = await request.open()
     pull = request.pull(stream)
     await request.pause()
@@ -290,7 +290,7 @@ async def loses_while_pulling(request: Request) -> None:
 
 @consumer()
 async def loses_with_listener(request: Request) -> None:
-    """Has its context's listener close the stream, and loses both."""
+    """Have its context's listener close the stream, and lose both."""
     stream = await request.open()
     if not request.is_context_held:
         request.context.stopped().listen(stream.close)
@@ -300,7 +300,7 @@ async def loses_with_listener(request: Request) -> None:
 
 @consumer()
 async def loses_with_subscriber(request: Request) -> None:
-    """Has a subscriber of its context close the stream, and loses all three."""
+    """Have a subscriber of its context close the stream, and lose all three."""
     stream = await request.open()
     if not request.is_context_held:
         request.context.killed().subscribe(lambda _: stream.close())
@@ -310,7 +310,7 @@ async def loses_with_subscriber(request: Request) -> None:
 
 @consumer()
 async def loses_in_thread(request: Request) -> None:
-    """Loses the last reference to the stream in another thread."""
+    """Lose the last reference to the stream in another thread."""
     holder = [await request.open()]
     await request.some(holder[0])
     await request.drop_in_thread(holder.clear)

@@ -57,26 +57,26 @@ async def _read_or_leave(request: Request, stream: Any, *, is_slow: bool = False
 
 @consumer()
 async def with_heartbeat(request: Request) -> None:
-    """Gets heartbeats."""
+    """Get heartbeats."""
     await _read_or_leave(request, await request.open(operators.heartbeat(0.0007, _PING)))
 
 
 @consumer()
 async def with_coalesce(request: Request) -> None:
-    """Has chunks merged while it is slow."""
+    """Have chunks merged while it is slow."""
     await _read_or_leave(request, await request.open(operators.coalesce()), is_slow=True)
 
 
 @consumer(is_exact=False)
 async def with_deadlines(request: Request) -> None:
-    """Has deadlines that pass."""
+    """Have deadlines that pass."""
     deadlines = operators.deadlines(first_token_s=0.001, idle_s=0.001, total_s=0.003)
     await _read_or_leave(request, await request.open(pipeline=_in_front(deadlines)))
 
 
 @consumer(is_exact=False)
 async def with_two_deadlines(request: Request) -> None:
-    """Has two deadlines of which the second passes in the clean-up for the first."""
+    """Have two deadlines of which the second passes in the clean-up for the first."""
     first = operators.deadlines(total_s=0.001)
     second = operators.deadlines(total_s=0.0015)
     await _read_or_leave(request, await request.open(pipeline=_in_front(first, second)))
@@ -84,27 +84,27 @@ async def with_two_deadlines(request: Request) -> None:
 
 @consumer()
 async def with_patient_deadlines(request: Request) -> None:
-    """Has deadlines that do not pass."""
+    """Have deadlines that do not pass."""
     deadlines = operators.deadlines(first_token_s=30, idle_s=30, total_s=30)
     await _read_or_leave(request, await request.open(deadlines))
 
 
 @consumer()
 async def with_delay(request: Request) -> None:
-    """Has a ``reactivex`` operator with a timer in its pipeline."""
+    """Have a ``reactivex`` operator with a timer in its pipeline."""
     await _read_or_leave(request, await request.open(ops.delay(0.0005)))
 
 
 @consumer()
 async def with_buffers(request: Request) -> None:
-    """Has ``buffer_with_time`` in its pipeline, and is slower than its timer."""
+    """Have ``buffer_with_time`` in its pipeline, and be slower than its timer."""
     stream = await request.open(ops.buffer_with_time(0.0005))
     await _read_or_leave(request, stream, is_slow=True)
 
 
 @consumer()
 async def with_interval(request: Request) -> None:
-    """Has an endless ``reactivex`` timer merged into its pipeline, up to the terminal."""
+    """Have an endless ``reactivex`` timer merged into its pipeline, up to the terminal."""
     pings = reactivex.interval(0.0005).pipe(ops.map(lambda _: _PING))
     ends = itertools.count(1)
 
@@ -121,7 +121,7 @@ _PING: Annotated[Any] = Annotated(comment=["ping"])
 
 @consumer()
 async def with_rx(request: Request) -> None:
-    """Has ``reactivex`` operators without a timer in its pipeline."""
+    """Have ``reactivex`` operators without a timer in its pipeline."""
     await _read_or_leave(request, await request.open(ops.map(_same), ops.filter(bool)))
 
 
@@ -131,7 +131,7 @@ def _same(item: Any) -> Any:
 
 @consumer()
 async def with_map_async(request: Request) -> None:
-    """Awaits something for each item."""
+    """Await something for each item."""
 
     async def slow(item: Any) -> Any:
         await asyncio.sleep(0.0003)
@@ -142,7 +142,7 @@ async def with_map_async(request: Request) -> None:
 
 @consumer()
 async def with_tap_async(request: Request) -> None:
-    """Has an observer that is told of every item, quickly or slowly."""
+    """Have an observer that is told of every item, quickly or slowly."""
     seconds = request.rng.choice([None, 0, 0.0005])
     counts = operators.TapCounts()
     seen: list[object] = []
@@ -168,7 +168,7 @@ async def with_tap_async(request: Request) -> None:
 
 @consumer(is_exact=False)
 async def with_drain(request: Request) -> None:
-    """Lets a request that is dropped early go on to its first token."""
+    """Let a request that is dropped early go on to its first token."""
     async with operators.Drains(timeout_s=0.003, grace_s=0.002) as drains:
         context = request.context
 
@@ -189,7 +189,7 @@ async def with_drain(request: Request) -> None:
 
 @consumer(is_exact=False)
 async def with_enforcement(request: Request) -> None:
-    """Has the engine cut off after a stop, by two operators at once."""
+    """Have the engine cut off after a stop, by two operators at once."""
     context = request.context
     enforce = operators.enforce_cancellation(
         0.001,

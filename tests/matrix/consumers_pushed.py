@@ -41,7 +41,7 @@ async def _until(request: Request, done: asyncio.Future[None], subscription: Any
 
 @consumer()
 async def subscribes(request: Request) -> None:
-    """Subscribes to the end."""
+    """Subscribe to the end."""
     stream = await request.open()
     done, observer = _observer(request)
     await _until(request, done, stream.subscribe(*observer))
@@ -49,7 +49,7 @@ async def subscribes(request: Request) -> None:
 
 @consumer()
 async def subscribes_and_disposes(request: Request) -> None:
-    """Disposes of its subscription, twice, at any moment."""
+    """Dispose of its subscription, twice, at any moment."""
     stream = await request.open()
     _, observer = _observer(request)
     subscription = stream.subscribe(*observer)
@@ -62,7 +62,7 @@ async def subscribes_and_disposes(request: Request) -> None:
 
 @consumer()
 async def disposes_in_thread(request: Request) -> None:
-    """Disposes of its subscription in another thread."""
+    """Dispose of its subscription in another thread."""
     stream = await request.open()
     _, observer = _observer(request)
     subscription = stream.subscribe(*observer)
@@ -73,7 +73,7 @@ async def disposes_in_thread(request: Request) -> None:
 
 @consumer()
 async def disposes_in_observer(request: Request) -> None:
-    """Has enough after the first item: ``take`` disposes within ``on_next``."""
+    """Have enough after the first item: ``take`` disposes within ``on_next``."""
     stream = await request.open()
     done, observer = _observer(request)
     await _until(request, done, stream.pipe(ops.take(1)).subscribe(*observer))
@@ -81,7 +81,7 @@ async def disposes_in_observer(request: Request) -> None:
 
 @consumer(is_exact=False)
 async def pipes_timeout(request: Request) -> None:
-    """Puts the stock ``timeout`` behind the stream, without a scheduler."""
+    """Put the stock ``timeout`` behind the stream, without a scheduler."""
     stream = await request.open()
     done, (on_next, _, finish) = _observer(request)
     piped = stream.pipe(ops.timeout(0.001))
@@ -95,7 +95,7 @@ async def pipes_timeout(request: Request) -> None:
 
 @consumer()
 async def pipes_buffers(request: Request) -> None:
-    """Puts the stock ``buffer_with_time`` behind the stream."""
+    """Put the stock ``buffer_with_time`` behind the stream."""
     stream = await request.open()
     done, observer = _observer(request)
     piped = stream.pipe(ops.buffer_with_time(0.001))
@@ -105,7 +105,7 @@ async def pipes_buffers(request: Request) -> None:
 
 @consumer()
 async def pipes_delay_and_disposes(request: Request) -> None:
-    """Puts the stock ``delay`` behind the stream, and disposes of it."""
+    """Put the stock ``delay`` behind the stream, and dispose of it."""
     stream = await request.open()
     _, observer = _observer(request)
     subscription = stream.pipe(ops.delay(0.001)).subscribe(*observer)
@@ -137,7 +137,7 @@ if find_spec("aioreactive") is not None:
 
     @consumer()
     async def subscribes_async(request: Request) -> None:
-        """Subscribes an asynchronous observer to the end."""
+        """Subscribe an asynchronous observer to the end."""
         stream = await request.open()
         done: asyncio.Future[None] = request.loop.create_future()
         subscription = await _subscribe_async(request, stream, done)
@@ -149,7 +149,7 @@ if find_spec("aioreactive") is not None:
 
     @consumer()
     async def subscribes_async_and_disposes(request: Request) -> None:
-        """Disposes of an asynchronous subscription at any moment."""
+        """Dispose of an asynchronous subscription at any moment."""
         stream = await request.open()
         done: asyncio.Future[None] = request.loop.create_future()
         subscription = await _subscribe_async(request, stream, done)

@@ -16,19 +16,19 @@ from tests.matrix.request import Request
 
 @consumer()
 async def reads_all(request: Request) -> None:
-    """Reads to the end."""
+    """Read to the end."""
     await request.read(await request.open())
 
 
 @consumer()
 async def reads_slowly(request: Request) -> None:
-    """Is busy between its pulls."""
+    """Be busy between its pulls."""
     await request.read(await request.open(), is_slow=True)
 
 
 @consumer()
 async def reads_in_async_with(request: Request) -> None:
-    """Reads to the end within ``async with``."""
+    """Read to the end within ``async with``."""
     async with await request.open() as stream:
         await request.read(stream)
         request.drop()
@@ -36,7 +36,7 @@ async def reads_in_async_with(request: Request) -> None:
 
 @consumer()
 async def pulls_in_tasks(request: Request) -> None:
-    """Pulls each item in a task of its own, as the runtime does."""
+    """Pull each item in a task of its own, as the runtime does."""
     stream = await request.open()
     while True:
         pull = request.pull(stream)
@@ -56,7 +56,7 @@ async def pulls_in_tasks(request: Request) -> None:
 
 @consumer()
 async def pulls_past_the_end(request: Request) -> None:
-    """Pulls again after the end."""
+    """Pull again after the end."""
     stream = await request.open()
     await request.read(stream)
     for _ in range(2):
@@ -67,7 +67,7 @@ async def pulls_past_the_end(request: Request) -> None:
 
 @consumer()
 async def pulls_twice_at_once(request: Request) -> None:
-    """Pulls while a pull waits, which is refused, and reads on."""
+    """Pull while a pull waits, which is refused, and read on."""
     stream = await request.open()
     pull = request.pull(stream)
     await asyncio.sleep(0)
@@ -92,7 +92,7 @@ async def pulls_twice_at_once(request: Request) -> None:
 
 @consumer()
 async def peeks_and_reads(request: Request) -> None:
-    """Waits for the first token, then reads."""
+    """Wait for the first token, then read."""
     stream = await request.open()
     try:
         await stream.peek_first()
@@ -103,7 +103,7 @@ async def peeks_and_reads(request: Request) -> None:
 
 @consumer()
 async def peeks_and_leaves(request: Request) -> None:
-    """Waits for the first token, then leaves."""
+    """Wait for the first token, then leave."""
     stream = await request.open()
     with suppress(BackendError):
         await stream.peek_first()
@@ -112,7 +112,7 @@ async def peeks_and_leaves(request: Request) -> None:
 
 @consumer()
 async def fuses(request: Request) -> None:
-    """Reads through operators of its own."""
+    """Read through operators of its own."""
     stream = await request.open()
     seen: list[object] = []
     run = fuse(stream, [tap_operator(seen.append)])
@@ -127,7 +127,7 @@ async def fuses(request: Request) -> None:
 
 @consumer()
 async def wraps(request: Request) -> None:
-    """Reads through an async generator of its own, and leaves it."""
+    """Read through an async generator of its own, and leave it."""
     stream = await request.open()
 
     async def items() -> AsyncGenerator[Any]:
@@ -142,6 +142,6 @@ async def wraps(request: Request) -> None:
 
 @consumer()
 async def asks_badly(request: Request) -> None:
-    """Asks with a model that is no text, and is told that, or not."""
+    """Ask with a model that is no text, and be told that, or not."""
     with suppress(BackendError):
         await request.read(await request.open(model=["matrix"]))

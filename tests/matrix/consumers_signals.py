@@ -12,7 +12,7 @@ from tests.matrix.request import Request
 
 @consumer()
 async def stops_and_reads(request: Request) -> None:
-    """Stops at any moment, and reads on."""
+    """Stop at any moment, and read on."""
     stream = await request.open()
     await request.some(stream)
     request.signal()
@@ -21,7 +21,7 @@ async def stops_and_reads(request: Request) -> None:
 
 @consumer()
 async def kills_and_reads(request: Request) -> None:
-    """Kills at any moment, more than once, and reads on."""
+    """Kill at any moment, more than once, and read on."""
     stream = await request.open()
     await request.some(stream)
     request.signal(kill=True)
@@ -31,7 +31,7 @@ async def kills_and_reads(request: Request) -> None:
 
 @consumer()
 async def stops_while_pulling(request: Request) -> None:
-    """Stops while it waits in a pull, from a callback of the loop."""
+    """Stop while it waits in a pull, from a callback of the loop."""
     stream = await request.open()
     timer = request.loop.call_later(request.rng.uniform(0, 0.002), request.signal)
     try:
@@ -42,7 +42,7 @@ async def stops_while_pulling(request: Request) -> None:
 
 @consumer()
 async def stops_in_signal_handler(request: Request) -> None:
-    """Stops in a handler of ``signal.signal``, and reads on."""
+    """Stop in a handler of ``signal.signal``, and read on."""
     stream = await request.open()
     await request.some(stream)
 
@@ -59,7 +59,7 @@ async def stops_in_signal_handler(request: Request) -> None:
 
 @consumer()
 async def stops_and_cancelled(request: Request) -> None:
-    """Stops, and is cancelled in its first pull."""
+    """Stop, and be cancelled in its first pull."""
     stream = await request.open()
     request.signal()
     task = asyncio.create_task(request.read(stream))
@@ -70,14 +70,14 @@ async def stops_and_cancelled(request: Request) -> None:
 
 @consumer()
 async def stops_first(request: Request) -> None:
-    """Has stopped before it asks."""
+    """Have stopped before it asks."""
     request.signal()
     await request.read(await request.open())
 
 
 @consumer()
 async def stops_from_thread(request: Request) -> None:
-    """Stops from another thread, and reads on."""
+    """Stop from another thread, and read on."""
     stream = await request.open()
     request.record.is_signalled = request.record.is_signalled_live = True
     POOL.submit(request.context.stop_generating)
@@ -86,7 +86,7 @@ async def stops_from_thread(request: Request) -> None:
 
 @consumer()
 async def kills_from_thread_and_leaves(request: Request) -> None:
-    """Kills from another thread while it leaves."""
+    """Kill from another thread while it leaves."""
     stream = await request.open()
     await request.some(stream)
     request.record.is_signalled = request.record.is_signalled_live = True
@@ -98,7 +98,7 @@ async def kills_from_thread_and_leaves(request: Request) -> None:
 
 @consumer()
 async def stops_and_leaves(request: Request) -> None:
-    """Stops and closes in one turn."""
+    """Stop and close in one turn."""
     stream = await request.open()
     await request.some(stream)
     request.signal()
@@ -108,7 +108,7 @@ async def stops_and_leaves(request: Request) -> None:
 
 @consumer()
 async def stops_and_loses(request: Request) -> None:
-    """Stops and loses the stream in one turn."""
+    """Stop and lose the stream in one turn."""
     stream = await request.open()
     await request.some(stream)
     request.signal()
@@ -117,7 +117,7 @@ async def stops_and_loses(request: Request) -> None:
 
 @consumer()
 async def leaves_and_stops_later(request: Request) -> None:
-    """Closes, and stops while the engine unwinds, which does nothing (rows A5, A6)."""
+    """Close, and stop while the engine unwinds, which does nothing (rows A5, A6)."""
     stream = await request.open()
     await request.some(stream)
     pull = request.pull(stream)
@@ -132,7 +132,7 @@ async def leaves_and_stops_later(request: Request) -> None:
 
 @consumer()
 async def cancelled_and_stops_later(request: Request) -> None:
-    """Is cancelled in a pull, and stops while the engine unwinds."""
+    """Be cancelled in a pull, and stop while the engine unwinds."""
     stream = await request.open()
     task = asyncio.create_task(request.read(stream))
     del stream
@@ -147,7 +147,7 @@ async def cancelled_and_stops_later(request: Request) -> None:
 
 @consumer()
 async def notifies_and_leaves(request: Request) -> None:
-    """Stops, and has the first token told in the turn of the drop (row A5)."""
+    """Stop, and have the first token told in the turn of the drop (row A5)."""
     stream = await request.open()
     request.signal()
     if request.rng.random() < 0.5:
@@ -164,7 +164,7 @@ async def notifies_and_leaves(request: Request) -> None:
 
 @consumer()
 async def notifies_in_thread_and_leaves(request: Request) -> None:
-    """The same, told from another thread while the loop is held."""
+    """Do the same from another thread while the loop is held."""
     stream = await request.open()
     request.signal()
     request.drop()
@@ -176,7 +176,7 @@ async def notifies_in_thread_and_leaves(request: Request) -> None:
 
 @consumer()
 async def stops_as_subscriber(request: Request) -> None:
-    """Stops from within its own observer."""
+    """Stop from within its own observer."""
     stream = await request.open()
     done: asyncio.Future[None] = request.loop.create_future()
 

@@ -15,7 +15,7 @@ Answer = AsyncGenerator[Any, None]
 
 @engine()
 async def swallows_once(call: Call) -> Answer:
-    """Swallows the first cancellation, and goes on."""
+    """Swallow the first cancellation, and go on."""
     with call.opened():
         is_cancelled = False
         for _ in range(call.length):
@@ -31,7 +31,7 @@ async def swallows_once(call: Call) -> Answer:
 
 @engine()
 async def swallows_always(call: Call) -> Answer:
-    """Swallows every cancellation."""
+    """Swallow every cancellation."""
     with call.opened():
         for _ in range(3 * call.length):
             with suppress(asyncio.CancelledError):
@@ -42,7 +42,7 @@ async def swallows_always(call: Call) -> Answer:
 
 @engine()
 async def retries(call: Call) -> Answer:
-    """Tries again whatever happens, a number of times."""
+    """Try again whatever happens, a number of times."""
     with call.opened():
         for _ in range(call.length):
             for _ in range(4):
@@ -58,7 +58,7 @@ async def retries(call: Call) -> Answer:
 
 @engine(ends=())
 async def answers_with_chunk(call: Call) -> Answer:
-    """Answers its cancellation with a chunk, then waits on."""
+    """Answer its cancellation with a chunk, then wait on."""
     with call.opened():
         yield call.token()
         with suppress(asyncio.CancelledError):
@@ -69,7 +69,7 @@ async def answers_with_chunk(call: Call) -> Answer:
 
 @engine(ends=())
 async def answers_with_terminal(call: Call) -> Answer:
-    """Answers its cancellation with a terminal."""
+    """Answer its cancellation with a terminal."""
     with call.opened():
         yield call.token()
         try:
@@ -80,7 +80,7 @@ async def answers_with_terminal(call: Call) -> Answer:
 
 @engine(ends=())
 async def answers_with_error(call: Call) -> Answer:
-    """Answers its cancellation with an error."""
+    """Answer its cancellation with an error."""
     with call.opened():
         yield call.token()
         try:
@@ -92,7 +92,7 @@ async def answers_with_error(call: Call) -> Answer:
 
 @engine(ends=())
 async def answers_with_end(call: Call) -> Answer:
-    """Answers its cancellation by returning."""
+    """Answer its cancellation by returning."""
     with call.opened():
         yield call.token()
         with suppress(asyncio.CancelledError):
@@ -102,7 +102,7 @@ async def answers_with_end(call: Call) -> Answer:
 
 @engine(ends=())
 async def answers_late(call: Call) -> Answer:
-    """Answers its cancellation with a terminal, after some clean-up."""
+    """Answer its cancellation with a terminal, after some clean-up."""
     with call.opened():
         yield call.token()
         try:
@@ -114,7 +114,7 @@ async def answers_late(call: Call) -> Answer:
 
 @engine()
 async def swallows_close(call: Call) -> Answer:
-    """Yields once more when it is closed, which Python forbids."""
+    """Yield once more when it is closed, which Python forbids."""
     with call.opened():
         try:
             for _ in range(call.length):
@@ -127,7 +127,7 @@ async def swallows_close(call: Call) -> Answer:
 
 @engine(ends=())
 async def shields(call: Call) -> Answer:
-    """Waits for a shielded task, which it leaves to finish."""
+    """Wait for a shielded task, which it leaves to finish."""
     with call.opened():
         yield call.token()
         call.stick()

@@ -42,25 +42,25 @@ def _kind(**options: Any) -> Callable[[Callable[[Call], Awaitable[None]]], None]
 
 @_kind()
 async def cleans_at_once(call: Call) -> None:
-    """Cleans up without waiting."""
+    """Clean up without waiting."""
     call.record.progress += 1
 
 
 @_kind()
 async def cleans_and_waits(call: Call) -> None:
-    """Waits a moment."""
+    """Wait a moment."""
     await call.clean()
 
 
 @_kind()
 async def cleans_for_long(call: Call) -> None:
-    """Waits for long."""
+    """Wait for long."""
     await call.clean(long=True)
 
 
 @_kind()
 async def cleans_in_time(call: Call) -> None:
-    """Gives up its clean-up after a moment, by ``asyncio.timeout``."""
+    """Give up its clean-up after a moment, by ``asyncio.timeout``."""
     with suppress(TimeoutError):
         async with asyncio.timeout(0.001):
             await asyncio.get_running_loop().create_future()
@@ -68,41 +68,41 @@ async def cleans_in_time(call: Call) -> None:
 
 @_kind()
 async def cleans_before_deadline(call: Call) -> None:
-    """Is through before its ``asyncio.timeout``."""
+    """Be through before its ``asyncio.timeout``."""
     async with asyncio.timeout(30):
         await call.clean()
 
 
 @_kind()
 async def cleans_and_raises(call: Call) -> None:
-    """Waits, then fails."""
+    """Wait, then fail."""
     await call.clean()
     raise LookupError("clean-up")
 
 
 @_kind(raises=(OddError,))
 async def cleans_and_raises_base(call: Call) -> None:
-    """Fails with what is no ``Exception``."""
+    """Fail with what is no ``Exception``."""
     await call.clean()
     raise OddError("clean-up")
 
 
 @_kind()
 async def cleans_and_raises_cancelled(call: Call) -> None:
-    """Fails with a cancellation that is nobody's."""
+    """Fail with a cancellation that is nobody's."""
     await call.clean()
     raise asyncio.CancelledError("clean-up")
 
 
 @_kind()
 async def cleans_shielded(call: Call) -> None:
-    """Cleans up in a shielded task."""
+    """Clean up in a shielded task."""
     await asyncio.shield(asyncio.ensure_future(call.clean()))
 
 
 @_kind()
 async def cleans_its_task(call: Call) -> None:
-    """Cancels a task of its own and waits for it, as everybody writes that."""
+    """Cancel a task of its own and wait for it, as everybody writes that."""
     task = asyncio.ensure_future(asyncio.sleep(60))
     try:
         await asyncio.sleep(0)
@@ -114,7 +114,7 @@ async def cleans_its_task(call: Call) -> None:
 
 @_kind()
 async def cleans_in_group(call: Call) -> None:
-    """Cleans up with a task group."""
+    """Clean up with a task group."""
     async with asyncio.TaskGroup() as group:
         group.create_task(call.clean())
         group.create_task(asyncio.sleep(0))
@@ -122,7 +122,7 @@ async def cleans_in_group(call: Call) -> None:
 
 @_kind()
 async def cleans_and_notifies(call: Call) -> None:
-    """Tells of the first token while it cleans up, which opens nothing (row A5)."""
+    """Tell of the first token while it cleans up, which opens nothing (row A5)."""
     await call.clean()
     call.context.notify_first_token()
     await call.clean()
@@ -130,7 +130,7 @@ async def cleans_and_notifies(call: Call) -> None:
 
 @_kind()
 async def cleans_and_stops(call: Call) -> None:
-    """Stops its own request while it cleans up (row A6)."""
+    """Stop its own request while it cleans up (row A6)."""
     await call.clean()
     call.signal(cleans=True)
     await call.clean()

@@ -23,7 +23,7 @@ Answer = AsyncGenerator[Any, None]
 
 @engine()
 async def stops_itself(call: Call) -> Answer:
-    """Stops its own request in mid-stream, and goes on (row A6)."""
+    """Stop its own request in mid-stream, and go on (row A6)."""
     with call.opened():
         yield call.token()
         await call.pause()
@@ -35,7 +35,7 @@ async def stops_itself(call: Call) -> Answer:
 
 @engine()
 async def kills_itself(call: Call) -> Answer:
-    """Kills its own request in mid-stream, and ends it."""
+    """Kill its own request in mid-stream, and end it."""
     with call.opened():
         yield call.token()
         await call.pause()
@@ -45,7 +45,7 @@ async def kills_itself(call: Call) -> Answer:
 
 @engine(ends=(), wants_stream=True, drops_itself=True)
 async def closes_itself(call: Call) -> Answer:
-    """Closes its own stream in a step."""
+    """Close its own stream in a step."""
     with call.opened():
         yield call.token()
         await call.pause()
@@ -58,7 +58,7 @@ async def closes_itself(call: Call) -> Answer:
 
 @engine(wants_stream=True)
 async def holds_itself(call: Call) -> Answer:
-    """Has its own stream and context in locals."""
+    """Have its own stream and context in locals."""
     with call.opened():
         cycle = [call.stream, call.context]
         for _ in range(call.length):
@@ -70,7 +70,7 @@ async def holds_itself(call: Call) -> Answer:
 
 @engine(wants_stream=True, drops_itself=True)
 async def closes_on_stop(call: Call) -> Answer:
-    """Has its context's listener close its own stream at a stop."""
+    """Have its context's listener close its own stream at a stop."""
     with call.opened():
         if call.stream is not None:
             call.context.stopped().listen(call.stream.close)
@@ -82,7 +82,7 @@ async def closes_on_stop(call: Call) -> Answer:
 
 @engine(wants_stream=True, drops_itself=True)
 async def closes_on_kill(call: Call) -> Answer:
-    """Subscribes to its context's kill to close its own stream."""
+    """Subscribe to its context's kill to close its own stream."""
     with call.opened():
         stream = call.stream
         if stream is not None:
@@ -134,7 +134,7 @@ async def _ends(call: Call) -> None:
 
 @engine(abort=_ends)
 async def ends_by_abort(call: Call) -> Answer:
-    """Ends when its abort is called, and by nothing else."""
+    """End when its abort is called, and by nothing else."""
     with call.opened():
         for _ in range(call.length):
             await call.pause()
@@ -146,7 +146,7 @@ async def ends_by_abort(call: Call) -> Answer:
 
 @engine()
 async def notifies_first(call: Call) -> Answer:
-    """Tells of the first token before any chunk, in its first step."""
+    """Tell of the first token before any chunk, in its first step."""
     with call.opened():
         call.notify()
         await call.pause()
@@ -157,7 +157,7 @@ async def notifies_first(call: Call) -> Answer:
 
 @engine()
 async def notifies_often(call: Call) -> Answer:
-    """Tells of the first token with every chunk, and after its terminal."""
+    """Tell of the first token with every chunk, and after its terminal."""
     with call.opened():
         try:
             for _ in range(call.length):
@@ -171,7 +171,7 @@ async def notifies_often(call: Call) -> Answer:
 
 @engine()
 async def notifies_from_thread(call: Call) -> Answer:
-    """Has a thread tell of the first token, at any moment."""
+    """Have a thread tell of the first token, at any moment."""
     with call.opened():
         call.has_token()
         POOL.submit(call.context.notify_first_token)
@@ -183,7 +183,7 @@ async def notifies_from_thread(call: Call) -> Answer:
 
 @engine(ends=())
 async def notifies_late(call: Call) -> Answer:
-    """Is silent, and tells of the first token in its clean-up, which opens nothing (row A5)."""
+    """Be silent, and tell of the first token in its clean-up, which opens nothing (row A5)."""
     with call.opened():
         try:
             await call.wait_for_ever()
@@ -196,7 +196,7 @@ async def notifies_late(call: Call) -> Answer:
 
 @engine(holds_context=True)
 async def waits_in_own_loop(call: Call) -> Answer:
-    """Has a thread with an event loop of its own await the stop (row C2)."""
+    """Have a thread with an event loop of its own await the stop (row C2)."""
     here = asyncio.get_running_loop()
     woken: asyncio.Future[None] = here.create_future()
     waiter = _Waiter(call, lambda: here.call_soon_threadsafe(_resolve, woken))
@@ -256,7 +256,7 @@ def _resolve(future: asyncio.Future[None]) -> None:
 @engine()
 async def child_spans(call: Call) -> Answer:
     """
-    Has spans of its own open across its yields.
+    Have spans of its own open across its yields.
 
     Not by ``start_as_current_span``: where a cycle is collected, the generator behind that is closed
     by the collector, in whatever context.
@@ -288,7 +288,7 @@ _VARIABLE: ContextVar[int] = ContextVar("tests.matrix.variable")
 
 @engine()
 async def context_variable(call: Call) -> Answer:
-    """Sets a context variable, sees it after every yield, and resets it in the end."""
+    """Set a context variable, see it after every yield, and reset it in the end."""
     with call.opened():
         token = _VARIABLE.set(7)
         try:

@@ -68,7 +68,7 @@ _raising("raises_base_group", lambda: _group(OddError()), "Unknown", raises=(Bas
 
 @engine(ends=("Unknown", "Cancelled"))
 async def inner_task_cancelled(call: Call) -> Answer:
-    """Awaits a task of its own that its shutdown cancels: no cancellation of the consumer's."""
+    """Await a task of its own that its shutdown cancels: no cancellation of the consumer's."""
     with call.opened():
         yield call.token()
         inner = asyncio.ensure_future(asyncio.sleep(60))
@@ -82,7 +82,7 @@ async def inner_task_cancelled(call: Call) -> Answer:
 
 @engine(ends=("StreamIncomplete",))
 async def ends_early(call: Call) -> Answer:
-    """Ends without a terminal."""
+    """End without a terminal."""
     with call.opened():
         for _ in range(call.length):
             await call.pause()
@@ -92,7 +92,7 @@ async def ends_early(call: Call) -> Answer:
 
 @engine(ends=("StreamIncomplete",))
 async def ends_empty(call: Call) -> Answer:
-    """Ends with nothing at all."""
+    """End with nothing at all."""
     with call.opened():
         await call.pause()
         call.fail()
@@ -102,7 +102,7 @@ async def ends_empty(call: Call) -> Answer:
 
 @engine()
 async def goes_on_after_terminal(call: Call) -> Answer:
-    """Yields after its terminal (row S8)."""
+    """Yield after its terminal (row S8)."""
     with call.opened():
         yield call.token()
         await call.pause()
@@ -114,7 +114,7 @@ async def goes_on_after_terminal(call: Call) -> Answer:
 
 @engine()
 async def waits_after_terminal(call: Call) -> Answer:
-    """Has work to do behind its terminal, in its ``finally``."""
+    """Have work to do behind its terminal, in its ``finally``."""
     with call.opened():
         yield call.token()
         try:
@@ -126,7 +126,7 @@ async def waits_after_terminal(call: Call) -> Answer:
 
 @engine(ends=("terminal", "Unknown"))
 async def error_terminal(call: Call) -> Answer:
-    """Ends with an ``error`` terminal."""
+    """End with an ``error`` terminal."""
     with call.opened():
         yield call.token()
         await call.pause()
@@ -136,26 +136,26 @@ async def error_terminal(call: Call) -> Answer:
 
 @engine(fails_setup=True)
 def setup_raises(call: Call) -> Any:
-    """Raises in ``generate`` itself."""
+    """Raise in ``generate`` itself."""
     raise ValueError("no set-up")
 
 
 @engine(fails_setup=True)
 async def setup_fails(call: Call) -> Any:
-    """Raises in a coroutine, after a wait."""
+    """Raise in a coroutine, after a wait."""
     await call.pause()
     raise Disconnected("no set-up")
 
 
 @engine(fails_setup=True)
 async def setup_gives_nothing(call: Call) -> Any:
-    """Gives nothing."""
+    """Return nothing."""
     await call.pause()
 
 
 @engine(fails_setup=True)
 async def setup_inner_cancelled(call: Call) -> Any:
-    """Awaits a cancelled task of its own in its set-up."""
+    """Await a cancelled task of its own in its set-up."""
     inner = asyncio.ensure_future(asyncio.sleep(1))
     inner.cancel()
     await inner
@@ -163,20 +163,20 @@ async def setup_inner_cancelled(call: Call) -> Any:
 
 @engine(fails_setup=True, raises=(OddError,))
 async def setup_raises_base(call: Call) -> Any:
-    """Raises what is no ``Exception``."""
+    """Raise what is no ``Exception``."""
     await call.pause()
     raise OddError("set-up")
 
 
 @engine(ends=())
 async def setup_waits_for_ever(call: Call) -> Any:
-    """Never gives an answer."""
+    """Never return an answer."""
     await call.wait_for_ever()
 
 
 @engine()
 async def setup_waits(call: Call) -> Any:
-    """Gives an async generator after a wait."""
+    """Return an async generator after a wait."""
     await call.pause(must_wait=True)
     return _answer(call)
 
@@ -191,7 +191,7 @@ async def _answer(call: Call) -> Answer:
 
 @engine()
 async def setup_swallows(call: Call) -> Any:
-    """Swallows a cancellation in its set-up, and gives an answer."""
+    """Swallow a cancellation in its set-up, and return an answer."""
     try:
         await call.pause(must_wait=True)
         await call.pause(must_wait=True)

@@ -89,37 +89,37 @@ class _FutureIterator(AsyncIterator[LLMEngineOutput]):
 
 @engine()
 def iterator(call: Call) -> Any:
-    """Gives an iterator without ``aclose``."""
+    """Return an iterator without ``aclose``."""
     return _Iterator(call)
 
 
 @engine()
 def iterator_closed(call: Call) -> Any:
-    """Gives an iterator with ``aclose``."""
+    """Return an iterator with ``aclose``."""
     return _Closable(call)
 
 
 @engine()
 def iterator_close_waits(call: Call) -> Any:
-    """Gives an iterator whose ``aclose`` waits."""
+    """Return an iterator whose ``aclose`` waits."""
     return _Waiting(call)
 
 
 @engine()
 def iterator_close_raises(call: Call) -> Any:
-    """Gives an iterator whose ``aclose`` raises."""
+    """Return an iterator whose ``aclose`` raises."""
     return _Failing(call)
 
 
 @engine()
 def iterator_of_futures(call: Call) -> Any:
-    """Gives an iterable, whose iterator gives futures."""
+    """Return an iterable, whose iterator gives futures."""
     return _Futures(call)
 
 
 @engine()
 async def iterator_awaited(call: Call) -> Any:
-    """Is a coroutine that gives an iterator."""
+    """Be a coroutine that gives an iterator."""
     await call.pause()
     return _Closable(call)
 
@@ -130,13 +130,13 @@ def _chunks(call: Call) -> list[LLMEngineOutput]:
 
 @engine()
 def rx_at_once(call: Call) -> Any:
-    """Gives an Observable that pushes all at once."""
+    """Return an Observable that pushes all at once."""
     return reactivex.defer(lambda _: reactivex.from_iterable(_chunks(call)))
 
 
 @engine()
 def rx_timer(call: Call) -> Any:
-    """Gives an Observable on a timer of the default scheduler."""
+    """Return an Observable on a timer of the default scheduler."""
     ticks = reactivex.interval(0.0005).pipe(ops.take(call.length))
     tokens = ticks.pipe(ops.map(lambda _: call.token()))
     return tokens.pipe(ops.concat(reactivex.defer(lambda _: reactivex.of(call.stop()))))
@@ -144,7 +144,7 @@ def rx_timer(call: Call) -> Any:
 
 @engine(ends=())
 def rx_never(call: Call) -> Any:
-    """Gives an Observable that counts its disposal, and is silent after a chunk."""
+    """Return an Observable that counts its disposal, and be silent after a chunk."""
 
     def subscribe(
         observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
@@ -163,7 +163,7 @@ def _close(call: Call) -> None:
 
 @engine(ends=("Disconnected",))
 def rx_fails(call: Call) -> Any:
-    """Gives an Observable that fails after some chunks."""
+    """Return an Observable that fails after some chunks."""
 
     def failing(_: abc.SchedulerBase) -> Observable[Any]:
         chunks = reactivex.from_iterable(_chunks(call)[:-1])
@@ -174,7 +174,7 @@ def rx_fails(call: Call) -> Any:
 
 @engine()
 def rx_thread(call: Call) -> Any:
-    """Gives an Observable that is pushed from a thread."""
+    """Return an Observable that is pushed from a thread."""
 
     def subscribe(
         observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
@@ -200,7 +200,7 @@ if find_spec("aioreactive") is not None:
 
     @engine()
     def aio_observable(call: Call) -> Any:
-        """Gives an AsyncObservable that is fed by a task."""
+        """Return an AsyncObservable that is fed by a task."""
         from aioreactive import AsyncAnonymousObservable, AsyncDisposable, AsyncObserver
 
         # The task is held, and so must not hold what may hold the stream.
@@ -237,7 +237,7 @@ if find_spec("aioreactive") is not None:
 
     @engine()
     def aio_mapped(call: Call) -> Any:
-        """Gives an AsyncObservable with operators of its library."""
+        """Return an AsyncObservable with operators of its library."""
         import aioreactive
 
         return aioreactive.pipe(

@@ -15,7 +15,7 @@ Answer = AsyncGenerator[Any, None]
 
 @engine()
 async def at_once(call: Call) -> Answer:
-    """Never waits."""
+    """Never wait."""
     with call.opened():
         for _ in range(call.length):
             yield call.token()
@@ -24,7 +24,7 @@ async def at_once(call: Call) -> Answer:
 
 @engine()
 async def in_time(call: Call) -> Answer:
-    """Waits in every way there is."""
+    """Wait in every way there is."""
     with call.opened():
         for _ in range(call.length):
             await call.pause()
@@ -35,7 +35,7 @@ async def in_time(call: Call) -> Answer:
 
 @engine()
 async def in_turns(call: Call) -> Answer:
-    """Waits for turns of the loop only."""
+    """Wait for turns of the loop only."""
     with call.opened():
         for _ in range(call.length):
             await asyncio.sleep(0)
@@ -46,7 +46,7 @@ async def in_turns(call: Call) -> Answer:
 
 @engine()
 async def by_threads(call: Call) -> Answer:
-    """Has a thread work for each chunk."""
+    """Have a thread work for each chunk."""
     loop = asyncio.get_running_loop()
     with call.opened():
         for _ in range(call.length):
@@ -57,7 +57,7 @@ async def by_threads(call: Call) -> Answer:
 
 @engine()
 async def empty_first(call: Call) -> Answer:
-    """Shakes hands before its first token."""
+    """Shake hands before its first token."""
     with call.opened():
         for _ in range(call.length):
             await call.pause()
@@ -68,7 +68,7 @@ async def empty_first(call: Call) -> Answer:
 
 @engine()
 async def token_in_terminal(call: Call) -> Answer:
-    """Has one chunk, its terminal."""
+    """Have one chunk, its terminal."""
     with call.opened():
         await call.pause()
         chunk = call.token()
@@ -78,7 +78,7 @@ async def token_in_terminal(call: Call) -> Answer:
 
 @engine()
 async def no_token(call: Call) -> Answer:
-    """Has a terminal only."""
+    """Have a terminal only."""
     with call.opened():
         await call.pause()
         yield call.stop()
@@ -86,7 +86,7 @@ async def no_token(call: Call) -> Answer:
 
 @engine(counts=False)
 async def dicts(call: Call) -> Answer:
-    """Gives plain mappings."""
+    """Yield plain mappings."""
     with call.opened():
         for _ in range(call.length):
             await call.pause()
@@ -98,7 +98,7 @@ async def dicts(call: Call) -> Answer:
 
 @engine(ends=("InvalidArgument", "Unknown"), counts=False)
 async def malformed(call: Call) -> Answer:
-    """Gives what is no chunk."""
+    """Yield what is no chunk."""
     with call.opened():
         await call.pause()
         yield call.token()
@@ -110,7 +110,7 @@ async def malformed(call: Call) -> Answer:
 
 @engine(counts=False)
 async def text_only(call: Call) -> Answer:
-    """Gives text without token ids."""
+    """Yield text without token ids."""
     with call.opened():
         for _ in range(call.length):
             await call.pause()
@@ -121,7 +121,7 @@ async def text_only(call: Call) -> Answer:
 
 @engine(counts=False)
 async def one_chunk_reused(call: Call) -> Answer:
-    """Gives the same object every time, changed (what row E6 forbids)."""
+    """Yield the same object every time, changed (what row E6 forbids)."""
     chunk = LLMEngineOutput.token(0)
     with call.opened():
         for number in range(call.length):
@@ -134,7 +134,7 @@ async def one_chunk_reused(call: Call) -> Answer:
 
 @engine(answers=2, counts=False)
 async def two_answers(call: Call) -> Answer:
-    """Has two answers, interleaved."""
+    """Have two answers, interleaved."""
     with call.opened():
         for number in range(call.length):
             await call.pause()
@@ -153,7 +153,7 @@ async def two_answers(call: Call) -> Answer:
 
 @engine()
 async def until_stopped(call: Call) -> Answer:
-    """Looks for the stop before each chunk, and has no other end (row E4)."""
+    """Look for the stop before each chunk, and have no other end (row E4)."""
     with call.opened():
         while not call.context.is_stopped:
             await call.pause(must_wait=True)
@@ -163,7 +163,7 @@ async def until_stopped(call: Call) -> Answer:
 
 @engine()
 async def waits_for_stop(call: Call) -> Answer:
-    """Awaits the stop after some chunks (row C2)."""
+    """Await the stop after some chunks (row C2)."""
     with call.opened():
         for _ in range(call.length):
             yield call.token()
@@ -174,7 +174,7 @@ async def waits_for_stop(call: Call) -> Answer:
 
 @engine()
 async def listens_for_stop(call: Call) -> Answer:
-    """Has a listener wake it at the stop, while it waits for more."""
+    """Have a listener wake it at the stop, while it waits for more."""
     woken = asyncio.Event()
     with call.opened():
         unlisten = call.context.stopped().listen(woken.set)
@@ -189,7 +189,7 @@ async def listens_for_stop(call: Call) -> Answer:
 
 @engine(ends=())
 async def never_yields(call: Call) -> Answer:
-    """Waits for what never comes."""
+    """Wait for what never comes."""
     with call.opened():
         await call.wait_for_ever()
         yield call.token()
@@ -197,7 +197,7 @@ async def never_yields(call: Call) -> Answer:
 
 @engine(ends=())
 async def sleeps_on(call: Call) -> Answer:
-    """Gives a chunk and sleeps for a minute."""
+    """Yield a chunk and sleep for a minute."""
     with call.opened():
         yield call.token()
         call.stick()

@@ -17,7 +17,7 @@ Answer = AsyncGenerator[Any, None]
 
 @engine(holds_task=True)
 async def timeout_across(call: Call) -> Answer:
-    """Holds ``asyncio.timeout`` across its yields."""
+    """Hold ``asyncio.timeout`` across its yields."""
     with call.opened():
         async with asyncio.timeout(30):
             for _ in range(call.length):
@@ -30,7 +30,7 @@ async def timeout_across(call: Call) -> Answer:
 
 @engine(ends=("terminal", "ResponseTimeout", "Unknown"), cancels_consumer=True, knows_task=True)
 async def timeout_expires(call: Call) -> Answer:
-    """Holds ``asyncio.timeout`` across its yields until it expires, wherever the consumer is."""
+    """Hold ``asyncio.timeout`` across its yields until it expires, wherever the consumer is."""
     with call.opened():
         try:
             async with asyncio.timeout(0.003):
@@ -45,7 +45,7 @@ async def timeout_expires(call: Call) -> Answer:
 
 @engine(knows_task=True)
 async def group_idle(call: Call) -> Answer:
-    """Holds a task group across its yields, whose task is done."""
+    """Hold a task group across its yields, whose task is done."""
     with call.opened():
         async with asyncio.TaskGroup() as group:
             group.create_task(asyncio.sleep(0))
@@ -57,7 +57,7 @@ async def group_idle(call: Call) -> Answer:
 
 @engine(knows_task=True)
 async def group_busy(call: Call) -> Answer:
-    """Holds a task group across its yields, with a producer in it."""
+    """Hold a task group across its yields, with a producer in it."""
     queue: asyncio.Queue[bool] = asyncio.Queue()
     length = call.length
 
@@ -82,7 +82,7 @@ async def group_busy(call: Call) -> Answer:
     knows_task=True,
 )
 async def group_fails(call: Call) -> Answer:
-    """Waits for a task group of which one task fails."""
+    """Wait for a task group of which one task fails."""
     with call.opened():
         yield call.token()
         await call.pause()
@@ -100,7 +100,7 @@ async def _fail() -> None:
 # Of a scope that another task leaves, anyio keeps the task.
 @engine(holds_task=True, has_scope_in_pull=True, is_kept=True)
 async def scope_across(call: Call) -> Answer:
-    """Holds a cancel scope of anyio across its yields."""
+    """Hold a cancel scope of anyio across its yields."""
     with call.opened(), anyio.CancelScope():
         for _ in range(call.length):
             await call.pause()
@@ -112,7 +112,7 @@ async def scope_across(call: Call) -> Answer:
 
 @engine(has_scope_in_pull=True)
 async def scope_within(call: Call) -> Answer:
-    """Waits in a cancel scope of anyio that gives up, between its yields."""
+    """Wait in a cancel scope of anyio that gives up, between its yields."""
     with call.opened():
         for _ in range(call.length):
             with anyio.move_on_after(0.0005):
@@ -123,7 +123,7 @@ async def scope_within(call: Call) -> Answer:
 
 @engine(knows_task=True)
 async def holds_task(call: Call) -> Answer:
-    """Has the task that pulls it in a local."""
+    """Have the task that pulls it in a local."""
     with call.opened():
         task = asyncio.current_task()
         for _ in range(call.length):
@@ -137,7 +137,7 @@ async def holds_task(call: Call) -> Answer:
 
 @engine(cancels_consumer=True, ends=("terminal", "Unknown", "Cancelled"))
 async def cancels_its_task(call: Call) -> Answer:
-    """Cancels the task that pulls it, which is its consumer's or an operator's."""
+    """Cancel the task that pulls it, which is its consumer's or an operator's."""
     with call.opened():
         yield call.token()
         await call.pause()
@@ -151,7 +151,7 @@ async def cancels_its_task(call: Call) -> Answer:
 
 @engine(holds_context=True)
 async def producer_beside(call: Call) -> Answer:
-    """Has a producer in a task of its own, which it cancels in the end."""
+    """Have a producer in a task of its own, which it cancels in the end."""
     queue: asyncio.Queue[int] = asyncio.Queue()
     length = call.length
 

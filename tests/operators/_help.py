@@ -130,12 +130,12 @@ async def settle() -> None:
 
 
 def now() -> float:
-    """The running loop's time, to the millisecond."""
+    """Return the running loop's time, to the millisecond."""
     return round(asyncio.get_running_loop().time(), 3)
 
 
 def busy() -> list[str]:
-    """What is left on the loop besides the running task: tasks, and timers that are set."""
+    """Return what is left on the loop besides the running task: tasks, and timers that are set."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualTimeLoop)
     tasks = asyncio.all_tasks() - {asyncio.current_task()}

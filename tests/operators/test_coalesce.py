@@ -453,7 +453,7 @@ def check_items(items: list[LLMEngineOutput], timing: Timing, max_tokens: int | 
 
 
 def check_times(engine: Scripted, timing: Timing) -> None:
-    """An item comes when the consumer asks, or when its first chunk is there: never later."""
+    """Check that an item comes when the consumer asks, or when its first chunk is there."""
     asked = 0.0
     for place, (at, item) in enumerate(engine.seen):
         if item.finish_reason is None:

@@ -55,7 +55,7 @@ P = ParamSpec("P")
 
 
 def nothing(*_: object) -> None:
-    """A callback that does nothing."""
+    """Do nothing, as a callback."""
 
 
 async def itself(item: Any) -> Any:

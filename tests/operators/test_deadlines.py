@@ -201,7 +201,7 @@ def expected(
     limits: tuple[int, int, float],
     drop: float,
 ) -> list[tuple[float, str]]:
-    """What must be seen: items, the expiry and the consumer's end, each with its time."""
+    """Return what must be seen: items, the expiry and the consumer's end, each with its time."""
     first_token_s, idle_s, total_s = limits
     seen: list[tuple[float, str]] = []
     now, tokens = 0.0, 0

@@ -50,7 +50,7 @@ class Level(Subject[bool]):
 
 
 def replay() -> Subject[bool]:
-    """A signal that stays set; a later subscriber is told by way of the current thread's scheduler."""
+    """Return a signal that stays set; a later subscriber is told by way of the current thread's scheduler."""
     return ReplaySubject(1)
 
 

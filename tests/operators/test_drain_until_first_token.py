@@ -407,6 +407,13 @@ class TestDrains:
         assert (engine.closed, drains.running) == (1, 0)
 
 
+@virtual
+async def test_without_a_scope_it_needs_the_abort() -> None:
+    """It is told when the stream is made, and names the option."""
+    with pytest.raises(TypeError, match="drain_until_first_token: abort: expected a function"):
+        fuse(Engine([token(1)])(), [drain_until_first_token(drains=Drains())])
+
+
 # Any timing.
 
 # What the engine gives and after how many seconds. No two things happen at one time: chunks come at
@@ -447,7 +454,7 @@ class Timing:
         return self.drop in IN_A_PULL
 
     def expected(self) -> tuple[str, list[float], list[float], str]:
-        """What the consumer sees, when the abort is called, when the engine is closed, what counts."""
+        """Return what the consumer sees, when the abort is called, when the engine is closed, what counts."""
         begun_s = 0.0 if self.is_pulled else self.dropped_s
         times = [begun_s + time_s for time_s in accumulate(delay_s for delay_s, _ in self.steps)]
         line = list(zip(times, (what for _, what in self.steps), strict=True))

@@ -54,7 +54,7 @@ class Run:
         ]
 
     def pull(self) -> asyncio.Task[Seen]:
-        """A task that pulls the stream to its end."""
+        """Return a task that pulls the stream to its end."""
         return asyncio.create_task(collect(self.owner[0]))
 
     async def released(self) -> list[str]:
@@ -112,65 +112,63 @@ DROPPED = ["a!", "b!", "closed", "on_end"]
 
 
 def quick(journal: list[str]) -> AsyncIterator[Any]:
-    """An engine that never waits, but for its second item."""
+    """Return an engine that never waits, but for its second item."""
     return Engine([1], ends=False, journal=journal)()
 
 
 def slow_to_close(journal: list[str]) -> AsyncIterator[Any]:
-    """An engine whose ``finally`` waits."""
+    """Return an engine whose ``finally`` waits."""
     return Engine([1], ends=False, closing_s=2.0, journal=journal)()
 
 
-async def spinning(journal: list[str]) -> AsyncGenerator[Any]:
-    """An engine that waits turn by turn."""
-    try:
-        yield 1
-        for _ in range(MANY):
-            await asyncio.sleep(0)
-        journal.append("never dropped")
-    finally:
-        journal.append("closed")
+def engine_that(
+    work: Callable[[], Awaitable[object]],
+) -> Callable[[list[str]], AsyncGenerator[Any]]:
+    """Return an engine that yields an item, and then is busy until it is dropped."""
+
+    async def engine(journal: list[str]) -> AsyncGenerator[Any]:
+        try:
+            yield 1
+            await work()
+            journal.append("never dropped")
+        finally:
+            journal.append("closed")
+
+    return engine
 
 
-async def spinning_after_a_failure(journal: list[str]) -> AsyncGenerator[Any]:
-    """An engine that waited for something that failed, and then waits turn by turn."""
-    try:
-        yield 1
-        with suppress(LookupError):
-            await _fails_after(0.05)
-        for _ in range(MANY):
-            await asyncio.sleep(0)
-        journal.append("never dropped")
-    finally:
-        journal.append("closed")
+async def _spin() -> None:
+    for _ in range(MANY):
+        await asyncio.sleep(0)
 
 
-async def spinning_after_a_cancellation(journal: list[str]) -> AsyncGenerator[Any]:
-    """An engine that swallows a cancellation, and then waits turn by turn."""
-    try:
-        yield 1
-        with suppress(asyncio.CancelledError):
-            await asyncio.Event().wait()
-        for _ in range(MANY):
-            await asyncio.sleep(0)
-        journal.append("never dropped")
-    finally:
-        journal.append("closed")
+async def _spin_after_a_failure() -> None:
+    with suppress(LookupError):
+        await _fails_after(0.05)
+    await _spin()
 
 
-async def waiting_in_a_task(journal: list[str]) -> AsyncGenerator[Any]:
-    """An engine that waits for a task of its own."""
-    try:
-        yield 1
-        await asyncio.create_task(asyncio.sleep(1_000_000))
-    finally:
-        journal.append("closed")
+async def _spin_after_a_cancellation() -> None:
+    with suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+    await _spin()
+
+
+async def _wait_for_a_task() -> None:
+    await asyncio.create_task(asyncio.sleep(1_000_000))
 
 
 async def _fails_after(delay_s: float) -> None:
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_later(delay_s, future.set_exception, LookupError())
     await future
+
+
+BUSY = pytest.mark.parametrize(
+    "engine",
+    [quick, slow_to_close, *map(engine_that, (_spin, _spin_after_a_failure, _wait_for_a_task))],
+    ids=["quick", "slow-to-close", "spinning", "spinning-after-a-failure", "waiting-in-a-task"],
+)
 
 
 class TestNobodyWaits:
@@ -425,9 +423,7 @@ class TestATaskWaits:
 
     @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_aclose])
-    @pytest.mark.parametrize(
-        "engine", [quick, slow_to_close, spinning, spinning_after_a_failure, waiting_in_a_task]
-    )
+    @BUSY
     @virtual
     async def test_closed_by_another_task(
         self,
@@ -443,9 +439,7 @@ class TestATaskWaits:
         assert await run.released() == DROPPED
 
     @pytest.mark.rows("S7")
-    @pytest.mark.parametrize(
-        "engine", [quick, slow_to_close, spinning, spinning_after_a_failure, waiting_in_a_task]
-    )
+    @BUSY
     @virtual
     async def test_the_task_is_cancelled(
         self, engine: Callable[[list[str]], AsyncIterator[Any]]
@@ -561,7 +555,7 @@ class TestATaskWaits:
     @virtual
     async def test_an_engine_that_swallowed_the_consumers_cancellation(self) -> None:
         """A drop that follows in the same pull ends the stages at once; the engine is left to unwind."""
-        run = Run(spinning_after_a_cancellation)
+        run = Run(engine_that(_spin_after_a_cancellation))
         pulling = run.pull()
         await asyncio.sleep(0.1)
         pulling.cancel()

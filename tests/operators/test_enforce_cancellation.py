@@ -218,7 +218,7 @@ class History:
             seen.append((clock(), "failure"))
 
     def expected(self) -> list[tuple[float, str]]:
-        """What must be seen: items and how the stream ended, each with its time."""
+        """Return what must be seen: items and how the stream ended, each with its time."""
         seen: list[tuple[float, str]] = []
         now = 0.0
         for number, gap in enumerate([*self.gaps, 1]):

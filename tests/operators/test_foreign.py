@@ -69,7 +69,7 @@ def unknown(*operators: Callable[[Any], Any]) -> Any:
 
 
 def aio(*values: Any, id: str) -> Any:
-    """A case that needs ``aioreactive``."""
+    """Return a case that needs ``aioreactive``."""
     return pytest.param(*values, id=f"aio-{id}", marks=pytest.mark.needs("aioreactive"))
 
 
@@ -80,7 +80,7 @@ def identity(item: Any) -> Any:
 def custom(
     source: Observable[Any], on_next: Callable[[abc.ObserverBase[Any], Any], None]
 ) -> Observable[Any]:
-    """An Observable that does something of its own with each item."""
+    """Return an Observable that does something of its own with each item."""
 
     def subscribe(
         observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
@@ -96,12 +96,12 @@ def custom(
 
 
 def ends(journal: list[str]) -> list[str]:
-    """What spies noted of the end, in order of their names."""
+    """Return what spies noted of the end, in order of their names."""
     return sorted(entry for entry in journal if entry[-1] in "!|#")
 
 
 async def timed(stream: AsyncIterator[Any]) -> list[tuple[float, Any]]:
-    """The items of a stream, each with the time at which it came, and how it ended."""
+    """Return the items of a stream, each with the time at which it came, and how it ended."""
     came: list[tuple[float, Any]] = []
 
     async def note() -> None:
@@ -287,13 +287,13 @@ class TestPull:
 
 
 def plain(item: Any) -> Any:
-    """A ``TimeInterval`` as a pair, anything else as it is."""
+    """Return a ``TimeInterval`` as a pair, anything else as it is."""
     interval = getattr(item, "interval", None)
     return item if interval is None else (item.value, interval.total_seconds())
 
 
 def timer_of(item: int) -> Observable[int]:
-    """An item that comes later, the sooner the greater it is."""
+    """Return an item that comes later, the sooner the greater it is."""
     return reactivex.timer(10.0 - 4 * item).pipe(ops.map(lambda _: item))
 
 
@@ -606,7 +606,7 @@ def refuse_the_second(_: int, item: int) -> int:
 
 
 def raising_into_its_source(source: Observable[Any]) -> Observable[Any]:
-    """An operator without a guard of its own."""
+    """Return an operator without a guard of its own."""
 
     def refuse(observer: abc.ObserverBase[Any], item: Any) -> None:
         refusing(item)
@@ -674,7 +674,7 @@ async def slowly(item: int) -> int:
 
 
 def bursting(*, tasks: list[asyncio.Task[None]]) -> AioOperator:
-    """An operator of one's own: for each item its task emits the numbers below it."""
+    """Return an operator of one's own: for each item its task emits the numbers below it."""
 
     def operator(source: rx.AsyncObservable[int]) -> rx.AsyncObservable[int]:
         async def subscribe(observer: rx.AsyncObserver[int]) -> rx.AsyncDisposable:
@@ -892,7 +892,7 @@ class TestDrop:
 
 
 def pushing(engine: Engine, tasks: list[asyncio.Task[None]]) -> rx.AsyncObservable[Any]:
-    """An engine's items, sent by a task as fast as they come."""
+    """Return an engine's items, sent by a task as fast as they come."""
 
     async def push(observer: rx.AsyncObserver[Any]) -> None:
         try:
@@ -914,7 +914,7 @@ def pushing(engine: Engine, tasks: list[asyncio.Task[None]]) -> rx.AsyncObservab
 
 
 async def alone(engine: Engine, operator: AioOperator) -> list[tuple[float, Any]]:
-    """What an operator gives outside of any pipeline, as :func:`timed` tells it."""
+    """Return what an operator gives outside of any pipeline, as :func:`timed` tells it."""
     came: list[tuple[float, Any]] = []
     over = asyncio.Event()
 

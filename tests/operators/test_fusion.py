@@ -8,8 +8,8 @@ import gc
 import threading
 import traceback
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from typing import Any, Generic, TypeVar
 
 import pytest
 
@@ -29,6 +29,8 @@ from tests.operators._help import (
     twice,
     virtual,
 )
+
+T = TypeVar("T")
 
 Ints = Stage[int, int]
 
@@ -164,84 +166,54 @@ class Counting:
     def __aiter__(self) -> AsyncIterator[int]:
         return self
 
-    async def __anext__(self) -> int:
+    def __anext__(self) -> Awaitable[int]:
+        return self._next()
+
+    async def _next(self) -> int:
         await asyncio.sleep(1)
         self.number += 1
         if self.number > 3:
             raise StopAsyncIteration
         return self.number
+
+    async def _close(self) -> None:
+        await asyncio.sleep(1)
+        self.closed += 1
 
 
 class CountingAndClosing(Counting):
     """One with an ``aclose``."""
 
-    async def aclose(self) -> None:
-        await asyncio.sleep(1)
-        self.closed += 1
+    def aclose(self) -> Awaitable[None]:
+        return self._close()
 
 
-class CountingByFutures:
-    """One whose ``__anext__`` is no coroutine function, and gives futures."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.closed = 0
-
-    def __aiter__(self) -> AsyncIterator[int]:
-        return self
+class CountingByFutures(Counting):
+    """One that returns futures."""
 
     def __anext__(self) -> Awaitable[int]:
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.number += 1
-        if self.number > 3:
-            asyncio.get_running_loop().call_later(1, future.set_exception, StopAsyncIteration())
-        else:
-            asyncio.get_running_loop().call_later(1, future.set_result, self.number)
-        return future
+        return asyncio.ensure_future(self._next())
 
     def aclose(self) -> Awaitable[None]:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().call_later(1, future.set_result, None)
-        self.closed += 1
-        return future
+        return asyncio.ensure_future(self._close())
 
 
-class CountingByHand:
+class CountingByHand(Counting):
     """One whose awaitables have an ``__await__`` of their own."""
 
-    def __init__(self) -> None:
-        self.number = 0
-        self.closed = 0
-
-    def __aiter__(self) -> AsyncIterator[int]:
-        return self
-
     def __anext__(self) -> Awaitable[int]:
-        return _Later(self._next)
+        return _Awaitable(self._next())
 
     def aclose(self) -> Awaitable[None]:
-        return _Later(self._close)
-
-    def _next(self) -> int:
-        self.number += 1
-        if self.number > 3:
-            raise StopAsyncIteration
-        return self.number
-
-    def _close(self) -> None:
-        self.closed += 1
+        return _Awaitable(self._close())
 
 
-class _Later:
-    """Waits for two turns of the loop, then calls."""
+class _Awaitable(Generic[T]):
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._coroutine = coroutine
 
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self._function = function
-
-    def __await__(self) -> Generator[None, None, Any]:
-        yield
-        yield
-        return self._function()
+    def __await__(self) -> Generator[Any, None, T]:
+        return (yield from self._coroutine.__await__())
 
 
 class TestSources:

@@ -116,7 +116,7 @@ async def test_the_engine_keeps_its_task_and_context() -> None:
 def expected(
     gaps: Sequence[int], pauses: Sequence[int], interval_s: int, drop: float
 ) -> list[tuple[float, str]]:
-    """What must be seen, with its time."""
+    """Return what must be seen, with its time."""
     seen: list[tuple[float, str]] = []
     now, number = 0.0, itertools.count()
 

@@ -205,7 +205,7 @@ class TestSlidingItl:
 
 
 def figures(*gaps_ms: float) -> LatencyFigures:
-    """The figures of up to four gaps, whose 99th percentile is the greatest."""
+    """Return the figures of up to four gaps, whose 99th percentile is the greatest."""
     ordered = sorted(gaps_ms)
     return LatencyFigures(
         avg_ms=round(sum(ordered) / len(ordered), 2),

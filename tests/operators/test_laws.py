@@ -200,7 +200,7 @@ BODIES: Sequence[Body] = (
 
 
 def generator(body: Body, n: int) -> Make:
-    """An operator whose body is a generator, kept account of."""
+    """Return an operator whose body is a generator, kept account of."""
 
     def make(ledger: Ledger, name: str) -> AnyOperator:
         @operator
@@ -217,7 +217,7 @@ def generator(body: Body, n: int) -> Make:
 
 
 def functions(kind: str, n: int) -> Make:
-    """An operator whose body is callbacks, kept account of."""
+    """Return an operator whose body is callbacks, kept account of."""
 
     def make(ledger: Ledger, name: str) -> AnyOperator:
         def end(_failure: Exception | None, _dropped: bool) -> None:
@@ -265,7 +265,7 @@ def answered(kind: str, n: int, item: int) -> int | StageResult:
 
 
 def awaited(kind: str, n: int, delay_s: float | None) -> Twins:
-    """A step that gives one item, some or none, ends the stream or fails."""
+    """Return a step that gives one item, some or none, ends the stream or fails."""
 
     def asynchronous(ledger: Ledger, name: str) -> AnyOperator:
         async def step(item: int) -> int | StageResult:
@@ -382,7 +382,7 @@ PULLS: Sequence[tuple[Pulls, Body]] = (
 
 
 def pulling(twins: tuple[Pulls, Body], n: int) -> Twins:
-    """An operator whose body is an asynchronous generator."""
+    """Return an operator whose body is an asynchronous generator."""
     pulls, body = twins
 
     def make(ledger: Ledger, name: str) -> AnyOperator:

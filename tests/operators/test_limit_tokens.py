@@ -134,7 +134,7 @@ def likely(token_id: int) -> list[TopLogprob]:
 
 
 def decoded() -> LLMEngineOutput:
-    """A chunk of three tokens of an engine that fills every field."""
+    """Return a chunk of three tokens of an engine that fills every field."""
     return LLMEngineOutput(
         token_ids=[1, 2, 3],
         tokens=["a", "b", "c"],
@@ -219,9 +219,10 @@ def test_it_is_the_chunk_of_the_first_tokens(words: list[str], count: int) -> No
 
 @pytest.mark.parametrize("tokens", [None, ["a", None, "c"], ["a", "b"], ["x", "y", "z"]])
 def test_text_that_can_t_be_cut_is_gone(tokens: Any) -> None:
-    """It would tell of tokens that are gone."""
-    chunk = LLMEngineOutput([1, 2, 3], tokens=tokens, text="abc")
+    """It would tell of tokens that are gone; likewise the sum of log probabilities."""
+    chunk = LLMEngineOutput([1, 2, 3], tokens=tokens, text="abc", cum_log_probs=-3.0)
     assert first_tokens(chunk, 2).text is None
+    assert first_tokens(chunk, 2).cum_log_probs is None
     assert first_tokens(chunk, 3).text == "abc"
 
 

@@ -25,7 +25,7 @@ def merge_chunks(items: Sequence[Any]) -> tuple[Any, int]:
 
 
 def full(*token_ids: int, **others: Any) -> LLMEngineOutput:
-    """A chunk with everything that can be merged."""
+    """Return a chunk with everything that can be merged."""
     return LLMEngineOutput(
         list(token_ids),
         tokens=[f"<{token_id}>" for token_id in token_ids],

@@ -69,7 +69,7 @@ def handed_out(items: Iterable[Any]) -> HandedOut:
 
 
 def first_reasons(chunks: Sequence[LLMEngineOutput]) -> dict[int, FinishReason]:
-    """The reason of each answer's first terminal."""
+    """Return the reason of each answer's first terminal."""
     found: dict[int, FinishReason] = {}
     for chunk in chunks:
         if chunk.finish_reason is not None:

@@ -50,12 +50,12 @@ def ticking(*times_s: float) -> TokenTimes:
 
 
 def written(spans: Spans) -> dict[str, Any]:
-    """The attributes of the only span."""
+    """Return the attributes of the only span."""
     return rows_of(spans.one())
 
 
 def status(spans: Spans) -> tuple[StatusCode, str | None]:
-    """The status of the only span."""
+    """Return the status of the only span."""
     return spans.one().status.status_code, spans.one().status.description
 
 
@@ -64,7 +64,7 @@ def name_of(reason: Reason) -> str:
 
 
 def watched(span: Span, on_end: Callable[[], object]) -> Span:
-    """The same span; calls a function when it is ended."""
+    """Return the same span; calls a function when it is ended."""
 
     class Watched:
         def end(self, end_time: int | None = None) -> None:
@@ -220,6 +220,18 @@ class TestOutcomes:
             "itl_max_ms": 100.0,
         }
         assert status(spans) == DROPPED
+
+    @pytest.mark.rows("P5")
+    @virtual
+    async def test_a_stream_that_is_never_pulled(self, spans: Spans) -> None:
+        """Dropping a stream nobody pulled records the drop, with no token."""
+        times = ticking(1)
+        stream = fuse(
+            Engine([terminal(1)])(), [itl_window(times), record_span(start(spans), times)]
+        )
+        assert spans.finished == ()
+        stream.close()
+        assert written(spans) == {"cancelled": True, "finish_reason": "Dropped", "output_tokens": 0}
 
     @pytest.mark.rows("P6a", "P7")
     @pytest.mark.parametrize("with_times", [True, False])

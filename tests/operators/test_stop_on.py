@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reactivex.subject import Subject
 
-from operators import stop_on
+from operators import stop_on, stop_on_text
 from rx_backend import FinishReason, LLMEngineOutput
 from rx_backend.testing import assert_marbles
 from tests.operators._help import (
@@ -329,10 +329,11 @@ def test_a_match_in_the_engine_terminal_counts(life: Life) -> None:
 
 @pytest.mark.rows("S1")
 @pytest.mark.parametrize("stop", [None, [], ()])
-def test_nothing_to_stop_on_lets_everything_pass(life: Life, stop: Any) -> None:
-    """A request without stop tokens needs no case of its own."""
+@pytest.mark.parametrize("made", [stop_on, stop_on_text])
+def test_nothing_to_stop_on_lets_everything_pass(life: Life, made: Any, stop: Any) -> None:
+    """A request without stop tokens or stop strings needs no case of its own."""
     chunks = [handshake(), token(1, 2), terminal(3)]
-    assert life(chunks, stop_on(stop)) == Seen(chunks, "completed")
+    assert life(chunks, made(stop)) == Seen(chunks, "completed")
 
 
 def test_the_finish_reason_may_be_given() -> None:

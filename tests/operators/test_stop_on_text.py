@@ -22,7 +22,7 @@ STOPS = st.lists(st.text("ab#", min_size=1, max_size=4), min_size=1, max_size=3)
 
 @st.composite
 def chunks_of(draw: st.DrawFn, texts: st.SearchStrategy[str] = TEXT) -> LLMEngineOutput:
-    """A chunk of any engine: text alone, text with ids, ids whose texts are told too, or no text."""
+    """Return a chunk of any engine: text alone, text with ids, ids whose texts are told too, or no text."""
     text = draw(texts)
     kind = draw(st.sampled_from(["text", "ids", "tokens", "no text"]))
     if kind == "text":

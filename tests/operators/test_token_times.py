@@ -17,7 +17,7 @@ SAMPLES_MS = st.lists(st.floats(0, 1e6), min_size=1, max_size=300)
 
 
 def record(*gaps_ms: float, started: float = 0.0) -> TokenTimes:
-    """The record of a first token at 1 s, and one more after each gap."""
+    """Return the record of a first token at 1 s, and one more after each gap."""
     times = TokenTimes()
     times.started = started
     times.times.extend(accumulate((gap / 1000.0 for gap in gaps_ms), initial=1.0))

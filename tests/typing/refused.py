@@ -31,13 +31,13 @@ def arguments(engine: LLMEngine) -> None:
 
 
 async def items(engine: LLMEngine, request: PreprocessedRequest) -> None:
-    """What a pipeline makes of the chunks is no chunk any more."""
+    """Refuse the items of a pipeline as chunks."""
     async for text in await EngineAdapter(engine).with_operators(as_text()).generate(request):
         print(text.data)  # type: ignore[attr-defined]
 
 
 def sources(numbers: AsyncIterator[int]) -> FusedRun[str]:
-    """A stream has no items but those of its operators."""
+    """Refuse items that the operators of a stream do not hand out."""
     stream = fuse(numbers, [limit_tokens(3)])
     return stream  # type: ignore[return-value]
 
@@ -50,7 +50,7 @@ def not_text() -> Stage[Any, str]:
 
 
 def bodies() -> None:
-    """A coroutine function is no body."""
+    """Refuse a coroutine function as a body."""
 
     @operator  # type: ignore[arg-type]
     async def coroutine(item: Annotated[LLMEngineOutput]) -> Annotated[LLMEngineOutput]:

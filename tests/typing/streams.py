@@ -45,7 +45,7 @@ async def of_the_standard_pipeline(engine: LLMEngine, request: PreprocessedReque
 
 
 def of_a_pipeline(engine: LLMEngine) -> None:
-    """An adapter has the type of its pipeline, also where a function makes it."""
+    """Take the type of an adapter from its pipeline, also where a function makes it."""
     assert_type(standard_pipeline, Pipeline[Annotated[LLMEngineOutput]])
     texts = standard_pipeline.with_operators(as_text())
     assert_type(texts, Pipeline[str])
