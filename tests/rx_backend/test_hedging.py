@@ -101,31 +101,6 @@ async def test_the_second_engine_answers_first() -> None:
     assert dict(event.attributes or {}) == {"winner": "second"}
 
 
-@pytest.mark.rows("A2", "E4")
-@virtual
-async def test_the_first_engine_answers_after_all() -> None:
-    """The second is stopped, aborted once and closed; the request goes on."""
-    slow, slower, context = Mortal(delay_s=4), Mortal(delay_s=60), RequestContext("r1")
-    engine = HedgedEngine(slow, slower, after_s=2)
-    items = await collect(await adapter_of(engine).generate(counting_request(), context))
-    assert flat(items) == [3, 4, 5, 6, 7, 8]
-    assert chunk_of(items[-1]).completion_usage == usage(3, 6)
-    assert (slower.aborts, slow.aborts) == ([("r1/hedge", 5.0)], [])
-    assert slower.contexts[0].is_stopped
-    assert not context.is_stopped
-    assert (slow.closed, slower.closed) == (1, 1)
-
-
-@pytest.mark.rows("A5")
-@virtual
-async def test_in_decode_mode_a_loser_is_not_aborted() -> None:
-    """It has no first token yet, so it is only closed, whatever it says while it is."""
-    for first_s, second_s in ((60, 0), (4, 60)):
-        one, other = Mortal(delay_s=first_s), Mortal(delay_s=second_s)
-        assert flat((await answer(one, other, 2, "decode")).items) == ALL
-        assert (one.aborts, other.aborts, one.closed, other.closed) == ([], [], 1, 1)
-
-
 @pytest.mark.rows("A2", "A3", "A4")
 @pytest.mark.parametrize("mode", ["agg", "decode"])
 @virtual
@@ -146,22 +121,6 @@ async def test_a_stop_in_a_race_is_for_both(mode: str) -> None:
     await collect(stream)
     assert first.aborts == ([3.0] if mode == "agg" else [])
     assert second.aborts == ([3.0] if mode == "agg" else [6.0])
-
-
-@pytest.mark.rows("A2")
-@virtual
-async def test_an_engine_that_failed_in_the_race_is_not_aborted() -> None:
-    """A stop after that is for the one that is left."""
-    failing = ScriptedEngine(3, GONE)
-    other, context = ScriptedEngine(9, token(7), stop()), RequestContext()
-    engine = HedgedEngine(failing, other, after_s=1)
-    stream = await adapter_of(engine).generate(counting_request(), context)
-    pull = asyncio.ensure_future(anext(stream))
-    await asyncio.sleep(5)
-    context.stop_generating()
-    assert flat([await pull]) == [7]
-    await collect(stream)
-    assert (failing.aborts, other.aborts) == ([], [5.0])
 
 
 @pytest.mark.parametrize(
@@ -329,16 +288,6 @@ async def test_a_second_engine_that_cannot_be_asked() -> None:
     for second in (ScriptedEngine(setup=[1, LookupError()]), Useless()):
         first = ScriptedEngine(5, token(1), stop())
         assert flat((await answer(first, second, 1)).items) == [1]
-
-
-@virtual
-async def test_a_failure_before_its_time_passes() -> None:
-    """No second engine was asked, and none is for a failure."""
-    for steps in ((GONE,), (1, FAILED)):
-        second = Mortal()
-        (item,) = (await answer(ScriptedEngine(*steps), second, 2)).items
-        assert item.error is not None or chunk_of(item).finish_reason is not None
-        assert second.opened == 0
 
 
 @virtual
@@ -806,20 +755,3 @@ async def test_the_engines_keep_the_contract(combined: Callable[[Any], LLMEngine
         return combined([SampleEngine(token_interval_ms=10) for _ in range(3)])
 
     (await check_engine(make)).raise_if_failed()
-
-
-@virtual
-async def test_both_together() -> None:
-    """A hedged request whose winner dies is resumed."""
-    slow, fast, spare = Mortal(delay_s=60), Mortal(lives=2), Mortal()
-    engine = FailoverEngine(HedgedEngine(slow, fast, after_s=1), spare)
-    context = RequestContext("r1")
-    stream = await adapter_of(engine).generate(counting_request(), context)
-    items = [await anext(stream) for _ in range(4)]
-    context.stop_generating()
-    items += await collect(stream)
-    await asyncio.sleep(0)
-    assert flat(items) == [3, 4, 5, 6]
-    assert chunk_of(items[-1]).completion_usage == usage(3, 4)
-    assert (len(slow.aborts), fast.aborts) == (1, [])
-    assert [who for who, _ in spare.aborts] == ["r1/resume-1"]
