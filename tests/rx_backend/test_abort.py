@@ -345,7 +345,7 @@ async def test_the_engine_s_clean_up_opens_nothing(
 @pytest.mark.parametrize("notice", ["thread", "loop", "before"])
 @virtual
 async def test_a_notice_in_the_turn_of_the_drop_wins(leave: str, notice: str) -> None:
-    """In either order, from a thread too, and also where nobody pulls: the transfer is through."""
+    """In either order, from a thread too, and without a pull: the transfer is through."""
     for pipeline, is_pulled in product(PIPELINES, (False, True)):
         began, spans, context = now(), Spans(), RequestContext()
         engine = ScriptedEngine(60, token(1))

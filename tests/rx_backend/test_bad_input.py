@@ -35,7 +35,7 @@ A_LIST: list[Operator[Any, Any]] = [until_terminal()]
 
 
 def chunk(**fields: object) -> LLMEngineOutput:
-    """A chunk with fields of any type, as an engine without a type checker makes them."""
+    """Make a chunk with fields of any type, as an engine without a type checker makes them."""
     made = LLMEngineOutput()
     for name, value in fields.items():
         setattr(made, name, value)

@@ -165,7 +165,7 @@ async def test_a_group_is_of_the_kind_of_its_leaves(
         assert engine.closed == 1
 
 
-# From Python 3.13 on, a task group in a task that was cancelled before goes on with that.
+# From Python 3.13 on, a task group in a task that was cancelled before continues with that.
 CANCELLED_BEFORE = [0] if sys.version_info >= (3, 13) else [0, 1]
 
 
@@ -292,7 +292,7 @@ class Interrupted(BaseException):
 @pytest.mark.parametrize("step", [60, raises_it, Interrupted()])
 @virtual
 async def test_a_caller_that_leaves_during_set_up(step: Step) -> None:
-    """Its cancellation, or an interrupt, goes on as it is, and the span ends as dropped, once."""
+    """Its cancellation, or an interrupt, is passed on as it is, and the span ends as dropped, once."""
     spans = Spans()
     engine = ScriptedEngine(setup=[0.5, step])
     caller = asyncio.create_task(adapter_of(engine, spans=spans).generate(request()))
@@ -382,7 +382,7 @@ async def by_close(stream: Any) -> None:
 async def test_a_drop_is_one_whatever_the_engine_answers(
     answers: str, leave: Callable[[Any], Awaitable[None]], pipeline: Pipeline
 ) -> None:
-    """The deadline is met, nobody is handed the answer, and nothing of it is recorded."""
+    """The deadline is met, the answer is not handed out, and nothing of it is recorded."""
     for record in (True, False):
         spans, meters = Spans(), Meters()
         engine = Answering(*ANSWERS[answers])
@@ -416,7 +416,7 @@ async def test_a_drop_is_one_whatever_the_engine_answers(
 async def test_a_drop_while_an_operator_holds_the_end(
     script: list[Step], leave: str, record: bool
 ) -> None:
-    """A terminal or an error item that nobody was handed ends nothing: the stream was dropped."""
+    """A terminal or an error item that was not handed out ends nothing: the stream was dropped."""
 
     async def slow(item: Any) -> Any:
         await asyncio.sleep(1)

@@ -55,7 +55,7 @@ Form = Callable[[Chunks], object]
 
 
 def generator(chunks: Chunks) -> Chunks:
-    """The chunks as they are."""
+    """Return the chunks as they are."""
     return chunks
 
 
@@ -112,7 +112,7 @@ def async_observable(chunks: Chunks) -> AsyncObservable[Any]:
 
 
 def awaited(form: Form) -> Form:
-    """The same out of a coroutine."""
+    """Return the same out of a coroutine."""
 
     async def later(chunks: Chunks) -> object:
         await asyncio.sleep(0)

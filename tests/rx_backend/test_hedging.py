@@ -185,7 +185,7 @@ async def test_the_second_engine_is_pulled_up_to_its_first_token() -> None:
 
 @virtual
 async def test_the_second_engine_wins_while_nobody_pulls() -> None:
-    """The first is aborted when it has lost, and what it gives later is not seen."""
+    """The first is aborted when it has lost, and its later chunks are not seen."""
     first = ScriptedEngine(1, HANDSHAKE, 1, HANDSHAKE, 1, token(1), stop())
     second = ScriptedEngine(1, token(7), stop())
     stream = await open_stream(first, second, 1.5)
@@ -213,7 +213,7 @@ async def test_a_loser_that_is_slow_to_clean_up_holds_nothing_up(loser: str) -> 
 @pytest.mark.rows("E6")
 @virtual
 async def test_chunks_that_wait_are_copies() -> None:
-    """An engine that uses a chunk again does not change one that nobody was handed yet."""
+    """An engine that uses a chunk again does not change one that was not handed out yet."""
 
     class Reusing(Mortal):
         async def generate(self, request: Any, context: Any) -> AsyncGenerator[LLMEngineOutput]:
@@ -266,7 +266,7 @@ async def test_failures(
     end: type[Exception] | None,
     winner: str | None,
 ) -> None:
-    """The engine that is left goes on; where none is, the stream ends as the first one did."""
+    """The engine that is left continues; where none is, the stream ends as the first one did."""
     outcomes: list[HedgeOutcome] = []
     engines = ScriptedEngine(*first), ScriptedEngine(*second)
     items = await collect(await open_stream(*engines, 2, on_outcome=outcomes.append))
@@ -456,7 +456,7 @@ async def test_what_two_engines_read_is_counted(
 
 @virtual
 async def test_an_abort_alone_stops_both() -> None:
-    """Whoever drives the engine without an adapter may abort it."""
+    """Without an adapter the engine can be aborted directly."""
     first, second, context = Mortal(delay_s=60), Mortal(delay_s=60), RequestContext("r1")
     engine = HedgedEngine(first, second, after_s=1)
     pull = asyncio.ensure_future(anext(engine.generate(counting_request(), context)))
@@ -567,7 +567,7 @@ class Player(LLMEngine):
 def expected(
     first: Player, second: Player, after: float, drop: float
 ) -> tuple[list[list[int]], bool, int, int]:
-    """What comes out before *drop*, whether the second began, and how often each is aborted."""
+    """Return the output before *drop*, whether the second began, and how often each is aborted."""
 
     def answer(plan: list[tuple[float, str, LLMEngineOutput]]) -> tuple[float, float]:
         """When it answers, and when it is out without an answer."""
@@ -585,7 +585,7 @@ def expected(
         given += [(max(time, second_at), what, chunk) for time, what, chunk in theirs]
         begins, aborts = True, (int(first_out > second_at and second_at < drop), 0)
     else:
-        # Where the first fails, and the second does too, that is told when both are out.
+        # Where the first fails, and the second does too, that is known when both are out.
         out = max(first_out, second_out) if first_at == math.inf else -math.inf
         given = [(t if what == "h" else max(t, out), what, chunk) for t, what, chunk in ours]
         begins, aborts = True, (0, int(first_at < second_out and first_at < drop))
@@ -654,7 +654,7 @@ async def drive(stream: Stream, items: list[Item]) -> None:
 
 
 def check_aborts(engine: Mortal, stop_at: float | None, mode: str) -> None:
-    """An engine is aborted at a stop while it is at work, or for losing a race."""
+    """Check that an engine is aborted at a stop while it is at work, or for losing a race."""
     times = [at for _, at in engine.aborts]
     token_at = engine.first_token_at
     if stop_at is not None and engine.opened_at < stop_at <= engine.closed_at:

@@ -38,7 +38,7 @@ from tests.spans import Spans
 SENT = ["chunk 0", "chunk 1", "chunk 2", "terminal 0", "terminal 1", "error", "end"]
 # What the caller signals, and what the engine says from beside its stream.
 SIGNALLED = ["stop", "kill", "notify"]
-# What the consumer does. A pull goes on until it has an item, through any number of turns.
+# What the consumer does. A pull lasts until it has an item, through any number of turns.
 DONE = ["pull", "close", "cancel", "forget"]
 
 AT_THE_END = "at the end"
@@ -86,7 +86,7 @@ class Rows:
             case "forget" if not self.is_waiting and not self.is_pulling:
                 self.is_lost = True  # S7: takes effect at the end of the turn
             case "cancel" | "forget":
-                pass  # nobody waits, or somebody holds the stream
+                pass  # there is no waiter, or the stream is held
             case _:
                 self.sent.append(event)
 
@@ -139,7 +139,7 @@ class Rows:
 
 
 class FedEngine(LLMEngine):
-    """Does what it is told, one thing at a time, and does not care for stops."""
+    """Takes one step for each entry of its queue, and ignores stops."""
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[str] = asyncio.Queue()
@@ -231,7 +231,7 @@ class Actors:
 
 
 def described(item: Item) -> str:
-    """The item in the words of the engine's steps."""
+    """Describe the item in the words of the engine's steps."""
     if item.data is None:
         return "error"
     kind = "terminal" if item.data.finish_reason else "chunk"
@@ -239,7 +239,7 @@ def described(item: Item) -> str:
 
 
 def recorded(span: ReadableSpan) -> dict[str, Any]:
-    """What the model says of a span too."""
+    """Return the part of a span that the model has too."""
     told = ("finish_reason", "error_kind", "cancelled", "output_tokens")
     attributes = span.attributes or {}
     assert span.end_time is not None

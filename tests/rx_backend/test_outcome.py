@@ -249,7 +249,7 @@ class Handed:
         return sum(len(chunk.token_ids) for chunk in chunks)
 
     def told(self) -> tuple[str | None, str | None, str, str | None]:
-        """What is to be recorded: on the span two, then for metrics and log."""
+        """Return what is to be recorded: on the span two, then for metrics and log."""
         for item in self.items:
             if item.error is not None:
                 return None, item.error.span_kind, "failed", item.error.kind
@@ -396,7 +396,7 @@ async def test_an_operator_that_leaves_a_stream_without_end_is_named(place: str,
 @pytest.mark.parametrize("takes", [None, 3])
 @virtual
 async def test_what_follows_the_terminal_is_no_drop(takes: int | None) -> None:
-    """An operator may still say something behind it; whoever leaves there has the terminal."""
+    """An operator may still say something behind it; a consumer that leaves there has the terminal."""
     goodbye: Item = Annotated(comment=["goodbye"])
 
     @operator

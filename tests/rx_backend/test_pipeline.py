@@ -542,7 +542,7 @@ async def test_an_operator_that_fails_to_start_fails_the_setup(place: str) -> No
 async def test_a_release_that_raises_is_logged_without_its_text(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What an operator raises while the stream is dropped reaches the log, and nobody else."""
+    """What an operator raises while the stream is dropped reaches only the log."""
 
     @operator
     def clinging() -> Stage[Any, Any]:

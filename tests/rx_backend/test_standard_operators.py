@@ -563,7 +563,7 @@ enforced = enforce_cancellation(3, LLMEngineOutput.cancelled)
 @pytest.mark.parametrize(("mode", "aborts"), [("agg", [5]), ("prefill", [5]), ("decode", [])])
 @virtual
 async def test_no_first_token(mode: str, aborts: list[float]) -> None:
-    """An error item says which deadline; the engine is told to abort as after any stop."""
+    """An error item says which deadline; the engine is aborted as after any stop."""
     spans = Spans()
     engine = ScriptedEngine(HANDSHAKE, 100, stop())
     adapter = adapter_of(engine, mode, spans, pipeline=ahead(with_deadlines))
@@ -606,7 +606,7 @@ async def test_a_stall(mode: DisaggregationMode) -> None:
 @pytest.mark.rows("A2", "S7")
 @virtual
 async def test_the_whole_is_over_while_the_client_is_stalled() -> None:
-    """Abort and close come then; the client hears of it when it comes back."""
+    """Abort and close come then; the client gets the error when it comes back."""
     engine = ScriptedEngine(token(1), token(2), stop())
     stream = await adapter_of(engine, pipeline=ahead(with_deadlines)).generate(request())
     await anext(stream)
@@ -630,7 +630,7 @@ async def test_an_engine_that_keeps_to_them(mode: DisaggregationMode) -> None:
 @pytest.mark.rows("A4")
 @virtual
 async def test_a_deadline_may_leave_a_drain_behind() -> None:
-    """Behind a drain, a decode engine goes on to its first token, and is aborted then."""
+    """Behind a drain, a decode engine continues to its first token, and is aborted then."""
     spans = Spans()
     engine = ScriptedEngine(20, token(1), 100, stop())
     async with Drains() as drains:
@@ -788,7 +788,7 @@ async def test_a_request_that_is_cut_ends_like_any_other(
 @IN_FRONT
 @virtual
 async def test_the_usage_of_a_request(place: str) -> None:
-    """What the client was given is told once: cut short, dropped, cancelled or failed."""
+    """What the client was given is reported once: cut short, dropped, cancelled or failed."""
     ends: list[tuple[list[Step], int | None, int]] = [
         ([60], 2, 3),
         ([RequestContext.stop_generating, LLMEngineOutput.cancelled()], None, 3),
@@ -836,7 +836,7 @@ async def test_a_request_s_own_limits() -> None:
 @pytest.mark.rows("E3")
 @virtual
 async def test_text_that_ends_one_of_several_answers() -> None:
-    """`hold_back` has from the scope how many there are: the stream goes on with the other one."""
+    """`hold_back` has from the scope how many there are: the stream continues with the other one."""
 
     @operator(takes="chunks")
     def stop_at(stop: str, *, scope: RequestScope = SCOPE) -> Stage[LLMEngineOutput, Any]:

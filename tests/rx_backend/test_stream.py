@@ -413,7 +413,7 @@ async def test_stock_timers_run_on_the_streams_loop(
 @pytest.mark.rows("O6")
 @virtual
 async def test_a_scheduler_that_is_named_is_used() -> None:
-    """By whoever subscribes; a connectable and a single value stay what they are."""
+    """By each subscriber; a connectable and a single value stay what they are."""
     stream = await adapter_of(ScriptedEngine(1, token(1), stop())).generate(request())
     seen: list[abc.SchedulerBase | None] = []
 

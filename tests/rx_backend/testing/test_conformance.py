@@ -52,7 +52,7 @@ def test_an_engine_that_keeps_the_rules_passes(engine: type[object]) -> None:
     ("engine", "rule"), BROKEN, ids=lambda value: getattr(value, "__name__", "")
 )
 def test_a_broken_rule_is_reported_by_name_and_alone(engine: type[GoodEngine], rule: Rule) -> None:
-    """An engine that breaks one rule is told exactly that one."""
+    """The report of an engine that breaks one rule names exactly that one."""
     report = run_conformance(engine)
     assert [violation.rule for violation in report.violations] == [rule], str(report)
     assert f"FAIL  {rule.name.lower()} ({rule.row}): " in str(report)
@@ -80,7 +80,7 @@ class BreaksMuch(GoodEngine):
 
 @pytest.mark.rows("K1")
 def test_all_broken_rules_are_reported_at_once() -> None:
-    """The kit goes on after the first violation and reports them all, in the order of the rules."""
+    """The kit continues after the first violation and reports them all, in the order of the rules."""
     report = run_conformance(BreaksMuch)
     assert [str(violation.rule) for violation in report.violations] == [
         "model_name_empty",
@@ -115,7 +115,7 @@ def test_an_engine_that_does_not_start_leaves_rules_unchecked() -> None:
 
 
 def wanting(answers: int) -> PreprocessedRequest:
-    """A request for several answers."""
+    """Make a request for several answers."""
     return PreprocessedRequest(
         token_ids=[1],
         stop_conditions=StopConditions(max_tokens=4),

@@ -70,7 +70,7 @@ def test_what_names_no_engine_is_a_clear_error(
 def test_a_module_that_cannot_be_imported_says_why(
     pytester: pytest.Pytester, content: str, message: str
 ) -> None:
-    """A module that is there but fails is told apart from one that is not; the cause is kept."""
+    """A module that exists but fails has another error than one that does not; the cause is kept."""
     pytester.syspathinsert()
     pytester.makepyfile(engine_under_load=content)
     with pytest.raises(EngineImportFailed) as caught:

@@ -140,7 +140,7 @@ def test_lines_are_aligned_frame_by_frame() -> None:
     st.sampled_from(["", "|", "#", "(a|)", "!"]),
 )
 def test_a_line_survives_reading_and_writing(frames: list[str], end: str) -> None:
-    """Writing what was read gives the line again."""
+    """Writing what was read makes the line again."""
     line = "".join(frames) + end
     read = parse_marbles(line, {"a": 1}, FAILURE)
     assert render_marbles(read.events, {"a": 1}, frames=read.frames) == line
@@ -281,7 +281,7 @@ def test_a_drop_that_never_comes_is_a_mismatch() -> None:
 
 
 def test_recording_without_expecting() -> None:
-    """``record`` gives what came, also with a drop."""
+    """``record`` returns the events, also with a drop."""
     test = Marbles({"a": 1})
     result = test.record(test.cold("-a-a-a-|"), drop="---!")
     assert result.marbles == "-a-!"
@@ -321,7 +321,7 @@ def test_several_sources_are_numbered_in_a_mismatch() -> None:
 
 
 def test_the_clock_is_for_operators_that_take_one() -> None:
-    """``clock`` gives the seconds of the frame."""
+    """``clock`` returns the seconds of the frame."""
     test = Marbles({"0": 1.0, "1": 3.0})
     test.expect(test.cold("-a-b-|").pipe(ops.map(lambda _: test.clock())), "-0-1-|")
 
@@ -364,7 +364,7 @@ def test_a_test_plays_once() -> None:
 
 
 def test_an_endless_operator_does_not_hang_the_test() -> None:
-    """What goes on for ever is watched for a while, and can be dropped."""
+    """An endless stream is watched for a while, and can be dropped."""
     ticks: Observable[int] = reactivex.interval(1.0)
     values = {str(number): number for number in range(10)}
     assert Marbles(values).expect(ticks, "-012!").items == [0, 1, 2]
