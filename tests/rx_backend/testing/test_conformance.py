@@ -114,6 +114,15 @@ def test_an_engine_that_does_not_start_leaves_rules_unchecked() -> None:
     assert "Traceback" in str(caught.value)
 
 
+@pytest.mark.rows("K1")
+def test_an_object_without_an_engine_s_methods_breaks_their_rules() -> None:
+    """It is reported, and does not fail the kit."""
+    report = run_conformance(object)
+    assert [str(violation.rule) for violation in report.violations] == [
+        *("start_failed", "cleanup_failed", "second_cleanup_failed", "unstarted_cleanup_failed"),
+    ]
+
+
 def wanting(answers: int) -> PreprocessedRequest:
     """Make a request for several answers."""
     return PreprocessedRequest(
