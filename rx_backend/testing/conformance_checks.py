@@ -6,8 +6,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, fields
 from operator import methodcaller
 from time import perf_counter
 from typing import Any, TypeAlias, TypedDict, TypeVar, cast
@@ -36,6 +35,7 @@ _ENGINE_RULES = {
     Rule.SECOND_CLEANUP_FAILED,
     Rule.UNSTARTED_CLEANUP_FAILED,
 }
+_CLEANUP = methodcaller("cleanup")
 _MAY_BLOCK_S = 0.1
 _BEAT_S = 0.01
 _FEW_TOKENS, _MANY_TOKENS = 8, 4096
@@ -74,72 +74,46 @@ class Check:
     limits: Limits = field(init=False)
     tried: set[Rule] = field(default_factory=set[Rule])
     found: dict[Rule, Violation] = field(default_factory=dict[Rule, Violation])
-    own_threads: set[str] = field(default_factory=set[str])
 
     def __post_init__(self) -> None:
-        options = self.options
-        self.limits = Limits(
-            timeout_s=options.get("timeout_s", 2.0),
-            stream_timeout_s=options.get("stream_timeout_s", 30.0),
-            start_timeout_s=options.get("start_timeout_s", 600.0),
-            max_items=options.get("max_items", 10_000),
-        )
+        names = {each.name for each in fields(Limits)}
+        given: dict[str, Any] = {**self.options}
+        self.limits = Limits(**{name: given[name] for name in given.keys() & names})
 
     async def run(self) -> ConformanceReport:
         """Try everything, and report."""
         threads = set(threading.enumerate())
-        if unstarted := await self._make():
-            await self._call(Rule.UNSTARTED_CLEANUP_FAILED, "cleanup", unstarted)
-        if engine := await self._make():
-            config = await self._call(Rule.START_FAILED, "start", engine, 0)
+        own_threads: list[str] = []
+        if unstarted := await self._call(Rule.START_FAILED, "the factory", self._make):
+            await self._call(Rule.UNSTARTED_CLEANUP_FAILED, "cleanup", _CLEANUP, unstarted)
+        if engine := await self._call(Rule.START_FAILED, "the factory", self._make):
+            config = await self._call(Rule.START_FAILED, "start", methodcaller("start", 0), engine)
             if Rule.START_FAILED not in self.found:
                 self._check_config(config)
                 await self._check_streams(engine, *self._requests(config))
-                self._note_threads(threads)
-            await self._call(Rule.CLEANUP_FAILED, "cleanup", engine)
-            await self._call(Rule.SECOND_CLEANUP_FAILED, "cleanup", engine)
+                own_threads = [each.name for each in set(threading.enumerate()) - threads]
+            await self._call(Rule.CLEANUP_FAILED, "cleanup", _CLEANUP, engine)
+            await self._call(Rule.SECOND_CLEANUP_FAILED, "cleanup", _CLEANUP, engine)
         return ConformanceReport(
             engine=getattr(self.factory, "__qualname__", None) or repr(self.factory),
             violations=[self.found[rule] for rule in Rule if rule in self.found],
             unchecked=[rule for rule in Rule if rule not in self.tried],
-            hint=self._hint(),
-        )
-
-    def _note_threads(self, before: set[threading.Thread]) -> None:
-        """Note threads of the engine, except for those of asyncio's executor."""
-        new = set(threading.enumerate()) - before
-        self.own_threads = {each.name for each in new if not each.name.startswith("asyncio_")}
-
-    def _hint(self) -> str:
-        if not self.own_threads or not self.found:
-            return ""
-        if not isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
-            return ""
-        return (
-            f"the engine has threads of its own ({', '.join(sorted(self.own_threads))}), for which "
-            "virtual time does not wait: check it on the real clock (--real, or virtual=False)"
+            hint=_thread_hint(own_threads) if self.found else "",
         )
 
     def _find(self, *violations: Violation) -> None:
         for violation in violations:
             self.found.setdefault(violation.rule, violation)
 
-    async def _make(self) -> LLMEngine | None:
-        async def make() -> LLMEngine:
-            return from_any_engine(await _awaited(self.factory))
+    async def _make(self) -> LLMEngine:
+        return from_any_engine(await _awaited(self.factory))
 
-        self.tried.add(Rule.START_FAILED)
-        engine, violation = await run_within(
-            self.limits.start_timeout_s, make(), "the factory", Rule.START_FAILED
-        )
-        if violation is not None:
-            self._find(violation)
-        return engine
-
-    async def _call(self, rule: Rule, name: str, engine: LLMEngine, *arguments: int) -> object:
-        """Call a method of the engine's; a failure breaks *rule*."""
+    async def _call(
+        self, rule: Rule, name: str, function: Callable[..., object], *arguments: object
+    ) -> Any:
+        """Call something of the engine's; a failure breaks *rule*."""
         self.tried.add(rule)
-        called = _awaited(partial(methodcaller(name, *arguments), engine))
+        called = _awaited(function, *arguments)
         result, violation = await run_within(self.limits.start_timeout_s, called, name, rule)
         if violation is not None:
             self._find(violation)
@@ -221,8 +195,20 @@ class Check:
         self._find(Violation(rule, f"{what}: {stream.ending}", stream.error))
 
 
-async def _awaited(function: Callable[[], object]) -> object:
-    result = function()
+def _thread_hint(names: Sequence[str]) -> str:
+    """Return a hint at the real clock where virtual time does not wait for an engine's threads."""
+    # Work in asyncio's own executor holds the virtual clock.
+    own = sorted(name for name in names if not name.startswith("asyncio_"))
+    if not own or not isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
+        return ""
+    return (
+        f"the engine has threads of its own ({', '.join(own)}), for which virtual time does not "
+        "wait: check it on the real clock (--real, or virtual=False)"
+    )
+
+
+async def _awaited(function: Callable[..., object], *arguments: object) -> object:
+    result = function(*arguments)
     return await cast("Awaitable[object]", result) if inspect.isawaitable(result) else result
 
 

@@ -29,10 +29,10 @@ RELEASE_S = 1.0  # How long what was cancelled may take to end, in seconds.
 class Limits:
     """How long an engine may take, in seconds, and how many items a stream may have."""
 
-    timeout_s: float
-    stream_timeout_s: float
-    start_timeout_s: float
-    max_items: int
+    timeout_s: float = 2.0
+    stream_timeout_s: float = 30.0
+    start_timeout_s: float = 600.0
+    max_items: int = 10_000
 
 
 class Plan(Enum):

@@ -24,9 +24,9 @@ from rx_backend.testing.virtual_run import is_loop_running, run_virtual
 
 __all__ = ("MarbleFailure", "MarbleMismatch", "Marbles", "assert_marbles")
 
-# How many frames after the longest line something may still come that no line has.
+# How many frames after the longest line are played, for events that no line has.
 _AFTERMATH = 100
-# The scheduler does what is due at a time only when it is told to go beyond it.
+# The scheduler runs what is due at a time only when it advances beyond it.
 _AN_INSTANT_S = 1e-6
 
 
@@ -40,7 +40,7 @@ class MarbleMismatch(AssertionError):
 
 class Marbles:
     """
-    One marble test: sources, virtual time, and the check of what comes out.
+    One marble test: sources, virtual time, and the check of the output.
 
     One frame is one second. Streams are subscribed to on ``scheduler``, which time operators obey;
     ``clock`` is for operators that take a clock. An event loop on virtual time runs in step with

@@ -1,7 +1,16 @@
 """Scripted engines, and short ways to serve their requests; for all suites."""
 
 from tests.engines.mortal import Mortal, counting_request
-from tests.engines.scripted import Give, ScriptedEngine, Step, now, play_step, stop, token
+from tests.engines.scripted import (
+    FunctionEngine,
+    Give,
+    ScriptedEngine,
+    Step,
+    now,
+    play_step,
+    stop,
+    token,
+)
 from tests.engines.serving import (
     DROPPED,
     ENTRY,
@@ -28,6 +37,7 @@ __all__ = (
     "DROPPED",
     "ENTRY",
     "PASSES",
+    "FunctionEngine",
     "Give",
     "Item",
     "Mortal",

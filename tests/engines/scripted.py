@@ -12,7 +12,7 @@ from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 
-__all__ = ("Give", "ScriptedEngine", "Step", "now", "play_step", "stop", "token")
+__all__ = ("FunctionEngine", "Give", "ScriptedEngine", "Step", "now", "play_step", "stop", "token")
 
 token = LLMEngineOutput.token
 stop = LLMEngineOutput.stop
@@ -108,6 +108,19 @@ class ScriptedEngine(LLMEngine):
             for step in self._closing:
                 await play_step(step, context)
             self.closed += 1
+
+
+class FunctionEngine(ScriptedEngine):
+    """An engine whose stream is made by a function."""
+
+    def __init__(self, chunks: Callable[[], AsyncGenerator[LLMEngineOutput]]) -> None:
+        super().__init__()
+        self._chunks = chunks
+
+    def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        return self._chunks()
 
 
 async def play_step(step: Step, context: RequestContext) -> None:

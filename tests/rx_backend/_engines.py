@@ -1,5 +1,6 @@
 """The scripted engines under their former name, for suites that still import them from here."""
 
+from rx_backend.testing import run_virtual
 from tests.engines import (
     DROPPED,
     ENTRY,
@@ -40,6 +41,7 @@ __all__ = (
     "flat",
     "now",
     "request",
+    "run_virtual",
     "settle",
     "status_of",
     "stop",

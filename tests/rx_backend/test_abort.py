@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import suppress
 from itertools import product
 from typing import Any
 
@@ -23,7 +22,6 @@ from tests.engines import (
     PASSES,
     ScriptedEngine,
     Step,
-    Stream,
     adapter_of,
     collect,
     now,
@@ -33,6 +31,15 @@ from tests.engines import (
     stop,
     token,
     virtual,
+)
+from tests.engines.leaving import (
+    Leave,
+    aclose,
+    aclose_while_another_task_pulls,
+    cancel_in_a_pull,
+    close_without_waiting,
+    lose_the_last_reference,
+    run_out_of_time_in_timeout,
 )
 from tests.spans import Spans
 
@@ -250,7 +257,6 @@ def test_the_gate_works_on_its_own(signals: str, fired: list[str]) -> None:
 # The gate closes with the drop: what the engine does while it unwinds opens nothing.
 
 Unwind = Callable[[RequestContext], Awaitable[None]]
-Leave = Callable[[list[Stream]], Awaitable[None]]
 
 
 async def notifies(context: RequestContext) -> None:
@@ -275,6 +281,12 @@ async def kills_later(context: RequestContext) -> None:
 UNWINDS: list[Unwind] = [notifies, notifies_from_a_thread, stops, kills_later]
 
 
+LEAVES: list[Leave] = [
+    *(aclose_while_another_task_pulls, cancel_in_a_pull, run_out_of_time_in_timeout),
+    *(close_without_waiting, aclose, lose_the_last_reference),
+]
+
+
 class Unwinding(ScriptedEngine):
     """Waits for its first token, and does something in its clean-up; may answer with a chunk."""
 
@@ -295,48 +307,6 @@ class Unwinding(ScriptedEngine):
         finally:
             await self._unwind(context)
             self.closed += 1
-
-
-async def by_close_in_a_pull(held: list[Stream]) -> None:
-    pull = asyncio.create_task(anext(held[0], None))
-    await asyncio.sleep(1)
-    held[0].close()
-    await pull
-
-
-async def by_cancelling_a_pull(held: list[Stream]) -> None:
-    pull = asyncio.ensure_future(anext(held[0], None))
-    await asyncio.sleep(1)
-    pull.cancel()
-    await asyncio.wait([pull])
-
-
-async def by_a_time_limit(held: list[Stream]) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(1):
-            await anext(held[0], None)
-
-
-async def by_close(held: list[Stream]) -> None:
-    held[0].close()
-
-
-async def by_aclose(held: list[Stream]) -> None:
-    await held[0].aclose()
-
-
-async def by_losing_it(held: list[Stream]) -> None:
-    held.clear()
-
-
-LEAVES: list[Leave] = [
-    by_close_in_a_pull,
-    by_cancelling_a_pull,
-    by_a_time_limit,
-    by_close,
-    by_aclose,
-    by_losing_it,
-]
 
 
 PIPELINES = [
@@ -375,7 +345,7 @@ async def test_the_engine_s_clean_up_opens_nothing(
 @pytest.mark.parametrize("notice", ["thread", "loop", "before"])
 @virtual
 async def test_a_notice_in_the_turn_of_the_drop_wins(leave: str, notice: str) -> None:
-    """In either order, from a thread too, and also where nobody pulls: the transfer is through."""
+    """In either order, from a thread too, and without a pull: the transfer is through."""
     for pipeline, is_pulled in product(PIPELINES, (False, True)):
         began, spans, context = now(), Spans(), RequestContext()
         engine = ScriptedEngine(60, token(1))

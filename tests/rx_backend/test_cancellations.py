@@ -9,6 +9,7 @@ from contextlib import suppress
 from itertools import product
 from typing import Any
 
+import anyio
 import pytest
 from opentelemetry.trace import StatusCode
 
@@ -25,10 +26,11 @@ from rx_backend.errors import (
     Unknown,
 )
 from rx_backend.pipeline import standard_pipeline
-from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+from rx_backend.protocols import LLMEngineOutput
 from tests.engines import (
     DROPPED,
     PASSES,
+    FunctionEngine,
     ScriptedEngine,
     Step,
     adapter_of,
@@ -45,20 +47,6 @@ from tests.engines import (
 )
 from tests.meters import Meters
 from tests.spans import Spans, rows_of
-
-Steps = Callable[[], AsyncGenerator[LLMEngineOutput]]
-
-
-class Engine(ScriptedEngine):
-    """An engine whose stream is a function of ours."""
-
-    def __init__(self, steps: Steps) -> None:
-        super().__init__()
-        self._steps = steps
-
-    def generate(self, request: PreprocessedRequest, context: RequestContext) -> Any:
-        return self._steps()
-
 
 EVERY_PIPELINE = pytest.mark.parametrize("pipeline", PASSES.values(), ids=PASSES)
 
@@ -113,7 +101,7 @@ async def test_a_cancellation_of_the_engine_s_own_is_a_failure(
         await cancels()
 
     async with asyncio.timeout(200):
-        served = await serve(Engine(steps), pipeline=pipeline)
+        served = await serve(FunctionEngine(steps), pipeline=pipeline)
     assert served.tokens == [[1]]
     assert isinstance(served.last.error, Unknown)
     assert served.status == (StatusCode.ERROR, "Backend(Unknown)")
@@ -138,7 +126,7 @@ async def test_an_engine_may_survive_its_own_cancellation(pipeline: Pipeline) ->
             yield token(2)
         yield stop()
 
-    served = await serve(Engine(steps), pipeline=pipeline)
+    served = await serve(FunctionEngine(steps), pipeline=pipeline)
     assert served.tokens == [[1], [2], []]
 
 
@@ -177,7 +165,7 @@ async def test_a_group_is_of_the_kind_of_its_leaves(
         assert engine.closed == 1
 
 
-# From Python 3.13 on, a task group in a task that was cancelled before goes on with that.
+# From Python 3.13 on, a task group in a task that was cancelled before continues with that.
 CANCELLED_BEFORE = [0] if sys.version_info >= (3, 13) else [0, 1]
 
 
@@ -225,7 +213,7 @@ async def test_a_task_group_that_fails_is_a_failure(
         if cancelled_before:
             with suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
-        stream = await adapter_of(Engine(steps), pipeline=pipeline).generate(request())
+        stream = await adapter_of(FunctionEngine(steps), pipeline=pipeline).generate(request())
         async with asyncio.timeout(10):
             *items, last = await collect(stream)
             await asyncio.sleep(1)
@@ -238,6 +226,23 @@ async def test_a_task_group_that_fails_is_a_failure(
         consumer.cancel()
     await consumer
     assert consumer.cancelling() == cancelled_before
+
+
+@pytest.mark.rows("S6", "S7")
+@pytest.mark.parametrize("taken", [1, 2])
+@virtual
+async def test_a_task_group_that_is_closed_is_no_failure(
+    caplog: pytest.LogCaptureFixture, taken: int
+) -> None:
+    """The close goes through the group, which wraps it."""
+
+    async def steps() -> AsyncGenerator[LLMEngineOutput]:
+        async with asyncio.TaskGroup():
+            yield token(1)
+            yield stop()
+
+    await serve(FunctionEngine(steps), take=taken)
+    assert caplog.records == []
 
 
 # The set-up.
@@ -287,7 +292,7 @@ class Interrupted(BaseException):
 @pytest.mark.parametrize("step", [60, raises_it, Interrupted()])
 @virtual
 async def test_a_caller_that_leaves_during_set_up(step: Step) -> None:
-    """Its cancellation, or an interrupt, goes on as it is, and the span ends as dropped, once."""
+    """Its cancellation, or an interrupt, is passed on as it is, and the span ends as dropped, once."""
     spans = Spans()
     engine = ScriptedEngine(setup=[0.5, step])
     caller = asyncio.create_task(adapter_of(engine, spans=spans).generate(request()))
@@ -349,6 +354,12 @@ async def by_wait_for(stream: Any) -> None:
         await asyncio.wait_for(anext(stream), 1)
 
 
+async def by_anyio(stream: Any) -> None:
+    with anyio.move_on_after(1) as scope:
+        await anext(stream)
+    assert scope.cancelled_caught
+
+
 async def by_cancel(stream: Any) -> None:
     task = asyncio.ensure_future(anext(stream))
     asyncio.get_running_loop().call_later(1, task.cancel)
@@ -365,13 +376,13 @@ async def by_close(stream: Any) -> None:
 
 @pytest.mark.rows("S6", "S7", "P5", "O2")
 @pytest.mark.parametrize("answers", ANSWERS)
-@pytest.mark.parametrize("leave", [by_timeout, by_wait_for, by_cancel, by_close])
+@pytest.mark.parametrize("leave", [by_timeout, by_wait_for, by_anyio, by_cancel, by_close])
 @EVERY_PIPELINE
 @virtual
 async def test_a_drop_is_one_whatever_the_engine_answers(
     answers: str, leave: Callable[[Any], Awaitable[None]], pipeline: Pipeline
 ) -> None:
-    """The deadline is met, nobody is handed the answer, and nothing of it is recorded."""
+    """The deadline is met, the answer is not handed out, and nothing of it is recorded."""
     for record in (True, False):
         spans, meters = Spans(), Meters()
         engine = Answering(*ANSWERS[answers])
@@ -405,7 +416,7 @@ async def test_a_drop_is_one_whatever_the_engine_answers(
 async def test_a_drop_while_an_operator_holds_the_end(
     script: list[Step], leave: str, record: bool
 ) -> None:
-    """A terminal or an error item that nobody was handed ends nothing: the stream was dropped."""
+    """A terminal or an error item that was not handed out ends nothing: the stream was dropped."""
 
     async def slow(item: Any) -> Any:
         await asyncio.sleep(1)

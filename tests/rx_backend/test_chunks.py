@@ -330,7 +330,7 @@ async def coroutine() -> AsyncIterator[object]:
 
 
 class Answering:
-    """An engine, by its methods alone, that answers with what a function gives."""
+    """An engine, by its methods alone, that answers with what a function returns."""
 
     def __init__(self, answer: Callable[[], object]) -> None:
         self._answer = answer

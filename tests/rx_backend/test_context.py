@@ -40,7 +40,7 @@ SIGNALS = pytest.mark.parametrize(
 
 
 def heard(signal: LatchedSignal) -> list[str]:
-    """What a subscriber of *signal* gets, as it comes."""
+    """Return what a subscriber of *signal* is called with, a list that grows."""
     events: list[str] = []
     signal.subscribe(
         lambda value: events.append(f"{value}"), on_completed=lambda: events.append("|")
@@ -218,7 +218,7 @@ async def test_signals_of_threads_are_heard_on_the_loop(methods: list[str]) -> N
 
 
 def woken_elsewhere(context: RequestContext, signal: Callable[[], None]) -> list[int]:
-    """The threads in which a waiter and a subscriber on a loop of their own thread are called."""
+    """Return the threads in which a waiter and a subscriber on a loop of their own thread are called."""
     waits = threading.Event()
     threads: list[int] = []
 
@@ -375,7 +375,7 @@ def test_a_child_has_the_signals_of_its_parent(
 
 @pytest.mark.rows("C1", "C4")
 def test_a_child_is_stopped_alone() -> None:
-    """Neither its parent nor another child hears of it; the first-token notice is its own too."""
+    """Neither its parent nor another child is stopped; the first-token notice is its own too."""
     context = RequestContext()
     context.bind(None, decode=True)
     child, other = context.child(), context.child()
@@ -436,7 +436,7 @@ class Calls:
         self.counts: dict[str, int] = {}
 
     def listener(self, name: str) -> Callable[..., None]:
-        """A listener of that name."""
+        """Make a listener of that name."""
         self.counts[name] = 0
 
         def called(*_: object) -> None:
@@ -446,14 +446,14 @@ class Calls:
 
 
 def listen(context: RequestContext, calls: Calls) -> None:
-    """Somebody begins to listen to each signal."""
+    """Listen to each signal."""
     context.stopped().listen(calls.listener("late stop"))
     context.killed().subscribe(calls.listener("late kill"))
     context.first_token().subscribe(on_completed=calls.listener("late first token"))
 
 
 def signal_all(context: RequestContext, _: Calls) -> None:
-    """Somebody gives all signals."""
+    """Give all signals."""
     context.stop_generating()
     context.kill()
     context.notify_first_token()
@@ -519,7 +519,7 @@ async def test_every_listener_is_called_once(
 def test_who_leaves_is_called_at_most_once(
     interrupt: Callable[[RequestContext], None], place: str
 ) -> None:
-    """A disposal that a signal interrupts: called or not, but nobody else is forgotten."""
+    """A disposal that a signal interrupts: called or not, but no other listener is forgotten."""
     at, has_come = 0, True
     while has_come:
         context, calls = RequestContext("r1"), Calls()
@@ -558,7 +558,7 @@ def test_a_child_made_during_a_kill_is_killed(place: str) -> None:
 @pytest.mark.rows("C1", "C3")
 @pytest.mark.parametrize("place", PLACES)
 def test_nobody_sees_the_stop_of_a_kill_without_the_kill(place: str) -> None:
-    """Whoever looks, listens or makes a child in the middle of a kill finds no mere stop."""
+    """Looking, listening or making a child in the middle of a kill finds no mere stop."""
     at, has_come = 0, True
     while has_come:
         context = RequestContext("r1")

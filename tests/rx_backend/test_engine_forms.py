@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,8 +34,9 @@ from tests.engines import (
     tokens_of,
     virtual,
 )
-from tests.rx_backend.test_stream import (
+from tests.engines.leaving import (
     Box,
+    Leave,
     aclose,
     aclose_while_another_task_pulls,
     break_out_of_async_for,
@@ -54,7 +55,7 @@ Form = Callable[[Chunks], object]
 
 
 def generator(chunks: Chunks) -> Chunks:
-    """The chunks as they are."""
+    """Return the chunks as they are."""
     return chunks
 
 
@@ -111,7 +112,7 @@ def async_observable(chunks: Chunks) -> AsyncObservable[Any]:
 
 
 def awaited(form: Form) -> Form:
-    """The same out of a coroutine."""
+    """Return the same out of a coroutine."""
 
     async def later(chunks: Chunks) -> object:
         await asyncio.sleep(0)
@@ -253,7 +254,7 @@ async def test_a_setup_that_fails(form: Form) -> None:
 )
 @FORMS
 @virtual
-async def test_a_drop(form: Form, leave: Callable[[Box], Awaitable[None]]) -> None:
+async def test_a_drop(form: Form, leave: Leave) -> None:
     """Whichever way: the engine's ``finally`` runs once and to its end, and so does the span."""
     for closing in ((), (0.25, 0.25)):
         began, spans = now(), Spans()

@@ -96,7 +96,7 @@ class LostPeer(ConnectionResetError):
 
 
 def http(code: int) -> Exception:
-    """The runtime's HTTP error."""
+    """Make the runtime's HTTP error."""
     error: Exception = dynamo_errors.HttpError(code, "no")
     return error
 
@@ -154,7 +154,7 @@ def test_an_untyped_exception_is_typed(
 @pytest.mark.rows("S6")
 @given(st.integers(0, 599))
 def test_an_http_error_goes_by_its_status(code: int) -> None:
-    """What may work elsewhere or later is told apart from a bad request; the rest is Unknown."""
+    """Failures that may work elsewhere or later differ from a bad request; the rest is Unknown."""
     special = {
         408: ResponseTimeout,
         429: CannotConnect,
@@ -196,7 +196,7 @@ def test_what_is_no_exception_is_raised_again(interrupt: type[BaseException]) ->
     ids=repr,
 )
 def test_an_engine_that_cancels_itself_has_failed(exc: BaseException, message: str) -> None:
-    """Where nobody cancelled the puller, it is a failure like any other."""
+    """Where the puller was not cancelled, it is a failure like any other."""
     error = engine_failure(exc)
     assert (type(error), error.message, error.__cause__) == (Unknown, message, exc)
 
@@ -212,7 +212,7 @@ leaves: st.SearchStrategy[tuple[BaseException, type[BackendError]]] = (
 
 
 def nested(draw: st.DrawFn, inside: list[BaseException]) -> BaseException:
-    """A group of the exceptions, in order, some of them in groups of their own."""
+    """Make a group of the exceptions, in order, some of them in groups of their own."""
     if len(inside) > 1 and draw(st.booleans()):
         at = draw(st.integers(1, len(inside) - 1))
         inside = [nested(draw, inside[:at]), *inside[at:]]

@@ -243,7 +243,7 @@ async def test_the_link_is_the_lost_workers() -> None:
 
 
 def complete(tokens: list[int], eos: list[int], conditions: StopConditions) -> FinishReason | None:
-    """What ends an answer of these tokens, by another wording of the rule."""
+    """Return what ends an answer of these tokens, by another wording of the rule."""
     if len(tokens) >= (conditions.min_tokens or 0):
         if tokens[-1] in set(eos) and conditions.ignore_eos is not True:
             return FinishReason.EOS
@@ -408,7 +408,7 @@ async def test_a_stop_beside_the_ends(mode: str) -> None:
 @pytest.mark.parametrize("ends", [False, True])
 @virtual
 async def test_after_a_stop_nothing_is_resumed(ends: bool) -> None:
-    """The engine that is lost then was aborted, and its error goes on as it is."""
+    """The engine that is lost then was aborted, and its error is passed on as it is."""
     lost, spare, context = Mortal(lives=1, ends=ends), Mortal(), RequestContext("r1")
     stream = await adapter_of(FailoverEngine(lost, spare)).generate(counting_request(), context)
     await anext(stream)
@@ -483,7 +483,7 @@ async def test_an_engines_notice_of_the_first_token_is_the_requests() -> None:
 
 @virtual
 async def test_an_abort_alone_stops_the_engine_at_work() -> None:
-    """Whoever drives the engine without an adapter may abort it; what has ended hears nothing."""
+    """Without an adapter the engine can be aborted directly; what has ended is not aborted."""
     lost, spare, context = Mortal(lives=1), Mortal(), RequestContext("r1")
     engine = FailoverEngine(lost, spare)
     chunks = engine.generate(counting_request(), context)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import gc
-import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-import anyio
 import pytest
 import reactivex
 from hypothesis import given, settings
@@ -47,7 +44,7 @@ from operators.authoring import (
 from operators.span_events import add_event
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
-from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.engine import LLMEngine
 from rx_backend.errors import Disconnected, StreamIncomplete, as_backend_error
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import (
@@ -252,7 +249,7 @@ class Handed:
         return sum(len(chunk.token_ids) for chunk in chunks)
 
     def told(self) -> tuple[str | None, str | None, str, str | None]:
-        """What is to be recorded: on the span two, then for metrics and log."""
+        """Return what is to be recorded: on the span two, then for metrics and log."""
         for item in self.items:
             if item.error is not None:
                 return None, item.error.span_kind, "failed", item.error.kind
@@ -399,7 +396,7 @@ async def test_an_operator_that_leaves_a_stream_without_end_is_named(place: str,
 @pytest.mark.parametrize("takes", [None, 3])
 @virtual
 async def test_what_follows_the_terminal_is_no_drop(takes: int | None) -> None:
-    """An operator may still say something behind it; whoever leaves there has the terminal."""
+    """An operator may still say something behind it; a consumer that leaves there has the terminal."""
     goodbye: Item = Annotated(comment=["goodbye"])
 
     @operator
@@ -674,145 +671,6 @@ async def test_a_client_that_leaves_with_the_terminal(
         assert row["finish_reason"] == "Stop"
     elif failing is not failing_on_items:
         assert row["error_kind"] == "Backend(Unknown)"
-
-
-def cancelled_result() -> None:
-    future = asyncio.get_running_loop().create_future()
-    future.cancel()
-    future.result()
-
-
-@operator(takes="chunks")
-def cancelling_step() -> Stage[Any, Any]:
-    item = yield
-    yield item
-    cancelled_result()
-
-
-@operator(takes="chunks")
-def cancelling_flush() -> Stage[Any, Any]:
-    item = yield
-    try:
-        while True:
-            item = yield item
-    except Completed:
-        cancelled_result()
-
-
-@operator(takes="chunks")
-async def cancelling_pull(source: FusedRun[Any]) -> AsyncGenerator[Any]:
-    async for item in source:
-        yield item
-        cancelled_result()
-
-
-@pytest.mark.rows("O4", "S6")
-@pytest.mark.parametrize("made", [cancelling_step, cancelling_flush, cancelling_pull])
-@virtual
-async def test_a_cancellation_of_an_operators_own_making(
-    spans: Spans, made: Callable[[], AnyOperator]
-) -> None:
-    """Nobody has cancelled the client: it is a failure like any other, and the operator is named."""
-    adapter = metered(ScriptedEngine(token(1), token(2), stop()), spans, Meters())
-    with capture_logs() as log:
-        items = await collect(await adapter.with_operators(made()).generate(request()))
-    assert items[-1].error is not None
-    assert items[-1].error.kind == "Unknown"
-    assert rows_of(spans.one())["error_kind"] == "Backend(Unknown)"
-    failed = [entry["operator"] for entry in log if entry["event"] == "operator failed"]
-    assert failed == [made.__name__]
-
-
-@pytest.mark.rows("S6", "S7")
-@pytest.mark.parametrize("scope", [anyio.move_on_after, anyio.fail_after])
-@pytest.mark.parametrize("behind", ["nothing", "heartbeat", "delay", "peek_first"])
-@virtual
-async def test_a_scope_of_anyio_around_the_client(
-    spans: Spans, scope: Callable[[float], Any], behind: str
-) -> None:
-    """It ends at the scope, which knows its own cancellation by the message."""
-    operators: dict[str, list[AnyOperator]] = {
-        "heartbeat": [heartbeat(50.0, Annotated[LLMEngineOutput](comment=["ping"]))],
-        "delay": [ops.delay(0.1)],
-    }
-    adapter = metered(ScriptedEngine(100.0, token(1), stop()), spans, Meters())
-    stream = await adapter.with_operators(*operators.get(behind, [])).generate(request())
-    has_left = True
-    try:
-        with scope(1.0):
-            if behind == "peek_first":
-                await stream.peek_first()
-            else:
-                await collect(stream)
-            has_left = False
-    except TimeoutError:
-        assert scope is anyio.fail_after
-    else:
-        assert scope is anyio.move_on_after
-    assert has_left
-    await stream.aclose()
-    assert rows_of(spans.one())["finish_reason"] == "Dropped"
-
-
-VARIABLE = contextvars.ContextVar("variable", default="unset")
-
-
-class Binding(LLMEngine):
-    """Sets a variable of its context for the time of a stream."""
-
-    async def start(self, worker_id: int) -> EngineConfig:
-        return EngineConfig(model="m")
-
-    async def generate(self, request: object, context: object) -> AsyncGenerator[LLMEngineOutput]:
-        before = VARIABLE.set("engine")
-        try:
-            yield token(1)
-            assert VARIABLE.get() == "engine"
-            yield stop()
-        finally:
-            VARIABLE.reset(before)
-
-
-@pytest.mark.rows("P9", "S7")
-@pytest.mark.parametrize("leaves", [True, False])
-@pytest.mark.parametrize("traced", [True, False])
-@virtual
-async def test_an_engine_that_binds_a_context_variable(
-    spans: Spans, caplog: pytest.LogCaptureFixture, leaves: bool, traced: bool
-) -> None:
-    """It runs in one context to its end, with and without a tracer, and its client sees none of it."""
-    adapter = EngineAdapter(Binding(), tracer=spans.tracer if traced else None)
-    async with await adapter.generate(request()) as stream:
-        async for _ in stream:
-            assert VARIABLE.get() == "unset"
-            if leaves:
-                break
-    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
-
-
-class Grouped(LLMEngine):
-    """Yields within a task group."""
-
-    async def start(self, worker_id: int) -> EngineConfig:
-        return EngineConfig(model="m")
-
-    async def generate(self, request: object, context: object) -> AsyncGenerator[LLMEngineOutput]:
-        async with asyncio.TaskGroup():
-            yield token(1)
-            yield stop()
-
-
-@pytest.mark.rows("S6", "S7")
-@pytest.mark.parametrize("taken", [1, 2])
-@virtual
-async def test_a_task_group_that_is_closed_is_no_failure(
-    caplog: pytest.LogCaptureFixture, taken: int
-) -> None:
-    """The close goes through the group, which wraps it."""
-    async with await EngineAdapter(Grouped()).generate(request()) as stream:
-        for _ in range(taken):
-            await anext(stream)
-    assert caplog.records == []
 
 
 @pytest.mark.rows("O2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from itertools import count
@@ -34,6 +35,7 @@ from operators.assembly import name_of
 from operators.authoring import (
     SCOPE,
     AnyOperator,
+    Completed,
     FusedRun,
     Operator,
     Stage,
@@ -469,6 +471,33 @@ async def test_an_operator_that_raises_is_logged_once(name: str, place: str) -> 
         assert await collect(stream) == []
 
 
+@operator
+def flushing() -> Stage[Any, Any]:
+    """Fail at the end, by a cancellation of its own making."""
+    item = yield
+    try:
+        while True:
+            item = yield item
+    except Completed:
+        raise asyncio.CancelledError from None
+
+
+@pytest.mark.rows("O4", "S6")
+@pytest.mark.parametrize("name", [*RAISING, "flushing"])
+@virtual
+async def test_a_cancellation_of_an_operator_s_own_making(name: str) -> None:
+    """The client was not cancelled: it is a failure like any other, and the operator is named."""
+    cancelled: Any = asyncio.CancelledError()
+    made = flushing() if name == "flushing" else RAISING[name](cancelled)
+    with capture_logs() as events:
+        served = await serve(
+            ScriptedEngine(token(1), token(2), stop()), pipeline=before("annotate_errors", made)
+        )
+    assert isinstance(served.last.error, Unknown)
+    assert served.row["error_kind"] == "Backend(Unknown)"
+    assert logged_failure(events)["operator"] == name
+
+
 @pytest.mark.rows("O4")
 @pytest.mark.parametrize("place", ["annotate_errors", "items"])
 @virtual
@@ -513,7 +542,7 @@ async def test_an_operator_that_fails_to_start_fails_the_setup(place: str) -> No
 async def test_a_release_that_raises_is_logged_without_its_text(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What an operator raises while the stream is dropped reaches the log, and nobody else."""
+    """What an operator raises while the stream is dropped reaches only the log."""
 
     @operator
     def clinging() -> Stage[Any, Any]:

@@ -77,7 +77,7 @@ CONSTANTS = {
 
 
 def refusal(convert: Callable[[Any], object], value: object) -> str:
-    """What *convert* says of a value that it refuses."""
+    """Return the message with which *convert* refuses a value."""
     with pytest.raises(InvalidArgument) as caught:
         convert(value)
     return caught.value.message
@@ -180,7 +180,7 @@ def test_a_word_that_is_an_enumeration_value_is_read() -> None:
 
 @pytest.fixture
 def warned(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """The words that were logged, none so far."""
+    """Return the words that were logged, none so far."""
     remembered: dict[str, object] = {}
     monkeypatch.setattr("rx_backend.protocols._finish_reason._warned", remembered)
     return remembered
@@ -571,7 +571,7 @@ def test_an_error_is_written_as_the_runtime_writes_it() -> None:
 
 
 def test_causes_of_an_error_travel_with_it() -> None:
-    """Untyped causes travel as text with their class, in the form the runtime gives them."""
+    """Untyped causes travel as text with their class, in the runtime's form."""
     error = EngineShutdown("gone")
     error.__cause__ = KeyError("k")
     assert to_builtins(error)["caused_by"] == {

@@ -41,7 +41,7 @@ from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.testing import run_virtual
 from tests.engines import Stream, collect, stop, token
 
-REQUESTS = int(os.environ.get("RX_BACKEND_SOAK", "3000"))
+REQUESTS = int(os.environ.get("RX_BACKEND_SOAK", "2000"))
 BATCH = 250
 WARM_UP = 2 * BATCH
 

@@ -498,7 +498,7 @@ THEIRS = TraceLink(trace_id="a" * 32, span_id="b" * 16)
 
 
 def linked(chunk: LLMEngineOutput) -> LLMEngineOutput:
-    """The chunk with a link that the engine set itself."""
+    """Return the chunk with a link that the engine set itself."""
     chunk.worker_trace_link = THEIRS
     return chunk
 

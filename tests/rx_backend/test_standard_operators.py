@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
+import logging
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -51,6 +51,8 @@ from rx_backend.testing import run_virtual
 from tests.engines import (
     DROPPED,
     ENTRY,
+    PASSES,
+    FunctionEngine,
     Item,
     ScriptedEngine,
     Step,
@@ -69,6 +71,15 @@ from tests.engines import (
     token,
     tokens_of,
     virtual,
+)
+from tests.engines.leaving import (
+    Leave,
+    aclose,
+    aclose_while_another_task_pulls,
+    cancel_in_a_pull,
+    dispose_of_a_subscription,
+    lose_the_last_reference,
+    run_out_of_time_in_timeout,
 )
 from tests.spans import Spans, rows_of
 
@@ -214,43 +225,6 @@ async def test_the_gate_opens_when_the_engine_gives_the_first_token(pipeline: Pi
     assert now() == 50.0
 
 
-@pytest.mark.rows("P9", "P7")
-@EVERY_PLACE
-@pytest.mark.parametrize("ends", [True, False])
-@virtual
-async def test_a_span_that_the_engine_keeps_across_its_yields(
-    pipeline: Pipeline, ends: bool, spans: Spans
-) -> None:
-    """It stays current for the engine, whichever task pulls or closes it, and leaves nothing behind."""
-
-    class Tracing(ScriptedEngine):
-        async def generate(
-            self, request: PreprocessedRequest, context: RequestContext
-        ) -> AsyncGenerator[LLMEngineOutput]:
-            with spans.tracer.start_as_current_span("outer"):
-                for number in range(6):
-                    await asyncio.sleep(1.0)
-                    with spans.tracer.start_as_current_span(f"step {number}"):
-                        await asyncio.sleep(1.0)
-                    yield token(number)
-            yield stop()
-
-    stream = await adapter_of(Tracing(), "agg", spans, pipeline=pipeline).generate(request())
-    number = 0
-    async for _ in stream:
-        number += 1
-        await asyncio.sleep(0.0 if number % 2 else 4.5)
-        if number == 4 and not ends:
-            break
-    await stream.aclose()
-    parents = {span.name: span.parent.span_id for span in spans.finished if span.parent}
-    contexts = {span.name: span.get_span_context() for span in spans.finished}
-    ids = {name: context.span_id for name, context in contexts.items() if context}
-    assert parents.pop("outer") == ids["engine.generate"]
-    assert set(parents.values()) == {ids["outer"]}
-    assert not spans.open
-
-
 # Draining decode streams that are dropped before their first token.
 
 
@@ -263,60 +237,18 @@ def decoding(engine: object, drains: Drains, spans: Spans | None = None) -> Engi
     return adapter_of(engine, "decode", spans, pipeline=draining(drains))
 
 
-# Ways to drop a stream at 1 s, that the caller gets rid of.
-Drop = Callable[[list[Stream]], Awaitable[None]]
-
-
-async def by_cancelling(owner: list[Stream]) -> None:
-    pull = asyncio.create_task(collect(owner.pop()))
-    await asyncio.sleep(1)
-    pull.cancel()
-    await asyncio.wait([pull])
-
-
-async def by_aclose_in_a_pull(owner: list[Stream]) -> None:
-    stream = owner.pop()
-    pull = asyncio.create_task(collect(stream))
-    await asyncio.sleep(1)
-    await stream.aclose()
-    await pull
-
-
-async def by_a_timeout_in_a_block(owner: list[Stream]) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(1), owner.pop() as stream:
-            async for _ in stream:
-                pass
-
-
-async def by_aclose(owner: list[Stream]) -> None:
-    await asyncio.sleep(1)
-    await owner.pop().aclose()
-
-
-async def by_losing_it(owner: list[Stream]) -> None:
-    await asyncio.sleep(1)
-    owner.clear()
-
-
-async def by_disposing(owner: list[Stream]) -> None:
-    subscription = owner.pop().subscribe()
-    await asyncio.sleep(1)
-    subscription.dispose()
-    await asyncio.sleep(0)
-
-
-IN_A_PULL: list[Drop] = [by_cancelling, by_aclose_in_a_pull, by_a_timeout_in_a_block, by_disposing]
-
-
-UNPULLED: list[Drop] = [by_aclose, by_losing_it]
+IN_A_PULL: list[Leave] = [
+    *(cancel_in_a_pull, aclose_while_another_task_pulls, run_out_of_time_in_timeout),
+    dispose_of_a_subscription,
+]
+UNPULLED: list[Leave] = [aclose, lose_the_last_reference]
 
 
 @pytest.mark.rows("A2", "A4", "P5", "P7", "P9", "S7")
 @pytest.mark.parametrize("drop", [*IN_A_PULL, *UNPULLED])
 @pytest.mark.parametrize("traced", [True, False])
 @virtual
-async def test_a_dropped_stream_is_aborted_by_its_first_token(drop: Drop, traced: bool) -> None:
+async def test_a_dropped_stream_is_aborted_by_its_first_token(drop: Leave, traced: bool) -> None:
     """The caller and the span are rid of it at once; the engine is aborted, once, and closed."""
     spans = Spans()
 
@@ -329,7 +261,10 @@ async def test_a_dropped_stream_is_aborted_by_its_first_token(drop: Drop, traced
     async with Drains(grace_s=4) as drains:
         engine = Tracing(3, HANDSHAKE, 3, token(1), 1, token(2), 60, stop())
         owner = [await decoding(engine, drains, spans if traced else None).generate(request())]
+        if drop in UNPULLED:
+            await asyncio.sleep(1)
         await drop(owner)
+        owner.clear()
         await settle()
         assert (now(), engine.closes, drains.running) == (1, [], 1)
         if traced:
@@ -380,7 +315,7 @@ async def test_how_a_drain_ends(case: str, traced: bool) -> None:
         owner = [await adapter.generate(request(), context)]
         if stopped_s is not None:
             after(stopped_s, context.kill)
-        await by_cancelling(owner)
+        await cancel_in_a_pull(owner)
     assert (engine.aborts, engine.closes) == (aborts, closes)
     assert context.is_stopped is (bool(aborts) or case == "too slow")
     assert drains.timed_out == (case == "too slow")
@@ -396,7 +331,7 @@ async def test_one_too_many_is_dropped_as_without_a_drain() -> None:
         contexts = [RequestContext() for _ in range(3)]
         streams = [[await adapter.generate(request(), context)] for context in contexts]
         contexts[2].stop_generating()
-        await asyncio.gather(*map(by_cancelling, streams))
+        await asyncio.gather(*map(cancel_in_a_pull, streams))
         assert engine.closes == [1, 1]
         await drains.wait()
         assert (engine.aborts, engine.closes, drains.refused) == ([5], [1, 1, 5], 2)
@@ -473,7 +408,7 @@ class Transfers(LLMEngine):
     ),
 )
 def test_no_transfer_is_orphaned(
-    transfer_s: float, token_s: float, is_eager: bool, drops: Sequence[tuple[Drop | None, int]]
+    transfer_s: float, token_s: float, is_eager: bool, drops: Sequence[tuple[Leave | None, int]]
 ) -> None:
     """Whenever consumers leave and whenever they stop, the peer gets all its blocks back."""
 
@@ -482,7 +417,7 @@ def test_no_transfer_is_orphaned(
         async with Drains() as drains:
             adapter = decoding(engine, drains)
 
-            async def consume(number: int, drop: Drop | None, stopped_s: int) -> None:
+            async def consume(number: int, drop: Leave | None, stopped_s: int) -> None:
                 context = RequestContext(str(number))
                 stream = await adapter.generate(request(), context)
                 if stopped_s >= 0:
@@ -514,7 +449,7 @@ async def test_the_span_is_the_consumer_s_wherever_the_drain_stands(behind: str)
         pipeline = standard_pipeline.insert_after(behind, drain_until_first_token(drains=drains))
         engine = ScriptedEngine(5, token(1), 1, stop())
         adapter = adapter_of(engine, "decode", recorded, pipeline=pipeline)
-        await by_cancelling([await adapter.generate(request())])
+        await cancel_in_a_pull([await adapter.generate(request())])
         assert status_of(recorded.one()) == DROPPED
     assert (recorded.one().attributes or {})["finish_reason"] == "Dropped"
     assert engine.closed == 1
@@ -628,7 +563,7 @@ enforced = enforce_cancellation(3, LLMEngineOutput.cancelled)
 @pytest.mark.parametrize(("mode", "aborts"), [("agg", [5]), ("prefill", [5]), ("decode", [])])
 @virtual
 async def test_no_first_token(mode: str, aborts: list[float]) -> None:
-    """An error item says which deadline; the engine is told to abort as after any stop."""
+    """An error item says which deadline; the engine is aborted as after any stop."""
     spans = Spans()
     engine = ScriptedEngine(HANDSHAKE, 100, stop())
     adapter = adapter_of(engine, mode, spans, pipeline=ahead(with_deadlines))
@@ -671,7 +606,7 @@ async def test_a_stall(mode: DisaggregationMode) -> None:
 @pytest.mark.rows("A2", "S7")
 @virtual
 async def test_the_whole_is_over_while_the_client_is_stalled() -> None:
-    """Abort and close come then; the client hears of it when it comes back."""
+    """Abort and close come then; the client gets the error when it comes back."""
     engine = ScriptedEngine(token(1), token(2), stop())
     stream = await adapter_of(engine, pipeline=ahead(with_deadlines)).generate(request())
     await anext(stream)
@@ -695,7 +630,7 @@ async def test_an_engine_that_keeps_to_them(mode: DisaggregationMode) -> None:
 @pytest.mark.rows("A4")
 @virtual
 async def test_a_deadline_may_leave_a_drain_behind() -> None:
-    """Behind a drain, a decode engine goes on to its first token, and is aborted then."""
+    """Behind a drain, a decode engine continues to its first token, and is aborted then."""
     spans = Spans()
     engine = ScriptedEngine(20, token(1), 100, stop())
     async with Drains() as drains:
@@ -813,34 +748,6 @@ async def test_a_stalled_engine_behind_heartbeats() -> None:
     assert served.row["finish_reason"] == "Dropped"
 
 
-@pytest.mark.rows("P9")
-@virtual
-async def test_an_engine_that_sets_context_variables() -> None:
-    """What it sets in one step it finds in the next, and can reset where its pull is cut off."""
-    variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
-    marks: list[contextvars.Token[int]] = []
-    found: list[int] = []
-
-    def set_it(_: RequestContext) -> None:
-        marks.append(variable.set(7))
-
-    def reset_it(_: RequestContext) -> None:
-        found.append(variable.get())
-        variable.reset(marks.pop())
-
-    for added in (with_deadlines, enforced, heartbeat(2, LLMEngineOutput())):
-        engine = ScriptedEngine(set_it, token(1), 100, stop(), closing=[reset_it])
-        adapter = adapter_of(engine, "agg", Spans(), pipeline=ahead(added))
-        context = RequestContext()
-        stream = await adapter.generate(request(), context)
-        after(1, context.stop_generating)
-        after(9, stream.close)
-        await collect(stream)
-        await asyncio.sleep(10)
-        assert engine.closed == 1
-    assert found == [7, 7, 7]
-
-
 # Ends by tokens, and their count.
 
 IN_FRONT = pytest.mark.parametrize("place", ["validate_chunks", "first_token"])
@@ -881,7 +788,7 @@ async def test_a_request_that_is_cut_ends_like_any_other(
 @IN_FRONT
 @virtual
 async def test_the_usage_of_a_request(place: str) -> None:
-    """What the client was given is told once: cut short, dropped, cancelled or failed."""
+    """What the client was given is reported once: cut short, dropped, cancelled or failed."""
     ends: list[tuple[list[Step], int | None, int]] = [
         ([60], 2, 3),
         ([RequestContext.stop_generating, LLMEngineOutput.cancelled()], None, 3),
@@ -929,7 +836,7 @@ async def test_a_request_s_own_limits() -> None:
 @pytest.mark.rows("E3")
 @virtual
 async def test_text_that_ends_one_of_several_answers() -> None:
-    """`hold_back` has from the scope how many there are: the stream goes on with the other one."""
+    """`hold_back` has from the scope how many there are: the stream continues with the other one."""
 
     @operator(takes="chunks")
     def stop_at(stop: str, *, scope: RequestScope = SCOPE) -> Stage[LLMEngineOutput, Any]:
@@ -950,3 +857,59 @@ async def test_text_that_ends_one_of_several_answers() -> None:
         (1, "b", "None"),
         (1, None, "stop"),
     ]
+
+
+# Scopes of the engine.
+
+VARIABLE = contextvars.ContextVar("variable", default="unset")
+PULLING: dict[str, Pipeline] = {
+    **PASSES,
+    "coalesce": before("annotate_errors", coalesce()),
+    "coalesce on items": before("items", coalesce()),
+    "deadlines": ahead(with_deadlines),
+    "enforced": ahead(enforced),
+    "heartbeat": before("items", heartbeat(2, PING)),
+}
+
+
+@pytest.mark.rows("P9", "P7", "S7")
+@pytest.mark.parametrize("pipeline", PULLING.values(), ids=PULLING)
+@pytest.mark.parametrize("ends", [True, False])
+@virtual
+async def test_scopes_that_the_engine_keeps_across_its_yields(
+    pipeline: Pipeline, ends: bool, spans: Spans, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its span and its context variable stay set for it, whichever task pulls or closes it."""
+
+    async def steps() -> AsyncGenerator[LLMEngineOutput]:
+        undo = VARIABLE.set("engine")
+        try:
+            with spans.tracer.start_as_current_span("outer"):
+                for number in range(6):
+                    await asyncio.sleep(1.0)
+                    with spans.tracer.start_as_current_span(f"step {number}"):
+                        await asyncio.sleep(1.0)
+                    assert VARIABLE.get() == "engine"
+                    yield token(number)
+                yield stop()
+        finally:
+            VARIABLE.reset(undo)
+
+    adapter = adapter_of(FunctionEngine(steps), "agg", spans, pipeline=pipeline)
+    stream = await adapter.generate(request())
+    number = 0
+    async for _ in stream:
+        assert VARIABLE.get() == "unset"
+        number += 1
+        await asyncio.sleep(0.0 if number % 2 else 4.5)
+        if number == 4 and not ends:
+            break
+    await stream.aclose()
+    await asyncio.sleep(10)
+    parents = {span.name: span.parent.span_id for span in spans.finished if span.parent}
+    contexts = {span.name: span.get_span_context() for span in spans.finished}
+    ids = {name: context.span_id for name, context in contexts.items() if context}
+    assert parents.pop("outer") == ids["engine.generate"]
+    assert set(parents.values()) == {ids["outer"]}
+    assert not spans.open
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []

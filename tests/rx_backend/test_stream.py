@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from itertools import product
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 import reactivex
@@ -52,144 +50,19 @@ from tests.engines import (
     tokens_of,
     virtual,
 )
+from tests.engines.leaving import (
+    WAYS_OF_LEAVING,
+    Box,
+    Leave,
+    aclose,
+    leave_async_with,
+    lose_the_last_reference,
+)
 from tests.leaks import LeakWatch
 from tests.spans import Spans
 
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
 # (The types of ``reactivex`` leave open what an operator without a source works on.)
-
-Box: TypeAlias = list[Stream]
-"""Holds the only lasting reference to a stream."""
-
-
-async def until(seconds: float) -> None:
-    await asyncio.sleep(seconds - now())
-
-
-async def aclose(box: Box) -> None:
-    await box[0].aclose()
-
-
-async def aclose_twice_at_once(box: Box) -> None:
-    await asyncio.gather(box[0].aclose(), box[0].aclose())
-
-
-async def aclose_while_another_task_pulls(box: Box) -> None:
-    pull = asyncio.create_task(collect(box[0]))
-    await until(1)
-    await box[0].aclose()
-    await pull
-
-
-async def aclose_twice_while_another_task_pulls(box: Box) -> None:
-    pull = asyncio.create_task(collect(box[0]))
-    await until(1)
-    box[0].close()
-    await asyncio.sleep(0)
-    await box[0].aclose()
-    await pull
-
-
-async def close_without_waiting(box: Box) -> None:
-    box[0].close()
-
-
-async def leave_async_with(box: Box) -> None:
-    async with box[0]:
-        pass
-
-
-async def fail_inside_async_with(box: Box) -> None:
-    with pytest.raises(LookupError):
-        async with box[0]:
-            raise LookupError
-
-
-async def break_out_of_async_for(box: Box) -> None:
-    async for _ in box.pop():
-        break
-
-
-async def fail_inside_async_for(box: Box) -> None:
-    with suppress(LookupError):
-        async for _ in box.pop():
-            raise LookupError
-
-
-async def lose_the_last_reference(box: Box) -> None:
-    del box[0]
-
-
-async def lose_the_last_reference_in_a_thread(box: Box) -> None:
-    await asyncio.to_thread(box.clear)
-
-
-async def lose_a_cycle(box: Box) -> None:
-    cycle: list[Any] = [box.pop()]
-    cycle.append(cycle)
-    del cycle
-    gc.collect()
-
-
-async def cancel_in_a_pull(box: Box) -> None:
-    pull = asyncio.create_task(collect(box[0]))
-    await until(1)
-    pull.cancel()
-    await asyncio.wait([pull])
-    assert pull.cancelled()
-
-
-async def cancel_elsewhere(box: Box) -> None:
-    async def consume(stream: Stream) -> None:
-        async for _ in stream:
-            await asyncio.sleep(60)
-
-    task = asyncio.create_task(consume(box.pop()))
-    await until(1)
-    task.cancel()
-    await asyncio.wait([task])
-
-
-async def run_out_of_time_in_wait_for(box: Box) -> None:
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(collect(box[0]), 1)
-
-
-async def run_out_of_time_in_timeout(box: Box) -> None:
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(1):
-            await collect(box[0])
-
-
-async def fail_beside_in_a_task_group(box: Box) -> None:
-    async def fail() -> None:
-        await until(1)
-        raise LookupError
-
-    with suppress(ExceptionGroup):
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(collect(box.pop()))
-            tasks.create_task(fail())
-
-
-async def dispose_of_a_subscription(box: Box) -> None:
-    subscription = box.pop().subscribe()
-    await until(1)
-    subscription.dispose()
-
-
-async def dispose_before_the_first_push(box: Box) -> None:
-    box.pop().subscribe().dispose()
-
-
-WAYS_OF_LEAVING: list[Callable[[Box], Awaitable[None]]] = [
-    *(aclose, aclose_twice_at_once, aclose_while_another_task_pulls),
-    *(aclose_twice_while_another_task_pulls, close_without_waiting),
-    *(leave_async_with, fail_inside_async_with, break_out_of_async_for, fail_inside_async_for),
-    *(lose_the_last_reference, lose_the_last_reference_in_a_thread, lose_a_cycle),
-    *(cancel_in_a_pull, cancel_elsewhere, run_out_of_time_in_wait_for, run_out_of_time_in_timeout),
-    *(fail_beside_in_a_task_group, dispose_of_a_subscription, dispose_before_the_first_push),
-]
 
 
 @pytest.mark.rows("S7", "P5", "P7", "A1")
@@ -198,7 +71,7 @@ WAYS_OF_LEAVING: list[Callable[[Box], Awaitable[None]]] = [
 @pytest.mark.parametrize("closing", [(), (0.25, 0.25)], ids=["at-once", "awaiting"])
 @virtual
 async def test_every_way_of_leaving_is_a_drop(
-    leave: Callable[[Box], Awaitable[None]], pipeline: str, closing: Sequence[Step]
+    leave: Leave, pipeline: str, closing: Sequence[Step]
 ) -> None:
     """The engine's ``finally`` runs once and to its end, and the span ends once, as dropped."""
     spans = Spans()
@@ -218,7 +91,7 @@ async def test_every_way_of_leaving_is_a_drop(
 @pytest.mark.parametrize("leave", [aclose, lose_the_last_reference, leave_async_with])
 @virtual
 async def test_leaving_before_the_first_pull_never_runs_the_engine(
-    leave: Callable[[Box], Awaitable[None]],
+    leave: Leave,
 ) -> None:
     """A stream that was never pulled is released without a warning, its span ended as dropped."""
     spans = Spans()
@@ -540,7 +413,7 @@ async def test_stock_timers_run_on_the_streams_loop(
 @pytest.mark.rows("O6")
 @virtual
 async def test_a_scheduler_that_is_named_is_used() -> None:
-    """By whoever subscribes; a connectable and a single value stay what they are."""
+    """By each subscriber; a connectable and a single value stay what they are."""
     stream = await adapter_of(ScriptedEngine(1, token(1), stop())).generate(request())
     seen: list[abc.SchedulerBase | None] = []
 

@@ -62,7 +62,7 @@ def some(
     /,
     **optional: st.SearchStrategy[Any],
 ) -> st.SearchStrategy[Any]:
-    """Instances of *kind* with what is needed and any of the optional fields set."""
+    """Make instances of *kind* with what is needed and any of the optional fields set."""
 
     def build(fields: dict[str, Any]) -> object:
         return kind(**fields)
@@ -89,7 +89,7 @@ top_logprobs = st.builds(
 
 
 def outputs(**more: st.SearchStrategy[Any]) -> st.SearchStrategy[LLMEngineOutput]:
-    """Chunks with any of their fields set."""
+    """Make chunks with any of their fields set."""
     return some(
         LLMEngineOutput,
         token_ids=ids,
@@ -116,7 +116,7 @@ def outputs(**more: st.SearchStrategy[Any]) -> st.SearchStrategy[LLMEngineOutput
 
 def requests(more: st.SearchStrategy[Any] | None = None) -> st.SearchStrategy[PreprocessedRequest]:
     """
-    Requests with any of their fields set.
+    Make requests with any of their fields set.
 
     Args:
         more: Unknown keys for the request and for each of its parts.

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
-from rx_backend import LLMEngineOutput, PreprocessedRequest, RequestContext
+from rx_backend import EngineConfig, LLMEngineOutput, PreprocessedRequest, RequestContext
 from rx_backend.engines import SampleEngine
 from rx_backend.protocols import SamplingOptions, StopConditions
 from rx_backend.testing import (
@@ -14,19 +19,26 @@ from rx_backend.testing import (
     Rule,
     VirtualTimeLoop,
     check_engine,
+    engine_conformance_tests,
     run_conformance,
     run_virtual,
 )
+from tests.engines.broken import (
+    BROKEN,
+    GOOD,
+    Chunks,
+    GoodEngine,
+    SeveralAnswers,
+    broken,
+)
 from tests.leaks import LeakWatch
-from tests.rx_backend.testing import broken_engines
-from tests.rx_backend.testing.broken_engines import Chunks, GoodEngine
 
 # What an engine that hangs leaves is what the kit tells of.
 LEFT = "(task|async generator) not"
 
 
 @pytest.mark.rows("K1", "E1", "E2", "E3", "E4", "E5")
-@pytest.mark.parametrize("engine", [*broken_engines.GOOD, SampleEngine])
+@pytest.mark.parametrize("engine", [*GOOD, SampleEngine])
 def test_an_engine_that_keeps_the_rules_passes(engine: type[object]) -> None:
     """However it is written, an engine that keeps to the contract has no violation."""
     report = run_conformance(engine)
@@ -36,9 +48,11 @@ def test_an_engine_that_keeps_the_rules_passes(engine: type[object]) -> None:
 
 
 @pytest.mark.rows("K1", "E1", "E2", "E3", "E4", "E5", "S8")
-@pytest.mark.parametrize(("engine", "rule"), broken_engines.BROKEN)
+@pytest.mark.parametrize(
+    ("engine", "rule"), BROKEN, ids=lambda value: getattr(value, "__name__", "")
+)
 def test_a_broken_rule_is_reported_by_name_and_alone(engine: type[GoodEngine], rule: Rule) -> None:
-    """An engine that breaks one rule is told exactly that one."""
+    """The report of an engine that breaks one rule names exactly that one."""
     report = run_conformance(engine)
     assert [violation.rule for violation in report.violations] == [rule], str(report)
     assert f"FAIL  {rule.name.lower()} ({rule.row}): " in str(report)
@@ -49,7 +63,7 @@ def test_a_broken_rule_is_reported_by_name_and_alone(engine: type[GoodEngine], r
 @pytest.mark.rows("K1")
 def test_every_rule_has_an_engine_that_breaks_it() -> None:
     """No rule of the kit is untested."""
-    assert {rule for _, rule in broken_engines.BROKEN} == set(Rule)
+    assert {rule for _, rule in BROKEN} == set(Rule)
 
 
 class BreaksMuch(GoodEngine):
@@ -66,7 +80,7 @@ class BreaksMuch(GoodEngine):
 
 @pytest.mark.rows("K1")
 def test_all_broken_rules_are_reported_at_once() -> None:
-    """The kit goes on after the first violation and reports them all, in the order of the rules."""
+    """The kit continues after the first violation and reports them all, in the order of the rules."""
     report = run_conformance(BreaksMuch)
     assert [str(violation.rule) for violation in report.violations] == [
         "model_name_empty",
@@ -90,7 +104,7 @@ def test_all_broken_rules_are_reported_at_once() -> None:
 @pytest.mark.rows("K1")
 def test_an_engine_that_does_not_start_leaves_rules_unchecked() -> None:
     """What could not be tried is neither held nor broken."""
-    report = run_conformance(broken_engines.StartRaises)
+    report = run_conformance(broken("StartRaises"))
     assert Rule.NO_CHUNK in report.unchecked
     assert Rule.CLEANUP_FAILED not in report.unchecked
     assert "no_chunk (E2): not checked" in str(report)
@@ -100,8 +114,17 @@ def test_an_engine_that_does_not_start_leaves_rules_unchecked() -> None:
     assert "Traceback" in str(caught.value)
 
 
+@pytest.mark.rows("K1")
+def test_an_object_without_an_engine_s_methods_breaks_their_rules() -> None:
+    """It is reported, and does not fail the kit."""
+    report = run_conformance(object)
+    assert [str(violation.rule) for violation in report.violations] == [
+        *("start_failed", "cleanup_failed", "second_cleanup_failed", "unstarted_cleanup_failed"),
+    ]
+
+
 def wanting(answers: int) -> PreprocessedRequest:
-    """A request for several answers."""
+    """Make a request for several answers."""
     return PreprocessedRequest(
         token_ids=[1],
         stop_conditions=StopConditions(max_tokens=4),
@@ -109,7 +132,7 @@ def wanting(answers: int) -> PreprocessedRequest:
     )
 
 
-class GoesOnWithinAnAnswer(broken_engines.SeveralAnswers):
+class GoesOnWithinAnAnswer(SeveralAnswers):
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
         async for chunk in super().chunks(request, context):
             yield chunk
@@ -117,7 +140,7 @@ class GoesOnWithinAnAnswer(broken_engines.SeveralAnswers):
                 yield LLMEngineOutput([9], index=0)
 
 
-class LosesAnAnswer(broken_engines.SeveralAnswers):
+class LosesAnAnswer(SeveralAnswers):
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
         async for chunk in super().chunks(request, context):
             if chunk.finish_reason is None or chunk.index == 0 or context.is_stopped:
@@ -128,7 +151,7 @@ class LosesAnAnswer(broken_engines.SeveralAnswers):
 @pytest.mark.parametrize(
     ("engine", "rules"),
     [
-        (broken_engines.SeveralAnswers, []),
+        (SeveralAnswers, []),
         (GoesOnWithinAnAnswer, [Rule.ITEM_AFTER_TERMINAL]),
         (LosesAnAnswer, [Rule.NO_TERMINAL]),
     ],
@@ -140,7 +163,7 @@ def test_every_answer_has_its_own_terminal(engine: type[GoodEngine], rules: list
 
 
 @pytest.mark.rows("K1")
-@pytest.mark.parametrize("engine", [broken_engines.BlocksTheLoop, GoodEngine])
+@pytest.mark.parametrize("engine", [broken("BlocksTheLoop"), GoodEngine])
 def test_a_blocked_loop_is_seen_on_the_real_clock(engine: type[GoodEngine]) -> None:
     """There a timer is late; an engine that only waits is not taken for one that blocks."""
     report = run_conformance(engine, virtual=False, calls=1)
@@ -178,7 +201,7 @@ def test_the_kit_runs_in_a_loop_of_ones_own() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualTimeLoop)
         good = await check_engine(GoodEngine)
-        hanging = await check_engine(broken_engines.HangsBeforeItsTerminal)
+        hanging = await check_engine(broken("HangsBeforeItsTerminal"))
         return good.ok, hanging.ok
 
     assert run_virtual(main()) == (True, False)
@@ -214,6 +237,47 @@ def test_the_asynchronous_form_is_asked_for_inside_a_loop() -> None:
     run_virtual(main())
 
 
+class Threaded(GoodEngine):
+    """Makes its chunks in a thread of its own, as many engines do."""
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        self.orders: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self.work, name="step loop")
+        self.thread.start()
+        return await super().start(worker_id)
+
+    def work(self) -> None:
+        while (order := self.orders.get()) is not None:
+            time.sleep(0.001)
+            order()
+
+    async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+        loop = asyncio.get_running_loop()
+        async for chunk in super().chunks(request, context):
+            made = asyncio.Event()
+            self.orders.put(partial(loop.call_soon_threadsafe, made.set))
+            await made.wait()
+            yield chunk
+
+    async def cleanup(self) -> None:
+        if hasattr(self, "thread"):
+            self.orders.put(None)
+            self.thread.join()
+
+
+@pytest.mark.rows("K1")
+def test_an_engine_with_a_thread_of_its_own_is_checked_on_the_real_clock() -> None:
+    """In virtual time, which does not wait for it, the report of a failure hints at that."""
+    report = run_conformance(Threaded)
+    assert not report.ok
+    assert str(report).splitlines()[-1] == (
+        "hint: the engine has threads of its own (step loop), for which virtual time does not "
+        "wait: check it on the real clock (--real, or virtual=False)"
+    )
+    real = run_conformance(Threaded, virtual=False, calls=1)
+    assert (real.ok, real.hint) == (True, ""), str(real)
+
+
 class Demanding(GoodEngine):
     """Notes what it is asked for."""
 
@@ -244,7 +308,7 @@ def test_the_requests_can_be_chosen() -> None:
 @pytest.mark.rows("K1")
 def test_the_limits_can_be_chosen() -> None:
     """A slow engine passes when it is given the time, a quick one fails when it is not."""
-    assert run_conformance(broken_engines.SeesTheStopTooLate, timeout_s=3.0).ok
+    assert run_conformance(broken("SeesTheStopTooLate"), timeout_s=3.0).ok
     report = run_conformance(GoodEngine, stream_timeout_s=0.05)
     assert report.violation(Rule.NO_TERMINAL) is not None
     report = run_conformance(GoodEngine, max_items=5)
@@ -256,7 +320,7 @@ def test_a_cancelled_check_leaves_nothing_behind() -> None:
     """Cancelling the check cancels the stream it plays."""
 
     async def main() -> None:
-        task = asyncio.create_task(check_engine(broken_engines.HangsBeforeItsTerminal))
+        task = asyncio.create_task(check_engine(broken("HangsBeforeItsTerminal")))
         await asyncio.sleep(1.0)
         task.cancel()
         await asyncio.wait([task])
@@ -265,3 +329,51 @@ def test_a_cancelled_check_leaves_nothing_behind() -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     run_virtual(main())
+
+
+# As tests of pytest.
+
+test_good_engine = pytest.mark.rows("K1")(engine_conformance_tests(GoodEngine))
+
+SUITE = """
+from rx_backend.testing import engine_conformance_tests
+from tests.engines.broken import broken
+
+test_conformance = engine_conformance_tests(broken("{engine}"))
+"""
+
+
+@pytest.mark.rows("K1")
+def test_a_user_gets_one_test_per_rule(pytester: pytest.Pytester) -> None:
+    """Two lines make a test for each rule, named after it; only the broken rule fails."""
+    pytester.makepyfile(SUITE.format(engine="NoTerminal"))
+    result = pytester.runpytest_inprocess("-p", "no:randomly", "-q", "-rA")
+    result.assert_outcomes(passed=len(Rule) - 1, failed=1)
+    result.stdout.fnmatch_lines(["*FAILED*::test_conformance[[]no_terminal[]]*"])
+    result.stdout.fnmatch_lines(["*ended after 8 items without a terminal*"])
+
+
+@pytest.mark.rows("K1")
+def test_a_rule_that_was_not_tried_does_not_pass() -> None:
+    """If the engine does not start, the rules that need it fail as not checked."""
+    test = engine_conformance_tests(broken("StartRaises"))
+    with pytest.raises(ConformanceError, match="no device"):
+        test(Rule.START_FAILED)
+    with pytest.raises(pytest.fail.Exception, match="not checked"):
+        test(Rule.NO_CHUNK)
+    test(Rule.UNSTARTED_CLEANUP_FAILED)
+
+
+@pytest.mark.rows("K1")
+def test_the_engine_is_checked_once() -> None:
+    """All the tests of one engine share one run."""
+    made: list[object] = []
+
+    def make() -> GoodEngine:
+        made.append(None)
+        return GoodEngine()
+
+    test = engine_conformance_tests(make)
+    test(Rule.START_FAILED)
+    test(Rule.NO_CHUNK)
+    assert len(made) == 2

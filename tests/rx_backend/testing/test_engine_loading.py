@@ -14,16 +14,16 @@ from rx_backend.testing import (
     load_engine_factory,
     run_conformance,
 )
-from tests.rx_backend.testing import broken_engines
+from tests.engines import broken
 
-HERE = "tests.rx_backend.testing.broken_engines"
+HERE = "tests.engines.broken"
 
 
 @pytest.mark.rows("K1")
 def test_a_name_gives_the_factory() -> None:
     """``module:name`` is what the module calls that name, and the kit can use it."""
     factory = load_engine_factory(f"{HERE}:GoodEngine")
-    assert factory is broken_engines.GoodEngine
+    assert factory is broken.GoodEngine
     assert run_conformance(factory).ok
     assert callable(load_engine_factory(f"{HERE}:GoodEngine.start"))
 
@@ -37,8 +37,12 @@ def test_a_name_gives_the_factory() -> None:
         (f"{HERE}:", EngineLoadError, "expected module:name"),
         ("no_such_module:Engine", EngineModuleMissing, "no module named 'no_such_module'"),
         (f"{HERE}.deeper:Engine", EngineModuleMissing, "no module named"),
-        (f"{HERE}:Missing", EngineAttributeMissing, f"{HERE} has no 'Missing'"),
-        (f"{HERE}:GoodEngine.missing", EngineAttributeMissing, "GoodEngine has no 'missing'"),
+        (f"{HERE}:Missing", EngineAttributeMissing, "has no attribute 'Missing'"),
+        (
+            f"{HERE}:GoodEngine.missing",
+            EngineAttributeMissing,
+            "'GoodEngine' has no attribute 'missing'",
+        ),
         (f"{HERE}:BROKEN", EngineNotCallable, "got list"),
         ("..relative:Engine", EngineImportFailed, "importing the module raised"),
     ],
@@ -66,7 +70,7 @@ def test_what_names_no_engine_is_a_clear_error(
 def test_a_module_that_cannot_be_imported_says_why(
     pytester: pytest.Pytester, content: str, message: str
 ) -> None:
-    """A module that is there but fails is told apart from one that is not; the cause is kept."""
+    """A module that exists but fails has another error than one that does not; the cause is kept."""
     pytester.syspathinsert()
     pytester.makepyfile(engine_under_load=content)
     with pytest.raises(EngineImportFailed) as caught:

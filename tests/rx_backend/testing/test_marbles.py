@@ -1,24 +1,184 @@
-"""Operators played by marble lines."""
+"""Marble lines: read, written, aligned; operators and docstrings played by them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import reactivex
+from hypothesis import given
+from hypothesis import strategies as st
 from reactivex import Observable, abc
 from reactivex import operators as ops
 from reactivex.subject import Subject
 
+from rx_backend import Annotated, LLMEngineOutput
 from rx_backend.testing import (
     MarbleError,
+    MarbleEvent,
     MarbleFailure,
     MarbleMismatch,
     Marbles,
+    align_marbles,
     assert_marbles,
+    parse_marbles,
+    read_diagrams,
+    render_marbles,
+    run_docstring_marbles,
 )
+
+FAILURE = ValueError("boom")
+
+
+def events(line: str) -> list[tuple[int, str, object]]:
+    read = parse_marbles(line, {"a": 1, "b": [2]}, FAILURE)
+    return [(event.frame, event.kind, event.value) for event in read.events]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", []),
+        ("---", []),
+        ("a-b|", [(0, "next", 1), (2, "next", [2]), (3, "completed", None)]),
+        ("-7#", [(1, "next", "7"), (2, "error", FAILURE)]),
+        ("-X", [(1, "error", FAILURE)]),
+        (
+            "-(ab)b(|)",
+            [(1, "next", 1), (1, "next", [2]), (2, "next", [2]), (3, "completed", None)],
+        ),
+        ("c^-!", [(0, "next", "c"), (1, "subscribe", None), (3, "drop", None)]),
+        (" -  a ", [(1, "next", 1)]),
+        ("-|--", [(1, "completed", None)]),
+        (
+            "-'word'('a'b)|",
+            [(1, "next", "word"), (2, "next", 1), (2, "next", [2]), (3, "completed", None)],
+        ),
+    ],
+)
+def test_signs_mean_what_they_say(line: str, expected: list[tuple[int, str, object]]) -> None:
+    """Each sign is one frame, a group is one frame, blanks are none."""
+    assert events(line) == expected
+
+
+def test_the_length_of_a_line_is_its_frames() -> None:
+    """Idle frames at the end count; a group counts once."""
+    assert parse_marbles("-(ab)--").frames == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("-a*b", "unexpected '*' in a marble line:\n  -a*b\n    ^"),
+        ("-(a-b)", "unexpected '-'"),
+        ("-((a))", r"unexpected '('"),
+        ("-a)", "unexpected '\\)'"),
+        ("-(ab", "group is not closed"),
+        ("-'a b'", 'unexpected "\'"'),
+        ("-|a", "nothing can follow the end"),
+        ("-#|", "nothing can follow the end"),
+        ("-!a", "nothing can follow the end"),
+        ("^a^", "one subscription"),
+    ],
+)
+def test_a_line_that_makes_no_sense_is_shown(line: str, message: str) -> None:
+    """What can't be read is an error that points at the place."""
+    with pytest.raises(MarbleError) as caught:
+        parse_marbles(line)
+    assert message.replace("\\", "") in str(caught.value)
+
+
+def test_signs_are_no_names() -> None:
+    """A value can't be named like a sign."""
+    with pytest.raises(MarbleError, match="'X' is a sign"):
+        parse_marbles("-X", {"X": 1})
+
+
+def test_items_without_a_letter_are_question_marks() -> None:
+    """What has no letter is ``?``, also where its own letter stands for something else."""
+    seen = [
+        MarbleEvent(0, "next", 5),
+        MarbleEvent(1, "next", "z"),
+        MarbleEvent(2, "next", "a"),
+        MarbleEvent(3, "next", [2]),
+        MarbleEvent(3, "error", FAILURE),
+    ]
+    assert render_marbles(seen, {"a": 1, "b": [2]}) == "?z?(b#)"
+
+
+def test_preferred_letters_are_used_for_equal_items() -> None:
+    """Of two letters for equal items the preferred one is written."""
+    seen = [MarbleEvent(0, "next", 1)]
+    assert render_marbles(seen, {"a": 1, "b": 1}) == "a"
+    assert render_marbles(seen, {"a": 1, "b": 1}, prefer="b", frames=3) == "b--"
+
+
+def test_items_that_cannot_be_compared_are_different() -> None:
+    """An item whose comparison raises has no letter."""
+
+    class Odd:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> bool:
+            raise TypeError("not with me")
+
+    assert render_marbles([MarbleEvent(0, "next", 1)], {"a": Odd()}) == "?"
+
+
+def test_lines_are_aligned_frame_by_frame() -> None:
+    """A group in one line moves the others apart, so that columns stay frames."""
+    rows = {"source": "-a--b|", "expected": "-(xyz)-b|", "actual": "-a"}
+    assert align_marbles(rows).splitlines() == [
+        "source    -a    --b|",
+        "expected  -(xyz)-b|",
+        "actual    -a",
+    ]
+
+
+@given(
+    st.lists(st.sampled_from(["-", "a", "7", "(ab)", "(aaa)"]), max_size=12),
+    st.sampled_from(["", "|", "#", "(a|)", "!"]),
+)
+def test_a_line_survives_reading_and_writing(frames: list[str], end: str) -> None:
+    """Writing what was read makes the line again."""
+    line = "".join(frames) + end
+    read = parse_marbles(line, {"a": 1}, FAILURE)
+    assert render_marbles(read.events, {"a": 1}, frames=read.frames) == line
+
+
+@pytest.mark.parametrize(
+    ("item", "sign"),
+    [
+        (LLMEngineOutput(text="Hello"), "'Hello'"),
+        (LLMEngineOutput([7], text=" world"), "'world'"),
+        (LLMEngineOutput(text="!"), "'!'"),
+        (Annotated(LLMEngineOutput(text="Hello")), "'Hello'"),
+        (LLMEngineOutput(text="two words"), "?"),
+        (LLMEngineOutput(text="it's"), "?"),
+        (LLMEngineOutput(text=" "), "?"),
+        (LLMEngineOutput(text="a"), "?"),
+        (LLMEngineOutput(text="named"), "a"),
+    ],
+)
+def test_a_chunk_of_text_is_its_word(item: object, sign: str) -> None:
+    """Where its text is one word that stands for nothing else; a letter of its own goes first."""
+    values = {"a": LLMEngineOutput(text="named")}
+    line = render_marbles([MarbleEvent(1, "next", item), MarbleEvent(2, "completed")], values)
+    assert line == f"-{sign}|"
+    assert parse_marbles(line.replace("?", "b")).frames == 3
+
+
+def test_words_are_aligned() -> None:
+    """A word is one frame, also within a group."""
+    rows = {"source": "-'Hello'b|", "result": "-a('x'b)|"}
+    assert align_marbles(rows) == "source  -'Hello'b     |\nresult  -a      ('x'b)|"
+
+
+# Operators.
 
 
 def test_an_operator_is_what_its_lines_say() -> None:
-    """Items, the end and the subscription come at their frames."""
+    """Items, the end and the subscription come at their frames; a frame is a second for timers."""
     result = assert_marbles(
         ops.map(lambda number: number + 1),
         source="-a-b-|",
@@ -26,15 +186,11 @@ def test_an_operator_is_what_its_lines_say() -> None:
         values={"a": 1, "b": 2, "c": 3},
         subscriptions=["^----!"],
     )
-    assert result.marbles == "-b-c-|"
-    assert result.items == [2, 3]
-    assert result.error is None
-
-
-def test_time_operators_run_in_frames() -> None:
-    """One frame is one second for operators with timers."""
+    assert (result.marbles, result.items, result.error) == ("-b-c-|", [2, 3], None)
     assert_marbles(ops.delay(3.0), source="-a-b--|", result="----a-b--|")
     assert_marbles(ops.debounce(2.0), source="-a-bc----|", result="------c--|")
+    test = Marbles({"0": 1.0, "1": 3.0})
+    test.expect(test.cold("-a-b-|").pipe(ops.map(lambda _: test.clock())), "-0-1-|")
 
 
 def test_a_mismatch_shows_the_lines_above_each_other() -> None:
@@ -54,6 +210,8 @@ def test_a_mismatch_shows_the_lines_above_each_other() -> None:
         "expected completed at frame 5, got next 'b' at frame 3",
         "expected nothing more, got completed at frame 5",
     ]
+    with pytest.raises(MarbleMismatch, match="subscriptions differ"):
+        assert_marbles(ops.take(1), source="-a-|", result="-(a|)", subscriptions=["^--!"])
 
 
 @pytest.mark.parametrize(
@@ -61,26 +219,18 @@ def test_a_mismatch_shows_the_lines_above_each_other() -> None:
     [
         ("-a-b-", "expected nothing more, got completed at frame 5"),
         ("-a-b--|", "expected completed at frame 6, got completed at frame 5"),
-        ("-a-b-|", None),
         ("-a-b-#", "expected error at frame 5, got completed at frame 5"),
-        ("-a-b-!", "expected drop at frame 5, got completed at frame 5"),
     ],
 )
-def test_ends_are_compared(result: str, difference: str | None) -> None:
+def test_ends_are_compared(result: str, difference: str) -> None:
     """An end too many, too late or of another kind is a difference."""
     test = Marbles()
-    source = test.cold("-a-b-|")
-    if difference is None:
-        test.expect(source, result)
-    elif "!" in result:
-        assert test.expect(source, result).marbles == result
-    else:
-        with pytest.raises(MarbleMismatch, match=difference):
-            test.expect(source, result)
+    with pytest.raises(MarbleMismatch, match=difference):
+        test.expect(test.cold("-a-b-|"), result)
 
 
-def test_a_source_error_is_the_one_expected() -> None:
-    """``#`` in the result is the source's own error, unless the test says otherwise."""
+def test_errors_are_compared() -> None:
+    """``#`` is the source's own error, unless the test names another; without one in it, any."""
     assert isinstance(assert_marbles(ops.take(5), source="-a#", result="-a#").error, MarbleFailure)
     boom = KeyError("boom")
     assert assert_marbles(ops.take(5), source="-a#", result="-a#", error=boom).error is boom
@@ -92,10 +242,6 @@ def test_a_source_error_is_the_one_expected() -> None:
     with pytest.raises(MarbleMismatch, match="boom"):
         assert_marbles(swap, source="-a#", result="-a#", result_error=boom)
 
-
-def test_an_operators_own_error_may_be_any() -> None:
-    """Where the source has no error, ``#`` in the result is any, or the one that is named."""
-
     def fail(item: object) -> object:
         raise ValueError(item)
 
@@ -104,115 +250,73 @@ def test_an_operators_own_error_may_be_any() -> None:
         assert_marbles(ops.map(fail), source="-a-|", result="-#", result_error=KeyError)
 
 
-def test_a_drop_comes_before_its_frame() -> None:
-    """``!`` alone disposes before anything of that frame arrives."""
+def test_drops() -> None:
+    """``!`` disposes before anything of its frame arrives, in a group while an item is handed out."""
     assert_marbles(ops.take(9), source="-ab-c|", result="-a!", subscriptions=["^-!"])
-
-
-def test_a_drop_in_a_group_comes_from_inside_the_item() -> None:
-    """``(a!)`` disposes while the item is handed out; what comes after it in the frame does not."""
     assert_marbles(ops.take(9), source="-(abc)|", result="-(ab!)", subscriptions=["^!"])
-
-
-def test_a_drop_that_never_comes_is_a_mismatch() -> None:
-    """If the item to drop at does not arrive, nothing was dropped."""
+    assert_marbles(ops.take(9), source="-a-b-|", result="-a-b-!")
     with pytest.raises(MarbleMismatch):
         assert_marbles(ops.filter(lambda item: item != "b"), source="-a-b-|", result="-a-(b!)")
-
-
-def test_recording_without_expecting() -> None:
-    """``record`` gives what came, also with a drop."""
     test = Marbles({"a": 1})
     result = test.record(test.cold("-a-a-a-|"), drop="---!")
     assert result.marbles == "-a-!"
     assert [str(event) for event in result.events] == ["next 1 at frame 1", "drop at frame 3"]
 
 
-def test_a_hot_source_plays_without_listeners() -> None:
-    """A hot line begins at ``^``; late subscribers miss what was before."""
+def test_a_hot_source_plays_without_subscribers() -> None:
+    """A hot line begins at ``^``, and late subscribers miss its beginning; a cold one waits for them."""
     assert_marbles(ops.take(9), source="xy^a-b|", result="-a-b|", hot=True)
     assert_marbles(ops.take(9), source="a-b|", result="a-b|", hot=True)
-
-
-@pytest.mark.parametrize(("kind", "result"), [("hot", "----c|"), ("cold", "---ab-c|")])
-def test_a_late_subscriber(kind: str, result: str) -> None:
-    """A cold line starts with its subscriber, of a hot one the beginning is missed."""
-    test = Marbles()
-    source = test.hot("-ab-c|") if kind == "hot" else test.cold("-ab-c|")
-    test.expect(source.pipe(ops.delay_subscription(2.0, scheduler=test.scheduler)), result)
-    assert source.subscriptions == ["--^--!" if kind == "hot" else "--^----!"]
+    for is_hot, result, subscription in (
+        (True, "----c|", "--^--!"),
+        (False, "---ab-c|", "--^----!"),
+    ):
+        test = Marbles()
+        source = test.hot("-ab-c|") if is_hot else test.cold("-ab-c|")
+        test.expect(source.pipe(ops.delay_subscription(2.0, scheduler=test.scheduler)), result)
+        assert source.subscriptions == [subscription]
 
 
 def test_several_sources_share_the_time() -> None:
-    """Sources of one test run on one clock, and record their own subscriptions."""
+    """Each records its own subscriptions, and a mismatch numbers them; subjects can be mixed in."""
     test = Marbles()
     source, other = test.cold("-a-b-c-|"), test.hot("---x")
     test.expect(source.pipe(ops.merge(other)), "-a-(xb)-c-")
-    assert source.subscriptions == ["^------!"]
-    assert other.subscriptions == ["^"]
-
-
-def test_several_sources_are_numbered_in_a_mismatch() -> None:
-    """With several sources the message shows all of them."""
+    assert (source.subscriptions, other.subscriptions) == (["^------!"], ["^"])
     test = Marbles()
     source, other = test.cold("-a|"), test.hot("-x")
     with pytest.raises(MarbleMismatch, match=r"source 1  -a\|\nsource 2  -x\nexpected  --\n"):
         test.expect(source.pipe(ops.take_until(other)), "--")
+    subject: Subject[str] = Subject()
+    test = Marbles()
+    test.cold("-a").subscribe(subject)
+    test.expect(subject, "-a")
 
 
-def test_the_clock_is_for_operators_that_take_one() -> None:
-    """``clock`` gives the seconds of the frame."""
-    test = Marbles({"0": 1.0, "1": 3.0})
-    test.expect(test.cold("-a-b-|").pipe(ops.map(lambda _: test.clock())), "-0-1-|")
-
-
-def test_wrong_subscriptions_are_a_mismatch() -> None:
-    """The subscriptions asked for are compared."""
-    with pytest.raises(MarbleMismatch, match="subscriptions differ"):
-        assert_marbles(ops.take(1), source="-a-|", result="-(a|)", subscriptions=["^--!"])
-
-
-def test_something_between_frames_is_an_error() -> None:
-    """A line can't show half a frame, and says so."""
+def test_what_a_line_cannot_say() -> None:
+    """Half a frame, a drop in a source, a beginning elsewhere, and a second run are errors."""
     with pytest.raises(MarbleError, match=r"at 1.5 s, between two frames"):
         assert_marbles(ops.delay(0.5), source="-a-|", result="-a-|")
-
-
-@pytest.mark.parametrize("kind", ["cold", "hot"])
-def test_a_source_has_no_drop(kind: str) -> None:
-    """Only the consumer drops; in a source the sign makes no sense."""
-    with pytest.raises(MarbleError, match="'!' makes no sense"):
-        assert_marbles(ops.take(1), source="-a!", result="-a", hot=kind == "hot")
-
-
-def test_only_a_hot_source_has_a_beginning() -> None:
-    """A cold source begins when it is subscribed to, and a result at frame 0."""
-    with pytest.raises(MarbleError, match=r"'\^' makes no sense"):
-        Marbles().cold("^-a")
+    for hot in (True, False):
+        with pytest.raises(MarbleError, match="'!' makes no sense"):
+            assert_marbles(ops.take(1), source="-a!", result="-a", hot=hot)
     test = Marbles()
     with pytest.raises(MarbleError, match=r"'\^' makes no sense"):
-        test.expect(test.cold("-a"), "^-a")
-
-
-def test_a_test_plays_once() -> None:
-    """The clock does not turn back, so a second run is refused."""
-    test = Marbles()
+        test.cold("^-a")
     source = test.cold("-a|")
+    with pytest.raises(MarbleError, match=r"'\^' makes no sense"):
+        test.expect(source, "^-a")
     test.expect(source, "-a|")
     with pytest.raises(MarbleError, match="plays once"):
         test.expect(source, "-a|")
 
 
-def test_an_endless_operator_does_not_hang_the_test() -> None:
-    """What goes on for ever is watched for a while, and can be dropped."""
+def test_streams_of_any_length() -> None:
+    """An endless one is played for a while; what a subscription emits is in frame 0, however much."""
     ticks: Observable[int] = reactivex.interval(1.0)
     values = {str(number): number for number in range(10)}
     assert Marbles(values).expect(ticks, "-012!").items == [0, 1, 2]
     assert len(Marbles(values).record(ticks).items) == 100
-
-
-def test_a_synchronous_source_arrives_in_frame_zero() -> None:
-    """What is emitted while subscribing is in frame 0, more than a hundred items too."""
     many = Marbles().record(reactivex.of(*range(300)))
     assert {event.frame for event in many.events} == {0}
     assert len(many.items) == 300
@@ -237,9 +341,82 @@ def test_a_bug_below_a_pushed_source_is_not_hidden() -> None:
     assert raised.value.__context__ is None
 
 
-def test_subjects_can_be_mixed_in() -> None:
-    """A stream need not come from a marble line at all."""
-    subject: Subject[str] = Subject()
-    test = Marbles()
-    test.cold("-a").subscribe(subject)
-    test.expect(subject, "-a")
+# Diagrams in docstrings.
+
+
+def until(source: Observable[Any], other: Observable[Any]) -> Observable[Any]:
+    """
+    Stop with the other one.
+
+    So::
+
+        source  -a-b-c-|
+        other   ----x
+        result  -a-b|
+        noted   what is below the result is commentary
+
+    and when the other does nothing::
+
+        source  -a-|
+        other   ---
+        result  -a-|
+
+    Note:
+        source: Rows elsewhere, such as this one, are none.
+    """
+    return source.pipe(ops.take_until(other))
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def test_diagrams_are_found_among_prose() -> None:
+    """Each block with a result is a diagram; rows above it go in, rows below are commentary."""
+    first, second = read_diagrams(until.__doc__)
+    assert first.inputs == {"source": "-a-b-c-|", "other": "----x"}
+    assert first.result == "-a-b|"
+    assert first.rows["noted"] == "what is below the result is commentary"
+    assert second.result == "-a-|"
+
+
+def test_diagrams_are_played() -> None:
+    """Every diagram is run, with one Observable per input."""
+    results = run_docstring_marbles(until, until.__doc__)
+    assert [result.marbles for result in results] == ["-a-b|", "-a-|"]
+
+
+def test_a_plain_operator_takes_the_source() -> None:
+    """With one input the callable is an operator; letters and errors get their meaning."""
+    doc = """Double::
+
+        source  -a-#
+        result  -b-#
+    """
+    boom = ValueError("boom")
+    (result,) = run_docstring_marbles(ops.map(double), doc, values={"a": 1, "b": 2}, error=boom)
+    assert result.error is boom
+
+
+def test_a_false_diagram_is_a_mismatch() -> None:
+    """A diagram that is not true fails."""
+    with pytest.raises(MarbleMismatch):
+        run_docstring_marbles(ops.skip(1), "source  -a-|\nresult  -a-|")
+
+
+def test_a_test_of_its_own_can_play_a_diagram() -> None:
+    """``play`` takes the clock and the values from the test's own ``Marbles``."""
+    (diagram,) = read_diagrams("source  -a--b|\nresult  -x--y|")
+    test = Marbles({"x": 1.0, "y": 4.0})
+
+    def when(_: object) -> float:
+        return test.clock()
+
+    diagram.play(test, ops.map(when))
+
+
+@pytest.mark.parametrize("doc", [None, "", "No diagram here.\n\nsource  -a-|"])
+def test_a_docstring_without_a_diagram_is_an_error(doc: str | None) -> None:
+    """Asking for diagrams that are not there is a mistake of the test."""
+    with pytest.raises(MarbleError, match="no marble diagram"):
+        run_docstring_marbles(ops.skip(1), doc)

@@ -1,4 +1,4 @@
-"""The virtual loop: time jumps, order is kept, threads and sockets still work."""
+"""The virtual loop: time jumps, order is kept, threads, sockets and Rx timers still work."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from contextlib import nullcontext
 from contextvars import ContextVar
+from typing import Any
 
 import pytest
+import reactivex
+from reactivex import Observable, abc
+from reactivex import operators as ops
 
-from rx_backend.testing import Deadlock, VirtualTimeLoop, run_virtual
+from rx_backend.testing import Deadlock, LoopScheduler, VirtualTimeLoop, run_virtual
 from tests.leaks import LeakWatch
 
 
@@ -28,84 +33,43 @@ def virtual_loop() -> VirtualTimeLoop:
     return loop
 
 
-def test_clock_starts_at_zero_and_jumps_to_the_timers() -> None:
-    """Sleeping costs virtual time alone, to the exact instant of the timer."""
+def test_the_clock_jumps_from_timer_to_timer() -> None:
+    """To their exact instants, from 0.0 on; equal ones keep their order, and an overdue one is due."""
 
-    async def main() -> list[float]:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
         times = [now()]
         for delay_s in (0.0, 0.25, 86_400.0 * 365):
             await asyncio.sleep(delay_s)
             times.append(now())
-        return times
-
-    assert run_virtual(main()) == [0.0, 0.0, 0.25, 86_400.0 * 365 + 0.25]
-
-
-def test_timers_of_one_instant_fire_in_the_order_they_were_set() -> None:
-    """Equal times keep their order, however many there are, so that a run is repeatable."""
-
-    async def main() -> list[int]:
-        loop = asyncio.get_running_loop()
+        assert times == [0.0, 0.0, 0.25, 86_400.0 * 365 + 0.25]
         fired: list[int] = []
+        instant = now() + 1.0
         for number in range(100):
-            loop.call_at(1.0, fired.append, number)
+            loop.call_at(instant, fired.append, number)
+        loop.call_at(1.0, fired.append, -1)
         await asyncio.sleep(1.0)
-        return fired
+        assert (fired, now()) == ([-1, *range(100)], instant)
 
-    assert run_virtual(main()) == list(range(100))
-
-
-def test_a_timer_in_the_past_fires_without_turning_the_clock_back() -> None:
-    """A timer that is overdue when it is set fires at once."""
-
-    async def main() -> float:
-        await asyncio.sleep(5.0)
-        fired = asyncio.Event()
-        asyncio.get_running_loop().call_at(1.0, fired.set)
-        await fired.wait()
-        return now()
-
-    assert run_virtual(main()) == 5.0
+    run_virtual(main())
 
 
-def test_a_timer_that_is_due_fires_between_turns_of_a_busy_program() -> None:
-    """Time stands while callbacks are ready, and a timer without delay still gets its turn."""
-
-    async def main() -> tuple[int, float]:
-        fired = asyncio.Event()
-        asyncio.get_running_loop().call_later(0, fired.set)
-        turns = 0
-        while not fired.is_set():
-            turns += 1
-            await asyncio.sleep(0)
-        return turns, now()
-
-    turns, time_s = run_virtual(main())
-    assert turns <= 2
-    assert time_s == 0.0
-
-
-def test_a_program_that_never_idles_still_runs_into_its_timeout() -> None:
-    """A busy wait uses up virtual time in the end, so a timeout can't be held off for ever."""
+def test_a_busy_moment_costs_no_time_and_a_busy_wait_does() -> None:
+    """Thousands of turns are one instant, in which due timers fire; without end they meet a timeout."""
 
     async def main() -> None:
+        fired = asyncio.Event()
+        asyncio.get_running_loop().call_later(0, fired.set)
+        for turn in range(5_000):
+            await asyncio.sleep(0)
+            assert fired.is_set() or turn < 2
+        assert now() == 0.0
         async with asyncio.timeout(2.0):
             while True:  # noqa: ASYNC110  # the busy wait is the point
                 await asyncio.sleep(0)
 
     with pytest.raises(TimeoutError):
         run_virtual(main())
-
-
-def test_a_busy_moment_costs_no_time() -> None:
-    """Thousands of turns at one instant are one instant."""
-
-    async def main() -> float:
-        for _ in range(5_000):
-            await asyncio.sleep(0)
-        return now()
-
-    assert run_virtual(main()) == 0.0
 
 
 def test_cancelled_timers_neither_fire_nor_pile_up() -> None:
@@ -140,63 +104,34 @@ def test_a_cancelled_timer_is_passed_over() -> None:
 
 
 def test_a_thread_of_the_executor_answers_before_time_moves() -> None:
-    """Work in a thread takes no virtual time, also when timers are set."""
-
-    async def main() -> tuple[int, float]:
-        timer = asyncio.create_task(asyncio.sleep(3600.0))
-        answer = await asyncio.to_thread(lambda: 42)
-        time_s = now()
-        timer.cancel()
-        return answer, time_s
-
-    assert run_virtual(main()) == (42, 0.0)
-
-
-def test_a_thread_that_is_slower_than_a_timer_does_not_hold_it_up() -> None:
-    """While a thread works the clock runs in real time, so a timeout over it is reached."""
+    """Its work takes no virtual time; where it is slower than a timer, the clock runs in real time."""
     release = threading.Event()
 
-    async def main() -> float:
+    async def main() -> None:
+        timer = asyncio.create_task(asyncio.sleep(3600.0))
+        assert await asyncio.to_thread(lambda: 42) == 42
+        assert now() == 0.0
+        timer.cancel()
         work = asyncio.get_running_loop().run_in_executor(None, release.wait)
         await asyncio.sleep(0.01)
-        time_s = now()
+        assert now() == 0.01
         release.set()
         assert await work
-        return time_s
 
-    assert run_virtual(main()) == 0.01
-
-
-def test_another_thread_wakes_an_idle_loop() -> None:
-    """A loop with nothing to do waits for a thread that is alive; its call is a turn like any."""
-
-    async def main() -> str:
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[str] = loop.create_future()
-        thread = threading.Thread(
-            target=loop.call_soon_threadsafe, args=(answer.set_result, "from a thread")
-        )
-        thread.start()
-        try:
-            return await answer
-        finally:
-            thread.join()
-
-    assert run_virtual(main()) == "from a thread"
+    run_virtual(main())
 
 
-def test_time_is_held_for_what_the_loop_cannot_see() -> None:
-    """Inside ``hold_time`` a thread of one's own answers before a far timer fires."""
+@pytest.mark.parametrize("holds", [False, True])
+def test_another_thread_wakes_the_loop(holds: bool) -> None:
+    """An idle one waits for threads that are alive; with timers set, inside ``hold_time``."""
 
     async def main() -> float:
         loop = virtual_loop()
         answer: asyncio.Future[None] = loop.create_future()
-        timer = asyncio.create_task(asyncio.sleep(3600.0))
+        timer = asyncio.create_task(asyncio.sleep(3600.0 if holds else 0.0))
         await asyncio.sleep(0)
-        with loop.hold_time():
-            thread = threading.Thread(
-                target=loop.call_soon_threadsafe, args=(answer.set_result, None)
-            )
+        thread = threading.Thread(target=loop.call_soon_threadsafe, args=(answer.set_result, None))
+        with loop.hold_time() if holds else nullcontext():
             thread.start()
             await answer
         thread.join()
@@ -271,29 +206,23 @@ def test_waiting_for_ever_fails_at_once_and_says_where(leaks: LeakWatch) -> None
     assert "consumer: consume (" in str(caught.value)
 
 
-def test_a_sleep_without_end_is_no_timer(leaks: LeakWatch) -> None:
-    """Sleeping for infinity can't be ended by time: that is waiting for ever."""
-    leaks.allow("task not done")
-    with pytest.raises(Deadlock):
-        run_virtual(asyncio.sleep(math.inf))
-
-
-def test_threads_that_do_nothing_put_a_deadlock_off_only_shortly(leaks: LeakWatch) -> None:
-    """Live threads are given a short real time, then the deadlock is reported all the same."""
+def test_what_never_ends_is_a_deadlock_in_any_case(leaks: LeakWatch) -> None:
+    """A sleep for infinity is no timer, and live threads put it off only for a short real time."""
     leaks.allow("task not done")
     release = threading.Event()
     thread = threading.Thread(target=release.wait)
     thread.start()
     try:
-        with pytest.raises(Deadlock):
-            run_virtual(asyncio.Event().wait(), thread_grace_s=0.001)
+        for wait in (asyncio.sleep(math.inf), asyncio.Event().wait()):
+            with pytest.raises(Deadlock):
+                run_virtual(wait, thread_grace_s=0.001)
     finally:
         release.set()
         thread.join()
 
 
 def test_deadlock_comes_out_of_run_until_complete() -> None:
-    """The error leaves the loop itself, whoever runs it; the loop can still be closed."""
+    """The error leaves the loop itself; the loop can be used and closed, and takes no timers then."""
     loop = VirtualTimeLoop()
     task = loop.create_task(asyncio.Event().wait(), name="stuck")
     with pytest.raises(Deadlock, match="stuck"):
@@ -303,6 +232,8 @@ def test_deadlock_comes_out_of_run_until_complete() -> None:
         loop.run_until_complete(task)
     loop.close()
     assert loop.is_closed()
+    with pytest.raises(RuntimeError, match="closed"):
+        loop.call_later(1.0, print)
 
 
 def test_what_is_left_is_cancelled_and_closed(leaks: LeakWatch) -> None:
@@ -350,14 +281,6 @@ def test_debug_mode_works() -> None:
     assert "thread" in run_virtual(main())
 
 
-def test_a_closed_loop_takes_no_timers() -> None:
-    """Setting a timer on a closed loop is an error, as on any loop."""
-    loop = VirtualTimeLoop()
-    loop.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        loop.call_later(1.0, print)
-
-
 def test_run_virtual_refuses_to_run_inside_a_loop() -> None:
     """As with ``asyncio.run``, there must be no loop running in the thread."""
 
@@ -385,28 +308,19 @@ def test_run_virtual_runs_beside_a_loop_in_a_thread_of_its_own() -> None:
     assert run_virtual(main()) == ((3600.0, "of the caller", False), 0.0)
 
 
-def test_what_fails_in_the_thread_is_raised_to_the_caller(leaks: LeakWatch) -> None:
-    """An exception, and a deadlock, come out as without a thread."""
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_what_fails_is_raised_to_the_caller(leaks: LeakWatch, in_thread: bool) -> None:
+    """An exception alone, without another that was being handled; and a deadlock."""
     leaks.allow("task not done")
 
     async def fails() -> None:
         raise LookupError("no such tenant")
 
-    with pytest.raises(LookupError, match="no such tenant"):
-        run_virtual(fails(), in_thread=True)
-    with pytest.raises(Deadlock):
-        run_virtual(asyncio.Event().wait(), thread_grace_s=0.001, in_thread=True)
-
-
-def test_what_fails_is_raised_alone() -> None:
-    """Its traceback shows no other exception that was being handled."""
-
-    async def fails() -> None:
-        raise LookupError("no such tenant")
-
-    with pytest.raises(LookupError) as raised:
-        run_virtual(fails())
+    with pytest.raises(LookupError, match="no such tenant") as raised:
+        run_virtual(fails(), in_thread=in_thread)
     assert raised.value.__context__ is None
+    with pytest.raises(Deadlock):
+        run_virtual(asyncio.Event().wait(), thread_grace_s=0.001, in_thread=in_thread)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
@@ -430,3 +344,97 @@ def test_an_interrupt_cancels_what_runs_in_the_thread() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert ended == ["cancelled"]
+
+
+# Rx time operators.
+
+Timed = Callable[[Observable[int], abc.SchedulerBase], Observable[Any]]
+
+
+async def play(change: Timed) -> list[tuple[float, Any]]:
+    loop = asyncio.get_running_loop()
+    scheduler = LoopScheduler()
+    seen: list[tuple[float, Any]] = []
+    ended: asyncio.Future[None] = loop.create_future()
+    ticks = reactivex.interval(1.0, scheduler=scheduler).pipe(ops.take(3))
+    change(ticks, scheduler).subscribe(
+        lambda item: seen.append((loop.time(), item)),
+        ended.set_exception,
+        lambda: ended.set_result(None),
+        scheduler=scheduler,
+    )
+    await ended
+    return seen
+
+
+def plain(ticks: Observable[int], scheduler: abc.SchedulerBase) -> Observable[Any]:
+    return ticks
+
+
+def delay(ticks: Observable[int], scheduler: abc.SchedulerBase) -> Observable[Any]:
+    return ticks.pipe(ops.delay(60.0))
+
+
+def debounce(ticks: Observable[int], scheduler: abc.SchedulerBase) -> Observable[Any]:
+    return ticks.pipe(ops.debounce(5.0))
+
+
+def timeout(ticks: Observable[int], scheduler: abc.SchedulerBase) -> Observable[Any]:
+    endless: Observable[Any] = reactivex.concat(ticks, reactivex.never())
+    return endless.pipe(ops.timeout(2.0, reactivex.of("late"), scheduler))
+
+
+def time_interval(ticks: Observable[int], scheduler: abc.SchedulerBase) -> Observable[Any]:
+    def seconds(item: Any) -> float:
+        return item.interval.total_seconds()
+
+    return ticks.pipe(ops.time_interval(), ops.map(seconds))
+
+
+def timestamp(ticks: Observable[int], scheduler: abc.SchedulerBase) -> Observable[Any]:
+    def seconds(item: Any) -> float:
+        return item.timestamp.timestamp()
+
+    return ticks.pipe(ops.timestamp(), ops.map(seconds))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (plain, [(1.0, 0), (2.0, 1), (3.0, 2)]),
+        (delay, [(61.0, 0), (62.0, 1), (63.0, 2)]),
+        (debounce, [(3.0, 2)]),
+        (timeout, [(1.0, 0), (2.0, 1), (3.0, 2), (5.0, "late")]),
+        (time_interval, [(1.0, 1.0), (2.0, 1.0), (3.0, 1.0)]),
+        (timestamp, [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]),
+    ],
+)
+def test_time_operators_follow_the_virtual_clock(
+    change: Timed, expected: list[tuple[float, Any]]
+) -> None:
+    """Timers and time stamps of Rx operators are those of the loop."""
+    assert run_virtual(play(change)) == expected
+
+
+def test_a_disposed_timer_does_not_fire() -> None:
+    """Disposing what was scheduled takes its timer back."""
+
+    async def main() -> tuple[list[str], float]:
+        loop = asyncio.get_running_loop()
+        fired: list[str] = []
+
+        def fire(scheduler: abc.SchedulerBase, state: object) -> None:
+            fired.append("timer")
+
+        timer = LoopScheduler(loop).schedule_relative(0.5, fire)
+        timer.dispose()
+        await asyncio.sleep(1.0)
+        return fired, loop.time()
+
+    assert run_virtual(main()) == ([], 1.0)
+
+
+def test_without_a_loop_there_is_no_scheduler() -> None:
+    """Outside a running loop the loop must be given."""
+    with pytest.raises(RuntimeError):
+        LoopScheduler()
