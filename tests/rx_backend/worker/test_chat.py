@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from openai import APIError, OpenAI
+from openai import APIError, BadRequestError, OpenAI
 
 from tests.rx_backend.worker._processes import START_S, serve
 from tests.rx_backend.worker.engines import FAIL_FIRST, FAIL_LATER, MODEL
@@ -77,6 +77,14 @@ def test_an_engines_error_reaches_the_client(
         ask()
     assert raised.value.code == code
     assert "".join(texts) == before
+
+
+def test_a_prompt_longer_than_the_context_is_the_clients_error(client: OpenAI) -> None:
+    """The status is 400, and the message has both numbers."""
+    with pytest.raises(BadRequestError, match=r"prompt has 3\d\d\d tokens, .* 2048"):
+        client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "c" * 3000}]
+        )
 
 
 def test_a_request_without_stream_gets_one_answer(client: OpenAI) -> None:
