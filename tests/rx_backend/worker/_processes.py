@@ -64,10 +64,10 @@ class Served:
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
-    def ended(self) -> int:
+    def ended(self, within_s: float = STEP_S) -> int:
         """Wait for the end; give the exit code."""
         try:
-            code = self.process.wait(STEP_S)
+            code = self.process.wait(within_s)
         except subprocess.TimeoutExpired:
             raise AssertionError("still running:\n" + "".join(self.seen)) from None
         for reader in self._readers:
@@ -138,7 +138,7 @@ def serve(
 
 
 @contextmanager
-def frontend(folder: Path, *flags: str, **environ: str) -> Generator[Served]:
+def frontend(folder: Path, *flags: str, **environ: Any) -> Generator[Served]:
     """Run `rx-backend frontend` for the workers in *folder*; it listens."""
     with _running(folder, ["frontend", *flags], ROOT, environ) as served:
         served.line("frontend on http", START_S)

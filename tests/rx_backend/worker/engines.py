@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ def say(line: str) -> None:
 
 class CountingEngine(LLMEngine):
     """
-    Counts 0, 1, 2; the first letter of the request's text picks something else.
+    Counts 0, 1, 2; of several answers each is longer by one than the one before. The first letter of
+    the request's text picks something else.
 
     `w`: after the first token it waits for the file that RELEASE names, and for a stop.
     `f`: it fails with a typed error before the first token; `l`: with any error after it.
@@ -65,7 +66,11 @@ class CountingEngine(LLMEngine):
             say(f"probed {letter}")
         if letter == FAIL_FIRST:
             raise InvalidArgument("no such prompt")
-        wanted = request.stop_conditions.max_tokens or 8
+        wanted, answers = request.stop_conditions.max_tokens or 8, request.sampling_options.n or 1
+        if answers > 1:
+            for chunk in _answers(wanted, answers):
+                yield chunk
+            return
         for made in range(wanted):
             if context.is_stopped:
                 yield LLMEngineOutput.cancelled()
@@ -127,15 +132,6 @@ class DeafEngine(CountingEngine):
         yield LLMEngineOutput.length()
 
 
-class TimeoutEngine(DeafEngine):
-    """Has its task in its frame, by a time limit."""
-
-    async def _chunks(self, wanted: int) -> AsyncIterator[LLMEngineOutput]:
-        async with asyncio.timeout(60):
-            async for chunk in super()._chunks(wanted):
-                yield chunk
-
-
 class GroupEngine(DeafEngine):
     """Has its task in its frame, by a task group."""
 
@@ -145,33 +141,6 @@ class GroupEngine(DeafEngine):
             async for chunk in super()._chunks(wanted):
                 yield chunk
             beside.cancel()
-
-
-class TaskEngine(DeafEngine):
-    """Has the task of every pull in its frame."""
-
-    async def _chunks(self, wanted: int) -> AsyncIterator[LLMEngineOutput]:
-        tasks: list[object] = []
-        async for chunk in super()._chunks(wanted):
-            tasks.append(asyncio.current_task())
-            yield chunk
-
-
-class TwinsEngine(CountingEngine):
-    """Counts for each answer, in turns; each answer is by one longer than the one before."""
-
-    async def generate(
-        self, request: PreprocessedRequest, context: RequestContext
-    ) -> AsyncIterator[LLMEngineOutput]:
-        wanted, answers = 4, request.sampling_options.n or 1
-        for made in range(wanted + answers):
-            for index in range(answers):
-                if made < wanted + index:
-                    yield LLMEngineOutput([made], index=index)
-                elif made == wanted + index:
-                    last = LLMEngineOutput.length()
-                    last.index = index
-                    yield last
 
 
 class ProbelessEngine(CountingEngine):
@@ -206,6 +175,17 @@ class NamelessEngine(CountingEngine):
 
     async def start(self, worker_id: int) -> EngineConfig:
         return EngineConfig(model="")
+
+
+def _answers(wanted: int, answers: int) -> Iterator[LLMEngineOutput]:
+    for made in range(wanted + answers):
+        for index in range(answers):
+            if made < wanted + index:
+                yield LLMEngineOutput([made], index=index)
+            elif made == wanted + index:
+                last = LLMEngineOutput.length()
+                last.index = index
+                yield last
 
 
 async def _released_or_stopped(context: RequestContext) -> None:

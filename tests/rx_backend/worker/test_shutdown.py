@@ -136,7 +136,7 @@ def test_a_signal_reaches_a_start_that_blocks(tmp_path: Path, number: signal.Sig
     with serve(tmp_path, "BlockingEngine") as served:
         served.line("blocks", START_S)
         served.signal(number)
-        assert served.ended() == 0
+        assert served.ended(2 * START_S) == 0
         assert served.count("cleanup") == 1
 
 
@@ -145,5 +145,5 @@ def test_a_start_that_can_not_be_interrupted_ends_the_process(tmp_path: Path) ->
     with serve(tmp_path, "BlockingEngine", SWALLOWS="1") as served:
         served.line("blocks", START_S)
         served.signal()
-        assert served.ended() == 1
+        assert served.ended(2 * START_S) == 1
         served.line("error: the engine's start blocks the event loop")
