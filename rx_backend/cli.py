@@ -82,7 +82,7 @@ def _conformance(arguments: argparse.Namespace) -> int:
     # As with `python -m`: a module in the current folder is found.
     sys.path.insert(0, "")
     report = run_conformance(load_engine_factory(arguments.engine), virtual=not arguments.real)
-    sys.stdout.write(f"{report}\n")
+    print(report, flush=True)  # noqa: T201 - its purpose
     return 0 if report.ok else _FAILED
 
 
@@ -129,36 +129,34 @@ def _parser() -> argparse.ArgumentParser:
     shown = f"rx-backend {version('rx-backend')}"
     parser.add_argument("--version", action="version", version=shown)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_run(commands.add_parser("run", help=_RUN, description=_RUN, epilog=_RUN_MORE))
-    conformance = commands.add_parser("conformance", help=_CONFORMANCE, description=_CONFORMANCE)
+    text = "Replay a workload through the adapter over a simulated engine, and report."
+    _add_run(commands.add_parser("run", help=text, description=text, epilog=_WORKLOADS))
+    text = "Check that an engine keeps to the contract; exit code 1 when it does not."
+    conformance = commands.add_parser("conformance", help=text, description=text)
     conformance.add_argument("engine", metavar="module:Engine", help="called to make the engine")
     conformance.add_argument(
         "--real", action="store_true", help="on the real clock; virtual time by default"
     )
     conformance.set_defaults(command=_conformance)
-    serve = commands.add_parser("serve", help=_SERVE, description=_SERVE, epilog=_SERVE_MORE)
+    text = "Serve an engine as a worker on NVIDIA Dynamo's runtime, until a signal ends it."
+    serve = commands.add_parser("serve", help=text, description=text, epilog=_VARIABLES)
     add_serve_options(serve, os.environ)
     serve.set_defaults(command=_serve)
-    frontend = commands.add_parser(
-        "frontend", help=_FRONTEND, description=_FRONTEND, epilog=_SERVE_MORE
-    )
+    text = "Serve the OpenAI API for the workers in discovery, until a signal ends it."
+    frontend = commands.add_parser("frontend", help=text, description=text, epilog=_VARIABLES)
     add_frontend_options(frontend, os.environ)
     frontend.set_defaults(command=_frontend)
     return parser
 
 
-_RUN = "Replay a workload through the adapter over a simulated engine, and report."
-_RUN_MORE = (
+_WORKLOADS = (
     "The workload is --trace, else the file that RX_BACKEND_TRACE names, else "
     "../shared/data/azure_llm_conv_2023.csv where it exists, else a synthetic one of that shape."
 )
-_SERVE = "Serve an engine as a worker on NVIDIA Dynamo's runtime, until a signal ends it."
-_FRONTEND = "Serve the OpenAI API for the workers in discovery, until a signal ends it."
-_SERVE_MORE = (
+_VARIABLES = (
     "Each option can be set by the environment variable in brackets too. With file discovery, "
     "workers and frontends of one machine meet in the folder that DYN_FILE_KV names."
 )
-_CONFORMANCE = "Check that an engine keeps to the contract; exit code 1 when it does not."
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

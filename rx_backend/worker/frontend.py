@@ -63,12 +63,12 @@ async def _run(options: FrontendOptions, switch: OtlpSwitch, say: Callable[[str]
         )
         announcing = asyncio.create_task(_announce(options, say))
         stack.callback(announcing.cancel)
-        stack.callback(shutdown.asked.listen(runtime.shutdown))
+        stack.callback(shutdown.requested.listen(runtime.shutdown))
         stack.callback(shutdown.forced.listen(lambda: _cancel(serving)))
         await asyncio.wait({serving})
         error = None if serving.cancelled() else serving.exception()
         # A shutdown cancels what the frontend waits for, which it reports as errors.
-        if error is not None and not shutdown.asked.is_set:
+        if error is not None and not shutdown.requested.is_set:
             raise error
 
 

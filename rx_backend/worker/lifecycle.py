@@ -85,7 +85,7 @@ class Lifecycle:
                 ``cleanup`` failed or took too long.
         """
         try:
-            if not self._shutdown.asked.is_set:
+            if not self._shutdown.requested.is_set:
                 await self._with_engine(on_ready)
         except Exception as error:
             typed = as_backend_error(error)
@@ -112,7 +112,7 @@ class Lifecycle:
 
     async def _start(self) -> EngineConfig | None:
         """Start the engine; return None if shutdown was requested in the meantime."""
-        asked = self._shutdown.asked
+        asked = self._shutdown.requested
         try:
             start = self._engine.start(self._endpoint.worker_id)
             return check_config(await wait_with_deadline(start, None, asked))
@@ -129,7 +129,7 @@ class Lifecycle:
         self._served = served
         try:
             await self._while_serving(served, self._announce(config))
-            if not self._shutdown.asked.is_set:
+            if not self._shutdown.requested.is_set:
                 on_ready(config)
                 await self._while_serving(served, self._stay_listed())
         except BaseException:
@@ -167,7 +167,7 @@ class Lifecycle:
     async def _while_serving(self, served: asyncio.Future[None], step: Awaitable[None]) -> None:
         """Run *step* until its end or a shutdown request; raise if serving ends before."""
         running = asyncio.ensure_future(step)
-        asked = asyncio.ensure_future(_wait_for(self._shutdown.asked))
+        asked = asyncio.ensure_future(_wait_for(self._shutdown.requested))
         try:
             await asyncio.wait({served, running, asked}, return_when=asyncio.FIRST_COMPLETED)
             if served.done():

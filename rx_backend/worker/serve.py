@@ -148,10 +148,10 @@ async def _frontend(runtime: DynamoRuntime, options: ServeOptions, shutdown: Shu
         )
     except BackendError:
         # A shutdown cancels what the frontend waits for, which it reports as errors.
-        if not shutdown.asked.is_set:
+        if not shutdown.requested.is_set:
             raise
     finally:
-        if not shutdown.asked.is_set:
+        if not shutdown.requested.is_set:
             shutdown.request()
 
 

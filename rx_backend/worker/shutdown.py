@@ -67,7 +67,7 @@ class Shutdown:
 
     >>> shutdown = Shutdown()
     >>> shutdown.request()
-    >>> shutdown.asked.is_set, shutdown.forced.is_set
+    >>> shutdown.requested.is_set, shutdown.forced.is_set
     (True, False)
     >>> shutdown.request()
     >>> shutdown.forced.is_set
@@ -80,13 +80,13 @@ class Shutdown:
     def __init__(self) -> None:
         # The same two signals as a request's: stop, and kill.
         self._signals = RequestContext("worker")
-        self.asked: LatchedSignal = self._signals.stopped()
+        self.requested: LatchedSignal = self._signals.stopped()
         self.forced: LatchedSignal = self._signals.killed()
         self.started = False
 
     def request(self) -> None:
         """Request a graceful shutdown; the second time, a forced one."""
-        if self.asked.is_set:
+        if self.requested.is_set:
             self._signals.kill()
         else:
             self._signals.stop_generating()

@@ -98,17 +98,24 @@ def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [name for name in fields if getattr(given, name) == getattr(default, name)] == []
 
 
-def test_bad_values_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("--max-batch 0", "max_batch"),
+        ("--error-rate 2", "error_rate"),
+        ("--cancel-rate -1", "cancel_rate"),
+        ("--trace none.csv", "none.csv"),
+        ("--trace bad.csv", "bad.csv"),
+        ("--out bad.csv", "bad.csv"),
+    ],
+)
+def test_bad_values_are_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: str, named: str
+) -> None:
     """Values out of range, bad traces and unwritable folders end with 2 and one line."""
     (folder / "bad.csv").write_text("a,b\n1,2\n")
-    (folder / "file").touch()
     run = ("run", "--no-plot", "--limit", "2")
-    assert "max_batch must be a whole number >= 1" in complaint(capsys, *run, "--max-batch", "0")
-    assert "error_rate must be a number from 0" in complaint(capsys, *run, "--error-rate", "2")
-    assert "cancel_rate must be" in complaint(capsys, *run, "--cancel-rate", "-1")
-    assert "none.csv: can't be read" in complaint(capsys, *run, "--trace", "none.csv")
-    assert "line 1: column TIMESTAMP" in complaint(capsys, *run, "--trace", "bad.csv")
-    assert "file" in complaint(capsys, *run, "--out", "file")
+    assert named in complaint(capsys, *run, *arguments.split())
 
 
 @pytest.mark.parametrize(
@@ -120,27 +127,37 @@ def test_bad_usage_ends_with_two(arguments: tuple[str, ...]) -> None:
     assert usage_error(*arguments) == 2
 
 
-def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interrupt ends a run quietly, with the shell's code for it."""
+def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An interrupt ends a run in silence, with the shell's code for it."""
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(session, "run", interrupted)
     assert main(["run"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+def test_a_report_that_can_not_be_written() -> None:
+    """It is an error in one line, with no traceback when the interpreter exits."""
+    command = [sys.executable, "-m", "rx_backend.cli", "conformance"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, "rx_backend.engines:SampleEngine"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     """The version is the distribution's."""
     assert usage_error("--version") == 0
     assert capsys.readouterr().out == f"rx-backend {version('rx-backend')}\n"
-
-
-@pytest.mark.rows("K1")
-def test_conformance_of_a_good_engine(capsys: pytest.CaptureFixture[str]) -> None:
-    """An engine that keeps to the contract ends with 0 and a report."""
-    assert main(["conformance", "rx_backend.engines:SampleEngine"]) == 0
-    assert "SampleEngine" in capsys.readouterr().out
 
 
 BAD_ENGINE = """
@@ -152,26 +169,23 @@ class Bad(LLMEngine):
         return EngineConfig(model="bad")
     async def generate(self, request, context):
         yield LLMEngineOutput.token(1)
-
-text = "no engine"
 """
 
 
 @pytest.mark.rows("K1")
-def test_conformance_of_a_bad_engine(
+def test_conformance_decides_on_the_exit_code(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An engine in the current folder that breaks rules ends with 1, and they are named."""
+    """An engine in the current folder that breaks rules ends with 1, a good one with 0."""
+    assert main(["conformance", "rx_backend.engines:SampleEngine"]) == 0
+    assert "SampleEngine" in capsys.readouterr().out
     (folder / "bad_engine_here.py").write_text(BAD_ENGINE)
     monkeypatch.delitem(sys.modules, "bad_engine_here", raising=False)
     assert main(["conformance", "bad_engine_here:Bad"]) == 1
     assert "no_terminal" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "target",
-    ["no colon", "no_such_module:Engine", "json:NoSuch", "broken_here:Engine", "json:__doc__", ":"],
-)
+@pytest.mark.parametrize("target", ["no colon", "no_such_module:Engine", "broken_here:Engine"])
 def test_conformance_of_nothing(
     folder: Path, capsys: pytest.CaptureFixture[str], target: str
 ) -> None:

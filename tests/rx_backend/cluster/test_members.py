@@ -12,18 +12,20 @@ import pytest
 from openai import APIError, OpenAI
 
 from tests.rx_backend.cluster._cluster import Clusters
-from tests.rx_backend.worker._pairs import ask, counted, warm_up, words
 from tests.rx_backend.worker._processes import (
     ROOT,
     START_S,
     STEP_S,
     Served,
+    ask,
+    counted,
     frontend,
     serve,
     until,
+    warm_up,
+    words,
 )
-from tests.rx_backend.worker.engines import MODEL, WAIT
-from tests.rx_backend.worker.peers import WAIT_INSIDE
+from tests.rx_backend.worker.engines import MODEL, WAIT, WAIT_INSIDE
 
 pytestmark = [pytest.mark.cluster("nats"), pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
 
@@ -33,7 +35,7 @@ CLIENTS, TOKENS = 6, 20
 @contextmanager
 def serving_two(folder: Path, **environ: str) -> Generator[tuple[OpenAI, Served, Served]]:
     """Serve two workers of one model behind a frontend."""
-    engine = "tests.rx_backend.worker.peers:PeerEngine"
+    engine = "tests.rx_backend.worker.engines:PeerEngine"
     environ = {"RELEASE": str(folder), **environ}
     with ExitStack() as stack:
         enter = stack.enter_context

@@ -6,7 +6,6 @@ import pytest
 
 from tests.rx_backend.worker.test_chat import (
     client,
-    test_a_request_without_stream_gets_one_answer,
     test_an_engines_error_reaches_the_client,
     test_chat_streams_tokens_in_order,
     test_the_model_is_listed_with_its_context,
@@ -32,7 +31,6 @@ __all__ = (
     "test_a_client_that_leaves_is_one_abort",
     "test_a_place_to_meet_is_handed_over_too",
     "test_a_request_survives_its_worker",
-    "test_a_request_without_stream_gets_one_answer",
     "test_a_signal_loses_no_request",
     "test_an_engines_error_reaches_the_client",
     "test_chat_streams_tokens_in_order",

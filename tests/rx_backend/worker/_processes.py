@@ -1,7 +1,8 @@
-"""Workers and frontends as processes of their own, which are ended on every way out."""
+"""Workers and frontends as processes of their own, which are ended on every way out; their clients."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import queue
@@ -12,12 +13,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from openai import OpenAI
+from openai import APIStatusError, OpenAI, Stream
+from openai.types.chat import ChatCompletionChunk
+
+from rx_backend.worker.frontend import until_listed
+from tests.rx_backend.worker.engines import FIRST, PEER_MODEL
 
 START_S, STEP_S = 20.0, 15.0
 
@@ -59,9 +64,12 @@ class Served:
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
-    def ended(self) -> int:
+    def ended(self, within_s: float = STEP_S) -> int:
         """Wait for the end; give the exit code."""
-        code = self.process.wait(STEP_S)
+        try:
+            code = self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError("still running:\n" + "".join(self.seen)) from None
         for reader in self._readers:
             reader.join(STEP_S)
         return code
@@ -116,12 +124,13 @@ meet: Callable[[Path], dict[str, str]] = _by_files
 
 @contextmanager
 def serve(
-    folder: Path, engine: str, *flags: str, cwd: Path = ROOT, **environ: str
+    folder: Path, engine: str, *flags: str, cwd: Path = ROOT, **environ: Any
 ) -> Generator[Served]:
     """
     Run `rx-backend serve`, with discovery in *folder*.
 
     The engine is one of these tests, or one in the working directory where it is `module:Engine`.
+    A file for `stdout` or `stderr` takes the place of a pipe that is read.
     """
     target = engine if ":" in engine else f"tests.rx_backend.worker.engines:{engine}"
     with _running(folder, ["serve", target, *flags], cwd, environ) as served:
@@ -129,7 +138,7 @@ def serve(
 
 
 @contextmanager
-def frontend(folder: Path, *flags: str, **environ: str) -> Generator[Served]:
+def frontend(folder: Path, *flags: str, **environ: Any) -> Generator[Served]:
     """Run `rx-backend frontend` for the workers in *folder*; it listens."""
     with _running(folder, ["frontend", *flags], ROOT, environ) as served:
         served.line("frontend on http", START_S)
@@ -138,22 +147,20 @@ def frontend(folder: Path, *flags: str, **environ: str) -> Generator[Served]:
 
 @contextmanager
 def _running(
-    folder: Path, arguments: Sequence[str], cwd: Path, environ: dict[str, str]
+    folder: Path, arguments: Sequence[str], cwd: Path, environ: dict[str, Any]
 ) -> Generator[Served]:
-    port = free_port()
-    command, *rest = arguments
+    port = int(environ.setdefault("DYN_HTTP_PORT", str(free_port())))
     process = subprocess.Popen(
-        [sys.executable, "-m", "rx_backend.cli", command, *rest],
+        [sys.executable, "-m", "rx_backend.cli", *arguments],
         cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=environ.pop("stdout", subprocess.PIPE),
+        stderr=environ.pop("stderr", subprocess.PIPE),
         text=True,
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)},
             **meet(folder),
             "DYN_TCP_RESPONSE_STREAM_HOST": "127.0.0.1",
             "DYN_TCP_RPC_HOST": "127.0.0.1",
-            "DYN_HTTP_PORT": str(port),
             "HOME": str(folder),
             "NO_COLOR": "1",
             "TMPDIR": str(folder),
@@ -175,3 +182,43 @@ def free_port(low: int = 20_000, high: int = 32_768) -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise AssertionError("no free port")
+
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+TRACEPARENT = f"00-{TRACE}-b7ad6b7169203331-01"
+
+
+def ask(client: OpenAI, letter: str, tokens: int) -> Stream[ChatCompletionChunk]:
+    """Start to stream an answer."""
+    return client.chat.completions.create(
+        model=PEER_MODEL,
+        messages=[{"role": "user", "content": letter}],
+        max_tokens=tokens,
+        stream=True,
+        extra_headers={"traceparent": TRACEPARENT},
+    )
+
+
+def words(chunks: Iterator[ChatCompletionChunk]) -> Iterator[str]:
+    """Give what an answer says, number by number, and its finish reason at the end."""
+    for chunk in chunks:
+        for choice in chunk.choices:
+            yield from (choice.delta.content or "").split()
+            if choice.finish_reason is not None:
+                yield choice.finish_reason
+
+
+def counted(tokens: int) -> list[str]:
+    """What a whole answer says."""
+    return [*map(str, range(FIRST, FIRST + tokens)), "length"]
+
+
+def warm_up(client: OpenAI, port: int, *workers: Served) -> None:
+    """Ask until each of the workers was asked something; clear what they have told."""
+    asyncio.run(until_listed("127.0.0.1", port, PEER_MODEL))
+    ends = time.monotonic() + START_S
+    while not all(worker.told("request") for worker in workers):
+        assert time.monotonic() < ends, "\n".join("".join(worker.seen) for worker in workers)
+        # A frontend lists a model a moment before it knows where the workers are.
+        with suppress(APIStatusError):
+            assert list(words(ask(client, "c", 2))) == counted(2)

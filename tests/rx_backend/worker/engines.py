@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.trace import SpanContext
 
 from rx_backend import (
     CannotConnect,
+    DisaggregationMode,
     EngineConfig,
     InvalidArgument,
     LLMEngine,
@@ -17,7 +26,7 @@ from rx_backend import (
     PreprocessedRequest,
     RequestContext,
 )
-from rx_backend.protocols import usage
+from rx_backend.protocols import to_builtins, usage
 from rx_backend.worker.model_files import NUMBERS
 from rx_backend.worker.nodelay import listening_sockets
 
@@ -32,7 +41,8 @@ def say(line: str) -> None:
 
 class CountingEngine(LLMEngine):
     """
-    Counts 0, 1, 2; the first letter of the request's text picks something else.
+    Counts 0, 1, 2; of several answers each is longer by one than the one before. The first letter of
+    the request's text picks something else.
 
     `w`: after the first token it waits for the file that RELEASE names, and for a stop.
     `f`: it fails with a typed error before the first token; `l`: with any error after it.
@@ -41,7 +51,11 @@ class CountingEngine(LLMEngine):
     async def start(self, worker_id: int) -> EngineConfig:
         say(f"start {worker_id > 0}")
         return EngineConfig(
-            model=MODEL, context_length=2048, kv_cache_block_size=32, total_kv_blocks=640
+            model=MODEL,
+            context_length=2048,
+            kv_cache_block_size=32,
+            total_kv_blocks=640,
+            runtime_data={"any": [1, {"json": None}], "text": "x", "yes": True},
         )
 
     async def generate(
@@ -52,7 +66,11 @@ class CountingEngine(LLMEngine):
             say(f"probed {letter}")
         if letter == FAIL_FIRST:
             raise InvalidArgument("no such prompt")
-        wanted = request.stop_conditions.max_tokens or 8
+        wanted, answers = request.stop_conditions.max_tokens or 8, request.sampling_options.n or 1
+        if answers > 1:
+            for chunk in _answers(wanted, answers):
+                yield chunk
+            return
         for made in range(wanted):
             if context.is_stopped:
                 yield LLMEngineOutput.cancelled()
@@ -114,15 +132,6 @@ class DeafEngine(CountingEngine):
         yield LLMEngineOutput.length()
 
 
-class TimeoutEngine(DeafEngine):
-    """Has its task in its frame, by a time limit."""
-
-    async def _chunks(self, wanted: int) -> AsyncIterator[LLMEngineOutput]:
-        async with asyncio.timeout(60):
-            async for chunk in super()._chunks(wanted):
-                yield chunk
-
-
 class GroupEngine(DeafEngine):
     """Has its task in its frame, by a task group."""
 
@@ -134,31 +143,24 @@ class GroupEngine(DeafEngine):
             beside.cancel()
 
 
-class TaskEngine(DeafEngine):
-    """Has the task of every pull in its frame."""
+class ProbelessEngine(CountingEngine):
+    """Has no request for a health check."""
 
-    async def _chunks(self, wanted: int) -> AsyncIterator[LLMEngineOutput]:
-        tasks: list[object] = []
-        async for chunk in super()._chunks(wanted):
-            tasks.append(asyncio.current_task())
-            yield chunk
+    async def health_check_payload(self) -> dict[str, Any] | None:
+        return None
 
 
-class TwinsEngine(CountingEngine):
-    """Counts for each answer, in turns; each answer is by one longer than the one before."""
+class BlockingEngine(CountingEngine):
+    """Blocks the event loop while it starts; what interrupts it is swallowed where SWALLOWS is set."""
 
-    async def generate(
-        self, request: PreprocessedRequest, context: RequestContext
-    ) -> AsyncIterator[LLMEngineOutput]:
-        wanted, answers = 4, request.sampling_options.n or 1
-        for made in range(wanted + answers):
-            for index in range(answers):
-                if made < wanted + index:
-                    yield LLMEngineOutput([made], index=index)
-                elif made == wanted + index:
-                    last = LLMEngineOutput.length()
-                    last.index = index
-                    yield last
+    async def start(self, worker_id: int) -> EngineConfig:
+        say("blocks")
+        while True:
+            try:
+                time.sleep(60)  # noqa: ASYNC251 - its purpose
+            except BaseException:
+                if "SWALLOWS" not in os.environ:
+                    raise
 
 
 class FailingEngine(CountingEngine):
@@ -173,6 +175,17 @@ class NamelessEngine(CountingEngine):
 
     async def start(self, worker_id: int) -> EngineConfig:
         return EngineConfig(model="")
+
+
+def _answers(wanted: int, answers: int) -> Iterator[LLMEngineOutput]:
+    for made in range(wanted + answers):
+        for index in range(answers):
+            if made < wanted + index:
+                yield LLMEngineOutput([made], index=index)
+            elif made == wanted + index:
+                last = LLMEngineOutput.length()
+                last.index = index
+                yield last
 
 
 async def _released_or_stopped(context: RequestContext) -> None:
@@ -191,3 +204,122 @@ def _first_letter(token_ids: list[int]) -> str:
         return chr(token_ids[0] - _BYTE_0)
     text = bytes(token - _BYTE_0 for token in token_ids).decode()
     return text.removeprefix("user: ")[0]
+
+
+PEER_MODEL = "peers"
+FIRST = 500
+WAIT_INSIDE, WAIT_BEFORE, BEAT_BEFORE, BOOTSTRAP = "i", "b", "h", "s"
+MADE_BEFORE_THE_WAIT = 3
+
+
+class PeerEngine(LLMEngine):
+    """
+    Counts from 500, or on from the number that ends its prompt.
+
+    In decode mode the number comes from what the prefill worker has handed over. The first letter
+    of the user's message picks what else happens, where the tokens are made:
+
+    `i`: it waits after the third token, until there is a file of that letter in RELEASE.
+    `b`: it waits so before the first token, and for no stop, as for a transfer under way.
+    `h`: the same, with an empty chunk now and then.
+    `s`: prefill gives a place to meet instead of a result.
+    """
+
+    def __init__(self, mode: str) -> None:
+        self.mode = DisaggregationMode.parse(mode)
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(_Tell()))
+        trace.set_tracer_provider(provider)
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        return EngineConfig(model=PEER_MODEL)
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncIterator[LLMEngineOutput]:
+        span = trace.get_current_span().get_span_context()
+        tell("request", **to_builtins(request), span=_identity(span))
+        letter = chr(next(token for token in request.token_ids[len("user: ") :]) - NUMBERS)
+        last = request.token_ids[-1]
+        number = last + 1 if last < NUMBERS else FIRST
+        if self.mode.is_prefill:
+            yield _handed_over(number, letter)
+            return
+        if request.prefill_result is not None:
+            number = request.prefill_result.disaggregated_params["next"]
+        if letter in {WAIT_BEFORE, BEAT_BEFORE}:
+            async for _ in _transfer(letter, context):
+                if letter == BEAT_BEFORE:
+                    yield LLMEngineOutput()
+        wanted = request.stop_conditions.max_tokens or 8
+        for made in range(wanted):
+            if letter == WAIT_INSIDE and number == FIRST + MADE_BEFORE_THE_WAIT:
+                say("waiting")
+                await _released(letter)
+            if made and context.is_stopped:
+                yield LLMEngineOutput.cancelled()
+                return
+            if not made:
+                say("first token")
+            chunk = LLMEngineOutput.length() if made == wanted - 1 else LLMEngineOutput()
+            yield chunk.with_tokens([number])
+            number += 1
+
+    async def abort(self, context: RequestContext) -> None:
+        say("abort")
+
+
+def tell(what: str, **fields: Any) -> None:
+    say(f"{what} {json.dumps(fields)}")
+
+
+def _handed_over(number: int, letter: str) -> LLMEngineOutput:
+    chunk = LLMEngineOutput.length().with_tokens([number])
+    place = {"bootstrap_host": "127.0.0.1", "bootstrap_port": 9, "bootstrap_room": 2**62}
+    chunk.disaggregated_params = place if letter == BOOTSTRAP else {"next": number}
+    tell("handed", **chunk.disaggregated_params)
+    return chunk
+
+
+async def _transfer(letter: str, context: RequestContext) -> AsyncIterator[None]:
+    """Wait for the release, with a turn now and then; tell once when a stop was seen."""
+    say("waiting")
+    seen = False
+    while not _release(letter).exists():
+        # An abort that came with the stop has been told of before this.
+        if context.is_stopped and not seen:
+            await asyncio.sleep(0.05)
+            seen = True
+            say("stopped")
+        await asyncio.sleep(0.01)
+        yield
+
+
+async def _released(letter: str) -> None:
+    while not _release(letter).exists():  # noqa: ASYNC110 - a file
+        await asyncio.sleep(0.01)
+
+
+def _release(letter: str) -> Path:
+    return Path(os.environ["RELEASE"]) / letter
+
+
+def _identity(context: SpanContext) -> dict[str, str]:
+    return {
+        "trace_id": trace.format_trace_id(context.trace_id),
+        "span_id": trace.format_span_id(context.span_id),
+    }
+
+
+class _Tell(SpanExporter):
+    """Tells each span when it ends."""
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        for span in spans:
+            tell(
+                "span",
+                **_identity(span.get_span_context() or trace.INVALID_SPAN_CONTEXT),
+                attributes=dict(span.attributes or {}),
+                links=[_identity(link.context) for link in span.links],
+            )
+        return SpanExportResult.SUCCESS

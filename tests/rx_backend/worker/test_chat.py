@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Generator
 from functools import partial
-from pathlib import Path
 
 import pytest
-from openai import APIError, OpenAI
+from openai import APIError, BadRequestError, OpenAI
 
 from tests.rx_backend.worker._processes import START_S, serve
 from tests.rx_backend.worker.engines import FAIL_FIRST, FAIL_LATER, MODEL
@@ -79,43 +78,38 @@ def test_an_engines_error_reaches_the_client(
     assert "".join(texts) == before
 
 
-def test_a_request_without_stream_gets_one_answer(client: OpenAI) -> None:
-    """The frontend puts the tokens together for a client that does not stream."""
-    answer = client.chat.completions.create(
-        model=MODEL, messages=[{"role": "user", "content": "count"}], max_tokens=3
-    )
-    assert answer.choices[0].message.content == " 0 1 2"
-    assert answer.choices[0].finish_reason == "length"
+def test_a_prompt_longer_than_the_context_is_the_clients_error(client: OpenAI) -> None:
+    """The status is 400, and the message has both numbers."""
+    with pytest.raises(BadRequestError, match=r"prompt has 3\d\d\d tokens, .* 2048"):
+        client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "c" * 3000}]
+        )
 
 
 @pytest.mark.rows("E3", "S2", "P11")
 @pytest.mark.parametrize("answers", [1, 2, 4])
 @pytest.mark.parametrize("stream", [False, True])
-def test_every_answer_is_whole(tmp_path: Path, answers: int, *, stream: bool) -> None:
+def test_every_answer_is_whole(client: OpenAI, answers: int, *, stream: bool) -> None:
     """Each has all its tokens and an end of its own, though the shorter ones end first."""
     texts: dict[int, str] = defaultdict(str)
     ends: dict[int, str | None] = {}
-    with (
-        serve(tmp_path, "TwinsEngine", "--frontend", "--grace-s", "0") as served,
-        served.client() as client,
-    ):
-        served.line("curl -N", START_S)
-        ask = partial(
-            client.chat.completions.create,
-            model=MODEL,
-            messages=[{"role": "user", "content": "count"}],
-            n=answers,
-        )
-        if stream:
-            for choice in (choice for chunk in ask(stream=True) for choice in chunk.choices):
-                texts[choice.index] += choice.delta.content or ""
-                if choice.finish_reason:
-                    assert choice.index not in ends
-                    ends[choice.index] = choice.finish_reason
-        else:
-            for choice in ask(stream=False).choices:
-                texts[choice.index] = choice.message.content or ""
+    ask = partial(
+        client.chat.completions.create,
+        model=MODEL,
+        messages=[{"role": "user", "content": "count"}],
+        max_tokens=4,
+        n=answers,
+    )
+    if stream:
+        for choice in (choice for chunk in ask(stream=True) for choice in chunk.choices):
+            texts[choice.index] += choice.delta.content or ""
+            if choice.finish_reason:
+                assert choice.index not in ends
                 ends[choice.index] = choice.finish_reason
+    else:
+        for choice in ask(stream=False).choices:
+            texts[choice.index] = choice.message.content or ""
+            ends[choice.index] = choice.finish_reason
     assert ends == dict.fromkeys(range(answers), "length")
     numbers = {index: [int(word) for word in text.split()] for index, text in texts.items()}
     assert numbers == {index: list(range(4 + index)) for index in range(answers)}

@@ -10,13 +10,24 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
-from tests.rx_backend.worker._pairs import TRACE, ask, counted, warm_up, words
-from tests.rx_backend.worker._processes import ROOT, START_S, Served, frontend, serve, until
-from tests.rx_backend.worker.peers import BEAT_BEFORE, BOOTSTRAP, FIRST, WAIT_BEFORE
+from tests.rx_backend.worker._processes import (
+    ROOT,
+    START_S,
+    TRACE,
+    Served,
+    ask,
+    counted,
+    frontend,
+    serve,
+    until,
+    warm_up,
+    words,
+)
+from tests.rx_backend.worker.engines import BEAT_BEFORE, BOOTSTRAP, FIRST, WAIT_BEFORE
 
 pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
 
-ENGINE = "tests.rx_backend.worker.peers:PeerEngine"
+ENGINE = "tests.rx_backend.worker.engines:PeerEngine"
 
 
 @dataclass

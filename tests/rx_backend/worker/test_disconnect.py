@@ -86,12 +86,12 @@ def test_with_heartbeats_every_client_is_heard_leave(tmp_path: Path) -> None:
 
     with serve(tmp_path, "CountingEngine", *flags, RELEASE=str(tmp_path / "never")) as served:
         served.line("curl -N", START_S)
-        asyncio.run(leave_all(served.port))
+        while not served.count("waiting"):  # on a busy machine all may have left too early
+            asyncio.run(leave_all(served.port))
         until(lambda: 0 < requests_over(served) == served.count("abort"), served)
         served.signal()
         # A request whose client was not heard leave would be waited for.
         assert served.ended() == 0
-        assert served.count("waiting") > 0
         assert served.count("abort") == requests_over(served)
 
 
@@ -100,13 +100,9 @@ def requests_over(served: Served) -> int:
     return sum("request dropped" in line or "request ended" in line for line in list(served.seen))
 
 
-TASK_BOUND = ["TimeoutEngine", "GroupEngine", "TaskEngine"]
-
-
 @pytest.mark.rows("A2", "S7")
-@pytest.mark.parametrize("engine", TASK_BOUND)
-def test_an_engine_that_holds_its_task_is_closed(tmp_path: Path, engine: str) -> None:
-    """Also one deaf to stops, at any moment; nothing is left then for SIGTERM to wait for."""
+def test_an_engine_that_holds_its_task_is_closed(tmp_path: Path) -> None:
+    """At any moment, though it ignores stops; nothing is left then for SIGTERM to wait for."""
     flags = ("--frontend", "--grace-s", "0", "--drain-s", "10")
 
     async def leave_all(port: int) -> None:
@@ -118,7 +114,7 @@ def test_an_engine_that_holds_its_task_is_closed(tmp_path: Path, engine: str) ->
             for _ in range(30):
                 clients.create_task(leave(client, moments.uniform(0.02, 0.6)))
 
-    with serve(tmp_path, engine, *flags) as served:
+    with serve(tmp_path, "GroupEngine", *flags) as served:
         served.line("curl -N", START_S)
         while not served.count("opened"):  # on a busy machine all may have left too early
             asyncio.run(leave_all(served.port))
@@ -134,7 +130,7 @@ def test_an_engine_that_holds_its_task_is_closed(tmp_path: Path, engine: str) ->
 def test_a_client_that_stays_is_drained(tmp_path: Path) -> None:
     """SIGTERM waits for its answer, while those that left are no matter any more."""
     flags = ("--frontend", "--grace-s", "0", "--drain-s", "10")
-    with serve(tmp_path, "TimeoutEngine", *flags) as served, served.client() as client:
+    with serve(tmp_path, "GroupEngine", *flags) as served, served.client() as client:
         served.line("curl -N", START_S)
 
         def ask(tokens: int) -> Stream[ChatCompletionChunk]:

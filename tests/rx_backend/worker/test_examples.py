@@ -11,8 +11,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from rx_backend.worker.frontend import until_listed
-from tests.rx_backend.worker._pairs import words
-from tests.rx_backend.worker._processes import ROOT, START_S, STEP_S, frontend, serve
+from tests.rx_backend.worker._processes import ROOT, START_S, STEP_S, frontend, serve, words
 
 pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -26,6 +27,16 @@ from rx_backend.worker import Lifecycle, RequestGate, Shutdown, ShutdownTimes
 from rx_backend.worker.incoming import Handler
 
 TIMES = ShutdownTimes(grace_s=5, drain_s=30, unwind_s=3, settle_s=20, cleanup_s=9, poll_s=1)
+
+
+def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test in virtual time."""
+
+    @wraps(test)
+    def run(*arguments: Any, **named: Any) -> None:
+        run_virtual(test(*arguments, **named))
+
+    return run
 
 
 class Place:
@@ -190,293 +201,229 @@ class Life:
 
 
 @pytest.mark.rows("E1", "E5")
-def test_the_steps_come_in_order_and_take_their_time() -> None:
+@virtual
+async def test_the_steps_come_in_order_and_take_their_time() -> None:
     """Up to the model's registration, and down from discovery to the runtime, each step once."""
-
-    async def main() -> None:
-        life = Life(start=2, drain=1, cleanup=1)
-        life.at(10, life.shutdown.request)
-        assert await life.live() is None
-        assert life.place.diary == [
-            (0, "start"),
-            (2, "serve"),
-            (2, "reachable"),
-            (2, "register"),
-            (10, "leave"),
-            (15, "drain"),
-            (16, "cleanup"),
-            (17, "shutdown"),
-        ]
-        assert [config.model for config in life.ready] == ["m"]
-        assert life.place.paths == ["/models/m"]
-        assert life.place.probes == [{"token_ids": [1]}]
-
-    run_virtual(main())
+    life = Life(start=2, drain=1, cleanup=1)
+    life.at(10, life.shutdown.request)
+    assert await life.live() is None
+    assert life.place.diary == [
+        (0, "start"),
+        (2, "serve"),
+        (2, "reachable"),
+        (2, "register"),
+        (10, "leave"),
+        (15, "drain"),
+        (16, "cleanup"),
+        (17, "shutdown"),
+    ]
+    assert [config.model for config in life.ready] == ["m"]
+    assert life.place.paths == ["/models/m"]
+    assert life.place.probes == [{"token_ids": [1]}]
 
 
-def test_requests_in_flight_end_by_themselves_and_new_ones_are_refused() -> None:
+@virtual
+async def test_requests_in_flight_end_by_themselves_and_new_ones_are_refused() -> None:
     """During the grace period requests are still taken; afterwards those in flight go on."""
-
-    async def main() -> None:
-        life = Life()
-        old, late, refused = Request(20), Request(12), Request(1)
-        life.at(1, lambda: life.send(old))
-        life.at(10, life.shutdown.request)
-        life.at(14, lambda: life.send(late))
-        life.at(16, lambda: life.send(refused))
-        assert await life.live() is None
-        assert old.items == late.items == ["first", "last"]
-        assert isinstance(refused.error, EngineShutdown)
-        assert (26, "drain") in life.place.diary
-
-    run_virtual(main())
+    life = Life()
+    old, late, refused = Request(20), Request(12), Request(1)
+    life.at(1, lambda: life.send(old))
+    life.at(10, life.shutdown.request)
+    life.at(14, lambda: life.send(late))
+    life.at(16, lambda: life.send(refused))
+    assert await life.live() is None
+    assert old.items == late.items == ["first", "last"]
+    assert isinstance(refused.error, EngineShutdown)
+    assert (26, "drain") in life.place.diary
 
 
 @pytest.mark.parametrize(("deaf", "cleaned_at"), [(False, 45), (True, 48)])
-def test_the_deadline_stops_what_is_left(*, deaf: bool, cleaned_at: float) -> None:
+@virtual
+async def test_the_deadline_stops_what_is_left(*, deaf: bool, cleaned_at: float) -> None:
     """At the deadline the rest is told to stop; what does not hear it is not waited for long."""
-
-    async def main() -> None:
-        life = Life()
-        request = Request(1000, deaf=deaf)
-        life.at(1, lambda: life.send(request))
-        life.at(10, life.shutdown.request)
-        life.at(60, request.stopped.set)
-        assert await life.live() is None
-        assert (cleaned_at, "cleanup") in life.place.diary
-        assert request.items == ["first", "cancelled"]
-
-    run_virtual(main())
+    life = Life()
+    request = Request(1000, deaf=deaf)
+    life.at(1, lambda: life.send(request))
+    life.at(10, life.shutdown.request)
+    life.at(60, request.stopped.set)
+    assert await life.live() is None
+    assert (cleaned_at, "cleanup") in life.place.diary
+    assert request.items == ["first", "cancelled"]
 
 
 @pytest.mark.rows("E5")
 @pytest.mark.parametrize(("quiescent_at", "drained_at"), [(18, 18), (1000, 35)])
-def test_prefill_waits_until_it_is_quiescent(quiescent_at: float, drained_at: float) -> None:
+@virtual
+async def test_prefill_waits_until_it_is_quiescent(quiescent_at: float, drained_at: float) -> None:
     """A prefill worker is asked until its transfers are done, or until its time is up."""
-
-    async def main() -> None:
-        life = Life("prefill")
-        life.engine.quiescent_at = quiescent_at
-        life.at(10, life.shutdown.request)
-        assert await life.live() is None
-        assert life.place.diary.count((15, "is_quiescent")) == 1
-        assert (drained_at, "drain") in life.place.diary
-
-    run_virtual(main())
+    life = Life("prefill")
+    life.engine.quiescent_at = quiescent_at
+    life.at(10, life.shutdown.request)
+    assert await life.live() is None
+    assert life.place.diary.count((15, "is_quiescent")) == 1
+    assert (drained_at, "drain") in life.place.diary
 
 
-def test_a_second_wish_skips_the_waits() -> None:
+@virtual
+async def test_a_second_wish_skips_the_waits() -> None:
     """Forced, the request is stopped at once; the engine is still cleaned up, once."""
-
-    async def main() -> None:
-        life = Life()
-        request = Request(1000)
-        life.at(1, lambda: life.send(request))
-        life.at(10, life.shutdown.request)
-        life.at(12, life.shutdown.request)
-        assert await life.live() is None
-        assert request.items == ["first", "cancelled"]
-        assert life.place.diary[-2:] == [(12, "cleanup"), (12, "shutdown")]
-
-    run_virtual(main())
+    life = Life()
+    request = Request(1000)
+    life.at(1, lambda: life.send(request))
+    life.at(10, life.shutdown.request)
+    life.at(12, life.shutdown.request)
+    assert await life.live() is None
+    assert request.items == ["first", "cancelled"]
+    assert life.place.diary[-2:] == [(12, "cleanup"), (12, "shutdown")]
 
 
-def test_a_cleanup_that_hangs_is_given_up_when_forced() -> None:
-    """It gets a short while, then the worker ends with an error that says so."""
-
-    async def main() -> None:
-        life = Life(cleanup=1000)
-        life.at(10, life.shutdown.request)
-        life.at(20, life.shutdown.request)
-        error = await life.live()
-        assert isinstance(error, ResponseTimeout)
-        assert error.message == "cleanup did not end within 8 s"
-        assert life.place.diary[-1] == (23, "shutdown")
-
-    run_virtual(main())
+@pytest.mark.parametrize(("forced_at", "over_at"), [(16, 19), (20, 23), (None, 24)])
+@virtual
+async def test_a_cleanup_that_hangs_has_a_deadline(forced_at: int | None, over_at: int) -> None:
+    """It ends the worker with an error that says so; sooner when the shutdown is forced."""
+    life = Life(cleanup=1000)
+    life.at(10, life.shutdown.request)
+    if forced_at is not None:
+        life.at(forced_at, life.shutdown.request)
+    error = await life.live()
+    assert isinstance(error, ResponseTimeout)
+    assert error.message == f"cleanup did not end within {over_at - 15} s"
+    assert life.place.diary[-2:] == [(15, "cleanup"), (over_at, "shutdown")]
 
 
 @pytest.mark.rows("E1", "E5")
 @pytest.mark.parametrize("step", ["start", "serve", "reachable", "register"])
-def test_a_failing_step_on_the_way_up_is_cleaned_up_once(step: str) -> None:
+@virtual
+async def test_a_failing_step_on_the_way_up_is_cleaned_up_once(step: str) -> None:
     """The typed error comes out, after one cleanup and the runtime's end; nobody was told ready."""
-
-    async def main() -> None:
-        life = Life()
-        life.place.fails_at = step
-        error = await life.live()
-        assert isinstance(error, CannotConnect)
-        assert error.message == step
-        assert life.place.steps[-2:] == ["cleanup", "shutdown"]
-        assert life.place.steps.count("cleanup") == 1
-        assert life.ready == []
-
-    run_virtual(main())
+    life = Life()
+    life.place.fails_at = step
+    error = await life.live()
+    assert isinstance(error, CannotConnect)
+    assert error.message == step
+    assert life.place.steps[-2:] == ["cleanup", "shutdown"]
+    assert life.place.steps.count("cleanup") == 1
+    assert life.ready == []
 
 
 @pytest.mark.rows("E1")
-def test_a_config_without_a_model_is_an_error() -> None:
+@virtual
+async def test_a_config_without_a_model_is_an_error() -> None:
     """The engine is cleaned up, and never serves."""
-
-    async def main() -> None:
-        life = Life()
-        life.engine.model = " "
-        assert isinstance(await life.live(), InvalidArgument)
-        assert life.place.steps == ["start", "cleanup", "shutdown"]
-
-    run_virtual(main())
-
-
-def test_a_lost_runtime_is_an_error() -> None:
-    """When serving ends by itself, the engine is cleaned up and the worker fails."""
-
-    async def main() -> None:
-        life = Life()
-        life.at(10, life.place.lost.set)
-        assert isinstance(await life.live(), Disconnected)
-        assert life.place.steps[-2:] == ["cleanup", "shutdown"]
-
-    run_virtual(main())
+    life = Life()
+    life.engine.model = " "
+    assert isinstance(await life.live(), InvalidArgument)
+    assert life.place.steps == ["start", "cleanup", "shutdown"]
 
 
 @pytest.mark.parametrize(("deaf", "cleaned_at"), [(False, 10), (True, 13)])
-def test_a_lost_runtime_stops_what_is_in_flight(*, deaf: bool, cleaned_at: float) -> None:
+@virtual
+async def test_a_lost_runtime_stops_what_is_in_flight(*, deaf: bool, cleaned_at: float) -> None:
     """The engine is not cleaned up under a request, unless that does not hear that it should stop."""
-
-    async def main() -> None:
-        life = Life()
-        request = Request(1000, deaf=deaf)
-        life.at(1, lambda: life.send(request))
-        life.at(10, life.place.lost.set)
-        life.at(60, request.stopped.set)
-        assert isinstance(await life.live(), Disconnected)
-        assert life.place.diary[-2:] == [(cleaned_at, "cleanup"), (cleaned_at, "shutdown")]
-        assert request.items == ["first", "cancelled"]
-
-    run_virtual(main())
+    life = Life()
+    request = Request(1000, deaf=deaf)
+    life.at(1, lambda: life.send(request))
+    life.at(10, life.place.lost.set)
+    life.at(60, request.stopped.set)
+    assert isinstance(await life.live(), Disconnected)
+    assert life.place.diary[-2:] == [(cleaned_at, "cleanup"), (cleaned_at, "shutdown")]
+    assert request.items == ["first", "cancelled"]
 
 
 @pytest.mark.parametrize("fails", ["serving", "register", "ready"])
 @pytest.mark.parametrize("late", [10.5, 12.5])
-def test_a_worker_that_fails_lets_nothing_more_in(fails: str, late: float) -> None:
+@virtual
+async def test_a_worker_that_fails_lets_nothing_more_in(fails: str, late: float) -> None:
     """Whatever fails behind the first request, one that comes while others unwind is refused."""
+    life = Life()
+    in_flight, refused = Request(1000, deaf=True), Request(1)
+    life.at(1, lambda: life.send(in_flight))
+    life.at(late, lambda: life.send(refused))
+    life.at(60, in_flight.stopped.set)
 
-    async def main() -> None:
-        life = Life()
-        in_flight, refused = Request(1000, deaf=True), Request(1)
-        life.at(1, lambda: life.send(in_flight))
-        life.at(late, lambda: life.send(refused))
-        life.at(60, in_flight.stopped.set)
+    async def register(config: EngineConfig, mode: DisaggregationMode, path: str) -> None:
+        await asyncio.sleep(10)
+        if fails == "register":
+            raise CannotConnect(f"register {path}")
 
-        async def register(config: EngineConfig, mode: DisaggregationMode, path: str) -> None:
-            await asyncio.sleep(10)
-            if fails == "register":
-                raise CannotConnect(f"register {path}")
+    class Unready(list[EngineConfig]):
+        def append(self, config: EngineConfig) -> None:
+            raise CannotConnect(config.model)
 
-        class Unready(list[EngineConfig]):
-            def append(self, config: EngineConfig) -> None:
-                raise CannotConnect(config.model)
-
-        if fails == "serving":
-            life.at(10, life.place.lost.set)
-        else:
-            life.place.register = register
-        if fails == "ready":
-            life.ready = Unready()
-        assert isinstance(await life.live(), CannotConnect | Disconnected)
-        assert in_flight.items == ["first", "cancelled"]
-        assert (refused.items, type(refused.error)) == ([], EngineShutdown)
-
-    run_virtual(main())
-
-
-def test_a_cleanup_that_hangs_has_a_deadline() -> None:
-    """Nobody has to force it."""
-
-    async def main() -> None:
-        life = Life(cleanup=1000)
-        life.at(10, life.shutdown.request)
-        assert isinstance(await life.live(), ResponseTimeout)
-        assert life.place.diary[-2:] == [(15, "cleanup"), (24, "shutdown")]
-
-    run_virtual(main())
+    if fails == "serving":
+        life.at(10, life.place.lost.set)
+    else:
+        life.place.register = register
+    if fails == "ready":
+        life.ready = Unready()
+    assert isinstance(await life.live(), CannotConnect | Disconnected)
+    assert in_flight.items == ["first", "cancelled"]
+    assert (refused.items, type(refused.error)) == ([], EngineShutdown)
 
 
 @pytest.mark.parametrize("restored_at", [0, 22, 23.5])
-def test_a_worker_that_is_not_listed_any_more_registers_again(restored_at: float) -> None:
+@virtual
+async def test_a_worker_that_is_not_listed_any_more_registers_again(restored_at: float) -> None:
     """Within seconds, as often as discovery needs, and again the next time; requests go on."""
-
-    async def main() -> None:
-        life = Life()
-        request = Request(40)
-        life.at(5, lambda: life.send(request))
-        life.place.restored_at = restored_at
-        for lost_at in (20.5, 40.5):
-            life.at(lost_at, lambda: setattr(life.place, "listed", False))
-        life.at(60, life.shutdown.request)
-        assert await life.live() is None
-        restored = [at for at, what in life.place.diary if what == "restore"]
-        assert (restored[0], restored[-1]) == (21, 41)
-        assert all(21 <= at <= max(21, restored_at + 1) for at in restored[:-1])
-        assert request.items == ["first", "last"]
-
-    run_virtual(main())
+    life = Life()
+    request = Request(40)
+    life.at(5, lambda: life.send(request))
+    life.place.restored_at = restored_at
+    for lost_at in (20.5, 40.5):
+        life.at(lost_at, lambda: setattr(life.place, "listed", False))
+    life.at(60, life.shutdown.request)
+    assert await life.live() is None
+    restored = [at for at, what in life.place.diary if what == "restore"]
+    assert (restored[0], restored[-1]) == (21, 41)
+    assert all(21 <= at <= max(21, restored_at + 1) for at in restored[:-1])
+    assert request.items == ["first", "last"]
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_worker_that_can_not_register_again_ends(*, fails: bool) -> None:
+@virtual
+async def test_a_worker_that_can_not_register_again_ends(*, fails: bool) -> None:
     """Disconnected, after the requests in flight; what comes in the meantime is refused."""
-
-    async def main() -> None:
-        life = Life()
-        request, late = Request(40), Request(1)
-        life.place.restored_at = 1000
-        life.place.fails_at = "restore" if fails else None
-        life.at(5, lambda: life.send(request))
-        life.at(20.5, lambda: setattr(life.place, "listed", False))
-        life.at(30, lambda: life.send(late))
-        error = await life.live()
-        assert isinstance(error, Disconnected)
-        assert ("restore" if fails else "still not listed") in error.message
-        assert life.place.diary[-2:] == [(45, "cleanup"), (45, "shutdown")]
-        assert request.items == ["first", "last"]
-        assert isinstance(late.error, EngineShutdown)
-
-    run_virtual(main())
+    life = Life()
+    request, late = Request(40), Request(1)
+    life.place.restored_at = 1000
+    life.place.fails_at = "restore" if fails else None
+    life.at(5, lambda: life.send(request))
+    life.at(20.5, lambda: setattr(life.place, "listed", False))
+    life.at(30, lambda: life.send(late))
+    error = await life.live()
+    assert isinstance(error, Disconnected)
+    assert ("restore" if fails else "still not listed") in error.message
+    assert life.place.diary[-2:] == [(45, "cleanup"), (45, "shutdown")]
+    assert request.items == ["first", "last"]
+    assert isinstance(late.error, EngineShutdown)
 
 
-def test_the_first_error_is_told_when_cleanup_fails_too() -> None:
+@virtual
+async def test_the_first_error_is_told_when_cleanup_fails_too() -> None:
     """A cleanup that fails is an error of its own only where nothing failed before."""
-
-    async def main() -> None:
-        life = Life()
-        life.at(10, life.shutdown.request)
-        life.place.fails_at = "cleanup"
-        assert isinstance(await life.live(), CannotConnect)
-        both = Life()
-        both.engine.model = ""
-        both.place.fails_at = "cleanup"
-        assert isinstance(await both.live(), InvalidArgument)
-        assert both.place.steps.count("cleanup") == 1
-
-    run_virtual(main())
+    life = Life()
+    life.at(10, life.shutdown.request)
+    life.place.fails_at = "cleanup"
+    assert isinstance(await life.live(), CannotConnect)
+    both = Life()
+    both.engine.model = ""
+    both.place.fails_at = "cleanup"
+    assert isinstance(await both.live(), InvalidArgument)
+    assert both.place.steps.count("cleanup") == 1
 
 
-def test_an_error_without_a_type_gets_one() -> None:
+@virtual
+async def test_an_error_without_a_type_gets_one() -> None:
     """Whatever an engine raises, the worker's error has a kind."""
+    life = Life()
 
-    async def main() -> None:
-        life = Life()
+    async def fail(worker_id: int) -> EngineConfig:
+        raise RuntimeError("boom")
 
-        async def fail(worker_id: int) -> EngineConfig:
-            raise RuntimeError("boom")
-
-        life.engine.start = fail
-        error = await life.live()
-        assert isinstance(error, Unknown)
-        assert error.message == "boom"
-
-    run_virtual(main())
+    life.engine.start = fail
+    error = await life.live()
+    assert isinstance(error, Unknown)
+    assert error.message == "boom"
 
 
 @pytest.mark.rows("E5")
@@ -503,19 +450,17 @@ def test_whenever_the_end_is_asked_for_the_engine_ends_once(
     run_virtual(main())
 
 
-def test_an_end_that_was_asked_for_before_starts_nothing() -> None:
+@virtual
+async def test_an_end_that_was_asked_for_before_starts_nothing() -> None:
     """A worker that is told to end at once neither starts nor cleans up its engine."""
-
-    async def main() -> None:
-        life = Life()
-        life.shutdown.request()
-        assert await life.live() is None
-        assert life.place.steps == ["shutdown"]
-
-    run_virtual(main())
+    life = Life()
+    life.shutdown.request()
+    assert await life.live() is None
+    assert life.place.steps == ["shutdown"]
 
 
-def test_an_engine_needs_no_optional_methods() -> None:
+@virtual
+async def test_an_engine_needs_no_optional_methods() -> None:
     """An engine with `start` and `cleanup` alone, besides `generate`, lives like any other."""
 
     class Bare:
@@ -523,16 +468,13 @@ def test_an_engine_needs_no_optional_methods() -> None:
             self.start = engine.start
             self.cleanup = engine.cleanup
 
-    async def main() -> None:
-        life = Life("prefill")
-        bare: Any = Bare(life.engine)
-        life.engine = bare
-        life.at(10, life.shutdown.request)
-        assert await life.live() is None
-        assert life.place.steps[-2:] == ["cleanup", "shutdown"]
-        assert life.place.probes == [None]
-
-    run_virtual(main())
+    life = Life("prefill")
+    bare: Any = Bare(life.engine)
+    life.engine = bare
+    life.at(10, life.shutdown.request)
+    assert await life.live() is None
+    assert life.place.steps[-2:] == ["cleanup", "shutdown"]
+    assert life.place.probes == [None]
 
 
 def test_times_are_seconds_from_zero() -> None:

@@ -12,13 +12,22 @@ from typing import Any
 import pytest
 from openai import APIError, OpenAI
 
-from tests.rx_backend.worker._pairs import ask, counted, warm_up, words
-from tests.rx_backend.worker._processes import START_S, Served, frontend, serve, until
-from tests.rx_backend.worker.peers import FIRST, MADE_BEFORE_THE_WAIT, WAIT_INSIDE
+from tests.rx_backend.worker._processes import (
+    START_S,
+    Served,
+    ask,
+    counted,
+    frontend,
+    serve,
+    until,
+    warm_up,
+    words,
+)
+from tests.rx_backend.worker.engines import FIRST, MADE_BEFORE_THE_WAIT, WAIT_INSIDE
 
 pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
 
-ENGINE = "tests.rx_backend.worker.peers:PeerEngine"
+ENGINE = "tests.rx_backend.worker.engines:PeerEngine"
 TOKENS, BEFORE = 12, MADE_BEFORE_THE_WAIT
 
 

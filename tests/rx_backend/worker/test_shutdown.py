@@ -130,12 +130,20 @@ def test_a_failing_start_is_told_and_cleaned_up(
         assert served.count("cleanup") == 1
 
 
-def test_a_port_in_use_ends_the_worker(tmp_path: Path) -> None:
-    """A frontend that can't listen is an error, and the engine is cleaned up."""
-    with serve(tmp_path, "CountingEngine", "--frontend", "--grace-s", "0") as first:
-        first.line("curl -N", START_S)
-        flags = ("--frontend", "--grace-s", "0", "--http-port", str(first.port))
-        with serve(tmp_path, "CountingEngine", *flags) as second:
-            assert f"port {first.port} already in use" in second.line("rx-backend: error", START_S)
-            assert second.ended() == 1
-            assert second.count("cleanup") == second.count("start True")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_a_start_that_blocks(tmp_path: Path, number: signal.Signals) -> None:
+    """It is interrupted after some seconds, and cleaned up."""
+    with serve(tmp_path, "BlockingEngine") as served:
+        served.line("blocks", START_S)
+        served.signal(number)
+        assert served.ended(2 * START_S) == 0
+        assert served.count("cleanup") == 1
+
+
+def test_a_start_that_can_not_be_interrupted_ends_the_process(tmp_path: Path) -> None:
+    """One signal is enough, as orchestrators send it."""
+    with serve(tmp_path, "BlockingEngine", SWALLOWS="1") as served:
+        served.line("blocks", START_S)
+        served.signal()
+        assert served.ended(2 * START_S) == 1
+        served.line("error: the engine's start blocks the event loop")

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from openai import APIStatusError
 
-from rx_backend.worker.frontend import until_listed
-from tests.otlp.receiver import Link, Receiver
-from tests.rx_backend.worker._processes import START_S, frontend, serve, until
+from tests.otlp.receiver import Receiver
+from tests.rx_backend.worker._processes import START_S, serve
 from tests.rx_backend.worker.engines import MODEL
 
 pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
@@ -51,38 +47,3 @@ def test_a_request_is_part_of_its_clients_trace(receiver: Receiver, tmp_path: Pa
     (requests,) = receiver.points_of("rx_backend.requests")
     assert (requests.value, requests.resource["service.name"]) == (1.0, "rx-backend")
     assert not [line for line in served.seen if "were lost" in line]
-
-
-@pytest.mark.rows("T1", "T4")
-def test_the_link_of_a_pair_resolves(receiver: Receiver, tmp_path: Path) -> None:
-    """Prefill and decode export from processes of their own; the link names a span that is there."""
-    engine = "examples.disaggregated_engine:CountingEngine"
-    flags = ["--grace-s", "0", "--otlp", receiver.grpc, "--mode"]
-    with ExitStack() as stack:
-        enter = stack.enter_context
-        workers = [enter(serve(tmp_path, engine, *flags, mode)) for mode in ("prefill", "decode")]
-        front = enter(frontend(tmp_path, "--otlp", receiver.grpc))
-        for worker in workers:
-            worker.line("serving", START_S)
-        client = enter(front.client())
-        asyncio.run(until_listed("127.0.0.1", front.port, "counting"))
-
-        def answered() -> bool:
-            # A frontend lists a model a moment before it knows where the workers are.
-            with suppress(APIStatusError):
-                client.chat.completions.create(
-                    model="counting", messages=[{"role": "user", "content": "go"}], max_tokens=3
-                )
-                return True
-            return False
-
-        until(answered, *workers)
-        for worker in workers:
-            worker.signal()
-            assert worker.ended() == 0
-    spans = {span.attributes["disagg_role"]: span for span in receiver.named("engine.generate")}
-    prefill, decode = spans["prefill"], spans["decode"]
-    assert decode.links == (Link(prefill.trace_id, prefill.span_id),)
-    assert decode.trace_id == prefill.trace_id
-    names = [span.resource["service.name"] for span in (prefill, decode)]
-    assert names == ["rx-backend-prefill", "rx-backend-decode"]

@@ -1,0 +1,238 @@
+"""Workers and frontends as processes: what they register, listen on, survive, and leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+
+from rx_backend.worker.frontend import until_listed
+from tests.rx_backend.worker._processes import (
+    ROOT,
+    START_S,
+    STEP_S,
+    ask,
+    counted,
+    free_port,
+    frontend,
+    serve,
+    until,
+    warm_up,
+    words,
+)
+from tests.rx_backend.worker.engines import FAIL_FIRST, FAIL_LATER, MODEL, WAIT_INSIDE
+
+pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
+
+PEER = "tests.rx_backend.worker.engines:PeerEngine"
+NO_GRACE = ("--grace-s", "0")
+
+
+def entry(folder: Path, bucket: str) -> dict[str, Any]:
+    """Read the only entry of a bucket of file discovery."""
+    (file,) = (folder / "discovery" / "v1" / bucket).iterdir()
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(
+    ("mode", "component", "worker_type", "needs"),
+    [
+        ("agg", "backend", "aggregated", []),
+        ("prefill", "prefill", "prefill", [["decode"]]),
+        ("decode", "backend", "decode", [["prefill"]]),
+    ],
+)
+def test_the_role_and_the_sizes_are_registered(
+    tmp_path: Path, mode: str, component: str, worker_type: str, needs: list[list[str]]
+) -> None:
+    """The card has the engine's sizes, its data, and what the role needs; it goes with the worker."""
+    flags = ("--mode", mode, "--namespace", "here", *NO_GRACE)
+    with serve(tmp_path, "CountingEngine", *flags) as served:
+        served.line("serving", START_S)
+        found = entry(tmp_path, "instances")
+        assert (found["namespace"], found["component"]) == ("here", component)
+        card = entry(tmp_path, "mdc")["card_json"]
+        assert card["display_name"] == MODEL
+        assert card["worker_type"] == worker_type
+        assert card.get("needs", []) == needs
+        assert card["kv_cache_block_size"] == 32
+        assert card["context_length"] == 2048
+        runtime = card["runtime_config"]
+        assert runtime["total_kv_blocks"] == 640
+        assert runtime["runtime_data"] == {"any": [1, {"json": None}], "text": "x", "yes": True}
+        served.signal()
+        assert served.ended() == 0
+        for bucket in ("instances", "mdc"):
+            assert list((tmp_path / "discovery" / "v1" / bucket).iterdir()) == []
+
+
+def status(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=STEP_S) as answer:
+            return answer.status, json.load(answer)["status"]
+    except HTTPError as error:
+        with error:
+            return error.code, json.load(error)["status"]
+
+
+READY, NOT_READY = (200, "ready"), (503, "notready")
+
+
+@pytest.mark.rows("H2")
+@pytest.mark.parametrize(
+    ("letter", "expected"), [("c", READY), (FAIL_FIRST, NOT_READY), (FAIL_LATER, NOT_READY)]
+)
+def test_the_probe_decides_on_the_health(
+    tmp_path: Path, letter: str, expected: tuple[int, str]
+) -> None:
+    """A probe that fails makes the worker unhealthy, also when its first token came."""
+    port = free_port()
+    checked: dict[str, Any] = {"DYN_HEALTH_CHECK_ENABLED": "true", "DYN_CANARY_WAIT_TIME": "1"}
+    with serve(
+        tmp_path, "CountingEngine", PROBE=letter, DYN_SYSTEM_PORT=str(port), **checked
+    ) as served:
+        served.line("serving", START_S)
+        served.line(f"probed {letter}")
+        # By the time of the second probe the first has been judged.
+        served.line(f"probed {letter}")
+        assert status(port, "/health") == expected
+
+
+@pytest.mark.parametrize("engine", ["CountingEngine", "ProbelessEngine"])
+def test_a_registered_worker_is_alive(tmp_path: Path, engine: str) -> None:
+    """Without a health check too, also for an engine that has no request for one."""
+    port = free_port()
+    with serve(tmp_path, engine, DYN_SYSTEM_PORT=str(port)) as served:
+        served.line("serving", START_S)
+        assert status(port, "/live") == status(port, "/health") == READY
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_worker_that_discovery_forgot_registers_again(tmp_path: Path, *, waits: bool) -> None:
+    """As after a long freeze: within seconds, with its model, and its requests go on."""
+    with (
+        serve(tmp_path, PEER, *NO_GRACE, RELEASE=str(tmp_path)) as worker,
+        frontend(tmp_path) as front,
+        front.client() as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        worker.line("serving", START_S)
+        warm_up(client, front.port, worker)
+        letter = WAIT_INSIDE if waits else "c"
+        answer = pool.submit(lambda: list(words(ask(client, letter, 8))))
+        if waits:
+            until(lambda: worker.count("waiting"), worker)
+        else:
+            assert answer.result(STEP_S) == counted(8)
+        for bucket in ("instances", "mdc"):
+            next((tmp_path / "discovery" / "v1" / bucket).iterdir()).unlink()
+        worker.line("not listed in discovery, registering again")
+        worker.line("listed in discovery again")
+        (tmp_path / WAIT_INSIDE).touch()
+        assert answer.result(STEP_S) == counted(8)
+        warm_up(client, front.port)
+        assert list(words(ask(client.with_options(max_retries=9), "c", 3))) == counted(3)
+
+
+def test_a_worker_that_can_not_register_again_ends(tmp_path: Path) -> None:
+    """Its kind is logged, and the exit code is 1."""
+    with serve(tmp_path, "CountingEngine", *NO_GRACE) as served:
+        served.line("serving", START_S)
+        shutil.rmtree(tmp_path / "discovery")
+        assert "BackendDisconnected: lost the place" in served.line("rx-backend: error:", 30)
+        assert served.ended() == 1
+        assert served.count("cleanup") == 1
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_output_that_can_not_be_written_is_lost_and_nothing_else(
+    tmp_path: Path, stream: str
+) -> None:
+    """A full disk under the log, or a pipe that was closed, ends no worker."""
+    with Path("/dev/full").open("w") as full:
+        lost: dict[str, Any] = {stream: full}
+        with (
+            serve(tmp_path, "examples.echo_engine:EchoEngine", *NO_GRACE, **lost) as served,
+            frontend(tmp_path) as front,
+        ):
+            asyncio.run(asyncio.wait_for(until_listed("127.0.0.1", front.port, "echo"), START_S))
+            served.signal()
+            assert served.ended() == 0
+
+
+def test_nothing_is_left_behind_by_a_kill(tmp_path: Path) -> None:
+    """However often a worker without a home is killed, there is one folder for its model."""
+    for _ in range(2):
+        with serve(tmp_path, "CountingEngine", HOME="/dev/null") as served:
+            served.line("serving", START_S)
+            served.signal(signal.SIGKILL)
+            served.ended()
+    left = {path.name.split("-")[0] for path in tmp_path.iterdir()} - {"discovery"}
+    assert left == {"rx"}
+    (shared,) = tmp_path.glob("rx-backend-*")
+    assert len(list(shared.iterdir())) == 1
+
+
+def test_a_folder_that_happens_to_have_the_models_name(tmp_path: Path) -> None:
+    """It is no model without a model's files in it, and no obstacle."""
+    (tmp_path / MODEL).mkdir()
+    engine, search = "tests.rx_backend.worker.engines:CountingEngine", str(ROOT)
+    with serve(tmp_path, engine, *NO_GRACE, cwd=tmp_path, PYTHONPATH=search) as served:
+        served.line("serving", START_S)
+
+
+def test_a_worker_takes_requests_without_delay(tmp_path: Path) -> None:
+    """The runtime's own server has TCP_NODELAY by the time of the first request."""
+    with (
+        serve(tmp_path, "ListeningEngine") as served,
+        frontend(tmp_path) as front,
+        front.client() as client,
+    ):
+        served.line("serving", START_S)
+        asyncio.run(until_listed("127.0.0.1", front.port, MODEL))
+        client.with_options(max_retries=9).chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "count"}]
+        )
+        assert served.count("at once True") > 0
+        assert served.count("at once False") == 0
+
+
+def test_a_frontend_ends_when_its_streams_have(tmp_path: Path) -> None:
+    """A signal cuts no answer off; the exit code is 0, and the worker stays."""
+    with (
+        serve(tmp_path, PEER, RELEASE=str(tmp_path)) as worker,
+        frontend(tmp_path) as front,
+        front.client() as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        worker.line("serving", START_S)
+        warm_up(client, front.port, worker)
+        answer = pool.submit(lambda: list(words(ask(client, WAIT_INSIDE, 8))))
+        until(lambda: worker.count("waiting"), worker)
+        front.signal()
+        assert front.process.poll() is None
+        (tmp_path / WAIT_INSIDE).touch()
+        assert answer.result(STEP_S) == counted(8)
+        assert front.ended() == 0
+        assert worker.process.poll() is None
+
+
+def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
+    """For a frontend alone, and for a worker with one, whose engine is cleaned up."""
+    with frontend(tmp_path) as first:
+        port: dict[str, Any] = {"DYN_HTTP_PORT": str(first.port)}
+        told = f"port {first.port} already in use"
+        with pytest.raises(AssertionError, match=told), frontend(tmp_path, **port):
+            pass
+        with serve(tmp_path, "CountingEngine", "--frontend", *NO_GRACE, **port) as second:
+            assert told in second.line("rx-backend: error", START_S)
+            assert second.ended() == 1
+            assert second.count("cleanup") == second.count("start True")
