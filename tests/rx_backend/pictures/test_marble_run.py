@@ -18,7 +18,7 @@ from operators import (
 )
 from operators.authoring import AnyOperator
 from rx_backend import LLMEngineOutput
-from rx_backend.pictures import MarblePicture, MarbleRun
+from rx_backend.pictures import MarbleRun
 from rx_backend.testing import MarbleError
 
 CHUNKS = {
@@ -41,10 +41,6 @@ def has_tokens(chunk: LLMEngineOutput) -> bool:
 
 def inverse(text: str) -> int:
     return 1 // int(text)
-
-
-def busy(picture: MarblePicture) -> dict[str, tuple[tuple[float, float], ...]]:
-    return {row.name: row.busy for row in picture.rows if row.busy}
 
 
 def test_pipe_and_fuse_show_the_same() -> None:
@@ -122,21 +118,25 @@ def test_errors_are_shown_where_they_come(life: str) -> None:
 
 @pytest.mark.rows("S4")
 def test_a_slow_consumer_slows_its_source() -> None:
-    """The source is at work only while it is asked, and the consumer while it has an item."""
-    picture = MarbleRun("-a-b-|").fuse(takes=3)
-    assert busy(picture) == {"source": ((0, 1), (4, 6), (9, 11)), "result": ((1, 4), (6, 9))}
+    """The source works on an item only while one is requested; each takes as long as in its line."""
+    assert repr(MarbleRun("-a-b-|").fuse(consumer_delay=3)) == (
+        "source  -a----b----|\nresult  -a----b----|"
+    )
 
 
 def test_an_operator_that_pulls_ahead_is_seen_to() -> None:
     """With `coalesce` the source is asked while the consumer is busy, and chunks are merged."""
-    picture = MarbleRun("-1-2-3-(T|)", values=CHUNKS).fuse(coalesce(), takes=5)
-    assert busy(picture)["source"] == ((0, 1), (1, 3), (3, 5), (5, 7))
-    assert [str(event.frame) for event in picture.rows[-1].events] == ["1", "6", "11", "16"]
+    picture = MarbleRun("-1-2-3-(T|)", values=CHUNKS).fuse(coalesce(), consumer_delay=5)
+    assert [event.frame for event in picture.rows[0].events] == [1, 3, 5, 7, 7]
+    assert [event.frame for event in picture.rows[-1].events] == [1, 6, 11, 16]
 
 
-def test_a_source_that_never_answers_is_asked_to_the_end() -> None:
-    """The last stretch has no end."""
-    assert busy(MarbleRun("-a-").fuse())["source"] == ((0, 1), (1, float("inf")))
+def test_an_input_plays_while_its_run_does() -> None:
+    """Subscribed to at any other time it says so."""
+    stop = MarbleRun("-a-|").input("stop", "-s")
+    errors: list[Exception] = []
+    stop.subscribe(on_error=errors.append)
+    assert [str(error) for error in errors] == ["the input 'stop' plays while its MarbleRun runs"]
 
 
 def test_without_operators_the_source_stands_alone() -> None:
@@ -173,6 +173,6 @@ def test_aioreactive_operators_are_for_fuse() -> None:
     import aioreactive as rx
 
     run = MarbleRun("-a-b-|")
-    with pytest.raises(NotAnOperator, match=r"pipe: operators\[0\] is one of aioreactive"):
+    with pytest.raises(NotAnOperator, match=r"pipe: operators\[0\] is for fuse"):
         run.pipe(rx.map(str.upper))
     assert repr(run.fuse(rx.map(str.upper))) == "source  -a-b-|\nresult  -A-B-|"
