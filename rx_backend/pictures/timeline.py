@@ -43,7 +43,7 @@ class Timeline(RowPicture):
     """
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
-        self._entries: list[Mark] = []
+        self._marks: list[Mark] = []
         self._now_ms = _milliseconds(clock)
         self._group: str | None = None
 
@@ -63,7 +63,7 @@ class Timeline(RowPicture):
         """
         if kind not in {"event", "end", "error", "drop"}:
             raise ValueError(f"kind: expected event, end, error or drop, got {kind!r}")
-        self._entries.append(Mark(lane, self._now_ms(), label, kind, group=self._group or ""))
+        self._marks.append(Mark(lane, self._now_ms(), label, kind, group=self._group or ""))
 
     @contextmanager
     def span(self, lane: str, label: str = "") -> Generator[None]:
@@ -75,7 +75,7 @@ class Timeline(RowPicture):
             label: What to write in it.
         """
         span = Mark(lane, self._now_ms(), label, "span", group=self._group or "")
-        self._entries.append(span)
+        self._marks.append(span)
         try:
             yield
         finally:
@@ -105,7 +105,7 @@ class Timeline(RowPicture):
     @property
     def entries(self) -> list[Mark]:
         """The marks and spans, in the order in which they were noted."""
-        return [entry for entry in self._entries if self._group in {None, entry.group}]
+        return [entry for entry in self._marks if self._group in {None, entry.group}]
 
     def _rows(self) -> list[Row]:
         groups: dict[str, dict[str, Row]] = {}

@@ -83,9 +83,8 @@ def unreadable(figure: Figure, dpi: float = 100) -> list[str]:
     grounds = {id(figure.patch), *(id(axes.patch) for axes in figure.axes)}
     bars = [box(figure, bar) for bar in figure.findobj(Rectangle) if id(bar) not in grounds]
     lines = list(_lines(figure))
-    edges = np.array(
-        [[*line.vertices.min(axis=0), *line.vertices.max(axis=0)] for _, line in lines]
-    )
+    ends = [[*line.vertices.min(axis=0), *line.vertices.max(axis=0)] for _, line in lines]
+    edges = np.array(ends).reshape(-1, 4)
     for text, at in places:
         if text.get_bbox_patch() is not None or any(_is_on(at, bar) for bar in bars):
             continue
