@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
@@ -42,7 +43,10 @@ class _LineChart(Chart):
         for axes in panels[-self.grid[1] :]:
             axes.set_xlabel(self.against[1])
         for name, color in run_colors(self._runs).items():
-            x, *columns = zip(*self._runs[name], strict=True) if self._runs[name] else [()] * 9
+            rows = [
+                [math.nan if value is None else value for value in row] for row in self._runs[name]
+            ]
+            x, *columns = zip(*rows, strict=True) if rows else [()] * 9
             marker = "o" if len(x) <= _MOST_ROWS else ""
             lines = iter(columns)
             for axes, names in zip(panels, self.figures.values(), strict=True):
@@ -206,7 +210,7 @@ class OutcomeChart(Chart):
         axes.set_yticks(
             range(len(self._counts)), [style.shorten(name, 2.0) for name in self._counts]
         )
-        axes.set_ylim(len(self._counts) - 0.5, -0.5)
+        axes.set_ylim(max(len(self._counts), 1) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         per_inch = max(map(sum, self._counts.values()), default=0) / 6
         before = [0] * len(self._counts)

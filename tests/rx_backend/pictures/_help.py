@@ -43,21 +43,27 @@ def middle(figure: Figure, name: str) -> tuple[float, float]:
 
 
 def texts(figure: Figure) -> list[Text]:
-    """Everything that can be read; ticks in hand that are not shown can't."""
+    """Everything that can be read."""
     figure.draw_without_rendering()
-    hidden: set[int] = set()
-    for axes in figure.axes:
-        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-            low, high = sorted(limits)
-            for tick in axis.get_major_ticks():
-                if not low <= tick.get_loc() <= high:
-                    hidden |= {id(tick.label1), id(tick.label2)}
+    hidden = _hidden(figure)
     found = [artist for artist in figure.findobj(Text) if isinstance(artist, Text)]
     return [
         text
         for text in found
         if text.get_visible() and text.get_text().strip() and id(text) not in hidden
     ]
+
+
+def _hidden(figure: Figure) -> set[int]:
+    """Ticks beyond the ends of an axis, and axes that are off: matplotlib has them in hand."""
+    hidden: list[Artist] = []
+    for axes in figure.axes:
+        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            low, high = sorted(limits)
+            for tick in axis.get_major_ticks():
+                if not axes.axison or not low <= tick.get_loc() <= high:
+                    hidden += tick.findobj()
+    return {id(artist) for artist in hidden}
 
 
 def unreadable(figure: Figure, dpi: float = 100) -> list[str]:
@@ -109,11 +115,10 @@ def _overlap(one: Bbox, other: Bbox, by: float = 0.01) -> bool:
 
 def _lines(figure: Figure) -> Iterator[tuple[str, Path]]:
     """Lines and marks as paths; what is drawn in a panel ends at its edges."""
-    hidden = [axis for axes in figure.axes if not axes.axison for axis in (axes.xaxis, axes.yaxis)]
-    not_drawn = {id(artist) for axis in hidden for artist in axis.findobj()}
+    hidden = _hidden(figure)
     for artist in figure.findobj(lambda one: isinstance(one, Line2D | LineCollection)):
         found: Any = artist
-        if not found.get_visible() or id(found) in not_drawn:
+        if not found.get_visible() or id(found) in hidden:
             continue
         paths = found.get_paths() if isinstance(found, LineCollection) else [found.get_path()]
         for path in paths:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rx_backend.engines import SimulatedEngine
 from rx_backend.replay import ReplayResult, Request, replay, synthetic
-from rx_backend.replay.plot import write_plot
+from rx_backend.replay.plot import ReplayChart, write_plot
+from rx_backend.replay.report import format_table, summarize
 from rx_backend.testing import run_virtual
+from tests.rx_backend.pictures._help import unreadable
 
 
 def results() -> dict[str, ReplayResult]:
@@ -30,9 +33,45 @@ def results() -> dict[str, ReplayResult]:
 
 @pytest.mark.timeout(120)
 def test_writes_a_png_for_any_replay(tmp_path: Path) -> None:
-    """A picture comes out also where there is little to draw."""
+    """A picture comes out also where there is little to draw, and can be read; so does a table."""
     for name, result in results().items():
         path = tmp_path / f"{name}.png"
         write_plot(path, result, title=name)
         assert path.read_bytes().startswith(b"\x89PNG")
-        assert path.stat().st_size > 10_000
+        chart = ReplayChart(result, title=name * 40)
+        assert unreadable(chart.figure()) == []
+        assert repr(chart) == format_table(summarize(result))
+
+
+def test_panels_show_the_figures() -> None:
+    """Requests in flight, tokens per second, TTFT by outcome, shares, and time per token by load."""
+    result = results()["busy"]
+    flight, ttft_shares, output, itl, ttft, by_load = ReplayChart(result).figure().axes
+    vertices = np.asarray(flight.collections[0].get_paths()[0].vertices)
+    assert vertices[:, 1].max() == max(
+        sum(row.arrival_s <= at.arrival_s < row.end_s for row in result.requests)
+        for at in result.requests
+    )
+    stairs = output.patches[0].get_data()
+    assert np.sum(stairs.values * np.diff(stairs.edges)) == sum(result.tokens_by_s.values())
+    times = [row.ttft_ms for row in result.requests if row.ttft_ms is not None]
+    outcomes = {str(dots.get_label()): len(dots.get_offsets()) for dots in ttft.collections}
+    assert sum(outcomes.values()) == len(times)
+    assert outcomes["error"] == sum(
+        row.outcome == "error" and row.ttft_ms is not None for row in result.requests
+    )
+    line, *marks = ttft_shares.lines
+    assert np.asarray(line.get_xdata())[-1] == pytest.approx(max(times))
+    summary = summarize(result)
+    assert [np.asarray(mark.get_xdata())[0] for mark in marks] == [
+        summary.ttft_ms.p50,
+        summary.ttft_ms.p90,
+        summary.ttft_ms.p99,
+    ]
+    assert f"p50 {summary.itl_ms.p50:,.1f}" in itl.get_title(loc="left")
+    points = np.asarray(by_load.collections[0].get_offsets())
+    slow = [row for row in result.requests if row.ttft_ms is not None and row.tokens > 10]
+    assert sorted(points[:, 1]) == pytest.approx(
+        sorted((row.duration_ms - (row.ttft_ms or 0)) / (row.tokens - 1) for row in slow)
+    )
+    assert points[:, 0].min() >= 1
