@@ -134,7 +134,9 @@ class Lane:
         self.above = self._base + max(levels * _LABEL, 0.06)
         self.height = self.above + self._base
         if row.kind != "lane":
-            columns = max(1, int((length - 0.2) / style.text_width("@", style.TEXT_PT)))
+            room, wide = length - 0.2, style.text_width(row.name, style.TEXT_PT)
+            share = 1.0 if wide <= room else 0.9 * room / wide
+            columns = max(1, int(len(row.name) * share))
             self.name = "\n".join(textwrap.wrap(row.name, columns, break_on_hyphens=False))
             self.height = 0.3 + 0.18 * (1 + self.name.count("\n"))
             self.above = self.height / 2

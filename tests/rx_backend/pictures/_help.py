@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -18,117 +18,95 @@ from matplotlib.transforms import Bbox
 
 
 def drawn(figure: Figure) -> list[str]:
-    """The names of what is drawn."""
+    """Return the names of what is drawn."""
     return [gid for artist in figure.findobj() if (gid := artist.get_gid())]
 
 
 def find(figure: Figure, name: str) -> Any:
-    """What is drawn under a name, once."""
+    """Return what is drawn under a name, once."""
     (found,) = [artist for artist in figure.findobj() if artist.get_gid() == name]
     return found
 
 
 def box(figure: Figure, artist: Artist) -> Bbox:
-    """Where it is on the page, from the bottom left corner; with its frame, if it has one."""
+    """Return where it is on the page, from the bottom left corner; with its frame, if it has one."""
     patch = artist.get_bbox_patch() if isinstance(artist, Text) else None
-    renderer = cast("Any", figure.canvas).get_renderer()
-    extent = (artist if patch is None else patch).get_window_extent(renderer)
+    extent = (artist if patch is None else patch).get_window_extent()
     return Bbox(extent.get_points() / figure.dpi)
 
 
 def middle(figure: Figure, name: str) -> tuple[float, float]:
-    """The middle of what is drawn under a name; y grows upwards."""
+    """Return the middle of what is drawn under a name; y grows upwards."""
     place = box(figure, find(figure, name))
     return (place.x0 + place.x1) / 2, (place.y0 + place.y1) / 2
 
 
 def texts(figure: Figure) -> list[Text]:
-    """Everything that can be read."""
+    """Return everything that can be read."""
     figure.draw_without_rendering()
-    hidden = _hidden(figure)
-    found = [artist for artist in figure.findobj(Text) if isinstance(artist, Text)]
-    return [
-        text
-        for text in found
-        if text.get_visible() and text.get_text().strip() and id(text) not in hidden
-    ]
+    found: list[Any] = figure.findobj(Text)
+    return [text for text in _shown(figure, found) if text.get_text().strip()]
 
 
-def _hidden(figure: Figure) -> set[int]:
-    """Ticks beyond the ends of an axis, and axes that are off: matplotlib has them in hand."""
-    hidden: list[Artist] = []
+def _shown(figure: Figure, artists: list[Any]) -> list[Any]:
+    """Leave out ticks beyond the ends of an axis, and axes that are off."""
+    hidden: set[int] = set()
     for axes in figure.axes:
         for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-            low, high = sorted(limits)
             for tick in axis.get_major_ticks():
-                if not axes.axison or not low <= tick.get_loc() <= high:
-                    hidden += tick.findobj()
-    return {id(artist) for artist in hidden}
+                if not axes.axison or not min(limits) <= tick.get_loc() <= max(limits):
+                    hidden |= {id(artist) for artist in tick.findobj()}
+    return [one for one in artists if one.get_visible() and id(one) not in hidden]
 
 
 def unreadable(figure: Figure, dpi: float = 100) -> list[str]:
     """
-    What can't be read, at a resolution.
+    Name what can't be read at a resolution: text that lies on text or off the page, or is crossed.
 
-    That is text upon text, text off the page, and text that a line or a mark crosses. A text in a
-    frame of its own, and one on a bar, hide what is below them.
+    A text in a frame of its own, and one on a bar, hide what is below them.
     """
     figure.dpi = dpi
     places = [(text, box(figure, text).padded(-0.005)) for text in texts(figure)]
-    width, height = figure.get_size_inches()
-    found = [
-        f"{text.get_text()!r} is off the page"
-        for text, at in places
-        if at.x0 < 0 or at.y0 < 0 or at.x1 > width or at.y1 > height
-    ]
+    page = Bbox.from_bounds(0, 0, *figure.get_size_inches())
+    found = [f"{text.get_text()!r} off the page" for text, at in places if not _is_in(at, page)]
     found += [
-        f"{one.get_text()!r} is upon {other.get_text()!r}"
+        f"{one.get_text()!r} on {other.get_text()!r}"
         for (one, here), (other, there) in combinations(places, 2)
-        if _overlap(here, there)
+        if overlap(here, there) > 0.01
     ]
     grounds = {id(figure.patch), *(id(axes.patch) for axes in figure.axes)}
     bars = [box(figure, bar) for bar in figure.findobj(Rectangle) if id(bar) not in grounds]
     lines = list(_lines(figure))
-    ends = [[*line.vertices.min(axis=0), *line.vertices.max(axis=0)] for _, line in lines]
-    edges = np.array(ends).reshape(-1, 4)
+    edges = np.array([[line.min(axis=0), line.max(axis=0)] for line in lines]).reshape(-1, 4)
     for text, at in places:
-        if text.get_bbox_patch() is not None or any(_is_on(at, bar) for bar in bars):
-            continue
-        is_near = (edges[:, 0] <= at.x1) & (edges[:, 2] >= at.x0)
-        is_near &= (edges[:, 1] <= at.y1) & (edges[:, 3] >= at.y0)
-        for place in np.flatnonzero(is_near):
-            name, line = lines[place]
-            if line.intersects_bbox(at, filled=False):
-                found.append(f"{text.get_text()!r} is crossed by {name}")
+        if text.get_bbox_patch() is None and not any(_is_in(at, bar) for bar in bars):
+            low, high = edges[:, :2] <= at.max, edges[:, 2:] >= at.min
+            near = np.flatnonzero(low.all(axis=1) & high.all(axis=1))
+            if any(Path(lines[place]).intersects_bbox(at, filled=False) for place in near):
+                found.append(f"{text.get_text()!r} crossed")
     return found
 
 
-def _is_on(at: Bbox, bar: Bbox) -> bool:
-    return bar.contains(at.x0, at.y0) and bar.contains(at.x1, at.y1)
-
-
-def _overlap(one: Bbox, other: Bbox, by: float = 0.01) -> bool:
+def overlap(one: Bbox, other: Bbox) -> float:
     across = min(one.x1, other.x1) - max(one.x0, other.x0)
-    along = min(one.y1, other.y1) - max(one.y0, other.y0)
-    return across > by and along > by
+    return min(across, min(one.y1, other.y1) - max(one.y0, other.y0))
 
 
-def _lines(figure: Figure) -> Iterator[tuple[str, Path]]:
-    """Lines and marks as paths; what is drawn in a panel ends at its edges."""
-    hidden = _hidden(figure)
-    for artist in figure.findobj(lambda one: isinstance(one, Line2D | LineCollection)):
-        found: Any = artist
-        if not found.get_visible() or id(found) in hidden:
-            continue
-        paths = found.get_paths() if isinstance(found, LineCollection) else [found.get_path()]
+def _is_in(inner: Bbox, outer: Bbox) -> bool:
+    return outer.contains(inner.x0, inner.y0) and outer.contains(inner.x1, inner.y1)
+
+
+def _lines(figure: Figure) -> Iterator[Any]:
+    """Yield the points of lines and marks; what is drawn in a panel ends at its edges."""
+    lines: list[Any] = figure.findobj(Line2D) + figure.findobj(LineCollection)
+    for line in _shown(figure, lines):
+        paths = line.get_paths() if isinstance(line, LineCollection) else [line.get_path()]
         for path in paths:
-            vertices = found.get_transform().transform(path.vertices) / figure.dpi
-            if found.axes is not None and found.get_clip_on():
-                edges = found.axes.bbox.get_points() / figure.dpi
-                vertices = np.clip(vertices, *edges)
-            if isinstance(found, Line2D) and str(found.get_marker()) not in {"None", "", " "}:
-                half = found.get_markersize() / 2 / 72
-                for x, y in vertices:
-                    yield str(found), Path([(x, y - half), (x, y + half)])
-            if len(vertices) > 1:
-                yield str(found.get_gid() or found), Path(vertices)
+            points = line.get_transform().transform(path.vertices) / figure.dpi
+            if line.axes is not None and line.get_clip_on():
+                points = np.clip(points, *(line.axes.bbox.get_points() / figure.dpi))
+            if isinstance(line, Line2D) and line.get_marker() not in {"None", "", " "}:
+                half = (0, line.get_markersize() / 2 / 72)
+                yield from (np.array([point - half, point + half]) for point in points)
+            if len(points) > 1:
+                yield points

@@ -18,7 +18,7 @@ from tests.rx_backend.pictures._help import box, drawn, find, middle, texts, unr
 
 
 def ticking(*times_s: float) -> Timeline:
-    """A timeline whose clock gives these times, one for each look at it."""
+    """Return a timeline whose clock reads these times, one after the other."""
     return Timeline(clock=iter(times_s).__next__)
 
 
@@ -158,7 +158,8 @@ def entries() -> st.SearchStrategy[list[Mark]]:
     return st.lists(marks | st.builds(span, marks, st.none() | times), max_size=40)
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.mark.timeout(120)
+@settings(max_examples=12, deadline=None)
 @given(entries(), st.sampled_from([1e-3, 1.0, 1e5]), st.integers(50, 300))
 def test_nothing_is_written_over_anything_else(noted: list[Mark], scale: float, dpi: int) -> None:
     """Whatever happens, however fast, and however sharp: all can be read."""

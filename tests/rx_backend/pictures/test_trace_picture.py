@@ -38,7 +38,7 @@ def ended(span: Span, at_ms: int, **attributes: str) -> None:
 
 
 def pair(spans: Spans) -> TracePicture:
-    """A request that visits a prefill and a decode worker; its client leaves early."""
+    """Record a request that visits a prefill and a decode worker; its client leaves early."""
     request = started(spans, "http-request", 0)
     prefill = started(spans, "engine.generate", 5, request)
     ended(started(spans, "read the prompt", 6, prefill), 38)
@@ -173,7 +173,8 @@ def test_no_spans_make_a_picture_too() -> None:
     assert picture.png().startswith(b"\x89PNG")
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.mark.timeout(120)
+@settings(max_examples=12, deadline=None)
 @given(
     st.lists(
         st.tuples(

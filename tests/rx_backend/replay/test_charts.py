@@ -180,6 +180,7 @@ def test_outcomes_are_parts_of_a_bar() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0.5 s", "none"]
 
 
+@pytest.mark.timeout(60)
 def test_each_of_many_runs_has_a_colour_of_its_own() -> None:
     """And a place in the legend, which makes the page taller, not the panels smaller."""
     few, many = (
@@ -196,13 +197,7 @@ def charts() -> st.SearchStrategy[Chart]:
     names = st.text("wi$_^{ ", min_size=1, max_size=70)
     counts, many = st.integers(0, 10**6), st.integers(1, 30)
     judged = st.builds(
-        lambda good, slow, failed, ms: figures(
-            good=good, slow=slow, failed=failed, p50=ms, p99=ms * 9
-        ),
-        counts,
-        counts,
-        counts,
-        st.floats(0.01, 1e6),
+        figures, good=counts, slow=counts, failed=counts, p50=st.just(1.0), p99=st.floats(1, 1e6)
     )
     gaps = st.lists(st.floats(0.0, 9.0), max_size=40)
     streams = gaps.map(lambda some: stream(*accumulate(some), sizes={0: 70}))
@@ -225,7 +220,8 @@ def test_no_text_lies_upon_another(name: str) -> None:
     assert unreadable(CHARTS[name].figure()) == []
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.mark.timeout(120)
+@settings(max_examples=12, deadline=None)
 @given(charts(), st.integers(50, 300))
 def test_nothing_is_written_over_anything_else(chart: Chart, dpi: int) -> None:
     """However many runs, however long their names, and whatever their figures: all can be read."""
