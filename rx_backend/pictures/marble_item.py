@@ -32,20 +32,15 @@ class MarbleRow:
 
 @dataclass(frozen=True, slots=True)
 class Marble:
-    """
-    How an item is shown.
-
-    Attributes:
-        content: Its letter, token ids or text.
-        ending: Its finish reason, or the type of its error.
-        is_fault: It carries an error.
-        is_wrapped: It is an envelope around a chunk.
-    """
+    """How an item is shown."""
 
     content: str = ""
+    """Its letter, token ids or text."""
     ending: str = ""
+    """Its finish reason, or the type of its error."""
     is_fault: bool = False
     is_wrapped: bool = False
+    """Whether it is an envelope around a chunk."""
 
     def __str__(self) -> str:
         text = f"{self.content} {self.ending}".strip() or "empty"
@@ -59,9 +54,7 @@ def marble_of(item: object, values: Mapping[str, Any] | None = None) -> Marble:
     A chunk is shown by its token ids or, without them, by its text or parts (row F1), a list by its
     items, and anything else by its own text. In an envelope, which has ``data``, the chunk counts.
 
-    Args:
-        item: The item.
-        values: What letters stand for; what is not a chunk is shown by its letter.
+    What is not a chunk is shown by the letter that stands for it in *values*, if there is one.
 
     >>> from rx_backend import LLMEngineOutput
     >>> for item in LLMEngineOutput([7, 8]), LLMEngineOutput(text=" the"), ("a", "b"):

@@ -55,17 +55,10 @@ class Mark:
 @dataclass(slots=True)
 class Row:
     """
-    A name, and a line with marks.
+    A name, and a line with marks in the order of time; headings and titles are names alone.
 
-    Attributes:
-        name: Its name.
-        marks: Its marks, in the order of time.
-        kind: A ``lane``; or a ``heading`` or a ``title``, both without marks.
-        gid: What the names of its artists begin with.
-        color: The colour of its marks.
-        depth: How many rows it is in.
-        parent: The place of the row it hangs from.
-        links: The places of the rows it links to.
+    It hangs from the row at the place *parent*, *depth* rows deep, and links to those at *links*.
+    Names of its artists begin with its *gid*.
     """
 
     name: str
@@ -84,16 +77,7 @@ def item_width(label: str) -> float:
 
 
 class Lane:
-    """
-    A row in one band of the page, in inches from the band's left end.
-
-    Args:
-        row: The row.
-        start: The time at which the band begins.
-        stop: The time at which the next band begins.
-        scale: The length of one unit of time.
-        length: The length of the band.
-    """
+    """A row in the band of the page from *start* to *stop*, in inches from the band's left end."""
 
     def __init__(self, row: Row, start: float, stop: float, scale: float, length: float) -> None:
         self.row = row

@@ -133,14 +133,6 @@ class HistoryChart(_LineChart):
             ``SloWindows.live`` emits.
         every_s: The time between two of them, in seconds; the first is at that time.
         shaded: Times to mark, from and to, in seconds, by the name to show.
-
-    >>> from operators import SloWindows
-    >>> windows = SloWindows(window_s=60, bucket_s=5)
-    >>> windows.failed("llama")
-    >>> HistoryChart({"today": [windows.snapshot().total] * 2}, every_s=5)
-    run    after s  late  open  goodput %
-    today        5     0     0        0.0
-    today       10     0     0        0.0
     """
 
     grid = (2, 1)
@@ -187,13 +179,6 @@ class OutcomeChart(Chart):
     Args:
         runs: The SLO figures of each run, by the name to show; the first stands at the top.
         title: What the names are.
-
-    >>> from operators import SloWindows
-    >>> windows = SloWindows(window_s=60, bucket_s=5)
-    >>> windows.failed("llama")
-    >>> OutcomeChart({"Monday": windows.snapshot().total})
-            good  slow  failed  cancelled
-    Monday     0     0       1          0
     """
 
     def __init__(self, runs: Mapping[str, SloFigures], *, title: str = "Requests") -> None:
