@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
+from rx_backend.pictures import style
 from rx_backend.testing import MarbleEvent, align_marbles, render_marbles
 
 __all__ = ("Marble", "MarbleRow", "marble_of", "rows_as_text")
@@ -91,7 +92,7 @@ def _content(chunk: Any) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split()) or "␣"  # white space alone stays visible
+    return style.one_line(text) or "␣"  # white space alone stays visible
 
 
 def rows_as_text(rows: Iterable[MarbleRow], values: Mapping[str, Any]) -> str:

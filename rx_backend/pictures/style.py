@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,6 +19,8 @@ STRONG = ("#4477aa", "#cc7722", "#228833", "#aa3377", "#33a0c0", "#887711")
 INK, QUIET, FAINT, GUIDE, FAULT = "#22262b", "#6b6f76", "#8f949b", "#e6e9ec", "#c0321f"
 BLUSH, GROUND = "#fbe9e6", "#f3f4f6"
 TEXT_PT, SMALL_PT = 10.0, 8.5
+# The first comes with matplotlib; the others have what it lacks, where one is installed.
+_FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", "Arial Unicode MS")
 
 _SETTINGS = {
     "font.size": SMALL_PT,
@@ -47,13 +50,17 @@ _SETTINGS = {
 
 @contextmanager
 def applied() -> Generator[None]:
-    """Apply these settings alone, and restore the user's own."""
+    """Apply these settings alone, and restore the user's own; what no font has is drawn as a box."""
     import matplotlib  # noqa: ICN001, PLC0415  # an extra
+    from matplotlib.font_manager import fontManager  # noqa: PLC0415  # an extra
 
     mpl: Any = matplotlib
-    with mpl.rc_context():
+    installed = {font.name for font in fontManager.ttflist}
+    with mpl.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         mpl.rcdefaults()
         mpl.rcParams.update(_SETTINGS)
+        mpl.rcParams["font.family"] = [name for name in _FONTS if name in installed]
         yield
 
 
@@ -67,9 +74,14 @@ def text_width(text: str, size: float = SMALL_PT) -> float:
     return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72
 
 
+def one_line(text: str) -> str:
+    """Return *text* without white space but single blanks, and without what has no encoding."""
+    return " ".join(text.encode(errors="replace").decode().split())
+
+
 def shorten(text: str, room: float, size: float = SMALL_PT) -> str:
     """Return *text* on one line, cut to *room* inches; what is cut ends in "…"."""
-    line = whole = " ".join(text.split())[:200]
+    line = whole = one_line(text)[:200]
     while line and text_width(line if line == whole else f"{line}…", size) > room:
         line = line[:-1]
     return line if line == whole else f"{line.rstrip()}…"

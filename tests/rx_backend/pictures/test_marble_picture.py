@@ -107,6 +107,7 @@ def test_chunks_show_what_is_in_them() -> None:
     items = [
         LLMEngineOutput(text=" the\ncat"),
         LLMEngineOutput(text="\n"),
+        LLMEngineOutput(text="你\ud800"),
         LLMEngineOutput(token_ids=[7, 8], text="ignored"),
         LLMEngineOutput(content_parts=[{"type": "image_url"}, {"text": "seen"}]),
         Annotated(data=LLMEngineOutput(text="hm")),
@@ -114,7 +115,7 @@ def test_chunks_show_what_is_in_them() -> None:
         ("a", "b"),
     ]
     found = written(MarblePicture([row_of(items, every=3)]).figure())
-    shown = ["the cat", "␣", "7 8", "image_url seen", "hm", "InvalidArgument", "a b"]
+    shown = ["the cat", "␣", "你?", "7 8", "image_url seen", "hm", "InvalidArgument", "a b"]
     assert [text for text in found if text in shown] == shown
 
 
@@ -223,7 +224,7 @@ def test_the_same_run_gives_the_same_file(tmp_path: Path) -> None:
     picture.save(tmp_path / "picture.png")
     image = (tmp_path / "picture.png").read_bytes()
     others: Any = mpl
-    with others.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.facecolor": "red"}):
+    with others.rc_context({"font.size": 30, "axes.facecolor": "red", "savefig.bbox": "tight"}):
         assert picture.png() == image
         assert mpl.rcParams["font.size"] == 30
     assert image.startswith(b"\x89PNG")

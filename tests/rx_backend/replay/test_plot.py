@@ -20,12 +20,10 @@ def results() -> dict[str, ReplayResult]:
     busy = replay(
         synthetic(40), SimulatedEngine(error_rate=0.1), cancel_rate=0.1, drop_rate=0.1, seed=1
     )
-    dropped = replay([Request(0, 1, 1)], SimulatedEngine(), drop_rate=1)
     single = replay([Request(0, 1, 1)], SimulatedEngine())
     free = SimulatedEngine(step_ms=0, step_ms_per_sequence=0, prefill_ms_per_token=0)
     return {
         "busy": run_virtual(busy),
-        "all dropped": run_virtual(dropped),
         "one token": run_virtual(single),
         "no time": run_virtual(replay([Request(0, 1, 30)] * 3, free)),
         "nothing": ReplayResult(0),
