@@ -1,29 +1,28 @@
 """
-Pictures of what happened: marbles in virtual time, requests and spans on a timeline in milliseconds.
+Pictures of real runs: marbles in virtual time, requests and spans on a timeline in milliseconds.
 
-All are drawn from real runs, and a notebook shows them at the end of a cell. As text they need
-nothing; drawing needs matplotlib, the extra ``plot``.
+A notebook shows one at the end of a cell, ``print`` shows it as text. Drawing needs matplotlib, the
+extra ``plot``.
 
-- ``MarbleRun``: runs operators on a source, and gives what went in and out as a ``MarblePicture``.
-- ``Timeline``: what happened when, noted by whoever sees it.
+- ``MarbleRun``: runs operators on a source, and returns what went in and out as a ``MarblePicture``.
+- ``Timeline``: what happened when, in lanes.
 - ``TracePicture``: OpenTelemetry's spans, as a tree and on a timeline.
 """
 
+from rx_backend.pictures.marble_item import MarbleRow
 from rx_backend.pictures.marble_picture import MarblePicture
-from rx_backend.pictures.marble_rows import MarbleRow
 from rx_backend.pictures.marble_run import MarbleRun
 from rx_backend.pictures.picture import Picture
+from rx_backend.pictures.row import Mark
 from rx_backend.pictures.timeline import Timeline
-from rx_backend.pictures.timeline_rows import TimelineMark, TimelineSpan
 from rx_backend.pictures.trace_picture import TracePicture
 
 __all__ = (
     "MarblePicture",
     "MarbleRow",
     "MarbleRun",
+    "Mark",
     "Picture",
     "Timeline",
-    "TimelineMark",
-    "TimelineSpan",
     "TracePicture",
 )

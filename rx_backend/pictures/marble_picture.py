@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, pairwise
+from typing import Any
 
-from rx_backend.pictures.marble_drawing import draw_marbles
-from rx_backend.pictures.marble_rows import MarbleRow, rows_as_text
+from rx_backend.pictures import style
+from rx_backend.pictures.marble_item import MarbleRow, marble_of, rows_as_text
 from rx_backend.pictures.picture import Picture
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from rx_backend.pictures.row import BOXES, ENDS, Mark, Row, item_width
+from rx_backend.pictures.row_layout import WIDTH, RowLayout
+from rx_backend.pictures.style import Figure
+from rx_backend.testing import MarbleEvent
 
 __all__ = ("MarblePicture",)
+
+_FRAME, _TALLEST, _MOST_STACKED = 0.46, 36.0, 5
+_LENGTHS = (14, 6, 0)
+"""How many characters of an item are shown; fewer where the picture would be too tall."""
 
 
 class MarblePicture(Picture):
     """
-    What went into operators and what came out, on one time axis; a ``MarbleRun`` makes them.
+    What went into operators and what came out, on one time axis; made by ``MarbleRun``.
 
-    Circles are items with their letters or token ids, the same colour for the same one; a frame
-    around some is a chunk of several tokens, and one with corners is an envelope. A bar is the
-    end, a cross an error, a broken bar a drop, and a diamond an effect without an item.
+    Circles are items with their letters, token ids or texts, in the same colour for the same
+    beginning; corners mark an envelope or a bare terminal. A bar is the end, a cross an error, a
+    broken bar a drop, and a diamond a call without an item.
+
+    A run wider than a page continues below, like a line of music. Where that would be taller than
+    36 inches, contents are cut shorter, and at last items are dots. Of more than five items at
+    one time the first four are drawn, with the number of the others.
 
     Args:
         rows: The rows, from the top down; the operators are drawn above the first ``result``.
-        title: What is written on the operators.
+        title: The label of the operators.
         values: What letters stand for.
-
-    Attributes:
-        rows: The rows.
-        title: What is written on the operators.
 
     >>> from rx_backend.testing import MarbleEvent
     >>> MarblePicture([MarbleRow("tokens", "source", (MarbleEvent(1, "next", "a"),))])
@@ -48,21 +54,70 @@ class MarblePicture(Picture):
         self.title = title
         self._values = dict(values or {})
 
-    def without(self, name: str) -> MarblePicture:
-        """The picture without the row called *name*."""
-        rows = [row for row in self.rows if row.name != name]
-        return MarblePicture(rows, title=self.title, values=self._values)
+    def _draw(self, figure: Figure) -> None:
+        frames = 1 + max((event.frame for row in self.rows for event in row.events), default=1)
+        for longest in _LENGTHS:
+            colors: dict[str, str] = {}
+            rows = [
+                Row(row.name, list(self._marks(row, longest, colors)), gid=row.name)
+                for row in self.rows
+            ]
+            scale = max([min(_FRAME, WIDTH / frames), *(_needed(row.marks) for row in rows)])
+            self._add_operators(rows)
+            layout = RowLayout(rows, "seconds", frames, scale)
+            if layout.height > _TALLEST and not longest:
+                bands = max(1, int(_TALLEST / layout.height * layout.bands))
+                layout = RowLayout(rows, "seconds", frames, WIDTH / -(-frames // bands))
+            if layout.height <= _TALLEST or not longest:
+                layout.draw(figure)
+                return
 
-    def figure(self) -> Figure:
-        """
-        Draw it as a new matplotlib figure.
+    def _marks(self, row: MarbleRow, longest: int, colors: dict[str, str]) -> Iterator[Mark]:
+        for frame, grouped in groupby(row.events, lambda event: event.frame):
+            events = list(grouped)
+            items = [
+                self._item(row, event, longest, colors) for event in events if event.kind == "next"
+            ]
+            if len(items) > _MOST_STACKED:
+                rest = Mark(
+                    row.name, frame, f"+{len(items) - _MOST_STACKED + 1}", "item", color="white"
+                )
+                items[_MOST_STACKED - 1 :] = [rest]
+            yield from items
+            for event in events:
+                if event.kind == "error":
+                    yield Mark(row.name, frame, type(event.value).__name__, "error")
+                elif event.kind == "drop":
+                    yield Mark(
+                        row.name, frame, "dropped" if row.kind == "result" else "closed", "drop"
+                    )
+                elif event.kind == "completed":
+                    yield Mark(row.name, frame, "", "end")
 
-        Each artist has a ``gid``: the row's name, the frame, and what it shows.
+    def _item(
+        self, row: MarbleRow, event: MarbleEvent, longest: int, colors: dict[str, str]
+    ) -> Mark:
+        if row.kind == "effect" and event.value is None:
+            return Mark(row.name, event.frame, "", "call", color=style.STRONG[3])
+        marble = marble_of(event.value, self._values)
+        content, ending = marble.content, marble.ending
+        color = "white"
+        if content:
+            first = content.casefold().split(" ")[0]
+            color = colors.setdefault(first, style.PALE[len(colors) % len(style.PALE)])
+        if not longest:
+            return Mark(row.name, event.frame, color=color)
+        if len(content) > longest:
+            content = f"{content[: longest - 1].rstrip()}…"
+        kind = "box" if marble.is_wrapped or (ending and not content) else "item"
+        color, edge = ("#fbe9e6", style.FAULT) if marble.is_fault else (color, style.INK)
+        label = f"{content} {style.shorten(ending, 1.6)}".strip()
+        return Mark(row.name, event.frame, label, kind, color=color, edge=edge)
 
-        Raises:
-            ImportError: matplotlib is not installed; names the extra.
-        """
-        return draw_marbles(self.rows, self.title, self._values)
+    def _add_operators(self, rows: list[Row]) -> None:
+        first = next((n for n, row in enumerate(self.rows) if row.kind == "result"), None)
+        if self.title and first is not None:
+            rows.insert(first, Row(self.title, kind="title", gid="operators"))
 
     def __eq__(self, other: object) -> bool:
         """Whether the same happened at the same time in both, whatever did it."""
@@ -72,3 +127,13 @@ class MarblePicture(Picture):
 
     def __repr__(self) -> str:
         return rows_as_text(self.rows, self._values)
+
+
+def _needed(marks: Sequence[Mark]) -> float:
+    """Return how long a frame has to be, so that no two items touch."""
+    halves: dict[float, float] = {}
+    for mark in marks:
+        if mark.kind != "span":
+            half = item_width(mark.label) / 2 if mark.kind in BOXES else 0.08
+            halves[mark.at] = max(half, halves.get(mark.at, 0.0)) + (mark.kind in ENDS) * 0.1
+    return max(((halves[a] + halves[b] + 0.06) / (b - a) for a, b in pairwise(halves)), default=0.0)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias, cast
 
-import reactivex
 from reactivex import Observable, abc
+from reactivex import operators as ops
+from reactivex.disposable import Disposable
 
-from operators import NotAnOperator
-from operators.assembly import name_of, plan_of
-from operators.authoring import AnyOperator, Operator
-from rx_backend.pictures.marble_layout import ARROW
+from operators import NotAnOperator, fuse
+from operators.assembly import Plan, name_of, plan_of
+from operators.authoring import AnyOperator
+from rx_backend.pictures.marble_item import MarbleRow
 from rx_backend.pictures.marble_picture import MarblePicture
-from rx_backend.pictures.marble_play import MarblePlay
-from rx_backend.testing import MarbleError, MarbleFailure, Marbles, parse_marbles
+from rx_backend.testing import MarbleError, MarbleEvent, MarbleFailure, Marbles, parse_marbles
+from rx_backend.testing.marble_line import MarbleKind
+from rx_backend.testing.marble_source import whole_frame
 
 __all__ = ("MarbleRun",)
 
-_PipeOperator: TypeAlias = Callable[[Observable[Any]], Observable[Any]]
+
+_PipeOperator: TypeAlias = Callable[[Observable[Any]], object]
 
 
 class MarbleRun:
@@ -26,7 +32,7 @@ class MarbleRun:
     A source on which operators are run, in virtual time, to be drawn.
 
     The source plays a marble line: one sign is one frame, and one frame is one second. It can be
-    run as often as one likes, also where an event loop runs already, as in a notebook.
+    run any number of times, also where an event loop runs already, as in a notebook.
 
     Args:
         line: What the source plays.
@@ -54,12 +60,12 @@ class MarbleRun:
         self._error = MarbleFailure("the source failed") if error is None else error
         self._inputs: dict[str, str] = {}
         self._effects: list[str] = []
-        self._play: MarblePlay | None = None
+        self._play: _Play | None = None
         parse_marbles(line, self._values, self._error)
 
     def input(self, name: str, line: str) -> Observable[Any]:
         """
-        Make another source, such as a stop signal, that plays *line* whoever listens.
+        Return another source, such as a stop signal, that plays *line* with or without subscribers.
 
         It has a row of its own, called *name*.
 
@@ -83,9 +89,9 @@ class MarbleRun:
 
     def effect(self, name: str) -> Callable[..., None]:
         """
-        Make a function to give to an operator; each call is noted in a row called *name*.
+        Return a function to pass to an operator; each call is noted in a row called *name*.
 
-        Called with an item the row shows the item, else a mark.
+        The row shows the first argument, or a mark where there is none.
 
         Raises:
             ValueError: There is a row called *name* already.
@@ -108,87 +114,150 @@ class MarbleRun:
 
         return note
 
-    def pipe(self, *operators: AnyOperator, drop: str = "", title: str = "") -> MarblePicture:
+    def pipe(self, *operators: AnyOperator, drop: str = "") -> MarblePicture:
         """
         Run *operators* as in ``source.pipe(...)``: the source pushes.
 
         Args:
-            operators: In order; with none the picture shows the source alone.
-            drop: A line whose ``!`` says when the result is dropped, see ``Marbles.record``.
-            title: What the picture says of the operators, instead of their names.
+            operators: In order; without any the picture shows the source alone.
+            drop: A line whose ``!`` is where the result is dropped, see ``Marbles.record``.
 
         Raises:
-            NotAnOperator: One of them is none.
+            NotAnOperator: One of them is none, or one of aioreactive.
             MarbleError: Something happened between two frames, or *drop* can't be read.
         """
 
-        def stream(play: MarblePlay) -> Observable[Any]:
-            return play.pushed(self._line).pipe(*checked)
+        def stream(play: _Play) -> Observable[Any]:
+            result: Any = play.pushed(self._line)
+            for place, operator in enumerate(cast("Sequence[_PipeOperator]", plan.operators)):
+                result = operator(result)
+                if not isinstance(cast("object", result), Observable):
+                    raise NotAnOperator(f"pipe: operators[{place}] is for fuse: no Observable")
+            return result
 
-        checked = _check_pipe(operators)
-        picture = self._run(stream, checked, drop, title)
-        return picture if operators else picture.without("result")
+        plan = plan_of(operators)
+        picture = self._run(stream, plan, drop)
+        if not operators:
+            picture.rows = tuple(row for row in picture.rows if row.kind != "result")
+        return picture
 
     def fuse(
-        self, *operators: AnyOperator, drop: str = "", takes: int = 0, title: str = ""
+        self, *operators: AnyOperator, drop: str = "", consumer_delay: int = 0
     ) -> MarblePicture:
         """
         Run *operators* as a pipeline does: fused, and pulled by a consumer.
 
-        The source is an asynchronous generator. It works on an item only while it is asked for one,
-        for as long as the line has it. Where source and consumer are not at work all the time,
-        the picture shows when they are.
+        The source is an asynchronous generator. It works on an item only while one is requested,
+        for as long as the line has it.
 
         Args:
             operators: In order.
-            drop: A line whose ``!`` says when the consumer is cancelled.
-            takes: How many frames the consumer is busy after each item.
-            title: What the picture says of the operators, instead of their names.
+            drop: A line whose ``!`` is where the consumer is cancelled.
+            consumer_delay: How many frames the consumer is busy after each item.
 
         Raises:
             NotAnOperator: One of them is none.
             MarbleError: Something happened between two frames, or *drop* can't be read.
 
-        >>> MarbleRun("-a-b-|").fuse(takes=3)
+        >>> MarbleRun("-a-b-|").fuse(consumer_delay=3)
         source  -a----b----|
         result  -a----b----|
         """
-
-        def stream(play: MarblePlay) -> Observable[Any]:
-            return play.pulled(self._line, checked, takes)
-
-        checked = plan_of(operators)
-        return self._run(stream, operators, drop, title)
+        plan = plan_of(operators)
+        return self._run(lambda play: play.pulled(self._line, plan, consumer_delay), plan, drop)
 
     def _check_name(self, name: str) -> None:
         if name in {"source", "result", *self._inputs, *self._effects}:
             raise ValueError(f"name: expected that of a new row, got {name!r}")
 
     def _run(
-        self,
-        stream: Callable[[MarblePlay], Observable[Any]],
-        operators: Sequence[AnyOperator],
-        drop: str,
-        title: str,
+        self, stream: Callable[[_Play], Observable[Any]], plan: Plan, drop: str
     ) -> MarblePicture:
-        play = self._play = MarblePlay(Marbles(self._values, error=self._error), self._inputs)
+        play = self._play = _Play(Marbles(self._values, error=self._error), self._inputs)
         try:
             result = play.test.record(stream(play), drop=drop)
         finally:
             self._play = None
-        title = title or ARROW.join(map(name_of, operators))
-        rows = play.rows(result, self._effects)
+        rows = [
+            MarbleRow("source", "source", play.events("source")),
+            *(MarbleRow(name, "input", line.line.events) for name, line in play.inputs.items()),
+            MarbleRow("result", "result", result.events),
+            *(MarbleRow(name, "effect", play.events(name)) for name in self._effects),
+        ]
+        title = "  →  ".join(map(name_of, plan.operators))
         return MarblePicture(rows, title=title, values=self._values)
 
 
-def _check_pipe(operators: Sequence[AnyOperator]) -> list[_PipeOperator]:
-    for place, operator in enumerate(plan_of(operators).operators):
-        if isinstance(operator, Operator):
-            continue
+class _Play:
+    """One run: what *test* plays, and what happened; not what its own clean-up does."""
+
+    def __init__(self, test: Marbles, inputs: Mapping[str, str]) -> None:
+        self.test = test
+        self.inputs = {name: test.hot(line) for name, line in inputs.items()}
+        self._events: dict[str, list[tuple[float, MarbleKind, Any]]] = defaultdict(list)
+
+    def note(self, row: str, kind: MarbleKind, value: Any = None) -> None:
+        if not self.test.is_over:
+            self._events[row].append((self.test.clock(), kind, value))
+
+    def events(self, row: str) -> tuple[MarbleEvent, ...]:
+        return tuple(MarbleEvent(whole_frame(at), *what) for at, *what in self._events[row])
+
+    def pushed(self, line: str) -> Observable[Any]:
+        note = partial(self.note, "source")
+        return self.test.cold(line).pipe(
+            ops.do_action(
+                partial(note, "next"), partial(note, "error"), partial(note, "completed")
+            ),
+            ops.finally_action(self._close_source),
+        )
+
+    def pulled(self, line: str, plan: Plan, consumer_delay: int) -> Observable[Any]:
+        source = self.test.cold(line)
+
+        async def consume(observer: abc.ObserverBase[Any]) -> None:
+            stream = fuse(self._engine(source.line.events), plan)
+            try:
+                async for item in stream:
+                    observer.on_next(item)
+                    await asyncio.sleep(consumer_delay)
+            except Exception as error:
+                observer.on_error(error)
+            else:
+                observer.on_completed()
+            finally:
+                await stream.aclose()
+
+        def subscribe(
+            observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
+        ) -> abc.DisposableBase:
+            task = asyncio.ensure_future(consume(observer))
+
+            def cancel() -> None:
+                task.cancel()
+
+            return Disposable(cancel)
+
+        return Observable(subscribe)
+
+    async def _engine(self, events: tuple[MarbleEvent, ...]) -> AsyncGenerator[Any]:
+        before = 0
         try:
-            result = operator(reactivex.never())
-        except Exception as error:
-            result = error
-        if not isinstance(result, abc.ObservableBase):
-            raise NotAnOperator(f"pipe: operators[{place}] is one of aioreactive; fuse runs those")
-    return cast("list[_PipeOperator]", list(operators))
+            for event in events:
+                await asyncio.sleep(event.frame - before)
+                before = event.frame
+                self.note("source", event.kind, event.value)
+                if event.kind == "next":
+                    yield event.value
+                elif event.kind == "error":
+                    raise event.value.with_traceback(None)
+                else:
+                    return
+            await asyncio.Event().wait()
+        finally:
+            self._close_source()
+
+    def _close_source(self) -> None:
+        events = self._events["source"]
+        if not events or events[-1][1] == "next":
+            self.note("source", "drop")

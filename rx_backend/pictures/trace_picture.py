@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.trace import StatusCode
 
 from operators import TokenTimes
-from rx_backend.pictures.picture import Picture
-from rx_backend.pictures.trace_drawing import draw_trace
-from rx_backend.pictures.trace_rows import rows_as_text, trace_rows
+from operators import span_names as names
+from rx_backend.pictures.row import Mark, Row
+from rx_backend.pictures.row_layout import RowPicture
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace import Event, ReadableSpan
 
 __all__ = ("TracePicture",)
 
+_LONGEST_LABEL = 48
 
-class TracePicture(Picture):
+
+class TracePicture(RowPicture):
     """
     Spans as a tree and on a timeline, with their events, how they ended, and their links.
 
     Callers stand above what they called. Beside the name of a request's span stands its role, a
-    cross is an error, a broken bar a drop, and a dashed arrow leads from a linked span's end to the
-    span that has the link. A link to a span that is not there is named. Time counts in milliseconds
+    cross is an error, a broken bar a drop, and a dashed arrow leads from a linked span to the span
+    that has the link. A link to a span that is not there is named. Time counts in milliseconds
     from the first span's start.
 
     Spans are stamped by the SDK with the time of day. In virtual time only a request's own events
@@ -31,29 +34,25 @@ class TracePicture(Picture):
 
     Args:
         spans: Finished spans, in any order, of one trace or of several; as an in-memory exporter
-            gives them.
-        tokens: When a request's tokens came, by its span's id, to be shown as dots: a pipeline
+            returns them.
+        tokens: When a request's tokens arrived, by its span's id, to be shown as dots: a pipeline
             finds both in its scope, as ``scope.span.get_span_context().span_id`` and
             ``scope.times``.
 
     >>> from opentelemetry.sdk.trace import TracerProvider
-    >>> from opentelemetry.trace import Link, set_span_in_context
-    >>> start_span, ms = TracerProvider().get_tracer("example").start_span, 1_000_000
+    >>> from opentelemetry.trace import set_span_in_context
+    >>> start_span = TracerProvider().get_tracer("example").start_span
     >>> request = start_span("http-request", start_time=0)
-    >>> inside = set_span_in_context(request)
-    >>> prefill = start_span("engine.generate", inside, start_time=2 * ms)
-    >>> prefill.end(9 * ms)
-    >>> links = [Link(prefill.get_span_context())]
-    >>> decode = start_span("engine.generate", inside, start_time=10 * ms, links=links)
+    >>> decode = start_span("engine.generate", set_span_in_context(request), start_time=10_000_000)
     >>> decode.set_attributes({"disagg_role": "decode", "finish_reason": "Stop"})
-    >>> decode.add_event("first_token", timestamp=20 * ms)
-    >>> decode.end(70 * ms)
-    >>> request.end(75 * ms)
-    >>> TracePicture([prefill, decode, request])
-    http-request              0 ms to 75 ms
-      engine.generate         2 ms to 9 ms
-      engine.generate decode  10 ms to 70 ms
-          links to engine.generate
+    >>> decode.add_event("first_token", timestamp=20_000_000)
+    >>> decode.end(70_000_000)
+    >>> request.end(75_000_000)
+    >>> TracePicture([decode, request])
+    http-request
+        0 ms to 75 ms
+      engine.generate decode
+          10 ms to 70 ms
           20 ms first_token
           70 ms Stop (end)
     """
@@ -61,19 +60,90 @@ class TracePicture(Picture):
     def __init__(
         self, spans: Iterable[ReadableSpan], tokens: Mapping[int, TokenTimes] | None = None
     ) -> None:
-        self._rows = trace_rows(spans, tokens)
+        known = {_id(span): span for span in sorted(spans, key=_start)}
+        began = min(map(_start, known.values()), default=0)
+        below: dict[int | None, list[int]] = {}
+        for number, span in known.items():
+            parent = None if span.parent is None else span.parent.span_id
+            below.setdefault(parent if parent in known else None, []).append(number)
+        order = list(_walk(below, None, 0))
+        places = {number: place for place, (number, _, _) in enumerate(order)}
+        self._lanes: list[Row] = []
+        for place, (number, parent, depth) in enumerate(order):
+            span = known[number]
+            lane = _lane(str(place + 1), span, began, (tokens or {}).get(number))
+            lane.depth, lane.parent = depth, None if parent is None else places[parent]
+            for linked in (link.context.span_id for link in span.links):
+                if linked in places:
+                    lane.links.append(places[linked])
+                else:
+                    start = lane.marks[0].at
+                    lane.marks.append(Mark(lane.name, start, f"links to {linked:016x}"))
+            lane.marks.sort(key=lambda mark: mark.at)
+            self._lanes.append(lane)
 
-    def figure(self) -> Figure:
-        """
-        Draw it as a new matplotlib figure.
+    def _rows(self) -> list[Row]:
+        return self._lanes
 
-        Each artist has a ``gid``: the row's number, the span's name, the time in ms, and what it
-        shows; a link's has the numbers of both rows.
 
-        Raises:
-            ImportError: matplotlib is not installed; names the extra.
-        """
-        return draw_trace(self._rows)
+def _walk(
+    below: Mapping[int | None, list[int]], parent: int | None, depth: int
+) -> Iterator[tuple[int, int | None, int]]:
+    for number in below.get(parent, ()):
+        yield number, parent, depth
+        yield from _walk(below, number, depth + 1)
 
-    def __repr__(self) -> str:
-        return rows_as_text(self._rows)
+
+def _lane(place: str, span: ReadableSpan, began: int, times: TokenTimes | None) -> Row:
+    attributes: Mapping[str, Any] = span.attributes or {}
+    name = " ".join(filter(None, [span.name, attributes.get(names.DISAGG_ROLE)]))
+    until = None if span.end_time is None else _ms(span.end_time, began)
+    lane = Row(
+        name, [Mark(name, _ms(_start(span), began), "", "span", until)], gid=f"{place} {name}"
+    )
+    if times is not None:
+        tokens = map(times.epoch_ns_of, times.times)
+        lane.marks += [Mark(name, _ms(ns, began)) for ns in tokens if ns is not None]
+    lane.marks += [
+        Mark(name, _ms(event.timestamp, began), _cut(_label(event))) for event in span.events
+    ]
+    reason = attributes.get(names.FINISH_REASON)
+    if until is None:
+        pass
+    elif reason == names.DROPPED:
+        lane.marks.append(Mark(name, until, reason, "drop"))
+    elif span.status.status_code is StatusCode.ERROR:
+        label = attributes.get(names.ERROR_TYPE) or span.status.description or "error"
+        lane.marks.append(Mark(name, until, _cut(str(label)), "error"))
+    elif reason is not None:
+        lane.marks.append(Mark(name, until, _cut(str(reason)), "end"))
+    return lane
+
+
+def _label(event: Event) -> str:
+    attributes: Mapping[str, Any] = event.attributes or {}
+    if event.name == "exception":  # its text and its stack trace may hold what a user wrote
+        return f"exception {attributes.get('exception.type', '')}"
+    parts = [
+        name if value is True else f"{name}={value}"
+        for name, value in attributes.items()
+        if value is not False
+    ]
+    return " ".join([event.name, *parts])
+
+
+def _cut(label: str) -> str:
+    line = " ".join(label.split())
+    return line if len(line) <= _LONGEST_LABEL else line[: _LONGEST_LABEL - 1] + "…"
+
+
+def _id(span: ReadableSpan) -> int:
+    return span.get_span_context().span_id  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _start(span: ReadableSpan) -> int:
+    return span.start_time or 0
+
+
+def _ms(epoch_ns: int, began: int) -> float:
+    return round((epoch_ns - began) / 1e6, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from reactivex import operators as ops
@@ -18,16 +19,11 @@ from operators import (
 )
 from operators.authoring import AnyOperator
 from rx_backend import LLMEngineOutput
-from rx_backend.pictures import MarblePicture, MarbleRun
+from rx_backend.pictures import MarbleRun
 from rx_backend.testing import MarbleError
 
-CHUNKS = {
-    "h": LLMEngineOutput(),
-    "1": LLMEngineOutput.token(1),
-    "2": LLMEngineOutput.token(2),
-    "3": LLMEngineOutput.token(3),
-    "T": LLMEngineOutput.stop(),
-}
+TOKENS = {str(n): LLMEngineOutput.token(n) for n in (1, 2, 3)}
+CHUNKS = {"h": LLMEngineOutput(), "T": LLMEngineOutput.stop(), **TOKENS}
 
 
 async def shout(text: str) -> str:
@@ -35,23 +31,20 @@ async def shout(text: str) -> str:
     return text.upper()
 
 
-def has_tokens(chunk: LLMEngineOutput) -> bool:
-    return bool(chunk.token_ids)
-
-
 def inverse(text: str) -> int:
     return 1 // int(text)
 
 
-def busy(picture: MarblePicture) -> dict[str, tuple[tuple[float, float], ...]]:
-    return {row.name: row.busy for row in picture.rows if row.busy}
+def played(life: str, line: str, operator: AnyOperator, **options: Any) -> Any:
+    return getattr(MarbleRun(line, **options), life)(operator)
 
 
 def test_pipe_and_fuse_show_the_same() -> None:
     """A list that answers at once makes the same picture in both of its lives."""
     run = MarbleRun("-1-h-2-(T|)", values=CHUNKS)
     seen = run.effect("first")
-    chain: list[AnyOperator] = [until_terminal(), first_token(seen), ops.filter(has_tokens)]
+    has_tokens: AnyOperator = ops.filter(lambda chunk: bool(chunk.token_ids))
+    chain: list[AnyOperator] = [until_terminal(), first_token(seen), has_tokens]
     fused = run.fuse(*chain)
     assert fused == run.pipe(*chain)
     assert repr(fused) == (
@@ -75,82 +68,53 @@ def test_a_run_needs_no_loop_of_its_own() -> None:
 def test_inputs_and_effects_have_rows() -> None:
     """A stop signal stands above the result, and the abort that it leads to below."""
     run = MarbleRun("-h---1-|", values=CHUNKS)
-    abort = run.effect("abort")
-    picture = run.pipe(deferred_abort(abort, stop=run.input("stop", "--s-")))
-    assert [(row.name, row.kind) for row in picture.rows] == [
-        ("source", "source"),
-        ("stop", "input"),
-        ("result", "result"),
-        ("abort", "effect"),
-    ]
+    abort, observed = run.effect("abort"), run.effect("observed")
+    stop = run.input("stop", "--s-")
+    picture = run.pipe(deferred_abort(abort, stop=stop), tap(observed))
+    assert [row.kind for row in picture.rows] == ["source", "input", "result", "effect", "effect"]
     assert repr(picture) == (
-        "source  -h---1-|\nstop    --s-----\nresult  -h---1-|\nabort   -----!\n(h = empty)"
+        "source    -h---1-|\nstop      --s-----\nresult    -h---1-|\nabort     -----!\n"
+        "observed  -h---1\n(h = empty)"
     )
-
-
-def test_an_effect_shows_what_it_is_given() -> None:
-    """An observer gets the items one after the other, in a row of its own."""
-    run = MarbleRun("-a-b-|")
-    assert "observed  -a-b" in repr(run.fuse(tap(run.effect("observed"))))
+    errors: list[Exception] = []
+    stop.subscribe(on_error=errors.append)
+    assert [str(error) for error in errors] == ["the input 'stop' plays while its MarbleRun runs"]
 
 
 @pytest.mark.parametrize("life", ["pipe", "fuse"])
-def test_a_drop_closes_the_source(life: str) -> None:
-    """Both rows end where the result is dropped, and what comes later is not noted."""
-    picture = getattr(MarbleRun("-a-b-c-|"), life)(ops.map(str.upper), drop="----!")
-    assert repr(picture) == "source  -a-b!\nresult  -A-B!"
-
-
-@pytest.mark.parametrize("life", ["pipe", "fuse"])
-def test_an_open_stream_is_not_dropped_at_the_end_of_the_run(life: str) -> None:
-    """What the run itself puts away is no part of the picture."""
-    picture = getattr(MarbleRun("-a-b-"), life)(ops.map(str.upper))
-    assert repr(picture) == "source  -a-b\nresult  -A-B"
-
-
-@pytest.mark.parametrize("life", ["pipe", "fuse"])
-def test_errors_are_shown_where_they_come(life: str) -> None:
-    """What the source fails with goes through; what an operator raises closes the source."""
+def test_rows_end_where_they_are_left(life: str) -> None:
+    """A drop closes the source; a run that ends leaves no mark; an error is where it comes."""
+    upper = ops.map(str.upper)
+    dropped = getattr(MarbleRun("-a-b-c-|"), life)(upper, drop="----!")
+    assert repr(dropped) == "source  -a-b!\nresult  -A-B!"
+    assert repr(played(life, "-a-b-", upper)) == "source  -a-b\nresult  -A-B"
     failure = ConnectionError("gone")
-    passed = getattr(MarbleRun("-a-#", error=failure), life)(ops.map(str.upper))
+    passed = played(life, "-a-#", upper, error=failure)
     assert repr(passed) == "source  -a-#\nresult  -A-#"
     assert passed.rows[-1].events[-1].value is failure
-    raised = getattr(MarbleRun("-1-0-2-|"), life)(ops.map(inverse))
+    raised = played(life, "-1-0-2-|", ops.map(inverse))
     assert [event.kind for event in raised.rows[0].events] == ["next", "next", "drop"]
     assert isinstance(raised.rows[-1].events[-1].value, ZeroDivisionError)
 
 
 @pytest.mark.rows("S4")
 def test_a_slow_consumer_slows_its_source() -> None:
-    """The source is at work only while it is asked, and the consumer while it has an item."""
-    picture = MarbleRun("-a-b-|").fuse(takes=3)
-    assert busy(picture) == {"source": ((0, 1), (4, 6), (9, 11)), "result": ((1, 4), (6, 9))}
+    """The source works only while an item is requested; `coalesce` requests ahead."""
+    slow = MarbleRun("-a-b-|").fuse(consumer_delay=3)
+    assert repr(slow) == "source  -a----b----|\nresult  -a----b----|"
+    ahead = MarbleRun("-1-2-3-(T|)", values=CHUNKS).fuse(coalesce(), consumer_delay=5)
+    frames = [[event.frame for event in row.events] for row in ahead.rows]
+    assert frames == [[1, 3, 5, 7, 7], [1, 6, 11, 16]]
 
 
-def test_an_operator_that_pulls_ahead_is_seen_to() -> None:
-    """With `coalesce` the source is asked while the consumer is busy, and chunks are merged."""
-    picture = MarbleRun("-1-2-3-(T|)", values=CHUNKS).fuse(coalesce(), takes=5)
-    assert busy(picture)["source"] == ((0, 1), (1, 3), (3, 5), (5, 7))
-    assert [str(event.frame) for event in picture.rows[-1].events] == ["1", "6", "11", "16"]
-
-
-def test_a_source_that_never_answers_is_asked_to_the_end() -> None:
-    """The last stretch has no end."""
-    assert busy(MarbleRun("-a-").fuse())["source"] == ((0, 1), (1, float("inf")))
-
-
-def test_without_operators_the_source_stands_alone() -> None:
-    """There is nothing to compare it with."""
+def test_rows_are_told_apart_in_text() -> None:
+    """Without operators the source stands alone; an item without a letter is assigned one."""
     assert repr(MarbleRun("-a-|").pipe()) == "source  -a-|"
+    paired = MarbleRun("-A-b-|").pipe(ops.pairwise())
+    assert repr(paired) == "source  -A-b-|\nresult  ---B-|\n(B = A b)"
 
 
-def test_items_without_a_letter_get_one() -> None:
-    """A letter that is not in use, told below."""
-    picture = MarbleRun("-A-b-|").pipe(ops.pairwise())
-    assert repr(picture) == "source  -A-b-|\nresult  ---B-|\n(B = A b)"
-
-
-def test_bad_input_is_told() -> None:
+def test_bad_input_is_refused() -> None:
     """Lines, names and operators that can't be are named, before anything runs."""
     with pytest.raises(MarbleError, match="unexpected '%'"):
         MarbleRun("-a%")
@@ -173,6 +137,6 @@ def test_aioreactive_operators_are_for_fuse() -> None:
     import aioreactive as rx
 
     run = MarbleRun("-a-b-|")
-    with pytest.raises(NotAnOperator, match=r"pipe: operators\[0\] is one of aioreactive"):
+    with pytest.raises(NotAnOperator, match=r"pipe: operators\[0\] is for fuse"):
         run.pipe(rx.map(str.upper))
     assert repr(run.fuse(rx.map(str.upper))) == "source  -a-b-|\nresult  -A-B-|"

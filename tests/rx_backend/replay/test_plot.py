@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from rx_backend.engines import SimulatedEngine
 from rx_backend.replay import ReplayResult, Request, replay, synthetic
-from rx_backend.replay.plot import write_plot
+from rx_backend.replay.plot import ReplayChart, write_plot
+from rx_backend.replay.report import format_table, summarize
 from rx_backend.testing import run_virtual
+from tests.rx_backend.pictures._help import unreadable
 
 
 def results() -> dict[str, ReplayResult]:
     busy = replay(
         synthetic(40), SimulatedEngine(error_rate=0.1), cancel_rate=0.1, drop_rate=0.1, seed=1
     )
-    dropped = replay([Request(0, 1, 1)], SimulatedEngine(), drop_rate=1)
     single = replay([Request(0, 1, 1)], SimulatedEngine())
     free = SimulatedEngine(step_ms=0, step_ms_per_sequence=0, prefill_ms_per_token=0)
     return {
         "busy": run_virtual(busy),
-        "all dropped": run_virtual(dropped),
         "one token": run_virtual(single),
         "no time": run_virtual(replay([Request(0, 1, 30)] * 3, free)),
         "nothing": ReplayResult(0),
@@ -30,9 +32,43 @@ def results() -> dict[str, ReplayResult]:
 
 @pytest.mark.timeout(120)
 def test_writes_a_png_for_any_replay(tmp_path: Path) -> None:
-    """A picture comes out also where there is little to draw."""
+    """A picture comes out also where there is little to draw, and can be read; so does a table."""
     for name, result in results().items():
-        path = tmp_path / f"{name}.png"
-        write_plot(path, result, title=name)
-        assert path.read_bytes().startswith(b"\x89PNG")
-        assert path.stat().st_size > 10_000
+        chart = ReplayChart(result, title=name * 40)
+        assert unreadable(chart.figure()) == []
+        assert repr(chart) == format_table(summarize(result))
+    write_plot(tmp_path / "replay.png", result, title=name)
+    assert (tmp_path / "replay.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.timeout(60)
+def test_panels_show_the_figures() -> None:
+    """Requests in flight, tokens per second, TTFT by outcome, shares, and time per token by load."""
+    result = results()["busy"]
+    panels: list[Any] = ReplayChart(result).figure().axes
+    flight, ttft_shares, output, itl, ttft, by_load = panels
+    most = flight.collections[0].get_paths()[0].vertices[:, 1].max()
+    rows = result.requests
+    assert most == max(
+        sum(row.arrival_s <= at.arrival_s < row.end_s for row in rows) for at in rows
+    )
+    stairs = output.patches[0].get_data()
+    assert np.sum(stairs.values * np.diff(stairs.edges)) == sum(result.tokens_by_s.values())
+    timed = [row for row in rows if row.ttft_ms is not None]
+    outcomes = {dots.get_label(): len(dots.get_offsets()) for dots in ttft.collections}
+    assert sum(outcomes.values()) == len(timed)
+    assert outcomes["error"] == sum(row.outcome == "error" for row in timed)
+    line, *marks = ttft_shares.lines
+    summary = summarize(result)
+    assert line.get_xdata()[-1] == pytest.approx(summary.ttft_ms.max)
+    quantiles = [summary.ttft_ms.p50, summary.ttft_ms.p90, summary.ttft_ms.p99]
+    assert [mark.get_xdata()[0] for mark in marks] == quantiles
+    assert f"p50 {summary.itl_ms.p50:,.1f}" in itl.get_title(loc="left")
+    points = by_load.collections[0].get_offsets()
+    slow = [
+        (row.duration_ms - (row.ttft_ms or 0)) / (row.tokens - 1)
+        for row in timed
+        if row.tokens > 10
+    ]
+    assert sorted(points[:, 1]) == pytest.approx(sorted(slow))
+    assert points[:, 0].min() >= 1

@@ -1,0 +1,135 @@
+"""What the items of a stream are called: in pictures, and in text."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+from rx_backend.pictures import style
+from rx_backend.testing import MarbleEvent, align_marbles, render_marbles
+
+__all__ = ("Marble", "MarbleRow", "marble_of", "rows_as_text")
+
+
+@dataclass(frozen=True, slots=True)
+class MarbleRow:
+    """
+    One row of a marble picture.
+
+    Attributes:
+        name: Its name.
+        kind: What went in (``source``, and ``input`` for others), what came out (``result``), or
+            the calls an operator made (``effect``).
+        events: What happened, in order. A ``drop`` is where the row was left before its end; an
+            effect without an item has the value None.
+    """
+
+    name: str
+    kind: Literal["source", "input", "result", "effect"]
+    events: tuple[MarbleEvent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Marble:
+    """How an item is shown."""
+
+    content: str = ""
+    """Its letter, token ids or text."""
+    ending: str = ""
+    """Its finish reason, or the type of its error."""
+    is_fault: bool = False
+    is_wrapped: bool = False
+    """Whether it is an envelope around a chunk."""
+
+    def __str__(self) -> str:
+        text = f"{self.content} {self.ending}".strip() or "empty"
+        return f"[{text}]" if self.is_wrapped else text
+
+
+def marble_of(item: object, values: Mapping[str, Any] | None = None) -> Marble:
+    """
+    Return how an item is shown.
+
+    A chunk is shown by its token ids or, without them, by its text or parts (row F1), a list by its
+    items, and anything else by its own text. In an envelope, which has ``data``, the chunk counts.
+
+    What is not a chunk is shown by the letter that stands for it in *values*, if there is one.
+
+    >>> from rx_backend import LLMEngineOutput
+    >>> for item in LLMEngineOutput([7, 8]), LLMEngineOutput(text=" the"), ("a", "b"):
+    ...     print(marble_of(item))
+    7 8
+    the
+    a b
+    """
+    error = getattr(item, "error", None)
+    if isinstance(error, BaseException):
+        return Marble("", type(error).__name__, is_fault=True, is_wrapped=True)
+    chunk: Any = getattr(item, "data", item)
+    if hasattr(chunk, "token_ids"):
+        reason = getattr(chunk, "finish_reason", None)
+        ending = "" if reason is None else str(getattr(reason, "kind", reason))
+        return Marble(_content(chunk), ending, is_wrapped=chunk is not item)
+    for letter, value in (values or {}).items():
+        if type(value) is type(item) and value == item:
+            return Marble(letter)
+    if isinstance(item, list | tuple):
+        items = cast("Iterable[object]", item)
+        return Marble(" ".join(marble_of(inner, values).content for inner in items))
+    return Marble(_one_line(str(item)))
+
+
+def _content(chunk: Any) -> str:
+    if chunk.token_ids:
+        return " ".join(map(str, chunk.token_ids))
+    parts = getattr(chunk, "content_parts", None) or ()
+    text = getattr(chunk, "text", None) or " ".join(
+        part.get("text") or str(part.get("type")) for part in parts
+    )
+    return _one_line(text) if text else ""
+
+
+def _one_line(text: str) -> str:
+    return style.one_line(text) or "␣"  # white space alone stays visible
+
+
+def rows_as_text(rows: Iterable[MarbleRow], values: Mapping[str, Any]) -> str:
+    """
+    Return rows as marble lines, a column for each frame, and below them what letters stand for.
+
+    Items without a letter are assigned a capital; an effect without an item is ``!``.
+    """
+    rows = [replace(row, events=tuple(map(_bare, row.events))) for row in rows]
+    items = [event.value for row in rows for event in row.events if event.kind == "next"]
+    named, shown = dict(values), dict[str, str]()
+    taken = {*named, "X", *(_letter(item, {}) for item in items)}
+    free = [letter for letter in reversed(string.ascii_uppercase) if letter not in taken]
+    for item in items:
+        letter = _letter(item, named)
+        if letter == "?" and free:
+            letter = free.pop()
+            named[letter] = item
+        if letter.strip("'") != (text := str(marble_of(item))):
+            shown[letter] = text
+    frames = 1 + max((event.frame for row in rows for event in row.events), default=0)
+    lines = {
+        row.name: render_marbles(row.events, named, frames=frames if _is_open(row) else 0)
+        for row in rows
+    }
+    legend = ", ".join(f"{letter} = {text}" for letter, text in shown.items())
+    return align_marbles(lines) + (f"\n({legend})" if legend else "")
+
+
+def _letter(item: object, values: Mapping[str, Any]) -> str:
+    return render_marbles([MarbleEvent(0, "next", item)], values)
+
+
+def _is_open(row: MarbleRow) -> bool:
+    return row.kind != "effect" and all(event.kind == "next" for event in row.events)
+
+
+def _bare(event: MarbleEvent) -> MarbleEvent:
+    is_bare = event.kind == "next" and event.value is None
+    return replace(event, kind="drop") if is_bare else event
