@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import time_ns
@@ -16,7 +15,7 @@ from opentelemetry.trace import INVALID_SPAN, Span, Tracer
 from typing_extensions import TypeVar
 
 from operators import NotAnOperator, Pipeline, TokenTimes
-from operators.assembly import Plan, drawn, make_stream
+from operators.assembly import Plan, drawn, loop_clock, make_stream
 from operators.authoring import AnyOperator, Clock, Transform
 from rx_backend import telemetry
 from rx_backend.context import RequestContext
@@ -56,7 +55,7 @@ class EngineAdapter(Generic[T_co]):
             returns them from a request's scope, for what differs by request.
         tracer: Where spans come from; the global provider's by default.
         meter_provider: Where metrics go; the global provider by default.
-        clock: Monotonic clock, in seconds; the event loop's by default, virtual time included.
+        clock: Monotonic clock, in seconds; the event loop's by default where that is virtual.
         record: Whether to measure and write span attributes; None to do as the environment says
             when the adapter is made, or else the span (row P8).
 
@@ -224,7 +223,7 @@ class EngineAdapter(Generic[T_co]):
         self, request: PreprocessedRequest, context: RequestContext, loop: asyncio.AbstractEventLoop
     ) -> tuple[RequestObserver, Span, bool]:
         """Start the request's span, metrics and log; nothing is left open where that fails."""
-        clock = self._clock or _loop_clock(loop)
+        clock = self._clock or loop_clock(loop)
         # A global provider may be set up later.
         metrics = self._metrics = self._metrics or ServerMetrics.of(self._meter_provider)
         span = INVALID_SPAN
@@ -289,8 +288,3 @@ def _malformed(request: PreprocessedRequest) -> InvalidArgument:
     except InvalidArgument as error:
         return error
     return InvalidArgument(f"request: could not be read: {request!r}")
-
-
-def _loop_clock(loop: asyncio.AbstractEventLoop) -> Clock:
-    """The loop's clock; the function behind it where the loop is a stock one, which is faster."""
-    return time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
