@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-import time
 from collections.abc import Callable
 
-from operators._chunk import Clock
+from operators._core.loop_clock import loop_clock
 from operators._core.tasks import weakly
 
 __all__ = ("LazyTimer",)
@@ -27,7 +26,7 @@ class LazyTimer:
         context: The context to call in; by default a copy of that in which the time was set.
 
     Attributes:
-        clock: The loop's clock, in seconds.
+        clock: The clock for times on the loop, in seconds.
         due: The time, on that clock; infinite for never. Assign to it to move it later.
     """
 
@@ -39,7 +38,7 @@ class LazyTimer:
         self._call = call
         self._context = context
         self._loop = asyncio.get_running_loop()
-        self.clock = _clock_of(self._loop)
+        self.clock = loop_clock(self._loop)
         self._handle: asyncio.Handle | None = None
         self._at = math.inf
         self.due = math.inf
@@ -83,8 +82,3 @@ class LazyTimer:
 
 
 def _nothing() -> None: ...
-
-
-def _clock_of(loop: asyncio.AbstractEventLoop) -> Clock:
-    """Return the function behind the clock of a stock loop, which saves a call for each chunk."""
-    return time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time

@@ -5,6 +5,7 @@ from operators._core.aio_inbox import SubscribesAsync
 from operators._core.assemble import Plan, make_stream, plan_of
 from operators._core.drawing import drawn
 from operators._core.failures import drop_top_frame, is_only_closed, redacted_exc_info
+from operators._core.loop_clock import loop_clock
 from operators._core.mailbox import Mailbox
 from operators._core.naming import name_of
 from operators._core.operator import callbacks, pulling
@@ -40,6 +41,7 @@ __all__ = (
     "first_pull",
     "is_only_closed",
     "is_terminal",
+    "loop_clock",
     "make_stream",
     "name_of",
     "noting",

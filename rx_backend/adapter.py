@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import time_ns
-from types import FunctionType
 from typing import Any, Generic, cast, overload
 
 from opentelemetry import trace
@@ -17,7 +15,7 @@ from opentelemetry.trace import INVALID_SPAN, Span, Tracer
 from typing_extensions import TypeVar
 
 from operators import NotAnOperator, Pipeline, TokenTimes
-from operators.assembly import Plan, drawn, make_stream
+from operators.assembly import Plan, drawn, loop_clock, make_stream
 from operators.authoring import AnyOperator, Clock, Transform
 from rx_backend import telemetry
 from rx_backend.context import RequestContext
@@ -212,7 +210,7 @@ class EngineAdapter(Generic[T_co]):
         self, request: PreprocessedRequest, context: RequestContext, loop: asyncio.AbstractEventLoop
     ) -> tuple[RequestObserver, Span, bool]:
         """Start the request's span, metrics and log; leave nothing open if that fails."""
-        clock = self._clock or _loop_clock(loop)
+        clock = self._clock or loop_clock(loop)
         # A global provider may be installed after the adapter was made.
         metrics = self._metrics = self._metrics or ServerMetrics.of(self._meter_provider)
         span = INVALID_SPAN
@@ -277,10 +275,3 @@ def _malformed(request: PreprocessedRequest) -> InvalidArgument:
     except InvalidArgument as error:
         return error
     return InvalidArgument(f"request: could not be read: {request!r}")
-
-
-def _loop_clock(loop: asyncio.AbstractEventLoop) -> Clock:
-    """Return the loop's clock if its time is virtual, else the system's, as uvloop counts whole ms."""
-    own = type(loop).time
-    is_virtual = isinstance(own, FunctionType) and own is not asyncio.BaseEventLoop.time
-    return loop.time if is_virtual else time.monotonic

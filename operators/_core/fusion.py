@@ -151,6 +151,7 @@ class FusedRun(Run, Generic[B]):
         """Pass on the futures that the step waits for; return whether an item came of it."""
         chain = self._chain
         self._state = WAITING
+        self.waits += 1
         task = chain.puller = asyncio.current_task(self.event_loop)
         chain.baseline = 0 if task is None else task.cancelling()
         message: tuple[Any, ...] = ()

@@ -7,6 +7,8 @@ from datetime import datetime
 
 from reactivex.scheduler.eventloop import AsyncIOScheduler
 
+from operators._core.loop_clock import loop_clock
+
 __all__ = ("LoopScheduler",)
 
 
@@ -37,8 +39,9 @@ class LoopScheduler(AsyncIOScheduler):
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(loop or asyncio.get_running_loop())
+        self._clock = loop_clock(self._loop)
 
     @property
     def now(self) -> datetime:
         """The loop's time as a ``datetime``; its zero is 1970."""
-        return self.to_datetime(self._loop.time())
+        return self.to_datetime(self._clock())

@@ -64,6 +64,7 @@ class Run(Segment):
         own_context: The context that source and operators run in; None for the consumer's own.
         is_adopted: Whether an operator behind has taken the run over, and closes it.
         raised: The ``id`` of the exception that the run raised to its consumer.
+        waits: How many pulls have had to wait for the source.
     """
 
     __slots__ = (
@@ -83,11 +84,13 @@ class Run(Segment):
         "is_adopted",
         "own_context",
         "raised",
+        "waits",
     )
 
     _chain: PulledChain
     _generator: Loop
     _send: Callable[[None], Any]
+    waits: int
 
     def __init__(
         self,
@@ -106,6 +109,7 @@ class Run(Segment):
         self._observer: StreamObserver | None = None
         self.is_adopted = False
         self.raised = 0
+        self.waits = 0
         self._is_leaving = False
         self._unwound: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None

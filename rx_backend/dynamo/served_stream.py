@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any, Self
+from time import monotonic
+from typing import Any, Final, Self
 
 from operators.assembly import defer_to_loop, tokens_in, weakly
 from rx_backend.context import RequestContext
 from rx_backend.dynamo.context import ContextBridge, bridge_context
+from rx_backend.dynamo.outlet import ClientLeft, Outlet
 from rx_backend.stream import ResponseStream
 
 __all__ = ("ServedStream",)
+
+# An engine that has items ready leaves the event loop to others after so many, or so long.
+_AT_A_TURN: Final = 32
+_TURN_S: Final = 0.001
 
 
 class ServedStream(AsyncIterator[dict[str, Any]]):
@@ -52,6 +58,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         "_on_failure",
         "_open",
         "_opening",
+        "_outlet",
         "_stream",
         "_to_wire",
     )
@@ -65,6 +72,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         to_wire: Callable[[object], dict[str, Any] | None],
         on_failure: Callable[[Exception], dict[str, Any]],
         decode: bool,
+        outlet: Outlet | None = None,
     ) -> None:
         self._context = context
         self._open: Callable[[RequestContext], Awaitable[ResponseStream[Any]]] | None = open
@@ -72,6 +80,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         self._to_wire = to_wire
         self._on_failure = on_failure
         self._decode = decode
+        self._outlet = outlet
         # The runtime calls the handler in a thread without an event loop.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._left = ExitStack()
@@ -92,26 +101,26 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         return self
 
     async def __anext__(self) -> dict[str, Any]:
+        """Return the next item; where items are pushed, push all of them, and end."""
         self._is_pulling = True
+        outlet = self._outlet
         try:
             if self._loop is None and not self._is_over:
                 await self._begin()
-            while self._stream is not None:
-                item = await anext(self._stream)
-                if self._is_killed:
-                    break
-                wire = self._to_wire(item)
-                if wire is not None:
-                    self._has_token = self._has_token or tokens_in(item) > 0
-                    return wire
-        except StopAsyncIteration:
+            wire = await (self._pull() if outlet is None else self._push(outlet))
+            if wire is not None:
+                return wire
+        except (StopAsyncIteration, ClientLeft):
             pass
         except Exception as error:
             was_served = self._bridge is not None
             self.close()
             if not was_served:
                 raise
-            return self._on_failure(error)
+            last = self._on_failure(error)
+            if outlet is None:
+                return last
+            await outlet.finish(last)
         except BaseException:
             self.close()
             raise
@@ -119,6 +128,51 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
             self._is_pulling = False
         self.close()
         raise StopAsyncIteration
+
+    async def _pull(self) -> dict[str, Any] | None:
+        """Return the next item that is sent, None at the end."""
+        while self._stream is not None:
+            wire = self._wire_of(await anext(self._stream))
+            if wire is not None:
+                return wire
+        return None
+
+    async def _push(self, outlet: Outlet) -> None:
+        """Push the items: one that had to be waited for at once, those that were ready together."""
+        stream: ResponseStream[object] | None = self._stream
+        waits, ready, turn_ends = -1, 0, 0.0
+        while self._stream is not None and stream is not None:
+            try:
+                wire = self._wire_of(await anext(stream))
+            except StopAsyncIteration:
+                break
+            if wire is None:
+                continue
+            outlet.put(wire)
+            if stream.waits != waits:
+                # Behind the first item others get their turn, for theirs.
+                ready = _AT_A_TURN if waits < 0 else 0
+                waits, turn_ends = stream.waits, monotonic() + _TURN_S
+                outlet.send()
+            elif ready < _AT_A_TURN and monotonic() < turn_ends:
+                ready += 1
+                outlet.send_soon(stream.event_loop)
+            else:
+                ready, turn_ends = 0, monotonic() + _TURN_S
+                outlet.send()
+                await asyncio.sleep(0)
+            if outlet.is_full:
+                await outlet.room()
+        await outlet.finish()
+
+    def _wire_of(self, item: object) -> dict[str, Any] | None:
+        """Return an item as it is sent; None for one that is not, as after a kill."""
+        if self._is_killed:
+            self.close()
+            return None
+        if not self._has_token:
+            self._has_token = tokens_in(item) > 0
+        return self._to_wire(item)
 
     async def _begin(self) -> None:
         """Start the request; a kill in the meantime cancels that."""

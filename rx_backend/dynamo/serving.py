@@ -11,6 +11,7 @@ import msgspec
 
 from operators import coalesce as coalesce_chunks
 from rx_backend.adapter import EngineAdapter
+from rx_backend.dynamo.outlet import Outlet, ResponseSender
 from rx_backend.dynamo.served_stream import ServedStream
 from rx_backend.errors import InvalidArgument
 from rx_backend.probe import JsonProbeAdapter
@@ -54,10 +55,14 @@ def serving(
     probes = JsonProbeAdapter(adapter)
     decode = adapter.mode.is_decode
 
-    def handle(request: Mapping[str, Any], context: Any) -> ServedStream:
+    def handle(
+        request: Mapping[str, Any], context: Any, response_sender: ResponseSender | None = None
+    ) -> ServedStream:
+        pushes = response_sender is not None
         return ServedStream(
             context,
-            partial(open_stream, served, probes, request),
+            partial(open_stream, adapter if pushes else served, probes, request),
+            outlet=Outlet(response_sender, merge=coalesce) if pushes else None,
             inside=inside,
             to_wire=wire_item,
             on_failure=_failed_item,

@@ -96,7 +96,7 @@ async def handshakes(engine: Decoding, context: RequestContext) -> AsyncGenerato
     """Give chunks without tokens up to the transfer."""
     while not engine.go_on.is_set():
         yield LLMEngineOutput()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
     async for chunk in waits(engine, context):
         yield chunk
 
@@ -314,8 +314,10 @@ class Noticing:
 
 
 def noticing(handler: Handler, notices: list[str]) -> Handler:
-    def handle(request: Mapping[str, Any], context: Any) -> AsyncIterator[dict[str, Any]]:
-        return handler(request, Noticing(context, notices))
+    def handle(
+        request: Mapping[str, Any], context: Any, response_sender: Any = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        return handler(request, Noticing(context, notices), response_sender)
 
     return handle
 

@@ -156,8 +156,10 @@ def watched(handler: Handler) -> tuple[Handler, Streams]:
     """Give the handler, and those of its streams that somebody still holds."""
     streams: Streams = weakref.WeakSet()
 
-    def handle(request: Mapping[str, Any], context: Any) -> AsyncIterator[dict[str, Any]]:
-        stream = handler(request, context)
+    def handle(
+        request: Mapping[str, Any], context: Any, response_sender: Any = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        stream = handler(request, context, response_sender)
         streams.add(stream)
         return stream
 

@@ -1,0 +1,233 @@
+"""Where a request's items leave for the runtime, when they are pushed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from rx_backend.errors import Unknown
+from rx_backend.telemetry.metrics import COALESCED
+
+__all__ = ("ClientLeft", "Outlet", "ResponseSender")
+
+# What a client that reads nothing leaves room for: the runtime's own queue takes 128 frames of any
+# size, a socket with Linux's defaults 46 kB at least. The second is what a frame adds to an item.
+_SURE_BYTES: Final = 65_536
+_FRAME_BYTES: Final = 48
+# How many items may wait for a client that reads slowly, before the engine waits.
+_MOST_WAITING: Final = 256
+_MERGED: Final = frozenset(("token_ids", "text", "index"))
+
+
+class ResponseSender(Protocol):
+    """The runtime's sender of one request's items."""
+
+    def send(self, obj: object, /) -> None:
+        """Encode and send an item; block while the buffers to the client are full."""
+        ...
+
+    def close(self) -> None:
+        """End the stream."""
+        ...
+
+
+class ClientLeft(Exception):
+    """The runtime takes no more items: the client is gone, or has stopped the request."""
+
+
+class Outlet:
+    """
+    Send one request's items to the runtime without blocking the event loop.
+
+    The runtime's ``send`` blocks while the buffers to the client are full, and can't be asked
+    whether it will. So items are sent on the event loop only as long as they fit into the buffers
+    even if the client has read nothing, and in a thread after that. What comes while the thread is
+    at work waits, merged where possible.
+
+    Args:
+        sender: The runtime's sender.
+        merge: Whether plain chunks of the same answer that wait become one.
+    """
+
+    __slots__ = (
+        "_count",
+        "_failure",
+        "_is_draining",
+        "_is_due",
+        "_lock",
+        "_merges",
+        "_room",
+        "_sender",
+        "_sure_bytes",
+        "_waiting",
+    )
+
+    def __init__(self, sender: ResponseSender, *, merge: bool) -> None:
+        self._sender = sender
+        self._merges = merge
+        self._sure_bytes = _SURE_BYTES
+        self._waiting: list[dict[str, Any]] = []
+        self._count = 0
+        self._is_due = False
+        # For what the thread and the event loop both use.
+        self._lock = threading.Lock()
+        self._is_draining = False
+        # No exception that is raised here: it would refer to us by its traceback.
+        self._failure: tuple[type[Exception], str] | None = None
+        self._room: asyncio.Future[None] | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so many items wait that no more may come before :meth:`room`."""
+        return self._count >= _MOST_WAITING
+
+    def put(self, wire: dict[str, Any]) -> None:
+        """Let an item wait to be sent."""
+        COALESCED.chunks_in += 1
+        with self._lock:
+            self._count += 1
+            if not (self._merges and self._waiting and _merge(self._waiting[-1], wire)):
+                self._waiting.append(wire)
+
+    def send_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Send what waits in the event loop's next turn, together with what comes until then."""
+        if not self._is_due:
+            self._is_due = True
+            loop.call_soon(self._send_due)
+
+    def _send_due(self) -> None:
+        self._is_due = False
+        if self._failure is None:
+            self._send_waiting()
+
+    def send(self) -> None:
+        """
+        Send what waits.
+
+        Raises:
+            ClientLeft: The runtime takes no more items.
+            Unknown: It could not encode one.
+        """
+        if self._failure is None:
+            self._send_waiting()
+        if self._failure is not None:
+            kind, message = self._failure
+            if kind is Unknown:
+                # An error item follows.
+                self._failure = None
+            raise kind(message)
+
+    def _send_waiting(self) -> None:
+        if self._is_draining or not self._waiting:
+            return
+        if self._sure_bytes > 0:
+            self._send_all(self._take())
+        else:
+            self._is_draining = True
+            _threads.start(self._drain)
+
+    async def room(self) -> None:
+        """Wait until the thread has taken what waits."""
+        room = asyncio.get_running_loop().create_future()
+        with self._lock:
+            if not self._is_draining:
+                return
+            self._room = room
+        await room
+
+    async def finish(self, last: dict[str, Any] | None = None) -> None:
+        """
+        Send what waits, then *last*, and end the stream; return when the runtime has taken it.
+
+        Raises:
+            Unknown: An item could not be encoded.
+        """
+        if last is not None:
+            self.put(last)
+        with suppress(ClientLeft):
+            self.send()
+            while self._is_draining:
+                await self.room()
+            self.send()
+        self._sender.close()
+
+    def _drain(self) -> None:
+        """Send what waits, in a thread, until nothing does."""
+        while True:
+            with self._lock:
+                wires = self._take()
+                self._is_draining = bool(wires) and self._failure is None
+                room, self._room = self._room, None
+            if room is not None:
+                _wake(room)
+            if not self._is_draining:
+                return
+            self._send_all(wires)
+
+    def _take(self) -> list[dict[str, Any]]:
+        wires, self._waiting = self._waiting, []
+        self._count = 0
+        return wires
+
+    def _send_all(self, wires: list[dict[str, Any]]) -> None:
+        COALESCED.chunks_out += len(wires)
+        try:
+            for wire in wires:
+                if self._sure_bytes > 0:
+                    self._sure_bytes -= len(_encode(wire)) + _FRAME_BYTES
+                self._sender.send(wire)
+        except RuntimeError as error:
+            self._failure = ClientLeft, str(error)
+        except (OverflowError, TypeError, ValueError) as error:
+            self._failure = Unknown, f"an item could not be encoded: {error}"
+
+
+def _merge(first: dict[str, Any], wire: dict[str, Any]) -> bool:
+    """Add *wire* to *first* and return True, where both are plain chunks of one answer."""
+    keys = first.keys()
+    if not (keys == wire.keys() <= _MERGED and first.get("index") == wire.get("index")):
+        return False
+    first["token_ids"] += wire["token_ids"]
+    if "text" in keys:
+        first["text"] += wire["text"]
+    return True
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    """Wake what waits on another thread's event loop, which may be closed."""
+
+    def wake() -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    with suppress(RuntimeError):
+        waiter.get_loop().call_soon_threadsafe(wake)
+
+
+class _Threads:
+    """Daemon threads, one more whenever all are busy: one that is blocked holds up no other."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Run *job*, which must not raise, in a thread."""
+        self._jobs.put(job)
+        if not self._idle.acquire(blocking=False):
+            threading.Thread(target=self._run, name="rx-backend-send", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            self._jobs.get()()
+            self._idle.release()
+
+
+_threads = _Threads()
+_encode = msgspec.msgpack.encode

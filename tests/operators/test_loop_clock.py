@@ -1,0 +1,97 @@
+"""Times are measured finely on every event loop, and follow a virtual one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+from operators import LoopScheduler
+from operators.assembly import loop_clock
+from rx_backend.adapter import EngineAdapter
+from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.protocols import LLMEngineOutput
+from rx_backend.testing import run_virtual
+from tests.rx_backend._engines import collect, request
+from tests.spans import Spans
+
+STEP_S = 0.0004
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+REAL: list[Run] = [asyncio.run]
+if find_spec("uvloop") is not None:
+    REAL.append(import_module("uvloop").run)
+
+
+class OwnTime(asyncio.SelectorEventLoop):
+    """A loop that keeps a time of its own."""
+
+    def time(self) -> float:
+        return 42.0
+
+
+def work() -> None:
+    """Keep the event loop busy for a step."""
+    until = time.monotonic() + STEP_S
+    while time.monotonic() < until:
+        pass
+
+
+@pytest.mark.parametrize("run", REAL)
+def test_a_real_loop_is_measured_within_a_turn(run: Run) -> None:
+    """The loop's own time may stand still meanwhile, or count whole milliseconds."""
+
+    async def main() -> None:
+        clock, rx = loop_clock(asyncio.get_running_loop()), LoopScheduler()
+        began, rx_began = clock(), rx.now
+        work()
+        assert clock() - began >= STEP_S
+        assert (rx.now - rx_began).total_seconds() >= STEP_S - 1e-6
+
+    run(main())
+
+
+def test_a_virtual_loop_keeps_its_own_time() -> None:
+    """Nothing but its timers moves it."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        clock = loop_clock(loop)
+        work()
+        await asyncio.sleep(90.0)
+        assert clock() == loop.time() == 90.0
+
+    run_virtual(main())
+    loop = OwnTime()
+    assert loop_clock(loop)() == 42.0
+    loop.close()
+
+
+@pytest.mark.rows("F2", "F3", "F4")
+@pytest.mark.parametrize("run", REAL)
+def test_gaps_of_less_than_a_millisecond_are_recorded(run: Run, spans: Spans) -> None:
+    """An engine that works for 0.4 ms a token has no gap of 0.0 ms."""
+
+    class Working(LLMEngine):
+        async def start(self, worker_id: int) -> EngineConfig:
+            return EngineConfig(model="m")
+
+        async def generate(self, *_: object) -> AsyncGenerator[LLMEngineOutput]:
+            for token_id in range(20):
+                await asyncio.sleep(0)
+                work()
+                yield LLMEngineOutput.token(token_id)
+            yield LLMEngineOutput.stop()
+
+    async def main() -> None:
+        await collect(await EngineAdapter(Working(), tracer=spans.tracer).generate(request()))
+
+    run(main())
+    recorded = dict(spans.one("engine.generate").attributes or {})
+    assert recorded["itl_p50_ms"] >= STEP_S * 1e3  # pyright: ignore[reportOperatorIssue]
+    assert recorded["ttft_ms"] >= STEP_S * 1e3  # pyright: ignore[reportOperatorIssue]
