@@ -390,7 +390,7 @@ def test_what_is_a_chunk_already_is_left_alone() -> None:
         ({"token_ids": 7}, "$.token_ids: expected array, got int"),
         ({"index": -1}, "$.index: expected int >= 0, got -1"),
         ({"output_type": "smell"}, "$.output_type: invalid enum value 'smell'"),
-        ({"log_probs": [None]}, "$.log_probs[0]: expected float, got null"),
+        ({"log_probs": ["much"]}, "$.log_probs[0]: expected float, got str"),
         (
             {"top_logprobs": [[{"rank": 0, "logprob": 0.0}]]},
             "$.top_logprobs[0][0].token_id: required, but missing",
