@@ -23,6 +23,7 @@ BOXES, ENDS = {"item", "box", "call"}, {"end", "error", "drop"}
 """Kinds that stand above each other at the same time, and kinds that stand behind those."""
 # In inches.
 _HALF, _LABEL, _STACKED, _GAP, _BESIDE, _LONGEST = 0.17, 0.165, 0.34, 0.08, 0.03, 3.0
+_MOST_IN_CIRCLE = 0.17
 _MOST_LEVELS = 4
 
 
@@ -162,9 +163,10 @@ class Lane:
         gid = f"{self.row.gid} {mark.at:g} {mark.kind} {mark.label}".rstrip()
         color = mark.color or self.row.color
         if mark.kind in {"item", "box"}:
-            shape = "square,pad=0.45" if mark.kind == "box" else "circle,pad=0.45"
-            if mark.kind == "item" and len(mark.label) > 2:
-                shape = "round,pad=0.45,rounding_size=1"
+            shape = "square,pad=0.45"
+            if mark.kind == "item":
+                is_short = style.text_width(mark.label) < _MOST_IN_CIRCLE
+                shape = "circle,pad=0.45" if is_short else "round,pad=0.45,rounding_size=1"
             box = {"boxstyle": shape, "facecolor": color, "edgecolor": mark.edge}
             font = {"color": mark.edge, "ha": "center", "va": "center_baseline"}
             axes.text(x, y, mark.label or " ", bbox=box, gid=gid, zorder=5, **font)

