@@ -150,8 +150,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _WORKLOADS = (
-    "The workload is --trace, else the file that RX_BACKEND_TRACE names, else "
-    "../shared/data/azure_llm_conv_2023.csv where it exists, else a synthetic one of that shape."
+    "The workload is --trace, else the file that RX_BACKEND_TRACE names, else a synthetic one in the "
+    "shape of Azure's conversation trace of 2023."
 )
 _VARIABLES = (
     "Each option can be set by the environment variable in brackets too. With file discovery, "

@@ -29,12 +29,11 @@ from rx_backend.testing import run_virtual
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-__all__ = ("TRACE_VARIABLE", "RunOptions", "find_trace", "run")
+__all__ = ("TRACE_VARIABLE", "RunOptions", "run")
 
 TRACE_VARIABLE = "RX_BACKEND_TRACE"
 """Environment variable with the path of the trace that is replayed by default."""
 
-_NEAR_TRACE = Path("..", "shared", "data", "azure_llm_conv_2023.csv")
 _LIMIT, _REAL_LIMIT = 4000, 40
 _SUMMARY, _REQUESTS, _SPANS, _PLOT = "summary.json", "requests.jsonl", "spans.jsonl", "replay.png"
 _FILES = _SUMMARY, _REQUESTS, _SPANS, _PLOT
@@ -44,7 +43,7 @@ class RunOptions(Struct, kw_only=True, frozen=True):
     """What to replay, how, and where to write; the engine's parameters are `SimulatedEngine`'s."""
 
     trace: Path | None = None
-    """The trace; None: the one that `find_trace` finds, else a synthetic workload."""
+    """The trace; None: the one that `RX_BACKEND_TRACE` names, else a synthetic workload."""
     synthetic: bool = False
     """Use the synthetic workload in any case."""
     limit: int | None = None
@@ -129,17 +128,9 @@ def run(
     return session.result
 
 
-def find_trace(environ: Mapping[str, str] = os.environ) -> Path | None:
-    """
-    Return the trace to replay by default, None if there is none.
-
-    It is the one that `RX_BACKEND_TRACE` names, else `../shared/data/azure_llm_conv_2023.csv`
-    as seen from the current folder, if it exists.
-    """
+def _trace_of(environ: Mapping[str, str]) -> Path | None:
     named = environ.get(TRACE_VARIABLE)
-    if named:
-        return Path(named)
-    return _NEAR_TRACE if _NEAR_TRACE.is_file() else None
+    return Path(named) if named else None
 
 
 def _check(options: RunOptions) -> None:
@@ -166,7 +157,7 @@ class _Session:
         limit = options.limit
         if limit is None:
             limit = _REAL_LIMIT if options.real else _LIMIT
-        path = None if options.synthetic else options.trace or find_trace()
+        path = None if options.synthetic else options.trace or _trace_of(os.environ)
         if path is None:
             name = "synthetic, in the shape of the Azure conversation trace"
             rows = synthetic(limit, seed=options.seed) if limit else synthetic(seed=options.seed)
