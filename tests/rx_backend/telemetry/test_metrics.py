@@ -161,6 +161,7 @@ class Serves(SampleEngine):
     ) -> AsyncGenerator[LLMEngineOutput]:
         if self.models and request.model not in self.models:
             raise InvalidArgument("no such model")
+        await asyncio.sleep(1)
         yield token(1)
         yield stop()
 

@@ -259,6 +259,7 @@ async def test_an_engines_own_events_get_the_requests_ids() -> None:
 
     def say(_context: RequestContext) -> None:
         structlog.get_logger("an_engine").warning("mine", more=1)
+        structlog.get_logger("an_engine").warning("another's", trace_id="kept")
 
     await collect(await adapter_of(ScriptedEngine(say, stop()), spans=spans).generate(request()))
     structlog.get_logger().warning("outside")
@@ -272,6 +273,8 @@ async def test_an_engines_own_events_get_the_requests_ids() -> None:
         "span_id": trace.format_span_id(context.span_id),
         "trace_flags": f"{context.trace_flags:02x}",
     } in capture.entries
+    kept = {"event": "another's", "log_level": "warning", "trace_id": "kept"}
+    assert kept in capture.entries
     assert capture.entries[-1] == {"event": "outside", "log_level": "warning"}
 
 
