@@ -6,11 +6,12 @@ import asyncio
 import math
 import os
 import signal
+import socket
 import threading
 from collections.abc import Awaitable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rx_backend.context import LatchedSignal, RequestContext
 from rx_backend.errors import InvalidArgument
@@ -107,56 +108,79 @@ def signals_to(shutdown: Shutdown, *, unwind_s: float = 5.0) -> Generator[None]:
     """
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.getsignal(number) for number in numbers}
-    blocked = _BlockedLoop(asyncio.get_running_loop(), unwind_s)
+    watch = _StartWatch(asyncio.get_running_loop(), shutdown, unwind_s)
 
     def handle(*_: object) -> None:
-        if blocked.is_interrupting():
-            raise EventLoopBlocked
-        shutdown.request()
+        interrupting = watch.is_interrupting()
+        if not interrupting or not shutdown.requested.is_set:
+            shutdown.request()
         if shutdown.forced.is_set:
             restore(dict.fromkeys(numbers, signal.SIG_DFL))
-        elif not shutdown.started:
-            blocked.watch()
+        if interrupting:
+            raise EventLoopBlocked
 
-    def restore(handlers: dict[signal.Signals, object]) -> None:
+    def restore(handlers: dict[signal.Signals, Any]) -> None:
         for number, handler in handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
     restore(dict.fromkeys(numbers, handle))
     try:
-        yield
+        with watch.running():
+            yield
     finally:
         restore({number: handler or signal.SIG_DFL for number, handler in before.items()})
 
 
-class _BlockedLoop:
-    """Interrupts what blocks an event loop."""
+class _StartWatch:
+    """
+    Sees signals in a thread of its own, and interrupts an engine's ``start`` that blocks the loop.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, patience_s: float) -> None:
+    A handler in Python runs late, or never, where the main thread is in a call that blocks.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, shutdown: Shutdown, patience_s: float
+    ) -> None:
         self._loop = loop
+        self._shutdown = shutdown
         self._patience_s = patience_s
         self._responded = threading.Event()
         self._interrupting = False
 
-    def watch(self) -> None:
-        """Interrupt the main thread unless the loop responds in time."""
-        self._loop.call_soon_threadsafe(self._responded.set)
-        threading.Thread(target=self._watch, name="rx-backend-blocked", daemon=True).start()
-
     def is_interrupting(self) -> bool:
-        """Whether the signal being handled is that of :meth:`watch`, which the loop still needs."""
+        """Whether the signal being handled is to interrupt what blocks the loop."""
         interrupting, self._interrupting = self._interrupting, False
         return interrupting and not self._responded.is_set()
 
-    def _watch(self) -> None:
-        if self._responded.wait(self._patience_s):
-            return
-        self._interrupting = True
-        main = threading.main_thread().ident
-        if main is not None:
-            signal.pthread_kill(main, signal.SIGTERM)
-        if not self._responded.wait(self._patience_s):
-            _exit("the engine's start blocks the event loop and can't be interrupted")
+    @contextmanager
+    def running(self) -> Generator[None]:
+        """Watch while the block runs."""
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        with reader, writer:
+            before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            thread = threading.Thread(target=self._watch, args=[reader], daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                signal.set_wakeup_fd(before)
+                self._responded.set()
+                writer.close()
+                thread.join(self._patience_s)
+
+    def _watch(self, signals: socket.socket) -> None:
+        interrupted = False
+        while signals.recv(1):
+            with suppress(RuntimeError):  # the loop is closed
+                # It also wakes an idle loop, which then runs the handler.
+                self._loop.call_soon_threadsafe(self._responded.set)
+            if self._shutdown.started or self._responded.wait(self._patience_s):
+                continue
+            if interrupted:
+                _exit("the engine's start blocks the event loop and can't be interrupted")
+            self._interrupting = interrupted = True
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import rx_backend_cli
 from rx_backend.cli import main
 from rx_backend.replay import session
 from rx_backend.replay.session import TRACE_VARIABLE
@@ -136,6 +137,18 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.setattr(session, "run", interrupted)
     assert main(["run"]) == 130
     assert capsys.readouterr() == ("", "")
+
+
+def test_interrupted_during_the_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take a while on a busy machine, and are as silent."""
+
+    class Interrupting:
+        def find_spec(self, *_: object) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "rx_backend.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting()])
+    assert rx_backend_cli.main() == 130
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")

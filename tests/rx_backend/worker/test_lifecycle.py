@@ -451,6 +451,19 @@ def test_whenever_the_end_is_asked_for_the_engine_ends_once(
 
 
 @virtual
+async def test_a_worker_that_is_stopped_while_it_registers_is_never_ready() -> None:
+    """Nothing announces a worker that is about to end."""
+    life = Life()
+
+    async def register(config: EngineConfig, mode: DisaggregationMode, path: str) -> None:
+        life.shutdown.request()
+
+    life.place.register = register
+    assert await life.live() is None
+    assert life.ready == []
+
+
+@virtual
 async def test_an_end_that_was_asked_for_before_starts_nothing() -> None:
     """A worker that is told to end at once neither starts nor cleans up its engine."""
     life = Life()

@@ -59,8 +59,8 @@ def test_an_interrupt_ends_the_wait(tmp_path: Path) -> None:
         assert not any("Traceback" in line for line in served.seen)
 
 
-def test_one_address_that_answers_is_enough() -> None:
-    """It may come up later, and the others need not be there."""
+def test_one_address_that_answers_is_enough(caplog: pytest.LogCaptureFixture) -> None:
+    """It may come up later, which is logged, and the others need not be there."""
 
     async def main() -> None:
         with socket.socket() as late:
@@ -70,8 +70,10 @@ def test_one_address_that_answers_is_enough() -> None:
             assert not (await asyncio.wait({waiting}, timeout=0.1))[0]
             async with await asyncio.start_server(lambda _, writer: writer.close(), sock=late):
                 await waiting
+                await until_reachable(Service("etcd", "ETCD", address))
 
     asyncio.run(main())
+    assert len(caplog.records) == 1
 
 
 def test_patience_ends_for_a_service_that_is_silent() -> None:
