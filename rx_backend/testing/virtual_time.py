@@ -103,6 +103,16 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         finally:
             self._holds -= 1
 
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Call *callback* after *delay* virtual seconds."""
+        return self._set_timer(self._now + delay, callback, args, context)
+
     def call_at(
         self,
         when: float,
@@ -111,6 +121,15 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """Call *callback* at *when* on the loop's clock."""
+        return self._set_timer(when, callback, args, context)
+
+    def _set_timer(
+        self,
+        when: float,
+        callback: Callable[[*Ts], object],
+        args: tuple[*Ts],
+        context: Context | None,
+    ) -> asyncio.TimerHandle:
         self._check_closed()
         if self._debug:
             self._check_thread()
