@@ -286,3 +286,25 @@ def test_one_item_after_another_is_sent_at_once() -> None:
         assert client.frames[-1]["finish_reason"] == "stop"
 
     asyncio.run(main())
+
+
+def test_an_engine_that_never_waits_leaves_others_their_turn() -> None:
+    """From its first items on."""
+
+    async def main() -> None:
+        client, seen = Client(), list[int]()
+        handler = serving(EngineAdapter(Pouring()))
+
+        async def watch() -> None:
+            while not client.is_closed:
+                seen.append(len(client.tokens))
+                await asyncio.sleep(0)
+
+        watching = asyncio.create_task(watch())
+        async for _ in handler({"token_ids": [1_000, 0]}, RuntimeContext(), client):
+            pass
+        await watching
+        assert seen[0] <= 2
+        assert len(seen) >= 1_000 / 64
+
+    asyncio.run(main())
