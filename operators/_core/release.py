@@ -131,6 +131,10 @@ class Run(Segment):
         except GeneratorExit as error:
             self._enter(self._chain.fail_from_source, error)
             return RETURNED
+        finally:
+            # From Python 3.12 on the traceback of an exception that was thrown in refers to this
+            # frame, by its callers: a reference back would be a cycle.
+            del argument
 
     def _is_unwinding(self) -> bool:
         return self._state == UNWINDING

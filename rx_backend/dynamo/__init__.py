@@ -9,7 +9,7 @@ the extra ``dynamo``; it is imported when something needs it.
 >>> handler = serving(EngineAdapter(SampleEngine()))  # for `endpoint.serve_endpoint(handler)`
 """
 
-from rx_backend.dynamo.context import BridgedContext, ContextBridge, RuntimeContext, bridge_context
+from rx_backend.dynamo.context import BridgedContext, ContextBridge
 from rx_backend.dynamo.engine_context import EngineContext
 from rx_backend.dynamo.engine_host import DynamoEngine, as_dynamo_engine
 from rx_backend.dynamo.engines import from_any_engine, from_dynamo_engine
@@ -21,9 +21,7 @@ __all__ = (
     "DynamoEngine",
     "EngineContext",
     "Handler",
-    "RuntimeContext",
     "as_dynamo_engine",
-    "bridge_context",
     "from_any_engine",
     "from_dynamo_engine",
     "serving",

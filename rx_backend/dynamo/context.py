@@ -3,58 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from rx_backend.context import RequestContext
 from rx_backend.errors import InvalidArgument
 
-__all__ = ("BridgedContext", "ContextBridge", "RuntimeContext", "bridge_context")
+__all__ = ("BridgedContext", "ContextBridge")
 
 
 _FIRST_LOOK_S = 0.005
 _LONGEST_LOOK_S = 1.0
-
-
-class _Metadata(Protocol):
-    def items(self) -> Iterable[tuple[str, str]]: ...
-
-
-class RuntimeContext(Protocol):
-    """What a request's context in the runtime offers; ``dynamo.runtime.Context`` does."""
-
-    def id(self) -> str:
-        """Return the request's id."""
-        ...
-
-    @property
-    def metadata(self) -> _Metadata:
-        """What was sent along with the request; live, and may be written to."""
-        ...
-
-    def trace_headers(self) -> dict[str, str] | None:
-        """Return W3C trace headers that name the runtime's own span; None where it has none."""
-        ...
-
-    def is_stopped(self) -> bool:
-        """Return whether the request was stopped or killed."""
-        ...
-
-    def is_killed(self) -> bool:
-        """Return whether the request was killed, as when its client is gone."""
-        ...
-
-    def async_killed_or_stopped(self) -> asyncio.Future[bool]:
-        """Return a future that is done once the request is stopped or killed."""
-        ...
-
-    def stop_generating(self) -> None:
-        """Stop the request, for the runtime and for its client."""
-        ...
-
-    def notify_first_token(self) -> None:
-        """Tell the runtime that the first token exists."""
-        ...
 
 
 class BridgedContext(RequestContext):
@@ -62,15 +21,16 @@ class BridgedContext(RequestContext):
     The context of a request that came through the runtime.
 
     Attributes:
-        runtime_context: The runtime's own, for what only it can do, such as spans of the runtime.
+        runtime_context: The runtime's own, a ``dynamo.runtime.Context``, for what only it can do,
+            such as spans of the runtime.
     """
 
     __slots__ = ("runtime_context",)
 
-    runtime_context: RuntimeContext
+    runtime_context: Any
 
-    def __init__(self, runtime_context: RuntimeContext) -> None:
-        headers = runtime_context.trace_headers() or {}
+    def __init__(self, runtime_context: Any) -> None:
+        headers: dict[str, str] = runtime_context.trace_headers() or {}
         super().__init__(
             runtime_context.id(),
             dict(runtime_context.metadata.items()),
@@ -94,12 +54,16 @@ class ContextBridge:
 
     Args:
         context: The runtime's context.
-        decode: Whether this worker decodes for a prefill peer.
+        decode: Whether this worker decodes for a prefill peer, so that the first-token notice
+            counts (row C4).
         on_kill: Called on the event loop once the runtime has killed the request, after our context
             was.
 
     Attributes:
         request_context: The context for our side.
+
+    Raises:
+        InvalidArgument: *context* is none of the runtime's.
     """
 
     __slots__ = (
@@ -115,9 +79,14 @@ class ContextBridge:
     request_context: BridgedContext
 
     def __init__(
-        self, context: RuntimeContext, *, decode: bool, on_kill: Callable[[], object] | None = None
+        self, context: Any, *, decode: bool, on_kill: Callable[[], object] | None = None
     ) -> None:
-        ours = self.request_context = BridgedContext(context)
+        try:
+            ours = self.request_context = BridgedContext(context)
+        except (AttributeError, TypeError) as error:
+            raise InvalidArgument(
+                f"context: expected a context of the Dynamo runtime, got {type(context).__name__}"
+            ) from error
         self._unlisten: Callable[[], None] | None = None
         self._next_look: asyncio.TimerHandle | None = None
         self._on_kill = on_kill
@@ -126,7 +95,7 @@ class ContextBridge:
         ours.bind(self._loop, decode=decode)
         if decode:
             self._unlisten = ours.first_token().listen(context.notify_first_token)
-        self._waiter = context.async_killed_or_stopped()
+        self._waiter: asyncio.Future[bool] = context.async_killed_or_stopped()
         self._waiter.add_done_callback(self._on_signal)
 
     def refresh(self) -> None:
@@ -178,26 +147,3 @@ class ContextBridge:
             )
         elif self._on_kill is not None:
             self._on_kill()
-
-
-def bridge_context(
-    context: Any, *, decode: bool, on_kill: Callable[[], object] | None = None
-) -> ContextBridge:
-    """
-    Make our context of a request from the runtime's; to be called on the request's event loop.
-
-    Args:
-        context: The context that the runtime hands to a handler or to an engine.
-        decode: Whether this worker decodes for a prefill peer, so that the first-token notice
-            counts (row C4).
-        on_kill: Called once the runtime has killed the request; see `ContextBridge`.
-
-    Raises:
-        InvalidArgument: *context* is none of the runtime's.
-    """
-    try:
-        return ContextBridge(context, decode=decode, on_kill=on_kill)
-    except (AttributeError, TypeError) as error:
-        raise InvalidArgument(
-            f"context: expected a context of the Dynamo runtime, got {type(context).__name__}"
-        ) from error

@@ -6,10 +6,11 @@ import importlib
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NoReturn, cast
+from typing import Any, Final, NoReturn, cast
 
 from rx_backend.adapter import EngineAdapter
 from rx_backend.disagg import DisaggregationMode
+from rx_backend.dynamo.engines import NAMING, REGISTRATION
 from rx_backend.dynamo.served_stream import ServedStream
 from rx_backend.dynamo.serving import open_stream, wire_chunk, with_coalescing
 from rx_backend.engine import EngineConfig, LLMEngine, check_config
@@ -19,6 +20,20 @@ from rx_backend.probe import JsonProbeAdapter
 from rx_backend.protocols import Annotated
 
 __all__ = ("DynamoEngine", "as_dynamo_engine")
+
+# What Dynamo's worker calls on every engine: coroutine functions with what an engine without them
+# answers, and functions that return lists.
+_OPTIONAL: Final = {
+    "cleanup": None,
+    "drain": None,
+    "health_check_payload": None,
+    "kv_event_sources": (),
+    "on_endpoint_ready": None,
+    "register_prometheus": None,
+}
+_OPTIONAL_LISTS: Final = frozenset(
+    ("component_metrics_dp_ranks", "supported_controls", "supported_updates")
+)
 
 
 def as_dynamo_engine(
@@ -68,6 +83,11 @@ class DynamoEngine:
         self._decode = adapter.mode.is_decode
 
     def __getattr__(self, name: str) -> Any:
+        """Return the engine's own; for a method that only some engines have, one that does nothing."""
+        if name in _OPTIONAL:
+            return getattr(self._engine, name, partial(_nothing, _OPTIONAL[name]))
+        if name in _OPTIONAL_LISTS:
+            return getattr(self._engine, name, list)
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._engine, name)
@@ -100,49 +120,9 @@ class DynamoEngine:
     async def abort(self, context: Any) -> None:
         """Do nothing: the request has heard the same signal, and its pipeline aborts the engine."""
 
-    async def cleanup(self) -> None:
-        """Release everything."""
-        await self._optional("cleanup")
 
-    async def drain(self) -> None:
-        """Finish background work before :meth:`cleanup`."""
-        await self._optional("drain")
-
-    async def health_check_payload(self) -> dict[str, Any] | None:
-        """Return the engine's small request that shows whether it works."""
-        return await self._optional("health_check_payload")
-
-    async def kv_event_sources(self) -> list[Any]:
-        """Return the engine's sources of KV events; an engine without them has none."""
-        return await self._optional("kv_event_sources") or []
-
-    async def on_endpoint_ready(self, endpoint: Any) -> None:
-        """Hand the endpoint to an engine that wants it."""
-        await self._optional("on_endpoint_ready", endpoint)
-
-    async def register_prometheus(self, metrics: Any) -> None:
-        """Hand the runtime's metrics to an engine that wants them."""
-        await self._optional("register_prometheus", metrics)
-
-    def component_metrics_dp_ranks(self) -> list[int]:
-        """Return the data-parallel ranks that the engine has figures for."""
-        return self._listed("component_metrics_dp_ranks")
-
-    def supported_controls(self) -> list[str]:
-        """Name the controls that the engine knows."""
-        return self._listed("supported_controls")
-
-    def supported_updates(self) -> list[str]:
-        """Name the updates that the engine knows."""
-        return self._listed("supported_updates")
-
-    async def _optional(self, name: str, *args: Any) -> Any:
-        method = getattr(self._engine, name, None)
-        return None if method is None else await method(*args)
-
-    def _listed(self, name: str) -> list[Any]:
-        method = getattr(self._engine, name, None)
-        return [] if method is None else list(method())
+async def _nothing(answer: object, *_: object) -> Any:
+    return [] if answer == () else answer
 
 
 def _raise_as_dynamo(error: Exception) -> NoReturn:
@@ -162,24 +142,10 @@ def _chunk_of(item: object) -> dict[str, Any] | None:
 
 def _to_dynamo_config(config: EngineConfig) -> Any:
     backend = _import_backend()
-    registration = backend.LlmRegistration(
-        context_length=config.context_length,
-        kv_cache_block_size=config.kv_cache_block_size,
-        total_kv_blocks=config.total_kv_blocks,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        data_parallel_size=config.data_parallel_size,
-        data_parallel_start_rank=config.data_parallel_start_rank,
-        bootstrap_host=config.bootstrap_host,
-        bootstrap_port=config.bootstrap_port,
-        max_gpu_lora_count=config.max_gpu_lora_count,
-    )
     return backend.EngineConfig(
         model=config.model,
-        served_model_name=config.served_model_name,
-        runtime_data=config.runtime_data,
-        llm=registration,
-        model_aliases=config.model_aliases,
+        llm=backend.LlmRegistration(**{name: getattr(config, name) for name in REGISTRATION}),
+        **{name: getattr(config, name) for name in NAMING},
     )
 
 

@@ -11,11 +11,11 @@ from rx_backend.engine import ChunkSource, EngineConfig, LLMEngine
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import PreprocessedRequest, to_builtins
 
-__all__ = ("from_any_engine", "from_dynamo_engine")
+__all__ = ("NAMING", "REGISTRATION", "from_any_engine", "from_dynamo_engine")
 
 # Where Dynamo keeps these, and what ours are called, is the same word.
-_NAMING = ("served_model_name", "model_aliases", "runtime_data")
-_REGISTRATION = (
+NAMING = ("served_model_name", "model_aliases", "runtime_data")
+REGISTRATION = (
     "context_length",
     "kv_cache_block_size",
     "total_kv_blocks",
@@ -123,8 +123,8 @@ class _FromDynamo(LLMEngine):
         config = self.dynamo_config = await self._engine.start(worker_id)
         registration = getattr(config, "llm", None) or config
         found = {
-            **{name: getattr(config, name, None) for name in ("model", *_NAMING)},
-            **{name: getattr(registration, name, None) for name in _REGISTRATION},
+            **{name: getattr(config, name, None) for name in ("model", *NAMING)},
+            **{name: getattr(registration, name, None) for name in REGISTRATION},
         }
         known = {name: value for name, value in found.items() if value is not None}
         if "model" not in known:

@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 
 from operators.assembly import defer_to_loop, tokens_in, weakly
 from rx_backend.context import RequestContext
-from rx_backend.dynamo.context import ContextBridge, bridge_context
+from rx_backend.dynamo.context import ContextBridge
 from rx_backend.dynamo.outlet import ClientLeft, Outlet
 from rx_backend.stream import ResponseStream
 
@@ -182,9 +182,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         context, self._context = self._context, None
         assert start is not None  # noqa: S101 - for the type checker
         self._left.enter_context(self._inside(context))
-        self._bridge = bridge_context(
-            context, decode=self._decode, on_kill=weakly(self._end_killed)
-        )
+        self._bridge = ContextBridge(context, decode=self._decode, on_kill=weakly(self._end_killed))
         task = self._opening = asyncio.current_task()
         try:
             stream = await start(self._bridge.request_context)

@@ -21,8 +21,8 @@ from rx_backend.telemetry.metrics import COALESCED
 
 __all__ = ("Handler", "open_stream", "serving", "wire_chunk", "wire_item")
 
-Handler: TypeAlias = Callable[[Mapping[str, Any], Any], AsyncIterator[dict[str, Any]]]
-"""What ``endpoint.serve_endpoint`` takes: from a request and its context to what goes out."""
+Handler: TypeAlias = Callable[..., AsyncIterator[dict[str, Any]]]
+"""What ``endpoint.serve_endpoint`` takes; called with a request, its context and ``response_sender``."""
 
 
 def serving(

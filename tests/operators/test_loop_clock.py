@@ -14,8 +14,9 @@ import pytest
 from operators import LoopScheduler
 from operators.assembly import loop_clock
 from rx_backend.adapter import EngineAdapter
+from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine
-from rx_backend.protocols import LLMEngineOutput
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.testing import run_virtual
 from tests.rx_backend._engines import collect, request
 from tests.spans import Spans
@@ -81,7 +82,9 @@ def test_gaps_of_less_than_a_millisecond_are_recorded(run: Run, spans: Spans) ->
         async def start(self, worker_id: int) -> EngineConfig:
             return EngineConfig(model="m")
 
-        async def generate(self, *_: object) -> AsyncGenerator[LLMEngineOutput]:
+        async def generate(
+            self, request: PreprocessedRequest, context: RequestContext
+        ) -> AsyncGenerator[LLMEngineOutput]:
             for token_id in range(20):
                 await asyncio.sleep(0)
                 work()

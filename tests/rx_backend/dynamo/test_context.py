@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rx_backend.dynamo import ContextBridge, bridge_context
+from rx_backend.dynamo import ContextBridge
 from rx_backend.errors import InvalidArgument
 from tests.rx_backend.dynamo._runtime import NEEDS, new_context, real
 
@@ -20,7 +20,7 @@ pytestmark = NEEDS
 async def test_a_stop_of_the_runtime_is_a_level_of_ours() -> None:
     """Whoever waits hears of it, the request's identity is the same, and no task is made for it."""
     theirs = new_context("r1", {"tenant": "t"})
-    bridge = bridge_context(theirs, decode=False)
+    bridge = ContextBridge(theirs, decode=False)
     ours = bridge.request_context
     assert (ours.id, dict(ours.metadata), dict(ours.trace_headers)) == ("r1", {"tenant": "t"}, {})
     assert not ours.is_stopped
@@ -38,7 +38,7 @@ async def test_what_was_signalled_before_counts() -> None:
     """A request that is stopped before we see it is stopped."""
     theirs = new_context()
     theirs.stop_generating()
-    bridge = bridge_context(theirs, decode=False)
+    bridge = ContextBridge(theirs, decode=False)
     await bridge.request_context.stopped()
     bridge.close()
 
@@ -48,7 +48,7 @@ async def test_what_was_signalled_before_counts() -> None:
 async def test_a_closed_bridge_waits_for_nothing() -> None:
     """A signal after the end of the request reaches nobody of ours; closing twice is harmless."""
     theirs = new_context()
-    bridge = bridge_context(theirs, decode=False)
+    bridge = ContextBridge(theirs, decode=False)
     bridge.close()
     bridge.close()
     heard = theirs.async_killed_or_stopped()
@@ -61,7 +61,7 @@ async def test_a_closed_bridge_waits_for_nothing() -> None:
 async def test_a_refresh_takes_over_at_once() -> None:
     """What the runtime has signalled counts before the loop has told anybody."""
     theirs = new_context()
-    bridge = bridge_context(theirs, decode=False)
+    bridge = ContextBridge(theirs, decode=False)
     theirs.stop_generating()
     bridge.refresh()
     assert bridge.request_context.is_stopped
@@ -99,7 +99,7 @@ class Waited(Real):
 async def test_a_signal_in_the_turn_of_the_close_comes_too_late() -> None:
     """What the runtime was about to tell a bridge that has closed keeps nothing alive."""
     theirs = Waited()
-    bridge = bridge_context(theirs, decode=False)
+    bridge = ContextBridge(theirs, decode=False)
     theirs.stop_generating()
     while not theirs.told.done():  # noqa: ASYNC110 - a waiter would be told after the bridge
         await asyncio.sleep(0)
@@ -126,7 +126,7 @@ class Freeing(Real):
 async def test_a_bridge_that_is_closed_by_its_own_question_asks_no_more() -> None:
     """A call into the runtime may free the very stream that the call is made for."""
     theirs = Freeing()
-    bridge = theirs.bridge = bridge_context(theirs, decode=False)
+    bridge = theirs.bridge = ContextBridge(theirs, decode=False)
     theirs.stop_generating()
     await bridge.request_context.stopped()
     ours = weakref.ref(bridge.request_context)
@@ -153,7 +153,7 @@ def test_the_first_token_is_told_once_by_a_decode_worker(decode: bool, notices: 
     @real
     async def run() -> None:
         theirs = Counted()
-        bridge = bridge_context(theirs, decode=decode)
+        bridge = ContextBridge(theirs, decode=decode)
         bridge.request_context.notify_first_token()
         bridge.request_context.notify_first_token()
         bridge.close()
@@ -166,4 +166,4 @@ def test_the_first_token_is_told_once_by_a_decode_worker(decode: bool, notices: 
 async def test_a_context_that_is_none_is_named() -> None:
     """A wrong argument is a typed error."""
     with pytest.raises(InvalidArgument, match=r"context: .* got dict"):
-        bridge_context({}, decode=False)
+        ContextBridge({}, decode=False)

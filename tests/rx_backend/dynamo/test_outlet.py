@@ -1,0 +1,310 @@
+"""Items are pushed whole and in order, and a client that reads nothing blocks no event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rx_backend.adapter import EngineAdapter
+from rx_backend.context import RequestContext
+from rx_backend.dynamo import serving
+from rx_backend.dynamo.outlet import ClientLeft, Outlet
+from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.errors import Unknown
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+from tests.rx_backend.dynamo._runtime import NEEDS, cluster, real, received, settled
+from tests.rx_backend.dynamo.test_served_stream import RuntimeContext
+
+# More than fits into the buffers on the way to a client of the real runtime, about 4 MB.
+MANY, SIZE = 2_500, 4_000
+
+
+class Client:
+    """
+    A sender that encodes as the runtime does, and blocks while its buffers are full.
+
+    Attributes:
+        frames: What was sent.
+        sent_in: The threads that sent it.
+        room: How many bytes fit in; more makes the sender wait until the client reads.
+    """
+
+    def __init__(self, room: float = float("inf")) -> None:
+        self.frames: list[dict[str, Any]] = []
+        self.sent_in: set[int] = set()
+        self.room = room
+        self.reads = threading.Event()
+        self.is_gone = self.is_closed = False
+
+    def send(self, obj: Any) -> None:
+        try:
+            self.room -= len(msgspec.msgpack.encode(obj)) + 40
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        if self.room < 0:
+            assert self.reads.wait(10)
+        if self.is_gone or self.is_closed:
+            raise RuntimeError("response stream is closed")
+        self.sent_in.add(threading.get_ident())
+        self.frames.append(obj)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for frame in self.frames for token in frame["token_ids"]]
+
+
+def token(number: int, **fields: Any) -> dict[str, Any]:
+    return {"token_ids": [number], **fields}
+
+
+def wire_with(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"token_ids": [], **fields}
+
+
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "index": st.integers(0, 1),
+    "text": st.text(max_size=3),
+    "log_probs": st.just([-1.0]),
+    "finish_reason": st.just("stop"),
+}
+WIRES = st.builds(wire_with, st.fixed_dictionaries({}, optional=FIELDS))
+
+
+@pytest.mark.rows("S1", "S2")
+@given(wires=st.lists(WIRES, max_size=12), flushes=st.sets(st.integers(0, 12)), merge=st.booleans())
+def test_merged_or_not_each_answer_is_whole(
+    wires: list[dict[str, Any]], flushes: set[int], merge: bool
+) -> None:
+    """Tokens and text of each answer come in order, and what is no plain chunk stays as it is."""
+
+    def whole(sent: list[dict[str, Any]], index: int | None) -> tuple[list[int], str, list[Any]]:
+        own = [wire for wire in sent if wire.get("index") == index]
+        others = [w for w in own if not w.keys() <= {"token_ids", "index", "text"}]
+        text = "".join(wire.get("text", "") for wire in own)
+        return [token for wire in own for token in wire["token_ids"]], text, others
+
+    async def main() -> None:
+        client = Client()
+        outlet = Outlet(client, merge=merge)
+        for number, wire in enumerate(wires):
+            wire["token_ids"].append(number)
+        expected = msgspec.convert(msgspec.to_builtins(wires), list[dict[str, Any]])
+        for number, wire in enumerate(wires):
+            outlet.put(wire)
+            if number in flushes:
+                outlet.send()
+        await outlet.finish()
+        for index in (None, 0, 1):
+            assert whole(client.frames, index) == whole(expected, index)
+        assert merge or client.frames == expected
+        assert client.is_closed
+
+    asyncio.run(main())
+
+
+def test_what_is_ready_in_one_turn_is_one_frame() -> None:
+    """It waits for no longer than that turn."""
+
+    async def main() -> None:
+        client = Client()
+        outlet = Outlet(client, merge=True)
+        for number in range(5):
+            outlet.put(token(number))
+            outlet.send_soon(asyncio.get_running_loop())
+        assert client.frames == []
+        await asyncio.sleep(0)
+        assert client.frames == [{"token_ids": [0, 1, 2, 3, 4]}]
+
+    asyncio.run(main())
+
+
+@pytest.mark.rows("S4")
+@pytest.mark.parametrize("size", [0, 2_000])
+def test_a_client_that_reads_nothing_blocks_a_thread(size: int) -> None:
+    """The loop goes on, what waits is bounded, and all of it arrives when the client reads."""
+
+    async def main() -> None:
+        client = Client(room=100_000)
+        outlet = Outlet(client, merge=False)
+        put = 0
+
+        async def push() -> None:
+            nonlocal put
+            for put in range(5_000):
+                outlet.put(token(put, tokens=["x" * size]))
+                outlet.send()
+                if outlet.is_full:
+                    await outlet.room()
+            await outlet.finish()
+
+        pushing = asyncio.create_task(push())
+        # The thread is in its last batch, and the next one waits.
+        while not (outlet.is_full and client.room < 0):  # noqa: ASYNC110 - the loop goes on
+            await asyncio.sleep(0.001)
+        stuck_at = put
+        await asyncio.sleep(0.01)
+        assert put == stuck_at < 2_500
+        assert not pushing.done()
+        client.reads.set()
+        await pushing
+        assert client.tokens == [*range(5_000)]
+        assert client.is_closed
+        assert len(client.sent_in) > 1
+
+    asyncio.run(main())
+
+
+async def keep_sending(outlet: Outlet, *wires: dict[str, Any]) -> None:
+    while True:
+        for wire in wires:
+            outlet.put(dict(wire))
+        outlet.send()
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("surely", [True, False])
+def test_a_client_that_has_left_is_noticed_by_the_next_item(surely: bool) -> None:
+    """Whichever thread sends it; and again by each item after it."""
+
+    async def main() -> None:
+        client = Client()
+        outlet = Outlet(client, merge=True)
+        if not surely:
+            outlet.put(token(1, text="x" * 100_000))
+            outlet.send()
+        client.is_gone = True
+        for _ in range(2):
+            with pytest.raises(ClientLeft):
+                await keep_sending(outlet, token(2))
+        await outlet.finish(token(3))
+        assert client.is_closed
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("surely", [True, False])
+def test_what_can_not_be_encoded_is_a_failure_of_its_own(surely: bool) -> None:
+    """What is sent after it, such as the error item, arrives."""
+
+    async def main() -> None:
+        client = Client()
+        outlet = Outlet(client, merge=True)
+        if not surely:
+            outlet.put(token(1, text="x" * 100_000))
+            outlet.send()
+        outlet.put(token(2, engine_data=object()))
+        with pytest.raises(Unknown, match="could not be encoded"):
+            await keep_sending(outlet)
+        await outlet.finish(token(3))
+        assert client.tokens[-1] == 3
+        assert client.is_closed
+
+    asyncio.run(main())
+
+
+class Pouring(LLMEngine):
+    """Gives so many chunks as fast as it can, then the terminal."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, int] = {}
+        self.closed: list[str] = []
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        return EngineConfig(model="pouring")
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        chunks, size = request.token_ids
+        try:
+            for number in range(chunks):
+                self.made[context.id] = number
+                yield LLMEngineOutput([number], text="x" * size)
+            yield LLMEngineOutput.stop()
+        finally:
+            self.closed.append(context.id)
+
+
+@pytest.mark.rows("S1", "S4", "S7")
+@pytest.mark.parametrize("coalesce", [True, False])
+@NEEDS
+def test_a_client_that_never_reads_disturbs_no_other(coalesce: bool) -> None:
+    """On the real runtime: others get their tokens, its own engine waits, and it gets all of its."""
+    engine = Pouring()
+
+    @real
+    async def run() -> None:
+        async with cluster() as joined:
+            client = await joined.serve(serving(EngineAdapter(engine), coalesce=coalesce))
+            never = await client.round_robin({"token_ids": [MANY, SIZE]})
+            await settled(lambda: engine.made)
+            for _ in range(3):
+                chunks = await received(client.round_robin({"token_ids": [100, SIZE]}))
+                assert sum(len(chunk["token_ids"]) for chunk in chunks) == 100
+            assert engine.closed
+            assert max(engine.made.values()) < MANY - 1
+            got = [number async for item in never for number in item.data()["token_ids"]]
+            assert got == [*range(MANY)]
+            assert len(engine.closed) == 4
+
+    run()
+
+
+@pytest.mark.rows("S2", "S7")
+def test_one_item_after_another_is_sent_at_once() -> None:
+    """An item that the engine had to be waited for waits for no other one."""
+
+    async def main() -> None:
+        client, at = Client(), list[int]()
+
+        class Slow(Pouring):
+            async def generate(
+                self, request: PreprocessedRequest, context: RequestContext
+            ) -> AsyncGenerator[LLMEngineOutput]:
+                for number in range(3):
+                    await asyncio.sleep(0)
+                    at.append(len(client.frames))
+                    yield LLMEngineOutput([number])
+                at.append(len(client.frames))
+                yield LLMEngineOutput.stop()
+
+        handler = serving(EngineAdapter(Slow()))
+        async for _ in handler({"token_ids": [1]}, RuntimeContext(), client):
+            raise AssertionError("where items are pushed none is yielded")
+        assert at == [0, 1, 2, 3]
+        assert client.tokens == [0, 1, 2]
+        assert client.frames[-1]["finish_reason"] == "stop"
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_never_waits_leaves_others_their_turn() -> None:
+    """From its first items on."""
+
+    async def main() -> None:
+        client, seen = Client(), list[int]()
+        handler = serving(EngineAdapter(Pouring()))
+
+        async def watch() -> None:
+            while not client.is_closed:
+                seen.append(len(client.tokens))
+                await asyncio.sleep(0)
+
+        watching = asyncio.create_task(watch())
+        async for _ in handler({"token_ids": [1_000, 0]}, RuntimeContext(), client):
+            pass
+        await watching
+        assert seen[0] <= 2
+        assert len(seen) >= 1_000 / 64
+
+    asyncio.run(main())
