@@ -1,4 +1,4 @@
-"""The ten-line engine: it says what it was told, a token at a time."""
+"""The ten-line engine: it repeats its prompt, a token at a time."""
 
 import asyncio
 from collections.abc import AsyncIterator

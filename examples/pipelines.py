@@ -35,4 +35,4 @@ def beating(scope: RequestScope) -> Pipeline:
 drains = Drains()
 
 draining = standard_pipeline.insert_after("deferred_abort", drain_until_first_token(drains=drains))
-"""A decode request whose client is gone goes on to its first token, and is aborted then."""
+"""A decode request whose client is gone runs to its first token, and is aborted then."""
