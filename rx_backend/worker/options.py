@@ -78,7 +78,8 @@ def add_frontend_options(parser: argparse.ArgumentParser, environ: Mapping[str, 
     """Add the options of a frontend to a command's parser; *environ* has the variables."""
     add = _adder(parser, environ)
     discovery = _one_of("file", "etcd", "mem", "kubernetes")
-    add("--discovery", "DYN_DISCOVERY_BACKEND", "file", discovery, "how workers find each other")
+    ways = "how workers find each other: file, etcd, mem or kubernetes"
+    add("--discovery", "DYN_DISCOVERY_BACKEND", "file", discovery, ways)
     plane = _one_of("tcp", "nats")
     add("--request-plane", "DYN_REQUEST_PLANE", "tcp", plane, "how requests travel: tcp or nats")
     add("--http-host", "DYN_HTTP_HOST", "127.0.0.1", str, "where the frontend listens")
@@ -93,7 +94,7 @@ def add_serve_options(parser: argparse.ArgumentParser, environ: Mapping[str, str
     add = _adder(parser, environ)
     parser.add_argument("engine", metavar="module:Engine", help="called to make the engine")
     mode = _one_of("agg", "prefill", "decode")
-    add("--mode", "DYN_DISAGGREGATION_MODE", "agg", mode, "role of the worker")
+    add("--mode", "DYN_DISAGGREGATION_MODE", "agg", mode, "its role: agg, prefill or decode")
     add("--namespace", "DYN_NAMESPACE", "dynamo", str, "first part of its address")
     add("--component", "DYN_COMPONENT", None, str, "second part (backend; prefill in that mode)")
     endpoint = _checked(f"a name or {_SCHEME}namespace.component.endpoint", _endpoint)
