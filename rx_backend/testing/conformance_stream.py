@@ -273,10 +273,8 @@ class Stream:
 
 def _typed(error: BaseException) -> BackendError | None:
     """Return a typed error, which may be one of Dynamo's; None for any other exception."""
-    if isinstance(error, BackendError):
-        return error
     is_dynamos = any(base.__name__ == "DynamoException" for base in type(error).__mro__)
-    return as_backend_error(error) if is_dynamos else None
+    return as_backend_error(error) if is_dynamos or isinstance(error, BackendError) else None
 
 
 async def run_within(

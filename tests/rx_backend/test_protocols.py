@@ -49,8 +49,10 @@ from rx_backend.protocols import (
 from tests.rx_backend.wire_strategies import (
     errors,
     finish_reasons,
+    letters,
     outputs,
     requests,
+    texts,
     unknown_keys,
 )
 
@@ -133,13 +135,13 @@ KNOWN_WORDS = {*CONSTANTS, "abort", "error", "model_length", "max_tokens"}
 
 words = (
     st.sampled_from(["Stop", "STOP", "tool_calls", "repetition", "stop ", " error", "errors", "\n"])
-    | st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+    | st.text(letters, min_size=1)
     | st.text("ab", min_size=70, max_size=80)
 ).filter(lambda word: word not in KNOWN_WORDS and not word.startswith("error:"))
 
 
 @pytest.mark.rows("TY-finish")
-@given(words, st.none() | st.text() | st.integers())
+@given(words, st.none() | texts | st.integers())
 def test_any_other_word_is_a_good_end(word: str, stop_reason: str | int | None) -> None:
     """It means stop and is kept as the stop reason, unless the engine set one; tokens are kept."""
     assert FinishReason.parse(word) is FinishReason.STOP
@@ -155,7 +157,7 @@ def test_any_other_word_is_a_good_end(word: str, stop_reason: str | int | None) 
 
 
 @pytest.mark.rows("TY-finish")
-@given(finish_reasons, st.none() | st.text())
+@given(finish_reasons, st.none() | texts)
 def test_a_known_word_leaves_the_stop_reason_alone(
     reason: FinishReason, stop_reason: str | None
 ) -> None:
@@ -596,7 +598,7 @@ def test_an_error_item_survives_the_wire(error: BackendError) -> None:
 
 
 @pytest.mark.rows("TY-annotated")
-@given(outputs(), st.none() | st.text(), st.none() | st.lists(st.text(), max_size=2))
+@given(outputs(), st.none() | texts, st.none() | st.lists(texts, max_size=2))
 def test_an_item_survives_the_wire(
     chunk: LLMEngineOutput, event: str | None, comment: list[str] | None
 ) -> None:
