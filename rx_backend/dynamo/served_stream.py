@@ -126,7 +126,10 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
             raise
         finally:
             self._is_pulling = False
+        # When the client sees the end, everything is released.
         self.close()
+        if outlet is not None:
+            outlet.close()
         raise StopAsyncIteration
 
     async def _pull(self) -> dict[str, Any] | None:
