@@ -143,7 +143,7 @@ class Outlet:
 
     async def finish(self, last: dict[str, Any] | None = None) -> None:
         """
-        Send what waits, then *last*, and end the stream; return when the runtime has taken it.
+        Send what waits, then *last*; return when the runtime has taken it, or takes no more.
 
         Raises:
             Unknown: An item could not be encoded.
@@ -155,6 +155,9 @@ class Outlet:
             while self._is_draining:
                 await self.room()
             self.send()
+
+    def close(self) -> None:
+        """End the stream, for the client too."""
         self._sender.close()
 
     def _drain(self) -> None:

@@ -1,4 +1,4 @@
-"""One request as the runtime pulls it."""
+"""One request as the runtime pulls it, or has it pushed."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
     reference, in any thread. Neither waits for the garbage collector. On a decode worker a kill
     leaves a pull that waits for the first token its time, since an abort does so too (row A4).
 
+    Where items are pushed, the runtime pulls once, and gets no item.
+
     It is no asynchronous generator: the task of a generator's pull refers to the generator for as
     long as the task lives, and an engine whose frame holds that task (``asyncio.timeout`` does)
     would keep its own stream alive.
@@ -41,6 +43,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         to_wire: Returns an item as the runtime takes it; None for one that is not sent.
         on_failure: Returns the last item after a failure, or raises.
         decode: Whether this worker decodes for a prefill peer.
+        outlet: Where items are pushed; without one they are returned, one for each pull.
     """
 
     __slots__ = (
@@ -126,7 +129,10 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
             raise
         finally:
             self._is_pulling = False
+        # When the client sees the end, everything is released.
         self.close()
+        if outlet is not None:
+            outlet.close()
         raise StopAsyncIteration
 
     async def _pull(self) -> dict[str, Any] | None:

@@ -32,11 +32,13 @@ def serving(
     inside: Callable[[Any], AbstractContextManager[object]] = nullcontext,
 ) -> Handler:
     """
-    Make the handler with which the runtime serves an adapter.
+    Return the handler with which the runtime serves an adapter.
 
     Use it as ``await endpoint.serve_endpoint(serving(adapter))``. Every request becomes a stream of
-    the adapter. A client that disconnects, and a stop or a kill by the runtime, reach the engine as
-    at most one ``abort`` (row A2). A kill, which a disconnect is, closes the stream at once.
+    the adapter. Its items are pushed where the runtime passes a ``response_sender`` (1.6), and
+    pulled where it does not. A client that disconnects, and a stop or a kill by the runtime, reach
+    the engine as at most one ``abort`` (row A2). A kill, which a disconnect is, closes the stream at
+    once.
 
     Errors go out as items with their kind, all nine of them; a request that is none is answered by
     an `InvalidArgument` item (rows S5, S6). Clients take an instance out of their routing when they
@@ -45,9 +47,10 @@ def serving(
 
     Args:
         adapter: What serves the requests.
-        coalesce: Whether to merge the chunks that wait while the runtime is busy with those before;
-            see :func:`operators.coalesce`. The first token goes out at once, and nothing is held
-            back.
+        coalesce: Whether plain chunks of an answer that wait for the runtime become one. Pushed,
+            those do that the engine has ready without a wait in between; pulled, those that come
+            while the runtime is busy, see :func:`operators.coalesce`. The first token goes out at
+            once, and nothing is held back.
         inside: What a request is served inside of, made from the runtime's context: to count
             requests, or to refuse one by raising, which fails the request as it is.
     """

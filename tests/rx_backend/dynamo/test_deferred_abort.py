@@ -22,11 +22,9 @@ from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.scope import RequestScope
 from tests.rx_backend._engines import stop, token
 from tests.rx_backend.dynamo._runtime import NEEDS, cluster, new_context, real, received, settled
-from tests.rx_backend.dynamo.test_serving import Streams, all_over, watched
+from tests.rx_backend.dynamo.test_serving import EITHER_WAY, Streams, all_over, either, watched
 
 pytestmark = NEEDS
-
-EITHER_WAY = pytest.mark.parametrize("coalesce", [True, False])
 
 Play: TypeAlias = Callable[["Decoding", RequestContext], AsyncGenerator[LLMEngineOutput]]
 
@@ -132,7 +130,7 @@ class Served:
 async def served(
     play: Play,
     *,
-    coalesce: bool = True,
+    pushed: bool = True,
     pipeline: PipelineSource = standard_pipeline,
     around: Callable[[Handler], Handler] = lambda handler: handler,
 ) -> AsyncGenerator[Served]:
@@ -140,8 +138,8 @@ async def served(
         engine = Decoding(play)
         before = asyncio.all_tasks()
         adapter = EngineAdapter(engine, "decode", pipeline)
-        handler, streams = watched(serving(adapter, coalesce=coalesce))
-        client = await joined.serve(around(handler))
+        handler, streams = watched(serving(adapter))
+        client = await joined.serve(either(around(handler), pushed))
         serving_it = asyncio.all_tasks() - before
         yield Served(engine, client, streams)
         await settled(lambda: all_over(streams) and asyncio.all_tasks() - before == serving_it)
@@ -152,12 +150,12 @@ Test: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 @pytest.mark.rows("A2", "A4")
 @EITHER_WAY
-def test_a_stop_before_the_first_token_waits_for_it(coalesce: bool) -> None:
+def test_a_stop_before_the_first_token_waits_for_it(pushed: bool) -> None:
     """The engine hears of the stop at once, and is aborted once, when the first token is there."""
 
     @real
     async def run() -> None:
-        async with served(waits, coalesce=coalesce) as worker:
+        async with served(waits, pushed=pushed) as worker:
             _stream, context = await worker.ask()
             await worker.happened("asked")
             context.stop_generating()
@@ -201,12 +199,12 @@ async def test_a_client_that_dies_before_the_first_token_is_aborted_by_it() -> N
 
 @pytest.mark.rows("A2", "A4")
 @EITHER_WAY
-def test_a_stop_after_the_first_token_aborts_at_once(coalesce: bool) -> None:
+def test_a_stop_after_the_first_token_aborts_at_once(pushed: bool) -> None:
     """Nothing more needs to come from the engine."""
 
     @real
     async def run() -> None:
-        async with served(waits, coalesce=coalesce) as worker:
+        async with served(waits, pushed=pushed) as worker:
             worker.engine.go_on.set()
             stream, context = await worker.ask()
             await anext(stream)
@@ -258,12 +256,12 @@ def test_a_stream_that_ends_without_a_token_is_not_aborted(
 
 @pytest.mark.rows("A5")
 @EITHER_WAY
-def test_a_stream_that_is_dropped_before_the_first_token_is_not_aborted(coalesce: bool) -> None:
+def test_a_stream_that_is_dropped_before_the_first_token_is_not_aborted(pushed: bool) -> None:
     """Chunks without tokens don't count; the runtime lets go of the stream, and that closes it."""
 
     @real
     async def run() -> None:
-        async with served(handshakes, coalesce=coalesce) as worker:
+        async with served(handshakes, pushed=pushed) as worker:
             stream, context = await worker.ask()
             await anext(stream)
             context.stop_generating()
@@ -274,7 +272,7 @@ def test_a_stream_that_is_dropped_before_the_first_token_is_not_aborted(coalesce
 
 @pytest.mark.rows("A2", "A4")
 @EITHER_WAY
-def test_a_drained_stream_is_aborted_by_its_first_token(coalesce: bool) -> None:
+def test_a_drained_stream_is_aborted_by_its_first_token(pushed: bool) -> None:
     """With the operator for it, the engine goes on to its first token though nobody reads."""
 
     @real
@@ -285,7 +283,7 @@ def test_a_drained_stream_is_aborted_by_its_first_token(coalesce: bool) -> None:
 
         async with (
             Drains() as drains,
-            served(handshakes, coalesce=coalesce, pipeline=pipeline) as worker,
+            served(handshakes, pushed=pushed, pipeline=pipeline) as worker,
         ):
             stream, context = await worker.ask()
             await anext(stream)

@@ -22,8 +22,8 @@ from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from tests.rx_backend.dynamo._runtime import NEEDS, cluster, real, received, settled
 from tests.rx_backend.dynamo.test_served_stream import RuntimeContext
 
-# More than fits into the buffers on the way to a client of the real runtime, about 4 MB.
-MANY, SIZE = 2_500, 4_000
+# 60 MB, more than fits into the buffers on the way to a client of the real runtime.
+MANY, SIZE = 15_000, 4_000
 
 
 class Client:
@@ -104,6 +104,7 @@ def test_merged_or_not_each_answer_is_whole(
             if number in flushes:
                 outlet.send()
         await outlet.finish()
+        outlet.close()
         for index in (None, 0, 1):
             assert whole(client.frames, index) == whole(expected, index)
         assert merge or client.frames == expected
@@ -146,6 +147,7 @@ def test_a_client_that_reads_nothing_blocks_a_thread(size: int) -> None:
                 if outlet.is_full:
                     await outlet.room()
             await outlet.finish()
+            outlet.close()
 
         pushing = asyncio.create_task(push())
         # The thread is in its last batch, and the next one waits.
@@ -187,6 +189,7 @@ def test_a_client_that_has_left_is_noticed_by_the_next_item(surely: bool) -> Non
             with pytest.raises(ClientLeft):
                 await keep_sending(outlet, token(2))
         await outlet.finish(token(3))
+        outlet.close()
         assert client.is_closed
 
     asyncio.run(main())
@@ -206,6 +209,7 @@ def test_what_can_not_be_encoded_is_a_failure_of_its_own(surely: bool) -> None:
         with pytest.raises(Unknown, match="could not be encoded"):
             await keep_sending(outlet)
         await outlet.finish(token(3))
+        outlet.close()
         assert client.tokens[-1] == 3
         assert client.is_closed
 

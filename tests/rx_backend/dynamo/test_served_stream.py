@@ -187,6 +187,9 @@ class Sender:
 
     def close(self) -> None:
         self.is_closed = True
+        self.on_close()
+
+    def on_close(self) -> None: ...
 
 
 EITHER_WAY = pytest.mark.parametrize("pushed", [False, True])
@@ -299,7 +302,7 @@ def test_served_requests_leave_no_garbage(end: str, pushed: bool, coalesce: bool
             elif end == "refused" and pushed:
                 loop.call_later(2.5, setattr, sender["response_sender"], "is_gone", True)
             await pull_all([handler(REQUEST, context, **sender)], seen, 0.0)
-            assert not pushed or end == "refused" or sender["response_sender"].is_closed
+            assert not pushed or sender["response_sender"].is_closed
             del context
         await asyncio.sleep(1)
         assert [ref() for ref in alive if ref() is not None] == []
@@ -470,6 +473,22 @@ def test_eager_tasks_change_nothing(kind: Callable[[], Chunks], pushed: bool) ->
         await pulling
         await asyncio.sleep(0.01)
         assert (engine.open, len(seen)) == (0, 2)
+
+    run_virtual(main())
+
+
+@pytest.mark.rows("S7")
+@pytest.mark.parametrize("kind", [plain, in_timeout])
+def test_everything_is_released_when_the_client_sees_the_end(kind: Callable[[], Chunks]) -> None:
+    """Where items are pushed as where they are pulled."""
+
+    async def main() -> None:
+        engine, gate = Engine(kind), RequestGate(lambda: RuntimeError("closed"))
+        sender, held = Sender([]), list[tuple[int, int]]()
+        sender.on_close = lambda: held.append((len(gate), engine.aborts))
+        handler = serving(EngineAdapter(engine), inside=gate.admit)
+        await pull_all([handler(REQUEST, RuntimeContext(), response_sender=sender)], [], 0.0)
+        assert held == [(0, 0)]
 
     run_virtual(main())
 
