@@ -97,9 +97,6 @@ class OtlpSwitch:
                 if value is not None:
                     environ[name] = value
 
-    # The former name.
-    lent_to_runtime = exported_to_runtime_env
-
     def _runtime_env(self, environ: Mapping[str, str]) -> dict[str, str]:
         variables = settings(environ, endpoint=self.endpoint)
         if not self.is_on or "otlp" not in exporter_names(variables, "traces")[0]:

@@ -51,7 +51,7 @@ def prepare_frontend(options: FrontendOptions) -> Callable[[Callable[[str], obje
 
 
 async def _run(options: FrontendOptions, switch: OtlpSwitch, say: Callable[[str], object]) -> None:
-    with switch.lent_to_runtime(os.environ):
+    with switch.exported_to_runtime_env(os.environ):
         runtime = await DynamoRuntime.connect(options.discovery, options.request_plane)
     shutdown = Shutdown()
     shutdown.started = True

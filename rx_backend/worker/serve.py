@@ -110,7 +110,7 @@ def _pipeline(options: ServeOptions) -> PipelineSource:
 async def _serve(
     options: ServeOptions, worker: Worker, shutdown: Shutdown, switch: OtlpSwitch, say: Say
 ) -> None:
-    with switch.lent_to_runtime(os.environ):
+    with switch.exported_to_runtime_env(os.environ):
         runtime = await DynamoRuntime.connect(options.discovery, options.request_plane)
     frontend = hint = None
     if options.frontend:

@@ -18,7 +18,7 @@ from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.testing import run_virtual
-from tests.rx_backend._engines import collect, request
+from tests.engines import collect, request
 from tests.spans import Spans
 
 STEP_S = 0.0004

@@ -16,7 +16,7 @@ from rx_backend.errors import Disconnected
 from rx_backend.failover import FailoverEngine
 from rx_backend.hedging import HedgedEngine
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
-from tests.rx_backend._engines import adapter_of, collect, counting_request, token, virtual
+from tests.engines import adapter_of, collect, counting_request, token, virtual
 
 
 class Failing(SampleEngine):

@@ -26,7 +26,7 @@ from rx_backend.telemetry import (
     start_request_span,
     worker_trace_link,
 )
-from tests.rx_backend._engines import request, virtual
+from tests.engines import request, virtual
 from tests.spans import Spans, rows_of
 
 TRACE_ID, SPAN_ID = "1" * 32, "2" * 16

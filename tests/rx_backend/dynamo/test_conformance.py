@@ -11,10 +11,10 @@ from rx_backend.cli import main
 from rx_backend.dynamo import from_any_engine, from_dynamo_engine
 from rx_backend.engines import SampleEngine
 from rx_backend.testing import Rule, run_conformance
+from tests.engines.broken import DuckEngine
 from tests.rx_backend.dynamo import native_engines
 from tests.rx_backend.dynamo._runtime import NEEDS
 from tests.rx_backend.dynamo.native_engines import BROKEN, GOOD, Counting
-from tests.rx_backend.testing.broken_engines import DuckEngine
 from tests.rx_backend.worker._processes import START_S, serve
 
 pytestmark = NEEDS

@@ -20,7 +20,7 @@ from rx_backend.errors import Disconnected
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.scope import RequestScope
-from tests.rx_backend._engines import stop, token
+from tests.engines import stop, token
 from tests.rx_backend.dynamo._runtime import NEEDS, cluster, new_context, real, received, settled
 from tests.rx_backend.dynamo.test_serving import EITHER_WAY, Streams, all_over, either, watched
 

@@ -18,7 +18,7 @@ from rx_backend.dynamo import EngineContext, as_dynamo_engine, from_dynamo_engin
 from rx_backend.engine import EngineConfig
 from rx_backend.errors import KINDS, InvalidArgument
 from rx_backend.protocols import FinishReason, LLMEngineOutput, to_builtins
-from tests.rx_backend._engines import ScriptedEngine, adapter_of, collect, request, stop, virtual
+from tests.engines import ScriptedEngine, adapter_of, collect, request, stop, virtual
 from tests.rx_backend.dynamo._runtime import NEEDS, cluster, new_context, real, received
 
 pytestmark = NEEDS

@@ -17,7 +17,7 @@ from rx_backend.dynamo import Handler, serving
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import KINDS
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, convert_output, to_builtins
-from tests.rx_backend._engines import ScriptedEngine, request, stop, token
+from tests.engines import ScriptedEngine, request, stop, token
 from tests.rx_backend.dynamo._runtime import NEEDS, cluster, new_context, real, received, settled
 from tests.rx_backend.test_protocols_dynamo import CLASSES
 from tests.spans import Spans

@@ -13,7 +13,7 @@ from rx_backend.errors import KINDS
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput
 from rx_backend.recording import Ending, Recording, TimedChunk, record
-from tests.rx_backend._engines import Stream, adapter_of, request
+from tests.engines import Stream, adapter_of, request
 from tests.rx_backend.wire_strategies import ids, outputs, texts, unknown_keys
 
 GOLDEN = Path(__file__).parent / "golden" / "version_1.jsonl"

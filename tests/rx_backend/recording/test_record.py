@@ -24,8 +24,7 @@ from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.recording import Ending, Recording, TimedChunk, read_recordings, record
 from rx_backend.testing import run_docstring_marbles, run_virtual
-from tests.operators._help import LIVES, Life
-from tests.rx_backend._engines import (
+from tests.engines import (
     ScriptedEngine,
     adapter_of,
     collect,
@@ -34,6 +33,7 @@ from tests.rx_backend._engines import (
     stop,
     virtual,
 )
+from tests.operators._help import LIVES, Life
 from tests.rx_backend.recording._help import recording_stream, token
 
 

@@ -21,7 +21,7 @@ from rx_backend.errors import EngineShutdown, InvalidArgument, StreamIncomplete,
 from rx_backend.protocols import FinishReason, LLMEngineOutput, usage
 from rx_backend.recording import Ending, Recording, ReplayEngine, TimedChunk, read_recordings
 from rx_backend.testing import run_conformance, run_virtual
-from tests.rx_backend._engines import ScriptedEngine, virtual
+from tests.engines import ScriptedEngine, virtual
 from tests.rx_backend.engines.driving import Seen, consume, open_stream, request
 from tests.rx_backend.recording._help import (
     GOLDEN,

@@ -14,7 +14,7 @@ from rx_backend.errors import Disconnected, InvalidArgument
 from rx_backend.protocols import LLMEngineOutput
 from rx_backend.replay import ReplayResult, Request, replay, synthetic
 from rx_backend.testing import run_virtual
-from tests.rx_backend._engines import ScriptedEngine
+from tests.engines import ScriptedEngine
 from tests.spans import Spans
 
 

@@ -11,8 +11,8 @@ from rx_backend.adapter import EngineAdapter
 from rx_backend.engine import LLMEngine
 from rx_backend.errors import Disconnected, InvalidArgument
 from rx_backend.protocols import LLMEngineOutput
+from tests.engines import Step, Stream, collect, stop, token
 from tests.meters import Meters
-from tests.rx_backend._engines import Step, Stream, collect, stop, token
 from tests.spans import Spans
 
 __all__ = ("ENDS", "SECRET", "SETUPS", "End", "Leave", "metered", "read_all")

@@ -17,16 +17,8 @@ from rx_backend.hedging import HedgedEngine
 from rx_backend.telemetry.counted import observe_lost
 from rx_backend.telemetry.metrics import COALESCED
 from rx_backend.telemetry.series import EVERY_NTH_GAP
-from tests.rx_backend._engines import (
-    Mortal,
-    ScriptedEngine,
-    Step,
-    collect,
-    counting_request,
-    request,
-    run_virtual,
-    token,
-)
+from rx_backend.testing import run_virtual
+from tests.engines import Mortal, ScriptedEngine, Step, collect, counting_request, request, token
 
 __all__ = ("Scraped",)
 

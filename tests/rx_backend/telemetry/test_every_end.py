@@ -15,17 +15,9 @@ from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError, Disconnected
 from rx_backend.protocols import LLMEngineOutput
 from rx_backend.telemetry import EXPORT_ENABLED
+from rx_backend.testing import run_virtual
+from tests.engines import ScriptedEngine, Step, collect, request, stop, token, virtual
 from tests.meters import Meters
-from tests.rx_backend._engines import (
-    ScriptedEngine,
-    Step,
-    collect,
-    request,
-    run_virtual,
-    stop,
-    token,
-    virtual,
-)
 from tests.rx_backend.telemetry._ends import ENDS, SETUPS, End, metered
 from tests.spans import Spans
 

@@ -23,16 +23,9 @@ from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.telemetry import EXPORT_ENABLED
 from rx_backend.telemetry.metrics import OTHER_MODELS
 from rx_backend.telemetry.series import EVERY_NTH_GAP
+from rx_backend.testing import run_virtual
+from tests.engines import ScriptedEngine, collect, request, stop, token, virtual
 from tests.meters import Meters
-from tests.rx_backend._engines import (
-    ScriptedEngine,
-    collect,
-    request,
-    run_virtual,
-    stop,
-    token,
-    virtual,
-)
 from tests.rx_backend.telemetry._ends import metered
 from tests.spans import Spans
 

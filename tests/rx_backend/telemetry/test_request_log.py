@@ -23,7 +23,7 @@ from rx_backend.errors import Disconnected
 from rx_backend.logger import Logger, get_logger
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.telemetry import EXPORT_ENABLED, add_trace_ids
-from tests.rx_backend._engines import (
+from tests.engines import (
     ScriptedEngine,
     Step,
     adapter_of,

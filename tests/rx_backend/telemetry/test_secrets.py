@@ -12,7 +12,8 @@ from structlog.testing import capture_logs
 from rx_backend.context import RequestContext
 from rx_backend.errors import Disconnected, InvalidArgument
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, StopConditions
-from tests.rx_backend._engines import ScriptedEngine, Step, adapter_of, collect, run_virtual, stop
+from rx_backend.testing import run_virtual
+from tests.engines import ScriptedEngine, Step, adapter_of, collect, stop
 from tests.rx_backend.telemetry._ends import SECRET
 from tests.spans import Spans
 
