@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 NEXT := .venv-next/bin
 PIP_FLAGS := --quiet --quiet --disable-pip-version-check --no-input
-CHECKED := operators rx_backend tests tools examples conftest.py $(wildcard benchmarks)
+CHECKED := operators rx_backend rx_backend_cli.py tests tools examples conftest.py $(wildcard benchmarks)
 
 unexport PYTHONPATH
 
