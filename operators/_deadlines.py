@@ -160,10 +160,9 @@ async def deadlines(
         if is_terminal(item) or source.ended:
             # Nothing is waited for any more but the source's release.
             return
-        if since + allowed_s > timer.clock():
-            expired = TotalTimeout(_limit(total_s), tokens, retry=retry)
-        else:
-            expired = late(limit_s, tokens, retry=retry)
+        is_total = since + allowed_s > timer.clock()
+        kind, seconds = (TotalTimeout, _limit(total_s)) if is_total else (late, limit_s)
+        expired = kind(seconds, tokens, retry=retry)
         timer.cancel()
         try:
             notify()
