@@ -164,9 +164,9 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
                 ready += 1
                 outlet.send_soon(stream.event_loop)
             else:
-                ready, turn_ends = 0, monotonic() + _TURN_S
                 outlet.send()
                 await asyncio.sleep(0)
+                ready, turn_ends = 0, monotonic() + _TURN_S
             if outlet.is_full:
                 await outlet.room()
         await outlet.finish()

@@ -310,5 +310,7 @@ def test_an_engine_that_never_waits_leaves_others_their_turn() -> None:
         await watching
         assert seen[0] <= 2
         assert len(seen) >= 1_000 / 64
+        assert client.tokens == [*range(1_000)]
+        assert client.frames[-1]["finish_reason"] == "stop"
 
     asyncio.run(main())
