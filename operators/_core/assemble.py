@@ -17,9 +17,9 @@ from operators._core.fusion import FusedRun
 from operators._core.item_types import Transform
 from operators._core.loop_streams import streams_of
 from operators._core.operator import NotAnOperator, Operator, PullingOperator
-from operators._core.release import StreamObserver
 from operators._core.rx import RxOperator, RxSegment
 from operators._core.segment import Segment, close_quietly
+from operators._core.stream_observer import StreamObserver
 from operators._core.tasks import start_release
 
 __all__ = ("AnyOperator", "Boundary", "Plan", "fuse", "make_stream", "plan_of")

@@ -20,10 +20,10 @@ from operators._core.release import (
     UNWINDING,
     WAITING,
     Run,
-    StreamObserver,
 )
 from operators._core.segment import Segment, first_pull
 from operators._core.stages import StageFactory
+from operators._core.stream_observer import StreamObserver
 
 __all__ = ("FusedRun",)
 

@@ -9,12 +9,13 @@ import operator
 import sys
 import types
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from operators._core.failures import redacted_exc_info
 from operators._core.loop import READY, Loop
 from operators._core.pulled_chain import PulledChain
 from operators._core.segment import Segment, close_now, close_quietly
+from operators._core.stream_observer import StreamObserver
 from operators._core.tasks import done, start_release
 
 __all__ = (
@@ -26,7 +27,6 @@ __all__ = (
     "UNWINDING",
     "WAITING",
     "Run",
-    "StreamObserver",
 )
 
 # The states of a run. IDLE is 0, so that a pull asks for it by a truth test.
@@ -38,18 +38,6 @@ PUT_BACK: Final = 4  # items that were put back come first
 LEAVING: Final = 5  # it was closed from within its own step, and is dropped before the next
 
 RETURNED: Final = object()
-
-
-class StreamObserver(Protocol):
-    """Notified of what becomes of a stream."""
-
-    def take_back(self, items: Sequence[Any]) -> None:
-        """Take note of items that were ready, and that a drop keeps from the consumer."""
-        ...
-
-    def end(self, dropped: bool) -> None:
-        """Take note of the end, once; *dropped*: the consumer left before it."""
-        ...
 
 
 class Run(Segment):
