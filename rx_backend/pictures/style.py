@@ -8,6 +8,28 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TypeAlias
 
+__all__ = (
+    "BLUSH",
+    "FAINT",
+    "FAULT",
+    "GROUND",
+    "GUIDE",
+    "INK",
+    "PALE",
+    "QUIET",
+    "SMALL_PT",
+    "STRONG",
+    "TEXT_PT",
+    "Artist",
+    "Axes",
+    "Figure",
+    "applied",
+    "one_line",
+    "paler",
+    "shorten",
+    "text_width",
+)
+
 # matplotlib's own annotations leave most arguments open, so here its objects have no closer type.
 Artist: TypeAlias = Any
 Axes: TypeAlias = Any
