@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
+from operators.assembly import loop_clock
 from rx_backend.pictures.row import Mark, MarkKind, Row
 from rx_backend.pictures.row_layout import RowPicture
 
@@ -131,7 +132,7 @@ def _milliseconds(clock: Callable[[], float] | None) -> Callable[[], float]:
         nonlocal clock, began
         if clock is None:
             try:
-                clock = asyncio.get_running_loop().time
+                clock = loop_clock(asyncio.get_running_loop())
             except RuntimeError:
                 clock = time.monotonic
         now = clock()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from opentelemetry.trace import Tracer
 
+from operators.assembly import loop_clock
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.engine import LLMEngine, check_config
@@ -71,7 +72,7 @@ async def replay(
     """
     check_rates(cancel_rate, drop_rate)
     draw = random.Random(seed)  # noqa: S311  # a simulation, no secret
-    clock = asyncio.get_running_loop().time
+    clock = loop_clock(asyncio.get_running_loop())
     adapter = EngineAdapter(engine, pipeline=pipeline, tracer=tracer, clock=clock, record=record)
     result = result or ReplayResult()
     result.planned = len(workload) if isinstance(workload, Sized) else None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from msgspec import Struct
 
+from operators.assembly import loop_clock
 from rx_backend.engines import SimulatedEngine
 from rx_backend.engines.checks import number, whole
 from rx_backend.errors import InvalidArgument
@@ -190,7 +191,7 @@ class _Session:
             if options.spans:
                 from rx_backend.replay.spans import span_lines  # noqa: PLC0415  # only on demand
 
-                clock = asyncio.get_running_loop().time
+                clock = loop_clock(asyncio.get_running_loop())
                 tracer = stack.enter_context(span_lines(options.out / _SPANS, clock, tracers))
             await replay(
                 self._workload,
