@@ -24,10 +24,10 @@ run: venv ## run an engine through the pipeline and report (ARGS="--help" lists 
 serve: venv ## serve an example engine behind the OpenAI API (ARGS="--http-port 8080")
 	@cd examples && exec ../$(BIN)/rx-backend serve echo_engine:EchoEngine --frontend --grace-s 0 $(ARGS)
 
-test: venv ## all checks, two at a time: lint, tests, on the newest reactivex, on other Pythons, on a cluster
+test: venv ## all checks, three at a time: lint, tests, on the newest reactivex, on other Pythons, on a cluster
 	@cluster=; if $(BIN)/python -m tools.cluster; then cluster=test-cluster; fi; \
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target \
-		lint test-pythons unit unit-next $$cluster
+	$(MAKE) --no-print-directory --jobs=3 --output-sync=target \
+		lint unit test-pythons unit-next $$cluster
 
 lint: venv ## style, types and layers
 	@echo "== ruff check"
