@@ -208,4 +208,6 @@ _RUN_OPTIONS: dict[str, list[tuple[str, Callable[[str], object], str, str]]] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    import rx_backend_cli
+
+    sys.exit(rx_backend_cli.main())

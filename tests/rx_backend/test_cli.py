@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import subprocess
 import sys
@@ -148,7 +149,40 @@ def test_interrupted_during_the_imports(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.delitem(sys.modules, "rx_backend.cli")
     monkeypatch.setattr(sys, "meta_path", [Interrupting()])
+    monkeypatch.setattr(atexit, "register", lambda *_: None)
     assert rx_backend_cli.main() == 130
+
+
+@pytest.mark.parametrize("closed", [[0], [1], [2], [1, 2], [0, 1, 2]])
+def test_standard_streams_that_are_closed(closed: list[int]) -> None:
+    """What would be written there is lost, and no other file gets their numbers."""
+    close = "; ".join(f"os.close({number})" for number in closed)
+    command = f"{sys.executable} -m rx_backend.cli conformance rx_backend.engines:SampleEngine"
+    code = f"import os; {close}; os.execv({sys.executable!r}, {command.split()!r})"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_process_ends_behind_the_runtime() -> None:
+    """It is not finalized, as the runtime's threads may be at work; what is registered has run."""
+    code = """
+import atexit, sys, types
+import rx_backend_cli, rx_backend.cli
+
+class Late:
+    def __del__(self):
+        print("finalized")
+
+def run():
+    atexit.register(print, "registered", flush=True)
+    sys.modules["dynamo"] = types.ModuleType("dynamo")
+    return 3
+
+rx_backend.cli.main = run
+late = Late()
+sys.exit(rx_backend_cli.main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "registered\n", "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
