@@ -149,7 +149,7 @@ def test_interrupted_during_the_imports(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.delitem(sys.modules, "rx_backend.cli")
     monkeypatch.setattr(sys, "meta_path", [Interrupting()])
-    monkeypatch.setattr(atexit, "register", lambda *_: None)
+    monkeypatch.setattr(atexit, "register", id)
     assert rx_backend_cli.main() == 130
 
 
