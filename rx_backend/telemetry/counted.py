@@ -17,8 +17,15 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from rx_backend.telemetry.repaired_span import repaired_span
+from rx_backend.telemetry.settings import hide_secrets
 
-__all__ = ("CountedExporter", "CountedMetricExporter", "CountedSpans", "observe_lost")
+__all__ = (
+    "CountedExporter",
+    "CountedMetricExporter",
+    "CountedSpanExporter",
+    "CountedSpans",
+    "observe_lost",
+)
 
 _LOST: Final = "rx_backend.telemetry.lost"
 _QUEUE_FULL: Final = "the queue is full, the receiver is slow or down"
@@ -99,8 +106,8 @@ class CountedExporter(ABC):
         else:
             log("the exporter gave no reason")
             # The first line has the cause, later ones say that it was given up. It may quote what
-            # the receiver has sent.
-            reason = _RETRYING.sub("", logged[0][:_LONGEST_REASON])
+            # the receiver has sent, or its address with a password.
+            reason = _RETRYING.sub("", hide_secrets(logged[0])[:_LONGEST_REASON])
             self._finish(count, "".join(c if c.isprintable() else "?" for c in reason))
         return result
 
@@ -131,10 +138,13 @@ class CountedExporter(ABC):
         self.pending = self.lost = 0
 
 
-class _CountedSpanExporter(CountedExporter):
+class CountedSpanExporter(CountedExporter):
+    """Counts spans."""
+
     items = "spans"
 
     def prepare(self, batch: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
+        """Return a batch with text that can be encoded, and how many spans it has."""
         return [*map(repaired_span, batch)], len(batch)
 
 
@@ -161,7 +171,7 @@ class CountedSpans(BatchSpanProcessor):
     The SDK's processor, with a count of the spans that are lost; ending a span never waits.
 
     Args:
-        exporter: Where spans go.
+        counted: Where spans go.
         queue_size: Most spans that are pending.
         batch_size: Most spans in one export.
 
@@ -169,11 +179,11 @@ class CountedSpans(BatchSpanProcessor):
         counted: Counts the spans.
     """
 
-    def __init__(self, exporter: Any, queue_size: int, batch_size: int) -> None:
-        self.counted: CountedExporter = _CountedSpanExporter(exporter)
+    def __init__(self, counted: CountedSpanExporter, queue_size: int, batch_size: int) -> None:
+        self.counted = counted
         self._queue_size = queue_size
         self._is_closed = False
-        target: Any = self.counted
+        target: Any = counted
         super().__init__(target, max_queue_size=queue_size, max_export_batch_size=batch_size)
 
     def on_end(self, span: ReadableSpan) -> None:

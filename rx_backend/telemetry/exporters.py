@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from rx_backend.errors import InvalidArgument
-from rx_backend.telemetry.settings import Signal, destination, exporter_names
+from rx_backend.telemetry.counted import CountedExporter
+from rx_backend.telemetry.settings import Signal, destination, exporter_names, hide_secrets
 
 __all__ = ("make_exporters", "serve_prometheus")
 
+_Counted = TypeVar("_Counted", bound=CountedExporter)
+
 
 def make_exporters(
-    variables: Mapping[str, str], signal: Signal, others: str, undo: ExitStack
-) -> tuple[list[Any], str]:
+    variables: Mapping[str, str],
+    signal: Signal,
+    others: str,
+    count: Callable[[Any], _Counted],
+    undo: ExitStack,
+) -> tuple[list[_Counted], str]:
     """
     Make what exports a signal by itself, unless there is a provider of *others*; *undo* ends it.
+
+    Each of the SDK's exporters is handed to *count*.
 
     Returns:
         The exporters, and where they export to, or why there are none; of Prometheus just the word.
@@ -31,7 +39,7 @@ def make_exporters(
         return [], f"off by {off}"
     if others:
         return [], f"left to {others}, which was there"
-    made: list[Any] = []
+    made: list[_Counted] = []
     words: list[str] = []
     for name in names:
         words.append(name)
@@ -40,12 +48,12 @@ def make_exporters(
         entry_point, options = name, dict[str, Any]()
         if name == "otlp":
             protocol, endpoint = destination(variables, signal)
-            words[-1] = f"OTLP over {protocol} to {re.sub('//[^/@]*@', '//', endpoint)}"
+            words[-1] = f"OTLP over {protocol} to {hide_secrets(endpoint)}"
             entry_point = f"otlp_proto_{protocol.partition('/')[0]}"
             options["endpoint"] = endpoint
             if protocol != "grpc":
                 options["session"] = _session()
-        exporter = _load(entry_point, signal, words[-1], options)
+        exporter = count(_load(entry_point, signal, words[-1], options))
         undo.callback(exporter.shutdown)
         made.append(exporter)
     return made, ", ".join(words)
@@ -83,7 +91,7 @@ def _load(name: str, signal: Signal, shown: str, options: Mapping[str, Any]) -> 
     try:
         return make(**options)
     except Exception as error:
-        raise InvalidArgument(f"{shown}: {error}") from error
+        raise InvalidArgument(f"{shown}: {hide_secrets(str(error))}") from error
 
 
 def serve_prometheus(variables: Mapping[str, str], stack: ExitStack) -> tuple[Any, str]:
@@ -111,10 +119,10 @@ def serve_prometheus(variables: Mapping[str, str], stack: ExitStack) -> tuple[An
     port = int(variables.get("OTEL_EXPORTER_PROMETHEUS_PORT", "9464"))
     try:
         server, thread = start_http_server(port, addr=host, registry=registry)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise InvalidArgument(
             "OTEL_EXPORTER_PROMETHEUS_HOST and _PORT: expected an address that is free, got "
-            f"{host}:{port}: {error.strerror}"
+            f"{host}:{port}: {getattr(error, 'strerror', error)}"
         ) from error
     for end in (thread.join, server.server_close, server.shutdown):
         stack.callback(end)

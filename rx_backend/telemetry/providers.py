@@ -6,7 +6,7 @@ import atexit
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, Final, Self
 
@@ -18,16 +18,18 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 
+from rx_backend.errors import InvalidArgument
 from rx_backend.telemetry.counted import (
     CountedExporter,
     CountedMetricExporter,
+    CountedSpanExporter,
     CountedSpans,
     observe_lost,
 )
 from rx_backend.telemetry.encodable import encodable
 from rx_backend.telemetry.exporters import make_exporters, serve_prometheus
 from rx_backend.telemetry.logs import Logs
-from rx_backend.telemetry.settings import SERVICE, Signal, batching
+from rx_backend.telemetry.settings import SERVICE, Signal, batching, hide_secrets
 
 __all__ = ("Telemetry",)
 
@@ -52,40 +54,44 @@ class Telemetry:
         self.tracer_provider: TracerProvider | None = None
         self.meter_provider: MeterProvider | None = None
         self.prometheus_url: str | None = None
-        self._counted: dict[Signal, list[CountedExporter]] = {"traces": [], "metrics": []}
         self._is_shut_down = False
-        readers: list[Any] = []
-        # What can fail comes first, and before anything that starts a thread.
-        with ExitStack() as undo:
-            self._stack = undo.enter_context(ExitStack())
-            others = _tracers_of_others(), _meters_of_others()
-            spans, self.traces = make_exporters(variables, "traces", others[0], undo)
-            points, self.metrics = make_exporters(variables, "metrics", others[1], undo)
-            if "prometheus" in self.metrics.split(", "):
-                reader, self.prometheus_url = serve_prometheus(variables, self._stack)
-                readers.append(reader)
-                at = f"Prometheus at {self.prometheus_url}"
-                self.metrics = self.metrics.replace("prometheus", at)
+        # Whatever fails does so before anything is installed.
+        with ExitStack() as undo, ExitStack() as exporters:
+            try:
+                self._build(variables, undo, exporters)
+            except InvalidArgument:
+                raise
+            except Exception as error:
+                # Of the variables the SDK checks some itself, and raises what it likes.
+                message = f"OpenTelemetry's SDK: {hide_secrets(str(error))}"
+                raise InvalidArgument(message) from error
+            exporters.pop_all()
             undo.pop_all()
-        self._install(variables, spans, points, readers)
+        self._install()
         if logs is not None:
             self._stack.push(logs)
         atexit.register(self.shutdown)
 
-    def _install(
-        self, variables: Mapping[str, str], spans: list[Any], points: list[Any], readers: list[Any]
-    ) -> None:
+    def _build(self, variables: Mapping[str, str], undo: ExitStack, exporters: ExitStack) -> None:
+        """Make what is to be installed; *undo* and, ahead of it, *exporters* end what was made."""
+        self._stack = undo.enter_context(ExitStack())
+        spans, self.traces = make_exporters(
+            variables, "traces", _tracers_of_others(), CountedSpanExporter, exporters
+        )
+        points, self.metrics = make_exporters(
+            variables, "metrics", _meters_of_others(), CountedMetricExporter, exporters
+        )
+        self._counted: dict[Signal, Sequence[CountedExporter]]
+        self._counted = {"traces": spans, "metrics": points}
+        readers: list[Any] = []
+        if "prometheus" in self.metrics.split(", "):
+            reader, self.prometheus_url = serve_prometheus(variables, self._stack)
+            readers.append(reader)
+            at = f"Prometheus at {self.prometheus_url}"
+            self.metrics = self.metrics.replace("prometheus", at)
         if not (spans or points or readers):
             return
         resource = _resource(variables)
-        # Meters first: the SDK counts its own doings on them where that is switched on.
-        if points or readers:
-            counted: list[Any] = [*map(CountedMetricExporter, points)]
-            self._counted["metrics"] = counted
-            # OTLP, which may hang, comes last, so that at the end the others have their time.
-            readers += map(PeriodicExportingMetricReader, counted)
-            self.meter_provider = MeterProvider(readers, resource, shutdown_on_exit=False)
-            metrics.set_meter_provider(self.meter_provider)
         if spans:
             ratio = variables.get("OTEL_TRACES_SAMPLE_RATIO")
             sampler = None
@@ -96,10 +102,25 @@ class Telemetry:
             )
             for exporter in spans:
                 processor = CountedSpans(exporter, *batching(variables))
-                self._counted["traces"].append(processor.counted)
+                undo.callback(processor.shutdown)
                 self.tracer_provider.add_span_processor(processor)
+        # OTLP, which may hang, comes last, so that at the end the others have their time.
+        counted: list[Any] = [*points]
+        for exporter in counted:
+            reader = PeriodicExportingMetricReader(exporter)
+            readers.append(reader)
+            undo.callback(readers[-1].shutdown)
+        if readers:
+            self.meter_provider = MeterProvider(readers, resource, shutdown_on_exit=False)
+
+    def _install(self) -> None:
+        # Meters first: the SDK counts its own doings on them where that is switched on.
+        if self.meter_provider is not None:
+            metrics.set_meter_provider(self.meter_provider)
+        if self.tracer_provider is not None:
             trace.set_tracer_provider(self.tracer_provider)
-        observe_lost(metrics.get_meter_provider(), lambda: self.lost)
+        if self.meter_provider is not None or self.tracer_provider is not None:
+            observe_lost(metrics.get_meter_provider(), lambda: self.lost)
 
     @property
     def lost(self) -> dict[str, int]:
@@ -139,7 +160,7 @@ class Telemetry:
             with suppress(Exception):
                 self.meter_provider.shutdown(timeout_millis=max(0.05, left_s(0.9)) * 1000.0)
         spans.join(left_s(0.9))
-        exporters = self._counted["traces"] + self._counted["metrics"]
+        exporters = [*self._counted["traces"], *self._counted["metrics"]]
         for exporter in exporters:
             exporter.shutdown()
         spans.join(left_s(1.0))

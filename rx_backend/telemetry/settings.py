@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ __all__ = (
     "check_url",
     "destination",
     "exporter_names",
+    "hide_secrets",
     "is_true",
     "one_of",
     "settings",
@@ -41,19 +43,33 @@ _SAMPLERS: Final = (
     *("always_on", "always_off", "traceidratio"),
     *("parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio"),
 )
-# Lowest and highest value, and whether it is a whole number. The SDK would take a default instead.
+_EXEMPLAR_FILTERS: Final = ("trace_based", "always_on", "always_off")
+# What a queue, a thread's wait and a socket take on every platform.
+_MOST: Final = 2**31 - 1
+_LONGEST_S: Final = _MOST // 1000
+# Lowest and highest value, and whether it is a whole number. The SDK would take a default instead,
+# raise, or fail in a thread.
 _NUMBERS: Final[Mapping[str, tuple[float, float, bool]]] = {
-    "OTEL_BSP_MAX_QUEUE_SIZE": (1, math.inf, True),
-    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": (1, math.inf, True),
-    "OTEL_BSP_SCHEDULE_DELAY": (1, math.inf, True),
-    "OTEL_METRIC_EXPORT_INTERVAL": (1, math.inf, False),
-    "OTEL_METRIC_EXPORT_TIMEOUT": (1, math.inf, False),
-    "OTEL_EXPORTER_OTLP_TIMEOUT": (0.001, math.inf, False),
-    "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": (0.001, math.inf, False),
-    "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": (0.001, math.inf, False),
+    "OTEL_BSP_MAX_QUEUE_SIZE": (1, _MOST, True),
+    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": (1, _MOST, True),
+    "OTEL_BSP_SCHEDULE_DELAY": (1, _MOST, True),
+    "OTEL_BSP_EXPORT_TIMEOUT": (1, _MOST, True),
+    "OTEL_METRIC_EXPORT_INTERVAL": (1, _MOST, False),
+    "OTEL_METRIC_EXPORT_TIMEOUT": (1, _MOST, False),
+    "OTEL_EXPORTER_OTLP_TIMEOUT": (0.001, _LONGEST_S, False),
+    "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": (0.001, _LONGEST_S, False),
+    "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": (0.001, _LONGEST_S, False),
     "OTEL_EXPORTER_PROMETHEUS_PORT": (0, 65535, True),
     "OTEL_TRACES_SAMPLER_ARG": (0, 1, False),
     "OTEL_TRACES_SAMPLE_RATIO": (0, 1, False),
+    "OTEL_ATTRIBUTE_COUNT_LIMIT": (0, _MOST, True),
+    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": (0, _MOST, True),
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": (0, _MOST, True),
+    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT": (0, _MOST, True),
+    "OTEL_SPAN_EVENT_COUNT_LIMIT": (0, _MOST, True),
+    "OTEL_SPAN_LINK_COUNT_LIMIT": (0, _MOST, True),
+    "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT": (0, _MOST, True),
+    "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT": (0, _MOST, True),
 }
 
 
@@ -136,10 +152,11 @@ def destination(variables: Mapping[str, str], signal: Signal) -> tuple[str, str]
     protocol = variables.get(f"{own}_PROTOCOL") or variables.get(f"{shared}_PROTOCOL")
     if protocol is None:
         protocol = _HTTP if place and _port_of(place) == _HTTP_PORT else _GRPC
+    # An address for gRPC needs no scheme.
+    if place and (protocol != _GRPC or place.split() != [place]):
+        check_url(f"{own if exact else shared}_ENDPOINT", place)
     if protocol == _GRPC:
         return _GRPC, place or "http://localhost:4317"
-    if place:
-        check_url(f"{own if exact else shared}_ENDPOINT", place)
     base = base or f"http://localhost:{_HTTP_PORT}"
     return _HTTP, exact or f"{base.rstrip('/')}/v1/{signal}"
 
@@ -171,8 +188,27 @@ def check_url(name: str, url: str) -> None:
         fits = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         fits = False
-    if not fits:
-        raise InvalidArgument(f"{name}: expected a URL as http://127.0.0.1:4317, got {url!r}")
+    if not fits or url.split() != [url]:
+        shown = hide_secrets(re.sub(r"\s", "_", url))
+        raise InvalidArgument(f"{name}: expected a URL as http://127.0.0.1:4317, got {shown!r}")
+
+
+def hide_secrets(text: str) -> str:
+    """
+    Return a text without the users, passwords and queries of the addresses in it.
+
+    >>> hide_secrets("to http://me:p@ss@host:4317/v1?key=k failed, as did me:p@ss@host:4317.")
+    'to http://host:4317/v1 failed, as did host:4317.'
+    """
+    return re.sub(r"\S*[?@]\S*", lambda word: _without_secrets(word[0]), text)
+
+
+def _without_secrets(address: str) -> str:
+    scheme = re.match(r"\W*\w+://", address)
+    start = scheme[0] if scheme else ""
+    place, _, query = address[len(start) :].partition("?")
+    # A password may have a question mark, and a query an @: which of them it is can't be told.
+    return start + ("***" if "@" in query else place.rpartition("@")[2])
 
 
 def _set_for_both(variables: dict[str, str], what: str, value: str) -> None:
@@ -195,6 +231,8 @@ def _check(variables: Mapping[str, str]) -> None:
         )
     if "OTEL_TRACES_SAMPLER" in variables:
         one_of("OTEL_TRACES_SAMPLER", variables["OTEL_TRACES_SAMPLER"].lower(), _SAMPLERS)
+    exemplars = "OTEL_METRICS_EXEMPLAR_FILTER"
+    one_of(exemplars, variables.get(exemplars, "trace_based"), _EXEMPLAR_FILTERS)
     for signal in ("", "TRACES_", "METRICS_"):
         name = f"OTEL_EXPORTER_OTLP_{signal}PROTOCOL"
         one_of(name, variables.get(name, _GRPC), (_GRPC, _HTTP))
@@ -206,10 +244,9 @@ def _check_number(name: str, text: str, low: float, high: float, *, whole: bool)
         value = float(text)
     except ValueError:
         value = math.nan
-    if not low <= value <= high or math.isinf(value) or (whole and not text.isdecimal()):
+    if not low <= value <= high or (whole and not text.isdecimal()):
         kind = "a whole number" if whole else "a number"
-        limits = f"from {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
-        raise InvalidArgument(f"{name}: expected {kind} {limits}, got {text!r}")
+        raise InvalidArgument(f"{name}: expected {kind} from {low} to {high}, got {text!r}")
 
 
 def _port_of(url: str) -> int | None:

@@ -66,8 +66,6 @@ def configure(
     ...     print(telemetry)
     traces: off by OTEL_TRACES_EXPORTER; metrics: off by OTEL_METRICS_EXPORTER
     """
-    from rx_backend.telemetry.providers import Telemetry  # noqa: PLC0415 - a light start
-
     variables = settings(
         os.environ,
         service_name=service_name,
@@ -77,6 +75,9 @@ def configure(
         metrics=metrics,
         prometheus_port=prometheus_port,
     )
+    # Not before the settings are checked: the SDK reads some as it is imported.
+    from rx_backend.telemetry.providers import Telemetry  # noqa: PLC0415 - a light start
+
     if logs is None:
         logs = any(map(os.environ.get, LOG_VARIABLES))
     with ExitStack() as undo:

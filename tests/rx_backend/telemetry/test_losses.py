@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 from opentelemetry.trace import Link, SpanContext, StatusCode
 
-from rx_backend.telemetry.counted import CountedExporter, CountedSpans
+from rx_backend.telemetry.counted import CountedExporter, CountedSpanExporter, CountedSpans
 from rx_backend.telemetry.repaired_span import repaired_span
 from tests.leaks import LeakWatch
 from tests.otlp.messages import spans_in
@@ -59,7 +59,7 @@ def queue(
 ) -> Generator[tuple[TracerProvider, CountedSpans, CountedExporter]]:
     """Make a provider over one queue, of which each batch has one span."""
     logging.getLogger("opentelemetry.exporter.tests")
-    spans = CountedSpans(exporter, queue_size=size, batch_size=1)
+    spans = CountedSpans(CountedSpanExporter(exporter), queue_size=size, batch_size=1)
     provider = TracerProvider(sampler, shutdown_on_exit=False)
     provider.add_span_processor(spans)
     try:
@@ -101,6 +101,21 @@ def test_a_failing_exporter_is_told_once_and_its_own_words_are_held_back(
     assert caplog.messages == [
         "spans are being lost: no answer.; rx_backend.telemetry.lost counts them, and this is logged once"
     ]
+
+
+class Quotes(SpanExporter):
+    """Quotes its address as it fails."""
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        raise OSError(f"{'x' * 280} me:p@s3cr3t{'t' * 20}@h:1 /v1?key=s3cr3t")
+
+
+def test_the_reason_of_a_loss_has_no_password(caplog: pytest.LogCaptureFixture) -> None:
+    """Nor the query of an address, and no half of either where the reason is cut."""
+    with queue(Quotes(), size=8) as (provider, _, _):
+        end(provider, "fails")
+    (warning,) = caplog.messages
+    assert f"{'x' * 280} h:1 /v1;" in warning
 
 
 def test_what_others_log_is_not_held_back(

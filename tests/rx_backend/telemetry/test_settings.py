@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
 import sys
+import threading
 from typing import Any, Literal
 
 import pytest
 from opentelemetry import metrics, trace
 
 from rx_backend.errors import InvalidArgument
-from rx_backend.telemetry import configure
-from rx_backend.telemetry.settings import batching, destination, exporter_names, settings
+from rx_backend.telemetry import configure, providers
+from rx_backend.telemetry.settings import (
+    batching,
+    destination,
+    exporter_names,
+    hide_secrets,
+    settings,
+)
 from rx_backend.telemetry.switch import OTLP_VARIABLE, OtlpSwitch
+from tests.leaks import LeakWatch
 
 HTTP, GRPC = "http/protobuf", "grpc"
 ENDPOINT, PROTOCOL = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL"
@@ -76,9 +85,27 @@ BAD: list[tuple[Variables, dict[str, Any], str]] = [
         "OTEL_BSP_MAX_EXPORT_BATCH_SIZE: expected at most 8, which is OTEL_BSP_MAX_QUEUE_SIZE",
     ),
     ({"OTEL_BSP_SCHEDULE_DELAY": "5s"}, {}, "OTEL_BSP_SCHEDULE_DELAY: expected a whole number"),
-    ({"OTEL_METRIC_EXPORT_INTERVAL": "-1"}, {}, "_INTERVAL: expected a number from 1, got"),
+    ({"OTEL_METRIC_EXPORT_INTERVAL": "-1"}, {}, "_INTERVAL: expected a number from 1 to"),
     ({"OTEL_EXPORTER_OTLP_TIMEOUT": "nan"}, {}, "OTEL_EXPORTER_OTLP_TIMEOUT: expected a number"),
     ({"OTEL_EXPORTER_PROMETHEUS_PORT": "65536"}, {}, "a whole number from 0 to 65535, got"),
+    ({"OTEL_BSP_MAX_QUEUE_SIZE": "1" + 23 * "0"}, {}, "OTEL_BSP_MAX_QUEUE_SIZE: expected a whole"),
+    ({"OTEL_BSP_SCHEDULE_DELAY": 20 * "9"}, {}, "OTEL_BSP_SCHEDULE_DELAY: expected a whole number"),
+    ({"OTEL_METRIC_EXPORT_INTERVAL": "1e300"}, {}, "_INTERVAL: expected a number from 1 to"),
+    ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "abc"}, {}, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT: expected a"),
+    (
+        {"OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": "-1"},
+        {},
+        "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT: expected",
+    ),
+    ({"OTEL_METRICS_EXEMPLAR_FILTER": "foo"}, {}, "OTEL_METRICS_EXEMPLAR_FILTER: expected one of"),
+    (
+        {"OTEL_EXPORTER_PROMETHEUS_HOST": "h\u00e9..x"},
+        {"prometheus_port": 0},
+        "OTEL_EXPORTER_PROMETHEUS_HOST and _PORT: expected an address that is free, got h\u00e9..x:0",
+    ),
+    ({}, {"endpoint": "ftp://me:s3cr3t@h"}, "4317, got 'ftp://h'"),
+    ({}, {"endpoint": "http://me:s3 cr3t@h"}, "4317, got 'http://h'"),
+    ({ENDPOINT: "me:s3 cr3t@h:4317"}, {}, "4317, got 'h:4317'"),
     ({}, {"endpoint": "localhost:4317"}, "endpoint: expected a URL as http://127.0.0.1:4317"),
     ({}, {"endpoint": "http://h:port"}, "endpoint: expected a URL as http://127.0.0.1:4317"),
     ({}, {"protocol": "udp"}, "protocol: expected one of grpc, http/protobuf, got 'udp'"),
@@ -152,6 +179,67 @@ def test_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """An endpoint's user and password stay out of messages."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "brotli")
     _refused("OTLP over grpc to http://127.0.0.1:4317: ", endpoint="http://me:s@127.0.0.1:4317")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://h:4317/v1", "http://h:4317/v1"),
+        ("http://me:s3cr3t@h:1/v1", "http://h:1/v1"),
+        ("http://me:p@s3cr3t@h:1", "http://h:1"),
+        ("http://me:p/s3cr3t@h", "http://h"),
+        ("http://h/v1?key=s3cr3t", "http://h/v1"),
+        ("http://h/v1?key=s3@cr3t", "http://***"),
+        ("http://me:s3?cr3t@h", "http://***"),
+        ("http://h/?to=http://s3cr3t", "http://h/"),
+        ("exporting to me:s3cr3t@h:1.", "exporting to h:1."),
+        ("with url: /v1?key=s3cr3t (Caused by", "with url: /v1 (Caused by"),
+    ],
+)
+def test_users_passwords_and_queries_are_hidden(text: str, expected: str) -> None:
+    """Wherever an address is quoted."""
+    assert hide_secrets(text) == expected
+
+
+def test_what_the_sdk_refuses_when_it_is_imported_is_named() -> None:
+    """In a process that has not imported it yet."""
+    program = "from rx_backend.telemetry import configure; configure()"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"OTEL_SPAN_EVENT_COUNT_LIMIT": "many"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    message = "InvalidArgument: OTEL_SPAN_EVENT_COUNT_LIMIT: expected a whole number from 0 to"
+    assert message in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "_resource",
+        "TracerProvider",
+        "CountedSpans",
+        "PeriodicExportingMetricReader",
+        "MeterProvider",
+    ],
+)
+def test_what_the_sdk_refuses_leaves_nothing_behind(
+    part: str, monkeypatch: pytest.MonkeyPatch, leaks: LeakWatch
+) -> None:
+    """Its words are the error's; neither providers nor threads stay."""
+    leaks.allow("Cannot call collect on a MetricReader")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("OTEL_SOMETHING must be smaller")
+
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "otlp")
+    monkeypatch.setattr(providers, part, refuse)
+    before = {thread.name for thread in threading.enumerate()}
+    _refused("OpenTelemetry's SDK: OTEL_SOMETHING must be smaller", prometheus_port=0)
+    assert {thread.name for thread in threading.enumerate()} == before
 
 
 def _refused(message: str, **arguments: Any) -> None:
