@@ -127,8 +127,16 @@ class SloSnapshot(Mapping[Key, SloFigures]):
         return SloSnapshot(self.window_s, covered_s, entries)
 
     def to_json(self) -> bytes:
-        """Return the snapshot as JSON, sketches included, for :meth:`from_json` elsewhere."""
-        entries = [(key, _merged(tallies)) for key, tallies in self._tallies.items()]
+        """
+        Return the snapshot as JSON, sketches included, for :meth:`from_json` elsewhere.
+
+        Keys with text that UTF-8 can't express are repaired (U+FFFD), and merged where they are
+        the same then.
+        """
+        tallies: dict[Key, list[Tally]] = {}
+        for key, tally in self._entries():
+            tallies.setdefault(_encodable(key), []).append(tally)
+        entries = [(key, _merged(same)) for key, same in tallies.items()]
         message = _Message(self.window_s, self.covered_s, entries)
         return msgspec.json.encode(message, enc_hook=LatencySketch.to_bytes)
 
@@ -149,6 +157,16 @@ class SloSnapshot(Mapping[Key, SloFigures]):
 
     def _entries(self) -> Iterator[tuple[Key, Tally]]:
         return ((key, tally) for key, tallies in self._tallies.items() for tally in tallies)
+
+
+def _encodable(key: Key) -> Key:
+    if isinstance(key, tuple):
+        return tuple(map(_encodable_text, key))
+    return _encodable_text(key)
+
+
+def _encodable_text(text: str) -> str:
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _sketch(_: type, data: Any) -> LatencySketch:

@@ -37,6 +37,9 @@ COUNTED: Final[tuple[Counted, ...]] = (
     "good", "slow", "failed", "cancelled", "tokens", "open", "late"
 )  # fmt: skip
 
+_MOST_COUNTED: Final = 2**53
+"""What is read as a count is at most this: up to here each whole number is a float too."""
+
 
 class Ended(NamedTuple):
     """A request that has ended, its latencies in seconds; *ttft_s* is None without a token."""
@@ -112,7 +115,7 @@ class LatencySketch:
         bins = message.positiveValues
         first, counts = bins.contiguousBinIndexOffset, bins.contiguousBinCounts
         fits = _LEAST_BIN - _CHUNK <= first <= first + len(counts) <= _MOST_BIN + _CHUNK
-        if not fits or not all(0 <= count < math.inf for count in counts):
+        if not fits or not all(0 <= count <= _MOST_COUNTED for count in counts):
             raise ValueError("expected counts of latencies between 1 ns and three years")
         sketch = cls()
         sketch._store = proto.StoreProto.from_proto(bins)
@@ -151,7 +154,7 @@ def _mapping() -> Any:
 class Tally(msgspec.Struct, eq=False, forbid_unknown_fields=True):
     """Counts and latencies of requests; *late* are those of *open* that have missed a target."""
 
-    counts: dict[Counted, Annotated[int, msgspec.Meta(ge=0)]] = msgspec.field(
+    counts: dict[Counted, Annotated[int, msgspec.Meta(ge=0, le=_MOST_COUNTED)]] = msgspec.field(
         default_factory=Counter[Counted]
     )
     ttft: LatencySketch = msgspec.field(default_factory=LatencySketch)

@@ -80,9 +80,13 @@ class Picture(ABC):
         Write it as a PNG file.
 
         Raises:
+            ValueError: *path* ends in another format's name than ``.png``.
             ImportError: matplotlib is not installed; names the extra.
             OSError: The file can't be written.
         """
+        ending = Path(path).suffix
+        if ending.lower() not in {"", ".png"}:
+            raise ValueError(f"path: expected a name that ends in .png, got {str(path)!r}")
         Path(path).write_bytes(self.png())
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:

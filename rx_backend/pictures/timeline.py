@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ class Timeline(RowPicture):
                 ``drop``.
 
         Raises:
-            ValueError: *kind* is none of these.
+            ValueError: *kind* is none of these, or the clock's time is not finite.
         """
         if kind not in {"event", "end", "error", "drop"}:
             raise ValueError(f"kind: expected event, end, error or drop, got {kind!r}")
@@ -136,6 +137,8 @@ def _milliseconds(clock: Callable[[], float] | None) -> Callable[[], float]:
             except RuntimeError:
                 clock = time.monotonic
         now = clock()
+        if not math.isfinite(now):
+            raise ValueError(f"Timeline: clock: expected a finite time, got {now!r}")
         began = now if began is None else began
         return round((now - began) * 1000.0, 3)
 

@@ -66,7 +66,7 @@ class TracePicture(RowPicture):
         for number, span in known.items():
             parent = None if span.parent is None else span.parent.span_id
             below.setdefault(parent if parent in known else None, []).append(number)
-        order = list(_walk(below, None, 0))
+        order = list(_walk(below))
         places = {number: place for place, (number, _, _) in enumerate(order)}
         self._lanes: list[Row] = []
         for place, (number, parent, depth) in enumerate(order):
@@ -86,12 +86,14 @@ class TracePicture(RowPicture):
         return self._lanes
 
 
-def _walk(
-    below: Mapping[int | None, list[int]], parent: int | None, depth: int
-) -> Iterator[tuple[int, int | None, int]]:
-    for number in below.get(parent, ()):
+def _walk(below: Mapping[int | None, list[int]]) -> Iterator[tuple[int, int | None, int]]:
+    """Yield each span with its parent and its depth, callers before what they called."""
+    # A chain of spans may be longer than Python's stack.
+    left = [(number, None, 0) for number in reversed(below.get(None, []))]
+    while left:
+        number, parent, depth = left.pop()
         yield number, parent, depth
-        yield from _walk(below, number, depth + 1)
+        left += [(child, number, depth + 1) for child in reversed(below.get(number, []))]
 
 
 def _lane(place: str, span: ReadableSpan, began: int, times: TokenTimes | None) -> Row:

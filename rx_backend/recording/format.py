@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from os import PathLike, fspath
 from typing import Annotated, Any, Final, cast
 
@@ -16,6 +17,7 @@ from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import FinishReason, LLMEngineOutput, convert_output
 from rx_backend.recording.json_lines import decode_line
 from rx_backend.recording.model import Ending, Recording, TimedChunk, TimeMs
+from rx_backend.telemetry.encodable import encodable
 
 __all__ = (
     "RecordingError",
@@ -54,45 +56,66 @@ class RecordingError(InvalidArgument):
 
 
 def header_line(recording: Recording) -> bytes:
-    """Return the first line of a file."""
+    """Return the first line of a file; text that UTF-8 can't express is repaired (row P10)."""
     known = {name: getattr(recording, name) for name in _HEADER}
     present = {name: value for name, value in known.items() if value is not None}
-    return _encoder.encode({"format": _FORMAT, "version": _VERSION, **present}) + b"\n"
+    return _line_of({"format": _FORMAT, "version": _VERSION, **present})
 
 
 def append_chunk(buffer: bytearray, time_ms: float, chunk: LLMEngineOutput) -> None:
     """
-    Append the line of a chunk to *buffer*.
+    Append the line of a chunk to *buffer*; text that UTF-8 can't express is repaired (row P10).
 
     Raises:
         TypeError: The chunk contains something without a JSON form; *buffer* may end with a part
             of the line.
     """
+    begin = len(buffer)
     if (
         chunk.unknown is None
         and chunk.log_probs is None
         and chunk.cum_log_probs is None
         and chunk.top_logprobs is None
     ):
-        _encoder.encode_into(TimedChunk(time_ms, chunk), buffer, -1)
-    else:
-        known = msgspec.to_builtins(replace(chunk, unknown=None), enc_hook=_plain)
-        fields = _finite({**(chunk.unknown or {}), **known})
-        _encoder.encode_into({"time_ms": time_ms, "chunk": fields}, buffer, -1)
+        with suppress(UnicodeEncodeError):
+            _encoder.encode_into(TimedChunk(time_ms, chunk), buffer, -1)
+            buffer += b"\n"
+            return
+        del buffer[begin:]
+    known = msgspec.to_builtins(replace(chunk, unknown=None), enc_hook=_plain)
+    fields = _writable({**(chunk.unknown or {}), **known})
+    _encoder.encode_into({"time_ms": time_ms, "chunk": fields}, buffer, -1)
     buffer += b"\n"
 
 
 def ending_line(ending: Ending) -> bytes:
-    """Return the last line of a file."""
-    return _encoder.encode(ending) + b"\n"
+    """Return the last line of a file; text that UTF-8 can't express is repaired (row P10)."""
+    return _line_of(ending)
 
 
-def _finite(value: Any) -> Any:
-    """Return *value* with a text, such as ``"-Infinity"``, for each number that JSON can't hold."""
-    if isinstance(value, list):
-        return [_finite(item) for item in cast("list[Any]", value)]
+def _line_of(value: object) -> bytes:
+    try:
+        return _encoder.encode(value) + b"\n"
+    except UnicodeEncodeError:
+        return _encoder.encode(_writable(msgspec.to_builtins(value))) + b"\n"
+
+
+def _writable(value: Any) -> Any:
+    """
+    Return *value* with what JSON can hold in place of what it can't.
+
+    A number that is not finite becomes a text, such as ``"-Infinity"``, and half of a surrogate
+    pair U+FFFD.
+    """
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, (list, tuple)):
+        return [_writable(item) for item in cast("Sequence[Any]", value)]
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in cast("dict[str, Any]", value).items()}
+        items = cast("dict[Any, Any]", value).items()
+        return {
+            _writable(key) if isinstance(key, str) else key: _writable(item) for key, item in items
+        }
     return json.dumps(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

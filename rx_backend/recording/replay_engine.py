@@ -6,7 +6,7 @@ import asyncio
 import copy
 import math
 from collections import defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
 from itertools import cycle
 
@@ -34,10 +34,11 @@ class ReplayEngine(LLMEngine):
 
     - completed: as recorded, usually with its terminal.
     - error: the typed error is raised at its recorded time, with its kind and message.
-    - dropped: the recorded consumer left, so the rest is unknown: a `cancelled` terminal.
+    - dropped: the recorded consumer left, so the rest is unknown: a `cancelled` terminal for each
+      answer that is still open.
     - incomplete recording: `StreamIncomplete` after the last chunk.
-    - stopped: a stop of the replaying request ends the stream at once with a `cancelled` terminal
-      and the usage so far (row E4), whatever was recorded.
+    - stopped: a stop of the replaying request ends the answers that are still open at once, each
+      with a `cancelled` terminal and the usage so far (rows E3, E4), whatever was recorded.
 
     Args:
         recordings: A recording, a file, a directory, or an iterable of these; as `read_recordings`.
@@ -93,22 +94,23 @@ class ReplayEngine(LLMEngine):
         context: RequestContext,
         start: float,
     ) -> AsyncGenerator[LLMEngineOutput]:
-        made, is_over = 0, False
+        played = _Played(request)
         for timed in recording.chunks:
             await self._wait_until(start, timed.time_ms, context)
             if context.is_stopped:
-                yield _cancelled(request, made)
+                for terminal in played.cancelled():
+                    yield terminal
                 return
-            made += len(timed.chunk.token_ids)
-            is_over = timed.chunk.finish_reason is not None
+            played.add(timed.chunk)
             yield _fresh(timed.chunk)
         end = recording.end
         if end is not None:
             await self._wait_until(start, end.time_ms, context)
-        if is_over and (end is None or end.error is None):
+        if not played.open and (end is None or end.error is None):
             return
         if context.is_stopped or (end is not None and end.how == "dropped"):
-            yield _cancelled(request, made)
+            for terminal in played.cancelled():
+                yield terminal
         elif end is None:
             count = len(recording.chunks)
             raise StreamIncomplete(
@@ -138,5 +140,35 @@ def _fresh(chunk: LLMEngineOutput) -> LLMEngineOutput:
     return plain if plain == chunk else copy.deepcopy(chunk)
 
 
-def _cancelled(request: PreprocessedRequest, made: int) -> LLMEngineOutput:
-    return LLMEngineOutput.cancelled().with_usage(usage(len(request.token_ids), made))
+class _Played:
+    """What was played of a request so far: its tokens, and which of its answers have ended."""
+
+    def __init__(self, request: PreprocessedRequest) -> None:
+        self._prompt_tokens = len(request.token_ids)
+        self._tokens = 0
+        self._count = request.sampling_options.n or 1
+        self._indexes: dict[int, int | None] = {}
+        self._ended: set[int] = set()
+
+    def add(self, chunk: LLMEngineOutput) -> None:
+        """Note that *chunk* is played."""
+        answer = chunk.index or 0
+        self._tokens += len(chunk.token_ids)
+        self._indexes[answer] = chunk.index
+        if chunk.finish_reason is not None:
+            self._ended.add(answer)
+
+    @property
+    def open(self) -> list[int]:
+        """The answers without a terminal, those that have not begun among them."""
+        missing = [answer for answer in range(self._count) if answer not in self._indexes]
+        begun = len(self._indexes)
+        answers = [*self._indexes, *missing[: max(0, self._count - begun)]]
+        return [answer for answer in answers if answer not in self._ended]
+
+    def cancelled(self) -> Iterator[LLMEngineOutput]:
+        """Yield the terminal of each answer that is open, with the usage so far."""
+        for answer in self.open:
+            terminal = LLMEngineOutput.cancelled()
+            terminal.index = self._indexes.get(answer, answer if self._count > 1 else None)
+            yield terminal.with_usage(usage(self._prompt_tokens, self._tokens))

@@ -23,7 +23,7 @@ from rx_backend.replay.progress import progress
 from rx_backend.replay.report import format_table, summarize, write_requests, write_summary
 from rx_backend.replay.runner import check_rates, replay
 from rx_backend.replay.traces import Trace, read_trace
-from rx_backend.replay.workload import Request, at_speed, synthetic
+from rx_backend.replay.workload import LEAST_SPEED, Request, at_speed, synthetic
 from rx_backend.telemetry.switch import OtlpSwitch, telling
 from rx_backend.testing import run_virtual
 
@@ -50,7 +50,7 @@ class RunOptions(Struct, kw_only=True, frozen=True):
     limit: int | None = None
     """Maximum number of requests; 0 for all; None for 4,000, or for 40 on the real clock."""
     speed: float = 1.0
-    """Factor on the speed at which requests arrive."""
+    """Factor on the speed at which requests arrive, at least 1e-6."""
     cancel_rate: float = 0.0
     drop_rate: float = 0.0
     error_rate: float = 0.0
@@ -136,7 +136,7 @@ def _trace_of(environ: Mapping[str, str]) -> Path | None:
 
 def _check(options: RunOptions) -> None:
     whole("limit", options.limit or 0, low=0, unit="requests")
-    number("speed", options.speed, low=0, above=True)
+    number("speed", options.speed, low=LEAST_SPEED)
     check_rates(options.cancel_rate, options.drop_rate)
     if options.trace is None:
         return
@@ -168,6 +168,9 @@ class _Session:
         arriving = at_speed(rows, options.speed)
         # A bad file is found before anything is written; a short workload is small enough to hold.
         self._workload: Iterable[Request] = chain((next(arriving),), arriving)
+        at_what = "" if options.speed == 1 else f", at {options.speed:g} times the speed"
+        # The chart's own figures say how many requests there were.
+        self._title = name + at_what
         if limit or path is None:
             self._workload = list(self._workload)
             name += f", {len(self._workload):,} requests"
@@ -175,9 +178,7 @@ class _Session:
                 name += " (--limit all replays the whole)"
         else:
             name += ", all requests"
-        if options.speed != 1:
-            name += f", at {options.speed:g} times the speed"
-        self.name = name
+        self.name = name + at_what
 
     async def replay(
         self,
@@ -225,7 +226,9 @@ class _Session:
 
     def _write_plot(self, path: Path) -> None:
         stopped_by = self.result.stopped_by
-        title = self.name if stopped_by is None else f"{self.name}; stopped early: {stopped_by}"
+        title = self._title
+        if stopped_by is not None:
+            title += f"; stopped early: {stopped_by}"
         try:
             from rx_backend.replay.plot import write_plot  # noqa: PLC0415  # only on demand
 

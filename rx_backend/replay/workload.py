@@ -7,11 +7,14 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from math import cos, tau
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from rx_backend.engines.checks import fraction, number, whole
 
-__all__ = ("Request", "at_speed", "synthetic")
+__all__ = ("LEAST_SPEED", "Request", "at_speed", "synthetic")
+
+LEAST_SPEED: Final = 1e-6
+"""A day takes longer than 2,000 years then; times that are much longer are too coarse."""
 
 
 class Request(NamedTuple):
@@ -30,9 +33,9 @@ def at_speed(workload: Iterable[Request], speed: float) -> Iterator[Request]:
     Yield *workload* with its arrivals *speed* times as fast.
 
     Raises:
-        InvalidArgument: *speed* is not above 0.
+        InvalidArgument: *speed* is below :data:`LEAST_SPEED`.
     """
-    number("speed", speed, low=0, above=True)
+    number("speed", speed, low=LEAST_SPEED)
     return (row._replace(arrival_s=row.arrival_s / speed) for row in workload)
 
 

@@ -31,7 +31,7 @@ async def check_engine(
 
     Two engines are made: one is cleaned up without a start, the other is started, asked for a
     stream, for several at a time and for one that is stopped and aborted, as the adapter does it,
-    and is cleaned up twice. A request with ``sampling_options.n`` must get that many answers, each
+    and is drained, and cleaned up twice. What a worker awaits has to be async. A request with ``sampling_options.n`` must get that many answers, each
     with a terminal of its own. Only code that never yields to the event loop can block the kit.
 
     Args:

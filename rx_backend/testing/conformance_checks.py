@@ -90,7 +90,10 @@ class Check:
             config = await self._call(Rule.START_FAILED, "start", methodcaller("start", 0), engine)
             if Rule.START_FAILED not in self.found:
                 self._check_config(config)
+                await self._call_optional(engine, "health_check_payload")
                 await self._check_streams(engine, *self._requests(config))
+                await self._call_optional(engine, "is_quiescent")
+                await self._call_optional(engine, "drain")
                 own_threads = [each.name for each in set(threading.enumerate()) - threads]
             await self._call(Rule.CLEANUP_FAILED, "cleanup", _CLEANUP, engine)
             await self._call(Rule.SECOND_CLEANUP_FAILED, "cleanup", _CLEANUP, engine)
@@ -106,18 +109,23 @@ class Check:
             self.found.setdefault(violation.rule, violation)
 
     async def _make(self) -> LLMEngine:
-        return from_any_engine(await _awaited(self.factory))
+        made = self.factory()
+        return from_any_engine(await made if inspect.isawaitable(made) else made)
 
     async def _call(
         self, rule: Rule, name: str, function: Callable[..., object], *arguments: object
     ) -> Any:
         """Call something of the engine's; a failure breaks *rule*."""
         self.tried.add(rule)
-        called = _awaited(function, *arguments)
+        called = _awaited(name, function, *arguments)
         result, violation = await run_within(self.limits.start_timeout_s, called, name, rule)
         if violation is not None:
             self._find(violation)
         return result
+
+    async def _call_optional(self, engine: LLMEngine, name: str) -> None:
+        if getattr(engine, name, None) is not None:
+            await self._call(Rule.OPTIONAL_METHOD_FAILED, name, methodcaller(name), engine)
 
     def _check_config(self, config: object) -> None:
         self.tried.add(Rule.MODEL_NAME_EMPTY)
@@ -207,9 +215,11 @@ def _thread_hint(names: Sequence[str]) -> str:
     )
 
 
-async def _awaited(function: Callable[..., object], *arguments: object) -> object:
+async def _awaited(name: str, function: Callable[..., object], *arguments: object) -> object:
     result = function(*arguments)
-    return await cast("Awaitable[object]", result) if inspect.isawaitable(result) else result
+    if not inspect.isawaitable(result):
+        raise TypeError(f"{name}: expected an async function, got one that returns {result!r}")
+    return await cast("Awaitable[object]", result)
 
 
 async def _longest_block(running: Coroutine[Any, Any, T]) -> tuple[T, float]:

@@ -36,6 +36,10 @@ class Rule(Enum):
     CANCELLATION_NOT_SEEN = "E4", "a stream ends soon after its request was stopped"
     CANCELLED_NOT_TERMINAL = "E4", "a stopped stream ends with the terminal `cancelled`"
     ABORT_FAILED = "E5", "abort returns, and the request ends soon after"
+    OPTIONAL_METHOD_FAILED = (
+        "E5",
+        "drain, is_quiescent and health_check_payload, where there are any, can be awaited",
+    )
     CLOSE_FAILED = "S7", "a stream releases everything when it is closed"
     CLEANUP_FAILED = "E5", "cleanup succeeds"
     SECOND_CLEANUP_FAILED = "E5", "a second cleanup succeeds"

@@ -357,6 +357,26 @@ class UnstartedCleanupRaises(CleanupRaises):
             raise OSError("nothing to close")
 
 
+class HealthPayloadIsPlain(GoodEngine):
+    def health_check_payload(self) -> Any:
+        return {"token_ids": [1]}
+
+
+class QuiescenceIsPlain(GoodEngine):
+    def is_quiescent(self) -> Any:
+        return True
+
+
+class DrainRaises(GoodEngine):
+    async def drain(self) -> None:
+        raise OSError("still in use")
+
+
+class StartIsPlain(GoodEngine):
+    def start(self, worker_id: int) -> Any:
+        return EngineConfig(model=self.model)
+
+
 def is_last(chunk: LLMEngineOutput) -> bool:
     return chunk.finish_reason is not None
 
@@ -414,7 +434,10 @@ EDITS: dict[Rule, dict[str, Edit]] = {
 }
 
 BROKEN: list[tuple[type[GoodEngine], Rule]] = [
-    *((engine, Rule.START_FAILED) for engine in (CannotBeMade, StartRaises, StartHangs)),
+    *(
+        (engine, Rule.START_FAILED)
+        for engine in (CannotBeMade, StartRaises, StartHangs, StartIsPlain)
+    ),
     *((engine, Rule.MODEL_NAME_EMPTY) for engine in (NamelessModel, NoConfig)),
     (GenerateGivesAList, Rule.GENERATE_FAILED),
     (WaitsForTheStop, Rule.NO_CHUNK),
@@ -428,6 +451,9 @@ BROKEN: list[tuple[type[GoodEngine], Rule]] = [
     *((engine, Rule.ABORT_FAILED) for engine in (AbortRaises, AbortHangs, AbortDoesNothing)),
     *((engine, Rule.CLOSE_FAILED) for engine in (ClosingRaises, ClosingHangs)),
     *((engine, Rule.CLEANUP_FAILED) for engine in (CleanupRaises, CleanupHangs)),
+    (HealthPayloadIsPlain, Rule.OPTIONAL_METHOD_FAILED),
+    (QuiescenceIsPlain, Rule.OPTIONAL_METHOD_FAILED),
+    (DrainRaises, Rule.OPTIONAL_METHOD_FAILED),
     (SecondCleanupRaises, Rule.SECOND_CLEANUP_FAILED),
     (UnstartedCleanupRaises, Rule.UNSTARTED_CLEANUP_FAILED),
     *((edited(name, edit), rule) for rule, edits in EDITS.items() for name, edit in edits.items()),

@@ -9,6 +9,7 @@ import json
 import math
 import pickle
 import re
+import struct
 import subprocess
 import sys
 import threading
@@ -541,6 +542,35 @@ class TestSnapshots:
         with pytest.raises(ValueError, match=r"SloSnapshot\.from_json: ") as raised:
             SloSnapshot.from_json(data.replace(*change))
         assert message in str(raised.value)
+
+    @pytest.mark.rows("P10")
+    def test_a_key_that_can_not_be_encoded_is_repaired(self) -> None:
+        """It costs no other key; keys that are the same then are one."""
+        windows = SloWindows(clock=lambda: 0.0)
+        for key in ("good", "cut \ud83d", "cut \ud83e", ("m", "\udc00"), "\U0001f600"):
+            windows.failed(key)
+        read = SloSnapshot.from_json(windows.snapshot().to_json())
+        failed = {key: figures.failed for key, figures in read.items()}
+        assert failed == {"good": 1, "cut \ufffd": 2, ("m", "\ufffd"): 1, "\U0001f600": 1}
+
+    @pytest.mark.parametrize("count", [10**400, 2**70, 2**53 + 1])
+    def test_a_count_that_can_not_be_is_refused(self, count: int) -> None:
+        """Its figures could not be computed."""
+        windows = SloWindows(clock=lambda: 0.0)
+        feed(windows, "m", [0.02])
+        data = windows.snapshot().to_json().replace(b'"good":1', b'"good":%d' % count)
+        with pytest.raises(ValueError, match=r"SloSnapshot\.from_json: .*\.counts"):
+            SloSnapshot.from_json(data)
+
+    def test_a_sketch_whose_counts_can_not_be_is_refused(self) -> None:
+        """Their sum would be infinite."""
+        sketch = LatencySketch()
+        sketch.add([0.02])
+        data = sketch.to_bytes()
+        one, huge = struct.pack("<d", 1.0), struct.pack("<d", 1e308)
+        assert one in data
+        with pytest.raises(ValueError, match="expected counts of latencies"):
+            LatencySketch.from_bytes(data.replace(one, huge))
 
     @given(st.data())
     def test_a_sketch_that_is_none_is_refused(self, data: st.DataObject) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ from rx_backend.pictures import style
 from rx_backend.pictures.picture import Picture
 from rx_backend.pictures.style import Artist, Axes, Figure
 
-__all__ = ("Chart", "plain_logarithm", "run_colors", "text_table")
+__all__ = ("Chart", "finite", "plain_logarithm", "run_colors", "text_table")
 
 
 class Chart(Picture):
@@ -47,6 +48,13 @@ class Chart(Picture):
         figure.set_size_inches(width, height + 0.2 * ((len(named) - 1) // columns))
         legend = {"title": self.headline, "alignment": "left", "loc": "outside upper left"}
         figure.legend(handles=named, ncols=columns, **legend)
+
+
+def finite(name: str, value: float, *, above: bool = False) -> float:
+    """Return a finite *value* >= 0 (> 0 if *above*), or raise a ``ValueError`` that names it."""
+    if math.isfinite(value) and (value > 0 if above else value >= 0):
+        return value
+    raise ValueError(f"{name}: expected a finite number {'>' if above else '>='} 0, got {value!r}")
 
 
 def run_colors(names: Iterable[str]) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import ClassVar
 
 from operators import LatencyQuantiles, SloFigures
 from rx_backend.pictures import style
 from rx_backend.pictures.style import Artist, Axes
-from rx_backend.replay.charts.chart import Chart, plain_logarithm, run_colors, text_table
+from rx_backend.replay.charts.chart import Chart, finite, plain_logarithm, run_colors, text_table
 
 __all__ = ("HistoryChart", "LoadChart", "OutcomeChart")
 
@@ -76,6 +77,9 @@ class LoadChart(_LineChart):
         ttft_ms: The target for TTFT, to be shown as a line.
         itl_ms: The target for ITL.
 
+    Raises:
+        ValueError: A rate or a target is not finite, or below 0; names it.
+
     >>> from operators import SloWindows
     >>> windows = SloWindows(window_s=60, bucket_s=60)
     >>> windows.failed("llama")
@@ -102,7 +106,11 @@ class LoadChart(_LineChart):
         super().__init__(
             {name: [_at_rate(*one) for one in sorted(run.items())] for name, run in runs.items()}
         )
-        self._targets = (ttft_ms, itl_ms)
+        targets = {"ttft_ms": ttft_ms, "itl_ms": itl_ms}
+        self._targets = tuple(
+            target if target is None else finite(f"LoadChart: {name}", target, above=True)
+            for name, target in targets.items()
+        )
 
     def _fill(self, panels: Sequence[Axes]) -> Iterable[Artist]:
         yield from super()._fill(panels)
@@ -133,6 +141,9 @@ class HistoryChart(_LineChart):
             ``SloWindows.live`` emits.
         every_s: The time between two of them, in seconds; the first is at that time.
         shaded: Times to mark, from and to, in seconds, by the name to show.
+
+    Raises:
+        ValueError: A time is not finite, or below 0; names the argument.
     """
 
     grid = (2, 1)
@@ -150,6 +161,9 @@ class HistoryChart(_LineChart):
         every_s: float = 1.0,
         shaded: Mapping[str, tuple[float, float]] | None = None,
     ) -> None:
+        finite("HistoryChart: every_s", every_s, above=True)
+        for time in chain.from_iterable((shaded or {}).values()):
+            finite("HistoryChart: shaded", time)
         super().__init__(
             {
                 name: [
@@ -220,6 +234,8 @@ class OutcomeChart(Chart):
 
 
 def _at_rate(rate_per_s: float, figures: SloFigures) -> tuple[float | None, ...]:
+    finite("LoadChart: runs", rate_per_s)
+
     def both(latency: LatencyQuantiles | None) -> tuple[float | None, float | None]:
         return (None, None) if latency is None else (latency.p50_ms, latency.p99_ms)
 

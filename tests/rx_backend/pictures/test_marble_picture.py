@@ -231,6 +231,16 @@ def test_the_same_run_gives_the_same_file(tmp_path: Path) -> None:
     assert b"atplotlib" not in image
 
 
+@pytest.mark.parametrize("name", ["m.gif.xyz", "m.svg", "m.png.jpg"])
+def test_a_file_of_another_format_is_refused(tmp_path: Path, name: str) -> None:
+    """What is written is a PNG, so the name must not say that it is something else."""
+    with pytest.raises(
+        ValueError, match=rf"path: expected a name that ends in \.png, got .*{name}"
+    ):
+        MarbleRun("-a-|").pipe().save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.needs("IPython")
 def test_a_notebook_shows_it_at_the_size_it_was_drawn() -> None:
     """IPython gets the image with more dots than the page has, and the size in which to show it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
@@ -98,6 +99,16 @@ def test_groups_share_a_clock() -> None:
     heights = [middle(figure, f"{name} name")[1] for name in order]
     assert heights == sorted(heights, reverse=True)
     assert "request 2 name" not in drawn(second.figure())
+
+
+@pytest.mark.parametrize("odd", [math.inf, math.nan])
+def test_a_time_that_has_no_place_is_refused(odd: float) -> None:
+    """And nothing is noted."""
+    timeline = Timeline(clock=iter([1.0, odd]).__next__)
+    timeline.mark("client")
+    with pytest.raises(ValueError, match=f"Timeline: clock: expected a finite time, got {odd}"):
+        timeline.mark("client")
+    assert len(timeline.entries) == 1
 
 
 def test_an_unknown_kind_is_refused() -> None:

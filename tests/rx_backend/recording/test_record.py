@@ -276,11 +276,33 @@ async def test_a_disk_that_fails_is_logged_once(tmp_path: Path) -> None:
     assert (warning["reason"], names_in(gone)) == ("No such file or directory", [])
 
 
+@pytest.mark.rows("P10")
+@pytest.mark.parametrize("buffer_bytes", [0, 8192])
 @virtual
-async def test_an_id_that_cannot_be_written(tmp_path: Path) -> None:
-    """A lone surrogate has no form in a file; the stream of its request comes all the same."""
-    assert (await warning_of(tmp_path, "\ud800"))["path"] == str(tmp_path)
-    assert names_in(tmp_path) == []
+async def test_text_that_can_not_be_encoded_is_repaired(tmp_path: Path, buffer_bytes: int) -> None:
+    """Half of a surrogate pair, in an id, a text, a key or an error, costs nothing else."""
+    cut = "cut \ud83d"
+    chunks = [
+        LLMEngineOutput([1], text=cut),
+        LLMEngineOutput([2], text=cut, log_probs=[float("-inf")]),
+        LLMEngineOutput([3], engine_data={cut: {"in": [cut, 1]}}),
+        LLMEngineOutput([4], unknown={cut: (cut,)}),
+    ]
+    engine = ScriptedEngine(*chunks, Disconnected(cut))
+    stream = await recording_stream(engine, tmp_path, cut, buffer_bytes=buffer_bytes)
+    with capture_logs() as logs:
+        items = await collect(stream)
+    assert items[0].data is not None
+    assert items[0].data.text == cut
+    assert "recording failed" not in [log["event"] for log in logs]
+    recording, repaired = the_one_in(tmp_path), "cut \ufffd"
+    assert (recording.request_id, recording.token_ids) == (repaired, [1, 2, 3, 4])
+    first, second, third, fourth = (timed.chunk for timed in recording.chunks)
+    assert (first.text, second.text, second.log_probs) == (repaired, repaired, [float("-inf")])
+    assert third.engine_data == {repaired: {"in": [repaired, 1]}}
+    assert fourth.unknown == {repaired: [repaired]}
+    assert recording.end is not None
+    assert recording.end.message == repaired
 
 
 @pytest.mark.parametrize("buffer_bytes", [0, 8192])

@@ -14,11 +14,18 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from rx_backend.context import RequestContext
 from rx_backend.engine import LLMEngine
 from rx_backend.errors import EngineShutdown, InvalidArgument, StreamIncomplete, Unknown
-from rx_backend.protocols import FinishReason, LLMEngineOutput, usage
+from rx_backend.protocols import (
+    FinishReason,
+    LLMEngineOutput,
+    PreprocessedRequest,
+    SamplingOptions,
+    usage,
+)
 from rx_backend.recording import Ending, Recording, ReplayEngine, TimedChunk, read_recordings
 from rx_backend.testing import run_conformance, run_virtual
 from tests.engines import ScriptedEngine, virtual
@@ -96,6 +103,49 @@ async def test_a_stop_ends_at_once(stop_ms: float) -> None:
     made = int(stop_ms > 10)
     assert seen.last == LLMEngineOutput.cancelled().with_usage(usage(4, made))
     assert seen.times_ms[-1] == pytest.approx(stop_ms)
+
+
+def two_answers(*ends: int, end: Ending) -> Recording:
+    """Return a recording whose answers 0 and 1 take turns; those in *ends* have their terminal."""
+    chunks = [LLMEngineOutput([1], index=0), LLMEngineOutput([2], index=1)]
+    chunks += [replace(LLMEngineOutput.stop(), index=answer) for answer in ends]
+    return Recording(chunks=[TimedChunk(5.0, chunk) for chunk in chunks], end=end)
+
+
+def asking_for_two() -> PreprocessedRequest:
+    return replace(request(), sampling_options=SamplingOptions(n=2))
+
+
+def terminals(seen: Seen) -> list[tuple[int | None, str]]:
+    return [(chunk.index, chunk.finish_reason.kind) for chunk in seen.chunks if chunk.finish_reason]
+
+
+@pytest.mark.rows("E3", "E4")
+@pytest.mark.parametrize("ends", [(), (0,), (1,), (0, 1)])
+@virtual
+async def test_each_answer_that_is_open_is_cancelled(ends: tuple[int, ...]) -> None:
+    """By a stop, and by a recorded drop, with the answer's index; the others keep their terminals."""
+    stops = [(answer, "stop") for answer in ends]
+    cancelled = [(answer, "cancelled") for answer in (0, 1) if answer not in ends]
+    dropped = ReplayEngine(two_answers(*ends, end=Ending(9.0, "dropped")))
+    seen = await consume(dropped, asking_for_two())
+    assert terminals(seen) == [*stops, *cancelled]
+    late = ReplayEngine(two_answers(*ends, end=Ending(1e6, "completed")))
+    seen = await consume(late, asking_for_two(), stop_after=2 + len(ends))
+    assert terminals(seen) == [*stops, *cancelled]
+    if cancelled:
+        assert seen.last.completion_usage == usage(4, 2)
+
+
+@pytest.mark.rows("E3", "E4")
+@virtual
+async def test_an_answer_that_has_not_begun_is_cancelled_too() -> None:
+    """A client that asked for two answers gets two terminals."""
+    context = RequestContext()
+    context.stop_generating()
+    engine = ReplayEngine(two_answers(end=Ending(9.0, "completed")))
+    seen = await consume(engine, asking_for_two(), context)
+    assert terminals(seen) == [(0, "cancelled"), (1, "cancelled")]
 
 
 @virtual

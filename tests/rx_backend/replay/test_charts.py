@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -206,3 +208,18 @@ def test_no_text_lies_upon_another(name: str) -> None:
 def test_nothing_is_written_over_anything_else(chart: Chart, dpi: int) -> None:
     """However many runs, however long their names, and whatever their figures: all can be read."""
     assert unreadable(chart.figure(), dpi) == []
+
+
+@pytest.mark.parametrize("odd", [math.inf, math.nan, -1.0])
+def test_a_number_that_has_no_place_is_refused(odd: float) -> None:
+    """The error names the argument, where it is given."""
+    charts: dict[str, Callable[[], Chart]] = {
+        "LoadChart: runs": lambda: LoadChart({"a": {odd: NONE, 1.0: NONE}}),
+        "LoadChart: ttft_ms": lambda: LoadChart({}, ttft_ms=odd),
+        "LoadChart: itl_ms": lambda: LoadChart({}, itl_ms=odd),
+        "HistoryChart: every_s": lambda: HistoryChart({}, every_s=odd),
+        "HistoryChart: shaded": lambda: HistoryChart({}, shaded={"a": (0.0, odd)}),
+    }
+    for name, make in charts.items():
+        with pytest.raises(ValueError, match=f"^{name}: expected a finite number .*, got {odd}$"):
+            make()

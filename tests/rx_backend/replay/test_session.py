@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from rx_backend.errors import InvalidArgument
-from rx_backend.replay import traces
+from rx_backend.replay import plot, traces
+from rx_backend.replay.figures import ReplayResult
 from rx_backend.replay.session import TRACE_VARIABLE, RunOptions, run
 
 TRACE = (
@@ -104,6 +105,29 @@ def test_rows_that_were_left_out_are_counted(folder: Path) -> None:
     assert not any("left out" in line for line in quiet(trace=trace, limit=3)[0])
 
 
+def test_the_chart_says_once_how_many_requests(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its figures do, so its title does not."""
+    titles: list[str] = []
+
+    def note(path: Path, result: ReplayResult, *, title: str) -> None:
+        titles.append(title)
+
+    monkeypatch.setattr(plot, "write_plot", note)
+    said, _ = quiet(synthetic=True, limit=5, speed=2, plot=True)
+    shape = "synthetic, in the shape of the Azure conversation trace"
+    assert titles == [f"{shape}, at 2 times the speed"]
+    assert said[0] == f"workload: {shape}, 5 requests, at 2 times the speed"
+
+
+def test_the_slowest_speed_can_be_drawn(folder: Path) -> None:
+    """The chart's axes cope with gaps of years."""
+    said, out = quiet(synthetic=True, limit=5, speed=1e-6, plot=True)
+    assert "5 requests" in said[0]
+    assert (out / "replay.png").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
@@ -111,7 +135,8 @@ def test_rows_that_were_left_out_are_counted(folder: Path) -> None:
         ({"trace": Path("x", "..", "requests.jsonl"), "out": Path()}, "trace and out contradict"),
         ({"cancel_rate": 0.6, "drop_rate": 0.6}, "cancel_rate and drop_rate must not sum to more"),
         ({"limit": -1}, "limit must be"),
-        ({"speed": 0}, "speed must be a number > 0"),
+        ({"speed": 0}, "speed must be a number >= 1e-06"),
+        ({"speed": 1e-300}, "speed must be a number >= 1e-06, got 1e-300"),
         ({"max_batch": 0}, "max_batch must be"),
     ],
 )

@@ -92,7 +92,7 @@ def test_all_broken_rules_are_reported_at_once() -> None:
         "unstarted_cleanup_failed",
     ]
     assert str(report).splitlines()[0] == "conformance of BreaksMuch"
-    assert str(report).splitlines()[-1] == "11 of 18 rules hold"
+    assert str(report).splitlines()[-1] == "12 of 19 rules hold"
     violation = report.violation(Rule.CLEANUP_FAILED)
     assert violation is not None
     assert violation.row == "E5"
