@@ -133,7 +133,8 @@ def wire_chunk(chunk: object) -> dict[str, Any]:
         if "token_ids" not in wire:
             wire["token_ids"] = []
     else:
-        wire = to_builtins(chunk)
+        # Its unknown fields have names of the engine's own.
+        wire = {_encodable_value(name): value for name, value in to_builtins(chunk).items()}
     return _encodable(wire)
 
 
@@ -156,10 +157,11 @@ def _encodable_value(value: Any) -> Any:
             return value
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if type(value) is dict:
-        return _encodable(cast("dict[str, Any]", value))
-    if type(value) is list:
+        pairs = cast("dict[Any, Any]", value).items()
+        return {_encodable_value(name): _encodable_value(each) for name, each in pairs}
+    if type(value) in {list, tuple}:
         return [_encodable_value(each) for each in cast("list[Any]", value)]
     return value
 
 
-_NESTED: Final = (dict, list)
+_NESTED: Final = (dict, list, tuple)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Mapping
-from errno import EADDRINUSE
+from errno import EADDRINUSE, EPERM
 from importlib import import_module
 from pathlib import Path
 from tempfile import gettempdir
@@ -19,7 +19,7 @@ from rx_backend.worker.incoming import PROBE_KEY, Handler
 from rx_backend.worker.nodelay import accept_without_delay
 from rx_backend.worker.services import services, until_reachable
 
-__all__ = ("DynamoEndpoint", "DynamoRuntime")
+__all__ = ("DynamoEndpoint", "DynamoRuntime", "make_private_folder")
 
 _POLL_S = 0.02
 
@@ -46,7 +46,7 @@ class DynamoRuntime:
         self.discovery = discovery
         loop = asyncio.get_running_loop()
         if discovery == "file":
-            _make_private_folder()
+            make_private_folder()
         try:
             self._inner: Any = core.DistributedRuntime(loop, discovery, request_plane)
         except Exception as error:
@@ -216,13 +216,15 @@ class DynamoEndpoint:
         return False if shares_disk and "DYN_SELF_HOST_METADATA" not in os.environ else None
 
 
-def _make_private_folder() -> None:
+def make_private_folder() -> None:
     """Create file discovery's folder for its user alone; workers trust what they find in it."""
     named = os.environ.get("DYN_FILE_KV")
     folder = Path(named) if named else Path(gettempdir(), "dynamo_store_kv")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not named:
+            if folder.stat().st_uid != os.geteuid():
+                raise PermissionError(EPERM, "belongs to another user")
             folder.chmod(0o700)
     except OSError as error:
         raise CannotConnect(

@@ -16,7 +16,7 @@ from rx_backend.worker.options import FrontendOptions
 from rx_backend.worker.process import run_on_fast_loop
 from rx_backend.worker.shutdown import Shutdown, signals_to
 
-__all__ = ("log_warnings_only", "prepare_frontend", "until_listed")
+__all__ = ("http_address", "log_warnings_only", "prepare_frontend", "until_listed")
 
 _POLL_S, _TRY_S = 0.05, 5.0
 
@@ -79,7 +79,17 @@ def _cancel(task: asyncio.Task[None]) -> None:
 async def _announce(options: FrontendOptions, say: Callable[[str], object]) -> None:
     host, port = options.http_host, options.http_port
     await until_listed(host, port)
-    say(f"frontend on http://{host}:{port}/v1, {options.discovery} discovery")
+    say(f"frontend on {http_address(host, port)}/v1, {options.discovery} discovery")
+
+
+def http_address(host: str, port: int) -> str:
+    """
+    Return the address of a server for clients.
+
+    >>> http_address("::1", 8000)
+    'http://[::1]:8000'
+    """
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def until_listed(host: str, port: int, model: str | None = None) -> None:

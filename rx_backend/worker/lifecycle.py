@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NoReturn
+from inspect import isawaitable
+from typing import Any, NoReturn, TypeVar
 
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig, LLMEngine, check_config
-from rx_backend.errors import Disconnected, ResponseTimeout, as_backend_error
+from rx_backend.errors import (
+    Disconnected,
+    InvalidArgument,
+    ResponseTimeout,
+    as_backend_error,
+    engine_failure,
+)
 from rx_backend.logger import get_logger
 from rx_backend.worker.dynamo_runtime import DynamoEndpoint
 from rx_backend.worker.incoming import Handler, RequestGate
@@ -21,6 +28,8 @@ from rx_backend.worker.shutdown import (
 )
 
 __all__ = ("Lifecycle",)
+
+T = TypeVar("T")
 
 _LISTED_POLL_S = 1.0
 _RESTORE_TRIES = 5
@@ -114,7 +123,7 @@ class Lifecycle:
         """Start the engine; return None if shutdown was requested in the meantime."""
         asked = self._shutdown.requested
         try:
-            start = self._engine.start(self._endpoint.worker_id)
+            start = _own_cancellation(self._engine.start(self._endpoint.worker_id))
             return check_config(await wait_with_deadline(start, None, asked))
         except (TimeoutError, EventLoopBlocked):
             if asked.is_set:
@@ -211,7 +220,15 @@ class Lifecycle:
     async def _optional(self, name: str, default: Any) -> Any:
         """Call a method that an engine need not have."""
         method = getattr(self._engine, name, None)
-        return default if method is None else await method()
+        if method is None:
+            return default
+        result = method()
+        if not isawaitable(result):
+            raise InvalidArgument(
+                f"{type(self._engine).__name__}.{name} must be an async method, "
+                f"it returned {type(result).__name__}"
+            )
+        return await _own_cancellation(result)
 
     async def _cleanup(self) -> None:
         """Clean up within a deadline, which a forced shutdown brings forward."""
@@ -227,7 +244,7 @@ class Lifecycle:
                 async with limit:
                     undo = self._shutdown.forced.listen(hurry)
                     try:
-                        await self._engine.cleanup()
+                        await _own_cancellation(self._engine.cleanup())
                     finally:
                         undo()
             except TimeoutError:
@@ -260,6 +277,17 @@ class Lifecycle:
             self._served.cancel()
         elif not self._served.cancelled():
             self._served.exception()
+
+
+async def _own_cancellation(step: Awaitable[T]) -> T:
+    """Await an engine's step; a cancellation that does not come from its task is `Unknown`."""
+    task = asyncio.current_task()
+    try:
+        return await step
+    except asyncio.CancelledError as error:
+        if task is not None and task.cancelling():
+            raise
+        raise engine_failure(error) from error
 
 
 async def _wait_for(step: Awaitable[object]) -> None:

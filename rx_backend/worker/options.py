@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -95,8 +96,9 @@ def add_serve_options(parser: argparse.ArgumentParser, environ: Mapping[str, str
     parser.add_argument("engine", metavar="module:Engine", help="called to make the engine")
     mode = _one_of("agg", "prefill", "decode")
     add("--mode", "DYN_DISAGGREGATION_MODE", "agg", mode, "its role: agg, prefill or decode")
-    add("--namespace", "DYN_NAMESPACE", "dynamo", str, "first part of its address")
-    add("--component", "DYN_COMPONENT", None, str, "second part (backend; prefill in that mode)")
+    part = _checked("a name without dots", _part)
+    add("--namespace", "DYN_NAMESPACE", "dynamo", part, "first part of its address")
+    add("--component", "DYN_COMPONENT", None, part, "second part (backend; prefill in that mode)")
     endpoint = _checked(f"a name or {_SCHEME}namespace.component.endpoint", _endpoint)
     add("--endpoint", "DYN_ENDPOINT", "generate", endpoint, f"third part, or {_SCHEME} and all")
     pipeline = "module:name of a pipeline, or of a function from a request's scope to one"
@@ -182,7 +184,17 @@ def _seconds(text: str) -> float:
 
 
 def _endpoint(text: str) -> str:
-    if "://" in text and not (text.startswith(_SCHEME) and text.count(".") == 2):
+    parts = text.removeprefix(_SCHEME).split(".")
+    if len(parts) != (3 if text.startswith(_SCHEME) else 1) or "://" in parts[0]:
+        raise ValueError(text)
+    for part in parts:
+        _part(part)
+    return text
+
+
+def _part(text: str) -> str:
+    """Check a part of an address; the runtime needs a letter or digit in it for its metrics."""
+    if "." in text or not text.isprintable() or not re.search("[A-Za-z0-9_-]", text):
         raise ValueError(text)
     return text
 

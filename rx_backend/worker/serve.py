@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import math
 import os
+import shlex
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -20,13 +22,13 @@ from rx_backend.telemetry.switch import OtlpSwitch, telling
 from rx_backend.testing import load_engine_factory
 from rx_backend.testing.engine_loading import load_object
 from rx_backend.worker.dynamo_runtime import DynamoRuntime
-from rx_backend.worker.frontend import log_warnings_only, until_listed
+from rx_backend.worker.frontend import http_address, log_warnings_only, until_listed
 from rx_backend.worker.options import ServeOptions
 from rx_backend.worker.process import run_on_fast_loop
 from rx_backend.worker.shutdown import Shutdown, ShutdownTimes
 from rx_backend.worker.worker import Worker
 
-__all__ = ("prepare_worker",)
+__all__ = ("curl_command", "prepare_worker")
 
 Say = Callable[[str], object]
 
@@ -158,12 +160,17 @@ async def _frontend(runtime: DynamoRuntime, options: ServeOptions, shutdown: Shu
 async def _hint(options: ServeOptions, model: str, say: Say) -> None:
     """Print a command that asks the model, once it is listed."""
     await until_listed(options.http_host, options.http_port, model)
-    say(
-        f"curl -N http://{options.http_host}:{options.http_port}/v1/chat/completions "
-        "-H 'Content-Type: application/json' "
-        f'-d \'{{"model": "{model}", "stream": true, "max_tokens": 32, '
-        '"messages": [{"role": "user", "content": "Hello"}]}\''
-    )
+    say(curl_command(options.http_host, options.http_port, model))
+
+
+def curl_command(host: str, port: int, model: str) -> str:
+    """Return a shell command that asks the model."""
+    messages = [{"role": "user", "content": "Hello"}]
+    body = json.dumps({"model": model, "stream": True, "max_tokens": 32, "messages": messages})
+    url = f"{http_address(host, port)}/v1/chat/completions"
+    # An address in brackets is a pattern for curl and for shells.
+    command = f"curl -N {'-g ' if '[' in url else ''}{shlex.quote(url)}"
+    return f"{command} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 
 async def _ended(task: asyncio.Task[None] | None, seconds: float) -> BackendError | None:

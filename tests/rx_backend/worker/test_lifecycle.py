@@ -494,3 +494,47 @@ def test_times_are_seconds_from_zero() -> None:
     """A time that is none is refused by name."""
     with pytest.raises(InvalidArgument, match="drain_s: expected seconds from 0, got -1"):
         ShutdownTimes(drain_s=-1)
+
+
+@pytest.mark.rows("S6")
+@pytest.mark.parametrize("step", ["start", "health_check_payload", "drain", "cleanup"])
+@virtual
+async def test_a_cancellation_of_the_engines_own_is_unknown(step: str) -> None:
+    """It ends the worker as an error with a kind; a drain that fails is only logged."""
+    life = Life()
+
+    async def cancelled(*_: object) -> Any:
+        raise asyncio.CancelledError
+
+    setattr(life.engine, step, cancelled)
+    life.at(10, life.shutdown.request)
+    error = await life.live()
+    if step == "drain":
+        assert error is None
+    else:
+        assert isinstance(error, Unknown)
+        assert error.message == "the engine was cancelled from within"
+    assert life.place.steps[-1] == "shutdown"
+
+
+@virtual
+async def test_a_cancelled_worker_stays_cancelled() -> None:
+    """A cancellation of the worker's own task is no failure of its engine."""
+    life = Life(start=100)
+    task = asyncio.create_task(life.live())
+    life.at(1, task.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert life.place.steps == ["start", "cleanup", "shutdown"]
+
+
+@virtual
+async def test_a_method_that_is_not_async_is_named() -> None:
+    """The error has the method, and what was expected."""
+    life = Life()
+    engine: Any = life.engine
+    engine.health_check_payload = dict
+    error = await life.live()
+    assert isinstance(error, InvalidArgument)
+    named = "Engine.health_check_payload must be an async method, it returned dict"
+    assert error.message == named

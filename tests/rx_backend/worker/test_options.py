@@ -86,6 +86,12 @@ def test_a_flag_without_effect_is_refused(flag: str) -> None:
         ("--drain-s", "DYN_GRACEFUL_SHUTDOWN_TIMEOUT", "-1", "seconds from 0"),
         ("--grace-s", "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS", "inf", "seconds from 0"),
         ("--endpoint", "DYN_ENDPOINT", "dyn://one.two", "a name or dyn://"),
+        ("--endpoint", "DYN_ENDPOINT", "dyn://a..b", "a name or dyn://"),
+        ("--endpoint", "DYN_ENDPOINT", "dyn://a.b.", "a name or dyn://"),
+        ("--endpoint", "DYN_ENDPOINT", "a.b", "a name or dyn://"),
+        ("--namespace", "DYN_NAMESPACE", "a.b", "a name without dots"),
+        ("--namespace", "DYN_NAMESPACE", "a\udc80", "a name without dots"),
+        ("--component", "DYN_COMPONENT", "../../x", "a name without dots"),
         ("--endpoint", "DYN_ENDPOINT", "http://one.two.three", "a name or dyn://"),
         ("--migration-limit", "DYN_MIGRATION_LIMIT", "-1", "a whole number from 0"),
         ("--frontend", "RX_BACKEND_FRONTEND", "maybe", "true or false"),
@@ -102,6 +108,13 @@ def test_a_bad_value_is_named(flag: str, variable: str, text: str, expected: str
         with pytest.raises(argparse.ArgumentError, match=f"{flag}: expected {expected}") as raised:
             read(f"{flag}={text}")
         assert variable not in str(raised.value)
+
+
+def test_an_empty_part_of_an_address_is_refused() -> None:
+    """An empty flag is a mistake, where an empty variable is none at all."""
+    for flag in ("--namespace", "--component", "--endpoint"):
+        with pytest.raises(argparse.ArgumentError, match=f"{flag}: expected a name"):
+            read(f"{flag}=")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,13 @@
+"""Items as the runtime's handlers yield them."""
+
+from __future__ import annotations
+
+from rx_backend.dynamo.serving import wire_item
+
+
+def test_text_without_bytes_is_repaired_wherever_it_is() -> None:
+    """Half a character becomes a replacement: in lists, tuples, and the names of dicts."""
+    data = {"a": ["\ud83d", {"b": ("\ud83d",), "\ud83d": 1}]}
+    item = wire_item({"token_ids": [1], "engine_data": data, "\ud83d": 1})
+    assert item["engine_data"] == {"a": ["\ufffd", {"b": ["\ufffd"], "\ufffd": 1}]}
+    assert item["\ufffd"] == 1
