@@ -20,9 +20,8 @@ __all__ = ("http_address", "log_warnings_only", "prepare_frontend", "until_liste
 
 _POLL_S, _TRY_S = 0.05, 5.0
 
-# Not worth a warning: that a made-up model has no images, and each batch that a telemetry receiver
-# that is down does not take.
-_LOGGED = "warn,mm_routing=error,opentelemetry_sdk=off"
+# That a made-up model has no images is not worth a warning.
+_LOGGED = "warn,mm_routing=error"
 
 
 def log_warnings_only() -> None:
