@@ -16,6 +16,7 @@ from operators._core.sources import source_of
 from operators._core.stage import Callbacks
 from operators._core.stream_observer import StreamObserver
 from operators._core.tasks import defer_to_loop, done, start_task, weakly
+from operators._encodable import encodable
 from operators._itl_window import noting
 from operators._outcome import HandedOut, OutcomeTracker, error_type_of
 from operators._raw_chunk import is_terminal, tokens_in
@@ -37,6 +38,7 @@ __all__ = (
     "done",
     "drawn",
     "drop_top_frame",
+    "encodable",
     "error_type_of",
     "first_pull",
     "is_only_closed",

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 
 import msgspec
 
+from operators._encodable import encodable
 from operators._slo._tally import COUNTED, Key, LatencySketch, Tally
 
 __all__ = ("LatencyQuantiles", "SloFigures", "SloSnapshot")
@@ -161,12 +162,8 @@ class SloSnapshot(Mapping[Key, SloFigures]):
 
 def _encodable(key: Key) -> Key:
     if isinstance(key, tuple):
-        return tuple(map(_encodable_text, key))
-    return _encodable_text(key)
-
-
-def _encodable_text(text: str) -> str:
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return tuple(map(encodable, key))
+    return encodable(key)
 
 
 def _sketch(_: type, data: Any) -> LatencySketch:

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias, cast
 import msgspec
 
 from operators import coalesce as coalesce_chunks
+from operators.assembly import encodable
 from rx_backend.adapter import EngineAdapter
 from rx_backend.dynamo.outlet import Outlet, ResponseSender
 from rx_backend.dynamo.served_stream import ServedStream
@@ -153,9 +154,7 @@ def _encodable(wire: dict[str, Any]) -> dict[str, Any]:
 
 def _encodable_value(value: Any) -> Any:
     if type(value) is str:
-        if value.isascii():
-            return value
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return encodable(value)
     if type(value) is dict:
         pairs = cast("dict[Any, Any]", value).items()
         return {_encodable_value(name): _encodable_value(each) for name, each in pairs}

@@ -13,11 +13,11 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+from operators.assembly import encodable
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import FinishReason, LLMEngineOutput, convert_output
 from rx_backend.recording.json_lines import decode_line
 from rx_backend.recording.model import Ending, Recording, TimedChunk, TimeMs
-from rx_backend.telemetry.encodable import encodable
 
 __all__ = (
     "RecordingError",

@@ -12,8 +12,8 @@ from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observa
 
 from operators import CoalesceCounts
 from operators import span_names as names
+from operators.assembly import encodable
 from rx_backend.disagg import DisaggregationMode
-from rx_backend.telemetry.encodable import encodable
 from rx_backend.telemetry.request_span import OPERATION, PROVIDER
 from rx_backend.telemetry.series import (
     ABORTS,

@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 
+from operators.assembly import encodable
 from rx_backend.errors import InvalidArgument
 from rx_backend.telemetry.counted import (
     CountedExporter,
@@ -26,7 +27,6 @@ from rx_backend.telemetry.counted import (
     CountedSpans,
     observe_lost,
 )
-from rx_backend.telemetry.encodable import encodable
 from rx_backend.telemetry.exporters import make_exporters, serve_prometheus
 from rx_backend.telemetry.logs import Logs
 from rx_backend.telemetry.settings import SERVICE, Signal, batching, hide_secrets

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, Status
 
-from rx_backend.telemetry.encodable import encodable
+from operators.assembly import encodable
 
 __all__ = ("repaired_span",)
 
