@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -398,18 +397,3 @@ def cue(actions: Mapping[int, Callable[[], object]]) -> Stage[Any, Any]:
             actions[number]()
         number += 1
         item = yield item
-
-
-# Tests that are coroutines.
-
-
-def virtual(
-    test: Callable[P, Coroutine[Any, Any, None]],
-) -> Callable[P, None]:
-    """Run a coroutine function as a test, in virtual time."""
-
-    @functools.wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        run_virtual(test(*args, **kwargs))
-
-    return run

@@ -8,7 +8,8 @@ import pytest
 
 from operators import annotate_errors, fuse
 from rx_backend.testing import Marbles
-from tests.operators._help import Engine, Life, Seen, collect, spy, virtual
+from tests.engines import virtual
+from tests.operators._help import Engine, Life, Seen, collect, spy
 
 FAILURE = LookupError("gone")
 

@@ -16,7 +16,8 @@ from reactivex import operators as ops
 from operators import NotAnOperator, coalesce, first_token, fuse, map_async, until_terminal
 from operators.assembly import plan_of
 from operators.authoring import AnyOperator, Stage, operator
-from tests.operators._help import Engine, Seen, collect, same, settle, spy, virtual
+from tests.engines import virtual
+from tests.operators._help import Engine, Seen, collect, same, settle, spy
 
 
 class Closed:

@@ -17,6 +17,7 @@ from operators import BufferOverflow, CoalesceCounts, coalesce, fuse, until_term
 from operators.authoring import FusedRun
 from rx_backend import LLMEngineOutput, TraceLink
 from rx_backend.testing import run_virtual
+from tests.engines import virtual
 from tests.leaks import LeakWatch
 from tests.operators._help import (
     LONG_S,
@@ -28,7 +29,6 @@ from tests.operators._help import (
     handshake,
     terminal,
     token,
-    virtual,
 )
 
 

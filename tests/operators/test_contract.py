@@ -27,6 +27,7 @@ from operators._core.failures import SourceCancelled
 from operators.authoring import AnyOperator, Operator
 from rx_backend import LLMEngineOutput
 from rx_backend.testing import Marbles, run_virtual
+from tests.engines import virtual
 from tests.operators._help import (
     LETTERS,
     LIVES,
@@ -47,7 +48,6 @@ from tests.operators._help import (
     same,
     terminal,
     token,
-    virtual,
     watch,
 )
 

@@ -22,6 +22,7 @@ from operators import (
     until_terminal,
 )
 from rx_backend.testing import VirtualTimeLoop, assert_marbles, run_virtual
+from tests.engines import virtual
 from tests.operators._help import (
     LETTERS,
     LONG_S,
@@ -32,7 +33,6 @@ from tests.operators._help import (
     handshake,
     terminal,
     token,
-    virtual,
 )
 
 

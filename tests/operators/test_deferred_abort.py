@@ -14,6 +14,7 @@ from reactivex.subject import ReplaySubject, Subject
 
 from operators import abort_gate, deferred_abort, fuse
 from rx_backend.testing import Marbles
+from tests.engines import virtual
 from tests.operators._help import (
     LETTERS,
     Engine,
@@ -24,7 +25,6 @@ from tests.operators._help import (
     pushed,
     terminal,
     token,
-    virtual,
 )
 
 MakeLevel = Callable[[], Subject[bool]]

@@ -19,6 +19,7 @@ from reactivex.subject import ReplaySubject
 from operators import Drains, drain_until_first_token, fuse, record_span, until_terminal
 from operators.authoring import FusedRun
 from rx_backend.testing import run_virtual
+from tests.engines import virtual
 from tests.leaks import LeakWatch
 from tests.operators._help import (
     Chunk,
@@ -34,7 +35,6 @@ from tests.operators._help import (
     spy,
     terminal,
     token,
-    virtual,
 )
 from tests.spans import Spans
 

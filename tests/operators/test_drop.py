@@ -18,6 +18,7 @@ import pytest
 from operators import fuse, map_async, until_terminal
 from operators.authoring import AnyOperator, Stage, operator
 from rx_backend.testing import VirtualTimeLoop
+from tests.engines import virtual
 from tests.operators._help import (
     Engine,
     Owner,
@@ -31,7 +32,6 @@ from tests.operators._help import (
     terminal,
     token,
     twice,
-    virtual,
 )
 
 

@@ -18,17 +18,8 @@ from reactivex.subject import ReplaySubject, Subject
 from operators import enforce_cancellation, fuse, until_terminal
 from operators.authoring import FusedRun
 from rx_backend.testing import Marbles, VirtualTimeLoop, run_virtual
-from tests.operators._help import (
-    LETTERS,
-    LONG_S,
-    Chunk,
-    Engine,
-    Seen,
-    collect,
-    terminal,
-    token,
-    virtual,
-)
+from tests.engines import virtual
+from tests.operators._help import LETTERS, LONG_S, Chunk, Engine, Seen, collect, terminal, token
 
 CUT = terminal(reason="cut")
 

@@ -27,6 +27,7 @@ from operators._core.aio_operator import answers_within_asend
 from operators._core.failures import SourceCancelled
 from operators.authoring import AnyOperator, FusedRun, Stage, operator
 from rx_backend.testing import VirtualTimeLoop
+from tests.engines import virtual
 from tests.operators._help import (
     LONG_S,
     Engine,
@@ -44,7 +45,6 @@ from tests.operators._help import (
     terminal,
     token,
     twice,
-    virtual,
 )
 from tests.operators.test_laws_foreign import REACTIVEX
 

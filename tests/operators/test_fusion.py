@@ -17,18 +17,8 @@ from operators import fuse, map_async, until_terminal
 from operators._core.stage import when
 from operators.assembly import Callbacks, callbacks, make_stream
 from operators.authoring import AnyOperator, Completed, FusedRun, Stage, detach, emit, operator
-from tests.operators._help import (
-    Engine,
-    Seen,
-    collect,
-    same,
-    settle,
-    spy,
-    terminal,
-    token,
-    twice,
-    virtual,
-)
+from tests.engines import virtual
+from tests.operators._help import Engine, Seen, collect, same, settle, spy, terminal, token, twice
 
 T = TypeVar("T")
 

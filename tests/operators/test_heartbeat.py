@@ -15,16 +15,8 @@ from reactivex import Observable
 
 from operators import fuse, heartbeat, until_terminal
 from rx_backend.testing import assert_marbles, run_virtual
-from tests.operators._help import (
-    LETTERS,
-    LONG_S,
-    Engine,
-    Seen,
-    collect,
-    terminal,
-    token,
-    virtual,
-)
+from tests.engines import virtual
+from tests.operators._help import LETTERS, LONG_S, Engine, Seen, collect, terminal, token
 
 
 @pytest.mark.rows("S1", "S2")

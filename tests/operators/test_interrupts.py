@@ -19,6 +19,7 @@ from operators import coalesce, deferred_abort, fuse, heartbeat, map_async, unti
 from operators._core.failures import SourceCancelled
 from operators.assembly import Callbacks, callbacks, make_stream
 from operators.authoring import AnyOperator, FusedRun, Stage, emit, operator
+from tests.engines import virtual
 from tests.operators._help import (
     Engine,
     Owner,
@@ -31,7 +32,6 @@ from tests.operators._help import (
     spy,
     terminal,
     token,
-    virtual,
 )
 
 

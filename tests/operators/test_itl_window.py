@@ -10,17 +10,8 @@ import pytest
 
 from operators import LatencyFigures, TokenTimes, fuse, itl_window, sliding_itl
 from rx_backend.testing import Marbles
-from tests.operators._help import (
-    LETTERS,
-    Engine,
-    Life,
-    Seen,
-    collect,
-    handshake,
-    terminal,
-    token,
-    virtual,
-)
+from tests.engines import virtual
+from tests.operators._help import LETTERS, Engine, Life, Seen, collect, handshake, terminal, token
 
 VALUES = {**LETTERS, "m": token(1, 2, 3)}
 

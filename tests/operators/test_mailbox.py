@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from operators._core.mailbox import Mailbox
 from rx_backend.testing import run_virtual
-from tests.operators._help import settle, virtual
+from tests.engines import virtual
+from tests.operators._help import settle
 
 
 @dataclass

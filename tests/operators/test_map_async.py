@@ -11,7 +11,8 @@ import pytest
 
 from operators import filter_async, fuse, map_async
 from operators.authoring import complete_with, emit
-from tests.operators._help import Engine, Seen, collect, settle, spy, virtual
+from tests.engines import virtual
+from tests.operators._help import Engine, Seen, collect, settle, spy
 
 
 @pytest.mark.rows("S4")

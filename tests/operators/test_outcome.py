@@ -38,7 +38,8 @@ from rx_backend import (
     standard_pipeline,
 )
 from rx_backend.engine import EngineConfig, LLMEngine
-from tests.operators._help import Life, handshake, terminal, token, virtual
+from tests.engines import virtual
+from tests.operators._help import Life, handshake, terminal, token
 from tests.spans import Spans, rows_of
 
 STOP, LENGTH, CANCELLED = FinishReason.STOP, FinishReason.LENGTH, FinishReason.CANCELLED

@@ -20,7 +20,7 @@ from operators import coalesce, fuse, stop_on, stop_on_text, tap_async
 from operators.authoring import AnyOperator, ObservableSource, own_copy
 from rx_backend import Annotated, LLMEngineOutput
 from rx_backend.protocols import TopLogprob
-from tests.operators._help import virtual
+from tests.engines import virtual
 
 
 def full() -> LLMEngineOutput:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from operators import fuse, peek_first, until_terminal
 from operators.authoring import FusedRun
 from rx_backend.testing import run_virtual
+from tests.engines import virtual
 from tests.operators._help import (
     Engine,
     Owner,
@@ -30,7 +31,6 @@ from tests.operators._help import (
     terminal,
     token,
     twice,
-    virtual,
 )
 
 

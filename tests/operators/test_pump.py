@@ -27,7 +27,8 @@ from operators._core.failures import SourceCancelled
 from operators._core.pump import Pump
 from operators.authoring import AnyOperator, FusedRun
 from rx_backend.testing import run_virtual
-from tests.operators._help import LONG_S, Engine, Seen, collect, same, settle, spy, virtual
+from tests.engines import virtual
+from tests.operators._help import LONG_S, Engine, Seen, collect, same, settle, spy
 
 if TYPE_CHECKING or find_spec("aioreactive"):
     import aioreactive as rx

@@ -13,16 +13,8 @@ from operators import TokenTimes, fuse, itl_window, record_span
 from operators import until_terminal as until
 from operators.authoring import Stage, operator
 from rx_backend.testing import Marbles
-from tests.operators._help import (
-    LETTERS,
-    Engine,
-    Life,
-    Seen,
-    handshake,
-    terminal,
-    token,
-    virtual,
-)
+from tests.engines import virtual
+from tests.operators._help import LETTERS, Engine, Life, Seen, handshake, terminal, token
 from tests.spans import Spans, rows_of
 
 DROPPED = (StatusCode.ERROR, "stream dropped before terminal")

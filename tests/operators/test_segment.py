@@ -23,6 +23,7 @@ from operators.authoring import (
     operator,
 )
 from rx_backend.testing import run_virtual
+from tests.engines import virtual
 from tests.operators._help import (
     Engine,
     Owner,
@@ -36,7 +37,6 @@ from tests.operators._help import (
     spy,
     terminal,
     token,
-    virtual,
 )
 
 NUMBER: contextvars.ContextVar[int] = contextvars.ContextVar("NUMBER", default=0)

@@ -40,16 +40,8 @@ from rx_backend import EngineAdapter, PreprocessedRequest, RequestContext, stand
 from rx_backend.engines import SampleEngine
 from rx_backend.protocols import StopConditions
 from rx_backend.scope import RequestScope
-from tests.operators._help import (
-    Engine,
-    Life,
-    collect,
-    handshake,
-    pushed,
-    terminal,
-    token,
-    virtual,
-)
+from tests.engines import virtual
+from tests.operators._help import Engine, Life, collect, handshake, pushed, terminal, token
 
 # A clock that ticks at every look: the first token comes 1000 ms after the start, and each further
 # one after another 1000 ms.

@@ -18,7 +18,8 @@ from reactivex.subject import Subject
 
 from operators.assembly import source_of
 from operators.authoring import AsyncObservableSource, ObservableSource
-from tests.operators._help import Seen, collect, virtual
+from tests.engines import virtual
+from tests.operators._help import Seen, collect
 
 if TYPE_CHECKING or find_spec("aioreactive"):
     import aioreactive as rx

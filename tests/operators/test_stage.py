@@ -30,17 +30,8 @@ from operators.authoring import (
     operator,
 )
 from rx_backend.testing import run_virtual
-from tests.operators._help import (
-    Engine,
-    Life,
-    Seen,
-    collect,
-    same,
-    settle,
-    spy,
-    twice,
-    virtual,
-)
+from tests.engines import virtual
+from tests.operators._help import Engine, Life, Seen, collect, same, settle, spy, twice
 
 Ints = Stage[int, int]
 

@@ -9,7 +9,8 @@ import logging
 import pytest
 
 from operators import TapCounts, fuse, tap, tap_async
-from tests.operators._help import LONG_S, Engine, Seen, collect, virtual
+from tests.engines import virtual
+from tests.operators._help import LONG_S, Engine, Seen, collect
 
 WATCHED = Seen([0, 1, 2, 3], "completed")
 
