@@ -13,7 +13,7 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, Protocol
+from typing import Any, Protocol
 
 import reactivex
 from reactivex import Observable, abc
@@ -23,8 +23,6 @@ from reactivex.subject import Subject
 from operators import fuse
 from operators.authoring import AnyOperator, Completed, FusedRun, Stage, emit, operator
 from rx_backend.testing import VirtualTimeLoop, run_virtual
-
-P = ParamSpec("P")
 
 # Longer than anything that a test lets happen: what has not come by then never comes.
 LONG_S = 1_000_000.0
