@@ -1,0 +1,164 @@
+"""What an engine with a model checks before it takes a request; each failure names the field."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any, Final
+
+import msgspec
+
+from rx_backend.engines.checks import max_tokens
+from rx_backend.errors import InvalidArgument
+from rx_backend.protocols import PreprocessedRequest
+
+__all__ = ("check_options", "check_prompt", "output_tokens", "stop_token_ids")
+
+# Values with which an option changes nothing, so that any engine honours it.
+_NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
+    "sampling_options.n": (1,),
+    "sampling_options.best_of": (1,),
+    "sampling_options.presence_penalty": (0,),
+    "sampling_options.frequency_penalty": (0,),
+    "sampling_options.repetition_penalty": (1,),
+    "sampling_options.top_p": (1,),
+    "sampling_options.top_k": (0, -1),
+    "sampling_options.min_p": (0,),
+    "sampling_options.length_penalty": (1,),
+}
+
+# Who detokenizes honours these: the frontend, or the operator `stop_on_text`.
+_OF_THE_TEXT: Final = frozenset(
+    {
+        "sampling_options.include_stop_str_in_output",
+        "output_options.no_stop_trim",
+        "output_options.skip_special_tokens",
+        "output_options.formatted_prompt",
+        "output_options.return_tokens_as_token_ids",
+        "stop_conditions.stop",
+    }
+)
+
+# What `output_tokens` and `stop_token_ids` do for every engine.
+_SHARED: Final = frozenset(
+    f"stop_conditions.{name}"
+    for name in (
+        "max_tokens",
+        "ignore_eos",
+        "stop_token_ids",
+        "stop_token_ids_visible",
+        "stop_token_ids_hidden",
+    )
+)
+
+_GROUPS: Final = ("stop_conditions", "sampling_options", "output_options")
+_INPUTS: Final = ("prompt_embeds", "multi_modal_data", "encoder_result")
+
+
+def check_prompt(
+    request: PreprocessedRequest, *, context_length: int, vocab_size: int
+) -> list[int]:
+    """
+    Return the prompt's token ids.
+
+    Args:
+        request: The request.
+        context_length: Maximum of prompt and output together, in tokens.
+        vocab_size: Token ids are below this.
+
+    Raises:
+        InvalidArgument: The prompt is empty, leaves no room for a token, or has ids out of range.
+    """
+    ids = request.token_ids
+    if not ids:
+        raise InvalidArgument("token_ids: the prompt is empty")
+    if len(ids) >= context_length:
+        raise InvalidArgument(
+            f"token_ids: the prompt has {len(ids)} tokens, which leaves no room for an answer in the "
+            f"model's context of {context_length} tokens (max)"
+        )
+    low, high = min(ids), max(ids)
+    if low < 0 or high >= vocab_size:
+        raise InvalidArgument(
+            f"token_ids: ids must be from 0 to {vocab_size - 1}, got {low if low < 0 else high}"
+        )
+    return ids
+
+
+def output_tokens(request: PreprocessedRequest, context_length: int) -> int:
+    """
+    Return how many tokens may be generated: ``max_tokens``, and no more than there is room for.
+
+    Raises:
+        InvalidArgument: ``stop_conditions.max_tokens`` is below 1.
+    """
+    room = context_length - len(request.token_ids)
+    return min(max_tokens(request, room), room)
+
+
+def stop_token_ids(request: PreprocessedRequest, end_ids: Collection[int]) -> frozenset[int]:
+    """
+    Return the token ids that end the answer: those of *request*, and the model's unless it ignores them.
+
+    Args:
+        request: The request.
+        end_ids: The model's own end-of-text ids.
+    """
+    stop = request.stop_conditions
+    given = (stop.stop_token_ids, stop.stop_token_ids_visible, stop.stop_token_ids_hidden)
+    asked = frozenset(token_id for ids in given if ids for token_id in ids)
+    # The frontend puts the model's end of text among the hidden ones.
+    end = frozenset((*end_ids, *request.eos_token_ids))
+    return asked - end if stop.ignore_eos else asked | end
+
+
+def check_options(engine: str, request: PreprocessedRequest, honoured: Collection[str]) -> None:
+    """
+    Refuse what an engine can't honour, instead of dropping it silently.
+
+    Options that are None or have no effect, such as ``n=1``, are always accepted. So are those that
+    `output_tokens` and `stop_token_ids` read, and those of the text, such as stop strings: the
+    frontend or `operators.stop_on_text` handles them.
+
+    Args:
+        engine: The engine's name, for the message.
+        request: The request.
+        honoured: The options that it does honour, as ``sampling_options.top_k``; an input other than
+            tokens by its field's name, as ``prompt_embeds``.
+
+    Raises:
+        InvalidArgument: There are others; the message names each of them.
+
+    >>> request = PreprocessedRequest(token_ids=[1], sampling_options={"seed": 7, "n": 1})
+    >>> check_options("MyEngine", request, {"sampling_options.temperature"})
+    Traceback (most recent call last):
+    rx_backend.errors.InvalidArgument: BackendInvalidArgument: MyEngine can't honour sampling_options.seed
+    """
+    refused = [name for name in _requested(request) if name not in honoured]
+    if refused:
+        raise InvalidArgument(f"{engine} can't honour {', '.join(refused)}")
+
+
+def _requested(request: PreprocessedRequest) -> Iterator[str]:
+    """Yield the names of what a request asks for beside tokens."""
+    for name in _INPUTS:
+        if getattr(request, name) is not None:
+            yield name
+    for group in _GROUPS:
+        options = getattr(request, group)
+        for field in msgspec.structs.fields(options):
+            name = f"{group}.{field.name}"
+            value = getattr(options, field.name)
+            if field.name == "unknown":
+                yield from _unknown(group, value)
+            elif not _is_neutral(name, value):
+                yield name
+
+
+def _unknown(group: str, options: dict[str, Any] | None) -> Iterator[str]:
+    yield from (f"{group}.{name}" for name, value in (options or {}).items() if value)
+
+
+def _is_neutral(name: str, value: object) -> bool:
+    if value is None or value is False or value == [] or name in _OF_THE_TEXT | _SHARED:
+        return True
+    return value in _NEUTRAL.get(name, ())
