@@ -31,7 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         usage or input, 130 when interrupted.
     """
     try:
-        arguments = _parser().parse_args(argv)
+        parser = _parser()
+        flags, behind, own_args = _split(sys.argv[1:] if argv is None else argv)
+        arguments = parser.parse_args(flags)
+        if behind:
+            if not hasattr(arguments, "own_args"):
+                parser.error("-- has no meaning here")
+            arguments.own_args = own_args
         command: Callable[[argparse.Namespace], int] = arguments.command
         return command(arguments)
     except KeyboardInterrupt:
@@ -41,6 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(message, _BAD_USAGE)
     finally:
         _drop_unwritten()
+
+
+def _split(argv: Sequence[str]) -> tuple[Sequence[str], bool, Sequence[str]]:
+    """Return the arguments in front of ``--``, whether there is one, and those behind it."""
+    if "--" not in argv:
+        return argv, False, ()
+    at = argv.index("--")
+    return argv[:at], True, argv[at + 1 :]
 
 
 def _complain(message: str, code: int) -> int:
@@ -77,11 +91,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _conformance(arguments: argparse.Namespace) -> int:
-    from rx_backend.testing import load_engine_factory, run_conformance  # noqa: PLC0415  # the same
+    from rx_backend.testing import run_conformance  # noqa: PLC0415  # the same
+    from rx_backend.testing.engine_making import engine_maker  # noqa: PLC0415  # the same
 
     # As with `python -m`: a module in the current folder is found.
     sys.path.insert(0, "")
-    report = run_conformance(load_engine_factory(arguments.engine), virtual=not arguments.real)
+    maker = engine_maker(arguments.engine, arguments.engine_arg, arguments.own_args)
+    report = run_conformance(maker, virtual=not arguments.real)
     print(report, flush=True)  # noqa: T201 - its purpose
     return 0 if report.ok else _FAILED
 
@@ -106,7 +122,9 @@ def _on_runtime(run: Callable[[Callable[[str], object]], None]) -> int:
     try:
         run(_say)
     except BackendError as error:
-        return _complain(str(error), _FAILED)
+        from rx_backend.worker.model_files import NoTokenizer  # noqa: PLC0415  # a light start
+
+        return _complain(str(error), _BAD_USAGE if isinstance(error, NoTokenizer) else _FAILED)
     return 0
 
 
@@ -137,9 +155,11 @@ def _parser() -> argparse.ArgumentParser:
     conformance.add_argument(
         "--real", action="store_true", help="on the real clock; virtual time by default"
     )
+    _add_engine_arguments(conformance)
     conformance.set_defaults(command=_conformance)
     text = "Serve an engine as a worker on NVIDIA Dynamo's runtime, until a signal ends it."
     serve = commands.add_parser("serve", help=text, description=text, epilog=_VARIABLES)
+    _add_engine_arguments(serve)
     add_serve_options(serve, os.environ)
     serve.set_defaults(command=_serve)
     text = "Serve the OpenAI API for the workers in discovery, until a signal ends it."
@@ -157,6 +177,14 @@ _VARIABLES = (
     "Each option can be set by the environment variable in brackets too. With file discovery, "
     "workers and frontends of one machine meet in the folder that DYN_FILE_KV names."
 )
+
+
+def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Let a command take arguments of the engine; what follows ``--`` is for its own parser."""
+    text = "argument of the engine, JSON or text; any number. What follows -- is for its from_args"
+    metavar = "NAME=VALUE"
+    parser.add_argument("--engine-arg", action="append", default=[], metavar=metavar, help=text)
+    parser.set_defaults(own_args=())
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

@@ -55,7 +55,8 @@ class Lifecycle:
         shutdown: Requests the end.
         mode: The worker's role.
         times: How long each step of the shutdown may take.
-        model_path: Returns the folder with the model's tokenizer, from the engine's config.
+        registration: Returns what to register, from the engine's config: a config, and the folder
+            with the model's tokenizer.
         probe: The health check's request, instead of the engine's own.
     """
 
@@ -69,7 +70,7 @@ class Lifecycle:
         *,
         mode: DisaggregationMode,
         times: ShutdownTimes,
-        model_path: Callable[[EngineConfig], str],
+        registration: Callable[[EngineConfig], tuple[EngineConfig, str]],
         probe: Mapping[str, Any] | None = None,
     ) -> None:
         self._engine = engine
@@ -79,7 +80,7 @@ class Lifecycle:
         self._shutdown = shutdown
         self._mode = mode
         self._times = times
-        self._model_path = model_path
+        self._registration = registration
         self._probe = probe
         self._served: asyncio.Future[None] | None = None
 
@@ -134,12 +135,13 @@ class Lifecycle:
             self._shutdown.started = True
 
     async def _serve(self, config: EngineConfig, on_ready: Callable[[EngineConfig], None]) -> None:
+        config, path = self._registration(config)
         probe = self._probe or await self._optional("health_check_payload", None)
         served = asyncio.ensure_future(self._endpoint.serve(self._handler, probe))
         self._served = served
         lost = asyncio.ensure_future(until_lost(self._engine))
         try:
-            await self._while_serving(served, lost, self._announce(config))
+            await self._while_serving(served, lost, self._announce(config, path))
             if not self._shutdown.requested.is_set:
                 on_ready(config)
                 await self._while_serving(served, lost, self._stay_listed())
@@ -166,9 +168,9 @@ class Lifecycle:
             self._gate.close()
             self._gate.fail_all(_engine_lost(lost))
 
-    async def _announce(self, config: EngineConfig) -> None:
+    async def _announce(self, config: EngineConfig, path: str) -> None:
         await self._endpoint.reachable()
-        await self._endpoint.register(config, self._mode, self._model_path(config))
+        await self._endpoint.register(config, self._mode, path)
 
     async def _stay_listed(self) -> NoReturn:
         """Register again whenever discovery has dropped the worker, as after a long freeze."""
