@@ -156,6 +156,14 @@ class Lost(Small):
     async def start(self, worker_id):
         raise OSError("no\\nweights")
 
+class Untidy(Small):
+    async def cleanup(self):
+        raise RuntimeError("no way out")
+
+class Slow(Small):
+    async def start(self, worker_id):
+        raise KeyboardInterrupt
+
 class Stuck(Small):
     async def generate(self, request, context):
         await asyncio.get_running_loop().create_future()
@@ -200,22 +208,30 @@ def test_run_with_an_engine_takes_real_time(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.usefixtures("replayed")
 @pytest.mark.parametrize(
-    ("chosen", "message"),
+    ("chosen", "message", "stopped"),
     [
-        ("replayed:Lost", "Lost.start raised OSError: no weights"),
-        ("replayed:Stuck --virtual", "Stuck waits for something outside the event loop"),
+        ("Lost", "Lost.start raised OSError: no weights", None),
+        ("Untidy --virtual", "Untidy.cleanup raised RuntimeError: no way out", "after 2 of 2"),
+        ("Slow", "", "after 0 of 2"),
+        ("Stuck --virtual", "Stuck waits for something outside the event loop", None),
     ],
 )
 def test_run_with_an_engine_that_fails(
-    capsys: pytest.CaptureFixture[str], leaks: LeakWatch, chosen: str, message: str
+    capsys: pytest.CaptureFixture[str],
+    leaks: LeakWatch,
+    chosen: str,
+    message: str,
+    stopped: str | None,
 ) -> None:
-    """It ends with 1 and one line, and without a table of nothing."""
+    """It ends with one line, and the table of what was done before; without one if it never began."""
     leaks.allow("task not done")  # by a loop that stands still
-    assert main(["run", "--limit", "2", "--no-plot", "--engine", *chosen.split()]) == 1
+    engine = f"replayed:{chosen}".split()
+    code = main(["run", "--limit", "2", "--no-plot", "--engine", *engine])
+    assert code == (1 if message else 130)
     out, err = capsys.readouterr()
-    assert err.count("\n") == 1
+    assert err.count("\n") == bool(message)
     assert message in err
-    assert "TTFT" not in out
+    assert (f"stopped early {stopped}" in out) == ("TTFT" in out) == (stopped is not None)
 
 
 @pytest.mark.parametrize(
