@@ -161,23 +161,16 @@ def _check(options: RunOptions) -> None:
     whole("--limit", options.limit or 0, low=0, unit="requests")
     number("--speed", options.speed, low=LEAST_SPEED)
     check_rates(options.cancel_rate, options.drop_rate, ("--cancel-rate", "--drop-rate"))
-    idle = _given(options, _SIMULATED if options.engine else _OF_ENGINE)
-    if idle:
-        flags = ", ".join(map(_flag, idle))
-        raise InvalidArgument(
-            f"{flags}: no effect {'with' if options.engine else 'without'} --engine"
-        )
+    if idle := _given(options, _SIMULATED if options.engine else _OF_ENGINE):
+        how = "with" if options.engine else "without"
+        raise InvalidArgument(f"{', '.join(map(_flag, idle))}: no effect {how} --engine")
     whole("--vocab-size", _VOCAB if options.vocab_size is None else options.vocab_size, low=2)
     if options.trace is None:
         return
     if options.synthetic:
-        raise InvalidArgument(
-            f"--trace and --synthetic contradict each other: got {options.trace} too"
-        )
+        raise InvalidArgument(f"--synthetic contradicts --trace: got {options.trace} too")
     if options.trace.resolve() in {(options.out / file).resolve() for file in _FILES}:
-        raise InvalidArgument(
-            f"--trace and --out contradict each other: {options.trace} is written to"
-        )
+        raise InvalidArgument(f"--out contradicts --trace: {options.trace} is written to")
 
 
 def _given(options: RunOptions, names: Iterable[str]) -> dict[str, Any]:

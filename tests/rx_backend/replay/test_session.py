@@ -131,10 +131,10 @@ def test_the_slowest_speed_can_be_drawn(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"trace": Path("t.csv"), "synthetic": True}, "--trace and --synthetic contradict"),
+        ({"trace": Path("t.csv"), "synthetic": True}, "--synthetic contradicts --trace"),
         (
             {"trace": Path("x", "..", "requests.jsonl"), "out": Path()},
-            "--trace and --out contradict",
+            "--out contradicts --trace",
         ),
         ({"cancel_rate": 0.6, "drop_rate": 0.6}, "--cancel-rate and --drop-rate must not sum"),
         ({"limit": -1}, "--limit must be"),
