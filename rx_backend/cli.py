@@ -172,10 +172,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         for flag, kind, metavar, text in options:
             add(flag, type=kind, metavar=metavar, help=text)
     add = parser.add_argument
+    its = "an argument of the engine, JSON or text; any number of times"
+    add("--engine-arg", action="append", metavar="NAME=VALUE", help=its)
     add("--synthetic", action="store_true", help="no trace, the synthetic workload")
     clock = parser.add_mutually_exclusive_group().add_argument
-    clock("--real", dest="real", action="store_true", help="wait in real time (with --engine)")
-    virtual = "virtual time, for engines that wait by asyncio alone (without --engine)"
+    clock("--real", dest="real", action="store_true", help="real time; the default with --engine")
+    virtual = "virtual time, the default; for engines that wait by asyncio alone"
     clock("--virtual", dest="real", action="store_false", help=virtual)
     add("--no-plot", dest="plot", action="store_false", help="no replay.png")
     add("--no-spans", dest="spans", action="store_false", help="no spans.jsonl")
@@ -202,6 +204,7 @@ _RUN_OPTIONS: dict[str, list[tuple[str, Callable[[str], object], str, str]]] = {
     ],
     "engine": [
         ("--engine", str, "module:Engine", "called to make the engine (a simulated one)"),
+        ("--model-path", str, "PATH", "its argument model_path"),
         ("--vocab-size", int, "N", "its prompts are token ids drawn below N (256)"),
         ("--pipeline", str, "module:name", "a pipeline, or a function from a scope to one"),
     ],

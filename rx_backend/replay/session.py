@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 from msgspec import Struct
 
 from operators.assembly import loop_clock
-from rx_backend.dynamo import from_any_engine
 from rx_backend.engine import LLMEngine
 from rx_backend.engines import SimulatedEngine
 from rx_backend.engines.checks import number, whole
@@ -27,8 +26,9 @@ from rx_backend.replay.runner import check_rates, replay
 from rx_backend.replay.traces import Trace, read_trace
 from rx_backend.replay.workload import LEAST_SPEED, Request, at_speed, synthetic
 from rx_backend.telemetry.switch import OtlpSwitch, telling
-from rx_backend.testing import Deadlock, load_engine_factory, run_virtual
+from rx_backend.testing import Deadlock, run_virtual
 from rx_backend.testing.engine_loading import load_pipeline
+from rx_backend.testing.engine_making import engine_maker
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -41,7 +41,7 @@ TRACE_VARIABLE = "RX_BACKEND_TRACE"
 _LIMIT, _REAL_LIMIT = 4000, 40
 _VOCAB = 256
 """Every tokenizer has as many ids."""
-_OF_ENGINE = ("vocab_size",)
+_OF_ENGINE = ("engine_arg", "model_path", "vocab_size")
 _SIMULATED = (
     "error_rate",
     "max_batch",
@@ -71,6 +71,10 @@ class RunOptions(Struct, kw_only=True, frozen=True):
     seed: int = 0
     engine: str | None = None
     """``module:name`` of an engine; None for the simulated one."""
+    engine_arg: list[str] | None = None
+    """Its keyword arguments, ``name=value`` each."""
+    model_path: str | None = None
+    """Its argument of this name."""
     vocab_size: int | None = None
     """With *engine*, prompts are token ids drawn below this; None for 256."""
     pipeline: str | None = None
@@ -183,7 +187,11 @@ def _flag(name: str) -> str:
 
 def _engine(options: RunOptions) -> LLMEngine:
     if options.engine is not None:
-        return from_any_engine(load_engine_factory(options.engine)())
+        path = options.model_path
+        maker = engine_maker(options.engine, options.engine_arg or (), model_path=path)
+        if path is not None and "model_path" not in maker.arguments:
+            raise InvalidArgument(f"--model-path: engine {options.engine} takes no model_path")
+        return maker.make()
     try:
         return SimulatedEngine(seed=options.seed, **_given(options, _SIMULATED))
     except InvalidArgument as error:

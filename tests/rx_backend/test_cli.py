@@ -68,7 +68,8 @@ def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "run", lambda options, say: seen.append(options))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
     options = (
         "--trace t.csv --synthetic --limit all --speed 2 --cancel-rate .1 --drop-rate .2 "
-        "--engine m:E --vocab-size 11 --pipeline m:p "
+        "--engine m:E --engine-arg a=1 --engine-arg b=x --model-path d --vocab-size 11 "
+        "--pipeline m:p "
         "--error-rate .3 --seed 4 --real --max-batch 5 --step-ms 6 --step-ms-per-sequence 7 "
         "--prefill-ms-per-token 8 --prefill-chunk-tokens 9 --kv-tokens 10 --out o --no-plot "
         "--no-spans --otlp"
@@ -89,6 +90,8 @@ def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         error_rate=0.3,
         seed=4,
         engine="m:E",
+        engine_arg=["a=1", "b=x"],
+        model_path="d",
         vocab_size=11,
         pipeline="m:p",
         real=True,
@@ -115,6 +118,10 @@ def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--cancel-rate -1", "--cancel-rate must be"),
         ("--cancel-rate .6 --drop-rate .6", "--cancel-rate and --drop-rate must not sum"),
         ("--vocab-size 9", "--vocab-size: no effect without --engine"),
+        ("--engine-arg a=1 --model-path d", "--engine-arg, --model-path: no effect without"),
+        ("--engine rx_backend.engines:SampleEngine --model-path d", "takes no model_path"),
+        ("--engine rx_backend.engines:SampleEngine --engine-arg size=1", "no argument size"),
+        ("--engine rx_backend.engines:SampleEngine --engine-arg mode=x", "making it raised"),
         ("--engine x:E --kv-tokens 0 --step-ms 0", "--step-ms, --kv-tokens: no effect with"),
         ("--engine rx_backend.engines:SampleEngine --vocab-size 1", "--vocab-size must be"),
         ("--engine no_such_module:E", "engine no_such_module:E: no module named"),
@@ -143,11 +150,12 @@ from rx_backend.engines import SampleEngine
 from rx_backend.engines.request_checks import check_prompt
 
 class Small(SampleEngine):
-    def __init__(self):
+    def __init__(self, model_path="path", context=100):
         super().__init__(token_interval_ms=0)
+        self.config = EngineConfig(model=model_path, context_length=context)
     async def start(self, worker_id):
         await super().start(worker_id)
-        return EngineConfig(model="path", served_model_name="tiny", context_length=100)
+        return self.config
     def generate(self, request, context):
         check_prompt(request, context_length=100, vocab_size=50)
         return super().generate(request, context)
@@ -185,11 +193,12 @@ def test_run_with_an_engine_and_a_pipeline(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The table and the summary tell which they were, and show what they do."""
-    chosen = ["--engine", "replayed:Small", "--pipeline", "replayed:three", "--vocab-size", "50"]
-    assert main(["run", *chosen, "--virtual", "--limit", "9", "--no-plot"]) == 0
+    chosen = "--engine replayed:Small --pipeline replayed:three --vocab-size 50 --virtual"
+    given = "--model-path tiny --engine-arg context=90"
+    assert main(["run", *chosen.split(), *given.split(), "--limit", "9", "--no-plot"]) == 0
     out = capsys.readouterr().out
     assert "engine: Small, pipeline replayed:three, virtual time\n" in out
-    assert "  cut                     9  to the context of 100 tokens\n" in out
+    assert "  cut                     9  to the context of 90 tokens\n" in out
     assert "output tokens            27 " in out
     summary = json.loads((folder / "rx-backend-run" / "summary.json").read_text())
     assert summary["title"].endswith("; Small, pipeline replayed:three, model tiny")
