@@ -8,16 +8,14 @@ import math
 import os
 import shlex
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
-from operators import Pipeline
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig
 from rx_backend.errors import BackendError, Disconnected, InvalidArgument
-from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.telemetry import configure_logs
 from rx_backend.telemetry.switch import OtlpSwitch, telling
-from rx_backend.testing.engine_loading import load_object
+from rx_backend.testing.engine_loading import load_pipeline
 from rx_backend.testing.engine_making import engine_maker
 from rx_backend.worker.dynamo_runtime import DynamoRuntime
 from rx_backend.worker.frontend import http_address, log_warnings_only, until_listed
@@ -62,7 +60,7 @@ def prepare_worker(options: ServeOptions) -> Callable[[Say], None]:
     worker = Worker(
         maker.make(),
         mode=mode,
-        pipeline=_pipeline(options),
+        pipeline=load_pipeline(options.pipeline),
         namespace=namespace,
         component=component,
         endpoint=endpoint,
@@ -96,19 +94,6 @@ def _tokenizer(options: ServeOptions, model: object) -> str | None:
     if options.tokenizer is not None:
         return tokenizer_folder(options.tokenizer, "tokenizer")
     return find_tokenizer(model) if isinstance(model, str) else options.model_path
-
-
-def _pipeline(options: ServeOptions) -> PipelineSource:
-    """Load what ``--pipeline`` names."""
-    if options.pipeline is None:
-        return standard_pipeline
-    found = load_object(options.pipeline, "pipeline")
-    if isinstance(found, Pipeline) or callable(found):
-        return cast("PipelineSource", found)
-    raise InvalidArgument(
-        f"pipeline {options.pipeline}: expected a Pipeline, or a function that returns one from a "
-        f"request's scope, got {type(found).__name__}"
-    )
 
 
 async def _serve(

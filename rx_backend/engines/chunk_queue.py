@@ -1,0 +1,129 @@
+"""A request's chunks on their way from wherever they are made to the one consumer of its stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+from operators.assembly import Mailbox
+from rx_backend.context import RequestContext
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, usage
+
+__all__ = ("ChunkQueue",)
+
+
+class ChunkQueue:
+    """
+    Chunks that wait for the consumer, which enters the queue as a context manager and iterates over it.
+
+    Once the request is stopped, a ``cancelled`` terminal with the usage is the last item (row E4); in
+    decode mode a stop counts after the first token only (row A4). The queue belongs to its event
+    loop; other threads may read :attr:`is_full` and :attr:`is_left`.
+
+    Args:
+        request: The request, for the usage.
+        context: Its context, whose stop ends the stream.
+        ahead: How many chunks may wait before the queue counts as full.
+        on_change: Called in the loop when there is room again, at a stop, and when the consumer leaves.
+
+    Attributes:
+        is_left: Whether the consumer has left the context: what comes now is of no use.
+        sent: How many chunks were sent to it, counted by the producer.
+    """
+
+    __slots__ = (
+        "_ahead",
+        "_box",
+        "_context",
+        "_is_over",
+        "_made",
+        "_on_change",
+        "_request",
+        "_taken",
+        "_unlisten",
+        "is_left",
+        "sent",
+    )
+
+    def __init__(
+        self,
+        request: PreprocessedRequest,
+        context: RequestContext,
+        *,
+        ahead: int,
+        on_change: Callable[[], object],
+    ) -> None:
+        self._request = request
+        self._context = context
+        self._ahead = ahead
+        self._on_change = on_change
+        self._box: Mailbox[LLMEngineOutput] = Mailbox()
+        self._unlisten: Callable[[], None] = _nothing
+        self._made = 0
+        self._taken = 0
+        self._is_over = False
+        self.is_left = False
+        self.sent = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many chunks wait as may."""
+        return self.sent - self._taken >= self._ahead
+
+    def receive(self, chunk: LLMEngineOutput) -> None:
+        """Pass a chunk on to the consumer."""
+        self._box.put(chunk)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """End the stream behind the chunks that wait, with *error* if there is one."""
+        self._box.end(error)
+
+    def __enter__(self) -> Self:
+        self._unlisten = self._context.stopped().listen(self._note_stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._unlisten()
+        self._box.close()
+        self.is_left = True
+        self._on_change()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> LLMEngineOutput:
+        box = self._box
+        while not self._is_over:
+            if self._is_stopped():
+                self._is_over = True
+                return self._cancelled()
+            if box.waiting:
+                chunk = box.take()
+                self._note_taken(chunk)
+                return chunk
+            if box.is_closed:
+                box.raise_end()
+            await box.changed()
+        raise StopAsyncIteration
+
+    def _note_stop(self) -> None:
+        self._box.wake()
+        self._on_change()
+
+    def _is_stopped(self) -> bool:
+        context = self._context
+        return context.is_stopped and not (context.defers_abort and not self._made)
+
+    def _cancelled(self) -> LLMEngineOutput:
+        prompt = len(self._request.token_ids)
+        return LLMEngineOutput.cancelled().with_usage(usage(prompt, self._made))
+
+    def _note_taken(self, chunk: LLMEngineOutput) -> None:
+        self._made += len(chunk.token_ids)
+        was_full = self.is_full
+        self._taken += 1
+        if was_full:
+            self._on_change()
+
+
+def _nothing() -> None: ...

@@ -1,0 +1,73 @@
+"""From a blocking iterator to an engine's stream."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterable
+
+from rx_backend.context import RequestContext
+from rx_backend.engines.inbox import ThreadInbox
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+
+__all__ = ("iterate_in_thread",)
+
+
+async def iterate_in_thread(
+    make: Callable[[], Iterable[LLMEngineOutput]],
+    request: PreprocessedRequest,
+    context: RequestContext,
+    *,
+    ahead: int = 16,
+) -> AsyncGenerator[LLMEngineOutput]:
+    """
+    Iterate over ``make()`` in a thread of its own, and yield its chunks.
+
+    For engines whose library gives a blocking iterator, such as a plain generator. The thread is at
+    most *ahead* chunks ahead of the consumer. Once the request is stopped, a ``cancelled`` terminal is
+    the last item (row E4), at once, even if the iterator blocks. After a stop or a drop the thread
+    closes the iterator and ends, as soon as the iterator has returned the chunk that it is making. An
+    error of the iterator is raised behind its chunks.
+
+    Args:
+        make: Returns the chunks, the last of them a terminal; called in the thread, with the context
+            variables of the first pull.
+        request: The request, for the usage of the ``cancelled`` terminal.
+        context: Its context.
+        ahead: How many chunks may wait for the consumer.
+
+    >>> import asyncio
+    >>> from rx_backend import LLMEngineOutput, PreprocessedRequest, RequestContext
+    >>> def blocking():
+    ...     yield LLMEngineOutput.token(7)
+    ...     yield LLMEngineOutput.stop()
+    >>> async def main():
+    ...     request = PreprocessedRequest(token_ids=[1])
+    ...     async for chunk in iterate_in_thread(blocking, request, RequestContext()):
+    ...         print(chunk.token_ids, chunk.finish_reason)
+    >>> asyncio.run(main())
+    [7] None
+    [] stop
+    """
+    with ThreadInbox(request, context, ahead=ahead) as inbox:
+        run = contextvars.copy_context().run
+        threading.Thread(target=run, args=(_feed, make, inbox), daemon=True).start()
+        async for chunk in inbox:
+            yield chunk
+
+
+def _feed(make: Callable[[], Iterable[LLMEngineOutput]], inbox: ThreadInbox) -> None:
+    try:
+        chunks = iter(make())
+        try:
+            for chunk in chunks:
+                if not inbox.put(chunk):
+                    break
+        finally:
+            close = getattr(chunks, "close", None)
+            if close is not None:
+                close()
+    except BaseException as error:
+        inbox.end(error)
+    else:
+        inbox.end()

@@ -1,0 +1,111 @@
+"""From callbacks on any thread to an engine's stream, with back-pressure."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Self
+
+from rx_backend.context import RequestContext
+from rx_backend.engines.checks import whole
+from rx_backend.engines.chunk_queue import ChunkQueue
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+
+__all__ = ("ThreadInbox",)
+
+
+class ThreadInbox:
+    """
+    Carries one request's chunks from other threads to its stream.
+
+    For engines that call back on threads of their own: enter an inbox in ``generate``, :meth:`put`
+    chunks in the callback, and iterate over the inbox. Once the request is stopped, a ``cancelled``
+    terminal is the last item (row E4). After a stop or a drop :meth:`put` returns False.
+
+    Args:
+        request: The request, for the usage of the ``cancelled`` terminal.
+        context: Its context.
+        ahead: How many chunks may wait for the consumer.
+
+    Raises:
+        InvalidArgument: *ahead* is below 1.
+
+    >>> import asyncio, threading
+    >>> from rx_backend import LLMEngineOutput, PreprocessedRequest, RequestContext
+    >>> async def generate(request, context):
+    ...     def on_thread():
+    ...         for token in range(2):
+    ...             if not inbox.put(LLMEngineOutput.token(token)):
+    ...                 return
+    ...         inbox.put(LLMEngineOutput.stop())
+    ...         inbox.end()
+    ...     with ThreadInbox(request, context) as inbox:
+    ...         threading.Thread(target=on_thread).start()
+    ...         async for chunk in inbox:
+    ...             yield chunk
+    >>> async def main():
+    ...     async for chunk in generate(PreprocessedRequest(token_ids=[1]), RequestContext()):
+    ...         print(chunk.token_ids, chunk.finish_reason)
+    >>> asyncio.run(main())
+    [0] None
+    [1] None
+    [] stop
+    """
+
+    __slots__ = ("_loop", "_queue", "_room")
+
+    def __init__(
+        self, request: PreprocessedRequest, context: RequestContext, *, ahead: int = 64
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._room = threading.Condition()
+        ahead = whole("ahead", ahead, low=1, unit="chunks")
+        self._queue = ChunkQueue(request, context, ahead=ahead, on_change=self._notify)
+
+    @property
+    def is_left(self) -> bool:
+        """Whether the consumer has left, by a stop, a drop or at the end."""
+        return self._queue.is_left
+
+    def put(self, chunk: LLMEngineOutput) -> bool:
+        """
+        Pass a chunk on; wait while there is no room.
+
+        For any thread but the event loop's, which it could block for ever.
+
+        Returns:
+            Whether the consumer is there; if not, the chunk is dropped and the request is over.
+        """
+        with self._room:
+            self._room.wait_for(lambda: self._queue.is_left or not self._queue.is_full)
+            if self._queue.is_left:
+                return False
+            self._queue.sent += 1
+            # In the lock, so that chunks of several threads keep their order.
+            self._call(self._queue.receive, chunk)
+        return True
+
+    def end(self, error: BaseException | None = None) -> None:
+        """End the stream behind what was put, with *error* if there is one; in any thread."""
+        self._call(self._queue.end, error)
+
+    def __enter__(self) -> Self:
+        self._queue.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._queue.__exit__(*error)
+
+    def __aiter__(self) -> AsyncIterator[LLMEngineOutput]:
+        return self._queue
+
+    def _notify(self) -> None:
+        with self._room:
+            self._room.notify_all()
+
+    def _call(self, function: Callable[..., None], *arguments: object) -> None:
+        # A loop that is closed has no consumer.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *arguments)

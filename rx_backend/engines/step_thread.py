@@ -1,0 +1,303 @@
+"""A scheduler on a thread of its own: several requests, one step at a time for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import suppress
+from copy import copy
+from typing import Any, Protocol, TypeAlias
+
+from rx_backend.context import RequestContext
+from rx_backend.engines.checks import whole
+from rx_backend.engines.chunk_queue import ChunkQueue
+from rx_backend.errors import EngineShutdown, as_backend_error
+from rx_backend.logger import describe, get_logger
+from rx_backend.protocols import FinishReason, LLMEngineOutput, PreprocessedRequest, usage
+
+__all__ = ("StepScheduler", "StepSequence", "StepThread")
+
+
+class StepSequence:
+    """
+    One request in the batch of a :class:`StepThread`; used in that thread only.
+
+    Attributes:
+        request: The request.
+        context: Its context.
+        state: Whatever the scheduler keeps for it.
+        made: Tokens emitted so far.
+    """
+
+    __slots__ = ("_outgoing", "context", "is_over", "made", "queue", "request", "state")
+
+    def __init__(
+        self, request: PreprocessedRequest, context: RequestContext, queue: ChunkQueue
+    ) -> None:
+        self.request = request
+        self.context = context
+        self.queue = queue
+        self.state: Any = None
+        self.made = 0
+        self.is_over = False
+        self._outgoing: list[LLMEngineOutput | BaseException] = []
+
+    def emit(self, chunk: LLMEngineOutput) -> None:
+        """Send a chunk; one with a finish reason gets the usage, and ends the sequence."""
+        if self.is_over:
+            raise RuntimeError("emit after the end of the sequence")
+        self.made += len(chunk.token_ids)
+        if chunk.finish_reason is not None:
+            if chunk.completion_usage is None:
+                chunk.completion_usage = usage(len(self.request.token_ids), self.made)
+            self.is_over = True
+        self._outgoing.append(chunk)
+
+    def emit_token(self, token_id: int, finish_reason: FinishReason | None = None) -> None:
+        """Send one token, and the end if there is a reason."""
+        self.emit(LLMEngineOutput([token_id], finish_reason=finish_reason))
+
+    def fail(self, error: BaseException) -> None:
+        """End the sequence with an error, behind what was sent."""
+        if not self.is_over:
+            self._outgoing.append(error)
+            self.is_over = True
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody waits for more: the request was stopped or dropped (rows A4, E4)."""
+        stopped = self.context.is_stopped and not (self.context.defers_abort and not self.made)
+        return stopped or self.queue.is_left
+
+    def take_outgoing(self) -> list[LLMEngineOutput | BaseException]:
+        """Return what was sent since the last call, and count it as sent."""
+        outgoing, self._outgoing = self._outgoing, []
+        self.queue.sent += len(outgoing)
+        return outgoing
+
+
+class StepScheduler(Protocol):
+    """What an engine does in the thread of a :class:`StepThread`."""
+
+    def admit(self, sequence: StepSequence) -> None:
+        """Make room for a sequence that joins the batch; an error ends that sequence alone."""
+        ...
+
+    def step(self, sequences: list[StepSequence]) -> None:
+        """
+        Run one step for these sequences, and emit what it makes.
+
+        Those whose consumers lag are not among them. An error ends all of these.
+        """
+        ...
+
+    def release(self, sequence: StepSequence) -> None:
+        """Free what an admitted sequence holds: it is over, or its consumer has left."""
+        ...
+
+
+class StepThread:
+    """
+    Run a scheduler in a thread of its own, for many streams; make it in the event loop.
+
+    Between two steps the thread releases sequences whose requests were stopped or dropped, and admits
+    waiting ones, the oldest first. A sequence whose consumer is *ahead* chunks behind is left out of
+    the steps until there is room. The event loop is woken once a step. The thread sleeps while there
+    is nothing to do.
+
+    Args:
+        scheduler: What to do in a step.
+        max_sequences: Most sequences in the batch; further ones wait.
+        ahead: How many chunks of a sequence may wait for its consumer.
+
+    Raises:
+        InvalidArgument: *max_sequences* or *ahead* is below 1.
+
+    >>> import asyncio
+    >>> from rx_backend import FinishReason, PreprocessedRequest, RequestContext
+    >>> class Counter:
+    ...     def admit(self, sequence): sequence.state = iter((1, 2, 3))
+    ...     def step(self, sequences):
+    ...         for sequence in sequences:
+    ...             token = next(sequence.state)
+    ...             sequence.emit_token(token, FinishReason.STOP if token == 3 else None)
+    ...     def release(self, sequence): sequence.state = None
+    >>> async def main():
+    ...     steps = StepThread(Counter(), max_sequences=8)
+    ...     async for chunk in steps.stream(PreprocessedRequest(token_ids=[1]), RequestContext()):
+    ...         print(chunk.token_ids, chunk.finish_reason)
+    ...     await steps.close()
+    >>> asyncio.run(main())
+    [1] None
+    [2] None
+    [3] stop
+    """
+
+    def __init__(self, scheduler: StepScheduler, *, max_sequences: int, ahead: int = 16) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._scheduler = scheduler
+        self._max = whole("max_sequences", max_sequences, low=1)
+        self._ahead = whole("ahead", ahead, low=1, unit="chunks")
+        self._changed = threading.Condition()
+        self._waiting: deque[StepSequence] = deque()
+        self._active: list[StepSequence] = []
+        self._is_closing = False
+        self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
+        self._thread.start()
+
+    @property
+    def active(self) -> int:
+        """How many sequences are in the batch."""
+        return len(self._active)
+
+    @property
+    def waiting(self) -> int:
+        """How many sequences wait for a place in it."""
+        return len(self._waiting)
+
+    async def stream(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        """
+        Queue a request and yield its chunks, to the terminal.
+
+        Raises:
+            EngineShutdown: The thread was closed, before or meanwhile.
+            BackendError: The scheduler failed.
+        """
+        queue = ChunkQueue(request, context, ahead=self._ahead, on_change=self._wake)
+        with queue:
+            self._submit(StepSequence(request, context, queue))
+            async for chunk in queue:
+                yield chunk
+
+    async def close(self) -> None:
+        """End the streams with `EngineShutdown`, and wait for the end of the thread. Idempotent."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        await asyncio.shield(self._ended)
+        self._thread.join()
+
+    async def lost(self) -> str:
+        """Wait until the thread has ended by itself, and return why (row E7)."""
+        error = await asyncio.shield(self._ended)
+        if error is None:
+            await asyncio.get_running_loop().create_future()
+        return f"the step thread has ended: {error!r}"
+
+    def _submit(self, sequence: StepSequence) -> None:
+        with self._changed:
+            if self._is_closing:
+                raise EngineShutdown("the engine was cleaned up")
+            self._waiting.append(sequence)
+            self._changed.notify()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
+
+    # ------------------------------------------------------------------ in the thread
+
+    def _run(self) -> None:
+        failure: BaseException | None = None
+        try:
+            while self._wait_for_work():
+                self._admit()
+                self._step()
+                self._settle()
+        except BaseException as error:
+            failure = error
+        with self._changed:
+            self._is_closing = True
+            left = [*self._active, *self._waiting]
+            self._waiting.clear()
+        for sequence in left:
+            sequence.fail(failure or EngineShutdown("the engine was cleaned up"))
+        self._settle()
+        self._send(left)
+        self._call(self._set_ended, failure)
+
+    def _wait_for_work(self) -> bool:
+        """Wait until there is something to do; return whether to go on."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closing or self._has_work())
+            return not self._is_closing
+
+    def _has_work(self) -> bool:
+        if self._waiting and len(self._active) < self._max:
+            return True
+        return any(each.is_gone or not each.queue.is_full for each in self._active)
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._active) < self._max:
+            sequence = self._waiting.popleft()
+            if sequence.is_gone:
+                continue
+            try:
+                self._scheduler.admit(sequence)
+            except Exception as error:
+                sequence.fail(as_backend_error(error))
+                self._send([sequence])
+            else:
+                self._active.append(sequence)
+
+    def _step(self) -> None:
+        ready = [each for each in self._active if not each.is_gone and not each.queue.is_full]
+        if not ready:
+            return
+        try:
+            self._scheduler.step(ready)
+        except Exception as error:
+            for sequence in ready:
+                # An error of its own for each: raising one writes to it.
+                sequence.fail(copy(as_backend_error(error)))
+
+    def _settle(self) -> None:
+        """Release the sequences that are over or whose consumers have left, then send what was made."""
+        active = self._active
+        self._active = [each for each in active if not (each.is_over or each.is_gone)]
+        for sequence in active:
+            if sequence.is_over or sequence.is_gone:
+                self._release(sequence)
+        self._send(active)
+
+    def _release(self, sequence: StepSequence) -> None:
+        try:
+            self._scheduler.release(sequence)
+        except Exception as error:
+            _log.error("release failed", request_id=sequence.context.id, **describe(error))
+
+    def _send(self, sequences: Iterable[StepSequence]) -> None:
+        sent = [(each.queue, outgoing) for each in sequences if (outgoing := each.take_outgoing())]
+        if sent:
+            self._call(_receive, sent)
+
+    def _set_ended(self, failure: BaseException | None) -> None:
+        if not self._ended.done():
+            self._ended.set_result(failure)
+
+    def _call(self, function: Callable[..., None], *arguments: object) -> None:
+        # A loop that is closed has no consumers.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+
+_log = get_logger(__name__)
+
+_Outgoing: TypeAlias = list[LLMEngineOutput | BaseException]
+
+
+def _receive(sent: list[tuple[ChunkQueue, _Outgoing]]) -> None:
+    """Pass on, in the event loop, what was made in a step."""
+    for queue, outgoing in sent:
+        for item in outgoing:
+            if isinstance(item, BaseException):
+                queue.end(item)
+            else:
+                queue.receive(item)
+                if item.finish_reason is not None:
+                    queue.end()
