@@ -156,8 +156,7 @@ class TransformersEngine(LLMEngine):
                         request_id,
                         max_new_tokens=limit,
                         streaming=True,
-                        # An empty list would mean the model's own.
-                        eos_token_id=sorted(ends) or -1,
+                        eos_token_id=sorted(ends),
                         **options,
                     )
                 async for chunk in queue:
