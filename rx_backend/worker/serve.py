@@ -28,7 +28,7 @@ from rx_backend.worker.process import run_on_fast_loop
 from rx_backend.worker.shutdown import Shutdown, ShutdownTimes
 from rx_backend.worker.worker import Worker
 
-__all__ = ("curl_command", "prepare_worker")
+__all__ = ("curl_command", "load_pipeline", "prepare_worker")
 
 Say = Callable[[str], object]
 
@@ -53,7 +53,7 @@ def prepare_worker(options: ServeOptions) -> Callable[[Say], None]:
     worker = Worker(
         _engine(options),
         mode=mode,
-        pipeline=_pipeline(options),
+        pipeline=load_pipeline(options.pipeline),
         namespace=namespace,
         component=component,
         endpoint=endpoint,
@@ -96,15 +96,20 @@ async def _result(made: Awaitable[object]) -> object:
     return await made
 
 
-def _pipeline(options: ServeOptions) -> PipelineSource:
-    """Load what ``--pipeline`` names."""
-    if options.pipeline is None:
+def load_pipeline(name: str | None) -> PipelineSource:
+    """
+    Return what ``--pipeline`` names; without a name the standard pipeline.
+
+    Raises:
+        InvalidArgument: *name* can't be loaded, or is no pipeline.
+    """
+    if name is None:
         return standard_pipeline
-    found = load_object(options.pipeline, "pipeline")
+    found = load_object(name, "pipeline")
     if isinstance(found, Pipeline) or callable(found):
         return cast("PipelineSource", found)
     raise InvalidArgument(
-        f"pipeline {options.pipeline}: expected a Pipeline, or a function that returns one from a "
+        f"pipeline {name}: expected a Pipeline, or a function that returns one from a "
         f"request's scope, got {type(found).__name__}"
     )
 
