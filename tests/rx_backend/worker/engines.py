@@ -269,6 +269,32 @@ class PeerEngine(LLMEngine):
         say("abort")
 
 
+class ChildEngine(PeerEngine):
+    """Works by a child process, without which it is lost."""
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        # It ends with its parent, and holds none of the pipes that the test reads.
+        pipe, nowhere = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+        self.child = await asyncio.create_subprocess_exec("cat", stdin=pipe, stdout=nowhere)
+        return await super().start(worker_id)
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncIterator[LLMEngineOutput]:
+        tell("child", pid=self.child.pid)
+        async for chunk in super().generate(request, context):
+            yield chunk
+
+    async def lost(self) -> str:
+        return f"its child process ended with {await self.child.wait()}"
+
+    async def cleanup(self) -> None:
+        say("cleanup")
+        if self.child.returncode is None:
+            self.child.kill()
+        await self.child.wait()
+
+
 def tell(what: str, **fields: Any) -> None:
     say(f"{what} {json.dumps(fields)}")
 
