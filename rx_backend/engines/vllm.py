@@ -54,6 +54,8 @@ class VllmEngine(LLMEngine):
         self._defaults: dict[str, Any] = {}
         self._numbers = itertools.count(1)
         self._live: dict[RequestContext, str] = {}
+        self._idle = asyncio.Event()
+        self._aborts: set[asyncio.Future[None]] = set()
 
     @classmethod
     def from_args(cls, argv: Sequence[str]) -> Self:
@@ -84,6 +86,8 @@ class VllmEngine(LLMEngine):
         """
         llm = self._llm = _import("v1.engine.async_llm").AsyncLLM.from_engine_args(self._args)
         config = llm.vllm_config
+        # Else the first request would wait for it, and a stop before the answer be missed.
+        await llm.get_supported_tasks()
         # Its own defaults for what a request leaves open, from `generation_config.json`.
         self._defaults = llm.model_config.get_diff_sampling_param()
         named: str | list[str] = self._args.served_model_name or []
@@ -122,30 +126,54 @@ class VllmEngine(LLMEngine):
             params = sampling_params(request, self._defaults, length)
             salt = (request.routing or {}).get("cache_salt")
             tokens = _import("inputs.engine").tokens_input(prompt, cache_salt=salt)
-            if context.is_stopped:
-                for chunk in answer.cancelled():
-                    yield chunk
-                return
-            # vLLM aborts by id, and several requests may have the same.
-            request_id = self._live[context] = f"{context.id}-{next(self._numbers)}"
-            try:
-                async with aclosing(llm.generate(tokens, params, request_id)) as outputs:
+            if not context.is_stopped:
+                async with aclosing(self._outputs(llm, tokens, params, context)) as outputs:
                     async for output in outputs:
-                        self._running()
                         for chunk in answer.chunks(output):
                             yield chunk
-                        if context.is_stopped:
-                            break
-                for chunk in answer.cancelled():
-                    yield chunk
-            finally:
-                del self._live[context]
+            for chunk in answer.cancelled():
+                yield chunk
+
+    async def _outputs(
+        self, llm: Any, tokens: Any, params: Any, context: RequestContext
+    ) -> AsyncGenerator[Any]:
+        """Yield what vLLM does, until the request is stopped or the engine is."""
+        # vLLM aborts by id, and several requests may have the same.
+        request_id = self._live[context] = f"{context.id}-{next(self._numbers)}"
+        unlisten = context.stopped().listen(lambda: self._start_abort(context))
+        try:
+            async with aclosing(llm.generate(tokens, params, request_id)) as outputs:
+                async for output in outputs:
+                    self._running()
+                    yield output
+                    if context.is_stopped:
+                        return
+        finally:
+            unlisten()
+            del self._live[context]
+            if not self._live:
+                self._idle.set()
+
+    def _start_abort(self, context: RequestContext) -> None:
+        task = asyncio.ensure_future(self.abort(context))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
 
     async def abort(self, context: RequestContext) -> None:
         """End the request now; its blocks of the KV cache are free at the next step."""
         request_id = self._live.get(context)
         if request_id is not None and self._llm is not None:
             await self._llm.abort(request_id)
+
+    async def is_quiescent(self) -> bool:
+        """Return whether no request is in vLLM."""
+        return not self._live
+
+    async def drain(self) -> None:
+        """Wait until no request is in vLLM."""
+        while self._live:
+            self._idle.clear()
+            await self._idle.wait()
 
     async def lost(self) -> str:
         """Wait until vLLM's core process is gone; return the reason (row E7)."""

@@ -9,6 +9,9 @@ import pytest
 from tests.real.smollm2 import make_smollm2
 from tests.real.tiny_model import RealModel, make_tiny_model
 
+# Packages of other names, for processes that tests start.
+collect_ignore = ["stubs"]
+
 # Importing torch and loading a model takes longer than a whole test elsewhere.
 _TIMEOUT_S = 180
 

@@ -71,9 +71,8 @@ def test_text_log_probs_and_stop_strings_are_the_models(
     expected = tokenizer.decode(tiny_model.expected(tokenizer.encode(PROMPT), 12))
 
     def ask(**options: Any) -> Any:
-        made = client.completions.create(
-            model=MODEL, prompt=PROMPT, max_tokens=12, temperature=0, **options
-        )
+        create: Any = client.completions.create
+        made = create(model=MODEL, prompt=PROMPT, max_tokens=12, temperature=0, **options)
         return made.choices[0]
 
     answer = ask(logprobs=2)

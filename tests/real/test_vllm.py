@@ -22,7 +22,6 @@ from rx_backend.protocols import (
     StopConditions,
     convert_request,
 )
-from rx_backend.testing import run_conformance
 from tests.leaks import LeakWatch
 from tests.real.tiny_model import RealModel
 
@@ -385,14 +384,7 @@ def test_tenants_do_not_share_the_prefix_cache(vllm: Running) -> None:
     vllm.run(ask())
 
 
-@pytest.mark.rows("K1")
-def test_it_keeps_to_the_contract(tiny_model: RealModel) -> None:
-    """All rules, on engines of its own, which are made, cleaned up and ended."""
-    report = run_conformance(lambda: make(tiny_model), virtual=False)
-    assert report.ok, report
-
-
-@pytest.mark.rows("S6")
+@pytest.mark.rows("S6", "E7")
 def test_a_core_that_is_gone_is_told_to_all(tiny_model: RealModel, leaks: LeakWatch) -> None:
     """What is in flight and what comes later fail as one that another worker may continue."""
     # vLLM's own tasks, which it ends with their queues.
