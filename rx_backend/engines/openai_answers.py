@@ -191,7 +191,7 @@ class OpenAIAnswers(Answers[Event]):
             chunk.engine_data = _beside_text(delta)
         if choice.logprobs is not None:
             self._add_log_probs(chunk, _entries(choice.logprobs))
-        self._made[index] += len(ids) if ids else bool(text)
+        self._made[index] += bool(text) if ids is None else len(ids)
         if choice.finish_reason is not None:
             return self._terminal(chunk, choice, choice.finish_reason)
         return chunk if chunk.token_ids or text or chunk.engine_data else None

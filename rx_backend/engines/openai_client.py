@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -118,7 +118,7 @@ class OpenAIClient:
         Raises:
             BackendError: The server could not be reached, or refused the request.
         """
-        response = await self._unless_stopped(context, self._send(path, body, headers))
+        response = await self._send_unless_stopped(path, body, context, headers)
         if response is None:
             yield None
             return
@@ -147,15 +147,17 @@ class OpenAIClient:
             raise EngineShutdown("the engine is not started, or was cleaned up")
         return self._session
 
-    async def _unless_stopped(
-        self, context: RequestContext, sending: Awaitable[aiohttp.ClientResponse]
+    async def _send_unless_stopped(
+        self, path: str, body: object, context: RequestContext, headers: Mapping[str, str]
     ) -> aiohttp.ClientResponse | None:
+        if context.is_stopped:
+            return None
         loop, waiting = asyncio.get_running_loop(), asyncio.timeout(None)
         try:
             async with waiting:
                 stopping = context.stopped().subscribe(lambda _: waiting.reschedule(loop.time()))
                 try:
-                    return await sending
+                    return await self._send(path, body, headers)
                 finally:
                     stopping.dispose()
         except TimeoutError:
