@@ -217,7 +217,8 @@ class LlamaServerAnswers(Answers[Completion]):
     The answers in a stream of llama-server's own ``/completion``.
 
     A chunk has the text and the token ids. Of a character that is made of several tokens, the server
-    sends the last id only; *encode* then makes the ids of the text.
+    sends the last id only; *encode* then makes the ids of the text. A chunk with log probabilities for
+    all of its tokens has no text, as a frontend drops them beside it.
     """
 
     def __init__(self, request: PreprocessedRequest, encode: Encode | None = None) -> None:
@@ -227,8 +228,8 @@ class LlamaServerAnswers(Answers[Completion]):
         index, ids = event.index, event.tokens
         if index not in self._open:
             return []
-        new = event.tokens_predicted - self._made[index]
-        if len(ids) < new and event.content and self._encode is not None:
+        has_all = len(ids) >= event.tokens_predicted - self._made[index]
+        if not has_all and event.content and self._encode is not None:
             ids = self._encode(event.content)
         self._made[index] = event.tokens_predicted
         chunk = LLMEngineOutput(ids, text=event.content)
@@ -236,6 +237,8 @@ class LlamaServerAnswers(Answers[Completion]):
             chunk.index = index
         if event.completion_probabilities is not None:
             self._add_log_probs(chunk, event.completion_probabilities)
+            if has_all and chunk.log_probs:
+                chunk.text = None
         if event.stop:
             self._open.discard(index)
             is_cut = event.stop_type == "limit"

@@ -91,6 +91,14 @@ def test_a_character_of_several_tokens_from_llama_server() -> None:
     assert helped == [LLMEngineOutput([0xE6, 0xBC, 0xA2], text="漢")]
 
 
+def test_log_probs_come_without_text() -> None:
+    """A frontend would drop them beside it, and makes the text of the ids."""
+    entry = {"id": 7, "token": "x", "bytes": [120], "logprob": -0.5}
+    event = llama(content="x", tokens=[7], tokens_predicted=1, completion_probabilities=[entry])
+    (chunk,) = LlamaServerAnswers(PROMPT).read(event)
+    assert chunk == LLMEngineOutput([7], log_probs=[-0.5])
+
+
 def test_log_probs_are_left_out_where_tokens_are_missing() -> None:
     """There is one for each token, or none."""
     request = PreprocessedRequest(token_ids=[1, 2], output_options=OutputOptions(logprobs=1))
@@ -99,7 +107,7 @@ def test_log_probs_are_left_out_where_tokens_are_missing() -> None:
     event = llama(content="漢", tokens=[112], tokens_predicted=3, completion_probabilities=[entry])
     (chunk,) = LlamaServerAnswers(request).read(event)
     top = TopLogprob(rank=1, token_id=112, token="漢", logprob=-0.5, bytes=[230])
-    assert (chunk.log_probs, chunk.top_logprobs) == ([-0.5], [[top]])
+    assert (chunk.text, chunk.log_probs, chunk.top_logprobs) == ("漢", [-0.5], [[top]])
     (chunk,) = LlamaServerAnswers(request, lambda text: [*text.encode()]).read(event)
     assert (chunk.log_probs, chunk.top_logprobs) == (None, None)
 
