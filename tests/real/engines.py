@@ -46,6 +46,7 @@ def vllm_engine(model: RealModel) -> LLMEngine:
     # With 32 bits the greedy tokens are those of transformers.
     return VllmEngine(
         str(model.folder),
+        distributed_executor_backend="uni",
         dtype="float32",
         enforce_eager=True,
         kv_cache_memory_bytes=64 << 20,
@@ -65,6 +66,8 @@ ENGINES = [
         id="vllm",
         marks=[
             pytest.mark.needs("vllm", "gguf"),
+            # Its processes import PyTorch one after the other.
+            pytest.mark.timeout(600),
             # Of packages that vLLM imports, and what it leaves to the garbage collector.
             pytest.mark.filterwarnings(
                 "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:Unclosed context"

@@ -16,9 +16,12 @@ from rx_backend.worker.frontend import until_listed
 from tests.real.tiny_model import RealModel
 from tests.rx_backend.worker._processes import ROOT, Served, dynamo, frontend, until
 
-pytestmark = pytest.mark.needs("vllm", "dynamo.vllm", "transformers", "gguf")
+pytestmark = [
+    pytest.mark.needs("vllm", "dynamo.vllm", "transformers", "gguf"),
+    pytest.mark.timeout(600),
+]
 
-START_S = 150.0
+START_S = 500.0
 MODEL = "tiny"
 PROMPT = "the token of a stream"
 STUBS = str(Path(__file__).with_name("stubs"))

@@ -27,6 +27,7 @@ from tests.real.tiny_model import RealModel
 
 pytestmark = [
     pytest.mark.needs("vllm", "transformers", "gguf"),
+    pytest.mark.timeout(600),
     # vLLM's own, of the packages that it imports.
     pytest.mark.filterwarnings(
         "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:Unclosed context"
@@ -43,6 +44,7 @@ def make(model: RealModel) -> VllmEngine:
     """Make an engine that starts fast; with 32 bits the greedy tokens are those of transformers."""
     return VllmEngine(
         str(model.folder),
+        distributed_executor_backend="uni",
         dtype="float32",
         enforce_eager=True,
         kv_cache_memory_bytes=64 << 20,
