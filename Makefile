@@ -11,7 +11,7 @@ CHECKED := operators rx_backend rx_backend_cli.py tests tools examples conftest.
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run serve test lint unit unit-next test-pythons test-cluster test-engines bench docs notebooks fix pin clean
+.PHONY: help venv run serve test lint unit unit-next test-pythons test-cluster test-engines test-vllm bench docs notebooks fix pin clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -68,6 +68,11 @@ test-engines: venv ## the tests of engines on models, where there are builds for
 	@echo "== tests of engines on models"
 	@.venv-engines/bin/python -m pytest tests/real $(ARGS)
 
+test-vllm: venv ## the tests of vLLM and of Dynamo's worker for it, on CPUs (3.5 GB; not part of make test)
+	@$(BIN)/python -m tools.vllm
+	@echo "== tests of vLLM"
+	@.venv-vllm/bin/python -m pytest tests/real -k vllm $(ARGS)
+
 bench: venv ## measure the pipeline against its baselines
 	@$(BIN)/python -m benchmarks $(ARGS)
 
@@ -98,7 +103,7 @@ pin: venv ## renew constraints.txt, constraints-next.txt and constraints-engines
 	done
 
 clean: ## remove environments, caches and built documents
-	@rm -rf .venv .venv-next .venv-312 .venv-313 .venv-engines .cluster build dist docs/api rx-backend-run
+	@rm -rf .venv .venv-next .venv-312 .venv-313 .venv-engines .venv-vllm .cluster build dist docs/api rx-backend-run
 	@rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

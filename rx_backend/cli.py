@@ -123,6 +123,15 @@ def _frontend(arguments: argparse.Namespace) -> int:
     return _on_runtime(prepare_frontend(FrontendOptions(**vars(arguments))))
 
 
+def _dynamo(arguments: argparse.Namespace) -> int:
+    from rx_backend.worker.dynamo_worker import run_module  # noqa: PLC0415  # a light start
+
+    # As with `python -m`: a module in the current folder is found.
+    sys.path.insert(0, "")
+    given = {name: value for name, value in vars(arguments).items() if name != "command"}
+    return run_module(**given, say=_say)
+
+
 def _on_runtime(run: Callable[[Callable[[str], object]], None]) -> int:
     try:
         run(_say)
@@ -142,6 +151,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     from rx_backend.worker.options import (  # noqa: PLC0415  # a light start
+        add_dynamo_options,
         add_frontend_options,
         add_serve_options,
     )
@@ -171,6 +181,10 @@ def _parser() -> argparse.ArgumentParser:
     frontend = commands.add_parser("frontend", help=text, description=text, epilog=_VARIABLES)
     add_frontend_options(frontend, os.environ)
     frontend.set_defaults(command=_frontend)
+    text = "Run one of Dynamo's own workers, as dynamo.vllm, with a pipeline around its answers."
+    dynamo = commands.add_parser("dynamo", help=text, description=text)
+    add_dynamo_options(dynamo)
+    dynamo.set_defaults(command=_dynamo)
     return parser
 
 

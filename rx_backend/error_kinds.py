@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Final
 
-__all__ = ("causes", "exception_class", "import_dynamo", "kind_of", "leaves")
+__all__ = ("causes", "exception_class", "import_dynamo", "kind_of", "kind_of_status", "leaves")
 
 _DYNAMO: Final = "dynamo.llm.exceptions"
 
@@ -44,7 +44,7 @@ def kind_of(exc: Exception, kinds: Iterable[str]) -> str:
             return _counterpart(exc, module, kinds)
         http = exception_class(module, "HttpError")
         if http is not None and isinstance(exc, http):
-            return _kind_of_status(getattr(exc, "code", None))
+            return kind_of_status(getattr(exc, "code", None))
     for standard, kind in _STANDARD:
         if isinstance(exc, standard):
             return kind
@@ -99,7 +99,8 @@ def _counterpart(exc: Exception, module: ModuleType, kinds: Iterable[str]) -> st
     return "Unknown"
 
 
-def _kind_of_status(code: object) -> str:
+def kind_of_status(code: object) -> str:
+    """Return the kind for an HTTP status; ``Unknown`` for anything that is no error of the client."""
     if not isinstance(code, int):
         return "Unknown"
     return _STATUS.get(code, "InvalidArgument" if 400 <= code < 500 else "Unknown")

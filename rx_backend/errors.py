@@ -19,7 +19,14 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from rx_backend.error_kinds import causes, exception_class, import_dynamo, kind_of, leaves
+from rx_backend.error_kinds import (
+    causes,
+    exception_class,
+    import_dynamo,
+    kind_of,
+    kind_of_status,
+    leaves,
+)
 
 __all__ = (
     "KINDS",
@@ -36,6 +43,7 @@ __all__ = (
     "as_backend_error",
     "causes",
     "engine_failure",
+    "error_of_status",
     "from_dynamo",
     "to_dynamo",
 )
@@ -158,8 +166,7 @@ def as_backend_error(exc: BaseException) -> BackendError:
       ``asyncio.IncompleteReadError``, is `Disconnected`.
     - ``TimeoutError``, including those of `operators.deadlines`, is `ResponseTimeout`.
     - A Dynamo exception keeps its kind, or is `Unknown` without a counterpart. Dynamo's ``HttpError``
-      is mapped by status: 408 and 504 to `ResponseTimeout`, 429 and 503 to `CannotConnect`, 502 to
-      `Disconnected`, any other 4xx to `InvalidArgument`.
+      is mapped by status, as `error_of_status` does.
     - A group, nested or not, whose leaves are all of one kind has that kind, and their texts as
       message. A ``CancelledError`` or ``GeneratorExit`` in it counts as in `engine_failure`.
     - All others are `Unknown`.
@@ -204,6 +211,19 @@ def engine_failure(exc: BaseException) -> BackendError:
     error = Unknown(f"the engine {what}" + (f": {exc}" if str(exc) else ""))
     error.__cause__ = exc
     return error
+
+
+def error_of_status(status: object, message: str) -> BackendError:
+    """
+    Return the typed error for an HTTP status with which a server refused a request (row S6).
+
+    408 and 504 are `ResponseTimeout`, 429 and 503 `CannotConnect`, 502 is `Disconnected`, any other
+    4xx `InvalidArgument`, and all else, also what is no number, `Unknown`.
+
+    >>> error_of_status(429, "overloaded")
+    CannotConnect('overloaded')
+    """
+    return KINDS[kind_of_status(status)](message)
 
 
 def from_dynamo(exc: Exception) -> BackendError:

@@ -1,5 +1,5 @@
 """
-The options of ``rx-backend serve`` and ``rx-backend frontend``.
+The options of ``rx-backend serve``, ``rx-backend frontend`` and ``rx-backend dynamo``.
 
 A flag counts before its environment variable, and that before the default. `argparse` parses all
 three: a variable's text is the default of its option, and goes through the same type.
@@ -16,7 +16,13 @@ from typing import Any, TypeAlias
 from rx_backend.errors import InvalidArgument
 from rx_backend.telemetry.switch import add_otlp_flag
 
-__all__ = ("FrontendOptions", "ServeOptions", "add_frontend_options", "add_serve_options")
+__all__ = (
+    "FrontendOptions",
+    "ServeOptions",
+    "add_dynamo_options",
+    "add_frontend_options",
+    "add_serve_options",
+)
 
 _Type: TypeAlias = Callable[[str], Any]
 
@@ -125,6 +131,18 @@ def add_serve_options(parser: argparse.ArgumentParser, environ: Mapping[str, str
     add("--drain-s", drain, 30.0, seconds, "seconds for requests in flight to finish")
     add("--frontend", "RX_BACKEND_FRONTEND", False, _switch, "serve the OpenAI API too")
     add_frontend_options(parser, environ)
+
+
+def add_dynamo_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``rx-backend dynamo``; what follows the module is the module's own."""
+    add = parser.add_argument
+    pipeline = "module:name of a pipeline, or of a function from a request's scope to one"
+    add("--pipeline", metavar="module:name", help=pipeline)
+    mode = "the worker's role, as its own arguments have it: agg, prefill or decode (agg)"
+    add("--mode", choices=("agg", "prefill", "decode"), default="agg", metavar="MODE", help=mode)
+    add_otlp_flag(parser)
+    add("module", help="the worker, run as python -m does")
+    add("arguments", nargs=argparse.REMAINDER, metavar="...", help="the worker's own arguments")
 
 
 class _Variable(str):

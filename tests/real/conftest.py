@@ -9,6 +9,9 @@ import pytest
 from tests.real.smollm2 import make_smollm2
 from tests.real.tiny_model import RealModel, make_tiny_model
 
+# Packages of other names, for processes that tests start.
+collect_ignore = ["stubs"]
+
 # Importing torch and loading a model takes longer than a whole test elsewhere.
 _TIMEOUT_S = 180
 
@@ -16,7 +19,8 @@ _TIMEOUT_S = 180
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give the tests of this folder more time."""
     for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
+        is_here = item.path.is_relative_to(Path(__file__).parent)
+        if is_here and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(_TIMEOUT_S))
 
 

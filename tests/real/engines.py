@@ -40,11 +40,39 @@ def transformers_engine(model: RealModel) -> LLMEngine:
     return TransformersEngine(str(model.folder), max_batch_tokens=64, block_size=32)
 
 
+def vllm_engine(model: RealModel) -> LLMEngine:
+    from rx_backend.engines.vllm import VllmEngine
+
+    # With 32 bits the greedy tokens are those of transformers.
+    return VllmEngine(
+        str(model.folder),
+        distributed_executor_backend="uni",
+        dtype="float32",
+        enforce_eager=True,
+        kv_cache_memory_bytes=64 << 20,
+        max_num_batched_tokens=64,
+        max_num_seqs=8,
+    )
+
+
 ENGINES = [
     pytest.param(
         transformers_engine,
         id="transformers",
         marks=pytest.mark.needs("transformers", "gguf"),
+    ),
+    pytest.param(
+        vllm_engine,
+        id="vllm",
+        marks=[
+            pytest.mark.needs("vllm", "gguf"),
+            # Its processes import PyTorch one after the other.
+            pytest.mark.timeout(600),
+            # Of packages that vLLM imports, and what it leaves to the garbage collector.
+            pytest.mark.filterwarnings(
+                "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:Unclosed context"
+            ),
+        ],
     ),
 ]
 """Whoever adds an engine adds it here: `test_every_engine` asks all of them the same."""

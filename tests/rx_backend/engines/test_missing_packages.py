@@ -8,13 +8,19 @@ from types import ModuleType
 import pytest
 
 from rx_backend.engines.transformers import TransformersEngine
+from rx_backend.engines.vllm import VllmEngine
 
 
-def test_a_missing_package_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("engine", "package"), [(TransformersEngine, "transformers"), (VllmEngine, "vllm")]
+)
+def test_a_missing_package_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, engine: type[TransformersEngine | VllmEngine], package: str
+) -> None:
     """With what to install; importing the engine's module needs nothing."""
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"pip install 'rx-backend\[engine-transformers\]'"):
-        TransformersEngine("model")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"pip install 'rx-backend\[engine-{package}\]'"):
+        engine("model")
 
 
 def test_an_old_package_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,14 @@ def serve(
 
 
 @contextmanager
+def dynamo(folder: Path, *arguments: str, **environ: Any) -> Generator[Served]:
+    """Run `rx-backend dynamo`, with discovery in *folder*."""
+    environ.setdefault("DYN_DISCOVERY_BACKEND", "file")
+    with _running(folder, ["dynamo", *arguments], ROOT, environ) as served:
+        yield served
+
+
+@contextmanager
 def frontend(folder: Path, *flags: str, **environ: Any) -> Generator[Served]:
     """Run `rx-backend frontend` for the workers in *folder*; it listens."""
     with _running(folder, ["frontend", *flags], ROOT, environ) as served:

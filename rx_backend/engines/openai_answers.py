@@ -1,0 +1,288 @@
+"""Chunks of the answers to one request, from the events of a server's stream."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+
+from rx_backend.engines.openai_client import reported_error
+from rx_backend.engines.openai_events import (
+    Choice,
+    Completion,
+    Delta,
+    Event,
+    Logprobs,
+    TokenLogprob,
+)
+from rx_backend.errors import StreamIncomplete, Unknown
+from rx_backend.protocols import (
+    CompletionUsage,
+    FinishReason,
+    LLMEngineOutput,
+    PreprocessedRequest,
+    PromptTokensDetails,
+    TopLogprob,
+    usage,
+)
+
+__all__ = ("DONE", "Answers", "LlamaServerAnswers", "OpenAIAnswers")
+
+E = TypeVar("E", Event, Completion)
+Encode = Callable[[str], list[int]]
+
+DONE: Final = b"[DONE]"
+"""The data of the event behind the last one."""
+
+# Words of the chat endpoint and of TGI that are not the library's own.
+_STOP_WORDS: Final[Mapping[str, str]] = {
+    "tool_calls": "stop",
+    "function_call": "stop",
+    "eos_token": "eos",
+    "stop_sequence": "stop",
+}
+
+
+class Answers(ABC, Generic[E]):
+    """
+    What the answers to one request have so far.
+
+    Args:
+        request: The request.
+        encode: Makes token ids of a text, where the server gives none; without it there are none.
+
+    Attributes:
+        is_done: Whether the stream is at its end.
+    """
+
+    def __init__(
+        self, request: PreprocessedRequest, decoder: msgspec.json.Decoder[E], encode: Encode | None
+    ) -> None:
+        self.is_done = False
+        self._decoder = decoder
+        self._encode = encode
+        self._prompt_tokens = len(request.token_ids)
+        self._open = set(range(request.sampling_options.n or 1))
+        self._several = len(self._open) > 1
+        self._top = request.output_options.logprobs or 0
+        self._made: Counter[int] = Counter()
+
+    def read(self, data: bytes) -> list[LLMEngineOutput]:
+        """
+        Return the chunks that an event adds.
+
+        Raises:
+            BackendError: The server reports an error.
+            Unknown: It is no such event.
+        """
+        if data == DONE:
+            self.is_done = True
+            return []
+        try:
+            event = self._decoder.decode(data)
+        except msgspec.MsgspecError as error:
+            raise Unknown(
+                f"the server sent no completion event: {error}: {data[:200]!r}"
+            ) from error
+        if event.error is not None:
+            raise reported_error(event.error)
+        return self._chunks(event)
+
+    @property
+    def are_complete(self) -> bool:
+        """Whether each answer has its finish reason."""
+        return not self._open
+
+    def end(self, *, is_stopped: bool) -> list[LLMEngineOutput]:
+        """
+        Return what is left at the end of the stream: terminals of answers that were stopped.
+
+        Raises:
+            StreamIncomplete: An answer has no finish reason, and nobody stopped it.
+        """
+        if self._open and not is_stopped:
+            raise StreamIncomplete("the server's stream ended without a finish reason")
+        return [self._cancelled(index) for index in sorted(self._open)]
+
+    def _cancelled(self, index: int) -> LLMEngineOutput:
+        chunk = LLMEngineOutput.cancelled()
+        chunk.index = index if self._several else None
+        return chunk.with_usage(usage(self._prompt_tokens, self._made[index]))
+
+    @abstractmethod
+    def _chunks(self, event: E) -> list[LLMEngineOutput]: ...
+
+    def _add_log_probs(self, chunk: LLMEngineOutput, entries: list[TokenLogprob]) -> None:
+        """Add the log probabilities, if there is one for each of the chunk's tokens."""
+        if len(entries) != len(chunk.token_ids):
+            return
+        chunk.log_probs = [entry.logprob for entry in entries]
+        if self._top:
+            chunk.top_logprobs = [self._likeliest(entry.top_logprobs) for entry in entries]
+
+    def _likeliest(self, entries: list[TokenLogprob]) -> list[TopLogprob]:
+        ranked = sorted(entries, key=lambda entry: -entry.logprob)[: self._top]
+        return [
+            TopLogprob(
+                rank=rank,
+                token_id=entry.id,
+                token=entry.token or None,
+                logprob=entry.logprob,
+                bytes=entry.bytes,
+            )
+            for rank, entry in enumerate(ranked, 1)
+            if entry.id is not None
+        ]
+
+
+class OpenAIAnswers(Answers[Event]):
+    """
+    The answers in a stream of ``/v1/completions`` or ``/v1/chat/completions``.
+
+    A chunk has the server's token ids, and text only where those are missing or it is a chat. The
+    tool calls and the reasoning of a chat are in ``engine_data``, as the server sends them. The last
+    terminal waits for the usage, which comes behind it.
+    """
+
+    def __init__(self, request: PreprocessedRequest, encode: Encode | None = None) -> None:
+        super().__init__(request, _EVENTS, encode)
+        self._usage: CompletionUsage | None = None
+        self._held: LLMEngineOutput | None = None
+
+    def end(self, *, is_stopped: bool) -> list[LLMEngineOutput]:
+        """Return what is left at the end of the stream; the last terminal has waited for the usage."""
+        left = super().end(is_stopped=is_stopped)
+        last, self._held = self._held, None
+        if last is None:
+            return left
+        told = self._usage
+        if told is not None:
+            # The server counts all answers together, a terminal its own.
+            others = self._made.total() - self._made[last.index or 0]
+            told.completion_tokens = max(told.completion_tokens - others, 0)
+            told.total_tokens = told.prompt_tokens + told.completion_tokens
+            last.completion_usage = told
+        return [last]
+
+    def _chunks(self, event: Event) -> list[LLMEngineOutput]:
+        if event.object == "error":
+            raise reported_error({"message": event.message, "code": event.code})
+        if event.usage is not None:
+            self._usage = event.usage
+        return [chunk for choice in event.choices if (chunk := self._chunk(choice))]
+
+    def _chunk(self, choice: Choice) -> LLMEngineOutput | None:
+        index, delta, ids, text = choice.index, choice.delta, choice.token_ids, choice.text
+        if index not in self._open:
+            return None
+        if delta is not None:
+            text = delta.content or ""
+        chunk = LLMEngineOutput(ids or [])
+        if ids is None or delta is not None:
+            chunk.text = text or None
+        if ids is None and text and self._encode is not None:
+            chunk.token_ids = ids = self._encode(text)
+        if self._several:
+            chunk.index = index
+        if delta is not None:
+            chunk.engine_data = _beside_text(delta)
+        if choice.logprobs is not None:
+            self._add_log_probs(chunk, _entries(choice.logprobs))
+        self._made[index] += bool(text) if ids is None else len(ids)
+        if choice.finish_reason is not None:
+            return self._terminal(chunk, choice, choice.finish_reason)
+        return chunk if chunk.token_ids or text or chunk.engine_data else None
+
+    def _terminal(
+        self, chunk: LLMEngineOutput, choice: Choice, word: str
+    ) -> LLMEngineOutput | None:
+        known = _STOP_WORDS.get(word)
+        chunk.finish_reason = FinishReason.parse(known or word)
+        chunk.stop_reason = choice.stop_reason
+        if choice.stop_reason is None and word in {"tool_calls", "function_call"}:
+            chunk.stop_reason = word
+        chunk.completion_usage = usage(self._prompt_tokens, self._made[choice.index])
+        self._open.discard(choice.index)
+        if self._open:
+            return chunk
+        self._held = chunk
+        return None
+
+
+class LlamaServerAnswers(Answers[Completion]):
+    """
+    The answers in a stream of llama-server's own ``/completion``.
+
+    A chunk has the text and the token ids. Of a character that is made of several tokens, the server
+    sends the last id only; *encode* then makes the ids of the text. A chunk with log probabilities for
+    all of its tokens has no text, as a frontend drops them beside it.
+    """
+
+    def __init__(self, request: PreprocessedRequest, encode: Encode | None = None) -> None:
+        super().__init__(request, _COMPLETIONS, encode)
+
+    def _chunks(self, event: Completion) -> list[LLMEngineOutput]:
+        index, ids = event.index, event.tokens
+        if index not in self._open:
+            return []
+        has_all = len(ids) >= event.tokens_predicted - self._made[index]
+        if not has_all and event.content and self._encode is not None:
+            ids = self._encode(event.content)
+        self._made[index] = event.tokens_predicted
+        chunk = LLMEngineOutput(ids, text=event.content)
+        if self._several:
+            chunk.index = index
+        if event.completion_probabilities is not None:
+            self._add_log_probs(chunk, event.completion_probabilities)
+            if has_all and chunk.log_probs:
+                chunk.text = None
+        if event.stop:
+            self._open.discard(index)
+            is_cut = event.stop_type == "limit"
+            chunk.finish_reason = FinishReason.LENGTH if is_cut else FinishReason.STOP
+            chunk.stop_reason = event.stopping_word or None
+            chunk.completion_usage = counts = usage(event.tokens_evaluated, event.tokens_predicted)
+            if event.timings is not None:
+                cached = PromptTokensDetails(cached_tokens=event.timings.cache_n)
+                counts.prompt_tokens_details = cached
+        return [chunk]
+
+
+_EVENTS: Final = msgspec.json.Decoder(Event)
+_COMPLETIONS: Final = msgspec.json.Decoder(Completion)
+
+
+def _beside_text(delta: Delta) -> dict[str, Any] | None:
+    found: dict[str, Any] = {}
+    if delta.tool_calls:
+        found["tool_calls"] = delta.tool_calls
+    if reasoning := delta.reasoning_content or delta.reasoning:
+        found["reasoning_content"] = reasoning
+    return found or None
+
+
+def _entries(logprobs: Logprobs) -> list[TokenLogprob]:
+    """Return the log probabilities of a choice in the chat's form."""
+    if logprobs.content is not None:
+        return logprobs.content
+    tokens, values = logprobs.tokens or [], logprobs.token_logprobs or []
+    tops = logprobs.top_logprobs or [None] * len(tokens)
+    return [
+        TokenLogprob(
+            logprob=0.0 if value is None else value,
+            id=_id_of(token),
+            top_logprobs=[
+                TokenLogprob(logprob=each, id=_id_of(name)) for name, each in (top or {}).items()
+            ],
+        )
+        for token, value, top in zip(tokens, values, tops, strict=True)
+    ]
+
+
+def _id_of(token: str) -> int | None:
+    """Return the id in the form ``token_id:7``, which vLLM uses on request."""
+    name, _, digits = token.partition(":")
+    return int(digits) if name == "token_id" and digits.isdecimal() else None

@@ -1,0 +1,218 @@
+"""HTTP to a server with OpenAI's API; every failure is one of the typed errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from urllib.parse import urlsplit
+
+import msgspec
+
+from rx_backend.context import RequestContext
+from rx_backend.errors import (
+    BackendError,
+    CannotConnect,
+    ConnectionTimeout,
+    Disconnected,
+    EngineShutdown,
+    InvalidArgument,
+    error_of_status,
+)
+
+if TYPE_CHECKING:
+    import aiohttp
+
+__all__ = ("OpenAIClient", "reported_error")
+
+T = TypeVar("T")
+
+_MAX_ERROR_BYTES: Final = 64 * 1024
+# Servers close an idle connection after about 5 s. One that is reused at that moment fails.
+_KEEP_ALIVE_S: Final = 2.0
+_ANSWER_S: Final = 10.0
+
+
+class OpenAIClient:
+    """
+    A pool of connections to one server, without a limit.
+
+    Args:
+        base_url: The server's address, with or without ``/v1``.
+        headers: Sent with each request.
+        connect_timeout_s: How long connecting may take, in seconds.
+
+    Attributes:
+        url: The address without ``/v1``.
+        failed: Set when the server could not be reached, or a connection to it was lost.
+
+    Raises:
+        ImportError: The package ``aiohttp`` is not installed.
+        InvalidArgument: *base_url* is no address.
+    """
+
+    def __init__(self, base_url: str, headers: Mapping[str, str], connect_timeout_s: float) -> None:
+        try:
+            self._aiohttp: Any = import_module("aiohttp")
+        except ImportError as error:
+            raise ImportError(
+                "OpenAIEngine needs the package aiohttp: pip install 'rx-backend[engine-openai]'"
+            ) from error
+        if urlsplit(base_url).scheme not in {"http", "https"} or not urlsplit(base_url).netloc:
+            raise InvalidArgument(f"base_url must be like http://host:8000/v1, got {base_url!r}")
+        self.url = base_url.rstrip("/").removesuffix("/v1")
+        self.failed = asyncio.Event()
+        self._headers = headers
+        self._connect_timeout_s = connect_timeout_s
+        self._session: aiohttp.ClientSession | None = None
+
+    async def open(self) -> None:
+        """Make the pool; nothing is connected yet."""
+        http = self._aiohttp
+        timeout = http.ClientTimeout(total=None, sock_connect=self._connect_timeout_s)
+        connector = http.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+        self._session = http.ClientSession(
+            connector=connector, timeout=timeout, headers=self._headers
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def get(self, path: str, form: type[T]) -> T | None:
+        """
+        Return the JSON at *path* as a *form*; None if there is none of that form.
+
+        Raises:
+            BackendError: The server could not be reached, or gave no answer within 10 s.
+        """
+        try:
+            timeout = self._aiohttp.ClientTimeout(total=_ANSWER_S)
+            async with self._pool().get(self.url + path, timeout=timeout) as response:
+                body = await response.read()
+                return msgspec.json.decode(body, type=form) if response.status == 200 else None
+        except msgspec.DecodeError:
+            return None
+        except (self._aiohttp.ClientError, OSError) as error:
+            raise self._failure(error) from error
+
+    async def answers(self) -> bool:
+        """Return whether the server answers at all, with whatever status."""
+        try:
+            await self.get("/v1/models", msgspec.Raw)
+        except BackendError:
+            return False
+        return True
+
+    @asynccontextmanager
+    async def post(
+        self, path: str, body: object, context: RequestContext, headers: Mapping[str, str]
+    ) -> AsyncGenerator[aiohttp.ClientResponse | None]:
+        """
+        Send a request and give its response, whose connection a stop closes; None if already stopped.
+
+        Raises:
+            BackendError: The server could not be reached, or refused the request.
+        """
+        response = await self._send_unless_stopped(path, body, context, headers)
+        if response is None:
+            yield None
+            return
+        stopping = context.stopped().subscribe(lambda _: response.close())
+        try:
+            yield response
+        finally:
+            stopping.dispose()
+            # Back to the pool if its end has arrived, else this closes it, which ends the request.
+            response.release()
+
+    async def read(self, response: aiohttp.ClientResponse) -> bytes:
+        """
+        Return what has arrived, empty at the end.
+
+        Raises:
+            BackendError: The connection was lost.
+        """
+        try:
+            return await response.content.readany()
+        except (self._aiohttp.ClientError, OSError) as error:
+            raise self._failure(error) from error
+
+    def _pool(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise EngineShutdown("the engine is not started, or was cleaned up")
+        return self._session
+
+    async def _send_unless_stopped(
+        self, path: str, body: object, context: RequestContext, headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse | None:
+        if context.is_stopped:
+            return None
+        loop, waiting = asyncio.get_running_loop(), asyncio.timeout(None)
+        try:
+            async with waiting:
+                stopping = context.stopped().subscribe(lambda _: waiting.reschedule(loop.time()))
+                try:
+                    return await self._send(path, body, headers)
+                finally:
+                    stopping.dispose()
+        except TimeoutError:
+            if not waiting.expired():
+                raise
+            return None
+
+    async def _send(
+        self, path: str, body: object, headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
+        data = msgspec.json.encode(body)
+        headers = {"content-type": "application/json", **headers}
+        try:
+            response = await self._pool().post(self.url + path, data=data, headers=headers)
+            if response.status >= 400:
+                async with response:
+                    told = await response.content.read(_MAX_ERROR_BYTES)
+                    raise _refusal(response.status, told)
+        except (self._aiohttp.ClientError, OSError) as error:
+            raise self._failure(error) from error
+        return response
+
+    def _failure(self, error: Exception) -> BackendError:
+        self.failed.set()
+        text = f"{self.url}: {error or type(error).__name__}"
+        if isinstance(error, TimeoutError):
+            return ConnectionTimeout(text)
+        if isinstance(error, self._aiohttp.ClientConnectorError):
+            return CannotConnect(text)
+        return Disconnected(text)
+
+
+def _refusal(status: int, body: bytes) -> BackendError:
+    try:
+        told: Any = msgspec.json.decode(body)
+        told = told.get("error", told)
+    except (msgspec.DecodeError, AttributeError):
+        told = body.decode(errors="replace") or f"status {status}"
+    return reported_error(told, status)
+
+
+def reported_error(told: Any, status: int | None = None) -> BackendError:
+    """
+    Return what a server reports as ``error`` as a typed error.
+
+    Args:
+        told: A text, or an object with ``message`` and perhaps a number as ``code``.
+        status: The HTTP status, if it is an error status; it decides before the code.
+
+    >>> reported_error({"message": "too long", "code": 400})
+    InvalidArgument('too long')
+    >>> reported_error("out of memory")
+    Unknown('out of memory')
+    """
+    if not isinstance(told, dict):
+        return error_of_status(status, str(told))
+    fields = cast("dict[str, Any]", told)
+    return error_of_status(status or fields.get("code"), str(fields.get("message") or fields))

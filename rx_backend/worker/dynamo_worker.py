@@ -1,0 +1,213 @@
+"""The command ``rx-backend dynamo``: one of Dynamo's own workers, with our operators around it."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import runpy
+import sys
+import traceback
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, cast
+
+from rx_backend.adapter import EngineAdapter
+from rx_backend.context import RequestContext
+from rx_backend.disagg import DisaggregationMode
+from rx_backend.dynamo.context import BridgedContext
+from rx_backend.dynamo.outlet import ResponseSender
+from rx_backend.dynamo.serving import Handler, serving
+from rx_backend.engine import ChunkSource, EngineConfig, LLMEngine
+from rx_backend.errors import InvalidArgument
+from rx_backend.pipeline import PipelineSource, standard_pipeline
+from rx_backend.protocols import PreprocessedRequest, to_builtins
+from rx_backend.telemetry.switch import OtlpSwitch, telling
+from rx_backend.worker.serve import load_pipeline
+
+__all__ = ("HandlerEngine", "run_module", "with_pipeline", "wrapped_endpoints")
+
+_GENERATE = "generate"
+
+
+def run_module(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    pipeline: str | None = None,
+    mode: DisaggregationMode | str = DisaggregationMode.AGGREGATED,
+    otlp: str | None = None,
+    say: Callable[[str], object] = print,
+) -> int:
+    """
+    Run a worker of Dynamo's as ``python -m module arguments...`` does, with a pipeline in it.
+
+    The module runs unmodified, and so do the processes that it starts.
+
+    Args:
+        module: The worker, as ``dynamo.vllm``.
+        arguments: Its arguments.
+        pipeline: ``module:name`` of a pipeline, or of a function that makes one from a request's
+            scope; the standard pipeline by default.
+        mode: The worker's role, as its own arguments have it: ``agg``, ``prefill`` or ``decode``.
+        otlp: Where traces and metrics go, see :class:`OtlpSwitch`.
+        say: Takes a line of output.
+
+    Returns:
+        The exit code that the module ends with. An exception of its own is printed, and is 1.
+
+    Raises:
+        InvalidArgument: There is no such module, the pipeline can't be loaded, the *mode* is
+            unknown, the runtime is not installed, or telemetry can't be set up.
+    """
+    _check_module(module)
+    operators = load_pipeline(pipeline)
+    role = DisaggregationMode.parse(mode)
+    switch = OtlpSwitch(otlp, os.environ)
+    telemetry = switch.configure("" if role is DisaggregationMode.AGGREGATED else role.value)
+    sys.argv = [module, *arguments]
+    with telling(telemetry, say), wrapped_endpoints(operators, mode=role):
+        return _run(module)
+
+
+def _check_module(name: str) -> None:
+    try:
+        found = find_spec(name)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise InvalidArgument(f"module: no module named {name!r}")
+
+
+def _run(module: str) -> int:
+    try:
+        # Spawned processes import the main module by its name, without what is changed here.
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
+            return 1
+        return end.code or 0
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+@contextmanager
+def wrapped_endpoints(
+    pipeline: PipelineSource = standard_pipeline,
+    *,
+    mode: DisaggregationMode | str = DisaggregationMode.AGGREGATED,
+) -> Generator[None]:
+    """
+    In the block, endpoints that serve a handler named ``generate`` serve it through a pipeline.
+
+    Other handlers, such as those for LoRA adapters, are served as they are.
+
+    Args:
+        pipeline: A pipeline, or a function that returns one from a request's scope.
+        mode: The worker's role.
+
+    Raises:
+        InvalidArgument: The package ``ai-dynamo-runtime`` is not installed.
+    """
+    try:
+        endpoint = import_module("dynamo._core").Endpoint
+    except ImportError as error:
+        raise InvalidArgument(
+            "a worker needs the package ai-dynamo-runtime: pip install 'rx-backend[dynamo]'"
+        ) from error
+    # The runtime has no hook for this, and the class is open for it.
+    original = endpoint.serve_endpoint
+
+    def serve_endpoint(self: object, handler: Handler, *args: Any, **options: Any) -> Any:
+        if getattr(handler, "__name__", None) == _GENERATE:
+            handler = with_pipeline(handler, pipeline, mode=mode)
+        return original(self, handler, *args, **options)
+
+    endpoint.serve_endpoint = serve_endpoint
+    try:
+        yield
+    finally:
+        endpoint.serve_endpoint = original
+
+
+def with_pipeline(
+    handler: Handler,
+    pipeline: PipelineSource = standard_pipeline,
+    *,
+    mode: DisaggregationMode | str = DisaggregationMode.AGGREGATED,
+) -> Handler:
+    """
+    Return a handler that puts a pipeline around the chunks of *handler*.
+
+    A request without a prompt of token ids, as of an embedding worker or one that tokenizes itself,
+    goes to *handler* directly, and its answer is not looked at.
+
+    Args:
+        handler: Called with a request and the runtime's context, gives an iterator of chunks.
+        pipeline: A pipeline, or a function that returns one from a request's scope.
+        mode: The worker's role.
+    """
+    engine = HandlerEngine(handler)
+    served = serving(EngineAdapter(engine, mode, pipeline))
+
+    def generate(
+        request: Any, context: Any, response_sender: ResponseSender | None = None
+    ) -> AsyncIterator[Any]:
+        if _has_tokens(request):
+            return served(request, context, response_sender)
+        return _unchanged(engine.answer(request, context), response_sender)
+
+    return generate
+
+
+class HandlerEngine(LLMEngine):
+    """
+    A handler of Dynamo's as an engine; whoever made the handler starts and ends what is behind it.
+
+    The handler gets the runtime's own context, which it may hand on to the runtime. So it hears of
+    the runtime's signals and of the end of its stream, but of no other stop from our side.
+
+    Args:
+        handler: Called with a request as a dict and the runtime's context.
+    """
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        # As the runtime decides it.
+        self._takes_context = "context" in inspect.signature(handler).parameters
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        """Announce nothing: the model is registered by the worker."""
+        return EngineConfig(model=_GENERATE)
+
+    def generate(self, request: PreprocessedRequest, context: RequestContext) -> ChunkSource:
+        """Call the handler."""
+        own = context.runtime_context if isinstance(context, BridgedContext) else context
+        return self.answer(to_builtins(request), own)
+
+    def answer(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """Call the handler with these, as the runtime does."""
+        return self._handler(request, context) if self._takes_context else self._handler(request)
+
+
+def _has_tokens(request: object) -> bool:
+    if not isinstance(request, Mapping):
+        return False
+    prompt = cast("Mapping[str, object]", request).get("token_ids")
+    return isinstance(prompt, list) and not isinstance(cast("list[object]", [*prompt, 0])[0], list)
+
+
+async def _unchanged(
+    items: AsyncIterator[Any], response_sender: ResponseSender | None
+) -> AsyncGenerator[Any]:
+    async for item in items:
+        if response_sender is None:
+            yield item
+        else:
+            response_sender.send(item)
+    if response_sender is not None:
+        response_sender.close()

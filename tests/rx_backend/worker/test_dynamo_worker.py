@@ -1,0 +1,132 @@
+"""`rx-backend dynamo`: a worker of Dynamo's kind runs unmodified, its answers through a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from operators import Pipeline, limit_tokens
+from rx_backend.pipeline import standard_pipeline
+from tests.rx_backend.dynamo._runtime import ENVIRONMENT, cluster, new_context, real, received
+from tests.rx_backend.worker._processes import START_S, Served, dynamo, until
+from tests.rx_backend.worker.dynamo_module import ENDLESS, LOST, REFUSED, WHOLE
+
+pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(60)]
+
+MODULE = "tests.rx_backend.worker.dynamo_module"
+THREE: Pipeline = standard_pipeline.insert_after("until_terminal", limit_tokens(3))
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Served]:
+    """A worker with a pipeline of three tokens, and this process beside it in discovery."""
+    for name, value in {**ENVIRONMENT, "DYN_FILE_KV": str(tmp_path / "discovery")}.items():
+        monkeypatch.setenv(name, value)
+    pipeline = f"{__name__}:THREE"
+    with dynamo(tmp_path, "--pipeline", pipeline, MODULE, "--pipeline", "its own") as served:
+        served.line("argv", START_S)
+        yield served
+
+
+@asynccontextmanager
+async def endpoint(name: str = "generate") -> AsyncGenerator[Any]:
+    async with cluster() as joined:
+        yield await joined.client(name)
+
+
+def request(what: int, max_tokens: int | None = None) -> dict[str, Any]:
+    return {"model": "m", "token_ids": [what], "stop_conditions": {"max_tokens": max_tokens}}
+
+
+@pytest.mark.rows("E2", "S6")
+def test_a_handler_named_generate_is_served_through_the_pipeline(worker: Served) -> None:
+    """The pipeline ends an answer; log-probs stay; errors keep their kind, a 4xx is the client's."""
+
+    @real
+    async def ask() -> None:
+        async with endpoint() as client:
+            chunks = await received(client.generate(request(WHOLE, 5), context=new_context("r1")))
+            assert [chunk["token_ids"] for chunk in chunks] == [[0], [1], [2]]
+            assert [chunk["log_probs"] for chunk in chunks] == [[-0.5]] * 3
+            assert chunks[-1]["finish_reason"] == "length"
+            # What the client says of these two kinds.
+            for what, error in (
+                (REFUSED, r"^HTTP 422: not like this$"),
+                (LOST, "^Unavailable: gone$"),
+            ):
+                with pytest.raises(Exception, match=error):
+                    await received(client.generate(request(what, 2)))
+
+    ask()
+    assert until(lambda: worker.count("over r1 killed=False") == 1, worker)
+
+
+def test_a_client_that_leaves_ends_the_handlers_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler hears of it by the runtime's own context, and its generator is closed."""
+    for name, value in {**ENVIRONMENT, "DYN_FILE_KV": str(tmp_path / "discovery")}.items():
+        monkeypatch.setenv(name, value)
+
+    @real
+    async def leave() -> None:
+        async with endpoint() as client:
+            context = new_context("r1")
+            stream = await client.generate(request(ENDLESS), context=context)
+            await anext(stream)
+            context.stop_generating()
+
+    with dynamo(tmp_path, MODULE) as worker:
+        worker.line("argv", START_S)
+        leave()
+        assert until(lambda: [line for line in worker.seen if line.startswith("over")], worker)
+
+
+@pytest.mark.rows("E2")
+def test_what_is_no_tokens_and_other_handlers_are_served_as_they_are(worker: Served) -> None:
+    """A request without a prompt of tokens, another handler, one that takes no context."""
+
+    @real
+    async def ask() -> None:
+        async with endpoint() as client:
+            text = {"messages": [{"role": "user", "content": "Hello"}]}
+            assert await received(client.generate(text)) == [{"echo": text}]
+        async with endpoint("flush") as client:
+            assert await received(client.generate({"token_ids": [1]})) == [
+                {"flushed": {"token_ids": [1]}}
+            ]
+        async with endpoint("alone") as client:
+            (chunk,) = await received(client.generate(request(7)))
+            assert (chunk["token_ids"], chunk["finish_reason"]) == ([7], "length")
+
+    ask()
+
+
+def test_the_module_has_its_arguments_and_its_processes_are_untouched(worker: Served) -> None:
+    """What follows the module is the module's own; a process that it spawns has the runtime's class."""
+    assert worker.count("argv ['--pipeline', 'its own']") == 1
+    (child,) = (line.split() for line in worker.seen if line.startswith("child"))
+    assert child == ["child", "__mp_main__", "Endpoint.serve_endpoint"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        ((MODULE, "--bad"), 2, ""),
+        ((MODULE, "--full-disk"), 1, "OSError: no space left"),
+        (("tests.rx_backend.worker.nowhere",), 2, "no module named"),
+        (("--pipeline", "nowhere:x", MODULE), 2, "no module named 'nowhere'"),
+        ((), 2, "required: module"),
+    ],
+)
+def test_how_it_ends_when_it_does_not_run(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, line: str
+) -> None:
+    """The module's exit code and traceback are its own; a wrong command is a line and code 2."""
+    with dynamo(tmp_path, *arguments) as served:
+        assert served.ended(START_S) == code
+        assert line.lower() in "".join(served.seen).lower()
