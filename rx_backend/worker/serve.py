@@ -9,18 +9,16 @@ import math
 import os
 import shlex
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any
 
-from operators import Pipeline
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.dynamo import from_any_engine
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import BackendError, Disconnected, InvalidArgument
-from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.telemetry import configure_logs
 from rx_backend.telemetry.switch import OtlpSwitch, telling
 from rx_backend.testing import load_engine_factory
-from rx_backend.testing.engine_loading import load_object
+from rx_backend.testing.engine_loading import load_pipeline
 from rx_backend.worker.dynamo_runtime import DynamoRuntime
 from rx_backend.worker.frontend import http_address, log_warnings_only, until_listed
 from rx_backend.worker.options import ServeOptions
@@ -53,7 +51,7 @@ def prepare_worker(options: ServeOptions) -> Callable[[Say], None]:
     worker = Worker(
         _engine(options),
         mode=mode,
-        pipeline=_pipeline(options),
+        pipeline=load_pipeline(options.pipeline),
         namespace=namespace,
         component=component,
         endpoint=endpoint,
@@ -94,19 +92,6 @@ def _engine(options: ServeOptions) -> LLMEngine:
 
 async def _result(made: Awaitable[object]) -> object:
     return await made
-
-
-def _pipeline(options: ServeOptions) -> PipelineSource:
-    """Load what ``--pipeline`` names."""
-    if options.pipeline is None:
-        return standard_pipeline
-    found = load_object(options.pipeline, "pipeline")
-    if isinstance(found, Pipeline) or callable(found):
-        return cast("PipelineSource", found)
-    raise InvalidArgument(
-        f"pipeline {options.pipeline}: expected a Pipeline, or a function that returns one from a "
-        f"request's scope, got {type(found).__name__}"
-    )
 
 
 async def _serve(
