@@ -27,19 +27,19 @@ class StepSequence:
     Attributes:
         request: The request.
         context: Its context.
-        state: Whatever the scheduler keeps for it.
+        state: Whatever the scheduler keeps for it; at first what `StepThread.stream` was given.
         made: Tokens emitted so far.
     """
 
     __slots__ = ("_outgoing", "context", "is_over", "made", "queue", "request", "state")
 
     def __init__(
-        self, request: PreprocessedRequest, context: RequestContext, queue: ChunkQueue
+        self, request: PreprocessedRequest, context: RequestContext, queue: ChunkQueue, state: Any
     ) -> None:
         self.request = request
         self.context = context
         self.queue = queue
-        self.state: Any = None
+        self.state = state
         self.made = 0
         self.is_over = False
         self._outgoing: list[LLMEngineOutput | BaseException] = []
@@ -159,10 +159,15 @@ class StepThread:
         return len(self._waiting)
 
     async def stream(
-        self, request: PreprocessedRequest, context: RequestContext
+        self, request: PreprocessedRequest, context: RequestContext, *, state: Any = None
     ) -> AsyncGenerator[LLMEngineOutput]:
         """
         Queue a request and yield its chunks, to the terminal.
+
+        Args:
+            request: The request.
+            context: Its context.
+            state: The first `StepSequence.state`.
 
         Raises:
             EngineShutdown: The thread was closed, before or meanwhile.
@@ -170,7 +175,7 @@ class StepThread:
         """
         queue = ChunkQueue(request, context, ahead=self._ahead, on_change=self._wake)
         with queue:
-            self._submit(StepSequence(request, context, queue))
+            self._submit(StepSequence(request, context, queue, state))
             async for chunk in queue:
                 yield chunk
 
