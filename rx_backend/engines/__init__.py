@@ -1,7 +1,36 @@
-"""Engines that need no model, accelerator or network."""
+"""
+Engines, and what engines of one's own are made with.
 
+- ``SampleEngine`` and ``SimulatedEngine`` need no model, accelerator or network.
+- ``iterate_in_thread``, ``ThreadInbox`` and ``StepThread`` turn a blocking iterator, callbacks on
+  threads, and a scheduler into streams.
+- ``check_prompt``, ``check_options``, ``output_tokens`` and ``stop_token_ids`` read a request.
+"""
+
+from rx_backend.engines.in_thread import iterate_in_thread
+from rx_backend.engines.inbox import ThreadInbox
+from rx_backend.engines.request_checks import (
+    check_options,
+    check_prompt,
+    output_tokens,
+    stop_token_ids,
+)
 from rx_backend.engines.sample import SampleEngine
 from rx_backend.engines.sequence import Load
 from rx_backend.engines.simulated import SimulatedEngine
+from rx_backend.engines.step_thread import StepScheduler, StepSequence, StepThread
 
-__all__ = ("Load", "SampleEngine", "SimulatedEngine")
+__all__ = (
+    "Load",
+    "SampleEngine",
+    "SimulatedEngine",
+    "StepScheduler",
+    "StepSequence",
+    "StepThread",
+    "ThreadInbox",
+    "check_options",
+    "check_prompt",
+    "iterate_in_thread",
+    "output_tokens",
+    "stop_token_ids",
+)

@@ -17,7 +17,7 @@ from rx_backend.errors import EngineShutdown, as_backend_error
 from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import FinishReason, LLMEngineOutput, PreprocessedRequest, usage
 
-__all__ = ("Scheduler", "StepSequence", "StepThread")
+__all__ = ("StepScheduler", "StepSequence", "StepThread")
 
 
 class StepSequence:
@@ -78,7 +78,7 @@ class StepSequence:
         return outgoing
 
 
-class Scheduler(Protocol):
+class StepScheduler(Protocol):
     """What an engine does in the thread of a :class:`StepThread`."""
 
     def admit(self, sequence: StepSequence) -> None:
@@ -135,7 +135,7 @@ class StepThread:
     [3] stop
     """
 
-    def __init__(self, scheduler: Scheduler, *, max_sequences: int, ahead: int = 16) -> None:
+    def __init__(self, scheduler: StepScheduler, *, max_sequences: int, ahead: int = 16) -> None:
         self._loop = asyncio.get_running_loop()
         self._scheduler = scheduler
         self._max = whole("max_sequences", max_sequences, low=1)

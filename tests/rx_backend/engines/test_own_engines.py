@@ -1,0 +1,590 @@
+"""Engines made with the helpers: order, back-pressure, stops, drops, and no thread left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rx_backend import (
+    EngineConfig,
+    EngineShutdown,
+    FinishReason,
+    InvalidArgument,
+    LLMEngine,
+    LLMEngineOutput,
+    PreprocessedRequest,
+    RequestContext,
+    Unknown,
+)
+from rx_backend.engines.in_thread import iterate_in_thread
+from rx_backend.engines.inbox import ThreadInbox
+from rx_backend.engines.step_thread import StepSequence, StepThread
+from rx_backend.protocols import StopConditions
+from rx_backend.testing import run_conformance
+
+REQUEST = PreprocessedRequest(token_ids=[1, 2, 3])
+LONG_S = 10.0
+
+
+def wait_for_threads(before: set[threading.Thread]) -> None:
+    """Fail if a thread that was started since *before* does not end."""
+    for thread in set(threading.enumerate()) - before:
+        thread.join(LONG_S)
+        assert not thread.is_alive(), thread
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a test's coroutine, then see that its threads end."""
+    before = set(threading.enumerate())
+    asyncio.run(asyncio.wait_for(main(), LONG_S))
+    wait_for_threads(before)
+
+
+def tokens(number: int) -> Iterator[LLMEngineOutput]:
+    """Yield that many tokens and the terminal."""
+    for token in range(number):
+        yield LLMEngineOutput.token(token)
+    yield LLMEngineOutput.stop()
+
+
+async def read(chunks: AsyncGenerator[LLMEngineOutput]) -> list[tuple[list[int], str]]:
+    return [(chunk.token_ids, str(chunk.finish_reason)) async for chunk in chunks]
+
+
+# ------------------------------------------------------------------ a blocking iterator
+
+
+@pytest.mark.rows("E2", "E3")
+@pytest.mark.parametrize("ahead", [1, 2, 100])
+def test_iterator_in_order(ahead: int) -> None:
+    """Every chunk arrives once, in order, then the end."""
+
+    async def main() -> None:
+        chunks = iterate_in_thread(lambda: tokens(50), REQUEST, RequestContext(), ahead=ahead)
+        expected = [([token], "None") for token in range(50)] + [([], "stop")]
+        assert await read(chunks) == expected
+
+    run(main)
+
+
+def test_iterator_is_not_far_ahead() -> None:
+    """The thread makes what may wait, and one more that it can't hand over yet."""
+    made: list[int] = []
+    third = threading.Event()
+
+    def watched() -> Iterator[LLMEngineOutput]:
+        for chunk in tokens(100):
+            made.append(1)
+            if len(made) == 6:
+                third.set()
+            yield chunk
+
+    async def main() -> None:
+        chunks = iterate_in_thread(watched, REQUEST, RequestContext(), ahead=3)
+        async with aclosing(chunks):
+            await anext(chunks)
+            await anext(chunks)
+            # Two were taken, three wait, and one is in the thread's hand.
+            await asyncio.to_thread(third.wait, LONG_S)
+            await asyncio.sleep(0)
+            assert len(made) == 6
+
+    run(main)
+
+
+@pytest.mark.rows("E4")
+def test_stop_while_the_iterator_blocks() -> None:
+    """The client has its terminal at once; the iterator is closed when it returns."""
+    go_on, closed = threading.Event(), threading.Event()
+
+    def blocking() -> Iterator[LLMEngineOutput]:
+        try:
+            yield LLMEngineOutput.token(7)
+            go_on.wait(LONG_S)
+            yield LLMEngineOutput.token(8)
+        finally:
+            closed.set()
+
+    async def main() -> None:
+        context = RequestContext()
+        chunks = iterate_in_thread(blocking, REQUEST, context)
+        assert (await anext(chunks)).token_ids == [7]
+        waiting = asyncio.ensure_future(anext(chunks))
+        await asyncio.sleep(0)
+        context.stop_generating()
+        last = await waiting
+        assert last.finish_reason == FinishReason.CANCELLED
+        assert last.completion_usage is not None
+        assert last.completion_usage.completion_tokens == 1
+        assert await read(chunks) == []
+        assert not closed.is_set()
+        go_on.set()
+        assert await asyncio.to_thread(closed.wait, LONG_S)
+
+    run(main)
+
+
+def test_drop_closes_the_iterator() -> None:
+    """A consumer that leaves ends the thread, which waits for room."""
+    closed = threading.Event()
+
+    def endless() -> Iterator[LLMEngineOutput]:
+        try:
+            while True:
+                yield LLMEngineOutput.token(1)
+        finally:
+            closed.set()
+
+    async def main() -> None:
+        chunks = iterate_in_thread(endless, REQUEST, RequestContext(), ahead=2)
+        await anext(chunks)
+        await chunks.aclose()
+        assert await asyncio.to_thread(closed.wait, LONG_S)
+
+    run(main)
+
+
+@pytest.mark.rows("S5")
+def test_error_behind_the_chunks() -> None:
+    """What was made before an error arrives before it; the error is the iterator's own."""
+
+    def failing() -> Iterator[LLMEngineOutput]:
+        yield LLMEngineOutput.token(1)
+        raise LookupError("no such page")
+
+    async def main() -> None:
+        chunks = iterate_in_thread(failing, REQUEST, RequestContext())
+        assert (await anext(chunks)).token_ids == [1]
+        with pytest.raises(LookupError, match="no such page"):
+            await anext(chunks)
+
+    run(main)
+
+
+def test_context_variables_reach_the_thread() -> None:
+    """A span that is current at the first pull is current in the iterator."""
+    tenant = contextvars.ContextVar("tenant", default="nobody")
+    seen: list[str] = []
+
+    def looking() -> Iterator[LLMEngineOutput]:
+        seen.append(tenant.get())
+        yield LLMEngineOutput.stop()
+
+    async def main() -> None:
+        tenant.set("a")
+        await read(iterate_in_thread(looking, REQUEST, RequestContext()))
+        assert seen == ["a"]
+
+    run(main)
+
+
+# ------------------------------------------------------------------ callbacks
+
+
+def test_inbox_of_several_threads() -> None:
+    """What one thread puts stays in order; nothing is lost of any."""
+
+    async def main() -> None:
+        with ThreadInbox(REQUEST, RequestContext(), ahead=2) as inbox:
+
+            def put(first: int) -> None:
+                for token in range(first, first + 30):
+                    assert inbox.put(LLMEngineOutput.token(token))
+
+            def all_threads() -> None:
+                threads = [threading.Thread(target=put, args=(n * 100,)) for n in range(3)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                inbox.end()
+
+            threading.Thread(target=all_threads).start()
+            got = [chunk.token_ids[0] async for chunk in inbox]
+        for first in (0, 100, 200):
+            mine = [token for token in got if first <= token < first + 100]
+            assert mine == list(range(first, first + 30))
+
+    run(main)
+
+
+def test_put_says_that_the_consumer_has_left() -> None:
+    """A callback that waits for room is told, and so is each later one."""
+    answers: list[bool] = []
+
+    async def main() -> None:
+        with ThreadInbox(REQUEST, RequestContext(), ahead=1) as inbox:
+
+            def put() -> None:
+                answers.extend(inbox.put(LLMEngineOutput.token(1)) for _ in range(3))
+
+            thread = threading.Thread(target=put)
+            thread.start()
+            await anext(aiter(inbox))
+        await asyncio.to_thread(thread.join)
+        assert answers in ([True, True, False], [True, False, False])
+        assert inbox.is_left
+
+    run(main)
+
+
+def test_end_after_the_loop_is_closed() -> None:
+    """A thread that outlives the loop ends without an error."""
+    kept: list[ThreadInbox] = []
+
+    async def main() -> None:
+        with ThreadInbox(REQUEST, RequestContext()) as inbox:
+            kept.append(inbox)
+
+    run(main)
+    assert not kept[0].put(LLMEngineOutput.token(1))
+    kept[0].end()
+
+
+@pytest.mark.parametrize("ahead", [0, -1, 1.5, True])
+def test_bad_ahead(ahead: Any) -> None:
+    """The message names the argument."""
+
+    async def main() -> None:
+        with pytest.raises(InvalidArgument, match="ahead"):
+            ThreadInbox(REQUEST, RequestContext(), ahead=ahead)
+        with pytest.raises(InvalidArgument, match="ahead"):
+            StepThread(Counting(), max_sequences=1, ahead=ahead)
+
+    run(main)
+
+
+# ------------------------------------------------------------------ a scheduler
+
+
+class Counting:
+    """Emits 0, 1, 2, ... for each sequence, as many as it asks for; notes what is done to it."""
+
+    def __init__(self) -> None:
+        self.admitted: list[StepSequence] = []
+        self.released: list[StepSequence] = []
+        self.most = 0
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def admit(self, sequence: StepSequence) -> None:
+        if sequence.request.token_ids == [666]:
+            raise MemoryError("no room")
+        self.admitted.append(sequence)
+
+    def step(self, sequences: list[StepSequence]) -> None:
+        assert self.gate.wait(LONG_S)
+        self.most = max(self.most, len(sequences))
+        for sequence in sequences:
+            wanted = sequence.request.stop_conditions.max_tokens or 1
+            last = sequence.made + 1 == wanted
+            sequence.emit_token(sequence.made, FinishReason.LENGTH if last else None)
+
+    def release(self, sequence: StepSequence) -> None:
+        self.released.append(sequence)
+
+    def check_released(self) -> None:
+        """Every admitted sequence was released, each once."""
+        assert sorted(map(id, self.released)) == sorted(map(id, self.admitted))
+
+
+def asking(number: int, prompt: int = 1) -> PreprocessedRequest:
+    return PreprocessedRequest(
+        token_ids=[prompt], stop_conditions=StopConditions(max_tokens=number)
+    )
+
+
+def answer(number: int) -> list[tuple[list[int], str]]:
+    return [([token], "length" if token == number - 1 else "None") for token in range(number)]
+
+
+@pytest.mark.rows("E1", "E3")
+def test_more_streams_than_places() -> None:
+    """Each gets its own tokens; never more than the batch's size are stepped."""
+
+    async def main() -> None:
+        scheduler = Counting()
+        steps = StepThread(scheduler, max_sequences=3)
+        streams = [steps.stream(asking(n + 1), RequestContext()) for n in range(20)]
+        assert await asyncio.gather(*map(read, streams)) == [answer(n + 1) for n in range(20)]
+        await steps.close()
+        assert scheduler.most <= 3
+        scheduler.check_released()
+        assert (steps.active, steps.waiting) == (0, 0)
+
+    run(main)
+
+
+def test_the_slow_wait_alone() -> None:
+    """A consumer that does not read holds back its own sequence, and gets all of it later."""
+
+    async def main() -> None:
+        scheduler = Counting()
+        steps = StepThread(scheduler, max_sequences=2, ahead=4)
+        slow = steps.stream(asking(50), RequestContext())
+        got = [(await anext(slow)).token_ids]
+        assert await read(steps.stream(asking(200), RequestContext())) == answer(200)
+        (sequence,) = [each for each in scheduler.admitted if each not in scheduler.released]
+        assert sequence.made <= 1 + 4
+        got += [ids for ids, _ in await read(slow)]
+        assert got == [[token] for token in range(50)]
+        await steps.close()
+
+    run(main)
+
+
+def test_the_batch_sleeps_behind_the_slow() -> None:
+    """With nobody to step the thread waits; a read wakes it."""
+
+    async def main() -> None:
+        steps = StepThread(Counting(), max_sequences=2, ahead=1)
+        streams = [steps.stream(asking(30), RequestContext()) for _ in range(2)]
+        got: list[list[int]] = [[], []]
+        for _ in range(30):
+            for place, stream in enumerate(streams):
+                got[place] += (await anext(stream)).token_ids
+        assert got == [list(range(30))] * 2
+        await asyncio.gather(*map(read, streams))
+        await steps.close()
+
+    run(main)
+
+
+@pytest.mark.rows("E4")
+def test_stop_and_drop_free_the_place() -> None:
+    """Who waits behind a stopped and a dropped request gets its place at the next step."""
+
+    async def main() -> None:
+        scheduler = Counting()
+        steps = StepThread(scheduler, max_sequences=2)
+        contexts = [RequestContext(), RequestContext()]
+        streams = [steps.stream(asking(10**9), context) for context in contexts]
+        for stream in streams:
+            await anext(stream)
+        behind = asyncio.create_task(read(steps.stream(asking(3), RequestContext())))
+        contexts[0].stop_generating()
+        await streams[1].aclose()
+        rest = await read(streams[0])
+        assert rest[-1] == ([], "cancelled")
+        assert await behind == answer(3)
+        await steps.close()
+        scheduler.check_released()
+
+    run(main)
+
+
+@pytest.mark.rows("A4")
+def test_decode_mode_stops_after_the_first_token() -> None:
+    """A stop before it is heard once it is there."""
+
+    async def main() -> None:
+        scheduler = Counting()
+        scheduler.gate.clear()
+        steps = StepThread(scheduler, max_sequences=1)
+        context = RequestContext()
+        context.bind(asyncio.get_running_loop(), decode=True)
+        context.stop_generating()
+        stream = steps.stream(asking(100), context)
+        first = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        scheduler.gate.set()
+        assert (await first).token_ids == [0]
+        assert (await read(stream))[-1] == ([], "cancelled")
+        await steps.close()
+        scheduler.check_released()
+
+    run(main)
+
+
+@pytest.mark.rows("S5")
+def test_errors_end_whom_they_concern() -> None:
+    """An error of `admit` ends its own request; one of `step` ends those in the step."""
+
+    class Failing(Counting):
+        def step(self, sequences: list[StepSequence]) -> None:
+            if any(each.request.token_ids == [13] for each in sequences):
+                raise Unknown("device lost")
+            super().step(sequences)
+
+    async def main() -> None:
+        scheduler = Failing()
+        steps = StepThread(scheduler, max_sequences=4)
+        with pytest.raises(Unknown, match="no room"):
+            await read(steps.stream(asking(3, prompt=666), RequestContext()))
+        assert await read(steps.stream(asking(3), RequestContext())) == answer(3)
+        both = [steps.stream(asking(3, prompt=13), RequestContext()) for _ in range(2)]
+        errors = await asyncio.gather(*map(read, both), return_exceptions=True)
+        assert [str(error) for error in errors] == ["BackendUnknown: device lost"] * 2
+        assert errors[0] is not errors[1]
+        assert await read(steps.stream(asking(3), RequestContext())) == answer(3)
+        await steps.close()
+        scheduler.check_released()
+
+    run(main)
+
+
+@pytest.mark.rows("E5")
+def test_close_ends_streams() -> None:
+    """Those in the batch, those in the queue and later ones; a second close does nothing."""
+
+    async def main() -> None:
+        scheduler = Counting()
+        steps = StepThread(scheduler, max_sequences=1)
+        running = steps.stream(asking(10**9), RequestContext())
+        await anext(running)
+        queued = asyncio.ensure_future(anext(steps.stream(asking(1), RequestContext())))
+        await asyncio.sleep(0)
+        await steps.close()
+        await steps.close()
+        for left in (read(running), queued, read(steps.stream(asking(1), RequestContext()))):
+            with pytest.raises(EngineShutdown):
+                await left
+        scheduler.check_released()
+
+    run(main)
+
+
+def test_a_thread_that_dies_is_lost() -> None:
+    """What is no `Exception` ends the thread: its streams fail, and the engine is lost."""
+
+    class Dying(Counting):
+        def step(self, sequences: list[StepSequence]) -> None:
+            raise SystemExit(3)
+
+    async def main() -> None:
+        steps = StepThread(Dying(), max_sequences=1)
+        with pytest.raises(SystemExit):
+            await read(steps.stream(asking(3), RequestContext()))
+        assert "SystemExit(3)" in await steps.lost()
+        await steps.close()
+
+    run(main)
+
+
+PLANS = st.lists(
+    st.tuples(
+        st.integers(1, 12),  # tokens
+        st.sampled_from(["read", "lag", "stop", "drop", "never"]),
+        st.integers(0, 12),  # after how many
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+async def _client(steps: StepThread, plan: tuple[int, str, int], draw: random.Random) -> None:
+    """Do as planned, and check what was read."""
+    wanted, kind, after = plan
+    context = RequestContext()
+    got: list[tuple[list[int], str]] = []
+    async with aclosing(steps.stream(asking(wanted), context)) as stream:
+        if kind == "never":
+            return
+        async for chunk in stream:
+            got.append((chunk.token_ids, str(chunk.finish_reason)))
+            for _ in range(draw.randrange(4) if kind == "lag" else 0):
+                await asyncio.sleep(0)
+            if len(got) == after and kind == "stop":
+                context.stop_generating()
+            if len(got) == after and kind == "drop":
+                break
+    if got[-1][1] == "cancelled":
+        assert kind == "stop"
+        assert len(got) - 1 >= after
+        got.pop()
+    elif kind != "drop":
+        assert len(got) == wanted
+    assert got == answer(wanted)[: len(got)]
+
+
+@given(plans=PLANS, places=st.integers(1, 4), ahead=st.integers(1, 5), seed=st.integers(0, 99))
+def test_any_mix_of_clients(
+    plans: list[tuple[int, str, int]], places: int, ahead: int, seed: int
+) -> None:
+    """Whatever its neighbours do, a client that stays gets its tokens; everything is released."""
+    draw = random.Random(seed)
+
+    async def main() -> None:
+        scheduler = Counting()
+        steps = StepThread(scheduler, max_sequences=places, ahead=ahead)
+        await asyncio.gather(*(_client(steps, plan, draw) for plan in plans))
+        await steps.close()
+        assert scheduler.most <= places
+        scheduler.check_released()
+
+    run(main)
+
+
+# ------------------------------------------------------------------ as engines
+
+
+class Iterating(LLMEngine):
+    """An engine whose library gives a blocking iterator."""
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        return EngineConfig(model="iterating")
+
+    def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        number = request.stop_conditions.max_tokens or 4
+        return iterate_in_thread(lambda: tokens(number), request, context)
+
+
+class Calling(LLMEngine):
+    """An engine whose library calls back on threads of its own."""
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        return EngineConfig(model="calling")
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        with ThreadInbox(request, context) as inbox:
+
+            def library() -> None:
+                for chunk in tokens(request.stop_conditions.max_tokens or 4):
+                    inbox.put(chunk)
+                inbox.end()
+
+            threading.Thread(target=library).start()
+            async for chunk in inbox:
+                yield chunk
+
+
+class Stepping(LLMEngine):
+    """An engine that is a scheduler."""
+
+    steps: StepThread | None = None
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        self.steps = StepThread(Counting(), max_sequences=2)
+        return EngineConfig(model="stepping")
+
+    def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        assert self.steps is not None
+        return self.steps.stream(request, context)
+
+    async def cleanup(self) -> None:
+        if self.steps is not None:
+            await self.steps.close()
+
+
+@pytest.mark.rows("E1", "E2", "E3", "E4", "E5")
+@pytest.mark.parametrize("factory", [Iterating, Calling, Stepping])
+def test_conformance(factory: Callable[[], LLMEngine]) -> None:
+    """The ten lines keep to the contract."""
+    before = set(threading.enumerate())
+    run_conformance(factory, virtual=False).raise_if_failed()
+    wait_for_threads(before)
