@@ -152,7 +152,12 @@ class LlamaCppEngine(LLMEngine):
     def stream(
         self, request: PreprocessedRequest, context: RequestContext, answer: Answer
     ) -> AsyncGenerator[LLMEngineOutput]:
-        """Stream *answer*, whose attributes `received` and `send` move KV caches between engines."""
+        """
+        Stream *answer*, whose `received` and `kept` move KV caches from one engine to another.
+
+        Raises:
+            EngineShutdown: As in :meth:`generate`.
+        """
         if self._steps is None:
             raise EngineShutdown("the engine is not running")
         return self._steps.stream(request, context, state=answer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +25,9 @@ class Answer:
         prompt: Its token ids.
         limit: Maximum of tokens to generate.
         stop: The token ids that end it.
-        received: The KV cache of the prompt from another engine, instead of reading the prompt.
-        send: Called in the step thread with the last chunk and the KV cache of the prompt.
+        received: The prompt's KV cache from another engine, so that the prompt is not read here.
+        keeps: Whether `kept` is wanted.
+        kept: What was in the KV cache when the last token was generated: all but that token.
         number: llama.cpp's number of the sequence.
         computed: How many tokens are in the KV cache.
         last: The token that was generated last.
@@ -37,7 +37,8 @@ class Answer:
     limit: int
     stop: frozenset[int]
     received: bytes | None = None
-    send: Callable[[LLMEngineOutput, bytes], object] | None = None
+    keeps: bool = False
+    kept: bytes | None = None
     sampler: Sampler | None = None
     number: int = -1
     computed: int = 0
@@ -144,8 +145,8 @@ class LlamaCppScheduler:
             chunk.finish_reason = FinishReason.STOP
         elif sequence.made + 1 == answer.limit:
             chunk.finish_reason = FinishReason.LENGTH
-        if chunk.finish_reason is not None and answer.send is not None:
-            answer.send(chunk, self._cache.export_sequence(answer.number))
+        if chunk.finish_reason is not None and answer.keeps:
+            answer.kept = self._cache.export_sequence(answer.number)
         sequence.emit(chunk)
 
     def _add_log_probs(
