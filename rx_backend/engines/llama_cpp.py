@@ -18,6 +18,7 @@ from rx_backend.engines.request_checks import (
     output_tokens,
     stop_token_ids,
 )
+from rx_backend.engines.sequence import Load
 from rx_backend.engines.step_thread import StepThread
 from rx_backend.errors import EngineShutdown
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
@@ -95,9 +96,17 @@ class LlamaCppEngine(LLMEngine):
         self._loading: asyncio.Future[None] | None = None
         self._model: Model | None = None
         self._cache: Cache | None = None
+        self._scheduler: LlamaCppScheduler | None = None
         self._steps: StepThread | None = None
         self._limits = (0, 0)
         self._end_ids: frozenset[int] = frozenset()
+
+    @property
+    def load(self) -> Load:
+        """The work that is queued and running; nothing before the start."""
+        if self._scheduler is None or self._steps is None:
+            return Load(waiting=0, prefilling=0, decoding=0, kv_tokens=0)
+        return self._scheduler.load(self._steps.waiting)
 
     async def start(self, worker_id: int) -> EngineConfig:
         """
@@ -109,7 +118,8 @@ class LlamaCppEngine(LLMEngine):
         """
         self._loading = asyncio.ensure_future(asyncio.to_thread(self._load))
         await asyncio.shield(self._loading)
-        self._steps = self._start_steps()
+        assert self._scheduler is not None  # noqa: S101  # loaded
+        self._steps = StepThread(self._scheduler, max_sequences=self._max_batch)
         return EngineConfig(
             model=self._name,
             context_length=self._limits[0],
@@ -188,22 +198,15 @@ class LlamaCppEngine(LLMEngine):
     def _load(self) -> None:
         model = self._model = Model(self._path, gpu_layers=self._gpu_layers)
         context_length = self._context_length or min(model.trained_context, _CONTEXT_LENGTH)
-        self._cache = Cache(
+        cache = self._cache = Cache(
             model,
             context_length=context_length,
             sequences=self._max_batch,
             batch_tokens=self._batch_tokens,
             threads=self._threads,
         )
+        self._scheduler = LlamaCppScheduler(
+            model, cache, sequences=self._max_batch, context_length=context_length
+        )
         self._limits = (context_length, model.vocab_size)
         self._end_ids = model.end_ids
-
-    def _start_steps(self) -> StepThread:
-        assert self._model is not None and self._cache is not None  # noqa: S101, PT018  # loaded
-        scheduler = LlamaCppScheduler(
-            self._model,
-            self._cache,
-            sequences=self._max_batch,
-            context_length=self._limits[0],
-        )
-        return StepThread(scheduler, max_sequences=self._max_batch)
