@@ -1,0 +1,1 @@
+"""Tests of the engines with a model, on small models; left out where an engine's packages are."""
