@@ -132,9 +132,12 @@ def main() -> None:
     parser.add_argument("--no-gate", action="store_true", help="abort at once")
     options = parser.parse_args()
     scene = asyncio.run(play(options.model, gate=not options.no_gate))
-    print(f"the stream ended with:     {scene.finish_reason}, {scene.tokens} tokens")
-    print(f"left at the prefill engine: {scene.orphaned:,} bytes")
-    print(f"it may end:                {scene.quiescent}")
+    lines = (
+        f"the stream ended with:      {scene.finish_reason}, {scene.tokens} tokens",
+        f"left at the prefill engine: {scene.orphaned:,} bytes",
+        f"it may end:                 {'yes' if scene.quiescent else 'no'}",
+    )
+    print("\n".join(lines))  # noqa: T201 - its purpose
 
 
 if __name__ == "__main__":
