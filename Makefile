@@ -11,7 +11,7 @@ CHECKED := operators rx_backend rx_backend_cli.py tests tools examples conftest.
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run serve test lint unit unit-next test-pythons test-cluster bench docs notebooks fix pin clean
+.PHONY: help venv run serve test lint unit unit-next test-pythons test-cluster test-engines bench docs notebooks fix pin clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -24,10 +24,11 @@ run: venv ## run an engine through the pipeline and report (ARGS="--help" lists 
 serve: venv ## serve an example engine behind the OpenAI API (ARGS="--http-port 8080")
 	@cd examples && exec ../$(BIN)/rx-backend serve echo_engine:EchoEngine --frontend --grace-s 0 $(ARGS)
 
-test: venv ## all checks, three at a time: lint, tests, on the newest reactivex, on other Pythons, on a cluster
+test: venv ## all checks, three at a time: lint, tests, also on the newest reactivex, other Pythons, a cluster, models
 	@cluster=; if $(BIN)/python -m tools.cluster; then cluster=test-cluster; fi; \
+	engines=; if $(BIN)/python -m tools.engines --check; then engines=test-engines; fi; \
 	$(MAKE) --no-print-directory --jobs=3 --output-sync=target \
-		lint unit test-pythons unit-next $$cluster
+		lint unit test-pythons $$engines unit-next $$cluster
 
 lint: venv ## style, types and layers
 	@echo "== ruff check"
@@ -62,6 +63,11 @@ test-cluster: venv ## the tests on etcd, NATS and Prometheus, for which it fetch
 	@$(BIN)/python -m pytest -m cluster tests/rx_backend/cluster \
 		tests/rx_backend/telemetry/test_dashboard.py $(ARGS)
 
+test-engines: venv ## the tests of engines on models, where there are builds for CPUs
+	@$(BIN)/python -m tools.engines
+	@echo "== tests of engines on models"
+	@.venv-engines/bin/python -m pytest tests/real $(ARGS)
+
 bench: venv ## measure the pipeline against its baselines
 	@$(BIN)/python -m benchmarks $(ARGS)
 
@@ -80,10 +86,11 @@ fix: venv ## format, and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix-only $(CHECKED)
 	@$(BIN)/ruff format --quiet $(CHECKED)
 
-pin: venv ## renew constraints.txt and constraints-next.txt
-	@for out in constraints constraints-next; do \
+pin: venv ## renew constraints.txt, constraints-next.txt and constraints-engines.txt
+	@for out in constraints constraints-next constraints-engines; do \
 		overrides=; extras=dev; \
 		if [ $$out = constraints-next ]; then overrides="--overrides tools/next.txt"; extras=next; fi; \
+		if [ $$out = constraints-engines ]; then extras=engines; fi; \
 		$(BIN)/uv pip compile pyproject.toml --quiet --universal --upgrade \
 			--python-version 3.11 --extra $$extras $$overrides --no-annotate --no-header \
 			--output-file $$out.txt || exit 1; \
@@ -91,7 +98,7 @@ pin: venv ## renew constraints.txt and constraints-next.txt
 	done
 
 clean: ## remove environments, caches and built documents
-	@rm -rf .venv .venv-next .venv-312 .venv-313 .cluster build dist docs/api rx-backend-run
+	@rm -rf .venv .venv-next .venv-312 .venv-313 .venv-engines .cluster build dist docs/api rx-backend-run
 	@rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

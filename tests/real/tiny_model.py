@@ -80,6 +80,8 @@ class RealModel:
 
     @cached_property
     def _model(self) -> Any:
+        # Several threads on a shared machine wait for each other most of the time.
+        import_module("torch").set_num_threads(1)
         return import_module("transformers").AutoModelForCausalLM.from_pretrained(
             self.folder, dtype="float32"
         )

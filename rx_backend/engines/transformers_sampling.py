@@ -1,0 +1,73 @@
+"""What transformers' continuous batching can decide per request: temperature, top-k and top-p."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Final
+
+from rx_backend.engines.checks import fraction, number, whole
+from rx_backend.protocols import SamplingOptions
+
+__all__ = ("HONOURED", "Sampling")
+
+HONOURED: Final = frozenset(
+    f"sampling_options.{name}" for name in ("temperature", "top_k", "top_p")
+)
+"""The options that a request may set."""
+
+# Wider than any vocabulary; transformers cuts it down.
+_ALL: Final = 2**31 - 1
+
+# With ties among the likeliest, top-k keeps them all; a nucleus of nothing keeps one.
+_GREEDY: Final = {"temperature": 1.0, "top_k": 1, "top_p": 0.0}
+
+
+class Sampling:
+    """
+    A model's own options, with those of a request over them.
+
+    Args:
+        own: The model's generation config, of transformers.
+
+    Attributes:
+        end_ids: The ids that end its text.
+    """
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+        ends = own.eos_token_id
+        ids = [ends] if isinstance(ends, int) else list(ends or ())
+        self.end_ids = frozenset(token_id for token_id in ids if token_id >= 0)
+
+    def for_all(self) -> Any:
+        """
+        Return the config to make a manager with.
+
+        Its values are placeholders: an option that has no effect here could not be set per request.
+        """
+        config = copy.deepcopy(self._own)
+        config.update(do_sample=True, temperature=0.5, top_k=1, top_p=0.5)
+        config.update(num_return_sequences=1, num_beams=1)
+        return config
+
+    def options(self, asked: SamplingOptions) -> dict[str, Any]:
+        """
+        Return the options of a request; what it leaves open is as the model's config says.
+
+        Raises:
+            InvalidArgument: An option is out of its range.
+        """
+        own = self._own
+        temperature = asked.temperature
+        if temperature is None:
+            temperature = (1.0 if own.temperature is None else own.temperature) * bool(
+                own.do_sample
+            )
+        temperature = number("sampling_options.temperature", temperature, low=0)
+        top_k = own.top_k if asked.top_k is None else asked.top_k
+        top_k = whole("sampling_options.top_k", top_k or 0, low=-1)
+        top_p = own.top_p if asked.top_p is None else asked.top_p
+        top_p = fraction("sampling_options.top_p", 1.0 if top_p is None else top_p)
+        if temperature == 0:
+            return _GREEDY
+        return {"temperature": temperature, "top_k": top_k if top_k > 0 else _ALL, "top_p": top_p}

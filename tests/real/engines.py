@@ -1,0 +1,135 @@
+"""The engines with a model, and short ways to ask them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, ParamSpec, TypeVar, cast
+
+import pytest
+
+from rx_backend import LLMEngine, PreprocessedRequest, RequestContext
+from rx_backend.protocols import LLMEngineOutput, SamplingOptions, StopConditions
+from tests.real.tiny_model import RealModel
+
+__all__ = (
+    "ENGINES",
+    "MakeEngine",
+    "Seen",
+    "ask",
+    "greedy",
+    "in_loop",
+    "released",
+    "running",
+    "see",
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MakeEngine = Callable[[RealModel], LLMEngine]
+"""Makes an engine with a batch of 8 that reads long prompts in several steps."""
+
+
+def transformers_engine(model: RealModel) -> LLMEngine:
+    from rx_backend.engines.transformers import TransformersEngine
+
+    return TransformersEngine(str(model.folder), max_batch_tokens=64, block_size=32)
+
+
+ENGINES = [
+    pytest.param(
+        transformers_engine,
+        id="transformers",
+        marks=pytest.mark.needs("transformers", "gguf"),
+    ),
+]
+"""Whoever adds an engine adds it here: `test_every_engine` asks all of them the same."""
+
+
+def in_loop(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """Run a test in an event loop on the real clock."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        return asyncio.run(test(*args, **kwargs))
+
+    return run
+
+
+@asynccontextmanager
+async def running(engine: LLMEngine) -> AsyncGenerator[LLMEngine]:
+    try:
+        await engine.start(0)
+        yield engine
+    finally:
+        await engine.cleanup()
+
+
+def greedy(prompt: Sequence[int], max_tokens: int | None, **stop: Any) -> PreprocessedRequest:
+    return PreprocessedRequest(
+        token_ids=list(prompt),
+        sampling_options=SamplingOptions(temperature=0),
+        stop_conditions=StopConditions(max_tokens=max_tokens, **stop),
+    )
+
+
+@dataclass
+class Seen:
+    """What a consumer saw."""
+
+    token_ids: list[int] = field(default_factory=list[int])
+    last: LLMEngineOutput = field(default_factory=LLMEngineOutput)
+
+    @property
+    def finish(self) -> str:
+        return str(self.last.finish_reason)
+
+    @property
+    def tokens_used(self) -> tuple[int, int]:
+        assert self.last.completion_usage is not None
+        return (
+            self.last.completion_usage.prompt_tokens,
+            self.last.completion_usage.completion_tokens,
+        )
+
+
+async def see(
+    engine: LLMEngine,
+    request: PreprocessedRequest,
+    *,
+    stop_after: int | None = None,
+    drop_after: int | None = None,
+    context: RequestContext | None = None,
+) -> Seen:
+    """Read an answer; stop the request or drop its stream when there are that many tokens."""
+    context = context or RequestContext("asked")
+    seen = Seen()
+    stream = cast("AsyncGenerator[LLMEngineOutput]", engine.generate(request, context))
+    async with aclosing(stream):
+        async for chunk in stream:
+            seen.token_ids += chunk.token_ids
+            seen.last = chunk
+            if drop_after is not None and len(seen.token_ids) >= drop_after:
+                return seen
+            if stop_after is not None and len(seen.token_ids) >= stop_after:
+                context.stop_generating()
+    return seen
+
+
+async def ask(engine: LLMEngine, prompt: Sequence[int], max_tokens: int) -> list[int]:
+    """Return the greedy answer, of which the length is the end."""
+    seen = await see(engine, greedy(prompt, max_tokens))
+    assert seen.finish == "length"
+    assert seen.tokens_used == (len(prompt), max_tokens)
+    return seen.token_ids
+
+
+async def released(engine: LLMEngine, within_s: float = 5) -> None:
+    """Wait until nothing is queued or running in the engine."""
+    async with asyncio.timeout(within_s):
+        await engine.drain()
+    assert await engine.is_quiescent()

@@ -1,0 +1,26 @@
+"""Engines whose packages are missing, or too old."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+
+from rx_backend.engines.transformers import TransformersEngine
+
+
+def test_a_missing_package_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what to install; importing the engine's module needs nothing."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"pip install 'rx-backend\[engine-transformers\]'"):
+        TransformersEngine("model")
+
+
+def test_an_old_package_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the version that is needed."""
+    old = ModuleType("transformers")
+    old.__dict__["__version__"] = "4.57.1"
+    monkeypatch.setitem(sys.modules, "transformers", old)
+    with pytest.raises(ImportError, match=r"5\.18 or newer, not 4\.57\.1"):
+        TransformersEngine("model")
