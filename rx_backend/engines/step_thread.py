@@ -144,6 +144,7 @@ class StepThread:
         self._waiting: deque[StepSequence] = deque()
         self._active: list[StepSequence] = []
         self._is_closing = False
+        self._draining: list[asyncio.Future[None]] = []
         self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
         self._thread.start()
@@ -178,6 +179,16 @@ class StepThread:
             self._submit(StepSequence(request, context, queue, state))
             async for chunk in queue:
                 yield chunk
+
+    async def drain(self) -> None:
+        """Wait until no sequence is in the batch or waits for a place, or the thread ends."""
+        with self._changed:
+            if self._is_closing:
+                return
+            drained = self._loop.create_future()
+            self._draining.append(drained)
+            self._changed.notify()
+        await drained
 
     async def close(self) -> None:
         """End the streams with `EngineShutdown`, and wait for the end of the thread. Idempotent."""
@@ -220,6 +231,7 @@ class StepThread:
             self._is_closing = True
             left = [*self._active, *self._waiting]
             self._waiting.clear()
+            self._end_drain()
         for sequence in left:
             sequence.fail(failure or EngineShutdown("the engine was cleaned up"))
         self._settle()
@@ -230,10 +242,14 @@ class StepThread:
         """Wait until there is something to do; return whether to go on."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_closing or self._has_work())
+            if not (self._active or self._waiting):
+                self._end_drain()
             return not self._is_closing
 
     def _has_work(self) -> bool:
         if self._waiting and len(self._active) < self._max:
+            return True
+        if self._draining and not self._active:
             return True
         return any(each.is_gone or not each.queue.is_full for each in self._active)
 
@@ -263,11 +279,13 @@ class StepThread:
 
     def _settle(self) -> None:
         """Release the sequences that are over or whose consumers have left, then send what was made."""
-        active = self._active
-        self._active = [each for each in active if not (each.is_over or each.is_gone)]
+        active, self._active = self._active, []
+        leaving: list[StepSequence] = []
         for sequence in active:
-            if sequence.is_over or sequence.is_gone:
-                self._release(sequence)
+            # Asked once: the consumer may leave at any time.
+            (leaving if sequence.is_over or sequence.is_gone else self._active).append(sequence)
+        for sequence in leaving:
+            self._release(sequence)
         self._send(active)
 
     def _release(self, sequence: StepSequence) -> None:
@@ -280,6 +298,11 @@ class StepThread:
         sent = [(each.queue, outgoing) for each in sequences if (outgoing := each.take_outgoing())]
         if sent:
             self._call(_receive, sent)
+
+    def _end_drain(self) -> None:
+        draining, self._draining = self._draining, []
+        for drained in draining:
+            self._call(_resolve, drained)
 
     def _set_ended(self, failure: BaseException | None) -> None:
         if not self._ended.done():
@@ -294,6 +317,11 @@ class StepThread:
 _log = get_logger(__name__)
 
 _Outgoing: TypeAlias = list[LLMEngineOutput | BaseException]
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _receive(sent: list[tuple[ChunkQueue, _Outgoing]]) -> None:
