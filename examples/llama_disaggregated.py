@@ -76,8 +76,9 @@ class DisaggregatedLlama(LlamaCppEngine):
         return not self.offers
 
     async def drain(self) -> None:
-        """Wait for the caches that this worker fetches."""
+        """Wait for the caches that this worker fetches, and until nothing is queued or running."""
         await asyncio.gather(*self._fetches.values(), return_exceptions=True)
+        await super().drain()
 
     async def cleanup(self) -> None:
         """Close the port, forget the caches, and free the model."""
@@ -85,7 +86,7 @@ class DisaggregatedLlama(LlamaCppEngine):
             self._server.close()
         for fetch in self._fetches.values():
             fetch.cancel()
-        await self.drain()
+        await asyncio.gather(*self._fetches.values(), return_exceptions=True)
         self.offers.clear()
         await super().cleanup()
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.engines.checks import whole
-from rx_backend.engines.llama_cpp_native import Cache, Model
-from rx_backend.engines.llama_cpp_scheduler import Answer, LlamaCppScheduler
+from rx_backend.engines.llama_cpp_library import check_installed
 from rx_backend.engines.request_checks import (
     check_options,
     check_prompt,
@@ -22,6 +21,11 @@ from rx_backend.engines.sequence import Load
 from rx_backend.engines.step_thread import StepThread
 from rx_backend.errors import EngineShutdown
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+
+if TYPE_CHECKING:
+    # They need numpy; this module can be imported without.
+    from rx_backend.engines.llama_cpp_native import Cache, Model
+    from rx_backend.engines.llama_cpp_scheduler import Answer, LlamaCppScheduler
 
 __all__ = ("LlamaCppEngine",)
 
@@ -70,6 +74,7 @@ class LlamaCppEngine(LLMEngine):
         gpu_layers: How many layers go to a GPU, where xllamacpp was built for one; -1 for all.
 
     Raises:
+        ImportError: The extra's packages are not installed.
         InvalidArgument: A parameter is out of its range.
     """
 
@@ -84,6 +89,7 @@ class LlamaCppEngine(LLMEngine):
         threads: int = 1,
         gpu_layers: int = 0,
     ) -> None:
+        check_installed()
         self._path = Path(model_path)
         self._name = served_model_name or self._path.stem
         if context_length is not None:
@@ -113,7 +119,7 @@ class LlamaCppEngine(LLMEngine):
         Load the model, in a thread, and start the step thread.
 
         Raises:
-            ImportError: The extra is not installed, or xllamacpp is of another version.
+            ImportError: xllamacpp is of another version.
             InvalidArgument: llama.cpp can't load the file, or has no memory for the KV cache.
         """
         self._loading = asyncio.ensure_future(asyncio.to_thread(self._load))
@@ -147,6 +153,8 @@ class LlamaCppEngine(LLMEngine):
         Raises:
             InvalidArgument: As in :meth:`generate`.
         """
+        from rx_backend.engines.llama_cpp_scheduler import Answer  # noqa: PLC0415  # needs numpy
+
         context_length, vocab_size = self._limits
         if self._steps is None:
             raise EngineShutdown("the engine is not running")
@@ -178,6 +186,11 @@ class LlamaCppEngine(LLMEngine):
             raise EngineShutdown("the engine is not running")
         return await self._steps.lost()
 
+    async def drain(self) -> None:
+        """Wait until nothing is queued or running."""
+        if self._steps is not None:
+            await self._steps.drain()
+
     async def cleanup(self) -> None:
         """End open streams with `EngineShutdown`, and free the model (row E5)."""
         if self._loading is not None:
@@ -196,6 +209,9 @@ class LlamaCppEngine(LLMEngine):
         return {"token_ids": [0], "stop_conditions": {"max_tokens": 1}}
 
     def _load(self) -> None:
+        from rx_backend.engines.llama_cpp_native import Cache, Model  # noqa: PLC0415  # need numpy
+        from rx_backend.engines.llama_cpp_scheduler import LlamaCppScheduler  # noqa: PLC0415
+
         model = self._model = Model(self._path, gpu_layers=self._gpu_layers)
         context_length = self._context_length or min(model.trained_context, _CONTEXT_LENGTH)
         cache = self._cache = Cache(

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from rx_backend.logger import get_logger
 
-__all__ = ("Batch", "Library", "library")
+__all__ = ("Batch", "Library", "check_installed", "library")
 
 _log = get_logger(__name__)
 
@@ -176,19 +176,29 @@ def _pass_on_log(level: int, text: bytes, _: object) -> None:
         _log.debug("llama.cpp", line=line, ggml_level=level)
 
 
+def check_installed() -> None:
+    """
+    Check that the extra's packages are there.
+
+    Raises:
+        ImportError: One is missing; the message says what to install.
+    """
+    for name in ("numpy", "xllamacpp"):
+        if find_spec(name) is None:
+            raise ImportError(
+                f"LlamaCppEngine needs {name}: pip install 'rx-backend[engine-llama-cpp]'"
+            )
+
+
 @cache
 def library() -> Library:
     """
     Load llama.cpp, once.
 
     Raises:
-        ModuleNotFoundError: `xllamacpp` is not installed.
-        ImportError: It has another version of llama.cpp.
+        ImportError: It is not installed, or has another version.
     """
+    check_installed()
     spec = find_spec("xllamacpp")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            "LlamaCppEngine needs the package xllamacpp: pip install 'rx-backend[engine-llama-cpp]'"
-        )
-    folder = Path(spec.submodule_search_locations[0])
-    return Library(next(folder.glob("xllamacpp*.so")))
+    folders = (spec and spec.submodule_search_locations) or []
+    return Library(next(file for folder in folders for file in Path(folder).glob("xllamacpp*.so")))

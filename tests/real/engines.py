@@ -40,11 +40,22 @@ def transformers_engine(model: RealModel) -> LLMEngine:
     return TransformersEngine(str(model.folder), max_batch_tokens=64, block_size=32)
 
 
+def llama_cpp_engine(model: RealModel) -> LLMEngine:
+    from rx_backend.engines.llama_cpp import LlamaCppEngine
+
+    return LlamaCppEngine(model.gguf, batch_tokens=64)
+
+
 ENGINES = [
     pytest.param(
         transformers_engine,
         id="transformers",
         marks=pytest.mark.needs("transformers", "gguf"),
+    ),
+    pytest.param(
+        llama_cpp_engine,
+        id="llama_cpp",
+        marks=pytest.mark.needs("xllamacpp", "transformers", "gguf"),
     ),
 ]
 """Whoever adds an engine adds it here: `test_every_engine` asks all of them the same."""

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 
+from rx_backend.engines.llama_cpp import LlamaCppEngine
 from rx_backend.engines.transformers import TransformersEngine
 
 
@@ -15,6 +16,13 @@ def test_a_missing_package_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"pip install 'rx-backend\[engine-transformers\]'"):
         TransformersEngine("model")
+
+
+def test_a_missing_llama_cpp_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same way."""
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(ImportError, match=r"xllamacpp: .*'rx-backend\[engine-llama-cpp\]'"):
+        LlamaCppEngine("model.gguf")
 
 
 def test_an_old_package_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
