@@ -19,6 +19,7 @@ from rx_backend.engine import (
     LLMEngine,
     open_chunks,
     start_abort,
+    until_lost,
 )
 from rx_backend.errors import InvalidArgument
 from rx_backend.logger import describe, get_logger
@@ -143,6 +144,7 @@ class CombinedEngine(LLMEngine):
         self.engines = tuple(engines)
         self._distinct = tuple({id(engine): engine for engine in engines}.values())
         self._live: dict[RequestContext, list[EngineCall]] = {}
+        self._lost: set[int] = set()
 
     async def start(self, worker_id: int) -> EngineConfig:
         """
@@ -192,6 +194,21 @@ class CombinedEngine(LLMEngine):
     async def health_check_payload(self) -> dict[str, Any] | None:
         """Return the first engine's payload."""
         return await _optional(self.engines[0], "health_check_payload", None)
+
+    async def lost(self) -> str:
+        """Wait until all engines are lost; return their reasons (row E7)."""
+        async with asyncio.TaskGroup() as group:
+            waiting = [group.create_task(self._until_lost(engine)) for engine in self._distinct]
+        return "; ".join(task.result() for task in waiting)
+
+    async def _until_lost(self, engine: LLMEngine) -> str:
+        reason = await until_lost(engine)
+        self._lost.add(id(engine))
+        return reason
+
+    def _is_lost(self, engine: LLMEngine) -> bool:
+        """Whether *engine* has told that it is lost, to whoever awaits :meth:`lost`."""
+        return id(engine) in self._lost
 
 
 class _CountedChunks(AsyncIterator[AnyChunk]):

@@ -1,4 +1,4 @@
-"""The engine contract: what the adapter expects of an inference engine (rows E1-E5)."""
+"""The engine contract: what the adapter expects of an inference engine (rows E1-E7)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reactivex import Observable
 
 from operators.assembly import SubscribesAsync, source_of, start_task
 from rx_backend.context import RequestContext
-from rx_backend.errors import InvalidArgument
+from rx_backend.errors import InvalidArgument, engine_failure
 from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 
@@ -29,6 +29,7 @@ __all__ = (
     "check_config",
     "open_chunks",
     "start_abort",
+    "until_lost",
 )
 
 AnyChunk: TypeAlias = LLMEngineOutput | Mapping[str, Any]
@@ -48,7 +49,8 @@ class EngineConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
     """
     The properties of a started engine (row E1). Counts are in tokens, sizes in blocks.
 
-    Only ``model`` is required; the rest is for routers and planners, and may be unknown.
+    Only ``model`` is required; the rest is for frontends, routers and planners, and may be unknown.
+    The parsers are Dynamo's, by name: the frontend finds tool calls and reasoning in the text.
     """
 
     model: str
@@ -62,6 +64,8 @@ class EngineConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
     data_parallel_size: int | None = None
     data_parallel_start_rank: int | None = None
     max_gpu_lora_count: int | None = None
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
     bootstrap_host: str | None = None
     bootstrap_port: int | None = None
     runtime_data: dict[str, Any] = {}
@@ -112,6 +116,15 @@ class LLMEngine(ABC):
         """Return a small request, as JSON, that shows whether the engine works; None for no check."""
         return None
 
+    async def lost(self) -> str:
+        """
+        Wait until the engine is lost for good, and return the reason (row E7).
+
+        A worker awaits it once, from the start until the shutdown. When it returns, or raises, the
+        worker passes its requests on to others and ends. The default never returns.
+        """
+        return await _never()
+
 
 def check_config(config: EngineConfig) -> EngineConfig:
     """Return *config* if it names its model, else raise :class:`InvalidArgument` (row E1)."""
@@ -122,6 +135,36 @@ def check_config(config: EngineConfig) -> EngineConfig:
             f"got model={model!r} in {type(config).__name__}"
         )
     return config
+
+
+async def until_lost(engine: LLMEngine) -> str:
+    """
+    Wait until *engine* is lost, and return the reason (row E7).
+
+    It never returns for an engine without a method ``lost``. What that raises is a reason too.
+
+    Raises:
+        InvalidArgument: ``lost`` is not an async method.
+    """
+    lost = getattr(engine, "lost", None)
+    waiting = _never() if lost is None else lost()
+    if not inspect.isawaitable(waiting):
+        raise InvalidArgument(
+            f"{type(engine).__name__}.lost must be an async method, "
+            f"it returned {type(waiting).__name__}"
+        )
+    task = asyncio.current_task()
+    try:
+        return str(await cast("Awaitable[object]", waiting))
+    except (asyncio.CancelledError, Exception) as error:
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        return str(engine_failure(error))
+
+
+async def _never() -> str:
+    nothing: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    return await nothing
 
 
 async def open_chunks(

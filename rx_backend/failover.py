@@ -65,6 +65,7 @@ class FailoverEngine(CombinedEngine):
 
     Args:
         engines: In the order in which they are asked; after the last one the first is asked again.
+            A worker awaits :meth:`lost`; one that has told there that it is lost is left out.
         limit: How often one request is resumed, 0 or more.
         errors: The errors that mean a lost engine; `StreamIncomplete` includes an end without a
             terminal.
@@ -118,10 +119,12 @@ class FailoverEngine(CombinedEngine):
     ) -> AsyncGenerator[LLMEngineOutput]:
         """Stream the request's chunks from one engine after another."""
         self._budget.add_request()
-        state, part = ResumeState(request), request
+        state, part, place = ResumeState(request), request, 0
         for attempt in itertools.count():
-            engine = self.engines[attempt % len(self.engines)]
-            call = EngineCall(engine, context, self._live, f"resume-{attempt}" if attempt else "")
+            place = self._working_from(place)
+            name = f"resume-{attempt}" if attempt else ""
+            call = EngineCall(self.engines[place], context, self._live, name)
+            place += 1
             failure: Exception | None = None
             try:
                 async for item in await call.open(part):
@@ -184,6 +187,12 @@ class FailoverEngine(CombinedEngine):
         if span.is_recording():
             span.add_event("resumed", {"output_tokens": len(tokens)})
         return part
+
+    def _working_from(self, place: int) -> int:
+        """Return the place of the next engine from *place* on, in a circle, that is not lost."""
+        count = len(self.engines)
+        places = [(place + step) % count for step in range(count)]
+        return next((each for each in places if not self._is_lost(self.engines[each])), places[0])
 
     def _means_lost(self, error: Exception) -> bool:
         return isinstance(error, self._errors) or isinstance(as_backend_error(error), self._errors)

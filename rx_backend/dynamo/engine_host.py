@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, Final, NoReturn, cast
 
 from rx_backend.adapter import EngineAdapter
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.dynamo.engines import NAMING, REGISTRATION
-from rx_backend.dynamo.served_stream import ServedStream
+from rx_backend.dynamo.served_stream import ServedStream, alone
 from rx_backend.dynamo.serving import open_stream, wire_chunk, with_coalescing
 from rx_backend.engine import EngineConfig, LLMEngine, check_config
 from rx_backend.errors import BackendError, to_dynamo
@@ -111,7 +110,7 @@ class DynamoEngine:
         return ServedStream(
             context,
             partial(open_stream, self._served, self._probes, request),
-            inside=nullcontext,
+            inside=alone,
             to_wire=_chunk_of,
             on_failure=_raise_as_dynamo,
             decode=self._decode,

@@ -7,7 +7,7 @@ from typing import Any, cast
 from rx_backend.context import RequestContext
 from rx_backend.dynamo.context import BridgedContext
 from rx_backend.dynamo.engine_context import EngineContext
-from rx_backend.engine import ChunkSource, EngineConfig, LLMEngine
+from rx_backend.engine import ChunkSource, EngineConfig, LLMEngine, until_lost
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import PreprocessedRequest, to_builtins
 
@@ -147,6 +147,9 @@ class _FromDynamo(LLMEngine):
 
     async def health_check_payload(self) -> dict[str, Any] | None:
         return await self._optional("health_check_payload")
+
+    async def lost(self) -> str:
+        return await until_lost(self._engine)
 
     async def _optional(self, name: str) -> Any:
         method = getattr(self._engine, name, None)

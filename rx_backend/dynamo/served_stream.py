@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from time import monotonic
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 from operators.assembly import defer_to_loop, tokens_in, weakly
 from rx_backend.context import RequestContext
@@ -14,7 +14,13 @@ from rx_backend.dynamo.context import ContextBridge
 from rx_backend.dynamo.outlet import ClientLeft, Outlet
 from rx_backend.stream import ResponseStream
 
-__all__ = ("ServedStream",)
+__all__ = ("Inside", "ServedStream", "alone")
+
+Inside: TypeAlias = Callable[[Any, Callable[[Exception], None]], AbstractContextManager[object]]
+"""
+What a request is served inside of: made from the runtime's context, and a function that ends the
+request with an error.
+"""
 
 # An engine that has items ready leaves the event loop to others after so many, or so long.
 _AT_A_TURN: Final = 32
@@ -39,7 +45,8 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
     Args:
         context: The runtime's context of the request.
         open: Starts the request, with our context.
-        inside: Entered before anything else, on the event loop; left when the request is over.
+        inside: Entered before anything else, on the event loop; left when the request is over. Its
+            function is :meth:`fail`, and does not keep the stream alive.
         to_wire: Returns an item as the runtime takes it; None for one that is not sent.
         on_failure: Returns the last item after a failure, or raises.
         decode: Whether this worker decodes for a prefill peer.
@@ -51,6 +58,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         "_bridge",
         "_context",
         "_decode",
+        "_failure",
         "_has_token",
         "_inside",
         "_is_killed",
@@ -71,7 +79,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         context: Any,
         open: Callable[[RequestContext], Awaitable[ResponseStream[Any]]],
         *,
-        inside: Callable[[Any], AbstractContextManager[object]],
+        inside: Inside,
         to_wire: Callable[[object], dict[str, Any] | None],
         on_failure: Callable[[Exception], dict[str, Any]],
         decode: bool,
@@ -90,6 +98,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         self._bridge: ContextBridge | None = None
         self._opening: asyncio.Task[Any] | None = None
         self._stream: ResponseStream[Any] | None = None
+        self._failure: Exception | None = None
         self._is_pulling = False
         self._is_killed = False
         self._has_token = not decode
@@ -136,12 +145,15 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         raise StopAsyncIteration
 
     async def _pull(self) -> dict[str, Any] | None:
-        """Return the next item that is sent, None at the end."""
+        """Return the next item that is sent, at the end that of a failure, then None."""
         while self._stream is not None:
-            wire = self._wire_of(await anext(self._stream))
+            try:
+                wire = self._wire_of(await anext(self._stream))
+            except StopAsyncIteration:
+                break
             if wire is not None:
                 return wire
-        return None
+        return self._failed_item()
 
     async def _push(self, outlet: Outlet) -> None:
         """Push the items: one that had to be waited for at once, those that were ready together."""
@@ -169,7 +181,12 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
                 ready, turn_ends = 0, monotonic() + _TURN_S
             if outlet.is_full:
                 await outlet.room()
-        await outlet.finish()
+        await outlet.finish(self._failed_item())
+
+    def _failed_item(self) -> dict[str, Any] | None:
+        """Return the last item of a request that :meth:`fail` has ended, once."""
+        failure, self._failure = self._failure, None
+        return None if failure is None else self._on_failure(failure)
 
     def _wire_of(self, item: object) -> dict[str, Any] | None:
         """Return an item as it is sent; None for one that is not, as after a kill."""
@@ -187,7 +204,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         start, self._open = self._open, None
         context, self._context = self._context, None
         assert start is not None  # noqa: S101 - for the type checker
-        self._left.enter_context(self._inside(context))
+        self._left.enter_context(self._inside(context, weakly(self.fail)))
         self._bridge = ContextBridge(context, decode=self._decode, on_kill=weakly(self._end_killed))
         task = self._opening = asyncio.current_task()
         try:
@@ -212,6 +229,12 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         else:
             first_token = self._bridge.request_context.first_token()
             self._left.callback(first_token.listen(weakly(self.close)))
+
+    def fail(self, error: Exception) -> None:
+        """End the request with *error*, on the event loop; the engine's stream is dropped."""
+        if not self._is_over:
+            self._failure = error
+            self.close()
 
     def close(self) -> None:
         """Release everything without waiting, on the event loop; harmless when called twice."""
@@ -239,6 +262,11 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
     def __del__(self, defer: Callable[..., None] = defer_to_loop) -> None:
         if self._loop is not None and not self._is_over:
             defer(self._loop, self.close)
+
+
+def alone(*_: object) -> AbstractContextManager[None]:
+    """Serve a request inside of nothing."""
+    return nullcontext()
 
 
 def _is_cancelled_elsewhere(task: asyncio.Task[Any] | None) -> bool:

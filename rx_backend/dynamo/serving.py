@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Final, TypeAlias, cast
 
@@ -13,7 +12,7 @@ from operators import coalesce as coalesce_chunks
 from operators.assembly import encodable
 from rx_backend.adapter import EngineAdapter
 from rx_backend.dynamo.outlet import Outlet, ResponseSender
-from rx_backend.dynamo.served_stream import ServedStream
+from rx_backend.dynamo.served_stream import Inside, ServedStream, alone
 from rx_backend.errors import InvalidArgument
 from rx_backend.probe import JsonProbeAdapter
 from rx_backend.protocols import Annotated, LLMEngineOutput, convert_request, to_builtins
@@ -30,7 +29,7 @@ def serving(
     adapter: EngineAdapter,
     *,
     coalesce: bool = True,
-    inside: Callable[[Any], AbstractContextManager[object]] = nullcontext,
+    inside: Inside = alone,
 ) -> Handler:
     """
     Return the handler with which the runtime serves an adapter.
@@ -52,8 +51,9 @@ def serving(
             those do that the engine has ready without a wait in between; pulled, those that come
             while the runtime is busy, see :func:`operators.coalesce`. The first token goes out at
             once, and nothing is held back.
-        inside: What a request is served inside of, made from the runtime's context: to count
-            requests, or to refuse one by raising, which fails the request as it is.
+        inside: What a request is served inside of, made from the runtime's context and a function
+            that fails the request: to count requests, to refuse one by raising, which fails the
+            request as it is, or to end one with an error of its own.
     """
     served = with_coalescing(adapter) if coalesce else adapter
     probes = JsonProbeAdapter(adapter)

@@ -27,7 +27,7 @@ async def check_engine(
     factory: EngineFactory, **options: Unpack[ConformanceOptions]
 ) -> ConformanceReport:
     """
-    Try every rule of the engine contract and report all that are broken (rows K1, E1 to E6).
+    Try every rule of the engine contract and report all that are broken (rows K1, E1 to E7).
 
     Two engines are made: one is cleaned up without a start, the other is started, asked for a
     stream, for several at a time and for one that is stopped and aborted, as the adapter does it,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
 from operator import methodcaller
 from time import perf_counter
@@ -14,11 +15,18 @@ from typing import Any, TypeAlias, TypedDict, TypeVar, cast
 from msgspec.structs import replace
 
 from rx_backend.dynamo import from_any_engine
-from rx_backend.engine import EngineConfig, LLMEngine, check_config
+from rx_backend.engine import EngineConfig, LLMEngine, check_config, until_lost
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import PreprocessedRequest, StopConditions
 from rx_backend.testing.conformance_report import ConformanceReport, Rule, Violation
-from rx_backend.testing.conformance_stream import Limits, Plan, Stream, run_within
+from rx_backend.testing.conformance_stream import (
+    RELEASE_S,
+    Limits,
+    Plan,
+    Stream,
+    run_within,
+    wait_for_any,
+)
 from rx_backend.testing.virtual_time import VirtualTimeLoop
 
 __all__ = ("Check", "ConformanceOptions", "EngineFactory")
@@ -90,9 +98,10 @@ class Check:
             config = await self._call(Rule.START_FAILED, "start", methodcaller("start", 0), engine)
             if Rule.START_FAILED not in self.found:
                 self._check_config(config)
-                await self._call_optional(engine, "health_check_payload")
-                await self._check_streams(engine, *self._requests(config))
-                await self._call_optional(engine, "is_quiescent")
+                async with self._not_lost(engine):
+                    await self._call_optional(engine, "health_check_payload")
+                    await self._check_streams(engine, *self._requests(config))
+                    await self._call_optional(engine, "is_quiescent")
                 await self._call_optional(engine, "drain")
                 own_threads = [each.name for each in set(threading.enumerate()) - threads]
             await self._call(Rule.CLEANUP_FAILED, "cleanup", _CLEANUP, engine)
@@ -126,6 +135,22 @@ class Check:
     async def _call_optional(self, engine: LLMEngine, name: str) -> None:
         if getattr(engine, name, None) is not None:
             await self._call(Rule.OPTIONAL_METHOD_FAILED, name, methodcaller(name), engine)
+
+    @asynccontextmanager
+    async def _not_lost(self, engine: LLMEngine) -> AsyncGenerator[None]:
+        """Check that ``lost`` waits while the block runs, and ends when it is cancelled."""
+        self.tried.add(Rule.LOST_WHILE_WORKING)
+        lost = asyncio.create_task(until_lost(engine), name="conformance lost")
+        try:
+            yield
+            found = _end_of_lost(lost)
+        finally:
+            lost.cancel()
+            await wait_for_any(RELEASE_S, lost)
+        if not lost.done():
+            found = "lost did not end when it was cancelled"
+        if found:
+            self._find(Violation(Rule.LOST_WHILE_WORKING, found))
 
     def _check_config(self, config: object) -> None:
         self.tried.add(Rule.MODEL_NAME_EMPTY)
@@ -201,6 +226,16 @@ class Check:
         if stream.stalled and abort not in {None, LLMEngine.abort}:
             rule, what = Rule.ABORT_FAILED, f"{what} and aborted"
         self._find(Violation(rule, f"{what}: {stream.ending}", stream.error))
+
+
+def _end_of_lost(lost: asyncio.Task[str]) -> str:
+    """Return how ``lost`` ended; empty while it waits."""
+    if not lost.done():
+        return ""
+    error = lost.exception()
+    if isinstance(error, InvalidArgument):
+        return error.message
+    return f"lost ended while the engine worked: {error or lost.result()}"
 
 
 def _thread_hint(names: Sequence[str]) -> str:

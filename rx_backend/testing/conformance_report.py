@@ -40,6 +40,7 @@ class Rule(Enum):
         "E5",
         "drain, is_quiescent and health_check_payload, where there are any, can be awaited",
     )
+    LOST_WHILE_WORKING = "E7", "lost, where there is one, is async and waits while the engine works"
     CLOSE_FAILED = "S7", "a stream releases everything when it is closed"
     CLEANUP_FAILED = "E5", "cleanup succeeds"
     SECOND_CLEANUP_FAILED = "E5", "a second cleanup succeeds"

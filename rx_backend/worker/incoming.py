@@ -37,7 +37,7 @@ class RequestGate:
 
     def __init__(self, refusal: Callable[[], Exception]) -> None:
         self._refusal = refusal
-        self._live: dict[object, Stoppable] = {}
+        self._live: dict[object, tuple[Stoppable, Callable[[Exception], None] | None]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
@@ -47,9 +47,15 @@ class RequestGate:
         return len(self._live)
 
     @contextmanager
-    def admit(self, context: Stoppable) -> Generator[None]:
+    def admit(
+        self, context: Stoppable, fail: Callable[[Exception], None] | None = None
+    ) -> Generator[None]:
         """
         Count a request as in flight while the block runs.
+
+        Args:
+            context: Stops the request.
+            fail: Ends it with an error.
 
         Raises:
             Exception: The refusal, when the gate is closed.
@@ -57,7 +63,7 @@ class RequestGate:
         if self._closed:
             raise self._refusal()
         mark, loop = object(), asyncio.get_running_loop()
-        self._live[mark] = context
+        self._live[mark] = (context, fail)
         self._idle.clear()
         try:
             yield
@@ -74,8 +80,16 @@ class RequestGate:
 
     def stop_all(self) -> None:
         """Stop generation for every request in flight."""
-        for context in list(self._live.values()):
+        for context, _ in list(self._live.values()):
             context.stop_generating()
+
+    def fail_all(self, error: Exception) -> None:
+        """End every request in flight with *error*; stop those that can't be ended so."""
+        for context, fail in list(self._live.values()):
+            if fail is None:
+                context.stop_generating()
+            else:
+                fail(error)
 
     async def idle(self) -> None:
         """Wait until no request is in flight."""

@@ -8,7 +8,7 @@ from inspect import isawaitable
 from typing import Any, NoReturn, TypeVar
 
 from rx_backend.disagg import DisaggregationMode
-from rx_backend.engine import EngineConfig, LLMEngine, check_config
+from rx_backend.engine import EngineConfig, LLMEngine, check_config, until_lost
 from rx_backend.errors import (
     Disconnected,
     InvalidArgument,
@@ -37,10 +37,11 @@ _RESTORE_TRIES = 5
 
 class Lifecycle:
     """
-    Starts an engine, serves it, and shuts it down (rows E1, E5).
+    Starts an engine, serves it, and shuts it down (rows E1, E5, E7).
 
     Up: ``start``, check of the config, serve, register the model. While it serves, a worker that
-    discovery no longer lists registers again. Down: leave discovery, a grace period, refuse
+    discovery no longer lists registers again. One whose engine is lost leaves discovery at once,
+    and fails its requests with `Disconnected`, which other workers then continue. Down: leave discovery, a grace period, refuse
     requests, let those in flight finish, stop the rest, wait for ``is_quiescent`` (prefill mode),
     ``drain``, ``cleanup``, shut the runtime down.
 
@@ -54,7 +55,8 @@ class Lifecycle:
         shutdown: Requests the end.
         mode: The worker's role.
         times: How long each step of the shutdown may take.
-        model_path: Returns the folder with the model's tokenizer, from the engine's config.
+        registration: Returns what to register, from the engine's config: a config, and the folder
+            with the model's tokenizer.
         probe: The health check's request, instead of the engine's own.
     """
 
@@ -68,7 +70,7 @@ class Lifecycle:
         *,
         mode: DisaggregationMode,
         times: ShutdownTimes,
-        model_path: Callable[[EngineConfig], str],
+        registration: Callable[[EngineConfig], tuple[EngineConfig, str]],
         probe: Mapping[str, Any] | None = None,
     ) -> None:
         self._engine = engine
@@ -78,7 +80,7 @@ class Lifecycle:
         self._shutdown = shutdown
         self._mode = mode
         self._times = times
-        self._model_path = model_path
+        self._registration = registration
         self._probe = probe
         self._served: asyncio.Future[None] | None = None
 
@@ -90,8 +92,8 @@ class Lifecycle:
             on_ready: Called once the worker is reachable and its model is registered.
 
         Raises:
-            BackendError: The start failed, the runtime or the place in discovery was lost, or
-                ``cleanup`` failed or took too long.
+            BackendError: The start failed, the engine, the runtime or the place in discovery was
+                lost, or ``cleanup`` failed or took too long.
         """
         try:
             if not self._shutdown.requested.is_set:
@@ -133,22 +135,42 @@ class Lifecycle:
             self._shutdown.started = True
 
     async def _serve(self, config: EngineConfig, on_ready: Callable[[EngineConfig], None]) -> None:
+        config, path = self._registration(config)
         probe = self._probe or await self._optional("health_check_payload", None)
         served = asyncio.ensure_future(self._endpoint.serve(self._handler, probe))
         self._served = served
+        lost = asyncio.ensure_future(until_lost(self._engine))
         try:
-            await self._while_serving(served, self._announce(config))
+            await self._while_serving(served, lost, self._announce(config, path))
             if not self._shutdown.requested.is_set:
                 on_ready(config)
-                await self._while_serving(served, self._stay_listed())
+                await self._while_serving(served, lost, self._stay_listed())
+            # What is in flight in an engine that is lost from here on is not waited for.
+            lost.add_done_callback(self._fail_requests)
+            await self._leave()
         except BaseException:
             await self._stop_requests()
             raise
-        await self._leave()
+        finally:
+            lost.cancel()
+            await asyncio.wait({lost}, timeout=self._times.unwind_s)
 
-    async def _announce(self, config: EngineConfig) -> None:
+    async def _leave_lost(self, lost: asyncio.Future[str]) -> None:
+        """Refuse requests, leave discovery, then fail those in flight: other workers continue them."""
+        self._gate.close()
+        _log.error("engine lost", requests=len(self._gate), reason=lost.result())
+        await self._run_step("leaving discovery", self._endpoint.leave(), self._times.unwind_s)
+        self._fail_requests(lost)
+        raise _engine_lost(lost)
+
+    def _fail_requests(self, lost: asyncio.Future[str]) -> None:
+        if not lost.cancelled():
+            self._gate.close()
+            self._gate.fail_all(_engine_lost(lost))
+
+    async def _announce(self, config: EngineConfig, path: str) -> None:
         await self._endpoint.reachable()
-        await self._endpoint.register(config, self._mode, self._model_path(config))
+        await self._endpoint.register(config, self._mode, path)
 
     async def _stay_listed(self) -> NoReturn:
         """Register again whenever discovery has dropped the worker, as after a long freeze."""
@@ -173,15 +195,20 @@ class Lifecycle:
         await self._run_step("requests in flight", self._gate.idle(), self._times.drain_s)
         raise Disconnected(f"lost the place in discovery, registering again failed: {failure}")
 
-    async def _while_serving(self, served: asyncio.Future[None], step: Awaitable[None]) -> None:
-        """Run *step* until its end or a shutdown request; raise if serving ends before."""
+    async def _while_serving(
+        self, served: asyncio.Future[None], lost: asyncio.Future[str], step: Awaitable[None]
+    ) -> None:
+        """Run *step* until its end or a shutdown request; raise if serving or the engine ends before."""
         running = asyncio.ensure_future(step)
         asked = asyncio.ensure_future(_wait_for(self._shutdown.requested))
         try:
-            await asyncio.wait({served, running, asked}, return_when=asyncio.FIRST_COMPLETED)
+            ends = {served, lost, running, asked}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if served.done():
                 served.result()
                 raise Disconnected("the runtime ended by itself")
+            if lost.done():
+                await self._leave_lost(lost)
             if running.done():
                 running.result()
         finally:
@@ -288,6 +315,10 @@ async def _own_cancellation(step: Awaitable[T]) -> T:
         if task is not None and task.cancelling():
             raise
         raise engine_failure(error) from error
+
+
+def _engine_lost(lost: asyncio.Future[str]) -> Disconnected:
+    return Disconnected(f"the engine is lost: {lost.result()}")
 
 
 async def _wait_for(step: Awaitable[object]) -> None:

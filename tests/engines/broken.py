@@ -372,6 +372,21 @@ class DrainRaises(GoodEngine):
         raise OSError("still in use")
 
 
+class LostIsPlain(GoodEngine):
+    def lost(self) -> Any:
+        return "never"
+
+
+class LostAtOnce(GoodEngine):
+    async def lost(self) -> str:
+        return "no device"
+
+
+class LostRaises(GoodEngine):
+    async def lost(self) -> str:
+        raise OSError("no device")
+
+
 class StartIsPlain(GoodEngine):
     def start(self, worker_id: int) -> Any:
         return EngineConfig(model=self.model)
@@ -454,6 +469,7 @@ BROKEN: list[tuple[type[GoodEngine], Rule]] = [
     (HealthPayloadIsPlain, Rule.OPTIONAL_METHOD_FAILED),
     (QuiescenceIsPlain, Rule.OPTIONAL_METHOD_FAILED),
     (DrainRaises, Rule.OPTIONAL_METHOD_FAILED),
+    *((engine, Rule.LOST_WHILE_WORKING) for engine in (LostIsPlain, LostAtOnce, LostRaises)),
     (SecondCleanupRaises, Rule.SECOND_CLEANUP_FAILED),
     (UnstartedCleanupRaises, Rule.UNSTARTED_CLEANUP_FAILED),
     *((edited(name, edit), rule) for rule, edits in EDITS.items() for name, edit in edits.items()),

@@ -630,6 +630,52 @@ async def test_the_life_of_all_engines() -> None:
     assert await FailoverEngine(a).is_quiescent()
 
 
+class MayBeLost(Started):
+    """Is lost after so many seconds, if any are given."""
+
+    def __init__(self, name: str, journal: list[str], lost_s: float | None = None) -> None:
+        super().__init__(name, journal)
+        self.lost_s = lost_s
+
+    def generate(self, request: PreprocessedRequest, context: RequestContext) -> Any:
+        self.note("generate")
+        return super().generate(request, context)
+
+    async def lost(self) -> str:
+        if self.lost_s is None:
+            return await super().lost()
+        await asyncio.sleep(self.lost_s)
+        raise OSError(f"{self.name} is gone")
+
+
+@pytest.mark.rows("E7")
+@virtual
+async def test_it_is_lost_when_all_engines_are() -> None:
+    """The reason has all of theirs; one that can't be lost keeps the others' from counting."""
+    engines = [MayBeLost(name, [], at) for name, at in (("a", 5), ("b", 3))]
+    began = asyncio.get_running_loop().time()
+    reason = await FailoverEngine(*engines).lost()
+    assert asyncio.get_running_loop().time() - began == 5
+    assert "a is gone" in reason
+    assert "b is gone" in reason
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(FailoverEngine(*engines, MayBeLost("c", [])).lost(), 100)
+
+
+@pytest.mark.rows("E7")
+@virtual
+async def test_an_engine_that_is_lost_is_not_asked_any_more() -> None:
+    """Once someone awaits `lost`, as a worker does; when all are lost the order is as before."""
+    journal: list[str] = []
+    engine = FailoverEngine(MayBeLost("a", journal, 5), MayBeLost("b", journal, 50))
+    watch = asyncio.create_task(engine.lost())
+    for seconds in (1, 9, 90):
+        await asyncio.sleep(seconds)
+        await collect(await EngineAdapter(engine).generate(counting_request()))
+    assert journal == ["a.generate", "b.generate", "a.generate"]
+    await watch
+
+
 @pytest.mark.rows("E1", "E5")
 @pytest.mark.parametrize("failing", ["a", "b"])
 @virtual

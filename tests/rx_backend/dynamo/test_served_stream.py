@@ -19,6 +19,7 @@ from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.dynamo import Handler, serving
 from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.errors import Disconnected
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.testing import run_virtual
 from rx_backend.worker import RequestGate
@@ -541,5 +542,34 @@ def test_text_that_no_byte_stands_for_is_replaced(text: str, last: bool) -> None
         repr(seen).encode()
         str(seen[-1].get("error")).encode()
         str(seen[-1].get("finish_reason")).encode()
+
+    run_virtual(main())
+
+
+@pytest.mark.rows("E7", "S6")
+@pytest.mark.parametrize("pushed", [False, True])
+@pytest.mark.parametrize("at_s", [1, 6.5])
+def test_a_request_that_is_failed_ends_with_that_error(*, pushed: bool, at_s: float) -> None:
+    """In the engine's set-up and in mid-stream, at once; the engine's stream is closed."""
+
+    class Slow(Engine):
+        async def generate(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+            await asyncio.sleep(5)
+            return self._stream()
+
+    async def main() -> None:
+        gate = RequestGate(lambda: RuntimeError("closed"))
+        seen: list[dict[str, Any]] = []
+        handler = serving(EngineAdapter(Slow(plain)), inside=gate.admit)
+        stream = handler(REQUEST, RuntimeContext(), **sender_to(seen, pushed))
+        pulling = asyncio.create_task(pull_all([stream], seen, 0.0))
+        await asyncio.sleep(at_s)
+        gate.fail_all(Disconnected("the engine is lost"))
+        await pulling
+        assert asyncio.get_running_loop().time() == pytest.approx(at_s)
+        assert [chunk.get("token_ids") for chunk in seen[:-1]] == ([[0]] if at_s > 6 else [])
+        assert seen[-1]["event"] == "error"
+        assert "the engine is lost" in str(seen[-1])
+        await gate.idle()
 
     run_virtual(main())

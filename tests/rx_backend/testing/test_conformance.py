@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -37,7 +38,7 @@ from tests.leaks import LeakWatch
 LEFT = "(task|async generator) not"
 
 
-@pytest.mark.rows("K1", "E1", "E2", "E3", "E4", "E5")
+@pytest.mark.rows("K1", "E1", "E2", "E3", "E4", "E5", "E7")
 @pytest.mark.parametrize("engine", [*GOOD, SampleEngine])
 def test_an_engine_that_keeps_the_rules_passes(engine: type[object]) -> None:
     """However it is written, an engine that keeps to the contract has no violation."""
@@ -47,7 +48,7 @@ def test_an_engine_that_keeps_the_rules_passes(engine: type[object]) -> None:
     report.raise_if_failed()
 
 
-@pytest.mark.rows("K1", "E1", "E2", "E3", "E4", "E5", "S8")
+@pytest.mark.rows("K1", "E1", "E2", "E3", "E4", "E5", "E7", "S8")
 @pytest.mark.parametrize(
     ("engine", "rule"), BROKEN, ids=lambda value: getattr(value, "__name__", "")
 )
@@ -92,7 +93,7 @@ def test_all_broken_rules_are_reported_at_once() -> None:
         "unstarted_cleanup_failed",
     ]
     assert str(report).splitlines()[0] == "conformance of BreaksMuch"
-    assert str(report).splitlines()[-1] == "12 of 19 rules hold"
+    assert str(report).splitlines()[-1] == "13 of 20 rules hold"
     violation = report.violation(Rule.CLEANUP_FAILED)
     assert violation is not None
     assert violation.row == "E5"
@@ -191,6 +192,22 @@ def test_an_engine_that_never_lets_go_does_not_hang_the_kit(leaks: LeakWatch) ->
     report = run_conformance(HoldsOn)
     rules = {violation.rule for violation in report.violations}
     assert rules == {Rule.NO_TERMINAL, Rule.CANCELLATION_NOT_SEEN, Rule.CLOSE_FAILED}
+
+
+class LostIsNotCancelled(GoodEngine):
+    async def lost(self) -> str:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(60)
+        return ""
+
+
+@pytest.mark.rows("K1", "E7")
+def test_a_lost_that_swallows_its_cancellation_is_reported(leaks: LeakWatch) -> None:
+    """A worker would wait for it at its end."""
+    leaks.allow(LEFT)
+    report = run_conformance(LostIsNotCancelled)
+    assert [violation.rule for violation in report.violations] == [Rule.LOST_WHILE_WORKING]
 
 
 @pytest.mark.rows("K1")

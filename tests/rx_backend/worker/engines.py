@@ -100,6 +100,33 @@ class CountingEngine(LLMEngine):
         return {"token_ids": [_BYTE_0 + ord(letter)], "stop_conditions": {"max_tokens": 2}}
 
 
+class ModelEngine(CountingEngine):
+    """Takes a model and two arguments, or arguments of its own, and says which; repeats prompts."""
+
+    def __init__(self, model_path: str | None = None, *, size: Any = None, model: str = "") -> None:
+        self.model_path = model_path
+        self.size = size
+        self.model = model
+
+    @classmethod
+    async def from_args(cls, argv: list[str]) -> ModelEngine:
+        return cls(size=argv)
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        say(f"model {self.model_path} size {self.size!r}")
+        config = await super().start(worker_id)
+        config.model = self.model or MODEL
+        return config
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncIterator[LLMEngineOutput]:
+        say(f"prompt {request.token_ids} {request.eos_token_ids}")
+        for token_id in request.token_ids:
+            yield LLMEngineOutput.token(token_id)
+        yield LLMEngineOutput.stop()
+
+
 class ListeningEngine(CountingEngine):
     """Says of each socket that its process listens at whether what it accepts sends at once."""
 
@@ -267,6 +294,32 @@ class PeerEngine(LLMEngine):
 
     async def abort(self, context: RequestContext) -> None:
         say("abort")
+
+
+class ChildEngine(PeerEngine):
+    """Works by a child process, without which it is lost."""
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        # It ends with its parent, and holds none of the pipes that the test reads.
+        pipe, nowhere = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+        self.child = await asyncio.create_subprocess_exec("cat", stdin=pipe, stdout=nowhere)
+        return await super().start(worker_id)
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncIterator[LLMEngineOutput]:
+        tell("child", pid=self.child.pid)
+        async for chunk in super().generate(request, context):
+            yield chunk
+
+    async def lost(self) -> str:
+        return f"its child process ended with {await self.child.wait()}"
+
+    async def cleanup(self) -> None:
+        say("cleanup")
+        if self.child.returncode is None:
+            self.child.kill()
+        await self.child.wait()
 
 
 def tell(what: str, **fields: Any) -> None:

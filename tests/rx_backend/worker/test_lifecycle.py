@@ -97,6 +97,7 @@ class Engine:
         self.takes = takes
         self.quiescent_at = 0.0
         self.model = "m"
+        self.lost: Any = None
 
     async def start(self, worker_id: int) -> EngineConfig:
         await self._step("start")
@@ -127,12 +128,17 @@ class Request:
         self.seconds = seconds
         self.deaf = deaf
         self.stopped = asyncio.Event()
+        self.failure: Exception | None = None
         self.items: list[str] = []
         self.error: BaseException | None = None
 
     def stop_generating(self) -> None:
         if not self.deaf:
             self.stopped.set()
+
+    def fail(self, error: Exception) -> None:
+        self.failure = error
+        self.stopped.set()
 
     async def send(self, handler: Handler) -> None:
         try:
@@ -144,11 +150,13 @@ class Request:
 
 def handler_inside(gate: RequestGate) -> Handler:
     async def handle(request: Request, context: Request) -> AsyncGenerator[str]:
-        with gate.admit(context):
+        with gate.admit(context, context.fail):
             yield "first"
             try:
                 async with asyncio.timeout(request.seconds):
                     await request.stopped.wait()
+                if request.failure is not None:
+                    raise request.failure
                 yield "cancelled"
             except TimeoutError:
                 yield "last"
@@ -188,7 +196,7 @@ class Life:
             self.shutdown,
             mode=self.mode,
             times=TIMES,
-            model_path=lambda config: f"/models/{config.model}",
+            registration=lambda config: (config, f"/models/{config.model}"),
         )
         try:
             await lifecycle.run(self.ready.append)
@@ -396,6 +404,67 @@ async def test_a_worker_that_can_not_register_again_ends(*, fails: bool) -> None
     assert life.place.diary[-2:] == [(45, "cleanup"), (45, "shutdown")]
     assert request.items == ["first", "last"]
     assert isinstance(late.error, EngineShutdown)
+
+
+def lost_at(seconds: float, end: str | Exception) -> Callable[[], Coroutine[Any, Any, str]]:
+    async def lost() -> str:
+        await asyncio.sleep(seconds)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    return lost
+
+
+@pytest.mark.rows("E7")
+@pytest.mark.parametrize("end", ["child died", OSError("child died"), asyncio.CancelledError()])
+@virtual
+async def test_a_lost_engine_passes_its_requests_on(end: str | Exception) -> None:
+    """It leaves discovery at once, fails its requests, refuses others, and is cleaned up."""
+    life = Life(cleanup=2)
+    life.engine.lost = lost_at(10, end)
+    request, late = Request(1000), Request(1)
+    life.at(5, lambda: life.send(request))
+    life.at(11, lambda: life.send(late))
+    error = await life.live()
+    assert isinstance(error, Disconnected)
+    assert isinstance(end, asyncio.CancelledError) or "child died" in error.message
+    assert life.place.diary[-3:] == [(10, "leave"), (10, "cleanup"), (12, "shutdown")]
+    assert (request.items, type(request.error)) == (["first"], Disconnected)
+    assert isinstance(late.error, EngineShutdown)
+
+
+@pytest.mark.rows("E7")
+@virtual
+async def test_an_engine_that_is_lost_on_its_way_out_is_not_waited_for() -> None:
+    """What is in flight when it tells goes on elsewhere, and need not wait for the deadline."""
+    life = Life()
+    life.engine.lost = lost_at(20, "child died")
+    request = Request(1000)
+    life.at(5, lambda: life.send(request))
+    life.at(10, life.shutdown.request)
+    assert await life.live() is None
+    assert (20, "drain") in life.place.diary
+    assert isinstance(request.error, Disconnected)
+
+
+@pytest.mark.rows("E7")
+@pytest.mark.parametrize("kind", ["plain", "raises"])
+@virtual
+async def test_lost_has_to_be_async(kind: str) -> None:
+    """Any other method of that name ends the worker with an error that names it."""
+    life = Life()
+
+    def lost() -> str:
+        if kind == "raises":
+            raise InvalidArgument("Engine.lost")
+        return "never"
+
+    life.engine.lost = lost
+    error = await life.live()
+    assert isinstance(error, InvalidArgument)
+    assert "Engine.lost" in error.message
+    assert life.place.steps[-1] == "shutdown"
 
 
 @virtual

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -33,7 +34,12 @@ TOKENS, BEFORE = 12, MADE_BEFORE_THE_WAIT
 
 @contextmanager
 def serving(
-    folder: Path, modes: list[str], *, limit: str | None = None, drain_s: float = 30
+    folder: Path,
+    modes: list[str],
+    *,
+    engine: str = ENGINE,
+    limit: str | None = None,
+    drain_s: float = 30,
 ) -> Generator[tuple[OpenAI, list[Served]]]:
     """Serve workers of these modes behind a frontend; each has answered once."""
     (folder / "release").mkdir()
@@ -43,7 +49,7 @@ def serving(
         enter = stack.enter_context
         release = str(folder / "release")
         workers = [
-            enter(serve(folder, ENGINE, "--mode", mode, *flags, RELEASE=release)) for mode in modes
+            enter(serve(folder, engine, "--mode", mode, *flags, RELEASE=release)) for mode in modes
         ]
         front = enter(frontend(folder, *limits))
         for worker in workers:
@@ -92,6 +98,30 @@ def test_a_request_survives_its_worker(tmp_path: Path) -> None:
         assert span["attributes"]["migration_trace_id"] == before["span"]["trace_id"]
         assert span["attributes"]["migration_span_id"] == before["span"]["span_id"]
         assert span["attributes"]["output_tokens"] == TOKENS - BEFORE
+
+
+@pytest.mark.rows("E7")
+def test_a_worker_whose_engine_is_lost_passes_its_requests_on(tmp_path: Path) -> None:
+    """It is out of discovery before they go on elsewhere, and ends with exit code 1."""
+    with serving(tmp_path, ["agg", "agg"], engine="ChildEngine") as (client, workers):
+        answer, lost, other = until_half_way(client, workers)
+        assert len(listed(tmp_path)) == 2
+        (child,) = lost.told("child")
+        os.kill(child["pid"], signal.SIGKILL)
+        until(lambda: other.count("waiting"), other)
+        assert len(listed(tmp_path)) == 1
+        release(tmp_path)
+        assert list(answer) == counted(TOKENS)[BEFORE:]
+        goes_on(other.told("request")[0], lost.told("request")[0])
+        assert lost.ended() == 1
+        assert "Disconnected: the engine is lost: its child process ended with -9" in lost.seen[-1]
+        assert lost.count("cleanup") == 1
+        assert list(words(ask(client, "c", 2))) == counted(2)
+
+
+def listed(folder: Path) -> set[str]:
+    """The workers in file discovery."""
+    return {path.name for path in (folder / "discovery").rglob("*") if path.is_file()}
 
 
 def test_a_worker_that_may_not_wait_passes_its_requests_on(tmp_path: Path) -> None:

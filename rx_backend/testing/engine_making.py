@@ -1,0 +1,176 @@
+"""Make the engine that a command line names, with its arguments."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from inspect import Parameter
+from typing import Any, cast
+
+import msgspec
+
+from rx_backend.dynamo import from_any_engine
+from rx_backend.engine import LLMEngine
+from rx_backend.errors import InvalidArgument
+from rx_backend.testing.engine_loading import load_engine_factory
+
+__all__ = ("EngineMaker", "engine_maker", "make_engine", "read_arguments")
+
+
+class EngineMaker:
+    """
+    Makes engines that a command line names; made by :func:`engine_maker`.
+
+    Attributes:
+        arguments: The keyword arguments of each call.
+    """
+
+    def __init__(
+        self, target: str, factory: Callable[..., object], arguments: Mapping[str, Any]
+    ) -> None:
+        self.arguments = arguments
+        self._target = target
+        self._factory = factory
+        self.__qualname__: str = getattr(factory, "__qualname__", target)
+
+    def __call__(self) -> object:
+        """Call what was named, as a factory of the conformance kit: it may have to be awaited."""
+        return self._factory(**self.arguments)
+
+    def make(self) -> LLMEngine:
+        """
+        Make an engine, outside of any event loop.
+
+        Raises:
+            InvalidArgument: Making it raised something.
+        """
+        try:
+            made = self()
+            if inspect.isawaitable(made):
+                made = asyncio.run(_result(made))
+            return from_any_engine(made)
+        except Exception as error:
+            raise InvalidArgument(
+                f"engine {self._target}: making it raised {type(error).__name__}: {error}"
+            ) from error
+
+
+def make_engine(
+    target: str, arguments: Sequence[str] = (), own_args: Sequence[str] = (), **offered: Any
+) -> LLMEngine:
+    """
+    Make the engine that *target* names, outside of any event loop.
+
+    Args:
+        target: As for :func:`engine_maker`, like the others.
+        arguments: ``name=value`` each.
+        own_args: For the engine's own parser.
+        **offered: Passed where the engine takes them.
+
+    Raises:
+        InvalidArgument: As for :func:`engine_maker`, or making it raised something.
+
+    >>> type(make_engine("rx_backend.engines:SampleEngine", ["token_interval_ms=1"])).__name__
+    'SampleEngine'
+    """
+    return engine_maker(target, arguments, own_args, **offered).make()
+
+
+def engine_maker(
+    target: str, arguments: Sequence[str] = (), own_args: Sequence[str] = (), **offered: Any
+) -> EngineMaker:
+    """
+    Return what makes the engine that *target* names, with these arguments.
+
+    Args:
+        target: ``module:name`` of a class, or of a function, even an async one. An engine of Dynamo's
+            kind is made one of ours.
+        arguments: Its keyword arguments, as :func:`read_arguments` reads them.
+        own_args: For its own parser, a class method ``from_args``, instead of *arguments*.
+        **offered: Further keyword arguments, for a factory that has parameters of these names; None
+            for none.
+
+    Raises:
+        InvalidArgument: Nothing is found there, an argument is unknown, missing or given twice, or
+            there is no ``from_args``.
+    """
+    factory: Callable[..., object] = load_engine_factory(target)
+    given = read_arguments(arguments)
+    if own_args:
+        if given:
+            raise InvalidArgument("--engine-arg: no effect beside arguments behind --")
+        return EngineMaker(target, _parser_of(target, factory, own_args), {})
+    parameters = _parameters(factory)
+    for name, value in offered.items():
+        if value is None or parameters is None or name not in parameters:
+            continue
+        if name in given:
+            flag = f"--{name.replace('_', '-')}"
+            raise InvalidArgument(f"--engine-arg {name}: given by {flag} already")
+        given[name] = value
+    if parameters is not None:
+        _check(target, parameters, given)
+    return EngineMaker(target, factory, given)
+
+
+def read_arguments(texts: Sequence[str]) -> dict[str, Any]:
+    """
+    Read keyword arguments: each value as JSON where it is JSON, else as text.
+
+    Raises:
+        InvalidArgument: One is not of the form ``name=value``, or a name comes twice.
+
+    >>> read_arguments(["max_model_len=4096", "eager=true", "dtype=bfloat16", "ids=[1]"])
+    {'max_model_len': 4096, 'eager': True, 'dtype': 'bfloat16', 'ids': [1]}
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InvalidArgument(f"--engine-arg: expected name=value, got {text!r}")
+        if name in found:
+            raise InvalidArgument(f"--engine-arg {name}: given twice")
+        try:
+            found[name] = msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            found[name] = value
+    return found
+
+
+def _parser_of(
+    target: str, factory: Callable[..., object], own_args: Sequence[str]
+) -> Callable[[], object]:
+    from_args = getattr(factory, "from_args", None)
+    if not callable(from_args):
+        raise InvalidArgument(
+            f"engine {target}: it has no from_args for what follows --: {' '.join(own_args)}"
+        )
+    return lambda: from_args(list(own_args))
+
+
+def _parameters(factory: Callable[..., object]) -> dict[str, Parameter] | None:
+    """Return the parameters of a factory by name; None where they can't be found out."""
+    try:
+        return dict(inspect.signature(factory).parameters)
+    except (TypeError, ValueError):
+        return None
+
+
+def _check(target: str, parameters: Mapping[str, Parameter], given: Mapping[str, Any]) -> None:
+    """Check the names of the arguments against the parameters."""
+    by_name = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    known = {name: each for name, each in parameters.items() if each.kind in by_name}
+    takes_any = any(each.kind is Parameter.VAR_KEYWORD for each in parameters.values())
+    required = [name for name, each in known.items() if each.default is Parameter.empty]
+    unknown = [] if takes_any else [name for name in given if name not in known]
+    missing = [name for name in required if name not in given]
+    for what, names in (("no argument", unknown), ("needs the argument", missing)):
+        if names:
+            shown = [f"{name} (required)" if name in required else name for name in known]
+            takes = f"it takes {', '.join(shown)}" if shown else "it takes none"
+            raise InvalidArgument(f"engine {target}: {what} {', '.join(names)}; {takes}")
+
+
+async def _result(made: object) -> object:
+    return await cast("Awaitable[object]", made)
