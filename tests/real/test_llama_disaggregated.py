@@ -144,18 +144,11 @@ def test_what_a_client_leaves_that_goes_in_mid_transfer(
 @pytest.mark.needs("dynamo", "openai")
 def test_two_workers_behind_a_frontend(tiny_model: RealModel, tmp_path: Path) -> None:
     """The answer is that of one worker, and both workers end well."""
-    (tmp_path / "tiny.py").write_text(
-        "from examples.llama_disaggregated import DisaggregatedLlama\n"
-        "def make(mode):\n"
-        f"    return DisaggregatedLlama({str(tiny_model.gguf)!r}, mode=mode)\n"
-    )
-    flags = ("--model-path", str(tiny_model.folder), "--grace-s", "0", "--mode")
-    environ: dict[str, Any] = {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
     answers: list[str | None] = []
     for modes in (("prefill", "decode"), ("agg",)):
         folder = tmp_path / modes[0]
         folder.mkdir()
-        with serving(folder, modes, flags, environ) as client:
+        with serving(folder, modes, tiny_model) as client:
             done = client.chat.completions.create(
                 model="tiny",
                 messages=[{"role": "user", "content": "the token of a stream"}],
@@ -168,14 +161,17 @@ def test_two_workers_behind_a_frontend(tiny_model: RealModel, tmp_path: Path) ->
 
 
 @contextmanager
-def serving(
-    folder: Path, modes: Sequence[str], flags: Sequence[str], environ: dict[str, Any]
-) -> Generator[OpenAI]:
+def serving(folder: Path, modes: Sequence[str], model: RealModel) -> Generator[OpenAI]:
     """Run a worker of each mode and a frontend; give a client, and end the workers."""
+    engine = "llama_disaggregated:DisaggregatedLlama"
+    flags = ("--model-path", str(model.gguf), "--grace-s", "0", "--mode")
     with ExitStack() as stack:
         enter = stack.enter_context
-        workers = [enter(serve(folder, "tiny:make", *flags, mode, **environ)) for mode in modes]
-        front = enter(frontend(folder, **environ))
+        workers = [
+            enter(serve(folder, engine, *flags, mode, cwd=ROOT / "examples", PYTHONPATH=str(ROOT)))
+            for mode in modes
+        ]
+        front = enter(frontend(folder))
         for worker in workers:
             worker.line("serving", START_S)
         asyncio.run(until_listed("127.0.0.1", front.port, "tiny"))
