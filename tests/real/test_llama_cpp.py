@@ -27,7 +27,6 @@ from rx_backend.protocols import (
     SamplingOptions,
     StopConditions,
 )
-from rx_backend.testing import run_conformance
 from tests.real.tiny_model import RealModel
 from tests.spans import Spans
 
@@ -94,21 +93,6 @@ async def at_rest(engine: LlamaCppEngine) -> None:
     idle = Load(waiting=0, prefilling=0, decoding=0, kv_tokens=0)
     await until(lambda: engine.load == idle)
     assert not any(used_cells(engine))
-
-
-@pytest.mark.rows("E2", "E3")
-@in_loop
-async def test_greedy_answers_are_those_of_transformers(tiny_model: RealModel) -> None:
-    """Alone, eight at once, and 64 that queue for a batch of eight."""
-    prompts = tiny_model.prompts(16)
-    expected = [tiny_model.expected(prompt, 12) for prompt in prompts]
-    async with running(tiny_model, max_batch=8) as engine:
-        assert await answer_of(engine, asking(prompts[0], 12)) == expected[0]
-        for count in (8, 64):
-            requests = [asking(prompts[n % 16], 12) for n in range(count)]
-            answers = await asyncio.gather(*(answer_of(engine, each) for each in requests))
-            assert answers == [expected[n % 16] for n in range(count)]
-        await at_rest(engine)
 
 
 @pytest.mark.rows("E3")
@@ -339,10 +323,3 @@ async def test_a_thousand_requests_leave_nothing(tiny_model: RealModel, spans: S
         await at_rest(engine)
         assert completed == sum(end == "stay" for end, _ in ends)
     assert len(spans.finished) == 1000
-
-
-@pytest.mark.rows("K1")
-def test_conformance(tiny_model: RealModel) -> None:
-    """The engine keeps the contract, on the real clock."""
-    report = run_conformance(lambda: LlamaCppEngine(tiny_model.gguf), virtual=False)
-    assert report.ok, str(report)
