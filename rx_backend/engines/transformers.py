@@ -203,9 +203,8 @@ class TransformersEngine(LLMEngine):
         device = self._device
         if device is None:
             device = "cuda" if import_module("torch").cuda.is_available() else "cpu"
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            self._path, dtype=self._dtype
-        ).to(device)
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        model = load(self._path, dtype=self._dtype).to(device)
         own = model.generation_config
         manager = model.init_continuous_batching(
             generation_config=Sampling(own).for_all(), continuous_batching_config=self._batching
