@@ -51,6 +51,9 @@ def worker(
         except TimeoutError:
             pytest.fail("not listed:\n" + "".join(served.seen[-60:]))
         yield served, front.port
+        # Killed, it would leave vLLM's processes behind.
+        served.signal()
+        served.ended(60)
 
 
 @pytest.fixture
@@ -103,9 +106,11 @@ def test_a_client_that_leaves_ends_the_request(worker: tuple[Served, int], clien
 
 
 def test_a_request_that_vllm_refuses_is_the_clients_fault(client: OpenAI) -> None:
-    """A token that the model does not have is a 400, which says so."""
-    with pytest.raises(BadRequestError, match="99999"):
-        client.completions.create(model=MODEL, prompt=[5, 99999], max_tokens=2)
+    """A pattern that is none is a 400, whose message is vLLM's."""
+    with pytest.raises(BadRequestError, match="invalid regex"):
+        client.completions.create(
+            model=MODEL, prompt=PROMPT, max_tokens=2, extra_body={"guided_regex": "(("}
+        )
 
 
 def lines(served: Served) -> list[int]:
