@@ -279,7 +279,7 @@ async def test_llama_cpp_logs_to_our_logger(
     tiny_model: RealModel, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Its lines are at level DEBUG, and nothing is on stderr."""
-    with caplog.at_level(logging.DEBUG, "rx_backend.engines.llama_cpp_library"):
+    with caplog.at_level(logging.DEBUG, "rx_backend.engines.llama_cpp.library"):
         async with running(tiny_model):
             pass
     assert any("llama" in record.getMessage() for record in caplog.records)

@@ -12,7 +12,7 @@ from aiohttp import ClientSession
 
 from rx_backend import EngineAdapter
 from rx_backend.engines.openai import OpenAIEngine
-from rx_backend.engines.openai_tokenizer import TokenizerFile
+from rx_backend.engines.openai.tokenizer import TokenizerFile
 from rx_backend.errors import Disconnected, InvalidArgument
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, StopConditions
 from rx_backend.testing import run_conformance

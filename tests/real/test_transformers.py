@@ -15,7 +15,7 @@ import pytest
 
 from rx_backend import InvalidArgument, PreprocessedRequest, RequestContext
 from rx_backend.engines.transformers import TransformersEngine
-from rx_backend.engines.transformers_sampling import Sampling
+from rx_backend.engines.transformers.sampling import Sampling
 from rx_backend.errors import Disconnected
 from rx_backend.protocols import OutputOptions, SamplingOptions, StopConditions
 from tests.real.engines import ask, greedy, in_loop, released, running, see

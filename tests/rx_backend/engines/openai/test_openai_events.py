@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rx_backend.engines.openai_answers import LlamaServerAnswers, OpenAIAnswers
-from rx_backend.engines.openai_stream import EventReader
+from rx_backend.engines.openai.answers import LlamaServerAnswers, OpenAIAnswers
+from rx_backend.engines.openai.stream import EventReader
 from rx_backend.errors import Unknown
 from rx_backend.protocols import (
     LLMEngineOutput,

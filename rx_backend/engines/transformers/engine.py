@@ -22,7 +22,7 @@ from rx_backend.engines.request_checks import (
     output_tokens,
     stop_token_ids,
 )
-from rx_backend.engines.transformers_sampling import HONOURED, Sampling
+from rx_backend.engines.transformers.sampling import HONOURED, Sampling
 from rx_backend.errors import Disconnected, EngineShutdown
 from rx_backend.protocols import FinishReason, LLMEngineOutput, PreprocessedRequest, usage
 

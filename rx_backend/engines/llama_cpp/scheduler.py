@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rx_backend.engines.llama_cpp_native import RANDOM_SEED, Cache, Model, Sampler
+from rx_backend.engines.llama_cpp.native import RANDOM_SEED, Cache, Model, Sampler
 from rx_backend.engines.sequence import Load
 from rx_backend.engines.step_thread import StepSequence
 from rx_backend.errors import InvalidArgument

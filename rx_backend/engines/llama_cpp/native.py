@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rx_backend.engines.llama_cpp_library import Batch, library
+from rx_backend.engines.llama_cpp.library import Batch, library
 from rx_backend.errors import InvalidArgument
 
 __all__ = ("RANDOM_SEED", "Cache", "Model", "Sampler")

@@ -9,8 +9,8 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from rx_backend.engines.openai_client import reported_error
-from rx_backend.engines.openai_events import (
+from rx_backend.engines.openai.client import reported_error
+from rx_backend.engines.openai.events import (
     Choice,
     Completion,
     Delta,

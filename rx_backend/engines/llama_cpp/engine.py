@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.engines.checks import whole
-from rx_backend.engines.llama_cpp_library import check_installed
+from rx_backend.engines.llama_cpp.library import check_installed
 from rx_backend.engines.request_checks import (
     check_options,
     check_prompt,
@@ -24,8 +24,8 @@ from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 
 if TYPE_CHECKING:
     # They need numpy; this module can be imported without.
-    from rx_backend.engines.llama_cpp_native import Cache, Model
-    from rx_backend.engines.llama_cpp_scheduler import Answer, LlamaCppScheduler
+    from rx_backend.engines.llama_cpp.native import Cache, Model
+    from rx_backend.engines.llama_cpp.scheduler import Answer, LlamaCppScheduler
 
 __all__ = ("LlamaCppEngine",)
 
@@ -153,7 +153,7 @@ class LlamaCppEngine(LLMEngine):
         Raises:
             InvalidArgument: As in :meth:`generate`.
         """
-        from rx_backend.engines.llama_cpp_scheduler import Answer  # noqa: PLC0415  # needs numpy
+        from rx_backend.engines.llama_cpp.scheduler import Answer  # noqa: PLC0415  # needs numpy
 
         context_length, vocab_size = self._limits
         if self._steps is None:
@@ -209,8 +209,8 @@ class LlamaCppEngine(LLMEngine):
         return {"token_ids": [0], "stop_conditions": {"max_tokens": 1}}
 
     def _load(self) -> None:
-        from rx_backend.engines.llama_cpp_native import Cache, Model  # noqa: PLC0415  # need numpy
-        from rx_backend.engines.llama_cpp_scheduler import LlamaCppScheduler  # noqa: PLC0415
+        from rx_backend.engines.llama_cpp.native import Cache, Model  # noqa: PLC0415  # need numpy
+        from rx_backend.engines.llama_cpp.scheduler import LlamaCppScheduler  # noqa: PLC0415
 
         model = self._model = Model(self._path, gpu_layers=self._gpu_layers)
         context_length = self._context_length or min(model.trained_context, _CONTEXT_LENGTH)
