@@ -1,6 +1,6 @@
 """Custom pipelines: the standard operators, and one more."""
 
-from operators import Drains, Pipeline, drain_until_first_token, heartbeat
+from operators import Drains, Pipeline, deferred_abort, drain_until_first_token, heartbeat
 from operators.authoring import SCOPE, Stage, operator
 from rx_backend import Annotated, LLMEngineOutput, RequestScope, standard_pipeline
 
@@ -36,3 +36,6 @@ drains = Drains()
 
 draining = standard_pipeline.insert_after("deferred_abort", drain_until_first_token(drains=drains))
 """A decode request whose client has left continues to its first token, and is aborted then."""
+
+ungated = standard_pipeline.replace("deferred_abort", deferred_abort(defer=False))
+"""Abort at once, also in decode mode; for `llama_leaving_client.py`, which shows what that does."""

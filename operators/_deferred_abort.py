@@ -144,7 +144,7 @@ def deferred_abort(
     if scope is not None:
         stop = stop or scope.stopped
         notified = notified or scope.first_token
-        defer = notified is not None
+        defer = defer and notified is not None
         parts = scope
         if abort is not None or end_of_turn is not None or on_step is not None:
             parts = _Parts(

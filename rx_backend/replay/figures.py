@@ -10,7 +10,7 @@ from itertools import pairwise
 from msgspec import Struct
 
 from operators.authoring import nearest_rank
-from rx_backend.errors import InvalidArgument
+from rx_backend.errors import BackendError
 
 __all__ = ("LatencyCounts", "ReplayResult", "RequestFigures", "stop_reason", "token_gaps")
 
@@ -91,6 +91,10 @@ class ReplayResult:
     The figures of a replay; filled while the replay runs.
 
     Attributes:
+        title: What was replayed, on which engine.
+        model: The name by which the engine serves its model; None before it has started.
+        context_length: The engine's context in tokens; None where that is not known.
+        cut: Requests that were cut to the context.
         planned: Requests in the workload; None where that is not known.
         requests: Figures of the requests that have ended, in the order of their ends.
         itl: Gaps between chunks with tokens, of all requests.
@@ -103,6 +107,10 @@ class ReplayResult:
     """
 
     def __init__(self, planned: int | None = None) -> None:
+        self.title = ""
+        self.model: str | None = None
+        self.context_length: int | None = None
+        self.cut = 0
         self.planned = planned
         self.requests: list[RequestFigures] = []
         self.itl = LatencyCounts()
@@ -116,7 +124,7 @@ class ReplayResult:
 def stop_reason(error: BaseException) -> str:
     """Return what is written in ``stopped_by`` for *error*."""
     if isinstance(error, Exception):
-        return error.message if isinstance(error, InvalidArgument) else type(error).__name__
+        return error.message if isinstance(error, BackendError) else type(error).__name__
     return "interrupt"
 
 

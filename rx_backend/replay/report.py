@@ -28,6 +28,8 @@ class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The main figures of a replay."""
 
+    title: str
+    """What was replayed, on which engine."""
     stopped_by: str | None
     """Why the replay ended before its workload; None if it did not."""
     planned: int | None
@@ -41,6 +43,10 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Requests in flight when the replay was stopped."""
     errors: dict[str, int]
     """Failed requests by the kind of error."""
+    cut: int
+    """Requests whose prompt or output was cut to the engine's context."""
+    context_length: int | None
+    """The engine's context, in tokens; None where that is not known."""
     prompt_tokens: int
     tokens: int
     duration_s: float
@@ -60,6 +66,7 @@ def summarize(result: ReplayResult) -> Summary:
     tokens = sum(row.tokens for row in rows)
     itl = {f"p{q}": result.itl.quantile(q / 100) for q in (50, 90, 99)}
     return Summary(
+        title=result.title,
         stopped_by=result.stopped_by,
         planned=result.planned,
         requests=len(rows),
@@ -68,6 +75,8 @@ def summarize(result: ReplayResult) -> Summary:
         dropped=outcomes["dropped"],
         interrupted=outcomes["interrupted"],
         errors=dict(sorted(errors.items())),
+        cut=result.cut,
+        context_length=result.context_length,
         prompt_tokens=sum(row.prompt_tokens for row in rows),
         tokens=tokens,
         duration_s=round(seconds, 3),
@@ -92,10 +101,13 @@ def format_table(summary: Summary) -> str:
         ("duration", f"{summary.duration_s:,.1f} s", ""),
     ]
     text: list[str] = []
+    if summary.cut:
+        note = f"to the context of {summary.context_length:,} tokens"
+        lines.insert(1, ("  cut", f"{summary.cut:,}", note))
     if summary.stopped_by is not None:
         of = "" if summary.planned is None else f" of {summary.planned:,}"
         text += [f"stopped early after {summary.requests:,}{of} requests: {summary.stopped_by}", ""]
-        lines.insert(5, ("  interrupted", f"{summary.interrupted:,}", "in flight when stopped"))
+        lines.insert(-3, ("  interrupted", f"{summary.interrupted:,}", "in flight when stopped"))
     text += [f"{name:<15}{value:>12}  {note}".rstrip() for name, value, note in lines]
     text += ["", f"{'':<15}{'p50':>12}{'p90':>12}{'p99':>12}{'max':>12}"]
     for name, figures in (("TTFT, ms", summary.ttft_ms), ("ITL, ms", summary.itl_ms)):

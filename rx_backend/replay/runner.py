@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from array import array
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Generator, Iterable, Sized
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from opentelemetry.trace import Tracer
@@ -14,8 +15,8 @@ from operators.assembly import loop_clock
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.engine import LLMEngine, check_config
-from rx_backend.engines.checks import fraction
-from rx_backend.errors import BackendError, InvalidArgument
+from rx_backend.engines.checks import fraction, whole
+from rx_backend.errors import BackendError, InvalidArgument, Unknown
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.protocols import (
     Annotated,
@@ -37,6 +38,7 @@ async def replay(
     cancel_rate: float = 0.0,
     drop_rate: float = 0.0,
     seed: int = 0,
+    vocab_size: int | None = None,
     pipeline: PipelineSource = standard_pipeline,
     tracer: Tracer | None = None,
     record: bool | None = None,
@@ -47,7 +49,9 @@ async def replay(
     Send *workload* through an `EngineAdapter` over *engine*, and measure what clients see.
 
     The engine is started first and cleaned up at the end. Time is the running loop's: virtual
-    under `rx_backend.testing.run_virtual`, real under `asyncio.run`.
+    under `rx_backend.testing.run_virtual`, real under `asyncio.run`. A request that is longer than
+    the engine's `context_length` is cut: its output to half of that, its prompt to the rest. The
+    engine's end-of-text tokens are ignored, so that answers are as long as the workload says.
 
     Args:
         workload: The requests, in the order of arrival; taken as they are due.
@@ -55,7 +59,9 @@ async def replay(
         cancel_rate: Part of the clients, 0 to 1, that call `context.stop_generating()` after
             some tokens and read on to the end.
         drop_rate: Part of the clients, 0 to 1, that close the stream after some tokens.
-        seed: Seed of which clients these are, and after how many tokens.
+        seed: Seed of which clients these are, after how many tokens, and of the prompts.
+        vocab_size: Prompts are drawn from the token ids from 1 to below this; zeros by default,
+            which do for an engine without a model.
         pipeline: The adapter's.
         tracer: The adapter's.
         record: The adapter's.
@@ -69,22 +75,27 @@ async def replay(
     Raises:
         InvalidArgument: A rate is out of its range, or the two sum to more than 1; or the workload
             raised it, and then only when the requests in flight have ended.
+        Unknown: The engine's `start`, `drain` or `cleanup` failed; the message says how.
     """
     check_rates(cancel_rate, drop_rate)
-    draw = random.Random(seed)  # noqa: S311  # a simulation, no secret
+    draw, draw_prompt = random.Random(seed), random.Random(seed)  # noqa: S311  # no secrets
+    token_ids = [0] if vocab_size is None else range(1, whole("vocab_size", vocab_size, low=2))
     clock = loop_clock(asyncio.get_running_loop())
     adapter = EngineAdapter(engine, pipeline=pipeline, tracer=tracer, clock=clock, record=record)
     result = result or ReplayResult()
     result.planned = len(workload) if isinstance(workload, Sized) else None
     bad_row: InvalidArgument | None = None
     try:
-        model = check_config(await engine.start(0)).model
+        with _named(engine, "start"):
+            config = check_config(await engine.start(0))
+        result.model = config.served_model_name or config.model
+        result.context_length = config.context_length
         began = clock()
 
         async def serve(client: _Client) -> None:
             result.running += 1
             try:
-                await client.run(adapter, model)
+                await client.run(adapter, config.model)
             finally:
                 client.add_to(result, began)
                 if on_end is not None:
@@ -92,26 +103,56 @@ async def replay(
 
         async with asyncio.TaskGroup() as tasks:
             try:
-                for index, row in enumerate(workload):
+                for index, asked in enumerate(workload):
+                    row = _cut(asked, config.context_length)
+                    result.cut += row != asked
+                    prompt = draw_prompt.choices(token_ids, k=row.prompt_tokens)
                     plan = _plan(draw, row, cancel_rate, drop_rate)
                     delay = began + row.arrival_s - clock()
                     if delay > 0:
                         await asyncio.sleep(delay)
-                    tasks.create_task(serve(_Client(index, row, plan, clock)))
+                    tasks.create_task(serve(_Client(index, row, prompt, plan, clock)))
             except InvalidArgument as error:
                 bad_row = error
-        await engine.drain()
-    finally:
+        with _named(engine, "drain"):
+            await engine.drain()
+    except BaseException:
+        with suppress(Exception):  # only the first error is raised
+            await engine.cleanup()
+        raise
+    with _named(engine, "cleanup"):
         await engine.cleanup()
     if bad_row is not None:
         raise bad_row
     return result
 
 
-def check_rates(cancel_rate: float, drop_rate: float) -> None:
+def check_rates(
+    cancel_rate: float, drop_rate: float, names: tuple[str, str] = ("cancel_rate", "drop_rate")
+) -> None:
     """Raise ``InvalidArgument`` unless both are from 0 to 1, and their sum is at most 1."""
-    if fraction("cancel_rate", cancel_rate) + fraction("drop_rate", drop_rate) > 1:
-        raise InvalidArgument("cancel_rate and drop_rate must not sum to more than 1")
+    if fraction(names[0], cancel_rate) + fraction(names[1], drop_rate) > 1:
+        raise InvalidArgument(f"{' and '.join(names)} must not sum to more than 1")
+
+
+@contextmanager
+def _named(engine: LLMEngine, step: str) -> Generator[None]:
+    """Raise what fails in the block as ``Unknown``, with the names of the engine and the step."""
+    try:
+        yield
+    except Exception as error:
+        why = error.message if isinstance(error, BackendError) else error
+        message = f"{type(engine).__name__}.{step} raised {type(error).__name__}: {why}"
+        raise Unknown(message) from error
+
+
+def _cut(row: Request, context_length: int | None) -> Request:
+    """Return *row* as it fits into the context: at most half of that for the output."""
+    if not context_length or row.prompt_tokens + row.output_tokens <= context_length:
+        return row
+    output = min(row.output_tokens, max(context_length // 2, 1))
+    prompt = min(row.prompt_tokens, context_length - output)
+    return Request(row.arrival_s, prompt, min(row.output_tokens, context_length - prompt))
 
 
 class _Plan(NamedTuple):
@@ -136,9 +177,17 @@ def _plan(draw: random.Random, row: Request, cancel_rate: float, drop_rate: floa
 class _Client:
     """The client of one request, and what it has seen so far."""
 
-    def __init__(self, index: int, row: Request, plan: _Plan, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        index: int,
+        row: Request,
+        prompt: list[int],
+        plan: _Plan,
+        clock: Callable[[], float],
+    ) -> None:
         self._index = index
         self._row = row
+        self._prompt = prompt
         self._plan = plan
         self._clock = clock
         self._arrived = clock()
@@ -151,8 +200,8 @@ class _Client:
         """Send the request and read its stream."""
         request = PreprocessedRequest(
             model=model,
-            token_ids=[0] * self._row.prompt_tokens,
-            stop_conditions=StopConditions(max_tokens=self._row.output_tokens),
+            token_ids=self._prompt,
+            stop_conditions=StopConditions(max_tokens=self._row.output_tokens, ignore_eos=True),
         )
         try:
             context = RequestContext(f"request-{self._index}")

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from msgspec import Struct
 
 from operators.assembly import loop_clock
+from rx_backend.engine import LLMEngine
 from rx_backend.engines import SimulatedEngine
 from rx_backend.engines.checks import number, whole
-from rx_backend.errors import InvalidArgument
+from rx_backend.errors import BackendError, InvalidArgument, Unknown
 from rx_backend.replay.figures import ReplayResult, stop_reason
 from rx_backend.replay.progress import progress
 from rx_backend.replay.report import format_table, summarize, write_requests, write_summary
@@ -25,7 +26,9 @@ from rx_backend.replay.runner import check_rates, replay
 from rx_backend.replay.traces import Trace, read_trace
 from rx_backend.replay.workload import LEAST_SPEED, Request, at_speed, synthetic
 from rx_backend.telemetry.switch import OtlpSwitch, telling
-from rx_backend.testing import run_virtual
+from rx_backend.testing import Deadlock, run_virtual
+from rx_backend.testing.engine_loading import load_pipeline
+from rx_backend.testing.engine_making import engine_maker
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -36,12 +39,24 @@ TRACE_VARIABLE = "RX_BACKEND_TRACE"
 """Environment variable with the path of the trace that is replayed by default."""
 
 _LIMIT, _REAL_LIMIT = 4000, 40
+_VOCAB = 256
+"""Every tokenizer has as many ids."""
+_OF_ENGINE = ("engine_arg", "model_path", "vocab_size")
+_SIMULATED = (
+    "error_rate",
+    "max_batch",
+    "step_ms",
+    "step_ms_per_sequence",
+    "prefill_ms_per_token",
+    "prefill_chunk_tokens",
+    "kv_tokens",
+)
 _SUMMARY, _REQUESTS, _SPANS, _PLOT = "summary.json", "requests.jsonl", "spans.jsonl", "replay.png"
 _FILES = _SUMMARY, _REQUESTS, _SPANS, _PLOT
 
 
 class RunOptions(Struct, kw_only=True, frozen=True):
-    """What to replay, how, and where to write; the engine's parameters are `SimulatedEngine`'s."""
+    """What to replay, how, and where to write; the last parameters are `SimulatedEngine`'s."""
 
     trace: Path | None = None
     """The trace; None: the one that `RX_BACKEND_TRACE` names, else a synthetic workload."""
@@ -53,22 +68,37 @@ class RunOptions(Struct, kw_only=True, frozen=True):
     """Factor on the speed at which requests arrive, at least 1e-6."""
     cancel_rate: float = 0.0
     drop_rate: float = 0.0
-    error_rate: float = 0.0
     seed: int = 0
-    real: bool = False
-    """Run on the real clock, not in virtual time."""
+    engine: str | None = None
+    """``module:name`` of an engine; None for the simulated one."""
+    engine_arg: list[str] | None = None
+    """Its keyword arguments, ``name=value`` each."""
+    model_path: str | None = None
+    """Its argument of this name."""
+    vocab_size: int | None = None
+    """With *engine*, prompts are token ids drawn below this; None for 256."""
+    pipeline: str | None = None
+    """``module:name`` of a pipeline, or of a function that returns one; None for the standard one."""
+    real: bool | None = None
+    """Run on the real clock, not in virtual time; None for the real one with *engine*."""
     out: Path = Path("rx-backend-run")
     """Folder to write to; created if it is missing. Files of an earlier run in it are removed."""
     plot: bool = True
     spans: bool = True
     otlp: str | None = None
     """Where traces and metrics go: a URL, or `true`; None for the value of `RX_BACKEND_OTLP`."""
-    max_batch: int = 128
-    step_ms: float = 15.0
-    step_ms_per_sequence: float = 0.1
-    prefill_ms_per_token: float = 0.05
-    prefill_chunk_tokens: int = 2048
+    error_rate: float | None = None
+    max_batch: int | None = None
+    step_ms: float | None = None
+    step_ms_per_sequence: float | None = None
+    prefill_ms_per_token: float | None = None
+    prefill_chunk_tokens: int | None = None
     kv_tokens: int | None = None
+
+    @property
+    def on_real_clock(self) -> bool:
+        """Whether to run on the real clock."""
+        return self.engine is not None if self.real is None else self.real
 
 
 def run(
@@ -92,38 +122,35 @@ def run(
         The figures.
 
     Raises:
-        InvalidArgument: An option is out of its range or contradicts another, the trace is not
-            valid, or telemetry can't be switched on.
+        InvalidArgument: An option is out of its range or contradicts another, the engine or the
+            pipeline can't be loaded, the trace is not valid, or telemetry can't be switched on.
+        Unknown: The engine's `start`, `drain` or `cleanup` failed.
         KeyboardInterrupt: The run was interrupted; its table is printed and its files are written.
         OSError: The files can't be written.
     """
     _check(options)
-    engine = SimulatedEngine(
-        max_batch=options.max_batch,
-        step_ms=options.step_ms,
-        step_ms_per_sequence=options.step_ms_per_sequence,
-        prefill_ms_per_token=options.prefill_ms_per_token,
-        prefill_chunk_tokens=options.prefill_chunk_tokens,
-        kv_tokens=options.kv_tokens,
-        error_rate=options.error_rate,
-        seed=options.seed,
-    )
     session = _Session(options, say)
+    engine = _engine(options)
+    real = options.on_real_clock
     with telling(OtlpSwitch(options.otlp, os.environ).configure(), say) as telemetry:
-        if telemetry is not None and not options.real:
+        if telemetry is not None and not real:
             say("telemetry: spans have the times of the real clock, on which --real replays")
         say(f"workload: {session.name}")
-        say(f"engine: simulated, {'real clock' if options.real else 'virtual time'}")
+        say(f"engine: {session.engine}, {'real clock' if real else 'virtual time'}")
         options.out.mkdir(parents=True, exist_ok=True)
         for file in _FILES:
             (options.out / file).unlink(missing_ok=True)
         try:
             with progress(live or sys.stderr) as update:
                 replaying = session.replay(engine, telemetry and telemetry.tracer_provider, update)
-                asyncio.run(replaying) if options.real else run_virtual(replaying)
-        except (KeyboardInterrupt, InvalidArgument) as error:
+                asyncio.run(replaying) if real else run_virtual(replaying)
+        except Deadlock as error:
+            problem = f"{session.engine} waits for something outside the event loop"
+            raise Unknown(f"{problem}, for which virtual time has no end; see --real") from error
+        except (KeyboardInterrupt, BackendError) as error:
             session.result.stopped_by = stop_reason(error)
-            session.report()
+            if session.result.model or isinstance(error, KeyboardInterrupt):
+                session.report()
             raise
         session.report()
     return session.result
@@ -135,15 +162,41 @@ def _trace_of(environ: Mapping[str, str]) -> Path | None:
 
 
 def _check(options: RunOptions) -> None:
-    whole("limit", options.limit or 0, low=0, unit="requests")
-    number("speed", options.speed, low=LEAST_SPEED)
-    check_rates(options.cancel_rate, options.drop_rate)
+    whole("--limit", options.limit or 0, low=0, unit="requests")
+    number("--speed", options.speed, low=LEAST_SPEED)
+    check_rates(options.cancel_rate, options.drop_rate, ("--cancel-rate", "--drop-rate"))
+    if idle := _given(options, _SIMULATED if options.engine else _OF_ENGINE):
+        how = "with" if options.engine else "without"
+        raise InvalidArgument(f"{', '.join(map(_flag, idle))}: no effect {how} --engine")
+    whole("--vocab-size", _VOCAB if options.vocab_size is None else options.vocab_size, low=2)
     if options.trace is None:
         return
     if options.synthetic:
-        raise InvalidArgument(f"trace and synthetic contradict each other: got {options.trace} too")
+        raise InvalidArgument(f"--synthetic contradicts --trace: got {options.trace} too")
     if options.trace.resolve() in {(options.out / file).resolve() for file in _FILES}:
-        raise InvalidArgument(f"trace and out contradict each other: {options.trace} is written to")
+        raise InvalidArgument(f"--out contradicts --trace: {options.trace} is written to")
+
+
+def _given(options: RunOptions, names: Iterable[str]) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _engine(options: RunOptions) -> LLMEngine:
+    if options.engine is not None:
+        path = options.model_path
+        maker = engine_maker(options.engine, options.engine_arg or (), model_path=path)
+        if path is not None and "model_path" not in maker.arguments:
+            raise InvalidArgument(f"--model-path: engine {options.engine} takes no model_path")
+        return maker.make()
+    try:
+        return SimulatedEngine(seed=options.seed, **_given(options, _SIMULATED))
+    except InvalidArgument as error:
+        name, problem = error.message.split(" ", 1)
+        raise InvalidArgument(f"{_flag(name)} {problem}") from None
 
 
 class _Session:
@@ -153,11 +206,12 @@ class _Session:
         self.result = ReplayResult()
         self._options = options
         self._say = say
+        self._pipeline = load_pipeline(options.pipeline)
         self._began = time.perf_counter()
         self._trace: Trace | None = None
         limit = options.limit
         if limit is None:
-            limit = _REAL_LIMIT if options.real else _LIMIT
+            limit = _REAL_LIMIT if options.on_real_clock else _LIMIT
         path = None if options.synthetic else options.trace or _trace_of(os.environ)
         if path is None:
             name = "synthetic, in the shape of the Azure conversation trace"
@@ -169,8 +223,11 @@ class _Session:
         # A bad file is found before anything is written; a short workload is small enough to hold.
         self._workload: Iterable[Request] = chain((next(arriving),), arriving)
         at_what = "" if options.speed == 1 else f", at {options.speed:g} times the speed"
+        self.engine = (options.engine or "simulated").rpartition(":")[2]
+        if options.pipeline:
+            self.engine += f", pipeline {options.pipeline}"
         # The chart's own figures say how many requests there were.
-        self._title = name + at_what
+        self.result.title = f"{name}{at_what}; {self.engine}"
         if limit or path is None:
             self._workload = list(self._workload)
             name += f", {len(self._workload):,} requests"
@@ -182,7 +239,7 @@ class _Session:
 
     async def replay(
         self,
-        engine: SimulatedEngine,
+        engine: LLMEngine,
         tracers: TracerProvider | None,
         update: Callable[[ReplayResult], None],
     ) -> None:
@@ -200,6 +257,8 @@ class _Session:
                 cancel_rate=options.cancel_rate,
                 drop_rate=options.drop_rate,
                 seed=options.seed,
+                vocab_size=(options.vocab_size or _VOCAB) if options.engine else None,
+                pipeline=self._pipeline,
                 tracer=tracer,
                 on_end=update,
                 result=self.result,
@@ -208,6 +267,8 @@ class _Session:
     def report(self) -> None:
         """Print the table, write the files and print their paths."""
         took_s, say = time.perf_counter() - self._began, self._say
+        if self._options.engine and self.result.model:
+            self.result.title += f", model {self.result.model}"
         summary = summarize(self.result)
         say("")
         say(format_table(summary))
@@ -226,7 +287,7 @@ class _Session:
 
     def _write_plot(self, path: Path) -> None:
         stopped_by = self.result.stopped_by
-        title = self._title
+        title = self.result.title
         if stopped_by is not None:
             title += f"; stopped early: {stopped_by}"
         try:

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, cast
 
+from operators import Pipeline
 from rx_backend.errors import InvalidArgument
+from rx_backend.pipeline import PipelineSource, standard_pipeline
 
 __all__ = (
     "EngineAttributeMissing",
@@ -17,6 +19,7 @@ __all__ = (
     "EngineNotCallable",
     "load_engine_factory",
     "load_object",
+    "load_pipeline",
 )
 
 
@@ -64,6 +67,27 @@ def load_engine_factory(target: str) -> Callable[[], object]:
             f"got {type(found).__name__}"
         )
     return cast("Callable[[], object]", found)
+
+
+def load_pipeline(target: str | None) -> PipelineSource:
+    """
+    Return the pipeline that *target* names, or the function that makes a request's from its scope.
+
+    Args:
+        target: ``module:name``; None for the standard pipeline.
+
+    Raises:
+        InvalidArgument: It can't be loaded, as for :func:`load_engine_factory`, or is neither.
+    """
+    if target is None:
+        return standard_pipeline
+    found = load_object(target, "pipeline")
+    if isinstance(found, Pipeline) or callable(found):
+        return cast("PipelineSource", found)
+    raise InvalidArgument(
+        f"pipeline {target}: expected a Pipeline, or a function that returns one from a "
+        f"request's scope, got {type(found).__name__}"
+    )
 
 
 def load_object(target: str, what: str = "engine") -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,19 +15,7 @@ from rx_backend.engine import LLMEngine
 from rx_backend.errors import InvalidArgument
 from rx_backend.testing.engine_loading import load_engine_factory
 
-__all__ = ("EngineMaker", "add_engine_arguments", "engine_maker", "make_engine", "read_arguments")
-
-
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--engine-arg`` to a command's parser; what follows ``--`` is its ``own_args``."""
-    parser.add_argument(
-        "--engine-arg",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="argument of the engine, JSON or text; any number. What follows -- is for its from_args",
-    )
-    parser.set_defaults(own_args=())
+__all__ = ("EngineMaker", "engine_maker", "make_engine", "read_arguments")
 
 
 class EngineMaker:

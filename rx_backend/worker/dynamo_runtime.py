@@ -19,7 +19,7 @@ from rx_backend.worker.incoming import PROBE_KEY, Handler
 from rx_backend.worker.nodelay import accept_without_delay
 from rx_backend.worker.services import services, until_reachable
 
-__all__ = ("DynamoEndpoint", "DynamoRuntime", "make_private_folder")
+__all__ = ("DynamoEndpoint", "DynamoRuntime", "check_parser", "make_private_folder")
 
 _POLL_S = 0.02
 
@@ -216,6 +216,26 @@ class DynamoEndpoint:
         return False if shares_disk and "DYN_SELF_HOST_METADATA" not in os.environ else None
 
 
+def check_parser(kind: str, name: str | None) -> None:
+    """
+    Check the name of one of the runtime's parsers; None is none.
+
+    Args:
+        kind: ``tool_call_parser`` or ``reasoning_parser``.
+        name: The name.
+
+    Raises:
+        InvalidArgument: The runtime has no such parser, or is not installed.
+    """
+    if name is None:
+        return
+    core = _import("dynamo._core")
+    of_tools = kind == "tool_call_parser"
+    names = core.get_tool_parser_names() if of_tools else core.get_reasoning_parser_names()
+    if name not in names:
+        raise InvalidArgument(f"{kind}: expected one of {', '.join(sorted(names))}, got {name!r}")
+
+
 def make_private_folder() -> None:
     """Create file discovery's folder for its user alone; workers trust what they find in it."""
     named = os.environ.get("DYN_FILE_KV")
@@ -254,8 +274,10 @@ def _runtime_config(llm: Any, config: EngineConfig) -> Any:
         "max_num_batched_tokens",
         "data_parallel_size",
         "data_parallel_start_rank",
+        "tool_call_parser",
+        "reasoning_parser",
     ):
-        value = getattr(config, name)
+        value = getattr(config, name, None)
         if value is not None:
             setattr(result, name, value)
     for key, value in config.runtime_data.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig, LLMEngine, check_config, until_lost
@@ -14,25 +14,21 @@ from rx_backend.errors import (
     InvalidArgument,
     ResponseTimeout,
     as_backend_error,
-    engine_failure,
 )
 from rx_backend.logger import get_logger
 from rx_backend.worker.dynamo_runtime import DynamoEndpoint
 from rx_backend.worker.incoming import Handler, RequestGate
+from rx_backend.worker.listing import until_unlisted
 from rx_backend.worker.shutdown import (
     EventLoopBlocked,
     Shutdown,
     ShutdownTimes,
     exit_unless_done,
+    own_cancellation,
     wait_with_deadline,
 )
 
 __all__ = ("Lifecycle",)
-
-T = TypeVar("T")
-
-_LISTED_POLL_S = 1.0
-_RESTORE_TRIES = 5
 
 
 class Lifecycle:
@@ -55,7 +51,8 @@ class Lifecycle:
         shutdown: Requests the end.
         mode: The worker's role.
         times: How long each step of the shutdown may take.
-        model_path: Returns the folder with the model's tokenizer, from the engine's config.
+        registration: Returns what to register, from the engine's config: a config, and the folder
+            with the model's tokenizer.
         probe: The health check's request, instead of the engine's own.
     """
 
@@ -69,7 +66,7 @@ class Lifecycle:
         *,
         mode: DisaggregationMode,
         times: ShutdownTimes,
-        model_path: Callable[[EngineConfig], str],
+        registration: Callable[[EngineConfig], tuple[EngineConfig, str]],
         probe: Mapping[str, Any] | None = None,
     ) -> None:
         self._engine = engine
@@ -79,7 +76,7 @@ class Lifecycle:
         self._shutdown = shutdown
         self._mode = mode
         self._times = times
-        self._model_path = model_path
+        self._registration = registration
         self._probe = probe
         self._served: asyncio.Future[None] | None = None
 
@@ -124,7 +121,7 @@ class Lifecycle:
         """Start the engine; return None if shutdown was requested in the meantime."""
         asked = self._shutdown.requested
         try:
-            start = _own_cancellation(self._engine.start(self._endpoint.worker_id))
+            start = own_cancellation(self._engine.start(self._endpoint.worker_id))
             return check_config(await wait_with_deadline(start, None, asked))
         except (TimeoutError, EventLoopBlocked):
             if asked.is_set:
@@ -134,12 +131,13 @@ class Lifecycle:
             self._shutdown.started = True
 
     async def _serve(self, config: EngineConfig, on_ready: Callable[[EngineConfig], None]) -> None:
+        config, path = self._registration(config)
         probe = self._probe or await self._optional("health_check_payload", None)
         served = asyncio.ensure_future(self._endpoint.serve(self._handler, probe))
         self._served = served
         lost = asyncio.ensure_future(until_lost(self._engine))
         try:
-            await self._while_serving(served, lost, self._announce(config))
+            await self._while_serving(served, lost, self._announce(config, path))
             if not self._shutdown.requested.is_set:
                 on_ready(config)
                 await self._while_serving(served, lost, self._stay_listed())
@@ -166,29 +164,12 @@ class Lifecycle:
             self._gate.close()
             self._gate.fail_all(_engine_lost(lost))
 
-    async def _announce(self, config: EngineConfig) -> None:
+    async def _announce(self, config: EngineConfig, path: str) -> None:
         await self._endpoint.reachable()
-        await self._endpoint.register(config, self._mode, self._model_path(config))
+        await self._endpoint.register(config, self._mode, path)
 
     async def _stay_listed(self) -> NoReturn:
-        """Register again whenever discovery has dropped the worker, as after a long freeze."""
-        while True:
-            await asyncio.sleep(_LISTED_POLL_S)
-            if not self._endpoint.is_listed():
-                await self._restore()
-
-    async def _restore(self) -> None:
-        _log.warning("worker is not listed in discovery, registering again")
-        failure: object = "still not listed"
-        for _ in range(_RESTORE_TRIES):
-            try:
-                await self._endpoint.restore()
-            except Exception as error:
-                failure = error
-            await asyncio.sleep(_LISTED_POLL_S)
-            if self._endpoint.is_listed():
-                _log.warning("worker is listed in discovery again")
-                return
+        failure = await until_unlisted(self._endpoint)
         self._gate.close()
         await self._run_step("requests in flight", self._gate.idle(), self._times.drain_s)
         raise Disconnected(f"lost the place in discovery, registering again failed: {failure}")
@@ -253,7 +234,7 @@ class Lifecycle:
                 f"{type(self._engine).__name__}.{name} must be an async method, "
                 f"it returned {type(result).__name__}"
             )
-        return await _own_cancellation(result)
+        return await own_cancellation(result)
 
     async def _cleanup(self) -> None:
         """Clean up within a deadline, which a forced shutdown brings forward."""
@@ -269,7 +250,7 @@ class Lifecycle:
                 async with limit:
                     undo = self._shutdown.forced.listen(hurry)
                     try:
-                        await _own_cancellation(self._engine.cleanup())
+                        await own_cancellation(self._engine.cleanup())
                     finally:
                         undo()
             except TimeoutError:
@@ -302,17 +283,6 @@ class Lifecycle:
             self._served.cancel()
         elif not self._served.cancelled():
             self._served.exception()
-
-
-async def _own_cancellation(step: Awaitable[T]) -> T:
-    """Await an engine's step; a cancellation that does not come from its task is `Unknown`."""
-    task = asyncio.current_task()
-    try:
-        return await step
-    except asyncio.CancelledError as error:
-        if task is not None and task.cancelling():
-            raise
-        raise engine_failure(error) from error
 
 
 def _engine_lost(lost: asyncio.Future[str]) -> Disconnected:

@@ -1,8 +1,9 @@
-"""The files of a model: finding them, and a made-up tokenizer for engines that have none."""
+"""The files of a model: finding its tokenizer, and a made-up one for engines without a model."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from tempfile import gettempdir, mkstemp
@@ -10,11 +11,24 @@ from typing import Any
 
 import msgspec
 
-__all__ = ("NUMBERS", "has_model_files", "shared_model_folder", "write_model_files")
+from rx_backend.errors import InvalidArgument
+from rx_backend.worker.gguf_tokenizer import gguf_tokenizer_files
+
+__all__ = (
+    "NUMBERS",
+    "NoTokenizer",
+    "find_tokenizer",
+    "has_model_files",
+    "is_model",
+    "shared_model_folder",
+    "tokenizer_folder",
+    "write_model_files",
+)
 
 NUMBERS = 1000
 """How many token ids are numbers, from id 0; the 256 bytes follow, then the end of text."""
 
+_TOKENIZERS = ("tokenizer.json", "tiktoken.model")
 _CONTEXT_LENGTH = 32_768
 _END = "<|end|>"
 _CHAT_TEMPLATE = (
@@ -25,7 +39,51 @@ _CHAT_TEMPLATE = (
 
 def has_model_files(folder: str | Path) -> bool:
     """Whether *folder* holds a model: ``config.json`` or ``tokenizer.json``."""
-    return any(Path(folder, name).is_file() for name in ("config.json", "tokenizer.json"))
+    return any(Path(folder, name).is_file() for name in ("config.json", *_TOKENIZERS))
+
+
+class NoTokenizer(InvalidArgument):
+    """A model has no tokenizer that a frontend could read: with another one its text is nonsense."""
+
+
+def tokenizer_folder(path: str | Path, option: str) -> str:
+    """
+    Return the folder with the tokenizer that *path* names; that of a GGUF file is written to one.
+
+    Args:
+        path: A folder, or a GGUF file.
+        option: What named it, for the error.
+
+    Raises:
+        InvalidArgument: There is no model.
+    """
+    if has_model_files(path):
+        return str(path)
+    found = find_tokenizer(path)
+    if found is None:
+        expected = "a folder with config.json or tokenizer.json"
+        raise InvalidArgument(f"{option}: expected {expected}, got {str(path)!r}")
+    return found
+
+
+def find_tokenizer(model: str | Path) -> str | None:
+    """
+    Return the folder with a model's own tokenizer, or None; that of a GGUF file is written to one.
+
+    Raises:
+        InvalidArgument: A GGUF file's tokenizer can't be converted.
+    """
+    if any(Path(model, name).is_file() for name in _TOKENIZERS):
+        return str(model)
+    if Path(model).suffix == ".gguf" and Path(model).is_file():
+        return str(_shared(gguf_tokenizer_files(Path(model))))
+    return None
+
+
+def is_model(name: str) -> bool:
+    """Whether an engine's model name is that of a model's files: a path, or a folder with a config."""
+    path = Path(name)
+    return path.exists() and (len(path.parts) > 1 or (path / "config.json").is_file())
 
 
 def write_model_files(folder: Path, context_length: int | None = None) -> Path:
@@ -66,22 +124,28 @@ def shared_model_folder(context_length: int | None = None) -> Path:
     Raises:
         OSError: Neither folder can be written, or the temporary one is another user's.
     """
-    files = _files(context_length or _CONTEXT_LENGTH)
+    return _shared(_files(context_length or _CONTEXT_LENGTH))
+
+
+def _shared(files: Mapping[str, bytes]) -> Path:
+    """Write files to a folder of the user's whose name depends on nothing but them."""
     digest = sha256(b"".join(files.values())).hexdigest()[:16]
     try:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return _written(Path(cache, "rx-backend"), digest, context_length)
+        return _written(Path(cache, "rx-backend"), digest, files)
     except (OSError, RuntimeError):  # no home
-        return _written(Path(gettempdir(), f"rx-backend-{os.getuid()}"), digest, context_length)
+        return _written(Path(gettempdir(), f"rx-backend-{os.getuid()}"), digest, files)
 
 
-def _written(parent: Path, digest: str, context_length: int | None) -> Path:
+def _written(parent: Path, digest: str, files: Mapping[str, bytes]) -> Path:
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if parent.lstat().st_uid != os.getuid():
         raise PermissionError(f"{parent} belongs to another user")
     folder = parent / f"model-{digest}"
     folder.mkdir(exist_ok=True)
-    return write_model_files(folder, context_length)
+    for name, content in files.items():
+        _write_whole(folder / name, content)
+    return folder
 
 
 def _write_whole(path: Path, content: bytes) -> None:

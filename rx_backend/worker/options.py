@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from rx_backend.errors import InvalidArgument
@@ -50,7 +50,13 @@ class ServeOptions(FrontendOptions):
     component: str | None
     endpoint: str
     pipeline: str | None
+    engine_arg: Sequence[str] = ()
+    own_args: Sequence[str] = ()
     model_path: str | None
+    tokenizer: str | None
+    served_model_name: str | None
+    tool_call_parser: str | None
+    reasoning_parser: str | None
     frontend: bool
     coalesce: bool
     grace_s: float
@@ -109,7 +115,15 @@ def add_serve_options(parser: argparse.ArgumentParser, environ: Mapping[str, str
     add("--endpoint", "DYN_ENDPOINT", "generate", endpoint, f"third part, or {_SCHEME} and all")
     pipeline = "module:name of a pipeline, or of a function from a request's scope to one"
     add("--pipeline", "RX_BACKEND_PIPELINE", None, str, pipeline)
-    add("--model-path", "DYN_MODEL_PATH", None, str, "folder with the tokenizer (a made-up one)")
+    model = "the engine's model; the tokenizer's folder for an engine without a model_path"
+    add("--model-path", "DYN_MODEL_PATH", None, str, model)
+    tokenizer = "folder or GGUF file with the tokenizer (the model's own, else a made-up one)"
+    add("--tokenizer", "RX_BACKEND_TOKENIZER", None, str, tokenizer)
+    served = "the name that clients use (the engine's)"
+    add("--served-model-name", "DYN_SERVED_MODEL_NAME", None, str, served)
+    for kind in ("tool-call", "reasoning"):
+        variable = f"DYN_{kind.upper().replace('-', '_')}_PARSER"
+        add(f"--{kind}-parser", variable, None, str, f"the runtime's {kind} parser, by name (none)")
     add("--coalesce", "RX_BACKEND_COALESCE", True, _switch, "let waiting chunks travel together")
     seconds, grace = _checked("seconds from 0", _seconds), "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS"
     add("--grace-s", grace, 5.0, seconds, "seconds from leaving discovery to refusing requests")

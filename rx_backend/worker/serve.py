@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import math
 import os
 import shlex
-from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
-from operators import Pipeline
 from rx_backend.disagg import DisaggregationMode
-from rx_backend.dynamo import from_any_engine
-from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.engine import EngineConfig
 from rx_backend.errors import BackendError, Disconnected, InvalidArgument
-from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.telemetry import configure_logs
 from rx_backend.telemetry.switch import OtlpSwitch, telling
-from rx_backend.testing import load_engine_factory
-from rx_backend.testing.engine_loading import load_object
+from rx_backend.testing.engine_loading import load_pipeline
+from rx_backend.testing.engine_making import engine_maker
 from rx_backend.worker.dynamo_runtime import DynamoRuntime
 from rx_backend.worker.frontend import http_address, log_warnings_only, until_listed
+from rx_backend.worker.model_files import find_tokenizer, tokenizer_folder
 from rx_backend.worker.options import ServeOptions
 from rx_backend.worker.process import run_on_fast_loop
 from rx_backend.worker.shutdown import Shutdown, ShutdownTimes
@@ -39,25 +36,39 @@ def prepare_worker(options: ServeOptions) -> Callable[[Say], None]:
 
     That takes a function for its output, line by line, and raises a ``BackendError`` when the
     engine's start fails, or the runtime is not available or lost. An engine that takes an argument
-    ``mode`` gets the worker's role. The named function may be asynchronous, and the engine may be
-    one of Dynamo's kind, see `from_any_engine`.
+    ``mode`` or ``model_path`` gets the worker's. The named function may be asynchronous, and the
+    engine may be one of Dynamo's kind, see `from_any_engine`.
 
     Raises:
         InvalidArgument: Options contradict each other, the engine or the pipeline can't be loaded,
-            the model folder has no model, or telemetry can't be set up.
+            there is no tokenizer or parser of that name, or telemetry can't be set up.
     """
     options.check()
     namespace, component, endpoint = options.address
     mode = DisaggregationMode.parse(options.mode)
     shutdown = Shutdown()
+    maker = engine_maker(
+        options.engine,
+        options.engine_arg,
+        options.own_args,
+        mode=options.mode,
+        model_path=options.model_path,
+    )
+    model = maker.arguments.get("model_path")
+    if options.tokenizer and model is None and "--model-path" in options.given:
+        raise InvalidArgument("--model-path: no effect, the engine takes none beside --tokenizer")
     worker = Worker(
-        _engine(options),
+        maker.make(),
         mode=mode,
         pipeline=load_pipeline(options.pipeline),
         namespace=namespace,
         component=component,
         endpoint=endpoint,
-        model_path=options.model_path,
+        model_path=_tokenizer(options, model),
+        served_model_name=options.served_model_name,
+        tool_call_parser=options.tool_call_parser,
+        reasoning_parser=options.reasoning_parser,
+        made_up_tokenizer=model is None,
         coalesce=options.coalesce,
         times=ShutdownTimes(grace_s=options.grace_s, drain_s=options.drain_s),
         probe=_probe(),
@@ -78,40 +89,11 @@ def prepare_worker(options: ServeOptions) -> Callable[[Say], None]:
     return run
 
 
-def _engine(options: ServeOptions) -> LLMEngine:
-    factory: Callable[..., object] = load_engine_factory(options.engine)
-    try:
-        takes_mode = "mode" in inspect.signature(factory).parameters
-        made = factory(mode=options.mode) if takes_mode else factory()
-        if inspect.isawaitable(made):
-            made = asyncio.run(_result(made))
-        return from_any_engine(made)
-    except Exception as error:
-        raise InvalidArgument(
-            f"engine {options.engine}: making it raised {type(error).__name__}: {error}"
-        ) from error
-
-
-async def _result(made: Awaitable[object]) -> object:
-    return await made
-
-
-def load_pipeline(name: str | None) -> PipelineSource:
-    """
-    Return what ``--pipeline`` names; without a name the standard pipeline.
-
-    Raises:
-        InvalidArgument: *name* can't be loaded, or is no pipeline.
-    """
-    if name is None:
-        return standard_pipeline
-    found = load_object(name, "pipeline")
-    if isinstance(found, Pipeline) or callable(found):
-        return cast("PipelineSource", found)
-    raise InvalidArgument(
-        f"pipeline {name}: expected a Pipeline, or a function that returns one from a "
-        f"request's scope, got {type(found).__name__}"
-    )
+def _tokenizer(options: ServeOptions, model: object) -> str | None:
+    """Return the folder with the tokenizer; None where only the started engine knows of one."""
+    if options.tokenizer is not None:
+        return tokenizer_folder(options.tokenizer, "tokenizer")
+    return find_tokenizer(model) if isinstance(model, str) else options.model_path
 
 
 async def _serve(

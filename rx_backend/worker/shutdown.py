@@ -14,13 +14,14 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from rx_backend.context import LatchedSignal, RequestContext
-from rx_backend.errors import InvalidArgument
+from rx_backend.errors import InvalidArgument, engine_failure
 
 __all__ = (
     "EventLoopBlocked",
     "Shutdown",
     "ShutdownTimes",
     "exit_unless_done",
+    "own_cancellation",
     "signals_to",
     "wait_with_deadline",
 )
@@ -219,3 +220,14 @@ async def wait_with_deadline(
             return await step
         finally:
             undo()
+
+
+async def own_cancellation(step: Awaitable[T]) -> T:
+    """Await an engine's step; a cancellation that does not come from its task is `Unknown`."""
+    task = asyncio.current_task()
+    try:
+        return await step
+    except asyncio.CancelledError as error:
+        if task is not None and task.cancelling():
+            raise
+        raise engine_failure(error) from error

@@ -7,17 +7,25 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from rx_backend.adapter import EngineAdapter
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.dynamo import serving
 from rx_backend.engine import EngineConfig, LLMEngine
-from rx_backend.errors import EngineShutdown, InvalidArgument, to_dynamo
+from rx_backend.errors import EngineShutdown, to_dynamo
 from rx_backend.logger import get_logger
 from rx_backend.pipeline import PipelineSource, standard_pipeline
-from rx_backend.worker.dynamo_runtime import DynamoRuntime
+from rx_backend.worker.dynamo_runtime import DynamoRuntime, check_parser
 from rx_backend.worker.incoming import RequestGate, with_checks
 from rx_backend.worker.lifecycle import Lifecycle
-from rx_backend.worker.model_files import has_model_files, shared_model_folder
+from rx_backend.worker.model_files import (
+    NoTokenizer,
+    find_tokenizer,
+    is_model,
+    shared_model_folder,
+    tokenizer_folder,
+)
 from rx_backend.worker.process import freeze_heap, switching_within, thawed_afterwards
 from rx_backend.worker.shutdown import Shutdown, ShutdownTimes, signals_to
 
@@ -44,17 +52,22 @@ class Worker:
         endpoint: Third part.
         discovery: How workers find each other, see :class:`DynamoRuntime`.
         request_plane: How requests travel: ``tcp`` or ``nats``.
-        model_path: Folder with the tokenizer and its chat template. By default the engine's model
-            name where that is a folder with ``config.json`` or ``tokenizer.json``, else a made-up
-            tokenizer, see :func:`write_model_files`.
+        model_path: Folder with the tokenizer and its chat template, or a GGUF file with them. By
+            default the engine's model name where that is one, else a made-up tokenizer, see
+            :func:`write_model_files`.
+        served_model_name: The name that clients use; by default the engine's.
+        tool_call_parser: The runtime's parser of tool calls, by name; by default the engine's.
+        reasoning_parser: Its parser of reasoning, likewise.
+        made_up_tokenizer: Whether an engine without a tokenizer gets a made-up one. One whose model
+            name is the path of a model's files never does.
         coalesce: Whether chunks that wait for the runtime travel together.
         times: How long each step of the shutdown may take.
         probe: The health check's request; by default the engine's own.
         shutdown: Requests the shutdown, beside the signals.
 
     Raises:
-        InvalidArgument: Unknown *mode*, a *pipeline* that can't be called, or a *model_path* that
-            is not a folder with ``config.json`` or ``tokenizer.json``.
+        InvalidArgument: Unknown *mode* or parser, a *pipeline* that can't be called, or a
+            *model_path* without a tokenizer.
 
     To run it, in a program of your own::
 
@@ -73,6 +86,10 @@ class Worker:
         discovery: str = "file",
         request_plane: str = "tcp",
         model_path: str | Path | None = None,
+        served_model_name: str | None = None,
+        tool_call_parser: str | None = None,
+        reasoning_parser: str | None = None,
+        made_up_tokenizer: bool = True,
         coalesce: bool = True,
         times: ShutdownTimes | None = None,
         probe: Mapping[str, Any] | None = None,
@@ -85,12 +102,16 @@ class Worker:
             endpoint,
         )
         self._transport = (discovery, request_plane)
-        if model_path is not None and not has_model_files(model_path):
-            raise InvalidArgument(
-                "model_path: expected a folder with config.json or tokenizer.json, "
-                f"got {str(model_path)!r}"
-            )
-        self._model_path = None if model_path is None else str(model_path)
+        check_parser("tool_call_parser", tool_call_parser)
+        check_parser("reasoning_parser", reasoning_parser)
+        settings = {
+            "served_model_name": served_model_name,
+            "tool_call_parser": tool_call_parser,
+            "reasoning_parser": reasoning_parser,
+        }
+        self._settings = {name: value for name, value in settings.items() if value is not None}
+        self._tokenizer = None if model_path is None else tokenizer_folder(model_path, "model_path")
+        self._made_up_tokenizer = made_up_tokenizer
         self._coalesce = coalesce
         self._times = times or ShutdownTimes()
         self._probe = probe
@@ -111,8 +132,9 @@ class Worker:
             on_ready: Called once the worker is reachable and its model is registered.
 
         Raises:
-            BackendError: The runtime can't be created or was lost, the engine's ``start`` or
-                ``cleanup`` failed, or the model could not be registered.
+            NoTokenizer: The engine has a model without a tokenizer; nothing was served.
+            BackendError: The runtime can't be created, the runtime or the engine was lost, the
+                engine's ``start`` or ``cleanup`` failed, or the model could not be registered.
         """
         if runtime is None:
             runtime = await DynamoRuntime.connect(*self._transport)
@@ -138,17 +160,22 @@ class Worker:
                 self._shutdown,
                 mode=self._adapter.mode,
                 times=self._times,
-                model_path=self._folder_of,
+                registration=self._registration,
                 probe=self._probe,
             )
             await lifecycle.run(ready)
 
-    def _folder_of(self, config: EngineConfig) -> str:
+    def _registration(self, config: EngineConfig) -> tuple[EngineConfig, str]:
         self._context_length = config.context_length
-        if self._model_path is not None:
-            return self._model_path
-        if has_model_files(config.model):
-            return config.model
+        folder = self._tokenizer or find_tokenizer(config.model) or self._made_up_folder(config)
+        return (replace(config, **self._settings) if self._settings else config), folder
+
+    def _made_up_folder(self, config: EngineConfig) -> str:
+        if not self._made_up_tokenizer or is_model(config.model):
+            raise NoTokenizer(
+                f"the model {config.model} has no tokenizer: name a folder with one by --tokenizer, "
+                "or the model_path of a Worker"
+            )
         _log.warning("no model_path: using a made-up tokenizer", model=config.model)
         return str(shared_model_folder(config.context_length))
 

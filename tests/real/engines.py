@@ -40,6 +40,12 @@ def transformers_engine(model: RealModel) -> LLMEngine:
     return TransformersEngine(str(model.folder), max_batch_tokens=64, block_size=32)
 
 
+def llama_cpp_engine(model: RealModel) -> LLMEngine:
+    from rx_backend.engines.llama_cpp import LlamaCppEngine
+
+    return LlamaCppEngine(model.gguf, batch_tokens=64)
+
+
 def vllm_engine(model: RealModel) -> LLMEngine:
     from rx_backend.engines.vllm import VllmEngine
 
@@ -60,6 +66,11 @@ ENGINES = [
         transformers_engine,
         id="transformers",
         marks=pytest.mark.needs("transformers", "gguf"),
+    ),
+    pytest.param(
+        llama_cpp_engine,
+        id="llama_cpp",
+        marks=pytest.mark.needs("xllamacpp", "transformers", "gguf"),
     ),
     pytest.param(
         vllm_engine,

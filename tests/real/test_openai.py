@@ -5,69 +5,32 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Generator
-from typing import Any
 
 import msgspec
 import pytest
 from aiohttp import ClientSession
 
-from rx_backend import EngineAdapter, RequestContext
+from rx_backend import EngineAdapter
 from rx_backend.engines.openai import OpenAIEngine
-from rx_backend.errors import BackendError, Disconnected, InvalidArgument
-from rx_backend.protocols import (
-    LLMEngineOutput,
-    OutputOptions,
-    PreprocessedRequest,
-    SamplingOptions,
-    StopConditions,
-)
+from rx_backend.engines.openai.tokenizer import TokenizerFile
+from rx_backend.errors import Disconnected, InvalidArgument
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, StopConditions
 from rx_backend.testing import run_conformance
-from tests.real.llama_server import SLOTS, LlamaServer, llama_server
+from tests.real.llama_server import SLOTS
+from tests.real.openai_asking import greedy, ids_of, read, started
+from tests.real.openai_servers import RealServer, llama_server
 from tests.real.tiny_model import RealModel
 
 pytestmark = pytest.mark.needs("xllamacpp", "transformers", "gguf")
 
 
 @pytest.fixture(scope="module")
-def server(tiny_model: RealModel) -> Generator[LlamaServer]:
-    with llama_server(tiny_model.gguf) as running:
+def server(tiny_model: RealModel) -> Generator[RealServer]:
+    with llama_server(tiny_model) as running:
         yield running
 
 
-def greedy(prompt: list[int], tokens: int, **output: Any) -> PreprocessedRequest:
-    return PreprocessedRequest(
-        token_ids=prompt,
-        stop_conditions=StopConditions(max_tokens=tokens, ignore_eos=True),
-        sampling_options=SamplingOptions(temperature=0),
-        output_options=OutputOptions(**output),
-    )
-
-
-async def read(
-    engine: OpenAIEngine, request: PreprocessedRequest, context: RequestContext | None = None
-) -> list[LLMEngineOutput]:
-    """Return the chunks behind the adapter; raise what an error item has."""
-    chunks: list[LLMEngineOutput] = []
-    async with await EngineAdapter(engine).generate(request, context) as stream:
-        async for item in stream:
-            if isinstance(item.error, BackendError):
-                raise item.error
-            assert item.data is not None
-            chunks.append(item.data)
-    return chunks
-
-
-async def started(server: LlamaServer, **options: Any) -> OpenAIEngine:
-    engine = OpenAIEngine(server.url, **options)
-    await engine.start(0)
-    return engine
-
-
-def ids_of(chunks: list[LLMEngineOutput]) -> list[int]:
-    return [token_id for chunk in chunks for token_id in chunk.token_ids]
-
-
-async def busy(server: LlamaServer) -> int:
+async def busy(server: RealServer) -> int:
     """Return how many slots are at work."""
     async with ClientSession() as session, session.get(f"{server.url}/slots") as response:
         slots = msgspec.json.decode(await response.read())
@@ -75,7 +38,7 @@ async def busy(server: LlamaServer) -> int:
 
 
 @pytest.mark.rows("E1")
-def test_start_tells_what_the_server_is(server: LlamaServer, tiny_model: RealModel) -> None:
+def test_start_tells_what_the_server_is(server: RealServer, tiny_model: RealModel) -> None:
     """The context is that of one slot."""
 
     async def main() -> None:
@@ -89,44 +52,34 @@ def test_start_tells_what_the_server_is(server: LlamaServer, tiny_model: RealMod
 
 
 @pytest.mark.rows("E2", "E3")
-def test_greedy_tokens_are_those_of_transformers(
-    server: LlamaServer, tiny_model: RealModel
-) -> None:
-    """Six at once: all ids that the server sends are right, and the usage counts all."""
+def test_greedy_tokens_are_those_of_transformers(server: RealServer, tiny_model: RealModel) -> None:
+    """
+    Six at once: each id that the server sends is right, and the usage counts all.
+
+    Random weights make bytes that are no text, of which it sends the last id only.
+    """
     prompts = tiny_model.prompts(6)
 
     async def main() -> list[list[LLMEngineOutput]]:
-        engine = await started(server, tokenizer=tiny_model.folder)
-        try:
+        async with started(server) as engine:
             return await asyncio.gather(*(read(engine, greedy(each, 24)) for each in prompts))
-        finally:
-            await engine.cleanup()
 
     for prompt, chunks in zip(prompts, asyncio.run(main()), strict=True):
-        expected = tiny_model.expected(prompt, 24)
-        counts = chunks[-1].completion_usage
+        ids, expected = ids_of(chunks), iter(tiny_model.expected(prompt, 24))
+        assert len(ids) > 8
+        assert all(each in expected for each in ids)
         assert str(chunks[-1].finish_reason) == "length"
+        counts = chunks[-1].completion_usage
         assert counts is not None
         assert (counts.prompt_tokens, counts.completion_tokens) == (len(prompt), 24)
-        assert _is_subsequence(
-            [chunk.token_ids[-1] for chunk in chunks if chunk.token_ids], expected
-        )
 
 
-def _is_subsequence(part: list[int], whole: list[int]) -> bool:
-    rest = iter(whole)
-    return all(each in rest for each in part)
-
-
-def test_log_probs(server: LlamaServer, tiny_model: RealModel) -> None:
+def test_log_probs(server: RealServer, tiny_model: RealModel) -> None:
     """The likeliest token is the one that was taken."""
 
     async def main() -> list[LLMEngineOutput]:
-        engine = await started(server)
-        try:
+        async with started(server) as engine:
             return await read(engine, greedy(tiny_model.prompts(1)[0], 4, logprobs=2))
-        finally:
-            await engine.cleanup()
 
     chunks = [chunk for chunk in asyncio.run(main()) if chunk.token_ids]
     assert chunks
@@ -139,42 +92,39 @@ def test_log_probs(server: LlamaServer, tiny_model: RealModel) -> None:
 
 
 @pytest.mark.rows("E4", "A2")
-def test_a_stop_frees_the_slot(server: LlamaServer, tiny_model: RealModel) -> None:
+def test_a_stop_frees_the_slot(server: RealServer, tiny_model: RealModel) -> None:
     """Within a moment, long before the answer would have ended."""
 
     async def main() -> None:
-        engine = await started(server)
-        context = RequestContext()
         request = greedy(tiny_model.prompts(1)[0], 2_000)
-        async with await EngineAdapter(engine).generate(request, context) as stream:
-            await anext(stream)
-            assert await busy(server) == 1
-            context.stop_generating()
-            last = [item async for item in stream][-1]
-        assert last.data is not None
-        assert str(last.data.finish_reason) == "cancelled"
-        assert last.data.completion_usage is not None
-        assert last.data.completion_usage.completion_tokens > 0
-        stopped = time.monotonic()
-        while await busy(server):
-            assert time.monotonic() - stopped < 2
-        await engine.cleanup()
+        async with started(server) as engine:
+            async with await EngineAdapter(engine).generate(request) as stream:
+                await anext(stream)
+                assert await busy(server) == 1
+                stream.context.stop_generating()
+                last = [item.data async for item in stream][-1]
+            assert last is not None
+            assert str(last.finish_reason) == "cancelled"
+            assert last.completion_usage is not None
+            assert last.completion_usage.completion_tokens > 0
+            stopped = time.monotonic()
+            while await busy(server):
+                assert time.monotonic() - stopped < 2
 
     asyncio.run(main())
 
 
-def test_a_bad_prompt_ends_that_request_alone(server: LlamaServer, tiny_model: RealModel) -> None:
+def test_a_bad_prompt_ends_that_request_alone(server: RealServer, tiny_model: RealModel) -> None:
     """The others answer as if it had not been there."""
     good = greedy(tiny_model.prompts(1)[0], 8)
     bad = [[], [1] * tiny_model.context_length, [tiny_model.vocab_size]]
 
     async def main() -> None:
-        engine = await started(server)
-        asked = [good, *(greedy(each, 8) for each in bad), good]
-        first, *refused, last = await asyncio.gather(
-            *(read(engine, each) for each in asked), return_exceptions=True
-        )
-        await engine.cleanup()
+        async with started(server) as engine:
+            asked = [good, *(greedy(each, 8) for each in bad), good]
+            first, *refused, last = await asyncio.gather(
+                *(read(engine, each) for each in asked), return_exceptions=True
+            )
         assert [type(each) for each in refused] == [InvalidArgument] * 3
         assert isinstance(first, list)
         assert isinstance(last, list)
@@ -183,7 +133,7 @@ def test_a_bad_prompt_ends_that_request_alone(server: LlamaServer, tiny_model: R
     asyncio.run(main())
 
 
-def test_a_chat(server: LlamaServer) -> None:
+def test_a_chat(server: RealServer) -> None:
     """Messages in ``extra_args`` go through the server's own chat template."""
     request = PreprocessedRequest(
         token_ids=[],
@@ -192,39 +142,55 @@ def test_a_chat(server: LlamaServer) -> None:
     )
 
     async def main() -> list[LLMEngineOutput]:
-        engine = await started(server)
-        try:
+        async with started(server) as engine:
             return await read(engine, request)
-        finally:
-            await engine.cleanup()
 
     last = asyncio.run(main())[-1]
     assert last.completion_usage is not None
     assert last.completion_usage.prompt_tokens > len("hello")
 
 
+@pytest.mark.needs("tokenizers")
+def test_text_in_and_out(server: RealServer, tiny_model: RealModel) -> None:
+    """As with a server of which nothing is known but OpenAI's API: the prompt is the same there."""
+    tokenizer = TokenizerFile(tiny_model.folder)
+    prompt = tokenizer.encode("the next word that the engine has")
+
+    async def main() -> list[LLMEngineOutput]:
+        async with started(server, server="ollama", tokenizer=tokenizer) as engine:
+            request = PreprocessedRequest(
+                token_ids=prompt, stop_conditions=StopConditions(max_tokens=8)
+            )
+            return await read(engine, request)
+
+    chunks = asyncio.run(main())
+    assert "".join(chunk.text or "" for chunk in chunks)
+    assert ids_of(chunks)
+    assert chunks[-1].completion_usage is not None
+    assert chunks[-1].completion_usage.prompt_tokens == len(prompt)
+
+
 @pytest.mark.rows("E7", "S6")
 def test_a_server_that_dies(tiny_model: RealModel) -> None:
     """What is in flight fails as lost, and so does the engine after a while."""
 
-    async def main(server: LlamaServer) -> None:
-        engine = await started(server, lost_after_s=0.2)
-        lost = asyncio.create_task(engine.lost())
-        stream = await EngineAdapter(engine).generate(greedy(tiny_model.prompts(1)[0], 2_000))
-        async with stream:
-            await anext(stream)
-            server.process.kill()
-            errors = [item.error async for item in stream if item.error is not None]
-        assert [type(each) for each in errors] == [Disconnected]
-        assert server.url in await lost
-        await engine.cleanup()
+    async def main(server: RealServer) -> None:
+        async with started(server, lost_after_s=0.2) as engine:
+            lost = asyncio.create_task(engine.lost())
+            request = greedy(tiny_model.prompts(1)[0], 2_000)
+            async with await EngineAdapter(engine).generate(request) as stream:
+                await anext(stream)
+                server.kill()
+                errors = [item.error async for item in stream if item.error is not None]
+            assert [type(each) for each in errors] == [Disconnected]
+            assert server.url in await lost
 
-    with llama_server(tiny_model.gguf) as mortal:
+    with llama_server(tiny_model) as mortal:
         asyncio.run(main(mortal))
 
 
 @pytest.mark.rows("K1")
-def test_conformance(server: LlamaServer) -> None:
+def test_conformance(server: RealServer) -> None:
     """Every rule of the engine contract, by the real clock."""
     report = run_conformance(lambda: OpenAIEngine(server.url), virtual=False)
     assert report.ok, str(report)

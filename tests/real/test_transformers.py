@@ -15,7 +15,7 @@ import pytest
 
 from rx_backend import InvalidArgument, PreprocessedRequest, RequestContext
 from rx_backend.engines.transformers import TransformersEngine
-from rx_backend.engines.transformers_sampling import Sampling
+from rx_backend.engines.transformers.sampling import Sampling
 from rx_backend.errors import Disconnected
 from rx_backend.protocols import OutputOptions, SamplingOptions, StopConditions
 from tests.real.engines import ask, greedy, in_loop, released, running, see
@@ -197,3 +197,20 @@ async def test_a_dead_batching_thread(tiny_model: RealModel) -> None:
             await see(engine, greedy(prompts[1], 4))
         assert await engine.is_quiescent()
         await engine.drain()
+
+
+@pytest.mark.rows("E7")
+@in_loop
+async def test_a_request_that_comes_while_the_thread_dies(tiny_model: RealModel) -> None:
+    """Nobody takes it any more; it fails with the others."""
+    (prompt,) = tiny_model.prompts(1)
+    engine = made(tiny_model)
+    async with running(engine):
+        manager = engine._manager
+        manager.background_thread_status.record_fatal_error(RuntimeError("out of memory"))
+        reading = asyncio.create_task(see(engine, greedy(prompt, 4)))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(manager.stop, hard_stop=True)
+        async with asyncio.timeout(5):
+            with pytest.raises(Disconnected, match="out of memory"):
+                await reading

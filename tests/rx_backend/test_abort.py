@@ -12,7 +12,7 @@ import pytest
 from reactivex.subject import Subject
 from structlog.testing import capture_logs
 
-from operators import abort_gate
+from operators import abort_gate, deferred_abort
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import BackendError, Disconnected
@@ -109,6 +109,16 @@ async def test_when_the_engine_is_aborted(case: str) -> None:
         assert [at - began for at in engine.aborts] == aborts, (mode, traced)
         chunks = [step for step in script if isinstance(step, LLMEngineOutput)]
         assert served.tokens == [chunk.token_ids for chunk in chunks]
+
+
+@pytest.mark.rows("A4")
+@virtual
+async def test_a_pipeline_may_do_without_deferring() -> None:
+    """`defer=False` counts in a pipeline too: the abort of a decode request is made at once."""
+    engine = ScriptedEngine(5, token(1), stop())
+    at_once = standard_pipeline.replace("deferred_abort", deferred_abort(defer=False))
+    await serve(engine, "decode", signals=[(1, STOP)], pipeline=at_once)
+    assert engine.aborts == [1]
 
 
 @pytest.mark.rows("A2", "C3")

@@ -15,6 +15,7 @@ import rx_backend_cli
 from rx_backend.cli import main
 from rx_backend.replay import session
 from rx_backend.replay.session import TRACE_VARIABLE
+from tests.leaks import LeakWatch
 
 
 @pytest.fixture(autouse=True)
@@ -67,13 +68,17 @@ def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "run", lambda options, say: seen.append(options))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
     options = (
         "--trace t.csv --synthetic --limit all --speed 2 --cancel-rate .1 --drop-rate .2 "
+        "--engine m:E --engine-arg a=1 --engine-arg b=x --model-path d --vocab-size 11 "
+        "--pipeline m:p "
         "--error-rate .3 --seed 4 --real --max-batch 5 --step-ms 6 --step-ms-per-sequence 7 "
         "--prefill-ms-per-token 8 --prefill-chunk-tokens 9 --kv-tokens 10 --out o --no-plot "
         "--no-spans --otlp"
     )
     assert main(["run", *options.split()]) == 0
+    assert main(["run"]) == 0
     assert main(["run", "--virtual"]) == 0
-    given, default = seen
+    given, default, virtual = seen
+    assert virtual == session.RunOptions(real=False)
     assert default == session.RunOptions()
     assert given == session.RunOptions(
         trace=Path("t.csv"),
@@ -84,6 +89,11 @@ def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         drop_rate=0.2,
         error_rate=0.3,
         seed=4,
+        engine="m:E",
+        engine_arg=["a=1", "b=x"],
+        model_path="d",
+        vocab_size=11,
+        pipeline="m:p",
         real=True,
         max_batch=5,
         step_ms=6,
@@ -103,9 +113,21 @@ def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ("--max-batch 0", "max_batch"),
-        ("--error-rate 2", "error_rate"),
-        ("--cancel-rate -1", "cancel_rate"),
+        ("--max-batch 0", "--max-batch must be"),
+        ("--error-rate 2", "--error-rate must be"),
+        ("--cancel-rate -1", "--cancel-rate must be"),
+        ("--cancel-rate .6 --drop-rate .6", "--cancel-rate and --drop-rate must not sum"),
+        ("--vocab-size 9", "--vocab-size: no effect without --engine"),
+        ("--engine-arg a=1 --model-path d", "--engine-arg, --model-path: no effect without"),
+        ("--engine rx_backend.engines:SampleEngine --model-path d", "takes no model_path"),
+        ("--engine rx_backend.engines:SampleEngine --engine-arg size=1", "no argument size"),
+        ("--engine rx_backend.engines:SampleEngine --engine-arg mode=x", "making it raised"),
+        ("--engine x:E --kv-tokens 0 --step-ms 0", "--step-ms, --kv-tokens: no effect with"),
+        ("--engine rx_backend.engines:SampleEngine --vocab-size 1", "--vocab-size must be"),
+        ("--engine no_such_module:E", "engine no_such_module:E: no module named"),
+        ("--engine rx_backend.engines:Ample", "no attribute 'Ample'"),
+        ("--pipeline no_such_module:p", "pipeline no_such_module:p: no module named"),
+        ("--pipeline rx_backend.engines:__name__", "expected a Pipeline"),
         ("--trace none.csv", "none.csv"),
         ("--trace bad.csv", "bad.csv"),
         ("--out bad.csv", "bad.csv"),
@@ -120,9 +142,117 @@ def test_bad_values_are_one_line(
     assert named in complaint(capsys, *run, *arguments.split())
 
 
+REPLAYED = """
+import asyncio
+from operators import limit_tokens
+from rx_backend import EngineConfig, standard_pipeline
+from rx_backend.engines import SampleEngine
+from rx_backend.engines.request_checks import check_prompt
+
+class Small(SampleEngine):
+    def __init__(self, model_path="path", context=100):
+        super().__init__(token_interval_ms=0)
+        self.config = EngineConfig(model=model_path, context_length=context)
+    async def start(self, worker_id):
+        await super().start(worker_id)
+        return self.config
+    def generate(self, request, context):
+        check_prompt(request, context_length=100, vocab_size=50)
+        return super().generate(request, context)
+
+class Lost(Small):
+    async def start(self, worker_id):
+        raise OSError("no\\nweights")
+
+class Untidy(Small):
+    async def cleanup(self):
+        raise RuntimeError("no way out")
+
+class Slow(Small):
+    async def start(self, worker_id):
+        raise KeyboardInterrupt
+
+class Stuck(Small):
+    async def generate(self, request, context):
+        await asyncio.get_running_loop().create_future()
+
+def three(scope):
+    return standard_pipeline.insert_after("until_terminal", limit_tokens(3))
+"""
+
+
+@pytest.fixture
+def replayed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have engines of a user's own in the current folder."""
+    (folder / "replayed.py").write_text(REPLAYED)
+    monkeypatch.delitem(sys.modules, "replayed", raising=False)
+
+
+@pytest.mark.usefixtures("replayed")
+def test_run_with_an_engine_and_a_pipeline(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table and the summary tell which they were, and show what they do."""
+    chosen = "--engine replayed:Small --pipeline replayed:three --vocab-size 50 --virtual"
+    given = "--model-path tiny --engine-arg context=90"
+    assert main(["run", *chosen.split(), *given.split(), "--limit", "9", "--no-plot"]) == 0
+    out = capsys.readouterr().out
+    assert "engine: Small, pipeline replayed:three, virtual time\n" in out
+    assert "  cut                     9  to the context of 90 tokens\n" in out
+    assert "output tokens            27 " in out
+    summary = json.loads((folder / "rx-backend-run" / "summary.json").read_text())
+    assert summary["title"].endswith("; Small, pipeline replayed:three, model tiny")
+    assert (summary["completed"], summary["errors"]) == (9, {})
+
+
+@pytest.mark.usefixtures("replayed")
+def test_run_with_an_engine_takes_real_time(capsys: pytest.CaptureFixture[str]) -> None:
+    """With fewer requests by default; what the engine refuses is counted by its kind."""
+    assert main(["run", "--engine", "replayed:Small", "--speed", "1e9", "--no-plot"]) == 0
+    out = capsys.readouterr().out
+    assert ", 40 requests (--limit all replays the whole), at 1e+09 times the speed" in out
+    assert "engine: Small, real clock\n" in out
+    assert "  errors                 40  InvalidArgument 40\n" in out
+
+
+@pytest.mark.usefixtures("replayed")
+@pytest.mark.parametrize(
+    ("chosen", "message", "stopped"),
+    [
+        ("Lost", "Lost.start raised OSError: no weights", None),
+        ("Untidy --virtual", "Untidy.cleanup raised RuntimeError: no way out", "after 2 of 2"),
+        ("Slow", "", "after 0 of 2"),
+        ("Stuck --virtual", "Stuck waits for something outside the event loop", None),
+    ],
+)
+def test_run_with_an_engine_that_fails(
+    capsys: pytest.CaptureFixture[str],
+    leaks: LeakWatch,
+    chosen: str,
+    message: str,
+    stopped: str | None,
+) -> None:
+    """It ends with one line, and the table of what was done before; without one if it never began."""
+    leaks.allow("task not done")  # by a loop that stands still
+    engine = f"replayed:{chosen}".split()
+    code = main(["run", "--limit", "2", "--no-plot", "--engine", *engine])
+    assert code == (1 if message else 130)
+    out, err = capsys.readouterr()
+    assert err.count("\n") == bool(message)
+    assert message in err
+    assert (f"stopped early {stopped}" in out) == ("TTFT" in out) == (stopped is not None)
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("walk",), ("run", "--limit", "0"), ("run", "--limit", "x"), ("run", "--seed", "x")],
+    [
+        (),
+        ("walk",),
+        ("run", "--limit", "0"),
+        ("run", "--limit", "x"),
+        ("run", "--seed", "x"),
+        ("run", "--real", "--virtual"),
+    ],
 )
 def test_bad_usage_ends_with_two(arguments: tuple[str, ...]) -> None:
     """What the parser can't make sense of ends with exit code 2."""

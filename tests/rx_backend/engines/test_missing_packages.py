@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 
+from rx_backend.engines.llama_cpp import LlamaCppEngine
 from rx_backend.engines.transformers import TransformersEngine
 from rx_backend.engines.vllm import VllmEngine
 
@@ -21,6 +22,13 @@ def test_a_missing_package_is_told_of(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"pip install 'rx-backend\[engine-{package}\]'"):
         engine("model")
+
+
+def test_a_missing_llama_cpp_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same way."""
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(ImportError, match=r"xllamacpp: .*'rx-backend\[engine-llama-cpp\]'"):
+        LlamaCppEngine("model.gguf")
 
 
 def test_an_old_package_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -382,6 +382,81 @@ def test_stop_and_drop_free_the_place() -> None:
     run(main)
 
 
+class StopsItself(RequestContext):
+    """A request that is stopped the moment before the step thread looks for the *nth* time."""
+
+    __slots__ = ("_looks_left",)
+
+    def __init__(self, nth: int) -> None:
+        super().__init__()
+        self._looks_left = nth
+
+    @property
+    def is_stopped(self) -> bool:
+        if threading.current_thread().name == "steps":
+            self._looks_left -= 1
+            if not self._looks_left:
+                self.stop_generating()
+        return super().is_stopped
+
+
+@pytest.mark.rows("E4")
+def test_whenever_a_stop_comes_the_place_is_freed_once() -> None:
+    """Also in the middle of what the thread does between two steps."""
+
+    async def main() -> None:
+        scheduler = Counting()
+        steps = StepThread(scheduler, max_sequences=2)
+        for nth in range(1, 20):
+            stopped = read(steps.stream(asking(10**9), StopsItself(nth)))
+            others = [read(steps.stream(asking(30), RequestContext())) for _ in range(3)]
+            ended, *answers = await asyncio.gather(stopped, *others)
+            assert ended[-1] == ([], "cancelled")
+            assert answers == [answer(30)] * 3
+        await steps.close()
+        scheduler.check_released()
+
+    run(main)
+
+
+def test_drain_waits_for_the_last_sequence() -> None:
+    """For those in the batch and those that wait; an idle or closed thread is drained."""
+
+    async def main() -> None:
+        scheduler = Counting()
+        steps = StepThread(scheduler, max_sequences=1)
+        await steps.drain()
+        scheduler.gate.clear()
+        streams = [steps.stream(asking(5), RequestContext()) for _ in range(2)]
+        reading = [asyncio.create_task(read(stream)) for stream in streams]
+        await asyncio.sleep(0)
+        draining = [asyncio.create_task(steps.drain()) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in draining)
+        scheduler.gate.set()
+        await asyncio.gather(*draining)
+        assert (steps.active, steps.waiting) == (0, 0)
+        scheduler.check_released()
+        await asyncio.gather(*reading)
+        await steps.close()
+        await steps.drain()
+
+    run(main)
+
+
+def test_a_sequence_has_the_state_that_its_stream_was_given() -> None:
+    """So that what was checked before need not be checked in the thread."""
+
+    async def main() -> None:
+        scheduler = Counting()
+        steps = StepThread(scheduler, max_sequences=1)
+        await read(steps.stream(asking(1), RequestContext(), state="checked"))
+        await steps.close()
+        assert [sequence.state for sequence in scheduler.admitted] == ["checked"]
+
+    run(main)
+
+
 @pytest.mark.rows("A4")
 def test_decode_mode_stops_after_the_first_token() -> None:
     """A stop before it is heard once it is there."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from rx_backend.context import RequestContext
+from rx_backend.engine import EngineConfig
 from rx_backend.engines import SampleEngine, SimulatedEngine
-from rx_backend.errors import Disconnected, InvalidArgument
-from rx_backend.protocols import LLMEngineOutput
+from rx_backend.errors import Disconnected, InvalidArgument, Unknown
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.replay import ReplayResult, Request, replay, synthetic
 from rx_backend.testing import run_virtual
 from tests.engines import ScriptedEngine
@@ -215,3 +219,101 @@ def test_a_workload_may_be_read_as_it_is_replayed() -> None:
         assert result.planned is None
 
     run_virtual(main())
+
+
+class Reader(SampleEngine):
+    """Keeps the requests that it gets."""
+
+    def __init__(self, context_length: int | None = None) -> None:
+        super().__init__(token_interval_ms=0)
+        self.context_length = context_length
+        self.requests: list[PreprocessedRequest] = []
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        await super().start(worker_id)
+        return EngineConfig(model="path", served_model_name="m", context_length=self.context_length)
+
+    def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        self.requests.append(request)
+        return super().generate(request, context)
+
+
+def test_prompts_are_drawn() -> None:
+    """Ids below the vocabulary's size, by the seed, and none without one; answers have full length."""
+
+    def prompts(**options: Any) -> list[list[int]]:
+        engine = Reader()
+        run_virtual(replay([Request(0, 500, 1), Request(0, 500, 1)], engine, **options))
+        assert [request.model for request in engine.requests] == ["path", "path"]
+        assert all(request.stop_conditions.ignore_eos for request in engine.requests)
+        return [request.token_ids for request in engine.requests]
+
+    first, second = drawn = prompts(vocab_size=10)
+    assert len(first) == len(second) == 500
+    assert set(first) == set(second) == set(range(1, 10))
+    assert first != second
+    assert prompts(vocab_size=10) == drawn != prompts(vocab_size=10, seed=1)
+    assert prompts() == [[0] * 500] * 2
+    with pytest.raises(InvalidArgument, match="vocab_size must be a whole number >= 2"):
+        prompts(vocab_size=1)
+
+
+@given(st.integers(0, 60), st.integers(1, 60), st.none() | st.integers(1, 80))
+def test_a_request_fits_into_the_context(prompt: int, output: int, length: int | None) -> None:
+    """What is too long is cut and counted: the output not below half of the context."""
+    engine = Reader(length)
+    result = run_virtual(replay([Request(0, prompt, output)], engine))
+    (request,), (row,) = engine.requests, result.requests
+    sent = len(request.token_ids), request.stop_conditions.max_tokens or 0
+    assert sent == (row.prompt_tokens, row.asked_tokens)
+    if length is None or prompt + output <= length:
+        assert sent == (prompt, output)
+        assert result.cut == 0
+    else:
+        assert sum(sent) == length or sent == (prompt, max(length - prompt, 1))
+        assert min(output, length // 2) <= sent[1] <= output
+        assert sent[0] <= prompt
+        assert result.cut == 1
+    assert (result.model, result.context_length, row.outcome) == ("m", length, "length")
+
+
+class Failing(SampleEngine):
+    """Fails in the named steps of its life."""
+
+    def __init__(self, *steps: str) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def _fail(self, step: str) -> None:
+        if step in self.steps:
+            raise ValueError(f"no {step}")
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        self._fail("start")
+        return EngineConfig(model=" " if "config" in self.steps else "failing")
+
+    async def drain(self) -> None:
+        self._fail("drain")
+
+    async def cleanup(self) -> None:
+        self._fail("cleanup")
+
+
+@pytest.mark.rows("E1", "E5")
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (["start", "cleanup"], r"Failing\.start raised ValueError: no start"),
+        (["config"], r"Failing\.start raised InvalidArgument: start\(\) must return"),
+        (["drain", "cleanup"], r"Failing\.drain raised ValueError: no drain"),
+        (["cleanup"], r"Failing\.cleanup raised ValueError: no cleanup"),
+    ],
+)
+def test_a_failing_engine_is_named(steps: list[str], message: str) -> None:
+    """The first failure of its life is raised; figures from before it are kept."""
+    result = ReplayResult()
+    with pytest.raises(Unknown, match=message):
+        run_virtual(replay([Request(0, 1, 2)], Failing(*steps), result=result))
+    assert len(result.requests) == (steps[0] in {"drain", "cleanup"})

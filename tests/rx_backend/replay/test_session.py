@@ -117,7 +117,7 @@ def test_the_chart_says_once_how_many_requests(
     monkeypatch.setattr(plot, "write_plot", note)
     said, _ = quiet(synthetic=True, limit=5, speed=2, plot=True)
     shape = "synthetic, in the shape of the Azure conversation trace"
-    assert titles == [f"{shape}, at 2 times the speed"]
+    assert titles == [f"{shape}, at 2 times the speed; simulated"]
     assert said[0] == f"workload: {shape}, 5 requests, at 2 times the speed"
 
 
@@ -131,13 +131,16 @@ def test_the_slowest_speed_can_be_drawn(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"trace": Path("t.csv"), "synthetic": True}, "trace and synthetic contradict each other"),
-        ({"trace": Path("x", "..", "requests.jsonl"), "out": Path()}, "trace and out contradict"),
-        ({"cancel_rate": 0.6, "drop_rate": 0.6}, "cancel_rate and drop_rate must not sum to more"),
-        ({"limit": -1}, "limit must be"),
-        ({"speed": 0}, "speed must be a number >= 1e-06"),
-        ({"speed": 1e-300}, "speed must be a number >= 1e-06, got 1e-300"),
-        ({"max_batch": 0}, "max_batch must be"),
+        ({"trace": Path("t.csv"), "synthetic": True}, "--synthetic contradicts --trace"),
+        (
+            {"trace": Path("x", "..", "requests.jsonl"), "out": Path()},
+            "--out contradicts --trace",
+        ),
+        ({"cancel_rate": 0.6, "drop_rate": 0.6}, "--cancel-rate and --drop-rate must not sum"),
+        ({"limit": -1}, "--limit must be"),
+        ({"speed": 0}, "--speed must be a number >= 1e-06"),
+        ({"speed": 1e-300}, "--speed must be a number >= 1e-06, got 1e-300"),
+        ({"max_batch": 0}, "--max-batch must be"),
     ],
 )
 def test_bad_options_are_named(folder: Path, options: dict[str, object], complaint: str) -> None:
@@ -212,18 +215,24 @@ def test_an_interrupted_run(folder: Path, real: bool) -> None:
     ]
 
 
+TIDY = """
+from pathlib import Path
+from rx_backend.engines import SampleEngine
+
+class Tidy(SampleEngine):
+    async def cleanup(self):
+        await super().cleanup()
+        Path("cleaned up").touch()
+"""
+
+
 @pytest.mark.timeout(120)
-def test_an_interrupted_command_is_silent_otherwise(folder: Path) -> None:
-    """Exit code 130, the table, and no traceback."""
-    command = [
-        sys.executable,
-        "-m",
-        "rx_backend.cli",
-        "run",
-        "--real",
-        "--out",
-        str(folder / "out"),
-    ]
+@pytest.mark.parametrize("chosen", ["--real", "--engine tidy:Tidy"])
+def test_an_interrupted_command_is_silent_otherwise(folder: Path, chosen: str) -> None:
+    """Exit code 130, the table, no traceback, and an engine that is cleaned up."""
+    (folder / "tidy.py").write_text(TIDY)
+    program = [sys.executable, "-m", "rx_backend.cli", "run", *chosen.split()]
+    command = [*program, "--out", str(folder / "out")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (folder / "out" / "spans.jsonl").exists():
         time.sleep(0.05)
@@ -231,6 +240,7 @@ def test_an_interrupted_command_is_silent_otherwise(folder: Path) -> None:
     out, err = process.communicate()
     assert process.returncode == 130
     assert "stopped early after" in out
+    assert (folder / "cleaned up").exists() == ("tidy" in chosen)
     assert "Traceback" not in err
     assert not any(line for line in err.splitlines() if "in flight at" not in line)
 

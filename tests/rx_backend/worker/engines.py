@@ -100,6 +100,33 @@ class CountingEngine(LLMEngine):
         return {"token_ids": [_BYTE_0 + ord(letter)], "stop_conditions": {"max_tokens": 2}}
 
 
+class ModelEngine(CountingEngine):
+    """Takes a model and two arguments, or arguments of its own, and says which; repeats prompts."""
+
+    def __init__(self, model_path: str | None = None, *, size: Any = None, model: str = "") -> None:
+        self.model_path = model_path
+        self.size = size
+        self.model = model
+
+    @classmethod
+    async def from_args(cls, argv: list[str]) -> ModelEngine:
+        return cls(size=argv)
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        say(f"model {self.model_path} size {self.size!r}")
+        config = await super().start(worker_id)
+        config.model = self.model or MODEL
+        return config
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncIterator[LLMEngineOutput]:
+        say(f"prompt {request.token_ids} {request.eos_token_ids}")
+        for token_id in request.token_ids:
+            yield LLMEngineOutput.token(token_id)
+        yield LLMEngineOutput.stop()
+
+
 class ListeningEngine(CountingEngine):
     """Says of each socket that its process listens at whether what it accepts sends at once."""
 

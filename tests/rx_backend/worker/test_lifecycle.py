@@ -196,7 +196,7 @@ class Life:
             self.shutdown,
             mode=self.mode,
             times=TIMES,
-            model_path=lambda config: f"/models/{config.model}",
+            registration=lambda config: (config, f"/models/{config.model}"),
         )
         try:
             await lifecycle.run(self.ready.append)

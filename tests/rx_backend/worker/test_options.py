@@ -110,6 +110,13 @@ def test_a_bad_value_is_named(flag: str, variable: str, text: str, expected: str
         assert variable not in str(raised.value)
 
 
+def test_a_frontend_has_nothing_behind_two_dashes(capsys: pytest.CaptureFixture[str]) -> None:
+    """What an engine would get is refused where there is none."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["frontend", "--", "--size", "1"])
+    assert "-- has no meaning here" in capsys.readouterr().err
+
+
 def test_an_empty_part_of_an_address_is_refused() -> None:
     """An empty flag is a mistake, where an empty variable is none at all."""
     for flag in ("--namespace", "--component", "--endpoint"):
@@ -124,7 +131,15 @@ def test_an_empty_part_of_an_address_is_refused() -> None:
         (f"{ENGINE} --pipeline rx_backend:no_such_name", "pipeline rx_backend:no_such_name"),
         (f"{ENGINE} --pipeline rx_backend:__name__", "expected a Pipeline, or a function"),
         (f"{ENGINE} --pipeline no_such:pipeline", "no_such:pipeline: no module named 'no_such'"),
-        ("rx_backend:FinishReason", "engine rx_backend:FinishReason: making it raised"),
+        ("rx_backend:FinishReason", "engine rx_backend:FinishReason: needs the argument"),
+        ("rx_backend.errors:as_backend_error --engine-arg exc=1", "making it raised"),
+        (f"{ENGINE} --engine-arg size=1", "CountingEngine: no argument size; it takes none"),
+        (f"{ENGINE} --engine-arg size", "--engine-arg: expected name=value, got 'size'"),
+        (f"{ENGINE} -- --size 1", "it has no from_args for what follows --: --size 1"),
+        (f"{ENGINE} --tokenizer .", "tokenizer: expected a folder with config.json"),
+        (f"{ENGINE} --tokenizer . --model-path .", "--model-path: no effect"),
+        (f"{ENGINE} --tool-call-parser guess", "tool_call_parser: expected one of"),
+        (f"{ENGINE} --reasoning-parser guess", "reasoning_parser: expected one of"),
         (f"{ENGINE} --model-path /no/such", "config.json or tokenizer.json, got '/no/such'"),
         (f"{ENGINE} --model-path .", "model_path: expected a folder with config.json"),
         (f"{ENGINE} --http-port 80", "--http-port: no effect without --frontend"),

@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
@@ -116,6 +116,13 @@ def test_tokens_and_usage_of_vllm() -> None:
 def test_an_answer_with_a_finish_reason_is_complete(end: bytes) -> None:
     """Whether or not the server tells its usage, and sends what OpenAI sends behind the last event."""
     chunks = asyncio.run(ask(data(choice(7), LAST, end=end)))
+    assert [chunk.token_ids for chunk in chunks] == [[7], [8]]
+    assert chunks[-1].completion_usage == usage(2, 2)
+
+
+def test_a_connection_that_is_lost_behind_the_finish_reason_costs_nothing() -> None:
+    """But what the server had to tell of the usage."""
+    chunks = asyncio.run(ask(data(choice(7), LAST, end=b""), cut=True))
     assert [chunk.token_ids for chunk in chunks] == [[7], [8]]
     assert chunks[-1].completion_usage == usage(2, 2)
 
@@ -538,17 +545,36 @@ def test_a_stop_closes_the_connection_and_ends_the_stream(tokens: int) -> None:
 
     async def main() -> None:
         handler = Hanging(data(choice(7), end=b"") if tokens else b"")
-        context = RequestContext()
-        async with started(ScriptedServer(handler)) as engine:
+        context, server = RequestContext(), ScriptedServer(handler)
+        async with started(server) as engine:
             async with await EngineAdapter(engine).generate(PROMPT, context) as stream:
                 for _ in range(tokens):
                     await anext(stream)
                 reading = asyncio.ensure_future(anext(stream))
                 await handler.arrived.wait()
-                context.stop_generating()
+                # A whole answer later the pull waits for its own.
+                async with ClientSession() as session, session.get(f"{server.url}/v1/models"):
+                    context.stop_generating()
                 last = (await reading).data
             await handler.left.wait()
         assert last == LLMEngineOutput.cancelled().with_usage(usage(2, tokens))
+
+    asyncio.run(main())
+
+
+@pytest.mark.rows("E4")
+def test_what_arrived_together_does_not_delay_a_stop() -> None:
+    """Tokens that wait behind the one that was read are dropped, and a terminal too."""
+
+    async def main() -> None:
+        context = RequestContext()
+        async with started(ScriptedServer(streaming(data(choice(7), choice(8), LAST)))) as engine:
+            chunks: list[LLMEngineOutput] = []
+            async for chunk in engine.generate(PROMPT, context):
+                chunks.append(chunk)
+                context.stop_generating()
+        assert [chunk.token_ids for chunk in chunks] == [[7], []]
+        assert str(chunks[-1].finish_reason) == "cancelled"
 
     asyncio.run(main())
 

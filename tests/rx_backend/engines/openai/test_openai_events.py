@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rx_backend.engines.openai_answers import LlamaServerAnswers, OpenAIAnswers
-from rx_backend.engines.openai_stream import EventReader
+from rx_backend.engines.openai.answers import LlamaServerAnswers, OpenAIAnswers
+from rx_backend.engines.openai.stream import EventReader
 from rx_backend.errors import Unknown
 from rx_backend.protocols import (
     LLMEngineOutput,
@@ -35,7 +35,7 @@ def read(parts: list[bytes]) -> list[bytes]:
 
 @given(
     texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), max_size=4),
-    cuts=st.lists(st.integers(0, 400)),
+    cuts=st.lists(st.integers(0, 400)) | st.just([*range(400)]),
     extra=noise,
     line_end=line_ends,
     is_ended=st.booleans(),
@@ -43,9 +43,11 @@ def read(parts: list[bytes]) -> list[bytes]:
 def test_any_split_gives_the_same_events(
     texts: list[str], cuts: list[int], extra: bytes, line_end: bytes, is_ended: bool
 ) -> None:
-    """In the middle of a character or a line end, with comments and other fields between."""
-    events = [json.dumps(text, ensure_ascii=False).encode() for text in texts]
-    raw = b"".join(b"\n".join((extra, b"data: " + event, b"", b"")) for event in events)
+    """In the middle of a character or a line end, with other fields, and data on two lines."""
+    values = [json.dumps(text, ensure_ascii=False).encode() for text in texts]
+    events = [b"[\n" + value + b"]" for value in values]
+    lines = [(extra, b"data: [", b"data: " + value + b"]", b"", b"") for value in values]
+    raw = b"".join(map(b"\n".join, lines))
     raw = (raw if is_ended else raw.removesuffix(b"\n\n")).replace(b"\n", line_end)
     places = sorted({0, len(raw), *(cut % (len(raw) + 1) for cut in cuts)})
     assert read([raw[start:end] for start, end in pairwise(places)]) == events

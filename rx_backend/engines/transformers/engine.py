@@ -22,7 +22,7 @@ from rx_backend.engines.request_checks import (
     output_tokens,
     stop_token_ids,
 )
-from rx_backend.engines.transformers_sampling import HONOURED, Sampling
+from rx_backend.engines.transformers.sampling import HONOURED, Sampling
 from rx_backend.errors import Disconnected, EngineShutdown
 from rx_backend.protocols import FinishReason, LLMEngineOutput, PreprocessedRequest, usage
 
@@ -156,8 +156,7 @@ class TransformersEngine(LLMEngine):
                         request_id,
                         max_new_tokens=limit,
                         streaming=True,
-                        # An empty list would mean the model's own.
-                        eos_token_id=sorted(ends) or -1,
+                        eos_token_id=sorted(ends),
                         **options,
                     )
                 async for chunk in queue:
@@ -204,9 +203,8 @@ class TransformersEngine(LLMEngine):
         device = self._device
         if device is None:
             device = "cuda" if import_module("torch").cuda.is_available() else "cpu"
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            self._path, dtype=self._dtype
-        ).to(device)
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        model = load(self._path, dtype=self._dtype).to(device)
         own = model.generation_config
         manager = model.init_continuous_batching(
             generation_config=Sampling(own).for_all(), continuous_batching_config=self._batching

@@ -22,8 +22,8 @@ from typing import Any, Self
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.engines.request_checks import check_prompt
-from rx_backend.engines.vllm_outputs import Answers
-from rx_backend.engines.vllm_params import sampling_params
+from rx_backend.engines.vllm.outputs import Answers
+from rx_backend.engines.vllm.params import sampling_params
 from rx_backend.errors import CannotConnect, Disconnected, EngineShutdown, InvalidArgument
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 

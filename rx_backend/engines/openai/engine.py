@@ -14,12 +14,12 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.engines.checks import number, whole
-from rx_backend.engines.openai_answers import DONE, Answers, LlamaServerAnswers, OpenAIAnswers
-from rx_backend.engines.openai_client import OpenAIClient
-from rx_backend.engines.openai_request import check_request, path_and_body
-from rx_backend.engines.openai_server import KINDS, Server, ask_server
-from rx_backend.engines.openai_stream import EventReader
-from rx_backend.engines.openai_tokenizer import Tokenizer, TokenizerFile
+from rx_backend.engines.openai.answers import DONE, Answers, LlamaServerAnswers, OpenAIAnswers
+from rx_backend.engines.openai.client import OpenAIClient
+from rx_backend.engines.openai.request import check_request, path_and_body
+from rx_backend.engines.openai.server import KINDS, Server, ask_server
+from rx_backend.engines.openai.stream import EventReader
+from rx_backend.engines.openai.tokenizer import Tokenizer, TokenizerFile
 from rx_backend.errors import BackendError, EngineShutdown, InvalidArgument
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 

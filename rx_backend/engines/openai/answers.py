@@ -9,8 +9,8 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from rx_backend.engines.openai_client import reported_error
-from rx_backend.engines.openai_events import (
+from rx_backend.engines.openai.client import reported_error
+from rx_backend.engines.openai.events import (
     Choice,
     Completion,
     Delta,
@@ -128,13 +128,13 @@ class Answers(ABC, Generic[E]):
         return [
             TopLogprob(
                 rank=rank,
-                token_id=entry.id,
-                token=entry.token or None,
+                token_id=token_id,
+                token=None if entry.id is None else entry.token,
                 logprob=entry.logprob,
-                bytes=entry.bytes,
+                bytes=None if entry.id is None else entry.bytes,
             )
             for rank, entry in enumerate(ranked, 1)
-            if entry.id is not None
+            if (token_id := _id_of(entry)) is not None
         ]
 
 
@@ -273,16 +273,16 @@ def _entries(logprobs: Logprobs) -> list[TokenLogprob]:
     return [
         TokenLogprob(
             logprob=0.0 if value is None else value,
-            id=_id_of(token),
+            token=token,
             top_logprobs=[
-                TokenLogprob(logprob=each, id=_id_of(name)) for name, each in (top or {}).items()
+                TokenLogprob(logprob=each, token=name) for name, each in (top or {}).items()
             ],
         )
         for token, value, top in zip(tokens, values, tops, strict=True)
     ]
 
 
-def _id_of(token: str) -> int | None:
-    """Return the id in the form ``token_id:7``, which vLLM uses on request."""
-    name, _, digits = token.partition(":")
-    return int(digits) if name == "token_id" and digits.isdecimal() else None
+def _id_of(entry: TokenLogprob) -> int | None:
+    """Return the token's id; vLLM makes it the text, as ``token_id:7``."""
+    name, _, digits = entry.token.partition(":")
+    return int(digits) if name == "token_id" and digits.isdecimal() else entry.id

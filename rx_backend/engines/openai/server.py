@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import Raw, Struct, field
 
 from rx_backend.context import RequestContext
-from rx_backend.engines.openai_client import OpenAIClient
+from rx_backend.engines.openai.client import OpenAIClient
 from rx_backend.errors import InvalidArgument
 
 __all__ = ("KINDS", "Server", "ServerKind", "ask_server")

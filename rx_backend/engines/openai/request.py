@@ -7,7 +7,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from rx_backend.engines.openai_server import Server, ServerKind
+from rx_backend.engines.openai.server import Server, ServerKind
 from rx_backend.engines.request_checks import check_options, output_tokens, stop_token_ids
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import PreprocessedRequest

@@ -1,0 +1,228 @@
+"""An engine on llama.cpp: GGUF models on a CPU, several sequences in one batch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rx_backend.context import RequestContext
+from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.engines.checks import whole
+from rx_backend.engines.llama_cpp.library import check_installed
+from rx_backend.engines.request_checks import (
+    check_options,
+    check_prompt,
+    output_tokens,
+    stop_token_ids,
+)
+from rx_backend.engines.sequence import Load
+from rx_backend.engines.step_thread import StepThread
+from rx_backend.errors import EngineShutdown
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+
+if TYPE_CHECKING:
+    # They need numpy; this module can be imported without.
+    from rx_backend.engines.llama_cpp.native import Cache, Model
+    from rx_backend.engines.llama_cpp.scheduler import Answer, LlamaCppScheduler
+
+__all__ = ("LlamaCppEngine",)
+
+_CONTEXT_LENGTH: Final = 4096
+
+_HONOURED: Final = frozenset(
+    {
+        "stop_conditions.min_tokens",
+        "sampling_options.temperature",
+        "sampling_options.top_k",
+        "sampling_options.top_p",
+        "sampling_options.min_p",
+        "sampling_options.seed",
+        "sampling_options.repetition_penalty",
+        "sampling_options.frequency_penalty",
+        "sampling_options.presence_penalty",
+        "output_options.logprobs",
+    }
+)
+
+
+class LlamaCppEngine(LLMEngine):
+    """
+    Continuous batching with llama.cpp in this process; needs the extra ``engine-llama-cpp``.
+
+    Each step, in a thread of its own, computes one batch: a token of every sequence that generates,
+    and a piece of the prompts that wait. A request queues while `max_batch` others run. A request that
+    is stopped or dropped is out of the batch, and its KV cache free, after the current step.
+
+    Options that a request leaves unset come from the model's file (``general.sampling.*``). What that
+    does not say either is temperature 1, and no limit by `top_k`, `top_p`, `min_p` or penalties.
+    Log-probabilities are the model's own, before penalties, temperature and limits. Penalties on
+    frequency and presence count the answer's tokens, that on repetition also the prompt's.
+
+    Args:
+        model_path: A GGUF file.
+        served_model_name: The name to serve it under; the file's name without its ending by default.
+        context_length: Maximum of prompt and answer together, in tokens; what the model was trained
+            for by default, but at most 4096. Memory for `max_batch` times as much is taken at the
+            start.
+        max_batch: Maximum of requests that run together.
+        batch_tokens: Maximum of tokens in a step. With few, long prompts slow decoding down less, but
+            take longer themselves.
+        threads: How many threads compute. On cores that others use too, more than one may be slower
+            by far: they wait for each other busily.
+        gpu_layers: How many layers go to a GPU, where xllamacpp was built for one; -1 for all.
+
+    Raises:
+        ImportError: The extra's packages are not installed.
+        InvalidArgument: A parameter is out of its range.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        served_model_name: str | None = None,
+        context_length: int | None = None,
+        max_batch: int = 8,
+        batch_tokens: int = 256,
+        threads: int = 1,
+        gpu_layers: int = 0,
+    ) -> None:
+        check_installed()
+        self._path = Path(model_path)
+        self._name = served_model_name or self._path.stem
+        if context_length is not None:
+            context_length = whole("context_length", context_length, low=2, unit="tokens")
+        self._context_length = context_length
+        self._max_batch = whole("max_batch", max_batch, low=1, unit="requests")
+        self._batch_tokens = whole("batch_tokens", batch_tokens, low=max_batch + 1, unit="tokens")
+        self._threads = whole("threads", threads, low=1)
+        self._gpu_layers = whole("gpu_layers", gpu_layers, low=-1, unit="layers")
+        self._loading: asyncio.Future[None] | None = None
+        self._model: Model | None = None
+        self._cache: Cache | None = None
+        self._scheduler: LlamaCppScheduler | None = None
+        self._steps: StepThread | None = None
+        self._limits = (0, 0)
+        self._end_ids: frozenset[int] = frozenset()
+
+    @property
+    def load(self) -> Load:
+        """The work that is queued and running; nothing before the start."""
+        if self._scheduler is None or self._steps is None:
+            return Load(waiting=0, prefilling=0, decoding=0, kv_tokens=0)
+        return self._scheduler.load(self._steps.waiting)
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        """
+        Load the model, in a thread, and start the step thread.
+
+        Raises:
+            ImportError: xllamacpp is of another version.
+            InvalidArgument: llama.cpp can't load the file, or has no memory for the KV cache.
+        """
+        self._loading = asyncio.ensure_future(asyncio.to_thread(self._load))
+        await asyncio.shield(self._loading)
+        assert self._scheduler is not None  # noqa: S101  # loaded
+        self._steps = StepThread(self._scheduler, max_sequences=self._max_batch)
+        return EngineConfig(
+            model=self._name,
+            context_length=self._limits[0],
+            max_num_seqs=self._max_batch,
+            max_num_batched_tokens=self._batch_tokens,
+        )
+
+    def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        """
+        Stream the tokens of *request*, which is queued when it is first pulled.
+
+        Raises:
+            InvalidArgument: The prompt is empty, too long or has ids out of range, or an option can't
+                be honoured; the message names it.
+            EngineShutdown: The engine was not started, or was cleaned up.
+        """
+        return self.stream(request, context, self.answer_to(request))
+
+    def answer_to(self, request: PreprocessedRequest) -> Answer:
+        """
+        Check *request* and return what to generate for it, for :meth:`stream`.
+
+        Raises:
+            InvalidArgument: As in :meth:`generate`.
+        """
+        from rx_backend.engines.llama_cpp.scheduler import Answer  # noqa: PLC0415  # needs numpy
+
+        context_length, vocab_size = self._limits
+        if self._steps is None:
+            raise EngineShutdown("the engine is not running")
+        check_options(type(self).__name__, request, _HONOURED)
+        prompt = check_prompt(request, context_length=context_length, vocab_size=vocab_size)
+        stop = stop_token_ids(request, self._end_ids)
+        return Answer(
+            prompt,
+            limit=output_tokens(request, context_length),
+            stop=frozenset(token_id for token_id in stop if token_id < vocab_size),
+        )
+
+    def stream(
+        self, request: PreprocessedRequest, context: RequestContext, answer: Answer
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        """
+        Stream *answer*, whose `received` and `kept` move KV caches from one engine to another.
+
+        Raises:
+            EngineShutdown: As in :meth:`generate`.
+        """
+        if self._steps is None:
+            raise EngineShutdown("the engine is not running")
+        return self._steps.stream(request, context, state=answer)
+
+    async def lost(self) -> str:
+        """Wait until the step thread has ended by itself; return why (row E7)."""
+        if self._steps is None:
+            raise EngineShutdown("the engine is not running")
+        return await self._steps.lost()
+
+    async def drain(self) -> None:
+        """Wait until nothing is queued or running."""
+        if self._steps is not None:
+            await self._steps.drain()
+
+    async def cleanup(self) -> None:
+        """End open streams with `EngineShutdown`, and free the model (row E5)."""
+        if self._loading is not None:
+            # A thread can't be cancelled, and what it loads must not stay.
+            await asyncio.wait([self._loading])
+        if self._steps is not None:
+            await self._steps.close()
+        cache, self._cache = self._cache, None
+        model, self._model = self._model, None
+        for each in (cache, model):
+            if each is not None:
+                each.free()
+
+    async def health_check_payload(self) -> dict[str, Any] | None:
+        """Return a one-token request."""
+        return {"token_ids": [0], "stop_conditions": {"max_tokens": 1}}
+
+    def _load(self) -> None:
+        from rx_backend.engines.llama_cpp.native import Cache, Model  # noqa: PLC0415  # need numpy
+        from rx_backend.engines.llama_cpp.scheduler import LlamaCppScheduler  # noqa: PLC0415
+
+        model = self._model = Model(self._path, gpu_layers=self._gpu_layers)
+        context_length = self._context_length or min(model.trained_context, _CONTEXT_LENGTH)
+        cache = self._cache = Cache(
+            model,
+            context_length=context_length,
+            sequences=self._max_batch,
+            batch_tokens=self._batch_tokens,
+            threads=self._threads,
+        )
+        self._scheduler = LlamaCppScheduler(
+            model, cache, sequences=self._max_batch, context_length=context_length
+        )
+        self._limits = (context_length, model.vocab_size)
+        self._end_ids = model.end_ids

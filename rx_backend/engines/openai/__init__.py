@@ -1,0 +1,5 @@
+"""Engine whose tokens come from a server with OpenAI's API."""
+
+from rx_backend.engines.openai.engine import OpenAIEngine
+
+__all__ = ("OpenAIEngine",)

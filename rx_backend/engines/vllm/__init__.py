@@ -1,0 +1,5 @@
+"""Engine on vLLM."""
+
+from rx_backend.engines.vllm.engine import VllmEngine
+
+__all__ = ("VllmEngine",)

@@ -1,0 +1,46 @@
+"""A worker's place in discovery, kept while it serves."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rx_backend.logger import get_logger
+from rx_backend.worker.dynamo_runtime import DynamoEndpoint
+
+__all__ = ("until_unlisted",)
+
+_LISTED_POLL_S = 1.0
+_RESTORE_TRIES = 5
+
+
+async def until_unlisted(endpoint: DynamoEndpoint) -> object:
+    """
+    Register again whenever discovery has dropped the worker, as after a long freeze.
+
+    Returns:
+        Why it can't be registered any more.
+    """
+    while True:
+        await asyncio.sleep(_LISTED_POLL_S)
+        if not endpoint.is_listed():
+            failure = await _restore(endpoint)
+            if failure is not None:
+                return failure
+
+
+async def _restore(endpoint: DynamoEndpoint) -> object | None:
+    _log.warning("worker is not listed in discovery, registering again")
+    failure: object = "still not listed"
+    for _ in range(_RESTORE_TRIES):
+        try:
+            await endpoint.restore()
+        except Exception as error:
+            failure = error
+        await asyncio.sleep(_LISTED_POLL_S)
+        if endpoint.is_listed():
+            _log.warning("worker is listed in discovery again")
+            return None
+    return failure
+
+
+_log = get_logger(__name__)
