@@ -59,7 +59,8 @@ def worker(
 @pytest.fixture
 def client(worker: tuple[Served, int]) -> Generator[OpenAI]:
     url = f"http://127.0.0.1:{worker[1]}/v1"
-    with OpenAI(api_key="none", base_url=url, max_retries=0, timeout=30) as client:
+    # vLLM's first answer that is sampled takes long.
+    with OpenAI(api_key="none", base_url=url, max_retries=0, timeout=120) as client:
         yield client
 
 
@@ -102,7 +103,7 @@ def test_a_client_that_leaves_ends_the_request(worker: tuple[Served, int], clien
     next(iter(stream))
     stream.close()
     assert until(lambda: len(lines(served)) > before, served)
-    assert lines(served)[-1] < 900
+    assert lines(served)[-1] < 300
 
 
 def test_a_request_that_vllm_refuses_is_the_clients_fault(client: OpenAI) -> None:
