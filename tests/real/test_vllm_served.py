@@ -71,7 +71,9 @@ def test_served_and_passed_on(tiny_model: RealModel, tmp_path: Path) -> None:
         front = stack.enter_context(frontend(tmp_path))
         workers = [stack.enter_context(worker(tmp_path, tiny_model)) for _ in range(2)]
         # Killed, one would leave vLLM's processes behind.
-        stack.callback(lambda: [each.signal() or each.ended(60) for each in workers])
+        for each in workers:
+            stack.callback(each.ended, 60)
+            stack.callback(each.signal)
         asyncio.run(asyncio.wait_for(until_listed("127.0.0.1", front.port, MODEL), START_S))
         for each in workers:
             each.line("serving", START_S)
@@ -79,8 +81,8 @@ def test_served_and_passed_on(tiny_model: RealModel, tmp_path: Path) -> None:
         expected = completion(client).choices[0].text
         assert expected == text_after(tiny_model, PROMPT, 12)
         with ThreadPoolExecutor(8) as pool:
-            answers = pool.map(lambda _: completion(client).choices[0].text, range(8))
-            assert [*answers] == [expected] * 8
+            asked = [pool.submit(completion, client) for _ in range(8)]
+            assert {each.result().choices[0].text for each in asked} == {expected}
         with pytest.raises(APIStatusError) as caught:
             completion(client, prompt="the " * 3000)
         assert caught.value.status_code == 400
