@@ -55,7 +55,8 @@ def core_of(served: Served) -> int:
 
 def text_after(model: RealModel, prompt: str, tokens: int) -> str:
     """Return the model's greedy answer, by transformers alone."""
-    tokenizer = import_module("transformers").AutoTokenizer.from_pretrained(model.folder)
+    transformers: Any = import_module("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model.folder)
     return tokenizer.decode(model.expected(tokenizer(prompt).input_ids, tokens))
 
 
