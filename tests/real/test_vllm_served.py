@@ -62,7 +62,8 @@ def text_after(model: RealModel, prompt: str, tokens: int) -> str:
 
 def completion(client: OpenAI, tokens: int = 12, **options: Any) -> Any:
     options = {"prompt": PROMPT, "temperature": 0, "max_tokens": tokens, **options}
-    return client.completions.create(model=MODEL, **options)
+    create: Any = client.completions.create
+    return create(model=MODEL, **options)
 
 
 @pytest.mark.rows("E7")
