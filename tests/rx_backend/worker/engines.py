@@ -20,6 +20,7 @@ from rx_backend import (
     CannotConnect,
     DisaggregationMode,
     EngineConfig,
+    FailoverEngine,
     InvalidArgument,
     LLMEngine,
     LLMEngineOutput,
@@ -124,6 +125,31 @@ class ModelEngine(CountingEngine):
         say(f"prompt {request.token_ids} {request.eos_token_ids}")
         for token_id in request.token_ids:
             yield LLMEngineOutput.token(token_id)
+        yield LLMEngineOutput.stop()
+
+
+class RemoteEngine(CountingEngine):
+    """Has a model, which is elsewhere."""
+
+    needs_tokenizer = True
+
+
+def remote_or_not() -> LLMEngine:
+    """Make an engine of two, the second of which has a model."""
+    return FailoverEngine(CountingEngine(), RemoteEngine())
+
+
+class TextEngine(CountingEngine):
+    """Says the text that it was made with, a byte at a time."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncIterator[LLMEngineOutput]:
+        for byte in self.text.encode():
+            yield LLMEngineOutput.token(_BYTE_0 + byte)
         yield LLMEngineOutput.stop()
 
 
