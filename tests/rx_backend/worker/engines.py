@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -140,7 +141,7 @@ def remote_or_not() -> LLMEngine:
 
 
 class TextEngine(CountingEngine):
-    """Says the text that it was made with, a byte at a time."""
+    """Says the text that it was made with, a word at a time."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -148,8 +149,8 @@ class TextEngine(CountingEngine):
     async def generate(
         self, request: PreprocessedRequest, context: RequestContext
     ) -> AsyncIterator[LLMEngineOutput]:
-        for byte in self.text.encode():
-            yield LLMEngineOutput.token(_BYTE_0 + byte)
+        for word in re.findall(r"\S+|\s+", self.text):
+            yield LLMEngineOutput([_BYTE_0 + byte for byte in word.encode()])
         yield LLMEngineOutput.stop()
 
 
