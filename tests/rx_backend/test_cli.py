@@ -122,7 +122,10 @@ def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--engine-arg a=1 --model-path d", "--engine-arg, --model-path: no effect without"),
         ("-- --size 3", "--: no effect without --engine"),
         ("--engine rx_backend.engines:SampleEngine --model-path d", "takes no model_path"),
-        ("--engine rx_backend.engines:SampleEngine -- --size 3", "no from_args for what follows --"),
+        (
+            "--engine rx_backend.engines:SampleEngine -- --size 3",
+            "no from_args for what follows --",
+        ),
         ("--engine rx_backend.engines:SampleEngine --engine-arg size=1", "no argument size"),
         ("--engine rx_backend.engines:SampleEngine --engine-arg mode=x", "making it raised"),
         ("--engine x:E --kv-tokens 0 --step-ms 0", "--step-ms, --kv-tokens: no effect with"),

@@ -15,7 +15,9 @@ from tests.rx_backend.worker.engines import MODEL
 pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
 
 CALL = {"name": "weather_in", "arguments": {"city": "Paris", "days": 2}}
-SAYS = f"<think>\nParis, then.\n</think>\n\nLet me see.\n<tool_call>\n{json.dumps(CALL)}\n</tool_call>"
+SAYS = (
+    f"<think>\nParis, then.\n</think>\n\nLet me see.\n<tool_call>\n{json.dumps(CALL)}\n</tool_call>"
+)
 TOOL: ChatCompletionFunctionToolParam = {
     "type": "function",
     "function": {
@@ -46,7 +48,7 @@ def test_a_tool_call_and_reasoning_are_told_apart_from_the_answer(client: OpenAI
         model=MODEL, messages=[{"role": "user", "content": "weather?"}], tools=[TOOL]
     ).choices
     assert choice.finish_reason == "tool_calls"
-    (call,) = choice.message.tool_calls or ()
+    (call,) = choice.message.tool_calls or []
     assert call.type == "function"
     assert call.function.name == CALL["name"]
     assert json.loads(call.function.arguments) == CALL["arguments"]
