@@ -66,7 +66,9 @@ test-cluster: venv ## the tests on etcd, NATS and Prometheus, for which it fetch
 test-engines: venv ## the tests of engines on models, where there are builds for CPUs
 	@$(BIN)/python -m tools.engines
 	@echo "== tests of engines on models"
-	@.venv-engines/bin/python -m pytest tests/real $(ARGS)
+	@OMP_NUM_THREADS=1 .venv-engines/bin/python -m pytest tests/real \
+		tests/rx_backend/worker/test_models.py \
+		'tests/test_notebooks.py::test_notebook_runs[real_model]' $(ARGS)
 
 test-vllm: venv ## the tests of vLLM and of Dynamo's worker for it, on CPUs (3.5 GB; not part of make test)
 	@$(BIN)/python -m tools.vllm

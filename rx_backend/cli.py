@@ -214,8 +214,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         for flag, kind, metavar, text in options:
             add(flag, type=kind, metavar=metavar, help=text)
     add = parser.add_argument
-    its = "an argument of the engine, JSON or text; any number of times"
-    add("--engine-arg", action="append", metavar="NAME=VALUE", help=its)
+    _add_engine_arguments(parser)
     add("--synthetic", action="store_true", help="no trace, the synthetic workload")
     clock = parser.add_mutually_exclusive_group().add_argument
     clock("--real", dest="real", action="store_true", help="real time; the default with --engine")
@@ -224,7 +223,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--no-plot", dest="plot", action="store_false", help="no replay.png")
     add("--no-spans", dest="spans", action="store_false", help="no spans.jsonl")
     add_otlp_flag(parser)
-    parser.set_defaults(command=_run, real=None)
+    parser.set_defaults(command=_run, real=None, engine_arg=None, own_args=None)
 
 
 def _limit(text: str) -> int:

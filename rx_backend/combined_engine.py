@@ -130,6 +130,8 @@ class CombinedEngine(LLMEngine):
     """
     Base of engines that are made of other engines, which they start and clean up.
 
+    It needs a tokenizer if one of them does.
+
     Args:
         engines: The engines; one that is listed twice is started once.
 
@@ -142,6 +144,7 @@ class CombinedEngine(LLMEngine):
             if not hasattr(engine, "generate"):
                 raise TypeError(f"{type(self).__name__}: expected engines, got {engine!r}")
         self.engines = tuple(engines)
+        self.needs_tokenizer = any(getattr(engine, "needs_tokenizer", False) for engine in engines)
         self._distinct = tuple({id(engine): engine for engine in engines}.values())
         self._live: dict[RequestContext, list[EngineCall]] = {}
         self._lost: set[int] = set()

@@ -76,7 +76,13 @@ class LLMEngine(ABC):
     An inference engine: construct, ``start``, many concurrent ``generate``, ``cleanup`` (row E1).
 
     Subclassing is optional: any object with these methods is an engine.
+
+    Attributes:
+        needs_tokenizer: Whether the token ids are those of a model with a tokenizer of its own. A
+            worker that finds none then refuses to serve the engine, rather than make one up.
     """
+
+    needs_tokenizer: bool = False
 
     @abstractmethod
     async def start(self, worker_id: int) -> EngineConfig:

@@ -112,6 +112,7 @@ class _FromDynamo(LLMEngine):
     def __init__(self, engine: Any, *, runtime_context: bool) -> None:
         self._engine = engine
         self._gives_own = runtime_context
+        self.needs_tokenizer = bool(getattr(engine, "needs_tokenizer", False))
         self.dynamo_config: Any = None
 
     def __getattr__(self, name: str) -> Any:

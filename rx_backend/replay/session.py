@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -41,7 +41,7 @@ TRACE_VARIABLE = "RX_BACKEND_TRACE"
 _LIMIT, _REAL_LIMIT = 4000, 40
 _VOCAB = 256
 """Every tokenizer has as many ids."""
-_OF_ENGINE = ("engine_arg", "model_path", "vocab_size")
+_OF_ENGINE = ("engine_arg", "own_args", "model_path", "vocab_size")
 _SIMULATED = (
     "error_rate",
     "max_batch",
@@ -73,6 +73,8 @@ class RunOptions(Struct, kw_only=True, frozen=True):
     """``module:name`` of an engine; None for the simulated one."""
     engine_arg: list[str] | None = None
     """Its keyword arguments, ``name=value`` each."""
+    own_args: Sequence[str] | None = None
+    """Arguments for its own parser, ``from_args``, instead."""
     model_path: str | None = None
     """Its argument of this name."""
     vocab_size: int | None = None
@@ -182,13 +184,17 @@ def _given(options: RunOptions, names: Iterable[str]) -> dict[str, Any]:
 
 
 def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return "--" if name == "own_args" else f"--{name.replace('_', '-')}"
 
 
 def _engine(options: RunOptions) -> LLMEngine:
     if options.engine is not None:
         path = options.model_path
-        maker = engine_maker(options.engine, options.engine_arg or (), model_path=path)
+        maker = engine_maker(
+            options.engine, options.engine_arg or (), options.own_args or (), model_path=path
+        )
+        if path is not None and options.own_args:
+            raise InvalidArgument("--model-path: no effect beside arguments behind --")
         if path is not None and "model_path" not in maker.arguments:
             raise InvalidArgument(f"--model-path: engine {options.engine} takes no model_path")
         return maker.make()

@@ -58,8 +58,8 @@ class Worker:
         served_model_name: The name that clients use; by default the engine's.
         tool_call_parser: The runtime's parser of tool calls, by name; by default the engine's.
         reasoning_parser: Its parser of reasoning, likewise.
-        made_up_tokenizer: Whether an engine without a tokenizer gets a made-up one. One whose model
-            name is the path of a model's files never does.
+        made_up_tokenizer: Whether an engine without a tokenizer gets a made-up one. One that has
+            ``needs_tokenizer``, or whose model name is the path of a model's files, never does.
         coalesce: Whether chunks that wait for the runtime travel together.
         times: How long each step of the shutdown may take.
         probe: The health check's request; by default the engine's own.
@@ -132,7 +132,7 @@ class Worker:
             on_ready: Called once the worker is reachable and its model is registered.
 
         Raises:
-            NoTokenizer: The engine has a model without a tokenizer; nothing was served.
+            NoTokenizer: The engine has a model, and no tokenizer was found; nothing was served.
             BackendError: The runtime can't be created, the runtime or the engine was lost, the
                 engine's ``start`` or ``cleanup`` failed, or the model could not be registered.
         """
@@ -171,10 +171,11 @@ class Worker:
         return (replace(config, **self._settings) if self._settings else config), folder
 
     def _made_up_folder(self, config: EngineConfig) -> str:
-        if not self._made_up_tokenizer or is_model(config.model):
+        needs_own = getattr(self._adapter.engine, "needs_tokenizer", False)
+        if needs_own or not self._made_up_tokenizer or is_model(config.model):
             raise NoTokenizer(
-                f"the model {config.model} has no tokenizer: name a folder with one by --tokenizer, "
-                "or the model_path of a Worker"
+                f"no tokenizer was found for the model {config.model}: name a folder with one by "
+                "--tokenizer, or by the model_path of a Worker"
             )
         _log.warning("no model_path: using a made-up tokenizer", model=config.model)
         return str(shared_model_folder(config.context_length))

@@ -72,7 +72,7 @@ def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "--pipeline m:p "
         "--error-rate .3 --seed 4 --real --max-batch 5 --step-ms 6 --step-ms-per-sequence 7 "
         "--prefill-ms-per-token 8 --prefill-chunk-tokens 9 --kv-tokens 10 --out o --no-plot "
-        "--no-spans --otlp"
+        "--no-spans --otlp -- --size 3"
     )
     assert main(["run", *options.split()]) == 0
     assert main(["run"]) == 0
@@ -91,6 +91,7 @@ def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         seed=4,
         engine="m:E",
         engine_arg=["a=1", "b=x"],
+        own_args=["--size", "3"],
         model_path="d",
         vocab_size=11,
         pipeline="m:p",
@@ -119,7 +120,12 @@ def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--cancel-rate .6 --drop-rate .6", "--cancel-rate and --drop-rate must not sum"),
         ("--vocab-size 9", "--vocab-size: no effect without --engine"),
         ("--engine-arg a=1 --model-path d", "--engine-arg, --model-path: no effect without"),
+        ("-- --size 3", "--: no effect without --engine"),
         ("--engine rx_backend.engines:SampleEngine --model-path d", "takes no model_path"),
+        (
+            "--engine rx_backend.engines:SampleEngine -- --size 3",
+            "no from_args for what follows --",
+        ),
         ("--engine rx_backend.engines:SampleEngine --engine-arg size=1", "no argument size"),
         ("--engine rx_backend.engines:SampleEngine --engine-arg mode=x", "making it raised"),
         ("--engine x:E --kv-tokens 0 --step-ms 0", "--step-ms, --kv-tokens: no effect with"),
@@ -159,6 +165,11 @@ class Small(SampleEngine):
     def generate(self, request, context):
         check_prompt(request, context_length=100, vocab_size=50)
         return super().generate(request, context)
+
+class Parsed(Small):
+    @classmethod
+    async def from_args(cls, argv):
+        return cls(*argv, context=90)
 
 class Lost(Small):
     async def start(self, worker_id):
@@ -203,6 +214,16 @@ def test_run_with_an_engine_and_a_pipeline(
     summary = json.loads((folder / "rx-backend-run" / "summary.json").read_text())
     assert summary["title"].endswith("; Small, pipeline replayed:three, model tiny")
     assert (summary["completed"], summary["errors"]) == (9, {})
+
+
+@pytest.mark.usefixtures("replayed")
+def test_run_with_an_engine_that_reads_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    """What follows two dashes is for the engine's own parser, and for nobody else."""
+    run = ("run", "--engine", "replayed:Parsed", "--limit", "9", "--vocab-size", "50", "--no-plot")
+    assert main([*run, "--virtual", "--", "--tiny"]) == 0
+    assert "  cut                     9  to the context of 90 tokens\n" in capsys.readouterr().out
+    assert "--engine-arg: no effect" in complaint(capsys, *run, "--engine-arg", "a=1", "--", "b")
+    assert "--model-path: no effect" in complaint(capsys, *run, "--model-path", "d", "--", "b")
 
 
 @pytest.mark.usefixtures("replayed")

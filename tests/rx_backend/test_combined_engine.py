@@ -6,6 +6,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 
 import pytest
 
@@ -82,3 +83,17 @@ async def test_a_request_is_freed_without_the_collector(
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
+
+
+@pytest.mark.parametrize("combine", [FailoverEngine, partial(HedgedEngine, after_s=1)])
+def test_one_engine_that_needs_a_tokenizer_is_enough(combine: Callable[..., LLMEngine]) -> None:
+    """What has no such attribute, as any object may, needs none."""
+
+    class Remote(SampleEngine):
+        needs_tokenizer = True
+
+    class Bare:
+        generate = SampleEngine.generate
+
+    assert combine(SampleEngine(), Remote()).needs_tokenizer
+    assert not combine(SampleEngine(), Bare()).needs_tokenizer

@@ -78,6 +78,8 @@ class LlamaCppEngine(LLMEngine):
         InvalidArgument: A parameter is out of its range.
     """
 
+    needs_tokenizer = True
+
     def __init__(
         self,
         model_path: str | Path,

@@ -62,6 +62,8 @@ class OpenAIEngine(LLMEngine):
         InvalidArgument: A parameter is out of its range; the message names it.
     """
 
+    needs_tokenizer = True
+
     def __init__(
         self,
         base_url: str,

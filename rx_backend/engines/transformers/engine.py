@@ -58,6 +58,8 @@ class TransformersEngine(LLMEngine):
         InvalidArgument: A number is below 1, or the KV cache is smaller than a block.
     """
 
+    needs_tokenizer = True
+
     def __init__(
         self,
         model_path: str,

@@ -48,6 +48,8 @@ class VllmEngine(LLMEngine):
         TypeError: ``AsyncEngineArgs`` has no such field.
     """
 
+    needs_tokenizer = True
+
     def __init__(self, model_path: str, **engine_args: Any) -> None:
         self._args = _import("engine.arg_utils").AsyncEngineArgs(model=model_path, **engine_args)
         self._llm: Any = None

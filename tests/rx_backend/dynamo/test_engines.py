@@ -61,6 +61,10 @@ class Native:
         return ["source"]
 
 
+class NativeWithModel(Native):
+    needs_tokenizer = True
+
+
 @pytest.mark.rows("E2", "E4", "A2")
 @virtual
 async def test_an_engine_of_dynamo_runs_unchanged() -> None:
@@ -115,6 +119,8 @@ async def test_an_engine_of_dynamo_says_the_same_of_itself() -> None:
     hosted = as_dynamo_engine(engine)
     assert await hosted.kv_event_sources() == ["source"]
     assert (await hosted.start(1)).llm.context_length == 4096
+    assert not engine.needs_tokenizer
+    assert from_dynamo_engine(NativeWithModel()).needs_tokenizer
     with pytest.raises(InvalidArgument, match="has no method start"):
         from_dynamo_engine(object())
 

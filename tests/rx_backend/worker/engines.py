@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -20,6 +21,7 @@ from rx_backend import (
     CannotConnect,
     DisaggregationMode,
     EngineConfig,
+    FailoverEngine,
     InvalidArgument,
     LLMEngine,
     LLMEngineOutput,
@@ -124,6 +126,31 @@ class ModelEngine(CountingEngine):
         say(f"prompt {request.token_ids} {request.eos_token_ids}")
         for token_id in request.token_ids:
             yield LLMEngineOutput.token(token_id)
+        yield LLMEngineOutput.stop()
+
+
+class RemoteEngine(CountingEngine):
+    """Has a model, which is elsewhere."""
+
+    needs_tokenizer = True
+
+
+def remote_or_not() -> LLMEngine:
+    """Make an engine of two, the second of which has a model."""
+    return FailoverEngine(CountingEngine(), RemoteEngine())
+
+
+class TextEngine(CountingEngine):
+    """Says the text that it was made with, a word at a time."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncIterator[LLMEngineOutput]:
+        for word in re.findall(r"\S+|\s+", self.text):
+            yield LLMEngineOutput([_BYTE_0 + byte for byte in word.encode()])
         yield LLMEngineOutput.stop()
 
 

@@ -84,6 +84,19 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path, named_by: str) -
         assert not (tmp_path / "discovery" / "v1" / "instances").exists()
 
 
+@pytest.mark.needs("dynamo")
+@pytest.mark.parametrize("engine", ["RemoteEngine", "remote_or_not"])
+def test_an_engine_that_needs_a_tokenizer_gets_none_made_up(tmp_path: Path, engine: str) -> None:
+    """Also where no path says that it has a model; with a tokenizer it is served."""
+    with serve(tmp_path, engine, *FAST) as served:
+        assert served.ended(START_S) == 2
+        assert f"no tokenizer was found for the model {MODEL}" in served.seen[-1]
+        assert "--tokenizer" in served.seen[-1]
+        assert not (tmp_path / "discovery" / "v1" / "instances").exists()
+    with serve(tmp_path, engine, "--tokenizer", str(model_in(tmp_path)), *FAST) as served:
+        served.line("serving", START_S)
+
+
 def test_the_conformance_kit_takes_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     """By name and behind two dashes, as the worker does."""
     engine = "rx_backend.engines:SampleEngine"
