@@ -101,7 +101,12 @@ def _conformance(arguments: argparse.Namespace) -> int:
 
     # As with `python -m`: a module in the current folder is found.
     sys.path.insert(0, "")
-    maker = engine_maker(arguments.engine, arguments.engine_arg, arguments.own_args)
+    path = arguments.model_path
+    maker = engine_maker(
+        arguments.engine, arguments.engine_arg, arguments.own_args, model_path=path
+    )
+    if path is not None and "model_path" not in maker.arguments:
+        raise InvalidArgument(f"--model-path: engine {arguments.engine} takes no model_path")
     report = run_conformance(maker, virtual=not arguments.real)
     print(report, flush=True)  # noqa: T201 - its purpose
     return 0 if report.ok else _FAILED
@@ -170,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     conformance.add_argument(
         "--real", action="store_true", help="on the real clock; virtual time by default"
     )
+    conformance.add_argument("--model-path", metavar="PATH", help="its argument model_path")
     _add_engine_arguments(conformance)
     conformance.set_defaults(command=_conformance)
     text = "Serve an engine as a worker on NVIDIA Dynamo's runtime, until a signal ends it."

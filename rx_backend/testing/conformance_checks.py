@@ -82,6 +82,7 @@ class Check:
     limits: Limits = field(init=False)
     tried: set[Rule] = field(default_factory=set[Rule])
     found: dict[Rule, Violation] = field(default_factory=dict[Rule, Violation])
+    _stalled: bool = False
 
     def __post_init__(self) -> None:
         names = {each.name for each in fields(Limits)}
@@ -110,7 +111,7 @@ class Check:
             engine=getattr(self.factory, "__qualname__", None) or repr(self.factory),
             violations=[self.found[rule] for rule in Rule if rule in self.found],
             unchecked=[rule for rule in Rule if rule not in self.tried],
-            hint=_thread_hint(own_threads) if self.found else "",
+            hint=_clock_hint(own_threads, self._stalled) if self.found else "",
         )
 
     def _find(self, *violations: Violation) -> None:
@@ -191,6 +192,7 @@ class Check:
         if blocked_s > _MAY_BLOCK_S:
             message = f"the event loop was blocked for {blocked_s:.2f} s while a stream ran"
             self._find(Violation(Rule.LOOP_BLOCKED, message))
+        self._stalled = bool(alone.stalled)
         self._find(*alone.violations())
         calls = range(self.options.get("calls", 8))
         self._check_together(alone, await asyncio.gather(*(stream().play() for _ in calls)))
@@ -238,16 +240,25 @@ def _end_of_lost(lost: asyncio.Task[str]) -> str:
     return f"lost ended while the engine worked: {error or lost.result()}"
 
 
-def _thread_hint(names: Sequence[str]) -> str:
-    """Return a hint at the real clock where virtual time does not wait for an engine's threads."""
+def _clock_hint(names: Sequence[str], stalled: bool) -> str:
+    """
+    Return a hint at the real clock where virtual time does not wait for an engine.
+
+    A stream that stalled is a sign too: a thread of a request may have ended before it was seen.
+    """
     # Work in asyncio's own executor holds the virtual clock.
     own = sorted(name for name in names if not name.startswith("asyncio_"))
-    if not own or not isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
+    if not isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
         return ""
-    return (
-        f"the engine has threads of its own ({', '.join(own)}), for which virtual time does not "
-        "wait: check it on the real clock (--real, or virtual=False)"
-    )
+    real = "check it on the real clock (--real, or virtual=False)"
+    if own:
+        return (
+            f"the engine has threads of its own ({', '.join(own)}), for which virtual time does "
+            f"not wait: {real}"
+        )
+    if stalled:
+        return f"virtual time waits for no thread, process or network; if the engine does, {real}"
+    return ""
 
 
 async def _awaited(name: str, function: Callable[..., object], *arguments: object) -> object:

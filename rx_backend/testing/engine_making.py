@@ -12,7 +12,7 @@ import msgspec
 
 from rx_backend.dynamo import from_any_engine
 from rx_backend.engine import LLMEngine
-from rx_backend.errors import InvalidArgument
+from rx_backend.errors import BackendError, InvalidArgument
 from rx_backend.testing.engine_loading import load_engine_factory
 
 __all__ = ("EngineMaker", "engine_maker", "make_engine", "read_arguments")
@@ -50,6 +50,8 @@ class EngineMaker:
             if inspect.isawaitable(made):
                 made = asyncio.run(_result(made))
             return from_any_engine(made)
+        except BackendError as error:
+            raise InvalidArgument(f"engine {self._target}: {error.message}") from error
         except Exception as error:
             raise InvalidArgument(
                 f"engine {self._target}: making it raised {type(error).__name__}: {error}"
@@ -127,8 +129,12 @@ def read_arguments(texts: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
+        if not equals or not name:
             raise InvalidArgument(f"--engine-arg: expected name=value, got {text!r}")
+        if not name.isidentifier():
+            raise InvalidArgument(
+                f"--engine-arg: {name!r} is no argument's name: write it with underscores"
+            )
         if name in found:
             raise InvalidArgument(f"--engine-arg {name}: given twice")
         try:

@@ -145,6 +145,8 @@ async def _probe(
 
 async def _too_long(tokens: int, limit: int) -> AsyncGenerator[Any]:
     raise to_dynamo(
-        InvalidArgument(f"the prompt has {tokens} tokens, the model's context {limit} (max)")
+        InvalidArgument(
+            f"the prompt has {tokens} tokens, more than the worker's context length of {limit}"
+        )
     )
     yield

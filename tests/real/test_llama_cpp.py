@@ -258,6 +258,9 @@ async def test_the_life_of_an_engine(tiny_model: RealModel, tmp_path: Path) -> N
     with pytest.raises(InvalidArgument, match="GGUF"):
         await broken.start(0)
     await broken.cleanup()
+    for path, found in ((tmp_path, "a folder"), (tmp_path / "gone.gguf", "nothing there")):
+        with pytest.raises(InvalidArgument, match=found):
+            await LlamaCppEngine(path).start(0)
     engine = LlamaCppEngine(tiny_model.gguf, served_model_name="tiny", context_length=512)
     starting = asyncio.create_task(engine.start(0))
     await asyncio.sleep(0)

@@ -140,6 +140,15 @@ async def test_what_it_cannot_honour_is_refused(tiny_model: RealModel) -> None:
         assert await ask(engine, prompt, 4) == tiny_model.expected(prompt, 4)
 
 
+@pytest.mark.rows("E1")
+@in_loop
+async def test_a_model_path_that_is_no_folder_is_refused(tiny_model: RealModel) -> None:
+    """A folder that is not there, and a GGUF."""
+    for path in (tiny_model.folder / "none", tiny_model.gguf):
+        with pytest.raises(InvalidArgument, match=f"model_path must be a folder .*{path}"):
+            await TransformersEngine(str(path)).start(0)
+
+
 @pytest.mark.rows("E4")
 @in_loop
 async def test_a_stop_in_mid_prefill_frees_the_blocks(tiny_model: RealModel) -> None:

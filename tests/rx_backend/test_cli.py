@@ -127,7 +127,7 @@ def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
             "no from_args for what follows --",
         ),
         ("--engine rx_backend.engines:SampleEngine --engine-arg size=1", "no argument size"),
-        ("--engine rx_backend.engines:SampleEngine --engine-arg mode=x", "making it raised"),
+        ("--engine rx_backend.engines:SampleEngine --engine-arg mode=x", "SampleEngine: mode"),
         ("--engine x:E --kv-tokens 0 --step-ms 0", "--step-ms, --kv-tokens: no effect with"),
         ("--engine rx_backend.engines:SampleEngine --vocab-size 1", "--vocab-size must be"),
         ("--engine no_such_module:E", "engine no_such_module:E: no module named"),
@@ -390,6 +390,22 @@ def test_conformance_of_nothing(
     """What names no engine ends with 2 and one line that says why."""
     (folder / "broken_here.py").write_text("raise RuntimeError('two\\nlines')\n")
     assert "engine" in complaint(capsys, "conformance", target)
+
+
+@pytest.mark.rows("K1")
+def test_conformance_takes_a_model_path(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As serve and run do; it is an error for an engine that takes none."""
+    (folder / "model_here.py").write_text(
+        "from rx_backend.engines import SampleEngine\n"
+        "def make(model_path):\n    assert model_path == 'd'\n    return SampleEngine()\n"
+    )
+    monkeypatch.delitem(sys.modules, "model_here", raising=False)
+    assert main(["conformance", "model_here:make", "--model-path", "d"]) == 0
+    capsys.readouterr()
+    given = ("rx_backend.engines:SampleEngine", "--model-path", "d")
+    assert "takes no model_path" in complaint(capsys, "conformance", *given)
 
 
 def test_light_start() -> None:

@@ -41,8 +41,10 @@ class Model:
         params = llama.model_default_params()
         params.n_gpu_layers = gpu_layers
         self.handle: int | None = None
-        if Path(path).is_file():
-            self.handle = llama.model_load_from_file(str(path).encode(), params)
+        if not Path(path).is_file():
+            found = "a folder" if Path(path).is_dir() else "nothing there"
+            raise InvalidArgument(f"model_path must be a GGUF file, got {path}: {found}")
+        self.handle = llama.model_load_from_file(str(path).encode(), params)
         if self.handle is None:
             raise InvalidArgument(
                 f"model_path must be a GGUF file that llama.cpp loads, got {path}"

@@ -23,7 +23,7 @@ from rx_backend.engines.request_checks import (
     stop_token_ids,
 )
 from rx_backend.engines.transformers.sampling import HONOURED, Sampling
-from rx_backend.errors import Disconnected, EngineShutdown
+from rx_backend.errors import Disconnected, EngineShutdown, InvalidArgument
 from rx_backend.protocols import FinishReason, LLMEngineOutput, PreprocessedRequest, usage
 
 __all__ = ("TransformersEngine",)
@@ -99,7 +99,8 @@ class TransformersEngine(LLMEngine):
         Load the model and start the batching thread.
 
         Raises:
-            Exception: Whatever transformers raises.
+            InvalidArgument: Transformers can't load the folder.
+            Exception: Whatever else transformers raises.
         """
         manager, own = await asyncio.to_thread(self._load)
         self._gone.clear()
@@ -206,7 +207,12 @@ class TransformersEngine(LLMEngine):
         if device is None:
             device = "cuda" if import_module("torch").cuda.is_available() else "cpu"
         load = transformers.AutoModelForCausalLM.from_pretrained
-        model = load(self._path, dtype=self._dtype).to(device)
+        try:
+            model = load(self._path, dtype=self._dtype).to(device)
+        except (OSError, ValueError) as error:
+            raise InvalidArgument(
+                f"model_path must be a folder that transformers loads, got {self._path}: {error}"
+            ) from error
         own = model.generation_config
         manager = model.init_continuous_batching(
             generation_config=Sampling(own).for_all(), continuous_batching_config=self._batching

@@ -295,6 +295,27 @@ def test_an_engine_with_a_thread_of_its_own_is_checked_on_the_real_clock() -> No
     assert (real.ok, real.hint) == (True, ""), str(real)
 
 
+class Waiting(GoodEngine):
+    """Waits for what virtual time does not wait for, and leaves no thread to be seen."""
+
+    async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+        await context.stopped()
+        yield LLMEngineOutput.cancelled()
+
+
+@pytest.mark.rows("K1")
+def test_a_stream_that_stalls_in_virtual_time_hints_at_the_real_clock() -> None:
+    """Also where no thread was seen, as one that ends with its request."""
+    report = run_conformance(Waiting, calls=1)
+    assert not report.ok
+    assert report.hint == (
+        "virtual time waits for no thread, process or network; if the engine does, check it on the "
+        "real clock (--real, or virtual=False)"
+    )
+    real = run_conformance(Waiting, virtual=False, calls=1, stream_timeout_s=0.05)
+    assert (real.ok, real.hint) == (False, "")
+
+
 class Demanding(GoodEngine):
     """Notes what it is asked for."""
 

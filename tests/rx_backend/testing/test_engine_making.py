@@ -90,6 +90,12 @@ def test_what_follows_belongs_to_the_engine_s_own_parser() -> None:
     [
         ("Strict", ["size"], [], "--engine-arg: expected name=value, got 'size'"),
         ("Strict", ["=3"], [], "--engine-arg: expected name=value"),
+        (
+            "Strict",
+            ["the-size=3"],
+            [],
+            "'the-size' is no argument's name: write it with underscores",
+        ),
         ("Strict", ["size=1", "size=2"], [], "--engine-arg size: given twice"),
         ("Strict", ["size=1", "wide=2"], [], "no argument wide; it takes size (required), depth"),
         ("Strict", ["depth=1"], [], "needs the argument size; it takes size (required), depth"),
