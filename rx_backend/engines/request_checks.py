@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import math
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Any, Final
 
 from msgspec import Struct
 
-from rx_backend.engines.checks import max_tokens
+from rx_backend.engines.checks import fraction, max_tokens, number, whole
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import PreprocessedRequest
 
-__all__ = ("check_options", "check_prompt", "output_tokens", "stop_token_ids")
+__all__ = ("GREEDY_BELOW", "check_options", "check_prompt", "output_tokens", "stop_token_ids")
+
+GREEDY_BELOW: Final = 1e-5
+"""A temperature below this is 0: logits divided by less overflow the 32 bits that they have."""
 
 # Values with which an option changes nothing, so that any engine honours it.
 _NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
@@ -24,6 +29,17 @@ _NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
     "sampling_options.top_k": (0, -1),
     "sampling_options.min_p": (0,),
     "sampling_options.length_penalty": (1,),
+}
+
+# Outside of these an option means nothing, and what engines make of it is nonsense.
+_RANGES: Final[dict[str, Callable[[str, object], object]]] = {
+    "presence_penalty": partial(number, low=-math.inf),
+    "frequency_penalty": partial(number, low=-math.inf),
+    "repetition_penalty": partial(number, low=0, above=True),
+    "temperature": partial(number, low=0),
+    "top_p": fraction,
+    "top_k": partial(whole, low=-1),
+    "min_p": fraction,
 }
 
 # Who detokenizes honours these: the frontend, or the operator `stop_on_text`.
@@ -113,7 +129,7 @@ def stop_token_ids(request: PreprocessedRequest, end_ids: Collection[int]) -> fr
 
 def check_options(engine: str, request: PreprocessedRequest, honoured: Collection[str]) -> None:
     """
-    Refuse what an engine can't honour, instead of dropping it silently.
+    Refuse what an engine can't honour, instead of dropping it silently, and what is out of range.
 
     Options that are None or have no effect, such as ``n=1``, are always accepted. So are those that
     `output_tokens` and `stop_token_ids` read, and those of the text, such as stop strings: the
@@ -126,7 +142,7 @@ def check_options(engine: str, request: PreprocessedRequest, honoured: Collectio
             tokens by its field's name, as ``prompt_embeds``.
 
     Raises:
-        InvalidArgument: There are others; the message names each of them.
+        InvalidArgument: There are others; the message names each of them. Or one is out of range.
 
     >>> request = PreprocessedRequest(token_ids=[1], sampling_options={"seed": 7, "n": 1})
     >>> check_options("MyEngine", request, {"sampling_options.temperature"})
@@ -136,6 +152,10 @@ def check_options(engine: str, request: PreprocessedRequest, honoured: Collectio
     refused = [name for name in _requested(request) if name not in honoured]
     if refused:
         raise InvalidArgument(f"{engine} can't honour {', '.join(refused)}")
+    for name, check in _RANGES.items():
+        value = getattr(request.sampling_options, name)
+        if value is not None:
+            check(f"sampling_options.{name}", value)
 
 
 def _requested(request: PreprocessedRequest) -> Iterator[str]:

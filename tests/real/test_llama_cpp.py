@@ -180,6 +180,7 @@ async def test_a_bad_request_ends_alone(tiny_model: RealModel) -> None:
         (asking([tiny_model.vocab_size]), "ids"),
         (asking(good, 0), "max_tokens"),
         (asking(good, sampling_options=SamplingOptions(n=2)), "sampling_options.n"),
+        (asking(good, sampling_options=SamplingOptions(temperature=-1)), "temperature"),
         (asking(good, sampling_options={"guided_decoding": {"regex": "a"}}), "guided_decoding"),
         (asking(good, output_options=OutputOptions(prompt_logprobs=1)), "prompt_logprobs"),
     ]
@@ -208,7 +209,7 @@ async def test_sampled_answers_follow_their_seed(tiny_model: RealModel) -> None:
         assert (
             await sample(top_k=1) == await sample(top_p=1e-6) == await sample(min_p=1.0) == greedy
         )
-        assert await sample(temperature=0) == greedy
+        assert await sample(temperature=0) == await sample(temperature=1e-40) == greedy
         repeated = prompt[-1]
         seen = await sample(temperature=0, repetition_penalty=50.0)
         assert len(set(seen)) == len(seen)

@@ -79,13 +79,15 @@ async def test_greedy_and_sampled_side_by_side(tiny_model: RealModel) -> None:
     async with running(engine):
         seen = await asyncio.gather(
             see(engine, sampled(prompt, 24, temperature=0)),
+            # Divided by so little the logits were infinite, which ended the batching thread.
+            see(engine, sampled(prompt, 24, temperature=1e-40)),
             see(engine, sampled(prompt, 24, temperature=1.5, top_k=1)),
             see(engine, sampled(prompt, 24, temperature=1.5, top_p=0.0)),
             see(engine, sampled(prompt, 24, temperature=1.5)),
             see(engine, sampled(prompt, 24, temperature=1.5)),
         )
     *same, one, other = [answer.token_ids for answer in seen]
-    assert same == [expected] * 3
+    assert same == [expected] * 4
     assert len({tuple(expected), tuple(one), tuple(other)}) == 3
 
 
@@ -116,12 +118,6 @@ def test_the_options_of_a_request(tiny_model: RealModel) -> None:
     assert options(SamplingOptions(top_k=-1))["top_k"] > tiny_model.vocab_size
     assert options(SamplingOptions(top_k=0))["top_k"] > tiny_model.vocab_size
     assert options(SamplingOptions(temperature=0))["top_k"] == 1
-    wrong = {"temperature": -1.0, "top_p": 1.5, "top_k": -2}
-    for name, value in wrong.items():
-        asked = SamplingOptions()
-        setattr(asked, name, value)
-        with pytest.raises(InvalidArgument, match=f"sampling_options.{name}"):
-            options(asked)
 
 
 @in_loop

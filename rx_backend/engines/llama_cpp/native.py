@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rx_backend.engines.llama_cpp.library import Batch, library
+from rx_backend.engines.request_checks import GREEDY_BELOW
 from rx_backend.errors import InvalidArgument
 
 __all__ = ("RANDOM_SEED", "Cache", "Model", "Sampler")
@@ -216,7 +217,7 @@ class Sampler:
 
     Args:
         model: The model.
-        temperature: 0 for the likeliest token.
+        temperature: Below `GREEDY_BELOW` for the likeliest token.
         top_k: How many of the likeliest tokens are candidates; all if it is below 1.
         top_p: Their joint probability at least.
         min_p: Minimum of a candidate's probability, as a part of the likeliest one's.
@@ -253,7 +254,7 @@ class Sampler:
             self._add(penalty)
         if frequency or presence:
             self._add(llama.sampler_init_penalties(size, window, 1.0, frequency, presence))
-        if temperature <= 0:
+        if temperature < GREEDY_BELOW:
             self._add(llama.sampler_init_greedy())
             return
         if top_k > 0:
