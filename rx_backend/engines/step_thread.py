@@ -176,7 +176,10 @@ class StepThread:
             EngineShutdown: The thread was closed, before or meanwhile.
             Disconnected: It has ended by itself (row E7).
             BackendError: The scheduler failed.
+            RuntimeError: The event loop is not the one that the thread was made in.
         """
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("the engine was started in another event loop")
         queue = ChunkQueue(request, context, ahead=self._ahead, on_change=self._wake)
         with queue:
             self._submit(StepSequence(request, context, queue, state))

@@ -50,7 +50,7 @@ class OpenAIClient:
 
     Raises:
         ImportError: The package ``aiohttp`` is not installed.
-        InvalidArgument: *base_url* is no address.
+        InvalidArgument: *base_url* is no address, or has a password.
     """
 
     def __init__(self, base_url: str, headers: Mapping[str, str], connect_timeout_s: float) -> None:
@@ -62,6 +62,9 @@ class OpenAIClient:
             ) from error
         if urlsplit(base_url).scheme not in {"http", "https"} or not urlsplit(base_url).netloc:
             raise InvalidArgument(f"base_url must be like http://host:8000/v1, got {base_url!r}")
+        if "@" in urlsplit(base_url).netloc:
+            # Errors show the address, to clients too.
+            raise InvalidArgument("base_url has a password: give the key by api_key_env")
         self.url = base_url.rstrip("/").removesuffix("/v1")
         self.failed = asyncio.Event()
         self._headers = headers
@@ -135,16 +138,19 @@ class OpenAIClient:
         Return what has arrived, empty at the end.
 
         Raises:
+            EngineShutdown: The pool was closed.
             BackendError: The connection was lost.
         """
         try:
-            return await response.content.readany()
-        except (self._aiohttp.ClientError, OSError) as error:
+            data = await response.content.readany()
+        except (self._aiohttp.ClientError, OSError, RuntimeError) as error:  # closed by the pool
             raise self._failure(error) from error
+        self._pool()
+        return data
 
     def _pool(self) -> aiohttp.ClientSession:
         if self._session is None:
-            raise EngineShutdown("the engine is not started, or was cleaned up")
+            raise _closed()
         return self._session
 
     async def _send_unless_stopped(
@@ -181,6 +187,8 @@ class OpenAIClient:
         return response
 
     def _failure(self, error: Exception) -> BackendError:
+        if self._session is None:
+            return _closed()
         self.failed.set()
         text = f"{self.url}: {error or type(error).__name__}"
         if isinstance(error, TimeoutError):
@@ -188,6 +196,10 @@ class OpenAIClient:
         if isinstance(error, self._aiohttp.ClientConnectorError):
             return CannotConnect(text)
         return Disconnected(text)
+
+
+def _closed() -> EngineShutdown:
+    return EngineShutdown("the engine is not started, or was cleaned up")
 
 
 def _refusal(status: int, body: bytes) -> BackendError:

@@ -543,6 +543,22 @@ def test_close_ends_streams() -> None:
     run(main)
 
 
+def test_another_event_loop_is_refused() -> None:
+    """It would wait for ever for chunks that go to the first one."""
+
+    async def main() -> None:
+        steps = StepThread(Counting(), max_sequences=1)
+
+        async def elsewhere() -> None:
+            with pytest.raises(RuntimeError, match="another event loop"):
+                await read(steps.stream(asking(1), RequestContext()))
+
+        await asyncio.to_thread(asyncio.run, elsewhere())
+        await steps.close()
+
+    run(main)
+
+
 @pytest.mark.rows("E7")
 @pytest.mark.parametrize("hook", ["admit", "step", "release"])
 def test_a_thread_that_dies_is_lost(hook: str) -> None:
