@@ -7,6 +7,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,43 @@ async def test_what_it_cannot_honour_is_refused(tiny_model: RealModel) -> None:
         named = ("seed", "options.n", "min_p", "logprobs", "min_tokens")
         assert all(name in str(caught.value) for name in named)
         assert await ask(engine, prompt, 4) == tiny_model.expected(prompt, 4)
+
+
+@pytest.mark.rows("E4")
+@in_loop
+async def test_a_request_that_is_stopped_before_its_first_pull(tiny_model: RealModel) -> None:
+    """It ends at once, with the usage of nothing."""
+    (prompt,) = tiny_model.prompts(1)
+    engine = made(tiny_model)
+    context = RequestContext()
+    context.stop_generating()
+    async with running(engine):
+        (only,) = [chunk async for chunk in engine.generate(greedy(prompt, 4), context)]
+        await released(engine)
+    assert str(only.finish_reason) == "cancelled"
+
+
+_FORGETFUL = """
+import asyncio, sys
+from rx_backend import PreprocessedRequest, RequestContext
+from rx_backend.engines.transformers import TransformersEngine
+
+async def main():
+    engine = TransformersEngine(sys.argv[1])
+    await engine.start(0)
+    stream = engine.generate(PreprocessedRequest(token_ids=[5]), RequestContext())
+    await anext(stream)
+    print("serving")
+
+asyncio.run(main())
+"""
+
+
+def test_a_program_that_forgets_cleanup_ends(tiny_model: RealModel) -> None:
+    """While the batching thread works."""
+    command = [sys.executable, "-c", _FORGETFUL, str(tiny_model.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout) == (0, "serving\n"), done.stderr
 
 
 @pytest.mark.rows("E4")
