@@ -14,6 +14,7 @@ import msgspec
 from rx_backend.context import RequestContext
 from rx_backend.errors import (
     BackendError,
+    Cancelled,
     CannotConnect,
     ConnectionTimeout,
     Disconnected,
@@ -133,17 +134,20 @@ class OpenAIClient:
             # Back to the pool if its end has arrived, else this closes it, which ends the request.
             response.release()
 
-    async def read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def read(self, response: aiohttp.ClientResponse, context: RequestContext) -> bytes:
         """
         Return what has arrived, empty at the end.
 
         Raises:
+            Cancelled: A stop has closed the connection.
             EngineShutdown: The pool was closed.
             BackendError: The connection was lost.
         """
         try:
             data = await response.content.readany()
         except (self._aiohttp.ClientError, OSError, RuntimeError) as error:  # closed by the pool
+            if context.is_stopped:
+                raise Cancelled("the request was stopped") from error
             raise self._failure(error) from error
         self._pool()
         return data

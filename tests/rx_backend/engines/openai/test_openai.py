@@ -579,6 +579,8 @@ def test_a_stop_closes_the_connection_and_ends_the_stream(tokens: int) -> None:
                     context.stop_generating()
                 last = (await reading).data
             await handler.left.wait()
+            # No connection was lost, so nobody needs to ask whether the server is.
+            assert not engine._client.failed.is_set()  # pyright: ignore[reportPrivateUsage]
         assert last == LLMEngineOutput.cancelled().with_usage(usage(2, tokens))
 
     asyncio.run(main())
