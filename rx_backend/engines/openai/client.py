@@ -31,14 +31,12 @@ __all__ = ("OpenAIClient", "reported_error")
 T = TypeVar("T")
 
 _MAX_ERROR_BYTES: Final = 64 * 1024
-# Servers close an idle connection after about 5 s. One that is reused at that moment fails.
-_KEEP_ALIVE_S: Final = 2.0
 _ANSWER_S: Final = 10.0
 
 
 class OpenAIClient:
     """
-    A pool of connections to one server, without a limit.
+    Connections to one server, without a limit, each for one request.
 
     Args:
         base_url: The server's address, with or without ``/v1``.
@@ -73,10 +71,11 @@ class OpenAIClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
-        """Make the pool; nothing is connected yet."""
+        """Prepare for requests; nothing is connected yet."""
         http = self._aiohttp
         timeout = http.ClientTimeout(total=None, sock_connect=self._connect_timeout_s)
-        connector = http.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+        # A connection that is reused while the server closes it fails; llama-server closes each.
+        connector = http.TCPConnector(limit=0, force_close=True)
         self._session = http.ClientSession(
             connector=connector, timeout=timeout, headers=self._headers
         )
@@ -96,7 +95,7 @@ class OpenAIClient:
         """
         try:
             timeout = self._aiohttp.ClientTimeout(total=_ANSWER_S)
-            async with self._pool().get(self.url + path, timeout=timeout) as response:
+            async with self._opened().get(self.url + path, timeout=timeout) as response:
                 body = await response.read()
                 return msgspec.json.decode(body, type=form) if response.status == 200 else None
         except msgspec.DecodeError:
@@ -131,8 +130,7 @@ class OpenAIClient:
             yield response
         finally:
             stopping.dispose()
-            # Back to the pool if its end has arrived, else this closes it, which ends the request.
-            response.release()
+            response.close()
 
     async def read(self, response: aiohttp.ClientResponse, context: RequestContext) -> bytes:
         """
@@ -140,19 +138,19 @@ class OpenAIClient:
 
         Raises:
             Cancelled: A stop has closed the connection.
-            EngineShutdown: The pool was closed.
+            EngineShutdown: All connections were closed.
             BackendError: The connection was lost.
         """
         try:
             data = await response.content.readany()
-        except (self._aiohttp.ClientError, OSError, RuntimeError) as error:  # closed by the pool
+        except (self._aiohttp.ClientError, OSError, RuntimeError) as error:  # the last when closed
             if context.is_stopped:
                 raise Cancelled("the request was stopped") from error
             raise self._failure(error) from error
-        self._pool()
+        self._opened()
         return data
 
-    def _pool(self) -> aiohttp.ClientSession:
+    def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
             raise _closed()
         return self._session
@@ -181,7 +179,7 @@ class OpenAIClient:
         data = msgspec.json.encode(body)
         headers = {"content-type": "application/json", **headers}
         try:
-            response = await self._pool().post(self.url + path, data=data, headers=headers)
+            response = await self._opened().post(self.url + path, data=data, headers=headers)
             if response.status >= 400:
                 async with response:
                     told = await response.content.read(_MAX_ERROR_BYTES)
