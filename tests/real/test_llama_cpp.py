@@ -255,10 +255,12 @@ async def test_the_life_of_an_engine(tiny_model: RealModel, tmp_path: Path) -> N
         await chunks_of(fresh, asking([1]))
     no_model = tmp_path / "none.gguf"
     no_model.write_bytes(b"GGUF, or not")
-    broken = LlamaCppEngine(no_model)
-    with pytest.raises(InvalidArgument, match="GGUF"):
-        await broken.start(0)
-    await broken.cleanup()
+    # 2**32 tokens in all, which llama.cpp would take for none.
+    endless_context = LlamaCppEngine(tiny_model.gguf, context_length=2**29)
+    for broken, words in ((LlamaCppEngine(no_model), "GGUF"), (endless_context, "context_length")):
+        with pytest.raises(InvalidArgument, match=words):
+            await broken.start(0)
+        await broken.cleanup()
     engine = LlamaCppEngine(tiny_model.gguf, served_model_name="tiny", context_length=512)
     starting = asyncio.create_task(engine.start(0))
     await asyncio.sleep(0)

@@ -87,7 +87,8 @@ class Cache:
         threads: How many threads compute.
 
     Raises:
-        InvalidArgument: llama.cpp can't make the cache, as when there is no memory for it.
+        InvalidArgument: llama.cpp can't make the cache, as when there is no memory for it, or count
+            its tokens.
     """
 
     def __init__(
@@ -95,6 +96,11 @@ class Cache:
     ) -> None:
         llama = self._llama = library()
         params = llama.context_default_params()
+        if context_length * sequences >= 2**32:
+            raise InvalidArgument(
+                f"context_length: {sequences} sequences of {context_length} tokens are more than "
+                "llama.cpp can count"
+            )
         params.n_ctx = context_length * sequences
         params.n_seq_max = sequences
         params.n_batch = params.n_ubatch = batch_tokens
