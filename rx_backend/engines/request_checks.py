@@ -82,7 +82,8 @@ def check_prompt(
         vocab_size: Token ids are below this.
 
     Raises:
-        InvalidArgument: The prompt is empty, leaves no room for a token, or has ids out of range.
+        InvalidArgument: The prompt is empty, leaves no room for a token, or has ids that are no
+            ``int`` or out of range.
     """
     ids = request.token_ids
     if not ids:
@@ -92,6 +93,11 @@ def check_prompt(
             f"token_ids: the prompt has {len(ids)} tokens, which leaves no room for an answer in the "
             f"model's context of {context_length} tokens (max)"
         )
+    kinds = set(map(type, ids))
+    if kinds != {int}:
+        # vLLM's core takes a bool and never answers any request again.
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise InvalidArgument(f"token_ids: ids must be int, got {names}")
     low, high = min(ids), max(ids)
     if low < 0 or high >= vocab_size:
         raise InvalidArgument(

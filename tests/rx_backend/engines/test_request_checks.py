@@ -29,6 +29,7 @@ def _request(**fields: Any) -> PreprocessedRequest:
         ([1] * 9, "9 tokens"),
         ([1, 10], "got 10"),
         ([-1, 1], "got -1"),
+        ([1, True], "must be int, got bool, int"),
     ],
 )
 def test_prompts_that_no_model_can_take(token_ids: list[int], told: str) -> None:
