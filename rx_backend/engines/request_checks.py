@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import math
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Any, Final
 
 from msgspec import Struct
 
-from rx_backend.engines.checks import max_tokens
+from rx_backend.engines.checks import fraction, max_tokens, number, whole
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import PreprocessedRequest
 
-__all__ = ("check_options", "check_prompt", "output_tokens", "stop_token_ids")
+__all__ = ("GREEDY_BELOW", "check_options", "check_prompt", "output_tokens", "stop_token_ids")
+
+GREEDY_BELOW: Final = 1e-5
+"""A temperature below this is 0: logits divided by less overflow the 32 bits that they have."""
 
 # Values with which an option changes nothing, so that any engine honours it.
 _NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
@@ -24,6 +29,17 @@ _NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
     "sampling_options.top_k": (0, -1),
     "sampling_options.min_p": (0,),
     "sampling_options.length_penalty": (1,),
+}
+
+# Outside of these an option means nothing, and what engines make of it is nonsense.
+_RANGES: Final[dict[str, Callable[[str, object], object]]] = {
+    "presence_penalty": partial(number, low=-math.inf),
+    "frequency_penalty": partial(number, low=-math.inf),
+    "repetition_penalty": partial(number, low=0, above=True),
+    "temperature": partial(number, low=0),
+    "top_p": fraction,
+    "top_k": partial(whole, low=-1),
+    "min_p": fraction,
 }
 
 # Who detokenizes honours these: the frontend, or the operator `stop_on_text`.
@@ -66,7 +82,8 @@ def check_prompt(
         vocab_size: Token ids are below this.
 
     Raises:
-        InvalidArgument: The prompt is empty, leaves no room for a token, or has ids out of range.
+        InvalidArgument: The prompt is empty, leaves no room for a token, or has ids that are no
+            ``int`` or out of range.
     """
     ids = request.token_ids
     if not ids:
@@ -76,6 +93,11 @@ def check_prompt(
             f"token_ids: the prompt has {len(ids)} tokens, which leaves no room for an answer in the "
             f"model's context of {context_length} tokens (max)"
         )
+    kinds = set(map(type, ids))
+    if kinds != {int}:
+        # vLLM's core takes a bool and never answers any request again.
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise InvalidArgument(f"token_ids: ids must be int, got {names}")
     low, high = min(ids), max(ids)
     if low < 0 or high >= vocab_size:
         raise InvalidArgument(
@@ -113,7 +135,7 @@ def stop_token_ids(request: PreprocessedRequest, end_ids: Collection[int]) -> fr
 
 def check_options(engine: str, request: PreprocessedRequest, honoured: Collection[str]) -> None:
     """
-    Refuse what an engine can't honour, instead of dropping it silently.
+    Refuse what an engine can't honour, instead of dropping it silently, and what is out of range.
 
     Options that are None or have no effect, such as ``n=1``, are always accepted. So are those that
     `output_tokens` and `stop_token_ids` read, and those of the text, such as stop strings: the
@@ -126,7 +148,7 @@ def check_options(engine: str, request: PreprocessedRequest, honoured: Collectio
             tokens by its field's name, as ``prompt_embeds``.
 
     Raises:
-        InvalidArgument: There are others; the message names each of them.
+        InvalidArgument: There are others; the message names each of them. Or one is out of range.
 
     >>> request = PreprocessedRequest(token_ids=[1], sampling_options={"seed": 7, "n": 1})
     >>> check_options("MyEngine", request, {"sampling_options.temperature"})
@@ -136,6 +158,10 @@ def check_options(engine: str, request: PreprocessedRequest, honoured: Collectio
     refused = [name for name in _requested(request) if name not in honoured]
     if refused:
         raise InvalidArgument(f"{engine} can't honour {', '.join(refused)}")
+    for name, check in _RANGES.items():
+        value = getattr(request.sampling_options, name)
+        if value is not None:
+            check(f"sampling_options.{name}", value)
 
 
 def _requested(request: PreprocessedRequest) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 from rx_backend.context import RequestContext
 from rx_backend.engines.checks import whole
 from rx_backend.engines.chunk_queue import ChunkQueue
-from rx_backend.errors import EngineShutdown, as_backend_error
+from rx_backend.errors import BackendError, Disconnected, EngineShutdown, as_backend_error
 from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import FinishReason, LLMEngineOutput, PreprocessedRequest, usage
 
@@ -144,8 +144,10 @@ class StepThread:
         self._waiting: deque[StepSequence] = deque()
         self._active: list[StepSequence] = []
         self._is_closing = False
+        self._failure: BaseException | None = None
+        self._open: set[ChunkQueue] = set()
         self._draining: list[asyncio.Future[None]] = []
-        self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
         self._thread.start()
 
@@ -172,13 +174,21 @@ class StepThread:
 
         Raises:
             EngineShutdown: The thread was closed, before or meanwhile.
+            Disconnected: It has ended by itself (row E7).
             BackendError: The scheduler failed.
+            RuntimeError: The event loop is not the one that the thread was made in.
         """
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("the engine was started in another event loop")
         queue = ChunkQueue(request, context, ahead=self._ahead, on_change=self._wake)
         with queue:
             self._submit(StepSequence(request, context, queue, state))
-            async for chunk in queue:
-                yield chunk
+            self._open.add(queue)
+            try:
+                async for chunk in queue:
+                    yield chunk
+            finally:
+                self._open.discard(queue)
 
     async def drain(self) -> None:
         """Wait until no sequence is in the batch or waits for a place, or the thread ends."""
@@ -200,15 +210,15 @@ class StepThread:
 
     async def lost(self) -> str:
         """Wait until the thread has ended by itself, and return why (row E7)."""
-        error = await asyncio.shield(self._ended)
-        if error is None:
+        await asyncio.shield(self._ended)
+        if self._failure is None:
             await asyncio.get_running_loop().create_future()
-        return f"the step thread has ended: {error!r}"
+        return self._why_ended().message
 
     def _submit(self, sequence: StepSequence) -> None:
         with self._changed:
             if self._is_closing:
-                raise EngineShutdown("the engine was cleaned up")
+                raise self._why_ended()
             self._waiting.append(sequence)
             self._changed.notify()
 
@@ -216,27 +226,39 @@ class StepThread:
         with self._changed:
             self._changed.notify()
 
+    def _why_ended(self) -> BackendError:
+        if self._failure is None:
+            return EngineShutdown("the engine was cleaned up")
+        return Disconnected(f"the step thread has ended: {self._failure!r}")
+
+    def _end_streams(self) -> None:
+        """End what is open once the thread has ended, whatever it was doing with it."""
+        for queue in self._open:
+            queue.end(self._why_ended())
+        if not self._ended.done():
+            self._ended.set_result(None)
+
     # ------------------------------------------------------------------ in the thread
 
     def _run(self) -> None:
-        failure: BaseException | None = None
         try:
             while self._wait_for_work():
                 self._admit()
                 self._step()
                 self._settle()
         except BaseException as error:
-            failure = error
+            # Raised in the event loop, `SystemExit` or the like would end the process.
+            self._failure = error
         with self._changed:
             self._is_closing = True
-            left = [*self._active, *self._waiting]
             self._waiting.clear()
             self._end_drain()
-        for sequence in left:
-            sequence.fail(failure or EngineShutdown("the engine was cleaned up"))
-        self._settle()
-        self._send(left)
-        self._call(self._set_ended, failure)
+        try:
+            for sequence in self._active:
+                self._release(sequence)
+            self._active.clear()
+        finally:
+            self._call(self._end_streams)
 
     def _wait_for_work(self) -> bool:
         """Wait until there is something to do; return whether to go on."""
@@ -303,10 +325,6 @@ class StepThread:
         draining, self._draining = self._draining, []
         for drained in draining:
             self._call(_resolve, drained)
-
-    def _set_ended(self, failure: BaseException | None) -> None:
-        if not self._ended.done():
-            self._ended.set_result(failure)
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
         # A loop that is closed has no consumers.

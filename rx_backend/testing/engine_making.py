@@ -139,7 +139,8 @@ def read_arguments(texts: Sequence[str]) -> dict[str, Any]:
             raise InvalidArgument(f"--engine-arg {name}: given twice")
         try:
             found[name] = msgspec.json.decode(value)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            # A path may have bytes that are no UTF-8.
             found[name] = value
     return found
 

@@ -36,10 +36,15 @@ def gguf_tokenizer_files(path: Path) -> dict[str, bytes]:
     """
     gguf, tokenizers = _import("gguf"), _import("tokenizers")
     try:
-        reader = gguf.GGUFReader(str(path))
-    except (OSError, ValueError) as error:
-        raise InvalidArgument(f"{path}: can't be read as GGUF: {error}") from error
+        return _files(gguf.GGUFReader(str(path)), tokenizers, path)
+    except InvalidArgument:
+        raise
+    except Exception as error:
+        # Both packages raise whatever a damaged file leads to.
+        raise InvalidArgument(f"{path}: can't be read as GGUF: {error!r}") from error
 
+
+def _files(reader: Any, tokenizers: Any, path: Path) -> dict[str, bytes]:
     def field(name: str, default: Any = None) -> Any:
         found = reader.get_field(name)
         return default if found is None else found.contents()

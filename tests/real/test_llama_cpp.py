@@ -180,6 +180,7 @@ async def test_a_bad_request_ends_alone(tiny_model: RealModel) -> None:
         (asking([tiny_model.vocab_size]), "ids"),
         (asking(good, 0), "max_tokens"),
         (asking(good, sampling_options=SamplingOptions(n=2)), "sampling_options.n"),
+        (asking(good, sampling_options=SamplingOptions(temperature=-1)), "temperature"),
         (asking(good, sampling_options={"guided_decoding": {"regex": "a"}}), "guided_decoding"),
         (asking(good, output_options=OutputOptions(prompt_logprobs=1)), "prompt_logprobs"),
     ]
@@ -208,7 +209,7 @@ async def test_sampled_answers_follow_their_seed(tiny_model: RealModel) -> None:
         assert (
             await sample(top_k=1) == await sample(top_p=1e-6) == await sample(min_p=1.0) == greedy
         )
-        assert await sample(temperature=0) == greedy
+        assert await sample(temperature=0) == await sample(temperature=1e-40) == greedy
         repeated = prompt[-1]
         seen = await sample(temperature=0, repetition_penalty=50.0)
         assert len(set(seen)) == len(seen)
@@ -254,13 +255,17 @@ async def test_the_life_of_an_engine(tiny_model: RealModel, tmp_path: Path) -> N
         await chunks_of(fresh, asking([1]))
     no_model = tmp_path / "none.gguf"
     no_model.write_bytes(b"GGUF, or not")
-    broken = LlamaCppEngine(no_model)
-    with pytest.raises(InvalidArgument, match="GGUF"):
-        await broken.start(0)
-    await broken.cleanup()
-    for path, found in ((tmp_path, "a folder"), (tmp_path / "gone.gguf", "nothing there")):
-        with pytest.raises(InvalidArgument, match=found):
-            await LlamaCppEngine(path).start(0)
+    # The last has 2**32 tokens in all, which llama.cpp would take for none.
+    for path, length, words in (
+        (no_model, None, "GGUF"),
+        (tmp_path, None, "a folder"),
+        (tmp_path / "gone.gguf", None, "nothing there"),
+        (tiny_model.gguf, 2**29, "context_length"),
+    ):
+        broken = LlamaCppEngine(path, context_length=length)
+        with pytest.raises(InvalidArgument, match=words):
+            await broken.start(0)
+        await broken.cleanup()
     engine = LlamaCppEngine(tiny_model.gguf, served_model_name="tiny", context_length=512)
     starting = asyncio.create_task(engine.start(0))
     await asyncio.sleep(0)

@@ -111,7 +111,6 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "context_default_params": (_ContextParams, ()),
     "init_from_model": (_P, (_P, _ContextParams)),
     "free": (None, (_P,)),
-    "n_ctx_seq": (c_uint32, (_P,)),
     "decode": (c_int32, (_P, Batch)),
     "get_logits_ith": (POINTER(c_float), (_P, c_int32)),
     "get_memory": (_P, (_P,)),

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rx_backend.engines.llama_cpp.library import Batch, library
+from rx_backend.engines.request_checks import GREEDY_BELOW
 from rx_backend.errors import InvalidArgument
 
 __all__ = ("RANDOM_SEED", "Cache", "Model", "Sampler")
@@ -88,7 +89,8 @@ class Cache:
         threads: How many threads compute.
 
     Raises:
-        InvalidArgument: llama.cpp can't make the cache, as when there is no memory for it.
+        InvalidArgument: llama.cpp can't make the cache, as when there is no memory for it, or count
+            its tokens.
     """
 
     def __init__(
@@ -96,6 +98,11 @@ class Cache:
     ) -> None:
         llama = self._llama = library()
         params = llama.context_default_params()
+        if context_length * sequences >= 2**32:
+            raise InvalidArgument(
+                f"context_length: {sequences} sequences of {context_length} tokens are more than "
+                "llama.cpp can count"
+            )
         params.n_ctx = context_length * sequences
         params.n_seq_max = sequences
         params.n_batch = params.n_ubatch = batch_tokens
@@ -218,7 +225,7 @@ class Sampler:
 
     Args:
         model: The model.
-        temperature: 0 for the likeliest token.
+        temperature: Below `GREEDY_BELOW` for the likeliest token.
         top_k: How many of the likeliest tokens are candidates; all if it is below 1.
         top_p: Their joint probability at least.
         min_p: Minimum of a candidate's probability, as a part of the likeliest one's.
@@ -255,7 +262,7 @@ class Sampler:
             self._add(penalty)
         if frequency or presence:
             self._add(llama.sampler_init_penalties(size, window, 1.0, frequency, presence))
-        if temperature <= 0:
+        if temperature < GREEDY_BELOW:
             self._add(llama.sampler_init_greedy())
             return
         if top_k > 0:

@@ -83,7 +83,7 @@ class Answers(ABC, Generic[E]):
             return []
         try:
             event = self._decoder.decode(data)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise Unknown(
                 f"the server sent no completion event: {error}: {data[:200]!r}"
             ) from error
@@ -192,7 +192,8 @@ class OpenAIAnswers(Answers[Event]):
         if choice.logprobs is not None:
             self._add_log_probs(chunk, _entries(choice.logprobs))
         self._made[index] += bool(text) if ids is None else len(ids)
-        if choice.finish_reason is not None:
+        # Some send an empty one with each event.
+        if choice.finish_reason:
             return self._terminal(chunk, choice, choice.finish_reason)
         return chunk if chunk.token_ids or text or chunk.engine_data else None
 
@@ -265,7 +266,7 @@ def _beside_text(delta: Delta) -> dict[str, Any] | None:
 
 
 def _entries(logprobs: Logprobs) -> list[TokenLogprob]:
-    """Return the log probabilities of a choice in the chat's form."""
+    """Return the log probabilities of a choice in the chat's form, as many as are whole."""
     if logprobs.content is not None:
         return logprobs.content
     tokens, values = logprobs.tokens or [], logprobs.token_logprobs or []
@@ -278,7 +279,7 @@ def _entries(logprobs: Logprobs) -> list[TokenLogprob]:
                 TokenLogprob(logprob=each, token=name) for name, each in (top or {}).items()
             ],
         )
-        for token, value, top in zip(tokens, values, tops, strict=True)
+        for token, value, top in zip(tokens, values, tops, strict=False)
     ]
 
 

@@ -14,6 +14,7 @@ import msgspec
 from rx_backend.context import RequestContext
 from rx_backend.errors import (
     BackendError,
+    Cancelled,
     CannotConnect,
     ConnectionTimeout,
     Disconnected,
@@ -30,14 +31,12 @@ __all__ = ("OpenAIClient", "reported_error")
 T = TypeVar("T")
 
 _MAX_ERROR_BYTES: Final = 64 * 1024
-# Servers close an idle connection after about 5 s. One that is reused at that moment fails.
-_KEEP_ALIVE_S: Final = 2.0
 _ANSWER_S: Final = 10.0
 
 
 class OpenAIClient:
     """
-    A pool of connections to one server, without a limit.
+    Connections to one server, without a limit, each for one request.
 
     Args:
         base_url: The server's address, with or without ``/v1``.
@@ -50,7 +49,7 @@ class OpenAIClient:
 
     Raises:
         ImportError: The package ``aiohttp`` is not installed.
-        InvalidArgument: *base_url* is no address.
+        InvalidArgument: *base_url* is no address, or has a password.
     """
 
     def __init__(self, base_url: str, headers: Mapping[str, str], connect_timeout_s: float) -> None:
@@ -62,6 +61,9 @@ class OpenAIClient:
             ) from error
         if urlsplit(base_url).scheme not in {"http", "https"} or not urlsplit(base_url).netloc:
             raise InvalidArgument(f"base_url must be like http://host:8000/v1, got {base_url!r}")
+        if "@" in urlsplit(base_url).netloc:
+            # Errors show the address, to clients too.
+            raise InvalidArgument("base_url has a password: give the key by api_key_env")
         self.url = base_url.rstrip("/").removesuffix("/v1")
         self.failed = asyncio.Event()
         self._headers = headers
@@ -69,10 +71,11 @@ class OpenAIClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
-        """Make the pool; nothing is connected yet."""
+        """Prepare for requests; nothing is connected yet."""
         http = self._aiohttp
         timeout = http.ClientTimeout(total=None, sock_connect=self._connect_timeout_s)
-        connector = http.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+        # A connection that is reused while the server closes it fails; llama-server closes each.
+        connector = http.TCPConnector(limit=0, force_close=True)
         self._session = http.ClientSession(
             connector=connector, timeout=timeout, headers=self._headers
         )
@@ -92,7 +95,7 @@ class OpenAIClient:
         """
         try:
             timeout = self._aiohttp.ClientTimeout(total=_ANSWER_S)
-            async with self._pool().get(self.url + path, timeout=timeout) as response:
+            async with self._opened().get(self.url + path, timeout=timeout) as response:
                 body = await response.read()
                 return msgspec.json.decode(body, type=form) if response.status == 200 else None
         except msgspec.DecodeError:
@@ -127,24 +130,29 @@ class OpenAIClient:
             yield response
         finally:
             stopping.dispose()
-            # Back to the pool if its end has arrived, else this closes it, which ends the request.
-            response.release()
+            response.close()
 
-    async def read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def read(self, response: aiohttp.ClientResponse, context: RequestContext) -> bytes:
         """
         Return what has arrived, empty at the end.
 
         Raises:
+            Cancelled: A stop has closed the connection.
+            EngineShutdown: All connections were closed.
             BackendError: The connection was lost.
         """
         try:
-            return await response.content.readany()
-        except (self._aiohttp.ClientError, OSError) as error:
+            data = await response.content.readany()
+        except (self._aiohttp.ClientError, OSError, RuntimeError) as error:  # the last when closed
+            if context.is_stopped:
+                raise Cancelled("the request was stopped") from error
             raise self._failure(error) from error
+        self._opened()
+        return data
 
-    def _pool(self) -> aiohttp.ClientSession:
+    def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            raise EngineShutdown("the engine is not started, or was cleaned up")
+            raise _closed()
         return self._session
 
     async def _send_unless_stopped(
@@ -171,7 +179,7 @@ class OpenAIClient:
         data = msgspec.json.encode(body)
         headers = {"content-type": "application/json", **headers}
         try:
-            response = await self._pool().post(self.url + path, data=data, headers=headers)
+            response = await self._opened().post(self.url + path, data=data, headers=headers)
             if response.status >= 400:
                 async with response:
                     told = await response.content.read(_MAX_ERROR_BYTES)
@@ -181,6 +189,8 @@ class OpenAIClient:
         return response
 
     def _failure(self, error: Exception) -> BackendError:
+        if self._session is None:
+            return _closed()
         self.failed.set()
         text = f"{self.url}: {error or type(error).__name__}"
         if isinstance(error, TimeoutError):
@@ -188,6 +198,10 @@ class OpenAIClient:
         if isinstance(error, self._aiohttp.ClientConnectorError):
             return CannotConnect(text)
         return Disconnected(text)
+
+
+def _closed() -> EngineShutdown:
+    return EngineShutdown("the engine is not started, or was cleaned up")
 
 
 def _refusal(status: int, body: bytes) -> BackendError:

@@ -144,7 +144,7 @@ class OpenAIEngine(LLMEngine):
             events = EventReader(self._max_event_bytes)
             while response is not None and not (context.is_stopped or answers.is_done):
                 try:
-                    data = await self._client.read(response)
+                    data = await self._client.read(response, context)
                 except BackendError:
                     if context.is_stopped or answers.are_complete:
                         break

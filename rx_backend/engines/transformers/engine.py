@@ -7,7 +7,9 @@ Importing this module imports neither transformers nor torch.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import itertools
+import threading
 from collections.abc import AsyncGenerator
 from importlib import import_module
 from typing import Any, Final
@@ -110,7 +112,7 @@ class TransformersEngine(LLMEngine):
         kv_tokens = batching.num_blocks * batching.page_size
         self._vocab_size = text.vocab_size
         self._context_length = min(text.max_position_embeddings, kv_tokens)
-        manager.start()
+        _start(manager)
         self._manager = manager
         self._watch = asyncio.create_task(self._watch_thread(manager))
         return EngineConfig(
@@ -147,7 +149,8 @@ class TransformersEngine(LLMEngine):
             if queue.is_left or not context.defers_abort:
                 _cancel(manager, request_id)
 
-        with ChunkQueue(request, context, ahead=_AHEAD, on_change=leave) as queue:
+        queue = ChunkQueue(request, context, ahead=_AHEAD, on_change=leave)
+        with queue:
             self._open.add(queue)
             try:
                 if not context.is_stopped:
@@ -278,7 +281,18 @@ def _discard_unclaimed(manager: Any) -> None:
         pass
 
 
+def _start(manager: Any) -> None:
+    """Start the batching thread; a process that ends without `cleanup` does not wait for it."""
+    # A thread is a daemon if the one that makes it is.
+    starter = threading.Thread(target=manager.start, daemon=True)
+    starter.start()
+    starter.join()
+    # PyTorch aborts the process if the interpreter ends under it.
+    atexit.register(manager.stop, hard_stop=True)
+
+
 def _stop(manager: Any) -> None:
+    atexit.unregister(manager.stop)
     manager.stop(hard_stop=True)
     manager.destroy()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Final
 
-from rx_backend.engines.checks import fraction, number, whole
+from rx_backend.engines.request_checks import GREEDY_BELOW
 from rx_backend.protocols import SamplingOptions
 
 __all__ = ("HONOURED", "Sampling")
@@ -51,23 +51,19 @@ class Sampling:
         return config
 
     def options(self, asked: SamplingOptions) -> dict[str, Any]:
-        """
-        Return the options of a request; what it leaves open is as the model's config says.
-
-        Raises:
-            InvalidArgument: An option is out of its range.
-        """
+        """Return the options of a request; what it leaves open is as the model's config says."""
         own = self._own
         temperature = asked.temperature
         if temperature is None:
             temperature = (1.0 if own.temperature is None else own.temperature) * bool(
                 own.do_sample
             )
-        temperature = number("sampling_options.temperature", temperature, low=0)
-        top_k = own.top_k if asked.top_k is None else asked.top_k
-        top_k = whole("sampling_options.top_k", top_k or 0, low=-1)
-        top_p = own.top_p if asked.top_p is None else asked.top_p
-        top_p = fraction("sampling_options.top_p", 1.0 if top_p is None else top_p)
-        if temperature == 0:
+        if temperature < GREEDY_BELOW:
             return _GREEDY
-        return {"temperature": temperature, "top_k": top_k if top_k > 0 else _ALL, "top_p": top_p}
+        top_k = own.top_k if asked.top_k is None else asked.top_k
+        top_p = own.top_p if asked.top_p is None else asked.top_p
+        return {
+            "temperature": temperature,
+            "top_k": top_k if top_k and top_k > 0 else _ALL,
+            "top_p": 1.0 if top_p is None else top_p,
+        }

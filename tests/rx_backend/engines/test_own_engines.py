@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rx_backend import (
+    Disconnected,
     EngineConfig,
     EngineShutdown,
     FinishReason,
@@ -166,6 +167,20 @@ def test_error_behind_the_chunks() -> None:
         assert (await anext(chunks)).token_ids == [1]
         with pytest.raises(LookupError, match="no such page"):
             await anext(chunks)
+
+    run(main)
+
+
+def test_an_iterator_that_exits_ends_its_request_alone() -> None:
+    """In the event loop `SystemExit` would end the process."""
+
+    def leaving() -> Iterator[LLMEngineOutput]:
+        yield LLMEngineOutput.token(1)
+        raise SystemExit(3)
+
+    async def main() -> None:
+        with pytest.raises(Unknown, match="SystemExit"):
+            await read(iterate_in_thread(leaving, REQUEST, RequestContext()))
 
     run(main)
 
@@ -528,17 +543,51 @@ def test_close_ends_streams() -> None:
     run(main)
 
 
-def test_a_thread_that_dies_is_lost() -> None:
-    """What is no `Exception` ends the thread: its streams fail, and the engine is lost."""
-
-    class Dying(Counting):
-        def step(self, sequences: list[StepSequence]) -> None:
-            raise SystemExit(3)
+def test_another_event_loop_is_refused() -> None:
+    """It would wait for ever for chunks that go to the first one."""
 
     async def main() -> None:
-        steps = StepThread(Dying(), max_sequences=1)
-        with pytest.raises(SystemExit):
-            await read(steps.stream(asking(3), RequestContext()))
+        steps = StepThread(Counting(), max_sequences=1)
+
+        async def elsewhere() -> None:
+            with pytest.raises(RuntimeError, match="another event loop"):
+                await read(steps.stream(asking(1), RequestContext()))
+
+        await asyncio.to_thread(asyncio.run, elsewhere())
+        await steps.close()
+
+    run(main)
+
+
+@pytest.mark.rows("E7")
+@pytest.mark.parametrize("hook", ["admit", "step", "release"])
+def test_a_thread_that_dies_is_lost(hook: str) -> None:
+    """What is no `Exception` ends the thread: its streams are disconnected, and the engine lost."""
+
+    class Dying(Counting):
+        def admit(self, sequence: StepSequence) -> None:
+            super().admit(sequence)
+            self._die_in("admit")
+
+        def step(self, sequences: list[StepSequence]) -> None:
+            super().step(sequences)
+            self._die_in("step")
+
+        def release(self, sequence: StepSequence) -> None:
+            self._die_in("release")
+
+        def _die_in(self, name: str) -> None:
+            if name == hook:
+                raise SystemExit(3)
+
+    async def main() -> None:
+        steps = StepThread(Dying(), max_sequences=2)
+        streams = [steps.stream(asking(1), RequestContext()) for _ in range(3)]
+        errors = await asyncio.gather(*map(read, streams), return_exceptions=True)
+        errors += await asyncio.gather(
+            read(steps.stream(asking(3), RequestContext())), return_exceptions=True
+        )
+        assert [type(error) for error in errors] == [Disconnected] * 4
         assert "SystemExit(3)" in await steps.lost()
         await steps.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ def _request(**fields: Any) -> PreprocessedRequest:
         ([1] * 9, "9 tokens"),
         ([1, 10], "got 10"),
         ([-1, 1], "got -1"),
+        ([1, True], "must be int, got bool, int"),
     ],
 )
 def test_prompts_that_no_model_can_take(token_ids: list[int], told: str) -> None:
@@ -115,3 +117,35 @@ def test_options_that_are_not_honoured(fields: dict[str, Any], named: list[str])
         check_options("Engine", request, ())
     assert caught.value.message == f"Engine can't honour {', '.join(named)}"
     check_options("Engine", request, named)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_p", 1.1),
+        ("top_p", math.nan),
+        ("top_k", -2),
+        ("min_p", -0.1),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", -1.0),
+        ("frequency_penalty", math.nan),
+        ("presence_penalty", -math.inf),
+    ],
+)
+def test_options_out_of_range(name: str, value: float) -> None:
+    """They are refused by name, as what an engine makes of them is nonsense."""
+    request = _request(sampling_options={name: value})
+    with pytest.raises(InvalidArgument, match=f"sampling_options.{name} must be"):
+        check_options("Engine", request, {f"sampling_options.{name}"})
+
+
+def test_options_at_the_ends_of_their_ranges() -> None:
+    """They are accepted."""
+    low = {"temperature": 0.0, "top_p": 0.0, "top_k": -1, "min_p": 0.0, "presence_penalty": -2.0}
+    high = {"temperature": 100.0, "top_p": 1.0, "min_p": 1.0, "presence_penalty": 2.0}
+    for options in (low, high):
+        named = {f"sampling_options.{name}" for name in options}
+        check_options("Engine", _request(sampling_options=options), named)

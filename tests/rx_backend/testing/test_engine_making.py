@@ -62,6 +62,8 @@ def seen(engine: Any) -> Any:
         ("NaN", "NaN"),
         ("", ""),
         ("a=b", "a=b"),
+        ("/models/\udcff", "/models/\udcff"),
+        ("[" * 100_000, "[" * 100_000),
     ],
 )
 def test_a_value_is_json_or_text(text: str, value: object) -> None:

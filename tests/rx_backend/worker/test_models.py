@@ -178,9 +178,11 @@ def test_a_gguf_tokenizer_that_can_not_be_converted_is_refused(tmp_path: Path) -
     gguf_model(path, "gpt-2", add_bos=True)
     text = gguf_tokenizer_files(path)["tokenizer.json"].decode()
     assert import_module("tokenizers").Tokenizer.from_str(text).encode("The").ids[0] == 0
-    path.write_bytes(b"none")
-    with pytest.raises(InvalidArgument, match="can't be read as GGUF"):
-        gguf_tokenizer_files(path)
+    whole = path.read_bytes()
+    for damaged in (b"none", whole[: len(whole) // 2], whole.replace(b"llama", b"llam\xff")):
+        path.write_bytes(damaged)
+        with pytest.raises(InvalidArgument, match="can't be read as GGUF"):
+            gguf_tokenizer_files(path)
 
 
 @pytest.mark.needs("dynamo", "gguf", "tokenizers")

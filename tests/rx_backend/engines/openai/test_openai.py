@@ -212,6 +212,12 @@ def test_what_is_no_event_is_told() -> None:
     assert isinstance(failure(data({"choices": [{"index": "first"}]})), Unknown)
 
 
+@pytest.mark.parametrize("raw", [b'{"message": "\xff"}', b'{"x": ' + b"[" * 100_000])
+def test_what_no_parser_reads_is_no_fault_of_the_client(raw: bytes) -> None:
+    """Bytes that are no UTF-8, and JSON that is too deep."""
+    assert isinstance(failure(b"data: " + raw + b"\n\n"), Unknown)
+
+
 def test_an_endless_event_is_refused() -> None:
     """It is not gathered in memory."""
     error = failure(b"data: " + b"x" * 5_000, max_event_bytes=1_000)
@@ -278,6 +284,22 @@ def test_log_probs_of_vllm() -> None:
     ]
     assert server.bodies[0]["logprobs"] == 2
     assert server.bodies[0]["return_tokens_as_token_ids"] is True
+
+
+def test_log_probs_that_are_not_whole_are_left_out() -> None:
+    """The tokens arrive all the same."""
+    logprobs = {"tokens": ["a", "b"], "token_logprobs": [-0.5], "top_logprobs": [None]}
+    request = PreprocessedRequest(token_ids=[1, 2], output_options=OutputOptions(logprobs=1))
+    first, _ = asyncio.run(ask(data(choice(7, 9, logprobs=logprobs), LAST), request=request))
+    assert (first.token_ids, first.log_probs) == ([7, 9], None)
+
+
+@pytest.mark.rows("E3")
+def test_an_empty_finish_reason_is_none() -> None:
+    """The answer goes on."""
+    stream = data(choice(7, finish_reason=""), choice(9, finish_reason=""), LAST)
+    chunks = asyncio.run(ask(stream))
+    assert [chunk.token_ids for chunk in chunks] == [[7], [9], [8]]
 
 
 @pytest.mark.parametrize(
@@ -557,6 +579,8 @@ def test_a_stop_closes_the_connection_and_ends_the_stream(tokens: int) -> None:
                     context.stop_generating()
                 last = (await reading).data
             await handler.left.wait()
+            # No connection was lost, so nobody needs to ask whether the server is.
+            assert not engine._client.failed.is_set()  # pyright: ignore[reportPrivateUsage]
         assert last == LLMEngineOutput.cancelled().with_usage(usage(2, tokens))
 
     asyncio.run(main())
@@ -630,22 +654,29 @@ def test_a_stream_that_is_left_closes_the_connection(how: str) -> None:
 
 
 @pytest.mark.rows("A1")
-def test_connections_are_used_again() -> None:
-    """A request that completed leaves its connection for the next one."""
-    ports: list[Any] = []
+def test_a_server_that_closes_its_connections_costs_nothing() -> None:
+    """One request right behind another does not meet a connection that is being closed."""
 
-    async def handle(request: web.Request) -> web.StreamResponse:
-        assert request.transport is not None
-        ports.append(request.transport.get_extra_info("peername")[1])
-        return await streaming(data(LAST))(request)
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # As llama-server does: no word of it in the header.
+        head = await reader.readuntil(b"\r\n\r\n")
+        is_post = head.startswith(b"POST")
+        body = data(LAST) if is_post else b'{"data": [{"id": "m", "owned_by": "vllm"}]}'
+        length = f"content-length: {len(body)}".encode()
+        writer.write(b"HTTP/1.1 200 OK\r\n" + length + b"\r\n\r\n" + body)
+        writer.close()
 
     async def main() -> None:
-        async with started(ScriptedServer(handle)) as engine:
-            for _ in range(3):
-                await chunks_of(engine, PROMPT)
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            engine = OpenAIEngine(f"http://127.0.0.1:{port}")
+            await engine.start(0)
+            for _ in range(20):
+                (last,) = await chunks_of(engine, PROMPT)
+                assert last.token_ids == [8]
+            await engine.cleanup()
 
     asyncio.run(main())
-    assert len(set(ports)) == 1
 
 
 def test_nobody_listens() -> None:
@@ -698,10 +729,41 @@ def test_cleanup() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.rows("E5")
+@pytest.mark.parametrize("begun", [True, False])
+def test_cleanup_ends_open_streams(begun: bool) -> None:
+    """With the same error as other engines, whatever the connection is doing; no server is lost."""
+    asked = asyncio.Event()
+
+    async def never_end(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        if begun:
+            await response.prepare(request)
+            await response.write(data(choice(7), end=b""))
+        asked.set()
+        await asyncio.Event().wait()
+        return response
+
+    async def main() -> None:
+        async with started(ScriptedServer(never_end)) as engine:
+            stream = engine.generate(PROMPT, RequestContext())
+            if begun:
+                assert (await anext(stream)).token_ids == [7]
+            pull = asyncio.ensure_future(anext(stream))
+            await asked.wait()
+            await engine.cleanup()
+            with pytest.raises(EngineShutdown):
+                await pull
+            assert not engine._client.failed.is_set()  # pyright: ignore[reportPrivateUsage]
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
         ({"base_url": "localhost:8000"}, r"base_url must be like http://host:8000/v1"),
+        ({"base_url": "http://me:secret@host"}, r"base_url has a password: .* api_key_env$"),
         ({"server": "mine"}, "server must be one of vllm, sglang, llama-server"),
         ({"lost_after_s": -1}, "lost_after_s must be a number >= 0 s"),
         ({"max_event_bytes": 0}, "max_event_bytes must be a whole number >= 1 bytes"),
