@@ -8,74 +8,17 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
 from copy import copy
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from rx_backend.context import RequestContext
 from rx_backend.engines.checks import whole
 from rx_backend.engines.chunk_queue import ChunkQueue
+from rx_backend.engines.step_sequence import Outgoing, StepSequence
 from rx_backend.errors import BackendError, Disconnected, EngineShutdown, as_backend_error
 from rx_backend.logger import describe, get_logger
-from rx_backend.protocols import FinishReason, LLMEngineOutput, PreprocessedRequest, usage
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 
-__all__ = ("StepScheduler", "StepSequence", "StepThread")
-
-
-class StepSequence:
-    """
-    One request in the batch of a :class:`StepThread`; used in that thread only.
-
-    Attributes:
-        request: The request.
-        context: Its context.
-        state: Whatever the scheduler keeps for it; at first what `StepThread.stream` was given.
-        made: Tokens emitted so far.
-    """
-
-    __slots__ = ("_outgoing", "context", "is_over", "made", "queue", "request", "state")
-
-    def __init__(
-        self, request: PreprocessedRequest, context: RequestContext, queue: ChunkQueue, state: Any
-    ) -> None:
-        self.request = request
-        self.context = context
-        self.queue = queue
-        self.state = state
-        self.made = 0
-        self.is_over = False
-        self._outgoing: list[LLMEngineOutput | BaseException] = []
-
-    def emit(self, chunk: LLMEngineOutput) -> None:
-        """Send a chunk; one with a finish reason gets the usage, and ends the sequence."""
-        if self.is_over:
-            raise RuntimeError("emit after the end of the sequence")
-        self.made += len(chunk.token_ids)
-        if chunk.finish_reason is not None:
-            if chunk.completion_usage is None:
-                chunk.completion_usage = usage(len(self.request.token_ids), self.made)
-            self.is_over = True
-        self._outgoing.append(chunk)
-
-    def emit_token(self, token_id: int, finish_reason: FinishReason | None = None) -> None:
-        """Send one token, and the end if there is a reason."""
-        self.emit(LLMEngineOutput([token_id], finish_reason=finish_reason))
-
-    def fail(self, error: BaseException) -> None:
-        """End the sequence with an error, behind what was sent."""
-        if not self.is_over:
-            self._outgoing.append(error)
-            self.is_over = True
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether nobody waits for more: the request was stopped or dropped (rows A4, E4)."""
-        stopped = self.context.is_stopped and not (self.context.defers_abort and not self.made)
-        return stopped or self.queue.is_left
-
-    def take_outgoing(self) -> list[LLMEngineOutput | BaseException]:
-        """Return what was sent since the last call, and count it as sent."""
-        outgoing, self._outgoing = self._outgoing, []
-        self.queue.sent += len(outgoing)
-        return outgoing
+__all__ = ("StepScheduler", "StepThread")
 
 
 class StepScheduler(Protocol):
@@ -334,15 +277,13 @@ class StepThread:
 
 _log = get_logger(__name__)
 
-_Outgoing: TypeAlias = list[LLMEngineOutput | BaseException]
-
 
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
 
 
-def _receive(sent: list[tuple[ChunkQueue, _Outgoing]]) -> None:
+def _receive(sent: list[tuple[ChunkQueue, Outgoing]]) -> None:
     """Pass on, in the event loop, what was made in a step."""
     for queue, outgoing in sent:
         for item in outgoing:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rx_backend.engines.llama_cpp.native import RANDOM_SEED, Cache, Model, Sampler
 from rx_backend.engines.sequence import Load
-from rx_backend.engines.step_thread import StepSequence
+from rx_backend.engines.step_sequence import StepSequence
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import FinishReason, LLMEngineOutput, PreprocessedRequest, TopLogprob
 

@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 _MAX_ERROR_BYTES: Final = 64 * 1024
 _ANSWER_S: Final = 10.0
+_EVENTS: Final = "text/event-stream"
 
 
 class OpenAIClient:
@@ -91,12 +92,17 @@ class OpenAIClient:
         Return the JSON at *path* as a *form*; None if there is none of that form.
 
         Raises:
+            InvalidArgument: The server wants a key, or another one.
             BackendError: The server could not be reached, or gave no answer within 10 s.
         """
         try:
             timeout = self._aiohttp.ClientTimeout(total=_ANSWER_S)
             async with self._opened().get(self.url + path, timeout=timeout) as response:
                 body = await response.read()
+                if response.status in {401, 403}:
+                    raise InvalidArgument(
+                        f"{self.url} answers {response.status}: give the key by api_key_env"
+                    )
                 return msgspec.json.decode(body, type=form) if response.status == 200 else None
         except msgspec.DecodeError:
             return None
@@ -107,6 +113,8 @@ class OpenAIClient:
         """Return whether the server answers at all, with whatever status."""
         try:
             await self.get("/v1/models", msgspec.Raw)
+        except InvalidArgument:
+            return True
         except BackendError:
             return False
         return True
@@ -179,8 +187,11 @@ class OpenAIClient:
         data = msgspec.json.encode(body)
         headers = {"content-type": "application/json", **headers}
         try:
-            response = await self._opened().post(self.url + path, data=data, headers=headers)
-            if response.status >= 400:
+            response = await self._opened().post(
+                self.url + path, data=data, headers=headers, allow_redirects=False
+            )
+            # A redirect would turn it into a GET; an answer that is no stream tells of a failure.
+            if response.status != 200 or response.content_type != _EVENTS:
                 async with response:
                     told = await response.content.read(_MAX_ERROR_BYTES)
                     raise _refusal(response.status, told)
@@ -209,8 +220,10 @@ def _refusal(status: int, body: bytes) -> BackendError:
         told: Any = msgspec.json.decode(body)
         told = told.get("error", told)
     except (msgspec.DecodeError, AttributeError):
-        told = body.decode(errors="replace") or f"status {status}"
-    return reported_error(told, status)
+        told = body.decode(errors="replace")
+        if status < 400 or not told:
+            told = f"status {status} without a stream of events: {told}"
+    return reported_error(told, status if status >= 400 else None)
 
 
 def reported_error(told: Any, status: int | None = None) -> BackendError:

@@ -173,7 +173,7 @@ async def _kind_of(client: OpenAIClient, entry: _Model) -> str:
 
 async def _takes_ids(client: OpenAIClient, model: str) -> bool:
     """Return whether the server answers a prompt of one token id."""
-    asked = {"model": model, "prompt": [1], "max_tokens": 1}
+    asked = {"model": model, "prompt": [1], "max_tokens": 1, "stream": True}
     try:
         async with client.post("/v1/completions", asked, RequestContext(), {}):
             return True

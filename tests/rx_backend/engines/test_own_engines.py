@@ -28,7 +28,8 @@ from rx_backend import (
 )
 from rx_backend.engines.in_thread import iterate_in_thread
 from rx_backend.engines.inbox import ThreadInbox
-from rx_backend.engines.step_thread import StepSequence, StepThread
+from rx_backend.engines.step_sequence import StepSequence
+from rx_backend.engines.step_thread import StepThread
 from rx_backend.protocols import StopConditions
 from rx_backend.testing import run_conformance
 

@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from rx_backend import EngineAdapter, RequestContext
 from rx_backend.engines.openai import OpenAIEngine
+from rx_backend.engines.openai.client import OpenAIClient
 from rx_backend.errors import (
     BackendError,
     CannotConnect,
@@ -192,6 +193,63 @@ def test_an_error_status_has_a_kind(status: int, kind: type[BackendError], body:
 
 @pytest.mark.rows("S6")
 @pytest.mark.parametrize(
+    ("status", "type_", "body", "kind", "words"),
+    [
+        (
+            200,
+            "application/json",
+            b'{"error": {"code": 429, "message": "full"}}',
+            CannotConnect,
+            "full",
+        ),
+        (200, "text/html", b"<h1>log in</h1>", Unknown, "status 200.*log in"),
+        (302, "text/html", b"", Unknown, "status 302"),
+    ],
+)
+def test_an_answer_that_is_no_stream_is_told(
+    status: int, type_: str, body: bytes, kind: type[BackendError], words: str
+) -> None:
+    """With what a proxy or the server says in its place; a redirect is not followed."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(
+            status=status, body=body, content_type=type_, headers={"location": "/v1/models"}
+        )
+
+    async def read() -> None:
+        async with started(ScriptedServer(answer)) as engine:
+            await chunks_of(engine, PROMPT)
+
+    with pytest.raises(kind, match=words):
+        asyncio.run(read())
+
+
+def test_a_server_that_wants_a_key() -> None:
+    """The start says how to give one; a server that only refuses the key is not lost."""
+
+    async def forbidden(request: web.Request) -> web.Response:
+        return web.Response(status=401)
+
+    async def start() -> bool:
+        server = ScriptedServer()
+        server.models = ()
+        server.handle = forbidden
+        async with server.running():
+            engine = OpenAIEngine(server.url)
+            with pytest.raises(InvalidArgument, match="401: give the key by api_key_env"):
+                await engine.start(0)
+            client = OpenAIClient(server.url, {}, 1.0)
+            await client.open()
+            try:
+                return await client.answers()
+            finally:
+                await client.close()
+
+    assert asyncio.run(start())
+
+
+@pytest.mark.rows("S6")
+@pytest.mark.parametrize(
     ("event", "kind"),
     [
         ({"error": {"message": "no", "code": 400}}, InvalidArgument),
@@ -351,8 +409,10 @@ def test_an_unknown_server_is_asked_whether_it_takes_ids(takes_ids: bool) -> Non
     """Once, at the start, with a prompt of one token."""
     server = ScriptedServer(models=[{"id": "m", "owned_by": "me"}])
 
-    async def probe(request: web.Request) -> web.Response:
-        return web.json_response({"choices": []}, status=200 if takes_ids else 422)
+    async def probe(request: web.Request) -> web.StreamResponse:
+        if takes_ids:
+            return await streaming(data({"choices": []}))(request)
+        return web.json_response({"error": "text only"}, status=422)
 
     async def read() -> None:
         server.answer = probe
@@ -548,7 +608,7 @@ class Hanging:
         self.arrived, self.left = asyncio.Event(), asyncio.Event()
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         try:
             if self.first:
                 await response.prepare(request)
@@ -659,11 +719,10 @@ def test_a_server_that_closes_its_connections_costs_nothing() -> None:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # As llama-server does: no word of it in the header.
-        head = await reader.readuntil(b"\r\n\r\n")
-        is_post = head.startswith(b"POST")
+        is_post = (await reader.readuntil(b"\r\n\r\n")).startswith(b"POST")
         body = data(LAST) if is_post else b'{"data": [{"id": "m", "owned_by": "vllm"}]}'
-        length = f"content-length: {len(body)}".encode()
-        writer.write(b"HTTP/1.1 200 OK\r\n" + length + b"\r\n\r\n" + body)
+        head = f"content-length: {len(body)}\r\ncontent-type: text/event-stream".encode()
+        writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + body)
         writer.close()
 
     async def main() -> None:
@@ -736,7 +795,7 @@ def test_cleanup_ends_open_streams(begun: bool) -> None:
     asked = asyncio.Event()
 
     async def never_end(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         if begun:
             await response.prepare(request)
             await response.write(data(choice(7), end=b""))

@@ -1,0 +1,72 @@
+"""One request in the batch of a step thread."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from rx_backend.context import RequestContext
+from rx_backend.engines.chunk_queue import ChunkQueue
+from rx_backend.protocols import FinishReason, LLMEngineOutput, PreprocessedRequest, usage
+
+__all__ = ("Outgoing", "StepSequence")
+
+Outgoing: TypeAlias = list[LLMEngineOutput | BaseException]
+"""What was sent in a step: chunks, and perhaps an error as the last."""
+
+
+class StepSequence:
+    """
+    One request in the batch of a :class:`StepThread`; used in that thread only.
+
+    Attributes:
+        request: The request.
+        context: Its context.
+        state: Whatever the scheduler keeps for it; at first what `StepThread.stream` was given.
+        made: Tokens emitted so far.
+    """
+
+    __slots__ = ("_outgoing", "context", "is_over", "made", "queue", "request", "state")
+
+    def __init__(
+        self, request: PreprocessedRequest, context: RequestContext, queue: ChunkQueue, state: Any
+    ) -> None:
+        self.request = request
+        self.context = context
+        self.queue = queue
+        self.state = state
+        self.made = 0
+        self.is_over = False
+        self._outgoing: Outgoing = []
+
+    def emit(self, chunk: LLMEngineOutput) -> None:
+        """Send a chunk; one with a finish reason gets the usage, and ends the sequence."""
+        if self.is_over:
+            raise RuntimeError("emit after the end of the sequence")
+        self.made += len(chunk.token_ids)
+        if chunk.finish_reason is not None:
+            if chunk.completion_usage is None:
+                chunk.completion_usage = usage(len(self.request.token_ids), self.made)
+            self.is_over = True
+        self._outgoing.append(chunk)
+
+    def emit_token(self, token_id: int, finish_reason: FinishReason | None = None) -> None:
+        """Send one token, and the end if there is a reason."""
+        self.emit(LLMEngineOutput([token_id], finish_reason=finish_reason))
+
+    def fail(self, error: BaseException) -> None:
+        """End the sequence with an error, behind what was sent."""
+        if not self.is_over:
+            self._outgoing.append(error)
+            self.is_over = True
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody waits for more: the request was stopped or dropped (rows A4, E4)."""
+        stopped = self.context.is_stopped and not (self.context.defers_abort and not self.made)
+        return stopped or self.queue.is_left
+
+    def take_outgoing(self) -> Outgoing:
+        """Return what was sent since the last call, and count it as sent."""
+        outgoing, self._outgoing = self._outgoing, []
+        self.queue.sent += len(outgoing)
+        return outgoing
