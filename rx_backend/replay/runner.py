@@ -14,7 +14,7 @@ from opentelemetry.trace import Tracer
 from operators.assembly import loop_clock
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
-from rx_backend.engine import LLMEngine, check_config
+from rx_backend.engine import EngineConfig, LLMEngine, check_config
 from rx_backend.engines.checks import fraction, whole
 from rx_backend.errors import BackendError, InvalidArgument, Unknown
 from rx_backend.pipeline import PipelineSource, standard_pipeline
@@ -86,10 +86,7 @@ async def replay(
     result.planned = len(workload) if isinstance(workload, Sized) else None
     bad_row: InvalidArgument | None = None
     try:
-        with _named(engine, "start"):
-            config = check_config(await engine.start(0))
-        result.model = config.served_model_name or config.model
-        result.context_length = config.context_length
+        config = await _started(engine, result)
         began = clock()
 
         async def serve(client: _Client) -> None:
@@ -125,6 +122,14 @@ async def replay(
     if bad_row is not None:
         raise bad_row
     return result
+
+
+async def _started(engine: LLMEngine, result: ReplayResult) -> EngineConfig:
+    with _named(engine, "start"):
+        config = check_config(await engine.start(0))
+    result.model = config.served_model_name or config.model
+    result.context_length = config.context_length
+    return config
 
 
 def check_rates(
