@@ -261,7 +261,7 @@ class _Answer:
         self._seen += len(ids)
         chunk = LLMEngineOutput(ids)
         if output.is_finished():
-            is_end = output.generated_tokens[-1] in self._ends
+            is_end = not self._ends.isdisjoint(output.generated_tokens[-1:])
             chunk.finish_reason = FinishReason.STOP if is_end else FinishReason.LENGTH
             chunk.completion_usage = usage(self._prompt, self._seen)
         self._queue.receive(chunk)
