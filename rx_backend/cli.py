@@ -151,6 +151,8 @@ class _Parser(argparse.ArgumentParser):
     """Complains in one line."""
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments"):
+            message += "; an engine's own are given as --engine-arg name=value"
         self.exit(_BAD_USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 

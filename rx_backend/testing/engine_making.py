@@ -176,7 +176,8 @@ def _check(target: str, parameters: Mapping[str, Parameter], given: Mapping[str,
         if names:
             shown = [f"{name} (required)" if name in required else name for name in known]
             takes = f"it takes {', '.join(shown)}" if shown else "it takes none"
-            raise InvalidArgument(f"engine {target}: {what} {', '.join(names)}; {takes}")
+            flag = " (--model-path)" if "model_path" in missing else ""
+            raise InvalidArgument(f"engine {target}: {what} {', '.join(names)}{flag}; {takes}")
 
 
 async def _result(made: object) -> object:

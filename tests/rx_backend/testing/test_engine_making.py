@@ -26,6 +26,11 @@ class Strict(SampleEngine):
         self.seen = (size, depth)
 
 
+class Modelled(SampleEngine):
+    def __init__(self, model_path: str) -> None:
+        super().__init__(model=model_path)
+
+
 class Parsed(SampleEngine):
     def __init__(self, argv: list[str]) -> None:
         super().__init__()
@@ -101,6 +106,7 @@ def test_what_follows_belongs_to_the_engine_s_own_parser() -> None:
         ("Strict", ["size=1", "size=2"], [], "--engine-arg size: given twice"),
         ("Strict", ["size=1", "wide=2"], [], "no argument wide; it takes size (required), depth"),
         ("Strict", ["depth=1"], [], "needs the argument size; it takes size (required), depth"),
+        ("Modelled", [], [], "needs the argument model_path (--model-path)"),
         ("Configured", ["size=1", "mode=agg"], [], "--engine-arg mode: given by --mode already"),
         ("Strict", [], ["--size", "3"], "it has no from_args for what follows --: --size 3"),
         ("Parsed", ["argv=1"], ["--size"], "--engine-arg: no effect beside"),

@@ -134,6 +134,7 @@ def test_an_empty_part_of_an_address_is_refused() -> None:
         ("rx_backend:FinishReason", "engine rx_backend:FinishReason: needs the argument"),
         ("rx_backend.errors:as_backend_error --engine-arg exc=1", "making it raised"),
         (f"{ENGINE} --engine-arg size=1", "CountingEngine: no argument size; it takes none"),
+        (f"{ENGINE} --size 1", "--size 1; an engine's own are given as --engine-arg"),
         (f"{ENGINE} --engine-arg size", "--engine-arg: expected name=value, got 'size'"),
         (f"{ENGINE} -- --size 1", "it has no from_args for what follows --: --size 1"),
         (f"{ENGINE} --tokenizer .", "tokenizer: expected a folder with config.json"),
