@@ -19,7 +19,13 @@ from rx_backend.worker.incoming import PROBE_KEY, Handler
 from rx_backend.worker.nodelay import accept_without_delay
 from rx_backend.worker.services import services, until_reachable
 
-__all__ = ("DynamoEndpoint", "DynamoRuntime", "check_parser", "make_private_folder")
+__all__ = (
+    "DynamoEndpoint",
+    "DynamoRuntime",
+    "check_free",
+    "check_parser",
+    "make_private_folder",
+)
 
 _POLL_S = 0.02
 
@@ -93,7 +99,7 @@ class DynamoRuntime:
             CannotConnect: The port is not available.
         """
         llm = _import("dynamo.llm")
-        await _check_free(host, port)
+        await check_free(host, port)
         arguments = llm.EntrypointArgs(
             llm.EngineType.Dynamic,
             http_host=host,
@@ -252,8 +258,13 @@ def make_private_folder() -> None:
         ) from error
 
 
-async def _check_free(host: str, port: int) -> None:
-    """Raise if the port is in use: its server would be mistaken for ours."""
+async def check_free(host: str, port: int) -> None:
+    """
+    Check that a port is not in use: its server would be mistaken for ours.
+
+    Raises:
+        CannotConnect: It is in use.
+    """
     try:
         probe = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port)
     except OSError as error:
