@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from tools.document import ROOT
 
-__all__ = ("FOLDER", "PACKAGES", "UnavailableError", "fetch", "find")
+__all__ = ("FOLDER", "PACKAGES", "UnavailableError", "fetch", "find", "run")
 
 FOLDER = ROOT / ".cluster"
 
@@ -87,16 +87,34 @@ def _download(packages: list[str], folder: Path) -> None:
 
 
 def _run(command: list[str], folder: Path) -> None:
+    run(command, folder, name=command[0], mark="E: ", limit_s=_COMMAND_S)
+
+
+def run(command: list[str], folder: Path, *, name: str, mark: str, limit_s: float) -> str:
+    """
+    Run a command in a folder, and return what it prints.
+
+    Args:
+        command: The command.
+        folder: Where it runs.
+        name: What it is called in an error.
+        mark: What its own error lines begin with; the first of them is told.
+        limit_s: How long it may take, in seconds.
+
+    Raises:
+        UnavailableError: It failed, or took too long.
+    """
     try:
-        subprocess.run(
-            command, cwd=folder, check=True, capture_output=True, text=True, timeout=_COMMAND_S
+        done = subprocess.run(
+            command, cwd=folder, check=True, capture_output=True, text=True, timeout=limit_s
         )
     except subprocess.TimeoutExpired as error:
-        raise UnavailableError(f"{command[0]} took more than {_COMMAND_S:g} s") from error
+        raise UnavailableError(f"{name} took more than {limit_s:.0f} s") from error
     except subprocess.CalledProcessError as error:
         lines = str(error.stderr).strip().splitlines() or [f"exit code {error.returncode}"]
-        told = next((line for line in lines if line.startswith("E: ")), lines[-1])
-        raise UnavailableError(f"{command[0]}: {told.removeprefix('E: ')}") from error
+        told = next((line for line in lines if line.startswith(mark)), lines[-1])
+        raise UnavailableError(f"{name}: {told.removeprefix(mark)}") from error
+    return done.stdout
 
 
 def _is_here(server: str) -> bool:

@@ -10,16 +10,14 @@ The environment is ``.venv-engines``, with the extra ``engines`` and the pins of
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from packaging.requirements import Requirement
 
-from tools.cluster import UnavailableError
+from tools.cluster import UnavailableError, run
 from tools.document import ROOT
 
 __all__ = ("FOLDER", "check", "main", "set_up")
@@ -100,18 +98,8 @@ def _is_for_gpus(text: str) -> bool:
 
 
 def _run(program: Path, limit_s: float, *arguments: str) -> str:
-    command: list[Any] = [program, *arguments]
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=limit_s
-        )
-    except subprocess.TimeoutExpired as error:
-        raise UnavailableError(f"{arguments[1]} took more than {limit_s:.0f} s") from error
-    except subprocess.CalledProcessError as error:
-        lines = str(error.stderr).strip().splitlines() or [f"exit code {error.returncode}"]
-        told = next((line for line in lines if line.startswith("ERROR: ")), lines[-1])
-        raise UnavailableError(f"{arguments[1]}: {told.removeprefix('ERROR: ')}") from error
-    return done.stdout
+    command = [str(program), *arguments]
+    return run(command, ROOT, name=arguments[1], mark="ERROR: ", limit_s=limit_s)
 
 
 def main(arguments: list[str]) -> int:

@@ -89,6 +89,8 @@ class DynamoRuntime:
         """
         Serve the OpenAI API for every model in discovery, until :meth:`shutdown`.
 
+        Ask `check_free` before anything looks for it on the port.
+
         Args:
             host: The address to listen on.
             port: The port.
@@ -99,7 +101,6 @@ class DynamoRuntime:
             CannotConnect: The port is not available.
         """
         llm = _import("dynamo.llm")
-        await check_free(host, port)
         arguments = llm.EntrypointArgs(
             llm.EngineType.Dynamic,
             http_host=host,

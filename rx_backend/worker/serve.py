@@ -17,7 +17,7 @@ from rx_backend.telemetry import configure_logs
 from rx_backend.telemetry.switch import OtlpSwitch, telling
 from rx_backend.testing.engine_loading import load_pipeline
 from rx_backend.testing.engine_making import engine_maker
-from rx_backend.worker.dynamo_runtime import DynamoRuntime
+from rx_backend.worker.dynamo_runtime import DynamoRuntime, check_free
 from rx_backend.worker.frontend import http_address, log_warnings_only, until_listed
 from rx_backend.worker.model_files import find_tokenizer, tokenizer_folder
 from rx_backend.worker.options import ServeOptions
@@ -132,6 +132,7 @@ async def _serve(
 async def _frontend(runtime: DynamoRuntime, options: ServeOptions, shutdown: Shutdown) -> None:
     """Serve HTTP; its end is the worker's end too."""
     try:
+        await check_free(options.http_host, options.http_port)
         await runtime.serve_http(
             options.http_host, options.http_port, migration_limit=options.migration_limit
         )
