@@ -1,0 +1,1 @@
+"""Token streams as responses of web services."""
