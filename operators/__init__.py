@@ -31,6 +31,8 @@ from operators._outcome import Outcome
 from operators._peek_first import peek_first
 from operators._pipeline import NoSuchOperator, Pipeline
 from operators._record_span import record_span
+from operators._shared_source import SourceClosed
+from operators._shared_stream import PositionDropped, PositionUnknown, SharedStream
 from operators._slo import LatencyQuantiles, SloFigures, SloSnapshot, SloWindows, slo
 from operators._stop_on import stop_on
 from operators._stop_on_text import stop_on_text
@@ -59,9 +61,13 @@ __all__ = (
     "NotAnOperator",
     "Outcome",
     "Pipeline",
+    "PositionDropped",
+    "PositionUnknown",
+    "SharedStream",
     "SloFigures",
     "SloSnapshot",
     "SloWindows",
+    "SourceClosed",
     "TapCounts",
     "TokenTimes",
     "TotalTimeout",

@@ -1,0 +1,76 @@
+"""What is held of a source's items, for readers that come later or lag."""
+
+from __future__ import annotations
+
+from typing import Generic, Protocol, TypeVar
+
+from operators._core.own_copy import own_copy
+
+__all__ = ("ItemLog", "ReplayLog")
+
+T = TypeVar("T")
+
+
+class ReplayLog(Protocol[T]):
+    """
+    What a :class:`SharedStream` holds of its source's items.
+
+    A position is a number of items: position n is behind the first n items of the source.
+
+    Attributes:
+        first: The oldest position that can still be read from.
+        head: How many items came; the position behind the last of them.
+    """
+
+    first: int
+    head: int
+
+    def append(self, item: T) -> None:
+        """Hold one more item, or what is needed of it; an engine may change *item* later (row E6)."""
+        ...
+
+    def read(self, position: int) -> tuple[T, int]:
+        """
+        Return an item from *position* on, and the position behind it.
+
+        It may be several items of the source, merged. What is returned belongs to the reader, which
+        may change it: return a new object each time.
+
+        Args:
+            position: From *first* to *head* - 1.
+        """
+        ...
+
+
+class ItemLog(Generic[T]):
+    """
+    The last items of a source, as they came.
+
+    Args:
+        buffer: How many items are held; None for all of them.
+    """
+
+    __slots__ = ("_buffer", "_items", "first", "head")
+
+    def __init__(self, buffer: int | None = None) -> None:
+        self._buffer = buffer
+        # With a bound the item of a position is at the position modulo the bound.
+        self._items: list[T] = []
+        self.first = 0
+        self.head = 0
+
+    def append(self, item: T) -> None:
+        """Hold a copy of *item*, in place of the oldest one where there is no more room."""
+        item = own_copy(item)
+        buffer = self._buffer
+        if buffer is None or self.head < buffer:
+            self._items.append(item)
+        else:
+            self._items[self.head % buffer] = item
+            self.first += 1
+        self.head += 1
+
+    def read(self, position: int) -> tuple[T, int]:
+        """Return a copy of the item behind *position*."""
+        place = position if self._buffer is None else position % self._buffer
+        return own_copy(self._items[place]), position + 1
