@@ -31,6 +31,7 @@ from operators._outcome import Outcome
 from operators._peek_first import peek_first
 from operators._pipeline import NoSuchOperator, Pipeline
 from operators._record_span import record_span
+from operators._share_replay import share_replay
 from operators._shared_source import SourceClosed
 from operators._shared_stream import PositionDropped, PositionUnknown, SharedStream
 from operators._slo import LatencyQuantiles, SloFigures, SloSnapshot, SloWindows, slo
@@ -88,6 +89,7 @@ __all__ = (
     "on_outcome",
     "peek_first",
     "record_span",
+    "share_replay",
     "sliding_itl",
     "slo",
     "stop_on",

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Annotated, Any, Generic, Self, TypeVar
 
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable, SingleAssignmentDisposable
 
+from operators._core.arguments import AtLeast, check_arguments
 from operators._core.fusion import FusedRun
 from operators._core.pushing import push_in_task
 from operators._core.tasks import defer_to_loop
@@ -99,6 +100,11 @@ class SharedStream(Observable[T], Generic[T]):
         on_abandoned: Callable[[], None] | None = None,
     ) -> None:
         super().__init__()
+        if not hasattr(source, "__anext__"):
+            raise TypeError(
+                f"SharedStream: source: expected an asynchronous iterator, got {source!r}"
+            )
+        check_arguments(_options, ahead=ahead, linger_s=linger_s, on_abandoned=on_abandoned)
         held: ReplayLog[T] = ItemLog() if log is None else log
         self._shared = SharedSource(source, held, ahead, linger_s, on_abandoned)
 
@@ -129,8 +135,10 @@ class SharedStream(Observable[T], Generic[T]):
         Raises:
             PositionDropped: These items are not held any more.
             PositionUnknown: So many items have not come.
+            ValueError, TypeError: *after* is no position.
             RuntimeError: Another event loop runs than that of the first reader, or none.
         """
+        _check_position("after", after)
         if after < self.first:
             raise PositionDropped(after, self.first)
         return Reader(self, self._join(after, takes=True))
@@ -143,8 +151,10 @@ class SharedStream(Observable[T], Generic[T]):
 
         Raises:
             PositionUnknown: So many items have not come.
+            ValueError, TypeError: *after* is no position.
             RuntimeError: Another event loop runs than that of the first reader, or none.
         """
+        _check_position("after", after)
         return ReaderMark(self, self._join(after, takes=False))
 
     def close(self) -> None:
@@ -235,8 +245,9 @@ class ReaderMark(_Place[Any]):
 
         Raises:
             PositionUnknown: So many items have not come.
-            ValueError: It had more of them before.
+            ValueError, TypeError: *position* is none, or lower than before.
         """
+        _check_position("position", position)
         if position > self._shared.log.head:
             raise PositionUnknown(position, self._shared.log.head)
         if position < self.position:
@@ -268,7 +279,13 @@ class Reader(_Place[T], AsyncIterator[T]):
         cursor, shared = self._cursor, self._shared
         log = shared.log
         while cursor.is_open and cursor.position >= log.head and not shared.is_over:
-            await shared.changed(cursor)
+            changed = shared.changed(cursor)
+            try:
+                await changed
+            except BaseException:
+                # Being cancelled is leaving (row S7).
+                shared.leave(cursor)
+                raise
         if not cursor.is_open:
             raise StopAsyncIteration
         position = cursor.position
@@ -298,6 +315,25 @@ class Reader(_Place[T], AsyncIterator[T]):
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+def _options(
+    *,
+    ahead: Annotated[int, AtLeast(0)],
+    linger_s: Annotated[float, AtLeast(0, "seconds")] | None,
+    on_abandoned: Callable[[], None] | None,
+) -> None: ...
+
+
+# Errors name what the user called.
+_options.__name__ = "SharedStream"
+
+
+def _check_position(name: str, position: object) -> None:
+    if not isinstance(position, int) or isinstance(position, bool):
+        raise TypeError(f"{name}: expected a whole number, got {position!r}")
+    if position < 0:
+        raise ValueError(f"{name}: expected at least 0, got {position!r}")
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
