@@ -60,10 +60,12 @@ def share_replay(
     On dispose: the reader leaves. When the last one has left, and nobody came for *linger_s*, the
         source is closed; who comes later gets what is held, then fails with :class:`SourceClosed`.
 
-    It differs from ``reactivex``'s ``ops.replay(buffer)`` with ``ops.ref_count()`` in this: there,
-    a source without back-pressure runs ahead of everybody, a late subscriber to a failed source
-    gets what was held too, and a source that everybody has left is subscribed to once more, with
-    the items of both times in one sequence. Here positions count the items of one subscription.
+    An Observable's readers get what ``ops.replay(buffer)`` with ``ops.ref_count()`` of ``reactivex``
+    gives them, at the same times, with these differences. A source that can be pulled is pulled no
+    further than the readers permit. A reader can begin at any position that is held. The source is
+    subscribed to once: where ``ref_count`` subscribes to it again for who comes after the end, or
+    after everybody has left, and goes on with the items of both times in one sequence, here the end
+    is replayed, or the reader fails with :class:`SourceClosed`.
 
     >>> from rx_backend.testing import run_virtual
     >>> async def engine():
