@@ -170,10 +170,15 @@ class SharedSource(Generic[T]):
 
     def close(self) -> None:
         """Drop the source without waiting; :meth:`wait_closed` waits. Idempotent."""
+        if self._pump is None:
+            self.open()
+        pump = cast("Pump[T]", self._pump)
         if not self.is_over:
+            if pump.source.has_ended and not pump.source.dropped:
+                # It cleans up, and its end comes then.
+                return
             self._is_over_by(SourceClosed("the shared stream was closed before its source ended"))
-        if self._pump is not None:
-            self._pump.close()
+        pump.close()
 
     async def wait_closed(self) -> None:
         """Wait until the source is released."""
@@ -246,6 +251,8 @@ class SharedSource(Generic[T]):
 
     def _abandon(self) -> None:
         self._linger = None
+        if cast("Pump[T]", self._pump).source.has_ended:
+            return
         callback, self._on_abandoned = self._on_abandoned, None
         if callback is None:
             self.close()

@@ -144,8 +144,6 @@ class SharedStream(Observable[T], Generic[T]):
 
     async def aclose(self) -> None:
         """Close the source as :meth:`close`, and wait until it is released."""
-        if self._shared.loop is None:
-            self._shared.open()
         self._shared.close()
         await self._shared.wait_closed()
 
