@@ -874,13 +874,15 @@ class World:
         except SourceClosed:
             end = "closed"
         self.check_reader(shared, end, after, seen)
+        if visit.leaves == "lose":
+            owner.clear()
+            # It leaves in the next turn.
+            await asyncio.sleep(0)
         self.journal.append((loop.time(), -1))
-        reader = owner.pop()
         if visit.leaves == "aclose":
-            await reader.aclose()
-        elif visit.leaves != "lose":
-            reader.close()
-        del reader
+            await owner[0].aclose()
+        elif owner:
+            owner[0].close()
 
     async def take(self, reader: Reader[int], visit: Visit, seen: list[int]) -> None:
         after = reader.position
