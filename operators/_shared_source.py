@@ -60,6 +60,25 @@ class SharedSource(Generic[T]):
         is_over: Nothing comes any more: the source has ended or failed, or was closed.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_ahead",
+        "_cursors",
+        "_failure",
+        "_fastest",
+        "_is_abandoned",
+        "_linger",
+        "_linger_s",
+        "_on_abandoned",
+        "_pump",
+        "_source",
+        "_traceback",
+        "_waiting",
+        "is_over",
+        "log",
+        "loop",
+    )
+
     def __init__(
         self,
         source: AsyncIterator[T],
@@ -169,9 +188,7 @@ class SharedSource(Generic[T]):
         raise self._failure.with_traceback(self._traceback)
 
     def close(self) -> None:
-        """Drop the source without waiting; :meth:`wait_closed` waits. Idempotent."""
-        if self._pump is None:
-            self.open()
+        """Drop the source without waiting; :meth:`wait_closed` waits. Idempotent; not unopened."""
         pump = cast("Pump[T]", self._pump)
         if not self.is_over:
             if pump.source.has_ended and not pump.source.dropped:

@@ -741,6 +741,10 @@ def test_another_event_loop() -> None:
     first, second = run_virtual(begin())
     run_virtual(go_on(first, "on the event loop of its first reader only"))
     run_virtual(go_on(second, "the source of a shared stream lives on another event loop"))
+    with pytest.raises(RuntimeError, match="on the event loop of its first reader only"):
+        run_virtual(first.aclose())
+    with pytest.raises(RuntimeError, match="on an event loop only"):
+        first.close()
     with pytest.raises(RuntimeError, match="on an event loop only"):
         first.read()
 
