@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import re
 import tomllib
 from pathlib import Path
@@ -23,9 +22,8 @@ nitpick_ignore_regex = [
     ("py:.*", r".*\.(_.*|[A-Z](_co)?|Racer)"),
 ]
 
-# The anchors of GitHub, and of its Markdown what the documents use.
+# Anchors as on GitHub.
 myst_heading_anchors = 4
-myst_linkify_fuzzy_links = False
 
 default_role = "py:obj"
 autodoc_member_order = "bysource"
@@ -34,6 +32,7 @@ maximum_signature_line_length = 72
 napoleon_use_ivar = True
 toc_object_entries = False  # the pages of the API begin with a list
 
+pygments_dark_style = "github-dark"
 html_theme = "furo"
 html_title = f"rx-backend {release}"
 html_static_path = ["static"]
@@ -43,22 +42,37 @@ copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = ">>> |\\.\\.\\. "
 copybutton_prompt_is_regexp = True
 
-_FIELD = re.compile(r"(?P<name>Phase|Errors|On dispose): (?P<text>.*)")
+# An operator's phase and ends; bounds in a signature; long names of type variables.
+_FIELD = re.compile(r"^(Phase|Errors|On dispose): ")
+_BOUND = re.compile(r"Annotated\[(\w+), <[^>]*>\]")
+_VARIABLE = re.compile(r"[\w.]+\.([A-Z](_co)?)\b")
 
 
-def fields(_app: Sphinx, _what: str, _name: str, _it: object, _o: object, lines: list[str]) -> None:
-    """Make fields of the lines that an operator's docstring has on its phase and its ends."""
-    lines[:] = [_FIELD.sub(r":\g<name>: \g<text>", line) for line in lines]
+def docstring(
+    _app: Sphinx, _what: str, _name: str, _: object, _o: object, lines: list[str]
+) -> None:
+    """Make fields of an operator's phase and ends, and shorten the types of attributes."""
+    for number, line in enumerate(lines):
+        text = _VARIABLE.sub(r"\1", line) if line.startswith(":vartype ") else line
+        lines[number] = _FIELD.sub(r":\1: ", text)
+
+
+def signature(
+    _app: Sphinx, _what: str, _name: str, _: object, _o: object, arguments: str, returns: str
+) -> tuple[str, str]:
+    """Show a bounded argument by its type."""
+    return arguments and _BOUND.sub(r"\1", arguments), returns
 
 
 def exact(_app: Sphinx, doctree: document) -> None:
     """Look annotations up by their full names alone: `bytes` is no field of that name."""
     for reference in doctree.findall(pending_xref):
-        if not reference.get("refspecific", True) or hasattr(builtins, reference["reftarget"]):
+        if reference["reftype"] == "class":
             reference.attributes.pop("refspecific", None)
 
 
 def setup(app: Sphinx) -> None:
     """Connect the functions above."""
-    app.connect("autodoc-process-docstring", fields)
+    app.connect("autodoc-process-docstring", docstring)
+    app.connect("autodoc-process-signature", signature)
     app.connect("doctree-read", exact)

@@ -11,7 +11,7 @@ import colorsys
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -71,21 +71,18 @@ def picture(name: str, diagram: MarbleDiagram) -> MarblePicture:
         sources.extend(inputs)
         return play(*inputs)
 
-    result = list(diagram.play(scene.test, played).events)
-    dropped = parse_marbles(diagram.result).first("drop")
-    if dropped is not None:
-        result.append(MarbleEvent(dropped.frame, "drop"))
+    result = diagram.play(scene.test, played)
     rows = [
         *map(_input, diagram.inputs, sources),
-        MarbleRow("result", "result", tuple(result)),
-        *(MarbleRow(row, "effect", tuple(_effects(line))) for row, line in scene.told.items()),
+        MarbleRow("result", "result", result.events),
+        *(MarbleRow(row, "effect", _effects(line, values)) for row, line in scene.told.items()),
     ]
     return MarblePicture(rows, title=name, values=values)
 
 
 def svg(drawn: MarblePicture) -> str:
     """Return a picture as SVG, without a ground of its own."""
-    figure: style.Figure = drawn.figure()
+    figure: Any = drawn.figure()
     file = StringIO()
     with style.applied():
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -135,15 +132,18 @@ def _input(name: str, source: MarbleSource) -> MarbleRow:
     return MarbleRow(name, "source", events)
 
 
-def _effects(line: str) -> Iterator[MarbleEvent]:
-    """Read a row of commentary: calls, letters at their frames, or one text."""
+def _effects(line: str, values: Mapping[str, Any]) -> tuple[MarbleEvent, ...]:
+    """Read a row of commentary: a call, letters at their frames, or one text."""
     told = line.lstrip("-")
     begin = len(line) - len(told)
     if re.fullmatch(r"\w(\s+\w)*", told):
-        for letter in re.finditer(r"\w", told):
-            yield MarbleEvent(begin + letter.start(), "next", letter[0])
+        letters = [(begin + each.start(), each[0]) for each in re.finditer(r"\w", told)]
     else:
-        yield MarbleEvent(begin, "next", None if told == "!" else told)
+        letters = [(begin, told)]
+    return tuple(
+        MarbleEvent(frame, "next", None if letter == "!" else values.get(letter, letter))
+        for frame, letter in letters
+    )
 
 
 def _draw(folder: Path, name: str) -> list[tuple[str, str]]:
@@ -179,5 +179,3 @@ def _turned(color: str) -> str:
     hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
     turned = colorsys.hls_to_rgb(hue, 0.08 + (1 - lightness) * 0.88, saturation)
     return "#" + "".join(f"{round(part * 255):02x}" for part in turned)
-
-

@@ -63,7 +63,9 @@ def listed() -> Iterator[tuple[ModuleType, dict[str, object]]]:
         names: tuple[str, ...] = getattr(module, "__all__", ())
         new = {name: getattr(module, name) for name in names}
         new = {
-            name: value for name, value in new.items() if name not in seen or seen[name] is not value
+            name: value
+            for name, value in new.items()
+            if name not in seen or seen[name] is not value
         }
         seen = new | seen
         if new:

@@ -20,11 +20,10 @@ from typing import Any
 
 from sphinx.cmd.build import main as sphinx_build
 
-import operators
 from tools import gallery, notebooks, reference
 from tools.document import ROOT
 
-__all__ = ("SECTIONS", "build", "lay_out")
+__all__ = ("SECTIONS", "build", "check_links", "lay_out")
 
 BUILD = ROOT / "build/docs"
 
@@ -77,6 +76,11 @@ def build(source: Path, out: Path, *options: str) -> int:
     strict = ("--fail-on-warning", "--keep-going", "--quiet", "--jobs=2")
     places = ("-c", str(ROOT / "docs"), "-d", str(out.parent / "doctrees"), str(source), str(out))
     return sphinx_build([*strict, *options, *places])
+
+
+def check_links(source: Path) -> int:
+    """Check the links between the pages in *source*, and write none; return the exit code."""
+    return build(source, source.parent / "links", "-b", "dummy")
 
 
 def _write_page(source: Path, path: Path, text: str) -> None:
@@ -172,14 +176,20 @@ def _output(output: Any, image: Path) -> str:
 
 
 def main() -> int:
-    """Build the site, or only check its links."""
+    """Build the site, or only check links."""
     parser = argparse.ArgumentParser(description="Build the documentation site.")
-    parser.add_argument("--linkcheck", action="store_true", help="ask for each external link")
-    linkcheck = parser.parse_args().linkcheck
-    lay_out(BUILD / "source")
-    if linkcheck:
-        return build(BUILD / "source", BUILD / "linkcheck", "-b", "linkcheck")
-    return build(BUILD / "source", BUILD / "html")
+    checks = parser.add_mutually_exclusive_group()
+    checks.add_argument("--links", action="store_true", help="check links between documents only")
+    checks.add_argument("--external-links", action="store_true", help="ask for each external link")
+    chosen = parser.parse_args()
+    lay_out(BUILD / "source", documents_only=chosen.links or chosen.external_links)
+    if chosen.links:
+        return check_links(BUILD / "source")
+    if chosen.external_links:
+        return build(BUILD / "source", BUILD / "external-links", "-b", "linkcheck")
+    failed = build(BUILD / "source", BUILD / "html")
+    print(BUILD.relative_to(ROOT) / "html/index.html")
+    return failed
 
 
 if __name__ == "__main__":
