@@ -27,6 +27,7 @@ myst_heading_anchors = 4
 
 default_role = "py:obj"
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 maximum_signature_line_length = 72
 napoleon_use_ivar = True

@@ -28,6 +28,8 @@ from tools.reference import summary
 
 __all__ = ("dark", "groups", "names", "picture", "svg", "write")
 
+# How light the marbles are on a dark page, where their letters are light.
+_GROUND_OF_TEXT = 0.3
 _OTHERS = "Parts of the standard pipeline"
 _INTRODUCTION = """\
 # Operator gallery
@@ -162,10 +164,11 @@ def _draw(folder: Path, name: str) -> list[tuple[str, str]]:
 def _shown(stem: str, text: str) -> str:
     """Return the Markdown of a picture, light and dark, with its text for those who can't see it."""
     alt = json.dumps(" ".join(text.split()))
-    return "".join(
-        f"```{{image}} {stem}-{theme}.svg\n:class: marbles only-{theme}\n:alt: {alt}\n```\n"
+    images = "".join(
+        f"```{{image}} {stem}-{theme}.svg\n:class: only-{theme}\n:alt: {alt}\n```\n"
         for theme in ("light", "dark")
     )
+    return f"````{{container}} marbles\n{images}````\n"
 
 
 def _page(name: str, images: list[tuple[str, str]]) -> str:
@@ -177,5 +180,6 @@ def _page(name: str, images: list[tuple[str, str]]) -> str:
 def _turned(color: str) -> str:
     red, green, blue = (int(color[at : at + 2], 16) / 255 for at in (1, 3, 5))
     hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
-    turned = colorsys.hls_to_rgb(hue, 0.08 + (1 - lightness) * 0.88, saturation)
+    lightness = _GROUND_OF_TEXT if color in style.PALE else 0.08 + (1 - lightness) * 0.88
+    turned = colorsys.hls_to_rgb(hue, lightness, saturation)
     return "#" + "".join(f"{round(part * 255):02x}" for part in turned)
