@@ -42,8 +42,8 @@ call. [Operators](../docs/operators.md) tells how they are put together.
 
 
 def names() -> list[str]:
-    """Return the names of the operators: of the functions that show a diagram."""
-    return [name for name in operators.__all__ if read_diagrams(_docstring(name))]
+    """Return the names of the operators: of what shows a diagram."""
+    return [name for name in operators.__all__ if read_diagrams(getattr(operators, name).__doc__)]
 
 
 def groups() -> dict[str, list[str]]:
@@ -116,11 +116,6 @@ def write(folder: Path) -> None:
     (folder / "index.md").write_text("\n".join(lines))
 
 
-def _docstring(name: str) -> str | None:
-    value = getattr(operators, name)
-    return value.__doc__ if inspect.isroutine(value) else None
-
-
 def _input(name: str, source: MarbleSource) -> MarbleRow:
     """Return what a source played: all of it, or as far as the operator listened."""
     events = source.line.events
@@ -151,7 +146,7 @@ def _effects(line: str, values: Mapping[str, Any]) -> tuple[MarbleEvent, ...]:
 def _draw(folder: Path, name: str) -> list[tuple[str, str]]:
     """Write an operator's pictures; return the name of each, and its text."""
     images: list[tuple[str, str]] = []
-    for number, diagram in enumerate(read_diagrams(_docstring(name)), 1):
+    for number, diagram in enumerate(read_diagrams(getattr(operators, name).__doc__), 1):
         drawn = picture(name, diagram)
         image = svg(drawn)
         stem = f"{name}-{number}"
@@ -173,7 +168,8 @@ def _shown(stem: str, text: str) -> str:
 
 def _page(name: str, images: list[tuple[str, str]]) -> str:
     parts = [f"# `{name}`\n", *(_shown(*image) for image in images)]
-    parts.append(f"```{{eval-rst}}\n.. autofunction:: operators.{name}\n```\n")
+    kind = "class" if inspect.isclass(getattr(operators, name)) else "function"
+    parts.append(f"```{{eval-rst}}\n.. auto{kind}:: operators.{name}\n```\n")
     return "\n".join(parts)
 
 
