@@ -6,12 +6,12 @@ ARGS ?=
 BIN := .venv/bin
 NEXT := .venv-next/bin
 PIP_FLAGS := --quiet --quiet --disable-pip-version-check --no-input
-CHECKED := operators rx_backend rx_backend_cli.py tests tools examples conftest.py $(wildcard benchmarks)
+CHECKED := operators rx_backend rx_backend_cli.py tests tools examples conftest.py docs/conf.py $(wildcard benchmarks)
 
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run serve test lint unit unit-next test-pythons test-cluster test-engines test-vllm bench docs notebooks fix pin clean
+.PHONY: help venv run serve test lint unit unit-next test-pythons test-cluster test-engines test-vllm bench docs docs-links notebooks fix pin clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -78,13 +78,14 @@ test-vllm: venv ## the tests of vLLM and of Dynamo's worker for it, on CPUs (3.5
 bench: venv ## measure the pipeline against its baselines
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-docs: venv ## write docs/behaviour.md, docs/reference.md and the dashboard, build docs/api
+docs: venv ## write docs/behaviour.md, docs/reference.md and the dashboard, build the site
 	@$(BIN)/python -m tools.behaviour
 	@$(BIN)/python -m tools.reference
 	@$(BIN)/python -m tools.dashboard
-	@$(BIN)/pdoc --docformat google --output-directory docs/api $$($(BIN)/python -c \
-		'from tools.reference import public_modules as m; print(*(module.__name__ for module in m()))')
-	@echo "docs/api/index.html"
+	@$(BIN)/python -m tools.site
+
+docs-links: venv ## ask for every external link of the documents
+	@$(BIN)/python -m tools.site --external-links
 
 notebooks: venv ## run the notebooks again and store their outputs (ARGS names some)
 	@$(BIN)/python -m tools.notebooks $(ARGS)
@@ -105,7 +106,7 @@ pin: venv ## renew constraints.txt, constraints-next.txt and constraints-engines
 	done
 
 clean: ## remove environments, caches and built documents
-	@rm -rf .venv .venv-next .venv-312 .venv-313 .venv-engines .venv-vllm .cluster build dist docs/api rx-backend-run
+	@rm -rf .venv .venv-next .venv-312 .venv-313 .venv-engines .venv-vllm .cluster build dist rx-backend-run
 	@rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

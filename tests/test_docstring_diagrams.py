@@ -318,7 +318,7 @@ PLAYS: dict[str, Callable[[Scene], Play]] = {
 
 # Letters that mean something else in the diagram of one operator.
 OWN_LETTERS: dict[str, Mapping[str, Any]] = {
-    "abort_gate": dict.fromkeys("soc", True),
+    "abort_gate": {letter: letter for letter in "soc"},
     "annotate_errors": {
         "A": Annotated(token(1)),
         "B": Annotated(token(2)),

@@ -11,11 +11,12 @@ import inspect
 import pkgutil
 import re
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 from tools.document import ROOT, publish, table
 
-__all__ = ("PACKAGES", "describe", "public_modules", "render", "summary")
+__all__ = ("PACKAGES", "describe", "listed", "public_modules", "render", "summary")
 
 PACKAGES = ("operators", "rx_backend")
 
@@ -55,23 +56,29 @@ def describe(value: object) -> tuple[str, str]:
     return "type", ""
 
 
-def render() -> str:
-    """Return the document."""
-    lines = ["# Public names", "", "Written by `make docs` from the docstrings."]
-    listed: dict[str, object] = {}
+def listed() -> Iterator[tuple[ModuleType, dict[str, object]]]:
+    """Yield each public module that has names which no module before it has, with these names."""
+    seen: dict[str, object] = {}
     for module in public_modules():
         names: tuple[str, ...] = getattr(module, "__all__", ())
         new = {name: getattr(module, name) for name in names}
         new = {
             name: value
             for name, value in new.items()
-            if name not in listed or listed[name] is not value
+            if name not in seen or seen[name] is not value
         }
-        listed = new | listed
+        seen = new | seen
         if new:
-            rows = [(f"`{name}`", *describe(value)) for name, value in new.items()]
-            lines += ["", f"## `{module.__name__}`", "", summary(module), ""]
-            lines += table(("name", "kind", "what it is"), rows)
+            yield module, new
+
+
+def render() -> str:
+    """Return the document."""
+    lines = ["# Public names", "", "Written by `make docs` from the docstrings."]
+    for module, names in listed():
+        rows = [(f"`{name}`", *describe(value)) for name, value in names.items()]
+        lines += ["", f"## `{module.__name__}`", "", summary(module), ""]
+        lines += table(("name", "kind", "what it is"), rows)
     return "\n".join(lines) + "\n"
 
 
