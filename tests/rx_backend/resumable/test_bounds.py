@@ -44,6 +44,7 @@ def test_an_answer_without_readers_is_stopped_after_a_while(spans: Spans) -> Non
             assert engine.aborts == []
             await asyncio.sleep(1)
             assert engine.aborts == [6.0]
+            assert not reader.context.is_killed
             attributes = spans.one().attributes or {}
             assert (attributes["finish_reason"], attributes["cancelled"]) == ("Cancelled", True)
             async with await streams.resume(reader.stream_id, 1) as back:
@@ -309,8 +310,8 @@ def test_the_oldest_end_makes_room() -> None:
     """One more stream takes the place of the one that ended first, unless it is being read."""
 
     async def main() -> None:
-        engines = ScriptedEngine(*words(1), stop())
-        async with ResumableStreams(EngineAdapter(engines), max_streams=3) as streams:
+        adapter, _ = adapter_of(*words(1), stop())
+        async with ResumableStreams(adapter, max_streams=3, max_ahead=0) as streams:
             readers = [await streams.start(REQUEST) for _ in range(3)]
             for reader in (readers[1], readers[0]):
                 await leave_after(reader, 100)
@@ -320,6 +321,7 @@ def test_the_oldest_end_makes_room() -> None:
             with pytest.raises(StreamNotFound):
                 await streams.resume(readers[0].stream_id)
             assert told(await collect(again)) == [0]
+            assert told(await collect(await streams.resume(readers[1].stream_id))) == [0]
             assert len(streams) == 3
             await again.aclose()
             await readers[2].aclose()
