@@ -122,7 +122,12 @@ def test_who_comes_back_during_the_grace_gets_the_end() -> None:
     """The stop can't be taken back; the reader gets everything up to the terminal."""
 
     async def main() -> None:
-        script = (*words(2, 1.0), until_stopped, *words(3, 1.0, first=2), LLMEngineOutput.cancelled())
+        script = (
+            *words(2, 1.0),
+            until_stopped,
+            *words(3, 1.0, first=2),
+            LLMEngineOutput.cancelled(),
+        )
         adapter, engine = adapter_of(*script)
         async with ResumableStreams(adapter, linger_s=1) as streams:
             reader = await streams.start(REQUEST)

@@ -27,18 +27,20 @@ plain = st.builds(
     texts,
     indices,
 )
-other = st.sampled_from((
-    lambda: Annotated(LLMEngineOutput([1], worker_trace_link=TraceLink("0" * 32, "1" * 16))),
-    lambda: Annotated(LLMEngineOutput([1], log_probs=[-0.5])),
-    lambda: Annotated(LLMEngineOutput([2], finish_reason=FinishReason.STOP)),
-    lambda: Annotated(LLMEngineOutput([2], extra_args={"a": [1]})),
-    lambda: Annotated(LLMEngineOutput([2**40])),
-    lambda: Annotated(LLMEngineOutput([-1], text="x")),
-    lambda: Annotated(LLMEngineOutput([1], index=-1)),
-    lambda: Annotated(LLMEngineOutput([1]), event="progress"),
-    lambda: Annotated[LLMEngineOutput](event="progress", comment=["half"]),
-    lambda: Annotated.from_error(Disconnected("gone")),
-)).map(lambda make: make())
+other = st.sampled_from(
+    (
+        lambda: Annotated(LLMEngineOutput([1], worker_trace_link=TraceLink("0" * 32, "1" * 16))),
+        lambda: Annotated(LLMEngineOutput([1], log_probs=[-0.5])),
+        lambda: Annotated(LLMEngineOutput([2], finish_reason=FinishReason.STOP)),
+        lambda: Annotated(LLMEngineOutput([2], extra_args={"a": [1]})),
+        lambda: Annotated(LLMEngineOutput([2**40])),
+        lambda: Annotated(LLMEngineOutput([-1], text="x")),
+        lambda: Annotated(LLMEngineOutput([1], index=-1)),
+        lambda: Annotated(LLMEngineOutput([1]), event="progress"),
+        lambda: Annotated[LLMEngineOutput](event="progress", comment=["half"]),
+        lambda: Annotated.from_error(Disconnected("gone")),
+    )
+).map(lambda make: make())
 items = st.lists(plain | other, max_size=30)
 
 

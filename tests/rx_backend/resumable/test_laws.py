@@ -81,14 +81,16 @@ readings = st.lists(
     ),
     max_size=5,
 )
-bounds = st.fixed_dictionaries({
-    "max_ahead": st.sampled_from((0, 1, 3, 256)),
-    "max_bytes": st.sampled_from((1, 150, 1_000_000)),
-    "linger_s": st.sampled_from((0.0, 1.25, 4.25)),
-    "stop_grace_s": st.sampled_from((0.0, 2.0)),
-    "keep_s": st.sampled_from((0.0, 5.0, 100.0)),
-    "when_left": st.sampled_from(("stop", "stop", "continue")),
-})
+bounds = st.fixed_dictionaries(
+    {
+        "max_ahead": st.sampled_from((0, 1, 3, 256)),
+        "max_bytes": st.sampled_from((1, 150, 1_000_000)),
+        "linger_s": st.sampled_from((0.0, 1.25, 4.25)),
+        "stop_grace_s": st.sampled_from((0.0, 2.0)),
+        "keep_s": st.sampled_from((0.0, 5.0, 100.0)),
+        "when_left": st.sampled_from(("stop", "stop", "continue")),
+    }
+)
 
 
 async def read(streams: ResumableStreams, reader: ResumableReader, how: Reading, run: Run) -> None:

@@ -98,7 +98,9 @@ def test_stops_are_counted() -> None:
         options = {"linger_s": 1, "stop_grace_s": 2, "keep_s": 5}
         async with (
             ResumableStreams(ignores, meter_provider=meters.provider, **options) as streams,  # type: ignore[arg-type]
-            ResumableStreams(ended, meter_provider=meters.provider, max_ahead=0, **options) as others,  # type: ignore[arg-type]
+            ResumableStreams(
+                ended, meter_provider=meters.provider, max_ahead=0, **options
+            ) as others,  # type: ignore[arg-type]
         ):
             await asyncio.gather(
                 leave_after(await streams.start(REQUEST), 1),

@@ -564,7 +564,9 @@ def test_a_start_that_is_overtaken_by_the_close_leaves_nothing(spans: Spans) -> 
 
 def test_only_a_source_is_taken() -> None:
     """An engine without its adapter is refused by name."""
-    with pytest.raises(InvalidArgument, match="source: expected an EngineAdapter or a StreamSource"):
+    with pytest.raises(
+        InvalidArgument, match="source: expected an EngineAdapter or a StreamSource"
+    ):
         ResumableStreams(SampleEngine())  # type: ignore[arg-type]
 
 
@@ -589,5 +591,3 @@ def test_options_are_checked(option: str, value: object, expected: str) -> None:
     adapter, _ = adapter_of()
     with pytest.raises(InvalidArgument, match=f"{option}: expected {expected}"):
         ResumableStreams(adapter, **{option: value})  # type: ignore[arg-type]
-
-
