@@ -55,6 +55,19 @@ class ReplayLog(Protocol[T]):
     first: int
     head: int
 
+    def make_room(self, delivered: int) -> bool:
+        """
+        Return whether one more item may come; if not, the source waits for its readers.
+
+        Called before the source is pulled, and each time that the fastest reader has advanced while
+        the source waits. What is in front of *delivered* may be dropped here.
+
+        Args:
+            delivered: The position of the fastest reader; the head where the source is pulled
+                without readers, or ahead of them by a waiting one.
+        """
+        ...
+
     def append(self, item: T) -> None:
         """Hold one more item, or what is needed of it; an engine may change *item* later (row E6)."""
         ...
@@ -88,6 +101,10 @@ class ItemLog(Generic[T]):
         self._items: list[T] = []
         self.first = 0
         self.head = 0
+
+    def make_room(self, delivered: int) -> bool:
+        """Return True: the oldest item makes room."""
+        return True
 
     def append(self, item: T) -> None:
         """Hold a copy of *item*, in place of the oldest one where there is no more room."""

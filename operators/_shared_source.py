@@ -202,16 +202,16 @@ class SharedSource(Generic[T]):
             await self._pump.wait_closed()
 
     def _wants_more(self) -> bool:
-        if self._waiting or self._is_abandoned:
-            return True
-        if not self._cursors:
-            return self._linger_s is None
-        ahead = self.log.head - self._fastest
+        log = self.log
+        if self._waiting or self._is_abandoned or (not self._cursors and self._linger_s is None):
+            return log.make_room(log.head)
+        ahead = log.head - self._fastest
         # A mark that has everything counts as a reader that waits.
-        return ahead < self._ahead or (
+        is_wanted = ahead < self._ahead or (
             ahead == 0
             and any(each.position == self._fastest for each in self._cursors if not each.takes)
         )
+        return is_wanted and log.make_room(self._fastest)
 
     def _demand(self) -> None:
         pump = self._pump
