@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeAlias
 
@@ -22,37 +22,10 @@ class ClientLeft(Exception):
     """The server says, as something is sent, that there is no client."""
 
 
-@asynccontextmanager
-async def until_client_leaves(
-    receive: Receive, on_leave: Callable[[], None]
-) -> AsyncGenerator[None]:
-    """
-    Run a block, but cancel it when the client has left.
-
-    Args:
-        receive: Receives the connection's messages.
-        on_leave: Called at once when the client has left, before the block is cancelled.
-    """
-    limit = asyncio.timeout(None)
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        on_leave()
-        limit.reschedule(loop.time())
-
-    loop = asyncio.get_running_loop()
-    try:
-        async with limit:
-            watcher = loop.create_task(watch())
-            try:
-                yield
-            finally:
-                watcher.cancel()
-                await asyncio.wait([watcher])
-    except TimeoutError:
-        if not limit.expired():
-            raise
+async def until_client_leaves(receive: Receive) -> None:
+    """Return when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class Outlet:
@@ -64,6 +37,7 @@ class Outlet:
 
     Attributes:
         has_begun: Whether the headers are out.
+        has_ended: Whether the last event is out; what is written then is dropped.
 
     Raises:
         ClientLeft: There is no client; by whatever sends.
@@ -75,6 +49,7 @@ class Outlet:
         self._clock = asyncio.get_running_loop().time
         self._sent_at = 0.0
         self.has_begun = False
+        self.has_ended = False
 
     async def begin(self, status: int, headers: RawHeaders) -> None:
         """Send the status and the headers."""
@@ -84,10 +59,12 @@ class Outlet:
     async def write(self, events: bytes) -> None:
         """Send some events; wait while the client is slow."""
         async with self._lock:
-            await self._pass_on("body", body=events, more_body=True)
+            if not self.has_ended:
+                await self._pass_on("body", body=events, more_body=True)
 
     async def end(self, events: bytes = b"") -> None:
-        """Send the last events and the end of the response."""
+        """Send the last events and the end of the response; also while something else is sent."""
+        self.has_ended = True
         await self._pass_on("body", body=events, more_body=False)
 
     async def _pass_on(self, what: str, **message: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
 from typing import Any, Final, cast
 
 from starlette.types import Receive, Send
@@ -58,22 +59,30 @@ class Exchange:
         self._headers_first = headers_first
         self._stream: ItemStream | None = None
         self._writer: Writer | None = None
-        self._is_complete = False
 
     async def run(self, receive: Receive, send: Send) -> None:
         """Serve the response until it is complete, or the client has left."""
         outlet = Outlet(send)
+        # A task of its own, since what cancels this one must not wait until the engine has closed.
+        serving = asyncio.create_task(self._serve(outlet))
+        leaving = asyncio.create_task(until_client_leaves(receive))
         try:
-            async with until_client_leaves(receive, self._kill):
-                await self._serve(outlet)
-                self._is_complete = True
-        except ClientLeft:
-            pass
+            await asyncio.wait((serving, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done():
+                self._kill()
         except asyncio.CancelledError:
+            self._kill()
+            serving.cancel()
             await self._say_farewell(outlet)
             raise
         finally:
+            leaving.cancel()
+            serving.cancel()
+            await asyncio.wait((serving, leaving))
             await self._close()
+        if not serving.cancelled():
+            with suppress(ClientLeft):
+                serving.result()
 
     async def head(self, send: Send) -> None:
         """Answer a request for the headers alone; nothing is pulled."""
@@ -85,9 +94,7 @@ class Exchange:
             await self._close()
 
     async def _close(self) -> None:
-        """Release the stream; one that is not at its end is stopped first."""
-        if not self._is_complete:
-            self._kill()
+        """Release the stream."""
         given = self._given
         if inspect.iscoroutine(given):
             given.close()
@@ -120,9 +127,13 @@ class Exchange:
                 await outlet.end()
                 return
         await outlet.begin(200, self._response_headers())
-        async with outlet.keep_alive(self._keep_alive_s):
-            last = await self._write_all(outlet, first)
-        await outlet.end(last)
+        try:
+            async with outlet.keep_alive(self._keep_alive_s):
+                last = await self._write_all(outlet, first)
+            await outlet.end(last)
+        except ClientLeft:
+            self._kill()
+            raise
 
     async def _first_item(self) -> Annotated[Any] | None:
         """Return the first item when the first token has come; raise a failure before that."""

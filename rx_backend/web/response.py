@@ -43,9 +43,9 @@ def respond(
     A failure ahead of the first token is answered with a status of its own and OpenAI's error object
     (`status_of`), a later one is an event, and the end of the response. A client that leaves, at any
     moment, stops the request, which is one abort of the engine by the A rows; a stream that is no
-    ``ResponseStream``, such as one that a client can come back to, is only closed. Where the server
-    cancels the response, as some do when they shut down, the stream is dropped (row S7) and the
-    client gets a last event that says so. An item is pulled when the one before is sent, so a slow client slows its engine down.
+    ``ResponseStream``, such as one that a client can come back to, is only closed. A server
+    that cancels the response, as some do when they shut down, stops the request too, and the client
+    gets a last event that says so. An item is pulled when the one before is sent, so a slow client slows its engine down.
 
     The response has ``X-Request-Id``: the id of the context.
 

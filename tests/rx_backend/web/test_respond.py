@@ -236,7 +236,7 @@ def test_a_client_that_does_not_read_holds_the_engine_back() -> None:
 
 @pytest.mark.parametrize("at", [0.5, 1.5])
 def test_a_server_that_shuts_down_tells_the_client(at: float) -> None:
-    """By a status, or by a last event; the engine is closed."""
+    """By a status, or by a last event; the engine stops."""
 
     async def main() -> None:
         served, client = Served(1.0, word("a"), 9.0), Client()
@@ -248,7 +248,26 @@ def test_a_server_that_shuts_down_tells_the_client(at: float) -> None:
         assert client.is_complete
         assert client.status == (503 if at == 0.5 else 200)
         assert b'"code":"EngineShutdown"' in client.body
-        assert served.engine.closes == [at]
+        assert (served.engine.aborts, served.engine.closes) == ([at], [at])
+
+    run_virtual(main())
+
+
+def test_a_shutdown_waits_for_no_engine() -> None:
+    """The last event is out before the engine has closed: the process may end any moment."""
+
+    async def main() -> None:
+        engine = ScriptedEngine(word("a"), 9.0, closing=[5.0])
+        client = Client()
+        stream = await EngineAdapter(engine).generate(REQUEST)
+        asking = asyncio.create_task(client.ask(respond(stream, CHAT)))
+        await asyncio.sleep(1.0)
+        asking.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert client.is_complete
+        await asyncio.wait([asking])
+        assert engine.closed == 1
 
     run_virtual(main())
 
