@@ -19,6 +19,7 @@ from operators._deadlines import (
     deadlines,
 )
 from operators._deferred_abort import AbortStep, abort_gate, deferred_abort
+from operators._detokenize import detokenize
 from operators._drain_until_first_token import drain_until_first_token
 from operators._enforce_cancellation import enforce_cancellation
 from operators._first_token import first_token
@@ -78,6 +79,7 @@ __all__ = (
     "coalesce",
     "deadlines",
     "deferred_abort",
+    "detokenize",
     "drain_until_first_token",
     "enforce_cancellation",
     "filter_async",

@@ -29,6 +29,7 @@ from rx_backend import (
 from rx_backend.protocols import CompletionUsage, convert_output
 from rx_backend.testing import MarbleDiagram, MarbleEvent, Marbles, read_diagrams, render_marbles
 from tests.spans import Spans
+from tests.tokenizer import byte_tokenizer
 
 Play = Callable[..., Observable[Any]]
 
@@ -133,6 +134,17 @@ def deadlines(scene: Scene) -> Play:
 def deferred_abort(scene: Scene) -> Play:
     def play(source: Observable[Any], stop: Observable[Any]) -> Observable[Any]:
         return source.pipe(operators.deferred_abort(lambda: scene.tell("abort", "!"), stop=stop))
+
+    return play
+
+
+def detokenize(scene: Scene) -> Play:
+    def tell(chunk: LLMEngineOutput) -> None:
+        if chunk.text:
+            scene.tell("text", chunk.text)
+
+    def play(source: Observable[Any]) -> Observable[Any]:
+        return source.pipe(operators.detokenize(byte_tokenizer()), ops.do_action(tell))
 
     return play
 
@@ -290,6 +302,7 @@ PLAYS: dict[str, Callable[[Scene], Play]] = {
         coalesce,
         deadlines,
         deferred_abort,
+        detokenize,
         drain_until_first_token,
         enforce_cancellation,
         filter_async,
@@ -325,6 +338,12 @@ OWN_LETTERS: dict[str, Mapping[str, Any]] = {
         "E": Annotated.from_error(GONE),
     },
     "coalesce": {"M": LLMEngineOutput([2, 3])},
+    "detokenize": {
+        "q": token(0xC3),
+        "r": token(0xA9),
+        "Q": LLMEngineOutput([0xC3], text="", tokens=[""]),
+        "R": LLMEngineOutput([0xA9], text="é", tokens=["é"]),
+    },
     "limit_tokens": {"B": LLMEngineOutput.length().with_tokens([2])},
     "stop_on": {"S": LLMEngineOutput.stop()},
     "stop_on_text": {
