@@ -20,7 +20,7 @@ def a_thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "a_thing"
     folder.mkdir()
     (folder / "__init__.py").touch()
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     for name in ("a_thing", "a_thing.part"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return folder
