@@ -19,6 +19,7 @@ from operators._deadlines import (
     deadlines,
 )
 from operators._deferred_abort import AbortStep, abort_gate, deferred_abort
+from operators._detokenize import detokenize
 from operators._drain_until_first_token import drain_until_first_token
 from operators._enforce_cancellation import enforce_cancellation
 from operators._first_token import first_token
@@ -31,6 +32,10 @@ from operators._outcome import Outcome
 from operators._peek_first import peek_first
 from operators._pipeline import NoSuchOperator, Pipeline
 from operators._record_span import record_span
+from operators._replay_log import PositionDropped, PositionUnknown
+from operators._share_replay import share_replay
+from operators._shared_source import SourceClosed
+from operators._shared_stream import SharedStream
 from operators._slo import LatencyQuantiles, SloFigures, SloSnapshot, SloWindows, slo
 from operators._stop_on import stop_on
 from operators._stop_on_text import stop_on_text
@@ -59,9 +64,13 @@ __all__ = (
     "NotAnOperator",
     "Outcome",
     "Pipeline",
+    "PositionDropped",
+    "PositionUnknown",
+    "SharedStream",
     "SloFigures",
     "SloSnapshot",
     "SloWindows",
+    "SourceClosed",
     "TapCounts",
     "TokenTimes",
     "TotalTimeout",
@@ -70,6 +79,7 @@ __all__ = (
     "coalesce",
     "deadlines",
     "deferred_abort",
+    "detokenize",
     "drain_until_first_token",
     "enforce_cancellation",
     "filter_async",
@@ -82,6 +92,7 @@ __all__ = (
     "on_outcome",
     "peek_first",
     "record_span",
+    "share_replay",
     "sliding_itl",
     "slo",
     "stop_on",

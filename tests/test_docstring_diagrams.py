@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import pytest
-from reactivex import Observable
+from reactivex import Notification, Observable, abc
 from reactivex import operators as ops
 
 import operators
@@ -27,8 +27,9 @@ from rx_backend import (
     protocols,
 )
 from rx_backend.protocols import CompletionUsage, convert_output
-from rx_backend.testing import MarbleDiagram, Marbles, read_diagrams
+from rx_backend.testing import MarbleDiagram, MarbleEvent, Marbles, read_diagrams, render_marbles
 from tests.spans import Spans
+from tests.tokenizer import byte_tokenizer
 
 Play = Callable[..., Observable[Any]]
 
@@ -78,6 +79,16 @@ class Scene:
         assert row not in self.told, f"{row} came twice"
         self.told[row] = "-" * (round(self.test.clock()) if frame is None else frame) + what
 
+    def timed(self, notification: Notification[Any]) -> MarbleEvent:
+        """Return a materialized signal as an event of a line of marbles."""
+        value = notification.value if notification.has_value else None
+        kind = "next" if notification.has_value else "completed"
+        return MarbleEvent(round(self.test.clock()), kind, value)
+
+    def tell_marbles(self, row: str, events: Sequence[MarbleEvent]) -> None:
+        """Say that a row of commentary must be the line of these events."""
+        self.told[row] = render_marbles(events, self.test.values)
+
     def observed(self) -> Callable[[LLMEngineOutput], None]:
         """Return an observer of chunks, of whose line of marbles the row ``observed`` tells."""
         line = ""
@@ -123,6 +134,17 @@ def deadlines(scene: Scene) -> Play:
 def deferred_abort(scene: Scene) -> Play:
     def play(source: Observable[Any], stop: Observable[Any]) -> Observable[Any]:
         return source.pipe(operators.deferred_abort(lambda: scene.tell("abort", "!"), stop=stop))
+
+    return play
+
+
+def detokenize(scene: Scene) -> Play:
+    def tell(chunk: LLMEngineOutput) -> None:
+        if chunk.text:
+            scene.tell("text", chunk.text)
+
+    def play(source: Observable[Any]) -> Observable[Any]:
+        return source.pipe(operators.detokenize(byte_tokenizer()), ops.do_action(tell))
 
     return play
 
@@ -194,6 +216,23 @@ def record_span(scene: Scene) -> Play:
     return operators.record_span(scene.tracer.start_span("engine.generate"))
 
 
+def share_replay(scene: Scene) -> Play:
+    def play(source: Observable[Any]) -> Observable[Any]:
+        shared = source.pipe(operators.share_replay())
+
+        def subscribe(
+            observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
+        ) -> abc.DisposableBase:
+            late = shared.pipe(ops.materialize(), ops.map(scene.timed), ops.to_list())
+            loop = asyncio.get_running_loop()
+            loop.call_at(4.0, late.subscribe, partial(scene.tell_marbles, "late"))
+            return shared.subscribe(observer)
+
+        return Observable(subscribe)
+
+    return play
+
+
 def sliding_itl(scene: Scene) -> Play:
     return operators.sliding_itl(count=10, clock=scene.test.clock)
 
@@ -263,6 +302,7 @@ PLAYS: dict[str, Callable[[Scene], Play]] = {
         coalesce,
         deadlines,
         deferred_abort,
+        detokenize,
         drain_until_first_token,
         enforce_cancellation,
         filter_async,
@@ -274,6 +314,7 @@ PLAYS: dict[str, Callable[[Scene], Play]] = {
         peek_first,
         on_outcome,
         record_span,
+        share_replay,
         sliding_itl,
         slo,
         stop_on,
@@ -297,6 +338,12 @@ OWN_LETTERS: dict[str, Mapping[str, Any]] = {
         "E": Annotated.from_error(GONE),
     },
     "coalesce": {"M": LLMEngineOutput([2, 3])},
+    "detokenize": {
+        "q": token(0xC3),
+        "r": token(0xA9),
+        "Q": LLMEngineOutput([0xC3], text="", tokens=[""]),
+        "R": LLMEngineOutput([0xA9], text="é", tokens=["é"]),
+    },
     "limit_tokens": {"B": LLMEngineOutput.length().with_tokens([2])},
     "stop_on": {"S": LLMEngineOutput.stop()},
     "stop_on_text": {

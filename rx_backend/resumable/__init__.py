@@ -1,1 +1,24 @@
 """Streams that a client can come back to."""
+
+from rx_backend.resumable._errors import StreamNotFound, TooManyStreams
+from rx_backend.resumable._ids import parse_event_id
+from rx_backend.resumable._metrics import Held
+from rx_backend.resumable._options import MayRead, WhenLeft, same_owner
+from rx_backend.resumable._reader import ResumableReader
+from rx_backend.resumable._source import AdapterSource, OpenedStream, StreamSource
+from rx_backend.resumable._streams import ResumableStreams
+
+__all__ = (
+    "AdapterSource",
+    "Held",
+    "MayRead",
+    "OpenedStream",
+    "ResumableReader",
+    "ResumableStreams",
+    "StreamNotFound",
+    "StreamSource",
+    "TooManyStreams",
+    "WhenLeft",
+    "parse_event_id",
+    "same_owner",
+)

@@ -224,6 +224,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: our.deadlines(total_s=True), "total_s: expected a number, more than 0 seconds"),
     (lambda: our.deadlines(idle_s="5"), "idle_s: expected a number, more than 0 seconds"),
     (lambda: our.deadlines(idle_s=5, on_expiry=5), "on_expiry: expected a function"),
+    (lambda: our.detokenize("gpt2"), "tokenizer: expected a tokenizers.Tokenizer, got 'gpt2'"),
     (lambda: our.Drains(-1), "limit: expected at least 0, got -1"),
     (lambda: our.Drains(timeout_s=math.nan), "timeout_s: expected at least 0, got nan"),
     (lambda: our.Drains(grace_s=-1), "grace_s: expected at least 0, got -1"),

@@ -50,6 +50,7 @@ from tests.operators._help import (
     token,
     watch,
 )
+from tests.tokenizer import byte_tokenizer
 
 P = ParamSpec("P")
 
@@ -73,6 +74,7 @@ async def has_tokens(item: Any) -> bool:
 MADE: dict[str, Callable[[], Operator[Any, Any]]] = {
     "annotate_errors": lambda: operators.annotate_errors(lambda item: (item,), repr),
     "deferred_abort": lambda: operators.deferred_abort(nothing, stop=reactivex.never()),
+    "detokenize": lambda: operators.detokenize(byte_tokenizer()),
     "first_token": lambda: operators.first_token(nothing),
     "itl_window": lambda: operators.itl_window(TokenTimes(lambda: 0.0), nothing),
     "limit_tokens": lambda: operators.limit_tokens(5),

@@ -1,0 +1,124 @@
+"""Fill in the text of token ids."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+from operators._chunk import answer_of
+from operators._core.item_types import same_type
+from operators._core.operator import callbacks
+from operators._core.stage import Stage
+
+__all__ = ("Detokenizer", "detokenize")
+
+
+class Detokenizer(Protocol):
+    """What is needed of a ``tokenizers.Tokenizer``."""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Return the text of *ids*."""
+        ...
+
+
+def _check(tokenizer: object, **_: object) -> None:
+    kind = type(tokenizer)
+    if kind.__module__.partition(".")[0] != "tokenizers" or not hasattr(kind, "id_to_token"):
+        raise TypeError(
+            f"detokenize: tokenizer: expected a tokenizers.Tokenizer, got {tokenizer!r}; that of "
+            "transformers has one as `backend_tokenizer`"
+        )
+
+
+@same_type
+@callbacks(takes="chunks", check=_check)
+def detokenize(tokenizer: Detokenizer, *, skip_special_tokens: bool = True) -> Stage[Any, Any]:
+    """
+    Fill in the text of chunks that have token ids only.
+
+    Each answer (``index``) is decoded by itself and incrementally, so that the texts of its chunks
+    make up the text of all its tokens. A character that several tokens make up comes with the last
+    of them; what is incomplete at the answer's terminal comes there, as U+FFFD. Where ``q`` and ``r``
+    have a token of one byte each, which together are the character ``é``::
+
+        source  -q-r-|
+        result  -Q-R-|
+        text    ---é
+
+    A chunk with tokens has a text then, which may be empty, and the text of each token in
+    ``tokens``; so :func:`stop_on_text` behind this cuts between tokens. A chunk that has a text
+    already, or whose class has no field for it, passes unchanged, and so does one without tokens.
+
+    Args:
+        tokenizer: The model's, a ``tokenizers.Tokenizer``; streams may share it.
+        skip_special_tokens: Whether special tokens, such as the one that ends an answer, have no
+            text.
+
+    Raises:
+        TypeError: *tokenizer* is something else; when the operator is made.
+
+    Phase: chunks; in front of what looks at their text.
+    Errors: source errors pass unchanged; bytes of an incomplete character are dropped.
+    On dispose: nothing.
+
+    >>> import reactivex
+    >>> from tokenizers import Tokenizer, decoders, models
+    >>> from rx_backend import LLMEngineOutput
+    >>> tokenizer = Tokenizer(models.BPE({"one": 0, "Ġtwo": 1}, []))
+    >>> tokenizer.decoder = decoders.ByteLevel()
+    >>> chunks = reactivex.of(LLMEngineOutput([0]), LLMEngineOutput([1]))
+    >>> _ = chunks.pipe(detokenize(tokenizer)).subscribe(lambda chunk: print(repr(chunk.text)))
+    'one'
+    ' two'
+    """
+    answers: dict[int, _Answer] = {}
+    out: Any = yield
+    while True:
+        chunk: Any = out
+        answer = answers.get(answer_of(chunk))
+        if answer is None:
+            answer = answers[answer_of(chunk)] = _Answer(tokenizer, skip_special_tokens)
+        if getattr(chunk, "text", "") is None:
+            texts = [answer.text_of(token_id) for token_id in chunk.token_ids]
+            rest = answer.rest() if chunk.finish_reason is not None else ""
+            if texts or rest:
+                out = copy.copy(chunk)
+                out.text = "".join(texts) + rest
+                if texts and hasattr(chunk, "tokens"):
+                    texts[-1] += rest
+                    out.tokens = texts
+        out = yield out
+
+
+class _Answer:
+    """The text of one answer, token by token."""
+
+    __slots__ = ("_held", "_skip", "_step", "_tokenizer")
+
+    def __init__(self, tokenizer: Detokenizer, skip_special_tokens: bool) -> None:
+        from tokenizers.decoders import (  # noqa: PLC0415 - importing the library stays light
+            DecodeStream,
+        )
+
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        stream: Any = DecodeStream(skip_special_tokens=skip_special_tokens)
+        self._step = cast("Callable[[Any, int], str | None]", stream.step)
+        # The tokens whose text has not come out.
+        self._held: list[int] = []
+
+    def text_of(self, token_id: int) -> str:
+        """Return the text that *token_id* completes, which may be none."""
+        text = self._step(self._tokenizer, token_id)
+        if text is None:
+            self._held.append(token_id)
+            return ""
+        self._held.clear()
+        return text
+
+    def rest(self) -> str:
+        """Return the text of what is incomplete, at the end of the answer."""
+        held = self._tokenizer.decode(self._held, self._skip) if self._held else ""
+        self._held.clear()
+        return held

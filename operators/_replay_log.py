@@ -1,0 +1,123 @@
+"""What is held of a source's items, for readers that come later or lag."""
+
+from __future__ import annotations
+
+from typing import Generic, Protocol, TypeVar
+
+from operators._core.own_copy import own_copy
+
+__all__ = ("ItemLog", "PositionDropped", "PositionUnknown", "ReplayLog")
+
+T = TypeVar("T")
+
+
+class PositionDropped(LookupError):
+    """
+    A position is older than what a shared stream holds.
+
+    Attributes:
+        position: The position.
+        first: The oldest that can still be read from.
+    """
+
+    def __init__(self, position: int, first: int) -> None:
+        super().__init__(f"position {position} was dropped: items are held from {first} on")
+        self.position = position
+        self.first = first
+
+
+class PositionUnknown(LookupError):
+    """
+    A position is beyond what a shared stream has had.
+
+    Attributes:
+        position: The position.
+        head: How many items came.
+    """
+
+    def __init__(self, position: int, head: int) -> None:
+        super().__init__(f"position {position} is unknown: {head} items have come")
+        self.position = position
+        self.head = head
+
+
+class ReplayLog(Protocol[T]):
+    """
+    What a :class:`SharedStream` holds of its source's items.
+
+    A position is a number of items: position n is behind the first n items of the source.
+
+    Attributes:
+        first: The oldest position that can still be read from.
+        head: How many items came; the position behind the last of them.
+    """
+
+    first: int
+    head: int
+
+    def make_room(self, delivered: int) -> bool:
+        """
+        Return whether one more item may come; if not, the source waits for its readers.
+
+        Called before the source is pulled, and each time that the fastest reader has advanced while
+        the source waits. What is in front of *delivered* may be dropped here.
+
+        Args:
+            delivered: The position of the fastest reader; the head where the source is pulled
+                without readers, or ahead of them by a waiting one.
+        """
+        ...
+
+    def append(self, item: T) -> None:
+        """Hold one more item, or what is needed of it; an engine may change *item* later (row E6)."""
+        ...
+
+    def read(self, position: int) -> tuple[T, int]:
+        """
+        Return an item from *position* on, and the position behind it.
+
+        It may be several items of the source, merged. What is returned belongs to the reader, which
+        may change it: return a new object each time.
+
+        Args:
+            position: From *first* to *head* - 1.
+        """
+        ...
+
+
+class ItemLog(Generic[T]):
+    """
+    The last items of a source, as they came.
+
+    Args:
+        buffer: How many items are held; None for all of them.
+    """
+
+    __slots__ = ("_buffer", "_items", "first", "head")
+
+    def __init__(self, buffer: int | None = None) -> None:
+        self._buffer = buffer
+        # With a bound the item of a position is at the position modulo the bound.
+        self._items: list[T] = []
+        self.first = 0
+        self.head = 0
+
+    def make_room(self, delivered: int) -> bool:
+        """Return True: the oldest item makes room."""
+        return True
+
+    def append(self, item: T) -> None:
+        """Hold a copy of *item*, in place of the oldest one where there is no more room."""
+        item = own_copy(item)
+        buffer = self._buffer
+        if buffer is None or self.head < buffer:
+            self._items.append(item)
+        else:
+            self._items[self.head % buffer] = item
+            self.first += 1
+        self.head += 1
+
+    def read(self, position: int) -> tuple[T, int]:
+        """Return a copy of the item behind *position*."""
+        place = position if self._buffer is None else position % self._buffer
+        return own_copy(self._items[place]), position + 1

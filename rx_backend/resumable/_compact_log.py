@@ -1,0 +1,233 @@
+"""The items of one answer, held compactly."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from array import array
+from collections.abc import Callable
+from typing import Final, cast
+
+from operators.authoring import own_copy
+from rx_backend.errors import KINDS, BackendError, InvalidArgument
+from rx_backend.protocols import Annotated, LLMEngineOutput
+from rx_backend.resumable._sizes import size_of
+
+__all__ = ("CompactLog",)
+
+Item = Annotated[LLMEngineOutput]
+
+_OBJECT: Final = -1
+# Of an item: its shape, and where its tokens and its text end.
+_BYTES_PER_ITEM: Final = 3 * 8
+_BYTES_PER_TOKEN: Final = 4
+
+
+class CompactLog:
+    """
+    The items of one answer, and any position to read them from: a ``ReplayLog``.
+
+    An item with nothing but token ids, text and index takes 24 bytes, 4 for each token, and those of
+    its text in UTF-8. All of these from a position on, up to an item of another shape or of another
+    answer, come out as one. Any other item (a terminal, log probabilities, the first chunk with its
+    trace link, an error item) is held as a copy, and comes out alone.
+
+    An error item is held without the traceback of its error, which would hold the frames of the
+    engine; the chain of causes is kept.
+
+    Args:
+        max_bytes: How much to hold. What was delivered is dropped first, oldest first, an eighth at
+            once; what was not is never dropped.
+        on_drop: Called when items were dropped.
+
+    Attributes:
+        first: The oldest position to read from.
+        head: How many items came.
+        delivered: The position that the fastest reader had reached when the log was last asked.
+        held_bytes: What is held: the bytes above, and of objects what ``sys.getsizeof`` says of all
+            their parts. Spare room of the buffers, at most an eighth, is not counted, nor is some
+            kilobyte for the log itself.
+
+    >>> log = CompactLog(1_000)
+    >>> for chunk in (LLMEngineOutput([7], text="a"), LLMEngineOutput([8, 9], text="b")):
+    ...     log.append(Annotated(chunk))
+    >>> log.read(0)
+    (Annotated(data=LLMEngineOutput(token_ids=[7, 8, 9], text='ab')), 2)
+    >>> log.read(1)
+    (Annotated(data=LLMEngineOutput(token_ids=[8, 9], text='b')), 2)
+    """
+
+    __slots__ = (
+        "_kinds",
+        "_max_bytes",
+        "_object_bytes",
+        "_objects",
+        "_on_drop",
+        "_text",
+        "_text_ends",
+        "_token_ends",
+        "_tokens",
+        "delivered",
+        "first",
+        "head",
+    )
+
+    def __init__(self, max_bytes: int, on_drop: Callable[[], object] | None = None) -> None:
+        self.first = 0
+        self.head = 0
+        self.delivered = 0
+        self._max_bytes = max_bytes
+        self._on_drop = on_drop
+        # Of each item from `first` on. Ends are counted from the answer's beginning, and the one
+        # before the first item is there too.
+        self._kinds = array("q")
+        self._token_ends = array("Q", [0])
+        self._text_ends = array("Q", [0])
+        self._tokens = array("I")
+        self._text = bytearray()
+        self._objects: dict[int, Item] = {}
+        self._object_bytes = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of what is held."""
+        return (
+            len(self._kinds) * _BYTES_PER_ITEM
+            + len(self._tokens) * _BYTES_PER_TOKEN
+            + len(self._text)
+            + self._object_bytes
+        )
+
+    def append(self, item: Item) -> None:
+        """
+        Hold one more item.
+
+        Raises:
+            InvalidArgument: It is no ``Annotated``.
+        """
+        if not self._append_plain(item):
+            self._append_object(item)
+        self._token_ends.append(self._token_ends[0] + len(self._tokens))
+        self._text_ends.append(self._text_ends[0] + len(self._text))
+        self.head += 1
+
+    def _append_plain(self, item: Item) -> bool:
+        """Hold an item in the buffers; return whether it is of that shape."""
+        chunk = getattr(item, "data", None)
+        if type(chunk) is not LLMEngineOutput:
+            return False
+        ids, text, index = chunk.token_ids, chunk.text, chunk.index
+        if item != Annotated(LLMEngineOutput(ids, text=text, index=index)):
+            return False
+        try:
+            if index is not None and index < 0:
+                return False
+            tokens = array("I", ids)
+            data = b"" if text is None else text.encode("utf-8", "surrogatepass")
+            kind = (0 if index is None else 2 * index + 2) + (text is not None)
+            self._kinds.append(kind)
+        except (TypeError, AttributeError, OverflowError):
+            # Of a type or size that the wire doesn't know.
+            return False
+        self._tokens += tokens
+        self._text += data
+        return True
+
+    def _append_object(self, item: Item) -> None:
+        if not isinstance(item, Annotated):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgument(
+                "resumable streams hold Annotated items; the pipeline yielded "
+                f"{type(item).__name__}"
+            )
+        held = _own(item)
+        if held.error is not None:
+            held.error = _without_frames(held.error)
+        self._kinds.append(_OBJECT)
+        self._objects[self.head] = held
+        self._object_bytes += size_of(held)
+
+    def read(self, position: int) -> tuple[Item, int]:
+        """Return what comes from *position* on as one item of the reader's own, and where it ends."""
+        start = position - self.first
+        kinds = self._kinds
+        kind = kinds[start]
+        if kind == _OBJECT:
+            return _own(self._objects[position]), position + 1
+        end, count = start + 1, len(kinds)
+        while end < count and kinds[end] == kind:
+            end += 1
+        ends = self._token_ends
+        chunk = LLMEngineOutput(self._tokens[ends[start] - ends[0] : ends[end] - ends[0]].tolist())
+        if kind & 1:
+            ends = self._text_ends
+            text = self._text[ends[start] - ends[0] : ends[end] - ends[0]]
+            chunk.text = text.decode("utf-8", "surrogatepass")
+        if kind > 1:
+            chunk.index = (kind - 2) // 2
+        return Annotated(chunk), self.first + end
+
+    def make_room(self, delivered: int) -> bool:
+        """
+        Return whether another item may come, dropping what was delivered where that is needed.
+
+        Args:
+            delivered: The position that the fastest reader has reached.
+        """
+        self.delivered = delivered
+        excess = self.held_bytes - self._max_bytes
+        if excess < 0:
+            return True
+        excess += self._max_bytes // 8
+        count = 0
+        delivered_count = delivered - self.first
+        while excess >= 0 and count < delivered_count:
+            excess -= self._size_at(count)
+            count += 1
+        self._drop(count)
+        return self.held_bytes < self._max_bytes
+
+    def _size_at(self, place: int) -> int:
+        tokens, text = self._token_ends, self._text_ends
+        held = self._objects.get(self.first + place)
+        return (
+            _BYTES_PER_ITEM
+            + (tokens[place + 1] - tokens[place]) * _BYTES_PER_TOKEN
+            + (text[place + 1] - text[place])
+            + (0 if held is None else size_of(held))
+        )
+
+    def _drop(self, count: int) -> None:
+        """Drop the oldest items; the buffers are made anew, since they don't shrink by themselves."""
+        if not count:
+            return
+        for position in range(self.first, self.first + count):
+            held = self._objects.pop(position, None)
+            if held is not None:
+                self._object_bytes -= size_of(held)
+        self._tokens = self._tokens[self._token_ends[count] - self._token_ends[0] :]
+        self._text = self._text[self._text_ends[count] - self._text_ends[0] :]
+        self._kinds = self._kinds[count:]
+        self._token_ends = self._token_ends[count:]
+        self._text_ends = self._text_ends[count:]
+        self.first += count
+        if self._on_drop is not None:
+            self._on_drop()
+
+
+def _own(item: Item) -> Item:
+    """Return a copy for one reader, its error included, whose traceback grows when it is raised."""
+    own = own_copy(item)
+    if own is item:
+        own = copy.copy(item)
+    if item.error is not None:
+        own.error = copy.copy(item.error)
+    return own
+
+
+def _without_frames(error: BackendError) -> BackendError:
+    """Return a copy without tracebacks, that of its causes included."""
+    try:
+        held = pickle.loads(pickle.dumps(error))  # noqa: S301  our own bytes
+    except Exception:
+        return KINDS[error.kind](error.message)
+    return cast("BackendError", held)

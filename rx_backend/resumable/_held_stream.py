@@ -1,0 +1,211 @@
+"""One stream that is held, from its first item until it is forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Final, Protocol
+
+from operators import SharedStream
+from operators.authoring import Reader
+from rx_backend.errors import BackendError, Cancelled
+from rx_backend.protocols import Annotated, LLMEngineOutput
+from rx_backend.resumable._compact_log import CompactLog
+from rx_backend.resumable._options import Options
+from rx_backend.resumable._source import OpenedStream
+
+__all__ = ("HeldStream", "Holder")
+
+Item = Annotated[LLMEngineOutput]
+
+_SHORTEST_KEEP_S: Final = 1.0
+
+
+class Holder(Protocol):
+    """What a stream notifies of its life."""
+
+    def ended(self, held: HeldStream) -> None:
+        """Note that the answer of *held* has ended."""
+        ...
+
+    def expired(self, held: HeldStream) -> None:
+        """Forget *held*, which was kept for long enough."""
+        ...
+
+    def close_soon(self, held: HeldStream, error: BackendError) -> None:
+        """Close *held* in a task, which outlives it in the table."""
+        ...
+
+    def release(self, held: HeldStream) -> None:
+        """Close and forget *held*, which can be found again."""
+        ...
+
+    def count_bound(self, option: str, effect: str) -> None:
+        """Count that a bound took effect."""
+        ...
+
+
+class HeldStream:
+    """
+    An answer with its readers: it runs until it has ended, and is kept for a while then.
+
+    Args:
+        id: The stream's id.
+        opened: What the source has opened; released at the end.
+        options: The bounds.
+        holder: Notified of what happens.
+
+    Attributes:
+        context, owner, created, begun_here: As of *opened*.
+        log: The items that are held.
+        shared: What readers read.
+        is_over: Whether the answer has ended.
+        cut_off: Why the answer was closed before its end, if it was.
+    """
+
+    def __init__(self, id: str, opened: OpenedStream, options: Options, holder: Holder) -> None:
+        self.id = id
+        self.context = opened.context
+        self.owner = opened.owner
+        self.created = opened.created
+        self.is_over = False
+        self.cut_off: BackendError | None = None
+        self._options = options
+        self._holder = holder
+        self._opened: OpenedStream | None = opened
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self.begun_here = opened.begun_here
+        self.log = CompactLog(options.max_bytes, self._dropped)
+        goes_on = options.when_left == "continue" and opened.begun_here
+        self.shared: SharedStream[Item] = SharedStream(
+            self._items(opened),
+            log=self.log,
+            ahead=options.max_ahead,
+            linger_s=None if goes_on else options.linger_s,
+            on_abandoned=self._left,
+        )
+        opened.watch(self.shared)
+
+    @property
+    def waits_for(self) -> str | None:
+        """The bound at which the engine waits for a reader, if it does."""
+        log, options = self.log, self._options
+        if self.is_over or log.head == log.delivered:
+            return None
+        if log.held_bytes >= options.max_bytes:
+            return "max_bytes"
+        return "max_ahead" if log.head - log.delivered >= options.max_ahead else None
+
+    def stop(self) -> None:
+        """Ask the engine to end the answer, if it has not ended."""
+        if self._opened is not None:
+            self._opened.stop()
+
+    def stop_own(self) -> None:
+        """Do as :meth:`stop` for an answer of this process."""
+        if self.begun_here:
+            self.stop()
+
+    def close(self, error: BackendError) -> None:
+        """Drop an answer that has not ended; its readers get *error* behind what is held."""
+        if not self.is_over and self.cut_off is None:
+            self.cut_off = error
+        self.shared.close()
+
+    async def wait_closed(self) -> None:
+        """Wait until everything is released, after :meth:`close`."""
+        opened = self._opened
+        await self.shared.aclose()
+        if opened is not None:
+            # What was never pulled has not released itself.
+            await opened.aclose()
+        self._end()
+
+    def forget(self) -> None:
+        """Keep a stream that is over no longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def count_lag(self) -> None:
+        """Count a reader that fell behind what is held."""
+        self._holder.count_bound("max_bytes", "reader_failed")
+
+    async def read(self, after: int) -> Reader[Item]:
+        """
+        Return a reader of what comes after the first *after* items.
+
+        Items up to there that are known elsewhere are pulled first.
+
+        Raises:
+            PositionDropped, PositionUnknown: As ``SharedStream.read``.
+        """
+        opened, shared = self._opened, self.shared
+        if after <= shared.head or opened is None or after > await opened.head():
+            return shared.read(after)
+        async with shared.read(shared.head) as reader:
+            while shared.head < after and not shared.is_over:
+                await anext(reader, None)
+            return shared.read(after)
+
+    async def _items(self, opened: OpenedStream) -> AsyncGenerator[Item]:
+        items, failure = opened.items, None
+        try:
+            async for item in items:
+                if items.ended:
+                    # The reader may leave with the last item, and the end would not be pulled.
+                    await opened.aclose()
+                    self._end()
+                yield item
+        except Exception as error:
+            # Held until the answer is forgotten: its frames would hold engine and request.
+            failure = error.with_traceback(None)
+        finally:
+            await opened.aclose()
+            self._end()
+            del opened, items
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure
+
+    def _left(self) -> None:
+        """Stop the engine, or leave it to others: there was no reader here for ``linger_s``."""
+        if self.is_over:
+            return
+        if not self.begun_here:
+            self._holder.release(self)
+            return
+        self._holder.count_bound("linger_s", "stopped")
+        self._timer = self._loop.call_later(self._options.stop_grace_s, self._cut)
+        self.stop()
+
+    def _cut(self) -> None:
+        """Close an answer that the engine did not end after the stop."""
+        self._holder.count_bound("stop_grace_s", "closed")
+        grace_s = self._options.stop_grace_s
+        error = Cancelled(f"stopped without a reader, and not ended within {grace_s:g} s")
+        self._holder.close_soon(self, error)
+
+    def _end(self) -> None:
+        """Note the end of the answer, and keep it for a while. Idempotent."""
+        if self.is_over:
+            return
+        self.is_over = True
+        self._opened = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(self._options.keep_s, self._expire)
+        self._holder.ended(self)
+
+    def _expire(self) -> None:
+        """Forget the answer, unless it is being read; then look again after a while."""
+        if self.shared.readers:
+            again_s = max(self._options.keep_s, _SHORTEST_KEEP_S)
+            self._timer = self._loop.call_later(again_s, self._expire)
+        else:
+            self._holder.expired(self)
+
+    def _dropped(self) -> None:
+        self._holder.count_bound("max_bytes", "dropped")

@@ -1,0 +1,63 @@
+"""The ids of streams, and of the events of a stream."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import Final
+
+from rx_backend.errors import InvalidArgument
+
+__all__ = ("check_position", "check_text", "event_id", "new_stream_id", "parse_event_id")
+
+_EVENT_ID: Final = re.compile(r"([A-Za-z0-9_-]{1,128}):([0-9]{1,15})")
+_LONGEST_SHOWN: Final = 80
+
+
+def new_stream_id() -> str:
+    """Return an id that can't be guessed: 128 bits of the system's entropy, as 22 characters."""
+    return secrets.token_urlsafe(16)
+
+
+def event_id(stream_id: str, position: int) -> str:
+    """Return the id of the event behind which *position* items of a stream have been read."""
+    return f"{stream_id}:{position}"
+
+
+def parse_event_id(text: str) -> tuple[str, int]:
+    """
+    Return the stream id and the position in an event's id, as in ``Last-Event-ID``.
+
+    Raises:
+        InvalidArgument: It is not the id of an event.
+
+    >>> parse_event_id("gX2S0mgDGyLEnp9FeXUTMw:17")
+    ('gX2S0mgDGyLEnp9FeXUTMw', 17)
+    """
+    found = _EVENT_ID.fullmatch(text)
+    if found is None:
+        shown = text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+        raise InvalidArgument(f"event id: expected <stream id>:<position>, got {shown!r}")
+    return found[1], int(found[2])
+
+
+def check_position(name: str, position: object) -> None:
+    """
+    Check that *position* is a whole number that is not negative.
+
+    Raises:
+        InvalidArgument: It is something else; names the argument.
+    """
+    if type(position) is not int or position < 0:
+        raise InvalidArgument(f"{name}: expected a number of items, 0 or more, got {position!r}")
+
+
+def check_text(name: str, text: object) -> None:
+    """
+    Check that *text* is one.
+
+    Raises:
+        InvalidArgument: It is something else; names the argument.
+    """
+    if not isinstance(text, str):
+        raise InvalidArgument(f"{name}: expected a text, got {text!r}")

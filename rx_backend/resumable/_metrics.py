@@ -1,0 +1,119 @@
+"""What is counted of resumable streams, as OpenTelemetry metrics."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, NamedTuple, Protocol
+from weakref import WeakKeyDictionary, WeakSet
+
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+
+__all__ = ("Held", "ResumableMetrics")
+
+_PREFIX: Final = "rx_backend.resumable"
+
+
+class Held(NamedTuple):
+    """
+    What one ``ResumableStreams`` holds.
+
+    Attributes:
+        running: Streams whose answer has not ended.
+        kept: Streams whose answer has.
+        readers: Readers of both.
+        held_bytes: Bytes of the items of both.
+        waiting: Streams whose engine waits for a reader, by the option that makes it wait.
+    """
+
+    running: int
+    kept: int
+    readers: int
+    held_bytes: int
+    waiting: Mapping[str, int]
+
+
+class Holder(Protocol):
+    """What holds streams."""
+
+    def figures(self) -> Held:
+        """Return what is held at the moment; called in the thread of the metrics' reader."""
+        ...
+
+
+class ResumableMetrics:
+    """
+    The instruments of one meter provider, which all ``ResumableStreams`` share. Thread-safe.
+
+    Args:
+        meter: Makes the instruments.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self._holders: WeakSet[Holder] = WeakSet()
+        self._bounds = meter.create_counter(
+            f"{_PREFIX}.bounds", "{time}", "How often a bound took effect, by option and effect"
+        )
+        self._requests = meter.create_counter(
+            f"{_PREFIX}.resumes", "{request}", "Requests for the rest of a stream, by outcome"
+        )
+        create = meter.create_observable_up_down_counter
+        create(f"{_PREFIX}.streams", [self._streams], "{stream}", "Streams that are held")
+        create(f"{_PREFIX}.readers", [self._readers], "{reader}", "Readers of streams")
+        create(f"{_PREFIX}.waiting", [self._waiting], "{stream}", "Streams that wait for a reader")
+        create(f"{_PREFIX}.held", [self._bytes], "By", "Bytes of the items that are held")
+
+    @classmethod
+    def of(cls, provider: MeterProvider | None) -> ResumableMetrics | None:
+        """
+        Return the one for *provider*; for the global provider when left out.
+
+        None as long as no global provider is set up.
+        """
+        if provider is None:
+            provider = metrics.get_meter_provider()
+            # What the API has by itself records nothing.
+            if type(provider).__module__.startswith("opentelemetry.metrics"):
+                return None
+        with _shared_lock:
+            shared = _shared.get(provider)
+            if shared is None:
+                shared = _shared[provider] = cls(provider.get_meter("rx_backend"))
+        return shared
+
+    def observe(self, holder: Holder) -> None:
+        """Observe what *holder* holds from now on, while it lives. Idempotent."""
+        self._holders.add(holder)
+
+    def count_bound(self, option: str, effect: str) -> None:
+        """Count that the bound *option* took effect."""
+        self._bounds.add(1, {"rx_backend.bound": option, "rx_backend.effect": effect})
+
+    def count_resume(self, outcome: str) -> None:
+        """Count a request for the rest of a stream."""
+        self._requests.add(1, {"rx_backend.outcome": outcome})
+
+    def _held(self) -> list[Held]:
+        return [holder.figures() for holder in list(self._holders)]
+
+    def _streams(self, _: CallbackOptions) -> Iterator[Observation]:
+        held = self._held()
+        yield Observation(sum(each.running for each in held), {"rx_backend.state": "running"})
+        yield Observation(sum(each.kept for each in held), {"rx_backend.state": "kept"})
+
+    def _readers(self, _: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(sum(each.readers for each in self._held()))]
+
+    def _waiting(self, _: CallbackOptions) -> Iterator[Observation]:
+        held = self._held()
+        for option in ("max_ahead", "max_bytes"):
+            count = sum(each.waiting.get(option, 0) for each in held)
+            yield Observation(count, {"rx_backend.bound": option})
+
+    def _bytes(self, _: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(sum(each.held_bytes for each in self._held()))]
+
+
+_shared: WeakKeyDictionary[MeterProvider, ResumableMetrics] = WeakKeyDictionary()
+_shared_lock = threading.Lock()

@@ -1,0 +1,87 @@
+"""The options of resumable streams, checked."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+from rx_backend.errors import InvalidArgument
+
+__all__ = ("MayRead", "Options", "WhenLeft", "same_owner")
+
+WhenLeft: TypeAlias = Literal["stop", "continue"]
+
+MayRead: TypeAlias = Callable[[str | None, str | None], bool]
+"""Takes the owner of a stream and the one who asks; returns whether that one may read and stop it."""
+
+
+def same_owner(owner: str | None, asking: str | None) -> bool:
+    """
+    Return whether the one who asks is the owner of the stream.
+
+    A stream without an owner is for those who ask without one: whoever knows its id.
+    """
+    return owner == asking
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """
+    The bounds of :class:`ResumableStreams`, where they are explained.
+
+    Raises:
+        InvalidArgument: One does not fit; names it.
+    """
+
+    max_streams: int
+    max_ahead: int
+    max_bytes: int
+    linger_s: float
+    when_left: WhenLeft
+    stop_grace_s: float
+    keep_s: float
+    may_read: MayRead
+
+    def __post_init__(self) -> None:
+        _whole("max_streams", self.max_streams, "streams", low=1)
+        _whole("max_ahead", self.max_ahead, "items", low=0)
+        _whole("max_bytes", self.max_bytes, "bytes", low=1)
+        for name in ("linger_s", "stop_grace_s", "keep_s"):
+            _seconds(name, getattr(self, name))
+        if self.when_left not in get_args(WhenLeft):
+            raise InvalidArgument(
+                f"when_left: expected 'stop' or 'continue', got {self.when_left!r}"
+            )
+        if not callable(self.may_read) or inspect.iscoroutinefunction(self.may_read):
+            raise InvalidArgument(
+                "may_read: expected a function that is not async, of two owners, "
+                f"got {self.may_read!r}"
+            )
+
+    def allows(self, owner: str | None, asking: str | None) -> bool:
+        """
+        Return whether the one who asks may read a stream of *owner*.
+
+        Raises:
+            TypeError: ``may_read`` returned something other than True or False.
+        """
+        answer: object = self.may_read(owner, asking)
+        if answer is True or answer is False:
+            return answer
+        raise TypeError(f"may_read: expected True or False, got {type(answer).__name__}")
+
+
+def _whole(name: str, value: object, unit: str, *, low: int) -> None:
+    if type(value) is not int or value < low:
+        raise InvalidArgument(
+            f"{name}: expected a whole number of {unit}, {low} or more, got {value!r}"
+        )
+
+
+def _seconds(name: str, value: Any) -> None:
+    is_number = isinstance(value, float) or type(value) is int
+    if not is_number or not 0 <= value < math.inf:
+        raise InvalidArgument(f"{name}: expected a number of seconds, 0 or more, got {value!r}")

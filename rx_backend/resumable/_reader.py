@@ -1,0 +1,131 @@
+"""What one client reads of a resumable stream."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from copy import copy
+from types import TracebackType
+from typing import Self
+
+from operators import PositionDropped, SourceClosed, peek_first
+from operators.authoring import Reader
+from rx_backend.context import RequestContext
+from rx_backend.errors import Unknown, as_backend_error
+from rx_backend.protocols import Annotated, LLMEngineOutput
+from rx_backend.resumable._held_stream import HeldStream
+from rx_backend.resumable._ids import event_id
+
+__all__ = ("ResumableReader",)
+
+Item = Annotated[LLMEngineOutput]
+
+
+class ResumableReader:
+    """
+    One reader of a stream: an async iterator of its items, and an async context manager.
+
+    Each item's ``id`` is its event id, to resume behind it. What a reader is behind comes as few
+    merged items. Closing the reader, cancelling its pull and losing it leave the answer alone: it
+    goes on for the other readers, and for ``linger_s`` without any.
+
+    Made by :class:`ResumableStreams`.
+
+    Attributes:
+        stream_id: The stream's id.
+        position: How many of the answer's items were handed out to this reader and those before it.
+        context: The request's context.
+        created: When the answer was begun, in seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        held: HeldStream,
+        reader: Reader[Item],
+        discard: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self.stream_id = held.id
+        self.position = reader.position
+        self.context: RequestContext = held.context
+        self.created = held.created
+        self._reader = reader
+        self._discard = discard
+        self._held = held
+        self._peeked: deque[tuple[Item, int]] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Item:
+        item, position = self._peeked.popleft() if self._peeked else await self._next()
+        self.position = position
+        return item
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def peek_first(self) -> Self:
+        """
+        Wait for the first token, so that a failure before it is raised here (rows S5, S6).
+
+        As :meth:`rx_backend.ResponseStream.peek_first`. Where the stream was begun for this reader,
+        a failure forgets the stream.
+
+        Raises:
+            BackendError: The error that came before any token and any other terminal; ``Unknown``
+                for an ``error`` terminal. The reader is closed.
+        """
+        try:
+            run = await peek_first(self._recorded(), error=Unknown)
+            await run.aclose()
+        except Exception as error:
+            await self.aclose()
+            if self._discard is not None:
+                await self._discard()
+            typed = as_backend_error(error)
+            if typed is error:
+                raise
+            raise typed from error
+        return self
+
+    async def aclose(self) -> None:
+        """Leave the stream. Idempotent."""
+        self._peeked.clear()
+        await self._reader.aclose()
+
+    async def _next(self) -> tuple[Item, int]:
+        try:
+            item = await anext(self._reader)
+        except SourceClosed:
+            item = self._cut_off()
+        except PositionDropped:
+            self._held.count_lag()
+            raise
+        position = self._reader.position
+        item.id = event_id(self.stream_id, position)
+        return item, position
+
+    def _cut_off(self) -> Item:
+        """Return the error item of an answer that was closed before its end (row S9)."""
+        error = self._held.cut_off
+        if error is None:
+            raise StopAsyncIteration
+        return Annotated.from_error(copy(error))
+
+    async def _recorded(self) -> AsyncGenerator[Item]:
+        """Yield what comes, and have it handed out again."""
+        while True:
+            try:
+                entry = await self._next()
+            except StopAsyncIteration:
+                return
+            self._peeked.append(entry)
+            yield entry[0]

@@ -1,0 +1,284 @@
+"""Streams that a client can come back to, by id and position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Final, Self, cast
+
+from opentelemetry.metrics import MeterProvider
+
+from operators import PositionDropped, PositionUnknown
+from operators.authoring import Reader
+from rx_backend.adapter import EngineAdapter
+from rx_backend.context import RequestContext
+from rx_backend.errors import Cancelled, EngineShutdown, InvalidArgument
+from rx_backend.protocols import Annotated, LLMEngineOutput, PreprocessedRequest
+from rx_backend.resumable._errors import StreamNotFound
+from rx_backend.resumable._held_stream import HeldStream
+from rx_backend.resumable._ids import check_position, check_text, new_stream_id
+from rx_backend.resumable._metrics import Held
+from rx_backend.resumable._options import MayRead, Options, WhenLeft, same_owner
+from rx_backend.resumable._reader import ResumableReader
+from rx_backend.resumable._source import AdapterSource, OpenedStream, StreamSource
+from rx_backend.resumable._table import StreamTable
+
+__all__ = ("ResumableStreams",)
+
+
+class ResumableStreams:
+    """
+    Hold running and just-ended answers, for clients that lose their connection and come back.
+
+    A client that has read to a position asks for the rest by stream id and position, and gets it
+    once, also while the engine continues. Several clients may read one answer, each at its own pace.
+    Make one per process, on the event loop that it serves, and close it before the engine is cleaned
+    up; it is an asynchronous context manager.
+
+    Args:
+        source: An adapter; or where else streams come from.
+        max_streams: How many streams are held, running and ended. One more takes the place of the
+            one that ended first and has no reader; if there is none it is `TooManyStreams`.
+        max_ahead: How many items the engine may be ahead of the fastest reader before it waits.
+        max_bytes: How many bytes of a stream's items are held. What the fastest reader has read is
+            dropped first, oldest first; when nothing is left to drop, the engine waits.
+        linger_s: How long a stream runs without a reader, in seconds, before it is stopped.
+        when_left: ``continue``: the engine comes to its end without readers too; neither `linger_s`
+            nor `max_ahead` applies while there is none, and `max_bytes` drops what nobody has read.
+        stop_grace_s: How long an engine may take to end after that stop, in seconds, before its
+            stream is closed.
+        keep_s: How long an answer can be read after its end, in seconds; longer while it is read.
+        may_read: Decides by the stream's owner and the one who asks who may read and stop it.
+        meter_provider: Receives metrics; the global provider by default.
+
+    Raises:
+        InvalidArgument: An option does not fit; names it.
+
+    >>> import asyncio
+    >>> from rx_backend.engines import SampleEngine
+    >>> async def main():
+    ...     adapter = EngineAdapter(SampleEngine(token_interval_ms=0))
+    ...     async with ResumableStreams(adapter) as streams:
+    ...         async with await streams.start(PreprocessedRequest(token_ids=[1])) as reader:
+    ...             begun = [(await anext(reader)).data.token_ids for _ in range(3)]
+    ...         # The connection is lost; the client comes back.
+    ...         async with await streams.resume(reader.stream_id, after=reader.position) as reader:
+    ...             rest = [item.data.token_ids async for item in reader]
+    ...     return begun, sum(rest, [])
+    >>> asyncio.run(main())
+    ([[0], [1], [2]], [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15])
+    """
+
+    def __init__(
+        self,
+        source: EngineAdapter[Annotated[LLMEngineOutput]] | StreamSource,
+        *,
+        max_streams: int = 10_000,
+        max_ahead: int = 256,
+        max_bytes: int = 1_048_576,
+        linger_s: float = 30.0,
+        when_left: WhenLeft = "stop",
+        stop_grace_s: float = 10.0,
+        keep_s: float = 60.0,
+        may_read: MayRead = same_owner,
+        meter_provider: MeterProvider | None = None,
+    ) -> None:
+        self._source = _as_source(source)
+        self._options = options = Options(
+            max_streams=max_streams,
+            max_ahead=max_ahead,
+            max_bytes=max_bytes,
+            linger_s=linger_s,
+            when_left=when_left,
+            stop_grace_s=stop_grace_s,
+            keep_s=keep_s,
+            may_read=may_read,
+        )
+        self._table = StreamTable(options, meter_provider)
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        """Return the number of streams that are held."""
+        return len(self._table)
+
+    async def start(
+        self,
+        request: PreprocessedRequest,
+        context: RequestContext | None = None,
+        *,
+        owner: str | None = None,
+    ) -> ResumableReader:
+        """
+        Begin the answer to *request*, and return its first reader.
+
+        Args:
+            request: The request.
+            context: Its identity and cancellation; a new one by default.
+            owner: Who may come back for it, as `may_read` decides.
+
+        Raises:
+            BackendError: As ``EngineAdapter.generate``; nothing is left then.
+            TooManyStreams: There is no room for it.
+            EngineShutdown: The streams are closed.
+        """
+        self._check_open()
+        if owner is not None:
+            check_text("owner", owner)
+        self._table.make_room()
+        self._table.metrics()
+        if context is None:
+            context = RequestContext()
+        stream_id = new_stream_id()
+        self._table.starting += 1
+        try:
+            opened = await self._source.start(stream_id, request, context, owner)
+        finally:
+            self._table.starting -= 1
+        held = await self._hold(stream_id, opened)
+        return ResumableReader(held, held.shared.read(), lambda: self._discard(held))
+
+    async def resume(self, id: str, after: int = 0, *, owner: str | None = None) -> ResumableReader:
+        """
+        Return one more reader of a stream, for what comes behind the first *after* items.
+
+        Args:
+            id: The stream's id.
+            after: How many of the items are known already.
+            owner: Who asks.
+
+        Raises:
+            StreamNotFound: There is no such stream, or `may_read` says no.
+            PositionDropped: Some of the rest is not held any more.
+            PositionUnknown: The stream has not so many items yet.
+            InvalidArgument: An argument does not fit; names it.
+            TooManyStreams: The stream was begun elsewhere, and there is no room for it here.
+            EngineShutdown: The streams are closed.
+        """
+        check_text("id", id)
+        check_position("after", after)
+        try:
+            held = await self._found(id, owner)
+            reader = ResumableReader(held, await self._read(held, after))
+        except Exception as error:
+            self._table.count_resume(_OUTCOMES.get(type(error), "failed"))
+            raise
+        self._table.count_resume("resumed")
+        return reader
+
+    async def stop(self, id: str, *, owner: str | None = None) -> None:
+        """
+        Ask the engine to end a stream, whoever reads it; its readers get the terminal (row A2).
+
+        A stream that has ended is left as it is.
+
+        Raises:
+            StreamNotFound: There is no such stream, or `may_read` says no.
+            EngineShutdown: The streams are closed.
+        """
+        check_text("id", id)
+        self._check_open()
+        held = self._table.get(id)
+        opened = await self._source.find(id) if held is None else None
+        try:
+            found = held or opened
+            if found is None or not self._options.allows(found.owner, owner):
+                raise StreamNotFound(_NOT_FOUND.format(id))
+            found.stop()
+        finally:
+            if opened is not None:
+                await opened.aclose()
+
+    async def aclose(self) -> None:
+        """
+        Close all streams, and wait until everything is released. Idempotent.
+
+        Answers that run are stopped and dropped; their readers get `EngineShutdown`.
+        """
+        self._is_closed = True
+        await self._table.aclose(EngineShutdown("the streams were closed"))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def held(self) -> Held:
+        """Return what is held at the moment, as the metrics have it."""
+        return self._table.figures()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise EngineShutdown("the streams are closed")
+
+    async def _hold(self, id: str, opened: OpenedStream) -> HeldStream:
+        """Hold what the source has opened."""
+        try:
+            self._check_open()
+            return self._table.add(id, opened)
+        except BaseException:
+            await opened.aclose()
+            raise
+
+    async def _found(self, id: str, owner: str | None) -> HeldStream:
+        """Return the stream *id*, which *owner* may read, also where it was begun elsewhere."""
+        self._check_open()
+        held = self._table.get(id)
+        if held is None:
+            opened = await self._source.find(id)
+            if opened is not None:
+                held = await self._take_in(id, opened, owner)
+        if held is None or not self._options.allows(held.owner, owner):
+            raise StreamNotFound(_NOT_FOUND.format(id))
+        return held
+
+    async def _take_in(self, id: str, opened: OpenedStream, owner: str | None) -> HeldStream | None:
+        """Hold a stream that was begun elsewhere, unless it is held by now or may not be read."""
+        held = self._table.get(id)
+        try:
+            if held is None and self._options.allows(opened.owner, owner):
+                self._table.make_room()
+                self._check_open()
+                return self._table.add(id, opened)
+        except BaseException:
+            await opened.aclose()
+            raise
+        await opened.aclose()
+        return held
+
+    async def _read(self, held: HeldStream, after: int) -> Reader[Annotated[LLMEngineOutput]]:
+        try:
+            return await held.read(after)
+        except BaseException:
+            if not held.begun_here and not held.shared.readers:
+                self._table.release(held)
+            raise
+
+    async def _discard(self, held: HeldStream) -> None:
+        """Forget a stream that failed before its first token."""
+        held.close(Cancelled("the stream failed before its first token"))
+        await held.wait_closed()
+        self._table.forget(held)
+
+
+_NOT_FOUND: Final = "there is no stream {!r}"
+_OUTCOMES: Final[Mapping[type[Exception], str]] = {
+    StreamNotFound: "not_found",
+    PositionDropped: "position_dropped",
+    PositionUnknown: "position_unknown",
+}
+
+
+def _as_source(source: object) -> StreamSource:
+    if isinstance(source, EngineAdapter):
+        return AdapterSource(cast("EngineAdapter[Annotated[LLMEngineOutput]]", source))
+    if not isinstance(source, StreamSource):
+        raise InvalidArgument(
+            f"source: expected an EngineAdapter or a StreamSource, got {type(source).__name__}"
+        )
+    return source

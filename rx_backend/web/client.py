@@ -1,0 +1,99 @@
+"""The client of a response: when it has left, and what is sent to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final, TypeAlias
+
+from starlette.types import Receive, Send
+
+__all__ = ("ClientLeft", "Outlet", "until_client_leaves")
+
+RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
+
+# Without a blank line behind it, which would be an event without data to OpenAI's client once an
+# event had an id. The next event follows on a line of its own.
+_KEEP_ALIVE: Final = b": keep-alive\n"
+
+
+class ClientLeft(Exception):
+    """The server says, as something is sent, that there is no client."""
+
+
+async def until_client_leaves(receive: Receive) -> None:
+    """Return when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Outlet:
+    """
+    Sends one response: its headers, its events, and comments while there are none.
+
+    Args:
+        send: Sends the connection's messages.
+
+    Attributes:
+        has_begun: Whether the headers are out.
+        has_ended: Whether the last event is out; what is written then is dropped.
+
+    Raises:
+        ClientLeft: There is no client; by whatever sends.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._lock = asyncio.Lock()
+        self._clock = asyncio.get_running_loop().time
+        self._sent_at = 0.0
+        self.has_begun = False
+        self.has_ended = False
+
+    async def begin(self, status: int, headers: RawHeaders) -> None:
+        """Send the status and the headers."""
+        self.has_begun = True
+        await self._pass_on("start", status=status, headers=headers)
+
+    async def write(self, events: bytes) -> None:
+        """Send some events; wait while the client is slow."""
+        async with self._lock:
+            if not self.has_ended:
+                await self._pass_on("body", body=events, more_body=True)
+
+    async def end(self, events: bytes = b"") -> None:
+        """Send the last events and the end of the response; also while something else is sent."""
+        self.has_ended = True
+        await self._pass_on("body", body=events, more_body=False)
+
+    async def _pass_on(self, what: str, **message: Any) -> None:
+        message["type"] = f"http.response.{what}"
+        try:
+            await self._send(message)
+        except OSError as error:
+            raise ClientLeft(str(error)) from error
+        self._sent_at = self._clock()
+
+    @asynccontextmanager
+    async def keep_alive(self, interval_s: float | None) -> AsyncGenerator[None]:
+        """Send a comment whenever nothing was sent for *interval_s*, while a block runs."""
+        if interval_s is None:
+            yield
+            return
+        task = asyncio.get_running_loop().create_task(self._send_comments(interval_s))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _send_comments(self, interval_s: float) -> None:
+        # The next event finds the client gone too.
+        with suppress(ClientLeft):
+            while True:
+                left = self._sent_at + interval_s - self._clock()
+                if left > 0:
+                    await asyncio.sleep(left)
+                else:
+                    await self.write(_KEEP_ALIVE)

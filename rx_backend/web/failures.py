@@ -1,0 +1,147 @@
+"""What a client is told of a failure: the status, and OpenAI's error object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from starlette.responses import JSONResponse
+
+from operators import PositionDropped, PositionUnknown
+from rx_backend.errors import KINDS, BackendError, InvalidArgument, Unknown, as_backend_error
+from rx_backend.resumable import StreamNotFound, TooManyStreams
+
+__all__ = (
+    "FAILURES",
+    "error_headers",
+    "error_object",
+    "error_response",
+    "public_error",
+    "status_of",
+)
+
+FAILURES: Final = (BackendError, PositionDropped, PositionUnknown)
+"""Failures that have a status of their own; any other exception is a fault of the service."""
+
+_STATUS: Final[Mapping[str, int]] = {
+    "InvalidArgument": 400,
+    "Cancelled": 499,
+    "Unknown": 500,
+    "Disconnected": 502,
+    "StreamIncomplete": 502,
+    "CannotConnect": 503,
+    "EngineShutdown": 503,
+    "ConnectionTimeout": 504,
+    "ResponseTimeout": 504,
+}
+
+# Of streams that a client comes back to; these classes say more than their kinds.
+_OWN_STATUS: Final[Mapping[type[Exception], int]] = {
+    StreamNotFound: 404,
+    PositionUnknown: 400,
+    PositionDropped: 410,
+    TooManyStreams: 503,
+}
+
+_STOCK: Final[Mapping[str, str]] = {
+    "CannotConnect": "the engine can't be reached",
+    "ConnectionTimeout": "the engine can't be reached in time",
+    "Disconnected": "the connection to the engine was lost",
+    "ResponseTimeout": "the engine did not answer in time",
+}
+
+_RETRY_AFTER_S: Final = 1
+
+
+def status_of(error: BaseException) -> int:
+    """
+    Return the HTTP status of a failure ahead of the first token (row S6).
+
+    By the kind of the error:
+
+    - 400: `InvalidArgument`
+    - 499: `Cancelled`
+    - 500: `Unknown`
+    - 502: `Disconnected`, `StreamIncomplete`
+    - 503: `CannotConnect`, `EngineShutdown`
+    - 504: `ConnectionTimeout`, `ResponseTimeout`
+
+    And of resumable streams: 404 `StreamNotFound`, 410 `PositionDropped`, 400 `PositionUnknown`, 503
+    `TooManyStreams`.
+
+    >>> status_of(TimeoutError()), status_of(ValueError("max_tokens: expected 1 at least"))
+    (504, 400)
+    """
+    own = _own_class(error)
+    return _OWN_STATUS[own] if own else _STATUS.get(as_backend_error(error).kind, 500)
+
+
+def public_error(error: BaseException) -> BackendError:
+    """
+    Return a typed error as a client may see it: without its causes.
+
+    The message is the error's own, which is written for the caller; but the text of an exception
+    that was not typed stays in the log, unless it is a ``ValueError``, which is about the request.
+
+    >>> public_error(KeyError("/srv/secret"))
+    Unknown('the engine failed')
+    """
+    for failure in (error, error.__cause__):
+        if isinstance(failure, PositionDropped | PositionUnknown):
+            return InvalidArgument(str(failure))
+    typed = as_backend_error(error)
+    kind = KINDS.get(typed.kind, Unknown)
+    if typed.kind != "InvalidArgument" and _is_text_of(typed.message, typed.__cause__):
+        return kind(_STOCK.get(typed.kind, "the engine failed"))
+    return kind(typed.message)
+
+
+def error_object(error: BaseException) -> dict[str, Any]:
+    """Return OpenAI's error object; its ``code`` is the kind of the error, or its class's own name."""
+    public = public_error(error)
+    own = _own_class(error)
+    is_clients = isinstance(public, InvalidArgument)
+    return {
+        "error": {
+            "message": public.message,
+            "type": "invalid_request_error" if is_clients else "server_error",
+            "param": None,
+            "code": own.__name__ if own else public.kind,
+        }
+    }
+
+
+def error_headers(error: BaseException) -> dict[str, str]:
+    """Return the headers of a failure: when a client may try again, where that helps soon."""
+    return {"retry-after": str(_RETRY_AFTER_S)} if isinstance(error, TooManyStreams) else {}
+
+
+def error_response(
+    error: BaseException, *, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """
+    Return the response to a request that failed: a status by kind, and OpenAI's error object.
+
+    For failures outside of a response of :func:`respond`, as an exception handler::
+
+        app.add_exception_handler(BackendError, lambda request, error: error_response(error))
+    """
+    return JSONResponse(
+        error_object(error), status_of(error), headers=error_headers(error) | dict(headers or {})
+    )
+
+
+def _own_class(error: BaseException) -> type[Exception] | None:
+    """Return the class of a failure of a resumable stream; None for any other."""
+    # What is raised by peeking is typed, with the failure as its cause.
+    found = (own for own in _OWN_STATUS if own in {type(error), type(error.__cause__)})
+    return next(found, None)
+
+
+def _is_text_of(message: str, cause: BaseException | None) -> bool:
+    """Return whether *message* was made of the text of an exception that is not typed."""
+    if cause is None or isinstance(cause, BackendError):
+        return False
+    if isinstance(cause, BaseExceptionGroup):
+        return True
+    return message == (str(cause) or type(cause).__name__)

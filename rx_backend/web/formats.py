@@ -1,0 +1,111 @@
+"""How items are written as server-sent events; our own items as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from rx_backend.protocols import Annotated, encode
+from rx_backend.web.failures import public_error
+
+__all__ = ("Format", "ItemStream", "JsonItems", "Writer", "event")
+
+ItemStream: TypeAlias = AsyncIterator[Annotated[Any]]
+"""A stream of annotated items: a ``ResponseStream``, a ``ResumableReader``, or any other."""
+
+
+class Writer(Protocol):
+    """
+    Writes the events of one response.
+
+    Attributes:
+        has_failed: Whether an error was written; nothing follows it.
+    """
+
+    has_failed: bool
+
+    def item(self, item: Annotated[Any]) -> bytes:
+        """Return the events of an item; nothing for one that is not sent."""
+        ...
+
+    def failure(self, error: Exception) -> bytes:
+        """Return the event of a failure."""
+        ...
+
+    def end(self) -> bytes:
+        """Return what follows the last item of a stream that has not failed."""
+        ...
+
+
+class Format(Protocol):
+    """
+    How a stream is written.
+
+    Attributes:
+        empty_status: The status of a stream without items, as that of a client that has them all.
+    """
+
+    @property
+    def empty_status(self) -> int:
+        """The status of a stream without items."""
+        ...
+
+    def writer(self, stream: ItemStream) -> Writer:
+        """Return the writer of one response, before anything is pulled from *stream*."""
+        ...
+
+
+def event(data: bytes, *, name: str | None = None, id: str | None = None) -> bytes:
+    """
+    Return an event as it is on the wire.
+
+    Args:
+        data: The data, in one line.
+        name: The event's name; ``message`` to a browser without one.
+        id: What a client gives back as ``Last-Event-ID``. One that can't be written is left out.
+    """
+    head = b"" if id is None or not _is_line(id) else b"id: %b\n" % id.encode()
+    if name is not None and _is_line(name):
+        head += b"event: %b\n" % name.encode()
+    return b"%bdata: %b\n\n" % (head, data)
+
+
+def _is_line(text: str) -> bool:
+    return text.isprintable() and text.isascii()
+
+
+@dataclass(frozen=True)
+class JsonItems:
+    """
+    Each item as the JSON of an `Annotated`: ``data``, ``event``, ``comment``, ``error`` and ``id``.
+
+    An error item is an event named ``error``, and another event keeps its name. The end of a stream
+    that has not failed is an event ``done``, so that a client can tell it from a lost connection. A
+    stream without items is answered with 204, at which a browser's ``EventSource`` stops to
+    reconnect.
+    """
+
+    empty_status = 204
+
+    def writer(self, stream: ItemStream) -> Writer:
+        """Return the writer of one response."""
+        return _JsonWriter()
+
+
+class _JsonWriter:
+    has_failed = False
+
+    def item(self, item: Annotated[Any]) -> bytes:
+        if item.error is not None:
+            return self.failure(item.error, item.id)
+        return event(encode(item), name=item.event, id=item.id)
+
+    def failure(self, error: Exception, id: str | None = None) -> bytes:
+        self.has_failed = True
+        item = Annotated.from_error(public_error(error))
+        item.id = id
+        return event(encode(item), name="error", id=id)
+
+    def end(self) -> bytes:
+        return event(b"{}", name="done")

@@ -1,0 +1,261 @@
+"""Streams as the chunks of OpenAI's chat and completion endpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+from rx_backend.errors import BackendError, Unknown
+from rx_backend.logger import get_logger
+from rx_backend.protocols import Annotated, CompletionUsage, FinishReason, LLMEngineOutput
+from rx_backend.web.failures import error_object
+from rx_backend.web.formats import ItemStream, Writer, event
+from rx_backend.web.openai_logprobs import (
+    ChatLogprobs,
+    CompletionLogprobs,
+    chat_logprobs,
+    completion_logprobs,
+)
+
+__all__ = ("ChatChunks", "CompletionChunks")
+
+C = TypeVar("C", bound=msgspec.Struct)
+
+_log = get_logger(__name__)
+_encode: Final = msgspec.json.Encoder().encode
+
+# A request that was stopped has what was made of its answer: OpenAI knows no other word for that.
+_FINISH: Final = {
+    "eos": "stop",
+    "stop": "stop",
+    "length": "length",
+    "cancelled": "stop",
+    "content_filter": "content_filter",
+}
+
+
+@dataclass(frozen=True)
+class ChatChunks:
+    """
+    The chunks of ``/v1/chat/completions``, then ``data: [DONE]``.
+
+    The first chunk of each choice has the role. Items without a chunk, and chunks that have nothing
+    for the client, are left out. A failure is an event with OpenAI's error object, at which its
+    clients raise ``APIError``, and no ``[DONE]``.
+
+    Args:
+        model: The model's name in each chunk.
+        id: The id of the answer; ``chatcmpl-`` and the request's id by default.
+        created: Unix time, in seconds; by default the stream's ``created``, or now.
+        include_usage: Whether a last chunk has the tokens that the request cost, where the engine
+            says so: OpenAI's ``stream_options.include_usage``.
+    """
+
+    model: str
+    id: str | None = None
+    created: int | None = None
+    include_usage: bool = False
+
+    empty_status = 200
+
+    def writer(self, stream: ItemStream) -> Writer:
+        """Return the writer of one response."""
+        has_begun = getattr(stream, "position", 0) > 0
+        head = _head(stream, self.id, "chatcmpl", self.created)
+        return _OpenAIWriter(
+            _ChatChoices(has_roles=has_begun).choice,
+            lambda choices, usage: _ChatChunk(*head, self.model, choices, usage),
+            include_usage=self.include_usage,
+        )
+
+
+@dataclass(frozen=True)
+class CompletionChunks:
+    """
+    The chunks of ``/v1/completions``, then ``data: [DONE]``; as `ChatChunks` in all else.
+
+    Args:
+        model: The model's name in each chunk.
+        id: The id of the answer; ``cmpl-`` and the request's id by default.
+        created: Unix time, in seconds; by default the stream's ``created``, or now.
+        include_usage: Whether a last chunk has the tokens that the request cost.
+    """
+
+    model: str
+    id: str | None = None
+    created: int | None = None
+    include_usage: bool = False
+
+    empty_status = 200
+
+    def writer(self, stream: ItemStream) -> Writer:
+        """Return the writer of one response."""
+        head = _head(stream, self.id, "cmpl", self.created)
+        return _OpenAIWriter(
+            _CompletionChoices().choice,
+            lambda choices, usage: _CompletionChunk(*head, self.model, choices, usage),
+            include_usage=self.include_usage,
+        )
+
+
+class _Delta(msgspec.Struct, omit_defaults=True):
+    role: str | None = None
+    content: str | None = None
+
+
+class _ChatChoice(msgspec.Struct):
+    index: int
+    delta: _Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+
+
+class _CompletionChoice(msgspec.Struct):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+
+
+class _ChatChunk(
+    msgspec.Struct, tag_field="object", tag="chat.completion.chunk", omit_defaults=True
+):
+    id: str
+    created: int
+    model: str
+    choices: list[_ChatChoice]
+    usage: CompletionUsage | None = None
+
+
+class _CompletionChunk(
+    msgspec.Struct, tag_field="object", tag="text_completion", omit_defaults=True
+):
+    id: str
+    created: int
+    model: str
+    choices: list[_CompletionChoice]
+    usage: CompletionUsage | None = None
+
+
+class _OpenAIWriter(Generic[C]):
+    """
+    Writes one response.
+
+    Args:
+        choice: Makes the choice of a chunk; None for a chunk that has nothing for the client.
+        chunk: Makes a chunk of its choices and the usage.
+        include_usage: Whether a last chunk has the usage.
+    """
+
+    has_failed = False
+
+    def __init__(
+        self,
+        choice: Callable[[LLMEngineOutput, int, str | None], C | None],
+        chunk: Callable[[list[C], CompletionUsage | None], msgspec.Struct],
+        *,
+        include_usage: bool,
+    ) -> None:
+        self._choice = choice
+        self._chunk = chunk
+        self._include_usage = include_usage
+        self._usage: CompletionUsage | None = None
+        self._has_text = False
+
+    def item(self, item: Annotated[LLMEngineOutput]) -> bytes:
+        if item.error is not None:
+            return self.failure(item.error)
+        output = item.data
+        if output is None:
+            return b""
+        reason = output.finish_reason
+        finish = None if reason is None else _FINISH.get(reason.kind)
+        if reason is not None:
+            if finish is None:
+                return self.failure(_engine_error(reason))
+            self._add_usage(output.completion_usage)
+        if not self._has_text:
+            self._look_for_text(output)
+        choice = self._choice(output, output.index or 0, finish)
+        if choice is None:
+            return b""
+        return event(_encode(self._chunk([choice], None)), id=item.id)
+
+    def failure(self, error: Exception) -> bytes:
+        self.has_failed = True
+        return event(_encode(error_object(error)))
+
+    def end(self) -> bytes:
+        last = b""
+        if self._include_usage and self._usage is not None:
+            last = event(_encode(self._chunk([], self._usage)))
+        return last + event(b"[DONE]")
+
+    def _add_usage(self, usage: CompletionUsage | None) -> None:
+        """Add what an answer cost: each has the prompt, which is read once."""
+        if usage is None or self._usage is None:
+            self._usage = usage or self._usage
+            return
+        prompt = max(usage.prompt_tokens, self._usage.prompt_tokens)
+        completion = usage.completion_tokens + self._usage.completion_tokens
+        self._usage = CompletionUsage(prompt, completion, prompt + completion)
+
+    def _look_for_text(self, output: LLMEngineOutput) -> None:
+        """Warn once of a stream that nobody makes the text of."""
+        self._has_text = True
+        if output.token_ids and output.text is None and output.finish_reason is None:
+            _log.warning("chunks have token ids and no text: put `operators.detokenize` in front")
+
+
+class _ChatChoices:
+    """Makes the choices of a chat; the first of each index has the role."""
+
+    def __init__(self, *, has_roles: bool) -> None:
+        self._has_roles = has_roles
+        self._begun: set[int] = set()
+
+    def choice(self, output: LLMEngineOutput, index: int, finish: str | None) -> _ChatChoice | None:
+        text, logprobs = output.text, chat_logprobs(output)
+        if not text and finish is None and logprobs is None:
+            return None
+        delta = _Delta(content=text)
+        if index not in self._begun:
+            self._begun.add(index)
+            if not self._has_roles:
+                delta = _Delta("assistant", text or "")
+        return _ChatChoice(index, delta, logprobs, finish)
+
+
+class _CompletionChoices:
+    """Makes the choices of a completion; offsets of tokens are those in the text of the response."""
+
+    def __init__(self) -> None:
+        self._characters: dict[int, int] = {}
+
+    def choice(
+        self, output: LLMEngineOutput, index: int, finish: str | None
+    ) -> _CompletionChoice | None:
+        text, offset = output.text or "", self._characters.get(index, 0)
+        logprobs = completion_logprobs(output, offset)
+        if not text and finish is None and logprobs is None:
+            return None
+        self._characters[index] = offset + len(text)
+        return _CompletionChoice(index, text, logprobs, finish)
+
+
+def _head(stream: ItemStream, id: str | None, prefix: str, created: int | None) -> tuple[str, int]:
+    """Return the id and the time of an answer."""
+    context = getattr(stream, "context", None)
+    began = getattr(stream, "created", None) or time.time()
+    return (
+        f"{prefix}-{getattr(context, 'id', 'stream')}" if id is None else id,
+        int(began) if created is None else created,
+    )
+
+
+def _engine_error(reason: FinishReason) -> BackendError:
+    return Unknown(reason.message or "the engine failed")

@@ -1,0 +1,113 @@
+"""`operators.detokenize`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from operators import detokenize, fuse, stop_on_text
+from operators.authoring import merge_chunks
+from rx_backend import LLMEngineOutput
+from rx_backend.testing import run_virtual
+from tests.operators._help import Engine
+from tests.tokenizer import END, byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+
+
+def run(chunks: list[LLMEngineOutput], *operators: Any) -> list[LLMEngineOutput]:
+    async def main() -> list[LLMEngineOutput]:
+        return [
+            chunk async for chunk in fuse(Engine(chunks)(), [detokenize(TOKENIZER), *operators])
+        ]
+
+    return run_virtual(main())
+
+
+def in_chunks(ids: list[int], sizes: list[int]) -> list[LLMEngineOutput]:
+    """Cut token ids into chunks of these sizes; the last has the finish reason."""
+    chunks: list[LLMEngineOutput] = []
+    while ids:
+        size = sizes[len(chunks) % len(sizes)]
+        chunks.append(LLMEngineOutput(ids[:size]))
+        ids = ids[size:]
+    return [*chunks, LLMEngineOutput.stop()]
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(0, END), max_size=30), st.lists(st.integers(1, 5), min_size=1))
+def test_the_texts_make_up_the_text_of_all_tokens(ids: list[int], sizes: list[int]) -> None:
+    """However the tokens come, valid UTF-8 or not, with special tokens among them."""
+    chunks = run(in_chunks(ids, sizes))
+    assert "".join(chunk.text or "" for chunk in chunks) == TOKENIZER.decode(ids)
+    assert [token_id for chunk in chunks for token_id in chunk.token_ids] == ids
+    for chunk in chunks[:-1]:
+        assert len(chunk.tokens or []) == len(chunk.token_ids)
+        assert "".join(text or "" for text in chunk.tokens or []) == chunk.text
+
+
+@given(st.text(max_size=20), st.lists(st.integers(1, 5), min_size=1))
+def test_a_character_is_never_broken(text: str, sizes: list[int]) -> None:
+    """A client that prints each text as it comes sees no replacement character."""
+    chunks = run(in_chunks(list(text.encode()), sizes))
+    assert "".join(chunk.text or "" for chunk in chunks) == text
+    if "�" not in text:
+        assert not any("�" in (chunk.text or "") for chunk in chunks)
+
+
+def test_what_is_incomplete_comes_with_the_terminal() -> None:
+    """As the replacement character, on a terminal with tokens and on a bare one."""
+    broken = LLMEngineOutput(list("aé".encode()[:-1]))
+    assert [chunk.text for chunk in run([broken, LLMEngineOutput.stop()])] == ["a", "�"]
+    last = LLMEngineOutput.length().with_tokens(list("aé".encode()[:-1]))
+    assert [(chunk.text, chunk.tokens) for chunk in run([last])] == [("a�", ["a", "�"])]
+
+
+def test_answers_do_not_mix() -> None:
+    """The tokens of a character of one answer may come among those of another."""
+    one, two = "é".encode(), "ü".encode()
+    ids = [(0, one[0]), (1, two[0]), (1, two[1]), (0, one[1])]
+    chunks = run([LLMEngineOutput([token_id], index=index) for index, token_id in ids])
+    assert [chunk.text for chunk in chunks] == ["", "", "ü", "é"]
+
+
+def test_special_tokens_have_no_text() -> None:
+    """The token that ends an answer is not for the client."""
+    assert [chunk.text for chunk in run([LLMEngineOutput([ord("a"), END])])] == ["a"]
+
+
+def test_an_engine_that_gives_text_is_left_alone() -> None:
+    """And so is a chunk without tokens; the engine's own chunk is not changed."""
+    given_text, handshake = LLMEngineOutput([97], text="A"), LLMEngineOutput()
+    assert run([handshake, given_text]) == [LLMEngineOutput(), LLMEngineOutput([97], text="A")]
+    bare = LLMEngineOutput([97])
+    assert run([bare])[0].text == "a"
+    assert bare == LLMEngineOutput([97])
+
+
+def test_a_stop_text_behind_it_cuts_between_tokens() -> None:
+    """The tokens of the stop text are left out, and those before it stay."""
+    chunks = run([LLMEngineOutput(list(b"one##two")), LLMEngineOutput.stop()], stop_on_text("##"))
+    assert [(chunk.text, bytes(chunk.token_ids)) for chunk in chunks] == [("one", b"one")]
+    assert chunks[-1].stop_reason == "##"
+
+
+def test_its_chunks_can_be_merged() -> None:
+    """One whose text is held back too."""
+    chunks = run([LLMEngineOutput([byte]) for byte in "aé".encode()])
+    merged, count = merge_chunks(chunks)
+    assert (merged[0].text, bytes(merged[0].token_ids).decode(), count) == ("aé", "aé", 3)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_special_tokens_may_have_a_text(skip: bool) -> None:
+    """For a client that looks for them."""
+
+    async def main() -> list[str | None]:
+        made = detokenize(TOKENIZER, skip_special_tokens=skip)
+        return [chunk.text async for chunk in fuse(Engine([LLMEngineOutput([END])])(), [made])]
+
+    assert run_virtual(main()) == ["" if skip else "<end>"]

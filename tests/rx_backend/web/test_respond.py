@@ -1,0 +1,414 @@
+"""`rx_backend.web.respond`, against the ASGI interface and in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from operators import fuse
+from rx_backend import (
+    Annotated,
+    BackendError,
+    CannotConnect,
+    Disconnected,
+    EngineAdapter,
+    InvalidArgument,
+    LLMEngineOutput,
+    PreprocessedRequest,
+    RequestContext,
+    ResponseStream,
+)
+from rx_backend.testing import run_virtual
+from rx_backend.web import ChatChunks, JsonItems, context_of, respond
+from tests.engines.scripted import ScriptedEngine, Step
+from tests.rx_backend.web.asgi import Client, lines_of
+
+REQUEST = PreprocessedRequest(token_ids=[1])
+CHAT = ChatChunks("m", id="c", created=7)
+
+
+def word(text: str) -> LLMEngineOutput:
+    return LLMEngineOutput([7], text=text)
+
+
+class Served:
+    """A response over an engine that plays a script."""
+
+    def __init__(self, *script: Step, setup: list[Step] | None = None, **options: Any) -> None:
+        self.engine = ScriptedEngine(*script, setup=setup or [])
+        self.context = RequestContext("r1")
+        self.options: dict[str, Any] = {"format": CHAT, "keep_alive_s": None, **options}
+
+    def opening(self) -> Coroutine[Any, Any, ResponseStream[Any]]:
+        return EngineAdapter(self.engine).generate(REQUEST, self.context)
+
+    async def ask(self, client: Client) -> Client:
+        return await client.ask(respond(self.opening(), context=self.context, **self.options))
+
+
+def asked(served: Served, **options: Any) -> Client:
+    async def main() -> Client:
+        return await served.ask(Client(**options))
+
+    return run_virtual(main())
+
+
+def data_of(client: Client) -> list[Any]:
+    """Return the data of the events."""
+    texts = [line.removeprefix("data: ") for line in lines_of(client.body) if line[:5] == "data:"]
+    return [text if text == "[DONE]" else json.loads(text) for text in texts]
+
+
+def contents(client: Client) -> list[str | None]:
+    chunks = [event for event in data_of(client) if event != "[DONE]" and "choices" in event]
+    return [chunk["choices"][0]["delta"].get("content") for chunk in chunks]
+
+
+def test_an_item_is_sent_in_the_turn_it_comes() -> None:
+    """The headers with the first token, and each token at the time that the engine has it."""
+    served = Served(1.0, word("a"), 2.0, word("b"), 3.0, LLMEngineOutput.stop())
+    client = asked(served)
+    assert (client.status, client.times) == (200, [1.0, 3.0, 6.0, 6.0])
+    assert contents(client) == ["a", "b", None]
+    assert data_of(client)[-1] == "[DONE]"
+    assert client.is_complete
+
+
+def test_proxies_are_asked_to_pass_it_on() -> None:
+    """No cache keeps it, nothing compresses it, and nginx does not collect it."""
+    client = asked(Served(word("a"), LLMEngineOutput.stop(), headers={"X-Mine": "1"}))
+    assert client.headers == {
+        "content-type": "text/event-stream; charset=utf-8",
+        "cache-control": "no-store, no-transform",
+        "x-accel-buffering": "no",
+        "x-mine": "1",
+        "x-request-id": "r1",
+    }
+
+
+@pytest.mark.rows("A1")
+def test_an_answer_that_is_complete_is_no_abort() -> None:
+    """And its context has no signal."""
+    served = Served(word("a"), LLMEngineOutput.stop())
+    asked(served)
+    assert (served.engine.aborts, served.engine.closed) == ([], 1)
+    assert not served.context.is_stopped
+
+
+@pytest.mark.rows("S5", "S6")
+@pytest.mark.parametrize("where", ["in the set-up", "as the first item", "behind a handshake"])
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (InvalidArgument("too long"), 400, ("too long", "invalid_request_error")),
+        (ValueError("too long"), 400, ("too long", "invalid_request_error")),
+        (CannotConnect("full"), 503, ("full", "server_error")),
+        (Disconnected("peer gone"), 502, ("peer gone", "server_error")),
+        (ConnectionResetError("10.0.0.7"), 502, ("the connection to the engine was lost",)),
+        (TimeoutError(), 504, ("the engine did not answer in time",)),
+        (KeyError("/srv/secret"), 500, ("the engine failed", "server_error")),
+    ],
+)
+def test_a_failure_ahead_of_the_first_token_has_a_status(
+    where: str, error: Exception, status: int, told: tuple[str, ...]
+) -> None:
+    """Of its own, and OpenAI's error object; the text of an untyped exception is not for clients."""
+    if where == "in the set-up":
+        served = Served(setup=[1.0, error])
+    else:
+        served = Served(*([LLMEngineOutput(), 1.0] if "behind" in where else []), error)
+    client = asked(served)
+    found = json.loads(client.body)["error"]
+    assert (client.status, client.headers["content-type"]) == (status, "application/json")
+    assert (found["message"], found["type"])[: len(told)] == told
+    assert (client.headers["x-request-id"], client.is_complete) == ("r1", True)
+    assert served.engine.aborts == []
+
+
+def test_an_error_terminal_ahead_of_the_first_token_has_a_status() -> None:
+    """With the engine's message, which is written for clients."""
+    client = asked(Served(LLMEngineOutput.error("no memory left")))
+    assert (client.status, json.loads(client.body)["error"]["message"]) == (500, "no memory left")
+
+
+@pytest.mark.parametrize("failure", [Disconnected("peer gone"), LLMEngineOutput.error("peer gone")])
+def test_a_later_failure_is_an_event(failure: Step) -> None:
+    """The last one: a client must not take the answer for a whole one."""
+    client = asked(Served(word("a"), 1.0, failure))
+    assert (client.status, client.is_complete) == (200, True)
+    assert data_of(client)[-1]["error"]["message"] == "peer gone"
+    assert "[DONE]" not in data_of(client)
+
+
+def test_headers_first() -> None:
+    """They go out before the engine is set up; a failure then is an event."""
+
+    async def main() -> None:
+        served = Served(setup=[5.0, CannotConnect("full")], headers_first=True, keep_alive_s=2.0)
+        client = Client()
+        asking = asyncio.create_task(served.ask(client))
+        await asyncio.sleep(1.0)
+        assert (client.status, client.body) == (200, b"")
+        await asking
+        assert lines_of(client.body)[:2] == [": keep-alive", ": keep-alive"]
+        assert client.times == [2.0, 4.0, 5.0]
+        assert data_of(client)[-1]["error"]["code"] == "CannotConnect"
+
+    run_virtual(main())
+
+
+def test_keep_alive_comes_in_silence_only() -> None:
+    """After so long without an event; it is a line, without the blank one that makes an event."""
+    served = Served(word("a"), 1.5, word("b"), 5.0, LLMEngineOutput.stop(), keep_alive_s=2.0)
+    client = asked(served)
+    assert client.times == [0.0, 1.5, 3.5, 5.5, 6.5, 6.5]
+    assert b"\n\n: keep-alive\n: keep-alive\ndata: " in client.body
+
+
+class Fails(Exception):
+    """What makes an application's own code fail."""
+
+
+@pytest.mark.rows("A2", "A3", "S7")
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("headers_first", [False, True])
+@pytest.mark.parametrize("at", [0.5, 1.5, 2.5, 3.5])
+def test_a_client_that_leaves_is_one_abort(at: float, headers_first: bool, fails: bool) -> None:
+    """In the set-up, in the prefill, between two tokens: at once, and nothing is left."""
+
+    async def main() -> None:
+        served = Served(1.0, word("a"), 1.0, word("b"), 9.0, setup=[1.0])
+        served.options["headers_first"] = headers_first
+        client = Client(fails=fails)
+        asyncio.get_running_loop().call_later(at, client.leave)
+        await served.ask(client)
+        assert asyncio.get_running_loop().time() == at
+        # In the set-up there is no stream yet: that is cancelled.
+        assert served.engine.aborts == ([] if at == 0.5 else [at])
+        assert served.engine.closes == ([] if at == 0.5 else [at])
+        assert served.context.is_killed
+
+    run_virtual(main())
+
+
+@pytest.mark.rows("A2", "S7")
+@given(st.floats(0, 4), st.sampled_from([None, 0.5]))
+def test_a_client_may_leave_at_any_time(at: float, keep_alive_s: float | None) -> None:
+    """One abort at most, none once the terminal was sent; the engine is closed."""
+
+    async def main() -> None:
+        served = Served(1.0, word("a"), 1.0, word("b"), 1.0, LLMEngineOutput.stop())
+        served.options["keep_alive_s"] = keep_alive_s
+        client = Client()
+        asyncio.get_running_loop().call_later(at, client.leave)
+        await served.ask(client)
+        assert served.engine.closed == 1
+        assert len(served.engine.aborts) == (0 if client.is_complete or at >= 3 else 1)
+
+    run_virtual(main())
+
+
+@pytest.mark.rows("S4")
+def test_a_client_that_does_not_read_holds_the_engine_back() -> None:
+    """And is let go of when it leaves."""
+
+    async def main() -> None:
+        served = Served(*[word("a")] * 9, LLMEngineOutput.stop(), keep_alive_s=1.0)
+        client = Client(reads=2)
+        asyncio.get_running_loop().call_later(10.0, client.leave)
+        await served.ask(client)
+        assert served.engine.pulls == 2
+        assert len(served.engine.aborts) == 1
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("at", [0.5, 1.5])
+def test_a_server_that_shuts_down_tells_the_client(at: float) -> None:
+    """By a status, or by a last event; the engine stops."""
+
+    async def main() -> None:
+        served, client = Served(1.0, word("a"), 9.0), Client()
+        asking = asyncio.create_task(served.ask(client))
+        await asyncio.sleep(at)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert client.is_complete
+        assert client.status == (503 if at == 0.5 else 200)
+        assert b'"code":"EngineShutdown"' in client.body
+        assert (served.engine.aborts, served.engine.closes) == ([at], [at])
+
+    run_virtual(main())
+
+
+def test_a_shutdown_waits_for_no_engine() -> None:
+    """The last event is out before the engine has closed: the process may end any moment."""
+
+    async def main() -> None:
+        engine = ScriptedEngine(word("a"), 9.0, closing=[5.0])
+        client = Client()
+        stream = await EngineAdapter(engine).generate(REQUEST)
+        asking = asyncio.create_task(client.ask(respond(stream, CHAT)))
+        await asyncio.sleep(1.0)
+        asking.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert client.is_complete
+        await asyncio.wait([asking])
+        assert engine.closed == 1
+
+    run_virtual(main())
+
+
+def test_the_last_event_of_a_shutdown_waits_for_no_slow_client() -> None:
+    """Longer than a second."""
+
+    async def main() -> None:
+        served, client = Served(word("a"), word("b")), Client(reads=1)
+        asking = asyncio.create_task(served.ask(client))
+        await asyncio.sleep(1.0)
+        client._reads = 2  # pyright: ignore[reportPrivateUsage]
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert asyncio.get_running_loop().time() == 2.0
+
+    run_virtual(main())
+
+
+def test_head_starts_nothing() -> None:
+    """The headers are those of the stream."""
+    served = Served(word("a"))
+    client = asked(served, method="HEAD")
+    assert (client.status, client.body, served.engine.calls) == (200, b"", 0)
+    assert client.headers["content-type"].startswith("text/event-stream")
+
+
+def test_a_background_task_runs_at_the_end() -> None:
+    """As with any response of Starlette."""
+    done: list[str] = []
+    asked(Served(LLMEngineOutput.stop(), background=BackgroundTask(done.append, "done")))
+    assert done == ["done"]
+
+
+def test_a_stream_that_is_there_already() -> None:
+    """It may be given as it is: a stream of the adapter, or any iterator of items."""
+
+    async def main() -> None:
+        engine = ScriptedEngine(word("a"), LLMEngineOutput.stop())
+        stream = await EngineAdapter(engine).generate(REQUEST, RequestContext("r2"))
+        client = await Client().ask(respond(stream, CHAT))
+        assert (contents(client), client.headers["x-request-id"]) == (["a", None], "r2")
+
+        async def items() -> AsyncIterator[Annotated[LLMEngineOutput]]:
+            yield Annotated(word("a"))
+            yield Annotated(LLMEngineOutput.stop())
+
+        assert contents(await Client().ask(respond(items(), CHAT))) == ["a", None]
+        assert contents(await Client().ask(respond(fuse(items(), []), CHAT))) == ["a", None]
+
+    run_virtual(main())
+
+
+def test_a_fault_of_the_service_is_the_frameworks() -> None:
+    """An exception that is no failure of a stream reaches the application's own handlers."""
+
+    async def opening() -> ResponseStream[Any]:
+        raise Fails
+
+    async def route(request: Request) -> Response:
+        return respond(opening(), CHAT)
+
+    async def handler(request: Request, error: Exception) -> Response:
+        return Response("mine", 418)
+
+    async def main() -> None:
+        app = Starlette(
+            routes=[Route("/", route, methods=["POST"])], exception_handlers={Fails: handler}
+        )
+        assert (await Client().ask(app)).status == 418
+
+    run_virtual(main())
+
+
+def test_a_failure_behind_the_error_mapping() -> None:
+    """What an iterator raises in mid-stream is an event too, and in the log."""
+
+    async def items() -> AsyncIterator[Annotated[LLMEngineOutput]]:
+        yield Annotated(word("a"))
+        raise KeyError("/srv/secret")
+
+    async def main() -> None:
+        client = await Client().ask(respond(items(), JsonItems()))
+        assert data_of(client)[-1]["comment"] == ["the engine failed"]
+        assert b"secret" not in client.body
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan")])
+def test_keep_alive_is_checked(value: float) -> None:
+    """When the response is made."""
+
+    async def main() -> None:
+        with pytest.raises(InvalidArgument, match="keep_alive_s: expected a positive number"):
+            respond(asyncio.get_running_loop().create_future(), CHAT, keep_alive_s=value)
+
+    run_virtual(main())
+
+
+def test_a_stream_is_expected() -> None:
+    """Anything else is told of by name."""
+    wrong: Any = "text"
+    with pytest.raises(InvalidArgument, match="stream: expected an asynchronous iterator"):
+        respond(wrong, CHAT)
+
+
+@pytest.mark.rows("P1")
+def test_a_context_has_the_trace_and_the_id() -> None:
+    """And of the other headers those that the service asks for."""
+    headers = {"Traceparent": "00-1-2-01", "X-Request-ID": "req-7", "X-Tenant": "t", "Cookie": "s"}
+    context = context_of(headers, metadata=["X-Tenant"])
+    assert context.id == "req-7"
+    assert dict(context.trace_headers) == {"traceparent": "00-1-2-01"}
+    assert dict(context.metadata) == {"x-tenant": "t"}
+
+
+@pytest.mark.parametrize("given_id", ["", "a b", "a\nb", "ä", "x" * 129, "../x\x00", "'"])
+def test_an_id_that_is_not_sane_is_replaced(given_id: str) -> None:
+    """By a random one."""
+    context = context_of({"x-request-id": given_id})
+    assert context.id != given_id
+    assert len(context.id) == 32
+
+
+def test_errors_outside_of_a_response() -> None:
+    """A handler for the application gives them the same form."""
+    from rx_backend.web import error_response
+
+    def handler(request: Request, error: Exception) -> Response:
+        return error_response(error)
+
+    async def route(request: Request) -> Response:
+        raise InvalidArgument("messages: expected a list")
+
+    async def main() -> None:
+        app = Starlette(
+            routes=[Route("/", route, methods=["POST"])],
+            exception_handlers={BackendError: handler},
+        )
+        client = await Client().ask(app)
+        assert (client.status, b"expected a list" in client.body) == (400, True)
+
+    run_virtual(main())
