@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from operators import PositionDropped, SourceClosed, peek_first
+from operators.authoring import Reader
 from rx_backend.context import RequestContext
 from rx_backend.errors import Unknown, as_backend_error
 from rx_backend.protocols import Annotated, LLMEngineOutput
@@ -38,13 +39,16 @@ class ResumableReader:
     """
 
     def __init__(
-        self, held: HeldStream, after: int, discard: Callable[[], Awaitable[None]] | None = None
+        self,
+        held: HeldStream,
+        reader: Reader[Item],
+        discard: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.stream_id = held.id
-        self.position = after
+        self.position = reader.position
         self.context: RequestContext = held.context
         self.created = held.created
-        self._reader = held.shared.read(after)
+        self._reader = reader
         self._discard = discard
         self._held = held
         self._has_failed = False
