@@ -69,7 +69,6 @@ class JetStreamAnswer(OpenedStream):
         subject: Its subject in JetStream.
         record: Its first entry.
         context: The request's context.
-        published: How many items there were when it was opened.
     """
 
     def __init__(
@@ -79,17 +78,19 @@ class JetStreamAnswer(OpenedStream):
         subject: str,
         record: Record,
         context: RequestContext,
-        *,
-        published: int = 0,
     ) -> None:
-        super().__init__(self._pull(), context=context, owner=record.owner, created=record.created)
+        super().__init__(
+            self._pull(),
+            context=context,
+            owner=record.owner,
+            created=record.created,
+            begun_here=False,
+        )
         self.id = id
         self._site = site
         self._subject = subject
         self._record = record
-        self._published = published
         self._log = AnswerLog(site.link, site.options.name, subject, writer=record.writer)
-        self._is_writer = False
         self._producer: Producer | None = None
         self._part: RequestContext | None = None
         self._follower: Follower | None = None
@@ -154,11 +155,11 @@ class JetStreamAnswer(OpenedStream):
 
     def _begin_writing(self, log: AnswerLog) -> None:
         self._log = log
-        self._is_writer = True
+        self.begun_here = True
         self._site.peers.write(self)
 
     async def _end_writing(self) -> None:
-        self._is_writer = False
+        self.begun_here = False
         self._site.peers.end_writing(self)
         self._readers.close()
         producer, self._producer = self._producer, None
@@ -171,6 +172,8 @@ class JetStreamAnswer(OpenedStream):
     async def _end_following(self) -> None:
         follower, self._follower = self._follower, None
         if follower is not None:
+            if not follower.is_over:
+                await self._site.peers.send_stop(follower)
             self._site.peers.end_following(follower)
             await follower.aclose()
 
@@ -220,7 +223,7 @@ class JetStreamAnswer(OpenedStream):
             return
         self._is_released = True
         self._end_watch()
-        was_writer = self._is_writer
+        was_writer = self.begun_here
         await self._end_writing()
         await self._end_following()
         if not was_writer or not self._log.sequence:
@@ -243,24 +246,17 @@ class JetStreamAnswer(OpenedStream):
         except (Fenced, BackendError, TimeoutError) as error:
             _log.debug("answer was not released", stream_id=self.id, **describe(error))
 
-    @property
-    def is_followed(self) -> bool:
-        """Whether another process makes the answer."""
-        return not self._is_writer
-
-    async def has(self, position: int) -> bool:
+    async def head(self) -> int:
         """
-        Return whether the answer has had *position* items, wherever they were read.
+        Return how many items the answer has, wherever they were read.
 
         Raises:
-            BackendError: NATS does not tell.
+            CannotConnect: NATS does not answer within ``timeout_s``.
         """
-        follower = self._follower
-        known = max(self._published, self._log.head, 0 if follower is None else follower.count)
-        if position > known and self.is_followed:
-            last = await self._site.link.last(self._subject)
-            known = self._published = known if last is None else last.entry.first + last.entry.size
-        return position <= known
+        if self.begun_here:
+            return self._log.head
+        last = await self._site.link.last(self._subject)
+        return 0 if last is None else last.entry.first + last.entry.size
 
     def watch(self, shared: SharedStream[Item]) -> None:
         """Mark the readers of other processes in *shared*, and tell of its own elsewhere."""

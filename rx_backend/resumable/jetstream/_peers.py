@@ -180,6 +180,18 @@ class Peers:
             self._gone.append((answer.writer_process, answer.id))
             self.notify()
 
+    async def send_stop(self, answer: Followed) -> None:
+        """Tell the process that writes *answer* to stop it, and wait until NATS has that."""
+        stop = answer.stop_wanted()
+        if stop is None or not self._link.is_up:
+            return
+        try:
+            call = Call(self.process, False, {answer.id: _NO_READERS}, {answer.id: stop})
+            await self._send(answer.writer_process, call)
+            await self._link.client.flush()
+        except (nats.errors.Error, OSError) as error:
+            _log.warning("answer was not stopped", stream_id=answer.id, **describe(error))
+
     def notify(self) -> None:
         """Look at the answers now."""
         self._wake.set()
@@ -213,8 +225,10 @@ class Peers:
     async def _send_calls(self, *, is_due: bool) -> None:
         calls: defaultdict[str, tuple[dict[str, int], dict[str, bool]]]
         calls = defaultdict(lambda: ({}, {}))
+        still = {answer.id for answer in self._followed}
         for process, gone in self._gone:
-            calls[process][0][gone] = _NO_READERS
+            if gone not in still:
+                calls[process][0][gone] = _NO_READERS
         self._gone.clear()
         for answer, told in self._followed.items():
             position, stop = answer.position(), answer.stop_wanted()

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from typing import Any
 
 from operators import SharedStream
+from operators.authoring import ReaderMark
 
 __all__ = ("RemoteReaders",)
-
-
-class Mark(Protocol):
-    """A mark in a shared stream."""
-
-    @property
-    def position(self) -> int:
-        """Where it is."""
-        ...
-
-    def advance(self, position: int) -> None:
-        """Move it."""
-
-    def close(self) -> None:
-        """Take it away."""
 
 
 class RemoteReaders:
@@ -35,7 +21,7 @@ class RemoteReaders:
     def __init__(self) -> None:
         self._shared: SharedStream[Any] | None = None
         self._positions: dict[str, int] = {}
-        self._marks: dict[str, Mark] = {}
+        self._marks: dict[str, ReaderMark] = {}
 
     def watch(self, shared: SharedStream[Any]) -> None:
         """Mark the readers in *shared* from now on."""
