@@ -117,19 +117,6 @@ class AnswerLog:
         return False
 
     async def append_items(self, items: list[Item], *, is_end: bool) -> None:
-        """
-        Append items as one entry, or as several where one would be too large.
-
-        Raises:
-            Fenced, StreamFull, EntryTooLarge, BackendError: As :meth:`append`.
-        """
-        try:
-            await self.append(
-                Batch(self.writer, self.head, [to_wire(item) for item in items], is_end)
-            )
-        except EntryTooLarge:
-            if len(items) == 1:
-                raise
-            half = len(items) // 2
-            await self.append_items(items[:half], is_end=False)
-            await self.append_items(items[half:], is_end=is_end)
+        """Append items as one entry, as :meth:`append` does."""
+        wire = [to_wire(item) for item in items]
+        await self.append(Batch(self.writer, self.head, wire, is_end))

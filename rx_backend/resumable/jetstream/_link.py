@@ -192,6 +192,8 @@ class Link:
             try:
                 return await call()
             except (ServiceUnavailableError, NoStreamResponseError) as error:
+                if isinstance(error, APIError) and error.err_code in _FULL:
+                    raise
                 await self._check_stream_is_there(error)
             except APIError:
                 raise
@@ -260,7 +262,7 @@ def refused(error: Exception, what: str) -> BackendError:
     """Return a refusal of JetStream's as a typed error; *what* was to be done to what."""
     if not isinstance(error, APIError):
         return CannotConnect(f"{what}: no JetStream answers: {error}")
-    text = f"{what}: {error.description or error}"
+    text = f"{what}: {error.description or 'no JetStream answers'}"
     if error.err_code in _FULL:
         return StreamFull(text)
     if error.err_code == _TOO_LARGE:

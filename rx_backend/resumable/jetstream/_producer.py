@@ -11,6 +11,7 @@ from operators.authoring import FusedRun
 from rx_backend.protocols import Annotated
 from rx_backend.resumable.jetstream._answer_log import AnswerLog
 from rx_backend.resumable.jetstream._entries import Item
+from rx_backend.resumable.jetstream._errors import EntryTooLarge
 
 __all__ = ("Producer",)
 
@@ -69,13 +70,28 @@ class Producer:
             while not self._pulled and not self._is_exhausted:
                 self._came.clear()
                 await self._came.wait()
-            batch, self._pulled = self._pulled, []
-            is_end = self._is_exhausted
-            await self._log.append_items(batch, is_end=is_end)
+            await self._append_pulled()
         finally:
             self._wanted.clear()
-        self._is_over = is_end
-        self._acknowledged.extend(batch)
+
+    async def _append_pulled(self) -> None:
+        batch, self._pulled = self._pulled, []
+        is_end = self._is_exhausted
+        while True:
+            try:
+                await self._log.append_items(batch, is_end=is_end)
+            except EntryTooLarge as error:
+                is_end = len(batch) == 1
+                if is_end:
+                    batch = [Annotated.from_error(error)]
+                else:
+                    half = len(batch) // 2
+                    self._pulled[:0] = batch[half:]
+                    batch = batch[:half]
+            else:
+                self._is_over = is_end
+                self._acknowledged.extend(batch)
+                return
 
     async def _pull(self) -> None:
         try:

@@ -27,11 +27,13 @@ class NatsServer:
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.port}"
 
-    def start(self, **limits: str) -> None:
+    def start(self, *, jetstream: bool = True, **limits: str) -> None:
         """Start it, on its port and with its files, and wait until it listens."""
         config = self._folder / "nats.conf"
         config.write_text("\n".join(f"{name}: {value}" for name, value in limits.items()))
-        flags = ["-js", "-sd", str(self._folder), "-a", "127.0.0.1", "-p", str(self.port)]
+        flags = ["-a", "127.0.0.1", "-p", str(self.port)]
+        if jetstream:
+            flags += ["-js", "-sd", str(self._folder)]
         self._process = subprocess.Popen(
             [find("nats-server"), "-c", str(config), *flags],
             stdout=subprocess.DEVNULL,
@@ -57,10 +59,12 @@ class NatsServer:
 
 
 @contextmanager
-def nats_server(folder: Path, **limits: str) -> Generator[NatsServer]:
+def nats_server(
+    folder: Path, *, jetstream: bool = True, **limits: str
+) -> Generator[NatsServer]:
     """Run a server with its files in *folder*."""
     server = NatsServer(folder)
-    server.start(**limits)
+    server.start(jetstream=jetstream, **limits)
     try:
         yield server
     finally:
