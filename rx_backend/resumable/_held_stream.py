@@ -172,6 +172,9 @@ class HeldStream:
         if not self.begun_here:
             self._holder.release(self)
             return
+        if self._options.when_left == "continue":
+            # It was taken over from another process.
+            return
         self._holder.count_bound("linger_s", "stopped")
         self._timer = self._loop.call_later(self._options.stop_grace_s, self._cut)
         self.stop()

@@ -223,10 +223,11 @@ class JetStreamAnswer(OpenedStream):
             return
         self._is_released = True
         self._end_watch()
-        was_writer = self.begun_here
+        was_writer = self._producer is not None
         await self._end_writing()
         await self._end_following()
-        if not was_writer or not self._log.sequence:
+        if not was_writer:
+            # Nor if it was about to be: whoever asks this process is told that it is not.
             return
         if not self._is_over:
             await self._give_up()

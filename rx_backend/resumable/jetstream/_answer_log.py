@@ -106,6 +106,8 @@ class AnswerLog:
             )
         except NotFoundError:
             raise LogGone(f"{self._subject}: nothing is there any more") from None
+        except APIError as error:
+            raise refused(error, f"read {self._subject}") from error
         found = last.data or b""
         entry = decode(found, self._subject)
         if entry.writer != self.writer or last.seq is None or last.seq <= self.sequence:

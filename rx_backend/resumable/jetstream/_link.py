@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import nats.errors
 from nats.aio.client import Client
@@ -23,6 +23,7 @@ from nats.js.api import (
 )
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
+from operators.assembly import done, start_task
 from rx_backend.errors import BackendError, CannotConnect, Disconnected, InvalidArgument, Unknown
 from rx_backend.logger import describe, get_logger
 from rx_backend.resumable.jetstream._entries import Entry, decode
@@ -32,6 +33,7 @@ from rx_backend.resumable.jetstream._options import Options
 __all__ = ("Link", "Stored", "refused")
 
 T = TypeVar("T")
+MessageCallback: TypeAlias = Callable[[Msg], Awaitable[None]]
 
 _RECONNECT_S: Final = 0.25
 # How long to wait before a call is made again that failed although the connection is there.
@@ -69,13 +71,23 @@ class Link:
         jetstream: Its JetStream API.
     """
 
+    client: Client
+    jetstream: JetStreamContext
+
     def __init__(self, servers: Sequence[str], options: Options) -> None:
-        self.client = Client()
-        self.jetstream = JetStreamContext(self.client, timeout=options.timeout_s)
         self._servers = list(servers)
         self._options = options
         self._is_up = asyncio.Event()
+        self._is_closing = False
         self._on_reconnect: set[Callable[[], None]] = set()
+        # Subscriptions for as long as the link is there.
+        self._heard: list[tuple[str, MessageCallback]] = []
+        self._reopening: asyncio.Task[None] | None = None
+        self._renew_client()
+
+    def _renew_client(self) -> None:
+        self.client = Client()
+        self.jetstream = JetStreamContext(self.client, timeout=self._options.timeout_s)
 
     async def open(self) -> None:
         """
@@ -105,16 +117,19 @@ class Link:
             await self.client.connect(
                 self._servers,
                 **further,
+                # A refusal ends the first attempt; further ones of this client would leave sockets.
+                allow_reconnect=False,
                 max_reconnect_attempts=-1,
                 error_cb=self._failed,
                 disconnected_cb=self._went_down,
                 reconnected_cb=self._came_up,
-                closed_cb=self._went_down,
+                closed_cb=self._was_closed,
             )
         except (TypeError, ValueError) as error:
             raise InvalidArgument(f"connect: {error}") from error
         except (nats.errors.Error, OSError) as error:
             raise CannotConnect(f"NATS at {', '.join(self._servers)}: {error}") from error
+        self.client.options["allow_reconnect"] = True
         self._is_up.set()
 
     async def _ensure_stream(self) -> None:
@@ -144,10 +159,13 @@ class Link:
     def _create(self, wanted: StreamConfig) -> Awaitable[StreamInfo]:
         return self.jetstream.add_stream(wanted)  # pyright: ignore[reportUnknownMemberType]
 
-    async def subscribe(
-        self, subject: str, callback: Callable[[Msg], Awaitable[None]]
-    ) -> Subscription:
-        """Call *callback* with each message of a subject, also after the connection was lost."""
+    async def hear(self, subject: str, callback: MessageCallback) -> None:
+        """Call *callback* with each message of a subject, until the link is closed."""
+        self._heard.append((subject, callback))
+        await self.subscribe(subject, callback)
+
+    async def subscribe(self, subject: str, callback: MessageCallback) -> Subscription:
+        """Call *callback* with each message of a subject that this client gets."""
         return await self.client.subscribe(subject, cb=callback)  # pyright: ignore[reportUnknownMemberType]
 
     async def add_consumer(self, config: ConsumerConfig) -> ConsumerInfo:
@@ -162,6 +180,30 @@ class Link:
         if self._is_up.is_set():
             self._is_up.clear()
             _log.warning("connection to NATS lost", servers=", ".join(self._servers))
+
+    async def _was_closed(self) -> None:
+        """Begin anew: a server's refusal, such as of one connection too many, ends the client."""
+        await self._went_down()
+        if not self._is_closing and self._reopening is None:
+            self._reopening = start_task(self._reopen(), asyncio.get_running_loop())
+
+    async def _reopen(self) -> None:
+        while True:
+            await asyncio.sleep(_RECONNECT_S)
+            self._renew_client()
+            try:
+                async with asyncio.timeout(self._options.timeout_s):
+                    await self._connect()
+                    for subject, callback in self._heard:
+                        await self.subscribe(subject, callback)
+            except (BackendError, TimeoutError, nats.errors.Error, OSError) as error:
+                _log.debug("connection to NATS failed", **describe(error))
+                self._is_up.clear()
+                await self.client.close()
+            else:
+                self._reopening = None
+                await self._came_up()
+                return
 
     async def _came_up(self) -> None:
         _log.info("connection to NATS made again", servers=", ".join(self._servers))
@@ -203,7 +245,7 @@ class Link:
 
     async def _connected(self) -> None:
         while not self._is_up.is_set():
-            if self.client.is_closed:
+            if self._is_closing:
                 raise Disconnected("the connection to NATS was closed")
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._is_up.wait(), 1.0)
@@ -253,7 +295,11 @@ class Link:
 
     async def aclose(self) -> None:
         """Close the connection. Idempotent."""
+        self._is_closing = True
         self._is_up.clear()
+        if self._reopening is not None:
+            self._reopening.cancel()
+            await done(self._reopening)
         self._on_reconnect.clear()
         await self.client.close()
 

@@ -12,7 +12,6 @@ from typing import Final, Protocol, TypeAlias
 import msgspec
 import nats.errors
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
 from operators.assembly import done, start_task
 from rx_backend.logger import describe, get_logger
@@ -144,12 +143,11 @@ class Peers:
         self._next_call = 0.0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._subscription: Subscription | None = None
 
     async def open(self) -> None:
         """Listen to other processes."""
         subject = self._options.process_subject(self.process)
-        self._subscription = await self._link.subscribe(subject, self._receive)
+        await self._link.hear(subject, self._receive)
         self._up_since = self._last_tick = self._clock()
         self._link.on_reconnect(self._came_up)
         self._task = start_task(self._run(), asyncio.get_running_loop())
@@ -310,14 +308,11 @@ class Peers:
                 answer.writer_at(reply.sequences[answer.id])
 
     async def aclose(self) -> None:
-        """Stop to listen. Idempotent."""
+        """Call nobody any more; the link's end is that of what is heard. Idempotent."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await done(task)
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None and not self._link.client.is_closed:
-            await subscription.unsubscribe()
 
 
 def _parts(readers: dict[str, int]) -> Iterator[dict[str, int]]:

@@ -191,9 +191,7 @@ class JetStreamSource:
         is_over = isinstance(entry, Batch) and entry.is_end
         if is_over and time.time() - last.time > self._options.keep_s:
             return None
-        answer = JetStreamAnswer(
-            site, id, subject, record, record.open_context()
-        )
+        answer = JetStreamAnswer(site, id, subject, record, record.open_context())
         answer.follow()
         return answer
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from rx_backend import EngineAdapter, LLMEngine, PreprocessedRequest, RequestContext
 from rx_backend.engine import EngineConfig
-from rx_backend.protocols import Annotated, LLMEngineOutput, usage
+from rx_backend.protocols import Annotated, LLMEngineOutput, StopConditions, usage
 from rx_backend.resumable import ResumableStreams
 from rx_backend.resumable.jetstream import JetStreamSource
 
@@ -61,7 +61,7 @@ class CountingEngine(LLMEngine):
 
 def request(max_tokens: int, **fields: Any) -> PreprocessedRequest:
     return PreprocessedRequest(
-        token_ids=PROMPT, stop_conditions={"max_tokens": max_tokens}, **fields
+        token_ids=PROMPT, stop_conditions=StopConditions(max_tokens=max_tokens), **fields
     )
 
 
@@ -82,7 +82,7 @@ def tokens(items: list[Annotated[LLMEngineOutput]]) -> list[int]:
 @asynccontextmanager
 async def process(
     url: str, engine: LLMEngine, *, lease_s: float = LEASE_S, keep_s: float = 60.0, **options: Any
-) -> AsyncIterator[ResumableStreams]:
+) -> AsyncGenerator[ResumableStreams]:
     """What one web process has: a source with a connection of its own, and streams."""
     source = JetStreamSource(
         EngineAdapter(engine),
@@ -103,5 +103,5 @@ async def process(
 async def until(condition: Callable[[], object], within_s: float = 20.0) -> None:
     """Wait until *condition* holds."""
     async with asyncio.timeout(within_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - of several processes
             await asyncio.sleep(0.01)

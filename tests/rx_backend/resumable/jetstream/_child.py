@@ -12,15 +12,20 @@ import sys
 from tests.rx_backend.resumable.jetstream._answers import CountingEngine, process, request
 
 
+def tell(*words: object) -> None:
+    sys.stdout.write(" ".join(map(str, words)) + "\n")
+    sys.stdout.flush()
+
+
 async def main(url: str, max_tokens: str, interval_s: str, lease_s: str) -> None:
     engine = CountingEngine(float(interval_s))
     async with process(url, engine, lease_s=float(lease_s)) as streams:
         async with await streams.start(request(int(max_tokens)), owner="me") as reader:
-            print("id", reader.stream_id, flush=True)
+            tell("id", reader.stream_id)
             async for item in reader:
                 ids = [] if item.data is None else item.data.token_ids
-                print("read", reader.position, *ids, flush=True)
-            print("end", flush=True)
+                tell("read", reader.position, *ids)
+            tell("end")
         await asyncio.Event().wait()
 
 

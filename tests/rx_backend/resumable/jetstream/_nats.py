@@ -59,9 +59,7 @@ class NatsServer:
 
 
 @contextmanager
-def nats_server(
-    folder: Path, *, jetstream: bool = True, **limits: str
-) -> Generator[NatsServer]:
+def nats_server(folder: Path, *, jetstream: bool = True, **limits: str) -> Generator[NatsServer]:
     """Run a server with its files in *folder*."""
     server = NatsServer(folder)
     server.start(jetstream=jetstream, **limits)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from tests.rx_backend.worker._processes import ROOT
@@ -64,7 +64,7 @@ class Child:
 @asynccontextmanager
 async def child(
     url: str, *, max_tokens: int, interval_s: float, lease_s: float
-) -> AsyncIterator[Child]:
+) -> AsyncGenerator[Child]:
     """Run a web process that begins an answer and reads it."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
 __all__ = ("Proxy", "proxy")
@@ -88,7 +88,7 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxy(target: int) -> AsyncIterator[Proxy]:
+async def proxy(target: int) -> AsyncGenerator[Proxy]:
     """Listen in front of the server on port *target*."""
     made = Proxy(target)
     server = await asyncio.start_server(made.accept, "127.0.0.1")

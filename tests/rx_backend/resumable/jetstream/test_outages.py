@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
-import nats as nats_client
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nats.aio.client import Client
+from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, StreamConfig
 
-from rx_backend import EngineAdapter
+from rx_backend import EngineAdapter, PreprocessedRequest, RequestContext
 from rx_backend.errors import CannotConnect, InvalidArgument
 from rx_backend.protocols import LLMEngineOutput
 from rx_backend.resumable import ResumableReader, ResumableStreams
@@ -28,6 +31,16 @@ from tests.rx_backend.resumable.jetstream._nats import NatsServer, nats_server
 from tests.rx_backend.resumable.jetstream._proxy import proxy
 
 pytestmark = pytest.mark.cluster
+
+# The client leaves the sockets of attempts to connect that fail to the garbage collector.
+leaves_sockets = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+async def connect(url: str) -> tuple[Client, Any]:
+    """What an operator of NATS has."""
+    client = Client()
+    await client.connect(url)
+    return client, JetStreamContext(client)
 
 
 async def read(reader: ResumableReader) -> list[int]:
@@ -61,7 +74,8 @@ def test_nothing_is_lost_when_nats_is_killed(nats: NatsServer) -> None:
             assert not any(task.done() for task in reading)
             # What was read before is all that can be read now, and the engine waits too.
             assert all(
-                reader.position <= before + 70 for reader, before in zip(readers, stood, strict=True)
+                reader.position <= before + 70
+                for reader, before in zip(readers, stood, strict=True)
             )
             assert engine.made < 150
             await asyncio.sleep(away - asyncio.get_running_loop().time())
@@ -147,6 +161,30 @@ def test_everything_closes_while_nats_is_away(nats: NatsServer) -> None:
     asyncio.run(main())
 
 
+@leaves_sockets
+def test_a_server_that_refuses_for_a_while_ends_nothing(nats: NatsServer) -> None:
+    """Its refusal closes the client for good; a new one takes its place when the server has room."""
+
+    async def main() -> None:
+        async with (
+            process(nats.url, CountingEngine(0.01)) as here,
+            process(nats.url, CountingEngine()) as there,
+        ):
+            reader = await here.start(request(100))
+            other = await there.resume(reader.stream_id)
+            reading = [asyncio.create_task(read(each)) for each in (reader, other)]
+            await until(lambda: min(reader.position, other.position) >= 5)
+            nats.kill()
+            nats.start(authorization="{ user: nobody, password: secret }")
+            # Longer than it takes to be refused.
+            await asyncio.sleep(1.0)
+            nats.kill()
+            nats.start()
+            assert await asyncio.gather(*reading) == [expected(100)] * 2
+
+    asyncio.run(main())
+
+
 def test_a_full_stream_is_told(nats: NatsServer) -> None:
     """Running answers end with the error, new ones are refused; what was stored stays readable."""
 
@@ -160,9 +198,9 @@ def test_a_full_stream_is_told(nats: NatsServer) -> None:
             assert isinstance(items[-1].error, StreamFull)
             assert tokens(items[:-1]) == expected(100_000)[: len(items) - 1]
             await until(lambda: not engine.live)
+            large = request(1, extra_args="x" * 1_000)
             with pytest.raises(StreamFull):
-                while True:
-                    await here.start(request(1, extra_args="x" * 1_000))
+                await asyncio.gather(*(here.start(large) for _ in range(40)))
             async with process(nats.url, engine) as there:
                 again = await there.resume(reader.stream_id)
                 assert await read(again) == expected(10)
@@ -174,15 +212,17 @@ def test_batches_are_split_where_they_are_too_large(tmp_path: Path) -> None:
     """A batch larger than the server's `max_payload` is stored in parts; an item alone fails."""
 
     class Large(CountingEngine):
-        async def generate(self, request, context):  # type: ignore[no-untyped-def]
+        async def generate(
+            self, request: PreprocessedRequest, context: RequestContext
+        ) -> AsyncGenerator[LLMEngineOutput]:
             async for chunk in super().generate(request, context):
                 chunk.engine_data = "x" * 1_000
                 yield chunk
-            if request.stop_conditions.max_tokens == 3:
-                return
 
     class TooLarge(CountingEngine):
-        async def generate(self, request, context):  # type: ignore[no-untyped-def]
+        async def generate(
+            self, request: PreprocessedRequest, context: RequestContext
+        ) -> AsyncGenerator[LLMEngineOutput]:
             yield LLMEngineOutput([3])
             yield LLMEngineOutput([4], engine_data="x" * 10_000)
 
@@ -207,10 +247,10 @@ def test_a_stream_that_would_lose_items_is_refused(nats: NatsServer) -> None:
     """One that is there already, with another configuration; it is left as it was."""
 
     async def main() -> None:
-        client = await nats_client.connect(nats.url)
+        client, jetstream = await connect(nats.url)
         config = StreamConfig(name="rx-streams", subjects=["rx-streams.*"])
         config.discard = DiscardPolicy.OLD
-        await client.jetstream().add_stream(config)
+        await jetstream.add_stream(config)
         with pytest.raises(InvalidArgument, match="discard 'old': expected"):
             async with process(nats.url, CountingEngine()):
                 pass
@@ -227,8 +267,8 @@ def test_a_stream_that_was_deleted_is_told(nats: NatsServer) -> None:
         async with process(nats.url, engine) as here:
             reader = await here.start(request(100_000))
             await anext(reader)
-            client = await nats_client.connect(nats.url)
-            await client.jetstream().delete_stream("rx-streams")
+            client, jetstream = await connect(nats.url)
+            await jetstream.delete_stream("rx-streams")
             await client.close()
             items = [item async for item in reader]
             assert "deleted" in str(items[-1].error)
@@ -275,8 +315,7 @@ FAULTS = st.lists(
 )
 
 
-# The client leaves the sockets of attempts to connect that fail to the garbage collector.
-@pytest.mark.filterwarnings("ignore:unclosed <StreamWriter:ResourceWarning")
+@leaves_sockets
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(faults=FAULTS)
 def test_no_fault_of_the_network_loses_or_repeats_a_token(
