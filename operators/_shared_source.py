@@ -13,6 +13,7 @@ from operators._core.failures import as_failure, redacted_exc_info
 from operators._core.fusion import FusedRun
 from operators._core.loop_streams import streams_of
 from operators._core.pump import Pump
+from operators._core.sources import ObservableSource
 from operators._core.tasks import weakly
 from operators._replay_log import ReplayLog
 
@@ -111,6 +112,9 @@ class SharedSource(Generic[T]):
             streams_of(loop).add(run)
             self._pump = Pump(run, self._take, self._end)
             self.loop = loop
+            if isinstance(source, ObservableSource):
+                # One that pushes by itself does so from the first reader on.
+                source.open()
         elif self.loop is not loop:
             raise RuntimeError(
                 "a shared stream can be read on the event loop of its first reader only"
@@ -150,18 +154,14 @@ class SharedSource(Generic[T]):
             if self._ahead or not cursor.takes:
                 self._demand()
 
-    async def changed(self, cursor: Cursor) -> None:
-        """Wait for an item, for the end, or until the reader has left; cancelled, it leaves."""
+    def changed(self, cursor: Cursor) -> asyncio.Future[None]:
+        """Return what waits for an item, for the end, or until the reader has left."""
         if cursor in self._waiting:
             raise RuntimeError("the reader is already being pulled by another task")
         loop = cast("asyncio.AbstractEventLoop", self.loop)
         waiter = self._waiting[cursor] = loop.create_future()
         self._demand()
-        try:
-            await waiter
-        except BaseException:
-            self.leave(cursor)
-            raise
+        return waiter
 
     def raise_end(self) -> None:
         """Raise what the source ended with."""
@@ -194,8 +194,9 @@ class SharedSource(Generic[T]):
         return is_wanted and log.make_room(self.fastest)
 
     def _demand(self) -> None:
-        if self._pump is not None and self._wants_more():
-            self._pump.demand()
+        pump = self._pump
+        if pump is not None and not pump.busy and self._wants_more():
+            pump.demand()
 
     def _take(self, item: T) -> Awaitable[None] | None:
         self.log.append(item)

@@ -153,7 +153,7 @@ class HeldStream:
             return shared.read(after)
 
     async def _items(self, opened: OpenedStream) -> AsyncGenerator[Item]:
-        items = opened.items
+        items, failure = opened.items, None
         try:
             async for item in items:
                 if items.ended:
@@ -161,9 +161,18 @@ class HeldStream:
                     await opened.aclose()
                     self._end()
                 yield item
+        except Exception as error:
+            # Held until the answer is forgotten: its frames would hold engine and request.
+            failure = error.with_traceback(None)
         finally:
             await opened.aclose()
             self._end()
+            del opened, items
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure
 
     def _left(self) -> None:
         """Stop the engine, or leave it to others: there was no reader here for ``linger_s``."""

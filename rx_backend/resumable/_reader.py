@@ -51,7 +51,6 @@ class ResumableReader:
         self._reader = reader
         self._discard = discard
         self._held = held
-        self._has_failed = False
         self._peeked: deque[tuple[Item, int]] = deque()
 
     def __aiter__(self) -> Self:
@@ -115,11 +114,10 @@ class ResumableReader:
         return item, position
 
     def _cut_off(self) -> Item:
-        """Return the error item of an answer that was closed before its end, once (row S9)."""
+        """Return the error item of an answer that was closed before its end (row S9)."""
         error = self._held.cut_off
-        if error is None or self._has_failed:
+        if error is None:
             raise StopAsyncIteration
-        self._has_failed = True
         return Annotated.from_error(copy(error))
 
     async def _recorded(self) -> AsyncGenerator[Item]:

@@ -16,7 +16,7 @@ from rx_backend.errors import Cancelled, EngineShutdown, InvalidArgument
 from rx_backend.protocols import Annotated, LLMEngineOutput, PreprocessedRequest
 from rx_backend.resumable._errors import StreamNotFound
 from rx_backend.resumable._held_stream import HeldStream
-from rx_backend.resumable._ids import check_position, new_stream_id
+from rx_backend.resumable._ids import check_position, check_text, new_stream_id
 from rx_backend.resumable._metrics import Held
 from rx_backend.resumable._options import MayRead, Options, WhenLeft, same_owner
 from rx_backend.resumable._reader import ResumableReader
@@ -122,6 +122,8 @@ class ResumableStreams:
             EngineShutdown: The streams are closed.
         """
         self._check_open()
+        if owner is not None:
+            check_text("owner", owner)
         self._table.make_room()
         self._table.metrics()
         if context is None:
@@ -152,6 +154,7 @@ class ResumableStreams:
             TooManyStreams: The stream was begun elsewhere, and there is no room for it here.
             EngineShutdown: The streams are closed.
         """
+        check_text("id", id)
         check_position("after", after)
         try:
             held = await self._found(id, owner)
@@ -172,6 +175,7 @@ class ResumableStreams:
             StreamNotFound: There is no such stream, or `may_read` says no.
             EngineShutdown: The streams are closed.
         """
+        check_text("id", id)
         self._check_open()
         held = self._table.get(id)
         opened = await self._source.find(id) if held is None else None
