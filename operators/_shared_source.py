@@ -61,6 +61,25 @@ class SharedSource(Generic[T]):
         fastest: The position of the fastest reader; of the last one that left when there is none.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_ahead",
+        "_cursors",
+        "_failure",
+        "_fastest",
+        "_is_abandoned",
+        "_linger",
+        "_linger_s",
+        "_on_abandoned",
+        "_pump",
+        "_source",
+        "_traceback",
+        "_waiting",
+        "is_over",
+        "log",
+        "loop",
+    )
+
     def __init__(
         self,
         source: AsyncIterator[T],
@@ -170,11 +189,14 @@ class SharedSource(Generic[T]):
         raise self._failure.with_traceback(self._traceback)
 
     def close(self) -> None:
-        """Drop the source without waiting; :meth:`wait_closed` waits. Idempotent."""
+        """Drop the source without waiting; :meth:`wait_closed` waits. Idempotent; not unopened."""
+        pump = cast("Pump[T]", self._pump)
         if not self.is_over:
+            if pump.source.has_ended and not pump.source.dropped:
+                # It cleans up, and its end comes then.
+                return
             self._is_over_by(SourceClosed("the shared stream was closed before its source ended"))
-        if self._pump is not None:
-            self._pump.close()
+        pump.close()
 
     async def wait_closed(self) -> None:
         """Wait until the source is released."""
@@ -247,6 +269,8 @@ class SharedSource(Generic[T]):
 
     def _abandon(self) -> None:
         self._linger = None
+        if cast("Pump[T]", self._pump).source.has_ended:
+            return
         callback, self._on_abandoned = self._on_abandoned, None
         if callback is None:
             self.close()

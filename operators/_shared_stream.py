@@ -144,14 +144,23 @@ class SharedStream(Observable[T], Generic[T]):
             return _with_timers(super().pipe(*operators), self._shared)
 
     def close(self) -> None:
-        """Close the source without waiting: readers get what is held, then ``SourceClosed``."""
+        """
+        Close the source without waiting: readers get what is held, then ``SourceClosed``.
+
+        Raises:
+            RuntimeError: Another event loop runs than that of the first reader, or none.
+        """
+        self._shared.open()
         self._shared.close()
 
     async def aclose(self) -> None:
-        """Close the source as :meth:`close`, and wait until it is released."""
-        if self._shared.loop is None:
-            self._shared.open()
-        self._shared.close()
+        """
+        Close the source as :meth:`close`, and wait until it is released.
+
+        Raises:
+            RuntimeError: Another event loop runs than that of the first reader.
+        """
+        self.close()
         await self._shared.wait_closed()
 
     def _join(self, after: int, *, takes: bool) -> Cursor:
@@ -189,7 +198,8 @@ class SharedStream(Observable[T], Generic[T]):
 
     def __del__(self) -> None:
         shared: SharedSource[Any] | None = getattr(self, "_shared", None)
-        if shared is not None and shared.loop is not None:
+        if shared is not None and shared.loop is not None and not shared.is_over:
+            # The collector may call this in any thread.
             defer_to_loop(shared.loop, shared.close)
 
 

@@ -104,7 +104,7 @@ def _own_envelope(item: A) -> A:
     own_data = own_copy(data)
     if own_data is data:
         return item
-    own: Any = copy.copy(item)
+    own: Any = _fields_of(type(item))[0](item)
     try:
         own.data = own_data
     except AttributeError:
