@@ -71,8 +71,10 @@ EXTRAS = {
         "from rx_backend.engines.llama_cpp.library import library; library()",
         modules=("rx_backend.engines.llama_cpp.native", "rx_backend.engines.llama_cpp.scheduler"),
     ),
-    "web": Extra("import sse_starlette, starlette, tokenizers, rx_backend.web", is_required=False),
-    "jetstream": Extra("import nats, rx_backend.resumable", is_required=False),
+    "web": Extra("import rx_backend.web, tokenizers", modules=("rx_backend.web",)),
+    "jetstream": Extra(
+        "import rx_backend.resumable.jetstream", modules=("rx_backend.resumable.jetstream",)
+    ),
     "notebook": Extra("import ipykernel, matplotlib, nbclient, nbformat", is_required=False),
 }
 """What is installed, one after the other."""
