@@ -11,7 +11,7 @@ CHECKED := operators rx_backend rx_backend_cli.py tests tools examples conftest.
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run serve test lint unit unit-next test-pythons test-cluster test-engines test-vllm bench docs docs-links notebooks fix pin clean
+.PHONY: help venv run serve test lint unit unit-next test-pythons test-cluster test-engines test-vllm bench docs docs-links notebooks package release fix pin clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -24,11 +24,11 @@ run: venv ## run an engine through the pipeline and report (ARGS="--help" lists 
 serve: venv ## serve an example engine behind the OpenAI API (ARGS="--http-port 8080")
 	@cd examples && exec ../$(BIN)/rx-backend serve echo_engine:EchoEngine --frontend --grace-s 0 $(ARGS)
 
-test: venv ## all checks, three at a time: lint, tests, also on the newest reactivex, other Pythons, a cluster, models
+test: venv ## all checks, three at a time: lint, tests, also on the newest reactivex, other Pythons, a cluster, models, packages
 	@cluster=; if $(BIN)/python -m tools.cluster; then cluster=test-cluster; fi; \
 	engines=; if $(BIN)/python -m tools.engines --check; then engines=test-engines; fi; \
 	$(MAKE) --no-print-directory --jobs=3 --output-sync=target \
-		lint unit test-pythons $$engines unit-next $$cluster
+		lint unit test-pythons $$engines unit-next $$cluster package
 
 lint: venv ## style, types and layers
 	@echo "== ruff check"
@@ -61,7 +61,7 @@ test-cluster: venv ## the tests on etcd, NATS and Prometheus, for which it fetch
 	@$(BIN)/python -m tools.cluster
 	@echo "== tests on etcd, NATS and Prometheus"
 	@$(BIN)/python -m pytest -m cluster tests/rx_backend/cluster \
-		tests/rx_backend/telemetry/test_dashboard.py $(ARGS)
+		tests/rx_backend/resumable/jetstream tests/rx_backend/telemetry/test_dashboard.py $(ARGS)
 
 test-engines: venv ## the tests of engines on models, where there are builds for CPUs
 	@$(BIN)/python -m tools.engines
@@ -89,6 +89,12 @@ docs-links: venv ## ask for every external link of the documents
 
 notebooks: venv ## run the notebooks again and store their outputs (ARGS names some)
 	@$(BIN)/python -m tools.notebooks $(ARGS)
+
+package: venv ## build sdist and wheel, check them, and install them into empty environments
+	@$(BIN)/python -m tools.package
+
+release: venv ## set the version, close the changelog, commit and tag (VERSION=0.2.0); publishes nothing
+	@$(BIN)/python -m tools.release $(VERSION)
 
 fix: venv ## format, and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix-only $(CHECKED)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Final
 
+from rx_backend.extras import import_extra
+
 __all__ = ("causes", "exception_class", "import_dynamo", "kind_of", "kind_of_status", "leaves")
 
 _DYNAMO: Final = "dynamo.llm.exceptions"
@@ -81,14 +83,12 @@ def exception_class(module: ModuleType, name: str) -> type[Exception] | None:
 
 def import_dynamo() -> ModuleType:
     """Import Dynamo's exceptions; raise ``ImportError`` with a hint if that fails."""
-    try:
-        __import__(_DYNAMO)
-    except ImportError as exc:
-        raise ImportError(
-            "converting errors to or from Dynamo needs the package ai-dynamo-runtime: "
-            "pip install 'rx-backend[dynamo]'"
-        ) from exc
-    return sys.modules[_DYNAMO]
+    return import_extra(
+        _DYNAMO,
+        "dynamo",
+        package="ai-dynamo-runtime",
+        needed_by="converting errors to or from Dynamo",
+    )
 
 
 def _counterpart(exc: Exception, module: ModuleType, kinds: Iterable[str]) -> str:

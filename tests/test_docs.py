@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +70,31 @@ def test_every_document_with_python_is_checked() -> None:
     assert names[0] == "README.md"
     assert "operators.md" in names
     assert module_of("a\n<!--- invisible-code-block: python\nx = 1\n-->\n") == "\n\nx = 1\n"
+
+
+MARKDOWN = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
+
+
+def prose(path: Path) -> str:
+    """Return a document without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(path: Path) -> set[str]:
+    """Return what can stand behind ``#`` in a link to a document, as GitHub makes it of headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", MARKDOWN, ids=lambda path: path.name)
+def test_links_between_documents_lead_somewhere(document: Path) -> None:
+    """To a file, and where a heading is named, to that one."""
+    broken: list[str] = []
+    for link in re.findall(r"\]\(([^()\s]+)\)", prose(document)):
+        name, _, anchor = link.partition("#")
+        target = document.parent / name if name else document
+        if re.match(r"\w+:", link):
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []

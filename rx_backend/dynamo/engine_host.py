@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, NoReturn, cast
@@ -14,6 +13,7 @@ from rx_backend.dynamo.served_stream import ServedStream, alone
 from rx_backend.dynamo.serving import open_stream, wire_chunk, with_coalescing
 from rx_backend.engine import EngineConfig, LLMEngine, check_config
 from rx_backend.errors import BackendError, to_dynamo
+from rx_backend.extras import import_extra
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.probe import JsonProbeAdapter
 from rx_backend.protocols import Annotated
@@ -150,10 +150,9 @@ def _to_dynamo_config(config: EngineConfig) -> Any:
 
 def _import_backend() -> Any:
     """Import Dynamo's worker, with a clear word where the package is missing."""
-    try:
-        return importlib.import_module("dynamo._core.backend")
-    except ImportError as error:
-        raise ImportError(
-            "an engine for Dynamo's worker needs the package ai-dynamo-runtime: "
-            "pip install 'rx-backend[dynamo]'"
-        ) from error
+    return import_extra(
+        "dynamo._core.backend",
+        "dynamo",
+        package="ai-dynamo-runtime",
+        needed_by="an engine for Dynamo's worker",
+    )

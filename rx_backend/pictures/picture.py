@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rx_backend.extras import missing_extra
 from rx_backend.pictures import style
 
 if TYPE_CHECKING:
@@ -41,9 +42,7 @@ class Picture(ABC):
             ImportError: matplotlib is not installed; names the extra.
         """
         if find_spec("matplotlib") is None:
-            raise ImportError(
-                "pictures need the package matplotlib: pip install 'rx-backend[plot]'"
-            )
+            raise missing_extra("plot", package="matplotlib", needed_by="a picture")
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  # an extra
         from matplotlib.figure import Figure  # noqa: PLC0415  # an extra
 

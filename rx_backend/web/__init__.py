@@ -5,12 +5,9 @@ A route returns ``respond(adapter.generate(request, context), ChatChunks("model"
 ``web``.
 """
 
-from importlib import import_module
+from rx_backend.extras import import_extra
 
-try:
-    import_module("starlette")
-except ImportError as error:
-    raise ImportError("rx_backend.web needs starlette: pip install 'rx-backend[web]'") from error
+import_extra("starlette", "web", package="starlette", needed_by="rx_backend.web")
 
 from rx_backend.web._failures import FAILURES, error_response, status_of
 from rx_backend.web._formats import Format, JsonItems, Writer

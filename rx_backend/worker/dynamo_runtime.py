@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Mapping
 from errno import EADDRINUSE, EPERM
-from importlib import import_module
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, Self
@@ -15,6 +14,7 @@ from typing import Any, Self
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig
 from rx_backend.errors import CannotConnect, InvalidArgument
+from rx_backend.extras import import_extra
 from rx_backend.worker.incoming import PROBE_KEY, Handler
 from rx_backend.worker.nodelay import accept_without_delay
 from rx_backend.worker.services import services, until_reachable
@@ -304,8 +304,6 @@ def _runtime_config(llm: Any, config: EngineConfig) -> Any:
 
 def _import(name: str) -> Any:
     try:
-        return import_module(name)
+        return import_extra(name, "dynamo", package="ai-dynamo-runtime", needed_by="a worker")
     except ImportError as error:
-        raise InvalidArgument(
-            "a worker needs the package ai-dynamo-runtime: pip install 'rx-backend[dynamo]'"
-        ) from error
+        raise InvalidArgument(str(error)) from error

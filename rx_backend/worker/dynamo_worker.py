@@ -9,7 +9,6 @@ import sys
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -21,6 +20,7 @@ from rx_backend.dynamo.outlet import ResponseSender
 from rx_backend.dynamo.serving import Handler, serving
 from rx_backend.engine import ChunkSource, EngineConfig, LLMEngine
 from rx_backend.errors import InvalidArgument
+from rx_backend.extras import import_extra
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.protocols import PreprocessedRequest, to_builtins
 from rx_backend.telemetry.switch import OtlpSwitch, telling
@@ -114,11 +114,11 @@ def wrapped_endpoints(
         InvalidArgument: The package ``ai-dynamo-runtime`` is not installed.
     """
     try:
-        endpoint = import_module("dynamo._core").Endpoint
+        endpoint = import_extra(
+            "dynamo._core", "dynamo", package="ai-dynamo-runtime", needed_by="a worker"
+        ).Endpoint
     except ImportError as error:
-        raise InvalidArgument(
-            "a worker needs the package ai-dynamo-runtime: pip install 'rx-backend[dynamo]'"
-        ) from error
+        raise InvalidArgument(str(error)) from error
     # The runtime has no hook for this, and the class is open for it.
     original = endpoint.serve_endpoint
 

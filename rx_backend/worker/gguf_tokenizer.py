@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from rx_backend.errors import InvalidArgument
+from rx_backend.extras import import_extra
 
 __all__ = ("gguf_tokenizer_files",)
 
@@ -158,10 +158,10 @@ _CUTS: Mapping[str, Callable[[Any], Any]] = {
 
 
 def _import(name: str) -> Any:
+    hint = "; or name its folder by --tokenizer"
     try:
-        return import_module(name)
+        return import_extra(
+            name, "gguf", package=name, needed_by="the tokenizer of a GGUF file", hint=hint
+        )
     except ImportError as error:
-        raise InvalidArgument(
-            f"the tokenizer of a GGUF file needs the package {name}: pip install 'rx-backend[gguf]'; "
-            "or name its folder by --tokenizer"
-        ) from error
+        raise InvalidArgument(str(error)) from error

@@ -574,7 +574,8 @@ def test_a_budget_bounds_the_extra_load(ratio: float, burst: int, calls: list[bo
     for _ in range(100):
         always.add_request()
         granted += always.withdraw()
-    assert granted >= min(int(ratio * 100 + 1e-6), 100) * (burst >= 1)
+    # Where the bucket holds less than an extra call and a share, some of the share spills over.
+    assert granted >= min(int(ratio * 100 + 1e-6), 100) * (burst >= 1 + ratio)
 
 
 # What the combination does as one engine.

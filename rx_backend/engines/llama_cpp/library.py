@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from rx_backend.extras import missing_extra
 from rx_backend.logger import get_logger
 
 __all__ = ("Batch", "Library", "check_installed", "library")
@@ -184,9 +185,7 @@ def check_installed() -> None:
     """
     for name in ("numpy", "xllamacpp"):
         if find_spec(name) is None:
-            raise ImportError(
-                f"LlamaCppEngine needs {name}: pip install 'rx-backend[engine-llama-cpp]'"
-            )
+            raise missing_extra("engine-llama-cpp", package=name, needed_by="LlamaCppEngine")
 
 
 @cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -22,6 +21,7 @@ from rx_backend.errors import (
     InvalidArgument,
     error_of_status,
 )
+from rx_backend.extras import import_extra
 
 if TYPE_CHECKING:
     import aiohttp
@@ -54,12 +54,9 @@ class OpenAIClient:
     """
 
     def __init__(self, base_url: str, headers: Mapping[str, str], connect_timeout_s: float) -> None:
-        try:
-            self._aiohttp: Any = import_module("aiohttp")
-        except ImportError as error:
-            raise ImportError(
-                "OpenAIEngine needs the package aiohttp: pip install 'rx-backend[engine-openai]'"
-            ) from error
+        self._aiohttp = import_extra(
+            "aiohttp", "engine-openai", package="aiohttp", needed_by="OpenAIEngine"
+        )
         if urlsplit(base_url).scheme not in {"http", "https"} or not urlsplit(base_url).netloc:
             raise InvalidArgument(f"base_url must be like http://host:8000/v1, got {base_url!r}")
         if "@" in urlsplit(base_url).netloc:

