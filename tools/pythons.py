@@ -26,10 +26,11 @@ from tools.document import ROOT
 __all__ = ("VERSIONS", "environment", "find", "main")
 
 VERSIONS = ("3.12", "3.13")
-EXTRAS = "cli,dynamo,otlp,plot,prometheus,slo,test"
+EXTRAS = "cli,dynamo,jetstream,otlp,plot,prometheus,slo,test,web"
 REQUESTS = 3000
 UV = Path(sys.executable).with_name("uv")
 
+_FOLDERS = ("tests/rx_backend/resumable", "tests/rx_backend/web")
 _TELL = "import sys; print(sys.implementation.name, '%d.%d.%d' % sys.version_info[:3])"
 _MATRIX = ("-m", "tests.matrix", "--requests", str(REQUESTS))
 
@@ -103,7 +104,7 @@ def _commands(program: Path, version: str, arguments: list[str]) -> Iterator[lis
     python = str(program)
     if program != Path(sys.executable):
         adapter = sorted(str(path) for path in ROOT.glob("tests/rx_backend/test_*.py"))
-        tests = ["tests/operators", *adapter, "tests/matrix"]
+        tests = ["tests/operators", *adapter, *_FOLDERS, "tests/matrix"]
         yield [python, "-m", "pytest", "-q", "-m", "not cluster", *tests, *arguments]
     if find_spec("uvloop") is not None:
         yield [python, *_MATRIX, "--loop", "uvloop"]
