@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
@@ -26,6 +25,7 @@ from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, Servi
 from operators.assembly import done, start_task
 from rx_backend.errors import BackendError, CannotConnect, Disconnected, InvalidArgument, Unknown
 from rx_backend.logger import describe, get_logger
+from rx_backend.resumable.jetstream._client import EndingClient
 from rx_backend.resumable.jetstream._entries import Entry, decode
 from rx_backend.resumable.jetstream._errors import EntryTooLarge, StreamFull
 from rx_backend.resumable.jetstream._options import Options
@@ -71,7 +71,7 @@ class Link:
         jetstream: Its JetStream API.
     """
 
-    client: Client
+    client: EndingClient
     jetstream: JetStreamContext
 
     def __init__(self, servers: Sequence[str], options: Options) -> None:
@@ -86,7 +86,7 @@ class Link:
         self._renew_client()
 
     def _renew_client(self) -> None:
-        self.client = Client()
+        self.client = EndingClient()
         self.jetstream = JetStreamContext(self.client, timeout=self._options.timeout_s)
 
     async def open(self) -> None:
@@ -166,7 +166,7 @@ class Link:
 
     async def subscribe(self, subject: str, callback: MessageCallback) -> Subscription:
         """Call *callback* with each message of a subject that this client gets."""
-        return await self.client.subscribe(subject, cb=callback)  # pyright: ignore[reportUnknownMemberType]
+        return await self.client.subscribe(subject, cb=callback)
 
     async def add_consumer(self, config: ConsumerConfig) -> ConsumerInfo:
         """Make a consumer of the stream, which sends what is stored in it."""
@@ -199,7 +199,7 @@ class Link:
             except (BackendError, TimeoutError, nats.errors.Error, OSError) as error:
                 _log.debug("connection to NATS failed", **describe(error))
                 self._is_up.clear()
-                await self.client.close()
+                await self.client.end()
             else:
                 self._reopening = None
                 await self._came_up()
@@ -301,7 +301,7 @@ class Link:
             self._reopening.cancel()
             await done(self._reopening)
         self._on_reconnect.clear()
-        await self.client.close()
+        await self.client.end()
 
 
 def refused(error: Exception, what: str) -> BackendError:
