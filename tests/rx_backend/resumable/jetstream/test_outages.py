@@ -306,6 +306,34 @@ def test_a_bad_option_is_named(options: dict[str, object], message: str) -> None
         JetStreamSource(**arguments)  # type: ignore[arg-type]
 
 
+@leaves_sockets
+def test_a_lost_acknowledgement_repeats_nothing(nats: NatsServer) -> None:
+    """What was stored without its process knowing is found there, and not stored again."""
+
+    async def main() -> None:
+        engine = CountingEngine(0.005)
+        async with (
+            proxy(nats.port) as between,
+            process(between.url, engine, lease_s=600.0, timeout_s=0.5) as here,
+            process(nats.url, CountingEngine(), lease_s=600.0) as there,
+        ):
+            reader = await here.start(request(400))
+            other = await there.resume(reader.stream_id)
+            reading = [asyncio.create_task(read(each)) for each in (reader, other)]
+            lost = 0
+            for position in (1, 50, 100, 150):
+                await until(lambda position=position: reader.position >= position)
+                between.drops_answers = True
+                await until(lambda: other.position > reader.position or reading[0].done())
+                lost += other.position > reader.position
+                between.cut()
+            assert await asyncio.gather(*reading) == [expected(400)] * 2
+            assert lost
+            assert len(engine.requests) == 1
+
+    asyncio.run(main())
+
+
 FAULTS = st.lists(
     st.tuples(
         st.sampled_from(["first", "second"]),
