@@ -11,7 +11,7 @@ CHECKED := operators rx_backend rx_backend_cli.py tests tools examples conftest.
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run serve test lint unit unit-next test-pythons test-cluster test-engines test-vllm bench docs docs-links notebooks package release fix pin clean
+.PHONY: help venv run serve test lint unit unit-next test-pythons test-cluster test-engines test-vllm bench docs site docs-links notebooks package release fix pin clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -24,11 +24,11 @@ run: venv ## run an engine through the pipeline and report (ARGS="--help" lists 
 serve: venv ## serve an example engine behind the OpenAI API (ARGS="--http-port 8080")
 	@cd examples && exec ../$(BIN)/rx-backend serve echo_engine:EchoEngine --frontend --grace-s 0 $(ARGS)
 
-test: venv ## all checks, three at a time: lint, tests, also on the newest reactivex, other Pythons, a cluster, models, packages
+test: venv ## all checks, three at a time: lint, tests, also on the newest reactivex, other Pythons, a cluster, models, packages, the site
 	@cluster=; if $(BIN)/python -m tools.cluster; then cluster=test-cluster; fi; \
 	engines=; if $(BIN)/python -m tools.engines --check; then engines=test-engines; fi; \
 	$(MAKE) --no-print-directory --jobs=3 --output-sync=target \
-		lint unit test-pythons $$engines unit-next $$cluster package
+		lint unit test-pythons $$engines unit-next $$cluster package site
 
 lint: venv ## style, types and layers
 	@echo "== ruff check"
@@ -82,6 +82,10 @@ docs: venv ## write docs/behaviour.md, docs/reference.md and the dashboard, buil
 	@$(BIN)/python -m tools.behaviour
 	@$(BIN)/python -m tools.reference
 	@$(BIN)/python -m tools.dashboard
+	@$(MAKE) --no-print-directory site
+
+site: venv ## build the site alone, with its links checked
+	@echo "== site of the documents"
 	@$(BIN)/python -m tools.site
 
 docs-links: venv ## ask for every external link of the documents
