@@ -31,9 +31,9 @@ SECTIONS = {
     "Guide": ("notebooks/first_request", "docs/recipes"),
     "Operators": ("docs/operators", "gallery/index", "notebooks/composing"),
     "Engines": ("docs/engines", "docs/engine-*", "notebooks/real_model"),
-    "Serving": ("docs/workers", "docs/web*", "docs/resum*", "docs/exposure"),
+    "Serving": ("docs/workers", "docs/web*", "docs/resum*", "docs/jetstream", "docs/exposure"),
     "Observability": ("docs/observability", "notebooks/*"),
-    "Reference": ("api/index", "docs/*", "CHANGELOG"),
+    "Reference": ("api/index", "docs/*", "CHANGELOG", "CONTRIBUTING", "SECURITY"),
 }
 """The pages of the sidebar, by patterns; a page belongs to the first that it matches."""
 
@@ -58,7 +58,8 @@ def lay_out(source: Path, *, documents_only: bool = False) -> None:
     """
     shutil.rmtree(source, ignore_errors=True)
     documents = [path for path in ROOT.glob("docs/*.md") if path.name != "README.md"]
-    for path in (ROOT / "CHANGELOG.md", *documents):
+    beside = [path for path in ROOT.glob("*.md") if path.name != "README.md"]
+    for path in (*beside, *documents):
         _write_page(source, path, path.read_text())
     for path in notebooks.paths():
         _write_page(source, path.with_suffix(".md"), _notebook(path, source))
