@@ -32,8 +32,10 @@ from operators._outcome import Outcome
 from operators._peek_first import peek_first
 from operators._pipeline import NoSuchOperator, Pipeline
 from operators._record_span import record_span
+from operators._replay_log import PositionDropped, PositionUnknown
+from operators._share_replay import share_replay
 from operators._shared_source import SourceClosed
-from operators._shared_stream import PositionDropped, PositionUnknown, SharedStream
+from operators._shared_stream import SharedStream
 from operators._slo import LatencyQuantiles, SloFigures, SloSnapshot, SloWindows, slo
 from operators._stop_on import stop_on
 from operators._stop_on_text import stop_on_text
@@ -90,6 +92,7 @@ __all__ = (
     "on_outcome",
     "peek_first",
     "record_span",
+    "share_replay",
     "sliding_itl",
     "slo",
     "stop_on",

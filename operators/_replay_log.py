@@ -6,9 +6,39 @@ from typing import Generic, Protocol, TypeVar
 
 from operators._core.own_copy import own_copy
 
-__all__ = ("ItemLog", "ReplayLog")
+__all__ = ("ItemLog", "PositionDropped", "PositionUnknown", "ReplayLog")
 
 T = TypeVar("T")
+
+
+class PositionDropped(LookupError):
+    """
+    A position is older than what a shared stream holds.
+
+    Attributes:
+        position: The position.
+        first: The oldest that can still be read from.
+    """
+
+    def __init__(self, position: int, first: int) -> None:
+        super().__init__(f"position {position} was dropped: items are held from {first} on")
+        self.position = position
+        self.first = first
+
+
+class PositionUnknown(LookupError):
+    """
+    A position is beyond what a shared stream has had.
+
+    Attributes:
+        position: The position.
+        head: How many items came.
+    """
+
+    def __init__(self, position: int, head: int) -> None:
+        super().__init__(f"position {position} is unknown: {head} items have come")
+        self.position = position
+        self.head = head
 
 
 class ReplayLog(Protocol[T]):

@@ -13,6 +13,7 @@ from operators._core.failures import as_failure, redacted_exc_info
 from operators._core.fusion import FusedRun
 from operators._core.loop_streams import streams_of
 from operators._core.pump import Pump
+from operators._core.sources import ObservableSource
 from operators._core.tasks import weakly
 from operators._replay_log import ReplayLog
 
@@ -58,6 +59,25 @@ class SharedSource(Generic[T]):
         loop: The event loop; None up to the first reader.
         is_over: Nothing comes any more: the source has ended or failed, or was closed.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_ahead",
+        "_cursors",
+        "_failure",
+        "_fastest",
+        "_is_abandoned",
+        "_linger",
+        "_linger_s",
+        "_on_abandoned",
+        "_pump",
+        "_source",
+        "_traceback",
+        "_waiting",
+        "is_over",
+        "log",
+        "loop",
+    )
 
     def __init__(
         self,
@@ -110,6 +130,9 @@ class SharedSource(Generic[T]):
             streams_of(loop).add(run)
             self._pump = Pump(run, self._take, self._end)
             self.loop = loop
+            if isinstance(source, ObservableSource):
+                # One that pushes by itself does so from the first reader on.
+                source.open()
         elif self.loop is not loop:
             raise RuntimeError(
                 "a shared stream can be read on the event loop of its first reader only"
@@ -149,18 +172,14 @@ class SharedSource(Generic[T]):
             if self._ahead or not cursor.takes:
                 self._demand()
 
-    async def changed(self, cursor: Cursor) -> None:
-        """Wait for an item, for the end, or until the reader has left; cancelled, it leaves."""
+    def changed(self, cursor: Cursor) -> asyncio.Future[None]:
+        """Return what waits for an item, for the end, or until the reader has left."""
         if cursor in self._waiting:
             raise RuntimeError("the reader is already being pulled by another task")
         loop = cast("asyncio.AbstractEventLoop", self.loop)
         waiter = self._waiting[cursor] = loop.create_future()
         self._demand()
-        try:
-            await waiter
-        except BaseException:
-            self.leave(cursor)
-            raise
+        return waiter
 
     def raise_end(self) -> None:
         """Raise what the source ended with."""
@@ -169,11 +188,14 @@ class SharedSource(Generic[T]):
         raise self._failure.with_traceback(self._traceback)
 
     def close(self) -> None:
-        """Drop the source without waiting; :meth:`wait_closed` waits. Idempotent."""
+        """Drop the source without waiting; :meth:`wait_closed` waits. Idempotent; not unopened."""
+        pump = cast("Pump[T]", self._pump)
         if not self.is_over:
+            if pump.source.has_ended and not pump.source.dropped:
+                # It cleans up, and its end comes then.
+                return
             self._is_over_by(SourceClosed("the shared stream was closed before its source ended"))
-        if self._pump is not None:
-            self._pump.close()
+        pump.close()
 
     async def wait_closed(self) -> None:
         """Wait until the source is released."""
@@ -193,8 +215,9 @@ class SharedSource(Generic[T]):
         return is_wanted and log.make_room(self._fastest)
 
     def _demand(self) -> None:
-        if self._pump is not None and self._wants_more():
-            self._pump.demand()
+        pump = self._pump
+        if pump is not None and not pump.busy and self._wants_more():
+            pump.demand()
 
     def _take(self, item: T) -> Awaitable[None] | None:
         self.log.append(item)
@@ -245,6 +268,8 @@ class SharedSource(Generic[T]):
 
     def _abandon(self) -> None:
         self._linger = None
+        if cast("Pump[T]", self._pump).source.has_ended:
+            return
         callback, self._on_abandoned = self._on_abandoned, None
         if callback is None:
             self.close()

@@ -4,52 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from functools import partial
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, cast
 
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable, SingleAssignmentDisposable
 
+from operators._core.arguments import AtLeast, check_arguments
 from operators._core.fusion import FusedRun
+from operators._core.loop_scheduler import LoopScheduler
 from operators._core.pushing import push_in_task
 from operators._core.tasks import defer_to_loop
-from operators._replay_log import ItemLog, ReplayLog
+from operators._reader import Reader, ReaderMark, check_position
+from operators._replay_log import ItemLog, PositionDropped, PositionUnknown, ReplayLog
 from operators._shared_source import Cursor, SharedSource
 
-__all__ = ("PositionDropped", "PositionUnknown", "Reader", "ReaderMark", "SharedStream")
+__all__ = ("SharedStream",)
 
 T = TypeVar("T")
-
-
-class PositionDropped(LookupError):
-    """
-    A position is older than what a shared stream holds.
-
-    Attributes:
-        position: The position.
-        first: The oldest that can still be read from.
-    """
-
-    def __init__(self, position: int, first: int) -> None:
-        super().__init__(f"position {position} was dropped: items are held from {first} on")
-        self.position = position
-        self.first = first
-
-
-class PositionUnknown(LookupError):
-    """
-    A position is beyond what a shared stream has had.
-
-    Attributes:
-        position: The position.
-        head: How many items came.
-    """
-
-    def __init__(self, position: int, head: int) -> None:
-        super().__init__(f"position {position} is unknown: {head} items have come")
-        self.position = position
-        self.head = head
 
 
 class SharedStream(Observable[T], Generic[T]):
@@ -99,6 +70,11 @@ class SharedStream(Observable[T], Generic[T]):
         on_abandoned: Callable[[], None] | None = None,
     ) -> None:
         super().__init__()
+        if not hasattr(source, "__anext__"):
+            raise TypeError(
+                f"SharedStream: source: expected an asynchronous iterator, got {source!r}"
+            )
+        check_arguments(_options, ahead=ahead, linger_s=linger_s, on_abandoned=on_abandoned)
         held: ReplayLog[T] = ItemLog() if log is None else log
         self._shared = SharedSource(source, held, ahead, linger_s, on_abandoned)
 
@@ -129,11 +105,13 @@ class SharedStream(Observable[T], Generic[T]):
         Raises:
             PositionDropped: These items are not held any more.
             PositionUnknown: So many items have not come.
+            ValueError, TypeError: *after* is no position.
             RuntimeError: Another event loop runs than that of the first reader, or none.
         """
+        check_position("after", after)
         if after < self.first:
             raise PositionDropped(after, self.first)
-        return Reader(self, self._join(after, takes=True))
+        return Reader(self, self._shared, self._join(after, takes=True))
 
     def mark(self, after: int) -> ReaderMark:
         """
@@ -143,19 +121,41 @@ class SharedStream(Observable[T], Generic[T]):
 
         Raises:
             PositionUnknown: So many items have not come.
+            ValueError, TypeError: *after* is no position.
             RuntimeError: Another event loop runs than that of the first reader, or none.
         """
-        return ReaderMark(self, self._join(after, takes=False))
+        check_position("after", after)
+        return ReaderMark(self, self._shared, self._join(after, takes=False))
+
+    if not TYPE_CHECKING:
+        # For a type checker it is the method of Observable, with all its overloads.
+        def pipe(self, *operators: Callable[[Any], Any]) -> Any:
+            """
+            Apply ``reactivex`` operators.
+
+            Timers run on the event loop unless an operator or the subscriber passes a scheduler
+            (row O6).
+            """
+            return _with_timers(super().pipe(*operators), self._shared)
 
     def close(self) -> None:
-        """Close the source without waiting: readers get what is held, then ``SourceClosed``."""
+        """
+        Close the source without waiting: readers get what is held, then ``SourceClosed``.
+
+        Raises:
+            RuntimeError: Another event loop runs than that of the first reader, or none.
+        """
+        self._shared.open()
         self._shared.close()
 
     async def aclose(self) -> None:
-        """Close the source as :meth:`close`, and wait until it is released."""
-        if self._shared.loop is None:
-            self._shared.open()
-        self._shared.close()
+        """
+        Close the source as :meth:`close`, and wait until it is released.
+
+        Raises:
+            RuntimeError: Another event loop runs than that of the first reader.
+        """
+        self.close()
         await self._shared.wait_closed()
 
     def _join(self, after: int, *, takes: bool) -> Cursor:
@@ -193,111 +193,35 @@ class SharedStream(Observable[T], Generic[T]):
 
     def __del__(self) -> None:
         shared: SharedSource[Any] | None = getattr(self, "_shared", None)
-        if shared is not None and shared.loop is not None:
+        if shared is not None and shared.loop is not None and not shared.is_over:
+            # The collector may call this in any thread.
             defer_to_loop(shared.loop, shared.close)
 
 
-class _Place(Generic[T]):
-    """What the user holds of one reader; losing it is leaving."""
+def _with_timers(piped: object, shared: SharedSource[Any]) -> Any:
+    """Give an Observable the timers of the event loop; what else a pipe gives comes back as it is."""
+    if type(piped) is not Observable:
+        return piped
+    observable = cast("Observable[Any]", piped)
 
-    __slots__ = ("__weakref__", "_cursor", "_shared", "_stream")
+    def subscribe(
+        observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
+    ) -> abc.DisposableBase:
+        return observable.subscribe(observer, scheduler=scheduler or LoopScheduler(shared.loop))
 
-    def __init__(self, stream: SharedStream[T], cursor: Cursor) -> None:
-        # As long as there is a reader, the stream is not lost.
-        self._stream = stream
-        self._shared: SharedSource[T] = stream._shared  # pyright: ignore[reportPrivateUsage]
-        self._cursor = cursor
-
-    @property
-    def position(self) -> int:
-        """How many of the source's items it has."""
-        return self._cursor.position
-
-    def close(self) -> None:
-        """Leave the shared stream, without waiting. Idempotent."""
-        self._shared.leave(self._cursor)
-
-    def __del__(self) -> None:
-        cursor: Cursor | None = getattr(self, "_cursor", None)
-        if cursor is not None and cursor.is_open and self._shared.loop is not None:
-            # The collector may call this in any thread.
-            defer_to_loop(self._shared.loop, partial(self._shared.leave, cursor))
+    return Observable(subscribe)
 
 
-class ReaderMark(_Place[Any]):
-    """A reader of a :class:`SharedStream` that is elsewhere, and takes its items in another way."""
-
-    __slots__ = ()
-
-    def advance(self, position: int) -> None:
-        """
-        Note that the reader has the first *position* items.
-
-        Raises:
-            PositionUnknown: So many items have not come.
-            ValueError: It had more of them before.
-        """
-        if position > self._shared.log.head:
-            raise PositionUnknown(position, self._shared.log.head)
-        if position < self.position:
-            raise ValueError(
-                f"position: expected at least {self.position}, as before, got {position}"
-            )
-        if self._cursor.is_open:
-            self._shared.advance(self._cursor, position)
+def _options(
+    *,
+    ahead: Annotated[int, AtLeast(0)],
+    linger_s: Annotated[float, AtLeast(0, "seconds")] | None,
+    on_abandoned: Callable[[], None] | None,
+) -> None: ...
 
 
-class Reader(_Place[T], AsyncIterator[T]):
-    """
-    One reader of a :class:`SharedStream`: an async iterator, and an async context manager.
-
-    Leaving the ``async with``, closing it, cancelling the task that waits for its next item, and
-    losing it all mean that it has left. ``position`` then says where another one can go on.
-    """
-
-    __slots__ = ()
-
-    async def __anext__(self) -> T:
-        """
-        Return the next item, or several merged as one where the log does so.
-
-        Raises:
-            PositionDropped: The next item is not held any more.
-            SourceClosed: The shared stream was closed before its source had ended.
-        """
-        cursor, shared = self._cursor, self._shared
-        log = shared.log
-        while cursor.is_open and cursor.position >= log.head and not shared.is_over:
-            await shared.changed(cursor)
-        if not cursor.is_open:
-            raise StopAsyncIteration
-        position = cursor.position
-        if position >= log.head:
-            shared.leave(cursor)
-            shared.raise_end()
-        if position < log.first:
-            shared.leave(cursor)
-            raise PositionDropped(position, log.first)
-        item, position = log.read(position)
-        shared.advance(cursor, position)
-        return item
-
-    async def aclose(self) -> None:
-        """Leave; where that has closed the source, wait until it is released."""
-        self.close()
-        if self._shared.is_over:
-            await self._shared.wait_closed()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
+# Errors name what the user called.
+_options.__name__ = "SharedStream"
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -36,8 +36,8 @@ from operators._core.stage import (
 )
 from operators._cut import first_tokens
 from operators._merge_chunks import merge_chunks
+from operators._reader import Reader, ReaderMark
 from operators._replay_log import ReplayLog
-from operators._shared_stream import Reader, ReaderMark
 from operators._stop_on import StopTokens
 from operators._text_tail import TextTail, hold_back
 from operators.token_times import latency_figures, nearest_rank

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import pytest
-from reactivex import Observable
+from reactivex import Notification, Observable, abc
 from reactivex import operators as ops
 
 import operators
@@ -27,7 +27,7 @@ from rx_backend import (
     protocols,
 )
 from rx_backend.protocols import CompletionUsage, convert_output
-from rx_backend.testing import MarbleDiagram, Marbles, read_diagrams
+from rx_backend.testing import MarbleDiagram, MarbleEvent, Marbles, read_diagrams, render_marbles
 from tests.spans import Spans
 from tests.tokenizer import byte_tokenizer
 
@@ -78,6 +78,16 @@ class Scene:
         """Say what a row of commentary must read: *what*, at a frame, which is now by default."""
         assert row not in self.told, f"{row} came twice"
         self.told[row] = "-" * (round(self.test.clock()) if frame is None else frame) + what
+
+    def timed(self, notification: Notification[Any]) -> MarbleEvent:
+        """Return a materialized signal as an event of a line of marbles."""
+        value = notification.value if notification.has_value else None
+        kind = "next" if notification.has_value else "completed"
+        return MarbleEvent(round(self.test.clock()), kind, value)
+
+    def tell_marbles(self, row: str, events: Sequence[MarbleEvent]) -> None:
+        """Say that a row of commentary must be the line of these events."""
+        self.told[row] = render_marbles(events, self.test.values)
 
     def observed(self) -> Callable[[LLMEngineOutput], None]:
         """Return an observer of chunks, of whose line of marbles the row ``observed`` tells."""
@@ -206,6 +216,23 @@ def record_span(scene: Scene) -> Play:
     return operators.record_span(scene.tracer.start_span("engine.generate"))
 
 
+def share_replay(scene: Scene) -> Play:
+    def play(source: Observable[Any]) -> Observable[Any]:
+        shared = source.pipe(operators.share_replay())
+
+        def subscribe(
+            observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
+        ) -> abc.DisposableBase:
+            late = shared.pipe(ops.materialize(), ops.map(scene.timed), ops.to_list())
+            loop = asyncio.get_running_loop()
+            loop.call_at(4.0, late.subscribe, partial(scene.tell_marbles, "late"))
+            return shared.subscribe(observer)
+
+        return Observable(subscribe)
+
+    return play
+
+
 def sliding_itl(scene: Scene) -> Play:
     return operators.sliding_itl(count=10, clock=scene.test.clock)
 
@@ -287,6 +314,7 @@ PLAYS: dict[str, Callable[[Scene], Play]] = {
         peek_first,
         on_outcome,
         record_span,
+        share_replay,
         sliding_itl,
         slo,
         stop_on,

@@ -16,7 +16,7 @@ from operators._core.foreign import applied
 from operators._core.fusion import FusedRun
 from operators._core.item_types import Transform
 from operators._core.loop_streams import streams_of
-from operators._core.operator import NotAnOperator, Operator, PullingOperator
+from operators._core.operator import NotAnOperator, OnWholeStreams, Operator, PullingOperator
 from operators._core.rx import RxOperator, RxSegment
 from operators._core.segment import Segment, close_quietly
 from operators._core.stream_observer import StreamObserver
@@ -237,6 +237,8 @@ def _boundary(where: tuple[str, int], item: object) -> Boundary | None:
         return Boundary("pulling", (item,), where)
     if isinstance(item, Operator):
         return None
+    if isinstance(item, OnWholeStreams):
+        raise NotAnOperator(f"{name}[{place}] can't stand in a list: {item.instead}")
     if not callable(item):
         raise NotAnOperator(
             f"{name}[{place}] is no operator: expected one of ours, of reactivex or of "

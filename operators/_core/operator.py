@@ -7,6 +7,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import (
     Any,
+    ClassVar,
     Concatenate,
     Final,
     Generic,
@@ -29,6 +30,7 @@ from operators._core.stage import Callbacks, Stage, StageResult
 __all__ = (
     "SCOPE",
     "NotAnOperator",
+    "OnWholeStreams",
     "Operator",
     "PullingOperator",
     "Takes",
@@ -62,6 +64,19 @@ In a pipeline of ``rx_backend`` that is the request's ``RequestScope``.
 
 class NotAnOperator(TypeError, ValueError):
     """A pipeline holds what is no operator, or what can't stand there; names the place."""
+
+
+class OnWholeStreams:
+    """
+    What is applied to a stream as a whole, and can stand in no list.
+
+    Attributes:
+        instead: Where it goes, for the error.
+    """
+
+    __slots__ = ()
+
+    instead: ClassVar[str]
 
 
 class Operator(Generic[A, B]):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
+import operator
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 __all__ = ("own_copy",)
@@ -51,10 +54,13 @@ def own_copy(item: A) -> A:
         return cast("A", _own_fields(fields) if "token_ids" in fields else item)
     if not hasattr(item, "token_ids"):
         return _own_envelope(item)
-    own: Any = copy.copy(item)
+    copied, rarely_set = _fields_of(type(item))
+    own: Any = copied(item)
     try:
         if type(own.token_ids) is not tuple:
             own.token_ids = own.token_ids[:]
+        if rarely_set is not None and _are_none(rarely_set(own)):
+            return cast("A", own)
         for name in _NESTED:
             value = getattr(own, name, None)
             if value is not None:
@@ -72,6 +78,25 @@ def own_copy(item: A) -> A:
 _CONTAINERS = frozenset((list, dict))
 
 
+@functools.lru_cache(maxsize=64)
+def _fields_of(
+    kind: type[Any],
+) -> tuple[Callable[[Any], Any], Callable[[Any], tuple[Any, ...]] | None]:
+    """
+    Return what copies an object of a class, and what reads all fields at once that most lack.
+
+    The latter is None where the class does not say which fields there are.
+    """
+    copied: Callable[[Any], Any] = getattr(kind, "__copy__", copy.copy)
+    names = [name for name in (*_NESTED, *_OPEN) if hasattr(kind, name)]
+    says_all = not kind.__dictoffset__ and len(names) > 1
+    return copied, operator.attrgetter(*names) if says_all else None
+
+
+def _are_none(values: tuple[Any, ...]) -> bool:
+    return values.count(None) == len(values)
+
+
 def _own_envelope(item: A) -> A:
     data = getattr(item, "data", None)
     if data is None:
@@ -79,7 +104,7 @@ def _own_envelope(item: A) -> A:
     own_data = own_copy(data)
     if own_data is data:
         return item
-    own: Any = copy.copy(item)
+    own: Any = _fields_of(type(item))[0](item)
     try:
         own.data = own_data
     except AttributeError:

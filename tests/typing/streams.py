@@ -9,11 +9,14 @@ from reactivex import operators as ops
 
 from operators import (
     Pipeline,
+    SharedStream,
     coalesce,
     heartbeat,
     limit_tokens,
+    share_replay,
     tap,
 )
+from operators.authoring import Reader
 from rx_backend import (
     Annotated,
     EngineAdapter,
@@ -85,3 +88,18 @@ def with_operators(engine: LLMEngine) -> None:
 
 def is_error(item: Annotated[LLMEngineOutput]) -> bool:
     return item.is_error
+
+
+async def shared(stream: ResponseStream[str], texts: Observable[str], words: list[str]) -> None:
+    """A shared stream has the items of its source, whatever that is, and so have its readers."""
+    assert_type(share_replay()(stream), SharedStream[str])
+    assert_type(share_replay(16)(texts), SharedStream[str])
+    assert_type(texts.pipe(share_replay()), SharedStream[str])
+    assert_type(share_replay(ahead=2)(words), SharedStream[str])
+    assert_type(SharedStream(stream, linger_s=None), SharedStream[str])
+    one = share_replay()(stream)
+    assert_type(one.read(after=2), Reader[str])
+    assert_type(await anext(one.read()), str)
+    assert_type(one.pipe(ops.map(len)), Observable[int])
+    async for text in one.read():
+        assert_type(text, str)

@@ -1,0 +1,134 @@
+"""What the user holds of one reader of a shared stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from functools import partial
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from operators._core.tasks import defer_to_loop
+from operators._replay_log import PositionDropped, PositionUnknown
+from operators._shared_source import Cursor, SharedSource
+
+__all__ = ("Reader", "ReaderMark", "check_position")
+
+T = TypeVar("T")
+
+
+class _Place(Generic[T]):
+    """What the user holds of one reader; losing it is leaving."""
+
+    __slots__ = ("__weakref__", "_cursor", "_shared", "_stream")
+
+    def __init__(self, stream: object, shared: SharedSource[T], cursor: Cursor) -> None:
+        # As long as there is a reader, the stream is not lost.
+        self._stream = stream
+        self._shared = shared
+        self._cursor = cursor
+
+    @property
+    def position(self) -> int:
+        """How many of the source's items it has."""
+        return self._cursor.position
+
+    def close(self) -> None:
+        """Leave the shared stream, without waiting. Idempotent."""
+        self._shared.leave(self._cursor)
+
+    def __del__(self) -> None:
+        cursor: Cursor | None = getattr(self, "_cursor", None)
+        if cursor is not None and cursor.is_open and self._shared.loop is not None:
+            # The collector may call this in any thread.
+            defer_to_loop(self._shared.loop, partial(self._shared.leave, cursor))
+
+
+class ReaderMark(_Place[Any]):
+    """A reader of a :class:`SharedStream` that is elsewhere, and takes its items in another way."""
+
+    __slots__ = ()
+
+    def advance(self, position: int) -> None:
+        """
+        Note that the reader has the first *position* items.
+
+        Raises:
+            PositionUnknown: So many items have not come.
+            ValueError, TypeError: *position* is none, or lower than before.
+        """
+        check_position("position", position)
+        if position > self._shared.log.head:
+            raise PositionUnknown(position, self._shared.log.head)
+        if position < self.position:
+            raise ValueError(
+                f"position: expected at least {self.position}, as before, got {position}"
+            )
+        if self._cursor.is_open:
+            self._shared.advance(self._cursor, position)
+
+
+class Reader(_Place[T], AsyncIterator[T]):
+    """
+    One reader of a :class:`SharedStream`: an async iterator, and an async context manager.
+
+    Leaving the ``async with``, closing it, cancelling the task that waits for its next item, and
+    losing it all mean that it has left. ``position`` then says where another one can go on.
+    """
+
+    __slots__ = ()
+
+    async def __anext__(self) -> T:
+        """
+        Return the next item, or several merged as one where the log does so.
+
+        Raises:
+            PositionDropped: The next item is not held any more.
+            SourceClosed: The shared stream was closed before its source had ended.
+        """
+        cursor, shared = self._cursor, self._shared
+        log = shared.log
+        while cursor.is_open and cursor.position >= log.head and not shared.is_over:
+            changed = shared.changed(cursor)
+            try:
+                await changed
+            except BaseException:
+                # Being cancelled is leaving (row S7).
+                shared.leave(cursor)
+                raise
+        if not cursor.is_open:
+            raise StopAsyncIteration
+        position = cursor.position
+        if position >= log.head:
+            shared.leave(cursor)
+            shared.raise_end()
+        if position < log.first:
+            shared.leave(cursor)
+            raise PositionDropped(position, log.first)
+        item, position = log.read(position)
+        shared.advance(cursor, position)
+        return item
+
+    async def aclose(self) -> None:
+        """Leave; where that has closed the source, wait until it is released."""
+        self.close()
+        if self._shared.is_over:
+            await self._shared.wait_closed()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+def check_position(name: str, position: object) -> None:
+    """Raise the error for what is no position, under the name of the argument."""
+    if not isinstance(position, int) or isinstance(position, bool):
+        raise TypeError(f"{name}: expected a whole number, got {position!r}")
+    if position < 0:
+        raise ValueError(f"{name}: expected at least 0, got {position!r}")

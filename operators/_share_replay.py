@@ -1,0 +1,155 @@
+"""Share a stream among several readers, with replay for those that come late."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from typing import Annotated, Any, TypeVar, cast, overload
+
+from reactivex import Observable
+
+from operators._core.arguments import AtLeast, check_arguments
+from operators._core.operator import OnWholeStreams
+from operators._core.sources import source_of
+from operators._replay_log import ItemLog
+from operators._shared_stream import SharedStream
+
+__all__ = ("ShareReplay", "share_replay")
+
+A = TypeVar("A")
+
+
+def share_replay(
+    buffer: Annotated[int, AtLeast(1)] | None = None,
+    ahead: Annotated[int, AtLeast(0)] = 0,
+    linger_s: Annotated[float, AtLeast(0, "seconds")] | None = 0.0,
+) -> ShareReplay:
+    """
+    Share one stream among any number of readers, each at its own pace, and replay to those that
+    come late what they have missed.
+
+    Two readers, of which the second comes in frame 4::
+
+        source  -a-b-c-|
+        result  -a-b-c-|
+        late    ----(ab)c-|
+
+    What comes out is a :class:`SharedStream`. It is an Observable, where each subscription is a
+    reader, and has ``read(after=n)`` for an async iterator of what comes after the first n items.
+    It takes a stream in any form::
+
+        shared = share_replay()(await adapter.generate(request))
+        shared = observable.pipe(share_replay(buffer=16))
+
+    The source is subscribed to, or pulled for the first time, when the first reader comes. With
+    back-pressure: it is pulled no further than *ahead* items beyond the fastest reader, whereas a
+    slow reader slows nobody. What an Observable pushes on its own waits in memory.
+
+    Args:
+        buffer: How many of the last items are held, at least *ahead*; None for all of them. A
+            reader that lags behind them fails with :class:`PositionDropped`.
+        ahead: How many items the source may be ahead of the fastest reader; with 0 it is pulled
+            only while a reader waits.
+        linger_s: How many seconds after the last reader has left the source is closed; None for
+            never, and then it is pulled on without readers.
+
+    Raises:
+        ValueError, TypeError: An argument is something else; when the operator is made.
+
+    Phase: none; it is applied to a stream as a whole, and a pipeline refuses it.
+    Errors: every reader gets the source's failure, behind the items.
+    On dispose: the reader leaves. When the last one has left, and nobody came for *linger_s*, the
+        source is closed; who comes later gets what is held, then fails with :class:`SourceClosed`.
+
+    An Observable's readers get what ``ops.replay(buffer)`` with ``ops.ref_count()`` of ``reactivex``
+    gives them, at the same times, with these differences. A source that can be pulled is pulled no
+    further than the readers permit. A reader can begin at any position that is held. The source is
+    subscribed to once: where ``ref_count`` subscribes to it again for who comes after the end, or
+    after everybody has left, and goes on with the items of both times in one sequence, here the end
+    is replayed, or the reader fails with :class:`SourceClosed`.
+
+    >>> from rx_backend.testing import run_virtual
+    >>> async def engine():
+    ...     for word in ("to", "be", "or"):
+    ...         print(f"made {word}")
+    ...         yield word
+    >>> async def main():
+    ...     shared = share_replay()(engine())
+    ...     async with shared.read() as one, shared.read() as other:
+    ...         print(await anext(one), await anext(one), await anext(other))
+    ...         print([word async for word in shared.read(after=other.position)])
+    >>> run_virtual(main())
+    made to
+    made be
+    to be to
+    made or
+    ['be', 'or']
+    """
+    check_arguments(share_replay, buffer, ahead, linger_s)
+    if buffer is not None and buffer < ahead:
+        raise ValueError(
+            f"share_replay: buffer: expected at least ahead={ahead}, or None, got {buffer!r}"
+        )
+    return ShareReplay(buffer, ahead, linger_s)
+
+
+class ShareReplay(OnWholeStreams):
+    """What :func:`share_replay` returns: call it with a stream, or hand it to ``pipe``."""
+
+    __slots__ = ("_ahead", "_buffer", "_linger_s")
+
+    instead = (
+        "share_replay shares a stream among several readers, and a pipeline's stream has one: "
+        "apply it to what generate() returns, share_replay()(stream)"
+    )
+
+    def __init__(self, buffer: int | None, ahead: int, linger_s: float | None) -> None:
+        self._buffer = buffer
+        self._ahead = ahead
+        self._linger_s = linger_s
+
+    @overload
+    def __call__(self, source: Observable[A]) -> SharedStream[A]: ...
+    @overload
+    def __call__(self, source: AsyncIterable[A]) -> SharedStream[A]: ...
+    @overload
+    def __call__(self, source: Iterable[A]) -> SharedStream[A]: ...
+    def __call__(self, source: object) -> SharedStream[Any]:
+        """
+        Share *source*, which the result owns from now on.
+
+        Raises:
+            TypeError: It is no stream.
+        """
+        return SharedStream(
+            _items_of(source),
+            log=ItemLog(self._buffer),
+            ahead=self._ahead,
+            linger_s=self._linger_s,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"share_replay(buffer={self._buffer!r}, ahead={self._ahead!r}, "
+            f"linger_s={self._linger_s!r})"
+        )
+
+
+def _items_of(source: object) -> AsyncIterator[Any]:
+    observed = source_of(source)
+    if observed is not None:
+        return observed
+    if hasattr(source, "__anext__"):
+        return cast("AsyncIterator[Any]", source)
+    if isinstance(source, AsyncIterable):
+        return aiter(cast("AsyncIterable[Any]", source))
+    if isinstance(source, Iterable):
+        return _each(cast("Iterable[Any]", source))
+    raise TypeError(
+        "share_replay: expected an Observable, an asynchronous iterator or an iterable, "
+        f"got {source!r}"
+    )
+
+
+async def _each(items: Iterable[Any]) -> AsyncGenerator[Any]:
+    for item in items:
+        yield item
