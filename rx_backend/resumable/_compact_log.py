@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from array import array
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from operators.authoring import own_copy
-from rx_backend.errors import InvalidArgument
+from rx_backend.errors import KINDS, BackendError, InvalidArgument
 from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.resumable._sizes import size_of
 
@@ -139,6 +140,8 @@ class CompactLog:
                 f"{type(item).__name__}"
             )
         held = _own(item)
+        if held.error is not None:
+            held.error = _without_frames(held.error)
         self._kinds.append(_OBJECT)
         self._objects[self.head] = held
         self._object_bytes += size_of(held)
@@ -212,10 +215,19 @@ class CompactLog:
 
 
 def _own(item: Item) -> Item:
-    """Return a copy for one reader; that of an error has no traceback, and grows none."""
+    """Return a copy for one reader, its error included, whose traceback grows when it is raised."""
     own = own_copy(item)
     if own is item:
         own = copy.copy(item)
     if item.error is not None:
         own.error = copy.copy(item.error)
     return own
+
+
+def _without_frames(error: BackendError) -> BackendError:
+    """Return a copy without tracebacks, that of its causes included."""
+    try:
+        held = pickle.loads(pickle.dumps(error))  # noqa: S301  our own bytes
+    except Exception:
+        return KINDS[error.kind](error.message)
+    return cast("BackendError", held)

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Final, Protocol
 
 from operators import SharedStream
+from operators.authoring import Reader
 from rx_backend.errors import BackendError, Cancelled
 from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.resumable._compact_log import CompactLog
@@ -31,6 +32,14 @@ class Holder(Protocol):
         """Forget *held*, which was kept for long enough."""
         ...
 
+    def close_soon(self, held: HeldStream, error: BackendError) -> None:
+        """Close *held* in a task, which outlives it in the table."""
+        ...
+
+    def release(self, held: HeldStream) -> None:
+        """Close and forget *held*, which can be found again."""
+        ...
+
     def count_bound(self, option: str, effect: str) -> None:
         """Count that a bound took effect."""
         ...
@@ -47,7 +56,7 @@ class HeldStream:
         holder: Notified of what happens.
 
     Attributes:
-        context, owner, created: As of *opened*.
+        context, owner, created, begun_here: As of *opened*.
         log: The items that are held.
         shared: What readers read.
         is_over: Whether the answer has ended.
@@ -66,13 +75,14 @@ class HeldStream:
         self._opened: OpenedStream | None = opened
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._cutting: asyncio.Task[None] | None = None
+        self.begun_here = opened.begun_here
         self.log = CompactLog(options.max_bytes, self._dropped)
+        goes_on = options.when_left == "continue" and opened.begun_here
         self.shared: SharedStream[Item] = SharedStream(
             self._items(opened),
             log=self.log,
             ahead=options.max_ahead,
-            linger_s=None if options.when_left == "continue" else options.linger_s,
+            linger_s=None if goes_on else options.linger_s,
             on_abandoned=self._left,
         )
         opened.watch(self.shared)
@@ -92,6 +102,11 @@ class HeldStream:
         if self._opened is not None:
             self._opened.stop()
 
+    def stop_own(self) -> None:
+        """Do as :meth:`stop` for an answer of this process."""
+        if self.begun_here:
+            self.stop()
+
     def close(self, error: BackendError) -> None:
         """Drop an answer that has not ended; its readers get *error* behind what is held."""
         if not self.is_over and self.cut_off is None:
@@ -106,8 +121,6 @@ class HeldStream:
             # What was never pulled has not released itself.
             await opened.aclose()
         self._end()
-        if self._cutting is not None and self._cutting is not asyncio.current_task():
-            await self._cutting
 
     def forget(self) -> None:
         """Keep a stream that is over no longer."""
@@ -118,16 +131,52 @@ class HeldStream:
         """Count a reader that fell behind what is held."""
         self._holder.count_bound("max_bytes", "reader_failed")
 
+    async def read(self, after: int) -> Reader[Item]:
+        """
+        Return a reader of what comes after the first *after* items.
+
+        Items up to there that are known elsewhere are pulled first.
+
+        Raises:
+            PositionDropped, PositionUnknown: As ``SharedStream.read``.
+        """
+        opened, shared = self._opened, self.shared
+        if after <= shared.head or opened is None or after > await opened.head():
+            return shared.read(after)
+        async with shared.read(shared.head) as reader:
+            while shared.head < after and not shared.is_over:
+                await anext(reader, None)
+            return shared.read(after)
+
     async def _items(self, opened: OpenedStream) -> AsyncGenerator[Item]:
+        items, failure = opened.items, None
         try:
-            async for item in opened.items:
+            async for item in items:
+                if items.ended:
+                    # The reader may leave with the last item, and the end would not be pulled.
+                    await opened.aclose()
+                    self._end()
                 yield item
+        except Exception as error:
+            # Held until the answer is forgotten: its frames would hold engine and request.
+            failure = error.with_traceback(None)
         finally:
             await opened.aclose()
             self._end()
+            del opened, items
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure
 
     def _left(self) -> None:
-        """Stop the engine: there was no reader for ``linger_s``."""
+        """Stop the engine, or leave it to others: there was no reader here for ``linger_s``."""
+        if self.is_over:
+            return
+        if not self.begun_here:
+            self._holder.release(self)
+            return
         self._holder.count_bound("linger_s", "stopped")
         self._timer = self._loop.call_later(self._options.stop_grace_s, self._cut)
         self.stop()
@@ -136,8 +185,8 @@ class HeldStream:
         """Close an answer that the engine did not end after the stop."""
         self._holder.count_bound("stop_grace_s", "closed")
         grace_s = self._options.stop_grace_s
-        self.close(Cancelled(f"stopped without a reader, and not ended within {grace_s:g} s"))
-        self._cutting = self._loop.create_task(self.wait_closed())
+        error = Cancelled(f"stopped without a reader, and not ended within {grace_s:g} s")
+        self._holder.close_soon(self, error)
 
     def _end(self) -> None:
         """Note the end of the answer, and keep it for a while. Idempotent."""
@@ -156,7 +205,6 @@ class HeldStream:
             again_s = max(self._options.keep_s, _SHORTEST_KEEP_S)
             self._timer = self._loop.call_later(again_s, self._expire)
         else:
-            self._holder.count_bound("keep_s", "forgotten")
             self._holder.expired(self)
 
     def _dropped(self) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 
 from rx_backend.errors import InvalidArgument
 
-__all__ = ("check_position", "event_id", "new_stream_id", "parse_event_id")
+__all__ = ("check_position", "check_text", "event_id", "new_stream_id", "parse_event_id")
 
 _EVENT_ID: Final = re.compile(r"([A-Za-z0-9_-]{1,128}):([0-9]{1,15})")
 _LONGEST_SHOWN: Final = 80
@@ -41,13 +41,23 @@ def parse_event_id(text: str) -> tuple[str, int]:
     return found[1], int(found[2])
 
 
-def check_position(name: str, position: object) -> int:
+def check_position(name: str, position: object) -> None:
     """
-    Return *position* if it is a whole number that is not negative.
+    Check that *position* is a whole number that is not negative.
 
     Raises:
         InvalidArgument: It is something else; names the argument.
     """
     if type(position) is not int or position < 0:
         raise InvalidArgument(f"{name}: expected a number of items, 0 or more, got {position!r}")
-    return position
+
+
+def check_text(name: str, text: object) -> None:
+    """
+    Check that *text* is one.
+
+    Raises:
+        InvalidArgument: It is something else; names the argument.
+    """
+    if not isinstance(text, str):
+        raise InvalidArgument(f"{name}: expected a text, got {text!r}")

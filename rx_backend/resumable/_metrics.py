@@ -37,7 +37,7 @@ class Held(NamedTuple):
 class Holder(Protocol):
     """What holds streams."""
 
-    def held(self) -> Held:
+    def figures(self) -> Held:
         """Return what is held at the moment; called in the thread of the metrics' reader."""
         ...
 
@@ -82,7 +82,7 @@ class ResumableMetrics:
                 shared = _shared[provider] = cls(provider.get_meter("rx_backend"))
         return shared
 
-    def add(self, holder: Holder) -> None:
+    def observe(self, holder: Holder) -> None:
         """Observe what *holder* holds from now on, while it lives. Idempotent."""
         self._holders.add(holder)
 
@@ -95,7 +95,7 @@ class ResumableMetrics:
         self._requests.add(1, {"rx_backend.outcome": outcome})
 
     def _held(self) -> list[Held]:
-        return [holder.held() for holder in list(self._holders)]
+        return [holder.figures() for holder in list(self._holders)]
 
     def _streams(self, _: CallbackOptions) -> Iterator[Observation]:
         held = self._held()

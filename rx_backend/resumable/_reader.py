@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from operators import PositionDropped, SourceClosed, peek_first
+from operators.authoring import Reader
 from rx_backend.context import RequestContext
 from rx_backend.errors import Unknown, as_backend_error
 from rx_backend.protocols import Annotated, LLMEngineOutput
@@ -38,16 +39,18 @@ class ResumableReader:
     """
 
     def __init__(
-        self, held: HeldStream, after: int, discard: Callable[[], Awaitable[None]] | None = None
+        self,
+        held: HeldStream,
+        reader: Reader[Item],
+        discard: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.stream_id = held.id
-        self.position = after
+        self.position = reader.position
         self.context: RequestContext = held.context
         self.created = held.created
-        self._reader = held.shared.read(after)
+        self._reader = reader
         self._discard = discard
         self._held = held
-        self._has_failed = False
         self._peeked: deque[tuple[Item, int]] = deque()
 
     def __aiter__(self) -> Self:
@@ -111,11 +114,10 @@ class ResumableReader:
         return item, position
 
     def _cut_off(self) -> Item:
-        """Return the error item of an answer that was closed before its end, once (row S9)."""
+        """Return the error item of an answer that was closed before its end (row S9)."""
         error = self._held.cut_off
-        if error is None or self._has_failed:
+        if error is None:
             raise StopAsyncIteration
-        self._has_failed = True
         return Annotated.from_error(copy(error))
 
     async def _recorded(self) -> AsyncGenerator[Item]:

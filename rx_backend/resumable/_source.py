@@ -24,10 +24,12 @@ class OpenedStream:
         context: The request's context.
         owner: Whose answer it is.
         created: When it was begun, in seconds since the epoch; now by default.
+        begun_here: Whether its engine's stream is in this process. One that was found is released
+            and forgotten when its last reader here has left for ``linger_s``, and not stopped.
 
     Attributes:
         items: The items, as a run that may be closed while it is pulled.
-        context, owner, created: As given.
+        context, owner, created, begun_here: As given.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class OpenedStream:
         context: RequestContext,
         owner: str | None = None,
         created: float | None = None,
+        begun_here: bool = True,
     ) -> None:
         self.items: FusedRun[Annotated[LLMEngineOutput]] = (
             items if isinstance(items, FusedRun) else fuse(items, [])
@@ -44,6 +47,7 @@ class OpenedStream:
         self.context = context
         self.owner = owner
         self.created = time() if created is None else created
+        self.begun_here = begun_here
 
     def watch(self, shared: SharedStream[Annotated[LLMEngineOutput]]) -> None:
         """
@@ -52,8 +56,20 @@ class OpenedStream:
         By default nothing is done. A source with readers elsewhere adds a mark for each.
         """
 
+    async def head(self) -> int:
+        """
+        Return how many items the answer has so far, where that may be more than were pulled.
+
+        Asked when a reader wants a position that has not been pulled. By default 0.
+        """
+        return 0
+
     def stop(self) -> None:
-        """Ask the engine to end the answer; by default through the context (rows A2 to A4)."""
+        """
+        Ask the engine to end the answer; by default through the context (rows A2 to A4).
+
+        Where that takes time, :meth:`aclose` waits until it is done.
+        """
         self.context.stop_generating()
 
     async def aclose(self) -> None:
@@ -77,7 +93,11 @@ class StreamSource(Protocol):
         ...
 
     async def find(self, id: str) -> OpenedStream | None:
-        """Return the stream *id* that was begun elsewhere, from its beginning; None if there is none."""
+        """
+        Return the stream *id*, which is not held here, from its beginning; None if there is none.
+
+        It may be wanted for its owner alone, or to be stopped, and is closed then.
+        """
         ...
 
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Self, cast
+from typing import Final, Self, cast
 
 from opentelemetry.metrics import MeterProvider
 
 from operators import PositionDropped, PositionUnknown
+from operators.authoring import Reader
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.errors import Cancelled, EngineShutdown, InvalidArgument
 from rx_backend.protocols import Annotated, LLMEngineOutput, PreprocessedRequest
-from rx_backend.resumable._errors import StreamNotFound, TooManyStreams
+from rx_backend.resumable._errors import StreamNotFound
 from rx_backend.resumable._held_stream import HeldStream
-from rx_backend.resumable._ids import check_position, new_stream_id
-from rx_backend.resumable._metrics import Held, ResumableMetrics
+from rx_backend.resumable._ids import check_position, check_text, new_stream_id
+from rx_backend.resumable._metrics import Held
 from rx_backend.resumable._options import MayRead, Options, WhenLeft, same_owner
 from rx_backend.resumable._reader import ResumableReader
 from rx_backend.resumable._source import AdapterSource, OpenedStream, StreamSource
+from rx_backend.resumable._table import StreamTable
 
 __all__ = ("ResumableStreams",)
 
@@ -82,7 +84,7 @@ class ResumableStreams:
         meter_provider: MeterProvider | None = None,
     ) -> None:
         self._source = _as_source(source)
-        self._options = Options(
+        self._options = options = Options(
             max_streams=max_streams,
             max_ahead=max_ahead,
             max_bytes=max_bytes,
@@ -92,16 +94,12 @@ class ResumableStreams:
             keep_s=keep_s,
             may_read=may_read,
         )
-        self._meter_provider = meter_provider
+        self._table = StreamTable(options, meter_provider)
         self._is_closed = False
-        self._starting = 0
-        self._running: dict[str, HeldStream] = {}
-        # Those that ended, in the order of their ends.
-        self._kept: dict[str, HeldStream] = {}
 
     def __len__(self) -> int:
         """Return the number of streams that are held."""
-        return len(self._running) + len(self._kept)
+        return len(self._table)
 
     async def start(
         self,
@@ -124,17 +122,20 @@ class ResumableStreams:
             EngineShutdown: The streams are closed.
         """
         self._check_open()
-        self._make_room()
+        if owner is not None:
+            check_text("owner", owner)
+        self._table.make_room()
+        self._table.metrics()
         if context is None:
             context = RequestContext()
         stream_id = new_stream_id()
-        self._starting += 1
+        self._table.starting += 1
         try:
             opened = await self._source.start(stream_id, request, context, owner)
         finally:
-            self._starting -= 1
+            self._table.starting -= 1
         held = await self._hold(stream_id, opened)
-        return ResumableReader(held, 0, lambda: self._discard(held))
+        return ResumableReader(held, held.shared.read(), lambda: self._discard(held))
 
     async def resume(self, id: str, after: int = 0, *, owner: str | None = None) -> ResumableReader:
         """
@@ -153,20 +154,15 @@ class ResumableStreams:
             TooManyStreams: The stream was begun elsewhere, and there is no room for it here.
             EngineShutdown: The streams are closed.
         """
+        check_text("id", id)
         check_position("after", after)
         try:
             held = await self._found(id, owner)
-            reader = ResumableReader(held, after)
-        except StreamNotFound:
-            self._count_resume("not_found")
+            reader = ResumableReader(held, await self._read(held, after))
+        except Exception as error:
+            self._table.count_resume(_OUTCOMES.get(type(error), "failed"))
             raise
-        except PositionDropped:
-            self._count_resume("position_dropped")
-            raise
-        except PositionUnknown:
-            self._count_resume("position_unknown")
-            raise
-        self._count_resume("resumed")
+        self._table.count_resume("resumed")
         return reader
 
     async def stop(self, id: str, *, owner: str | None = None) -> None:
@@ -179,7 +175,18 @@ class ResumableStreams:
             StreamNotFound: There is no such stream, or `may_read` says no.
             EngineShutdown: The streams are closed.
         """
-        (await self._found(id, owner)).stop()
+        check_text("id", id)
+        self._check_open()
+        held = self._table.get(id)
+        opened = await self._source.find(id) if held is None else None
+        try:
+            found = held or opened
+            if found is None or not self._options.allows(found.owner, owner):
+                raise StreamNotFound(_NOT_FOUND.format(id))
+            found.stop()
+        finally:
+            if opened is not None:
+                await opened.aclose()
 
     async def aclose(self) -> None:
         """
@@ -188,14 +195,7 @@ class ResumableStreams:
         Answers that run are stopped and dropped; their readers get `EngineShutdown`.
         """
         self._is_closed = True
-        every = [*self._running.values(), *self._kept.values()]
-        for held in every:
-            held.stop()
-            held.close(EngineShutdown("the streams were closed"))
-        for held in every:
-            await held.wait_closed()
-            held.forget()
-        self._kept.clear()
+        await self._table.aclose(EngineShutdown("the streams were closed"))
 
     async def __aenter__(self) -> Self:
         return self
@@ -210,106 +210,68 @@ class ResumableStreams:
 
     def held(self) -> Held:
         """Return what is held at the moment, as the metrics have it."""
-        streams = [*self._running.values(), *self._kept.values()]
-        return Held(
-            running=len(self._running),
-            kept=len(self._kept),
-            readers=sum(held.shared.readers for held in streams),
-            held_bytes=sum(held.log.held_bytes for held in streams),
-            waiting=Counter(held.waits_for for held in streams if held.waits_for),
-        )
-
-    def ended(self, held: HeldStream) -> None:
-        """Note that the answer of *held* has ended; called by the stream."""
-        if self._running.pop(held.id, None) is not None:
-            self._kept[held.id] = held
-
-    def expired(self, held: HeldStream) -> None:
-        """Forget *held*, which was kept for long enough; called by the stream."""
-        self._kept.pop(held.id, None)
-
-    def count_bound(self, option: str, effect: str) -> None:
-        """Count that a bound took effect."""
-        metrics = self._metrics()
-        if metrics is not None:
-            metrics.count_bound(option, effect)
-
-    def _metrics(self) -> ResumableMetrics | None:
-        """Return the metrics; a global provider may be installed after the streams were made."""
-        metrics = ResumableMetrics.of(self._meter_provider)
-        if metrics is not None:
-            metrics.add(self)
-        return metrics
-
-    def _count_resume(self, outcome: str) -> None:
-        metrics = self._metrics()
-        if metrics is not None:
-            metrics.count_resume(outcome)
+        return self._table.figures()
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise EngineShutdown("the streams are closed")
 
-    def _make_room(self) -> None:
-        """Make room for one more stream, in place of the one that ended first where there is none."""
-        limit = self._options.max_streams
-        if len(self) + self._starting < limit:
-            return
-        unread = (held for held in self._kept.values() if not held.shared.readers)
-        oldest = next(unread, None)
-        if oldest is None:
-            self.count_bound("max_streams", "refused")
-            raise TooManyStreams(f"{limit} streams are held, and none can be forgotten")
-        self.count_bound("max_streams", "evicted")
-        oldest.forget()
-        del self._kept[oldest.id]
-
     async def _hold(self, id: str, opened: OpenedStream) -> HeldStream:
         """Hold what the source has opened."""
         try:
             self._check_open()
-            held = HeldStream(id, opened, self._options, self)
+            return self._table.add(id, opened)
         except BaseException:
             await opened.aclose()
             raise
-        self._running[id] = held
-        return held
 
     async def _found(self, id: str, owner: str | None) -> HeldStream:
         """Return the stream *id*, which *owner* may read, also where it was begun elsewhere."""
         self._check_open()
-        held = self._running.get(id) or self._kept.get(id)
+        held = self._table.get(id)
         if held is None:
             opened = await self._source.find(id)
-            held = self._running.get(id) or self._kept.get(id)
             if opened is not None:
-                held = await self._take_in(id, opened, held, owner)
+                held = await self._take_in(id, opened, owner)
         if held is None or not self._options.allows(held.owner, owner):
-            raise StreamNotFound(f"there is no stream {id!r}")
+            raise StreamNotFound(_NOT_FOUND.format(id))
         return held
 
-    async def _take_in(
-        self, id: str, opened: OpenedStream, held: HeldStream | None, owner: str | None
-    ) -> HeldStream | None:
-        """Hold a stream that was found, unless it is held by now or may not be read."""
+    async def _take_in(self, id: str, opened: OpenedStream, owner: str | None) -> HeldStream | None:
+        """Hold a stream that was begun elsewhere, unless it is held by now or may not be read."""
+        held = self._table.get(id)
         try:
-            is_wanted = held is None and self._options.allows(opened.owner, owner)
-            if is_wanted:
-                self._make_room()
+            if held is None and self._options.allows(opened.owner, owner):
+                self._table.make_room()
+                self._check_open()
+                return self._table.add(id, opened)
         except BaseException:
             await opened.aclose()
             raise
-        if is_wanted:
-            return await self._hold(id, opened)
         await opened.aclose()
         return held
+
+    async def _read(self, held: HeldStream, after: int) -> Reader[Annotated[LLMEngineOutput]]:
+        try:
+            return await held.read(after)
+        except BaseException:
+            if not held.begun_here and not held.shared.readers:
+                self._table.release(held)
+            raise
 
     async def _discard(self, held: HeldStream) -> None:
         """Forget a stream that failed before its first token."""
         held.close(Cancelled("the stream failed before its first token"))
         await held.wait_closed()
-        held.forget()
-        self._kept.pop(held.id, None)
+        self._table.forget(held)
+
+
+_NOT_FOUND: Final = "there is no stream {!r}"
+_OUTCOMES: Final[Mapping[type[Exception], str]] = {
+    StreamNotFound: "not_found",
+    PositionDropped: "position_dropped",
+    PositionUnknown: "position_unknown",
+}
 
 
 def _as_source(source: object) -> StreamSource:

@@ -1,0 +1,139 @@
+"""The streams of one process: which run, which are kept, and whether there is room for more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from opentelemetry.metrics import MeterProvider
+
+from rx_backend.errors import BackendError, Cancelled
+from rx_backend.resumable._errors import TooManyStreams
+from rx_backend.resumable._held_stream import HeldStream
+from rx_backend.resumable._metrics import Held, ResumableMetrics
+from rx_backend.resumable._options import Options
+from rx_backend.resumable._source import OpenedStream
+
+__all__ = ("StreamTable",)
+
+
+class StreamTable:
+    """
+    All streams that are held, by id.
+
+    Args:
+        options: The bounds.
+        meter_provider: Receives metrics; the global provider by default.
+
+    Attributes:
+        starting: Streams whose set-up is under way, for which there has to be room.
+    """
+
+    def __init__(self, options: Options, meter_provider: MeterProvider | None) -> None:
+        self._options = options
+        self._meter_provider = meter_provider
+        self.starting = 0
+        self._running: dict[str, HeldStream] = {}
+        # Those that ended, in the order of their ends.
+        self._kept: dict[str, HeldStream] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._running) + len(self._kept)
+
+    def get(self, id: str) -> HeldStream | None:
+        """Return the stream *id*, if it is held."""
+        return self._running.get(id) or self._kept.get(id)
+
+    def make_room(self) -> None:
+        """
+        Make room for one more stream, in place of the one that ended first where there is none.
+
+        Raises:
+            TooManyStreams: All of them run or are being read.
+        """
+        limit = self._options.max_streams
+        if len(self) + self.starting < limit:
+            return
+        unread = (held for held in self._kept.values() if not held.shared.readers)
+        oldest = next(unread, None)
+        if oldest is None:
+            self.count_bound("max_streams", "refused")
+            raise TooManyStreams(f"{limit} streams are held, and all of them run or are being read")
+        self.count_bound("max_streams", "evicted")
+        self.forget(oldest)
+
+    def add(self, id: str, opened: OpenedStream) -> HeldStream:
+        """Hold what a source has opened, after :meth:`make_room`."""
+        held = self._running[id] = HeldStream(id, opened, self._options, self)
+        return held
+
+    def forget(self, held: HeldStream) -> None:
+        """Hold a stream that has ended no longer."""
+        held.forget()
+        self._kept.pop(held.id, None)
+
+    def ended(self, held: HeldStream) -> None:
+        """Note that the answer of *held* has ended; called by the stream."""
+        if self._running.pop(held.id, None) is not None:
+            self._kept[held.id] = held
+
+    def expired(self, held: HeldStream) -> None:
+        """Forget *held*, which was kept for long enough; called by the stream."""
+        self.count_bound("keep_s", "forgotten")
+        self.forget(held)
+
+    def close_soon(self, held: HeldStream, error: BackendError) -> None:
+        """Close *held* in a task, for which :meth:`aclose` waits; called by the stream."""
+        held.close(error)
+        task = asyncio.get_running_loop().create_task(held.wait_closed())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def release(self, held: HeldStream) -> None:
+        """Close and forget *held*, which can be found again; called by the stream."""
+        self._running.pop(held.id, None)
+        self.close_soon(held, Cancelled("the stream was left"))
+
+    async def aclose(self, error: BackendError) -> None:
+        """Stop, close and forget all streams; those who read get *error*."""
+        every = [*self._running.values(), *self._kept.values()]
+        for held in every:
+            held.stop_own()
+            held.close(error)
+        for held in every:
+            await held.wait_closed()
+            self.forget(held)
+        while self._closing:
+            await asyncio.wait(self._closing)
+
+    def figures(self) -> Held:
+        """Return what is held at the moment, in any thread."""
+        running, kept = list(self._running.values()), list(self._kept.values())
+        both = [*running, *kept]
+        return Held(
+            running=len(running),
+            kept=len(kept),
+            readers=sum(held.shared.readers for held in both),
+            held_bytes=sum(held.log.held_bytes for held in both),
+            waiting=Counter(held.waits_for for held in running if held.waits_for),
+        )
+
+    def count_bound(self, option: str, effect: str) -> None:
+        """Count that a bound took effect."""
+        metrics = self.metrics()
+        if metrics is not None:
+            metrics.count_bound(option, effect)
+
+    def count_resume(self, outcome: str) -> None:
+        """Count a request for the rest of a stream."""
+        metrics = self.metrics()
+        if metrics is not None:
+            metrics.count_resume(outcome)
+
+    def metrics(self) -> ResumableMetrics | None:
+        """Return the metrics; a global provider may be installed after the streams were made."""
+        metrics = ResumableMetrics.of(self._meter_provider)
+        if metrics is not None:
+            metrics.observe(self)
+        return metrics

@@ -1,0 +1,203 @@
+"""The compact log: every position is a place to read from, and what is held is bounded."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from operators.authoring import merge_chunks
+from rx_backend import Disconnected, InvalidArgument
+from rx_backend.protocols import Annotated, FinishReason, LLMEngineOutput, TraceLink
+from rx_backend.resumable._compact_log import CompactLog
+
+Item = Annotated[LLMEngineOutput]
+ROOMY = 1 << 30
+
+ids = st.lists(st.integers(0, 2**32 - 1), max_size=3)
+texts = st.none() | st.text(st.characters(), max_size=4) | st.sampled_from(("\ud83d", "\ude00"))
+indices = st.none() | st.integers(0, 3)
+plain = st.builds(
+    lambda ids, text, index: Annotated(LLMEngineOutput(ids, text=text, index=index)),
+    ids,
+    texts,
+    indices,
+)
+other = st.sampled_from(
+    (
+        lambda: Annotated(LLMEngineOutput([1], worker_trace_link=TraceLink("0" * 32, "1" * 16))),
+        lambda: Annotated(LLMEngineOutput([1], log_probs=[-0.5])),
+        lambda: Annotated(LLMEngineOutput([2], finish_reason=FinishReason.STOP)),
+        lambda: Annotated(LLMEngineOutput([2], extra_args={"a": [1]})),
+        lambda: Annotated(LLMEngineOutput([2**40])),
+        lambda: Annotated(LLMEngineOutput([-1], text="x")),
+        lambda: Annotated(LLMEngineOutput([1], index=-1)),
+        lambda: Annotated(LLMEngineOutput([1]), event="progress"),
+        lambda: Annotated[LLMEngineOutput](event="progress", comment=["half"]),
+        lambda: Annotated.from_error(Disconnected("gone")),
+    )
+).map(lambda make: make())
+items = st.lists(plain | other, max_size=30)
+
+
+def filled(items: list[Item], max_bytes: int = ROOMY) -> CompactLog:
+    log = CompactLog(max_bytes)
+    for item in items:
+        log.append(item)
+    return log
+
+
+def rest(log: CompactLog, position: int) -> list[Item]:
+    found: list[Item] = []
+    while position < log.head:
+        item, after = log.read(position)
+        assert after > position
+        found.append(item)
+        position = after
+    return found
+
+
+def split(items: list[Item]) -> list[object]:
+    """Return what a client can make out: tokens and texts by answer, and all other items."""
+    seen: list[object] = []
+    for item in items:
+        chunk = item.data
+        is_plain = chunk is not None and item == Annotated(
+            LLMEngineOutput(chunk.token_ids, text=chunk.text, index=chunk.index)
+        )
+        if chunk is None or not is_plain:
+            seen.append(repr(item))
+            continue
+        key = (chunk.index, chunk.text is None)
+        last = seen[-1] if seen else None
+        if isinstance(last, tuple) and last[0] == key:  # pyright: ignore[reportUnknownMemberType]
+            seen[-1] = (key, [*last[1], *chunk.token_ids], last[2] + (chunk.text or ""))  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        else:
+            seen.append((key, chunk.token_ids, chunk.text or ""))
+    return seen
+
+
+@given(items)
+def test_every_position_gives_exactly_the_rest(items: list[Item]) -> None:
+    """Tokens, texts and all other items come once and in order, from wherever one begins."""
+    log = filled(items)
+    assert (log.first, log.head) == (0, len(items))
+    for position in range(len(items) + 1):
+        assert split(rest(log, position)) == split(items[position:])
+
+
+def test_a_plain_run_comes_as_one_chunk_up_to_the_terminal() -> None:
+    """A reader that is behind gets one merged chunk, and the terminal alone."""
+    chunks = [LLMEngineOutput([n], text=f"{n} ") for n in range(200)]
+    log = filled([*map(Annotated, chunks), Annotated(LLMEngineOutput.length())])
+    for position in range(200):
+        merged, terminal = rest(log, position)
+        assert merged == Annotated(merge_chunks(chunks[position:])[0][0])
+        assert terminal == Annotated(LLMEngineOutput.length())
+
+
+def test_answers_that_take_turns_stay_apart() -> None:
+    """Of several answers each chunk keeps its index."""
+    chunks = [LLMEngineOutput([n], index=n % 2) for n in range(6)]
+    assert rest(filled([Annotated(chunk) for chunk in chunks]), 2) == [
+        Annotated(chunk) for chunk in chunks[2:]
+    ]
+
+
+@pytest.mark.rows("E6")
+def test_what_is_held_belongs_to_nobody_else() -> None:
+    """An engine that touches its chunk later, and a reader that changes its own, change nothing."""
+    chunk = LLMEngineOutput([7], log_probs=[-1.0])
+    error = Annotated.from_error(Disconnected("gone"))
+    log = filled([Annotated(LLMEngineOutput([7])), Annotated(chunk), error])
+    chunk.token_ids.append(8)
+    for _ in range(2):
+        for item in rest(log, 0):
+            item.id = "mine"
+            if item.data is not None:
+                item.data.token_ids.append(9)
+    first, second, last = rest(log, 0)
+    assert first == Annotated(LLMEngineOutput([7]))
+    assert second == Annotated(LLMEngineOutput([7], log_probs=[-1.0]))
+    assert (last.id, last.comment, error.id) == (None, ["gone"], None)
+
+
+def test_an_error_is_held_without_its_frames_and_with_its_causes() -> None:
+    """The frames of an engine would be held as long as the answer."""
+    try:
+        try:
+            raise OSError("cable")
+        except OSError as cause:
+            raise Disconnected("gone") from cause
+    except Disconnected as error:
+        log = filled([Annotated.from_error(error)])
+    held = rest(log, 0)[0].error
+    assert isinstance(held, Disconnected)
+    assert held.__traceback__ is None
+    assert isinstance(held.__cause__, OSError)
+    assert held.__cause__.__traceback__ is None
+
+
+def test_what_is_no_item_is_refused() -> None:
+    """A pipeline whose items are of another type is told so."""
+    with pytest.raises(InvalidArgument, match="hold Annotated items; the pipeline yielded str"):
+        CompactLog(ROOMY).append("text")  # type: ignore[arg-type]
+
+
+@given(items, st.integers(1, 600), st.data())
+def test_what_was_delivered_is_dropped_first(
+    items: list[Item], max_bytes: int, data: st.DataObject
+) -> None:
+    """With room asked for before each item the bound holds but for the last one; no gap appears."""
+    log = CompactLog(max_bytes)
+    delivered = 0
+    for item in items:
+        delivered = data.draw(st.integers(max(delivered, log.first), log.head))
+        before = log.held_bytes
+        if not log.make_room(delivered):
+            # Everything that may go is gone.
+            assert log.first == delivered
+            assert log.held_bytes >= max_bytes
+            delivered = log.head
+            assert log.make_room(delivered)
+        assert log.held_bytes <= before
+        assert log.held_bytes < max_bytes
+        log.append(item)
+        assert log.first <= delivered
+        for position in range(log.first, log.head + 1):
+            assert split(rest(log, position)) == split(items[position : log.head])
+    log.make_room(log.head)
+    assert log.held_bytes < max_bytes
+
+
+def words(n: int) -> Item:
+    return Annotated(LLMEngineOutput([n], text="word "))
+
+
+def probable(n: int) -> Item:
+    return Annotated(LLMEngineOutput([n], log_probs=[-float(n)], extra_args={"n": [n]}))
+
+
+@pytest.mark.parametrize(("make", "most"), [(words, 1.3), (probable, 1.5)])
+def test_what_is_counted_is_what_it_takes(make: Callable[[int], Item], most: float) -> None:
+    """The bytes that are counted are those that Python allocates, but for spare room."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        log = CompactLog(ROOMY)
+        for n in range(1000, 21_000):
+            log.append(make(n))
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert log.held_bytes * 0.9 <= taken <= log.held_bytes * most
+
+
+def test_a_token_takes_little() -> None:
+    """Far less than a chunk of its own."""
+    assert filled([words(n) for n in range(1_000)]).held_bytes == 1_000 * (24 + 4 + 5)

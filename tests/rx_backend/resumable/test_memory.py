@@ -1,0 +1,108 @@
+"""What running and kept streams take is bounded, and nothing of a request outlives its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import tracemalloc
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from operators.authoring import Stage, operator
+from rx_backend import Disconnected, EngineAdapter, EngineConfig, LLMEngine, RequestContext
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+from rx_backend.resumable import ResumableStreams
+from rx_backend.testing import run_virtual
+from tests.rx_backend.resumable.answers import Item, collect
+
+STREAMS = 50
+TOKENS = 500
+# Of one stream: its objects in this library, reactivex and asyncio, and the buffers' spare room.
+OVERHEAD = 8_000
+
+
+class Talker(LLMEngine):
+    """Makes tokens of eight letters, and ends as it is told."""
+
+    def __init__(self, end: str) -> None:
+        self._end = end
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        return EngineConfig(model="talker")
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        scratch = list(range(1000, 11_000))
+        for n in range(TOKENS):
+            yield LLMEngineOutput([n + 1_000_000], text="eight888")
+        if self._end == "raises":
+            raise Disconnected(f"gone with {len(scratch)}")
+        if self._end == "runs":
+            await asyncio.sleep(1_000)
+        yield LLMEngineOutput.stop()
+
+
+@operator
+def failing() -> Stage[Item, Item]:
+    """Fail at the terminal."""
+    item = yield
+    while item.data is not None and item.data.finish_reason is None:
+        item = yield item
+    raise KeyError("mine")
+
+
+async def begin(streams: ResumableStreams) -> None:
+    # The prompt alone takes hundreds of kilobytes.
+    prompt = list(range(100_000, 110_000))
+    reader = await streams.start(PreprocessedRequest(token_ids=prompt))
+    async with reader:
+        await collect(reader, 1)
+
+
+@pytest.mark.parametrize("end", ["stops", "raises", "fails behind"])
+def test_kept_streams_take_what_is_counted(end: str) -> None:
+    """However they ended: their items and a few kilobytes, and nothing of engine or request."""
+
+    async def main() -> None:
+        adapter = EngineAdapter(Talker(end))
+        if end == "fails behind":
+            adapter = adapter.with_operators(failing())
+        async with ResumableStreams(adapter, max_ahead=1_000) as streams:
+            await begin(streams)
+            gc.collect()
+            tracemalloc.start()
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(STREAMS):
+                await begin(streams)
+            await asyncio.sleep(5)
+            gc.collect()
+            taken = (tracemalloc.get_traced_memory()[0] - before) / STREAMS
+            tracemalloc.stop()
+            held = streams.held()
+            assert held[:2] == (0, STREAMS + 1)
+            counted = held.held_bytes / (STREAMS + 1)
+            assert counted < TOKENS * 40
+            assert taken < counted * 1.15 + OVERHEAD
+
+    run_virtual(main())
+
+
+def test_a_stream_takes_no_more_than_its_bytes() -> None:
+    """Running too, however long the answer is."""
+
+    async def main() -> None:
+        adapter = EngineAdapter(Talker("runs"))
+        async with ResumableStreams(adapter, max_bytes=4_000, max_ahead=20) as streams:
+            readers = [await streams.start(PreprocessedRequest(token_ids=[1])) for _ in range(50)]
+            most = 0
+            while min(reader.position for reader in readers) < TOKENS - 100:
+                for reader in readers:
+                    await collect(reader, 1)
+                most = max(most, streams.held().held_bytes)
+            assert 50 * 3_000 < most < 50 * 4_100
+            for reader in readers:
+                await reader.aclose()
+
+    run_virtual(main())
