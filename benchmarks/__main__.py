@@ -13,6 +13,7 @@ from benchmarks.added import adding
 from benchmarks.composing import chains
 from benchmarks.measure import interleaved, print_ratios
 from benchmarks.rivals import Open, ScriptedEngine, chunks_of, opened, rivals
+from benchmarks.sharing import cpu_of_sharing, memory_of_keeping
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
     parser.add_argument(
         "which",
         nargs="*",
-        help="chunk, added, composing, setup, open or memory; all of them by default",
+        help="chunk, added, composing, setup, open, memory, sharing or keeping; all by default",
     )
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
@@ -33,6 +34,8 @@ def main() -> None:
         "setup": setup,
         "open": many_open,
         "memory": memory,
+        "sharing": cpu_of_sharing,
+        "keeping": memory_of_keeping,
     }
     for which in options.which or every:
         if which not in every:
