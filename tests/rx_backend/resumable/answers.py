@@ -12,7 +12,18 @@ from rx_backend.protocols import Annotated, LLMEngineOutput, PreprocessedRequest
 from rx_backend.resumable import ResumableReader
 from tests.engines.scripted import ScriptedEngine, Step, stop
 
-__all__ = ("Item", "REQUEST", "adapter_of", "collect", "text_of", "told", "until_stopped", "words")
+__all__ = (
+    "REQUEST",
+    "Item",
+    "adapter_of",
+    "collect",
+    "leave_after",
+    "text_of",
+    "told",
+    "turns",
+    "until_stopped",
+    "words",
+)
 
 Item = Annotated[LLMEngineOutput]
 REQUEST = PreprocessedRequest(token_ids=[1, 2])
@@ -52,7 +63,7 @@ async def collect(reader: AsyncIterator[Item], most: int | None = None) -> list[
 
 def told(items: list[Item]) -> list[int]:
     """Return all token ids, in order."""
-    return [id for item in items if item.data for id in item.data.token_ids]
+    return [token for item in items if item.data for token in item.data.token_ids]
 
 
 def text_of(items: list[Item]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -22,10 +23,7 @@ ids = st.lists(st.integers(0, 2**32 - 1), max_size=3)
 texts = st.none() | st.text(st.characters(), max_size=4) | st.sampled_from(("\ud83d", "\ude00"))
 indices = st.none() | st.integers(0, 3)
 plain = st.builds(
-    lambda ids, text, index: Annotated(LLMEngineOutput(ids, text=text, index=index)),
-    ids,
-    texts,
-    indices,
+    Annotated[LLMEngineOutput], st.builds(LLMEngineOutput, ids, text=texts, index=indices)
 )
 other = st.sampled_from(
     (
@@ -61,23 +59,33 @@ def rest(log: CompactLog, position: int) -> list[Item]:
     return found
 
 
+@dataclass
+class Told:
+    """What a client can make out of a plain run: one answer's tokens and text."""
+
+    index: int | None
+    has_text: bool
+    token_ids: list[int]
+    text: str
+
+
 def split(items: list[Item]) -> list[object]:
-    """Return what a client can make out: tokens and texts by answer, and all other items."""
+    """Return what a client can make out: runs of tokens and text by answer, and all other items."""
     seen: list[object] = []
     for item in items:
         chunk = item.data
-        is_plain = chunk is not None and item == Annotated(
+        if chunk is None or item != Annotated(
             LLMEngineOutput(chunk.token_ids, text=chunk.text, index=chunk.index)
-        )
-        if chunk is None or not is_plain:
+        ):
             seen.append(repr(item))
             continue
-        key = (chunk.index, chunk.text is None)
+        run = Told(chunk.index, chunk.text is not None, list(chunk.token_ids), chunk.text or "")
         last = seen[-1] if seen else None
-        if isinstance(last, tuple) and last[0] == key:  # pyright: ignore[reportUnknownMemberType]
-            seen[-1] = (key, [*last[1], *chunk.token_ids], last[2] + (chunk.text or ""))  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        if isinstance(last, Told) and (last.index, last.has_text) == (run.index, run.has_text):
+            last.token_ids += run.token_ids
+            last.text += run.text
         else:
-            seen.append((key, chunk.token_ids, chunk.text or ""))
+            seen.append(run)
     return seen
 
 
@@ -126,19 +134,33 @@ def test_what_is_held_belongs_to_nobody_else() -> None:
     assert (last.id, last.comment, error.id) == (None, ["gone"], None)
 
 
+@pytest.mark.rows("E6")
+def test_readers_that_keep_up_get_a_chunk_each() -> None:
+    """What one of them does to the newest chunk is not seen by the next."""
+    log = filled([Annotated(LLMEngineOutput([7], text="a"))])
+    for _ in range(2):
+        (item,) = rest(log, 0)
+        assert item == Annotated(LLMEngineOutput([7], text="a"))
+        assert item.data is not None
+        item.data.token_ids.append(8)
+
+
 def test_an_error_is_held_without_its_frames_and_with_its_causes() -> None:
     """The frames of an engine would be held as long as the answer."""
-    try:
+
+    def fail() -> None:
         try:
-            raise OSError("cable")
-        except OSError as cause:
+            b"".index(b"cable")
+        except ValueError as cause:
             raise Disconnected("gone") from cause
-    except Disconnected as error:
-        log = filled([Annotated.from_error(error)])
+
+    with pytest.raises(Disconnected) as error:
+        fail()
+    log = filled([Annotated.from_error(error.value)])
     held = rest(log, 0)[0].error
     assert isinstance(held, Disconnected)
     assert held.__traceback__ is None
-    assert isinstance(held.__cause__, OSError)
+    assert isinstance(held.__cause__, ValueError)
     assert held.__cause__.__traceback__ is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -95,12 +96,11 @@ def test_stops_are_counted() -> None:
     async def main() -> None:
         ignores, _ = adapter_of(*words(1, 1.0), 1000.0)
         ended, _ = adapter_of(*words(1, 1.0), stop())
-        options = {"linger_s": 1, "stop_grace_s": 2, "keep_s": 5}
+        options: dict[str, Any] = {"linger_s": 1, "stop_grace_s": 2, "keep_s": 5}
+        options["meter_provider"] = meters.provider
         async with (
-            ResumableStreams(ignores, meter_provider=meters.provider, **options) as streams,  # type: ignore[arg-type]
-            ResumableStreams(
-                ended, meter_provider=meters.provider, max_ahead=0, **options
-            ) as others,  # type: ignore[arg-type]
+            ResumableStreams(ignores, **options) as streams,
+            ResumableStreams(ended, max_ahead=0, **options) as others,
         ):
             await asyncio.gather(
                 leave_after(await streams.start(REQUEST), 1),
@@ -152,13 +152,13 @@ def test_who_comes_back_is_counted_by_outcome() -> None:
             adapter, meter_provider=meters.provider, max_bytes=500
         ) as streams:
             reader = await streams.start(REQUEST, owner="ann")
-            id = reader.stream_id
+            stream_id = reader.stream_id
             await leave_after(reader, 99)
-            await (await streams.resume(id, 100, owner="ann")).aclose()
+            await (await streams.resume(stream_id, 100, owner="ann")).aclose()
             for wrong, error in (
-                ({"id": id, "after": 500, "owner": "ann"}, PositionUnknown),
-                ({"id": id, "after": 1, "owner": "ann"}, PositionDropped),
-                ({"id": id, "owner": "eve"}, StreamNotFound),
+                ({"id": stream_id, "after": 500, "owner": "ann"}, PositionUnknown),
+                ({"id": stream_id, "after": 1, "owner": "ann"}, PositionDropped),
+                ({"id": stream_id, "owner": "eve"}, StreamNotFound),
                 ({"id": "none", "owner": "ann"}, StreamNotFound),
             ):
                 with pytest.raises(error):

@@ -207,6 +207,11 @@ def test_several_answers_are_resumed() -> None:
     run_virtual(main())
 
 
+async def take_all(reader: ResumableReader, into: list[Item]) -> None:
+    while True:
+        into.append(await anext(reader))
+
+
 # ------------------------------------------------------------------ how an answer ends
 
 
@@ -249,8 +254,7 @@ def test_a_failure_behind_the_pipeline_is_raised_to_every_reader() -> None:
                     back = await streams.resume(reader.stream_id, position)
                 got: list[Item] = []
                 with pytest.raises(KeyError, match="mine"):
-                    async for item in back:
-                        got.append(item)
+                    await take_all(back, got)
                 assert told(got) == list(range(position or 0, 3))
             assert (streams.held().running, streams.held().kept) == (0, 1)
 
@@ -396,14 +400,14 @@ def test_a_stolen_id_is_as_good_as_a_wrong_one() -> None:
         adapter, _ = adapter_of()
         async with ResumableStreams(adapter) as streams:
             reader = await streams.start(REQUEST, owner="ann")
-            id = reader.stream_id
+            stream_id = reader.stream_id
             for asking in ("eve", None):
                 with pytest.raises(StreamNotFound) as stolen:
-                    await streams.resume(id, owner=asking)
-                assert stolen.value.message == f"there is no stream {id!r}"
+                    await streams.resume(stream_id, owner=asking)
+                assert stolen.value.message == f"there is no stream {stream_id!r}"
             with pytest.raises(StreamNotFound, match="there is no stream 'nonsense'"):
                 await streams.resume("nonsense", owner="ann")
-            async with await streams.resume(id, owner="ann") as back:
+            async with await streams.resume(stream_id, owner="ann") as back:
                 assert told(await collect(back, 1))
             await reader.aclose()
 
@@ -456,8 +460,21 @@ def test_positions_that_are_none() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "abc", ":1", "abc:", "abc:-1", "abc:1 ", "abc:1:2", "abc:1\n", "a b:1", "abc:²", "é:1"]
-    + ["a" * 129 + ":1", "abc:" + "1" * 16],
+    [
+        "",
+        "abc",
+        ":1",
+        "abc:",
+        "abc:-1",
+        "abc:1 ",
+        "abc:1:2",
+        "abc:1\n",
+        "a b:1",
+        "abc:²",
+        "é:1",
+        f"{'a' * 129}:1",
+        f"abc:{'1' * 16}",
+    ],
 )
 def test_malformed_event_ids_are_refused(text: str) -> None:
     """With what was expected, and without repeating a long text."""
@@ -482,7 +499,7 @@ def test_ids_are_long_and_never_the_same() -> None:
 
     ids = run_virtual(main())
     assert len(ids) == 100
-    assert {len(id) for id in ids} == {22}
+    assert set(map(len, ids)) == {22}
 
 
 # ------------------------------------------------------------------ spans, and the end of it all
