@@ -28,6 +28,8 @@ HEAVY = (
     "pytest",
     "aioreactive",
     "expression",
+    "starlette",
+    "tokenizers",
 )
 
 
@@ -42,7 +44,14 @@ def imported_by(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "package", ["operators", "rx_backend", "rx_backend.recording", "rx_backend.pictures"]
+    "package",
+    [
+        "operators",
+        "rx_backend",
+        "rx_backend.recording",
+        "rx_backend.pictures",
+        "rx_backend.resumable",
+    ],
 )
 def test_import_stays_light(package: str) -> None:
     """No exporter, plotting, notebook or runtime package is imported."""

@@ -12,12 +12,12 @@ try:
 except ImportError as error:
     raise ImportError("rx_backend.web needs starlette: pip install 'rx-backend[web]'") from error
 
-from rx_backend.web.failures import FAILURES, error_response, status_of
-from rx_backend.web.formats import Format, JsonItems, Writer
-from rx_backend.web.openai_formats import ChatChunks, CompletionChunks
-from rx_backend.web.requests import context_of
-from rx_backend.web.response import EventStreamResponse, respond
-from rx_backend.web.resume import resume, start_or_resume
+from rx_backend.web._failures import FAILURES, error_response, status_of
+from rx_backend.web._formats import Format, JsonItems, Writer
+from rx_backend.web._openai_formats import ChatChunks, CompletionChunks
+from rx_backend.web._requests import context_of
+from rx_backend.web._response import EventStreamResponse, respond
+from rx_backend.web._resume import resume, start_or_resume
 
 __all__ = (
     "FAILURES",

@@ -48,16 +48,17 @@ def running(
     grace_s: int = 1,
     cwd: Path = ROOT,
     env: Mapping[str, str] | None = None,
+    starts_s: float = 25.0,
 ) -> Generator[Server]:
     """Run a server until the block ends; what it writes is lost."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
     command = [sys.executable, "-m", *COMMANDS[name](app, port, str(grace_s))]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, cwd=cwd, env=env, **quiet) as process:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, cwd=cwd, env=env, stdout=quiet, stderr=quiet) as process:
         try:
-            _wait_until_it_listens(process, port)
+            _wait_until_it_listens(process, port, starts_s)
             yield Server(name, f"http://127.0.0.1:{port}", process)
         finally:
             process.terminate()
@@ -67,8 +68,8 @@ def running(
                 process.kill()
 
 
-def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int) -> None:
-    ends = time.monotonic() + 25
+def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, starts_s: float) -> None:
+    ends = time.monotonic() + starts_s
     while True:
         assert process.poll() is None, "the server has ended"
         assert time.monotonic() < ends, "the server does not listen"

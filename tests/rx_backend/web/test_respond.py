@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -198,6 +199,34 @@ def test_a_client_that_leaves_is_one_abort(at: float, headers_first: bool, fails
         assert served.engine.aborts == ([] if at == 0.5 else [at])
         assert served.engine.closes == ([] if at == 0.5 else [at])
         assert served.context.is_killed
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("at", [0.5, 1.5])
+def test_middleware_gets_a_response(at: float) -> None:
+    """Starlette's own fails without one, also where the client has left."""
+    seen: list[int] = []
+
+    class Middleware(BaseHTTPMiddleware):
+        async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+            response = await call_next(request)
+            seen.append(response.status_code)
+            return response
+
+    async def main() -> None:
+        served = Served(1.0, word("a"), 9.0)
+
+        async def route(request: Request) -> Response:
+            return respond(served.opening(), CHAT)
+
+        app = Starlette(routes=[Route("/", route, methods=["POST"])])
+        app.add_middleware(Middleware)
+        client = Client()
+        asyncio.get_running_loop().call_later(at, client.leave)
+        await client.ask(app)
+        assert seen == [499 if at == 0.5 else 200]
+        assert served.engine.aborts == [at]
 
     run_virtual(main())
 

@@ -12,20 +12,21 @@ from starlette.types import Receive, Send
 
 from operators import peek_first
 from rx_backend.context import RequestContext
-from rx_backend.errors import EngineShutdown, Unknown
+from rx_backend.errors import Cancelled, EngineShutdown, Unknown
 from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import Annotated
 from rx_backend.stream import ResponseStream
-from rx_backend.web.client import ClientLeft, Outlet, RawHeaders, until_client_leaves
-from rx_backend.web.failures import FAILURES, error_response
-from rx_backend.web.formats import Format, ItemStream, Writer
-from rx_backend.web.requests import is_header_safe
+from rx_backend.web._client import ClientLeft, Outlet, RawHeaders, until_client_leaves
+from rx_backend.web._failures import FAILURES, error_response
+from rx_backend.web._formats import Format, ItemStream, Writer
+from rx_backend.web._requests import is_header_safe
 
 __all__ = ("Exchange",)
 
 _log = get_logger(__name__)
 
-_FAREWELL_S: Final = 1.0
+_CUT_SHORT_S: Final = 1.0
+_SHUTDOWN: Final = "the server has ended the request: it may be shutting down"
 
 
 class Exchange:
@@ -70,10 +71,14 @@ class Exchange:
             await asyncio.wait((serving, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not serving.done():
                 self._kill()
+                serving.cancel()
+                if not outlet.has_begun:
+                    # For the log of the server, and for middleware that waits for a response.
+                    await self._cut_short(outlet, Cancelled("the client has left"))
         except asyncio.CancelledError:
             self._kill()
             serving.cancel()
-            await self._say_farewell(outlet)
+            await self._cut_short(outlet, EngineShutdown(_SHUTDOWN))
             raise
         finally:
             leaving.cancel()
@@ -184,12 +189,10 @@ class Exchange:
         await outlet.begin(response.status_code, response.raw_headers + self._id_header())
         await outlet.end(bytes(response.body))
 
-    async def _say_farewell(self, outlet: Outlet) -> None:
-        """Tell the client that the server ends the response: as it shuts down, for instance."""
-        self._kill()
-        error = EngineShutdown("the server has ended the request: it may be shutting down")
+    async def _cut_short(self, outlet: Outlet, error: Exception) -> None:
+        """End the response with an error, without waiting for the engine or a slow client."""
         try:
-            async with asyncio.timeout(_FAREWELL_S):
+            async with asyncio.timeout(_CUT_SHORT_S):
                 if outlet.has_begun:
                     await outlet.end(self._failure(error))
                 else:

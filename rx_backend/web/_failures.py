@@ -86,8 +86,9 @@ def public_error(error: BaseException) -> BackendError:
     >>> public_error(KeyError("/srv/secret"))
     Unknown('the engine failed')
     """
-    if isinstance(error, PositionDropped | PositionUnknown):
-        return InvalidArgument(str(error))
+    for failure in (error, error.__cause__):
+        if isinstance(failure, PositionDropped | PositionUnknown):
+            return InvalidArgument(str(failure))
     typed = as_backend_error(error)
     kind = KINDS.get(typed.kind, Unknown)
     if typed.kind != "InvalidArgument" and _is_text_of(typed.message, typed.__cause__):
@@ -132,7 +133,9 @@ def error_response(
 
 def _own_class(error: BaseException) -> type[Exception] | None:
     """Return the class of a failure of a resumable stream; None for any other."""
-    return next((own for own in _OWN_STATUS if isinstance(error, own)), None)
+    # What is raised by peeking is typed, with the failure as its cause.
+    found = (own for own in _OWN_STATUS if own in {type(error), type(error.__cause__)})
+    return next(found, None)
 
 
 def _is_text_of(message: str, cause: BaseException | None) -> bool:

@@ -12,8 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from rx_backend.context import RequestContext
 from rx_backend.errors import InvalidArgument
-from rx_backend.web.exchange import Exchange
-from rx_backend.web.formats import Format, ItemStream
+from rx_backend.web._exchange import Exchange
+from rx_backend.web._formats import Format, ItemStream
 
 __all__ = ("EventStreamResponse", "respond")
 

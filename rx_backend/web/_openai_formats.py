@@ -12,9 +12,9 @@ import msgspec
 from rx_backend.errors import BackendError, Unknown
 from rx_backend.logger import get_logger
 from rx_backend.protocols import Annotated, CompletionUsage, FinishReason, LLMEngineOutput
-from rx_backend.web.failures import error_object
-from rx_backend.web.formats import ItemStream, Writer, event
-from rx_backend.web.openai_logprobs import (
+from rx_backend.web._failures import error_object
+from rx_backend.web._formats import ItemStream, Writer, event
+from rx_backend.web._openai_logprobs import (
     ChatLogprobs,
     CompletionLogprobs,
     chat_logprobs,

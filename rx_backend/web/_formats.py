@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from rx_backend.protocols import Annotated, encode
-from rx_backend.web.failures import public_error
+from rx_backend.web._failures import public_error
 
 __all__ = ("Format", "ItemStream", "JsonItems", "Writer", "event")
 
