@@ -179,7 +179,9 @@ def cpu_of_sharing(rounds: int) -> None:
                 for name, serve in ways.items():
                     us = asyncio.run(us_per_event(serve, 60 // readers, readers, 100))
                     best[name] = min(best[name], us)
-            print(f"\nA chunk and reader of {readers}, {format} (us of CPU; of them not the engine's)")
+            print(
+                f"\nA chunk and reader of {readers}, {format} (us of CPU; of them not the engine's)"
+            )
             engine = best["engine alone"]
             for name, us in best.items():
                 is_shared = name.startswith(("Shared", "Resumable"))
@@ -187,7 +189,9 @@ def cpu_of_sharing(rounds: int) -> None:
                 print(f"  {name:<34}{us:>8.1f}{rest:>8.1f}")
             added = best["ResumableStreams, respond"] - best["bare StreamingResponse"]
             print(f"  writing alone: by hand {by_hand:.1f}, by the format {by_format:.1f}")
-            print(f"  added to the bare response, beyond writing: {added - by_format + by_hand:.1f}")
+            print(
+                f"  added to the bare response, beyond writing: {added - by_format + by_hand:.1f}"
+            )
 
 
 def memory_of_keeping(rounds: int) -> None:

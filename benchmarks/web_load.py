@@ -214,7 +214,9 @@ def one_round(way: str, answers: int, options: argparse.Namespace) -> Round:
         gaps=sum(connection.gaps for connection in readers.all),
         incomplete=0
         if way == "alone"
-        else sum(connection.tokens != tokens or not connection.is_over for connection in readers.all),
+        else sum(
+            connection.tokens != tokens or not connection.is_over for connection in readers.all
+        ),
     )
 
 
