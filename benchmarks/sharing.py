@@ -160,7 +160,7 @@ async def us_per_event(serve: Serve, answers: int, readers: int, steps: int) -> 
     began = process_time()
     for step in range(steps):
         engine.step()
-        while sink.events < (step + 1) * answers * readers:
+        while sink.events < (step + 1) * answers * readers:  # noqa: ASYNC110 - costs least
             await asyncio.sleep(0)
     elapsed = process_time() - began
     await asyncio.gather(*serving)
@@ -169,19 +169,17 @@ async def us_per_event(serve: Serve, answers: int, readers: int, steps: int) -> 
 
 def cpu_of_sharing(rounds: int) -> None:
     """Measure a chunk and reader, the engine included, up to what the server is given."""
-    for format in FORMATS:
-        writing = us_to_write(format)
+    for name_of_format in FORMATS:
+        writing = us_to_write(name_of_format)
         by_hand, by_format = writing["bare"], writing["shared"]
         for readers in (1, 3):
-            ways = ways_to_serve(format)
+            ways = ways_to_serve(name_of_format)
             best = dict.fromkeys(ways, float("inf"))
             for _ in range(rounds):
                 for name, serve in ways.items():
-                    us = asyncio.run(us_per_event(serve, 60 // readers, readers, 100))
+                    us = asyncio.run(us_per_event(serve, 60 // readers, readers, 50))
                     best[name] = min(best[name], us)
-            print(
-                f"\nA chunk and reader of {readers}, {format} (us of CPU; of them not the engine's)"
-            )
+            print(f"\nA chunk and reader of {readers}, {name_of_format} (us; without the engine)")
             engine = best["engine alone"]
             for name, us in best.items():
                 is_shared = name.startswith(("Shared", "Resumable"))
@@ -216,9 +214,8 @@ class _QuickEngine(SteppedEngine):
 
 
 async def _kept_answers() -> None:
-    count = 1_000
     print("\nMemory of an answer that has ended and is kept (bytes; counted by held_bytes)")
-    for tokens in (0, 200, 2_000):
+    for tokens, count in ((0, 500), (200, 200), (2_000, 20)):
         async with ResumableStreams(EngineAdapter(_QuickEngine(tokens))) as streams:
             await _answer(streams)
             gc.collect()
@@ -234,14 +231,14 @@ async def _kept_answers() -> None:
 
 
 async def _many_answers() -> None:
-    print("\nMemory after so many answers of 20 tokens, all forgotten (KB more than after 1,000)")
-    async with ResumableStreams(EngineAdapter(_QuickEngine(20)), keep_s=0.0) as streams:
+    print("\nMemory after so many answers of 5 tokens, all forgotten (KB more than after 1,000)")
+    async with ResumableStreams(EngineAdapter(_QuickEngine(5)), keep_s=0.0) as streams:
         tracemalloc.start()
         before = 0
         for thousand in range(1, 11):
             for _ in range(1_000):
                 await _answer(streams)
-            while len(streams):
+            while len(streams):  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0)
             gc.collect()
             now = tracemalloc.get_traced_memory()[0]

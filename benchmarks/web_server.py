@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from time import monotonic, process_time
 from typing import Any
 
@@ -136,12 +137,12 @@ class Service:
     async def shared(self, http_request: Request) -> Response:
         """Send a stream that others read too: begin it, or join the one that has begun."""
         number = http_request.path_params["number"]
-        id = self.ids.get(number)
-        if id is not None:
-            return respond(await self.streams.resume(await id), self.format)
-        self.ids[number] = id = asyncio.get_running_loop().create_future()
+        begun = self.ids.get(number)
+        if begun is not None:
+            return respond(await self.streams.resume(await begun), self.format)
+        self.ids[number] = begun = asyncio.get_running_loop().create_future()
         reader = await self.streams.start(self.request(http_request))
-        id.set_result(reader.stream_id)
+        begun.set_result(reader.stream_id)
         return respond(reader, self.format)
 
     async def engine_alone(self, http_request: Request) -> Response:
@@ -167,14 +168,12 @@ class Service:
         """Return what the process has used so far; after a garbage collection where that is asked."""
         if http_request.query_params:
             gc.collect()
-        with open("/proc/self/statm") as file:
-            pages = int(file.read().split()[1])
         held = self.streams.held()
         lag, self.loop_lag_s = self.loop_lag_s, 0.0
         return JSONResponse(
             {
                 "cpu_s": process_time(),
-                "rss": pages * os.sysconf("SC_PAGE_SIZE"),
+                "rss": resident_bytes(),
                 "held_bytes": held.held_bytes,
                 "streams": len(self.streams),
                 "loop_lag_s": lag,
@@ -195,6 +194,12 @@ def us_to_write(format: str) -> dict[str, float]:
         return writer.item(Annotated(chunk, id=f"gX2S0mgDGyLEnp9FeXUTMw:{number}"))
 
     return {"bare": _us_of(BY_HAND[format], chunks), "shared": _us_of(ours, chunks)}
+
+
+def resident_bytes() -> int:
+    """Return the memory of this process, as Linux gives it."""
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 async def _nothing() -> AsyncGenerator[Annotated[Any]]:
@@ -219,7 +224,7 @@ async def serve(way: str, format: str, loop_kind: str, profile: str | None) -> N
         uvicorn.Config(service.app, port=0, log_level="error", lifespan="off", backlog=8192)
     )
     serving = asyncio.create_task(server.serve())
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.01)
     print(server.servers[0].sockets[0].getsockname()[1], flush=True)
     profiling: AbstractContextManager[Any] = cProfile.Profile() if profile else nullcontext()
