@@ -37,11 +37,11 @@ from rx_backend import (
 )
 from rx_backend.protocols import Annotated
 from rx_backend.resumable import ResumableStreams
-from rx_backend.web import ChatChunks, JsonItems, respond
+from rx_backend.web import ChatChunks, Format, JsonItems, respond
 
 TOKENS_PER_S = 20
 KEEP_S = 5.0
-FORMATS = {"json": JsonItems(), "chat": ChatChunks("paced")}
+FORMATS: dict[str, Format] = {"json": JsonItems(), "chat": ChatChunks("paced")}
 
 _encode = msgspec.json.Encoder().encode
 _text = json.dumps
