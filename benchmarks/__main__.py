@@ -14,6 +14,7 @@ from benchmarks.composing import chains
 from benchmarks.measure import interleaved, print_ratios
 from benchmarks.resumable import READERS, resuming
 from benchmarks.rivals import Open, ScriptedEngine, chunks_of, opened, rivals
+from benchmarks.sharing import cpu_of_sharing, memory_of_keeping
 
 
 def main() -> None:
@@ -22,7 +23,8 @@ def main() -> None:
     parser.add_argument(
         "which",
         nargs="*",
-        help="chunk, added, composing, setup, open, memory or resumable; all of them by default",
+        help="chunk, added, composing, setup, open, memory, resumable, sharing or keeping; "
+        "all of them by default",
     )
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
@@ -35,6 +37,8 @@ def main() -> None:
         "open": many_open,
         "memory": memory,
         "resumable": resumable,
+        "sharing": cpu_of_sharing,
+        "keeping": memory_of_keeping,
     }
     for which in options.which or every:
         if which not in every:

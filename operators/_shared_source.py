@@ -224,7 +224,7 @@ class SharedSource(Generic[T]):
         self._wake()
         if not self._wants_more():
             return None
-        self._demand()
+        cast("Pump[T]", self._pump).demand()
         # A source that never waits must not keep all others from their turn.
         return None if self.log.head % _AT_A_TURN else asyncio.sleep(0)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
-from starlette.types import Receive, Send
+from starlette.types import Message, Receive, Send
 
 __all__ = ("ClientLeft", "Outlet", "until_client_leaves")
 
@@ -54,21 +54,26 @@ class Outlet:
     async def begin(self, status: int, headers: RawHeaders) -> None:
         """Send the status and the headers."""
         self.has_begun = True
-        await self._pass_on("start", status=status, headers=headers)
+        await self._pass_on({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, events: bytes) -> None:
         """Send some events; wait while the client is slow."""
-        async with self._lock:
+        lock = self._lock
+        await lock.acquire()
+        try:
             if not self.has_ended:
-                await self._pass_on("body", body=events, more_body=True)
+                await self._pass_on(
+                    {"type": "http.response.body", "body": events, "more_body": True}
+                )
+        finally:
+            lock.release()
 
     async def end(self, events: bytes = b"") -> None:
         """Send the last events and the end of the response; also while something else is sent."""
         self.has_ended = True
-        await self._pass_on("body", body=events, more_body=False)
+        await self._pass_on({"type": "http.response.body", "body": events, "more_body": False})
 
-    async def _pass_on(self, what: str, **message: Any) -> None:
-        message["type"] = f"http.response.{what}"
+    async def _pass_on(self, message: Message) -> None:
         try:
             await self._send(message)
         except OSError as error:
