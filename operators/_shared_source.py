@@ -14,7 +14,6 @@ from operators._core.fusion import FusedRun
 from operators._core.loop_streams import streams_of
 from operators._core.pump import Pump
 from operators._core.sources import ObservableSource
-from operators._core.tasks import weakly
 from operators._replay_log import ReplayLog
 
 __all__ = ("Cursor", "SharedSource", "SourceClosed")
@@ -263,7 +262,7 @@ class SharedSource(Generic[T]):
         else:
             pump, loop = cast("Pump[Any]", self._pump), cast("Any", self.loop)
             self._linger = loop.call_later(
-                self._linger_s, weakly(self._abandon), context=pump.source.own_context
+                self._linger_s, self._abandon, context=pump.source.own_context
             )
 
     def _abandon(self) -> None:

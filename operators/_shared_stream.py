@@ -179,8 +179,7 @@ class SharedStream(Observable[T], Generic[T]):
         subscription = SingleAssignmentDisposable()
 
         def begin() -> None:
-            if not subscription.is_disposed:
-                subscription.disposable = self._push_to(observer, loop)
+            subscription.disposable = self._push_to(observer, loop)
 
         defer_to_loop(loop, begin)
         return subscription

@@ -102,6 +102,20 @@ def test_what_is_frozen_or_unknown_is_handed_back(item: Any) -> None:
     assert own_copy(item) is item
 
 
+def test_fields_that_only_the_object_has() -> None:
+    """A class need not name its fields: what an object was given besides is copied too."""
+
+    class Loose:
+        tokens: list[str] | None = None
+        extra_args: dict[str, int] | None = None
+
+    held: Any = Loose()
+    held.token_ids, held.engine_data = [7], {"a": 1}
+    own = own_copy(held)
+    held.engine_data["b"] = 2
+    assert (own.token_ids, own.engine_data) == ([7], {"a": 1})
+
+
 def test_a_chunk_is_known_by_shape() -> None:
     """Any class with token ids will do."""
     chunk = SimpleNamespace(token_ids=[1], text="a")

@@ -9,7 +9,7 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import pytest
 from hypothesis import given
@@ -110,12 +110,31 @@ async def test_how_far_the_source_is_ahead(ahead: int) -> None:
 
 
 @virtual
+async def test_the_fastest_reader_is_one_that_is_there() -> None:
+    """Where the fastest has left, the source waits for the next one to come as far."""
+    for linger_s in (0.0, 60.0):
+        engine = Engine(range(9), every_s=1.0)
+        shared = SharedStream(engine(), ahead=3, linger_s=linger_s)
+        quick = shared.read()
+        slow = shared.read() if linger_s == 0.0 else None
+        assert [await anext(quick), await anext(quick)] == [0, 1]
+        await quick.aclose()
+        slow = slow or shared.read()
+        await asyncio.sleep(10.0)
+        assert engine.pulls == 3
+        await anext(slow)
+        await asyncio.sleep(10.0)
+        assert engine.pulls == 4
+        await shared.aclose()
+
+
+@virtual
 async def test_a_source_that_never_waits_leaves_others_their_turn() -> None:
     """Many items ahead are not pulled in one turn of the loop."""
     engine = Engine(range(1000))
     shared = SharedStream(engine(), ahead=900)
     reader = shared.read()
-    pulls = [engine.pulls for _ in range(20) if not await asyncio.sleep(0)]
+    pulls = [0, *[engine.pulls for _ in range(20) if not await asyncio.sleep(0)]]
     assert max(after - before for before, after in itertools.pairwise(pulls)) <= 16
     assert await rest(reader) == list(range(1000))
 
@@ -272,8 +291,9 @@ async def test_a_cancellation_by_the_source_is_a_failure() -> None:
     assert seen == ["a"]
 
 
+@pytest.mark.parametrize("idle", [False, True])
 @virtual
-async def test_somebody_cancels_the_task_that_pulls() -> None:
+async def test_somebody_cancels_the_task_that_pulls(idle: bool) -> None:
     """Whoever cancels all tasks of the loop does not leave readers waiting for ever."""
     engine = Engine("ab", every_s=1.0)
     shared = SharedStream(engine())
@@ -281,9 +301,11 @@ async def test_somebody_cancels_the_task_that_pulls() -> None:
     before = asyncio.all_tasks()
     pull = await waiting(reader)
     (pump,) = asyncio.all_tasks() - before - {pull}
+    if idle:
+        assert await pull == "a"
     pump.cancel()
     with pytest.raises(SourceCancelled):
-        await pull
+        await (anext(reader) if idle else pull)
     await shared.aclose()
     assert engine.closed == 1
 
@@ -458,7 +480,7 @@ async def test_lingering() -> None:
 @virtual
 async def test_what_is_done_about_an_abandoned_stream() -> None:
     """With a callback the source goes on to its end, which it is told to hasten; once."""
-    engine = Engine(range(4), every_s=1.0)
+    engine = Engine(range(9), every_s=1.0)
     told: list[float] = []
     shared = SharedStream(engine(), linger_s=2.0, on_abandoned=lambda: told.append(now()))
     async with shared.read() as reader:
@@ -467,11 +489,28 @@ async def test_what_is_done_about_an_abandoned_stream() -> None:
     await shared.read(1).aclose()
     await asyncio.sleep(1.9)
     assert told == []
+    await asyncio.sleep(0.7)
+    await shared.read(1).aclose()
     await asyncio.sleep(LONG_S)
-    assert (told, shared.head, engine.closed) == ([4.5], 4, 1)
+    assert (told, shared.head, engine.closed) == ([4.5], 9, 1)
     async with shared.read(1) as back:
-        assert await rest(back) == [1, 2, 3]
+        assert await rest(back) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert told == [4.5]
+
+
+@virtual
+async def test_the_callback_is_released_with_the_source() -> None:
+    """A stream that is over refers to its owner no longer."""
+
+    class Owner:
+        def abandon(self) -> None: ...
+
+    owner = Owner()
+    shared = SharedStream(Engine("a")(), on_abandoned=owner.abandon)
+    assert await rest(shared.read()) == ["a"]
+    lost = ref(owner)
+    del owner
+    assert lost() is None
 
 
 @virtual
@@ -641,6 +680,40 @@ def test_the_loop_ends_before_the_stream(leaks: LeakWatch) -> None:
     assert engine.closed == 1
     kept.clear()
     gc.collect()
+
+
+@pytest.mark.rows("S7")
+def test_a_loop_that_cancels_no_tasks(leaks: LeakWatch) -> None:
+    """Closing the asynchronous generators of a loop closes shared streams too, and waits for it."""
+    leaks.allow("task not done")
+    leaks.allow("async generator not closed")
+    engine = Engine("ab", closing_s=0.01)
+    kept: list[Any] = []
+
+    async def main() -> None:
+        shared = SharedStream(engine())
+        kept.extend((shared, shared.read()))
+        await anext(kept[1])
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    assert engine.closed == 1
+    loop.run_until_complete(kept[0].aclose())
+    loop.close()
+
+
+@virtual
+async def test_a_reader_that_is_lost_in_another_thread_leaves_on_the_loop() -> None:
+    """The collector may find it anywhere; nothing of the stream is touched there."""
+    shared = SharedStream(Engine("ab")())
+    owner = [shared.read()]
+    thread = threading.Thread(target=owner.clear)
+    thread.start()
+    thread.join()
+    assert shared.readers == 1
+    await settle()
+    assert shared.readers == 0
 
 
 # Marks.
