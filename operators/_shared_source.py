@@ -57,6 +57,7 @@ class SharedSource(Generic[T]):
         log: What is held of the items.
         loop: The event loop; None up to the first reader.
         is_over: Nothing comes any more: the source has ended or failed, or was closed.
+        fastest: The position of the fastest reader; of the last one that left when there is none.
     """
 
     __slots__ = (
@@ -64,7 +65,6 @@ class SharedSource(Generic[T]):
         "_ahead",
         "_cursors",
         "_failure",
-        "_fastest",
         "_is_abandoned",
         "_linger",
         "_linger_s",
@@ -73,6 +73,7 @@ class SharedSource(Generic[T]):
         "_source",
         "_traceback",
         "_waiting",
+        "fastest",
         "is_over",
         "log",
         "loop",
@@ -96,7 +97,7 @@ class SharedSource(Generic[T]):
         self._pump: Pump[T] | None = None
         self._cursors: set[Cursor] = set()
         self._waiting: dict[Cursor, asyncio.Future[None]] = {}
-        self._fastest = 0
+        self.fastest = 0
         self._is_abandoned = False
         self._linger: asyncio.TimerHandle | None = None
         self._failure: BaseException | None = None
@@ -144,7 +145,7 @@ class SharedSource(Generic[T]):
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None
-        self._fastest = max(self._fastest, position) if self._cursors else position
+        self.fastest = max(self.fastest, position) if self._cursors else position
         self._cursors.add(cursor)
         self._demand()
         return cursor
@@ -159,15 +160,15 @@ class SharedSource(Generic[T]):
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
         if self._cursors:
-            self._fastest = max(each.position for each in self._cursors)
+            self.fastest = max(each.position for each in self._cursors)
         elif not self.is_over:
             self._left_alone()
 
     def advance(self, cursor: Cursor, position: int) -> None:
         """Note that a reader has the items up to *position*."""
         cursor.position = position
-        if position > self._fastest:
-            self._fastest = position
+        if position > self.fastest:
+            self.fastest = position
             if self._ahead or not cursor.takes:
                 self._demand()
 
@@ -205,13 +206,13 @@ class SharedSource(Generic[T]):
         log = self.log
         if self._waiting or self._is_abandoned or (not self._cursors and self._linger_s is None):
             return log.make_room(log.head)
-        ahead = log.head - self._fastest
+        ahead = log.head - self.fastest
         # A mark that has everything counts as a reader that waits.
         is_wanted = ahead < self._ahead or (
             ahead == 0
-            and any(each.position == self._fastest for each in self._cursors if not each.takes)
+            and any(each.position == self.fastest for each in self._cursors if not each.takes)
         )
-        return is_wanted and log.make_room(self._fastest)
+        return is_wanted and log.make_room(self.fastest)
 
     def _demand(self) -> None:
         pump = self._pump

@@ -98,6 +98,11 @@ class SharedStream(Observable[T], Generic[T]):
         """How many readers and marks there are."""
         return self._shared.readers
 
+    @property
+    def fastest(self) -> int:
+        """The position of the fastest reader or mark; of the last one that left when there is none."""
+        return self._shared.fastest
+
     def read(self, after: int = 0) -> Reader[T]:
         """
         Return a reader of what comes after the first *after* items.

@@ -56,7 +56,7 @@ class HeldStream:
         holder: Notified of what happens.
 
     Attributes:
-        context, owner, created, begun_here: As of *opened*.
+        context, owner, created: As of *opened*.
         log: The items that are held.
         shared: What readers read.
         is_over: Whether the answer has ended.
@@ -75,7 +75,6 @@ class HeldStream:
         self._opened: OpenedStream | None = opened
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self.begun_here = opened.begun_here
         self.log = CompactLog(options.max_bytes, self._dropped)
         goes_on = options.when_left == "continue" and opened.begun_here
         self.shared: SharedStream[Item] = SharedStream(
@@ -102,10 +101,15 @@ class HeldStream:
         if self._opened is not None:
             self._opened.stop()
 
-    def stop_own(self) -> None:
-        """Do as :meth:`stop` for an answer of this process."""
-        if self.begun_here:
-            self.stop()
+    @property
+    def begun_here(self) -> bool:
+        """Whether its engine's stream is in this process."""
+        return self._opened is None or self._opened.begun_here
+
+    def shut_down(self) -> None:
+        """Prepare to be closed because the process ends."""
+        if self._opened is not None:
+            self._opened.shut_down()
 
     def close(self, error: BackendError) -> None:
         """Drop an answer that has not ended; its readers get *error* behind what is held."""
@@ -176,6 +180,9 @@ class HeldStream:
             return
         if not self.begun_here:
             self._holder.release(self)
+            return
+        if self._options.when_left == "continue":
+            # It was taken over from another process.
             return
         self._holder.count_bound("linger_s", "stopped")
         self._timer = self._loop.call_later(self._options.stop_grace_s, self._cut)

@@ -24,8 +24,9 @@ class OpenedStream:
         context: The request's context.
         owner: Whose answer it is.
         created: When it was begun, in seconds since the epoch; now by default.
-        begun_here: Whether its engine's stream is in this process. One that was found is released
-            and forgotten when its last reader here has left for ``linger_s``, and not stopped.
+        begun_here: Whether its engine's stream is in this process. One that is elsewhere is released
+            and forgotten when its last reader here has left for ``linger_s``, and not stopped. A
+            source sets the attribute where an engine here takes over, or one elsewhere does.
 
     Attributes:
         items: The items, as a run that may be closed while it is pulled.
@@ -71,6 +72,11 @@ class OpenedStream:
         Where that takes time, :meth:`aclose` waits until it is done.
         """
         self.context.stop_generating()
+
+    def shut_down(self) -> None:
+        """Prepare to be closed because the process ends; by default a stop, if it was begun here."""
+        if self.begun_here:
+            self.stop()
 
     async def aclose(self) -> None:
         """End the items, also while they are pulled, and release what belongs to them. Idempotent."""

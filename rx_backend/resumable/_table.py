@@ -71,11 +71,14 @@ class StreamTable:
     def forget(self, held: HeldStream) -> None:
         """Hold a stream that has ended no longer."""
         held.forget()
-        self._kept.pop(held.id, None)
+        # Another one with this id may have been found since.
+        if self._kept.get(held.id) is held:
+            del self._kept[held.id]
 
     def ended(self, held: HeldStream) -> None:
         """Note that the answer of *held* has ended; called by the stream."""
-        if self._running.pop(held.id, None) is not None:
+        if self._running.get(held.id) is held:
+            del self._running[held.id]
             self._kept[held.id] = held
 
     def expired(self, held: HeldStream) -> None:
@@ -92,14 +95,15 @@ class StreamTable:
 
     def release(self, held: HeldStream) -> None:
         """Close and forget *held*, which can be found again; called by the stream."""
-        self._running.pop(held.id, None)
+        if self._running.get(held.id) is held:
+            del self._running[held.id]
         self.close_soon(held, Cancelled("the stream was left"))
 
     async def aclose(self, error: BackendError) -> None:
         """Stop, close and forget all streams; those who read get *error*."""
         every = [*self._running.values(), *self._kept.values()]
         for held in every:
-            held.stop_own()
+            held.shut_down()
             held.close(error)
         for held in every:
             await held.wait_closed()

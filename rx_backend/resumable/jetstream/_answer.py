@@ -1,0 +1,316 @@
+"""One answer in one process, which writes it or follows the process that does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from operators import SharedStream, fuse
+from rx_backend.adapter import EngineAdapter
+from rx_backend.context import RequestContext
+from rx_backend.errors import BackendError
+from rx_backend.logger import describe, get_logger
+from rx_backend.protocols import Annotated, LLMEngineOutput
+from rx_backend.resumable._source import OpenedStream
+from rx_backend.resumable.jetstream._answer_log import AnswerLog
+from rx_backend.resumable.jetstream._continuation import last_item, open_rest, rebased
+from rx_backend.resumable.jetstream._entries import Item, Record, Release, TakeOver
+from rx_backend.resumable.jetstream._errors import Fenced
+from rx_backend.resumable.jetstream._feed import Feed
+from rx_backend.resumable.jetstream._follower import Follower, WriterGone
+from rx_backend.resumable.jetstream._link import Link
+from rx_backend.resumable.jetstream._options import Options
+from rx_backend.resumable.jetstream._peers import Peers
+from rx_backend.resumable.jetstream._producer import Producer
+from rx_backend.resumable.jetstream._remote_readers import RemoteReaders
+from rx_backend.resumption import ResumeState
+from rx_backend.stream import ResponseStream
+
+__all__ = ("JetStreamAnswer", "Site")
+
+_RELEASE_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """
+    What all answers of one process share.
+
+    Attributes:
+        adapter: Makes answers.
+        link: The connection to NATS.
+        peers: The other processes.
+        options: The options of the source.
+        ended: Called with the subject of an answer that this process has written to its end.
+    """
+
+    adapter: EngineAdapter[Item]
+    link: Link
+    peers: Peers
+    options: Options
+    ended: Callable[[str], None]
+
+
+class JetStreamAnswer(OpenedStream):
+    """
+    The items of one answer, whoever writes them.
+
+    The process that writes it hands out what JetStream has acknowledged. Any other one hands out
+    what it reads from JetStream, and takes over when the one that writes is gone: it then has an
+    engine of its own continue the answer. A process that is fenced off follows the one that has
+    taken over.
+
+    Args:
+        site: What all answers share.
+        id: The answer's id.
+        subject: Its subject in JetStream.
+        record: Its first entry.
+        context: The request's context.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        id: str,
+        subject: str,
+        record: Record,
+        context: RequestContext,
+    ) -> None:
+        super().__init__(
+            self._pull(),
+            context=context,
+            owner=record.owner,
+            created=record.created,
+            begun_here=False,
+        )
+        self.id = id
+        self._site = site
+        self._subject = subject
+        self._record = record
+        self._log = AnswerLog(site.link, site.options.name, subject, writer=record.writer)
+        self._producer: Producer | None = None
+        self._part: RequestContext | None = None
+        self._follower: Follower | None = None
+        self._handed_out = 0
+        self._is_over = False
+        self._is_released = False
+        self._shared: SharedStream[Item] | None = None
+        self._readers = RemoteReaders()
+        self._end_watch = context.stopped().listen(site.peers.notify)
+
+    async def write(self, stream: ResponseStream[Item]) -> None:
+        """
+        Begin the answer: append the record of it, and then the items of *stream*.
+
+        Raises:
+            BackendError: JetStream refuses the record; the stream is left open.
+        """
+        self._begin_writing(self._log)
+        await self._log.append(self._record)
+        self._producer = Producer(self._log, stream, _unchanged, self._site.options.batch_items)
+
+    def follow(self) -> Follower:
+        """Follow the process that writes the answer; items that were handed out are skipped."""
+        site = self._site
+        feed = Feed(site.link, site.options.name, self._subject)
+        self._follower = Follower(self.id, feed, self, self._record, self._handed_out)
+        site.peers.follow(self._follower)
+        return self._follower
+
+    async def _pull(self) -> AsyncGenerator[Item]:
+        try:
+            while True:
+                item = await self._next()
+                if item is None:
+                    self._is_over = True
+                    return
+                self._handed_out += 1
+                self._readers.item_taken()
+                yield item
+        except BackendError as error:
+            _log.warning("answer cannot be continued", stream_id=self.id, **describe(error))
+            self._readers.item_taken()
+            yield Annotated.from_error(error)
+        finally:
+            await self._release()
+
+    async def _next(self) -> Item | None:
+        """Return the next item, and change between writing and following where that is needed."""
+        while True:
+            if self._producer is not None:
+                try:
+                    return await self._producer.next()
+                except Fenced:
+                    _log.warning("answer was taken over by another process", stream_id=self.id)
+                    await self._end_writing()
+            else:
+                follower = self._follower or self.follow()
+                try:
+                    return await follower.next()
+                except WriterGone:
+                    await self._take_over(follower)
+
+    def _begin_writing(self, log: AnswerLog) -> None:
+        self._log = log
+        self.begun_here = True
+        self._site.peers.write(self)
+
+    async def _end_writing(self) -> None:
+        self.begun_here = False
+        self._site.peers.end_writing(self)
+        self._readers.close()
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await producer.aclose()
+        part, self._part = self._part, None
+        if part is not None:
+            part.detach()
+
+    async def _end_following(self) -> None:
+        follower, self._follower = self._follower, None
+        if follower is not None:
+            if not follower.is_over:
+                await self._site.peers.send_stop(follower)
+            self._site.peers.end_following(follower)
+            await follower.aclose()
+
+    async def _take_over(self, follower: Follower) -> None:
+        """Write the answer from here on, unless another process was quicker."""
+        site, sequence, head = self._site, follower.sequence, follower.count
+        log = AnswerLog(site.link, site.options.name, self._subject, sequence=sequence, head=head)
+        # Before anybody can read that this process writes it.
+        self._begin_writing(log)
+        try:
+            await log.append(TakeOver(log.writer, head, site.peers.process))
+        except Fenced:
+            await self._end_writing()
+            follower.renew()
+            return
+        await self._end_following()
+        state = follower.state
+        _log.warning(
+            "answer taken over from another process",
+            stream_id=self.id,
+            takeovers=follower.takeovers + 1,
+            output_tokens=len(state.token_ids),
+        )
+        self._producer = await self._rest_of(state, follower)
+
+    async def _rest_of(self, state: ResumeState, follower: Follower) -> Producer:
+        """Return what writes the items that the answer lacks."""
+        options, prepare = self._site.options, _unchanged
+        limit = options.max_takeovers
+        blocker = f"taken over {limit} times already" if follower.takeovers >= limit else None
+        if state.has_terminal or follower.has_failed:
+            stream = fuse(_given([]), [])
+        elif (last := last_item(state, self.context, blocker)) is not None:
+            stream = fuse(_given([last]), [])
+        else:
+            self._part = self.context.child(f"{self.context.id}/resume-{follower.takeovers + 1}")
+            try:
+                stream = await open_rest(self._site.adapter, state, self._part)
+                prepare = partial(rebased, state)
+            except BackendError as error:
+                stream = fuse(_given([Annotated.from_error(error)]), [])
+        return Producer(self._log, stream, prepare, options.batch_items)
+
+    async def _release(self) -> None:
+        """Release everything; say in the log how the answer stands, if it is this process's."""
+        if self._is_released:
+            return
+        self._is_released = True
+        self._end_watch()
+        was_writer = self._producer is not None
+        await self._end_writing()
+        await self._end_following()
+        if not was_writer:
+            # Nor if it was about to be: whoever asks this process is told that it is not.
+            return
+        if not self._is_over:
+            await self._give_up()
+        if self._is_over or self.context.is_stopped:
+            self._site.ended(self._subject)
+
+    async def _give_up(self) -> None:
+        """Let another process continue the answer, or end it if it was stopped."""
+        log = self._log
+        try:
+            async with asyncio.timeout(_RELEASE_S):
+                if self.context.is_stopped:
+                    stopped = Annotated(LLMEngineOutput.cancelled())
+                    await log.append_items([stopped], is_end=True)
+                else:
+                    await log.append(Release(log.writer, log.head))
+        except (Fenced, BackendError, TimeoutError) as error:
+            _log.debug("answer was not released", stream_id=self.id, **describe(error))
+
+    async def head(self) -> int:
+        """
+        Return how many items the answer has, wherever they were read.
+
+        Raises:
+            CannotConnect: NATS does not answer within ``timeout_s``.
+        """
+        if self.begun_here:
+            return self._log.head
+        last = await self._site.link.last(self._subject)
+        return 0 if last is None else last.entry.first + last.entry.size
+
+    def watch(self, shared: SharedStream[Item]) -> None:
+        """Mark the readers of other processes in *shared*, and tell of its own elsewhere."""
+        self._shared = shared
+        self._readers.watch(shared)
+
+    def fastest(self) -> int | None:
+        """Return the position of the fastest reader in this process; None without readers."""
+        shared = self._shared
+        return shared.fastest if shared is not None and shared.readers else None
+
+    def shut_down(self) -> None:
+        """Do nothing: another process may continue the answer."""
+
+    async def aclose(self) -> None:
+        """
+        End the items. An answer that this process has not written to its end is left to others.
+
+        Idempotent.
+        """
+        await super().aclose()
+        await self._release()
+
+    # Notified by `Peers`.
+
+    @property
+    def sequence(self) -> int:
+        """The sequence number of the last entry."""
+        return self._log.sequence
+
+    def reader_at(self, process: str, position: int) -> None:
+        """Another process's fastest reader is at *position*."""
+        self._readers.moved(process, position)
+
+    def reader_left(self, process: str) -> None:
+        """Another process has no reader any more, or is gone."""
+        self._readers.left(process)
+
+    def stop_asked(self, *, kill: bool) -> None:
+        """Another process wants the answer to be stopped."""
+        if kill:
+            self.context.kill()
+        else:
+            self.context.stop_generating()
+
+
+def _unchanged(item: Item) -> Item:
+    return item
+
+
+async def _given(items: list[Item]) -> AsyncGenerator[Item]:
+    for item in items:
+        yield item
+
+
+_log = get_logger(__name__)

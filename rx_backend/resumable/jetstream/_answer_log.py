@@ -1,0 +1,124 @@
+"""Appending to what is written of one answer, behind nobody else."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Final
+
+from nats.js.api import Header
+from nats.js.errors import APIError, NotFoundError
+
+from rx_backend.resumable.jetstream._entries import Batch, Entry, Item, decode, encode, to_wire
+from rx_backend.resumable.jetstream._errors import EntryTooLarge, Fenced, LogGone
+from rx_backend.resumable.jetstream._link import Link, refused
+
+__all__ = ("AnswerLog", "new_writer")
+
+_WRONG_LAST_SEQUENCE: Final = 10071
+# Room for the headers, which count too: the server ends the connection of who sends too much.
+_HEADERS: Final = 512
+
+
+def new_writer() -> str:
+    """Return a random name for a writer."""
+    return secrets.token_hex(8)
+
+
+class AnswerLog:
+    """
+    The entries of one answer, for one writer.
+
+    Each entry is appended behind the one that was seen last, by its sequence number, or not at all.
+    So two writers never mix: the one that comes second is fenced off. An entry whose acknowledgement
+    was lost is looked for before it is appended again.
+
+    Args:
+        link: The connection.
+        name: The JetStream stream.
+        subject: The answer's subject.
+        writer: The name of a writer that has appended nothing yet; a random one by default.
+        sequence: The sequence number of the last entry; 0 for a new answer.
+        head: How many items there are.
+
+    Attributes:
+        writer: The writer's name, by which the log knows its own entries.
+        sequence, head: As given, and moved by :meth:`append`.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        name: str,
+        subject: str,
+        *,
+        writer: str | None = None,
+        sequence: int = 0,
+        head: int = 0,
+    ) -> None:
+        self.writer = new_writer() if writer is None else writer
+        self.sequence = sequence
+        self.head = head
+        self._link = link
+        self._name = name
+        self._subject = subject
+
+    async def append(self, entry: Entry) -> None:
+        """
+        Append an entry and wait until JetStream has it, however long NATS is away.
+
+        Raises:
+            Fenced: Another writer has appended since; nothing was appended.
+        LogGone: The earlier entries were removed.
+            StreamFull, EntryTooLarge, BackendError: JetStream refused the entry.
+        """
+        data = encode(entry)
+        if len(data) > self._link.client.max_payload - _HEADERS:
+            raise EntryTooLarge(
+                f"append to {self._subject}: {len(data):,} bytes, more than the server's max_payload"
+            )
+        while True:
+            try:
+                await self._link.insist(lambda: self._publish(data))
+            except APIError as error:
+                if error.err_code != _WRONG_LAST_SEQUENCE:
+                    raise refused(error, f"append to {self._subject}") from error
+                if await self._has_arrived(data):
+                    break
+            else:
+                break
+        self.head += entry.size
+
+    async def _publish(self, data: bytes) -> None:
+        headers = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(self.sequence)}
+        ack = await self._link.jetstream.publish(self._subject, data, headers=headers)
+        self.sequence = ack.seq
+
+    async def _has_arrived(self, data: bytes) -> bool:
+        """
+        Return whether the last entry is *data*, whose acknowledgement was lost.
+
+        Another one of this writer's is what was appended when an earlier call was cancelled: the
+        next attempt goes behind it.
+        """
+        try:
+            last = await self._link.insist(
+                lambda: self._link.jetstream.get_last_msg(self._name, self._subject)
+            )
+        except NotFoundError:
+            raise LogGone(f"{self._subject}: nothing is there any more") from None
+        except APIError as error:
+            raise refused(error, f"read {self._subject}") from error
+        found = last.data or b""
+        entry = decode(found, self._subject)
+        if entry.writer != self.writer or last.seq is None or last.seq <= self.sequence:
+            raise Fenced
+        self.sequence = last.seq
+        if found == data:
+            return True
+        self.head = entry.first + entry.size
+        return False
+
+    async def append_items(self, items: list[Item], *, is_end: bool) -> None:
+        """Append items as one entry, as :meth:`append` does."""
+        wire = [to_wire(item) for item in items]
+        await self.append(Batch(self.writer, self.head, wire, is_end))

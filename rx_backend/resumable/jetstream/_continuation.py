@@ -1,0 +1,63 @@
+"""What an answer still lacks after the process that wrote it is gone."""
+
+from __future__ import annotations
+
+from rx_backend.adapter import EngineAdapter
+from rx_backend.context import RequestContext
+from rx_backend.errors import Disconnected
+from rx_backend.protocols import Annotated, LLMEngineOutput
+from rx_backend.resumable.jetstream._entries import Item
+from rx_backend.resumption import NotResumable, ResumeState, continuation_request, has_hand_off
+from rx_backend.stream import ResponseStream
+
+__all__ = ("last_item", "open_rest", "rebased")
+
+
+def last_item(state: ResumeState, context: RequestContext, blocker: str | None) -> Item | None:
+    """
+    Return the item with which an answer ends that no engine has to continue; None if one has to.
+
+    That is the terminal of one that was stopped or lacks nothing else, and the error of one that
+    cannot be continued.
+
+    Args:
+        state: The progress of the answer.
+        context: The request's context.
+        blocker: Why it may not be continued, apart from what *state* says.
+    """
+    if context.is_stopped:
+        return Annotated(LLMEngineOutput.cancelled())
+    terminal = state.missing_terminal()
+    if terminal is not None:
+        return Annotated(terminal)
+    reason = blocker or state.blocker()
+    if reason is None and has_hand_off(state.request):
+        reason = "its hand-off from another worker was for the lost engine"
+    if reason is None:
+        return None
+    error = Disconnected("the process that made the answer is gone")
+    error.add_note(f"not resumed: {reason}")
+    error.__cause__ = NotResumable(reason)
+    return Annotated.from_error(error)
+
+
+async def open_rest(
+    adapter: EngineAdapter[Item], state: ResumeState, context: RequestContext
+) -> ResponseStream[Item]:
+    """
+    Return the stream of the rest of an answer, from an engine of this process.
+
+    Raises:
+        BackendError: The engine's set-up failed (row S5).
+    """
+    part = continuation_request(state.request, state.token_ids.tolist(), state.link)
+    stream = await adapter.generate(part, context)
+    state.begin_part()
+    return stream
+
+
+def rebased(state: ResumeState, item: Item) -> Item:
+    """Return an item of the rest with figures that cover the whole answer."""
+    if item.data is not None:
+        item.data = state.add(item.data)
+    return item

@@ -1,0 +1,150 @@
+"""Reading an answer that another process writes."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from rx_backend.context import RequestContext
+from rx_backend.resumable.jetstream._entries import Batch, Entry, Item, Record, TakeOver
+from rx_backend.resumable.jetstream._errors import LogGone
+from rx_backend.resumable.jetstream._feed import Feed
+from rx_backend.resumption import ResumeState
+
+__all__ = ("Follower", "Place", "WriterGone")
+
+
+class WriterGone(Exception):
+    """No process writes the answer: it is gone, or has shut down."""
+
+
+class Place(Protocol):
+    """Where the items of the answer are read in this process."""
+
+    context: RequestContext
+
+    def fastest(self) -> int | None:
+        """Return the position of the fastest reader; None without readers."""
+        ...
+
+
+class Follower:
+    """
+    The items of an answer, as another process appends them.
+
+    Args:
+        id: The answer's id.
+        feed: Its entries, from the first one on.
+        place: Where they are read.
+        record: The first entry.
+        skip: How many items were handed out already.
+
+    Attributes:
+        state: The progress of the answer.
+        count: How many items were read, those included that were skipped.
+        is_over: Whether the answer is over.
+        has_failed: Whether its last item is an error item.
+        takeovers: How often it was taken over.
+        writer_process: The process that writes it.
+    """
+
+    def __init__(self, id: str, feed: Feed, place: Place, record: Record, skip: int) -> None:
+        self.id = id
+        self.state = ResumeState(record.open_request())
+        self.count = 0
+        self.is_over = False
+        self.has_failed = False
+        self.takeovers = 0
+        self.writer_process = record.process
+        self._feed = feed
+        self._place = place
+        self._skip = skip
+        self._has_record = False
+        self._is_writer_gone = False
+        # The writer's last entry, by what it told last.
+        self._told = 0
+        self._items: deque[Item] = deque()
+
+    @property
+    def sequence(self) -> int:
+        """The sequence number of the last entry that was read."""
+        return self._feed.sequence
+
+    async def next(self) -> Item | None:
+        """
+        Return the next item; None at the end.
+
+        Raises:
+            WriterGone: All that was written has been read, and nobody writes on.
+            LogGone: Items are missing.
+            BackendError: JetStream refuses to be read, or an entry has an unknown form.
+        """
+        while not self._items:
+            if self.is_over:
+                return None
+            entry = await self._feed.get()
+            if entry is not None:
+                self._read(entry)
+            elif self._is_writer_gone:
+                raise WriterGone
+        return self._items.popleft()
+
+    def _read(self, entry: Entry) -> None:
+        if not self._has_record and not isinstance(entry, Record):
+            raise LogGone(_GONE)
+        self._has_record = True
+        if isinstance(entry, Batch):
+            self._read_items(entry)
+        elif isinstance(entry, TakeOver):
+            self.takeovers += 1
+            self.writer_process = entry.process
+            self._is_writer_gone = False
+        elif not isinstance(entry, Record):
+            self.writer_lost()
+
+    def _read_items(self, batch: Batch) -> None:
+        if batch.first != self.count:
+            raise LogGone(_GONE)
+        for item in batch.open_items():
+            self.count += 1
+            self.has_failed = item.is_error
+            if item.data is not None:
+                self.state.add(item.data)
+            if self.count > self._skip:
+                self._items.append(item)
+        self.is_over = batch.is_end
+
+    def renew(self) -> None:
+        """Read on after another process was quicker to take over."""
+        self._is_writer_gone = False
+        self._feed.renew()
+
+    # Notified by `Peers`.
+
+    def position(self) -> int | None:
+        """Return where the fastest reader here is; None without readers."""
+        return self._place.fastest()
+
+    def stop_wanted(self) -> bool | None:
+        """Return None unless the answer is to be stopped, then whether it is to be killed."""
+        context = self._place.context
+        return context.is_killed if context.is_stopped else None
+
+    def writer_at(self, sequence: int) -> None:
+        """Ask again for entries that should have come."""
+        self._is_writer_gone = False
+        if self._told > self._feed.last_arrived:
+            self._feed.renew()
+        self._told = sequence
+
+    def writer_lost(self) -> None:
+        """Have a reader that waits take over the answer."""
+        self._is_writer_gone = True
+        self._feed.interrupt()
+
+    async def aclose(self) -> None:
+        """Stop to read. Idempotent."""
+        await self._feed.aclose()
+
+
+_GONE = "the answer's items are not all there any more"

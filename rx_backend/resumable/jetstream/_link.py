@@ -1,0 +1,335 @@
+"""The connection to NATS, which is kept up, and the JetStream stream that all answers are in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+
+import nats.errors
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import JetStreamContext
+from nats.js.api import (
+    ConsumerConfig,
+    ConsumerInfo,
+    DiscardPolicy,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+    StreamInfo,
+)
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
+
+from operators.assembly import done, start_task
+from rx_backend.errors import BackendError, CannotConnect, Disconnected, InvalidArgument, Unknown
+from rx_backend.logger import describe, get_logger
+from rx_backend.resumable.jetstream._client import EndingClient
+from rx_backend.resumable.jetstream._entries import Entry, decode
+from rx_backend.resumable.jetstream._errors import EntryTooLarge, StreamFull
+from rx_backend.resumable.jetstream._options import Options
+
+__all__ = ("Link", "Stored", "refused")
+
+T = TypeVar("T")
+MessageCallback: TypeAlias = Callable[[Msg], Awaitable[None]]
+
+_RECONNECT_S: Final = 0.25
+# How long to wait before a call is made again that failed although the connection is there.
+_PAUSE_S: Final = 0.1
+# Numbers of JetStream's errors; the rest of those that are told here have a class.
+_TOO_LARGE: Final = 10054
+_FULL: Final = {10023, 10028, 10047, 10077}
+
+
+class Stored(NamedTuple):
+    """
+    An entry as it is stored.
+
+    Attributes:
+        entry: The entry.
+        sequence: Its sequence number.
+        time: When the server stored it, in seconds since the epoch.
+    """
+
+    entry: Entry
+    sequence: int
+    time: float
+
+
+class Link:
+    """
+    One process's connection to NATS. A lost connection is made again without end.
+
+    Args:
+        servers: URLs of NATS servers.
+        options: The options of the source.
+
+    Attributes:
+        client: The client, which is connected or connects.
+        jetstream: Its JetStream API.
+    """
+
+    client: EndingClient
+    jetstream: JetStreamContext
+
+    def __init__(self, servers: Sequence[str], options: Options) -> None:
+        self._servers = list(servers)
+        self._options = options
+        self._is_up = asyncio.Event()
+        self._is_closing = False
+        self._on_reconnect: set[Callable[[], None]] = set()
+        # Subscriptions for as long as the link is there.
+        self._heard: list[tuple[str, MessageCallback]] = []
+        self._reopening: asyncio.Task[None] | None = None
+        self._renew_client()
+
+    def _renew_client(self) -> None:
+        self.client = EndingClient()
+        self.jetstream = JetStreamContext(self.client, timeout=self._options.timeout_s)
+
+    async def open(self) -> None:
+        """
+        Connect, and create the JetStream stream unless it is there.
+
+        Raises:
+            CannotConnect: No server answers within ``timeout_s``, or none has JetStream.
+            InvalidArgument: The stream is there, but does not fit; or an option of the client's.
+        """
+        try:
+            async with asyncio.timeout(self._options.timeout_s):
+                await self._connect()
+                await self._ensure_stream()
+        except TimeoutError as error:
+            await self.aclose()
+            raise CannotConnect(
+                f"NATS at {', '.join(self._servers)} did not answer within "
+                f"{self._options.timeout_s:g} s"
+            ) from error
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def _connect(self) -> None:
+        further: dict[str, Any] = {"reconnect_time_wait": _RECONNECT_S, **self._options.connect}
+        try:
+            await self.client.connect(
+                self._servers,
+                **further,
+                # A refusal ends the first attempt; further ones of this client would leave sockets.
+                allow_reconnect=False,
+                max_reconnect_attempts=-1,
+                error_cb=self._failed,
+                disconnected_cb=self._went_down,
+                reconnected_cb=self._came_up,
+                closed_cb=self._was_closed,
+            )
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(f"connect: {error}") from error
+        except (nats.errors.Error, OSError) as error:
+            raise CannotConnect(f"NATS at {', '.join(self._servers)}: {error}") from error
+        self.client.options["allow_reconnect"] = True
+        self._is_up.set()
+
+    async def _ensure_stream(self) -> None:
+        options = self._options
+        wanted = StreamConfig(
+            name=options.name,
+            subjects=[f"{options.name}.*"],
+            retention=RetentionPolicy.LIMITS,
+            # With "old", an answer that is under way would lose its beginning.
+            discard=DiscardPolicy.NEW,
+            storage=StorageType.FILE,
+            num_replicas=options.replicas,
+            max_age=options.max_age_s,
+            max_bytes=options.max_bytes,
+            # Sequences keep out what comes twice; ids to do it would cost the server memory.
+            duplicate_window=min(1.0, options.max_age_s),
+        )
+        try:
+            try:
+                info = await self.jetstream.stream_info(options.name)
+            except NotFoundError:
+                info = await self._create(wanted)
+        except (NoStreamResponseError, ServiceUnavailableError, nats.errors.Error) as error:
+            raise refused(error, f"stream {options.name!r}") from error
+        _check(info, wanted)
+
+    def _create(self, wanted: StreamConfig) -> Awaitable[StreamInfo]:
+        return self.jetstream.add_stream(wanted)  # pyright: ignore[reportUnknownMemberType]
+
+    async def hear(self, subject: str, callback: MessageCallback) -> None:
+        """Call *callback* with each message of a subject, until the link is closed."""
+        self._heard.append((subject, callback))
+        await self.subscribe(subject, callback)
+
+    async def subscribe(self, subject: str, callback: MessageCallback) -> Subscription:
+        """Call *callback* with each message of a subject that this client gets."""
+        return await self.client.subscribe(subject, cb=callback)
+
+    async def add_consumer(self, config: ConsumerConfig) -> ConsumerInfo:
+        """Make a consumer of the stream, which sends what is stored in it."""
+        name, jetstream = self._options.name, self.jetstream
+        return await jetstream.add_consumer(name, config)  # pyright: ignore[reportUnknownMemberType]
+
+    async def _failed(self, error: Exception) -> None:
+        _log.debug("connection to NATS failed", **describe(error))
+
+    async def _went_down(self) -> None:
+        if self._is_up.is_set():
+            self._is_up.clear()
+            _log.warning("connection to NATS lost", servers=", ".join(self._servers))
+
+    async def _was_closed(self) -> None:
+        """Begin anew: a server's refusal, such as of one connection too many, ends the client."""
+        await self._went_down()
+        if not self._is_closing and self._reopening is None:
+            self._reopening = start_task(self._reopen(), asyncio.get_running_loop())
+
+    async def _reopen(self) -> None:
+        while True:
+            await asyncio.sleep(_RECONNECT_S)
+            self._renew_client()
+            try:
+                async with asyncio.timeout(self._options.timeout_s):
+                    await self._connect()
+                    for subject, callback in self._heard:
+                        await self.subscribe(subject, callback)
+            except (BackendError, TimeoutError, nats.errors.Error, OSError) as error:
+                _log.debug("connection to NATS failed", **describe(error))
+                self._is_up.clear()
+                await self.client.end()
+            else:
+                self._reopening = None
+                await self._came_up()
+                return
+
+    async def _came_up(self) -> None:
+        _log.info("connection to NATS made again", servers=", ".join(self._servers))
+        self._is_up.set()
+        for callback in list(self._on_reconnect):
+            callback()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the connection is there."""
+        return self._is_up.is_set()
+
+    def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call *callback* each time the connection was made again; return how to end that."""
+        self._on_reconnect.add(callback)
+        return lambda: self._on_reconnect.discard(callback)
+
+    async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """
+        Call *call* until it returns or is refused: again after a lost connection, or in silence.
+
+        Raises:
+            nats.js.errors.APIError: JetStream's refusal.
+            Disconnected: The client was closed.
+        """
+        while True:
+            await self._connected()
+            try:
+                return await call()
+            except (ServiceUnavailableError, NoStreamResponseError) as error:
+                if isinstance(error, APIError) and error.err_code in _FULL:
+                    raise
+                await self._check_stream_is_there(error)
+            except APIError:
+                raise
+            except (nats.errors.Error, OSError) as error:
+                _log.debug("call to NATS failed", **describe(error))
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _connected(self) -> None:
+        while not self._is_up.is_set():
+            if self._is_closing:
+                raise Disconnected("the connection to NATS was closed")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_up.wait(), 1.0)
+
+    async def _check_stream_is_there(self, cause: Exception) -> None:
+        """Raise if the stream was deleted; a server that is not ready yet may be asked again."""
+        try:
+            await self.jetstream.stream_info(self._options.name)
+        except NotFoundError:
+            raise Unknown(f"the JetStream stream {self._options.name!r} was deleted") from cause
+        except (nats.errors.Error, OSError):
+            return
+
+    async def first(self, subject: str) -> Stored | None:
+        """Return the oldest entry of a subject; None if there is none."""
+        return await self._stored(subject, seq=1, next=True)
+
+    async def last(self, subject: str) -> Stored | None:
+        """Return the newest entry of a subject; None if there is none."""
+        return await self._stored(subject)
+
+    async def _stored(self, subject: str, **which: Any) -> Stored | None:
+        name, get = self._options.name, self.jetstream.get_msg
+        try:
+            async with asyncio.timeout(self._options.timeout_s):
+                found = await self.insist(lambda: get(name, subject=subject, **which))
+        except NotFoundError:
+            return None
+        except APIError as error:
+            raise refused(error, f"read {subject}") from error
+        except TimeoutError as error:
+            raise CannotConnect(f"NATS did not answer: read {subject}") from error
+        stored = found.time.timestamp() if found.time else 0.0
+        return Stored(decode(found.data or b"", subject), found.seq or 0, stored)
+
+    async def purge(self, subject: str) -> None:
+        """
+        Remove all entries of a subject.
+
+        Raises:
+            BackendError: NATS does not do it, or does not answer.
+        """
+        try:
+            await self.jetstream.purge_stream(self._options.name, subject=subject)
+        except (nats.errors.Error, OSError) as error:
+            raise refused(error, f"purge {subject}") from error
+
+    async def aclose(self) -> None:
+        """Close the connection. Idempotent."""
+        self._is_closing = True
+        self._is_up.clear()
+        if self._reopening is not None:
+            self._reopening.cancel()
+            await done(self._reopening)
+        self._on_reconnect.clear()
+        await self.client.end()
+
+
+def refused(error: Exception, what: str) -> BackendError:
+    """Return a refusal of JetStream's as a typed error; *what* was to be done to what."""
+    if not isinstance(error, APIError):
+        return CannotConnect(f"{what}: no JetStream answers: {error}")
+    text = f"{what}: {error.description or 'no JetStream answers'}"
+    if error.err_code in _FULL:
+        return StreamFull(text)
+    if error.err_code == _TOO_LARGE:
+        return EntryTooLarge(text)
+    return CannotConnect(text) if isinstance(error, ServiceUnavailableError) else Unknown(text)
+
+
+def _check(info: StreamInfo, wanted: StreamConfig) -> None:
+    """Raise `InvalidArgument` if the stream that is there would lose items."""
+    found = info.config
+    pairs: dict[str, tuple[Any, Any]] = {
+        "retention": (found.retention, wanted.retention),
+        "discard": (found.discard, wanted.discard),
+        "subjects": (found.subjects, wanted.subjects),
+    }
+    for field, (has, needs) in pairs.items():
+        if has != needs:
+            raise InvalidArgument(
+                f"the JetStream stream {wanted.name!r} is there already, with {field} {has!r}: "
+                f"expected {needs!r}"
+            )
+
+
+_log = get_logger(__name__)

@@ -1,0 +1,85 @@
+"""The options of answers on several machines, checked."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from rx_backend.errors import InvalidArgument
+
+__all__ = ("Options",)
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+# Passed to the client by this library itself.
+_OWN_CONNECT_OPTIONS: Final = {
+    "servers",
+    "allow_reconnect",
+    "max_reconnect_attempts",
+    "error_cb",
+    "disconnected_cb",
+    "reconnected_cb",
+    "closed_cb",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """
+    The options of :class:`JetStreamSource`, where they are explained.
+
+    Raises:
+        InvalidArgument: One does not fit; names it.
+    """
+
+    name: str
+    replicas: int
+    max_age_s: float
+    max_bytes: int
+    lease_s: float
+    keep_s: float
+    max_takeovers: int
+    batch_items: int
+    timeout_s: float
+    connect: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgument(
+                f"name: expected letters, digits, '_' and '-', at most 64, got {self.name!r}"
+            )
+        _whole("replicas", self.replicas, "servers", low=1, high=5)
+        _whole("max_bytes", self.max_bytes, "bytes", low=1)
+        _whole("max_takeovers", self.max_takeovers, "times", low=0)
+        _whole("batch_items", self.batch_items, "items", low=1)
+        _seconds("max_age_s", self.max_age_s, low=1.0)
+        _seconds("lease_s", self.lease_s, low=0.2)
+        _seconds("keep_s", self.keep_s, low=0.0)
+        _seconds("timeout_s", self.timeout_s, low=0.1)
+        own = sorted(_OWN_CONNECT_OPTIONS & set(self.connect))
+        if own:
+            raise InvalidArgument(f"connect: {', '.join(own)}: set by JetStreamSource itself")
+
+    def subject(self, id: str) -> str | None:
+        """Return the subject of an answer; None if *id* cannot be the id of one."""
+        return f"{self.name}.{id}" if _ID.fullmatch(id) else None
+
+    def process_subject(self, process: str) -> str:
+        """Return the subject on which a process hears from others."""
+        return f"{self.name}-processes.{process}"
+
+
+def _whole(name: str, value: object, unit: str, *, low: int, high: int | None = None) -> None:
+    if type(value) is not int or value < low or (high is not None and value > high):
+        bounds = f"{low} or more" if high is None else f"{low} to {high}"
+        raise InvalidArgument(f"{name}: expected a whole number of {unit}, {bounds}, got {value!r}")
+
+
+def _seconds(name: str, value: object, *, low: float) -> None:
+    if type(value) not in {int, float} or not low <= cast("float", value) < math.inf:
+        raise InvalidArgument(
+            f"{name}: expected a number of seconds, {low:g} or more, got {value!r}"
+        )

@@ -1,0 +1,325 @@
+"""What processes tell each other about answers: how far their readers are, and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import islice
+from typing import Final, Protocol, TypeAlias
+
+import msgspec
+import nats.errors
+from nats.aio.msg import Msg
+
+from operators.assembly import done, start_task
+from rx_backend.logger import describe, get_logger
+from rx_backend.resumable.jetstream._link import Link
+from rx_backend.resumable.jetstream._options import Options
+
+__all__ = ("Followed", "Peers", "Written")
+
+# How often the positions of readers are looked at.
+_TICK_S: Final = 0.05
+_IDLE_S: Final = 1.0
+# A process asks so often, within the time after which one that is silent counts as gone.
+_CALLS_PER_LEASE: Final = 4
+# Entries of a message; a server takes at most 1 MiB of it.
+_MOST_IN_ONE: Final = 5_000
+_NO_READERS: Final = -1
+
+
+class Written(Protocol):
+    """An answer that this process writes."""
+
+    id: str
+
+    @property
+    def sequence(self) -> int:
+        """The sequence number of its last entry."""
+        ...
+
+    def reader_at(self, process: str, position: int) -> None:
+        """Another process's fastest reader is at *position*."""
+
+    def reader_left(self, process: str) -> None:
+        """Another process has no reader any more, or is gone."""
+
+    def stop_asked(self, *, kill: bool) -> None:
+        """Another process wants the answer to be stopped."""
+
+
+class Followed(Protocol):
+    """An answer that another process writes."""
+
+    id: str
+
+    @property
+    def writer_process(self) -> str:
+        """The process that writes it."""
+        ...
+
+    def position(self) -> int | None:
+        """Return where the fastest reader is; None without readers."""
+        ...
+
+    def stop_wanted(self) -> bool | None:
+        """Return None unless the answer is to be stopped, then whether it is to be killed."""
+        ...
+
+    def writer_at(self, sequence: int) -> None:
+        """The writer's last entry has this sequence number."""
+
+    def writer_lost(self) -> None:
+        """The process has been silent for ``lease_s``, or does not write the answer any more."""
+
+
+class Call(msgspec.Struct, frozen=True, tag="call"):
+    """
+    Where the readers of a process are.
+
+    Attributes:
+        process: Who calls.
+        wants_reply: Whether the one that is called has to answer.
+        readers: The position of the fastest reader of each answer; -1 without readers.
+        stops: The answers to be stopped; True for those to be killed.
+    """
+
+    process: str
+    wants_reply: bool
+    readers: dict[str, int]
+    stops: dict[str, bool]
+
+
+class Reply(msgspec.Struct, frozen=True, tag="reply"):
+    """
+    Says that a process is alive.
+
+    Attributes:
+        process: Who replies.
+        sequences: The last sequence number of each answer that it writes.
+        unknown: The answers that it was asked about and does not write.
+    """
+
+    process: str
+    sequences: dict[str, int]
+    unknown: list[str]
+
+
+Message: TypeAlias = Call | Reply
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(Message)
+
+
+class Peers:
+    """
+    The other processes.
+
+    One task looks at the answers that are followed here. It tells the processes that write them
+    where their readers are, and whether to stop; by the replies it knows that these are alive.
+
+    Attributes:
+        process: The random name of this one.
+    """
+
+    def __init__(self, link: Link, options: Options) -> None:
+        self.process = secrets.token_hex(8)
+        self._link = link
+        self._options = options
+        self._clock = asyncio.get_running_loop().time
+        self._written: dict[str, Written] = {}
+        self._call_s = options.lease_s / _CALLS_PER_LEASE
+        # Process and id of answers that are not followed any more.
+        self._gone: list[tuple[str, str]] = []
+        # With the position that its writer was told last.
+        self._followed: dict[Followed, int | None] = {}
+        self._heard: dict[str, float] = {}
+        # When another process's readers of an answer were last heard of.
+        self._readers: dict[tuple[str, str], float] = {}
+        self._up_since = 0.0
+        self._last_tick = 0.0
+        self._next_call = 0.0
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Listen to other processes."""
+        subject = self._options.process_subject(self.process)
+        await self._link.hear(subject, self._receive)
+        self._up_since = self._last_tick = self._clock()
+        self._link.on_reconnect(self._came_up)
+        self._task = start_task(self._run(), asyncio.get_running_loop())
+
+    def _came_up(self) -> None:
+        self._up_since = self._clock()
+
+    def write(self, answer: Written) -> None:
+        """Answer for *answer*, which this process writes from now on."""
+        self._written[answer.id] = answer
+
+    def end_writing(self, answer: Written) -> None:
+        """Forget that this process writes *answer*. Idempotent."""
+        if self._written.get(answer.id) is answer:
+            del self._written[answer.id]
+            for key in [key for key in self._readers if key[0] == answer.id]:
+                del self._readers[key]
+
+    def follow(self, answer: Followed) -> None:
+        """Tell the process that writes *answer* of its readers here, at once and from now on."""
+        self._followed[answer] = None
+        self._heard.setdefault(answer.writer_process, self._clock())
+        self.notify()
+
+    def end_following(self, answer: Followed) -> None:
+        """Forget that *answer* is followed here. Idempotent."""
+        if self._followed.pop(answer, None) is not None:
+            self._gone.append((answer.writer_process, answer.id))
+            self.notify()
+
+    async def send_stop(self, answer: Followed) -> None:
+        """Tell the process that writes *answer* to stop it, and wait until NATS has that."""
+        stop = answer.stop_wanted()
+        if stop is None or not self._link.is_up:
+            return
+        try:
+            call = Call(self.process, False, {answer.id: _NO_READERS}, {answer.id: stop})
+            await self._send(answer.writer_process, call)
+            await self._link.client.flush()
+        except (nats.errors.Error, OSError) as error:
+            _log.warning("answer was not stopped", stream_id=answer.id, **describe(error))
+
+    def notify(self) -> None:
+        """Look at the answers now."""
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                await self._tick(self._clock())
+            except (nats.errors.Error, OSError) as error:
+                _log.debug("call to other processes failed", **describe(error))
+            busy = self._followed or self._readers
+            try:
+                async with asyncio.timeout(_TICK_S if busy else _IDLE_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def _tick(self, now: float) -> None:
+        if not self._link.is_up or now - self._last_tick > self._options.lease_s / 2:
+            # Whoever could not be heard is not counted as silent: this process may have stood still.
+            self._up_since = now
+        self._last_tick = now
+        if not self._link.is_up:
+            return
+        await self._send_calls(is_due=now >= self._next_call)
+        if now >= self._next_call:
+            self._next_call = now + self._call_s
+            self._look_for_silence(now)
+
+    async def _send_calls(self, *, is_due: bool) -> None:
+        calls: defaultdict[str, tuple[dict[str, int], dict[str, bool]]]
+        calls = defaultdict(lambda: ({}, {}))
+        still = {answer.id for answer in self._followed}
+        for process, gone in self._gone:
+            if gone not in still:
+                calls[process][0][gone] = _NO_READERS
+        self._gone.clear()
+        for answer, told in self._followed.items():
+            position, stop = answer.position(), answer.stop_wanted()
+            position = _NO_READERS if position is None else position
+            if is_due or position != told or stop is not None:
+                self._followed[answer] = position
+                readers, stops = calls[answer.writer_process]
+                readers[answer.id] = position
+                if stop is not None:
+                    stops[answer.id] = stop
+        for process, (readers, stops) in calls.items():
+            for part in _parts(readers):
+                stopped = {each: stops[each] for each in part if each in stops}
+                await self._send(process, Call(self.process, is_due, part, stopped))
+
+    def _look_for_silence(self, now: float) -> None:
+        limit = now - self._options.lease_s
+        if self._up_since > limit:
+            return
+        for answer in list(self._followed):
+            if self._heard.get(answer.writer_process, now) < limit:
+                answer.writer_lost()
+        for (read, process), heard in list(self._readers.items()):
+            if heard < limit:
+                self._reader_left(read, process)
+        followed = {answer.writer_process for answer in self._followed}
+        for process in self._heard.keys() - followed:
+            del self._heard[process]
+
+    def _reader_left(self, id: str, process: str) -> None:
+        self._readers.pop((id, process), None)
+        if id in self._written:
+            self._written[id].reader_left(process)
+
+    async def _send(self, process: str, message: Message) -> None:
+        await self._link.client.publish(
+            self._options.process_subject(process), _encoder.encode(message)
+        )
+
+    async def _receive(self, message: Msg) -> None:
+        try:
+            received = _decoder.decode(message.data)
+        except msgspec.MsgspecError as error:
+            _log.warning("unexpected message from another process", error=str(error))
+            return
+        if isinstance(received, Call):
+            await self._called(received)
+        else:
+            self._replied(received)
+
+    async def _called(self, call: Call) -> None:
+        now, unknown, sequences = self._clock(), list[str](), dict[str, int]()
+        for read, position in call.readers.items():
+            answer = self._written.get(read)
+            if answer is None:
+                unknown.append(read)
+                continue
+            sequences[read] = answer.sequence
+            if position == _NO_READERS:
+                self._reader_left(read, call.process)
+            else:
+                self._readers[read, call.process] = now
+                answer.reader_at(call.process, position)
+        for stopped, kill in call.stops.items():
+            if stopped in self._written:
+                self._written[stopped].stop_asked(kill=kill)
+        if call.wants_reply or unknown:
+            await self._send(call.process, Reply(self.process, sequences, unknown))
+
+    def _replied(self, reply: Reply) -> None:
+        self._heard[reply.process] = self._clock()
+        unknown = set(reply.unknown)
+        for answer in list(self._followed):
+            if answer.writer_process != reply.process:
+                continue
+            if answer.id in unknown:
+                answer.writer_lost()
+            elif answer.id in reply.sequences:
+                answer.writer_at(reply.sequences[answer.id])
+
+    async def aclose(self) -> None:
+        """Call nobody any more; the link's end is that of what is heard. Idempotent."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await done(task)
+
+
+def _parts(readers: dict[str, int]) -> Iterator[dict[str, int]]:
+    """Yield *readers* in parts that fit into a message each."""
+    entries = iter(readers.items())
+    while part := dict(islice(entries, _MOST_IN_ONE)):
+        yield part
+
+
+_log = get_logger(__name__)

@@ -1,0 +1,1 @@
+"""Resumable streams over JetStream, on a real NATS server."""

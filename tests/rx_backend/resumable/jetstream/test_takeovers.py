@@ -1,0 +1,187 @@
+"""What becomes of an answer whose process is not heard of any more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from rx_backend import PreprocessedRequest, RequestContext
+from rx_backend.errors import BackendError, Disconnected, EngineShutdown, causes
+from rx_backend.protocols import FinishReason, LLMEngineOutput, SamplingOptions
+from rx_backend.protocols import GuidedDecodingOptions as Guided
+from rx_backend.resumable import ResumableStreams
+from tests.rx_backend.resumable.jetstream._answers import (
+    CountingEngine,
+    expected,
+    process,
+    request,
+    tokens,
+    until,
+)
+from tests.rx_backend.resumable.jetstream._nats import NatsServer
+from tests.rx_backend.resumable.jetstream._proxy import proxy
+
+pytestmark = pytest.mark.cluster
+
+
+class Stuck(CountingEngine):
+    """It makes five tokens, and then hangs."""
+
+    def __init__(self, *token_ids: int) -> None:
+        super().__init__()
+        self.token_ids = token_ids or (3, 4, 5, 6, 7)
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncGenerator[LLMEngineOutput]:
+        for token in self.token_ids:
+            yield LLMEngineOutput([token])
+        await context.killed()
+
+
+@asynccontextmanager
+async def lost(
+    nats: NatsServer, asked: PreprocessedRequest, engine: CountingEngine | None = None
+) -> AsyncGenerator[str]:
+    """Give the id of an answer of five tokens, whose process is cut off from NATS."""
+    async with (
+        proxy(nats.port) as between,
+        process(between.url, engine or Stuck()) as streams,
+    ):
+        reader = await streams.start(asked)
+        while reader.position < 5:
+            await anext(reader)
+        between.is_silent = True
+        yield reader.stream_id
+        between.cut()
+
+
+def test_what_cannot_be_resumed_fails(nats: NatsServer) -> None:
+    """With the error of a lost worker and its reason, in every process, now and later."""
+
+    async def main() -> None:
+        taking = CountingEngine()
+        guided = SamplingOptions(guided_decoding=Guided(regex="a*"))
+        async with (
+            lost(nats, request(9, sampling_options=guided)) as stream_id,
+            process(nats.url, taking) as there,
+            process(nats.url, taking) as third,
+        ):
+            for streams in (there, third):
+                async with await streams.resume(stream_id) as reader:
+                    items = [item async for item in reader]
+                assert tokens(items[:-1]) == expected(5)
+                error = items[-1].error
+                assert isinstance(error, Disconnected)
+                assert any("guided decoding" in str(cause) for cause in causes(error))
+            assert not taking.requests
+
+    asyncio.run(main())
+
+
+def test_an_answer_is_taken_over_only_so_often(nats: NatsServer) -> None:
+    """One that kills its processes would kill all."""
+
+    async def main() -> None:
+        async with (
+            lost(nats, request(9)) as stream_id,
+            process(nats.url, CountingEngine(), max_takeovers=0) as there,
+            await there.resume(stream_id) as reader,
+        ):
+            items = [item async for item in reader]
+            assert tokens(items[:-1]) == expected(5)
+            assert isinstance(items[-1].error, Disconnected)
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_lacks_its_terminal_only_gets_it(nats: NatsServer) -> None:
+    """Its last token is an end token: no engine is asked."""
+
+    async def main() -> None:
+        taking = CountingEngine()
+        async with (
+            lost(nats, request(9, eos_token_ids=[2]), Stuck(3, 4, 5, 6, 2)) as stream_id,
+            process(nats.url, taking) as there,
+            await there.resume(stream_id) as reader,
+        ):
+            items = [item async for item in reader]
+            assert tokens(items) == [3, 4, 5, 6, 2]
+            last = items[-1].data
+            assert last is not None
+            assert last.finish_reason is FinishReason.EOS
+            assert last.completion_usage is not None
+            assert last.completion_usage.completion_tokens == 5
+            assert not taking.requests
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_was_stopped_is_not_continued(nats: NatsServer) -> None:
+    """A stop that its process cannot hear of ends it where it is taken over."""
+
+    async def main() -> None:
+        taking = CountingEngine()
+        async with (
+            lost(nats, request(9)) as stream_id,
+            process(nats.url, taking) as there,
+            await there.resume(stream_id) as reader,
+        ):
+            await there.stop(stream_id)
+            items = [item async for item in reader]
+            assert tokens(items) == expected(5)
+            assert items[-1].data == LLMEngineOutput.cancelled()
+            assert not taking.requests
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_does_not_take_it_ends_it(nats: NatsServer) -> None:
+    """The engine's error is the answer's, for all who read it."""
+
+    class Shut(CountingEngine):
+        async def generate(
+            self, request: PreprocessedRequest, context: RequestContext
+        ) -> AsyncGenerator[LLMEngineOutput]:
+            raise EngineShutdown("shut")
+            yield
+
+    async def main() -> None:
+        async with (
+            lost(nats, request(9)) as stream_id,
+            process(nats.url, Shut()) as there,
+            process(nats.url, CountingEngine()) as third,
+        ):
+            errors = [await error_of(streams, stream_id) for streams in (there, third)]
+            assert [type(error) for error in errors] == [EngineShutdown] * 2
+
+    async def error_of(streams: ResumableStreams, stream_id: str) -> BackendError | None:
+        async with await streams.resume(stream_id) as reader:
+            return [item async for item in reader][-1].error
+
+    asyncio.run(main())
+
+
+def test_many_processes_take_over_at_once(nats: NatsServer) -> None:
+    """One of them makes the rest, and the others hand out what it makes."""
+
+    async def main() -> None:
+        engines = [CountingEngine(0.005) for _ in range(4)]
+        async with lost(nats, request(50)) as stream_id:
+            await asyncio.gather(*(whole(engine, stream_id) for engine in engines))
+        assert sum(engine.made for engine in engines) == 45
+        assert sum(len(engine.requests) for engine in engines) == 1
+
+    async def whole(engine: CountingEngine, stream_id: str) -> None:
+        async with (
+            process(nats.url, engine) as streams,
+            await streams.resume(stream_id) as reader,
+        ):
+            assert tokens([item async for item in reader]) == expected(50)
+            # Who makes it goes on to make it for the others.
+            await until(lambda: not engine.live)
+
+    asyncio.run(main())
