@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ("COMMANDS", "ROOT", "Server", "running")
+__all__ = ("COMMANDS", "ROOT", "Server", "free_port", "running")
 
 ROOT = Path(__file__).parents[3]
 SERVICE = "tests.rx_backend.web.service:app"
@@ -51,9 +51,7 @@ def running(
     starts_s: float = 25.0,
 ) -> Generator[Server]:
     """Run a server until the block ends; what it writes is lost."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", *COMMANDS[name](app, port, str(grace_s))]
     quiet = subprocess.DEVNULL
     with subprocess.Popen(command, cwd=cwd, env=env, stdout=quiet, stderr=quiet) as process:
@@ -66,6 +64,13 @@ def running(
                 process.wait(15)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, starts_s: float) -> None:
