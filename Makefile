@@ -67,7 +67,7 @@ test-cluster: venv ## the tests on etcd, NATS and Prometheus, for which it fetch
 	@$(BIN)/python -m tools.cluster
 	@echo "== tests on etcd, NATS and Prometheus"
 	@$(BIN)/python -m pytest -m cluster tests/rx_backend/cluster \
-		tests/rx_backend/resumable/jetstream tests/rx_backend/telemetry/test_dashboard.py $(ARGS)
+		tests/rx_backend/resumable/jetstream tests/rx_backend/telemetry/test_dashboard.py tests/e2e $(ARGS)
 
 test-engines: venv ## the tests of engines on models, where there are builds for CPUs
 	@$(BIN)/python -m tools.engines

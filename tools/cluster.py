@@ -90,7 +90,9 @@ def unpack(packages: list[str], folder: Path, *, needed_by: str | None = None) -
 
 def _download(packages: list[str], needed_by: str | None, folder: Path) -> None:
     def download(*options: str) -> None:
-        names = packages if needed_by is None else [*packages, *_missing(needed_by, options, folder)]
+        names = (
+            packages if needed_by is None else [*packages, *_missing(needed_by, options, folder)]
+        )
         _run(["apt-get", *options, "download", *names], folder)
 
     quick = ["-qq", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=10"]

@@ -15,13 +15,12 @@ __all__ = (
     "CHAT",
     "COMPLETION",
     "TOKENS",
-    "Answer",
     "Event",
     "aevents",
-    "collect",
     "events",
     "expected_text",
     "expected_tokens",
+    "is_complete",
     "position_of",
     "text_of",
     "tokens_of",
@@ -114,17 +113,3 @@ def tokens_of(found: list[Event]) -> list[int]:
 def is_complete(found: list[Event]) -> bool:
     """Return whether the last event says that nothing is missing."""
     return bool(found) and (found[-1].data == "[DONE]" or found[-1].name == "done")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came of an answer, and whether its end did."""
-
-    text: str
-    is_complete: bool
-    last_id: str | None
-
-
-def collect(found: list[Event]) -> Answer:
-    ids = [event.id for event in found if event.id is not None]
-    return Answer(text_of(found), is_complete(found), ids[-1] if ids else None)

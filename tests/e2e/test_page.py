@@ -65,7 +65,9 @@ def test_an_answer(page: Page) -> None:
 
 def test_asked_twice(page: Page) -> None:
     """Before the first answer has begun: the second one is shown, alone."""
-    twice = "const form = document.querySelector('#ask'); form.requestSubmit(); form.requestSubmit()"
+    twice = (
+        "const form = document.querySelector('#ask'); form.requestSubmit(); form.requestSubmit()"
+    )
     page.driver.execute_script(twice)  # pyright: ignore[reportUnknownMemberType]
     page.read_to_end()
     assert page.text == ANSWER
