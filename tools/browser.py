@@ -23,7 +23,6 @@ FOLDER = ROOT / ".browser"
 
 _PACKAGE = "chromium-headless-shell"
 _DRIVER = "chromium-driver"
-_FONTS = FOLDER / "fonts.conf"
 # Fontconfig's own file is for fonts that are installed.
 _FONTS_CONF = """\
 <?xml version="1.0"?>
@@ -80,7 +79,9 @@ def fetch() -> None:
             # The driver's package asks for the browser with a window.
             unpacked = unpack([_DRIVER], Path(name), needed_by=_PACKAGE)
             if (unpacked / "etc" / "fonts").is_dir():
-                _FONTS.write_text(_FONTS_CONF.format(folder=FOLDER), encoding="utf-8")
+                (FOLDER / "fonts.conf").write_text(
+                    _FONTS_CONF.format(folder=FOLDER), encoding="utf-8"
+                )
             unpacked.replace(FOLDER / "unpacked")
 
 
@@ -88,8 +89,9 @@ def _places(unpacked: Path) -> dict[str, str]:
     """Return where the libraries and fonts are that were fetched."""
     folders = {str(library.parent) for library in unpacked.glob("**/*-linux-gnu*/**/*.so*")}
     places = {"LD_LIBRARY_PATH": os.pathsep.join(sorted(folders))} if folders else {}
-    if _FONTS.is_file():
-        places["FONTCONFIG_FILE"] = str(_FONTS)
+    fonts = FOLDER / "fonts.conf"
+    if fonts.is_file():
+        places["FONTCONFIG_FILE"] = str(fonts)
     return places
 
 

@@ -33,8 +33,10 @@ def chromium(size: tuple[int, int] = DESK) -> Generator[webdriver.Chrome]:
     width, height = size
     if size == PHONE:
         metrics = {"width": width, "height": height, "pixelRatio": 2}
-        emulation: Any = {"deviceMetrics": metrics}
-        options.add_experimental_option("mobileEmulation", emulation)
+        emulation = {"deviceMetrics": metrics}
+        options.add_experimental_option(  # pyright: ignore[reportUnknownMemberType]
+            "mobileEmulation", emulation
+        )
     else:
         options.add_argument(f"--window-size={width},{height}")
     service = Service(str(browser.driver), env=browser.environment)
@@ -63,7 +65,7 @@ class Page:
     @property
     def text(self) -> str:
         """The answer as it is shown, without the marks where the connection was lost."""
-        return self.driver.execute_script(  # pyright: ignore[reportUnknownMemberType]
+        return self.run(
             "return [...document.querySelector('#answer').childNodes]"
             ".filter((node) => node.nodeType === Node.TEXT_NODE)"
             ".map((node) => node.data).join('')"
@@ -81,6 +83,10 @@ class Page:
     @property
     def position(self) -> int:
         return int(self.shown("position"))
+
+    def run(self, script: str) -> Any:
+        """Run a script in the page."""
+        return self.driver.execute_script(script)  # pyright: ignore[reportUnknownMemberType]
 
     def shown(self, id: str) -> str:
         """Return the text of an element."""
@@ -108,6 +114,4 @@ class Page:
     def is_too_wide(self) -> bool:
         """Return whether it can be scrolled sideways."""
         root = "document.documentElement"
-        return self.driver.execute_script(  # pyright: ignore[reportUnknownMemberType]
-            f"return {root}.scrollWidth > {root}.clientWidth"
-        )
+        return self.run(f"return {root}.scrollWidth > {root}.clientWidth")

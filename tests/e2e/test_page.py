@@ -68,7 +68,7 @@ def test_asked_twice(page: Page) -> None:
     twice = (
         "const form = document.querySelector('#ask'); form.requestSubmit(); form.requestSubmit()"
     )
-    page.driver.execute_script(twice)  # pyright: ignore[reportUnknownMemberType]
+    page.run(twice)
     page.read_to_end()
     assert page.text == ANSWER
 
@@ -129,10 +129,8 @@ def test_the_server_is_out_of_reach(page: Page, gate: Proxy) -> None:
     gate.close()
     place = page.position
     until(lambda: "trying again" in page.state)
-    page.driver.execute_script(  # pyright: ignore[reportUnknownMemberType]
-        "window.failures = 0; source.addEventListener('error', () => window.failures++)"
-    )
-    until(lambda: page.driver.execute_script("return window.failures"))  # pyright: ignore[reportUnknownMemberType]
+    page.run("window.failures = 0; source.addEventListener('error', () => window.failures++)")
+    until(lambda: page.run("return window.failures"))
     assert page.position == place
     gate.listen()
     page.read_to_end()
@@ -143,7 +141,7 @@ def test_the_connection_is_lost_behind_the_last_token(page: Page) -> None:
     """The server has nothing more for the page then, and that is the answer's end."""
     page.ask()
     page.read_to_end()
-    page.driver.execute_script("answer.end = null; proceed()")  # pyright: ignore[reportUnknownMemberType]
+    page.run("answer.end = null; proceed()")
     page.read_to_end()
     assert page.text == ANSWER
 
@@ -199,8 +197,6 @@ def test_nothing_is_beside_the_window(server: Server, size: tuple[int, int]) -> 
         assert not page.is_too_wide()
         page.ask()
         page.read_to_end()
-        driver.execute_script(  # pyright: ignore[reportUnknownMemberType]
-            "answer.parts = ['long'.repeat(200)]; draw()"
-        )
+        page.run("answer.parts = ['long'.repeat(200)]; draw()")
         assert not page.is_too_wide()
         assert httpx.get(server.url).status_code == 200

@@ -143,7 +143,7 @@ def test_what_is_refused(client: httpx.Client) -> None:
     name = str(read(client, CHAT_PATH, None, CHAT)[0].id).partition(":")[0]
     small = str(read(client, f"/small{CHAT_PATH}", None, CHAT)[0].id).partition(":")[0]
     stolen = {"user": "mallory"}
-    cases = [
+    cases: list[tuple[str, str, dict[str, str], int, str]] = [
         ("/streams", f"{'x' * 22}:1", {}, 404, "StreamNotFound"),
         ("/streams", f"{name}:1", stolen, 404, "StreamNotFound"),
         ("/streams", f"{name}:{TOKENS + 1}", {}, 400, "PositionUnknown"),
