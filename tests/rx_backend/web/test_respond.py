@@ -30,6 +30,7 @@ from rx_backend import (
     RequestContext,
     ResponseStream,
 )
+from rx_backend.protocols import SamplingOptions
 from rx_backend.testing import run_virtual
 from rx_backend.web import ChatChunks, JsonItems, context_of, respond
 from tests.engines.scripted import ScriptedEngine, Step
@@ -289,14 +290,15 @@ def test_a_shutdown_waits_for_no_engine() -> None:
         engine = ScriptedEngine(word("a"), 9.0, closing=[5.0])
         client = Client()
         stream = await EngineAdapter(engine).generate(REQUEST)
-        asking = asyncio.create_task(client.ask(respond(stream, CHAT)))
+        response = respond(stream, CHAT, keep_alive_s=2.0)
+        asking = asyncio.create_task(client.ask(response))
         await asyncio.sleep(1.0)
         asking.cancel()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert client.is_complete
         await asyncio.wait([asking])
-        assert engine.closed == 1
+        assert (engine.closed, client.late) == (1, 0)
 
     run_virtual(main())
 
@@ -322,6 +324,36 @@ def test_head_starts_nothing() -> None:
     client = asked(served, method="HEAD")
     assert (client.status, client.body, served.engine.calls) == (200, b"", 0)
     assert client.headers["content-type"].startswith("text/event-stream")
+
+
+@pytest.mark.rows("S7")
+def test_head_closes_a_stream_that_is_there() -> None:
+    """It is not left to the garbage collector."""
+
+    async def main() -> None:
+        engine = ScriptedEngine(9.0)
+        stream = await EngineAdapter(engine).generate(REQUEST)
+        await Client(method="HEAD").ask(respond(stream, CHAT))
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+
+    run_virtual(main())
+
+
+@pytest.mark.rows("A2")
+def test_a_failure_of_one_answer_ends_all() -> None:
+    """OpenAI's clients read no further than an error: what runs for them is stopped."""
+
+    async def main() -> None:
+        failed = LLMEngineOutput.error("boom")
+        engine = ScriptedEngine(word("a"), failed, 9.0)
+        request = PreprocessedRequest(token_ids=[1], sampling_options=SamplingOptions(n=2))
+        client = await Client().ask(respond(EngineAdapter(engine).generate(request), CHAT))
+        assert data_of(client)[-1]["error"]["message"] == "boom"
+        assert (len(engine.aborts), engine.closed) == (1, 1)
+        assert asyncio.get_running_loop().time() == 0
+
+    run_virtual(main())
 
 
 def test_a_background_task_runs_at_the_end() -> None:

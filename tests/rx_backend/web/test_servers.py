@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 import httpx
@@ -24,10 +26,21 @@ ANSWER = "".join(f"{number} " for number in range(TOKENS))
 CHAT = "/v1/chat/completions"
 
 
-@pytest.fixture(scope="module", params=COMMANDS)
-def server(request: pytest.FixtureRequest) -> Generator[Server]:
-    with running(request.param) as found:
-        yield found
+@pytest.fixture(scope="module")
+def started() -> Generator[Callable[[str], Server]]:
+    """Give a function that starts a server once, in whatever order the tests come."""
+    with ExitStack() as stack:
+
+        @cache
+        def start(name: str) -> Server:
+            return stack.enter_context(running(name))
+
+        yield start
+
+
+@pytest.fixture(params=COMMANDS)
+def server(request: pytest.FixtureRequest, started: Callable[[str], Server]) -> Server:
+    return started(request.param)
 
 
 @pytest.fixture
