@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from benchmarks.added import adding
 from benchmarks.composing import chains
 from benchmarks.measure import interleaved, print_ratios
+from benchmarks.resumable import READERS, resuming
 from benchmarks.rivals import Open, ScriptedEngine, chunks_of, opened, rivals
 
 
@@ -21,7 +22,7 @@ def main() -> None:
     parser.add_argument(
         "which",
         nargs="*",
-        help="chunk, added, composing, setup, open or memory; all of them by default",
+        help="chunk, added, composing, setup, open, memory or resumable; all of them by default",
     )
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
@@ -33,6 +34,7 @@ def main() -> None:
         "setup": setup,
         "open": many_open,
         "memory": memory,
+        "resumable": resumable,
     }
     for which in options.which or every:
         if which not in every:
@@ -150,6 +152,16 @@ def memory(rounds: int) -> None:
     for name, open_ in engine_ways.items():
         sizes[name] = asyncio.run(bytes_of(open_))
     print_ratios("Memory per open stream", sizes, against="hand-written", unit="stream, in bytes")
+
+
+def resumable(rounds: int) -> None:
+    """Measure what holding a stream adds to a chunk, for each of its readers."""
+    best = interleaved(resuming(streams=100, chunks=200), rounds=max(3, rounds // 4))
+    direct = best.pop("read directly")
+    print("\nA chunk of 100 streams (ns; added per chunk and reader)")
+    print(f"  {'read directly':<34}{direct:>10.0f}")
+    for readers, (name, value) in zip(READERS, best.items(), strict=True):
+        print(f"  {name:<34}{value:>10.0f}{(value - direct) / readers:>10.0f}")
 
 
 if __name__ == "__main__":

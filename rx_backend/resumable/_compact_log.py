@@ -59,8 +59,8 @@ class CompactLog:
 
     __slots__ = (
         "_kinds",
+        "_last",
         "_max_bytes",
-        "_object_bytes",
         "_objects",
         "_on_drop",
         "_text",
@@ -70,6 +70,7 @@ class CompactLog:
         "delivered",
         "first",
         "head",
+        "held_bytes",
     )
 
     def __init__(self, max_bytes: int, on_drop: Callable[[], object] | None = None) -> None:
@@ -86,17 +87,9 @@ class CompactLog:
         self._tokens = array("I")
         self._text = bytearray()
         self._objects: dict[int, Item] = {}
-        self._object_bytes = 0
-
-    @property
-    def held_bytes(self) -> int:
-        """The bytes of what is held."""
-        return (
-            len(self._kinds) * _BYTES_PER_ITEM
-            + len(self._tokens) * _BYTES_PER_TOKEN
-            + len(self._text)
-            + self._object_bytes
-        )
+        # What a reader that keeps up gets next, at less cost than out of the buffers.
+        self._last: tuple[list[int], str | None, int | None] | None = None
+        self.held_bytes = 0
 
     def append(self, item: Item) -> None:
         """
@@ -131,6 +124,8 @@ class CompactLog:
             return False
         self._tokens += tokens
         self._text += data
+        self._last = (list(ids), text, index)
+        self.held_bytes += _BYTES_PER_ITEM + _BYTES_PER_TOKEN * len(tokens) + len(data)
         return True
 
     def _append_object(self, item: Item) -> None:
@@ -139,15 +134,19 @@ class CompactLog:
                 "resumable streams hold Annotated items; the pipeline yielded "
                 f"{type(item).__name__}"
             )
+        self._last = None
         held = _own(item)
         if held.error is not None:
             held.error = _without_frames(held.error)
         self._kinds.append(_OBJECT)
         self._objects[self.head] = held
-        self._object_bytes += size_of(held)
+        self.held_bytes += _BYTES_PER_ITEM + size_of(held)
 
     def read(self, position: int) -> tuple[Item, int]:
         """Return what comes from *position* on as one item of the reader's own, and where it ends."""
+        if position == self.head - 1 and self._last is not None:
+            ids, text, index = self._last
+            return Annotated(LLMEngineOutput(ids[:], text=text, index=index)), self.head
         start = position - self.first
         kinds = self._kinds
         kind = kinds[start]
@@ -174,17 +173,16 @@ class CompactLog:
             delivered: The position that the fastest reader has reached.
         """
         self.delivered = delivered
-        excess = self.held_bytes - self._max_bytes
-        if excess < 0:
+        if self.held_bytes < self._max_bytes:
             return True
-        excess += self._max_bytes // 8
-        count = 0
-        delivered_count = delivered - self.first
-        while excess >= 0 and count < delivered_count:
-            excess -= self._size_at(count)
+        wanted = self._max_bytes - self._max_bytes // 8
+        left, count = self.held_bytes, 0
+        while left >= wanted and count < delivered - self.first:
+            left -= self._size_at(count)
             count += 1
-        self._drop(count)
-        return self.held_bytes < self._max_bytes
+        if count:
+            self._drop(count, left)
+        return left < self._max_bytes
 
     def _size_at(self, place: int) -> int:
         tokens, text = self._token_ends, self._text_ends
@@ -196,20 +194,17 @@ class CompactLog:
             + (0 if held is None else size_of(held))
         )
 
-    def _drop(self, count: int) -> None:
+    def _drop(self, count: int, left: int) -> None:
         """Drop the oldest items; the buffers are made anew, since they don't shrink by themselves."""
-        if not count:
-            return
         for position in range(self.first, self.first + count):
-            held = self._objects.pop(position, None)
-            if held is not None:
-                self._object_bytes -= size_of(held)
+            self._objects.pop(position, None)
         self._tokens = self._tokens[self._token_ends[count] - self._token_ends[0] :]
         self._text = self._text[self._text_ends[count] - self._text_ends[0] :]
         self._kinds = self._kinds[count:]
         self._token_ends = self._token_ends[count:]
         self._text_ends = self._text_ends[count:]
         self.first += count
+        self.held_bytes = left
         if self._on_drop is not None:
             self._on_drop()
 

@@ -57,8 +57,18 @@ class ResumableReader:
         return self
 
     async def __anext__(self) -> Item:
-        item, position = self._peeked.popleft() if self._peeked else await self._next()
-        self.position = position
+        if self._peeked:
+            item, self.position = self._peeked.popleft()
+            return item
+        try:
+            item = await anext(self._reader)
+        except SourceClosed:
+            item = self._cut_off()
+        except PositionDropped:
+            self._held.count_lag()
+            raise
+        self.position = position = self._reader.position
+        item.id = event_id(self.stream_id, position)
         return item
 
     async def __aenter__(self) -> Self:
@@ -83,8 +93,9 @@ class ResumableReader:
             BackendError: The error that came before any token and any other terminal; ``Unknown``
                 for an ``error`` terminal. The reader is closed.
         """
+        position, peeked = self.position, list[tuple[Item, int]]()
         try:
-            run = await peek_first(self._recorded(), error=Unknown)
+            run = await peek_first(self._recorded(peeked), error=Unknown)
             await run.aclose()
         except Exception as error:
             await self.aclose()
@@ -94,24 +105,15 @@ class ResumableReader:
             if typed is error:
                 raise
             raise typed from error
+        finally:
+            self.position = position
+        self._peeked.extendleft(reversed(peeked))
         return self
 
     async def aclose(self) -> None:
         """Leave the stream. Idempotent."""
         self._peeked.clear()
         await self._reader.aclose()
-
-    async def _next(self) -> tuple[Item, int]:
-        try:
-            item = await anext(self._reader)
-        except SourceClosed:
-            item = self._cut_off()
-        except PositionDropped:
-            self._held.count_lag()
-            raise
-        position = self._reader.position
-        item.id = event_id(self.stream_id, position)
-        return item, position
 
     def _cut_off(self) -> Item:
         """Return the error item of an answer that was closed before its end (row S9)."""
@@ -120,12 +122,7 @@ class ResumableReader:
             raise StopAsyncIteration
         return Annotated.from_error(copy(error))
 
-    async def _recorded(self) -> AsyncGenerator[Item]:
-        """Yield what comes, and have it handed out again."""
-        while True:
-            try:
-                entry = await self._next()
-            except StopAsyncIteration:
-                return
-            self._peeked.append(entry)
-            yield entry[0]
+    async def _recorded(self, peeked: list[tuple[Item, int]]) -> AsyncGenerator[Item]:
+        async for item in self:
+            peeked.append((item, self.position))
+            yield item

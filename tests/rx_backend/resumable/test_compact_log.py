@@ -134,6 +134,17 @@ def test_what_is_held_belongs_to_nobody_else() -> None:
     assert (last.id, last.comment, error.id) == (None, ["gone"], None)
 
 
+@pytest.mark.rows("E6")
+def test_readers_that_keep_up_get_a_chunk_each() -> None:
+    """What one of them does to the newest chunk is not seen by the next."""
+    log = filled([Annotated(LLMEngineOutput([7], text="a"))])
+    for _ in range(2):
+        (item,) = rest(log, 0)
+        assert item == Annotated(LLMEngineOutput([7], text="a"))
+        assert item.data is not None
+        item.data.token_ids.append(8)
+
+
 def test_an_error_is_held_without_its_frames_and_with_its_causes() -> None:
     """The frames of an engine would be held as long as the answer."""
 
