@@ -3,55 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Final
 
-from operators import SharedStream, fuse
-from rx_backend.adapter import EngineAdapter
+from operators import SharedStream
 from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError
 from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.resumable._source import OpenedStream
 from rx_backend.resumable.jetstream._answer_log import AnswerLog
-from rx_backend.resumable.jetstream._continuation import last_item, open_rest, rebased
+from rx_backend.resumable.jetstream._continuation import (
+    given,
+    last_item,
+    open_rest,
+    rebased,
+    unchanged,
+)
 from rx_backend.resumable.jetstream._entries import Item, Record, Release, TakeOver
 from rx_backend.resumable.jetstream._errors import Fenced
 from rx_backend.resumable.jetstream._feed import Feed
 from rx_backend.resumable.jetstream._follower import Follower, WriterGone
-from rx_backend.resumable.jetstream._link import Link
-from rx_backend.resumable.jetstream._options import Options
-from rx_backend.resumable.jetstream._peers import Peers
 from rx_backend.resumable.jetstream._producer import Producer
 from rx_backend.resumable.jetstream._remote_readers import RemoteReaders
+from rx_backend.resumable.jetstream._site import Site
 from rx_backend.resumption import ResumeState
 from rx_backend.stream import ResponseStream
 
-__all__ = ("JetStreamAnswer", "Site")
+__all__ = ("JetStreamAnswer",)
 
 _RELEASE_S: Final = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """
-    What all answers of one process share.
-
-    Attributes:
-        adapter: Makes answers.
-        link: The connection to NATS.
-        peers: The other processes.
-        options: The options of the source.
-        ended: Called with the subject of an answer that this process has written to its end.
-    """
-
-    adapter: EngineAdapter[Item]
-    link: Link
-    peers: Peers
-    options: Options
-    ended: Callable[[str], None]
 
 
 class JetStreamAnswer(OpenedStream):
@@ -110,7 +92,7 @@ class JetStreamAnswer(OpenedStream):
         """
         self._begin_writing(self._log)
         await self._log.append(self._record)
-        self._producer = Producer(self._log, stream, _unchanged, self._site.options.batch_items)
+        self._producer = Producer(self._log, stream, unchanged, self._site.options.batch_items)
 
     def follow(self) -> Follower:
         """Follow the process that writes the answer; items that were handed out are skipped."""
@@ -201,20 +183,20 @@ class JetStreamAnswer(OpenedStream):
 
     async def _rest_of(self, state: ResumeState, follower: Follower) -> Producer:
         """Return what writes the items that the answer lacks."""
-        options, prepare = self._site.options, _unchanged
+        options, prepare = self._site.options, unchanged
         limit = options.max_takeovers
         blocker = f"taken over {limit} times already" if follower.takeovers >= limit else None
         if state.has_terminal or follower.has_failed:
-            stream = fuse(_given([]), [])
+            stream = given()
         elif (last := last_item(state, self.context, blocker)) is not None:
-            stream = fuse(_given([last]), [])
+            stream = given(last)
         else:
             self._part = self.context.child(f"{self.context.id}/resume-{follower.takeovers + 1}")
             try:
                 stream = await open_rest(self._site.adapter, state, self._part)
                 prepare = partial(rebased, state)
             except BackendError as error:
-                stream = fuse(_given([Annotated.from_error(error)]), [])
+                stream = given(Annotated.from_error(error))
         return Producer(self._log, stream, prepare, options.batch_items)
 
     async def _release(self) -> None:
@@ -302,15 +284,6 @@ class JetStreamAnswer(OpenedStream):
             self.context.kill()
         else:
             self.context.stop_generating()
-
-
-def _unchanged(item: Item) -> Item:
-    return item
-
-
-async def _given(items: list[Item]) -> AsyncGenerator[Item]:
-    for item in items:
-        yield item
 
 
 _log = get_logger(__name__)

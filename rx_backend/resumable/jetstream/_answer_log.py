@@ -10,7 +10,8 @@ from nats.js.errors import APIError, NotFoundError
 
 from rx_backend.resumable.jetstream._entries import Batch, Entry, Item, decode, encode, to_wire
 from rx_backend.resumable.jetstream._errors import EntryTooLarge, Fenced, LogGone
-from rx_backend.resumable.jetstream._link import Link, refused
+from rx_backend.resumable.jetstream._link import Link
+from rx_backend.resumable.jetstream._stored_stream import refused
 
 __all__ = ("AnswerLog", "new_writer")
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+
+from operators import fuse
+from operators.authoring import FusedRun
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.errors import Disconnected
@@ -10,7 +14,7 @@ from rx_backend.resumable.jetstream._entries import Item
 from rx_backend.resumption import NotResumable, ResumeState, continuation_request, has_hand_off
 from rx_backend.stream import ResponseStream
 
-__all__ = ("last_item", "open_rest", "rebased")
+__all__ = ("given", "last_item", "open_rest", "rebased", "unchanged")
 
 
 def last_item(state: ResumeState, context: RequestContext, blocker: str | None) -> Item | None:
@@ -61,3 +65,18 @@ def rebased(state: ResumeState, item: Item) -> Item:
     if item.data is not None:
         item.data = state.add(item.data)
     return item
+
+
+def unchanged(item: Item) -> Item:
+    """Return an item of an answer that was begun here."""
+    return item
+
+
+def given(*items: Item) -> FusedRun[Item]:
+    """Return a stream of items that no engine has to make."""
+
+    async def stream() -> AsyncGenerator[Item]:
+        for item in items:
+            yield item
+
+    return fuse(stream(), [])

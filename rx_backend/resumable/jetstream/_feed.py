@@ -15,7 +15,8 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError
 
 from rx_backend.resumable.jetstream._entries import Entry, decode
-from rx_backend.resumable.jetstream._link import Link, refused
+from rx_backend.resumable.jetstream._link import Link
+from rx_backend.resumable.jetstream._stored_stream import refused
 
 __all__ = ("Feed",)
 

@@ -11,15 +11,7 @@ import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
-from nats.js.api import (
-    ConsumerConfig,
-    ConsumerInfo,
-    DiscardPolicy,
-    RetentionPolicy,
-    StorageType,
-    StreamConfig,
-    StreamInfo,
-)
+from nats.js.api import ConsumerConfig, ConsumerInfo
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
 from operators.assembly import done, start_task
@@ -27,10 +19,10 @@ from rx_backend.errors import BackendError, CannotConnect, Disconnected, Invalid
 from rx_backend.logger import describe, get_logger
 from rx_backend.resumable.jetstream._client import EndingClient
 from rx_backend.resumable.jetstream._entries import Entry, decode
-from rx_backend.resumable.jetstream._errors import EntryTooLarge, StreamFull
 from rx_backend.resumable.jetstream._options import Options
+from rx_backend.resumable.jetstream._stored_stream import ensure_stream, is_full, refused
 
-__all__ = ("Link", "Stored", "refused")
+__all__ = ("Link", "Stored")
 
 T = TypeVar("T")
 MessageCallback: TypeAlias = Callable[[Msg], Awaitable[None]]
@@ -38,9 +30,6 @@ MessageCallback: TypeAlias = Callable[[Msg], Awaitable[None]]
 _RECONNECT_S: Final = 0.25
 # How long to wait before a call is made again that failed although the connection is there.
 _PAUSE_S: Final = 0.1
-# Numbers of JetStream's errors; the rest of those that are told here have a class.
-_TOO_LARGE: Final = 10054
-_FULL: Final = {10023, 10028, 10047, 10077}
 
 
 class Stored(NamedTuple):
@@ -100,7 +89,7 @@ class Link:
         try:
             async with asyncio.timeout(self._options.timeout_s):
                 await self._connect()
-                await self._ensure_stream()
+                await ensure_stream(self.jetstream, self._options)
         except TimeoutError as error:
             await self.aclose()
             raise CannotConnect(
@@ -131,33 +120,6 @@ class Link:
             raise CannotConnect(f"NATS at {', '.join(self._servers)}: {error}") from error
         self.client.options["allow_reconnect"] = True
         self._is_up.set()
-
-    async def _ensure_stream(self) -> None:
-        options = self._options
-        wanted = StreamConfig(
-            name=options.name,
-            subjects=[f"{options.name}.*"],
-            retention=RetentionPolicy.LIMITS,
-            # With "old", an answer that is under way would lose its beginning.
-            discard=DiscardPolicy.NEW,
-            storage=StorageType.FILE,
-            num_replicas=options.replicas,
-            max_age=options.max_age_s,
-            max_bytes=options.max_bytes,
-            # Sequences keep out what comes twice; ids to do it would cost the server memory.
-            duplicate_window=min(1.0, options.max_age_s),
-        )
-        try:
-            try:
-                info = await self.jetstream.stream_info(options.name)
-            except NotFoundError:
-                info = await self._create(wanted)
-        except (NoStreamResponseError, ServiceUnavailableError, nats.errors.Error) as error:
-            raise refused(error, f"stream {options.name!r}") from error
-        _check(info, wanted)
-
-    def _create(self, wanted: StreamConfig) -> Awaitable[StreamInfo]:
-        return self.jetstream.add_stream(wanted)  # pyright: ignore[reportUnknownMemberType]
 
     async def hear(self, subject: str, callback: MessageCallback) -> None:
         """Call *callback* with each message of a subject, until the link is closed."""
@@ -234,7 +196,7 @@ class Link:
             try:
                 return await call()
             except (ServiceUnavailableError, NoStreamResponseError) as error:
-                if isinstance(error, APIError) and error.err_code in _FULL:
+                if is_full(error):
                     raise
                 await self._check_stream_is_there(error)
             except APIError:
@@ -302,34 +264,6 @@ class Link:
             await done(self._reopening)
         self._on_reconnect.clear()
         await self.client.end()
-
-
-def refused(error: Exception, what: str) -> BackendError:
-    """Return a refusal of JetStream's as a typed error; *what* was to be done to what."""
-    if not isinstance(error, APIError):
-        return CannotConnect(f"{what}: no JetStream answers: {error}")
-    text = f"{what}: {error.description or 'no JetStream answers'}"
-    if error.err_code in _FULL:
-        return StreamFull(text)
-    if error.err_code == _TOO_LARGE:
-        return EntryTooLarge(text)
-    return CannotConnect(text) if isinstance(error, ServiceUnavailableError) else Unknown(text)
-
-
-def _check(info: StreamInfo, wanted: StreamConfig) -> None:
-    """Raise `InvalidArgument` if the stream that is there would lose items."""
-    found = info.config
-    pairs: dict[str, tuple[Any, Any]] = {
-        "retention": (found.retention, wanted.retention),
-        "discard": (found.discard, wanted.discard),
-        "subjects": (found.subjects, wanted.subjects),
-    }
-    for field, (has, needs) in pairs.items():
-        if has != needs:
-            raise InvalidArgument(
-                f"the JetStream stream {wanted.name!r} is there already, with {field} {has!r}: "
-                f"expected {needs!r}"
-            )
 
 
 _log = get_logger(__name__)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import Iterator
-from itertools import islice
-from typing import Final, Protocol, TypeAlias
+from typing import Final
 
 import msgspec
 import nats.errors
@@ -17,100 +15,24 @@ from operators.assembly import done, start_task
 from rx_backend.logger import describe, get_logger
 from rx_backend.resumable.jetstream._link import Link
 from rx_backend.resumable.jetstream._options import Options
+from rx_backend.resumable.jetstream._peer_messages import (
+    NO_READERS,
+    Call,
+    Followed,
+    Reply,
+    Written,
+    decode_message,
+    encode,
+    parts,
+)
 
-__all__ = ("Followed", "Peers", "Written")
+__all__ = ("Peers",)
 
 # How often the positions of readers are looked at.
 _TICK_S: Final = 0.05
 _IDLE_S: Final = 1.0
 # A process asks so often, within the time after which one that is silent counts as gone.
 _CALLS_PER_LEASE: Final = 4
-# Entries of a message; a server takes at most 1 MiB of it.
-_MOST_IN_ONE: Final = 5_000
-_NO_READERS: Final = -1
-
-
-class Written(Protocol):
-    """An answer that this process writes."""
-
-    id: str
-
-    @property
-    def sequence(self) -> int:
-        """The sequence number of its last entry."""
-        ...
-
-    def reader_at(self, process: str, position: int) -> None:
-        """Another process's fastest reader is at *position*."""
-
-    def reader_left(self, process: str) -> None:
-        """Another process has no reader any more, or is gone."""
-
-    def stop_asked(self, *, kill: bool) -> None:
-        """Another process wants the answer to be stopped."""
-
-
-class Followed(Protocol):
-    """An answer that another process writes."""
-
-    id: str
-
-    @property
-    def writer_process(self) -> str:
-        """The process that writes it."""
-        ...
-
-    def position(self) -> int | None:
-        """Return where the fastest reader is; None without readers."""
-        ...
-
-    def stop_wanted(self) -> bool | None:
-        """Return None unless the answer is to be stopped, then whether it is to be killed."""
-        ...
-
-    def writer_at(self, sequence: int) -> None:
-        """The writer's last entry has this sequence number."""
-
-    def writer_lost(self) -> None:
-        """The process has been silent for ``lease_s``, or does not write the answer any more."""
-
-
-class Call(msgspec.Struct, frozen=True, tag="call"):
-    """
-    Where the readers of a process are.
-
-    Attributes:
-        process: Who calls.
-        wants_reply: Whether the one that is called has to answer.
-        readers: The position of the fastest reader of each answer; -1 without readers.
-        stops: The answers to be stopped; True for those to be killed.
-    """
-
-    process: str
-    wants_reply: bool
-    readers: dict[str, int]
-    stops: dict[str, bool]
-
-
-class Reply(msgspec.Struct, frozen=True, tag="reply"):
-    """
-    Says that a process is alive.
-
-    Attributes:
-        process: Who replies.
-        sequences: The last sequence number of each answer that it writes.
-        unknown: The answers that it was asked about and does not write.
-    """
-
-    process: str
-    sequences: dict[str, int]
-    unknown: list[str]
-
-
-Message: TypeAlias = Call | Reply
-
-_encoder: Final = msgspec.msgpack.Encoder()
-_decoder: Final = msgspec.msgpack.Decoder(Message)
 
 
 class Peers:
@@ -184,7 +106,7 @@ class Peers:
         if stop is None or not self._link.is_up:
             return
         try:
-            call = Call(self.process, False, {answer.id: _NO_READERS}, {answer.id: stop})
+            call = Call(self.process, False, {answer.id: NO_READERS}, {answer.id: stop})
             await self._send(answer.writer_process, call)
             await self._link.client.flush()
         except (nats.errors.Error, OSError) as error:
@@ -226,11 +148,11 @@ class Peers:
         still = {answer.id for answer in self._followed}
         for process, gone in self._gone:
             if gone not in still:
-                calls[process][0][gone] = _NO_READERS
+                calls[process][0][gone] = NO_READERS
         self._gone.clear()
         for answer, told in self._followed.items():
             position, stop = answer.position(), answer.stop_wanted()
-            position = _NO_READERS if position is None else position
+            position = NO_READERS if position is None else position
             if is_due or position != told or stop is not None:
                 self._followed[answer] = position
                 readers, stops = calls[answer.writer_process]
@@ -238,7 +160,7 @@ class Peers:
                 if stop is not None:
                     stops[answer.id] = stop
         for process, (readers, stops) in calls.items():
-            for part in _parts(readers):
+            for part in parts(readers):
                 stopped = {each: stops[each] for each in part if each in stops}
                 await self._send(process, Call(self.process, is_due, part, stopped))
 
@@ -261,14 +183,12 @@ class Peers:
         if id in self._written:
             self._written[id].reader_left(process)
 
-    async def _send(self, process: str, message: Message) -> None:
-        await self._link.client.publish(
-            self._options.process_subject(process), _encoder.encode(message)
-        )
+    async def _send(self, process: str, message: Call | Reply) -> None:
+        await self._link.client.publish(self._options.process_subject(process), encode(message))
 
     async def _receive(self, message: Msg) -> None:
         try:
-            received = _decoder.decode(message.data)
+            received = decode_message(message.data)
         except msgspec.MsgspecError as error:
             _log.warning("unexpected message from another process", error=str(error))
             return
@@ -285,7 +205,7 @@ class Peers:
                 unknown.append(read)
                 continue
             sequences[read] = answer.sequence
-            if position == _NO_READERS:
+            if position == NO_READERS:
                 self._reader_left(read, call.process)
             else:
                 self._readers[read, call.process] = now
@@ -313,13 +233,6 @@ class Peers:
         if task is not None:
             task.cancel()
             await done(task)
-
-
-def _parts(readers: dict[str, int]) -> Iterator[dict[str, int]]:
-    """Yield *readers* in parts that fit into a message each."""
-    entries = iter(readers.items())
-    while part := dict(islice(entries, _MOST_IN_ONE)):
-        yield part
 
 
 _log = get_logger(__name__)

@@ -15,12 +15,13 @@ from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError, CannotConnect, InvalidArgument
 from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import Annotated, LLMEngineOutput, PreprocessedRequest
-from rx_backend.resumable.jetstream._answer import JetStreamAnswer, Site
+from rx_backend.resumable.jetstream._answer import JetStreamAnswer
 from rx_backend.resumable.jetstream._answer_log import new_writer
 from rx_backend.resumable.jetstream._entries import Batch, Record, to_wire
 from rx_backend.resumable.jetstream._link import Link
 from rx_backend.resumable.jetstream._options import Options
 from rx_backend.resumable.jetstream._peers import Peers
+from rx_backend.resumable.jetstream._site import Site
 
 __all__ = ("JetStreamSource",)
 

@@ -1,0 +1,95 @@
+"""The JetStream stream that all answers are in, and what JetStream refuses."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import nats.errors
+from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
+from nats.js.errors import APIError, BadRequestError, NotFoundError, ServiceUnavailableError
+
+from rx_backend.errors import BackendError, CannotConnect, InvalidArgument, Unknown
+from rx_backend.resumable.jetstream._errors import EntryTooLarge, StreamFull
+from rx_backend.resumable.jetstream._options import Options
+
+__all__ = ("ensure_stream", "is_full", "refused")
+
+# Numbers of JetStream's errors; the rest of those that are told here have a class.
+_TOO_LARGE: Final = 10054
+_FULL: Final = {10023, 10028, 10047, 10077}
+
+
+async def ensure_stream(jetstream: JetStreamContext, options: Options) -> None:
+    """
+    Create the stream unless it is there.
+
+    Raises:
+        CannotConnect: The server has no JetStream, or no room for the stream.
+        InvalidArgument: The stream is there, with a configuration that would lose items.
+        BackendError: The server does not allow it.
+    """
+    wanted = StreamConfig(
+        name=options.name,
+        subjects=[f"{options.name}.*"],
+        retention=RetentionPolicy.LIMITS,
+        # With "old", an answer that is under way would lose its beginning.
+        discard=DiscardPolicy.NEW,
+        max_msgs_per_subject=-1,
+        no_ack=False,
+        storage=StorageType.FILE,
+        num_replicas=options.replicas,
+        max_age=options.max_age_s,
+        max_bytes=options.max_bytes,
+        # Sequences keep out what comes twice; ids to do it would cost the server memory.
+        duplicate_window=1.0,
+    )
+    try:
+        try:
+            info = await jetstream.stream_info(options.name)
+        except NotFoundError:
+            info = await _created(jetstream, wanted)
+    except nats.errors.Error as error:
+        raise refused(error, f"stream {options.name!r}") from error
+    _check(info, wanted)
+
+
+async def _created(jetstream: JetStreamContext, wanted: StreamConfig) -> StreamInfo:
+    try:
+        return await jetstream.add_stream(wanted)  # pyright: ignore[reportUnknownMemberType]
+    except BadRequestError:
+        # Perhaps another process was quicker, with other bounds.
+        try:
+            return await jetstream.stream_info(str(wanted.name))
+        except NotFoundError:
+            pass
+        raise
+
+
+def _check(info: StreamInfo, wanted: StreamConfig) -> None:
+    found = info.config
+    for field in ("retention", "discard", "subjects", "max_msgs_per_subject", "no_ack"):
+        has: Any = getattr(found, field)
+        needs: Any = getattr(wanted, field)
+        if has != needs:
+            raise InvalidArgument(
+                f"the JetStream stream {wanted.name!r} is there already, with {field} {has!r}: "
+                f"expected {needs!r}"
+            )
+
+
+def is_full(error: Exception) -> bool:
+    """Return whether JetStream has no room; it has the class of what is over soon."""
+    return isinstance(error, APIError) and error.err_code in _FULL
+
+
+def refused(error: Exception, what: str) -> BackendError:
+    """Return a refusal of JetStream's as a typed error; *what* was to be done to what."""
+    if not isinstance(error, APIError):
+        return CannotConnect(f"{what}: no JetStream answers: {error}")
+    text = f"{what}: {error.description or 'no JetStream answers'}"
+    if is_full(error):
+        return StreamFull(text)
+    if error.err_code == _TOO_LARGE:
+        return EntryTooLarge(text)
+    return CannotConnect(text) if isinstance(error, ServiceUnavailableError) else Unknown(text)
