@@ -11,7 +11,7 @@ CHECKED := operators rx_backend rx_backend_cli.py tests tools examples conftest.
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run serve test lint unit unit-next test-pythons test-cluster test-engines test-vllm bench docs site docs-links notebooks package release fix pin clean
+.PHONY: help venv run serve test lint unit unit-next test-pythons test-browser test-cluster test-engines test-vllm bench docs site docs-links notebooks package release fix pin clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -24,11 +24,12 @@ run: venv ## run an engine through the pipeline and report (ARGS="--help" lists 
 serve: venv ## serve an example engine behind the OpenAI API (ARGS="--http-port 8080")
 	@cd examples && exec ../$(BIN)/rx-backend serve echo_engine:EchoEngine --frontend --grace-s 0 $(ARGS)
 
-test: venv ## all checks, three at a time: lint, tests, also on the newest reactivex, other Pythons, a cluster, models, packages, the site
+test: venv ## all checks, three at a time: lint, tests, also on other Pythons and a new reactivex, a cluster, a browser, models, packages, the site
 	@cluster=; if $(BIN)/python -m tools.cluster; then cluster=test-cluster; fi; \
 	engines=; if $(BIN)/python -m tools.engines --check; then engines=test-engines; fi; \
+	browser=; if $(BIN)/python -m tools.browser; then browser=test-browser; fi; \
 	$(MAKE) --no-print-directory --jobs=3 --output-sync=target \
-		lint unit test-pythons $$engines unit-next $$cluster package site
+		lint unit test-pythons $$engines unit-next $$cluster $$browser package site
 
 lint: venv ## style, types and layers
 	@echo "== ruff check"
@@ -57,11 +58,16 @@ test-pythons: venv ## the library's tests on Python 3.12 and 3.13, and the matri
 	@echo "== tests on other Pythons and event loops"
 	@$(BIN)/python -m tools.pythons $(ARGS)
 
+test-browser: venv ## the tests of the page in Chromium, for which it fetches Debian's packages
+	@$(BIN)/python -m tools.browser
+	@echo "== tests in a browser"
+	@$(BIN)/python -m pytest -m browser tests/e2e $(ARGS)
+
 test-cluster: venv ## the tests on etcd, NATS and Prometheus, for which it fetches Debian's packages
 	@$(BIN)/python -m tools.cluster
 	@echo "== tests on etcd, NATS and Prometheus"
 	@$(BIN)/python -m pytest -m cluster tests/rx_backend/cluster \
-		tests/rx_backend/resumable/jetstream tests/rx_backend/telemetry/test_dashboard.py $(ARGS)
+		tests/rx_backend/resumable/jetstream tests/rx_backend/telemetry/test_dashboard.py tests/e2e $(ARGS)
 
 test-engines: venv ## the tests of engines on models, where there are builds for CPUs
 	@$(BIN)/python -m tools.engines
@@ -116,7 +122,7 @@ pin: venv ## renew constraints.txt, constraints-next.txt and constraints-engines
 	done
 
 clean: ## remove environments, caches and built documents
-	@rm -rf .venv .venv-next .venv-312 .venv-313 .venv-engines .venv-vllm .cluster build dist rx-backend-run
+	@rm -rf .venv .venv-next .venv-312 .venv-313 .venv-engines .venv-vllm .browser .cluster build dist rx-backend-run
 	@rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

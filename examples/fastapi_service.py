@@ -2,7 +2,7 @@
 A FastAPI service with OpenAI's endpoints, whose answers a client can come back to.
 
     pip install 'rx-backend[web]' fastapi uvicorn jinja2
-    uvicorn fastapi_service:app
+    uvicorn fastapi_service:app --timeout-graceful-shutdown 5
 
 A made-up engine counts. ``MODEL=model.gguf`` in the environment runs a model on llama.cpp, with the
 tokenizer and the chat template that are in the file; that needs the extras ``engine-llama-cpp`` and

@@ -62,7 +62,7 @@ def test_what_apt_complains_of_is_told(programs: Path) -> None:
 
 def test_a_machine_without_apt_is_told_of(programs: Path) -> None:
     """As one that is no Debian."""
-    with pytest.raises(UnavailableError, match=r"^no etcd .*here, and no apt-get either$"):
+    with pytest.raises(UnavailableError, match=r"^no etcd-server .*here, and no apt-get either$"):
         fetch()
     with pytest.raises(UnavailableError, match="make test-cluster"):
         find("etcd")

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from tools.document import ROOT
 
-__all__ = ("FOLDER", "PACKAGES", "UnavailableError", "fetch", "find", "run")
+__all__ = ("FOLDER", "PACKAGES", "UnavailableError", "fetch", "find", "run", "unpack")
 
 FOLDER = ROOT / ".cluster"
 
@@ -58,24 +58,46 @@ def fetch() -> None:
     missing = [server for server in PACKAGES if not _is_here(server)]
     if not missing:
         return
-    for command in ("apt-get", "dpkg"):
-        if shutil.which(command) is None:
-            raise UnavailableError(f"no {' and no '.join(missing)} here, and no {command} either")
     FOLDER.mkdir(exist_ok=True)
     with TemporaryDirectory(dir=FOLDER) as name:
-        folder = Path(name)
-        _download([PACKAGES[server] for server in missing], folder)
-        for package in folder.glob("*.deb"):
-            _run(["dpkg", "-x", str(package), "unpacked"], folder)
+        unpacked = unpack([PACKAGES[server] for server in missing], Path(name))
         for server in missing:
-            (program,) = folder.glob(f"unpacked/usr/*bin/{server}")
+            (program,) = unpacked.glob(f"usr/*bin/{server}")
             program.replace(FOLDER / server)
 
 
-def _download(packages: list[str], folder: Path) -> None:
+def unpack(packages: list[str], folder: Path, *, needed_by: str | None = None) -> Path:
+    """
+    Fetch Debian's packages and unpack them in an empty folder; return where.
+
+    Args:
+        packages: Their names.
+        folder: The folder.
+        needed_by: A package that is fetched too, with all that it needs and that is not installed.
+
+    Raises:
+        UnavailableError: They cannot be fetched.
+    """
+    for command in ("apt-get", "dpkg"):
+        if shutil.which(command) is None:
+            wanted = [*packages, *filter(None, [needed_by])]
+            raise UnavailableError(f"no {' and no '.join(wanted)} here, and no {command} either")
+    _download(packages, needed_by, folder)
+    for package in folder.glob("*.deb"):
+        _run(["dpkg", "-x", str(package), "unpacked"], folder)
+    return folder / "unpacked"
+
+
+def _download(packages: list[str], needed_by: str | None, folder: Path) -> None:
+    def download(*options: str) -> None:
+        names = (
+            packages if needed_by is None else [*packages, *_missing(needed_by, options, folder)]
+        )
+        _run(["apt-get", *options, "download", *names], folder)
+
     quick = ["-qq", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=10"]
     try:
-        _run(["apt-get", *quick, "download", *packages], folder)
+        download(*quick)
     except UnavailableError:
         # The package lists may be outdated or missing, as in most images: use lists of our own.
         own: list[str] = []
@@ -83,11 +105,18 @@ def _download(packages: list[str], folder: Path) -> None:
             (folder / path).mkdir(parents=True)
             own += ["-o", f"Dir::{kind}={folder / path.split('/', 1)[0]}"]
         _run(["apt-get", *quick, *own, "update", "-o", "APT::Update::Error-Mode=any"], folder)
-        _run(["apt-get", *quick, *own, "download", *packages], folder)
+        download(*quick, *own)
 
 
-def _run(command: list[str], folder: Path) -> None:
-    run(command, folder, name=command[0], mark="E: ", limit_s=_COMMAND_S)
+def _missing(package: str, options: tuple[str, ...], folder: Path) -> list[str]:
+    """Return a package, and those that it needs and that are not installed."""
+    simulated = ["--simulate", "--no-install-recommends", "install"]
+    told = _run(["apt-get", *options, *simulated, package], folder)
+    return [line.split()[1] for line in told.splitlines() if line.startswith("Inst ")]
+
+
+def _run(command: list[str], folder: Path) -> str:
+    return run(command, folder, name=command[0], mark="E: ", limit_s=_COMMAND_S)
 
 
 def run(command: list[str], folder: Path, *, name: str, mark: str, limit_s: float) -> str:

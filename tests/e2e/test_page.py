@@ -1,0 +1,202 @@
+"""The page in ``examples``, in a browser: whatever happens to its connection, the text is whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import httpx
+import pytest
+from selenium import webdriver
+
+from tests.e2e.chromium import DESK, PHONE, Page, chromium, until
+from tests.e2e.proxy import Proxy, proxy
+from tests.rx_backend.web.servers import ROOT, Server, running
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(60)]
+
+ANSWER = "".join(f" {number}" for number in range(200))
+INTERVAL_MS = 15
+
+
+@pytest.fixture(scope="module")
+def server() -> Generator[Server]:
+    environment = {**os.environ, "TOKEN_INTERVAL_MS": str(INTERVAL_MS)}
+    with running("uvicorn", "fastapi_service:app", cwd=ROOT / "examples", env=environment) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def driver() -> Generator[webdriver.Chrome]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def gate(server: Server) -> Generator[Proxy]:
+    """Stand between the browser and the server."""
+    with proxy(int(server.url.rpartition(":")[2])) as found:
+        yield found
+
+
+@pytest.fixture
+def page(driver: webdriver.Chrome, gate: Proxy) -> Generator[Page]:
+    """Show the page in a tab of its own."""
+    before = driver.current_window_handle
+    driver.switch_to.new_window("tab")
+    yield Page(driver, gate.url)
+    for handle in driver.window_handles:
+        if handle != before:
+            driver.switch_to.window(handle)
+            driver.close()
+    driver.switch_to.window(before)
+
+
+def test_an_answer(page: Page) -> None:
+    """It appears token by token, and is whole at the end."""
+    page.ask()
+    page.read_to(10)
+    assert ANSWER.startswith(page.text)
+    assert page.state == "connected"
+    page.read_to_end()
+    assert (page.text, page.marks, page.shown("connections")) == (ANSWER, 0, "1")
+    assert not any(map(page.is_enabled, ("cut", "continue", "stop")))
+
+
+def test_asked_twice(page: Page) -> None:
+    """Before the first answer has begun: the second one is shown, alone."""
+    twice = (
+        "const form = document.querySelector('#ask'); form.requestSubmit(); form.requestSubmit()"
+    )
+    page.run(twice)
+    page.read_to_end()
+    assert page.text == ANSWER
+
+
+def test_the_button_cuts_the_connection(page: Page) -> None:
+    """Nothing comes then; the other button gets the rest, as often as one likes."""
+    page.ask()
+    for marks in range(1, 4):
+        page.read_to(page.position + 20)
+        page.press("cut")
+        place = page.position
+        assert (page.state, page.is_enabled("stop")) == ("connection cut", True)
+        page.press("continue")
+        page.read_to(place + 1)
+        assert page.marks == marks
+    page.read_to_end()
+    assert page.text == ANSWER
+
+
+def test_a_reload(page: Page) -> None:
+    """Keeps what was read and gets the rest; after the end nothing is asked for any more."""
+    page.ask()
+    page.read_to(30)
+    page.driver.refresh()
+    page.read_to(60)
+    assert ANSWER.startswith(page.text)
+    page.driver.refresh()
+    page.read_to_end()
+    assert (page.text, page.marks) == (ANSWER, 2)
+    page.driver.refresh()
+    assert (page.state, page.text) == ("complete", ANSWER)
+
+
+def test_the_page_is_left_and_shown_again(page: Page, gate: Proxy) -> None:
+    """By the browser's Back, which may show the page as it was left."""
+    page.ask()
+    page.read_to(30)
+    page.driver.get(f"{gate.url}/v1/models")
+    page.driver.back()
+    page.read_to_end()
+    assert (page.text, page.marks) == (ANSWER, 1)
+
+
+def test_the_connection_is_lost(page: Page, gate: Proxy) -> None:
+    """EventSource reconnects by itself, with the id of the last event."""
+    page.ask()
+    page.read_to(30)
+    gate.cut()
+    until(lambda: "trying again" in page.state)
+    page.read_to_end()
+    assert page.text == ANSWER
+
+
+def test_the_server_is_out_of_reach(page: Page, gate: Proxy) -> None:
+    """For longer than the browser waits between two attempts: it makes further ones."""
+    page.ask()
+    page.read_to(30)
+    gate.close()
+    place = page.position
+    until(lambda: "trying again" in page.state)
+    page.run("window.failures = 0; source.addEventListener('error', () => window.failures++)")
+    until(lambda: page.run("return window.failures"))
+    assert page.position == place
+    gate.listen()
+    page.read_to_end()
+    assert page.text == ANSWER
+
+
+def test_the_connection_is_lost_behind_the_last_token(page: Page) -> None:
+    """The server has nothing more for the page then, and that is the answer's end."""
+    page.ask()
+    page.read_to_end()
+    page.run("answer.end = null; proceed()")
+    page.read_to_end()
+    assert page.text == ANSWER
+
+
+def test_two_tabs(page: Page) -> None:
+    """Another tab with the same address reads the answer from its beginning; one leaves."""
+    page.ask()
+    page.read_to(30)
+    first = page.driver.current_window_handle
+    address = page.driver.current_url
+    page.driver.switch_to.new_window("tab")
+    other = Page(page.driver, address)
+    other.read_to(40)
+    assert ANSWER.startswith(other.text)
+    second = page.driver.current_window_handle
+    page.driver.switch_to.window(first)
+    page.press("cut")
+    page.driver.switch_to.window(second)
+    other.read_to_end()
+    assert (other.text, other.marks) == (ANSWER, 0)
+    page.driver.switch_to.window(first)
+    page.press("continue")
+    page.read_to_end()
+    assert (page.text, page.marks) == (ANSWER, 1)
+
+
+def test_stop(page: Page) -> None:
+    """The page has what there was, and says that the answer has ended."""
+    page.ask()
+    page.read_to(30)
+    page.press("stop")
+    until(lambda: page.state == "stopped")
+    assert ANSWER.startswith(page.text)
+    assert len(page.text) < len(ANSWER)
+
+
+def test_an_answer_that_the_server_does_not_have(page: Page, gate: Proxy) -> None:
+    """Is told, and another one can be asked for."""
+    page.driver.get(f"{gate.url}/#other")
+    page.driver.refresh()
+    until(lambda: "other" in page.state)
+    assert page.text == ""
+    page.ask()
+    page.read_to_end()
+    assert page.text == ANSWER
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_nothing_is_beside_the_window(server: Server, size: tuple[int, int]) -> None:
+    """At a desk's and at a phone's width, with a prompt and an answer of one long word."""
+    with chromium(size) as driver:
+        page = Page(driver, server.url)
+        assert not page.is_too_wide()
+        page.ask()
+        page.read_to_end()
+        page.run("answer.parts = ['long'.repeat(200)]; draw()")
+        assert not page.is_too_wide()
+        assert httpx.get(server.url).status_code == 200
