@@ -2,6 +2,7 @@
 A FastAPI service with OpenAI's endpoints, whose answers a client can come back to.
 
     pip install 'rx-backend[web]' fastapi uvicorn jinja2
+    cd examples
     uvicorn fastapi_service:app --timeout-graceful-shutdown 5
 
 A made-up engine counts. ``MODEL=model.gguf`` in the environment runs a model on llama.cpp, with the

@@ -77,7 +77,7 @@ def picture(name: str, diagram: MarbleDiagram) -> MarblePicture:
     rows = [
         *map(_input, diagram.inputs, sources),
         MarbleRow("result", "result", result.events),
-        *(MarbleRow(row, "effect", _effects(line, values)) for row, line in scene.told.items()),
+        *(_commentary(row, line, values) for row, line in scene.told.items()),
     ]
     return MarblePicture(rows, title=name, values=values)
 
@@ -127,6 +127,13 @@ def _input(name: str, source: MarbleSource) -> MarbleRow:
         heard = (event for event in events if event.frame <= end.frame)
         events = (*heard, MarbleEvent(end.frame, "drop"))
     return MarbleRow(name, "source", events)
+
+
+def _commentary(row: str, line: str, values: Mapping[str, Any]) -> MarbleRow:
+    """Return a row below the result: what one more reader got, which has an end, or calls."""
+    if line.endswith(("|", "#")):
+        return MarbleRow(row, "result", parse_marbles(line, values).events)
+    return MarbleRow(row, "effect", _effects(line, values))
 
 
 def _effects(line: str, values: Mapping[str, Any]) -> tuple[MarbleEvent, ...]:

@@ -107,7 +107,7 @@ def parse_marbles(
     """
     values = values or {}
     for sign in values.keys() & _KINDS.keys():
-        raise MarbleError(f"{sign!r} is a sign of its own and can't be a name in values")
+        raise MarbleError(f"{sign!r} is the sign of {_KINDS[sign]!r}, and no name for values")
     events: list[MarbleEvent] = []
     frame = 0
     group: int | None = None

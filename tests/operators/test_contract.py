@@ -207,7 +207,8 @@ def test_it_is_an_operator(name: str) -> None:
     function = getattr(operators, name)
     assert function.__name__ == name
     stands = "chunks;" if made.takes == "chunks" else ("anywhere", "between the two:")
-    assert (inspect.getdoc(function) or "").partition("\nPhase: ")[2].startswith(stands)
+    phase = (inspect.getdoc(function) or "").partition("\nPhase: ")[2].partition("\n")[0]
+    assert phase.startswith(stands), f"Phase: expected {stands} and where it belongs, got {phase!r}"
     parameters = dict(inspect.signature(function.__wrapped__).parameters)
     parameters.pop("source", None)
     assert dict(inspect.signature(function).parameters) == parameters

@@ -90,7 +90,7 @@ def test_a_line_that_makes_no_sense_is_shown(line: str, message: str) -> None:
 
 def test_signs_are_no_names() -> None:
     """A value can't be named like a sign."""
-    with pytest.raises(MarbleError, match="'X' is a sign"):
+    with pytest.raises(MarbleError, match="'X' is the sign of 'error'"):
         parse_marbles("-X", {"X": 1})
 
 
