@@ -144,6 +144,13 @@ def test_an_error_terminal_ahead_of_the_first_token_has_a_status() -> None:
     assert (client.status, json.loads(client.body)["error"]["message"]) == (500, "no memory left")
 
 
+def test_a_failure_that_quotes_half_a_character_has_its_status() -> None:
+    """As where a client sent a character cut in two, and the engine says what is wrong with it."""
+    client = asked(Served(InvalidArgument("not known: \ud83d")))
+    assert client.status == 400
+    assert json.loads(client.body)["error"]["message"] == "not known: \ufffd"
+
+
 @pytest.mark.parametrize("failure", [Disconnected("peer gone"), LLMEngineOutput.error("peer gone")])
 def test_a_later_failure_is_an_event(failure: Step) -> None:
     """The last one: a client must not take the answer for a whole one."""
