@@ -131,8 +131,8 @@ class Exchange:
                 await outlet.begin(self._format.empty_status, self._id_header())
                 await outlet.end()
                 return
-        await outlet.begin(200, self._response_headers())
         try:
+            await outlet.begin(200, self._response_headers())
             async with outlet.keep_alive(self._keep_alive_s):
                 last = await self._write_all(outlet, first)
             await outlet.end(last)

@@ -211,6 +211,25 @@ def test_a_client_that_leaves_is_one_abort(at: float, headers_first: bool, fails
     run_virtual(main())
 
 
+@pytest.mark.rows("A2", "S7")
+@pytest.mark.parametrize("headers_first", [False, True])
+def test_a_client_that_has_left_when_the_headers_are_sent_is_one_abort(headers_first: bool) -> None:
+    """Though it is their sending that fails."""
+
+    async def main() -> None:
+        client = Client(fails=True)
+
+        def leave(_: RequestContext) -> None:
+            client.leave()
+
+        served = Served(leave, word("a"), 9.0, headers_first=headers_first)
+        await served.ask(client)
+        assert (served.engine.aborts, served.engine.closed) == ([0.0], 1)
+        assert served.context.is_killed
+
+    run_virtual(main())
+
+
 @pytest.mark.parametrize("at", [0.5, 1.5])
 def test_middleware_gets_a_response(at: float) -> None:
     """Starlette's own fails without one, also where the client has left."""
