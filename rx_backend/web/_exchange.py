@@ -174,6 +174,8 @@ class Exchange:
         except ClientLeft:
             raise
         except Exception as error:
+            # What can't be written ends the response, though not the stream.
+            self._kill()
             return self._failure(error)
 
     def _failure(self, error: Exception) -> bytes:

@@ -230,6 +230,17 @@ def test_a_client_that_has_left_when_the_headers_are_sent_is_one_abort(headers_f
     run_virtual(main())
 
 
+@pytest.mark.rows("A2")
+def test_an_item_that_can_not_be_written_stops_the_request() -> None:
+    """It is the last event, so nobody waits for what the engine does."""
+    served = Served(
+        word("a"), LLMEngineOutput([1], extra_args={"a": object()}), 9.0, format=JsonItems()
+    )
+    client = asked(served)
+    assert data_of(client)[-1]["comment"] == ["the engine failed"]
+    assert (served.engine.aborts, served.engine.closes) == ([0.0], [0.0])
+
+
 @pytest.mark.parametrize("at", [0.5, 1.5])
 def test_middleware_gets_a_response(at: float) -> None:
     """Starlette's own fails without one, also where the client has left."""
