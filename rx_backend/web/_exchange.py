@@ -60,6 +60,7 @@ class Exchange:
         self._headers_first = headers_first
         self._stream: ItemStream | None = None
         self._writer: Writer | None = None
+        self._is_killed = False
 
     async def run(self, receive: Receive, send: Send) -> None:
         """Serve the response until it is complete, or the client has left."""
@@ -113,6 +114,7 @@ class Exchange:
 
         A stream that others may read, or come back to, has a life of its own, and is only closed.
         """
+        self._is_killed = True
         stream = self._stream or self._given
         if isinstance(stream, ResponseStream):
             cast("ResponseStream[Any]", stream).context.kill()
@@ -153,6 +155,10 @@ class Exchange:
         given = self._given
         stream = given if isinstance(given, AsyncIterator) else await given
         self._stream = stream
+        if self._is_killed:
+            # The set-up has swallowed the cancellation.
+            self._kill()
+            raise asyncio.CancelledError
         self._writer = self._format.writer(stream)
         return stream
 

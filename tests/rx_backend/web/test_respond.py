@@ -230,6 +230,51 @@ def test_a_client_that_has_left_when_the_headers_are_sent_is_one_abort(headers_f
     run_virtual(main())
 
 
+async def swallow_cancellation(_: RequestContext) -> None:
+    """Take five seconds for a set-up, whoever cancels it; a step."""
+    ends = asyncio.get_running_loop().time() + 5.0
+    while (left := ends - asyncio.get_running_loop().time()) > 0:
+        try:
+            await asyncio.sleep(left)
+        except asyncio.CancelledError:
+            continue
+
+
+@pytest.mark.rows("A2", "S7")
+@pytest.mark.parametrize("shuts_down", [False, True])
+@pytest.mark.parametrize("with_context", [False, True])
+@pytest.mark.parametrize("headers_first", [False, True])
+def test_a_set_up_that_can_not_be_cancelled(
+    shuts_down: bool, with_context: bool, headers_first: bool
+) -> None:
+    """Its stream is closed as soon as there is one, and the client has one response."""
+
+    async def main() -> None:
+        engine = ScriptedEngine(word("a"), 9.0, word("b"), setup=[swallow_cancellation])
+        context = RequestContext("r1")
+        response = respond(
+            EngineAdapter(engine).generate(REQUEST, context),
+            CHAT,
+            context=context if with_context else None,
+            headers_first=headers_first,
+        )
+        client = Client(fails=not shuts_down)
+        asking = asyncio.create_task(client.ask(response))
+        await asyncio.sleep(1.0)
+        if shuts_down:
+            asking.cancel()
+        else:
+            client.leave()
+        await asyncio.wait([asking])
+        assert asyncio.get_running_loop().time() == 5.0
+        assert asking.cancelled() or asking.exception() is None
+        assert engine.pulls == 0
+        assert context.is_killed
+        assert client.late == 0
+
+    run_virtual(main())
+
+
 @pytest.mark.rows("A2")
 def test_an_item_that_can_not_be_written_stops_the_request() -> None:
     """It is the last event, so nobody waits for what the engine does."""
