@@ -39,8 +39,9 @@ def detokenize(tokenizer: Detokenizer, *, skip_special_tokens: bool = True) -> S
 
     Each answer (``index``) is decoded by itself and incrementally, so that the texts of its chunks
     make up the text of all its tokens. A character that several tokens make up comes with the last
-    of them; what is incomplete at the answer's terminal comes there, as U+FFFD. Where ``q`` and ``r``
-    have a token of one byte each, which together are the character ``é``::
+    of them; bytes that are none come with the next one, and what is incomplete at the answer's
+    terminal comes there, each as U+FFFD. Where ``q`` and ``r`` have a token of one byte each, which
+    together are the character ``é``::
 
         source  -q-r-|
         result  -Q-R-|
@@ -97,22 +98,24 @@ class _Answer:
     __slots__ = ("_held", "_skip", "_step", "_tokenizer")
 
     def __init__(self, tokenizer: Detokenizer, skip_special_tokens: bool) -> None:
-        from tokenizers.decoders import (  # noqa: PLC0415 - importing the library stays light
-            DecodeStream,
-        )
-
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
-        stream: Any = DecodeStream(skip_special_tokens=skip_special_tokens)
-        self._step = cast("Callable[[Any, int], str | None]", stream.step)
+        self._step = _decoder(skip_special_tokens)
         # The tokens whose text has not come out.
         self._held: list[int] = []
 
     def text_of(self, token_id: int) -> str:
         """Return the text that *token_id* completes, which may be none."""
-        text = self._step(self._tokenizer, token_id)
+        self._held.append(token_id)
+        try:
+            text = self._step(self._tokenizer, token_id)
+        except Exception:
+            # With byte tokens, one that is no character makes those before it none either; their
+            # text is out, and the decoder has lost its place.
+            text = self._tokenizer.decode(self._held, self._skip)
+            self._step = _decoder(self._skip)
+            self._step(self._tokenizer, token_id)
         if text is None:
-            self._held.append(token_id)
             return ""
         self._held.clear()
         return text
@@ -122,3 +125,13 @@ class _Answer:
         held = self._tokenizer.decode(self._held, self._skip) if self._held else ""
         self._held.clear()
         return held
+
+
+def _decoder(skip_special_tokens: bool) -> Callable[[Any, int], str | None]:
+    """Return a function of the tokenizer and the next token, which returns the text that is complete."""
+    from tokenizers.decoders import (  # noqa: PLC0415 - importing the library stays light
+        DecodeStream,
+    )
+
+    stream: Any = DecodeStream(skip_special_tokens=skip_special_tokens)
+    return cast("Callable[[Any, int], str | None]", stream.step)

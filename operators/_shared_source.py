@@ -160,7 +160,9 @@ class SharedSource(Generic[T]):
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
         if self._cursors:
-            self.fastest = max(each.position for each in self._cursors)
+            # Those that keep up are all at one position: then the first that is looked at says so.
+            if not any(each.position == self.fastest for each in self._cursors):
+                self.fastest = max(each.position for each in self._cursors)
         elif not self.is_over:
             self._left_alone()
 

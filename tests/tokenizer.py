@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ("END", "byte_tokenizer")
+__all__ = ("END", "byte_tokenizer", "fallback_tokenizer")
 
 END = 256
 """The special token that ends an answer."""
@@ -25,4 +25,23 @@ def byte_tokenizer() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([tokenizers.AddedToken("<end>", special=True)])
+    return tokenizer
+
+
+def fallback_tokenizer(*words: str) -> Any:
+    """Return one as of Llama 2: tokens 0 to 255 are the bytes, for what is none of the *words*."""
+    import tokenizers
+    from tokenizers import decoders, models
+
+    names = [*(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    vocabulary = {name: place for place, name in enumerate(names)}
+    tokenizer: Any = tokenizers.Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
     return tokenizer

@@ -18,6 +18,8 @@ __all__ = ("CompactLog",)
 Item = Annotated[LLMEngineOutput]
 
 _OBJECT: Final = -1
+# What else is held in the buffers, and how many such shapes there are.
+_IDS, _TEXT, _TEXT_BY_TOKEN, _SHAPES = range(4)
 # Of an item: its shape, and where its tokens and its text end.
 _BYTES_PER_ITEM: Final = 3 * 8
 _BYTES_PER_TOKEN: Final = 4
@@ -28,8 +30,9 @@ class CompactLog:
     The items of one answer, and any position to read them from: a ``ReplayLog``.
 
     An item with nothing but token ids, text and index takes 24 bytes, 4 for each token, and those of
-    its text in UTF-8. All of these from a position on, up to an item of another shape or of another
-    answer, come out as one. Any other item (a terminal, log probabilities, the first chunk with its
+    its text in UTF-8; one of a single token may have that token's text in ``tokens`` too. All of
+    these from a position on, up to an item of another shape or of another answer, come out as one.
+    Any other item (a terminal, log probabilities, the first chunk with its
     trace link, an error item) is held as a copy, and comes out alone.
 
     An error item is held without the traceback of its error, which would hold the frames of the
@@ -88,7 +91,7 @@ class CompactLog:
         self._text = bytearray()
         self._objects: dict[int, Item] = {}
         # What a reader that keeps up gets next, at less cost than out of the buffers.
-        self._last: tuple[list[int], str | None, int | None] | None = None
+        self._last: tuple[list[int], str | None, int | None, bool] | None = None
         self.held_bytes = 0
 
     def append(self, item: Item) -> None:
@@ -110,21 +113,23 @@ class CompactLog:
         if type(chunk) is not LLMEngineOutput:
             return False
         ids, text, index = chunk.token_ids, chunk.text, chunk.index
-        if item != Annotated(LLMEngineOutput(ids, text=text, index=index)):
+        # As `detokenize` makes them: the text of the chunk is that of its token.
+        by_token = chunk.tokens is not None and text is not None and len(ids) == 1
+        if item != _plain(ids, text, index, by_token=by_token):
             return False
         try:
             if index is not None and index < 0:
                 return False
             tokens = array("I", ids)
             data = b"" if text is None else text.encode("utf-8", "surrogatepass")
-            kind = (0 if index is None else 2 * index + 2) + (text is not None)
-            self._kinds.append(kind)
+            shape = _TEXT_BY_TOKEN if by_token else _IDS if text is None else _TEXT
+            self._kinds.append(shape + (0 if index is None else _SHAPES * (index + 1)))
         except (TypeError, AttributeError, OverflowError):
             # Of a type or size that the wire doesn't know.
             return False
         self._tokens += tokens
         self._text += data
-        self._last = (list(ids), text, index)
+        self._last = (list(ids), text, index, by_token)
         self.held_bytes += _BYTES_PER_ITEM + _BYTES_PER_TOKEN * len(tokens) + len(data)
         return True
 
@@ -145,8 +150,8 @@ class CompactLog:
     def read(self, position: int) -> tuple[Item, int]:
         """Return what comes from *position* on as one item of the reader's own, and where it ends."""
         if position == self.head - 1 and self._last is not None:
-            ids, text, index = self._last
-            return Annotated(LLMEngineOutput(ids[:], text=text, index=index)), self.head
+            ids, text, index, by_token = self._last
+            return _plain(ids[:], text, index, by_token=by_token), self.head
         start = position - self.first
         kinds = self._kinds
         kind = kinds[start]
@@ -155,15 +160,21 @@ class CompactLog:
         end, count = start + 1, len(kinds)
         while end < count and kinds[end] == kind:
             end += 1
+        index, shape = divmod(kind, _SHAPES)
         ends = self._token_ends
         chunk = LLMEngineOutput(self._tokens[ends[start] - ends[0] : ends[end] - ends[0]].tolist())
-        if kind & 1:
-            ends = self._text_ends
-            text = self._text[ends[start] - ends[0] : ends[end] - ends[0]]
-            chunk.text = text.decode("utf-8", "surrogatepass")
-        if kind > 1:
-            chunk.index = (kind - 2) // 2
+        if shape != _IDS:
+            chunk.text = self._text_from(start, end)
+        if shape == _TEXT_BY_TOKEN:
+            chunk.tokens = [self._text_from(place, place + 1) for place in range(start, end)]
+        if index:
+            chunk.index = index - 1
         return Annotated(chunk), self.first + end
+
+    def _text_from(self, start: int, end: int) -> str:
+        ends = self._text_ends
+        text = self._text[ends[start] - ends[0] : ends[end] - ends[0]]
+        return text.decode("utf-8", "surrogatepass")
 
     def make_room(self, delivered: int) -> bool:
         """
@@ -207,6 +218,11 @@ class CompactLog:
         self.held_bytes = left
         if self._on_drop is not None:
             self._on_drop()
+
+
+def _plain(ids: list[int], text: str | None, index: int | None, *, by_token: bool) -> Item:
+    tokens = [text] if by_token else None
+    return Annotated(LLMEngineOutput(ids, tokens=tokens, text=text, index=index))
 
 
 def _own(item: Item) -> Item:

@@ -99,7 +99,8 @@ class ResumableReader:
             await run.aclose()
         except Exception as error:
             await self.aclose()
-            if self._discard is not None:
+            # One that has fallen behind the others has no say in theirs.
+            if self._discard is not None and not isinstance(error, PositionDropped):
                 await self._discard()
             typed = as_backend_error(error)
             if typed is error:

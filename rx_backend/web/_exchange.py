@@ -60,6 +60,7 @@ class Exchange:
         self._headers_first = headers_first
         self._stream: ItemStream | None = None
         self._writer: Writer | None = None
+        self._is_killed = False
 
     async def run(self, receive: Receive, send: Send) -> None:
         """Serve the response until it is complete, or the client has left."""
@@ -113,6 +114,7 @@ class Exchange:
 
         A stream that others may read, or come back to, has a life of its own, and is only closed.
         """
+        self._is_killed = True
         stream = self._stream or self._given
         if isinstance(stream, ResponseStream):
             cast("ResponseStream[Any]", stream).context.kill()
@@ -131,8 +133,8 @@ class Exchange:
                 await outlet.begin(self._format.empty_status, self._id_header())
                 await outlet.end()
                 return
-        await outlet.begin(200, self._response_headers())
         try:
+            await outlet.begin(200, self._response_headers())
             async with outlet.keep_alive(self._keep_alive_s):
                 last = await self._write_all(outlet, first)
             await outlet.end(last)
@@ -153,6 +155,10 @@ class Exchange:
         given = self._given
         stream = given if isinstance(given, AsyncIterator) else await given
         self._stream = stream
+        if self._is_killed:
+            # The set-up has swallowed the cancellation.
+            self._kill()
+            raise asyncio.CancelledError
         self._writer = self._format.writer(stream)
         return stream
 
@@ -174,6 +180,8 @@ class Exchange:
         except ClientLeft:
             raise
         except Exception as error:
+            # What can't be written ends the response, though not the stream.
+            self._kill()
             return self._failure(error)
 
     def _failure(self, error: Exception) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from starlette.responses import JSONResponse
 
 from operators import PositionDropped, PositionUnknown
+from operators.assembly import encodable
 from rx_backend.errors import KINDS, BackendError, InvalidArgument, Unknown, as_backend_error
 from rx_backend.resumable import StreamNotFound, TooManyStreams
 
@@ -103,7 +104,7 @@ def error_object(error: BaseException) -> dict[str, Any]:
     is_clients = isinstance(public, InvalidArgument)
     return {
         "error": {
-            "message": public.message,
+            "message": encodable(public.message),
             "type": "invalid_request_error" if is_clients else "server_error",
             "param": None,
             "code": own.__name__ if own else public.kind,

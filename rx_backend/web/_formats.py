@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
-from rx_backend.protocols import Annotated, encode
+import msgspec
+
+from operators.assembly import encodable
+from rx_backend.protocols import Annotated, to_builtins
 from rx_backend.web._failures import public_error
 
-__all__ = ("Format", "ItemStream", "JsonItems", "Writer", "event")
+__all__ = ("Format", "ItemStream", "JsonItems", "Writer", "event", "json_of")
 
 ItemStream: TypeAlias = AsyncIterator[Annotated[Any]]
 """A stream of annotated items: a ``ResponseStream``, a ``ResumableReader``, or any other."""
@@ -56,6 +60,23 @@ class Format(Protocol):
         ...
 
 
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def json_of(value: object) -> bytes:
+    """
+    Return the JSON of a struct or of plain data.
+
+    A detokenizer that cuts a character in two makes text which UTF-8 has no bytes for: half of a
+    surrogate pair. It is written as U+FFFD.
+    """
+    try:
+        return _encode(value)
+    except UnicodeEncodeError:
+        text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
+        return _encode(json.loads(encodable(text)))
+
+
 def event(data: bytes, *, name: str | None = None, id: str | None = None) -> bytes:
     """
     Return an event as it is on the wire.
@@ -99,13 +120,13 @@ class _JsonWriter:
     def item(self, item: Annotated[Any]) -> bytes:
         if item.error is not None:
             return self.failure(item.error, item.id)
-        return event(encode(item), name=item.event, id=item.id)
+        return event(json_of(to_builtins(item)), name=item.event, id=item.id)
 
     def failure(self, error: Exception, id: str | None = None) -> bytes:
         self.has_failed = True
         item = Annotated.from_error(public_error(error))
         item.id = id
-        return event(encode(item), name="error", id=id)
+        return event(json_of(to_builtins(item)), name="error", id=id)
 
     def end(self) -> bytes:
         return event(b"{}", name="done")

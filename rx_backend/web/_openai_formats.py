@@ -13,7 +13,7 @@ from rx_backend.errors import BackendError, Unknown
 from rx_backend.logger import get_logger
 from rx_backend.protocols import Annotated, CompletionUsage, FinishReason, LLMEngineOutput
 from rx_backend.web._failures import error_object
-from rx_backend.web._formats import ItemStream, Writer, event
+from rx_backend.web._formats import ItemStream, Writer, event, json_of
 from rx_backend.web._openai_logprobs import (
     ChatLogprobs,
     CompletionLogprobs,
@@ -26,7 +26,6 @@ __all__ = ("ChatChunks", "CompletionChunks")
 C = TypeVar("C", bound=msgspec.Struct)
 
 _log = get_logger(__name__)
-_encode: Final = msgspec.json.Encoder().encode
 
 # A request that was stopped has what was made of its answer: OpenAI knows no other word for that.
 _FINISH: Final = {
@@ -183,16 +182,16 @@ class _OpenAIWriter(Generic[C]):
         choice = self._choice(output, output.index or 0, finish)
         if choice is None:
             return b""
-        return event(_encode(self._chunk([choice], None)), id=item.id)
+        return event(json_of(self._chunk([choice], None)), id=item.id)
 
     def failure(self, error: Exception) -> bytes:
         self.has_failed = True
-        return event(_encode(error_object(error)))
+        return event(json_of(error_object(error)))
 
     def end(self) -> bytes:
         last = b""
         if self._include_usage and self._usage is not None:
-            last = event(_encode(self._chunk([], self._usage)))
+            last = event(json_of(self._chunk([], self._usage)))
         return last + event(b"[DONE]")
 
     def _add_usage(self, usage: CompletionUsage | None) -> None:

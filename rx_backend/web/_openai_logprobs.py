@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from operators.assembly import encodable
 from rx_backend.protocols import LLMEngineOutput, TopLogprob
 
 __all__ = ("ChatLogprobs", "CompletionLogprobs", "chat_logprobs", "completion_logprobs")
@@ -51,7 +52,9 @@ def chat_logprobs(output: LLMEngineOutput) -> ChatLogprobs | None:
     tops = output.top_logprobs or [[] for _ in output.token_ids]
     return ChatLogprobs(
         [
-            _ChatToken(text, logprob, list(text.encode()), [_top(top) for top in likeliest])
+            _ChatToken(
+                text, logprob, list(encodable(text).encode()), [_top(top) for top in likeliest]
+            )
             for (text, logprob), likeliest in zip(_tokens(output), tops, strict=False)
         ]
     )
@@ -88,7 +91,7 @@ def _tokens(output: LLMEngineOutput) -> Iterator[tuple[str, float]]:
 
 def _top(top: TopLogprob) -> _Token:
     name = _name(top)
-    raw = list(name.encode()) if top.bytes is None else top.bytes
+    raw = list(encodable(name).encode()) if top.bytes is None else top.bytes
     return _Token(name, _finite(top.logprob), raw)
 
 

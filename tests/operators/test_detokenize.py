@@ -13,15 +13,17 @@ from operators.authoring import merge_chunks
 from rx_backend import LLMEngineOutput
 from rx_backend.testing import run_virtual
 from tests.operators._help import Engine
-from tests.tokenizer import END, byte_tokenizer
+from tests.tokenizer import END, byte_tokenizer, fallback_tokenizer
 
 TOKENIZER = byte_tokenizer()
 
 
-def run(chunks: list[LLMEngineOutput], *operators: Any) -> list[LLMEngineOutput]:
+def run(
+    chunks: list[LLMEngineOutput], *operators: Any, tokenizer: Any = TOKENIZER
+) -> list[LLMEngineOutput]:
     async def main() -> list[LLMEngineOutput]:
         return [
-            chunk async for chunk in fuse(Engine(chunks)(), [detokenize(TOKENIZER), *operators])
+            chunk async for chunk in fuse(Engine(chunks)(), [detokenize(tokenizer), *operators])
         ]
 
     return run_virtual(main())
@@ -64,6 +66,26 @@ def test_what_is_incomplete_comes_with_the_terminal() -> None:
     assert [chunk.text for chunk in run([broken, LLMEngineOutput.stop()])] == ["a", "�"]
     last = LLMEngineOutput.length().with_tokens(list("aé".encode()[:-1]))
     assert [(chunk.text, chunk.tokens) for chunk in run([last])] == [("a�", ["a", "�"])]
+
+
+def test_bytes_that_are_no_character_do_no_harm() -> None:
+    """In a vocabulary with byte tokens: a newline is one, and then the model breaks a character off."""
+    tokenizer = fallback_tokenizer("▁a", "▁b")
+    ids = [256, ord("\n"), 0xF0, 0x9F, 257, 257, *"\n😀".encode(), 256]
+    chunks = run([LLMEngineOutput([token_id]) for token_id in ids], tokenizer=tokenizer)
+    texts = [chunk.text for chunk in chunks]
+    assert texts == ["a", "\n", "", "", "�� b", " b", "\n", "", "", "", "😀", " a"]
+
+
+@given(st.lists(st.sampled_from([ord("h"), *"😀".encode(), 256, 257]), max_size=20))
+def test_whatever_a_model_with_byte_tokens_makes_has_a_text(ids: list[int]) -> None:
+    """No order of tokens is a failure, and no word is lost."""
+    tokenizer = fallback_tokenizer("▁a", "▁b")
+    chunks = run(in_chunks(ids, [1]), tokenizer=tokenizer)
+    assert [token_id for chunk in chunks for token_id in chunk.token_ids] == ids
+    words = {256: "a", 257: "b"}
+    text = "".join(chunk.text or "" for chunk in chunks)
+    assert [letter for letter in text if letter in "ab"] == [words[n] for n in ids if n > 255]
 
 
 def test_answers_do_not_mix() -> None:

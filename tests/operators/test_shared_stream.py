@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import sys
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, Literal
 from weakref import WeakSet, ref
 
@@ -155,6 +157,33 @@ async def test_only_the_readers_that_wait_are_woken() -> None:
 
 
 @pytest.mark.rows("E6")
+async def calls_of_leaving(count: int) -> int:
+    """Return how many Python functions are called while so many readers leave at the end."""
+    shared = SharedStream(Engine([1, 2])())
+    readers = [shared.read() for _ in range(count)]
+    for reader in readers:
+        assert [await anext(reader), await anext(reader)] == [1, 2]
+    calls = 0
+
+    def count_call(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count_call)
+    try:
+        for reader in readers:
+            assert await anext(reader, None) is None
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@virtual
+async def test_thousands_of_readers_may_leave_at_once() -> None:
+    """As at the end of an answer: what that costs grows with their number, and not with its square."""
+    assert await calls_of_leaving(400) < 8 * await calls_of_leaving(100)
+
+
 @virtual
 async def test_items_are_safe_to_hold() -> None:
     """Neither an engine that reuses its chunk nor another reader changes what a reader gets."""

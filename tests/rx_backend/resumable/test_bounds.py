@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from operators import PositionDropped
-from rx_backend import Cancelled, Disconnected, EngineAdapter, LLMEngineOutput
+from rx_backend import Cancelled, Disconnected, EngineAdapter, LLMEngineOutput, Unknown
 from rx_backend.resumable import ResumableStreams, StreamNotFound, TooManyStreams
 from rx_backend.testing import run_virtual
 from tests.engines.scripted import ScriptedEngine, now, stop
@@ -257,6 +257,23 @@ def test_a_reader_that_falls_behind_what_is_held_is_told() -> None:
 
 
 # ------------------------------------------------------------------ keep_s, max_streams
+
+
+def test_a_first_reader_that_falls_behind_ends_nothing() -> None:
+    """It is told so as it peeks too, and the others read on."""
+
+    async def main() -> None:
+        adapter, engine = adapter_of(*words(100, 1.0), stop())
+        async with ResumableStreams(adapter, max_bytes=500) as streams:
+            first = await streams.start(REQUEST)
+            other = await streams.resume(first.stream_id)
+            begun = await collect(other, 50)
+            with pytest.raises(Unknown, match="position 0 was dropped"):
+                await first.peek_first()
+            assert told(begun + await collect(other)) == list(range(100))
+            assert engine.aborts == []
+
+    run_virtual(main())
 
 
 def test_an_answer_that_has_ended_is_kept_for_a_while() -> None:

@@ -25,12 +25,26 @@ indices = st.none() | st.integers(0, 3)
 plain = st.builds(
     Annotated[LLMEngineOutput], st.builds(LLMEngineOutput, ids, text=texts, index=indices)
 )
+
+
+def detokenized(token_id: int, text: str, index: int | None) -> Item:
+    """Return an item as `detokenize` makes it."""
+    return Annotated(LLMEngineOutput([token_id], tokens=[text], text=text, index=index))
+
+
+by_token = st.builds(
+    detokenized, st.integers(0, 2**32 - 1), st.text(st.characters(), max_size=4), indices
+)
 other = st.sampled_from(
     (
         lambda: Annotated(LLMEngineOutput([1], worker_trace_link=TraceLink("0" * 32, "1" * 16))),
         lambda: Annotated(LLMEngineOutput([1], log_probs=[-0.5])),
         lambda: Annotated(LLMEngineOutput([2], finish_reason=FinishReason.STOP)),
         lambda: Annotated(LLMEngineOutput([2], extra_args={"a": [1]})),
+        lambda: Annotated(LLMEngineOutput([1], tokens=["a"])),
+        lambda: Annotated(LLMEngineOutput([1], tokens=["a"], text="b")),
+        lambda: Annotated(LLMEngineOutput([1], tokens=[None], text="b")),
+        lambda: Annotated(LLMEngineOutput([1, 2], tokens=["a", "b"], text="ab")),
         lambda: Annotated(LLMEngineOutput([2**40])),
         lambda: Annotated(LLMEngineOutput([-1], text="x")),
         lambda: Annotated(LLMEngineOutput([1], index=-1)),
@@ -39,7 +53,7 @@ other = st.sampled_from(
         lambda: Annotated.from_error(Disconnected("gone")),
     )
 ).map(lambda make: make())
-items = st.lists(plain | other, max_size=30)
+items = st.lists(plain | by_token | other, max_size=30)
 
 
 def filled(items: list[Item], max_bytes: int = ROOMY) -> CompactLog:
@@ -67,6 +81,23 @@ class Told:
     has_text: bool
     token_ids: list[int]
     text: str
+    tokens: list[str | None] | None
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        return (self.index, self.has_text, self.tokens is None)
+
+
+def is_plain(item: Item, chunk: LLMEngineOutput) -> bool:
+    """Return whether an item is of a shape that may be merged, or was."""
+    tokens, text = chunk.tokens, chunk.text
+    if tokens is not None and (
+        len(tokens) != len(chunk.token_ids) or text != "".join(map(str, tokens))
+    ):
+        return False
+    return item == Annotated(
+        LLMEngineOutput(chunk.token_ids, tokens=tokens, text=text, index=chunk.index)
+    )
 
 
 def split(items: list[Item]) -> list[object]:
@@ -74,16 +105,22 @@ def split(items: list[Item]) -> list[object]:
     seen: list[object] = []
     for item in items:
         chunk = item.data
-        if chunk is None or item != Annotated(
-            LLMEngineOutput(chunk.token_ids, text=chunk.text, index=chunk.index)
-        ):
+        if chunk is None or not is_plain(item, chunk):
             seen.append(repr(item))
             continue
-        run = Told(chunk.index, chunk.text is not None, list(chunk.token_ids), chunk.text or "")
+        run = Told(
+            chunk.index,
+            chunk.text is not None,
+            list(chunk.token_ids),
+            chunk.text or "",
+            None if chunk.tokens is None else list(chunk.tokens),
+        )
         last = seen[-1] if seen else None
-        if isinstance(last, Told) and (last.index, last.has_text) == (run.index, run.has_text):
+        if isinstance(last, Told) and last.shape == run.shape:
             last.token_ids += run.token_ids
             last.text += run.text
+            if last.tokens is not None:
+                last.tokens += run.tokens or []
         else:
             seen.append(run)
     return seen
@@ -106,6 +143,17 @@ def test_a_plain_run_comes_as_one_chunk_up_to_the_terminal() -> None:
         merged, terminal = rest(log, position)
         assert merged == Annotated(merge_chunks(chunks[position:])[0][0])
         assert terminal == Annotated(LLMEngineOutput.length())
+
+
+def test_detokenized_chunks_are_merged_too() -> None:
+    """They have the text of their token, and are held as compactly."""
+    made = [detokenized(n, f"{n} é", None) for n in range(200)]
+    log = filled(made)
+    for position in range(200):
+        chunks = [item.data for item in made[position:] if item.data]
+        assert rest(log, position) == [Annotated(merge_chunks(chunks)[0][0])]
+    plain_chunks = [LLMEngineOutput([n], text=f"{n} é") for n in range(200)]
+    assert log.held_bytes == filled([Annotated(chunk) for chunk in plain_chunks]).held_bytes
 
 
 def test_answers_that_take_turns_stay_apart() -> None:

@@ -280,3 +280,24 @@ def test_event_ids(form: Format) -> None:
     """An item's id is that of its event."""
     made = written(form, Annotated(LLMEngineOutput([1], text="a"), id="s:1"))
     assert made.startswith("id: s:1\ndata: ")
+
+
+def test_half_a_character_is_replaced() -> None:
+    """A detokenizer that cuts one in two makes it; two halves in one chunk are whole again."""
+    chunks = [LLMEngineOutput([1], text=text) for text in ("a\ud83d", "\ud83d\ude00")]
+    texts = [choice["delta"]["content"] for choice in choices(CHAT, *chunks)]
+    assert texts == ["a\ufffd", "\U0001f600"]
+    assert [choice["text"] for choice in choices(COMPLETION, *chunks)] == texts
+    items = events(written(JsonItems(), *chunks))[:-1]
+    assert [item["data"]["text"] for item in items] == texts
+    likely = LLMEngineOutput(
+        [1],
+        tokens=["\ud83d"],
+        text="\ud83d",
+        log_probs=[-1.0],
+        top_logprobs=[[TopLogprob(rank=1, token_id=1, token="\ud83d", logprob=-1.0)]],
+    )
+    content = choices(CHAT, likely)[0]["logprobs"]["content"][0]
+    assert content["bytes"] == list("\ufffd".encode())
+    for form in (CHAT, COMPLETION, JsonItems()):
+        assert "cut \ufffd" in written(form, LLMEngineOutput.error("cut \ud83d"))

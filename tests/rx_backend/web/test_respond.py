@@ -144,6 +144,13 @@ def test_an_error_terminal_ahead_of_the_first_token_has_a_status() -> None:
     assert (client.status, json.loads(client.body)["error"]["message"]) == (500, "no memory left")
 
 
+def test_a_failure_that_quotes_half_a_character_has_its_status() -> None:
+    """As where a client sent a character cut in two, and the engine says what is wrong with it."""
+    client = asked(Served(InvalidArgument("not known: \ud83d")))
+    assert client.status == 400
+    assert json.loads(client.body)["error"]["message"] == "not known: \ufffd"
+
+
 @pytest.mark.parametrize("failure", [Disconnected("peer gone"), LLMEngineOutput.error("peer gone")])
 def test_a_later_failure_is_an_event(failure: Step) -> None:
     """The last one: a client must not take the answer for a whole one."""
@@ -202,6 +209,81 @@ def test_a_client_that_leaves_is_one_abort(at: float, headers_first: bool, fails
         assert served.context.is_killed
 
     run_virtual(main())
+
+
+@pytest.mark.rows("A2", "S7")
+@pytest.mark.parametrize("headers_first", [False, True])
+def test_a_client_that_has_left_when_the_headers_are_sent_is_one_abort(headers_first: bool) -> None:
+    """Though it is their sending that fails."""
+
+    async def main() -> None:
+        client = Client(fails=True)
+
+        def leave(_: RequestContext) -> None:
+            client.leave()
+
+        served = Served(leave, word("a"), 9.0, headers_first=headers_first)
+        await served.ask(client)
+        assert (served.engine.aborts, served.engine.closed) == ([0.0], 1)
+        assert served.context.is_killed
+
+    run_virtual(main())
+
+
+async def swallow_cancellation(_: RequestContext) -> None:
+    """Take five seconds for a set-up, whoever cancels it; a step."""
+    ends = asyncio.get_running_loop().time() + 5.0
+    while (left := ends - asyncio.get_running_loop().time()) > 0:
+        try:
+            await asyncio.sleep(left)
+        except asyncio.CancelledError:
+            continue
+
+
+@pytest.mark.rows("A2", "S7")
+@pytest.mark.parametrize("shuts_down", [False, True])
+@pytest.mark.parametrize("with_context", [False, True])
+@pytest.mark.parametrize("headers_first", [False, True])
+def test_a_set_up_that_can_not_be_cancelled(
+    shuts_down: bool, with_context: bool, headers_first: bool
+) -> None:
+    """Its stream is closed as soon as there is one, and the client has one response."""
+
+    async def main() -> None:
+        engine = ScriptedEngine(word("a"), 9.0, word("b"), setup=[swallow_cancellation])
+        context = RequestContext("r1")
+        response = respond(
+            EngineAdapter(engine).generate(REQUEST, context),
+            CHAT,
+            context=context if with_context else None,
+            headers_first=headers_first,
+        )
+        client = Client(fails=not shuts_down)
+        asking = asyncio.create_task(client.ask(response))
+        await asyncio.sleep(1.0)
+        if shuts_down:
+            asking.cancel()
+        else:
+            client.leave()
+        await asyncio.wait([asking])
+        assert asyncio.get_running_loop().time() == 5.0
+        assert asking.cancelled() or asking.exception() is None
+        assert engine.pulls == 0
+        assert context.is_killed
+        assert client.late == 0
+
+    run_virtual(main())
+
+
+@pytest.mark.rows("A2")
+def test_an_item_that_can_not_be_written_stops_the_request() -> None:
+    """It is the last event, so nobody waits for what the engine does."""
+    served = Served(
+        word("a"), LLMEngineOutput([1], extra_args={"a": object()}), 9.0, format=JsonItems()
+    )
+    client = asked(served)
+    assert data_of(client)[-1]["comment"] == ["the engine failed"]
+    assert (served.engine.aborts, served.engine.closes) == ([0.0], [0.0])
 
 
 @pytest.mark.parametrize("at", [0.5, 1.5])
