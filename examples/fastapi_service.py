@@ -57,7 +57,7 @@ class Options(BaseModel):
 
     model: str = ""
     stream: bool = False
-    stream_options: dict[str, Any] = {}
+    stream_options: dict[str, Any] | None = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = None
     seed: int | None = None
@@ -135,7 +135,7 @@ class Service:
             raise InvalidArgument("stream: expected true, this service only streams")
         context = context_of(http_request)
         opening = start_or_resume(self.streams, http_request, request, context)
-        with_usage = bool(body.stream_options.get("include_usage"))
+        with_usage = bool((body.stream_options or {}).get("include_usage"))
         return respond(opening, form(self.name, include_usage=with_usage), context=context)
 
 

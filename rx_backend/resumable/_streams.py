@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Final, Self, cast
@@ -182,7 +183,7 @@ class ResumableStreams:
         try:
             found = held or opened
             if found is None or not self._options.allows(found.owner, owner):
-                raise StreamNotFound(_NOT_FOUND.format(id))
+                raise StreamNotFound(_NOT_FOUND.format(reprlib.repr(id)))
             found.stop()
         finally:
             if opened is not None:
@@ -234,7 +235,7 @@ class ResumableStreams:
             if opened is not None:
                 held = await self._take_in(id, opened, owner)
         if held is None or not self._options.allows(held.owner, owner):
-            raise StreamNotFound(_NOT_FOUND.format(id))
+            raise StreamNotFound(_NOT_FOUND.format(reprlib.repr(id)))
         return held
 
     async def _take_in(self, id: str, opened: OpenedStream, owner: str | None) -> HeldStream | None:
@@ -266,7 +267,7 @@ class ResumableStreams:
         self._table.forget(held)
 
 
-_NOT_FOUND: Final = "there is no stream {!r}"
+_NOT_FOUND: Final = "there is no stream {}"
 _OUTCOMES: Final[Mapping[type[Exception], str]] = {
     StreamNotFound: "not_found",
     PositionDropped: "position_dropped",

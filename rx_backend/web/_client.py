@@ -48,6 +48,7 @@ class Outlet:
         self._lock = asyncio.Lock()
         self._clock = asyncio.get_running_loop().time
         self._sent_at = 0.0
+        self._sending_since: float | None = None
         self.has_begun = False
         self.has_ended = False
 
@@ -73,11 +74,20 @@ class Outlet:
         self.has_ended = True
         await self._pass_on({"type": "http.response.body", "body": events, "more_body": False})
 
+    def is_stuck(self, timeout_s: float | None) -> bool:
+        """Return whether the client has taken nothing for *timeout_s*, though there is something."""
+        since = self._sending_since
+        if since is None or timeout_s is None:
+            return False
+        return self._clock() - since >= timeout_s
+
     async def _pass_on(self, message: Message) -> None:
+        self._sending_since = self._clock()
         try:
             await self._send(message)
         except OSError as error:
             raise ClientLeft(str(error)) from error
+        self._sending_since = None
         self._sent_at = self._clock()
 
     @asynccontextmanager

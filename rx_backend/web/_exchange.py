@@ -39,6 +39,7 @@ class Exchange:
         context: The request's context, which is stopped while the stream is being opened.
         headers: The headers of the response.
         keep_alive_s: When a comment is sent; None for never.
+        send_timeout_s: When a client that takes nothing counts as one that has left; None for never.
         headers_first: Whether the headers are sent before the stream is opened.
     """
 
@@ -50,6 +51,7 @@ class Exchange:
         context: RequestContext | None,
         headers: RawHeaders,
         keep_alive_s: float | None,
+        send_timeout_s: float | None,
         headers_first: bool,
     ) -> None:
         self._given = stream
@@ -57,6 +59,7 @@ class Exchange:
         self._context = context
         self._headers = headers
         self._keep_alive_s = keep_alive_s
+        self._send_timeout_s = send_timeout_s
         self._headers_first = headers_first
         self._stream: ItemStream | None = None
         self._writer: Writer | None = None
@@ -69,7 +72,7 @@ class Exchange:
         serving = asyncio.create_task(self._serve(outlet))
         leaving = asyncio.create_task(until_client_leaves(receive))
         try:
-            await asyncio.wait((serving, leaving), return_when=asyncio.FIRST_COMPLETED)
+            await self._until_over(outlet, serving, leaving)
             if not serving.done():
                 self._kill()
                 serving.cancel()
@@ -89,6 +92,12 @@ class Exchange:
         if not serving.cancelled():
             with suppress(ClientLeft):
                 serving.result()
+
+    async def _until_over(self, outlet: Outlet, *tasks: asyncio.Task[None]) -> None:
+        """Wait until the response is complete, or the client has left or takes nothing any more."""
+        limit_s = self._send_timeout_s
+        while not (any(task.done() for task in tasks) or outlet.is_stuck(limit_s)):
+            await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
 
     async def head(self, send: Send) -> None:
         """Answer a request for the headers alone; nothing is pulled."""

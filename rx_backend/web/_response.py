@@ -33,6 +33,7 @@ def respond(
     *,
     context: RequestContext | None = None,
     keep_alive_s: float | None = 15.0,
+    send_timeout_s: float | None = 60.0,
     headers_first: bool = False,
     headers: Mapping[str, str] | None = None,
     background: BackgroundTask | None = None,
@@ -57,19 +58,22 @@ def respond(
         context: The context of a request whose stream is still to be opened.
         keep_alive_s: After how many seconds without an event a comment is sent, which clients skip;
             None for never. It begins when the headers are out.
+        send_timeout_s: After how many seconds, up to twice as many, a client that takes nothing of
+            what is sent counts as one that has left; None for never.
         headers_first: Send the headers at once, with status 200, and not with the first token: for a
             long prefill behind a proxy that does not wait. All failures are events then.
         headers: Further headers, or others.
         background: Runs when the response is complete.
 
     Raises:
-        InvalidArgument: *keep_alive_s* is no positive number, or *stream* is no stream.
+        InvalidArgument: *keep_alive_s* or *send_timeout_s* is no positive number, or *stream* is no stream.
     """
     return EventStreamResponse(
         stream,
         format,
         context=context,
         keep_alive_s=keep_alive_s,
+        send_timeout_s=send_timeout_s,
         headers_first=headers_first,
         headers=headers,
         background=background,
@@ -88,14 +92,16 @@ class EventStreamResponse(Response):
         *,
         context: RequestContext | None = None,
         keep_alive_s: float | None = 15.0,
+        send_timeout_s: float | None = 60.0,
         headers_first: bool = False,
         headers: Mapping[str, str] | None = None,
         background: BackgroundTask | None = None,
     ) -> None:
-        if keep_alive_s is not None and not keep_alive_s > 0:
-            raise InvalidArgument(
-                f"keep_alive_s: expected a positive number of seconds or None, got {keep_alive_s!r}"
-            )
+        for name, value in (("keep_alive_s", keep_alive_s), ("send_timeout_s", send_timeout_s)):
+            if value is not None and not value > 0:
+                raise InvalidArgument(
+                    f"{name}: expected a positive number of seconds or None, got {value!r}"
+                )
         if not isinstance(cast("Any", stream), AsyncIterator | Awaitable):
             raise InvalidArgument(
                 "stream: expected an asynchronous iterator of items, or an awaitable that returns "
@@ -109,6 +115,7 @@ class EventStreamResponse(Response):
         self._format = format
         self._context = context
         self._keep_alive_s = keep_alive_s
+        self._send_timeout_s = send_timeout_s
         self._headers_first = headers_first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,6 +126,7 @@ class EventStreamResponse(Response):
             context=self._context,
             headers=self.raw_headers,
             keep_alive_s=self._keep_alive_s,
+            send_timeout_s=self._send_timeout_s,
             headers_first=self._headers_first,
         )
         if scope["method"] == "HEAD":

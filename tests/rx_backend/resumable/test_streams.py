@@ -407,6 +407,9 @@ def test_a_stolen_id_is_as_good_as_a_wrong_one() -> None:
                 assert stolen.value.message == f"there is no stream {stream_id!r}"
             with pytest.raises(StreamNotFound, match="there is no stream 'nonsense'"):
                 await streams.resume("nonsense", owner="ann")
+            with pytest.raises(StreamNotFound) as long:
+                await streams.resume("x" * 50_000, owner="ann")
+            assert len(long.value.message) < 100
             async with await streams.resume(stream_id, owner="ann") as back:
                 assert told(await collect(back, 1))
             await reader.aclose()

@@ -346,6 +346,25 @@ def test_a_client_that_does_not_read_holds_the_engine_back() -> None:
     run_virtual(main())
 
 
+@pytest.mark.rows("A2", "S7")
+def test_a_client_that_takes_nothing_has_left() -> None:
+    """After the time for it, however long its connection stays open; one that is slow is served."""
+
+    async def main() -> None:
+        script = [step for _ in range(20) for step in (1.0, word("a"))]
+        served = Served(*script, LLMEngineOutput.stop(), send_timeout_s=4.0)
+        client = await served.ask(Client(reads=5))
+        assert not client.is_complete
+        assert len(served.engine.aborts) == 1
+        assert 9.0 <= served.engine.aborts[0] <= 13.0
+        slow = await Served(word("a"), 30.0, LLMEngineOutput.stop(), send_timeout_s=4.0).ask(
+            Client()
+        )
+        assert slow.is_complete
+
+    run_virtual(main())
+
+
 @pytest.mark.parametrize("at", [0.5, 1.5])
 def test_a_server_that_shuts_down_tells_the_client(at: float) -> None:
     """By a status, or by a last event; the engine stops."""
@@ -501,12 +520,14 @@ def test_a_failure_behind_the_error_mapping() -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan")])
-def test_keep_alive_is_checked(value: float) -> None:
+@pytest.mark.parametrize("name", ["keep_alive_s", "send_timeout_s"])
+def test_times_are_checked(name: str, value: float) -> None:
     """When the response is made."""
 
     async def main() -> None:
-        with pytest.raises(InvalidArgument, match="keep_alive_s: expected a positive number"):
-            respond(asyncio.get_running_loop().create_future(), CHAT, keep_alive_s=value)
+        options: dict[str, Any] = {name: value}
+        with pytest.raises(InvalidArgument, match=f"{name}: expected a positive number"):
+            respond(asyncio.get_running_loop().create_future(), CHAT, **options)
 
     run_virtual(main())
 
