@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple, Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
-from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+
+from rx_backend.telemetry.instruments import SharedInstruments
 
 __all__ = ("Held", "ResumableMetrics")
 
@@ -64,23 +64,14 @@ class ResumableMetrics:
         create(f"{_PREFIX}.waiting", [self._waiting], "{stream}", "Streams that wait for a reader")
         create(f"{_PREFIX}.held", [self._bytes], "By", "Bytes of the items that are held")
 
-    @classmethod
-    def of(cls, provider: MeterProvider | None) -> ResumableMetrics | None:
+    @staticmethod
+    def of(provider: MeterProvider | None) -> ResumableMetrics | None:
         """
         Return the one for *provider*; for the global provider when left out.
 
         None as long as no global provider is set up.
         """
-        if provider is None:
-            provider = metrics.get_meter_provider()
-            # What the API has by itself records nothing.
-            if type(provider).__module__.startswith("opentelemetry.metrics"):
-                return None
-        with _shared_lock:
-            shared = _shared.get(provider)
-            if shared is None:
-                shared = _shared[provider] = cls(provider.get_meter("rx_backend"))
-        return shared
+        return _instruments.of(provider)
 
     def observe(self, holder: Holder) -> None:
         """Observe what *holder* holds from now on, while it lives. Idempotent."""
@@ -115,5 +106,4 @@ class ResumableMetrics:
         return [Observation(sum(each.held_bytes for each in self._held()))]
 
 
-_shared: WeakKeyDictionary[MeterProvider, ResumableMetrics] = WeakKeyDictionary()
-_shared_lock = threading.Lock()
+_instruments = SharedInstruments(ResumableMetrics)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
-from weakref import WeakKeyDictionary
 
-from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 
 from operators import CoalesceCounts
 from operators import span_names as names
 from operators.assembly import encodable
 from rx_backend.disagg import DisaggregationMode
+from rx_backend.telemetry.instruments import SharedInstruments
 from rx_backend.telemetry.request_span import OPERATION, PROVIDER
 from rx_backend.telemetry.series import (
     ABORTS,
@@ -100,23 +99,14 @@ class ServerMetrics:
             "Chunks that went into coalescing, and those that came out",
         )
 
-    @classmethod
-    def of(cls, provider: MeterProvider | None) -> ServerMetrics | None:
+    @staticmethod
+    def of(provider: MeterProvider | None) -> ServerMetrics | None:
         """
         Return the one for *provider*; for the global provider when left out.
 
         None as long as no global provider is set up.
         """
-        if provider is None:
-            provider = metrics.get_meter_provider()
-            # What the API has by itself records nothing.
-            if type(provider).__module__.startswith("opentelemetry.metrics"):
-                return None
-        with _shared_lock:
-            shared = _shared.get(provider)
-            if shared is None:
-                shared = _shared[provider] = cls(provider.get_meter("rx_backend"))
-        return shared
+        return _instruments.of(provider)
 
     def series(self, model: str, mode: DisaggregationMode) -> Series:
         """Return what counts a request for *model* in one role."""
@@ -166,5 +156,4 @@ def _observe_coalesced(_: CallbackOptions) -> Iterator[Observation]:
     yield Observation(COALESCED.chunks_out, {"rx_backend.side": "out"})
 
 
-_shared: WeakKeyDictionary[MeterProvider, ServerMetrics] = WeakKeyDictionary()
-_shared_lock = threading.Lock()
+_instruments = SharedInstruments(ServerMetrics)
