@@ -68,7 +68,9 @@ class RowLayout:
         gutters = min(sum(len(row.links) for row in rows), _MOST_GUTTERS)
         margin = max([0.2, *(0.08 - lane.left for lane in lanes)])
         self._left = _EDGE + names + _GUTTER * gutters + margin
-        self._right = max([self._length, *(lane.right for lane in lanes)]) + _EDGE
+        ticks = (tick for start in self._starts for tick in self._ticks(start).items())
+        ends = (x + style.text_width(text) / 2 for x, text in ticks)
+        self._right = max([self._length, *(lane.right for lane in lanes), *ends]) + _EDGE
         self.height = _EDGE + sum(lane.height for lane in lanes) + _AXIS * self.bands
 
     def draw(self, figure: Figure) -> None:

@@ -138,6 +138,13 @@ def test_places_are_true_to_time() -> None:
     assert label.y0 > bar.y1
 
 
+def test_long_times_stay_on_the_page() -> None:
+    """Also where the last one stands at the end of the axis."""
+    mark = Mark("client", 2_900_000.0, "asks")
+    mark.kind, mark.until = "span", 6_000_000.0
+    assert unreadable(timeline_of([mark]).figure()) == []
+
+
 def test_labels_without_room_are_left_out_and_counted() -> None:
     """Four stand above each other; those of errors and ends stay, and every mark does."""
     marks = [Mark("client", n / 10, f"token {n}") for n in range(300)]
