@@ -67,7 +67,8 @@ class RowLayout:
         )
         gutters = min(sum(len(row.links) for row in rows), _MOST_GUTTERS)
         margin = max([0.2, *(0.08 - lane.left for lane in lanes)])
-        self._left = _EDGE + names + _GUTTER * gutters + margin
+        # On a coarse screen each letter is rounded to whole pixels.
+        self._left = _EDGE + 1.08 * names + _GUTTER * gutters + margin
         ticks = (tick for start in self._starts for tick in self._ticks(start).items())
         ends = (x + style.text_width(text) / 2 for x, text in ticks)
         self._right = max([self._length, *(lane.right for lane in lanes), *ends]) + _EDGE
