@@ -7,7 +7,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 
-from tests.rx_backend.web.servers import free_port
+from tests.rx_backend.worker._processes import free_port
 
 __all__ = ("Proxy", "proxy")
 

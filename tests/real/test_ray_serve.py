@@ -14,7 +14,8 @@ import httpx
 import openai
 import pytest
 
-from tests.rx_backend.web.servers import ROOT, free_port
+from tests.rx_backend.web.servers import ROOT
+from tests.rx_backend.worker._processes import free_port
 
 pytestmark = [pytest.mark.needs("ray", "fastapi", "jinja2", "openai"), pytest.mark.timeout(300)]
 

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ("COMMANDS", "ROOT", "Server", "free_port", "running")
+from tests.rx_backend.worker._processes import free_port
+
+__all__ = ("COMMANDS", "ROOT", "Server", "running")
 
 ROOT = Path(__file__).parents[3]
 SERVICE = "tests.rx_backend.web.service:app"
@@ -64,13 +66,6 @@ def running(
                 process.wait(15)
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, starts_s: float) -> None:
