@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,16 @@ def test_wrong_types_in_a_document_are_told_by_its_lines(tmp_path: Path) -> None
     document.write_text("# Guide\n\n```python\nx = 1\n```\n\nThen:\n\n```python\ny: str = x\n```\n")
     said = check([document])
     assert said.count("guide.md:10") == 2, said
+
+
+def test_readme_shows_what_its_pipeline_is_drawn_as() -> None:
+    """The picture below the first example is that of the example's adapter."""
+    readme = Path("README.md").read_text()
+    example = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert example
+    names: dict[str, Any] = {}
+    exec(example[1], names)
+    assert f"\n```text\n{names['adapter'].draw()}\n```\n" in readme
 
 
 def test_every_document_with_python_is_checked() -> None:
