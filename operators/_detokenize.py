@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from operators._chunk import answer_of
 from operators._core.item_types import same_type
@@ -12,6 +12,11 @@ from operators._core.operator import callbacks
 from operators._core.stage import Stage
 
 __all__ = ("Detokenizer", "detokenize")
+
+
+_MOST_HELD: Final = 32
+# In bytes of UTF-8, of which a token has one at least.
+_LONGEST_CHARACTER: Final = 4
 
 
 class Detokenizer(Protocol):
@@ -39,8 +44,8 @@ def detokenize(tokenizer: Detokenizer, *, skip_special_tokens: bool = True) -> S
 
     Each answer (``index``) is decoded by itself and incrementally, so that the texts of its chunks
     make up the text of all its tokens. A character that several tokens make up comes with the last
-    of them; bytes that are none come with the next one, and what is incomplete at the answer's
-    terminal comes there, each as U+FFFD. Where ``q`` and ``r`` have a token of one byte each, which
+    of them; bytes that are none come with the next one, or when there are many of them, and what is
+    incomplete at the answer's terminal comes there, each as U+FFFD. Where ``q`` and ``r`` have a token of one byte each, which
     together are the character ``é``::
 
         source  -q-r-|
@@ -116,9 +121,25 @@ class _Answer:
             self._step = _decoder(self._skip)
             self._step(self._tokenizer, token_id)
         if text is None:
-            return ""
+            return self._surplus() if len(self._held) >= _MOST_HELD else ""
         self._held.clear()
         return text
+
+    def _surplus(self) -> str:
+        """
+        Return the text of what is held, without the character at its end that may be incomplete.
+
+        Each token costs as much as all that are held.
+        """
+        whole = self._tokenizer.decode(self._held, self._skip)
+        for kept in range(1, _LONGEST_CHARACTER):
+            first, last = self._held[:-kept], self._held[-kept:]
+            text, rest = (self._tokenizer.decode(part, self._skip) for part in (first, last))
+            if rest.endswith("\ufffd") and text + rest == whole:
+                self._held.clear()
+                self._step = _decoder(self._skip)
+                return text + "".join(map(self.text_of, last))
+        return ""
 
     def rest(self) -> str:
         """Return the text of what is incomplete, at the end of the answer."""

@@ -6,13 +6,14 @@ from collections import defaultdict
 from typing import Annotated, Any, TypeAlias
 
 from operators._answers import Answers, OpenAnswers, answers_of
-from operators._chunk import IS_TERMINAL, answer_of
+from operators._chunk import IS_TERMINAL, answer_of, has_content
 from operators._core.arguments import AtLeast
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
 from operators._core.stage import Stage, emit, when
 from operators._cut import cut_last
+from operators._uncounted import warn_of_uncounted
 
 __all__ = ("limit_tokens",)
 
@@ -42,7 +43,8 @@ def limit_tokens(
 
     A terminal of the engine within the limit passes as it is, also when it reaches the limit; one
     that goes beyond gets the finish reason ``length``. Its ``completion_usage`` stays what the
-    engine says. What the engine still has for an answer that has ended is dropped.
+    engine says. What the engine still has for an answer that has ended is dropped. An answer of text
+    without token ids has no limit; the log has a warning of it, once in a process.
 
     Args:
         limit: How many tokens an answer may have, 1 at least; None for no limit, at no cost per
@@ -72,12 +74,17 @@ def limit_tokens(
 
 
 def _limited(limit: int, reason: object, answers: OpenAnswers) -> Stage[Any, Any]:
+    texts: set[int] = set()
     rooms: defaultdict[int, _Room] = defaultdict(lambda: _Room(limit))
     out: Any = when(_IS_UNUSUAL, is_last=rooms[0].take_one, ended=answers.ended)
     while True:
         chunk = yield out
         answer, tokens = answer_of(chunk), len(chunk.token_ids)
         room, is_terminal = rooms[answer], chunk.finish_reason is not None
+        if not tokens and has_content(chunk):
+            texts.add(answer)
+        if is_terminal and room.left == limit and not tokens and answer in texts:
+            warn_of_uncounted("limit_tokens")
         if answer in answers.ended:
             out = emit()
         elif tokens < room.left and not is_terminal:

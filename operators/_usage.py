@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
 
 from operators._answers import Answers, answers_of
-from operators._chunk import Chunk, answer_of
+from operators._chunk import Chunk, answer_of, has_content
 from operators._core.arguments import AtLeast
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
 from operators._core.stage import Stage, emit
+from operators._uncounted import warn_of_uncounted
 
 __all__ = ("CountedChunk", "usage")
 
@@ -42,7 +43,8 @@ def usage(
     """
     Write ``completion_usage`` on the last terminal, and report it however the stream ends.
 
-    Token ids are counted, not chunks, of all answers together, as OpenAI does. The terminal of the
+    Token ids are counted, not chunks, of all answers together, as OpenAI does; of text without token
+    ids none are, of which the log has a warning, once in a process. The terminal of the
     last answer comes out as a copy with the usage; other chunks pass unchanged. Put this behind
     operators that end the stream or take tokens out. With a prompt of 3 tokens, ``U`` is ``T`` with
     a usage of 3 and 2 tokens::
@@ -78,18 +80,23 @@ def usage(
     CompletionUsage(prompt_tokens=3, completion_tokens=1, total_tokens=4)
     """
     answers = answers_of(answers, scope)
-    tokens = 0
+    tokens, has_text = 0, False
     ended: set[int] = set()
     reported: U | None = None
     out: Any = emit()
     try:
         while True:
             chunk = yield out
-            tokens += len(chunk.token_ids)
+            if chunk.token_ids:
+                tokens += len(chunk.token_ids)
+            elif not has_text and has_content(chunk):
+                has_text = True
             if chunk.finish_reason is not None:
                 ended.add(answer_of(chunk))
                 if len(ended) >= answers:
                     if replace or chunk.completion_usage is None:
+                        if has_text and not tokens:
+                            warn_of_uncounted("usage")
                         chunk = copy.copy(chunk)
                         chunk.completion_usage = make(prompt_tokens, tokens)
                     reported = chunk.completion_usage

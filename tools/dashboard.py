@@ -26,6 +26,7 @@ _REQUESTS: Final = "rx_backend_requests_total"
 _ACTIVE: Final = "rx_backend_requests_active"
 _LOST: Final = "rx_backend_telemetry_lost_total"
 _WASTED: Final = "rx_backend_tokens_wasted_total"
+_RESUMABLE: Final = "rx_backend_resumable"
 _CHUNKS: Final = "rx_backend_coalesce_chunks_total"
 
 
@@ -201,6 +202,58 @@ ROWS: Final[Mapping[str, tuple[Panel, ...]]] = {
             queries={
                 "{{rx_backend_deadline}}": _rate(
                     "rx_backend_deadlines_total", by="rx_backend_deadline"
+                )
+            },
+            unit="ops",
+        ),
+    ),
+    "Resumable streams, of all models": (
+        Panel(
+            title="Streams and readers",
+            what="Answers that run, those that have ended and are kept, and the clients that read "
+            "them. Empty without `ResumableStreams`, as is this row.",
+            queries={
+                "{{rx_backend_state}}": f"sum by (rx_backend_state) ({_RESUMABLE}_streams)",
+                "readers": f"sum ({_RESUMABLE}_readers)",
+            },
+            unit="short",
+        ),
+        Panel(
+            title="Bytes held",
+            what="Of the items of all streams; `max_bytes` bounds each stream.",
+            queries={"bytes": f"sum ({_RESUMABLE}_held_bytes)"},
+            unit="bytes",
+        ),
+        Panel(
+            title="Engines that wait for a reader",
+            what="By the option that makes them wait. A line that stays up is slow clients, or a "
+            "`max_ahead` or `max_bytes` that is small for them.",
+            queries={
+                "{{rx_backend_bound}}": f"sum by (rx_backend_bound) ({_RESUMABLE}_waiting)",
+            },
+            unit="short",
+        ),
+        Panel(
+            title="Clients that came back",
+            what="By outcome. Many `position_dropped` mean that `max_bytes` is too small, many "
+            "`not_found` that `keep_s` is, or that clients reach a process without their stream.",
+            queries={
+                "{{rx_backend_outcome}}": _rate(
+                    f"{_RESUMABLE}_resumes_total", by="rx_backend_outcome", picked=""
+                )
+            },
+            unit="reqps",
+            options=_STACKED,
+        ),
+        Panel(
+            title="Bounds that took effect",
+            what="`linger_s` stops what nobody came back for; `max_streams` refuses or evicts; "
+            "`max_bytes` drops what was read, or fails a reader that fell behind.",
+            queries={
+                "{{rx_backend_bound}}: {{rx_backend_effect}}": _rate(
+                    f"{_RESUMABLE}_bounds_total",
+                    by="rx_backend_bound, rx_backend_effect",
+                    picked="",
                 )
             },
             unit="ops",

@@ -10,7 +10,7 @@ from typing import Final, cast
 
 from operators.authoring import own_copy
 from rx_backend.errors import KINDS, BackendError, InvalidArgument
-from rx_backend.protocols import Annotated, LLMEngineOutput
+from rx_backend.protocols import Annotated, CompletionUsage, LLMEngineOutput
 from rx_backend.resumable._sizes import size_of
 
 __all__ = ("CompactLog",)
@@ -47,6 +47,8 @@ class CompactLog:
         first: The oldest position to read from.
         head: How many items came.
         delivered: The position that the fastest reader had reached when the log was last asked.
+        usages: What each terminal said that its answer cost, with the position behind it; kept when
+            the terminal is dropped.
         held_bytes: What is held: the bytes above, and of objects what ``sys.getsizeof`` says of all
             their parts. Spare room of the buffers, at most an eighth, is not counted, nor is some
             kilobyte for the log itself.
@@ -74,6 +76,7 @@ class CompactLog:
         "first",
         "head",
         "held_bytes",
+        "usages",
     )
 
     def __init__(self, max_bytes: int, on_drop: Callable[[], object] | None = None) -> None:
@@ -92,6 +95,7 @@ class CompactLog:
         self._objects: dict[int, Item] = {}
         # What a reader that keeps up gets next, at less cost than out of the buffers.
         self._last: tuple[list[int], str | None, int | None, bool] | None = None
+        self.usages: list[tuple[int, CompletionUsage]] = []
         self.held_bytes = 0
 
     def append(self, item: Item) -> None:
@@ -145,6 +149,9 @@ class CompactLog:
             held.error = _without_frames(held.error)
         self._kinds.append(_OBJECT)
         self._objects[self.head] = held
+        chunk = held.data
+        if isinstance(chunk, LLMEngineOutput) and chunk.finish_reason and chunk.completion_usage:
+            self.usages.append((self.head + 1, chunk.completion_usage))
         self.held_bytes += _BYTES_PER_ITEM + size_of(held)
 
     def read(self, position: int) -> tuple[Item, int]:

@@ -12,7 +12,7 @@ from operators import PositionDropped, SourceClosed, peek_first
 from operators.authoring import Reader
 from rx_backend.context import RequestContext
 from rx_backend.errors import Unknown, as_backend_error
-from rx_backend.protocols import Annotated, LLMEngineOutput
+from rx_backend.protocols import Annotated, CompletionUsage, LLMEngineOutput
 from rx_backend.resumable._held_stream import HeldStream
 from rx_backend.resumable._ids import event_id
 
@@ -36,6 +36,8 @@ class ResumableReader:
         position: How many of the answer's items were handed out to this reader and those before it.
         context: The request's context.
         created: When the answer was begun, in seconds since the epoch.
+        earlier_usage: What the terminals before the reader's first item said that their answers
+            cost.
     """
 
     def __init__(
@@ -48,6 +50,9 @@ class ResumableReader:
         self.position = reader.position
         self.context: RequestContext = held.context
         self.created = held.created
+        self.earlier_usage: list[CompletionUsage] = [
+            usage for end, usage in held.log.usages if end <= self.position
+        ]
         self._reader = reader
         self._discard = discard
         self._held = held

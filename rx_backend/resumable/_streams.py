@@ -130,12 +130,9 @@ class ResumableStreams:
         if context is None:
             context = RequestContext()
         stream_id = new_stream_id()
-        self._table.starting += 1
-        try:
+        with self._table.opening(context):
             opened = await self._source.start(stream_id, request, context, owner)
-        finally:
-            self._table.starting -= 1
-        held = await self._hold(stream_id, opened)
+            held = await self._hold(stream_id, opened)
         return ResumableReader(held, held.shared.read(), lambda: self._discard(held))
 
     async def resume(self, id: str, after: int = 0, *, owner: str | None = None) -> ResumableReader:
@@ -179,21 +176,23 @@ class ResumableStreams:
         check_text("id", id)
         self._check_open()
         held = self._table.get(id)
-        opened = await self._source.find(id) if held is None else None
-        try:
-            found = held or opened
-            if found is None or not self._options.allows(found.owner, owner):
-                raise StreamNotFound(_NOT_FOUND.format(reprlib.repr(id)))
-            found.stop()
-        finally:
-            if opened is not None:
-                await opened.aclose()
+        with self._table.opening():
+            opened = await self._source.find(id) if held is None else None
+            try:
+                found = held or opened
+                if found is None or not self._options.allows(found.owner, owner):
+                    raise StreamNotFound(_NOT_FOUND.format(reprlib.repr(id)))
+                found.stop()
+            finally:
+                if opened is not None:
+                    await opened.aclose()
 
     async def aclose(self) -> None:
         """
         Close all streams, and wait until everything is released. Idempotent.
 
-        Answers that run are stopped and dropped; their readers get `EngineShutdown`.
+        Answers that run are stopped and dropped; their readers get `EngineShutdown`. The request of
+        one that is still being set up is killed; ``start`` raises when its engine has answered.
         """
         self._is_closed = True
         await self._table.aclose(EngineShutdown("the streams were closed"))
@@ -231,9 +230,10 @@ class ResumableStreams:
         self._check_open()
         held = self._table.get(id)
         if held is None:
-            opened = await self._source.find(id)
-            if opened is not None:
-                held = await self._take_in(id, opened, owner)
+            with self._table.opening():
+                opened = await self._source.find(id)
+                if opened is not None:
+                    held = await self._take_in(id, opened, owner)
         if held is None or not self._options.allows(held.owner, owner):
             raise StreamNotFound(_NOT_FOUND.format(reprlib.repr(id)))
         return held

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 
 from opentelemetry.metrics import MeterProvider
 
+from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError, Cancelled
 from rx_backend.resumable._errors import TooManyStreams
 from rx_backend.resumable._held_stream import HeldStream
@@ -24,15 +27,13 @@ class StreamTable:
     Args:
         options: The bounds.
         meter_provider: Receives metrics; the global provider by default.
-
-    Attributes:
-        starting: Streams whose set-up is under way, for which there has to be room.
     """
 
     def __init__(self, options: Options, meter_provider: MeterProvider | None) -> None:
         self._options = options
         self._meter_provider = meter_provider
-        self.starting = 0
+        # What is being opened, and the context of what is begun, for which there has to be room.
+        self._opening: dict[asyncio.Event, RequestContext | None] = {}
         self._running: dict[str, HeldStream] = {}
         # Those that ended, in the order of their ends.
         self._kept: dict[str, HeldStream] = {}
@@ -53,7 +54,8 @@ class StreamTable:
             TooManyStreams: All of them run or are being read.
         """
         limit = self._options.max_streams
-        if len(self) + self.starting < limit:
+        begun = sum(context is not None for context in self._opening.values())
+        if len(self) + begun < limit:
             return
         unread = (held for held in self._kept.values() if not held.shared.readers)
         oldest = next(unread, None)
@@ -62,6 +64,22 @@ class StreamTable:
             raise TooManyStreams(f"{limit} streams are held, and all of them run or are being read")
         self.count_bound("max_streams", "evicted")
         self.forget(oldest)
+
+    @contextmanager
+    def opening(self, context: RequestContext | None = None) -> Generator[None]:
+        """
+        Have :meth:`aclose` wait for a block in which the source opens a stream.
+
+        Args:
+            context: That of a stream which is begun: room is kept for it, and it is killed then.
+        """
+        over = asyncio.Event()
+        self._opening[over] = context
+        try:
+            yield
+        finally:
+            del self._opening[over]
+            over.set()
 
     def add(self, id: str, opened: OpenedStream) -> HeldStream:
         """Hold what a source has opened, after :meth:`make_room`."""
@@ -101,6 +119,9 @@ class StreamTable:
 
     async def aclose(self, error: BackendError) -> None:
         """Stop, close and forget all streams; those who read get *error*."""
+        for context in self._opening.values():
+            if context is not None:
+                context.kill()
         every = [*self._running.values(), *self._kept.values()]
         for held in every:
             held.shut_down()
@@ -110,6 +131,8 @@ class StreamTable:
             self.forget(held)
         while self._closing:
             await asyncio.wait(self._closing)
+        for over in list(self._opening):
+            await over.wait()
 
     def figures(self) -> Held:
         """Return what is held at the moment, in any thread."""

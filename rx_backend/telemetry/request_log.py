@@ -221,13 +221,14 @@ def _lowest_level() -> int | None:
     """
     Return the lowest level that is not dropped; None where all are.
 
-    A standard logger without a handler drops all, although Python writes its warnings to stderr as
-    a last resort.
+    Of a standard logger without a handler Python writes the warnings to stderr, as a last resort.
     """
     if structlog.is_configured():
         return _structlog.lowest_level()
-    has_handlers = _stdlib_logger.hasHandlers()
-    return next(filter(_stdlib_logger.isEnabledFor, _LEVELS), None) if has_handlers else None
+    lowest = next(filter(_stdlib_logger.isEnabledFor, _LEVELS), None)
+    if lowest is None or _stdlib_logger.hasHandlers():
+        return lowest
+    return None if logging.lastResort is None else max(lowest, logging.lastResort.level)
 
 
 class _Structlog:

@@ -13,14 +13,13 @@ from rx_backend.web._failures import FAILURES, error_response, status_of
 from rx_backend.web._formats import Format, JsonItems, Writer
 from rx_backend.web._openai_formats import ChatChunks, CompletionChunks
 from rx_backend.web._requests import context_of
-from rx_backend.web._response import EventStreamResponse, respond
+from rx_backend.web._response import respond
 from rx_backend.web._resume import resume, start_or_resume
 
 __all__ = (
     "FAILURES",
     "ChatChunks",
     "CompletionChunks",
-    "EventStreamResponse",
     "Format",
     "JsonItems",
     "Writer",

@@ -100,9 +100,15 @@ class Exchange:
             await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
 
     async def head(self, send: Send) -> None:
-        """Answer a request for the headers alone; nothing is pulled."""
+        """Answer a request for the headers alone: the stream is opened, and nothing is pulled."""
         outlet = Outlet(send)
         try:
+            try:
+                await self._open()
+            except FAILURES as error:
+                await self._refuse(outlet, error, is_head=True)
+                return
+            self._kill()
             await outlet.begin(200, self._response_headers())
             await outlet.end()
         finally:
@@ -200,11 +206,11 @@ class Exchange:
         writer = self._writer or self._format.writer(_nothing())
         return writer.failure(error)
 
-    async def _refuse(self, outlet: Outlet, error: Exception) -> None:
+    async def _refuse(self, outlet: Outlet, error: Exception, *, is_head: bool = False) -> None:
         """Answer with the status of a failure."""
         response = error_response(error)
         await outlet.begin(response.status_code, response.raw_headers + self._id_header())
-        await outlet.end(bytes(response.body))
+        await outlet.end(b"" if is_head else bytes(response.body))
 
     async def _cut_short(self, outlet: Outlet, error: Exception) -> None:
         """End the response with an error, without waiting for the engine or a slow client."""

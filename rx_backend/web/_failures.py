@@ -14,6 +14,7 @@ from rx_backend.resumable import StreamNotFound, TooManyStreams
 
 __all__ = (
     "FAILURES",
+    "error_code",
     "error_headers",
     "error_object",
     "error_response",
@@ -100,16 +101,21 @@ def public_error(error: BaseException) -> BackendError:
 def error_object(error: BaseException) -> dict[str, Any]:
     """Return OpenAI's error object; its ``code`` is the kind of the error, or its class's own name."""
     public = public_error(error)
-    own = _own_class(error)
     is_clients = isinstance(public, InvalidArgument)
     return {
         "error": {
             "message": encodable(public.message),
             "type": "invalid_request_error" if is_clients else "server_error",
             "param": None,
-            "code": own.__name__ if own else public.kind,
+            "code": error_code(error),
         }
     }
+
+
+def error_code(error: BaseException) -> str:
+    """Return the kind of an error, or the name of its own class where that says more."""
+    own = _own_class(error)
+    return own.__name__ if own else public_error(error).kind
 
 
 def error_headers(error: BaseException) -> dict[str, str]:

@@ -11,7 +11,7 @@ import msgspec
 
 from operators.assembly import encodable
 from rx_backend.protocols import Annotated, to_builtins
-from rx_backend.web._failures import public_error
+from rx_backend.web._failures import error_code, public_error
 
 __all__ = ("Format", "ItemStream", "JsonItems", "Writer", "event", "json_of")
 
@@ -101,7 +101,8 @@ class JsonItems:
     """
     Each item as the JSON of an `Annotated`: ``data``, ``event``, ``comment``, ``error`` and ``id``.
 
-    An error item is an event named ``error``, and another event keeps its name. The end of a stream
+    An error item is an event named ``error``, whose ``error`` has the same ``code`` as a status would;
+    another event keeps its name. The end of a stream
     that has not failed is an event ``done``, so that a client can tell it from a lost connection. A
     stream without items is answered with 204, at which a browser's ``EventSource`` stops to
     reconnect.
@@ -126,7 +127,9 @@ class _JsonWriter:
         self.has_failed = True
         item = Annotated.from_error(public_error(error))
         item.id = id
-        return event(json_of(to_builtins(item)), name="error", id=id)
+        wire = to_builtins(item)
+        wire["error"]["code"] = error_code(error)
+        return event(json_of(wire), name="error", id=id)
 
     def end(self) -> bytes:
         return event(b"{}", name="done")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -69,6 +69,7 @@ class ChatChunks:
             _ChatChoices(has_roles=has_begun).choice,
             lambda choices, usage: _ChatChunk(*head, self.model, choices, usage),
             include_usage=self.include_usage,
+            earlier_usage=getattr(stream, "earlier_usage", ()),
         )
 
 
@@ -98,6 +99,7 @@ class CompletionChunks:
             _CompletionChoices().choice,
             lambda choices, usage: _CompletionChunk(*head, self.model, choices, usage),
             include_usage=self.include_usage,
+            earlier_usage=getattr(stream, "earlier_usage", ()),
         )
 
 
@@ -148,6 +150,7 @@ class _OpenAIWriter(Generic[C]):
         choice: Makes the choice of a chunk; None for a chunk that has nothing for the client.
         chunk: Makes a chunk of its choices and the usage.
         include_usage: Whether a last chunk has the usage.
+        earlier_usage: That of answers whose ends the client had before.
     """
 
     has_failed = False
@@ -158,12 +161,15 @@ class _OpenAIWriter(Generic[C]):
         chunk: Callable[[list[C], CompletionUsage | None], msgspec.Struct],
         *,
         include_usage: bool,
+        earlier_usage: Iterable[CompletionUsage],
     ) -> None:
         self._choice = choice
         self._chunk = chunk
         self._include_usage = include_usage
         self._usage: CompletionUsage | None = None
         self._has_text = False
+        for usage in earlier_usage:
+            self._add_usage(usage)
 
     def item(self, item: Annotated[LLMEngineOutput]) -> bytes:
         if item.error is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, cast
 
@@ -15,7 +16,7 @@ from rx_backend.errors import InvalidArgument
 from rx_backend.web._exchange import Exchange
 from rx_backend.web._formats import Format, ItemStream
 
-__all__ = ("EventStreamResponse", "respond")
+__all__ = ("respond",)
 
 # No cache may keep an answer or change it, and no proxy may collect it: nginx reads the last one.
 _HEADERS: Final[Mapping[str, str]] = MappingProxyType(
@@ -37,7 +38,7 @@ def respond(
     headers_first: bool = False,
     headers: Mapping[str, str] | None = None,
     background: BackgroundTask | None = None,
-) -> EventStreamResponse:
+) -> Response:
     """
     Return the response that writes *stream* as server-sent events, one item at a time.
 
@@ -48,7 +49,7 @@ def respond(
     that cancels the response, as some do when they shut down, stops the request too, and the client
     gets a last event that says so. An item is pulled when the one before is sent, so a slow client slows its engine down.
 
-    The response has ``X-Request-Id``: the id of the context.
+    The response has ``X-Request-Id``: the id of the context. It can be sent once.
 
     Args:
         stream: The stream; or what returns it when awaited, such as ``adapter.generate(...)`` itself.
@@ -68,67 +69,45 @@ def respond(
     Raises:
         InvalidArgument: *keep_alive_s* or *send_timeout_s* is no positive number, or *stream* is no stream.
     """
-    return EventStreamResponse(
+    for name, value in (("keep_alive_s", keep_alive_s), ("send_timeout_s", send_timeout_s)):
+        if value is not None and not value > 0:
+            raise InvalidArgument(
+                f"{name}: expected a positive number of seconds or None, got {value!r}"
+            )
+    if not isinstance(cast("Any", stream), AsyncIterator | Awaitable):
+        raise InvalidArgument(
+            "stream: expected an asynchronous iterator of items, or an awaitable that returns "
+            f"one, got {type(stream).__name__}"
+        )
+    exchange = partial(
+        Exchange,
         stream,
         format,
         context=context,
         keep_alive_s=keep_alive_s,
         send_timeout_s=send_timeout_s,
         headers_first=headers_first,
-        headers=headers,
-        background=background,
     )
+    return _EventStreamResponse(exchange, headers or {}, background)
 
 
-class EventStreamResponse(Response):
-    """The response of :func:`respond`, which has the same arguments. It can be sent once."""
-
+class _EventStreamResponse(Response):
     media_type = "text/event-stream"
 
     def __init__(
         self,
-        stream: ItemStream | Awaitable[ItemStream],
-        format: Format,
-        *,
-        context: RequestContext | None = None,
-        keep_alive_s: float | None = 15.0,
-        send_timeout_s: float | None = 60.0,
-        headers_first: bool = False,
-        headers: Mapping[str, str] | None = None,
-        background: BackgroundTask | None = None,
+        exchange: Callable[..., Exchange],
+        headers: Mapping[str, str],
+        background: BackgroundTask | None,
     ) -> None:
-        for name, value in (("keep_alive_s", keep_alive_s), ("send_timeout_s", send_timeout_s)):
-            if value is not None and not value > 0:
-                raise InvalidArgument(
-                    f"{name}: expected a positive number of seconds or None, got {value!r}"
-                )
-        if not isinstance(cast("Any", stream), AsyncIterator | Awaitable):
-            raise InvalidArgument(
-                "stream: expected an asynchronous iterator of items, or an awaitable that returns "
-                f"one, got {type(stream).__name__}"
-            )
         # Not by Response, which would add the length of a body that is complete.
         self.status_code = 200
         self.background = background
-        self.init_headers({**_HEADERS, **{n.lower(): v for n, v in (headers or {}).items()}})
-        self._stream = stream
-        self._format = format
-        self._context = context
-        self._keep_alive_s = keep_alive_s
-        self._send_timeout_s = send_timeout_s
-        self._headers_first = headers_first
+        self.init_headers({**_HEADERS, **{n.lower(): v for n, v in headers.items()}})
+        self._exchange = exchange
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the response, as Starlette does with any."""
-        exchange = Exchange(
-            self._stream,
-            self._format,
-            context=self._context,
-            headers=self.raw_headers,
-            keep_alive_s=self._keep_alive_s,
-            send_timeout_s=self._send_timeout_s,
-            headers_first=self._headers_first,
-        )
+        exchange = self._exchange(headers=self.raw_headers)
         if scope["method"] == "HEAD":
             await exchange.head(send)
         else:

@@ -88,6 +88,36 @@ def test_whatever_a_model_with_byte_tokens_makes_has_a_text(ids: list[int]) -> N
     assert [letter for letter in text if letter in "ab"] == [words[n] for n in ids if n > 255]
 
 
+BROKEN = st.sampled_from([0x80, 0xFF, 0xE2, 0x82, 0xF0, 0x9F])
+BYTES = st.sampled_from([ord("h"), *"é😀".encode(), END])
+
+
+@settings(max_examples=200)
+@given(st.lists(BROKEN, min_size=30, max_size=80), st.lists(BROKEN | BYTES, max_size=40))
+def test_a_long_run_of_bytes_that_are_no_character(broken: list[int], more: list[int]) -> None:
+    """The texts make up the text of all tokens there too, wherever a character begins."""
+    chunks = run(in_chunks(broken + more, [1]))
+    assert "".join(chunk.text or "" for chunk in chunks) == TOKENIZER.decode(broken + more)
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, fallback_tokenizer("▁a")])
+@pytest.mark.parametrize("broken", [[0xFF], [0xF0], [0x80], [0xF0, 0x9F], [0xE2, 0x82, 0xFF]])
+def test_bytes_that_are_no_character_are_not_held_for_ever(
+    tokenizer: Any, broken: list[int]
+) -> None:
+    """Each token costs as much as what is held; what comes behind them is not hurt."""
+    ids = broken * 40
+    chunks = run([LLMEngineOutput([token_id]) for token_id in [*ids, *b"ok"]], tokenizer=tokenizer)
+    silent = 0
+    for chunk in chunks:
+        silent = 0 if chunk.text else silent + 1
+        assert silent <= 32
+    text = "".join(chunk.text or "" for chunk in chunks)
+    if tokenizer is TOKENIZER:
+        assert text == TOKENIZER.decode([*ids, *b"ok"])
+    assert set(text) <= set("\ufffdok")
+
+
 def test_answers_do_not_mix() -> None:
     """The tokens of a character of one answer may come among those of another."""
     one, two = "é".encode(), "ü".encode()

@@ -11,7 +11,7 @@ from operators import SharedStream
 from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError
 from rx_backend.logger import describe, get_logger
-from rx_backend.protocols import Annotated, LLMEngineOutput
+from rx_backend.protocols import Annotated
 from rx_backend.resumable._source import OpenedStream
 from rx_backend.resumable.jetstream._answer_log import AnswerLog
 from rx_backend.resumable.jetstream._continuation import (
@@ -19,12 +19,14 @@ from rx_backend.resumable.jetstream._continuation import (
     last_item,
     open_rest,
     rebased,
+    stopped,
     unchanged,
 )
 from rx_backend.resumable.jetstream._entries import Item, Record, Release, TakeOver
 from rx_backend.resumable.jetstream._errors import Fenced
 from rx_backend.resumable.jetstream._feed import Feed
 from rx_backend.resumable.jetstream._follower import Follower, WriterGone
+from rx_backend.resumable.jetstream._passed_stop import pass_on_stop
 from rx_backend.resumable.jetstream._producer import Producer
 from rx_backend.resumable.jetstream._remote_readers import RemoteReaders
 from rx_backend.resumable.jetstream._site import Site
@@ -154,8 +156,6 @@ class JetStreamAnswer(OpenedStream):
     async def _end_following(self) -> None:
         follower, self._follower = self._follower, None
         if follower is not None:
-            if not follower.is_over:
-                await self._site.peers.send_stop(follower)
             self._site.peers.end_following(follower)
             await follower.aclose()
 
@@ -207,7 +207,11 @@ class JetStreamAnswer(OpenedStream):
         self._end_watch()
         was_writer = self._producer is not None
         await self._end_writing()
-        await self._end_following()
+        try:
+            if self._follower is not None:
+                await pass_on_stop(self._site, self._subject, self._follower, self.context)
+        finally:
+            await self._end_following()
         if not was_writer:
             # Nor if it was about to be: whoever asks this process is told that it is not.
             return
@@ -222,8 +226,7 @@ class JetStreamAnswer(OpenedStream):
         try:
             async with asyncio.timeout(_RELEASE_S):
                 if self.context.is_stopped:
-                    stopped = Annotated(LLMEngineOutput.cancelled())
-                    await log.append_items([stopped], is_end=True)
+                    await log.append_items([stopped()], is_end=True)
                 else:
                     await log.append(Release(log.writer, log.head))
         except (Fenced, BackendError, TimeoutError) as error:

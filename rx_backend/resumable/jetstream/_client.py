@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 from weakref import WeakSet
 
 import nats.errors
@@ -12,13 +13,16 @@ from nats.aio.subscription import Subscription
 
 __all__ = ("EndingClient",)
 
+_CLOSE_S: Final = 1.0
+
 
 class EndingClient(Client):
     """
     A client that leaves no task behind.
 
     Where the connection is lost with something still to be sent, `close` raises, and leaves the tasks
-    of subscriptions. So those are ended first, that for the answers to requests too.
+    of subscriptions. So those are ended first, that for the answers to requests too. After a TLS
+    handshake that failed `close` would wait for ever, so it is given a second.
     """
 
     def __init__(self) -> None:
@@ -36,5 +40,9 @@ class EndingClient(Client):
         for subscription in list(self.subscriptions):
             with suppress(nats.errors.Error, OSError):
                 await subscription.unsubscribe()
-        with suppress(nats.errors.Error, OSError):
-            await self.close()
+        if not (self.is_connected or self.is_connecting or self.is_reconnecting):
+            # It is closed, or has refused its options before there was anything to close.
+            return
+        with suppress(nats.errors.Error, OSError, TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await self.close()

@@ -14,7 +14,7 @@ from rx_backend.resumable.jetstream._entries import Item
 from rx_backend.resumption import NotResumable, ResumeState, continuation_request, has_hand_off
 from rx_backend.stream import ResponseStream
 
-__all__ = ("given", "last_item", "open_rest", "rebased", "unchanged")
+__all__ = ("given", "last_item", "open_rest", "rebased", "stopped", "unchanged")
 
 
 def last_item(state: ResumeState, context: RequestContext, blocker: str | None) -> Item | None:
@@ -30,7 +30,7 @@ def last_item(state: ResumeState, context: RequestContext, blocker: str | None) 
         blocker: Why it may not be continued, apart from what *state* says.
     """
     if context.is_stopped:
-        return Annotated(LLMEngineOutput.cancelled())
+        return stopped()
     terminal = state.missing_terminal()
     if terminal is not None:
         return Annotated(terminal)
@@ -65,6 +65,11 @@ def rebased(state: ResumeState, item: Item) -> Item:
     if item.data is not None:
         item.data = state.add(item.data)
     return item
+
+
+def stopped() -> Item:
+    """Return the terminal of an answer that was stopped."""
+    return Annotated(LLMEngineOutput.cancelled())
 
 
 def unchanged(item: Item) -> Item:

@@ -15,9 +15,10 @@ from nats.js.api import ConsumerConfig, ConsumerInfo
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
 from operators.assembly import done, start_task
-from rx_backend.errors import BackendError, CannotConnect, Disconnected, InvalidArgument, Unknown
+from rx_backend.errors import BackendError, CannotConnect, Disconnected, Unknown
 from rx_backend.logger import describe, get_logger
 from rx_backend.resumable.jetstream._client import EndingClient
+from rx_backend.resumable.jetstream._connecting import addresses, check_key_files, not_connected
 from rx_backend.resumable.jetstream._entries import Entry, decode
 from rx_backend.resumable.jetstream._options import Options
 from rx_backend.resumable.jetstream._stored_stream import ensure_stream, is_full, refused
@@ -65,7 +66,9 @@ class Link:
 
     def __init__(self, servers: Sequence[str], options: Options) -> None:
         self._servers = list(servers)
+        self._addresses = addresses(servers)
         self._options = options
+        self._last_failure: Exception | None = None
         self._is_up = asyncio.Event()
         self._is_closing = False
         self._on_reconnect: set[Callable[[], None]] = set()
@@ -83,7 +86,7 @@ class Link:
         Connect, and create the JetStream stream unless it is there.
 
         Raises:
-            CannotConnect: No server answers within ``timeout_s``, or none has JetStream.
+            CannotConnect: No server answers within ``timeout_s``, lets the user in, or has JetStream.
             InvalidArgument: The stream is there, but does not fit; or an option of the client's.
         """
         try:
@@ -92,16 +95,18 @@ class Link:
                 await ensure_stream(self.jetstream, self._options)
         except TimeoutError as error:
             await self.aclose()
-            raise CannotConnect(
-                f"NATS at {', '.join(self._servers)} did not answer within "
-                f"{self._options.timeout_s:g} s"
-            ) from error
+            text = f"NATS at {self._addresses} did not answer within {self._options.timeout_s:g} s"
+            if self._last_failure is not None:
+                text += f": {self._last_failure}"
+            raise CannotConnect(text) from error
         except BaseException:
             await self.aclose()
             raise
 
     async def _connect(self) -> None:
-        further: dict[str, Any] = {"reconnect_time_wait": _RECONNECT_S, **self._options.connect}
+        connect = self._options.connect
+        further: dict[str, Any] = {"reconnect_time_wait": _RECONNECT_S, **connect}
+        check_key_files(connect)
         try:
             await self.client.connect(
                 self._servers,
@@ -114,10 +119,8 @@ class Link:
                 reconnected_cb=self._came_up,
                 closed_cb=self._was_closed,
             )
-        except (TypeError, ValueError) as error:
-            raise InvalidArgument(f"connect: {error}") from error
-        except (nats.errors.Error, OSError) as error:
-            raise CannotConnect(f"NATS at {', '.join(self._servers)}: {error}") from error
+        except Exception as error:
+            raise not_connected(self._servers, connect, error) from error
         self.client.options["allow_reconnect"] = True
         self._is_up.set()
 
@@ -136,12 +139,13 @@ class Link:
         return await jetstream.add_consumer(name, config)  # pyright: ignore[reportUnknownMemberType]
 
     async def _failed(self, error: Exception) -> None:
+        self._last_failure = error
         _log.debug("connection to NATS failed", **describe(error))
 
     async def _went_down(self) -> None:
         if self._is_up.is_set():
             self._is_up.clear()
-            _log.warning("connection to NATS lost", servers=", ".join(self._servers))
+            _log.warning("connection to NATS lost", servers=self._addresses)
 
     async def _was_closed(self) -> None:
         """Begin anew: a server's refusal, such as of one connection too many, ends the client."""
@@ -168,7 +172,7 @@ class Link:
                 return
 
     async def _came_up(self) -> None:
-        _log.info("connection to NATS made again", servers=", ".join(self._servers))
+        _log.info("connection to NATS made again", servers=self._addresses)
         self._is_up.set()
         for callback in list(self._on_reconnect):
             callback()

@@ -53,6 +53,8 @@ class Peers:
         self._clock = asyncio.get_running_loop().time
         self._written: dict[str, Written] = {}
         self._call_s = options.lease_s / _CALLS_PER_LEASE
+        # Answers of which somebody waits to know whether the process that was asked writes them.
+        self._asked: list[tuple[str, asyncio.Future[bool]]] = []
         # Process and id of answers that are not followed any more.
         self._gone: list[tuple[str, str]] = []
         # With the position that its writer was told last.
@@ -100,17 +102,24 @@ class Peers:
             self._gone.append((answer.writer_process, answer.id))
             self.notify()
 
-    async def send_stop(self, answer: Followed) -> None:
-        """Tell the process that writes *answer* to stop it, and wait until NATS has that."""
-        stop = answer.stop_wanted()
-        if stop is None or not self._link.is_up:
-            return
+    async def send_stop(self, answer: Followed, *, kill: bool) -> bool:
+        """
+        Tell the process that writes *answer* to stop it; return whether it does write it.
+
+        One that is silent for ``lease_s`` does not.
+        """
+        written = asyncio.get_running_loop().create_future()
+        asked = (answer.id, written)
+        self._asked.append(asked)
         try:
-            call = Call(self.process, False, {answer.id: NO_READERS}, {answer.id: stop})
+            call = Call(self.process, True, {answer.id: NO_READERS}, {answer.id: kill})
             await self._send(answer.writer_process, call)
-            await self._link.client.flush()
-        except (nats.errors.Error, OSError) as error:
-            _log.warning("answer was not stopped", stream_id=answer.id, **describe(error))
+            async with asyncio.timeout(self._options.lease_s):
+                return await written
+        except TimeoutError:
+            return False
+        finally:
+            self._asked.remove(asked)
 
     def notify(self) -> None:
         """Look at the answers now."""
@@ -219,6 +228,9 @@ class Peers:
     def _replied(self, reply: Reply) -> None:
         self._heard[reply.process] = self._clock()
         unknown = set(reply.unknown)
+        for asked, written in self._asked:
+            if not written.done() and (asked in unknown or asked in reply.sequences):
+                written.set_result(asked in reply.sequences)
         for answer in list(self._followed):
             if answer.writer_process != reply.process:
                 continue

@@ -60,7 +60,8 @@ class JetStreamSource:
         batch_items: How many items wait at most while JetStream stores those before; so many more
             than ``max_ahead`` the engine can be ahead.
         timeout_s: How long NATS may take to connect, to begin an answer and to find one.
-        connect: Further arguments of ``nats.connect``, such as ``user_credentials`` or ``tls``.
+        connect: Further arguments of ``nats.connect``: ``user`` and ``password``, ``token``,
+            ``user_credentials``, ``nkeys_seed``, ``tls``.
 
     Raises:
         InvalidArgument: An argument does not fit; names it.
@@ -110,8 +111,10 @@ class JetStreamSource:
         Connect to NATS, and create the stream if it is missing.
 
         Raises:
-            CannotConnect: No server with JetStream answers within ``timeout_s``.
-            InvalidArgument: The stream is there, with a configuration that would lose items.
+            CannotConnect: No server with JetStream answers within ``timeout_s``, or lets the user in;
+                or there are fewer than ``replicas``.
+            InvalidArgument: The stream is there, with a configuration that would lose items; or an
+                option of *connect* does not fit.
         """
         if self._site is not None:
             raise RuntimeError("the source is open already")

@@ -10,6 +10,7 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfi
 from nats.js.errors import APIError, BadRequestError, NotFoundError, ServiceUnavailableError
 
 from rx_backend.errors import BackendError, CannotConnect, InvalidArgument, Unknown
+from rx_backend.logger import get_logger
 from rx_backend.resumable.jetstream._errors import EntryTooLarge, StreamFull
 from rx_backend.resumable.jetstream._options import Options
 
@@ -18,6 +19,8 @@ __all__ = ("ensure_stream", "is_full", "refused")
 # Numbers of JetStream's errors; the rest of those that are told here have a class.
 _TOO_LARGE: Final = 10054
 _FULL: Final = {10023, 10028, 10047, 10077}
+_NO_CLUSTER: Final = 10074
+_TOO_FEW_SERVERS: Final = 10005
 
 
 async def ensure_stream(jetstream: JetStreamContext, options: Options) -> None:
@@ -25,8 +28,10 @@ async def ensure_stream(jetstream: JetStreamContext, options: Options) -> None:
     Create the stream unless it is there.
 
     Raises:
-        CannotConnect: The server has no JetStream, or no room for the stream.
-        InvalidArgument: The stream is there, with a configuration that would lose items.
+        CannotConnect: The server has no JetStream, or no room for the stream, or there are not so
+            many servers as it should be stored on.
+        InvalidArgument: The stream is there, with a configuration that would lose items; or it
+            should be stored on several servers, and there is one.
         BackendError: The server does not allow it.
     """
     wanted = StreamConfig(
@@ -50,8 +55,22 @@ async def ensure_stream(jetstream: JetStreamContext, options: Options) -> None:
         except NotFoundError:
             info = await _created(jetstream, wanted)
     except nats.errors.Error as error:
-        raise refused(error, f"stream {options.name!r}") from error
+        raise _not_created(error, options) from error
     _check(info, wanted)
+
+
+def _not_created(error: nats.errors.Error, options: Options) -> BackendError:
+    number = error.err_code if isinstance(error, APIError) else None
+    if number == _NO_CLUSTER:
+        return InvalidArgument(
+            f"replicas: expected 1 for a server that is in no cluster, got {options.replicas}"
+        )
+    if number == _TOO_FEW_SERVERS:
+        return CannotConnect(
+            f"replicas: expected {options.replicas} servers with JetStream or more in the cluster "
+            f"that are up and have room for stream {options.name!r}, and there are less"
+        )
+    return refused(error, f"stream {options.name!r}")
 
 
 async def _created(jetstream: JetStreamContext, wanted: StreamConfig) -> StreamInfo:
@@ -76,6 +95,13 @@ def _check(info: StreamInfo, wanted: StreamConfig) -> None:
                 f"the JetStream stream {wanted.name!r} is there already, with {field} {has!r}: "
                 f"expected {needs!r}"
             )
+    if (found.num_replicas or 1) < (wanted.num_replicas or 1):
+        _log.warning(
+            "the JetStream stream is there already, with less replicas",
+            stream=wanted.name,
+            replicas=found.num_replicas,
+            wanted=wanted.num_replicas,
+        )
 
 
 def is_full(error: Exception) -> bool:
@@ -93,3 +119,6 @@ def refused(error: Exception, what: str) -> BackendError:
     if error.err_code == _TOO_LARGE:
         return EntryTooLarge(text)
     return CannotConnect(text) if isinstance(error, ServiceUnavailableError) else Unknown(text)
+
+
+_log = get_logger(__name__)

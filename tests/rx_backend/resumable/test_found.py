@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from operators import PositionUnknown
-from rx_backend import LLMEngineOutput, RequestContext
+from rx_backend import EngineShutdown, LLMEngineOutput, RequestContext
 from rx_backend.protocols import Annotated, PreprocessedRequest
 from rx_backend.resumable import (
     OpenedStream,
@@ -199,5 +199,22 @@ def test_closing_leaves_streams_elsewhere_alone() -> None:
             reader = await streams.resume("known", owner="ann")
             assert told(await collect(reader, 1))
         assert (source.stops, source.opened) == (0, 0)
+
+    run_virtual(main())
+
+
+def test_a_stream_that_is_looked_for_while_all_is_closed() -> None:
+    """Is waited for, and not held."""
+
+    async def main() -> None:
+        source = Recorded(3, has_ended=True)
+        streams = ResumableStreams(source)
+        looking = asyncio.create_task(streams.resume("known", owner="ann"))
+        await turns()
+        await streams.aclose()
+        assert (source.finds, source.opened) == (1, 0)
+        assert asyncio.get_running_loop().time() == 1.0
+        with pytest.raises(EngineShutdown):
+            await looking
 
     run_virtual(main())

@@ -567,17 +567,18 @@ def test_closing_releases_everything(spans: Spans, max_ahead: int, pulled: int) 
 
 
 def test_a_start_that_is_overtaken_by_the_close_leaves_nothing(spans: Spans) -> None:
-    """It fails with EngineShutdown, and what was opened is closed."""
+    """It is killed and waited for; it fails with EngineShutdown, and what was opened is closed."""
 
     async def main() -> None:
         engine = ScriptedEngine(*words(3), stop(), setup=[5.0])
         streams = ResumableStreams(EngineAdapter(engine, tracer=spans.tracer))
-        starting = asyncio.create_task(streams.start(REQUEST))
+        context = RequestContext()
+        starting = asyncio.create_task(streams.start(REQUEST, context))
         await asyncio.sleep(1)
         await streams.aclose()
+        assert (now(), context.is_killed, len(spans.finished)) == (5.0, True, 1)
         with pytest.raises(EngineShutdown):
             await starting
-        assert len(spans.finished) == 1
 
     run_virtual(main())
 

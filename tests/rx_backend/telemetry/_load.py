@@ -14,6 +14,7 @@ from operators import coalesce, deadlines
 from rx_backend import EngineAdapter, LLMEngineOutput, RequestContext, standard_pipeline
 from rx_backend.errors import Disconnected
 from rx_backend.hedging import HedgedEngine
+from rx_backend.resumable import ResumableStreams
 from rx_backend.telemetry.counted import observe_lost
 from rx_backend.telemetry.metrics import COALESCED
 from rx_backend.telemetry.series import EVERY_NTH_GAP
@@ -59,6 +60,7 @@ class Scraped:
         await self._serve(2, token(1), LLMEngineOutput.cancelled(), stop_at=1, mode="decode")
         await self._serve(2, Disconnected("gone"), stop_at=1, mode="decode")
         await self._leave()
+        await self._come_back()
         hedged = HedgedEngine(Mortal(delay_s=60), Mortal(), after_s=1)
         adapter = EngineAdapter(hedged, meter_provider=self._provider, record=True)
         await collect(await adapter.generate(counting_request()))
@@ -67,6 +69,14 @@ class Scraped:
         adapter = EngineAdapter(ScriptedEngine(token(1), 60), meter_provider=self._provider)
         async with await adapter.generate(request()) as stream:
             await anext(stream)
+
+    async def _come_back(self) -> None:
+        adapter = EngineAdapter(ScriptedEngine(token(1), 60), meter_provider=self._provider)
+        async with ResumableStreams(adapter, linger_s=1, meter_provider=self._provider) as streams:
+            async with await streams.start(request()) as reader:
+                await anext(reader)
+            await (await streams.resume(reader.stream_id)).aclose()
+            await asyncio.sleep(2)
 
     async def _serve(self, *script: Step, stop_at: float | None = None, mode: str = "agg") -> None:
         loop, context = asyncio.get_running_loop(), RequestContext()

@@ -27,7 +27,7 @@ VARIABLES = {"$model": ".*", "$mode": ".*", "$__rate_interval": "1m"}
 
 # A metric, what its labels must be, and what no metric is followed by.
 SELECTOR = re.compile(r"\b((?:gen_ai|rx_backend)_\w+)(?:\{(.*?)\})?[\[)]")
-GROUPING = re.compile(r" by \((\w+)\)")
+GROUPING = re.compile(r" by \((\w+(?:, \w+)*)\)")
 MATCHER = re.compile(r'(\w+)(=~|!~|!=|=)"(.*?)"')
 
 
@@ -54,7 +54,7 @@ def test_queries_ask_for_what_a_scrape_shows() -> None:
     samples = scraped.samples()
     asked: set[str] = set()
     for title, query in queries():
-        groups = GROUPING.findall(query)
+        groups = [name for names in GROUPING.findall(query) for name in names.split(", ")]
         selectors = SELECTOR.findall(GROUPING.sub("", query))
         assert selectors, title
         for metric, labels in selectors:
@@ -65,7 +65,8 @@ def test_queries_ask_for_what_a_scrape_shows() -> None:
             exact = {name: value for name, how, value in MATCHER.findall(labels) if how == "="}
             fits = [sample for sample in samples[metric] if exact.items() <= sample.labels.items()]
             assert fits, (title, labels)
-    assert {name for name in samples if name.endswith(("_bucket", "_total", "_active"))} == asked
+    endings = ("_bucket", "_total", "_active", "_streams", "_readers", "_waiting", "_held_bytes")
+    assert {name for name in samples if name.endswith(endings)} == asked
 
 
 def test_the_dashboard_can_be_imported() -> None:

@@ -82,9 +82,19 @@ FIELDS = r"request_id=r1 trace_id=\w{32} .*"
 @pytest.mark.parametrize(
     ("way", "environ", "said", "lines"),
     [
-        # Unless something is configured no line is the library's.
-        ("nothing", {}, "", [ENGINES]),
-        ("all_telemetry", {}, "traces: off[^;]*; metrics: off[^;]*", [ENGINES]),
+        # Unless something is configured Python writes the warnings, as it does for any library.
+        (
+            "nothing",
+            {},
+            "",
+            [ENGINES, "request failed request_id=r2 .*error_class=Disconnected .*"],
+        ),
+        (
+            "all_telemetry",
+            {},
+            "traces: off[^;]*; metrics: off[^;]*",
+            [ENGINES, "request failed .*"],
+        ),
         (
             "all_telemetry",
             {"DYN_LOG": "warn"},

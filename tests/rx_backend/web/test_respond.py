@@ -419,12 +419,21 @@ def test_the_last_event_of_a_shutdown_waits_for_no_slow_client() -> None:
     run_virtual(main())
 
 
-def test_head_starts_nothing() -> None:
-    """The headers are those of the stream."""
+@pytest.mark.rows("A1")
+def test_head_opens_the_stream_and_pulls_nothing() -> None:
+    """The headers are those of the stream; the request is killed before it begins."""
     served = Served(word("a"))
     client = asked(served, method="HEAD")
-    assert (client.status, client.body, served.engine.calls) == (200, b"", 0)
+    assert (client.status, client.body, served.engine.pulls) == (200, b"", 0)
     assert client.headers["content-type"].startswith("text/event-stream")
+    assert served.context.is_killed
+
+
+def test_head_is_refused_as_get_is() -> None:
+    """With the status of a set-up that fails, and without a body."""
+    client = asked(Served(setup=[CannotConnect("no engine")]), method="HEAD")
+    assert (client.status, client.body) == (503, b"")
+    assert client.headers["content-type"] == "application/json"
 
 
 @pytest.mark.rows("S7")

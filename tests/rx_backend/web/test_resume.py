@@ -25,6 +25,7 @@ from rx_backend import (
     RequestContext,
     Unknown,
 )
+from rx_backend.protocols import FinishReason, SamplingOptions, usage
 from rx_backend.resumable import ResumableStreams
 from rx_backend.testing import run_virtual
 from rx_backend.web import (
@@ -200,6 +201,32 @@ def test_a_client_that_has_everything() -> None:
     in_service(test)
 
 
+def test_a_client_that_was_cut_off_before_the_usage() -> None:
+    """Gets that of the whole answer, from whatever position it comes back."""
+    script = [
+        LLMEngineOutput([1], text="a", index=0),
+        LLMEngineOutput([2], text="b", index=1),
+        LLMEngineOutput(index=0, finish_reason=FinishReason.STOP, completion_usage=usage(5, 1)),
+        LLMEngineOutput(index=1, finish_reason=FinishReason.STOP, completion_usage=usage(5, 2)),
+    ]
+    form = ChatChunks("m", include_usage=True)
+
+    async def main() -> None:
+        async with ResumableStreams(EngineAdapter(ScriptedEngine(*script))) as streams:
+            two = PreprocessedRequest(token_ids=[1], sampling_options=SamplingOptions(n=2))
+            whole = await Client().ask(respond(streams.start(two), form))
+            for last in ids_of(whole):
+                name, _, position = last.partition(":")
+                again = await Client().ask(respond(streams.resume(name, int(position)), form))
+                *chunks, end = [line for line in lines_of(again.body) if line.startswith("data: ")]
+                assert end == "data: [DONE]"
+                cost = json.loads(chunks[-1][6:])["usage"]
+                assert cost == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+                assert len(chunks) == len(script) - int(position) + 1
+
+    run_virtual(main())
+
+
 @pytest.mark.parametrize(
     ("path", "headers", "status", "code"),
     [
@@ -226,6 +253,10 @@ def test_what_can_not_be_resumed(
         assert client.status == status
         assert json.loads(client.body)["error"]["code"] == code
         assert "retry-after" not in client.headers
+        names = {key.replace("_", "-"): value for key, value in given_headers.items()}
+        head = Client(names, method="HEAD", path=path.format(id=name))
+        await head.ask(service.app)
+        assert (head.status, head.body) == (status, b"")
 
     in_service(test, max_bytes=100)
 
@@ -245,20 +276,25 @@ def test_too_many_streams() -> None:
 
 
 def test_a_reader_that_falls_behind() -> None:
-    """What is not held any more is an error at that place, never a gap."""
+    """What is not held any more is an error at that place, with its code; never a gap."""
 
     async def test(service: Service) -> None:
         slow = Client(path="/chat", reads=2)
         reading = asyncio.create_task(slow.ask(service.app))
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(0.15)
         name = ids_of(slow)[0].partition(":")[0]
+        items = Client(method="GET", path=f"/streams/{name}", reads=2)
+        reading_items = asyncio.create_task(items.ask(service.app))
+        await asyncio.sleep(0.2)
         await service.get(f"/streams/{name}?after=2")
-        slow._room.set()  # pyright: ignore[reportPrivateUsage]
-        await reading
-        last = json.loads(lines_of(slow.body)[-1][6:])
-        assert last["error"]["code"] == "PositionDropped"
-        assert ANSWER.startswith(texts_of(slow))
-        assert b"[DONE]" not in slow.body
+        for client in (slow, items):
+            client._room.set()  # pyright: ignore[reportPrivateUsage]
+        await asyncio.gather(reading, reading_items)
+        for client in (slow, items):
+            last = json.loads(lines_of(client.body)[-1][6:])
+            assert last["error"]["code"] == "PositionDropped"
+            assert ANSWER.startswith(texts_of(client))
+            assert not client.body.endswith((b"[DONE]\n\n", b"data: {}\n\n"))
 
     in_service(test, max_bytes=100)
 

@@ -172,8 +172,14 @@ def test_a_client_comes_back(server: Server) -> None:
 
 
 def test_head(server: Server) -> None:
-    """It ends, with the headers of the stream and nothing pulled."""
-    response = httpx.head(f"{server.url}/streams/guess")
+    """It ends, with the status and the headers of the stream and nothing pulled."""
+    items = f"{server.url}/streams/guess"
+    assert (httpx.head(items).status_code, httpx.head(items).content) == (404, b"")
+    chat = f"{server.url}/resumable/chat/completions"
+    with httpx.stream("POST", chat, json={"model": "numbers"}) as response:
+        line = next(line for line in response.iter_lines() if line.startswith("id: "))
+    name = parse_event_id(line[4:])[0]
+    response = httpx.head(f"{server.url}/streams/{name}")
     assert (response.status_code, response.content) == (200, b"")
     assert response.headers["content-type"].startswith("text/event-stream")
 

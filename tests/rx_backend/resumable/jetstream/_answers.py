@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -81,7 +81,12 @@ def tokens(items: list[Annotated[LLMEngineOutput]]) -> list[int]:
 
 @asynccontextmanager
 async def process(
-    url: str, engine: LLMEngine, *, lease_s: float = LEASE_S, keep_s: float = 60.0, **options: Any
+    url: str | Sequence[str],
+    engine: LLMEngine,
+    *,
+    lease_s: float = LEASE_S,
+    keep_s: float = 60.0,
+    **options: Any,
 ) -> AsyncGenerator[ResumableStreams]:
     """What one web process has: a source with a connection of its own, and streams."""
     source = JetStreamSource(
@@ -92,7 +97,14 @@ async def process(
         max_bytes=options.pop("stored_bytes", 2**26),
         **{
             name: options.pop(name)
-            for name in ("batch_items", "timeout_s", "max_takeovers", "max_age_s")
+            for name in (
+                "batch_items",
+                "timeout_s",
+                "max_takeovers",
+                "max_age_s",
+                "replicas",
+                "connect",
+            )
             if name in options
         },
     )

@@ -1,25 +1,28 @@
-"""A real NATS server with JetStream on loopback, which can be killed and started again."""
+"""Real NATS servers with JetStream on loopback, which can be killed and started again."""
 
 from __future__ import annotations
 
 import socket
 import subprocess
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.rx_backend.worker._processes import START_S, free_port
 from tools.cluster import find
 
 __all__ = ("NatsServer", "nats_server")
 
+NO_CONFIG: Mapping[str, str] = MappingProxyType({})
+
 
 class NatsServer:
     """The process of one server, its port and its files."""
 
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, port: int | None = None) -> None:
+        self.port = free_port() if port is None else port
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -27,15 +30,15 @@ class NatsServer:
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.port}"
 
-    def start(self, *, jetstream: bool = True, **limits: str) -> None:
-        """Start it, on its port and with its files, and wait until it listens."""
-        config = self._folder / "nats.conf"
-        config.write_text("\n".join(f"{name}: {value}" for name, value in limits.items()))
+    def start(self, config: Mapping[str, str] = NO_CONFIG, *, jetstream: bool = True) -> None:
+        """Start it, on its port, with its files and this configuration; wait until it listens."""
+        file = self._folder / "nats.conf"
+        file.write_text("\n".join(f"{name}: {value}" for name, value in config.items()))
         flags = ["-a", "127.0.0.1", "-p", str(self.port)]
         if jetstream:
             flags += ["-js", "-sd", str(self._folder)]
         self._process = subprocess.Popen(
-            [find("nats-server"), "-c", str(config), *flags],
+            [find("nats-server"), "-c", str(file), *flags],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -59,10 +62,12 @@ class NatsServer:
 
 
 @contextmanager
-def nats_server(folder: Path, *, jetstream: bool = True, **limits: str) -> Generator[NatsServer]:
+def nats_server(
+    folder: Path, config: Mapping[str, str] = NO_CONFIG, *, jetstream: bool = True
+) -> Generator[NatsServer]:
     """Run a server with its files in *folder*."""
     server = NatsServer(folder)
-    server.start(jetstream=jetstream, **limits)
+    server.start(config, jetstream=jetstream)
     try:
         yield server
     finally:

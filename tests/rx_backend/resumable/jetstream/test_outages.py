@@ -175,7 +175,7 @@ def test_a_server_that_refuses_for_a_while_ends_nothing(nats: NatsServer) -> Non
             reading = [asyncio.create_task(read(each)) for each in (reader, other)]
             await until(lambda: min(reader.position, other.position) >= 5)
             nats.kill()
-            nats.start(authorization="{ user: nobody, password: secret }")
+            nats.start({"authorization": "{ user: nobody, password: secret }"})
             # Longer than it takes to be refused.
             await asyncio.sleep(1.0)
             nats.kill()
@@ -242,7 +242,7 @@ def test_batches_are_split_where_they_are_too_large(tmp_path: Path) -> None:
             assert tokens(items[:-1]) == [3]
             assert isinstance(items[-1].error, EntryTooLarge)
 
-    with nats_server(tmp_path, max_payload="4096") as server:
+    with nats_server(tmp_path, {"max_payload": "4096"}) as server:
         asyncio.run(main(server.url))
 
 

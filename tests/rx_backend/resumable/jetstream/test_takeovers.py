@@ -139,6 +139,51 @@ def test_an_answer_that_was_stopped_is_not_continued(nats: NatsServer) -> None:
     asyncio.run(main())
 
 
+def test_a_stop_that_nobody_hears_ends_the_answer(nats: NatsServer) -> None:
+    """Its process is gone and nobody reads: whoever comes later gets what there is, and the end."""
+
+    async def main() -> None:
+        engines = [CountingEngine(), CountingEngine()]
+        async with (
+            lost(nats, request(9)) as stream_id,
+            process(nats.url, engines[0]) as there,
+            process(nats.url, engines[1]) as later,
+        ):
+            await there.stop(stream_id)
+            for streams in (there, later):
+                async with await streams.resume(stream_id) as reader:
+                    items = [item async for item in reader]
+                assert tokens(items) == expected(5)
+                assert items[-1].data == LLMEngineOutput.cancelled()
+            assert not engines[0].requests
+            assert not engines[1].requests
+
+    asyncio.run(main())
+
+
+def test_a_stop_of_an_answer_that_was_taken_over(nats: NatsServer) -> None:
+    """It reaches an answer whose first process is gone, though that is the one that began it."""
+
+    async def main() -> None:
+        taking = CountingEngine(0.01)
+        async with (
+            lost(nats, request(100_000)) as stream_id,
+            process(nats.url, taking) as there,
+            process(nats.url, CountingEngine()) as third,
+            await there.resume(stream_id) as reader,
+        ):
+            items = [await anext(reader)]
+            while reader.position < 20:
+                items.append(await anext(reader))
+            await third.stop(stream_id)
+            items += [item async for item in reader]
+            assert tokens(items) == expected(100_000)[: len(tokens(items))]
+            assert items[-1].data == LLMEngineOutput.cancelled()
+            await until(lambda: not taking.live)
+
+    asyncio.run(main())
+
+
 def test_an_engine_that_does_not_take_it_ends_it(nats: NatsServer) -> None:
     """The engine's error is the answer's, for all who read it."""
 

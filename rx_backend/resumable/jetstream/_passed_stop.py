@@ -1,0 +1,62 @@
+"""A stop of an answer that another process writes, if any does."""
+
+from __future__ import annotations
+
+import asyncio
+
+import nats.errors
+
+from rx_backend.context import RequestContext
+from rx_backend.errors import BackendError
+from rx_backend.logger import describe, get_logger
+from rx_backend.resumable.jetstream._answer_log import AnswerLog
+from rx_backend.resumable.jetstream._continuation import stopped
+from rx_backend.resumable.jetstream._entries import Batch
+from rx_backend.resumable.jetstream._errors import Fenced
+from rx_backend.resumable.jetstream._follower import Follower
+from rx_backend.resumable.jetstream._site import Site
+
+__all__ = ("pass_on_stop",)
+
+
+async def pass_on_stop(
+    site: Site, subject: str, follower: Follower, context: RequestContext
+) -> None:
+    """
+    Have an answer stopped by the process that writes it, or end it in its place if there is none.
+
+    Args:
+        site: What all answers share.
+        subject: The answer's subject.
+        follower: What was read of it.
+        context: The request's context; nothing is done unless it is stopped.
+    """
+    if follower.is_over or not context.is_stopped or not site.link.is_up:
+        return
+    try:
+        if await site.peers.send_stop(follower, kill=context.is_killed):
+            return
+        async with asyncio.timeout(site.options.timeout_s):
+            if await _end(site, subject):
+                site.ended(subject)
+    except (nats.errors.Error, OSError, BackendError, TimeoutError) as error:
+        _log.warning("answer was not stopped", stream_id=follower.id, **describe(error))
+
+
+async def _end(site: Site, subject: str) -> bool:
+    """Append the terminal, fencing off whoever writes the answer; return False if it was over."""
+    while True:
+        last = await site.link.last(subject)
+        if last is None or (isinstance(last.entry, Batch) and last.entry.is_end):
+            return False
+        head = last.entry.first + last.entry.size
+        log = AnswerLog(site.link, site.options.name, subject, sequence=last.sequence, head=head)
+        try:
+            await log.append_items([stopped()], is_end=True)
+        except Fenced:
+            # A writer was quicker: behind what it has appended, then.
+            continue
+        return True
+
+
+_log = get_logger(__name__)
