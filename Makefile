@@ -9,6 +9,8 @@ PIP_FLAGS := --quiet --quiet --disable-pip-version-check --no-input
 CHECKED := operators rx_backend rx_backend_cli.py tests tools examples conftest.py docs/conf.py $(wildcard benchmarks)
 
 unexport PYTHONPATH
+# Hundreds of processes are started by the tests; each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help venv run serve test lint unit unit-next test-pythons test-browser test-cluster test-engines test-vllm bench docs site docs-links notebooks package release fix pin clean
@@ -127,23 +129,25 @@ clean: ## remove environments, caches and built documents
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.stamp: pyproject.toml constraints.txt
-	@$(call new-venv,.venv)
-	@$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.[dev]' --constraint constraints.txt
+	@$(new-venv)
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]' --constraint constraints.txt
 	@touch $@
 
 # The pins are complete, so nothing is resolved here: resolving would bring aioreactive back,
 # which holds reactivex at 4.x.
 .venv-next/.stamp: .venv/.stamp pyproject.toml constraints-next.txt
-	@$(call new-venv,.venv-next)
+	@echo "== setting up .venv-next"
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-next
 	@$(BIN)/uv pip install --quiet --no-deps --python $(NEXT)/python \
 		--requirement constraints-next.txt --editable .
 	@touch $@
 
-# Makes an environment unless it is there already, with the same Python.
+# Makes .venv unless it is there already, with the same Python.
 define new-venv
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
 		echo "This needs Python 3.11 to 3.13, and $(PYTHON) is not one:" \
 			"try make PYTHON=/path/to/python3.12" >&2; exit 1; }; \
-	echo "== setting up $(1)"; \
-	[ "$$($(1)/bin/python -V 2>&1)" = "$$($(PYTHON) -V)" ] || $(PYTHON) -m venv --clear $(1)
+	echo "== setting up .venv"; \
+	[ "$$(.venv/bin/python -V 2>&1)" = "$$($(PYTHON) -V)" ] || $(PYTHON) -m venv --clear .venv
 endef

@@ -92,7 +92,7 @@ def environment(python: Python) -> Path:
     if is_there and stamp.stat().st_mtime >= newest:
         return program
     _say(f"== setting up {folder.name}")
-    subprocess.run([python.program, "-m", "venv", "--clear", "--without-pip", folder], check=True)
+    subprocess.run([UV, "venv", "--quiet", "--clear", "--python", python.program, folder], check=True)
     install = ("--editable", f"{ROOT}[{EXTRAS}]", "--constraint", sources[1])
     subprocess.run([UV, "pip", "install", "--quiet", "--python", program, *install], check=True)
     stamp.write_text(python.version, encoding="utf-8")
