@@ -27,11 +27,14 @@ serve: venv ## serve an example engine behind the OpenAI API (ARGS="--http-port 
 	@cd examples && exec ../$(BIN)/rx-backend serve echo_engine:EchoEngine --frontend --grace-s 0 $(ARGS)
 
 test: venv ## all checks, three at a time: lint, tests, also on other Pythons and a new reactivex, a cluster, a browser, models, packages, the site
-	@cluster=; if $(BIN)/python -m tools.cluster; then cluster=test-cluster; fi; \
-	engines=; if $(BIN)/python -m tools.engines --check; then engines=test-engines; fi; \
-	browser=; if $(BIN)/python -m tools.browser; then browser=test-browser; fi; \
+	@$(BIN)/python -m tools.cluster & cluster=$$!; \
+	$(BIN)/python -m tools.engines --check & engines=$$!; \
+	$(BIN)/python -m tools.browser & browser=$$!; \
+	wait $$cluster && cluster=test-cluster || cluster=; \
+	wait $$engines && engines=test-engines || engines=; \
+	wait $$browser && browser=test-browser || browser=; \
 	$(MAKE) --no-print-directory --jobs=3 --output-sync=target \
-		lint unit test-pythons $$engines unit-next $$cluster $$browser package site
+		unit test-pythons $$cluster lint $$engines unit-next package $$browser site
 
 lint: venv ## style, types and layers
 	@echo "== ruff check"
@@ -52,9 +55,11 @@ unit: venv ## the tests, doctests and README snippets (ARGS="-k name" picks some
 	@echo "== tests"
 	@$(BIN)/python -m pytest $(ARGS)
 
-unit-next: .venv-next/.stamp ## the library's tests on the newest reactivex, without aioreactive
+unit-next: .venv-next/.stamp ## the tests of operators and pipelines on the newest reactivex, without aioreactive
 	@echo "== tests on the newest reactivex"
-	@$(NEXT)/python -m pytest operators rx_backend tests/operators tests/rx_backend $(ARGS)
+	@RX_BACKEND_MATRIX=3000 $(NEXT)/python -m pytest --hypothesis-profile=few operators rx_backend \
+		tests/operators tests/matrix tests/rx_backend/test_*.py tests/rx_backend/dynamo \
+		tests/rx_backend/pictures/test_marble_picture.py tests/rx_backend/testing $(ARGS)
 
 test-pythons: venv ## the library's tests on Python 3.12 and 3.13, and the matrix on other loops
 	@echo "== tests on other Pythons and event loops"

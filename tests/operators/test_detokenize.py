@@ -51,7 +51,7 @@ def test_the_texts_make_up_the_text_of_all_tokens(ids: list[int], sizes: list[in
         assert "".join(text or "" for text in chunk.tokens or []) == chunk.text
 
 
-@given(st.text(max_size=20), st.lists(st.integers(1, 5), min_size=1))
+@given(st.text("a\n\0é漢�😀\U0010ffff", max_size=20), st.lists(st.integers(1, 5), min_size=1))
 def test_a_character_is_never_broken(text: str, sizes: list[int]) -> None:
     """A client that prints each text as it comes sees no replacement character."""
     chunks = run(in_chunks(list(text.encode()), sizes))
