@@ -20,8 +20,7 @@ settings.register_profile(
     "project", deadline=None, derandomize="RX_BACKEND_EXPLORE" not in os.environ
 )
 settings.load_profile("project")
-# Of a test that does not say how many examples it needs; for the other Pythons, where it matters
-# that it runs: --hypothesis-profile=few.
+# For the other Pythons, where it matters that a test runs: --hypothesis-profile=few.
 settings.register_profile("few", max_examples=20)
 
 _passed = pytest.StashKey[bool]()
