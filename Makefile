@@ -9,6 +9,8 @@ PIP_FLAGS := --quiet --quiet --disable-pip-version-check --no-input
 CHECKED := operators rx_backend rx_backend_cli.py tests tools examples conftest.py docs/conf.py $(wildcard benchmarks)
 
 unexport PYTHONPATH
+# Hundreds of processes are started by the tests; each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help venv run serve test lint unit unit-next test-pythons test-browser test-cluster test-engines test-vllm bench docs site docs-links notebooks package release fix pin clean
@@ -25,11 +27,14 @@ serve: venv ## serve an example engine behind the OpenAI API (ARGS="--http-port 
 	@cd examples && exec ../$(BIN)/rx-backend serve echo_engine:EchoEngine --frontend --grace-s 0 $(ARGS)
 
 test: venv ## all checks, three at a time: lint, tests, also on other Pythons and a new reactivex, a cluster, a browser, models, packages, the site
-	@cluster=; if $(BIN)/python -m tools.cluster; then cluster=test-cluster; fi; \
-	engines=; if $(BIN)/python -m tools.engines --check; then engines=test-engines; fi; \
-	browser=; if $(BIN)/python -m tools.browser; then browser=test-browser; fi; \
+	@$(BIN)/python -m tools.cluster & cluster=$$!; \
+	$(BIN)/python -m tools.engines --check & engines=$$!; \
+	$(BIN)/python -m tools.browser & browser=$$!; \
+	wait $$cluster && cluster=test-cluster || cluster=; \
+	wait $$engines && engines=test-engines || engines=; \
+	wait $$browser && browser=test-browser || browser=; \
 	$(MAKE) --no-print-directory --jobs=3 --output-sync=target \
-		lint unit test-pythons $$engines unit-next $$cluster $$browser package site
+		unit test-pythons $$cluster lint $$engines unit-next package $$browser site
 
 lint: venv ## style, types and layers
 	@echo "== ruff check"
@@ -50,9 +55,11 @@ unit: venv ## the tests, doctests and README snippets (ARGS="-k name" picks some
 	@echo "== tests"
 	@$(BIN)/python -m pytest $(ARGS)
 
-unit-next: .venv-next/.stamp ## the library's tests on the newest reactivex, without aioreactive
+unit-next: .venv-next/.stamp ## the tests of operators and pipelines on the newest reactivex, without aioreactive
 	@echo "== tests on the newest reactivex"
-	@$(NEXT)/python -m pytest operators rx_backend tests/operators tests/rx_backend $(ARGS)
+	@RX_BACKEND_MATRIX=3000 $(NEXT)/python -m pytest --hypothesis-profile=few operators rx_backend \
+		tests/operators tests/matrix tests/rx_backend/test_*.py tests/rx_backend/dynamo \
+		tests/rx_backend/pictures/test_marble_picture.py tests/rx_backend/testing $(ARGS)
 
 test-pythons: venv ## the library's tests on Python 3.12 and 3.13, and the matrix on other loops
 	@echo "== tests on other Pythons and event loops"
@@ -127,23 +134,25 @@ clean: ## remove environments, caches and built documents
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.stamp: pyproject.toml constraints.txt
-	@$(call new-venv,.venv)
-	@$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.[dev]' --constraint constraints.txt
+	@$(new-venv)
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]' --constraint constraints.txt
 	@touch $@
 
 # The pins are complete, so nothing is resolved here: resolving would bring aioreactive back,
 # which holds reactivex at 4.x.
 .venv-next/.stamp: .venv/.stamp pyproject.toml constraints-next.txt
-	@$(call new-venv,.venv-next)
+	@echo "== setting up .venv-next"
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-next
 	@$(BIN)/uv pip install --quiet --no-deps --python $(NEXT)/python \
 		--requirement constraints-next.txt --editable .
 	@touch $@
 
-# Makes an environment unless it is there already, with the same Python.
+# Makes .venv unless it is there already, with the same Python.
 define new-venv
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
 		echo "This needs Python 3.11 to 3.13, and $(PYTHON) is not one:" \
 			"try make PYTHON=/path/to/python3.12" >&2; exit 1; }; \
-	echo "== setting up $(1)"; \
-	[ "$$($(1)/bin/python -V 2>&1)" = "$$($(PYTHON) -V)" ] || $(PYTHON) -m venv --clear $(1)
+	echo "== setting up .venv"; \
+	[ "$$(.venv/bin/python -V 2>&1)" = "$$($(PYTHON) -V)" ] || $(PYTHON) -m venv --clear .venv
 endef

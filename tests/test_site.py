@@ -1,4 +1,4 @@
-"""The documentation site: every link leads somewhere, every operator has its picture."""
+"""The documentation site, which `make site` builds: its links, its pages, its pictures."""
 
 from __future__ import annotations
 
@@ -34,13 +34,6 @@ def checked(pages: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
-
-
-@pytest.mark.timeout(180)
-def test_links_between_documents_lead_somewhere(pages: Path) -> None:
-    """Each document is in the sidebar, and its links and their anchors are there."""
-    done = checked(pages)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.timeout(90)

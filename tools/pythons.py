@@ -92,7 +92,9 @@ def environment(python: Python) -> Path:
     if is_there and stamp.stat().st_mtime >= newest:
         return program
     _say(f"== setting up {folder.name}")
-    subprocess.run([python.program, "-m", "venv", "--clear", "--without-pip", folder], check=True)
+    subprocess.run(
+        [UV, "venv", "--quiet", "--clear", "--python", python.program, folder], check=True
+    )
     install = ("--editable", f"{ROOT}[{EXTRAS}]", "--constraint", sources[1])
     subprocess.run([UV, "pip", "install", "--quiet", "--python", program, *install], check=True)
     stamp.write_text(python.version, encoding="utf-8")
@@ -105,7 +107,8 @@ def _commands(program: Path, version: str, arguments: list[str]) -> Iterator[lis
     if program != Path(sys.executable):
         adapter = sorted(str(path) for path in ROOT.glob("tests/rx_backend/test_*.py"))
         tests = ["tests/operators", *adapter, *_FOLDERS, "tests/matrix"]
-        yield [python, "-m", "pytest", "-q", "-m", "not cluster", *tests, *arguments]
+        options = ("-q", "-m", "not cluster", "--hypothesis-profile=few")
+        yield [python, "-m", "pytest", *options, *tests, *arguments]
     if find_spec("uvloop") is not None:
         yield [python, *_MATRIX, "--loop", "uvloop"]
     if version != "3.11":

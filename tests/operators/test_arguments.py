@@ -94,7 +94,7 @@ VALUES = st.one_of(
     st.integers(-3, 3),
     st.just(10**400),
     st.floats(),
-    st.text(max_size=3),
+    st.text("a1\n é", max_size=3),
     st.sampled_from(["first", "last"]),
     st.binary(max_size=2),
     st.lists(st.integers(), max_size=2),

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from operators import BufferOverflow, CoalesceCounts, coalesce, fuse, until_terminal
@@ -18,6 +18,7 @@ from operators.authoring import FusedRun
 from rx_backend import LLMEngineOutput, TraceLink
 from rx_backend.testing import run_virtual
 from tests.engines import virtual
+from tests.examples import examples
 from tests.leaks import LeakWatch
 from tests.operators._help import (
     LONG_S,
@@ -278,7 +279,7 @@ async def test_a_drop_releases_everything_once(
 # Any timing.
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(
     sizes=st.lists(st.integers(0, 3), min_size=100, max_size=300),
     first=st.integers(1, 5),

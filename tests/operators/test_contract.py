@@ -12,7 +12,7 @@ from typing import Any, ParamSpec
 
 import pytest
 import reactivex
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.trace import INVALID_SPAN
 from reactivex import Observable, abc
@@ -28,6 +28,7 @@ from operators.authoring import AnyOperator, Operator
 from rx_backend import LLMEngineOutput
 from rx_backend.testing import Marbles, run_virtual
 from tests.engines import virtual
+from tests.examples import examples
 from tests.operators._help import (
     LETTERS,
     LIVES,
@@ -524,7 +525,7 @@ def made_of(names: Sequence[str]) -> list[AnyOperator]:
 
 
 @pytest.mark.rows("S1", "S2", "S6", "E3")
-@settings(max_examples=200)
+@examples(200)
 @given(names=ANY, chunks=STREAMS, error=ERRORS, take=st.none() | st.integers(1, 5))
 def test_fused_is_what_a_pipe_gives(
     names: list[str], chunks: list[Any], error: Exception | None, take: int | None
@@ -541,7 +542,7 @@ def test_fused_is_what_a_pipe_gives(
 
 
 @pytest.mark.rows("S7")
-@settings(max_examples=150)
+@examples(150)
 @given(
     names=ANY,
     chunks=STREAMS,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from operators import detokenize, fuse, stop_on_text
 from operators.authoring import merge_chunks
 from rx_backend import LLMEngineOutput
 from rx_backend.testing import run_virtual
+from tests.examples import examples
 from tests.operators._help import Engine
 from tests.tokenizer import END, byte_tokenizer, fallback_tokenizer
 
@@ -39,7 +40,7 @@ def in_chunks(ids: list[int], sizes: list[int]) -> list[LLMEngineOutput]:
     return [*chunks, LLMEngineOutput.stop()]
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.lists(st.integers(0, END), max_size=30), st.lists(st.integers(1, 5), min_size=1))
 def test_the_texts_make_up_the_text_of_all_tokens(ids: list[int], sizes: list[int]) -> None:
     """However the tokens come, valid UTF-8 or not, with special tokens among them."""
@@ -51,7 +52,7 @@ def test_the_texts_make_up_the_text_of_all_tokens(ids: list[int], sizes: list[in
         assert "".join(text or "" for text in chunk.tokens or []) == chunk.text
 
 
-@given(st.text(max_size=20), st.lists(st.integers(1, 5), min_size=1))
+@given(st.text("a\n\0é漢�😀\U0010ffff", max_size=20), st.lists(st.integers(1, 5), min_size=1))
 def test_a_character_is_never_broken(text: str, sizes: list[int]) -> None:
     """A client that prints each text as it comes sees no replacement character."""
     chunks = run(in_chunks(list(text.encode()), sizes))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from reactivex import operators as ops
 
@@ -33,6 +33,7 @@ from operators.authoring import (
     operator,
 )
 from rx_backend.testing import run_virtual
+from tests.examples import examples
 from tests.operators._help import (
     LONG_S,
     Engine,
@@ -463,7 +464,7 @@ def check_same(
 
 
 @pytest.mark.rows("S1", "S2", "S6", "S7")
-@settings(max_examples=250)
+@examples(250)
 @given(twins=SYNCHRONOUS_LISTS, items=ITEMS, error=ERRORS, ends=st.booleans(), take=TAKE)
 def test_fused_is_what_a_pipe_gives(
     twins: list[Twins], items: list[int], error: Exception | None, ends: bool, take: int | None
@@ -474,7 +475,7 @@ def test_fused_is_what_a_pipe_gives(
 
 
 @pytest.mark.rows("S1", "S2", "S6", "S7")
-@settings(max_examples=200)
+@examples(200)
 @given(twins=LISTS, items=ITEMS, error=ERRORS, take=TAKE)
 def test_asynchronous_operators_give_what_their_twins_give(
     twins: list[Twins], items: list[int], error: Exception | None, take: int | None
@@ -484,7 +485,7 @@ def test_asynchronous_operators_give_what_their_twins_give(
 
 
 @pytest.mark.rows("S7")
-@settings(max_examples=300)
+@examples(300)
 @given(
     twins=st.one_of(SYNCHRONOUS_LISTS, LISTS),
     items=ITEMS,
@@ -534,7 +535,7 @@ def test_everything_is_released_whenever_the_stream_is_dropped(
 
 
 @pytest.mark.rows("S4")
-@settings(max_examples=200)
+@examples(200)
 @given(twins=st.lists(st.one_of(ASYNCHRONOUS, OURS), max_size=5), items=ITEMS)
 def test_the_source_is_never_pulled_ahead(twins: list[Twins], items: list[int]) -> None:
     """When an item comes out, no more was pulled than a ``pipe`` needs to be given for it."""

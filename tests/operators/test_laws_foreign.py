@@ -13,11 +13,12 @@ from typing import Any, TypeAlias
 
 import pytest
 import reactivex
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from reactivex import operators as stock_operators
 
 from operators.authoring import AnyOperator
+from tests.examples import examples
 from tests.operators._help import fused, fused_waiting, pushed, same, twice
 from tests.operators.test_laws import ERRORS, ITEMS, PULLS, Ledger, pulling
 
@@ -155,7 +156,7 @@ def test_there_are_enough_of_them() -> None:
 
 
 @pytest.mark.rows("O3", "S1", "S2", "S6")
-@settings(max_examples=300)
+@examples(300)
 @given(
     twins=st.lists(st.one_of(STOCK, STOCK, OTHERS), max_size=6),
     items=ITEMS,
@@ -227,7 +228,7 @@ AIO = st.builds(asynchronous, st.sampled_from(sorted(AIOREACTIVE)), NUMBERS)
 
 @pytest.mark.needs("aioreactive")
 @pytest.mark.rows("S1", "S2", "S6")
-@settings(max_examples=250)
+@examples(250)
 @given(
     twins=st.lists(st.one_of(AIO, AIO, STOCK, OTHERS), max_size=5),
     items=ITEMS,

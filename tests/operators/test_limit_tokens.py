@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from operators import limit_tokens, until_terminal
@@ -15,6 +15,7 @@ from operators.authoring import Stage, emit, first_tokens, operator
 from rx_backend import FinishReason, LLMEngineOutput
 from rx_backend.protocols import TopLogprob
 from rx_backend.testing import assert_marbles
+from tests.examples import examples
 from tests.operators._help import (
     LETTERS,
     Life,
@@ -90,7 +91,7 @@ ANSWERS = st.lists(
 
 
 @pytest.mark.rows("E3", "S1", "S8")
-@settings(max_examples=150)
+@examples(150)
 @given(chunks=ANSWERS, limit=st.integers(1, 6))
 def test_each_answer_has_the_limit_for_itself(
     chunks: list[tuple[int | None, int, bool]], limit: int

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import reactivex
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from reactivex import Observable, abc
 from reactivex import operators as ops
@@ -28,6 +28,7 @@ from operators._core.pump import Pump
 from operators.authoring import AnyOperator, FusedRun
 from rx_backend.testing import run_virtual
 from tests.engines import virtual
+from tests.examples import examples
 from tests.operators._help import LONG_S, Engine, Seen, collect, same, settle, spy
 
 if TYPE_CHECKING or find_spec("aioreactive"):
@@ -319,7 +320,7 @@ class TestSlowClient:
         every_ms=st.integers(0, 30),
         count=st.integers(0, 200),
     )
-    @settings(max_examples=25)
+    @examples(25)
     def test_everything_comes_out_in_order(
         self, period_ms: int, client_ms: int, every_ms: int, count: int
     ) -> None:

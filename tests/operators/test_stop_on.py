@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from reactivex.subject import Subject
 
 from operators import stop_on, stop_on_text
 from rx_backend import FinishReason, LLMEngineOutput
 from rx_backend.testing import assert_marbles
+from tests.examples import examples
 from tests.operators._help import (
     LETTERS,
     Chunk,
@@ -103,7 +104,7 @@ def tokens_of(chunks: Sequence[Chunk | LLMEngineOutput]) -> list[int]:
 
 
 @pytest.mark.rows("S1", "S2", "S8")
-@settings(max_examples=200)
+@examples(200)
 @given(stops=STOPS, chunks=CHUNKS, ends=st.booleans(), include=st.booleans())
 def test_what_comes_out_is_what_a_search_of_the_whole_text_gives(
     stops: set[tuple[int, ...]], chunks: list[list[int]], *, ends: bool, include: bool
@@ -128,7 +129,7 @@ def test_what_comes_out_is_what_a_search_of_the_whole_text_gives(
 
 
 @pytest.mark.rows("S1", "S4")
-@settings(max_examples=150)
+@examples(150)
 @given(stops=STOPS, chunks=CHUNKS, include=st.booleans())
 def test_no_chunk_waits_for_longer_than_it_must(
     stops: set[tuple[int, ...]], chunks: list[list[int]], *, include: bool
@@ -155,7 +156,7 @@ def of_choice(index: int | None, *token_ids: int) -> LLMEngineOutput:
 
 
 @pytest.mark.rows("S1", "S8")
-@settings(max_examples=150)
+@examples(150)
 @given(
     stops=STOPS,
     chunks=st.lists(
@@ -228,7 +229,7 @@ ANSWERS = st.lists(
 
 
 @pytest.mark.rows("E3", "S8")
-@settings(max_examples=150)
+@examples(150)
 @given(stops=STOPS, chunks=ANSWERS, include=st.booleans(), min_tokens=st.integers(0, 6))
 def test_each_answer_ends_by_itself(
     stops: set[tuple[int, ...]],

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from reactivex.subject import Subject
 
 from operators import stop_on_text
 from rx_backend import FinishReason, LLMEngineOutput
+from tests.examples import examples
 from tests.operators._help import Life, Seen, fused, watch
 
 # Few different characters, so that stop strings overlap, contain one another, and begin again.
@@ -57,7 +58,7 @@ def model(stops: Sequence[str], text: str) -> tuple[int, str] | None:
 
 
 @pytest.mark.rows("S1", "S2", "S8")
-@settings(max_examples=200)
+@examples(200)
 @given(
     stops=STOPS,
     source=st.lists(chunks_of(), max_size=8),
@@ -102,7 +103,7 @@ def undecided(stops: Sequence[str], text: str) -> int:
 
 
 @pytest.mark.rows("S1", "S4")
-@settings(max_examples=150)
+@examples(150)
 @given(stops=STOPS, texts=st.lists(TEXT, max_size=8), include=st.booleans())
 def test_no_text_waits_for_longer_than_it_must(
     stops: list[str], texts: list[str], *, include: bool
@@ -121,7 +122,7 @@ def test_no_text_waits_for_longer_than_it_must(
 
 
 @pytest.mark.rows("E3", "S8")
-@settings(max_examples=150)
+@examples(150)
 @given(
     stops=STOPS,
     source=st.lists(

@@ -7,12 +7,13 @@ from itertools import groupby
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from reactivex.subject import Subject
 
 from operators.authoring import Stage, TextTail, hold_back, operator
 from rx_backend import FinishReason, LLMEngineOutput
+from tests.examples import examples
 from tests.operators._help import Life, fused, watch
 from tests.operators.test_stop_on_text import chunks_of, ids_of, text_of
 
@@ -88,7 +89,7 @@ def of(answer: int, chunks: list[LLMEngineOutput]) -> list[LLMEngineOutput]:
 
 
 @pytest.mark.rows("S1", "E3")
-@settings(max_examples=150)
+@examples(150)
 @given(source=SOURCES, characters=st.integers(0, 6), ends=st.booleans(), error=ENDS)
 def test_nothing_is_lost_or_doubled(
     source: list[tuple[int | None, LLMEngineOutput]],

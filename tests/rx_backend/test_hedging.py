@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import reactivex
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
@@ -50,6 +50,7 @@ from tests.engines import (
     tokens_of,
     virtual,
 )
+from tests.examples import examples
 from tests.meters import Meters
 from tests.spans import Spans
 
@@ -680,7 +681,7 @@ COMBINED: dict[str, Callable[[list[Mortal]], LLMEngine]] = {
 
 
 @pytest.mark.rows("S1", "S2", "S7", "A1", "A2", "A3", "A4", "A5", "P7")
-@settings(max_examples=200)
+@examples(200)
 @given(
     lives=st.lists(st.none() | st.integers(0, 4), min_size=3, max_size=3),
     delays=st.lists(st.sampled_from([0.0, 1.0, 7.0]), min_size=3, max_size=3),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
@@ -30,6 +30,7 @@ from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.testing import run_virtual
 from tests.engines import Item, Stream, before, now, request
+from tests.examples import examples
 from tests.spans import Spans
 
 # What the engine sends: a chunk or a terminal of so many tokens, an error, or nothing any more.
@@ -273,7 +274,7 @@ turns = st.lists(
 
 @pytest.mark.rows("S1", "S2", "S4", "S6", "S7", "A1", "A2", "A3", "A4", "A5", "A6", "C4")
 @pytest.mark.rows("P3", "P4", "P5", "P6a", "P7", "S9")
-@settings(max_examples=200)
+@examples(200)
 @given(
     mode=st.sampled_from(DisaggregationMode),
     history=st.lists(turns, max_size=8),

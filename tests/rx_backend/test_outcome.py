@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import reactivex
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from opentelemetry.trace import StatusCode
@@ -70,6 +70,7 @@ from tests.engines import (
     token,
     virtual,
 )
+from tests.examples import examples
 from tests.meters import Meters
 from tests.spans import Spans, rows_of
 
@@ -322,7 +323,7 @@ ENDS: dict[str, list[Step]] = {
 
 
 @pytest.mark.rows("O2", "S9", "P3", "P4", "P5", "P6", "P6a")
-@settings(max_examples=200)
+@examples(200)
 @given(
     sizes=st.lists(st.integers(0, 3), max_size=4),
     end=st.sampled_from([*ENDS]),
@@ -495,7 +496,7 @@ answer_chunks = st.lists(
 
 
 @pytest.mark.rows("P11", "E3", "S2", "S8")
-@settings(max_examples=150)
+@examples(150)
 @given(
     answers=st.integers(1, 4),
     chunks=answer_chunks,

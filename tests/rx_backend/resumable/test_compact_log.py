@@ -20,7 +20,11 @@ Item = Annotated[LLMEngineOutput]
 ROOMY = 1 << 30
 
 ids = st.lists(st.integers(0, 2**32 - 1), max_size=3)
-texts = st.none() | st.text(st.characters(), max_size=4) | st.sampled_from(("\ud83d", "\ude00"))
+# The first and the last characters of each width, and halves of a pair of surrogates.
+spellings = st.text(
+    "a\0\x7f\x80\xff\u0100\u07ff\u0800\uffff\U00010000\U0010ffff\ud83d\ude00", max_size=4
+)
+texts = st.none() | spellings
 indices = st.none() | st.integers(0, 3)
 plain = st.builds(
     Annotated[LLMEngineOutput], st.builds(LLMEngineOutput, ids, text=texts, index=indices)
@@ -32,9 +36,7 @@ def detokenized(token_id: int, text: str, index: int | None) -> Item:
     return Annotated(LLMEngineOutput([token_id], tokens=[text], text=text, index=index))
 
 
-by_token = st.builds(
-    detokenized, st.integers(0, 2**32 - 1), st.text(st.characters(), max_size=4), indices
-)
+by_token = st.builds(detokenized, st.integers(0, 2**32 - 1), spellings, indices)
 other = st.sampled_from(
     (
         lambda: Annotated(LLMEngineOutput([1], worker_trace_link=TraceLink("0" * 32, "1" * 16))),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from operators import PositionDropped, PositionUnknown
@@ -15,6 +15,7 @@ from rx_backend import Disconnected, EngineAdapter, LLMEngineOutput
 from rx_backend.resumable import ResumableReader, ResumableStreams, StreamNotFound
 from rx_backend.testing import run_virtual
 from tests.engines.scripted import ScriptedEngine, Step, now
+from tests.examples import examples
 from tests.rx_backend.resumable.answers import REQUEST, Item, text_of, told, until_stopped
 from tests.spans import Spans
 
@@ -163,7 +164,7 @@ def rule(run: Run) -> float:
 
 
 @pytest.mark.rows("S1", "S7", "A2", "P7")
-@settings(max_examples=250)
+@examples(250)
 @given(
     st.lists(st.sampled_from((0.0, 0.0, 1.0, 3.0)), max_size=12),
     st.sampled_from(tuple(ENDS)),
