@@ -133,10 +133,13 @@ clean: ## remove environments, caches and built documents
 	@rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# uv is quick, but knows nothing of the package index that pip may be configured for.
+EVERYTHING := --editable '.[dev]' --constraint constraints.txt
 .venv/.stamp: pyproject.toml constraints.txt
 	@$(new-venv)
 	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]' --constraint constraints.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(EVERYTHING) || \
+		$(BIN)/python -m pip install $(PIP_FLAGS) $(EVERYTHING)
 	@touch $@
 
 # The pins are complete, so nothing is resolved here: resolving would bring aioreactive back,

@@ -3,8 +3,9 @@ Set up the environment for the tests of engines on models, where that takes no G
 
 PyTorch's usual build for Linux brings several GB for CUDA along, so the environment is made only
 where pip finds one for CPUs: on macOS, or where pip is configured for an index or a folder with it.
-uv, which is several times as fast, installs what pip found and the rest. The environment is ``.venv-engines``, with the extra ``engines`` and the pins of
-``constraints-engines.txt``. ``--check`` only asks whether it can be made.
+uv, which is several times as fast, installs what pip found and the rest. The environment is
+``.venv-engines``, with the extra ``engines`` and the pins of ``constraints-engines.txt``. ``--check``
+only asks whether it can be made.
 """
 
 from __future__ import annotations
