@@ -8,17 +8,17 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
 from copy import copy
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from rx_backend.context import RequestContext
 from rx_backend.engines.checks import whole
 from rx_backend.engines.chunk_queue import ChunkQueue
-from rx_backend.engines.step_sequence import Outgoing, StepSequence
+from rx_backend.engines.step_sequence import Outgoing, StepScheduler, StepSequence
 from rx_backend.errors import BackendError, Disconnected, EngineShutdown, as_backend_error
 from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 
-__all__ = ("StepScheduler", "StepThread")
+__all__ = ("StepThread",)
 
 
 _MOST_FAILURES: Final = 8
@@ -28,32 +28,6 @@ So many steps in a row that fail, and none between them that does not, are no ba
 That one fails its own step, and the steps of others count anew. A device that is gone fails them all:
 without a limit its worker would stay in discovery and fail whatever it is sent.
 """
-
-
-class StepScheduler(Protocol):
-    """
-    What an engine does in the thread of a :class:`StepThread`.
-
-    A `Disconnected` that ``admit`` or ``step`` raises says that there is nothing left to step, as when
-    a process of the engine's has died: the thread ends, and is lost (row E7). So do eight steps in a
-    row that raise anything else, with none between them that does not.
-    """
-
-    def admit(self, sequence: StepSequence) -> None:
-        """Make room for a sequence that joins the batch; other errors end that sequence alone."""
-        ...
-
-    def step(self, sequences: list[StepSequence]) -> None:
-        """
-        Run one step for these sequences, and emit what it makes.
-
-        Those whose consumers lag are not among them. Other errors end all of these.
-        """
-        ...
-
-    def release(self, sequence: StepSequence) -> None:
-        """Free what an admitted sequence holds: it is over, or its consumer has left."""
-        ...
 
 
 class StepThread:
