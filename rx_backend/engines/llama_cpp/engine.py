@@ -11,7 +11,6 @@ from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig
 from rx_backend.engines.checks import whole
 from rx_backend.engines.llama_cpp.library import check_installed
-from rx_backend.engines.sequence import Load
 from rx_backend.engines.step_thread import StepThread
 from rx_backend.engines.stepped_engine import Limits, SteppedEngine
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
@@ -98,13 +97,6 @@ class LlamaCppEngine(SteppedEngine):
         self._model: Model | None = None
         self._cache: Cache | None = None
         self._scheduler: LlamaCppScheduler | None = None
-
-    @property
-    def load(self) -> Load:
-        """The work that is queued and running; nothing before the start."""
-        if self._scheduler is None or self._steps is None:
-            return Load(waiting=0, prefilling=0, decoding=0, kv_tokens=0)
-        return self._scheduler.load(self._steps.waiting)
 
     async def start(self, worker_id: int) -> EngineConfig:
         """
