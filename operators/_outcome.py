@@ -231,14 +231,15 @@ class OutcomeTracker:
         else:
             self._left = left
 
-    def end(self, *, dropped: bool) -> Outcome:
+    def end(self, *, dropped: bool, dropped_for: Exception | None = None) -> Outcome:
         """
         Decide the outcome, and tell the observers.
 
         Args:
             dropped: Whether the consumer left before the stream was at its end.
+            dropped_for: The error that the consumer got instead of the rest, from whoever dropped it.
         """
-        outcome = self._decide(dropped=dropped)
+        outcome = self._decide(dropped_for, dropped=dropped)
         observers, self._observers = self._observers, ()
         for observer in observers:
             try:
@@ -255,7 +256,7 @@ class OutcomeTracker:
         if self.handed_out is not None:
             self.handed_out.error = None
 
-    def _decide(self, *, dropped: bool) -> Outcome:
+    def _decide(self, dropped_for: Exception | None, *, dropped: bool) -> Outcome:
         times, handed, left = self.times, self.handed_out, self._left
         reasons, failure, tokens = times.finish_reasons, self.failure, None
         if handed is not None and handed.is_known:
@@ -276,7 +277,8 @@ class OutcomeTracker:
                 failure = None
         # Behind the end that the consumer was handed, a drop no longer counts (row P6a).
         if dropped and not has_ended:
-            return Outcome(None, None, True, times, handed_out=tokens)
+            is_cancelled = dropped_for is None or self._was_stopped()
+            return Outcome(None, dropped_for, is_cancelled, times, handed_out=tokens)
         if failure is not None:
             return Outcome(None, failure, self._was_stopped(), times, handed_out=tokens)
         in_order = tuple(map(reasons.__getitem__, sorted(reasons)))

@@ -45,6 +45,8 @@ class RequestContext:
     Attributes:
         trace_headers: The trace headers, names in lower case; those in *metadata* if none of the
             given ones is a ``traceparent``.
+        failure: The error that ended the request from outside its stream, as when the engine is lost
+            (row E7); set before the stream is dropped, for the span, the metrics and the log.
         queued_s: Seconds that the request waited in the engine's queue, for the span and the
             metrics; set by engines that know, before the stream ends.
         wasted: Tokens that further engines processed in vain, for the metrics; shared with all
@@ -61,6 +63,7 @@ class RequestContext:
         "_decode",
         "_following",
         "_latches",
+        "failure",
         "id",
         "metadata",
         "queued_s",
@@ -71,6 +74,7 @@ class RequestContext:
     id: str
     metadata: Mapping[str, str]
     trace_headers: Mapping[str, str]
+    failure: Exception | None
     queued_s: float | None
     wasted: WastedTokens | None
 
@@ -86,6 +90,7 @@ class RequestContext:
         self.trace_headers = (
             _trace_headers(trace_headers, metadata) if trace_headers or metadata else _EMPTY
         )
+        self.failure = None
         self.queued_s = None
         self.wasted = None
         self._latches = Latches(self.id)

@@ -156,6 +156,6 @@ class RequestScope:
             self._end(dropped)
 
     def _end(self, dropped: bool) -> None:
-        outcome = self.outcome.end(dropped=dropped)
+        outcome = self.outcome.end(dropped=dropped, dropped_for=self.context.failure)
         self._observer.ended(outcome)
         self._observer.closed()

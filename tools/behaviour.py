@@ -2,7 +2,8 @@
 Write docs/behaviour.md: the rows and the tests that pin them.
 
 Rows and their summaries come from docs/rows.toml, the tests from the markers ``rows`` and
-``reference`` of all tests that pytest collects.
+``reference`` of all tests that pytest collects, also of those that it then leaves out because they
+need a model, a cluster or a browser.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Rows:
         return [key for rows in self.sections.values() for key in rows]
 
 
-@dataclass
+@dataclass(eq=False)
 class Named:
     """
     What the tests name; filled when used as a pytest plugin.
@@ -57,14 +58,13 @@ class Named:
     rows: Tests = field(default_factory=lambda: defaultdict(set[str]))
     reference: Tests = field(default_factory=lambda: defaultdict(set[str]))
 
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Read the markers of every test."""
-        for item in session.items:
-            test = item.nodeid.partition("[")[0]
-            for marker, named in (("rows", self.rows), ("reference", self.reference)):
-                for mark in item.iter_markers(marker):
-                    for key in mark.args:
-                        named[key].add(test)
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        """Read the markers of a test, before it is known whether it runs here."""
+        test = item.nodeid.partition("[")[0]
+        for marker, named in (("rows", self.rows), ("reference", self.reference)):
+            for mark in item.iter_markers(marker):
+                for key in mark.args:
+                    named[key].add(test)
 
 
 def load() -> Rows:
@@ -112,7 +112,8 @@ def render(rows: Rows, named: Named) -> str:
         "# Behaviour and its tests",
         "",
         "Written by `make docs` from [rows.toml](rows.toml) and the markers of the tests.",
-        "A test names its rows with `@pytest.mark.rows(...)`.",
+        "A test names its rows with `@pytest.mark.rows(...)`. Those in `real` run on models, by",
+        "`make test-engines` and `make test-vllm`.",
     ]
     for title, section in rows.sections.items():
         lines += ["", f"## {title}", ""]

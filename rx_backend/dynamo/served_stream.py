@@ -234,6 +234,8 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         """End the request with *error*, on the event loop; the engine's stream is dropped."""
         if not self._is_over:
             self._failure = error
+            if self._bridge is not None:
+                self._bridge.request_context.failure = error
             self.close()
 
     def close(self) -> None:

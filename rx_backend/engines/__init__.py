@@ -18,8 +18,8 @@ from rx_backend.engines.request_checks import (
 from rx_backend.engines.sample import SampleEngine
 from rx_backend.engines.sequence import Load
 from rx_backend.engines.simulated import SimulatedEngine
-from rx_backend.engines.step_sequence import StepSequence
-from rx_backend.engines.step_thread import StepScheduler, StepThread
+from rx_backend.engines.step_sequence import StepScheduler, StepSequence
+from rx_backend.engines.step_thread import StepThread
 
 __all__ = (
     "Load",

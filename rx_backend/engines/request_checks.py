@@ -71,15 +71,15 @@ _INPUTS: Final = ("prompt_embeds", "multi_modal_data", "encoder_result")
 
 
 def check_prompt(
-    request: PreprocessedRequest, *, context_length: int, vocab_size: int
+    request: PreprocessedRequest, *, context_length: int | None, vocab_size: int | None
 ) -> list[int]:
     """
     Return the prompt's token ids.
 
     Args:
         request: The request.
-        context_length: Maximum of prompt and output together, in tokens.
-        vocab_size: Token ids are below this.
+        context_length: Maximum of prompt and output together, in tokens; None if nobody knows.
+        vocab_size: Token ids are below this; None if nobody knows.
 
     Raises:
         InvalidArgument: The prompt is empty, leaves no room for a token, or has ids that are no
@@ -88,7 +88,7 @@ def check_prompt(
     ids = request.token_ids
     if not ids:
         raise InvalidArgument("token_ids: the prompt is empty")
-    if len(ids) >= context_length:
+    if context_length is not None and len(ids) >= context_length:
         raise InvalidArgument(
             f"token_ids: the prompt has {len(ids)} tokens, which leaves no room for an answer in the "
             f"model's context of {context_length} tokens (max)"
@@ -99,9 +99,10 @@ def check_prompt(
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise InvalidArgument(f"token_ids: ids must be int, got {names}")
     low, high = min(ids), max(ids)
-    if low < 0 or high >= vocab_size:
+    if low < 0 or (vocab_size is not None and high >= vocab_size):
+        most = "" if vocab_size is None else f" to {vocab_size - 1}"
         raise InvalidArgument(
-            f"token_ids: ids must be from 0 to {vocab_size - 1}, got {low if low < 0 else high}"
+            f"token_ids: ids must be from 0{most}, got {low if low < 0 else high}"
         )
     return ids
 

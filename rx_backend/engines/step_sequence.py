@@ -1,14 +1,14 @@
-"""One request in the batch of a step thread."""
+"""A scheduler of a step thread, and one request in its batch."""
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from rx_backend.context import RequestContext
 from rx_backend.engines.chunk_queue import ChunkQueue
 from rx_backend.protocols import FinishReason, LLMEngineOutput, PreprocessedRequest, usage
 
-__all__ = ("Outgoing", "StepSequence")
+__all__ = ("Outgoing", "StepScheduler", "StepSequence")
 
 Outgoing: TypeAlias = list[LLMEngineOutput | BaseException]
 """What was sent in a step: chunks, and perhaps an error as the last."""
@@ -70,3 +70,29 @@ class StepSequence:
         outgoing, self._outgoing = self._outgoing, []
         self.queue.sent += len(outgoing)
         return outgoing
+
+
+class StepScheduler(Protocol):
+    """
+    What an engine does in the thread of a :class:`StepThread`.
+
+    A `Disconnected` that ``admit`` or ``step`` raises says that there is nothing left to step, as when
+    a process of the engine's has died: the thread ends, and is lost (row E7). So do eight steps in a
+    row that raise anything else, with none between them that does not.
+    """
+
+    def admit(self, sequence: StepSequence) -> None:
+        """Make room for a sequence that joins the batch; other errors end that sequence alone."""
+        ...
+
+    def step(self, sequences: list[StepSequence]) -> None:
+        """
+        Run one step for these sequences, and emit what it makes.
+
+        Those whose consumers lag are not among them. Other errors end all of these.
+        """
+        ...
+
+    def release(self, sequence: StepSequence) -> None:
+        """Free what an admitted sequence holds: it is over, or its consumer has left."""
+        ...

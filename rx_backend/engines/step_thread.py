@@ -8,37 +8,26 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
 from copy import copy
-from typing import Any, Protocol
+from typing import Any, Final
 
 from rx_backend.context import RequestContext
 from rx_backend.engines.checks import whole
 from rx_backend.engines.chunk_queue import ChunkQueue
-from rx_backend.engines.step_sequence import Outgoing, StepSequence
+from rx_backend.engines.step_sequence import Outgoing, StepScheduler, StepSequence
 from rx_backend.errors import BackendError, Disconnected, EngineShutdown, as_backend_error
 from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 
-__all__ = ("StepScheduler", "StepThread")
+__all__ = ("StepThread",)
 
 
-class StepScheduler(Protocol):
-    """What an engine does in the thread of a :class:`StepThread`."""
+_MOST_FAILURES: Final = 8
+"""
+So many steps in a row that fail, and none between them that does not, are no bad request any more.
 
-    def admit(self, sequence: StepSequence) -> None:
-        """Make room for a sequence that joins the batch; an error ends that sequence alone."""
-        ...
-
-    def step(self, sequences: list[StepSequence]) -> None:
-        """
-        Run one step for these sequences, and emit what it makes.
-
-        Those whose consumers lag are not among them. An error ends all of these.
-        """
-        ...
-
-    def release(self, sequence: StepSequence) -> None:
-        """Free what an admitted sequence holds: it is over, or its consumer has left."""
-        ...
+That one fails its own step, and the steps of others count anew. A device that is gone fails them all:
+without a limit its worker would stay in discovery and fail whatever it is sent.
+"""
 
 
 class StepThread:
@@ -87,7 +76,8 @@ class StepThread:
         self._waiting: deque[StepSequence] = deque()
         self._active: list[StepSequence] = []
         self._is_closing = False
-        self._failure: BaseException | None = None
+        self._failures = 0
+        self._failure: Disconnected | None = None
         self._open: set[ChunkQueue] = set()
         self._draining: list[asyncio.Future[None]] = []
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -170,9 +160,8 @@ class StepThread:
             self._changed.notify()
 
     def _why_ended(self) -> BackendError:
-        if self._failure is None:
-            return EngineShutdown("the engine was cleaned up")
-        return Disconnected(f"the step thread has ended: {self._failure!r}")
+        # One of its own for each: raising it writes to it.
+        return copy(self._failure) if self._failure else EngineShutdown("the engine was cleaned up")
 
     def _end_streams(self) -> None:
         """End what is open once the thread has ended, whatever it was doing with it."""
@@ -189,9 +178,11 @@ class StepThread:
                 self._admit()
                 self._step()
                 self._settle()
+        except Disconnected as error:
+            self._failure = error
         except BaseException as error:
             # Raised in the event loop, `SystemExit` or the like would end the process.
-            self._failure = error
+            self._failure = Disconnected(f"the step thread has ended: {error!r}")
         with self._changed:
             self._is_closing = True
             self._waiting.clear()
@@ -225,6 +216,8 @@ class StepThread:
                 continue
             try:
                 self._scheduler.admit(sequence)
+            except Disconnected:
+                raise
             except Exception as error:
                 sequence.fail(as_backend_error(error))
                 self._send([sequence])
@@ -237,10 +230,16 @@ class StepThread:
             return
         try:
             self._scheduler.step(ready)
+        except Disconnected:
+            raise
         except Exception as error:
+            self._failures += 1
+            if self._failures == _MOST_FAILURES:
+                raise Disconnected(f"{_MOST_FAILURES} steps in a row failed: {error!r}") from error
             for sequence in ready:
-                # An error of its own for each: raising one writes to it.
                 sequence.fail(copy(as_backend_error(error)))
+        else:
+            self._failures = 0
 
     def _settle(self) -> None:
         """Release the sequences that are over or whose consumers have left, then send what was made."""

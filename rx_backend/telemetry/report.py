@@ -8,7 +8,7 @@ from opentelemetry.util.types import AttributeValue
 from operators import AbortStep, BufferOverflow, DeadlineExpired, Outcome, TokenTimes
 from operators import span_names as names
 from rx_backend.context import RequestContext
-from rx_backend.errors import BackendError
+from rx_backend.errors import BackendError, as_backend_error
 from rx_backend.logger import describe, get_logger
 from rx_backend.telemetry import request_span
 from rx_backend.telemetry.request_log import RequestLog, request_ids
@@ -119,7 +119,10 @@ class RequestObserver:
         self.closed()
 
     def dropped_setup(self) -> None:
-        """Take note of a caller that left during the set-up: there is no stream (row P5)."""
+        """Take note of a request that was ended during the set-up: there is no stream (row P5)."""
+        if self._context.failure is not None:
+            self.failed_setup(as_backend_error(self._context.failure))
+            return
         request_span.record_dropped_setup(self._span)
         self.ended(Outcome(None, None, is_cancelled=True))
         self.closed()

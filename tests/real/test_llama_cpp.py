@@ -5,21 +5,20 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import random
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rx_backend import EngineAdapter, InvalidArgument, PreprocessedRequest, RequestContext
 from rx_backend.engines.llama_cpp import LlamaCppEngine
-from rx_backend.engines.sequence import Load
+from rx_backend.engines.llama_cpp.scheduler import Answer
 from rx_backend.errors import EngineShutdown
 from rx_backend.protocols import (
     LLMEngineOutput,
@@ -27,24 +26,13 @@ from rx_backend.protocols import (
     SamplingOptions,
     StopConditions,
 )
+from tests.real.engines import in_loop
 from tests.real.tiny_model import RealModel
 from tests.spans import Spans
 
 pytestmark = pytest.mark.needs("xllamacpp", "transformers", "gguf")
 
-P = ParamSpec("P")
-T = TypeVar("T")
 GREEDY = SamplingOptions(temperature=0)
-
-
-def in_loop(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """Run a test in an event loop on the real clock."""
-
-    @functools.wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        return asyncio.run(test(*args, **kwargs))
-
-    return run
 
 
 @asynccontextmanager
@@ -81,6 +69,12 @@ def used_cells(engine: LlamaCppEngine) -> list[int]:
     return [engine._cache.used(number) for number in range(engine._max_batch)]
 
 
+def answers(engine: LlamaCppEngine) -> list[Answer]:
+    """Return what is in the batch."""
+    assert engine._steps is not None
+    return [sequence.state for sequence in list(engine._steps._active)]
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what the step thread does."""
     async with asyncio.timeout(20):
@@ -90,8 +84,9 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def at_rest(engine: LlamaCppEngine) -> None:
     """Wait until nothing runs; llama.cpp's own cache is empty then."""
-    idle = Load(waiting=0, prefilling=0, decoding=0, kv_tokens=0)
-    await until(lambda: engine.load == idle)
+    steps = engine._steps
+    assert steps is not None
+    await until(lambda: steps.active == steps.waiting == 0)
     assert not any(used_cells(engine))
 
 
@@ -154,8 +149,8 @@ async def test_a_stop_or_a_drop_frees_the_cache(tiny_model: RealModel) -> None:
                 pull = asyncio.create_task(anext(stream))
             else:
                 # More than the short prompt and its answer.
-                await until(lambda: engine.load.kv_tokens > 32)
-                assert engine.load.prefilling == 1
+                await until(lambda: sum(each.computed for each in answers(engine)) > 32)
+                assert [each.is_reading for each in answers(engine)].count(True) == 1
             if drop:
                 pull.cancel()
                 await asyncio.wait([pull])

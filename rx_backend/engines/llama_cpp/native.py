@@ -229,9 +229,9 @@ class Sampler:
         top_k: How many of the likeliest tokens are candidates; all if it is below 1.
         top_p: Their joint probability at least.
         min_p: Minimum of a candidate's probability, as a part of the likeliest one's.
-        repetition: Divides the logits of tokens in the prompt and the answer; 1 for no penalty.
-        frequency: Subtracted for each time that the answer has the token.
-        presence: Subtracted once if it has.
+        repetition_penalty: Divides the logits of tokens in the prompt and the answer; 1 for none.
+        frequency_penalty: Subtracted for each time that the answer has the token.
+        presence_penalty: Subtracted once if it has.
         window: How many of the latest tokens count for penalties.
         seed: `RANDOM_SEED` for a random one.
         prompt: The prompt, for the penalty on repetition.
@@ -242,12 +242,12 @@ class Sampler:
         model: Model,
         *,
         temperature: float = 1.0,
-        top_k: int = 0,
+        top_k: float = 0,
         top_p: float = 1.0,
         min_p: float = 0.0,
-        repetition: float = 1.0,
-        frequency: float = 0.0,
-        presence: float = 0.0,
+        repetition_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
         window: int = 0,
         seed: int = RANDOM_SEED,
         prompt: Sequence[int] = (),
@@ -255,18 +255,19 @@ class Sampler:
         llama = self._llama = library()
         self._chain: int | None = llama.sampler_chain_init(llama.sampler_chain_default_params())
         size = model.vocab_size
-        if repetition != 1:
-            penalty = llama.sampler_init_penalties(size, window, repetition, 0.0, 0.0)
+        if repetition_penalty != 1:
+            penalty = llama.sampler_init_penalties(size, window, repetition_penalty, 0.0, 0.0)
             for token_id in prompt:
                 llama.sampler_accept(penalty, token_id)
             self._add(penalty)
-        if frequency or presence:
-            self._add(llama.sampler_init_penalties(size, window, 1.0, frequency, presence))
+        counted = (frequency_penalty, presence_penalty)
+        if any(counted):
+            self._add(llama.sampler_init_penalties(size, window, 1.0, *counted))
         if temperature < GREEDY_BELOW:
             self._add(llama.sampler_init_greedy())
             return
         if top_k > 0:
-            self._add(llama.sampler_init_top_k(top_k))
+            self._add(llama.sampler_init_top_k(int(top_k)))
         if temperature != 1:
             self._add(llama.sampler_init_temp(temperature))
         if top_p < 1:

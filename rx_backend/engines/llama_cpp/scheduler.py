@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rx_backend.engines.llama_cpp.native import RANDOM_SEED, Cache, Model, Sampler
-from rx_backend.engines.sequence import Load
 from rx_backend.engines.step_sequence import StepSequence
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import FinishReason, LLMEngineOutput, PreprocessedRequest, TopLogprob
@@ -70,26 +69,13 @@ class LlamaCppScheduler:
         self._cache = cache
         self._window = context_length
         self._free = list(range(sequences))
-        self._running: dict[int, Answer] = {}
         self._defaults = {name: _default(model, key, unset) for name, key, unset in _DEFAULTS}
-
-    def load(self, waiting: int) -> Load:
-        """Return what runs, and *waiting* requests; in any thread."""
-        running = list(self._running.values())
-        reading = sum(answer.is_reading for answer in running)
-        return Load(
-            waiting=waiting,
-            prefilling=reading,
-            decoding=len(running) - reading,
-            kv_tokens=sum(answer.computed for answer in running),
-        )
 
     def admit(self, sequence: StepSequence) -> None:
         """Give a sequence a place in the cache; put in what another engine has read of it."""
         answer: Answer = sequence.state
         answer.sampler = self._sampler(sequence.request)
         answer.number = self._free.pop()
-        self._running[answer.number] = answer
         if answer.received is not None:
             try:
                 self._take_over(answer, answer.received)
@@ -111,7 +97,6 @@ class LlamaCppScheduler:
     def release(self, sequence: StepSequence) -> None:
         """Free a sequence's place in the cache, and its sampler."""
         answer: Answer = sequence.state
-        del self._running[answer.number]
         self._cache.remove(answer.number)
         self._free.append(answer.number)
         if answer.sampler is not None:
@@ -194,16 +179,11 @@ class LlamaCppScheduler:
         given: dict[str, Any] = {
             name: value for name in self._defaults if (value := getattr(options, name)) is not None
         }
-        values = self._defaults | given
         return Sampler(
             self._model,
-            temperature=values["temperature"],
-            top_k=int(values["top_k"]),
-            top_p=values["top_p"],
-            min_p=values["min_p"],
-            repetition=values["repetition_penalty"],
-            frequency=options.frequency_penalty or 0.0,
-            presence=options.presence_penalty or 0.0,
+            **self._defaults | given,
+            frequency_penalty=options.frequency_penalty or 0.0,
+            presence_penalty=options.presence_penalty or 0.0,
             window=self._window,
             seed=RANDOM_SEED if options.seed is None else options.seed % RANDOM_SEED,
             prompt=request.token_ids,

@@ -8,7 +8,12 @@ from typing import Any, Final, cast
 import msgspec
 
 from rx_backend.engines.openai.server import Server, ServerKind
-from rx_backend.engines.request_checks import check_options, output_tokens, stop_token_ids
+from rx_backend.engines.request_checks import (
+    check_options,
+    check_prompt,
+    output_tokens,
+    stop_token_ids,
+)
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import PreprocessedRequest
 
@@ -49,18 +54,11 @@ def check_request(request: PreprocessedRequest, server: Server) -> None:
     Refuse a request that the server would answer wrongly.
 
     Raises:
-        InvalidArgument: It has no prompt, one that is too long, or options that this kind of server
-            does not honour; the message names each of them.
+        InvalidArgument: It has no prompt, one that is too long or has ids that are none, or options
+            that this kind of server does not honour; the message names each of them.
     """
     if chat_of(request) is None:
-        count = len(request.token_ids)
-        if not count:
-            raise InvalidArgument("token_ids: the prompt is empty")
-        if server.context_length is not None and count >= server.context_length:
-            raise InvalidArgument(
-                f"token_ids: the prompt has {count} tokens, which leaves no room for an answer in "
-                f"the model's context of {server.context_length} tokens (max)"
-            )
+        check_prompt(request, context_length=server.context_length, vocab_size=None)
     name = f"OpenAIEngine with a server of the kind {server.kind.name!r}"
     check_options(name, request, server.kind.honours)
     refused = [option for option in _asked_for(request) if not _knows(server.kind, option)]

@@ -57,7 +57,6 @@ class VllmEngine(LLMEngine):
         self._defaults: dict[str, Any] = {}
         self._numbers = itertools.count(1)
         self._live: dict[RequestContext, str] = {}
-        self._idle = asyncio.Event()
         self._aborts: set[asyncio.Future[None]] = set()
 
     @classmethod
@@ -154,8 +153,6 @@ class VllmEngine(LLMEngine):
         finally:
             unlisten()
             del self._live[context]
-            if not self._live:
-                self._idle.set()
 
     def _start_abort(self, context: RequestContext) -> None:
         task = asyncio.ensure_future(self.abort(context))
@@ -167,16 +164,6 @@ class VllmEngine(LLMEngine):
         request_id = self._live.get(context)
         if request_id is not None and self._llm is not None:
             await self._llm.abort(request_id)
-
-    async def is_quiescent(self) -> bool:
-        """Return whether no request is in vLLM."""
-        return not self._live
-
-    async def drain(self) -> None:
-        """Wait until no request is in vLLM."""
-        while self._live:
-            self._idle.clear()
-            await self._idle.wait()
 
     async def lost(self) -> str:
         """Wait until vLLM's core process is gone; return the reason (row E7)."""

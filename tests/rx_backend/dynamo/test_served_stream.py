@@ -23,6 +23,7 @@ from rx_backend.errors import Disconnected
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.testing import run_virtual
 from rx_backend.worker import RequestGate
+from tests.spans import Spans
 
 Chunks: TypeAlias = AsyncGenerator[LLMEngineOutput]
 
@@ -546,11 +547,13 @@ def test_text_that_no_byte_stands_for_is_replaced(text: str, last: bool) -> None
     run_virtual(main())
 
 
-@pytest.mark.rows("E7", "S6")
+@pytest.mark.rows("E7", "S6", "O2", "P4")
 @pytest.mark.parametrize("pushed", [False, True])
-@pytest.mark.parametrize("at_s", [1, 6.5])
-def test_a_request_that_is_failed_ends_with_that_error(*, pushed: bool, at_s: float) -> None:
-    """In the engine's set-up and in mid-stream, at once; the engine's stream is closed."""
+@pytest.mark.parametrize(("at_s", "kind"), [(1, "setup_failed"), (6.5, "Backend(Disconnected)")])
+def test_a_request_that_is_failed_ends_with_that_error(
+    spans: Spans, *, pushed: bool, at_s: float, kind: str
+) -> None:
+    """In the engine's set-up and in mid-stream, at once; the span says so, it was no drop."""
 
     class Slow(Engine):
         async def generate(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
@@ -560,7 +563,8 @@ def test_a_request_that_is_failed_ends_with_that_error(*, pushed: bool, at_s: fl
     async def main() -> None:
         gate = RequestGate(lambda: RuntimeError("closed"))
         seen: list[dict[str, Any]] = []
-        handler = serving(EngineAdapter(Slow(plain)), inside=gate.admit)
+        adapter = EngineAdapter(Slow(plain), tracer=spans.tracer)
+        handler = serving(adapter, inside=gate.admit)
         stream = handler(REQUEST, RuntimeContext(), **sender_to(seen, pushed))
         pulling = asyncio.create_task(pull_all([stream], seen, 0.0))
         await asyncio.sleep(at_s)
@@ -573,3 +577,10 @@ def test_a_request_that_is_failed_ends_with_that_error(*, pushed: bool, at_s: fl
         await gate.idle()
 
     run_virtual(main())
+    span = spans.one()
+    told = span.attributes or {}
+    assert (told["error_kind"], told["error.type"]) == (kind, "Disconnected")
+    assert span.status.description == kind
+    assert "finish_reason" not in told
+    if at_s > 6:
+        assert (told["output_tokens"], told["cancelled"]) == (1, False)

@@ -595,6 +595,73 @@ def test_a_thread_that_dies_is_lost(hook: str) -> None:
     run(main)
 
 
+@pytest.mark.rows("E7")
+@pytest.mark.parametrize("hook", ["admit", "step"])
+def test_a_scheduler_that_is_disconnected_is_lost(hook: str) -> None:
+    """With its own error, for the streams in the batch, the one that it was told for, and later ones."""
+
+    class Leaving(Counting):
+        def admit(self, sequence: StepSequence) -> None:
+            super().admit(sequence)
+            if hook == "admit" and sequence.request.token_ids == [13]:
+                self.admitted.pop()
+                raise Disconnected("the core is gone")
+
+        def step(self, sequences: list[StepSequence]) -> None:
+            if hook == "step" and len(sequences) == 2:
+                raise Disconnected("the core is gone")
+            super().step(sequences)
+
+    async def main() -> None:
+        scheduler = Leaving()
+        steps = StepThread(scheduler, max_sequences=2)
+        running = steps.stream(asking(10**9), RequestContext())
+        await anext(running)
+        later = read(steps.stream(asking(9, prompt=13), RequestContext()))
+        errors = await asyncio.gather(read(running), later, return_exceptions=True)
+        errors += await asyncio.gather(
+            read(steps.stream(asking(3), RequestContext())), return_exceptions=True
+        )
+        assert [str(error) for error in errors] == ["BackendDisconnected: the core is gone"] * 3
+        assert await steps.lost() == "the core is gone"
+        scheduler.check_released()
+        await steps.close()
+
+    run(main)
+
+
+@pytest.mark.rows("E7")
+def test_steps_that_all_fail_are_a_loss() -> None:
+    """The eighth in a row; a step in between that does not fail begins anew."""
+
+    class Failing(Counting):
+        def step(self, sequences: list[StepSequence]) -> None:
+            if any(each.request.token_ids == [13] for each in sequences):
+                raise OSError("no device")
+            super().step(sequences)
+
+    async def main() -> None:
+        scheduler = Failing()
+        steps = StepThread(scheduler, max_sequences=4)
+
+        async def fails() -> BaseException:
+            with pytest.raises((Unknown, Disconnected)) as caught:
+                await read(steps.stream(asking(3, prompt=13), RequestContext()))
+            return caught.value
+
+        for _ in range(2):
+            kinds = [type(await fails()) for _ in range(7)]
+            assert kinds == [Unknown] * 7
+            assert await read(steps.stream(asking(3), RequestContext())) == answer(3)
+        kinds = [type(await fails()) for _ in range(9)]
+        assert kinds == [Unknown] * 7 + [Disconnected] * 2
+        assert await steps.lost() == "8 steps in a row failed: OSError('no device')"
+        scheduler.check_released()
+        await steps.close()
+
+    run(main)
+
+
 PLANS = st.lists(
     st.tuples(
         st.integers(1, 12),  # tokens

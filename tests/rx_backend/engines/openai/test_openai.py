@@ -568,6 +568,8 @@ def test_a_bad_prompt_is_refused_here() -> None:
     assert "the prompt is empty" in str(failure(request=PreprocessedRequest(token_ids=[])))
     long = PreprocessedRequest(token_ids=[1] * 100)
     assert "context of 100 tokens (max)" in str(failure(request=long))
+    negative = PreprocessedRequest(token_ids=[1, -1])
+    assert "ids must be from 0, got -1" in str(failure(request=negative))
 
 
 @pytest.mark.rows("P1")
