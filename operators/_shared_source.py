@@ -71,6 +71,7 @@ class SharedSource(Generic[T]):
         log: ReplayLog[T],
         ahead: int,
         linger_s: float | None,
+        *,
         on_abandoned: Callable[[], None] | None,
         on_end: OnEnd | None,
     ) -> None:

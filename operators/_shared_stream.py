@@ -82,7 +82,9 @@ class SharedStream(Observable[T], Generic[T]):
             _options, ahead=ahead, linger_s=linger_s, on_abandoned=on_abandoned, on_end=on_end
         )
         held: ReplayLog[T] = ItemLog() if log is None else log
-        self._shared = SharedSource(source, held, ahead, linger_s, on_abandoned, on_end)
+        self._shared = SharedSource(
+            source, held, ahead, linger_s, on_abandoned=on_abandoned, on_end=on_end
+        )
 
     @property
     def first(self) -> int:
