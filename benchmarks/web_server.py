@@ -14,10 +14,12 @@ import cProfile
 import gc
 import json
 import os
+import signal
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import monotonic, process_time
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -220,6 +222,8 @@ def _us_of(way: Callable[[int, LLMEngineOutput], bytes], chunks: list[LLMEngineO
 async def serve(way: str, format: str, loop_kind: str, profile: str | None) -> None:
     """Serve until a signal ends it."""
     service = Service(way, format)
+    # uvicorn raises it once more when it has ended, and the rest of this is still to be done.
+    signal.signal(signal.SIGTERM, _ignore)
     server = uvicorn.Server(
         uvicorn.Config(service.app, port=0, log_level="error", lifespan="off", backlog=8192)
     )
@@ -233,6 +237,9 @@ async def serve(way: str, format: str, loop_kind: str, profile: str | None) -> N
     await service.streams.aclose()
     if isinstance(profiling, cProfile.Profile):
         profiling.dump_stats(str(profile))
+
+
+def _ignore(_: int, __: FrameType | None) -> None: ...
 
 
 def main() -> None:

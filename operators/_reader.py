@@ -9,7 +9,8 @@ from typing import Any, Generic, Self, TypeVar
 
 from operators._core.tasks import defer_to_loop
 from operators._replay_log import PositionDropped, PositionUnknown
-from operators._shared_source import Cursor, SharedSource
+from operators._shared_readers import Cursor
+from operators._shared_source import SharedSource
 
 __all__ = ("Reader", "ReaderMark", "check_position")
 

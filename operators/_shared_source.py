@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from operators._core.failures import as_failure, redacted_exc_info
 from operators._core.fusion import FusedRun
 from operators._core.loop_streams import streams_of
 from operators._core.pump import Pump
 from operators._core.sources import ObservableSource
+from operators._core.tasks import start_release
 from operators._replay_log import ReplayLog
+from operators._shared_readers import Cursor, Readers
 
-__all__ = ("Cursor", "SharedSource", "SourceClosed")
+__all__ = ("OnEnd", "SharedSource", "SourceClosed")
 
 T = TypeVar("T")
+
+OnEnd: TypeAlias = Callable[[BaseException | None], Coroutine[Any, Any, None]]
 
 # How many items are pulled in one turn of the loop.
 _AT_A_TURN = 16
@@ -26,24 +30,6 @@ _AT_A_TURN = 16
 
 class SourceClosed(RuntimeError):
     """A shared stream was closed before its source had ended; what it held has been read."""
-
-
-class Cursor:
-    """
-    Where one reader is.
-
-    Attributes:
-        position: How many of the source's items it has.
-        takes: Whether it takes items; a mark is for a reader elsewhere, which waits unseen.
-        is_open: Whether it has not left.
-    """
-
-    __slots__ = ("is_open", "position", "takes")
-
-    def __init__(self, position: int, *, takes: bool) -> None:
-        self.position = position
-        self.takes = takes
-        self.is_open = True
 
 
 class SharedSource(Generic[T]):
@@ -57,26 +43,26 @@ class SharedSource(Generic[T]):
         log: What is held of the items.
         loop: The event loop; None up to the first reader.
         is_over: Nothing comes any more: the source has ended or failed, or was closed.
-        fastest: The position of the fastest reader; of the last one that left when there is none.
+        readers: Who reads.
     """
 
     __slots__ = (
         "__weakref__",
         "_ahead",
-        "_cursors",
+        "_context",
         "_failure",
         "_is_abandoned",
         "_linger",
         "_linger_s",
         "_on_abandoned",
+        "_on_end",
         "_pump",
         "_source",
         "_traceback",
-        "_waiting",
-        "fastest",
         "is_over",
         "log",
         "loop",
+        "readers",
     )
 
     def __init__(
@@ -85,28 +71,25 @@ class SharedSource(Generic[T]):
         log: ReplayLog[T],
         ahead: int,
         linger_s: float | None,
+        *,
         on_abandoned: Callable[[], None] | None,
+        on_end: OnEnd | None,
     ) -> None:
-        self._source = source
+        self._source: AsyncIterator[T] | None = source
         self.log = log
         self._ahead = ahead
         self._linger_s = linger_s
         self._on_abandoned = on_abandoned
+        self._on_end = on_end
         self.loop: asyncio.AbstractEventLoop | None = None
         self.is_over = False
+        self._context: contextvars.Context | None = None
         self._pump: Pump[T] | None = None
-        self._cursors: set[Cursor] = set()
-        self._waiting: dict[Cursor, asyncio.Future[None]] = {}
-        self.fastest = 0
+        self.readers = Readers()
         self._is_abandoned = False
         self._linger: asyncio.TimerHandle | None = None
         self._failure: BaseException | None = None
         self._traceback: TracebackType | None = None
-
-    @property
-    def readers(self) -> int:
-        """How many readers and marks there are."""
-        return len(self._cursors)
 
     def open(self) -> None:
         """
@@ -120,33 +103,35 @@ class SharedSource(Generic[T]):
         except RuntimeError:
             raise RuntimeError("a shared stream can be read on an event loop only") from None
         if self.loop is None:
-            source = self._source
-            if isinstance(source, FusedRun) and source.event_loop is not loop:
-                raise RuntimeError("the source of a shared stream lives on another event loop")
-            # The task of the pump runs in this context, so that the run need not enter it.
-            run: FusedRun[T] = FusedRun(
-                source, [], own_context=contextvars.copy_context(), enters=False, loop=loop
-            )
-            streams_of(loop).add(run)
-            self._pump = Pump(run, self._take, self._end)
-            self.loop = loop
-            if isinstance(source, ObservableSource):
-                # One that pushes by itself does so from the first reader on.
-                source.open()
+            self._begin(cast("AsyncIterator[T]", self._source), loop)
         elif self.loop is not loop:
             raise RuntimeError(
                 "a shared stream can be read on the event loop of its first reader only"
             )
 
+    def _begin(self, source: AsyncIterator[T], loop: asyncio.AbstractEventLoop) -> None:
+        context = self._context = contextvars.copy_context()
+        if isinstance(source, FusedRun):
+            if source.event_loop is not loop:
+                raise RuntimeError("the source of a shared stream lives on another event loop")
+            self._pump = Pump(source, self._take, self._end, context)
+        else:
+            # The task of the pump runs in this context, so that the run need not enter it.
+            run: FusedRun[T] = FusedRun(source, [], own_context=context, enters=False, loop=loop)
+            streams_of(loop).add(run)
+            self._pump = Pump(run, self._take, self._end)
+        self.loop, self._source = loop, None
+        if isinstance(source, ObservableSource):
+            # One that pushes by itself does so from the first reader on.
+            source.open()
+
     def join(self, position: int, *, takes: bool) -> Cursor:
         """Add a reader, and call off that the stream is abandoned."""
         self.open()
-        cursor = Cursor(position, takes=takes)
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None
-        self.fastest = max(self.fastest, position) if self._cursors else position
-        self._cursors.add(cursor)
+        cursor = self.readers.add(position, takes=takes)
         self._demand()
         return cursor
 
@@ -154,32 +139,21 @@ class SharedSource(Generic[T]):
         """Take a reader away; the last one leaves the stream abandoned. Idempotent."""
         if not cursor.is_open:
             return
-        cursor.is_open = False
-        self._cursors.discard(cursor)
-        waiter = self._waiting.pop(cursor, None)
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-        if self._cursors:
-            # Those that keep up are all at one position: then the first that is looked at says so.
-            if not any(each.position == self.fastest for each in self._cursors):
-                self.fastest = max(each.position for each in self._cursors)
-        elif not self.is_over:
+        self.readers.remove(cursor)
+        if not self.readers and not self.is_over:
             self._left_alone()
 
     def advance(self, cursor: Cursor, position: int) -> None:
         """Note that a reader has the items up to *position*."""
         cursor.position = position
-        if position > self.fastest:
-            self.fastest = position
+        if position > self.readers.fastest:
+            self.readers.fastest = position
             if self._ahead or not cursor.takes:
                 self._demand()
 
     def changed(self, cursor: Cursor) -> asyncio.Future[None]:
         """Return what waits for an item, for the end, or until the reader has left."""
-        if cursor in self._waiting:
-            raise RuntimeError("the reader is already being pulled by another task")
-        loop = cast("asyncio.AbstractEventLoop", self.loop)
-        waiter = self._waiting[cursor] = loop.create_future()
+        waiter = self.readers.wait(cursor, cast("asyncio.AbstractEventLoop", self.loop))
         self._demand()
         return waiter
 
@@ -191,7 +165,9 @@ class SharedSource(Generic[T]):
 
     def close(self) -> None:
         """Drop the source without waiting; :meth:`wait_closed` waits. Idempotent; not unopened."""
-        pump = cast("Pump[T]", self._pump)
+        pump = self._pump
+        if pump is None:
+            return
         if not self.is_over:
             if pump.source.has_ended and not pump.source.dropped:
                 # It cleans up, and its end comes then.
@@ -205,16 +181,12 @@ class SharedSource(Generic[T]):
             await self._pump.wait_closed()
 
     def _wants_more(self) -> bool:
-        log = self.log
-        if self._waiting or self._is_abandoned or (not self._cursors and self._linger_s is None):
+        log, readers = self.log, self.readers
+        if readers.waiting or self._is_abandoned or (self._linger_s is None and not readers):
             return log.make_room(log.head)
-        ahead = log.head - self.fastest
-        # A mark that has everything counts as a reader that waits.
-        is_wanted = ahead < self._ahead or (
-            ahead == 0
-            and any(each.position == self.fastest for each in self._cursors if not each.takes)
-        )
-        return is_wanted and log.make_room(self.fastest)
+        ahead = log.head - readers.fastest
+        is_wanted = ahead < self._ahead or (ahead == 0 and readers.has_mark_in_front())
+        return is_wanted and log.make_room(readers.fastest)
 
     def _demand(self) -> None:
         pump = self._pump
@@ -223,20 +195,38 @@ class SharedSource(Generic[T]):
 
     def _take(self, item: T) -> Awaitable[None] | None:
         self.log.append(item)
-        self._wake()
+        self.readers.wake()
         if not self._wants_more():
             return None
-        cast("Pump[T]", self._pump).demand()
+        pump = cast("Pump[T]", self._pump)
+        pump.demand()
         # A source that never waits must not keep all others from their turn.
-        return None if self.log.head % _AT_A_TURN else asyncio.sleep(0)
+        return None if self.log.head % _AT_A_TURN or pump.source.ended else asyncio.sleep(0)
 
-    def _end(self, failure: BaseException | None) -> None:
-        source = self._source
+    def _end(self, failure: BaseException | None) -> Awaitable[None] | None:
+        pump = cast("Pump[T]", self._pump)
+        has_task = failure is None or isinstance(failure, Exception)
         if failure is not None:
             failure = as_failure(failure, "the source")
-        elif isinstance(source, FusedRun) and source.dropped:
+        elif pump.source.dropped:
             failure = SourceClosed("the source of a shared stream was closed")
-        self._is_over_by(failure)
+        ending = self._report_end(pump.source, failure)
+        if has_task:
+            return ending
+        start_release(ending, pump.source.event_loop)
+        return None
+
+    async def _report_end(self, source: FusedRun[T], failure: BaseException | None) -> None:
+        try:
+            if self._on_end is not None:
+                await self._on_end(failure)
+        except Exception as error:
+            _log_failed("the end of a shared stream", error)
+        finally:
+            self._is_over_by(failure)
+        await source.aclose()
+        # What has ended may hold a request.
+        self._pump = None
 
     def _is_over_by(self, failure: BaseException | None) -> None:
         self.is_over = True
@@ -245,14 +235,8 @@ class SharedSource(Generic[T]):
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None
-        self._on_abandoned = None
-        self._wake()
-
-    def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for waiter in waiting.values():
-            if not waiter.done():
-                waiter.set_result(None)
+        self._on_abandoned = self._on_end = None
+        self.readers.wake()
 
     def _left_alone(self) -> None:
         """Begin to linger: no reader is left."""
@@ -263,10 +247,8 @@ class SharedSource(Generic[T]):
         elif self._linger_s == 0.0:
             self._abandon()
         else:
-            pump, loop = cast("Pump[Any]", self._pump), cast("Any", self.loop)
-            self._linger = loop.call_later(
-                self._linger_s, self._abandon, context=pump.source.own_context
-            )
+            loop = cast("asyncio.AbstractEventLoop", self.loop)
+            self._linger = loop.call_later(self._linger_s, self._abandon, context=self._context)
 
     def _abandon(self) -> None:
         self._linger = None
@@ -280,12 +262,14 @@ class SharedSource(Generic[T]):
         try:
             callback()
         except Exception as error:
-            _log.error(
-                "the callback for an abandoned stream failed", exc_info=redacted_exc_info(error)
-            )
+            _log_failed("an abandoned stream", error)
             self.close()
         else:
             self._demand()
+
+
+def _log_failed(what: str, error: Exception) -> None:
+    _log.error("the callback for %s failed", what, exc_info=redacted_exc_info(error))
 
 
 _log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, cast
 
 from reactivex import Observable, abc
@@ -16,7 +16,8 @@ from operators._core.pushing import push_in_task
 from operators._core.tasks import defer_to_loop
 from operators._reader import Reader, ReaderMark, check_position
 from operators._replay_log import ItemLog, PositionDropped, PositionUnknown, ReplayLog
-from operators._shared_source import Cursor, SharedSource
+from operators._shared_readers import Cursor
+from operators._shared_source import OnEnd, SharedSource
 
 __all__ = ("SharedStream",)
 
@@ -41,6 +42,8 @@ class SharedStream(Observable[T], Generic[T]):
             never, and then the source is pulled on without readers.
         on_abandoned: Called when the stream is abandoned, and then the source is pulled to its end.
             When left out, the source is closed.
+        on_end: Awaited when the source has ended, with its failure or None, before the readers are
+            told; not where the stream was closed.
 
     A stream that lost all references, to it and to its readers, is closed (row S7). It lives on the
     event loop of its first reader.
@@ -68,15 +71,20 @@ class SharedStream(Observable[T], Generic[T]):
         ahead: int = 0,
         linger_s: float | None = 0.0,
         on_abandoned: Callable[[], None] | None = None,
+        on_end: OnEnd | None = None,
     ) -> None:
         super().__init__()
         if not hasattr(source, "__anext__"):
             raise TypeError(
                 f"SharedStream: source: expected an asynchronous iterator, got {source!r}"
             )
-        check_arguments(_options, ahead=ahead, linger_s=linger_s, on_abandoned=on_abandoned)
+        check_arguments(
+            _options, ahead=ahead, linger_s=linger_s, on_abandoned=on_abandoned, on_end=on_end
+        )
         held: ReplayLog[T] = ItemLog() if log is None else log
-        self._shared = SharedSource(source, held, ahead, linger_s, on_abandoned)
+        self._shared = SharedSource(
+            source, held, ahead, linger_s, on_abandoned=on_abandoned, on_end=on_end
+        )
 
     @property
     def first(self) -> int:
@@ -96,12 +104,12 @@ class SharedStream(Observable[T], Generic[T]):
     @property
     def readers(self) -> int:
         """How many readers and marks there are."""
-        return self._shared.readers
+        return len(self._shared.readers)
 
     @property
     def fastest(self) -> int:
         """The position of the fastest reader or mark; of the last one that left when there is none."""
-        return self._shared.fastest
+        return self._shared.readers.fastest
 
     def read(self, after: int = 0) -> Reader[T]:
         """
@@ -221,6 +229,7 @@ def _options(
     ahead: Annotated[int, AtLeast(0)],
     linger_s: Annotated[float, AtLeast(0, "seconds")] | None,
     on_abandoned: Callable[[], None] | None,
+    on_end: Callable[[BaseException | None], Coroutine[Any, Any, None]] | None,
 ) -> None: ...
 
 

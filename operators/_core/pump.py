@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -32,6 +33,8 @@ class Pump(Generic[T]):
         on_end: Called once with the failure, or with None at the end of the source; not after
             :meth:`close`. It may be a coroutine function, but for a failure that is no
             ``Exception``, such as the cancellation of the task.
+        context: What the task runs in where the source enters its own context with each pull. For
+            such a source the task is any consumer, whose cancellation is a drop.
 
     Attributes:
         busy: A pull was demanded and has not come to its item or its end.
@@ -40,6 +43,7 @@ class Pump(Generic[T]):
 
     __slots__ = (
         "__weakref__",
+        "_context",
         "_demand",
         "_is_closed",
         "_is_handling",
@@ -56,8 +60,10 @@ class Pump(Generic[T]):
         source: FusedRun[T],
         on_item: Callable[[T], Awaitable[None] | None],
         on_end: Callable[[BaseException | None], Awaitable[None] | None],
+        context: contextvars.Context | None = None,
     ) -> None:
         self.source = source
+        self._context = context
         self._on_item = on_item
         self._on_end = on_end
         self.task: asyncio.Task[None] | None = None
@@ -74,9 +80,14 @@ class Pump(Generic[T]):
         self.busy = True
         if self.task is None:
             pump: weakref.ref[Pump[T]] = weakref.ref(self)
-            source = self.source
-            self.task = start_task(_pull_on_demand(pump), source.event_loop, source.own_context)
-            source.pulled_by(self.task)
+            source, context = self.source, self._context
+            self.task = start_task(
+                _pull_on_demand(pump),
+                source.event_loop,
+                source.own_context if context is None else context,
+            )
+            if context is None:
+                source.pulled_by(self.task)
             self.task.add_done_callback(weakly(self._task_done))
         else:
             self._wake()
@@ -112,7 +123,12 @@ class Pump(Generic[T]):
                     item = await anext(self.source)
                 except StopAsyncIteration:
                     break
-                await self._handle(item)
+                self.busy = False
+                self._is_handling = True
+                handled = self._on_item(item)
+                if handled is not None:
+                    await handled
+                self._is_handling = False
                 if self.source.ended:
                     break
             else:
@@ -129,16 +145,6 @@ class Pump(Generic[T]):
         if not self._leaves_source:
             await self.source.aclose()
         return None
-
-    async def _handle(self, item: T) -> None:
-        self.busy = False
-        self._is_handling = True
-        try:
-            handled = self._on_item(item)
-            if handled is not None:
-                await handled
-        finally:
-            self._is_handling = False
 
     def _report_end(self, failure: BaseException | None) -> Awaitable[None] | None:
         """Call *on_end*, unless that is done or the pump was closed."""

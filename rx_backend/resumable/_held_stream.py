@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from typing import Final, Protocol
 
 from operators import SharedStream
@@ -78,11 +77,12 @@ class HeldStream:
         self.log = CompactLog(options.max_bytes, self._dropped)
         goes_on = options.when_left == "continue" and opened.begun_here
         self.shared: SharedStream[Item] = SharedStream(
-            self._items(opened),
+            opened.items,
             log=self.log,
             ahead=options.max_ahead,
             linger_s=None if goes_on else options.linger_s,
             on_abandoned=self._left,
+            on_end=self._ended,
         )
         opened.watch(self.shared)
 
@@ -152,27 +152,14 @@ class HeldStream:
                 await anext(reader, None)
             return shared.read(after)
 
-    async def _items(self, opened: OpenedStream) -> AsyncGenerator[Item]:
-        items, failure = opened.items, None
-        try:
-            async for item in items:
-                if items.ended:
-                    # The reader may leave with the last item, and the end would not be pulled.
-                    await opened.aclose()
-                    self._end()
-                yield item
-        except Exception as error:
-            # Held until the answer is forgotten: its frames would hold engine and request.
-            failure = error.with_traceback(None)
-        finally:
-            await opened.aclose()
-            self._end()
-            del opened, items
+    async def _ended(self, failure: BaseException | None) -> None:
+        opened = self._opened
         if failure is not None:
-            try:
-                raise failure
-            finally:
-                del failure
+            # Held until the answer is forgotten: its frames would hold engine and request.
+            failure.__traceback__ = None
+        self._end()
+        if opened is not None:
+            await opened.aclose()
 
     def _left(self) -> None:
         """Stop the engine, or leave it to others: there was no reader here for ``linger_s``."""

@@ -86,10 +86,10 @@ def event(data: bytes, *, name: str | None = None, id: str | None = None) -> byt
         name: The event's name; ``message`` to a browser without one.
         id: What a client gives back as ``Last-Event-ID``. One that can't be written is left out.
     """
-    head = b"" if id is None or not _is_line(id) else b"id: %b\n" % id.encode()
+    head = f"id: {id}\n" if id is not None and _is_line(id) else ""
     if name is not None and _is_line(name):
-        head += b"event: %b\n" % name.encode()
-    return b"%bdata: %b\n\n" % (head, data)
+        head += f"event: {name}\n"
+    return head.encode() + b"data: " + data + b"\n\n"
 
 
 def _is_line(text: str) -> bool:

@@ -8,6 +8,8 @@ import itertools
 import sys
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Literal
@@ -320,12 +322,18 @@ async def test_a_cancellation_by_the_source_is_a_failure() -> None:
     assert seen == ["a"]
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("idle", [False, True])
 @virtual
-async def test_somebody_cancels_the_task_that_pulls(idle: bool) -> None:
+async def test_somebody_cancels_the_task_that_pulls(idle: bool, fused: bool) -> None:
     """Whoever cancels all tasks of the loop does not leave readers waiting for ever."""
     engine = Engine("ab", every_s=1.0)
-    shared = SharedStream(engine())
+    told: list[BaseException | None] = []
+
+    async def end(failure: BaseException | None) -> None:
+        told.append(failure)
+
+    shared = SharedStream(fuse(engine(), []) if fused else engine(), on_end=end)
     reader = shared.read()
     before = asyncio.all_tasks()
     pull = await waiting(reader)
@@ -337,6 +345,7 @@ async def test_somebody_cancels_the_task_that_pulls(idle: bool) -> None:
         await (anext(reader) if idle else pull)
     await shared.aclose()
     assert engine.closed == 1
+    assert [type(each) for each in told] == [SourceCancelled]
 
 
 @virtual
@@ -527,6 +536,96 @@ async def test_what_is_done_about_an_abandoned_stream() -> None:
     assert told == [4.5]
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("error", [None, GONE])
+@virtual
+async def test_what_is_done_about_the_end(error: Exception | None, fused: bool) -> None:
+    """The owner is told of it once, also where no reader waits for it, and readers come later."""
+    engine = Engine("ab", every_s=1.0, error=error)
+    told: list[BaseException | None] = []
+
+    async def end(failure: BaseException | None) -> None:
+        told.append(failure)
+        await asyncio.sleep(5.0)
+
+    shared = SharedStream(fuse(engine(), []) if fused else engine(), ahead=9, on_end=end)
+    async with shared.read() as reader:
+        seen = [await anext(reader), await anext(reader)]
+        await settle()
+        assert told == [error]
+        assert not shared.is_over
+        with pytest.raises(LookupError, match="gone") if error else nullcontext():
+            await rest(reader, seen)
+        assert (seen, now()) == (["a", "b"], 7.0)
+    assert (told, shared.is_over) == ([error], True)
+    await shared.aclose()
+    assert engine.closed == 1
+
+
+@virtual
+async def test_a_stream_that_is_closed_has_no_end() -> None:
+    """Who closes it knows."""
+    told: list[BaseException | None] = []
+
+    async def end(failure: BaseException | None) -> None:
+        told.append(failure)
+
+    shared = SharedStream(Engine("ab", every_s=1.0)(), on_end=end)
+    pull = await waiting(shared.read())
+    await shared.aclose()
+    with pytest.raises(SourceClosed):
+        await pull
+    assert told == []
+
+
+@virtual
+async def test_an_owner_that_fails_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged without its message, and readers get the end."""
+    secret = "what somebody wrote"
+
+    async def fail(_: BaseException | None) -> None:
+        raise ValueError(secret)
+
+    engine = Engine("ab")
+    shared = SharedStream(engine(), on_end=fail)
+    assert await rest(shared.read()) == ["a", "b"]
+    await shared.aclose()
+    assert engine.closed == 1
+    assert "the callback for the end of a shared stream failed" in caplog.text
+    assert secret not in caplog.text
+
+
+@virtual
+async def test_a_run_is_pulled_in_its_own_context() -> None:
+    """That in which it was made, whoever reads."""
+    variable: ContextVar[str] = ContextVar("variable", default="nobody's")
+    seen: list[str] = []
+
+    async def engine() -> AsyncGenerator[str]:
+        for item in "ab":
+            seen.append(variable.get())
+            yield item
+
+    variable.set("the request's")
+    source = fuse(engine(), [])
+    variable.set("the reader's")
+    assert await rest(SharedStream(source).read()) == ["a", "b"]
+    assert seen == ["the request's"] * 2
+
+
+@virtual
+async def test_what_has_ended_is_released() -> None:
+    """A stream that is held on to holds its items, and not the engine's stream."""
+    source = fuse(Engine("ab")(), [])
+    shared = SharedStream(source)
+    assert await rest(shared.read()) == ["a", "b"]
+    await settle()
+    lost = ref(source)
+    del source
+    assert lost() is None
+    assert await rest(shared.read()) == ["a", "b"]
+
+
 @virtual
 async def test_the_callback_is_released_with_the_source() -> None:
     """A stream that is over refers to its owner no longer."""
@@ -534,8 +633,10 @@ async def test_the_callback_is_released_with_the_source() -> None:
     class Owner:
         def abandon(self) -> None: ...
 
+        async def end(self, failure: BaseException | None) -> None: ...
+
     owner = Owner()
-    shared = SharedStream(Engine("a")(), on_abandoned=owner.abandon)
+    shared = SharedStream(Engine("a")(), on_abandoned=owner.abandon, on_end=owner.end)
     assert await rest(shared.read()) == ["a"]
     lost = ref(owner)
     del owner

@@ -1,0 +1,81 @@
+"""Who reads a shared stream: where each reader is, and which of them wait."""
+
+from __future__ import annotations
+
+import asyncio
+
+__all__ = ("Cursor", "Readers")
+
+
+class Cursor:
+    """
+    Where one reader is.
+
+    Attributes:
+        position: How many of the source's items it has.
+        takes: Whether it takes items; a mark is for a reader elsewhere, which waits unseen.
+        is_open: Whether it has not left.
+    """
+
+    __slots__ = ("is_open", "position", "takes")
+
+    def __init__(self, position: int, *, takes: bool) -> None:
+        self.position = position
+        self.takes = takes
+        self.is_open = True
+
+
+class Readers:
+    """
+    The readers and marks of one shared stream; ``len`` is how many there are.
+
+    Attributes:
+        fastest: The position of the fastest one; of the last one that left when there is none.
+        waiting: What those that wait for an item are waiting for.
+    """
+
+    __slots__ = ("_cursors", "fastest", "waiting")
+
+    def __init__(self) -> None:
+        self._cursors: set[Cursor] = set()
+        self.fastest = 0
+        self.waiting: dict[Cursor, asyncio.Future[None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._cursors)
+
+    def add(self, position: int, *, takes: bool) -> Cursor:
+        """Add a reader, or a mark."""
+        cursor = Cursor(position, takes=takes)
+        self.fastest = max(self.fastest, position) if self._cursors else position
+        self._cursors.add(cursor)
+        return cursor
+
+    def remove(self, cursor: Cursor) -> None:
+        """Take a reader away; if it waits, it is woken."""
+        cursor.is_open = False
+        self._cursors.discard(cursor)
+        waiter = self.waiting.pop(cursor, None)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+        # Those that keep up are all at one position: then the first that is looked at says so.
+        if not any(each.position == self.fastest for each in self._cursors):
+            self.fastest = max((each.position for each in self._cursors), default=self.fastest)
+
+    def wait(self, cursor: Cursor, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+        """Return what a reader waits for until :meth:`wake`, or until it is taken away."""
+        if cursor in self.waiting:
+            raise RuntimeError("the reader is already being pulled by another task")
+        waiter = self.waiting[cursor] = loop.create_future()
+        return waiter
+
+    def wake(self) -> None:
+        """Wake all that wait."""
+        waiting, self.waiting = self.waiting, {}
+        for waiter in waiting.values():
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def has_mark_in_front(self) -> bool:
+        """Return whether a mark is as far as the fastest: it counts as a reader that waits there."""
+        return any(each.position == self.fastest for each in self._cursors if not each.takes)
