@@ -297,8 +297,8 @@ class _Session:
         if stopped_by is not None:
             title += f"; stopped early: {stopped_by}"
         try:
-            from rx_backend.replay.plot import write_plot  # noqa: PLC0415  # only on demand
+            from rx_backend.replay.plot import ReplayChart  # noqa: PLC0415  # only on demand
 
-            write_plot(path, self.result, title=title)
+            ReplayChart(self.result, title=title).save(path)
         except ImportError:
             self._say("no plot: it needs matplotlib, pip install 'rx-backend[plot]'")

@@ -10,7 +10,7 @@ import pytest
 
 from rx_backend.engines import SimulatedEngine
 from rx_backend.replay import ReplayResult, Request, replay, synthetic
-from rx_backend.replay.plot import ReplayChart, write_plot
+from rx_backend.replay.plot import ReplayChart
 from rx_backend.replay.report import format_table, summarize
 from rx_backend.testing import run_virtual
 from tests.rx_backend.pictures._help import unreadable
@@ -37,7 +37,7 @@ def test_writes_a_png_for_any_replay(tmp_path: Path) -> None:
         chart = ReplayChart(result, title=name * 40)
         assert unreadable(chart.figure()) == []
         assert repr(chart) == format_table(summarize(result))
-    write_plot(tmp_path / "replay.png", ReplayResult(0), title="nothing")
+    ReplayChart(ReplayResult(0), title="nothing").save(tmp_path / "replay.png")
     assert (tmp_path / "replay.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -45,7 +45,7 @@ def test_writes_a_png_for_any_replay(tmp_path: Path) -> None:
 def test_panels_show_the_figures() -> None:
     """Requests in flight, tokens per second, TTFT by outcome, shares, and time per token by load."""
     result = results()["busy"]
-    panels: list[Any] = ReplayChart(result).figure().axes
+    panels: list[Any] = ReplayChart(result, title="busy").figure().axes
     flight, ttft_shares, output, itl, ttft, by_load = panels
     most = flight.collections[0].get_paths()[0].vertices[:, 1].max()
     rows = result.requests
