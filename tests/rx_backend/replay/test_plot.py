@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from rx_backend.engines import SimulatedEngine
 from rx_backend.replay import ReplayResult, Request, replay, synthetic
@@ -72,3 +74,16 @@ def test_panels_show_the_figures() -> None:
     ]
     assert sorted(points[:, 1]) == pytest.approx(sorted(slow))
     assert points[:, 0].min() >= 1
+
+
+@pytest.mark.timeout(60)
+def test_each_outcome_keeps_its_colour_in_the_file() -> None:
+    """The file has few colours, but cancelled requests don't look like failed ones."""
+    chart = ReplayChart(results()["busy"], title="busy")
+    legend: list[Any] = chart.figure().legends[0].legend_handles
+    pixels = np.array(Image.open(BytesIO(chart.png())).convert("RGB")).reshape(-1, 3)
+    assert len(legend) == 4
+    for dot in legend:
+        *color, alpha = dot.get_facecolor()[0]
+        wanted = 255 * (alpha * np.array(color) + 1 - alpha)
+        assert np.abs(pixels - wanted).max(axis=1).min() < 8
