@@ -30,7 +30,6 @@ from rx_backend.testing.engine_loading import (
     EngineNotCallable,
     load_engine_factory,
 )
-from rx_backend.testing.marble_diagram import MarbleDiagram, read_diagrams, run_docstring_marbles
 from rx_backend.testing.marble_line import (
     MarbleError,
     MarbleEvent,
@@ -62,7 +61,6 @@ __all__ = (
     "EngineModuleMissing",
     "EngineNotCallable",
     "LoopScheduler",
-    "MarbleDiagram",
     "MarbleError",
     "MarbleEvent",
     "MarbleFailure",
@@ -81,9 +79,7 @@ __all__ = (
     "engine_conformance_tests",
     "load_engine_factory",
     "parse_marbles",
-    "read_diagrams",
     "render_marbles",
     "run_conformance",
-    "run_docstring_marbles",
     "run_virtual",
 )
