@@ -22,14 +22,7 @@ from rx_backend.testing.conformance_report import (
     Violation,
 )
 from rx_backend.testing.deadlock import Deadlock, WaitingTask
-from rx_backend.testing.engine_loading import (
-    EngineAttributeMissing,
-    EngineImportFailed,
-    EngineLoadError,
-    EngineModuleMissing,
-    EngineNotCallable,
-    load_engine_factory,
-)
+from rx_backend.testing.engine_loading import load_engine_factory
 from rx_backend.testing.marble_line import (
     MarbleError,
     MarbleEvent,
@@ -54,12 +47,7 @@ __all__ = (
     "ConformanceOptions",
     "ConformanceReport",
     "Deadlock",
-    "EngineAttributeMissing",
     "EngineFactory",
-    "EngineImportFailed",
-    "EngineLoadError",
-    "EngineModuleMissing",
-    "EngineNotCallable",
     "LoopScheduler",
     "MarbleError",
     "MarbleEvent",
