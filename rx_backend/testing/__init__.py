@@ -21,7 +21,7 @@ from rx_backend.testing.conformance_report import (
     Rule,
     Violation,
 )
-from rx_backend.testing.deadlock import Deadlock, WaitingTask
+from rx_backend.testing.deadlock import Deadlock
 from rx_backend.testing.engine_loading import load_engine_factory
 from rx_backend.testing.marble_line import (
     MarbleError,
@@ -60,7 +60,6 @@ __all__ = (
     "Rule",
     "Violation",
     "VirtualTimeLoop",
-    "WaitingTask",
     "align_marbles",
     "assert_marbles",
     "check_engine",
