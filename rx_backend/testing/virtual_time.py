@@ -200,7 +200,8 @@ class _VirtualSelector(selectors.DefaultSelector):
     def _jump(self, time_s: float) -> None:
         """Set the clock to *time_s*, exactly to the time of the timer that is due then."""
         timers_s = self.timers_s
-        while timers_s and timers_s[0] < time_s - _ROUNDING_S:
+        passed_s = max(self.now_s, time_s - _ROUNDING_S)
+        while timers_s and timers_s[0] <= passed_s:
             heappop(timers_s)
         if timers_s and timers_s[0] <= time_s + _ROUNDING_S:
             time_s = timers_s[0]

@@ -55,6 +55,23 @@ def test_the_clock_jumps_from_timer_to_timer() -> None:
     run_virtual(main())
 
 
+def test_timers_that_are_close_together_all_fire() -> None:
+    """Also where the first of them was cancelled, or has fired."""
+
+    async def main() -> list[float]:
+        loop = asyncio.get_running_loop()
+        fired: list[float] = []
+        for number in range(1, 40):
+            timer = loop.call_at(1.0 + number * 1e-7, lambda: fired.append(now()))
+            if number % 3 == 1:
+                timer.cancel()
+        await asyncio.sleep(2.0)
+        return fired
+
+    wanted = [1.0 + number * 1e-7 for number in range(1, 40) if number % 3 != 1]
+    assert run_virtual(main()) == wanted
+
+
 def test_a_year_passes_too() -> None:
     """Where a float has no nanoseconds any more, timers still fire at their time."""
 
