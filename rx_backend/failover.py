@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Final, TypeAlias, cast
+from typing import Final, TypeAlias
 
 from opentelemetry import trace
 
@@ -28,16 +28,9 @@ from rx_backend.resumption import NotResumable, ResumeState, continuation_reques
 from rx_backend.retry_budget import RetryBudget
 from rx_backend.telemetry import worker_trace_link
 
-__all__ = ("LOST_WORKER", "FailoverEngine", "HandOff", "NotResumable")
+__all__ = ("FailoverEngine", "HandOff", "NotResumable")
 
-LOST_WORKER: Final[tuple[type[Exception], ...]] = (
-    CannotConnect,
-    ConnectionTimeout,
-    Disconnected,
-    EngineShutdown,
-    StreamIncomplete,
-)
-"""The errors that mean a lost worker."""
+_LOST: Final = (CannotConnect, ConnectionTimeout, Disconnected, EngineShutdown, StreamIncomplete)
 
 HandOff: TypeAlias = Callable[
     [PreprocessedRequest], PreprocessedRequest | Awaitable[PreprocessedRequest]
@@ -48,6 +41,9 @@ HandOff: TypeAlias = Callable[
 class FailoverEngine(CombinedEngine):
     """
     Resume a request on the next engine when the active one is lost.
+
+    An engine is lost when it fails with `CannotConnect`, `ConnectionTimeout`, `Disconnected`,
+    `EngineShutdown` or `StreamIncomplete`, or ends without a terminal.
 
     The adapter sees one stream: one first token, one span, and a gap where the engine was lost. The
     next engine gets the tokens that were handed out as part of its prompt, `max_tokens` and
@@ -67,8 +63,6 @@ class FailoverEngine(CombinedEngine):
         engines: In the order in which they are asked; after the last one the first is asked again.
             A worker awaits :meth:`lost`; one that has told there that it is lost is left out.
         limit: How often one request is resumed, 0 or more.
-        errors: The errors that mean a lost engine; `StreamIncomplete` includes an end without a
-            terminal.
         hand_off: Repeats the hand-off of a request that has one (`prefill_result`,
             `bootstrap_info`, `encoder_result`), for the prompt that it then has.
         budget: Bounds the share of resumed requests; by default a fifth of all, and 100 at once. A
@@ -103,14 +97,19 @@ class FailoverEngine(CombinedEngine):
         self,
         *engines: LLMEngine,
         limit: int = 1,
-        errors: tuple[type[Exception], ...] = LOST_WORKER,
         hand_off: HandOff | None = None,
         budget: RetryBudget | None = None,
     ) -> None:
         super().__init__(engines)
-        _check(engines, limit, errors, hand_off)
+        if not engines:
+            raise TypeError("FailoverEngine: engines: expected one or more")
+        if type(limit) is not int or limit < 0:
+            raise ValueError(
+                f"FailoverEngine: limit: expected 0 resumptions or more, got {limit!r}"
+            )
+        if hand_off is not None and not callable(hand_off):
+            raise TypeError(f"FailoverEngine: hand_off: expected a function, got {hand_off!r}")
         self._limit = limit
-        self._errors = errors
         self._hand_off = hand_off
         self._budget = RetryBudget(ratio=0.2, burst=100.0) if budget is None else budget
 
@@ -141,7 +140,11 @@ class FailoverEngine(CombinedEngine):
                 has_raised = failure is not None
                 if failure is None:
                     failure = StreamIncomplete("the engine's stream ended before its terminal")
-                if state.has_terminal or context.is_stopped or not self._means_lost(failure):
+                if (
+                    state.has_terminal
+                    or context.is_stopped
+                    or not isinstance(as_backend_error(failure), _LOST)
+                ):
                     if has_raised:
                         raise failure
                     return
@@ -193,21 +196,6 @@ class FailoverEngine(CombinedEngine):
         count = len(self.engines)
         places = [(place + step) % count for step in range(count)]
         return next((each for each in places if not self._is_lost(self.engines[each])), places[0])
-
-    def _means_lost(self, error: Exception) -> bool:
-        return isinstance(error, self._errors) or isinstance(as_backend_error(error), self._errors)
-
-
-def _check(engines: tuple[LLMEngine, ...], limit: object, errors: object, hand_off: object) -> None:
-    if not engines:
-        raise TypeError("FailoverEngine: engines: expected one or more")
-    if type(limit) is not int or limit < 0:
-        raise ValueError(f"FailoverEngine: limit: expected 0 resumptions or more, got {limit!r}")
-    entries = cast("tuple[object, ...]", errors) if isinstance(errors, tuple) else (None,)
-    if not all(isinstance(entry, type) and issubclass(entry, Exception) for entry in entries):
-        raise TypeError(f"FailoverEngine: errors: expected classes of errors, got {errors!r}")
-    if hand_off is not None and not callable(hand_off):
-        raise TypeError(f"FailoverEngine: hand_off: expected a function, got {hand_off!r}")
 
 
 async def _repeated(hand_off: HandOff, part: PreprocessedRequest) -> PreprocessedRequest:

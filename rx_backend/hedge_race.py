@@ -4,45 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeAlias
 
 from opentelemetry import trace
 
 from operators.assembly import Mailbox
 from operators.authoring import has_content, own_copy
 from rx_backend.combined_engine import EngineCall
-from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import FinishReason, LLMEngineOutput, PreprocessedRequest
 from rx_backend.retry_budget import RetryBudget
 
-__all__ = ("HedgeOutcome", "HedgeRace")
-
-Side: TypeAlias = Literal["first", "second"]
-
-
-@dataclass(frozen=True, slots=True)
-class HedgeOutcome:
-    """
-    The outcome of a race.
-
-    Attributes:
-        winner: The engine that answered first; None if both failed, or if the stream was dropped
-            before either had answered.
-        elapsed_s: Seconds from the first pull to the outcome.
-        wasted_input_tokens: Prompt tokens that the other engine has read as well.
-        wasted_output_tokens: Tokens that the other engine has yielded by then.
-        first_failure: The first engine's error, if it failed before the other one answered.
-        second_failure: The second engine's error, likewise.
-    """
-
-    winner: Side | None
-    elapsed_s: float
-    wasted_input_tokens: int = 0
-    wasted_output_tokens: int = 0
-    first_failure: BaseException | None = None
-    second_failure: BaseException | None = None
+__all__ = ("HedgeRace",)
 
 
 class Racer:
@@ -53,7 +25,6 @@ class Racer:
         self.runs_ahead = runs_ahead
         self.inbox: Mailbox[LLMEngineOutput] = Mailbox()
         self.output_tokens = 0
-        self.error: BaseException | None = None
         self.pump = call.pump(
             race.request,
             partial(race.on_chunk, self),
@@ -77,7 +48,6 @@ class HedgeRace(AsyncIterator[LLMEngineOutput]):
         request: The request.
         after_s: Seconds until the second engine is asked; None for never.
         budget: Has to allow the second call.
-        on_outcome: Called with the outcome if the second engine was asked.
     """
 
     def __init__(
@@ -88,15 +58,12 @@ class HedgeRace(AsyncIterator[LLMEngineOutput]):
         *,
         after_s: float | None,
         budget: RetryBudget,
-        on_outcome: Callable[[HedgeOutcome], None] | None,
     ) -> None:
         self._ask_second = ask_second
         self.request = request
         self._left_s = after_s
         self._budget = budget
-        self._on_outcome = on_outcome
         self._loop = asyncio.get_running_loop()
-        self._started_at = self._loop.time()
         self._span = trace.get_current_span()
         self._changed = asyncio.Event()
         self._winner: Racer | None = None
@@ -166,12 +133,11 @@ class HedgeRace(AsyncIterator[LLMEngineOutput]):
     def on_end(self, racer: Racer, error: BaseException | None) -> None:
         """Take the end of an engine's stream, and its error if it failed."""
         racer.inbox.end(error)
-        racer.error = error
         self._changed.set()
         is_alone = self._second is None or self._second.inbox.is_closed
         if self._winner is None and self._first.inbox.is_closed and is_alone:
             self._winner = self._first
-            self._report(None)
+            self._report("none")
 
     def _win(self, winner: Racer) -> None:
         self._winner, self._left_s = winner, None
@@ -184,8 +150,8 @@ class HedgeRace(AsyncIterator[LLMEngineOutput]):
             loser.close()
         self._report("first" if winner is self._first else "second")
 
-    def _report(self, winner: Side | None) -> None:
-        """Report the outcome, once, if there was a race."""
+    def _report(self, winner: str) -> None:
+        """Report ``first``, ``second`` or ``none``, once, if there was a race."""
         second = self._second
         if second is None or self._is_reported:
             return
@@ -194,20 +160,7 @@ class HedgeRace(AsyncIterator[LLMEngineOutput]):
         self._add_wasted(0, wasted)
         if self._span.is_recording():
             # The span of a dropped stream has ended by now.
-            self._span.add_event("hedged", {"winner": winner or "none"})
-        outcome = HedgeOutcome(
-            winner,
-            round(self._loop.time() - self._started_at, 6),
-            len(self.request.token_ids),
-            wasted,
-            self._first.error,
-            second.error,
-        )
-        try:
-            if self._on_outcome is not None:
-                self._on_outcome(outcome)
-        except Exception as error:
-            _log.error("on_outcome failed", **describe(error))
+            self._span.add_event("hedged", {"winner": winner})
 
     def _add_wasted(self, input_tokens: int, output_tokens: int) -> None:
         wasted = self._first.call.context.wasted
@@ -220,9 +173,8 @@ class HedgeRace(AsyncIterator[LLMEngineOutput]):
         racers = [self._first] if self._second is None else [self._first, self._second]
         for racer in racers:
             racer.close()
-        self._report(None)
+        self._report("none")
         for racer in racers:
-            racer.error = None
             racer.inbox.close()
         for racer in racers:
             await racer.pump.wait_closed()
@@ -232,6 +184,3 @@ def _is_failure(chunk: LLMEngineOutput) -> bool:
     """Return whether a chunk is a terminal that says ``error``; engines may give it as text."""
     reason: FinishReason | str | None = chunk.finish_reason
     return reason.is_error if isinstance(reason, FinishReason) else str(reason).startswith("error")
-
-
-_log = get_logger(__name__)

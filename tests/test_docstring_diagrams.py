@@ -27,7 +27,8 @@ from rx_backend import (
     protocols,
 )
 from rx_backend.protocols import CompletionUsage, convert_output
-from rx_backend.testing import MarbleDiagram, MarbleEvent, Marbles, read_diagrams, render_marbles
+from rx_backend.testing import MarbleEvent, MarbleMismatch, Marbles, render_marbles
+from tests.diagrams import MarbleDiagram, read_diagrams
 from tests.spans import Spans
 from tests.tokenizer import byte_tokenizer
 
@@ -379,3 +380,36 @@ def test_every_operator_has_a_diagram() -> None:
         name for name in operators.__all__ if hasattr(getattr(operators, name), "__wrapped__")
     }
     assert written - {param.values[0] for param in diagrams()} == set()
+
+
+def until(source: Observable[Any], other: Observable[Any]) -> Observable[Any]:
+    """
+    Stop with the other one.
+
+    So::
+
+        source  -a-b-c-|
+        other   ----x
+        result  -a-b|
+        noted   what is below the result is commentary
+
+    and when the other does nothing::
+
+        source  -a-|
+        other   ---
+        result  -a-|
+
+    Note:
+        source: Rows elsewhere, such as this one, are none.
+    """
+    return source.pipe(ops.take_until(other))
+
+
+def test_diagrams_are_found_among_prose() -> None:
+    """Each block with a result is one; rows above it are played; a false one is a mismatch."""
+    first, second = read_diagrams(until.__doc__)
+    assert first.inputs == {"source": "-a-b-c-|", "other": "----x"}
+    assert first.rows["noted"] == "what is below the result is commentary"
+    assert [one.play(Marbles(), until).marbles for one in (first, second)] == ["-a-b|", "-a-|"]
+    with pytest.raises(MarbleMismatch):
+        MarbleDiagram({**first.rows, "result": "-a-b-c-|"}).play(Marbles(), until)

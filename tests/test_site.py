@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import operators
-from rx_backend.testing import read_diagrams
+from tests.diagrams import read_diagrams
 from tools import gallery
 from tools.document import ROOT
 from tools.site import lay_out

@@ -20,9 +20,10 @@ from reactivex import Observable
 
 import operators
 from rx_backend.pictures import MarblePicture, MarbleRow, style
-from rx_backend.testing import MarbleDiagram, MarbleEvent, parse_marbles, read_diagrams
+from rx_backend.testing import MarbleEvent, parse_marbles
 from rx_backend.testing.marble_source import MarbleSource
 from tests import test_docstring_diagrams as diagrams
+from tests.diagrams import MarbleDiagram, read_diagrams
 from tools.document import ROOT
 from tools.reference import summary
 

@@ -8,12 +8,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
 
-import reactivex
-from reactivex import Observable, abc
-from reactivex import operators as ops
-
 from operators._chunk import Clock
-from operators._core.loop_scheduler import LoopScheduler
 from operators._slo._request import SloRequest
 from operators._slo._snapshot import SloSnapshot
 from operators._slo._tally import OTHER, Ended, Key, Tally, check_key, load_library
@@ -28,7 +23,8 @@ class SloWindows:
     Make one per process, and put ``slo`` with it into each pipeline. The windows slide in steps of
     *bucket_s*. Memory is bounded by the number of keys (about 4 kB per key and bucket), not by
     requests or tokens. A snapshot shows open requests too, so a stall shows before anything ends.
-    Safe to use from several threads, and from finalizers that the garbage collector runs.
+    Safe to use from several threads, and from finalizers that the garbage collector runs. For a
+    snapshot every second subscribe to ``reactivex.interval(1.0, scheduler=LoopScheduler())``.
 
     Args:
         window_s: The length of the windows, in seconds.
@@ -100,33 +96,6 @@ class SloWindows:
             tallies = [*self._counted(), *self._running()]
         self._count_if_free()
         return SloSnapshot(self.window_s, max(now - begin, self.bucket_s), tallies)
-
-    def live(
-        self, every_s: float, *, scheduler: abc.SchedulerBase | None = None
-    ) -> Observable[SloSnapshot]:
-        """
-        Emit a snapshot every *every_s* seconds, the first after that time, until disposed.
-
-        *scheduler* is by default that of the subscription, or else the running event loop's.
-
-        Raises:
-            ValueError: *every_s* is not more than 0.
-
-        >>> from reactivex.testing import TestScheduler
-        >>> windows, scheduler = SloWindows(clock=lambda: 0.0), TestScheduler()
-        >>> _ = windows.live(9.0, scheduler=scheduler).subscribe(lambda snapshot: print(len(snapshot)))
-        >>> scheduler.advance_by(10.0)
-        0
-        """
-        _check_seconds("SloWindows.live: every_s", every_s)
-
-        def subscribe(
-            observer: abc.ObserverBase[SloSnapshot], given: abc.SchedulerBase | None = None
-        ) -> abc.DisposableBase:
-            ticks = reactivex.interval(every_s, scheduler or given or LoopScheduler())
-            return ticks.pipe(ops.map(lambda _: self.snapshot())).subscribe(observer)
-
-        return Observable(subscribe)
 
     # For the operator.
 

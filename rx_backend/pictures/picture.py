@@ -68,10 +68,11 @@ class Picture(ABC):
         with style.applied():
             figure.savefig(drawn, format="png", dpi=dpi)
         with Image.open(drawn) as image:
-            # Few flat colours, and no metadata such as the version of matplotlib.
-            image.convert("RGB").quantize(_COLORS, dither=Image.Dither.NONE).save(
-                file, format="png", optimize=True
-            )
+            # Few flat colours, and no metadata such as the version of matplotlib. Other methods
+            # merge colours that only small dots have.
+            kept = Image.Quantize.MAXCOVERAGE
+            flat = image.convert("RGB").quantize(_COLORS, kept, dither=Image.Dither.NONE)
+            flat.save(file, format="png", optimize=True)
         return file.getvalue()
 
     def save(self, path: str | Path) -> None:

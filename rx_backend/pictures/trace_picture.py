@@ -86,14 +86,13 @@ class TracePicture(RowPicture):
         return self._lanes
 
 
-def _walk(below: Mapping[int | None, list[int]]) -> Iterator[tuple[int, int | None, int]]:
-    """Yield each span with its parent and its depth, callers before what they called."""
-    # A chain of spans may be longer than Python's stack.
-    left = [(number, None, 0) for number in reversed(below.get(None, []))]
-    while left:
-        number, parent, depth = left.pop()
-        yield number, parent, depth
-        left += [(child, number, depth + 1) for child in reversed(below.get(number, []))]
+def _walk(
+    below: Mapping[int | None, list[int]], caller: int | None = None, depth: int = 0
+) -> Iterator[tuple[int, int | None, int]]:
+    """Yield each span with its caller and its depth, callers before what they called."""
+    for number in below.get(caller, ()):
+        yield number, caller, depth
+        yield from _walk(below, number, depth + 1)
 
 
 def _lane(place: str, span: ReadableSpan, began: int, times: TokenTimes | None) -> Row:

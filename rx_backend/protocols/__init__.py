@@ -1,13 +1,13 @@
 """
 The types on the wire: requests in, chunks out, in the JSON of the Dynamo runtime.
 
-Write them with `to_builtins` or `encode`, read them with `convert_request`, `convert_output` and the
-like. Only these functions know the whole wire form: which fields are written although they are null,
+Write them with `to_builtins`, read them with `convert_request`, `convert_output` and
+`convert_annotated`, on either side of any JSON library. Only these functions know the whole wire form: which fields are written although they are null,
 and which keys of a newer version are kept in ``unknown``.
 
->>> encode(LLMEngineOutput.error("boom"))[-46:]
-b'"finish_reason":{"error":"boom"},"index":null}'
->>> request = decode_request('{"token_ids": [1], "new_key": 7}')
+>>> to_builtins(LLMEngineOutput.error("boom"))["finish_reason"]
+{'error': 'boom'}
+>>> request = convert_request({"token_ids": [1], "new_key": 7})
 >>> request.token_ids, request.unknown
 ([1], {'new_key': 7})
 """
@@ -17,10 +17,6 @@ from rx_backend.protocols._codec import (
     convert_annotated,
     convert_output,
     convert_request,
-    decode_annotated,
-    decode_output,
-    decode_request,
-    encode,
     to_builtins,
 )
 from rx_backend.protocols._finish_reason import FinishReason
@@ -62,10 +58,6 @@ __all__ = (
     "convert_annotated",
     "convert_output",
     "convert_request",
-    "decode_annotated",
-    "decode_output",
-    "decode_request",
-    "encode",
     "to_builtins",
     "usage",
 )

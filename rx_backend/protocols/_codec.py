@@ -23,29 +23,15 @@ __all__ = (
     "convert_annotated",
     "convert_output",
     "convert_request",
-    "decode_annotated",
-    "decode_output",
-    "decode_request",
-    "encode",
     "to_builtins",
 )
-
-
-def encode(value: object) -> bytes:
-    """
-    Return *value*, of this package or plain data, as the JSON that the Dynamo runtime writes.
-
-    Not-a-number and infinity become null.
-
-    Raises:
-        TypeError: A value inside has no JSON form.
-    """
-    return msgspec.json.encode(to_builtins(value))
 
 
 def to_builtins(value: object) -> Any:
     """
     Return *value*, of this package or plain data, as the dicts, lists and scalars of its JSON.
+
+    JSON has no numbers that are not finite: ``msgspec.json.encode`` writes null for them.
 
     Raises:
         TypeError: A value inside has no JSON form.
@@ -124,21 +110,6 @@ def convert_annotated(item: Mapping[str, Any]) -> Annotated[LLMEngineOutput]:
     result.data, result.id, result.event = data, fields.id, fields.event
     result.comment = fields.comment
     return result
-
-
-def decode_request(data: bytes | str) -> PreprocessedRequest:
-    """Read a request from JSON; raise `InvalidArgument` if it does not fit."""
-    return convert(_json(data), PreprocessedRequest)
-
-
-def decode_output(data: bytes | str) -> LLMEngineOutput:
-    """Read a chunk from JSON; raise `InvalidArgument` if it does not fit."""
-    return _to_output(_json(data))
-
-
-def decode_annotated(data: bytes | str) -> Annotated[LLMEngineOutput]:
-    """Read an item of a stream from JSON; raise `InvalidArgument` if it does not fit."""
-    return convert_annotated(_json(data))
 
 
 class _Envelope(msgspec.Struct, kw_only=True):
@@ -239,13 +210,6 @@ def _annotated_to_wire(item: Annotated[object]) -> dict[str, Any]:
     if item.error is not None:
         wire["error"] = error_to_wire(item.error)
     return wire
-
-
-def _json(data: bytes | str) -> Any:
-    try:
-        return msgspec.json.decode(data)
-    except (ValueError, RecursionError) as exc:
-        raise InvalidArgument(f"$: expected JSON, got something else: {exc}") from None
 
 
 def _with_text_id(meeting: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
-from pathlib import Path
+from typing import Any
 
 from rx_backend.pictures import style
-from rx_backend.pictures.style import Artist, Axes
-from rx_backend.replay.charts.chart import Chart, plain_logarithm
+from rx_backend.pictures.picture import Picture
+from rx_backend.pictures.style import Artist, Axes, Figure
 from rx_backend.replay.figures import ReplayResult
 from rx_backend.replay.report import Quantiles, format_table, summarize
 
-__all__ = ("ReplayChart", "write_plot")
+__all__ = ("ReplayChart",)
 
 _BLUE, _ORANGE = style.STRONG[0], style.STRONG[1]
 _OUTCOMES = {"completed": _BLUE, "cancelled": _ORANGE, "dropped": style.FAINT, "error": style.FAULT}
@@ -23,34 +23,22 @@ _LEAST_MS = 0.01
 """Where logarithmic scales begin: the smallest step of the figures."""
 
 
-def write_plot(path: str | Path, result: ReplayResult, *, title: str = "") -> None:
-    """
-    Write *result* as a PNG file, see :class:`ReplayChart`.
-
-    Raises:
-        ImportError: matplotlib is not installed; names the extra.
-        OSError: The file can't be written.
-    """
-    ReplayChart(result, title=title).save(path)
-
-
-class ReplayChart(Chart):
+class ReplayChart(Picture):
     """
     Load and TTFT over time, TTFT and ITL as distributions, and ITL against load.
+
+    Nothing is written into a panel, where a line could cross it.
 
     Args:
         result: A replay's figures.
         title: Shown above, before the main figures.
     """
 
-    grid = (3, 2)
-    size = (13.0, 9.0)
-
-    def __init__(self, result: ReplayResult, *, title: str = "") -> None:
+    def __init__(self, result: ReplayResult, *, title: str) -> None:
         self._result = result
         self._summary = summary = summarize(result)
         figures = f"{summary.requests:,} requests, {summary.tokens:,} tokens in {summary.duration_s:,.0f} s"
-        self.headline = f"{style.shorten(title, 12.0)}\n{figures}" if title else figures
+        self._headline = f"{style.shorten(title, 12.0)}\n{figures}"
         changes = Counter[float](row.arrival_s for row in result.requests)
         changes.subtract(row.end_s for row in result.requests)
         self._times = sorted(changes)
@@ -59,8 +47,10 @@ class ReplayChart(Chart):
     def __repr__(self) -> str:
         return format_table(self._summary)
 
-    def _fill(self, panels: Sequence[Axes]) -> Iterable[Artist]:
-        flight, ttft_shares, output, itl, ttft, by_load = panels
+    def _draw(self, figure: Figure) -> None:
+        figure.set_layout_engine("constrained")
+        figure.set_size_inches(13.0, 9.0)
+        flight, ttft_shares, output, itl, ttft, by_load = figure.subplots(3, 2).flat
         flight.set(title="Requests in flight")
         flight.fill_between(self._times, self._in_flight, step="post", color=_BLUE, alpha=0.3)
         self._draw_output(output)
@@ -73,7 +63,9 @@ class ReplayChart(Chart):
             axes.set_ylim(bottom=0)
         for axes in (flight, output, ttft):
             axes.set_xlim(0, max(self._result.duration_s, 1e-3))
-        return self._draw_ttft(ttft)
+        outcomes = list(self._draw_ttft(ttft))
+        legend = {"title": self._headline, "alignment": "left", "loc": "outside upper left"}
+        figure.legend(handles=outcomes, ncols=len(_OUTCOMES), **legend)
 
     def _draw_output(self, axes: Axes) -> None:
         axes.set(title="Output, tokens per second")
@@ -98,7 +90,7 @@ class ReplayChart(Chart):
                 x, y = zip(*found, strict=True)
                 yield axes.scatter(x, y, s=12, color=_OUTCOMES[name], alpha=0.6, lw=0, label=name)
         if any(points.values()):
-            plain_logarithm(axes.yaxis)
+            _make_logarithmic(axes.yaxis)
 
     def _draw_by_load(self, axes: Axes) -> None:
         axes.set(title="Time per output token, ms", xlabel="requests in flight at arrival")
@@ -123,7 +115,17 @@ def _draw_shares(axes: Axes, title: str, counts: Mapping[float, int], marks: Qua
     if counts:
         values = [max(ms, _LEAST_MS) for ms in counts]
         axes.ecdf(values, weights=list(counts.values()), color=_BLUE)
-        plain_logarithm(axes.xaxis)
+        _make_logarithmic(axes.xaxis)
         axes.set_xlim(min(values) * 0.9, max(values) * 1.4)
         for value in lines.values():
             axes.axvline(max(value, _LEAST_MS), color=_ORANGE, linewidth=1)
+
+
+def _make_logarithmic(axis: Any) -> None:
+    """Make *axis* logarithmic, labelled in numbers without powers."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter  # noqa: PLC0415  # an extra
+
+    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
+    axis.set_major_locator(LogLocator(subs=(1, 3)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -158,11 +158,6 @@ def run(
     return session.result
 
 
-def _trace_of(environ: Mapping[str, str]) -> Path | None:
-    named = environ.get(TRACE_VARIABLE)
-    return Path(named) if named else None
-
-
 def _check(options: RunOptions) -> None:
     whole("--limit", options.limit or 0, low=0, unit="requests")
     number("--speed", options.speed, low=LEAST_SPEED)
@@ -218,8 +213,8 @@ class _Session:
         limit = options.limit
         if limit is None:
             limit = _REAL_LIMIT if options.on_real_clock else _LIMIT
-        path = None if options.synthetic else options.trace or _trace_of(os.environ)
-        if path is None:
+        path = None if options.synthetic else options.trace or os.environ.get(TRACE_VARIABLE)
+        if not path:
             name = "synthetic, in the shape of the Azure conversation trace"
             rows = synthetic(limit, seed=options.seed) if limit else synthetic(seed=options.seed)
         else:
@@ -234,7 +229,7 @@ class _Session:
             self.engine += f", pipeline {options.pipeline}"
         # The chart's own figures say how many requests there were.
         self.result.title = f"{name}{at_what}; {self.engine}"
-        if limit or path is None:
+        if limit or not path:
             self._workload = list(self._workload)
             name += f", {len(self._workload):,} requests"
             if len(self._workload) == limit and options.limit is None:
@@ -297,8 +292,8 @@ class _Session:
         if stopped_by is not None:
             title += f"; stopped early: {stopped_by}"
         try:
-            from rx_backend.replay.plot import write_plot  # noqa: PLC0415  # only on demand
+            from rx_backend.replay.plot import ReplayChart  # noqa: PLC0415  # only on demand
 
-            write_plot(path, self.result, title=title)
+            ReplayChart(self.result, title=title).save(path)
         except ImportError:
             self._say("no plot: it needs matplotlib, pip install 'rx-backend[plot]'")

@@ -21,16 +21,8 @@ from rx_backend.testing.conformance_report import (
     Rule,
     Violation,
 )
-from rx_backend.testing.deadlock import Deadlock, WaitingTask
-from rx_backend.testing.engine_loading import (
-    EngineAttributeMissing,
-    EngineImportFailed,
-    EngineLoadError,
-    EngineModuleMissing,
-    EngineNotCallable,
-    load_engine_factory,
-)
-from rx_backend.testing.marble_diagram import MarbleDiagram, read_diagrams, run_docstring_marbles
+from rx_backend.testing.deadlock import Deadlock
+from rx_backend.testing.engine_loading import load_engine_factory
 from rx_backend.testing.marble_line import (
     MarbleError,
     MarbleEvent,
@@ -55,14 +47,8 @@ __all__ = (
     "ConformanceOptions",
     "ConformanceReport",
     "Deadlock",
-    "EngineAttributeMissing",
     "EngineFactory",
-    "EngineImportFailed",
-    "EngineLoadError",
-    "EngineModuleMissing",
-    "EngineNotCallable",
     "LoopScheduler",
-    "MarbleDiagram",
     "MarbleError",
     "MarbleEvent",
     "MarbleFailure",
@@ -74,16 +60,13 @@ __all__ = (
     "Rule",
     "Violation",
     "VirtualTimeLoop",
-    "WaitingTask",
     "align_marbles",
     "assert_marbles",
     "check_engine",
     "engine_conformance_tests",
     "load_engine_factory",
     "parse_marbles",
-    "read_diagrams",
     "render_marbles",
     "run_conformance",
-    "run_docstring_marbles",
     "run_virtual",
 )

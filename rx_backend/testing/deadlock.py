@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from dataclasses import dataclass
 from types import FrameType
 
-__all__ = ("Deadlock", "WaitingTask", "waiting_tasks")
+__all__ = ("Deadlock", "waiting_tasks")
 
 _WHAT = (
     "nothing can happen any more after {time_s:g} s of virtual time: no callback is ready, "
@@ -15,33 +14,17 @@ _WHAT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingTask:
-    """
-    A task that is not done, and the calls in which it is suspended.
-
-    Attributes:
-        name: Name of the task.
-        where: One line per suspended call, outermost first, as ``function (file:line)``.
-    """
-
-    name: str
-    where: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name}: " + (" > ".join(self.where) or "not started")
-
-
 class Deadlock(RuntimeError):
     """
     Nothing can happen any more on the virtual loop; on the real clock the program would hang.
 
     Attributes:
-        tasks: The tasks that wait.
+        tasks: The tasks that wait, each with the calls in which it is suspended, the outermost
+            first: ``name: function (file:line) > function (file:line)``.
         time_s: Virtual time in seconds at which everything stood still.
     """
 
-    def __init__(self, tasks: tuple[WaitingTask, ...], time_s: float) -> None:
+    def __init__(self, tasks: tuple[str, ...], time_s: float) -> None:
         self.tasks = tasks
         self.time_s = time_s
         super().__init__(tasks, time_s)
@@ -54,13 +37,14 @@ class Deadlock(RuntimeError):
         return "\n".join(lines)
 
 
-def waiting_tasks(loop: asyncio.AbstractEventLoop) -> tuple[WaitingTask, ...]:
-    """Return the unfinished tasks of *loop*, sorted by name."""
-    tasks = [
-        WaitingTask(task.get_name(), _suspended_calls(task.get_coro()))
-        for task in asyncio.all_tasks(loop)
-    ]
-    return tuple(sorted(tasks, key=lambda task: task.name))
+def waiting_tasks(loop: asyncio.AbstractEventLoop) -> tuple[str, ...]:
+    """Return the unfinished tasks of *loop* and where they wait, sorted by name."""
+    return tuple(sorted(map(_described, asyncio.all_tasks(loop))))
+
+
+def _described(task: asyncio.Task[object]) -> str:
+    calls = _suspended_calls(task.get_coro())
+    return f"{task.get_name()}: {' > '.join(calls) or 'not started'}"
 
 
 # Of coroutines, async generators and generators: the suspended call, and what it waits for.

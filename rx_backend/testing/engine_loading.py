@@ -11,36 +11,7 @@ from operators import Pipeline
 from rx_backend.errors import InvalidArgument
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 
-__all__ = (
-    "EngineAttributeMissing",
-    "EngineImportFailed",
-    "EngineLoadError",
-    "EngineModuleMissing",
-    "EngineNotCallable",
-    "load_engine_factory",
-    "load_object",
-    "load_pipeline",
-)
-
-
-class EngineLoadError(InvalidArgument):
-    """A text names no engine; the subclasses say why."""
-
-
-class EngineModuleMissing(EngineLoadError):
-    """There is no such module."""
-
-
-class EngineImportFailed(EngineLoadError):
-    """The module exists but importing it raises; the cause is what it raised."""
-
-
-class EngineAttributeMissing(EngineLoadError):
-    """The module has no such name."""
-
-
-class EngineNotCallable(EngineLoadError):
-    """The name refers to something that can't be called to make an engine."""
+__all__ = ("load_engine_factory", "load_pipeline")
 
 
 def load_engine_factory(target: str) -> Callable[[], object]:
@@ -51,18 +22,15 @@ def load_engine_factory(target: str) -> Callable[[], object]:
         target: ``module:name``, both may be dotted.
 
     Raises:
-        EngineModuleMissing: There is no such module.
-        EngineImportFailed: Importing the module raised.
-        EngineAttributeMissing: The module has no such name.
-        EngineNotCallable: What it names can't be called.
-        EngineLoadError: *target* is not of the form ``module:name``.
+        InvalidArgument: *target* is not of that form, there is no such module or name, importing
+            the module raised (the cause is what), or what it names can't be called.
 
     >>> load_engine_factory("rx_backend.engines:SampleEngine").__name__
     'SampleEngine'
     """
-    found = load_object(target)
+    found = _load(target, "engine")
     if not callable(found):
-        raise EngineNotCallable(
+        raise InvalidArgument(
             f"engine {target}: expected a class or a function that makes an engine, "
             f"got {type(found).__name__}"
         )
@@ -81,7 +49,7 @@ def load_pipeline(target: str | None) -> PipelineSource:
     """
     if target is None:
         return standard_pipeline
-    found = load_object(target, "pipeline")
+    found = _load(target, "pipeline")
     if isinstance(found, Pipeline) or callable(found):
         return cast("PipelineSource", found)
     raise InvalidArgument(
@@ -90,26 +58,20 @@ def load_pipeline(target: str | None) -> PipelineSource:
     )
 
 
-def load_object(target: str, what: str = "engine") -> Any:
-    """
-    Return the object that *target* names; *what* it is meant to be is part of the errors.
-
-    Raises:
-        EngineLoadError: As for :func:`load_engine_factory`.
-    """
+def _load(target: str, what: str) -> Any:
+    """Return the object that *target* names; *what* it is meant to be is part of the errors."""
     module, _, path = target.partition(":")
     if not module or not path:
-        raise EngineLoadError(f"{what}: expected module:name, got {target!r}")
+        raise InvalidArgument(f"{what}: expected module:name, got {target!r}")
     try:
         return pkgutil.resolve_name(target)
     except Exception as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module}.".startswith(f"{missing}."):
-            message = f"{what} {target}: no module named {missing!r}"
-            raise EngineModuleMissing(message) from error
+            problem = f"no module named {missing!r}"
         # A module whose import fails is not left in `sys.modules`.
-        if isinstance(error, AttributeError) and module in sys.modules:
-            raise EngineAttributeMissing(f"{what} {target}: {error}") from error
-        raise EngineImportFailed(
-            f"{what} {target}: importing the module raised {type(error).__name__}: {error}"
-        ) from error
+        elif isinstance(error, AttributeError) and module in sys.modules:
+            problem = str(error)
+        else:
+            problem = f"importing the module raised {type(error).__name__}: {error}"
+        raise InvalidArgument(f"{what} {target}: {problem}") from error

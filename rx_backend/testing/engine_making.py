@@ -15,7 +15,7 @@ from rx_backend.engine import LLMEngine
 from rx_backend.errors import BackendError, InvalidArgument
 from rx_backend.testing.engine_loading import load_engine_factory
 
-__all__ = ("EngineMaker", "engine_maker", "make_engine", "read_arguments")
+__all__ = ("EngineMaker", "engine_maker", "read_arguments")
 
 
 class EngineMaker:
@@ -58,27 +58,6 @@ class EngineMaker:
             ) from error
 
 
-def make_engine(
-    target: str, arguments: Sequence[str] = (), own_args: Sequence[str] = (), **offered: Any
-) -> LLMEngine:
-    """
-    Make the engine that *target* names, outside of any event loop.
-
-    Args:
-        target: As for :func:`engine_maker`, like the others.
-        arguments: ``name=value`` each.
-        own_args: For the engine's own parser.
-        **offered: Passed where the engine takes them.
-
-    Raises:
-        InvalidArgument: As for :func:`engine_maker`, or making it raised something.
-
-    >>> type(make_engine("rx_backend.engines:SampleEngine", ["token_interval_ms=1"])).__name__
-    'SampleEngine'
-    """
-    return engine_maker(target, arguments, own_args, **offered).make()
-
-
 def engine_maker(
     target: str, arguments: Sequence[str] = (), own_args: Sequence[str] = (), **offered: Any
 ) -> EngineMaker:
@@ -96,6 +75,10 @@ def engine_maker(
     Raises:
         InvalidArgument: Nothing is found there, an argument is unknown, missing or given twice, or
             there is no ``from_args``.
+
+    >>> maker = engine_maker("rx_backend.engines:SampleEngine", ["token_interval_ms=1"])
+    >>> type(maker.make()).__name__
+    'SampleEngine'
     """
     factory: Callable[..., object] = load_engine_factory(target)
     given = read_arguments(arguments)

@@ -1,23 +1,18 @@
 """An event loop whose clock jumps from timer to timer instead of waiting."""
 
-# Asyncio has no public way to order timers or to wait in another way. What is used of its base
-# loop is the same from Python 3.11 to 3.13.
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 import asyncio
 import math
 import selectors
 import threading
-from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import Context
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from itertools import count
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
 
 from rx_backend.testing.deadlock import Deadlock, waiting_tasks
 
@@ -33,10 +28,10 @@ Ts = TypeVarTuple("Ts")
 # every timeout. After so many turns at one instant each further turn costs time, as a real one.
 _FREE_TURNS = 10_000
 _TURN_S = 10e-6
-
-
-# Cancelled timers are swept once they are more than these and more than half of all.
-_KEPT_CANCELLED = 100
+# The loop asks for the time until a timer, which differs by its rounding from the timer's own time.
+_ROUNDING_S = 1e-6
+# The loop fires timers that are due within this time; after 97 days it is below a float's precision.
+_RESOLUTION_S = 1e-9
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
@@ -57,37 +52,25 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     Args:
         thread_grace_s: How many real seconds the loop waits for other threads that are alive before
             it raises ``Deadlock``. Without such threads it does not wait.
-
-    Attributes:
-        longest_turn_s: Duration of the longest turn of the loop, in real seconds; may be reset.
     """
 
-    _ready: deque[asyncio.Handle]
-    _stopping: bool
-    _debug: bool
-    _timer_cancelled_count: int
-
-    if TYPE_CHECKING:
-        # The base class has these; only its type stubs don't.
-        def _check_closed(self) -> None: ...
-        def _check_thread(self) -> None: ...
-        def _process_events(self, event_list: list[tuple[selectors.SelectorKey, int]]) -> None: ...
-
     def __init__(self, *, thread_grace_s: float = 1.0) -> None:
-        self.longest_turn_s = 0.0
-        self._now = 0.0
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
-        self._timer_number = count()
-        self._turns = 0
-        self._holds = 0
-        self._handles_signals = False
-        self._thread_grace_s = thread_grace_s
-        self._real = selectors.DefaultSelector()
-        super().__init__(self._real)
+        self._clock = _VirtualSelector(thread_grace_s)
+        self._timer_numbers = count()
+        super().__init__(self._clock)
 
     def time(self) -> float:
         """Return the virtual seconds since the loop was made."""
-        return self._now
+        return self._clock.now_s
+
+    @property
+    def longest_turn_s(self) -> float:
+        """Duration of the longest turn of the loop, in real seconds; may be reset."""
+        return self._clock.longest_turn_s
+
+    @longest_turn_s.setter
+    def longest_turn_s(self, value: float) -> None:
+        self._clock.longest_turn_s = value
 
     @contextmanager
     def hold_time(self) -> Generator[None]:
@@ -97,21 +80,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         For code that waits for something the loop cannot see: a thread of its own, a socket.
         Nothing counts as a deadlock inside.
         """
-        self._holds += 1
+        self._clock.holds += 1
         try:
             yield
         finally:
-            self._holds -= 1
-
-    def call_later(
-        self,
-        delay: float,
-        callback: Callable[[*Ts], object],
-        *args: *Ts,
-        context: Context | None = None,
-    ) -> asyncio.TimerHandle:
-        """Call *callback* after *delay* virtual seconds."""
-        return self._set_timer(self._now + delay, callback, args, context)
+            self._clock.holds -= 1
 
     def call_at(
         self,
@@ -121,84 +94,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """Call *callback* at *when* on the loop's clock."""
-        return self._set_timer(when, callback, args, context)
-
-    def _set_timer(
-        self,
-        when: float,
-        callback: Callable[[*Ts], object],
-        args: tuple[*Ts],
-        context: Context | None,
-    ) -> asyncio.TimerHandle:
-        self._check_closed()
-        if self._debug:
-            self._check_thread()
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
-        # Tuples, unlike handles, are compared in C; the number keeps equal times in order.
-        heappush(self._timers, (when, next(self._timer_number), timer))
-        timer._scheduled = True
+        if when == math.inf:
+            # It never fires, and must not keep the loop from finding a deadlock.
+            return asyncio.TimerHandle(when, callback, args, self, context)
+        instant = _Instant(when, next(self._timer_numbers))
+        timer = super().call_at(instant, callback, *args, context=context)
+        heappush(self._clock.timers_s, when)
         return timer
-
-    def _run_once(self) -> None:
-        ready, timers = self._ready, self._timers
-        cancelled = self._timer_cancelled_count
-        if cancelled > _KEPT_CANCELLED and cancelled * 2 > len(timers):
-            timers[:] = [timer for timer in timers if not timer[2]._cancelled]
-            heapify(timers)
-            self._timer_cancelled_count = 0
-        if ready or self._stopping:
-            self._turns += 1
-            if self._turns > _FREE_TURNS:
-                self._now += _TURN_S
-            if self._is_watching:
-                self._poll(0)
-        else:
-            self._idle()
-        while timers and timers[0][0] <= self._now:
-            self._pop_timer(ready)
-        begun = perf_counter()
-        for _ in range(len(ready)):
-            handle = ready.popleft()
-            if not handle._cancelled:
-                handle._run()
-        self.longest_turn_s = max(self.longest_turn_s, perf_counter() - begun)
-        handle = None  # or an exception would keep the handle, and the handle the exception
-
-    def _pop_timer(self, ready: deque[asyncio.Handle]) -> None:
-        timer = heappop(self._timers)[2]
-        timer._scheduled = False
-        if timer._cancelled:
-            self._timer_cancelled_count -= 1
-        else:
-            ready.append(timer)
-
-    @property
-    def _is_watching(self) -> bool:
-        """Whether it is watched for more than the pipe by which threads wake the loop."""
-        return self._handles_signals or len(self._real.get_map()) > 1
-
-    def _idle(self) -> None:
-        """Move the clock to the next timer, or wait for an event from outside."""
-        timers = self._timers
-        while timers and timers[0][2]._cancelled:
-            self._pop_timer(self._ready)
-        due = timers[0][0] if timers else math.inf
-        if self._holds or self._is_watching:
-            real_s = due - self._now if self._holds or due == math.inf else 0.0
-            self._poll(None if real_s == math.inf else max(0.0, real_s))
-            if self._ready or due == math.inf:
-                return
-        elif due == math.inf:
-            if threading.active_count() > 1:
-                self._poll(self._thread_grace_s)
-            if not self._ready:
-                raise Deadlock(waiting_tasks(self), self._now)
-        if self._now < due < math.inf:
-            self._now = due
-            self._turns = 0
-
-    def _poll(self, timeout_s: float | None) -> None:
-        self._process_events(self._real.select(timeout_s))
 
     def run_in_executor(
         self,
@@ -209,10 +111,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Run *func* in a thread; the clock keeps to real time until it is done."""
 
         def done(_: asyncio.Future[T]) -> None:
-            self._holds -= 1
+            self._clock.holds -= 1
 
         future = super().run_in_executor(executor, func, *args)
-        self._holds += 1
+        self._clock.holds += 1
         future.add_done_callback(done)
         return future
 
@@ -222,12 +124,88 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             await super().shutdown_default_executor(*args, **kwargs)
 
     def add_signal_handler(self, *args: Any, **kwargs: Any) -> None:
-        """Add a signal handler; from then on the loop looks for signals in every turn."""
+        """Add a signal handler; from then on an idle loop waits for signals."""
         super().add_signal_handler(*args, **kwargs)
-        self._handles_signals = True
+        self._clock.handles_signals = True
 
-    def close(self) -> None:
-        """Close the loop and forget its timers."""
-        super().close()
-        if not self.is_running():
-            self._timers.clear()
+
+class _Instant(float):
+    """A time that sorts behind equal ones with lower numbers."""
+
+    __slots__ = ("number",)
+
+    number: int
+
+    def __new__(cls, when: float, number: int) -> Self:
+        instant = super().__new__(cls, when)
+        instant.number = number
+        return instant
+
+    def __lt__(self, other: float) -> bool:
+        if isinstance(other, _Instant) and self == other:
+            return self.number < other.number
+        return float.__lt__(self, other)
+
+
+class _VirtualSelector(selectors.DefaultSelector):
+    """
+    What a loop waits with: it moves the clock where a selector would wait for a timer.
+
+    Attributes:
+        now_s: The virtual time.
+        timers_s: A heap of the times of timers; cancelled ones stay in it until their time comes.
+        holds: While it is above 0, the clock keeps to real time.
+        handles_signals: Whether signals are waited for.
+        longest_turn_s: The longest real time from one call of `select` to the next.
+    """
+
+    def __init__(self, thread_grace_s: float) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self.timers_s: list[float] = []
+        self.holds = 0
+        self.handles_signals = False
+        self.longest_turn_s = 0.0
+        self._thread_grace_s = thread_grace_s
+        self._turns = 0
+        self._turn_began = perf_counter()
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Return what is ready; *timeout* is 0 while callbacks are, and None without timers."""
+        self.longest_turn_s = max(self.longest_turn_s, perf_counter() - self._turn_began)
+        if timeout is None:
+            events = self._wait()
+        elif timeout <= 0:
+            self._turns += 1
+            if self._turns > _FREE_TURNS:
+                self.now_s += _TURN_S
+            events = super().select(0)
+        else:
+            events = super().select(timeout if self.holds else 0)
+            if not events:
+                self._jump(self.now_s + timeout)
+        self._turn_began = perf_counter()
+        return events
+
+    def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait for something from outside: a descriptor, a signal, or another thread."""
+        # One descriptor is the pipe by which threads wake the loop.
+        if self.holds or self.handles_signals or len(self.get_map()) > 1:
+            return super().select(None)
+        events = super().select(self._thread_grace_s if threading.active_count() > 1 else 0)
+        if not events:
+            raise Deadlock(waiting_tasks(asyncio.get_running_loop()), self.now_s)
+        return events
+
+    def _jump(self, time_s: float) -> None:
+        """Set the clock to *time_s*, exactly to the time of the timer that is due then."""
+        timers_s = self.timers_s
+        passed_s = max(self.now_s, time_s - _ROUNDING_S)
+        while timers_s and timers_s[0] <= passed_s:
+            heappop(timers_s)
+        if timers_s and timers_s[0] <= time_s + _ROUNDING_S:
+            time_s = timers_s[0]
+        if time_s + _RESOLUTION_S == time_s:
+            time_s = math.nextafter(time_s, math.inf)
+        self.now_s = max(self.now_s, time_s)
+        self._turns = 0

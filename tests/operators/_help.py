@@ -22,7 +22,7 @@ from reactivex.subject import Subject
 
 from operators import fuse
 from operators.authoring import AnyOperator, Completed, FusedRun, Stage, emit, operator
-from rx_backend.testing import VirtualTimeLoop, run_virtual
+from rx_backend.testing import run_virtual
 
 # Longer than anything that a test lets happen: what has not come by then never comes.
 LONG_S = 1_000_000.0
@@ -133,10 +133,9 @@ def now() -> float:
 
 def busy() -> list[str]:
     """Return what is left on the loop besides the running task: tasks, and timers that are set."""
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, VirtualTimeLoop)
+    loop: Any = asyncio.get_running_loop()
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    timers = [timer for _, _, timer in loop._timers if not timer.cancelled()]  # pyright: ignore[reportPrivateUsage]
+    timers = [timer for timer in loop._scheduled if not timer.cancelled()]
     return [*map(repr, tasks), *map(repr, timers)]
 
 

@@ -139,10 +139,17 @@ async def test_a_terminal_that_can_not_be_made_fails_the_stream() -> None:
 @virtual
 async def test_no_timer_before_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that is never stopped sets none."""
-    monkeypatch.delattr(VirtualTimeLoop, "call_at")
-    monkeypatch.delattr(asyncio.BaseEventLoop, "call_at")
+    set_timers: list[float] = []
+    call_at = VirtualTimeLoop.call_at
+
+    def counting(loop: VirtualTimeLoop, when: float, *args: Any, **options: Any) -> Any:
+        set_timers.append(when)
+        return call_at(loop, when, *args, **options)
+
+    monkeypatch.setattr(VirtualTimeLoop, "call_at", counting)
     engine = Engine([token(1), terminal()], every_s=1.0)
     assert [item async for item in fuse(engine(), [cut_off(3)])] == [token(1), terminal()]
+    assert set_timers == [1.0, 2.0]  # the engine's own
 
 
 # Arrivals against stop, kill and a consumer of its own pace, and drops.

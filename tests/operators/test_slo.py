@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import gc
 import json
@@ -21,7 +20,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reactivex import operators as ops
 
 from operators import (
     Pipeline,
@@ -610,26 +608,6 @@ class TestSnapshots:
         minute, hour = SloWindows(window_s=60), SloWindows(window_s=3600)
         with pytest.raises(ValueError, match=r"window_s: expected 60\.0, got 3600\.0"):
             minute.snapshot().merge(hour.snapshot())
-
-
-class TestLive:
-    @virtual
-    async def test_snapshots_come_until_it_is_disposed(self) -> None:
-        """One every 10 s of the loop's time, for each subscriber its own; then no timer is left."""
-        loop = asyncio.get_running_loop()
-        windows = SloWindows(window_s=60, bucket_s=5, clock=loop.time)
-        live = windows.live(10.0).pipe(ops.map(lambda snapshot: snapshot.total.failed))
-        seen: list[tuple[int, int]] = []
-        subscription = live.subscribe(lambda failed: seen.append((round(loop.time()), failed)))
-        await asyncio.sleep(15.0)
-        windows.failed("m")
-        await asyncio.sleep(66.0)
-        subscription.dispose()
-        assert seen == [
-            (10, 0), (20, 1), (30, 1), (40, 1), (50, 1), (60, 1), (70, 1), (80, 0)
-        ]  # fmt: skip
-        await asyncio.sleep(1000.0)
-        assert len(seen) == 8
 
 
 class TestOptions:

@@ -21,7 +21,6 @@ from rx_backend.errors import (
     CannotConnect,
     Disconnected,
     EngineShutdown,
-    InvalidArgument,
     ResponseTimeout,
     StreamIncomplete,
 )
@@ -133,14 +132,11 @@ async def test_a_request_is_resumed_time_and_again() -> None:
 )
 @virtual
 async def test_which_errors_mean_a_lost_engine(error: Exception | None, is_lost: bool) -> None:
-    """Those of a lost worker by default; those that the user names, by their typed kind too."""
-    for named in ((), (ResponseTimeout, InvalidArgument), (Disconnected,)):
-        options: Any = {"errors": named} if named else {}
-        lost, spare = Mortal(lives=1, error=error, ends=error is None), Mortal()
-        served = await answer(FailoverEngine(lost, spare, **options))
-        is_named = isinstance(error, ResponseTimeout | ValueError) and ResponseTimeout in named
-        assert (served.last.error is None) == spare.opened == (is_named if named else is_lost)
-        assert is_lost or not getattr(error, "__notes__", [])
+    """Those of a lost worker, and an end without a terminal; no other adds load elsewhere."""
+    lost, spare = Mortal(lives=1, error=error, ends=error is None), Mortal()
+    served = await answer(FailoverEngine(lost, spare))
+    assert (served.last.error is None) == spare.opened == is_lost
+    assert is_lost or not getattr(error, "__notes__", [])
 
 
 @pytest.mark.parametrize("setup", [True, False])
@@ -728,7 +724,6 @@ async def test_what_an_engine_need_not_have() -> None:
         (lambda: FailoverEngine(7), "FailoverEngine: expected engines, got 7"),  # type: ignore[arg-type]
         (lambda: FailoverEngine(Mortal(), limit=-1), "limit: expected 0 resumptions or more"),
         (lambda: FailoverEngine(Mortal(), limit=True), "limit: expected 0 resumptions or more"),
-        (lambda: FailoverEngine(Mortal(), errors=(7,)), "errors: expected classes of errors"),  # type: ignore[arg-type]
         (lambda: FailoverEngine(Mortal(), hand_off=7), "hand_off: expected a function, got 7"),  # type: ignore[arg-type]
         (lambda: RetryBudget(ratio=-1), "RetryBudget: ratio: expected a number, 0 or more, got -1"),
         (lambda: RetryBudget(burst=float("nan")), "RetryBudget: burst: expected a number"),

@@ -12,7 +12,6 @@ import pytest
 import reactivex
 from hypothesis import example, given
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from rx_backend import HedgedEngine
 from rx_backend.adapter import EngineAdapter
@@ -21,7 +20,6 @@ from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.engines import SampleEngine, SimulatedEngine
 from rx_backend.errors import Disconnected
 from rx_backend.failover import FailoverEngine
-from rx_backend.hedging import HedgeOutcome
 from rx_backend.protocols import (
     FinishReason,
     LLMEngineOutput,
@@ -65,17 +63,21 @@ def tasks() -> int:
     return len(asyncio.all_tasks())
 
 
+def winners(spans: Spans) -> list[Any]:
+    """Return who won each race, as told by the request's span."""
+    events = [event for event in spans.one().events if event.name == "hedged"]
+    return [dict(event.attributes or {})["winner"] for event in events]
+
+
 async def open_stream(
     first: Any, second: Any, after_s: float, mode: str = "agg", **options: Any
 ) -> Stream:
-    engine = HedgedEngine(first, second, after_s=after_s, **options)
-    return await adapter_of(engine, mode).generate(counting_request())
+    engine = HedgedEngine(first, second, after_s=after_s)
+    return await adapter_of(engine, mode, **options).generate(counting_request())
 
 
-async def answer(
-    first: LLMEngine, second: LLMEngine, after_s: float, mode: str = "agg", **options: Any
-) -> Served:
-    engine = HedgedEngine(first, second, after_s=after_s, **options)
+async def answer(first: LLMEngine, second: LLMEngine, after_s: float, mode: str = "agg") -> Served:
+    engine = HedgedEngine(first, second, after_s=after_s)
     return await serve(engine, mode, asked=counting_request())
 
 
@@ -83,9 +85,9 @@ async def answer(
 @virtual
 async def test_the_second_engine_answers_first() -> None:
     """The first is aborted once and closed; a stop after that reaches the second alone."""
-    spans, outcomes = Spans(), list[HedgeOutcome]()
+    spans = Spans()
     slow, fast, context = Mortal(delay_s=60), Mortal(), RequestContext("r1")
-    engine = HedgedEngine(slow, fast, after_s=2, on_outcome=outcomes.append)
+    engine = HedgedEngine(slow, fast, after_s=2)
     stream = await adapter_of(engine, spans=spans).generate(counting_request(), context)
     assert flat([await anext(stream), await anext(stream)]) == [3, 4]
     assert slow.aborts == [("r1", 3.0)]
@@ -97,9 +99,7 @@ async def test_the_second_engine_answers_first() -> None:
     await asyncio.sleep(0)
     assert fast.aborts == [("r1/hedge", 4.0)]
     assert (len(slow.aborts), fast.closed) == (1, 1)
-    assert outcomes == [HedgeOutcome("second", 3.0, 3)]
-    (event,) = (event for event in spans.one().events if event.name == "hedged")
-    assert dict(event.attributes or {}) == {"winner": "second"}
+    assert winners(spans) == ["second"]
 
 
 @pytest.mark.rows("A2", "A3", "A4")
@@ -157,14 +157,14 @@ async def test_a_stopped_request_is_not_hedged() -> None:
 async def test_a_first_engine_that_answers_in_time_is_left_alone() -> None:
     """No second one is asked, and each pull of the consumer is one."""
     first, second = ScriptedEngine(1, HANDSHAKE, 1, token(1), 1, token(2), stop()), Mortal()
-    outcomes: list[HedgeOutcome] = []
-    stream = await open_stream(first, second, 2.5, on_outcome=outcomes.append)
+    spans = Spans()
+    stream = await open_stream(first, second, 2.5, spans=spans)
     for pulls in range(1, 4):
         await anext(stream)
         await asyncio.sleep(5)
         assert first.pulls == pulls
     await collect(stream)
-    assert (first.closed, second.opened, outcomes) == (1, 0, [])
+    assert (first.closed, second.opened, winners(spans)) == (1, 0, [])
 
 
 @pytest.mark.rows("S4")
@@ -245,9 +245,9 @@ async def test_chunks_that_wait_are_copies() -> None:
                      id="second-fails"),
         pytest.param((5, token(7), stop()), (1, FAILED), [[7], NONE], None, "first",
                      id="second-says-error"),
-        pytest.param((HANDSHAKE, 3, GONE), (1, ValueError()), [NONE], Disconnected, None,
+        pytest.param((HANDSHAKE, 3, GONE), (1, ValueError()), [NONE], Disconnected, "none",
                      id="both-fail"),
-        pytest.param((3, FAILED), (HANDSHAKE, 5, GONE), [NONE], None, None,
+        pytest.param((3, FAILED), (HANDSHAKE, 5, GONE), [NONE], None, "none",
                      id="both-fail-the-first-by-a-terminal"),
         pytest.param((5, token(7), GONE), (math.inf,), [[7]], Disconnected, "first",
                      id="winner-fails"),
@@ -265,16 +265,16 @@ async def test_failures(
     second: Sequence[Step],
     tokens: list[list[int]],
     end: type[Exception] | None,
-    winner: str | None,
+    winner: str,
 ) -> None:
     """The engine that is left continues; where none is, the stream ends as the first one did."""
-    outcomes: list[HedgeOutcome] = []
+    spans = Spans()
     engines = ScriptedEngine(*first), ScriptedEngine(*second)
-    items = await collect(await open_stream(*engines, 2, on_outcome=outcomes.append))
+    items = await collect(await open_stream(*engines, 2, spans=spans))
     if end is not None:
         assert isinstance(items.pop().error, end)
     assert tokens_of(items) == tokens
-    assert [outcome.winner for outcome in outcomes] == [winner]
+    assert winners(spans) == [winner]
     assert [engine.closed for engine in engines] == [1, 1]
 
 
@@ -289,20 +289,6 @@ async def test_a_second_engine_that_cannot_be_asked() -> None:
     for second in (ScriptedEngine(setup=[1, LookupError()]), Useless()):
         first = ScriptedEngine(5, token(1), stop())
         assert flat((await answer(first, second, 1)).items) == [1]
-
-
-@virtual
-async def test_what_the_callback_raises_disturbs_nothing() -> None:
-    """It is logged, and the race continues."""
-
-    def fail(_: HedgeOutcome) -> None:
-        raise LookupError
-
-    with capture_logs() as log:
-        served = await answer(Mortal(delay_s=60), Mortal(), 1, on_outcome=fail)
-    assert flat(served.items) == ALL
-    errors = [line["event"] for line in log if line["log_level"] == "error"]
-    assert errors == ["on_outcome failed"]
 
 
 @virtual
@@ -491,7 +477,6 @@ async def test_losing_the_last_reference_in_a_race() -> None:
         ((Mortal(), Mortal()), {"after_s": -1}, "HedgedEngine: after_s: expected a number of sec"),
         ((Mortal(), Mortal()), {"after_s": True}, "HedgedEngine: after_s: expected a number of"),
         ((Mortal(), None), {"after_s": 1}, "HedgedEngine: expected engines, got None"),
-        ((Mortal(), Mortal()), {"after_s": 1, "on_outcome": 7}, "on_outcome: expected a function"),
     ],
 )
 def test_bad_arguments(arguments: tuple[Any, ...], options: dict[str, Any], error: str) -> None:

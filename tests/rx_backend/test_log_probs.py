@@ -15,9 +15,8 @@ from rx_backend.protocols import (
     TopLogprob,
     convert_annotated,
     convert_output,
-    decode_output,
-    encode,
 )
+from tests.wire import decode_output, encode
 
 log_probs = st.lists(st.floats(max_value=0, allow_nan=False), max_size=4)
 

@@ -39,10 +39,6 @@ from rx_backend.protocols import (
     convert_annotated,
     convert_output,
     convert_request,
-    decode_annotated,
-    decode_output,
-    decode_request,
-    encode,
     to_builtins,
     usage,
 )
@@ -55,6 +51,7 @@ from tests.rx_backend.wire_strategies import (
     texts,
     unknown_keys,
 )
+from tests.wire import decode_annotated, decode_output, decode_request, encode
 
 EMPTY_CHUNK: dict[str, Any] = {
     "token_ids": [],
@@ -509,13 +506,6 @@ def test_a_malformed_request_names_the_field(wire: Any, message: str) -> None:
     """The error says where, what was expected and what came, from plain data and from JSON."""
     assert message in refusal(convert_request, wire)
     assert message in refusal(decode_request, json.dumps(wire))
-
-
-@pytest.mark.parametrize("decode", [decode_request, decode_output, decode_annotated])
-@pytest.mark.parametrize("data", ["", "{", "[1", b"\xff", b'{"a": "\xff"}', "[" * 5000, "nul"])
-def test_what_is_no_json_is_refused(decode: Callable[[Any], object], data: str | bytes) -> None:
-    """Broken JSON is an InvalidArgument like every other payload that does not fit."""
-    assert refusal(decode, data).startswith("$: expected JSON, got something else: ")
 
 
 # Items.

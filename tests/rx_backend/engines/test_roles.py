@@ -12,7 +12,6 @@ from rx_backend.context import RequestContext
 from rx_backend.engine import LLMEngine
 from rx_backend.engines import SampleEngine, SimulatedEngine
 from rx_backend.errors import EngineShutdown, InvalidArgument
-from rx_backend.protocols import decode_request, encode
 from rx_backend.testing import run_virtual
 from tests.rx_backend.engines.driving import (
     chunks_of,
@@ -21,6 +20,7 @@ from tests.rx_backend.engines.driving import (
     params_of,
     request,
 )
+from tests.wire import decode_request, encode
 
 Make = Callable[..., LLMEngine]
 

@@ -263,10 +263,11 @@ import sys
 sys.modules["matplotlib"] = None
 from reactivex import operators as ops
 from rx_backend.pictures import MarbleRun, Timeline
-from rx_backend.replay.charts import OutcomeChart
+from rx_backend.replay import ReplayResult
+from rx_backend.replay.plot import ReplayChart
 picture = MarbleRun("-a-|").pipe(ops.map(str.upper))
 print(picture)
-for picture in (picture, Timeline(), OutcomeChart({})):
+for picture in (picture, Timeline(), ReplayChart(ReplayResult(), title="")):
     try:
         picture.png()
     except ImportError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from itertools import pairwise
 
 import pytest
@@ -165,18 +164,6 @@ def test_what_is_not_there_is_told(spans: Spans) -> None:
         "    20 ms open",
     ]
     going_on.end()
-
-
-def test_a_chain_may_be_longer_than_the_stack(spans: Spans) -> None:
-    """Each span stands below its caller, one step further in."""
-    depth = sys.getrecursionlimit() + 200
-    chain = [started(spans, "call", 0)]
-    for _ in range(depth):
-        chain.append(started(spans, "call", 1, chain[-1]))
-    for span in chain:
-        ended(span, 2)
-    lines = repr(TracePicture(spans.finished)).splitlines()
-    assert lines[::2] == ["  " * place + "call" for place in range(depth + 1)]
 
 
 def test_no_spans_make_a_picture_too() -> None:

@@ -20,8 +20,6 @@ from rx_backend.protocols import (
     LLMEngineOutput,
     TopLogprob,
     convert_output,
-    decode_output,
-    encode,
 )
 from rx_backend.recording import (
     Ending,
@@ -34,6 +32,7 @@ from rx_backend.recording import (
     write_recording,
 )
 from tests.rx_backend.recording._help import GOLDEN, recorded, recordings, token
+from tests.wire import decode_output, encode
 
 HEADER = '{"format":"rx-backend-recording","version":1}'
 

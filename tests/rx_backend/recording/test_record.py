@@ -23,7 +23,8 @@ from rx_backend.errors import Disconnected, InvalidArgument
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.recording import Ending, Recording, TimedChunk, read_recordings, record
-from rx_backend.testing import run_docstring_marbles, run_virtual
+from rx_backend.testing import Marbles, run_virtual
+from tests.diagrams import read_diagrams
 from tests.engines import (
     ScriptedEngine,
     adapter_of,
@@ -52,7 +53,8 @@ def names_in(folder: Path) -> list[str]:
 def test_the_diagram_is_true(tmp_path: Path) -> None:
     """Items come out when they came in."""
     values = {"a": token(1), "b": stop()}
-    run_docstring_marbles(record(tmp_path), record.__doc__, values=values)
+    (diagram,) = read_diagrams(record.__doc__)
+    diagram.play(Marbles(values), record(tmp_path))
 
 
 @pytest.mark.rows("S1")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from rx_backend.engines import SimulatedEngine
 from rx_backend.replay import ReplayResult, Request, replay, synthetic
-from rx_backend.replay.plot import ReplayChart, write_plot
+from rx_backend.replay.plot import ReplayChart
 from rx_backend.replay.report import format_table, summarize
 from rx_backend.testing import run_virtual
 from tests.rx_backend.pictures._help import unreadable
@@ -37,7 +39,7 @@ def test_writes_a_png_for_any_replay(tmp_path: Path) -> None:
         chart = ReplayChart(result, title=name * 40)
         assert unreadable(chart.figure()) == []
         assert repr(chart) == format_table(summarize(result))
-    write_plot(tmp_path / "replay.png", ReplayResult(0), title="nothing")
+    ReplayChart(ReplayResult(0), title="nothing").save(tmp_path / "replay.png")
     assert (tmp_path / "replay.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -45,7 +47,7 @@ def test_writes_a_png_for_any_replay(tmp_path: Path) -> None:
 def test_panels_show_the_figures() -> None:
     """Requests in flight, tokens per second, TTFT by outcome, shares, and time per token by load."""
     result = results()["busy"]
-    panels: list[Any] = ReplayChart(result).figure().axes
+    panels: list[Any] = ReplayChart(result, title="busy").figure().axes
     flight, ttft_shares, output, itl, ttft, by_load = panels
     most = flight.collections[0].get_paths()[0].vertices[:, 1].max()
     rows = result.requests
@@ -72,3 +74,16 @@ def test_panels_show_the_figures() -> None:
     ]
     assert sorted(points[:, 1]) == pytest.approx(sorted(slow))
     assert points[:, 0].min() >= 1
+
+
+@pytest.mark.timeout(60)
+def test_each_outcome_keeps_its_colour_in_the_file() -> None:
+    """The file has few colours, but cancelled requests don't look like failed ones."""
+    chart = ReplayChart(results()["busy"], title="busy")
+    legend: list[Any] = chart.figure().legends[0].legend_handles
+    pixels = np.array(Image.open(BytesIO(chart.png())).convert("RGB")).reshape(-1, 3)
+    assert len(legend) == 4
+    for dot in legend:
+        *color, alpha = dot.get_facecolor()[0]
+        wanted = 255 * (alpha * np.array(color) + 1 - alpha)
+        assert np.abs(pixels - wanted).max(axis=1).min() < 8

@@ -111,10 +111,12 @@ def test_the_chart_says_once_how_many_requests(
     """Its figures do, so its title does not."""
     titles: list[str] = []
 
-    def note(path: Path, result: ReplayResult, *, title: str) -> None:
-        titles.append(title)
+    class Noted(plot.ReplayChart):
+        def __init__(self, result: ReplayResult, *, title: str) -> None:
+            titles.append(title)
+            super().__init__(result, title=title)
 
-    monkeypatch.setattr(plot, "write_plot", note)
+    monkeypatch.setattr(plot, "ReplayChart", Noted)
     said, _ = quiet(synthetic=True, limit=5, speed=2, plot=True)
     shape = "synthetic, in the shape of the Azure conversation trace"
     assert titles == [f"{shape}, at 2 times the speed; simulated"]

@@ -5,15 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rx_backend import InvalidArgument
-from rx_backend.testing import (
-    EngineAttributeMissing,
-    EngineImportFailed,
-    EngineLoadError,
-    EngineModuleMissing,
-    EngineNotCallable,
-    load_engine_factory,
-    run_conformance,
-)
+from rx_backend.testing import load_engine_factory, run_conformance
 from tests.engines import broken
 
 HERE = "tests.engines.broken"
@@ -30,31 +22,23 @@ def test_a_name_gives_the_factory() -> None:
 
 @pytest.mark.rows("K1")
 @pytest.mark.parametrize(
-    ("target", "error", "message"),
+    ("target", "message"),
     [
-        ("GoodEngine", EngineLoadError, "expected module:name, got 'GoodEngine'"),
-        (":GoodEngine", EngineLoadError, "expected module:name"),
-        (f"{HERE}:", EngineLoadError, "expected module:name"),
-        ("no_such_module:Engine", EngineModuleMissing, "no module named 'no_such_module'"),
-        (f"{HERE}.deeper:Engine", EngineModuleMissing, "no module named"),
-        (f"{HERE}:Missing", EngineAttributeMissing, "has no attribute 'Missing'"),
-        (
-            f"{HERE}:GoodEngine.missing",
-            EngineAttributeMissing,
-            "'GoodEngine' has no attribute 'missing'",
-        ),
-        (f"{HERE}:BROKEN", EngineNotCallable, "got list"),
-        ("..relative:Engine", EngineImportFailed, "importing the module raised"),
+        ("GoodEngine", "expected module:name, got 'GoodEngine'"),
+        (":GoodEngine", "expected module:name"),
+        (f"{HERE}:", "expected module:name"),
+        ("no_such_module:Engine", "no module named 'no_such_module'"),
+        (f"{HERE}.deeper:Engine", "no module named"),
+        (f"{HERE}:Missing", "has no attribute 'Missing'"),
+        (f"{HERE}:GoodEngine.missing", "'GoodEngine' has no attribute 'missing'"),
+        (f"{HERE}:BROKEN", "got list"),
+        ("..relative:Engine", "importing the module raised"),
     ],
 )
-def test_what_names_no_engine_is_a_clear_error(
-    target: str, error: type[EngineLoadError], message: str
-) -> None:
-    """Each way to name nothing has its own error, an invalid argument that says what was wrong."""
-    with pytest.raises(error, match="engine") as caught:
+def test_what_names_no_engine_is_a_clear_error(target: str, message: str) -> None:
+    """Each way to name nothing is an invalid argument that says what was wrong."""
+    with pytest.raises(InvalidArgument, match="engine") as caught:
         load_engine_factory(target)
-    assert type(caught.value) is error
-    assert isinstance(caught.value, InvalidArgument)
     assert message in caught.value.message
 
 
@@ -70,10 +54,10 @@ def test_what_names_no_engine_is_a_clear_error(
 def test_a_module_that_cannot_be_imported_says_why(
     pytester: pytest.Pytester, content: str, message: str
 ) -> None:
-    """A module that exists but fails has another error than one that does not; the cause is kept."""
+    """A module that exists but fails is another mistake than one that does not; the cause is kept."""
     pytester.syspathinsert()
     pytester.makepyfile(engine_under_load=content)
-    with pytest.raises(EngineImportFailed) as caught:
+    with pytest.raises(InvalidArgument, match="importing the module raised") as caught:
         load_engine_factory("engine_under_load:Engine")
     assert message in caught.value.message
     assert caught.value.__cause__ is not None

@@ -9,7 +9,7 @@ import pytest
 from rx_backend import InvalidArgument
 from rx_backend.engines import SampleEngine
 from rx_backend.testing import run_conformance
-from rx_backend.testing.engine_making import engine_maker, make_engine, read_arguments
+from rx_backend.testing.engine_making import engine_maker, read_arguments
 
 HERE = "tests.rx_backend.testing.test_engine_making"
 
@@ -81,15 +81,15 @@ def test_a_value_is_json_or_text(text: str, value: object) -> None:
 def test_arguments_reach_the_engine() -> None:
     """Those given by name, those offered where there is a parameter, and no others."""
     offered: dict[str, Any] = {"mode": "decode", "model_path": None}
-    engine = make_engine(f"{HERE}:Configured", ["size=3", "other=x"], **offered)
+    engine = engine_maker(f"{HERE}:Configured", ["size=3", "other=x"], **offered).make()
     assert seen(engine) == {"size": 3, "mode": "decode", "model_path": None, "other": "x"}
-    assert seen(make_engine(f"{HERE}:Strict", ["size=3"], **offered)) == (3, 1)
-    assert seen(make_engine(f"{HERE}:later", ["size=4"])) == (4, 1)
+    assert seen(engine_maker(f"{HERE}:Strict", ["size=3"], **offered).make()) == (3, 1)
+    assert seen(engine_maker(f"{HERE}:later", ["size=4"]).make()) == (4, 1)
 
 
 def test_what_follows_belongs_to_the_engine_s_own_parser() -> None:
     """It may be async, and give a pair, as Dynamo's engines do."""
-    assert seen(make_engine(f"{HERE}:Parsed", [], ["--size", "3"])) == ["--size", "3"]
+    assert seen(engine_maker(f"{HERE}:Parsed", [], ["--size", "3"]).make()) == ["--size", "3"]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_named(
 ) -> None:
     """The error says which argument, and what there is."""
     with pytest.raises(InvalidArgument) as caught:
-        make_engine(f"{HERE}:{name}", arguments, own, mode="agg")
+        engine_maker(f"{HERE}:{name}", arguments, own, mode="agg").make()
     assert message in caught.value.message
 
 

@@ -17,8 +17,9 @@ from rx_backend import (
     RequestContext,
     Unknown,
 )
-from rx_backend.protocols import TopLogprob, decode_annotated, usage
+from rx_backend.protocols import TopLogprob, usage
 from rx_backend.web import ChatChunks, CompletionChunks, Format, JsonItems
+from tests.wire import decode_annotated
 
 CHAT = ChatChunks("m", id="c", created=7)
 COMPLETION = CompletionChunks("m", id="c", created=7)
