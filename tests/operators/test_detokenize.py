@@ -93,7 +93,7 @@ BROKEN = st.sampled_from([0x80, 0xFF, 0xE2, 0x82, 0xF0, 0x9F])
 BYTES = st.sampled_from([ord("h"), *"é😀".encode(), END])
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.lists(BROKEN, min_size=30, max_size=80), st.lists(BROKEN | BYTES, max_size=40))
 def test_a_long_run_of_bytes_that_are_no_character(broken: list[int], more: list[int]) -> None:
     """The texts make up the text of all tokens there too, wherever a character begins."""
