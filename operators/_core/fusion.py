@@ -166,8 +166,7 @@ class FusedRun(Run, Generic[B]):
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError):
                     message = error.args
-                    if not chain.is_interrupted:
-                        chain.interrupt(interrupted=True)
+                    chain.interrupt(interrupted=True)
                 signal = self._advance(self._generator.throw, error)
             else:
                 # As `_advance` does, without its call.
@@ -210,8 +209,7 @@ class FusedRun(Run, Generic[B]):
             self._drop()
         else:
             self._state = LEAVING if self._is_leaving else IDLE
-            if chain.is_interrupted:
-                chain.interrupt(interrupted=False)
+            chain.interrupt(interrupted=False)
         if is_cancelled:
             raise asyncio.CancelledError(*message)
         return has_item and not chain.dropped
