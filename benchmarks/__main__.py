@@ -15,6 +15,7 @@ from benchmarks.measure import interleaved, print_ratios
 from benchmarks.resumable import READERS, resuming
 from benchmarks.rivals import Open, ScriptedEngine, chunks_of, opened, rivals
 from benchmarks.sharing import cpu_of_sharing, memory_of_keeping
+from benchmarks.waiting import cpu_of_waiting
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument(
         "which",
         nargs="*",
-        help="chunk, added, composing, setup, open, memory, resumable, sharing or keeping; "
+        help="chunk, waiting, added, composing, setup, open, memory, resumable, sharing or keeping; "
         "all of them by default",
     )
     parser.add_argument("--rounds", type=int, default=40)
@@ -31,6 +32,7 @@ def main() -> None:
     print(sys.version.split()[0])
     every = {
         "chunk": per_chunk,
+        "waiting": cpu_of_waiting,
         "added": added,
         "composing": composing,
         "setup": setup,

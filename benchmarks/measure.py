@@ -13,20 +13,22 @@ Rival = Callable[[], Awaitable[int]]
 """Does the work of one round; returns the number of units (chunks, requests)."""
 
 
-def interleaved(rivals: Mapping[str, Rival], *, rounds: int) -> dict[str, float]:
+def interleaved(
+    rivals: Mapping[str, Rival], *, rounds: int, clock: Callable[[], float] = perf_counter
+) -> dict[str, float]:
     """Time each rival *rounds* times in turn; return its best time per unit, in ns."""
     best = dict.fromkeys(rivals, float("inf"))
     for _ in range(rounds):
         for name, rival in rivals.items():
-            best[name] = min(best[name], asyncio.run(_timed(rival)))
+            best[name] = min(best[name], asyncio.run(_timed(rival, clock)))
     return best
 
 
-async def _timed(rival: Rival) -> float:
+async def _timed(rival: Rival, clock: Callable[[], float]) -> float:
     gc.collect()
-    start = perf_counter()
+    start = clock()
     units = await rival()
-    return (perf_counter() - start) * 1e9 / units
+    return (clock() - start) * 1e9 / units
 
 
 def print_ratios(title: str, best: Mapping[str, float], *, against: str, unit: str) -> None:

@@ -156,6 +156,8 @@ class FusedRun(Run, Generic[B]):
         chain.baseline = 0 if task is None else task.cancelling()
         message: tuple[Any, ...] = ()
         while signal is not READY and signal is not RETURNED:
+            if chain.is_disturbed:
+                self._check_disturbance()
             try:
                 yield signal
             except GeneratorExit:
@@ -164,21 +166,34 @@ class FusedRun(Run, Generic[B]):
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError):
                     message = error.args
-                    if not chain.is_interrupted:
-                        chain.interrupt(interrupted=True)
+                    chain.interrupt(interrupted=True)
                 signal = self._advance(self._generator.throw, error)
             else:
-                signal = self._advance(self._send, None)
-            if chain.is_interrupted and task is not None and task.cancelling() <= chain.baseline:
-                chain.interrupt(interrupted=False)
-            is_waiting = signal is not READY and signal is not RETURNED
-            if is_waiting and self._is_unwinding() and not chain.is_interrupted:
-                # It was closed while something else unwound that has been caught since.
-                self._cancel_pull()
-        return self._end_wait(message, has_item=signal is READY)
+                # As `_advance` does, without its call.
+                try:
+                    signal = self._enter(self._send, None)
+                except StopIteration:
+                    signal = RETURNED
+                except GeneratorExit as error:
+                    self._enter(chain.fail_from_source, error)
+                    signal = RETURNED
+        if chain.is_disturbed or self._is_leaving:
+            return self._end_disturbed_wait(message, has_item=signal is READY)
+        self._state = IDLE
+        chain.puller = None
+        return signal is READY
 
-    def _end_wait(self, message: tuple[Any, ...], *, has_item: bool) -> bool:
-        """Take what came of a pull that had to wait, or raise its cancellation with *message*."""
+    def _check_disturbance(self) -> None:
+        """See what has become of a cancellation and of a close, before the step waits again."""
+        chain, task = self._chain, self._chain.puller
+        if chain.is_interrupted and task is not None and task.cancelling() <= chain.baseline:
+            chain.interrupt(interrupted=False)
+        if self._state == UNWINDING and not chain.is_interrupted:
+            # It was closed while something else unwound that has been caught since.
+            self._cancel_pull()
+
+    def _end_disturbed_wait(self, message: tuple[Any, ...], *, has_item: bool) -> bool:
+        """End a wait that saw a cancellation or a close; a consumer's cancellation is raised again."""
         chain, task = self._chain, self._chain.puller
         if chain.own_cancels and task is not None:
             chain.own_cancels = 0
@@ -194,8 +209,7 @@ class FusedRun(Run, Generic[B]):
             self._drop()
         else:
             self._state = LEAVING if self._is_leaving else IDLE
-            if chain.is_interrupted:
-                chain.interrupt(interrupted=False)
+            chain.interrupt(interrupted=False)
         if is_cancelled:
             raise asyncio.CancelledError(*message)
         return has_item and not chain.dropped

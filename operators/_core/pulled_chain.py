@@ -121,6 +121,8 @@ class PulledChain(Chain):
 
     def interrupt(self, *, interrupted: bool) -> None:
         """Tell the stages that a cancellation is on its way through the pull, or did not drop it."""
+        if interrupted == self.is_interrupted:
+            return
         self.is_interrupted = interrupted
         self.is_disturbed = interrupted or self.dropped
         for stage in self._stages:

@@ -124,9 +124,6 @@ class Run(Segment):
             # frame, by its callers: a reference back would be a cycle.
             del argument
 
-    def _is_unwinding(self) -> bool:
-        return self._state == UNWINDING
-
     @property
     def has_ended(self) -> bool:
         """Whether nothing comes in any more: completed, failed or dropped."""

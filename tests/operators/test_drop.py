@@ -679,6 +679,32 @@ class TestFromInside:
     @pytest.mark.rows("S7")
     @pytest.mark.parametrize("waits", [False, True])
     @virtual
+    async def test_the_next_pull_is_no_step(self, waits: bool) -> None:
+        """The step that closed may have waited; the engine is not resumed for one more item."""
+        run: Owner = []
+        resumed: list[int] = []
+
+        async def engine() -> AsyncGenerator[int]:
+            for number in range(3):
+                resumed.append(number)
+                if waits and not number:
+                    await asyncio.sleep(0)
+                yield number
+
+        @operator
+        def close() -> Stage[int, int]:
+            item = yield
+            while True:
+                run[0].close()
+                item = yield item
+
+        run.append(fuse(engine(), [close()]))
+        assert await collect(run[0]) == Seen([0], "completed")
+        assert resumed == [0]
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("waits", [False, True])
+    @virtual
     async def test_by_an_operator(self, waits: bool) -> None:
         """The step may end, and then nothing more comes, whether or not the engine waits."""
         run: Owner = []
