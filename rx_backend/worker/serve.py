@@ -17,10 +17,11 @@ from rx_backend.telemetry import configure_logs
 from rx_backend.telemetry.switch import OtlpSwitch, telling
 from rx_backend.testing.engine_loading import load_pipeline
 from rx_backend.testing.engine_making import engine_maker
-from rx_backend.worker.dynamo_runtime import DynamoRuntime, check_free
+from rx_backend.worker.dynamo_runtime import DynamoRuntime
 from rx_backend.worker.frontend import http_address, log_warnings_only, until_listed
 from rx_backend.worker.model_files import find_tokenizer, tokenizer_folder
 from rx_backend.worker.options import ServeOptions
+from rx_backend.worker.ports import check_free
 from rx_backend.worker.process import run_on_fast_loop
 from rx_backend.worker.shutdown import Shutdown, ShutdownTimes, exit_within
 from rx_backend.worker.worker import Worker
@@ -134,7 +135,7 @@ async def _serve(
 async def _frontend(runtime: DynamoRuntime, options: ServeOptions, shutdown: Shutdown) -> None:
     """Serve HTTP; its end is the worker's end too."""
     try:
-        await check_free(options.http_host, options.http_port)
+        await check_free(options.http_host, options.http_port, "--http-port")
         await runtime.serve_http(
             options.http_host, options.http_port, migration_limit=options.migration_limit
         )
