@@ -51,8 +51,8 @@ def configure_logs(
     """
     Write what the library logs to stderr, unless the application has set logging up.
 
-    It has where structlog is configured, or where a handler would receive the library's records:
-    then nothing is done, and the events go there. A logger's level that was set is kept too.
+    It has where a handler would receive the library's records: then nothing is done, and they go
+    there. A logger's level that was set is kept too.
 
     As JSON each event is a line with ``time`` (ISO 8601, UTC), ``level``, ``target`` and
     ``message``, named as in the lines of Dynamo's runtime; beside them the event's fields, such as
@@ -76,8 +76,6 @@ def configure_logs(
     """
     one_of("level", level or "info", tuple(_LEVELS))
     as_json = _wants_json() if json is None else json
-    if structlog.is_configured():
-        return Logs("left to structlog, which is configured")
     loggers = [logging.getLogger(name) for name in (("", *_OURS) if whole_process else _OURS)]
     if any(logger.hasHandlers() for logger in loggers):
         return Logs("left to the handlers of standard logging that were there")

@@ -12,7 +12,6 @@ import pytest
 import reactivex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from rx_backend import HedgedEngine
 from rx_backend.adapter import EngineAdapter
@@ -50,6 +49,7 @@ from tests.engines import (
     tokens_of,
     virtual,
 )
+from tests.logs import capture_logs
 from tests.meters import Meters
 from tests.spans import Spans
 

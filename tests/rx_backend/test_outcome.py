@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from opentelemetry.trace import StatusCode
 from reactivex import operators as ops
-from structlog.testing import capture_logs
 
 import operators
 from operators import (
@@ -70,6 +69,7 @@ from tests.engines import (
     token,
     virtual,
 )
+from tests.logs import capture_logs
 from tests.meters import Meters
 from tests.spans import Spans, rows_of
 
