@@ -11,11 +11,11 @@ from rx_backend.engine import ChunkSource, EngineConfig, LLMEngine, until_lost
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import PreprocessedRequest, to_builtins
 
-__all__ = ("NAMING", "REGISTRATION", "from_any_engine", "from_dynamo_engine")
+__all__ = ("from_any_engine", "from_dynamo_engine")
 
 # Where Dynamo keeps these, and what ours are called, is the same word.
-NAMING = ("served_model_name", "model_aliases", "runtime_data")
-REGISTRATION = (
+_NAMING = ("served_model_name", "model_aliases", "runtime_data")
+_REGISTRATION = (
     "context_length",
     "kv_cache_block_size",
     "total_kv_blocks",
@@ -102,18 +102,12 @@ def from_any_engine(made: object) -> LLMEngine:
 
 
 class _FromDynamo(LLMEngine):
-    """
-    An engine of Dynamo's kind.
-
-    Attributes:
-        dynamo_config: What the engine's ``start`` gave, as it gave it; None before.
-    """
+    """An engine of Dynamo's kind."""
 
     def __init__(self, engine: Any, *, runtime_context: bool) -> None:
         self._engine = engine
         self._gives_own = runtime_context
         self.needs_tokenizer = bool(getattr(engine, "needs_tokenizer", False))
-        self.dynamo_config: Any = None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -121,11 +115,11 @@ class _FromDynamo(LLMEngine):
         return getattr(self._engine, name)
 
     async def start(self, worker_id: int) -> EngineConfig:
-        config = self.dynamo_config = await self._engine.start(worker_id)
+        config = await self._engine.start(worker_id)
         registration = getattr(config, "llm", None) or config
         found = {
-            **{name: getattr(config, name, None) for name in ("model", *NAMING)},
-            **{name: getattr(registration, name, None) for name in REGISTRATION},
+            **{name: getattr(config, name, None) for name in ("model", *_NAMING)},
+            **{name: getattr(registration, name, None) for name in _REGISTRATION},
         }
         known = {name: value for name, value in found.items() if value is not None}
         if "model" not in known:
