@@ -26,7 +26,7 @@ from rx_backend.worker.process import run_on_fast_loop
 from rx_backend.worker.shutdown import Shutdown, ShutdownTimes, exit_within
 from rx_backend.worker.worker import Worker
 
-__all__ = ("curl_command", "load_pipeline", "prepare_worker")
+__all__ = ("curl_command", "prepare_worker")
 
 Say = Callable[[str], object]
 
