@@ -210,6 +210,19 @@ def test_a_run_without_a_receiver_says_what_was_lost(tmp_path: Path) -> None:
     assert (tmp_path / "summary.json").exists()
 
 
+def test_a_run_logs_no_line_for_each_request_that_fails(tmp_path: Path) -> None:
+    """Its table has them; stderr is as empty as without failures."""
+    arguments = ["run", "--synthetic", "--limit", "12", "--no-plot", "--error-rate", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "rx_backend.cli", *arguments, "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=25,
+        check=True,
+    )
+    assert "request failed" not in done.stderr
+
+
 def _run(folder: Path, *flags: str, **environ: str) -> str:
     arguments = ["run", "--synthetic", "--limit", "12", "--no-plot", "--out", str(folder)]
     done = subprocess.run(
