@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -88,10 +89,16 @@ def _run(arguments: argparse.Namespace) -> int:
     sys.path.insert(0, "")
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     del given["command"]
+    # The table counts what failed; a line for each request would drown it.
+    requests = logging.getLogger("rx_backend.requests")
+    level = requests.level
+    requests.setLevel(level or logging.ERROR)
     try:
         run(RunOptions(**given), say=partial(print, flush=True))
     except Unknown as error:
         return _complain(error.message, _FAILED)
+    finally:
+        requests.setLevel(level)
     return 0
 
 

@@ -72,7 +72,6 @@ class FailoverEngine(CombinedEngine):
         ValueError, TypeError: An argument does not fit.
 
     >>> import asyncio
-    >>> from structlog.testing import capture_logs
     >>> from rx_backend import EngineAdapter
     >>> from rx_backend.engines import SampleEngine
     >>> class Lost(SampleEngine):
@@ -85,8 +84,7 @@ class FailoverEngine(CombinedEngine):
     ...     async for item in await EngineAdapter(engine).generate(request):
     ...         print(item.data.token_ids, item.data.finish_reason)
     ...     print(item.data.completion_usage)
-    >>> with capture_logs():
-    ...     asyncio.run(main())
+    >>> asyncio.run(main())
     [7] None
     [0] None
     [1] length

@@ -1,4 +1,4 @@
-"""The library's log call: structlog where that is configured, else standard logging."""
+"""The library's log call: structlog, whose events become records of standard logging."""
 
 from __future__ import annotations
 
@@ -6,86 +6,39 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-import structlog
+from structlog.stdlib import BoundLogger, filter_by_level
+from structlog.typing import EventDict
 
 __all__ = ("Logger", "describe", "get_logger")
 
 
-class Logger:
+class Logger(BoundLogger):
     """
-    Logs events with fields; a failure of logging never reaches the caller.
+    structlog's logger over one of standard logging; its failure never reaches the caller.
 
-    Where an event goes is decided when it is logged: to structlog's processors where structlog is
-    configured, else to the standard library's logger of the same name. There the fields are
-    attributes of the record, and are in its message too.
-
-    Errors and tracebacks are not accepted: their text may hold what a user wrote; see `describe`.
-
-    Args:
-        name: The logger's name.
-        fields: Fields of every event.
+    It has processors of its own, and heeds no ``structlog.configure``. Where records go is decided
+    by standard logging: to its handlers, and warnings to stderr where it has none. Errors and
+    tracebacks are not for it: their text may hold what a user wrote; see `describe`.
     """
 
-    __slots__ = ("_fields", "name")
-
-    def __init__(self, name: str, fields: Mapping[str, object] | None = None) -> None:
-        self.name = name
-        self._fields: dict[str, Any] = dict(fields or {})
-
-    def bind(self, **fields: object) -> Logger:
-        """Return a logger whose events have *fields* too."""
-        return Logger(self.name, self._fields | fields)
-
-    def debug(self, event: str, **fields: object) -> None:
-        """Log a detail of normal work."""
-        self._log(logging.DEBUG, event, fields)
-
-    def info(self, event: str, **fields: object) -> None:
-        """Log normal work."""
-        self._log(logging.INFO, event, fields)
-
-    def warning(self, event: str, **fields: object) -> None:
-        """Log a failure that is dealt with."""
-        self._log(logging.WARNING, event, fields)
-
-    def error(self, event: str, **fields: object) -> None:
-        """Log a bug."""
-        self._log(logging.ERROR, event, fields)
-
-    def _log(self, level: int, event: str, fields: dict[str, object]) -> None:
-        merged = _Fields(self._fields | fields)
+    def _proxy_to_logger(self, method_name: str, *args: Any, **fields: Any) -> None:
         try:
-            if structlog.is_configured():
-                method = logging.getLevelName(level).lower()
-                getattr(structlog.get_logger(self.name), method)(event, **merged)
-                return
-            logger = logging.getLogger(self.name)
-            if not logger.isEnabledFor(level):
-                return
-            file, line, function, _ = logger.findCaller(stacklevel=_TO_CALLER)
-            message, args = (f"{event.replace('%', '%%')} %s", (merged,)) if merged else (event, ())
-            record = logger.makeRecord(self.name, level, file, line, message, args, None, function)
-            # Not as `extra`, which refuses names that the application's record factory sets.
-            vars(record).update(merged, event=event)
-            logger.handle(record)
+            super()._proxy_to_logger(method_name, *args, **fields)
         except Exception as error:
             _report_once(error)
 
 
-class _Fields(dict[str, Any]):
-    """Fields of an event; their text is ``key=value`` words, quoted where they have to be."""
-
-    def __str__(self) -> str:
-        return " ".join(f"{name}={_word(value)}" for name, value in self.items())
-
-
 def get_logger(name: str) -> Logger:
-    """Return the logger called *name*."""
-    return Logger(name)
+    """
+    Return the logger called *name*: ``bind(**fields)`` it, or log ``(event, **fields)``.
+
+    ``debug`` is for a detail of normal work, ``info`` for normal work, ``warning`` for a failure
+    that is dealt with, ``error`` for a bug.
+    """
+    return Logger(logging.getLogger(name), [filter_by_level, _as_record], {})
 
 
 def describe(error: BaseException) -> dict[str, str]:
@@ -116,7 +69,19 @@ def describe(error: BaseException) -> dict[str, str]:
     return described
 
 
+def _as_record(
+    _logger: object, _method: str, event: EventDict
+) -> tuple[tuple[str], dict[str, Any]]:
+    """Make a record's message, with the fields as words, and its attributes: the fields once more."""
+    words = [f"{name}={_word(value)}" for name, value in event.items() if name != "event"]
+    # Standard logging refuses names that the application's record factory sets.
+    taken = vars(logging.makeLogRecord({}))
+    extra = {name: value for name, value in event.items() if name not in taken}
+    return (" ".join([event["event"], *words]),), {"extra": extra, "stacklevel": _TO_CALLER}
+
+
 def _word(value: object) -> str:
+    """Return a field's text, quoted where it could be taken for more than one word or line."""
     if not isinstance(value, str):
         return str(value)
     is_word = value.isprintable() and value and not _QUOTED.intersection(value)
@@ -132,6 +97,6 @@ def _report_once(error: Exception) -> None:
 
 
 _QUOTED: Final = frozenset(' "=\\')
-# Seen from the standard library: `_log`, `info`, and the caller.
-_TO_CALLER: Final = 3
+# Behind the caller: its method of the logger, and `_proxy_to_logger` of three classes.
+_TO_CALLER: Final = 5
 _reported: list[Exception] = []

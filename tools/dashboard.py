@@ -24,7 +24,6 @@ PICKED: Final = 'gen_ai_request_model=~"$model",rx_backend_mode=~"$mode"'
 
 _REQUESTS: Final = "rx_backend_requests_total"
 _ACTIVE: Final = "rx_backend_requests_active"
-_LOST: Final = "rx_backend_telemetry_lost_total"
 _WASTED: Final = "rx_backend_tokens_wasted_total"
 _RESUMABLE: Final = "rx_backend_resumable"
 _CHUNKS: Final = "rx_backend_coalesce_chunks_total"
@@ -51,7 +50,7 @@ def _latency(title: str, histogram: str, what: str, *, width: int = 8) -> Panel:
     return Panel(title=title, what=what, queries=queries, unit="s", width=width)
 
 
-def _stat(title: str, what: str, query: str, unit: str, *alarms: float) -> Panel:
+def _stat(title: str, what: str, query: str, unit: str, *alarms: float, width: int = 4) -> Panel:
     """Return a panel with one figure, which turns yellow and then red at the *alarms*."""
     colors = zip(("green", "yellow", "red"), (None, *alarms), strict=False)
     steps = [{"color": color, "value": value} for color, value in colors]
@@ -62,7 +61,7 @@ def _stat(title: str, what: str, query: str, unit: str, *alarms: float) -> Panel
         queries={"": query},
         unit=unit,
         kind="stat",
-        width=4,
+        width=width,
         options=options,
     )
 
@@ -102,14 +101,7 @@ ROWS: Final[Mapping[str, tuple[Panel, ...]]] = {
             "s",
             1,
             5,
-        ),
-        _stat(
-            "Telemetry lost",
-            "Spans and metric points that did not reach their receiver in the last hour.",
-            f"sum (increase({_LOST}[1h]))",
-            "short",
-            1,
-            1000,
+            width=8,
         ),
     ),
     "Traffic": (
@@ -266,13 +258,7 @@ ROWS: Final[Mapping[str, tuple[Panel, ...]]] = {
             "keeps up; it rises where clients lag. All models and roles.",
             queries={"chunks": _merged()},
             unit="short",
-        ),
-        Panel(
-            title="Telemetry lost per second",
-            what="What did not reach its receiver. Streams are not slowed down by it. Points of a "
-            "failed export count, although the next one makes up for them.",
-            queries={"{{rx_backend_signal}}": _rate(_LOST, by="rx_backend_signal", picked="")},
-            unit="ops",
+            width=12,
         ),
         Panel(
             title="Tokens wasted",
@@ -280,6 +266,7 @@ ROWS: Final[Mapping[str, tuple[Panel, ...]]] = {
             "lost; empty without `HedgedEngine` and `FailoverEngine`.",
             queries={"{{gen_ai_token_type}}": _rate(_WASTED, by="gen_ai_token_type")},
             unit="short",
+            width=12,
         ),
     ),
 }

@@ -11,17 +11,14 @@ the extra ``dynamo``; it is imported when something needs it.
 
 from rx_backend.dynamo.context import BridgedContext, ContextBridge
 from rx_backend.dynamo.engine_context import EngineContext
-from rx_backend.dynamo.engine_host import DynamoEngine, as_dynamo_engine
 from rx_backend.dynamo.engines import from_any_engine, from_dynamo_engine
 from rx_backend.dynamo.serving import Handler, serving
 
 __all__ = (
     "BridgedContext",
     "ContextBridge",
-    "DynamoEngine",
     "EngineContext",
     "Handler",
-    "as_dynamo_engine",
     "from_any_engine",
     "from_dynamo_engine",
     "serving",

@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any, cast
 
 from rx_backend.context import RequestContext
-from rx_backend.dynamo.context import BridgedContext
 from rx_backend.dynamo.engine_context import EngineContext
 from rx_backend.engine import ChunkSource, EngineConfig, LLMEngine, until_lost
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import PreprocessedRequest, to_builtins
 
-__all__ = ("NAMING", "REGISTRATION", "from_any_engine", "from_dynamo_engine")
+__all__ = ("from_any_engine", "from_dynamo_engine")
 
 # Where Dynamo keeps these, and what ours are called, is the same word.
-NAMING = ("served_model_name", "model_aliases", "runtime_data")
-REGISTRATION = (
+_NAMING = ("served_model_name", "model_aliases", "runtime_data")
+_REGISTRATION = (
     "context_length",
     "kv_cache_block_size",
     "total_kv_blocks",
@@ -29,7 +28,7 @@ REGISTRATION = (
 )
 
 
-def from_dynamo_engine(engine: Any, *, runtime_context: bool = False) -> LLMEngine:
+def from_dynamo_engine(engine: Any) -> LLMEngine:
     """
     Return an engine written against Dynamo's Python ``LLMEngine`` as one of ours, unchanged.
 
@@ -41,9 +40,6 @@ def from_dynamo_engine(engine: Any, *, runtime_context: bool = False) -> LLMEngi
 
     Args:
         engine: The engine, not started.
-        runtime_context: Whether the engine gets the runtime's own context where the request came
-            through the runtime: for an engine that hands it on to the runtime. It then hears of the
-            runtime's signals, but not of a stop from our side.
 
     Raises:
         InvalidArgument: *engine* has no ``start`` or no ``generate``.
@@ -73,7 +69,7 @@ def from_dynamo_engine(engine: Any, *, runtime_context: bool = False) -> LLMEngi
                 f"has no method {name}"
             )
     aborts = callable(getattr(engine, "abort", None))
-    return (_AbortsFromDynamo if aborts else _FromDynamo)(engine, runtime_context=runtime_context)
+    return (_AbortsFromDynamo if aborts else _FromDynamo)(engine)
 
 
 def from_any_engine(made: object) -> LLMEngine:
@@ -102,18 +98,11 @@ def from_any_engine(made: object) -> LLMEngine:
 
 
 class _FromDynamo(LLMEngine):
-    """
-    An engine of Dynamo's kind.
+    """An engine of Dynamo's kind."""
 
-    Attributes:
-        dynamo_config: What the engine's ``start`` gave, as it gave it; None before.
-    """
-
-    def __init__(self, engine: Any, *, runtime_context: bool) -> None:
+    def __init__(self, engine: Any) -> None:
         self._engine = engine
-        self._gives_own = runtime_context
         self.needs_tokenizer = bool(getattr(engine, "needs_tokenizer", False))
-        self.dynamo_config: Any = None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -121,11 +110,11 @@ class _FromDynamo(LLMEngine):
         return getattr(self._engine, name)
 
     async def start(self, worker_id: int) -> EngineConfig:
-        config = self.dynamo_config = await self._engine.start(worker_id)
+        config = await self._engine.start(worker_id)
         registration = getattr(config, "llm", None) or config
         found = {
-            **{name: getattr(config, name, None) for name in ("model", *NAMING)},
-            **{name: getattr(registration, name, None) for name in REGISTRATION},
+            **{name: getattr(config, name, None) for name in ("model", *_NAMING)},
+            **{name: getattr(registration, name, None) for name in _REGISTRATION},
         }
         known = {name: value for name, value in found.items() if value is not None}
         if "model" not in known:
@@ -135,7 +124,7 @@ class _FromDynamo(LLMEngine):
         return EngineConfig(**known)
 
     def generate(self, request: PreprocessedRequest, context: RequestContext) -> ChunkSource:
-        return self._engine.generate(to_builtins(request), self._context(context))
+        return self._engine.generate(to_builtins(request), EngineContext(context))
 
     async def cleanup(self) -> None:
         await self._optional("cleanup")
@@ -156,14 +145,9 @@ class _FromDynamo(LLMEngine):
         method = getattr(self._engine, name, None)
         return None if method is None else await method()
 
-    def _context(self, context: RequestContext) -> object:
-        if self._gives_own and isinstance(context, BridgedContext):
-            return context.runtime_context
-        return EngineContext(context)
-
 
 class _AbortsFromDynamo(_FromDynamo):
     """One that can abort; the conformance kit asks for that only where it is there."""
 
     async def abort(self, context: RequestContext) -> None:
-        await self._engine.abort(self._context(context))
+        await self._engine.abort(EngineContext(context))

@@ -12,6 +12,8 @@ from operators.assembly import defer_to_loop, tokens_in, weakly
 from rx_backend.context import RequestContext
 from rx_backend.dynamo.context import ContextBridge
 from rx_backend.dynamo.outlet import ClientLeft, Outlet
+from rx_backend.dynamo.wire import wire_item
+from rx_backend.protocols import Annotated
 from rx_backend.stream import ResponseStream
 
 __all__ = ("Inside", "ServedStream", "alone")
@@ -47,8 +49,6 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         open: Starts the request, with our context.
         inside: Entered before anything else, on the event loop; left when the request is over. Its
             function is :meth:`fail`, and does not keep the stream alive.
-        to_wire: Returns an item as the runtime takes it; None for one that is not sent.
-        on_failure: Returns the last item after a failure, or raises.
         decode: Whether this worker decodes for a prefill peer.
         outlet: Where items are pushed; without one they are returned, one for each pull.
     """
@@ -66,12 +66,10 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         "_is_pulling",
         "_left",
         "_loop",
-        "_on_failure",
         "_open",
         "_opening",
         "_outlet",
         "_stream",
-        "_to_wire",
     )
 
     def __init__(
@@ -80,16 +78,12 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         open: Callable[[RequestContext], Awaitable[ResponseStream[Any]]],
         *,
         inside: Inside,
-        to_wire: Callable[[object], dict[str, Any] | None],
-        on_failure: Callable[[Exception], dict[str, Any]],
         decode: bool,
         outlet: Outlet | None = None,
     ) -> None:
         self._context = context
         self._open: Callable[[RequestContext], Awaitable[ResponseStream[Any]]] | None = open
         self._inside = inside
-        self._to_wire = to_wire
-        self._on_failure = on_failure
         self._decode = decode
         self._outlet = outlet
         # The runtime calls the handler in a thread without an event loop.
@@ -129,7 +123,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
             self.close()
             if not was_served:
                 raise
-            last = self._on_failure(error)
+            last = _failed_item(error)
             if outlet is None:
                 return last
             await outlet.finish(last)
@@ -186,7 +180,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
     def _failed_item(self) -> dict[str, Any] | None:
         """Return the last item of a request that :meth:`fail` has ended, once."""
         failure, self._failure = self._failure, None
-        return None if failure is None else self._on_failure(failure)
+        return None if failure is None else _failed_item(failure)
 
     def _wire_of(self, item: object) -> dict[str, Any] | None:
         """Return an item as it is sent; None for one that is not, as after a kill."""
@@ -195,7 +189,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
             return None
         if not self._has_token:
             self._has_token = tokens_in(item) > 0
-        return self._to_wire(item)
+        return wire_item(item)
 
     async def _begin(self) -> None:
         """Start the request; a kill in the meantime cancels that."""
@@ -264,6 +258,10 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
     def __del__(self, defer: Callable[..., None] = defer_to_loop) -> None:
         if self._loop is not None and not self._is_over:
             defer(self._loop, self.close)
+
+
+def _failed_item(error: Exception) -> dict[str, Any]:
+    return wire_item(Annotated.from_error(error))
 
 
 def alone(*_: object) -> AbstractContextManager[None]:

@@ -8,25 +8,25 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from rx_backend.errors import InvalidArgument
-from rx_backend.telemetry.counted import CountedExporter
+from rx_backend.telemetry.quiet_exporter import QuietExporter
 from rx_backend.telemetry.settings import Signal, destination, exporter_names, hide_secrets
 
 __all__ = ("make_exporters", "serve_prometheus")
 
-_Counted = TypeVar("_Counted", bound=CountedExporter)
+_Quiet = TypeVar("_Quiet", bound=QuietExporter)
 
 
 def make_exporters(
     variables: Mapping[str, str],
     signal: Signal,
     others: str,
-    count: Callable[[Any], _Counted],
+    quieten: Callable[[Any], _Quiet],
     undo: ExitStack,
-) -> tuple[list[_Counted], str]:
+) -> tuple[list[_Quiet], str]:
     """
     Make what exports a signal by itself, unless there is a provider of *others*; *undo* ends it.
 
-    Each of the SDK's exporters is handed to *count*.
+    Each of the SDK's exporters is handed to *quieten*.
 
     Returns:
         The exporters, and where they export to, or why there are none; of Prometheus just the word.
@@ -39,7 +39,7 @@ def make_exporters(
         return [], f"off by {off}"
     if others:
         return [], f"left to {others}, which was there"
-    made: list[_Counted] = []
+    made: list[_Quiet] = []
     words: list[str] = []
     for name in names:
         words.append(name)
@@ -53,7 +53,7 @@ def make_exporters(
             options["endpoint"] = endpoint
             if protocol != "grpc":
                 options["session"] = _session()
-        exporter = count(_load(entry_point, signal, words[-1], options))
+        exporter = quieten(_load(entry_point, signal, words[-1], options))
         undo.callback(exporter.shutdown)
         made.append(exporter)
     return made, ", ".join(words)

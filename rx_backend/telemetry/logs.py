@@ -51,8 +51,8 @@ def configure_logs(
     """
     Write what the library logs to stderr, unless the application has set logging up.
 
-    It has where structlog is configured, or where a handler would receive the library's records:
-    then nothing is done, and the events go there. A logger's level that was set is kept too.
+    It has where a handler would receive the library's records: then nothing is done, and they go
+    there. A logger's level that was set is kept too.
 
     As JSON each event is a line with ``time`` (ISO 8601, UTC), ``level``, ``target`` and
     ``message``, named as in the lines of Dynamo's runtime; beside them the event's fields, such as
@@ -60,8 +60,7 @@ def configure_logs(
 
     Args:
         level: ``debug``, ``info``, ``warn``, ``error`` or ``off``. By default that of ``DYN_LOG``,
-            a list in which loggers may have a level of their own, as in
-            ``info,rx_backend.requests=off``; else ``info``.
+            in whose list directives with a target are for the runtime; else ``info``.
         json: Whether to write JSON. By default what ``DYN_LOGGING_JSONL`` or
             ``DYN_LOGGING_CONSOLE_FORMAT=jsonl`` say.
         whole_process: Whether to write what other loggers log too: for a program of one's own.
@@ -76,27 +75,20 @@ def configure_logs(
     """
     one_of("level", level or "info", tuple(_LEVELS))
     as_json = _wants_json() if json is None else json
-    if structlog.is_configured():
-        return Logs("left to structlog, which is configured")
     loggers = [logging.getLogger(name) for name in (("", *_OURS) if whole_process else _OURS)]
     if any(logger.hasHandlers() for logger in loggers):
         return Logs("left to the handlers of standard logging that were there")
-    levels = _levels(level or os.environ.get("DYN_LOG", ""))
-    shown = levels.get(_OURS[0], levels[""])
+    shown = level or _level_of(os.environ.get("DYN_LOG", ""))
     logs = Logs(f"{'JSON lines' if as_json else 'lines'} from {shown} on, to stderr")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_formatter(as_json=as_json))
     for logger in loggers[:1] if whole_process else loggers:
         logger.addHandler(handler)
         logs.callback(logger.removeHandler, handler)
-    for name, own in (
-        dict.fromkeys((one.name for one in loggers), levels.pop("")) | levels
-    ).items():
-        logger = logging.getLogger(name)
-        is_ours = whole_process or name.partition(".")[0] in _OURS
-        if is_ours and logger.level == (logging.NOTSET if logger.parent else logging.WARNING):
+    for logger in loggers:
+        if logger.level == (logging.NOTSET if logger.parent else logging.WARNING):
             logs.callback(logger.setLevel, logger.level)
-            logger.setLevel(_LEVELS[own])
+            logger.setLevel(_LEVELS[shown])
     return logs
 
 
@@ -108,18 +100,10 @@ def _wants_json() -> bool:
     return is_true("DYN_LOGGING_JSONL", os.environ.get("DYN_LOGGING_JSONL", ""))
 
 
-def _levels(directives: str) -> dict[str, str]:
-    """
-    Return the levels of ``DYN_LOG`` by logger; the empty name is that of all others.
-
-    What is for the runtime's own parts, or can't be read, is left to the runtime.
-    """
-    levels = {"": "info"}
-    for directive in directives.split(","):
-        name, _, level = directive.strip().rpartition("=")
-        if level.lower() in _LEVELS and "::" not in name:
-            levels[name] = level.lower()
-    return levels
+def _level_of(directives: str) -> str:
+    """Return the level in ``DYN_LOG`` that is for no target; what can't be read is the runtime's."""
+    levels = [word for word in directives.lower().replace(" ", "").split(",") if word in _LEVELS]
+    return levels[-1] if levels else "info"
 
 
 def _formatter(*, as_json: bool) -> logging.Formatter:

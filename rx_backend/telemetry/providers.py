@@ -6,7 +6,7 @@ import atexit
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from typing import Any, Final, Self
 
@@ -15,21 +15,16 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 
 from operators.assembly import encodable
 from rx_backend.errors import InvalidArgument
-from rx_backend.telemetry.counted import (
-    CountedExporter,
-    CountedMetricExporter,
-    CountedSpanExporter,
-    CountedSpans,
-    observe_lost,
-)
 from rx_backend.telemetry.exporters import make_exporters, serve_prometheus
 from rx_backend.telemetry.logs import Logs
-from rx_backend.telemetry.settings import SERVICE, Signal, batching, hide_secrets
+from rx_backend.telemetry.quiet_exporter import QuietExporter, QuietSpanExporter
+from rx_backend.telemetry.settings import SERVICE, batching, hide_secrets
 
 __all__ = ("Telemetry",)
 
@@ -76,13 +71,12 @@ class Telemetry:
         """Make what is to be installed; *undo* and, ahead of it, *exporters* end what was made."""
         self._stack = undo.enter_context(ExitStack())
         spans, self.traces = make_exporters(
-            variables, "traces", _tracers_of_others(), CountedSpanExporter, exporters
+            variables, "traces", _tracers_of_others(), QuietSpanExporter, exporters
         )
         points, self.metrics = make_exporters(
-            variables, "metrics", _meters_of_others(), CountedMetricExporter, exporters
+            variables, "metrics", _meters_of_others(), QuietExporter, exporters
         )
-        self._counted: dict[Signal, Sequence[CountedExporter]]
-        self._counted = {"traces": spans, "metrics": points}
+        self._exporters: list[QuietExporter] = [*spans, *points]
         readers: list[Any] = []
         if "prometheus" in self.metrics.split(", "):
             reader, self.prometheus_url = serve_prometheus(variables, self._stack)
@@ -100,13 +94,17 @@ class Telemetry:
             self.tracer_provider = TracerProvider(
                 sampler, resource, shutdown_on_exit=False, id_generator=_EntropyIds()
             )
-            for exporter in spans:
-                processor = CountedSpans(exporter, *batching(variables))
+            queue_size, batch_size = batching(variables)
+            targets: list[Any] = [*spans]
+            for exporter in targets:
+                processor = BatchSpanProcessor(
+                    exporter, max_queue_size=queue_size, max_export_batch_size=batch_size
+                )
                 undo.callback(processor.shutdown)
                 self.tracer_provider.add_span_processor(processor)
         # OTLP, which may hang, comes last, so that at the end the others have their time.
-        counted: list[Any] = [*points]
-        for exporter in counted:
+        targets = [*points]
+        for exporter in targets:
             reader = PeriodicExportingMetricReader(exporter)
             readers.append(reader)
             undo.callback(readers[-1].shutdown)
@@ -119,17 +117,11 @@ class Telemetry:
             metrics.set_meter_provider(self.meter_provider)
         if self.tracer_provider is not None:
             trace.set_tracer_provider(self.tracer_provider)
-        if self.meter_provider is not None or self.tracer_provider is not None:
-            observe_lost(metrics.get_meter_provider(), lambda: self.lost)
 
     @property
-    def lost(self) -> dict[str, int]:
-        """
-        How many spans (``traces``) and metric points (``metrics``) did not reach their receiver.
-
-        Points of a failed export are counted although a later export makes up for them.
-        """
-        return {signal: sum(one.lost for one in all_) for signal, all_ in self._counted.items()}
+    def lost(self) -> list[str]:
+        """What did not all reach its receiver, in words: ``spans``, ``metric points``."""
+        return sorted({one.items for one in self._exporters if one.has_failed})
 
     def shutdown(self, deadline_s: float = _DEADLINE_S) -> None:
         """
@@ -139,7 +131,7 @@ class Telemetry:
         `asyncio.to_thread`.
 
         Args:
-            deadline_s: For all of it, in s. What was not exported by then is lost and counted.
+            deadline_s: For all of it, in s. What was not exported by then is lost.
         """
         if self._is_shut_down:
             return
@@ -153,19 +145,16 @@ class Telemetry:
         # A thread that hangs in an export is left behind.
         spans = threading.Thread(target=self._end_tracers, daemon=True)
         spans.start()
-        # The last metrics count the spans that were lost, where that is known soon.
+        # The SDK's metrics of itself count the spans that were lost, where that is known soon.
         spans.join(left_s(0.5))
         if self.meter_provider is not None:
             # It raises what a reader raises, and when it is late.
             with suppress(Exception):
                 self.meter_provider.shutdown(timeout_millis=max(0.05, left_s(0.9)) * 1000.0)
         spans.join(left_s(0.9))
-        exporters = [*self._counted["traces"], *self._counted["metrics"]]
-        for exporter in exporters:
+        for exporter in self._exporters:
             exporter.shutdown()
         spans.join(left_s(1.0))
-        for exporter in exporters:
-            exporter.discard()
         self._stack.close()
 
     def _end_tracers(self) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
-import structlog
 from opentelemetry.trace import Span
 
 from operators import AbortStep, Outcome, TokenTimes
@@ -218,42 +216,8 @@ def _rounded(**figures: float) -> dict[str, float]:
 
 
 def _lowest_level() -> int | None:
-    """
-    Return the lowest level that is not dropped; None where all are.
-
-    Of a standard logger without a handler Python writes the warnings to stderr, as a last resort.
-    """
-    if structlog.is_configured():
-        return _structlog.lowest_level()
-    lowest = next(filter(_stdlib_logger.isEnabledFor, _LEVELS), None)
-    if lowest is None or _stdlib_logger.hasHandlers():
-        return lowest
-    return None if logging.lastResort is None else max(lowest, logging.lastResort.level)
-
-
-class _Structlog:
-    """The level of structlog's configuration; each is made into a logger only once, to ask it."""
-
-    def __init__(self) -> None:
-        self._made_from: tuple[object, object] | None = None
-        self._bound: Any = None
-        self._ask: Callable[[Any, int], bool] | None = None
-
-    def lowest_level(self) -> int | None:
-        config = structlog.get_config()
-        made_from = (config["wrapper_class"], config["logger_factory"])
-        if made_from != self._made_from:
-            self._bound = structlog.get_logger(LOGGER).bind()
-            # The class is asked for the method: an instance makes a logging call of any name.
-            kind = cast("type[object]", type(self._bound))
-            self._ask = getattr(kind, "isEnabledFor", None) or getattr(kind, "is_enabled_for", None)
-            self._made_from = made_from
-        ask = self._ask
-        try:
-            return next((lv for lv in _LEVELS if ask is None or ask(self._bound, lv)), None)
-        except AttributeError:
-            # The wrapped logger has no level.
-            return logging.DEBUG
+    """Return the lowest level that is not dropped; None where all are."""
+    return next(filter(_stdlib_logger.isEnabledFor, _LEVELS), None)
 
 
 _STEPS: Final[dict[AbortStep, tuple[str, dict[str, bool]]]] = {
@@ -262,6 +226,5 @@ _STEPS: Final[dict[AbortStep, tuple[str, dict[str, bool]]]] = {
     AbortStep.MADE_DEFERRED: ("abort made", {"deferred": True}),
     AbortStep.SUPPRESSED: ("abort suppressed", {}),
 }
-_structlog = _Structlog()
 _logger = get_logger(LOGGER)
 _stdlib_logger = logging.getLogger(LOGGER)

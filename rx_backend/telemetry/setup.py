@@ -37,8 +37,8 @@ def configure(
     arguments are, and Dynamo's ``OTEL_EXPORT_ENABLED=false`` all but the Prometheus endpoint.
 
     To be called once, before or after adapters are made, but before requests come. A receiver that
-    is down, slow or failing costs requests nothing: what is lost is counted in
-    ``rx_backend.telemetry.lost``, and a warning is logged once for spans and once for metrics.
+    is down, slow or failing costs requests nothing: a warning is logged once for spans and once for
+    metrics.
 
     Args:
         service_name: The service's name, ``rx-backend`` by default.

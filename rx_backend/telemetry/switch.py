@@ -119,6 +119,5 @@ def telling(
     say(f"telemetry: {telemetry}")
     with telemetry:
         yield telemetry
-    lost = telemetry.lost
-    if any(lost.values()):
-        say(f"telemetry: {lost['traces']} spans and {lost['metrics']} metric points were lost")
+    if telemetry.lost:
+        say(f"telemetry: {' and '.join(telemetry.lost)} were lost")

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Mapping
-from errno import EADDRINUSE, EPERM
+from errno import EPERM
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, Self
@@ -17,12 +17,12 @@ from rx_backend.errors import CannotConnect, InvalidArgument
 from rx_backend.extras import import_extra
 from rx_backend.worker.incoming import PROBE_KEY, Handler
 from rx_backend.worker.nodelay import accept_without_delay
+from rx_backend.worker.ports import check_runtime_ports
 from rx_backend.worker.services import services, until_reachable
 
 __all__ = (
     "DynamoEndpoint",
     "DynamoRuntime",
-    "check_free",
     "check_parser",
     "make_private_folder",
 )
@@ -61,7 +61,9 @@ class DynamoRuntime:
             raise CannotConnect(f"{', '.join([*parts, *map(str, used)])}: {error}") from error
 
     @classmethod
-    async def connect(cls, discovery: str = "file", request_plane: str = "tcp") -> Self:
+    async def connect(
+        cls, discovery: str = "file", request_plane: str = "tcp", *, takes_requests: bool = True
+    ) -> Self:
         """
         Create a runtime, once the services that it needs accept connections.
 
@@ -71,12 +73,16 @@ class DynamoRuntime:
         Args:
             discovery: As for the class.
             request_plane: As for the class.
+            takes_requests: Whether a worker is to serve on it, beside a frontend or alone.
 
         Raises:
-            CannotConnect: A service does not answer, or as for the class.
-            InvalidArgument: The package is not installed.
+            CannotConnect: A service does not answer, a port that a variable sets is in use, or as
+                for the class.
+            InvalidArgument: The package is not installed, or a port is none.
         """
         _import("dynamo._core")
+        takes_requests = takes_requests and request_plane == "tcp"
+        await check_runtime_ports(os.environ, takes_requests=takes_requests)
         for service in services(discovery, request_plane, os.environ):
             await until_reachable(service)
         return cls(discovery, request_plane)
@@ -257,24 +263,6 @@ def make_private_folder() -> None:
         raise CannotConnect(
             f"discovery folder {folder}: {error.strerror}; set DYN_FILE_KV to a folder of your own"
         ) from error
-
-
-async def check_free(host: str, port: int) -> None:
-    """
-    Check that a port is not in use: its server would be mistaken for ours.
-
-    Raises:
-        CannotConnect: It is in use.
-    """
-    try:
-        probe = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port)
-    except OSError as error:
-        if error.errno == EADDRINUSE:
-            raise CannotConnect(f"frontend on {host}: port {port} already in use") from error
-        # The runtime reports any other error itself.
-        return
-    probe.close()
-    await probe.wait_closed()
 
 
 def _runtime_config(llm: Any, config: EngineConfig) -> Any:

@@ -24,7 +24,7 @@ from rx_backend.extras import import_extra
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.protocols import PreprocessedRequest, to_builtins
 from rx_backend.telemetry.switch import OtlpSwitch, telling
-from rx_backend.worker.serve import load_pipeline
+from rx_backend.testing.engine_loading import load_pipeline
 
 __all__ = ("HandlerEngine", "run_module", "with_pipeline", "wrapped_endpoints")
 

@@ -11,8 +11,9 @@ from http.client import HTTPConnection, HTTPException
 
 from rx_backend.telemetry import configure_logs
 from rx_backend.telemetry.switch import OtlpSwitch
-from rx_backend.worker.dynamo_runtime import DynamoRuntime, check_free
+from rx_backend.worker.dynamo_runtime import DynamoRuntime
 from rx_backend.worker.options import FrontendOptions
+from rx_backend.worker.ports import check_free
 from rx_backend.worker.process import run_on_fast_loop
 from rx_backend.worker.shutdown import Shutdown, signals_to
 
@@ -51,13 +52,15 @@ def prepare_frontend(options: FrontendOptions) -> Callable[[Callable[[str], obje
 
 async def _run(options: FrontendOptions, switch: OtlpSwitch, say: Callable[[str], object]) -> None:
     with switch.exported_to_runtime_env(os.environ):
-        runtime = await DynamoRuntime.connect(options.discovery, options.request_plane)
+        runtime = await DynamoRuntime.connect(
+            options.discovery, options.request_plane, takes_requests=False
+        )
     shutdown = Shutdown()
     shutdown.started = True
     host, port = options.http_host, options.http_port
     with signals_to(shutdown), ExitStack() as stack:
         stack.callback(runtime.shutdown)
-        await check_free(host, port)
+        await check_free(host, port, "--http-port")
         serving = asyncio.create_task(
             runtime.serve_http(host, port, migration_limit=options.migration_limit)
         )

@@ -11,6 +11,7 @@ from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig, LLMEngine, check_config, until_lost
 from rx_backend.errors import (
     Disconnected,
+    EngineShutdown,
     InvalidArgument,
     ResponseTimeout,
     as_backend_error,
@@ -37,9 +38,10 @@ class Lifecycle:
 
     Up: ``start``, check of the config, serve, register the model. While it serves, a worker that
     discovery no longer lists registers again. One whose engine is lost leaves discovery at once,
-    and fails its requests with `Disconnected`, which other workers then continue. Down: leave discovery, a grace period, refuse
-    requests, let those in flight finish, stop the rest, wait for ``is_quiescent`` (prefill mode),
-    ``drain``, ``cleanup``, shut the runtime down.
+    and fails its requests with `Disconnected`, which other workers then continue. Down: leave
+    discovery, a grace period, refuse requests, let those in flight finish, stop the rest, wait for
+    ``is_quiescent`` (prefill mode), ``drain``, ``cleanup``, shut the runtime down. A forced shutdown
+    has one deadline for all that is left of this.
 
     ``start``, ``drain`` and ``cleanup`` run in one task, that of :meth:`run`.
 
@@ -91,8 +93,10 @@ class Lifecycle:
             BackendError: The start failed, the engine, the runtime or the place in discovery was
                 lost, or ``cleanup`` failed or took too long.
         """
+        shutdown, unwind_s = self._shutdown, self._times.unwind_s
+        undo = shutdown.forced.listen(lambda: shutdown.end_within(unwind_s))
         try:
-            if not self._shutdown.requested.is_set:
+            if not shutdown.requested.is_set:
                 await self._with_engine(on_ready)
         except Exception as error:
             typed = as_backend_error(error)
@@ -100,7 +104,9 @@ class Lifecycle:
                 raise
             raise typed from error
         finally:
+            undo()
             self._endpoint.shutdown()
+            shutdown.end_within(unwind_s)
             await self._end_of_serving()
 
     async def _with_engine(self, on_ready: Callable[[EngineConfig], None]) -> None:
@@ -149,7 +155,7 @@ class Lifecycle:
             raise
         finally:
             lost.cancel()
-            await asyncio.wait({lost}, timeout=self._times.unwind_s)
+            await asyncio.wait({lost}, timeout=self._shutdown.left_s(self._times.unwind_s))
 
     async def _leave_lost(self, lost: asyncio.Future[str]) -> None:
         """Refuse requests, leave discovery, then fail those in flight: other workers continue them."""
@@ -209,15 +215,18 @@ class Lifecycle:
         await self._run_step("drain", self._optional("drain", None), times.settle_s)
 
     async def _stop_requests(self) -> None:
-        """Stop the requests in flight, so that the engine is cleaned up without any."""
+        """Stop the requests in flight, and fail those that don't end: the engine has none then."""
         gate = self._gate
         gate.close()
         gate.stop_all()
         try:
-            async with asyncio.timeout(self._times.unwind_s):
-                await gate.idle()
+            async with asyncio.timeout(self._times.unwind_s) as limit:
+                # The other half of a forced shutdown is for `cleanup`.
+                with self._shutdown.hurrying(limit, share=0.5):
+                    await gate.idle()
         except TimeoutError:
             _log.warning("requests did not stop", requests=len(gate))
+            gate.fail_all(EngineShutdown("the worker is shutting down"))
 
     async def _quiescent(self) -> None:
         while not await self._optional("is_quiescent", default=True):  # noqa: ASYNC110 - no event
@@ -238,27 +247,18 @@ class Lifecycle:
 
     async def _cleanup(self) -> None:
         """Clean up within a deadline, which a forced shutdown brings forward."""
-        times, loop = self._times, asyncio.get_running_loop()
+        times, began = self._times, asyncio.get_running_loop().time()
         limit = asyncio.timeout(times.cleanup_s)
-
-        def hurry() -> None:
-            limit.reschedule(min(limit.when() or loop.time(), loop.time() + times.unwind_s))
-
         with exit_unless_done(times.cleanup_s + times.unwind_s, "cleanup"):
-            began = loop.time()
             try:
                 async with limit:
-                    undo = self._shutdown.forced.listen(hurry)
-                    try:
+                    with self._shutdown.hurrying(limit):
                         await own_cancellation(self._engine.cleanup())
-                    finally:
-                        undo()
             except TimeoutError:
                 if not limit.expired():
                     raise
-                raise ResponseTimeout(
-                    f"cleanup did not end within {loop.time() - began:g} s"
-                ) from None
+                took_s = asyncio.get_running_loop().time() - began
+                raise ResponseTimeout(f"cleanup did not end within {took_s:g} s") from None
 
     async def _run_step(
         self, what: str, step: Awaitable[object], seconds: float | None = None
@@ -277,7 +277,7 @@ class Lifecycle:
     async def _end_of_serving(self) -> None:
         if self._served is None:
             return
-        await asyncio.wait({self._served}, timeout=self._times.unwind_s)
+        await asyncio.wait({self._served}, timeout=self._shutdown.left_s(self._times.unwind_s))
         if not self._served.done():
             _log.warning("the runtime did not stop serving")
             self._served.cancel()

@@ -17,15 +17,16 @@ from rx_backend.telemetry import configure_logs
 from rx_backend.telemetry.switch import OtlpSwitch, telling
 from rx_backend.testing.engine_loading import load_pipeline
 from rx_backend.testing.engine_making import engine_maker
-from rx_backend.worker.dynamo_runtime import DynamoRuntime, check_free
+from rx_backend.worker.dynamo_runtime import DynamoRuntime
 from rx_backend.worker.frontend import http_address, log_warnings_only, until_listed
 from rx_backend.worker.model_files import find_tokenizer, tokenizer_folder
 from rx_backend.worker.options import ServeOptions
+from rx_backend.worker.ports import check_free
 from rx_backend.worker.process import run_on_fast_loop
-from rx_backend.worker.shutdown import Shutdown, ShutdownTimes
+from rx_backend.worker.shutdown import Shutdown, ShutdownTimes, exit_within
 from rx_backend.worker.worker import Worker
 
-__all__ = ("curl_command", "load_pipeline", "prepare_worker")
+__all__ = ("curl_command", "prepare_worker")
 
 Say = Callable[[str], object]
 
@@ -83,6 +84,7 @@ def prepare_worker(options: ServeOptions) -> Callable[[Say], None]:
         log_warnings_only()
         # How long the runtime waits for requests when it ends by itself, as without etcd.
         os.environ.setdefault(_OWN_DRAIN_S, str(max(1, math.ceil(options.drain_s))))
+        shutdown.forced.listen(_exit_soon)
         with telling(telemetry, say):
             run_on_fast_loop(_serve(options, worker, shutdown, switch, say))
 
@@ -121,7 +123,8 @@ async def _serve(
         failure = error
     finally:
         await _ended(hint, 0.0)
-        cause = await _ended(frontend, _FRONTEND_END_S)
+        cause = await _ended(frontend, shutdown.left_s(_FRONTEND_END_S))
+        _exit_soon()
     if failure is None or isinstance(failure, Disconnected):
         # A frontend that fails takes the runtime with it.
         failure = cause or failure
@@ -132,7 +135,7 @@ async def _serve(
 async def _frontend(runtime: DynamoRuntime, options: ServeOptions, shutdown: Shutdown) -> None:
     """Serve HTTP; its end is the worker's end too."""
     try:
-        await check_free(options.http_host, options.http_port)
+        await check_free(options.http_host, options.http_port, "--http-port")
         await runtime.serve_http(
             options.http_host, options.http_port, migration_limit=options.migration_limit
         )
@@ -182,6 +185,12 @@ def _probe() -> dict[str, Any] | None:
     return load_health_check_from_env()
 
 
+def _exit_soon() -> None:
+    """End the process even where an engine's thread or task would keep it for ever."""
+    exit_within(_EXIT_S, "the shutdown")
+
+
 _FRONTEND_END_S = 5.0
+_EXIT_S = 10.0
 
 _OWN_DRAIN_S = "DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS"

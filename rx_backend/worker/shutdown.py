@@ -21,6 +21,7 @@ __all__ = (
     "Shutdown",
     "ShutdownTimes",
     "exit_unless_done",
+    "exit_within",
     "own_cancellation",
     "signals_to",
     "wait_with_deadline",
@@ -37,8 +38,8 @@ class ShutdownTimes:
     Attributes:
         grace_s: Between leaving discovery and refusing requests: routers need a moment to notice.
         drain_s: For requests in flight to finish.
-        unwind_s: For stopped requests to unwind, for ``cleanup`` after a forced shutdown, and for a
-            blocked event loop to respond.
+        unwind_s: For stopped requests to unwind, for all of a forced shutdown, and for a blocked
+            event loop to respond.
         settle_s: For ``is_quiescent`` in prefill mode, and for ``drain``; each has this long.
         cleanup_s: For ``cleanup``.
         poll_s: Between two calls of ``is_quiescent``.
@@ -85,6 +86,7 @@ class Shutdown:
         self.requested: LatchedSignal = self._signals.stopped()
         self.forced: LatchedSignal = self._signals.killed()
         self.started = False
+        self._ends_at = math.inf
 
     def request(self) -> None:
         """Request a graceful shutdown; the second time, a forced one."""
@@ -92,6 +94,34 @@ class Shutdown:
             self._signals.kill()
         else:
             self._signals.stop_generating()
+
+    def end_within(self, seconds: float) -> None:
+        """Set a deadline for all that is left, on the event loop; an earlier one stays."""
+        self._ends_at = min(self._ends_at, asyncio.get_running_loop().time() + seconds)
+
+    def left_s(self, most_s: float) -> float:
+        """Return how long a step may take that would have *most_s* seconds without a deadline."""
+        return max(0.0, min(most_s, self._ends_at - asyncio.get_running_loop().time()))
+
+    @contextmanager
+    def hurrying(self, limit: asyncio.Timeout, share: float = 1.0) -> Generator[None]:
+        """
+        Bring *limit* forward if the shutdown is forced while the block runs, or was before.
+
+        Args:
+            limit: Entered around the block.
+            share: How much of what is left until :meth:`end_within` the block may take then.
+        """
+
+        def hurry() -> None:
+            now = asyncio.get_running_loop().time()
+            limit.reschedule(min(limit.when() or now, now + share * self.left_s(math.inf)))
+
+        undo = self.forced.listen(hurry)
+        try:
+            yield
+        finally:
+            undo()
 
 
 class EventLoopBlocked(BaseException):
@@ -187,13 +217,19 @@ class _StartWatch:
 @contextmanager
 def exit_unless_done(seconds: float, what: str) -> Generator[None]:
     """End the process with exit code 1 if the block takes longer, even where it blocks the loop."""
-    timer = threading.Timer(seconds, _exit, [f"{what} did not end within {seconds:g} s"])
-    timer.daemon = True
-    timer.start()
+    timer = exit_within(seconds, what)
     try:
         yield
     finally:
         timer.cancel()
+
+
+def exit_within(seconds: float, what: str) -> threading.Timer:
+    """End the process with exit code 1 in *seconds*, unless it ends before or the timer is cancelled."""
+    timer = threading.Timer(seconds, _exit, [f"{what} did not end within {seconds:g} s"])
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _exit(why: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from reactivex.subject import Subject
-from structlog.testing import capture_logs
 
 from operators import abort_gate, deferred_abort
 from rx_backend.context import RequestContext
@@ -41,6 +40,7 @@ from tests.engines.leaving import (
     lose_the_last_reference,
     run_out_of_time_in_timeout,
 )
+from tests.logs import capture_logs
 from tests.spans import Spans
 
 MODES = list(DisaggregationMode)

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import pytest
 from opentelemetry.trace import StatusCode
-from structlog.testing import capture_logs
 
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
@@ -42,6 +41,7 @@ from tests.engines import (
     tokens_of,
     virtual,
 )
+from tests.logs import capture_logs
 from tests.spans import Spans, rows_of
 
 MODES = list(DisaggregationMode)

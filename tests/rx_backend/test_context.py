@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from rx_backend.context import LatchedSignal, RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import InvalidArgument
 from rx_backend.testing import run_virtual
 from tests.engines import now, virtual
+from tests.logs import capture_logs
 
 Signal = Callable[[RequestContext], None]
 

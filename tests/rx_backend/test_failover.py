@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from structlog.testing import capture_logs
 
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
@@ -54,6 +53,7 @@ from tests.engines import (
     token,
     virtual,
 )
+from tests.logs import capture_logs
 from tests.meters import Meters
 from tests.spans import Spans
 

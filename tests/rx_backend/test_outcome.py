@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from opentelemetry.trace import StatusCode
 from reactivex import operators as ops
-from structlog.testing import capture_logs
 
 import operators
 from operators import (
@@ -71,6 +70,7 @@ from tests.engines import (
     virtual,
 )
 from tests.examples import examples
+from tests.logs import capture_logs
 from tests.meters import Meters
 from tests.spans import Spans, rows_of
 

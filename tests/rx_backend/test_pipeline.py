@@ -12,7 +12,6 @@ import pytest
 from opentelemetry.trace import StatusCode
 from reactivex import Observable
 from reactivex import operators as ops
-from structlog.testing import capture_logs
 
 from operators import (
     NotAnOperator,
@@ -72,6 +71,7 @@ from tests.engines import (
     tokens_of,
     virtual,
 )
+from tests.logs import capture_logs
 from tests.meters import Meters
 from tests.spans import Spans, rows_of
 

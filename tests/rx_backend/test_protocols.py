@@ -17,7 +17,6 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from rx_backend.errors import (
     BackendError,
@@ -42,6 +41,7 @@ from rx_backend.protocols import (
     to_builtins,
     usage,
 )
+from tests.logs import capture_logs
 from tests.rx_backend.wire_strategies import (
     errors,
     finish_reasons,

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import structlog
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import (
     ReadableSpan,
@@ -167,12 +166,13 @@ def footprint() -> tuple[int, int]:
 @pytest.fixture
 def traced() -> Generator[None]:
     """Trace allocations, and keep the log of so many failures out of the figures."""
-    errors_only = structlog.make_filtering_bound_logger(logging.ERROR)
-    structlog.configure(wrapper_class=errors_only)
+    logger = logging.getLogger("rx_backend")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
     tracemalloc.start(1)
     yield
     tracemalloc.stop()
-    structlog.reset_defaults()
+    logger.setLevel(before)
 
 
 @pytest.mark.rows("S7", "P7", "A2", "A7")

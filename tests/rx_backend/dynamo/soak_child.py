@@ -22,7 +22,6 @@ from pathlib import Path
 from types import AsyncGeneratorType
 from typing import Any, cast
 
-import structlog
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
@@ -216,8 +215,7 @@ async def serve() -> None:
 
 
 if __name__ == "__main__":
-    errors_only = structlog.make_filtering_bound_logger(logging.ERROR)
-    structlog.configure(wrapper_class=errors_only)
+    logging.getLogger("rx_backend").setLevel(logging.ERROR)
     # What a request holds is freed when it ends, without the collector.
     gc.collect()
     gc.disable()

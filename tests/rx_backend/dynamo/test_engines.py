@@ -1,10 +1,8 @@
-"""Engines written for Dynamo behind our adapter, and ours inside Dynamo's own worker."""
+"""Engines written for Dynamo behind our adapter."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from importlib import import_module
@@ -14,12 +12,12 @@ from typing import Any
 import pytest
 
 from rx_backend.context import RequestContext
-from rx_backend.dynamo import EngineContext, as_dynamo_engine, from_dynamo_engine
+from rx_backend.dynamo import EngineContext, from_dynamo_engine
 from rx_backend.engine import EngineConfig
 from rx_backend.errors import KINDS, InvalidArgument
-from rx_backend.protocols import FinishReason, LLMEngineOutput, to_builtins
-from tests.engines import ScriptedEngine, adapter_of, collect, request, stop, virtual
-from tests.rx_backend.dynamo._runtime import NEEDS, cluster, new_context, real, received
+from rx_backend.protocols import FinishReason, to_builtins
+from tests.engines import adapter_of, collect, request, virtual
+from tests.rx_backend.dynamo._runtime import NEEDS
 
 pytestmark = NEEDS
 
@@ -116,9 +114,8 @@ async def test_an_engine_of_dynamo_says_the_same_of_itself() -> None:
     assert await engine.health_check_payload() is None
     await engine.drain()
     await engine.cleanup()
-    hosted = as_dynamo_engine(engine)
-    assert await hosted.kv_event_sources() == ["source"]
-    assert (await hosted.start(1)).llm.context_length == 4096
+    own: Any = engine
+    assert await own.kv_event_sources() == ["source"]
     assert not engine.needs_tokenizer
     assert from_dynamo_engine(NativeWithModel()).needs_tokenizer
     with pytest.raises(InvalidArgument, match="has no method start"):
@@ -138,56 +135,3 @@ async def test_the_future_of_a_context_can_be_given_up() -> None:
     assert (context.trace_id, context.span_id) == ("a" * 32, "b" * 16)
     with context.start_span("work") as span:
         span.set_attribute("key", 1)
-
-
-@pytest.mark.rows("S6")
-@real
-async def test_ours_as_dynamos_gives_dicts_and_its_exceptions() -> None:
-    """Chunks are plain dicts, the error is the one of the kind, and the config is the runtime's."""
-    engine = ScriptedEngine(LLMEngineOutput.token(7), KINDS["Disconnected"]("boom"))
-    hosted = as_dynamo_engine(engine)
-    config = await hosted.start(1)
-    assert type(config) is import_module("dynamo._core.backend").EngineConfig
-    assert config.model == "scripted"
-    failing = hosted.generate({"token_ids": [1]}, new_context())
-    assert (await anext(failing))["token_ids"] == [7]
-    with pytest.raises(import_module("dynamo.llm.exceptions").Disconnected, match=r"^boom$"):
-        await anext(failing)
-    hosted = as_dynamo_engine(ScriptedEngine(stop()))
-    (terminal,) = [c async for c in hosted.generate({"token_ids": [1]}, new_context())]
-    assert terminal["finish_reason"] == "stop"
-
-
-@pytest.mark.rows("A2", "S2", "S6")
-@real
-async def test_our_operators_run_inside_dynamos_own_worker() -> None:
-    """A limit of ours ends a stream, an error keeps its kind, and a client that goes is one abort."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.rx_backend.dynamo.worker_child",
-        stdout=asyncio.subprocess.PIPE,
-        env=dict(os.environ),
-    )
-    assert child.stdout is not None
-    try:
-        async with cluster() as joined:
-            client = await joined.client()
-            limited = {"token_ids": [2], "stop_conditions": {"max_tokens": 5}}
-            chunks = await received(client.round_robin(limited))
-            assert [token for chunk in chunks for token in chunk["token_ids"]] == [8] * 5
-            assert chunks[-1]["finish_reason"] == "length"
-            context = new_context("gone")
-            async for _item in await client.round_robin({"token_ids": [2]}, context=context):
-                context.stop_generating()
-            with pytest.raises(Exception, match=r"^Unavailable: boom$"):
-                await received(client.round_robin({"token_ids": [1]}))
-        child.terminate()
-        output, _ = await child.communicate()
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
-    lines = [line for line in output.decode().splitlines() if "INFO" not in line]
-    assert lines == ["start", "abort gone", "cleanup"]
-    assert child.returncode == 0

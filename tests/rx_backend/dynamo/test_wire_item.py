@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rx_backend.dynamo.serving import wire_item
+from rx_backend.dynamo.wire import wire_item
 
 
 def test_text_without_bytes_is_repaired_wherever_it_is() -> None:

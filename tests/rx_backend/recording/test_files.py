@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from rx_backend.errors import Disconnected, InvalidArgument, Unknown
 from rx_backend.protocols import (
@@ -31,6 +30,7 @@ from rx_backend.recording import (
     read_recordings,
     write_recording,
 )
+from tests.logs import capture_logs
 from tests.rx_backend.recording._help import GOLDEN, recorded, recordings, token
 from tests.wire import decode_output, encode
 

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from operators import fuse
 from operators.authoring import Stage, operator
@@ -34,6 +33,7 @@ from tests.engines import (
     stop,
     virtual,
 )
+from tests.logs import capture_logs
 from tests.operators._help import LIVES, Life
 from tests.rx_backend.recording._help import recording_stream, token
 

@@ -15,7 +15,6 @@ from rx_backend import EngineAdapter, LLMEngineOutput, RequestContext, standard_
 from rx_backend.errors import Disconnected
 from rx_backend.hedging import HedgedEngine
 from rx_backend.resumable import ResumableStreams
-from rx_backend.telemetry.counted import observe_lost
 from rx_backend.telemetry.metrics import COALESCED
 from rx_backend.telemetry.series import EVERY_NTH_GAP
 from rx_backend.testing import run_virtual
@@ -36,7 +35,6 @@ class Scraped:
         self.registry = CollectorRegistry()
         readers = [PrometheusMetricReader(registry=self.registry)]
         self._provider = MeterProvider(readers, shutdown_on_exit=False)
-        observe_lost(self._provider, lambda: {"traces": 0, "metrics": 0})
 
     def load(self) -> None:
         """Serve requests in virtual time: good ones, failures, drops, aborts, deadlines, a queue."""

@@ -68,7 +68,7 @@ def served() -> dict[str, Any]:
     return {
         "told": told,
         "tokens": tokens,
-        "lost": dict(telemetry.lost),
+        "lost": telemetry.lost,
         "threads": [thread.name for thread in threading.enumerate()],
         "memory_mb": peak_mb(),
     }
@@ -111,8 +111,10 @@ def beside_others() -> dict[str, Any]:
 
 def scraped() -> dict[str, Any]:
     """Serve with a Prometheus endpoint, and scrape it before and after the shutdown."""
-    with configure(prometheus_port=0, traces=False) as telemetry:
+    with configure(prometheus_port=0, traces="TRACES" in os.environ) as telemetry:
         asyncio.run(_serve(REQUESTS, {}))
+        if telemetry.tracer_provider is not None:
+            telemetry.tracer_provider.force_flush()
         url = telemetry.prometheus_url
         assert url is not None
         with urllib.request.urlopen(url, timeout=10) as answer:

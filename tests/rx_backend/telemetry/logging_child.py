@@ -11,8 +11,9 @@ import logging
 import sys
 from collections.abc import AsyncGenerator, Callable
 
-import structlog
 from opentelemetry.sdk.trace import TracerProvider
+from structlog.processors import JSONRenderer
+from structlog.stdlib import ExtraAdder, ProcessorFormatter
 
 from rx_backend import EngineAdapter, PreprocessedRequest, RequestContext
 from rx_backend.engines import SampleEngine
@@ -69,8 +70,15 @@ def stdlib() -> None:
 
 
 def with_structlog() -> None:
-    """Set structlog up first."""
-    structlog.configure([add_trace_ids, structlog.processors.JSONRenderer()])
+    """Set structlog up first, with standard logging as its documentation has it."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        ProcessorFormatter(
+            foreign_pre_chain=[ExtraAdder(), add_trace_ids],
+            processors=[ProcessorFormatter.remove_processors_meta, JSONRenderer()],
+        )
+    )
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     everything()
 
 

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry import trace
-from structlog.testing import capture_logs
 
 from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError, Disconnected
@@ -17,6 +16,7 @@ from rx_backend.protocols import LLMEngineOutput
 from rx_backend.telemetry import EXPORT_ENABLED
 from rx_backend.testing import run_virtual
 from tests.engines import ScriptedEngine, Step, collect, request, stop, token, virtual
+from tests.logs import capture_logs
 from tests.meters import Meters
 from tests.rx_backend.telemetry._ends import ENDS, SETUPS, End, metered
 from tests.spans import Spans

@@ -60,7 +60,7 @@ def test_a_requests_telemetry_arrives(receiver: Receiver, protocol: str) -> None
         OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=test",
     )
     assert told["tokens"] == ANSWER
-    assert told["lost"] == {"traces": 0, "metrics": 0}
+    assert told["lost"] == []
     assert told["warnings"] == []
     assert told["threads"] == ["MainThread"]
     spans = receiver.spans
@@ -84,7 +84,23 @@ def test_a_requests_telemetry_arrives(receiver: Receiver, protocol: str) -> None
     assert len(duration.bounds) == 14
     assert sum(duration.counts) == REQUESTS
     assert duration.resource["service.name"] == "worker-7"
-    assert {point.value for point in receiver.points_of("rx_backend.telemetry.lost")} == {0.0}
+
+
+def test_the_sdk_counts_what_is_lost() -> None:
+    """By its own metrics of itself, which a scrape shows while the receiver of spans is down."""
+    with misbehaving("refuses") as address:
+        told = run_child(
+            "scraped",
+            OTEL_EXPORTER_OTLP_ENDPOINT=address,
+            OTEL_EXPORTER_OTLP_PROTOCOL=HTTP,
+            OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED="true",
+            OTEL_EXPORTER_OTLP_TIMEOUT="0.2",
+            TRACES="1",
+        )
+    counted = [
+        line for line in told["text"].splitlines() if "otel_sdk_exporter_span_exported" in line
+    ]
+    assert any("error_type=" in line and line.endswith(f" {REQUESTS}.0") for line in counted)
 
 
 def test_the_end_of_the_process_exports_the_rest(receiver: Receiver) -> None:
@@ -125,7 +141,7 @@ def test_providers_of_the_application_are_left_alone(receiver: Receiver) -> None
 def test_a_receiver_that_misbehaves_costs_a_stream_nothing(
     how: str, protocol: str, says: str | None
 ) -> None:
-    """Streams, shutdown and memory are as ever; each loss is counted, and logged once, in a line."""
+    """Streams, shutdown and memory are as ever; a loss is told, and logged once, in a line."""
     with misbehaving(how) as address:
         told = run_child(
             "served",
@@ -139,10 +155,9 @@ def test_a_receiver_that_misbehaves_costs_a_stream_nothing(
     assert told["memory_mb"] < MANY_MB
     lost, warnings = told["lost"], told["warnings"]
     if says is None:
-        assert (lost, warnings) == ({"traces": 0, "metrics": 0}, [])
+        assert (lost, warnings) == ([], [])
         return
-    assert lost["traces"] == REQUESTS
-    assert lost["metrics"] > 0
+    assert lost == ["metric points", "spans"]
     assert len(warnings) == 2, warnings
     assert says in "".join(warnings)
     for warning, what in zip(sorted(warnings), ("metric points", "spans"), strict=True):
@@ -191,8 +206,21 @@ def test_a_run_without_a_receiver_says_what_was_lost(tmp_path: Path) -> None:
             OTEL_METRICS_EXPORTER="none",
             OTEL_EXPORTER_OTLP_TIMEOUT="0.2",
         )
-    assert "telemetry: 12 spans and 0 metric points were lost" in out
+    assert "telemetry: spans were lost" in out
     assert (tmp_path / "summary.json").exists()
+
+
+def test_a_run_logs_no_line_for_each_request_that_fails(tmp_path: Path) -> None:
+    """Its table has them; stderr is as empty as without failures."""
+    arguments = ["run", "--synthetic", "--limit", "12", "--no-plot", "--error-rate", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "rx_backend.cli", *arguments, "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=25,
+        check=True,
+    )
+    assert "request failed" not in done.stderr
 
 
 def _run(folder: Path, *flags: str, **environ: str) -> str:

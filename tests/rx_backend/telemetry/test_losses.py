@@ -1,24 +1,23 @@
-"""Spans and points that are lost: counted, and told once."""
+"""Exports that fail are told once; text that can't be encoded fails none."""
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import Link, SpanContext, StatusCode
 
-from rx_backend.telemetry.counted import CountedExporter, CountedSpanExporter, CountedSpans
+from rx_backend.telemetry.quiet_exporter import QuietExporter, QuietSpanExporter
 from rx_backend.telemetry.repaired_span import repaired_span
 from tests.leaks import LeakWatch
 from tests.otlp.messages import spans_in
@@ -54,16 +53,14 @@ class Fails(SpanExporter):
 
 
 @contextmanager
-def queue(
-    exporter: SpanExporter, size: int, sampler: Sampler = ALWAYS_ON
-) -> Generator[tuple[TracerProvider, CountedSpans, CountedExporter]]:
+def queue(exporter: SpanExporter) -> Generator[tuple[TracerProvider, QuietExporter]]:
     """Make a provider over one queue, of which each batch has one span."""
     logging.getLogger("opentelemetry.exporter.tests")
-    spans = CountedSpans(CountedSpanExporter(exporter), queue_size=size, batch_size=1)
-    provider = TracerProvider(sampler, shutdown_on_exit=False)
-    provider.add_span_processor(spans)
+    quiet: Any = QuietSpanExporter(exporter)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(quiet, max_export_batch_size=1))
     try:
-        yield provider, spans, spans.counted
+        yield provider, quiet
     finally:
         provider.shutdown()
 
@@ -73,34 +70,26 @@ def end(provider: TracerProvider, *names: str) -> None:
         provider.get_tracer("tests").start_span(name).end()
 
 
-def test_spans_beyond_a_full_queue_are_counted(caplog: pytest.LogCaptureFixture) -> None:
-    """Ending a span never waits; those for which there is no room are lost, and told once."""
+def test_spans_arrive_with_text_that_can_be_encoded(caplog: pytest.LogCaptureFixture) -> None:
+    """Ending a span waits for no export, and the exporter is shut down once."""
     gate = Gate()
-    with queue(gate, size=3) as (provider, _, losses):
+    with queue(gate) as (provider, quiet):
         end(provider, "first")
         assert gate.entered.wait(10.0)
-        end(provider, "second", "third", "fourth", "fifth", "sixth")
-        assert losses.lost == 3
+        end(provider, "second", "cut \ud83d")
         gate.opened.set()
-        provider.force_flush()
-        end(provider, "cut \ud83d")
-    assert gate.names == ["first", "second", "third", "cut \ufffd"]
-    assert losses.lost == 3
-    (warning,) = caplog.messages
-    assert warning.startswith("spans are being lost: the queue is full")
-    assert gate.shutdowns == 1
+    assert gate.names == ["first", "second", "cut \ufffd"]
+    assert (caplog.messages, quiet.has_failed, gate.shutdowns) == ([], False, 1)
 
 
 def test_a_failing_exporter_is_told_once_and_its_own_words_are_held_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Each span of a failed export is lost; the first warning has the exporter's reason."""
-    with queue(Fails(), size=8) as (provider, _, losses):
+    """The warning has the exporter's reason."""
+    with queue(Fails()) as (provider, quiet):
         end(provider, "fails", "raises", "fails")
-    assert losses.lost == 3
-    assert caplog.messages == [
-        "spans are being lost: no answer.; rx_backend.telemetry.lost counts them, and this is logged once"
-    ]
+    assert quiet.has_failed
+    assert caplog.messages == ["spans are being lost: no answer.; this is logged once"]
 
 
 class Quotes(SpanExporter):
@@ -112,7 +101,7 @@ class Quotes(SpanExporter):
 
 def test_the_reason_of_a_loss_has_no_password(caplog: pytest.LogCaptureFixture) -> None:
     """Nor the query of an address, and no half of either where the reason is cut."""
-    with queue(Quotes(), size=8) as (provider, _, _):
+    with queue(Quotes()) as (provider, _):
         end(provider, "fails")
     (warning,) = caplog.messages
     assert f"{'x' * 280} h:1 /v1;" in warning
@@ -123,67 +112,26 @@ def test_what_others_log_is_not_held_back(
 ) -> None:
     """An exporter that the application runs itself keeps its warnings."""
     leaks.allow("mine")
-    with queue(Fails(), size=8) as (provider, _, _):
+    with queue(Fails()) as (provider, _):
         end(provider, "fails")
     caplog.clear()
     logging.getLogger("opentelemetry.exporter.tests").warning("mine")
     assert caplog.messages == ["mine"]
 
 
-def test_what_is_under_way_at_the_deadline_is_lost() -> None:
-    """Span by span: the one being exported, and those that wait; a late success counts no more."""
+def test_what_is_under_way_at_the_deadline_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    """The span that is being exported, and those that wait, whatever becomes of the export."""
     gate = Gate()
-    with queue(gate, size=8) as (provider, spans, losses):
+    with queue(gate) as (provider, quiet):
         end(provider, "first")
         assert gate.entered.wait(10.0)
-        end(provider, "second", "third")
-        closing = threading.Thread(target=spans.shutdown)
-        closing.start()
-        losses.shutdown()
-        losses.discard()
-        assert losses.lost == 3
+        end(provider, "second")
+        quiet.shutdown()
+        assert quiet.has_failed
         gate.opened.set()
-        closing.join()
-        assert losses.lost == 3
-        end(provider, "late")
-    assert losses.lost == 4
-    assert gate.shutdowns == 1
-
-
-def test_unsampled_spans_are_no_loss() -> None:
-    """They were never meant to be exported."""
-    with queue(Gate(), size=1, sampler=ALWAYS_OFF) as (provider, _, losses):
-        end(provider, "one", "two")
-    assert losses.lost == 0
-
-
-@pytest.mark.filterwarnings("ignore:This process")
-def test_a_forked_process_has_a_queue_of_its_own() -> None:
-    """What waits in the parent takes no room in the child, whose own spans are exported at its end."""
-    gate = Gate()
-    with queue(gate, size=3) as (provider, spans, losses):
-        end(provider, "first")
-        assert gate.entered.wait(10.0)
-        end(provider, "second", "third")
-        end(provider, "lost")
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                gate.opened = threading.Event()
-                gate.opened.set()
-                end(provider, "of the child")
-                spans.shutdown()
-                os.write(writer, f"{gate.names} {losses.lost}".encode())
-            finally:
-                os._exit(0)
-        os.waitpid(child, 0)
-        os.close(writer)
-        with os.fdopen(reader) as told:
-            assert told.read() == "['of the child'] 0"
-        gate.opened.set()
-    assert gate.names == ["first", "second", "third"]
-    assert losses.lost == 1
+    assert (gate.names, gate.shutdowns) == (["first"], 1)
+    (warning,) = caplog.messages
+    assert "not exported before the deadline of the shutdown" in warning
 
 
 # Also halves of a pair of surrogates, alone and together.

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from structlog.testing import capture_logs
 
 from operators import deadlines
 from rx_backend.adapter import EngineAdapter
@@ -25,6 +24,7 @@ from rx_backend.telemetry.metrics import OTHER_MODELS
 from rx_backend.telemetry.series import EVERY_NTH_GAP
 from rx_backend.testing import run_virtual
 from tests.engines import ScriptedEngine, collect, request, stop, token, virtual
+from tests.logs import capture_logs
 from tests.meters import Meters
 from tests.rx_backend.telemetry._ends import metered
 from tests.spans import Spans

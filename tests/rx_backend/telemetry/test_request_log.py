@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import suppress
 from typing import Any
 
@@ -14,13 +14,13 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 from reactivex import operators as ops
-from structlog.testing import LogCapture, capture_logs
+from structlog.testing import LogCapture
 
 from operators import Pipeline
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.errors import Disconnected
-from rx_backend.logger import Logger, get_logger
+from rx_backend.logger import get_logger
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.telemetry import EXPORT_ENABLED, add_trace_ids
 from tests.engines import (
@@ -33,6 +33,7 @@ from tests.engines import (
     token,
     virtual,
 )
+from tests.logs import capture_logs
 from tests.rx_backend.telemetry._ends import SECRET
 from tests.spans import Spans
 
@@ -47,11 +48,9 @@ def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def at_info() -> Generator[list[dict[str, Any]]]:
-    """Structlog as a production service has it, from INFO on; gives the events."""
-    capture = LogCapture()
-    structlog.configure([capture], structlog.make_filtering_bound_logger(logging.INFO))
-    yield capture.entries  # type: ignore[misc]
-    structlog.reset_defaults()
+    """Logging as a production service has it, from INFO on; gives the events."""
+    with capture_logs(logging.INFO) as events:
+        yield events
 
 
 async def logged(script: list[Step], **more: Any) -> list[Any]:
@@ -215,7 +214,7 @@ async def test_standard_logging_gets_the_events(caplog: pytest.LogCaptureFixture
 def test_a_record_factory_may_set_the_same_names(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As correlation-id libraries do; the event's own value is the one that counts."""
+    """As correlation-id libraries do; the record keeps its own, and the message has the event's."""
     made = logging.getLogRecordFactory()
 
     def factory(*args: Any, **more: Any) -> logging.LogRecord:
@@ -226,7 +225,7 @@ def test_a_record_factory_may_set_the_same_names(
     monkeypatch.setattr(logging, "_logRecordFactory", factory)
     get_logger("rx_backend.x").warning("100% of it", request_id="mine")
     (record,) = caplog.records
-    assert vars(record)["request_id"] == "mine"
+    assert vars(record)["request_id"] == "another's"
     assert record.getMessage() == "100% of it request_id=mine"
     assert record.funcName == "test_a_record_factory_may_set_the_same_names"
 
@@ -235,15 +234,17 @@ def test_a_record_factory_may_set_the_same_names(
 async def test_logging_that_fails_disturbs_nobody(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A processor that raises is complained of once, and the stream goes on to its end."""
+    """A handler that raises is complained of once, and the stream goes on to its end."""
     monkeypatch.setattr("rx_backend.logger._reported", [])
 
-    def broken(*_: object) -> Mapping[str, Any]:
+    def broken(_record: object) -> bool:
         raise RuntimeError("no disk")
 
-    structlog.configure([broken])
-    items = await collect(await adapter_of(ScriptedEngine(token(1), stop())).generate(request()))
-    assert len(items) == 2
+    logger = logging.getLogger(LOGGER)
+    monkeypatch.setattr(logger, "filters", [broken])
+    for _ in range(2):
+        engine = ScriptedEngine(token(1), Disconnected("gone"))
+        assert len(await collect(await adapter_of(engine).generate(request()))) == 2
     assert (
         capsys.readouterr().err.count("logging failed, reported once: RuntimeError('no disk')") == 1
     )
@@ -280,7 +281,7 @@ async def test_an_engines_own_events_get_the_requests_ids() -> None:
 
 def test_a_logger_binds_without_changing_itself() -> None:
     """What is bound stays with the new logger."""
-    logger = Logger("rx_backend.x", {"a": 1})
+    logger = get_logger("rx_backend.x").bind(a=1)
     with capture_logs() as events:
         logger.bind(b=2).error("one")
         logger.debug("two")

@@ -221,7 +221,7 @@ def test_what_the_sdk_refuses_when_it_is_imported_is_named() -> None:
     [
         "_resource",
         "TracerProvider",
-        "CountedSpans",
+        "BatchSpanProcessor",
         "PeriodicExportingMetricReader",
         "MeterProvider",
     ],

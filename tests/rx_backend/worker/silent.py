@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 
 from operators import deadlines, heartbeat
@@ -37,6 +38,17 @@ class SilentEngine(LLMEngine):
             if token_id == wanted - 2:
                 await asyncio.sleep(SILENCE_S)
             yield LLMEngineOutput.token(token_id)
+        yield LLMEngineOutput.length()
+
+
+class StuckEngine(SilentEngine):
+    """Falls silent in a thread, which nothing can end."""
+
+    async def generate(
+        self, request: PreprocessedRequest, context: RequestContext
+    ) -> AsyncIterator[LLMEngineOutput]:
+        yield LLMEngineOutput.token(0)
+        await asyncio.to_thread(time.sleep, SILENCE_S)
         yield LLMEngineOutput.length()
 
 

@@ -140,6 +140,11 @@ class Request:
         self.failure = error
         self.stopped.set()
 
+    def check_stopped(self) -> None:
+        """It ended by itself where it heard the stop, and else with an error for other workers."""
+        assert self.items == ["first"] + ["cancelled"] * (not self.deaf)
+        assert isinstance(self.error, EngineShutdown) == self.deaf
+
     async def send(self, handler: Handler) -> None:
         try:
             async for item in handler(self, self):
@@ -248,15 +253,14 @@ async def test_requests_in_flight_end_by_themselves_and_new_ones_are_refused() -
 @pytest.mark.parametrize(("deaf", "cleaned_at"), [(False, 45), (True, 48)])
 @virtual
 async def test_the_deadline_stops_what_is_left(*, deaf: bool, cleaned_at: float) -> None:
-    """At the deadline the rest is told to stop; what does not hear it is not waited for long."""
+    """At the deadline the rest is stopped; what does not hear it is failed, ahead of `cleanup`."""
     life = Life()
     request = Request(1000, deaf=deaf)
     life.at(1, lambda: life.send(request))
     life.at(10, life.shutdown.request)
-    life.at(60, request.stopped.set)
     assert await life.live() is None
     assert (cleaned_at, "cleanup") in life.place.diary
-    assert request.items == ["first", "cancelled"]
+    request.check_stopped()
 
 
 @pytest.mark.rows("E5")
@@ -283,6 +287,25 @@ async def test_a_second_wish_skips_the_waits() -> None:
     assert await life.live() is None
     assert request.items == ["first", "cancelled"]
     assert life.place.diary[-2:] == [(12, "cleanup"), (12, "shutdown")]
+
+
+@pytest.mark.parametrize("serving_ends", [True, False])
+@pytest.mark.parametrize("forced_at", [12, 20, 45.5])
+@virtual
+async def test_a_forced_shutdown_has_one_deadline(forced_at: float, *, serving_ends: bool) -> None:
+    """However many of its steps hang, and whenever it is forced; `cleanup` has half of it at least."""
+    life = Life(cleanup=1000)
+    request = Request(1000, deaf=True)
+    if not serving_ends:
+        life.place.lost.set = lambda: None
+    life.at(1, lambda: life.send(request))
+    life.at(10, life.shutdown.request)
+    life.at(forced_at, life.shutdown.request)
+    assert isinstance(await life.live(), ResponseTimeout)
+    assert asyncio.get_running_loop().time() == forced_at + TIMES.unwind_s
+    (cleaned_at,) = (at for at, what in life.place.diary if what == "cleanup")
+    assert cleaned_at <= forced_at + TIMES.unwind_s / 2
+    request.check_stopped()
 
 
 @pytest.mark.parametrize(("forced_at", "over_at"), [(16, 19), (20, 23), (None, 24)])
@@ -332,10 +355,9 @@ async def test_a_lost_runtime_stops_what_is_in_flight(*, deaf: bool, cleaned_at:
     request = Request(1000, deaf=deaf)
     life.at(1, lambda: life.send(request))
     life.at(10, life.place.lost.set)
-    life.at(60, request.stopped.set)
     assert isinstance(await life.live(), Disconnected)
     assert life.place.diary[-2:] == [(cleaned_at, "cleanup"), (cleaned_at, "shutdown")]
-    assert request.items == ["first", "cancelled"]
+    request.check_stopped()
 
 
 @pytest.mark.parametrize("fails", ["serving", "register", "ready"])
@@ -347,7 +369,6 @@ async def test_a_worker_that_fails_lets_nothing_more_in(fails: str, late: float)
     in_flight, refused = Request(1000, deaf=True), Request(1)
     life.at(1, lambda: life.send(in_flight))
     life.at(late, lambda: life.send(refused))
-    life.at(60, in_flight.stopped.set)
 
     async def register(config: EngineConfig, mode: DisaggregationMode, path: str) -> None:
         await asyncio.sleep(10)
@@ -365,7 +386,7 @@ async def test_a_worker_that_fails_lets_nothing_more_in(fails: str, late: float)
     if fails == "ready":
         life.ready = Unready()
     assert isinstance(await life.live(), CannotConnect | Disconnected)
-    assert in_flight.items == ["first", "cancelled"]
+    in_flight.check_stopped()
     assert (refused.items, type(refused.error)) == ([], EngineShutdown)
 
 

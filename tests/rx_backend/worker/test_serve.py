@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import signal
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -229,10 +230,55 @@ def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
     """For a frontend alone, and for a worker with one, whose engine is cleaned up."""
     with frontend(tmp_path) as first:
         port: dict[str, Any] = {"DYN_HTTP_PORT": str(first.port)}
-        told = f"port {first.port} already in use"
+        told = f"--http-port: can't listen on 127.0.0.1:{first.port}: Address already in use"
         with pytest.raises(AssertionError, match=told), frontend(tmp_path, **port):
             pass
         with serve(tmp_path, "CountingEngine", "--frontend", *NO_GRACE, **port) as second:
             assert told in second.line("rx-backend: error", START_S)
             assert second.ended() == 1
             assert second.count("cleanup") == second.count("start True")
+
+
+@pytest.mark.parametrize(
+    ("variable", "by_frontend"),
+    [
+        ("DYN_TCP_RPC_PORT", False),
+        ("DYN_TCP_RESPONSE_STREAM_PORT", True),
+        ("DYN_SYSTEM_PORT", True),
+    ],
+)
+def test_a_port_of_the_runtimes_in_use_is_named(
+    tmp_path: Path, variable: str, by_frontend: bool
+) -> None:
+    """The command ends with exit code 1 and the variable; a frontend uses no port for requests."""
+    with socket.create_server(("127.0.0.1", free_port())) as taken:
+        port = taken.getsockname()[1]
+        environ: dict[str, Any] = {variable: str(port), "DYN_SYSTEM_HOST": "127.0.0.1"}
+        told = f"BackendCannotConnect: {variable}: can't listen on 127.0.0.1:{port}: Address"
+        with serve(tmp_path, "CountingEngine", *NO_GRACE, **environ) as worker:
+            assert told in worker.line("rx-backend: error", START_S)
+            assert worker.ended() == 1
+        if by_frontend:
+            with pytest.raises(AssertionError, match=told), frontend(tmp_path, **environ):
+                pass
+        else:
+            with frontend(tmp_path, **environ):
+                pass
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("DYN_TCP_RPC_PORT", "80a", "DYN_TCP_RPC_PORT: expected a port from 0 to 65535, got '80a'"),
+        ("DYN_TCP_RPC_PORT", "65536", "expected a port from 0 to 65535, got '65536'"),
+        ("DYN_TCP_RPC_HOST", "192.0.2.1", "can't listen on 192.0.2.1:0: Cannot assign requested"),
+    ],
+)
+def test_an_address_that_is_none_is_named(
+    tmp_path: Path, variable: str, value: str, told: str
+) -> None:
+    """A port that the runtime would not heed, or an address of another machine, is an error."""
+    environ: dict[str, Any] = {variable: value}
+    with serve(tmp_path, "CountingEngine", *NO_GRACE, **environ) as worker:
+        assert told in worker.line("rx-backend: error", START_S)
+        assert worker.ended() == 1

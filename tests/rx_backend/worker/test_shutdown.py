@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from openai import APIError, OpenAI
 
+from tests.rx_backend.worker import silent
 from tests.rx_backend.worker._processes import START_S, STEP_S, Served, serve
 from tests.rx_backend.worker.engines import MODEL, WAIT
 
@@ -18,11 +19,17 @@ pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
 CLIENTS, TOKENS = 4, 25
 
 
-def ask(client: OpenAI, first: threading.Event | None = None, *, letter: str = WAIT) -> str:
+def ask(
+    client: OpenAI,
+    first: threading.Event | None = None,
+    *,
+    letter: str = WAIT,
+    model: str = MODEL,
+) -> str:
     """Stream one answer; give its text and its finish reason."""
     text = ""
     for chunk in client.chat.completions.create(
-        model=MODEL,
+        model=model,
         messages=[{"role": "user", "content": letter}],
         max_tokens=TOKENS,
         stream=True,
@@ -36,12 +43,14 @@ def ask(client: OpenAI, first: threading.Event | None = None, *, letter: str = W
     return text
 
 
-def start(pool: ThreadPoolExecutor, client: OpenAI, number: int) -> list[Future[str]]:
+def start(
+    pool: ThreadPoolExecutor, client: OpenAI, number: int, *, model: str = MODEL
+) -> list[Future[str]]:
     """Start so many requests, each of which has its first token and then waits."""
     running: list[Future[str]] = []
     for _ in range(number):
         first = threading.Event()
-        running.append(pool.submit(ask, client, first))
+        running.append(pool.submit(ask, client, first, model=model))
         assert first.wait(STEP_S)
     return running
 
@@ -111,6 +120,29 @@ def test_a_second_signal_forces_the_end(tmp_path: Path) -> None:
         assert served.ended() == 0
         assert served.count("cleanup") == 1
         assert served.count("abort") == 1
+
+
+@pytest.mark.parametrize(("engine", "code"), [("SilentEngine", 0), ("StuckEngine", 1)])
+def test_a_forced_end_waits_for_no_engine(tmp_path: Path, engine: str, code: int) -> None:
+    """One that hears nothing has seconds; one that holds a thread ends the process."""
+    target = f"tests.rx_backend.worker.silent:{engine}"
+    flags = ("--frontend", "--grace-s", "0", "--drain-s", "600")
+    with (
+        serve(tmp_path, target, *flags, SILENCE_S="600") as served,
+        served.client() as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        served.line("curl -N", START_S)
+        (request,) = start(pool, client, 1, model=silent.MODEL)
+        served.signal()
+        served.line("refuses new requests")
+        served.signal()
+        with pytest.raises(APIError):
+            request.result(STEP_S)
+        assert served.ended() == code
+        assert not any("Traceback" in line for line in served.seen)
+        if code:
+            served.line("rx-backend: error: the shutdown did not end within 10 s")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,126 @@
+"""Exporters whose failures are logged once."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+from rx_backend.telemetry.repaired_span import repaired_span
+from rx_backend.telemetry.settings import hide_secrets
+
+__all__ = ("QuietExporter", "QuietSpanExporter")
+
+_CUT_OFF: Final = "not exported before the deadline of the shutdown"
+_LONGEST_REASON: Final = 300
+_RETRYING: Final = re.compile(r", retrying in [\d.]+s\b")
+
+_logger = logging.getLogger("rx_backend.telemetry")
+
+
+class QuietExporter:
+    """
+    Passes batches to an exporter, and warns of its first failure; further ones are not logged.
+
+    What the exporter logs while it exports is held back: it would repeat itself for each batch and
+    each try as long as a receiver is down. How much was lost is counted by the SDK.
+
+    Args:
+        exporter: Where items go, one of the SDK's.
+
+    Attributes:
+        has_failed: Whether an export has failed, or was cut off.
+    """
+
+    items = "metric points"
+
+    def __init__(self, exporter: Any) -> None:
+        self.has_failed = False
+        self._exporter = exporter
+        self._is_exporting = self._is_ended = False
+        self._logged: list[str] = []
+        _hold_back_logs()
+
+    def __getattr__(self, name: str) -> Any:
+        # What the SDK's reader of metrics asks for besides.
+        return getattr(self._exporter, name)
+
+    def export(self, batch: Any, *args: Any, **options: Any) -> object:
+        """Export a batch; never raises."""
+        logged = self._logged = []
+        _thread.log = logged.append
+        self._is_exporting = True
+        result = None
+        try:
+            if not self._is_ended:
+                result = self._exporter.export(batch, *args, **options)
+        except Exception as error:
+            logged.append(f"{type(error).__name__}: {error}")
+        finally:
+            self._is_exporting, _thread.log = False, None
+        if getattr(result, "name", None) != "SUCCESS":
+            self._fail()
+        return result
+
+    def shutdown(self, *_args: object, **_options: object) -> None:
+        """End the exporter, whatever it is doing."""
+        was_ended, self._is_ended = self._is_ended, True
+        if was_ended:
+            return
+        if self._is_exporting:
+            self._fail()
+        # Some wait for the export under way, unless told not to.
+        waits = "timeout_millis" in inspect.signature(self._exporter.shutdown).parameters
+        self._exporter.shutdown(**({"timeout_millis": 0.0} if waits else {}))
+
+    def _fail(self) -> None:
+        if self.has_failed:
+            return
+        self.has_failed = True
+        # The first line has the cause, later ones say that it was given up.
+        reason = (*self._logged, _CUT_OFF if self._is_ended else "the exporter gave no reason")[0]
+        # It may quote what the receiver has sent, or its address with a password.
+        text = _RETRYING.sub("", hide_secrets(reason)[:_LONGEST_REASON])
+        shown = "".join(one if one.isprintable() else "?" for one in text)
+        _logger.warning("%s are being lost: %s; this is logged once", self.items, shown)
+
+
+class QuietSpanExporter(QuietExporter):
+    """The same for spans, with text that can be encoded (row P10)."""
+
+    items = "spans"
+
+    def export(self, batch: Any, *args: Any, **options: Any) -> object:
+        """Export a batch; never raises."""
+        return super().export([*map(repaired_span, batch)], *args, **options)
+
+
+class _HoldBack(logging.Filter):
+    """Hands over what exporters log on a thread that exports for us, instead of logging it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        log = _thread.log
+        if log is None or record.levelno < logging.WARNING:
+            return True
+        log(record.getMessage())
+        return False
+
+
+class _Thread(threading.local):
+    log: Callable[[str], None] | None = None
+
+
+def _hold_back_logs() -> None:
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("opentelemetry.exporter"):
+            logger = logging.getLogger(name)
+            if _hold_back not in logger.filters:
+                # Before the SDK's, which drops what two exporters log alike.
+                logger.filters.insert(0, _hold_back)
+
+
+_thread = _Thread()
+_hold_back = _HoldBack()
