@@ -49,7 +49,6 @@ from tests.engines import (
     virtual,
 )
 from tests.examples import examples
-from tests.logs import capture_logs
 from tests.meters import Meters
 from tests.spans import Spans
 
