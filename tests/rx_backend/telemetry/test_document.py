@@ -1,4 +1,4 @@
-"""docs/observability.md names everything that can be seen."""
+"""docs/observability.md, and for streams with readers docs/resumable.md, name all that can be seen."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from rx_backend.telemetry.logs import LOG_VARIABLES
 from rx_backend.telemetry.switch import OTLP_VARIABLE
 from tests.rx_backend.telemetry._load import Scraped
 
-DOCUMENT = Path(__file__).parents[3] / "docs/observability.md"
+DOCS = Path(__file__).parents[3] / "docs"
+DOCUMENT = DOCS / "observability.md"
 
 # Values of attributes, each in a sentence of its own.
 TEXTS = {"DROPPED_STATUS"}
 
-SUFFIXES = re.compile(r"(_seconds)?(_bucket|_sum|_count|_total)?$")
+SUFFIXES = re.compile(r"(_seconds|_bytes)?(_bucket|_sum|_count|_total)?$")
 
 
-def named() -> set[str]:
+def named(text: str | None = None) -> set[str]:
     """Return what stands between backquotes, as a word or as several."""
-    return set(re.findall(r"`([^`\n]+)`", DOCUMENT.read_text(encoding="utf-8")))
+    return set(re.findall(r"`([^`\n]+)`", text or DOCUMENT.read_text(encoding="utf-8")))
 
 
 def test_every_name_on_a_span_is_explained() -> None:
@@ -36,7 +37,12 @@ def test_every_metric_and_label_is_explained() -> None:
     scraped = Scraped()
     scraped.load()
     ours = {"gen_ai", "rx_backend", "error"}
-    known = {name.replace(".", "_"): name for name in named() if name.split(".")[0] in ours}
+    documents = [DOCUMENT, DOCS / "resumable.md"]
+    sections = "".join(
+        document.read_text(encoding="utf-8").partition("## Metrics")[2].partition("\n##")[0]
+        for document in documents
+    )
+    known = {name.replace(".", "_") for name in named(sections) if name.split(".")[0] in ours}
     samples = scraped.samples()
     metrics = {SUFFIXES.sub("", name) for name in samples if name.split("_")[0] in {"gen", "rx"}}
     labels = {
@@ -46,9 +52,8 @@ def test_every_metric_and_label_is_explained() -> None:
         for label in sample.labels
         if label.startswith(tuple(ours))
     }
-    assert metrics | labels <= known.keys()
-    table = DOCUMENT.read_text(encoding="utf-8").partition("## Metrics")[2].partition("###")[0]
-    explained = set(re.findall(r"^\| `([^`]+)`", table, re.MULTILINE))
+    assert metrics | labels <= known
+    explained = set(re.findall(r"^\| `([^`]+)`", sections, re.MULTILINE))
     assert {name.replace(".", "_") for name in explained} == metrics
 
 
