@@ -6,10 +6,10 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
 from rx_backend.errors import CannotConnect, InvalidArgument
 from rx_backend.resumable import ResumableReader, ResumableStreams
+from tests.logs import capture_logs
 from tests.rx_backend.resumable.jetstream._answers import (
     CountingEngine,
     expected,

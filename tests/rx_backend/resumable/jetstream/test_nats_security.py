@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from rx_backend.errors import BackendError, CannotConnect, InvalidArgument
 from tests.leaks import LeakWatch
+from tests.logs import capture_logs
 from tests.rx_backend.resumable.jetstream._answers import (
     CountingEngine,
     expected,
