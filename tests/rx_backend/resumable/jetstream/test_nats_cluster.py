@@ -31,6 +31,8 @@ pytestmark = [
 
 # More than the answer will have made by the time that it is cut short.
 ENDLESS = 1_000_000
+# An election, and the time until each client has noticed.
+_ELECTED_S = 60.0
 
 
 async def read_until_stopped(reader: ResumableReader) -> list[int]:
@@ -68,8 +70,10 @@ def test_an_answer_goes_on_when_its_leader_is_killed(tmp_path: Path) -> None:
             killed = await cluster.until_led("rx-streams")
             cluster.kill(killed)
             acknowledged = max(reader.position for reader in readers)
-            # With two of three.
-            await until(lambda: min(reader.position for reader in readers) >= acknowledged + 100)
+            # With two of three, which elect a leader within ten seconds; its consumers come after.
+            await until(
+                lambda: min(reader.position for reader in readers) >= acknowledged + 100, _ELECTED_S
+            )
             assert await cluster.until_led("rx-streams") != killed
             cluster.start(killed)
             await cluster.until_in_sync("rx-streams")
@@ -100,7 +104,9 @@ def test_an_answer_goes_on_while_all_servers_are_restarted_one_by_one(tmp_path: 
                 cluster.start(name)
                 await cluster.until_in_sync("rx-streams")
                 at = max(reader.position for reader in readers)
-                await until(lambda at=at: min(reader.position for reader in readers) > at)
+                await until(
+                    lambda at=at: min(reader.position for reader in readers) > at, _ELECTED_S
+                )
             await stop_and_check(there, begun, reading)
             assert len(engine.requests) + len(other_engine.requests) == 1
 
