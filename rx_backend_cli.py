@@ -41,3 +41,7 @@ def _open_standard_streams() -> None:
         if getattr(sys, name) is None:
             # The lowest free number is the stream's own.
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,6 +6,7 @@ Every operator works alone in ``source.pipe(...)``; a list of them becomes one p
 needed to write one is in :mod:`operators.authoring`.
 """
 
+from operators._abort_step import AbortStep
 from operators._annotate_errors import annotate_errors
 from operators._coalesce import BufferOverflow, CoalesceCounts, coalesce
 from operators._core.assemble import fuse
@@ -18,7 +19,7 @@ from operators._deadlines import (
     TotalTimeout,
     deadlines,
 )
-from operators._deferred_abort import AbortStep, abort_gate, deferred_abort
+from operators._deferred_abort import abort_gate, deferred_abort
 from operators._detokenize import detokenize
 from operators._drain_until_first_token import drain_until_first_token
 from operators._enforce_cancellation import enforce_cancellation

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
 from reactivex import Observable, abc
@@ -11,32 +10,16 @@ from reactivex import operators as ops
 from reactivex.disposable import CompositeDisposable
 from reactivex.subject import Subject
 
+from operators._abort_step import AbortStep
 from operators._chunk import HAS_CONTENT, Chunk
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
 from operators._core.stage import Callbacks
 
-__all__ = ("AbortStep", "abort_gate", "deferred_abort")
+__all__ = ("abort_gate", "deferred_abort")
 
 C = TypeVar("C", bound=Chunk)
-
-
-class AbortStep(Enum):
-    """
-    What :func:`deferred_abort` reports: first a request, then at most one of the others.
-
-    Attributes:
-        REQUESTED: The stop signal has come.
-        MADE: It was called at once.
-        MADE_DEFERRED: It was called, having waited for the first token.
-        SUPPRESSED: The stream ended before its first token, so it is not called.
-    """
-
-    REQUESTED = "requested"
-    MADE = "immediate"
-    MADE_DEFERRED = "deferred"
-    SUPPRESSED = "suppressed"
 
 
 def abort_gate(

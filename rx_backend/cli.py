@@ -275,9 +275,3 @@ _RUN_OPTIONS: dict[str, list[tuple[str, Callable[[str], object], str, str]]] = {
     ],
     "output": [("--out", Path, "DIR", "folder to write to (rx-backend-run)")],
 }
-
-
-if __name__ == "__main__":
-    import rx_backend_cli
-
-    sys.exit(rx_backend_cli.main())

@@ -24,7 +24,7 @@ from reactivex import Observable, abc
 from operators._core.arguments import check_arguments, described
 from operators._core.fusion import FusedRun
 from operators._core.plain import subscribe_here, subscribe_in_task
-from operators._core.segment import PulledSegment
+from operators._core.pulled_segment import PulledSegment
 from operators._core.stage import Callbacks, Stage, StageResult
 
 __all__ = (

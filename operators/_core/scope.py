@@ -11,8 +11,8 @@ from opentelemetry.util.types import AttributeValue
 from reactivex import Observable
 
 if TYPE_CHECKING:
+    from operators._abort_step import AbortStep
     from operators._chunk import Clock
-    from operators._deferred_abort import AbortStep
     from operators._outcome import OutcomeTracker
     from operators.token_times import TokenTimes
 

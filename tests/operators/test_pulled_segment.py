@@ -1,4 +1,4 @@
-"""`operators._core.segment`: an asynchronous generator over its source, as a part of a stream."""
+"""`operators._core.pulled_segment`: an asynchronous generator over its source, as a part of a stream."""
 
 from __future__ import annotations
 

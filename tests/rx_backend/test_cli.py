@@ -308,7 +308,7 @@ def test_interrupted_during_the_imports(monkeypatch: pytest.MonkeyPatch) -> None
 def test_standard_streams_that_are_closed(closed: list[int]) -> None:
     """What would be written there is lost, and no other file gets their numbers."""
     close = "; ".join(f"os.close({number})" for number in closed)
-    command = f"{sys.executable} -m rx_backend.cli conformance rx_backend.engines:SampleEngine"
+    command = f"{sys.executable} -m rx_backend_cli conformance rx_backend.engines:SampleEngine"
     code = f"import os; {close}; os.execv({sys.executable!r}, {command.split()!r})"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -339,7 +339,7 @@ sys.exit(rx_backend_cli.main())
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
 def test_a_report_that_can_not_be_written() -> None:
     """It is an error in one line, with no traceback when the interpreter exits."""
-    command = [sys.executable, "-m", "rx_backend.cli", "conformance"]
+    command = [sys.executable, "-m", "rx_backend_cli", "conformance"]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [*command, "rx_backend.engines:SampleEngine"],

@@ -67,7 +67,7 @@ class Process:
     def _start(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "rx_backend.cli", *self._arguments],
+                [sys.executable, "-m", "rx_backend_cli", *self._arguments],
                 cwd=ROOT,
                 env=self._env,
                 stdout=log,

@@ -233,7 +233,7 @@ class Tidy(SampleEngine):
 def test_an_interrupted_command_is_silent_otherwise(folder: Path, chosen: str) -> None:
     """Exit code 130, the table, no traceback, and an engine that is cleaned up."""
     (folder / "tidy.py").write_text(TIDY)
-    program = [sys.executable, "-m", "rx_backend.cli", "run", *chosen.split()]
+    program = [sys.executable, "-m", "rx_backend_cli", "run", *chosen.split()]
     command = [*program, "--out", str(folder / "out")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (folder / "out" / "spans.jsonl").exists():

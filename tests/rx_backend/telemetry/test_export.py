@@ -214,7 +214,7 @@ def test_a_run_logs_no_line_for_each_request_that_fails(tmp_path: Path) -> None:
     """Its table has them; stderr is as empty as without failures."""
     arguments = ["run", "--synthetic", "--limit", "12", "--no-plot", "--error-rate", "1"]
     done = subprocess.run(
-        [sys.executable, "-m", "rx_backend.cli", *arguments, "--out", str(tmp_path)],
+        [sys.executable, "-m", "rx_backend_cli", *arguments, "--out", str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=25,
@@ -226,7 +226,7 @@ def test_a_run_logs_no_line_for_each_request_that_fails(tmp_path: Path) -> None:
 def _run(folder: Path, *flags: str, **environ: str) -> str:
     arguments = ["run", "--synthetic", "--limit", "12", "--no-plot", "--out", str(folder)]
     done = subprocess.run(
-        [sys.executable, "-m", "rx_backend.cli", *arguments, *flags],
+        [sys.executable, "-m", "rx_backend_cli", *arguments, *flags],
         env={**os.environ, **environ},
         capture_output=True,
         text=True,

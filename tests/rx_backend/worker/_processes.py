@@ -159,7 +159,7 @@ def _running(
 ) -> Generator[Served]:
     port = int(environ.setdefault("DYN_HTTP_PORT", str(free_port())))
     process = subprocess.Popen(
-        [sys.executable, "-m", "rx_backend.cli", *arguments],
+        [sys.executable, "-m", "rx_backend_cli", *arguments],
         cwd=cwd,
         stdout=environ.pop("stdout", subprocess.PIPE),
         stderr=environ.pop("stderr", subprocess.PIPE),

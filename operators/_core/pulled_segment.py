@@ -1,0 +1,149 @@
+"""An operator that pulls for itself, as a part of an assembled pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from operators._core.failures import SourceCancelled, add_operator_note, nothing_due
+from operators._core.fusion import FusedRun
+from operators._core.mailbox import Mailbox
+from operators._core.segment import Segment, close_quietly, first_pull
+from operators._core.stage import StageResult, fail_after
+from operators._core.tasks import done, start_release
+
+__all__ = ("PulledSegment",)
+
+
+class PulledSegment(Segment):
+    """
+    An operator that pulls for itself: an asynchronous generator over the part before it.
+
+    When the source has ended, the generator is run on until it has ended too, or has yielded once
+    more: so the last item is known to be the last when it is handed out (row P6a).
+    """
+
+    __slots__ = (
+        "_closing",
+        "_generator",
+        "_has_begun",
+        "_items",
+        "_name",
+        "_scope",
+        "_source",
+        "ended",
+    )
+
+    # No property, as it is asked for every item.
+    ended: bool
+
+    def __init__(
+        self,
+        source: FusedRun[Any],
+        generator: AsyncGenerator[Any],
+        name: str,
+        scope: Any = None,
+    ) -> None:
+        self._source = source
+        self._name = name
+        self._scope = scope
+        self._items: Mailbox[Any] = Mailbox()
+        self._closing: asyncio.Task[None] | None = None
+        self._has_begun = False
+        self.ended = False
+        self._generator = generator
+
+    @property
+    def ended_by(self) -> str | None:
+        source = self._source
+        return source.ended_by if source.has_ended and not source.dropped else self._name
+
+    def made_by(self, item: object) -> str | None:
+        return self._source.made_by(item) or self._name
+
+    def raised_by(self, error: BaseException) -> str | None:
+        # Whether a cancellation is a failure is decided behind.
+        is_own = isinstance(error, SourceCancelled) and id(error) != self._source.raised
+        return self._name if is_own else None
+
+    async def __anext__(self) -> Any:
+        items = self._items
+        while not items.is_closed and (
+            not items.waiting or (len(items.waiting) == 1 and self._source.ended)
+        ):
+            try:
+                item = await (anext(self._generator) if self._has_begun else self._begin())
+            except StopAsyncIteration:
+                self._end()
+            except Exception as error:
+                if id(error) != self._source.raised:
+                    add_operator_note(error, self._name, self._scope)
+                self._end(error)
+            else:
+                is_ordinary = item is not None and type(item) is not StageResult
+                if is_ordinary and not self._source.has_ended and not items.is_closed:
+                    # It can't be the last one, so it need not wait.
+                    return item
+                self._put(item)
+        if not items.waiting:
+            items.raise_end()
+        item = items.take()
+        self.ended = items.ended  # pyright: ignore[reportIncompatibleMethodOverride]
+        return item
+
+    def _begin(self) -> Any:
+        """Pull the generator for the first time."""
+        self._has_begun = True
+        return first_pull(self._generator)
+
+    def _put(self, item: Any) -> None:
+        """Let what the generator has yielded wait."""
+        if item is None:
+            error = nothing_due()
+            add_operator_note(error, self._name, self._scope)
+            item = fail_after(error)
+        if type(item) is not StageResult:
+            self._items.put(item)
+            return
+        for each in item.items:
+            self._items.put(each)
+        if item.ends:
+            self._end(item.error)
+            self._release()
+
+    def _end(self, error: Exception | None = None) -> None:
+        """Let nothing more come than what waits."""
+        self._items.end(error)
+        self._drop_source()
+
+    def drop(self) -> None:
+        self._items.close()
+        self._drop_source()
+
+    def _drop_source(self) -> None:
+        if not self._source.is_adopted:
+            self._source.drop()
+
+    def close(self) -> None:
+        self.drop()
+        self._release()
+
+    def _release(self) -> None:
+        """Close the generator, then its source, in a task; what can close at once does."""
+        close = getattr(self._generator, "close", None)
+        if close is not None:
+            close()
+        if self._closing is None and not self._source.event_loop.is_closed():
+            self._closing = start_release(
+                self._close(), self._source.event_loop, self._source.own_context
+            )
+
+    async def _close(self) -> None:
+        await close_quietly(self._generator, f"closing the operator {self._name} failed")
+        if not self._source.is_adopted:
+            await self._source.aclose()
+
+    async def aclose(self) -> None:
+        self.close()
+        await done(self._closing)
