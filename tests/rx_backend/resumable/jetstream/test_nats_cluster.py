@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -40,45 +43,68 @@ async def read_until_stopped(reader: ResumableReader) -> list[int]:
         return tokens([item async for item in reader])
 
 
-async def stop_and_check(
-    streams: ResumableStreams, begun: ResumableReader, reading: list[asyncio.Task[list[int]]]
-) -> int:
-    """Check that all readers got the same tokens, each once; return how many."""
-    await streams.stop(begun.stream_id)
-    read = await asyncio.gather(*reading)
-    later = await read_until_stopped(await streams.resume(begun.stream_id))
-    for got in (*read, later):
-        assert got == expected(len(later))
-    return len(later)
+@dataclass
+class Answer:
+    """An answer that runs on and on, read in the process that began it and in another one."""
+
+    here: ResumableStreams
+    there: ResumableStreams
+    readers: list[ResumableReader]
+    reading: list[asyncio.Task[list[int]]]
+
+    @property
+    def furthest(self) -> int:
+        """How many items a reader has got."""
+        return max(reader.position for reader in self.readers)
+
+    async def until_read(self, position: int) -> None:
+        """Wait until both readers have so many items."""
+        await until(lambda: min(reader.position for reader in self.readers) >= position, _ELECTED_S)
+
+    async def stop(self, streams: ResumableStreams) -> int:
+        """Check that all readers got the same tokens, each once; return how many."""
+        stream_id = self.readers[0].stream_id
+        await streams.stop(stream_id)
+        read = await asyncio.gather(*self.reading)
+        later = await read_until_stopped(await streams.resume(stream_id))
+        for got in (*read, later):
+            assert got == expected(len(later))
+        return len(later)
+
+
+@asynccontextmanager
+async def answer_of(cluster: NatsCluster) -> AsyncGenerator[Answer]:
+    """Begin an answer, and wait until all three servers have its first items."""
+    await cluster.until_ready()
+    engine, other_engine = CountingEngine(0.02), CountingEngine(0.02)
+    async with (
+        process(cluster.urls, engine, replicas=3, lease_s=3.0) as here,
+        process(cluster.urls, other_engine, replicas=3, lease_s=3.0) as there,
+    ):
+        begun = await here.start(request(ENDLESS))
+        readers = [begun, await there.resume(begun.stream_id)]
+        reading = [asyncio.create_task(read_until_stopped(reader)) for reader in readers]
+        answer = Answer(here, there, readers, reading)
+        await answer.until_read(20)
+        await cluster.until_in_sync("rx-streams")
+        yield answer
+        assert len(engine.requests) + len(other_engine.requests) == 1
 
 
 def test_an_answer_goes_on_when_its_leader_is_killed(tmp_path: Path) -> None:
     """`kill -9` of the server that leads the stream; it comes back later, and misses nothing."""
 
     async def main(cluster: NatsCluster) -> None:
-        await cluster.until_ready()
-        engine, other_engine = CountingEngine(0.02), CountingEngine(0.02)
-        async with (
-            process(cluster.urls, engine, replicas=3, lease_s=3.0) as here,
-            process(cluster.urls, other_engine, replicas=3, lease_s=3.0) as there,
-        ):
-            begun = await here.start(request(ENDLESS))
-            readers = [begun, await there.resume(begun.stream_id)]
-            reading = [asyncio.create_task(read_until_stopped(reader)) for reader in readers]
-            await until(lambda: min(reader.position for reader in readers) >= 20)
-            await cluster.until_in_sync("rx-streams")
+        async with answer_of(cluster) as answer:
             killed = await cluster.until_led("rx-streams")
             cluster.kill(killed)
-            acknowledged = max(reader.position for reader in readers)
+            acknowledged = answer.furthest
             # With two of three, which elect a leader within ten seconds; its consumers come after.
-            await until(
-                lambda: min(reader.position for reader in readers) >= acknowledged + 100, _ELECTED_S
-            )
+            await answer.until_read(acknowledged + 100)
             assert await cluster.until_led("rx-streams") != killed
             cluster.start(killed)
             await cluster.until_in_sync("rx-streams")
-            assert await stop_and_check(here, begun, reading) >= acknowledged + 100
-            assert len(engine.requests) + len(other_engine.requests) == 1
+            assert await answer.stop(answer.here) >= acknowledged + 100
 
     with nats_cluster(tmp_path) as cluster:
         asyncio.run(main(cluster))
@@ -88,27 +114,14 @@ def test_an_answer_goes_on_while_all_servers_are_restarted_one_by_one(tmp_path: 
     """As an update of the cluster does, the leader first."""
 
     async def main(cluster: NatsCluster) -> None:
-        await cluster.until_ready()
-        engine, other_engine = CountingEngine(0.02), CountingEngine(0.02)
-        async with (
-            process(cluster.urls, engine, replicas=3, lease_s=3.0) as here,
-            process(cluster.urls, other_engine, replicas=3, lease_s=3.0) as there,
-        ):
-            begun = await here.start(request(ENDLESS))
-            readers = [begun, await there.resume(begun.stream_id)]
-            reading = [asyncio.create_task(read_until_stopped(reader)) for reader in readers]
-            await until(lambda: min(reader.position for reader in readers) >= 20)
+        async with answer_of(cluster) as answer:
             leader = await cluster.until_led("rx-streams")
             for name in sorted(cluster.servers, key=lambda name: name != leader):
                 cluster.kill(name)
                 cluster.start(name)
                 await cluster.until_in_sync("rx-streams")
-                at = max(reader.position for reader in readers)
-                await until(
-                    lambda at=at: min(reader.position for reader in readers) > at, _ELECTED_S
-                )
-            await stop_and_check(there, begun, reading)
-            assert len(engine.requests) + len(other_engine.requests) == 1
+                await answer.until_read(answer.furthest + 1)
+            await answer.stop(answer.there)
 
     with nats_cluster(tmp_path) as cluster:
         asyncio.run(main(cluster))
