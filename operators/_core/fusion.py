@@ -169,14 +169,7 @@ class FusedRun(Run, Generic[B]):
                     chain.interrupt(interrupted=True)
                 signal = self._advance(self._generator.throw, error)
             else:
-                # As `_advance` does, without its call.
-                try:
-                    signal = self._enter(self._send, None)
-                except StopIteration:
-                    signal = RETURNED
-                except GeneratorExit as error:
-                    self._enter(chain.fail_from_source, error)
-                    signal = RETURNED
+                signal = self._advance(self._send, None)
         if chain.is_disturbed or self._is_leaving:
             return self._end_disturbed_wait(message, has_item=signal is READY)
         self._state = IDLE
