@@ -7,14 +7,18 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from rx_backend import EngineAdapter, LLMEngine, PreprocessedRequest, RequestContext
 from rx_backend.engine import EngineConfig
 from rx_backend.protocols import Annotated, LLMEngineOutput, StopConditions, usage
-from rx_backend.resumable import ResumableStreams
+from rx_backend.resumable import ResumableReader, ResumableStreams
 from rx_backend.resumable.jetstream import JetStreamSource
 
 PROMPT = [7, 7, 7]
 LEASE_S = 0.6
+# The client leaves the sockets of attempts to connect that fail to the garbage collector.
+leaves_sockets = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
 class CountingEngine(LLMEngine):
@@ -110,6 +114,12 @@ async def process(
     )
     async with source, ResumableStreams(source, keep_s=keep_s, **options) as streams:
         yield streams
+
+
+async def read(reader: ResumableReader) -> list[int]:
+    """Return the tokens of all that comes."""
+    async with reader:
+        return tokens([item async for item in reader])
 
 
 async def until(condition: Callable[[], object], within_s: float = 20.0) -> None:

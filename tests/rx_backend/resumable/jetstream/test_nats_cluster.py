@@ -16,9 +16,10 @@ from tests.logs import capture_logs
 from tests.rx_backend.resumable.jetstream._answers import (
     CountingEngine,
     expected,
+    leaves_sockets,
     process,
+    read,
     request,
-    tokens,
     until,
 )
 from tests.rx_backend.resumable.jetstream._nats import NatsServer
@@ -28,19 +29,13 @@ pytestmark = [
     pytest.mark.cluster,
     # Elections take 4 to 9 seconds.
     pytest.mark.timeout(120),
-    # The client leaves the sockets of attempts to connect that fail to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    leaves_sockets,
 ]
 
 # More than the answer will have made by the time that it is cut short.
 ENDLESS = 1_000_000
 # An election, and the time until each client has noticed.
 _ELECTED_S = 60.0
-
-
-async def read_until_stopped(reader: ResumableReader) -> list[int]:
-    async with reader:
-        return tokens([item async for item in reader])
 
 
 @dataclass
@@ -65,9 +60,9 @@ class Answer:
         """Check that all readers got the same tokens, each once; return how many."""
         stream_id = self.readers[0].stream_id
         await streams.stop(stream_id)
-        read = await asyncio.gather(*self.reading)
-        later = await read_until_stopped(await streams.resume(stream_id))
-        for got in (*read, later):
+        while_it_ran = await asyncio.gather(*self.reading)
+        later = await read(await streams.resume(stream_id))
+        for got in (*while_it_ran, later):
             assert got == expected(len(later))
         return len(later)
 
@@ -83,7 +78,7 @@ async def answer_of(cluster: NatsCluster) -> AsyncGenerator[Answer]:
     ):
         begun = await here.start(request(ENDLESS))
         readers = [begun, await there.resume(begun.stream_id)]
-        reading = [asyncio.create_task(read_until_stopped(reader)) for reader in readers]
+        reading = [asyncio.create_task(read(reader)) for reader in readers]
         answer = Answer(here, there, readers, reading)
         await answer.until_read(20)
         await cluster.until_in_sync("rx-streams")
@@ -137,7 +132,7 @@ def test_too_few_servers_are_told(tmp_path: Path) -> None:
                 pass
         # No stream has been created meanwhile, so this one is.
         async with process(cluster.urls, CountingEngine(), replicas=3) as here:
-            assert await read_until_stopped(await here.start(request(5))) == expected(5)
+            assert await read(await here.start(request(5))) == expected(5)
 
     with nats_cluster(tmp_path) as cluster:
         asyncio.run(main(cluster))
@@ -162,7 +157,7 @@ def test_a_stream_that_has_less_replicas_already_is_logged(nats: NatsServer) -> 
             pass
         with capture_logs() as logs:
             async with process(nats.url, CountingEngine(), replicas=3) as here:
-                assert await read_until_stopped(await here.start(request(5))) == expected(5)
+                assert await read(await here.start(request(5))) == expected(5)
         (warning,) = [line for line in logs if "replicas" in line["event"]]
         assert (warning["replicas"], warning["wanted"]) == (1, 3)
 

@@ -17,6 +17,7 @@ from tests.logs import capture_logs
 from tests.rx_backend.resumable.jetstream._answers import (
     CountingEngine,
     expected,
+    leaves_sockets,
     process,
     request,
     tokens,
@@ -28,8 +29,6 @@ from tests.rx_backend.resumable.jetstream._nats import NatsServer, nats_server
 
 pytestmark = pytest.mark.cluster
 
-# The client leaves the sockets of attempts to connect that fail to the garbage collector.
-leaves_sockets = pytest.mark.filterwarnings("ignore::ResourceWarning")
 # So asyncio warns of the form in which the client turns to TLS.
 TLS_CLOSED = "eof_received"
 

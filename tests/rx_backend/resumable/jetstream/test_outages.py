@@ -17,12 +17,14 @@ from nats.js.api import DiscardPolicy, StreamConfig
 from rx_backend import EngineAdapter, PreprocessedRequest, RequestContext
 from rx_backend.errors import CannotConnect, InvalidArgument
 from rx_backend.protocols import LLMEngineOutput
-from rx_backend.resumable import ResumableReader, ResumableStreams
+from rx_backend.resumable import ResumableStreams
 from rx_backend.resumable.jetstream import EntryTooLarge, JetStreamSource, StreamFull
 from tests.rx_backend.resumable.jetstream._answers import (
     CountingEngine,
     expected,
+    leaves_sockets,
     process,
+    read,
     request,
     tokens,
     until,
@@ -32,20 +34,12 @@ from tests.rx_backend.resumable.jetstream._proxy import proxy
 
 pytestmark = pytest.mark.cluster
 
-# The client leaves the sockets of attempts to connect that fail to the garbage collector.
-leaves_sockets = pytest.mark.filterwarnings("ignore::ResourceWarning")
-
 
 async def connect(url: str) -> tuple[Client, Any]:
     """What an operator of NATS has."""
     client = Client()
     await client.connect(url)
     return client, JetStreamContext(client)
-
-
-async def read(reader: ResumableReader) -> list[int]:
-    async with reader:
-        return tokens([item async for item in reader])
 
 
 def test_nothing_is_lost_when_nats_is_killed(nats: NatsServer) -> None:
