@@ -136,7 +136,11 @@ clean: ## remove environments, caches and built documents
 # uv is quick, but knows nothing of the package index that pip may be configured for.
 EVERYTHING := --editable '.[dev]' --constraint constraints.txt
 .venv/.stamp: pyproject.toml constraints.txt
-	@$(new-venv)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+		echo "This needs Python 3.11 to 3.13, and $(PYTHON) is not one:" \
+			"try make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@echo "== setting up .venv"
+	@[ "$$(.venv/bin/python -V 2>&1)" = "$$($(PYTHON) -V)" ] || $(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt uv
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(EVERYTHING) || \
 		$(BIN)/python -m pip install $(PIP_FLAGS) $(EVERYTHING)
@@ -150,12 +154,3 @@ EVERYTHING := --editable '.[dev]' --constraint constraints.txt
 	@$(BIN)/uv pip install --quiet --no-deps --python $(NEXT)/python \
 		--requirement constraints-next.txt --editable .
 	@touch $@
-
-# Makes .venv unless it is there already, with the same Python.
-define new-venv
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
-		echo "This needs Python 3.11 to 3.13, and $(PYTHON) is not one:" \
-			"try make PYTHON=/path/to/python3.12" >&2; exit 1; }; \
-	echo "== setting up .venv"; \
-	[ "$$(.venv/bin/python -V 2>&1)" = "$$($(PYTHON) -V)" ] || $(PYTHON) -m venv --clear .venv
-endef
