@@ -45,8 +45,8 @@ def detokenize(tokenizer: Detokenizer, *, skip_special_tokens: bool = True) -> S
     Each answer (``index``) is decoded by itself and incrementally, so that the texts of its chunks
     make up the text of all its tokens. A character that several tokens make up comes with the last
     of them; bytes that are none come with the next one, or when there are many of them, and what is
-    incomplete at the answer's terminal comes there, each as U+FFFD. Where ``q`` and ``r`` have a token of one byte each, which
-    together are the character ``é``::
+    incomplete at the answer's terminal comes there, each as U+FFFD. Where ``q`` and ``r`` have a token
+    of one byte each, which together are the character ``é``::
 
         source  -q-r-|
         result  -Q-R-|

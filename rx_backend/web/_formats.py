@@ -102,10 +102,9 @@ class JsonItems:
     Each item as the JSON of an `Annotated`: ``data``, ``event``, ``comment``, ``error`` and ``id``.
 
     An error item is an event named ``error``, whose ``error`` has the same ``code`` as a status would;
-    another event keeps its name. The end of a stream
-    that has not failed is an event ``done``, so that a client can tell it from a lost connection. A
-    stream without items is answered with 204, at which a browser's ``EventSource`` stops to
-    reconnect.
+    another event keeps its name. The end of a stream that has not failed is an event ``done``, so that
+    a client can tell it from a lost connection. A stream without items is answered with 204, at which
+    a browser's ``EventSource`` stops to reconnect.
     """
 
     empty_status = 204

@@ -67,7 +67,8 @@ def respond(
         background: Runs when the response is complete.
 
     Raises:
-        InvalidArgument: *keep_alive_s* or *send_timeout_s* is no positive number, or *stream* is no stream.
+        InvalidArgument: *keep_alive_s* or *send_timeout_s* is no positive number, or *stream* is no
+            stream.
     """
     for name, value in (("keep_alive_s", keep_alive_s), ("send_timeout_s", send_timeout_s)):
         if value is not None and not value > 0:
