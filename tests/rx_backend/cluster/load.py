@@ -136,6 +136,8 @@ class Load:
             "DYN_TCP_RPC_HOST": "127.0.0.1",
             "HOME": str(self._folder),
             "LOAD_RECORDINGS": f"{recordings}/",
+            # For a backtrace in its log the runtime keeps 50 MB of debug information.
+            "RUST_BACKTRACE": "0",
             "TMPDIR": str(self._folder),
         }
         port = free_port()

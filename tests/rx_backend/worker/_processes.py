@@ -222,7 +222,7 @@ def counted(tokens: int) -> list[str]:
 
 
 def warm_up(client: OpenAI, port: int, *workers: Served) -> None:
-    """Ask until each of the workers was asked something; clear what they have told."""
+    """Ask until each of the workers was asked something, and has ended it."""
     asyncio.run(until_listed("127.0.0.1", port, PEER_MODEL))
     ends = time.monotonic() + START_S
     while not all(worker.told("request") for worker in workers):
@@ -230,3 +230,12 @@ def warm_up(client: OpenAI, port: int, *workers: Served) -> None:
         # A frontend lists a model a moment before it knows where the workers are.
         with suppress(APIStatusError):
             assert list(words(ask(client, "c", 2))) == counted(2)
+    until_idle(*workers)
+
+
+def until_idle(*workers: Served) -> None:
+    """Wait for the spans of all requests; a client has its answer a moment before they end."""
+    until(
+        lambda: all(len(worker.told("span")) == len(worker.told("request")) for worker in workers),
+        *workers,
+    )

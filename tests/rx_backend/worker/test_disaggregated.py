@@ -20,6 +20,7 @@ from tests.rx_backend.worker._processes import (
     frontend,
     serve,
     until,
+    until_idle,
     warm_up,
     words,
 )
@@ -80,10 +81,9 @@ def test_decode_goes_on_from_what_prefill_has_handed_over(pair: Pair) -> None:
 @pytest.mark.rows("T1", "T3", "T4", "P1", "P2")
 def test_the_decode_span_links_to_the_prefill_span(pair: Pair) -> None:
     """Both are in the client's trace, each with its role; decode names and links the other."""
-    before = len(pair.prefill.told("span")), len(pair.decode.told("span"))
     assert list(words(ask(pair.client, "c", 5))) == counted(5)
-    prefill = until(lambda: pair.prefill.told("span")[before[0] :], pair.prefill)[0]
-    decode = until(lambda: pair.decode.told("span")[before[1] :], pair.decode)[0]
+    until_idle(pair.prefill, pair.decode)
+    prefill, decode = (worker.told("span")[-1] for worker in (pair.prefill, pair.decode))
     identity = {name: prefill[name] for name in ("trace_id", "span_id")}
     assert identity == pair.prefill.told("request")[-1]["span"]
     assert decode["links"] == [identity]
@@ -113,6 +113,7 @@ def leave_early(pair: Pair, letter: str) -> None:
     stream's beginning, so one that left too early is let go on, and another asks.
     """
     for _ in range(_TRIES):
+        until_idle(pair.decode)
         pair.decode.seen.clear()
         stream = ask(pair.client, letter, 20)
         pair.decode.line("waiting")
@@ -121,7 +122,7 @@ def leave_early(pair: Pair, letter: str) -> None:
             pair.decode.line("stopped", _HEARD_S)
             return
         (pair.release / letter).touch()
-        until(lambda: pair.decode.told("span"), pair.decode)
+        until_idle(pair.decode)
         (pair.release / letter).unlink()
     raise AssertionError("no client that left was heard of")
 

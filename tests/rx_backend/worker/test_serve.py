@@ -7,7 +7,7 @@ import json
 import shutil
 import signal
 import socket
-from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -25,11 +25,16 @@ from tests.rx_backend.worker._processes import (
     free_port,
     frontend,
     serve,
-    until,
     warm_up,
     words,
 )
-from tests.rx_backend.worker.engines import FAIL_FIRST, FAIL_LATER, MODEL, WAIT_INSIDE
+from tests.rx_backend.worker.engines import (
+    FAIL_FIRST,
+    FAIL_LATER,
+    MADE_BEFORE_THE_WAIT,
+    MODEL,
+    WAIT_INSIDE,
+)
 
 pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
 
@@ -123,22 +128,18 @@ def test_a_worker_that_discovery_forgot_registers_again(tmp_path: Path, *, waits
         serve(tmp_path, PEER, *NO_GRACE, RELEASE=str(tmp_path)) as worker,
         frontend(tmp_path) as front,
         front.client() as client,
-        ThreadPoolExecutor(1) as pool,
     ):
         worker.line("serving", START_S)
         warm_up(client, front.port, worker)
-        letter = WAIT_INSIDE if waits else "c"
-        answer = pool.submit(lambda: list(words(ask(client, letter, 8))))
-        if waits:
-            until(lambda: worker.count("waiting"), worker)
-        else:
-            assert answer.result(STEP_S) == counted(8)
+        answer = words(ask(client, WAIT_INSIDE if waits else "c", 8))
+        # A frontend that has nothing of an answer yet gives up on a worker that it no longer sees.
+        begun = list(islice(answer, MADE_BEFORE_THE_WAIT if waits else None))
         for bucket in ("instances", "mdc"):
             next((tmp_path / "discovery" / "v1" / bucket).iterdir()).unlink()
         worker.line("not listed in discovery, registering again")
         worker.line("listed in discovery again")
         (tmp_path / WAIT_INSIDE).touch()
-        assert answer.result(STEP_S) == counted(8)
+        assert [*begun, *answer] == counted(8)
         warm_up(client, front.port)
         assert list(words(ask(client.with_options(max_retries=9), "c", 3))) == counted(3)
 
@@ -212,16 +213,15 @@ def test_a_frontend_ends_when_its_streams_have(tmp_path: Path) -> None:
         serve(tmp_path, PEER, RELEASE=str(tmp_path)) as worker,
         frontend(tmp_path) as front,
         front.client() as client,
-        ThreadPoolExecutor(1) as pool,
     ):
         worker.line("serving", START_S)
         warm_up(client, front.port, worker)
-        answer = pool.submit(lambda: list(words(ask(client, WAIT_INSIDE, 8))))
-        until(lambda: worker.count("waiting"), worker)
+        answer = words(ask(client, WAIT_INSIDE, 8))
+        begun = list(islice(answer, MADE_BEFORE_THE_WAIT))
         front.signal()
         assert front.process.poll() is None
         (tmp_path / WAIT_INSIDE).touch()
-        assert answer.result(STEP_S) == counted(8)
+        assert [*begun, *answer] == counted(8)
         assert front.ended() == 0
         assert worker.process.poll() is None
 
