@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -461,27 +459,6 @@ async def test_an_abort_alone_stops_the_engine_at_work() -> None:
     await engine.abort(context)
     assert len(spare.aborts) == 1
     assert context.is_stopped
-
-
-@pytest.mark.rows("S7")
-@pytest.mark.parametrize("parts", [1, 2])
-@virtual
-async def test_nothing_is_left_of_a_request(parts: int) -> None:
-    """No cycle holds its context."""
-    engine = FailoverEngine(Mortal(lives=1), Mortal())
-    gc.collect()
-    gc.disable()
-    try:
-        context = RequestContext()
-        stream = await adapter_of(engine).generate(counting_request(), context)
-        for _ in range(parts):
-            await anext(stream)
-        await stream.aclose()
-        freed = weakref.ref(context)
-        del stream, context
-        assert freed() is None
-    finally:
-        gc.enable()
 
 
 # The budget.

@@ -17,18 +17,14 @@ from msgspec.structs import replace
 from opentelemetry.trace import StatusCode
 from reactivex import operators as ops
 
-import operators
 from operators import (
     Pipeline,
     TokenTimes,
     coalesce,
-    first_token,
-    heartbeat,
     limit_tokens,
     map_async,
     on_outcome,
     stop_on,
-    tap,
 )
 from operators.authoring import (
     AnyOperator,
@@ -355,17 +351,6 @@ async def test_an_end_that_was_made_and_not_handed_out(end: str) -> None:
     for takes, added in product(range(5), ([announced()], [announced(), split()])):
         handed = await check([token(1), *ENDS[end]], before("items", *added), takes)
         assert len(handed.items) <= takes
-
-
-@pytest.mark.rows("O2")
-@virtual
-async def test_a_limit_is_recorded_wherever_it_stands() -> None:
-    """Its terminal is the request's, and the tokens behind it are not handed out."""
-    for place in standard_pipeline.names:
-        script = [*map(token, range(5)), stop()]
-        handed = await check(script, before(place, limit_tokens(2)), None)
-        assert handed.tokens == 2
-        assert handed.told()[0] == "Length"
 
 
 CUTS: dict[str, tuple[AnyOperator, str]] = {
@@ -747,22 +732,3 @@ def test_no_event_is_added_to_a_span_that_has_ended(
     span.end()
     add_event(span, TokenTimes(), "late")
     assert caplog.records == []
-
-
-async def asynchronous(*_: object) -> None: ...
-
-
-@pytest.mark.rows("O5")
-@pytest.mark.parametrize(
-    ("make", "option"),
-    [
-        (lambda: tap(asynchronous), "tap: observe"),
-        (lambda: operators.usage(3, asynchronous), "usage: make"),
-        (lambda: heartbeat(1.0, asynchronous), "heartbeat: item"),
-        (lambda: first_token(asynchronous), "first_token: "),
-    ],
-)
-def test_an_async_function_that_nobody_would_await(make: Callable[[], object], option: str) -> None:
-    """It is refused when the operator is made, by operator and option."""
-    with pytest.raises(TypeError, match=f"{option}.*not async"):
-        make()

@@ -38,7 +38,6 @@ from operators.authoring import (
     FusedRun,
     Operator,
     Stage,
-    StageResult,
     complete_with,
     detach,
     emit,
@@ -660,41 +659,6 @@ async def test_only_the_operator_at_fault_is_named() -> None:
         assert served.tokens == [[1]], name
         assert isinstance(served.last.error, Unknown)
         assert logged_failure(events)["operator"] == name
-
-
-@pytest.mark.rows("O5")
-def test_a_body_of_the_wrong_kind_is_refused_when_it_is_made() -> None:
-    """A coroutine function, a plain function and a class are no bodies, and the error says which is."""
-
-    async def coroutine(item: Any) -> Any:
-        return item
-
-    def plain(item: Any) -> Any:
-        return item
-
-    for body in (coroutine, plain, StageResult):
-        with pytest.raises(TypeError, match="expected a generator or an asynchronous generator"):
-            operator(body)  # type: ignore[call-overload]
-
-
-@pytest.mark.rows("O5")
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: limit_tokens("3"),  # type: ignore[arg-type]
-        lambda: limit_tokens(limit_=3),  # type: ignore[call-arg]
-        lambda: stop_on([[]]),
-        lambda: map_async(5),  # type: ignore[arg-type]
-        lambda: annotate_errors(Annotated),  # type: ignore[call-arg]
-        lambda: usage(-1, protocols.usage),
-    ],
-)
-def test_a_wrong_argument_is_refused_when_it_is_made(make: Callable[[], object]) -> None:
-    """The message names the operator."""
-    with pytest.raises((TypeError, ValueError)) as raised:
-        make()
-    names = ("limit_tokens", "stop_on", "map_async", "annotate_errors", "usage")
-    assert str(raised.value).startswith(names)
 
 
 @operator

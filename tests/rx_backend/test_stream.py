@@ -32,10 +32,8 @@ from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.testing import VirtualTimeLoop, run_virtual
 from tests.engines import (
     DROPPED,
-    PASSES,
     Item,
     ScriptedEngine,
-    Step,
     Stream,
     adapter_of,
     before,
@@ -51,57 +49,13 @@ from tests.engines import (
     virtual,
 )
 from tests.engines.leaving import (
-    WAYS_OF_LEAVING,
     Box,
-    Leave,
-    aclose,
-    leave_async_with,
-    lose_the_last_reference,
 )
 from tests.leaks import LeakWatch
 from tests.spans import Spans
 
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
 # (The types of ``reactivex`` leave open what an operator without a source works on.)
-
-
-@pytest.mark.rows("S7", "P5", "P7", "A1")
-@pytest.mark.parametrize("leave", WAYS_OF_LEAVING)
-@pytest.mark.parametrize("pipeline", ["standard", "stock", "stock, with a timer"])
-@pytest.mark.parametrize("closing", [(), (0.25, 0.25)], ids=["at-once", "awaiting"])
-@virtual
-async def test_every_way_of_leaving_is_a_drop(
-    leave: Leave, pipeline: str, closing: Sequence[Step]
-) -> None:
-    """The engine's ``finally`` runs once and to its end, and the span ends once, as dropped."""
-    spans = Spans()
-    engine = ScriptedEngine(token(1), token(2), 60, token(3), closing=closing)
-    box = [await adapter_of(engine, spans=spans, pipeline=PASSES[pipeline]).generate(request())]
-    await anext(box[0])
-    await leave(box)
-    await asyncio.sleep(10)
-    assert len(engine.closes) == engine.closed == 1
-    assert engine.closes[0] < 1.01
-    assert engine.aborts == []
-    assert status_of(spans.one()) == DROPPED
-    box.clear()
-
-
-@pytest.mark.rows("S7")
-@pytest.mark.parametrize("leave", [aclose, lose_the_last_reference, leave_async_with])
-@virtual
-async def test_leaving_before_the_first_pull_never_runs_the_engine(
-    leave: Leave,
-) -> None:
-    """A stream that was never pulled is released without a warning, its span ended as dropped."""
-    spans = Spans()
-    engine = ScriptedEngine(token(1), stop())
-    box = [await adapter_of(engine, spans=spans).generate(request())]
-    await leave(box)
-    box.clear()
-    await asyncio.sleep(1)
-    assert (engine.calls, engine.pulls, engine.closes) == (1, 0, [])
-    assert status_of(spans.one()) == DROPPED
 
 
 @pytest.mark.rows("S7", "A6")
@@ -121,20 +75,6 @@ async def test_aclose_waits_until_the_engine_has_closed() -> None:
     context.kill()
     await asyncio.sleep(1)
     assert engine.aborts == []
-
-
-@pytest.mark.rows("S7")
-@virtual
-async def test_a_consumer_may_be_cancelled_where_the_engine_only_yields_a_turn() -> None:
-    """A drop also ends a pull of an engine that spins on ``sleep(0)``."""
-    engine = ScriptedEngine(token(1), *[0] * 50, token(2))
-    stream = await adapter_of(engine).generate(request())
-    await anext(stream)
-    pull = asyncio.create_task(collect(stream))
-    await asyncio.sleep(0)
-    await stream.aclose()
-    assert await pull == []
-    assert engine.closed == 1
 
 
 @pytest.mark.rows("S7")
