@@ -194,7 +194,7 @@ def test_the_gate_works_on_its_own(signals: str, fired: list[str]) -> None:
     assert heard == fired
 
 
-# The gate closes with the drop: what the engine does while it unwinds opens nothing.
+# The gate closes with the drop.
 
 
 LEAVES: list[Leave] = [
