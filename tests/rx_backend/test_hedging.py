@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import math
 from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from rx_backend.protocols import (
 from rx_backend.retry_budget import RetryBudget
 from rx_backend.testing import check_engine, run_virtual
 from tests.engines import (
+    FunctionEngine,
     Item,
     Mortal,
     ScriptedEngine,
@@ -336,30 +338,6 @@ async def test_the_other_engines_spans_nest() -> None:
     assert len(requests) == 4
 
 
-class Scoped(LLMEngine):
-    """An engine with scopes that belong to one task and one context, open across its yields."""
-
-    def __init__(self, wait_s: float) -> None:
-        self.wait_s = wait_s
-        self.found: list[str] = []
-
-    async def start(self, worker_id: int) -> EngineConfig:
-        return EngineConfig(model="scoped")
-
-    async def generate(
-        self, request: PreprocessedRequest, context: RequestContext
-    ) -> AsyncGenerator[LLMEngineOutput]:
-        undo = _variable.set("inside")
-        try:
-            async with asyncio.timeout(600):
-                await asyncio.sleep(self.wait_s)
-                yield token(1)
-                self.found.append(_variable.get())
-                yield stop()
-        finally:
-            _variable.reset(undo)
-
-
 _variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="outside")
 
 
@@ -367,10 +345,23 @@ _variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", defa
 @virtual
 async def test_each_engine_stays_in_one_task(first_s: float) -> None:
     """Scopes of a task, and context variables, may be open across the chunks."""
-    first, second = Scoped(first_s), Scoped(5.0)
-    async for _ in await open_stream(first, second, 2):
+    found: list[str] = []
+
+    async def scoped(wait_s: float) -> AsyncGenerator[LLMEngineOutput]:
+        undo = _variable.set("inside")
+        try:
+            async with asyncio.timeout(600):
+                await asyncio.sleep(wait_s)
+                yield token(1)
+                found.append(_variable.get())
+                yield stop()
+        finally:
+            _variable.reset(undo)
+
+    engines = [FunctionEngine(partial(scoped, wait_s)) for wait_s in (first_s, 5.0)]
+    async for _ in await open_stream(*engines, 2):
         assert _variable.get() == "outside"
-    assert first.found + second.found == ["inside"]
+    assert found == ["inside"]
 
 
 @virtual

@@ -220,6 +220,8 @@ OPERATORS: dict[str, AnyOperator] = {
     "forgiving": forgiving(),
     "map_async": map_async(slowly),
     "coalesce": coalesce(),
+    "ops.delay": ops.delay(0.5),
+    "a function": lambda source: source,
 }
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -25,7 +25,7 @@ from rx_backend import HedgedEngine, ResponseStream
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
-from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.engine import LLMEngine
 from rx_backend.failover import FailoverEngine
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import Annotated, LLMEngineOutput
@@ -483,29 +483,9 @@ BEHIND: dict[str, Callable[[], list[AnyOperator]]] = {
 LOOPS: list[Callable[[], asyncio.AbstractEventLoop]] = [VirtualTimeLoop]
 
 
-class Slow(LLMEngine):
-    """An engine whose clean-up has to wait."""
-
-    def __init__(self) -> None:
-        self.opened = 0
-        self.closed = 0
-        self.cleaned_up = 0
-
-    async def start(self, worker_id: int) -> EngineConfig:
-        return EngineConfig(model="slow")
-
-    async def generate(self, request: object, context: object) -> AsyncGenerator[LLMEngineOutput]:
-        self.opened += 1
-        try:
-            for n in range(1000):
-                await asyncio.sleep(0.001)
-                yield token(n)
-        finally:
-            try:
-                await asyncio.sleep(0.01)
-                self.cleaned_up += 1
-            finally:
-                self.closed += 1
+def slow() -> ScriptedEngine:
+    """Make an engine whose clean-up has to wait."""
+    return ScriptedEngine(*[0.001, token(7)] * 1000, closing=[0.01])
 
 
 async def leave_open(stream: ResponseStream[Any], how: str, kept: list[Any]) -> None:
@@ -559,11 +539,11 @@ def test_open_streams_are_closed_with_their_loop(
     monkeypatch.setattr(
         asyncio.runners, "_cancel_all_tasks", vars(tests.leaks)["_cancel_all_tasks"]
     )
-    engine = Slow()
+    engine = slow()
     assert run_and_leave(engine, how, new_loop, BEHIND[behind]()) == []
-    assert engine.closed == 1
+    assert len(engine.closes) == 1
     # `asyncio.run` cancels all tasks, and so a release that has begun by then.
-    assert engine.cleaned_up == 1 or how == "lost"
+    assert engine.closed == 1 or how == "lost"
 
 
 @pytest.mark.rows("S7")
@@ -574,9 +554,9 @@ def test_engines_made_of_engines_are_closed_with_their_loop(
 ) -> None:
     """Their engines' generators are left to their streams too."""
     leaks.allow("task not done|generator not closed")
-    engines = [Slow(), Slow()]
+    engines = [slow(), slow()]
     assert run_and_leave(combine(*engines), how, VirtualTimeLoop) == []
-    assert [engine.closed for engine in engines] == [engine.opened for engine in engines]
+    assert [len(engine.closes) for engine in engines] == [engine.calls for engine in engines]
 
 
 @pytest.mark.rows("S7")
@@ -585,7 +565,7 @@ def test_a_release_is_not_left_out_where_its_task_is_cancelled_before_it_began(
 ) -> None:
     """As `asyncio.run` cancels all tasks, and so the one that was to close a lost stream."""
     leaks.allow("task not done")
-    engine = Slow()
+    engine = slow()
 
     async def main() -> None:
         stream = await EngineAdapter(engine).generate(request())
