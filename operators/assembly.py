@@ -2,6 +2,7 @@
 
 from operators._chunk import HAS_CONTENT, IS_TERMINAL
 from operators._core.aio_inbox import SubscribesAsync
+from operators._core.arguments import check_arguments
 from operators._core.assemble import Plan, make_stream, plan_of
 from operators._core.drawing import drawn
 from operators._core.failures import drop_top_frame, is_only_closed, redacted_exc_info
@@ -33,6 +34,7 @@ __all__ = (
     "StreamObserver",
     "SubscribesAsync",
     "callbacks",
+    "check_arguments",
     "close_quietly",
     "defer_to_loop",
     "done",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,6 @@ from rx_backend.engine import (
     until_lost,
 )
 from rx_backend.errors import InvalidArgument
-from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, convert_output
 
 __all__ = ("CombinedEngine", "EngineCall")
@@ -38,24 +37,15 @@ class EngineCall:
     Args:
         engine: The engine.
         parent: The request's context.
-        live: Where the call is listed by *parent* until :meth:`leave`.
         name: Added to the request's id in the id of the call's context.
     """
 
-    def __init__(
-        self,
-        engine: LLMEngine,
-        parent: RequestContext,
-        live: dict[RequestContext, list[EngineCall]],
-        name: str = "",
-    ) -> None:
+    def __init__(self, engine: LLMEngine, parent: RequestContext, name: str = "") -> None:
         self.engine = engine
         self.context = parent.child(f"{parent.id}/{name}" if name else None)
         self._parent = parent
-        self._live = live
         self._run: FusedRun[LLMEngineOutput] | None = None
         self._unlisten: Callable[[], None] | None = None
-        live.setdefault(parent, []).append(self)
 
     async def open(self, request: PreprocessedRequest) -> FusedRun[LLMEngineOutput]:
         """Call the engine's ``generate`` and return its chunks, behind the gate."""
@@ -81,7 +71,7 @@ class EngineCall:
             on_tokens: Called with the number of tokens in each chunk that the engine yields,
                 including one in answer to its cancellation, which is not handed out.
         """
-        chunks = _CountedChunks(partial(open_chunks, self.engine, request, self.context), on_tokens)
+        chunks = _counted(partial(open_chunks, self.engine, request, self.context), on_tokens)
         return Pump(
             self._behind_gate(chunks, contextvars.copy_context(), enters=False), on_chunk, on_end
         )
@@ -112,11 +102,6 @@ class EngineCall:
         if self._unlisten is not None:
             self._unlisten()
             self._unlisten = None
-        calls = self._live.get(self._parent, [])
-        if self in calls:
-            calls.remove(self)
-            if not calls:
-                del self._live[self._parent]
 
     async def aclose(self) -> None:
         """Drop the engine's chunks and wait until they are released."""
@@ -140,36 +125,29 @@ class CombinedEngine(LLMEngine):
     """
 
     def __init__(self, engines: Sequence[LLMEngine]) -> None:
+        name = type(self).__name__
+        if not engines:
+            raise TypeError(f"{name}: engines: expected one or more")
         for engine in engines:
             if not hasattr(engine, "generate"):
-                raise TypeError(f"{type(self).__name__}: expected engines, got {engine!r}")
+                raise TypeError(f"{name}: engines: expected engines, got {engine!r}")
         self.engines = tuple(engines)
         self.needs_tokenizer = any(getattr(engine, "needs_tokenizer", False) for engine in engines)
         self._distinct = tuple({id(engine): engine for engine in engines}.values())
-        self._live: dict[RequestContext, list[EngineCall]] = {}
         self._lost: set[int] = set()
 
     async def start(self, worker_id: int) -> EngineConfig:
         """
         Start all engines, one after the other, and return the first one's config.
 
-        In sequence, engines that share a device can measure its free memory. If one fails to start,
-        all of them are cleaned up.
+        In sequence, engines that share a device can measure its free memory.
         """
-        try:
-            configs = [await engine.start(worker_id) for engine in self._distinct]
-        except BaseException:
-            try:
-                await self.cleanup()
-            except Exception as error:
-                _log.warning("engine cleanup failed", **describe(error))
-            raise
+        configs = [await engine.start(worker_id) for engine in self._distinct]
         return configs[0]
 
     async def abort(self, context: RequestContext) -> None:
-        """Abort the engines that work on the request, each through its own gate."""
-        for call in tuple(self._live.get(context, ())):
-            call.context.stop_generating()
+        """Stop the request, which aborts the engines that work on it, each through its own gate."""
+        context.stop_generating()
 
     async def cleanup(self) -> None:
         """Clean up all engines, even if some of them fail; several failures raise a group."""
@@ -214,33 +192,21 @@ class CombinedEngine(LLMEngine):
         return id(engine) in self._lost
 
 
-class _CountedChunks(AsyncIterator[AnyChunk]):
-    """An engine's chunks, opened at the first pull, with their tokens counted."""
-
-    def __init__(
-        self, open_: Callable[[], Awaitable[ChunkStream]], on_tokens: Callable[[int], None]
-    ) -> None:
-        self._open = open_
-        self._on_tokens = on_tokens
-        self._chunks: ChunkStream | None = None
-
-    async def __anext__(self) -> AnyChunk:
-        if self._chunks is None:
-            self._chunks = await self._open()
-            chunk = await first_pull(self._chunks)
-        else:
-            chunk = await anext(self._chunks)
-        self._on_tokens(tokens_in(chunk))
-        return chunk
-
-    async def aclose(self) -> None:
-        # Its callback may refer to the owner of these chunks, which would be a cycle.
-        self._on_tokens = _ignore
-        if self._chunks is not None:
-            await close_quietly(self._chunks, "closing an engine's stream failed")
-
-
-def _ignore(_: int) -> None: ...
+async def _counted(
+    open_: Callable[[], Awaitable[ChunkStream]], on_tokens: Callable[[int], None]
+) -> AsyncGenerator[AnyChunk]:
+    """Stream an engine's chunks, opened at the first pull, with their tokens counted."""
+    chunks = await open_()
+    try:
+        chunk = await first_pull(chunks)
+        while True:
+            on_tokens(tokens_in(chunk))
+            yield chunk
+            chunk = await anext(chunks)
+    except StopAsyncIteration:
+        return
+    finally:
+        await close_quietly(chunks, "closing an engine's stream failed")
 
 
 async def _optional(engine: LLMEngine, name: str, default: Any) -> Any:
@@ -250,4 +216,3 @@ async def _optional(engine: LLMEngine, name: str, default: Any) -> Any:
 
 
 _WELL_FORMED = validate_chunks(LLMEngineOutput, convert_output, error=InvalidArgument)
-_log = get_logger(__name__)

@@ -87,7 +87,7 @@ def import_dynamo() -> ModuleType:
         _DYNAMO,
         "dynamo",
         package="ai-dynamo-runtime",
-        needed_by="converting errors to or from Dynamo",
+        needed_by="converting errors to those of Dynamo",
     )
 
 

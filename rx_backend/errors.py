@@ -44,7 +44,6 @@ __all__ = (
     "causes",
     "engine_failure",
     "error_of_status",
-    "from_dynamo",
     "to_dynamo",
 )
 
@@ -224,17 +223,6 @@ def error_of_status(status: object, message: str) -> BackendError:
     CannotConnect('overloaded')
     """
     return KINDS[kind_of_status(status)](message)
-
-
-def from_dynamo(exc: Exception) -> BackendError:
-    """
-    Return an exception of ``dynamo.llm.exceptions`` as a typed error, with *exc* as its cause.
-
-    Raises:
-        ImportError: The package ``ai-dynamo-runtime`` is not installed.
-    """
-    import_dynamo()
-    return as_backend_error(exc)
 
 
 def to_dynamo(error: Exception) -> Exception:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Final, TypeAlias
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Final
 
 from opentelemetry import trace
 
-from operators.assembly import drop_top_frame
+from operators.assembly import check_arguments, drop_top_frame
+from operators.authoring import AtLeast
 from rx_backend.combined_engine import CombinedEngine, EngineCall
 from rx_backend.context import RequestContext
 from rx_backend.engine import LLMEngine
@@ -20,22 +21,16 @@ from rx_backend.errors import (
     EngineShutdown,
     StreamIncomplete,
     as_backend_error,
-    causes,
 )
 from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
-from rx_backend.resumption import NotResumable, ResumeState, continuation_request, has_hand_off
+from rx_backend.resumption import ResumeState, continuation_request
 from rx_backend.retry_budget import RetryBudget
 from rx_backend.telemetry import worker_trace_link
 
-__all__ = ("FailoverEngine", "HandOff", "NotResumable")
+__all__ = ("FailoverEngine",)
 
 _LOST: Final = (CannotConnect, ConnectionTimeout, Disconnected, EngineShutdown, StreamIncomplete)
-
-HandOff: TypeAlias = Callable[
-    [PreprocessedRequest], PreprocessedRequest | Awaitable[PreprocessedRequest]
-]
-"""Returns a request with a hand-off for the engine that is to take it."""
 
 
 class FailoverEngine(CombinedEngine):
@@ -54,17 +49,14 @@ class FailoverEngine(CombinedEngine):
 
     A request is not resumed after a stop, nor if its state cannot be moved: guided decoding, several
     choices (``n``, ``best_of``, beams, chunks with an index), a prompt of embeddings, text without
-    token ids, a health check, or a hand-off from another worker that *hand_off* does not repeat.
-    Seeded sampling, penalties on generated tokens and the search for stop strings restart at the
-    seam. A request that cannot be resumed fails with the error of the lost engine; a note and a
-    cause of class `NotResumable` say why.
+    token ids, a health check, or a hand-off from another worker. Seeded sampling, penalties on
+    generated tokens and the search for stop strings restart at the seam. A request that cannot be
+    resumed fails with the error of the lost engine; a note on it, and the log, say why.
 
     Args:
         engines: In the order in which they are asked; after the last one the first is asked again.
             A worker awaits :meth:`lost`; one that has told there that it is lost is left out.
         limit: How often one request is resumed, 0 or more.
-        hand_off: Repeats the hand-off of a request that has one (`prefill_result`,
-            `bootstrap_info`, `encoder_result`), for the prompt that it then has.
         budget: Bounds the share of resumed requests; by default a fifth of all, and 100 at once. A
             refused connection is free: it put no load on the engine.
 
@@ -94,21 +86,12 @@ class FailoverEngine(CombinedEngine):
     def __init__(
         self,
         *engines: LLMEngine,
-        limit: int = 1,
-        hand_off: HandOff | None = None,
+        limit: Annotated[int, AtLeast(0, "resumptions")] = 1,
         budget: RetryBudget | None = None,
     ) -> None:
         super().__init__(engines)
-        if not engines:
-            raise TypeError("FailoverEngine: engines: expected one or more")
-        if type(limit) is not int or limit < 0:
-            raise ValueError(
-                f"FailoverEngine: limit: expected 0 resumptions or more, got {limit!r}"
-            )
-        if hand_off is not None and not callable(hand_off):
-            raise TypeError(f"FailoverEngine: hand_off: expected a function, got {hand_off!r}")
+        check_arguments(FailoverEngine, *engines, limit=limit)
         self._limit = limit
-        self._hand_off = hand_off
         self._budget = RetryBudget(ratio=0.2, burst=100.0) if budget is None else budget
 
     async def generate(
@@ -117,77 +100,49 @@ class FailoverEngine(CombinedEngine):
         """Stream the request's chunks from one engine after another."""
         self._budget.add_request()
         state, part, place = ResumeState(request), request, 0
-        for attempt in itertools.count():
+        for attempt in itertools.count(1):
             place = self._working_from(place)
-            name = f"resume-{attempt}" if attempt else ""
-            call = EngineCall(self.engines[place], context, self._live, name)
-            place += 1
-            failure: Exception | None = None
+            name = f"resume-{attempt - 1}" if attempt > 1 else ""
             try:
-                async for item in await call.open(part):
-                    chunk = state.add(item)
-                    if state.has_terminal:
-                        call.report_queue_time()
-                    yield chunk
+                async with aclosing(EngineCall(self.engines[place], context, name)) as call:
+                    async for item in await call.open(part):
+                        chunk = state.add(item)
+                        if state.has_terminal:
+                            call.report_queue_time()
+                        yield chunk
+                _check_complete(state)
+                return
             except Exception as error:
                 drop_top_frame(error)
-                failure = error
-            finally:
-                await call.aclose()
-            try:
-                has_raised = failure is not None
-                if failure is None:
-                    failure = StreamIncomplete("the engine's stream ended before its terminal")
-                if (
-                    state.has_terminal
-                    or context.is_stopped
-                    or not isinstance(as_backend_error(failure), _LOST)
-                ):
-                    if has_raised:
-                        raise failure
-                    return
+                is_lost = isinstance(as_backend_error(error), _LOST)
+                if state.has_terminal or context.is_stopped or not is_lost:
+                    raise
+                is_free = isinstance(as_backend_error(error), CannotConnect)
+                log = _log.bind(request_id=context.id, attempt=attempt, **describe(error))
+                log = log.bind(output_tokens=len(state.token_ids))
                 terminal = state.missing_terminal()
                 if terminal is not None:
-                    _log_loss(
-                        "engine lost after a complete answer", context, state, attempt, failure
-                    )
-                    yield terminal
-                    return
-                is_free = isinstance(as_backend_error(failure), CannotConnect)
-                try:
-                    part = await self._next_part(context, state, attempt + 1, is_free=is_free)
-                except NotResumable as reason:
-                    _explain(failure, reason)
-                    raise failure from reason
-                _log_loss("request resumed on another engine", context, state, attempt, failure)
-                state.begin_part()
-            finally:
-                # This frame is in its traceback: a reference back would be a cycle.
-                del failure
+                    log.warning("engine lost after a complete answer")
+                elif blocker := self._blocker(state, attempt, is_free=is_free):
+                    log.warning("request not resumed", because=blocker)
+                    error.add_note(f"not resumed: {blocker}")
+                    raise
+                else:
+                    log.warning("request resumed on another engine")
+            if terminal is not None:
+                yield terminal
+                return
+            part = _next_part(context, state, is_free=is_free)
+            place += 1
 
-    async def _next_part(
-        self, context: RequestContext, state: ResumeState, attempt: int, *, is_free: bool
-    ) -> PreprocessedRequest:
-        """Return the request for the next engine, or raise `NotResumable`."""
-        request = state.request
+    def _blocker(self, state: ResumeState, attempt: int, *, is_free: bool) -> str | None:
+        """Return why no other engine continues the answer; None if one does, which is paid for."""
         if attempt > self._limit:
-            raise NotResumable(f"the limit of resumptions is reached: {self._limit}")
+            return f"the limit of resumptions is reached: {self._limit}"
         blocker = state.blocker()
-        if blocker is None and has_hand_off(request) and self._hand_off is None:
-            blocker = "its hand-off from another worker was for the lost engine"
-        if blocker is not None:
-            raise NotResumable(blocker)
-        if not is_free and not self._budget.withdraw():
-            raise NotResumable("the retry budget is spent")
-        span, tokens = trace.get_current_span(), state.token_ids.tolist()
-        part = continuation_request(request, tokens, state.link or worker_trace_link(span))
-        if has_hand_off(request) and self._hand_off is not None:
-            part = await _repeated(self._hand_off, part)
-        if not is_free and context.wasted is not None:
-            context.wasted.input += len(part.token_ids)
-        if span.is_recording():
-            span.add_event("resumed", {"output_tokens": len(tokens)})
-        return part
+        if blocker is None and not is_free and not self._budget.withdraw():
+            return "the retry budget is spent"
+        return blocker
 
     def _working_from(self, place: int) -> int:
         """Return the place of the next engine from *place* on, in a circle, that is not lost."""
@@ -196,34 +151,23 @@ class FailoverEngine(CombinedEngine):
         return next((each for each in places if not self._is_lost(self.engines[each])), places[0])
 
 
-async def _repeated(hand_off: HandOff, part: PreprocessedRequest) -> PreprocessedRequest:
-    try:
-        given = hand_off(part)
-        return await given if inspect.isawaitable(given) else given
-    except NotResumable:
-        raise
-    except Exception as error:
-        raise NotResumable(f"its hand-off could not be repeated: {error}") from error
+def _check_complete(state: ResumeState) -> None:
+    if not state.has_terminal:
+        raise StreamIncomplete("the engine's stream ended before its terminal")
 
 
-def _explain(error: BaseException, reason: NotResumable) -> None:
-    """Make *reason* the nearest cause of *error*, in front of the cause that it has."""
-    error.add_note(f"not resumed: {reason}")
-    *_, last = reason, *causes(reason)
-    if last is not error.__cause__:
-        last.__cause__ = error.__cause__
-
-
-def _log_loss(
-    event: str, context: RequestContext, state: ResumeState, attempt: int, error: Exception
-) -> None:
-    _log.warning(
-        event,
-        request_id=context.id,
-        attempt=attempt + 1,
-        output_tokens=len(state.token_ids),
-        **describe(error),
-    )
+def _next_part(
+    context: RequestContext, state: ResumeState, *, is_free: bool
+) -> PreprocessedRequest:
+    """Return the request for the next engine."""
+    span, tokens = trace.get_current_span(), state.token_ids.tolist()
+    part = continuation_request(state.request, tokens, state.link or worker_trace_link(span))
+    if not is_free and context.wasted is not None:
+        context.wasted.input += len(part.token_ids)
+    if span.is_recording():
+        span.add_event("resumed", {"output_tokens": len(tokens)})
+    state.begin_part()
+    return part
 
 
 _log = get_logger(__name__)

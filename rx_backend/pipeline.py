@@ -161,7 +161,8 @@ def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
 
     def end(failure: Exception | None, _dropped: bool) -> None:
         if failure is not None and not (handed.is_known and scope.outcome.has_ended()):
-            handed.fail(failure)
+            # It is raised behind the last item, unless the stream is dropped first.
+            scope.outcome.failure = failure
             handed.is_known = True
 
     return Callbacks(

@@ -15,11 +15,7 @@ from rx_backend.protocols import (
     usage,
 )
 
-__all__ = ("NotResumable", "ResumeState", "continuation_request", "has_hand_off")
-
-
-class NotResumable(Exception):
-    """The reason why a request was not resumed: a cause of the error that it fails with."""
+__all__ = ("ResumeState", "continuation_request", "has_hand_off")
 
 
 @dataclass(slots=True, eq=False)
@@ -125,6 +121,8 @@ class ResumeState:
             return "guided decoding: the state of its grammar cannot be moved"
         if self._blocker is None and self.token_ids and request.prompt_embeds is not None:
             return "prompt_embeds: tokens cannot be appended to a prompt of embeddings"
+        if self._blocker is None and has_hand_off(request):
+            return "its hand-off from another worker was for the lost engine"
         return self._blocker
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import math
+from typing import Annotated
+
+from operators.assembly import check_arguments
+from operators.authoring import AtLeast
 
 __all__ = ("RetryBudget",)
 
@@ -20,7 +23,7 @@ class RetryBudget:
         burst: Extra calls at once, 0 or more.
 
     Raises:
-        ValueError: An argument does not fit.
+        ValueError, TypeError: An argument does not fit.
 
     >>> budget = RetryBudget(ratio=0.5, burst=1)
     >>> budget.withdraw(), budget.withdraw()
@@ -33,9 +36,12 @@ class RetryBudget:
 
     __slots__ = ("_burst", "_left", "_ratio")
 
-    def __init__(self, ratio: float = 0.1, burst: float = 10.0) -> None:
-        for name, value in (("ratio", ratio), ("burst", burst)):
-            check_number(f"RetryBudget: {name}", value, "a number")
+    def __init__(
+        self,
+        ratio: Annotated[float, AtLeast(0)] = 0.1,
+        burst: Annotated[float, AtLeast(0)] = 10.0,
+    ) -> None:
+        check_arguments(RetryBudget, ratio, burst)
         self._ratio = ratio
         self._burst = burst
         self._left = burst
@@ -51,9 +57,3 @@ class RetryBudget:
             return False
         self._left -= 1.0
         return True
-
-
-def check_number(option: str, value: object, what: str) -> None:
-    """Raise ValueError, naming the option, unless *value* is a finite number, 0 or more."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError(f"{option}: expected {what}, 0 or more, got {value!r}")

@@ -53,7 +53,7 @@ Seconds: TypeAlias = Annotated[float, AtLeast(0, "seconds", above=True)]
 
 def check_arguments(function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None:
     """
-    Check an operator's arguments against its signature and the types in it.
+    Check the arguments of an operator, or of a class, against its signature and the types in it.
 
     Numbers, texts, flags, literals and functions are checked, with the bounds that `AtLeast` sets,
     and whether a function may be async; any other type is left to the type checker.
@@ -87,9 +87,10 @@ def described(function: Callable[..., object]) -> Description:
 
 
 def _describe(function: Callable[..., object]) -> Description:
-    names: dict[str, Any] = getattr(inspect.unwrap(function), "__globals__", {})
+    called: Any = function.__init__ if isinstance(function, type) else function
+    names: dict[str, Any] = getattr(inspect.unwrap(called), "__globals__", {})
     hints: dict[str, Any] = {}
-    for option, annotation in inspect.get_annotations(function).items():
+    for option, annotation in inspect.get_annotations(called).items():
         one = types.SimpleNamespace(__annotations__={option: annotation})
         # Some names exist for the type checker only.
         with contextlib.suppress(NameError, TypeError, AttributeError):

@@ -51,7 +51,7 @@ class ScriptedEngine(LLMEngine):
         closing: Steps of the stream's ``finally``.
 
     Attributes:
-        calls: How often ``generate`` was called.
+        calls: How often ``generate`` was called; ``requests`` with what.
         pulls: How often streams were pulled.
         aborts: The loop's time at each call of ``abort``.
         closes: The loop's time at which each stream began to close.
@@ -70,6 +70,7 @@ class ScriptedEngine(LLMEngine):
         self._abort = abort
         self._closing = closing
         self.calls = 0
+        self.requests: list[PreprocessedRequest] = []
         self.pulls = 0
         self.aborts: list[float] = []
         self.closes: list[float] = []
@@ -82,6 +83,7 @@ class ScriptedEngine(LLMEngine):
         self, request: PreprocessedRequest, context: RequestContext
     ) -> AsyncGenerator[Any] | Coroutine[Any, Any, AsyncGenerator[Any]]:
         self.calls += 1
+        self.requests.append(request)
         return self._set_up(context) if self._setup else self._stream(context)
 
     async def abort(self, context: RequestContext) -> None:

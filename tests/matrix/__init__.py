@@ -13,7 +13,7 @@ How to read a failure::
     finally_waits x cancel_in_pull (decode, index 17): the engine was not closed
       again: python -m tests.matrix --engine finally_waits --consumer cancel_in_pull --seed 1 --index 17
 
-The first name is a function in ``engines_*.py``, the second one in ``consumers_*.py``. ``--index``
+The first name is registered in ``engines_*.py``, the second one in ``consumers_*.py``. ``--index``
 picks the request, whose random choices depend on the seed, the index and the two names. What can't be told
 apart within a batch (a warning, a lost task) is looked for by running the batch's requests again,
 each alone; what shows only together is reported for the batch, with ``--first`` and ``--requests``

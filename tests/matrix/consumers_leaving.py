@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tests.matrix.kinds import consumer
@@ -17,37 +18,37 @@ async def leaves_async_with(request: Request) -> None:
         request.drop()
 
 
-@consumer()
-async def breaks(request: Request) -> None:
-    """Break out of ``async for``, and lose the stream."""
-    async for item in await request.open():
-        request.note(item)
-        break
-    request.drop()
+async def _nothing(request: Request, stream: Any) -> None: ...
 
 
-@consumer()
-async def breaks_and_acloses(request: Request) -> None:
-    """Break out of ``async for``, and close the stream later."""
-    stream = await request.open()
+async def _break(request: Request, stream: Any) -> None:
     async for item in stream:
         request.note(item)
         break
     await request.pause()
-    request.drop()
-    await stream.aclose()
 
 
-@consumer()
-async def breaks_and_closes(request: Request) -> None:
-    """Break out of ``async for``, and close the stream without waiting."""
-    stream = await request.open()
-    async for item in stream:
-        request.note(item)
-        break
-    await request.pause()
-    request.drop()
-    stream.close()
+def _leaving(name: str, read: Callable[[Request, Any], Awaitable[None]], how: str = "") -> None:
+    """Register a consumer that reads, and then closes the stream, waiting or not, or loses it."""
+
+    async def leave(request: Request) -> None:
+        stream = await request.open()
+        await read(request, stream)
+        request.drop()
+        if how:
+            closed = getattr(stream, how)()
+            if closed is not None:
+                await closed
+
+    consumer(name=name)(leave)
+
+
+_leaving("breaks", _break)
+_leaving("breaks_and_acloses", _break, "aclose")
+_leaving("breaks_and_closes", _break, "close")
+_leaving("loses", Request.some)
+_leaving("never_pulls", _nothing)
+_leaving("never_pulls_and_acloses", _nothing, "aclose")
 
 
 @consumer()
@@ -240,28 +241,6 @@ async def closes_pull_and_loses(request: Request) -> None:
     """Close the coroutine of a pull that waits, and lose the stream."""
     await _close_pull(request, await request.open())
     request.drop()
-
-
-@consumer()
-async def loses(request: Request) -> None:
-    """Lose the stream after some items."""
-    await request.some(await request.open())
-    request.drop()
-
-
-@consumer()
-async def never_pulls(request: Request) -> None:
-    """Lose the stream at once."""
-    await request.open()
-    request.drop()
-
-
-@consumer()
-async def never_pulls_and_acloses(request: Request) -> None:
-    """Close the stream at once."""
-    stream = await request.open()
-    request.drop()
-    await stream.aclose()
 
 
 @consumer()

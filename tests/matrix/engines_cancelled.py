@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import inspect
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -56,60 +57,34 @@ async def retries(call: Call) -> Answer:
         yield call.stop()
 
 
-@engine(ends=())
-async def answers_with_chunk(call: Call) -> Answer:
-    """Answer its cancellation with a chunk, then wait on."""
-    with call.opened():
-        yield call.token()
-        with suppress(asyncio.CancelledError):
-            await call.wait_for_ever()
-        yield call.token()
-        await call.wait_for_ever()
+def _answering(name: str, *answers: Callable[[Call], Any]) -> None:
+    """Register an engine that answers its cancellation with chunks, after waits, or by an error."""
+
+    async def generate(call: Call) -> Answer:
+        with call.opened():
+            yield call.token()
+            with suppress(asyncio.CancelledError):
+                await call.wait_for_ever()
+            for answer in answers:
+                made = answer(call)
+                if inspect.isawaitable(made):
+                    await made
+                elif made is not None:
+                    yield made
+
+    engine(name=name, ends=())(generate)
 
 
-@engine(ends=())
-async def answers_with_terminal(call: Call) -> Answer:
-    """Answer its cancellation with a terminal."""
-    with call.opened():
-        yield call.token()
-        try:
-            await call.wait_for_ever()
-        except asyncio.CancelledError:
-            yield call.cancelled()
+def _error(call: Call) -> None:
+    call.fail()
+    raise ValueError("cancelled")
 
 
-@engine(ends=())
-async def answers_with_error(call: Call) -> Answer:
-    """Answer its cancellation with an error."""
-    with call.opened():
-        yield call.token()
-        try:
-            await call.wait_for_ever()
-        except asyncio.CancelledError:
-            call.fail()
-            raise ValueError("cancelled") from None
-
-
-@engine(ends=())
-async def answers_with_end(call: Call) -> Answer:
-    """Answer its cancellation by returning."""
-    with call.opened():
-        yield call.token()
-        with suppress(asyncio.CancelledError):
-            await call.wait_for_ever()
-        call.fail()
-
-
-@engine(ends=())
-async def answers_late(call: Call) -> Answer:
-    """Answer its cancellation with a terminal, after some clean-up."""
-    with call.opened():
-        yield call.token()
-        try:
-            await call.wait_for_ever()
-        except asyncio.CancelledError:
-            await call.clean()
-            yield call.cancelled()
+_answering("answers_with_chunk", Call.token, Call.wait_for_ever)
+_answering("answers_with_terminal", Call.cancelled)
+_answering("answers_with_error", _error)
+_answering("answers_with_end", Call.fail)
+_answering("answers_late", Call.clean, Call.cancelled)
 
 
 @engine()

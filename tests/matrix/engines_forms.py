@@ -87,34 +87,11 @@ class _FutureIterator(AsyncIterator[LLMEngineOutput]):
             future.set_result(self.call.stop() if self.left < 0 else self.call.token())
 
 
-@engine()
-def iterator(call: Call) -> Any:
-    """Return an iterator without ``aclose``."""
-    return _Iterator(call)
-
-
-@engine()
-def iterator_closed(call: Call) -> Any:
-    """Return an iterator with ``aclose``."""
-    return _Closable(call)
-
-
-@engine()
-def iterator_close_waits(call: Call) -> Any:
-    """Return an iterator whose ``aclose`` waits."""
-    return _Waiting(call)
-
-
-@engine()
-def iterator_close_raises(call: Call) -> Any:
-    """Return an iterator whose ``aclose`` raises."""
-    return _Failing(call)
-
-
-@engine()
-def iterator_of_futures(call: Call) -> Any:
-    """Return an iterable, whose iterator gives futures."""
-    return _Futures(call)
+engine(name="iterator")(_Iterator)
+engine(name="iterator_closed")(_Closable)
+engine(name="iterator_close_waits")(_Waiting)
+engine(name="iterator_close_raises")(_Failing)
+engine(name="iterator_of_futures")(_Futures)
 
 
 @engine()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from rx_backend import LLMEngineOutput
@@ -13,46 +13,27 @@ from tests.matrix.kinds import engine
 Answer = AsyncGenerator[Any, None]
 
 
-@engine()
-async def at_once(call: Call) -> Answer:
-    """Never wait."""
-    with call.opened():
-        for _ in range(call.length):
-            yield call.token()
-        yield call.stop()
+def _counting(name: str, wait: Callable[[Call], Awaitable[object]]) -> Callable[[Call], Any]:
+    """Register an engine that waits before each chunk."""
+
+    async def generate(call: Call) -> Answer:
+        with call.opened():
+            for _ in range(call.length):
+                await wait(call)
+                yield call.token()
+            await wait(call)
+            yield call.stop()
+
+    return engine(name=name)(generate)
 
 
-@engine()
-async def in_time(call: Call) -> Answer:
-    """Wait in every way there is."""
-    with call.opened():
-        for _ in range(call.length):
-            await call.pause()
-            yield call.token()
-        await call.pause()
-        yield call.stop()
+async def _no_wait(call: Call) -> None: ...
 
 
-@engine()
-async def in_turns(call: Call) -> Answer:
-    """Wait for turns of the loop only."""
-    with call.opened():
-        for _ in range(call.length):
-            await asyncio.sleep(0)
-            yield call.token()
-        await asyncio.sleep(0)
-        yield call.stop()
-
-
-@engine()
-async def by_threads(call: Call) -> Answer:
-    """Have a thread work for each chunk."""
-    loop = asyncio.get_running_loop()
-    with call.opened():
-        for _ in range(call.length):
-            await loop.run_in_executor(POOL, int)
-            yield call.token()
-        yield call.stop()
+_counting("at_once", _no_wait)
+in_time = _counting("in_time", Call.pause)
+_counting("in_turns", lambda _: asyncio.sleep(0))
+_counting("by_threads", lambda _: asyncio.get_running_loop().run_in_executor(POOL, int))
 
 
 @engine()

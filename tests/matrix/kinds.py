@@ -93,14 +93,14 @@ def engine(**options: Any) -> Callable[[Callable[[Call], Any]], Callable[[Call],
 
 
 def consumer(
-    *, is_exact: bool = True
+    *, is_exact: bool = True, name: str = ""
 ) -> Callable[[Callable[[Request], Awaitable[None]]], Callable[[Request], Awaitable[None]]]:
     """Register a function as a kind of consumer."""
 
     def register(consume: Callable[[Request], Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-        name: str = consume.__name__
-        assert name not in CONSUMERS, name
-        CONSUMERS[name] = Consumer(name, consume, is_exact)
+        own_name: str = name or consume.__name__
+        assert own_name not in CONSUMERS, own_name
+        CONSUMERS[own_name] = Consumer(own_name, consume, is_exact)
         return consume
 
     return register

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable
 from itertools import product
-from typing import Any
 
 import pytest
 from reactivex.subject import Subject
@@ -22,7 +20,6 @@ from tests.engines import (
     ScriptedEngine,
     Step,
     adapter_of,
-    collect,
     now,
     request,
     serve,
@@ -51,17 +48,6 @@ ENDS: list[Step] = [stop(), LLMEngineOutput.cancelled(), Disconnected("gone"), 0
 
 def notify(context: RequestContext) -> None:
     context.notify_first_token()
-
-
-@pytest.mark.rows("A1")
-@pytest.mark.parametrize("mode", MODES)
-@virtual
-async def test_a_stream_that_ends_by_itself_aborts_nothing(mode: DisaggregationMode) -> None:
-    """Without a signal the engine's abort is not called, whichever way the stream ends."""
-    for end, traced in product(ENDS, (True, False)):
-        engine = ScriptedEngine(token(1), end)
-        await serve(engine, mode, traced=traced)
-        assert engine.aborts == [], end
 
 
 # Which modes, the steps of the set-up and of the stream, the signals, and when the engine is aborted.
@@ -136,38 +122,6 @@ async def test_signals_of_many_threads_abort_once(mode: DisaggregationMode) -> N
     await stream.aclose()
 
 
-@pytest.mark.rows("A3", "A4", "A5", "C3", "C4", "S7")
-@pytest.mark.reference(
-    "aggregated_fires_abort_immediately", "decode_stream_drop_without_first_token_does_not_abort"
-)
-@pytest.mark.parametrize("is_pulled", [True, False], ids=["pulled", "idle"])
-@pytest.mark.parametrize("notified", [False, True])
-@pytest.mark.parametrize("mode", MODES)
-@virtual
-async def test_a_drop_before_the_first_token(
-    mode: DisaggregationMode, is_pulled: bool, notified: bool
-) -> None:
-    """By then the engine is aborted, pulled or not; in decode mode only if a thread told of a token."""
-    context = RequestContext()
-    engine = ScriptedEngine(60, token(1), stop())
-    stream = await adapter_of(engine, mode, Spans()).generate(request(), context)
-    reading = asyncio.create_task(collect(stream)) if is_pulled else None
-    await asyncio.sleep(1)
-    context.stop_generating()
-    await asyncio.sleep(1)
-    if notified:
-        await asyncio.to_thread(context.notify_first_token)
-        await settle()
-    aborts = len(engine.aborts)
-    assert aborts == (notified or not mode.is_decode)
-    await stream.aclose()
-    await settle()
-    assert reading is None or reading.done()
-    context.notify_first_token()
-    await asyncio.sleep(1)
-    assert len(engine.aborts) == aborts
-
-
 @pytest.mark.rows("A2", "S5")
 @pytest.mark.parametrize("mode", MODES)
 @virtual
@@ -178,30 +132,6 @@ async def test_a_failed_setup_is_not_aborted(mode: DisaggregationMode) -> None:
         await serve(engine, mode, signals=[(0, KILL)])
     await asyncio.sleep(1)
     assert engine.aborts == []
-
-
-@pytest.mark.rows("A5", "A6")
-@pytest.mark.parametrize("mode", MODES)
-@virtual
-async def test_a_stop_in_the_turn_of_the_drop_counts_if_it_came_first(
-    mode: DisaggregationMode, spans: Spans | None
-) -> None:
-    """The stream is live until it is dropped, and not after."""
-    adapter = adapter_of(engine := ScriptedEngine(token(1), 60), mode, spans)
-    stopped, dropped = RequestContext(), RequestContext()
-    stop_first = await adapter.generate(request(), stopped)
-    drop_first = await adapter.generate(request(), dropped)
-    await anext(stop_first)
-    await anext(drop_first)
-    stopped.stop_generating()
-    stop_first.close()
-    assert engine.aborts == []
-    await asyncio.sleep(1)
-    assert engine.aborts == [0]
-    drop_first.close()
-    dropped.stop_generating()
-    await asyncio.sleep(1)
-    assert engine.aborts == [0]
 
 
 @pytest.mark.rows("A7")
@@ -264,31 +194,7 @@ def test_the_gate_works_on_its_own(signals: str, fired: list[str]) -> None:
     assert heard == fired
 
 
-# The gate closes with the drop: what the engine does while it unwinds opens nothing.
-
-Unwind = Callable[[RequestContext], Awaitable[None]]
-
-
-async def notifies(context: RequestContext) -> None:
-    context.notify_first_token()
-
-
-async def notifies_from_a_thread(context: RequestContext) -> None:
-    await asyncio.sleep(0.1)
-    await asyncio.to_thread(context.notify_first_token)
-
-
-async def stops(context: RequestContext) -> None:
-    context.stop_generating()
-
-
-async def kills_later(context: RequestContext) -> None:
-    await asyncio.sleep(0.1)
-    context.kill()
-    context.notify_first_token()
-
-
-UNWINDS: list[Unwind] = [notifies, notifies_from_a_thread, stops, kills_later]
+# The gate closes with the drop.
 
 
 LEAVES: list[Leave] = [
@@ -297,57 +203,11 @@ LEAVES: list[Leave] = [
 ]
 
 
-class Unwinding(ScriptedEngine):
-    """Waits for its first token, and does something in its clean-up; may answer with a chunk."""
-
-    def __init__(self, unwind: Unwind, *, answers: bool) -> None:
-        super().__init__()
-        self._unwind = unwind
-        self._answers = answers
-
-    async def _stream(self, context: RequestContext) -> AsyncGenerator[Any]:
-        try:
-            yield LLMEngineOutput()
-            try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError:
-                if not self._answers:
-                    raise
-                yield token(1)
-        finally:
-            await self._unwind(context)
-            self.closed += 1
-
-
 PIPELINES = [
     standard_pipeline,
     PASSES["map_async before the gate"],
     PASSES["map_async on items"],
 ]
-
-
-@pytest.mark.rows("A5", "A6", "A2")
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("unwind", UNWINDS)
-@virtual
-async def test_the_engine_s_clean_up_opens_nothing(
-    mode: DisaggregationMode, unwind: Unwind
-) -> None:
-    """A stop before the drop aborts where it may; one from the clean-up, in no mode."""
-    for case in product(LEAVES, PIPELINES, (False, True), (False, True)):
-        leave, pipeline, is_stopped, answers = case
-        context = RequestContext()
-        engine = Unwinding(unwind, answers=answers)
-        held = [await adapter_of(engine, mode, pipeline=pipeline).generate(request(), context)]
-        await anext(held[0])
-        if is_stopped:
-            context.stop_generating()
-            await settle()
-        await leave(held)
-        held.clear()
-        await asyncio.sleep(100)
-        assert engine.closed == 1, case
-        assert len(engine.aborts) == (is_stopped and not mode.is_decode), case
 
 
 @pytest.mark.rows("A5", "C3")

@@ -42,17 +42,6 @@ def chunk(**fields: object) -> LLMEngineOutput:
     return made
 
 
-@pytest.mark.rows("E1")
-@pytest.mark.parametrize("mode", ["", "aggregate", "AGG ", None, 3])
-def test_an_unknown_mode_is_refused(mode: object) -> None:
-    """The message names the parameter, the value and the modes that there are."""
-    with pytest.raises(InvalidArgument, match="mode") as raised:
-        EngineAdapter(ScriptedEngine(), cast("str", mode))
-    message = raised.value.message
-    assert repr(mode) in message
-    assert all(known in message for known in ("agg", "prefill", "decode"))
-
-
 @pytest.mark.parametrize("pipeline", [5, A_LIST, "standard"])
 @pytest.mark.rows("S5", "O5")
 def test_what_is_no_pipeline_is_refused(pipeline: object) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
-from itertools import product
 from typing import Any
 
 import anyio
@@ -17,12 +16,7 @@ from operators import Pipeline, map_async
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.errors import (
-    BackendError,
-    CannotConnect,
     Disconnected,
-    InvalidArgument,
-    ResponseTimeout,
-    StreamIncomplete,
     Unknown,
 )
 from rx_backend.pipeline import standard_pipeline
@@ -75,6 +69,10 @@ async def raised_later() -> None:
     raise asyncio.CancelledError
 
 
+async def raised_in_a_group() -> None:
+    raise BaseExceptionGroup("", [Disconnected("gone"), asyncio.CancelledError()])
+
+
 async def generator_exit() -> None:
     raise GeneratorExit
 
@@ -87,7 +85,10 @@ async def generator_exit_later() -> None:
 @pytest.mark.rows("S6", "P4", "P7")
 @pytest.mark.parametrize(
     "cancels",
-    [raised, raised_later, cancelled_task, cancelled_future, generator_exit, generator_exit_later],
+    [
+        *(raised, raised_later, raised_in_a_group, cancelled_task, cancelled_future),
+        *(generator_exit, generator_exit_later),
+    ],
 )
 @EVERY_PIPELINE
 @virtual
@@ -130,39 +131,7 @@ async def test_an_engine_may_survive_its_own_cancellation(pipeline: Pipeline) ->
     assert served.tokens == [[1], [2], []]
 
 
-# Groups.
-
-
-GROUPS: list[tuple[BaseException, type[BackendError]]] = [
-    (ExceptionGroup("", [Disconnected("a")]), Disconnected),
-    (ExceptionGroup("", [Disconnected("a"), ConnectionResetError()]), Disconnected),
-    (
-        ExceptionGroup("", [ExceptionGroup("", [TimeoutError()]), ResponseTimeout("b")]),
-        ResponseTimeout,
-    ),
-    (ExceptionGroup("", [ValueError("a"), InvalidArgument("b")]), InvalidArgument),
-    (ExceptionGroup("", [ConnectionRefusedError(), CannotConnect("b")]), CannotConnect),
-    (ExceptionGroup("", [Disconnected("a"), ValueError("b")]), Unknown),
-    (ExceptionGroup("", [Disconnected("a"), ExceptionGroup("", [KeyError("b")])]), Unknown),
-    (BaseExceptionGroup("", [asyncio.CancelledError()]), Unknown),
-    (BaseExceptionGroup("", [Disconnected("a"), asyncio.CancelledError()]), Unknown),
-]
-
-
-@pytest.mark.rows("S6", "P4")
-@pytest.mark.parametrize(("raised", "kind"), GROUPS, ids=lambda value: repr(value)[:60])
-@virtual
-async def test_a_group_is_of_the_kind_of_its_leaves(
-    raised: BaseException, kind: type[BackendError]
-) -> None:
-    """Where all are of one, nested too; else it is unknown, and it is an item in any case."""
-    for delay in ([], [1.0]):
-        engine = ScriptedEngine(token(1), *delay, raised)
-        served = await serve(engine)
-        assert served.tokens == [[1]]
-        assert type(served.last.error) is kind
-        assert served.status[1] == f"Backend({kind.__name__})"
-        assert engine.closed == 1
+# Task groups.
 
 
 # From Python 3.13 on, a task group in a task that was cancelled before continues with that.
@@ -444,21 +413,3 @@ async def test_a_drop_while_an_operator_holds_the_end(
     assert (attributes["finish_reason"], attributes["cancelled"]) == ("Dropped", True)
     assert status_of(spans.one()) == DROPPED
     assert engine.closed == 1
-
-
-@pytest.mark.rows("S9", "P3", "E3")
-@pytest.mark.parametrize("mode", ["agg", "prefill", "decode"])
-@EVERY_PIPELINE
-@virtual
-async def test_an_engine_that_just_returns(mode: str, pipeline: Pipeline) -> None:
-    """One error item behind the chunks, of a kind that sends the request to another worker."""
-    for tokens, signals in product([0, 1, 3], [[], [(0, "stop_generating")]]):
-        engine = ScriptedEngine(*map(token, range(tokens)))
-        served = await serve(engine, mode, pipeline=pipeline, signals=signals)
-        assert served.tokens == [[n] for n in range(tokens)]
-        assert isinstance(served.last.error, StreamIncomplete)
-        assert "engine" in served.last.error.message
-        assert served.status == (StatusCode.ERROR, "Backend(StreamIncomplete)")
-        assert served.row["cancelled"] is bool(signals)
-        assert served.row["output_tokens"] == tokens
-        assert "finish_reason" not in served.row

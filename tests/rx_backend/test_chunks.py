@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from opentelemetry.trace import StatusCode
@@ -155,19 +154,6 @@ async def test_an_engine_that_fails_to_close_harms_nobody(
     ]
 
 
-@pytest.mark.rows("S3", "E4", "A6")
-@pytest.mark.reference("adapter_forwards_terminal_cancel_chunk_to_downstream")
-@pytest.mark.parametrize("mode", MODES)
-@virtual
-async def test_a_cancelled_terminal_is_forwarded(mode: DisaggregationMode) -> None:
-    """A terminal that the engine sends because of a stop comes out like any other."""
-    terminal = LLMEngineOutput.cancelled().with_usage(usage(3, 1))
-    engine = ScriptedEngine(token(1), lambda seen: seen.stopped(), terminal)
-    served = await serve(engine, mode, signals=[(3, "stop_generating")], traced=False)
-    assert served.last.data is terminal
-    assert len(served.items) == 2
-
-
 # Failures.
 
 
@@ -248,26 +234,6 @@ def test_interrupts_are_never_items(interrupt: type[BaseException], where: str) 
     assert status_of(spans.one()) == DROPPED
 
 
-@pytest.mark.rows("S5", "S7", "P7")
-@virtual
-async def test_a_caller_may_leave_during_the_setup() -> None:
-    """Cancelling the caller of ``generate`` cancels the engine's set-up and ends the span."""
-    spans = Spans()
-    seen: list[str] = []
-
-    async def slow(_: RequestContext) -> None:
-        try:
-            await asyncio.sleep(60)
-        finally:
-            seen.append("set-up left")
-
-    adapter = adapter_of(ScriptedEngine(setup=[slow]), spans=spans)
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(adapter.generate(request()), 1)
-    assert seen == ["set-up left"]
-    assert rows_of(spans.one()) == {**ENTRY, "cancelled": True, "finish_reason": "Dropped"}
-
-
 # The engine contract, and the shapes that an answer may have.
 
 
@@ -286,47 +252,11 @@ class Minimal(LLMEngine):
         yield stop()
 
 
-def three_chunks() -> list[LLMEngineOutput]:
-    return [token(1), token(2), stop()]
-
-
-@dataclass
-class ByHand:
-    """A chunk stream written as a class; it has no ``aclose``, and can't be hashed."""
-
-    left: list[LLMEngineOutput] = field(default_factory=three_chunks)
-
-    def __aiter__(self) -> AsyncIterator[LLMEngineOutput]:
-        return self
-
-    async def __anext__(self) -> LLMEngineOutput:
-        await asyncio.sleep(0)
-        return self.left.pop(0)
-
-
-class OnlyIterable:
-    """Something that can be iterated, and is no iterator itself."""
-
-    def __aiter__(self) -> AsyncIterator[LLMEngineOutput]:
-        return ByHand()
-
-
 async def generator() -> AsyncGenerator[object]:
     yield token(1)
     await asyncio.sleep(0)
     yield token(2)
     yield stop()
-
-
-async def dicts() -> AsyncGenerator[dict[str, Any]]:
-    yield {"token_ids": [1]}
-    yield {"token_ids": [2], "unheard_of": None}
-    yield {"token_ids": [], "finish_reason": "stop"}
-
-
-async def coroutine() -> AsyncIterator[object]:
-    await asyncio.sleep(0)
-    return generator()
 
 
 class Answering:
@@ -364,20 +294,6 @@ def test_a_config_must_name_its_model(config: object) -> None:
     with pytest.raises(InvalidArgument, match="non-empty model name, got model=") as raised:
         check_config(cast("EngineConfig", config))
     assert type(config).__name__ in raised.value.message
-
-
-@pytest.mark.rows("E2", "S1")
-@pytest.mark.parametrize("answer", [generator, coroutine, ByHand, OnlyIterable, dicts])
-@virtual
-async def test_all_shapes_of_an_answer_behave_alike(answer: Callable[[], object]) -> None:
-    """Generator, coroutine, iterator, iterable and plain dicts give the same items and span."""
-    spans = Spans()
-    items = await collect(await adapter_of(Answering(answer), spans=spans).generate(request()))
-    assert tokens_of(items) == [[1], [2], []]
-    assert str(chunk_of(items[-1]).finish_reason) == "stop"
-    attributes = spans.one().attributes
-    assert attributes is not None
-    assert (attributes["output_tokens"], attributes["finish_reason"]) == (2, "Stop")
 
 
 @pytest.mark.rows("E2")

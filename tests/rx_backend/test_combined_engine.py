@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -16,24 +16,24 @@ from rx_backend.engines import SampleEngine
 from rx_backend.errors import Disconnected
 from rx_backend.failover import FailoverEngine
 from rx_backend.hedging import HedgedEngine
-from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
-from tests.engines import adapter_of, collect, counting_request, token, virtual
+from tests.engines import (
+    ScriptedEngine,
+    Step,
+    adapter_of,
+    collect,
+    counting_request,
+    token,
+    virtual,
+)
 
 
-class Failing(SampleEngine):
-    """Yields a token, unless it fails at once, and is lost."""
+def gone(_: RequestContext) -> None:
+    # A new one each time, since its traceback refers to the request.
+    raise Disconnected("gone")
 
-    def __init__(self, *, at_once: bool = False) -> None:
-        super().__init__()
-        self.at_once = at_once
 
-    async def generate(
-        self, request: PreprocessedRequest, context: RequestContext
-    ) -> AsyncGenerator[LLMEngineOutput]:
-        await asyncio.sleep(2)
-        if not self.at_once:
-            yield token(7)
-        raise Disconnected("gone")
+def failing(*tokens: Step) -> LLMEngine:
+    return ScriptedEngine(2, *tokens, gone)
 
 
 def sample(interval_s: float = 1) -> LLMEngine:
@@ -42,16 +42,14 @@ def sample(interval_s: float = 1) -> LLMEngine:
 
 ENGINES: dict[str, Callable[[], LLMEngine]] = {
     "failover": lambda: FailoverEngine(sample()),
-    "resumed": lambda: FailoverEngine(Failing(), sample()),
-    "not resumed": lambda: FailoverEngine(Failing(), sample(), limit=0),
+    "resumed": lambda: FailoverEngine(failing(token(7)), sample()),
+    "not resumed": lambda: FailoverEngine(failing(token(7)), sample(), limit=0),
     "not hedged": lambda: HedgedEngine(sample(), sample(), after_s=5),
     "hedged, first wins": lambda: HedgedEngine(sample(2), sample(9), after_s=1),
     "hedged, second wins": lambda: HedgedEngine(sample(9), sample(), after_s=1),
-    "hedged, both fail": lambda: HedgedEngine(
-        Failing(at_once=True), Failing(at_once=True), after_s=1
-    ),
+    "hedged, both fail": lambda: HedgedEngine(failing(), failing(), after_s=1),
     "hedged failover": lambda: HedgedEngine(
-        FailoverEngine(Failing(at_once=True), sample()), sample(9), after_s=1
+        FailoverEngine(failing(), sample()), sample(9), after_s=1
     ),
 }
 
@@ -78,7 +76,7 @@ async def test_a_request_is_freed_without_the_collector(
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
         left = {type(one).__name__ for one in gc.garbage}
-        assert left.isdisjoint({"RequestContext", "Latches", "EngineCall", "HedgeRace", "Racer"})
+        assert left.isdisjoint({"RequestContext", "Latches", "EngineCall", "_Race", "_Racer"})
     finally:
         gc.set_debug(0)
         gc.garbage.clear()

@@ -578,47 +578,6 @@ def test_nobody_sees_the_stop_of_a_kill_without_the_kill(place: str) -> None:
     assert at > 5
 
 
-@pytest.mark.rows("C3")
-def test_threads_that_listen_leave_and_signal_at_once() -> None:
-    """Without any order: who stays is called once, who left at most once."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for _ in range(30):
-            context, calls = RequestContext(), [Calls() for _ in range(4)]
-            barrier = threading.Barrier(6, timeout=10)
-
-            def listening(
-                own: Calls, context: RequestContext = context, barrier: threading.Barrier = barrier
-            ) -> None:
-                barrier.wait()
-                for number in range(20):
-                    context.stopped().listen(own.listener(f"stays {number}"))
-                    context.killed().listen(own.listener(f"leaves {number}"))()
-
-            def signalling(
-                method: Callable[[RequestContext], None],
-                context: RequestContext = context,
-                barrier: threading.Barrier = barrier,
-            ) -> None:
-                barrier.wait()
-                method(context)
-
-            threads = [threading.Thread(target=listening, args=(own,)) for own in calls]
-            threads += [
-                threading.Thread(target=signalling, args=(method,)) for method in INTERRUPTS[:2]
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join(10)
-            for own in calls:
-                for name, count in own.counts.items():
-                    assert count == 1 if name.startswith("stays") else count <= 1, name
-    finally:
-        sys.setswitchinterval(before)
-
-
 class InterruptedSelector(selectors.DefaultSelector):
     """A selector in whose first long wait a signal arrives."""
 

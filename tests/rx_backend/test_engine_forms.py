@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -17,13 +18,14 @@ from reactivex.disposable import Disposable
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine, open_chunks
 from rx_backend.errors import Cancelled, InvalidArgument
-from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, to_builtins
 from rx_backend.testing import run_conformance
 from tests.engines import (
     DROPPED,
     ScriptedEngine,
     Step,
     adapter_of,
+    chunk_of,
     collect,
     now,
     request,
@@ -35,15 +37,12 @@ from tests.engines import (
     virtual,
 )
 from tests.engines.leaving import (
+    WAYS_OF_LEAVING,
     Box,
     Leave,
     aclose,
-    aclose_while_another_task_pulls,
-    break_out_of_async_for,
-    cancel_in_a_pull,
-    dispose_of_a_subscription,
+    leave_async_with,
     lose_the_last_reference,
-    lose_the_last_reference_in_a_thread,
 )
 from tests.spans import Spans, rows_of
 
@@ -57,6 +56,17 @@ Form = Callable[[Chunks], object]
 def generator(chunks: Chunks) -> Chunks:
     """Return the chunks as they are."""
     return chunks
+
+
+TASKS: set[asyncio.Task[None]] = set()
+
+
+def started(push: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Start a task, which its engine holds until it is done."""
+    task = asyncio.create_task(push)
+    TASKS.add(task)
+    task.add_done_callback(TASKS.discard)
+    return task
 
 
 def observable(chunks: Chunks) -> Observable[Any]:
@@ -75,7 +85,7 @@ def observable(chunks: Chunks) -> Observable[Any]:
     def subscribe(
         observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
     ) -> abc.DisposableBase:
-        task = asyncio.get_running_loop().create_task(push(observer))
+        task = started(push(observer))
 
         def dispose() -> None:
             task.cancel()
@@ -100,7 +110,7 @@ def async_observable(chunks: Chunks) -> AsyncObservable[Any]:
                 await observer.aclose()
 
     async def subscribe(observer: AsyncObserver[Any]) -> AsyncDisposable:
-        task = asyncio.create_task(push(observer))
+        task = started(push(observer))
 
         async def dispose() -> None:
             task.cancel()
@@ -137,6 +147,30 @@ FORMS = pytest.mark.parametrize(
 )
 
 
+def iterable(chunks: Chunks) -> AsyncIterable[Any]:
+    """Return the chunks as what can be iterated, and is no iterator itself."""
+
+    class OnlyIterable:
+        def __aiter__(self) -> AsyncIterator[Any]:
+            return chunks
+
+    return OnlyIterable()
+
+
+@dataclass
+class ByHand:
+    """Mappings, from an iterator without ``aclose`` that can't be hashed."""
+
+    _: Chunks
+    left: list[LLMEngineOutput] = field(default_factory=lambda: [token(1), token(2), stop()])
+
+    def __aiter__(self) -> ByHand:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        return {**to_builtins(self.left.pop(0)), "unheard_of": None}
+
+
 class FormedEngine(ScriptedEngine):
     """A scripted engine that answers in one of the forms."""
 
@@ -147,6 +181,16 @@ class FormedEngine(ScriptedEngine):
     def generate(self, request: PreprocessedRequest, context: RequestContext) -> Any:
         self.calls = self.calls + 1
         return self._form(self._stream(context))
+
+
+@pytest.mark.rows("E2", "S1")
+@pytest.mark.parametrize("form", [iterable, ByHand])
+@virtual
+async def test_what_else_can_be_iterated(form: Form) -> None:
+    """It gives the same items and span."""
+    served = await serve(FormedEngine(form, token(1), token(2), stop()))
+    assert (served.tokens, served.finish_reason) == ([[1], [2], []], "stop")
+    assert (served.row["output_tokens"], served.row["finish_reason"]) == (2, "Stop")
 
 
 @pytest.mark.rows("E2", "S1", "S2", "S8", "A1", "P3", "P9")
@@ -177,13 +221,16 @@ async def test_a_clean_end(form: Form) -> None:
 
 
 @pytest.mark.rows("E2", "E4", "S3", "A2", "A6")
+@pytest.mark.reference("adapter_forwards_terminal_cancel_chunk_to_downstream")
 @FORMS
 @virtual
 async def test_a_stop(form: Form) -> None:
     """The engine is aborted once, sees the stop itself, and its `cancelled` terminal comes out."""
-    engine = FormedEngine(form, token(1), lambda seen: seen.stopped(), LLMEngineOutput.cancelled())
+    terminal = LLMEngineOutput.cancelled()
+    engine = FormedEngine(form, token(1), lambda seen: seen.stopped(), terminal)
     served = await serve(engine, signals=[(3, "stop_generating"), (3, "kill")])
-    assert served.finish_reason == "cancelled"
+    assert [chunk_of(item).token_ids for item in served.items] == [[1], []]
+    assert served.last.data == terminal
     assert (served.row["finish_reason"], served.row["cancelled"]) == ("Cancelled", True)
     assert (engine.aborts, engine.closed) == ([3], 1)
 
@@ -239,19 +286,8 @@ async def test_a_setup_that_fails(form: Form) -> None:
     assert status_of(spans.one())[1] == "setup_failed"
 
 
-@pytest.mark.rows("E2", "S7", "P5", "P7")
-@pytest.mark.parametrize(
-    "leave",
-    [
-        aclose,
-        aclose_while_another_task_pulls,
-        break_out_of_async_for,
-        cancel_in_a_pull,
-        dispose_of_a_subscription,
-        lose_the_last_reference,
-        lose_the_last_reference_in_a_thread,
-    ],
-)
+@pytest.mark.rows("E2", "S7", "P5", "P7", "A1")
+@pytest.mark.parametrize("leave", WAYS_OF_LEAVING)
 @FORMS
 @virtual
 async def test_a_drop(form: Form, leave: Leave) -> None:
@@ -270,16 +306,21 @@ async def test_a_drop(form: Form, leave: Leave) -> None:
         box.clear()
 
 
-@pytest.mark.rows("E2", "S7")
+@pytest.mark.rows("E2", "S7", "P5")
+@pytest.mark.parametrize("leave", [aclose, lose_the_last_reference, leave_async_with])
 @FORMS
 @virtual
-async def test_a_drop_before_the_first_pull(form: Form) -> None:
-    """Who never pulls never starts the engine, whatever form its answer has."""
+async def test_a_drop_before_the_first_pull(form: Form, leave: Leave) -> None:
+    """Who never pulls never starts the engine, and its span has ended as dropped."""
+    spans = Spans()
     engine = FormedEngine(form, token(1), stop())
-    stream = await adapter_of(engine).generate(request())
+    box: Box = [await adapter_of(engine, spans=spans).generate(request())]
     await asyncio.sleep(1)
-    await stream.aclose()
+    await leave(box)
+    box.clear()
+    await asyncio.sleep(1)
     assert (engine.calls, engine.pulls, engine.closes) == (1, 0, [])
+    assert status_of(spans.one()) == DROPPED
 
 
 @pytest.mark.rows("E2", "S4")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +22,7 @@ from rx_backend.errors import (
     ResponseTimeout,
     StreamIncomplete,
 )
-from rx_backend.failover import FailoverEngine, NotResumable
+from rx_backend.failover import FailoverEngine
 from rx_backend.protocols import (
     BootstrapInfo,
     FinishReason,
@@ -178,13 +177,14 @@ REFUSED = [
 async def test_state_that_cannot_move(fields: dict[str, Any], why: str) -> None:
     """The client has the lost worker's error, which says why it was not resumed."""
     spare = Mortal()
-    served = await answer(FailoverEngine(Mortal(lives=1), spare), **fields)
+    with capture_logs() as log:
+        served = await answer(FailoverEngine(Mortal(lives=1), spare), **fields)
     assert served.tokens == [[3]]
     failure = served.last.error
     assert isinstance(failure, Disconnected)
-    assert isinstance(failure.__cause__, NotResumable)
     assert why in failure.__notes__[0]
-    assert why in str(failure.__cause__)
+    (line,) = (line for line in log if line["event"] == "request not resumed")
+    assert why in line["because"]
     assert spare.opened == 0
     assert served.row["error_kind"] == "Backend(Disconnected)"
 
@@ -200,15 +200,12 @@ async def test_state_that_cannot_move(fields: dict[str, Any], why: str) -> None:
 )
 @virtual
 async def test_chunks_that_cannot_move(chunk: Any, why: str) -> None:
-    """What was handed out is no prompt for another engine; the error's own cause stays."""
+    """What was handed out is no prompt for another engine."""
     error = Disconnected("gone")
-    error.__cause__ = origin = OSError("socket")
     engine = FailoverEngine(ScriptedEngine(chunk, error), Mortal())
     *_, failed = await collect(await adapter_of(engine).generate(counting_request()))
     assert failed.error is error
-    assert why in str(error.__cause__)
-    assert error.__cause__ is not None
-    assert error.__cause__.__cause__ is origin
+    assert why in error.__notes__[0]
 
 
 @virtual
@@ -324,37 +321,6 @@ async def test_cumulative_log_probabilities_continue() -> None:
     assert sums == [-1.0, -3.0, -3.5, None]
 
 
-@pytest.mark.rows("A4")
-@virtual
-async def test_a_hand_off_is_repeated() -> None:
-    """A decode worker's request is resumed where its prefill can be; the peer checks it."""
-
-    async def prefill(asked: PreprocessedRequest) -> PreprocessedRequest:
-        chunks = SampleEngine(mode="prefill").generate(asked, RequestContext())
-        (terminal,) = [chunk async for chunk in chunks]
-        handed = PrefillResult(disaggregated_params=terminal.disaggregated_params)
-        return replace(asked, prefill_result=handed)
-
-    lost, spare = (Mortal(SampleEngine(mode="decode"), lives) for lives in (2, None))
-    adapter = adapter_of(FailoverEngine(lost, spare, hand_off=prefill), "decode")
-    items = await collect(await adapter.generate(await prefill(counting_request())))
-    assert flat(items) == [3, 4, 5, 6, 7, 8]
-
-
-@pytest.mark.parametrize("error", [NotResumable("no prefill worker"), LookupError("bug")])
-@virtual
-async def test_a_hand_off_that_cannot_be_repeated(error: Exception) -> None:
-    """The lost engine's error says so."""
-
-    def refuse(_: PreprocessedRequest) -> PreprocessedRequest:
-        raise error
-
-    engine = FailoverEngine(Mortal(lives=1), Mortal(), hand_off=refuse)
-    served = await answer(engine, prefill_result=PrefillResult(disaggregated_params={}))
-    assert isinstance(served.last.error, Disconnected)
-    assert str(error) in str(served.last.error.__cause__)
-
-
 # Stops.
 
 
@@ -414,7 +380,7 @@ async def test_after_a_stop_nothing_is_resumed(ends: bool) -> None:
     if not ends:
         (failed,) = items
         assert isinstance(failed.error, Disconnected)
-        assert failed.error.__cause__ is None
+        assert not hasattr(failed.error, "__notes__")
     assert (lost.aborts, spare.opened) == ([("r1", 1.0)], 0)
 
 
@@ -428,7 +394,7 @@ async def test_after_the_terminal_nothing_is_resumed() -> None:
     assert [(await anext(chunks)).token_ids, (await anext(chunks)).token_ids] == [[1], []]
     with pytest.raises(Disconnected):
         await anext(chunks)
-    assert (error.__cause__, spare.opened) == (None, 0)
+    assert (hasattr(error, "__notes__"), spare.opened) == (False, 0)
 
 
 @pytest.mark.rows("A4", "A5")
@@ -492,26 +458,7 @@ async def test_an_abort_alone_stops_the_engine_at_work() -> None:
     await chunks.aclose()
     await engine.abort(context)
     assert len(spare.aborts) == 1
-    assert not context.is_stopped
-
-
-@pytest.mark.rows("S7")
-@pytest.mark.parametrize("parts", [1, 2])
-@virtual
-async def test_nothing_is_left_of_a_request(parts: int) -> None:
-    """The engine forgets it, and no cycle holds its context."""
-    engine = FailoverEngine(Mortal(lives=1), Mortal())
-    gc.collect()
-    gc.disable()
-    try:
-        context = RequestContext()
-        stream = await adapter_of(engine).generate(counting_request(), context)
-        for _ in range(parts):
-            await anext(stream)
-        await stream.aclose()
-        assert not vars(engine)["_live"]
-    finally:
-        gc.enable()
+    assert context.is_stopped
 
 
 # The budget.
@@ -522,10 +469,9 @@ async def test_when_the_budget_is_spent_a_lost_request_fails() -> None:
     """With its own error, which says so; requests fill the budget again."""
     engine = FailoverEngine(Mortal(lives=1), Mortal(), budget=RetryBudget(ratio=0.5, burst=1))
     errors = [(await answer(engine)).last.error for _ in range(5)]
-    spent = "the retry budget is spent"
-    reasons = [None if error is None else str(error.__cause__) for error in errors]
-    assert reasons == [None, spent, None, spent, None]
+    assert [error is None for error in errors] == [True, False, True, False, True]
     assert isinstance(errors[1], Disconnected)
+    assert set(errors[1].__notes__) == {"not resumed: the retry budget is spent"}
 
 
 @pytest.mark.parametrize(
@@ -673,20 +619,6 @@ async def test_an_engine_that_is_lost_is_not_asked_any_more() -> None:
     await watch
 
 
-@pytest.mark.rows("E1", "E5")
-@pytest.mark.parametrize("failing", ["a", "b"])
-@virtual
-async def test_when_one_engine_fails_to_start_all_are_cleaned_up(failing: str) -> None:
-    """Its error is the one that is raised, whatever the clean-up says."""
-    journal: list[str] = []
-    engines = [
-        Started(name, journal, *(["start"] if name == failing else ["cleanup"])) for name in "ab"
-    ]
-    with capture_logs(), pytest.raises(LookupError, match=failing):
-        await FailoverEngine(*engines).start(1)
-    assert journal[-2:] == ["a.cleanup", "b.cleanup"]
-
-
 @pytest.mark.rows("E5")
 @pytest.mark.parametrize("failing", ["a", "ab"])
 @virtual
@@ -721,11 +653,16 @@ async def test_what_an_engine_need_not_have() -> None:
     ("make", "error"),
     [
         (FailoverEngine, "FailoverEngine: engines: expected one or more"),
-        (lambda: FailoverEngine(7), "FailoverEngine: expected engines, got 7"),  # type: ignore[arg-type]
-        (lambda: FailoverEngine(Mortal(), limit=-1), "limit: expected 0 resumptions or more"),
-        (lambda: FailoverEngine(Mortal(), limit=True), "limit: expected 0 resumptions or more"),
-        (lambda: FailoverEngine(Mortal(), hand_off=7), "hand_off: expected a function, got 7"),  # type: ignore[arg-type]
-        (lambda: RetryBudget(ratio=-1), "RetryBudget: ratio: expected a number, 0 or more, got -1"),
+        (lambda: FailoverEngine(7), "FailoverEngine: engines: expected engines, got 7"),  # type: ignore[arg-type]
+        (lambda: FailoverEngine(Mortal(), limit=-1), "limit: expected a whole number, at least 0"),
+        (
+            lambda: FailoverEngine(Mortal(), limit=True),
+            "limit: expected a whole number, at least 0",
+        ),
+        (
+            lambda: RetryBudget(ratio=-1),
+            "RetryBudget: ratio: expected a number, at least 0, got -1",
+        ),
         (lambda: RetryBudget(burst=float("nan")), "RetryBudget: burst: expected a number"),
     ],
 )

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import math
 from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from rx_backend import HedgedEngine
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
-from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.engine import LLMEngine
 from rx_backend.engines import SampleEngine, SimulatedEngine
 from rx_backend.errors import Disconnected
 from rx_backend.failover import FailoverEngine
@@ -24,12 +25,12 @@ from rx_backend.protocols import (
     FinishReason,
     LLMEngineOutput,
     PrefillResult,
-    PreprocessedRequest,
     usage,
 )
 from rx_backend.retry_budget import RetryBudget
 from rx_backend.testing import check_engine, run_virtual
 from tests.engines import (
+    FunctionEngine,
     Item,
     Mortal,
     ScriptedEngine,
@@ -233,25 +234,12 @@ async def test_chunks_that_wait_are_copies() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "tokens", "end", "winner"),
     [
-        pytest.param((HANDSHAKE, 3, GONE), (5, token(7), stop()), [NONE, [7], NONE], None, "second",
-                     id="first-fails"),
-        pytest.param((3, FAILED), (5, token(7), stop()), [[7], NONE], None, "second",
-                     id="first-says-error"),
         pytest.param((3, {"finish_reason": "error: boom"}), (5, token(7), stop()), [[7], NONE], None,
                      "second", id="first-says-error-in-a-mapping"),
-        pytest.param((HANDSHAKE, 3), (5, token(7), stop()), [NONE, [7], NONE], None, "second",
-                     id="first-ends"),
-        pytest.param((5, token(7), stop()), (HANDSHAKE, 1, ValueError()), [[7], NONE], None, "first",
-                     id="second-fails"),
-        pytest.param((5, token(7), stop()), (1, FAILED), [[7], NONE], None, "first",
-                     id="second-says-error"),
         pytest.param((HANDSHAKE, 3, GONE), (1, ValueError()), [NONE], Disconnected, "none",
                      id="both-fail"),
-        pytest.param((3, FAILED), (HANDSHAKE, 5, GONE), [NONE], None, "none",
-                     id="both-fail-the-first-by-a-terminal"),
         pytest.param((5, token(7), GONE), (math.inf,), [[7]], Disconnected, "first",
                      id="winner-fails"),
-        pytest.param((5, stop()), (math.inf,), [NONE], None, "first", id="a-terminal-answers"),
         pytest.param((5, LLMEngineOutput(text="a"), 9, stop()), (4, HANDSHAKE, 3, token(7)),
                      [NONE, NONE], None, "first", id="text-answers"),
         pytest.param((5, asyncio.CancelledError()), (6, token(7), stop()), [[7], NONE], None, "second",
@@ -336,30 +324,6 @@ async def test_the_other_engines_spans_nest() -> None:
     assert len(requests) == 4
 
 
-class Scoped(LLMEngine):
-    """An engine with scopes that belong to one task and one context, open across its yields."""
-
-    def __init__(self, wait_s: float) -> None:
-        self.wait_s = wait_s
-        self.found: list[str] = []
-
-    async def start(self, worker_id: int) -> EngineConfig:
-        return EngineConfig(model="scoped")
-
-    async def generate(
-        self, request: PreprocessedRequest, context: RequestContext
-    ) -> AsyncGenerator[LLMEngineOutput]:
-        undo = _variable.set("inside")
-        try:
-            async with asyncio.timeout(600):
-                await asyncio.sleep(self.wait_s)
-                yield token(1)
-                self.found.append(_variable.get())
-                yield stop()
-        finally:
-            _variable.reset(undo)
-
-
 _variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="outside")
 
 
@@ -367,10 +331,23 @@ _variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", defa
 @virtual
 async def test_each_engine_stays_in_one_task(first_s: float) -> None:
     """Scopes of a task, and context variables, may be open across the chunks."""
-    first, second = Scoped(first_s), Scoped(5.0)
+    found: list[str] = []
+
+    async def scoped(wait_s: float) -> AsyncGenerator[LLMEngineOutput]:
+        undo = _variable.set("inside")
+        try:
+            async with asyncio.timeout(600):
+                await asyncio.sleep(wait_s)
+                yield token(1)
+                found.append(_variable.get())
+                yield stop()
+        finally:
+            _variable.reset(undo)
+
+    first, second = (FunctionEngine(partial(scoped, wait_s)) for wait_s in (first_s, 5.0))
     async for _ in await open_stream(first, second, 2):
         assert _variable.get() == "outside"
-    assert first.found + second.found == ["inside"]
+    assert found == ["inside"]
 
 
 @virtual
@@ -474,9 +451,17 @@ async def test_losing_the_last_reference_in_a_race() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "error"),
     [
-        ((Mortal(), Mortal()), {"after_s": -1}, "HedgedEngine: after_s: expected a number of sec"),
-        ((Mortal(), Mortal()), {"after_s": True}, "HedgedEngine: after_s: expected a number of"),
-        ((Mortal(), None), {"after_s": 1}, "HedgedEngine: expected engines, got None"),
+        (
+            (Mortal(), Mortal()),
+            {"after_s": -1},
+            "HedgedEngine: after_s: expected a number, at least 0 seconds, got -1",
+        ),
+        (
+            (Mortal(), Mortal()),
+            {"after_s": True},
+            "HedgedEngine: after_s: expected a number, at least 0 seconds, got True",
+        ),
+        ((Mortal(), None), {"after_s": 1}, "HedgedEngine: engines: expected engines, got None"),
     ],
 )
 def test_bad_arguments(arguments: tuple[Any, ...], options: dict[str, Any], error: str) -> None:
@@ -498,56 +483,32 @@ AFTER = 0.5
 THIRD = 1 / 3 - AFTER
 
 
-ENDS = {"T": stop(), "!": FAILED}
+def fail(_: RequestContext) -> None:
+    raise Disconnected("gone")
 
 
-class Player(LLMEngine):
+ENDS: dict[str, Step] = {"T": stop(), "!": FAILED, "#": fail, "?": math.inf, "|": 0}
+
+
+class Player(ScriptedEngine):
     """Plays a script: how many seconds until what."""
 
     def __init__(self, script: Script, last: str, offset_s: float, first_id: int) -> None:
-        self.script = script
-        self.last = last
         self.offset_s = offset_s
-        self.first_id = first_id
-        self.opened = self.closed = self.aborted = 0
+        self.events = [
+            (wait_s, what, token(first_id + place) if what == "t" else ENDS.get(what, HANDSHAKE))
+            for place, (wait_s, what) in enumerate([*script, (1, last)])
+        ]
+        super().__init__(offset_s, *(s for wait_s, _, step in self.events for s in (wait_s, step)))
 
-    async def start(self, worker_id: int) -> EngineConfig:
-        return EngineConfig(model="player")
-
-    def chunk(self, place: int, what: str) -> LLMEngineOutput:
-        if what in ENDS:
-            return ENDS[what]
-        return token(self.first_id + place) if what == "t" else LLMEngineOutput()
-
-    def plan(self, begun: float) -> list[tuple[float, str, LLMEngineOutput]]:
+    def plan(self, begun: float) -> list[tuple[float, str, Step]]:
         """When what comes; the last is the end."""
-        found: list[tuple[float, str, LLMEngineOutput]] = []
+        found: list[tuple[float, str, Step]] = []
         time = begun + self.offset_s
-        for place, (wait_s, what) in enumerate([*self.script, (1, self.last)]):
+        for wait_s, what, step in self.events:
             time += wait_s
-            found.append((time, what, self.chunk(place, what)))
+            found.append((time, what, step))
         return found
-
-    async def abort(self, context: RequestContext) -> None:
-        self.aborted += 1
-
-    async def generate(
-        self, request: PreprocessedRequest, context: RequestContext
-    ) -> AsyncGenerator[LLMEngineOutput]:
-        self.opened += 1
-        try:
-            await asyncio.sleep(self.offset_s)
-            for place, (wait_s, what) in enumerate([*self.script, (1, self.last)]):
-                await asyncio.sleep(wait_s)
-                if what == "#":
-                    raise GONE.with_traceback(None)
-                if what == "|":
-                    return
-                if what == "?":
-                    await asyncio.Event().wait()
-                yield self.chunk(place, what)
-        finally:
-            self.closed += 1
 
 
 def expected(
@@ -555,7 +516,7 @@ def expected(
 ) -> tuple[list[list[int]], bool, int, int]:
     """Return the output before *drop*, whether the second began, and how often each is aborted."""
 
-    def answer(plan: list[tuple[float, str, LLMEngineOutput]]) -> tuple[float, float]:
+    def answer(plan: list[tuple[float, str, Step]]) -> tuple[float, float]:
         """When it answers, and when it is out without an answer."""
         time, what, _ = next(entry for entry in plan if entry[1] != "h")
         if what in {"t", "T"}:
@@ -575,7 +536,8 @@ def expected(
         out = max(first_out, second_out) if first_at == math.inf else -math.inf
         given = [(t if what == "h" else max(t, out), what, chunk) for t, what, chunk in ours]
         begins, aborts = True, (0, int(first_at < second_out and first_at < drop))
-    items = [chunk.token_ids for time, what, chunk in given if time < drop and what in "htT!"]
+    chunks = [chunk for time, _, chunk in given if time < drop]
+    items = [chunk.token_ids for chunk in chunks if isinstance(chunk, LLMEngineOutput)]
     return items, begins and after < drop, *aborts
 
 
@@ -626,9 +588,9 @@ def test_any_race(  # noqa: PLR0917
         first, second, after_s + AFTER, drop_s + 0.7
     )
     assert tokens_of([item for item in items if item.data is not None]) == chunks
-    assert (first.opened, first.closed) == (1, 1)
-    assert second.opened == second.closed == begins
-    assert (first.aborted, second.aborted) == (first_aborts, second_aborts)
+    assert (first.calls, first.closed) == (1, 1)
+    assert second.calls == second.closed == begins
+    assert (len(first.aborts), len(second.aborts)) == (first_aborts, second_aborts)
 
 
 # Any history of both combinators, nested in either way.
@@ -726,7 +688,6 @@ def test_any_history(  # noqa: PLR0917
     if ends and ends[0].data is not None:
         assert chunk_of(ends[0]).completion_usage == usage(3, len(tokens))
     spans.one()
-    assert not whole._live
     for one in engines:
         assert one.opened == one.closed
         check_aborts(one, None if stop_at is None else stop_at + 0.4, mode)

@@ -274,6 +274,9 @@ turns = st.lists(
 
 @pytest.mark.rows("S1", "S2", "S4", "S6", "S7", "A1", "A2", "A3", "A4", "A5", "A6", "C4")
 @pytest.mark.rows("P3", "P4", "P5", "P6a", "P7", "S9")
+@pytest.mark.reference(
+    "aggregated_fires_abort_immediately", "decode_stream_drop_without_first_token_does_not_abort"
+)
 @examples(200)
 @given(
     mode=st.sampled_from(DisaggregationMode),
@@ -286,6 +289,11 @@ turns = st.lists(
 @example(DisaggregationMode.DECODE, [["close", "stop", "notify"]], None)
 @example(DisaggregationMode.DECODE, [["stop"], ["terminal 1", "pull"]], None)
 @example(DisaggregationMode.AGGREGATED, [["pull"], ["chunk 1", "cancel", "kill"]], None)
+@example(DisaggregationMode.AGGREGATED, [["pull", "chunk 1"], ["stop", "close"]], None)
+@example(DisaggregationMode.DECODE, [["pull", "chunk 1"], ["close", "stop"]], None)
+@example(DisaggregationMode.DECODE, [["pull"], ["stop"], ["close"], ["notify"]], None)
+@example(DisaggregationMode.DECODE, [["stop"], ["notify"], ["close"], ["notify"]], None)
+@example(DisaggregationMode.PREFILL, [["pull"], ["stop"], ["close"]], None)
 def test_any_interleaving_keeps_the_rows(
     mode: DisaggregationMode, history: Sequence[Turn], place: str | None
 ) -> None:

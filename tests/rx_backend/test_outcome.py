@@ -11,24 +11,20 @@ from typing import Any
 
 import pytest
 import reactivex
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from opentelemetry.trace import StatusCode
 from reactivex import operators as ops
 
-import operators
 from operators import (
     Pipeline,
     TokenTimes,
     coalesce,
-    first_token,
-    heartbeat,
     limit_tokens,
     map_async,
     on_outcome,
     stop_on,
-    tap,
 )
 from operators.authoring import (
     AnyOperator,
@@ -183,6 +179,26 @@ def forgiving() -> Stage[Any, Any]:
         item = yield Annotated(stop()) if failed else item
 
 
+@operator
+def announced() -> Stage[Any, Any]:
+    """Hand out a comment before what ends the stream."""
+    item = yield
+    while True:
+        is_end = is_terminal(item) or item.error is not None
+        item = yield emit(Annotated(comment=["the end"]), item) if is_end else item
+
+
+@operator
+def goodbye() -> Stage[Any, Any]:
+    """Hand out a comment behind what ends the stream."""
+    try:
+        item = yield
+        while True:
+            item = yield item
+    except Completed:
+        return Annotated[LLMEngineOutput](comment=["goodbye"])
+
+
 async def slowly(item: Any) -> Any:
     await asyncio.sleep(0.5)
     return item
@@ -204,6 +220,8 @@ OPERATORS: dict[str, AnyOperator] = {
     "forgiving": forgiving(),
     "map_async": map_async(slowly),
     "coalesce": coalesce(),
+    "ops.delay": ops.delay(0.5),
+    "a function": lambda source: source,
 }
 
 
@@ -211,6 +229,7 @@ ONLY_CHUNKS: dict[str, AnyOperator] = {
     "limit_tokens(2)": limit_tokens(2),
     "stop_on(7)": stop_on(7),
 }
+ONLY_ITEMS: dict[str, AnyOperator] = {"announced": announced(), "goodbye": goodbye()}
 
 
 # Where an operator may stand: before each of the standard ones, and behind all of them.
@@ -219,7 +238,7 @@ CHUNK_PLACES = standard_pipeline.names
 
 added_operators = st.lists(
     st.tuples(st.sampled_from(CHUNK_PLACES), st.sampled_from([*OPERATORS, *ONLY_CHUNKS]))
-    | st.tuples(st.just("items"), st.sampled_from([*OPERATORS])),
+    | st.tuples(st.just("items"), st.sampled_from([*OPERATORS, *ONLY_ITEMS])),
     max_size=3,
 )
 
@@ -227,7 +246,7 @@ added_operators = st.lists(
 def pipeline_of(added: Sequence[tuple[str, str]]) -> Pipeline:
     pipeline = standard_pipeline
     for place, name in added:
-        made = (OPERATORS | ONLY_CHUNKS)[name]
+        made = (OPERATORS | ONLY_CHUNKS | ONLY_ITEMS)[name]
         if place == "items":
             items = [*pipeline.items, made]
             pipeline = Pipeline(pipeline.chunks, items, annotate=pipeline.annotate)
@@ -330,42 +349,17 @@ ENDS: dict[str, list[Step]] = {
     added=added_operators,
     takes=st.none() | st.integers(0, 5),
 )
+@example([1], "stop", [("items", "announced"), ("items", "split")], 2)
+@example([1], "error", [("items", "announced")], 2)
+@example([1, 1], "stop", [("items", "goodbye")], 3)
+@example([1, 1], "stop", [("items", "goodbye")], None)
+@example([0, 0], "stop", [("validate_chunks", "take_some(2)"), ("items", "failing_at(2)")], 2)
 def test_span_metrics_and_log_say_what_was_handed_out(
     sizes: list[int], end: str, added: list[tuple[str, str]], takes: int | None
 ) -> None:
     """Wherever operators end, cut or change the stream, and wherever its consumer leaves."""
     script = [LLMEngineOutput(list(range(6, 6 + size))) for size in sizes]
     run_virtual(check([*script, *ENDS[end]], pipeline_of(added), takes))
-
-
-@operator
-def announced() -> Stage[Any, Any]:
-    """Hand out a comment before what ends the stream."""
-    item = yield
-    while True:
-        is_end = is_terminal(item) or item.error is not None
-        item = yield emit(Annotated(comment=["the end"]), item) if is_end else item
-
-
-@pytest.mark.rows("O2", "P5")
-@pytest.mark.parametrize("end", [*ENDS])
-@virtual
-async def test_an_end_that_was_made_and_not_handed_out(end: str) -> None:
-    """A consumer that leaves in front of it has dropped the stream, whatever it was."""
-    for takes, added in product(range(5), ([announced()], [announced(), split()])):
-        handed = await check([token(1), *ENDS[end]], before("items", *added), takes)
-        assert len(handed.items) <= takes
-
-
-@pytest.mark.rows("O2")
-@virtual
-async def test_a_limit_is_recorded_wherever_it_stands() -> None:
-    """Its terminal is the request's, and the tokens behind it are not handed out."""
-    for place in standard_pipeline.names:
-        script = [*map(token, range(5)), stop()]
-        handed = await check(script, before(place, limit_tokens(2)), None)
-        assert handed.tokens == 2
-        assert handed.told()[0] == "Length"
 
 
 CUTS: dict[str, tuple[AnyOperator, str]] = {
@@ -391,28 +385,6 @@ async def test_an_operator_that_leaves_a_stream_without_end_is_named(place: str,
         assert len(items) == 2
         assert isinstance(last.error, StreamIncomplete)
         assert message in last.error.message
-
-
-@pytest.mark.rows("O2", "P6a")
-@pytest.mark.parametrize("takes", [None, 3])
-@virtual
-async def test_what_follows_the_terminal_is_no_drop(takes: int | None) -> None:
-    """An operator may still say something behind it; a consumer that leaves there has the terminal."""
-    goodbye: Item = Annotated(comment=["goodbye"])
-
-    @operator
-    def saying_goodbye() -> Stage[Any, Any]:
-        try:
-            item = yield
-            while True:
-                item = yield item
-        except Completed:
-            return goodbye
-
-    script = [token(1), token(2), stop()]
-    handed = await check(script, standard_pipeline.with_operators(saying_goodbye()), takes)
-    assert handed.told()[0] == "Stop"
-    assert len(handed.items) == (takes or 4)
 
 
 @pytest.mark.rows("O2", "H1")
@@ -747,22 +719,3 @@ def test_no_event_is_added_to_a_span_that_has_ended(
     span.end()
     add_event(span, TokenTimes(), "late")
     assert caplog.records == []
-
-
-async def asynchronous(*_: object) -> None: ...
-
-
-@pytest.mark.rows("O5")
-@pytest.mark.parametrize(
-    ("make", "option"),
-    [
-        (lambda: tap(asynchronous), "tap: observe"),
-        (lambda: operators.usage(3, asynchronous), "usage: make"),
-        (lambda: heartbeat(1.0, asynchronous), "heartbeat: item"),
-        (lambda: first_token(asynchronous), "first_token: "),
-    ],
-)
-def test_an_async_function_that_nobody_would_await(make: Callable[[], object], option: str) -> None:
-    """It is refused when the operator is made, by operator and option."""
-    with pytest.raises(TypeError, match=f"{option}.*not async"):
-        make()

@@ -9,14 +9,11 @@ from itertools import count
 from typing import Any
 
 import pytest
-from opentelemetry.trace import StatusCode
-from reactivex import Observable
 from reactivex import operators as ops
 
 from operators import (
     NotAnOperator,
     Pipeline,
-    annotate_errors,
     coalesce,
     deadlines,
     filter_async,
@@ -38,7 +35,6 @@ from operators.authoring import (
     FusedRun,
     Operator,
     Stage,
-    StageResult,
     complete_with,
     detach,
     emit,
@@ -49,12 +45,11 @@ from rx_backend import protocols
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
-from rx_backend.errors import Disconnected, InvalidArgument, StreamIncomplete, Unknown
+from rx_backend.errors import Disconnected, StreamIncomplete, Unknown
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.scope import RequestScope
 from tests.engines import (
-    DROPPED,
     Item,
     ScriptedEngine,
     Step,
@@ -75,7 +70,6 @@ from tests.logs import capture_logs
 from tests.meters import Meters
 from tests.spans import Spans, rows_of
 
-RxOperator = Callable[[Observable[Any]], Observable[Any]]
 SECRET = "what a user wrote"
 PLACES = [*standard_pipeline.names, "items"]
 
@@ -90,19 +84,6 @@ def noting(seen: list[object]) -> Stage[Any, Any]:
             item = yield item
     finally:
         seen.append("end")
-
-
-def of_kind(kind: str) -> AnyOperator:
-    """Make an operator that changes nothing: one that answers at once, one with a timer, a function."""
-    made: dict[str, AnyOperator] = {"at once": ops.map(lambda item: item), "later": ops.delay(0.5)}
-    return made.get(kind, as_it_is)
-
-
-def as_it_is(source: Observable[Any]) -> Observable[Any]:
-    return source
-
-
-WAYS = ["at once", "later", "function"]
 
 
 # Adding operators.
@@ -163,44 +144,6 @@ async def test_a_pipeline_may_be_made_for_each_request() -> None:
         span.context for span in spans.finished
     ]
     assert [scope.times.output_tokens for scope in scopes] == [1, 1]
-
-
-@pytest.mark.rows("S1", "S2", "S6", "S7", "P3", "P4", "P7")
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("kind", WAYS)
-@virtual
-async def test_a_stock_operator_can_stand_anywhere(place: str, kind: str) -> None:
-    """Before, between and behind ours it changes neither the items nor the span, nor any end."""
-    pipeline = before(place, of_kind(kind))
-    engine = ScriptedEngine(1, token(1), 1, token(2), 1, LLMEngineOutput.length(), token(3))
-    served = await serve(engine, pipeline=pipeline)
-    assert served.tokens == [[1], [2], []]
-    assert (served.row["finish_reason"], served.row["output_tokens"]) == ("Length", 2)
-    assert served.row["cancelled"] is False
-    assert served.status == (StatusCode.UNSET, None)
-    failing = ScriptedEngine(token(1), 1, Disconnected("gone"))
-    failed = await serve(failing, pipeline=pipeline)
-    assert failed.last.comment == ["gone"]
-    assert failed.status[1] == "Backend(Disconnected)"
-    left = ScriptedEngine(token(1), 60)
-    assert (await serve(left, pipeline=pipeline, take=1)).status == DROPPED
-    assert (engine.closed, failing.closed, left.closed) == (1, 1, 1)
-
-
-@pytest.mark.rows("S8", "E3")
-@virtual
-async def test_the_validating_operator_reports_a_broken_contract() -> None:
-    """Ahead of the standard list, told not to end at the terminal, it fails what follows one."""
-    engine = ScriptedEngine(token(1), stop(), token(2))
-
-    strict = Pipeline(
-        [validate_contract(error=InvalidArgument)],
-        annotate=annotate_errors(Annotated, Annotated.from_error),
-    )
-    stream = await adapter_of(engine, pipeline=strict).generate(request())
-    first, terminal, report = await collect(stream)
-    assert tokens_of([first, terminal]) == [[1], []]
-    assert report.comment == ["item after the terminal: token_ids=[2], finish_reason=None"]
 
 
 @pytest.mark.rows("P7")
@@ -660,41 +603,6 @@ async def test_only_the_operator_at_fault_is_named() -> None:
         assert served.tokens == [[1]], name
         assert isinstance(served.last.error, Unknown)
         assert logged_failure(events)["operator"] == name
-
-
-@pytest.mark.rows("O5")
-def test_a_body_of_the_wrong_kind_is_refused_when_it_is_made() -> None:
-    """A coroutine function, a plain function and a class are no bodies, and the error says which is."""
-
-    async def coroutine(item: Any) -> Any:
-        return item
-
-    def plain(item: Any) -> Any:
-        return item
-
-    for body in (coroutine, plain, StageResult):
-        with pytest.raises(TypeError, match="expected a generator or an asynchronous generator"):
-            operator(body)  # type: ignore[call-overload]
-
-
-@pytest.mark.rows("O5")
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: limit_tokens("3"),  # type: ignore[arg-type]
-        lambda: limit_tokens(limit_=3),  # type: ignore[call-arg]
-        lambda: stop_on([[]]),
-        lambda: map_async(5),  # type: ignore[arg-type]
-        lambda: annotate_errors(Annotated),  # type: ignore[call-arg]
-        lambda: usage(-1, protocols.usage),
-    ],
-)
-def test_a_wrong_argument_is_refused_when_it_is_made(make: Callable[[], object]) -> None:
-    """The message names the operator."""
-    with pytest.raises((TypeError, ValueError)) as raised:
-        make()
-    names = ("limit_tokens", "stop_on", "map_async", "annotate_errors", "usage")
-    assert str(raised.value).startswith(names)
 
 
 @operator

@@ -15,22 +15,10 @@ from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import Disconnected, InvalidArgument, Unknown
 from rx_backend.probe import JsonProbeAdapter
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, usage
-from tests.engines import ScriptedEngine, Step, adapter_of, collect, stop, token, virtual
+from tests.engines import ScriptedEngine, adapter_of, collect, stop, token, virtual
 from tests.spans import Spans
 
 PROBE = {"token_ids": [1], "_HEALTH_CHECK": True}
-
-
-class Remembering(ScriptedEngine):
-    """Keeps the requests that it was given."""
-
-    def __init__(self, *script: Step) -> None:
-        super().__init__(*script)
-        self.requests: list[PreprocessedRequest] = []
-
-    def generate(self, request: PreprocessedRequest, context: RequestContext) -> Any:
-        self.requests.append(request)
-        return super().generate(request, context)
 
 
 @pytest.mark.rows("H1")
@@ -38,7 +26,7 @@ class Remembering(ScriptedEngine):
 async def test_a_probe_speaks_json() -> None:
     """The engine has a typed request, the prober plain data, and both go the usual way."""
     spans = Spans()
-    engine = Remembering(
+    engine = ScriptedEngine(
         LLMEngineOutput(engine_data={"handshake": True}),
         token(7),
         LLMEngineOutput.length().with_tokens([8]).with_usage(usage(1, 2)),

@@ -145,42 +145,6 @@ async def test_coalesced_gaps_are_the_engine_s(spans: Spans) -> None:
     assert rows_of(spans.one())["itl_max_ms"] == 10.0
 
 
-@pytest.mark.rows("P5", "O2", "S7")
-@EVERY_PLACE
-@pytest.mark.parametrize("every_s", [0.01, 2.0], ids=["behind the end", "before it"])
-@pytest.mark.parametrize("pulls", [False, True])
-@virtual
-async def test_coalesced_a_drop_is_one(
-    pipeline: Pipeline, pulls: bool, every_s: float, spans: Spans
-) -> None:
-    """Behind the engine's end, and in the middle of a step that was begun ahead: one clean-up."""
-    engine = ScriptedEngine(*tokens_each(every_s, *range(9)), stop(), closing=[3.0])
-    stream = await adapter_of(engine, "agg", spans, pipeline=pipeline).generate(request())
-    await anext(stream)
-    await asyncio.sleep(1.0)
-    pulling = asyncio.create_task(anext(stream, None)) if pulls and every_s > 1 else None
-    await asyncio.sleep(0.5)
-    await stream.aclose()
-    assert engine.closed == 1
-    assert status_of(spans.one()) == DROPPED
-    assert rows_of(spans.one())["output_tokens"] == 1
-    if pulling is not None:
-        assert await pulling is None
-
-
-@pytest.mark.rows("S6", "P4")
-@EVERY_PLACE
-@virtual
-async def test_an_error_comes_behind_every_token(pipeline: Pipeline, spans: Spans) -> None:
-    """As one error item with its kind, also when it was found while the client was away."""
-    engine = ScriptedEngine(*tokens_each(0.01, *range(9)), Disconnected("gone"))
-    stream = await adapter_of(engine, "agg", spans, pipeline=pipeline).generate(request())
-    *items, last = await slowly(stream, 5.0)
-    assert tokens_of(items) == [[0], list(range(1, 9))]
-    assert isinstance(last.error, Disconnected)
-    assert (spans.one().attributes or {})["error_kind"] == "Backend(Disconnected)"
-
-
 @pytest.mark.rows("A2", "A3", "A6", "S3")
 @EVERY_PLACE
 @virtual
@@ -614,17 +578,6 @@ async def test_the_whole_is_over_while_the_client_is_stalled() -> None:
     assert (engine.aborts, engine.closes) == ([60], [60])
     (item,) = await collect(stream)
     assert item.comment == ["not through within 60 s (total_s), tokens so far: 1"]
-
-
-@pytest.mark.rows("A1", "E2")
-@EVERY_MODE
-@virtual
-async def test_an_engine_that_keeps_to_them(mode: DisaggregationMode) -> None:
-    """Deadlines that don't pass have no effect, whatever form the chunks have."""
-    engine = ScriptedEngine(4, {"token_ids": [1]}, 2, HANDSHAKE, 2, token(2), 2, stop())
-    served = await serve(engine, mode, pipeline=ahead(with_deadlines))
-    assert served.tokens == [[1], [], [2], []]
-    assert engine.aborts == []
 
 
 @pytest.mark.rows("A4")

@@ -11,7 +11,7 @@ from rx_backend.context import RequestContext
 from rx_backend.errors import Disconnected
 from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.resumable.jetstream._entries import Item
-from rx_backend.resumption import NotResumable, ResumeState, continuation_request, has_hand_off
+from rx_backend.resumption import ResumeState, continuation_request
 from rx_backend.stream import ResponseStream
 
 __all__ = ("given", "last_item", "open_rest", "rebased", "stopped", "unchanged")
@@ -35,13 +35,9 @@ def last_item(state: ResumeState, context: RequestContext, blocker: str | None) 
     if terminal is not None:
         return Annotated(terminal)
     reason = blocker or state.blocker()
-    if reason is None and has_hand_off(state.request):
-        reason = "its hand-off from another worker was for the lost engine"
     if reason is None:
         return None
-    error = Disconnected("the process that made the answer is gone")
-    error.add_note(f"not resumed: {reason}")
-    error.__cause__ = NotResumable(reason)
+    error = Disconnected(f"the process that made the answer is gone; not resumed: {reason}")
     return Annotated.from_error(error)
 
 
