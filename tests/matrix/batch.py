@@ -26,7 +26,7 @@ MODES = ("agg", "prefill", "decode")
 
 ROUND_S = 0.006
 PATIENCE = 4  # quiet rounds, after which a client of an engine that is silent by design gives up
-HANG_S = 1.5  # and how long one may be quiet whose engine is not
+HANG = 250  # and for how many one may be quiet whose engine is not
 SETTLE_ROUNDS = 80
 COLLECT_IN = (2, 20, 70)
 
@@ -54,7 +54,6 @@ class _Watched:
     request: Request
     progress: int = -1
     quiet: int = 0
-    since: float = 0.0
     stage: int = 0
 
 
@@ -109,26 +108,26 @@ class Batches:
             live[asyncio.create_task(_consume(request))] = _Watched(request)
         while live:
             done, _ = await asyncio.wait(live, timeout=ROUND_S)
-            self.ticked = now = time.monotonic()
+            self.ticked = time.monotonic()
             for task in done:
                 del live[task]
             for task, watched in list(live.items()):
-                if not self._attend(task, watched, now):
+                if not self._attend(task, watched):
                     del live[task]
                     self._abandoned.add(task)
         return records
 
-    def _attend(self, task: asyncio.Task[None], watched: _Watched, now: float) -> bool:
+    def _attend(self, task: asyncio.Task[None], watched: _Watched) -> bool:
         """Be the client's patience; False for a request that hangs in spite of it."""
         request, record = watched.request, watched.request.record
         if record.progress != watched.progress:
-            watched.progress, watched.quiet, watched.since = record.progress, 0, now
+            watched.progress, watched.quiet = record.progress, 0
             return True
         watched.quiet += 1
         is_patient = record.is_stuck and watched.quiet >= PATIENCE and watched.stage < 2
-        if not is_patient and now - watched.since < HANG_S:
+        if not is_patient and watched.quiet < HANG:
             return True
-        watched.quiet, watched.since = 0, now
+        watched.quiet = 0
         watched.stage += 1
         if not is_patient:
             record.blame(f"hang{' after its cancellation' * (watched.stage > 2)}: {_stack(task)}")
