@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from typing import Any, ClassVar
 
 from operators._core.arguments import Seconds
@@ -74,7 +74,6 @@ async def deadlines(
     idle_s: Seconds | None = None,
     total_s: Seconds | None = None,
     retry: bool = False,
-    on_expiry: Callable[[], object] | None = None,
     scope: StreamScope | None = None,
 ) -> AsyncGenerator[Any]:
     """
@@ -115,18 +114,15 @@ async def deadlines(
         total_s: How long the stream may last, the consumer's own time included. When it passes
             while no pull is waiting, the engine is closed then, and the next pull fails.
         retry: Whether another worker may take the request over when a deadline has passed.
-        on_expiry: Called when one has passed, before the engine is closed; by default, in a
-            pipeline, it stops the request.
         scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
         ValueError: A deadline is no positive number, or none is given; when the operator is made.
-        TypeError: *on_expiry* can't be called; when the operator is made.
 
     Phase: anywhere; first of the chunks, where the time of the other operators does not count.
     Errors: source errors pass unchanged. A deadline that passes closes the engine and fails the
         stream with `FirstTokenTimeout`, `IdleTimeout` or `TotalTimeout`, once an engine that cleans
-        up is through with it. What *on_expiry* raises fails the stream instead.
+        up is through with it.
     On dispose: the timer is cancelled.
 
     >>> import asyncio
@@ -146,7 +142,6 @@ async def deadlines(
     [7]
     nothing came for 5 s (idle_s), tokens so far: 1
     """
-    notify = on_expiry or (_ignore if scope is None else scope.stop)
     expired: Exception | None = None
     item: Any = None
     tokens = 0
@@ -164,10 +159,8 @@ async def deadlines(
         kind, seconds = (TotalTimeout, _limit(total_s)) if is_total else (late, limit_s)
         expired = kind(seconds, tokens, retry=retry)
         timer.cancel()
-        try:
-            notify()
-        except Exception as error:
-            expired = error
+        if scope is not None:
+            scope.stop()
         source.close()
 
     def wait() -> None:
@@ -200,6 +193,3 @@ async def deadlines(
 
 def _limit(seconds: float | None) -> float:
     return math.inf if seconds is None else seconds
-
-
-def _ignore() -> None: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import Annotated, Any, TypeVar, cast, overload
 
 from reactivex import Observable
@@ -111,8 +111,6 @@ class ShareReplay(OnWholeStreams):
     def __call__(self, source: Observable[A]) -> SharedStream[A]: ...
     @overload
     def __call__(self, source: AsyncIterable[A]) -> SharedStream[A]: ...
-    @overload
-    def __call__(self, source: Iterable[A]) -> SharedStream[A]: ...
     def __call__(self, source: object) -> SharedStream[Any]:
         """
         Share *source*, which the result owns from now on.
@@ -142,14 +140,6 @@ def _items_of(source: object) -> AsyncIterator[Any]:
         return cast("AsyncIterator[Any]", source)
     if isinstance(source, AsyncIterable):
         return aiter(cast("AsyncIterable[Any]", source))
-    if isinstance(source, Iterable):
-        return _each(cast("Iterable[Any]", source))
     raise TypeError(
-        "share_replay: expected an Observable, an asynchronous iterator or an iterable, "
-        f"got {source!r}"
+        f"share_replay: expected an Observable or an asynchronous iterable, got {source!r}"
     )
-
-
-async def _each(items: Iterable[Any]) -> AsyncGenerator[Any]:
-    for item in items:
-        yield item

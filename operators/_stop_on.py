@@ -35,7 +35,6 @@ def stop_on(
     *,
     include: bool = False,
     min_tokens: MinTokens = 0,
-    reason: object = None,
     answers: Answers | None = None,
     scope: StreamScope | None = None,
 ) -> Stage[Any, Any] | None:
@@ -64,8 +63,6 @@ def stop_on(
         include: Whether the matched tokens come out too; then nothing is held back.
         min_tokens: No stop before the answer has so many tokens, the matched ones included. A
             sequence that is complete earlier is text like any other.
-        reason: The finish reason. By default that of the terminal which the chunk's class makes by
-            ``stop()``; for a class without one, the text ``stop``.
         answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
         scope: The scope of the stream; filled in by a pipeline.
 
@@ -88,7 +85,7 @@ def stop_on(
     sequences = _sequences(stop)
     if not sequences:
         return None
-    search = _Search(stop_table(sequences), include, min_tokens, reason)
+    search = _Search(stop_table(sequences), include, min_tokens)
     return _looking(search, OpenAnswers(answers_of(answers, scope)))
 
 
@@ -130,13 +127,12 @@ class _Search:
         min_tokens: How many tokens an answer has before it may be stopped.
     """
 
-    __slots__ = ("_include", "_numbers", "_reason", "_table", "min_tokens")
+    __slots__ = ("_include", "_numbers", "_table", "min_tokens")
 
-    def __init__(self, table: StopTable, include: bool, min_tokens: int, reason: object) -> None:
+    def __init__(self, table: StopTable, include: bool, min_tokens: int) -> None:
         self._table = table
         self._include = include
         self.min_tokens = min_tokens
-        self._reason = reason
         self._numbers = itertools.count()
 
     def visits(self, looks: Collection[int], ended: Collection[int]) -> StageResult:
@@ -157,7 +153,7 @@ class _Search:
             return None
         kept = read if self._include else answer.cut_back(read - found)
         stop_reason = token_ids[read - 1] if found == 1 else None
-        return cut_last(chunk, kept, "stop", self._reason, stop_reason)
+        return cut_last(chunk, kept, "stop", stop_reason)
 
     def let_out(self, chunk: Any, answer: _Answer) -> Any:
         """Return what of an answer comes out now that *chunk* has come."""

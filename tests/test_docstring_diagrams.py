@@ -168,14 +168,6 @@ def first_token(scene: Scene) -> Play:
     return operators.first_token(lambda chunk: scene.tell("called", letters[chunk.token_ids[0]]))
 
 
-def filter_async(scene: Scene) -> Play:
-    async def is_first(chunk: LLMEngineOutput) -> bool:
-        await asyncio.sleep(1.0)
-        return chunk.token_ids == [1]
-
-    return operators.filter_async(is_first)
-
-
 def heartbeat(scene: Scene) -> Play:
     return operators.heartbeat(2, "p")
 
@@ -306,7 +298,6 @@ PLAYS: dict[str, Callable[[Scene], Play]] = {
         detokenize,
         drain_until_first_token,
         enforce_cancellation,
-        filter_async,
         first_token,
         heartbeat,
         itl_window,

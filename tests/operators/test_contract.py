@@ -65,11 +65,6 @@ async def itself(item: Any) -> Any:
     return item
 
 
-async def has_tokens(item: Any) -> bool:
-    await asyncio.sleep(0.25)
-    return bool(item.token_ids)
-
-
 # How each operator is made; a new one belongs here. Clocks stand still, so that two runs of an
 # operator give the same.
 MADE: dict[str, Callable[[], Operator[Any, Any]]] = {
@@ -99,9 +94,7 @@ MADE: dict[str, Callable[[], Operator[Any, Any]]] = {
 MADE_ASYNC: dict[str, Callable[[], Operator[Any, Any]]] = {
     # With one waiting there is nothing to merge; merging is another way to give the same tokens.
     "coalesce": lambda: operators.coalesce(max_chunks=1),
-    "deadlines": lambda: operators.deadlines(
-        first_token_s=1e9, idle_s=1e9, total_s=1e9, on_expiry=nothing
-    ),
+    "deadlines": lambda: operators.deadlines(first_token_s=1e9, idle_s=1e9, total_s=1e9),
     # What it lets go on after a drop is no business of a contract that tells of what is released.
     "drain_until_first_token": lambda: operators.drain_until_first_token(
         nothing, drains=operators.Drains(limit=0)
@@ -109,7 +102,6 @@ MADE_ASYNC: dict[str, Callable[[], Operator[Any, Any]]] = {
     "enforce_cancellation": lambda: operators.enforce_cancellation(
         1e9, terminal, stop=reactivex.never(), kill=reactivex.never()
     ),
-    "filter_async": lambda: operators.filter_async(has_tokens),
     "heartbeat": lambda: operators.heartbeat(1e9, "beat"),
     "map_async": lambda: operators.map_async(itself),
     "tap_async": lambda: operators.tap_async(itself),

@@ -335,9 +335,3 @@ def test_nothing_to_stop_on_lets_everything_pass(life: Life, made: Any, stop: An
     """A request without stop tokens or stop strings needs no case of its own."""
     chunks = [handshake(), token(1, 2), terminal(3)]
     assert life(chunks, made(stop)) == Seen(chunks, "completed")
-
-
-def test_the_finish_reason_may_be_given() -> None:
-    """It is put on the terminal as it is."""
-    (last,) = fused([LLMEngineOutput.token(2)], stop_on(2, reason=FinishReason.EOS)).items
-    assert last.finish_reason is FinishReason.EOS

@@ -19,7 +19,6 @@ from operators import (
     annotate_errors,
     coalesce,
     deadlines,
-    filter_async,
     heartbeat,
     limit_tokens,
     map_async,
@@ -49,7 +48,7 @@ from rx_backend import protocols
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
-from rx_backend.errors import Disconnected, InvalidArgument, StreamIncomplete, Unknown
+from rx_backend.errors import Disconnected, StreamIncomplete, Unknown
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.scope import RequestScope
@@ -194,7 +193,7 @@ async def test_the_validating_operator_reports_a_broken_contract() -> None:
     engine = ScriptedEngine(token(1), stop(), token(2))
 
     strict = Pipeline(
-        [validate_contract(error=InvalidArgument)],
+        [validate_contract()],
         annotate=annotate_errors(Annotated, Annotated.from_error),
     )
     stream = await adapter_of(engine, pipeline=strict).generate(request())
@@ -416,7 +415,6 @@ RAISING: dict[str, Callable[[Exception], AnyOperator]] = {
     "raising_async": raising_async,
     "map": lambda error: ops.map(at_second(raises(error))),
     "map_async": lambda error: map_async(awaited_at_second(raises(error))),
-    "filter_async": lambda error: filter_async(awaited_at_second(raises(error))),
 }
 
 
