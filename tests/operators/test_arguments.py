@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import operators as our
 from operators import record_span
 from operators.authoring import AtLeast, FusedRun, Seconds, Stage, operator
+from tests.operators._help import Engine
 
 Choice = Literal["first", "last", 3]
 
@@ -207,6 +208,7 @@ async def waits(item: object) -> object:
 
 
 NEVER = reactivex.never()
+SOURCE = Engine()()
 WINDOWS = our.SloWindows(clock=lambda: 0.0)
 # What operators and the objects they are made with refuse, and what the error says.
 REFUSED: list[tuple[Callable[[], object], str]] = [
@@ -241,6 +243,19 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: our.on_outcome("text"), "callback: expected a function, got 'text'"),
     (lambda: our.on_outcome(waits), "callback: expected a function that is not async"),
     (lambda: our.on_outcome(print, is_cancelled="text"), "is_cancelled: expected a function, got"),
+    (lambda: our.share_replay(0), "buffer: expected a whole number, at least 1 or None, got 0"),
+    (lambda: our.share_replay("1"), "buffer: expected a whole number, at least 1 or None, got '1'"),
+    (lambda: our.share_replay(ahead=-1), "ahead: expected a whole number, at least 0, got -1"),
+    (lambda: our.share_replay(linger_s=-0.1), "linger_s: expected a number, at least 0 seconds"),
+    (lambda: our.share_replay(2, 3), "buffer: expected at least ahead=3, or None, got 2"),
+    (lambda: our.SharedStream([1]), "source: expected an asynchronous iterator, got [1]"),
+    (lambda: our.SharedStream(SOURCE, ahead=-1), "ahead: expected a whole number, at least 0"),
+    (lambda: our.SharedStream(SOURCE, linger_s=-1.0), "linger_s: expected a number, at least 0"),
+    (lambda: our.SharedStream(SOURCE, linger_s=math.nan), "linger_s: expected a number, at least"),
+    (
+        lambda: our.SharedStream(SOURCE, on_abandoned=waits),
+        "on_abandoned: expected a function that",
+    ),
     (lambda: our.sliding_itl(count=None), "expected count or window_s, got neither"),
     (lambda: our.sliding_itl(count=0), "count: expected a whole number, at least 1 gap or None"),
     (lambda: our.sliding_itl(window_s=0.0), "window_s: expected a number, more than 0 seconds or"),

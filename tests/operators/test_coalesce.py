@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +12,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from operators import BufferOverflow, CoalesceCounts, coalesce, fuse, until_terminal
-from operators.authoring import FusedRun
 from rx_backend import LLMEngineOutput, TraceLink
 from rx_backend.testing import run_virtual
 from tests.engines import virtual
 from tests.examples import examples
 from tests.leaks import LeakWatch
+from tests.operators._drops import Way, by_leaving_a_loop
 from tests.operators._help import (
     LONG_S,
     Engine,
@@ -27,14 +26,10 @@ from tests.operators._help import (
     by_close,
     by_losing_it,
     handshake,
+    now,
     terminal,
     token,
 )
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
 
 Received = list[tuple[float, Any]]
 
@@ -212,13 +207,7 @@ STATES = [
 ]
 
 
-async def by_leaving(owner: Owner) -> None:
-    async for _ in owner.pop():
-        break
-    gc.collect()
-
-
-WAYS: list[Callable[[Owner], Awaitable[None]]] = [by_close, by_aclose, by_losing_it, by_leaving]
+WAYS = [by_close, by_aclose, by_losing_it, by_leaving_a_loop]
 
 
 @pytest.mark.rows("S7")
@@ -227,11 +216,11 @@ WAYS: list[Callable[[Owner], Awaitable[None]]] = [by_close, by_aclose, by_losing
 @pytest.mark.parametrize("closing_s", [None, 3.0])
 @virtual
 async def test_a_drop_releases_everything_once(
-    state: State, way: Callable[[Owner], Awaitable[None]], closing_s: float | None
+    state: State, way: Way, closing_s: float | None
 ) -> None:
     """Whether the engine is in a step or not, and whoever waits for it; its clean-up runs once."""
     engine = Engine(map(token, range(100)), every_s=state.every_s, closing_s=closing_s)
-    owner: list[FusedRun[Any]] = [fuse(engine(), [coalesce(max_chunks=4)])]
+    owner: Owner = [fuse(engine(), [coalesce(max_chunks=4)])]
     await anext(owner[0])
     if state.away_s:
         await asyncio.sleep(state.away_s)

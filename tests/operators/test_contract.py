@@ -437,28 +437,6 @@ async def test_a_drop_releases_the_engine(name: str, drop: Any, after: int) -> N
             await anext(owner[0])
 
 
-@pytest.mark.rows("S7")
-@EVERY_ASYNCHRONOUS
-@pytest.mark.parametrize("at_s", [0.5, 1.1, 1.5])
-@pytest.mark.parametrize("how", ["cancel", "close"])
-@settled
-async def test_a_drop_in_a_pull_releases_the_engine(name: str, at_s: float, how: str) -> None:
-    """While the engine is waited for, and while the operator itself waits."""
-    engine = Engine([handshake(), handshake(), token(1), terminal()], every_s=1.0)
-    stream = fuse(engine(), [MADE_ASYNC[name]()])
-    consumer = asyncio.create_task(collect(stream))
-    await asyncio.sleep(at_s)
-    if how == "cancel":
-        consumer.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await consumer
-    else:
-        stream.close()
-        await consumer
-    await asyncio.sleep(LONG_S)
-    assert engine.closed == 1
-
-
 NUMBER: contextvars.ContextVar[int] = contextvars.ContextVar("number")
 
 

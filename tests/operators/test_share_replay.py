@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,7 +39,7 @@ from rx_backend.engines import SampleEngine
 from rx_backend.protocols import StopConditions
 from rx_backend.testing import run_virtual
 from tests.engines import virtual
-from tests.operators._help import LONG_S, Engine, Seen, busy, now, settle, token, watch
+from tests.operators._help import LONG_S, Engine, Seen, busy, now, settle, watch
 
 # What it takes.
 
@@ -105,25 +105,6 @@ def test_what_it_refuses(wrong: Any) -> None:
     """What is no stream, by name."""
     with pytest.raises(TypeError, match="share_replay: expected an Observable or an async"):
         share_replay()(wrong)
-
-
-def test_wrong_arguments() -> None:
-    """They are named when the operator is made."""
-    make: Any = share_replay
-    wrong: list[tuple[type[Exception], str, Callable[[], object]]] = [
-        (ValueError, "share_replay: buffer: expected .*at least 1.* got 0", lambda: make(0)),
-        (TypeError, "share_replay: buffer: expected a whole number", lambda: make("1")),
-        (ValueError, "share_replay: ahead: .*at least 0", lambda: make(ahead=-1)),
-        (ValueError, "share_replay: linger_s: .*at least 0 seconds", lambda: make(linger_s=-0.1)),
-        (
-            ValueError,
-            "share_replay: buffer: expected at least ahead=3, or None, got 2",
-            lambda: make(2, 3),
-        ),
-    ]
-    for kind, message, call in wrong:
-        with pytest.raises(kind, match=message):
-            call()
 
 
 def test_its_repr() -> None:
@@ -275,17 +256,6 @@ async def test_an_observer_that_fails() -> None:
     assert shared.readers == 0
 
 
-@pytest.mark.rows("E6")
-@virtual
-async def test_subscribers_get_copies() -> None:
-    """What one does to its chunk, another does not see."""
-    shared = share_replay()(Engine([token(1)])())
-    shared.subscribe(lambda chunk: chunk.token_ids.append(9))
-    seen, _ = watch(shared)
-    await settle()
-    assert seen.items == [token(1)]
-
-
 @virtual
 async def test_the_bound_holds_for_slow_readers() -> None:
     """With a buffer a reader that lags is told; with ahead the source waits for the fastest."""
@@ -429,37 +399,6 @@ def test_it_is_replay_with_ref_count(
                 *((stay.comes_s, "next", place) for place in held),
                 (stay.comes_s, *end),
             ]
-
-
-@pytest.mark.rows("S4")
-@given(
-    ahead=st.integers(0, 4),
-    paces_s=st.lists(st.sampled_from([0.0, 1.0, 3.0]), min_size=1, max_size=3),
-)
-def test_back_pressure(ahead: int, paces_s: list[float]) -> None:
-    """Where ``replay`` would run through, a source that can be pulled keeps to the fastest reader."""
-    journal: list[str] = []
-    read = [0] * len(paces_s)
-
-    async def source() -> AsyncGenerator[int]:
-        for number in range(12):
-            assert number < max(read) + max(ahead, 1)
-            yield number
-            journal.append(str(number))
-
-    async def consume(shared: SharedStream[int], place: int) -> None:
-        async with shared.read() as reader:
-            async for item in reader:
-                assert item == read[place]
-                read[place] += 1
-                await asyncio.sleep(paces_s[place])
-
-    async def main() -> None:
-        shared = share_replay(ahead=ahead)(source())
-        await asyncio.gather(*(consume(shared, place) for place in range(len(paces_s))))
-
-    run_virtual(main())
-    assert read == [12] * len(paces_s)
 
 
 def test_it_is_exported() -> None:
