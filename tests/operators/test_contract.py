@@ -487,6 +487,7 @@ ERRORS = st.sampled_from([None, LookupError("gone")])
 ANY = st.one_of(
     st.lists(st.sampled_from(sorted(MADE)), max_size=6),
     st.lists(st.sampled_from(sorted(ALL)), min_size=1, max_size=5),
+    st.tuples(st.sampled_from(sorted(MADE_ASYNC))),
 )
 
 
@@ -498,7 +499,7 @@ def made_of(names: Sequence[str]) -> list[AnyOperator]:
 @examples(200)
 @given(names=ANY, chunks=STREAMS, error=ERRORS, take=st.none() | st.integers(1, 5))
 def test_fused_is_what_a_pipe_gives(
-    names: list[str], chunks: list[Any], error: Exception | None, take: int | None
+    names: Sequence[str], chunks: list[Any], error: Exception | None, take: int | None
 ) -> None:
     """Pulled and pushed; and behind ``until_terminal`` there is one terminal, the last."""
     is_synchronous = set(names) <= set(MADE)
@@ -506,7 +507,7 @@ def test_fused_is_what_a_pipe_gives(
     pulled = fused_waiting(copy.deepcopy(chunks), *made_of(names), error=error, take=take)
     for life in lives:
         assert life(copy.deepcopy(chunks), *made_of(names), error=error, take=take) == pulled
-    if names[-1:] == ["until_terminal"]:
+    if [*names[-1:]] == ["until_terminal"]:
         ends = [item for item in pulled.items if getattr(item, "finish_reason", None) is not None]
         assert ends == [item for item in pulled.items[-1:] if item in ends]
 
@@ -517,7 +518,7 @@ def test_fused_is_what_a_pipe_gives(
     names=ANY,
     chunks=STREAMS,
     error=ERRORS,
-    at_s=st.floats(0.0, 8.0),
+    at_s=st.floats(0.1, 8.0),
     how=st.sampled_from(["cancel", "close", "not at all"]),
 )
 def test_the_engine_is_closed_once(
@@ -540,5 +541,5 @@ def test_the_engine_is_closed_once(
         return engine
 
     engine = run_virtual(run())
-    assert engine.closed == (1 if engine.pulls or engine.closed else 0)
+    assert engine.closed == 1
     assert ended == ["end"]
