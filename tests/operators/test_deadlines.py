@@ -22,7 +22,7 @@ from operators import (
     fuse,
     until_terminal,
 )
-from rx_backend.testing import VirtualTimeLoop, assert_marbles, run_virtual
+from rx_backend.testing import assert_marbles, run_virtual
 from tests.engines import virtual
 from tests.operators._help import (
     LETTERS,
@@ -36,6 +36,7 @@ from tests.operators._help import (
     terminal,
     token,
 )
+from tests.operators._timed import Event, consume
 
 
 @pytest.mark.parametrize(
@@ -154,21 +155,13 @@ async def test_the_request_is_stopped_before_the_engine_is_closed() -> None:
 
 
 @virtual
-async def test_a_stream_needs_few_timers(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_needs_few_timers(timers: list[float]) -> None:
     """Timers are set as time passes, not as tokens come."""
-    set_timers: list[float] = []
-    call_at = VirtualTimeLoop.call_at
-
-    def counting(loop: VirtualTimeLoop, when: float, *args: Any, **options: Any) -> Any:
-        set_timers.append(when)
-        return call_at(loop, when, *args, **options)
-
-    monkeypatch.setattr(VirtualTimeLoop, "call_at", counting)
     engine = Engine([token(1)] * 1000, every_s=0.01)
     seen = await collect(fuse(engine(), [deadlines(first_token_s=5, idle_s=2, total_s=60)]))
     assert len(seen.items) == 1000
     # A thousand are the engine's own.
-    assert len(set_timers) < 1010
+    assert len(timers) < 1010
 
 
 @pytest.mark.rows("S7", "P6a")
@@ -194,10 +187,10 @@ def expected(
     pauses: Sequence[int],
     limits: tuple[int, int, float],
     drop: float,
-) -> list[tuple[float, str]]:
+) -> list[Event]:
     """Return what must be seen: items, the expiry and the consumer's end, each with its time."""
     first_token_s, idle_s, total_s = limits
-    seen: list[tuple[float, str]] = []
+    seen: list[Event] = []
     time, tokens = 0.0, 0
     allowed: float = first_token_s
     for number, (gap, size) in enumerate(steps):
@@ -220,7 +213,7 @@ def expected(
     return [event for event in seen if event[0] < drop]
 
 
-KINDS: dict[type[DeadlineExpired], str] = {
+KINDS: dict[type, str] = {
     FirstTokenTimeout: "first",
     IdleTimeout: "idle",
     TotalTimeout: "total",
@@ -242,7 +235,7 @@ def test_every_interleaving(
     drop: float,
 ) -> None:
     """Whatever comes when, what is seen and when is what the rules above say."""
-    seen: list[tuple[float, str]] = []
+    seen: list[Event] = []
     closed: list[float] = []
 
     async def engine() -> AsyncGenerator[Chunk]:
@@ -251,36 +244,20 @@ def test_every_interleaving(
                 await asyncio.sleep(gap)
                 yield token(*range(size))
         finally:
-            closed.append(asyncio.get_running_loop().time())
+            closed.append(now())
+
+    def name(item: Any) -> str:
+        return KINDS.get(type(item)) or f"item {len(item.token_ids)}"
 
     async def run() -> None:
-        clock = asyncio.get_running_loop().time
         first_token_s, idle_s, total_s = limits
         watched = deadlines(
             first_token_s=first_token_s,
             idle_s=idle_s,
             total_s=total_s,
-            scope=told(lambda: seen.append((clock(), "expired"))),
+            scope=told(lambda: seen.append((now(), "expired"))),
         )
-        stream = fuse(engine(), [watched])
-
-        async def consume() -> None:
-            number = 0
-            try:
-                async for item in stream:
-                    seen.append((clock(), f"item {len(item.token_ids)}"))
-                    await asyncio.sleep(pauses[number % len(pauses)])
-                    number += 1
-                seen.append((clock(), "end"))
-            except DeadlineExpired as error:
-                seen.append((clock(), KINDS[type(error)]))
-
-        consumer = asyncio.create_task(consume())
-        await asyncio.sleep(drop)
-        consumer.cancel()
-        await asyncio.wait([consumer])
-        await stream.aclose()
-        await asyncio.sleep(LONG_S)
+        await consume(fuse(engine(), [watched]), pauses, drop, name, seen)
 
     run_virtual(run())
     assert seen == expected(steps, pauses, limits, drop)
