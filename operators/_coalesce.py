@@ -70,15 +70,15 @@ async def coalesce(
         source  -a-b-c-T|
         result  -a----M----(T|)
 
-    When *max_chunks* chunks wait, the source is not pulled until the consumer has taken them: a slow
-    client slows its own engine stream, and no token is lost. So row S4 holds for a consumer that
-    keeps up; for one that lags the source may be that much ahead. What stands in front may be over
-    while the consumer still reads, and then the request counts as completed (row P6a)::
+    When *max_chunks* chunks wait, the source is not pulled until the consumer has taken them: a
+    slow client slows its own engine stream, and no token is lost. So row S4 holds for a consumer
+    that keeps up; for one that lags the source may be that much ahead. What stands in front may be
+    over while the consumer still reads, and then the request counts as completed (row P6a)::
 
         EngineAdapter(engine).with_operators(coalesce())
 
-    The engine's steps run in one context, but each in the consumer's task or in one that lives while
-    the consumer is away. So an engine must not hold what belongs to one task, such as
+    The engine's steps run in one context, but each in the consumer's task or in one that lives
+    while the consumer is away. So an engine must not hold what belongs to one task, such as
     ``asyncio.timeout``, across its ``yield``.
 
     Args:
@@ -207,7 +207,7 @@ class _Ahead:
         return has_more
 
     def take(self, *, alone: bool) -> tuple[list[Any], int]:
-        """Take the first item, merged with others unless *alone*, and say of how many it is made."""
+        """Take the first item, merged with others unless *alone*; return of how many it is made."""
         waiting = self._inbox
         items, count = merge_chunks(islice(waiting, 1) if alone else waiting)
         for _ in range(count):

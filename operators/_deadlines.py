@@ -84,27 +84,24 @@ async def deadlines(
         source  -h---a-b----c-|
         result  -h---a-b--#
 
-    ``first_token_s`` and ``idle_s`` count only while the engine is waited for: a consumer that is
-    slow to come back is not taken for a silent engine. ``total_s`` counts always. All begin with
-    the first pull. An item that becomes ready in the very turn of the event loop in which a
-    deadline passes is still handed out, and counts.
+    ``first_token_s`` and ``idle_s`` count while the engine is waited for, so a slow consumer is not
+    taken for a silent engine; ``total_s`` counts always. All begin with the first pull. An item
+    that becomes ready in the very turn of the event loop in which a deadline passes is still handed
+    out.
 
-    Put it in front of the standard pipeline. A deadline that passes stops the request there: the
-    engine is asked to abort as after any stop (rows A2 to A5), and the stream ends with an error
-    item of kind ``ResponseTimeout``::
+    In front of the standard pipeline, a deadline that passes stops the request: the engine is asked
+    to abort as after any stop (rows A2 to A5), and the stream ends with an error item of kind
+    ``ResponseTimeout``. In decode mode no abort is made before the first token (row A5)::
 
         timed = deadlines(first_token_s=60, idle_s=10)
         EngineAdapter(engine, pipeline=standard_pipeline.insert_before("validate_chunks", timed))
 
-    In decode mode a deadline that passes before the first token fails the stream before its first
-    token, so that the deferred abort is not made (row A5).
-
-    A request costs at most its deadline of engine time: Dynamo's frontend answers it with status 504
-    and does not move it to another worker. With *retry* it does, up to ``--migration-limit`` times,
-    and every worker grants the whole deadline anew: with the frontend's default of 3, an engine that
-    is merely overloaded then gets each such request four times. So set it only where a silent engine
-    means a broken worker, such as for ``idle_s`` alone. A client may retry by itself, too: the
-    official OpenAI client repeats a 504 twice unless it has ``max_retries=0``.
+    A request costs at most its deadline of engine time: Dynamo's frontend answers it with status
+    504. With *retry* it moves the request to another worker, up to ``--migration-limit`` times (3
+    by default), and each grants the whole deadline anew: an engine that is merely overloaded gets
+    such a request four times. So set it only where a silent engine means a broken worker, such as
+    for ``idle_s`` alone. The official OpenAI client repeats a 504 twice unless it has
+    ``max_retries=0``.
 
     Args:
         first_token_s: How long the engine may be waited for until its first token, in seconds. Items

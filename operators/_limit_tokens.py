@@ -42,8 +42,8 @@ def limit_tokens(
 
     A terminal of the engine within the limit passes as it is, also when it reaches the limit; one
     that goes beyond gets the finish reason ``length``. Its ``completion_usage`` stays what the
-    engine says. What the engine still has for an answer that has ended is dropped. Text without token
-    ids is not limited, of which the log has a warning, once in a process.
+    engine says. What the engine still has for an answer that has ended is dropped. Text without
+    token ids is not limited, of which the log has a warning, once in a process.
 
     Args:
         limit: How many tokens an answer may have, 1 at least; None for no limit, at no cost per

@@ -41,16 +41,15 @@ def stop_on(
     """
     End an answer when one of some token ids, or sequences of them, appears (rows E3, S2, S8).
 
-    The terminal has the finish reason ``stop``. When all answers have ended, the engine is closed
+    The terminal has the finish reason ``stop``; when all answers have ended, the engine is closed
     and not pulled again. The matched tokens are left out, so what may begin a sequence is held back
-    until that is decided: it comes out, or the sequence is complete. Chunks are held back whole, as
-    copies of the operator's own (row E6). A chunk of which nothing is left does not come out. To
-    stop on ``b c``, where ``S`` has no tokens::
+    until that is decided, in whole chunks, as copies of the operator's own (row E6). A chunk of
+    which nothing is left does not come out. To stop on ``b c``, where ``S`` has no tokens::
 
         source  -a-b-a-bc-|
         result  -a---(ba)--(S|)
 
-    A source's terminal lets out what is held back, and so does its end. The sequence that is
+    What is held back comes out with the source's terminal, and at its end. The sequence that is
     complete first ends the answer; of several that end with the same token, the longest counts. It
     may lie across chunks; the rest of the last one is left out, with the log probabilities and the
     text of those tokens. A chunk's ``stop_reason``, where it has one, becomes the stop token, or

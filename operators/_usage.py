@@ -35,10 +35,10 @@ def usage(
     """
     Write ``completion_usage`` on the last terminal, and report it however the stream ends.
 
-    Token ids are counted, not chunks, of all answers together, as OpenAI does; of text without token
-    ids none are, of which the log has a warning, once in a process. The last terminal comes out as a
-    copy with the usage, unless the engine set one; other chunks pass unchanged. With a prompt of 3
-    tokens, ``U`` is ``T`` with a usage of 3 and 2 tokens::
+    Token ids are counted, not chunks, of all answers together, as OpenAI does; of text without
+    token ids none are, of which the log has a warning, once in a process. The last terminal comes
+    out as a copy with the usage, unless the engine set one; other chunks pass unchanged. With a
+    prompt of 3 tokens, ``U`` is ``T`` with a usage of 3 and 2 tokens::
 
         source  -a-b-T|
         result  -a-b-U|
