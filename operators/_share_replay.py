@@ -123,12 +123,6 @@ class ShareReplay(OnWholeStreams):
             linger_s=self._linger_s,
         )
 
-    def __repr__(self) -> str:
-        return (
-            f"share_replay(buffer={self._buffer!r}, ahead={self._ahead!r}, "
-            f"linger_s={self._linger_s!r})"
-        )
-
 
 def _items_of(source: object) -> AsyncIterator[Any]:
     observed = source_of(source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from itertools import permutations
 from typing import Any
@@ -303,30 +302,6 @@ class TestDeferredAbort:
             [handshake()], deferred_abort(_never, stop=Subject(), end_of_turn=later.append), take=1
         )
         assert later == []
-
-    @pytest.mark.rows("A5")
-    @virtual
-    async def test_the_event_loop_can_end_the_turn(self, level: MakeLevel) -> None:
-        """With ``loop.call_soon`` a notice counts in the turn of the drop, and not in the next."""
-        loop = asyncio.get_running_loop()
-        for turns in (0, 1):
-            aborts: list[str] = []
-            stop, notified = level(), level()
-            gate = deferred_abort(
-                lambda told=aborts: told.append("abort"),
-                stop=stop,
-                notified=notified,
-                end_of_turn=loop.call_soon,
-            )
-            stream = fuse(Engine([handshake()], ends=False)(), [gate])
-            await anext(stream)
-            stop.on_next(True)
-            stream.close()
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            notified.on_next(True)
-            assert aborts == ["abort"] * (1 - turns)
-            await stream.aclose()
 
     @pytest.mark.rows("A6")
     @pytest.mark.parametrize(

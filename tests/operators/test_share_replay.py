@@ -23,7 +23,6 @@ from reactivex.disposable import Disposable
 from reactivex.scheduler import TimeoutScheduler
 from reactivex.subject import Subject
 
-import operators
 from operators import (
     NotAnOperator,
     Pipeline,
@@ -105,11 +104,6 @@ def test_what_it_refuses(wrong: Any) -> None:
     """What is no stream, by name."""
     with pytest.raises(TypeError, match="share_replay: expected an Observable or an async"):
         share_replay()(wrong)
-
-
-def test_its_repr() -> None:
-    """It shows how it was made."""
-    assert repr(share_replay(8, linger_s=2)) == "share_replay(buffer=8, ahead=0, linger_s=2)"
 
 
 @virtual
@@ -399,9 +393,3 @@ def test_it_is_replay_with_ref_count(
                 *((stay.comes_s, "next", place) for place in held),
                 (stay.comes_s, *end),
             ]
-
-
-def test_it_is_exported() -> None:
-    """It is no operator for a list, and so in none of the tables of the contract."""
-    assert "share_replay" in operators.__all__
-    assert not hasattr(share_replay, "__wrapped__")
