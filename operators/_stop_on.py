@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from operator import itemgetter
 from typing import Any, TypeAlias, cast
 
 from operators._answers import Answers, MinTokens, OpenAnswers, answers_of
@@ -126,13 +124,12 @@ class _Search:
         min_tokens: How many tokens an answer has before it may be stopped.
     """
 
-    __slots__ = ("_include", "_numbers", "_table", "min_tokens")
+    __slots__ = ("_include", "_table", "min_tokens")
 
     def __init__(self, table: StopTable, include: bool, min_tokens: int) -> None:
         self._table = table
         self._include = include
         self.min_tokens = min_tokens
-        self._numbers = itertools.count()
 
     def visits(self, looks: Collection[int], ended: Collection[int]) -> StageResult:
         """Return which chunks to look at: all while a sequence has begun, else those with a start."""
@@ -159,7 +156,7 @@ class _Search:
         begun = 0 if self._include else self._table.begun[answer.state]
         if not begun and not answer.chunks:
             return chunk
-        answer.hold_back(next(self._numbers), own_copy(chunk))
+        answer.hold_back(own_copy(chunk))
         return emit(*answer.let_out(begun))
 
 
@@ -173,7 +170,7 @@ class _Answer:
     Attributes:
         state: The table's state after the last token.
         tokens: How many tokens were read.
-        chunks: The chunks, each with its number of arrival among all answers'.
+        chunks: The chunks.
     """
 
     __slots__ = ("_held", "chunks", "state", "tokens")
@@ -181,24 +178,22 @@ class _Answer:
     def __init__(self) -> None:
         self.state = 0
         self.tokens = 0
-        self.chunks: deque[tuple[int, Any]] = deque()
+        self.chunks: deque[Any] = deque()
         self._held = 0
 
-    def hold_back(self, number: int, chunk: Chunk) -> None:
-        self.chunks.append((number, chunk))
+    def hold_back(self, chunk: Chunk) -> None:
+        self.chunks.append(chunk)
         self._held += len(chunk.token_ids)
 
     def let_out(self, begun: int) -> list[Any]:
         """Give up the chunks before the last *begun* tokens."""
         out: list[Any] = []
         while self.chunks:
-            _, chunk = self.chunks[0]
-            rest = self._held - len(chunk.token_ids)
+            rest = self._held - len(self.chunks[0].token_ids)
             if rest < begun:
                 break
             self._held = rest
-            self.chunks.popleft()
-            out.append(chunk)
+            out.append(self.chunks.popleft())
         return out
 
     def cut_back(self, tokens: int) -> int:
@@ -213,20 +208,19 @@ class _Answer:
         """
         kept = self._held + tokens
         chunks, self.chunks = self.chunks, deque()
-        for number, chunk in chunks:
+        for chunk in chunks:
             length = len(chunk.token_ids)
             if length <= kept:
-                self.chunks.append((number, chunk))
+                self.chunks.append(chunk)
             elif kept:
-                self.chunks.append((number, first_tokens(chunk, kept)))
+                self.chunks.append(first_tokens(chunk, kept))
             kept = max(kept - length, 0)
         return kept
 
 
 def _held_back(answers: Iterable[_Answer]) -> list[Any]:
-    """Return the chunks of *answers* in the order in which they came."""
-    held = [entry for answer in answers for entry in answer.chunks]
-    return [chunk for _, chunk in sorted(held, key=itemgetter(0))]
+    """Return the chunks of *answers*, one answer after another."""
+    return [chunk for answer in answers for chunk in answer.chunks]
 
 
 def _sequences(stop: StopTokens) -> frozenset[tuple[int, ...]]:
