@@ -26,6 +26,7 @@ from tests.operators._help import (
     token,
     watch,
 )
+from tests.operators._search import first_match, undecided
 
 VALUES = {
     **LETTERS,
@@ -80,26 +81,8 @@ STOPS = st.sets(st.lists(TOKENS, min_size=1, max_size=5).map(tuple), min_size=1,
 CHUNKS = st.lists(st.lists(TOKENS, max_size=4), max_size=12)
 
 
-def model(
-    stops: set[tuple[int, ...]], tokens: Sequence[int], min_tokens: int = 0
-) -> tuple[int, int] | None:
-    """Where the first sequence that is complete begins and ends, the longest of several."""
-    for end in range(max(1, min_tokens), len(tokens) + 1):
-        lengths = [len(stop) for stop in stops if tuple(tokens[:end])[-len(stop) :] == stop]
-        if lengths:
-            return end - max(lengths), end
-    return None
-
-
-def undecided(stops: set[tuple[int, ...]], tokens: Sequence[int]) -> int:
-    """How many tokens at the end may be the beginning of a sequence."""
-    beginnings = {stop[:length] for stop in stops for length in range(1, len(stop))}
-    ends = (tuple(tokens[-length:]) for length in range(1, len(tokens) + 1))
-    return max((len(end) for end in ends if end in beginnings), default=0)
-
-
-def tokens_of(chunks: Sequence[Chunk | LLMEngineOutput]) -> list[int]:
-    return [token_id for chunk in chunks for token_id in chunk.token_ids]
+def tokens_of(chunks: Sequence[Chunk | LLMEngineOutput]) -> tuple[int, ...]:
+    return tuple(token_id for chunk in chunks for token_id in chunk.token_ids)
 
 
 @pytest.mark.rows("S1", "S2", "S8")
@@ -115,7 +98,7 @@ def test_what_comes_out_is_what_a_search_of_the_whole_text_gives(
     before = copy.deepcopy(source)
     seen = fused(source, stop_on(stops, include=include))
     tokens = tokens_of(source)
-    match = model(stops, tokens)
+    match = first_match(stops, tokens)
     assert seen.end == "completed"
     assert source == before
     if match is None:
@@ -137,10 +120,10 @@ def test_no_chunk_waits_for_longer_than_it_must(
     subject: Subject[Any] = Subject()
     seen, _ = watch(subject.pipe(stop_on(stops, include=include)))
     for count in range(1, len(chunks) + 1):
-        tokens = [token_id for ids in chunks[:count] for token_id in ids]
+        tokens = tuple(token_id for ids in chunks[:count] for token_id in ids)
         subject.on_next(token(*chunks[count - 1]))
         if seen.end != "open":
-            assert model(stops, tokens)
+            assert first_match(stops, tokens)
             return
         decided = len(tokens) - (0 if include else undecided(stops, tokens))
         out = 0
@@ -210,7 +193,7 @@ def test_each_answer_ends_by_itself(
         own = [chunk for chunk in source if (chunk.index or 0) == index]
         ends = [place for place, chunk in enumerate(own, 1) if chunk.finish_reason]
         tokens = tokens_of(own[: ends[0]] if ends else own)
-        match = model(stops, tokens, min_tokens)
+        match = first_match(stops, tokens, min_tokens)
         out = [chunk for chunk in seen.items if (chunk.index or 0) == index]
         reasons = [chunk.finish_reason for chunk in out if chunk.finish_reason]
         if match is None:
@@ -238,7 +221,7 @@ def test_each_answer_ends_by_itself(
 def test_what_it_stops_on(life: Life, stop: Any, tokens: list[int], left: list[int]) -> None:
     """Ids, sequences and both; what is left are the tokens before."""
     seen = life([token(token_id) for token_id in tokens], stop_on(stop))
-    assert tokens_of(seen.items) == left
+    assert [*tokens_of(seen.items)] == left
     assert seen.items[-1].finish_reason == "stop"
 
 
