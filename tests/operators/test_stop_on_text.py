@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from reactivex.subject import Subject
 
@@ -57,6 +57,7 @@ def ids_of(chunks: Sequence[LLMEngineOutput]) -> list[int]:
     how=st.sampled_from(["completed", "terminal", "failed"]),
     include=st.booleans(),
 )
+@example(stops=["ab", "b"], source=[LLMEngineOutput(text="#ab")], how="completed", include=False)
 def test_what_comes_out_is_what_a_search_of_the_whole_text_gives(
     stops: list[str], source: list[LLMEngineOutput], how: str, *, include: bool
 ) -> None:
