@@ -213,7 +213,7 @@ def expected(
     return [event for event in seen if event[0] < drop]
 
 
-KINDS: dict[type, str] = {
+KINDS: dict[type[DeadlineExpired], str] = {
     FirstTokenTimeout: "first",
     IdleTimeout: "idle",
     TotalTimeout: "total",
@@ -247,7 +247,9 @@ def test_every_interleaving(
             closed.append(now())
 
     def name(item: Any) -> str:
-        return KINDS.get(type(item)) or f"item {len(item.token_ids)}"
+        if isinstance(item, DeadlineExpired):
+            return KINDS[type(item)]
+        return f"item {len(item.token_ids)}"
 
     async def run() -> None:
         first_token_s, idle_s, total_s = limits
