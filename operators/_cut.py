@@ -6,14 +6,11 @@ import copy
 import inspect
 from typing import Any, TypeVar, cast
 
-from operators._chunk import Chunk
+from operators._chunk import PER_TOKEN, Chunk
 
 __all__ = ("cut_last", "first_tokens", "part_of")
 
 C = TypeVar("C", bound=Chunk)
-
-# Fields with an entry for each token. All are known by name, and a chunk may lack any.
-_PER_TOKEN = ("tokens", "log_probs", "top_logprobs")
 
 
 def first_tokens(chunk: C, count: int) -> C:
@@ -55,7 +52,7 @@ def part_of(chunk: C, start: int, end: int, text: str | None) -> C:
     """
     part: Any = copy.copy(chunk)
     part.token_ids = chunk.token_ids[start:end]
-    for name in _PER_TOKEN:
+    for name in PER_TOKEN:
         entries = getattr(chunk, name, None)
         if entries is not None:
             setattr(part, name, entries[start:end])

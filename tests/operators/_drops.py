@@ -66,7 +66,7 @@ EVERY_WAY: list[Way] = [
 
 
 async def by_cancelling(pull: asyncio.Task[Seen], stream: FusedRun[Any]) -> None:
-    pull.cancel()
+    pull.cancel("the client left")
     await asyncio.wait([pull])
 
 

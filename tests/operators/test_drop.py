@@ -21,8 +21,11 @@ from rx_backend.testing import VirtualTimeLoop
 from tests.engines import virtual
 from tests.operators._drops import (
     EVERY_WAY,
+    IN_A_PULL,
+    InPull,
     Way,
     by_an_exception_in_a_loop,
+    by_cancelling,
     by_leaving_a_loop,
 )
 from tests.operators._help import (
@@ -392,37 +395,22 @@ class TestATaskWaits:
     """The stream is dropped while a task waits in a pull."""
 
     @pytest.mark.rows("S7")
-    @pytest.mark.parametrize("way", [by_close, by_aclose])
+    @pytest.mark.parametrize("way", IN_A_PULL)
     @BUSY
     @virtual
-    async def test_closed_by_another_task(
-        self,
-        engine: Callable[[list[str]], AsyncIterator[Any]],
-        way: Way,
+    async def test_everything_is_released_once(
+        self, engine: Callable[[list[str]], AsyncIterator[Any]], way: InPull
     ) -> None:
-        """The pull ends there without an item, and everything is released once."""
+        """A pull that is closed ends without an item; a cancellation goes through and out of it."""
         run = Run(engine)
         pulling = run.pull()
         await asyncio.sleep(0.1)
-        await way(run.owner)
-        assert await pulling == Seen([1, 1], "completed")
-        assert await run.released() == DROPPED
-
-    @pytest.mark.rows("S7")
-    @BUSY
-    @virtual
-    async def test_the_task_is_cancelled(
-        self, engine: Callable[[list[str]], AsyncIterator[Any]]
-    ) -> None:
-        """The cancellation goes through the engine and out of the pull; all is released once."""
-        run = Run(engine)
-        pulling = run.pull()
-        await asyncio.sleep(0.1)
-        pulling.cancel("the client left")
-        await asyncio.wait([pulling])
-        assert pulling.cancelled()
-        with pytest.raises(asyncio.CancelledError, match="the client left"):
-            await pulling
+        await way(pulling, run.owner[0])
+        if way is by_cancelling:
+            with pytest.raises(asyncio.CancelledError, match="the client left"):
+                await pulling
+        else:
+            assert await pulling == Seen([1, 1], "completed")
         assert await run.released() == DROPPED
 
     @pytest.mark.rows("S7")

@@ -12,6 +12,7 @@ import pytest
 from operators import fuse, map_async
 from operators.authoring import complete_with, emit
 from tests.engines import virtual
+from tests.operators._drops import IN_A_PULL, InPull, by_cancelling
 from tests.operators._help import Engine, Seen, collect, settle, spy
 
 
@@ -75,9 +76,9 @@ async def test_a_step_that_fails_fails_the_stream() -> None:
 
 
 @pytest.mark.rows("S7")
-@pytest.mark.parametrize("how", ["cancel", "close"])
+@pytest.mark.parametrize("way", IN_A_PULL)
 @virtual
-async def test_a_drop_cancels_the_step(how: str) -> None:
+async def test_a_drop_cancels_the_step(way: InPull) -> None:
     """What is being awaited is cancelled, once, and all is released."""
     journal: list[str] = []
 
@@ -93,14 +94,9 @@ async def test_a_drop_cancels_the_step(how: str) -> None:
     stream = fuse(engine(), [map_async(forever), spy(journal)])
     consumer = asyncio.create_task(collect(stream))
     await asyncio.sleep(1.0)
-    if how == "cancel":
-        consumer.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await consumer
-        await settle()
-    else:
-        stream.close()
-        assert await consumer == Seen([], "completed")
+    await way(consumer, stream)
+    assert consumer.cancelled() is (way is by_cancelling)
+    await settle()
     assert sorted(journal) == ["!", "cancelled", "closed", "pull"]
 
 
