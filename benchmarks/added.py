@@ -25,10 +25,6 @@ async def _itself(item: Any) -> Any:
     return item
 
 
-async def _always(item: Any) -> bool:
-    return True
-
-
 @operator
 def calling() -> Stage[Any, Any]:
     """Call a function for every chunk, as a fused operator."""
@@ -55,7 +51,6 @@ OPERATORS: dict[str, AnyOperator] = {
     "a generator that does nothing": nothing(),
     "a generator that calls a function": calling(),
     "map_async, not waiting": our.map_async(_itself),
-    "filter_async, not waiting": our.filter_async(_always),
     "an async generator that does nothing": handed_through(),
     "limit_tokens": our.limit_tokens(1_000_000),
     "stop_on": our.stop_on([[1_000_000, 2]]),

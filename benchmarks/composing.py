@@ -12,7 +12,7 @@ from aiostream import pipe, stream
 from expression.core import pipe as piped
 from reactivex import operators as ops
 
-from operators import filter_async, fuse, map_async
+from operators import fuse, map_async
 from operators.authoring import Stage, emit, operator
 
 __all__ = ("chains",)
@@ -40,6 +40,10 @@ async def _add_one_async(number: int) -> int:
 
 async def _is_kept_async(number: int) -> bool:
     return number % 10 != 0
+
+
+async def _kept_async(number: int) -> Any:
+    return number if await _is_kept_async(number) else emit()
 
 
 @operator
@@ -98,7 +102,7 @@ def chains(count: int) -> dict[str, Consume]:
         return drained(fuse(numbers(count), [mapped(_add_one), kept(_is_kept), summed()]))
 
     def ours_async() -> Awaitable[int]:
-        steps = [map_async(_add_one_async), filter_async(_is_kept_async), summed()]
+        steps = [map_async(_add_one_async), map_async(_kept_async), summed()]
         return drained(fuse(numbers(count), steps))
 
     def add(a: int, b: int) -> int:

@@ -27,7 +27,7 @@ from operators._first_token import first_token
 from operators._heartbeat import heartbeat
 from operators._itl_window import itl_window, sliding_itl
 from operators._limit_tokens import limit_tokens
-from operators._map_async import filter_async, map_async
+from operators._map_async import map_async
 from operators._on_outcome import on_outcome
 from operators._outcome import Outcome
 from operators._peek_first import peek_first
@@ -83,7 +83,6 @@ __all__ = (
     "detokenize",
     "drain_until_first_token",
     "enforce_cancellation",
-    "filter_async",
     "first_token",
     "fuse",
     "heartbeat",

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
-__all__ = ("HAS_CONTENT", "IS_TERMINAL", "Chunk", "Clock", "answer_of", "has_content")
+__all__ = (
+    "HAS_CONTENT",
+    "IS_TERMINAL",
+    "PER_TOKEN",
+    "Chunk",
+    "Clock",
+    "answer_of",
+    "has_content",
+)
 
 Clock: TypeAlias = Callable[[], float]
 """A monotonic clock, in seconds: ``time.monotonic``, or a virtual loop's ``time``."""
@@ -16,6 +24,9 @@ HAS_CONTENT: Final = (
 )
 IS_TERMINAL: Final = "item.finish_reason is not None"
 """Conditions for :class:`Callbacks` and ``when``."""
+
+PER_TOKEN: Final = ("tokens", "log_probs", "top_logprobs")
+"""The fields with an entry for each token; a chunk may lack any."""
 
 
 class Chunk(Protocol):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from itertools import islice
+from typing import Annotated, Any, Literal
 
 from operators._core.arguments import AtLeast
 from operators._core.fusion import FusedRun
@@ -16,12 +17,9 @@ from operators._core.own_copy import own_copy
 from operators._core.pump import Pump
 from operators._core.stage import emit
 from operators._merge_chunks import merge_chunks
-from operators._raw_chunk import has_content, tokens_in
+from operators._raw_chunk import has_content
 
-__all__ = ("BufferOverflow", "CoalesceCounts", "Merge", "coalesce")
-
-Merge: TypeAlias = Callable[[Iterable[Any]], tuple[list[Any], int]]
-"""Merges the first of what waits; returns the merged items, and how many they are made of."""
+__all__ = ("BufferOverflow", "CoalesceCounts", "coalesce")
 
 # How many items are pulled in one turn of the loop.
 _AT_A_TURN = 16
@@ -39,19 +37,10 @@ class CoalesceCounts:
     Attributes:
         chunks_in: How many chunks of the source were handed out, alone or merged.
         chunks_out: How many chunks they were handed out as.
-        most_waiting: The most chunks that have waited in one stream.
-        times_full: How often a stream's buffer was full.
     """
 
     chunks_in: int = 0
     chunks_out: int = 0
-    most_waiting: int = 0
-    times_full: int = 0
-
-    @property
-    def ratio(self) -> float:
-        """Chunks in for one out; 1.0 when all consumers keep up."""
-        return self.chunks_in / self.chunks_out if self.chunks_out else 1.0
 
 
 def _check(*, counts: object = None, **_: object) -> None:
@@ -65,10 +54,7 @@ async def coalesce(
     source: FusedRun[Any],
     *,
     max_chunks: Annotated[int, AtLeast(1)] = 256,
-    max_tokens: Annotated[int, AtLeast(1)] | None = None,
     overflow: Literal["wait", "fail"] = "wait",
-    error: Callable[[str], Exception] = BufferOverflow,
-    merge: Merge = merge_chunks,
     counts: CoalesceCounts | None = None,
     ahead_of_first: bool = True,
 ) -> AsyncGenerator[Any]:
@@ -77,36 +63,28 @@ async def coalesce(
     are.
 
     While the consumer is away, the source is pulled ahead and what comes waits. When the consumer
-    is back it gets what waits as one chunk, or as few. Nothing is ever held back: what is there is
-    handed out at once, and the first token comes alone. Here the consumer is busy for five frames
+    is back it gets what waits as one chunk, or as few as :func:`merge_chunks` makes of it. Nothing
+    is ever held back, and the first token comes alone. Here the consumer is busy for five frames
     after each item, and ``M`` has the tokens of ``b`` and ``c``::
 
         source  -a-b-c-T|
         result  -a----M----(T|)
 
-    What waits is bounded. When *max_chunks* chunks or *max_tokens* tokens wait, the source is not
-    pulled until the consumer has taken them: no token is lost and none comes twice, and a slow
-    client slows its own engine stream. So row S4 holds for a consumer that keeps up; for one that
-    lags the source may be that much ahead.
-
-    Put it behind ``record_span``, so that operators see the engine's chunks when they come, or at
-    the end of the pipeline::
+    When *max_chunks* chunks wait, the source is not pulled until the consumer has taken them: a
+    slow client slows its own engine stream, and no token is lost. So row S4 holds for a consumer
+    that keeps up; for one that lags the source may be that much ahead. What stands in front may be
+    over while the consumer still reads, and then the request counts as completed (row P6a)::
 
         EngineAdapter(engine).with_operators(coalesce())
 
-    What stands before it may be through while the consumer still reads: when the engine has given
-    its terminal, the span ends with the engine's times and the request counts as completed (row
-    P6a), also if the consumer drops the stream before it has read that far.
+    The engine's steps run in one context, but each in the consumer's task or in one that lives
+    while the consumer is away. So an engine must not hold what belongs to one task, such as
+    ``asyncio.timeout``, across its ``yield``.
 
     Args:
         max_chunks: How many chunks may wait, 1 at least; 1 merges nothing.
-        max_tokens: How many tokens may wait, give or take the last chunk, 1 at least; None for any
-            number. A merged chunk has no more than this either.
         overflow: What happens when no more may wait. ``wait``: the source is not pulled. ``fail``:
-            the source is closed, and the stream fails when the consumer has taken what waits.
-        error: Makes the exception for ``fail`` from a message.
-        merge: Merges the first of what waits; see :func:`merge_chunks` for what may become one, and
-            what keeps chunks apart.
+            the source is closed, and behind what waits the stream fails with `BufferOverflow`.
         counts: Where to count what happened.
         ahead_of_first: Whether the source is pulled while the consumer is busy with the first token
             or what came before it. Where many streams begin at once, False leaves the event loop to
@@ -119,10 +97,6 @@ async def coalesce(
     Errors: what was pulled before an error comes out first, then the error.
     On dispose: what waits is dropped, and the source is closed; a step that is under way ends in
         the task that began it.
-
-    The engine's steps run in one context, and each of them in one task: the consumer's, or one that
-    lives while the consumer is away. So an engine must not hold what belongs to one task, such as
-    ``asyncio.timeout``, across its ``yield``.
 
     >>> import asyncio
     >>> from operators import fuse
@@ -142,12 +116,12 @@ async def coalesce(
     [4, 5, 6]
     """
     counts = CoalesceCounts() if counts is None else counts
-    ahead = _Ahead(source, max_chunks, max_tokens, error if overflow == "fail" else None, counts)
+    ahead = _Ahead(source, max_chunks, fails=overflow == "fail")
     has_begun = False
     try:
         while True:
             if ahead.has_pulled and await ahead.has_more():
-                items, taken = ahead.take(merge if has_begun else _alone)
+                items, taken = ahead.take(alone=not has_begun)
             elif ahead.has_pulled and ahead.has_ended:
                 return
             else:
@@ -168,10 +142,6 @@ async def coalesce(
         ahead.close()
 
 
-def _alone(items: Iterable[Any]) -> tuple[list[Any], int]:
-    return [next(iter(items))], 1
-
-
 class _Ahead:
     """
     What waits for a consumer, and what pulls it while the consumer is away.
@@ -186,36 +156,23 @@ class _Ahead:
     """
 
     __slots__ = (
-        "_counts",
+        "_fails",
         "_has_just_left",
         "_inbox",
         "_is_watched",
         "_loop",
         "_max_chunks",
-        "_max_tokens",
-        "_overflow",
         "_pump",
-        "_tokens",
         "has_pulled",
         "is_away",
     )
 
-    def __init__(
-        self,
-        source: FusedRun[Any],
-        max_chunks: int,
-        max_tokens: int | None,
-        overflow: Callable[[str], Exception] | None,
-        counts: CoalesceCounts,
-    ) -> None:
+    def __init__(self, source: FusedRun[Any], max_chunks: int, *, fails: bool) -> None:
         self._max_chunks = max_chunks
-        self._max_tokens = max_tokens
-        self._overflow = overflow
-        self._counts = counts
+        self._fails = fails
         self._loop = source.event_loop
         self._inbox: Mailbox[Any] = Mailbox()
         self._pump = Pump(source, self._take, self._inbox.end)
-        self._tokens = 0
         self._is_watched = False
         self._has_just_left = False
         self.has_pulled = False
@@ -249,15 +206,12 @@ class _Ahead:
         self.has_pulled = has_more or inbox.is_closed
         return has_more
 
-    def take(self, merge: Merge) -> tuple[list[Any], int]:
-        """Take the first item, merged with others; return that, and how many it is made of."""
+    def take(self, *, alone: bool) -> tuple[list[Any], int]:
+        """Take the first item, merged with others unless *alone*; return of how many it is made."""
         waiting = self._inbox
-        items, count = merge(waiting)
-        if not 1 <= count <= len(waiting):
-            raise ValueError(
-                f"merge: expected to take from 1 to {len(waiting)} items, it took {count!r}"
-            )
-        self._tokens -= sum(tokens_in(waiting.take()) for _ in range(count))
+        items, count = merge_chunks(islice(waiting, 1) if alone else waiting)
+        for _ in range(count):
+            waiting.take()
         return items, count
 
     def close(self) -> None:
@@ -280,33 +234,19 @@ class _Ahead:
 
     def _pull(self) -> None:
         self.has_pulled = True
-        if len(self._inbox) < self._max_chunks and (
-            self._max_tokens is None or self._tokens < self._max_tokens
-        ):
+        waiting = len(self._inbox)
+        if waiting < self._max_chunks:
             self._pump.demand()
-        else:
-            self._be_full()
+        elif self._fails:
+            self._inbox.end(
+                BufferOverflow(f"coalesce: the consumer is too slow: {waiting} chunks wait for it")
+            )
+            self._pump.close()
 
     def _take(self, item: Any) -> Awaitable[None] | None:
         # It stays here beyond its pull (row E6).
-        item = own_copy(item)
-        self._tokens += tokens_in(item)
-        self._inbox.put(item)
-        waiting = len(self._inbox)
-        self._counts.most_waiting = max(self._counts.most_waiting, waiting)
+        self._inbox.put(own_copy(item))
         if self.is_away:
             self._pull()
         # A source that never waits must not keep all others from their turn.
-        return None if waiting % _AT_A_TURN else asyncio.sleep(0)
-
-    def _be_full(self) -> None:
-        self._counts.times_full += 1
-        if self._overflow is not None:
-            self._inbox.end(
-                self._overflow(
-                    f"coalesce: the consumer is too slow: {len(self._inbox)} chunks with "
-                    f"{self._tokens} tokens wait for it, expected fewer than "
-                    f"max_chunks={self._max_chunks} and max_tokens={self._max_tokens}"
-                )
-            )
-            self._pump.close()
+        return None if len(self._inbox) % _AT_A_TURN else asyncio.sleep(0)

@@ -6,14 +6,11 @@ import copy
 import inspect
 from typing import Any, TypeVar, cast
 
-from operators._chunk import Chunk
+from operators._chunk import PER_TOKEN, Chunk
 
 __all__ = ("cut_last", "first_tokens", "part_of")
 
 C = TypeVar("C", bound=Chunk)
-
-# Fields with an entry for each token. All are known by name, and a chunk may lack any.
-_PER_TOKEN = ("tokens", "log_probs", "top_logprobs")
 
 
 def first_tokens(chunk: C, count: int) -> C:
@@ -55,7 +52,7 @@ def part_of(chunk: C, start: int, end: int, text: str | None) -> C:
     """
     part: Any = copy.copy(chunk)
     part.token_ids = chunk.token_ids[start:end]
-    for name in _PER_TOKEN:
+    for name in PER_TOKEN:
         entries = getattr(chunk, name, None)
         if entries is not None:
             setattr(part, name, entries[start:end])
@@ -66,30 +63,26 @@ def part_of(chunk: C, start: int, end: int, text: str | None) -> C:
     return part
 
 
-def cut_last(
-    chunk: C, tokens: int, kind: str, reason: object = None, stop_reason: int | str | None = None
-) -> C:
+def cut_last(chunk: C, tokens: int, kind: str, stop_reason: int | str | None = None) -> C:
     """
     Return a copy of *chunk* with its first *tokens* tokens, as the terminal of its stream.
+
+    Its finish reason is that of the terminal which the chunk's class makes by a class method named
+    *kind*, or the text itself where the class has none.
 
     Args:
         chunk: A chunk; if it is a terminal, its own reason is replaced.
         tokens: How many tokens stay.
         kind: Why the stream ends, as text: ``stop`` or ``length``.
-        reason: The finish reason; None for that of the terminal which the chunk's class makes by
-            a class method named *kind*, and the text itself where it has none.
         stop_reason: The token or text that ended the stream, for chunks with a ``stop_reason``.
     """
     part: Any = first_tokens(chunk, tokens)
-    part.finish_reason = _reason_of(chunk, kind) if reason is None else reason
+    make_terminal = getattr(type(chunk), kind, None)
+    is_made = inspect.ismethod(make_terminal)
+    part.finish_reason = make_terminal().finish_reason if is_made else kind
     if hasattr(chunk, "stop_reason"):
         part.stop_reason = stop_reason
     return part
-
-
-def _reason_of(chunk: Chunk, kind: str) -> object:
-    make_terminal = getattr(type(chunk), kind, None)
-    return make_terminal().finish_reason if inspect.ismethod(make_terminal) else kind
 
 
 def _text(chunk: object, tokens: int) -> str | None:

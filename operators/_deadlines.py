@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from typing import Any, ClassVar
 
 from operators._core.arguments import Seconds
@@ -74,7 +74,6 @@ async def deadlines(
     idle_s: Seconds | None = None,
     total_s: Seconds | None = None,
     retry: bool = False,
-    on_expiry: Callable[[], object] | None = None,
     scope: StreamScope | None = None,
 ) -> AsyncGenerator[Any]:
     """
@@ -85,27 +84,24 @@ async def deadlines(
         source  -h---a-b----c-|
         result  -h---a-b--#
 
-    ``first_token_s`` and ``idle_s`` count only while the engine is waited for: a consumer that is
-    slow to come back is not taken for a silent engine. ``total_s`` counts always. All begin with
-    the first pull. An item that becomes ready in the very turn of the event loop in which a
-    deadline passes is still handed out, and counts.
+    ``first_token_s`` and ``idle_s`` count while the engine is waited for, so a slow consumer is not
+    taken for a silent engine; ``total_s`` counts always. All begin with the first pull. An item
+    that becomes ready in the very turn of the event loop in which a deadline passes is still handed
+    out.
 
-    Put it in front of the standard pipeline. A deadline that passes stops the request there: the
-    engine is asked to abort as after any stop (rows A2 to A5), and the stream ends with an error
-    item of kind ``ResponseTimeout``::
+    In front of the standard pipeline, a deadline that passes stops the request: the engine is asked
+    to abort as after any stop (rows A2 to A5), and the stream ends with an error item of kind
+    ``ResponseTimeout``. In decode mode no abort is made before the first token (row A5)::
 
         timed = deadlines(first_token_s=60, idle_s=10)
         EngineAdapter(engine, pipeline=standard_pipeline.insert_before("validate_chunks", timed))
 
-    In decode mode a deadline that passes before the first token fails the stream before its first
-    token, so that the deferred abort is not made (row A5).
-
-    A request costs at most its deadline of engine time: Dynamo's frontend answers it with status 504
-    and does not move it to another worker. With *retry* it does, up to ``--migration-limit`` times,
-    and every worker grants the whole deadline anew: with the frontend's default of 3, an engine that
-    is merely overloaded then gets each such request four times. So set it only where a silent engine
-    means a broken worker, such as for ``idle_s`` alone. A client may retry by itself, too: the
-    official OpenAI client repeats a 504 twice unless it has ``max_retries=0``.
+    A request costs at most its deadline of engine time: Dynamo's frontend answers it with status
+    504. With *retry* it moves the request to another worker, up to ``--migration-limit`` times (3
+    by default), and each grants the whole deadline anew: an engine that is merely overloaded gets
+    such a request four times. So set it only where a silent engine means a broken worker, such as
+    for ``idle_s`` alone. The official OpenAI client repeats a 504 twice unless it has
+    ``max_retries=0``.
 
     Args:
         first_token_s: How long the engine may be waited for until its first token, in seconds. Items
@@ -115,18 +111,15 @@ async def deadlines(
         total_s: How long the stream may last, the consumer's own time included. When it passes
             while no pull is waiting, the engine is closed then, and the next pull fails.
         retry: Whether another worker may take the request over when a deadline has passed.
-        on_expiry: Called when one has passed, before the engine is closed; by default, in a
-            pipeline, it stops the request.
         scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
         ValueError: A deadline is no positive number, or none is given; when the operator is made.
-        TypeError: *on_expiry* can't be called; when the operator is made.
 
     Phase: anywhere; first of the chunks, where the time of the other operators does not count.
     Errors: source errors pass unchanged. A deadline that passes closes the engine and fails the
         stream with `FirstTokenTimeout`, `IdleTimeout` or `TotalTimeout`, once an engine that cleans
-        up is through with it. What *on_expiry* raises fails the stream instead.
+        up is through with it.
     On dispose: the timer is cancelled.
 
     >>> import asyncio
@@ -146,7 +139,6 @@ async def deadlines(
     [7]
     nothing came for 5 s (idle_s), tokens so far: 1
     """
-    notify = on_expiry or (_ignore if scope is None else scope.stop)
     expired: Exception | None = None
     item: Any = None
     tokens = 0
@@ -164,10 +156,8 @@ async def deadlines(
         kind, seconds = (TotalTimeout, _limit(total_s)) if is_total else (late, limit_s)
         expired = kind(seconds, tokens, retry=retry)
         timer.cancel()
-        try:
-            notify()
-        except Exception as error:
-            expired = error
+        if scope is not None:
+            scope.stop()
         source.close()
 
     def wait() -> None:
@@ -200,6 +190,3 @@ async def deadlines(
 
 def _limit(seconds: float | None) -> float:
     return math.inf if seconds is None else seconds
-
-
-def _ignore() -> None: ...

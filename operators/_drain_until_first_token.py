@@ -43,41 +43,38 @@ def drain_until_first_token(
     Drain a stream that is dropped before its first token up to that token, then abort and close it.
 
     For a ``decode`` worker: a prefill peer holds the request's KV blocks until their transfer is
-    through, and the first token is the sign that it is. A consumer that goes away earlier must
-    neither stop the transfer nor leave the engine running. Chunks pass through unchanged. ``!`` in
-    the result is the drop; ``h`` has no tokens::
+    through, of which the first token is the sign. A consumer that leaves earlier must neither stop
+    the transfer nor leave the engine running. ``!`` in the result is the drop; ``h`` has no
+    tokens::
 
         source  -h---a-b-|
         result  -h-!
         abort   -----!
 
-    The engine continues in a task that *drains* owns, until its first token, its end, or the time
-    limit. Then *abort* is called, the engine has a moment to end by itself, and is closed. It is
-    not called when the engine ended by itself before, nor for a stream that is dropped after its
-    first token, which is closed at once as without this operator. A stream that was never pulled is
-    taken for one that was: the peer waits for it too.
+    After the drop the engine continues in a task that *drains* owns, until its first token, its
+    end, or the time limit. Unless it has ended, *abort* is called then, the engine has a moment to
+    end by itself, and is closed. A stream that is dropped after its first token is closed at once;
+    one that was never pulled is drained, since the peer waits for it too. Operators in front see
+    the chunks that come after the drop, those behind see the drop.
 
-    Operators in front see the chunks that come after the drop, those behind see the drop. In the
-    standard pipeline it stands right behind ``deferred_abort``, which turns its stop into the one
+    In the standard pipeline it stands behind ``deferred_abort``, which turns its stop into the one
     ``engine.abort``; the request's span says ``Dropped``. Outside of decode mode it does nothing::
 
         drains = Drains()  # one for the worker
         drain = drain_until_first_token(drains=drains)
         EngineAdapter(engine, pipeline=standard_pipeline.insert_after("deferred_abort", drain))
 
-    Up to the first token the engine is pulled by a task of the stream's own, and only when the
-    consumer pulls (row S4); after it by the consumer's task, which costs a few calls per chunk. So
-    an engine should not hold a scope of its task (``asyncio.timeout``, a cancel scope of anyio) open
-    across the ``yield`` of its first token. Context variables stay the same.
+    Up to the first token the engine is pulled by a task of the stream's own, when the consumer
+    pulls (row S4), and from there by the consumer's. So an engine should not hold a scope of its
+    task (``asyncio.timeout``, a cancel scope of anyio) across the ``yield`` of its first token.
 
     Args:
         abort: Asks the engine to stop; called at most once. It should only start the work. In a
             pipeline, by default, it stops the request.
         drains: Owns and bounds the drains.
-        notified: Emits when the first token is known to exist before a chunk shows it; a level that
-            replays will do. By default what the scope says.
-        label: Names the stream in the log, where a refused or late drain is reported; by
-            default the request's id.
+        notified: Emits when the first token is known to exist before a chunk shows it; by default
+            what the scope says.
+        label: Names the stream in the log; by default the request's id.
         scope: The scope of the stream; filled in by a pipeline.
 
     Raises:

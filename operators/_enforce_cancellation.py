@@ -49,20 +49,18 @@ async def enforce_cancellation(
     """
     End a stream with a terminal of our making when its engine does not end it after a stop.
 
-    Engines are to watch for a stop and to end with a ``cancelled`` terminal (row E4). One that has
-    not done so *grace_s* after the stop is closed, whether it is silent or keeps sending chunks,
-    and whether the consumer pulls or not; then ``T`` is the last item. Here the grace is 3 seconds,
-    which are frames::
+    An engine that has not ended *grace_s* after a stop (row E4) is closed, whether it is silent or
+    keeps sending chunks, and whether the consumer pulls or not; then ``T`` is the last item. Here
+    the grace is 3 seconds, which are frames::
 
         source  -a-b---c---d-|
         stop    -----s
         result  -a-b---c(T|)
 
-    The engine's own end stands when it comes in time, and no timer is set before a stop. The grace
+    The engine's own end stands when it comes in time; no timer is set before a stop. The grace
     counts from the stop, or from the first pull where that comes later. An item that becomes ready
-    in the very turn of the event loop in which the grace is over is still handed out.
-
-    Put it in front of the standard pipeline, which has the engine abort at the stop itself::
+    in the very turn of the event loop in which the grace is over is still handed out. It belongs in
+    front of the standard pipeline, which has the engine abort at the stop itself::
 
         enforced = enforce_cancellation(5.0, LLMEngineOutput.cancelled)
         EngineAdapter(engine, pipeline=standard_pipeline.insert_before("validate_chunks", enforced))

@@ -34,19 +34,19 @@ async def heartbeat(
     The engine is pulled only when the consumer pulls, once for each of its items (row S4). While
     the consumer is away nothing piles up: it gets a heartbeat only for waiting itself.
 
-    Put it at the end of the pipeline, where items are annotated, when a server of your own writes the
-    stream::
+    It belongs at the end of the pipeline, where items are annotated, when a server of your own
+    writes the stream::
 
         adapter.with_operators(heartbeat(15.0, Annotated(comment=["ping"])))
 
-    Behind Dynamo's frontend it keeps no client's connection alive. The frontend (1.6) drops a comment
-    that comes alone; with the name of an event it sends one, at which OpenAI's clients fail; and of
-    chunks without content it sends the first at most. Have the frontend send keep-alive lines by
-    itself, every 15 seconds with ``DYN_HTTP_SSE_KEEP_ALIVE_INTERVAL_MS=15000`` in its environment.
+    Behind Dynamo's frontend (1.6) it keeps no client's connection alive: a comment that comes alone
+    is dropped, one with the name of an event makes OpenAI's clients fail, and of chunks without
+    content the first is sent at most. Let the frontend send keep-alive lines by itself, with
+    ``DYN_HTTP_SSE_KEEP_ALIVE_INTERVAL_MS=15000`` in its environment.
 
     The engine's steps run in one task of the stream's own, because a step that is under way can't
-    change its task. So each chunk costs two switches of tasks: this operator is for streams that a
-    client is connected to, not for those between workers.
+    change its task. So each chunk costs two switches of tasks: this is for streams that a client is
+    connected to, not for those between workers.
 
     Args:
         interval_s: How long the consumer waits before each heartbeat, in seconds.

@@ -25,7 +25,6 @@ Limit: TypeAlias = Annotated[int, AtLeast(1, "tokens")]
 def limit_tokens(
     limit: Limit | None,
     *,
-    reason: object = None,
     answers: Answers | None = None,
     scope: StreamScope | None = None,
 ) -> Stage[Any, Any] | None:
@@ -43,14 +42,12 @@ def limit_tokens(
 
     A terminal of the engine within the limit passes as it is, also when it reaches the limit; one
     that goes beyond gets the finish reason ``length``. Its ``completion_usage`` stays what the
-    engine says. What the engine still has for an answer that has ended is dropped. An answer of text
-    without token ids has no limit; the log has a warning of it, once in a process.
+    engine says. What the engine still has for an answer that has ended is dropped. Text without
+    token ids is not limited, of which the log has a warning, once in a process.
 
     Args:
         limit: How many tokens an answer may have, 1 at least; None for no limit, at no cost per
             chunk.
-        reason: The finish reason. By default that of the terminal which the chunk's class makes by
-            ``length()``; for a class without one, the text ``length``.
         answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
         scope: The scope of the stream; filled in by a pipeline.
 
@@ -70,10 +67,10 @@ def limit_tokens(
     """
     if limit is None:
         return None
-    return _limited(limit, reason, OpenAnswers(answers_of(answers, scope)))
+    return _limited(limit, OpenAnswers(answers_of(answers, scope)))
 
 
-def _limited(limit: int, reason: object, answers: OpenAnswers) -> Stage[Any, Any]:
+def _limited(limit: int, answers: OpenAnswers) -> Stage[Any, Any]:
     texts: set[int] = set()
     rooms: defaultdict[int, _Room] = defaultdict(lambda: _Room(limit))
     out: Any = when(_IS_UNUSUAL, is_last=rooms[0].take_one, ended=answers.ended)
@@ -92,7 +89,7 @@ def _limited(limit: int, reason: object, answers: OpenAnswers) -> Stage[Any, Any
             out = chunk
         else:
             is_cut = tokens > room.left or not is_terminal
-            out = cut_last(chunk, room.left, "length", reason) if is_cut else chunk
+            out = cut_last(chunk, room.left, "length") if is_cut else chunk
             if answers.end(answer, cut=tokens >= room.left):
                 return out
 

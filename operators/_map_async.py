@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from operators._core.fusion import FusedRun
-from operators._core.item_types import same_type
 from operators._core.operator import operator
 
-__all__ = ("filter_async", "map_async")
+__all__ = ("map_async",)
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -54,43 +53,3 @@ async def map_async(
     """
     async for item in source:
         yield await function(item)
-
-
-@same_type
-@operator
-async def filter_async(
-    source: FusedRun[Any], predicate: Callable[[Any], Awaitable[bool]]
-) -> AsyncGenerator[Any]:
-    """
-    Hand out the items for which *predicate* is true when awaited, one at a time and in order.
-
-    Here *predicate* takes one frame, and is true for ``a`` only::
-
-        source  -a---b---|
-        result  --a------|
-
-    Args:
-        predicate: A coroutine function, or any function that returns an awaitable.
-
-    Raises:
-        TypeError: *predicate* can't be called.
-
-    Phase: anywhere.
-    Errors: source errors pass unchanged; what *predicate* raises fails the stream.
-    On dispose: what is being awaited is cancelled.
-
-    >>> import asyncio
-    >>> from operators import fuse
-    >>> async def engine():
-    ...     for number in range(4):
-    ...         yield number
-    >>> async def is_even(number):
-    ...     return number % 2 == 0
-    >>> async def main():
-    ...     return [item async for item in fuse(engine(), [filter_async(is_even)])]
-    >>> asyncio.run(main())
-    [0, 2]
-    """
-    async for item in source:
-        if await predicate(item):
-            yield item

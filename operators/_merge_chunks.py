@@ -7,15 +7,13 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any, TypeVar, cast
 
-from operators._chunk import answer_of
+from operators._chunk import PER_TOKEN, answer_of
 
 __all__ = ("merge_chunks",)
 
 A = TypeVar("A")
 
-# Fields with an entry for each token.
-_PER_TOKEN = ("tokens", "log_probs", "top_logprobs")
-_OPTIONAL = (*_PER_TOKEN, "text", "cum_log_probs")
+_OPTIONAL = (*PER_TOKEN, "text", "cum_log_probs")
 _MERGED = frozenset(("token_ids", *_OPTIONAL, "index", "output_type"))
 _DATA = frozenset(("data",))
 
@@ -98,7 +96,7 @@ def _key(item: object) -> tuple[object, ...] | None:
         return None
     if getattr(chunk, "output_type", None) not in {None, "text"}:
         return None
-    for name in _PER_TOKEN:
+    for name in PER_TOKEN:
         entries = getattr(chunk, name, None)
         if entries is not None and len(entries) != len(chunk.token_ids):
             return None
@@ -129,7 +127,7 @@ def _joined(run: list[Any]) -> Any:
     if not hasattr(merged, "token_ids"):
         merged.data = _joined([item.data for item in run])
         return merged
-    for name in ("token_ids", *_PER_TOKEN):
+    for name in ("token_ids", *PER_TOKEN):
         if getattr(merged, name, None) is not None:
             setattr(merged, name, [entry for chunk in run for entry in getattr(chunk, name)])
     if getattr(merged, "text", None) is not None:

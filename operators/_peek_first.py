@@ -41,10 +41,9 @@ async def peek_first(
         source  -h-#
         result  ---#
 
-    What comes back is the same stream, unless it is no :class:`FusedRun`, and then one around it:
-    to pull, to drop and to subscribe to as before. A ``rx_backend.ResponseStream`` is one, and has
-    this as a method. What was pulled is handed out first and costs nothing later; if the terminal
-    was among it, the request is complete already (row P6a).
+    What comes back is the same stream, or one around it if it is no :class:`FusedRun`. What was
+    pulled is handed out first and costs nothing later; if the terminal was among it, the request is
+    complete already (row P6a). ``rx_backend.ResponseStream`` has this as a method.
 
     It is no operator and cannot stand in a list: it reports to the caller, who has not handed the
     stream to a consumer yet.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import Annotated, Any, TypeVar, cast, overload
 
 from reactivex import Observable
@@ -33,16 +33,16 @@ def share_replay(
         result  -a-b-c-|
         late    ----(ab)c-|
 
-    What comes out is a :class:`SharedStream`. It is an Observable, where each subscription is a
-    reader, and has ``read(after=n)`` for an async iterator of what comes after the first n items.
-    It takes a stream in any form::
+    What comes out is a :class:`SharedStream`: an Observable, of which each subscription is a
+    reader, with ``read(after=n)`` for an async iterator of what comes after the first n items. It
+    takes a stream in any form::
 
         shared = share_replay()(await adapter.generate(request))
         shared = observable.pipe(share_replay(buffer=16))
 
-    The source is subscribed to, or pulled for the first time, when the first reader comes. With
-    back-pressure: it is pulled no further than *ahead* items beyond the fastest reader, whereas a
-    slow reader slows nobody. What an Observable pushes on its own waits in memory.
+    The source is subscribed to, or pulled for the first time, when the first reader comes, and no
+    further than *ahead* items beyond the fastest reader; a slow reader slows nobody. What an
+    Observable pushes on its own waits in memory.
 
     Args:
         buffer: How many of the last items are held, at least *ahead*; None for all of them. A
@@ -60,12 +60,10 @@ def share_replay(
     On dispose: the reader leaves. When the last one has left, and nobody came for *linger_s*, the
         source is closed; who comes later gets what is held, then fails with :class:`SourceClosed`.
 
-    An Observable's readers get what ``ops.replay(buffer)`` with ``ops.ref_count()`` of ``reactivex``
-    gives them, at the same times, with these differences. A source that can be pulled is pulled no
-    further than the readers permit. A reader can begin at any position that is held. The source is
-    subscribed to once: where ``ref_count`` subscribes to it again for who comes after the end, or
-    after everybody has left, and goes on with the items of both times in one sequence, here the end
-    is replayed, or the reader fails with :class:`SourceClosed`.
+    Readers of an Observable get what ``ops.replay(buffer)`` with ``ops.ref_count()`` of
+    ``reactivex`` gives them, at the same times, but the source is subscribed to once: whoever comes
+    after its end, or after everybody has left, gets the first time's items and end, or
+    :class:`SourceClosed`, where ``ref_count`` subscribes anew and continues the sequence.
 
     >>> from rx_backend.testing import run_virtual
     >>> async def engine():
@@ -111,8 +109,6 @@ class ShareReplay(OnWholeStreams):
     def __call__(self, source: Observable[A]) -> SharedStream[A]: ...
     @overload
     def __call__(self, source: AsyncIterable[A]) -> SharedStream[A]: ...
-    @overload
-    def __call__(self, source: Iterable[A]) -> SharedStream[A]: ...
     def __call__(self, source: object) -> SharedStream[Any]:
         """
         Share *source*, which the result owns from now on.
@@ -127,12 +123,6 @@ class ShareReplay(OnWholeStreams):
             linger_s=self._linger_s,
         )
 
-    def __repr__(self) -> str:
-        return (
-            f"share_replay(buffer={self._buffer!r}, ahead={self._ahead!r}, "
-            f"linger_s={self._linger_s!r})"
-        )
-
 
 def _items_of(source: object) -> AsyncIterator[Any]:
     observed = source_of(source)
@@ -142,14 +132,6 @@ def _items_of(source: object) -> AsyncIterator[Any]:
         return cast("AsyncIterator[Any]", source)
     if isinstance(source, AsyncIterable):
         return aiter(cast("AsyncIterable[Any]", source))
-    if isinstance(source, Iterable):
-        return _each(cast("Iterable[Any]", source))
     raise TypeError(
-        "share_replay: expected an Observable, an asynchronous iterator or an iterable, "
-        f"got {source!r}"
+        f"share_replay: expected an Observable or an asynchronous iterable, got {source!r}"
     )
-
-
-async def _each(items: Iterable[Any]) -> AsyncGenerator[Any]:
-    for item in items:
-        yield item

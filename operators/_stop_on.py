@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from operator import itemgetter
 from typing import Any, TypeAlias, cast
 
 from operators._answers import Answers, MinTokens, OpenAnswers, answers_of
@@ -35,23 +33,21 @@ def stop_on(
     *,
     include: bool = False,
     min_tokens: MinTokens = 0,
-    reason: object = None,
     answers: Answers | None = None,
     scope: StreamScope | None = None,
 ) -> Stage[Any, Any] | None:
     """
     End an answer when one of some token ids, or sequences of them, appears (rows E3, S2, S8).
 
-    The terminal has the finish reason ``stop``. When all answers have ended, the engine is closed
+    The terminal has the finish reason ``stop``; when all answers have ended, the engine is closed
     and not pulled again. The matched tokens are left out, so what may begin a sequence is held back
-    until that is decided: it comes out, or the sequence is complete. Chunks are held back whole, as
-    copies of the operator's own (row E6). A chunk of which nothing is left does not come out. To
-    stop on ``b c``, where ``S`` has no tokens::
+    until that is decided, in whole chunks, as copies of the operator's own (row E6). A chunk of
+    which nothing is left does not come out. To stop on ``b c``, where ``S`` has no tokens::
 
         source  -a-b-a-bc-|
         result  -a---(ba)--(S|)
 
-    A source's terminal lets out what is held back, and so does its end. The sequence that is
+    What is held back comes out with the source's terminal, and at its end. The sequence that is
     complete first ends the answer; of several that end with the same token, the longest counts. It
     may lie across chunks; the rest of the last one is left out, with the log probabilities and the
     text of those tokens. A chunk's ``stop_reason``, where it has one, becomes the stop token, or
@@ -64,8 +60,6 @@ def stop_on(
         include: Whether the matched tokens come out too; then nothing is held back.
         min_tokens: No stop before the answer has so many tokens, the matched ones included. A
             sequence that is complete earlier is text like any other.
-        reason: The finish reason. By default that of the terminal which the chunk's class makes by
-            ``stop()``; for a class without one, the text ``stop``.
         answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
         scope: The scope of the stream; filled in by a pipeline.
 
@@ -88,7 +82,7 @@ def stop_on(
     sequences = _sequences(stop)
     if not sequences:
         return None
-    search = _Search(stop_table(sequences), include, min_tokens, reason)
+    search = _Search(stop_table(sequences), include, min_tokens)
     return _looking(search, OpenAnswers(answers_of(answers, scope)))
 
 
@@ -130,14 +124,12 @@ class _Search:
         min_tokens: How many tokens an answer has before it may be stopped.
     """
 
-    __slots__ = ("_include", "_numbers", "_reason", "_table", "min_tokens")
+    __slots__ = ("_include", "_table", "min_tokens")
 
-    def __init__(self, table: StopTable, include: bool, min_tokens: int, reason: object) -> None:
+    def __init__(self, table: StopTable, include: bool, min_tokens: int) -> None:
         self._table = table
         self._include = include
         self.min_tokens = min_tokens
-        self._reason = reason
-        self._numbers = itertools.count()
 
     def visits(self, looks: Collection[int], ended: Collection[int]) -> StageResult:
         """Return which chunks to look at: all while a sequence has begun, else those with a start."""
@@ -157,14 +149,14 @@ class _Search:
             return None
         kept = read if self._include else answer.cut_back(read - found)
         stop_reason = token_ids[read - 1] if found == 1 else None
-        return cut_last(chunk, kept, "stop", self._reason, stop_reason)
+        return cut_last(chunk, kept, "stop", stop_reason)
 
     def let_out(self, chunk: Any, answer: _Answer) -> Any:
         """Return what of an answer comes out now that *chunk* has come."""
         begun = 0 if self._include else self._table.begun[answer.state]
         if not begun and not answer.chunks:
             return chunk
-        answer.hold_back(next(self._numbers), own_copy(chunk))
+        answer.hold_back(own_copy(chunk))
         return emit(*answer.let_out(begun))
 
 
@@ -178,7 +170,7 @@ class _Answer:
     Attributes:
         state: The table's state after the last token.
         tokens: How many tokens were read.
-        chunks: The chunks, each with its number of arrival among all answers'.
+        chunks: The chunks.
     """
 
     __slots__ = ("_held", "chunks", "state", "tokens")
@@ -186,24 +178,22 @@ class _Answer:
     def __init__(self) -> None:
         self.state = 0
         self.tokens = 0
-        self.chunks: deque[tuple[int, Any]] = deque()
+        self.chunks: deque[Any] = deque()
         self._held = 0
 
-    def hold_back(self, number: int, chunk: Chunk) -> None:
-        self.chunks.append((number, chunk))
+    def hold_back(self, chunk: Chunk) -> None:
+        self.chunks.append(chunk)
         self._held += len(chunk.token_ids)
 
     def let_out(self, begun: int) -> list[Any]:
         """Give up the chunks before the last *begun* tokens."""
         out: list[Any] = []
         while self.chunks:
-            _, chunk = self.chunks[0]
-            rest = self._held - len(chunk.token_ids)
+            rest = self._held - len(self.chunks[0].token_ids)
             if rest < begun:
                 break
             self._held = rest
-            self.chunks.popleft()
-            out.append(chunk)
+            out.append(self.chunks.popleft())
         return out
 
     def cut_back(self, tokens: int) -> int:
@@ -218,20 +208,19 @@ class _Answer:
         """
         kept = self._held + tokens
         chunks, self.chunks = self.chunks, deque()
-        for number, chunk in chunks:
+        for chunk in chunks:
             length = len(chunk.token_ids)
             if length <= kept:
-                self.chunks.append((number, chunk))
+                self.chunks.append(chunk)
             elif kept:
-                self.chunks.append((number, first_tokens(chunk, kept)))
+                self.chunks.append(first_tokens(chunk, kept))
             kept = max(kept - length, 0)
         return kept
 
 
 def _held_back(answers: Iterable[_Answer]) -> list[Any]:
-    """Return the chunks of *answers* in the order in which they came."""
-    held = [entry for answer in answers for entry in answer.chunks]
-    return [chunk for _, chunk in sorted(held, key=itemgetter(0))]
+    """Return the chunks of *answers*, one answer after another."""
+    return [chunk for answer in answers for chunk in answer.chunks]
 
 
 def _sequences(stop: StopTokens) -> frozenset[tuple[int, ...]]:

@@ -33,7 +33,6 @@ def stop_on_text(
     *,
     include: bool = False,
     min_tokens: MinTokens = 0,
-    reason: object = None,
     answers: Answers | None = None,
     scope: StreamScope | None = None,
 ) -> Stage[Any, Any] | None:
@@ -61,8 +60,6 @@ def stop_on_text(
         min_tokens: No stop before the answer has so many tokens, those of the match included;
             a chunk of text without token ids counts as one. A match that is complete earlier is
             text like any other.
-        reason: The finish reason. By default that of the terminal which the chunk's class makes by
-            ``stop()``; for a class without one, the text ``stop``.
         answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
         scope: The scope of the stream; filled in by a pipeline.
 
@@ -93,9 +90,7 @@ def stop_on_text(
         match = _first_match(stops, before, tail, min_tokens)
         if match is not None:
             end, text = match
-            yield from tail.end(
-                end if include else end - len(text), reason=reason, stop_reason=text
-            )
+            yield from tail.end(end if include else end - len(text), stop_reason=text)
         elif include:
             passed[tail.index] = (before + tail.text)[-longest:]
             yield from tail.rest()

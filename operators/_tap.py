@@ -75,52 +75,8 @@ def tap(
     >>> seen
     [1, 2]
     """
-    watch = _Tap(observe, limit, counts or TapCounts())
+    watch = _Tap(observe, limit, counts)
     return Callbacks(watch.take, on_end=watch.end)
-
-
-class _Tap:
-    """What waits for one stream's observer."""
-
-    __slots__ = ("_counts", "_has_failed", "_limit", "_loop", "_missed", "_observe", "_waiting")
-
-    def __init__(self, observe: Callable[[Any], object], limit: int, counts: TapCounts) -> None:
-        self._observe = observe
-        self._limit = limit
-        self._counts = counts
-        self._waiting: list[Any] = []
-        self._missed = 0
-        self._has_failed = False
-        try:
-            self._loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self._loop = None
-
-    def take(self, item: A) -> A:
-        waiting = self._waiting
-        if not waiting and self._loop is not None:
-            self._loop.call_soon(self._deliver)
-        if len(waiting) < self._limit:
-            waiting.append(own_copy(item))
-        else:
-            self._counts.missed += 1
-            self._missed += 1
-        if self._loop is None:
-            self._deliver()
-        return item
-
-    def _deliver(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for item in waiting:
-            try:
-                self._observe(item)
-            except Exception as error:
-                self._has_failed = _failed(self._observe, error, self._counts, self._has_failed)
-            else:
-                self._counts.delivered += 1
-
-    def end(self, _failure: Exception | None, _dropped: bool) -> None:
-        _tell_missed(self._observe, self._missed)
 
 
 @callbacks()
@@ -175,54 +131,111 @@ def tap_async(
     stored 1
     stored 2
     """
-    watch = _AsyncTap(observe, limit, grace_s, counts or TapCounts())
+    watch = _AsyncTap(observe, limit, counts, grace_s)
     return Callbacks(watch.take, on_end=watch.end)
 
 
-class _AsyncTap:
-    """What waits for one stream's observer, and the task in which it observes."""
+class _Watch:
+    """What waits for one stream's observer, and what it missed."""
 
-    __slots__ = (
-        "_counts",
-        "_grace_s",
-        "_has_failed",
-        "_limit",
-        "_loop",
-        "_missed",
-        "_observe",
-        "_task",
-        "_waiting",
-    )
+    __slots__ = ("_counts", "_has_failed", "_limit", "_missed", "_observe", "_waiting")
+
+    def __init__(self, observe: Callable[[Any], Any], limit: int, counts: TapCounts | None) -> None:
+        self._observe = observe
+        self._limit = limit
+        self._counts = TapCounts() if counts is None else counts
+        self._waiting: deque[Any] = deque()
+        self._missed = 0
+        self._has_failed = False
+
+    def take(self, item: A) -> A:
+        if len(self._waiting) < self._limit:
+            self._waiting.append(own_copy(item))
+            self._observe_soon()
+        else:
+            self._miss(1)
+        return item
+
+    def _observe_soon(self) -> None:
+        """See to it that what waits is observed."""
+        raise NotImplementedError
+
+    def _miss(self, items: int) -> None:
+        self._counts.missed += items
+        self._missed += items
+
+    def _fail(self, error: Exception) -> None:
+        self._counts.failed += 1
+        if not self._has_failed:
+            self._has_failed = True
+            _log.warning(
+                "observer %r failed; further failures are only counted",
+                self._observe,
+                exc_info=redacted_exc_info(error),
+            )
+
+    def _tell_missed(self) -> None:
+        if self._missed:
+            _log.warning("observer %r missed items of a stream: %d", self._observe, self._missed)
+
+
+class _Tap(_Watch):
+    """An observer that is called on the loop, or at once where none runs."""
+
+    __slots__ = ("_loop",)
+
+    def __init__(
+        self, observe: Callable[[Any], object], limit: int, counts: TapCounts | None
+    ) -> None:
+        super().__init__(observe, limit, counts)
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._loop = None
+
+    def _observe_soon(self) -> None:
+        if self._loop is None:
+            self._deliver()
+        elif len(self._waiting) == 1:
+            self._loop.call_soon(self._deliver)
+
+    def _deliver(self) -> None:
+        while self._waiting:
+            item = self._waiting.popleft()
+            try:
+                self._observe(item)
+            except Exception as error:
+                self._fail(error)
+            else:
+                self._counts.delivered += 1
+
+    def end(self, _failure: Exception | None, _dropped: bool) -> None:
+        self._tell_missed()
+
+
+class _AsyncTap(_Watch):
+    """An observer that is awaited, in a task that lives while there is something to observe."""
+
+    __slots__ = ("_grace_s", "_loop", "_task")
 
     def __init__(
         self,
         observe: Callable[[Any], Awaitable[object]],
         limit: int,
+        counts: TapCounts | None,
         grace_s: float,
-        counts: TapCounts,
     ) -> None:
-        self._observe = observe
-        self._limit = limit
+        super().__init__(observe, limit, counts)
         self._grace_s = grace_s
-        self._counts = counts
-        self._waiting: deque[Any] = deque()
-        self._missed = 0
-        self._has_failed = False
         self._task: asyncio.Task[None] | None = None
         try:
             self._loop = asyncio.get_running_loop()
         except RuntimeError:
             raise RuntimeError("tap_async needs a running event loop") from None
 
-    def take(self, item: A) -> A:
-        if len(self._waiting) >= self._limit:
-            self._miss(1)
-            return item
-        self._waiting.append(own_copy(item))
+    def _observe_soon(self) -> None:
         if self._task is None or self._task.done():
-            # It lives while there is something to observe.
             self._task = start_task(self._deliver(), self._loop)
-        return item
 
     async def _deliver(self) -> None:
         while self._waiting:
@@ -234,13 +247,9 @@ class _AsyncTap:
                 self._miss_rest()
                 raise
             except Exception as error:
-                self._has_failed = _failed(self._observe, error, self._counts, self._has_failed)
+                self._fail(error)
             else:
                 self._counts.delivered += 1
-
-    def _miss(self, items: int) -> None:
-        self._counts.missed += items
-        self._missed += items
 
     def _miss_rest(self) -> None:
         self._miss(len(self._waiting))
@@ -249,37 +258,21 @@ class _AsyncTap:
     def end(self, _failure: Exception | None, _dropped: bool) -> None:
         task = self._task
         if task is None or task.done() or self._loop.is_closed():
-            self._observed()
+            self._end_observing()
             return
         timer = self._loop.call_later(self._grace_s, self._give_up, task)
         task.add_done_callback(lambda _: timer.cancel())
-        task.add_done_callback(lambda _: self._observed())
+        task.add_done_callback(lambda _: self._end_observing())
 
     def _give_up(self, task: asyncio.Task[None]) -> None:
         # An observer that swallows the cancellation gets no more either.
         self._miss_rest()
         task.cancel()
 
-    def _observed(self) -> None:
+    def _end_observing(self) -> None:
         # Something is left where the task was cancelled before it began.
         self._miss_rest()
-        _tell_missed(self._observe, self._missed)
-
-
-def _tell_missed(observe: object, missed: int) -> None:
-    if missed:
-        _log.warning("observer %r missed items of a stream: %d", observe, missed)
-
-
-def _failed(observe: object, error: Exception, counts: TapCounts, has_failed: bool) -> bool:
-    counts.failed += 1
-    if not has_failed:
-        _log.warning(
-            "observer %r failed; further failures are only counted",
-            observe,
-            exc_info=redacted_exc_info(error),
-        )
-    return True
+        self._tell_missed()
 
 
 _log = logging.getLogger(__name__)

@@ -240,15 +240,14 @@ class TextTail:
         """Throw the first *characters* away, with their tokens; a terminal stays, without text."""
         self.replace(characters, "")
 
-    def end(self, kept: int, *, reason: object = None, stop_reason: str | None = None) -> list[Any]:
+    def end(self, kept: int, *, stop_reason: str | None = None) -> list[Any]:
         """
-        Return the chunks of the first *kept* characters, the last being the answer's terminal.
+        Return the chunks of the first *kept* characters, the last being a terminal by ``stop``.
 
         What else is held is thrown away, and so is what the source still has for the answer.
 
         Args:
             kept: How many characters stay.
-            reason: The finish reason; None for ``stop``, as the chunk's class makes it.
             stop_reason: What ended the answer, for chunks with a ``stop_reason``.
         """
         last = self._held[-1]
@@ -261,7 +260,7 @@ class TextTail:
         self._held.clear()
         self.text = ""
         end = _first_part(last, kept - before)
-        return [*out, cut_last(end, len(end.token_ids), "stop", reason, stop_reason)]
+        return [*out, cut_last(end, len(end.token_ids), "stop", stop_reason)]
 
     def rest(self) -> list[Any]:
         """Return everything that is held."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from operators._answers import Answers, answers_of
-from operators._chunk import Chunk, answer_of, has_content
+from operators._chunk import answer_of, has_content
 from operators._core.arguments import AtLeast
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
@@ -15,14 +15,7 @@ from operators._core.scope import StreamScope
 from operators._core.stage import Stage, emit
 from operators._uncounted import warn_of_uncounted
 
-__all__ = ("CountedChunk", "usage")
-
-
-class CountedChunk(Chunk, Protocol):
-    """A chunk that can carry what its request cost."""
-
-    completion_usage: Any
-
+__all__ = ("usage",)
 
 U = TypeVar("U")
 
@@ -35,7 +28,6 @@ def usage(
     prompt_tokens: PromptTokens,
     make: Callable[[int, int], U],
     *,
-    replace: bool = False,
     on_end: Callable[[U], None] | None = None,
     answers: Answers | None = None,
     scope: StreamScope | None = None,
@@ -43,11 +35,10 @@ def usage(
     """
     Write ``completion_usage`` on the last terminal, and report it however the stream ends.
 
-    Token ids are counted, not chunks, of all answers together, as OpenAI does; of text without token
-    ids none are, of which the log has a warning, once in a process. The terminal of the
-    last answer comes out as a copy with the usage; other chunks pass unchanged. Put this behind
-    operators that end the stream or take tokens out. With a prompt of 3 tokens, ``U`` is ``T`` with
-    a usage of 3 and 2 tokens::
+    Token ids are counted, not chunks, of all answers together, as OpenAI does; of text without
+    token ids none are, of which the log has a warning, once in a process. The last terminal comes
+    out as a copy with the usage, unless the engine set one; other chunks pass unchanged. With a
+    prompt of 3 tokens, ``U`` is ``T`` with a usage of 3 and 2 tokens::
 
         source  -a-b-T|
         result  -a-b-U|
@@ -57,7 +48,6 @@ def usage(
         prompt_tokens: How many tokens the prompt has.
         make: Makes a usage of the counts of prompt and generated tokens, and adds up the total:
             ``rx_backend.protocols.usage``.
-        replace: Whether to write it also over a usage that the engine set, which is kept otherwise.
         on_end: Called once at the end, whichever way, with the usage that the terminal carried;
             without a terminal (cancelled, dropped, failed) with what was counted so far.
         answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
@@ -94,7 +84,7 @@ def usage(
             if chunk.finish_reason is not None:
                 ended.add(answer_of(chunk))
                 if len(ended) >= answers:
-                    if replace or chunk.completion_usage is None:
+                    if chunk.completion_usage is None:
                         if has_text and not tokens:
                             warn_of_uncounted("usage")
                         chunk = copy.copy(chunk)

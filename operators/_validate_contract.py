@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from operators._answers import Answers
@@ -20,9 +19,7 @@ class ContractViolation(ValueError):
 
 @same_type
 @callbacks(takes="chunks")
-def validate_contract(
-    *, error: Callable[[str], Exception] = ContractViolation, answers: Answers = 1
-) -> Stage[Any, Any]:
+def validate_contract(*, answers: Answers = 1) -> Stage[Any, Any]:
     """
     Fail a stream in which an answer continues after its terminal, or has none (rows E3, S8).
 
@@ -39,7 +36,6 @@ def validate_contract(
         result  ---a-#
 
     Args:
-        error: Makes the exception from a message that says what was broken.
         answers: How many answers the request has, 1 at least.
 
     Raises:
@@ -63,12 +59,12 @@ def validate_contract(
         except Completed:
             if len(ended) < answers:
                 missing = f" of {answers - len(ended)} of {answers} answers" if answers > 1 else ""
-                raise error(f"the stream ended without a terminal{missing}") from None
+                raise ContractViolation(f"the stream ended without a terminal{missing}") from None
             raise
         answer = answer_of(chunk)
         if answer in ended or len(ended) == answers:
             which = f" of answer {answer}" if answers > 1 and answer in ended else ""
-            raise error(
+            raise ContractViolation(
                 f"item after the terminal{which}: "
                 f"token_ids={list(chunk.token_ids)}, finish_reason={chunk.finish_reason}"
             )

@@ -6,7 +6,6 @@ These are values and types, of which ``help()`` knows nothing:
 - ``SCOPE``: the default of a parameter ``scope``, filled in with the request's when a stage starts.
 - ``AnyOperator``: what may stand in a pipeline's list.
 - ``Clock``: a monotonic clock, in seconds: ``time.monotonic``, or a virtual loop's ``time``.
-- ``Merge``: merges the first of what waits; returns the merged items, and how many they are made of.
 - ``SameTypeOperator``: an operator that hands out items of the type that it takes; to a type checker
   more than an ``Operator``.
 - ``Seconds``: a positive number of seconds, as the type of an operator's argument.
@@ -16,7 +15,6 @@ These are values and types, of which ``help()`` knows nothing:
 """
 
 from operators._chunk import Chunk, Clock, answer_of, has_content
-from operators._coalesce import Merge
 from operators._core.arguments import AtLeast, Seconds
 from operators._core.assemble import AnyOperator
 from operators._core.fusion import FusedRun
@@ -51,7 +49,6 @@ __all__ = (
     "Clock",
     "Completed",
     "FusedRun",
-    "Merge",
     "ObservableSource",
     "Operator",
     "Reader",

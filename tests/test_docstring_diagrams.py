@@ -150,14 +150,6 @@ def first_token(scene: Scene) -> Play:
     return operators.first_token(lambda chunk: scene.tell("called", letters[chunk.token_ids[0]]))
 
 
-def filter_async(scene: Scene) -> Play:
-    async def is_first(chunk: LLMEngineOutput) -> bool:
-        await asyncio.sleep(1.0)
-        return chunk.token_ids == [1]
-
-    return operators.filter_async(is_first)
-
-
 def itl_window(scene: Scene) -> Play:
     def tell(times: TokenTimes) -> None:
         gaps = ", ".join(str(gap_ms) for gap_ms in times.itl_ms())
@@ -258,7 +250,6 @@ PLAYS.update(
         deferred_abort,
         detokenize,
         enforce_cancellation,
-        filter_async,
         first_token,
         itl_window,
         map_async,

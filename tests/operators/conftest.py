@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from rx_backend.testing import VirtualTimeLoop
 from tests.operators._help import LIVES, Life
 
 
@@ -11,3 +14,17 @@ from tests.operators._help import LIVES, Life
 def life(request: pytest.FixtureRequest) -> Life:
     """Give each way to run a list of operators, in turn."""
     return request.param
+
+
+@pytest.fixture
+def timers(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Give the times of all timers that are set on a virtual loop."""
+    times: list[float] = []
+    call_at = VirtualTimeLoop.call_at
+
+    def noting(loop: VirtualTimeLoop, when: float, *args: Any, **options: Any) -> Any:
+        times.append(when)
+        return call_at(loop, when, *args, **options)
+
+    monkeypatch.setattr(VirtualTimeLoop, "call_at", noting)
+    return times

@@ -68,21 +68,13 @@ def test_a_failure_ahead_is_annotated_too(life: Life) -> None:
     assert life(["a", "b"], broken, annotate_errors(shout, tell)) == Seen(["E: a"], "completed")
 
 
-def test_an_item_that_cannot_be_wrapped_fails_the_stream(life: Life) -> None:
-    """What the wrapping function raises is not turned into an item; it passes on."""
+def test_what_the_functions_raise_passes_on(life: Life) -> None:
+    """It is not turned into an item, and takes the place of the failure."""
 
-    def refuse(item: str) -> str:
-        raise ValueError(item)
+    def refuse(what: object) -> str:
+        raise ValueError(str(what))
 
     assert life(["a"], annotate_errors(refuse, tell)) == Seen([], "ValueError('a')")
-
-
-def test_an_error_item_that_cannot_be_made_fails_the_stream(life: Life) -> None:
-    """What the function for the error item raises passes on, in place of the failure."""
-
-    def refuse(error: Exception) -> str:
-        raise ValueError(str(error))
-
     seen = life(["a"], annotate_errors(shout, refuse), error=FAILURE)
     assert seen == Seen(["A"], "ValueError('gone')")
 

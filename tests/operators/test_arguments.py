@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import operators as our
 from operators import record_span
 from operators.authoring import AtLeast, FusedRun, Seconds, Stage, operator
+from tests.operators._help import Engine
 
 Choice = Literal["first", "last", 3]
 
@@ -207,15 +208,12 @@ async def waits(item: object) -> object:
 
 
 NEVER = reactivex.never()
+SOURCE = Engine()()
 WINDOWS = our.SloWindows(clock=lambda: 0.0)
 # What operators and the objects they are made with refuse, and what the error says.
 REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: our.coalesce(max_chunks=0), "max_chunks: expected a whole number, at least 1, got 0"),
-    (lambda: our.coalesce(max_chunks=None), "max_chunks: expected a whole number, at least 1"),
-    (lambda: our.coalesce(max_tokens=True), "max_tokens: expected a whole number, at least 1 or"),
     (lambda: our.coalesce(overflow="drop"), "overflow: expected 'wait' or 'fail', got 'drop'"),
-    (lambda: our.coalesce(error="late"), "error: expected a function"),
-    (lambda: our.coalesce(merge=3), "merge: expected a function"),
     (lambda: our.coalesce(counts={}), "counts: expected CoalesceCounts"),
     (lambda: our.coalesce(ahead_of_first=0), "ahead_of_first: expected True or False, got 0"),
     (lambda: our.deadlines(idle_s=None), "expected first_token_s, idle_s or total_s"),
@@ -223,7 +221,6 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: our.deadlines(total_s=math.inf), "total_s: expected a number, more than 0 seconds"),
     (lambda: our.deadlines(total_s=True), "total_s: expected a number, more than 0 seconds"),
     (lambda: our.deadlines(idle_s="5"), "idle_s: expected a number, more than 0 seconds"),
-    (lambda: our.deadlines(idle_s=5, on_expiry=5), "on_expiry: expected a function"),
     (lambda: our.detokenize("gpt2"), "tokenizer: expected a tokenizers.Tokenizer, got 'gpt2'"),
     (lambda: our.Drains(-1), "limit: expected at least 0, got -1"),
     (lambda: our.Drains(timeout_s=math.nan), "timeout_s: expected at least 0, got nan"),
@@ -238,7 +235,6 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: our.enforce_cancellation(1, print, stop=5, kill=NEVER), "stop: expected"),
     (lambda: our.enforce_cancellation(1, print, stop=NEVER, kill=5), "kill: expected"),
     (lambda: our.enforce_cancellation(1, 5, stop=NEVER, kill=NEVER), "terminal: expected"),
-    (lambda: our.filter_async(7), "predicate: expected a function, got 7"),
     (lambda: our.heartbeat(0, "p"), "interval_s: expected a number, more than 0 seconds, got 0"),
     (lambda: our.heartbeat(None, "p"), "interval_s: expected a number, more than 0 seconds, got"),
     (lambda: our.limit_tokens(0), "limit: expected a whole number, at least 1 tokens or None"),
@@ -247,6 +243,19 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: our.on_outcome("text"), "callback: expected a function, got 'text'"),
     (lambda: our.on_outcome(waits), "callback: expected a function that is not async"),
     (lambda: our.on_outcome(print, is_cancelled="text"), "is_cancelled: expected a function, got"),
+    (lambda: our.share_replay(0), "buffer: expected a whole number, at least 1 or None, got 0"),
+    (lambda: our.share_replay("1"), "buffer: expected a whole number, at least 1 or None, got '1'"),
+    (lambda: our.share_replay(ahead=-1), "ahead: expected a whole number, at least 0, got -1"),
+    (lambda: our.share_replay(linger_s=-0.1), "linger_s: expected a number, at least 0 seconds"),
+    (lambda: our.share_replay(2, 3), "buffer: expected at least ahead=3, or None, got 2"),
+    (lambda: our.SharedStream([1]), "source: expected an asynchronous iterator, got [1]"),
+    (lambda: our.SharedStream(SOURCE, ahead=-1), "ahead: expected a whole number, at least 0"),
+    (lambda: our.SharedStream(SOURCE, linger_s=-1.0), "linger_s: expected a number, at least 0"),
+    (lambda: our.SharedStream(SOURCE, linger_s=math.nan), "linger_s: expected a number, at least"),
+    (
+        lambda: our.SharedStream(SOURCE, on_abandoned=waits),
+        "on_abandoned: expected a function that",
+    ),
     (lambda: our.sliding_itl(count=None), "expected count or window_s, got neither"),
     (lambda: our.sliding_itl(count=0), "count: expected a whole number, at least 1 gap or None"),
     (lambda: our.sliding_itl(window_s=0.0), "window_s: expected a number, more than 0 seconds or"),

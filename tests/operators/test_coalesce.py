@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import pytest
@@ -14,12 +12,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from operators import BufferOverflow, CoalesceCounts, coalesce, fuse, until_terminal
-from operators.authoring import FusedRun
 from rx_backend import LLMEngineOutput, TraceLink
 from rx_backend.testing import run_virtual
 from tests.engines import virtual
 from tests.examples import examples
 from tests.leaks import LeakWatch
+from tests.operators._drops import Way, by_leaving_a_loop
 from tests.operators._help import (
     LONG_S,
     Engine,
@@ -28,14 +26,10 @@ from tests.operators._help import (
     by_close,
     by_losing_it,
     handshake,
+    now,
     terminal,
     token,
 )
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
 
 Received = list[tuple[float, Any]]
 
@@ -91,11 +85,8 @@ async def test_no_loss_under_overload(max_chunks: int, engine_took_s: float) -> 
     assert all_ids_of(seen) == list(range(100))
     assert seen[-1][1] == terminal()
     assert most <= max_chunks
-    assert counts.most_waiting == min(max_chunks, 11)
     assert times[-1] == pytest.approx(engine_took_s, abs=10.0)
     assert (counts.chunks_in, counts.chunks_out) == (101, len(seen))
-    assert counts.ratio == 101 / len(seen)
-    assert (counts.times_full > 0) == (max_chunks == 4)
 
 
 @pytest.mark.rows("S1", "S4")
@@ -176,36 +167,15 @@ def test_an_interrupt_in_a_step_ahead_ends_the_run(
 
 @virtual
 async def test_a_buffer_that_is_full_may_fail_the_stream() -> None:
-    """The engine is closed then; what waits comes out first, then the error that was asked for."""
+    """The engine is closed then; what waits comes out first, then the error."""
     engine = Engine(map(token, range(100)), every_s=1.0)
-    slow = coalesce(max_chunks=50, max_tokens=3, overflow="fail", error=LookupError)
-    stream = fuse(engine(), [slow])
+    stream = fuse(engine(), [coalesce(max_chunks=3, overflow="fail")])
     await anext(stream)
     await asyncio.sleep(20.0)
     assert (engine.pulls, engine.closed) == (4, 1)
     assert await anext(stream) == token(1, 2, 3)
-    with pytest.raises(LookupError, match=r"3 chunks with 3 tokens wait.*max_tokens=3"):
+    with pytest.raises(BufferOverflow, match="the consumer is too slow: 3 chunks wait for it"):
         await anext(stream)
-    with pytest.raises(BufferOverflow):
-        await received(
-            fuse(Engine(map(token, range(9)))(), [coalesce(max_chunks=2, overflow="fail")]), [1.0]
-        )
-
-
-@virtual
-async def test_a_merge_of_ones_own() -> None:
-    """Any function that says what it made and of how many; one that miscounts fails the stream."""
-
-    def pairs(items: Iterable[Any]) -> tuple[list[Any], int]:
-        pair = tuple(islice(items, 2))
-        return [pair], len(pair)
-
-    chunks = [token(1), 2, 3, 4]
-    stream = fuse(Engine(chunks)(), [coalesce(merge=pairs)])
-    assert [item for _, item in await received(stream, [1.0])] == [token(1), (2, 3), (4,)]
-    wrong = fuse(Engine(chunks)(), [coalesce(merge=lambda items: (list(items), 7))])
-    with pytest.raises(ValueError, match="from 1 to 3 items, it took 7"):
-        await received(wrong, [1.0])
 
 
 # Dropping it, in every state.
@@ -237,13 +207,7 @@ STATES = [
 ]
 
 
-async def by_leaving(owner: Owner) -> None:
-    async for _ in owner.pop():
-        break
-    gc.collect()
-
-
-WAYS: list[Callable[[Owner], Awaitable[None]]] = [by_close, by_aclose, by_losing_it, by_leaving]
+WAYS = [by_close, by_aclose, by_losing_it, by_leaving_a_loop]
 
 
 @pytest.mark.rows("S7")
@@ -252,11 +216,11 @@ WAYS: list[Callable[[Owner], Awaitable[None]]] = [by_close, by_aclose, by_losing
 @pytest.mark.parametrize("closing_s", [None, 3.0])
 @virtual
 async def test_a_drop_releases_everything_once(
-    state: State, way: Callable[[Owner], Awaitable[None]], closing_s: float | None
+    state: State, way: Way, closing_s: float | None
 ) -> None:
     """Whether the engine is in a step or not, and whoever waits for it; its clean-up runs once."""
     engine = Engine(map(token, range(100)), every_s=state.every_s, closing_s=closing_s)
-    owner: list[FusedRun[Any]] = [fuse(engine(), [coalesce(max_chunks=4)])]
+    owner: Owner = [fuse(engine(), [coalesce(max_chunks=4)])]
     await anext(owner[0])
     if state.away_s:
         await asyncio.sleep(state.away_s)
@@ -280,14 +244,8 @@ async def test_a_drop_releases_everything_once(
 
 
 @examples(25)
-@given(
-    sizes=st.lists(st.integers(0, 3), min_size=100, max_size=300),
-    first=st.integers(1, 5),
-    max_tokens=st.none() | st.just(10_000),
-)
-def test_an_engine_that_never_waits_leaves_others_their_turn(
-    sizes: list[int], first: int, max_tokens: int | None
-) -> None:
+@given(sizes=st.lists(st.integers(0, 3), min_size=100, max_size=300), first=st.integers(1, 5))
+def test_an_engine_that_never_waits_leaves_others_their_turn(sizes: list[int], first: int) -> None:
     """While it is pulled ahead, other tasks of the loop run after a few chunks."""
 
     async def main() -> None:
@@ -307,7 +265,7 @@ def test_an_engine_that_never_waits_leaves_others_their_turn(
                 await asyncio.sleep(0)
 
         other = asyncio.create_task(others())
-        stream = fuse(engine(), [coalesce(max_chunks=1000, max_tokens=max_tokens)])
+        stream = fuse(engine(), [coalesce(max_chunks=1000)])
         for _ in range(first):
             await anext(stream)
         await other
@@ -401,13 +359,13 @@ def numbers_of(chunk: LLMEngineOutput) -> list[int]:
 
 
 @pytest.mark.rows("F1", "S1", "S2", "S6", "S7")
-@given(TIMINGS, st.integers(1, 6), st.none() | st.integers(1, 6))
-@example(Timing([("empty", None), *[("token", None)] * 2], "terminal", [0.5], None), 2, None)
-def test_any_timing(timing: Timing, max_chunks: int, max_tokens: int | None) -> None:
+@given(TIMINGS, st.integers(1, 6))
+@example(Timing([("empty", None), *[("token", None)] * 2], "terminal", [0.5], None), 2)
+def test_any_timing(timing: Timing, max_chunks: int) -> None:
     """The engine's tokens in order, each as soon as it is there; barriers and bounds hold."""
     engine = Scripted(timing)
     counts = CoalesceCounts()
-    merging = coalesce(max_chunks=max_chunks, max_tokens=max_tokens, counts=counts)
+    merging = coalesce(max_chunks=max_chunks, counts=counts)
 
     async def run() -> str:
         stream = fuse(engine(), [until_terminal(), merging])
@@ -434,13 +392,15 @@ def test_any_timing(timing: Timing, max_chunks: int, max_tokens: int | None) -> 
         assert end == ("error" if timing.end == "error" else "through")
         assert len(numbers) == len(timing.steps)
         assert ends == [LLMEngineOutput.stop()] * (timing.end == "terminal")
-    assert counts.chunks_out == len(engine.seen)
-    assert counts.chunks_in == len(numbers) + len(ends)
-    check_items(items, timing, max_tokens)
+    # At the end of the source one item more is made, which a drop may overtake.
+    assert counts.chunks_out - len(engine.seen) in ({0, 1} if end == "dropped" else {0})
+    if counts.chunks_out == len(engine.seen):
+        assert counts.chunks_in == len(numbers) + len(ends)
+    check_items(items, timing)
     check_times(engine, timing)
 
 
-def check_items(items: list[LLMEngineOutput], timing: Timing, max_tokens: int | None) -> None:
+def check_items(items: list[LLMEngineOutput], timing: Timing) -> None:
     """Each has the tokens of its chunks; the first output, and those with a link, are alone."""
     for place, item in enumerate(items):
         kinds = [timing.steps[number][0] for number in numbers_of(item)]
@@ -449,7 +409,6 @@ def check_items(items: list[LLMEngineOutput], timing: Timing, max_tokens: int | 
         if len(kinds) > 1:
             assert place > 0  # text alone is output too
             assert "linked" not in kinds
-            assert max_tokens is None or len(tokens) < max_tokens + 3
 
 
 def check_times(engine: Scripted, timing: Timing) -> None:

@@ -65,11 +65,6 @@ async def itself(item: Any) -> Any:
     return item
 
 
-async def has_tokens(item: Any) -> bool:
-    await asyncio.sleep(0.25)
-    return bool(item.token_ids)
-
-
 # How each operator is made; a new one belongs here. Clocks stand still, so that two runs of an
 # operator give the same.
 MADE: dict[str, Callable[[], Operator[Any, Any]]] = {
@@ -99,9 +94,7 @@ MADE: dict[str, Callable[[], Operator[Any, Any]]] = {
 MADE_ASYNC: dict[str, Callable[[], Operator[Any, Any]]] = {
     # With one waiting there is nothing to merge; merging is another way to give the same tokens.
     "coalesce": lambda: operators.coalesce(max_chunks=1),
-    "deadlines": lambda: operators.deadlines(
-        first_token_s=1e9, idle_s=1e9, total_s=1e9, on_expiry=nothing
-    ),
+    "deadlines": lambda: operators.deadlines(first_token_s=1e9, idle_s=1e9, total_s=1e9),
     # What it lets go on after a drop is no business of a contract that tells of what is released.
     "drain_until_first_token": lambda: operators.drain_until_first_token(
         nothing, drains=operators.Drains(limit=0)
@@ -109,7 +102,6 @@ MADE_ASYNC: dict[str, Callable[[], Operator[Any, Any]]] = {
     "enforce_cancellation": lambda: operators.enforce_cancellation(
         1e9, terminal, stop=reactivex.never(), kill=reactivex.never()
     ),
-    "filter_async": lambda: operators.filter_async(has_tokens),
     "heartbeat": lambda: operators.heartbeat(1e9, "beat"),
     "map_async": lambda: operators.map_async(itself),
     "tap_async": lambda: operators.tap_async(itself),
@@ -445,28 +437,6 @@ async def test_a_drop_releases_the_engine(name: str, drop: Any, after: int) -> N
             await anext(owner[0])
 
 
-@pytest.mark.rows("S7")
-@EVERY_ASYNCHRONOUS
-@pytest.mark.parametrize("at_s", [0.5, 1.1, 1.5])
-@pytest.mark.parametrize("how", ["cancel", "close"])
-@settled
-async def test_a_drop_in_a_pull_releases_the_engine(name: str, at_s: float, how: str) -> None:
-    """While the engine is waited for, and while the operator itself waits."""
-    engine = Engine([handshake(), handshake(), token(1), terminal()], every_s=1.0)
-    stream = fuse(engine(), [MADE_ASYNC[name]()])
-    consumer = asyncio.create_task(collect(stream))
-    await asyncio.sleep(at_s)
-    if how == "cancel":
-        consumer.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await consumer
-    else:
-        stream.close()
-        await consumer
-    await asyncio.sleep(LONG_S)
-    assert engine.closed == 1
-
-
 NUMBER: contextvars.ContextVar[int] = contextvars.ContextVar("number")
 
 
@@ -517,6 +487,7 @@ ERRORS = st.sampled_from([None, LookupError("gone")])
 ANY = st.one_of(
     st.lists(st.sampled_from(sorted(MADE)), max_size=6),
     st.lists(st.sampled_from(sorted(ALL)), min_size=1, max_size=5),
+    st.tuples(st.sampled_from(sorted(MADE_ASYNC))),
 )
 
 
@@ -528,7 +499,7 @@ def made_of(names: Sequence[str]) -> list[AnyOperator]:
 @examples(200)
 @given(names=ANY, chunks=STREAMS, error=ERRORS, take=st.none() | st.integers(1, 5))
 def test_fused_is_what_a_pipe_gives(
-    names: list[str], chunks: list[Any], error: Exception | None, take: int | None
+    names: Sequence[str], chunks: list[Any], error: Exception | None, take: int | None
 ) -> None:
     """Pulled and pushed; and behind ``until_terminal`` there is one terminal, the last."""
     is_synchronous = set(names) <= set(MADE)
@@ -536,7 +507,7 @@ def test_fused_is_what_a_pipe_gives(
     pulled = fused_waiting(copy.deepcopy(chunks), *made_of(names), error=error, take=take)
     for life in lives:
         assert life(copy.deepcopy(chunks), *made_of(names), error=error, take=take) == pulled
-    if names[-1:] == ["until_terminal"]:
+    if [*names[-1:]] == ["until_terminal"]:
         ends = [item for item in pulled.items if getattr(item, "finish_reason", None) is not None]
         assert ends == [item for item in pulled.items[-1:] if item in ends]
 
@@ -547,7 +518,7 @@ def test_fused_is_what_a_pipe_gives(
     names=ANY,
     chunks=STREAMS,
     error=ERRORS,
-    at_s=st.floats(0.0, 8.0),
+    at_s=st.floats(0.1, 8.0),
     how=st.sampled_from(["cancel", "close", "not at all"]),
 )
 def test_the_engine_is_closed_once(
@@ -570,5 +541,5 @@ def test_the_engine_is_closed_once(
         return engine
 
     engine = run_virtual(run())
-    assert engine.closed == (1 if engine.pulls or engine.closed else 0)
+    assert engine.closed == 1
     assert ended == ["end"]

@@ -6,6 +6,7 @@ import asyncio
 import pickle
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from operators import (
     fuse,
     until_terminal,
 )
-from rx_backend.testing import VirtualTimeLoop, assert_marbles, run_virtual
+from rx_backend.testing import assert_marbles, run_virtual
 from tests.engines import virtual
 from tests.operators._help import (
     LETTERS,
@@ -31,9 +32,11 @@ from tests.operators._help import (
     Seen,
     collect,
     handshake,
+    now,
     terminal,
     token,
 )
+from tests.operators._timed import Event, consume
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,7 @@ def test_which_deadline_passes_when(
     )
 
 
+@pytest.mark.parametrize("retry", [False, True])
 @pytest.mark.parametrize(
     ("options", "kind", "text"),
     [
@@ -80,20 +84,24 @@ def test_which_deadline_passes_when(
     ],
 )
 def test_the_error_says_which_and_how_far_it_got(
-    options: dict[str, Any], kind: type[DeadlineExpired], text: str
+    options: dict[str, Any], kind: type[DeadlineExpired], text: str, retry: bool
 ) -> None:
-    """Deadline, length and tokens are in the message; all are timeouts, and can be pickled."""
+    """Deadline, length, tokens and whether it may be retried; also through a pickle."""
 
     async def run() -> Seen:
         engine = Engine([token(1, 2), handshake(), token(3, 4, 5)], every_s=1.0, ends=False)
-        return await collect(fuse(engine(), [deadlines(**options)]))
+        return await collect(fuse(engine(), [deadlines(**options, retry=retry)]))
 
     error = run_virtual(run()).error
-    assert isinstance(error, kind)
     assert isinstance(error, TimeoutError)
     for same in (error, pickle.loads(pickle.dumps(error))):
         assert type(same) is kind
-        assert str(same) == text
+        assert (str(same), same.retry) == (text, retry)
+
+
+def told(callback: Callable[[], object]) -> Any:
+    """Return the scope of a request whose stop calls *callback*."""
+    return SimpleNamespace(stop=callback)
 
 
 class Around:
@@ -119,62 +127,41 @@ async def test_chunks_are_known_in_any_form(make: Callable[[Chunk], Any]) -> Non
 
 @virtual
 async def test_the_whole_counts_while_nobody_pulls() -> None:
-    """The engine is told and closed when the time is over; the next pull tells the consumer."""
+    """The request is stopped when the time is over; the next pull tells the consumer."""
     engine = Engine([token(1), token(2)], closing_s=1.0)
-    expired = deadlines(total_s=5, on_expiry=lambda: engine.journal.append("expired"))
+    expired = deadlines(total_s=5, scope=told(lambda: engine.journal.append("stopped")))
     stream = fuse(engine(), [expired])
     await anext(stream)
     await asyncio.sleep(4.9)
     assert engine.journal == ["pull"]
     await asyncio.sleep(0.2)
-    assert engine.journal == ["pull", "expired"]
+    assert engine.journal == ["pull", "stopped"]
     with pytest.raises(TotalTimeout):
         await anext(stream)
-    assert engine.journal == ["pull", "expired", "closed"]
+    assert engine.journal == ["pull", "stopped", "closed"]
     assert asyncio.get_running_loop().time() == 6.0
     assert (await collect(stream)).items == []
 
 
 @virtual
-async def test_it_is_told_before_the_engine_is_closed() -> None:
-    """*on_expiry* comes first, and the error when an engine that cleans up is through with it."""
+async def test_the_request_is_stopped_before_the_engine_is_closed() -> None:
+    """The error comes when an engine that cleans up is through with it."""
     engine = Engine(ends=False, closing_s=3.0)
-    expired = deadlines(first_token_s=5, on_expiry=lambda: engine.journal.append("expired"))
+    expired = deadlines(first_token_s=5, scope=told(lambda: engine.journal.append("stopped")))
     seen = await collect(fuse(engine(), [expired]))
     assert seen.end == repr(FirstTokenTimeout(5, tokens=0))
-    assert engine.journal == ["expired", "closed"]
-    assert asyncio.get_running_loop().time() == 8.0
+    assert engine.journal == ["stopped", "closed"]
+    assert now() == 8.0
 
 
 @virtual
-async def test_what_is_called_may_fail() -> None:
-    """An *on_expiry* that raises fails the stream, which is released like any other."""
-
-    def refuse() -> None:
-        raise LookupError("refused")
-
-    engine = Engine(ends=False)
-    seen = await collect(fuse(engine(), [deadlines(idle_s=9, total_s=5, on_expiry=refuse)]))
-    assert seen == Seen([], "LookupError('refused')")
-    assert engine.closed == 1
-
-
-@virtual
-async def test_a_stream_needs_few_timers(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_needs_few_timers(timers: list[float]) -> None:
     """Timers are set as time passes, not as tokens come."""
-    set_timers: list[float] = []
-    call_at = VirtualTimeLoop.call_at
-
-    def counting(loop: VirtualTimeLoop, when: float, *args: Any, **options: Any) -> Any:
-        set_timers.append(when)
-        return call_at(loop, when, *args, **options)
-
-    monkeypatch.setattr(VirtualTimeLoop, "call_at", counting)
     engine = Engine([token(1)] * 1000, every_s=0.01)
     seen = await collect(fuse(engine(), [deadlines(first_token_s=5, idle_s=2, total_s=60)]))
     assert len(seen.items) == 1000
     # A thousand are the engine's own.
-    assert len(set_timers) < 1010
+    assert len(timers) < 1010
 
 
 @pytest.mark.rows("S7", "P6a")
@@ -184,7 +171,7 @@ async def test_nothing_expires_after_the_end(take: int) -> None:
     """Neither after a drop nor after the terminal is anything called."""
     expired: list[str] = []
     engine = Engine([token(1), terminal()])
-    watched = deadlines(idle_s=1, total_s=5, on_expiry=lambda: expired.append("expired"))
+    watched = deadlines(idle_s=1, total_s=5, scope=told(lambda: expired.append("expired")))
     stream = fuse(engine(), [watched, until_terminal()])
     seen = await collect(stream, take=take)
     assert engine.closed == 1
@@ -200,29 +187,29 @@ def expected(
     pauses: Sequence[int],
     limits: tuple[int, int, float],
     drop: float,
-) -> list[tuple[float, str]]:
+) -> list[Event]:
     """Return what must be seen: items, the expiry and the consumer's end, each with its time."""
     first_token_s, idle_s, total_s = limits
-    seen: list[tuple[float, str]] = []
-    now, tokens = 0.0, 0
+    seen: list[Event] = []
+    time, tokens = 0.0, 0
     allowed: float = first_token_s
     for number, (gap, size) in enumerate(steps):
-        arrival = now + gap
-        silent = now + allowed
+        arrival = time + gap
+        silent = time + allowed
         expiry = min(silent, total_s)
         if expiry < arrival:
             kind = "total" if total_s < silent else "idle" if tokens else "first"
-            seen += [(expiry, "expired"), (max(now, expiry), kind)]
+            seen += [(expiry, "expired"), (max(time, expiry), kind)]
             break
         seen.append((arrival, f"item {size}"))
         tokens += size
         allowed = idle_s if tokens else allowed - gap
-        now = arrival + pauses[number % len(pauses)]
-        if total_s < now:
-            seen += [(total_s, "expired"), (now, "total")]
+        time = arrival + pauses[number % len(pauses)]
+        if total_s < time:
+            seen += [(total_s, "expired"), (time, "total")]
             break
     else:
-        seen.append((now, "end"))
+        seen.append((time, "end"))
     return [event for event in seen if event[0] < drop]
 
 
@@ -248,7 +235,7 @@ def test_every_interleaving(
     drop: float,
 ) -> None:
     """Whatever comes when, what is seen and when is what the rules above say."""
-    seen: list[tuple[float, str]] = []
+    seen: list[Event] = []
     closed: list[float] = []
 
     async def engine() -> AsyncGenerator[Chunk]:
@@ -257,67 +244,25 @@ def test_every_interleaving(
                 await asyncio.sleep(gap)
                 yield token(*range(size))
         finally:
-            closed.append(asyncio.get_running_loop().time())
+            closed.append(now())
+
+    def name(item: Any) -> str:
+        if isinstance(item, DeadlineExpired):
+            return KINDS[type(item)]
+        return f"item {len(item.token_ids)}"
 
     async def run() -> None:
-        clock = asyncio.get_running_loop().time
         first_token_s, idle_s, total_s = limits
         watched = deadlines(
             first_token_s=first_token_s,
             idle_s=idle_s,
             total_s=total_s,
-            on_expiry=lambda: seen.append((clock(), "expired")),
+            scope=told(lambda: seen.append((now(), "expired"))),
         )
-        stream = fuse(engine(), [watched])
-
-        async def consume() -> None:
-            number = 0
-            try:
-                async for item in stream:
-                    seen.append((clock(), f"item {len(item.token_ids)}"))
-                    await asyncio.sleep(pauses[number % len(pauses)])
-                    number += 1
-                seen.append((clock(), "end"))
-            except DeadlineExpired as error:
-                seen.append((clock(), KINDS[type(error)]))
-
-        consumer = asyncio.create_task(consume())
-        await asyncio.sleep(drop)
-        consumer.cancel()
-        await asyncio.wait([consumer])
-        await stream.aclose()
-        await asyncio.sleep(LONG_S)
+        await consume(fuse(engine(), [watched]), pauses, drop, name, seen)
 
     run_virtual(run())
-    told = expected(steps, pauses, limits, drop)
-    assert seen == told
-    expiry = [time for time, what in told if what == "expired"]
+    assert seen == expected(steps, pauses, limits, drop)
+    expiry = [time for time, what in seen if what == "expired"]
     assert len(closed) == 1
     assert closed[0] == (expiry[0] if expiry else closed[0])
-
-
-@pytest.mark.parametrize("retry", [False, True])
-@pytest.mark.parametrize("option", ["first_token_s", "idle_s", "total_s"])
-def test_a_deadline_says_whether_it_may_be_retried(option: str, retry: bool) -> None:
-    """By default it may not; the error keeps it through a pickle."""
-
-    async def engine() -> AsyncGenerator[Chunk]:
-        if option != "first_token_s":
-            yield token(1)
-        await asyncio.sleep(60)
-
-    options: dict[str, Any] = {option: 5, "retry": retry}
-
-    async def main() -> None:
-        async for _ in fuse(engine(), [deadlines(**options)]):
-            pass
-
-    with pytest.raises(DeadlineExpired) as caught:
-        run_virtual(main())
-    assert caught.value.retry is retry
-    again = pickle.loads(pickle.dumps(caught.value))
-    assert (type(again), str(again), again.retry) == (
-        type(caught.value),
-        str(caught.value),
-        retry,
-    )

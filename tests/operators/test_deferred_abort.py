@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from itertools import permutations
 from typing import Any
@@ -130,62 +129,48 @@ class TestAbortGate:
 class TestDeferredAbort:
     """The operator."""
 
-    @pytest.mark.rows("A2", "A4", "A5", "A6")
+    @pytest.mark.rows("A2", "A3", "A4", "A5", "A6")
     @pytest.mark.parametrize(
-        ("source", "stop", "result", "abort"),
+        ("defer", "source", "stop", "result", "abort"),
         [
-            pytest.param("------", "-s----", "------", "", id="never"),
-            pytest.param("---|", "-s----", "---|", "", id="empty"),
-            pytest.param("---a|", "-s----", "---a|", "---!", id="one"),
-            pytest.param("-h-a-b-T|", "--s---", "-h-a-b-T|", "---!", id="many"),
-            pytest.param("-h-a-b-T|", "----s-", "-h-a-b-T|", "----!", id="after-the-first-token"),
-            pytest.param("-h-h-T|", "--s---", "-h-h-T|", "", id="no-token"),
-            pytest.param("-h-U|", "--s---", "-h-U|", "---!", id="terminal-with-the-first-token"),
-            pytest.param("-h-#", "--s---", "-h-#", "", id="source-error-before"),
-            pytest.param("-a-#", "--s---", "-a-#", "--!", id="source-error-after"),
-            pytest.param("-a-b", "--s---", "-a-b", "--!", id="no-end"),
-            pytest.param("-h-a-b|", "-s----", "-h!", "", id="early-dispose"),
-            pytest.param("-h-a-b|", "-s----", "-h-(a!)", "---!", id="dispose-inside"),
-            pytest.param("-h-a-b|", "-s-s-s", "-h-a-b|", "---!", id="many-signals"),
-            pytest.param("-a-b|", "-----s", "-a-b|", "", id="signal-after-the-end"),
-            pytest.param("-a-#", "-----s", "-a-#", "", id="signal-after-the-error"),
-            pytest.param("-a-b-c", "-----s", "-a-!", "", id="signal-after-the-drop"),
-            pytest.param("-a-b-|", "------", "-a-b-|", "", id="no-signal"),
+            pytest.param(True, "------", "-s----", "------", "", id="never"),
+            pytest.param(True, "---|", "-s----", "---|", "", id="empty"),
+            pytest.param(True, "---a|", "-s----", "---a|", "---!", id="one"),
+            pytest.param(True, "-h-a-b-T|", "--s---", "-h-a-b-T|", "---!", id="many"),
+            pytest.param(
+                True, "-h-a-b-T|", "----s-", "-h-a-b-T|", "----!", id="after-the-first-token"
+            ),
+            pytest.param(True, "-h-h-T|", "--s---", "-h-h-T|", "", id="no-token"),
+            pytest.param(
+                True, "-h-U|", "--s---", "-h-U|", "---!", id="terminal-with-the-first-token"
+            ),
+            pytest.param(True, "-h-#", "--s---", "-h-#", "", id="source-error-before"),
+            pytest.param(True, "-a-#", "--s---", "-a-#", "--!", id="source-error-after"),
+            pytest.param(True, "-a-b", "--s---", "-a-b", "--!", id="no-end"),
+            pytest.param(True, "-h-a-b|", "-s----", "-h!", "", id="early-dispose"),
+            pytest.param(True, "-h-a-b|", "-s----", "-h-(a!)", "---!", id="dispose-inside"),
+            pytest.param(True, "-h-a-b|", "-s-s-s", "-h-a-b|", "---!", id="many-signals"),
+            pytest.param(True, "-a-b|", "-----s", "-a-b|", "", id="signal-after-the-end"),
+            pytest.param(True, "-a-#", "-----s", "-a-#", "", id="signal-after-the-error"),
+            pytest.param(True, "-a-b-c", "-----s", "-a-!", "", id="signal-after-the-drop"),
+            pytest.param(True, "-a-b-|", "------", "-a-b-|", "", id="no-signal"),
+            pytest.param(False, "------", "-s----", "------", "-!", id="at-once-never"),
+            pytest.param(False, "---|", "-s----", "---|", "-!", id="at-once-empty"),
+            pytest.param(False, "-h-a-T|", "s-----", "-h-a-T|", "!", id="at-once-from-the-start"),
+            pytest.param(False, "-h-a-T|", "--s-s-", "-h-a-T|", "--!", id="at-once-many-signals"),
+            pytest.param(False, "-a-T|", "-----s", "-a-T|", "", id="at-once-signal-after-the-end"),
+            pytest.param(False, "-a-#", "-----s", "-a-#", "", id="at-once-signal-after-the-error"),
+            pytest.param(False, "-a-b-|", "---s--", "-a!", "", id="at-once-signal-after-the-drop"),
         ],
     )
-    def test_the_abort_waits_for_the_first_token(
-        self, source: str, stop: str, result: str, abort: str
+    def test_when_the_abort_is_made(
+        self, defer: bool, source: str, stop: str, result: str, abort: str
     ) -> None:
-        """Chunks pass when they come; the abort is made once, and not before the first token."""
+        """Once: with the first token at the earliest, or in the moment of the signal; chunks pass."""
         test = Marbles({**LETTERS, "s": True})
         aborts: list[int] = []
         signal = test.hot(stop)
-        gate = deferred_abort(lambda: aborts.append(round(test.clock())), stop=signal)
-        test.expect(test.cold(source).pipe(gate), result)
-        assert aborts == [place for place, sign in enumerate(abort) if sign == "!"]
-
-    @pytest.mark.rows("A2", "A3", "A6")
-    @pytest.mark.parametrize(
-        ("source", "stop", "result", "abort"),
-        [
-            pytest.param("------", "-s----", "------", "-!", id="never"),
-            pytest.param("---|", "-s----", "---|", "-!", id="empty"),
-            pytest.param("-h-a-T|", "s-----", "-h-a-T|", "!", id="from-the-start"),
-            pytest.param("-h-a-T|", "--s-s-", "-h-a-T|", "--!", id="many-signals"),
-            pytest.param("-a-T|", "-----s", "-a-T|", "", id="signal-after-the-end"),
-            pytest.param("-a-#", "-----s", "-a-#", "", id="signal-after-the-error"),
-            pytest.param("-a-b-|", "---s--", "-a!", "", id="signal-after-the-drop"),
-        ],
-    )
-    def test_without_deferring_the_abort_is_made_at_once(
-        self, source: str, stop: str, result: str, abort: str
-    ) -> None:
-        """With ``defer=False`` it is made in the moment of the first signal."""
-        test = Marbles({**LETTERS, "s": True})
-        aborts: list[int] = []
-        gate = deferred_abort(
-            lambda: aborts.append(round(test.clock())), stop=test.hot(stop), defer=False
-        )
+        gate = deferred_abort(lambda: aborts.append(round(test.clock())), stop=signal, defer=defer)
         test.expect(test.cold(source).pipe(gate), result)
         assert aborts == [place for place, sign in enumerate(abort) if sign == "!"]
 
@@ -280,10 +265,11 @@ class TestDeferredAbort:
 
     @pytest.mark.rows("A5")
     @pytest.mark.parametrize("run", [pushed, fused])
+    @pytest.mark.parametrize("is_late", [False, True])
     def test_in_the_turn_of_the_drop_the_first_token_wins(
-        self, run: Life, level: MakeLevel
+        self, run: Life, level: MakeLevel, is_late: bool
     ) -> None:
-        """With ``end_of_turn`` a notice that follows the drop in its turn still aborts."""
+        """With ``end_of_turn`` a notice in the turn of the drop still aborts; later it does not."""
         aborts: list[str] = []
         later: list[Callable[[], None]] = []
         stop, notified = level(), level()
@@ -294,25 +280,13 @@ class TestDeferredAbort:
             end_of_turn=later.append,
         )
         run([handshake(), handshake()], cue({0: setter(stop)}), gate, take=1)
-        assert (aborts, len(later)) == ([], 1)
-        notified.on_next(True)
-        assert aborts == ["abort"]
-        later[0]()
-
-    @pytest.mark.rows("A5")
-    def test_after_the_turn_of_the_drop_a_notice_is_too_late(self, level: MakeLevel) -> None:
-        """When the turn is over the gate is closed for good."""
-        aborts: list[str] = []
-        later: list[Callable[[], None]] = []
-        stop, notified = level(), level()
-        stop.on_next(True)
-        gate = deferred_abort(
-            lambda: aborts.append("abort"), stop=stop, notified=notified, end_of_turn=later.append
-        )
-        pushed([handshake()], gate, take=1)
-        later[0]()
-        notified.on_next(True)
+        (end_turn,) = later
         assert aborts == []
+        if is_late:
+            end_turn()
+        notified.on_next(True)
+        assert aborts == ([] if is_late else ["abort"])
+        end_turn()
 
     @pytest.mark.rows("A5")
     @pytest.mark.parametrize("how", [{}, {"error": LookupError()}], ids=str)
@@ -328,30 +302,6 @@ class TestDeferredAbort:
             [handshake()], deferred_abort(_never, stop=Subject(), end_of_turn=later.append), take=1
         )
         assert later == []
-
-    @pytest.mark.rows("A5")
-    @virtual
-    async def test_the_event_loop_can_end_the_turn(self, level: MakeLevel) -> None:
-        """With ``loop.call_soon`` a notice counts in the turn of the drop, and not in the next."""
-        loop = asyncio.get_running_loop()
-        for turns in (0, 1):
-            aborts: list[str] = []
-            stop, notified = level(), level()
-            gate = deferred_abort(
-                lambda told=aborts: told.append("abort"),
-                stop=stop,
-                notified=notified,
-                end_of_turn=loop.call_soon,
-            )
-            stream = fuse(Engine([handshake()], ends=False)(), [gate])
-            await anext(stream)
-            stop.on_next(True)
-            stream.close()
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            notified.on_next(True)
-            assert aborts == ["abort"] * (1 - turns)
-            await stream.aclose()
 
     @pytest.mark.rows("A6")
     @pytest.mark.parametrize(

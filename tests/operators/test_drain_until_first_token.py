@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import gc
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -21,6 +20,13 @@ from operators.authoring import FusedRun
 from rx_backend.testing import run_virtual
 from tests.engines import virtual
 from tests.leaks import LeakWatch
+from tests.operators._drops import (
+    IN_A_PULL,
+    InPull,
+    by_cancelling,
+    by_closing,
+    by_losing_a_cycle,
+)
 from tests.operators._help import (
     Chunk,
     Engine,
@@ -31,16 +37,13 @@ from tests.operators._help import (
     by_losing_it,
     collect,
     handshake,
+    now,
     settle,
     spy,
     terminal,
     token,
 )
 from tests.spans import Spans
-
-
-def now() -> float:
-    return round(asyncio.get_running_loop().time(), 6)
 
 
 class Request:
@@ -71,36 +74,6 @@ class Request:
 
     def pull(self) -> asyncio.Task[Seen]:
         return asyncio.create_task(collect(self.stream))
-
-
-# Ways to drop a stream that a task waits in.
-
-
-async def by_cancelling(pull: asyncio.Task[Seen], stream: FusedRun[Any]) -> None:
-    pull.cancel()
-    await asyncio.wait([pull])
-
-
-async def by_closing(pull: asyncio.Task[Seen], stream: FusedRun[Any]) -> None:
-    stream.close()
-    await pull
-
-
-async def by_closing_and_waiting(pull: asyncio.Task[Seen], stream: FusedRun[Any]) -> None:
-    await stream.aclose()
-    await pull
-
-
-InPull = Callable[[asyncio.Task[Seen], FusedRun[Any]], Awaitable[None]]
-IN_A_PULL: list[InPull] = [by_cancelling, by_closing, by_closing_and_waiting]
-
-
-async def by_losing_a_cycle(owner: Owner) -> None:
-    cycle: list[object] = [owner.pop()]
-    cycle.append(cycle)
-    del cycle
-    gc.collect()
-    await asyncio.sleep(0)  # the collector leaves it to the loop
 
 
 BETWEEN_PULLS = [by_close, by_aclose, by_losing_it, by_losing_a_cycle]

@@ -19,6 +19,15 @@ from operators import fuse, map_async, until_terminal
 from operators.authoring import AnyOperator, Stage, operator
 from rx_backend.testing import VirtualTimeLoop
 from tests.engines import virtual
+from tests.operators._drops import (
+    EVERY_WAY,
+    IN_A_PULL,
+    InPull,
+    Way,
+    by_an_exception_in_a_loop,
+    by_cancelling,
+    by_leaving_a_loop,
+)
 from tests.operators._help import (
     Engine,
     Owner,
@@ -62,38 +71,6 @@ class Run:
         await asyncio.sleep(1000)
         return sorted(entry for entry in self.journal if entry[-1] in "!|#d")
 
-
-async def by_losing_it_in_a_thread(owner: Owner) -> None:
-    await asyncio.to_thread(owner.clear)
-
-
-async def by_losing_a_cycle(owner: Owner) -> None:
-    cycle: list[object] = [owner.pop()]
-    cycle.append(cycle)
-    del cycle
-    gc.collect()
-
-
-async def by_leaving_a_loop(owner: Owner) -> None:
-    async for _ in owner.pop():
-        break
-
-
-async def by_an_exception_in_a_loop(owner: Owner) -> None:
-    with suppress(LookupError):
-        async for _ in owner.pop():
-            raise LookupError
-
-
-WAYS = [
-    by_close,
-    by_aclose,
-    by_losing_it,
-    by_losing_it_in_a_thread,
-    by_losing_a_cycle,
-    by_leaving_a_loop,
-    by_an_exception_in_a_loop,
-]
 
 # Turns of the loop.
 MANY = 200_000
@@ -175,7 +152,7 @@ class TestNobodyWaits:
     """The stream is dropped while no task waits in a pull."""
 
     @pytest.mark.rows("S7")
-    @pytest.mark.parametrize("way", WAYS)
+    @pytest.mark.parametrize("way", EVERY_WAY)
     @pytest.mark.parametrize("engine", [quick, slow_to_close])
     @pytest.mark.parametrize("pulled", [0, 1, 2], ids=["unpulled", "items-wait", "between"])
     @virtual
@@ -183,7 +160,7 @@ class TestNobodyWaits:
         self,
         pulled: int,
         engine: Callable[[list[str]], AsyncIterator[Any]],
-        way: Callable[[Owner], Awaitable[None]],
+        way: Way,
     ) -> None:
         """Operators and engine are closed and ``on_end`` is called, whichever way it is dropped."""
         loops = way in {by_leaving_a_loop, by_an_exception_in_a_loop}
@@ -199,9 +176,7 @@ class TestNobodyWaits:
     @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_losing_it])
     @virtual
-    async def test_what_needs_no_waiting_is_released_at_once(
-        self, way: Callable[[Owner], Awaitable[None]]
-    ) -> None:
+    async def test_what_needs_no_waiting_is_released_at_once(self, way: Way) -> None:
         """The stages' end and ``on_end`` come with the drop, the engine's ``finally`` a turn later."""
         run = Run(quick)
         await anext(run.owner[0])
@@ -234,7 +209,7 @@ class TestNobodyWaits:
     @pytest.mark.parametrize("way", [by_close, by_losing_it])
     @virtual
     async def test_a_release_that_is_cancelled(
-        self, way: Callable[[Owner], Awaitable[None]], caplog: pytest.LogCaptureFixture
+        self, way: Way, caplog: pytest.LogCaptureFixture
     ) -> None:
         """The end of an event loop cancels every task: that of a release ends so, without a word."""
         run = Run(slow_to_close)
@@ -312,7 +287,7 @@ class TestNobodyWaits:
     @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
     @virtual
     async def test_an_engine_that_fails_while_it_is_closed(
-        self, way: Callable[[Owner], Awaitable[None]], caplog: pytest.LogCaptureFixture
+        self, way: Way, caplog: pytest.LogCaptureFixture
     ) -> None:
         """It is logged, and keeps nothing from being released."""
 
@@ -354,9 +329,7 @@ class TestNobodyWaits:
     @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
     @virtual
-    async def test_a_deadline_in_the_clean_up_is_its_own(
-        self, way: Callable[[Owner], Awaitable[None]]
-    ) -> None:
+    async def test_a_deadline_in_the_clean_up_is_its_own(self, way: Way) -> None:
         """``asyncio.timeout`` in an engine's ``finally`` ends the clean-up, never the consumer."""
 
         async def engine(journal: list[str]) -> AsyncGenerator[int]:
@@ -422,37 +395,22 @@ class TestATaskWaits:
     """The stream is dropped while a task waits in a pull."""
 
     @pytest.mark.rows("S7")
-    @pytest.mark.parametrize("way", [by_close, by_aclose])
+    @pytest.mark.parametrize("way", IN_A_PULL)
     @BUSY
     @virtual
-    async def test_closed_by_another_task(
-        self,
-        engine: Callable[[list[str]], AsyncIterator[Any]],
-        way: Callable[[Owner], Awaitable[None]],
+    async def test_everything_is_released_once(
+        self, engine: Callable[[list[str]], AsyncIterator[Any]], way: InPull
     ) -> None:
-        """The pull ends there without an item, and everything is released once."""
+        """A pull that is closed ends without an item; a cancellation goes through and out of it."""
         run = Run(engine)
         pulling = run.pull()
         await asyncio.sleep(0.1)
-        await way(run.owner)
-        assert await pulling == Seen([1, 1], "completed")
-        assert await run.released() == DROPPED
-
-    @pytest.mark.rows("S7")
-    @BUSY
-    @virtual
-    async def test_the_task_is_cancelled(
-        self, engine: Callable[[list[str]], AsyncIterator[Any]]
-    ) -> None:
-        """The cancellation goes through the engine and out of the pull; all is released once."""
-        run = Run(engine)
-        pulling = run.pull()
-        await asyncio.sleep(0.1)
-        pulling.cancel("the client left")
-        await asyncio.wait([pulling])
-        assert pulling.cancelled()
-        with pytest.raises(asyncio.CancelledError, match="the client left"):
-            await pulling
+        await way(pulling, run.owner[0])
+        if way is by_cancelling:
+            with pytest.raises(asyncio.CancelledError, match="the client left"):
+                await pulling
+        else:
+            assert await pulling == Seen([1, 1], "completed")
         assert await run.released() == DROPPED
 
     @pytest.mark.rows("S7")
@@ -471,9 +429,7 @@ class TestATaskWaits:
     @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_aclose])
     @virtual
-    async def test_an_engine_that_swallows_its_cancellation(
-        self, way: Callable[[Owner], Awaitable[None]]
-    ) -> None:
+    async def test_an_engine_that_swallows_its_cancellation(self, way: Way) -> None:
         """It is closed at its next item, which nobody gets."""
 
         async def stubborn(journal: list[str]) -> AsyncGenerator[int]:
@@ -534,7 +490,7 @@ class TestATaskWaits:
     @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_aclose])
     @virtual
-    async def test_two_closers(self, way: Callable[[Owner], Awaitable[None]]) -> None:
+    async def test_two_closers(self, way: Way) -> None:
         """The second one cuts no clean-up short, whether the first was a close or a cancellation."""
         for is_cancelled in (True, False):
             run = Run(slow_to_close)
@@ -644,7 +600,7 @@ class TestATaskWaits:
     @pytest.mark.parametrize("times", [1, 2])
     @virtual
     async def test_while_the_engine_cancels_itself(
-        self, times: int, closed_s: float, way: Callable[[Owner], Awaitable[None]]
+        self, times: int, closed_s: float, way: Way
     ) -> None:
         """A drop in the midst of an engine's own timeout still ends what the engine waits for next."""
         journal: list[str] = []
@@ -677,19 +633,12 @@ class TestFromInside:
     """The stream is dropped by what runs in it."""
 
     @pytest.mark.rows("S7")
-    @pytest.mark.parametrize("waits", [False, True])
+    @pytest.mark.parametrize("every_s", [None, 1.0])
     @virtual
-    async def test_the_next_pull_is_no_step(self, waits: bool) -> None:
-        """The step that closed may have waited; the engine is not resumed for one more item."""
+    async def test_by_an_operator(self, every_s: float | None) -> None:
+        """Its step may end, and the next pull is none: the engine is not resumed for one more item."""
         run: Owner = []
-        resumed: list[int] = []
-
-        async def engine() -> AsyncGenerator[int]:
-            for number in range(3):
-                resumed.append(number)
-                if waits and not number:
-                    await asyncio.sleep(0)
-                yield number
+        journal: list[str] = []
 
         @operator
         def close() -> Stage[int, int]:
@@ -698,34 +647,12 @@ class TestFromInside:
                 run[0].close()
                 item = yield item
 
-        run.append(fuse(engine(), [close()]))
+        engine = Engine(range(3), every_s=every_s)
+        run.append(fuse(engine(), [spy(journal, "a"), close(), spy(journal, "b")]))
         assert await collect(run[0]) == Seen([0], "completed")
-        assert resumed == [0]
-
-    @pytest.mark.rows("S7")
-    @pytest.mark.parametrize("waits", [False, True])
-    @virtual
-    async def test_by_an_operator(self, waits: bool) -> None:
-        """The step may end, and then nothing more comes, whether or not the engine waits."""
-        run: Owner = []
-        journal: list[str] = []
-
-        @operator
-        def drop_at_two() -> Stage[int, int]:
-            item = yield
-            while True:
-                if item == 2:
-                    run[0].close()
-                item = yield item
-
-        engine = Engine(range(1, 9), every_s=1.0 if waits else None, journal=journal)
-        run.append(fuse(engine(), [spy(journal, "a"), drop_at_two(), spy(journal, "b")]))
-        seen = await collect(run[0])
-        assert seen.end == "completed"
-        assert seen.items in ([1], [1, 2])
         await asyncio.sleep(100)
-        assert engine.pulls <= 3
-        assert sorted(entry for entry in journal if entry[-1] in "!|#d") == ["a!", "b!", "closed"]
+        assert journal == ["a0", "b0", "a!", "b!"]
+        assert (engine.pulls, engine.closed) == (1, 1)
 
 
 class TestThreads:

@@ -11,15 +11,25 @@ from typing import Any
 
 import pytest
 import reactivex
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from reactivex.subject import ReplaySubject, Subject
 
 from operators import enforce_cancellation, fuse, until_terminal
-from operators.authoring import FusedRun
-from rx_backend.testing import Marbles, VirtualTimeLoop, run_virtual
+from rx_backend.testing import Marbles, run_virtual
 from tests.engines import virtual
-from tests.operators._help import LETTERS, LONG_S, Chunk, Engine, Seen, collect, terminal, token
+from tests.operators._help import (
+    LETTERS,
+    LONG_S,
+    Chunk,
+    Engine,
+    Seen,
+    collect,
+    now,
+    terminal,
+    token,
+)
+from tests.operators._timed import Event, consume
 
 CUT = terminal(reason="cut")
 
@@ -137,19 +147,11 @@ async def test_a_terminal_that_can_not_be_made_fails_the_stream() -> None:
 
 
 @virtual
-async def test_no_timer_before_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_timer_before_a_stop(timers: list[float]) -> None:
     """A stream that is never stopped sets none."""
-    set_timers: list[float] = []
-    call_at = VirtualTimeLoop.call_at
-
-    def counting(loop: VirtualTimeLoop, when: float, *args: Any, **options: Any) -> Any:
-        set_timers.append(when)
-        return call_at(loop, when, *args, **options)
-
-    monkeypatch.setattr(VirtualTimeLoop, "call_at", counting)
     engine = Engine([token(1), terminal()], every_s=1.0)
     assert [item async for item in fuse(engine(), [cut_off(3)])] == [token(1), terminal()]
-    assert set_timers == [1.0, 2.0]  # the engine's own
+    assert timers == [1.0, 2.0]  # the engine's own
 
 
 # Arrivals against stop, kill and a consumer of its own pace, and drops.
@@ -200,39 +202,26 @@ class History:
             if self.end == "terminal":
                 yield terminal()
         finally:
-            closed.append(asyncio.get_running_loop().time())
+            closed.append(now())
 
-    async def consume(self, stream: FusedRun[Chunk], seen: list[tuple[float, str]]) -> None:
-        clock = asyncio.get_running_loop().time
-        names: dict[object, str] = {None: "item", "stop": "terminal", "cut": "cut"}
-        number = 0
-        try:
-            async for item in stream:
-                seen.append((clock(), names[item.finish_reason]))
-                await asyncio.sleep(self.pause(number))
-                number += 1
-            seen.append((clock(), "end"))
-        except LookupError:
-            seen.append((clock(), "failure"))
-
-    def expected(self) -> list[tuple[float, str]]:
+    def expected(self) -> list[Event]:
         """Return what must be seen: items and how the stream ended, each with its time."""
-        seen: list[tuple[float, str]] = []
-        now = 0.0
+        seen: list[Event] = []
+        time = 0.0
         for number, gap in enumerate([*self.gaps, 1]):
             is_last = number == len(self.gaps)
-            arrival = math.inf if is_last and self.end == "silence" else now + gap
+            arrival = math.inf if is_last and self.end == "silence" else time + gap
             if self.cut < arrival:
-                now = max(now, self.cut)
-                seen += [(now, "cut"), (now + self.pause(number), "end")]
+                time = max(time, self.cut)
+                seen += [(time, "cut"), (time + self.pause(number), "end")]
                 break
             if is_last and self.end != "terminal":
                 seen += [(arrival, self.end)] * (arrival < math.inf)
                 break
             seen.append((arrival, "terminal" if is_last else "item"))
-            now = arrival + self.pause(number)
+            time = arrival + self.pause(number)
             if is_last:
-                seen.append((now, "end"))
+                seen.append((time, "end"))
         return [event for event in seen if event[0] < self.drop]
 
 
@@ -248,11 +237,18 @@ HISTORIES = st.builds(
 )
 
 
+def name_of(item: Any) -> str:
+    if isinstance(item, LookupError):
+        return "failure"
+    return {None: "item", "stop": "terminal", "cut": "cut"}[item.finish_reason]
+
+
 @pytest.mark.rows("E3", "S1", "S7")
 @given(history=HISTORIES)
+@example(History([], "silence", [0], grace_s=6, stop=1.5, kill=None, drop=3.25))
 def test_every_interleaving(history: History) -> None:
     """Whatever comes when, what is seen and when is what the rules above say."""
-    seen: list[tuple[float, str]] = []
+    seen: list[Event] = []
     closed: list[float] = []
 
     async def run() -> None:
@@ -264,12 +260,7 @@ def test_every_interleaving(history: History) -> None:
                 loop.call_at(time, signal.on_next, True)
         enforced = cut_off(history.grace_s, stopped, killed)
         stream = fuse(history.engine(closed), [enforced, until_terminal()])
-        consumer = asyncio.create_task(history.consume(stream, seen))
-        await asyncio.sleep(history.drop)
-        consumer.cancel()
-        await asyncio.wait([consumer])
-        await stream.aclose()
-        await asyncio.sleep(LONG_S)
+        await consume(stream, history.pauses, history.drop, name_of, seen)
         assert (stopped.observers, killed.observers) == ([], [])
 
     run_virtual(run())

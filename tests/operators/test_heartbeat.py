@@ -16,7 +16,8 @@ from reactivex import Observable
 from operators import fuse, heartbeat, until_terminal
 from rx_backend.testing import assert_marbles, run_virtual
 from tests.engines import virtual
-from tests.operators._help import LETTERS, LONG_S, Engine, Seen, collect, terminal, token
+from tests.operators._help import LETTERS, Engine, Seen, collect, terminal, token
+from tests.operators._timed import Event, consume
 
 
 @pytest.mark.rows("S1", "S2")
@@ -107,9 +108,9 @@ async def test_the_engine_keeps_its_task_and_context() -> None:
 
 def expected(
     gaps: Sequence[int], pauses: Sequence[int], interval_s: int, drop: float
-) -> list[tuple[float, str]]:
+) -> list[Event]:
     """Return what must be seen, with its time."""
-    seen: list[tuple[float, str]] = []
+    seen: list[Event] = []
     now, number = 0.0, itertools.count()
 
     def hand_out(time: float, what: str) -> float:
@@ -136,7 +137,7 @@ def test_every_interleaving(
     gaps: list[int], pauses: list[int], interval_s: int, drop: float
 ) -> None:
     """Whatever comes when, what is seen and when is what the rules above say."""
-    seen: list[tuple[float, str]] = []
+    seen: list[Event] = []
     journal: list[str] = []
 
     async def engine() -> AsyncGenerator[str]:
@@ -151,23 +152,8 @@ def test_every_interleaving(
             journal.append("closed")
 
     async def run() -> None:
-        clock = asyncio.get_running_loop().time
         stream = fuse(engine(), [heartbeat(interval_s, "beat")])
-
-        async def consume() -> None:
-            number = 0
-            async for item in stream:
-                seen.append((clock(), item))
-                await asyncio.sleep(pauses[number % len(pauses)])
-                number += 1
-            seen.append((clock(), "end"))
-
-        consumer = asyncio.create_task(consume())
-        await asyncio.sleep(drop)
-        consumer.cancel()
-        await asyncio.wait([consumer])
-        await stream.aclose()
-        await asyncio.sleep(LONG_S)
+        await consume(stream, pauses, drop, str, seen)
 
     run_virtual(run())
     told = expected(gaps, pauses, interval_s, drop)

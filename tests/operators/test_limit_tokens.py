@@ -178,13 +178,6 @@ def test_a_chunk_that_fits_keeps_all(life: Life) -> None:
     )
 
 
-def test_the_finish_reason_may_be_given() -> None:
-    """It is put on the chunk as it is, also where the chunk's class knows one of its own."""
-    for chunk in (token(1), LLMEngineOutput.token(1)):
-        (last,) = fused([chunk], limit_tokens(1, reason="budget")).items
-        assert last.finish_reason == "budget"
-
-
 @pytest.mark.rows("S1")
 def test_no_limit_lets_everything_pass(life: Life) -> None:
     """None is no limit, and there may be one beyond what a machine can count."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from operators import fuse, peek_first, until_terminal
 from operators.authoring import FusedRun
 from rx_backend.testing import run_virtual
 from tests.engines import virtual
+from tests.operators._drops import Way
 from tests.operators._help import (
     Engine,
     Owner,
@@ -150,9 +151,7 @@ async def test_to_be_dropped_while_peeking(way: str) -> None:
 @pytest.mark.parametrize("taken", [0, 1, 2])
 @pytest.mark.parametrize("is_over", [False, True])
 @virtual
-async def test_a_drop_forgets_what_was_put_back(
-    drop: Callable[[Owner], Awaitable[None]], taken: int, is_over: bool
-) -> None:
+async def test_a_drop_forgets_what_was_put_back(drop: Way, taken: int, is_over: bool) -> None:
     """Also when the terminal was among it; reference counting alone finds a stream that is lost."""
     end = terminal() if is_over else token(1)
     engine = Engine([handshake(), end, token(2)])

@@ -237,9 +237,7 @@ def test_items_need_what_makes_them() -> None:
 
 
 # The others are made here for other items than those, or turn them into another thing.
-ANYWHERE = sorted(
-    set(ALL) - {"annotate_errors", "filter_async", "on_outcome", "sliding_itl", "validate_chunks"}
-)
+ANYWHERE = sorted(set(ALL) - {"annotate_errors", "on_outcome", "sliding_itl", "validate_chunks"})
 
 
 @pytest.mark.rows("O1")

@@ -26,6 +26,7 @@ from operators.authoring import Reader
 from rx_backend.testing import run_virtual
 from tests.engines import virtual
 from tests.leaks import LeakWatch
+from tests.operators._drops import EVERY_WAY
 from tests.operators._help import LONG_S, Engine, busy, handshake, now, settle, token
 
 GONE = LookupError("gone")
@@ -158,7 +159,6 @@ async def test_only_the_readers_that_wait_are_woken() -> None:
 # What is held.
 
 
-@pytest.mark.rows("E6")
 async def calls_of_leaving(count: int) -> int:
     """Return how many Python functions are called while so many readers leave at the end."""
     shared = SharedStream(Engine([1, 2])())
@@ -186,6 +186,7 @@ async def test_thousands_of_readers_may_leave_at_once() -> None:
     assert await calls_of_leaving(400) < 8 * await calls_of_leaving(100)
 
 
+@pytest.mark.rows("E6")
 @virtual
 async def test_items_are_safe_to_hold() -> None:
     """Neither an engine that reuses its chunk nor another reader changes what a reader gets."""
@@ -398,36 +399,12 @@ async def test_somebody_closes_the_source() -> None:
 # Leaving.
 
 
-async def by_aclose(owner: list[Reader[Any]]) -> None:
-    await owner.pop().aclose()
-
-
-async def by_close(owner: list[Reader[Any]]) -> None:
-    owner.pop().close()
-
-
-async def by_leaving_the_block(owner: list[Reader[Any]]) -> None:
+async def by_leaving_the_block(owner: list[Any]) -> None:
     async with owner.pop():
         pass
 
 
-async def by_break(owner: list[Reader[Any]]) -> None:
-    async for _ in owner.pop():
-        break
-
-
-async def by_losing_it(owner: list[Reader[Any]]) -> None:
-    owner.clear()
-    gc.collect()
-
-
-async def by_losing_it_in_a_thread(owner: list[Reader[Any]]) -> None:
-    thread = threading.Thread(target=owner.clear)
-    thread.start()
-    thread.join()
-
-
-async def by_cancelling_its_pull(owner: list[Reader[Any]]) -> None:
+async def by_cancelling_its_pull(owner: list[Any]) -> None:
     task = await waiting(owner[0])
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -436,37 +413,30 @@ async def by_cancelling_its_pull(owner: list[Reader[Any]]) -> None:
         await anext(owner.pop())
 
 
-async def by_closing_it_while_it_waits(owner: list[Reader[Any]]) -> None:
+async def by_closing_it_while_it_waits(owner: list[Any]) -> None:
     task = await waiting(owner[0])
     owner.pop().close()
     with pytest.raises(StopAsyncIteration):
         await task
 
 
-EVERY_WAY = pytest.mark.parametrize(
+@pytest.mark.rows("S7")
+@pytest.mark.parametrize(
     "leave",
     [
-        by_aclose,
-        by_close,
+        *EVERY_WAY,
         by_leaving_the_block,
-        by_break,
-        by_losing_it,
-        by_losing_it_in_a_thread,
         by_cancelling_its_pull,
         by_closing_it_while_it_waits,
     ],
 )
-
-
-@pytest.mark.rows("S7")
-@EVERY_WAY
 @virtual
-async def test_every_way_to_leave(leave: Callable[[list[Reader[Any]]], Awaitable[None]]) -> None:
+async def test_every_way_to_leave(leave: Callable[[list[Any]], Awaitable[None]]) -> None:
     """The source is closed when the last reader has left, in whatever way, and not before."""
     engine = Engine("abcd", every_s=1.0)
     shared = SharedStream(engine())
     stays = shared.read()
-    owner = [shared.read()]
+    owner: list[Any] = [shared.read()]
     await leave(owner)
     await settle()
     assert (shared.readers, shared.is_over, engine.closed) == (1, False, 0)
@@ -902,25 +872,13 @@ async def test_a_mark_is_where_items_are() -> None:
 
 
 @virtual
-async def test_wrong_arguments() -> None:
-    """Each is named, with what was expected."""
-    source = Engine()()
-    make: Any = SharedStream
-    read: Any = SharedStream(source).read
-    mark: Any = SharedStream(source).mark
+async def test_what_is_no_position() -> None:
+    """It is named, with what was expected."""
+    shared: Any = SharedStream(Engine()())
     wrong: list[tuple[type[Exception], str, Callable[[], object]]] = [
-        (TypeError, "SharedStream: source: expected an async.* iterator", lambda: make([1])),
-        (
-            ValueError,
-            "SharedStream: ahead: expected .*, at least 0",
-            lambda: make(source, ahead=-1),
-        ),
-        (ValueError, "SharedStream: linger_s: ", lambda: make(source, linger_s=-1.0)),
-        (ValueError, "SharedStream: linger_s: ", lambda: make(source, linger_s=float("nan"))),
-        (TypeError, "SharedStream: on_abandoned: ", lambda: make(source, on_abandoned=settle)),
-        (ValueError, "after: expected at least 0, got -1", lambda: read(-1)),
-        (TypeError, "after: expected a whole number, got '1'", lambda: read("1")),
-        (TypeError, "after: expected a whole number, got True", lambda: mark(True)),
+        (ValueError, "after: expected at least 0, got -1", lambda: shared.read(-1)),
+        (TypeError, "after: expected a whole number, got '1'", lambda: shared.read("1")),
+        (TypeError, "after: expected a whole number, got True", lambda: shared.mark(True)),
     ]
     for kind, message, call in wrong:
         with pytest.raises(kind, match=message):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from reactivex.subject import Subject
 
@@ -15,6 +15,7 @@ from operators import stop_on_text
 from rx_backend import FinishReason, LLMEngineOutput
 from tests.examples import examples
 from tests.operators._help import Life, Seen, fused, watch
+from tests.operators._search import first_match, undecided
 
 # Few different characters, so that stop strings overlap, contain one another, and begin again.
 TEXT = st.text("ab#", max_size=4)
@@ -48,15 +49,6 @@ def ids_of(chunks: Sequence[LLMEngineOutput]) -> list[int]:
     return [token_id for chunk in chunks for token_id in chunk.token_ids]
 
 
-def model(stops: Sequence[str], text: str) -> tuple[int, str] | None:
-    """Where the first match ends in the whole text, and which it is: the longest of several."""
-    for end in range(1, len(text) + 1):
-        found = [stop for stop in stops if text[:end].endswith(stop)]
-        if found:
-            return end, max(found, key=len)
-    return None
-
-
 @pytest.mark.rows("S1", "S2", "S8")
 @examples(200)
 @given(
@@ -65,6 +57,7 @@ def model(stops: Sequence[str], text: str) -> tuple[int, str] | None:
     how=st.sampled_from(["completed", "terminal", "failed"]),
     include=st.booleans(),
 )
+@example(stops=["ab", "b"], source=[LLMEngineOutput(text="#ab")], how="completed", include=False)
 def test_what_comes_out_is_what_a_search_of_the_whole_text_gives(
     stops: list[str], source: list[LLMEngineOutput], how: str, *, include: bool
 ) -> None:
@@ -75,31 +68,25 @@ def test_what_comes_out_is_what_a_search_of_the_whole_text_gives(
     error = LookupError("gone") if how == "failed" else None
     seen = fused(source, stop_on_text(stops, include=include), error=error)
     assert source == before
-    match = model(stops, text_of(source))
+    text = text_of(source)
+    match = first_match(stops, text)
     for chunk in seen.items:
         assert chunk.tokens is None or len(chunk.tokens) == len(chunk.token_ids)
         assert chunk.log_probs is None or chunk.log_probs == [-float(i) for i in chunk.token_ids]
     if match is None:
-        assert text_of(seen.items) == text_of(source)
+        assert text_of(seen.items) == text
         assert ids_of(seen.items) == ids_of(source)
         reasons = [chunk.finish_reason for chunk in seen.items if chunk.finish_reason]
         assert reasons == [chunk.finish_reason for chunk in source if chunk.finish_reason]
         assert seen.end == ("completed" if error is None else repr(error))
         return
-    end, stop = match
-    assert text_of(seen.items) == text_of(source)[: end if include else end - len(stop)]
+    begin, end = match
+    assert text_of(seen.items) == text[: match[include]]
     ids = ids_of(seen.items)
     assert ids == ids_of(source)[: len(ids)]
     reasons = [(chunk.finish_reason, chunk.stop_reason) for chunk in seen.items]
-    assert reasons == [(None, None)] * (len(reasons) - 1) + [(FinishReason.STOP, stop)]
+    assert reasons == [(None, None)] * (len(reasons) - 1) + [(FinishReason.STOP, text[begin:end])]
     assert seen.end == "completed"
-
-
-def undecided(stops: Sequence[str], text: str) -> int:
-    beginnings = {stop[:size] for stop in stops for size in range(1, len(stop))}
-    return max(
-        (size for size in range(len(text) + 1) if text[len(text) - size :] in beginnings), default=0
-    )
 
 
 @pytest.mark.rows("S1", "S4")
@@ -114,7 +101,7 @@ def test_no_text_waits_for_longer_than_it_must(
     for count in range(1, len(texts) + 1):
         subject.on_next(LLMEngineOutput(text=texts[count - 1]))
         text = "".join(texts[:count])
-        if model(stops, text) is not None:
+        if first_match(stops, text) is not None:
             assert seen.end == "completed"
             return
         held = 0 if include else undecided(stops, text)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 
 import pytest
 
 from operators import TapCounts, fuse, tap, tap_async
 from tests.engines import virtual
-from tests.operators._help import LONG_S, Engine, Seen, collect
+from tests.operators._help import LONG_S, Engine, Seen, collect, settle
 
 WATCHED = Seen([0, 1, 2, 3], "completed")
 
@@ -36,9 +35,10 @@ async def test_an_observer_sees_every_item_after_its_turn() -> None:
     assert counts == TapCounts(delivered=4)
 
 
+@pytest.mark.parametrize("is_async", [False, True])
 @virtual
 async def test_an_observer_that_fails_is_counted_and_logged_once(
-    caplog: pytest.LogCaptureFixture,
+    is_async: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It gets the later items all the same, and the stream is as without it."""
     seen: list[int] = []
@@ -48,11 +48,13 @@ async def test_an_observer_that_fails_is_counted_and_logged_once(
             raise LookupError(item)
         seen.append(item)
 
+    async def refuse_later(item: int) -> None:
+        refuse(item)
+
     counts = TapCounts()
-    with caplog.at_level(logging.WARNING):
-        stream = fuse(Engine(range(4), every_s=1.0)(), [tap(refuse, counts=counts)])
-        assert await collect(stream) == WATCHED
-        await asyncio.sleep(0)
+    watched = tap_async(refuse_later, counts=counts) if is_async else tap(refuse, counts=counts)
+    assert await collect(fuse(Engine(range(4), every_s=1.0)(), [watched])) == WATCHED
+    await settle()
     assert seen == [2, 3]
     assert counts == TapCounts(delivered=2, failed=2)
     assert len(caplog.records) == 1
@@ -185,16 +187,3 @@ def test_what_an_event_loop_that_ends_takes_away_is_missed(
     asyncio.run(leave_at_once())
     assert counts == TapCounts(missed=1)
     assert warned(caplog) == ["missed items of a stream: 1"]
-
-
-@virtual
-async def test_an_asynchronous_observer_that_fails_is_counted() -> None:
-    """It gets the later items all the same."""
-    counts = TapCounts()
-
-    async def refuse(item: int) -> None:
-        raise LookupError(item)
-
-    assert await collect(fuse(Engine(range(4))(), [tap_async(refuse, counts=counts)])) == WATCHED
-    await asyncio.sleep(LONG_S)
-    assert counts == TapCounts(failed=4)

@@ -32,19 +32,6 @@ def redact(secret: str) -> Stage[Any, Any]:
 
 
 @operator
-def stop_at(stop: str) -> Stage[Any, Any]:
-    """End an answer at a text."""
-
-    def step(tail: TextTail) -> Iterator[Any]:
-        place = tail.text.find(stop)
-        if place >= 0:
-            yield from tail.end(place, stop_reason=stop)
-        yield from tail.take_all_but(tail.begun(stop))
-
-    yield from hold_back(step)
-
-
-@operator
 def split_thinking() -> Stage[Any, Any]:
     """Mark what is said between ``<think>`` and ``</think>``, and leave both out."""
     thinking: set[int] = set()
@@ -129,15 +116,6 @@ def test_a_redactor(chunks: list[LLMEngineOutput], error: Exception | None) -> N
     assert text_of(seen.items) == text_of(chunks).replace("ab", "***")
     if "ab" not in text_of(chunks):
         assert ids_of(seen.items) == ids_of(chunks)
-
-
-@given(chunks=st.lists(chunks_of(), max_size=8))
-def test_a_stop_string(chunks: list[LLMEngineOutput]) -> None:
-    """The text before it comes out, and the terminal says which it was."""
-    seen = fused(chunks, stop_at("ab"))
-    before, match, _ = text_of(chunks).partition("ab")
-    assert text_of(seen.items) == before
-    assert [chunk.stop_reason for chunk in seen.items if chunk.stop_reason] == ["ab"][: bool(match)]
 
 
 def test_a_splitter_of_thinking(life: Life) -> None:

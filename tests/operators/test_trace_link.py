@@ -79,26 +79,22 @@ def test_a_prefill_terminal_is_stamped_too(source: str, result: str) -> None:
 
 
 @pytest.mark.rows("T3", "T4")
-@pytest.mark.parametrize("on_terminal", [False, True])
-def test_only_the_first_chunk_loses_the_engines_link(life: Life, on_terminal: bool) -> None:
-    """The first chunk's own link is overwritten; later chunks, the terminal too, keep theirs."""
-    chunks = [linked(token(1)), linked(token(2)), token(3), linked(terminal(4))]
+@pytest.mark.parametrize(
+    ("on_terminal", "chunks", "expected"),
+    [
+        (False, [linked(token(1)), linked(token(2)), token(3)], [OURS, THEIRS, None]),
+        (True, [linked(token(1)), linked(token(2)), linked(terminal(4))], [OURS, THEIRS, THEIRS]),
+        (True, [linked(terminal())], [THEIRS]),
+        (True, [linked(terminal(1))], [OURS]),
+    ],
+    ids=["later-chunks", "a-later-terminal", "a-bare-terminal", "a-terminal-with-the-first-token"],
+)
+def test_only_the_first_chunk_with_tokens_loses_the_engines_link(
+    life: Life, on_terminal: bool, chunks: list[Chunk], expected: list[object]
+) -> None:
+    """It is overwritten, be it a terminal; later chunks and a bare terminal keep theirs."""
     seen = life(chunks, trace_link(OURS, on_terminal=on_terminal))
-    assert links(seen.items) == [OURS, THEIRS, None, THEIRS]
-
-
-@pytest.mark.rows("T4")
-def test_a_terminal_without_tokens_keeps_its_link(life: Life) -> None:
-    """A link that the engine put on a bare terminal stands."""
-    seen = life([linked(terminal())], trace_link(OURS, on_terminal=True))
-    assert links(seen.items) == [THEIRS]
-
-
-@pytest.mark.rows("T3", "T4")
-def test_a_terminal_that_is_the_first_token_is_stamped_over(life: Life) -> None:
-    """A first chunk with tokens carries this worker's link, terminal or not."""
-    seen = life([linked(terminal(1))], trace_link(OURS, on_terminal=True))
-    assert links(seen.items) == [OURS]
+    assert links(seen.items) == expected
 
 
 @pytest.mark.rows("S1", "T3", "T4")

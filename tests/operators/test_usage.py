@@ -83,20 +83,6 @@ def test_the_engine_own_usage_is_kept(life: Life) -> None:
     assert ends == [own]
 
 
-def test_the_engine_own_usage_may_be_replaced(life: Life) -> None:
-    """What was counted goes over it, on a copy."""
-    own = protocols.usage(30, 20)
-    ends: list[CompletionUsage] = []
-    last = LLMEngineOutput.stop().with_usage(own)
-    seen = life(
-        [LLMEngineOutput.token(7), last],
-        usage(3, protocols.usage, replace=True, on_end=ends.append),
-    )
-    assert seen.items[-1].completion_usage == protocols.usage(3, 1)
-    assert ends == [protocols.usage(3, 1)]
-    assert last.completion_usage is own
-
-
 def test_behind_an_operator_that_ends_the_stream(life: Life) -> None:
     """The terminal that `limit_tokens` made has the usage of what came out."""
     chunks = [handshake(), token(1, 2), token(3, 4), token(5)]

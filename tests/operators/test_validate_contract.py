@@ -58,10 +58,3 @@ def test_the_error_says_that_the_terminal_is_missing(life: Life) -> None:
     seen = life([handshake()], validate_contract())
     assert isinstance(seen.error, ContractViolation)
     assert str(seen.error) == "the stream ended without a terminal"
-
-
-@pytest.mark.rows("S6")
-def test_the_error_can_be_of_any_kind(life: Life) -> None:
-    """``error`` makes the exception from the message."""
-    seen = life([], validate_contract(error=LookupError))
-    assert seen.end == "LookupError('the stream ended without a terminal')"

@@ -23,7 +23,7 @@ LISTS: dict[str, list[AnyOperator]] = {
     "standard": [],
     "limit_tokens": [limit_tokens(1)],
     "heartbeat": [heartbeat(0.005, Annotated[LLMEngineOutput](comment=["ping"]))],
-    "coalesce": [coalesce(max_tokens=4)],
+    "coalesce": [coalesce(max_chunks=4)],
     "map_async": [map_async(itself)],
 }
 PULLED = {"heartbeat", "coalesce", "map_async"}

@@ -16,7 +16,6 @@ from operators import (
     Pipeline,
     coalesce,
     deadlines,
-    filter_async,
     heartbeat,
     limit_tokens,
     map_async,
@@ -359,7 +358,6 @@ RAISING: dict[str, Callable[[Exception], AnyOperator]] = {
     "raising_async": raising_async,
     "map": lambda error: ops.map(at_second(raises(error))),
     "map_async": lambda error: map_async(awaited_at_second(raises(error))),
-    "filter_async": lambda error: filter_async(awaited_at_second(raises(error))),
 }
 
 

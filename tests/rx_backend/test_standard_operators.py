@@ -711,11 +711,10 @@ IN_FRONT = pytest.mark.parametrize("place", ["validate_chunks", "first_token"])
     ("added", "tokens", "reason"),
     [
         (limit_tokens(3), [[1], [2], [3]], FinishReason.LENGTH),
-        (limit_tokens(3, reason=FinishReason.STOP), [[1], [2], [3]], FinishReason.STOP),
         (stop_on([[2, 3]]), [[1], []], FinishReason.STOP),
         (stop_on(3, include=True), [[1], [2], [3]], FinishReason.STOP),
     ],
-    ids=["limit", "limit-with-a-reason", "stop", "included"],
+    ids=["limit", "stop", "included"],
 )
 @IN_FRONT
 @EVERY_MODE

@@ -12,7 +12,6 @@ from reactivex import operators as ops
 from operators import (
     annotate_errors,
     coalesce,
-    filter_async,
     fuse,
     limit_tokens,
     map_async,
@@ -26,10 +25,6 @@ from tests.typing.writing import as_text, at_most, count_tokens, named, shout
 
 async def length(text: str) -> int:
     return len(text)
-
-
-async def is_short(text: str) -> bool:
-    return len(text) < 3
 
 
 async def of_one_type(engine: AsyncGenerator[LLMEngineOutput]) -> None:
@@ -48,7 +43,6 @@ def of_one_operator(
     """One operator alone says what comes out."""
     assert_type(fuse(items, [as_text()]), FusedRun[str])
     assert_type(fuse(texts, [map_async(length)]), FusedRun[int])
-    assert_type(fuse(texts, [filter_async(is_short)]), FusedRun[str])
     assert_type(fuse(texts, (shout(), shout())), FusedRun[str])
 
 
@@ -70,4 +64,4 @@ def of_observables(chunks: Observable[LLMEngineOutput]) -> None:
 def of_operators() -> None:
     """Each has the types that its arguments say."""
     assert_type(map_async(length), Operator[str, int])
-    assert_type(filter_async(is_short), SameTypeOperator)
+    assert_type(limit_tokens(3), SameTypeOperator)

@@ -90,12 +90,11 @@ def is_error(item: Annotated[LLMEngineOutput]) -> bool:
     return item.is_error
 
 
-async def shared(stream: ResponseStream[str], texts: Observable[str], words: list[str]) -> None:
+async def shared(stream: ResponseStream[str], texts: Observable[str]) -> None:
     """A shared stream has the items of its source, whatever that is, and so have its readers."""
     assert_type(share_replay()(stream), SharedStream[str])
     assert_type(share_replay(16)(texts), SharedStream[str])
     assert_type(texts.pipe(share_replay()), SharedStream[str])
-    assert_type(share_replay(ahead=2)(words), SharedStream[str])
     assert_type(SharedStream(stream, linger_s=None), SharedStream[str])
     one = share_replay()(stream)
     assert_type(one.read(after=2), Reader[str])
