@@ -17,10 +17,7 @@ from structlog.typing import EventDict, Processor
 from rx_backend.telemetry.settings import is_true, one_of
 from rx_backend.telemetry.trace_ids import add_trace_ids
 
-__all__ = ("LOG_VARIABLES", "Logs", "configure_logs")
-
-LOG_VARIABLES: Final = ("DYN_LOG", "DYN_LOGGING_JSONL", "DYN_LOGGING_CONSOLE_FORMAT")
-"""The variables that `configure_logs` reads; they are Dynamo's."""
+__all__ = ("Logs", "configure_logs")
 
 _OURS: Final = ("rx_backend", "operators")
 _LEVELS: Final[Mapping[str, int]] = {

@@ -15,7 +15,6 @@ from rx_backend.telemetry.settings import (
     check_url,
     destination,
     exporter_names,
-    settings,
 )
 from rx_backend.telemetry.setup import configure
 
@@ -98,10 +97,9 @@ class OtlpSwitch:
                     environ[name] = value
 
     def _runtime_env(self, environ: Mapping[str, str]) -> dict[str, str]:
-        variables = settings(environ, endpoint=self.endpoint)
-        if not self.is_on or "otlp" not in exporter_names(variables, "traces")[0]:
+        if not self.is_on or "otlp" not in exporter_names(environ, "traces")[0]:
             return {}
-        protocol, _ = destination(variables, "traces")
+        protocol, _ = destination(environ, "traces", self.endpoint)
         exported = {EXPORT_ENABLED: environ.get(EXPORT_ENABLED, "1")}
         if self.endpoint is None:
             return {**exported, _PROTOCOL: environ.get(_PROTOCOL, protocol)}

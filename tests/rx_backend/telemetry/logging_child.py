@@ -19,7 +19,7 @@ from rx_backend import EngineAdapter, PreprocessedRequest, RequestContext
 from rx_backend.engines import SampleEngine
 from rx_backend.errors import Disconnected
 from rx_backend.protocols import LLMEngineOutput, StopConditions
-from rx_backend.telemetry import add_trace_ids, configure, configure_logs
+from rx_backend.telemetry import add_trace_ids, configure_logs
 
 
 class LoggingEngine(SampleEngine):
@@ -58,11 +58,6 @@ def ours() -> None:
     sys.stdout.write(f"{configure_logs()}\n")
 
 
-def all_telemetry() -> None:
-    """Switch on whatever the environment asks for."""
-    sys.stdout.write(f"{configure(traces=False, metrics=False)}\n")
-
-
 def stdlib() -> None:
     """Set standard logging up first."""
     logging.basicConfig(level=logging.INFO, format="%(name)s|%(message)s|%(pathname)s")
@@ -84,8 +79,7 @@ def with_structlog() -> None:
 
 if __name__ == "__main__":
     ways: dict[str, Callable[[], None]] = {
-        way.__name__: way
-        for way in (nothing, everything, ours, all_telemetry, stdlib, with_structlog)
+        way.__name__: way for way in (nothing, everything, ours, stdlib, with_structlog)
     }
     ways[sys.argv[1]]()
     asyncio.run(_serve())

@@ -79,24 +79,6 @@ FIELDS = r"request_id=r\d trace_id=\w{32} .*"
     [
         # Where nothing is configured, warnings are Python's last resort.
         ("nothing", {}, "", [ENGINES, f"request failed {FIELDS}"]),
-        (
-            "all_telemetry",
-            {},
-            "traces: off[^;]*; metrics: off[^;]*",
-            [ENGINES, f"request failed {FIELDS}"],
-        ),
-        (
-            "all_telemetry",
-            {"DYN_LOG": "warn"},
-            ".*; logs: lines from warn on, to stderr",
-            [ENGINES, ".*"],
-        ),
-        (
-            "all_telemetry",
-            {"DYN_LOGGING_CONSOLE_FORMAT": "jsonl"},
-            ".*; logs: JSON.*",
-            ["{.*}", ENGINES, "{.*}"],
-        ),
         # `DYN_LOG` sets the level; what it says of targets is for the runtime.
         (
             "ours",
