@@ -6,7 +6,6 @@ from rx_backend.telemetry.logs import Logs, configure_logs
 from rx_backend.telemetry.request_span import (
     EXPORT_ENABLED,
     own_context,
-    record_dropped_setup,
     record_failed_setup,
     recording_switch,
     should_record,
@@ -27,7 +26,6 @@ __all__ = (
     "configure",
     "configure_logs",
     "own_context",
-    "record_dropped_setup",
     "record_failed_setup",
     "recording_switch",
     "should_record",
