@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from os import PathLike
-from typing import Annotated, Any
+from typing import Any
 
 from operators.assembly import Callbacks, callbacks
-from operators.authoring import AtLeast, Clock, same_type
+from operators.authoring import same_type
 from rx_backend.recording.model import Recording
 from rx_backend.recording.recording_path import check_folder
 from rx_backend.recording.stream_recorder import StreamRecorder
@@ -22,8 +22,6 @@ def record(
     folder: str | PathLike[str],
     *,
     prompts: bool = False,
-    clock: Clock | None = None,
-    buffer_bytes: Annotated[int, AtLeast(0, "bytes")] = 8192,
     scope: RequestScope | None = None,
 ) -> Callbacks[Any, Any]:
     """
@@ -38,7 +36,7 @@ def record(
 
     It is named ``<request id>.jsonl``, and never replaces another: where the name is taken, as by a
     request that was on another worker before, the time in ns is added to it. It is complete when
-    the stream has ended, however it ended. Text that UTF-8 can't express is repaired (U+FFFD). An
+    the stream has ended, however it ended; a killed process loses at most 8 KiB of each stream. Text that UTF-8 can't express is repaired (U+FFFD). An
     error (a full disk, a chunk with something that has no JSON form) is logged once and ends the
     recording, not the stream.
 
@@ -49,10 +47,6 @@ def record(
     Args:
         folder: The directory of the files; it is created when it is needed.
         prompts: Whether to record the prompt's token ids too.
-        clock: Monotonic clock, in seconds; the request's by default, virtual time included, or
-            ``time.monotonic`` outside of a pipeline.
-        buffer_bytes: Lines are gathered up to that size before the file is opened, written to and
-            closed. A killed process loses at most these; 0 writes each chunk at once.
         scope: The scope of the stream, filled in by a pipeline.
 
     Raises:
@@ -88,7 +82,5 @@ def record(
             prompt_tokens=len(prompt),
             prompt_token_ids=list(prompt) if prompts else None,
         )
-    if clock is None:
-        clock = time.monotonic if scope is None else scope.clock
-    recorder = StreamRecorder(folder, request, clock, buffer_bytes)
+    recorder = StreamRecorder(folder, request, time.monotonic if scope is None else scope.clock)
     return Callbacks(recorder.record_item, on_end=recorder.complete)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from operators.authoring import Clock
 from rx_backend.errors import Unknown, as_backend_error
@@ -18,6 +18,9 @@ from rx_backend.recording.recording_path import create_file
 __all__ = ("StreamRecorder",)
 
 T = TypeVar("T")
+
+_BUFFER_BYTES: Final = 8192
+"""Lines are gathered up to that size before the file is opened, written to and closed."""
 
 _log = get_logger(__name__)
 
@@ -33,16 +36,12 @@ class StreamRecorder:
         folder: The directory of the file.
         request: What is known of the request, as a recording without chunks.
         clock: Monotonic clock, in seconds; the stream starts now.
-        buffer_bytes: Lines are written when there are that many bytes of them.
     """
 
-    def __init__(
-        self, folder: str | PathLike[str], request: Recording, clock: Clock, buffer_bytes: int
-    ) -> None:
+    def __init__(self, folder: str | PathLike[str], request: Recording, clock: Clock) -> None:
         self._folder = folder
         self._request_id = request.request_id
         self._clock = clock
-        self._buffer_bytes = buffer_bytes
         self._buffer = bytearray()
         self._path: Path | None = None
         self._has_terminal = False
@@ -64,7 +63,7 @@ class StreamRecorder:
                 append_chunk(self._buffer, self._now_ms(), chunk)
                 if chunk.finish_reason is not None:
                     self._has_terminal = True
-            if len(self._buffer) >= self._buffer_bytes:
+            if len(self._buffer) >= _BUFFER_BYTES:
                 self._write()
         except Exception as error:
             self._give_up(error)
