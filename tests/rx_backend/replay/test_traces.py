@@ -100,7 +100,7 @@ def test_formats(
         assert trace.format == name
         rows = list(trace)
         assert [row[1:] for row in rows] == [row[1:] for row in expected]
-        assert [row[0] for row in rows] == pytest.approx([row[0] for row in expected], abs=1e-9)
+        assert [row[0] for row in rows] == pytest.approx([row[0] for row in expected], abs=1e-6)
 
 
 @given(
@@ -223,7 +223,7 @@ def test_broken_text_costs_only_the_cells_that_are_used(tmp_path: Path) -> None:
     path = tmp_path / "trace"
     path.write_bytes(f"{BURST}\n0,caf\xe9,1,1,2,x\n1,m,1,\xb2,3,x\n".encode("latin-1"))
     assert list(read_trace(path, limit=1)) == [(0, 1, 1)]
-    with pytest.raises(InvalidArgument, match=r"line 3: column Response tokens: .*udcb2"):
+    with pytest.raises(InvalidArgument, match=r"line 3: column Response tokens: .*\ufffd"):
         list(read_trace(path))
 
 
