@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from rx_backend.telemetry.logs import Logs, configure_logs
+from rx_backend.telemetry.logs import configure_logs
 from rx_backend.telemetry.request_span import (
     EXPORT_ENABLED,
     own_context,
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = (
     "EXPORT_ENABLED",
-    "Logs",
     "Telemetry",
     "add_trace_ids",
     "configure",

@@ -50,12 +50,12 @@ def nothing() -> None:
 
 def everything() -> None:
     """Write what all loggers tell."""
-    sys.stdout.write(f"{configure_logs(whole_process=True)}\n")
+    configure_logs(whole_process=True)
 
 
 def ours() -> None:
     """Write what the library tells."""
-    sys.stdout.write(f"{configure_logs()}\n")
+    configure_logs()
 
 
 def stdlib() -> None:
@@ -66,7 +66,7 @@ def stdlib() -> None:
 
 def with_structlog() -> None:
     """Set structlog up first, with standard logging as its documentation has it."""
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler()
     handler.setFormatter(
         ProcessorFormatter(
             foreign_pre_chain=[ExtraAdder(), add_trace_ids],

@@ -63,7 +63,11 @@ DESTINATIONS: list[tuple[Variables, str | None, Signal, tuple[str, str]]] = [
 ]
 
 BAD: list[tuple[Variables, str | None, str]] = [
-    ({"OTEL_TRACES_EXPORTER": "prometheus"}, None, "OTEL_TRACES_EXPORTER: expected otlp, console, no"),
+    (
+        {"OTEL_TRACES_EXPORTER": "prometheus"},
+        None,
+        "OTEL_TRACES_EXPORTER: expected otlp, console, no",
+    ),
     ({"OTEL_METRICS_EXPORTER": "otpl"}, None, "OTEL_METRICS_EXPORTER: expected otlp, console, n"),
     ({PROTOCOL: "http/json"}, None, f"{PROTOCOL}: expected one of grpc, http/protobuf, got"),
     ({"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "HTTP"}, None, "_METRICS_PROTOCOL: expected one of"),
