@@ -8,12 +8,11 @@ from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from rx_backend.errors import InvalidArgument
-from rx_backend.telemetry.request_span import EXPORT_ENABLED
+from rx_backend.telemetry.request_span import EXPORT_ENABLED, TRUE
 
 __all__ = (
     "FALSE",
     "SERVICE",
-    "TRUE",
     "Signal",
     "check_url",
     "destination",
@@ -26,7 +25,7 @@ __all__ = (
 SERVICE: Final = "rx-backend"
 """The service's name by default."""
 
-TRUE, FALSE = frozenset({"1", "true", "on", "yes"}), frozenset({"0", "false", "off", "no", ""})
+FALSE: Final = frozenset({"0", "false", "off", "no", ""})
 
 Signal = Literal["traces", "metrics"]
 

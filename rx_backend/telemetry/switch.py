@@ -7,11 +7,10 @@ from collections.abc import Callable, Generator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from rx_backend.telemetry.request_span import EXPORT_ENABLED
+from rx_backend.telemetry.request_span import EXPORT_ENABLED, TRUE
 from rx_backend.telemetry.settings import (
     FALSE,
     SERVICE,
-    TRUE,
     check_url,
     destination,
     exporter_names,
