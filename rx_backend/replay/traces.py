@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from heapq import heapify, heappushpop
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, TypeAlias
@@ -20,12 +19,8 @@ from rx_backend.replay.workload import Request
 
 __all__ = ("Trace", "read_trace")
 
-_WINDOW: Final = 10_000
 _MAX_LINE: Final = 2**20
 _MAX_TOKENS: Final = 10_000_000
-
-_Row: TypeAlias = tuple[int, int, int, int]
-"""Time in µs, line, tokens of prompt and output."""
 
 
 def read_trace(path: str | Path, *, limit: int | None = None) -> Trace:
@@ -44,7 +39,7 @@ def read_trace(path: str | Path, *, limit: int | None = None) -> Trace:
 
     Further columns and keys are ignored. Arrivals count from the first request. Rows without output
     tokens, which failed or generated nothing, are left out and counted. The file is read as the
-    requests are taken, in a few MB of memory; rows may be up to 10,000 places out of order.
+    requests are taken, so rows have to be in the order of their times.
 
     Args:
         path: The file.
@@ -75,7 +70,7 @@ class Trace(Iterator[Request]):
         first = next(lines, b"")
         parse = self._json_rows if first.lstrip().startswith(b"{") else self._csv_rows
         self.format, rows = parse(chain((first,), lines))
-        self._requests = self._in_order(islice(self._with_output(rows), limit))
+        self._requests = self._arrivals(islice(self._with_output(rows), limit))
 
     def __next__(self) -> Request:
         """Return the next request."""
@@ -100,10 +95,9 @@ class Trace(Iterator[Request]):
 
     def _json_row(self, line: bytes) -> _Row:
         try:
-            row = decode_line(line, _mooncake)
+            return decode_line(line, _mooncake)
         except InvalidArgument as error:
             raise self._error(error.message) from None
-        return row.time_us, self._line, row.prompt, row.output
 
     def _csv_rows(self, lines: Iterator[bytes]) -> tuple[str, Iterator[_Row]]:
         rows = self._cells(line.decode(errors="replace") for line in lines)
@@ -129,7 +123,7 @@ class Trace(Iterator[Request]):
             for column, place in places.items()
         }
         try:
-            row = msgspec.convert(fields, kind, strict=False)
+            return msgspec.convert(fields, kind, strict=False)
         except msgspec.ValidationError as error:
             column = str(error).rstrip("`").rpartition("$.")[2]
             expected = f"a whole number from 0 to {_MAX_TOKENS}"
@@ -137,39 +131,28 @@ class Trace(Iterator[Request]):
                 expected = f"a time like {kind.like}"
             problem = f"expected {expected}, got {fields[column][:60]!r}"
             raise self._error(f"column {column}: {problem}") from None
-        return row.time_us, self._line, row.prompt, row.output
 
     def _with_output(self, rows: Iterator[_Row]) -> Iterator[_Row]:
         for row in rows:
-            if row[3]:
+            if row.output:
                 yield row
             else:
                 self.left_out += 1
 
-    def _in_order(self, rows: Iterator[_Row]) -> Iterator[Request]:
+    def _arrivals(self, rows: Iterator[_Row]) -> Iterator[Request]:
         start_us = last_us = None
-        for time_us, line, prompt, output in _sorted(rows):
+        for row in rows:
+            time_us = row.time_us
             if start_us is None or last_us is None:
                 start_us = last_us = time_us
             if time_us < last_us:
-                self._line = line
                 raise self._error(
-                    f"expected rows at most {_WINDOW:,} places out of order: sort them by time"
+                    "expected a time that is not before the last row's: sort the rows"
                 )
             last_us = time_us
-            yield Request((time_us - start_us) / 1e6, prompt, output)
+            yield Request((time_us - start_us) / 1e6, row.prompt, row.output)
         if start_us is None:
             raise InvalidArgument(f"trace {self._path}: has no requests with output tokens")
-
-
-def _sorted(rows: Iterator[_Row]) -> Iterator[_Row]:
-    """Sort rows that are up to `_WINDOW` places out of order."""
-    waiting = list(islice(rows, _WINDOW))
-    heapify(waiting)
-    for row in rows:
-        yield heappushpop(waiting, row)
-    waiting.sort()
-    yield from waiting
 
 
 _Tokens: TypeAlias = Annotated[int, Meta(ge=0, le=_MAX_TOKENS)]
@@ -216,6 +199,9 @@ class Mooncake(Struct):
     def time_us(self) -> int:
         """Its time in µs."""
         return round(self.time * 1e3)
+
+
+_Row: TypeAlias = Azure | BurstGPT | Mooncake
 
 
 def _columns(kind: type[Struct]) -> tuple[str, ...]:
