@@ -63,13 +63,8 @@ def _session() -> Any:
         import requests  # noqa: PLC0415 - an extra
     except ImportError:
         return None
-
-    def discard(answer: requests.Response, **_: object) -> None:
-        answer.close()
-
     session = requests.Session()
     session.stream = True
-    session.hooks["response"] = [discard]
     return session
 
 
