@@ -51,8 +51,8 @@ def _otlp(signal: Signal, endpoint: str | None) -> tuple[Any, str]:
 
 
 def _prometheus() -> tuple[Any, str]:
-    host = os.environ.get("OTEL_EXPORTER_PROMETHEUS_HOST") or "localhost"
-    port = os.environ.get("OTEL_EXPORTER_PROMETHEUS_PORT") or "9464"
+    host = os.environ.get("OTEL_EXPORTER_PROMETHEUS_HOST", "localhost")
+    port = os.environ.get("OTEL_EXPORTER_PROMETHEUS_PORT", "9464")
     place = f"Prometheus at http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
     return _make("prometheus", "metrics", place), place
 
