@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from importlib.metadata import entry_points
 from typing import Any
 
+from opentelemetry.sdk.metrics.export import MetricReader
+
 from rx_backend.errors import InvalidArgument
+from rx_backend.telemetry.quiet_exporter import QuietExporter, QuietSpanExporter
 from rx_backend.telemetry.settings import Signal, destination, exporter_names, hide_secrets
 
 __all__ = ("make_exporters",)
 
 
-def make_exporters(signal: Signal, endpoint: str | None) -> tuple[list[Any], str]:
+def make_exporters(signal: Signal, endpoint: str | None, undo: ExitStack) -> tuple[list[Any], str]:
     """
-    Make the exporters of a signal that the environment names.
+    Make the exporters of a signal that the environment names; *undo* ends them.
 
     Args:
         signal: What is exported.
         endpoint: Where OTLP goes; None for where the environment says.
+        undo: Ends what was made, where the rest fails.
 
     Returns:
-        The exporters, or for Prometheus the reader, and in words where they export to, or why
+        Quiet exporters, or for Prometheus the reader, and in words where they export to, or why
         there are none.
 
     Raises:
         InvalidArgument: A name is unknown, a package is missing, or an exporter can't be made.
     """
     names, off = exporter_names(os.environ, signal)
+    quieten = QuietSpanExporter if signal == "traces" else QuietExporter
     made: list[Any] = []
     places: list[str] = []
     for name in names:
-        if name == "otlp":
-            exporter, place = _otlp(signal, endpoint)
-        elif name == "prometheus" and signal == "metrics":
+        if name == "prometheus" and signal == "metrics":
             exporter, place = _prometheus()
+        elif name == "otlp":
+            exporter, place = _otlp(signal, endpoint)
         else:
             exporter, place = _make(name, signal, name), name
-        made.append(exporter)
+        made.append(exporter if isinstance(exporter, MetricReader) else quieten(exporter))
         places.append(place)
+        undo.callback(made[-1].shutdown)
     return made, ", ".join(places) or f"off by {off}"
 
 

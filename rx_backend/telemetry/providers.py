@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio, Sampler
 from operators.assembly import encodable
 from rx_backend.errors import InvalidArgument
 from rx_backend.telemetry.exporters import make_exporters
-from rx_backend.telemetry.quiet_exporter import QuietExporter, QuietSpanExporter
+from rx_backend.telemetry.quiet_exporter import QuietExporter
 from rx_backend.telemetry.settings import SERVICE, Signal, hide_secrets
 
 __all__ = ("Telemetry",)
@@ -69,31 +69,26 @@ class Telemetry:
     def _build(self, endpoint: str | None, service_name: str | None, undo: ExitStack) -> None:
         """Make what is to be installed; *undo* ends what was made."""
         resource = _resource(service_name)
-        exporters, self.traces = _unless_set(trace.get_tracer_provider(), "traces", endpoint)
-        if exporters:
+        spans, self.traces = _unless_set(trace.get_tracer_provider(), "traces", endpoint, undo)
+        if spans:
             tracers = TracerProvider(
                 _sampler(), resource, shutdown_on_exit=False, id_generator=_EntropyIds()
             )
-            for exporter in exporters:
-                processor = BatchSpanProcessor(self._quiet(QuietSpanExporter(exporter), undo))
+            for exporter in spans:
+                processor = BatchSpanProcessor(exporter)
                 undo.callback(processor.shutdown)
                 tracers.add_span_processor(processor)
             self.tracer_provider = tracers
-        exporters, self.metrics = _unless_set(metrics.get_meter_provider(), "metrics", endpoint)
+        points, self.metrics = _unless_set(metrics.get_meter_provider(), "metrics", endpoint, undo)
         readers: list[Any] = []
-        for exporter in exporters:
-            reader = exporter
-            if not isinstance(exporter, MetricReader):
-                reader = PeriodicExportingMetricReader(self._quiet(QuietExporter(exporter), undo))
-            readers.append(reader)
-            undo.callback(readers[-1].shutdown)
+        for exporter in points:
+            is_reader = isinstance(exporter, MetricReader)
+            readers.append(exporter if is_reader else PeriodicExportingMetricReader(exporter))
+            if not is_reader:
+                undo.callback(readers[-1].shutdown)
         if readers:
             self.meter_provider = MeterProvider(readers, resource, shutdown_on_exit=False)
-
-    def _quiet(self, exporter: QuietExporter, undo: ExitStack) -> Any:
-        undo.callback(exporter.shutdown)
-        self._exporters.append(exporter)
-        return exporter
+        self._exporters = [one for one in spans + points if isinstance(one, QuietExporter)]
 
     @property
     def lost(self) -> list[str]:
@@ -154,12 +149,14 @@ class _EntropyIds(RandomIdGenerator):
         return secrets.randbits(128) or self.generate_trace_id()
 
 
-def _unless_set(provider: object, signal: Signal, endpoint: str | None) -> tuple[list[Any], str]:
+def _unless_set(
+    provider: object, signal: Signal, endpoint: str | None, undo: ExitStack
+) -> tuple[list[Any], str]:
     """Make the exporters of a signal, unless the application has set up a provider for it."""
     found = type(provider)
     # The API's stand-ins for a provider that is still to come.
     if found.__module__.startswith("opentelemetry.") and "Proxy" in found.__name__:
-        return make_exporters(signal, endpoint)
+        return make_exporters(signal, endpoint, undo)
     return [], f"left to {found.__module__}.{found.__qualname__}, which was there"
 
 
