@@ -178,9 +178,9 @@ def _sampler() -> Sampler | None:
 
 
 def _resource(service_name: str | None) -> Resource:
-    resource = Resource.create({SERVICE_NAME: service_name} if service_name else None)
+    resource = Resource.create()
     if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
-        resource = resource.merge(Resource({SERVICE_NAME: SERVICE}))
+        resource = resource.merge(Resource({SERVICE_NAME: service_name or SERVICE}))
     # Bytes of the environment that are no UTF-8 can't be encoded.
     texts = {n: encodable(v) for n, v in resource.attributes.items() if isinstance(v, str)}
     return resource.merge(Resource(texts))

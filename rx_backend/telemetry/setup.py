@@ -30,7 +30,7 @@ def configure(*, service_name: str | None = None, endpoint: str | None = None) -
     metrics.
 
     Args:
-        service_name: The service's name, ``rx-backend`` by default.
+        service_name: The service's name, unless a variable has it; ``rx-backend`` by default.
         endpoint: Where OTLP goes, as ``http://127.0.0.1:4317``, over HTTP to port 4318; by default
             where the variables say, or port 4317 of localhost.
 

@@ -60,7 +60,6 @@ class OtlpSwitch:
     """
 
     def __init__(self, otlp: str | None, environ: Mapping[str, str]) -> None:
-        self._environ = environ
         text = environ.get(OTLP_VARIABLE, "") if otlp is None else otlp
         self.is_on = text.lower() not in FALSE
         self.endpoint = text if self.is_on and text.lower() not in TRUE else None
@@ -71,9 +70,7 @@ class OtlpSwitch:
         """Call `configure` if the switch is on; a *role* extends the service's default name."""
         if not self.is_on:
             return None
-        resource = self._environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
-        is_named = "OTEL_SERVICE_NAME" in self._environ or "service.name=" in resource
-        name = f"{SERVICE}-{role}" if role and not is_named else None
+        name = f"{SERVICE}-{role}" if role else None
         return configure(endpoint=self.endpoint, service_name=name)
 
     @contextmanager

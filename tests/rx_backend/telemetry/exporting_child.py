@@ -60,7 +60,7 @@ async def _tokens(adapter: EngineAdapter, context: RequestContext) -> list[int]:
 
 def served() -> dict[str, Any]:
     """Serve a few requests, then shut down."""
-    telemetry = configure()
+    telemetry = configure(service_name="unless-named")
     told = str(telemetry)
     tokens = asyncio.run(_serve(REQUESTS))
     telemetry.shutdown(DEADLINE_S)
@@ -82,7 +82,7 @@ def peak_mb() -> float:
 
 def at_exit() -> dict[str, Any]:
     """Serve, and leave the rest to the end of the process."""
-    telemetry = configure()
+    telemetry = configure(service_name="unless-named")
     return {"tokens": asyncio.run(_serve(1)), "told": str(telemetry)}
 
 

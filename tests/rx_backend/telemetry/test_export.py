@@ -108,7 +108,7 @@ def test_the_end_of_the_process_exports_the_rest(receiver: Receiver) -> None:
     """What is pending when nothing shuts telemetry down arrives all the same."""
     told = run_child("at_exit", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc)
     assert told["tokens"] == ANSWER[:1]
-    assert [span.resource["service.name"] for span in receiver.spans] == ["rx-backend"]
+    assert [span.resource["service.name"] for span in receiver.spans] == ["unless-named"]
     assert receiver.points_of("gen_ai.server.time_to_first_token")
 
 
