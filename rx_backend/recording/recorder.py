@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import time
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from operators.assembly import Callbacks, callbacks
 from operators.authoring import same_type
+from rx_backend.errors import InvalidArgument
 from rx_backend.recording.model import Recording
-from rx_backend.recording.recording_path import check_folder
 from rx_backend.recording.stream_recorder import StreamRecorder
 from rx_backend.scope import RequestScope
 
 __all__ = ("record",)
 
 
+def _check_folder(folder: str | PathLike[str], **_: object) -> None:
+    """Raise ``InvalidArgument`` unless *folder* can be a directory."""
+    try:
+        path = Path(folder)
+    except TypeError:
+        raise InvalidArgument(f"record: folder: expected a path, got {folder!r}") from None
+    if path.suffix == ".jsonl" or (path.exists() and not path.is_dir()):
+        raise InvalidArgument(f"record: folder: expected a directory, got the file {str(path)!r}")
+
+
 @same_type
-@callbacks(check=check_folder)
+@callbacks(check=_check_folder)
 def record(
     folder: str | PathLike[str],
     *,
