@@ -220,13 +220,6 @@ async def test_a_set_up_that_fails_has_no_stream(tmp_path: Path) -> None:
 # A failure costs the recording, and nothing else.
 
 
-@pytest.fixture(params=["each", "gathered"])
-def buffered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write each line at once, and gather them as usual."""
-    if request.param == "each":
-        monkeypatch.setattr(stream_recorder, "_BUFFER_BYTES", 0)
-
-
 @contextlib.contextmanager
 def disk_with(free_bytes: int) -> Generator[None]:
     """No file can grow beyond *free_bytes*: what is written then fails as on a full disk."""
@@ -278,7 +271,6 @@ async def test_a_disk_that_fails_is_logged_once(
 
 
 @pytest.mark.rows("P10")
-@pytest.mark.usefixtures("buffered")
 @virtual
 async def test_text_that_can_not_be_encoded_is_repaired(tmp_path: Path) -> None:
     """Half of a surrogate pair, in an id, a text, a key or an error, costs nothing else."""
@@ -306,7 +298,6 @@ async def test_text_that_can_not_be_encoded_is_repaired(tmp_path: Path) -> None:
     assert recording.end.message == repaired
 
 
-@pytest.mark.usefixtures("buffered")
 @virtual
 async def test_a_chunk_that_json_cannot_hold_ends_the_recording(tmp_path: Path) -> None:
     """What came before it is kept, without an end; the stream is not disturbed."""
