@@ -51,17 +51,22 @@ class Extra:
     is_required: bool = True
 
 
-_CONFIGURE = "from rx_backend.telemetry import configure; configure(endpoint='http://127.0.0.1:9'"
+_CONFIGURE = (
+    "import os; from rx_backend.telemetry import configure; os.environ.update({}); "
+    "configure(endpoint='http://127.0.0.1:9').shutdown()"
+)
 
 EXTRAS = {
     "cli": Extra("import rich.progress", is_required=False),
     "plot": Extra("from rx_backend.pictures import Timeline; Timeline().png()"),
     "slo": Extra("from operators import SloWindows; SloWindows().snapshot()"),
-    "otlp": Extra(
-        f"{_CONFIGURE}, protocol='grpc').shutdown()\n"
-        f"{_CONFIGURE}, protocol='http/protobuf').shutdown()"
+    "otlp": Extra(_CONFIGURE.format("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL='http/protobuf'")),
+    "prometheus": Extra(
+        _CONFIGURE.format(
+            "OTEL_TRACES_EXPORTER='none', OTEL_METRICS_EXPORTER='prometheus', "
+            "OTEL_EXPORTER_PROMETHEUS_PORT='0'"
+        )
     ),
-    "prometheus": Extra(f"{_CONFIGURE}, traces=False, prometheus_port=0).shutdown()"),
     "dynamo": Extra("from rx_backend.errors import Unknown, to_dynamo; to_dynamo(Unknown('x'))"),
     "gguf": Extra("import gguf, tokenizers", is_required=False),
     "engine-openai": Extra(

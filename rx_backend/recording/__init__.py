@@ -15,7 +15,7 @@ change that a reader must not ignore gets a new version number. A file without i
 recording of a process that was killed, and valid up to that point.
 """
 
-from rx_backend.recording.files import read_recording, read_recordings, write_recording
+from rx_backend.recording.files import read_recording, read_recordings
 from rx_backend.recording.format import RecordingError
 from rx_backend.recording.model import Ending, Recording, TimedChunk
 from rx_backend.recording.recorder import record
@@ -30,5 +30,4 @@ __all__ = (
     "read_recording",
     "read_recordings",
     "record",
-    "write_recording",
 )

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO
 
 from rx_backend.errors import InvalidArgument
 from rx_backend.logger import get_logger
-from rx_backend.recording.format import (
-    RecordingError,
-    add_line,
-    append_chunk,
-    ending_line,
-    header_line,
-    read_header,
-)
+from rx_backend.recording.format import RecordingError, add_line, read_header
 from rx_backend.recording.json_lines import NotJson, read_lines
 from rx_backend.recording.model import Recording
 
-__all__ = ("Source", "read_recording", "read_recordings", "write_recording")
-
-Source: TypeAlias = Recording | str | PathLike[str] | Iterable[Recording | str | PathLike[str]]
-"""Where recordings come from: one, a file, a directory, or an iterable of these."""
+__all__ = ("read_recording", "read_recordings")
 
 _log = get_logger(__name__)
 
@@ -45,47 +34,25 @@ def read_recording(path: str | PathLike[str]) -> Recording:
         raise RecordingError(path, None, f"can't be read: {error.strerror}") from error
 
 
-def read_recordings(source: Source) -> list[Recording]:
+def read_recordings(path: str | PathLike[str]) -> list[Recording]:
     """
-    Read any number of recordings.
+    Read the recordings of a directory, or of one file.
 
-    Args:
-        source: A recording, which is returned as it is; a file; a directory, whose ``.jsonl`` files
-            are read in the order of their paths; or an iterable of these. In a directory, a file
-            that is empty or not a valid recording is skipped, with a warning in the log that names
-            it: a full disk or a killed process must not cost the other recordings.
+    In a directory, the ``.jsonl`` files are read in the order of their paths. One that is empty or
+    not a valid recording is skipped, with a warning in the log that names it: a full disk or a
+    killed process must not cost the other recordings.
 
     Raises:
-        RecordingError: A file that *source* names is not valid, as in :func:`read_recording`; or a
-            directory contains no ``.jsonl`` file.
+        RecordingError: *path* is a file that is not valid, as in :func:`read_recording`, or a
+            directory without ``.jsonl`` files.
     """
-    if isinstance(source, Recording):
-        return [source]
-    if not isinstance(source, str | PathLike):
-        return [recording for part in source for recording in read_recordings(part)]
-    folder = Path(source)
+    folder = Path(path)
     if not folder.is_dir():
-        return [read_recording(source)]
-    files = sorted(path for path in folder.rglob("*.jsonl") if path.is_file())
+        return [read_recording(path)]
+    files = sorted(file for file in folder.rglob("*.jsonl") if file.is_file())
     if not files:
-        raise RecordingError(source, None, "expected .jsonl files in the directory, found none")
+        raise RecordingError(path, None, "expected .jsonl files in the directory, found none")
     return [recording for file in files if (recording := _read_or_skip(file)) is not None]
-
-
-def write_recording(recording: Recording, path: str | PathLike[str]) -> None:
-    """
-    Write a recording to a file, replacing an existing one.
-
-    Raises:
-        OSError: The file can't be written.
-        TypeError: A chunk contains something without a JSON form; nothing is written then.
-    """
-    lines = bytearray(header_line(recording))
-    for timed in recording.chunks:
-        append_chunk(lines, timed.time_ms, timed.chunk)
-    if recording.end is not None:
-        lines += ending_line(recording.end)
-    Path(path).write_bytes(lines)
 
 
 def _read_or_skip(file: Path) -> Recording | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from os import PathLike, fspath
 from typing import Annotated, Any, Final, cast
@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from operators.assembly import encodable
 from rx_backend.errors import InvalidArgument
-from rx_backend.protocols import FinishReason, LLMEngineOutput, convert_output
+from rx_backend.protocols import LLMEngineOutput, convert_output, to_builtins
 from rx_backend.recording.json_lines import decode_line
 from rx_backend.recording.model import Ending, Recording, TimedChunk, TimeMs
 
@@ -82,7 +82,7 @@ def append_chunk(buffer: bytearray, time_ms: float, chunk: LLMEngineOutput) -> N
             buffer += b"\n"
             return
         del buffer[begin:]
-    known = msgspec.to_builtins(replace(chunk, unknown=None), enc_hook=_plain)
+    known = msgspec.to_builtins(replace(chunk, unknown=None), enc_hook=to_builtins)
     fields = _writable({**(chunk.unknown or {}), **known})
     _encoder.encode_into({"time_ms": time_ms, "chunk": fields}, buffer, -1)
     buffer += b"\n"
@@ -117,14 +117,6 @@ def _writable(value: Any) -> Any:
             _writable(key) if isinstance(key, str) else key: _writable(item) for key, item in items
         }
     return json.dumps(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, FinishReason):
-        return value.to_json()
-    if isinstance(value, Mapping):
-        return dict(cast("Mapping[object, object]", value))
-    raise TypeError(f"no JSON form for {type(value).__name__}")
 
 
 # Reading. The caller adds the file and the line to an InvalidArgument raised here.
@@ -184,7 +176,7 @@ def add_line(recording: Recording, line: bytes) -> None:
         raise InvalidArgument("expected a line with chunk or end")
 
 
-_encoder = msgspec.json.Encoder(enc_hook=_plain)
+_encoder = msgspec.json.Encoder(enc_hook=to_builtins)
 _version = msgspec.json.Decoder(_Version)
 _recording = msgspec.json.Decoder(Recording)
 _line = msgspec.json.Decoder(_Line)

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import time
 from os import PathLike
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any
 
 from operators.assembly import Callbacks, callbacks
-from operators.authoring import AtLeast, Clock, same_type
+from operators.authoring import same_type
+from rx_backend.errors import InvalidArgument
 from rx_backend.recording.model import Recording
-from rx_backend.recording.recording_path import check_folder
 from rx_backend.recording.stream_recorder import StreamRecorder
 from rx_backend.scope import RequestScope
 
 __all__ = ("record",)
 
 
+def _check_folder(folder: str | PathLike[str], **_: object) -> None:
+    """Raise ``InvalidArgument`` unless *folder* can be a directory."""
+    try:
+        path = Path(folder)
+    except TypeError:
+        raise InvalidArgument(f"record: folder: expected a path, got {folder!r}") from None
+    if path.suffix == ".jsonl" or (path.exists() and not path.is_dir()):
+        raise InvalidArgument(f"record: folder: expected a directory, got the file {str(path)!r}")
+
+
 @same_type
-@callbacks(check=check_folder)
+@callbacks(check=_check_folder)
 def record(
     folder: str | PathLike[str],
     *,
     prompts: bool = False,
-    clock: Clock | None = None,
-    buffer_bytes: Annotated[int, AtLeast(0, "bytes")] = 8192,
     scope: RequestScope | None = None,
 ) -> Callbacks[Any, Any]:
     """
@@ -38,7 +47,7 @@ def record(
 
     It is named ``<request id>.jsonl``, and never replaces another: where the name is taken, as by a
     request that was on another worker before, the time in ns is added to it. It is complete when
-    the stream has ended, however it ended. Text that UTF-8 can't express is repaired (U+FFFD). An
+    the stream has ended, however it ended; a killed process loses at most 8 KiB of each stream. Text that UTF-8 can't express is repaired (U+FFFD). An
     error (a full disk, a chunk with something that has no JSON form) is logged once and ends the
     recording, not the stream.
 
@@ -49,10 +58,6 @@ def record(
     Args:
         folder: The directory of the files; it is created when it is needed.
         prompts: Whether to record the prompt's token ids too.
-        clock: Monotonic clock, in seconds; the request's by default, virtual time included, or
-            ``time.monotonic`` outside of a pipeline.
-        buffer_bytes: Lines are gathered up to that size before the file is opened, written to and
-            closed. A killed process loses at most these; 0 writes each chunk at once.
         scope: The scope of the stream, filled in by a pipeline.
 
     Raises:
@@ -88,7 +93,5 @@ def record(
             prompt_tokens=len(prompt),
             prompt_token_ids=list(prompt) if prompts else None,
         )
-    if clock is None:
-        clock = time.monotonic if scope is None else scope.clock
-    recorder = StreamRecorder(folder, request, clock, buffer_bytes)
+    recorder = StreamRecorder(folder, request, time.monotonic if scope is None else scope.clock)
     return Callbacks(recorder.record_item, on_end=recorder.complete)

@@ -6,16 +6,17 @@ import asyncio
 import copy
 import math
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import suppress
 from itertools import cycle
+from os import PathLike
 
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.engines.checks import number, text
 from rx_backend.errors import EngineShutdown, InvalidArgument, StreamIncomplete
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, usage
-from rx_backend.recording.files import Source, read_recordings
+from rx_backend.recording.files import read_recordings
 from rx_backend.recording.model import Recording
 
 __all__ = ("ReplayEngine",)
@@ -41,7 +42,7 @@ class ReplayEngine(LLMEngine):
       with a `cancelled` terminal and the usage so far (rows E3, E4), whatever was recorded.
 
     Args:
-        recordings: A recording, a file, a directory, or an iterable of these; as `read_recordings`.
+        recordings: A directory or a file, read by `read_recordings`; or recordings.
         speed: Factor on the recorded speed; ``math.inf`` for no waiting, which still yields to
             other tasks once per chunk.
         model: Model name to announce; the first recording's by default.
@@ -51,8 +52,16 @@ class ReplayEngine(LLMEngine):
         InvalidArgument: There is no recording, or *speed* is not above 0.
     """
 
-    def __init__(self, recordings: Source, speed: float = 1.0, *, model: str | None = None) -> None:
-        self.recordings = tuple(read_recordings(recordings))
+    def __init__(
+        self,
+        recordings: str | PathLike[str] | Iterable[Recording],
+        speed: float = 1.0,
+        *,
+        model: str | None = None,
+    ) -> None:
+        if isinstance(recordings, str | PathLike):
+            recordings = read_recordings(recordings)
+        self.recordings = tuple(recordings)
         if not self.recordings:
             raise InvalidArgument("recordings: expected at least one, got none")
         self._speed = speed if speed == math.inf else number("speed", speed, low=0, above=True)

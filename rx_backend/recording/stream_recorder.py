@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, BinaryIO, Final, TypeVar, cast
+from urllib.parse import quote
 
 from operators.authoring import Clock
 from rx_backend.errors import Unknown, as_backend_error
@@ -13,11 +15,15 @@ from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import Annotated, LLMEngineOutput, convert_output
 from rx_backend.recording.format import append_chunk, ending_line, header_line
 from rx_backend.recording.model import Ending, Recording
-from rx_backend.recording.recording_path import create_file
 
 __all__ = ("StreamRecorder",)
 
 T = TypeVar("T")
+
+_BUFFER_BYTES: Final = 8192
+"""Lines are gathered up to that size before the file is opened, written to and closed."""
+
+_MAX_NAME: Final = 120
 
 _log = get_logger(__name__)
 
@@ -33,16 +39,12 @@ class StreamRecorder:
         folder: The directory of the file.
         request: What is known of the request, as a recording without chunks.
         clock: Monotonic clock, in seconds; the stream starts now.
-        buffer_bytes: Lines are written when there are that many bytes of them.
     """
 
-    def __init__(
-        self, folder: str | PathLike[str], request: Recording, clock: Clock, buffer_bytes: int
-    ) -> None:
+    def __init__(self, folder: str | PathLike[str], request: Recording, clock: Clock) -> None:
         self._folder = folder
         self._request_id = request.request_id
         self._clock = clock
-        self._buffer_bytes = buffer_bytes
         self._buffer = bytearray()
         self._path: Path | None = None
         self._has_terminal = False
@@ -64,7 +66,7 @@ class StreamRecorder:
                 append_chunk(self._buffer, self._now_ms(), chunk)
                 if chunk.finish_reason is not None:
                     self._has_terminal = True
-            if len(self._buffer) >= self._buffer_bytes:
+            if len(self._buffer) >= _BUFFER_BYTES:
                 self._write()
         except Exception as error:
             self._give_up(error)
@@ -111,7 +113,7 @@ class StreamRecorder:
 
     def _write(self) -> None:
         if self._path is None:
-            with create_file(self._folder, self._request_id) as file:
+            with _create_file(self._folder, self._request_id) as file:
                 self._path = Path(file.name)
                 file.write(self._buffer)
         else:
@@ -136,3 +138,31 @@ class StreamRecorder:
             _log.warning(
                 "recording failed", request_id=self._request_id, path=path, **describe(error)
             )
+
+
+def _create_file(folder: str | PathLike[str], request_id: str | None) -> BinaryIO:
+    """
+    Create ``<request id>.jsonl``, or ``<request id>_<time in ns>.jsonl`` where that exists.
+
+    Creation is exclusive: no two streams share a file, not even those of different processes. The
+    files of one request sort by the time of their creation.
+
+    Args:
+        folder: The directory; it is created when it is needed.
+        request_id: Characters that don't belong in a file name are escaped as in a URL, and a long
+            id is cut. None for ``stream``.
+
+    Returns:
+        The file, open for writing; its ``name`` is the path.
+
+    Raises:
+        OSError: It can't be created.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    name = quote(request_id or "stream", safe=" @+,=", errors="replace")[:_MAX_NAME]
+    path = Path(folder, f"{name}.jsonl")
+    while True:
+        try:
+            return cast("BinaryIO", path.open("xb"))
+        except FileExistsError:
+            path = Path(folder, f"{name}_{time.time_ns()}.jsonl")

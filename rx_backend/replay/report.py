@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import msgspec
 
@@ -123,30 +121,14 @@ def write_requests(path: str | Path, result: ReplayResult) -> None:
 
     If the replay was stopped early, a last line says so: ``{"stopped_by":"interrupt"}``.
     """
-    encode = msgspec.json.Encoder().encode
-    with _whole_file(path) as out:
-        for row in sorted(result.requests, key=lambda row: row.index):
-            out.write(encode(row) + b"\n")
-        if result.stopped_by is not None:
-            out.write(encode({"stopped_by": result.stopped_by}) + b"\n")
+    rows = sorted(result.requests, key=lambda row: row.index)
+    stopped = [] if result.stopped_by is None else [{"stopped_by": result.stopped_by}]
+    Path(path).write_bytes(msgspec.json.Encoder().encode_lines([*rows, *stopped]))
 
 
 def write_summary(path: str | Path, summary: Summary) -> None:
     """Write *summary* as one JSON object."""
-    with _whole_file(path) as out:
-        out.write(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
-
-
-@contextmanager
-def _whole_file(path: str | Path) -> Generator[BinaryIO]:
-    """Open a file that replaces *path* when the block has succeeded, and else is removed."""
-    part = Path(f"{path}.part")
-    try:
-        with part.open("wb") as out:
-            yield cast("BinaryIO", out)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    Path(path).write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
 
 
 def _quantiles(ordered: Sequence[float]) -> Quantiles:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import csv
-import re
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from heapq import heapify, heappushpop
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple, TypeAlias
+from typing import Annotated, ClassVar, Final, TypeAlias
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from rx_backend.engines.checks import whole
 from rx_backend.errors import InvalidArgument
@@ -21,12 +19,8 @@ from rx_backend.replay.workload import Request
 
 __all__ = ("Trace", "read_trace")
 
-_WINDOW: Final = 10_000
 _MAX_LINE: Final = 2**20
 _MAX_TOKENS: Final = 10_000_000
-
-_Row: TypeAlias = tuple[int, int, int, int]
-"""Time in ns, line, tokens of prompt and output."""
 
 
 def read_trace(path: str | Path, *, limit: int | None = None) -> Trace:
@@ -45,7 +39,7 @@ def read_trace(path: str | Path, *, limit: int | None = None) -> Trace:
 
     Further columns and keys are ignored. Arrivals count from the first request. Rows without output
     tokens, which failed or generated nothing, are left out and counted. The file is read as the
-    requests are taken, in a few MB of memory; rows may be up to 10,000 places out of order.
+    requests are taken, so rows have to be in the order of their times.
 
     Args:
         path: The file.
@@ -76,7 +70,7 @@ class Trace(Iterator[Request]):
         first = next(lines, b"")
         parse = self._json_rows if first.lstrip().startswith(b"{") else self._csv_rows
         self.format, rows = parse(chain((first,), lines))
-        self._requests = self._in_order(islice(self._with_output(rows), limit))
+        self._requests = self._arrivals(islice(self._with_output(rows), limit))
 
     def __next__(self) -> Request:
         """Return the next request."""
@@ -97,24 +91,23 @@ class Trace(Iterator[Request]):
             raise InvalidArgument(f"trace {self._path}: can't be read: {error.strerror}") from error
 
     def _json_rows(self, lines: Iterator[bytes]) -> tuple[str, Iterator[_Row]]:
-        return "Mooncake", map(self._json_row, lines)
+        return Mooncake.__name__, map(self._json_row, lines)
 
     def _json_row(self, line: bytes) -> _Row:
         try:
-            row = decode_line(line, _mooncake)
+            return decode_line(line, _mooncake)
         except InvalidArgument as error:
             raise self._error(error.message) from None
-        return round(row.timestamp * 1e6), self._line, row.input_length, row.output_length
 
     def _csv_rows(self, lines: Iterator[bytes]) -> tuple[str, Iterator[_Row]]:
-        cells = self._cells(line.decode(errors="surrogateescape") for line in lines)
-        header = [name.strip() for name in next(cells, ())]
-        kind = max(_CSV_FORMATS, key=lambda kind: len({*kind.columns} & {*header}))
-        for column in kind.columns:
+        rows = self._cells(line.decode(errors="replace") for line in lines)
+        header = [name.strip() for name in next(rows, ())]
+        kind = max(_CSV_FORMATS, key=lambda kind: len({*_columns(kind)} & {*header}))
+        for column in _columns(kind):
             if column not in header:
                 raise self._error(f"column {column} is missing; {_EXPECTED}")
-        places = [header.index(column) for column in kind.columns]
-        return kind.name, (self._csv_row(kind, places, fields) for fields in cells)
+        places = {column: header.index(column) for column in _columns(kind)}
+        return kind.__name__, (self._csv_row(kind, places, cells) for cells in rows)
 
     def _cells(self, lines: Iterator[str]) -> Iterator[list[str]]:
         try:
@@ -122,111 +115,103 @@ class Trace(Iterator[Request]):
         except csv.Error as error:
             raise self._error(str(error)) from None
 
-    def _csv_row(self, kind: _CsvFormat, places: list[int], fields: list[str]) -> _Row:
-        cells = [fields[place].strip() if place < len(fields) else "" for place in places]
-        time_ns, prompt, output = kind.to_ns(cells[0]), _count(cells[1]), _count(cells[2])
-        if time_ns is not None and prompt is not None and output is not None:
-            return time_ns, self._line, prompt, output
-        place = (time_ns, prompt, output).index(None)
-        expected = (
-            f"a whole number from 0 to {_MAX_TOKENS}" if place else f"a time like {kind.like}"
-        )
-        problem = f"expected {expected}, got {cells[place][:60]!r}"
-        raise self._error(f"column {kind.columns[place]}: {problem}")
+    def _csv_row(
+        self, kind: type[Azure | BurstGPT], places: dict[str, int], cells: list[str]
+    ) -> _Row:
+        fields = {
+            column: cells[place].strip() if place < len(cells) else ""
+            for column, place in places.items()
+        }
+        try:
+            return msgspec.convert(fields, kind, strict=False)
+        except msgspec.ValidationError as error:
+            column = str(error).rstrip("`").rpartition("$.")[2]
+            expected = f"a whole number from 0 to {_MAX_TOKENS}"
+            if column == next(iter(places)):
+                expected = f"a time like {kind.like}"
+            problem = f"expected {expected}, got {fields[column][:60]!r}"
+            raise self._error(f"column {column}: {problem}") from None
 
     def _with_output(self, rows: Iterator[_Row]) -> Iterator[_Row]:
         for row in rows:
-            if row[3]:
+            if row.output:
                 yield row
             else:
                 self.left_out += 1
 
-    def _in_order(self, rows: Iterator[_Row]) -> Iterator[Request]:
-        start_ns = last_ns = None
-        for time_ns, line, prompt, output in _sorted(rows):
-            if start_ns is None or last_ns is None:
-                start_ns = last_ns = time_ns
-            if time_ns < last_ns:
-                self._line = line
+    def _arrivals(self, rows: Iterator[_Row]) -> Iterator[Request]:
+        start_us = last_us = None
+        for row in rows:
+            time_us = row.time_us
+            if start_us is None or last_us is None:
+                start_us = last_us = time_us
+            if time_us < last_us:
                 raise self._error(
-                    f"expected rows at most {_WINDOW:,} places out of order: sort them by time"
+                    "expected a time that is not before the last row's: sort the rows"
                 )
-            last_ns = time_ns
-            yield Request((time_ns - start_ns) / 1e9, prompt, output)
-        if start_ns is None:
+            last_us = time_us
+            yield Request((time_us - start_us) / 1e6, row.prompt, row.output)
+        if start_us is None:
             raise InvalidArgument(f"trace {self._path}: has no requests with output tokens")
 
 
-def _sorted(rows: Iterator[_Row]) -> Iterator[_Row]:
-    """Sort rows that are up to `_WINDOW` places out of order."""
-    waiting = list(islice(rows, _WINDOW))
-    heapify(waiting)
-    for row in rows:
-        yield heappushpop(waiting, row)
-    waiting.sort()
-    yield from waiting
-
-
-class _CsvFormat(NamedTuple):
-    name: str
-    columns: tuple[str, str, str]
-    to_ns: Callable[[str], int | None]
-    like: str
-
-
-_SECONDS = re.compile(r"(\d{1,12})(?:\.(\d+))?", re.ASCII)
-_MOMENT = re.compile(
-    r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:?\d\d)?", re.ASCII
-)
+_Tokens: TypeAlias = Annotated[int, Meta(ge=0, le=_MAX_TOKENS)]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def _count(text: str) -> int | None:
-    is_count = text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_TOKENS))
-    return int(text) if is_count and int(text) <= _MAX_TOKENS else None
+class Azure(Struct):
+    """A row of an Azure trace; a time without an offset is UTC's."""
+
+    time: datetime = field(name="TIMESTAMP")
+    prompt: _Tokens = field(name="ContextTokens")
+    output: _Tokens = field(name="GeneratedTokens")
+    like: ClassVar = "2023-11-16 18:15:46.6805900"
+
+    @property
+    def time_us(self) -> int:
+        """Its time in µs."""
+        time = self.time if self.time.tzinfo else self.time.replace(tzinfo=UTC)
+        return (time - _EPOCH) // timedelta(microseconds=1)
 
 
-def _azure_ns(text: str) -> int | None:
-    match = _MOMENT.fullmatch(text)
-    if match is None:
-        return None
-    moment, fraction, offset = match.groups()
-    try:
-        since = datetime.fromisoformat(moment + (offset or "Z")) - _EPOCH
-    except ValueError:
-        return None
-    return (since.days * 86_400 + since.seconds) * 10**9 + _fraction_ns(fraction)
+class BurstGPT(Struct):
+    """A row of a BurstGPT trace, timed in s."""
+
+    time: Annotated[float, Meta(ge=0, le=1e12)] = field(name="Timestamp")
+    prompt: _Tokens = field(name="Request tokens")
+    output: _Tokens = field(name="Response tokens")
+    like: ClassVar = "45.5"
+
+    @property
+    def time_us(self) -> int:
+        """Its time in µs."""
+        return round(self.time * 1e6)
 
 
-def _seconds_ns(text: str) -> int | None:
-    match = _SECONDS.fullmatch(text)
-    return None if match is None else int(match[1]) * 10**9 + _fraction_ns(match[2])
+class Mooncake(Struct):
+    """A row of a Mooncake trace, timed in ms."""
+
+    time: Annotated[float, Meta(ge=0, le=1e15)] = field(name="timestamp")
+    prompt: _Tokens = field(name="input_length")
+    output: _Tokens = field(name="output_length")
+
+    @property
+    def time_us(self) -> int:
+        """Its time in µs."""
+        return round(self.time * 1e3)
 
 
-def _fraction_ns(digits: str | None) -> int:
-    return int(f"{digits or 0:0<9}"[:9])
+_Row: TypeAlias = Azure | BurstGPT | Mooncake
 
 
-_CSV_FORMATS: Final = (
-    _CsvFormat(
-        "Azure",
-        ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
-        _azure_ns,
-        "2023-11-16 18:15:46.6805900",
-    ),
-    _CsvFormat("BurstGPT", ("Timestamp", "Request tokens", "Response tokens"), _seconds_ns, "45.5"),
-)
+def _columns(kind: type[Struct]) -> tuple[str, ...]:
+    return kind.__struct_encode_fields__
 
 
-class _MooncakeRow(Struct):
-    timestamp: Annotated[float, Meta(ge=0, le=1e15)]
-    input_length: Annotated[int, Meta(ge=0, le=_MAX_TOKENS)]
-    output_length: Annotated[int, Meta(ge=0, le=_MAX_TOKENS)]
-
-
-_mooncake = msgspec.json.Decoder(_MooncakeRow)
+_CSV_FORMATS: Final = (Azure, BurstGPT)
+_mooncake = msgspec.json.Decoder(Mooncake)
 _EXPECTED: Final = (
-    f"expected the columns {', '.join(_CSV_FORMATS[0].columns)} (Azure) or "
-    f"{', '.join(_CSV_FORMATS[1].columns)} (BurstGPT), or JSON Lines with "
-    f"{', '.join(_MooncakeRow.__struct_fields__)} (Mooncake)"
+    f"expected the columns {', '.join(_columns(Azure))} (Azure) or "
+    f"{', '.join(_columns(BurstGPT))} (BurstGPT), or JSON Lines with "
+    f"{', '.join(_columns(Mooncake))} (Mooncake)"
 )

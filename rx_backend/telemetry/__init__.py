@@ -2,11 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from rx_backend.telemetry.logs import Logs, configure_logs
+from rx_backend.telemetry.logs import configure_logs
 from rx_backend.telemetry.request_span import (
     EXPORT_ENABLED,
     own_context,
-    record_dropped_setup,
     record_failed_setup,
     recording_switch,
     should_record,
@@ -21,13 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = (
     "EXPORT_ENABLED",
-    "Logs",
     "Telemetry",
     "add_trace_ids",
     "configure",
     "configure_logs",
     "own_context",
-    "record_dropped_setup",
     "record_failed_setup",
     "recording_switch",
     "should_record",

@@ -1,62 +1,67 @@
-"""The SDK's exporters, by their entry points, and an endpoint for Prometheus."""
+"""The SDK's exporters and readers, made by their entry points as OpenTelemetry's variables say."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
 from contextlib import ExitStack
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import Any
+
+from opentelemetry.sdk.metrics.export import MetricReader
 
 from rx_backend.errors import InvalidArgument
-from rx_backend.telemetry.quiet_exporter import QuietExporter
+from rx_backend.telemetry.quiet_exporter import QuietExporter, QuietSpanExporter
 from rx_backend.telemetry.settings import Signal, destination, exporter_names, hide_secrets
 
-__all__ = ("make_exporters", "serve_prometheus")
-
-_Quiet = TypeVar("_Quiet", bound=QuietExporter)
+__all__ = ("make_exporters",)
 
 
-def make_exporters(
-    variables: Mapping[str, str],
-    signal: Signal,
-    others: str,
-    quieten: Callable[[Any], _Quiet],
-    undo: ExitStack,
-) -> tuple[list[_Quiet], str]:
+def make_exporters(signal: Signal, endpoint: str | None, undo: ExitStack) -> tuple[list[Any], str]:
     """
-    Make what exports a signal by itself, unless there is a provider of *others*; *undo* ends it.
+    Make the exporters of a signal that the environment names; *undo* ends them.
 
-    Each of the SDK's exporters is handed to *quieten*.
+    Args:
+        signal: What is exported.
+        endpoint: Where OTLP goes; None for where the environment says.
+        undo: Ends what was made, where the rest fails.
 
     Returns:
-        The exporters, and where they export to, or why there are none; of Prometheus just the word.
+        Quiet exporters, or for Prometheus the reader, and in words where they export to, or why
+        there are none.
 
     Raises:
-        InvalidArgument: A package is missing, or an exporter can't be made.
+        InvalidArgument: A name is unknown, a package is missing, or an exporter can't be made.
     """
-    names, off = exporter_names(variables, signal)
-    if not names:
-        return [], f"off by {off}"
-    if others:
-        return [], f"left to {others}, which was there"
-    made: list[_Quiet] = []
-    words: list[str] = []
+    names, off = exporter_names(os.environ, signal)
+    quieten = QuietSpanExporter if signal == "traces" else QuietExporter
+    made: list[Any] = []
+    places: list[str] = []
     for name in names:
-        words.append(name)
-        if name == "prometheus":
-            continue
-        entry_point, options = name, dict[str, Any]()
-        if name == "otlp":
-            protocol, endpoint = destination(variables, signal)
-            words[-1] = f"OTLP over {protocol} to {hide_secrets(endpoint)}"
-            entry_point = f"otlp_proto_{protocol.partition('/')[0]}"
-            options["endpoint"] = endpoint
-            if protocol != "grpc":
-                options["session"] = _session()
-        exporter = quieten(_load(entry_point, signal, words[-1], options))
-        undo.callback(exporter.shutdown)
-        made.append(exporter)
-    return made, ", ".join(words)
+        if name == "prometheus" and signal == "metrics":
+            exporter, place = _prometheus()
+        elif name == "otlp":
+            exporter, place = _otlp(signal, endpoint)
+        else:
+            exporter, place = _make(name, signal, name), name
+        made.append(exporter if isinstance(exporter, MetricReader) else quieten(exporter))
+        places.append(place)
+        undo.callback(made[-1].shutdown)
+    return made, ", ".join(places) or f"off by {off}"
+
+
+def _otlp(signal: Signal, endpoint: str | None) -> tuple[Any, str]:
+    protocol, address = destination(os.environ, signal, endpoint)
+    place = f"OTLP over {protocol} to {hide_secrets(address)}"
+    if protocol == "grpc":
+        return _make("otlp_proto_grpc", signal, place, endpoint=address), place
+    return _make("otlp_proto_http", signal, place, endpoint=address, session=_session()), place
+
+
+def _prometheus() -> tuple[Any, str]:
+    host = os.environ.get("OTEL_EXPORTER_PROMETHEUS_HOST", "localhost")
+    port = os.environ.get("OTEL_EXPORTER_PROMETHEUS_PORT", "9464")
+    place = f"Prometheus at http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
+    return _make("prometheus", "metrics", place), place
 
 
 def _session() -> Any:
@@ -65,67 +70,27 @@ def _session() -> Any:
         import requests  # noqa: PLC0415 - an extra
     except ImportError:
         return None
-
-    def discard(answer: requests.Response, **_: object) -> None:
-        if answer.headers.get("Content-Length") == "0":
-            # The connection can be used again.
-            answer.raw.drain_conn()
-        answer.close()
-
     session = requests.Session()
     session.stream = True
-    session.hooks["response"] = [discard]
     return session
 
 
-def _load(name: str, signal: Signal, shown: str, options: Mapping[str, Any]) -> Any:
+def _make(name: str, signal: Signal, place: str, **options: Any) -> Any:
     """Make the exporter that a package has registered under *name*."""
+    found = entry_points(group=f"opentelemetry_{signal}_exporter", name=name)
     try:
-        (entry_point,) = entry_points(group=f"opentelemetry_{signal}_exporter", name=name)
-        make = entry_point.load()
-    except (ImportError, ValueError) as error:
+        make = next(iter(found)).load()
+    except (ImportError, StopIteration) as error:
+        if place == name:
+            raise InvalidArgument(
+                f"OTEL_{signal.upper()}_EXPORTER: expected otlp, console, none, prometheus for "
+                f"metrics, or another that is installed, got {name!r}"
+            ) from error
         raise InvalidArgument(
-            f"{shown} needs the package opentelemetry-exporter-{name.replace('_', '-')}: "
-            "pip install 'rx-backend[otlp]'"
+            f"{place} needs the package opentelemetry-exporter-{name.replace('_', '-')}: "
+            f"pip install 'rx-backend[{name.partition('_')[0]}]'"
         ) from error
     try:
         return make(**options)
     except Exception as error:
-        raise InvalidArgument(f"{shown}: {hide_secrets(str(error))}") from error
-
-
-def serve_prometheus(variables: Mapping[str, str], stack: ExitStack) -> tuple[Any, str]:
-    """
-    Serve metrics for Prometheus, from a registry of their own, until *stack* closes.
-
-    Returns:
-        The reader of the metrics, and the URL.
-
-    Raises:
-        InvalidArgument: The package is missing, or the address is taken.
-    """
-    try:
-        from opentelemetry.exporter.prometheus import (  # noqa: PLC0415 - an extra
-            PrometheusMetricReader,
-        )
-        from prometheus_client import CollectorRegistry, start_http_server  # noqa: PLC0415 - same
-    except ImportError as error:
-        raise InvalidArgument(
-            "a Prometheus endpoint needs the package opentelemetry-exporter-prometheus: "
-            "pip install 'rx-backend[prometheus]'"
-        ) from error
-    registry = CollectorRegistry()
-    host = variables.get("OTEL_EXPORTER_PROMETHEUS_HOST", "localhost")
-    port = int(variables.get("OTEL_EXPORTER_PROMETHEUS_PORT", "9464"))
-    try:
-        server, thread = start_http_server(port, addr=host, registry=registry)
-    except (OSError, UnicodeError) as error:
-        raise InvalidArgument(
-            "OTEL_EXPORTER_PROMETHEUS_HOST and _PORT: expected an address that is free, got "
-            f"{host}:{port}: {getattr(error, 'strerror', error)}"
-        ) from error
-    for end in (thread.join, server.server_close, server.shutdown):
-        stack.callback(end)
-    shown = f"[{host}]" if ":" in host else host
-    reader = PrometheusMetricReader(scope_info_enabled=False, registry=registry)
-    return reader, f"http://{shown}:{server.server_port}/metrics"
+        raise InvalidArgument(f"{place}: {hide_secrets(str(error))}") from error

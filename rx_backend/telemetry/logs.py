@@ -17,10 +17,7 @@ from structlog.typing import EventDict, Processor
 from rx_backend.telemetry.settings import is_true, one_of
 from rx_backend.telemetry.trace_ids import add_trace_ids
 
-__all__ = ("LOG_VARIABLES", "Logs", "configure_logs")
-
-LOG_VARIABLES: Final = ("DYN_LOG", "DYN_LOGGING_JSONL", "DYN_LOGGING_CONSOLE_FORMAT")
-"""The variables that `configure_logs` reads; they are Dynamo's."""
+__all__ = ("configure_logs",)
 
 _OURS: Final = ("rx_backend", "operators")
 _LEVELS: Final[Mapping[str, int]] = {
@@ -34,62 +31,44 @@ _LEVELS: Final[Mapping[str, int]] = {
 }
 
 
-class Logs(ExitStack):
-    """What `configure_logs` did; its text says where the log goes. ``close()`` undoes it."""
-
-    def __init__(self, words: str) -> None:
-        super().__init__()
-        self._words = words
-
-    def __str__(self) -> str:
-        return self._words
-
-
-def configure_logs(
-    *, level: str | None = None, json: bool | None = None, whole_process: bool = False
-) -> Logs:
+def configure_logs(*, whole_process: bool = False) -> ExitStack:
     """
     Write what the library logs to stderr, unless the application has set logging up.
 
     It has where a handler would receive the library's records: then nothing is done, and they go
-    there. A logger's level that was set is kept too.
+    there. A logger's level that was set is kept too; else it is that of ``DYN_LOG``, in whose list
+    directives with a target are for the runtime, or ``info``.
 
-    As JSON each event is a line with ``time`` (ISO 8601, UTC), ``level``, ``target`` and
-    ``message``, named as in the lines of Dynamo's runtime; beside them the event's fields, such as
-    ``request_id``, and ``trace_id``, ``span_id`` and ``trace_flags`` where there is a span.
+    With ``DYN_LOGGING_JSONL`` or ``DYN_LOGGING_CONSOLE_FORMAT=jsonl`` each event is a line of JSON
+    with ``time`` (ISO 8601, UTC), ``level``, ``target`` and ``message``, named as in the lines of
+    Dynamo's runtime; beside them the event's fields, such as ``request_id``, and ``trace_id``,
+    ``span_id`` and ``trace_flags`` where there is a span.
 
     Args:
-        level: ``debug``, ``info``, ``warn``, ``error`` or ``off``. By default that of ``DYN_LOG``,
-            in whose list directives with a target are for the runtime; else ``info``.
-        json: Whether to write JSON. By default what ``DYN_LOGGING_JSONL`` or
-            ``DYN_LOGGING_CONSOLE_FORMAT=jsonl`` say.
         whole_process: Whether to write what other loggers log too: for a program of one's own.
 
-    Raises:
-        InvalidArgument: *level* or a variable is none of those that are possible.
+    Returns:
+        What undoes it, by ``close()`` or at the end of a ``with``.
 
-    >>> from rx_backend.telemetry import configure_logs
-    >>> with configure_logs(level="warn", json=True) as logs:
-    ...     print(logs)  # doctest: +SKIP
-    JSON lines from warn on, to stderr
+    Raises:
+        InvalidArgument: A variable is none of those that are possible.
     """
-    one_of("level", level or "info", tuple(_LEVELS))
-    as_json = _wants_json() if json is None else json
+    as_json = _wants_json()
+    done = ExitStack()
     loggers = [logging.getLogger(name) for name in (("", *_OURS) if whole_process else _OURS)]
     if any(logger.hasHandlers() for logger in loggers):
-        return Logs("left to the handlers of standard logging that were there")
-    shown = level or _level_of(os.environ.get("DYN_LOG", ""))
-    logs = Logs(f"{'JSON lines' if as_json else 'lines'} from {shown} on, to stderr")
+        return done
+    level = _level_of(os.environ.get("DYN_LOG", ""))
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_formatter(as_json=as_json))
     for logger in loggers[:1] if whole_process else loggers:
         logger.addHandler(handler)
-        logs.callback(logger.removeHandler, handler)
+        done.callback(logger.removeHandler, handler)
     for logger in loggers:
         if logger.level == (logging.NOTSET if logger.parent else logging.WARNING):
-            logs.callback(logger.setLevel, logger.level)
-            logger.setLevel(_LEVELS[shown])
-    return logs
+            done.callback(logger.setLevel, logger.level)
+            logger.setLevel(level)
+    return done
 
 
 def _wants_json() -> bool:
@@ -100,10 +79,10 @@ def _wants_json() -> bool:
     return is_true("DYN_LOGGING_JSONL", os.environ.get("DYN_LOGGING_JSONL", ""))
 
 
-def _level_of(directives: str) -> str:
+def _level_of(directives: str) -> int:
     """Return the level in ``DYN_LOG`` that is for no target; what can't be read is the runtime's."""
-    levels = [word for word in directives.lower().replace(" ", "").split(",") if word in _LEVELS]
-    return levels[-1] if levels else "info"
+    words = directives.lower().replace(" ", "").split(",")
+    return next((_LEVELS[word] for word in reversed(words) if word in _LEVELS), logging.INFO)
 
 
 def _formatter(*, as_json: bool) -> logging.Formatter:

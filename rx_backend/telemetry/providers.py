@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import atexit
+import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from typing import Any, Final, Self
 
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio, Sampler
 
 from operators.assembly import encodable
 from rx_backend.errors import InvalidArgument
-from rx_backend.telemetry.exporters import make_exporters, serve_prometheus
-from rx_backend.telemetry.logs import Logs
-from rx_backend.telemetry.quiet_exporter import QuietExporter, QuietSpanExporter
-from rx_backend.telemetry.settings import SERVICE, batching, hide_secrets
+from rx_backend.telemetry.exporters import make_exporters
+from rx_backend.telemetry.quiet_exporter import QuietExporter
+from rx_backend.telemetry.settings import SERVICE, Signal, hide_secrets
 
 __all__ = ("Telemetry",)
 
 _DEADLINE_S: Final = 5.0
+_RATIO: Final = "OTEL_TRACES_SAMPLE_RATIO"
 
 
 class Telemetry:
@@ -38,85 +38,57 @@ class Telemetry:
     Attributes:
         traces: Where spans go, or why they don't, in words.
         metrics: The same for metrics.
-        logs: Where the log goes; None where that was left as it is.
-        prometheus_url: Where metrics can be scraped; None without a Prometheus endpoint.
         tracer_provider: The tracer provider that was installed; None where none was.
         meter_provider: The meter provider that was installed; None where none was.
     """
 
-    def __init__(self, variables: Mapping[str, str], logs: Logs | None) -> None:
-        self.logs = None if logs is None else str(logs)
+    def __init__(self, endpoint: str | None, service_name: str | None) -> None:
         self.tracer_provider: TracerProvider | None = None
         self.meter_provider: MeterProvider | None = None
-        self.prometheus_url: str | None = None
+        self.traces = self.metrics = ""
+        self._exporters: list[QuietExporter] = []
         self._is_shut_down = False
         # Whatever fails does so before anything is installed.
-        with ExitStack() as undo, ExitStack() as exporters:
+        with ExitStack() as undo:
             try:
-                self._build(variables, undo, exporters)
+                self._build(endpoint, service_name, undo)
             except InvalidArgument:
                 raise
             except Exception as error:
-                # Of the variables the SDK checks some itself, and raises what it likes.
+                # Of the variables that the SDK reads it refuses some itself, and raises what it likes.
                 message = f"OpenTelemetry's SDK: {hide_secrets(str(error))}"
                 raise InvalidArgument(message) from error
-            exporters.pop_all()
             undo.pop_all()
-        self._install()
-        if logs is not None:
-            self._stack.push(logs)
-        atexit.register(self.shutdown)
-
-    def _build(self, variables: Mapping[str, str], undo: ExitStack, exporters: ExitStack) -> None:
-        """Make what is to be installed; *undo* and, ahead of it, *exporters* end what was made."""
-        self._stack = undo.enter_context(ExitStack())
-        spans, self.traces = make_exporters(
-            variables, "traces", _tracers_of_others(), QuietSpanExporter, exporters
-        )
-        points, self.metrics = make_exporters(
-            variables, "metrics", _meters_of_others(), QuietExporter, exporters
-        )
-        self._exporters: list[QuietExporter] = [*spans, *points]
-        readers: list[Any] = []
-        if "prometheus" in self.metrics.split(", "):
-            reader, self.prometheus_url = serve_prometheus(variables, self._stack)
-            readers.append(reader)
-            at = f"Prometheus at {self.prometheus_url}"
-            self.metrics = self.metrics.replace("prometheus", at)
-        if not (spans or points or readers):
-            return
-        resource = _resource(variables)
-        if spans:
-            ratio = variables.get("OTEL_TRACES_SAMPLE_RATIO")
-            sampler = None
-            if ratio is not None and "OTEL_TRACES_SAMPLER" not in variables:
-                sampler = ParentBasedTraceIdRatio(float(ratio))
-            self.tracer_provider = TracerProvider(
-                sampler, resource, shutdown_on_exit=False, id_generator=_EntropyIds()
-            )
-            queue_size, batch_size = batching(variables)
-            targets: list[Any] = [*spans]
-            for exporter in targets:
-                processor = BatchSpanProcessor(
-                    exporter, max_queue_size=queue_size, max_export_batch_size=batch_size
-                )
-                undo.callback(processor.shutdown)
-                self.tracer_provider.add_span_processor(processor)
-        # OTLP, which may hang, comes last, so that at the end the others have their time.
-        targets = [*points]
-        for exporter in targets:
-            reader = PeriodicExportingMetricReader(exporter)
-            readers.append(reader)
-            undo.callback(readers[-1].shutdown)
-        if readers:
-            self.meter_provider = MeterProvider(readers, resource, shutdown_on_exit=False)
-
-    def _install(self) -> None:
         # Meters first: the SDK counts its own doings on them where that is switched on.
         if self.meter_provider is not None:
             metrics.set_meter_provider(self.meter_provider)
         if self.tracer_provider is not None:
             trace.set_tracer_provider(self.tracer_provider)
+        atexit.register(self.shutdown)
+
+    def _build(self, endpoint: str | None, service_name: str | None, undo: ExitStack) -> None:
+        """Make what is to be installed; *undo* ends what was made."""
+        resource = _resource(service_name)
+        spans, self.traces = _unless_set(trace.get_tracer_provider(), "traces", endpoint, undo)
+        if spans:
+            tracers = TracerProvider(
+                _sampler(), resource, shutdown_on_exit=False, id_generator=_EntropyIds()
+            )
+            for exporter in spans:
+                processor = BatchSpanProcessor(exporter)
+                undo.callback(processor.shutdown)
+                tracers.add_span_processor(processor)
+            self.tracer_provider = tracers
+        points, self.metrics = _unless_set(metrics.get_meter_provider(), "metrics", endpoint, undo)
+        readers: list[Any] = []
+        for exporter in points:
+            is_reader = isinstance(exporter, MetricReader)
+            readers.append(exporter if is_reader else PeriodicExportingMetricReader(exporter))
+            if not is_reader:
+                undo.callback(readers[-1].shutdown)
+        if readers:
+            self.meter_provider = MeterProvider(readers, resource, shutdown_on_exit=False)
+        self._exporters = [one for one in spans + points if isinstance(one, QuietExporter)]
 
     @property
     def lost(self) -> list[str]:
@@ -138,32 +110,27 @@ class Telemetry:
         self._is_shut_down = True
         atexit.unregister(self.shutdown)
         began = time.monotonic()
-
-        def left_s(part: float) -> float:
-            return max(0.0, began + deadline_s * part - time.monotonic())
-
+        providers = [self.tracer_provider, self.meter_provider]
         # A thread that hangs in an export is left behind.
-        spans = threading.Thread(target=self._end_tracers, daemon=True)
-        spans.start()
-        # The SDK's metrics of itself count the spans that were lost, where that is known soon.
-        spans.join(left_s(0.5))
-        if self.meter_provider is not None:
-            # It raises what a reader raises, and when it is late.
-            with suppress(Exception):
-                self.meter_provider.shutdown(timeout_millis=max(0.05, left_s(0.9)) * 1000.0)
-        spans.join(left_s(0.9))
+        endings = [
+            threading.Thread(target=_end, args=[provider], daemon=True)
+            for provider in providers
+            if provider is not None
+        ]
+        for ending in endings:
+            ending.start()
+
+        def wait(part: float) -> None:
+            for ending in endings:
+                ending.join(max(0.0, began + deadline_s * part - time.monotonic()))
+
+        wait(0.9)
         for exporter in self._exporters:
             exporter.shutdown()
-        spans.join(left_s(1.0))
-        self._stack.close()
-
-    def _end_tracers(self) -> None:
-        if self.tracer_provider is not None:
-            self.tracer_provider.shutdown()
+        wait(1.0)
 
     def __str__(self) -> str:
-        logs = "" if self.logs is None else f"; logs: {self.logs}"
-        return f"traces: {self.traces}; metrics: {self.metrics}{logs}"
+        return f"traces: {self.traces}; metrics: {self.metrics}"
 
     def __enter__(self) -> Self:
         return self
@@ -182,29 +149,38 @@ class _EntropyIds(RandomIdGenerator):
         return secrets.randbits(128) or self.generate_trace_id()
 
 
-def _tracers_of_others() -> str:
-    """Return the name of the provider that the application has set up; empty without one."""
-    provider = trace.get_tracer_provider()
-    return "" if isinstance(provider, trace.ProxyTracerProvider) else _name(provider)
+def _unless_set(
+    provider: object, signal: Signal, endpoint: str | None, undo: ExitStack
+) -> tuple[list[Any], str]:
+    """Make the exporters of a signal, unless the application has set up a provider for it."""
+    found = type(provider)
+    # The API's stand-ins for a provider that is still to come.
+    if found.__module__.startswith("opentelemetry.") and "Proxy" in found.__name__:
+        return make_exporters(signal, endpoint, undo)
+    return [], f"left to {found.__module__}.{found.__qualname__}, which was there"
 
 
-def _meters_of_others() -> str:
-    provider = metrics.get_meter_provider()
-    # The API's stand-in for a provider that is still to come has no public name.
-    is_stand_in = _name(provider).startswith("opentelemetry.metrics.")
-    is_no_op = isinstance(provider, metrics.NoOpMeterProvider)
-    return "" if is_stand_in and not is_no_op else _name(provider)
+def _end(provider: TracerProvider | MeterProvider) -> None:
+    # It raises what a reader raises.
+    with suppress(Exception):
+        provider.shutdown()
 
 
-def _name(provider: object) -> str:
-    return f"{type(provider).__module__}.{type(provider).__qualname__}"
+def _sampler() -> Sampler | None:
+    """Return the sampler of Dynamo's variable; None for that of OpenTelemetry's."""
+    ratio = os.environ.get(_RATIO)
+    if not ratio or os.environ.get("OTEL_TRACES_SAMPLER"):
+        return None
+    try:
+        return ParentBasedTraceIdRatio(float(ratio))
+    except ValueError as error:
+        raise InvalidArgument(f"{_RATIO}: expected a number from 0 to 1, got {ratio!r}") from error
 
 
-def _resource(variables: Mapping[str, str]) -> Resource:
-    named = variables.get("OTEL_SERVICE_NAME")
-    resource = Resource.create({SERVICE_NAME: named} if named else None)
+def _resource(service_name: str | None) -> Resource:
+    resource = Resource.create()
     if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
-        resource = resource.merge(Resource({SERVICE_NAME: SERVICE}))
+        resource = resource.merge(Resource({SERVICE_NAME: service_name or SERVICE}))
     # Bytes of the environment that are no UTF-8 can't be encoded.
     texts = {n: encodable(v) for n, v in resource.attributes.items() if isinstance(v, str)}
     return resource.merge(Resource(texts))

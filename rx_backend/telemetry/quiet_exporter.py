@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import re
-import threading
-from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Final
 
 from rx_backend.telemetry.repaired_span import repaired_span
@@ -51,7 +49,7 @@ class QuietExporter:
     def export(self, batch: Any, *args: Any, **options: Any) -> object:
         """Export a batch; never raises."""
         logged = self._logged = []
-        _thread.log = logged.append
+        held = _held.set(logged)
         self._is_exporting = True
         result = None
         try:
@@ -60,7 +58,8 @@ class QuietExporter:
         except Exception as error:
             logged.append(f"{type(error).__name__}: {error}")
         finally:
-            self._is_exporting, _thread.log = False, None
+            self._is_exporting = False
+            _held.reset(held)
         if getattr(result, "name", None) != "SUCCESS":
             self._fail()
         return result
@@ -72,9 +71,7 @@ class QuietExporter:
             return
         if self._is_exporting:
             self._fail()
-        # Some wait for the export under way, unless told not to.
-        waits = "timeout_millis" in inspect.signature(self._exporter.shutdown).parameters
-        self._exporter.shutdown(**({"timeout_millis": 0.0} if waits else {}))
+        self._exporter.shutdown()
 
     def _fail(self) -> None:
         if self.has_failed:
@@ -98,19 +95,16 @@ class QuietSpanExporter(QuietExporter):
         return super().export([*map(repaired_span, batch)], *args, **options)
 
 
-class _HoldBack(logging.Filter):
-    """Hands over what exporters log on a thread that exports for us, instead of logging it."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        log = _thread.log
-        if log is None or record.levelno < logging.WARNING:
-            return True
-        log(record.getMessage())
-        return False
+_held: ContextVar[list[str] | None] = ContextVar("held", default=None)
 
 
-class _Thread(threading.local):
-    log: Callable[[str], None] | None = None
+def _hold_back(record: logging.LogRecord) -> bool:
+    """Keep what exporters log while they export for us, instead of logging it."""
+    held = _held.get()
+    if held is None or record.levelno < logging.WARNING:
+        return True
+    held.append(record.getMessage())
+    return False
 
 
 def _hold_back_logs() -> None:
@@ -120,7 +114,3 @@ def _hold_back_logs() -> None:
             if _hold_back not in logger.filters:
                 # Before the SDK's, which drops what two exporters log alike.
                 logger.filters.insert(0, _hold_back)
-
-
-_thread = _Thread()
-_hold_back = _HoldBack()

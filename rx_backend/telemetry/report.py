@@ -39,6 +39,7 @@ class RequestObserver:
         "_log",
         "_observers",
         "_recording",
+        "_series",
         "_span",
         "awaits_first_token",
         "counts",
@@ -59,6 +60,7 @@ class RequestObserver:
         self._context = context
         self.times = times
         self._recording = recording
+        self._series = series
         self._log = log
         self._observers = tuple(one for one in (series, log) if one is not None)
         self.counts = series is not None or (log is not None and log.has_all_ends)
@@ -94,8 +96,8 @@ class RequestObserver:
         """End everything, whatever the pipeline was, and a span that it left open."""
         if self._span.is_recording():
             self._span.end()
-        for observer in self._observers:
-            observer.closed(self._context)
+        if self._series is not None:
+            self._series.closed(self._context)
 
     def attributes(self) -> dict[str, AttributeValue]:
         """Return attributes of the span besides those of its outcome."""

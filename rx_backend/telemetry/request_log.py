@@ -56,7 +56,6 @@ class RequestLog:
         "_bound",
         "_clock",
         "_context",
-        "_has_ended",
         "_input_tokens",
         "_level",
         "_mode",
@@ -82,7 +81,6 @@ class RequestLog:
         self._mode = mode
         self._clock: Clock | None = None
         self._started = 0.0
-        self._has_ended = False
         self._bound: Logger | None = None
 
     @classmethod
@@ -152,7 +150,7 @@ class RequestLog:
     def ended(self, outcome: Outcome, context: RequestContext) -> None:
         """Log how the stream ended."""
         is_failure = outcome.is_error
-        if not self._is_first_end() or not (is_failure or self.has_all_ends):
+        if not is_failure and not self.has_all_ends:
             return
         fields: dict[str, Any] = {names.FINISH_REASON: finish_reason(outcome)}
         kind = error_type(outcome)
@@ -169,31 +167,18 @@ class RequestLog:
         if is_failure:
             self._logger.warning("request failed", **fields)
         else:
-            self._log_end("request dropped" if outcome.is_dropped else "request ended", fields)
-
-    def closed(self, _context: RequestContext) -> None:
-        """Log the end of a request whose outcome was not reported."""
-        if self._is_first_end():
-            self._log_end("request ended", self._duration())
+            log = self._logger.debug if self._request.is_probe else self._logger.info
+            log("request dropped" if outcome.is_dropped else "request ended", **fields)
 
     def failed_setup(self, error: BackendError) -> None:
         """Log a set-up that failed."""
-        if self._is_first_end():
-            fields = {names.FINISH_REASON: names.SETUP_FAILED, "error_type": error.kind}
-            self._logger.warning("request failed", **fields, **describe(error), **self._duration())
-
-    def _is_first_end(self) -> bool:
-        is_first, self._has_ended = not self._has_ended, True
-        return is_first
+        fields = {names.FINISH_REASON: names.SETUP_FAILED, "error_type": error.kind}
+        self._logger.warning("request failed", **fields, **describe(error), **self._duration())
 
     def _duration(self) -> dict[str, float]:
         if self._clock is None:
             return {}
         return _rounded(duration_ms=(self._clock() - self._started) * 1000.0)
-
-    def _log_end(self, event: str, fields: dict[str, Any]) -> None:
-        log = self._logger.debug if self._request.is_probe else self._logger.info
-        log(event, **fields)
 
 
 def _figures(times: TokenTimes) -> dict[str, float]:

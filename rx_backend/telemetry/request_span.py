@@ -34,6 +34,7 @@ __all__ = (
     "EXPORT_ENABLED",
     "OPERATION",
     "PROVIDER",
+    "TRUE",
     "own_context",
     "record_abort",
     "record_dropped_setup",
@@ -45,7 +46,9 @@ __all__ = (
 )
 
 EXPORT_ENABLED: Final = "OTEL_EXPORT_ENABLED"
-_TRUTHY = frozenset({"1", "true", "on", "yes"})
+TRUE: Final = frozenset({"1", "true", "on", "yes"})
+"""What switches a variable on, in any case of letters."""
+
 OPERATION: Final = "text_completion"
 PROVIDER: Final = "rx_backend"
 
@@ -107,7 +110,7 @@ def start_request_span(
 def recording_switch() -> bool | None:
     """Return whether ``OTEL_EXPORT_ENABLED`` is true (row P8); None where it is not set."""
     switch = os.environ.get(EXPORT_ENABLED)
-    return None if switch is None else switch.strip().lower() in _TRUTHY
+    return None if switch is None else switch.strip().lower() in TRUE
 
 
 def should_record(span: Span, decided: bool | None, *, metered: bool = False) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple, TypeAlias
 
@@ -90,9 +91,7 @@ class RequestSeries:
         self._hides_zeros = hides_zeros
         self._histograms = histograms
         self._lock = threading.Lock()
-        self._counts: dict[str, dict[tuple[str | None, ...], int]] = {
-            name: {} for name in _OWN_LABELS
-        }
+        self._counts = {name: Counter[tuple[str | None, ...]]() for name in _OWN_LABELS}
         self._gaps_seen = 0
 
     def opened(self, input_tokens: int) -> None:
@@ -155,8 +154,7 @@ class RequestSeries:
             )
 
     def _add(self, name: str, by: int, *values: str | None) -> None:
-        counts = self._counts[name]
-        counts[values] = counts.get(values, 0) + by
+        self._counts[name][values] += by
 
     def _measure(self, kind: str | None, times: TokenTimes) -> None:
         """Hand the latencies over; those of tokens for requests that went well."""

@@ -7,15 +7,13 @@ from collections.abc import Callable, Generator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from rx_backend.telemetry.request_span import EXPORT_ENABLED
+from rx_backend.telemetry.request_span import EXPORT_ENABLED, TRUE
 from rx_backend.telemetry.settings import (
     FALSE,
     SERVICE,
-    TRUE,
     check_url,
     destination,
     exporter_names,
-    settings,
 )
 from rx_backend.telemetry.setup import configure
 
@@ -62,7 +60,6 @@ class OtlpSwitch:
     """
 
     def __init__(self, otlp: str | None, environ: Mapping[str, str]) -> None:
-        self._environ = environ
         text = environ.get(OTLP_VARIABLE, "") if otlp is None else otlp
         self.is_on = text.lower() not in FALSE
         self.endpoint = text if self.is_on and text.lower() not in TRUE else None
@@ -73,9 +70,7 @@ class OtlpSwitch:
         """Call `configure` if the switch is on; a *role* extends the service's default name."""
         if not self.is_on:
             return None
-        resource = self._environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
-        is_named = "OTEL_SERVICE_NAME" in self._environ or "service.name=" in resource
-        name = f"{SERVICE}-{role}" if role and not is_named else None
+        name = f"{SERVICE}-{role}" if role else None
         return configure(endpoint=self.endpoint, service_name=name)
 
     @contextmanager
@@ -98,10 +93,9 @@ class OtlpSwitch:
                     environ[name] = value
 
     def _runtime_env(self, environ: Mapping[str, str]) -> dict[str, str]:
-        variables = settings(environ, endpoint=self.endpoint)
-        if not self.is_on or "otlp" not in exporter_names(variables, "traces")[0]:
+        if not self.is_on or "otlp" not in exporter_names(environ, "traces")[0]:
             return {}
-        protocol, _ = destination(variables, "traces")
+        protocol, _ = destination(environ, "traces", self.endpoint)
         exported = {EXPORT_ENABLED: environ.get(EXPORT_ENABLED, "1")}
         if self.endpoint is None:
             return {**exported, _PROTOCOL: environ.get(_PROTOCOL, protocol)}

@@ -53,7 +53,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a metric as it arrived: a value, or a histogram's bounds, counts and sum."""
+    """A point of a metric as it arrived; of a histogram with its bounds and counts."""
 
     name: str
     unit: str
@@ -61,7 +61,6 @@ class Point:
     attributes: dict[str, Any]
     value: float | None
     count: int
-    sum: float
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
     resource: dict[str, Any]
@@ -104,26 +103,20 @@ def points_in(request: metrics_api.ExportMetricsServiceRequest) -> Generator[Poi
                 kind = metric.WhichOneof("data")
                 assert kind in {"histogram", "sum", "gauge"}, kind
                 for point in getattr(metric, kind).data_points:
-                    figures: dict[str, Any]
-                    if kind == "histogram":
-                        figures = {
-                            "value": None,
-                            "count": point.count,
-                            "sum": point.sum,
-                            "bounds": tuple(point.explicit_bounds),
-                            "counts": tuple(point.bucket_counts),
-                        }
-                    else:
-                        value = float(getattr(point, point.WhichOneof("value")))
-                        figures = {"value": value, "count": 0, "sum": 0, "bounds": (), "counts": ()}
+                    is_histogram = kind == "histogram"
                     yield Point(
                         name=metric.name,
                         unit=metric.unit,
                         kind=kind,
                         attributes=_attributes(point.attributes),
+                        value=None
+                        if is_histogram
+                        else float(getattr(point, point.WhichOneof("value"))),
+                        count=getattr(point, "count", 0),
+                        bounds=tuple(getattr(point, "explicit_bounds", ())),
+                        counts=tuple(getattr(point, "bucket_counts", ())),
                         resource=_attributes(resource.resource.attributes),
                         scope=scope.scope.name,
-                        **figures,
                     )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import threading
-import zlib
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,12 +20,6 @@ from tests.otlp.messages import Link, Point, Span, points_in, spans_in
 __all__ = ("Link", "Receiver", "otlp_server", "receiver", "running")
 
 STEP_S = 15.0
-
-_DECODERS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": gzip.decompress,
-    "deflate": zlib.decompress,
-    "identity": bytes,
-}
 
 T = TypeVar("T")
 
@@ -171,8 +163,7 @@ class _WebHandler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         received = cast("_WebServer", self.server).received
-        encoded = self.rfile.read(int(self.headers["Content-Length"]))
-        body = _DECODERS[self.headers.get("Content-Encoding", "identity")](encoded)
+        body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path == "/v1/traces":
             received.take_spans(trace_api.ExportTraceServiceRequest.FromString(body))
         elif self.path == "/v1/metrics":

@@ -450,34 +450,6 @@ async def test_a_span_that_nobody_records_costs_no_clock(tracer: Tracer, end: St
     assert tokens_of(items[:2]) == [[1], [2]]
 
 
-@pytest.mark.rows("P8")
-@virtual
-async def test_an_unsampled_parent_is_obeyed() -> None:
-    """A request of a trace that its sender didn't sample is not measured, and keeps its trace."""
-    trace_id = "1" * 32
-    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("parent-based")
-    adapter = EngineAdapter(ScriptedEngine(token(1), stop()), tracer=tracer, clock=unreadable_clock)
-    headers = {"traceparent": f"00-{trace_id}-{'2' * 16}-00"}
-    first, _ = await collect(
-        await adapter.generate(request(), RequestContext(trace_headers=headers))
-    )
-    link = chunk_of(first).worker_trace_link
-    assert link is not None
-    assert link.trace_id == trace_id
-
-
-@pytest.mark.rows("P8")
-@virtual
-async def test_recording_can_be_asked_for() -> None:
-    """An explicit choice and the switch make a span record, whatever the other says."""
-    for record, switch in ((True, "off"), (None, "on")):
-        spans = Spans()
-        with switched(switch):
-            adapter = adapter_of(ScriptedEngine(token(1), stop()), spans=spans, record=record)
-            await collect(await adapter.generate(request()))
-        assert "output_tokens" in (spans.one().attributes or {})
-
-
 @pytest.mark.rows("P8", "P4", "P5")
 @virtual
 async def test_setups_without_recording_end_their_spans() -> None:

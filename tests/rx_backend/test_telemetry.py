@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -26,8 +25,8 @@ from rx_backend.telemetry import (
     start_request_span,
     worker_trace_link,
 )
-from tests.engines import request, virtual
-from tests.spans import Spans, rows_of
+from tests.engines import request
+from tests.spans import Spans
 
 TRACE_ID, SPAN_ID = "1" * 32, "2" * 16
 TRACEPARENT = f"00-{TRACE_ID}-{SPAN_ID}-01"
@@ -55,15 +54,6 @@ def parent_of(span: ReadableSpan) -> tuple[str, str, bool] | None:
         return None
     ids = trace.format_trace_id(parent.trace_id), trace.format_span_id(parent.span_id)
     return (*ids, parent.is_remote)
-
-
-@pytest.mark.rows("P2")
-@pytest.mark.parametrize("mode", list(DisaggregationMode))
-def test_a_span_starts_with_what_is_known(spans: Spans, mode: DisaggregationMode) -> None:
-    """Model, number of prompt tokens and role are there from the start, as text and number."""
-    start_request_span(spans.tracer, request(5), RequestContext(), mode).end()
-    expected = {"model": "mock", "input_tokens": 5, "disagg_role": mode.value}
-    assert rows_of(spans.one("engine.generate")) == expected
 
 
 @pytest.mark.rows("P1", "P7")
@@ -205,25 +195,6 @@ def test_what_decides_whether_to_record(
     assert should_record(trace.INVALID_SPAN, decided) is (switch in YES)
     for explicit in (True, False):
         assert should_record(unrecorded, explicit) is explicit
-
-
-@pytest.mark.rows("P7", "P9")
-@virtual
-async def test_an_engines_context_is_its_own() -> None:
-    """In it the request's span is current, also for tasks made there; outside nobody sees it."""
-    spans = Spans()
-    span = spans.tracer.start_span("engine.generate")
-    own = own_context(span)
-    assert own is not None
-
-    async def current() -> Span:
-        return trace.get_current_span()
-
-    assert own.run(trace.get_current_span) is span
-    assert await own.run(asyncio.create_task, current()) is span
-    assert await asyncio.create_task(current()) is trace.INVALID_SPAN
-    assert trace.get_current_span() is trace.INVALID_SPAN
-    span.end()
 
 
 @pytest.mark.rows("P9")

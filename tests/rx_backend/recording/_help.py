@@ -13,6 +13,7 @@ from rx_backend.errors import KINDS
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput
 from rx_backend.recording import Ending, Recording, TimedChunk, record
+from rx_backend.recording.format import append_chunk, ending_line, header_line
 from tests.engines import Stream, adapter_of, request
 from tests.rx_backend.wire_strategies import ids, outputs, texts, unknown_keys
 
@@ -28,6 +29,16 @@ def recorded(*times_ms: float, end: Ending | None = None, **known: Any) -> Recor
         chunks[-1].chunk = LLMEngineOutput.stop().with_tokens([len(chunks)])
         end = Ending(times_ms[-1], "completed")
     return Recording(chunks=chunks, end=end, **known)
+
+
+def write_recording(recording: Recording, path: Path) -> None:
+    """Write all that `record` writes of a stream."""
+    lines = bytearray(header_line(recording))
+    for timed in recording.chunks:
+        append_chunk(lines, timed.time_ms, timed.chunk)
+    if recording.end is not None:
+        lines += ending_line(recording.end)
+    path.write_bytes(lines)
 
 
 async def recording_stream(

@@ -39,8 +39,8 @@ from tests.rx_backend.recording._help import (
 )
 
 
-def played(recording: Recording | Path, speed: float = 1.0) -> Seen:
-    return run_virtual(consume(ReplayEngine(recording, speed), request()))
+def played(recording: Recording, speed: float = 1.0) -> Seen:
+    return run_virtual(consume(ReplayEngine([recording], speed), request()))
 
 
 @pytest.mark.parametrize("speed", [1, 2, 0.5, math.inf])
@@ -56,7 +56,7 @@ def test_speed_divides_the_times(speed: float) -> None:
 async def test_a_late_consumer_makes_nothing_later() -> None:
     """Times count from the start: what is overdue comes at once, the rest when it is due."""
     loop = asyncio.get_running_loop()
-    stream = open_stream(ReplayEngine(recorded(10.0, 20.0, 30.0, 40.0)), request())
+    stream = open_stream(ReplayEngine([recorded(10.0, 20.0, 30.0, 40.0)]), request())
     await asyncio.sleep(0.025)
     times_ms = [loop.time() * 1000 async for _ in stream]
     assert times_ms == pytest.approx([25.0, 25.0, 30.0, 40.0])
@@ -66,7 +66,7 @@ async def test_a_late_consumer_makes_nothing_later() -> None:
 async def test_no_waiting_yields_to_others() -> None:
     """Without waiting, a stop from another task is still seen."""
     context = RequestContext()
-    engine = ReplayEngine(recorded(*range(1, 1001)), math.inf)
+    engine = ReplayEngine([recorded(*range(1, 1001))], math.inf)
     asyncio.get_running_loop().call_soon(context.stop_generating)
     seen = await consume(engine, request(), context)
     assert seen.reason == "cancelled"
@@ -82,7 +82,7 @@ def test_how_a_stream_ends(tmp_path: Path) -> None:
     assert seen.times_ms == pytest.approx([5.0, 6.0, 9.0])
     assert (seen.reason, seen.counted) == ("cancelled", (4, 2))
     (tmp_path / "cut.jsonl").write_bytes(GOLDEN.read_bytes()[:300])
-    seen = played(tmp_path / "cut.jsonl")
+    seen = run_virtual(consume(ReplayEngine(tmp_path / "cut.jsonl"), request()))
     assert (seen.token_ids, type(seen.error)) == ([7], StreamIncomplete)
     assert "after 2 chunks" in str(seen.error)
     seen = played(recorded(5.0, end=Ending(9.0, "completed")))
@@ -99,7 +99,7 @@ async def test_a_stop_ends_at_once(stop_ms: float) -> None:
     loop, context = asyncio.get_running_loop(), RequestContext()
     loop.call_at(stop_ms / 1000, context.stop_generating)
     end = Ending(20.0, "error", "Unknown", "never seen")
-    seen = await consume(ReplayEngine(recorded(10.0, 10_000.0, end=end)), request(), context)
+    seen = await consume(ReplayEngine([recorded(10.0, 10_000.0, end=end)]), request(), context)
     made = int(stop_ms > 10)
     assert seen.last == LLMEngineOutput.cancelled().with_usage(usage(4, made))
     assert seen.times_ms[-1] == pytest.approx(stop_ms)
@@ -127,10 +127,10 @@ async def test_each_answer_that_is_open_is_cancelled(ends: tuple[int, ...]) -> N
     """By a stop, and by a recorded drop, with the answer's index; the others keep their terminals."""
     stops = [(answer, "stop") for answer in ends]
     cancelled = [(answer, "cancelled") for answer in (0, 1) if answer not in ends]
-    dropped = ReplayEngine(two_answers(*ends, end=Ending(9.0, "dropped")))
+    dropped = ReplayEngine([two_answers(*ends, end=Ending(9.0, "dropped"))])
     seen = await consume(dropped, asking_for_two())
     assert terminals(seen) == [*stops, *cancelled]
-    late = ReplayEngine(two_answers(*ends, end=Ending(1e6, "completed")))
+    late = ReplayEngine([two_answers(*ends, end=Ending(1e6, "completed"))])
     seen = await consume(late, asking_for_two(), stop_after=2 + len(ends))
     assert terminals(seen) == [*stops, *cancelled]
     if cancelled:
@@ -143,7 +143,7 @@ async def test_an_answer_that_has_not_begun_is_cancelled_too() -> None:
     """A client that asked for two answers gets two terminals."""
     context = RequestContext()
     context.stop_generating()
-    engine = ReplayEngine(two_answers(end=Ending(9.0, "completed")))
+    engine = ReplayEngine([two_answers(end=Ending(9.0, "completed"))])
     seen = await consume(engine, asking_for_two(), context)
     assert terminals(seen) == [(0, "cancelled"), (1, "cancelled")]
 
@@ -153,7 +153,7 @@ async def test_after_a_terminal_a_stop_changes_nothing() -> None:
     """The stream ends without another terminal."""
     late = recorded(5.0)
     late.end = Ending(50.0, "completed")
-    seen = await consume(ReplayEngine(late), request(), RequestContext(), stop_after=1)
+    seen = await consume(ReplayEngine([late]), request(), RequestContext(), stop_after=1)
     assert [chunk.finish_reason for chunk in seen.chunks] == [FinishReason.STOP]
 
 
@@ -161,7 +161,7 @@ async def test_after_a_terminal_a_stop_changes_nothing() -> None:
 @virtual
 async def test_cleanup_ends_what_is_left() -> None:
     """Open streams fail at their next chunk, new ones at once; a start begins anew."""
-    engine = ReplayEngine(recorded(10.0, 20.0))
+    engine = ReplayEngine([recorded(10.0, 20.0)])
     stream = open_stream(engine, request())
     await anext(stream)
     await engine.cleanup()
@@ -177,7 +177,7 @@ async def test_cleanup_ends_what_is_left() -> None:
 async def test_leaving_a_stream_leaves_nothing() -> None:
     """A stream closed in a gap holds no timer and no listener."""
     context = RequestContext()
-    stream = open_stream(ReplayEngine(recorded(10.0, 1e9)), request(), context)
+    stream = open_stream(ReplayEngine([recorded(10.0, 1e9)]), request(), context)
     await anext(stream)
     pull = asyncio.create_task(cast("AsyncGenerator[Any]", stream).asend(None))
     await asyncio.sleep(0.001)
@@ -212,7 +212,7 @@ async def test_each_stream_has_chunks_of_its_own() -> None:
     last.engine_data = {"a": [1]}
     recording = recorded(1.0, end=Ending(2.0, "completed"))
     recording.chunks.append(TimedChunk(2.0, last))
-    engine = ReplayEngine(recording)
+    engine = ReplayEngine([recording])
     for _ in range(2):
         first, second = (await consume(engine, request())).chunks
         assert (first, second) == (token(1), last)
@@ -237,9 +237,9 @@ def test_the_model_is_the_recorded_one(
     ("recordings", "options", "message"),
     [
         ([], {}, "recordings: expected at least one"),
-        (recorded(1.0), {"speed": 0}, "speed must be a number > 0, got 0"),
-        (recorded(1.0), {"speed": math.nan}, "speed must be"),
-        (recorded(1.0), {"model": ""}, "model must be"),
+        ([recorded(1.0)], {"speed": 0}, "speed must be a number > 0, got 0"),
+        ([recorded(1.0)], {"speed": math.nan}, "speed must be"),
+        ([recorded(1.0)], {"model": ""}, "model must be"),
     ],
 )
 def test_bad_options_are_named(
@@ -255,7 +255,7 @@ def test_bad_options_are_named(
 def test_it_keeps_to_the_contract(speed: float) -> None:
     """A recorded stream that was sound passes the conformance kit."""
     for recording in (recorded(*range(15, 315, 15)), recorded(0.0)):
-        run_conformance(functools.partial(ReplayEngine, recording, speed)).raise_if_failed()
+        run_conformance(functools.partial(ReplayEngine, [recording], speed)).raise_if_failed()
 
 
 # Record, replay, record: the same recording.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from array import array
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -118,15 +117,3 @@ def test_files(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["requests"], summary["planned"], summary["stopped_by"]) == (30, 30, None)
     assert summary["ttft_ms"]["p50"] == summarize(result).ttft_ms.p50
-    # Interrupted while it is written, a file is as it was.
-    result.requests.append(cast("RequestFigures", Unreadable()))
-    with pytest.raises(KeyboardInterrupt):
-        write_requests(tmp_path / "requests.jsonl", result)
-    assert (tmp_path / "requests.jsonl").read_text().splitlines() == lines
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-class Unreadable:
-    @property
-    def index(self) -> int:
-        raise KeyboardInterrupt

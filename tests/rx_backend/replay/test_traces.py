@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from rx_backend.errors import InvalidArgument
 from rx_backend.recording import json_lines
-from rx_backend.replay import Request, at_speed, read_trace, traces
+from rx_backend.replay import Request, at_speed, read_trace
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
 BURST = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type"
@@ -100,7 +100,7 @@ def test_formats(
         assert trace.format == name
         rows = list(trace)
         assert [row[1:] for row in rows] == [row[1:] for row in expected]
-        assert [row[0] for row in rows] == pytest.approx([row[0] for row in expected], abs=1e-9)
+        assert [row[0] for row in rows] == pytest.approx([row[0] for row in expected], abs=1e-6)
 
 
 @given(
@@ -151,28 +151,6 @@ def test_rows_without_output_are_left_out_and_counted(write: Write, lines: list[
     assert (len(list(limited)), limited.left_out) == (2, 1)
 
 
-@given(order=st.permutations(range(30)))
-def test_rows_out_of_order_are_sorted(order: list[int]) -> None:
-    """Arrivals rise whatever the order of the rows; rows of one instant stay as they are."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "trace")
-        rows = [f"{n // 2},m,{place},{n + 1},0,x" for place, n in enumerate(order)]
-        path.write_text("\n".join([BURST, *rows]))
-        found = list(read_trace(path))
-    assert [row.arrival_s for row in found] == [n // 2 for n in range(30)]
-    for early, late in zip(found[::2], found[1::2], strict=True):
-        assert early.prompt_tokens < late.prompt_tokens
-
-
-def test_rows_too_far_from_their_place(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a stream can't sort is an error that says what to do, and names the row."""
-    monkeypatch.setattr(traces, "_WINDOW", 3)
-    assert [row.arrival_s for row in read_trace(write(BURST, *rows_at(3, 4, 5, 0)))] == [0, 3, 4, 5]
-    trace = read_trace(write(BURST, *rows_at(3, 4, 5, 6, 0, 7)))
-    with pytest.raises(InvalidArgument, match=r"line 6: .* sort them by time"):
-        list(trace)
-
-
 def rows_at(*times: int) -> list[str]:
     return [f"{time},m,1,1,2,x" for time in times]
 
@@ -199,6 +177,7 @@ def rows_at(*times: int) -> list[str]:
         ([AZURE, f"{DAY}00,1"], "line 2: column GeneratedTokens: .* got ''"),
         ([AZURE, f'{DAY}00,"1'], "line 2: column GeneratedTokens"),
         ([AZURE, "x" * 200_000], "line 2: field larger than field limit"),
+        ([BURST, *rows_at(3, 5, 5, 4, 6)], "line 5: expected a time that is not before .*: sort"),
         ([BURST, "nan,m,1,1,1,x"], "line 2: column Timestamp: expected a time like 45.5"),
         ([BURST, "1e999,m,1,1,1,x"], "line 2: column Timestamp"),
         ([mooncake(timestamp=None)], r"line 1: \$.timestamp: expected float, got null"),
@@ -223,7 +202,7 @@ def test_broken_text_costs_only_the_cells_that_are_used(tmp_path: Path) -> None:
     path = tmp_path / "trace"
     path.write_bytes(f"{BURST}\n0,caf\xe9,1,1,2,x\n1,m,1,\xb2,3,x\n".encode("latin-1"))
     assert list(read_trace(path, limit=1)) == [(0, 1, 1)]
-    with pytest.raises(InvalidArgument, match=r"line 3: column Response tokens: .*udcb2"):
+    with pytest.raises(InvalidArgument, match=r"line 3: column Response tokens: .*\ufffd"):
         list(read_trace(path))
 
 
@@ -280,9 +259,8 @@ def big_trace(path: Path, rows: int) -> None:
         )
 
 
-def test_a_long_trace_takes_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is read, sorted and scaled as a stream, in memory that does not grow with the file."""
-    monkeypatch.setattr(traces, "_WINDOW", 300)
+def test_a_long_trace_takes_little_memory(tmp_path: Path) -> None:
+    """It is read and scaled as a stream, in memory that does not grow with the file."""
     big_trace(tmp_path / "trace", 12_000)
     tracemalloc.start()
     try:

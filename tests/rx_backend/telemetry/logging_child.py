@@ -19,7 +19,7 @@ from rx_backend import EngineAdapter, PreprocessedRequest, RequestContext
 from rx_backend.engines import SampleEngine
 from rx_backend.errors import Disconnected
 from rx_backend.protocols import LLMEngineOutput, StopConditions
-from rx_backend.telemetry import add_trace_ids, configure, configure_logs
+from rx_backend.telemetry import add_trace_ids, configure_logs
 
 
 class LoggingEngine(SampleEngine):
@@ -50,17 +50,12 @@ def nothing() -> None:
 
 def everything() -> None:
     """Write what all loggers tell."""
-    sys.stdout.write(f"{configure_logs(whole_process=True)}\n")
+    configure_logs(whole_process=True)
 
 
 def ours() -> None:
     """Write what the library tells."""
-    sys.stdout.write(f"{configure_logs()}\n")
-
-
-def all_telemetry() -> None:
-    """Switch on whatever the environment asks for."""
-    sys.stdout.write(f"{configure(traces=False, metrics=False)}\n")
+    configure_logs()
 
 
 def stdlib() -> None:
@@ -71,7 +66,7 @@ def stdlib() -> None:
 
 def with_structlog() -> None:
     """Set structlog up first, with standard logging as its documentation has it."""
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler()
     handler.setFormatter(
         ProcessorFormatter(
             foreign_pre_chain=[ExtraAdder(), add_trace_ids],
@@ -84,8 +79,7 @@ def with_structlog() -> None:
 
 if __name__ == "__main__":
     ways: dict[str, Callable[[], None]] = {
-        way.__name__: way
-        for way in (nothing, everything, ours, all_telemetry, stdlib, with_structlog)
+        way.__name__: way for way in (nothing, everything, ours, stdlib, with_structlog)
     }
     ways[sys.argv[1]]()
     asyncio.run(_serve())

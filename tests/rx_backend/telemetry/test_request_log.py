@@ -277,15 +277,3 @@ async def test_an_engines_own_events_get_the_requests_ids() -> None:
     kept = {"event": "another's", "log_level": "warning", "trace_id": "kept"}
     assert kept in capture.entries
     assert capture.entries[-1] == {"event": "outside", "log_level": "warning"}
-
-
-def test_a_logger_binds_without_changing_itself() -> None:
-    """What is bound stays with the new logger."""
-    logger = get_logger("rx_backend.x").bind(a=1)
-    with capture_logs() as events:
-        logger.bind(b=2).error("one")
-        logger.debug("two")
-    assert events == [
-        {"event": "one", "log_level": "error", "a": 1, "b": 2},
-        {"event": "two", "log_level": "debug", "a": 1},
-    ]
