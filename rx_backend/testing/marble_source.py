@@ -1,7 +1,9 @@
-"""Sources that play a marble line on a virtual-time scheduler."""
+"""The time of a marble test, and sources that play a marble line in it."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,11 +11,71 @@ from typing import Any
 from reactivex import Observable, abc
 from reactivex.disposable import BooleanDisposable, Disposable
 from reactivex.subject import Subject
-from reactivex.testing import TestScheduler
 
 from rx_backend.testing.marble_line import MarbleError, MarbleEvent, MarbleLine, render_marbles
 
-__all__ = ("MarbleSource", "schedule", "seconds", "whole_frame")
+__all__ = ("FrameClock", "MarbleSource", "whole_frame")
+
+
+class FrameClock:
+    """
+    The time of a marble test: that of the event loop that plays it, in frames.
+
+    What is planned for a frame happens before the timers of the loop.
+
+    Attributes:
+        is_over: Whether everything was played.
+    """
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._planned: defaultdict[float, list[Callable[[], None]]] = defaultdict(list)
+        self._last = -1
+
+    def time(self) -> float:
+        """Return the time; 0 before the test is played."""
+        return 0.0 if self._loop is None else self._loop.time()
+
+    def plan(self, time_s: float, action: Callable[[], None], *, first: bool = False) -> None:
+        """Call *action* at *time_s*, behind what is planned for then or before it."""
+        if self._loop is not None and (time_s <= self._last or time_s % 1):
+            self._loop.call_at(time_s, action)
+        else:
+            planned = self._planned[time_s]
+            planned.insert(0 if first else len(planned), action)
+
+    async def play(self, frames: int, begin: Callable[[], None]) -> None:
+        """Call *begin*, and what is planned for each of the frames, in the running loop."""
+        loop = self._loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def fail(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            if "handle" in context and not done.done():
+                done.set_exception(context["exception"])
+            else:
+                loop.default_exception_handler(context)
+
+        def end() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        loop.set_exception_handler(fail)
+        for frame in range(1, frames + 1):
+            loop.call_at(frame, self._play, frame)
+        loop.call_at(frames + 0.5, end)
+        try:
+            begin()
+            self._play(0)
+            await done
+        finally:
+            self.is_over = True
+
+    def _play(self, frame: int) -> None:
+        # More may be planned for this frame meanwhile.
+        for action in self._planned[frame]:
+            action()
+        self._last = frame
 
 
 class MarbleSource(Observable[Any]):
@@ -25,31 +87,24 @@ class MarbleSource(Observable[Any]):
         line: The line as it was read.
     """
 
-    def __init__(self, text: str, line: MarbleLine, scheduler: TestScheduler, *, hot: bool) -> None:
+    def __init__(self, text: str, line: MarbleLine, clock: FrameClock, *, hot: bool) -> None:
         super().__init__()
         self.text = text
         self.line = line
-        self._scheduler = scheduler
-        self._subject: Subject[Any] | None = Subject() if hot else None
+        self._clock = clock
         self._spans: list[list[float]] = []
-        self._has_ended = False
-
-    def start(self) -> None:
-        """Start to play, where the source is hot."""
-        if self._subject is not None:
-            beginning = self.line.first("subscribe")
+        self._subject: Subject[Any] | None = None
+        if hot:
+            self._subject = Subject()
+            beginning = line.first("subscribe")
             self._play(self._subject, after=0 if beginning is None else beginning.frame)
-
-    def end(self) -> None:
-        """End the test: subscriptions that are disposed of later have no end."""
-        self._has_ended = True
 
     @property
     def subscriptions(self) -> list[str]:
         """
         One marble line per subscription, in order: ``^`` where it began, ``!`` where it ended.
 
-        A subscription that was never disposed has no ``!``.
+        A subscription that was not disposed of before the end of the test has no ``!``.
         """
         return [
             render_marbles(
@@ -62,26 +117,25 @@ class MarbleSource(Observable[Any]):
     def _subscribe_core(
         self, observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
     ) -> abc.DisposableBase:
-        span = [seconds(self._scheduler)]
+        span = [self._clock.time()]
         self._spans.append(span)
         hot = self._subject
         playing = self._play(observer) if hot is None else hot.subscribe(observer)
 
         def dispose() -> None:
-            if not self._has_ended:
-                span.append(seconds(self._scheduler))
+            if not self._clock.is_over:
+                span.append(self._clock.time())
             playing.dispose()
 
         return Disposable(dispose)
 
     def _play(self, observer: abc.ObserverBase[Any], after: int = 0) -> abc.DisposableBase:
-        """Schedule the events from a frame on, beginning now."""
+        """Plan the events from a frame on, beginning now."""
         disposed = BooleanDisposable()
-        begun = seconds(self._scheduler) - after
+        begun = self._clock.time() - after
         for event in self.line.events:
             if event.frame >= after:
-                send = partial(_send, event, observer, disposed)
-                schedule(self._scheduler, begun + event.frame, send)
+                self._clock.plan(begun + event.frame, partial(_send, event, observer, disposed))
         return disposed
 
 
@@ -94,15 +148,6 @@ def _send(event: MarbleEvent, observer: abc.ObserverBase[Any], disposed: Boolean
         observer.on_error(event.value)
     elif event.kind == "completed":
         observer.on_completed()
-
-
-def schedule(scheduler: TestScheduler, time_s: float, action: Callable[[], None]) -> None:
-    """Call *action* at *time_s*, after what is already planned for then."""
-
-    def run(scheduler: abc.SchedulerBase, state: object) -> None:
-        action()
-
-    scheduler.schedule_absolute(float(time_s), run)
 
 
 def whole_frame(time_s: float) -> int:
@@ -119,8 +164,3 @@ def whole_frame(time_s: float) -> int:
             "so let every interval of the test be whole seconds"
         )
     return frame
-
-
-def seconds(scheduler: TestScheduler) -> float:
-    """Return the virtual time."""
-    return scheduler.to_seconds(scheduler.now)
