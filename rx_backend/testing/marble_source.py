@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,8 +20,6 @@ class FrameClock:
     """
     The time of a marble test: that of the event loop that plays it, in frames.
 
-    What is planned for a frame happens before the timers of the loop.
-
     Attributes:
         is_over: Whether everything was played.
     """
@@ -30,20 +27,18 @@ class FrameClock:
     def __init__(self) -> None:
         self.is_over = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._planned: defaultdict[float, list[Callable[[], None]]] = defaultdict(list)
-        self._last = -1
+        self._planned: list[tuple[float, Callable[[], None]]] = []
 
     def time(self) -> float:
         """Return the time; 0 before the test is played."""
         return 0.0 if self._loop is None else self._loop.time()
 
     def plan(self, time_s: float, action: Callable[[], None], *, first: bool = False) -> None:
-        """Call *action* at *time_s*, behind what is planned for then or before it."""
-        if self._loop is not None and (time_s <= self._last or time_s % 1):
-            self._loop.call_at(time_s, action)
+        """Call *action* at *time_s*: behind what was planned for then, or, before the test, *first*."""
+        if self._loop is None:
+            self._planned.insert(0 if first else len(self._planned), (time_s, action))
         else:
-            planned = self._planned[time_s]
-            planned.insert(0 if first else len(planned), action)
+            self._loop.call_at(time_s, action)
 
     async def play(self, frames: int, begin: Callable[[], None]) -> None:
         """Call *begin*, and what is planned for each of the frames, in the running loop."""
@@ -56,26 +51,16 @@ class FrameClock:
             else:
                 loop.default_exception_handler(context)
 
-        def end() -> None:
-            if not done.done():
-                done.set_result(None)
-
         loop.set_exception_handler(fail)
-        for frame in range(1, frames + 1):
-            loop.call_at(frame, self._play, frame)
-        loop.call_at(frames + 0.5, end)
+        for time_s, action in self._planned:
+            loop.call_at(time_s, action)
         try:
             begin()
-            self._play(0)
-            await done
+            await asyncio.wait([done], timeout=frames + 0.5)
+            if done.done():
+                done.result()
         finally:
             self.is_over = True
-
-    def _play(self, frame: int) -> None:
-        # More may be planned for this frame meanwhile.
-        for action in self._planned[frame]:
-            action()
-        self._last = frame
 
 
 class MarbleSource(Observable[Any]):

@@ -42,7 +42,8 @@ class Marbles:
 
     One frame is one second of an event loop on virtual time, which the timers of ``reactivex`` obey
     too, as streams are subscribed to with a ``LoopScheduler``. ``clock`` is for operators that take
-    a clock. In a frame, sources come before timers.
+    a clock. In a frame, timers fire in the order in which they were set; those of a source are set
+    when it is subscribed to, or, if it is hot, before the test.
 
     Args:
         values: What letters stand for, in every line of the test. A letter that is not in it

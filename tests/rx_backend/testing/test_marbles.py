@@ -240,7 +240,8 @@ def test_errors_are_compared() -> None:
 
 def test_drops() -> None:
     """``!`` disposes before anything of its frame arrives, in a group while an item is handed out."""
-    assert_marbles(ops.take(9), source="-ab-c|", result="-a!", subscriptions=["^-!"])
+    for hot in (True, False):
+        assert_marbles(ops.take(9), source="-ab-c|", result="-a!", subscriptions=["^-!"], hot=hot)
     assert_marbles(ops.take(9), source="-(abc)|", result="-(ab!)", subscriptions=["^!"])
     assert_marbles(ops.take(9), source="-a-b-|", result="-a-b-!")
     with pytest.raises(MarbleMismatch):
