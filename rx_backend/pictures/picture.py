@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ("Picture",)
 
 # A notebook shows 96 dots per inch; one and a half times that stays sharp on fine screens.
-_PAGE_DPI, _DPI, _MOST_PIXELS, _COLORS = 96, 144, 60_000, 64
+_PAGE_DPI, _DPI, _MOST_PIXELS, _COLORS = 96, 144, 60_000, 128
 
 
 class Picture(ABC):
