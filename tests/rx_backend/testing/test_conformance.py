@@ -227,12 +227,6 @@ def test_the_kit_runs_in_a_loop_of_ones_own() -> None:
 
 
 @pytest.mark.rows("K1")
-def test_the_kit_runs_on_the_real_clock() -> None:
-    """Without virtual time a quick engine is checked just as well."""
-    assert run_conformance(lambda: SampleEngine(token_interval_ms=0), virtual=False).ok
-
-
-@pytest.mark.rows("K1")
 def test_a_factory_may_be_asynchronous() -> None:
     """A factory that must be awaited is awaited."""
 
