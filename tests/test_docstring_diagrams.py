@@ -90,25 +90,17 @@ class Scene:
         """Say that a row of commentary must be the line of these events."""
         self.told[row] = render_marbles(events, self.test.values)
 
-    def observed(self) -> Callable[[LLMEngineOutput], None]:
-        """Return an observer of chunks, of whose line of marbles the row ``observed`` tells."""
+    def observed(self, row: str = "observed") -> Callable[[LLMEngineOutput], None]:
+        """Return an observer of chunks, of whose line of marbles *row* tells."""
         line = ""
 
         def observe(chunk: LLMEngineOutput) -> None:
             nonlocal line
             letter = {1: "a", 2: "b", 3: "c"}[chunk.token_ids[0]]
             line = line.ljust(round(self.test.clock()), " " if line else "-") + letter
-            self.told["observed"] = line
+            self.told[row] = line
 
         return observe
-
-
-def abort_gate(scene: Scene) -> Play:
-    return operators.abort_gate
-
-
-def annotate_errors(scene: Scene) -> Play:
-    return operators.annotate_errors(Annotated, Annotated.from_error)
 
 
 def coalesce(scene: Scene) -> Play:
@@ -126,10 +118,6 @@ def coalesce(scene: Scene) -> Play:
         return Observable(partial(subscribe_in_task, lagging, source))
 
     return play
-
-
-def deadlines(scene: Scene) -> Play:
-    return operators.deadlines(idle_s=3)
 
 
 def deferred_abort(scene: Scene) -> Play:
@@ -150,22 +138,11 @@ def detokenize(scene: Scene) -> Play:
     return play
 
 
-def drain_until_first_token(scene: Scene) -> Play:
-    return operators.drain_until_first_token(
-        lambda: scene.tell("abort", "!"), drains=operators.Drains()
-    )
-
-
 def enforce_cancellation(scene: Scene) -> Play:
     def play(source: Observable[Any], stop: Observable[Any]) -> Observable[Any]:
         return source.pipe(operators.enforce_cancellation(3, LLMEngineOutput.stop, stop=stop))
 
     return play
-
-
-def first_token(scene: Scene) -> Play:
-    letters = {1: "a", 2: "b"}
-    return operators.first_token(lambda chunk: scene.tell("called", letters[chunk.token_ids[0]]))
 
 
 def filter_async(scene: Scene) -> Play:
@@ -176,20 +153,12 @@ def filter_async(scene: Scene) -> Play:
     return operators.filter_async(is_first)
 
 
-def heartbeat(scene: Scene) -> Play:
-    return operators.heartbeat(2, "p")
-
-
 def itl_window(scene: Scene) -> Play:
     def tell(times: TokenTimes) -> None:
         gaps = ", ".join(str(gap_ms) for gap_ms in times.itl_ms())
         scene.tell("gaps", gaps, frame=round(times.times[1]))
 
     return operators.itl_window(TokenTimes(scene.test.clock), tell)
-
-
-def limit_tokens(scene: Scene) -> Play:
-    return operators.limit_tokens(2)
 
 
 def map_async(scene: Scene) -> Play:
@@ -209,14 +178,6 @@ def peek_first(scene: Scene) -> Play:
     return peeked()
 
 
-def on_outcome(scene: Scene) -> Play:
-    return operators.on_outcome(lambda _: scene.tell("called", "o"))
-
-
-def record_span(scene: Scene) -> Play:
-    return operators.record_span(scene.tracer.start_span("engine.generate"))
-
-
 def share_replay(scene: Scene) -> Play:
     def play(source: Observable[Any]) -> Observable[Any]:
         shared = source.pipe(operators.share_replay())
@@ -234,18 +195,6 @@ def share_replay(scene: Scene) -> Play:
     return play
 
 
-def sliding_itl(scene: Scene) -> Play:
-    return operators.sliding_itl(count=10, clock=scene.test.clock)
-
-
-def stop_on(scene: Scene) -> Play:
-    return operators.stop_on([[2, 3]])
-
-
-def stop_on_text(scene: Scene) -> Play:
-    return operators.stop_on_text("bc")
-
-
 def slo(scene: Scene) -> Play:
     windows = operators.SloWindows(clock=scene.test.clock)
     good = operators.slo(3000, 2000, windows=windows, key="model")
@@ -255,10 +204,6 @@ def slo(scene: Scene) -> Play:
         return source.pipe(good, told)
 
     return play
-
-
-def tap(scene: Scene) -> Play:
-    return operators.tap(scene.observed())
 
 
 def tap_async(scene: Scene) -> Play:
@@ -271,14 +216,6 @@ def tap_async(scene: Scene) -> Play:
     return operators.tap_async(slow)
 
 
-def trace_link(scene: Scene) -> Play:
-    return operators.trace_link(LINK)
-
-
-def until_terminal(scene: Scene) -> Play:
-    return operators.until_terminal()
-
-
 def usage(scene: Scene) -> Play:
     def tell(cost: CompletionUsage) -> None:
         scene.tell("on_end", f"{cost.prompt_tokens} + {cost.completion_tokens}")
@@ -286,48 +223,41 @@ def usage(scene: Scene) -> Play:
     return operators.usage(3, protocols.usage, on_end=tell)
 
 
-def validate_chunks(scene: Scene) -> Play:
-    return operators.validate_chunks(LLMEngineOutput, convert_output, error=InvalidArgument)
-
-
-def validate_contract(scene: Scene) -> Play:
-    return operators.validate_contract()
-
-
 # How each operator is made; a new one belongs here.
 PLAYS: dict[str, Callable[[Scene], Play]] = {
-    play.__name__: play
-    for play in (
-        abort_gate,
-        annotate_errors,
-        coalesce,
-        deadlines,
-        deferred_abort,
-        detokenize,
-        drain_until_first_token,
-        enforce_cancellation,
-        filter_async,
-        first_token,
-        heartbeat,
-        itl_window,
-        limit_tokens,
-        map_async,
-        peek_first,
-        on_outcome,
-        record_span,
-        share_replay,
-        sliding_itl,
-        slo,
-        stop_on,
-        stop_on_text,
-        tap,
-        tap_async,
-        trace_link,
-        until_terminal,
-        usage,
-        validate_chunks,
-        validate_contract,
-    )
+    "abort_gate": lambda _: operators.abort_gate,
+    "annotate_errors": lambda _: operators.annotate_errors(Annotated, Annotated.from_error),
+    "coalesce": coalesce,
+    "deadlines": lambda _: operators.deadlines(idle_s=3),
+    "deferred_abort": deferred_abort,
+    "detokenize": detokenize,
+    "drain_until_first_token": lambda scene: operators.drain_until_first_token(
+        lambda: scene.tell("abort", "!"), drains=operators.Drains()
+    ),
+    "enforce_cancellation": enforce_cancellation,
+    "filter_async": filter_async,
+    "first_token": lambda scene: operators.first_token(scene.observed("called")),
+    "heartbeat": lambda _: operators.heartbeat(2, "p"),
+    "itl_window": itl_window,
+    "limit_tokens": lambda _: operators.limit_tokens(2),
+    "map_async": map_async,
+    "on_outcome": lambda scene: operators.on_outcome(lambda _: scene.tell("called", "o")),
+    "peek_first": peek_first,
+    "record_span": lambda scene: operators.record_span(scene.tracer.start_span("engine.generate")),
+    "share_replay": share_replay,
+    "sliding_itl": lambda scene: operators.sliding_itl(count=10, clock=scene.test.clock),
+    "slo": slo,
+    "stop_on": lambda _: operators.stop_on([[2, 3]]),
+    "stop_on_text": lambda _: operators.stop_on_text("bc"),
+    "tap": lambda scene: operators.tap(scene.observed()),
+    "tap_async": tap_async,
+    "trace_link": lambda _: operators.trace_link(LINK),
+    "until_terminal": lambda _: operators.until_terminal(),
+    "usage": usage,
+    "validate_chunks": lambda _: operators.validate_chunks(
+        LLMEngineOutput, convert_output, error=InvalidArgument
+    ),
+    "validate_contract": lambda _: operators.validate_contract(),
 }
 
 # Letters that mean something else in the diagram of one operator.
