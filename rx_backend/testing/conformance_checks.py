@@ -45,6 +45,7 @@ _ENGINE_RULES = {
 _CLEANUP = methodcaller("cleanup")
 _MAY_BLOCK_S = 0.1
 _BEAT_S = 0.01
+_TRIES = 3
 _START_TIMEOUT_S = 600.0  # Within this time an engine must have started, and cleaned up.
 _STREAMS = 8  # So many run at the same time.
 _FEW_TOKENS, _MANY_TOKENS = 8, 4096
@@ -173,9 +174,10 @@ class Check:
             return Stream(engine, asked, self.timeout_s, self.stream_timeout_s, plan)
 
         alone, blocked_s = await _longest_block(stream().play())
-        if blocked_s > _MAY_BLOCK_S:
-            # Again, for the machine may have been busy.
-            blocked_s = min(blocked_s, (await _longest_block(stream().play()))[1])
+        for _ in range(_TRIES - 1):
+            if blocked_s > _MAY_BLOCK_S:
+                # Again, for the machine may have been busy.
+                blocked_s = min(blocked_s, (await _longest_block(stream().play()))[1])
         if blocked_s > _MAY_BLOCK_S:
             message = f"the event loop was blocked for {blocked_s:.2f} s while a stream ran"
             self._find(Violation(Rule.LOOP_BLOCKED, message))

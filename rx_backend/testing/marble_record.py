@@ -11,8 +11,8 @@ from reactivex import Observable
 from reactivex.disposable import SingleAssignmentDisposable
 
 from operators import LoopScheduler
-from rx_backend.testing.marble_line import MarbleEvent, MarbleKind, MarbleLine, same_item
-from rx_backend.testing.marble_source import FrameClock
+from rx_backend.testing.marble_line import MarbleEvent, MarbleLine, same_item
+from rx_backend.testing.marble_source import EventLog, FrameClock
 
 __all__ = ("MarbleResult", "Recorder", "differences")
 
@@ -45,7 +45,7 @@ class Recorder:
     """Notes the events of a stream, and disposes where the plan has a ``!``."""
 
     def __init__(self, plan: MarbleLine, clock: FrameClock) -> None:
-        self.seen: list[tuple[float, MarbleKind, Any]] = []
+        self.log = EventLog(clock)
         self._clock = clock
         self._subscription = SingleAssignmentDisposable()
         self._drop = plan.first("drop")
@@ -61,8 +61,8 @@ class Recorder:
         """Subscribe to *stream*, with timers on the running loop."""
         self._subscription.disposable = stream.subscribe(
             self._next,
-            lambda error: self._note("error", error),
-            lambda: self._note("completed"),
+            lambda error: self.log.note("error", error),
+            lambda: self.log.note("completed"),
             scheduler=LoopScheduler(),
         )
 
@@ -71,20 +71,15 @@ class Recorder:
         self._subscription.dispose()
 
     def _next(self, item: Any) -> None:
-        self._note("next", item)
-        if self._drop is not None and self._before_drop:
-            now = self._clock.time()
-            here = sum(time == now and kind == "next" for time, kind, _ in self.seen)
-            if now == self._drop.frame and here == self._before_drop:
+        self.log.note("next", item)
+        if self._drop is not None and self._clock.time() == self._drop.frame:
+            self._before_drop -= 1
+            if not self._before_drop:
                 self._dispose()
 
     def _dispose(self) -> None:
-        if not any(kind in {"error", "completed"} for _, kind, _ in self.seen):
-            self._note("drop")
+        self.log.note_drop()
         self._subscription.dispose()
-
-    def _note(self, kind: MarbleKind, value: Any = None) -> None:
-        self.seen.append((self._clock.time(), kind, value))
 
 
 def differences(

@@ -1,4 +1,4 @@
-"""The time of a marble test, and sources that play a marble line in it."""
+"""The time of a marble test, what happens in it, and sources that play a marble line."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from reactivex import Observable, abc
 from reactivex.disposable import BooleanDisposable, Disposable
 from reactivex.subject import Subject
 
-from rx_backend.testing.marble_line import MarbleError, MarbleEvent, MarbleLine, render_marbles
+from rx_backend.testing.marble_line import (
+    MarbleError,
+    MarbleEvent,
+    MarbleKind,
+    MarbleLine,
+    render_marbles,
+)
 
-__all__ = ("FrameClock", "MarbleSource", "whole_frame")
+__all__ = ("EventLog", "FrameClock", "MarbleSource")
 
 
 class FrameClock:
@@ -63,6 +69,34 @@ class FrameClock:
             self.is_over = True
 
 
+class EventLog:
+    """What happens in one row of a marble test, until the test is over."""
+
+    def __init__(self, clock: FrameClock) -> None:
+        self._clock = clock
+        self._noted: list[tuple[float, MarbleKind, Any]] = []
+
+    @property
+    def events(self) -> tuple[MarbleEvent, ...]:
+        """
+        The events, in order.
+
+        Raises:
+            MarbleError: One lies between two frames.
+        """
+        return tuple(MarbleEvent(_frame(time), kind, value) for time, kind, value in self._noted)
+
+    def note(self, kind: MarbleKind, value: Any = None) -> None:
+        """Note that something happens now."""
+        if not self._clock.is_over:
+            self._noted.append((self._clock.time(), kind, value))
+
+    def note_drop(self) -> None:
+        """Note that the row is left, unless it has ended."""
+        if not self._noted or self._noted[-1][1] == "next":
+            self.note("drop")
+
+
 class MarbleSource(Observable[Any]):
     """
     A source that plays a marble line; ``Marbles.cold`` and ``Marbles.hot`` make them.
@@ -70,14 +104,16 @@ class MarbleSource(Observable[Any]):
     Attributes:
         text: The line as it was written.
         line: The line as it was read.
+        played: What was played of it, with a ``drop`` where a cold one was left before its end.
     """
 
     def __init__(self, text: str, line: MarbleLine, clock: FrameClock, *, hot: bool) -> None:
         super().__init__()
         self.text = text
         self.line = line
+        self.played = EventLog(clock)
         self._clock = clock
-        self._spans: list[list[float]] = []
+        self._subscriptions: list[EventLog] = []
         self._subject: Subject[Any] | None = None
         if hot:
             self._subject = Subject()
@@ -91,25 +127,21 @@ class MarbleSource(Observable[Any]):
 
         A subscription that was not disposed of before the end of the test has no ``!``.
         """
-        return [
-            render_marbles(
-                MarbleEvent(whole_frame(time), kind)
-                for time, kind in zip(span, ("subscribe", "drop"), strict=False)
-            )
-            for span in self._spans
-        ]
+        return [render_marbles(log.events) for log in self._subscriptions]
 
     def _subscribe_core(
         self, observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
     ) -> abc.DisposableBase:
-        span = [self._clock.time()]
-        self._spans.append(span)
+        log = EventLog(self._clock)
+        log.note("subscribe")
+        self._subscriptions.append(log)
         hot = self._subject
         playing = self._play(observer) if hot is None else hot.subscribe(observer)
 
         def dispose() -> None:
-            if not self._clock.is_over:
-                span.append(self._clock.time())
+            log.note("drop")
+            if hot is None:
+                self.played.note_drop()
             playing.dispose()
 
         return Disposable(dispose)
@@ -120,22 +152,25 @@ class MarbleSource(Observable[Any]):
         begun = self._clock.time() - after
         for event in self.line.events:
             if event.frame >= after:
-                self._clock.plan(begun + event.frame, partial(_send, event, observer, disposed))
+                send = partial(self._send, event, observer, disposed)
+                self._clock.plan(begun + event.frame, send)
         return disposed
 
+    def _send(
+        self, event: MarbleEvent, observer: abc.ObserverBase[Any], disposed: BooleanDisposable
+    ) -> None:
+        if disposed.is_disposed or event.kind == "subscribe":
+            return
+        self.played.note(event.kind, event.value)
+        if event.kind == "next":
+            observer.on_next(event.value)
+        elif event.kind == "error":
+            observer.on_error(event.value)
+        else:
+            observer.on_completed()
 
-def _send(event: MarbleEvent, observer: abc.ObserverBase[Any], disposed: BooleanDisposable) -> None:
-    if disposed.is_disposed:
-        return
-    if event.kind == "next":
-        observer.on_next(event.value)
-    elif event.kind == "error":
-        observer.on_error(event.value)
-    elif event.kind == "completed":
-        observer.on_completed()
 
-
-def whole_frame(time_s: float) -> int:
+def _frame(time_s: float) -> int:
     """
     Return the frame of a virtual time.
 

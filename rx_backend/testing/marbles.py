@@ -11,7 +11,6 @@ from reactivex import Observable
 from rx_backend.testing.marble_line import (
     SIGNS,
     MarbleError,
-    MarbleEvent,
     MarbleKind,
     MarbleLine,
     align_marbles,
@@ -19,7 +18,7 @@ from rx_backend.testing.marble_line import (
     render_marbles,
 )
 from rx_backend.testing.marble_record import MarbleResult, Recorder, differences
-from rx_backend.testing.marble_source import FrameClock, MarbleSource, whole_frame
+from rx_backend.testing.marble_source import EventLog, FrameClock, MarbleSource
 from rx_backend.testing.virtual_run import is_loop_running, run_virtual
 
 __all__ = ("MarbleFailure", "MarbleMismatch", "Marbles", "assert_marbles")
@@ -67,14 +66,13 @@ class Marbles:
         self._sources: list[MarbleSource] = []
         self._played = False
 
-    @property
-    def is_over(self) -> bool:
-        """Whether everything was played; what is released later is no part of the test."""
-        return self._clock.is_over
-
     def clock(self) -> float:
         """Return the virtual time in seconds, which are frames."""
         return self._clock.time()
+
+    def log(self) -> EventLog:
+        """Return a log to note events in, such as the calls that an operator makes."""
+        return EventLog(self._clock)
 
     def cold(self, line: str) -> MarbleSource:
         """
@@ -162,9 +160,7 @@ class Marbles:
                 recorder.close()
 
         run_virtual(play(), in_thread=is_loop_running())
-        events = tuple(
-            MarbleEvent(whole_frame(time), kind, value) for time, kind, value in recorder.seen
-        )
+        events = recorder.log.events
         ended = any(event.kind != "next" for event in events)
         line = render_marbles(events, self.values, frames=0 if ended else frames)
         return MarbleResult(events, line)
