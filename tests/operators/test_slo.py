@@ -35,7 +35,7 @@ from operators import (
 )
 from operators._outcome import OutcomeTracker
 from operators._slo._tally import ACCURACY, Key, LatencySketch, Tally
-from operators.authoring import Stage, emit, nearest_rank, operator
+from operators.authoring import AnyOperator, Stage, emit, nearest_rank, operator
 from rx_backend import (
     EngineAdapter,
     LLMEngineOutput,
@@ -153,6 +153,23 @@ def test_tokens_of_one_chunk_share_its_gap(
     assert figures.itl.p99_ms == pytest.approx(1000, rel=0.01)
 
 
+def placed(counted: AnyOperator, before: str | None) -> Pipeline[Any]:
+    """Put an operator in front of a standard one, or behind all."""
+    standard: Pipeline[Any] = standard_pipeline
+    if before is None:
+        return standard.with_operators(counted)
+    return standard.insert_before(before, counted)
+
+
+async def consume(adapter: EngineAdapter, model: str = "m", *, stop: bool = False) -> None:
+    """Consume an answer of four tokens, or stop it at the first."""
+    conditions, context = StopConditions(max_tokens=4), RequestContext()
+    request = PreprocessedRequest(model=model, token_ids=[1], stop_conditions=conditions)
+    async for _ in await adapter.generate(request, context):
+        if stop:
+            context.stop_generating()
+
+
 class SlowSetup(SampleEngine):
     async def generate(  # type: ignore[override]
         self, request: PreprocessedRequest, context: RequestContext
@@ -168,10 +185,8 @@ async def test_set_up_is_a_part_of_the_first_tokens_time(ttft_ms: float, expecte
     """A client waits through both, so the target and the figures are for the sum."""
     windows = SloWindows(clock=lambda: 0.0)
     counted = slo(ttft_ms, None, windows=windows, key="m")
-    pipeline = standard_pipeline.with_operators(counted)
-    adapter = EngineAdapter(SlowSetup(token_interval_ms=1000), pipeline=pipeline, record=True)
-    async for _ in await adapter.generate(PreprocessedRequest(token_ids=[1])):
-        pass
+    engine, pipeline = SlowSetup(token_interval_ms=1000), placed(counted, None)
+    await consume(EngineAdapter(engine, pipeline=pipeline, record=True))
     figures = windows.snapshot()["m"]
     assert outcome(figures) == expected
     assert figures.ttft is not None
@@ -216,24 +231,15 @@ async def test_in_the_standard_pipeline(record: bool, before: str | None) -> Non
 
     def pipeline(scope: RequestScope) -> Pipeline:
         key = scope.request.model, "tenant"
-        counted = slo(500, 50, windows=windows, key=key)
-        if before is None:
-            return standard_pipeline.with_operators(counted)
-        return standard_pipeline.insert_before(before, counted)
+        return placed(slo(500, 50, windows=windows, key=key), before)
 
-    async def run(engine: SampleEngine, model: str, *, stop: bool = False) -> None:
-        adapter = EngineAdapter(engine, pipeline=pipeline, record=record)
-        request = PreprocessedRequest(
-            model=model, token_ids=[1], stop_conditions=StopConditions(max_tokens=4)
-        )
-        context = RequestContext()
-        async for _ in await adapter.generate(request, context):
-            if stop:
-                context.stop_generating()
+    def adapter(interval_ms: float) -> EngineAdapter:
+        engine = SampleEngine(token_interval_ms=interval_ms)
+        return EngineAdapter(engine, pipeline=pipeline, record=record)
 
-    await run(SampleEngine(token_interval_ms=50), "fast")
-    await run(SampleEngine(token_interval_ms=51), "slow")
-    await run(SampleEngine(token_interval_ms=50), "stopped", stop=True)
+    await consume(adapter(50), "fast")
+    await consume(adapter(51), "slow")
+    await consume(adapter(50), "stopped", stop=True)
     snapshot = windows.snapshot()
     assert {key[0]: outcome(figures) for key, figures in snapshot.items()} == {
         "fast": "good",
@@ -267,22 +273,14 @@ async def test_the_outcome_is_what_the_consumer_was_handed(
             else:
                 item = yield item
 
-    counted = slo(500, 50, windows=windows, key="m")
-    standard: Pipeline[Any] = standard_pipeline
-    standard = (
-        standard.with_operators(counted)
-        if before is None
-        else standard.insert_before(before, counted)
-    )
+    standard = placed(slo(500, 50, windows=windows, key="m"), before)
     adapter = EngineAdapter(
         SampleEngine(token_interval_ms=50),
         pipeline=standard.with_operators(behind()),
         record=record,
     )
-    request = PreprocessedRequest(token_ids=[1], stop_conditions=StopConditions(max_tokens=4))
     with suppress(LookupError):
-        async for _ in await adapter.generate(request):
-            pass
+        await consume(adapter)
     assert outcome(windows.snapshot()["m"]) == ("good" if ends == "terminal" else "failed")
 
 
@@ -295,8 +293,7 @@ async def test_a_deadline_is_no_clients_doing() -> None:
         SampleEngine(token_interval_ms=5_000),
         pipeline=timed.with_operators(slo(500, 50, windows=windows, key="m")),
     )
-    async for _ in await adapter.generate(PreprocessedRequest(token_ids=[1])):
-        pass
+    await consume(adapter)
     assert outcome(windows.snapshot()["m"]) == "failed"
 
 
