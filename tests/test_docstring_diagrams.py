@@ -90,15 +90,15 @@ class Scene:
         """Say that a row of commentary must be the line of these events."""
         self.told[row] = render_marbles(events, self.test.values)
 
-    def observed(self) -> Callable[[LLMEngineOutput], None]:
-        """Return an observer of chunks, of whose line of marbles the row ``observed`` tells."""
+    def observed(self, row: str = "observed") -> Callable[[LLMEngineOutput], None]:
+        """Return an observer of chunks, of whose line of marbles *row* tells."""
         line = ""
 
         def observe(chunk: LLMEngineOutput) -> None:
             nonlocal line
             letter = {1: "a", 2: "b", 3: "c"}[chunk.token_ids[0]]
             line = line.ljust(round(self.test.clock()), " " if line else "-") + letter
-            self.told["observed"] = line
+            self.told[row] = line
 
         return observe
 
@@ -145,9 +145,12 @@ def enforce_cancellation(scene: Scene) -> Play:
     return play
 
 
-def first_token(scene: Scene) -> Play:
-    letters = {1: "a", 2: "b"}
-    return operators.first_token(lambda chunk: scene.tell("called", letters[chunk.token_ids[0]]))
+def filter_async(scene: Scene) -> Play:
+    async def is_first(chunk: LLMEngineOutput) -> bool:
+        await asyncio.sleep(1.0)
+        return chunk.token_ids == [1]
+
+    return operators.filter_async(is_first)
 
 
 def itl_window(scene: Scene) -> Play:
@@ -224,42 +227,38 @@ def usage(scene: Scene) -> Play:
 PLAYS: dict[str, Callable[[Scene], Play]] = {
     "abort_gate": lambda _: operators.abort_gate,
     "annotate_errors": lambda _: operators.annotate_errors(Annotated, Annotated.from_error),
+    "coalesce": coalesce,
     "deadlines": lambda _: operators.deadlines(idle_s=3),
+    "deferred_abort": deferred_abort,
+    "detokenize": detokenize,
     "drain_until_first_token": lambda scene: operators.drain_until_first_token(
         lambda: scene.tell("abort", "!"), drains=operators.Drains()
     ),
+    "enforce_cancellation": enforce_cancellation,
+    "filter_async": filter_async,
+    "first_token": lambda scene: operators.first_token(scene.observed("called")),
     "heartbeat": lambda _: operators.heartbeat(2, "p"),
+    "itl_window": itl_window,
     "limit_tokens": lambda _: operators.limit_tokens(2),
+    "map_async": map_async,
     "on_outcome": lambda scene: operators.on_outcome(lambda _: scene.tell("called", "o")),
+    "peek_first": peek_first,
     "record_span": lambda scene: operators.record_span(scene.tracer.start_span("engine.generate")),
+    "share_replay": share_replay,
     "sliding_itl": lambda scene: operators.sliding_itl(count=10, clock=scene.test.clock),
+    "slo": slo,
     "stop_on": lambda _: operators.stop_on([[2, 3]]),
     "stop_on_text": lambda _: operators.stop_on_text("bc"),
     "tap": lambda scene: operators.tap(scene.observed()),
+    "tap_async": tap_async,
     "trace_link": lambda _: operators.trace_link(LINK),
     "until_terminal": lambda _: operators.until_terminal(),
+    "usage": usage,
     "validate_chunks": lambda _: operators.validate_chunks(
         LLMEngineOutput, convert_output, error=InvalidArgument
     ),
     "validate_contract": lambda _: operators.validate_contract(),
 }
-PLAYS.update(
-    (play.__name__, play)
-    for play in (
-        coalesce,
-        deferred_abort,
-        detokenize,
-        enforce_cancellation,
-        first_token,
-        itl_window,
-        map_async,
-        peek_first,
-        share_replay,
-        slo,
-        tap_async,
-        usage,
-    )
-)
 
 # Letters that mean something else in the diagram of one operator.
 OWN_LETTERS: dict[str, Mapping[str, Any]] = {

@@ -119,15 +119,9 @@ def write(folder: Path) -> None:
 
 def _input(name: str, source: MarbleSource) -> MarbleRow:
     """Return what a source played: all of it, or as far as the operator listened."""
-    events = source.line.events
-    left = [parse_marbles(line).first("drop") for line in source.subscriptions]
-    end = left[-1] if left else None
-    if name != "source":
-        return MarbleRow(name, "input", events)
-    if end is not None and end.frame < source.line.events[-1].frame:
-        heard = (event for event in events if event.frame <= end.frame)
-        events = (*heard, MarbleEvent(end.frame, "drop"))
-    return MarbleRow(name, "source", events)
+    if name == "source":
+        return MarbleRow(name, "source", source.played.events)
+    return MarbleRow(name, "input", source.line.events)
 
 
 def _commentary(row: str, line: str, values: Mapping[str, Any]) -> MarbleRow:

@@ -10,7 +10,6 @@ from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
 from operators._core.stage import Callbacks
-from operators._on_outcome import never
 from operators._outcome import Outcome
 from operators._raw_chunk import has_content, tokens_in
 from operators._slo._request import SloRequest
@@ -41,9 +40,7 @@ def slo(
     *,
     windows: SloWindows,
     key: Key,
-    times: TokenTimes | None = None,
     itl_by: Literal["mean", "p99"] = "mean",
-    is_cancelled: Callable[[], bool] = never,
     scope: StreamScope | None = None,
 ) -> Callbacks[Any, Any] | None:
     """
@@ -65,21 +62,20 @@ def slo(
       without any must end within *ttft_ms*.
     - *slow*: served, or cancelled, after a target was missed; the wait for the next token counts.
     - *failed*: the stream failed, its terminal says ``is_error``, or it ended without one.
-    - *cancelled*: dropped, failed after *is_cancelled*, or finished as ``cancelled``, before a
-      target was missed. Does not count for goodput.
+    - *cancelled*: dropped, or finished as ``cancelled``, before a target was missed. Does not count
+      for goodput.
+
+    The record of a pipeline is used where it is timed, and no item visits the operator. Elsewhere
+    times are measured here, from an item or its ``data``, for a call and a clock read per item.
 
     Args:
         ttft_ms: Target for the time to the first token, in ms; None for none. Includes the set-up
-            where *times* has it (row F2).
+            in a pipeline (row F2).
         itl_ms: Target for the latency between tokens, in ms; None for none.
         windows: The windows to count in.
         key: The key to count under: a model, or a tuple such as model and tenant.
-        times: The record of an ``itl_window`` ahead; by default that of the pipeline. Without one,
-            or with recording off, times are measured here, from an item or its ``data``, for a call
-            and a clock read per item.
         itl_by: The figure that *itl_ms* is for: the mean over the tokens of the request, or their
             99th percentile (row F5). Requests that did not reach their end are judged by the mean.
-        is_cancelled: Returns whether the client has asked to stop; called at a failure.
         scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
@@ -102,39 +98,37 @@ def slo(
     (1, 1, 1.0, 1)
     """
     note = None
-    if times is None and scope is not None:
+    if scope is not None and (scope.times.is_timed or scope.recording):
         times = scope.times
-    if times is None or not (times.is_timed or (scope is not None and scope.recording)):
-        times, note = _notebook(times, windows)
+    else:
+        times, note = _own_record(windows, scope)
     request = SloRequest(key, times, ttft_ms, itl_ms, itl_by == "p99")
     windows.opened(request)
     if scope is not None:
 
         def tell(outcome: Outcome) -> None:
-            # A deadline stops the request too, and is no client's doing.
-            left = outcome.is_dropped or (outcome.error is not None and is_cancelled())
-            windows.closed(request, request.ended(outcome.finish_reason, left=left))
+            ended = request.ended(outcome.finish_reason, dropped=outcome.is_dropped)
+            windows.closed(request, ended)
 
         scope.outcome.subscribe(tell)
         return None if note is None else Callbacks(note)
 
     def end(failure: Exception | None, dropped: bool) -> None:
         reason = None if failure is not None else times.finish_reason
-        left = reason is None and (dropped or is_cancelled())
-        windows.closed(request, request.ended(reason, left=left))
+        windows.closed(request, request.ended(reason, dropped=dropped and reason is None))
 
     return Callbacks(note, on_end=end)
 
 
-def _notebook(
-    unused: TokenTimes | None, windows: SloWindows
+def _own_record(
+    windows: SloWindows, scope: StreamScope | None
 ) -> tuple[TokenTimes, Callable[[Any], Any]]:
     """Return a record of the operator, and the function that fills it."""
-    if unused is None:
+    if scope is None:
         times = TokenTimes(windows.clock)
     else:
-        times = TokenTimes(unused.clock, answers=unused.answers)
-        times.setup_ms = unused.setup_ms
+        times = TokenTimes(scope.clock, answers=scope.answers)
+        times.setup_ms = scope.times.setup_ms
     times.started = times.clock()
 
     def note(item: Any) -> Any:

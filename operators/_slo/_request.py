@@ -45,17 +45,17 @@ class SloRequest:
         waited_s = (self._times.clock() - times[0]) / (self._times.later_tokens + 1)
         return max(waited_s, self._mean_s()) > self._itl_s
 
-    def ended(self, reason: Any, *, left: bool) -> Ended:
+    def ended(self, reason: Any, *, dropped: bool) -> Ended:
         """
         Return its outcome and its latencies, once its stream has ended.
 
         Args:
             reason: Its finish reason; None where it failed or was dropped.
-            left: Whether, without a reason, the client has left or has stopped it.
+            dropped: Whether, without a reason, it was dropped.
         """
         times, gaps_s = self._times, self._gaps_s()
         outcome: Outcome
-        if getattr(reason, "is_error", False) or (reason is None and not left):
+        if getattr(reason, "is_error", False) or (reason is None and not dropped):
             outcome = "failed"
         elif reason is None or str(reason) == "cancelled":
             outcome = "slow" if self.is_late() else "cancelled"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -69,8 +70,7 @@ class SloSnapshot(Mapping[Key, SloFigures]):
     """
     The figures of windows at one moment: an immutable mapping from each key to its figures.
 
-    ``SloWindows.snapshot`` makes one, and so does :meth:`from_json`. Sketches are merged when the
-    figures of a key are read. Rates are over *covered_s*.
+    ``SloWindows.snapshot`` makes one, and so does :meth:`from_json`. Rates are over *covered_s*.
 
     Attributes:
         window_s: The length of the windows, in seconds.
@@ -89,15 +89,14 @@ class SloSnapshot(Mapping[Key, SloFigures]):
     ) -> None:
         self.window_s = window_s
         self.covered_s = covered_s
-        self._tallies: dict[Key, list[Tally]] = {}
+        self._tallies: defaultdict[Key, Tally] = defaultdict(Tally)
         for key, tally in tallies:
-            self._tallies.setdefault(key, []).append(tally)
-        self._figures: dict[Key, SloFigures] = {}
+            self._tallies[key].merge(tally)
 
     def __getitem__(self, key: Key) -> SloFigures:
-        if key not in self._figures:
-            self._figures[key] = _figures(_merged(self._tallies[key]), self.covered_s)
-        return self._figures[key]
+        if key not in self._tallies:
+            raise KeyError(key)
+        return _figures(self._tallies[key], self.covered_s)
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._tallies)
@@ -108,7 +107,10 @@ class SloSnapshot(Mapping[Key, SloFigures]):
     @property
     def total(self) -> SloFigures:
         """The figures of all keys together."""
-        return _figures(_merged(tally for _, tally in self._entries()), self.covered_s)
+        together = Tally()
+        for tally in self._tallies.values():
+            together.merge(tally)
+        return _figures(together, self.covered_s)
 
     def merge(self, *others: SloSnapshot) -> SloSnapshot:
         """
@@ -124,7 +126,7 @@ class SloSnapshot(Mapping[Key, SloFigures]):
                 )
         snapshots = (self, *others)
         covered_s = max(snapshot.covered_s for snapshot in snapshots)
-        entries = chain.from_iterable(snapshot._entries() for snapshot in snapshots)
+        entries = chain.from_iterable(snapshot._tallies.items() for snapshot in snapshots)
         return SloSnapshot(self.window_s, covered_s, entries)
 
     def to_json(self) -> bytes:
@@ -134,10 +136,8 @@ class SloSnapshot(Mapping[Key, SloFigures]):
         Keys with text that UTF-8 can't express are repaired (U+FFFD), and merged where they are
         the same then.
         """
-        tallies: dict[Key, list[Tally]] = {}
-        for key, tally in self._entries():
-            tallies.setdefault(_encodable(key), []).append(tally)
-        entries = [(key, _merged(same)) for key, same in tallies.items()]
+        repaired = ((_encodable(key), tally) for key, tally in self._tallies.items())
+        entries = list(SloSnapshot(self.window_s, self.covered_s, repaired)._tallies.items())
         message = _Message(self.window_s, self.covered_s, entries)
         return msgspec.json.encode(message, enc_hook=LatencySketch.to_bytes)
 
@@ -156,9 +156,6 @@ class SloSnapshot(Mapping[Key, SloFigures]):
             raise ValueError(f"SloSnapshot.from_json: {error}") from error
         return cls(message.window_s, message.covered_s, message.keys)
 
-    def _entries(self) -> Iterator[tuple[Key, Tally]]:
-        return ((key, tally) for key, tallies in self._tallies.items() for tally in tallies)
-
 
 def _encodable(key: Key) -> Key:
     if isinstance(key, tuple):
@@ -168,13 +165,6 @@ def _encodable(key: Key) -> Key:
 
 def _sketch(_: type, data: Any) -> LatencySketch:
     return LatencySketch.from_bytes(msgspec.convert(data, bytes, strict=False))
-
-
-def _merged(tallies: Iterable[Tally]) -> Tally:
-    together = Tally()
-    for tally in tallies:
-        together.merge(tally)
-    return together
 
 
 def _figures(tally: Tally, covered_s: float) -> SloFigures:

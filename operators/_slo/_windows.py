@@ -6,7 +6,8 @@ import math
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Mapping
+from itertools import chain
 
 from operators._chunk import Clock
 from operators._slo._request import SloRequest
@@ -87,15 +88,17 @@ class SloWindows:
         self.closed(None, Ended(check_key("SloWindows.failed: key", key), "failed"))
 
     def snapshot(self) -> SloSnapshot:
-        """Return the present figures; about 10 µs per key, and ten times that to read them."""
+        """Return the present figures; takes about 0.3 ms per key."""
         with self._lock:
             self._count_ended()
             now = self.clock()
             self._slide(now)
             begin = max(self._made, (self._newest - self._buckets_held + 1) * self.bucket_s)
-            tallies = [*self._counted(), *self._running()]
+            counted = (bucket.items() for bucket in self._buckets.values())
+            tallies = chain(*counted, self._running().items())
+            snapshot = SloSnapshot(self.window_s, max(now - begin, self.bucket_s), tallies)
         self._count_if_free()
-        return SloSnapshot(self.window_s, max(now - begin, self.bucket_s), tallies)
+        return snapshot
 
     # For the operator.
 
@@ -137,18 +140,7 @@ class SloWindows:
     def _has_room(self, keys: dict[Key, int], key: Key) -> bool:
         return key in keys or len(keys) < self.max_keys
 
-    def _counted(self) -> Iterator[tuple[Key, Tally]]:
-        """Return the tallies of all buckets, copied where they may still change."""
-        for number, bucket in self._buckets.items():
-            for key, tally in bucket.items():
-                if number < self._newest:
-                    yield key, tally
-                else:
-                    copy = Tally()
-                    copy.merge(tally)
-                    yield key, copy
-
-    def _running(self) -> Iterator[tuple[Key, Tally]]:
+    def _running(self) -> Mapping[Key, Tally]:
         """Return a tally of the open requests of each key."""
         keys = dict(self._keys)
         running: defaultdict[Key, Tally] = defaultdict(Tally)
@@ -159,7 +151,7 @@ class SloWindows:
             counts = running[key].counts
             counts["open"] += 1
             counts["late"] += request.is_late()
-        yield from running.items()
+        return running
 
 
 def _check_seconds(name: str, value: float) -> None:

@@ -104,7 +104,7 @@ def rows_as_text(rows: Iterable[MarbleRow], values: Mapping[str, Any]) -> str:
     rows = [replace(row, events=tuple(map(_bare, row.events))) for row in rows]
     items = [event.value for row in rows for event in row.events if event.kind == "next"]
     named, shown = dict(values), dict[str, str]()
-    taken = {*named, "X", *(_letter(item, {}) for item in items)}
+    taken = {*named, *(_letter(item, {}) for item in items)}
     free = [letter for letter in reversed(string.ascii_uppercase) if letter not in taken]
     for item in items:
         letter = _letter(item, named)

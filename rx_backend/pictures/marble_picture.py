@@ -16,9 +16,9 @@ from rx_backend.testing import MarbleEvent
 
 __all__ = ("MarblePicture",)
 
-_FRAME, _TALLEST, _MOST_STACKED = 0.46, 36.0, 5
-_LENGTHS = (14, 6, 0)
-"""How many characters of an item are shown; fewer where the picture would be too tall."""
+_FRAME, _DOT_FRAME, _TALLEST = 0.46, 0.078, 36.0
+"""The least length of a frame, in inches, also among dots; and the greatest height of a picture."""
+_MOST_STACKED, _LONGEST = 5, 14
 
 
 class MarblePicture(Picture):
@@ -30,8 +30,8 @@ class MarblePicture(Picture):
     broken bar a drop, and a diamond a call without an item.
 
     A run wider than a page continues below, like a line of music. Where that would be taller than
-    36 inches, contents are cut shorter, and at last items are dots. Of more than five items at
-    one time the first four are drawn, with the number of the others.
+    36 inches, items are dots. Of more than five items at one time the first four are drawn, with
+    the number of the others.
 
     Args:
         rows: The rows, from the top down; the operators are drawn above the first ``result``.
@@ -56,27 +56,31 @@ class MarblePicture(Picture):
 
     def _draw(self, figure: Figure) -> None:
         frames = 1 + max((event.frame for row in self.rows for event in row.events), default=1)
-        for longest in _LENGTHS:
-            colors: dict[str, str] = {}
-            rows = [
-                Row(row.name, list(self._marks(row, longest, colors)), gid=row.name)
-                for row in self.rows
-            ]
-            scale = max([min(_FRAME, WIDTH / frames), *(_needed(row.marks) for row in rows)])
-            self._add_operators(rows)
-            layout = RowLayout(rows, "seconds", frames, scale)
-            if layout.height > _TALLEST and not longest:
-                bands = max(1, int(_TALLEST / layout.height * layout.bands))
-                layout = RowLayout(rows, "seconds", frames, WIDTH / -(-frames // bands))
-            if layout.height <= _TALLEST or not longest:
-                layout.draw(figure)
-                return
+        rows = self._lanes()
+        scale = max([min(_FRAME, WIDTH / frames), *(_needed(row.marks) for row in rows)])
+        layout = RowLayout(rows, "seconds", frames, scale)
+        if layout.height > _TALLEST:
+            bands = max(1, int(_TALLEST / layout.height * layout.bands))
+            scale = min(_DOT_FRAME, WIDTH / -(-frames // bands))
+            layout = RowLayout(self._lanes(dots=True), "seconds", frames, scale)
+        layout.draw(figure)
 
-    def _marks(self, row: MarbleRow, longest: int, colors: dict[str, str]) -> Iterator[Mark]:
+    def _lanes(self, *, dots: bool = False) -> list[Row]:
+        """Return the rows with their marks, and the operators above the first result."""
+        colors: dict[str, str] = {}
+        rows = [
+            Row(row.name, list(self._marks(row, colors, dots)), gid=row.name) for row in self.rows
+        ]
+        first = next((n for n, row in enumerate(self.rows) if row.kind == "result"), None)
+        if self.title and first is not None:
+            rows.insert(first, Row(self.title, kind="title", gid="operators"))
+        return rows
+
+    def _marks(self, row: MarbleRow, colors: dict[str, str], dots: bool) -> Iterator[Mark]:
         for frame, grouped in groupby(row.events, lambda event: event.frame):
             events = list(grouped)
             items = [
-                self._item(row, event, longest, colors) for event in events if event.kind == "next"
+                self._item(row, event, colors, dots) for event in events if event.kind == "next"
             ]
             if len(items) > _MOST_STACKED:
                 rest = Mark(
@@ -94,9 +98,7 @@ class MarblePicture(Picture):
                 elif event.kind == "completed":
                     yield Mark(row.name, frame, "", "end")
 
-    def _item(
-        self, row: MarbleRow, event: MarbleEvent, longest: int, colors: dict[str, str]
-    ) -> Mark:
+    def _item(self, row: MarbleRow, event: MarbleEvent, colors: dict[str, str], dots: bool) -> Mark:
         if row.kind == "effect" and event.value is None:
             return Mark(row.name, event.frame, "", "call", color=style.STRONG[3])
         marble = marble_of(event.value, self._values)
@@ -105,25 +107,14 @@ class MarblePicture(Picture):
         if content:
             first = content.casefold().split(" ")[0]
             color = colors.setdefault(first, style.PALE[len(colors) % len(style.PALE)])
-        if not longest:
+        if dots:
             return Mark(row.name, event.frame, color=color)
-        if len(content) > longest:
-            content = f"{content[: longest - 1].rstrip()}…"
+        if len(content) > _LONGEST:
+            content = f"{content[: _LONGEST - 1].rstrip()}…"
         kind = "box" if marble.is_wrapped or (ending and not content) else "item"
-        color, edge = ("#fbe9e6", style.FAULT) if marble.is_fault else (color, style.INK)
+        color, edge = (style.BLUSH, style.FAULT) if marble.is_fault else (color, style.INK)
         label = f"{content} {style.shorten(ending, 1.6)}".strip()
         return Mark(row.name, event.frame, label, kind, color=color, edge=edge)
-
-    def _add_operators(self, rows: list[Row]) -> None:
-        first = next((n for n, row in enumerate(self.rows) if row.kind == "result"), None)
-        if self.title and first is not None:
-            rows.insert(first, Row(self.title, kind="title", gid="operators"))
-
-    def __eq__(self, other: object) -> bool:
-        """Whether the same happened at the same time in both, whatever did it."""
-        return isinstance(other, MarblePicture) and self.rows == other.rows
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return rows_as_text(self.rows, self._values)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeAlias, cast
 
 from reactivex import Observable, abc
-from reactivex import operators as ops
 from reactivex.disposable import Disposable
 
 from operators import NotAnOperator, fuse
@@ -17,9 +15,8 @@ from operators.assembly import Plan, name_of, plan_of
 from operators.authoring import AnyOperator
 from rx_backend.pictures.marble_item import MarbleRow
 from rx_backend.pictures.marble_picture import MarblePicture
-from rx_backend.testing import MarbleError, MarbleEvent, MarbleFailure, Marbles, parse_marbles
-from rx_backend.testing.marble_line import MarbleKind
-from rx_backend.testing.marble_source import whole_frame
+from rx_backend.testing import MarbleError, MarbleFailure, Marbles, parse_marbles
+from rx_backend.testing.marble_source import EventLog
 
 __all__ = ("MarbleRun",)
 
@@ -110,7 +107,7 @@ class MarbleRun:
 
         def note(*arguments: Any) -> None:
             if self._play is not None:
-                self._play.note(name, "next", arguments[0] if arguments else None)
+                self._play.effects[name].note("next", arguments[0] if arguments else None)
 
         return note
 
@@ -128,7 +125,7 @@ class MarbleRun:
         """
 
         def stream(play: _Play) -> Observable[Any]:
-            result: Any = play.pushed(self._line)
+            result: Any = play.source
             for place, operator in enumerate(cast("Sequence[_PipeOperator]", plan.operators)):
                 result = operator(result)
                 if not isinstance(cast("object", result), Observable):
@@ -164,7 +161,7 @@ class MarbleRun:
         result  -a----b----|
         """
         plan = plan_of(operators)
-        return self._run(lambda play: play.pulled(self._line, plan, consumer_delay), plan, drop)
+        return self._run(lambda play: play.pulled(plan, consumer_delay), plan, drop)
 
     def _check_name(self, name: str) -> None:
         if name in {"source", "result", *self._inputs, *self._effects}:
@@ -173,50 +170,35 @@ class MarbleRun:
     def _run(
         self, stream: Callable[[_Play], Observable[Any]], plan: Plan, drop: str
     ) -> MarblePicture:
-        play = self._play = _Play(Marbles(self._values, error=self._error), self._inputs)
+        play = self._play = _Play(
+            Marbles(self._values, error=self._error), self._line, self._inputs
+        )
         try:
             result = play.test.record(stream(play), drop=drop)
         finally:
             self._play = None
         rows = [
-            MarbleRow("source", "source", play.events("source")),
+            MarbleRow("source", "source", play.source.played.events),
             *(MarbleRow(name, "input", line.line.events) for name, line in play.inputs.items()),
             MarbleRow("result", "result", result.events),
-            *(MarbleRow(name, "effect", play.events(name)) for name in self._effects),
+            *(MarbleRow(name, "effect", play.effects[name].events) for name in self._effects),
         ]
         title = "  →  ".join(map(name_of, plan.operators))
         return MarblePicture(rows, title=title, values=self._values)
 
 
 class _Play:
-    """One run: what *test* plays, and what happened; not what its own clean-up does."""
+    """One run: what *test* plays, and the calls of operators."""
 
-    def __init__(self, test: Marbles, inputs: Mapping[str, str]) -> None:
+    def __init__(self, test: Marbles, line: str, inputs: Mapping[str, str]) -> None:
         self.test = test
+        self.source = test.cold(line)
         self.inputs = {name: test.hot(line) for name, line in inputs.items()}
-        self._events: dict[str, list[tuple[float, MarbleKind, Any]]] = defaultdict(list)
+        self.effects = defaultdict[str, EventLog](test.log)
 
-    def note(self, row: str, kind: MarbleKind, value: Any = None) -> None:
-        if not self.test.is_over:
-            self._events[row].append((self.test.clock(), kind, value))
-
-    def events(self, row: str) -> tuple[MarbleEvent, ...]:
-        return tuple(MarbleEvent(whole_frame(at), *what) for at, *what in self._events[row])
-
-    def pushed(self, line: str) -> Observable[Any]:
-        note = partial(self.note, "source")
-        return self.test.cold(line).pipe(
-            ops.do_action(
-                partial(note, "next"), partial(note, "error"), partial(note, "completed")
-            ),
-            ops.finally_action(self._close_source),
-        )
-
-    def pulled(self, line: str, plan: Plan, consumer_delay: int) -> Observable[Any]:
-        source = self.test.cold(line)
-
+    def pulled(self, plan: Plan, consumer_delay: int) -> Observable[Any]:
         async def consume(observer: abc.ObserverBase[Any]) -> None:
-            stream = fuse(self._engine(source.line.events), plan)
+            stream = fuse(self._engine(), plan)
             try:
                 async for item in stream:
                     observer.on_next(item)
@@ -240,13 +222,13 @@ class _Play:
 
         return Observable(subscribe)
 
-    async def _engine(self, events: tuple[MarbleEvent, ...]) -> AsyncGenerator[Any]:
-        before = 0
+    async def _engine(self) -> AsyncGenerator[Any]:
+        before, played = 0, self.source.played
         try:
-            for event in events:
+            for event in self.source.line.events:
                 await asyncio.sleep(event.frame - before)
                 before = event.frame
-                self.note("source", event.kind, event.value)
+                played.note(event.kind, event.value)
                 if event.kind == "next":
                     yield event.value
                 elif event.kind == "error":
@@ -255,9 +237,4 @@ class _Play:
                     return
             await asyncio.Event().wait()
         finally:
-            self._close_source()
-
-    def _close_source(self) -> None:
-        events = self._events["source"]
-        if not events or events[-1][1] == "next":
-            self.note("source", "drop")
+            played.note_drop()

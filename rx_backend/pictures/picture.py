@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rx_backend.extras import missing_extra
+from rx_backend.extras import import_extra
 from rx_backend.pictures import style
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ("Picture",)
 
 # A notebook shows 96 dots per inch; one and a half times that stays sharp on fine screens.
-_PAGE_DPI, _DPI, _MOST_PIXELS, _COLORS = 96, 144, 60_000, 64
+_PAGE_DPI, _DPI, _MOST_PIXELS, _COLORS = 96, 144, 60_000, 128
 
 
 class Picture(ABC):
@@ -41,8 +40,7 @@ class Picture(ABC):
         Raises:
             ImportError: matplotlib is not installed; names the extra.
         """
-        if find_spec("matplotlib") is None:
-            raise missing_extra("plot", package="matplotlib", needed_by="a picture")
+        import_extra("matplotlib", "plot", package="matplotlib", needed_by="a picture")
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  # an extra
         from matplotlib.figure import Figure  # noqa: PLC0415  # an extra
 

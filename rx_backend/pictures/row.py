@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -83,7 +84,8 @@ class Lane:
     def __init__(self, row: Row, start: float, stop: float, scale: float, length: float) -> None:
         self.row = row
         self._length = length
-        here = [(mark, (mark.at - start) * scale) for mark in row.marks if start <= mark.at < stop]
+        first, end = (bisect_left(row.marks, at, key=_time) for at in (start, stop))
+        here = [(mark, (mark.at - start) * scale) for mark in row.marks[first:end]]
         halves: dict[float, float] = {}
         self._stacks = Counter[float]()
         self._marks: list[tuple[Mark, float, int]] = []
@@ -191,6 +193,10 @@ def _marker(mark: Mark, color: str) -> dict[str, Any]:
 
 def _color(dot: tuple[Mark, float]) -> str:
     return dot[0].color
+
+
+def _time(mark: Mark) -> float:
+    return mark.at
 
 
 class _Label:

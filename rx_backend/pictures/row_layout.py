@@ -118,7 +118,12 @@ class RowLayout:
             "color": style.QUIET if row.kind == "heading" else style.INK,
         }
         if row.kind == "title":
-            box = {"color": "#f3f4f6", "edgecolor": style.FAINT, "linewidth": 1.0, "gid": row.gid}
+            box = {
+                "color": style.GROUND,
+                "edgecolor": style.FAINT,
+                "linewidth": 1.0,
+                "gid": row.gid,
+            }
             axes.barh(y, self._length + 0.1, lane.height - 0.14, -0.1, **box)
             middle = self._length / 2
             axes.text(

@@ -29,16 +29,17 @@ async def check_engine(
     """
     Try every rule of the engine contract and report all that are broken (rows K1, E1 to E7).
 
-    Two engines are made: one is cleaned up without a start, the other is started, asked for a
-    stream, for several at a time and for one that is stopped and aborted, as the adapter does it,
-    and is drained, and cleaned up twice. What a worker awaits has to be async. A request with ``sampling_options.n`` must get that many answers, each
-    with a terminal of its own. Only code that never yields to the event loop can block the kit.
+    Two engines are made: one is cleaned up without a start. The other is started, asked for a
+    stream, for eight at a time and for one that is stopped and aborted, as the adapter does it,
+    drained, and cleaned up twice. What a worker awaits has to be async. A request with
+    ``sampling_options.n`` must get that many answers, each with a terminal of its own. Only code
+    that never yields to the event loop can block the kit.
 
     Args:
         factory: Makes a fresh engine.
         **options: See ``ConformanceOptions``.
     """
-    return await Check(factory, options).run()
+    return await Check(factory, **options).run()
 
 
 def run_conformance(

@@ -70,11 +70,6 @@ class Violation:
     exception: BaseException | None = field(default=None, compare=False)
 
     @property
-    def row(self) -> str:
-        """Key of the row of the engine contract."""
-        return self.rule.row
-
-    @property
     def detail(self) -> str:
         """The exception with its traceback; empty without one."""
         if self.exception is None:
@@ -82,7 +77,7 @@ class Violation:
         return "".join(traceback.format_exception(self.exception)).rstrip()
 
     def __str__(self) -> str:
-        return f"{self.rule} ({self.row}): {self.message}"
+        return f"{self.rule} ({self.rule.row}): {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +121,7 @@ class ConformanceReport:
         for rule in Rule:
             broken = self.violation(rule)
             if broken is not None:
-                lines.append(f"  FAIL  {broken}")
+                lines += [f"  FAIL  {broken}", f"        expected: {rule.demand}"]
             elif rule in self.unchecked:
                 lines.append(f"  -     {rule} ({rule.row}): not checked")
             else:

@@ -18,21 +18,12 @@ from rx_backend.protocols import FinishReason, PreprocessedRequest
 from rx_backend.testing.conformance_items import is_unchanged, read_item
 from rx_backend.testing.conformance_report import Rule, Violation
 
-__all__ = ("RELEASE_S", "Limits", "Plan", "Stream", "run_within", "wait_for_any")
+__all__ = ("RELEASE_S", "Plan", "Stream", "run_within", "wait_for_any")
 
 T = TypeVar("T")
 
 RELEASE_S = 1.0  # How long what was cancelled may take to end, in seconds.
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long an engine may take, in seconds, and how many items a stream may have."""
-
-    timeout_s: float = 2.0
-    stream_timeout_s: float = 30.0
-    start_timeout_s: float = 600.0
-    max_items: int = 10_000
+_MOST_ITEMS = 10_000  # More than these are a stream without an end.
 
 
 class Plan(Enum):
@@ -50,6 +41,8 @@ class Stream:
     One stream, and its outcome.
 
     Attributes:
+        timeout_s: Within this time it must have ended after a stop, and be closed.
+        stream_timeout_s: Within this time it must have reached its terminal.
         answers: How many answers were asked for.
         items: The items, the terminals included, each with a copy of what it was when it came.
         terminals: Finish reasons of the terminal chunks, by the index of their answer.
@@ -62,7 +55,8 @@ class Stream:
 
     engine: LLMEngine
     request: PreprocessedRequest
-    limits: Limits
+    timeout_s: float
+    stream_timeout_s: float
     plan: Plan = Plan.TO_END
     answers: int = 1
     items: list[tuple[object, object]] = field(default_factory=list[tuple[object, object]])
@@ -145,19 +139,19 @@ class Stream:
         return self
 
     async def _watch(self, task: asyncio.Task[None]) -> None:
-        limit_s = self.limits.stream_timeout_s
+        limit_s = self.stream_timeout_s
         if self.plan in {Plan.STOP, Plan.STOP_BEFORE}:
             await wait_for_any(limit_s, task, self._over, self._stop_sent)
             self._stop_request()
-            limit_s = self.limits.timeout_s
+            limit_s = self.timeout_s
         await wait_for_any(limit_s, task, self._over)
         if not self._over.done():
             self.stalled = f"no terminal within {limit_s:g} s"
             return
         # The pull beyond the terminal may wait for ever: that is no item. Closing may not.
-        await wait_for_any(self.limits.timeout_s, task)
+        await wait_for_any(self.timeout_s, task)
         if self._is_closing and not task.done():
-            self._find(Rule.CLOSE_FAILED, f"not closed within {self.limits.timeout_s:g} s")
+            self._find(Rule.CLOSE_FAILED, f"not closed within {self.timeout_s:g} s")
 
     def _stop_request(self) -> None:
         if self._stop_sent.done() or self._over.done():
@@ -176,7 +170,7 @@ class Stream:
             await self.engine.abort(self._context)
 
         if hasattr(self.engine, "abort"):
-            running = run_within(self.limits.timeout_s, abort(), "abort", Rule.ABORT_FAILED)
+            running = run_within(self.timeout_s, abort(), "abort", Rule.ABORT_FAILED)
             self._abort = asyncio.create_task(running)
 
     def _end(self) -> None:
@@ -221,7 +215,7 @@ class Stream:
 
     async def _pull_to_end(self, chunks: ChunkStream) -> bool:
         """Pull to the last terminal; return False when the stream ended or continued without one."""
-        while len(self.items) < self.limits.max_items:
+        while len(self.items) < _MOST_ITEMS:
             try:
                 item = await anext(chunks)
             except StopAsyncIteration:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Literal, TypeAlias
 
 __all__ = (
+    "SIGNS",
     "MarbleError",
     "MarbleEvent",
     "MarbleKind",
@@ -24,11 +25,10 @@ MarbleKind: TypeAlias = Literal["next", "error", "completed", "subscribe", "drop
 _KINDS: dict[str, MarbleKind] = {
     "|": "completed",
     "#": "error",
-    "X": "error",
     "^": "subscribe",
     "!": "drop",
 }
-_SIGNS: dict[MarbleKind, str] = {kind: sign for sign, kind in _KINDS.items() if sign != "X"}
+SIGNS: dict[MarbleKind, str] = {kind: sign for sign, kind in _KINDS.items()}
 _UNKNOWN = "?"
 # A word in quotes, or any character.
 _SIGN = re.compile(r"'[^'\s]+'|.", re.DOTALL)
@@ -47,13 +47,11 @@ class MarbleEvent:
         frame: When, in whole frames; one frame is one second of virtual time.
         kind: ``next``, ``error``, ``completed``, ``subscribe`` or ``drop``.
         value: The item or the exception; None for the other kinds.
-        letter: The sign it was read from, if it was read; ignored by comparisons.
     """
 
     frame: int
     kind: MarbleKind
     value: Any = None
-    letter: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         named = self.kind == "next" or self.value is not None
@@ -88,7 +86,7 @@ def parse_marbles(
     Read a marble line.
 
     Each sign is one frame: ``-`` is empty, a letter, digit or word in quotes (``'word'``) is an
-    item, ``|`` the end, ``#`` or ``X`` an error, ``^`` the subscription, ``!`` the drop. Signs in
+    item, ``|`` the end, ``#`` an error, ``^`` the subscription, ``!`` the drop. Signs in
     parentheses share a frame, in order. Blanks are ignored; they align lines.
 
     Args:
@@ -124,7 +122,7 @@ def parse_marbles(
             name = sign.strip("'")
             value = {"next": values.get(name, name), "error": error}.get(kind)
             _check_order([event.kind for event in events], kind, line, place)
-            events.append(MarbleEvent(frame, kind, value, sign))
+            events.append(MarbleEvent(frame, kind, value))
         elif sign != "-" or group is not None:
             raise _unreadable(line, place, f"unexpected {sign!r}")
         frame += group is None
@@ -149,7 +147,6 @@ def render_marbles(
     values: Mapping[str, Any] | None = None,
     *,
     frames: int = 0,
-    prefer: str = "",
 ) -> str:
     """
     Write events as a marble line.
@@ -159,29 +156,27 @@ def render_marbles(
         values: What letters stand for. Without a letter, a chunk whose text is one word is that
             word, and any other item that is no letter itself is ``?``.
         frames: Make the line at least so long.
-        prefer: Letters to prefer where several stand for equal items.
 
     >>> render_marbles([MarbleEvent(1, "next", 5), MarbleEvent(3, "completed")], {"a": 5})
     '-a-|'
     """
     values = {} if values is None else values
-    letters = sorted(values, key=lambda letter: letter not in prefer)
     cells: list[str] = []
     for event in events:
         cells += [""] * (event.frame + 1 - len(cells))
-        cells[event.frame] += _sign(event, values, letters)
+        cells[event.frame] += _sign(event, values)
     cells += [""] * (frames - len(cells))
     return "".join(
         cell if _SIGN.fullmatch(cell) else f"({cell})" if cell else "-" for cell in cells
     )
 
 
-def _sign(event: MarbleEvent, values: Mapping[str, Any], letters: Sequence[str]) -> str:
+def _sign(event: MarbleEvent, values: Mapping[str, Any]) -> str:
     if event.kind != "next":
-        return _SIGNS[event.kind]
+        return SIGNS[event.kind]
     value = event.value
-    for letter in letters:
-        if same_item(values[letter], value):
+    for letter, meant in values.items():
+        if same_item(meant, value):
             return letter
     if isinstance(value, str) and len(value) == 1 and value.isalnum() and value not in _KINDS:
         return _UNKNOWN if value in values else value

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
 from reactivex import Observable
 from reactivex.disposable import SingleAssignmentDisposable
-from reactivex.testing import TestScheduler
 
-from rx_backend.testing.marble_line import MarbleEvent, MarbleKind, MarbleLine, same_item
-from rx_backend.testing.marble_source import schedule
+from operators import LoopScheduler
+from rx_backend.testing.marble_line import MarbleEvent, MarbleLine, same_item
+from rx_backend.testing.marble_source import EventLog, FrameClock
 
 __all__ = ("MarbleResult", "Recorder", "differences")
 
@@ -44,11 +44,8 @@ class MarbleResult:
 class Recorder:
     """Notes the events of a stream, and disposes where the plan has a ``!``."""
 
-    def __init__(
-        self, scheduler: TestScheduler, plan: MarbleLine, clock: Callable[[], float]
-    ) -> None:
-        self.seen: list[tuple[float, MarbleKind, Any]] = []
-        self._scheduler = scheduler
+    def __init__(self, plan: MarbleLine, clock: FrameClock) -> None:
+        self.log = EventLog(clock)
         self._clock = clock
         self._subscription = SingleAssignmentDisposable()
         self._drop = plan.first("drop")
@@ -58,15 +55,15 @@ class Recorder:
             for event in plan.events
         )
         if self._drop is not None and not self._before_drop:
-            schedule(scheduler, self._drop.frame, self._dispose)
+            clock.plan(self._drop.frame, self._dispose, first=True)
 
     def subscribe(self, stream: Observable[Any]) -> None:
-        """Subscribe to *stream*."""
+        """Subscribe to *stream*, with timers on the running loop."""
         self._subscription.disposable = stream.subscribe(
             self._next,
-            lambda error: self._note("error", error),
-            lambda: self._note("completed"),
-            scheduler=self._scheduler,
+            lambda error: self.log.note("error", error),
+            lambda: self.log.note("completed"),
+            scheduler=LoopScheduler(),
         )
 
     def close(self) -> None:
@@ -74,20 +71,15 @@ class Recorder:
         self._subscription.dispose()
 
     def _next(self, item: Any) -> None:
-        self._note("next", item)
-        if self._drop is not None and self._before_drop:
-            now = self._clock()
-            here = sum(time == now and kind == "next" for time, kind, _ in self.seen)
-            if now == self._drop.frame and here == self._before_drop:
+        self.log.note("next", item)
+        if self._drop is not None and self._clock.time() == self._drop.frame:
+            self._before_drop -= 1
+            if not self._before_drop:
                 self._dispose()
 
     def _dispose(self) -> None:
-        if not any(kind in {"error", "completed"} for _, kind, _ in self.seen):
-            self._note("drop")
+        self.log.note_drop()
         self._subscription.dispose()
-
-    def _note(self, kind: MarbleKind, value: Any = None) -> None:
-        self.seen.append((self._clock(), kind, value))
 
 
 def differences(

@@ -1,7 +1,8 @@
-"""Sources that play a marble line on a virtual-time scheduler."""
+"""The time of a marble test, what happens in it, and sources that play a marble line."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,11 +10,91 @@ from typing import Any
 from reactivex import Observable, abc
 from reactivex.disposable import BooleanDisposable, Disposable
 from reactivex.subject import Subject
-from reactivex.testing import TestScheduler
 
-from rx_backend.testing.marble_line import MarbleError, MarbleEvent, MarbleLine, render_marbles
+from rx_backend.testing.marble_line import (
+    MarbleError,
+    MarbleEvent,
+    MarbleKind,
+    MarbleLine,
+    render_marbles,
+)
 
-__all__ = ("MarbleSource", "schedule", "seconds", "whole_frame")
+__all__ = ("EventLog", "FrameClock", "MarbleSource")
+
+
+class FrameClock:
+    """
+    The time of a marble test: that of the event loop that plays it, in frames.
+
+    Attributes:
+        is_over: Whether everything was played.
+    """
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._planned: list[tuple[float, Callable[[], None]]] = []
+
+    def time(self) -> float:
+        """Return the time; 0 before the test is played."""
+        return 0.0 if self._loop is None else self._loop.time()
+
+    def plan(self, time_s: float, action: Callable[[], None], *, first: bool = False) -> None:
+        """Call *action* at *time_s*: behind what was planned for then, or, before the test, *first*."""
+        if self._loop is None:
+            self._planned.insert(0 if first else len(self._planned), (time_s, action))
+        else:
+            self._loop.call_at(time_s, action)
+
+    async def play(self, frames: int, begin: Callable[[], None]) -> None:
+        """Call *begin*, and what is planned for each of the frames, in the running loop."""
+        loop = self._loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def fail(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            if "handle" in context and not done.done():
+                done.set_exception(context["exception"])
+            else:
+                loop.default_exception_handler(context)
+
+        loop.set_exception_handler(fail)
+        for time_s, action in self._planned:
+            loop.call_at(time_s, action)
+        try:
+            begin()
+            await asyncio.wait([done], timeout=frames + 0.5)
+            if done.done():
+                done.result()
+        finally:
+            self.is_over = True
+
+
+class EventLog:
+    """What happens in one row of a marble test, until the test is over."""
+
+    def __init__(self, clock: FrameClock) -> None:
+        self._clock = clock
+        self._noted: list[tuple[float, MarbleKind, Any]] = []
+
+    @property
+    def events(self) -> tuple[MarbleEvent, ...]:
+        """
+        The events, in order.
+
+        Raises:
+            MarbleError: One lies between two frames.
+        """
+        return tuple(MarbleEvent(_frame(time), kind, value) for time, kind, value in self._noted)
+
+    def note(self, kind: MarbleKind, value: Any = None) -> None:
+        """Note that something happens now."""
+        if not self._clock.is_over:
+            self._noted.append((self._clock.time(), kind, value))
+
+    def note_drop(self) -> None:
+        """Note that the row is left, unless it has ended."""
+        if not self._noted or self._noted[-1][1] == "next":
+            self.note("drop")
 
 
 class MarbleSource(Observable[Any]):
@@ -23,89 +104,73 @@ class MarbleSource(Observable[Any]):
     Attributes:
         text: The line as it was written.
         line: The line as it was read.
+        played: What was played of it, with a ``drop`` where a cold one was left before its end.
     """
 
-    def __init__(self, text: str, line: MarbleLine, scheduler: TestScheduler, *, hot: bool) -> None:
+    def __init__(self, text: str, line: MarbleLine, clock: FrameClock, *, hot: bool) -> None:
         super().__init__()
         self.text = text
         self.line = line
-        self._scheduler = scheduler
-        self._subject: Subject[Any] | None = Subject() if hot else None
-        self._spans: list[list[float]] = []
-        self._has_ended = False
-
-    def start(self) -> None:
-        """Start to play, where the source is hot."""
-        if self._subject is not None:
-            beginning = self.line.first("subscribe")
+        self.played = EventLog(clock)
+        self._clock = clock
+        self._subscriptions: list[EventLog] = []
+        self._subject: Subject[Any] | None = None
+        if hot:
+            self._subject = Subject()
+            beginning = line.first("subscribe")
             self._play(self._subject, after=0 if beginning is None else beginning.frame)
-
-    def end(self) -> None:
-        """End the test: subscriptions that are disposed of later have no end."""
-        self._has_ended = True
 
     @property
     def subscriptions(self) -> list[str]:
         """
         One marble line per subscription, in order: ``^`` where it began, ``!`` where it ended.
 
-        A subscription that was never disposed has no ``!``.
+        A subscription that was not disposed of before the end of the test has no ``!``.
         """
-        return [
-            render_marbles(
-                MarbleEvent(whole_frame(time), kind)
-                for time, kind in zip(span, ("subscribe", "drop"), strict=False)
-            )
-            for span in self._spans
-        ]
+        return [render_marbles(log.events) for log in self._subscriptions]
 
     def _subscribe_core(
         self, observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
     ) -> abc.DisposableBase:
-        span = [seconds(self._scheduler)]
-        self._spans.append(span)
+        log = EventLog(self._clock)
+        log.note("subscribe")
+        self._subscriptions.append(log)
         hot = self._subject
         playing = self._play(observer) if hot is None else hot.subscribe(observer)
 
         def dispose() -> None:
-            if not self._has_ended:
-                span.append(seconds(self._scheduler))
+            log.note("drop")
+            if hot is None:
+                self.played.note_drop()
             playing.dispose()
 
         return Disposable(dispose)
 
     def _play(self, observer: abc.ObserverBase[Any], after: int = 0) -> abc.DisposableBase:
-        """Schedule the events from a frame on, beginning now."""
+        """Plan the events from a frame on, beginning now."""
         disposed = BooleanDisposable()
-        begun = seconds(self._scheduler) - after
+        begun = self._clock.time() - after
         for event in self.line.events:
             if event.frame >= after:
-                send = partial(_send, event, observer, disposed)
-                schedule(self._scheduler, begun + event.frame, send)
+                send = partial(self._send, event, observer, disposed)
+                self._clock.plan(begun + event.frame, send)
         return disposed
 
-
-def _send(event: MarbleEvent, observer: abc.ObserverBase[Any], disposed: BooleanDisposable) -> None:
-    if disposed.is_disposed:
-        return
-    if event.kind == "next":
-        observer.on_next(event.value)
-    elif event.kind == "error":
-        observer.on_error(event.value)
-    elif event.kind == "completed":
-        observer.on_completed()
-
-
-def schedule(scheduler: TestScheduler, time_s: float, action: Callable[[], None]) -> None:
-    """Call *action* at *time_s*, after what is already planned for then."""
-
-    def run(scheduler: abc.SchedulerBase, state: object) -> None:
-        action()
-
-    scheduler.schedule_absolute(float(time_s), run)
+    def _send(
+        self, event: MarbleEvent, observer: abc.ObserverBase[Any], disposed: BooleanDisposable
+    ) -> None:
+        if disposed.is_disposed or event.kind == "subscribe":
+            return
+        self.played.note(event.kind, event.value)
+        if event.kind == "next":
+            observer.on_next(event.value)
+        elif event.kind == "error":
+            observer.on_error(event.value)
+        else:
+            observer.on_completed()
 
 
-def whole_frame(time_s: float) -> int:
+def _frame(time_s: float) -> int:
     """
     Return the frame of a virtual time.
 
@@ -119,8 +184,3 @@ def whole_frame(time_s: float) -> int:
             "so let every interval of the test be whole seconds"
         )
     return frame
-
-
-def seconds(scheduler: TestScheduler) -> float:
-    """Return the virtual time."""
-    return scheduler.to_seconds(scheduler.now)

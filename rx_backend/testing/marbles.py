@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from reactivex import Observable
-from reactivex.testing import TestScheduler
 
 from rx_backend.testing.marble_line import (
+    SIGNS,
     MarbleError,
-    MarbleEvent,
     MarbleKind,
     MarbleLine,
     align_marbles,
@@ -19,15 +18,13 @@ from rx_backend.testing.marble_line import (
     render_marbles,
 )
 from rx_backend.testing.marble_record import MarbleResult, Recorder, differences
-from rx_backend.testing.marble_source import MarbleSource, seconds, whole_frame
+from rx_backend.testing.marble_source import EventLog, FrameClock, MarbleSource
 from rx_backend.testing.virtual_run import is_loop_running, run_virtual
 
 __all__ = ("MarbleFailure", "MarbleMismatch", "Marbles", "assert_marbles")
 
 # How many frames after the longest line are played, for events that no line has.
 _AFTERMATH = 100
-# The scheduler runs what is due at a time only when it advances beyond it.
-_AN_INSTANT_S = 1e-6
 
 
 class MarbleFailure(Exception):
@@ -42,18 +39,15 @@ class Marbles:
     """
     One marble test: sources, virtual time, and the check of the output.
 
-    One frame is one second. Streams are subscribed to on ``scheduler``, which time operators obey;
-    ``clock`` is for operators that take a clock. An event loop on virtual time runs in step with
-    them, so asynchronous operators are played like any other. In a frame, sources come before the
-    timers of the loop.
+    One frame is one second of an event loop on virtual time, which the timers of ``reactivex`` obey
+    too, as streams are subscribed to with a ``LoopScheduler``. ``clock`` is for operators that take
+    a clock. In a frame, timers fire in the order in which they were set; those of a source are set
+    when it is subscribed to, or, if it is hot, before the test.
 
     Args:
         values: What letters stand for, in every line of the test. A letter that is not in it
             stands for itself.
         error: What ``#`` in a source stands for; a ``MarbleFailure`` when left out.
-
-    Attributes:
-        is_over: Whether everything was played; what is released later is no part of the test.
 
     >>> from reactivex import operators as ops
     >>> test = Marbles()
@@ -68,18 +62,17 @@ class Marbles:
     ) -> None:
         self.values: Mapping[str, Any] = dict(values or {})
         self.error = MarbleFailure("the source failed") if error is None else error
-        self.scheduler = TestScheduler()
-        self.is_over = False
+        self._clock = FrameClock()
         self._sources: list[MarbleSource] = []
         self._played = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._advances = False
 
     def clock(self) -> float:
         """Return the virtual time in seconds, which are frames."""
-        if self._loop is None or self._advances:
-            return seconds(self.scheduler)
-        return self._loop.time()
+        return self._clock.time()
+
+    def log(self) -> EventLog:
+        """Return a log to note events in, such as the calls that an operator makes."""
+        return EventLog(self._clock)
 
     def cold(self, line: str) -> MarbleSource:
         """
@@ -158,65 +151,32 @@ class Marbles:
             raise MarbleError("a Marbles plays once; make a new one for each test")
         self._played = True
         frames = max([plan.frames, *(source.line.frames for source in self._sources)])
-        recorder = Recorder(self.scheduler, plan, self.clock)
-        playing = self._play(recorder, stream, frames + _AFTERMATH)
-        run_virtual(playing, in_thread=is_loop_running())
-        events = tuple(
-            MarbleEvent(whole_frame(time), kind, value) for time, kind, value in recorder.seen
-        )
-        ended = any(event.kind != "next" for event in events)
-        line = render_marbles(
-            events,
-            self.values,
-            frames=0 if ended else frames,
-            prefer="".join(event.letter for event in plan.events),
-        )
-        return MarbleResult(events, line)
+        recorder = Recorder(plan, self._clock)
 
-    async def _play(self, recorder: Recorder, stream: Observable[Any], frames: int) -> None:
-        loop = self._loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-
-        def advance(frame: int) -> None:
-            self._advances = True
+        async def play() -> None:
             try:
-                # Not start(): after a hundred actions at one instant that moves the clock on.
-                self.scheduler.advance_to(frame + _AN_INSTANT_S)
-            except BaseException as error:
-                if not done.done():
-                    done.set_exception(error)
+                await self._clock.play(frames + _AFTERMATH, partial(recorder.subscribe, stream))
             finally:
-                self._advances = False
+                recorder.close()
 
-        # Only now, so that what is subscribed at frame 0 sees frame 0.
-        for source in self._sources:
-            source.start()
-        for frame in range(1, frames + 1):
-            loop.call_at(frame, advance, frame)
-        recorder.subscribe(stream)
-        advance(0)
-        loop.call_at(frames + 0.5, lambda: None if done.done() else done.set_result(None))
-        try:
-            await done
-        finally:
-            self.is_over = True
-            for source in self._sources:
-                source.end()
-            recorder.close()
+        run_virtual(play(), in_thread=is_loop_running())
+        events = recorder.log.events
+        ended = any(event.kind != "next" for event in events)
+        line = render_marbles(events, self.values, frames=0 if ended else frames)
+        return MarbleResult(events, line)
 
     def _read(
         self, line: str, error: Exception | type[Exception] | None, *senseless: MarbleKind
     ) -> MarbleLine:
         read = parse_marbles(line, self.values, error)
         for kind in senseless:
-            event = read.first(kind)
-            if event is not None:
-                raise MarbleError(f"{event.letter!r} makes no sense in this line: {line}")
+            if read.first(kind):
+                raise MarbleError(f"{SIGNS[kind]!r} makes no sense in this line: {line}")
         return read
 
     def _source(self, text: str, *senseless: MarbleKind, hot: bool) -> MarbleSource:
         line = self._read(text, self.error, *senseless)
-        source = MarbleSource(text, line, self.scheduler, hot=hot)
+        source = MarbleSource(text, line, self._clock, hot=hot)
         self._sources.append(source)
         return source
 

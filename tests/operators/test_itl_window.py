@@ -163,36 +163,41 @@ class TestSlidingItl:
         assert played.subscriptions == [subscription]
 
     @pytest.mark.rows("F4")
-    def test_a_window_of_so_many_gaps(self, life: Life) -> None:
-        """The figures are over the last *count* gaps."""
-        clock = scripted(0.0, 0.01, 0.03, 0.06, 0.07)
-        seen = life([token(n) for n in range(5)], sliding_itl(count=2, clock=clock))
-        assert seen.items == [figures(10), figures(10, 20), figures(20, 30), figures(30, 10)]
-
-    @pytest.mark.rows("F4")
-    def test_a_window_of_so_many_seconds(self, life: Life) -> None:
-        """A gap counts as long as its end is no further back than *window_s*."""
-        clock = scripted(0.0, 1.0, 2.0, 4.0, 4.5, 9.0)
-        seen = life([token(n) for n in range(6)], sliding_itl(window_s=2.5, clock=clock))
-        assert seen.items == [
-            figures(1000),
-            figures(1000, 1000),
-            figures(1000, 2000),
-            figures(1000, 2000, 500),
-            figures(4500),
-        ]
-
-    def test_a_gap_that_ended_just_then_is_in_the_window(self, life: Life) -> None:
-        """A gap leaves the window after *window_s*, not at it."""
-        seen = life([token(n) for n in range(3)], sliding_itl(window_s=2, clock=scripted(0, 1, 3)))
-        assert seen.items[-1] == figures(1000, 2000)
-
-    def test_with_both_sizes_the_first_that_is_reached_counts(self, life: Life) -> None:
-        """A gap leaves by number or by age."""
-        clock = scripted(0.0, 1.0, 2.0, 3.0, 30.0)
-        both = sliding_itl(count=2, window_s=10, clock=clock)
-        seen = life([token(n) for n in range(5)], both)
-        assert [item.count for item in seen.items] == [1, 2, 2, 1]
+    @pytest.mark.parametrize(
+        ("options", "times_s", "windows_ms"),
+        [
+            pytest.param(
+                {"count": 2},
+                (0.0, 0.01, 0.03, 0.06, 0.07),
+                [(10,), (10, 20), (20, 30), (30, 10)],
+                id="so-many-gaps",
+            ),
+            pytest.param(
+                {"window_s": 2.5},
+                (0.0, 1.0, 2.0, 4.0, 4.5, 9.0),
+                [(1000,), (1000, 1000), (1000, 2000), (1000, 2000, 500), (4500,)],
+                id="so-many-seconds",
+            ),
+            pytest.param({"window_s": 2}, (0, 1, 3), [(1000,), (1000, 2000)], id="ended-just-then"),
+            pytest.param(
+                {"count": 2, "window_s": 10},
+                (0.0, 1.0, 2.0, 3.0, 30.0),
+                [(1000,), (1000, 1000), (1000, 1000), (27000,)],
+                id="what-is-reached-first",
+            ),
+        ],
+    )
+    def test_figures_are_over_the_gaps_in_the_window(
+        self,
+        life: Life,
+        options: dict[str, Any],
+        times_s: tuple[float, ...],
+        windows_ms: list[tuple[float, ...]],
+    ) -> None:
+        """A gap leaves the window by number, or when its end is further back than *window_s*."""
+        window = sliding_itl(**options, clock=scripted(*times_s))
+        seen = life([token(n) for n in range(len(times_s))], window)
+        assert seen.items == [figures(*gaps_ms) for gaps_ms in windows_ms]
 
 
 def figures(*gaps_ms: float) -> LatencyFigures:

@@ -43,34 +43,12 @@ def test_without_a_sample_there_are_no_figures() -> None:
 
 
 @pytest.mark.rows("F4")
-@pytest.mark.parametrize(
-    ("count", "q", "index"),
-    [
-        pytest.param(1, 0.50, 0, id="alone"),
-        pytest.param(2, 0.50, 1, id="half-of-1-is-up"),
-        pytest.param(4, 0.50, 2, id="half-of-3-is-up"),
-        pytest.param(6, 0.50, 3, id="half-of-5-is-up"),
-        pytest.param(5, 0.50, 2, id="middle"),
-        pytest.param(50, 0.99, 49, id="48.51"),
-        pytest.param(51, 0.99, 50, id="half-of-99-is-up"),
-        pytest.param(52, 0.99, 50, id="50.49"),
-        pytest.param(101, 0.99, 99, id="exact"),
-        pytest.param(151, 0.99, 149, id="148.5-is-up"),
-        pytest.param(7, 0.0, 0, id="least"),
-        pytest.param(7, 1.0, 6, id="greatest"),
-    ],
-)
-def test_the_nearest_rank(count: int, q: float, index: int) -> None:
-    """The quantile is the value at ``(n - 1) * q``, rounded, halves up."""
-    assert nearest_rank(range(count), q) == index
-
-
-@pytest.mark.rows("F4")
-def test_halves_are_rounded_up_for_every_count() -> None:
-    """Up to two thousand samples no index is off by the way in which floats hold 0.99."""
+def test_the_nearest_rank() -> None:
+    """The value at ``(n - 1) * q``, halves up; up to 2000 values floats put none off."""
+    exact = {0.0: Fraction(0), 0.5: Fraction(1, 2), 0.99: Fraction(99, 100), 1.0: Fraction(1)}
     for n in range(1, 2_001):
-        for q, exact in ((0.5, Fraction(1, 2)), (0.99, Fraction(99, 100))):
-            assert nearest_rank(range(n), q) == ((n - 1) * exact + Fraction(1, 2)).__floor__()
+        for q, fraction in exact.items():
+            assert nearest_rank(range(n), q) == ((n - 1) * fraction + Fraction(1, 2)).__floor__()
 
 
 @pytest.mark.rows("F4")

@@ -144,17 +144,16 @@ def test_a_run_wider_than_a_page_continues_below() -> None:
 
 
 @pytest.mark.timeout(60)
-def test_runs_too_long_for_text_are_cut_shorter_and_then_are_dots() -> None:
+@pytest.mark.parametrize(("frames", "rows", "bands"), [(150, 4, 2), (3000, 2, 30)])
+def test_items_of_runs_too_long_for_text_are_dots(frames: int, rows: int, bands: int) -> None:
     """The page is never taller than 36 inches for that."""
-    texts_ = [LLMEngineOutput(text=f"w{n} is rather long") for n in range(150)]
-    many = MarblePicture([row_of(texts_)] * 4).figure()
-    assert "w0 is…" in written(many)
-    most = MarblePicture([row_of([TOKENS["1"]] * 3000)] * 2).figure()
-    dots = [line for line in most.axes[0].lines if line.get_gid() == "source dots"]
-    assert sum(len(np.asarray(line.get_xdata())) for line in dots) == 2 * 3000
-    assert "1" not in {text.get_text() for text in most.axes[0].texts if text.get_bbox_patch()}
-    for figure in (many, most):
-        assert figure.get_size_inches()[1] <= 36
+    row = row_of([LLMEngineOutput(text="is rather long")] * frames)
+    figure = MarblePicture([row] * rows).figure()
+    dots = [line for line in figure.axes[0].lines if line.get_gid() == "source dots"]
+    assert sum(len(np.asarray(line.get_xdata())) for line in dots) == rows * frames
+    assert written(figure).count("seconds") == bands
+    assert not [text for text in figure.axes[0].texts if text.get_bbox_patch()]
+    assert figure.get_size_inches()[1] <= 36
 
 
 def test_of_many_items_at_one_time_the_first_are_drawn() -> None:

@@ -56,7 +56,10 @@ def test_a_broken_rule_is_reported_by_name_and_alone(engine: type[GoodEngine], r
     """The report of an engine that breaks one rule names exactly that one."""
     report = run_conformance(engine)
     assert [violation.rule for violation in report.violations] == [rule], str(report)
-    assert f"FAIL  {rule.name.lower()} ({rule.row}): " in str(report)
+    lines = str(report).splitlines()
+    (failed,) = (n for n, line in enumerate(lines) if line.startswith("  FAIL"))
+    assert lines[failed].startswith(f"  FAIL  {rule.name.lower()} ({rule.row}): ")
+    assert lines[failed + 1].strip() == f"expected: {rule.demand}"
     with pytest.raises(ConformanceError, match=rule.name.lower()):
         report.raise_if_failed()
 
@@ -96,7 +99,6 @@ def test_all_broken_rules_are_reported_at_once() -> None:
     assert str(report).splitlines()[-1] == "13 of 20 rules hold"
     violation = report.violation(Rule.CLEANUP_FAILED)
     assert violation is not None
-    assert violation.row == "E5"
     assert violation.message == "cleanup raised OSError('never works')"
     assert "in cleanup" in violation.detail
     assert report.violation(Rule.START_FAILED) is None
@@ -167,7 +169,7 @@ def test_every_answer_has_its_own_terminal(engine: type[GoodEngine], rules: list
 @pytest.mark.parametrize("engine", [broken("BlocksTheLoop"), GoodEngine])
 def test_a_blocked_loop_is_seen_on_the_real_clock(engine: type[GoodEngine]) -> None:
     """There a timer is late; an engine that only waits is not taken for one that blocks."""
-    report = run_conformance(engine, virtual=False, calls=1)
+    report = run_conformance(engine, virtual=False)
     expected = [] if engine is GoodEngine else [Rule.LOOP_BLOCKED]
     assert [violation.rule for violation in report.violations] == expected, str(report)
 
@@ -222,12 +224,6 @@ def test_the_kit_runs_in_a_loop_of_ones_own() -> None:
         return good.ok, hanging.ok
 
     assert run_virtual(main()) == (True, False)
-
-
-@pytest.mark.rows("K1")
-def test_the_kit_runs_on_the_real_clock() -> None:
-    """Without virtual time a quick engine is checked just as well."""
-    assert run_conformance(lambda: SampleEngine(token_interval_ms=0), virtual=False).ok
 
 
 @pytest.mark.rows("K1")
@@ -291,7 +287,7 @@ def test_an_engine_with_a_thread_of_its_own_is_checked_on_the_real_clock() -> No
         "hint: the engine has threads of its own (step loop), for which virtual time does not "
         "wait: check it on the real clock (--real, or virtual=False)"
     )
-    real = run_conformance(Threaded, virtual=False, calls=1)
+    real = run_conformance(Threaded, virtual=False)
     assert (real.ok, real.hint) == (True, ""), str(real)
 
 
@@ -306,13 +302,13 @@ class Waiting(GoodEngine):
 @pytest.mark.rows("K1")
 def test_a_stream_that_stalls_in_virtual_time_hints_at_the_real_clock() -> None:
     """Also where no thread was seen, as one that ends with its request."""
-    report = run_conformance(Waiting, calls=1)
+    report = run_conformance(Waiting)
     assert not report.ok
     assert report.hint == (
         "virtual time waits for no thread, process or network; if the engine does, check it on the "
         "real clock (--real, or virtual=False)"
     )
-    real = run_conformance(Waiting, virtual=False, calls=1, stream_timeout_s=0.05)
+    real = run_conformance(Waiting, virtual=False, stream_timeout_s=0.05)
     assert (real.ok, real.hint) == (False, "")
 
 
@@ -332,15 +328,10 @@ class Demanding(GoodEngine):
 
 
 @pytest.mark.rows("K1")
-def test_the_requests_can_be_chosen() -> None:
-    """Each stream gets its own copy of the request, the one to be stopped asks for more."""
-    request = PreprocessedRequest(token_ids=[5])
-    assert run_conformance(Demanding, request=request, calls=2).ok
-    assert Demanding.asked == [([5], None)] * 3 + [([5], 4096)] * 2
-    long = PreprocessedRequest(token_ids=[6])
-    long.stop_conditions.max_tokens = 70
-    assert run_conformance(Demanding, request=request, cancel_request=long, calls=1).ok
-    assert Demanding.asked[-1] == ([6], 70)
+def test_the_request_can_be_chosen() -> None:
+    """Each stream gets its own copy of the request, and those to be stopped ask for more."""
+    assert run_conformance(Demanding, request=PreprocessedRequest(token_ids=[5])).ok
+    assert Demanding.asked == [([5], None)] * 9 + [([5], 4096)] * 2
 
 
 @pytest.mark.rows("K1")
@@ -348,8 +339,6 @@ def test_the_limits_can_be_chosen() -> None:
     """A slow engine passes when it is given the time, a quick one fails when it is not."""
     assert run_conformance(broken("SeesTheStopTooLate"), timeout_s=3.0).ok
     report = run_conformance(GoodEngine, stream_timeout_s=0.05)
-    assert report.violation(Rule.NO_TERMINAL) is not None
-    report = run_conformance(GoodEngine, max_items=5)
     assert report.violation(Rule.NO_TERMINAL) is not None
 
 

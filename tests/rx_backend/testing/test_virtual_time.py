@@ -17,10 +17,18 @@ from typing import Any
 
 import pytest
 import reactivex
-from reactivex import Observable, abc
+from hypothesis import example, given
+from hypothesis import strategies as st
+from reactivex import Observable, abc, compose
 from reactivex import operators as ops
 
-from rx_backend.testing import Deadlock, LoopScheduler, VirtualTimeLoop, run_virtual
+from rx_backend.testing import (
+    Deadlock,
+    LoopScheduler,
+    VirtualTimeLoop,
+    assert_marbles,
+    run_virtual,
+)
 from tests.leaks import LeakWatch
 
 
@@ -35,52 +43,52 @@ def virtual_loop() -> VirtualTimeLoop:
 
 
 def test_the_clock_jumps_from_timer_to_timer() -> None:
-    """To their exact instants, from 0.0 on; equal ones keep their order, and an overdue one is due."""
+    """From 0.0 on; a timer that is overdue fires at once, and one that was cancelled meanwhile never."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
+        fired: list[str] = []
         times = [now()]
         for delay_s in (0.0, 0.25, 86_400.0 * 30):
             await asyncio.sleep(delay_s)
             times.append(now())
         assert times == [0.0, 0.0, 0.25, 86_400.0 * 30 + 0.25]
-        fired: list[int] = []
         instant = now() + 1.0
-        for number in range(100):
-            loop.call_at(instant, fired.append, number)
-        loop.call_at(1.0, fired.append, -1)
+        loop.call_at(instant, lambda: cancelled.cancel())  # noqa: PLW0108  # not there yet
+        cancelled = loop.call_at(instant, fired.append, "cancelled at its instant")
+        loop.call_at(1.0, fired.append, "overdue")
         await asyncio.sleep(1.0)
-        assert (fired, now()) == ([-1, *range(100)], instant)
+        assert (fired, now()) == (["overdue"], instant)
 
     run_virtual(main())
 
 
-def test_timers_that_are_close_together_all_fire() -> None:
-    """Also where the first of them was cancelled, or has fired."""
+# A year has no nanoseconds as a float.
+STARTS_S = st.sampled_from([0.0, 1.0, 86_400.0 * 30, 86_400.0 * 365])
+STEPS_S = st.integers(0, 40).map(lambda n: n * 1e-7) | st.integers(0, 99).map(lambda n: n / 10)
 
-    async def main() -> list[float]:
+
+@given(st.lists(st.tuples(st.tuples(STARTS_S, STEPS_S).map(sum), st.booleans()), max_size=30))
+@example([(0.2, False), (0.9, False)])  # 0.2 + (0.9 - 0.2) is less than 0.9
+def test_timers_fire_at_their_instants(timers: list[tuple[float, bool]]) -> None:
+    """In order, equal ones in the order in which they were set, and cancelled ones not at all."""
+
+    async def main() -> list[tuple[int, float]]:
         loop = asyncio.get_running_loop()
-        fired: list[float] = []
-        for number in range(1, 40):
-            timer = loop.call_at(1.0 + number * 1e-7, lambda: fired.append(now()))
-            if number % 3 == 1:
+        fired: list[tuple[int, float]] = []
+        for number, (instant, is_cancelled) in enumerate(timers):
+            timer = loop.call_at(instant, lambda number=number: fired.append((number, now())))
+            if is_cancelled:
                 timer.cancel()
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(86_400.0 * 366)
         return fired
 
-    wanted = [1.0 + number * 1e-7 for number in range(1, 40) if number % 3 != 1]
-    assert run_virtual(main()) == wanted
-
-
-def test_a_year_passes_too() -> None:
-    """Where a float has no nanoseconds any more, timers still fire at their time."""
-
-    async def main() -> float:
-        await asyncio.sleep(86_400.0 * 365)
-        await asyncio.sleep(0.5)
-        return now()
-
-    assert run_virtual(main()) == pytest.approx(86_400.0 * 365 + 0.5, abs=1e-7)
+    kept = [(number, at) for number, (at, is_cancelled) in enumerate(timers) if not is_cancelled]
+    fired = run_virtual(main())
+    wanted = sorted(kept, key=lambda one: one[1])
+    assert [number for number, _ in fired] == [number for number, _ in wanted]
+    for (_, at), (_, instant) in zip(fired, wanted, strict=True):
+        assert at == (instant if instant < 86_400 * 90 else pytest.approx(instant, abs=1e-8))
 
 
 def test_a_busy_moment_costs_no_time_and_a_busy_wait_does() -> None:
@@ -111,22 +119,6 @@ def test_cancelled_timers_do_not_move_the_clock() -> None:
         return now()
 
     assert run_virtual(main()) == pytest.approx(1.0)
-
-
-def test_a_cancelled_timer_is_passed_over() -> None:
-    """A timer cancelled at its own instant, or before it is the next, does not fire."""
-
-    async def main() -> tuple[list[str], float]:
-        loop = asyncio.get_running_loop()
-        fired: list[str] = []
-        loop.call_at(1.0, lambda: same_instant.cancel())  # noqa: PLW0108  # not there yet
-        same_instant = loop.call_at(1.0, fired.append, "cancelled at its instant")
-        loop.call_at(0.5, fired.append, "cancelled when next").cancel()
-        loop.call_at(1.0, fired.append, "kept")
-        await asyncio.sleep(1.0)
-        return fired, now()
-
-    assert run_virtual(main()) == (["kept"], 1.0)
 
 
 def test_a_thread_of_the_executor_answers_before_time_moves() -> None:
@@ -371,72 +363,28 @@ def test_an_interrupt_cancels_what_runs_in_the_thread() -> None:
 
 # Rx time operators.
 
-Timed = Callable[[Observable[int], abc.SchedulerBase], Observable[Any]]
-
-
-async def play(change: Timed) -> list[tuple[float, Any]]:
-    loop = asyncio.get_running_loop()
-    scheduler = LoopScheduler()
-    seen: list[tuple[float, Any]] = []
-    ended: asyncio.Future[None] = loop.create_future()
-    ticks = reactivex.interval(1.0, scheduler=scheduler).pipe(ops.take(3))
-    change(ticks, scheduler).subscribe(
-        lambda item: seen.append((loop.time(), item)),
-        ended.set_exception,
-        lambda: ended.set_result(None),
-        scheduler=scheduler,
-    )
-    await ended
-    return seen
-
-
-def plain(ticks: Observable[int], scheduler: abc.SchedulerBase) -> Observable[Any]:
-    return ticks
-
-
-def delay(ticks: Observable[int], scheduler: abc.SchedulerBase) -> Observable[Any]:
-    return ticks.pipe(ops.delay(60.0))
-
-
-def debounce(ticks: Observable[int], scheduler: abc.SchedulerBase) -> Observable[Any]:
-    return ticks.pipe(ops.debounce(5.0))
-
-
-def timeout(ticks: Observable[int], scheduler: abc.SchedulerBase) -> Observable[Any]:
-    endless: Observable[Any] = reactivex.concat(ticks, reactivex.never())
-    return endless.pipe(ops.timeout(2.0, reactivex.of("late"), scheduler))
-
-
-def time_interval(ticks: Observable[int], scheduler: abc.SchedulerBase) -> Observable[Any]:
-    def seconds(item: Any) -> float:
-        return item.interval.total_seconds()
-
-    return ticks.pipe(ops.time_interval(), ops.map(seconds))
-
-
-def timestamp(ticks: Observable[int], scheduler: abc.SchedulerBase) -> Observable[Any]:
-    def seconds(item: Any) -> float:
-        return item.timestamp.timestamp()
-
-    return ticks.pipe(ops.timestamp(), ops.map(seconds))
-
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("operator", "result"),
     [
-        (plain, [(1.0, 0), (2.0, 1), (3.0, 2)]),
-        (delay, [(61.0, 0), (62.0, 1), (63.0, 2)]),
-        (debounce, [(3.0, 2)]),
-        (timeout, [(1.0, 0), (2.0, 1), (3.0, 2), (5.0, "late")]),
-        (time_interval, [(1.0, 1.0), (2.0, 1.0), (3.0, 1.0)]),
-        (timestamp, [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]),
+        (ops.delay(3.0), "----1--3|"),
+        (ops.debounce(2.0), "---1-(3|)"),
+        (ops.timeout(2.0, reactivex.of("late")), "-1-('late'|)"),
+        (ops.time_interval(), "-1--3|"),
+        (ops.timestamp(), "-1--4|"),
     ],
 )
-def test_time_operators_follow_the_virtual_clock(
-    change: Timed, expected: list[tuple[float, Any]]
-) -> None:
+def test_time_operators_follow_the_virtual_clock(operator: Any, result: str) -> None:
     """Timers and time stamps of Rx operators are those of the loop."""
-    assert run_virtual(play(change)) == expected
+
+    def bare(item: Any) -> object:
+        if hasattr(item, "interval"):
+            return item.interval.total_seconds()
+        return item.timestamp.timestamp() if hasattr(item, "timestamp") else item
+
+    values = {"1": 1.0, "3": 3.0, "4": 4.0}
+    chain: Callable[[Observable[Any]], Observable[Any]] = compose(operator, ops.map(bare))
+    assert_marbles(chain, source="-1--3|", result=result, values=values)
 
 
 def test_a_disposed_timer_does_not_fire() -> None:
