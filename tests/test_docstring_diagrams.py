@@ -145,14 +145,6 @@ def enforce_cancellation(scene: Scene) -> Play:
     return play
 
 
-def filter_async(scene: Scene) -> Play:
-    async def is_first(chunk: LLMEngineOutput) -> bool:
-        await asyncio.sleep(1.0)
-        return chunk.token_ids == [1]
-
-    return operators.filter_async(is_first)
-
-
 def itl_window(scene: Scene) -> Play:
     def tell(times: TokenTimes) -> None:
         gaps = ", ".join(str(gap_ms) for gap_ms in times.itl_ms())
@@ -235,7 +227,6 @@ PLAYS: dict[str, Callable[[Scene], Play]] = {
         lambda: scene.tell("abort", "!"), drains=operators.Drains()
     ),
     "enforce_cancellation": enforce_cancellation,
-    "filter_async": filter_async,
     "first_token": lambda scene: operators.first_token(scene.observed("called")),
     "heartbeat": lambda _: operators.heartbeat(2, "p"),
     "itl_window": itl_window,
