@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Sequence
-from functools import partial
 from time import time_ns
 from typing import Any, Generic, cast, overload
 
@@ -188,7 +187,7 @@ class EngineAdapter(Generic[T_co]):
             return make_stream(
                 chunks,
                 plan,
-                partial(_Stream, context=context, loop=loop),
+                _Stream,
                 own_context=own,
                 scope=scope,
                 observer=scope,
@@ -222,9 +221,9 @@ class EngineAdapter(Generic[T_co]):
             malformed = _malformed(request)
             telemetry.record_failed_setup(span, malformed)
             raise malformed from error
-        log = RequestLog.of(span, request, context, self.mode, clock=clock, record=self._record)
+        log = RequestLog(span, request, context, self.mode, clock=clock, record=self._record)
         recording = telemetry.should_record(span, self._record, metered=metrics is not None)
-        observer = RequestObserver(span, context, times, series, log=log, recording=recording)
+        observer = RequestObserver(span, context, times, series, log, recording=recording)
         observer.opened(len(request.token_ids))
         return observer, span, recording
 

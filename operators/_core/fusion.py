@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import operator
 import types
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
-from operators._core.loop import READY, Loop, Visit, compiled
+from operators._core.loop import READY, Visit, compiled
 from operators._core.pulled_chain import PulledChain
 from operators._core.release import (
     IDLE,
     LEAVING,
+    OVER,
     PUT_BACK,
     RETURNED,
     UNWINDING,
@@ -62,10 +64,20 @@ class FusedRun(Run, Generic[B]):
         observer: StreamObserver | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(own_context, enters=enters, loop=loop)
+        # Asking for the running loop is a system call on some Pythons, dear with many requests.
+        self.event_loop = loop or asyncio.get_running_loop()
+        # An empty context is false.
+        self.own_context = own_context
+        self._enter = operator.call if own_context is None or not enters else own_context.run
+        self._observer = None
+        self.is_adopted = self._is_leaving = False
+        self.raised = self.waits = 0
+        self._unwound = self._closing = self._put_back = None
+        self._resumed_state = IDLE
+        self._state = OVER
         self._chain = self._enter(PulledChain, source, operators, scope)
         self._observer = observer
-        if self.has_ended:
+        if self._chain.has_ended:
             # An operator returned before it had an item.
             self._finish()
         else:
@@ -74,10 +86,11 @@ class FusedRun(Run, Generic[B]):
 
     def _begin_loop(self, *, is_first: bool = False) -> None:
         """Begin the loop for the stages that items still visit."""
-        self._chain.reshaped = False
+        chain = self._chain
+        chain.reshaped = False
         arguments: list[Any] = []
         shape: list[Visit] = []
-        for step, condition in zip(self._chain.steps, self._chain.conditions, strict=True):
+        for step, condition in zip(chain.steps, chain.conditions, strict=True):
             if step is None:
                 shape.append(None)
                 continue
@@ -87,12 +100,13 @@ class FusedRun(Run, Generic[B]):
             else:
                 shape.append(condition.expression)
                 arguments += condition.values
-        source: Any = self._chain.source
-        tells_end = isinstance(source, Segment)
+        source: Any = chain.source
         pull = first = _pull_of(source)
-        if is_first and isinstance(source, types.AsyncGeneratorType):
-            first = partial(first_pull, cast("AsyncIterator[Any]", source))
-        loop: Loop = compiled(tuple(shape), tells_end)(self._chain, source, first, pull, *arguments)
+        if is_first and type(source) is types.AsyncGeneratorType:
+            first = partial(first_pull, source)
+        loop = compiled(tuple(shape), isinstance(source, Segment))(
+            chain, source, first, pull, *arguments
+        )
         self._generator = loop
         self._send = loop.send
 

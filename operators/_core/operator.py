@@ -113,12 +113,8 @@ class Operator(Generic[A, B]):
         self.name = function.__name__
         self.takes: Takes = takes
 
-    def start(self, scope: Any) -> _Body[A, B]:
-        """Make a new stage; *scope* is None where there is none."""
-        return self._call(scope)
-
-    def _call(self, scope: Any, *source: Any) -> Any:
-        """Call the function; *source* is the first argument of one that pulls."""
+    def start(self, scope: Any, *source: Any) -> Any:
+        """Make a new body; *scope* is None where there is none, *source* is what one that pulls gets."""
         if self._asks_for_scope and scope is not None:
             return self._function(*source, *self._args, scope=scope, **self._kwargs)
         if self._asks_for_scope and _parameters(self._function)["scope"].default is SCOPE:
@@ -153,7 +149,7 @@ class SharedOperator(Operator[A, B]):
         super().__init__(*args, **kwargs)
         self._body = super().start(None)
 
-    def start(self, scope: Any) -> _Body[A, B]:
+    def start(self, scope: Any, *source: Any) -> Any:
         """Return the body."""
         return self._body
 
@@ -165,7 +161,7 @@ class PullingOperator(Operator[A, B]):
 
     def segment(self, source: FusedRun[A], scope: Any) -> PulledSegment:
         """Make the part of a pipeline that stands behind *source*."""
-        return PulledSegment(source, self._call(scope, source), self.name, scope)
+        return PulledSegment(source, self.start(scope, source), self.name, scope)
 
     def __call__(self, source: Observable[A]) -> Observable[B]:
         """Apply the operator to an Observable, in a task of the running event loop."""

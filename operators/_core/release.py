@@ -75,35 +75,22 @@ class Run(Segment):
         "waits",
     )
 
-    _chain: PulledChain
-    _generator: Loop
-    _send: Callable[[None], Any]
+    event_loop: asyncio.AbstractEventLoop
+    own_context: contextvars.Context | None
+    is_adopted: bool
+    raised: int
     waits: int
-
-    def __init__(
-        self,
-        own_context: contextvars.Context | None,
-        *,
-        enters: bool,
-        loop: asyncio.AbstractEventLoop | None,
-    ) -> None:
-        # Asking for the running loop is a system call on some Pythons, dear with many requests.
-        self.event_loop = loop or asyncio.get_running_loop()
-        # An empty context is false.
-        self.own_context = own_context
-        self._enter: Callable[..., Any] = (
-            operator.call if own_context is None or not enters else own_context.run
-        )
-        self._observer: StreamObserver | None = None
-        self.is_adopted = False
-        self.raised = 0
-        self.waits = 0
-        self._is_leaving = False
-        self._unwound: asyncio.Future[None] | None = None
-        self._closing: asyncio.Task[None] | None = None
-        self._put_back: list[Any] | None = None
-        self._resumed_state: int = IDLE
-        self._state: int = OVER
+    _chain: PulledChain
+    _closing: asyncio.Task[None] | None
+    _enter: Callable[..., Any]
+    _generator: Loop
+    _is_leaving: bool
+    _observer: StreamObserver | None
+    _put_back: list[Any] | None
+    _resumed_state: int
+    _send: Callable[[None], Any]
+    _state: int
+    _unwound: asyncio.Future[None] | None
 
     @property
     def ended(self) -> bool:

@@ -58,8 +58,10 @@ def _started(
 
 
 async def _begun(coroutine: Coroutine[Any, Any, None]) -> None:
-    with contextlib.suppress(asyncio.CancelledError):
+    try:
         await asyncio.sleep(0)
+    except asyncio.CancelledError:  # noqa: SIM105 - as a context manager dear with many requests
+        pass
     await coroutine
 
 

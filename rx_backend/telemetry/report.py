@@ -26,7 +26,7 @@ class RequestObserver:
         context: Its context.
         times: When its tokens arrived.
         series: Counts all such requests; None without a meter provider.
-        log: Logs the request; None where all its events would be dropped.
+        log: Logs the request.
         recording: Whether to write on the span (row P8).
 
     Attributes:
@@ -37,8 +37,8 @@ class RequestObserver:
     __slots__ = (
         "_context",
         "_log",
-        "_observers",
         "_recording",
+        "_series",
         "_span",
         "awaits_first_token",
         "counts",
@@ -50,19 +50,19 @@ class RequestObserver:
         span: Span,
         context: RequestContext,
         times: TokenTimes,
-        series: Series | None = None,
+        series: Series | None,
+        log: RequestLog,
         *,
-        log: RequestLog | None = None,
-        recording: bool = False,
+        recording: bool,
     ) -> None:
         self._span = span
         self._context = context
         self.times = times
         self._recording = recording
         self._log = log
-        self._observers = tuple(one for one in (series, log) if one is not None)
-        self.counts = series is not None or (log is not None and log.has_all_ends)
-        self.awaits_first_token = log is not None and log.has_first_token
+        self._series = series
+        self.counts = series is not None or log.has_all_ends
+        self.awaits_first_token = log.has_first_token
 
     def is_stopped(self) -> bool:
         """Return whether the request was asked to stop."""
@@ -70,32 +70,35 @@ class RequestObserver:
 
     def opened(self, input_tokens: int) -> None:
         """Take note of the start."""
-        for observer in self._observers:
-            observer.opened(input_tokens)
+        if self._series is not None:
+            self._series.opened(input_tokens)
+        self._log.opened()
 
     def first_token(self) -> None:
         """Take note of the first token."""
-        if self._log is not None:
+        if self.awaits_first_token:
             self._log.first_token(self.times)
 
     def abort_step(self, step: AbortStep) -> None:
         """Take note of what happened to the request's abort."""
         if self._recording:
             request_span.record_abort(self._span, self.times, step)
-        for observer in self._observers:
-            observer.abort_step(step)
+        if self._series is not None:
+            self._series.abort_step(step)
+        self._log.abort_step(step)
 
     def ended(self, outcome: Outcome) -> None:
         """Take note of the outcome; the pipeline's ``record_span`` writes it on the span."""
-        for observer in self._observers:
-            observer.ended(outcome, self._context)
+        if self._series is not None:
+            self._series.ended(outcome, self._context)
+        self._log.ended(outcome, self._context)
 
     def closed(self) -> None:
         """End everything, whatever the pipeline was, and a span that it left open."""
         if self._span.is_recording():
             self._span.end()
-        for observer in self._observers:
-            observer.closed(self._context)
+        if self._series is not None:
+            self._series.closed(self._context)
 
     def attributes(self) -> dict[str, AttributeValue]:
         """Return attributes of the span besides those of its outcome."""
@@ -114,8 +117,9 @@ class RequestObserver:
     def failed_setup(self, error: BackendError) -> None:
         """Take note of a set-up that failed: there is no stream (row P4)."""
         request_span.record_failed_setup(self._span, error)
-        for observer in self._observers:
-            observer.failed_setup(error)
+        if self._series is not None:
+            self._series.failed_setup(error)
+        self._log.failed_setup(error)
         self.closed()
 
     def dropped_setup(self) -> None:

@@ -24,7 +24,6 @@ __all__ = ("LOGGER", "RequestLog", "request_ids")
 LOGGER: Final = "rx_backend.requests"
 """The name of the logger of requests."""
 
-_LEVELS: Final = (logging.DEBUG, logging.INFO, logging.WARNING)
 _LONGEST_ID: Final = 256
 
 
@@ -50,44 +49,35 @@ class RequestLog:
     The last event is ``request ended``, ``request dropped`` or, at WARNING, ``request failed``. A
     health probe that goes well is logged at DEBUG. No text of a user's, of a model's or of an
     error, and no token ids, at any level.
+
+    Args:
+        span: The request's span.
+        request: The request.
+        context: Its context.
+        mode: The worker's role.
+        clock: Measures the duration, unless *record* and the span forbid to read it (row P8).
+        record: As for the adapter.
+
+    Attributes:
+        has_all_ends: Whether the end of a request that goes well is logged.
+        has_first_token: Whether the first token is logged.
     """
 
     __slots__ = (
         "_bound",
         "_clock",
         "_context",
-        "_has_ended",
         "_input_tokens",
-        "_level",
         "_mode",
         "_request",
         "_span",
         "_started",
+        "has_all_ends",
+        "has_first_token",
     )
 
     def __init__(
         self,
-        level: int,
-        span: Span,
-        request: PreprocessedRequest,
-        context: RequestContext,
-        mode: DisaggregationMode,
-    ) -> None:
-        self._level = level
-        self._span = span
-        self._request = request
-        self._context = context
-        # An engine may append to the prompt.
-        self._input_tokens = len(request.token_ids)
-        self._mode = mode
-        self._clock: Clock | None = None
-        self._started = 0.0
-        self._has_ended = False
-        self._bound: Logger | None = None
-
-    @classmethod
-    def of(
-        cls,
         span: Span,
         request: PreprocessedRequest,
         context: RequestContext,
@@ -95,20 +85,22 @@ class RequestLog:
         *,
         clock: Clock,
         record: bool | None = None,
-    ) -> RequestLog | None:
-        """
-        Return the log of a request that begins; None where even warnings would be dropped.
-
-        It has the request's duration, unless *record* and the span forbid to read a clock for it
-        (row P8).
-        """
-        level = _lowest_level()
-        if level is None:
-            return None
-        log = cls(level, span, request, context, mode)
-        if log.has_all_ends and should_record(span, record, metered=True):
-            log._clock, log._started = clock, clock()
-        return log
+    ) -> None:
+        self._span = span
+        self._request = request
+        self._context = context
+        # An engine may append to the prompt.
+        self._input_tokens = len(request.token_ids)
+        self._mode = mode
+        self._bound: Logger | None = None
+        self._clock: Clock | None = None
+        self._started = 0.0
+        # The usual level needs one question, that of a level that is on a second one.
+        has_info = _stdlib_logger.isEnabledFor(logging.INFO)
+        self.has_first_token = has_info and _stdlib_logger.isEnabledFor(logging.DEBUG)
+        self.has_all_ends = self.has_first_token if request.is_probe else has_info
+        if self.has_all_ends and should_record(span, record, metered=True):
+            self._clock, self._started = clock, clock()
 
     @property
     def _logger(self) -> Logger:
@@ -123,19 +115,9 @@ class RequestLog:
             )
         return self._bound
 
-    @property
-    def has_all_ends(self) -> bool:
-        """Whether the end of a request that goes well is logged."""
-        return self._level <= (logging.DEBUG if self._request.is_probe else logging.INFO)
-
-    @property
-    def has_first_token(self) -> bool:
-        """Whether the first token is logged."""
-        return self._level <= logging.DEBUG
-
-    def opened(self, _input_tokens: int) -> None:
+    def opened(self) -> None:
         """Log the start."""
-        if self._level <= logging.DEBUG:
+        if self.has_first_token:
             self._logger.debug("request started")
 
     def first_token(self, times: TokenTimes) -> None:
@@ -145,14 +127,13 @@ class RequestLog:
 
     def abort_step(self, step: AbortStep) -> None:
         """Log what happened to the request's abort."""
-        if self._level <= logging.INFO:
-            event, fields = _STEPS[step]
-            self._logger.info(event, **fields)
+        event, fields = _STEPS[step]
+        self._logger.info(event, **fields)
 
     def ended(self, outcome: Outcome, context: RequestContext) -> None:
         """Log how the stream ended."""
         is_failure = outcome.is_error
-        if not self._is_first_end() or not (is_failure or self.has_all_ends):
+        if not (is_failure or self.has_all_ends):
             return
         fields: dict[str, Any] = {names.FINISH_REASON: finish_reason(outcome)}
         kind = error_type(outcome)
@@ -171,20 +152,10 @@ class RequestLog:
         else:
             self._log_end("request dropped" if outcome.is_dropped else "request ended", fields)
 
-    def closed(self, _context: RequestContext) -> None:
-        """Log the end of a request whose outcome was not reported."""
-        if self._is_first_end():
-            self._log_end("request ended", self._duration())
-
     def failed_setup(self, error: BackendError) -> None:
         """Log a set-up that failed."""
-        if self._is_first_end():
-            fields = {names.FINISH_REASON: names.SETUP_FAILED, "error_type": error.kind}
-            self._logger.warning("request failed", **fields, **describe(error), **self._duration())
-
-    def _is_first_end(self) -> bool:
-        is_first, self._has_ended = not self._has_ended, True
-        return is_first
+        fields = {names.FINISH_REASON: names.SETUP_FAILED, "error_type": error.kind}
+        self._logger.warning("request failed", **fields, **describe(error), **self._duration())
 
     def _duration(self) -> dict[str, float]:
         if self._clock is None:
@@ -213,11 +184,6 @@ def _figures(times: TokenTimes) -> dict[str, float]:
 
 def _rounded(**figures: float) -> dict[str, float]:
     return {name: round(value, 2) for name, value in figures.items()}
-
-
-def _lowest_level() -> int | None:
-    """Return the lowest level that is not dropped; None where all are."""
-    return next(filter(_stdlib_logger.isEnabledFor, _LEVELS), None)
 
 
 _STEPS: Final[dict[AbortStep, tuple[str, dict[str, bool]]]] = {
