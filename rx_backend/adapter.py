@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from time import time_ns
 from typing import Any, Generic, cast, overload
 
@@ -19,7 +19,7 @@ from operators.authoring import AnyOperator, Clock, Transform
 from rx_backend import telemetry
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
-from rx_backend.engine import ChunkStream, LLMEngine, open_chunks
+from rx_backend.engine import LLMEngine, open_chunks
 from rx_backend.errors import InvalidArgument, engine_failure
 from rx_backend.pipeline import PipelineSource, as_pipeline, compiled, standard_pipeline
 from rx_backend.protocols import (
@@ -53,7 +53,8 @@ class EngineAdapter(Generic[T_co]):
         pipeline: The operators of each request, `standard_pipeline` by default; or a function that
             returns them for a request's scope.
         tracer: Creates spans; the global provider's by default.
-        meter_provider: Receives metrics; the global provider by default.
+        meter_provider: Receives metrics; by default the global provider that is installed at the
+            first request.
         clock: Monotonic clock, in seconds; by default the system's, or a virtual event loop's.
         record: Whether to measure and write span attributes; None to let the environment decide when
             the adapter is made, or else each span (row P8).
@@ -99,7 +100,6 @@ class EngineAdapter(Generic[T_co]):
             )
         self._tracer = tracer or trace.get_tracer("rx_backend")
         self._meter_provider = meter_provider
-        self._metrics: ServerMetrics | None = None
         self._clock = clock
         self._record = telemetry.recording_switch() if record is None else record
 
@@ -183,7 +183,13 @@ class EngineAdapter(Generic[T_co]):
                 request, context, self.mode, span, loop, recording, observer, self.engine, own
             )
             plan = self._plan or self._plan_of(scope)
-            chunks = await self._open(scope, own)
+            times = scope.times
+            called = times.clock() if recording else 0.0
+            if recording:
+                times.epoch_ns = time_ns() - int(called * 1e9)
+            chunks = await open_chunks(self.engine, request, context, own_context=own)
+            if recording:
+                times.setup_ms = (times.clock() - called) * 1000.0
             return make_stream(
                 chunks,
                 plan,
@@ -205,13 +211,17 @@ class EngineAdapter(Generic[T_co]):
             observer.dropped_setup()
             raise
 
+    @cached_property
+    def _metrics(self) -> ServerMetrics | None:
+        """The metrics; a global provider may be installed until the first request."""
+        return ServerMetrics.of(self._meter_provider)
+
     def _observe(
         self, request: PreprocessedRequest, context: RequestContext, loop: asyncio.AbstractEventLoop
     ) -> tuple[RequestObserver, Span, bool]:
         """Start the request's span, metrics and log; leave nothing open if that fails."""
         clock = self._clock or loop_clock(loop)
-        # A global provider may be installed after the adapter was made.
-        metrics = self._metrics = self._metrics or ServerMetrics.of(self._meter_provider)
+        metrics = self._metrics
         span = INVALID_SPAN
         try:
             span = telemetry.start_request_span(self._tracer, request, context, self.mode)
@@ -226,17 +236,6 @@ class EngineAdapter(Generic[T_co]):
         observer = RequestObserver(span, context, times, series, log, recording=recording)
         observer.opened(len(request.token_ids))
         return observer, span, recording
-
-    async def _open(self, scope: RequestScope, own: contextvars.Context) -> ChunkStream:
-        """Call the engine, and measure its set-up (row F2)."""
-        if not scope.recording:
-            return await open_chunks(self.engine, scope.request, scope.context, own_context=own)
-        times, clock = scope.times, scope.clock
-        called = clock()
-        times.epoch_ns = time_ns() - int(called * 1e9)
-        chunks = await open_chunks(self.engine, scope.request, scope.context, own_context=own)
-        times.setup_ms = (clock() - called) * 1000.0
-        return chunks
 
     def _plan_of(self, scope: RequestScope) -> Plan:
         """Return the plan of one request's pipeline."""

@@ -206,7 +206,15 @@ class Callbacks(Generic[A, B]):
             was no drop after all: an engine may cancel itself, as ``asyncio.timeout`` does.
     """
 
-    __slots__ = ("condition", "on_complete", "on_end", "on_error", "on_interrupt", "step")
+    __slots__ = (
+        "condition",
+        "has_hooks",
+        "on_complete",
+        "on_end",
+        "on_error",
+        "on_interrupt",
+        "step",
+    )
 
     def __init__(
         self,
@@ -226,12 +234,8 @@ class Callbacks(Generic[A, B]):
         self.on_end = on_end
         self.on_interrupt = on_interrupt
         self.condition = None if only is None else _condition(only, names, once)
-
-    @property
-    def has_hooks(self) -> bool:
-        """Whether there is anything to call but the step."""
-        hook = self.on_error or self.on_complete or self.on_end or self.on_interrupt
-        return hook is not None
+        # Whether there is anything to call but the step.
+        self.has_hooks = (on_error or on_complete or on_end or on_interrupt) is not None
 
 
 # Mypy takes this to be true.
