@@ -10,7 +10,7 @@ from typing import Any, Generic, cast, overload
 
 from opentelemetry import trace
 from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import INVALID_SPAN, Span, Tracer
+from opentelemetry.trace import INVALID_SPAN, Tracer
 from typing_extensions import TypeVar
 
 from operators import NotAnOperator, Pipeline, TokenTimes
@@ -32,7 +32,6 @@ from rx_backend.protocols import (
 from rx_backend.scope import RequestScope
 from rx_backend.stream import ResponseStream
 from rx_backend.telemetry.metrics import ServerMetrics
-from rx_backend.telemetry.report import RequestObserver
 from rx_backend.telemetry.request_log import RequestLog
 
 __all__ = ("EngineAdapter",)
@@ -176,14 +175,10 @@ class EngineAdapter(Generic[T_co]):
         loop = asyncio.get_running_loop()
         context.bind(loop, decode=self.mode.is_decode)
         cancellations = _cancellations(loop)
-        observer, span, recording = self._observe(request, context, loop)
+        scope = self._scope(request, context, loop)
         try:
-            own = telemetry.own_context(span)
-            scope = RequestScope(
-                request, context, self.mode, span, loop, recording, observer, self.engine, own
-            )
             plan = self._plan or self._plan_of(scope)
-            times = scope.times
+            own, times, recording = scope.own_context, scope.times, scope.recording
             called = times.clock() if recording else 0.0
             if recording:
                 times.epoch_ns = time_ns() - int(called * 1e9)
@@ -200,15 +195,15 @@ class EngineAdapter(Generic[T_co]):
             )
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and _cancellations(loop) > cancellations:
-                observer.dropped_setup()
+                scope.dropped_setup()
                 raise
             typed = engine_failure(error)
-            observer.failed_setup(typed)
+            scope.failed_setup(typed)
             if typed is error:
                 raise
             raise typed from error
         except BaseException:
-            observer.dropped_setup()
+            scope.dropped_setup()
             raise
 
     @cached_property
@@ -216,9 +211,9 @@ class EngineAdapter(Generic[T_co]):
         """The metrics; a global provider may be installed until the first request."""
         return ServerMetrics.of(self._meter_provider)
 
-    def _observe(
+    def _scope(
         self, request: PreprocessedRequest, context: RequestContext, loop: asyncio.AbstractEventLoop
-    ) -> tuple[RequestObserver, Span, bool]:
+    ) -> RequestScope:
         """Start the request's span, metrics and log; leave nothing open if that fails."""
         clock = self._clock or loop_clock(loop)
         metrics = self._metrics
@@ -233,9 +228,12 @@ class EngineAdapter(Generic[T_co]):
             raise malformed from error
         log = RequestLog(span, request, context, self.mode, clock=clock, record=self._record)
         recording = telemetry.should_record(span, self._record, metered=metrics is not None)
-        observer = RequestObserver(span, context, times, series, log, recording=recording)
-        observer.opened(len(request.token_ids))
-        return observer, span, recording
+        own = telemetry.own_context(span)
+        scope = RequestScope(
+            request, context, self.mode, span, loop, recording, times, own, self.engine, series, log
+        )
+        scope.opened()
+        return scope
 
     def _plan_of(self, scope: RequestScope) -> Plan:
         """Return the plan of one request's pipeline."""
