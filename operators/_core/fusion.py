@@ -88,25 +88,19 @@ class FusedRun(Run, Generic[B]):
         """Begin the loop for the stages that items still visit."""
         chain = self._chain
         chain.reshaped = False
-        arguments: list[Any] = []
         shape: list[Visit] = []
         for step, condition in zip(chain.steps, chain.conditions, strict=True):
             if step is None:
                 shape.append(None)
-                continue
-            arguments.append(step)
-            if condition is None:
+            elif condition is None:
                 shape.append(not isinstance(step, type))
             else:
                 shape.append(condition.expression)
-                arguments += condition.values
         source: Any = chain.source
         pull = first = _pull_of(source)
         if is_first and type(source) is types.AsyncGeneratorType:
             first = partial(first_pull, source)
-        loop = compiled(tuple(shape), isinstance(source, Segment))(
-            chain, source, first, pull, *arguments
-        )
+        loop = compiled(tuple(shape), isinstance(source, Segment))(chain, source, first, pull)
         self._generator = loop
         self._send = loop.send
 

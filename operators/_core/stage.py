@@ -235,7 +235,7 @@ class Callbacks(Generic[A, B]):
         self.on_interrupt = on_interrupt
         self.condition = None if only is None else _condition(only, names, once)
         # Whether there is anything to call but the step.
-        self.has_hooks = (on_error or on_complete or on_end or on_interrupt) is not None
+        self.has_hooks = (on_end or on_error or on_complete or on_interrupt) is not None
 
 
 # Mypy takes this to be true.
