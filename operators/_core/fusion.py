@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
-import operator
 import types
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 from operators._core.loop import READY, Visit, compiled
-from operators._core.pulled_chain import PulledChain
 from operators._core.release import (
     IDLE,
     LEAVING,
-    OVER,
     PUT_BACK,
     RETURNED,
     UNWINDING,
@@ -24,8 +20,6 @@ from operators._core.release import (
     Run,
 )
 from operators._core.segment import Segment, first_pull
-from operators._core.stages import StageFactory
-from operators._core.stream_observer import StreamObserver
 
 __all__ = ("FusedRun",)
 
@@ -52,37 +46,6 @@ class FusedRun(Run, Generic[B]):
     """
 
     __slots__ = ()
-
-    def __init__(
-        self,
-        source: AsyncIterator[Any],
-        operators: Sequence[StageFactory],
-        *,
-        own_context: contextvars.Context | None = None,
-        enters: bool = True,
-        scope: Any = None,
-        observer: StreamObserver | None = None,
-        loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        # Asking for the running loop is a system call on some Pythons, dear with many requests.
-        self.event_loop = loop or asyncio.get_running_loop()
-        # An empty context is false.
-        self.own_context = own_context
-        self._enter = operator.call if own_context is None or not enters else own_context.run
-        self._observer = None
-        self.is_adopted = self._is_leaving = False
-        self.raised = self.waits = 0
-        self._unwound = self._closing = self._put_back = None
-        self._resumed_state = IDLE
-        self._state = OVER
-        self._chain = self._enter(PulledChain, source, operators, scope)
-        self._observer = observer
-        if self._chain.has_ended:
-            # An operator returned before it had an item.
-            self._finish()
-        else:
-            self._state = IDLE
-            self._begin_loop(is_first=True)
 
     def _begin_loop(self, *, is_first: bool = False) -> None:
         """Begin the loop for the stages that items still visit."""

@@ -8,13 +8,15 @@ import logging
 import operator
 import sys
 import types
-from collections.abc import Callable, Generator, Sequence
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from typing import Any, Final
 
 from operators._core.failures import redacted_exc_info
 from operators._core.loop import READY, Loop
 from operators._core.pulled_chain import PulledChain
 from operators._core.segment import Segment, close_now, close_quietly
+from operators._core.stages import StageFactory
 from operators._core.stream_observer import StreamObserver
 from operators._core.tasks import done, start_release
 
@@ -75,22 +77,47 @@ class Run(Segment):
         "waits",
     )
 
-    event_loop: asyncio.AbstractEventLoop
-    own_context: contextvars.Context | None
-    is_adopted: bool
-    raised: int
-    waits: int
-    _chain: PulledChain
-    _closing: asyncio.Task[None] | None
-    _enter: Callable[..., Any]
     _generator: Loop
-    _is_leaving: bool
-    _observer: StreamObserver | None
-    _put_back: list[Any] | None
-    _resumed_state: int
     _send: Callable[[None], Any]
-    _state: int
-    _unwound: asyncio.Future[None] | None
+
+    def __init__(
+        self,
+        source: AsyncIterator[Any],
+        operators: Sequence[StageFactory],
+        *,
+        own_context: contextvars.Context | None = None,
+        enters: bool = True,
+        scope: Any = None,
+        observer: StreamObserver | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        # Asking for the running loop is a system call on some Pythons, dear with many requests.
+        self.event_loop = loop or asyncio.get_running_loop()
+        # An empty context is false.
+        self.own_context = own_context
+        self._enter: Callable[..., Any] = (
+            operator.call if own_context is None or not enters else own_context.run
+        )
+        self._observer: StreamObserver | None = None
+        self.is_adopted = self._is_leaving = False
+        self.raised = self.waits = 0
+        self._unwound: asyncio.Future[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._put_back: list[Any] | None = None
+        self._resumed_state: int = IDLE
+        self._state: int = OVER
+        self._chain: PulledChain = self._enter(PulledChain, source, operators, scope)
+        self._observer = observer
+        if self._chain.has_ended:
+            # An operator returned before it had an item.
+            self._finish()
+        else:
+            self._state = IDLE
+            self._begin_loop(is_first=True)
+
+    @abstractmethod
+    def _begin_loop(self, *, is_first: bool = False) -> None:
+        """Begin the loop for the stages that items still visit."""
 
     @property
     def ended(self) -> bool:

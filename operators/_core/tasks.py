@@ -57,9 +57,9 @@ async def _begun(
     loop: asyncio.AbstractEventLoop,
     running: set[asyncio.Task[None]],
 ) -> None:
-    try:
+    try:  # noqa: SIM105 - a context manager is dear with many requests
         await asyncio.sleep(0)
-    except asyncio.CancelledError:  # noqa: SIM105 - as a context manager dear with many requests
+    except asyncio.CancelledError:
         pass
     try:
         await coroutine
