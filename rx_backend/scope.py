@@ -62,9 +62,7 @@ class RequestScope:
     _has_pending_abort: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        # A method of this would be a cycle, and wait for the garbage collector.
-        context = self.context
-        self.outcome = OutcomeTracker(self.times, lambda: context.is_stopped)
+        self.outcome = OutcomeTracker(self.times)
 
     @property
     def id(self) -> str:
@@ -174,7 +172,10 @@ class RequestScope:
             self._end(dropped)
 
     def _end(self, dropped: bool) -> None:
-        outcome = self.outcome.end(dropped=dropped, dropped_for=self.context.failure)
+        context = self.context
+        outcome = self.outcome.end(
+            dropped=dropped, is_cancelled=context.is_stopped, dropped_for=context.failure
+        )
         self._report(outcome)
 
     def opened(self) -> None:
