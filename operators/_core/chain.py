@@ -7,7 +7,7 @@ from types import GeneratorType
 from typing import Any
 
 from operators._core.failures import add_operator_note, drop_top_frame, no_chunk, nothing_due
-from operators._core.stage import Callbacks, Completed, Condition, StageResult, Step
+from operators._core.stage import Completed, Condition, Hooks, StageResult, Step
 from operators._core.stages import StageFactory, Stages, generator_of
 
 __all__ = ("Chain",)
@@ -73,7 +73,7 @@ class Chain(Stages):
                 body = factory.start(self._scope)
                 if body is None:
                     continue
-                if type(body) is Callbacks:
+                if isinstance(body, Hooks):
                     self.steps[place] = body.step
                     self.conditions[place] = body.condition
                     if body.has_hooks:
@@ -222,7 +222,7 @@ class Chain(Stages):
             stage = self._stages[here]
             if stage is None:
                 continue
-            if type(stage) is Callbacks and stage.on_end is None and stage.on_complete is None:
+            if isinstance(stage, Hooks) and stage.on_end is None and stage.on_complete is None:
                 continue
             if signal is None:
                 signal = Completed(ended_by)

@@ -25,7 +25,7 @@ from operators._core.arguments import check_arguments, described
 from operators._core.fusion import FusedRun
 from operators._core.plain import subscribe_here, subscribe_in_task
 from operators._core.pulled_segment import PulledSegment
-from operators._core.stage import Callbacks, Stage, StageResult
+from operators._core.stage import Hooks, Stage, StageResult
 
 __all__ = (
     "SCOPE",
@@ -177,7 +177,7 @@ class PullingOperator(Operator[A, B]):
         return FusedRun(self.segment(FusedRun(source, []), None), [])
 
 
-_Body: TypeAlias = Stage[A, B] | Callbacks[A, B] | None
+_Body: TypeAlias = Stage[A, B] | Hooks[A, B] | None
 
 
 class _Decorator:
@@ -286,7 +286,7 @@ def callbacks(
     """
     Turn a function that returns a body into an operator, for the library's own.
 
-    It may return :class:`Callbacks`, a generator, or None where there is nothing to do.
+    It may return :class:`Callbacks` or other :class:`Hooks`, a generator, or None where there is nothing to do.
 
     Args:
         takes: As for :func:`operator`.
