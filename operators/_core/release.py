@@ -77,6 +77,7 @@ class Run(Segment):
         "waits",
     )
 
+    waits: int
     _generator: Loop
     _send: Callable[[None], Any]
 
@@ -99,8 +100,10 @@ class Run(Segment):
             operator.call if own_context is None or not enters else own_context.run
         )
         self._observer: StreamObserver | None = None
-        self.is_adopted = self._is_leaving = False
-        self.raised = self.waits = 0
+        self.is_adopted = False
+        self.raised = 0
+        self.waits = 0
+        self._is_leaving = False
         self._unwound: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._put_back: list[Any] | None = None
