@@ -15,7 +15,7 @@ from operators._chunk import HAS_CONTENT, Chunk
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
-from operators._core.stage import Callbacks
+from operators._core.stage import Hooks, condition_on_item
 
 __all__ = ("abort_gate", "deferred_abort")
 
@@ -79,7 +79,7 @@ def deferred_abort(
     end_of_turn: Callable[[Callable[[], None]], object] | None = None,
     on_step: Callable[[AbortStep], None] | None = None,
     scope: StreamScope | None = None,
-) -> Callbacks[Any, Any]:
+) -> Hooks[Any, Any]:
     """
     Call *abort* once on a stop signal, held back until the first token (rows A2 to A6).
 
@@ -139,16 +139,8 @@ def deferred_abort(
         parts = _Parts(abort, on_step or _ignore, end_of_turn)
     else:
         raise TypeError("deferred_abort: expected abort and stop, or the scope of a pipeline")
-    gate = _Gate(parts, stop, notified, is_open=not defer)
-    if defer:
-        return Callbacks(
-            gate.let_through,
-            only=HAS_CONTENT,
-            once=True,
-            on_end=gate.end,
-            on_interrupt=gate.interrupt,
-        )
-    return Callbacks(on_end=gate.end, on_interrupt=gate.interrupt)
+    gate = _DeferringGate if defer else _Gate
+    return gate(parts, stop, notified, is_open=not defer)
 
 
 class _Parts(NamedTuple):
@@ -162,7 +154,7 @@ class _Parts(NamedTuple):
 def _ignore(_: AbortStep) -> None: ...
 
 
-class _Gate:
+class _Gate(Hooks[Any, Any]):
     """One stream's gate. Its Rx composition is made when a stop signal comes: few streams get one."""
 
     __slots__ = (
@@ -203,14 +195,7 @@ class _Gate:
         self._composed: CompositeDisposable | None = None
         self._listening: abc.DisposableBase | None = stop.subscribe(self._arm)
 
-    def let_through(self, chunk: C) -> C:
-        """Open: the first token is here."""
-        self._is_open = True
-        if self._opened is not None:
-            self._opened.on_next(True)
-        return chunk
-
-    def interrupt(self, interrupted: bool) -> None:
+    def on_interrupt(self, interrupted: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """
         Hold the abort back while a cancellation is on its way through the engine.
 
@@ -226,7 +211,7 @@ class _Gate:
             self._is_held = False
             self._fire(True)
 
-    def end(self, _failure: Exception | None, dropped: bool) -> None:
+    def on_end(self, _failure: Exception | None, dropped: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Close at the end of the stream."""
         is_waiting = self._closed is not None and not self._fired
         end_of_turn = self._parts.end_of_turn
@@ -293,3 +278,18 @@ class _Gate:
         self._parts.abort()
         self._parts.abort_step(AbortStep.MADE_DEFERRED if self._waits else AbortStep.MADE)
         self._waits = False
+
+
+class _DeferringGate(_Gate):
+    """Opens at the first token."""
+
+    __slots__ = ()
+
+    condition = condition_on_item(HAS_CONTENT, once=True)
+
+    def step(self, chunk: C) -> C:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Open: the first token is here."""
+        self._is_open = True
+        if self._opened is not None:
+            self._opened.on_next(True)
+        return chunk

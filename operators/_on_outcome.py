@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from operators._chunk import IS_TERMINAL, Chunk
+from operators._core.failures import redacted_exc_info
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
@@ -74,7 +76,7 @@ def watching(
 ) -> Callbacks[Any, Any]:
     """Return the body that decides an outcome by itself, where no scope does."""
     record = TokenTimes() if times is None else times
-    tracker = OutcomeTracker(record, is_cancelled)
+    tracker = OutcomeTracker(record)
     if times is None:
         # Nothing was counted on it, so it says nothing.
         tracker.subscribe(lambda outcome: callback(outcome._replace(times=None)))
@@ -87,8 +89,17 @@ def watching(
 
     def end(failure: Exception | None, _dropped: bool) -> None:
         tracker.failure = failure
-        tracker.end(dropped=not tracker.has_ended())
+        was_stopped = False
+        try:
+            was_stopped = is_cancelled()
+        except Exception as error:
+            # The observer is notified all the same: a span ends exactly once (row P7).
+            _log.error("is_cancelled failed", exc_info=redacted_exc_info(error))
+        tracker.end(dropped=not tracker.has_ended(), is_cancelled=was_stopped)
 
     if times is not None:
         return Callbacks(on_end=end)
     return Callbacks(look, only=IS_TERMINAL, on_end=end)
+
+
+_log = logging.getLogger(__name__)

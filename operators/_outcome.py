@@ -181,7 +181,6 @@ class OutcomeTracker:
 
     Args:
         times: The record of the engine's chunks, which the end of their phase fills.
-        is_cancelled: Returns whether the request was asked to stop; called at the end.
 
     Attributes:
         failure: What the stream failed with.
@@ -189,7 +188,6 @@ class OutcomeTracker:
     """
 
     __slots__ = (
-        "_is_cancelled",
         "_left",
         "_observers",
         "failure",
@@ -197,9 +195,8 @@ class OutcomeTracker:
         "times",
     )
 
-    def __init__(self, times: TokenTimes, is_cancelled: Callable[[], bool]) -> None:
+    def __init__(self, times: TokenTimes) -> None:
         self.times = times
-        self._is_cancelled = is_cancelled
         self._observers: tuple[Callable[[Outcome], object], ...] = ()
         self.failure: Exception | None = None
         self.handed_out: HandedOut | None = None
@@ -231,15 +228,18 @@ class OutcomeTracker:
         else:
             self._left = left
 
-    def end(self, *, dropped: bool, dropped_for: Exception | None = None) -> Outcome:
+    def end(
+        self, *, dropped: bool, is_cancelled: bool = False, dropped_for: Exception | None = None
+    ) -> Outcome:
         """
         Decide the outcome, and tell the observers.
 
         Args:
             dropped: Whether the consumer left before the stream was at its end.
+            is_cancelled: Whether the request was asked to stop.
             dropped_for: The error that the consumer got instead of the rest, from whoever dropped it.
         """
-        outcome = self._decide(dropped_for, dropped=dropped)
+        outcome = self._decide(dropped_for, dropped=dropped, is_cancelled=is_cancelled)
         observers, self._observers = self._observers, ()
         for observer in observers:
             try:
@@ -256,7 +256,9 @@ class OutcomeTracker:
         if self.handed_out is not None:
             self.handed_out.error = None
 
-    def _decide(self, dropped_for: Exception | None, *, dropped: bool) -> Outcome:
+    def _decide(
+        self, dropped_for: Exception | None, *, dropped: bool, is_cancelled: bool
+    ) -> Outcome:
         times, handed, left = self.times, self.handed_out, self._left
         reasons, failure, tokens = times.finish_reasons, self.failure, None
         if handed is not None and handed.is_known:
@@ -277,20 +279,12 @@ class OutcomeTracker:
                 failure = None
         # Behind the end that the consumer was handed, a drop no longer counts (row P6a).
         if dropped and not has_ended:
-            is_cancelled = dropped_for is None or self._was_stopped()
+            is_cancelled = is_cancelled or dropped_for is None
             return Outcome(None, dropped_for, is_cancelled, times, handed_out=tokens)
         if failure is not None:
-            return Outcome(None, failure, self._was_stopped(), times, handed_out=tokens)
+            return Outcome(None, failure, is_cancelled, times, handed_out=tokens)
         in_order = tuple(map(reasons.__getitem__, sorted(reasons)))
-        return Outcome(worst_reason(in_order), None, self._was_stopped(), times, in_order, tokens)
-
-    def _was_stopped(self) -> bool:
-        try:
-            return self._is_cancelled()
-        except Exception as error:
-            # The observers are notified all the same: a span ends exactly once (row P7).
-            _log.error("is_cancelled failed", exc_info=redacted_exc_info(error))
-            return False
+        return Outcome(worst_reason(in_order), None, is_cancelled, times, in_order, tokens)
 
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from operators._chunk import HAS_CONTENT, Chunk, has_content
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
-from operators._core.stage import Callbacks
+from operators._core.stage import Hooks, condition_on_item
 
 __all__ = ("LinkedChunk", "trace_link")
 
@@ -27,7 +27,7 @@ C = TypeVar("C", bound=LinkedChunk)
 @callbacks(takes="chunks")
 def trace_link(
     link: object | None = None, *, on_terminal: bool = False, scope: StreamScope | None = None
-) -> Callbacks[Any, Any] | None:
+) -> Hooks[Any, Any] | None:
     """
     Stamp ``worker_trace_link`` on the first chunk with content (rows T3, T4, T5).
 
@@ -60,30 +60,41 @@ def trace_link(
         link, on_terminal = scope.trace_link, scope.hands_off
     if link is None:
         return None
-    stamp = _Stamp(link)
-    if on_terminal:
-        return Callbacks(stamp.first_and_terminals)
-    return Callbacks(stamp.stamped, only=HAS_CONTENT, once=True)
+    return (_FirstAndTerminals if on_terminal else _First)(link)
 
 
-class _Stamp:
-    """Puts one link on chunks of one stream."""
+class _First(Hooks[C, C]):
+    """Puts one link on the first chunk with content."""
 
-    __slots__ = ("_has_content", "_link")
+    __slots__ = ("_link",)
+
+    condition = condition_on_item(HAS_CONTENT, once=True)
+    has_hooks = False
 
     def __init__(self, link: object) -> None:
         self._link = link
-        self._has_content = False
 
-    def stamped(self, chunk: C) -> C:
+    def step(self, chunk: C) -> C:  # pyright: ignore[reportIncompatibleVariableOverride]
         stamped = copy.copy(chunk)
         stamped.worker_trace_link = self._link
         return stamped
 
-    def first_and_terminals(self, chunk: C) -> C:
+
+class _FirstAndTerminals(_First[C]):
+    """Puts it on terminals without one too."""
+
+    __slots__ = ("_has_content",)
+
+    condition = None
+
+    def __init__(self, link: object) -> None:
+        super().__init__(link)
+        self._has_content = False
+
+    def step(self, chunk: C) -> C:
         if not self._has_content and has_content(chunk):
             self._has_content = True
-            return self.stamped(chunk)
+            return super().step(chunk)
         if chunk.finish_reason is not None and chunk.worker_trace_link is None:
-            return self.stamped(chunk)
+            return super().step(chunk)
         return chunk

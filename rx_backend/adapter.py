@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property
 from time import time_ns
 from typing import Any, Generic, cast, overload
 
 from opentelemetry import trace
 from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import INVALID_SPAN, Span, Tracer
+from opentelemetry.trace import INVALID_SPAN, Tracer
 from typing_extensions import TypeVar
 
 from operators import NotAnOperator, Pipeline, TokenTimes
@@ -20,7 +19,7 @@ from operators.authoring import AnyOperator, Clock, Transform
 from rx_backend import telemetry
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
-from rx_backend.engine import ChunkStream, LLMEngine, open_chunks
+from rx_backend.engine import LLMEngine, open_chunks
 from rx_backend.errors import InvalidArgument, engine_failure
 from rx_backend.pipeline import PipelineSource, as_pipeline, compiled, standard_pipeline
 from rx_backend.protocols import (
@@ -33,7 +32,6 @@ from rx_backend.protocols import (
 from rx_backend.scope import RequestScope
 from rx_backend.stream import ResponseStream
 from rx_backend.telemetry.metrics import ServerMetrics
-from rx_backend.telemetry.report import RequestObserver
 from rx_backend.telemetry.request_log import RequestLog
 
 __all__ = ("EngineAdapter",)
@@ -54,7 +52,8 @@ class EngineAdapter(Generic[T_co]):
         pipeline: The operators of each request, `standard_pipeline` by default; or a function that
             returns them for a request's scope.
         tracer: Creates spans; the global provider's by default.
-        meter_provider: Receives metrics; the global provider by default.
+        meter_provider: Receives metrics; by default the global provider that is installed at the
+            first request.
         clock: Monotonic clock, in seconds; by default the system's, or a virtual event loop's.
         record: Whether to measure and write span attributes; None to let the environment decide when
             the adapter is made, or else each span (row P8).
@@ -100,7 +99,6 @@ class EngineAdapter(Generic[T_co]):
             )
         self._tracer = tracer or trace.get_tracer("rx_backend")
         self._meter_provider = meter_provider
-        self._metrics: ServerMetrics | None = None
         self._clock = clock
         self._record = telemetry.recording_switch() if record is None else record
 
@@ -177,42 +175,48 @@ class EngineAdapter(Generic[T_co]):
         loop = asyncio.get_running_loop()
         context.bind(loop, decode=self.mode.is_decode)
         cancellations = _cancellations(loop)
-        observer, span, recording = self._observe(request, context, loop)
+        scope = self._scope(request, context, loop)
         try:
-            own = telemetry.own_context(span)
-            scope = RequestScope(
-                request, context, self.mode, span, loop, recording, observer, self.engine, own
-            )
             plan = self._plan or self._plan_of(scope)
-            chunks = await self._open(scope, own)
+            own, times, recording = scope.own_context, scope.times, scope.recording
+            called = times.clock() if recording else 0.0
+            if recording:
+                times.epoch_ns = time_ns() - int(called * 1e9)
+            chunks = await open_chunks(self.engine, request, context, own_context=own)
+            if recording:
+                times.setup_ms = (times.clock() - called) * 1000.0
             return make_stream(
                 chunks,
                 plan,
-                partial(_Stream, context=context, loop=loop),
+                _Stream,
                 own_context=own,
                 scope=scope,
                 observer=scope,
             )
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and _cancellations(loop) > cancellations:
-                observer.dropped_setup()
+                scope.dropped_setup()
                 raise
             typed = engine_failure(error)
-            observer.failed_setup(typed)
+            scope.failed_setup(typed)
             if typed is error:
                 raise
             raise typed from error
         except BaseException:
-            observer.dropped_setup()
+            scope.dropped_setup()
             raise
 
-    def _observe(
+    @cached_property
+    def _metrics(self) -> ServerMetrics | None:
+        """The metrics; a global provider may be installed until the first request."""
+        return ServerMetrics.of(self._meter_provider)
+
+    def _scope(
         self, request: PreprocessedRequest, context: RequestContext, loop: asyncio.AbstractEventLoop
-    ) -> tuple[RequestObserver, Span, bool]:
+    ) -> RequestScope:
         """Start the request's span, metrics and log; leave nothing open if that fails."""
         clock = self._clock or loop_clock(loop)
-        # A global provider may be installed after the adapter was made.
-        metrics = self._metrics = self._metrics or ServerMetrics.of(self._meter_provider)
+        metrics = self._metrics
         span = INVALID_SPAN
         try:
             span = telemetry.start_request_span(self._tracer, request, context, self.mode)
@@ -222,22 +226,14 @@ class EngineAdapter(Generic[T_co]):
             malformed = _malformed(request)
             telemetry.record_failed_setup(span, malformed)
             raise malformed from error
-        log = RequestLog.of(span, request, context, self.mode, clock=clock, record=self._record)
+        log = RequestLog(span, request, context, self.mode, clock=clock, record=self._record)
         recording = telemetry.should_record(span, self._record, metered=metrics is not None)
-        observer = RequestObserver(span, context, times, series, log=log, recording=recording)
-        observer.opened(len(request.token_ids))
-        return observer, span, recording
-
-    async def _open(self, scope: RequestScope, own: contextvars.Context) -> ChunkStream:
-        """Call the engine, and measure its set-up (row F2)."""
-        if not scope.recording:
-            return await open_chunks(self.engine, scope.request, scope.context, own_context=own)
-        times, clock = scope.times, scope.clock
-        called = clock()
-        times.epoch_ns = time_ns() - int(called * 1e9)
-        chunks = await open_chunks(self.engine, scope.request, scope.context, own_context=own)
-        times.setup_ms = (clock() - called) * 1000.0
-        return chunks
+        own = telemetry.own_context(span)
+        scope = RequestScope(
+            request, context, self.mode, span, loop, recording, times, own, self.engine, series, log
+        )
+        scope.opened()
+        return scope
 
     def _plan_of(self, scope: RequestScope) -> Plan:
         """Return the plan of one request's pipeline."""

@@ -1,4 +1,4 @@
-"""What an operator may ask about its request."""
+"""One request: what an operator may ask about it, and what its span, metrics and log hear of it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 from reactivex import Observable
 
-from operators import AbortStep, TokenTimes
+from operators import AbortStep, BufferOverflow, DeadlineExpired, Outcome, TokenTimes
+from operators import span_names as names
 from operators.assembly import OutcomeTracker
 from operators.authoring import Clock
 from operators.span_events import add_event
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import LLMEngine, start_abort
+from rx_backend.errors import BackendError, as_backend_error
+from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import PreprocessedRequest, TraceLink
-from rx_backend.telemetry.report import RequestObserver
-from rx_backend.telemetry.request_span import worker_trace_link
+from rx_backend.telemetry import request_span
+from rx_backend.telemetry.request_log import RequestLog, request_ids
+from rx_backend.telemetry.series import Series
 
 __all__ = ("RequestScope",)
 
@@ -39,6 +43,7 @@ class RequestScope:
         loop: The event loop that it runs on.
         recording: Whether anything is measured for its span (row P8).
         times: The times of its chunks with content, written after the last chunk operator.
+        own_context: The context variables that its engine and its operators run in.
         outcome: Decides how its stream ended, and notifies its subscribers.
     """
 
@@ -48,16 +53,16 @@ class RequestScope:
     span: Span
     loop: asyncio.AbstractEventLoop
     recording: bool
-    _observer: RequestObserver
+    times: TokenTimes
+    own_context: contextvars.Context
     _engine: LLMEngine
-    _own_context: contextvars.Context
-    times: TokenTimes = field(init=False)
+    _series: Series | None
+    _log: RequestLog
     outcome: OutcomeTracker = field(init=False)
     _has_pending_abort: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self.times = self._observer.times
-        self.outcome = OutcomeTracker(self.times, self._observer.is_stopped)
+        self.outcome = OutcomeTracker(self.times)
 
     @property
     def id(self) -> str:
@@ -92,7 +97,7 @@ class RequestScope:
     @property
     def trace_link(self) -> TraceLink | None:
         """The worker's trace identity; None without a valid one (row T5)."""
-        return worker_trace_link(self.span)
+        return request_span.worker_trace_link(self.span)
 
     @property
     def hands_off(self) -> bool:
@@ -102,16 +107,19 @@ class RequestScope:
     @property
     def counts_tokens(self) -> bool:
         """Whether tokens are counted although nothing is measured."""
-        return self._observer.counts
+        return self._series is not None or self._log.has_all_ends
 
     @property
     def awaits_first_token(self) -> bool:
-        """Whether the request's observer wants to know of the first token."""
-        return self._observer.awaits_first_token
+        """Whether the first token is logged."""
+        return self._log.has_first_token
 
     def span_attributes(self) -> Mapping[str, AttributeValue]:
         """Return the span's attributes of the request, except those of its outcome."""
-        return self._observer.attributes()
+        queued_s = self.context.queued_s
+        if queued_s is None:
+            return {}
+        return {names.QUEUE_MS: round(queued_s * 1000.0, 2), names.TIME_IN_QUEUE: queued_s}
 
     def stop(self) -> None:
         """Stop the request gracefully."""
@@ -119,7 +127,7 @@ class RequestScope:
 
     def abort(self) -> None:
         """Start ``engine.abort`` for this request, and return at once."""
-        start_abort(self._engine, self.context, self._own_context)
+        start_abort(self._engine, self.context, self.own_context)
 
     def end_of_turn(self, callback: Callable[[], None]) -> object:
         """Call *callback* at the end of the event loop's turn."""
@@ -128,16 +136,24 @@ class RequestScope:
     def abort_step(self, step: AbortStep) -> None:
         """Record what happened to the abort."""
         self._has_pending_abort = step is AbortStep.REQUESTED
-        self._observer.abort_step(step)
+        if self.recording:
+            request_span.record_abort(self.span, self.times, step)
+        if self._series is not None:
+            self._series.abort_step(step)
+        self._log.abort_step(step)
 
     def record_first_token(self) -> None:
         """Record the first token, and release a deferred abort."""
         self.context.notify_first_token()
-        self._observer.first_token()
+        if self.awaits_first_token:
+            self._log.first_token(self.times)
 
     def operator_failed(self, name: str, error: Exception) -> None:
-        """Log an operator that raised (row O4)."""
-        self._observer.operator_failed(name, error)
+        """Log an operator that raised, once, with the place it was raised at (row O4)."""
+        # These are meant: a refused chunk, a deadline that has passed.
+        if not isinstance(error, BackendError | DeadlineExpired | BufferOverflow):
+            ids = request_ids(self.context)
+            _logger.error("operator failed", **ids, operator=name, **describe(error))
 
     def add_event(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> None:
         """Add an event to the span, at the present time of the request's clock."""
@@ -156,6 +172,47 @@ class RequestScope:
             self._end(dropped)
 
     def _end(self, dropped: bool) -> None:
-        outcome = self.outcome.end(dropped=dropped, dropped_for=self.context.failure)
-        self._observer.ended(outcome)
-        self._observer.closed()
+        context = self.context
+        outcome = self.outcome.end(
+            dropped=dropped, is_cancelled=context.is_stopped, dropped_for=context.failure
+        )
+        self._report(outcome)
+
+    def opened(self) -> None:
+        """Count and log the start."""
+        if self._series is not None:
+            self._series.opened(len(self.request.token_ids))
+        self._log.opened()
+
+    def failed_setup(self, error: BackendError) -> None:
+        """End a request whose set-up failed: there is no stream (row P4)."""
+        request_span.record_failed_setup(self.span, error)
+        if self._series is not None:
+            self._series.failed_setup(error)
+        self._log.failed_setup(error)
+        self._close()
+
+    def dropped_setup(self) -> None:
+        """End a request that was dropped during the set-up: there is no stream (row P5)."""
+        if self.context.failure is not None:
+            self.failed_setup(as_backend_error(self.context.failure))
+            return
+        request_span.record_dropped_setup(self.span)
+        self._report(Outcome(None, None, is_cancelled=True))
+
+    def _report(self, outcome: Outcome) -> None:
+        """Count and log the outcome; the pipeline's ``record_span`` writes it on the span."""
+        if self._series is not None:
+            self._series.ended(outcome, self.context)
+        self._log.ended(outcome, self.context)
+        self._close()
+
+    def _close(self) -> None:
+        """End everything, whatever the pipeline was, and a span that it left open."""
+        if self.span.is_recording():
+            self.span.end()
+        if self._series is not None:
+            self._series.closed(self.context)
+
+
+_logger = get_logger(__name__)

@@ -14,8 +14,8 @@ from reactivex.disposable import Disposable
 from operators import LoopScheduler, peek_first
 from operators.assembly import StreamObserver, done, push_in_task, start_task
 from operators.authoring import FusedRun, Operator, Transform
-from rx_backend.context import RequestContext
 from rx_backend.errors import Unknown, as_backend_error
+from rx_backend.scope import RequestScope
 
 if TYPE_CHECKING:
     from aioreactive import AsyncDisposable, AsyncObservable, AsyncObserver
@@ -47,11 +47,9 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         source: AsyncIterator[Any],
         operators: Sequence[Operator[Any, Any]],
         *,
-        context: RequestContext,
+        scope: RequestScope,
         own_context: contextvars.Context | None = None,
-        scope: object = None,
         observer: StreamObserver | None = None,
-        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(
             source,
@@ -59,9 +57,9 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
             own_context=own_context,
             scope=scope,
             observer=observer,
-            loop=loop,
+            loop=scope.loop,
         )
-        self.context = context
+        self.context = scope.context
         self._has_subscriber = False
         self._is_unwanted = False
 

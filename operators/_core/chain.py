@@ -7,7 +7,7 @@ from types import GeneratorType
 from typing import Any
 
 from operators._core.failures import add_operator_note, drop_top_frame, no_chunk, nothing_due
-from operators._core.stage import Callbacks, Completed, Condition, StageResult, Step
+from operators._core.stage import Completed, Condition, Hooks, StageResult, Step
 from operators._core.stages import StageFactory, Stages, generator_of
 
 __all__ = ("Chain",)
@@ -48,14 +48,15 @@ class Chain(Stages):
     )
 
     def __init__(self, factories: Sequence[StageFactory], scope: Any = None) -> None:
+        count = len(factories)
         self._factories = factories
         self._scope = scope
-        self._stages = []
+        self._stages = [None] * count
         self._is_last = False
         # The operator that handed out nothing for the last item.
         self._kept_by: str | None = None
-        self.steps: list[Step | None] = []
-        self.conditions: list[Condition | None] = []
+        self.steps: list[Step | None] = [None] * count
+        self.conditions: list[Condition | None] = [None] * count
         self.reshaped = False
         self.out: list[Any] = []
         self.error: BaseException | None = None
@@ -65,21 +66,21 @@ class Chain(Stages):
 
     def _start(self) -> None:
         """Start the stages, in order."""
-        stages, steps, conditions = self._stages, self.steps, self.conditions
         returned: tuple[int, Any] | None = None
         place = 0
         try:
             for place, factory in enumerate(self._factories):
                 body = factory.start(self._scope)
-                if body is None or type(body) is Callbacks:
-                    stages.append(body)
-                    steps.append(None if body is None else body.step)
-                    conditions.append(None if body is None else body.condition)
+                if body is None:
                     continue
-                stage = generator_of(factory, body)
-                stages.append(stage)
-                steps.append(stage.send)
-                conditions.append(None)
+                if isinstance(body, Hooks):
+                    self.steps[place] = body.step
+                    self.conditions[place] = body.condition
+                    if body.has_hooks:
+                        self._stages[place] = body
+                    continue
+                stage = self._stages[place] = generator_of(factory, body)
+                self.steps[place] = stage.send
                 try:
                     first = next(stage)
                 except StopIteration as stop:
@@ -91,7 +92,6 @@ class Chain(Stages):
                     self._apply(place, first)
         except BaseException as error:
             add_operator_note(error, self._factories[place].name, self._scope)
-            self.steps.clear()
             self.close_stages()
             raise
         if returned is not None:
@@ -101,15 +101,17 @@ class Chain(Stages):
 
     def push(self, item: Any, place: int = 0) -> None:
         """Send one item through the stages from *place* on; results go to ``out``."""
-        steps = self.steps
+        steps, conditions = self.steps, self.conditions
         for here in range(place, len(steps)):
             step = steps[here]
-            condition = self.conditions[here]
+            if step is None:
+                continue
+            condition = conditions[here]
             try:
-                if step is None or (condition is not None and not condition.holds(item)):
+                if condition is not None and not condition.holds(item):
                     continue
                 if condition is not None and condition.expression.once:
-                    self.steps[here] = None
+                    steps[here] = None
                     self.reshaped = True
                 item = step(item)
             except BaseException as error:
@@ -210,9 +212,6 @@ class Chain(Stages):
     def leave(self, place: int) -> None:
         """Note that no more items visit the stage at *place*; the loop knows already."""
         self.steps[place] = None
-        stage = self._stages[place]
-        if type(stage) is Callbacks and not stage.has_hooks:
-            self._stages[place] = None
 
     def complete(self, place: int = 0, ended_by: str | None = None) -> None:
         """Complete the stages from *place* on, in order."""
@@ -223,7 +222,7 @@ class Chain(Stages):
             stage = self._stages[here]
             if stage is None:
                 continue
-            if type(stage) is Callbacks and stage.on_end is None and stage.on_complete is None:
+            if isinstance(stage, Hooks) and stage.on_end is None and stage.on_complete is None:
                 continue
             if signal is None:
                 signal = Completed(ended_by)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import types
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
-from operators._core.loop import READY, Loop, Visit, compiled
-from operators._core.pulled_chain import PulledChain
+from operators._core.loop import READY, Visit, compiled
 from operators._core.release import (
     IDLE,
     LEAVING,
@@ -22,8 +20,6 @@ from operators._core.release import (
     Run,
 )
 from operators._core.segment import Segment, first_pull
-from operators._core.stages import StageFactory
-from operators._core.stream_observer import StreamObserver
 
 __all__ = ("FusedRun",)
 
@@ -51,48 +47,23 @@ class FusedRun(Run, Generic[B]):
 
     __slots__ = ()
 
-    def __init__(
-        self,
-        source: AsyncIterator[Any],
-        operators: Sequence[StageFactory],
-        *,
-        own_context: contextvars.Context | None = None,
-        enters: bool = True,
-        scope: Any = None,
-        observer: StreamObserver | None = None,
-        loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(own_context, enters=enters, loop=loop)
-        self._chain = self._enter(PulledChain, source, operators, scope)
-        self._observer = observer
-        if self.has_ended:
-            # An operator returned before it had an item.
-            self._finish()
-        else:
-            self._state = IDLE
-            self._begin_loop(is_first=True)
-
     def _begin_loop(self, *, is_first: bool = False) -> None:
         """Begin the loop for the stages that items still visit."""
-        self._chain.reshaped = False
-        arguments: list[Any] = []
+        chain = self._chain
+        chain.reshaped = False
         shape: list[Visit] = []
-        for step, condition in zip(self._chain.steps, self._chain.conditions, strict=True):
+        for step, condition in zip(chain.steps, chain.conditions, strict=True):
             if step is None:
                 shape.append(None)
-                continue
-            arguments.append(step)
-            if condition is None:
+            elif condition is None:
                 shape.append(not isinstance(step, type))
             else:
                 shape.append(condition.expression)
-                arguments += condition.values
-        source: Any = self._chain.source
-        tells_end = isinstance(source, Segment)
+        source: Any = chain.source
         pull = first = _pull_of(source)
-        if is_first and isinstance(source, types.AsyncGeneratorType):
-            first = partial(first_pull, cast("AsyncIterator[Any]", source))
-        loop: Loop = compiled(tuple(shape), tells_end)(self._chain, source, first, pull, *arguments)
+        if is_first and type(source) is types.AsyncGeneratorType:
+            first = partial(first_pull, source)
+        loop = compiled(tuple(shape), isinstance(source, Segment))(chain, source, first, pull)
         self._generator = loop
         self._send = loop.send
 

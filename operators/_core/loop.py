@@ -42,9 +42,7 @@ class _Detour(BaseException):
 def compiled(shape: tuple[Visit, ...], tells_end: bool) -> Callable[..., Loop]:
     """Compile the loop for a shape; *tells_end*: the source says of an item whether it is last."""
     body = _Body(shape, tells_end)
-    text = _LOOP.format(
-        arguments="".join(f", {name}" for name in body.arguments), body="\n".join(body.lines)
-    )
+    text = _LOOP.format(names="; ".join(body.names) or "pass", body="\n".join(body.lines))
     names: dict[str, Any] = {
         "Detour": _Detour,
         "PLACES": body.places,
@@ -62,14 +60,14 @@ class _Body:
 
     Attributes:
         lines: Its lines.
+        names: Statements that look up what it needs of the stages.
         places: For each line of the loop the stage that it belongs to.
-        arguments: The loop's parameters for the stages.
     """
 
     def __init__(self, shape: tuple[Visit, ...], tells_end: bool) -> None:
         self.lines: list[str] = []
+        self.names: list[str] = []
         self.places: dict[int, int] = {}
-        self.arguments: list[str] = []
         self._indent = " " * 16
         if tells_end:
             self._write("if source.ended:")
@@ -78,7 +76,7 @@ class _Body:
         for place, visit in enumerate(shape):
             if visit is None:
                 continue
-            self.arguments.append(f"step_{place}")
+            self.names.append(f"step_{place} = chain.steps[{place}]")
             if isinstance(visit, Expression):
                 self._visit_when(place, visit)
             else:
@@ -95,8 +93,10 @@ class _Body:
     def _visit_when(self, place: int, visit: Expression) -> None:
         condition = visit.source
         for name in visit.names:
-            self.arguments.append(f"n{place}_{name}")
             condition = re.sub(rf"(?<![\w.]){name}\b", f"n{place}_{name}", condition)
+        if visit.names:
+            values = "".join(f"n{place}_{name}, " for name in visit.names)
+            self.names.append(f"{values}= chain.conditions[{place}].values")
         if visit.once:
             self._write(f"if step_{place} is not None and ({condition}):", place)
             self._write(f"    step, step_{place} = step_{place}, None", place)
@@ -120,7 +120,8 @@ class _Body:
 
 # The line of an exception in the loop identifies the stage.
 _LOOP = """\
-def loop(chain, source, get, pull{arguments}):
+def loop(chain, source, get, pull):
+    {names}
     while True:
         try:
             item = yield from get()

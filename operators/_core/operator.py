@@ -25,7 +25,7 @@ from operators._core.arguments import check_arguments, described
 from operators._core.fusion import FusedRun
 from operators._core.plain import subscribe_here, subscribe_in_task
 from operators._core.pulled_segment import PulledSegment
-from operators._core.stage import Callbacks, Stage, StageResult
+from operators._core.stage import Hooks, Stage, StageResult
 
 __all__ = (
     "SCOPE",
@@ -113,12 +113,8 @@ class Operator(Generic[A, B]):
         self.name = function.__name__
         self.takes: Takes = takes
 
-    def start(self, scope: Any) -> _Body[A, B]:
-        """Make a new stage; *scope* is None where there is none."""
-        return self._call(scope)
-
-    def _call(self, scope: Any, *source: Any) -> Any:
-        """Call the function; *source* is the first argument of one that pulls."""
+    def start(self, scope: Any, *source: Any) -> Any:
+        """Make a new body; *scope* is None where there is none, *source* is what one that pulls gets."""
         if self._asks_for_scope and scope is not None:
             return self._function(*source, *self._args, scope=scope, **self._kwargs)
         if self._asks_for_scope and _parameters(self._function)["scope"].default is SCOPE:
@@ -153,7 +149,7 @@ class SharedOperator(Operator[A, B]):
         super().__init__(*args, **kwargs)
         self._body = super().start(None)
 
-    def start(self, scope: Any) -> _Body[A, B]:
+    def start(self, scope: Any, *source: Any) -> Any:
         """Return the body."""
         return self._body
 
@@ -165,7 +161,7 @@ class PullingOperator(Operator[A, B]):
 
     def segment(self, source: FusedRun[A], scope: Any) -> PulledSegment:
         """Make the part of a pipeline that stands behind *source*."""
-        return PulledSegment(source, self._call(scope, source), self.name, scope)
+        return PulledSegment(source, self.start(scope, source), self.name, scope)
 
     def __call__(self, source: Observable[A]) -> Observable[B]:
         """Apply the operator to an Observable, in a task of the running event loop."""
@@ -181,7 +177,7 @@ class PullingOperator(Operator[A, B]):
         return FusedRun(self.segment(FusedRun(source, []), None), [])
 
 
-_Body: TypeAlias = Stage[A, B] | Callbacks[A, B] | None
+_Body: TypeAlias = Stage[A, B] | Hooks[A, B] | None
 
 
 class _Decorator:
@@ -290,7 +286,7 @@ def callbacks(
     """
     Turn a function that returns a body into an operator, for the library's own.
 
-    It may return :class:`Callbacks`, a generator, or None where there is nothing to do.
+    It may return :class:`Callbacks` or other :class:`Hooks`, a generator, or None where there is nothing to do.
 
     Args:
         takes: As for :func:`operator`.

@@ -16,7 +16,7 @@ from operators._core.failures import (
     redacted_exc_info,
 )
 from operators._core.segment import Segment
-from operators._core.stage import Callbacks
+from operators._core.stage import Hooks
 from operators._core.stages import StageFactory
 
 __all__ = ("PulledChain",)
@@ -126,7 +126,7 @@ class PulledChain(Chain):
         self.is_interrupted = interrupted
         self.is_disturbed = interrupted or self.dropped
         for stage in self._stages:
-            if type(stage) is Callbacks and stage.on_interrupt is not None:
+            if isinstance(stage, Hooks) and stage.on_interrupt is not None:
                 stage.on_interrupt(interrupted)
 
     def drop(self) -> None:

@@ -8,13 +8,15 @@ import logging
 import operator
 import sys
 import types
-from collections.abc import Callable, Generator, Sequence
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from typing import Any, Final
 
 from operators._core.failures import redacted_exc_info
 from operators._core.loop import READY, Loop
 from operators._core.pulled_chain import PulledChain
 from operators._core.segment import Segment, close_now, close_quietly
+from operators._core.stages import StageFactory
 from operators._core.stream_observer import StreamObserver
 from operators._core.tasks import done, start_release
 
@@ -75,17 +77,20 @@ class Run(Segment):
         "waits",
     )
 
-    _chain: PulledChain
+    waits: int
     _generator: Loop
     _send: Callable[[None], Any]
-    waits: int
 
     def __init__(
         self,
-        own_context: contextvars.Context | None,
+        source: AsyncIterator[Any],
+        operators: Sequence[StageFactory],
         *,
-        enters: bool,
-        loop: asyncio.AbstractEventLoop | None,
+        own_context: contextvars.Context | None = None,
+        enters: bool = True,
+        scope: Any = None,
+        observer: StreamObserver | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         # Asking for the running loop is a system call on some Pythons, dear with many requests.
         self.event_loop = loop or asyncio.get_running_loop()
@@ -104,6 +109,18 @@ class Run(Segment):
         self._put_back: list[Any] | None = None
         self._resumed_state: int = IDLE
         self._state: int = OVER
+        self._chain: PulledChain = self._enter(PulledChain, source, operators, scope)
+        self._observer = observer
+        if self._chain.has_ended:
+            # An operator returned before it had an item.
+            self._finish()
+        else:
+            self._state = IDLE
+            self._begin_loop(is_first=True)
+
+    @abstractmethod
+    def _begin_loop(self, *, is_first: bool = False) -> None:
+        """Begin the loop for the stages that items still visit."""
 
     @property
     def ended(self) -> bool:

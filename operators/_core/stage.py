@@ -1,7 +1,7 @@
 """
 What an operator's body is, and what it can say.
 
-A body is a generator or, inside this package, :class:`Callbacks`. What a generator can say is
+A body is a generator or, inside this package, :class:`Hooks`. What a generator can say is
 described at :func:`operators.operator`; an operator about time or about the pull is an asynchronous
 generator.
 """
@@ -19,10 +19,12 @@ __all__ = (
     "Completed",
     "Condition",
     "Expression",
+    "Hooks",
     "Stage",
     "StageResult",
     "Step",
     "complete_with",
+    "condition_on_item",
     "detach",
     "emit",
     "fail_after",
@@ -117,14 +119,14 @@ _expression = cache(Expression)
 
 
 @cache
-def _nameless(source: str, once: bool) -> Condition:
+def condition_on_item(source: str, once: bool = False) -> Condition:
     """Return a condition on the item alone, shared by every stage that has it."""
     return Condition(_expression(source, (), once), ())
 
 
 def _condition(source: str, names: Mapping[str, Any] | None, once: bool = False) -> Condition:
     if not names:
-        return _nameless(source, once)
+        return condition_on_item(source, once)
     return Condition(_expression(source, tuple(names), once), tuple(names.values()))
 
 
@@ -183,7 +185,30 @@ def fail_after(error: Exception, *items: Any) -> StageResult:
     return StageResult(items, ends=True, error=error)
 
 
-class Callbacks(Generic[A, B]):
+class Hooks(Generic[A, B]):
+    """
+    An operator's body that is no generator: what is called of it, and when.
+
+    A body with state derives from this and overrides what it needs, by methods. The hooks are
+    described at `Callbacks`.
+
+    Attributes:
+        condition: Which items visit; None for all.
+        has_hooks: Whether there is anything to call but the step.
+    """
+
+    __slots__ = ()
+
+    step: Step | None = None
+    condition: Condition | None = None
+    has_hooks: bool = True
+    on_error: Callable[[Exception], Any] | None = None
+    on_complete: Callable[[str | None], StageResult | None] | None = None
+    on_end: Callable[[Exception | None, bool], None] | None = None
+    on_interrupt: Callable[[bool], None] | None = None
+
+
+class Callbacks(Hooks[A, B]):
     """
     An operator's body as functions, for one that few items need to visit.
 
@@ -206,7 +231,15 @@ class Callbacks(Generic[A, B]):
             was no drop after all: an engine may cancel itself, as ``asyncio.timeout`` does.
     """
 
-    __slots__ = ("condition", "on_complete", "on_end", "on_error", "on_interrupt", "step")
+    __slots__ = (
+        "condition",
+        "has_hooks",
+        "on_complete",
+        "on_end",
+        "on_error",
+        "on_interrupt",
+        "step",
+    )
 
     def __init__(
         self,
@@ -220,18 +253,13 @@ class Callbacks(Generic[A, B]):
         on_end: Callable[[Exception | None, bool], None] | None = None,
         on_interrupt: Callable[[bool], None] | None = None,
     ) -> None:
-        self.step: Step | None = step
+        self.step = step
         self.on_error = on_error
         self.on_complete = on_complete
         self.on_end = on_end
         self.on_interrupt = on_interrupt
         self.condition = None if only is None else _condition(only, names, once)
-
-    @property
-    def has_hooks(self) -> bool:
-        """Whether there is anything to call but the step."""
-        hook = self.on_error or self.on_complete or self.on_end or self.on_interrupt
-        return hook is not None
+        self.has_hooks = (on_end or on_error or on_complete or on_interrupt) is not None
 
 
 # Mypy takes this to be true.
@@ -250,7 +278,7 @@ if TYPE_CHECKING:
             type_params=(A, B),
         )
         """The type of an operator's generator from items A to items B."""
-    AnyStage: TypeAlias = GeneratorType[Any, Any, Any] | Callbacks[Any, Any] | None
+    AnyStage: TypeAlias = GeneratorType[Any, Any, Any] | Hooks[Any, Any] | None
     """What a chain holds for a stage; None for one that has ended."""
 else:
 

@@ -13,7 +13,7 @@ from operators._core.failures import (
     drop_top_frame,
     redacted_exc_info,
 )
-from operators._core.stage import Callbacks, Completed, Stage
+from operators._core.stage import Completed, Hooks, Stage
 
 if TYPE_CHECKING:
     from operators._core.stage import AnyStage
@@ -34,7 +34,7 @@ class StageFactory(Protocol):
         """What items it is made for."""
         ...
 
-    def start(self, scope: Any) -> Stage[Any, Any] | Callbacks[Any, Any] | None:
+    def start(self, scope: Any) -> Stage[Any, Any] | Hooks[Any, Any] | None:
         """Make a new stage; None where there is nothing to do."""
         ...
 
@@ -53,7 +53,7 @@ class Stages:
         stage = self._stages[here]
         if stage is None:
             return signal, None
-        if type(stage) is Callbacks:
+        if isinstance(stage, Hooks):
             return self._end_callbacks(here, stage, signal)
         assert isinstance(stage, GeneratorType)  # noqa: S101 - for the type checker
         if stage.gi_frame is None:
@@ -74,7 +74,7 @@ class Stages:
         return None, words
 
     def _end_callbacks(
-        self, here: int, callbacks: Callbacks[Any, Any], signal: BaseException
+        self, here: int, callbacks: Hooks[Any, Any], signal: BaseException
     ) -> tuple[BaseException | None, Any]:
         self._stages[here] = None
         failure = signal if isinstance(signal, Exception) else None
@@ -100,14 +100,12 @@ class Stages:
             if stage is None:
                 continue
             try:
-                if type(stage) is Callbacks:
+                if isinstance(stage, Hooks):
                     self._stages[here] = None
                     if stage.on_end is not None:
                         stage.on_end(failure, failure is None)
-                else:
-                    generator = cast("GeneratorType[Any, Any, Any]", stage)
-                    if not generator.gi_running:
-                        generator.close()
+                elif not stage.gi_running:
+                    stage.close()
             except Exception as error:
                 # A failing release must not keep the other stages from theirs.
                 _log.error(

@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import weakref
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, cast
 
 from operators._core.loop_streams import streams_of
 
@@ -27,7 +27,11 @@ def start_task(
     It runs in *context*, by default a copy of the current one. The loop's task factory is not
     asked: an eager one would enter *context* at once, which fails where the caller runs in it.
     """
-    return _started(coroutine, loop, context, streams_of(loop).tasks)
+    running = streams_of(loop).tasks
+    task = asyncio.Task(coroutine, loop=loop, context=context)
+    running.add(task)
+    task.add_done_callback(running.discard)
+    return task
 
 
 def start_release(
@@ -40,27 +44,28 @@ def start_release(
 
     ``asyncio.run`` cancels all tasks at its end, and one that has not begun never would.
     """
-    begun = _begun(coroutine)
+    running = streams_of(loop).releases
+    begun = _begun(coroutine, loop, running)
     begun.send(None)
-    return _started(begun, loop, context, streams_of(loop).releases)
-
-
-def _started(
-    coroutine: Coroutine[Any, Any, None],
-    loop: asyncio.AbstractEventLoop,
-    context: contextvars.Context | None,
-    running: set[asyncio.Task[None]],
-) -> asyncio.Task[None]:
-    task = asyncio.Task(coroutine, loop=loop, context=context)
+    task = asyncio.Task(begun, loop=loop, context=context)
     running.add(task)
-    task.add_done_callback(running.discard)
     return task
 
 
-async def _begun(coroutine: Coroutine[Any, Any, None]) -> None:
-    with contextlib.suppress(asyncio.CancelledError):
+async def _begun(
+    coroutine: Coroutine[Any, Any, None],
+    loop: asyncio.AbstractEventLoop,
+    running: set[asyncio.Task[None]],
+) -> None:
+    try:  # noqa: SIM105 - a context manager is dear with many requests
         await asyncio.sleep(0)
-    await coroutine
+    except asyncio.CancelledError:
+        pass
+    try:
+        await coroutine
+    finally:
+        # Here and in no callback, which would be one more call in the loop for each request.
+        running.discard(cast("asyncio.Task[None]", asyncio.current_task(loop)))
 
 
 async def done(task: asyncio.Task[None] | None) -> None:

@@ -24,7 +24,6 @@ __all__ = ("LOGGER", "RequestLog", "request_ids")
 LOGGER: Final = "rx_backend.requests"
 """The name of the logger of requests."""
 
-_LEVELS: Final = (logging.DEBUG, logging.INFO, logging.WARNING)
 _LONGEST_ID: Final = 256
 
 
@@ -50,6 +49,18 @@ class RequestLog:
     The last event is ``request ended``, ``request dropped`` or, at WARNING, ``request failed``. A
     health probe that goes well is logged at DEBUG. No text of a user's, of a model's or of an
     error, and no token ids, at any level.
+
+    Args:
+        span: The request's span.
+        request: The request.
+        context: Its context.
+        mode: The worker's role.
+        clock: Measures the duration, unless *record* and the span forbid to read it (row P8).
+        record: As for the adapter.
+
+    Attributes:
+        has_all_ends: Whether the end of a request that goes well is logged.
+        has_first_token: Whether the first token is logged.
     """
 
     __slots__ = (
@@ -57,35 +68,16 @@ class RequestLog:
         "_clock",
         "_context",
         "_input_tokens",
-        "_level",
         "_mode",
         "_request",
         "_span",
         "_started",
+        "has_all_ends",
+        "has_first_token",
     )
 
     def __init__(
         self,
-        level: int,
-        span: Span,
-        request: PreprocessedRequest,
-        context: RequestContext,
-        mode: DisaggregationMode,
-    ) -> None:
-        self._level = level
-        self._span = span
-        self._request = request
-        self._context = context
-        # An engine may append to the prompt.
-        self._input_tokens = len(request.token_ids)
-        self._mode = mode
-        self._clock: Clock | None = None
-        self._started = 0.0
-        self._bound: Logger | None = None
-
-    @classmethod
-    def of(
-        cls,
         span: Span,
         request: PreprocessedRequest,
         context: RequestContext,
@@ -93,20 +85,22 @@ class RequestLog:
         *,
         clock: Clock,
         record: bool | None = None,
-    ) -> RequestLog | None:
-        """
-        Return the log of a request that begins; None where even warnings would be dropped.
-
-        It has the request's duration, unless *record* and the span forbid to read a clock for it
-        (row P8).
-        """
-        level = _lowest_level()
-        if level is None:
-            return None
-        log = cls(level, span, request, context, mode)
-        if log.has_all_ends and should_record(span, record, metered=True):
-            log._clock, log._started = clock, clock()
-        return log
+    ) -> None:
+        self._span = span
+        self._request = request
+        self._context = context
+        # An engine may append to the prompt.
+        self._input_tokens = len(request.token_ids)
+        self._mode = mode
+        self._bound: Logger | None = None
+        self._clock: Clock | None = None
+        self._started = 0.0
+        # The usual level needs one question, that of a level that is on a second one.
+        has_info = _stdlib_logger.isEnabledFor(logging.INFO)
+        self.has_first_token = has_info and _stdlib_logger.isEnabledFor(logging.DEBUG)
+        self.has_all_ends = self.has_first_token if request.is_probe else has_info
+        if self.has_all_ends and should_record(span, record, metered=True):
+            self._clock, self._started = clock, clock()
 
     @property
     def _logger(self) -> Logger:
@@ -121,19 +115,9 @@ class RequestLog:
             )
         return self._bound
 
-    @property
-    def has_all_ends(self) -> bool:
-        """Whether the end of a request that goes well is logged."""
-        return self._level <= (logging.DEBUG if self._request.is_probe else logging.INFO)
-
-    @property
-    def has_first_token(self) -> bool:
-        """Whether the first token is logged."""
-        return self._level <= logging.DEBUG
-
-    def opened(self, _input_tokens: int) -> None:
+    def opened(self) -> None:
         """Log the start."""
-        if self._level <= logging.DEBUG:
+        if self.has_first_token:
             self._logger.debug("request started")
 
     def first_token(self, times: TokenTimes) -> None:
@@ -143,9 +127,8 @@ class RequestLog:
 
     def abort_step(self, step: AbortStep) -> None:
         """Log what happened to the request's abort."""
-        if self._level <= logging.INFO:
-            event, fields = _STEPS[step]
-            self._logger.info(event, **fields)
+        event, fields = _STEPS[step]
+        self._logger.info(event, **fields)
 
     def ended(self, outcome: Outcome, context: RequestContext) -> None:
         """Log how the stream ended."""
@@ -198,11 +181,6 @@ def _figures(times: TokenTimes) -> dict[str, float]:
 
 def _rounded(**figures: float) -> dict[str, float]:
     return {name: round(value, 2) for name, value in figures.items()}
-
-
-def _lowest_level() -> int | None:
-    """Return the lowest level that is not dropped; None where all are."""
-    return next(filter(_stdlib_logger.isEnabledFor, _LEVELS), None)
 
 
 _STEPS: Final[dict[AbortStep, tuple[str, dict[str, bool]]]] = {

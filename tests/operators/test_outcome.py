@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import reactivex
 from hypothesis import given
 from hypothesis import strategies as st
 from reactivex.subject import Subject
@@ -58,8 +59,8 @@ CHUNKS = st.builds(
 )
 
 
-def tracker(answers: int = 1, *, stopped: bool = False) -> OutcomeTracker:
-    return OutcomeTracker(TokenTimes(answers=answers), lambda: stopped)
+def tracker(answers: int = 1) -> OutcomeTracker:
+    return OutcomeTracker(TokenTimes(answers=answers))
 
 
 def handed_out(items: Iterable[Any]) -> HandedOut:
@@ -104,14 +105,14 @@ def test_it_is_decided_by_what_was_handed_out(
     stopped: bool,
 ) -> None:
     """The end is that of the items where one was among them, else that of the chunks."""
-    record = tracker(answers, stopped=stopped)
+    record = tracker(answers)
     for chunk in engine:
         if chunk.finish_reason is not None:
             record.times.note_terminal(chunk)
     record.failure = failure
     if handed is not None:
         record.handed_out = handed_out(handed)
-    outcome = record.end(dropped=dropped)
+    outcome = record.end(dropped=dropped, is_cancelled=stopped)
 
     seen = [item.data for item in handed or () if item.data is not None]
     reasons = first_reasons(seen)
@@ -212,16 +213,14 @@ def test_observers_are_called_once_and_apart(caplog: pytest.LogCaptureFixture) -
 
 @pytest.mark.rows("P7")
 def test_a_stop_that_can_not_be_asked_for_is_none(caplog: pytest.LogCaptureFixture) -> None:
-    """The observers hear of the end all the same."""
+    """The observer hears of the end all the same."""
 
     def refuse() -> bool:
         raise LookupError
 
-    record = OutcomeTracker(TokenTimes(), refuse)
-    record.times.note_terminal(LLMEngineOutput.stop())
     seen: list[Outcome] = []
-    record.subscribe(seen.append)
-    record.end(dropped=False)
+    chunks = reactivex.of(LLMEngineOutput.stop())
+    chunks.pipe(on_outcome(seen.append, is_cancelled=refuse)).subscribe()
     assert [(one.finish_reason, one.is_cancelled) for one in seen] == [(STOP, False)]
     assert len(caplog.records) == 1
 
