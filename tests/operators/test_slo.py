@@ -313,7 +313,7 @@ def feed(
     times.started, times.is_timed = 1.0, True
     times.times.extend(accumulate(gaps_s, initial=1.0 + ttft_s))
     times.finish_reasons[0] = "stop"
-    ended = OutcomeTracker(times, lambda: False)
+    ended = OutcomeTracker(times)
     scope: Any = SimpleNamespace(times=times, outcome=ended)
     assert slo(200, 50, windows=windows, key=key).start(scope) is None, "no item visits it"
     ended.end(dropped=False)
