@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, cast
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable, SingleAssignmentDisposable
 
 from operators._core.arguments import AtLeast, check_arguments
 from operators._core.fusion import FusedRun
-from operators._core.loop_scheduler import LoopScheduler
+from operators._core.loop_scheduler import with_loop_timers
 from operators._core.pushing import push_in_task
 from operators._core.tasks import defer_to_loop
 from operators._reader import Reader, ReaderMark, check_position
@@ -68,8 +68,8 @@ class SharedStream(Observable[T], Generic[T]):
         source: AsyncIterator[T],
         *,
         log: ReplayLog[T] | None = None,
-        ahead: int = 0,
-        linger_s: float | None = 0.0,
+        ahead: Annotated[int, AtLeast(0)] = 0,
+        linger_s: Annotated[float, AtLeast(0, "seconds")] | None = 0.0,
         on_abandoned: Callable[[], None] | None = None,
         on_end: OnEnd | None = None,
     ) -> None:
@@ -79,7 +79,12 @@ class SharedStream(Observable[T], Generic[T]):
                 f"SharedStream: source: expected an asynchronous iterator, got {source!r}"
             )
         check_arguments(
-            _options, ahead=ahead, linger_s=linger_s, on_abandoned=on_abandoned, on_end=on_end
+            SharedStream,
+            source,
+            ahead=ahead,
+            linger_s=linger_s,
+            on_abandoned=on_abandoned,
+            on_end=on_end,
         )
         held: ReplayLog[T] = ItemLog() if log is None else log
         self._shared = SharedSource(
@@ -149,7 +154,8 @@ class SharedStream(Observable[T], Generic[T]):
             Timers run on the event loop unless an operator or the subscriber passes a scheduler
             (row O6).
             """
-            return _with_timers(super().pipe(*operators), self._shared)
+            shared = self._shared
+            return with_loop_timers(super().pipe(*operators), lambda: shared.loop)
 
     def close(self) -> None:
         """
@@ -208,33 +214,6 @@ class SharedStream(Observable[T], Generic[T]):
         if shared is not None and shared.loop is not None and not shared.is_over:
             # The collector may call this in any thread.
             defer_to_loop(shared.loop, shared.close)
-
-
-def _with_timers(piped: object, shared: SharedSource[Any]) -> Any:
-    """Give an Observable the timers of the event loop; what else a pipe gives comes back as it is."""
-    if type(piped) is not Observable:
-        return piped
-    observable = cast("Observable[Any]", piped)
-
-    def subscribe(
-        observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
-    ) -> abc.DisposableBase:
-        return observable.subscribe(observer, scheduler=scheduler or LoopScheduler(shared.loop))
-
-    return Observable(subscribe)
-
-
-def _options(
-    *,
-    ahead: Annotated[int, AtLeast(0)],
-    linger_s: Annotated[float, AtLeast(0, "seconds")] | None,
-    on_abandoned: Callable[[], None] | None,
-    on_end: Callable[[BaseException | None], Coroutine[Any, Any, None]] | None,
-) -> None: ...
-
-
-# Errors name what the user called.
-_options.__name__ = "SharedStream"
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -12,7 +12,7 @@ from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
 from operators import LoopScheduler, peek_first
-from operators.assembly import StreamObserver, done, push_in_task, start_task
+from operators.assembly import StreamObserver, done, push_in_task, start_task, with_loop_timers
 from operators.authoring import FusedRun, Operator, Transform
 from rx_backend.errors import Unknown, as_backend_error
 from rx_backend.scope import RequestScope
@@ -126,19 +126,8 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         Timers run on the stream's event loop unless an operator or the subscriber passes a scheduler
         (row O6).
         """
-        given: object = self.as_observable().pipe(*operators)
-        if type(given) is not Observable:
-            # Connectable observables, awaitables and iterators are returned unchanged.
-            return given
-        piped = cast("Observable[Any]", given)
-        timers = LoopScheduler(self.event_loop)
-
-        def subscribe(
-            observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
-        ) -> abc.DisposableBase:
-            return piped.subscribe(observer, scheduler=scheduler or timers)
-
-        return Observable(subscribe)
+        loop = self.event_loop
+        return with_loop_timers(self.as_observable().pipe(*operators), lambda: loop)
 
     def as_observable(self) -> Observable[T_co]:
         """

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import datetime
+from typing import Any, cast
 
+from reactivex import Observable, abc
 from reactivex.scheduler.eventloop import AsyncIOScheduler
 
 from operators._core.loop_clock import loop_clock
 
-__all__ = ("LoopScheduler",)
+__all__ = ("LoopScheduler", "with_loop_timers")
 
 
 class LoopScheduler(AsyncIOScheduler):
@@ -45,3 +48,21 @@ class LoopScheduler(AsyncIOScheduler):
     def now(self) -> datetime:
         """The loop's time as a ``datetime``; its zero is 1970."""
         return self.to_datetime(self._clock())
+
+
+def with_loop_timers(piped: object, loop: Callable[[], asyncio.AbstractEventLoop]) -> Any:
+    """
+    Return an Observable whose timers run on *loop*, unless its subscriber passes a scheduler.
+
+    What else a pipe returns, as a connectable Observable or an iterator, is returned unchanged.
+    """
+    if type(piped) is not Observable:
+        return piped
+    observable = cast("Observable[Any]", piped)
+
+    def subscribe(
+        observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
+    ) -> abc.DisposableBase:
+        return observable.subscribe(observer, scheduler=scheduler or LoopScheduler(loop()))
+
+    return Observable(subscribe)
