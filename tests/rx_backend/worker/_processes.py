@@ -157,6 +157,7 @@ def frontend(folder: Path, *flags: str, **environ: Any) -> Generator[Served]:
 def _running(
     folder: Path, arguments: Sequence[str], cwd: Path, environ: dict[str, Any]
 ) -> Generator[Served]:
+    folder.mkdir(exist_ok=True)
     port = int(environ.setdefault("DYN_HTTP_PORT", str(free_port())))
     process = subprocess.Popen(
         [sys.executable, "-m", "rx_backend_cli", *arguments],
