@@ -224,13 +224,6 @@ class FailingEngine(CountingEngine):
         raise CannotConnect("no device to be had")
 
 
-class NamelessEngine(CountingEngine):
-    """Starts, with a config that names no model."""
-
-    async def start(self, worker_id: int) -> EngineConfig:
-        return EngineConfig(model="")
-
-
 def _answers(wanted: int, answers: int) -> Iterator[LLMEngineOutput]:
     for made in range(wanted + answers):
         for index in range(answers):
@@ -252,12 +245,14 @@ async def _released_or_stopped(context: RequestContext) -> None:
 _BYTE_0 = NUMBERS
 
 
+def text_of(token_ids: list[int]) -> str:
+    """What a prompt of text says."""
+    return bytes(token - _BYTE_0 for token in token_ids).decode()
+
+
 def _first_letter(token_ids: list[int]) -> str:
     """The first letter of the user's message, or of a prompt of one token."""
-    if len(token_ids) == 1:
-        return chr(token_ids[0] - _BYTE_0)
-    text = bytes(token - _BYTE_0 for token in token_ids).decode()
-    return text.removeprefix("user: ")[0]
+    return text_of(token_ids).removeprefix("user: ")[0]
 
 
 PEER_MODEL = "peers"

@@ -59,8 +59,7 @@ def one_of_each(served: Served) -> bool:
     return served.count("drain") == served.count("cleanup") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_loses_no_request(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_loses_no_request(tmp_path: Path) -> None:
     """Requests in flight end with all their tokens, new ones are refused, the exit code is 0."""
     release = tmp_path / "release"
     flags = ("--frontend", "--grace-s", "0", "--drain-s", str(STEP_S))
@@ -71,7 +70,7 @@ def test_a_signal_loses_no_request(tmp_path: Path, number: signal.Signals) -> No
     ):
         served.line("curl -N", START_S)
         running = start(pool, client, CLIENTS)
-        served.signal(number)
+        served.signal(signal.SIGINT)
         served.line("refuses new requests")
         with pytest.raises(APIError):
             ask(client, letter="c")
@@ -145,29 +144,20 @@ def test_a_forced_end_waits_for_no_engine(tmp_path: Path, engine: str, code: int
             served.line("rx-backend: error: the shutdown did not end within 10 s")
 
 
-@pytest.mark.parametrize(
-    ("engine", "complaint"),
-    [
-        ("FailingEngine", "BackendCannotConnect: no device to be had"),
-        ("NamelessEngine", "non-empty model name"),
-    ],
-)
-def test_a_failing_start_is_told_and_cleaned_up(
-    tmp_path: Path, engine: str, complaint: str
-) -> None:
+def test_a_failing_start_is_told_and_cleaned_up(tmp_path: Path) -> None:
     """The process ends with a code that is not 0 and the typed error, after one cleanup."""
-    with serve(tmp_path, engine) as served:
-        assert complaint in served.line("rx-backend: error:", START_S)
+    with serve(tmp_path, "FailingEngine") as served:
+        told = served.line("rx-backend: error:", START_S)
+        assert "BackendCannotConnect: no device to be had" in told
         assert served.ended() == 1
         assert served.count("cleanup") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_a_start_that_blocks(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_reaches_a_start_that_blocks(tmp_path: Path) -> None:
     """It is interrupted after some seconds, and cleaned up."""
     with serve(tmp_path, "BlockingEngine") as served:
         served.line("blocks", START_S)
-        served.signal(number)
+        served.signal()
         assert served.ended(2 * START_S) == 0
         assert served.count("cleanup") == 1
 
