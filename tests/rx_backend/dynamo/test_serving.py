@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any, TypeAlias
@@ -18,7 +16,15 @@ from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import KINDS, Unknown
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, convert_output, to_builtins
 from tests.engines import ScriptedEngine, request, stop, token
-from tests.rx_backend.dynamo._runtime import NEEDS, cluster, new_context, real, received, settled
+from tests.rx_backend.dynamo._runtime import (
+    NEEDS,
+    cluster,
+    killed_reader,
+    new_context,
+    real,
+    received,
+    settled,
+)
 from tests.rx_backend.test_protocols_dynamo import CLASSES
 from tests.spans import Spans
 
@@ -249,21 +255,6 @@ def test_a_client_that_goes_is_one_abort(leave: Any, pushed: bool, spans: Spans)
     assert sorted(engine.aborts) == sorted(ids)
 
 
-CHILD = """
-import asyncio, os
-from dynamo.runtime import DistributedRuntime
-
-async def main():
-    runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
-    client = await runtime.endpoint("rx.backend.generate").client()
-    await client.wait_for_instances()
-    async for _item in await client.round_robin({"token_ids": [1]}):
-        print(end=".", flush=True)
-
-asyncio.run(main())
-"""
-
-
 @pytest.mark.rows("A2", "S7")
 @real
 async def test_a_client_that_is_killed_is_one_abort() -> None:
@@ -273,13 +264,8 @@ async def test_a_client_that_is_killed_is_one_abort() -> None:
         handler, open_streams = watched(serving(EngineAdapter(engine)))
         await joined.serve(handler)
         before = asyncio.all_tasks()
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", CHILD, stdout=asyncio.subprocess.PIPE, env=dict(os.environ)
-        )
-        assert child.stdout is not None
-        await child.stdout.readexactly(3)
-        child.kill()
-        await child.wait()
+        async with killed_reader() as read:
+            await read.readexactly(3)
         await settled(lambda: engine.aborts and engine.closed and all_over(open_streams))
         await settled(lambda: asyncio.all_tasks() == before)
     assert len(engine.aborts) == 1
