@@ -40,8 +40,8 @@ class Worker:
     the requests in flight finish, and cleans up. A second signal forces the shutdown, a third ends
     the process. A ``cleanup`` that can't be stopped at its deadline ends it too, with exit code 1.
 
-    While it runs, the interpreter switches threads every 0.2 ms instead of every 5 ms where chunks
-    are coalesced, and the garbage collector leaves alone what was there when the engine had started.
+    While it runs, the interpreter switches threads every 0.2 ms instead of every 5 ms, and the
+    garbage collector leaves alone what was there when the engine had started.
 
     Args:
         engine: The engine; the worker starts it and cleans it up, each once.
@@ -148,9 +148,7 @@ class Worker:
 
         with ExitStack() as stack:
             stack.enter_context(signals_to(self._shutdown, unwind_s=self._times.unwind_s))
-            if self._coalesce:
-                # Pulling ahead keeps the event loop busy.
-                stack.enter_context(switching_within(_SWITCH_S))
+            stack.enter_context(switching_within(_SWITCH_S))
 
             def ready(config: EngineConfig) -> None:
                 stack.enter_context(frozen_heap())
