@@ -56,6 +56,7 @@ def serving(
     """
     probes = JsonProbeAdapter(adapter.with_operators(_verdict()))
     decode = adapter.mode.is_decode
+    arriving: set[object] = set()
 
     def handle(
         request: Mapping[str, Any], context: Any, response_sender: ResponseSender | None = None
@@ -63,9 +64,10 @@ def serving(
         return ServedStream(
             context,
             partial(_open_stream, adapter, probes, request, context_length()),
-            outlet=None if response_sender is None else Outlet(response_sender, merge=coalesce),
             inside=inside,
             decode=decode,
+            arriving=arriving,
+            outlet=None if response_sender is None else Outlet(response_sender, merge=coalesce),
         )
 
     return handle
