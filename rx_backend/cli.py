@@ -82,11 +82,15 @@ def _drop_unwritten() -> None:
             continue
 
 
+def _search_current_folder() -> None:
+    """Let a module in the current folder be found, as with ``python -m``; behind our own imports."""
+    sys.path.insert(0, "")
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from rx_backend.replay.session import RunOptions, run  # noqa: PLC0415  # a light start
 
-    # As with `python -m`: a module in the current folder is found.
-    sys.path.insert(0, "")
+    _search_current_folder()
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     del given["command"]
     # The table counts what failed; a line for each request would drown it.
@@ -106,8 +110,7 @@ def _conformance(arguments: argparse.Namespace) -> int:
     from rx_backend.testing import run_conformance  # noqa: PLC0415  # the same
     from rx_backend.testing.engine_making import engine_maker  # noqa: PLC0415  # the same
 
-    # As with `python -m`: a module in the current folder is found.
-    sys.path.insert(0, "")
+    _search_current_folder()
     path = arguments.model_path
     maker = engine_maker(
         arguments.engine, arguments.engine_arg, arguments.own_args, model_path=path
@@ -123,8 +126,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from rx_backend.worker.options import ServeOptions  # noqa: PLC0415  # a light start
     from rx_backend.worker.serve import prepare_worker  # noqa: PLC0415  # the same
 
-    # As with `python -m`: a module in the current folder is found.
-    sys.path.insert(0, "")
+    _search_current_folder()
     return _on_runtime(prepare_worker(ServeOptions(**vars(arguments))))
 
 
@@ -138,8 +140,7 @@ def _frontend(arguments: argparse.Namespace) -> int:
 def _dynamo(arguments: argparse.Namespace) -> int:
     from rx_backend.worker.dynamo_worker import run_module  # noqa: PLC0415  # a light start
 
-    # As with `python -m`: a module in the current folder is found.
-    sys.path.insert(0, "")
+    _search_current_folder()
     given = {name: value for name, value in vars(arguments).items() if name != "command"}
     return run_module(**given, say=_say)
 

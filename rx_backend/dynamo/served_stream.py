@@ -27,6 +27,8 @@ request with an error.
 # An engine that has items ready leaves the event loop to others after so many, or so long.
 _AT_A_TURN: Final = 32
 _TURN_S: Final = 0.001
+# How many turns a request needs from its arrival to its beginning, at most.
+_TURNS_TO_BEGIN: Final = 3
 
 
 class ServedStream(AsyncIterator[dict[str, Any]]):
@@ -50,11 +52,15 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         inside: Entered before anything else, on the event loop; left when the request is over. Its
             function is :meth:`fail`, and does not keep the stream alive.
         decode: Whether this worker decodes for a prefill peer.
+        arriving: The requests that have come and not begun, of all streams of a handler. A stream
+            whose engine never waits leaves the event loop to them.
         outlet: Where items are pushed; without one they are returned, one for each pull.
     """
 
     __slots__ = (
         "__weakref__",
+        "_arrival",
+        "_arriving",
         "_bridge",
         "_context",
         "_decode",
@@ -79,6 +85,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         *,
         inside: Inside,
         decode: bool,
+        arriving: set[object],
         outlet: Outlet | None = None,
     ) -> None:
         self._context = context
@@ -86,6 +93,9 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         self._inside = inside
         self._decode = decode
         self._outlet = outlet
+        self._arriving = arriving
+        self._arrival = object()
+        arriving.add(self._arrival)
         # The runtime calls the handler in a thread without an event loop.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._left = ExitStack()
@@ -150,7 +160,11 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         return self._failed_item()
 
     async def _push(self, outlet: Outlet) -> None:
-        """Push the items: one that had to be waited for at once, those that were ready together."""
+        """
+        Push the items: one that had to be waited for at once, those that were ready together.
+
+        Behind its first item a request leaves the event loop to others, for theirs.
+        """
         stream: ResponseStream[object] | None = self._stream
         waits, ready, turn_ends = -1, 0, 0.0
         while self._stream is not None and stream is not None:
@@ -161,21 +175,29 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
             if wire is None:
                 continue
             outlet.put(wire)
-            if stream.waits != waits:
-                # Behind the first item others get their turn, for theirs.
-                ready = _AT_A_TURN if waits < 0 else 0
-                waits, turn_ends = stream.waits, monotonic() + _TURN_S
-                outlet.send()
+            is_first, has_waited = waits < 0, stream.waits != waits
+            if has_waited:
+                waits, ready = stream.waits, 0
             elif ready < _AT_A_TURN and monotonic() < turn_ends:
                 ready += 1
                 outlet.send_soon(stream.event_loop)
-            else:
-                outlet.send()
-                await asyncio.sleep(0)
-                ready, turn_ends = 0, monotonic() + _TURN_S
+                continue
+            outlet.send()
+            if is_first or not has_waited:
+                await self._leave_turn()
+                ready = 0
+            turn_ends = monotonic() + _TURN_S
             if outlet.is_full:
                 await outlet.room()
         await outlet.finish(self._failed_item())
+
+    async def _leave_turn(self) -> None:
+        """Leave the event loop to others, and to requests that have come until they have begun."""
+        await asyncio.sleep(0)
+        for _ in range(_TURNS_TO_BEGIN):
+            if not self._arriving:
+                break
+            await asyncio.sleep(0)
 
     def _failed_item(self) -> dict[str, Any] | None:
         """Return the last item of a request that :meth:`fail` has ended, once."""
@@ -194,6 +216,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
     async def _begin(self) -> None:
         """Start the request; a kill in the meantime cancels that."""
         self._loop = asyncio.get_running_loop()
+        self._arriving.discard(self._arrival)
         # What this refers to may outlive the request, until the runtime's next call frees it.
         start, self._open = self._open, None
         context, self._context = self._context, None
@@ -256,6 +279,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         self.close()
 
     def __del__(self, defer: Callable[..., None] = defer_to_loop) -> None:
+        self._arriving.discard(self._arrival)
         if self._loop is not None and not self._is_over:
             defer(self._loop, self.close)
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
-from operators import coalesce as coalesce_chunks
+from operators.authoring import FusedRun, operator
 from rx_backend.adapter import EngineAdapter
 from rx_backend.dynamo.outlet import Outlet, ResponseSender
 from rx_backend.dynamo.served_stream import Inside, ServedStream, alone
 from rx_backend.errors import InvalidArgument
 from rx_backend.probe import JsonProbeAdapter
-from rx_backend.protocols import convert_request
+from rx_backend.protocols import Annotated, LLMEngineOutput, convert_request
 from rx_backend.stream import ResponseStream
-from rx_backend.telemetry.metrics import COALESCED
 
 __all__ = ("Handler", "serving")
 
@@ -27,6 +26,7 @@ def serving(
     *,
     coalesce: bool = True,
     inside: Inside = alone,
+    context_length: Callable[[], int | None] = lambda: None,
 ) -> Handler:
     """
     Return the handler with which the runtime serves an adapter.
@@ -39,57 +39,74 @@ def serving(
 
     Errors go out as items with their kind, all nine of them; a request that is none is answered by
     an `InvalidArgument` item (rows S5, S6). Clients take an instance out of their routing when they
-    get one of `EngineShutdown`, and may send the request elsewhere. Health probes are answered as by
-    `JsonProbeAdapter` (row H2).
+    get one of `EngineShutdown`, and may send the request elsewhere.
+
+    Health probes are answered as by `JsonProbeAdapter`, by one item: the runtime looks at the first
+    only, and an engine that fails after its first token is not healthy (row H2).
 
     Args:
         adapter: What serves the requests.
-        coalesce: Whether plain chunks of an answer that wait for the runtime become one. Pushed,
-            those do that the engine has ready without a wait in between; pulled, those that come
-            while the runtime is busy, see :func:`operators.coalesce`. The first token goes out at
-            once, and nothing is held back.
+        coalesce: Whether plain chunks of an answer that the engine has ready without a wait in
+            between are pushed as one. The first token goes out at once, and nothing is held back.
         inside: What a request is served inside of, made from the runtime's context and a function
             that fails the request: to count requests, to refuse one by raising, which fails the
             request as it is, or to end one with an error of its own.
+        context_length: Returns the most tokens that a prompt may have, None for any number. A longer
+            one is an `InvalidArgument`: the frontend itself does not check.
     """
-    served = _with_coalescing(adapter) if coalesce else adapter
-    probes = JsonProbeAdapter(adapter)
+    probes = JsonProbeAdapter(adapter.with_operators(_verdict()))
     decode = adapter.mode.is_decode
+    arriving: set[object] = set()
 
     def handle(
         request: Mapping[str, Any], context: Any, response_sender: ResponseSender | None = None
     ) -> ServedStream:
-        pushes = response_sender is not None
         return ServedStream(
             context,
-            partial(_open_stream, adapter if pushes else served, probes, request),
-            outlet=Outlet(response_sender, merge=coalesce) if pushes else None,
+            partial(_open_stream, adapter, probes, request, context_length()),
             inside=inside,
             decode=decode,
+            arriving=arriving,
+            outlet=None if response_sender is None else Outlet(response_sender, merge=coalesce),
         )
 
     return handle
 
 
-def _with_coalescing(adapter: EngineAdapter) -> EngineAdapter:
-    """Return *adapter* with its chunks merged where they wait for the runtime."""
-    return adapter.with_operators(coalesce_chunks(counts=COALESCED, ahead_of_first=False))
+@operator
+async def _verdict(
+    source: FusedRun[Annotated[LLMEngineOutput]],
+) -> AsyncGenerator[Annotated[LLMEngineOutput]]:
+    """Hand out the first item that says that the engine failed, else the last one."""
+    item = None
+    async for item in source:
+        reason = None if item.data is None else item.data.finish_reason
+        if item.is_error or (reason is not None and reason.is_error):
+            break
+    if item is not None:
+        yield item
 
 
 async def _open_stream(
-    served: EngineAdapter, probes: JsonProbeAdapter, request: Mapping[str, Any], context: Any
+    adapter: EngineAdapter,
+    probes: JsonProbeAdapter,
+    request: Mapping[str, Any],
+    limit: int | None,
+    context: Any,
 ) -> ResponseStream[Any]:
     """
     Start a request that came over the wire.
 
     Args:
-        served: Serves ordinary requests.
+        adapter: Serves ordinary requests.
         probes: Serves health probes.
         request: As it arrived.
+        limit: The most tokens that its prompt may have.
         context: Our context for it.
 
     Raises:
-        InvalidArgument: *request* is none; names the field and what was expected.
+        InvalidArgument: *request* is none, which names the field and what was expected, or its
+            prompt is too long.
         BackendError: The engine's set-up failed.
     """
     if not isinstance(request, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -97,4 +114,9 @@ async def _open_stream(
     typed = convert_request(request)
     if typed.is_probe:
         return await probes.generate(request, context)
-    return await served.generate(typed, context)
+    if limit is not None and len(typed.token_ids) > limit:
+        raise InvalidArgument(
+            f"the prompt has {len(typed.token_ids)} tokens, more than the worker's context length "
+            f"of {limit}"
+        )
+    return await adapter.generate(typed, context)

@@ -12,10 +12,10 @@ from tempfile import gettempdir
 from typing import Any, Self
 
 from rx_backend.disagg import DisaggregationMode
+from rx_backend.dynamo import Handler
 from rx_backend.engine import EngineConfig
 from rx_backend.errors import CannotConnect, InvalidArgument
 from rx_backend.extras import import_extra
-from rx_backend.worker.incoming import PROBE_KEY, Handler
 from rx_backend.worker.nodelay import accept_without_delay
 from rx_backend.worker.ports import check_runtime_ports
 from rx_backend.worker.services import services, until_reachable
@@ -154,7 +154,7 @@ class DynamoEndpoint:
 
     async def serve(self, handler: Handler, probe: Mapping[str, Any] | None) -> None:
         """Serve requests until the runtime ends; *probe* becomes the runtime's health check."""
-        payload = None if probe is None else {**probe, PROBE_KEY: True}
+        payload = None if probe is None else {**probe, "_HEALTH_CHECK": True}
         await self._inner.serve_endpoint(
             handler, graceful_shutdown=True, health_check_payload=payload
         )

@@ -1,22 +1,13 @@
-"""What every incoming request passes before it reaches the adapter: the gate and two checks."""
+"""The gate that every incoming request passes."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Protocol
 
-from rx_backend.errors import InvalidArgument, to_dynamo
-
-__all__ = ("PROBE_KEY", "Handler", "RequestGate", "Stoppable", "with_checks")
-
-Handler: TypeAlias = Callable[..., AsyncIterator[Any]]
-"""Serves one request: takes it and the runtime's context, returns an iterator of items."""
-
-PROBE_KEY = "_HEALTH_CHECK"
-"""The key that marks a health check's request; see ``PreprocessedRequest.is_probe``."""
+__all__ = ("RequestGate", "Stoppable")
 
 
 class Stoppable(Protocol):
@@ -98,55 +89,3 @@ class RequestGate:
     def _settle(self) -> None:
         if not self._live:
             self._idle.set()
-
-
-def with_checks(handler: Handler, context_length: Callable[[], int | None]) -> Handler:
-    """
-    Return *handler* with health checks answered whole, and with prompts that don't fit refused.
-
-    The runtime looks at the first item of a health check's answer only, and an engine that fails
-    after its first token is not healthy: so the answer is collected, and an error comes first (row
-    H2). A prompt of more than *context_length* tokens is an ``InvalidArgument``, which clients see
-    as status 400: the frontend itself doesn't check.
-
-    Args:
-        handler: Serves the requests. Where it takes a ``response_sender``, so does the result.
-        context_length: Returns the limit in tokens; None for no limit.
-    """
-
-    def handle(request: Any, context: Any, **sender: Any) -> AsyncIterator[Any]:
-        if isinstance(request, dict):
-            fields = cast("dict[str, Any]", request)
-            if PROBE_KEY in fields:
-                return _probe(handler, fields, context, **sender)
-            prompt, limit = fields.get("token_ids") or (), context_length()
-            if limit is not None and len(prompt) > limit:
-                return _too_long(len(prompt), limit)
-        return handler(request, context, **sender)
-
-    # The runtime passes a sender to handlers whose signature has one.
-    handle.__signature__ = inspect.signature(handler)
-    return handle
-
-
-async def _probe(
-    handler: Handler, request: Any, context: Any, response_sender: Any = None
-) -> AsyncGenerator[Any]:
-    items = [item async for item in handler(request, context)]
-    failed = [item for item in items if item.get("event") == "error"]
-    for item in failed or items:
-        if response_sender is None:
-            yield item
-        else:
-            response_sender.send(item)
-    if response_sender is not None:
-        response_sender.close()
-
-
-async def _too_long(tokens: int, limit: int) -> AsyncGenerator[Any]:
-    raise to_dynamo(
-        InvalidArgument(
-            f"the prompt has {tokens} tokens, more than the worker's context length of {limit}"
-        )
-    )
-    yield

@@ -8,6 +8,7 @@ from inspect import isawaitable
 from typing import Any, NoReturn
 
 from rx_backend.disagg import DisaggregationMode
+from rx_backend.dynamo import Handler
 from rx_backend.engine import EngineConfig, LLMEngine, check_config, until_lost
 from rx_backend.errors import (
     Disconnected,
@@ -18,7 +19,7 @@ from rx_backend.errors import (
 )
 from rx_backend.logger import get_logger
 from rx_backend.worker.dynamo_runtime import DynamoEndpoint
-from rx_backend.worker.incoming import Handler, RequestGate
+from rx_backend.worker.incoming import RequestGate
 from rx_backend.worker.listing import until_unlisted
 from rx_backend.worker.shutdown import (
     EventLoopBlocked,

@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-__all__ = ("freeze_heap", "run_on_fast_loop", "switching_within", "thawed_afterwards")
+__all__ = ("frozen_heap", "run_on_fast_loop", "switching_within")
 
 _THRESHOLDS = (5_000, 5, 50)
 
@@ -41,22 +41,18 @@ def switching_within(seconds: float) -> Generator[None]:
         sys.setswitchinterval(before)
 
 
-def freeze_heap() -> None:
+@contextmanager
+def frozen_heap() -> Generator[None]:
     """
-    Take all objects of the started process out of garbage collection, and collect little and often.
+    Keep all objects of the started process out of garbage collection while the block runs.
 
     A collection that visits a loaded engine, or 10,000 open streams, stops every stream for tenths
     of a second. Young objects are collected in steps of some milliseconds instead.
     """
+    before = gc.get_threshold()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_THRESHOLDS)
-
-
-@contextmanager
-def thawed_afterwards() -> Generator[None]:
-    """Undo :func:`freeze_heap` at the end of the block."""
-    before = gc.get_threshold()
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from rx_backend.errors import EngineShutdown, to_dynamo
 from rx_backend.logger import get_logger
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.worker.dynamo_runtime import DynamoRuntime, check_parser
-from rx_backend.worker.incoming import RequestGate, with_checks
+from rx_backend.worker.incoming import RequestGate
 from rx_backend.worker.lifecycle import Lifecycle
 from rx_backend.worker.model_files import (
     NoTokenizer,
@@ -26,7 +26,7 @@ from rx_backend.worker.model_files import (
     shared_model_folder,
     tokenizer_folder,
 )
-from rx_backend.worker.process import freeze_heap, switching_within, thawed_afterwards
+from rx_backend.worker.process import frozen_heap, switching_within
 from rx_backend.worker.shutdown import Shutdown, ShutdownTimes, signals_to
 
 __all__ = ("Worker",)
@@ -40,8 +40,8 @@ class Worker:
     the requests in flight finish, and cleans up. A second signal forces the shutdown, a third ends
     the process. A ``cleanup`` that can't be stopped at its deadline ends it too, with exit code 1.
 
-    While it runs, the interpreter switches threads every 0.2 ms instead of every 5 ms where chunks
-    are coalesced, and the garbage collector leaves alone what was there when the engine had started.
+    While it runs, the interpreter switches threads every 0.2 ms instead of every 5 ms, and the
+    garbage collector leaves alone what was there when the engine had started.
 
     Args:
         engine: The engine; the worker starts it and cleans it up, each once.
@@ -139,23 +139,26 @@ class Worker:
         if runtime is None:
             runtime = await DynamoRuntime.connect(*self._transport)
         gate = RequestGate(_refusal)
-        handler = serving(self._adapter, coalesce=self._coalesce, inside=gate.admit)
-
-        def ready(config: EngineConfig) -> None:
-            freeze_heap()
-            if on_ready is not None:
-                on_ready(config)
+        handler = serving(
+            self._adapter,
+            coalesce=self._coalesce,
+            inside=gate.admit,
+            context_length=lambda: self._context_length,
+        )
 
         with ExitStack() as stack:
             stack.enter_context(signals_to(self._shutdown, unwind_s=self._times.unwind_s))
-            stack.enter_context(thawed_afterwards())
-            if self._coalesce:
-                # Pulling ahead keeps the event loop busy.
-                stack.enter_context(switching_within(_SWITCH_S))
+            stack.enter_context(switching_within(_SWITCH_S))
+
+            def ready(config: EngineConfig) -> None:
+                stack.enter_context(frozen_heap())
+                if on_ready is not None:
+                    on_ready(config)
+
             lifecycle = Lifecycle(
                 self._adapter.engine,
                 runtime.endpoint(*self._place),
-                with_checks(handler, lambda: self._context_length),
+                handler,
                 gate,
                 self._shutdown,
                 mode=self._adapter.mode,

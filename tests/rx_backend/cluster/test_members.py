@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator
+import threading
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from tests.rx_backend.worker._processes import (
     warm_up,
     words,
 )
-from tests.rx_backend.worker.engines import MODEL, WAIT, WAIT_INSIDE
+from tests.rx_backend.worker.engines import MADE_BEFORE_THE_WAIT, MODEL, WAIT, WAIT_INSIDE
 
 pytestmark = [pytest.mark.cluster("nats"), pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
 
@@ -50,8 +51,13 @@ def serving_two(folder: Path, **environ: str) -> Generator[tuple[OpenAI, Served,
         yield client, one, other
 
 
-def answer(client: OpenAI, letter: str = "c") -> list[str]:
-    return list(words(ask(client, letter, TOKENS)))
+def answer(client: OpenAI, letter: str = "c", begun: Callable[[], object] = list) -> list[str]:
+    """Read a whole answer; tell when its first token has come."""
+    found: list[str] = []
+    for word in words(ask(client, letter, TOKENS)):
+        found.append(word)
+        begun()
+    return found
 
 
 def test_two_share_the_load_and_one_leaves_unnoticed(tmp_path: Path) -> None:
@@ -60,7 +66,11 @@ def test_two_share_the_load_and_one_leaves_unnoticed(tmp_path: Path) -> None:
         serving_two(tmp_path) as (client, leaving, other),
         ThreadPoolExecutor(CLIENTS) as pool,
     ):
-        running = [pool.submit(answer, client, WAIT_INSIDE) for _ in range(CLIENTS)]
+        # A frontend that has nothing of an answer yet gives up on a worker that it no longer sees.
+        made = threading.Semaphore(0)
+        running = [pool.submit(answer, client, WAIT_INSIDE, made.release) for _ in range(CLIENTS)]
+        for _ in range(CLIENTS * MADE_BEFORE_THE_WAIT):
+            assert made.acquire(timeout=STEP_S)
         workers = (leaving, other)
         until(lambda: sum(worker.count("waiting") for worker in workers) == CLIENTS, *workers)
         assert [worker.count("waiting") for worker in workers] == [CLIENTS // 2] * 2
@@ -100,7 +110,7 @@ def test_a_lost_lease_ends_the_worker(tmp_path: Path, clusters: Clusters) -> Non
         answer = client.chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": WAIT}], stream=True
         )
-        served.line("waiting")
+        next(chunk for chunk in answer if chunk.choices[0].delta.content)
         clusters[tmp_path].revoke_leases()
         with pytest.raises(APIError, match="unavailable"):
             list(answer)

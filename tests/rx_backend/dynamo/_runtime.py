@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -90,6 +91,34 @@ def new_context(id: str = "r1", metadata: dict[str, str] | None = None) -> Any:
 async def received(stream: Awaitable[Any]) -> list[dict[str, Any]]:
     """Read a stream to its end: the data of its items."""
     return [item.data() async for item in await stream]
+
+
+_READER = """
+import asyncio
+from dynamo.runtime import DistributedRuntime
+
+async def main():
+    runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
+    client = await runtime.endpoint("rx.backend.generate").client()
+    await client.wait_for_instances()
+    async for _item in await client.round_robin({"token_ids": [1]}):
+        print(end=".", flush=True)
+
+asyncio.run(main())
+"""
+
+
+@asynccontextmanager
+async def killed_reader() -> AsyncGenerator[asyncio.StreamReader]:
+    """Read a stream in a process of its own, a dot for each item; it is killed at the end."""
+    pipe = asyncio.subprocess.PIPE
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", _READER, stdout=pipe)
+    assert child.stdout is not None
+    try:
+        yield child.stdout
+    finally:
+        child.kill()
+        await child.wait()
 
 
 async def settled(condition: Callable[[], object]) -> None:

@@ -104,48 +104,12 @@ class NoTerminal(Counting):
                 yield chunk
 
 
-class GoesOn(Counting):
-    async def generate(self, request: Request, context: Any) -> Chunks:
-        async for chunk in super().generate(request, context):
-            yield chunk
-        yield {"token_ids": [9]}
-
-
-class OneAtATime(Counting):
-    busy = False
-
-    async def generate(self, request: Request, context: Any) -> Chunks:
-        if self.busy:
-            raise exception("Unknown")
-        self.busy = True
-        try:
-            async for chunk in super().generate(request, context):
-                yield chunk
-        finally:
-            self.busy = False
-
-
 class Deaf(Counting):
     """Waits for a stop that it then forgets."""
 
     async def generate(self, request: Request, context: Any) -> Chunks:
         async for chunk in super().generate(request, context.detached("deaf")):
             yield chunk
-
-
-class EndsAsStop(Counting):
-    async def generate(self, request: Request, context: Any) -> Chunks:
-        async for chunk in super().generate(request, context):
-            yield {**chunk, "finish_reason": "stop"} if context.is_stopped() else chunk
-
-
-class CleansUpOnce(Counting):
-    cleaned_up = False
-
-    async def cleanup(self) -> None:
-        if self.cleaned_up:
-            raise exception("EngineShutdown")
-        self.cleaned_up = True
 
 
 GOOD = [Counting, Waiting, Raising]
@@ -155,11 +119,7 @@ BROKEN = [
     (ReadsFields, Rule.GENERATE_FAILED),
     (TextTokens, Rule.BAD_TOKEN_IDS),
     (NoTerminal, Rule.NO_TERMINAL),
-    (GoesOn, Rule.ITEM_AFTER_TERMINAL),
-    (OneAtATime, Rule.INTERLEAVED_CALLS_FAILED),
     (Deaf, Rule.CANCELLATION_NOT_SEEN),
-    (EndsAsStop, Rule.CANCELLED_NOT_TERMINAL),
-    (CleansUpOnce, Rule.SECOND_CLEANUP_FAILED),
 ]
 
 

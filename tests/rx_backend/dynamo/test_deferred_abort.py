@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
@@ -21,7 +19,15 @@ from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.scope import RequestScope
 from tests.engines import stop, token
-from tests.rx_backend.dynamo._runtime import NEEDS, cluster, new_context, real, received, settled
+from tests.rx_backend.dynamo._runtime import (
+    NEEDS,
+    cluster,
+    killed_reader,
+    new_context,
+    real,
+    received,
+    settled,
+)
 from tests.rx_backend.dynamo.test_serving import EITHER_WAY, Streams, all_over, either, watched
 
 pytestmark = NEEDS
@@ -166,32 +172,13 @@ def test_a_stop_before_the_first_token_waits_for_it(pushed: bool) -> None:
     run()
 
 
-CHILD = """
-import asyncio
-from dynamo.runtime import DistributedRuntime
-
-async def main():
-    runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
-    client = await runtime.endpoint("rx.backend.generate").client()
-    await client.wait_for_instances()
-    async for _item in await client.round_robin({"token_ids": [1]}):
-        pass
-
-asyncio.run(main())
-"""
-
-
 @pytest.mark.rows("A2", "A4")
 @real
 async def test_a_client_that_dies_before_the_first_token_is_aborted_by_it() -> None:
     """The same for a client's process that is killed."""
     async with served(waits) as worker:
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", CHILD, env=dict(os.environ)
-        )
-        await worker.happened("asked")
-        child.kill()
-        await child.wait()
+        async with killed_reader():
+            await worker.happened("asked")
         await worker.happened("asked", "stopped")
         worker.engine.go_on.set()
         await worker.happened("asked", "stopped", "token", "abort", "closed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -320,5 +320,67 @@ def test_an_engine_that_never_waits_leaves_others_their_turn() -> None:
         assert len(seen) >= 1_000 / 64
         assert client.tokens == [*range(1_000)]
         assert client.frames[-1]["finish_reason"] == "stop"
+
+    asyncio.run(main())
+
+
+def test_a_request_that_has_come_begins_before_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stream whose engine never waits gets not far ahead; one that is lost holds up none."""
+    monkeypatch.setattr("rx_backend.dynamo.served_stream._TURN_S", float("inf"))
+
+    async def main() -> None:
+        handler = serving(EngineAdapter(Pouring()), coalesce=False)
+        loop, tasks = asyncio.get_running_loop(), list[asyncio.Task[None]]()
+
+        async def pull(stream: AsyncIterator[Any]) -> None:
+            async for _ in stream:
+                pass
+
+        def come(client: Client) -> None:
+            """Call the handler, and pull a turn later, as the runtime does."""
+            stream = handler({"token_ids": [500, 0]}, RuntimeContext(), client)
+            loop.call_soon(lambda: tasks.append(loop.create_task(pull(stream))))
+
+        async def turns_until(condition: Callable[[], object]) -> int:
+            turns = 0
+            while not condition():
+                await asyncio.sleep(0)
+                turns += 1
+            return turns
+
+        early, late = Client(), Client()
+        come(early)
+        await turns_until(lambda: len(early.tokens) > 50)
+        before = len(early.tokens)
+        come(late)
+        await turns_until(lambda: late.frames)
+        assert len(early.tokens) - before <= 2
+        before = len(early.tokens)
+        handler({"token_ids": [1, 0]}, RuntimeContext(), Client())
+        assert await turns_until(lambda: len(early.tokens) == 500) < (500 - before) / 16
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+
+
+def test_a_burst_gets_its_first_tokens_before_anything_else() -> None:
+    """The terminals come behind them, though the engines have them ready."""
+
+    async def main() -> None:
+        sent: list[str] = []
+
+        class Journal(Client):
+            def send(self, obj: Any) -> None:
+                sent.append("end" if "finish_reason" in obj else "token")
+
+        async def ask() -> None:
+            async for _ in handler({"token_ids": [1, 0]}, RuntimeContext(), Journal()):
+                pass
+
+        handler = serving(EngineAdapter(Pouring()))
+        await asyncio.gather(*[ask() for _ in range(20)])
+        assert sent == ["token"] * 20 + ["end"] * 20
 
     asyncio.run(main())

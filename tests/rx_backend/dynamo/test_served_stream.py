@@ -274,13 +274,10 @@ def test_a_client_that_is_gone_leaves_nothing(
 
 
 @pytest.mark.rows("S7", "P7")
-@pytest.mark.parametrize("coalesce", [True, False])
 @pytest.mark.parametrize("end", ["whole", "kill", "refused", "failed"])
 @EITHER_WAY
-def test_served_requests_leave_no_garbage(end: str, pushed: bool, coalesce: bool) -> None:
+def test_served_requests_leave_no_garbage(end: str, pushed: bool) -> None:
     """What a request refers to is freed at its end, without the collector."""
-    if end == "failed" and coalesce and not pushed:
-        pytest.skip("from Python 3.12 on what pulls ahead leaves a failure to the collector")
     alive: list[weakref.ref[RequestContext]] = []
 
     class Watched(Engine):
@@ -295,7 +292,7 @@ def test_served_requests_leave_no_garbage(end: str, pushed: bool, coalesce: bool
     async def main() -> None:
         loop = asyncio.get_running_loop()
         engine = Watched(broken if end == "failed" else plain)
-        handler = serving(EngineAdapter(engine), coalesce=coalesce)
+        handler = serving(EngineAdapter(engine))
         for _ in range(10):
             context, seen = RuntimeContext(), list[dict[str, Any]]()
             sender = sender_to(seen, pushed)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any, TypeAlias
@@ -15,10 +13,18 @@ from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.dynamo import Handler, serving
 from rx_backend.engine import EngineConfig, LLMEngine
-from rx_backend.errors import KINDS
+from rx_backend.errors import KINDS, Unknown
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, convert_output, to_builtins
 from tests.engines import ScriptedEngine, request, stop, token
-from tests.rx_backend.dynamo._runtime import NEEDS, cluster, new_context, real, received, settled
+from tests.rx_backend.dynamo._runtime import (
+    NEEDS,
+    cluster,
+    killed_reader,
+    new_context,
+    real,
+    received,
+    settled,
+)
 from tests.rx_backend.test_protocols_dynamo import CLASSES
 from tests.spans import Spans
 
@@ -88,21 +94,16 @@ def test_a_stream_arrives_as_the_engine_gave_it(pushed: bool, spans: Spans) -> N
     assert dict(spans.one("engine.generate").attributes or {})["finish_reason"] == "Stop"
 
 
-@EITHER_WAY
-def test_what_waits_goes_out_as_one_chunk(pushed: bool) -> None:
+@real
+async def test_what_waits_goes_out_as_one_chunk() -> None:
     """The first token comes alone, the rest in far fewer crossings, and none is lost."""
     engine = ScriptedEngine(*map(token, range(2_000)), stop())
-
-    @real
-    async def run() -> None:
-        async with cluster() as joined:
-            client = await joined.serve(either(serving(EngineAdapter(engine)), pushed))
-            chunks = await received(client.round_robin({"token_ids": [1]}))
-        assert [token_id for chunk in chunks for token_id in chunk["token_ids"]] == [*range(2_000)]
-        assert chunks[0]["token_ids"] == [0]
-        assert len(chunks) < 500
-
-    run()
+    async with cluster() as joined:
+        client = await joined.serve(serving(EngineAdapter(engine)))
+        chunks = await received(client.round_robin({"token_ids": [1]}))
+    assert [token_id for chunk in chunks for token_id in chunk["token_ids"]] == [*range(2_000)]
+    assert chunks[0]["token_ids"] == [0]
+    assert len(chunks) < 500
 
 
 @pytest.mark.rows("S6")
@@ -148,16 +149,46 @@ async def test_a_bad_request_is_answered_and_the_worker_stays() -> None:
 
 
 @pytest.mark.rows("H2")
+@pytest.mark.parametrize("end", [LLMEngineOutput.error("boom"), Unknown("boom")])
+@EITHER_WAY
+def test_a_probe_cannot_miss_an_error(end: LLMEngineOutput | Unknown, pushed: bool) -> None:
+    """It is the first item, where a request has the token before it; a good end is the only item."""
+    engines = {"good": ScriptedEngine(token(1), stop()), "bad": ScriptedEngine(token(1), end)}
+    probe = {"token_ids": [1], "_HEALTH_CHECK": True}
+
+    @real
+    async def run() -> None:
+        async with cluster() as joined:
+            for name, engine in engines.items():
+                handler = either(serving(EngineAdapter(engine)), pushed)
+                client = await joined.serve(handler, name)
+                stream = await client.round_robin({"token_ids": [1]})
+                assert (await anext(stream)).data()["token_ids"] == [1]
+                if name == "good":
+                    (chunk,) = await received(client.round_robin(probe))
+                    assert (chunk["token_ids"], chunk["finish_reason"]) == ([], "stop")
+                else:
+                    stream = await client.round_robin(probe)
+                    with pytest.raises(Exception, match=r"^Internal: boom$"):
+                        await anext(stream)
+
+    run()
+
+
+@pytest.mark.rows("S5")
 @real
-async def test_a_probe_cannot_miss_an_error_terminal() -> None:
-    """An ``error`` terminal is data for a request, and an error for a health probe."""
-    engine = ScriptedEngine(LLMEngineOutput.error("boom"))
+async def test_a_prompt_longer_than_the_context_is_refused() -> None:
+    """One that just fits is served, and a health check's length is the engine's own affair."""
+    engine = ScriptedEngine(token(1), stop())
     async with cluster() as joined:
-        client = await joined.serve(serving(EngineAdapter(engine)))
-        (chunk,) = await received(client.round_robin({"token_ids": [1]}))
-        assert chunk["finish_reason"] == {"error": "boom"}
-        with pytest.raises(Exception, match=r"^Internal: boom$"):
-            await received(client.round_robin({"token_ids": [1], "_HEALTH_CHECK": True}))
+        handler = serving(EngineAdapter(engine), context_length=lambda: 3)
+        client = await joined.serve(handler)
+        assert await received(client.round_robin({"token_ids": [1] * 3}))
+        assert await received(client.round_robin({"token_ids": [1] * 9, "_HEALTH_CHECK": True}))
+        with pytest.raises(Exception, match="the prompt has 4 tokens") as caught:
+            await received(client.round_robin({"token_ids": [1] * 4}))
+        assert type(caught.value).__name__ == "InvalidArgument"
+    assert engine.calls == 2
 
 
 Streams: TypeAlias = weakref.WeakSet[Any]
@@ -224,21 +255,6 @@ def test_a_client_that_goes_is_one_abort(leave: Any, pushed: bool, spans: Spans)
     assert sorted(engine.aborts) == sorted(ids)
 
 
-CHILD = """
-import asyncio, os
-from dynamo.runtime import DistributedRuntime
-
-async def main():
-    runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
-    client = await runtime.endpoint("rx.backend.generate").client()
-    await client.wait_for_instances()
-    async for _item in await client.round_robin({"token_ids": [1]}):
-        print(end=".", flush=True)
-
-asyncio.run(main())
-"""
-
-
 @pytest.mark.rows("A2", "S7")
 @real
 async def test_a_client_that_is_killed_is_one_abort() -> None:
@@ -248,13 +264,8 @@ async def test_a_client_that_is_killed_is_one_abort() -> None:
         handler, open_streams = watched(serving(EngineAdapter(engine)))
         await joined.serve(handler)
         before = asyncio.all_tasks()
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", CHILD, stdout=asyncio.subprocess.PIPE, env=dict(os.environ)
-        )
-        assert child.stdout is not None
-        await child.stdout.readexactly(3)
-        child.kill()
-        await child.wait()
+        async with killed_reader() as read:
+            await read.readexactly(3)
         await settled(lambda: engine.aborts and engine.closed and all_over(open_streams))
         await settled(lambda: asyncio.all_tasks() == before)
     assert len(engine.aborts) == 1

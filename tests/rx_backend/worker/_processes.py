@@ -157,6 +157,7 @@ def frontend(folder: Path, *flags: str, **environ: Any) -> Generator[Served]:
 def _running(
     folder: Path, arguments: Sequence[str], cwd: Path, environ: dict[str, Any]
 ) -> Generator[Served]:
+    folder.mkdir(exist_ok=True)
     port = int(environ.setdefault("DYN_HTTP_PORT", str(free_port())))
     process = subprocess.Popen(
         [sys.executable, "-m", "rx_backend_cli", *arguments],
@@ -221,21 +222,23 @@ def counted(tokens: int) -> list[str]:
     return [*map(str, range(FIRST, FIRST + tokens)), "length"]
 
 
-def warm_up(client: OpenAI, port: int, *workers: Served) -> None:
-    """Ask until each of the workers was asked something, and has ended it."""
+def warm_up(client: OpenAI, port: int, *workers: Served, stages: int = 1) -> None:
+    """Ask until each of the workers was asked something, and has told all that it had to."""
     asyncio.run(until_listed("127.0.0.1", port, PEER_MODEL))
-    ends = time.monotonic() + START_S
+    ends, answers = time.monotonic() + START_S, 0
     while not all(worker.told("request") for worker in workers):
         assert time.monotonic() < ends, "\n".join("".join(worker.seen) for worker in workers)
         # A frontend lists a model a moment before it knows where the workers are.
         with suppress(APIStatusError):
             assert list(words(ask(client, "c", 2))) == counted(2)
-    until_idle(*workers)
+            answers += 1
+    until_told(answers * stages, *workers)
 
 
-def until_idle(*workers: Served) -> None:
-    """Wait for the spans of all requests; a client has its answer a moment before they end."""
-    until(
-        lambda: all(len(worker.told("span")) == len(worker.told("request")) for worker in workers),
-        *workers,
-    )
+def until_told(spans: int, *workers: Served) -> None:
+    """
+    Wait until the workers have told so many spans in all.
+
+    A client has its answer before its request's span ends, and before the line of either is read.
+    """
+    until(lambda: sum(len(worker.told("span")) for worker in workers) >= spans, *workers)

@@ -17,6 +17,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanContext
 
+from examples.pipelines import draining
+from operators import Pipeline
 from rx_backend import (
     CannotConnect,
     DisaggregationMode,
@@ -27,6 +29,8 @@ from rx_backend import (
     LLMEngineOutput,
     PreprocessedRequest,
     RequestContext,
+    RequestScope,
+    standard_pipeline,
 )
 from rx_backend.protocols import to_builtins, usage
 from rx_backend.worker.model_files import NUMBERS
@@ -86,7 +90,7 @@ class CountingEngine(LLMEngine):
                 raise RuntimeError("the device is gone")
             if letter == WAIT and made == 0:
                 say("waiting")
-                await _released_or_stopped(context)
+                await _released_or_stopped(context, Path(os.environ["RELEASE"]))
 
     async def abort(self, context: RequestContext) -> None:
         say("abort")
@@ -224,13 +228,6 @@ class FailingEngine(CountingEngine):
         raise CannotConnect("no device to be had")
 
 
-class NamelessEngine(CountingEngine):
-    """Starts, with a config that names no model."""
-
-    async def start(self, worker_id: int) -> EngineConfig:
-        return EngineConfig(model="")
-
-
 def _answers(wanted: int, answers: int) -> Iterator[LLMEngineOutput]:
     for made in range(wanted + answers):
         for index in range(answers):
@@ -242,8 +239,7 @@ def _answers(wanted: int, answers: int) -> Iterator[LLMEngineOutput]:
                 yield last
 
 
-async def _released_or_stopped(context: RequestContext) -> None:
-    release = os.environ["RELEASE"]
+async def _released_or_stopped(context: RequestContext, release: Path) -> None:
     while not (os.access(release, os.F_OK) or context.is_stopped):  # noqa: ASYNC110 - a file
         await asyncio.sleep(0.01)
 
@@ -252,12 +248,14 @@ async def _released_or_stopped(context: RequestContext) -> None:
 _BYTE_0 = NUMBERS
 
 
+def text_of(token_ids: list[int]) -> str:
+    """What a prompt of text says."""
+    return bytes(token - _BYTE_0 for token in token_ids).decode()
+
+
 def _first_letter(token_ids: list[int]) -> str:
     """The first letter of the user's message, or of a prompt of one token."""
-    if len(token_ids) == 1:
-        return chr(token_ids[0] - _BYTE_0)
-    text = bytes(token - _BYTE_0 for token in token_ids).decode()
-    return text.removeprefix("user: ")[0]
+    return text_of(token_ids).removeprefix("user: ")[0]
 
 
 PEER_MODEL = "peers"
@@ -273,7 +271,8 @@ class PeerEngine(LLMEngine):
     In decode mode the number comes from what the prefill worker has handed over. The first letter
     of the user's message picks what else happens, where the tokens are made:
 
-    `i`: it waits after the third token, until there is a file of that letter in RELEASE.
+    `i`: it waits after the third token, until there is a file of that letter in RELEASE, and for a
+    stop.
     `b`: it waits so before the first token, and for no stop, as for a transfer under way.
     `h`: the same, with an empty chunk now and then.
     `s`: prefill gives a place to meet instead of a result.
@@ -293,7 +292,7 @@ class PeerEngine(LLMEngine):
     ) -> AsyncIterator[LLMEngineOutput]:
         span = trace.get_current_span().get_span_context()
         tell("request", **to_builtins(request), span=_identity(span))
-        letter = chr(next(token for token in request.token_ids[len("user: ") :]) - NUMBERS)
+        letter = _peer_letter(request)
         last = request.token_ids[-1]
         number = last + 1 if last < NUMBERS else FIRST
         if self.mode.is_prefill:
@@ -309,7 +308,7 @@ class PeerEngine(LLMEngine):
         for made in range(wanted):
             if letter == WAIT_INSIDE and number == FIRST + MADE_BEFORE_THE_WAIT:
                 say("waiting")
-                await _released(letter)
+                await _released_or_stopped(context, _release(letter))
             if made and context.is_stopped:
                 yield LLMEngineOutput.cancelled()
                 return
@@ -321,6 +320,11 @@ class PeerEngine(LLMEngine):
 
     async def abort(self, context: RequestContext) -> None:
         say("abort")
+
+
+def draining_beats(scope: RequestScope) -> Pipeline:
+    """Drain the requests that are sent empty chunks before their first token."""
+    return draining if _peer_letter(scope.request) == BEAT_BEFORE else standard_pipeline
 
 
 class ChildEngine(PeerEngine):
@@ -375,9 +379,9 @@ async def _transfer(letter: str, context: RequestContext) -> AsyncIterator[None]
         yield
 
 
-async def _released(letter: str) -> None:
-    while not _release(letter).exists():  # noqa: ASYNC110 - a file
-        await asyncio.sleep(0.01)
+def _peer_letter(request: PreprocessedRequest) -> str:
+    """The first letter of the user's message, whatever follows it."""
+    return chr(request.token_ids[len("user: ")] - NUMBERS)
 
 
 def _release(letter: str) -> Path:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 
-from operators import deadlines, heartbeat
+from operators import Pipeline, deadlines, heartbeat
 from rx_backend import (
     Annotated,
     EngineConfig,
@@ -15,9 +15,10 @@ from rx_backend import (
     LLMEngineOutput,
     PreprocessedRequest,
     RequestContext,
+    RequestScope,
     standard_pipeline,
 )
-from tests.rx_backend.worker.engines import say
+from tests.rx_backend.worker.engines import say, text_of
 
 MODEL = "silent"
 SILENCE_S = float(os.environ.get("SILENCE_S", "30"))
@@ -52,14 +53,23 @@ class StuckEngine(SilentEngine):
         yield LLMEngineOutput.length()
 
 
-first_token = standard_pipeline.insert_before("validate_chunks", deadlines(first_token_s=0.2))
-idle = standard_pipeline.insert_before("validate_chunks", deadlines(idle_s=0.2))
-total = standard_pipeline.insert_before("validate_chunks", deadlines(total_s=0.2))
-retried = standard_pipeline.insert_before(
-    "validate_chunks", deadlines(first_token_s=0.2, retry=True)
-)
+PIPELINES = {
+    "first_token": standard_pipeline.insert_before("validate_chunks", deadlines(first_token_s=0.2)),
+    "idle": standard_pipeline.insert_before("validate_chunks", deadlines(idle_s=0.2)),
+    "total": standard_pipeline.insert_before("validate_chunks", deadlines(total_s=0.2)),
+    "retried": standard_pipeline.insert_before(
+        "validate_chunks", deadlines(first_token_s=0.2, retry=True)
+    ),
+    "comment": standard_pipeline.with_operators(heartbeat(0.05, Annotated(comment=["ping"]))),
+    "event": standard_pipeline.with_operators(
+        heartbeat(0.05, Annotated(event="ping", comment=["ping"]))
+    ),
+    "empty": standard_pipeline.with_operators(heartbeat(0.05, Annotated(LLMEngineOutput()))),
+    "standard": standard_pipeline,
+}
 
-comment = standard_pipeline.with_operators(heartbeat(0.05, Annotated(comment=["ping"])))
-event = standard_pipeline.with_operators(heartbeat(0.05, Annotated(event="ping", comment=["ping"])))
-empty = standard_pipeline.with_operators(heartbeat(0.05, Annotated(LLMEngineOutput())))
-standard = standard_pipeline
+
+def by_question(scope: RequestScope) -> Pipeline:
+    """Return the pipeline that the user's message names."""
+    (name,) = text_of(scope.request.token_ids).removeprefix("user: ").split("\n")[:1]
+    return PIPELINES[name]

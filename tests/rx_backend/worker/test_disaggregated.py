@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import OpenAI
@@ -20,7 +21,7 @@ from tests.rx_backend.worker._processes import (
     frontend,
     serve,
     until,
-    until_idle,
+    until_told,
     warm_up,
     words,
 )
@@ -40,37 +41,39 @@ class Pair:
     client: OpenAI
     release: Path
 
-
-@contextmanager
-def serving_pair(folder: Path, *decode_flags: str) -> Generator[Pair]:
-    release = folder / "release"
-    release.mkdir()
-    environ = {"RELEASE": str(release), "DYN_LOGGING_JSONL": "true"}
-    flags = ("--grace-s", "0", "--mode")
-    with ExitStack() as stack:
-        enter = stack.enter_context
-        prefill = enter(serve(folder, ENGINE, *flags, "prefill", cwd=ROOT, **environ))
-        decode = enter(serve(folder, ENGINE, *flags, "decode", *decode_flags, cwd=ROOT, **environ))
-        front = enter(frontend(folder, **environ))
-        prefill.line("serving", START_S)
-        decode.line("serving", START_S)
-        client = enter(front.client())
-        warm_up(client, front.port, prefill, decode)
-        yield Pair(prefill, decode, client, release)
+    def answer(self, letter: str, tokens: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Have a request answered whole; give it as prefill and as decode had it."""
+        workers = (self.prefill, self.decode)
+        before = sum(len(worker.told("span")) for worker in workers)
+        assert list(words(ask(self.client, letter, tokens))) == counted(tokens)
+        until_told(before + len(workers), *workers)
+        return self.prefill.told("request")[-1], self.decode.told("request")[-1]
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Generator[Pair]:
     """Serve one pair for the tests of this file."""
-    with serving_pair(tmp_path_factory.mktemp("pair")) as pair:
-        yield pair
+    folder = tmp_path_factory.mktemp("pair")
+    release = folder / "release"
+    release.mkdir()
+    environ = {"RELEASE": str(release), "DYN_LOGGING_JSONL": "true"}
+    flags = ("--grace-s", "0", "--pipeline", "tests.rx_backend.worker.engines:draining_beats")
+    with (
+        serve(folder, ENGINE, *flags, "--mode", "prefill", cwd=ROOT, **environ) as prefill,
+        serve(folder, ENGINE, *flags, "--mode", "decode", cwd=ROOT, **environ) as decode,
+        frontend(folder, **environ) as front,
+        front.client() as client,
+    ):
+        prefill.line("serving", START_S)
+        decode.line("serving", START_S)
+        warm_up(client, front.port, prefill, decode, stages=2)
+        yield Pair(prefill, decode, client, release)
 
 
 def test_decode_goes_on_from_what_prefill_has_handed_over(pair: Pair) -> None:
     """The payload arrives as it was given, and the client gets every token once, the first too."""
-    assert list(words(ask(pair.client, "c", 20))) == counted(20)
-    asked, handed = pair.prefill.told("request")[-1], pair.prefill.told("handed")[-1]
-    got = pair.decode.told("request")[-1]
+    asked, got = pair.answer("c", 20)
+    handed = pair.prefill.told("handed")[-1]
     assert handed == {"next": FIRST}
     assert got["prefill_result"] == {"disaggregated_params": handed}
     assert got["token_ids"] == asked["token_ids"]
@@ -81,11 +84,10 @@ def test_decode_goes_on_from_what_prefill_has_handed_over(pair: Pair) -> None:
 @pytest.mark.rows("T1", "T3", "T4", "P1", "P2")
 def test_the_decode_span_links_to_the_prefill_span(pair: Pair) -> None:
     """Both are in the client's trace, each with its role; decode names and links the other."""
-    assert list(words(ask(pair.client, "c", 5))) == counted(5)
-    until_idle(pair.prefill, pair.decode)
+    asked, _ = pair.answer("c", 5)
     prefill, decode = (worker.told("span")[-1] for worker in (pair.prefill, pair.decode))
     identity = {name: prefill[name] for name in ("trace_id", "span_id")}
-    assert identity == pair.prefill.told("request")[-1]["span"]
+    assert identity == asked["span"]
     assert decode["links"] == [identity]
     assert decode["attributes"]["migration_trace_id"] == prefill["trace_id"]
     assert decode["attributes"]["migration_span_id"] == prefill["span_id"]
@@ -97,8 +99,7 @@ def test_the_decode_span_links_to_the_prefill_span(pair: Pair) -> None:
 
 def test_a_place_to_meet_is_handed_over_too(pair: Pair) -> None:
     """Engines that transfer while both work get the place, with an id that fits our types."""
-    assert list(words(ask(pair.client, BOOTSTRAP, 4))) == counted(4)
-    got = pair.decode.told("request")[-1]
+    _, got = pair.answer(BOOTSTRAP, 4)
     place = got["bootstrap_info"]
     assert len(place.pop("handoff_id")) == len("00000000-0000-0000-0000-000000000000")
     assert place == pair.prefill.told("handed")[-1]
@@ -113,16 +114,17 @@ def leave_early(pair: Pair, letter: str) -> None:
     stream's beginning, so one that left too early is let go on, and another asks.
     """
     for _ in range(_TRIES):
-        until_idle(pair.decode)
         pair.decode.seen.clear()
+        prefilled = len(pair.prefill.told("span"))
         stream = ask(pair.client, letter, 20)
         pair.decode.line("waiting")
         stream.close()
+        until_told(prefilled + 1, pair.prefill)
         with suppress(AssertionError):
             pair.decode.line("stopped", _HEARD_S)
             return
         (pair.release / letter).touch()
-        until_idle(pair.decode)
+        until_told(1, pair.decode)
         (pair.release / letter).unlink()
     raise AssertionError("no client that left was heard of")
 
@@ -146,15 +148,14 @@ def test_a_client_that_leaves_early_is_one_abort_after_the_first_token(pair: Pai
 
 
 @pytest.mark.rows("A2", "A4")
-def test_a_drained_stream_comes_to_its_first_token(tmp_path: Path) -> None:
+def test_a_drained_stream_comes_to_its_first_token(pair: Pair) -> None:
     """With the draining pipeline this holds for an engine too that sends empty chunks before."""
-    with serving_pair(tmp_path, "--pipeline", "examples.pipelines:draining") as pair:
-        leave_early(pair, BEAT_BEFORE)
-        until(lambda: pair.decode.told("span"), pair.decode)
-        assert pair.decode.count("abort") == pair.decode.count("first token") == 0
-        (pair.release / BEAT_BEFORE).touch()
-        pair.decode.line("first token")
-        pair.decode.line("abort")
-        pair.decode.signal()
-        assert pair.decode.ended() == 0
-        assert pair.decode.count("abort") == pair.decode.count("first token") == 1
+    leave_early(pair, BEAT_BEFORE)
+    until_told(1, pair.decode)
+    assert pair.decode.count("abort") == pair.decode.count("first token") == 0
+    (pair.release / BEAT_BEFORE).touch()
+    pair.decode.line("first token")
+    pair.decode.line("abort")
+    # One that is answered later has nothing of it left behind.
+    pair.answer("c", 3)
+    assert pair.decode.count("abort") == 1

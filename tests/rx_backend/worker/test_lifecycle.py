@@ -22,9 +22,9 @@ from rx_backend import (
     ResponseTimeout,
     Unknown,
 )
+from rx_backend.dynamo import Handler
 from rx_backend.testing import run_virtual
 from rx_backend.worker import Lifecycle, RequestGate, Shutdown, ShutdownTimes
-from rx_backend.worker.incoming import Handler
 
 TIMES = ShutdownTimes(grace_s=5, drain_s=30, unwind_s=3, settle_s=20, cleanup_s=9, poll_s=1)
 
@@ -129,7 +129,7 @@ class Request:
         self.deaf = deaf
         self.stopped = asyncio.Event()
         self.failure: Exception | None = None
-        self.items: list[str] = []
+        self.items: list[object] = []
         self.error: BaseException | None = None
 
     def stop_generating(self) -> None:
@@ -154,7 +154,7 @@ class Request:
 
 
 def handler_inside(gate: RequestGate) -> Handler:
-    async def handle(request: Request, context: Request) -> AsyncGenerator[str]:
+    async def handle(request: Request, context: Request) -> AsyncGenerator[Any]:
         with gate.admit(context, context.fail):
             yield "first"
             try:

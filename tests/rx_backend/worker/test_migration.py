@@ -55,7 +55,7 @@ def serving(
         for worker in workers:
             worker.line("serving", START_S)
         client = enter(front.client())
-        warm_up(client, front.port, *workers)
+        warm_up(client, front.port, *workers, stages=len({*modes}))
         for worker in workers:
             worker.seen.clear()
         yield client, workers
@@ -148,6 +148,7 @@ def test_a_lost_decode_worker_means_prefill_again(tmp_path: Path) -> None:
         until(lambda: other.count("waiting"), other)
         release(tmp_path)
         assert list(answer) == counted(TOKENS)[BEFORE:]
+        until(lambda: len(prefill.told("request")) > 1, prefill)
         first, again = prefill.told("request")
         goes_on(other.told("request")[0], first)
         assert again["token_ids"] == other.told("request")[0]["token_ids"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -61,40 +62,44 @@ def test_a_tokenizer_of_its_own(tmp_path: Path) -> None:
     """A model without one is served with another folder's; arguments behind -- are the engine's."""
     model, other = model_in(tmp_path, tokenizer=False), model_in(tmp_path, "other")
     flags = ["--model-path", str(model), "--tokenizer", str(other), *FAST]
-    with serve(tmp_path, "ModelEngine", *flags) as served:
-        served.line("serving", START_S)
-        assert str(other / "tokenizer.json") in json.dumps(card(tmp_path))
-        served.signal()
-        assert served.ended() == 0
-    with serve(tmp_path, "ModelEngine", *FAST, "--", "--size", "3") as served:
-        served.line("model None size ['--size', '3']", START_S)
-        served.line(f"serving {MODEL}", START_S)
+    with (
+        serve(tmp_path / "one", "ModelEngine", *flags) as one,
+        serve(tmp_path / "two", "ModelEngine", *FAST, "--", "--size", "3") as two,
+    ):
+        one.line("serving", START_S)
+        assert str(other / "tokenizer.json") in json.dumps(card(tmp_path / "one"))
+        two.line("model None size ['--size', '3']", START_S)
+        two.line(f"serving {MODEL}", START_S)
 
 
 @pytest.mark.needs("dynamo")
-@pytest.mark.parametrize("named_by", ["--model-path", "--engine-arg"])
-def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path, named_by: str) -> None:
-    """A made-up one would turn its text into nonsense; nothing was served, and all is cleaned up."""
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    """
+    A made-up one would turn its text into nonsense; nothing was served, and all is cleaned up.
+
+    The model may be known by an option, by an argument's value, or because the engine says that it
+    needs a tokenizer, where another engine behind it too.
+    """
     model = model_in(tmp_path, tokenizer=False)
-    value = str(model) if named_by == "--model-path" else f"model={model}"
-    with serve(tmp_path, "ModelEngine", named_by, value, *FAST) as served:
-        assert served.ended(START_S) == 2
-        assert "--tokenizer" in "".join(served.seen)
-        assert served.count("cleanup") == 1
-        assert not (tmp_path / "discovery" / "v1" / "instances").exists()
-
-
-@pytest.mark.needs("dynamo")
-@pytest.mark.parametrize("engine", ["RemoteEngine", "remote_or_not"])
-def test_an_engine_that_needs_a_tokenizer_gets_none_made_up(tmp_path: Path, engine: str) -> None:
-    """Also where no path says that it has a model; with a tokenizer it is served."""
-    with serve(tmp_path, engine, *FAST) as served:
-        assert served.ended(START_S) == 2
-        (told,) = (line for line in served.seen if "--tokenizer" in line)
-        assert f"no tokenizer was found for the model {MODEL}" in told
-        assert not (tmp_path / "discovery" / "v1" / "instances").exists()
-    with serve(tmp_path, engine, "--tokenizer", str(model_in(tmp_path)), *FAST) as served:
-        served.line("serving", START_S)
+    cases = [
+        ("ModelEngine", "--model-path", str(model)),
+        ("ModelEngine", "--engine-arg", f"model={model}"),
+        ("RemoteEngine",),
+        ("remote_or_not",),
+    ]
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        refused = [enter(serve(tmp_path / str(at), *case, *FAST)) for at, case in enumerate(cases)]
+        for at, served in enumerate(refused):
+            assert served.ended(START_S) == 2
+            (told,) = (line for line in served.seen if "--tokenizer" in line)
+            assert "no tokenizer was found for the model" in told
+            assert served.count("cleanup") == (2 if cases[at] == ("remote_or_not",) else 1)
+            assert not (tmp_path / str(at) / "discovery" / "v1" / "instances").exists()
+    with serve(
+        tmp_path, "RemoteEngine", "--tokenizer", str(model_in(tmp_path, "own")), *FAST
+    ) as it:
+        it.line("serving", START_S)
 
 
 def test_the_conformance_kit_takes_arguments(capsys: pytest.CaptureFixture[str]) -> None:

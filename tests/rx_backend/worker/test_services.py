@@ -16,32 +16,29 @@ from rx_backend.worker.services import Service, services, until_reachable
 from tests.rx_backend.worker._processes import START_S, free_port, frontend, serve
 
 
-@pytest.mark.needs("dynamo")
-@pytest.mark.timeout(90)
-@pytest.mark.parametrize(
-    ("flags", "variable", "scheme"),
-    [
-        (("--discovery", "etcd"), "ETCD_ENDPOINTS", "http"),
-        (("--request-plane", "nats"), "NATS_SERVER", "nats"),
-    ],
-)
-def test_a_service_that_is_not_there_is_named(
-    tmp_path: Path, flags: tuple[str, str], variable: str, scheme: str
-) -> None:
-    """The error has its kind, the address without its password and the variable; exit code 1."""
+def absent(variable: str, scheme: str) -> tuple[dict[str, Any], str]:
+    """The variables of a service that is not there, and what is told of it."""
     place = f"127.0.0.1:{free_port()}"
     limit = f"{variable.partition('_')[0]}_STARTUP_CONNECT_TIMEOUT_SECONDS"
-    environ: dict[str, Any] = {variable: f"{scheme}://me:secret@{place}", limit: "1"}
-    message = f"{scheme}://{place} ({variable}): no connection within 1 s"
-    with serve(tmp_path, "CountingEngine", *flags, **environ) as served:
+    environ = {variable: f"{scheme}://me:secret@{place}", limit: "1"}
+    return environ, f"{scheme}://{place} ({variable}): no connection within 1 s"
+
+
+@pytest.mark.needs("dynamo")
+@pytest.mark.timeout(90)
+def test_a_service_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """The error has its kind, the address without its password and the variable; exit code 1."""
+    environ, message = absent("ETCD_ENDPOINTS", "http")
+    with serve(tmp_path, "CountingEngine", "--discovery", "etcd", **environ) as served:
         line = served.line("rx-backend: error:", START_S)
         assert "BackendCannotConnect" in line
         assert message in line
         assert served.ended() == 1
         assert not any("secret" in seen or "cleanup" in seen for seen in served.seen)
+    environ, message = absent("NATS_SERVER", "nats")
     with (
         pytest.raises(AssertionError, match=re.escape(message)),
-        frontend(tmp_path, *flags, **environ),
+        frontend(tmp_path, "--request-plane", "nats", **environ),
     ):
         pass
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,7 @@ def one_of_each(served: Served) -> bool:
     return served.count("drain") == served.count("cleanup") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_loses_no_request(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_loses_no_request(tmp_path: Path) -> None:
     """Requests in flight end with all their tokens, new ones are refused, the exit code is 0."""
     release = tmp_path / "release"
     flags = ("--frontend", "--grace-s", "0", "--drain-s", str(STEP_S))
@@ -71,7 +71,7 @@ def test_a_signal_loses_no_request(tmp_path: Path, number: signal.Signals) -> No
     ):
         served.line("curl -N", START_S)
         running = start(pool, client, CLIENTS)
-        served.signal(number)
+        served.signal(signal.SIGINT)
         served.line("refuses new requests")
         with pytest.raises(APIError):
             ask(client, letter="c")
@@ -122,60 +122,51 @@ def test_a_second_signal_forces_the_end(tmp_path: Path) -> None:
         assert served.count("abort") == 1
 
 
-@pytest.mark.parametrize(("engine", "code"), [("SilentEngine", 0), ("StuckEngine", 1)])
-def test_a_forced_end_waits_for_no_engine(tmp_path: Path, engine: str, code: int) -> None:
+def test_a_forced_end_waits_for_no_engine(tmp_path: Path) -> None:
     """One that hears nothing has seconds; one that holds a thread ends the process."""
-    target = f"tests.rx_backend.worker.silent:{engine}"
     flags = ("--frontend", "--grace-s", "0", "--drain-s", "600")
-    with (
-        serve(tmp_path, target, *flags, SILENCE_S="600") as served,
-        served.client() as client,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        served.line("curl -N", START_S)
-        (request,) = start(pool, client, 1, model=silent.MODEL)
-        served.signal()
-        served.line("refuses new requests")
-        served.signal()
-        with pytest.raises(APIError):
-            request.result(STEP_S)
-        assert served.ended() == code
-        assert not any("Traceback" in line for line in served.seen)
-        if code:
-            served.line("rx-backend: error: the shutdown did not end within 10 s")
+    codes = {"SilentEngine": 0, "StuckEngine": 1}
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        pool = enter(ThreadPoolExecutor(len(codes)))
+        workers: list[tuple[Served, Future[str]]] = []
+        for engine in codes:
+            target = f"tests.rx_backend.worker.silent:{engine}"
+            served = enter(serve(tmp_path / engine, target, *flags, SILENCE_S="600"))
+            served.line("curl -N", START_S)
+            (request,) = start(pool, enter(served.client()), 1, model=silent.MODEL)
+            served.signal()
+            served.line("refuses new requests")
+            served.signal()
+            workers.append((served, request))
+        for (served, request), code in zip(workers, codes.values(), strict=True):
+            with pytest.raises(APIError):
+                request.result(STEP_S)
+            assert served.ended(2 * START_S) == code
+            assert not any("Traceback" in line for line in served.seen)
+        workers[-1][0].line("rx-backend: error: the shutdown did not end within 10 s")
 
 
-@pytest.mark.parametrize(
-    ("engine", "complaint"),
-    [
-        ("FailingEngine", "BackendCannotConnect: no device to be had"),
-        ("NamelessEngine", "non-empty model name"),
-    ],
-)
-def test_a_failing_start_is_told_and_cleaned_up(
-    tmp_path: Path, engine: str, complaint: str
-) -> None:
+def test_a_failing_start_is_told_and_cleaned_up(tmp_path: Path) -> None:
     """The process ends with a code that is not 0 and the typed error, after one cleanup."""
-    with serve(tmp_path, engine) as served:
-        assert complaint in served.line("rx-backend: error:", START_S)
+    with serve(tmp_path, "FailingEngine") as served:
+        told = served.line("rx-backend: error:", START_S)
+        assert "BackendCannotConnect: no device to be had" in told
         assert served.ended() == 1
         assert served.count("cleanup") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_a_start_that_blocks(tmp_path: Path, number: signal.Signals) -> None:
-    """It is interrupted after some seconds, and cleaned up."""
-    with serve(tmp_path, "BlockingEngine") as served:
-        served.line("blocks", START_S)
-        served.signal(number)
-        assert served.ended(2 * START_S) == 0
-        assert served.count("cleanup") == 1
-
-
-def test_a_start_that_can_not_be_interrupted_ends_the_process(tmp_path: Path) -> None:
-    """One signal is enough, as orchestrators send it."""
-    with serve(tmp_path, "BlockingEngine", SWALLOWS="1") as served:
-        served.line("blocks", START_S)
-        served.signal()
-        assert served.ended(2 * START_S) == 1
-        served.line("error: the engine's start blocks the event loop")
+def test_a_signal_reaches_a_start_that_blocks(tmp_path: Path) -> None:
+    """It is interrupted after some seconds, and cleaned up; one that can't be ends the process."""
+    with (
+        serve(tmp_path, "BlockingEngine") as interrupted,
+        serve(tmp_path, "BlockingEngine", SWALLOWS="1") as deaf,
+    ):
+        for served in (interrupted, deaf):
+            served.line("blocks", START_S)
+            # One signal is enough, as orchestrators send it.
+            served.signal()
+        assert interrupted.ended(2 * START_S) == 0
+        assert interrupted.count("cleanup") == 1
+        assert deaf.ended(2 * START_S) == 1
+        deaf.line("error: the engine's start blocks the event loop")

@@ -11,42 +11,58 @@ import pytest
 from openai import APIError, OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.rx_backend.worker._processes import ROOT, START_S, Served, serve
+from tests.rx_backend.worker._processes import ROOT, START_S, Served, serve, until
 from tests.rx_backend.worker.silent import MODEL
 
 pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
 
 ENGINE = "tests.rx_backend.worker.silent:SilentEngine"
 MIGRATION_LIMIT = 3
-QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
 
 
 @contextmanager
-def serving(
-    folder: Path, pipeline: str, environ: dict[str, str]
-) -> Generator[tuple[Served, OpenAI]]:
-    flags = ("--pipeline", f"tests.rx_backend.worker.silent:{pipeline}")
+def serving(folder: Path, **environ: str) -> Generator[tuple[Served, OpenAI]]:
+    flags = ("--pipeline", "tests.rx_backend.worker.silent:by_question", "--grace-s", "0")
     with (
-        serve(
-            folder, ENGINE, *flags, "--frontend", "--grace-s", "0", cwd=ROOT, **environ
-        ) as served,
+        serve(folder, ENGINE, *flags, "--frontend", cwd=ROOT, **environ) as served,
         served.client() as client,
     ):
         served.line("curl -N", START_S)
         yield served, client
 
 
-def ask(client: OpenAI, tokens: int) -> str:
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[Served, OpenAI]]:
+    """Serve an engine that stays silent, for the deadlines."""
+    with serving(tmp_path_factory.mktemp("silent")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def kept_alive(tmp_path_factory: pytest.TempPathFactory) -> Generator[OpenAI]:
+    """Serve one that is silent for a while, behind a frontend that sends keep-alives."""
+    environ = {"DYN_HTTP_SSE_KEEP_ALIVE_INTERVAL_MS": "50", "SILENCE_S": "0.6"}
+    with serving(tmp_path_factory.mktemp("alive"), **environ) as (_, client):
+        yield client
+
+
+def messages(pipeline: str) -> list[ChatCompletionMessageParam]:
+    return [{"role": "user", "content": pipeline}]
+
+
+def ask(client: OpenAI, pipeline: str, tokens: int) -> str:
     """Read a whole answer as a stream."""
     chunks = client.chat.completions.create(
-        model=MODEL, messages=QUESTION, max_tokens=tokens, stream=True
+        model=MODEL, messages=messages(pipeline), max_tokens=tokens, stream=True
     )
     return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
 
 
-def ask_at_once(client: OpenAI, tokens: int) -> str:
+def ask_at_once(client: OpenAI, pipeline: str, tokens: int) -> str:
     """Get a whole answer in one piece."""
-    answer = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=tokens)
+    answer = client.chat.completions.create(
+        model=MODEL, messages=messages(pipeline), max_tokens=tokens
+    )
     return answer.choices[0].message.content or ""
 
 
@@ -65,21 +81,24 @@ def status(error: APIError) -> str:
     ],
 )
 def test_a_passed_deadline_costs_one_run_of_the_engine(
-    tmp_path: Path, pipeline: str, tokens: int, calls: int
+    silent: tuple[Served, OpenAI], pipeline: str, tokens: int, calls: int
 ) -> None:
     """The client gets a 504; no other run is tried unless it was asked for, and the worker stays."""
-    with serving(tmp_path, pipeline, {}) as (served, client):
-        for asked, how in enumerate((ask, ask_at_once), start=1):
-            with pytest.raises(APIError) as caught:
-                how(client, tokens)
-            assert status(caught.value) == "504"
-            assert served.count("called") == asked * calls
+    served, client = silent
+    before = served.count("called")
+    for asked, how in enumerate((ask, ask_at_once), start=1):
+        with pytest.raises(APIError) as caught:
+            how(client, pipeline, tokens)
+        assert status(caught.value) == "504"
+        expected = before + asked * calls
+        until(lambda expected=expected: served.count("called") >= expected, served)
+        assert served.count("called") == expected
 
 
-def lines_of(client: OpenAI) -> list[str]:
+def lines_of(client: OpenAI, pipeline: str) -> list[str]:
     """Read an answer as the lines that come over HTTP, keep-alives included."""
     with client.chat.completions.with_streaming_response.create(
-        model=MODEL, messages=QUESTION, max_tokens=4, stream=True
+        model=MODEL, messages=messages(pipeline), max_tokens=4, stream=True
     ) as reply:
         return [line for line in reply.iter_lines() if line]
 
@@ -89,12 +108,10 @@ def chunks_in(lines: list[str]) -> int:
     return sum(bool(json.loads(line)["choices"]) for line in data)
 
 
-def test_the_frontend_keeps_a_connection_alive(tmp_path: Path) -> None:
+def test_the_frontend_keeps_a_connection_alive(kept_alive: OpenAI) -> None:
     """By its own interval there are lines while the engine is silent; the client reads over them."""
-    environ = {"DYN_HTTP_SSE_KEEP_ALIVE_INTERVAL_MS": "50", "SILENCE_S": "0.6"}
-    with serving(tmp_path, "standard", environ) as (_, client):
-        assert sum(line.startswith(":") for line in lines_of(client)) >= 3
-        assert ask(client, 4).split() == ["0", "1", "2", "3"]
+    assert sum(line.startswith(":") for line in lines_of(kept_alive, "standard")) >= 3
+    assert ask(kept_alive, "standard", 4).split() == ["0", "1", "2", "3"]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +119,7 @@ def test_the_frontend_keeps_a_connection_alive(tmp_path: Path) -> None:
     [("comment", False, True), ("event", True, False), ("empty", False, True)],
 )
 def test_what_a_heartbeat_is_to_the_frontends_clients(
-    tmp_path: Path, pipeline: str, arrives: bool, is_read: bool
+    kept_alive: OpenAI, pipeline: str, arrives: bool, is_read: bool
 ) -> None:
     """
     What the docstring of `heartbeat` says of Dynamo's frontend.
@@ -110,12 +127,11 @@ def test_what_a_heartbeat_is_to_the_frontends_clients(
     A comment is dropped, one with an event's name breaks the official client, and chunks without
     content are dropped once a token came. A runtime that does better fails this test.
     """
-    with serving(tmp_path, pipeline, {"SILENCE_S": "0.6"}) as (_, client):
-        lines = lines_of(client)
-        assert (": ping" in lines) == arrives
-        assert chunks_in(lines) == 5
-        try:
-            said = ask(client, 4).split()
-        except json.JSONDecodeError:
-            said = None
-        assert (said == ["0", "1", "2", "3"]) == is_read
+    lines = lines_of(kept_alive, pipeline)
+    assert (": ping" in lines) == arrives
+    assert chunks_in(lines) == 5
+    try:
+        said = ask(kept_alive, pipeline, 4).split()
+    except json.JSONDecodeError:
+        said = None
+    assert (said == ["0", "1", "2", "3"]) == is_read
