@@ -56,7 +56,6 @@ async def coalesce(
     max_chunks: Annotated[int, AtLeast(1)] = 256,
     overflow: Literal["wait", "fail"] = "wait",
     counts: CoalesceCounts | None = None,
-    ahead_of_first: bool = True,
 ) -> AsyncGenerator[Any]:
     """
     Merge the chunks that wait while the consumer lags; a consumer that keeps up gets them as they
@@ -86,9 +85,6 @@ async def coalesce(
         overflow: What happens when no more may wait. ``wait``: the source is not pulled. ``fail``:
             the source is closed, and behind what waits the stream fails with `BufferOverflow`.
         counts: Where to count what happened.
-        ahead_of_first: Whether the source is pulled while the consumer is busy with the first token
-            or what came before it. Where many streams begin at once, False leaves the event loop to
-            their first tokens.
 
     Raises:
         ValueError, TypeError: An argument is something else; when the operator is made.
@@ -130,12 +126,10 @@ async def coalesce(
                     items, taken = [await anext(source)], 1
                 except StopAsyncIteration:
                     return
-            may_leave = has_begun or ahead_of_first
             has_begun = has_begun or any(map(has_content, items))
             counts.chunks_in += taken
             counts.chunks_out += len(items)
-            if may_leave:
-                ahead.leave()
+            ahead.leave()
             yield items[0] if taken == 1 else emit(*items)
             ahead.is_away = False
     finally:

@@ -24,8 +24,6 @@ C = TypeVar("C", bound=Chunk)
 def itl_window(
     times: TokenTimes,
     on_end: Callable[[TokenTimes], None] | None = None,
-    *,
-    count_only: bool = False,
 ) -> Callbacks[Any, Any]:
     """
     Note when each chunk with content came; pass every chunk through unchanged (rows F1, F3, F5).
@@ -42,7 +40,6 @@ def itl_window(
     Args:
         times: Where to note it; one record per request, which others may read at any moment.
         on_end: Called with the record when the stream ends, whichever way, dropped ones included.
-        count_only: Whether to count the tokens only: no clock is read and no time is kept.
 
     Phase: chunks; in front of what reads *times*.
     Errors: source errors pass unchanged.
@@ -62,7 +59,7 @@ def itl_window(
         if on_end is not None:
             on_end(times)
 
-    return noting(times, timed=not count_only, counted=True, on_end=on_end and end)
+    return noting(times, timed=True, counted=True, on_end=on_end and end)
 
 
 def noting(

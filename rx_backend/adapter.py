@@ -131,7 +131,7 @@ class EngineAdapter(Generic[T_co]):
         fixed = as_pipeline(self.pipeline)
         if fixed is not None:
             return _checked(lambda: fixed.with_operators(*operators))
-        _checked(lambda: Pipeline(operators))
+        _checked(lambda: standard_pipeline.with_operators(*operators))
         make = cast("Callable[[RequestScope], Pipeline]", self.pipeline)
         return lambda scope: make(scope).with_operators(*operators)
 

@@ -215,7 +215,6 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: our.coalesce(max_chunks=0), "max_chunks: expected a whole number, at least 1, got 0"),
     (lambda: our.coalesce(overflow="drop"), "overflow: expected 'wait' or 'fail', got 'drop'"),
     (lambda: our.coalesce(counts={}), "counts: expected CoalesceCounts"),
-    (lambda: our.coalesce(ahead_of_first=0), "ahead_of_first: expected True or False, got 0"),
     (lambda: our.deadlines(idle_s=None), "expected first_token_s, idle_s or total_s"),
     (lambda: our.deadlines(first_token_s=0), "first_token_s: expected a number, more than 0 sec"),
     (lambda: our.deadlines(total_s=math.inf), "total_s: expected a number, more than 0 seconds"),

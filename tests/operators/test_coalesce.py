@@ -112,22 +112,6 @@ async def test_a_consumer_that_keeps_up_gets_what_the_engine_gave(
     assert number == len(chunks)
 
 
-@pytest.mark.rows("F1", "S4")
-@virtual
-async def test_the_source_may_be_left_alone_up_to_the_first_token() -> None:
-    """A consumer that is busy with the first token, or a handshake, has nothing pulled ahead."""
-    engine = Engine([handshake(), *map(token, range(1, 9))], every_s=1.0)
-    pulls: list[int] = []
-    seen: Received = []
-    async for item in fuse(engine(), [coalesce(ahead_of_first=False)]):
-        seen.append((now(), item))
-        await asyncio.sleep(3.5)
-        pulls.append(engine.pulls)
-    assert ids_of(seen) == [[], [1], [2], [3, 4, 5], [6, 7, 8]]
-    assert [at for at, _ in seen] == [1.0, 5.5, 10.0, 13.5, 17.0]
-    assert pulls[:3] == [1, 2, 6]
-
-
 @pytest.mark.rows("P6a", "S2")
 @virtual
 async def test_barriers() -> None:

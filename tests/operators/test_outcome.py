@@ -463,15 +463,6 @@ def test_it_tells_once_how_the_stream_ended(
     assert one.is_dropped is (outcome.finish_reason is None and outcome.error is None)
 
 
-@pytest.mark.rows("P8")
-def test_tokens_are_counted_without_a_clock(life: Life) -> None:
-    """No time is read or kept; the finish reason is there."""
-    times = TokenTimes(iter([]).__next__)
-    life([handshake(), token(1), token(2, 3, 4), terminal(5)], itl_window(times, count_only=True))
-    assert (times.output_tokens, times.finish_reason, len(times.times)) == (5, "stop", 0)
-    assert (times.ttft_ms, times.itl_figures(), times.is_timed) == (None, None, False)
-
-
 @pytest.mark.rows("A2", "A3", "A4", "A5")
 @pytest.mark.parametrize(
     ("chunks", "stop_at", "defer", "steps"),

@@ -285,7 +285,7 @@ def test_an_item_operator_among_the_chunks_is_refused() -> None:
 
 @pytest.mark.rows("O1")
 @pytest.mark.parametrize("added", [*CHUNK_OPERATORS, only_items()], ids=lambda each: each.name)
-@pytest.mark.parametrize("by", ["pipeline", "adapter"])
+@pytest.mark.parametrize("by", ["pipeline", "adapter", "adapter of a function"])
 @virtual
 async def test_with_operators_puts_each_where_it_works(added: Operator[Any, Any], by: str) -> None:
     """One that takes chunks among the chunks, any other at the end; the request is served."""
@@ -298,8 +298,11 @@ async def test_with_operators_puts_each_where_it_works(added: Operator[Any, Any]
         in_chunks = names.index(added.name, len(names) - 4) < names.index("annotate_errors")
         assert in_chunks is (added.takes == "chunks")
         adapter = adapter_of(engine, pipeline=pipeline)
-    else:
+    elif by == "adapter":
         adapter = adapter_of(engine).with_operators(watching, added)
+    else:
+        of_function = adapter_of(engine, pipeline=lambda _: standard_pipeline)
+        adapter = of_function.with_operators(watching, added)
     items = await collect(await adapter.generate(request()))
     assert tokens_of(items) == [[1], []]
     assert seen == items
