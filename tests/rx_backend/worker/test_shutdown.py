@@ -51,8 +51,12 @@ def start(
     running: list[Future[str]] = []
     for _ in range(number):
         first = threading.Event()
-        running.append(pool.submit(ask, client, first, model=model))
+        request = pool.submit(ask, client.with_options(max_retries=5), first, model=model)
+        # One that fails sooner is over too.
+        request.add_done_callback(lambda _, first=first: first.set())
         assert first.wait(STEP_S)
+        assert not request.done(), request.exception()
+        running.append(request)
     return running
 
 
