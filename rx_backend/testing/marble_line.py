@@ -29,6 +29,8 @@ _KINDS: dict[str, MarbleKind] = {
     "!": "drop",
 }
 SIGNS: dict[MarbleKind, str] = {kind: sign for sign, kind in _KINDS.items()}
+"""The sign of each kind of event but an item, whose sign is its letter."""
+
 _UNKNOWN = "?"
 # A word in quotes, or any character.
 _SIGN = re.compile(r"'[^'\s]+'|.", re.DOTALL)
