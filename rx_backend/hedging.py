@@ -152,8 +152,9 @@ class _Race(AsyncIterator[LLMEngineOutput]):
         try:
             await self._changed.wait()
         finally:
-            if timer is not None and self._left_s is not None:
+            if timer is not None:
                 timer.cancel()
+            if self._left_s is not None:
                 self._left_s = max(self._left_s - (self._loop.time() - begun), 0.0)
 
     def _hedge(self) -> None:

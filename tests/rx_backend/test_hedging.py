@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
+import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from typing import Any
@@ -44,6 +45,7 @@ from tests.engines import (
     flat,
     now,
     serve,
+    settle,
     stop,
     token,
     tokens_of,
@@ -446,6 +448,19 @@ async def test_losing_the_last_reference_in_a_race() -> None:
     owner.clear()
     await asyncio.sleep(1)
     assert (first.closed, second.closed, tasks()) == (1, 1, 1)
+
+
+@pytest.mark.rows("S7")
+@virtual
+async def test_a_race_that_is_over_leaves_no_timer() -> None:
+    """A timer would hold the request and its context for as long as the first engine may take."""
+    stream = await open_stream(ScriptedEngine(1, token(1), stop()), Mortal(), after_s=1000)
+    context = weakref.ref(stream.context)
+    await collect(stream)
+    del stream
+    await settle()
+    assert now() < 1000
+    assert context() is None
 
 
 @pytest.mark.parametrize(
