@@ -26,6 +26,7 @@ from rx_backend.protocols import (
     FinishReason,
     LLMEngineOutput,
     PrefillResult,
+    SamplingOptions,
     usage,
 )
 from rx_backend.retry_budget import RetryBudget
@@ -266,6 +267,20 @@ async def test_failures(
     assert tokens_of(items) == tokens
     assert winners(spans) == [winner]
     assert [engine.closed for engine in engines] == [1, 1]
+
+
+@pytest.mark.rows("E3")
+@virtual
+async def test_an_answer_that_fails_leaves_the_others() -> None:
+    """Of several answers, one that begins with its error is an answer as any."""
+    error = LLMEngineOutput(finish_reason=FinishReason.error("boom"), index=0)
+    second = LLMEngineOutput(token_ids=[7], index=1)
+    end = LLMEngineOutput(finish_reason=FinishReason.STOP, index=1)
+    engine = HedgedEngine(ScriptedEngine(1, error, 1, second, end), Mortal(), after_s=5)
+    asked = counting_request(sampling_options=SamplingOptions(n=2))
+    served = await serve(engine, asked=asked)
+    assert [item.error for item in served.items] == [None] * 3
+    assert tokens_of(served.items) == [[], [7], []]
 
 
 @virtual
