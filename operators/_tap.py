@@ -164,7 +164,7 @@ class _Watch:
         self._counts.missed += items
         self._missed += items
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         self._counts.failed += 1
         if not self._has_failed:
             self._has_failed = True
@@ -204,7 +204,8 @@ class _Tap(_Watch):
             item = self._waiting.popleft()
             try:
                 self._observe(item)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                # Nobody cancels a callback: that is a future's, which the observer asked.
                 self._fail(error)
             else:
                 self._counts.delivered += 1

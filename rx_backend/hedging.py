@@ -30,11 +30,12 @@ class HedgedEngine(CombinedEngine):
     waits for the other, nor the winner for the loser's clean-up; a token costs two turns of the event
     loop for that. The second engine is pulled up to its first token, then on demand (row S4).
 
-    If one engine fails before the other has answered, ends without a terminal, or ends with one that
-    says ``error``, the other one answers; if both do, the stream ends as the first one did. A failure
-    before *after_s* is not hedged. Each engine has a context of its own, the second one's id is
-    ``<id>/hedge``. A stop of the request reaches both, and prevents the second call. Not hedged are
-    health checks, and requests with a hand-off from another worker, which only one engine can take.
+    If one engine fails before the other has answered, ends without a terminal, or ends its only
+    answer with ``error``, the other one answers; if both do, the stream ends as the first one did. A
+    failure before *after_s* is not hedged. Each engine has a context of its own, the second one's id
+    is ``<id>/hedge``. A stop of the request reaches both, and prevents the second call. Not hedged
+    are health checks, and requests with a hand-off from another worker, which only one engine can
+    take.
 
     Args:
         first: The engine that is asked first.
@@ -117,6 +118,8 @@ class _Race(AsyncIterator[LLMEngineOutput]):
         self._engine = engine
         self.request = request
         self._context = context
+        # Of several answers, one that fails leaves the others.
+        self._has_one_answer = (request.sampling_options.n or 1) == 1
         is_for_one = request.is_probe or has_hand_off(request)
         # What is left of the time for the first engine; None where no second one is asked any more.
         self._left_s = None if is_for_one else engine.after_s
@@ -152,8 +155,9 @@ class _Race(AsyncIterator[LLMEngineOutput]):
         try:
             await self._changed.wait()
         finally:
-            if timer is not None and self._left_s is not None:
+            if timer is not None:
                 timer.cancel()
+            if self._left_s is not None:
                 self._left_s = max(self._left_s - (self._loop.time() - begun), 0.0)
 
     def _hedge(self) -> None:
@@ -177,7 +181,7 @@ class _Race(AsyncIterator[LLMEngineOutput]):
         racer.inbox.put(own_copy(chunk) if self._runs_ahead(racer) else chunk)
         self._changed.set()
         if self._winner is None:
-            if _is_failure(chunk):
+            if self._has_one_answer and _is_failure(chunk):
                 racer.pump.close()
                 self.on_end(racer, None)
             elif has_content(chunk) or chunk.finish_reason is not None:

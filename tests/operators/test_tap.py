@@ -61,6 +61,25 @@ async def test_an_observer_that_fails_is_counted_and_logged_once(
 
 
 @virtual
+async def test_a_cancellation_of_the_observers_own_making_is_a_failure_like_any_other() -> None:
+    """As the result of a cancelled future is: the observer gets the later items all the same."""
+    cancelled = asyncio.get_running_loop().create_future()
+    cancelled.cancel()
+    seen: list[int] = []
+
+    def ask(item: int) -> None:
+        if item == 0:
+            cancelled.result()
+        seen.append(item)
+
+    counts = TapCounts()
+    assert await collect(fuse(Engine(range(4))(), [tap(ask, counts=counts)])) == WATCHED
+    await settle()
+    assert seen == [1, 2, 3]
+    assert counts == TapCounts(delivered=3, failed=1)
+
+
+@virtual
 async def test_within_a_turn_no_more_wait_than_the_limit(caplog: pytest.LogCaptureFixture) -> None:
     """A source that never waits fills the buffer; what is beyond it is missed, counted and told."""
     seen: list[int] = []

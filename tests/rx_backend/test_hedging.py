@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
+import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from rx_backend.protocols import (
     FinishReason,
     LLMEngineOutput,
     PrefillResult,
+    SamplingOptions,
     usage,
 )
 from rx_backend.retry_budget import RetryBudget
@@ -44,6 +46,7 @@ from tests.engines import (
     flat,
     now,
     serve,
+    settle,
     stop,
     token,
     tokens_of,
@@ -266,6 +269,20 @@ async def test_failures(
     assert [engine.closed for engine in engines] == [1, 1]
 
 
+@pytest.mark.rows("E3")
+@virtual
+async def test_an_answer_that_fails_leaves_the_others() -> None:
+    """Of several answers, one that begins with its error is an answer as any."""
+    error = LLMEngineOutput(finish_reason=FinishReason.error("boom"), index=0)
+    second = LLMEngineOutput(token_ids=[7], index=1)
+    end = LLMEngineOutput(finish_reason=FinishReason.STOP, index=1)
+    engine = HedgedEngine(ScriptedEngine(1, error, 1, second, end), Mortal(), after_s=5)
+    asked = counting_request(sampling_options=SamplingOptions(n=2))
+    served = await serve(engine, asked=asked)
+    assert [item.error for item in served.items] == [None] * 3
+    assert tokens_of(served.items) == [[], [7], []]
+
+
 @virtual
 async def test_a_second_engine_that_cannot_be_asked() -> None:
     """A set-up that fails is a failure as any other, and so is a result that is no stream."""
@@ -446,6 +463,19 @@ async def test_losing_the_last_reference_in_a_race() -> None:
     owner.clear()
     await asyncio.sleep(1)
     assert (first.closed, second.closed, tasks()) == (1, 1, 1)
+
+
+@pytest.mark.rows("S7")
+@virtual
+async def test_a_race_that_is_over_leaves_no_timer() -> None:
+    """A timer would hold the request and its context for as long as the first engine may take."""
+    stream = await open_stream(ScriptedEngine(1, token(1), stop()), Mortal(), after_s=1000)
+    context = weakref.ref(stream.context)
+    await collect(stream)
+    del stream
+    await settle()
+    assert now() < 1000
+    assert context() is None
 
 
 @pytest.mark.parametrize(
