@@ -171,8 +171,8 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
             detokenize(tokenizer), stop_on_text(stop), usage(len(prompt), protocols.usage)
         )
 
-    config = await engine.start(0)
     try:
+        config = await engine.start(0)
         async with ResumableStreams(EngineAdapter(engine, pipeline=pipeline)) as streams:
             app.state.service = Service(folder, streams, config.model)
             yield

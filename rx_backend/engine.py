@@ -86,7 +86,11 @@ class LLMEngine(ABC):
 
     @abstractmethod
     async def start(self, worker_id: int) -> EngineConfig:
-        """Load the model; return a config with a non-empty model name."""
+        """
+        Load the model; return a config with a non-empty model name.
+
+        Where it fails the caller calls :meth:`cleanup` all the same.
+        """
 
     @abstractmethod
     def generate(

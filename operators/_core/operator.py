@@ -286,7 +286,8 @@ def callbacks(
     """
     Turn a function that returns a body into an operator, for the library's own.
 
-    It may return :class:`Callbacks` or other :class:`Hooks`, a generator, or None where there is nothing to do.
+    It may return :class:`Callbacks` or other :class:`Hooks`, a generator, or None where there is
+    nothing to do.
 
     Args:
         takes: As for :func:`operator`.
