@@ -17,6 +17,7 @@ from rx_backend.telemetry import configure
 from rx_backend.telemetry.settings import destination, exporter_names, hide_secrets
 from rx_backend.telemetry.switch import OTLP_VARIABLE, OtlpSwitch
 from tests.leaks import LeakWatch
+from tests.rx_backend.worker._processes import free_port
 
 HTTP, GRPC = "http/protobuf", "grpc"
 ENDPOINT, PROTOCOL = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL"
@@ -148,14 +149,41 @@ def test_a_missing_package_is_named_with_its_command(
     _refused(f"pip install 'rx-backend[{extra}]'")
 
 
-def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another's port for Prometheus is an error at once."""
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = str(other.getsockname()[1])
-        monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
-        monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_HOST", "127.0.0.1")
-        monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", port)
-        _refused(f"Prometheus at http://127.0.0.1:{port}/metrics: [Errno")
+@pytest.fixture(name="scraped")
+def _scraped(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Have Prometheus scrape a port that is free, and return it."""
+    port = free_port()
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus,otlp")
+    monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_HOST", "127.0.0.1")
+    monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", str(port))
+    return port
+
+
+def test_a_port_that_is_taken_is_named(scraped: int) -> None:
+    """Another's port for Prometheus, as that of a second worker, is an error at once."""
+    with socket.create_server(("127.0.0.1", scraped)):
+        _refused(
+            "OTEL_EXPORTER_PROMETHEUS_HOST and _PORT: can't listen on "
+            f"127.0.0.1:{scraped}: Address already in use"
+        )
+
+
+@pytest.mark.parametrize("port", ["many", "65536", "-1"])
+def test_a_port_that_is_none_is_named(
+    port: str, scraped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK's own error does not say which variable it is."""
+    monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", port)
+    _refused(f"OTEL_EXPORTER_PROMETHEUS_PORT: expected a port from 0 to 65535, got '{port}'")
+
+
+def test_a_refused_variable_leaves_no_endpoint(
+    scraped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a second try, as in a notebook, finds the port free."""
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "0")
+    _refused("OpenTelemetry's SDK: interval value 0.0")
+    socket.create_server(("127.0.0.1", scraped)).close()
 
 
 @pytest.mark.parametrize(
