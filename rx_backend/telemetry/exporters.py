@@ -106,11 +106,6 @@ def _make(name: str, signal: Signal, place: str, **options: Any) -> Any:
     try:
         make = next(iter(found)).load()
     except (ImportError, StopIteration) as error:
-        if place == name:
-            raise InvalidArgument(
-                f"OTEL_{signal.upper()}_EXPORTER: expected otlp, console, none, prometheus for "
-                f"metrics, or another that is installed, got {name!r}"
-            ) from error
         raise InvalidArgument(
             f"{place} needs the package opentelemetry-exporter-{name.replace('_', '-')}: "
             f"pip install 'rx-backend[{name.partition('_')[0]}]'"

@@ -67,9 +67,9 @@ BAD: list[tuple[Variables, str | None, str]] = [
     (
         {"OTEL_TRACES_EXPORTER": "prometheus"},
         None,
-        "OTEL_TRACES_EXPORTER: expected otlp, console, no",
+        "OTEL_TRACES_EXPORTER: expected console, none, ot",
     ),
-    ({"OTEL_METRICS_EXPORTER": "otpl"}, None, "OTEL_METRICS_EXPORTER: expected otlp, console, n"),
+    ({"OTEL_METRICS_EXPORTER": "otpl"}, None, "OTEL_METRICS_EXPORTER: expected console, none, o"),
     ({PROTOCOL: "http/json"}, None, f"{PROTOCOL}: expected one of grpc, http/protobuf, got"),
     ({"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "HTTP"}, None, "_METRICS_PROTOCOL: expected one of"),
     ({ENDPOINT: "c:4318", PROTOCOL: HTTP}, None, f"{ENDPOINT}: expected a URL"),
@@ -270,6 +270,17 @@ def test_the_runtime_exports_to_the_same_place(
     with OtlpSwitch(otlp, environ).exported_to_runtime_env(after):
         assert after == {**environ, **exported}
     assert after == environ
+
+
+@pytest.mark.parametrize("name", ["oltp", "otlp_proto_http", "prometheus"])
+def test_the_runtime_gets_no_exporter_that_is_none(name: str) -> None:
+    """A frontend, which has no provider of ours, refuses it too; none sends past ``--otlp``."""
+    environ = {"OTEL_TRACES_EXPORTER": name}
+    with (
+        pytest.raises(InvalidArgument, match=f"OTEL_TRACES_EXPORTER: .*installed, got '{name}'"),
+        OtlpSwitch(URL, environ).exported_to_runtime_env(environ),
+    ):
+        pass
 
 
 def test_a_flag_that_is_no_address_is_refused() -> None:
