@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import suppress
 from itertools import cycle
 from os import PathLike
+from typing import Final
 
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine
@@ -20,6 +21,8 @@ from rx_backend.recording.files import read_recordings
 from rx_backend.recording.model import Recording
 
 __all__ = ("ReplayEngine",)
+
+_EXPECTED: Final = "recordings: expected a path, or a list of recordings"
 
 
 class ReplayEngine(LLMEngine):
@@ -49,7 +52,7 @@ class ReplayEngine(LLMEngine):
 
     Raises:
         RecordingError: A file is not valid; the message names file, line and what was expected.
-        InvalidArgument: There is no recording, or *speed* is not above 0.
+        InvalidArgument: There is no recording, or something else, or *speed* is not above 0.
     """
 
     def __init__(
@@ -61,7 +64,13 @@ class ReplayEngine(LLMEngine):
     ) -> None:
         if isinstance(recordings, str | PathLike):
             recordings = read_recordings(recordings)
-        self.recordings = tuple(recordings)
+        try:
+            self.recordings = tuple(recordings)
+        except TypeError as error:
+            raise InvalidArgument(f"{_EXPECTED}: {error}") from error
+        for each in self.recordings:
+            if not isinstance(each, Recording):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InvalidArgument(f"{_EXPECTED}, got a {type(each).__name__} in it")
         if not self.recordings:
             raise InvalidArgument("recordings: expected at least one, got none")
         self._speed = speed if speed == math.inf else number("speed", speed, low=0, above=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry.sdk.metrics.export import MetricReader
 
@@ -14,6 +14,8 @@ from rx_backend.telemetry.quiet_exporter import QuietExporter, QuietSpanExporter
 from rx_backend.telemetry.settings import Signal, destination, exporter_names, hide_secrets
 
 __all__ = ("make_exporters",)
+
+_SCRAPED: Final = "OTEL_EXPORTER_PROMETHEUS"
 
 
 def make_exporters(signal: Signal, endpoint: str | None, undo: ExitStack) -> tuple[list[Any], str]:
@@ -30,7 +32,8 @@ def make_exporters(signal: Signal, endpoint: str | None, undo: ExitStack) -> tup
         there are none.
 
     Raises:
-        InvalidArgument: A name is unknown, a package is missing, or an exporter can't be made.
+        InvalidArgument: A name is unknown, a package is missing, an exporter can't be made, or a port
+            can't be listened on.
     """
     names, off = exporter_names(os.environ, signal)
     quieten = QuietSpanExporter if signal == "traces" else QuietExporter
@@ -38,7 +41,7 @@ def make_exporters(signal: Signal, endpoint: str | None, undo: ExitStack) -> tup
     places: list[str] = []
     for name in names:
         if name == "prometheus" and signal == "metrics":
-            exporter, place = _prometheus()
+            exporter, place = _prometheus(undo)
         elif name == "otlp":
             exporter, place = _otlp(signal, endpoint)
         else:
@@ -57,11 +60,33 @@ def _otlp(signal: Signal, endpoint: str | None) -> tuple[Any, str]:
     return _make("otlp_proto_http", signal, place, endpoint=address, session=_session()), place
 
 
-def _prometheus() -> tuple[Any, str]:
-    host = os.environ.get("OTEL_EXPORTER_PROMETHEUS_HOST", "localhost")
-    port = os.environ.get("OTEL_EXPORTER_PROMETHEUS_PORT", "9464")
-    place = f"Prometheus at http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
-    return _make("prometheus", "metrics", place), place
+def _prometheus(undo: ExitStack) -> tuple[Any, str]:
+    """Serve metrics for Prometheus; return the reader. *undo* ends the server."""
+    try:
+        from opentelemetry.exporter.prometheus import (  # noqa: PLC0415 - an extra
+            PrometheusMetricReader,
+        )
+        from prometheus_client import start_http_server  # noqa: PLC0415 - the same
+    except ImportError as error:
+        raise InvalidArgument(
+            "OTEL_METRICS_EXPORTER: prometheus needs the package "
+            "opentelemetry-exporter-prometheus: pip install 'rx-backend[prometheus]'"
+        ) from error
+    host = os.environ.get(f"{_SCRAPED}_HOST") or "localhost"
+    port = os.environ.get(f"{_SCRAPED}_PORT") or "9464"
+    if not (port.isdecimal() and int(port) < 65536):
+        raise InvalidArgument(f"{_SCRAPED}_PORT: expected a port from 0 to 65535, got {port!r}")
+    try:
+        server, thread = start_http_server(int(port), addr=host)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidArgument(
+            f"{_SCRAPED}_HOST and _PORT: can't listen on {host}:{port}: {reason}"
+        ) from error
+    for end in (thread.join, server.server_close, server.shutdown):
+        undo.callback(end)
+    shown = f"[{host}]" if ":" in host else host
+    return PrometheusMetricReader(), f"Prometheus at http://{shown}:{server.server_port}/metrics"
 
 
 def _session() -> Any:
@@ -81,11 +106,6 @@ def _make(name: str, signal: Signal, place: str, **options: Any) -> Any:
     try:
         make = next(iter(found)).load()
     except (ImportError, StopIteration) as error:
-        if place == name:
-            raise InvalidArgument(
-                f"OTEL_{signal.upper()}_EXPORTER: expected otlp, console, none, prometheus for "
-                f"metrics, or another that is installed, got {name!r}"
-            ) from error
         raise InvalidArgument(
             f"{place} needs the package opentelemetry-exporter-{name.replace('_', '-')}: "
             f"pip install 'rx-backend[{name.partition('_')[0]}]'"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
@@ -29,17 +30,35 @@ FALSE: Final = frozenset({"0", "false", "off", "no", ""})
 
 Signal = Literal["traces", "metrics"]
 
+_GROUP: Final = "opentelemetry_{}_exporter"
+_EXPORTERS: Final[Mapping[Signal, frozenset[str]]] = {
+    "traces": frozenset({"otlp", "console", "none"}),
+    "metrics": frozenset({"otlp", "console", "none", "prometheus"}),
+}
+
 _GRPC, _HTTP = "grpc", "http/protobuf"
 _HTTP_PORT: Final = 4318
 
 
 def exporter_names(environ: Mapping[str, str], signal: Signal) -> tuple[tuple[str, ...], str]:
-    """Return the names of a signal's exporters in order; without any, the variable that switches it off."""
+    """
+    Return the names of a signal's exporters in order; without any, the variable that switches it off.
+
+    Raises:
+        InvalidArgument: There is no such exporter; the message names the variable.
+    """
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return (), "OTEL_SDK_DISABLED"
     variable = f"OTEL_{signal.upper()}_EXPORTER"
     named = environ.get(variable, "").strip().lower() or "otlp"
     names = {name.strip() for name in named.split(",")} - {""}
+    for name in names - _EXPORTERS[signal]:
+        # The SDK's names with a protocol in them would send past an endpoint that is given.
+        if name.startswith("otlp") or not entry_points(group=_GROUP.format(signal), name=name):
+            raise InvalidArgument(
+                f"{variable}: expected {', '.join(sorted(_EXPORTERS[signal]))}, or another that is "
+                f"installed, got {name!r}"
+            )
     if "none" in names:
         return (), variable
     if not is_true(EXPORT_ENABLED, environ.get(EXPORT_ENABLED, "1")):

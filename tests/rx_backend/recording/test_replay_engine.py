@@ -6,7 +6,7 @@ import asyncio
 import functools
 import math
 import tempfile
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -237,14 +237,14 @@ def test_the_model_is_the_recorded_one(
     ("recordings", "options", "message"),
     [
         ([], {}, "recordings: expected at least one"),
+        (recorded(1.0), {}, "recordings: expected a path, or a list of recordings: 'Re"),
+        (["a.jsonl"], {}, "recordings: expected a path, or a list of recordings, got a str"),
         ([recorded(1.0)], {"speed": 0}, "speed must be a number > 0, got 0"),
         ([recorded(1.0)], {"speed": math.nan}, "speed must be"),
         ([recorded(1.0)], {"model": ""}, "model must be"),
     ],
 )
-def test_bad_options_are_named(
-    recordings: Iterable[Recording], options: dict[str, Any], message: str
-) -> None:
+def test_bad_options_are_named(recordings: Any, options: dict[str, Any], message: str) -> None:
     """When the engine is made."""
     with pytest.raises(InvalidArgument, match=message):
         ReplayEngine(recordings, **options)

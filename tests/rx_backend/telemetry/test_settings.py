@@ -17,6 +17,7 @@ from rx_backend.telemetry import configure
 from rx_backend.telemetry.settings import destination, exporter_names, hide_secrets
 from rx_backend.telemetry.switch import OTLP_VARIABLE, OtlpSwitch
 from tests.leaks import LeakWatch
+from tests.rx_backend.worker._processes import free_port
 
 HTTP, GRPC = "http/protobuf", "grpc"
 ENDPOINT, PROTOCOL = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL"
@@ -66,9 +67,9 @@ BAD: list[tuple[Variables, str | None, str]] = [
     (
         {"OTEL_TRACES_EXPORTER": "prometheus"},
         None,
-        "OTEL_TRACES_EXPORTER: expected otlp, console, no",
+        "OTEL_TRACES_EXPORTER: expected console, none, ot",
     ),
-    ({"OTEL_METRICS_EXPORTER": "otpl"}, None, "OTEL_METRICS_EXPORTER: expected otlp, console, n"),
+    ({"OTEL_METRICS_EXPORTER": "otpl"}, None, "OTEL_METRICS_EXPORTER: expected console, none, o"),
     ({PROTOCOL: "http/json"}, None, f"{PROTOCOL}: expected one of grpc, http/protobuf, got"),
     ({"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "HTTP"}, None, "_METRICS_PROTOCOL: expected one of"),
     ({ENDPOINT: "c:4318", PROTOCOL: HTTP}, None, f"{ENDPOINT}: expected a URL"),
@@ -148,14 +149,41 @@ def test_a_missing_package_is_named_with_its_command(
     _refused(f"pip install 'rx-backend[{extra}]'")
 
 
-def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another's port for Prometheus is an error at once."""
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = str(other.getsockname()[1])
-        monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
-        monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_HOST", "127.0.0.1")
-        monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", port)
-        _refused(f"Prometheus at http://127.0.0.1:{port}/metrics: [Errno")
+@pytest.fixture(name="scraped")
+def _scraped(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Have Prometheus scrape a port that is free, and return it."""
+    port = free_port()
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus,otlp")
+    monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_HOST", "127.0.0.1")
+    monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", str(port))
+    return port
+
+
+def test_a_port_that_is_taken_is_named(scraped: int) -> None:
+    """Another's port for Prometheus, as that of a second worker, is an error at once."""
+    with socket.create_server(("127.0.0.1", scraped)):
+        _refused(
+            "OTEL_EXPORTER_PROMETHEUS_HOST and _PORT: can't listen on "
+            f"127.0.0.1:{scraped}: Address already in use"
+        )
+
+
+@pytest.mark.parametrize("port", ["many", "65536", "-1"])
+def test_a_port_that_is_none_is_named(
+    port: str, scraped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK's own error does not say which variable it is."""
+    monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", port)
+    _refused(f"OTEL_EXPORTER_PROMETHEUS_PORT: expected a port from 0 to 65535, got '{port}'")
+
+
+def test_a_refused_variable_leaves_no_endpoint(
+    scraped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a second try, as in a notebook, finds the port free."""
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "0")
+    _refused("OpenTelemetry's SDK: interval value 0.0")
+    socket.create_server(("127.0.0.1", scraped)).close()
 
 
 @pytest.mark.parametrize(
@@ -242,6 +270,17 @@ def test_the_runtime_exports_to_the_same_place(
     with OtlpSwitch(otlp, environ).exported_to_runtime_env(after):
         assert after == {**environ, **exported}
     assert after == environ
+
+
+@pytest.mark.parametrize("name", ["oltp", "otlp_proto_http", "prometheus"])
+def test_the_runtime_gets_no_exporter_that_is_none(name: str) -> None:
+    """A frontend, which has no provider of ours, refuses it too; none sends past ``--otlp``."""
+    environ = {"OTEL_TRACES_EXPORTER": name}
+    with (
+        pytest.raises(InvalidArgument, match=f"OTEL_TRACES_EXPORTER: .*installed, got '{name}'"),
+        OtlpSwitch(URL, environ).exported_to_runtime_env(environ),
+    ):
+        pass
 
 
 def test_a_flag_that_is_no_address_is_refused() -> None:
