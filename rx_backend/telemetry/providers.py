@@ -23,7 +23,7 @@ from operators.assembly import encodable
 from rx_backend.errors import InvalidArgument
 from rx_backend.telemetry.exporters import make_exporters
 from rx_backend.telemetry.quiet_exporter import QuietExporter
-from rx_backend.telemetry.settings import SERVICE, Signal, hide_secrets
+from rx_backend.telemetry.settings import SERVICE, Signal, hide_secrets, set_variables
 
 __all__ = ("Telemetry",)
 
@@ -56,7 +56,7 @@ class Telemetry:
                 raise
             except Exception as error:
                 # Of the variables that the SDK reads it refuses some itself, and raises what it likes.
-                message = f"OpenTelemetry's SDK: {hide_secrets(str(error))}"
+                message = f"OpenTelemetry's SDK: {hide_secrets(str(error))}{set_variables()}"
                 raise InvalidArgument(message) from error
             undo.pop_all()
         # Meters first: the SDK counts its own doings on them where that is switched on.

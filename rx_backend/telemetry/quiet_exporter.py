@@ -80,7 +80,7 @@ class QuietExporter:
         # The first line has the cause, later ones say that it was given up.
         reason = (*self._logged, _CUT_OFF if self._is_ended else "the exporter gave no reason")[0]
         # It may quote what the receiver has sent, or its address with a password.
-        text = _RETRYING.sub("", hide_secrets(reason)[:_LONGEST_REASON])
+        text = _RETRYING.sub("", hide_secrets(reason))[:_LONGEST_REASON]
         shown = "".join(one if one.isprintable() else "?" for one in text)
         _logger.warning("%s are being lost: %s; this is logged once", self.items, shown)
 

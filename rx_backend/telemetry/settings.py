@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from importlib.metadata import entry_points
@@ -21,6 +22,7 @@ __all__ = (
     "hide_secrets",
     "is_true",
     "one_of",
+    "set_variables",
 )
 
 SERVICE: Final = "rx-backend"
@@ -135,6 +137,12 @@ def hide_secrets(text: str) -> str:
     'to http://host:4317/v1 failed, as did host:4317.'
     """
     return re.sub(r"\S*[?@]\S*", lambda word: _without_secrets(word[0]), text)
+
+
+def set_variables() -> str:
+    """Return the OpenTelemetry variables that are set, for an error of the SDK that names none."""
+    names = sorted(name for name in os.environ if name.startswith("OTEL_"))
+    return f" (set: {', '.join(names)})" if names else ""
 
 
 def _without_secrets(address: str) -> str:

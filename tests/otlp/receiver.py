@@ -32,6 +32,7 @@ class Receiver:
         http: Where OTLP over HTTP goes, without a path.
         grpc: Where OTLP over gRPC goes.
         spans: Every span, in the order of arrival.
+        connections: How many connections came over HTTP.
     """
 
     http: str
@@ -41,6 +42,7 @@ class Receiver:
         self._news = threading.Condition()
         self._points: dict[str, Point] = {}
         self.spans: list[Span] = []
+        self.connections = 0
 
     @property
     def points(self) -> list[Point]:
@@ -59,6 +61,7 @@ class Receiver:
         """Forget what was received so far."""
         with self._news:
             self.spans = []
+            self.connections = 0
             self._points = {}
 
     def until(self, condition: Callable[[], T], within_s: float = STEP_S) -> T:
@@ -160,6 +163,10 @@ class _WebHandler(BaseHTTPRequestHandler):
     """OTLP over HTTP, with protobuf bodies."""
 
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        cast("_WebServer", self.server).received.connections += 1
 
     def do_POST(self) -> None:
         received = cast("_WebServer", self.server).received

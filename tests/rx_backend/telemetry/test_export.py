@@ -49,6 +49,19 @@ def run_child(action: str, **environ: str) -> dict[str, Any]:
     return told
 
 
+def test_exports_share_a_connection(receiver: Receiver) -> None:
+    """Each of the spans is an export of its own; over TLS each connection would be a handshake."""
+    run_child(
+        "served",
+        OTEL_BSP_MAX_EXPORT_BATCH_SIZE="1",
+        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.http,
+        OTEL_EXPORTER_OTLP_PROTOCOL=HTTP,
+        OTEL_METRICS_EXPORTER="none",
+    )
+    assert len(receiver.spans) == REQUESTS
+    assert receiver.connections == 1
+
+
 @pytest.mark.rows("P10")
 @pytest.mark.parametrize("protocol", [GRPC, HTTP])
 def test_a_requests_telemetry_arrives(receiver: Receiver, protocol: str) -> None:

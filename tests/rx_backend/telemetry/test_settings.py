@@ -88,6 +88,8 @@ BAD: list[tuple[Variables, str | None, str]] = [
         "grpc to http://127.0.0.1",
     ),
     ({"OTEL_BSP_MAX_QUEUE_SIZE": "8"}, None, "OpenTelemetry's SDK: max_export_batch_size must be"),
+    ({"OTEL_BSP_MAX_QUEUE_SIZE": "8"}, None, "(set: OTEL_BSP_MAX_QUEUE_SIZE)"),
+    ({"OTEL_EXPORTER_OTLP_TIMEOUT": "5s"}, None, "(set: OTEL_EXPORTER_OTLP_TIMEOUT)"),
     ({"OTEL_METRIC_EXPORT_INTERVAL": "-1"}, None, "OpenTelemetry's SDK: interval value -1.0"),
     ({"OTEL_METRICS_EXEMPLAR_FILTER": "foo"}, None, "OpenTelemetry's SDK: Unknown exemplar filter"),
 ]
