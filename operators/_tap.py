@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ def tap_async(
     return Callbacks(watch.take, on_end=watch.end)
 
 
-class _Watch:
+class _Watch(ABC):
     """What waits for one stream's observer, and what it missed."""
 
     __slots__ = ("_counts", "_has_failed", "_limit", "_missed", "_observe", "_waiting")
@@ -156,9 +157,9 @@ class _Watch:
             self._miss(1)
         return item
 
+    @abstractmethod
     def _observe_soon(self) -> None:
         """See to it that what waits is observed."""
-        raise NotImplementedError
 
     def _miss(self, items: int) -> None:
         self._counts.missed += items
