@@ -47,9 +47,9 @@ def record(
 
     It is named ``<request id>.jsonl``, and never replaces another: where the name is taken, as by a
     request that was on another worker before, the time in ns is added to it. It is complete when
-    the stream has ended, however it ended; a killed process loses at most 8 KiB of each stream. Text that UTF-8 can't express is repaired (U+FFFD). An
-    error (a full disk, a chunk with something that has no JSON form) is logged once and ends the
-    recording, not the stream.
+    the stream has ended, however it ended; a killed process loses at most 8 KiB of each stream.
+    Text that UTF-8 can't express is repaired (U+FFFD). An error (a full disk, a chunk with something
+    that has no JSON form) is logged once and ends the recording, not the stream.
 
     At the end of a pipeline, as in ``adapter.with_operators(record(...))``, it records what the
     client gets; in front, what the engine yields. An item without a chunk, such as a heartbeat, is
