@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from importlib.metadata import entry_points
 from typing import Any, Final
 
 from opentelemetry.sdk.metrics.export import MetricReader
@@ -16,6 +15,7 @@ from rx_backend.telemetry.settings import (
     destination,
     exporter_names,
     hide_secrets,
+    installed_exporters,
     set_variables,
 )
 
@@ -115,9 +115,8 @@ def _session() -> Any:
 
 def _make(name: str, signal: Signal, place: str, **options: Any) -> Any:
     """Make the exporter that a package has registered under *name*."""
-    found = entry_points(group=f"opentelemetry_{signal}_exporter", name=name)
     try:
-        make = next(iter(found)).load()
+        make = next(iter(installed_exporters(signal, name))).load()
     except (ImportError, StopIteration) as error:
         raise InvalidArgument(
             f"{place} needs the package opentelemetry-exporter-{name.replace('_', '-')}: "

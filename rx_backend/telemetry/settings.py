@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ __all__ = (
     "destination",
     "exporter_names",
     "hide_secrets",
+    "installed_exporters",
     "is_true",
     "one_of",
     "set_variables",
@@ -32,7 +33,6 @@ FALSE: Final = frozenset({"0", "false", "off", "no", ""})
 
 Signal = Literal["traces", "metrics"]
 
-_GROUP: Final = "opentelemetry_{}_exporter"
 _EXPORTERS: Final[Mapping[Signal, frozenset[str]]] = {
     "traces": frozenset({"otlp", "console", "none"}),
     "metrics": frozenset({"otlp", "console", "none", "prometheus"}),
@@ -56,7 +56,7 @@ def exporter_names(environ: Mapping[str, str], signal: Signal) -> tuple[tuple[st
     names = {name.strip() for name in named.split(",")} - {""}
     for name in names - _EXPORTERS[signal]:
         # The SDK's names with a protocol in them would send past an endpoint that is given.
-        if name.startswith("otlp") or not entry_points(group=_GROUP.format(signal), name=name):
+        if name.startswith("otlp") or not installed_exporters(signal, name):
             raise InvalidArgument(
                 f"{variable}: expected {', '.join(sorted(_EXPORTERS[signal]))}, or another that is "
                 f"installed, got {name!r}"
@@ -67,6 +67,11 @@ def exporter_names(environ: Mapping[str, str], signal: Signal) -> tuple[tuple[st
         # Prometheus fetches metrics: nothing is sent.
         names &= {"prometheus"}
     return tuple(sorted(names)), "" if names else EXPORT_ENABLED
+
+
+def installed_exporters(signal: Signal, name: str) -> EntryPoints:
+    """Return the exporters of a signal that packages have registered under *name*."""
+    return entry_points(group=f"opentelemetry_{signal}_exporter", name=name)
 
 
 def destination(
