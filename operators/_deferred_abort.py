@@ -15,7 +15,7 @@ from operators._chunk import HAS_CONTENT, Chunk
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
-from operators._core.stage import Hooks, condition_on_item
+from operators._core.stage import Hooks, condition
 
 __all__ = ("abort_gate", "deferred_abort")
 
@@ -173,6 +173,8 @@ class _Gate(Hooks[Any, Any]):
         "_waits",
     )
 
+    hears_end = True
+
     def __init__(
         self,
         parts: StreamScope | _Parts,
@@ -285,7 +287,7 @@ class _DeferringGate(_Gate):
 
     __slots__ = ()
 
-    condition = condition_on_item(HAS_CONTENT, once=True)
+    visit = condition(HAS_CONTENT, once=True)
 
     def step(self, chunk: C) -> C:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Open: the first token is here."""

@@ -9,7 +9,7 @@ from operators._chunk import HAS_CONTENT, Chunk, has_content
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
-from operators._core.stage import Hooks, condition_on_item
+from operators._core.stage import Hooks, Visit, condition
 
 __all__ = ("LinkedChunk", "trace_link")
 
@@ -68,8 +68,7 @@ class _First(Hooks[C, C]):
 
     __slots__ = ("_link",)
 
-    condition = condition_on_item(HAS_CONTENT, once=True)
-    has_hooks = False
+    visit: Visit = condition(HAS_CONTENT, once=True)
 
     def __init__(self, link: object) -> None:
         self._link = link
@@ -85,7 +84,7 @@ class _FirstAndTerminals(_First[C]):
 
     __slots__ = ("_has_content",)
 
-    condition = None
+    visit = True
 
     def __init__(self, link: object) -> None:
         super().__init__(link)

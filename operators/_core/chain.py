@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import GeneratorType
-from typing import Any
+from typing import Any, cast
 
 from operators._core.failures import add_operator_note, drop_top_frame, no_chunk, nothing_due
-from operators._core.stage import Completed, Condition, Hooks, StageResult, Step
-from operators._core.stages import StageFactory, Stages, generator_of
+from operators._core.stage import Completed, Condition, Hooks, StageResult, Visit
+from operators._core.stages import GeneratorBody, StageFactory, Stages
 
 __all__ = ("Chain",)
 
@@ -26,9 +26,8 @@ class Chain(Stages):
         scope: Handed to operators that ask for the scope of the stream.
 
     Attributes:
-        steps: One callable per stage for its next item; None where no item visits.
-        conditions: For each stage which items visit it; None for all.
-        reshaped: Whether one of the two changed since the flag was last cleared.
+        visits: For each stage which items visit it.
+        reshaped: Whether the visits changed since the flag was last cleared.
         out: Items that came out by any other way than one for one, in order.
         has_ended: Whether nothing comes in any more: completed, failed or closed.
         error: What the stream failed with, once it has ended.
@@ -38,25 +37,28 @@ class Chain(Stages):
     __slots__ = (
         "_is_last",
         "_kept_by",
-        "conditions",
+        "_last_by",
+        "_last_from",
         "ended_by",
         "error",
         "has_ended",
         "out",
         "reshaped",
-        "steps",
+        "visits",
     )
 
     def __init__(self, factories: Sequence[StageFactory], scope: Any = None) -> None:
-        count = len(factories)
         self._factories = factories
         self._scope = scope
-        self._stages = [None] * count
         self._is_last = False
+        # Where the last item was sent on from, and the operator that made it the last one.
+        self._last_from = 0
+        self._last_by: str | None = None
         # The operator that handed out nothing for the last item.
         self._kept_by: str | None = None
-        self.steps: list[Step | None] = [None] * count
-        self.conditions: list[Condition | None] = [None] * count
+        self._ending = []
+        self.bodies = [None] * len(factories)
+        self.visits: list[Visit] = [None] * len(factories)
         self.reshaped = False
         self.out: list[Any] = []
         self.error: BaseException | None = None
@@ -66,86 +68,110 @@ class Chain(Stages):
 
     def _start(self) -> None:
         """Start the stages, in order."""
+        scope, bodies, visits, ending = self._scope, self.bodies, self.visits, self._ending
         returned: tuple[int, Any] | None = None
         place = 0
         try:
             for place, factory in enumerate(self._factories):
-                body = factory.start(self._scope)
+                body: Any = factory.start(scope)
                 if body is None:
                     continue
                 if isinstance(body, Hooks):
-                    self.steps[place] = body.step
-                    self.conditions[place] = body.condition
-                    if body.has_hooks:
-                        self._stages[place] = body
+                    bodies[place] = body
+                    visits[place] = body.visit
+                    if body.hears_end:
+                        ending.append(place)
                     continue
-                stage = self._stages[place] = generator_of(factory, body)
-                self.steps[place] = stage.send
+                bodies[place] = generator = _body_of(factory, body)
+                ending.append(place)
                 try:
-                    first = next(stage)
+                    first = next(generator.generator)
                 except StopIteration as stop:
                     first = stop.value
                     if type(first) is not StageResult or not first.detaches:
                         returned = place, first
                         continue
+                visits[place] = True
                 if type(first) is StageResult:
                     self._apply(place, first)
         except BaseException as error:
-            add_operator_note(error, self._factories[place].name, self._scope)
+            add_operator_note(error, self._factories[place].name, scope)
             self.close_stages()
             raise
         if returned is not None:
             place, value = returned
             self._close(0, place)
-            self._returned(place, value)
+            self._finish_with(place, value)
 
     def push(self, item: Any, place: int = 0) -> None:
         """Send one item through the stages from *place* on; results go to ``out``."""
-        steps, conditions = self.steps, self.conditions
-        for here in range(place, len(steps)):
-            step = steps[here]
-            if step is None:
+        bodies, visits = self.bodies, self.visits
+        is_last = False
+        for here in range(place, len(visits)):
+            visit = visits[here]
+            if visit is None:
                 continue
-            condition = conditions[here]
+            body: Any = bodies[here]
             try:
-                if condition is not None and not condition.holds(item):
-                    continue
-                if condition is not None and condition.expression.once:
-                    steps[here] = None
-                    self.reshaped = True
-                item = step(item)
+                if type(visit) is Condition:
+                    if not visit.holds(item, *body.values):
+                        continue
+                    if visit.once:
+                        self.leave(here)
+                        self.reshaped = True
+                item = body.step(item)
             except BaseException as error:
                 drop_top_frame(error)
                 self.stage_raised(error, here, item, place)
-                return
+                break
             if item is None or type(item) is StageResult:
-                self.emitted(here, item)
-                return
-        self.out.append(item)
+                item = self.emitted(here, item)
+                if item is None:
+                    break
+                is_last = True
+        else:
+            self.out.append(item)
+        if is_last:
+            self.complete_last()
 
-    def push_last(self, item: Any, place: int = 0, ended_by: str | None = None) -> None:
-        """Send the stream's last item through the stages from *place* on, and complete them."""
+    def send_last(self, place: int = 0, by: str | None = None) -> None:
+        """
+        Note that what is sent on from *place* is the stream's last item.
+
+        *by* is the operator that ended the stream with it, None where that was its source. Once it
+        is through, :meth:`complete_last` ends the stages that it came to.
+        """
         self._is_last = True
-        self.push(item, place)
-        self.complete(place, self._kept_by or ended_by)
+        self._last_from = place
+        self._last_by = by or self._last_by
 
-    def emitted(self, place: int, result: StageResult | None) -> None:
-        """Take what the stage at *place* returned for an item, where that is no item."""
+    def complete_last(self) -> None:
+        """Complete the stages behind the last item."""
+        self.complete(self._last_from, self._kept_by or self._last_by)
+
+    def emitted(self, place: int, result: StageResult | None) -> Any:
+        """
+        Take what the stage at *place* returned for an item, where that is no item.
+
+        Returns:
+            The stream's last item, if the stage ended the stream with one: it is to be sent on from
+            the next stage. None where there is nothing to send on.
+        """
         if result is None:
             self.stage_raised(nothing_due(), place)
-            return
+            return None
         if result.ends:
             self._end_before(place)
             self._close(place, place + 1)
-            self._returned(place, result)
-            return
+            return self._returned(place, result)
         self._apply(place, result)
         if self._is_last and not result.items:
             self._kept_by = self._factories[place].name
         for item in result.items:
             if self.has_ended:
-                return
+                break
             self.push(item, place + 1)
+        return None
 
     def stage_raised(
         self, error: BaseException, place: int, item: Any = None, since: int = 0
@@ -159,11 +185,11 @@ class Chain(Stages):
             item: What it was called with.
             since: The first of the stages that the item came through.
         """
-        stage = self._stages[place]
+        body = self.bodies[place]
         has_returned = (
             isinstance(error, StopIteration)
-            and isinstance(stage, GeneratorType)
-            and stage.gi_frame is None
+            and isinstance(body, GeneratorBody)
+            and body.has_returned
         )
         value = error.value if isinstance(error, StopIteration) else None
         if has_returned and type(value) is StageResult and value.detaches:
@@ -171,7 +197,7 @@ class Chain(Stages):
             return
         self._end_before(place)
         if has_returned:
-            self._returned(place, value)
+            self._finish_with(place, value)
             return
         error = self._failure_of_step(error, place, item, since)
         self._close(place, place + 1, error if isinstance(error, Exception) else None)
@@ -196,7 +222,7 @@ class Chain(Stages):
     def _made_by(self, item: object, place: int, since: int) -> str | None:
         """Return the nearest operator before *place* that may have made *item*; None if unknown."""
         for here in range(place - 1, since - 1, -1):
-            if self.steps[here] is not None and isinstance(self._stages[here], GeneratorType):
+            if self.visits[here] is not None and isinstance(self.bodies[here], GeneratorBody):
                 return self._factories[here].name
         return self._factories[since - 1].name if since else None
 
@@ -205,30 +231,27 @@ class Chain(Stages):
         if self._is_last:
             # The source had completed already, so for them this is no drop.
             for here in range(place):
-                self._throw(here, Completed())
+                self._end(here, Completed())
         else:
             self._close(0, place)
 
     def leave(self, place: int) -> None:
         """Note that no more items visit the stage at *place*; the loop knows already."""
-        self.steps[place] = None
+        self.visits[place] = None
 
     def complete(self, place: int = 0, ended_by: str | None = None) -> None:
         """Complete the stages from *place* on, in order."""
         if self.has_ended:
             return
         signal = None
-        for here in range(place, len(self._stages)):
-            stage = self._stages[here]
-            if stage is None:
-                continue
-            if isinstance(stage, Hooks) and stage.on_end is None and stage.on_complete is None:
+        for here in self._ending:
+            if here < place:
                 continue
             if signal is None:
                 signal = Completed(ended_by)
-            raised, words = self._throw(here, signal)
+            raised, words = self._end(here, signal)
             if raised is None:
-                self._returned(here, words, ended_by, at_end=True)
+                self._finish_with(here, words, ended_by, at_end=True)
                 return
             if type(raised) is not Completed:
                 self.fail(raised, here + 1)
@@ -240,12 +263,14 @@ class Chain(Stages):
         """Fail the stages from *place* on; one of them may turn the failure into items."""
         if self.has_ended:
             return
-        for here in range(place, len(self._stages)):
+        for here in self._ending:
+            if here < place:
+                continue
             if not isinstance(error, Exception):
                 break
-            raised, words = self._throw(here, error)
+            raised, words = self._end(here, error)
             if raised is None:
-                self._returned(here, words)
+                self._finish_with(here, words)
                 return
             error = raised
         else:
@@ -264,33 +289,61 @@ class Chain(Stages):
         closes again when the step has ended.
         """
         self.has_ended = True
-        self._close(0, len(self._stages))
+        self._close(0, len(self.bodies))
 
     def _apply(self, place: int, result: StageResult) -> None:
         """Apply what a result says of who visits the stage from now on."""
         if result.detaches:
-            self.steps[place] = self.conditions[place] = None
+            self.visits[place] = None
             self.reshaped = True
-        elif result.condition is not None:
-            self.conditions[place] = result.condition
+        elif result.visit is not None:
+            body = self.bodies[place]
+            assert isinstance(body, GeneratorBody)  # noqa: S101 - for the type checker
+            self.visits[place] = result.visit
+            body.values = result.values
             self.reshaped = True
+
+    def _finish_with(
+        self, place: int, value: Any, ended_by: str | None = None, *, at_end: bool = False
+    ) -> None:
+        """Do as :meth:`_returned`, and send the last item on."""
+        last = self._returned(place, value, ended_by, at_end=at_end)
+        if last is not None:
+            self.push(last, place + 1)
+            self.complete_last()
 
     def _returned(
         self, place: int, value: Any, ended_by: str | None = None, *, at_end: bool = False
-    ) -> None:
-        """End the stages behind *place*, whose stage ended the stream with these last items."""
+    ) -> Any:
+        """
+        End the stages behind *place*, whose stage ended the stream with these last items.
+
+        Return the last of them, which is still to be sent on from there; None if there is none.
+        """
         items = value.items if type(value) is StageResult else () if value is None else (value,)
         error = value.error if type(value) is StageResult else None
-        if not (self._is_last or at_end) and ended_by is None:
+        if ended_by is None and not self._is_last and not at_end:
             ended_by = self._factories[place].name
         for item in items[:-1] if error is None else items:
             if not self.has_ended:
                 self.push(item, place + 1)
         if self.has_ended:
-            return
+            return None
         if error is not None:
             self.fail(error, place + 1)
         elif items:
-            self.push_last(items[-1], place + 1, ended_by)
+            self.send_last(place + 1, ended_by)
+            return items[-1]
         else:
             self.complete(place + 1, ended_by)
+        return None
+
+
+def _body_of(factory: StageFactory, made: object) -> GeneratorBody:
+    """Return the body of a stage that the factory made a generator for."""
+    if not isinstance(made, GeneratorType):
+        raise TypeError(
+            f"{factory.name}: expected the body of an operator to be a generator, "
+            f"got {type(made).__name__}"
+        )
+    return GeneratorBody(cast("GeneratorType[Any, Any, Any]", made))

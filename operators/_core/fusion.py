@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from operators._core.loop import READY, Visit, compiled
+from operators._core.loop import READY, compiled
 from operators._core.release import (
     IDLE,
     LEAVING,
@@ -51,19 +51,13 @@ class FusedRun(Run, Generic[B]):
         """Begin the loop for the stages that items still visit."""
         chain = self._chain
         chain.reshaped = False
-        shape: list[Visit] = []
-        for step, condition in zip(chain.steps, chain.conditions, strict=True):
-            if step is None:
-                shape.append(None)
-            elif condition is None:
-                shape.append(not isinstance(step, type))
-            else:
-                shape.append(condition.expression)
         source: Any = chain.source
         pull = first = _pull_of(source)
         if is_first and type(source) is types.AsyncGeneratorType:
             first = partial(first_pull, source)
-        loop = compiled(tuple(shape), isinstance(source, Segment))(chain, source, first, pull)
+        loop = compiled(tuple(chain.visits), isinstance(source, Segment))(
+            chain, source, first, pull
+        )
         self._generator = loop
         self._send = loop.send
 
@@ -99,12 +93,13 @@ class FusedRun(Run, Generic[B]):
             return item
         if self._state == LEAVING:
             self._drop()
-        if self._chain.out:
-            item = self._chain.out.pop(0)
-            if self.ended:
+        chain = self._chain
+        if chain.out:
+            item = chain.out.pop(0)
+            if not chain.out and chain.error is None:
                 self._tell_end(dropped=False)
             return item
-        error, self._chain.error = self._chain.error, None
+        error, chain.error = chain.error, None
         self._tell_end(dropped=not (error is None or isinstance(error, Exception)))
         if error is None or isinstance(error, Exception):
             await self.wait_closed()

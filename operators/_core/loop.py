@@ -18,20 +18,14 @@ from functools import cache
 from typing import Any, TypeAlias, cast
 
 from operators._core.failures import drop_top_frame
-from operators._core.stage import Expression, StageResult
+from operators._core.stage import Condition, StageResult, Visit
 
-__all__ = ("READY", "Loop", "Visit", "compiled")
+__all__ = ("READY", "Loop", "compiled")
 
 Loop: TypeAlias = "types.GeneratorType[Any, Any, None]"
 
 READY = object()
 """What a loop yields for an item that is in its chain's slot."""
-
-Visit: TypeAlias = Expression | bool | None
-"""
-How items visit one stage, as a part of a loop's shape: under a condition, all of them (and whether
-the stage may return something else than one item: a generator may, a class can't), or none.
-"""
 
 
 class _Detour(BaseException):
@@ -71,16 +65,19 @@ class _Body:
         self._indent = " " * 16
         if tells_end:
             self._write("if source.ended:")
-            self._write("    chain.push_last(item)")
-            self._write("    raise Detour")
+            self._write("    is_last = True")
+            self._write("    chain.send_last()")
         for place, visit in enumerate(shape):
             if visit is None:
                 continue
-            self.names.append(f"step_{place} = chain.steps[{place}]")
-            if isinstance(visit, Expression):
+            self.names.append(f"step_{place} = chain.bodies[{place}].step")
+            if isinstance(visit, Condition):
                 self._visit_when(place, visit)
             else:
                 self._visit(place, may_return_result=visit)
+        self._write("if is_last:")
+        self._write("    chain.out.append(item)")
+        self._write("    raise Detour")
         self._write("chain.item = item")
         self._write("yield READY")
         self._write("continue")
@@ -90,13 +87,13 @@ class _Body:
         if may_return_result:
             self._take_result(place, "")
 
-    def _visit_when(self, place: int, visit: Expression) -> None:
+    def _visit_when(self, place: int, visit: Condition) -> None:
         condition = visit.source
         for name in visit.names:
             condition = re.sub(rf"(?<![\w.]){name}\b", f"n{place}_{name}", condition)
         if visit.names:
             values = "".join(f"n{place}_{name}, " for name in visit.names)
-            self.names.append(f"{values}= chain.conditions[{place}].values")
+            self.names.append(f"{values}= chain.bodies[{place}].values")
         if visit.once:
             self._write(f"if step_{place} is not None and ({condition}):", place)
             self._write(f"    step, step_{place} = step_{place}, None", place)
@@ -110,8 +107,10 @@ class _Body:
 
     def _take_result(self, place: int, indent: str) -> None:
         self._write(f"{indent}if item is None or type(item) is StageResult:")
-        self._write(f"{indent}    chain.emitted({place}, item)", place)
-        self._write(f"{indent}    raise Detour")
+        self._write(f"{indent}    item = chain.emitted({place}, item)", place)
+        self._write(f"{indent}    if item is None:")
+        self._write(f"{indent}        raise Detour")
+        self._write(f"{indent}    is_last = True")
 
     def _write(self, line: str, place: int = 0) -> None:
         self.places[_FIRST_LINE + len(self.lines)] = place
@@ -122,6 +121,7 @@ class _Body:
 _LOOP = """\
 def loop(chain, source, get, pull):
     {names}
+    is_last = False
     while True:
         try:
             item = yield from get()
@@ -145,6 +145,8 @@ def loop(chain, source, get, pull):
                 place = PLACES[error.__traceback__.tb_lineno]
                 drop_top_frame(error)
                 chain.stage_raised(error, place, item)
+        if is_last:
+            chain.complete_last()
         if chain.has_ended:
             return
         while chain.out:

@@ -97,7 +97,7 @@ class Operator(Generic[A, B]):
         takes: What items it is made for.
     """
 
-    __slots__ = ("_args", "_asks_for_scope", "_function", "_kwargs", "name", "takes")
+    __slots__ = ("_args", "_asks_for_scope", "_function", "_kwargs", "_make", "name", "takes")
 
     def __init__(
         self,
@@ -109,20 +109,25 @@ class Operator(Generic[A, B]):
         self._function = function
         self._args = args
         self._kwargs = kwargs
+        self._make = functools.partial(function, *args, **kwargs)
         self._asks_for_scope = "scope" in _parameters(function) and "scope" not in kwargs
         self.name = function.__name__
         self.takes: Takes = takes
 
-    def start(self, scope: Any, *source: Any) -> Any:
-        """Make a new body; *scope* is None where there is none, *source* is what one that pulls gets."""
-        if self._asks_for_scope and scope is not None:
-            return self._function(*source, *self._args, scope=scope, **self._kwargs)
-        if self._asks_for_scope and _parameters(self._function)["scope"].default is SCOPE:
+    def start(self, scope: Any) -> Any:
+        """Make a new body; *scope* is None where there is none."""
+        if not self._asks_for_scope:
+            return self._make()
+        return self._make(scope=scope) if scope is not None else self._start_alone()
+
+    def _start_alone(self) -> Any:
+        """Make a body for a stream without a scope, where the operator asks for one."""
+        if _parameters(self._function)["scope"].default is SCOPE:
             raise TypeError(
                 f"{self.name} needs the scope of a request: put it into the pipeline of an "
                 "adapter, or give it one by scope=..."
             )
-        return self._function(*source, *self._args, **self._kwargs)
+        return self._make()
 
     def __repr__(self) -> str:
         arguments = [repr(value) for value in self._args]
@@ -149,7 +154,7 @@ class SharedOperator(Operator[A, B]):
         super().__init__(*args, **kwargs)
         self._body = super().start(None)
 
-    def start(self, scope: Any, *source: Any) -> Any:
+    def start(self, scope: Any) -> Any:
         """Return the body."""
         return self._body
 
@@ -161,7 +166,10 @@ class PullingOperator(Operator[A, B]):
 
     def segment(self, source: FusedRun[A], scope: Any) -> PulledSegment:
         """Make the part of a pipeline that stands behind *source*."""
-        return PulledSegment(source, self.start(scope, source), self.name, scope)
+        over: Operator[A, B] = Operator(
+            self._function, (source, *self._args), self._kwargs, self.takes
+        )
+        return PulledSegment(source, over.start(scope), self.name, scope)
 
     def __call__(self, source: Observable[A]) -> Observable[B]:
         """Apply the operator to an Observable, in a task of the running event loop."""

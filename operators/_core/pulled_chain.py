@@ -16,7 +16,6 @@ from operators._core.failures import (
     redacted_exc_info,
 )
 from operators._core.segment import Segment
-from operators._core.stage import Hooks
 from operators._core.stages import StageFactory
 
 __all__ = ("PulledChain",)
@@ -79,7 +78,7 @@ class PulledChain(Chain):
 
     def made_by(self, item: object) -> str | None:
         """Return the operator that handed out *item*; None unless it is in the slot."""
-        return self._made_by(item, len(self._stages), 0) if self.item is item else None
+        return self._made_by(item, len(self.bodies), 0) if self.item is item else None
 
     def _made_by(self, item: object, place: int, since: int) -> str | None:
         name = super()._made_by(item, place, since)
@@ -125,9 +124,9 @@ class PulledChain(Chain):
             return
         self.is_interrupted = interrupted
         self.is_disturbed = interrupted or self.dropped
-        for stage in self._stages:
-            if isinstance(stage, Hooks) and stage.on_interrupt is not None:
-                stage.on_interrupt(interrupted)
+        for body in self.bodies:
+            if body is not None and body.on_interrupt is not None:
+                body.on_interrupt(interrupted)
 
     def drop(self) -> None:
         """Close the stages, here and in front, and forget what was not handed out."""

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from functools import cache
-from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 __all__ = (
-    "AnyStage",
     "Callbacks",
     "Completed",
     "Condition",
-    "Expression",
     "Hooks",
     "Stage",
     "StageResult",
     "Step",
+    "Visit",
     "complete_with",
-    "condition_on_item",
+    "condition",
     "detach",
     "emit",
     "fail_after",
@@ -60,74 +58,58 @@ class StageResult:
     ``AsyncGenerator[Chunk | StageResult]``.
     """
 
-    __slots__ = ("condition", "detaches", "ends", "error", "items")
+    __slots__ = ("detaches", "ends", "error", "items", "values", "visit")
 
     def __init__(
         self,
         items: tuple[Any, ...],
         *,
         detaches: bool = False,
-        condition: Condition | None = None,
+        visit: Condition | None = None,
+        values: tuple[Any, ...] = (),
         ends: bool = False,
         error: Exception | None = None,
     ) -> None:
         self.items = items
         self.detaches = detaches
-        self.condition = condition
+        self.visit = visit
+        self.values = values
         self.ends = ends
         self.error = error
 
 
 class Condition:
-    """Which items visit a stage: an expression over ``item``, and the values of its other names."""
-
-    __slots__ = ("_holds", "expression", "values")
-
-    def __init__(self, expression: Expression, values: tuple[Any, ...]) -> None:
-        self.expression = expression
-        self.values = values
-        self._holds: Callable[[Any], bool] | None = None
-
-    def holds(self, item: Any) -> bool:
-        """Return whether *item* visits the stage."""
-        if self._holds is None:
-            self._holds = self.expression.predicate(*self.values)
-        return self._holds(item)
-
-
-class Expression:
     """
-    The text of a condition, and its form as a function.
+    Which items visit a stage: an expression over ``item`` and other names.
 
     Attributes:
-        names: The names in it besides ``item``.
+        source: Its text.
+        names: The names in it besides ``item``; each stage has its own values for them.
         once: Whether only the first item that it holds for visits the stage.
-        predicate: Returns a function of ``item`` for the names' values.
+        holds: Returns whether an item visits, from the item and the names' values.
     """
 
-    __slots__ = ("names", "once", "predicate", "source")
+    __slots__ = ("holds", "names", "once", "source")
 
-    def __init__(self, source: str, names: tuple[str, ...], once: bool = False) -> None:
+    def __init__(self, source: str, names: tuple[str, ...], once: bool) -> None:
         self.source = source
         self.names = names
         self.once = once
-        made: Any = eval(f"lambda {', '.join(names)}: lambda item: ({source}\n)")  # noqa: S307 - the library's own text
-        self.predicate: Callable[..., Callable[[Any], bool]] = made
-
-
-_expression = cache(Expression)
+        made: Any = eval(f"lambda {', '.join(('item', *names))}: ({source}\n)")  # noqa: S307 - the library's own text
+        self.holds: Callable[..., bool] = made
 
 
 @cache
-def condition_on_item(source: str, once: bool = False) -> Condition:
-    """Return a condition on the item alone, shared by every stage that has it."""
-    return Condition(_expression(source, (), once), ())
+def condition(source: str, names: tuple[str, ...] = (), once: bool = False) -> Condition:
+    """Return a condition, shared by every stage that has it."""
+    return Condition(source, names, once)
 
 
-def _condition(source: str, names: Mapping[str, Any] | None, once: bool = False) -> Condition:
-    if not names:
-        return condition_on_item(source, once)
-    return Condition(_expression(source, tuple(names), once), tuple(names.values()))
+Visit: TypeAlias = Condition | bool | None
+"""
+Which items visit a stage: those that a condition holds for, all of them (and whether the stage may
+return something else than one item: a generator may, a class can't), or none.
+"""
 
 
 def emit(*items: Any) -> StageResult:
@@ -144,16 +126,17 @@ def detach(*items: Any) -> StageResult:
     return StageResult(items, detaches=True)
 
 
-def when(condition: str, *items: Any, **names: Any) -> StageResult:
+def when(expression: str, *items: Any, **names: Any) -> StageResult:
     """
-    Yield this to hand out *items*, and to be visited only by items that *condition* holds for.
+    Yield this to hand out *items*, and to be visited only by items that *expression* holds for.
 
     Args:
-        condition: A Python expression over ``item`` and *names*. It is evaluated once for each item.
+        expression: A Python expression over ``item`` and *names*. It is evaluated once for each item.
         items: What to hand out now.
         names: The values of other names in the expression.
     """
-    return StageResult(items, condition=_condition(condition, names))
+    visit = condition(expression, tuple(names))
+    return StageResult(items, visit=visit, values=tuple(names.values()))
 
 
 def complete_with(*items: Any) -> StageResult:
@@ -193,15 +176,17 @@ class Hooks(Generic[A, B]):
     described at `Callbacks`.
 
     Attributes:
-        condition: Which items visit; None for all.
-        has_hooks: Whether there is anything to call but the step.
+        visit: Which items visit.
+        values: The values of the names in a condition.
+        hears_end: Whether anything is to be called when the stream ends.
     """
 
     __slots__ = ()
 
     step: Step | None = None
-    condition: Condition | None = None
-    has_hooks: bool = True
+    visit: Visit = None
+    values: tuple[Any, ...] = ()
+    hears_end: bool = False
     on_error: Callable[[Exception], Any] | None = None
     on_complete: Callable[[str | None], StageResult | None] | None = None
     on_end: Callable[[Exception | None, bool], None] | None = None
@@ -232,13 +217,14 @@ class Callbacks(Hooks[A, B]):
     """
 
     __slots__ = (
-        "condition",
-        "has_hooks",
+        "hears_end",
         "on_complete",
         "on_end",
         "on_error",
         "on_interrupt",
         "step",
+        "values",
+        "visit",
     )
 
     def __init__(
@@ -258,8 +244,12 @@ class Callbacks(Hooks[A, B]):
         self.on_complete = on_complete
         self.on_end = on_end
         self.on_interrupt = on_interrupt
-        self.condition = None if only is None else _condition(only, names, once)
-        self.has_hooks = (on_end or on_error or on_complete or on_interrupt) is not None
+        if only is not None:
+            self.visit = condition(only, tuple(names or ()), once)
+        else:
+            self.visit = None if step is None else not isinstance(step, type)
+        self.values = tuple(names.values()) if names else ()
+        self.hears_end = (on_end or on_complete or on_error) is not None
 
 
 # Mypy takes this to be true.
@@ -278,11 +268,7 @@ if TYPE_CHECKING:
             type_params=(A, B),
         )
         """The type of an operator's generator from items A to items B."""
-    AnyStage: TypeAlias = GeneratorType[Any, Any, Any] | Hooks[Any, Any] | None
-    """What a chain holds for a stage; None for one that has ended."""
 else:
 
     class Stage(Generator):
         """The type of an operator's generator: ``Stage[A, B]`` takes items A and hands out items B."""
-
-    AnyStage = object

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol
 
 from operators._core.failures import (
     add_operator_note,
@@ -13,12 +13,9 @@ from operators._core.failures import (
     drop_top_frame,
     redacted_exc_info,
 )
-from operators._core.stage import Completed, Hooks, Stage
+from operators._core.stage import Completed, Hooks, Stage, Visit
 
-if TYPE_CHECKING:
-    from operators._core.stage import AnyStage
-
-__all__ = ("StageFactory", "Stages", "generator_of")
+__all__ = ("GeneratorBody", "StageFactory", "Stages")
 
 
 class StageFactory(Protocol):
@@ -39,28 +36,73 @@ class StageFactory(Protocol):
         ...
 
 
-class Stages:
-    """The stages of one run."""
+class GeneratorBody(Hooks[Any, Any]):
+    """An operator's body that is a generator."""
 
-    __slots__ = ("_factories", "_scope", "_stages")
+    __slots__ = ("generator", "step", "values", "visit")
+
+    hears_end = True
+
+    def __init__(self, generator: GeneratorType[Any, Any, Any]) -> None:
+        self.generator = generator
+        self.step = generator.send
+        self.visit: Visit = True
+        self.values: tuple[Any, ...] = ()
+
+    @property
+    def has_returned(self) -> bool:
+        """Whether there is nothing left of it to run."""
+        return self.generator.gi_frame is None
+
+
+class Stages:
+    """
+    The stages of one run.
+
+    Attributes:
+        bodies: The body of each stage; None for one that has none, or has ended.
+    """
+
+    __slots__ = ("_ending", "_factories", "_scope", "bodies")
 
     _factories: Sequence[StageFactory]
     _scope: Any
-    _stages: list[AnyStage]
+    # The places of those that hear of the end, in order.
+    _ending: list[int]
+    bodies: list[Hooks[Any, Any] | None]
 
-    def _throw(self, here: int, signal: BaseException) -> tuple[BaseException | None, Any]:
-        """Raise *signal* at a stage's yield; return the exception that propagates, or last items."""
-        stage = self._stages[here]
-        if stage is None:
+    def _end(self, here: int, signal: Completed | Exception) -> tuple[BaseException | None, Any]:
+        """End a stage with *signal*; return the exception that propagates, or last items."""
+        body = self.bodies[here]
+        if body is None:
             return signal, None
-        if isinstance(stage, Hooks):
-            return self._end_callbacks(here, stage, signal)
-        assert isinstance(stage, GeneratorType)  # noqa: S101 - for the type checker
-        if stage.gi_frame is None:
+        if isinstance(body, GeneratorBody):
+            return self._throw(here, body.generator, signal)
+        self.bodies[here] = None
+        try:
+            if body.on_end is not None:
+                body.on_end(signal if isinstance(signal, Exception) else None, False)
+            if isinstance(signal, Completed):
+                if body.on_complete is not None:
+                    words = body.on_complete(signal.ended_by)
+                    if words is not None:
+                        return None, words
+            elif body.on_error is not None:
+                return None, body.on_error(signal)
+        except BaseException as raised:
+            drop_top_frame(raised)
+            return self._failure(raised, here), None
+        return signal, None
+
+    def _throw(
+        self, here: int, generator: GeneratorType[Any, Any, Any], signal: BaseException
+    ) -> tuple[BaseException | None, Any]:
+        """Raise *signal* at the generator's ``yield``."""
+        if generator.gi_frame is None:
             return signal, None
         traceback = signal.__traceback__
         try:
-            words = stage.throw(signal)
+            words = generator.throw(signal)
         except StopIteration as stop:
             return None, stop.value
         except BaseException as raised:
@@ -73,39 +115,22 @@ class Stages:
         self._close(here, here + 1)
         return None, words
 
-    def _end_callbacks(
-        self, here: int, callbacks: Hooks[Any, Any], signal: BaseException
-    ) -> tuple[BaseException | None, Any]:
-        self._stages[here] = None
-        failure = signal if isinstance(signal, Exception) else None
-        try:
-            if callbacks.on_end is not None:
-                callbacks.on_end(failure, False)
-            if failure is not None and callbacks.on_error is not None:
-                return None, callbacks.on_error(failure)
-            if callbacks.on_complete is not None and type(signal) is Completed:
-                words = callbacks.on_complete(signal.ended_by)
-                if words is not None:
-                    return None, words
-        except BaseException as raised:
-            drop_top_frame(raised)
-            return self._failure(raised, here), None
-        return signal, None
-
     def _close(self, place: int, end: int, failure: Exception | None = None) -> None:
         """Close the stages from *place* to *end*: a drop, unless it is for their own *failure*."""
         interrupt: BaseException | None = None
-        for here in range(place, end):
-            stage = self._stages[here]
-            if stage is None:
+        for here in self._ending:
+            if here >= end:
+                break
+            body = self.bodies[here]
+            if body is None or here < place:
                 continue
             try:
-                if isinstance(stage, Hooks):
-                    self._stages[here] = None
-                    if stage.on_end is not None:
-                        stage.on_end(failure, failure is None)
-                elif not stage.gi_running:
-                    stage.close()
+                if not isinstance(body, GeneratorBody):
+                    self.bodies[here] = None
+                    if body.on_end is not None:
+                        body.on_end(failure, failure is None)
+                elif not body.generator.gi_running:
+                    body.generator.close()
             except Exception as error:
                 # A failing release must not keep the other stages from theirs.
                 _log.error(
@@ -124,15 +149,6 @@ class Stages:
         failure = as_failure(error, f"the operator {name}")
         add_operator_note(failure, name, self._scope)
         return failure
-
-
-def generator_of(factory: StageFactory, stage: object) -> GeneratorType[Any, Any, Any]:
-    if not isinstance(stage, GeneratorType):
-        raise TypeError(
-            f"{factory.name}: expected the body of an operator to be a generator, "
-            f"got {type(stage).__name__}"
-        )
-    return cast("GeneratorType[Any, Any, Any]", stage)
 
 
 _log = logging.getLogger(__name__)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import types
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, ParamSpec, cast
 
 from operators._core.loop_streams import streams_of
@@ -58,7 +59,7 @@ async def _begun(
     running: set[asyncio.Task[None]],
 ) -> None:
     try:  # noqa: SIM105 - a context manager is dear with many requests
-        await asyncio.sleep(0)
+        await _one_turn()
     except asyncio.CancelledError:
         pass
     try:
@@ -73,7 +74,7 @@ async def done(task: asyncio.Task[None] | None) -> None:
     if task is None or task.done():
         return
     # Most have nothing to wait for: they are done in the next turn, before the caller resumes.
-    await asyncio.sleep(0)
+    await _one_turn()
     if task.done():
         return
     waiter = task.get_loop().create_future()
@@ -87,6 +88,12 @@ async def done(task: asyncio.Task[None] | None) -> None:
         await waiter
     finally:
         task.remove_done_callback(wake)
+
+
+@types.coroutine
+def _one_turn() -> Generator[None]:
+    """Do as ``asyncio.sleep(0)``, at a third of its cost."""
+    yield
 
 
 def defer_to_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
