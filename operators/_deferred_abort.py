@@ -155,23 +155,9 @@ def _ignore(_: AbortStep) -> None: ...
 
 
 class _Gate(Hooks[Any, Any]):
-    """One stream's gate. Its Rx composition is made when a stop signal comes: few streams get one."""
+    """One stream's gate, which listens for a stop: few streams get one."""
 
-    __slots__ = (
-        "_closed",
-        "_composed",
-        "_fired",
-        "_is_dropped",
-        "_is_held",
-        "_is_interrupted",
-        "_is_open",
-        "_is_turn_over",
-        "_listening",
-        "_notified",
-        "_opened",
-        "_parts",
-        "_waits",
-    )
+    __slots__ = ("_abort", "_is_interrupted", "_is_open", "_listening", "_notified", "_parts")
 
     hears_end = True
 
@@ -186,100 +172,29 @@ class _Gate(Hooks[Any, Any]):
         self._parts = parts
         self._notified = notified
         self._is_open = is_open
-        self._fired = False
-        self._is_dropped = False
         self._is_interrupted = False
-        self._is_turn_over = False
-        self._is_held = False
-        self._waits = False
-        self._opened: Subject[Any] | None = None
-        self._closed: Subject[Any] | None = None
-        self._composed: CompositeDisposable | None = None
+        self._abort: _Abort | None = None
         self._listening: abc.DisposableBase | None = stop.subscribe(self._arm)
 
     def on_interrupt(self, interrupted: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """
-        Hold the abort back while a cancellation is on its way through the engine.
-
-        It may be the consumer's, and then what the engine does in its clean-up opens nothing (row
-        A5); or one of the engine's own, which the stream survives.
-        """
+        """Note that a cancellation is on its way through the engine, or did not drop the stream."""
         self._is_interrupted = interrupted
-        self._is_turn_over = False
-        if interrupted and self._closed is not None and self._parts.end_of_turn is not None:
-            # Before the engine's clean-up begins, which may be in a task of the next turn.
-            self._parts.end_of_turn(self._end_turn)
-        if not interrupted and self._is_held:
-            self._is_held = False
-            self._fire(True)
+        if self._abort is not None:
+            self._abort.interrupt(interrupted=interrupted)
 
     def on_end(self, _failure: Exception | None, dropped: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Close at the end of the stream."""
-        is_waiting = self._closed is not None and not self._fired
-        end_of_turn = self._parts.end_of_turn
-        if not dropped or not is_waiting or end_of_turn is None or self._is_turn_over:
-            self.close()
-        elif self._is_interrupted:
-            self._is_interrupted, self._is_dropped = False, True
-        else:
-            try:
-                end_of_turn(self._close_behind_turn)
-            except RuntimeError:
-                # The event loop is closed, so there is no turn left to wait for.
-                self.close()
-
-    def _end_turn(self) -> None:
-        """Note that the turn in which a cancellation came is over."""
-        if self._is_dropped:
-            self._close_behind_turn()
-        elif self._is_interrupted:
-            self._is_turn_over = True
-
-    def _close_behind_turn(self) -> None:
-        """Close, unless the first token was announced in this turn, from any thread."""
-        if self._notified is not None and self._opened is not None:
-            self._notified.subscribe(self._opened.on_next).dispose()
-        self.close()
-
-    def close(self) -> None:
         """Make no abort from here on."""
         # Who listens holds the gate: forgetting it here leaves no cycle for the collector.
         listening, self._listening = self._listening, None
         if listening is not None:
             listening.dispose()
-        if self._closed is not None:
-            self._closed.on_next(True)
-        if self._composed is not None:
-            self._composed.dispose()
-            self._composed = None
-        if self._waits:
-            self._waits = False
-            self._parts.abort_step(AbortStep.SUPPRESSED)
+        if self._abort is not None:
+            self._abort.end(dropped=dropped)
 
     def _arm(self, _: Any) -> None:
-        if self._closed is not None:
-            return
-        self._parts.abort_step(AbortStep.REQUESTED)
-        stop: Subject[Any] = Subject()
-        opened: Subject[Any] = Subject()
-        self._opened, self._closed = opened, Subject()
-        self._composed = CompositeDisposable()
-        self._composed.add(abort_gate(stop, opened, self._closed).subscribe(self._fire))
-        stop.on_next(True)
-        if self._is_open:
-            opened.on_next(True)
-        elif self._notified is not None:
-            self._composed.add(self._notified.subscribe(opened.on_next))
-        self._waits = not self._fired
-
-    def _fire(self, _: Any) -> None:
-        self._fired = True
-        if self._is_interrupted:
-            self._is_held = self._waits = True
-            return
-        self._parts.abort()
-        self._parts.abort_step(AbortStep.MADE_DEFERRED if self._waits else AbortStep.MADE)
-        self._waits = False
+        if self._abort is None:
+            self._abort = _Abort(self._parts, self._notified, is_interrupted=self._is_interrupted)
+            self._abort.start(is_open=self._is_open)
 
 
 class _DeferringGate(_Gate):
@@ -292,6 +207,125 @@ class _DeferringGate(_Gate):
     def step(self, chunk: C) -> C:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Open: the first token is here."""
         self._is_open = True
-        if self._opened is not None:
-            self._opened.on_next(True)
+        if self._abort is not None:
+            self._abort.opened.on_next(True)
         return chunk
+
+
+class _Abort:
+    """
+    The abort of a request that was stopped: an Rx composition of the stop, the gate and the end.
+
+    Args:
+        parts: What it works with.
+        notified: The first token is known to exist.
+        is_interrupted: Whether a cancellation is on its way through the engine.
+
+    Attributes:
+        opened: The abort is safe from here on.
+    """
+
+    __slots__ = (
+        "_closed",
+        "_composed",
+        "_fired",
+        "_is_dropped",
+        "_is_held",
+        "_is_interrupted",
+        "_is_turn_over",
+        "_notified",
+        "_parts",
+        "_waits",
+        "opened",
+    )
+
+    def __init__(
+        self,
+        parts: StreamScope | _Parts,
+        notified: Observable[Any] | None,
+        *,
+        is_interrupted: bool,
+    ) -> None:
+        self._parts = parts
+        self._notified = notified
+        self._is_interrupted = is_interrupted
+        self._is_turn_over = False
+        self._is_dropped = False
+        self._is_held = False
+        self._fired = False
+        self._waits = False
+        self.opened: Subject[Any] = Subject()
+        self._closed: Subject[Any] = Subject()
+        self._composed = CompositeDisposable()
+
+    def start(self, *, is_open: bool) -> None:
+        """Abort now if *is_open*, else once the first token is notified."""
+        self._parts.abort_step(AbortStep.REQUESTED)
+        stop: Subject[Any] = Subject()
+        gate = abort_gate(stop, self.opened, self._closed)
+        self._composed.add(gate.subscribe(self._fire))
+        stop.on_next(True)
+        if is_open:
+            self.opened.on_next(True)
+        elif self._notified is not None:
+            self._composed.add(self._notified.subscribe(self.opened.on_next))
+        self._waits = not self._fired
+
+    def interrupt(self, *, interrupted: bool) -> None:
+        """
+        Hold the abort back while a cancellation is on its way through the engine.
+
+        It may be the consumer's, and then what the engine does in its clean-up opens nothing (row
+        A5); or one of the engine's own, which the stream survives.
+        """
+        self._is_interrupted = interrupted
+        self._is_turn_over = False
+        if interrupted and self._parts.end_of_turn is not None:
+            # Before the engine's clean-up begins, which may be in a task of the next turn.
+            self._parts.end_of_turn(self._end_turn)
+        if not interrupted and self._is_held:
+            self._is_held = False
+            self._fire(True)
+
+    def end(self, *, dropped: bool) -> None:
+        """Make no abort from here on; a first token of this turn still wins over a drop."""
+        end_of_turn = self._parts.end_of_turn
+        if not dropped or self._fired or end_of_turn is None or self._is_turn_over:
+            self._close()
+        elif self._is_interrupted:
+            self._is_interrupted, self._is_dropped = False, True
+        else:
+            try:
+                end_of_turn(self._close_behind_turn)
+            except RuntimeError:
+                # The event loop is closed, so there is no turn left to wait for.
+                self._close()
+
+    def _end_turn(self) -> None:
+        """Note that the turn in which a cancellation came is over."""
+        if self._is_dropped:
+            self._close_behind_turn()
+        elif self._is_interrupted:
+            self._is_turn_over = True
+
+    def _close_behind_turn(self) -> None:
+        """Close, unless the first token was announced in this turn, from any thread."""
+        if self._notified is not None:
+            self._notified.subscribe(self.opened.on_next).dispose()
+        self._close()
+
+    def _close(self) -> None:
+        self._closed.on_next(True)
+        self._composed.dispose()
+        if self._waits:
+            self._waits = False
+            self._parts.abort_step(AbortStep.SUPPRESSED)
+
+    def _fire(self, _: Any) -> None:
+        self._fired = True
+        if self._is_interrupted:
+            self._is_held = self._waits = True
+            return
+        self._parts.abort()
+        self._parts.abort_step(AbortStep.MADE_DEFERRED if self._waits else AbortStep.MADE)
+        self._waits = False

@@ -11,10 +11,10 @@ from operators._chunk import IS_TERMINAL, Chunk, Clock, has_content
 from operators._core.arguments import AtLeast, Seconds
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
-from operators._core.stage import Callbacks, Stage, StageResult, emit
+from operators._core.stage import Hooks, Stage, Visit, condition, emit
 from operators.token_times import LatencyFigures, TokenTimes, latency_figures
 
-__all__ = ("itl_window", "sliding_itl")
+__all__ = ("Noting", "itl_window", "sliding_itl")
 
 C = TypeVar("C", bound=Chunk)
 
@@ -24,7 +24,7 @@ C = TypeVar("C", bound=Chunk)
 def itl_window(
     times: TokenTimes,
     on_end: Callable[[TokenTimes], None] | None = None,
-) -> Callbacks[Any, Any]:
+) -> Hooks[Any, Any]:
     """
     Note when each chunk with content came; pass every chunk through unchanged (rows F1, F3, F5).
 
@@ -54,55 +54,59 @@ def itl_window(
     >>> times.ttft_ms, [round(gap) for gap in times.itl_ms()]
     (1000.0, [20])
     """
-
-    def end(_failure: Exception | None, _dropped: bool) -> None:
-        if on_end is not None:
-            on_end(times)
-
-    return noting(times, timed=True, counted=True, on_end=on_end and end)
+    return _Window(times, on_end)
 
 
-def noting(
-    times: TokenTimes,
-    *,
-    timed: bool,
-    counted: bool,
-    on_complete: Callable[[str | None], StageResult | None] | None = None,
-    on_end: Callable[[Exception | None, bool], None] | None = None,
-) -> Callbacks[Any, Any]:
+class Noting(Hooks[C, C]):
     """
-    Return the body that fills a record.
+    The body that fills a record.
 
-    It notes times where *timed*, for which it reads the clock, else it counts tokens where
-    *counted*; the rest is as for `Callbacks`.
+    Args:
+        times: The record.
+        timed: Whether to note times, for which it reads the clock.
+        counted: Whether to count tokens where no times are noted.
     """
-    if timed:
-        clock = times.clock
-        times.started = clock()
-        times.is_timed = True
-        return Callbacks(
-            times.look,
-            only=_IS_UNUSUAL,
-            names={"note": times.times.append, "clock": clock},
-            on_complete=on_complete,
-            on_end=on_end,
-        )
-    if counted:
-        return Callbacks(
-            times.count,
-            only=_IS_UNUSUAL_COUNTED,
-            names={"count": times.count_one},
-            on_complete=on_complete,
-            on_end=on_end,
-        )
-    return Callbacks(
-        times.look_at_terminal, only=IS_TERMINAL, on_complete=on_complete, on_end=on_end
-    )
+
+    __slots__ = ("step", "values", "visit")
+
+    def __init__(self, times: TokenTimes, *, timed: bool, counted: bool) -> None:
+        if timed:
+            clock = times.clock
+            times.started = clock()
+            times.is_timed = True
+            self.step = times.look
+            self.visit: Visit = _NOT_NOTED
+            self.values: tuple[Any, ...] = (times.times.append, clock)
+        elif counted:
+            self.step, self.visit, self.values = times.count, _NOT_COUNTED, (times.count_one,)
+        else:
+            self.step, self.visit, self.values = times.look_at_terminal, _TERMINALS, ()
 
 
-# Notes a chunk of one token in passing; any other chunk, and a terminal, is looked at.
-_IS_UNUSUAL = f"len(item.token_ids) != 1 or note(clock()) or {IS_TERMINAL}"
-_IS_UNUSUAL_COUNTED = f"len(item.token_ids) != 1 or count() or {IS_TERMINAL}"
+# Notes or counts a chunk of one token in passing; any other chunk, and a terminal, is looked at.
+_NOT_NOTED = condition(
+    f"len(item.token_ids) != 1 or note(clock()) or {IS_TERMINAL}", ("note", "clock")
+)
+_NOT_COUNTED = condition(f"len(item.token_ids) != 1 or count() or {IS_TERMINAL}", ("count",))
+_TERMINALS = condition(IS_TERMINAL)
+
+
+class _Window(Noting[C]):
+    """Fills a record, and hands it over at the end."""
+
+    __slots__ = ("_on_end", "_times")
+
+    hears_end = True
+
+    def __init__(self, times: TokenTimes, on_end: Callable[[TokenTimes], None] | None) -> None:
+        super().__init__(times, timed=True, counted=True)
+        self._times = times
+        self._on_end = on_end
+
+    def on_end(self, _failure: Exception | None, _dropped: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Hand the record over."""
+        if self._on_end is not None:
+            self._on_end(self._times)
 
 
 def _check(*, count: int | None = None, window_s: float | None = None, **_: object) -> None:

@@ -206,11 +206,6 @@ class OutcomeTracker:
         """Have *observer* called with the outcome when the stream is over."""
         self._observers += (observer,)
 
-    def note_failure(self, failure: Exception | None, _dropped: bool) -> None:
-        """Note what the engine's chunks ended with."""
-        if failure is not None:
-            self.failure = failure
-
     def has_ended(self) -> bool:
         """Return whether the consumer was handed the last answer's terminal, or an error item."""
         handed = self.handed_out

@@ -19,7 +19,7 @@ from operators._core.stage import Callbacks
 from operators._core.stream_observer import StreamObserver
 from operators._core.tasks import defer_to_loop, done, start_task, weakly
 from operators._encodable import encodable
-from operators._itl_window import noting
+from operators._itl_window import Noting
 from operators._outcome import HandedOut, OutcomeTracker, error_type_of
 from operators._raw_chunk import is_terminal, tokens_in
 
@@ -29,6 +29,7 @@ __all__ = (
     "Callbacks",
     "HandedOut",
     "Mailbox",
+    "Noting",
     "OutcomeTracker",
     "Plan",
     "Pump",
@@ -49,7 +50,6 @@ __all__ = (
     "loop_clock",
     "make_stream",
     "name_of",
-    "noting",
     "plan_of",
     "pulling",
     "push_in_task",

@@ -20,10 +20,9 @@ from operators.assembly import (
     HAS_CONTENT,
     Callbacks,
     HandedOut,
-    OutcomeTracker,
+    Noting,
     Plan,
     callbacks,
-    noting,
 )
 from operators.authoring import SCOPE, StageResult, complete_with, fail_after
 from rx_backend.errors import InvalidArgument, StreamIncomplete, as_backend_error
@@ -117,27 +116,29 @@ def compiled(made: object) -> Plan:
 
 
 @callbacks(takes="chunks")
-def record_outcome(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
+def record_outcome(*, scope: RequestScope = SCOPE) -> RecordOutcome:
     """Record the engine's chunks, and fail a stream without a terminal (row S9)."""
-    tracker = scope.outcome
-    return noting(
-        scope.times,
-        timed=scope.recording,
-        counted=scope.counts_tokens,
-        on_complete=_RequireTerminal(tracker),
-        on_end=tracker.note_failure,
-    )
+    return RecordOutcome(scope)
 
 
-class _RequireTerminal:
-    """Fails a stream that ends before the terminal of each answer."""
+class RecordOutcome(Noting[Any]):
+    """Fills the request's record, and notes what the engine's chunks ended with."""
 
     __slots__ = ("_tracker",)
 
-    def __init__(self, tracker: OutcomeTracker) -> None:
-        self._tracker = tracker
+    hears_end = True
 
-    def __call__(self, ended_by: str | None) -> StageResult | None:
+    def __init__(self, scope: RequestScope) -> None:
+        super().__init__(scope.times, timed=scope.recording, counted=scope.counts_tokens)
+        self._tracker = scope.outcome
+
+    def on_end(self, failure: Exception | None, _dropped: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Note what the engine's chunks failed with."""
+        if failure is not None:
+            self._tracker.failure = failure
+
+    def on_complete(self, ended_by: str | None) -> StageResult | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Fail a stream that ends before the terminal of each answer."""
         times = self._tracker.times
         if len(times.finish_reasons) >= times.answers:
             return None
