@@ -14,7 +14,7 @@ from operators._core.operator import callbacks
 from operators._core.stage import Hooks, Stage, Visit, condition, emit
 from operators.token_times import LatencyFigures, TokenTimes, latency_figures
 
-__all__ = ("Noting", "itl_window", "sliding_itl")
+__all__ = ("TokenRecorder", "itl_window", "sliding_itl")
 
 C = TypeVar("C", bound=Chunk)
 
@@ -57,9 +57,9 @@ def itl_window(
     return _Window(times, on_end)
 
 
-class Noting(Hooks[C, C]):
+class TokenRecorder(Hooks[C, C]):
     """
-    The body that fills a record.
+    The body that records when tokens come, or how many.
 
     Args:
         times: The record.
@@ -91,7 +91,7 @@ _NOT_COUNTED = condition(f"len(item.token_ids) != 1 or count() or {IS_TERMINAL}"
 _TERMINALS = condition(IS_TERMINAL)
 
 
-class _Window(Noting[C]):
+class _Window(TokenRecorder[C]):
     """Fills a record, and hands it over at the end."""
 
     __slots__ = ("_on_end", "_times")

@@ -19,7 +19,7 @@ from operators._core.stage import Callbacks
 from operators._core.stream_observer import StreamObserver
 from operators._core.tasks import defer_to_loop, done, start_task, weakly
 from operators._encodable import encodable
-from operators._itl_window import Noting
+from operators._itl_window import TokenRecorder
 from operators._outcome import HandedOut, OutcomeTracker, error_type_of
 from operators._raw_chunk import is_terminal, tokens_in
 
@@ -29,12 +29,12 @@ __all__ = (
     "Callbacks",
     "HandedOut",
     "Mailbox",
-    "Noting",
     "OutcomeTracker",
     "Plan",
     "Pump",
     "StreamObserver",
     "SubscribesAsync",
+    "TokenRecorder",
     "callbacks",
     "check_arguments",
     "close_quietly",

@@ -20,8 +20,8 @@ from operators.assembly import (
     HAS_CONTENT,
     Callbacks,
     HandedOut,
-    Noting,
     Plan,
+    TokenRecorder,
     callbacks,
 )
 from operators.authoring import SCOPE, StageResult, complete_with, fail_after
@@ -116,12 +116,12 @@ def compiled(made: object) -> Plan:
 
 
 @callbacks(takes="chunks")
-def record_outcome(*, scope: RequestScope = SCOPE) -> RecordOutcome:
+def record_outcome(*, scope: RequestScope = SCOPE) -> OutcomeRecorder:
     """Record the engine's chunks, and fail a stream without a terminal (row S9)."""
-    return RecordOutcome(scope)
+    return OutcomeRecorder(scope)
 
 
-class RecordOutcome(Noting[Any]):
+class OutcomeRecorder(TokenRecorder[Any]):
     """Fills the request's record, and notes what the engine's chunks ended with."""
 
     __slots__ = ("_tracker",)
