@@ -159,8 +159,8 @@ class EngineAdapter(Generic[T_co]):
             context: Its identity and cancellation; a new one by default.
 
         Raises:
-            BackendError: The engine's set-up failed (row S5), or the pipeline could not be made;
-                an ``InvalidArgument`` for a bad request, pipeline or operator list.
+            BackendError: The engine's set-up failed, or the function that makes the pipeline did
+                (rows S5, S6); an ``InvalidArgument`` for a bad request.
         """
         if not isinstance(request, PreprocessedRequest):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidArgument(
@@ -238,13 +238,12 @@ class EngineAdapter(Generic[T_co]):
     def _plan_of(self, scope: RequestScope) -> Plan:
         """Return the plan of one request's pipeline."""
         make = self.pipeline
-        name = getattr(make, "__qualname__", repr(make))
         try:
             return compiled(cast("Callable[[RequestScope], object]", make)(scope))
         except Exception as error:
-            raise InvalidArgument(
-                f"pipeline: {name} raised {type(error).__name__}: {error}"
-            ) from error
+            # It keeps its kind and its text, as a failure of the engine does.
+            error.add_note(f"raised by the pipeline {getattr(make, '__qualname__', repr(make))}")
+            raise
 
 
 def _checked(make: Callable[[], Pipeline]) -> Pipeline:

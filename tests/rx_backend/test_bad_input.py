@@ -11,9 +11,16 @@ from operators import NotAnOperator, Pipeline, until_terminal
 from operators.authoring import Operator
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
-from rx_backend.errors import InvalidArgument
+from rx_backend.errors import (
+    BackendError,
+    EngineShutdown,
+    InvalidArgument,
+    ResponseTimeout,
+    Unknown,
+)
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput
+from rx_backend.resumable import TooManyStreams
 from rx_backend.scope import RequestScope
 from tests.engines import (
     Give,
@@ -156,8 +163,11 @@ async def test_a_finish_reason_is_read_in_any_form(
         assert served.row["finish_reason"] == on_span
 
 
-def raising(_: RequestScope) -> Any:
-    raise LookupError("no such operator")
+def raising(error: Exception) -> Callable[[RequestScope], Any]:
+    def make(_: RequestScope) -> Any:
+        raise error
+
+    return make
 
 
 def giving(value: object) -> Callable[[RequestScope], Any]:
@@ -168,30 +178,42 @@ def adding(value: Any) -> Callable[[RequestScope], Any]:
     return lambda _: standard_pipeline.with_operators(value)
 
 
-@pytest.mark.rows("S5", "P4", "P7")
+@pytest.mark.rows("S5", "S6", "P4", "P7")
 @pytest.mark.parametrize(
-    ("pipeline", "message"),
+    ("pipeline", "kind", "message"),
     [
-        (raising, "pipeline: raising raised LookupError: no such operator"),
-        (giving(None), "pipeline: .* expected it to return a Pipeline, got NoneType"),
-        (giving(5), "pipeline: .* expected it to return a Pipeline, got int"),
-        (giving("abc"), "pipeline: .* expected it to return a Pipeline, got str"),
-        (giving(A_LIST), "pipeline: .* expected it to return a Pipeline, got list"),
-        (adding(5), r"pipeline: .*items\[0\] is no operator: .*got int 5"),
+        (raising(TooManyStreams("no room for acme")), TooManyStreams, "no room for acme"),
+        (raising(EngineShutdown("no room")), EngineShutdown, "no room"),
+        (raising(TimeoutError("no answer")), ResponseTimeout, "no answer"),
+        (raising(ValueError("stop: not empty")), InvalidArgument, "stop: not empty"),
+        (raising(LookupError("no such operator")), Unknown, "no such operator"),
+        (giving(None), Unknown, "expected the function to return a Pipeline, got NoneType"),
+        (giving(5), Unknown, "expected the function to return a Pipeline, got int"),
+        (giving("abc"), Unknown, "expected the function to return a Pipeline, got str"),
+        (giving(A_LIST), Unknown, "expected the function to return a Pipeline, got list"),
+        (adding(5), Unknown, r"items\[0\] is no operator: .*got int 5"),
     ],
-    ids=["raises", "none", "int", "text", "list", "adds-int"],
+    ids=["own", "typed", "timeout", "value", "lookup", "none", "int", "text", "list", "adds-int"],
 )
 @virtual
 async def test_a_fault_of_the_pipeline_is_found_before_the_engine_is_called(
-    pipeline: Callable[[RequestScope], Pipeline], message: str
+    pipeline: Callable[[RequestScope], Pipeline], kind: type[BackendError], message: str
 ) -> None:
-    """The message names the function and what was wrong; the span says that the set-up failed."""
+    """It is a failure like one of `generate`: a fault of the service is not told as the client's."""
     spans = Spans()
     engine = ScriptedEngine(token(1), stop())
-    with pytest.raises(InvalidArgument, match=message):
+    with pytest.raises(BackendError, match=message) as raised:
         await adapter_of(engine, spans=spans, pipeline=pipeline).generate(request())
+    assert type(raised.value) is kind
+    assert [note for note in noted(raised.value) if "raised by the pipeline" in note]
     assert (engine.calls, engine.pulls) == (0, 0)
     assert spans.one().status.description == "setup_failed"
+
+
+def noted(error: BaseException) -> list[str]:
+    """Return the notes on an error and on its cause."""
+    both = (error, error.__cause__)
+    return [note for one in both for note in getattr(one, "__notes__", ())]
 
 
 @pytest.mark.rows("O5")
