@@ -220,10 +220,10 @@ class EngineAdapter(Generic[T_co]):
         span = INVALID_SPAN
         try:
             span = telemetry.start_request_span(self._tracer, request, context, self.mode)
-            times = TokenTimes(clock, answers=request.sampling_options.n or 1)
+            times = TokenTimes(clock, answers=_answers(request))
             series = None if metrics is None else metrics.series(request.model, self.mode)
         except (AttributeError, TypeError) as error:
-            malformed = _malformed(request)
+            malformed = _malformed(request, error)
             telemetry.record_failed_setup(span, malformed)
             raise malformed from error
         log = RequestLog(span, request, context, self.mode, clock=clock, record=self._record)
@@ -263,10 +263,28 @@ def _cancellations(loop: asyncio.AbstractEventLoop) -> int:
     return 0 if task is None else task.cancelling()
 
 
-def _malformed(request: PreprocessedRequest) -> InvalidArgument:
+def _answers(request: PreprocessedRequest) -> int:
+    """
+    Return how many answers a request asks for.
+
+    Raises:
+        TypeError: That is no such number, or the model has no name; nobody else would notice before
+            the end of the stream, or without metrics.
+    """
+    answers = request.sampling_options.n or 1
+    if type(answers) is not int or answers < 1 or not isinstance(request.model, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError("expected another type")
+    return answers
+
+
+def _malformed(request: PreprocessedRequest, error: Exception) -> InvalidArgument:
     """Return the error of a request that could not be read."""
     try:
-        convert_request(to_builtins(request))
-    except InvalidArgument as error:
-        return error
-    return InvalidArgument(f"request: could not be read: {request!r}")
+        read = convert_request(to_builtins(request))
+    except InvalidArgument as found:
+        return found
+    for name in read.__struct_fields__:
+        fitting, given = (type(getattr(one, name)).__name__ for one in (read, request))
+        if given != fitting:
+            return InvalidArgument(f"request: {name}: expected {fitting}, got {given}")
+    return InvalidArgument(f"context: the trace headers could not be read: {error}")

@@ -19,7 +19,7 @@ from rx_backend.errors import (
     Unknown,
 )
 from rx_backend.pipeline import standard_pipeline
-from rx_backend.protocols import LLMEngineOutput
+from rx_backend.protocols import LLMEngineOutput, SamplingOptions
 from rx_backend.resumable import TooManyStreams
 from rx_backend.scope import RequestScope
 from tests.engines import (
@@ -68,8 +68,22 @@ def test_what_is_no_pipeline_is_refused(pipeline: object) -> None:
         ),
         ("token_ids", None, "token_ids"),
         ("token_ids", 5, "token_ids"),
-        ("migration_link", {"trace_id": "a" * 32, "span_id": "b" * 16}, "migration_link"),
+        (
+            "migration_link",
+            {"trace_id": "a" * 32, "span_id": "b" * 16},
+            "migration_link: expected TraceLink, got dict",
+        ),
+        *(
+            ("sampling_options", SamplingOptions(n=value), r"sampling_options\.n: expected int")
+            for value in cast("Any", ("2", 2.5, -1, True, [1]))
+        ),
+        *(("model", value, "model: expected str") for value in (None, 5, ["a"])),
         ("context", "r1", "context"),
+        (
+            "context",
+            RequestContext(metadata=cast("Any", {"traceparent": 5})),
+            "context: the trace headers",
+        ),
     ],
 )
 @virtual
