@@ -76,6 +76,7 @@ def noting(
     It notes times where *timed*, for which it reads the clock, else it counts tokens where
     *counted*; the rest is as for `Callbacks`.
     """
+    times.is_counted = timed or counted
     if timed:
         clock = times.clock
         times.started = clock()
