@@ -19,7 +19,7 @@ from operators.authoring import AnyOperator, Clock, Transform
 from rx_backend import telemetry
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
-from rx_backend.engine import LLMEngine, open_chunks
+from rx_backend.engine import LLMEngine, is_engine, open_chunks
 from rx_backend.errors import InvalidArgument, engine_failure
 from rx_backend.pipeline import PipelineSource, as_pipeline, compiled, standard_pipeline
 from rx_backend.protocols import (
@@ -59,7 +59,7 @@ class EngineAdapter(Generic[T_co]):
             the adapter is made, or else each span (row P8).
 
     Raises:
-        InvalidArgument: *mode* is unknown, or *pipeline* is neither.
+        InvalidArgument: *engine* is no engine, *mode* is unknown, or *pipeline* is neither.
 
     >>> import asyncio
     >>> from rx_backend import PreprocessedRequest
@@ -86,6 +86,8 @@ class EngineAdapter(Generic[T_co]):
         clock: Clock | None = None,
         record: bool | None = None,
     ) -> None:
+        if not is_engine(engine):
+            raise InvalidArgument(f"engine: expected one with generate(), got {engine!r}")
         self.engine = engine
         self.mode = DisaggregationMode.parse(mode)
         source = standard_pipeline if pipeline is None else pipeline

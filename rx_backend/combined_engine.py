@@ -17,6 +17,7 @@ from rx_backend.engine import (
     ChunkStream,
     EngineConfig,
     LLMEngine,
+    is_engine,
     open_chunks,
     start_abort,
     until_lost,
@@ -151,7 +152,7 @@ class CombinedEngine(LLMEngine):
         if not engines:
             raise TypeError(f"{name}: engines: expected one or more")
         for engine in engines:
-            if not hasattr(engine, "generate"):
+            if not is_engine(engine):
                 raise TypeError(f"{name}: engines: expected engines, got {engine!r}")
         self.engines = tuple(engines)
         self.needs_tokenizer = any(getattr(engine, "needs_tokenizer", False) for engine in engines)

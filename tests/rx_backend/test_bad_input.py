@@ -18,6 +18,8 @@ from rx_backend.errors import (
     ResponseTimeout,
     Unknown,
 )
+from rx_backend.failover import FailoverEngine
+from rx_backend.hedging import HedgedEngine
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, SamplingOptions
 from rx_backend.resumable import TooManyStreams
@@ -56,6 +58,21 @@ def test_what_is_no_pipeline_is_refused(pipeline: object) -> None:
     with pytest.raises(InvalidArgument, match=r"pipeline: expected a Pipeline, .*, got") as raised:
         EngineAdapter(ScriptedEngine(), pipeline=cast("Pipeline", pipeline))
     assert raised.value.message.endswith(type(pipeline).__name__)
+
+
+def hedged(second: Any) -> HedgedEngine:
+    return HedgedEngine(ScriptedEngine(), second, after_s=1)
+
+
+@pytest.mark.rows("E2", "S5")
+@pytest.mark.parametrize("value", [None, 5, "mine:Engine", ScriptedEngine, Mapping])
+@pytest.mark.parametrize(
+    "make", [EngineAdapter, FailoverEngine, hedged], ids=lambda one: one.__name__
+)
+def test_what_is_no_engine_is_refused(make: Callable[[Any], object], value: object) -> None:
+    """When the whole is made, not by its first request; a class without its call's () is none."""
+    with pytest.raises((InvalidArgument, TypeError), match=r"engines?: expected .*, got"):
+        make(value)
 
 
 @pytest.mark.rows("S5", "P7")
@@ -259,14 +276,3 @@ async def test_what_is_no_operator_is_refused_when_it_is_added(
     match = message if where == "adapter" else rf"\[0\] is no operator: .*{got}"
     with pytest.raises(InvalidArgument, match=match):
         adapter.with_operators(value)
-
-
-@pytest.mark.rows("E2", "S5")
-@pytest.mark.parametrize("engine", [None, 5, Mapping])
-@virtual
-async def test_an_object_without_generate_is_no_engine(engine: object) -> None:
-    """The typed error says what is missing."""
-    spans = Spans()
-    with pytest.raises(Exception, match=r"^Backend.*generate"):
-        await adapter_of(engine, spans=spans).generate(request())
-    assert spans.open == ()
