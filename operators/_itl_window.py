@@ -70,6 +70,7 @@ class TokenRecorder(Hooks[C, C]):
     __slots__ = ("step", "values", "visit")
 
     def __init__(self, times: TokenTimes, *, timed: bool, counted: bool) -> None:
+        times.is_counted = timed or counted
         if timed:
             clock = times.clock
             times.started = clock()

@@ -47,10 +47,15 @@ class Outcome(NamedTuple):
 
     @property
     def output_tokens(self) -> int | None:
-        """How many tokens the consumer was handed; None where nothing was counted."""
-        if self.handed_out is not None:
+        """
+        How many tokens the consumer was handed.
+
+        Where nothing was counted, what the terminals tell in their usage; None without that.
+        """
+        times = self.times
+        if self.handed_out is not None or times is None:
             return self.handed_out
-        return None if self.times is None else self.times.output_tokens
+        return times.output_tokens if times.is_counted else times.usage_tokens
 
 
 def error_type_of(outcome: Outcome) -> str | None:
@@ -266,7 +271,7 @@ class OutcomeTracker:
                 failure = handed.error or self.failure or RuntimeError("an operator made an error")
         else:
             if left is not None:
-                tokens = times.output_tokens - left.tokens
+                tokens = times.output_tokens - left.tokens if times.is_counted else None
                 reasons = {index: reasons[index] for index in reasons.keys() - left.reasons.keys()}
             has_ended = handed is None and len(reasons) >= times.answers
             if dropped:

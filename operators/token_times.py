@@ -67,6 +67,7 @@ class TokenTimes:
         started: The clock when the stream began: the engine's set-up had returned (row F2).
         is_timed: Whether times are noted; False before the stream began, and where tokens are only
             counted.
+        is_counted: Whether tokens are counted, with their times or without.
         is_first_told: Whether the first token was written down as an event of the span.
         answers: How many answers the request has.
         finish_reasons: Those of the terminals so far, by the index of their answer.
@@ -85,6 +86,7 @@ class TokenTimes:
         "counted",
         "epoch_ns",
         "finish_reasons",
+        "is_counted",
         "is_first_told",
         "is_timed",
         "setup_ms",
@@ -105,6 +107,7 @@ class TokenTimes:
         self.setup_ms: float | None = None
         self.started = 0.0
         self.is_timed = False
+        self.is_counted = False
         self.is_first_told = False
         self.finish_reasons: dict[int, Any] = {}
         self.usage_tokens: int | None = None

@@ -19,7 +19,7 @@ from operators.authoring import AnyOperator, Clock, Transform
 from rx_backend import telemetry
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
-from rx_backend.engine import LLMEngine, open_chunks
+from rx_backend.engine import LLMEngine, is_engine, open_chunks
 from rx_backend.errors import InvalidArgument, engine_failure
 from rx_backend.pipeline import PipelineSource, as_pipeline, compiled, standard_pipeline
 from rx_backend.protocols import (
@@ -59,7 +59,7 @@ class EngineAdapter(Generic[T_co]):
             the adapter is made, or else each span (row P8).
 
     Raises:
-        InvalidArgument: *mode* is unknown, or *pipeline* is neither.
+        InvalidArgument: *engine* is no engine, *mode* is unknown, or *pipeline* is neither.
 
     >>> import asyncio
     >>> from rx_backend import PreprocessedRequest
@@ -86,6 +86,8 @@ class EngineAdapter(Generic[T_co]):
         clock: Clock | None = None,
         record: bool | None = None,
     ) -> None:
+        if not is_engine(engine):
+            raise InvalidArgument(f"engine: expected one with generate(), got {engine!r}")
         self.engine = engine
         self.mode = DisaggregationMode.parse(mode)
         source = standard_pipeline if pipeline is None else pipeline
@@ -159,8 +161,8 @@ class EngineAdapter(Generic[T_co]):
             context: Its identity and cancellation; a new one by default.
 
         Raises:
-            BackendError: The engine's set-up failed (row S5), or the pipeline could not be made;
-                an ``InvalidArgument`` for a bad request, pipeline or operator list.
+            BackendError: The engine's set-up failed, or the function that makes the pipeline did
+                (rows S5, S6); an ``InvalidArgument`` for a bad request.
         """
         if not isinstance(request, PreprocessedRequest):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidArgument(
@@ -220,10 +222,10 @@ class EngineAdapter(Generic[T_co]):
         span = INVALID_SPAN
         try:
             span = telemetry.start_request_span(self._tracer, request, context, self.mode)
-            times = TokenTimes(clock, answers=request.sampling_options.n or 1)
+            times = TokenTimes(clock, answers=_answers(request))
             series = None if metrics is None else metrics.series(request.model, self.mode)
         except (AttributeError, TypeError) as error:
-            malformed = _malformed(request)
+            malformed = _malformed(request, error)
             telemetry.record_failed_setup(span, malformed)
             raise malformed from error
         log = RequestLog(span, request, context, self.mode, clock=clock, record=self._record)
@@ -238,13 +240,12 @@ class EngineAdapter(Generic[T_co]):
     def _plan_of(self, scope: RequestScope) -> Plan:
         """Return the plan of one request's pipeline."""
         make = self.pipeline
-        name = getattr(make, "__qualname__", repr(make))
         try:
             return compiled(cast("Callable[[RequestScope], object]", make)(scope))
         except Exception as error:
-            raise InvalidArgument(
-                f"pipeline: {name} raised {type(error).__name__}: {error}"
-            ) from error
+            # It keeps its kind and its text, as a failure of the engine does.
+            error.add_note(f"raised by the pipeline {getattr(make, '__qualname__', repr(make))}")
+            raise
 
 
 def _checked(make: Callable[[], Pipeline]) -> Pipeline:
@@ -264,10 +265,28 @@ def _cancellations(loop: asyncio.AbstractEventLoop) -> int:
     return 0 if task is None else task.cancelling()
 
 
-def _malformed(request: PreprocessedRequest) -> InvalidArgument:
+def _answers(request: PreprocessedRequest) -> int:
+    """
+    Return how many answers a request asks for.
+
+    Raises:
+        TypeError: That is no such number, or the model has no name; nobody else would notice before
+            the end of the stream, or without metrics.
+    """
+    answers = request.sampling_options.n or 1
+    if type(answers) is not int or answers < 1 or not isinstance(request.model, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError("expected another type")
+    return answers
+
+
+def _malformed(request: PreprocessedRequest, error: Exception) -> InvalidArgument:
     """Return the error of a request that could not be read."""
     try:
-        convert_request(to_builtins(request))
-    except InvalidArgument as error:
-        return error
-    return InvalidArgument(f"request: could not be read: {request!r}")
+        read = convert_request(to_builtins(request))
+    except InvalidArgument as found:
+        return found
+    for name in read.__struct_fields__:
+        fitting, given = (type(getattr(one, name)).__name__ for one in (read, request))
+        if given != fitting:
+            return InvalidArgument(f"request: {name}: expected {fitting}, got {given}")
+    return InvalidArgument(f"context: the trace headers could not be read: {error}")

@@ -17,6 +17,7 @@ from rx_backend.engine import (
     ChunkStream,
     EngineConfig,
     LLMEngine,
+    is_engine,
     open_chunks,
     start_abort,
     until_lost,
@@ -32,7 +33,8 @@ class EngineCall:
     One engine's part in a request: a context of its own, and a gate for its abort.
 
     A stop of the request reaches the context at once. The gate then aborts the engine once, in
-    decode mode not before its own first token (rows A2 to A5).
+    decode mode not before its own first token (rows A2 to A5), and never before its ``generate`` has
+    returned: an engine can't abort what it does not know yet.
 
     Args:
         engine: The engine.
@@ -46,12 +48,15 @@ class EngineCall:
         self._parent = parent
         self._run: FusedRun[LLMEngineOutput] | None = None
         self._unlisten: Callable[[], None] | None = None
+        self._is_asked = False
+        self._has_due_abort = False
 
     async def open(self, request: PreprocessedRequest) -> FusedRun[LLMEngineOutput]:
         """Call the engine's ``generate`` and return its chunks, behind the gate."""
         own = contextvars.copy_context()
         chunks = await open_chunks(self.engine, request, self.context, own_context=own)
-        self._run = self._behind_gate(chunks, own, enters=True)
+        abort = partial(start_abort, self.engine, self.context, own)
+        self._run = self._behind_gate(chunks, own, abort, enters=True)
         return self._run
 
     def pump(
@@ -71,19 +76,37 @@ class EngineCall:
             on_tokens: Called with the number of tokens in each chunk that the engine yields,
                 including one in answer to its cancellation, which is not handed out.
         """
-        chunks = _counted(partial(open_chunks, self.engine, request, self.context), on_tokens)
-        return Pump(
-            self._behind_gate(chunks, contextvars.copy_context(), enters=False), on_chunk, on_end
-        )
+        own = contextvars.copy_context()
+        chunks = _counted(partial(self._ask, request, own), on_tokens)
+        abort = partial(self._abort_once_asked, own)
+        return Pump(self._behind_gate(chunks, own, abort, enters=False), on_chunk, on_end)
+
+    async def _ask(self, request: PreprocessedRequest, own: contextvars.Context) -> ChunkStream:
+        """Call the engine's ``generate``, and then make an abort that the gate let through before."""
+        chunks = await open_chunks(self.engine, request, self.context)
+        self._is_asked = True
+        if self._has_due_abort:
+            start_abort(self.engine, self.context, own)
+        return chunks
+
+    def _abort_once_asked(self, own: contextvars.Context) -> None:
+        self._has_due_abort = True
+        if self._is_asked:
+            start_abort(self.engine, self.context, own)
 
     def _behind_gate(
-        self, chunks: ChunkStream, own: contextvars.Context, *, enters: bool
+        self,
+        chunks: ChunkStream,
+        own: contextvars.Context,
+        abort: Callable[[], None],
+        *,
+        enters: bool,
     ) -> FusedRun[LLMEngineOutput]:
         context, defers = self.context, self.context.defers_abort
         if defers:
             self._unlisten = context.first_token().listen(self._parent.notify_first_token)
         gate = deferred_abort(
-            partial(start_abort, self.engine, context, own),
+            abort,
             stop=context.stopped(),
             notified=context.first_token() if defers else None,
             defer=defers,
@@ -129,7 +152,7 @@ class CombinedEngine(LLMEngine):
         if not engines:
             raise TypeError(f"{name}: engines: expected one or more")
         for engine in engines:
-            if not hasattr(engine, "generate"):
+            if not is_engine(engine):
                 raise TypeError(f"{name}: engines: expected engines, got {engine!r}")
         self.engines = tuple(engines)
         self.needs_tokenizer = any(getattr(engine, "needs_tokenizer", False) for engine in engines)

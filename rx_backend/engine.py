@@ -27,6 +27,7 @@ __all__ = (
     "EngineConfig",
     "LLMEngine",
     "check_config",
+    "is_engine",
     "open_chunks",
     "start_abort",
     "until_lost",
@@ -134,6 +135,11 @@ class LLMEngine(ABC):
         worker passes its requests on to others and ends. The default never returns.
         """
         return await _never()
+
+
+def is_engine(value: object) -> bool:
+    """Return whether *value* has a ``generate`` to be called; a class has none yet."""
+    return hasattr(value, "generate") and not isinstance(value, type)
 
 
 def check_config(config: EngineConfig) -> EngineConfig:

@@ -109,7 +109,9 @@ def compiled(made: object) -> Plan:
     """
     pipeline = as_pipeline(made)
     if pipeline is None:
-        raise TypeError(f"expected it to return a Pipeline, got {type(made).__name__}")
+        raise TypeError(
+            f"pipeline: expected the function to return a Pipeline, got {type(made).__name__}"
+        )
     items = [*pipeline.items, watch_items()] if pipeline.items else []
     between = [] if pipeline.annotate is None else [pipeline.annotate]
     return Plan([*pipeline.chunks, record_outcome(), *between, *items])

@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 
 from rx_backend.context import RequestContext
 from rx_backend.engines.inbox import ThreadInbox
-from rx_backend.errors import Unknown
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 
 __all__ = ("iterate_in_thread",)
@@ -68,10 +67,7 @@ def _feed(make: Callable[[], Iterable[LLMEngineOutput]], inbox: ThreadInbox) -> 
             close = getattr(chunks, "close", None)
             if close is not None:
                 close()
-    except Exception as error:
-        inbox.end(error)
     except BaseException as error:
-        # Raised in the event loop, `SystemExit` would end the process.
-        inbox.end(Unknown(f"the thread of the iterator has ended: {error!r}"))
+        inbox.end(error)
     else:
         inbox.end()

@@ -11,6 +11,7 @@ from typing import Self
 from rx_backend.context import RequestContext
 from rx_backend.engines.checks import whole
 from rx_backend.engines.chunk_queue import ChunkQueue
+from rx_backend.errors import Unknown
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 
 __all__ = ("ThreadInbox",)
@@ -88,7 +89,14 @@ class ThreadInbox:
         return True
 
     def end(self, error: BaseException | None = None) -> None:
-        """End the stream behind what was put, with *error* if there is one; in any thread."""
+        """
+        End the stream behind what was put, with *error* if there is one; in any thread.
+
+        What is no ``Exception`` ends the stream as `Unknown`: raised in the event loop,
+        ``SystemExit`` would end the process.
+        """
+        if error is not None and not isinstance(error, Exception):
+            error = Unknown(f"a thread of the engine has ended: {error!r}")
         self._call(self._queue.end, error)
 
     def __enter__(self) -> Self:

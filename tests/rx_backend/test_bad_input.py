@@ -11,9 +11,18 @@ from operators import NotAnOperator, Pipeline, until_terminal
 from operators.authoring import Operator
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
-from rx_backend.errors import InvalidArgument
+from rx_backend.errors import (
+    BackendError,
+    EngineShutdown,
+    InvalidArgument,
+    ResponseTimeout,
+    Unknown,
+)
+from rx_backend.failover import FailoverEngine
+from rx_backend.hedging import HedgedEngine
 from rx_backend.pipeline import standard_pipeline
-from rx_backend.protocols import LLMEngineOutput
+from rx_backend.protocols import LLMEngineOutput, SamplingOptions
+from rx_backend.resumable import TooManyStreams
 from rx_backend.scope import RequestScope
 from tests.engines import (
     Give,
@@ -51,6 +60,21 @@ def test_what_is_no_pipeline_is_refused(pipeline: object) -> None:
     assert raised.value.message.endswith(type(pipeline).__name__)
 
 
+def hedged(second: Any) -> HedgedEngine:
+    return HedgedEngine(ScriptedEngine(), second, after_s=1)
+
+
+@pytest.mark.rows("E2", "S5")
+@pytest.mark.parametrize("value", [None, 5, "mine:Engine", ScriptedEngine, Mapping])
+@pytest.mark.parametrize(
+    "make", [EngineAdapter, FailoverEngine, hedged], ids=lambda one: one.__name__
+)
+def test_what_is_no_engine_is_refused(make: Callable[[Any], object], value: object) -> None:
+    """When the whole is made, not by its first request; a class without its call's () is none."""
+    with pytest.raises((InvalidArgument, TypeError), match=r"engines?: expected .*, got"):
+        make(value)
+
+
 @pytest.mark.rows("S5", "P7")
 @pytest.mark.parametrize(
     ("field", "value", "message"),
@@ -61,8 +85,22 @@ def test_what_is_no_pipeline_is_refused(pipeline: object) -> None:
         ),
         ("token_ids", None, "token_ids"),
         ("token_ids", 5, "token_ids"),
-        ("migration_link", {"trace_id": "a" * 32, "span_id": "b" * 16}, "migration_link"),
+        (
+            "migration_link",
+            {"trace_id": "a" * 32, "span_id": "b" * 16},
+            "migration_link: expected TraceLink, got dict",
+        ),
+        *(
+            ("sampling_options", SamplingOptions(n=value), r"sampling_options\.n: expected int")
+            for value in cast("Any", ("2", 2.5, -1, True, [1]))
+        ),
+        *(("model", value, "model: expected str") for value in (None, 5, ["a"])),
         ("context", "r1", "context"),
+        (
+            "context",
+            RequestContext(metadata=cast("Any", {"traceparent": 5})),
+            "context: the trace headers",
+        ),
     ],
 )
 @virtual
@@ -156,8 +194,11 @@ async def test_a_finish_reason_is_read_in_any_form(
         assert served.row["finish_reason"] == on_span
 
 
-def raising(_: RequestScope) -> Any:
-    raise LookupError("no such operator")
+def raising(error: Exception) -> Callable[[RequestScope], Any]:
+    def make(_: RequestScope) -> Any:
+        raise error
+
+    return make
 
 
 def giving(value: object) -> Callable[[RequestScope], Any]:
@@ -168,30 +209,42 @@ def adding(value: Any) -> Callable[[RequestScope], Any]:
     return lambda _: standard_pipeline.with_operators(value)
 
 
-@pytest.mark.rows("S5", "P4", "P7")
+@pytest.mark.rows("S5", "S6", "P4", "P7")
 @pytest.mark.parametrize(
-    ("pipeline", "message"),
+    ("pipeline", "kind", "message"),
     [
-        (raising, "pipeline: raising raised LookupError: no such operator"),
-        (giving(None), "pipeline: .* expected it to return a Pipeline, got NoneType"),
-        (giving(5), "pipeline: .* expected it to return a Pipeline, got int"),
-        (giving("abc"), "pipeline: .* expected it to return a Pipeline, got str"),
-        (giving(A_LIST), "pipeline: .* expected it to return a Pipeline, got list"),
-        (adding(5), r"pipeline: .*items\[0\] is no operator: .*got int 5"),
+        (raising(TooManyStreams("no room for acme")), TooManyStreams, "no room for acme"),
+        (raising(EngineShutdown("no room")), EngineShutdown, "no room"),
+        (raising(TimeoutError("no answer")), ResponseTimeout, "no answer"),
+        (raising(ValueError("stop: not empty")), InvalidArgument, "stop: not empty"),
+        (raising(LookupError("no such operator")), Unknown, "no such operator"),
+        (giving(None), Unknown, "expected the function to return a Pipeline, got NoneType"),
+        (giving(5), Unknown, "expected the function to return a Pipeline, got int"),
+        (giving("abc"), Unknown, "expected the function to return a Pipeline, got str"),
+        (giving(A_LIST), Unknown, "expected the function to return a Pipeline, got list"),
+        (adding(5), Unknown, r"items\[0\] is no operator: .*got int 5"),
     ],
-    ids=["raises", "none", "int", "text", "list", "adds-int"],
+    ids=["own", "typed", "timeout", "value", "lookup", "none", "int", "text", "list", "adds-int"],
 )
 @virtual
 async def test_a_fault_of_the_pipeline_is_found_before_the_engine_is_called(
-    pipeline: Callable[[RequestScope], Pipeline], message: str
+    pipeline: Callable[[RequestScope], Pipeline], kind: type[BackendError], message: str
 ) -> None:
-    """The message names the function and what was wrong; the span says that the set-up failed."""
+    """It is a failure like one of `generate`: a fault of the service is not told as the client's."""
     spans = Spans()
     engine = ScriptedEngine(token(1), stop())
-    with pytest.raises(InvalidArgument, match=message):
+    with pytest.raises(BackendError, match=message) as raised:
         await adapter_of(engine, spans=spans, pipeline=pipeline).generate(request())
+    assert type(raised.value) is kind
+    assert [note for note in noted(raised.value) if "raised by the pipeline" in note]
     assert (engine.calls, engine.pulls) == (0, 0)
     assert spans.one().status.description == "setup_failed"
+
+
+def noted(error: BaseException) -> list[str]:
+    """Return the notes on an error and on its cause."""
+    both = (error, error.__cause__)
+    return [note for one in both for note in getattr(one, "__notes__", ())]
 
 
 @pytest.mark.rows("O5")
@@ -223,14 +276,3 @@ async def test_what_is_no_operator_is_refused_when_it_is_added(
     match = message if where == "adapter" else rf"\[0\] is no operator: .*{got}"
     with pytest.raises(InvalidArgument, match=match):
         adapter.with_operators(value)
-
-
-@pytest.mark.rows("E2", "S5")
-@pytest.mark.parametrize("engine", [None, 5, Mapping])
-@virtual
-async def test_an_object_without_generate_is_no_engine(engine: object) -> None:
-    """The typed error says what is missing."""
-    spans = Spans()
-    with pytest.raises(Exception, match=r"^Backend.*generate"):
-        await adapter_of(engine, spans=spans).generate(request())
-    assert spans.open == ()

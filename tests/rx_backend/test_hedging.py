@@ -128,6 +128,55 @@ async def test_a_stop_in_a_race_is_for_both(mode: str) -> None:
     assert second.aborts == ([3.0] if mode == "agg" else [6.0])
 
 
+def logged(log: list[str], name: str, setup_s: float) -> ScriptedEngine:
+    """Return an engine that logs when its ``generate`` has returned, and when it is aborted."""
+
+    def note(what: str) -> Callable[[RequestContext], None]:
+        return lambda _: log.append(f"{name} {what}")
+
+    return ScriptedEngine(
+        2, token(3), 60, stop(), setup=[setup_s, note("asked")], abort=[note("abort")]
+    )
+
+
+@pytest.mark.rows("A2", "A3")
+@given(
+    setups=st.tuples(*[st.sampled_from([0.0, 1.0, 3.0])] * 2),
+    after_s=st.sampled_from([0.0, 1.0, 3.0, 5.0]),
+    stop_s=st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 9.0]),
+    pull_s=st.sampled_from([0.0, 0.25]),
+)
+@example(setups=(0.0, 0.0), after_s=9.0, stop_s=0.0, pull_s=0.25)
+@example(setups=(3.0, 0.0), after_s=9.0, stop_s=1.0, pull_s=0.0)
+@example(setups=(0.0, 0.0), after_s=2.0, stop_s=9.0, pull_s=0.0)
+@examples(60)
+def test_no_abort_overtakes_its_request(
+    setups: tuple[float, float], after_s: float, stop_s: float, pull_s: float
+) -> None:
+    """
+    An engine is aborted once it was asked, and only then; one that was never asked is left alone.
+
+    Wherever a stop, or the other engine's token, comes: before the first pull, during ``generate``,
+    or in the turn of the loop in which the second engine would be asked.
+    """
+    log: list[str] = []
+
+    async def main() -> None:
+        first, second = (logged(log, *one) for one in zip("ab", setups, strict=True))
+        engine = HedgedEngine(first, second, after_s=after_s)
+        context = RequestContext()
+        stream = await adapter_of(engine).generate(counting_request(), context)
+        asyncio.get_running_loop().call_later(stop_s, context.stop_generating)
+        await asyncio.sleep(pull_s)
+        assert await collect(stream)
+
+    run_virtual(main())
+    for name in "ab":
+        own = [line for line in log if line.startswith(name)]
+        assert own in ([], [f"{name} asked"], [f"{name} asked", f"{name} abort"])
+    assert "a abort" in log or "b abort" in log
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -233,6 +233,19 @@ def test_inbox_of_several_threads() -> None:
     run(main)
 
 
+@pytest.mark.parametrize("leaving", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()])
+def test_a_thread_that_exits_ends_its_request_alone(leaving: BaseException) -> None:
+    """A thread may hand on whatever it ended with; in the event loop it would end the process."""
+
+    async def main() -> None:
+        with ThreadInbox(REQUEST, RequestContext()) as inbox:
+            threading.Thread(target=inbox.end, args=(leaving,)).start()
+            with pytest.raises(Unknown, match=type(leaving).__name__):
+                await anext(aiter(inbox))
+
+    run(main)
+
+
 def test_put_says_that_the_consumer_has_left() -> None:
     """A callback that waits for room is told, and so is each later one."""
     answers: list[bool] = []

@@ -16,12 +16,14 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 from reactivex import operators as ops
 from structlog.testing import LogCapture
 
-from operators import Pipeline
+from operators import Pipeline, on_outcome
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.errors import Disconnected
 from rx_backend.logger import get_logger
+from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+from rx_backend.protocols import usage as usage_of
 from rx_backend.telemetry import EXPORT_ENABLED, add_trace_ids
 from tests.engines import (
     ScriptedEngine,
@@ -38,6 +40,7 @@ from tests.rx_backend.telemetry._ends import SECRET
 from tests.spans import Spans
 
 LOGGER = "rx_backend.requests"
+USED = LLMEngineOutput.error("boom").with_usage(usage_of(3, 5))
 
 
 @pytest.fixture(autouse=True)
@@ -180,6 +183,34 @@ async def test_only_what_is_sampled_is_timed(
     assert event.get("trace_id", "a" * 32) == "a" * 32 or sampler is not None
     assert (len(event.get("trace_id", "")) == 32) is bool(header or sampler)
     assert (event.get("trace_flags", "00")[1] == "1") is (header is not None and has_duration)
+
+
+@pytest.mark.parametrize(("level", "is_counted"), [(logging.INFO, True), (logging.WARNING, False)])
+@pytest.mark.parametrize(
+    ("end", "usage"),
+    [(Disconnected("gone"), None), (LLMEngineOutput.error("boom"), None), (USED, 5)],
+)
+@virtual
+async def test_tokens_that_nobody_counts_are_not_told(
+    level: int, end: Step, usage: int | None, is_counted: bool
+) -> None:
+    """
+    Without telemetry, and at the usual level of a program that set up no log: no wrong number.
+
+    What the engine says in its usage counts then.
+    """
+    told: list[int | None] = []
+    note = on_outcome(lambda outcome: told.append(outcome.output_tokens))
+    pipeline = standard_pipeline.insert_after("record_span", note)
+    with capture_logs(level) as events:
+        adapter = EngineAdapter(ScriptedEngine(token(1), token(2), end), pipeline=pipeline)
+        await collect(await adapter.generate(request()))
+        async with await adapter.generate(request()) as stream:
+            await anext(stream)
+    failed = next(event for event in events if event["event"] == "request failed")
+    expected = 2 if is_counted else usage
+    assert failed.get("output_tokens") == expected
+    assert told == [expected, 1 if is_counted else None]
 
 
 @virtual
