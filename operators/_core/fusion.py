@@ -20,6 +20,7 @@ from operators._core.release import (
     Run,
 )
 from operators._core.segment import Segment, first_pull
+from operators._core.tasks import is_elsewhere
 
 __all__ = ("FusedRun",)
 
@@ -121,6 +122,10 @@ class FusedRun(Run, Generic[B]):
         task = chain.puller = asyncio.current_task(self.event_loop)
         chain.baseline = 0 if task is None else task.cancelling()
         message: tuple[Any, ...] = ()
+        if task is None and is_elsewhere(self.event_loop):
+            # The engine fails as at any future of another loop, and its stream ends.
+            error = RuntimeError("the stream is pulled on another event loop than its own")
+            signal = self._advance(self._generator.throw, error)
         while signal is not READY and signal is not RETURNED:
             if chain.is_disturbed:
                 self._check_disturbance()

@@ -99,6 +99,9 @@ class Operator(Generic[A, B]):
 
     __slots__ = ("_args", "_asks_for_scope", "_function", "_kwargs", "_make", "name", "takes")
 
+    # How many of the function's first arguments are no arguments of the operator.
+    _sources: ClassVar[int] = 0
+
     def __init__(
         self,
         function: Callable[..., Any],
@@ -109,25 +112,25 @@ class Operator(Generic[A, B]):
         self._function = function
         self._args = args
         self._kwargs = kwargs
-        self._make = functools.partial(function, *args, **kwargs)
-        self._asks_for_scope = "scope" in _parameters(function) and "scope" not in kwargs
+        self._make: Callable[..., Any] = functools.partial(function, *args, **kwargs)
+        parameters = list(_parameters(function))[self._sources :]
+        # One that is given by position is an argument like any other.
+        self._asks_for_scope = "scope" in parameters[len(args) :] and "scope" not in kwargs
         self.name = function.__name__
         self.takes: Takes = takes
 
-    def start(self, scope: Any) -> Any:
-        """Make a new body; *scope* is None where there is none."""
+    def start(self, scope: Any, *source: Any) -> Any:
+        """Make a new body; *scope* is None where there is none, *source* is what one that pulls gets."""
         if not self._asks_for_scope:
-            return self._make()
-        return self._make(scope=scope) if scope is not None else self._start_alone()
-
-    def _start_alone(self) -> Any:
-        """Make a body for a stream without a scope, where the operator asks for one."""
+            return self._make(*source)
+        if scope is not None:
+            return self._make(*source, scope=scope)
         if _parameters(self._function)["scope"].default is SCOPE:
             raise TypeError(
                 f"{self.name} needs the scope of a request: put it into the pipeline of an "
                 "adapter, or give it one by scope=..."
             )
-        return self._make()
+        return self._make(*source)
 
     def __repr__(self) -> str:
         arguments = [repr(value) for value in self._args]
@@ -154,7 +157,7 @@ class SharedOperator(Operator[A, B]):
         super().__init__(*args, **kwargs)
         self._body = super().start(None)
 
-    def start(self, scope: Any) -> Any:
+    def start(self, scope: Any, *source: Any) -> Any:
         """Return the body."""
         return self._body
 
@@ -164,12 +167,20 @@ class PullingOperator(Operator[A, B]):
 
     __slots__ = ()
 
+    _sources = 1
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        function, own, kwargs = self._function, self._args, self._kwargs
+
+        def make(source: FusedRun[A], **scope: Any) -> Any:
+            return function(source, *own, **scope, **kwargs)
+
+        self._make = make
+
     def segment(self, source: FusedRun[A], scope: Any) -> PulledSegment:
         """Make the part of a pipeline that stands behind *source*."""
-        over: Operator[A, B] = Operator(
-            self._function, (source, *self._args), self._kwargs, self.takes
-        )
-        return PulledSegment(source, over.start(scope), self.name, scope)
+        return PulledSegment(source, self.start(scope, source), self.name, scope)
 
     def __call__(self, source: Observable[A]) -> Observable[B]:
         """Apply the operator to an Observable, in a task of the running event loop."""
@@ -357,7 +368,12 @@ def _operands(function: Callable[..., Any], kind: type[Operator[Any, Any]]) -> C
     def operands(*args: Any, **kwargs: Any) -> None: ...
 
     signature = inspect.signature(function)
-    parameters = list(signature.parameters.values())[1:]
+    first, *parameters = [*signature.parameters.values()] or [None]
+    if first is None or first.kind in {first.KEYWORD_ONLY, first.VAR_KEYWORD}:
+        raise TypeError(
+            f"operator: expected an asynchronous generator function with the source as its first "
+            f"argument, got {function!r}"
+        )
     operands.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return operands
 

@@ -12,7 +12,15 @@ from typing import Any, ParamSpec, cast
 
 from operators._core.loop_streams import streams_of
 
-__all__ = ("current_task", "defer_to_loop", "done", "start_release", "start_task", "weakly")
+__all__ = (
+    "current_task",
+    "defer_to_loop",
+    "done",
+    "is_elsewhere",
+    "start_release",
+    "start_task",
+    "weakly",
+)
 
 P = ParamSpec("P")
 
@@ -75,9 +83,10 @@ async def done(task: asyncio.Task[None] | None) -> None:
         return
     # Most have nothing to wait for: they are done in the next turn, before the caller resumes.
     await _one_turn()
-    if task.done():
+    loop = task.get_loop()
+    if task.done() or is_elsewhere(loop):
         return
-    waiter = task.get_loop().create_future()
+    waiter = loop.create_future()
 
     def wake(_: object) -> None:
         if not waiter.done():
@@ -119,6 +128,14 @@ def current_task() -> asyncio.Task[Any] | None:
         return asyncio.current_task()
     except RuntimeError:
         return None
+
+
+def is_elsewhere(loop: asyncio.AbstractEventLoop) -> bool:
+    """Return whether another event loop than *loop* runs here."""
+    try:
+        return asyncio.get_running_loop() is not loop
+    except RuntimeError:
+        return False
 
 
 def weakly(method: Callable[P, object]) -> Callable[P, None]:

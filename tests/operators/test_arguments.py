@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 import operators as our
 from operators import record_span
-from operators.authoring import AtLeast, FusedRun, Seconds, Stage, operator
+from operators.authoring import AtLeast, FusedRun, Operator, Seconds, Stage, operator
+from rx_backend.testing import run_virtual
 from tests.operators._help import Engine
 
 Choice = Literal["first", "last", 3]
@@ -326,3 +327,42 @@ def test_what_windows_refuse() -> None:
         TypeError, match=r"SloWindows\.failed: key: expected a str or a tuple of str"
     ):
         WINDOWS.failed(7)
+
+
+@operator
+def labelled(scope: str) -> Stage[Any, Any]:
+    item = yield
+    while True:
+        item = yield f"{scope} {item}"
+
+
+@operator
+async def relabelled(source: FusedRun[Any], scope: str) -> AsyncGenerator[Any]:
+    async for item in source:
+        yield f"{scope} {item}"
+
+
+@pytest.mark.parametrize("make", [labelled, relabelled])
+def test_an_argument_named_scope_may_be_given_by_position(
+    make: Callable[..., Operator[Any, Any]],
+) -> None:
+    async def source() -> AsyncGenerator[int]:
+        yield 1
+
+    async def items(one: Operator[Any, Any]) -> list[str]:
+        return [item async for item in our.fuse(source(), [one], scope=object())]
+
+    assert run_virtual(items(make("mine"))) == ["mine 1"]
+    assert run_virtual(items(make(scope="mine"))) == ["mine 1"]
+
+
+def test_an_asynchronous_generator_without_its_source_is_refused() -> None:
+    async def alone() -> AsyncGenerator[int]:
+        yield 1
+
+    async def by_name(*, count: int = 1) -> AsyncGenerator[int]:
+        yield count
+
+    for function in (alone, by_name):
+        with pytest.raises(TypeError, match="the source as its first argument"):
+            operator(function)

@@ -579,3 +579,32 @@ def test_a_release_is_not_left_out_where_its_task_is_cancelled_before_it_began(
         assert engine.closed == 1
 
     run_virtual(main())
+
+
+PULLED_ELSEWHERE: dict[str, list[AnyOperator]] = {
+    "no operator": [],
+    "a generator over its source": [map_async(itself)],
+    "a task that pulls": [heartbeat(60.0, Annotated(comment=["ping"]))],
+    "a task in between": [coalesce()],
+    "reactivex, at once": [ops.map(lambda item: item)],
+    "reactivex, detached": [ops.delay(0.01)],
+}
+
+
+@pytest.mark.parametrize("added", PULLED_ELSEWHERE.values(), ids=PULLED_ELSEWHERE.keys())
+def test_a_stream_that_is_pulled_on_another_loop_fails(added: list[AnyOperator]) -> None:
+    adapter = EngineAdapter(ScriptedEngine(LLMEngineOutput([1]), 0.01, LLMEngineOutput([2])))
+    own = asyncio.new_event_loop()
+    stream = own.run_until_complete(adapter.with_operators(*added).generate(request()))
+
+    async def failure() -> str:
+        try:
+            *_, last = [item async for item in stream]
+        except RuntimeError as error:
+            return str(error)
+        return str(last.error)
+
+    assert "pulled on another event loop than its own" in asyncio.run(failure())
+    own.run_until_complete(stream.aclose())
+    own.run_until_complete(own.shutdown_asyncgens())
+    own.close()
