@@ -100,8 +100,9 @@ def destination(
             one_of(variable, protocol, (_GRPC, _HTTP))
     if protocol is None:
         protocol = _HTTP if place and _port_of(place) == _HTTP_PORT else _GRPC
-    # An address for gRPC needs no scheme.
-    if place and (protocol != _GRPC or place.split() != [place]):
+    # An address for gRPC needs no scheme, or has one of its own, as unix:///run/otlp.
+    is_url = protocol != _GRPC or bool(place and place.startswith(("http://", "https://")))
+    if place and (is_url or place.split() != [place]):
         check_url(f"{own if exact else shared}_ENDPOINT", place)
     if protocol == _GRPC:
         return _GRPC, place or "http://localhost:4317"

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from rx_backend.errors import InvalidArgument
+from rx_backend.worker.bad_setting import BadSetting
 from rx_backend.worker.gguf_tokenizer import gguf_tokenizer_files
 
 __all__ = (
@@ -42,7 +43,7 @@ def has_model_files(folder: str | Path) -> bool:
     return any(Path(folder, name).is_file() for name in ("config.json", *_TOKENIZERS))
 
 
-class NoTokenizer(InvalidArgument):
+class NoTokenizer(BadSetting):
     """A model has no tokenizer that a frontend could read: with another one its text is nonsense."""
 
 
@@ -71,7 +72,7 @@ def find_tokenizer(model: str | Path) -> str | None:
     Return the folder with a model's own tokenizer, or None; that of a GGUF file is written to one.
 
     Raises:
-        InvalidArgument: A GGUF file's tokenizer can't be converted.
+        BadSetting: A GGUF file's tokenizer can't be converted.
     """
     if any(Path(model, name).is_file() for name in _TOKENIZERS):
         return str(model)
