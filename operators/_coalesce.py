@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, Literal
@@ -20,9 +19,6 @@ from operators._merge_chunks import merge_chunks
 from operators._raw_chunk import has_content
 
 __all__ = ("BufferOverflow", "CoalesceCounts", "coalesce")
-
-# How many items are pulled in one turn of the loop.
-_AT_A_TURN = 16
 
 
 class BufferOverflow(Exception):
@@ -237,10 +233,8 @@ class _Ahead:
             )
             self._pump.close()
 
-    def _take(self, item: Any) -> Awaitable[None] | None:
+    def _take(self, item: Any) -> None:
         # It stays here beyond its pull (row E6).
         self._inbox.put(own_copy(item))
         if self.is_away:
             self._pull()
-        # A source that never waits must not keep all others from their turn.
-        return None if len(self._inbox) % _AT_A_TURN else asyncio.sleep(0)
