@@ -86,7 +86,9 @@ async def coalesce(
         ValueError, TypeError: An argument is something else; when the operator is made.
 
     Phase: anywhere; behind ``record_span``, so that operators in front see chunks as they come.
-    Errors: what was pulled before an error comes out first, then the error.
+    Errors: what was pulled before an error comes out first, then the error. Behind the mapping of
+        errors, as at the end of a pipeline, a `BufferOverflow` is raised as it is, and in front of it
+        becomes an error item (row O4).
     On dispose: what waits is dropped, and the source is closed; a step that is under way ends in
         the task that began it.
 
