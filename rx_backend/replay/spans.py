@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TextIO
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
@@ -15,7 +15,6 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Tracer, format_span_id, format_trace_id
 
 from rx_backend.replay.figures import stop_reason
-from rx_backend.whole_file import whole_file
 
 __all__ = ("span_lines",)
 
@@ -25,7 +24,7 @@ def span_lines(
     path: str | Path, clock: Callable[[], float], provider: TracerProvider | None = None
 ) -> Generator[Tracer]:
     """
-    Write every span that ends in the block as a line of JSON; the file is there at its end.
+    Write every span that ends in the block as a line of JSON; the file grows meanwhile.
 
     If the block is interrupted or fails, a last line says so: ``{"stopped_by":"interrupt"}``.
 
@@ -43,15 +42,12 @@ def span_lines(
     provider = provider or TracerProvider(
         sampler=ALWAYS_ON, resource=Resource.get_empty(), shutdown_on_exit=False
     )
-    with ExitStack() as stack:
-        out = stack.enter_context(whole_file(path))
+    with Path(path).open("w", encoding="utf-8") as out:
         provider.add_span_processor(_SpanLines(out, clock))
         try:
             yield provider.get_tracer("rx_backend.replay")
         except BaseException as error:
             _write(out, stopped_by=stop_reason(error))
-            # What there is until then is kept.
-            stack.close()
             raise
 
 
@@ -63,7 +59,7 @@ class _SpanLines(SpanProcessor):
     durations are therefore taken here; an exporter would see a span only after its end.
     """
 
-    def __init__(self, out: BinaryIO, clock: Callable[[], float]) -> None:
+    def __init__(self, out: TextIO, clock: Callable[[], float]) -> None:
         self._out = out
         self._clock = clock
         self._began = clock()
@@ -93,5 +89,5 @@ class _SpanLines(SpanProcessor):
         )
 
 
-def _write(out: BinaryIO, **row: object) -> None:
-    out.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+def _write(out: TextIO, **row: object) -> None:
+    out.write(json.dumps(row, separators=(",", ":")) + "\n")

@@ -12,7 +12,6 @@ import pytest
 
 from rx_backend.pictures import MarbleRun
 from rx_backend.replay import ReplayResult, summarize, write_requests, write_summary
-from rx_backend.replay.spans import span_lines
 from rx_backend.whole_file import whole_file, write_whole
 
 
@@ -27,17 +26,11 @@ def files_of_at_most(size: int) -> Generator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def write_spans(path: Path) -> None:
-    with span_lines(path, lambda: 0.0) as tracer:
-        tracer.start_span("one").end()
-
-
 RESULT = ReplayResult()
 RESULT.stopped_by = "x" * 200
 WRITERS: dict[str, Callable[[Path], object]] = {
     "requests": lambda path: write_requests(path, RESULT),
     "summary": lambda path: write_summary(path, summarize(RESULT)),
-    "spans": write_spans,
     "picture": lambda path: MarbleRun("-a-|").pipe().save(path),
 }
 
