@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from rx_backend.errors import InvalidArgument
 from rx_backend.latched_signal import LatchedSignal, Latches, Listener
 
 __all__ = ("LatchedSignal", "RequestContext", "WastedTokens")
@@ -52,6 +53,9 @@ class RequestContext:
         wasted: Tokens that further engines processed in vain, for the metrics; shared with all
             children, and None while there are none.
 
+    Raises:
+        InvalidArgument: *metadata* or *trace_headers* is no mapping.
+
     >>> context = RequestContext("r1")
     >>> context.stop_generating()
     >>> context.is_stopped, context.is_killed
@@ -85,6 +89,11 @@ class RequestContext:
         *,
         trace_headers: Mapping[str, str] | None = None,
     ) -> None:
+        for name, given in (("metadata", metadata), ("trace_headers", trace_headers)):
+            if given is not None and not isinstance(given, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InvalidArgument(
+                    f"{name}: expected a mapping from names to texts, got {type(given).__name__}"
+                )
         self.id = uuid.uuid4().hex if id is None else id
         self.metadata = MappingProxyType(dict(metadata)) if metadata else _EMPTY
         self.trace_headers = (

@@ -125,6 +125,8 @@ def one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
 
 def check_url(name: str, url: str) -> None:
     """Raise `InvalidArgument` unless *url* has a scheme, ``http`` or ``https``, and a host."""
+    if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidArgument(f"{name}: expected a URL as http://127.0.0.1:4317, got {url!r}")
     try:
         parts = urlsplit(url)
         fits = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0

@@ -51,6 +51,15 @@ def test_what_is_no_pipeline_is_refused(pipeline: object) -> None:
     assert raised.value.message.endswith(type(pipeline).__name__)
 
 
+@pytest.mark.parametrize("option", ["metadata", "trace_headers"])
+@pytest.mark.parametrize("given", ["traceparent", 7, [("traceparent", "00-1-2-01")]])
+def test_what_is_no_mapping_makes_no_context(option: str, given: object) -> None:
+    """The error names the argument."""
+    options: dict[str, Any] = {option: given}
+    with pytest.raises(InvalidArgument, match=f"{option}: expected a mapping from names to texts"):
+        RequestContext(**options)
+
+
 @pytest.mark.rows("S5", "P7")
 @pytest.mark.parametrize(
     ("field", "value", "message"),

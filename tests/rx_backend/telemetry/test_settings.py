@@ -286,6 +286,13 @@ def test_the_runtime_gets_no_exporter_that_is_none(name: str) -> None:
         pass
 
 
+def test_an_endpoint_that_is_no_text_is_refused() -> None:
+    """As one of another form is."""
+    port: Any = 4317
+    with pytest.raises(InvalidArgument, match=r"endpoint: expected a URL as .*, got 4317"):
+        configure(endpoint=port)
+
+
 def test_a_flag_that_is_no_address_is_refused() -> None:
     """As an engine's name behind the flag is."""
     with pytest.raises(InvalidArgument, match="--otlp or RX_BACKEND_OTLP: expected a URL"):
