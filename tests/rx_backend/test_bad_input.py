@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -49,6 +50,19 @@ def test_what_is_no_pipeline_is_refused(pipeline: object) -> None:
     with pytest.raises(InvalidArgument, match=r"pipeline: expected a Pipeline, .*, got") as raised:
         EngineAdapter(ScriptedEngine(), pipeline=cast("Pipeline", pipeline))
     assert raised.value.message.endswith(type(pipeline).__name__)
+
+
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [("clock", "now"), ("clock", 7), ("record", "yes"), ("record", 1), ("record", [])],
+)
+def test_an_option_that_is_none_makes_no_adapter(option: str, given: object) -> None:
+    """It is told when the adapter is made, not by the first request."""
+    options: dict[str, Any] = {option: given}
+    with pytest.raises(
+        InvalidArgument, match=rf"{option}: expected .*, got {re.escape(repr(given))}"
+    ):
+        EngineAdapter(ScriptedEngine(), **options)
 
 
 @pytest.mark.parametrize("option", ["metadata", "trace_headers"])
