@@ -155,6 +155,8 @@ def test_an_empty_part_of_an_address_is_refused() -> None:
         (f"{ENGINE} --http-port 99999", "argument --http-port: expected a whole number"),
         (f"{ENGINE} --otlp nowhere", "otlp"),
         ("dynamo tests.rx_backend.worker.nowhere", "no module named"),
+        ("dynamo ..vllm", "module: '..vllm' can't be imported: no package specified"),
+        ("dynamo json.tool.x", "no module named 'json.tool.x'"),
         ("dynamo --pipeline nowhere:x json", "no module named 'nowhere'"),
         ("dynamo", "required: module"),
         ("frontend -- --size 1", "-- has no meaning here"),
