@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, Literal
@@ -20,9 +19,6 @@ from operators._merge_chunks import merge_chunks
 from operators._raw_chunk import has_content
 
 __all__ = ("BufferOverflow", "CoalesceCounts", "coalesce")
-
-# How many items are pulled in one turn of the loop.
-_AT_A_TURN = 16
 
 
 class BufferOverflow(Exception):
@@ -90,7 +86,9 @@ async def coalesce(
         ValueError, TypeError: An argument is something else; when the operator is made.
 
     Phase: anywhere; behind ``record_span``, so that operators in front see chunks as they come.
-    Errors: what was pulled before an error comes out first, then the error.
+    Errors: what was pulled before an error comes out first, then the error. Behind the mapping of
+        errors, as at the end of a pipeline, a `BufferOverflow` is raised as it is, and in front of it
+        becomes an error item (row O4).
     On dispose: what waits is dropped, and the source is closed; a step that is under way ends in
         the task that began it.
 
@@ -237,10 +235,8 @@ class _Ahead:
             )
             self._pump.close()
 
-    def _take(self, item: Any) -> Awaitable[None] | None:
+    def _take(self, item: Any) -> None:
         # It stays here beyond its pull (row E6).
         self._inbox.put(own_copy(item))
         if self.is_away:
             self._pull()
-        # A source that never waits must not keep all others from their turn.
-        return None if len(self._inbox) % _AT_A_TURN else asyncio.sleep(0)

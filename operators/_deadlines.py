@@ -119,7 +119,8 @@ async def deadlines(
     Phase: anywhere; first of the chunks, where the time of the other operators does not count.
     Errors: source errors pass unchanged. A deadline that passes closes the engine and fails the
         stream with `FirstTokenTimeout`, `IdleTimeout` or `TotalTimeout`, once an engine that cleans
-        up is through with it.
+        up is through with it: an error item, or behind the mapping of errors, as among the items,
+        raised as it is (row O4).
     On dispose: the timer is cancelled.
 
     >>> import asyncio

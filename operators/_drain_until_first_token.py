@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from reactivex import Observable, abc
@@ -177,7 +177,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
         self._pump.demand()
         return await self._inbox.get()
 
-    def _take(self, item: Any) -> Awaitable[None] | None:
+    def _take(self, item: Any) -> None:
         """Take an item in the task: for the consumer, or discard it after the drop."""
         if self._is_draining:
             if is_terminal(item):
@@ -186,14 +186,12 @@ class _UntilFirstToken(AsyncIterator[Any]):
             elif has_content(item):
                 self._abort_now()
             self._pump.demand()
-            # An engine that never waits must not keep all others from their turn.
-            return asyncio.sleep(0)
+            return
         if has_content(item) or is_terminal(item):
             self._settle()
             if not self._source.ended:
                 self._pump.stop()
         self._inbox.put(item)
-        return None
 
     def _settle(self) -> None:
         """Wait for no first token from here on."""

@@ -80,7 +80,7 @@ class HandedOut:
 
     Attributes:
         error: The error of the error item.
-        has_failed: Whether an error item came; it may have no error to keep.
+        failures: How many error items came; they may have no error to keep.
         reasons: The finish reasons of the terminals, by the index of their answer.
         tokens: How many token ids came.
         usage_tokens: What the terminals tell in their usage.
@@ -90,8 +90,9 @@ class HandedOut:
     __slots__ = (
         "_has_chunk",
         "_parse",
+        "_terminals",
         "error",
-        "has_failed",
+        "failures",
         "is_known",
         "reasons",
         "tokens",
@@ -101,8 +102,10 @@ class HandedOut:
     def __init__(self, parse: Callable[[Any], Any]) -> None:
         self._parse = parse
         self._has_chunk = False
+        # Of which answer each terminal was: an operator may hand out a copy too.
+        self._terminals: list[int] = []
         self.error: Exception | None = None
-        self.has_failed = False
+        self.failures = 0
         self.reasons: dict[int, Any] = {}
         self.tokens = 0
         self.usage_tokens = 0
@@ -116,7 +119,7 @@ class HandedOut:
     def fail(self, error: Exception | None) -> None:
         """Take note of a failure that the consumer gets as an item, or as it is."""
         self.error = error
-        self.has_failed = True
+        self.failures += 1
 
     def count_one(self) -> None:
         """Take note of a chunk of one token that ends nothing."""
@@ -146,10 +149,14 @@ class HandedOut:
     def take_back(self, left: HandedOut) -> None:
         """Take note that what *left* has seen was not handed out in the end."""
         self.tokens -= left.tokens
-        for index in left.reasons:
-            self.reasons.pop(index, None)
-        if left.has_failed:
-            self.error, self.has_failed = None, False
+        for index in left._terminals:
+            if index in self._terminals:
+                self._terminals.remove(index)
+            if index not in self._terminals:
+                self.reasons.pop(index, None)
+        self.failures -= left.failures
+        if not self.failures:
+            self.error = None
 
     def _look_at_chunk(self, chunk: Any) -> None:
         self._has_chunk = self.is_known = True
@@ -158,7 +165,9 @@ class HandedOut:
         if reason is None:
             return
         index = field_of(chunk, "index")
-        self.reasons.setdefault(index if isinstance(index, int) else 0, self._parse(reason))
+        index = index if isinstance(index, int) else 0
+        self._terminals.append(index)
+        self.reasons.setdefault(index, self._parse(reason))
         used = field_of(field_of(chunk, "completion_usage"), "completion_tokens")
         self.usage_tokens += used if isinstance(used, int) else 0
 
@@ -215,7 +224,7 @@ class OutcomeTracker:
         """Return whether the consumer was handed the last answer's terminal, or an error item."""
         handed = self.handed_out
         if handed is not None and handed.is_known:
-            return handed.has_failed or len(handed.reasons) >= self.times.answers
+            return bool(handed.failures) or len(handed.reasons) >= self.times.answers
         return self.failure is not None or len(self.times.finish_reasons) >= self.times.answers
 
     def take_back(self, items: Sequence[Any]) -> None:
@@ -266,7 +275,7 @@ class OutcomeTracker:
             if has_ended:
                 # Operators on items may have made another end of what came to them.
                 reasons, failure = handed.reasons, None
-            if handed.has_failed:
+            if handed.failures:
                 # An item may have no error of its own.
                 failure = handed.error or self.failure or RuntimeError("an operator made an error")
         else:

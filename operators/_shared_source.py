@@ -24,9 +24,6 @@ T = TypeVar("T")
 
 OnEnd: TypeAlias = Callable[[BaseException | None], Coroutine[Any, Any, None]]
 
-# How many items are pulled in one turn of the loop.
-_AT_A_TURN = 16
-
 
 class SourceClosed(RuntimeError):
     """A shared stream was closed before its source had ended; what it held has been read."""
@@ -193,15 +190,10 @@ class SharedSource(Generic[T]):
         if pump is not None and not pump.busy and self._wants_more():
             pump.demand()
 
-    def _take(self, item: T) -> Awaitable[None] | None:
+    def _take(self, item: T) -> None:
         self.log.append(item)
         self.readers.wake()
-        if not self._wants_more():
-            return None
-        pump = cast("Pump[T]", self._pump)
-        pump.demand()
-        # A source that never waits must not keep all others from their turn.
-        return None if self.log.head % _AT_A_TURN or pump.source.ended else asyncio.sleep(0)
+        self._demand()
 
     def _end(self, failure: BaseException | None) -> Awaitable[None] | None:
         pump = cast("Pump[T]", self._pump)

@@ -2,7 +2,7 @@
 
 from operators._chunk import HAS_CONTENT, IS_TERMINAL
 from operators._core.aio_inbox import SubscribesAsync
-from operators._core.arguments import check_arguments
+from operators._core.arguments import CHECKED, check_arguments
 from operators._core.assemble import Plan, make_stream, plan_of
 from operators._core.drawing import drawn
 from operators._core.failures import drop_top_frame, is_only_closed, redacted_exc_info
@@ -24,6 +24,7 @@ from operators._outcome import HandedOut, OutcomeTracker, error_type_of
 from operators._raw_chunk import is_terminal, tokens_in
 
 __all__ = (
+    "CHECKED",
     "HAS_CONTENT",
     "IS_TERMINAL",
     "Callbacks",

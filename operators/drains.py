@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Self
+from typing import Annotated, Self
+
+from operators._core.arguments import AtLeast, check_arguments
 
 __all__ = ("Drains",)
 
@@ -29,17 +31,21 @@ class Drains:
         refused: How many were closed at their drop, because there were too many.
 
     Raises:
-        ValueError: A number is out of range; names it.
+        TypeError, ValueError: An argument is no number, or out of range; names it.
 
     >>> Drains(limit=-1)
     Traceback (most recent call last):
-    ValueError: Drains: limit: expected at least 0, got -1
+    ValueError: Drains: limit: expected a whole number, at least 0, got -1
     """
 
-    def __init__(self, limit: int = 256, *, timeout_s: float = 60.0, grace_s: float = 5.0) -> None:
-        for name, value in (("limit", limit), ("timeout_s", timeout_s), ("grace_s", grace_s)):
-            if not value >= 0:
-                raise ValueError(f"Drains: {name}: expected at least 0, got {value}")
+    def __init__(
+        self,
+        limit: Annotated[int, AtLeast(0)] = 256,
+        *,
+        timeout_s: Annotated[float, AtLeast(0, "seconds")] = 60.0,
+        grace_s: Annotated[float, AtLeast(0, "seconds")] = 5.0,
+    ) -> None:
+        check_arguments(Drains, limit, timeout_s=timeout_s, grace_s=grace_s)
         self.limit = limit
         self.timeout_s = timeout_s
         self.grace_s = grace_s

@@ -59,7 +59,8 @@ class EngineAdapter(Generic[T_co]):
             the adapter is made, or else each span (row P8).
 
     Raises:
-        InvalidArgument: *engine* is no engine, *mode* is unknown, or *pipeline* is neither.
+        InvalidArgument: *engine* is no engine, *mode* is unknown, *pipeline* is neither, *clock* is no
+            function, or *record* neither True, False nor None.
 
     >>> import asyncio
     >>> from rx_backend import PreprocessedRequest
@@ -99,6 +100,10 @@ class EngineAdapter(Generic[T_co]):
                 "pipeline: expected a Pipeline, or a function that returns one from a request's "
                 f"scope, got {type(source).__name__}"
             )
+        if clock is not None and not callable(clock):
+            raise InvalidArgument(f"clock: expected a function or None, got {clock!r}")
+        if not (record is None or isinstance(record, bool)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgument(f"record: expected True, False or None, got {record!r}")
         self._tracer = tracer or trace.get_tracer("rx_backend")
         self._meter_provider = meter_provider
         self._clock = clock

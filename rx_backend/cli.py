@@ -146,12 +146,14 @@ def _dynamo(arguments: argparse.Namespace) -> int:
 
 
 def _on_runtime(run: Callable[[Callable[[str], object]], None]) -> int:
+    from rx_backend.worker.bad_setting import BadSetting  # noqa: PLC0415  # a light start
+
     try:
         run(_say)
+    except BadSetting:
+        raise
     except BackendError as error:
-        from rx_backend.worker.model_files import NoTokenizer  # noqa: PLC0415  # a light start
-
-        return _complain(str(error), _BAD_USAGE if isinstance(error, NoTokenizer) else _FAILED)
+        return _complain(str(error), _FAILED)
     return 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from rx_backend.errors import InvalidArgument
 from rx_backend.latched_signal import LatchedSignal, Latches, Listener
 
 __all__ = ("LatchedSignal", "RequestContext", "WastedTokens")
@@ -52,6 +53,9 @@ class RequestContext:
         wasted: Tokens that further engines processed in vain, for the metrics; shared with all
             children, and None while there are none.
 
+    Raises:
+        InvalidArgument: *metadata* or *trace_headers* is no mapping.
+
     >>> context = RequestContext("r1")
     >>> context.stop_generating()
     >>> context.is_stopped, context.is_killed
@@ -85,6 +89,8 @@ class RequestContext:
         *,
         trace_headers: Mapping[str, str] | None = None,
     ) -> None:
+        if metadata or trace_headers:
+            _check_mappings(metadata=metadata, trace_headers=trace_headers)
         self.id = uuid.uuid4().hex if id is None else id
         self.metadata = MappingProxyType(dict(metadata)) if metadata else _EMPTY
         self.trace_headers = (
@@ -202,6 +208,14 @@ class RequestContext:
 
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})
+
+
+def _check_mappings(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None and not isinstance(value, Mapping):
+            raise InvalidArgument(
+                f"{name}: expected a mapping from names to texts, got {type(value).__name__}"
+            )
 
 
 def _trace_headers(

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 from opentelemetry import trace
 
-from operators.assembly import check_arguments, drop_top_frame
+from operators.assembly import CHECKED, check_arguments, drop_top_frame
 from operators.authoring import AtLeast
 from rx_backend.combined_engine import CombinedEngine, EngineCall
 from rx_backend.context import RequestContext
@@ -87,10 +87,10 @@ class FailoverEngine(CombinedEngine):
         self,
         *engines: LLMEngine,
         limit: Annotated[int, AtLeast(0, "resumptions")] = 1,
-        budget: RetryBudget | None = None,
+        budget: Annotated[RetryBudget, CHECKED] | None = None,
     ) -> None:
         super().__init__(engines)
-        check_arguments(FailoverEngine, *engines, limit=limit)
+        check_arguments(FailoverEngine, *engines, limit=limit, budget=budget)
         self._limit = limit
         self._budget = RetryBudget(ratio=0.2, burst=100.0) if budget is None else budget
 

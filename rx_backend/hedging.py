@@ -9,7 +9,7 @@ from typing import Annotated
 
 from opentelemetry import trace
 
-from operators.assembly import Mailbox, check_arguments
+from operators.assembly import CHECKED, Mailbox, check_arguments
 from operators.authoring import AtLeast, has_content, own_copy
 from rx_backend.combined_engine import CombinedEngine, EngineCall
 from rx_backend.context import RequestContext
@@ -69,10 +69,10 @@ class HedgedEngine(CombinedEngine):
         second: LLMEngine,
         *,
         after_s: Annotated[float, AtLeast(0, "seconds")],
-        budget: RetryBudget | None = None,
+        budget: Annotated[RetryBudget, CHECKED] | None = None,
     ) -> None:
         super().__init__((first, second))
-        check_arguments(HedgedEngine, first, second, after_s=after_s)
+        check_arguments(HedgedEngine, first, second, after_s=after_s, budget=budget)
         self.after_s = after_s
         self.budget = RetryBudget() if budget is None else budget
 

@@ -9,9 +9,9 @@ import types
 import typing
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, cast
+from typing import Annotated, Any, Final, Literal, ParamSpec, TypeAlias, Unpack, cast
 
-__all__ = ("AtLeast", "Seconds", "check_arguments", "described")
+__all__ = ("CHECKED", "AtLeast", "Seconds", "check_arguments", "described")
 
 P = ParamSpec("P")
 
@@ -50,13 +50,17 @@ class AtLeast:
 Seconds: TypeAlias = Annotated[float, AtLeast(0, "seconds", above=True)]
 """A positive number of seconds."""
 
+CHECKED: Final = object()
+"""Has an argument's class checked, in a signature: ``request: Annotated[Request, CHECKED]``."""
+
 
 def check_arguments(function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None:
     """
     Check the arguments of an operator, or of a class, against its signature and the types in it.
 
     Numbers, texts, flags, literals and functions are checked, with the bounds that `AtLeast` sets,
-    and whether a function may be async; any other type is left to the type checker.
+    and whether a function may be async; any other type is left to the type checker, but for one
+    with `CHECKED`. The options of an unpacked ``TypedDict`` are checked one by one.
 
     Raises:
         TypeError: An argument is missing, unknown, or of another type.
@@ -73,9 +77,18 @@ def check_arguments(function: Callable[P, object], /, *args: P.args, **kwargs: P
         hint = hints.get(option)
         if hint is None or value is parameter.default:
             continue
-        if parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
-            continue
-        _check(f"{name}: {option}", hint, value)
+        if typing.get_origin(hint) is Unpack and parameter.kind is parameter.VAR_KEYWORD:
+            _check_options(name, typing.get_args(hint)[0], value)
+        elif parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
+            _check(f"{name}: {option}", hint, value)
+
+
+def _check_options(name: str, options: Any, given: Mapping[str, object]) -> None:
+    known = typing.get_type_hints(options, include_extras=True)
+    for option, value in given.items():
+        if option not in known:
+            raise TypeError(f"{name}: got an unexpected keyword argument {option!r}")
+        _check(f"{name}: {option}", known[option], value)
 
 
 def described(function: Callable[..., object]) -> Description:
@@ -107,7 +120,7 @@ def _check(where: str, hint: Any, value: object) -> None:
     expected = " or ".join(dict.fromkeys(_described_type(each) for each in wanted))
     is_literal = any(typing.get_origin(each) is Literal for each in wanted)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    has_bounds = any(typing.get_origin(each) is Annotated for each in wanted)
+    has_bounds = any(isinstance(note, AtLeast) for each in wanted for note in _notes(each))
     kind = ValueError if is_literal or (has_bounds and is_number) else TypeError
     raise kind(f"{where}: expected {expected}, got {value!r}")
 
@@ -120,9 +133,12 @@ def _alternatives(hint: Any) -> list[Any] | None:
             return None
         return [each for member in members for each in cast("list[Any]", member)]
     base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
-    origin = typing.get_origin(base)
-    is_known = base in _CHECKED or origin is Literal or _is_callable(base)
-    return [hint] if is_known else None
+    is_simple = base in _SIMPLE or typing.get_origin(base) is Literal or _is_callable(base)
+    return [hint] if is_simple or CHECKED in _notes(hint) else None
+
+
+def _notes(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
 
 
 def _is_callable(hint: Any) -> bool:
@@ -163,7 +179,7 @@ def _fits(hint: Any, value: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
+    return isinstance(value, typing.get_origin(hint) or hint)
 
 
 def _described_type(hint: Any) -> str:
@@ -179,7 +195,7 @@ def _described_type(hint: Any) -> str:
 
 
 _CALLABLE: Any = typing.get_origin(Callable[..., Any])
-_CHECKED: frozenset[Any] = frozenset({int, float, str, bool, type(None)})
+_SIMPLE: frozenset[Any] = frozenset({int, float, str, bool, type(None)})
 _NAMES: Mapping[Any, str] = {
     int: "a whole number",
     float: "a number",

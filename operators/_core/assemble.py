@@ -92,7 +92,6 @@ def fuse(
     *,
     own_context: contextvars.Context | None = None,
     scope: object = None,
-    on_end: Callable[[bool], None] | None = None,
 ) -> FusedRun[B]: ...
 @overload
 def fuse(
@@ -101,7 +100,6 @@ def fuse(
     *,
     own_context: contextvars.Context | None = None,
     scope: object = None,
-    on_end: Callable[[bool], None] | None = None,
 ) -> FusedRun[Any]: ...
 def fuse(
     source: AsyncIterator[Any],
@@ -109,7 +107,6 @@ def fuse(
     *,
     own_context: contextvars.Context | None = None,
     scope: object = None,
-    on_end: Callable[[bool], None] | None = None,
 ) -> FusedRun[Any]:
     """
     Make one pulled stream of a source and a list of operators.
@@ -124,7 +121,6 @@ def fuse(
         own_context: The context to run source and operators in; a copy of the present one by
             default.
         scope: Handed to operators with a parameter ``scope``.
-        on_end: Called once when the stream is over, with whether it was dropped.
 
     Returns:
         The stream. Type checkers know its items from a single operator, and where every operator
@@ -146,24 +142,7 @@ def fuse(
     >>> asyncio.run(main())
     [[7], []]
     """
-    observer = None if on_end is None else _EndObserver(on_end)
-    return make_stream(
-        source, operators, FusedRun[Any], own_context=own_context, scope=scope, observer=observer
-    )
-
-
-class _EndObserver:
-    """Notified of the end only."""
-
-    def __init__(self, on_end: Callable[[bool], None]) -> None:
-        self._on_end = on_end
-
-    def take_back(self, items: Sequence[Any]) -> None:
-        """Do nothing."""
-
-    def end(self, dropped: bool) -> None:
-        """Call the function."""
-        self._on_end(dropped)
+    return make_stream(source, operators, FusedRun[Any], own_context=own_context, scope=scope)
 
 
 def make_stream(

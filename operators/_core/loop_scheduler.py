@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 from reactivex import Observable, abc
 from reactivex.scheduler.eventloop import AsyncIOScheduler
 
+from operators._core.arguments import CHECKED, check_arguments
 from operators._core.loop_clock import loop_clock
 
 __all__ = ("LoopScheduler", "with_loop_timers")
@@ -28,6 +29,7 @@ class LoopScheduler(AsyncIOScheduler):
 
     Raises:
         RuntimeError: No loop is given and none is running.
+        TypeError: *loop* is no event loop.
 
     >>> import reactivex
     >>> from operators import LoopScheduler
@@ -40,7 +42,8 @@ class LoopScheduler(AsyncIOScheduler):
     180.0
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(self, loop: Annotated[asyncio.AbstractEventLoop, CHECKED] | None = None) -> None:
+        check_arguments(LoopScheduler, loop)
         super().__init__(loop or asyncio.get_running_loop())
         self._clock = loop_clock(self._loop)
 

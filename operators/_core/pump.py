@@ -18,6 +18,9 @@ __all__ = ("Pump",)
 
 T = TypeVar("T")
 
+# How many items are pulled in one turn of the loop.
+_AT_A_TURN = 16
+
 
 class Pump(Generic[T]):
     """
@@ -29,7 +32,8 @@ class Pump(Generic[T]):
     Args:
         source: What to pull, in its own context. The task closes it at the end.
         on_item: Called with each item, in the task. It may be a coroutine function; a demand
-            that it makes is the next pull.
+            that it makes is the next pull. A source that never waits has its turn of the loop end
+            after 16 items.
         on_end: Called once with the failure, or with None at the end of the source; not after
             :meth:`close`. It may be a coroutine function, but for a failure that is no
             ``Exception``, such as the cancellation of the task.
@@ -50,6 +54,7 @@ class Pump(Generic[T]):
         "_leaves_source",
         "_on_end",
         "_on_item",
+        "_pulled",
         "busy",
         "source",
         "task",
@@ -71,6 +76,7 @@ class Pump(Generic[T]):
         self._is_closed = False
         self._is_handling = False
         self._leaves_source = False
+        self._pulled = 0
         self.busy = False
 
     def demand(self) -> None:
@@ -117,6 +123,7 @@ class Pump(Generic[T]):
 
     async def pull(self) -> asyncio.Future[None] | None:
         """Pull as demanded, in the task; return what to wait for next, or None at the end."""
+        failure: Exception | None = None
         try:
             while self.busy and not self._is_closed:
                 try:
@@ -131,15 +138,18 @@ class Pump(Generic[T]):
                 self._is_handling = False
                 if self.source.ended:
                     break
+                self._pulled += 1
+                if self.busy and not self._pulled % _AT_A_TURN:
+                    await asyncio.sleep(0)
             else:
                 if not self._is_closed:
                     self._demand = self.source.event_loop.create_future()
                     return self._demand
         except Exception as error:
+            # Without this frame in its traceback it is no part of a cycle.
             drop_top_frame(error)
-            handled = self._report_end(error)
-        else:
-            handled = self._report_end(None)
+            failure = error
+        handled = self._report_end(failure)
         if handled is not None:
             await handled
         if not self._leaves_source:

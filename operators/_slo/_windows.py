@@ -8,8 +8,10 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from itertools import chain
+from typing import Annotated
 
 from operators._chunk import Clock
+from operators._core.arguments import AtLeast, Seconds, check_arguments
 from operators._slo._request import SloRequest
 from operators._slo._snapshot import SloSnapshot
 from operators._slo._tally import OTHER, Ended, Key, Tally, check_key, load_library
@@ -36,7 +38,7 @@ class SloWindows:
 
     Raises:
         ImportError: The package ddsketch is missing; names the extra.
-        ValueError: An option is out of range; names it.
+        TypeError, ValueError: An option is of another type, or out of range; names it.
 
     >>> windows = SloWindows(window_s=60, bucket_s=5)
     >>> windows.failed("llama")
@@ -47,21 +49,20 @@ class SloWindows:
     def __init__(
         self,
         *,
-        window_s: float = 60.0,
-        bucket_s: float = 5.0,
-        max_keys: int = 500,
+        window_s: Seconds = 60.0,
+        bucket_s: Seconds = 5.0,
+        max_keys: Annotated[int, AtLeast(1, "key")] = 500,
         clock: Clock = time.monotonic,
     ) -> None:
-        _check_seconds("SloWindows: window_s", window_s)
-        _check_seconds("SloWindows: bucket_s", bucket_s)
+        check_arguments(
+            SloWindows, window_s=window_s, bucket_s=bucket_s, max_keys=max_keys, clock=clock
+        )
         self._buckets_held = round(window_s / bucket_s)
         if self._buckets_held < 1 or not math.isclose(self._buckets_held * bucket_s, window_s):
             raise ValueError(
                 f"SloWindows: bucket_s: expected window_s ({window_s} s) or a whole part of it, "
                 f"got {bucket_s} s"
             )
-        if max_keys < 1:
-            raise ValueError(f"SloWindows: max_keys: expected at least 1 key, got {max_keys}")
         load_library()
         self.window_s = float(window_s)
         self.bucket_s = float(bucket_s)
@@ -152,8 +153,3 @@ class SloWindows:
             counts["open"] += 1
             counts["late"] += request.is_late()
         return running
-
-
-def _check_seconds(name: str, value: float) -> None:
-    if not 0.0 < value < math.inf:
-        raise ValueError(f"{name}: expected more than 0 s, got {value}")

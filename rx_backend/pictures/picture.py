@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rx_backend.extras import import_extra
 from rx_backend.pictures import style
+from rx_backend.whole_file import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,7 +86,7 @@ class Picture(ABC):
         ending = Path(path).suffix
         if ending.lower() not in {"", ".png"}:
             raise ValueError(f"path: expected a name that ends in .png, got {str(path)!r}")
-        Path(path).write_bytes(self.png())
+        write_whole(path, self.png())
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         """Return the image and its size on the page, for IPython."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-from operators.assembly import loop_clock
+from operators.assembly import check_arguments, loop_clock
 from rx_backend.pictures.row import Mark, MarkKind, Row
 from rx_backend.pictures.row_layout import RowPicture
 
@@ -45,6 +45,7 @@ class Timeline(RowPicture):
     """
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        check_arguments(Timeline, clock)
         self._marks: list[Mark] = []
         self._now_ms = _milliseconds(clock)
         self._group: str | None = None

@@ -10,6 +10,7 @@ import msgspec
 
 from operators.authoring import nearest_rank
 from rx_backend.replay.figures import ReplayResult
+from rx_backend.whole_file import write_whole
 
 __all__ = ("Quantiles", "Summary", "format_table", "summarize", "write_requests", "write_summary")
 
@@ -123,12 +124,12 @@ def write_requests(path: str | Path, result: ReplayResult) -> None:
     """
     rows = sorted(result.requests, key=lambda row: row.index)
     stopped = [] if result.stopped_by is None else [{"stopped_by": result.stopped_by}]
-    Path(path).write_bytes(msgspec.json.Encoder().encode_lines([*rows, *stopped]))
+    write_whole(path, msgspec.json.Encoder().encode_lines([*rows, *stopped]))
 
 
 def write_summary(path: str | Path, summary: Summary) -> None:
     """Write *summary* as one JSON object."""
-    Path(path).write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+    write_whole(path, msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
 
 
 def _quantiles(ordered: Sequence[float]) -> Quantiles:

@@ -24,7 +24,7 @@ def span_lines(
     path: str | Path, clock: Callable[[], float], provider: TracerProvider | None = None
 ) -> Generator[Tracer]:
     """
-    Write every span that ends in the block as a line of JSON.
+    Write every span that ends in the block as a line of JSON; the file grows meanwhile.
 
     If the block is interrupted or fails, a last line says so: ``{"stopped_by":"interrupt"}``.
 

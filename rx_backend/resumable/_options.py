@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 from rx_backend.errors import InvalidArgument
+from rx_backend.resumable._checks import check_seconds, check_whole
 
 __all__ = ("MayRead", "Options", "WhenLeft", "same_owner")
 
@@ -46,11 +46,11 @@ class Options:
     may_read: MayRead
 
     def __post_init__(self) -> None:
-        _whole("max_streams", self.max_streams, "streams", low=1)
-        _whole("max_ahead", self.max_ahead, "items", low=0)
-        _whole("max_bytes", self.max_bytes, "bytes", low=1)
+        check_whole("max_streams", self.max_streams, "streams", low=1)
+        check_whole("max_ahead", self.max_ahead, "items", low=0)
+        check_whole("max_bytes", self.max_bytes, "bytes", low=1)
         for name in ("linger_s", "stop_grace_s", "keep_s"):
-            _seconds(name, getattr(self, name))
+            check_seconds(name, getattr(self, name))
         if self.when_left not in get_args(WhenLeft):
             raise InvalidArgument(
                 f"when_left: expected 'stop' or 'continue', got {self.when_left!r}"
@@ -72,16 +72,3 @@ class Options:
         if answer is True or answer is False:
             return answer
         raise TypeError(f"may_read: expected True or False, got {type(answer).__name__}")
-
-
-def _whole(name: str, value: object, unit: str, *, low: int) -> None:
-    if type(value) is not int or value < low:
-        raise InvalidArgument(
-            f"{name}: expected a whole number of {unit}, {low} or more, got {value!r}"
-        )
-
-
-def _seconds(name: str, value: Any) -> None:
-    is_number = isinstance(value, float) or type(value) is int
-    if not is_number or not 0 <= value < math.inf:
-        raise InvalidArgument(f"{name}: expected a number of seconds, 0 or more, got {value!r}")

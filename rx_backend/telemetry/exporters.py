@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from opentelemetry.sdk.metrics.export import MetricReader
 
+from rx_backend.addresses import host_and_port, port_number
 from rx_backend.errors import InvalidArgument
 from rx_backend.telemetry.quiet_exporter import QuietExporter, QuietSpanExporter
 from rx_backend.telemetry.settings import (
@@ -79,20 +80,18 @@ def _prometheus(undo: ExitStack) -> tuple[Any, str]:
             "opentelemetry-exporter-prometheus: pip install 'rx-backend[prometheus]'"
         ) from error
     host = os.environ.get(f"{_SCRAPED}_HOST") or "localhost"
-    port = os.environ.get(f"{_SCRAPED}_PORT") or "9464"
-    if not (port.isdecimal() and int(port) < 65536):
-        raise InvalidArgument(f"{_SCRAPED}_PORT: expected a port from 0 to 65535, got {port!r}")
+    port = port_number(f"{_SCRAPED}_PORT", os.environ.get(f"{_SCRAPED}_PORT") or "9464")
     try:
-        server, thread = start_http_server(int(port), addr=host)
+        server, thread = start_http_server(port, addr=host)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidArgument(
-            f"{_SCRAPED}_HOST and _PORT: can't listen on {host}:{port}: {reason}"
+            f"{_SCRAPED}_HOST and _PORT: can't listen on {host_and_port(host, port)}: {reason}"
         ) from error
     for end in (thread.join, server.server_close, server.shutdown):
         undo.callback(end)
-    shown = f"[{host}]" if ":" in host else host
-    return PrometheusMetricReader(), f"Prometheus at http://{shown}:{server.server_port}/metrics"
+    place = host_and_port(host, server.server_port)
+    return PrometheusMetricReader(), f"Prometheus at http://{place}/metrics"
 
 
 def _session() -> Any:

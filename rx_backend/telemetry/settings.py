@@ -100,8 +100,9 @@ def destination(
             one_of(variable, protocol, (_GRPC, _HTTP))
     if protocol is None:
         protocol = _HTTP if place and _port_of(place) == _HTTP_PORT else _GRPC
-    # An address for gRPC needs no scheme.
-    if place and (protocol != _GRPC or place.split() != [place]):
+    # An address for gRPC needs no scheme, or has one of its own, as unix:///run/otlp.
+    is_url = protocol != _GRPC or bool(place and place.startswith(("http://", "https://")))
+    if place and (is_url or place.split() != [place]):
         check_url(f"{own if exact else shared}_ENDPOINT", place)
     if protocol == _GRPC:
         return _GRPC, place or "http://localhost:4317"
@@ -124,6 +125,8 @@ def one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
 
 def check_url(name: str, url: str) -> None:
     """Raise `InvalidArgument` unless *url* has a scheme, ``http`` or ``https``, and a host."""
+    if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidArgument(f"{name}: expected a URL as http://127.0.0.1:4317, got {url!r}")
     try:
         parts = urlsplit(url)
         fits = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0

@@ -56,7 +56,8 @@ class OtlpSwitch:
         endpoint: Where to; None for where OpenTelemetry's variables say.
 
     Raises:
-        InvalidArgument: The flag is none of these.
+        InvalidArgument: The flag is none of these, or an exporter, a protocol or an address that a
+            variable names for traces does not fit.
     """
 
     def __init__(self, otlp: str | None, environ: Mapping[str, str]) -> None:
@@ -65,6 +66,7 @@ class OtlpSwitch:
         self.endpoint = text if self.is_on and text.lower() not in TRUE else None
         if self.endpoint is not None:
             check_url(_NAME, self.endpoint)
+        self._runtime_env = self._env_for_runtime(environ) if self.is_on else {}
 
     def configure(self, role: str = "") -> Telemetry | None:
         """Call `configure` if the switch is on; a *role* extends the service's default name."""
@@ -83,7 +85,7 @@ class OtlpSwitch:
         is to decide (row P8).
         """
         before = {name: environ.get(name) for name in (EXPORT_ENABLED, _ENDPOINT, _PROTOCOL)}
-        environ.update(self._runtime_env(environ))
+        environ.update(self._runtime_env)
         try:
             yield
         finally:
@@ -92,8 +94,8 @@ class OtlpSwitch:
                 if value is not None:
                     environ[name] = value
 
-    def _runtime_env(self, environ: Mapping[str, str]) -> dict[str, str]:
-        if not self.is_on or "otlp" not in exporter_names(environ, "traces")[0]:
+    def _env_for_runtime(self, environ: Mapping[str, str]) -> dict[str, str]:
+        if "otlp" not in exporter_names(environ, "traces")[0]:
             return {}
         protocol, _ = destination(environ, "traces", self.endpoint)
         exported = {EXPORT_ENABLED: environ.get(EXPORT_ENABLED, "1")}

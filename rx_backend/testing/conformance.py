@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Unpack
 
+from operators.assembly import check_arguments
 from rx_backend.testing.conformance_checks import Check, ConformanceOptions, EngineFactory
 from rx_backend.testing.conformance_report import ConformanceError, ConformanceReport, Rule
 from rx_backend.testing.conformance_stream import RELEASE_S
@@ -38,7 +39,11 @@ async def check_engine(
     Args:
         factory: Makes a fresh engine.
         **options: See ``ConformanceOptions``.
+
+    Raises:
+        TypeError, ValueError: An argument is none that is described; the message names it.
     """
+    check_arguments(check_engine, factory, **options)
     return await Check(factory, **options).run()
 
 
@@ -57,11 +62,13 @@ def run_conformance(
 
     Raises:
         RuntimeError: A loop is running in this thread; await ``check_engine`` there.
+        TypeError, ValueError: An argument is none that is described; the message names it.
 
     >>> from rx_backend.engines import SampleEngine
     >>> run_conformance(SampleEngine).ok
     True
     """
+    check_arguments(run_conformance, factory, virtual=virtual, **options)
     if is_loop_running():
         raise RuntimeError(
             "an event loop is running in this thread: await check_engine(...) instead"
@@ -101,7 +108,9 @@ def engine_conformance_tests(
 
     Raises:
         ImportError: ``pytest`` is not installed.
+        TypeError, ValueError: An argument is none that is described; the message names it.
     """
+    check_arguments(engine_conformance_tests, factory, virtual=virtual, **options)
     import pytest  # noqa: PLC0415  # only those who test have it
 
     @cache

@@ -10,10 +10,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from operator import methodcaller
 from time import perf_counter
-from typing import Any, TypeAlias, TypedDict, TypeVar, cast
+from typing import Annotated, Any, TypeAlias, TypedDict, TypeVar, cast
 
 from msgspec.structs import replace
 
+from operators.assembly import CHECKED
+from operators.authoring import Seconds
 from rx_backend.dynamo import from_any_engine
 from rx_backend.engine import EngineConfig, LLMEngine, check_config, until_lost
 from rx_backend.errors import InvalidArgument
@@ -32,7 +34,7 @@ __all__ = ("Check", "ConformanceOptions", "EngineFactory")
 
 T = TypeVar("T")
 
-EngineFactory: TypeAlias = Callable[[], object]
+EngineFactory: TypeAlias = Callable[[], object | Awaitable[object]]
 """Makes a fresh engine, or something to await that returns one; see `from_any_engine`."""
 
 _ENGINE_RULES = {
@@ -62,9 +64,9 @@ class ConformanceOptions(TypedDict, total=False):
         stream_timeout_s: Within this time a stream must have reached its terminal (30).
     """
 
-    request: PreprocessedRequest
-    timeout_s: float
-    stream_timeout_s: float
+    request: Annotated[PreprocessedRequest, CHECKED]
+    timeout_s: Seconds
+    stream_timeout_s: Seconds
 
 
 @dataclass

@@ -60,7 +60,8 @@ def load_pipeline(target: str | None) -> PipelineSource:
 
 def _load(target: str, what: str) -> Any:
     """Return the object that *target* names; *what* it is meant to be is part of the errors."""
-    module, _, path = target.partition(":")
+    is_text = isinstance(target, str)  # pyright: ignore[reportUnnecessaryIsInstance]
+    module, _, path = target.partition(":") if is_text else ("", "", "")
     if not module or not path:
         raise InvalidArgument(f"{what}: expected module:name, got {target!r}")
     try:

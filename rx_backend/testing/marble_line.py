@@ -6,14 +6,19 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
+
+from operators.assembly import CHECKED, check_arguments
+from operators.authoring import AtLeast
 
 __all__ = (
     "SIGNS",
+    "Failure",
     "MarbleError",
     "MarbleEvent",
     "MarbleKind",
     "MarbleLine",
+    "Values",
     "align_marbles",
     "parse_marbles",
     "render_marbles",
@@ -21,6 +26,12 @@ __all__ = (
 )
 
 MarbleKind: TypeAlias = Literal["next", "error", "completed", "subscribe", "drop"]
+
+Values: TypeAlias = Annotated[Mapping[str, Any], CHECKED]
+"""What letters stand for."""
+
+Failure: TypeAlias = Annotated[Exception, CHECKED] | Annotated[type[Exception], CHECKED]
+"""What ``#`` stands for: an exception, or the type of any."""
 
 _KINDS: dict[str, MarbleKind] = {
     "|": "completed",
@@ -80,9 +91,7 @@ class MarbleLine:
 
 
 def parse_marbles(
-    line: str,
-    values: Mapping[str, Any] | None = None,
-    error: Exception | type[Exception] | None = None,
+    line: str, values: Values | None = None, error: Failure | None = None
 ) -> MarbleLine:
     """
     Read a marble line.
@@ -98,6 +107,7 @@ def parse_marbles(
 
     Raises:
         MarbleError: The line can't be read; the message points at the place.
+        TypeError: An argument is none that is described; the message names it.
 
     >>> for event in parse_marbles("-a-(b|)", {"a": 1}).events:
     ...     print(event)
@@ -105,6 +115,7 @@ def parse_marbles(
     next 'b' at frame 3
     completed at frame 3
     """
+    check_arguments(parse_marbles, line, values, error)
     values = values or {}
     for sign in values.keys() & _KINDS.keys():
         raise MarbleError(f"{sign!r} is the sign of {_KINDS[sign]!r}, and no name for values")
@@ -145,10 +156,10 @@ def _unreadable(line: str, place: int, why: str) -> MarbleError:
 
 
 def render_marbles(
-    events: Iterable[MarbleEvent],
-    values: Mapping[str, Any] | None = None,
+    events: Annotated[Iterable[MarbleEvent], CHECKED],
+    values: Values | None = None,
     *,
-    frames: int = 0,
+    frames: Annotated[int, AtLeast(0)] = 0,
 ) -> str:
     """
     Write events as a marble line.
@@ -159,9 +170,13 @@ def render_marbles(
             word, and any other item that is no letter itself is ``?``.
         frames: Make the line at least so long.
 
+    Raises:
+        TypeError, ValueError: An argument is none that is described; the message names it.
+
     >>> render_marbles([MarbleEvent(1, "next", 5), MarbleEvent(3, "completed")], {"a": 5})
     '-a-|'
     """
+    check_arguments(render_marbles, events, values, frames=frames)
     values = {} if values is None else values
     cells: list[str] = []
     for event in events:
@@ -201,14 +216,18 @@ def same_item(expected: object, actual: object) -> bool:
         return False
 
 
-def align_marbles(rows: Mapping[str, str]) -> str:
+def align_marbles(rows: Annotated[Mapping[str, str], CHECKED]) -> str:
     """
     Write marble lines below each other, so that each frame is one column.
+
+    Raises:
+        TypeError: *rows* is no mapping.
 
     >>> print(align_marbles({"source": "-a-b|", "result": "-(xy)-b|"}))
     source  -a   -b|
     result  -(xy)-b|
     """
+    check_arguments(align_marbles, rows)
     split = {name: _cells(line) for name, line in rows.items()}
     widths = [max(map(len, column)) for column in zip_longest(*split.values(), fillvalue="")]
     margin = max(map(len, rows), default=0)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from reactivex import Observable
 
+from operators.assembly import CHECKED, check_arguments
 from rx_backend.testing.marble_line import (
     SIGNS,
+    Failure,
     MarbleError,
     MarbleKind,
     MarbleLine,
+    Values,
     align_marbles,
     parse_marbles,
     render_marbles,
@@ -49,6 +52,9 @@ class Marbles:
             stands for itself.
         error: What ``#`` in a source stands for; a ``MarbleFailure`` when left out.
 
+    Raises:
+        TypeError: An argument is none that is described; the message names it. So do the methods.
+
     >>> from reactivex import operators as ops
     >>> test = Marbles()
     >>> source, other = test.cold("-a-b-c-|"), test.hot("----x")
@@ -58,8 +64,12 @@ class Marbles:
     """
 
     def __init__(
-        self, values: Mapping[str, Any] | None = None, *, error: Exception | None = None
+        self,
+        values: Values | None = None,
+        *,
+        error: Annotated[Exception, CHECKED] | None = None,
     ) -> None:
+        check_arguments(Marbles, values, error=error)
         self.values: Mapping[str, Any] = dict(values or {})
         self.error = MarbleFailure("the source failed") if error is None else error
         self._clock = FrameClock()
@@ -94,7 +104,9 @@ class Marbles:
         """
         return self._source(line, "drop", hot=True)
 
-    def record(self, stream: Observable[Any], *, drop: str = "") -> MarbleResult:
+    def record(
+        self, stream: Annotated[Observable[Any], CHECKED], *, drop: str = ""
+    ) -> MarbleResult:
         """
         Subscribe to *stream* at frame 0 and return its events; once per ``Marbles``.
 
@@ -108,14 +120,15 @@ class Marbles:
         Raises:
             MarbleError: Something happened between two frames, or *drop* can't be read.
         """
+        check_arguments(Marbles.record, self, stream, drop=drop)
         return self._record(stream, parse_marbles(drop))
 
     def expect(
         self,
-        stream: Observable[Any],
+        stream: Annotated[Observable[Any], CHECKED],
         result: str,
         *,
-        error: Exception | type[Exception] | None = None,
+        error: Failure | None = None,
     ) -> MarbleResult:
         """
         Subscribe to *stream* at frame 0 and compare its events with the line *result*.
@@ -131,6 +144,7 @@ class Marbles:
             MarbleMismatch: They differ; shows the lines, aligned, and each difference.
             MarbleError: Something happened between two frames, or *result* can't be read.
         """
+        check_arguments(Marbles.expect, self, stream, result, error=error)
         if error is None and any(source.line.first("error") for source in self._sources):
             error = self.error
         line = self._read(result, error, "subscribe")
@@ -165,9 +179,7 @@ class Marbles:
         line = render_marbles(events, self.values, frames=0 if ended else frames)
         return MarbleResult(events, line)
 
-    def _read(
-        self, line: str, error: Exception | type[Exception] | None, *senseless: MarbleKind
-    ) -> MarbleLine:
+    def _read(self, line: str, error: Failure | None, *senseless: MarbleKind) -> MarbleLine:
         read = parse_marbles(line, self.values, error)
         for kind in senseless:
             if read.first(kind):
@@ -186,11 +198,11 @@ def assert_marbles(
     *,
     source: str,
     result: str,
-    values: Mapping[str, Any] | None = None,
-    error: Exception | None = None,
-    result_error: Exception | type[Exception] | None = None,
+    values: Values | None = None,
+    error: Annotated[Exception, CHECKED] | None = None,
+    result_error: Failure | None = None,
     hot: bool = False,
-    subscriptions: Sequence[str] | None = None,
+    subscriptions: Annotated[Sequence[str], CHECKED] | None = None,
 ) -> MarbleResult:
     """
     Check what an operator makes of a source: the short form of ``Marbles``.
@@ -208,10 +220,22 @@ def assert_marbles(
     Raises:
         MarbleMismatch: Something else came out; shows both lines, one above the other.
         MarbleError: A line can't be read.
+        TypeError: An argument is none that is described; the message names it.
 
     >>> from reactivex import operators as ops
     >>> _ = assert_marbles(ops.map(str.upper), source="-a-b-|", result="-A-B-|")
     """
+    check_arguments(
+        assert_marbles,
+        operator,
+        source=source,
+        result=result,
+        values=values,
+        error=error,
+        result_error=result_error,
+        hot=hot,
+        subscriptions=subscriptions,
+    )
     test = Marbles(values, error=error)
     played = test.hot(source) if hot else test.cold(source)
     outcome = test.expect(operator(played), result, error=result_error)

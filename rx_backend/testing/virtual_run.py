@@ -8,8 +8,10 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+from operators.assembly import CHECKED, check_arguments
+from operators.authoring import AtLeast
 from rx_backend.testing.virtual_time import VirtualTimeLoop
 
 __all__ = ("is_loop_running", "run_virtual")
@@ -18,7 +20,10 @@ T = TypeVar("T")
 
 
 def run_virtual(
-    coroutine: Coroutine[Any, Any, T], *, thread_grace_s: float = 1.0, in_thread: bool = False
+    coroutine: Annotated[Coroutine[Any, Any, T], CHECKED],
+    *,
+    thread_grace_s: Annotated[float, AtLeast(0, "seconds")] = 1.0,
+    in_thread: bool = False,
 ) -> T:
     """
     Run *coroutine* to its end on a fresh ``VirtualTimeLoop`` and return its result.
@@ -35,6 +40,7 @@ def run_virtual(
     Raises:
         Deadlock: The coroutine waits for something that can never happen.
         RuntimeError: A loop is running in this thread and *in_thread* is not set.
+        TypeError, ValueError: An argument is none that is described; the message names it.
 
     >>> import asyncio
     >>> async def an_hour():
@@ -47,15 +53,17 @@ def run_virtual(
     >>> asyncio.run(notebook())
     3600.0
     """
+    try:
+        check_arguments(run_virtual, coroutine, thread_grace_s=thread_grace_s, in_thread=in_thread)
+        if not in_thread:
+            _check_no_loop_runs()
+    except Exception:
+        if isinstance(coroutine, Coroutine):  # pyright: ignore[reportUnnecessaryIsInstance]
+            coroutine.close()
+        raise
     runner = asyncio.Runner(loop_factory=partial(VirtualTimeLoop, thread_grace_s=thread_grace_s))
     if in_thread:
         return _run_in_thread(runner, coroutine)
-    if is_loop_running():
-        coroutine.close()
-        raise RuntimeError(
-            "run_virtual can't be called while an event loop runs in this thread; "
-            "in_thread=True runs it in a thread of its own, as in a notebook"
-        )
     with runner:
         return runner.run(coroutine)
 
@@ -67,6 +75,14 @@ def is_loop_running() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _check_no_loop_runs() -> None:
+    if is_loop_running():
+        raise RuntimeError(
+            "run_virtual can't be called while an event loop runs in this thread; "
+            "in_thread=True runs it in a thread of its own, as in a notebook"
+        )
 
 
 def _run_in_thread(runner: asyncio.Runner, coroutine: Coroutine[Any, Any, T]) -> T:

@@ -12,8 +12,10 @@ from contextvars import Context
 from heapq import heappop, heappush
 from itertools import count
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar, TypeVarTuple
 
+from operators.assembly import check_arguments
+from operators.authoring import AtLeast
 from rx_backend.testing.deadlock import Deadlock, waiting_tasks
 
 if TYPE_CHECKING:
@@ -52,12 +54,20 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     Args:
         thread_grace_s: How many real seconds the loop waits for other threads that are alive before
             it raises ``Deadlock``. Without such threads it does not wait.
+
+    Raises:
+        TypeError, ValueError: *thread_grace_s* is no finite number of seconds, 0 or more.
     """
 
-    def __init__(self, *, thread_grace_s: float = 1.0) -> None:
+    def __init__(self, *, thread_grace_s: Annotated[float, AtLeast(0, "seconds")] = 1.0) -> None:
         self._clock = _VirtualSelector(thread_grace_s)
         self._timer_numbers = count()
         super().__init__(self._clock)
+        try:
+            check_arguments(VirtualTimeLoop, thread_grace_s=thread_grace_s)
+        except (TypeError, ValueError):
+            self.close()
+            raise
 
     def time(self) -> float:
         """Return the virtual seconds since the loop was made."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -71,7 +72,8 @@ def respond(
             stream.
     """
     for name, value in (("keep_alive_s", keep_alive_s), ("send_timeout_s", send_timeout_s)):
-        if value is not None and not value > 0:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (is_number and 0 < value < math.inf):
             raise InvalidArgument(
                 f"{name}: expected a positive number of seconds or None, got {value!r}"
             )

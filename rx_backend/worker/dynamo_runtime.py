@@ -11,11 +11,13 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, Self
 
+from rx_backend.addresses import host_and_port
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.dynamo import Handler
 from rx_backend.engine import EngineConfig
 from rx_backend.errors import CannotConnect, InvalidArgument
 from rx_backend.extras import import_extra
+from rx_backend.worker.bad_setting import BadSetting
 from rx_backend.worker.nodelay import accept_without_delay
 from rx_backend.worker.ports import check_runtime_ports
 from rx_backend.worker.services import services, until_reachable
@@ -44,7 +46,7 @@ class DynamoRuntime:
 
     Raises:
         CannotConnect: The runtime can't be created, or the default folder is another user's.
-        InvalidArgument: The package is not installed.
+        BadSetting: The package is not installed.
     """
 
     def __init__(self, discovery: str = "file", request_plane: str = "tcp") -> None:
@@ -78,12 +80,14 @@ class DynamoRuntime:
         Raises:
             CannotConnect: A service does not answer, a port that a variable sets is in use, or as
                 for the class.
-            InvalidArgument: The package is not installed, or a port is none.
+            BadSetting: The package is not installed, or a variable has no port or event plane.
         """
-        _import("dynamo._core")
         takes_requests = takes_requests and request_plane == "tcp"
+        needed = services(discovery, request_plane, os.environ)
         await check_runtime_ports(os.environ, takes_requests=takes_requests)
-        for service in services(discovery, request_plane, os.environ):
+        # Only now: as it is imported, it warns of some of these variables in lines of its own.
+        _import("dynamo._core")
+        for service in needed:
             await until_reachable(service)
         return cls(discovery, request_plane)
 
@@ -117,7 +121,7 @@ class DynamoRuntime:
         try:
             await llm.run_input(self._inner, "http", engine)
         except Exception as error:
-            raise CannotConnect(f"frontend on {host}:{port}: {error}") from error
+            raise CannotConnect(f"frontend on {host_and_port(host, port)}: {error}") from error
 
     def set_ready(self) -> None:
         """Report status 200 at ``/health`` and ``/live``, where no health check decides that."""
@@ -294,4 +298,4 @@ def _import(name: str) -> Any:
     try:
         return import_extra(name, "dynamo", package="ai-dynamo-runtime", needed_by="a worker")
     except ImportError as error:
-        raise InvalidArgument(str(error)) from error
+        raise BadSetting(str(error)) from error

@@ -74,7 +74,10 @@ def run_module(
 def _check_module(name: str) -> None:
     try:
         found = find_spec(name)
-    except ModuleNotFoundError:
+    except (ImportError, ValueError) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is None or not f"{name}.".startswith(f"{missing}."):
+            raise InvalidArgument(f"module: {name!r} can't be imported: {error}") from error
         found = None
     if found is None:
         raise InvalidArgument(f"module: no module named {name!r}")

@@ -9,15 +9,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from http.client import HTTPConnection, HTTPException
 
+from rx_backend.addresses import host_and_port
 from rx_backend.telemetry import configure_logs
 from rx_backend.telemetry.switch import OtlpSwitch
 from rx_backend.worker.dynamo_runtime import DynamoRuntime
 from rx_backend.worker.options import FrontendOptions
-from rx_backend.worker.ports import check_free
+from rx_backend.worker.ports import HTTP_SETTING, check_free
 from rx_backend.worker.process import run_on_fast_loop
 from rx_backend.worker.shutdown import Shutdown, signals_to
 
-__all__ = ("http_address", "log_warnings_only", "prepare_frontend", "until_listed")
+__all__ = ("log_warnings_only", "prepare_frontend", "until_listed")
 
 _POLL_S, _TRY_S = 0.05, 5.0
 
@@ -60,7 +61,7 @@ async def _run(options: FrontendOptions, switch: OtlpSwitch, say: Callable[[str]
     host, port = options.http_host, options.http_port
     with signals_to(shutdown), ExitStack() as stack:
         stack.callback(runtime.shutdown)
-        await check_free(host, port, "--http-port")
+        await check_free(host, port, HTTP_SETTING)
         serving = asyncio.create_task(
             runtime.serve_http(host, port, migration_limit=options.migration_limit)
         )
@@ -82,17 +83,7 @@ def _cancel(task: asyncio.Task[None]) -> None:
 async def _announce(options: FrontendOptions, say: Callable[[str], object]) -> None:
     host, port = options.http_host, options.http_port
     await until_listed(host, port)
-    say(f"frontend on {http_address(host, port)}/v1, {options.discovery} discovery")
-
-
-def http_address(host: str, port: int) -> str:
-    """
-    Return the address of a server for clients.
-
-    >>> http_address("::1", 8000)
-    'http://[::1]:8000'
-    """
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    say(f"frontend on http://{host_and_port(host, port)}/v1, {options.discovery} discovery")
 
 
 async def until_listed(host: str, port: int, model: str | None = None) -> None:

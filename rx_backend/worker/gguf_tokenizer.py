@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from rx_backend.errors import InvalidArgument
 from rx_backend.extras import import_extra
+from rx_backend.worker.bad_setting import BadSetting
 
 __all__ = ("gguf_tokenizer_files",)
 
@@ -31,17 +31,17 @@ def gguf_tokenizer_files(path: Path) -> dict[str, bytes]:
     packages ``gguf`` and ``tokenizers``.
 
     Raises:
-        InvalidArgument: It can't be read, has a tokenizer of a kind that is not known here, or a
+        BadSetting: It can't be read, has a tokenizer of a kind that is not known here, or a
             package is missing.
     """
     gguf, tokenizers = _import("gguf"), _import("tokenizers")
     try:
         return _files(gguf.GGUFReader(str(path)), tokenizers, path)
-    except InvalidArgument:
+    except BadSetting:
         raise
     except Exception as error:
         # Both packages raise whatever a damaged file leads to.
-        raise InvalidArgument(f"{path}: can't be read as GGUF: {error!r}") from error
+        raise BadSetting(f"{path}: can't be read as GGUF: {error!r}") from error
 
 
 def _files(reader: Any, tokenizers: Any, path: Path) -> dict[str, bytes]:
@@ -52,7 +52,7 @@ def _files(reader: Any, tokenizers: Any, path: Path) -> dict[str, bytes]:
     kind, pre = field("tokenizer.ggml.model"), field("tokenizer.ggml.pre")
     cut = _CUTS.get(pre) if kind == "gpt2" else None
     if cut is None:
-        raise InvalidArgument(
+        raise BadSetting(
             f"{path}: can't convert its tokenizer (model {kind}, pre {pre}), known are those of "
             f"model gpt2 with pre {', '.join(_CUTS)}: name the model's own by --tokenizer"
         )
@@ -164,4 +164,4 @@ def _import(name: str) -> Any:
             name, "gguf", package=name, needed_by="the tokenizer of a GGUF file", hint=hint
         )
     except ImportError as error:
-        raise InvalidArgument(str(error)) from error
+        raise BadSetting(str(error)) from error

@@ -6,12 +6,14 @@ import os
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from tempfile import gettempdir, mkstemp
+from tempfile import gettempdir
 from typing import Any
 
 import msgspec
 
 from rx_backend.errors import InvalidArgument
+from rx_backend.whole_file import write_whole
+from rx_backend.worker.bad_setting import BadSetting
 from rx_backend.worker.gguf_tokenizer import gguf_tokenizer_files
 
 __all__ = (
@@ -42,7 +44,7 @@ def has_model_files(folder: str | Path) -> bool:
     return any(Path(folder, name).is_file() for name in ("config.json", *_TOKENIZERS))
 
 
-class NoTokenizer(InvalidArgument):
+class NoTokenizer(BadSetting):
     """A model has no tokenizer that a frontend could read: with another one its text is nonsense."""
 
 
@@ -71,7 +73,7 @@ def find_tokenizer(model: str | Path) -> str | None:
     Return the folder with a model's own tokenizer, or None; that of a GGUF file is written to one.
 
     Raises:
-        InvalidArgument: A GGUF file's tokenizer can't be converted.
+        BadSetting: A GGUF file's tokenizer can't be converted.
     """
     if any(Path(model, name).is_file() for name in _TOKENIZERS):
         return str(model)
@@ -106,7 +108,7 @@ def write_model_files(folder: Path, context_length: int | None = None) -> Path:
     ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json']
     """
     for name, content in _files(context_length or _CONTEXT_LENGTH).items():
-        _write_whole(folder / name, content)
+        _write(folder / name, content)
     return folder
 
 
@@ -144,22 +146,15 @@ def _written(parent: Path, digest: str, files: Mapping[str, bytes]) -> Path:
     folder = parent / f"model-{digest}"
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
-        _write_whole(folder / name, content)
+        _write(folder / name, content)
     return folder
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file that other processes may be reading, or writing too."""
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that other processes may be reading, or writing too, unless it is there."""
     if path.is_file() and path.read_bytes() == content:
         return
-    number, part = mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(number, "wb") as file:
-            file.write(content)
-        Path(part).replace(path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    write_whole(path, content)
 
 
 def _files(context_length: int) -> dict[str, bytes]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 
+from rx_backend.addresses import HIGHEST_PORT, host_and_port, port_number
 from rx_backend.errors import CannotConnect, InvalidArgument
+from rx_backend.worker.bad_setting import BadSetting
 
-__all__ = ("check_free", "check_runtime_ports")
+__all__ = ("HTTP_SETTING", "check_free", "check_runtime_ports")
 
+HTTP_SETTING = "--http-host and --http-port"
+"""What names the address of a frontend."""
+
+_HIGHEST_SYSTEM_PORT = 32767  # for the runtime it is a signed number of 16 bits
 _EVERYWHERE = "0.0.0.0"  # noqa: S104 - the runtime's own default, or a check of all addresses
 
 
@@ -24,20 +29,26 @@ async def check_runtime_ports(environ: Mapping[str, str], *, takes_requests: boo
 
     Raises:
         CannotConnect: One is in use, or not of this machine; the message names its variable.
-        InvalidArgument: A port is none.
+        BadSetting: A port is none.
     """
     names = ["DYN_TCP_RPC"] if takes_requests else []
     for name in [*names, "DYN_TCP_RESPONSE_STREAM"]:
-        text = environ.get(f"{name}_PORT") or "0"
-        if not text.isdecimal() or int(text) > _HIGHEST:
-            raise InvalidArgument(f"{name}_PORT: expected a port from 0 to 65535, got {text!r}")
-        await check_free(environ.get(f"{name}_HOST") or _EVERYWHERE, int(text), f"{name}_PORT")
-    # The runtime checks this number itself, but would do without the port where it is taken.
-    with suppress(ValueError):
-        port = int(environ.get("DYN_SYSTEM_PORT", ""))
-        if 0 < port <= _HIGHEST:
-            host = environ.get("DYN_SYSTEM_HOST") or _EVERYWHERE
-            await check_free(host, port, "DYN_SYSTEM_PORT")
+        await _check(environ, name, environ.get(f"{name}_PORT") or "0")
+    # The runtime listens on none by default, and where the port is negative or taken.
+    text = environ.get("DYN_SYSTEM_PORT") or "-1"
+    if not (text.startswith("-") and text[1:].isdecimal()):
+        await _check(environ, "DYN_SYSTEM", text, highest=_HIGHEST_SYSTEM_PORT)
+
+
+async def _check(
+    environ: Mapping[str, str], name: str, text: str, highest: int = HIGHEST_PORT
+) -> None:
+    try:
+        port = port_number(f"{name}_PORT", text, highest)
+    except InvalidArgument as error:
+        raise BadSetting(error.message) from None
+    host = environ.get(f"{name}_HOST") or _EVERYWHERE
+    await check_free(host, port, f"{name}_HOST and _PORT")
 
 
 async def check_free(host: str, port: int, setting: str) -> None:
@@ -47,20 +58,18 @@ async def check_free(host: str, port: int, setting: str) -> None:
     Args:
         host: The address.
         port: The port; 0 for any.
-        setting: What names the port, for the error.
+        setting: What names the two, for the error.
 
     Raises:
         CannotConnect: It can't.
     """
     try:
         probe = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         # The event loop's own text has the address too; that of a name's look-up has no number.
-        number = error.errno or 0
-        reason = os.strerror(number) if number > 0 else error.strerror
-        raise CannotConnect(f"{setting}: can't listen on {host}:{port}: {reason}") from error
+        number = getattr(error, "errno", None) or 0
+        reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error
+        place = host_and_port(host, port)
+        raise CannotConnect(f"{setting}: can't listen on {place}: {reason}") from error
     probe.close()
     await probe.wait_closed()
-
-
-_HIGHEST = 65535

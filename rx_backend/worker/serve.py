@@ -7,9 +7,11 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
 
+from rx_backend.addresses import host_and_port
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig
 from rx_backend.errors import BackendError, Disconnected, InvalidArgument
@@ -18,15 +20,15 @@ from rx_backend.telemetry.switch import OtlpSwitch, telling
 from rx_backend.testing.engine_loading import load_pipeline
 from rx_backend.testing.engine_making import engine_maker
 from rx_backend.worker.dynamo_runtime import DynamoRuntime
-from rx_backend.worker.frontend import http_address, log_warnings_only, until_listed
+from rx_backend.worker.frontend import log_warnings_only, until_listed
 from rx_backend.worker.model_files import find_tokenizer, tokenizer_folder
 from rx_backend.worker.options import ServeOptions
-from rx_backend.worker.ports import check_free
+from rx_backend.worker.ports import HTTP_SETTING, check_free
 from rx_backend.worker.process import run_on_fast_loop
 from rx_backend.worker.shutdown import Shutdown, ShutdownTimes, exit_within
 from rx_backend.worker.worker import Worker
 
-__all__ = ("curl_command", "prepare_worker")
+__all__ = ("curl_command", "health_check_request", "prepare_worker")
 
 Say = Callable[[str], object]
 
@@ -42,7 +44,8 @@ def prepare_worker(options: ServeOptions) -> Callable[[Say], None]:
 
     Raises:
         InvalidArgument: Options contradict each other, the engine or the pipeline can't be loaded,
-            there is no tokenizer or parser of that name, or telemetry can't be set up.
+            there is no tokenizer or parser of that name, a variable for the health check has no
+            request, or telemetry can't be set up.
     """
     options.check()
     namespace, component, endpoint = options.address
@@ -72,7 +75,7 @@ def prepare_worker(options: ServeOptions) -> Callable[[Say], None]:
         made_up_tokenizer=model is None,
         coalesce=options.coalesce,
         times=ShutdownTimes(grace_s=options.grace_s, drain_s=options.drain_s),
-        probe=_probe(),
+        probe=health_check_request(os.environ),
         shutdown=shutdown,
     )
     # After the engine was loaded, which may set up logging; before the runtime has its `DYN_LOG`.
@@ -135,7 +138,7 @@ async def _serve(
 async def _frontend(runtime: DynamoRuntime, options: ServeOptions, shutdown: Shutdown) -> None:
     """Serve HTTP; its end is the worker's end too."""
     try:
-        await check_free(options.http_host, options.http_port, "--http-port")
+        await check_free(options.http_host, options.http_port, HTTP_SETTING)
         await runtime.serve_http(
             options.http_host, options.http_port, migration_limit=options.migration_limit
         )
@@ -158,7 +161,7 @@ def curl_command(host: str, port: int, model: str) -> str:
     """Return a shell command that asks the model."""
     messages = [{"role": "user", "content": "Hello"}]
     body = json.dumps({"model": model, "stream": True, "max_tokens": 32, "messages": messages})
-    url = f"{http_address(host, port)}/v1/chat/completions"
+    url = f"http://{host_and_port(host, port)}/v1/chat/completions"
     # An address in brackets is a pattern for curl and for shells.
     command = f"curl -N {'-g ' if '[' in url else ''}{shlex.quote(url)}"
     return f"{command} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
@@ -174,15 +177,26 @@ async def _ended(task: asyncio.Task[None] | None, seconds: float) -> BackendErro
     return result if isinstance(result, BackendError) else None
 
 
-def _probe() -> dict[str, Any] | None:
-    """Return the health check's request in the environment, read as Dynamo's own workers do."""
-    if not os.environ.get("DYN_HEALTH_CHECK_PAYLOAD"):
-        return None
-    from dynamo.health_check import (  # noqa: PLC0415 - only workers need the runtime
-        load_health_check_from_env,
-    )
+def health_check_request(environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """
+    Return the health check's request in the environment, in the forms of Dynamo's own workers.
 
-    return load_health_check_from_env()
+    Raises:
+        InvalidArgument: It is in neither of them, or its file can't be read.
+
+    >>> health_check_request({"DYN_HEALTH_CHECK_PAYLOAD": '{"token_ids": [1]}'})
+    {'token_ids': [1]}
+    """
+    text = environ.get(_PROBE)
+    if not text:
+        return None
+    try:
+        payload = json.loads(Path(text[1:]).read_bytes() if text.startswith("@") else text)
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(f"{_PROBE}: expected {_PROBE_FORMS}: {error}") from error
+    if not isinstance(payload, dict):
+        raise InvalidArgument(f"{_PROBE}: expected {_PROBE_FORMS}, got {text[:80]!r}")
+    return cast("dict[str, Any]", payload)
 
 
 def _exit_soon() -> None:
@@ -190,6 +204,8 @@ def _exit_soon() -> None:
     exit_within(_EXIT_S, "the shutdown")
 
 
+_PROBE = "DYN_HEALTH_CHECK_PAYLOAD"
+_PROBE_FORMS = "a JSON object, or @ and the path of a file with one"
 _FRONTEND_END_S = 5.0
 _EXIT_S = 10.0
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from rx_backend.errors import CannotConnect
 from rx_backend.logger import get_logger
+from rx_backend.worker.bad_setting import BadSetting
 
 __all__ = ("Service", "services", "until_reachable")
 
@@ -60,6 +61,9 @@ def services(discovery: str, request_plane: str, environ: Mapping[str, str]) -> 
     """
     Return the services that the runtime will connect to, given the environment.
 
+    Raises:
+        BadSetting: The runtime has no such event plane.
+
     >>> [str(one) for one in services("etcd", "tcp", {})]
     ['etcd at http://localhost:2379 (ETCD_ENDPOINTS)']
     >>> [str(one) for one in services("file", "nats", {"NATS_SERVER": "nats://queue:4222"})]
@@ -70,6 +74,8 @@ def services(discovery: str, request_plane: str, environ: Mapping[str, str]) -> 
         addresses = environ.get("ETCD_ENDPOINTS", "http://localhost:2379")
         found.append(Service("etcd", "ETCD_ENDPOINTS", addresses, 2379, _patience(environ, "ETCD")))
     events = environ.get("DYN_EVENT_PLANE", "").strip().lower()
+    if events not in {"", "nats", "zmq"}:
+        raise BadSetting(f"DYN_EVENT_PLANE: expected nats or zmq, got {events!r}")
     if "nats" in {request_plane, events} or "NATS_SERVER" in environ:
         addresses = environ.get("NATS_SERVER", "nats://localhost:4222")
         found.append(Service("NATS", "NATS_SERVER", addresses, 4222, _patience(environ, "NATS")))

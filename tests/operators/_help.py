@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -21,8 +22,34 @@ from reactivex import operators as ops
 from reactivex.subject import Subject
 
 from operators import fuse
+from operators.assembly import make_stream
 from operators.authoring import AnyOperator, Completed, FusedRun, Stage, emit, operator
 from rx_backend.testing import run_virtual
+
+
+class _EndObserver:
+    """Is told of the end of a stream only."""
+
+    def __init__(self, on_end: Callable[[bool], object]) -> None:
+        self._on_end = on_end
+
+    def take_back(self, items: Sequence[Any]) -> None: ...
+
+    def end(self, dropped: bool) -> None:
+        self._on_end(dropped)
+
+
+def observed(
+    source: AsyncIterator[Any],
+    operators: Iterable[AnyOperator],
+    *,
+    on_end: Callable[[bool], object],
+    own_context: contextvars.Context | None = None,
+) -> FusedRun[Any]:
+    """Fuse, and call *on_end* when the stream is over, with whether it was dropped."""
+    observer = _EndObserver(on_end)
+    return make_stream(source, operators, FusedRun[Any], own_context=own_context, observer=observer)
+
 
 # Longer than anything that a test lets happen: what has not come by then never comes.
 LONG_S = 1_000_000.0

@@ -9,7 +9,7 @@ import pytest
 from operators import annotate_errors, fuse
 from rx_backend.testing import Marbles
 from tests.engines import virtual
-from tests.operators._help import Engine, Life, Seen, collect, spy
+from tests.operators._help import Engine, Life, Seen, collect, observed, spy
 
 FAILURE = LookupError("gone")
 
@@ -102,7 +102,7 @@ async def test_a_cancellation_of_the_sources_own_making_is_a_failure(
 async def test_the_error_item_completes_the_stream() -> None:
     """When the error item is handed out everything is over: a consumer may walk away."""
     engine = Engine(["a"], error=FAILURE)
-    stream = fuse(
+    stream = observed(
         engine(),
         [annotate_errors(shout, tell), spy(engine.journal)],
         on_end=lambda dropped: engine.journal.append(f"end {dropped}"),

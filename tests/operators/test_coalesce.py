@@ -15,7 +15,6 @@ from operators import BufferOverflow, CoalesceCounts, coalesce, fuse, until_term
 from rx_backend import LLMEngineOutput, TraceLink
 from rx_backend.testing import run_virtual
 from tests.engines import virtual
-from tests.examples import examples
 from tests.leaks import LeakWatch
 from tests.operators._drops import Way, by_leaving_a_loop
 from tests.operators._help import (
@@ -225,38 +224,6 @@ async def test_a_drop_releases_everything_once(
 
 
 # Any timing.
-
-
-@examples(25)
-@given(sizes=st.lists(st.integers(0, 3), min_size=100, max_size=300), first=st.integers(1, 5))
-def test_an_engine_that_never_waits_leaves_others_their_turn(sizes: list[int], first: int) -> None:
-    """While it is pulled ahead, other tasks of the loop run after a few chunks."""
-
-    async def main() -> None:
-        pulled = longest = 0
-
-        async def engine() -> AsyncGenerator[Any]:
-            nonlocal pulled
-            for size in sizes:
-                pulled += 1
-                yield token(*range(size))
-
-        async def others() -> None:
-            nonlocal longest
-            before = 0
-            while before < len(sizes):
-                longest, before = max(longest, pulled - before), pulled
-                await asyncio.sleep(0)
-
-        other = asyncio.create_task(others())
-        stream = fuse(engine(), [coalesce(max_chunks=1000)])
-        for _ in range(first):
-            await anext(stream)
-        await other
-        assert longest <= 32
-        await stream.aclose()
-
-    run_virtual(main())
 
 
 @dataclass(slots=True)

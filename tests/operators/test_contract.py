@@ -44,6 +44,7 @@ from tests.operators._help import (
     fused,
     fused_waiting,
     handshake,
+    observed,
     pushed,
     pushed_on_the_loop,
     same,
@@ -529,7 +530,7 @@ def test_the_engine_is_closed_once(
 
     async def run() -> Engine:
         engine = Engine(copy.deepcopy(chunks), error=error, every_s=1.0)
-        stream = fuse(engine(), made_of(names), on_end=lambda _dropped: ended.append("end"))
+        stream = observed(engine(), made_of(names), on_end=lambda _dropped: ended.append("end"))
         consumer = asyncio.create_task(collect(stream))
         await asyncio.sleep(at_s)
         if how == "cancel":

@@ -38,6 +38,7 @@ from tests.operators._help import (
     collect,
     handshake,
     now,
+    observed,
     settle,
     spy,
     terminal,
@@ -65,7 +66,9 @@ class Request:
         self.ends: list[float] = []
         drain = drain_until_first_token(lambda: self.aborts.append(now()), drains=drains, **options)
         self.owner: Owner = [
-            fuse(source, [until_terminal(), drain], on_end=lambda _dropped: self.ends.append(now()))
+            observed(
+                source, [until_terminal(), drain], on_end=lambda _dropped: self.ends.append(now())
+            )
         ]
 
     @property

@@ -36,6 +36,7 @@ from tests.operators._help import (
     by_close,
     by_losing_it,
     collect,
+    observed,
     same,
     spy,
     terminal,
@@ -55,7 +56,7 @@ class Run:
     def __init__(self, engine: Callable[[list[str]], AsyncIterator[Any]]) -> None:
         self.journal: list[str] = []
         self.owner: Owner = [
-            fuse(
+            observed(
                 engine(self.journal),
                 [spy(self.journal, "a"), twice(), spy(self.journal, "b")],
                 on_end=lambda _dropped: self.journal.append("on_end"),
@@ -317,7 +318,7 @@ class TestNobodyWaits:
         def refuse(_dropped: bool) -> None:
             raise LookupError
 
-        stream = fuse(Engine([1])(), [same()], on_end=refuse)
+        stream = observed(Engine([1])(), [same()], on_end=refuse)
         await stream.aclose()
         (record,) = caplog.records
         assert (record.levelno, record.getMessage()) == (
@@ -718,7 +719,9 @@ def test_a_stream_that_outlives_its_loop(way: str, closing_s: float | None, dept
     async def pulled() -> Owner:
         made: list[AnyOperator] = [spy(journal), *[same()] * depth]
         owner: Owner = [
-            fuse(Closing(journal, closing_s), made, on_end=lambda _dropped: journal.append("end"))
+            observed(
+                Closing(journal, closing_s), made, on_end=lambda _dropped: journal.append("end")
+            )
         ]
         assert await anext(owner[0]) == 1
         return owner

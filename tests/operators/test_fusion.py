@@ -18,7 +18,18 @@ from operators._core.stage import when
 from operators.assembly import Callbacks, callbacks, make_stream
 from operators.authoring import AnyOperator, Completed, FusedRun, Stage, detach, emit, operator
 from tests.engines import virtual
-from tests.operators._help import Engine, Seen, collect, same, settle, spy, terminal, token, twice
+from tests.operators._help import (
+    Engine,
+    Seen,
+    collect,
+    observed,
+    same,
+    settle,
+    spy,
+    terminal,
+    token,
+    twice,
+)
 
 T = TypeVar("T")
 
@@ -68,7 +79,7 @@ class TestPull:
         """Operators have met their end and ``on_end`` was called; the source closes by itself."""
         engine = Engine([token(1), terminal(), token(2)])
         journal = engine.journal
-        stream = fuse(
+        stream = observed(
             engine(),
             [until_terminal(), spy(journal, "spy ")],
             on_end=lambda _dropped: journal.append("end"),
@@ -302,7 +313,7 @@ class TestContext:
             finally:
                 seen.append(f"end {variable.get()}")
 
-        stream = fuse(
+        stream = observed(
             engine(),
             [look()],
             own_context=context,

@@ -27,6 +27,7 @@ from tests.operators._help import (
     by_aclose,
     by_close,
     collect,
+    observed,
     same,
     settle,
     spy,
@@ -366,7 +367,7 @@ class TestClosedPulls:
         engine = Engine([1], ends=False, closing_s=closing_s)
         ended: list[bool] = []
         between: list[AnyOperator] = [map_async(later)] * depth
-        stream = fuse(
+        stream = observed(
             engine(), [spy(engine.journal), *between, spy(engine.journal)], on_end=ended.append
         )
         assert await anext(stream) == 1
@@ -478,7 +479,7 @@ class TestFromInside:
             finally:
                 journal.append("closed")
 
-        owner.append(fuse(engine(), [spy(journal), make(), spy(journal)], on_end=ended.append))
+        owner.append(observed(engine(), [spy(journal), make(), spy(journal)], on_end=ended.append))
         seen = await collect(owner[0])
         assert seen.end == "completed"
         await settle()

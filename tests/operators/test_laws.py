@@ -41,6 +41,7 @@ from tests.operators._help import (
     collect,
     fused,
     fused_waiting,
+    observed,
     pushed,
     pushed_on_the_loop,
     synchronous,
@@ -510,7 +511,7 @@ def test_everything_is_released_whenever_the_stream_is_dropped(
     async def run() -> Engine:
         engine = Engine(items, error=error, every_s=1.0, ends=at_s is None)
         owner = [
-            fuse(engine(), made(twins, 0, ledger), on_end=lambda _dropped: ended.append("end"))
+            observed(engine(), made(twins, 0, ledger), on_end=lambda _dropped: ended.append("end"))
         ]
         if take == 0:
             owner[0].close()

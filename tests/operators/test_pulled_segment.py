@@ -32,6 +32,7 @@ from tests.operators._help import (
     by_close,
     by_losing_it,
     collect,
+    observed,
     same,
     settle,
     spy,
@@ -85,7 +86,7 @@ class TestTheLastItem:
         """Everything is over by then, however many generators stand behind one another."""
         engine = Engine([token(1), terminal(), token(2)])
         journal: list[str] = []
-        stream = fuse(
+        stream = observed(
             engine(),
             [until_terminal(), *([through()] * depth), spy(journal)],
             on_end=lambda dropped: journal.append(f"end {dropped}"),

@@ -22,7 +22,7 @@ from reactivex import Observable, abc
 from reactivex import operators as ops
 from reactivex.subject import Subject
 
-from operators import fuse, heartbeat
+from operators import coalesce, fuse, heartbeat, share_replay
 from operators._core.failures import SourceCancelled
 from operators._core.pump import Pump
 from operators.authoring import AnyOperator, FusedRun
@@ -59,6 +59,47 @@ class Pumped:
     async def demand(self) -> None:
         self.pump.demand()
         await asyncio.sleep(10)
+
+
+AHEAD: dict[str, Callable[[AsyncGenerator[int]], Any]] = {
+    "coalesce": lambda engine: fuse(engine, [coalesce(max_chunks=1000)]),
+    "share_replay": lambda engine: share_replay(ahead=1000)(engine).read(),
+}
+
+
+@pytest.mark.parametrize("ahead", AHEAD)
+@examples(25)
+@given(count=st.integers(100, 300), first=st.integers(1, 5))
+def test_an_engine_that_never_waits_leaves_others_their_turn(
+    ahead: str, count: int, first: int
+) -> None:
+    """While it is pulled ahead, other tasks of the loop run after a few items."""
+
+    async def main() -> None:
+        pulled = longest = 0
+
+        async def engine() -> AsyncGenerator[int]:
+            nonlocal pulled
+            for number in range(count):
+                pulled += 1
+                yield number
+
+        async def others() -> None:
+            nonlocal longest
+            before = 0
+            while before < count:
+                longest, before = max(longest, pulled - before), pulled
+                await asyncio.sleep(0)
+
+        other = asyncio.create_task(others())
+        stream = AHEAD[ahead](engine())
+        for _ in range(first):
+            await anext(stream)
+        await other
+        assert longest <= 32
+        await stream.aclose()
+
+    run_virtual(main())
 
 
 @pytest.mark.rows("S4")

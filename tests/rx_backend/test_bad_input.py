@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -73,6 +74,28 @@ def test_what_is_no_engine_is_refused(make: Callable[[Any], object], value: obje
     """When the whole is made, not by its first request; a class without its call's () is none."""
     with pytest.raises((InvalidArgument, TypeError), match=r"engines?: expected .*, got"):
         make(value)
+
+
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [("clock", "now"), ("clock", 7), ("record", "yes"), ("record", 1), ("record", [])],
+)
+def test_an_option_that_is_none_makes_no_adapter(option: str, given: object) -> None:
+    """It is told when the adapter is made, not by the first request."""
+    options: dict[str, Any] = {option: given}
+    with pytest.raises(
+        InvalidArgument, match=rf"{option}: expected .*, got {re.escape(repr(given))}"
+    ):
+        EngineAdapter(ScriptedEngine(), **options)
+
+
+@pytest.mark.parametrize("option", ["metadata", "trace_headers"])
+@pytest.mark.parametrize("given", ["traceparent", 7, [("traceparent", "00-1-2-01")]])
+def test_what_is_no_mapping_makes_no_context(option: str, given: object) -> None:
+    """The error names the argument."""
+    options: dict[str, Any] = {option: given}
+    with pytest.raises(InvalidArgument, match=f"{option}: expected a mapping from names to texts"):
+        RequestContext(**options)
 
 
 @pytest.mark.rows("S5", "P7")

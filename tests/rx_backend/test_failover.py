@@ -649,12 +649,19 @@ async def test_what_an_engine_need_not_have() -> None:
     await engine.drain()
 
 
+NO_BUDGET: Any = 0.2
+
+
 @pytest.mark.parametrize(
     ("make", "error"),
     [
         (FailoverEngine, "FailoverEngine: engines: expected one or more"),
         (lambda: FailoverEngine(7), "FailoverEngine: engines: expected engines, got 7"),  # type: ignore[arg-type]
         (lambda: FailoverEngine(Mortal(), limit=-1), "limit: expected a whole number, at least 0"),
+        (
+            lambda: FailoverEngine(Mortal(), budget=NO_BUDGET),
+            "budget: expected RetryBudget or None, got 0.2",
+        ),
         (
             lambda: FailoverEngine(Mortal(), limit=True),
             "limit: expected a whole number, at least 0",

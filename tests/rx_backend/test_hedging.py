@@ -541,6 +541,11 @@ async def test_a_race_that_is_over_leaves_no_timer() -> None:
             "HedgedEngine: after_s: expected a number, at least 0 seconds, got True",
         ),
         ((Mortal(), None), {"after_s": 1}, "HedgedEngine: engines: expected engines, got None"),
+        (
+            (Mortal(), Mortal()),
+            {"after_s": 1, "budget": 0.1},
+            "HedgedEngine: budget: expected RetryBudget or None, got 0.1",
+        ),
     ],
 )
 def test_bad_arguments(arguments: tuple[Any, ...], options: dict[str, Any], error: str) -> None:

@@ -646,6 +646,37 @@ async def test_a_client_that_leaves_with_the_terminal(
         assert row["error_kind"] == "Backend(Unknown)"
 
 
+@operator(takes="items")
+def copying() -> Stage[Any, Any]:
+    item = yield
+    while True:
+        item = yield emit(item, item)
+
+
+@pytest.mark.rows("O2", "P6a")
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (stop(), {"finish_reason": "Stop"}),
+        (Disconnected("gone"), {"error_kind": "Backend(Disconnected)"}),
+    ],
+)
+@pytest.mark.parametrize("taken", [2, 3, 4])
+@virtual
+async def test_a_client_that_leaves_before_a_copy_of_the_end(
+    spans: Spans, last: Step, expected: dict[str, str], taken: int
+) -> None:
+    """The first of an operator's copies completes the request; without one it was dropped."""
+    adapter = metered(ScriptedEngine(token(1), last), spans, Meters()).with_operators(copying())
+    async with await adapter.generate(request()) as stream:
+        for _ in range(taken):
+            await anext(stream)
+    row = rows_of(spans.one())
+    ended = expected if taken > 2 else {"finish_reason": "Dropped"}
+    assert {name: row[name] for name in ended} == ended
+    assert row["output_tokens"] == 2
+
+
 @pytest.mark.rows("O2")
 @virtual
 async def test_a_subscriber_that_disposes_in_an_operators_step(spans: Spans) -> None:

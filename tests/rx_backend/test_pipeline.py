@@ -12,8 +12,10 @@ import pytest
 from reactivex import operators as ops
 
 from operators import (
+    BufferOverflow,
     NotAnOperator,
     Pipeline,
+    TotalTimeout,
     coalesce,
     deadlines,
     heartbeat,
@@ -413,6 +415,45 @@ async def test_an_operator_that_raises_is_logged_once(name: str, place: str) -> 
         assert spans.one().status.description == f"Backend({typed})"
         assert engine.closed == 1
         assert await collect(stream) == []
+
+
+GIVING_UP: dict[str, tuple[Callable[[], AnyOperator], type[Exception], str]] = {
+    "coalesce": (
+        lambda: coalesce(max_chunks=1, overflow="fail"),
+        BufferOverflow,
+        "Backend(Unknown)",
+    ),
+    "deadlines": (lambda: deadlines(total_s=3), TotalTimeout, "Backend(ResponseTimeout)"),
+}
+
+
+@pytest.mark.rows("O4", "O2", "S6", "P4")
+@pytest.mark.parametrize("name", GIVING_UP)
+@pytest.mark.parametrize("place", PLACES)
+@virtual
+async def test_an_operator_that_gives_up_a_stream(name: str, place: str) -> None:
+    """Its error is an item in front of the mapping, and raised behind it; it is no bug to be logged."""
+    make, kind, span_kind = GIVING_UP[name]
+    spans, items = Spans(), list[Any]()
+    engine = ScriptedEngine(*[1, token(1)] * 9, stop())
+    adapter = adapter_of(engine, spans=spans, pipeline=before(place, make()))
+    raised: list[Exception] = []
+    with capture_logs() as events:
+        stream = await adapter.generate(request())
+        try:
+            async for item in stream:
+                items.append(item)
+                await asyncio.sleep(5)
+        except Exception as error:
+            raised.append(error)
+    if place == "items":
+        assert [type(error) for error in raised] == [kind]
+    else:
+        assert raised == []
+        assert isinstance(items[-1].error.__cause__, kind)
+    assert spans.one().status.description == span_kind
+    assert [event for event in events if event["event"] == "operator failed"] == []
+    assert engine.closed == 1
 
 
 @operator

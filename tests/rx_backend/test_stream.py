@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
@@ -411,9 +410,9 @@ DISPOSING: dict[str, Callable[[Dispose], object]] = {
 @pytest.mark.parametrize("where", DISPOSING)
 @pytest.mark.parametrize("piped", [False, True])
 def test_disposing_from_anywhere(where: str, debug: bool, piped: bool) -> None:
-    """From wherever it is disposed of, the loop is woken and the engine released at once."""
+    """From wherever it is disposed of, the loop is woken and the engine released."""
 
-    async def main() -> float:
+    async def main() -> None:
         began, released = asyncio.Event(), asyncio.Event()
 
         def begin(_: RequestContext) -> None:
@@ -431,16 +430,13 @@ def test_disposing_from_anywhere(where: str, debug: bool, piped: bool) -> None:
         def dispose(*_: object) -> None:
             subscription.dispose()
 
-        before = time.monotonic()
         begun = DISPOSING[where](dispose)
-        # A loop that is not woken sleeps for as long as this.
-        await asyncio.wait_for(released.wait(), 5)
-        took = time.monotonic() - before
+        # A loop that is not woken sleeps until the engine goes on, longer than a test may take.
+        await released.wait()
         if isinstance(begun, threading.Thread):
             begun.join()
-        return took
 
-    assert asyncio.run(main(), debug=debug) < 2
+    asyncio.run(main(), debug=debug)
 
 
 # The end of the loop.

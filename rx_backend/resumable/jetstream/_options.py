@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from rx_backend.errors import InvalidArgument
+from rx_backend.resumable._checks import check_seconds, check_whole
 
 __all__ = ("Options",)
 
@@ -51,14 +51,16 @@ class Options:
             raise InvalidArgument(
                 f"name: expected letters, digits, '_' and '-', at most 64, got {self.name!r}"
             )
-        _whole("replicas", self.replicas, "servers", low=1, high=5)
-        _whole("max_bytes", self.max_bytes, "bytes", low=1)
-        _whole("max_takeovers", self.max_takeovers, "times", low=0)
-        _whole("batch_items", self.batch_items, "items", low=1)
-        _seconds("max_age_s", self.max_age_s, low=1.0)
-        _seconds("lease_s", self.lease_s, low=0.2)
-        _seconds("keep_s", self.keep_s, low=0.0)
-        _seconds("timeout_s", self.timeout_s, low=0.1)
+        check_whole("replicas", self.replicas, "servers", low=1, high=5)
+        check_whole("max_bytes", self.max_bytes, "bytes", low=1)
+        check_whole("max_takeovers", self.max_takeovers, "times", low=0)
+        check_whole("batch_items", self.batch_items, "items", low=1)
+        check_seconds("max_age_s", self.max_age_s, low=1.0)
+        check_seconds("lease_s", self.lease_s, low=0.2)
+        check_seconds("keep_s", self.keep_s)
+        check_seconds("timeout_s", self.timeout_s, low=0.1)
+        if not isinstance(self.connect, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgument(f"connect: expected a mapping of options, got {self.connect!r}")
         own = sorted(_OWN_CONNECT_OPTIONS & set(self.connect))
         if own:
             raise InvalidArgument(f"connect: {', '.join(own)}: set by JetStreamSource itself")
@@ -70,16 +72,3 @@ class Options:
     def process_subject(self, process: str) -> str:
         """Return the subject on which a process hears from others."""
         return f"{self.name}-processes.{process}"
-
-
-def _whole(name: str, value: object, unit: str, *, low: int, high: int | None = None) -> None:
-    if type(value) is not int or value < low or (high is not None and value > high):
-        bounds = f"{low} or more" if high is None else f"{low} to {high}"
-        raise InvalidArgument(f"{name}: expected a whole number of {unit}, {bounds}, got {value!r}")
-
-
-def _seconds(name: str, value: object, *, low: float) -> None:
-    if type(value) not in {int, float} or not low <= cast("float", value) < math.inf:
-        raise InvalidArgument(
-            f"{name}: expected a number of seconds, {low:g} or more, got {value!r}"
-        )

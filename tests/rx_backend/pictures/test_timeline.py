@@ -63,6 +63,13 @@ def test_time_counts_from_the_first_entry() -> None:
     assert timeline.entries == [Mark("a", 0.0), Mark("b", 300.0, "later", "error")]
 
 
+def test_a_clock_is_a_function() -> None:
+    """A reading of one is refused when the picture is made."""
+    reading: Any = 0.0
+    with pytest.raises(TypeError, match=r"Timeline: clock: expected a function or None, got 0\.0"):
+        Timeline(reading)
+
+
 def test_without_a_loop_time_is_monotonic() -> None:
     """As in a script."""
     timeline = Timeline()

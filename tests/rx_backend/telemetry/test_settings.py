@@ -74,6 +74,7 @@ BAD: list[tuple[Variables, str | None, str]] = [
     ({"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "HTTP"}, None, "_METRICS_PROTOCOL: expected one of"),
     ({ENDPOINT: "c:4318", PROTOCOL: HTTP}, None, f"{ENDPOINT}: expected a URL"),
     ({ENDPOINT: "me:s3 cr3t@h:4317"}, None, "4317, got 'h:4317'"),
+    ({ENDPOINT: "http://", PROTOCOL: GRPC}, None, f"{ENDPOINT}: expected a URL"),
     ({"OTEL_EXPORT_ENABLED": "maybe"}, None, "OTEL_EXPORT_ENABLED: expected true or false"),
     ({"OTEL_TRACES_SAMPLE_RATIO": "half"}, None, "OTEL_TRACES_SAMPLE_RATIO: expected a number"),
     ({"OTEL_TRACES_SAMPLE_RATIO": "2"}, None, "OTEL_TRACES_SAMPLE_RATIO: expected a number"),
@@ -283,6 +284,13 @@ def test_the_runtime_gets_no_exporter_that_is_none(name: str) -> None:
         OtlpSwitch(URL, environ).exported_to_runtime_env(environ),
     ):
         pass
+
+
+def test_an_endpoint_that_is_no_text_is_refused() -> None:
+    """As one of another form is."""
+    port: Any = 4317
+    with pytest.raises(InvalidArgument, match=r"endpoint: expected a URL as .*, got 4317"):
+        configure(endpoint=port)
 
 
 def test_a_flag_that_is_no_address_is_refused() -> None:

@@ -528,9 +528,9 @@ def test_a_failure_behind_the_error_mapping() -> None:
     run_virtual(main())
 
 
-@pytest.mark.parametrize("value", [0, -1.0, float("nan")])
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "1", True])
 @pytest.mark.parametrize("name", ["keep_alive_s", "send_timeout_s"])
-def test_times_are_checked(name: str, value: float) -> None:
+def test_times_are_checked(name: str, value: object) -> None:
     """When the response is made."""
 
     async def main() -> None:

@@ -16,6 +16,7 @@ from rx_backend.worker.options import (
     add_frontend_options,
     add_serve_options,
 )
+from rx_backend.worker.serve import health_check_request
 
 ENGINE = "tests.rx_backend.worker.engines:CountingEngine"
 
@@ -24,6 +25,20 @@ def read(*flags: str, **environ: str) -> ServeOptions:
     parser = argparse.ArgumentParser(exit_on_error=False)
     add_serve_options(parser, environ)
     return parser.parse_args([ENGINE, *flags], namespace=ServeOptions())
+
+
+def refused(capsys: pytest.CaptureFixture[str], command: str) -> str:
+    """Run a command that is refused before anything is started; give the one line about it."""
+    try:
+        code = main(command.split())
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("rx-backend")
+    assert error.count("\n") == 1
+    return error
 
 
 def test_a_flag_beats_the_environment_and_that_the_default() -> None:
@@ -140,6 +155,8 @@ def test_an_empty_part_of_an_address_is_refused() -> None:
         (f"{ENGINE} --http-port 99999", "argument --http-port: expected a whole number"),
         (f"{ENGINE} --otlp nowhere", "otlp"),
         ("dynamo tests.rx_backend.worker.nowhere", "no module named"),
+        ("dynamo ..vllm", "module: '..vllm' can't be imported: no package specified"),
+        ("dynamo json.tool.x", "no module named 'json.tool.x'"),
         ("dynamo --pipeline nowhere:x json", "no module named 'nowhere'"),
         ("dynamo", "required: module"),
         ("frontend -- --size 1", "-- has no meaning here"),
@@ -155,12 +172,77 @@ def test_what_cannot_be_used_ends_the_command(
     """One line on stderr, and the exit code of bad usage; nothing is started."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
-    command = [] if arguments.startswith(("dynamo", "frontend")) else ["serve"]
-    try:
-        code = main([*command, *arguments.split()])
-    except SystemExit as ended:
-        code = ended.code
-    assert code == 2
-    error = capsys.readouterr().err
+    is_command = arguments.startswith(("dynamo", "frontend"))
+    assert complaint in refused(capsys, arguments if is_command else f"serve {arguments}")
+
+
+def test_the_health_check_s_request_may_be_in_a_file(tmp_path: Path) -> None:
+    """As for Dynamo's own workers; an empty variable is none."""
+    file = tmp_path / "request.json"
+    file.write_text('{"token_ids": [1, 2]}')
+    variable = "DYN_HEALTH_CHECK_PAYLOAD"
+    assert health_check_request({variable: f"@{file}"}) == {"token_ids": [1, 2]}
+    assert health_check_request({variable: ""}) is None
+
+
+SERVING = (f"serve {ENGINE}", "frontend")
+EXPORTING = (*SERVING, "dynamo json.tool", "run --limit 1 --no-plot")
+BAD_VARIABLES: list[tuple[str, str, tuple[str, ...], str]] = [
+    ("RX_BACKEND_OTLP", "nowhere", EXPORTING, "expected a URL as http://127.0.0.1:4317"),
+    ("OTEL_TRACES_EXPORTER", "oltp", EXPORTING, "expected console, none, otlp"),
+    ("OTEL_EXPORTER_OTLP_PROTOCOL", "smoke", EXPORTING, "expected one of grpc, http/protobuf"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://", EXPORTING, "expected a URL as http://"),
+    ("OTEL_EXPORT_ENABLED", "maybe", EXPORTING, "expected true or false, got 'maybe'"),
+    ("DYN_LOGGING_JSONL", "maybe", SERVING, "expected true or false, got 'maybe'"),
+    ("DYN_TCP_RESPONSE_STREAM_PORT", "9" * 5000, SERVING, "expected a port from 0 to 65535"),
+    ("DYN_TCP_RPC_PORT", "80a", SERVING[:1], "expected a port from 0 to 65535, got '80a'"),
+    ("DYN_SYSTEM_PORT", "40000", SERVING, "expected a port from 0 to 32767, got '40000'"),
+    ("DYN_EVENT_PLANE", "kafka", SERVING, "expected nats or zmq, got 'kafka'"),
+    ("DYN_HTTP_PORT", "many", SERVING, "expected a whole number from 1 to 65535"),
+    ("DYN_HEALTH_CHECK_PAYLOAD", "[1]", SERVING[:1], "expected a JSON object, or @ and the path"),
+    (
+        "DYN_HEALTH_CHECK_PAYLOAD",
+        "@none",
+        SERVING[:1],
+        "of a file with one: [Errno 2] No such file",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "variable", "text", "complaint"),
+    [
+        pytest.param(command, variable, text, complaint, id=f"{command.split()[0]}-{variable}")
+        for variable, text, commands, complaint in BAD_VARIABLES
+        for command in commands
+    ],
+)
+def test_a_variable_that_cannot_be_used_ends_each_command_alike(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    command: str,
+    variable: str,
+    text: str,
+    complaint: str,
+) -> None:
+    """As a bad option does: one line that names it, and exit code 2; no engine is started."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    if variable.startswith("OTEL_"):
+        monkeypatch.setenv("RX_BACKEND_OTLP", "true")
+    monkeypatch.setenv(variable, text)
+    monkeypatch.chdir(tmp_path)
+    error = refused(capsys, command)
+    assert variable in error
     assert complaint in error
-    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [*SERVING, "dynamo json.tool"])
+def test_a_missing_runtime_ends_each_command_alike(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """With the command that installs it."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "dynamo._core", None)
+    assert "pip install 'rx-backend[dynamo]'" in refused(capsys, command)

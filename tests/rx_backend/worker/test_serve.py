@@ -240,7 +240,7 @@ def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
     """For a frontend alone, and for a worker with one, whose engine is cleaned up."""
     with frontend(tmp_path) as first:
         port: dict[str, Any] = {"DYN_HTTP_PORT": str(first.port)}
-        told = f"--http-port: can't listen on 127.0.0.1:{first.port}: Address already in use"
+        told = f"--http-host and --http-port: can't listen on 127.0.0.1:{first.port}: Address already in use"
         with pytest.raises(AssertionError, match=told), frontend(tmp_path, **port):
             pass
         with serve(tmp_path, "CountingEngine", "--frontend", *NO_GRACE, **port) as second:
@@ -254,7 +254,9 @@ def test_a_port_of_the_runtimes_in_use_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         environ: dict[str, Any] = {"DYN_TCP_RPC_PORT": str(port)}
-        told = f"CannotConnect: DYN_TCP_RPC_PORT: can't listen on 127.0.0.1:{port}: Address"
+        told = (
+            f"CannotConnect: DYN_TCP_RPC_HOST and _PORT: can't listen on 127.0.0.1:{port}: Address"
+        )
         with serve(tmp_path, "CountingEngine", *NO_GRACE, **environ) as worker:
             assert told in worker.line("rx-backend: error", START_S)
             assert worker.ended() == 1
@@ -272,11 +274,18 @@ def test_a_port_of_the_runtimes_in_use_is_named(tmp_path: Path) -> None:
         ({"DYN_TCP_RPC_PORT": "65536"}, "expected a port from 0 to 65535, got '65536'"),
         (
             {"DYN_TCP_RPC_HOST": "192.0.2.1"},
-            "_RPC_PORT: can't listen on 192.0.2.1:0: Cannot assign",
+            "_RPC_HOST and _PORT: can't listen on 192.0.2.1:0: Cannot assign",
         ),
-        ({"DYN_TCP_RPC_PORT": "TAKEN"}, "DYN_TCP_RPC_PORT: can't listen on .*: Address already"),
-        ({"DYN_TCP_RESPONSE_STREAM_PORT": "TAKEN"}, "DYN_TCP_RESPONSE_STREAM_PORT: can't listen"),
-        ({"DYN_SYSTEM_PORT": "TAKEN"}, "DYN_SYSTEM_PORT: can't listen"),
+        ({"DYN_TCP_RPC_HOST": "a..b"}, "DYN_TCP_RPC_HOST and _PORT: can't listen on a..b:0: "),
+        (
+            {"DYN_TCP_RPC_PORT": "TAKEN"},
+            "DYN_TCP_RPC_HOST and _PORT: can't listen on .*: Address already",
+        ),
+        (
+            {"DYN_TCP_RESPONSE_STREAM_PORT": "TAKEN"},
+            "DYN_TCP_RESPONSE_STREAM_HOST and _PORT: can't listen",
+        ),
+        ({"DYN_SYSTEM_PORT": "TAKEN"}, "DYN_SYSTEM_HOST and _PORT: can't listen"),
     ],
 )
 def test_an_address_that_is_none_is_named(environ: dict[str, str], told: str) -> None:

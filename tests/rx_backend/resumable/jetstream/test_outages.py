@@ -288,6 +288,7 @@ def test_a_stream_that_was_deleted_is_told(nats: NatsServer) -> None:
         ({"max_takeovers": True}, "max_takeovers: expected"),
         ({"batch_items": 0}, "batch_items: expected"),
         ({"connect": {"error_cb": None}}, "connect: error_cb"),
+        ({"connect": 7}, "connect: expected a mapping of options, got 7"),
         ({"servers": []}, "servers: expected"),
         ({"servers": [1]}, "servers: expected"),
         ({"adapter": None}, "adapter: expected an EngineAdapter, got NoneType"),
