@@ -109,6 +109,9 @@ class EngineAdapter(Generic[T_co]):
         self._clock = clock
         self._record = telemetry.recording_switch() if record is None else record
 
+    def __repr__(self) -> str:
+        return f"EngineAdapter({self.engine!r}, {self.mode.value!r}, {self.pipeline!r})"
+
     @overload
     def with_operators(self, operator: Transform[T_co, B], /) -> EngineAdapter[B]: ...
     @overload

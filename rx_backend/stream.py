@@ -63,6 +63,10 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         self._has_subscriber = False
         self._is_unwanted = False
 
+    def __repr__(self) -> str:
+        state = "dropped" if self.dropped else "ended" if self.has_ended else "open"
+        return f"<ResponseStream of {self.context!r}, {state}>"
+
     async def __aenter__(self) -> Self:
         return self
 

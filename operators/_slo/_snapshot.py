@@ -82,6 +82,8 @@ class SloSnapshot(Mapping[Key, SloFigures]):
     >>> snapshot = windows.snapshot()
     >>> SloSnapshot.from_json(snapshot.to_json()).merge(snapshot)["llama", "acme"].failed
     2
+    >>> snapshot
+    SloSnapshot(window_s=60.0, covered_s=5.0, {('llama', 'acme'): SloFigures(...)})
     """
 
     def __init__(
@@ -92,6 +94,9 @@ class SloSnapshot(Mapping[Key, SloFigures]):
         self._tallies: defaultdict[Key, Tally] = defaultdict(Tally)
         for key, tally in tallies:
             self._tallies[key].merge(tally)
+
+    def __repr__(self) -> str:
+        return f"SloSnapshot(window_s={self.window_s}, covered_s={self.covered_s}, {dict(self)!r})"
 
     def __getitem__(self, key: Key) -> SloFigures:
         if key not in self._tallies:

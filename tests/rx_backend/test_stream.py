@@ -604,3 +604,17 @@ def test_a_stream_that_is_pulled_on_another_loop_fails(added: list[AnyOperator])
     own.run_until_complete(stream.aclose())
     own.run_until_complete(own.shutdown_asyncgens())
     own.close()
+
+
+@virtual
+async def test_what_a_stream_and_its_adapter_look_like() -> None:
+    engine = ScriptedEngine(token(1), stop())
+    adapter = adapter_of(engine)
+    assert repr(adapter) == f"EngineAdapter({engine!r}, 'agg', {adapter.pipeline!r})"
+    stream, left = await adapter.generate(request()), await adapter.generate(request())
+    about = f"<ResponseStream of {stream.context!r}"
+    assert repr(stream) == f"{about}, open>"
+    await collect(stream)
+    await left.aclose()
+    assert repr(stream) == f"{about}, ended>"
+    assert repr(left) == f"<ResponseStream of {left.context!r}, dropped>"
