@@ -74,12 +74,20 @@ def listed() -> Iterator[tuple[ModuleType, dict[str, object]]]:
 
 def render() -> str:
     """Return the document."""
-    lines = ["# Public names", "", "Written by `make docs` from the docstrings."]
+    lines = ["# Public names", "", "Written by `make docs` from the docstrings.", "", _STABLE]
     for module, names in listed():
         rows = [(f"`{name}`", *describe(value)) for name, value in names.items()]
         lines += ["", f"## `{module.__name__}`", "", summary(module), ""]
         lines += table(("name", "kind", "what it is"), rows)
     return "\n".join(lines) + "\n"
+
+
+_STABLE = """\
+What a program may rely on, by [Semantic Versioning](https://semver.org/spec/v2.0.0.html): every name
+on this page keeps what its docstring says until the next major version, `operators.assembly` until
+the next minor one. That module is for whoever builds another adapter; an application needs
+`operators`, `rx_backend`, and `operators.authoring` for operators of its own. Modules and names that
+are not listed may change in any version."""
 
 
 if __name__ == "__main__":
