@@ -23,6 +23,7 @@ from rx_backend.protocols import (
     StopConditions,
     convert_request,
 )
+from tests.engines import real_time
 from tests.leaks import LeakWatch
 from tests.real.tiny_model import RealModel
 
@@ -401,63 +402,57 @@ def test_tenants_do_not_share_the_prefix_cache(vllm: Running) -> None:
 
 
 @pytest.mark.rows("S6", "E7")
-def test_a_core_that_is_gone_is_told_to_all(tiny_model: RealModel, leaks: LeakWatch) -> None:
+@real_time
+async def test_a_core_that_is_gone_is_told_to_all(tiny_model: RealModel, leaks: LeakWatch) -> None:
     """What is in flight and what comes later fail as one that another worker may continue."""
     # vLLM's own tasks, which it ends with their queues.
     leaks.allow("EngineCoreOutputQueueTask")
-
-    async def ask() -> None:
-        others = {*multiprocessing.active_children()}
-        running = make_another(tiny_model)
-        await running.start(0)
-        adapter = EngineAdapter(running)
-        lost = asyncio.create_task(running.lost())
-        try:
-            streams = [await adapter.generate(asking([5, 6, n], 900)) for n in range(4)]
-            for stream in streams:
-                await anext(stream)
-            assert not lost.done()
-            (core,) = {*multiprocessing.active_children()} - others
-            assert core.pid is not None
-            os.kill(core.pid, signal.SIGKILL)
-            for stream in streams:
-                items = [item async for item in stream]
-                assert isinstance(items[-1].error, Disconnected)
-            assert "vLLM" in await asyncio.wait_for(lost, 5)
-            with pytest.raises(Disconnected):
-                await anext(running.generate(asking([5]), RequestContext()))
-        finally:
-            await running.cleanup()
-        assert_ended({*multiprocessing.active_children()} - others)
-        with pytest.raises(EngineShutdown):
+    others = {*multiprocessing.active_children()}
+    running = make_another(tiny_model)
+    await running.start(0)
+    adapter = EngineAdapter(running)
+    lost = asyncio.create_task(running.lost())
+    try:
+        streams = [await adapter.generate(asking([5, 6, n], 900)) for n in range(4)]
+        for stream in streams:
+            await anext(stream)
+        assert not lost.done()
+        (core,) = {*multiprocessing.active_children()} - others
+        assert core.pid is not None
+        os.kill(core.pid, signal.SIGKILL)
+        for stream in streams:
+            items = [item async for item in stream]
+            assert isinstance(items[-1].error, Disconnected)
+        assert "vLLM" in await asyncio.wait_for(lost, 5)
+        with pytest.raises(Disconnected):
             await anext(running.generate(asking([5]), RequestContext()))
-
-    asyncio.run(ask())
+    finally:
+        await running.cleanup()
+    assert_ended({*multiprocessing.active_children()} - others)
+    with pytest.raises(EngineShutdown):
+        await anext(running.generate(asking([5]), RequestContext()))
 
 
 @pytest.mark.rows("E5")
-def test_a_cleanup_ends_what_runs(tiny_model: RealModel) -> None:
+@real_time
+async def test_a_cleanup_ends_what_runs(tiny_model: RealModel) -> None:
     """Streams end with `EngineShutdown`, `lost` does not take it for a loss, no process is left."""
-
-    async def ask() -> None:
-        others = {*multiprocessing.active_children()}
-        engine = make_another(tiny_model)
-        await engine.cleanup()
-        await engine.start(0)
-        lost = asyncio.create_task(engine.lost())
-        stream = engine.generate(asking([5, 6], 900), RequestContext())
-        await anext(stream)
-        await engine.cleanup()
-        await engine.cleanup()
-        with pytest.raises(EngineShutdown):
-            async for _ in stream:
-                pass
-        assert not (await asyncio.wait({lost}, timeout=0.1))[0]
-        lost.cancel()
-        await asyncio.wait({lost})
-        assert_ended({*multiprocessing.active_children()} - others)
-
-    asyncio.run(ask())
+    others = {*multiprocessing.active_children()}
+    engine = make_another(tiny_model)
+    await engine.cleanup()
+    await engine.start(0)
+    lost = asyncio.create_task(engine.lost())
+    stream = engine.generate(asking([5, 6], 900), RequestContext())
+    await anext(stream)
+    await engine.cleanup()
+    await engine.cleanup()
+    with pytest.raises(EngineShutdown):
+        async for _ in stream:
+            pass
+    assert not (await asyncio.wait({lost}, timeout=0.1))[0]
+    lost.cancel()
+    await asyncio.wait({lost})
+    assert_ended({*multiprocessing.active_children()} - others)
 
 
 def test_its_arguments_are_vllms_own(tiny_model: RealModel, capsys: Any) -> None:

@@ -37,6 +37,7 @@ from rx_backend.web import (
     start_or_resume,
     status_of,
 )
+from tests.engines import virtual
 from tests.engines.scripted import ScriptedEngine, Step
 from tests.rx_backend.web.asgi import Client, lines_of
 
@@ -201,7 +202,8 @@ def test_a_client_that_has_everything() -> None:
     in_service(test)
 
 
-def test_a_client_that_was_cut_off_before_the_usage() -> None:
+@virtual
+async def test_a_client_that_was_cut_off_before_the_usage() -> None:
     """Gets that of the whole answer, from whatever position it comes back."""
     script = [
         LLMEngineOutput([1], text="a", index=0),
@@ -210,21 +212,17 @@ def test_a_client_that_was_cut_off_before_the_usage() -> None:
         LLMEngineOutput(index=1, finish_reason=FinishReason.STOP, completion_usage=usage(5, 2)),
     ]
     form = ChatChunks("m", include_usage=True)
-
-    async def main() -> None:
-        async with ResumableStreams(EngineAdapter(ScriptedEngine(*script))) as streams:
-            two = PreprocessedRequest(token_ids=[1], sampling_options=SamplingOptions(n=2))
-            whole = await Client().ask(respond(streams.start(two), form))
-            for last in ids_of(whole):
-                name, _, position = last.partition(":")
-                again = await Client().ask(respond(streams.resume(name, int(position)), form))
-                *chunks, end = [line for line in lines_of(again.body) if line.startswith("data: ")]
-                assert end == "data: [DONE]"
-                cost = json.loads(chunks[-1][6:])["usage"]
-                assert cost == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
-                assert len(chunks) == len(script) - int(position) + 1
-
-    run_virtual(main())
+    async with ResumableStreams(EngineAdapter(ScriptedEngine(*script))) as streams:
+        two = PreprocessedRequest(token_ids=[1], sampling_options=SamplingOptions(n=2))
+        whole = await Client().ask(respond(streams.start(two), form))
+        for last in ids_of(whole):
+            name, _, position = last.partition(":")
+            again = await Client().ask(respond(streams.resume(name, int(position)), form))
+            *chunks, end = [line for line in lines_of(again.body) if line.startswith("data: ")]
+            assert end == "data: [DONE]"
+            cost = json.loads(chunks[-1][6:])["usage"]
+            assert cost == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+            assert len(chunks) == len(script) - int(position) + 1
 
 
 @pytest.mark.parametrize(

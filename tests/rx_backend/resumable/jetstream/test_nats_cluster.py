@@ -12,6 +12,7 @@ import pytest
 
 from rx_backend.errors import CannotConnect, InvalidArgument
 from rx_backend.resumable import ResumableReader, ResumableStreams
+from tests.engines import real_time
 from tests.logs import capture_logs
 from tests.rx_backend.resumable.jetstream._answers import (
     CountingEngine,
@@ -138,27 +139,21 @@ def test_too_few_servers_are_told(tmp_path: Path) -> None:
         asyncio.run(main(cluster))
 
 
-def test_a_single_server_is_told_where_more_are_wanted(nats: NatsServer) -> None:
+@real_time
+async def test_a_single_server_is_told_where_more_are_wanted(nats: NatsServer) -> None:
     """As a wrong option, which it is."""
-
-    async def main() -> None:
-        with pytest.raises(InvalidArgument, match=r"replicas: expected 1 .* got 3"):
-            async with process(nats.url, CountingEngine(), replicas=3):
-                pass
-
-    asyncio.run(main())
-
-
-def test_a_stream_that_has_less_replicas_already_is_logged(nats: NatsServer) -> None:
-    """It keeps its own, which whoever asked for more has to know."""
-
-    async def main() -> None:
-        async with process(nats.url, CountingEngine()):
+    with pytest.raises(InvalidArgument, match=r"replicas: expected 1 .* got 3"):
+        async with process(nats.url, CountingEngine(), replicas=3):
             pass
-        with capture_logs() as logs:
-            async with process(nats.url, CountingEngine(), replicas=3) as here:
-                assert await read(await here.start(request(5))) == expected(5)
-        (warning,) = [line for line in logs if "replicas" in line["event"]]
-        assert (warning["replicas"], warning["wanted"]) == (1, 3)
 
-    asyncio.run(main())
+
+@real_time
+async def test_a_stream_that_has_less_replicas_already_is_logged(nats: NatsServer) -> None:
+    """It keeps its own, which whoever asked for more has to know."""
+    async with process(nats.url, CountingEngine()):
+        pass
+    with capture_logs() as logs:
+        async with process(nats.url, CountingEngine(), replicas=3) as here:
+            assert await read(await here.start(request(5))) == expected(5)
+    (warning,) = [line for line in logs if "replicas" in line["event"]]
+    assert (warning["replicas"], warning["wanted"]) == (1, 3)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rx_backend.errors import BackendError, CannotConnect, InvalidArgument
+from tests.engines import real_time
 from tests.leaks import LeakWatch
 from tests.logs import capture_logs
 from tests.rx_backend.resumable.jetstream._answers import (
@@ -170,17 +171,14 @@ def test_a_credentials_file_lets_a_user_in(tmp_path: Path) -> None:
         ({"pasword": "x"}, "connect: .*pasword"),
     ],
 )
-def test_options_of_the_client_that_do_not_fit_are_named(
+@real_time
+async def test_options_of_the_client_that_do_not_fit_are_named(
     nats: NatsServer, connect: dict[str, Any], message: str
 ) -> None:
     """Before anything is connected; a wrong file does not hang."""
-
-    async def main() -> None:
-        error = await refusal(nats.url, **connect)
-        assert isinstance(error, InvalidArgument)
-        assert re.search(message, error.message)
-
-    asyncio.run(main())
+    error = await refusal(nats.url, **connect)
+    assert isinstance(error, InvalidArgument)
+    assert re.search(message, error.message)
 
 
 def test_keys_without_their_package_are_told(
