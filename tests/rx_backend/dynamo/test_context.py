@@ -147,19 +147,15 @@ class Counted(Real):
 
 @pytest.mark.rows("C4")
 @pytest.mark.parametrize(("decode", "notices"), [(True, 1), (False, 0)])
-def test_the_first_token_is_told_once_by_a_decode_worker(decode: bool, notices: int) -> None:
+@real
+async def test_the_first_token_is_told_once_by_a_decode_worker(decode: bool, notices: int) -> None:
     """The runtime hears of our notice, and only where it means something."""
-
-    @real
-    async def run() -> None:
-        theirs = Counted()
-        bridge = ContextBridge(theirs, decode=decode)
-        bridge.request_context.notify_first_token()
-        bridge.request_context.notify_first_token()
-        bridge.close()
-        assert theirs.notices == notices
-
-    run()
+    theirs = Counted()
+    bridge = ContextBridge(theirs, decode=decode)
+    bridge.request_context.notify_first_token()
+    bridge.request_context.notify_first_token()
+    bridge.close()
+    assert theirs.notices == notices
 
 
 @real

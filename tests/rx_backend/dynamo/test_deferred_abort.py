@@ -156,20 +156,16 @@ Test: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 @pytest.mark.rows("A2", "A4")
 @EITHER_WAY
-def test_a_stop_before_the_first_token_waits_for_it(pushed: bool) -> None:
+@real
+async def test_a_stop_before_the_first_token_waits_for_it(pushed: bool) -> None:
     """The engine hears of the stop at once, and is aborted once, when the first token is there."""
-
-    @real
-    async def run() -> None:
-        async with served(waits, pushed=pushed) as worker:
-            _stream, context = await worker.ask()
-            await worker.happened("asked")
-            context.stop_generating()
-            await worker.happened("asked", "stopped")
-            worker.engine.go_on.set()
-            await worker.happened("asked", "stopped", "token", "abort", "closed")
-
-    run()
+    async with served(waits, pushed=pushed) as worker:
+        _stream, context = await worker.ask()
+        await worker.happened("asked")
+        context.stop_generating()
+        await worker.happened("asked", "stopped")
+        worker.engine.go_on.set()
+        await worker.happened("asked", "stopped", "token", "abort", "closed")
 
 
 @pytest.mark.rows("A2", "A4")
@@ -186,20 +182,16 @@ async def test_a_client_that_dies_before_the_first_token_is_aborted_by_it() -> N
 
 @pytest.mark.rows("A2", "A4")
 @EITHER_WAY
-def test_a_stop_after_the_first_token_aborts_at_once(pushed: bool) -> None:
+@real
+async def test_a_stop_after_the_first_token_aborts_at_once(pushed: bool) -> None:
     """Nothing more needs to come from the engine."""
-
-    @real
-    async def run() -> None:
-        async with served(waits, pushed=pushed) as worker:
-            worker.engine.go_on.set()
-            stream, context = await worker.ask()
-            await anext(stream)
-            await worker.happened("asked", "token")
-            context.stop_generating()
-            await worker.happened("asked", "token", "stopped", "abort", "closed")
-
-    run()
+    async with served(waits, pushed=pushed) as worker:
+        worker.engine.go_on.set()
+        stream, context = await worker.ask()
+        await anext(stream)
+        await worker.happened("asked", "token")
+        context.stop_generating()
+        await worker.happened("asked", "token", "stopped", "abort", "closed")
 
 
 async def cancelled(_: RequestContext) -> AsyncGenerator[LLMEngineOutput]:
@@ -218,7 +210,8 @@ async def ended(_: RequestContext) -> AsyncGenerator[LLMEngineOutput]:
 
 @pytest.mark.rows("A5")
 @pytest.mark.parametrize("end", [cancelled, failed, ended])
-def test_a_stream_that_ends_without_a_token_is_not_aborted(
+@real
+async def test_a_stream_that_ends_without_a_token_is_not_aborted(
     end: Callable[[RequestContext], AsyncGenerator[LLMEngineOutput]],
 ) -> None:
     """The engine is through with the request by itself, however it says so."""
@@ -228,59 +221,48 @@ def test_a_stream_that_ends_without_a_token_is_not_aborted(
         async for chunk in end(context):
             yield chunk
 
-    @real
-    async def run() -> None:
-        async with served(play) as worker:
-            _stream, context = await worker.ask()
-            await worker.happened("asked")
-            context.stop_generating()
-            await worker.happened("asked", "stopped")
-            worker.engine.go_on.set()
-            await worker.happened("asked", "stopped", "closed")
-
-    run()
+    async with served(play) as worker:
+        _stream, context = await worker.ask()
+        await worker.happened("asked")
+        context.stop_generating()
+        await worker.happened("asked", "stopped")
+        worker.engine.go_on.set()
+        await worker.happened("asked", "stopped", "closed")
 
 
 @pytest.mark.rows("A5")
 @EITHER_WAY
-def test_a_stream_that_is_dropped_before_the_first_token_is_not_aborted(pushed: bool) -> None:
+@real
+async def test_a_stream_that_is_dropped_before_the_first_token_is_not_aborted(pushed: bool) -> None:
     """Chunks without tokens don't count; the runtime lets go of the stream, and that closes it."""
-
-    @real
-    async def run() -> None:
-        async with served(handshakes, pushed=pushed) as worker:
-            stream, context = await worker.ask()
-            await anext(stream)
-            context.stop_generating()
-            await worker.happened("asked", "stopped", "closed")
-
-    run()
+    async with served(handshakes, pushed=pushed) as worker:
+        stream, context = await worker.ask()
+        await anext(stream)
+        context.stop_generating()
+        await worker.happened("asked", "stopped", "closed")
 
 
 @pytest.mark.rows("A2", "A4")
 @EITHER_WAY
-def test_a_drained_stream_is_aborted_by_its_first_token(pushed: bool) -> None:
+@real
+async def test_a_drained_stream_is_aborted_by_its_first_token(pushed: bool) -> None:
     """With the operator for it, the engine goes on to its first token though nobody reads."""
 
-    @real
-    async def run() -> None:
-        def pipeline(scope: RequestScope) -> Pipeline:
-            drain = drain_until_first_token(scope.context.stop_generating, drains=drains)
-            return standard_pipeline.insert_after("deferred_abort", drain)
+    def pipeline(scope: RequestScope) -> Pipeline:
+        drain = drain_until_first_token(scope.context.stop_generating, drains=drains)
+        return standard_pipeline.insert_after("deferred_abort", drain)
 
-        async with (
-            Drains() as drains,
-            served(handshakes, pushed=pushed, pipeline=pipeline) as worker,
-        ):
-            stream, context = await worker.ask()
-            await anext(stream)
-            context.stop_generating()
-            await settled(lambda: all_over(worker.streams))
-            await worker.happened("asked", "stopped")
-            worker.engine.go_on.set()
-            await worker.happened("asked", "stopped", "token", "abort", "closed")
-
-    run()
+    async with (
+        Drains() as drains,
+        served(handshakes, pushed=pushed, pipeline=pipeline) as worker,
+    ):
+        stream, context = await worker.ask()
+        await anext(stream)
+        context.stop_generating()
+        await settled(lambda: all_over(worker.streams))
+        await worker.happened("asked", "stopped")
+        worker.engine.go_on.set()
+        await worker.happened("asked", "stopped", "token", "abort", "closed")
 
 
 class Noticing:

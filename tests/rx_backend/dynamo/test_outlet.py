@@ -234,30 +234,26 @@ class Pouring(LLMEngine):
 @pytest.mark.rows("S1", "S4", "S7")
 @pytest.mark.parametrize("coalesce", [True, False])
 @NEEDS
-def test_a_client_that_never_reads_disturbs_no_other(coalesce: bool) -> None:
+@real
+async def test_a_client_that_never_reads_disturbs_no_other(coalesce: bool) -> None:
     """On the real runtime: others get their tokens, its own engine waits, and it gets all of its."""
     engine = Pouring()
-
-    @real
-    async def run() -> None:
-        async with cluster() as joined:
-            client = await joined.serve(serving(EngineAdapter(engine), coalesce=coalesce))
-            never = await client.round_robin({"token_ids": [MANY, SIZE]})
-            await settled(lambda: engine.made)
-            (waiting,) = engine.made
-            before = 0
-            while engine.made[waiting] > before:
-                before = engine.made[waiting]
-                chunks = await received(client.round_robin({"token_ids": [100, SIZE]}))
-                assert sum(len(chunk["token_ids"]) for chunk in chunks) == 100
-            assert before < MANY
-            assert waiting not in engine.closed
-            engine.is_ending = True
-            got = [number async for item in never for number in item.data()["token_ids"]]
-            assert got == [*range(engine.made[waiting])]
-            await settled(lambda: waiting in engine.closed)
-
-    run()
+    async with cluster() as joined:
+        client = await joined.serve(serving(EngineAdapter(engine), coalesce=coalesce))
+        never = await client.round_robin({"token_ids": [MANY, SIZE]})
+        await settled(lambda: engine.made)
+        (waiting,) = engine.made
+        before = 0
+        while engine.made[waiting] > before:
+            before = engine.made[waiting]
+            chunks = await received(client.round_robin({"token_ids": [100, SIZE]}))
+            assert sum(len(chunk["token_ids"]) for chunk in chunks) == 100
+        assert before < MANY
+        assert waiting not in engine.closed
+        engine.is_ending = True
+        got = [number async for item in never for number in item.data()["token_ids"]]
+        assert got == [*range(engine.made[waiting])]
+        await settled(lambda: waiting in engine.closed)
 
 
 @pytest.mark.rows("S2", "S7")

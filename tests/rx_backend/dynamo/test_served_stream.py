@@ -501,7 +501,8 @@ TEXTS = st.text(st.characters(codec=None, exclude_categories=())) | st.text("\ud
 
 @pytest.mark.rows("S2")
 @given(text=TEXTS, last=st.booleans())
-def test_text_that_no_byte_stands_for_is_replaced(text: str, last: bool) -> None:
+@virtual
+async def test_text_that_no_byte_stands_for_is_replaced(text: str, last: bool) -> None:
     """A surrogate alone becomes U+FFFD, wherever it stands; all other text is as it was."""
     chunk = LLMEngineOutput([1], text=text, tokens=[text])
     if last:
@@ -515,17 +516,14 @@ def test_text_that_no_byte_stands_for_is_replaced(text: str, last: bool) -> None
             if not last:
                 raise RuntimeError(text)
 
-    async def main() -> None:
-        seen: list[dict[str, Any]] = []
-        await pull_all([serving(EngineAdapter(Says(plain)))(REQUEST, RuntimeContext())], seen, 0.0)
-        expected = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        assert seen[0]["text"] == expected
-        assert seen[0]["tokens"] == [expected]
-        repr(seen).encode()
-        str(seen[-1].get("error")).encode()
-        str(seen[-1].get("finish_reason")).encode()
-
-    run_virtual(main())
+    seen: list[dict[str, Any]] = []
+    await pull_all([serving(EngineAdapter(Says(plain)))(REQUEST, RuntimeContext())], seen, 0.0)
+    expected = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert seen[0]["text"] == expected
+    assert seen[0]["tokens"] == [expected]
+    repr(seen).encode()
+    str(seen[-1].get("error")).encode()
+    str(seen[-1].get("finish_reason")).encode()
 
 
 @pytest.mark.rows("E7", "S6", "O2", "P4")

@@ -109,23 +109,19 @@ async def test_what_waits_goes_out_as_one_chunk() -> None:
 @pytest.mark.rows("S6")
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @EITHER_WAY
-def test_an_error_reaches_the_client_with_its_kind(kind: str, pushed: bool) -> None:
+@real
+async def test_an_error_reaches_the_client_with_its_kind(kind: str, pushed: bool) -> None:
     """What came before it arrives, then the error of its class with its message."""
     engine = ScriptedEngine(token(1), KINDS[kind]("boom"))
-
-    @real
-    async def run() -> None:
-        async with cluster() as joined:
-            client = await joined.serve(either(serving(EngineAdapter(engine)), pushed))
-            stream = await client.round_robin({"token_ids": [1]})
-            first = (await anext(stream)).data()
-            with pytest.raises(Exception, match="boom") as caught:
-                await anext(stream)
-        own = kind == "InvalidArgument"
-        assert str(caught.value) == ("boom" if own else f"{CLASSES[kind]}: boom")
-        assert first["token_ids"] == [1]
-
-    run()
+    async with cluster() as joined:
+        client = await joined.serve(either(serving(EngineAdapter(engine)), pushed))
+        stream = await client.round_robin({"token_ids": [1]})
+        first = (await anext(stream)).data()
+        with pytest.raises(Exception, match="boom") as caught:
+            await anext(stream)
+    own = kind == "InvalidArgument"
+    assert str(caught.value) == ("boom" if own else f"{CLASSES[kind]}: boom")
+    assert first["token_ids"] == [1]
 
 
 @pytest.mark.rows("S5")
@@ -151,28 +147,24 @@ async def test_a_bad_request_is_answered_and_the_worker_stays() -> None:
 @pytest.mark.rows("H2")
 @pytest.mark.parametrize("end", [LLMEngineOutput.error("boom"), Unknown("boom")])
 @EITHER_WAY
-def test_a_probe_cannot_miss_an_error(end: LLMEngineOutput | Unknown, pushed: bool) -> None:
+@real
+async def test_a_probe_cannot_miss_an_error(end: LLMEngineOutput | Unknown, pushed: bool) -> None:
     """It is the first item, where a request has the token before it; a good end is the only item."""
     engines = {"good": ScriptedEngine(token(1), stop()), "bad": ScriptedEngine(token(1), end)}
     probe = {"token_ids": [1], "_HEALTH_CHECK": True}
-
-    @real
-    async def run() -> None:
-        async with cluster() as joined:
-            for name, engine in engines.items():
-                handler = either(serving(EngineAdapter(engine)), pushed)
-                client = await joined.serve(handler, name)
-                stream = await client.round_robin({"token_ids": [1]})
-                assert (await anext(stream)).data()["token_ids"] == [1]
-                if name == "good":
-                    (chunk,) = await received(client.round_robin(probe))
-                    assert (chunk["token_ids"], chunk["finish_reason"]) == ([], "stop")
-                else:
-                    stream = await client.round_robin(probe)
-                    with pytest.raises(Exception, match=r"^Internal: boom$"):
-                        await anext(stream)
-
-    run()
+    async with cluster() as joined:
+        for name, engine in engines.items():
+            handler = either(serving(EngineAdapter(engine)), pushed)
+            client = await joined.serve(handler, name)
+            stream = await client.round_robin({"token_ids": [1]})
+            assert (await anext(stream)).data()["token_ids"] == [1]
+            if name == "good":
+                (chunk,) = await received(client.round_robin(probe))
+                assert (chunk["token_ids"], chunk["finish_reason"]) == ([], "stop")
+            else:
+                stream = await client.round_robin(probe)
+                with pytest.raises(Exception, match=r"^Internal: boom$"):
+                    await anext(stream)
 
 
 @pytest.mark.rows("S5")

@@ -307,19 +307,16 @@ async def test_middleware_gets_a_response(at: float) -> None:
 
 @pytest.mark.rows("A2", "S7")
 @given(st.floats(0, 4), st.sampled_from([None, 0.5]))
-def test_a_client_may_leave_at_any_time(at: float, keep_alive_s: float | None) -> None:
+@virtual
+async def test_a_client_may_leave_at_any_time(at: float, keep_alive_s: float | None) -> None:
     """One abort at most, none once the terminal was sent; the engine is closed."""
-
-    async def main() -> None:
-        served = Served(1.0, word("a"), 1.0, word("b"), 1.0, LLMEngineOutput.stop())
-        served.options["keep_alive_s"] = keep_alive_s
-        client = Client()
-        asyncio.get_running_loop().call_later(at, client.leave)
-        await served.ask(client)
-        assert served.engine.closed == 1
-        assert len(served.engine.aborts) == (0 if client.is_complete or at >= 3 else 1)
-
-    run_virtual(main())
+    served = Served(1.0, word("a"), 1.0, word("b"), 1.0, LLMEngineOutput.stop())
+    served.options["keep_alive_s"] = keep_alive_s
+    client = Client()
+    asyncio.get_running_loop().call_later(at, client.leave)
+    await served.ask(client)
+    assert served.engine.closed == 1
+    assert len(served.engine.aborts) == (0 if client.is_complete or at >= 3 else 1)
 
 
 @pytest.mark.rows("S4")

@@ -92,23 +92,19 @@ def test_a_client_that_leaves_ends_the_handlers_stream(worker: Served) -> None:
 
 
 @pytest.mark.rows("E2")
-def test_what_is_no_tokens_and_other_handlers_are_served_as_they_are(worker: Served) -> None:
+@real
+async def test_what_is_no_tokens_and_other_handlers_are_served_as_they_are(worker: Served) -> None:
     """A request without a prompt of tokens, another handler, one that takes no context."""
-
-    @real
-    async def ask() -> None:
-        async with endpoint() as client:
-            text = {"messages": [{"role": "user", "content": "Hello"}]}
-            assert await received(client.generate(text)) == [{"echo": text}]
-        async with endpoint("flush") as client:
-            assert await received(client.generate({"token_ids": [1]})) == [
-                {"flushed": {"token_ids": [1]}}
-            ]
-        async with endpoint("alone") as client:
-            (chunk,) = await received(client.generate(request(7)))
-            assert (chunk["token_ids"], chunk["finish_reason"]) == ([7], "length")
-
-    ask()
+    async with endpoint() as client:
+        text = {"messages": [{"role": "user", "content": "Hello"}]}
+        assert await received(client.generate(text)) == [{"echo": text}]
+    async with endpoint("flush") as client:
+        assert await received(client.generate({"token_ids": [1]})) == [
+            {"flushed": {"token_ids": [1]}}
+        ]
+    async with endpoint("alone") as client:
+        (chunk,) = await received(client.generate(request(7)))
+        assert (chunk["token_ids"], chunk["finish_reason"]) == ([7], "length")
 
 
 def test_the_module_has_its_arguments_and_its_processes_are_untouched(worker: Served) -> None:

@@ -87,10 +87,10 @@ async def answer_of(cluster: NatsCluster) -> AsyncGenerator[Answer]:
         assert len(engine.requests) + len(other_engine.requests) == 1
 
 
-def test_an_answer_goes_on_when_its_leader_is_killed(tmp_path: Path) -> None:
+@real_time
+async def test_an_answer_goes_on_when_its_leader_is_killed(tmp_path: Path) -> None:
     """`kill -9` of the server that leads the stream; it comes back later, and misses nothing."""
-
-    async def main(cluster: NatsCluster) -> None:
+    with nats_cluster(tmp_path) as cluster:
         async with answer_of(cluster) as answer:
             killed = await cluster.until_led("rx-streams")
             cluster.kill(killed)
@@ -102,14 +102,11 @@ def test_an_answer_goes_on_when_its_leader_is_killed(tmp_path: Path) -> None:
             await cluster.until_in_sync("rx-streams")
             assert await answer.stop(answer.here) >= acknowledged + 100
 
-    with nats_cluster(tmp_path) as cluster:
-        asyncio.run(main(cluster))
 
-
-def test_an_answer_goes_on_while_all_servers_are_restarted_one_by_one(tmp_path: Path) -> None:
+@real_time
+async def test_an_answer_goes_on_while_all_servers_are_restarted_one_by_one(tmp_path: Path) -> None:
     """As an update of the cluster does, the leader first."""
-
-    async def main(cluster: NatsCluster) -> None:
+    with nats_cluster(tmp_path) as cluster:
         async with answer_of(cluster) as answer:
             leader = await cluster.until_led("rx-streams")
             for name in sorted(cluster.servers, key=lambda name: name != leader):
@@ -119,14 +116,11 @@ def test_an_answer_goes_on_while_all_servers_are_restarted_one_by_one(tmp_path: 
                 await answer.until_read(answer.furthest + 1)
             await answer.stop(answer.there)
 
-    with nats_cluster(tmp_path) as cluster:
-        asyncio.run(main(cluster))
 
-
-def test_too_few_servers_are_told(tmp_path: Path) -> None:
+@real_time
+async def test_too_few_servers_are_told(tmp_path: Path) -> None:
     """The option is named, and nothing is created with fewer replicas."""
-
-    async def main(cluster: NatsCluster) -> None:
+    with nats_cluster(tmp_path) as cluster:
         await cluster.until_ready()
         with pytest.raises(CannotConnect, match="replicas: expected 5 servers"):
             async with process(cluster.urls, CountingEngine(), replicas=5):
@@ -134,9 +128,6 @@ def test_too_few_servers_are_told(tmp_path: Path) -> None:
         # No stream has been created meanwhile, so this one is.
         async with process(cluster.urls, CountingEngine(), replicas=3) as here:
             assert await read(await here.start(request(5))) == expected(5)
-
-    with nats_cluster(tmp_path) as cluster:
-        asyncio.run(main(cluster))
 
 
 @real_time

@@ -93,16 +93,15 @@ async def test_nats_that_is_away_at_the_start_is_told(tmp_path: Path) -> None:
         server.kill()
 
 
-def test_a_server_without_jetstream_is_told(tmp_path: Path) -> None:
+@real_time
+async def test_a_server_without_jetstream_is_told(tmp_path: Path) -> None:
     """As `CannotConnect`."""
-
-    async def main(url: str) -> None:
-        with pytest.raises(CannotConnect, match="JetStream"):
-            async with process(url, CountingEngine()):
-                pass
-
-    with nats_server(tmp_path, jetstream=False) as server:
-        asyncio.run(main(server.url))
+    with (
+        nats_server(tmp_path, jetstream=False) as server,
+        pytest.raises(CannotConnect, match="JetStream"),
+    ):
+        async with process(server.url, CountingEngine()):
+            pass
 
 
 @real_time
@@ -187,7 +186,8 @@ async def test_a_full_stream_is_told(nats: NatsServer) -> None:
             assert await read(again) == expected(10)
 
 
-def test_batches_are_split_where_they_are_too_large(tmp_path: Path) -> None:
+@real_time
+async def test_batches_are_split_where_they_are_too_large(tmp_path: Path) -> None:
     """A batch larger than the server's `max_payload` is stored in parts; an item alone fails."""
 
     class Large(CountingEngine):
@@ -205,21 +205,18 @@ def test_batches_are_split_where_they_are_too_large(tmp_path: Path) -> None:
             yield LLMEngineOutput([3])
             yield LLMEngineOutput([4], engine_data="x" * 10_000)
 
-    async def main(url: str) -> None:
-        async with process(url, Large()) as here, process(url, Large()) as there:
+    with nats_server(tmp_path, {"max_payload": "4096"}) as server:
+        async with process(server.url, Large()) as here, process(server.url, Large()) as there:
             reader = await here.start(request(200))
             other = await there.resume(reader.stream_id)
             assert await asyncio.gather(read(reader), read(other)) == [expected(200)] * 2
             with pytest.raises(EntryTooLarge):
                 await here.start(request(1, extra_args="x" * 5_000))
-        async with process(url, TooLarge()) as here:
+        async with process(server.url, TooLarge()) as here:
             async with await here.start(request(2)) as reader:
                 items = [item async for item in reader]
             assert tokens(items[:-1]) == [3]
             assert isinstance(items[-1].error, EntryTooLarge)
-
-    with nats_server(tmp_path, {"max_payload": "4096"}) as server:
-        asyncio.run(main(server.url))
 
 
 @real_time
