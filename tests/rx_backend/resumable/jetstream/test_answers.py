@@ -89,34 +89,21 @@ async def test_items_come_as_they_were_made(nats: NatsServer) -> None:
         assert str(items[-1].error) == "BackendDisconnected: the worker is gone"
 
 
-@pytest.mark.parametrize("asked", ["x", "a.b", "*", ">", "", "no such-id", "é" * 22, "A" * 22])
 @real_time
-async def test_a_wrong_id_is_not_found(nats: NatsServer, asked: str) -> None:
-    """Neither one that was never given out nor one that is a pattern of subjects."""
-    async with (
-        process(nats.url, CountingEngine(0.01)) as here,
-        process(nats.url, CountingEngine()) as there,
-        await here.start(request(3), owner="me"),
-    ):
-        with pytest.raises(StreamNotFound):
-            await there.resume(asked, owner="me")
-        with pytest.raises(StreamNotFound):
-            await there.stop(asked, owner="me")
-
-
-@pytest.mark.parametrize("owner", [None, "you"])
-@real_time
-async def test_a_stolen_id_is_not_found(nats: NatsServer, owner: str | None) -> None:
-    """Another process knows the owner, and neither hands out nor stops for anybody else."""
+async def test_a_wrong_or_a_stolen_id_is_not_found(nats: NatsServer) -> None:
+    """Neither one that was never given out, nor a pattern of subjects, nor another owner's."""
+    wrong = ("x", "a.b", "*", ">", "", "no such-id", "é" * 22, "A" * 22)
     async with (
         process(nats.url, CountingEngine(0.01)) as here,
         process(nats.url, CountingEngine()) as there,
         await here.start(request(30), owner="me") as reader,
     ):
-        with pytest.raises(StreamNotFound):
-            await there.resume(reader.stream_id, owner=owner)
-        with pytest.raises(StreamNotFound):
-            await there.stop(reader.stream_id, owner=owner)
+        stolen = [(reader.stream_id, owner) for owner in (None, "you")]
+        for asked, owner in [*((each, "me") for each in wrong), *stolen]:
+            with pytest.raises(StreamNotFound):
+                await there.resume(asked, owner=owner)
+            with pytest.raises(StreamNotFound):
+                await there.stop(asked, owner=owner)
         assert tokens([item async for item in reader]) == expected(30)
 
 
