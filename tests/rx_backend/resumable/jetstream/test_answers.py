@@ -14,6 +14,7 @@ from rx_backend.errors import Disconnected, InvalidArgument
 from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.resumable import ResumableStreams, StreamNotFound
 from tests.engines import real_time
+from tests.proxy import Proxy
 from tests.rx_backend.resumable.jetstream._answers import (
     CountingEngine,
     expected,
@@ -23,7 +24,6 @@ from tests.rx_backend.resumable.jetstream._answers import (
     until,
 )
 from tests.rx_backend.resumable.jetstream._nats import NatsServer
-from tests.rx_backend.resumable.jetstream._proxy import proxy
 
 pytestmark = pytest.mark.cluster
 
@@ -203,15 +203,14 @@ async def test_an_answer_without_readers_anywhere_is_stopped(nats: NatsServer) -
 
 
 @real_time
-async def test_readers_of_a_process_that_dies_are_forgotten(nats: NatsServer) -> None:
+async def test_readers_of_a_process_that_dies_are_forgotten(
+    nats: NatsServer, between: Proxy
+) -> None:
     """A process that is not heard of for the lease holds nothing up."""
     engine = CountingEngine(0.005)
     async with process(nats.url, engine, linger_s=0.2) as here:
         reader = await here.start(request(100_000))
-        async with (
-            proxy(nats.port) as between,
-            process(between.url, CountingEngine()) as there,
-        ):
+        async with process(between.url, CountingEngine()) as there:
             other = await there.resume(reader.stream_id)
             await anext(other)
             await reader.aclose()

@@ -20,6 +20,7 @@ from rx_backend.protocols import LLMEngineOutput
 from rx_backend.resumable import ResumableStreams
 from rx_backend.resumable.jetstream import EntryTooLarge, JetStreamSource, StreamFull
 from tests.engines import real_time
+from tests.proxy import Proxy, proxy
 from tests.rx_backend.resumable.jetstream._answers import (
     CountingEngine,
     expected,
@@ -31,7 +32,6 @@ from tests.rx_backend.resumable.jetstream._answers import (
     until,
 )
 from tests.rx_backend.resumable.jetstream._nats import NatsServer, nats_server
-from tests.rx_backend.resumable.jetstream._proxy import proxy
 
 pytestmark = pytest.mark.cluster
 
@@ -275,11 +275,10 @@ def test_a_bad_option_is_named(options: dict[str, object], message: str) -> None
 
 @leaves_sockets
 @real_time
-async def test_a_lost_acknowledgement_repeats_nothing(nats: NatsServer) -> None:
+async def test_a_lost_acknowledgement_repeats_nothing(nats: NatsServer, between: Proxy) -> None:
     """What was stored without its process knowing is found there, and not stored again."""
     engine = CountingEngine(0.005)
     async with (
-        proxy(nats.port) as between,
         process(between.url, engine, lease_s=600.0, timeout_s=0.5) as here,
         process(nats.url, CountingEngine(), lease_s=600.0) as there,
     ):
@@ -325,8 +324,6 @@ def test_no_fault_of_the_network_loses_or_repeats_a_token(
 
     async def main() -> None:
         async with (
-            proxy(nats.port) as first,
-            proxy(nats.port) as second,
             process(first.url, CountingEngine(0.01), timeout_s=0.5, max_takeovers=99) as here,
             process(second.url, CountingEngine(0.01), timeout_s=0.5, max_takeovers=99) as there,
         ):
@@ -345,4 +342,5 @@ def test_no_fault_of_the_network_loses_or_repeats_a_token(
             async with process(nats.url, CountingEngine()) as third:
                 assert await read(await third.resume(reader.stream_id)) == expected(60)
 
-    asyncio.run(main())
+    with proxy(nats.port, "nats") as first, proxy(nats.port, "nats") as second:
+        asyncio.run(main())

@@ -14,6 +14,7 @@ from rx_backend.protocols import FinishReason, LLMEngineOutput, SamplingOptions
 from rx_backend.protocols import GuidedDecodingOptions as Guided
 from rx_backend.resumable import ResumableStreams
 from tests.engines import real_time
+from tests.proxy import proxy
 from tests.rx_backend.resumable.jetstream._answers import (
     CountingEngine,
     expected,
@@ -23,7 +24,6 @@ from tests.rx_backend.resumable.jetstream._answers import (
     until,
 )
 from tests.rx_backend.resumable.jetstream._nats import NatsServer
-from tests.rx_backend.resumable.jetstream._proxy import proxy
 
 pytestmark = pytest.mark.cluster
 
@@ -48,16 +48,14 @@ async def lost(
     nats: NatsServer, asked: PreprocessedRequest, engine: CountingEngine | None = None
 ) -> AsyncGenerator[str]:
     """Give the id of an answer of five tokens, whose process is cut off from NATS."""
-    async with (
-        proxy(nats.port) as between,
-        process(between.url, engine or Stuck()) as streams,
-    ):
-        reader = await streams.start(asked)
-        while reader.position < 5:
-            await anext(reader)
-        between.is_silent = True
-        yield reader.stream_id
-        between.cut()
+    with proxy(nats.port, "nats") as between:
+        async with process(between.url, engine or Stuck()) as streams:
+            reader = await streams.start(asked)
+            while reader.position < 5:
+                await anext(reader)
+            between.is_silent = True
+            yield reader.stream_id
+            between.cut()
 
 
 @real_time
