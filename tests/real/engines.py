@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, cast
 
 import pytest
 
@@ -21,14 +20,10 @@ __all__ = (
     "Seen",
     "ask",
     "greedy",
-    "in_loop",
     "released",
     "running",
     "see",
 )
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 MakeEngine = Callable[[RealModel], LLMEngine]
 """Makes an engine with a batch of 8 that reads long prompts in several steps."""
@@ -87,16 +82,6 @@ ENGINES = [
     ),
 ]
 """Whoever adds an engine adds it here: `test_every_engine` asks all of them the same."""
-
-
-def in_loop(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """Run a test in an event loop on the real clock."""
-
-    @functools.wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        return asyncio.run(test(*args, **kwargs))
-
-    return run
 
 
 @asynccontextmanager

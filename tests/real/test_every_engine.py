@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from rx_backend import InvalidArgument, LLMEngine, PreprocessedRequest, RequestContext
 from rx_backend.errors import EngineShutdown
 from rx_backend.testing import run_conformance
-from tests.real.engines import ENGINES, MakeEngine, ask, greedy, in_loop, released, running, see
+from tests.engines import real_time
+from tests.real.engines import ENGINES, MakeEngine, ask, greedy, released, running, see
 from tests.real.tiny_model import RealModel
 
 pytestmark = pytest.mark.parametrize("make", ENGINES)
@@ -27,7 +28,7 @@ def test_it_keeps_to_the_contract(make: MakeEngine, tiny_model: RealModel) -> No
     assert report.ok, str(report)
 
 
-@in_loop
+@real_time
 async def test_greedy_tokens_are_the_models_own(make: MakeEngine, tiny_model: RealModel) -> None:
     """One after the other, eight at once, and 64 at once in a batch of 8."""
     prompts = tiny_model.prompts(16) * 4
@@ -41,7 +42,7 @@ async def test_greedy_tokens_are_the_models_own(make: MakeEngine, tiny_model: Re
         await released(engine)
 
 
-@in_loop
+@real_time
 async def test_a_long_prompt_is_read_whole(make: MakeEngine, tiny_model: RealModel) -> None:
     """In several steps, to the last token that fits."""
     (prompt,) = tiny_model.prompts(1, tiny_model.context_length - 4)
@@ -51,7 +52,7 @@ async def test_a_long_prompt_is_read_whole(make: MakeEngine, tiny_model: RealMod
         assert (seen.finish, len(seen.token_ids)) == ("length", 4)
 
 
-@in_loop
+@real_time
 async def test_a_stop_token_ends_the_answer(make: MakeEngine, tiny_model: RealModel) -> None:
     """It is the last token; the model's own end is ignored on request, others are not."""
     (prompt,) = tiny_model.prompts(1)
@@ -69,7 +70,7 @@ async def test_a_stop_token_ends_the_answer(make: MakeEngine, tiny_model: RealMo
             assert (await see(engine, request)).token_ids == tokens
 
 
-@in_loop
+@real_time
 async def test_a_bad_prompt_ends_that_request_alone(
     make: MakeEngine, tiny_model: RealModel
 ) -> None:
@@ -97,7 +98,7 @@ async def test_a_bad_prompt_ends_that_request_alone(
 
 
 @pytest.mark.rows("E4")
-@in_loop
+@real_time
 async def test_a_stopped_request_ends_with_its_usage(
     make: MakeEngine, tiny_model: RealModel
 ) -> None:
@@ -118,7 +119,7 @@ async def test_a_stopped_request_ends_with_its_usage(
 
 
 @pytest.mark.rows("E4")
-@in_loop
+@real_time
 async def test_a_stop_in_mid_prefill(make: MakeEngine, tiny_model: RealModel) -> None:
     """A request that is stopped before its first token costs none."""
     (prompt,) = tiny_model.prompts(1, tiny_model.context_length - 100)
@@ -135,7 +136,7 @@ async def test_a_stop_in_mid_prefill(make: MakeEngine, tiny_model: RealModel) ->
         await released(engine)
 
 
-@in_loop
+@real_time
 async def test_a_dropped_stream_frees_what_it_held(make: MakeEngine, tiny_model: RealModel) -> None:
     """Beside others, and 20 times as many as fit into a batch."""
     first, *prompts = tiny_model.prompts(3)
@@ -181,7 +182,7 @@ def test_whatever_ends_when(
 
 
 @pytest.mark.rows("E5")
-@in_loop
+@real_time
 async def test_cleanup_ends_open_streams_and_all_threads(
     make: MakeEngine, tiny_model: RealModel
 ) -> None:
@@ -205,7 +206,7 @@ async def test_cleanup_ends_open_streams_and_all_threads(
 
 
 @pytest.mark.rows("E5")
-@in_loop
+@real_time
 async def test_its_health_check_passes(make: MakeEngine, tiny_model: RealModel) -> None:
     """The payload is a request that it answers."""
     async with running(make(tiny_model)) as engine:

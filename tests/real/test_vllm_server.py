@@ -13,7 +13,8 @@ import pytest
 from rx_backend.engines.openai import OpenAIEngine
 from rx_backend.protocols import OutputOptions
 from rx_backend.worker.frontend import until_listed
-from tests.real.engines import greedy, in_loop, running, see
+from tests.engines import real_time
+from tests.real.engines import greedy, running, see
 from tests.real.tiny_model import RealModel
 from tests.rx_backend.worker._processes import free_port
 
@@ -45,7 +46,7 @@ def url(tiny_model: RealModel) -> Generator[str]:
 
 
 @pytest.mark.rows("E1", "E2", "E3")
-@in_loop
+@real_time
 async def test_token_ids_and_log_probs_come_from_the_server(
     url: str, tiny_model: RealModel
 ) -> None:
@@ -64,7 +65,7 @@ async def test_token_ids_and_log_probs_come_from_the_server(
 
 
 @pytest.mark.rows("E4")
-@in_loop
+@real_time
 async def test_a_stop_ends_the_request(url: str, tiny_model: RealModel) -> None:
     """With the usage so far, long before its last token."""
     engine = OpenAIEngine(url)

@@ -51,7 +51,7 @@ class CountingEngine(LLMEngine):
 
     `w`: after the first token it waits for the file that RELEASE names, and for a stop.
     `f`: it fails with a typed error before the first token; `l`: with any error after it.
-    `s`: it says of each socket that its process listens at its port, and whether what it accepts sends at once.
+    `s`: it tells the ports that its process listens at, and which of them send at once.
     """
 
     async def start(self, worker_id: int) -> EngineConfig:
