@@ -13,7 +13,6 @@ from opentelemetry import trace
 from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError, Disconnected
 from rx_backend.protocols import LLMEngineOutput
-from rx_backend.telemetry import EXPORT_ENABLED
 from rx_backend.testing import run_virtual
 from tests.engines import ScriptedEngine, Step, collect, request, stop, token, virtual
 from tests.logs import capture_logs
@@ -24,12 +23,6 @@ from tests.spans import Spans
 REQUESTS, ACTIVE = "rx_backend.requests", "rx_backend.requests.active"
 HOW = ("rx_backend.finish_reason", "error.type")
 LEVELS = {"request ended": "info", "request dropped": "info", "request failed": "warning"}
-
-
-@pytest.fixture(autouse=True)
-def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove what the environment says about recording."""
-    monkeypatch.delenv(EXPORT_ENABLED, raising=False)
 
 
 def same_end(

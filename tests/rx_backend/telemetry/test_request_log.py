@@ -22,7 +22,7 @@ from rx_backend.context import RequestContext
 from rx_backend.errors import Disconnected
 from rx_backend.logger import get_logger
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
-from rx_backend.telemetry import EXPORT_ENABLED, add_trace_ids
+from rx_backend.telemetry import add_trace_ids
 from tests.engines import (
     ScriptedEngine,
     Step,
@@ -38,12 +38,6 @@ from tests.rx_backend.telemetry._ends import SECRET
 from tests.spans import Spans
 
 LOGGER = "rx_backend.requests"
-
-
-@pytest.fixture(autouse=True)
-def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove what the environment says about recording."""
-    monkeypatch.delenv(EXPORT_ENABLED, raising=False)
 
 
 @pytest.fixture
