@@ -20,12 +20,7 @@ from rx_backend import EngineAdapter, InvalidArgument, PreprocessedRequest, Requ
 from rx_backend.engines.llama_cpp import LlamaCppEngine
 from rx_backend.engines.llama_cpp.scheduler import Answer
 from rx_backend.errors import EngineShutdown
-from rx_backend.protocols import (
-    LLMEngineOutput,
-    OutputOptions,
-    SamplingOptions,
-    StopConditions,
-)
+from rx_backend.protocols import LLMEngineOutput, OutputOptions, SamplingOptions, StopConditions
 from tests.engines import real_time
 from tests.real.tiny_model import RealModel
 from tests.spans import Spans

@@ -20,13 +20,7 @@ from rx_backend import CannotConnect, EngineAdapter, PreprocessedRequest
 from rx_backend.protocols import LLMEngineOutput, PrefillResult, SamplingOptions
 from rx_backend.worker.frontend import until_listed
 from tests.engines import real_time
-from tests.real.test_llama_cpp import (
-    answer_of,
-    asking,
-    at_rest,
-    running,
-    tokens_of,
-)
+from tests.real.test_llama_cpp import answer_of, asking, at_rest, running, tokens_of
 from tests.real.tiny_model import RealModel
 from tests.rx_backend.worker._processes import ROOT, START_S, frontend, serve
 

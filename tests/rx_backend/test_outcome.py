@@ -17,15 +17,7 @@ from msgspec.structs import replace
 from opentelemetry.trace import StatusCode
 from reactivex import operators as ops
 
-from operators import (
-    Pipeline,
-    TokenTimes,
-    coalesce,
-    limit_tokens,
-    map_async,
-    on_outcome,
-    stop_on,
-)
+from operators import Pipeline, TokenTimes, coalesce, limit_tokens, map_async, on_outcome, stop_on
 from operators.authoring import (
     AnyOperator,
     Completed,

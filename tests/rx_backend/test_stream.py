@@ -48,9 +48,7 @@ from tests.engines import (
     tokens_of,
     virtual,
 )
-from tests.engines.leaving import (
-    Box,
-)
+from tests.engines.leaving import Box
 from tests.leaks import LeakWatch
 from tests.spans import Spans
 

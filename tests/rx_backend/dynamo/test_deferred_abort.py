@@ -15,14 +15,7 @@ from rx_backend.dynamo import Handler, serving
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from tests.engines import stop, token
-from tests.rx_backend.dynamo._runtime import (
-    NEEDS,
-    cluster,
-    new_context,
-    real,
-    received,
-    settled,
-)
+from tests.rx_backend.dynamo._runtime import NEEDS, cluster, new_context, real, received, settled
 from tests.rx_backend.dynamo.test_serving import EITHER_WAY, all_over, either, watched
 
 pytestmark = NEEDS

@@ -14,13 +14,7 @@ from rx_backend.engines import SampleEngine, SimulatedEngine
 from rx_backend.errors import EngineShutdown, InvalidArgument
 from rx_backend.testing import run_virtual
 from tests.engines import virtual
-from tests.rx_backend.engines.driving import (
-    chunks_of,
-    consume,
-    open_stream,
-    params_of,
-    request,
-)
+from tests.rx_backend.engines.driving import chunks_of, consume, open_stream, params_of, request
 from tests.wire import decode_request, encode
 
 Make = Callable[..., LLMEngine]

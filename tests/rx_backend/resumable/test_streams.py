@@ -19,12 +19,7 @@ from rx_backend import (
 )
 from rx_backend.engines import SampleEngine
 from rx_backend.protocols import PreprocessedRequest, SamplingOptions
-from rx_backend.resumable import (
-    ResumableReader,
-    ResumableStreams,
-    StreamNotFound,
-    parse_event_id,
-)
+from rx_backend.resumable import ResumableReader, ResumableStreams, StreamNotFound, parse_event_id
 from rx_backend.testing import run_virtual
 from tests.engines import virtual
 from tests.engines.scripted import ScriptedEngine, now, stop

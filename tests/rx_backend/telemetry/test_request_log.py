@@ -23,16 +23,7 @@ from rx_backend.errors import Disconnected
 from rx_backend.logger import get_logger
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.telemetry import add_trace_ids
-from tests.engines import (
-    ScriptedEngine,
-    Step,
-    adapter_of,
-    collect,
-    request,
-    stop,
-    token,
-    virtual,
-)
+from tests.engines import ScriptedEngine, Step, adapter_of, collect, request, stop, token, virtual
 from tests.logs import capture_logs
 from tests.rx_backend.telemetry._ends import SECRET
 from tests.spans import Spans

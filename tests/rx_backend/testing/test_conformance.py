@@ -25,14 +25,7 @@ from rx_backend.testing import (
     run_virtual,
 )
 from tests.engines import virtual
-from tests.engines.broken import (
-    BROKEN,
-    GOOD,
-    Chunks,
-    GoodEngine,
-    SeveralAnswers,
-    broken,
-)
+from tests.engines.broken import BROKEN, GOOD, Chunks, GoodEngine, SeveralAnswers, broken
 from tests.leaks import LeakWatch
 
 # What an engine that hangs leaves is what the kit tells of.

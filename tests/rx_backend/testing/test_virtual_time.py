@@ -22,13 +22,7 @@ from hypothesis import strategies as st
 from reactivex import Observable, abc, compose
 from reactivex import operators as ops
 
-from rx_backend.testing import (
-    Deadlock,
-    LoopScheduler,
-    VirtualTimeLoop,
-    assert_marbles,
-    run_virtual,
-)
+from rx_backend.testing import Deadlock, LoopScheduler, VirtualTimeLoop, assert_marbles, run_virtual
 from tests.engines import virtual
 from tests.leaks import LeakWatch
 
