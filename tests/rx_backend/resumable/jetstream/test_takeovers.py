@@ -110,39 +110,28 @@ async def test_an_answer_that_lacks_its_terminal_only_gets_it(nats: NatsServer) 
         assert not taking.requests
 
 
+@pytest.mark.parametrize("is_read", [True, False])
 @real_time
-async def test_an_answer_that_was_stopped_is_not_continued(nats: NatsServer) -> None:
-    """A stop that its process cannot hear of ends it where it is taken over."""
+async def test_a_stop_that_its_process_cannot_hear_ends_the_answer(
+    nats: NatsServer, is_read: bool
+) -> None:
+    """Where it is read meanwhile, or for whoever comes later: what there is, and the end."""
     taking = CountingEngine()
     async with (
         lost(nats, request(9)) as stream_id,
         process(nats.url, taking) as there,
-        await there.resume(stream_id) as reader,
+        process(nats.url, taking) as later,
     ):
+        readers = [await there.resume(stream_id)] if is_read else []
         await there.stop(stream_id)
-        items = [item async for item in reader]
-        assert tokens(items) == expected(5)
-        assert items[-1].data == LLMEngineOutput.cancelled()
-        assert not taking.requests
-
-
-@real_time
-async def test_a_stop_that_nobody_hears_ends_the_answer(nats: NatsServer) -> None:
-    """Its process is gone and nobody reads: whoever comes later gets what there is, and the end."""
-    engines = [CountingEngine(), CountingEngine()]
-    async with (
-        lost(nats, request(9)) as stream_id,
-        process(nats.url, engines[0]) as there,
-        process(nats.url, engines[1]) as later,
-    ):
-        await there.stop(stream_id)
-        for streams in (there, later):
-            async with await streams.resume(stream_id) as reader:
+        if not is_read:
+            readers = [await streams.resume(stream_id) for streams in (there, later)]
+        for reader in readers:
+            async with reader:
                 items = [item async for item in reader]
             assert tokens(items) == expected(5)
             assert items[-1].data == LLMEngineOutput.cancelled()
-        assert not engines[0].requests
-        assert not engines[1].requests
+        assert not taking.requests
 
 
 @real_time
