@@ -49,7 +49,7 @@ async def test_a_long_prompt_is_read_whole(make: MakeEngine, tiny_model: RealMod
     async with running(make(tiny_model)) as engine:
         assert await ask(engine, prompt, 4) == tiny_model.expected(prompt, 4)
         seen = await see(engine, greedy(prompt, None))
-        assert (seen.finish, len(seen.token_ids)) == ("length", 4)
+        assert (seen.reason, len(seen.token_ids)) == ("length", 4)
 
 
 @real_time
@@ -62,8 +62,8 @@ async def test_a_stop_token_ends_the_answer(make: MakeEngine, tiny_model: RealMo
     async with running(make(tiny_model)) as engine:
         for stop in ({"stop_token_ids": [end]}, {"stop_token_ids_hidden": [end]}):
             seen = await see(engine, greedy(prompt, 16, **stop))
-            assert (seen.token_ids, seen.finish) == (until, "stop")
-            assert seen.tokens_used == (len(prompt), len(until))
+            assert (seen.token_ids, seen.reason) == (until, "stop")
+            assert seen.counted == (len(prompt), len(until))
         for ignored, tokens in ((False, until), (True, answer)):
             request = greedy(prompt, 16, ignore_eos=ignored)
             request.eos_token_ids = [end]
@@ -111,9 +111,9 @@ async def test_a_stopped_request_ends_with_its_usage(
             reading = group.create_task(stopping)
             asked = [group.create_task(ask(engine, prompt, 24)) for prompt in prompts[1:]]
         stopped = reading.result()
-        assert stopped.finish == "cancelled"
+        assert stopped.reason == "cancelled"
         assert stopped.token_ids[:24] == expected[0][: len(stopped.token_ids)]
-        assert stopped.tokens_used == (len(prompts[0]), len(stopped.token_ids))
+        assert stopped.counted == (len(prompts[0]), len(stopped.token_ids))
         assert [task.result() for task in asked] == expected[1:]
         await released(engine)
 
@@ -132,7 +132,7 @@ async def test_a_stop_in_mid_prefill(make: MakeEngine, tiny_model: RealModel) ->
         context.stop_generating()
         stopped = await reading
         assert await beside == tiny_model.expected(short, 1)
-        assert (stopped.finish, stopped.tokens_used) == ("cancelled", (len(prompt), 0))
+        assert (stopped.reason, stopped.counted) == ("cancelled", (len(prompt), 0))
         await released(engine)
 
 
@@ -169,7 +169,7 @@ def test_whatever_ends_when(
         seen = await see(engine, greedy(prompt, 12), stop_after=stop_after, drop_after=drop_after)
         assert seen.token_ids == tiny_model.expected(prompt, 12)[: len(seen.token_ids)]
         if how == "none":
-            assert (seen.finish, len(seen.token_ids)) == ("length", 12)
+            assert (seen.reason, len(seen.token_ids)) == ("length", 12)
 
     async def main() -> None:
         async with running(make(tiny_model)) as engine:

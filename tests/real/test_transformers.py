@@ -109,7 +109,7 @@ async def test_what_is_left_open_is_the_models_own(tiny_model: RealModel, tmp_pa
     async with running(engine):
         assert (await see(engine, sampled(prompt, 24))).token_ids != expected[:24]
         ended = await see(engine, greedy(prompt, 24))
-        assert (ended.token_ids, ended.finish) == (expected[:5], "stop")
+        assert (ended.token_ids, ended.reason) == (expected[:5], "stop")
 
 
 def test_the_options_of_a_request(tiny_model: RealModel) -> None:
@@ -214,7 +214,7 @@ async def test_a_stop_in_mid_prefill_frees_the_blocks(tiny_model: RealModel) -> 
                 await asyncio.wait({reading})
             else:
                 context.stop_generating()
-                assert (await reading).finish == "cancelled"
+                assert (await reading).reason == "cancelled"
             await released(engine, within_s=1)
             await until(lambda: not any(tables()), 1)
         short = prompt[:8]

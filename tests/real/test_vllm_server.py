@@ -57,8 +57,8 @@ async def test_token_ids_and_log_probs_come_from_the_server(
         seen = await asyncio.gather(*(see(engine, greedy(prompt, 12)) for prompt in prompts))
         expected = [tiny_model.expected(prompt, 12) for prompt in prompts]
         assert [each.token_ids for each in seen] == expected
-        assert {each.finish for each in seen} == {"length"}
-        assert seen[0].tokens_used == (len(prompts[0]), 12)
+        assert {each.reason for each in seen} == {"length"}
+        assert seen[0].counted == (len(prompts[0]), 12)
         request = greedy(prompts[0], 1)
         request.output_options = OutputOptions(logprobs=1)
         assert (await see(engine, request)).last.log_probs
@@ -72,5 +72,5 @@ async def test_a_stop_ends_the_request(url: str, tiny_model: RealModel) -> None:
     async with running(engine):
         request = greedy(tiny_model.prompts(1)[0], 1500, ignore_eos=True)
         seen = await see(engine, request, stop_after=3)
-        assert seen.finish == "cancelled"
+        assert seen.reason == "cancelled"
         assert len(seen.token_ids) < 1500
