@@ -240,6 +240,25 @@ async def test_what_can_not_be_resumed(
         assert (head.status, head.body) == (status, b"")
 
 
+@pytest.mark.parametrize(
+    ("last", "status", "code"),
+    [
+        ("other:3", 404, "StreamNotFound"),
+        ("{id}:99", 400, "PositionUnknown"),
+        ("{id}:one", 400, "InvalidArgument"),
+        ("{id}:0", 410, "PositionDropped"),
+    ],
+)
+@virtual
+async def test_a_chat_that_can_not_be_resumed(last: str, status: int, code: str) -> None:
+    """Is refused in the same way, and not begun anew."""
+    async with serving(max_bytes=100) as service:
+        name = ids_of(await service.chat_of())[0].partition(":")[0]
+        client = await service.chat_of(last.format(id=name))
+        assert (client.status, json.loads(client.body)["error"]["code"]) == (status, code)
+        assert service.engine.calls == 1
+
+
 @virtual
 async def test_too_many_streams() -> None:
     """A client is told when it may try again."""
