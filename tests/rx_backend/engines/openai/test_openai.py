@@ -176,18 +176,18 @@ def test_a_cut_connection_is_a_lost_one() -> None:
         b"it says so",
     ],
 )
-def test_an_error_status_has_a_kind(status: int, kind: type[BackendError], body: bytes) -> None:
+@real_time
+async def test_an_error_status_has_a_kind(
+    status: int, kind: type[BackendError], body: bytes
+) -> None:
     """The one of the table, with the server's own words however it puts them."""
 
     async def refuse(request: web.Request) -> web.Response:
         return web.Response(status=status, body=body)
 
-    async def read() -> None:
-        async with started(ScriptedServer(refuse)) as engine:
+    async with started(ScriptedServer(refuse)) as engine:
+        with pytest.raises(kind) as caught:
             await chunks_of(engine, PROMPT)
-
-    with pytest.raises(kind) as caught:
-        asyncio.run(read())
     assert type(caught.value) is kind
     assert caught.value.message == "it says so"
 
@@ -207,7 +207,8 @@ def test_an_error_status_has_a_kind(status: int, kind: type[BackendError], body:
         (302, "text/html", b"", Unknown, "status 302"),
     ],
 )
-def test_an_answer_that_is_no_stream_is_told(
+@real_time
+async def test_an_answer_that_is_no_stream_is_told(
     status: int, type_: str, body: bytes, kind: type[BackendError], words: str
 ) -> None:
     """With what a proxy or the server says in its place; a redirect is not followed."""
@@ -217,36 +218,30 @@ def test_an_answer_that_is_no_stream_is_told(
             status=status, body=body, content_type=type_, headers={"location": "/v1/models"}
         )
 
-    async def read() -> None:
-        async with started(ScriptedServer(answer)) as engine:
+    async with started(ScriptedServer(answer)) as engine:
+        with pytest.raises(kind, match=words):
             await chunks_of(engine, PROMPT)
 
-    with pytest.raises(kind, match=words):
-        asyncio.run(read())
 
-
-def test_a_server_that_wants_a_key() -> None:
+@real_time
+async def test_a_server_that_wants_a_key() -> None:
     """The start says how to give one; a server that only refuses the key is not lost."""
 
     async def forbidden(request: web.Request) -> web.Response:
         return web.Response(status=401)
 
-    async def start() -> bool:
-        server = ScriptedServer()
-        server.models = ()
-        server.handle = forbidden
-        async with server.running():
-            engine = OpenAIEngine(server.url)
-            with pytest.raises(InvalidArgument, match="401: give the key by api_key_env"):
-                await engine.start(0)
-            client = OpenAIClient(server.url, {}, 1.0)
-            await client.open()
-            try:
-                return await client.answers()
-            finally:
-                await client.close()
-
-    assert asyncio.run(start())
+    server = ScriptedServer()
+    server.models = ()
+    server.handle = forbidden
+    async with server.running():
+        engine = OpenAIEngine(server.url)
+        with pytest.raises(InvalidArgument, match="401: give the key by api_key_env"):
+            await engine.start(0)
+        client = OpenAIClient(server.url, {}, 1.0)
+        await client.open()
+        answers = await client.answers()
+        await client.close()
+    assert answers
 
 
 @pytest.mark.rows("S6")
@@ -406,7 +401,8 @@ def test_a_server_of_text_needs_a_tokenizer() -> None:
 
 
 @pytest.mark.parametrize("takes_ids", [True, False])
-def test_an_unknown_server_is_asked_whether_it_takes_ids(takes_ids: bool) -> None:
+@real_time
+async def test_an_unknown_server_is_asked_whether_it_takes_ids(takes_ids: bool) -> None:
     """Once, at the start, with a prompt of one token."""
     server = ScriptedServer(models=[{"id": "m", "owned_by": "me"}])
 
@@ -415,13 +411,10 @@ def test_an_unknown_server_is_asked_whether_it_takes_ids(takes_ids: bool) -> Non
             return await streaming(data({"choices": []}))(request)
         return web.json_response({"error": "text only"}, status=422)
 
-    async def read() -> None:
-        server.answer = probe
-        async with started(server, tokenizer=Letters()) as engine:
-            server.answer = streaming(data({"choices": [{"text": "c", "finish_reason": "stop"}]}))
-            await chunks_of(engine, PROMPT)
-
-    asyncio.run(read())
+    server.answer = probe
+    async with started(server, tokenizer=Letters()) as engine:
+        server.answer = streaming(data({"choices": [{"text": "c", "finish_reason": "stop"}]}))
+        await chunks_of(engine, PROMPT)
     assert [body["prompt"] for body in server.bodies] == [[1], [1, 2] if takes_ids else "ab"]
 
 
@@ -574,19 +567,17 @@ def test_a_bad_prompt_is_refused_here() -> None:
 
 
 @pytest.mark.rows("P1")
-def test_the_server_gets_the_request_id_and_the_trace() -> None:
+@real_time
+async def test_the_server_gets_the_request_id_and_the_trace() -> None:
     """The trace of the span that the request has here; without one, that of the client."""
     server = ScriptedServer(streaming(data(LAST)))
     client = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 
-    async def read() -> str:
-        async with started(server) as engine:
-            await chunks_of(engine, PROMPT, RequestContext("r1", trace_headers=client))
-            with TracerProvider().get_tracer("test").start_as_current_span("here") as span:
-                await chunks_of(engine, PROMPT, RequestContext("r2", trace_headers=client))
-            return trace.format_span_id(span.get_span_context().span_id)
-
-    span_id = asyncio.run(read())
+    async with started(server) as engine:
+        await chunks_of(engine, PROMPT, RequestContext("r1", trace_headers=client))
+        with TracerProvider().get_tracer("test").start_as_current_span("here") as span:
+            await chunks_of(engine, PROMPT, RequestContext("r2", trace_headers=client))
+    span_id = trace.format_span_id(span.get_span_context().span_id)
     first, second = ({key.lower(): one[key] for key in one} for one in server.headers)
     assert (first["x-request-id"], first["traceparent"]) == ("r1", client["traceparent"])
     assert second["x-request-id"] == "r2"
