@@ -14,8 +14,8 @@ from rx_backend.context import RequestContext
 from rx_backend.dynamo import Handler, serving
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
-from tests.engines import stop, token
-from tests.rx_backend.dynamo._runtime import NEEDS, cluster, new_context, real, received, settled
+from tests.engines import real_time, stop, token
+from tests.rx_backend.dynamo._runtime import NEEDS, cluster, new_context, received, settled
 from tests.rx_backend.dynamo.test_serving import EITHER_WAY, all_over, either, watched
 
 pytestmark = NEEDS
@@ -133,7 +133,7 @@ async def served(
 
 @pytest.mark.rows("A2", "A4")
 @EITHER_WAY
-@real
+@real_time
 async def test_a_stop_before_the_first_token_waits_for_it(pushed: bool) -> None:
     """The engine hears of the stop at once, and is aborted once, when the first token is there."""
     async with served(waits, pushed=pushed) as worker:
@@ -147,7 +147,7 @@ async def test_a_stop_before_the_first_token_waits_for_it(pushed: bool) -> None:
 
 @pytest.mark.rows("A5")
 @EITHER_WAY
-@real
+@real_time
 async def test_a_stream_that_is_dropped_before_the_first_token_is_not_aborted(pushed: bool) -> None:
     """Chunks without tokens don't count; the runtime lets go of the stream, and that closes it."""
     async with served(handshakes, pushed=pushed) as worker:
@@ -182,7 +182,7 @@ def noticing(handler: Handler, notices: list[str]) -> Handler:
 
 
 @pytest.mark.rows("A4", "C4")
-@real
+@real_time
 async def test_a_notice_releases_the_abort_and_reaches_the_runtime() -> None:
     """An engine that tells of its first token needs no chunk for it, and the runtime hears it."""
     notices: list[str] = []

@@ -20,7 +20,7 @@ from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import Unknown
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from tests.engines import real_time
-from tests.rx_backend.dynamo._runtime import NEEDS, cluster, real, received, settled
+from tests.rx_backend.dynamo._runtime import NEEDS, cluster, received, settled
 from tests.rx_backend.dynamo.test_served_stream import RuntimeContext
 
 # 60 MB, more than fits into the buffers on the way to a client of the real runtime.
@@ -234,7 +234,7 @@ class Pouring(LLMEngine):
 @pytest.mark.rows("S1", "S4", "S7")
 @pytest.mark.parametrize("coalesce", [True, False])
 @NEEDS
-@real
+@real_time
 async def test_a_client_that_never_reads_disturbs_no_other(coalesce: bool) -> None:
     """On the real runtime: others get their tokens, its own engine waits, and it gets all of its."""
     engine = Pouring()
