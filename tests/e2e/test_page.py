@@ -10,7 +10,7 @@ import pytest
 from selenium import webdriver
 
 from tests.e2e.chromium import DESK, PHONE, Page, chromium, until
-from tests.e2e.proxy import Proxy, proxy
+from tests.proxy import Proxy, proxy
 from tests.rx_backend.web.servers import ROOT, Server, running
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(60)]

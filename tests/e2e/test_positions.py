@@ -138,32 +138,6 @@ def test_the_official_client_comes_back(
     assert chunks[-1].usage.completion_tokens == TOKENS
 
 
-def test_what_is_refused(client: httpx.Client) -> None:
-    """Each with its status and its code, and in no format a single token."""
-    name = str(read(client, CHAT_PATH, None, CHAT)[0].id).partition(":")[0]
-    small = str(read(client, f"/small{CHAT_PATH}", None, CHAT)[0].id).partition(":")[0]
-    stolen = {"user": "mallory"}
-    cases: list[tuple[str, str, dict[str, str], int, str]] = [
-        ("/streams", f"{'x' * 22}:1", {}, 404, "StreamNotFound"),
-        ("/streams", f"{name}:1", stolen, 404, "StreamNotFound"),
-        ("/streams", f"{name}:{TOKENS + 1}", {}, 400, "PositionUnknown"),
-        ("/streams", f"{name}:one", {}, 400, "InvalidArgument"),
-        ("/streams", f"{name}:-1", {}, 400, "InvalidArgument"),
-        ("/streams", name, {}, 400, "InvalidArgument"),
-        ("/small/streams", f"{small}:0", {}, 410, "PositionDropped"),
-        ("/small/streams", f"{name}:1", {}, 404, "StreamNotFound"),
-    ]
-    for path, last, headers, status, code in cases:
-        sent = {**headers, "last-event-id": last}
-        base = path.removesuffix("/streams")
-        for answered in (
-            client.get(f"{path}/{last.partition(':')[0]}", headers=sent),
-            client.post(f"{base}{CHAT_PATH}", headers=sent, json=CHAT),
-        ):
-            assert (answered.status_code, answered.json()["error"]["code"]) == (status, code)
-            assert answered.headers["content-type"] == "application/json"
-
-
 @pytest.mark.parametrize("held", ["all", "little"])
 def test_two_readers_at_different_pace(fast: Server, held: str) -> None:
     """

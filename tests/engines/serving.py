@@ -38,6 +38,7 @@ __all__ = (
     "collect",
     "flat",
     "itself",
+    "real_time",
     "request",
     "serve",
     "settle",
@@ -63,6 +64,16 @@ def virtual(test: Callable[P, Coroutine[Any, Any, A]]) -> Callable[P, A]:
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> A:
         return run_virtual(test(*args, **kwargs))
+
+    return run
+
+
+def real_time(test: Callable[P, Coroutine[Any, Any, A]]) -> Callable[P, A]:
+    """Make a test of an asynchronous function: it runs on a fresh loop in real time."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> A:
+        return asyncio.run(test(*args, **kwargs))
 
     return run
 

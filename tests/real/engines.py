@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any
 
 import pytest
 
 from rx_backend import LLMEngine, PreprocessedRequest, RequestContext
-from rx_backend.protocols import LLMEngineOutput, SamplingOptions, StopConditions
+from rx_backend.protocols import SamplingOptions, StopConditions
 from tests.real.tiny_model import RealModel
+from tests.rx_backend.engines.driving import Seen, open_stream
 
 __all__ = (
     "ENGINES",
     "MakeEngine",
-    "Seen",
     "ask",
     "greedy",
-    "in_loop",
     "released",
     "running",
     "see",
 )
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 MakeEngine = Callable[[RealModel], LLMEngine]
 """Makes an engine with a batch of 8 that reads long prompts in several steps."""
@@ -89,16 +83,6 @@ ENGINES = [
 """Whoever adds an engine adds it here: `test_every_engine` asks all of them the same."""
 
 
-def in_loop(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """Run a test in an event loop on the real clock."""
-
-    @functools.wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        return asyncio.run(test(*args, **kwargs))
-
-    return run
-
-
 @asynccontextmanager
 async def running(engine: LLMEngine) -> AsyncGenerator[LLMEngine]:
     try:
@@ -116,26 +100,6 @@ def greedy(prompt: Sequence[int], max_tokens: int | None, **stop: Any) -> Prepro
     )
 
 
-@dataclass
-class Seen:
-    """What a consumer saw."""
-
-    token_ids: list[int] = field(default_factory=list[int])
-    last: LLMEngineOutput = field(default_factory=LLMEngineOutput)
-
-    @property
-    def finish(self) -> str:
-        return str(self.last.finish_reason)
-
-    @property
-    def tokens_used(self) -> tuple[int, int]:
-        assert self.last.completion_usage is not None
-        return (
-            self.last.completion_usage.prompt_tokens,
-            self.last.completion_usage.completion_tokens,
-        )
-
-
 async def see(
     engine: LLMEngine,
     request: PreprocessedRequest,
@@ -147,11 +111,9 @@ async def see(
     """Read an answer; stop the request or drop its stream when there are that many tokens."""
     context = context or RequestContext("asked")
     seen = Seen()
-    stream = cast("AsyncGenerator[LLMEngineOutput]", engine.generate(request, context))
-    async with aclosing(stream):
+    async with aclosing(open_stream(engine, request, context)) as stream:
         async for chunk in stream:
-            seen.token_ids += chunk.token_ids
-            seen.last = chunk
+            seen.chunks.append(chunk)
             if drop_after is not None and len(seen.token_ids) >= drop_after:
                 return seen
             if stop_after is not None and len(seen.token_ids) >= stop_after:
@@ -162,8 +124,8 @@ async def see(
 async def ask(engine: LLMEngine, prompt: Sequence[int], max_tokens: int) -> list[int]:
     """Return the greedy answer, of which the length is the end."""
     seen = await see(engine, greedy(prompt, max_tokens))
-    assert seen.finish == "length"
-    assert seen.tokens_used == (len(prompt), max_tokens)
+    assert seen.reason == "length"
+    assert seen.counted == (len(prompt), max_tokens)
     return seen.token_ids
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from rx_backend import InvalidArgument, LLMEngine, PreprocessedRequest, RequestContext
 from rx_backend.errors import EngineShutdown
 from rx_backend.testing import run_conformance
-from tests.real.engines import ENGINES, MakeEngine, ask, greedy, in_loop, released, running, see
+from tests.engines import real_time
+from tests.real.engines import ENGINES, MakeEngine, ask, greedy, released, running, see
 from tests.real.tiny_model import RealModel
 
 pytestmark = pytest.mark.parametrize("make", ENGINES)
@@ -27,7 +28,7 @@ def test_it_keeps_to_the_contract(make: MakeEngine, tiny_model: RealModel) -> No
     assert report.ok, str(report)
 
 
-@in_loop
+@real_time
 async def test_greedy_tokens_are_the_models_own(make: MakeEngine, tiny_model: RealModel) -> None:
     """One after the other, eight at once, and 64 at once in a batch of 8."""
     prompts = tiny_model.prompts(16) * 4
@@ -41,17 +42,17 @@ async def test_greedy_tokens_are_the_models_own(make: MakeEngine, tiny_model: Re
         await released(engine)
 
 
-@in_loop
+@real_time
 async def test_a_long_prompt_is_read_whole(make: MakeEngine, tiny_model: RealModel) -> None:
     """In several steps, to the last token that fits."""
     (prompt,) = tiny_model.prompts(1, tiny_model.context_length - 4)
     async with running(make(tiny_model)) as engine:
         assert await ask(engine, prompt, 4) == tiny_model.expected(prompt, 4)
         seen = await see(engine, greedy(prompt, None))
-        assert (seen.finish, len(seen.token_ids)) == ("length", 4)
+        assert (seen.reason, len(seen.token_ids)) == ("length", 4)
 
 
-@in_loop
+@real_time
 async def test_a_stop_token_ends_the_answer(make: MakeEngine, tiny_model: RealModel) -> None:
     """It is the last token; the model's own end is ignored on request, others are not."""
     (prompt,) = tiny_model.prompts(1)
@@ -61,15 +62,15 @@ async def test_a_stop_token_ends_the_answer(make: MakeEngine, tiny_model: RealMo
     async with running(make(tiny_model)) as engine:
         for stop in ({"stop_token_ids": [end]}, {"stop_token_ids_hidden": [end]}):
             seen = await see(engine, greedy(prompt, 16, **stop))
-            assert (seen.token_ids, seen.finish) == (until, "stop")
-            assert seen.tokens_used == (len(prompt), len(until))
+            assert (seen.token_ids, seen.reason) == (until, "stop")
+            assert seen.counted == (len(prompt), len(until))
         for ignored, tokens in ((False, until), (True, answer)):
             request = greedy(prompt, 16, ignore_eos=ignored)
             request.eos_token_ids = [end]
             assert (await see(engine, request)).token_ids == tokens
 
 
-@in_loop
+@real_time
 async def test_a_bad_prompt_ends_that_request_alone(
     make: MakeEngine, tiny_model: RealModel
 ) -> None:
@@ -97,7 +98,7 @@ async def test_a_bad_prompt_ends_that_request_alone(
 
 
 @pytest.mark.rows("E4")
-@in_loop
+@real_time
 async def test_a_stopped_request_ends_with_its_usage(
     make: MakeEngine, tiny_model: RealModel
 ) -> None:
@@ -110,15 +111,15 @@ async def test_a_stopped_request_ends_with_its_usage(
             reading = group.create_task(stopping)
             asked = [group.create_task(ask(engine, prompt, 24)) for prompt in prompts[1:]]
         stopped = reading.result()
-        assert stopped.finish == "cancelled"
+        assert stopped.reason == "cancelled"
         assert stopped.token_ids[:24] == expected[0][: len(stopped.token_ids)]
-        assert stopped.tokens_used == (len(prompts[0]), len(stopped.token_ids))
+        assert stopped.counted == (len(prompts[0]), len(stopped.token_ids))
         assert [task.result() for task in asked] == expected[1:]
         await released(engine)
 
 
 @pytest.mark.rows("E4")
-@in_loop
+@real_time
 async def test_a_stop_in_mid_prefill(make: MakeEngine, tiny_model: RealModel) -> None:
     """A request that is stopped before its first token costs none."""
     (prompt,) = tiny_model.prompts(1, tiny_model.context_length - 100)
@@ -131,11 +132,11 @@ async def test_a_stop_in_mid_prefill(make: MakeEngine, tiny_model: RealModel) ->
         context.stop_generating()
         stopped = await reading
         assert await beside == tiny_model.expected(short, 1)
-        assert (stopped.finish, stopped.tokens_used) == ("cancelled", (len(prompt), 0))
+        assert (stopped.reason, stopped.counted) == ("cancelled", (len(prompt), 0))
         await released(engine)
 
 
-@in_loop
+@real_time
 async def test_a_dropped_stream_frees_what_it_held(make: MakeEngine, tiny_model: RealModel) -> None:
     """Beside others, and 20 times as many as fit into a batch."""
     first, *prompts = tiny_model.prompts(3)
@@ -168,7 +169,7 @@ def test_whatever_ends_when(
         seen = await see(engine, greedy(prompt, 12), stop_after=stop_after, drop_after=drop_after)
         assert seen.token_ids == tiny_model.expected(prompt, 12)[: len(seen.token_ids)]
         if how == "none":
-            assert (seen.finish, len(seen.token_ids)) == ("length", 12)
+            assert (seen.reason, len(seen.token_ids)) == ("length", 12)
 
     async def main() -> None:
         async with running(make(tiny_model)) as engine:
@@ -181,7 +182,7 @@ def test_whatever_ends_when(
 
 
 @pytest.mark.rows("E5")
-@in_loop
+@real_time
 async def test_cleanup_ends_open_streams_and_all_threads(
     make: MakeEngine, tiny_model: RealModel
 ) -> None:
@@ -205,7 +206,7 @@ async def test_cleanup_ends_open_streams_and_all_threads(
 
 
 @pytest.mark.rows("E5")
-@in_loop
+@real_time
 async def test_its_health_check_passes(make: MakeEngine, tiny_model: RealModel) -> None:
     """The payload is a request that it answers."""
     async with running(make(tiny_model)) as engine:

@@ -19,14 +19,8 @@ from examples.llama_disaggregated import DisaggregatedLlama
 from rx_backend import CannotConnect, EngineAdapter, PreprocessedRequest
 from rx_backend.protocols import LLMEngineOutput, PrefillResult, SamplingOptions
 from rx_backend.worker.frontend import until_listed
-from tests.real.test_llama_cpp import (
-    answer_of,
-    asking,
-    at_rest,
-    in_loop,
-    running,
-    tokens_of,
-)
+from tests.engines import real_time
+from tests.real.test_llama_cpp import answer_of, asking, at_rest, running, tokens_of
 from tests.real.tiny_model import RealModel
 from tests.rx_backend.worker._processes import ROOT, START_S, frontend, serve
 
@@ -82,7 +76,7 @@ async def pair_of(model: RealModel, **options: Any) -> AsyncGenerator[Pair]:
 
 
 @pytest.mark.rows("A4")
-@in_loop
+@real_time
 async def test_the_answers_are_those_of_one_engine(tiny_model: RealModel) -> None:
     """Greedy and sampled, with short and long prompts, many at once; nothing stays behind."""
     prompts = [[7], *tiny_model.prompts(6, length=40), *tiny_model.prompts(2, length=700)]
@@ -102,7 +96,7 @@ async def test_the_answers_are_those_of_one_engine(tiny_model: RealModel) -> Non
 
 
 @pytest.mark.rows("E5")
-@in_loop
+@real_time
 async def test_a_prefill_engine_is_not_quiescent_while_a_cache_waits(
     tiny_model: RealModel,
 ) -> None:

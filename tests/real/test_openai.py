@@ -16,6 +16,7 @@ from rx_backend.engines.openai.tokenizer import TokenizerFile
 from rx_backend.errors import Disconnected, InvalidArgument
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, StopConditions
 from rx_backend.testing import run_conformance
+from tests.engines import real_time
 from tests.real.llama_server import SLOTS
 from tests.real.openai_asking import greedy, ids_of, read, started
 from tests.real.openai_servers import RealServer, llama_server
@@ -38,17 +39,14 @@ async def busy(server: RealServer) -> int:
 
 
 @pytest.mark.rows("E1")
-def test_start_tells_what_the_server_is(server: RealServer, tiny_model: RealModel) -> None:
+@real_time
+async def test_start_tells_what_the_server_is(server: RealServer, tiny_model: RealModel) -> None:
     """The context is that of one slot."""
-
-    async def main() -> None:
-        engine = OpenAIEngine(server.url)
-        config = await engine.start(0)
-        await engine.cleanup()
-        assert config.model.endswith("gguf")
-        assert (config.context_length, config.max_num_seqs) == (tiny_model.context_length, SLOTS)
-
-    asyncio.run(main())
+    engine = OpenAIEngine(server.url)
+    config = await engine.start(0)
+    await engine.cleanup()
+    assert config.model.endswith("gguf")
+    assert (config.context_length, config.max_num_seqs) == (tiny_model.context_length, SLOTS)
 
 
 @pytest.mark.rows("E2", "E3")
@@ -92,45 +90,41 @@ def test_log_probs(server: RealServer, tiny_model: RealModel) -> None:
 
 
 @pytest.mark.rows("E4", "A2")
-def test_a_stop_frees_the_slot(server: RealServer, tiny_model: RealModel) -> None:
+@real_time
+async def test_a_stop_frees_the_slot(server: RealServer, tiny_model: RealModel) -> None:
     """Within a moment, long before the answer would have ended."""
-
-    async def main() -> None:
-        request = greedy(tiny_model.prompts(1)[0], 2_000)
-        async with started(server) as engine:
-            async with await EngineAdapter(engine).generate(request) as stream:
-                await anext(stream)
-                assert await busy(server) == 1
-                stream.context.stop_generating()
-                last = [item.data async for item in stream][-1]
-            assert last is not None
-            assert str(last.finish_reason) == "cancelled"
-            assert last.completion_usage is not None
-            assert last.completion_usage.completion_tokens > 0
-            stopped = time.monotonic()
-            while await busy(server):
-                assert time.monotonic() - stopped < 2
-
-    asyncio.run(main())
+    request = greedy(tiny_model.prompts(1)[0], 2_000)
+    async with started(server) as engine:
+        async with await EngineAdapter(engine).generate(request) as stream:
+            await anext(stream)
+            assert await busy(server) == 1
+            stream.context.stop_generating()
+            last = [item.data async for item in stream][-1]
+        assert last is not None
+        assert str(last.finish_reason) == "cancelled"
+        assert last.completion_usage is not None
+        assert last.completion_usage.completion_tokens > 0
+        stopped = time.monotonic()
+        while await busy(server):
+            assert time.monotonic() - stopped < 2
 
 
-def test_a_bad_prompt_ends_that_request_alone(server: RealServer, tiny_model: RealModel) -> None:
+@real_time
+async def test_a_bad_prompt_ends_that_request_alone(
+    server: RealServer, tiny_model: RealModel
+) -> None:
     """The others answer as if it had not been there."""
     good = greedy(tiny_model.prompts(1)[0], 8)
     bad = [[], [1] * tiny_model.context_length, [tiny_model.vocab_size]]
-
-    async def main() -> None:
-        async with started(server) as engine:
-            asked = [good, *(greedy(each, 8) for each in bad), good]
-            first, *refused, last = await asyncio.gather(
-                *(read(engine, each) for each in asked), return_exceptions=True
-            )
-        assert [type(each) for each in refused] == [InvalidArgument] * 3
-        assert isinstance(first, list)
-        assert isinstance(last, list)
-        assert ids_of(first) == ids_of(last)
-
-    asyncio.run(main())
+    async with started(server) as engine:
+        asked = [good, *(greedy(each, 8) for each in bad), good]
+        first, *refused, last = await asyncio.gather(
+            *(read(engine, each) for each in asked), return_exceptions=True
+        )
+    assert [type(each) for each in refused] == [InvalidArgument] * 3
+    assert isinstance(first, list)
+    assert isinstance(last, list)
+    assert ids_of(first) == ids_of(last)
 
 
 def test_a_chat(server: RealServer) -> None:

@@ -18,6 +18,7 @@ from rx_backend.protocols import (
     StopConditions,
 )
 from rx_backend.testing import run_conformance
+from tests.engines import real_time
 from tests.real.openai_asking import greedy, ids_of, read, started
 from tests.real.openai_servers import RealServer, vllm_server
 from tests.real.tiny_model import RealModel
@@ -81,22 +82,19 @@ def test_all_options_are_taken(server: RealServer, tiny_model: RealModel) -> Non
 
 
 @pytest.mark.rows("E4", "A2")
-def test_a_stop_ends_the_stream(server: RealServer, tiny_model: RealModel) -> None:
+@real_time
+async def test_a_stop_ends_the_stream(server: RealServer, tiny_model: RealModel) -> None:
     """Long before its last token."""
-
-    async def main() -> None:
-        request = greedy(tiny_model.prompts(1)[0], 2_000)
-        async with (
-            started(server) as engine,
-            await EngineAdapter(engine).generate(request) as stream,
-        ):
-            await anext(stream)
-            stream.context.stop_generating()
-            last = [item.data async for item in stream][-1]
-        assert last is not None
-        assert str(last.finish_reason) == "cancelled"
-
-    asyncio.run(main())
+    request = greedy(tiny_model.prompts(1)[0], 2_000)
+    async with (
+        started(server) as engine,
+        await EngineAdapter(engine).generate(request) as stream,
+    ):
+        await anext(stream)
+        stream.context.stop_generating()
+        last = [item.data async for item in stream][-1]
+    assert last is not None
+    assert str(last.finish_reason) == "cancelled"
 
 
 def test_a_bad_prompt_is_the_clients_fault(server: RealServer, tiny_model: RealModel) -> None:

@@ -21,7 +21,8 @@ from rx_backend.engines.transformers import TransformersEngine
 from rx_backend.engines.transformers.sampling import Sampling
 from rx_backend.errors import Disconnected
 from rx_backend.protocols import OutputOptions, SamplingOptions, StopConditions
-from tests.real.engines import ask, greedy, in_loop, released, running, see
+from tests.engines import real_time
+from tests.real.engines import ask, greedy, released, running, see
 from tests.real.tiny_model import RealModel
 
 pytestmark = pytest.mark.needs("transformers", "gguf")
@@ -48,7 +49,7 @@ def with_generation_config(model: RealModel, folder: Path, **options: Any) -> st
 
 
 @pytest.mark.rows("E1")
-@in_loop
+@real_time
 async def test_it_tells_what_it_has(tiny_model: RealModel) -> None:
     """The context is what fits into the cache, and into the model."""
     engine = made(tiny_model, kv_tokens=700, block_size=64, max_batch=3, max_batch_tokens=96)
@@ -62,7 +63,7 @@ async def test_it_tells_what_it_has(tiny_model: RealModel) -> None:
     await engine.cleanup()
 
 
-@in_loop
+@real_time
 async def test_a_cache_that_is_too_small_for_all(tiny_model: RealModel) -> None:
     """Requests make room for each other; their tokens are the same, up to the last that fits."""
     prompts = tiny_model.prompts(8)
@@ -73,7 +74,7 @@ async def test_a_cache_that_is_too_small_for_all(tiny_model: RealModel) -> None:
         await released(engine)
 
 
-@in_loop
+@real_time
 async def test_greedy_and_sampled_side_by_side(tiny_model: RealModel) -> None:
     """Each request has options of its own; top-k 1, top-p 0 and temperature 0 are all greedy."""
     (prompt,) = tiny_model.prompts(1)
@@ -94,7 +95,7 @@ async def test_greedy_and_sampled_side_by_side(tiny_model: RealModel) -> None:
     assert len({tuple(expected), tuple(one), tuple(other)}) == 3
 
 
-@in_loop
+@real_time
 async def test_what_is_left_open_is_the_models_own(tiny_model: RealModel, tmp_path: Path) -> None:
     """Greedy where it does not say otherwise; else as its generation config has it."""
     (prompt,) = tiny_model.prompts(1)
@@ -108,7 +109,7 @@ async def test_what_is_left_open_is_the_models_own(tiny_model: RealModel, tmp_pa
     async with running(engine):
         assert (await see(engine, sampled(prompt, 24))).token_ids != expected[:24]
         ended = await see(engine, greedy(prompt, 24))
-        assert (ended.token_ids, ended.finish) == (expected[:5], "stop")
+        assert (ended.token_ids, ended.reason) == (expected[:5], "stop")
 
 
 def test_the_options_of_a_request(tiny_model: RealModel) -> None:
@@ -123,7 +124,7 @@ def test_the_options_of_a_request(tiny_model: RealModel) -> None:
     assert options(SamplingOptions(temperature=0))["top_k"] == 1
 
 
-@in_loop
+@real_time
 async def test_what_it_cannot_honour_is_refused(tiny_model: RealModel) -> None:
     """By name, all of it."""
     (prompt,) = tiny_model.prompts(1)
@@ -140,7 +141,7 @@ async def test_what_it_cannot_honour_is_refused(tiny_model: RealModel) -> None:
 
 
 @pytest.mark.rows("E1")
-@in_loop
+@real_time
 async def test_a_model_path_that_is_no_folder_is_refused(tiny_model: RealModel) -> None:
     """A folder that is not there, and a GGUF."""
     for path in (tiny_model.folder / "none", tiny_model.gguf):
@@ -149,7 +150,7 @@ async def test_a_model_path_that_is_no_folder_is_refused(tiny_model: RealModel) 
 
 
 @pytest.mark.rows("E4")
-@in_loop
+@real_time
 async def test_a_request_that_is_stopped_before_its_first_pull(tiny_model: RealModel) -> None:
     """It ends at once, with the usage of nothing."""
     (prompt,) = tiny_model.prompts(1)
@@ -186,7 +187,7 @@ def test_a_program_that_forgets_cleanup_ends(tiny_model: RealModel) -> None:
 
 
 @pytest.mark.rows("E4")
-@in_loop
+@real_time
 async def test_a_stop_in_mid_prefill_frees_the_blocks(tiny_model: RealModel) -> None:
     """Before the next step, and so does a dropped stream; nothing of them is kept."""
     (prompt,) = tiny_model.prompts(1, 2000)
@@ -213,7 +214,7 @@ async def test_a_stop_in_mid_prefill_frees_the_blocks(tiny_model: RealModel) -> 
                 await asyncio.wait({reading})
             else:
                 context.stop_generating()
-                assert (await reading).finish == "cancelled"
+                assert (await reading).reason == "cancelled"
             await released(engine, within_s=1)
             await until(lambda: not any(tables()), 1)
         short = prompt[:8]
@@ -224,7 +225,7 @@ async def test_a_stop_in_mid_prefill_frees_the_blocks(tiny_model: RealModel) -> 
 
 
 @pytest.mark.rows("E7")
-@in_loop
+@real_time
 async def test_a_dead_batching_thread(tiny_model: RealModel) -> None:
     """Is told of; what is open and what comes later fails with `Disconnected`."""
     prompts = tiny_model.prompts(2)
@@ -247,7 +248,7 @@ async def test_a_dead_batching_thread(tiny_model: RealModel) -> None:
 
 
 @pytest.mark.rows("E7")
-@in_loop
+@real_time
 async def test_a_request_that_comes_while_the_thread_dies(tiny_model: RealModel) -> None:
     """Nobody takes it any more; it fails with the others."""
     (prompt,) = tiny_model.prompts(1)

@@ -23,6 +23,7 @@ from rx_backend.protocols import (
     StopConditions,
     convert_request,
 )
+from tests.engines import real_time
 from tests.leaks import LeakWatch
 from tests.real.tiny_model import RealModel
 
@@ -146,54 +147,29 @@ def test_it_tells_its_limits(vllm: Running) -> None:
     assert config.total_kv_blocks
 
 
-@pytest.mark.rows("E2", "E3")
-def test_greedy_answers_are_those_of_transformers(vllm: Running) -> None:
-    """Alone, eight at once, and 64 that queue for a batch of 16."""
-    prompts = vllm.model.prompts(16)
-    expected = [vllm.model.expected(prompt, 12) for prompt in prompts]
-
-    async def ask() -> None:
-        assert await vllm.answer(asking(prompts[0])) == expected[0]
-        for count in (8, 64):
-            requests = [asking(prompts[n % 16]) for n in range(count)]
-            answers = await asyncio.gather(*map(vllm.answer, requests))
-            assert answers == [expected[n % 16] for n in range(count)]
-        await vllm.at_rest()
-
-    vllm.run(ask())
-
-
 @pytest.mark.rows("E3")
-def test_how_answers_end(vllm: Running) -> None:
-    """A stop token is the last id of its terminal, length ends with the last token; usage counts."""
+def test_a_minimum_of_tokens_goes_before_a_stop_token(vllm: Running) -> None:
+    """The answer is as long as it may be; usage counts."""
     prompt = vllm.model.prompts(1)[0]
-    answer = vllm.model.expected(prompt, 12)
-    end = answer[5]
+    end = vllm.model.expected(prompt, 12)[5]
+    minimum = StopConditions(max_tokens=12, stop_token_ids_hidden=[end], min_tokens=12)
+    *_, last = chunks = vllm.run(vllm.chunks(asking(prompt, stop_conditions=minimum)))
+    assert end not in tokens_of(chunks)[:-1]
+    assert str(last.finish_reason) == "length"
+    assert last.completion_usage is not None
+    counts = last.completion_usage
+    assert (counts.prompt_tokens, counts.completion_tokens) == (len(prompt), 12)
 
-    async def ask() -> None:
-        stops = StopConditions(max_tokens=12, stop_token_ids_hidden=[end])
-        *_, stopped = chunks = await vllm.chunks(asking(prompt, stop_conditions=stops))
-        assert tokens_of(chunks) == answer[: answer.index(end) + 1]
-        assert stopped.token_ids[-1] == end
-        assert str(stopped.finish_reason) == "stop"
-        minimum = StopConditions(max_tokens=12, stop_token_ids_hidden=[end], min_tokens=12)
-        *_, last = chunks = await vllm.chunks(asking(prompt, stop_conditions=minimum))
-        assert end not in tokens_of(chunks)[:-1]
-        assert str(last.finish_reason) == "length"
-        assert last.completion_usage is not None
-        counts = last.completion_usage
-        assert (counts.prompt_tokens, counts.completion_tokens) == (len(prompt), 12)
-        full = asking(
-            (prompt * LONGEST)[: LONGEST - 9], stop_conditions=StopConditions(ignore_eos=True)
-        )
-        chunks = await vllm.chunks(full)
-        assert (len(tokens_of(chunks)), str(chunks[-1].finish_reason)) == (9, "length")
-        (*_, last) = await vllm.chunks(full)
-        assert last.completion_usage is not None
-        assert last.completion_usage.prompt_tokens_details is not None
-        assert (last.completion_usage.prompt_tokens_details.cached_tokens or 0) > LONGEST // 2
 
-    vllm.run(ask())
+def test_a_prompt_that_was_read_before_is_cached(vllm: Running) -> None:
+    """The usage tells how much of it."""
+    prompt = vllm.model.prompts(1)[0]
+    full = asking((prompt * LONGEST)[: LONGEST - 9], 9)
+    vllm.run(vllm.chunks(full))
+    *_, last = vllm.run(vllm.chunks(full))
+    assert last.completion_usage is not None
+    assert last.completion_usage.prompt_tokens_details is not None
+    assert (last.completion_usage.prompt_tokens_details.cached_tokens or 0) > LONGEST // 2
 
 
 @pytest.mark.rows("E4")
@@ -256,9 +232,6 @@ def test_requests_of_one_id_are_stopped_one_by_one(vllm: Running) -> None:
 @pytest.mark.parametrize(
     ("wire", "words"),
     [
-        ({"token_ids": []}, "empty"),
-        ({"token_ids": [3] * LONGEST}, "room"),
-        ({"token_ids": [512]}, "ids"),
         ({"stop_conditions": {"max_tokens": 0}}, "max_tokens"),
         ({"stop_conditions": {"max_thinking_tokens": 4}}, "reasoning"),
         ({"sampling_options": {"top_p": 7.0}}, "top_p"),
@@ -401,63 +374,57 @@ def test_tenants_do_not_share_the_prefix_cache(vllm: Running) -> None:
 
 
 @pytest.mark.rows("S6", "E7")
-def test_a_core_that_is_gone_is_told_to_all(tiny_model: RealModel, leaks: LeakWatch) -> None:
+@real_time
+async def test_a_core_that_is_gone_is_told_to_all(tiny_model: RealModel, leaks: LeakWatch) -> None:
     """What is in flight and what comes later fail as one that another worker may continue."""
     # vLLM's own tasks, which it ends with their queues.
     leaks.allow("EngineCoreOutputQueueTask")
-
-    async def ask() -> None:
-        others = {*multiprocessing.active_children()}
-        running = make_another(tiny_model)
-        await running.start(0)
-        adapter = EngineAdapter(running)
-        lost = asyncio.create_task(running.lost())
-        try:
-            streams = [await adapter.generate(asking([5, 6, n], 900)) for n in range(4)]
-            for stream in streams:
-                await anext(stream)
-            assert not lost.done()
-            (core,) = {*multiprocessing.active_children()} - others
-            assert core.pid is not None
-            os.kill(core.pid, signal.SIGKILL)
-            for stream in streams:
-                items = [item async for item in stream]
-                assert isinstance(items[-1].error, Disconnected)
-            assert "vLLM" in await asyncio.wait_for(lost, 5)
-            with pytest.raises(Disconnected):
-                await anext(running.generate(asking([5]), RequestContext()))
-        finally:
-            await running.cleanup()
-        assert_ended({*multiprocessing.active_children()} - others)
-        with pytest.raises(EngineShutdown):
+    others = {*multiprocessing.active_children()}
+    running = make_another(tiny_model)
+    await running.start(0)
+    adapter = EngineAdapter(running)
+    lost = asyncio.create_task(running.lost())
+    try:
+        streams = [await adapter.generate(asking([5, 6, n], 900)) for n in range(4)]
+        for stream in streams:
+            await anext(stream)
+        assert not lost.done()
+        (core,) = {*multiprocessing.active_children()} - others
+        assert core.pid is not None
+        os.kill(core.pid, signal.SIGKILL)
+        for stream in streams:
+            items = [item async for item in stream]
+            assert isinstance(items[-1].error, Disconnected)
+        assert "vLLM" in await asyncio.wait_for(lost, 5)
+        with pytest.raises(Disconnected):
             await anext(running.generate(asking([5]), RequestContext()))
-
-    asyncio.run(ask())
+    finally:
+        await running.cleanup()
+    assert_ended({*multiprocessing.active_children()} - others)
+    with pytest.raises(EngineShutdown):
+        await anext(running.generate(asking([5]), RequestContext()))
 
 
 @pytest.mark.rows("E5")
-def test_a_cleanup_ends_what_runs(tiny_model: RealModel) -> None:
+@real_time
+async def test_a_cleanup_ends_what_runs(tiny_model: RealModel) -> None:
     """Streams end with `EngineShutdown`, `lost` does not take it for a loss, no process is left."""
-
-    async def ask() -> None:
-        others = {*multiprocessing.active_children()}
-        engine = make_another(tiny_model)
-        await engine.cleanup()
-        await engine.start(0)
-        lost = asyncio.create_task(engine.lost())
-        stream = engine.generate(asking([5, 6], 900), RequestContext())
-        await anext(stream)
-        await engine.cleanup()
-        await engine.cleanup()
-        with pytest.raises(EngineShutdown):
-            async for _ in stream:
-                pass
-        assert not (await asyncio.wait({lost}, timeout=0.1))[0]
-        lost.cancel()
-        await asyncio.wait({lost})
-        assert_ended({*multiprocessing.active_children()} - others)
-
-    asyncio.run(ask())
+    others = {*multiprocessing.active_children()}
+    engine = make_another(tiny_model)
+    await engine.cleanup()
+    await engine.start(0)
+    lost = asyncio.create_task(engine.lost())
+    stream = engine.generate(asking([5, 6], 900), RequestContext())
+    await anext(stream)
+    await engine.cleanup()
+    await engine.cleanup()
+    with pytest.raises(EngineShutdown):
+        async for _ in stream:
+            pass
+    assert not (await asyncio.wait({lost}, timeout=0.1))[0]
+    lost.cancel()
+    await asyncio.wait({lost})
+    assert_ended({*multiprocessing.active_children()} - others)
 
 
 def test_its_arguments_are_vllms_own(tiny_model: RealModel, capsys: Any) -> None:

@@ -13,7 +13,8 @@ import pytest
 from rx_backend.engines.openai import OpenAIEngine
 from rx_backend.protocols import OutputOptions
 from rx_backend.worker.frontend import until_listed
-from tests.real.engines import greedy, in_loop, running, see
+from tests.engines import real_time
+from tests.real.engines import greedy, running, see
 from tests.real.tiny_model import RealModel
 from tests.rx_backend.worker._processes import free_port
 
@@ -45,7 +46,7 @@ def url(tiny_model: RealModel) -> Generator[str]:
 
 
 @pytest.mark.rows("E1", "E2", "E3")
-@in_loop
+@real_time
 async def test_token_ids_and_log_probs_come_from_the_server(
     url: str, tiny_model: RealModel
 ) -> None:
@@ -56,20 +57,20 @@ async def test_token_ids_and_log_probs_come_from_the_server(
         seen = await asyncio.gather(*(see(engine, greedy(prompt, 12)) for prompt in prompts))
         expected = [tiny_model.expected(prompt, 12) for prompt in prompts]
         assert [each.token_ids for each in seen] == expected
-        assert {each.finish for each in seen} == {"length"}
-        assert seen[0].tokens_used == (len(prompts[0]), 12)
+        assert {each.reason for each in seen} == {"length"}
+        assert seen[0].counted == (len(prompts[0]), 12)
         request = greedy(prompts[0], 1)
         request.output_options = OutputOptions(logprobs=1)
         assert (await see(engine, request)).last.log_probs
 
 
 @pytest.mark.rows("E4")
-@in_loop
+@real_time
 async def test_a_stop_ends_the_request(url: str, tiny_model: RealModel) -> None:
     """With the usage so far, long before its last token."""
     engine = OpenAIEngine(url)
     async with running(engine):
         request = greedy(tiny_model.prompts(1)[0], 1500, ignore_eos=True)
         seen = await see(engine, request, stop_after=3)
-        assert seen.finish == "cancelled"
+        assert seen.reason == "cancelled"
         assert len(seen.token_ids) < 1500

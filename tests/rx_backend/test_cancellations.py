@@ -15,10 +15,7 @@ from opentelemetry.trace import StatusCode
 from operators import Pipeline, map_async
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
-from rx_backend.errors import (
-    Disconnected,
-    Unknown,
-)
+from rx_backend.errors import Disconnected, Unknown
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput
 from tests.engines import (

@@ -265,27 +265,6 @@ async def test_a_failure(form: Form, error: Step, kind: str) -> None:
     assert engine.closed == 1
 
 
-@pytest.mark.rows("E2", "S5")
-@pytest.mark.parametrize(
-    "form", [generator, observable, pytest.param(async_observable, marks=NEEDS)]
-)
-@virtual
-async def test_a_setup_that_fails(form: Form) -> None:
-    """What is raised before there is a stream comes out of ``generate``, typed."""
-
-    async def refuse(chunks: Chunks) -> object:
-        await chunks.aclose()
-        await asyncio.sleep(1)
-        if now() == 1:
-            raise ValueError("too long")
-        return form(chunks)
-
-    spans = Spans()
-    with pytest.raises(InvalidArgument, match="too long"):
-        await adapter_of(FormedEngine(refuse), spans=spans).generate(request())
-    assert status_of(spans.one())[1] == "setup_failed"
-
-
 @pytest.mark.rows("E2", "S7", "P5", "P7", "A1")
 @pytest.mark.parametrize("leave", WAYS_OF_LEAVING)
 @FORMS

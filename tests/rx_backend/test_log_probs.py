@@ -10,12 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rx_backend.errors import InvalidArgument
-from rx_backend.protocols import (
-    LLMEngineOutput,
-    TopLogprob,
-    convert_annotated,
-    convert_output,
-)
+from rx_backend.protocols import LLMEngineOutput, TopLogprob, convert_annotated, convert_output
 from tests.wire import decode_output, encode
 
 log_probs = st.lists(st.floats(max_value=0, allow_nan=False), max_size=4)

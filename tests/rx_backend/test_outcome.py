@@ -17,15 +17,7 @@ from msgspec.structs import replace
 from opentelemetry.trace import StatusCode
 from reactivex import operators as ops
 
-from operators import (
-    Pipeline,
-    TokenTimes,
-    coalesce,
-    limit_tokens,
-    map_async,
-    on_outcome,
-    stop_on,
-)
+from operators import Pipeline, TokenTimes, coalesce, limit_tokens, map_async, on_outcome, stop_on
 from operators.authoring import (
     AnyOperator,
     Completed,
@@ -476,7 +468,8 @@ answer_chunks = st.lists(
     with_items=st.booleans(),
     coalesced=st.booleans(),
 )
-def test_several_answers(
+@virtual
+async def test_several_answers(
     answers: int,
     chunks: list[tuple[int, list[int], FinishReason | None, bool]],
     last: list[FinishReason],
@@ -496,40 +489,36 @@ def test_several_answers(
             tokens[index] += made
             if reason is not None:
                 reasons[index] = reason
-
-    async def play() -> None:
-        spans = Spans()
-        pipeline = standard_pipeline
-        if coalesced:
-            pipeline = pipeline.with_operators(coalesce())
-        if with_items:
-            pipeline = pipeline.with_operators(ops.do_action())
-        adapter = EngineAdapter(
-            engine := ScriptedEngine(*script), pipeline=pipeline, tracer=spans.tracer, record=True
-        )
-        stream = await adapter.generate(several(answers))
-        got: dict[int, list[int]] = {index: [] for index in range(answers)}
-        ended: dict[int, FinishReason] = {}
-        async for item in stream:
-            assert item.data is not None
-            index = item.data.index or 0
-            assert index not in ended, "something follows an answer's terminal"
-            got[index] += item.data.token_ids
-            if item.data.finish_reason is not None:
-                ended[index] = item.data.finish_reason
-            await asyncio.sleep(0)
-        assert (got, ended) == (tokens, reasons)
-        assert engine.closed == 1
-        attributes = spans.one().attributes or {}
-        in_order = [reasons[index] for index in range(answers)]
-        assert attributes["gen_ai.response.finish_reasons"] == tuple(r.kind for r in in_order)
-        errors = [reason for reason in in_order if reason.is_error]
-        stopped = [reason for reason in in_order if reason == FinishReason.CANCELLED]
-        assert attributes["finish_reason"] == [*errors, *stopped, *in_order][0].span_value
-        assert attributes["output_tokens"] == sum(map(len, tokens.values()))
-        assert (spans.one().status.status_code is StatusCode.ERROR) is bool(errors)
-
-    run_virtual(play())
+    spans = Spans()
+    pipeline = standard_pipeline
+    if coalesced:
+        pipeline = pipeline.with_operators(coalesce())
+    if with_items:
+        pipeline = pipeline.with_operators(ops.do_action())
+    adapter = EngineAdapter(
+        engine := ScriptedEngine(*script), pipeline=pipeline, tracer=spans.tracer, record=True
+    )
+    stream = await adapter.generate(several(answers))
+    got: dict[int, list[int]] = {index: [] for index in range(answers)}
+    ended: dict[int, FinishReason] = {}
+    async for item in stream:
+        assert item.data is not None
+        index = item.data.index or 0
+        assert index not in ended, "something follows an answer's terminal"
+        got[index] += item.data.token_ids
+        if item.data.finish_reason is not None:
+            ended[index] = item.data.finish_reason
+        await asyncio.sleep(0)
+    assert (got, ended) == (tokens, reasons)
+    assert engine.closed == 1
+    attributes = spans.one().attributes or {}
+    in_order = [reasons[index] for index in range(answers)]
+    assert attributes["gen_ai.response.finish_reasons"] == tuple(r.kind for r in in_order)
+    errors = [reason for reason in in_order if reason.is_error]
+    stopped = [reason for reason in in_order if reason == FinishReason.CANCELLED]
+    assert attributes["finish_reason"] == [*errors, *stopped, *in_order][0].span_value
+    assert attributes["output_tokens"] == sum(map(len, tokens.values()))
+    assert (spans.one().status.status_code is StatusCode.ERROR) is bool(errors)
 
 
 @pytest.mark.rows("E3", "S9", "P11", "P5", "P6a")

@@ -47,7 +47,6 @@ from rx_backend.protocols import (
     to_builtins,
 )
 from rx_backend.scope import RequestScope
-from rx_backend.testing import run_virtual
 from tests.engines import (
     DROPPED,
     ENTRY,
@@ -371,36 +370,33 @@ class Transfers(LLMEngine):
         st.tuples(st.sampled_from([*IN_A_PULL, *UNPULLED, None]), st.integers(-1, 3)), max_size=6
     ),
 )
-def test_no_transfer_is_orphaned(
+@virtual
+async def test_no_transfer_is_orphaned(
     transfer_s: float, token_s: float, is_eager: bool, drops: Sequence[tuple[Leave | None, int]]
 ) -> None:
     """Whenever consumers leave and whenever they stop, the peer gets all its blocks back."""
+    engine = Transfers(transfer_s, token_s, is_eager)
+    async with Drains() as drains:
+        adapter = decoding(engine, drains)
 
-    async def play() -> None:
-        engine = Transfers(transfer_s, token_s, is_eager)
-        async with Drains() as drains:
-            adapter = decoding(engine, drains)
+        async def consume(number: int, drop: Leave | None, stopped_s: int) -> None:
+            context = RequestContext(str(number))
+            stream = await adapter.generate(request(), context)
+            if stopped_s >= 0:
+                asyncio.get_running_loop().call_later(stopped_s, context.stop_generating)
+            if drop is None:
+                await collect(stream)
+            else:
+                owner = [stream]
+                del stream
+                await drop(owner)
 
-            async def consume(number: int, drop: Leave | None, stopped_s: int) -> None:
-                context = RequestContext(str(number))
-                stream = await adapter.generate(request(), context)
-                if stopped_s >= 0:
-                    asyncio.get_running_loop().call_later(stopped_s, context.stop_generating)
-                if drop is None:
-                    await collect(stream)
-                else:
-                    owner = [stream]
-                    del stream
-                    await drop(owner)
-
-            async with asyncio.TaskGroup() as group:
-                for number, (drop, stopped_s) in enumerate(drops):
-                    group.create_task(consume(number, drop, stopped_s))
-        assert engine.held == set()
-        assert set(engine.aborts.values()) <= {1}
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    run_virtual(play())
+        async with asyncio.TaskGroup() as group:
+            for number, (drop, stopped_s) in enumerate(drops):
+                group.create_task(consume(number, drop, stopped_s))
+    assert engine.held == set()
+    assert set(engine.aborts.values()) <= {1}
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 @pytest.mark.rows("P5", "P7", "O2")

@@ -47,9 +47,7 @@ from tests.engines import (
     tokens_of,
     virtual,
 )
-from tests.engines.leaving import (
-    Box,
-)
+from tests.engines.leaving import Box
 from tests.leaks import LeakWatch
 from tests.spans import Spans
 
@@ -556,25 +554,22 @@ def test_engines_made_of_engines_are_closed_with_their_loop(
 
 
 @pytest.mark.rows("S7")
-def test_a_release_is_not_left_out_where_its_task_is_cancelled_before_it_began(
+@virtual
+async def test_a_release_is_not_left_out_where_its_task_is_cancelled_before_it_began(
     leaks: LeakWatch,
 ) -> None:
     """As `asyncio.run` cancels all tasks, and so the one that was to close a lost stream."""
     leaks.allow("task not done")
     engine = slow()
-
-    async def main() -> None:
-        stream = await EngineAdapter(engine).generate(request())
-        await anext(stream)
-        stream.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        assert len(others) == 1
-        for task in others:
-            task.cancel()
-        await stream.aclose()
-        assert engine.closed == 1
-
-    run_virtual(main())
+    stream = await EngineAdapter(engine).generate(request())
+    await anext(stream)
+    stream.close()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    assert len(others) == 1
+    for task in others:
+        task.cancel()
+    await stream.aclose()
+    assert engine.closed == 1
 
 
 PULLED_ELSEWHERE: dict[str, list[AnyOperator]] = {

@@ -6,6 +6,7 @@ import pytest
 
 from tests.rx_backend.worker.test_chat import (
     client,
+    served,
     test_an_engines_error_reaches_the_client,
     test_chat_streams_tokens_in_order,
     test_the_model_is_listed_with_its_context,
@@ -19,14 +20,12 @@ from tests.rx_backend.worker.test_disaggregated import (
 )
 from tests.rx_backend.worker.test_disconnect import test_a_client_that_leaves_is_one_abort
 from tests.rx_backend.worker.test_migration import test_a_request_survives_its_worker
-from tests.rx_backend.worker.test_shutdown import (
-    test_a_signal_loses_no_request,
-    test_what_is_left_at_the_deadline_is_stopped,
-)
+from tests.rx_backend.worker.test_shutdown import test_a_signal_loses_no_request
 
 __all__ = (
     "client",
     "pair",
+    "served",
     "test_a_client_that_leaves_early_is_one_abort_after_the_first_token",
     "test_a_client_that_leaves_is_one_abort",
     "test_a_place_to_meet_is_handed_over_too",
@@ -37,7 +36,6 @@ __all__ = (
     "test_decode_goes_on_from_what_prefill_has_handed_over",
     "test_the_decode_span_links_to_the_prefill_span",
     "test_the_model_is_listed_with_its_context",
-    "test_what_is_left_at_the_deadline_is_stopped",
 )
 
 pytestmark = [pytest.mark.cluster("nats"), pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib import import_module
-from typing import Any, ParamSpec
+from typing import Any
 
 import pytest
-
-P = ParamSpec("P")
 
 NEEDS = pytest.mark.needs("dynamo")
 ENVIRONMENT = {
@@ -23,20 +20,6 @@ ENVIRONMENT = {
     "DYN_TCP_RESPONSE_STREAM_HOST": "127.0.0.1",
     "DYN_TCP_RPC_HOST": "127.0.0.1",
 }
-
-
-def real(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """Make a test of an asynchronous function that meets the real runtime, in real time."""
-
-    @functools.wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        async def limited() -> None:
-            async with asyncio.timeout(20):
-                await test(*args, **kwargs)
-
-        asyncio.run(limited())
-
-    return run
 
 
 @pytest.fixture(autouse=True)

@@ -10,13 +10,14 @@ import pytest
 
 from rx_backend.dynamo import ContextBridge
 from rx_backend.errors import InvalidArgument
-from tests.rx_backend.dynamo._runtime import NEEDS, new_context, real
+from tests.engines import real_time
+from tests.rx_backend.dynamo._runtime import NEEDS, new_context
 
 pytestmark = NEEDS
 
 
 @pytest.mark.rows("C1", "C2")
-@real
+@real_time
 async def test_a_stop_of_the_runtime_is_a_level_of_ours() -> None:
     """Whoever waits hears of it, the request's identity is the same, and no task is made for it."""
     theirs = new_context("r1", {"tenant": "t"})
@@ -33,7 +34,7 @@ async def test_a_stop_of_the_runtime_is_a_level_of_ours() -> None:
 
 
 @pytest.mark.rows("C1")
-@real
+@real_time
 async def test_what_was_signalled_before_counts() -> None:
     """A request that is stopped before we see it is stopped."""
     theirs = new_context()
@@ -44,7 +45,7 @@ async def test_what_was_signalled_before_counts() -> None:
 
 
 @pytest.mark.rows("A6")
-@real
+@real_time
 async def test_a_closed_bridge_waits_for_nothing() -> None:
     """A signal after the end of the request reaches nobody of ours; closing twice is harmless."""
     theirs = new_context()
@@ -57,7 +58,7 @@ async def test_a_closed_bridge_waits_for_nothing() -> None:
     assert not bridge.request_context.is_stopped
 
 
-@real
+@real_time
 async def test_a_refresh_takes_over_at_once() -> None:
     """What the runtime has signalled counts before the loop has told anybody."""
     theirs = new_context()
@@ -95,7 +96,7 @@ class Waited(Real):
 
 
 @pytest.mark.rows("A6")
-@real
+@real_time
 async def test_a_signal_in_the_turn_of_the_close_comes_too_late() -> None:
     """What the runtime was about to tell a bridge that has closed keeps nothing alive."""
     theirs = Waited()
@@ -122,7 +123,7 @@ class Freeing(Real):
 
 
 @pytest.mark.rows("A6")
-@real
+@real_time
 async def test_a_bridge_that_is_closed_by_its_own_question_asks_no_more() -> None:
     """A call into the runtime may free the very stream that the call is made for."""
     theirs = Freeing()
@@ -147,22 +148,18 @@ class Counted(Real):
 
 @pytest.mark.rows("C4")
 @pytest.mark.parametrize(("decode", "notices"), [(True, 1), (False, 0)])
-def test_the_first_token_is_told_once_by_a_decode_worker(decode: bool, notices: int) -> None:
+@real_time
+async def test_the_first_token_is_told_once_by_a_decode_worker(decode: bool, notices: int) -> None:
     """The runtime hears of our notice, and only where it means something."""
-
-    @real
-    async def run() -> None:
-        theirs = Counted()
-        bridge = ContextBridge(theirs, decode=decode)
-        bridge.request_context.notify_first_token()
-        bridge.request_context.notify_first_token()
-        bridge.close()
-        assert theirs.notices == notices
-
-    run()
+    theirs = Counted()
+    bridge = ContextBridge(theirs, decode=decode)
+    bridge.request_context.notify_first_token()
+    bridge.request_context.notify_first_token()
+    bridge.close()
+    assert theirs.notices == notices
 
 
-@real
+@real_time
 async def test_a_context_that_is_none_is_named() -> None:
     """A wrong argument is a typed error."""
     with pytest.raises(InvalidArgument, match=r"context: .* got dict"):

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 import pytest
 
-from operators import Drains, Pipeline, drain_until_first_token
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.dynamo import Handler, serving
 from rx_backend.engine import EngineConfig, LLMEngine
-from rx_backend.errors import Disconnected
-from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
-from rx_backend.scope import RequestScope
-from tests.engines import stop, token
-from tests.rx_backend.dynamo._runtime import (
-    NEEDS,
-    cluster,
-    killed_reader,
-    new_context,
-    real,
-    received,
-    settled,
-)
-from tests.rx_backend.dynamo.test_serving import EITHER_WAY, Streams, all_over, either, watched
+from tests.engines import real_time, stop, token
+from tests.rx_backend.dynamo._runtime import NEEDS, cluster, new_context, received, settled
+from tests.rx_backend.dynamo.test_serving import EITHER_WAY, all_over, either, watched
 
 pytestmark = NEEDS
 
@@ -106,17 +94,10 @@ async def handshakes(engine: Decoding, context: RequestContext) -> AsyncGenerato
 
 
 class Served:
-    """
-    The engine in a decode worker, and a client of it.
+    """The engine in a decode worker, and a client of it."""
 
-    Attributes:
-        engine: The engine.
-        streams: The handler's streams.
-    """
-
-    def __init__(self, engine: Decoding, client: Any, streams: Streams) -> None:
+    def __init__(self, engine: Decoding, client: Any) -> None:
         self.engine = engine
-        self.streams = streams
         self._client = client
 
     async def ask(self, id: str = "r1") -> tuple[Any, Any]:
@@ -137,150 +118,43 @@ async def served(
     play: Play,
     *,
     pushed: bool = True,
-    pipeline: PipelineSource = standard_pipeline,
     around: Callable[[Handler], Handler] = lambda handler: handler,
 ) -> AsyncGenerator[Served]:
     async with cluster() as joined:
         engine = Decoding(play)
         before = asyncio.all_tasks()
-        adapter = EngineAdapter(engine, "decode", pipeline)
+        adapter = EngineAdapter(engine, "decode")
         handler, streams = watched(serving(adapter))
         client = await joined.serve(either(around(handler), pushed))
         serving_it = asyncio.all_tasks() - before
-        yield Served(engine, client, streams)
+        yield Served(engine, client)
         await settled(lambda: all_over(streams) and asyncio.all_tasks() - before == serving_it)
-
-
-Test: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 
 @pytest.mark.rows("A2", "A4")
 @EITHER_WAY
-def test_a_stop_before_the_first_token_waits_for_it(pushed: bool) -> None:
+@real_time
+async def test_a_stop_before_the_first_token_waits_for_it(pushed: bool) -> None:
     """The engine hears of the stop at once, and is aborted once, when the first token is there."""
-
-    @real
-    async def run() -> None:
-        async with served(waits, pushed=pushed) as worker:
-            _stream, context = await worker.ask()
-            await worker.happened("asked")
-            context.stop_generating()
-            await worker.happened("asked", "stopped")
-            worker.engine.go_on.set()
-            await worker.happened("asked", "stopped", "token", "abort", "closed")
-
-    run()
-
-
-@pytest.mark.rows("A2", "A4")
-@real
-async def test_a_client_that_dies_before_the_first_token_is_aborted_by_it() -> None:
-    """The same for a client's process that is killed."""
-    async with served(waits) as worker:
-        async with killed_reader():
-            await worker.happened("asked")
+    async with served(waits, pushed=pushed) as worker:
+        _stream, context = await worker.ask()
+        await worker.happened("asked")
+        context.stop_generating()
         await worker.happened("asked", "stopped")
         worker.engine.go_on.set()
         await worker.happened("asked", "stopped", "token", "abort", "closed")
 
 
-@pytest.mark.rows("A2", "A4")
-@EITHER_WAY
-def test_a_stop_after_the_first_token_aborts_at_once(pushed: bool) -> None:
-    """Nothing more needs to come from the engine."""
-
-    @real
-    async def run() -> None:
-        async with served(waits, pushed=pushed) as worker:
-            worker.engine.go_on.set()
-            stream, context = await worker.ask()
-            await anext(stream)
-            await worker.happened("asked", "token")
-            context.stop_generating()
-            await worker.happened("asked", "token", "stopped", "abort", "closed")
-
-    run()
-
-
-async def cancelled(_: RequestContext) -> AsyncGenerator[LLMEngineOutput]:
-    yield LLMEngineOutput.cancelled()
-
-
-async def failed(_: RequestContext) -> AsyncGenerator[LLMEngineOutput]:
-    raise Disconnected("gone")
-    yield
-
-
-async def ended(_: RequestContext) -> AsyncGenerator[LLMEngineOutput]:
-    return
-    yield
-
-
-@pytest.mark.rows("A5")
-@pytest.mark.parametrize("end", [cancelled, failed, ended])
-def test_a_stream_that_ends_without_a_token_is_not_aborted(
-    end: Callable[[RequestContext], AsyncGenerator[LLMEngineOutput]],
-) -> None:
-    """The engine is through with the request by itself, however it says so."""
-
-    async def play(engine: Decoding, context: RequestContext) -> AsyncGenerator[LLMEngineOutput]:
-        await engine.go_on.wait()
-        async for chunk in end(context):
-            yield chunk
-
-    @real
-    async def run() -> None:
-        async with served(play) as worker:
-            _stream, context = await worker.ask()
-            await worker.happened("asked")
-            context.stop_generating()
-            await worker.happened("asked", "stopped")
-            worker.engine.go_on.set()
-            await worker.happened("asked", "stopped", "closed")
-
-    run()
-
-
 @pytest.mark.rows("A5")
 @EITHER_WAY
-def test_a_stream_that_is_dropped_before_the_first_token_is_not_aborted(pushed: bool) -> None:
+@real_time
+async def test_a_stream_that_is_dropped_before_the_first_token_is_not_aborted(pushed: bool) -> None:
     """Chunks without tokens don't count; the runtime lets go of the stream, and that closes it."""
-
-    @real
-    async def run() -> None:
-        async with served(handshakes, pushed=pushed) as worker:
-            stream, context = await worker.ask()
-            await anext(stream)
-            context.stop_generating()
-            await worker.happened("asked", "stopped", "closed")
-
-    run()
-
-
-@pytest.mark.rows("A2", "A4")
-@EITHER_WAY
-def test_a_drained_stream_is_aborted_by_its_first_token(pushed: bool) -> None:
-    """With the operator for it, the engine goes on to its first token though nobody reads."""
-
-    @real
-    async def run() -> None:
-        def pipeline(scope: RequestScope) -> Pipeline:
-            drain = drain_until_first_token(scope.context.stop_generating, drains=drains)
-            return standard_pipeline.insert_after("deferred_abort", drain)
-
-        async with (
-            Drains() as drains,
-            served(handshakes, pushed=pushed, pipeline=pipeline) as worker,
-        ):
-            stream, context = await worker.ask()
-            await anext(stream)
-            context.stop_generating()
-            await settled(lambda: all_over(worker.streams))
-            await worker.happened("asked", "stopped")
-            worker.engine.go_on.set()
-            await worker.happened("asked", "stopped", "token", "abort", "closed")
-
-    run()
+    async with served(handshakes, pushed=pushed) as worker:
+        stream, context = await worker.ask()
+        await anext(stream)
+        context.stop_generating()
+        await worker.happened("asked", "stopped", "closed")
 
 
 class Noticing:
@@ -308,7 +182,7 @@ def noticing(handler: Handler, notices: list[str]) -> Handler:
 
 
 @pytest.mark.rows("A4", "C4")
-@real
+@real_time
 async def test_a_notice_releases_the_abort_and_reaches_the_runtime() -> None:
     """An engine that tells of its first token needs no chunk for it, and the runtime hears it."""
     notices: list[str] = []

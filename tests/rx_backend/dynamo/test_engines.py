@@ -84,17 +84,13 @@ async def test_an_engine_of_dynamo_runs_unchanged() -> None:
 
 @pytest.mark.rows("S6")
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"ResponseTimeout"}))
-def test_an_exception_of_dynamo_keeps_its_kind(kind: str) -> None:
+@virtual
+async def test_an_exception_of_dynamo_keeps_its_kind(kind: str) -> None:
     """The error item has the kind that the engine raised."""
-
-    @virtual
-    async def run() -> None:
-        engine = from_dynamo_engine(Native(kind))
-        *_, item = await collect(await adapter_of(engine).generate(request()))
-        assert type(item.error) is KINDS[kind]
-        assert item.comment == ["boom"]
-
-    run()
+    engine = from_dynamo_engine(Native(kind))
+    *_, item = await collect(await adapter_of(engine).generate(request()))
+    assert type(item.error) is KINDS[kind]
+    assert item.comment == ["boom"]
 
 
 @pytest.mark.rows("E1", "E5")

@@ -23,6 +23,7 @@ from rx_backend.errors import Disconnected
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.testing import run_virtual
 from rx_backend.worker import RequestGate
+from tests.engines import virtual
 from tests.spans import Spans
 
 Chunks: TypeAlias = AsyncGenerator[LLMEngineOutput]
@@ -340,7 +341,8 @@ def test_a_kill_on_a_decode_worker_waits_for_the_first_token(
 
 @pytest.mark.rows("C4", "A4")
 @EITHER_WAY
-def test_a_notice_lets_the_kill_of_a_decode_worker_through(pushed: bool) -> None:
+@virtual
+async def test_a_notice_lets_the_kill_of_a_decode_worker_through(pushed: bool) -> None:
     """An engine that tells of its first token without a chunk is closed then."""
 
     class Notifying(Engine):
@@ -348,26 +350,24 @@ def test_a_notice_lets_the_kill_of_a_decode_worker_through(pushed: bool) -> None
             asyncio.get_running_loop().call_later(0.5, context.notify_first_token)
             return self._stream()
 
-    async def main() -> None:
-        engine = Notifying(in_timeout)
-        context = RuntimeContext()
-        handler = serving(EngineAdapter(engine, "decode"))
-        stream = handler(REQUEST, context, **sender_to([], pushed))
-        pulling = asyncio.create_task(pull_all([stream], [], 0.0))
-        await asyncio.sleep(0.2)
-        context.signal("kill")
-        await asyncio.sleep(0.2)
-        assert engine.open == 1
-        await pulling
-        assert asyncio.get_running_loop().time() == pytest.approx(0.5)
-        assert (engine.open, engine.aborts) == (0, 1)
-
-    run_virtual(main())
+    engine = Notifying(in_timeout)
+    context = RuntimeContext()
+    handler = serving(EngineAdapter(engine, "decode"))
+    stream = handler(REQUEST, context, **sender_to([], pushed))
+    pulling = asyncio.create_task(pull_all([stream], [], 0.0))
+    await asyncio.sleep(0.2)
+    context.signal("kill")
+    await asyncio.sleep(0.2)
+    assert engine.open == 1
+    await pulling
+    assert asyncio.get_running_loop().time() == pytest.approx(0.5)
+    assert (engine.open, engine.aborts) == (0, 1)
 
 
 @pytest.mark.rows("S5", "S7")
 @EITHER_WAY
-def test_a_set_up_that_swallows_the_kill_is_closed_behind_it(pushed: bool) -> None:
+@virtual
+async def test_a_set_up_that_swallows_the_kill_is_closed_behind_it(pushed: bool) -> None:
     """It ends when it likes, and its stream is never pulled; the request was over long before."""
 
     class Stubborn(Engine):
@@ -378,59 +378,50 @@ def test_a_set_up_that_swallows_the_kill_is_closed_behind_it(pushed: bool) -> No
                 await asyncio.sleep(5)
             return self._stream()
 
-    async def main() -> None:
-        gate = RequestGate(lambda: RuntimeError("closed"))
-        context = RuntimeContext()
-        seen: list[dict[str, Any]] = []
-        handler = serving(EngineAdapter(Stubborn(plain)), inside=gate.admit)
-        stream = handler(REQUEST, context, **sender_to(seen, pushed))
-        pulling = asyncio.create_task(pull_all([stream], seen, 0.0))
-        await asyncio.sleep(1)
-        context.signal("kill")
-        await asyncio.sleep(0)
-        await gate.idle()
-        assert asyncio.get_running_loop().time() == pytest.approx(1.0)
-        await pulling
-        assert asyncio.get_running_loop().time() == pytest.approx(6.0)
-        assert seen == []
-
-    run_virtual(main())
+    gate = RequestGate(lambda: RuntimeError("closed"))
+    context = RuntimeContext()
+    seen: list[dict[str, Any]] = []
+    handler = serving(EngineAdapter(Stubborn(plain)), inside=gate.admit)
+    stream = handler(REQUEST, context, **sender_to(seen, pushed))
+    pulling = asyncio.create_task(pull_all([stream], seen, 0.0))
+    await asyncio.sleep(1)
+    context.signal("kill")
+    await asyncio.sleep(0)
+    await gate.idle()
+    assert asyncio.get_running_loop().time() == pytest.approx(1.0)
+    await pulling
+    assert asyncio.get_running_loop().time() == pytest.approx(6.0)
+    assert seen == []
 
 
 @pytest.mark.rows("S6")
 @EITHER_WAY
-def test_a_cancelled_pull_stays_cancelled(pushed: bool) -> None:
+@virtual
+async def test_a_cancelled_pull_stays_cancelled(pushed: bool) -> None:
     """A kill does not hide that somebody else cancelled the task that pulls."""
-
-    async def main() -> None:
-        context = RuntimeContext()
-        handler = serving(EngineAdapter(Engine(plain, 3.0)))
-        stream = handler(REQUEST, context, **sender_to([], pushed))
-        pulling = asyncio.ensure_future(anext(aiter(stream)))
-        await asyncio.sleep(1)
-        context.signal("kill")
-        pulling.cancel()
-        await asyncio.wait([pulling])
-        assert pulling.cancelled()
-
-    run_virtual(main())
+    context = RuntimeContext()
+    handler = serving(EngineAdapter(Engine(plain, 3.0)))
+    stream = handler(REQUEST, context, **sender_to([], pushed))
+    pulling = asyncio.ensure_future(anext(aiter(stream)))
+    await asyncio.sleep(1)
+    context.signal("kill")
+    pulling.cancel()
+    await asyncio.wait([pulling])
+    assert pulling.cancelled()
 
 
 @pytest.mark.rows("A2", "S7")
-def test_a_lost_stream_takes_over_the_last_signal() -> None:
+@virtual
+async def test_a_lost_stream_takes_over_the_last_signal() -> None:
     """The runtime may let go of it before its signal arrives, and the engine is aborted all the same."""
-
-    async def main() -> None:
-        engine, context = Engine(in_timeout), RuntimeContext()
-        held: list[Any] = [serving(EngineAdapter(engine))(REQUEST, context)]
-        await anext(held[0])
-        context.signals.append("kill")
-        held.clear()
-        await asyncio.sleep(0.01)
-        assert (engine.open, engine.aborts) == (0, 1)
-        assert all(waiter.cancelled() for waiter in context.waiters)
-
-    run_virtual(main())
+    engine, context = Engine(in_timeout), RuntimeContext()
+    held: list[Any] = [serving(EngineAdapter(engine))(REQUEST, context)]
+    await anext(held[0])
+    context.signals.append("kill")
+    held.clear()
+    await asyncio.sleep(0.01)
+    assert (engine.open, engine.aborts) == (0, 1)
+    assert all(waiter.cancelled() for waiter in context.waiters)
 
 
 def test_a_stream_that_a_thread_loses_is_closed_on_its_loop() -> None:
@@ -458,58 +449,51 @@ def test_a_stream_that_a_thread_loses_is_closed_on_its_loop() -> None:
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
 @pytest.mark.parametrize("kind", KINDS)
 @EITHER_WAY
-def test_eager_tasks_change_nothing(kind: Callable[[], Chunks], pushed: bool) -> None:
+@virtual
+async def test_eager_tasks_change_nothing(kind: Callable[[], Chunks], pushed: bool) -> None:
     """A loop whose tasks begin at once serves, and releases, as any other."""
     factory: Any = getattr(asyncio, "eager_task_factory", None)
-
-    async def main() -> None:
-        asyncio.get_running_loop().set_task_factory(factory)
-        engine, context, seen = Engine(kind), RuntimeContext(), list[dict[str, Any]]()
-        stream = serving(EngineAdapter(engine))(REQUEST, context, **sender_to(seen, pushed))
-        pulling = asyncio.create_task(pull_all([stream], seen, 0.0))
-        await asyncio.sleep(2.5)
-        context.signal("kill")
-        await pulling
-        await asyncio.sleep(0.01)
-        assert (engine.open, len(seen)) == (0, 2)
-
-    run_virtual(main())
+    asyncio.get_running_loop().set_task_factory(factory)
+    engine, context, seen = Engine(kind), RuntimeContext(), list[dict[str, Any]]()
+    stream = serving(EngineAdapter(engine))(REQUEST, context, **sender_to(seen, pushed))
+    pulling = asyncio.create_task(pull_all([stream], seen, 0.0))
+    await asyncio.sleep(2.5)
+    context.signal("kill")
+    await pulling
+    await asyncio.sleep(0.01)
+    assert (engine.open, len(seen)) == (0, 2)
 
 
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("kind", [plain, in_timeout])
-def test_everything_is_released_when_the_client_sees_the_end(kind: Callable[[], Chunks]) -> None:
+@virtual
+async def test_everything_is_released_when_the_client_sees_the_end(
+    kind: Callable[[], Chunks],
+) -> None:
     """Where items are pushed as where they are pulled."""
-
-    async def main() -> None:
-        engine, gate = Engine(kind), RequestGate(lambda: RuntimeError("closed"))
-        sender, held = Sender([]), list[tuple[int, int]]()
-        sender.on_close = lambda: held.append((len(gate), engine.aborts))
-        handler = serving(EngineAdapter(engine), inside=gate.admit)
-        await pull_all([handler(REQUEST, RuntimeContext(), response_sender=sender)], [], 0.0)
-        assert held == [(0, 0)]
-
-    run_virtual(main())
+    engine, gate = Engine(kind), RequestGate(lambda: RuntimeError("closed"))
+    sender, held = Sender([]), list[tuple[int, int]]()
+    sender.on_close = lambda: held.append((len(gate), engine.aborts))
+    handler = serving(EngineAdapter(engine), inside=gate.admit)
+    await pull_all([handler(REQUEST, RuntimeContext(), response_sender=sender)], [], 0.0)
+    assert held == [(0, 0)]
 
 
 @EITHER_WAY
-def test_a_request_that_is_refused_raises(pushed: bool) -> None:
+@virtual
+async def test_a_request_that_is_refused_raises(pushed: bool) -> None:
     """The runtime answers with that error, so the stream is not ended as a whole one."""
-
-    async def main() -> None:
-        seen: list[dict[str, Any]] = []
-        gate = RequestGate(lambda: ConnectionError("shutting down"))
-        gate.close()
-        sender = sender_to(seen, pushed)
-        stream = serving(EngineAdapter(Engine(plain)), inside=gate.admit)(
-            REQUEST, RuntimeContext(), **sender
-        )
-        with pytest.raises(ConnectionError, match="shutting down"):
-            await pull_all([stream], seen, 0.0)
-        assert seen == []
-        assert not pushed or not sender["response_sender"].is_closed
-
-    run_virtual(main())
+    seen: list[dict[str, Any]] = []
+    gate = RequestGate(lambda: ConnectionError("shutting down"))
+    gate.close()
+    sender = sender_to(seen, pushed)
+    stream = serving(EngineAdapter(Engine(plain)), inside=gate.admit)(
+        REQUEST, RuntimeContext(), **sender
+    )
+    with pytest.raises(ConnectionError, match="shutting down"):
+        await pull_all([stream], seen, 0.0)
+    assert seen == []
+    assert not pushed or not sender["response_sender"].is_closed
 
 
 TEXTS = st.text(st.characters(codec=None, exclude_categories=())) | st.text("\ud83d\ude00aé")
@@ -517,7 +501,8 @@ TEXTS = st.text(st.characters(codec=None, exclude_categories=())) | st.text("\ud
 
 @pytest.mark.rows("S2")
 @given(text=TEXTS, last=st.booleans())
-def test_text_that_no_byte_stands_for_is_replaced(text: str, last: bool) -> None:
+@virtual
+async def test_text_that_no_byte_stands_for_is_replaced(text: str, last: bool) -> None:
     """A surrogate alone becomes U+FFFD, wherever it stands; all other text is as it was."""
     chunk = LLMEngineOutput([1], text=text, tokens=[text])
     if last:
@@ -531,17 +516,14 @@ def test_text_that_no_byte_stands_for_is_replaced(text: str, last: bool) -> None
             if not last:
                 raise RuntimeError(text)
 
-    async def main() -> None:
-        seen: list[dict[str, Any]] = []
-        await pull_all([serving(EngineAdapter(Says(plain)))(REQUEST, RuntimeContext())], seen, 0.0)
-        expected = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        assert seen[0]["text"] == expected
-        assert seen[0]["tokens"] == [expected]
-        repr(seen).encode()
-        str(seen[-1].get("error")).encode()
-        str(seen[-1].get("finish_reason")).encode()
-
-    run_virtual(main())
+    seen: list[dict[str, Any]] = []
+    await pull_all([serving(EngineAdapter(Says(plain)))(REQUEST, RuntimeContext())], seen, 0.0)
+    expected = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert seen[0]["text"] == expected
+    assert seen[0]["tokens"] == [expected]
+    repr(seen).encode()
+    str(seen[-1].get("error")).encode()
+    str(seen[-1].get("finish_reason")).encode()
 
 
 @pytest.mark.rows("E7", "S6", "O2", "P4")

@@ -15,13 +15,12 @@ from rx_backend.dynamo import Handler, serving
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import KINDS, Unknown
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, convert_output, to_builtins
-from tests.engines import ScriptedEngine, request, stop, token
+from tests.engines import ScriptedEngine, real_time, request, stop, token
 from tests.rx_backend.dynamo._runtime import (
     NEEDS,
     cluster,
     killed_reader,
     new_context,
-    real,
     received,
     settled,
 )
@@ -74,7 +73,7 @@ def test_a_stream_arrives_as_the_engine_gave_it(pushed: bool, spans: Spans) -> N
     seen: list[RequestContext] = []
     engine = ScriptedEngine(seen.append, *map(token, range(5)), stop())
 
-    @real
+    @real_time
     async def run() -> None:
         handler = serving(EngineAdapter(engine, tracer=spans.tracer), coalesce=False)
         async with cluster() as joined:
@@ -94,7 +93,7 @@ def test_a_stream_arrives_as_the_engine_gave_it(pushed: bool, spans: Spans) -> N
     assert dict(spans.one("engine.generate").attributes or {})["finish_reason"] == "Stop"
 
 
-@real
+@real_time
 async def test_what_waits_goes_out_as_one_chunk() -> None:
     """The first token comes alone, the rest in far fewer crossings, and none is lost."""
     engine = ScriptedEngine(*map(token, range(2_000)), stop())
@@ -109,27 +108,23 @@ async def test_what_waits_goes_out_as_one_chunk() -> None:
 @pytest.mark.rows("S6")
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @EITHER_WAY
-def test_an_error_reaches_the_client_with_its_kind(kind: str, pushed: bool) -> None:
+@real_time
+async def test_an_error_reaches_the_client_with_its_kind(kind: str, pushed: bool) -> None:
     """What came before it arrives, then the error of its class with its message."""
     engine = ScriptedEngine(token(1), KINDS[kind]("boom"))
-
-    @real
-    async def run() -> None:
-        async with cluster() as joined:
-            client = await joined.serve(either(serving(EngineAdapter(engine)), pushed))
-            stream = await client.round_robin({"token_ids": [1]})
-            first = (await anext(stream)).data()
-            with pytest.raises(Exception, match="boom") as caught:
-                await anext(stream)
-        own = kind == "InvalidArgument"
-        assert str(caught.value) == ("boom" if own else f"{CLASSES[kind]}: boom")
-        assert first["token_ids"] == [1]
-
-    run()
+    async with cluster() as joined:
+        client = await joined.serve(either(serving(EngineAdapter(engine)), pushed))
+        stream = await client.round_robin({"token_ids": [1]})
+        first = (await anext(stream)).data()
+        with pytest.raises(Exception, match="boom") as caught:
+            await anext(stream)
+    own = kind == "InvalidArgument"
+    assert str(caught.value) == ("boom" if own else f"{CLASSES[kind]}: boom")
+    assert first["token_ids"] == [1]
 
 
 @pytest.mark.rows("S5")
-@real
+@real_time
 async def test_a_bad_request_is_answered_and_the_worker_stays() -> None:
     """What does not fit is named, a failed set-up has its kind, and the next request is served."""
     engine = ScriptedEngine(token(1), stop())
@@ -151,32 +146,28 @@ async def test_a_bad_request_is_answered_and_the_worker_stays() -> None:
 @pytest.mark.rows("H2")
 @pytest.mark.parametrize("end", [LLMEngineOutput.error("boom"), Unknown("boom")])
 @EITHER_WAY
-def test_a_probe_cannot_miss_an_error(end: LLMEngineOutput | Unknown, pushed: bool) -> None:
+@real_time
+async def test_a_probe_cannot_miss_an_error(end: LLMEngineOutput | Unknown, pushed: bool) -> None:
     """It is the first item, where a request has the token before it; a good end is the only item."""
     engines = {"good": ScriptedEngine(token(1), stop()), "bad": ScriptedEngine(token(1), end)}
     probe = {"token_ids": [1], "_HEALTH_CHECK": True}
-
-    @real
-    async def run() -> None:
-        async with cluster() as joined:
-            for name, engine in engines.items():
-                handler = either(serving(EngineAdapter(engine)), pushed)
-                client = await joined.serve(handler, name)
-                stream = await client.round_robin({"token_ids": [1]})
-                assert (await anext(stream)).data()["token_ids"] == [1]
-                if name == "good":
-                    (chunk,) = await received(client.round_robin(probe))
-                    assert (chunk["token_ids"], chunk["finish_reason"]) == ([], "stop")
-                else:
-                    stream = await client.round_robin(probe)
-                    with pytest.raises(Exception, match=r"^Internal: boom$"):
-                        await anext(stream)
-
-    run()
+    async with cluster() as joined:
+        for name, engine in engines.items():
+            handler = either(serving(EngineAdapter(engine)), pushed)
+            client = await joined.serve(handler, name)
+            stream = await client.round_robin({"token_ids": [1]})
+            assert (await anext(stream)).data()["token_ids"] == [1]
+            if name == "good":
+                (chunk,) = await received(client.round_robin(probe))
+                assert (chunk["token_ids"], chunk["finish_reason"]) == ([], "stop")
+            else:
+                stream = await client.round_robin(probe)
+                with pytest.raises(Exception, match=r"^Internal: boom$"):
+                    await anext(stream)
 
 
 @pytest.mark.rows("S5")
-@real
+@real_time
 async def test_a_prompt_longer_than_the_context_is_refused() -> None:
     """One that just fits is served, and a health check's length is the engine's own affair."""
     engine = ScriptedEngine(token(1), stop())
@@ -238,7 +229,7 @@ def test_a_client_that_goes_is_one_abort(leave: Any, pushed: bool, spans: Spans)
     engine = Endless()
     ids = [f"r{number}" for number in range(24)]
 
-    @real
+    @real_time
     async def run() -> None:
         async with cluster() as joined:
             adapter = EngineAdapter(engine, tracer=spans.tracer)
@@ -256,7 +247,7 @@ def test_a_client_that_goes_is_one_abort(leave: Any, pushed: bool, spans: Spans)
 
 
 @pytest.mark.rows("A2", "S7")
-@real
+@real_time
 async def test_a_client_that_is_killed_is_one_abort() -> None:
     """A process that dies in the middle of a stream is heard of without polling."""
     engine = Endless()
@@ -273,7 +264,7 @@ async def test_a_client_that_is_killed_is_one_abort() -> None:
 
 
 @pytest.mark.rows("A6", "S3")
-@real
+@real_time
 async def test_a_stop_from_our_side_keeps_the_engines_terminal() -> None:
     """The client gets the ``cancelled`` terminal, where the runtime would have cut it off."""
     engine = ScriptedEngine(

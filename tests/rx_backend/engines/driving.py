@@ -9,12 +9,7 @@ from typing import Any, cast
 
 from rx_backend.context import RequestContext
 from rx_backend.engine import LLMEngine
-from rx_backend.protocols import (
-    LLMEngineOutput,
-    PrefillResult,
-    PreprocessedRequest,
-    StopConditions,
-)
+from rx_backend.protocols import LLMEngineOutput, PrefillResult, PreprocessedRequest, StopConditions
 
 
 def request(prompt: int = 4, tokens: int | None = 3, handoff: object = None) -> PreprocessedRequest:

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import random
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -32,23 +32,20 @@ from rx_backend.engines.step_sequence import StepSequence
 from rx_backend.engines.step_thread import StepThread
 from rx_backend.protocols import StopConditions
 from rx_backend.testing import run_conformance
+from tests.engines import real_time
 
 REQUEST = PreprocessedRequest(token_ids=[1, 2, 3])
 LONG_S = 10.0
 
 
-def wait_for_threads(before: set[threading.Thread]) -> None:
-    """Fail if a thread that was started since *before* does not end."""
+@pytest.fixture(autouse=True)
+def threads_end() -> Generator[None]:
+    """See that the threads of a test end."""
+    before = set(threading.enumerate())
+    yield
     for thread in set(threading.enumerate()) - before:
         thread.join(LONG_S)
         assert not thread.is_alive(), thread
-
-
-def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a test's coroutine, then see that its threads end."""
-    before = set(threading.enumerate())
-    asyncio.run(asyncio.wait_for(main(), LONG_S))
-    wait_for_threads(before)
 
 
 def tokens(number: int) -> Iterator[LLMEngineOutput]:
@@ -67,18 +64,16 @@ async def read(chunks: AsyncGenerator[LLMEngineOutput]) -> list[tuple[list[int],
 
 @pytest.mark.rows("E2", "E3")
 @pytest.mark.parametrize("ahead", [1, 2, 100])
-def test_iterator_in_order(ahead: int) -> None:
+@real_time
+async def test_iterator_in_order(ahead: int) -> None:
     """Every chunk arrives once, in order, then the end."""
-
-    async def main() -> None:
-        chunks = iterate_in_thread(lambda: tokens(50), REQUEST, RequestContext(), ahead=ahead)
-        expected = [([token], "None") for token in range(50)] + [([], "stop")]
-        assert await read(chunks) == expected
-
-    run(main)
+    chunks = iterate_in_thread(lambda: tokens(50), REQUEST, RequestContext(), ahead=ahead)
+    expected = [([token], "None") for token in range(50)] + [([], "stop")]
+    assert await read(chunks) == expected
 
 
-def test_iterator_is_not_far_ahead() -> None:
+@real_time
+async def test_iterator_is_not_far_ahead() -> None:
     """The thread makes what may wait, and one more that it can't hand over yet."""
     made: list[int] = []
     third = threading.Event()
@@ -90,21 +85,19 @@ def test_iterator_is_not_far_ahead() -> None:
                 third.set()
             yield chunk
 
-    async def main() -> None:
-        chunks = iterate_in_thread(watched, REQUEST, RequestContext(), ahead=3)
-        async with aclosing(chunks):
-            await anext(chunks)
-            await anext(chunks)
-            # Two were taken, three wait, and one is in the thread's hand.
-            await asyncio.to_thread(third.wait, LONG_S)
-            await asyncio.sleep(0)
-            assert len(made) == 6
-
-    run(main)
+    chunks = iterate_in_thread(watched, REQUEST, RequestContext(), ahead=3)
+    async with aclosing(chunks):
+        await anext(chunks)
+        await anext(chunks)
+        # Two were taken, three wait, and one is in the thread's hand.
+        await asyncio.to_thread(third.wait, LONG_S)
+        await asyncio.sleep(0)
+        assert len(made) == 6
 
 
 @pytest.mark.rows("E4")
-def test_stop_while_the_iterator_blocks() -> None:
+@real_time
+async def test_stop_while_the_iterator_blocks() -> None:
     """The client has its terminal at once; the iterator is closed when it returns."""
     go_on, closed = threading.Event(), threading.Event()
 
@@ -116,26 +109,24 @@ def test_stop_while_the_iterator_blocks() -> None:
         finally:
             closed.set()
 
-    async def main() -> None:
-        context = RequestContext()
-        chunks = iterate_in_thread(blocking, REQUEST, context)
-        assert (await anext(chunks)).token_ids == [7]
-        waiting = asyncio.ensure_future(anext(chunks))
-        await asyncio.sleep(0)
-        context.stop_generating()
-        last = await waiting
-        assert last.finish_reason == FinishReason.CANCELLED
-        assert last.completion_usage is not None
-        assert last.completion_usage.completion_tokens == 1
-        assert await read(chunks) == []
-        assert not closed.is_set()
-        go_on.set()
-        assert await asyncio.to_thread(closed.wait, LONG_S)
-
-    run(main)
+    context = RequestContext()
+    chunks = iterate_in_thread(blocking, REQUEST, context)
+    assert (await anext(chunks)).token_ids == [7]
+    waiting = asyncio.ensure_future(anext(chunks))
+    await asyncio.sleep(0)
+    context.stop_generating()
+    last = await waiting
+    assert last.finish_reason == FinishReason.CANCELLED
+    assert last.completion_usage is not None
+    assert last.completion_usage.completion_tokens == 1
+    assert await read(chunks) == []
+    assert not closed.is_set()
+    go_on.set()
+    assert await asyncio.to_thread(closed.wait, LONG_S)
 
 
-def test_drop_closes_the_iterator() -> None:
+@real_time
+async def test_drop_closes_the_iterator() -> None:
     """A consumer that leaves ends the thread, which waits for room."""
     closed = threading.Event()
 
@@ -146,47 +137,41 @@ def test_drop_closes_the_iterator() -> None:
         finally:
             closed.set()
 
-    async def main() -> None:
-        chunks = iterate_in_thread(endless, REQUEST, RequestContext(), ahead=2)
-        await anext(chunks)
-        await chunks.aclose()
-        assert await asyncio.to_thread(closed.wait, LONG_S)
-
-    run(main)
+    chunks = iterate_in_thread(endless, REQUEST, RequestContext(), ahead=2)
+    await anext(chunks)
+    await chunks.aclose()
+    assert await asyncio.to_thread(closed.wait, LONG_S)
 
 
 @pytest.mark.rows("S5")
-def test_error_behind_the_chunks() -> None:
+@real_time
+async def test_error_behind_the_chunks() -> None:
     """What was made before an error arrives before it; the error is the iterator's own."""
 
     def failing() -> Iterator[LLMEngineOutput]:
         yield LLMEngineOutput.token(1)
         raise LookupError("no such page")
 
-    async def main() -> None:
-        chunks = iterate_in_thread(failing, REQUEST, RequestContext())
-        assert (await anext(chunks)).token_ids == [1]
-        with pytest.raises(LookupError, match="no such page"):
-            await anext(chunks)
-
-    run(main)
+    chunks = iterate_in_thread(failing, REQUEST, RequestContext())
+    assert (await anext(chunks)).token_ids == [1]
+    with pytest.raises(LookupError, match="no such page"):
+        await anext(chunks)
 
 
-def test_an_iterator_that_exits_ends_its_request_alone() -> None:
+@real_time
+async def test_an_iterator_that_exits_ends_its_request_alone() -> None:
     """In the event loop `SystemExit` would end the process."""
 
     def leaving() -> Iterator[LLMEngineOutput]:
         yield LLMEngineOutput.token(1)
         raise SystemExit(3)
 
-    async def main() -> None:
-        with pytest.raises(Unknown, match="SystemExit"):
-            await read(iterate_in_thread(leaving, REQUEST, RequestContext()))
-
-    run(main)
+    with pytest.raises(Unknown, match="SystemExit"):
+        await read(iterate_in_thread(leaving, REQUEST, RequestContext()))
 
 
-def test_context_variables_reach_the_thread() -> None:
+@real_time
+async def test_context_variables_reach_the_thread() -> None:
     """A span that is current at the first pull is current in the iterator."""
     tenant = contextvars.ContextVar("tenant", default="nobody")
     seen: list[str] = []
@@ -195,75 +180,63 @@ def test_context_variables_reach_the_thread() -> None:
         seen.append(tenant.get())
         yield LLMEngineOutput.stop()
 
-    async def main() -> None:
-        tenant.set("a")
-        await read(iterate_in_thread(looking, REQUEST, RequestContext()))
-        assert seen == ["a"]
-
-    run(main)
+    tenant.set("a")
+    await read(iterate_in_thread(looking, REQUEST, RequestContext()))
+    assert seen == ["a"]
 
 
 # ------------------------------------------------------------------ callbacks
 
 
-def test_inbox_of_several_threads() -> None:
+@real_time
+async def test_inbox_of_several_threads() -> None:
     """What one thread puts stays in order; nothing is lost of any."""
+    with ThreadInbox(REQUEST, RequestContext(), ahead=2) as inbox:
 
-    async def main() -> None:
-        with ThreadInbox(REQUEST, RequestContext(), ahead=2) as inbox:
+        def put(first: int) -> None:
+            for token in range(first, first + 30):
+                assert inbox.put(LLMEngineOutput.token(token))
 
-            def put(first: int) -> None:
-                for token in range(first, first + 30):
-                    assert inbox.put(LLMEngineOutput.token(token))
+        def all_threads() -> None:
+            threads = [threading.Thread(target=put, args=(n * 100,)) for n in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            inbox.end()
 
-            def all_threads() -> None:
-                threads = [threading.Thread(target=put, args=(n * 100,)) for n in range(3)]
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
-                inbox.end()
-
-            threading.Thread(target=all_threads).start()
-            got = [chunk.token_ids[0] async for chunk in inbox]
-        for first in (0, 100, 200):
-            mine = [token for token in got if first <= token < first + 100]
-            assert mine == list(range(first, first + 30))
-
-    run(main)
+        threading.Thread(target=all_threads).start()
+        got = [chunk.token_ids[0] async for chunk in inbox]
+    for first in (0, 100, 200):
+        mine = [token for token in got if first <= token < first + 100]
+        assert mine == list(range(first, first + 30))
 
 
 @pytest.mark.parametrize("leaving", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()])
-def test_a_thread_that_exits_ends_its_request_alone(leaving: BaseException) -> None:
+@real_time
+async def test_a_thread_that_exits_ends_its_request_alone(leaving: BaseException) -> None:
     """A thread may hand on whatever it ended with; in the event loop it would end the process."""
-
-    async def main() -> None:
-        with ThreadInbox(REQUEST, RequestContext()) as inbox:
-            threading.Thread(target=inbox.end, args=(leaving,)).start()
-            with pytest.raises(Unknown, match=type(leaving).__name__):
-                await anext(aiter(inbox))
-
-    run(main)
+    with ThreadInbox(REQUEST, RequestContext()) as inbox:
+        threading.Thread(target=inbox.end, args=(leaving,)).start()
+        with pytest.raises(Unknown, match=type(leaving).__name__):
+            await anext(aiter(inbox))
 
 
-def test_put_says_that_the_consumer_has_left() -> None:
+@real_time
+async def test_put_says_that_the_consumer_has_left() -> None:
     """A callback that waits for room is told, and so is each later one."""
     answers: list[bool] = []
+    with ThreadInbox(REQUEST, RequestContext(), ahead=1) as inbox:
 
-    async def main() -> None:
-        with ThreadInbox(REQUEST, RequestContext(), ahead=1) as inbox:
+        def put() -> None:
+            answers.extend(inbox.put(LLMEngineOutput.token(1)) for _ in range(3))
 
-            def put() -> None:
-                answers.extend(inbox.put(LLMEngineOutput.token(1)) for _ in range(3))
-
-            thread = threading.Thread(target=put)
-            thread.start()
-            await anext(aiter(inbox))
-        await asyncio.to_thread(thread.join)
-        assert answers in ([True, True, False], [True, False, False])
-        assert inbox.is_left
-
-    run(main)
+        thread = threading.Thread(target=put)
+        thread.start()
+        await anext(aiter(inbox))
+    await asyncio.to_thread(thread.join)
+    assert answers in ([True, True, False], [True, False, False])
+    assert inbox.is_left
 
 
 def test_end_after_the_loop_is_closed() -> None:
@@ -274,22 +247,19 @@ def test_end_after_the_loop_is_closed() -> None:
         with ThreadInbox(REQUEST, RequestContext()) as inbox:
             kept.append(inbox)
 
-    run(main)
+    asyncio.run(main())
     assert not kept[0].put(LLMEngineOutput.token(1))
     kept[0].end()
 
 
 @pytest.mark.parametrize("ahead", [0, -1, 1.5, True])
-def test_bad_ahead(ahead: Any) -> None:
+@real_time
+async def test_bad_ahead(ahead: Any) -> None:
     """The message names the argument."""
-
-    async def main() -> None:
-        with pytest.raises(InvalidArgument, match="ahead"):
-            ThreadInbox(REQUEST, RequestContext(), ahead=ahead)
-        with pytest.raises(InvalidArgument, match="ahead"):
-            StepThread(Counting(), max_sequences=1, ahead=ahead)
-
-    run(main)
+    with pytest.raises(InvalidArgument, match="ahead"):
+        ThreadInbox(REQUEST, RequestContext(), ahead=ahead)
+    with pytest.raises(InvalidArgument, match="ahead"):
+        StepThread(Counting(), max_sequences=1, ahead=ahead)
 
 
 # ------------------------------------------------------------------ a scheduler
@@ -337,78 +307,66 @@ def answer(number: int) -> list[tuple[list[int], str]]:
 
 
 @pytest.mark.rows("E1", "E3")
-def test_more_streams_than_places() -> None:
+@real_time
+async def test_more_streams_than_places() -> None:
     """Each gets its own tokens; never more than the batch's size are stepped."""
-
-    async def main() -> None:
-        scheduler = Counting()
-        steps = StepThread(scheduler, max_sequences=3)
-        streams = [steps.stream(asking(n + 1), RequestContext()) for n in range(20)]
-        assert await asyncio.gather(*map(read, streams)) == [answer(n + 1) for n in range(20)]
-        await steps.close()
-        assert scheduler.most <= 3
-        scheduler.check_released()
-        assert (steps.active, steps.waiting) == (0, 0)
-
-    run(main)
+    scheduler = Counting()
+    steps = StepThread(scheduler, max_sequences=3)
+    streams = [steps.stream(asking(n + 1), RequestContext()) for n in range(20)]
+    assert await asyncio.gather(*map(read, streams)) == [answer(n + 1) for n in range(20)]
+    await steps.close()
+    assert scheduler.most <= 3
+    scheduler.check_released()
+    assert (steps.active, steps.waiting) == (0, 0)
 
 
-def test_the_slow_wait_alone() -> None:
+@real_time
+async def test_the_slow_wait_alone() -> None:
     """A consumer that does not read holds back its own sequence, and gets all of it later."""
-
-    async def main() -> None:
-        scheduler = Counting()
-        steps = StepThread(scheduler, max_sequences=2, ahead=4)
-        slow = steps.stream(asking(50), RequestContext())
-        got = [(await anext(slow)).token_ids]
-        assert await read(steps.stream(asking(200), RequestContext())) == answer(200)
-        (sequence,) = [each for each in scheduler.admitted if each not in scheduler.released]
-        assert sequence.made <= 1 + 4
-        got += [ids for ids, _ in await read(slow)]
-        assert got == [[token] for token in range(50)]
-        await steps.close()
-
-    run(main)
+    scheduler = Counting()
+    steps = StepThread(scheduler, max_sequences=2, ahead=4)
+    slow = steps.stream(asking(50), RequestContext())
+    got = [(await anext(slow)).token_ids]
+    assert await read(steps.stream(asking(200), RequestContext())) == answer(200)
+    (sequence,) = [each for each in scheduler.admitted if each not in scheduler.released]
+    assert sequence.made <= 1 + 4
+    got += [ids for ids, _ in await read(slow)]
+    assert got == [[token] for token in range(50)]
+    await steps.close()
 
 
-def test_the_batch_sleeps_behind_the_slow() -> None:
+@real_time
+async def test_the_batch_sleeps_behind_the_slow() -> None:
     """With nobody to step the thread waits; a read wakes it."""
-
-    async def main() -> None:
-        steps = StepThread(Counting(), max_sequences=2, ahead=1)
-        streams = [steps.stream(asking(30), RequestContext()) for _ in range(2)]
-        got: list[list[int]] = [[], []]
-        for _ in range(30):
-            for place, stream in enumerate(streams):
-                got[place] += (await anext(stream)).token_ids
-        assert got == [list(range(30))] * 2
-        await asyncio.gather(*map(read, streams))
-        await steps.close()
-
-    run(main)
+    steps = StepThread(Counting(), max_sequences=2, ahead=1)
+    streams = [steps.stream(asking(30), RequestContext()) for _ in range(2)]
+    got: list[list[int]] = [[], []]
+    for _ in range(30):
+        for place, stream in enumerate(streams):
+            got[place] += (await anext(stream)).token_ids
+    assert got == [list(range(30))] * 2
+    await asyncio.gather(*map(read, streams))
+    await steps.close()
 
 
 @pytest.mark.rows("E4")
-def test_stop_and_drop_free_the_place() -> None:
+@real_time
+async def test_stop_and_drop_free_the_place() -> None:
     """Who waits behind a stopped and a dropped request gets its place at the next step."""
-
-    async def main() -> None:
-        scheduler = Counting()
-        steps = StepThread(scheduler, max_sequences=2)
-        contexts = [RequestContext(), RequestContext()]
-        streams = [steps.stream(asking(10**9), context) for context in contexts]
-        for stream in streams:
-            await anext(stream)
-        behind = asyncio.create_task(read(steps.stream(asking(3), RequestContext())))
-        contexts[0].stop_generating()
-        await streams[1].aclose()
-        rest = await read(streams[0])
-        assert rest[-1] == ([], "cancelled")
-        assert await behind == answer(3)
-        await steps.close()
-        scheduler.check_released()
-
-    run(main)
+    scheduler = Counting()
+    steps = StepThread(scheduler, max_sequences=2)
+    contexts = [RequestContext(), RequestContext()]
+    streams = [steps.stream(asking(10**9), context) for context in contexts]
+    for stream in streams:
+        await anext(stream)
+    behind = asyncio.create_task(read(steps.stream(asking(3), RequestContext())))
+    contexts[0].stop_generating()
+    await streams[1].aclose()
+    rest = await read(streams[0])
+    assert rest[-1] == ([], "cancelled")
+    assert await behind == answer(3)
+    await steps.close()
+    scheduler.check_released()
 
 
 class StopsItself(RequestContext):
@@ -430,87 +388,76 @@ class StopsItself(RequestContext):
 
 
 @pytest.mark.rows("E4")
-def test_whenever_a_stop_comes_the_place_is_freed_once() -> None:
+@real_time
+async def test_whenever_a_stop_comes_the_place_is_freed_once() -> None:
     """Also in the middle of what the thread does between two steps."""
-
-    async def main() -> None:
-        scheduler = Counting()
-        steps = StepThread(scheduler, max_sequences=2)
-        for nth in range(1, 20):
-            stopped = read(steps.stream(asking(10**9), StopsItself(nth)))
-            others = [read(steps.stream(asking(30), RequestContext())) for _ in range(3)]
-            ended, *answers = await asyncio.gather(stopped, *others)
-            assert ended[-1] == ([], "cancelled")
-            assert answers == [answer(30)] * 3
-        await steps.close()
-        scheduler.check_released()
-
-    run(main)
+    scheduler = Counting()
+    steps = StepThread(scheduler, max_sequences=2)
+    for nth in range(1, 20):
+        stopped = read(steps.stream(asking(10**9), StopsItself(nth)))
+        others = [read(steps.stream(asking(30), RequestContext())) for _ in range(3)]
+        ended, *answers = await asyncio.gather(stopped, *others)
+        assert ended[-1] == ([], "cancelled")
+        assert answers == [answer(30)] * 3
+    await steps.close()
+    scheduler.check_released()
 
 
-def test_drain_waits_for_the_last_sequence() -> None:
+@real_time
+async def test_drain_waits_for_the_last_sequence() -> None:
     """For those in the batch and those that wait; an idle or closed thread is drained."""
-
-    async def main() -> None:
-        scheduler = Counting()
-        steps = StepThread(scheduler, max_sequences=1)
-        await steps.drain()
-        scheduler.gate.clear()
-        streams = [steps.stream(asking(5), RequestContext()) for _ in range(2)]
-        reading = [asyncio.create_task(read(stream)) for stream in streams]
-        await asyncio.sleep(0)
-        draining = [asyncio.create_task(steps.drain()) for _ in range(2)]
-        await asyncio.sleep(0)
-        assert not any(task.done() for task in draining)
-        scheduler.gate.set()
-        await asyncio.gather(*draining)
-        assert (steps.active, steps.waiting) == (0, 0)
-        scheduler.check_released()
-        await asyncio.gather(*reading)
-        await steps.close()
-        await steps.drain()
-
-    run(main)
+    scheduler = Counting()
+    steps = StepThread(scheduler, max_sequences=1)
+    await steps.drain()
+    scheduler.gate.clear()
+    streams = [steps.stream(asking(5), RequestContext()) for _ in range(2)]
+    reading = [asyncio.create_task(read(stream)) for stream in streams]
+    await asyncio.sleep(0)
+    draining = [asyncio.create_task(steps.drain()) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in draining)
+    scheduler.gate.set()
+    await asyncio.gather(*draining)
+    assert (steps.active, steps.waiting) == (0, 0)
+    scheduler.check_released()
+    await asyncio.gather(*reading)
+    await steps.close()
+    await steps.drain()
 
 
-def test_a_sequence_has_the_state_that_its_stream_was_given() -> None:
+@real_time
+async def test_a_sequence_has_the_state_that_its_stream_was_given() -> None:
     """So that what was checked before need not be checked in the thread."""
-
-    async def main() -> None:
-        scheduler = Counting()
-        steps = StepThread(scheduler, max_sequences=1)
-        await read(steps.stream(asking(1), RequestContext(), state="checked"))
-        await steps.close()
-        assert [sequence.state for sequence in scheduler.admitted] == ["checked"]
-
-    run(main)
+    scheduler = Counting()
+    steps = StepThread(scheduler, max_sequences=1)
+    await read(steps.stream(asking(1), RequestContext(), state="checked"))
+    await steps.close()
+    assert [sequence.state for sequence in scheduler.admitted] == ["checked"]
 
 
 @pytest.mark.rows("A4")
-def test_decode_mode_stops_after_the_first_token() -> None:
+@real_time
+async def test_decode_mode_stops_after_the_first_token() -> None:
     """A stop before it is heard once it is there."""
-
-    async def main() -> None:
-        scheduler = Counting()
-        scheduler.gate.clear()
-        steps = StepThread(scheduler, max_sequences=1)
-        context = RequestContext()
-        context.bind(asyncio.get_running_loop(), decode=True)
-        context.stop_generating()
-        stream = steps.stream(asking(100), context)
-        first = asyncio.ensure_future(anext(stream))
-        await asyncio.sleep(0)
-        scheduler.gate.set()
-        assert (await first).token_ids == [0]
-        assert (await read(stream))[-1] == ([], "cancelled")
-        await steps.close()
-        scheduler.check_released()
-
-    run(main)
+    scheduler = Counting()
+    scheduler.gate.clear()
+    steps = StepThread(scheduler, max_sequences=1)
+    context = RequestContext()
+    context.bind(asyncio.get_running_loop(), decode=True)
+    context.stop_generating()
+    stream = steps.stream(asking(100), context)
+    first = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    scheduler.gate.set()
+    assert (await first).token_ids == [0]
+    assert (await read(stream))[-1] == ([], "cancelled")
+    await steps.close()
+    scheduler.check_released()
 
 
 @pytest.mark.rows("S5")
-def test_errors_end_whom_they_concern() -> None:
+@real_time
+async def test_errors_end_whom_they_concern() -> None:
     """An error of `admit` ends its own request; one of `step` ends those in the step."""
 
     class Failing(Counting):
@@ -519,63 +466,55 @@ def test_errors_end_whom_they_concern() -> None:
                 raise Unknown("device lost")
             super().step(sequences)
 
-    async def main() -> None:
-        scheduler = Failing()
-        steps = StepThread(scheduler, max_sequences=4)
-        with pytest.raises(Unknown, match="no room"):
-            await read(steps.stream(asking(3, prompt=666), RequestContext()))
-        assert await read(steps.stream(asking(3), RequestContext())) == answer(3)
-        both = [steps.stream(asking(3, prompt=13), RequestContext()) for _ in range(2)]
-        errors = await asyncio.gather(*map(read, both), return_exceptions=True)
-        assert [str(error) for error in errors] == ["BackendUnknown: device lost"] * 2
-        assert errors[0] is not errors[1]
-        assert await read(steps.stream(asking(3), RequestContext())) == answer(3)
-        await steps.close()
-        scheduler.check_released()
-
-    run(main)
+    scheduler = Failing()
+    steps = StepThread(scheduler, max_sequences=4)
+    with pytest.raises(Unknown, match="no room"):
+        await read(steps.stream(asking(3, prompt=666), RequestContext()))
+    assert await read(steps.stream(asking(3), RequestContext())) == answer(3)
+    both = [steps.stream(asking(3, prompt=13), RequestContext()) for _ in range(2)]
+    errors = await asyncio.gather(*map(read, both), return_exceptions=True)
+    assert [str(error) for error in errors] == ["BackendUnknown: device lost"] * 2
+    assert errors[0] is not errors[1]
+    assert await read(steps.stream(asking(3), RequestContext())) == answer(3)
+    await steps.close()
+    scheduler.check_released()
 
 
 @pytest.mark.rows("E5")
-def test_close_ends_streams() -> None:
+@real_time
+async def test_close_ends_streams() -> None:
     """Those in the batch, those in the queue and later ones; a second close does nothing."""
-
-    async def main() -> None:
-        scheduler = Counting()
-        steps = StepThread(scheduler, max_sequences=1)
-        running = steps.stream(asking(10**9), RequestContext())
-        await anext(running)
-        queued = asyncio.ensure_future(anext(steps.stream(asking(1), RequestContext())))
-        await asyncio.sleep(0)
-        await steps.close()
-        await steps.close()
-        for left in (read(running), queued, read(steps.stream(asking(1), RequestContext()))):
-            with pytest.raises(EngineShutdown):
-                await left
-        scheduler.check_released()
-
-    run(main)
+    scheduler = Counting()
+    steps = StepThread(scheduler, max_sequences=1)
+    running = steps.stream(asking(10**9), RequestContext())
+    await anext(running)
+    queued = asyncio.ensure_future(anext(steps.stream(asking(1), RequestContext())))
+    await asyncio.sleep(0)
+    await steps.close()
+    await steps.close()
+    for left in (read(running), queued, read(steps.stream(asking(1), RequestContext()))):
+        with pytest.raises(EngineShutdown):
+            await left
+    scheduler.check_released()
 
 
-def test_another_event_loop_is_refused() -> None:
+@real_time
+async def test_another_event_loop_is_refused() -> None:
     """It would wait for ever for chunks that go to the first one."""
+    steps = StepThread(Counting(), max_sequences=1)
 
-    async def main() -> None:
-        steps = StepThread(Counting(), max_sequences=1)
+    async def elsewhere() -> None:
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await read(steps.stream(asking(1), RequestContext()))
 
-        async def elsewhere() -> None:
-            with pytest.raises(RuntimeError, match="another event loop"):
-                await read(steps.stream(asking(1), RequestContext()))
-
-        await asyncio.to_thread(asyncio.run, elsewhere())
-        await steps.close()
-
-    run(main)
+    await asyncio.to_thread(asyncio.run, elsewhere())
+    await steps.close()
 
 
 @pytest.mark.rows("E7")
 @pytest.mark.parametrize("hook", ["admit", "step", "release"])
-def test_a_thread_that_dies_is_lost(hook: str) -> None:
+@real_time
+async def test_a_thread_that_dies_is_lost(hook: str) -> None:
     """What is no `Exception` ends the thread: its streams are disconnected, and the engine lost."""
 
     class Dying(Counting):
@@ -594,23 +533,21 @@ def test_a_thread_that_dies_is_lost(hook: str) -> None:
             if name == hook:
                 raise SystemExit(3)
 
-    async def main() -> None:
-        steps = StepThread(Dying(), max_sequences=2)
-        streams = [steps.stream(asking(1), RequestContext()) for _ in range(3)]
-        errors = await asyncio.gather(*map(read, streams), return_exceptions=True)
-        errors += await asyncio.gather(
-            read(steps.stream(asking(3), RequestContext())), return_exceptions=True
-        )
-        assert [type(error) for error in errors] == [Disconnected] * 4
-        assert "SystemExit(3)" in await steps.lost()
-        await steps.close()
-
-    run(main)
+    steps = StepThread(Dying(), max_sequences=2)
+    streams = [steps.stream(asking(1), RequestContext()) for _ in range(3)]
+    errors = await asyncio.gather(*map(read, streams), return_exceptions=True)
+    errors += await asyncio.gather(
+        read(steps.stream(asking(3), RequestContext())), return_exceptions=True
+    )
+    assert [type(error) for error in errors] == [Disconnected] * 4
+    assert "SystemExit(3)" in await steps.lost()
+    await steps.close()
 
 
 @pytest.mark.rows("E7")
 @pytest.mark.parametrize("hook", ["admit", "step"])
-def test_a_scheduler_that_is_disconnected_is_lost(hook: str) -> None:
+@real_time
+async def test_a_scheduler_that_is_disconnected_is_lost(hook: str) -> None:
     """With its own error, for the streams in the batch, the one that it was told for, and later ones."""
 
     class Leaving(Counting):
@@ -625,26 +562,24 @@ def test_a_scheduler_that_is_disconnected_is_lost(hook: str) -> None:
                 raise Disconnected("the core is gone")
             super().step(sequences)
 
-    async def main() -> None:
-        scheduler = Leaving()
-        steps = StepThread(scheduler, max_sequences=2)
-        running = steps.stream(asking(10**9), RequestContext())
-        await anext(running)
-        later = read(steps.stream(asking(9, prompt=13), RequestContext()))
-        errors = await asyncio.gather(read(running), later, return_exceptions=True)
-        errors += await asyncio.gather(
-            read(steps.stream(asking(3), RequestContext())), return_exceptions=True
-        )
-        assert [str(error) for error in errors] == ["BackendDisconnected: the core is gone"] * 3
-        assert await steps.lost() == "the core is gone"
-        scheduler.check_released()
-        await steps.close()
-
-    run(main)
+    scheduler = Leaving()
+    steps = StepThread(scheduler, max_sequences=2)
+    running = steps.stream(asking(10**9), RequestContext())
+    await anext(running)
+    later = read(steps.stream(asking(9, prompt=13), RequestContext()))
+    errors = await asyncio.gather(read(running), later, return_exceptions=True)
+    errors += await asyncio.gather(
+        read(steps.stream(asking(3), RequestContext())), return_exceptions=True
+    )
+    assert [str(error) for error in errors] == ["BackendDisconnected: the core is gone"] * 3
+    assert await steps.lost() == "the core is gone"
+    scheduler.check_released()
+    await steps.close()
 
 
 @pytest.mark.rows("E7")
-def test_steps_that_all_fail_are_a_loss() -> None:
+@real_time
+async def test_steps_that_all_fail_are_a_loss() -> None:
     """The eighth in a row; a step in between that does not fail begins anew."""
 
     class Failing(Counting):
@@ -653,26 +588,23 @@ def test_steps_that_all_fail_are_a_loss() -> None:
                 raise OSError("no device")
             super().step(sequences)
 
-    async def main() -> None:
-        scheduler = Failing()
-        steps = StepThread(scheduler, max_sequences=4)
+    scheduler = Failing()
+    steps = StepThread(scheduler, max_sequences=4)
 
-        async def fails() -> BaseException:
-            with pytest.raises((Unknown, Disconnected)) as caught:
-                await read(steps.stream(asking(3, prompt=13), RequestContext()))
-            return caught.value
+    async def fails() -> BaseException:
+        with pytest.raises((Unknown, Disconnected)) as caught:
+            await read(steps.stream(asking(3, prompt=13), RequestContext()))
+        return caught.value
 
-        for _ in range(2):
-            kinds = [type(await fails()) for _ in range(7)]
-            assert kinds == [Unknown] * 7
-            assert await read(steps.stream(asking(3), RequestContext())) == answer(3)
-        kinds = [type(await fails()) for _ in range(9)]
-        assert kinds == [Unknown] * 7 + [Disconnected] * 2
-        assert await steps.lost() == "8 steps in a row failed: OSError('no device')"
-        scheduler.check_released()
-        await steps.close()
-
-    run(main)
+    for _ in range(2):
+        kinds = [type(await fails()) for _ in range(7)]
+        assert kinds == [Unknown] * 7
+        assert await read(steps.stream(asking(3), RequestContext())) == answer(3)
+    kinds = [type(await fails()) for _ in range(9)]
+    assert kinds == [Unknown] * 7 + [Disconnected] * 2
+    assert await steps.lost() == "8 steps in a row failed: OSError('no device')"
+    scheduler.check_released()
+    await steps.close()
 
 
 PLANS = st.lists(
@@ -712,21 +644,18 @@ async def _client(steps: StepThread, plan: tuple[int, str, int], draw: random.Ra
 
 
 @given(plans=PLANS, places=st.integers(1, 4), ahead=st.integers(1, 5), seed=st.integers(0, 99))
-def test_any_mix_of_clients(
+@real_time
+async def test_any_mix_of_clients(
     plans: list[tuple[int, str, int]], places: int, ahead: int, seed: int
 ) -> None:
     """Whatever its neighbours do, a client that stays gets its tokens; everything is released."""
     draw = random.Random(seed)
-
-    async def main() -> None:
-        scheduler = Counting()
-        steps = StepThread(scheduler, max_sequences=places, ahead=ahead)
-        await asyncio.gather(*(_client(steps, plan, draw) for plan in plans))
-        await steps.close()
-        assert scheduler.most <= places
-        scheduler.check_released()
-
-    run(main)
+    scheduler = Counting()
+    steps = StepThread(scheduler, max_sequences=places, ahead=ahead)
+    await asyncio.gather(*(_client(steps, plan, draw) for plan in plans))
+    await steps.close()
+    assert scheduler.most <= places
+    scheduler.check_released()
 
 
 # ------------------------------------------------------------------ as engines
@@ -790,6 +719,4 @@ class Stepping(LLMEngine):
 @pytest.mark.parametrize("factory", [Iterating, Calling, Stepping])
 def test_conformance(factory: Callable[[], LLMEngine]) -> None:
     """The ten lines keep to the contract."""
-    before = set(threading.enumerate())
     run_conformance(factory, virtual=False).raise_if_failed()
-    wait_for_threads(before)

@@ -13,13 +13,8 @@ from rx_backend.engine import LLMEngine
 from rx_backend.engines import SampleEngine, SimulatedEngine
 from rx_backend.errors import EngineShutdown, InvalidArgument
 from rx_backend.testing import run_virtual
-from tests.rx_backend.engines.driving import (
-    chunks_of,
-    consume,
-    open_stream,
-    params_of,
-    request,
-)
+from tests.engines import virtual
+from tests.rx_backend.engines.driving import chunks_of, consume, open_stream, params_of, request
 from tests.wire import decode_request, encode
 
 Make = Callable[..., LLMEngine]
@@ -74,23 +69,20 @@ def test_zero_tokens_are_refused_at_once(make: Make) -> None:
 
 
 @both
-def test_prefill_then_decode_gives_the_tokens_of_an_aggregated_run(make: Make) -> None:
+@virtual
+async def test_prefill_then_decode_gives_the_tokens_of_an_aggregated_run(make: Make) -> None:
     """Prefill ends with one token and a hand-off; decode takes it, through JSON, and counts on."""
-
-    async def main() -> None:
-        (first,) = await chunks_of(make(mode="prefill"), request(prompt=4, tokens=5))
-        assert first.finish_reason is not None
-        assert first.completion_usage is not None
-        assert first.completion_usage.completion_tokens == 1
-        wire = encode(request(prompt=4, tokens=5, handoff=params_of(first)))
-        split = await consume(make(mode="decode"), decode_request(wire))
-        whole = await consume(make(), request(prompt=4, tokens=5))
-        assert split.error is None
-        assert split.token_ids == whole.token_ids
-        assert first.token_ids == whole.token_ids[:1]
-        assert split.counted == (4, 5)
-
-    run_virtual(main())
+    (first,) = await chunks_of(make(mode="prefill"), request(prompt=4, tokens=5))
+    assert first.finish_reason is not None
+    assert first.completion_usage is not None
+    assert first.completion_usage.completion_tokens == 1
+    wire = encode(request(prompt=4, tokens=5, handoff=params_of(first)))
+    split = await consume(make(mode="decode"), decode_request(wire))
+    whole = await consume(make(), request(prompt=4, tokens=5))
+    assert split.error is None
+    assert split.token_ids == whole.token_ids
+    assert first.token_ids == whole.token_ids[:1]
+    assert split.counted == (4, 5)
 
 
 @both
@@ -126,129 +118,108 @@ def test_stop_ends_with_cancelled_and_usage(make: Make) -> None:
 
 @both
 @pytest.mark.rows("E4")
-def test_stop_before_the_first_token(make: Make) -> None:
+@virtual
+async def test_stop_before_the_first_token(make: Make) -> None:
     """A request that was stopped before it began yields nothing but the `cancelled` terminal."""
-
-    async def main() -> None:
-        context = RequestContext()
-        context.stop_generating()
-        (chunk,) = await chunks_of(make(), request(), context)
-        assert chunk.finish_reason is not None
-        assert chunk.finish_reason.kind == "cancelled"
-        assert chunk.token_ids == []
-
-    run_virtual(main())
+    context = RequestContext()
+    context.stop_generating()
+    (chunk,) = await chunks_of(make(), request(), context)
+    assert chunk.finish_reason is not None
+    assert chunk.finish_reason.kind == "cancelled"
+    assert chunk.token_ids == []
 
 
 @both
 @pytest.mark.rows("A4", "E4")
-def test_decode_stops_only_after_the_first_token(make: Make) -> None:
+@virtual
+async def test_decode_stops_only_after_the_first_token(make: Make) -> None:
     """In decode mode a stop waits for the first token, so that no KV transfer is orphaned."""
-
-    async def main() -> None:
-        context = RequestContext()
-        context.stop_generating()
-        handoff = {"engine": kind_of(make), "prompt_tokens": 4}
-        seen = await consume(make(mode="decode"), request(handoff=handoff), context)
-        assert seen.token_ids == [0]
-        assert seen.reason == "cancelled"
-        assert seen.counted == (4, 1)
-
-    run_virtual(main())
+    context = RequestContext()
+    context.stop_generating()
+    handoff = {"engine": kind_of(make), "prompt_tokens": 4}
+    seen = await consume(make(mode="decode"), request(handoff=handoff), context)
+    assert seen.token_ids == [0]
+    assert seen.reason == "cancelled"
+    assert seen.counted == (4, 1)
 
 
 @both
 @pytest.mark.rows("E5")
-def test_cleanup_twice_unstarted_and_restart(make: Make) -> None:
+@virtual
+async def test_cleanup_twice_unstarted_and_restart(make: Make) -> None:
     """Cleanup is idempotent, safe before a start, and a start after it makes the engine usable."""
-
-    async def main() -> None:
-        engine = make()
-        await engine.cleanup()
-        await engine.cleanup()
-        with pytest.raises(EngineShutdown):
-            engine.generate(request(), RequestContext())
-        await engine.start(0)
-        assert len(await chunks_of(engine, request(tokens=3))) == 3
-        await engine.cleanup()
-
-    run_virtual(main())
+    engine = make()
+    await engine.cleanup()
+    await engine.cleanup()
+    with pytest.raises(EngineShutdown):
+        engine.generate(request(), RequestContext())
+    await engine.start(0)
+    assert len(await chunks_of(engine, request(tokens=3))) == 3
+    await engine.cleanup()
 
 
 @both
 @pytest.mark.rows("E3", "E5")
-def test_cleanup_ends_open_streams_with_a_typed_error(make: Make) -> None:
+@virtual
+async def test_cleanup_ends_open_streams_with_a_typed_error(make: Make) -> None:
     """A stream that is open when the engine is cleaned up, or never begun, ends with its error."""
-
-    async def main() -> None:
-        engine = make()
-        late = open_stream(engine, request())
-        reading = [asyncio.create_task(consume(engine, request(tokens=9))) for _ in range(2)]
-        await asyncio.sleep(0.035)
-        await engine.cleanup()
-        for seen in await asyncio.gather(*reading):
-            assert isinstance(seen.error, EngineShutdown)
-            assert 0 < len(seen.chunks) < 9
-        with pytest.raises(EngineShutdown):
-            await anext(late)
-        assert await engine.is_quiescent()
-
-    run_virtual(main())
+    engine = make()
+    late = open_stream(engine, request())
+    reading = [asyncio.create_task(consume(engine, request(tokens=9))) for _ in range(2)]
+    await asyncio.sleep(0.035)
+    await engine.cleanup()
+    for seen in await asyncio.gather(*reading):
+        assert isinstance(seen.error, EngineShutdown)
+        assert 0 < len(seen.chunks) < 9
+    with pytest.raises(EngineShutdown):
+        await anext(late)
+    assert await engine.is_quiescent()
 
 
 @both
 @pytest.mark.rows("E5")
-def test_drain_waits_for_open_streams(make: Make) -> None:
+@virtual
+async def test_drain_waits_for_open_streams(make: Make) -> None:
     """Drain returns at once when nothing is open, else when the last stream has ended."""
-
-    async def main() -> None:
-        engine = make()
-        await engine.drain()
-        reading = asyncio.create_task(consume(engine, request(tokens=3)))
-        await asyncio.sleep(0.005)
-        assert not await engine.is_quiescent()
-        await engine.drain()
-        assert await engine.is_quiescent()
-        assert len((await reading).chunks) == 3
-
-    run_virtual(main())
+    engine = make()
+    await engine.drain()
+    reading = asyncio.create_task(consume(engine, request(tokens=3)))
+    await asyncio.sleep(0.005)
+    assert not await engine.is_quiescent()
+    await engine.drain()
+    assert await engine.is_quiescent()
+    assert len((await reading).chunks) == 3
 
 
 @both
 @pytest.mark.rows("S7")
-def test_closed_and_cancelled_streams_leave_nothing(make: Make) -> None:
+@virtual
+async def test_closed_and_cancelled_streams_leave_nothing(make: Make) -> None:
     """Closing a stream, or cancelling the task that reads it, gives its place back."""
-
-    async def main() -> None:
-        engine = make()
-        stream = open_stream(engine, request(tokens=99))
-        await anext(stream)
-        await stream.aclose()
-        reading = asyncio.create_task(consume(engine, request(tokens=99)))
-        await asyncio.sleep(0.05)
-        reading.cancel()
-        await asyncio.wait([reading])
-        await engine.drain()
-        assert await engine.is_quiescent()
-        assert len(await chunks_of(engine, request(tokens=3))) == 3
-
-    run_virtual(main())
+    engine = make()
+    stream = open_stream(engine, request(tokens=99))
+    await anext(stream)
+    await stream.aclose()
+    reading = asyncio.create_task(consume(engine, request(tokens=99)))
+    await asyncio.sleep(0.05)
+    reading.cancel()
+    await asyncio.wait([reading])
+    await engine.drain()
+    assert await engine.is_quiescent()
+    assert len(await chunks_of(engine, request(tokens=3))) == 3
 
 
 @both
 @pytest.mark.rows("E5", "H1")
-def test_health_check_payload_is_a_request_that_works(make: Make) -> None:
+@virtual
+async def test_health_check_payload_is_a_request_that_works(make: Make) -> None:
     """The payload is a valid request whose run ends well; decode mode can't have one."""
-
-    async def main() -> None:
-        engine = make()
-        payload = await engine.health_check_payload()
-        assert payload is not None
-        (chunk,) = await chunks_of(engine, decode_request(encode(payload)))
-        assert chunk.finish_reason is not None
-        assert await make(mode="decode").health_check_payload() is None
-
-    run_virtual(main())
+    engine = make()
+    payload = await engine.health_check_payload()
+    assert payload is not None
+    (chunk,) = await chunks_of(engine, decode_request(encode(payload)))
+    assert chunk.finish_reason is not None
+    assert await make(mode="decode").health_check_payload() is None
 
 
 @both

@@ -14,6 +14,7 @@ from rx_backend.engines import SimulatedEngine
 from rx_backend.errors import BackendError, InvalidArgument
 from rx_backend.protocols import PreprocessedRequest
 from rx_backend.testing import run_virtual
+from tests.engines import real_time, virtual
 from tests.rx_backend.engines.driving import Seen, chunks_of, consume, open_stream, request
 
 
@@ -48,19 +49,16 @@ def test_itl_grows_with_the_batch() -> None:
     assert run_virtual(together(64)) == pytest.approx(42)
 
 
-def test_ttft_grows_with_load_when_the_batch_is_full() -> None:
+@virtual
+async def test_ttft_grows_with_load_when_the_batch_is_full() -> None:
     """Requests beyond the batch queue, in the order of arrival, until slots are free."""
-
-    async def main() -> None:
-        engine = SimulatedEngine(max_batch=2, step_ms=10, step_ms_per_sequence=0)
-        reading = [asyncio.create_task(consume(engine, request(0, 5))) for _ in range(6)]
-        await asyncio.sleep(0.001)
-        load = engine.load
-        assert (load.waiting, load.prefilling, load.decoding) == (4, 0, 2)
-        seen = await asyncio.gather(*reading)
-        assert [round(one.ttft_ms) for one in seen] == [10, 10, 60, 60, 110, 110]
-
-    run_virtual(main())
+    engine = SimulatedEngine(max_batch=2, step_ms=10, step_ms_per_sequence=0)
+    reading = [asyncio.create_task(consume(engine, request(0, 5))) for _ in range(6)]
+    await asyncio.sleep(0.001)
+    load = engine.load
+    assert (load.waiting, load.prefilling, load.decoding) == (4, 0, 2)
+    seen = await asyncio.gather(*reading)
+    assert [round(one.ttft_ms) for one in seen] == [10, 10, 60, 60, 110, 110]
 
 
 def test_a_long_prompt_disturbs_decoding_less_in_small_chunks() -> None:
@@ -82,92 +80,83 @@ def test_a_long_prompt_disturbs_decoding_less_in_small_chunks() -> None:
     assert small_ttft > whole_ttft
 
 
-def test_prompts_share_a_step_oldest_first() -> None:
+@virtual
+async def test_prompts_share_a_step_oldest_first() -> None:
     """Short prompts are worked through in the same step as far as the chunk goes."""
-
-    async def main() -> None:
-        engine = SimulatedEngine(
-            step_ms=10, step_ms_per_sequence=0, prefill_ms_per_token=0.1, prefill_chunk_tokens=100
-        )
-        first, second, third = await asyncio.gather(
-            *(consume(engine, request(prompt, 2)) for prompt in (60, 40, 50))
-        )
-        assert first.ttft_ms == second.ttft_ms == pytest.approx(20)
-        assert third.ttft_ms == pytest.approx(20 + 15)
-
-    run_virtual(main())
+    engine = SimulatedEngine(
+        step_ms=10, step_ms_per_sequence=0, prefill_ms_per_token=0.1, prefill_chunk_tokens=100
+    )
+    first, second, third = await asyncio.gather(
+        *(consume(engine, request(prompt, 2)) for prompt in (60, 40, 50))
+    )
+    assert first.ttft_ms == second.ttft_ms == pytest.approx(20)
+    assert third.ttft_ms == pytest.approx(20 + 15)
 
 
-def test_kv_cache_limits_what_runs_together() -> None:
+@virtual
+async def test_kv_cache_limits_what_runs_together() -> None:
     """A request waits until the cache has room for its prompt and output, and gives it back."""
-
-    async def main() -> None:
-        engine = SimulatedEngine(
-            step_ms=10, step_ms_per_sequence=0, prefill_ms_per_token=0, kv_tokens=100
-        )
-        config = await engine.start(0)
-        assert (config.kv_cache_block_size, config.total_kv_blocks) == (16, 6)
-        reading = [asyncio.create_task(consume(engine, request(45, 5))) for _ in range(3)]
-        await asyncio.sleep(0.001)
-        assert engine.load.kv_tokens == 100
-        assert engine.load.waiting == 1
-        seen = await asyncio.gather(*reading)
-        assert [round(one.ttft_ms) for one in seen] == [10, 10, 60]
-        assert engine.load.kv_tokens == 0
-        with pytest.raises(InvalidArgument, match="98 prompt tokens and max_tokens 3 do not fit"):
-            engine.generate(request(98, 3), RequestContext())
-
-    run_virtual(main())
+    engine = SimulatedEngine(
+        step_ms=10, step_ms_per_sequence=0, prefill_ms_per_token=0, kv_tokens=100
+    )
+    config = await engine.start(0)
+    assert (config.kv_cache_block_size, config.total_kv_blocks) == (16, 6)
+    reading = [asyncio.create_task(consume(engine, request(45, 5))) for _ in range(3)]
+    await asyncio.sleep(0.001)
+    assert engine.load.kv_tokens == 100
+    assert engine.load.waiting == 1
+    seen = await asyncio.gather(*reading)
+    assert [round(one.ttft_ms) for one in seen] == [10, 10, 60]
+    assert engine.load.kv_tokens == 0
+    with pytest.raises(InvalidArgument, match="98 prompt tokens and max_tokens 3 do not fit"):
+        engine.generate(request(98, 3), RequestContext())
 
 
 @pytest.mark.rows("E4", "E5")
 @pytest.mark.parametrize("how", ["stop", "abort", "close", "cancel", "forget"])
 @pytest.mark.parametrize("phase", ["waiting", "prefilling", "decoding"])
-def test_whoever_leaves_frees_the_slot_at_the_next_step(how: str, phase: str) -> None:
+@virtual
+async def test_whoever_leaves_frees_the_slot_at_the_next_step(how: str, phase: str) -> None:
     """However a request ends early, and wherever it was, the next one has its slot a step later."""
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        engine = SimulatedEngine(
-            max_batch=1, step_ms=10, prefill_ms_per_token=1, prefill_chunk_tokens=100
-        )
-        context = RequestContext("early")
-        ahead = [consume(engine, request(0, 10))] if phase == "waiting" else []
-        prompt = 100_000 if phase == "prefilling" else 0
-        before = [asyncio.create_task(one) for one in ahead]
-        early = asyncio.create_task(_hold(engine, request(prompt, 1000), context, how))
-        await asyncio.sleep(0.055)
-        after = asyncio.create_task(consume(engine, request(0, 2)))
-        await asyncio.sleep(0)
-        load = engine.load
-        assert (load.waiting, load.prefilling, load.decoding) == {
-            "waiting": (2, 0, 1),
-            "prefilling": (1, 1, 0),
-            "decoding": (1, 0, 1),
-        }[phase]
-        if how == "abort":
-            await engine.abort(RequestContext("somebody else"))
-            await engine.abort(context)
-        elif how == "stop":
-            context.stop_generating()
-        else:
-            early.cancel()
-        left_ms = loop.time() * 1000
-        await asyncio.wait([early])
-        if how in {"stop", "abort"}:
-            seen = early.result()
-            assert seen.reason == "cancelled"
-            assert seen.counted == (prompt, len(seen.token_ids))
-        follower = await after
-        assert len(follower.chunks) == 2
-        step_ms = 120 if phase == "prefilling" else 11
-        waited = 50 if phase == "waiting" else 0
-        assert follower.times_ms[0] <= left_ms + waited + 2 * step_ms
-        await asyncio.gather(*before)
-        await engine.drain()
-        assert engine.load.kv_tokens == 0
-
-    run_virtual(main())
+    loop = asyncio.get_running_loop()
+    engine = SimulatedEngine(
+        max_batch=1, step_ms=10, prefill_ms_per_token=1, prefill_chunk_tokens=100
+    )
+    context = RequestContext("early")
+    ahead = [consume(engine, request(0, 10))] if phase == "waiting" else []
+    prompt = 100_000 if phase == "prefilling" else 0
+    before = [asyncio.create_task(one) for one in ahead]
+    early = asyncio.create_task(_hold(engine, request(prompt, 1000), context, how))
+    await asyncio.sleep(0.055)
+    after = asyncio.create_task(consume(engine, request(0, 2)))
+    await asyncio.sleep(0)
+    load = engine.load
+    assert (load.waiting, load.prefilling, load.decoding) == {
+        "waiting": (2, 0, 1),
+        "prefilling": (1, 1, 0),
+        "decoding": (1, 0, 1),
+    }[phase]
+    if how == "abort":
+        await engine.abort(RequestContext("somebody else"))
+        await engine.abort(context)
+    elif how == "stop":
+        context.stop_generating()
+    else:
+        early.cancel()
+    left_ms = loop.time() * 1000
+    await asyncio.wait([early])
+    if how in {"stop", "abort"}:
+        seen = early.result()
+        assert seen.reason == "cancelled"
+        assert seen.counted == (prompt, len(seen.token_ids))
+    follower = await after
+    assert len(follower.chunks) == 2
+    step_ms = 120 if phase == "prefilling" else 11
+    waited = 50 if phase == "waiting" else 0
+    assert follower.times_ms[0] <= left_ms + waited + 2 * step_ms
+    await asyncio.gather(*before)
+    await engine.drain()
+    assert engine.load.kv_tokens == 0
 
 
 async def _hold(
@@ -190,67 +179,58 @@ async def _hold(
     return Seen()
 
 
-def test_a_lagging_consumer_gets_every_token_and_does_not_hold_up_the_batch() -> None:
+@virtual
+async def test_a_lagging_consumer_gets_every_token_and_does_not_hold_up_the_batch() -> None:
     """Tokens wait for a consumer that is late; others keep their pace."""
-
-    async def main() -> None:
-        engine = SimulatedEngine(step_ms=10, step_ms_per_sequence=0, prefill_ms_per_token=0)
-        stream = open_stream(engine, request(0, 6))
-        first = await anext(stream)
-        other = await consume(engine, request(0, 6))
-        assert other.gaps_ms == pytest.approx([10] * 5)
-        await asyncio.sleep(1)
-        began = asyncio.get_running_loop().time()
-        rest = [chunk async for chunk in stream]
-        assert asyncio.get_running_loop().time() == began
-        assert [chunk.token_ids[0] for chunk in [first, *rest]] == [0, 1, 2, 3, 4, 5]
-
-    run_virtual(main())
+    engine = SimulatedEngine(step_ms=10, step_ms_per_sequence=0, prefill_ms_per_token=0)
+    stream = open_stream(engine, request(0, 6))
+    first = await anext(stream)
+    other = await consume(engine, request(0, 6))
+    assert other.gaps_ms == pytest.approx([10] * 5)
+    await asyncio.sleep(1)
+    began = asyncio.get_running_loop().time()
+    rest = [chunk async for chunk in stream]
+    assert asyncio.get_running_loop().time() == began
+    assert [chunk.token_ids[0] for chunk in [first, *rest]] == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.rows("E4")
-def test_tokens_made_before_a_stop_are_delivered_before_the_terminal() -> None:
+@virtual
+async def test_tokens_made_before_a_stop_are_delivered_before_the_terminal() -> None:
     """A consumer that lags when its request is stopped gets what was made, then `cancelled`."""
-
-    async def main() -> None:
-        context = RequestContext()
-        engine = SimulatedEngine(step_ms=10, step_ms_per_sequence=0, prefill_ms_per_token=0)
-        stream = open_stream(engine, request(0, 50), context)
-        await anext(stream)
-        await asyncio.sleep(0.035)
-        context.stop_generating()
-        await engine.drain()
-        rest = [chunk async for chunk in stream]
-        assert [chunk.token_ids for chunk in rest] == [[1], [2], [3], []]
-        assert rest[-1].completion_usage is not None
-        assert rest[-1].completion_usage.completion_tokens == 4
-
-    run_virtual(main())
+    context = RequestContext()
+    engine = SimulatedEngine(step_ms=10, step_ms_per_sequence=0, prefill_ms_per_token=0)
+    stream = open_stream(engine, request(0, 50), context)
+    await anext(stream)
+    await asyncio.sleep(0.035)
+    context.stop_generating()
+    await engine.drain()
+    rest = [chunk async for chunk in stream]
+    assert [chunk.token_ids for chunk in rest] == [[1], [2], [3], []]
+    assert rest[-1].completion_usage is not None
+    assert rest[-1].completion_usage.completion_tokens == 4
 
 
-def test_one_task_however_many_requests_and_none_when_idle() -> None:
+@virtual
+async def test_one_task_however_many_requests_and_none_when_idle() -> None:
     """The engine has a single task while there is work, outside of any request's context."""
     marker = contextvars.ContextVar("marker", default="engine")
-
-    async def main() -> None:
-        marker.set("request")
-        engine = SimulatedEngine()
-        streams = [open_stream(engine, request(1, 3)) for _ in range(50)]
-        before = asyncio.all_tasks()
-        pulls = [asyncio.ensure_future(anext(stream)) for stream in streams]
-        await asyncio.sleep(0)
-        (task,) = asyncio.all_tasks() - before - set(pulls)
-        await asyncio.gather(*pulls)
-        assert marker.get() == "request"
-        context: Callable[[], contextvars.Context] | None = getattr(task, "get_context", None)
-        if context is not None:  # asked of a task since Python 3.12
-            assert marker not in context()
-        for stream in streams:
-            assert len([chunk async for chunk in stream]) == 2
-        await engine.drain()
-        assert asyncio.all_tasks() == before
-
-    run_virtual(main())
+    marker.set("request")
+    engine = SimulatedEngine()
+    streams = [open_stream(engine, request(1, 3)) for _ in range(50)]
+    before = asyncio.all_tasks()
+    pulls = [asyncio.ensure_future(anext(stream)) for stream in streams]
+    await asyncio.sleep(0)
+    (task,) = asyncio.all_tasks() - before - set(pulls)
+    await asyncio.gather(*pulls)
+    assert marker.get() == "request"
+    context: Callable[[], contextvars.Context] | None = getattr(task, "get_context", None)
+    if context is not None:  # asked of a task since Python 3.12
+        assert marker not in context()
+    for stream in streams:
+        assert len([chunk async for chunk in stream]) == 2
+    await engine.drain()
+    assert asyncio.all_tasks() == before
 
 
 @pytest.mark.rows("E3", "S6")
@@ -286,16 +266,13 @@ def test_same_seed_same_times() -> None:
     assert run_virtual(run()) == run_virtual(run())
 
 
-def test_runs_on_the_real_clock() -> None:
+@real_time
+async def test_runs_on_the_real_clock() -> None:
     """The engine needs nothing of the virtual loop: on a plain loop it streams as well."""
-
-    async def main() -> None:
-        engine = SimulatedEngine(step_ms=0, step_ms_per_sequence=0, prefill_ms_per_token=0)
-        seen = await asyncio.gather(*(chunks_of(engine, request(3, 5)) for _ in range(10)))
-        assert [len(chunks) for chunks in seen] == [5] * 10
-        await engine.cleanup()
-
-    asyncio.run(main())
+    engine = SimulatedEngine(step_ms=0, step_ms_per_sequence=0, prefill_ms_per_token=0)
+    seen = await asyncio.gather(*(chunks_of(engine, request(3, 5)) for _ in range(10)))
+    assert [len(chunks) for chunks in seen] == [5] * 10
+    await engine.cleanup()
 
 
 def test_an_engine_serves_one_loop_after_another() -> None:
@@ -307,7 +284,8 @@ def test_an_engine_serves_one_loop_after_another() -> None:
 
 
 @pytest.mark.rows("E3")
-def test_a_broken_context_fails_the_streams_and_not_silently() -> None:
+@virtual
+async def test_a_broken_context_fails_the_streams_and_not_silently() -> None:
     """When the scheduler itself fails, every stream ends with a typed error."""
 
     class Broken(RequestContext):
@@ -315,17 +293,14 @@ def test_a_broken_context_fails_the_streams_and_not_silently() -> None:
         def is_stopped(self) -> bool:
             raise RuntimeError("no such signal")
 
-    async def main() -> None:
-        engine = SimulatedEngine()
-        good, bad = await asyncio.gather(
-            consume(engine, request()), consume(engine, request(), Broken())
-        )
-        assert isinstance(good.error, BackendError)
-        assert isinstance(bad.error, BackendError)
-        assert good.error is not bad.error
-        assert len(await chunks_of(engine, request(tokens=3))) == 3
-
-    run_virtual(main())
+    engine = SimulatedEngine()
+    good, bad = await asyncio.gather(
+        consume(engine, request()), consume(engine, request(), Broken())
+    )
+    assert isinstance(good.error, BackendError)
+    assert isinstance(bad.error, BackendError)
+    assert good.error is not bad.error
+    assert len(await chunks_of(engine, request(tokens=3))) == 3
 
 
 @pytest.mark.parametrize(

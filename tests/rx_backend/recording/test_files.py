@@ -14,12 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rx_backend.errors import Disconnected, InvalidArgument, Unknown
-from rx_backend.protocols import (
-    FinishReason,
-    LLMEngineOutput,
-    TopLogprob,
-    convert_output,
-)
+from rx_backend.protocols import FinishReason, LLMEngineOutput, TopLogprob, convert_output
 from rx_backend.recording import (
     Ending,
     Recording,

@@ -32,15 +32,7 @@ from rx_backend.recording import (
 )
 from rx_backend.testing import Marbles, run_virtual
 from tests.diagrams import read_diagrams
-from tests.engines import (
-    ScriptedEngine,
-    adapter_of,
-    collect,
-    request,
-    settle,
-    stop,
-    virtual,
-)
+from tests.engines import ScriptedEngine, adapter_of, collect, request, settle, stop, virtual
 from tests.logs import capture_logs
 from tests.operators._help import LIVES, Life
 from tests.rx_backend.recording._help import recording_stream, token

@@ -30,13 +30,7 @@ from rx_backend.recording import Ending, Recording, ReplayEngine, TimedChunk, re
 from rx_backend.testing import run_conformance, run_virtual
 from tests.engines import ScriptedEngine, virtual
 from tests.rx_backend.engines.driving import Seen, consume, open_stream, request
-from tests.rx_backend.recording._help import (
-    GOLDEN,
-    recorded,
-    recording_stream,
-    recordings,
-    token,
-)
+from tests.rx_backend.recording._help import GOLDEN, recorded, recording_stream, recordings, token
 
 
 def played(recording: Recording, speed: float = 1.0) -> Seen:

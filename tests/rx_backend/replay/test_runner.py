@@ -18,7 +18,7 @@ from rx_backend.errors import Disconnected, InvalidArgument, Unknown
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.replay import ReplayResult, Request, replay, synthetic
 from rx_backend.testing import run_virtual
-from tests.engines import ScriptedEngine
+from tests.engines import ScriptedEngine, virtual
 from tests.spans import Spans
 
 
@@ -175,50 +175,44 @@ def test_rates_are_checked(rates: dict[str, float], complaint: str) -> None:
     assert engine.calls == 0
 
 
-def test_a_cancelled_replay_keeps_its_figures() -> None:
+@virtual
+async def test_a_cancelled_replay_keeps_its_figures() -> None:
     """Its clients are cancelled, the engine is cleaned up, and what was seen stays in the result."""
-
-    async def main() -> None:
-        engine = SimulatedEngine()
-        result = ReplayResult()
-        rows = [Request(0, 1, 1), *[Request(0, 1, 10_000)] * 5]
-        running = asyncio.create_task(replay(rows, engine, result=result))
-        await asyncio.sleep(1)
-        assert engine.load.decoding == result.running == 5
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-        assert await engine.is_quiescent()
-        outcomes = [(row.outcome, row.error) for row in result.requests]
-        assert outcomes == [("length", None)] + [("interrupted", None)] * 5
-        assert result.requests[-1].tokens > 50
-        assert result.requests[-1].ttft_ms is not None
-        assert (result.planned, result.running) == (6, 0)
-
-    run_virtual(main())
+    engine = SimulatedEngine()
+    result = ReplayResult()
+    rows = [Request(0, 1, 1), *[Request(0, 1, 10_000)] * 5]
+    running = asyncio.create_task(replay(rows, engine, result=result))
+    await asyncio.sleep(1)
+    assert engine.load.decoding == result.running == 5
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert await engine.is_quiescent()
+    outcomes = [(row.outcome, row.error) for row in result.requests]
+    assert outcomes == [("length", None)] + [("interrupted", None)] * 5
+    assert result.requests[-1].tokens > 50
+    assert result.requests[-1].ttft_ms is not None
+    assert (result.planned, result.running) == (6, 0)
 
 
-def test_a_workload_may_be_read_as_it_is_replayed() -> None:
+@virtual
+async def test_a_workload_may_be_read_as_it_is_replayed() -> None:
     """Rows are taken when they are due; one that fails ends the replay behind those in flight."""
+    loop = asyncio.get_running_loop()
+    taken: list[float] = []
 
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        taken: list[float] = []
+    def rows() -> Iterator[Request]:
+        for n in range(3):
+            taken.append(loop.time())
+            yield Request(n, 1, 150)
+        raise InvalidArgument("line 4")
 
-        def rows() -> Iterator[Request]:
-            for n in range(3):
-                taken.append(loop.time())
-                yield Request(n, 1, 150)
-            raise InvalidArgument("line 4")
-
-        result = ReplayResult()
-        with pytest.raises(InvalidArgument, match="line 4"):
-            await replay(rows(), SampleEngine(), result=result)
-        assert taken == [0.0, 0.0, 1.0]
-        assert [row.outcome for row in result.requests] == ["length"] * 3
-        assert result.planned is None
-
-    run_virtual(main())
+    result = ReplayResult()
+    with pytest.raises(InvalidArgument, match="line 4"):
+        await replay(rows(), SampleEngine(), result=result)
+    assert taken == [0.0, 0.0, 1.0]
+    assert [row.outcome for row in result.requests] == ["length"] * 3
+    assert result.planned is None
 
 
 class Reader(SampleEngine):

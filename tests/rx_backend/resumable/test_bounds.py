@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from operators import PositionDropped
-from rx_backend import Cancelled, Disconnected, EngineAdapter, LLMEngineOutput, Unknown
+from rx_backend import Cancelled, EngineAdapter, LLMEngineOutput, Unknown
 from rx_backend.resumable import ResumableStreams, StreamNotFound, TooManyStreams
-from rx_backend.testing import run_virtual
+from tests.engines import virtual
 from tests.engines.scripted import ScriptedEngine, now, stop
 from tests.rx_backend.resumable.answers import (
     REQUEST,
@@ -31,351 +31,208 @@ OBEYS = (*words(2, 1.0), until_stopped, LLMEngineOutput.cancelled())
 
 
 @pytest.mark.rows("A2", "A3")
-def test_an_answer_without_readers_is_stopped_after_a_while(spans: Spans) -> None:
+@virtual
+async def test_an_answer_without_readers_is_stopped_after_a_while(spans: Spans) -> None:
     """One abort, at the moment the option says; the engine's terminal is kept for who comes back."""
-
-    async def main() -> None:
-        adapter, engine = adapter_of(*OBEYS, tracer=spans.tracer)
-        async with ResumableStreams(adapter, linger_s=5) as streams:
-            reader = await streams.start(REQUEST)
-            await leave_after(reader, 1)
-            assert now() == 1.0
-            await asyncio.sleep(4.5)
-            assert engine.aborts == []
-            await asyncio.sleep(1)
-            assert engine.aborts == [6.0]
-            assert not reader.context.is_killed
-            attributes = spans.one().attributes or {}
-            assert (attributes["finish_reason"], attributes["cancelled"]) == ("Cancelled", True)
-            async with await streams.resume(reader.stream_id, 1) as back:
-                *items, last = await collect(back)
-            assert told(items) == [1]
-            assert last.data == LLMEngineOutput.cancelled()
-            assert engine.aborts == [6.0]
-
-    run_virtual(main())
+    adapter, engine = adapter_of(*OBEYS, tracer=spans.tracer)
+    async with ResumableStreams(adapter, linger_s=5) as streams:
+        reader = await streams.start(REQUEST)
+        await leave_after(reader, 1)
+        assert now() == 1.0
+        await asyncio.sleep(4.5)
+        assert engine.aborts == []
+        await asyncio.sleep(1)
+        assert engine.aborts == [6.0]
+        assert not reader.context.is_killed
+        attributes = spans.one().attributes or {}
+        assert (attributes["finish_reason"], attributes["cancelled"]) == ("Cancelled", True)
+        async with await streams.resume(reader.stream_id, 1) as back:
+            *items, last = await collect(back)
+        assert told(items) == [1]
+        assert last.data == LLMEngineOutput.cancelled()
+        assert engine.aborts == [6.0]
 
 
-def test_a_reader_that_comes_in_time_calls_the_stop_off() -> None:
-    """However often; the time counts from the last one's leaving."""
-
-    async def main() -> None:
-        adapter, engine = adapter_of(*OBEYS)
-        async with ResumableStreams(adapter, linger_s=5) as streams:
-            reader = await streams.start(REQUEST)
-            await leave_after(reader, 1)
-            for _ in range(3):
-                await asyncio.sleep(4)
-                await (await streams.resume(reader.stream_id, 1)).aclose()
-            assert now() == 13.0
-            other = await streams.resume(reader.stream_id)
-            await asyncio.sleep(100)
-            assert engine.aborts == []
-            await other.aclose()
-            await asyncio.sleep(6)
-            assert engine.aborts == [118.0]
-
-    run_virtual(main())
-
-
-def test_the_engine_works_while_nobody_reads() -> None:
+@virtual
+async def test_the_engine_works_while_nobody_reads() -> None:
     """Up to its bound, so that the rest is there when the client comes back."""
-
-    async def main() -> None:
-        adapter, engine = adapter_of(*words(100, 1.0), stop())
-        async with ResumableStreams(adapter, max_ahead=10) as streams:
-            reader = await streams.start(REQUEST)
-            await leave_after(reader, 3)
-            await asyncio.sleep(29)
-            # Three were read, ten are held ahead.
-            assert engine.pulls == 13
-            async with await streams.resume(reader.stream_id, 3) as back:
-                assert told([await anext(back)]) == list(range(3, 13))
-
-    run_virtual(main())
+    adapter, engine = adapter_of(*words(100, 1.0), stop())
+    async with ResumableStreams(adapter, max_ahead=10) as streams:
+        reader = await streams.start(REQUEST)
+        await leave_after(reader, 3)
+        await asyncio.sleep(29)
+        # Three were read, ten are held ahead.
+        assert engine.pulls == 13
+        async with await streams.resume(reader.stream_id, 3) as back:
+            assert told([await anext(back)]) == list(range(3, 13))
 
 
-def test_an_engine_that_ignores_the_stop_is_closed(spans: Spans) -> None:
+@virtual
+async def test_an_engine_that_ignores_the_stop_is_closed(spans: Spans) -> None:
     """After the grace, as a drop; who comes back gets what there was, and a typed error."""
-
-    async def main() -> None:
-        adapter, engine = adapter_of(*words(3, 1.0), 1000.0, stop(), tracer=spans.tracer)
-        async with ResumableStreams(adapter, linger_s=5, stop_grace_s=7) as streams:
-            reader = await streams.start(REQUEST)
-            await leave_after(reader, 1)
-            await asyncio.sleep(11.5)
-            assert (engine.aborts, engine.closes) == ([6.0], [])
-            await asyncio.sleep(1)
-            assert (engine.aborts, engine.closes) == ([6.0], [13.0])
-            assert (spans.one().attributes or {})["finish_reason"] == "Dropped"
-            for position in (0, 3):
-                async with await streams.resume(reader.stream_id, position) as back:
-                    *items, last = await collect(back)
-                assert told(items) == list(range(position, 3))
-                assert isinstance(last.error, Cancelled)
-                assert "not ended within 7 s" in last.error.message
-
-    run_virtual(main())
-
-
-def test_who_comes_back_during_the_grace_gets_the_end() -> None:
-    """The stop can't be taken back; the reader gets everything up to the terminal."""
-
-    async def main() -> None:
-        script = (
-            *words(2, 1.0),
-            until_stopped,
-            *words(3, 1.0, first=2),
-            LLMEngineOutput.cancelled(),
-        )
-        adapter, engine = adapter_of(*script)
-        async with ResumableStreams(adapter, linger_s=1) as streams:
-            reader = await streams.start(REQUEST)
-            await leave_after(reader, 1)
-            await asyncio.sleep(1.5)
-            async with await streams.resume(reader.stream_id, 1) as back:
+    adapter, engine = adapter_of(*words(3, 1.0), 1000.0, stop(), tracer=spans.tracer)
+    async with ResumableStreams(adapter, linger_s=5, stop_grace_s=7) as streams:
+        reader = await streams.start(REQUEST)
+        await leave_after(reader, 1)
+        await asyncio.sleep(11.5)
+        assert (engine.aborts, engine.closes) == ([6.0], [])
+        await asyncio.sleep(1)
+        assert (engine.aborts, engine.closes) == ([6.0], [13.0])
+        assert (spans.one().attributes or {})["finish_reason"] == "Dropped"
+        for position in (0, 3):
+            async with await streams.resume(reader.stream_id, position) as back:
                 *items, last = await collect(back)
-            assert told(items) == [1, 2, 3, 4]
-            assert last.data == LLMEngineOutput.cancelled()
-            assert len(engine.aborts) == 1
-
-    run_virtual(main())
+            assert told(items) == list(range(position, 3))
+            assert isinstance(last.error, Cancelled)
+            assert "not ended within 7 s" in last.error.message
 
 
-def test_without_a_linger_the_stop_comes_at_once() -> None:
-    """A client that leaves is one abort, as without resumable streams."""
-
-    async def main() -> None:
-        adapter, engine = adapter_of(*OBEYS)
-        async with ResumableStreams(adapter, linger_s=0) as streams:
-            await leave_after(await streams.start(REQUEST), 1)
-            await turns()
-            assert engine.aborts == [1.0]
-
-    run_virtual(main())
-
-
-def test_an_owner_may_let_the_engine_go_on() -> None:
-    """It comes to its end without readers, past the bound on how far ahead it may be."""
-
-    async def main() -> None:
-        adapter, engine = adapter_of(*words(50, 1.0), stop())
-        async with ResumableStreams(
-            adapter, when_left="continue", max_ahead=2, linger_s=1, keep_s=1000
-        ) as streams:
-            reader = await streams.start(REQUEST)
-            await leave_after(reader, 1)
-            await asyncio.sleep(100)
-            assert (engine.aborts, engine.closes) == ([], [50.0])
-            async with await streams.resume(reader.stream_id, 1) as back:
-                assert told(await collect(back)) == list(range(1, 50))
-
-    run_virtual(main())
-
-
-def test_an_engine_that_goes_on_is_held_within_the_bytes() -> None:
-    """What nobody has read is dropped then; who wants it is told, and gets no gap."""
-
-    async def main() -> None:
-        adapter, _ = adapter_of(*words(300), stop())
-        async with ResumableStreams(adapter, when_left="continue", max_bytes=2_000) as streams:
-            reader = await streams.start(REQUEST)
-            await leave_after(reader, 1)
-            await asyncio.sleep(1)
-            with pytest.raises(PositionDropped) as error:
-                await streams.resume(reader.stream_id, 1)
-            first = error.value.first
-            assert 200 < first < 300
-            async with await streams.resume(reader.stream_id, first) as back:
-                *items, last = await collect(back)
-            assert told(items) == list(range(first, 300))
-            assert last.data == stop()
-
-    run_virtual(main())
+@virtual
+async def test_an_engine_that_may_go_on_is_held_within_the_bytes() -> None:
+    """Past the bound on how far ahead it may be; who comes back too late is told, and gets no gap."""
+    adapter, engine = adapter_of(*words(300), stop())
+    async with ResumableStreams(
+        adapter, when_left="continue", max_ahead=2, max_bytes=2_000
+    ) as streams:
+        reader = await streams.start(REQUEST)
+        await leave_after(reader, 1)
+        await asyncio.sleep(1)
+        assert (engine.aborts, engine.closed) == ([], 1)
+        with pytest.raises(PositionDropped) as error:
+            await streams.resume(reader.stream_id, 1)
+        first = error.value.first
+        assert 200 < first < 300
+        async with await streams.resume(reader.stream_id, first) as back:
+            *items, last = await collect(back)
+        assert told(items) == list(range(first, 300))
+        assert last.data == stop()
 
 
 # ------------------------------------------------------------------ max_ahead, max_bytes
 
 
-@pytest.mark.parametrize("max_ahead", [0, 1, 7])
-def test_the_engine_waits_for_the_fastest_reader(max_ahead: int) -> None:
-    """It is so many items ahead and no more, whoever lags."""
-
-    async def main() -> None:
-        adapter, engine = adapter_of(*words(50), stop())
-        async with ResumableStreams(adapter, max_ahead=max_ahead) as streams:
-            fast = await streams.start(REQUEST)
-            slow = await streams.resume(fast.stream_id)
-            while fast.position < 40:
-                await anext(fast)
-                await turns()
-                assert engine.pulls <= fast.position + max_ahead + (max_ahead == 0)
-            assert told(await collect(slow, 1)) == list(range(fast.position + max_ahead))
-            await slow.aclose()
-            await fast.aclose()
-
-    run_virtual(main())
-
-
-def test_the_engine_waits_when_what_is_unread_fills_the_bytes() -> None:
+@virtual
+async def test_the_engine_waits_when_what_is_unread_fills_the_bytes() -> None:
     """What the fastest reader has not read is never dropped for it."""
-
-    async def main() -> None:
-        adapter, engine = adapter_of(*words(300), stop())
-        async with ResumableStreams(adapter, max_bytes=1_000) as streams:
-            reader = await streams.start(REQUEST)
-            await turns(100)
-            assert 25 <= engine.pulls <= 35
-            assert 1_000 <= streams.held().held_bytes < 1_100
-            assert streams.held().waiting == {"max_bytes": 1}
-            items = await collect(reader)
-            assert told(items) == list(range(300))
-            assert text_of(items) == "".join(f"{n} " for n in range(300))
-
-    run_virtual(main())
+    adapter, engine = adapter_of(*words(300), stop())
+    async with ResumableStreams(adapter, max_bytes=1_000) as streams:
+        reader = await streams.start(REQUEST)
+        await turns(100)
+        assert 25 <= engine.pulls <= 35
+        assert 1_000 <= streams.held().held_bytes < 1_100
+        assert streams.held().waiting == {"max_bytes": 1}
+        items = await collect(reader)
+        assert told(items) == list(range(300))
+        assert text_of(items) == "".join(f"{n} " for n in range(300))
 
 
-def test_a_reader_that_falls_behind_what_is_held_is_told() -> None:
+@virtual
+async def test_a_reader_that_falls_behind_what_is_held_is_told() -> None:
     """It gets an error and no gap; the fast one is not held up."""
-
-    async def main() -> None:
-        adapter, _ = adapter_of(*words(300, 0.1), stop())
-        async with ResumableStreams(adapter, max_bytes=1_000) as streams:
-            fast = await streams.start(REQUEST)
-            slow = await streams.resume(fast.stream_id)
-            first = await anext(slow)
-            assert told(await collect(fast)) == list(range(300))
-            with pytest.raises(PositionDropped) as error:
-                await anext(slow)
-            assert error.value.position == 1
-            assert told([first]) == [0]
-            with pytest.raises(PositionDropped):
-                await streams.resume(fast.stream_id, 1)
-            assert streams.held().held_bytes < 1_100
-
-    run_virtual(main())
+    adapter, _ = adapter_of(*words(300, 0.1), stop())
+    async with ResumableStreams(adapter, max_bytes=1_000) as streams:
+        fast = await streams.start(REQUEST)
+        slow = await streams.resume(fast.stream_id)
+        first = await anext(slow)
+        assert told(await collect(fast)) == list(range(300))
+        with pytest.raises(PositionDropped) as error:
+            await anext(slow)
+        assert error.value.position == 1
+        assert told([first]) == [0]
+        with pytest.raises(PositionDropped):
+            await streams.resume(fast.stream_id, 1)
+        assert streams.held().held_bytes < 1_100
 
 
 # ------------------------------------------------------------------ keep_s, max_streams
 
 
-def test_a_first_reader_that_falls_behind_ends_nothing() -> None:
+@virtual
+async def test_a_first_reader_that_falls_behind_ends_nothing() -> None:
     """It is told so as it peeks too, and the others read on."""
-
-    async def main() -> None:
-        adapter, engine = adapter_of(*words(100, 1.0), stop())
-        async with ResumableStreams(adapter, max_bytes=500) as streams:
-            first = await streams.start(REQUEST)
-            other = await streams.resume(first.stream_id)
-            begun = await collect(other, 50)
-            with pytest.raises(Unknown, match="position 0 was dropped"):
-                await first.peek_first()
-            assert told(begun + await collect(other)) == list(range(100))
-            assert engine.aborts == []
-
-    run_virtual(main())
+    adapter, engine = adapter_of(*words(100, 1.0), stop())
+    async with ResumableStreams(adapter, max_bytes=500) as streams:
+        first = await streams.start(REQUEST)
+        other = await streams.resume(first.stream_id)
+        begun = await collect(other, 50)
+        with pytest.raises(Unknown, match="position 0 was dropped"):
+            await first.peek_first()
+        assert told(begun + await collect(other)) == list(range(100))
+        assert engine.aborts == []
 
 
-def test_an_answer_that_has_ended_is_kept_for_a_while() -> None:
+@virtual
+async def test_an_answer_that_has_ended_is_kept_for_a_while() -> None:
     """And not found after that."""
-
-    async def main() -> None:
-        adapter, _ = adapter_of(*words(3, 1.0), stop())
-        async with ResumableStreams(adapter, keep_s=60) as streams:
-            reader = await streams.start(REQUEST)
-            await leave_after(reader, 100)
-            await asyncio.sleep(59.5)
-            async with await streams.resume(reader.stream_id) as back:
-                assert told(await collect(back)) == [0, 1, 2]
-            await asyncio.sleep(1)
-            assert len(streams) == 0
-            with pytest.raises(StreamNotFound):
-                await streams.resume(reader.stream_id)
-
-    run_virtual(main())
+    adapter, _ = adapter_of(*words(3, 1.0), stop())
+    async with ResumableStreams(adapter, keep_s=60) as streams:
+        reader = await streams.start(REQUEST)
+        await leave_after(reader, 100)
+        await asyncio.sleep(59.5)
+        async with await streams.resume(reader.stream_id) as back:
+            assert told(await collect(back)) == [0, 1, 2]
+        await asyncio.sleep(1)
+        assert len(streams) == 0
+        with pytest.raises(StreamNotFound):
+            await streams.resume(reader.stream_id)
 
 
 @pytest.mark.parametrize("keep_s", [0, 60])
-def test_what_is_being_read_is_not_forgotten(keep_s: float) -> None:
+@virtual
+async def test_what_is_being_read_is_not_forgotten(keep_s: float) -> None:
     """A slow reader comes to the end, and may come back while it reads."""
-
-    async def main() -> None:
-        adapter, _ = adapter_of(*words(3), stop())
-        async with ResumableStreams(adapter, keep_s=keep_s) as streams:
-            reader = await streams.start(REQUEST)
-            await asyncio.sleep(200.5)
-            await (await streams.resume(reader.stream_id)).aclose()
-            assert told(await collect(reader)) == [0, 1, 2]
-            await reader.aclose()
-            await asyncio.sleep(60)
-            assert len(streams) == 0
-
-    run_virtual(main())
+    adapter, _ = adapter_of(*words(3), stop())
+    async with ResumableStreams(adapter, keep_s=keep_s) as streams:
+        reader = await streams.start(REQUEST)
+        await asyncio.sleep(200.5)
+        await (await streams.resume(reader.stream_id)).aclose()
+        assert told(await collect(reader)) == [0, 1, 2]
+        await reader.aclose()
+        await asyncio.sleep(60)
+        assert len(streams) == 0
 
 
-def test_the_end_counts_although_nobody_pulls_it() -> None:
+@virtual
+async def test_the_end_counts_although_nobody_pulls_it() -> None:
     """A reader that takes the terminal and leaves has ended the answer (row P6a)."""
-
-    async def main() -> None:
-        adapter, engine = adapter_of(*words(1, 1.0), stop())
-        async with ResumableStreams(adapter, max_ahead=0, keep_s=3, linger_s=2) as streams:
-            reader = await streams.start(REQUEST)
-            await leave_after(reader, 2)
-            assert streams.held()[:2] == (0, 1)
-            await asyncio.sleep(4)
-            assert (len(streams), engine.aborts) == (0, [])
-
-    run_virtual(main())
+    adapter, engine = adapter_of(*words(1, 1.0), stop())
+    async with ResumableStreams(adapter, max_ahead=0, keep_s=3, linger_s=2) as streams:
+        reader = await streams.start(REQUEST)
+        await leave_after(reader, 2)
+        assert streams.held()[:2] == (0, 1)
+        await asyncio.sleep(4)
+        assert (len(streams), engine.aborts) == (0, [])
 
 
-def test_the_oldest_end_makes_room() -> None:
+@virtual
+async def test_the_oldest_end_makes_room() -> None:
     """One more stream takes the place of the one that ended first, unless it is being read."""
-
-    async def main() -> None:
-        adapter, _ = adapter_of(*words(1), stop())
-        async with ResumableStreams(adapter, max_streams=3, max_ahead=0) as streams:
-            readers = [await streams.start(REQUEST) for _ in range(3)]
-            for reader in (readers[1], readers[0]):
-                await leave_after(reader, 100)
-                await asyncio.sleep(1)
-            again = await streams.resume(readers[1].stream_id)
-            await leave_after(await streams.start(REQUEST), 100)
-            with pytest.raises(StreamNotFound):
-                await streams.resume(readers[0].stream_id)
-            assert told(await collect(again)) == [0]
-            assert told(await collect(await streams.resume(readers[1].stream_id))) == [0]
-            assert len(streams) == 3
-            await again.aclose()
-            await readers[2].aclose()
-
-    run_virtual(main())
+    adapter, _ = adapter_of(*words(1), stop())
+    async with ResumableStreams(adapter, max_streams=3, max_ahead=0) as streams:
+        readers = [await streams.start(REQUEST) for _ in range(3)]
+        for reader in (readers[1], readers[0]):
+            await leave_after(reader, 100)
+            await asyncio.sleep(1)
+        again = await streams.resume(readers[1].stream_id)
+        await leave_after(await streams.start(REQUEST), 100)
+        with pytest.raises(StreamNotFound):
+            await streams.resume(readers[0].stream_id)
+        assert told(await collect(again)) == [0]
+        assert told(await collect(await streams.resume(readers[1].stream_id))) == [0]
+        assert len(streams) == 3
+        await again.aclose()
+        await readers[2].aclose()
 
 
-def test_there_are_never_more_streams_than_allowed() -> None:
+@virtual
+async def test_there_are_never_more_streams_than_allowed() -> None:
     """When none has ended a request is refused before the engine is asked; set-ups count."""
-
-    async def main() -> None:
-        engine = ScriptedEngine(*words(1), 100.0, stop(), setup=[1.0])
-        async with ResumableStreams(EngineAdapter(engine), max_streams=2) as streams:
-            results = await asyncio.gather(
-                *(streams.start(REQUEST) for _ in range(4)), return_exceptions=True
-            )
-            refused = [each for each in results if isinstance(each, TooManyStreams)]
-            assert (len(refused), engine.calls, len(streams)) == (2, 2, 2)
-            assert "2 streams are held" in refused[0].message
-            assert refused[0].kind == "CannotConnect"
-
-    run_virtual(main())
-
-
-def test_a_failed_set_up_gives_its_place_back() -> None:
-    """The bound counts streams, not tries."""
-
-    async def main() -> None:
-        engine = ScriptedEngine(setup=[Disconnected("down")])
-        async with ResumableStreams(EngineAdapter(engine), max_streams=1) as streams:
-            for _ in range(3):
-                with pytest.raises(Disconnected):
-                    await streams.start(REQUEST)
-
-    run_virtual(main())
+    engine = ScriptedEngine(*words(1), 100.0, stop(), setup=[1.0])
+    async with ResumableStreams(EngineAdapter(engine), max_streams=2) as streams:
+        results = await asyncio.gather(
+            *(streams.start(REQUEST) for _ in range(4)), return_exceptions=True
+        )
+        refused = [each for each in results if isinstance(each, TooManyStreams)]
+        assert (len(refused), engine.calls, len(streams)) == (2, 2, 2)
+        assert "2 streams are held" in refused[0].message
+        assert refused[0].kind == "CannotConnect"

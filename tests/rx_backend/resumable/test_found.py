@@ -17,7 +17,7 @@ from rx_backend.resumable import (
     StreamSource,
     TooManyStreams,
 )
-from rx_backend.testing import run_virtual
+from tests.engines import virtual
 from tests.rx_backend.resumable.answers import REQUEST, Item, collect, leave_after, told, turns
 
 
@@ -78,143 +78,119 @@ def test_a_source_needs_two_functions() -> None:
 
 
 @pytest.mark.parametrize("max_ahead", [0, 256])
-def test_a_found_stream_is_read_from_any_position(max_ahead: int) -> None:
+@virtual
+async def test_a_found_stream_is_read_from_any_position(max_ahead: int) -> None:
     """What came before is pulled first; later readers find it here."""
-
-    async def main() -> None:
-        source = Recorded(50, has_ended=True)
-        async with ResumableStreams(source, max_ahead=max_ahead) as streams:
-            for position in (0, 20, 49, 50, 3):
-                async with await streams.resume("known", position, owner="ann") as reader:
-                    *items, last = await collect(reader)
-                assert told(items) == list(range(position, 50))
-                assert last.data == LLMEngineOutput.stop()
-                assert (last.id, reader.created) == ("known:51", 7.0)
-            assert (source.finds, source.opened) == (1, 0)
-
-    run_virtual(main())
+    source = Recorded(50, has_ended=True)
+    async with ResumableStreams(source, max_ahead=max_ahead) as streams:
+        for position in (0, 20, 49, 50, 3):
+            async with await streams.resume("known", position, owner="ann") as reader:
+                *items, last = await collect(reader)
+            assert told(items) == list(range(position, 50))
+            assert last.data == LLMEngineOutput.stop()
+            assert (last.id, reader.created) == ("known:51", 7.0)
+        assert (source.finds, source.opened) == (1, 0)
 
 
 @pytest.mark.parametrize("linger_s", [0, 5])
-def test_a_found_stream_is_left_to_others(linger_s: float) -> None:
+@virtual
+async def test_a_found_stream_is_left_to_others(linger_s: float) -> None:
     """Without readers here it is released, not stopped, and found again when one comes."""
-
-    async def main() -> None:
-        source = Recorded(50, has_ended=False)
-        async with ResumableStreams(source, linger_s=linger_s, when_left="continue") as streams:
-            async with await streams.resume("known", 30, owner="ann") as reader:
-                assert told(await collect(reader, 1))[0] == 30
-                assert source.opened == 1
-            await asyncio.sleep(6)
-            assert (len(streams), source.opened, source.stops) == (0, 0, 0)
-            reader = await streams.resume("known", 40, owner="ann")
-            assert told(await collect(reader, 1))[0] == 40
-            await reader.aclose()
-        assert (source.finds, source.opened, source.stops) == (2, 0, 0)
-
-    run_virtual(main())
+    source = Recorded(50, has_ended=False)
+    async with ResumableStreams(source, linger_s=linger_s, when_left="continue") as streams:
+        async with await streams.resume("known", 30, owner="ann") as reader:
+            assert told(await collect(reader, 1))[0] == 30
+            assert source.opened == 1
+        await asyncio.sleep(6)
+        assert (len(streams), source.opened, source.stops) == (0, 0, 0)
+        reader = await streams.resume("known", 40, owner="ann")
+        assert told(await collect(reader, 1))[0] == 40
+        await reader.aclose()
+    assert (source.finds, source.opened, source.stops) == (2, 0, 0)
 
 
-def test_what_can_not_be_read_is_released_at_once() -> None:
+@virtual
+async def test_what_can_not_be_read_is_released_at_once() -> None:
     """A position of the future, somebody else's stream, a stream for which there is no room."""
-
-    async def main() -> None:
-        source = Recorded(5, has_ended=False)
-        async with ResumableStreams(source, max_streams=1) as streams:
-            with pytest.raises(PositionUnknown):
-                await streams.resume("known", 6, owner="ann")
-            await turns()
-            with pytest.raises(StreamNotFound):
-                await streams.resume("known", owner="eve")
-            with pytest.raises(StreamNotFound):
-                await streams.resume("unknown", owner="ann")
-            assert (len(streams), source.opened) == (0, 0)
-            reader = await streams.start(REQUEST)
-            with pytest.raises(TooManyStreams):
-                await streams.resume("known", owner="ann")
-            assert (len(streams), source.opened) == (1, 1)
-            await reader.aclose()
-
-    run_virtual(main())
-
-
-def test_two_that_look_for_one_stream_share_it() -> None:
-    """It is held once, and what was found twice is closed once."""
-
-    async def main() -> None:
-        source = Recorded(20, has_ended=True)
-        async with ResumableStreams(source) as streams:
-            readers = await asyncio.gather(
-                streams.resume("known", 4, owner="ann"),
-                streams.resume("known", 9, owner="ann"),
-                streams.resume("known", owner="ann"),
-            )
-            assert (source.finds, source.opened, len(streams)) == (3, 1, 1)
-            for reader, first in zip(readers, (4, 9, 0), strict=True):
-                assert told(await leave_after(reader, 100)) == list(range(first, 20))
-            assert source.opened == 0
-
-    run_virtual(main())
-
-
-def test_a_client_that_gives_up_while_it_looks_leaves_nothing() -> None:
-    """Cancelled in the search, and while the items before its position are pulled."""
-
-    async def main() -> None:
-        source = Recorded(50, has_ended=False)
-        async with ResumableStreams(source, linger_s=0) as streams:
-            for seconds in (0.5, 1.2):
-                with pytest.raises(TimeoutError):
-                    async with asyncio.timeout(seconds):
-                        await streams.resume("known", 50, owner="ann")
-                await turns()
-                assert (len(streams), source.opened) == (0, 0)
-
-    run_virtual(main())
-
-
-def test_a_stream_elsewhere_is_stopped_there() -> None:
-    """By its owner, without being held here."""
-
-    async def main() -> None:
-        source = Recorded(5, has_ended=False)
-        async with ResumableStreams(source) as streams:
-            with pytest.raises(StreamNotFound):
-                await streams.stop("known", owner="eve")
-            with pytest.raises(StreamNotFound):
-                await streams.stop("unknown", owner="ann")
-            assert source.stops == 0
-            await streams.stop("known", owner="ann")
-            assert (source.stops, source.opened, len(streams)) == (1, 0, 0)
-
-    run_virtual(main())
-
-
-def test_closing_leaves_streams_elsewhere_alone() -> None:
-    """They are released here, and not stopped."""
-
-    async def main() -> None:
-        source = Recorded(5, has_ended=False)
-        async with ResumableStreams(source) as streams:
-            reader = await streams.resume("known", owner="ann")
-            assert told(await collect(reader, 1))
-        assert (source.stops, source.opened) == (0, 0)
-
-    run_virtual(main())
-
-
-def test_a_stream_that_is_looked_for_while_all_is_closed() -> None:
-    """Is waited for, and not held."""
-
-    async def main() -> None:
-        source = Recorded(3, has_ended=True)
-        streams = ResumableStreams(source)
-        looking = asyncio.create_task(streams.resume("known", owner="ann"))
+    source = Recorded(5, has_ended=False)
+    async with ResumableStreams(source, max_streams=1) as streams:
+        with pytest.raises(PositionUnknown):
+            await streams.resume("known", 6, owner="ann")
         await turns()
-        await streams.aclose()
-        assert (source.finds, source.opened) == (1, 0)
-        assert asyncio.get_running_loop().time() == 1.0
-        with pytest.raises(EngineShutdown):
-            await looking
+        with pytest.raises(StreamNotFound):
+            await streams.resume("known", owner="eve")
+        with pytest.raises(StreamNotFound):
+            await streams.resume("unknown", owner="ann")
+        assert (len(streams), source.opened) == (0, 0)
+        reader = await streams.start(REQUEST)
+        with pytest.raises(TooManyStreams):
+            await streams.resume("known", owner="ann")
+        assert (len(streams), source.opened) == (1, 1)
+        await reader.aclose()
 
-    run_virtual(main())
+
+@virtual
+async def test_two_that_look_for_one_stream_share_it() -> None:
+    """It is held once, and what was found twice is closed once."""
+    source = Recorded(20, has_ended=True)
+    async with ResumableStreams(source) as streams:
+        readers = await asyncio.gather(
+            streams.resume("known", 4, owner="ann"),
+            streams.resume("known", 9, owner="ann"),
+            streams.resume("known", owner="ann"),
+        )
+        assert (source.finds, source.opened, len(streams)) == (3, 1, 1)
+        for reader, first in zip(readers, (4, 9, 0), strict=True):
+            assert told(await leave_after(reader, 100)) == list(range(first, 20))
+        assert source.opened == 0
+
+
+@virtual
+async def test_a_client_that_gives_up_while_it_looks_leaves_nothing() -> None:
+    """Cancelled in the search, and while the items before its position are pulled."""
+    source = Recorded(50, has_ended=False)
+    async with ResumableStreams(source, linger_s=0) as streams:
+        for seconds in (0.5, 1.2):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await streams.resume("known", 50, owner="ann")
+            await turns()
+            assert (len(streams), source.opened) == (0, 0)
+
+
+@virtual
+async def test_a_stream_elsewhere_is_stopped_there() -> None:
+    """By its owner, without being held here."""
+    source = Recorded(5, has_ended=False)
+    async with ResumableStreams(source) as streams:
+        with pytest.raises(StreamNotFound):
+            await streams.stop("known", owner="eve")
+        with pytest.raises(StreamNotFound):
+            await streams.stop("unknown", owner="ann")
+        assert source.stops == 0
+        await streams.stop("known", owner="ann")
+        assert (source.stops, source.opened, len(streams)) == (1, 0, 0)
+
+
+@virtual
+async def test_closing_leaves_streams_elsewhere_alone() -> None:
+    """They are released here, and not stopped."""
+    source = Recorded(5, has_ended=False)
+    async with ResumableStreams(source) as streams:
+        reader = await streams.resume("known", owner="ann")
+        assert told(await collect(reader, 1))
+    assert (source.stops, source.opened) == (0, 0)
+
+
+@virtual
+async def test_a_stream_that_is_looked_for_while_all_is_closed() -> None:
+    """Is waited for, and not held."""
+    source = Recorded(3, has_ended=True)
+    streams = ResumableStreams(source)
+    looking = asyncio.create_task(streams.resume("known", owner="ann"))
+    await turns()
+    await streams.aclose()
+    assert (source.finds, source.opened) == (1, 0)
+    assert asyncio.get_running_loop().time() == 1.0
+    with pytest.raises(EngineShutdown):
+        await looking

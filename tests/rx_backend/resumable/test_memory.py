@@ -1,4 +1,4 @@
-"""What running and kept streams take is bounded, and nothing of a request outlives its answer."""
+"""What kept streams take is what is counted, and nothing of a request outlives its answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from operators.authoring import Stage, operator
 from rx_backend import Disconnected, EngineAdapter, EngineConfig, LLMEngine, RequestContext
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.resumable import ResumableStreams
-from rx_backend.testing import run_virtual
+from tests.engines import virtual
 from tests.rx_backend.resumable.answers import Item, collect
 
 STREAMS = 20
@@ -41,8 +41,6 @@ class Talker(LLMEngine):
             yield LLMEngineOutput([n + 1_000_000], text="eight888")
         if self._end == "raises":
             raise Disconnected(f"gone with {len(scratch)}")
-        if self._end == "runs":
-            await asyncio.sleep(1_000)
         yield LLMEngineOutput.stop()
 
 
@@ -73,47 +71,25 @@ def no_log() -> Generator[None]:
 
 @pytest.mark.usefixtures("no_log")
 @pytest.mark.parametrize("end", ["stops", "raises", "fails behind"])
-def test_kept_streams_take_what_is_counted(end: str) -> None:
+@virtual
+async def test_kept_streams_take_what_is_counted(end: str) -> None:
     """However they ended: their items and a few kilobytes, and nothing of engine or request."""
-
-    async def main() -> None:
-        adapter = EngineAdapter(Talker(end))
-        if end == "fails behind":
-            adapter = adapter.with_operators(failing())
-        async with ResumableStreams(adapter, max_ahead=1_000) as streams:
+    adapter = EngineAdapter(Talker(end))
+    if end == "fails behind":
+        adapter = adapter.with_operators(failing())
+    async with ResumableStreams(adapter, max_ahead=1_000) as streams:
+        await begin(streams)
+        gc.collect()
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(STREAMS):
             await begin(streams)
-            gc.collect()
-            tracemalloc.start()
-            before = tracemalloc.get_traced_memory()[0]
-            for _ in range(STREAMS):
-                await begin(streams)
-            await asyncio.sleep(5)
-            gc.collect()
-            taken = (tracemalloc.get_traced_memory()[0] - before) / STREAMS
-            tracemalloc.stop()
-            held = streams.held()
-            assert held[:2] == (0, STREAMS + 1)
-            counted = held.held_bytes / (STREAMS + 1)
-            assert counted < TOKENS * 40
-            assert taken < counted * 1.15 + OVERHEAD
-
-    run_virtual(main())
-
-
-def test_a_stream_takes_no_more_than_its_bytes() -> None:
-    """Running too, however long the answer is."""
-
-    async def main() -> None:
-        adapter = EngineAdapter(Talker("runs"))
-        async with ResumableStreams(adapter, max_bytes=4_000, max_ahead=20) as streams:
-            readers = [await streams.start(PreprocessedRequest(token_ids=[1])) for _ in range(50)]
-            most = 0
-            while min(reader.position for reader in readers) < TOKENS - 100:
-                for reader in readers:
-                    await collect(reader, 1)
-                most = max(most, streams.held().held_bytes)
-            assert 50 * 3_000 < most < 50 * 4_100
-            for reader in readers:
-                await reader.aclose()
-
-    run_virtual(main())
+        await asyncio.sleep(5)
+        gc.collect()
+        taken = (tracemalloc.get_traced_memory()[0] - before) / STREAMS
+        tracemalloc.stop()
+        held = streams.held()
+        assert held[:2] == (0, STREAMS + 1)
+        counted = held.held_bytes / (STREAMS + 1)
+        assert counted < TOKENS * 40
+        assert taken < counted * 1.15 + OVERHEAD

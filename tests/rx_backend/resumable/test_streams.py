@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 
 import pytest
 
@@ -20,13 +19,9 @@ from rx_backend import (
 )
 from rx_backend.engines import SampleEngine
 from rx_backend.protocols import PreprocessedRequest, SamplingOptions
-from rx_backend.resumable import (
-    ResumableReader,
-    ResumableStreams,
-    StreamNotFound,
-    parse_event_id,
-)
+from rx_backend.resumable import ResumableReader, ResumableStreams, StreamNotFound, parse_event_id
 from rx_backend.testing import run_virtual
+from tests.engines import virtual
 from tests.engines.scripted import ScriptedEngine, now, stop
 from tests.rx_backend.resumable.answers import (
     REQUEST,
@@ -34,7 +29,6 @@ from tests.rx_backend.resumable.answers import (
     adapter_of,
     collect,
     leave_after,
-    text_of,
     told,
     turns,
     until_stopped,
@@ -43,168 +37,48 @@ from tests.rx_backend.resumable.answers import (
 from tests.spans import Spans
 
 
-def is_the_rest(items: list[Item], position: int, count: int) -> bool:
-    *chunks, last = items
-    wanted = range(position, count)
-    return (
-        told(chunks) == list(wanted)
-        and text_of(chunks) == "".join(f"{n} " for n in wanted)
-        and last.data == LLMEngineOutput.stop()
-    )
-
-
-def test_an_answer_that_has_ended_is_resumed_at_every_position() -> None:
-    """Of 200 chunks and a terminal exactly the rest comes, in two items."""
-
-    async def main() -> None:
-        adapter, _ = adapter_of(*words(200), stop())
-        async with ResumableStreams(adapter) as streams:
-            reader = await streams.start(REQUEST)
-            assert is_the_rest(await leave_after(reader, 300), 0, 200)
-            for position in range(201):
-                async with await streams.resume(reader.stream_id, position) as back:
-                    rest = await collect(back)
-                assert is_the_rest(rest, position, 200)
-                assert len(rest) == (2 if position < 200 else 1)
-            async with await streams.resume(reader.stream_id, 201) as back:
-                assert await collect(back) == []
-
-    run_virtual(main())
-
-
-def test_an_answer_that_runs_is_resumed_at_every_position() -> None:
-    """101 readers at once, each from its own position, and each gets exactly its rest."""
-
-    async def main() -> None:
-        adapter, engine = adapter_of(*words(100), 50.0, *words(100, 0.1, first=100), stop())
-        async with ResumableStreams(adapter) as streams:
-            reader = await streams.start(REQUEST)
-            await leave_after(reader, 1)
-            await asyncio.sleep(1)
-            back = [await streams.resume(reader.stream_id, n) for n in range(101)]
-            rests = await asyncio.gather(*map(collect, back))
-            for position, rest in enumerate(rests):
-                assert is_the_rest(rest, position, 200)
-            assert engine.calls == 1
-
-    run_virtual(main())
-
-
-def test_event_ids_lead_back_to_where_they_stand() -> None:
+@virtual
+async def test_event_ids_lead_back_to_where_they_stand() -> None:
     """Each item's id is that of the position behind it, merged or not."""
-
-    async def main() -> None:
-        adapter, _ = adapter_of(*words(10, 1.0), stop())
-        async with ResumableStreams(adapter) as streams:
-            reader = await streams.start(REQUEST)
-            items = await leave_after(reader, 3)
-            assert [parse_event_id(item.id or "") for item in items] == [
-                (reader.stream_id, n) for n in (1, 2, 3)
-            ]
-            await asyncio.sleep(4.5)
-            stream_id, position = parse_event_id(items[1].id or "")
-            async with await streams.resume(stream_id, position) as back:
-                merged = await anext(back)
-                assert told([merged]) == [2, 3, 4, 5, 6]
-                assert (merged.id, back.position) == (f"{stream_id}:7", 7)
-                assert told(await collect(back)) == [7, 8, 9]
-                assert back.position == 11
-
-    run_virtual(main())
-
-
-def test_two_readers_go_at_their_own_pace() -> None:
-    """A slow one gets everything too, in fewer pieces."""
-
-    async def slow(reader: ResumableReader, pieces: list[Item]) -> None:
-        async for item in reader:
-            pieces.append(item)
-            await asyncio.sleep(7)
-
-    async def main() -> None:
-        adapter, _ = adapter_of(*words(50, 1.0), stop())
-        async with ResumableStreams(adapter) as streams:
-            first = await streams.start(REQUEST)
-            second = await streams.resume(first.stream_id)
-            pieces: list[Item] = []
-            _, fast = await asyncio.gather(slow(second, pieces), collect(first))
-            assert len(fast) == 51
-            assert 8 <= len(pieces) <= 10
-            assert told(pieces) == told(fast) == list(range(50))
-            assert text_of(pieces) == text_of(fast)
-
-    run_virtual(main())
-
-
-def test_a_pull_that_is_cancelled_takes_nothing_along() -> None:
-    """The position of a reader that left while it waited is where another goes on."""
-
-    async def main() -> None:
-        adapter, _ = adapter_of(*words(6, 1.0), stop())
-        async with ResumableStreams(adapter) as streams:
-            reader = await streams.start(REQUEST)
-            got: list[Item] = []
-
-            async def read() -> None:
-                async for item in reader:
-                    got.append(item)
-
-            task = asyncio.create_task(read())
-            await asyncio.sleep(2.5)
-            task.cancel()
-            await asyncio.wait([task])
-            assert reader.position == 2
-            async with await streams.resume(reader.stream_id, reader.position) as back:
-                got += await collect(back)
-            assert told(got) == list(range(6))
-
-    run_virtual(main())
-
-
-@pytest.mark.rows("S7")
-def test_a_reader_that_is_lost_has_left() -> None:
-    """Without a reference to it the answer lingers, and is stopped."""
-
-    async def main() -> None:
-        adapter, engine = adapter_of(*words(2), until_stopped, LLMEngineOutput.cancelled())
-        async with ResumableStreams(adapter, linger_s=5) as streams:
-            reader = await streams.start(REQUEST)
-            assert told(await collect(reader, 1))
-            del reader
-            gc.collect()
-            await turns()
-            assert streams.held().readers == 0
-            await asyncio.sleep(6)
-            assert engine.aborts == [5.0]
-
-    run_virtual(main())
+    adapter, _ = adapter_of(*words(10, 1.0), stop())
+    async with ResumableStreams(adapter) as streams:
+        reader = await streams.start(REQUEST)
+        items = await leave_after(reader, 3)
+        assert [parse_event_id(item.id or "") for item in items] == [
+            (reader.stream_id, n) for n in (1, 2, 3)
+        ]
+        await asyncio.sleep(4.5)
+        stream_id, position = parse_event_id(items[1].id or "")
+        async with await streams.resume(stream_id, position) as back:
+            merged = await anext(back)
+            assert told([merged]) == [2, 3, 4, 5, 6]
+            assert (merged.id, back.position) == (f"{stream_id}:7", 7)
+            assert told(await collect(back)) == [7, 8, 9]
+            assert back.position == 11
 
 
 @pytest.mark.rows("E3")
-def test_several_answers_are_resumed() -> None:
+@virtual
+async def test_several_answers_are_resumed() -> None:
     """Each chunk keeps the answer that it belongs to."""
     request = PreprocessedRequest(token_ids=[1], sampling_options=SamplingOptions(n=2))
     chunks = [LLMEngineOutput([n], text=f"{n} ", index=n // 3 % 2) for n in range(12)]
     ends = [LLMEngineOutput(index=index).with_tokens([]) for index in (0, 1)]
     for end in ends:
         end.finish_reason = LLMEngineOutput.stop().finish_reason
-
-    async def main() -> None:
-        adapter, _ = adapter_of(*chunks, *ends)
-        async with ResumableStreams(adapter) as streams:
-            reader = await streams.start(request)
-            whole = await leave_after(reader, 100)
-            for position in range(15):
-                async with await streams.resume(reader.stream_id, position) as back:
-                    rest = await collect(back)
-                for index in (0, 1):
-                    mine = [item for item in rest if item.data and item.data.index == index]
-                    wanted = [n for n in range(position, 12) if n // 3 % 2 == index]
-                    # The first chunk, with its trace link, is without an index of its own.
-                    assert told(mine) == wanted
-                assert len(whole) >= 5
-
-    run_virtual(main())
+    adapter, _ = adapter_of(*chunks, *ends)
+    async with ResumableStreams(adapter) as streams:
+        reader = await streams.start(request)
+        whole = await leave_after(reader, 100)
+        for position in range(15):
+            async with await streams.resume(reader.stream_id, position) as back:
+                rest = await collect(back)
+            for index in (0, 1):
+                mine = [item for item in rest if item.data and item.data.index == index]
+                wanted = [n for n in range(position, 12) if n // 3 % 2 == index]
+                # The first chunk, with its trace link, is without an index of its own.
+                assert told(mine) == wanted
+            assert len(whole) >= 5
 
 
 async def take_all(reader: ResumableReader, into: list[Item]) -> None:
@@ -215,114 +89,102 @@ async def take_all(reader: ResumableReader, into: list[Item]) -> None:
 # ------------------------------------------------------------------ how an answer ends
 
 
-def test_a_failure_in_mid_stream_is_kept() -> None:
+@virtual
+async def test_a_failure_in_mid_stream_is_kept() -> None:
     """Whoever comes later gets the error item at its position (row S6)."""
-
-    async def main() -> None:
-        adapter, _ = adapter_of(*words(5), Disconnected("peer gone"))
-        async with ResumableStreams(adapter) as streams:
-            reader = await streams.start(REQUEST)
-            await leave_after(reader, 100)
-            for position in (0, 3, 5):
-                async with await streams.resume(reader.stream_id, position) as back:
-                    *rest, last = await collect(back)
-                assert told(rest) == list(range(position, 5))
-                assert isinstance(last.error, Disconnected)
-                assert last.id == f"{reader.stream_id}:6"
-
-    run_virtual(main())
+    adapter, _ = adapter_of(*words(5), Disconnected("peer gone"))
+    async with ResumableStreams(adapter) as streams:
+        reader = await streams.start(REQUEST)
+        await leave_after(reader, 100)
+        for position in (0, 3, 5):
+            async with await streams.resume(reader.stream_id, position) as back:
+                *rest, last = await collect(back)
+            assert told(rest) == list(range(position, 5))
+            assert isinstance(last.error, Disconnected)
+            assert last.id == f"{reader.stream_id}:6"
 
 
-def test_a_failure_behind_the_pipeline_is_raised_to_every_reader() -> None:
+@virtual
+async def test_a_failure_behind_the_pipeline_is_raised_to_every_reader() -> None:
     """What an operator raises behind the error mapping comes as it is, behind the items."""
+    adapter, _ = adapter_of(*words(9, 1.0), stop())
 
-    async def main() -> None:
-        adapter, _ = adapter_of(*words(9, 1.0), stop())
+    @operator
+    def failing() -> Stage[Item, Item]:
+        item = yield
+        for _ in range(3):
+            item = yield item
+        raise KeyError("mine")
 
-        @operator
-        def failing() -> Stage[Item, Item]:
-            item = yield
-            for _ in range(3):
-                item = yield item
-            raise KeyError("mine")
-
-        async with ResumableStreams(adapter.with_operators(failing())) as streams:
-            reader = await streams.start(REQUEST)
-            for position in (None, 0, 3):
-                back = reader
-                if position is not None:
-                    back = await streams.resume(reader.stream_id, position)
-                got: list[Item] = []
-                with pytest.raises(KeyError, match="mine"):
-                    await take_all(back, got)
-                assert told(got) == list(range(position or 0, 3))
-            assert (streams.held().running, streams.held().kept) == (0, 1)
-
-    run_virtual(main())
+    async with ResumableStreams(adapter.with_operators(failing())) as streams:
+        reader = await streams.start(REQUEST)
+        for position in (None, 0, 3):
+            back = reader
+            if position is not None:
+                back = await streams.resume(reader.stream_id, position)
+            got: list[Item] = []
+            with pytest.raises(KeyError, match="mine"):
+                await take_all(back, got)
+            assert told(got) == list(range(position or 0, 3))
+        assert (streams.held().running, streams.held().kept) == (0, 1)
 
 
-def test_items_of_another_type_are_refused() -> None:
+@virtual
+async def test_items_of_another_type_are_refused() -> None:
     """A pipeline that ends in something else than annotated items can't be resumed."""
 
-    async def main() -> None:
-        @operator
-        def as_text() -> Stage[Item, str]:
-            item = yield
-            while True:
-                item = yield item.data.text or "" if item.data else ""
+    @operator
+    def as_text() -> Stage[Item, str]:
+        item = yield
+        while True:
+            item = yield item.data.text or "" if item.data else ""
 
-        adapter, engine = adapter_of()
-        async with ResumableStreams(adapter.with_operators(as_text())) as streams:  # type: ignore[arg-type]
-            reader = await streams.start(REQUEST)
-            with pytest.raises(InvalidArgument, match="hold Annotated items"):
-                await anext(reader)
-            await turns()
-            assert engine.closed == 1
-
-    run_virtual(main())
+    adapter, engine = adapter_of()
+    async with ResumableStreams(adapter.with_operators(as_text())) as streams:  # type: ignore[arg-type]
+        reader = await streams.start(REQUEST)
+        with pytest.raises(InvalidArgument, match="hold Annotated items"):
+            await anext(reader)
+        await turns()
+        assert engine.closed == 1
 
 
 @pytest.mark.rows("A2")
-def test_a_client_stops_its_answer() -> None:
+@virtual
+async def test_a_client_stops_its_answer() -> None:
     """One abort, and the engine's terminal for all readers; stopping again does nothing."""
-
-    async def main() -> None:
-        adapter, engine = adapter_of(*words(2, 1.0), until_stopped, LLMEngineOutput.cancelled())
-        async with ResumableStreams(adapter) as streams:
-            reader = await streams.start(REQUEST, owner="ann")
-            assert told(await collect(reader, 2)) == [0, 1]
-            with pytest.raises(StreamNotFound):
-                await streams.stop(reader.stream_id, owner="eve")
-            assert not reader.context.is_stopped
-            await streams.stop(reader.stream_id, owner="ann")
-            await streams.stop(reader.stream_id, owner="ann")
-            (last,) = await collect(reader)
-            assert last.data == LLMEngineOutput.cancelled()
-            await streams.stop(reader.stream_id, owner="ann")
-            assert len(engine.aborts) == 1
-
-    run_virtual(main())
+    adapter, engine = adapter_of(*words(2, 1.0), until_stopped, LLMEngineOutput.cancelled())
+    async with ResumableStreams(adapter) as streams:
+        reader = await streams.start(REQUEST, owner="ann")
+        assert told(await collect(reader, 2)) == [0, 1]
+        with pytest.raises(StreamNotFound):
+            await streams.stop(reader.stream_id, owner="eve")
+        assert not reader.context.is_stopped
+        await streams.stop(reader.stream_id, owner="ann")
+        await streams.stop(reader.stream_id, owner="ann")
+        (last,) = await collect(reader)
+        assert last.data == LLMEngineOutput.cancelled()
+        await streams.stop(reader.stream_id, owner="ann")
+        assert len(engine.aborts) == 1
 
 
 # ------------------------------------------------------------------ before the first token
 
 
-def test_a_failed_set_up_leaves_nothing(spans: Spans) -> None:
-    """It is raised by start, as by the adapter (row S5)."""
-
-    async def main() -> None:
-        engine = ScriptedEngine(setup=[EngineShutdown("cold")])
-        async with ResumableStreams(EngineAdapter(engine, tracer=spans.tracer)) as streams:
+@virtual
+async def test_a_failed_set_up_leaves_nothing(spans: Spans) -> None:
+    """It is raised by start, as by the adapter (row S5), and gives its place back."""
+    engine = ScriptedEngine(setup=[EngineShutdown("cold")])
+    adapter = EngineAdapter(engine, tracer=spans.tracer)
+    async with ResumableStreams(adapter, max_streams=1) as streams:
+        for _ in range(2):
             with pytest.raises(EngineShutdown, match="cold"):
                 await streams.start(REQUEST)
-            with pytest.raises(InvalidArgument, match="request: expected a PreprocessedRequest"):
-                await streams.start("please")  # type: ignore[arg-type]
-            with pytest.raises(InvalidArgument, match="owner: expected a text, got 7"):
-                await streams.start(REQUEST, owner=7)  # type: ignore[arg-type]
-            assert len(streams) == 0
-        assert len(spans.finished) == 1
-
-    run_virtual(main())
+        with pytest.raises(InvalidArgument, match="request: expected a PreprocessedRequest"):
+            await streams.start("please")  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument, match="owner: expected a text, got 7"):
+            await streams.start(REQUEST, owner=7)  # type: ignore[arg-type]
+        assert len(streams) == 0
+    assert len(spans.finished) == 2
 
 
 @pytest.mark.parametrize(
@@ -332,133 +194,115 @@ def test_a_failed_set_up_leaves_nothing(spans: Spans) -> None:
         ([1.0, LLMEngineOutput.error("no")], Unknown),
     ],
 )
-def test_what_fails_before_the_first_token_is_raised_by_peek_first(
+@virtual
+async def test_what_fails_before_the_first_token_is_raised_by_peek_first(
     script: list[LLMEngineOutput], error: type[Exception]
 ) -> None:
     """And the stream is forgotten, as there is nothing to come back to."""
-
-    async def main() -> None:
-        adapter, engine = adapter_of(*script)
-        async with ResumableStreams(adapter) as streams:
-            reader = await streams.start(REQUEST)
-            with pytest.raises(error):
-                await reader.peek_first()
-            assert len(streams) == 0
-            assert engine.closed == 1
-            with pytest.raises(StreamNotFound):
-                await streams.resume(reader.stream_id)
-
-    run_virtual(main())
+    adapter, engine = adapter_of(*script)
+    async with ResumableStreams(adapter) as streams:
+        reader = await streams.start(REQUEST)
+        with pytest.raises(error):
+            await reader.peek_first()
+        assert len(streams) == 0
+        assert engine.closed == 1
+        with pytest.raises(StreamNotFound):
+            await streams.resume(reader.stream_id)
 
 
-def test_peeking_takes_nothing() -> None:
+@virtual
+async def test_peeking_takes_nothing() -> None:
     """All items come from the beginning, with their positions."""
-
-    async def main() -> None:
-        adapter, _ = adapter_of(LLMEngineOutput(), *words(3, 1.0), stop())
-        async with ResumableStreams(adapter) as streams:
-            reader = await streams.start(REQUEST)
-            assert await reader.peek_first() is reader
-            assert (now(), reader.position) == (1.0, 0)
-            items: list[Item] = []
-            async for item in reader:
-                items.append(item)
-                assert item.id == f"{reader.stream_id}:{reader.position}"
-            assert told(items) == [0, 1, 2]
-            assert reader.position == 5
-
-    run_virtual(main())
+    adapter, _ = adapter_of(LLMEngineOutput(), *words(3, 1.0), stop())
+    async with ResumableStreams(adapter) as streams:
+        reader = await streams.start(REQUEST)
+        assert await reader.peek_first() is reader
+        assert (now(), reader.position) == (1.0, 0)
+        items: list[Item] = []
+        async for item in reader:
+            items.append(item)
+            assert item.id == f"{reader.stream_id}:{reader.position}"
+        assert told(items) == [0, 1, 2]
+        assert reader.position == 5
 
 
-def test_a_reader_that_is_cancelled_while_it_peeks_has_left() -> None:
+@virtual
+async def test_a_reader_that_is_cancelled_while_it_peeks_has_left() -> None:
     """The client may come back."""
-
-    async def main() -> None:
-        adapter, engine = adapter_of(*words(3, 10.0), stop())
-        async with ResumableStreams(adapter) as streams:
-            reader = await streams.start(REQUEST)
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(5):
-                    await reader.peek_first()
-            await reader.aclose()
-            assert streams.held().readers == 0
-            async with await streams.resume(reader.stream_id) as back:
-                await back.peek_first()
-                assert told(await collect(back)) == [0, 1, 2]
-            assert engine.aborts == []
-
-    run_virtual(main())
+    adapter, engine = adapter_of(*words(3, 10.0), stop())
+    async with ResumableStreams(adapter) as streams:
+        reader = await streams.start(REQUEST)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5):
+                await reader.peek_first()
+        await reader.aclose()
+        assert streams.held().readers == 0
+        async with await streams.resume(reader.stream_id) as back:
+            await back.peek_first()
+            assert told(await collect(back)) == [0, 1, 2]
+        assert engine.aborts == []
 
 
 # ------------------------------------------------------------------ who may read, and from where
 
 
-def test_a_stolen_id_is_as_good_as_a_wrong_one() -> None:
+@virtual
+async def test_a_stolen_id_is_as_good_as_a_wrong_one() -> None:
     """Both get the same error, and learn nothing."""
-
-    async def main() -> None:
-        adapter, _ = adapter_of()
-        async with ResumableStreams(adapter) as streams:
-            reader = await streams.start(REQUEST, owner="ann")
-            stream_id = reader.stream_id
-            for asking in ("eve", None):
-                with pytest.raises(StreamNotFound) as stolen:
-                    await streams.resume(stream_id, owner=asking)
-                assert stolen.value.message == f"there is no stream {stream_id!r}"
-            with pytest.raises(StreamNotFound, match="there is no stream 'nonsense'"):
-                await streams.resume("nonsense", owner="ann")
-            with pytest.raises(StreamNotFound) as long:
-                await streams.resume("x" * 50_000, owner="ann")
-            assert len(long.value.message) < 100
-            async with await streams.resume(stream_id, owner="ann") as back:
-                assert told(await collect(back, 1))
-            await reader.aclose()
-
-    run_virtual(main())
+    adapter, _ = adapter_of()
+    async with ResumableStreams(adapter) as streams:
+        reader = await streams.start(REQUEST, owner="ann")
+        stream_id = reader.stream_id
+        for asking in ("eve", None):
+            with pytest.raises(StreamNotFound) as stolen:
+                await streams.resume(stream_id, owner=asking)
+            assert stolen.value.message == f"there is no stream {stream_id!r}"
+        with pytest.raises(StreamNotFound, match="there is no stream 'nonsense'"):
+            await streams.resume("nonsense", owner="ann")
+        with pytest.raises(StreamNotFound) as long:
+            await streams.resume("x" * 50_000, owner="ann")
+        assert len(long.value.message) < 100
+        async with await streams.resume(stream_id, owner="ann") as back:
+            assert told(await collect(back, 1))
+        await reader.aclose()
 
 
-def test_an_owner_decides_who_may_read() -> None:
+@virtual
+async def test_an_owner_decides_who_may_read() -> None:
     """Any rule of two owners; what says neither yes nor no is an error, and not a yes."""
+    adapter, _ = adapter_of()
+    asked: list[tuple[str | None, str | None]] = []
 
-    async def main() -> None:
-        adapter, _ = adapter_of()
-        asked: list[tuple[str | None, str | None]] = []
+    def may_read(owner: str | None, asking: str | None) -> bool:
+        asked.append((owner, asking))
+        return asking == "support" if asking != "?" else "yes"  # type: ignore[return-value]
 
-        def may_read(owner: str | None, asking: str | None) -> bool:
-            asked.append((owner, asking))
-            return asking == "support" if asking != "?" else "yes"  # type: ignore[return-value]
-
-        async with ResumableStreams(adapter, may_read=may_read) as streams:
-            reader = await streams.start(REQUEST, owner="ann")
-            await (await streams.resume(reader.stream_id, owner="support")).aclose()
-            with pytest.raises(StreamNotFound):
-                await streams.resume(reader.stream_id, owner="ann")
-            with pytest.raises(TypeError, match="may_read: expected True or False, got str"):
-                await streams.resume(reader.stream_id, owner="?")
-            assert asked == [("ann", "support"), ("ann", "ann"), ("ann", "?")]
-            await reader.aclose()
-
-    run_virtual(main())
+    async with ResumableStreams(adapter, may_read=may_read) as streams:
+        reader = await streams.start(REQUEST, owner="ann")
+        await (await streams.resume(reader.stream_id, owner="support")).aclose()
+        with pytest.raises(StreamNotFound):
+            await streams.resume(reader.stream_id, owner="ann")
+        with pytest.raises(TypeError, match="may_read: expected True or False, got str"):
+            await streams.resume(reader.stream_id, owner="?")
+        assert asked == [("ann", "support"), ("ann", "ann"), ("ann", "?")]
+        await reader.aclose()
 
 
-def test_positions_that_are_none() -> None:
+@virtual
+async def test_positions_that_are_none() -> None:
     """A position of the future, and what is no position."""
-
-    async def main() -> None:
-        adapter, _ = adapter_of(*words(3, 1.0), stop())
-        async with ResumableStreams(adapter) as streams:
-            reader = await streams.start(REQUEST)
-            await anext(reader)
-            with pytest.raises(PositionUnknown, match="position 2 is unknown: 1 items have come"):
-                await streams.resume(reader.stream_id, 2)
-            for wrong in (-1, 1.0, True, "1"):
-                with pytest.raises(InvalidArgument, match="after: expected a number of items"):
-                    await streams.resume(reader.stream_id, wrong)  # type: ignore[arg-type]
-            with pytest.raises(InvalidArgument, match="id: expected a text, got 5"):
-                await streams.resume(5)  # type: ignore[arg-type]
-            await reader.aclose()
-
-    run_virtual(main())
+    adapter, _ = adapter_of(*words(3, 1.0), stop())
+    async with ResumableStreams(adapter) as streams:
+        reader = await streams.start(REQUEST)
+        await anext(reader)
+        with pytest.raises(PositionUnknown, match="position 2 is unknown: 1 items have come"):
+            await streams.resume(reader.stream_id, 2)
+        for wrong in (-1, 1.0, True, "1"):
+            with pytest.raises(InvalidArgument, match="after: expected a number of items"):
+                await streams.resume(reader.stream_id, wrong)  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument, match="id: expected a text, got 5"):
+            await streams.resume(5)  # type: ignore[arg-type]
+        await reader.aclose()
 
 
 @pytest.mark.parametrize(
@@ -509,78 +353,69 @@ def test_ids_are_long_and_never_the_same() -> None:
 
 
 @pytest.mark.rows("P7")
-def test_the_span_is_the_answers(spans: Spans) -> None:
+@virtual
+async def test_the_span_is_the_answers(spans: Spans) -> None:
     """One a request, which ends with the answer and not with a reader."""
-
-    async def main() -> None:
-        adapter, _ = adapter_of(*words(5, 1.0), stop(), tracer=spans.tracer)
-        async with ResumableStreams(adapter) as streams:
-            reader = await streams.start(REQUEST, RequestContext("r1"))
-            assert reader.context.id == "r1"
-            await leave_after(reader, 2)
-            assert spans.finished == ()
-            await asyncio.sleep(1)
-            async with await streams.resume(reader.stream_id, 2) as back:
-                await collect(back)
-            span = spans.one()
-            assert span.end_time is not None
-            assert span.start_time is not None
-            attributes = span.attributes or {}
-            assert attributes["finish_reason"] == "Stop"
-            assert attributes["output_tokens"] == 5
-
-    run_virtual(main())
+    adapter, _ = adapter_of(*words(5, 1.0), stop(), tracer=spans.tracer)
+    async with ResumableStreams(adapter) as streams:
+        reader = await streams.start(REQUEST, RequestContext("r1"))
+        assert reader.context.id == "r1"
+        await leave_after(reader, 2)
+        assert spans.finished == ()
+        await asyncio.sleep(1)
+        async with await streams.resume(reader.stream_id, 2) as back:
+            await collect(back)
+        span = spans.one()
+        assert span.end_time is not None
+        assert span.start_time is not None
+        attributes = span.attributes or {}
+        assert attributes["finish_reason"] == "Stop"
+        assert attributes["output_tokens"] == 5
 
 
 @pytest.mark.parametrize(("max_ahead", "pulled"), [(0, 1), (256, 3)])
-def test_closing_releases_everything(spans: Spans, max_ahead: int, pulled: int) -> None:
+@virtual
+async def test_closing_releases_everything(spans: Spans, max_ahead: int, pulled: int) -> None:
     """Readers that wait get EngineShutdown as an error item; each answer is aborted once."""
-
-    async def main() -> None:
-        adapter, engine = adapter_of(*words(3), 100.0, *words(3), stop(), tracer=spans.tracer)
-        streams = ResumableStreams(adapter, max_ahead=max_ahead)
-        reader = await streams.start(REQUEST)
-        other = await streams.start(REQUEST)
-        never = await streams.start(REQUEST)
-        waiting = asyncio.create_task(collect(reader))
-        await asyncio.sleep(1)
-        await streams.aclose()
-        await streams.aclose()
-        *items, last = await waiting
-        assert told(items) == [0, 1, 2]
-        assert isinstance(last.error, EngineShutdown)
-        # One that lags gets what is held, and then the same.
-        *items, last = await collect(other)
-        assert isinstance(last.error, EngineShutdown)
-        assert isinstance((await collect(never))[-1].error, EngineShutdown)
-        assert (engine.calls, engine.closed, len(engine.aborts)) == (3, pulled, 3)
-        assert len(streams) == 0
-        with pytest.raises(EngineShutdown):
-            await streams.start(REQUEST)
-        with pytest.raises(EngineShutdown):
-            await streams.resume(reader.stream_id)
-        with pytest.raises(EngineShutdown):
-            await streams.stop(reader.stream_id)
-        assert len(spans.finished) == 3
-
-    run_virtual(main())
+    adapter, engine = adapter_of(*words(3), 100.0, *words(3), stop(), tracer=spans.tracer)
+    streams = ResumableStreams(adapter, max_ahead=max_ahead)
+    reader = await streams.start(REQUEST)
+    other = await streams.start(REQUEST)
+    never = await streams.start(REQUEST)
+    waiting = asyncio.create_task(collect(reader))
+    await asyncio.sleep(1)
+    await streams.aclose()
+    await streams.aclose()
+    *items, last = await waiting
+    assert told(items) == [0, 1, 2]
+    assert isinstance(last.error, EngineShutdown)
+    # One that lags gets what is held, and then the same.
+    *items, last = await collect(other)
+    assert isinstance(last.error, EngineShutdown)
+    assert isinstance((await collect(never))[-1].error, EngineShutdown)
+    assert (engine.calls, engine.closed, len(engine.aborts)) == (3, pulled, 3)
+    assert len(streams) == 0
+    with pytest.raises(EngineShutdown):
+        await streams.start(REQUEST)
+    with pytest.raises(EngineShutdown):
+        await streams.resume(reader.stream_id)
+    with pytest.raises(EngineShutdown):
+        await streams.stop(reader.stream_id)
+    assert len(spans.finished) == 3
 
 
-def test_a_start_that_is_overtaken_by_the_close_leaves_nothing(spans: Spans) -> None:
+@virtual
+async def test_a_start_that_is_overtaken_by_the_close_leaves_nothing(spans: Spans) -> None:
     """It is killed and waited for; it fails with EngineShutdown, and what was opened is closed."""
-
-    async def main() -> None:
-        engine = ScriptedEngine(*words(3), stop(), setup=[5.0])
-        streams = ResumableStreams(EngineAdapter(engine, tracer=spans.tracer))
-        context = RequestContext()
-        starting = asyncio.create_task(streams.start(REQUEST, context))
-        await asyncio.sleep(1)
-        await streams.aclose()
-        assert (now(), context.is_killed, len(spans.finished)) == (5.0, True, 1)
-        with pytest.raises(EngineShutdown):
-            await starting
-
-    run_virtual(main())
+    engine = ScriptedEngine(*words(3), stop(), setup=[5.0])
+    streams = ResumableStreams(EngineAdapter(engine, tracer=spans.tracer))
+    context = RequestContext()
+    starting = asyncio.create_task(streams.start(REQUEST, context))
+    await asyncio.sleep(1)
+    await streams.aclose()
+    assert (now(), context.is_killed, len(spans.finished)) == (5.0, True, 1)
+    with pytest.raises(EngineShutdown):
+        await starting
 
 
 def test_only_a_source_is_taken() -> None:

@@ -6,15 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from opentelemetry import trace
 
 from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError, Disconnected
-from rx_backend.protocols import LLMEngineOutput
-from rx_backend.telemetry import EXPORT_ENABLED
-from rx_backend.testing import run_virtual
 from tests.engines import ScriptedEngine, Step, collect, request, stop, token, virtual
 from tests.logs import capture_logs
 from tests.meters import Meters
@@ -24,12 +19,6 @@ from tests.spans import Spans
 REQUESTS, ACTIVE = "rx_backend.requests", "rx_backend.requests.active"
 HOW = ("rx_backend.finish_reason", "error.type")
 LEVELS = {"request ended": "info", "request dropped": "info", "request failed": "warning"}
-
-
-@pytest.fixture(autouse=True)
-def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove what the environment says about recording."""
-    monkeypatch.delenv(EXPORT_ENABLED, raising=False)
 
 
 def same_end(
@@ -157,40 +146,3 @@ async def test_what_became_of_an_abort(
     assert [(event["event"], event.get("deferred")) for event in aborts] == requested + steps
     assert {event["request_id"] for event in logged} == {"r1"}
     assert logged[-1]["cancelled"] is bool(steps)
-
-
-STEPS: st.SearchStrategy[list[Step]] = st.lists(
-    st.sampled_from([token(1), LLMEngineOutput(), 1, 0.5]), max_size=4
-)
-ANY_END: st.SearchStrategy[list[Step]] = st.sampled_from(
-    [[stop()], [LLMEngineOutput.error("e")], [Disconnected("gone")], [RuntimeError("e")], [], [60]]
-)
-
-
-@given(st.lists(st.tuples(STEPS, ANY_END, st.integers(0, 5)), max_size=6))
-def test_metrics_agree_with_spans(requests: list[tuple[list[Step], list[Step], int]]) -> None:
-    """Whatever happens to requests side by side, both say the same of how they ended."""
-    meters, spans = Meters(), Spans()
-
-    async def one(script: list[Step], end: list[Step], patience: int) -> None:
-        stream = await metered(ScriptedEngine(*script, *end), meters, spans).generate(request())
-        try:
-            async with asyncio.timeout(patience):
-                await collect(stream)
-        except TimeoutError:
-            pass
-        finally:
-            await stream.aclose()
-
-    async def run() -> None:
-        await asyncio.gather(*[one(*parts) for parts in requests])
-
-    run_virtual(run())
-    told = [(span.attributes or {}).get("error.type") for span in spans.finished]
-    assert meters.counts(REQUESTS, "error.type") == {
-        (kind,): told.count(kind) for kind in set(told)
-    }
-    tokens = sum((span.attributes or {})["output_tokens"] for span in spans.finished)  # type: ignore[misc]
-    counted = meters.counts("rx_backend.tokens", "gen_ai.token.type").get(("output",), 0)
-    assert counted == tokens
-    assert meters.counts(ACTIVE) == {}

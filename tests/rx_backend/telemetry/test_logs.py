@@ -16,13 +16,6 @@ from rx_backend.telemetry import configure_logs
 LOGGER = "rx_backend.requests"
 
 
-@pytest.fixture(autouse=True)
-def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove what the environment says about logs."""
-    for name in ("DYN_LOG", "DYN_LOGGING_JSONL", "DYN_LOGGING_CONSOLE_FORMAT"):
-        monkeypatch.delenv(name, raising=False)
-
-
 def test_logs_are_left_to_who_set_them_up() -> None:
     """Handlers of standard logging, as pytest's, stay alone."""
     before = logging.root.handlers[:], logging.getLogger("rx_backend").level

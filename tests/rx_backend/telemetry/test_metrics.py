@@ -19,7 +19,6 @@ from rx_backend.engines import SampleEngine
 from rx_backend.errors import InvalidArgument
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
-from rx_backend.telemetry import EXPORT_ENABLED
 from rx_backend.telemetry.metrics import OTHER_MODELS
 from rx_backend.telemetry.series import EVERY_NTH_GAP
 from rx_backend.testing import run_virtual
@@ -33,12 +32,6 @@ REQUESTS, ABORTS, ACTIVE = "rx_backend.requests", "rx_backend.aborts", "rx_backe
 DURATION, FIRST = "gen_ai.server.request.duration", "gen_ai.server.time_to_first_token"
 PER_TOKEN, GAP = "gen_ai.server.time_per_output_token", "rx_backend.inter_token_latency"
 HOW = ("rx_backend.finish_reason", "error.type")
-
-
-@pytest.fixture(autouse=True)
-def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove what the environment says about recording."""
-    monkeypatch.delenv(EXPORT_ENABLED, raising=False)
 
 
 @virtual

@@ -24,29 +24,14 @@ from rx_backend.logger import get_logger
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.protocols import usage as usage_of
-from rx_backend.telemetry import EXPORT_ENABLED, add_trace_ids
-from tests.engines import (
-    ScriptedEngine,
-    Step,
-    adapter_of,
-    collect,
-    request,
-    stop,
-    token,
-    virtual,
-)
+from rx_backend.telemetry import add_trace_ids
+from tests.engines import ScriptedEngine, Step, adapter_of, collect, request, stop, token, virtual
 from tests.logs import capture_logs
 from tests.rx_backend.telemetry._ends import SECRET
 from tests.spans import Spans
 
 LOGGER = "rx_backend.requests"
 USED = LLMEngineOutput.error("boom").with_usage(usage_of(3, 5))
-
-
-@pytest.fixture(autouse=True)
-def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove what the environment says about recording."""
-    monkeypatch.delenv(EXPORT_ENABLED, raising=False)
 
 
 @pytest.fixture

@@ -24,14 +24,8 @@ from rx_backend.testing import (
     run_conformance,
     run_virtual,
 )
-from tests.engines.broken import (
-    BROKEN,
-    GOOD,
-    Chunks,
-    GoodEngine,
-    SeveralAnswers,
-    broken,
-)
+from tests.engines import virtual
+from tests.engines.broken import BROKEN, GOOD, Chunks, GoodEngine, SeveralAnswers, broken
 from tests.leaks import LeakWatch
 
 # What an engine that hangs leaves is what the kit tells of.
@@ -240,14 +234,11 @@ def test_a_factory_may_be_asynchronous() -> None:
 
 
 @pytest.mark.rows("K1")
-def test_the_asynchronous_form_is_asked_for_inside_a_loop() -> None:
+@virtual
+async def test_the_asynchronous_form_is_asked_for_inside_a_loop() -> None:
     """The plain form says what to call instead where a loop is running."""
-
-    async def main() -> None:
-        with pytest.raises(RuntimeError, match="await check_engine"):
-            run_conformance(GoodEngine)
-
-    run_virtual(main())
+    with pytest.raises(RuntimeError, match="await check_engine"):
+        run_conformance(GoodEngine)
 
 
 class Threaded(GoodEngine):
@@ -343,19 +334,16 @@ def test_the_limits_can_be_chosen() -> None:
 
 
 @pytest.mark.rows("K1")
-def test_a_cancelled_check_leaves_nothing_behind() -> None:
+@virtual
+async def test_a_cancelled_check_leaves_nothing_behind() -> None:
     """Cancelling the check cancels the stream it plays."""
-
-    async def main() -> None:
-        task = asyncio.create_task(check_engine(broken("HangsBeforeItsTerminal")))
-        await asyncio.sleep(1.0)
-        task.cancel()
-        await asyncio.wait([task])
-        await asyncio.sleep(1.0)
-        assert task.cancelled()
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    run_virtual(main())
+    task = asyncio.create_task(check_engine(broken("HangsBeforeItsTerminal")))
+    await asyncio.sleep(1.0)
+    task.cancel()
+    await asyncio.wait([task])
+    await asyncio.sleep(1.0)
+    assert task.cancelled()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 # As tests of pytest.

@@ -8,7 +8,6 @@ import pytest
 
 from rx_backend import InvalidArgument
 from rx_backend.engines import SampleEngine
-from rx_backend.testing import run_conformance
 from rx_backend.testing.engine_making import engine_maker, read_arguments
 
 HERE = "tests.rx_backend.testing.test_engine_making"
@@ -120,11 +119,3 @@ def test_what_does_not_fit_is_named(
     with pytest.raises(InvalidArgument) as caught:
         engine_maker(f"{HERE}:{name}", arguments, own, mode="agg").make()
     assert message in caught.value.message
-
-
-@pytest.mark.rows("K1")
-def test_the_conformance_kit_takes_a_maker() -> None:
-    """It makes one engine after the other, and the report has the engine's name."""
-    report = run_conformance(engine_maker(f"{HERE}:Strict", ["size=1"]))
-    assert report.ok
-    assert report.engine == "Strict"

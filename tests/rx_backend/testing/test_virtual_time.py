@@ -22,13 +22,8 @@ from hypothesis import strategies as st
 from reactivex import Observable, abc, compose
 from reactivex import operators as ops
 
-from rx_backend.testing import (
-    Deadlock,
-    LoopScheduler,
-    VirtualTimeLoop,
-    assert_marbles,
-    run_virtual,
-)
+from rx_backend.testing import Deadlock, LoopScheduler, VirtualTimeLoop, assert_marbles, run_virtual
+from tests.engines import virtual
 from tests.leaks import LeakWatch
 
 
@@ -42,25 +37,22 @@ def virtual_loop() -> VirtualTimeLoop:
     return loop
 
 
-def test_the_clock_jumps_from_timer_to_timer() -> None:
+@virtual
+async def test_the_clock_jumps_from_timer_to_timer() -> None:
     """From 0.0 on; a timer that is overdue fires at once, and one that was cancelled meanwhile never."""
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        fired: list[str] = []
-        times = [now()]
-        for delay_s in (0.0, 0.25, 86_400.0 * 30):
-            await asyncio.sleep(delay_s)
-            times.append(now())
-        assert times == [0.0, 0.0, 0.25, 86_400.0 * 30 + 0.25]
-        instant = now() + 1.0
-        loop.call_at(instant, lambda: cancelled.cancel())  # noqa: PLW0108  # not there yet
-        cancelled = loop.call_at(instant, fired.append, "cancelled at its instant")
-        loop.call_at(1.0, fired.append, "overdue")
-        await asyncio.sleep(1.0)
-        assert (fired, now()) == (["overdue"], instant)
-
-    run_virtual(main())
+    loop = asyncio.get_running_loop()
+    fired: list[str] = []
+    times = [now()]
+    for delay_s in (0.0, 0.25, 86_400.0 * 30):
+        await asyncio.sleep(delay_s)
+        times.append(now())
+    assert times == [0.0, 0.0, 0.25, 86_400.0 * 30 + 0.25]
+    instant = now() + 1.0
+    loop.call_at(instant, lambda: cancelled.cancel())  # noqa: PLW0108  # not there yet
+    cancelled = loop.call_at(instant, fired.append, "cancelled at its instant")
+    loop.call_at(1.0, fired.append, "overdue")
+    await asyncio.sleep(1.0)
+    assert (fired, now()) == (["overdue"], instant)
 
 
 # A year has no nanoseconds as a float.
@@ -121,22 +113,19 @@ def test_cancelled_timers_do_not_move_the_clock() -> None:
     assert run_virtual(main()) == pytest.approx(1.0)
 
 
-def test_a_thread_of_the_executor_answers_before_time_moves() -> None:
+@virtual
+async def test_a_thread_of_the_executor_answers_before_time_moves() -> None:
     """Its work takes no virtual time; where it is slower than a timer, the clock runs in real time."""
     release = threading.Event()
-
-    async def main() -> None:
-        timer = asyncio.create_task(asyncio.sleep(3600.0))
-        assert await asyncio.to_thread(lambda: 42) == 42
-        assert now() == 0.0
-        timer.cancel()
-        work = asyncio.get_running_loop().run_in_executor(None, release.wait)
-        await asyncio.sleep(0.01)
-        assert now() == 0.01
-        release.set()
-        assert await work
-
-    run_virtual(main())
+    timer = asyncio.create_task(asyncio.sleep(3600.0))
+    assert await asyncio.to_thread(lambda: 42) == 42
+    assert now() == 0.0
+    timer.cancel()
+    work = asyncio.get_running_loop().run_in_executor(None, release.wait)
+    await asyncio.sleep(0.01)
+    assert now() == 0.01
+    release.set()
+    assert await work
 
 
 @pytest.mark.parametrize("holds", [False, True])
@@ -296,16 +285,14 @@ def test_debug_mode_works() -> None:
     assert "thread" in run_virtual(main())
 
 
-def test_run_virtual_refuses_to_run_inside_a_loop() -> None:
+@virtual
+async def test_run_virtual_refuses_to_run_inside_a_loop() -> None:
     """As with ``asyncio.run``, there must be no loop running in the thread."""
 
     async def inner() -> None: ...
 
-    async def main() -> None:
-        with pytest.raises(RuntimeError, match="while an event loop runs"):
-            run_virtual(inner())
-
-    run_virtual(main())
+    with pytest.raises(RuntimeError, match="while an event loop runs"):
+        run_virtual(inner())
 
 
 def test_run_virtual_runs_beside_a_loop_in_a_thread_of_its_own() -> None:

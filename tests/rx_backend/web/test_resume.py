@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,7 +27,6 @@ from rx_backend import (
 )
 from rx_backend.protocols import FinishReason, SamplingOptions, usage
 from rx_backend.resumable import ResumableStreams
-from rx_backend.testing import run_virtual
 from rx_backend.web import (
     ChatChunks,
     JsonItems,
@@ -37,6 +36,7 @@ from rx_backend.web import (
     start_or_resume,
     status_of,
 )
+from tests.engines import virtual
 from tests.engines.scripted import ScriptedEngine, Step
 from tests.rx_backend.web.asgi import Client, lines_of
 
@@ -91,17 +91,9 @@ class Service:
 
 @asynccontextmanager
 async def serving(*script: Step, **options: Any) -> AsyncGenerator[Service]:
-    engine = ScriptedEngine(*script)
+    engine = ScriptedEngine(*(script or counting()))
     async with ResumableStreams(EngineAdapter(engine), **options) as streams:
         yield Service(engine, streams)
-
-
-def in_service(test: Callable[[Service], Awaitable[None]], *script: Step, **options: Any) -> None:
-    async def main() -> None:
-        async with serving(*(script or counting()), **options) as service:
-            await test(service)
-
-    run_virtual(main())
 
 
 def ids_of(client: Client) -> list[str]:
@@ -123,12 +115,12 @@ ANSWER = "".join(f"{number} " for number in range(COUNT))
 
 @settings(max_examples=60)
 @given(st.lists(st.floats(0, 2.5), max_size=3), st.booleans())
-def test_a_client_that_loses_its_connection_again_and_again(
+@virtual
+async def test_a_client_that_loses_its_connection_again_and_again(
     times: list[float], by_items: bool
 ) -> None:
     """Gets each token once, whenever that is; nobody notices, and the engine least of all."""
-
-    async def test(service: Service) -> None:
+    async with serving(linger_s=10.0) as service:
         loop, text, last = asyncio.get_running_loop(), "", None
         for lasts in [*times, None]:
             names = {} if last is None else {"Last-Event-ID": last}
@@ -146,14 +138,12 @@ def test_a_client_that_loses_its_connection_again_and_again(
         assert text == ANSWER
         assert service.engine.aborts == []
 
-    in_service(test, linger_s=10.0)
-
 
 @pytest.mark.rows("A2")
-def test_a_client_that_does_not_come_back() -> None:
+@virtual
+async def test_a_client_that_does_not_come_back() -> None:
     """The answer goes on for a while, and is stopped then, once."""
-
-    async def test(service: Service) -> None:
+    async with serving(linger_s=1.0) as service:
         client = Client(path="/chat")
         asyncio.get_running_loop().call_later(0.25, client.leave)
         await client.ask(service.app)
@@ -162,13 +152,11 @@ def test_a_client_that_does_not_come_back() -> None:
         await asyncio.sleep(0.6)
         assert len(service.engine.aborts) == 1
 
-    in_service(test, linger_s=1.0)
 
-
-def test_from_every_position() -> None:
+@virtual
+async def test_from_every_position() -> None:
     """The rest, with the ids of its events, and the end; by header, or by the query."""
-
-    async def test(service: Service) -> None:
+    async with serving() as service:
         ids = ids_of(await service.chat_of())
         assert [int(name.partition(":")[2]) for name in ids] == list(range(1, COUNT + 2))
         name = ids[0].partition(":")[0]
@@ -184,13 +172,11 @@ def test_from_every_position() -> None:
         items = await service.get(f"/streams/{name}?after=0", last_event_id=f"{name}:19")
         assert texts_of(items) == "19 "
 
-    in_service(test)
 
-
-def test_a_client_that_has_everything() -> None:
+@virtual
+async def test_a_client_that_has_everything() -> None:
     """Gets the end alone: 204, at which a browser stops to reconnect, or OpenAI's last line."""
-
-    async def test(service: Service) -> None:
+    async with serving() as service:
         last = ids_of(await service.chat_of())[-1]
         name = last.partition(":")[0]
         items = await service.get(f"/streams/{name}", last_event_id=last)
@@ -198,10 +184,9 @@ def test_a_client_that_has_everything() -> None:
         chat = await service.chat_of(last)
         assert (chat.status, chat.body) == (200, b"data: [DONE]\n\n")
 
-    in_service(test)
 
-
-def test_a_client_that_was_cut_off_before_the_usage() -> None:
+@virtual
+async def test_a_client_that_was_cut_off_before_the_usage() -> None:
     """Gets that of the whole answer, from whatever position it comes back."""
     script = [
         LLMEngineOutput([1], text="a", index=0),
@@ -210,21 +195,17 @@ def test_a_client_that_was_cut_off_before_the_usage() -> None:
         LLMEngineOutput(index=1, finish_reason=FinishReason.STOP, completion_usage=usage(5, 2)),
     ]
     form = ChatChunks("m", include_usage=True)
-
-    async def main() -> None:
-        async with ResumableStreams(EngineAdapter(ScriptedEngine(*script))) as streams:
-            two = PreprocessedRequest(token_ids=[1], sampling_options=SamplingOptions(n=2))
-            whole = await Client().ask(respond(streams.start(two), form))
-            for last in ids_of(whole):
-                name, _, position = last.partition(":")
-                again = await Client().ask(respond(streams.resume(name, int(position)), form))
-                *chunks, end = [line for line in lines_of(again.body) if line.startswith("data: ")]
-                assert end == "data: [DONE]"
-                cost = json.loads(chunks[-1][6:])["usage"]
-                assert cost == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
-                assert len(chunks) == len(script) - int(position) + 1
-
-    run_virtual(main())
+    async with ResumableStreams(EngineAdapter(ScriptedEngine(*script))) as streams:
+        two = PreprocessedRequest(token_ids=[1], sampling_options=SamplingOptions(n=2))
+        whole = await Client().ask(respond(streams.start(two), form))
+        for last in ids_of(whole):
+            name, _, position = last.partition(":")
+            again = await Client().ask(respond(streams.resume(name, int(position)), form))
+            *chunks, end = [line for line in lines_of(again.body) if line.startswith("data: ")]
+            assert end == "data: [DONE]"
+            cost = json.loads(chunks[-1][6:])["usage"]
+            assert cost == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+            assert len(chunks) == len(script) - int(position) + 1
 
 
 @pytest.mark.parametrize(
@@ -241,12 +222,12 @@ def test_a_client_that_was_cut_off_before_the_usage() -> None:
         ("/streams/{id}?after=0", {}, 410, "PositionDropped"),
     ],
 )
-def test_what_can_not_be_resumed(
+@virtual
+async def test_what_can_not_be_resumed(
     path: str, headers: dict[str, str], status: int, code: str
 ) -> None:
     """Is told by a status, and by a code for each reason; nothing of the stream is."""
-
-    async def test(service: Service) -> None:
+    async with serving(max_bytes=100) as service:
         name = ids_of(await service.chat_of())[0].partition(":")[0]
         given_headers = {key: value.format(id=name) for key, value in headers.items()}
         client = await service.get(path.format(id=name), **given_headers)
@@ -258,13 +239,30 @@ def test_what_can_not_be_resumed(
         await head.ask(service.app)
         assert (head.status, head.body) == (status, b"")
 
-    in_service(test, max_bytes=100)
+
+@pytest.mark.parametrize(
+    ("last", "status", "code"),
+    [
+        ("other:3", 404, "StreamNotFound"),
+        ("{id}:99", 400, "PositionUnknown"),
+        ("{id}:one", 400, "InvalidArgument"),
+        ("{id}:0", 410, "PositionDropped"),
+    ],
+)
+@virtual
+async def test_a_chat_that_can_not_be_resumed(last: str, status: int, code: str) -> None:
+    """Is refused in the same way, and not begun anew."""
+    async with serving(max_bytes=100) as service:
+        name = ids_of(await service.chat_of())[0].partition(":")[0]
+        client = await service.chat_of(last.format(id=name))
+        assert (client.status, json.loads(client.body)["error"]["code"]) == (status, code)
+        assert service.engine.calls == 1
 
 
-def test_too_many_streams() -> None:
+@virtual
+async def test_too_many_streams() -> None:
     """A client is told when it may try again."""
-
-    async def test(service: Service) -> None:
+    async with serving(max_streams=1) as service:
         begun = asyncio.create_task(service.chat_of())
         await asyncio.sleep(0.5)
         refused = await service.chat_of()
@@ -272,13 +270,11 @@ def test_too_many_streams() -> None:
         assert json.loads(refused.body)["error"]["code"] == "TooManyStreams"
         assert texts_of(await begun) == ANSWER
 
-    in_service(test, max_streams=1)
 
-
-def test_a_reader_that_falls_behind() -> None:
+@virtual
+async def test_a_reader_that_falls_behind() -> None:
     """What is not held any more is an error at that place, with its code; never a gap."""
-
-    async def test(service: Service) -> None:
+    async with serving(max_bytes=100) as service:
         slow = Client(path="/chat", reads=2)
         reading = asyncio.create_task(slow.ask(service.app))
         await asyncio.sleep(0.15)
@@ -296,13 +292,13 @@ def test_a_reader_that_falls_behind() -> None:
             assert ANSWER.startswith(texts_of(client))
             assert not client.body.endswith((b"[DONE]\n\n", b"data: {}\n\n"))
 
-    in_service(test, max_bytes=100)
 
-
-def test_a_failure_is_there_for_those_who_come_back() -> None:
+@virtual
+async def test_a_failure_is_there_for_those_who_come_back() -> None:
     """A response that begins with it has its status."""
-
-    async def test(service: Service) -> None:
+    async with serving(
+        LLMEngineOutput([1], text="a"), 0.1, Disconnected("no room left")
+    ) as service:
         first = await service.chat_of()
         name = ids_of(first)[0].partition(":")[0]
         assert (first.status, b"no room left" in first.body) == (200, True)
@@ -314,18 +310,14 @@ def test_a_failure_is_there_for_those_who_come_back() -> None:
         ):
             assert (again.status, b"no room left" in again.body) == (502, True)
 
-    in_service(test, LLMEngineOutput([1], text="a"), 0.1, Disconnected("no room left"))
 
-
-def test_without_an_id() -> None:
+@virtual
+async def test_without_an_id() -> None:
     """A route that takes none from its path needs the header."""
-
-    async def test(service: Service) -> None:
+    async with serving() as service:
         request = Request(Client(method="GET").scope)
         with pytest.raises(Exception, match="Last-Event-ID: expected <stream id>:<position>"):
             await resume(service.streams, request)
-
-    in_service(test)
 
 
 def test_a_position_that_is_dropped_while_it_is_waited_for() -> None:

@@ -20,7 +20,6 @@ from opentelemetry.trace import SpanContext
 from examples.pipelines import draining
 from operators import Pipeline
 from rx_backend import (
-    CannotConnect,
     DisaggregationMode,
     EngineConfig,
     FailoverEngine,
@@ -36,7 +35,7 @@ from rx_backend.protocols import to_builtins, usage
 from rx_backend.worker.model_files import NUMBERS
 from rx_backend.worker.nodelay import listening_sockets
 
-WAIT, FAIL_FIRST, FAIL_LATER = "w", "f", "l"
+WAIT, FAIL_FIRST, FAIL_LATER, SOCKETS = "w", "f", "l", "s"
 MODEL = "counting"
 
 
@@ -52,6 +51,7 @@ class CountingEngine(LLMEngine):
 
     `w`: after the first token it waits for the file that RELEASE names, and for a stop.
     `f`: it fails with a typed error before the first token; `l`: with any error after it.
+    `s`: it tells the ports that its process listens at, and which of them send at once.
     """
 
     async def start(self, worker_id: int) -> EngineConfig:
@@ -70,8 +70,7 @@ class CountingEngine(LLMEngine):
         letter = _first_letter(request.token_ids)
         if request.is_probe:
             say(f"probed {letter}")
-        if letter == FAIL_FIRST:
-            raise InvalidArgument("no such prompt")
+        _before_the_first_token(letter)
         wanted, answers = request.stop_conditions.max_tokens or 8, request.sampling_options.n or 1
         if answers > 1:
             for chunk in _answers(wanted, answers):
@@ -158,18 +157,6 @@ class TextEngine(CountingEngine):
         yield LLMEngineOutput.stop()
 
 
-class ListeningEngine(CountingEngine):
-    """Says of each socket that its process listens at whether what it accepts sends at once."""
-
-    async def generate(
-        self, request: PreprocessedRequest, context: RequestContext
-    ) -> AsyncIterator[LLMEngineOutput]:
-        for listening in listening_sockets():
-            with listening:
-                say(f"at once {listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0}")
-        yield LLMEngineOutput.stop()
-
-
 class DeafEngine(CountingEngine):
     """Gives a token each 10 ms, whoever stops it, and says when a stream opens and closes."""
 
@@ -221,11 +208,14 @@ class BlockingEngine(CountingEngine):
                     raise
 
 
-class FailingEngine(CountingEngine):
-    """Fails to start."""
-
-    async def start(self, worker_id: int) -> EngineConfig:
-        raise CannotConnect("no device to be had")
+def _before_the_first_token(letter: str) -> None:
+    if letter == FAIL_FIRST:
+        raise InvalidArgument("no such prompt")
+    if letter == SOCKETS:
+        for listening in listening_sockets():
+            with listening:
+                at_once = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                say(f"port {listening.getsockname()[1]} at once {at_once != 0}")
 
 
 def _answers(wanted: int, answers: int) -> Iterator[LLMEngineOutput]:

@@ -9,20 +9,25 @@ from functools import partial
 import pytest
 from openai import APIError, BadRequestError, OpenAI
 
-from tests.rx_backend.worker._processes import START_S, serve
-from tests.rx_backend.worker.engines import FAIL_FIRST, FAIL_LATER, MODEL
+from tests.rx_backend.worker._processes import START_S, Served, serve
+from tests.rx_backend.worker.engines import FAIL_FIRST, FAIL_LATER, MODEL, SOCKETS
 
 pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Generator[OpenAI]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
     """Serve the counting engine with its frontend, for all tests of this file."""
     folder = tmp_path_factory.mktemp("chat")
     with serve(folder, "CountingEngine", "--frontend", "--grace-s", "0") as served:
         served.line("curl -N", START_S)
-        with served.client() as client:
-            yield client
+        yield served
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Generator[OpenAI]:
+    with served.client() as client:
+        yield client
 
 
 def test_chat_streams_tokens_in_order(client: OpenAI) -> None:
@@ -51,6 +56,14 @@ def test_the_model_is_listed_with_its_context(client: OpenAI) -> None:
     (model,) = client.models.list().data
     assert model.id == MODEL
     assert (model.model_extra or {})["context_window"] == 2048
+
+
+def test_a_worker_takes_requests_without_delay(served: Served, client: OpenAI) -> None:
+    """All that the process listens at has TCP_NODELAY, but for the frontend's port."""
+    client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": SOCKETS}])
+    served.line("at once True")
+    delayed = [line for line in served.seen if "at once False" in line]
+    assert all(f"port {served.port} " in line for line in delayed)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 
 from operators import Pipeline, limit_tokens
 from rx_backend import RequestScope, standard_pipeline
-from tests.rx_backend.dynamo._runtime import ENVIRONMENT, cluster, new_context, real, received
+from tests.engines import real_time
+from tests.rx_backend.dynamo._runtime import ENVIRONMENT, cluster, new_context, received
 from tests.rx_backend.worker._processes import START_S, Served, dynamo, until
 from tests.rx_backend.worker.dynamo_module import ENDLESS, LOST, REFUSED, WHOLE
 
@@ -57,7 +58,7 @@ def request(what: int, max_tokens: int | None = None) -> dict[str, Any]:
 def test_a_handler_named_generate_is_served_through_the_pipeline(worker: Served) -> None:
     """The pipeline ends an answer; log-probs stay; errors keep their kind, a 4xx is the client's."""
 
-    @real
+    @real_time
     async def ask() -> None:
         async with endpoint() as client:
             chunks = await received(client.generate(request(WHOLE, 5), context=new_context("r1")))
@@ -79,7 +80,7 @@ def test_a_handler_named_generate_is_served_through_the_pipeline(worker: Served)
 def test_a_client_that_leaves_ends_the_handlers_stream(worker: Served) -> None:
     """The handler hears of it by the runtime's own context, and its generator is closed."""
 
-    @real
+    @real_time
     async def leave() -> None:
         async with endpoint() as client:
             context = new_context("r2")
@@ -92,23 +93,19 @@ def test_a_client_that_leaves_ends_the_handlers_stream(worker: Served) -> None:
 
 
 @pytest.mark.rows("E2")
-def test_what_is_no_tokens_and_other_handlers_are_served_as_they_are(worker: Served) -> None:
+@real_time
+async def test_what_is_no_tokens_and_other_handlers_are_served_as_they_are(worker: Served) -> None:
     """A request without a prompt of tokens, another handler, one that takes no context."""
-
-    @real
-    async def ask() -> None:
-        async with endpoint() as client:
-            text = {"messages": [{"role": "user", "content": "Hello"}]}
-            assert await received(client.generate(text)) == [{"echo": text}]
-        async with endpoint("flush") as client:
-            assert await received(client.generate({"token_ids": [1]})) == [
-                {"flushed": {"token_ids": [1]}}
-            ]
-        async with endpoint("alone") as client:
-            (chunk,) = await received(client.generate(request(7)))
-            assert (chunk["token_ids"], chunk["finish_reason"]) == ([7], "length")
-
-    ask()
+    async with endpoint() as client:
+        text = {"messages": [{"role": "user", "content": "Hello"}]}
+        assert await received(client.generate(text)) == [{"echo": text}]
+    async with endpoint("flush") as client:
+        assert await received(client.generate({"token_ids": [1]})) == [
+            {"flushed": {"token_ids": [1]}}
+        ]
+    async with endpoint("alone") as client:
+        (chunk,) = await received(client.generate(request(7)))
+        assert (chunk["token_ids"], chunk["finish_reason"]) == ([7], "length")
 
 
 def test_the_module_has_its_arguments_and_its_processes_are_untouched(worker: Served) -> None:

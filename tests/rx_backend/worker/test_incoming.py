@@ -11,6 +11,7 @@ import pytest
 
 from rx_backend.errors import EngineShutdown
 from rx_backend.worker import RequestGate
+from tests.engines import real_time
 
 
 class Context:
@@ -58,21 +59,18 @@ def test_a_stream_that_another_thread_drops_is_one_less() -> None:
     asyncio.run(run(), debug=True)
 
 
-def test_a_closed_gate_refuses_new_requests_only() -> None:
+@real_time
+async def test_a_closed_gate_refuses_new_requests_only() -> None:
     """Those in flight continue; each can be stopped, and one that has ended is left alone."""
-
-    async def run() -> None:
-        one, contexts = gate(), [Context() for _ in range(3)]
-        streams = [counting(one, context) for context in contexts]
-        for stream in streams[:2]:
-            await anext(stream)
-        one.close()
-        with pytest.raises(EngineShutdown):
-            await anext(streams[2])
-        assert [item async for item in streams[0]] == [2]
-        one.stop_all()
-        assert [context.is_stopped for context in contexts] == [False, True, False]
-        await streams[1].aclose()
-        await one.idle()
-
-    asyncio.run(run())
+    one, contexts = gate(), [Context() for _ in range(3)]
+    streams = [counting(one, context) for context in contexts]
+    for stream in streams[:2]:
+        await anext(stream)
+    one.close()
+    with pytest.raises(EngineShutdown):
+        await anext(streams[2])
+    assert [item async for item in streams[0]] == [2]
+    one.stop_all()
+    assert [context.is_stopped for context in contexts] == [False, True, False]
+    await streams[1].aclose()
+    await one.idle()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
-from functools import wraps
 from typing import Any
 
 import pytest
@@ -23,20 +22,10 @@ from rx_backend import (
     Unknown,
 )
 from rx_backend.dynamo import Handler
-from rx_backend.testing import run_virtual
 from rx_backend.worker import Lifecycle, RequestGate, Shutdown, ShutdownTimes
+from tests.engines import virtual
 
 TIMES = ShutdownTimes(grace_s=5, drain_s=30, unwind_s=3, settle_s=20, cleanup_s=9, poll_s=1)
-
-
-def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a test in virtual time."""
-
-    @wraps(test)
-    def run(*arguments: Any, **named: Any) -> None:
-        run_virtual(test(*arguments, **named))
-
-    return run
 
 
 class Place:
@@ -518,26 +507,23 @@ async def test_an_error_without_a_type_gets_one() -> None:
 
 @pytest.mark.rows("E5")
 @given(st.lists(st.floats(0, 80), min_size=1, max_size=3), st.lists(st.floats(0, 80), max_size=3))
-def test_whenever_the_end_is_asked_for_the_engine_ends_once(
+@virtual
+async def test_whenever_the_end_is_asked_for_the_engine_ends_once(
     asked: list[float], requests: list[float]
 ) -> None:
     """Cleanup comes once, after start and before the runtime's end, and never without a start."""
-
-    async def main() -> None:
-        life = Life("prefill", start=7, drain=4, cleanup=2)
-        for at in asked:
-            life.at(at, life.shutdown.request)
-        for at in requests:
-            life.at(at, lambda: life.send(Request(15)))
-        assert await life.live() is None
-        steps = life.place.steps
-        assert steps.count("cleanup") == steps.count("start") <= 1
-        assert steps[-1] == "shutdown"
-        assert steps.count("shutdown") == 1
-        if "drain" in steps:
-            assert steps.index("leave") < steps.index("drain") < steps.index("cleanup")
-
-    run_virtual(main())
+    life = Life("prefill", start=7, drain=4, cleanup=2)
+    for at in asked:
+        life.at(at, life.shutdown.request)
+    for at in requests:
+        life.at(at, lambda: life.send(Request(15)))
+    assert await life.live() is None
+    steps = life.place.steps
+    assert steps.count("cleanup") == steps.count("start") <= 1
+    assert steps[-1] == "shutdown"
+    assert steps.count("shutdown") == 1
+    if "drain" in steps:
+        assert steps.index("leave") < steps.index("drain") < steps.index("cleanup")
 
 
 @virtual

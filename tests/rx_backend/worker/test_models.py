@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from rx_backend import InvalidArgument
-from rx_backend.cli import main
 from rx_backend.worker.gguf_tokenizer import gguf_tokenizer_files
 from rx_backend.worker.model_files import find_tokenizer, write_model_files
 from tests.rx_backend.worker._processes import START_S, serve
@@ -100,15 +99,6 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
         tmp_path, "RemoteEngine", "--tokenizer", str(model_in(tmp_path, "own")), *FAST
     ) as it:
         it.line("serving", START_S)
-
-
-def test_the_conformance_kit_takes_arguments(capsys: pytest.CaptureFixture[str]) -> None:
-    """By name and behind two dashes, as the worker does."""
-    engine = "rx_backend.engines:SampleEngine"
-    assert main(["conformance", engine, "--engine-arg", "token_interval_ms=1"]) == 0
-    assert main(["conformance", engine, "--engine-arg", "interval=1"]) == 2
-    assert "no argument interval; it takes" in capsys.readouterr().err
-    assert main(["conformance", engine, "--", "--fast"]) == 2
 
 
 def gguf_model(path: Path, pre: str, kind: str = "gpt2", *, add_bos: bool = False) -> Any:

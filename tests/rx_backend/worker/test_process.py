@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from rx_backend.errors import CannotConnect
 from rx_backend.worker import DynamoRuntime
+from rx_backend.worker.dynamo_runtime import make_private_folder
 from rx_backend.worker.model_files import has_model_files, shared_model_folder, write_model_files
 from rx_backend.worker.nodelay import accept_without_delay
 from rx_backend.worker.process import frozen_heap, run_on_fast_loop, switching_within
@@ -125,3 +127,18 @@ def test_the_discovery_folder_is_private(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "chmod", refuse)
     with pytest.raises(CannotConnect, match="dynamo_store_kv: Operation not permitted; set DYN"):
         mode_of(default)
+
+
+def test_a_default_folder_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the mode could be changed, as by root; it is left as it is."""
+    monkeypatch.delenv("DYN_FILE_KV", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / "dynamo_store_kv"
+    folder.mkdir(mode=0o755)
+    mine = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
+    with pytest.raises(CannotConnect, match="belongs to another user; set DYN_FILE_KV"):
+        make_private_folder()
+    assert folder.stat().st_mode & 0o777 == 0o755

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ import pytest
 from rx_backend.errors import CannotConnect, InvalidArgument
 from rx_backend.worker.frontend import until_listed
 from rx_backend.worker.ports import check_runtime_ports
+from rx_backend.worker.serve import curl_command
 from tests.rx_backend.worker._processes import (
     ROOT,
     START_S,
@@ -50,6 +52,13 @@ def entry(folder: Path, bucket: str) -> dict[str, Any]:
     """Read the only entry of a bucket of file discovery."""
     (file,) = (folder / "discovery" / "v1" / bucket).iterdir()
     return json.loads(file.read_text())
+
+
+def test_the_curl_line_survives_a_shell() -> None:
+    """Quotes in a model's name, and an address of IPv6, reach the server as they are."""
+    words = shlex.split(curl_command("::1", 80, 'it\'s "m"'))
+    assert words[:4] == ["curl", "-N", "-g", "http://[::1]:80/v1/chat/completions"]
+    assert json.loads(words[-1])["model"] == 'it\'s "m"'
 
 
 def test_the_role_and_the_sizes_are_registered(tmp_path: Path) -> None:
@@ -199,22 +208,6 @@ def test_nothing_is_left_behind_by_a_kill(tmp_path: Path) -> None:
     assert left == {"rx"}
     (shared,) = tmp_path.glob("rx-backend-*")
     assert len(list(shared.iterdir())) == 1
-
-
-def test_a_worker_takes_requests_without_delay(tmp_path: Path) -> None:
-    """The runtime's own server has TCP_NODELAY by the time of the first request."""
-    with (
-        serve(tmp_path, "ListeningEngine") as served,
-        frontend(tmp_path) as front,
-        front.client() as client,
-    ):
-        served.line("serving", START_S)
-        asyncio.run(until_listed("127.0.0.1", front.port, MODEL))
-        client.with_options(max_retries=9).chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": "count"}]
-        )
-        served.line("at once True")
-        assert served.count("at once False") == 0
 
 
 def test_a_frontend_ends_when_its_streams_have(tmp_path: Path) -> None:

@@ -88,44 +88,6 @@ def test_a_signal_loses_no_request(tmp_path: Path) -> None:
         assert served.count("abort") == 0
 
 
-def test_what_is_left_at_the_deadline_is_stopped(tmp_path: Path) -> None:
-    """A request that outlives the deadline is aborted once; its client is told of an error."""
-    flags = ("--frontend", "--grace-s", "0", "--drain-s", "0.1")
-    with (
-        serve(tmp_path, "CountingEngine", *flags, RELEASE=str(tmp_path / "never")) as served,
-        served.client() as client,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        served.line("curl -N", START_S)
-        (request,) = start(pool, client, 1)
-        served.signal()
-        with pytest.raises(APIError):
-            request.result(STEP_S)
-        assert served.ended() == 0
-        assert one_of_each(served)
-        assert served.count("abort") == 1
-
-
-def test_a_second_signal_forces_the_end(tmp_path: Path) -> None:
-    """It skips the waits: the request is stopped at once, and the engine still cleaned up."""
-    flags = ("--frontend", "--grace-s", "600", "--drain-s", "600")
-    with (
-        serve(tmp_path, "CountingEngine", *flags, RELEASE=str(tmp_path / "never")) as served,
-        served.client() as client,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        served.line("curl -N", START_S)
-        (request,) = start(pool, client, 1)
-        served.signal()
-        served.line("leaves discovery")
-        served.signal(signal.SIGINT)
-        with pytest.raises(APIError):
-            request.result(STEP_S)
-        assert served.ended() == 0
-        assert served.count("cleanup") == 1
-        assert served.count("abort") == 1
-
-
 def test_a_forced_end_waits_for_no_engine(tmp_path: Path) -> None:
     """One that hears nothing has seconds; one that holds a thread ends the process."""
     flags = ("--frontend", "--grace-s", "0", "--drain-s", "600")
@@ -149,15 +111,6 @@ def test_a_forced_end_waits_for_no_engine(tmp_path: Path) -> None:
             assert served.ended(2 * START_S) == code
             assert not any("Traceback" in line for line in served.seen)
         workers[-1][0].line("rx-backend: error: the shutdown did not end within 10 s")
-
-
-def test_a_failing_start_is_told_and_cleaned_up(tmp_path: Path) -> None:
-    """The process ends with a code that is not 0 and the typed error, after one cleanup."""
-    with serve(tmp_path, "FailingEngine") as served:
-        told = served.line("rx-backend: error:", START_S)
-        assert "BackendCannotConnect: no device to be had" in told
-        assert served.ended() == 1
-        assert served.count("cleanup") == 1
 
 
 def test_a_signal_reaches_a_start_that_blocks(tmp_path: Path) -> None:

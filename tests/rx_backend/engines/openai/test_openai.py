@@ -35,6 +35,7 @@ from rx_backend.protocols import (
     TopLogprob,
     usage,
 )
+from tests.engines import real_time
 from tests.rx_backend.engines.driving import chunks_of
 from tests.rx_backend.engines.openai.scripted_server import (
     ScriptedServer,
@@ -175,18 +176,18 @@ def test_a_cut_connection_is_a_lost_one() -> None:
         b"it says so",
     ],
 )
-def test_an_error_status_has_a_kind(status: int, kind: type[BackendError], body: bytes) -> None:
+@real_time
+async def test_an_error_status_has_a_kind(
+    status: int, kind: type[BackendError], body: bytes
+) -> None:
     """The one of the table, with the server's own words however it puts them."""
 
     async def refuse(request: web.Request) -> web.Response:
         return web.Response(status=status, body=body)
 
-    async def read() -> None:
-        async with started(ScriptedServer(refuse)) as engine:
+    async with started(ScriptedServer(refuse)) as engine:
+        with pytest.raises(kind) as caught:
             await chunks_of(engine, PROMPT)
-
-    with pytest.raises(kind) as caught:
-        asyncio.run(read())
     assert type(caught.value) is kind
     assert caught.value.message == "it says so"
 
@@ -206,7 +207,8 @@ def test_an_error_status_has_a_kind(status: int, kind: type[BackendError], body:
         (302, "text/html", b"", Unknown, "status 302"),
     ],
 )
-def test_an_answer_that_is_no_stream_is_told(
+@real_time
+async def test_an_answer_that_is_no_stream_is_told(
     status: int, type_: str, body: bytes, kind: type[BackendError], words: str
 ) -> None:
     """With what a proxy or the server says in its place; a redirect is not followed."""
@@ -216,36 +218,30 @@ def test_an_answer_that_is_no_stream_is_told(
             status=status, body=body, content_type=type_, headers={"location": "/v1/models"}
         )
 
-    async def read() -> None:
-        async with started(ScriptedServer(answer)) as engine:
+    async with started(ScriptedServer(answer)) as engine:
+        with pytest.raises(kind, match=words):
             await chunks_of(engine, PROMPT)
 
-    with pytest.raises(kind, match=words):
-        asyncio.run(read())
 
-
-def test_a_server_that_wants_a_key() -> None:
+@real_time
+async def test_a_server_that_wants_a_key() -> None:
     """The start says how to give one; a server that only refuses the key is not lost."""
 
     async def forbidden(request: web.Request) -> web.Response:
         return web.Response(status=401)
 
-    async def start() -> bool:
-        server = ScriptedServer()
-        server.models = ()
-        server.handle = forbidden
-        async with server.running():
-            engine = OpenAIEngine(server.url)
-            with pytest.raises(InvalidArgument, match="401: give the key by api_key_env"):
-                await engine.start(0)
-            client = OpenAIClient(server.url, {}, 1.0)
-            await client.open()
-            try:
-                return await client.answers()
-            finally:
-                await client.close()
-
-    assert asyncio.run(start())
+    server = ScriptedServer()
+    server.models = ()
+    server.handle = forbidden
+    async with server.running():
+        engine = OpenAIEngine(server.url)
+        with pytest.raises(InvalidArgument, match="401: give the key by api_key_env"):
+            await engine.start(0)
+        client = OpenAIClient(server.url, {}, 1.0)
+        await client.open()
+        answers = await client.answers()
+        await client.close()
+    assert answers
 
 
 @pytest.mark.rows("S6")
@@ -405,7 +401,8 @@ def test_a_server_of_text_needs_a_tokenizer() -> None:
 
 
 @pytest.mark.parametrize("takes_ids", [True, False])
-def test_an_unknown_server_is_asked_whether_it_takes_ids(takes_ids: bool) -> None:
+@real_time
+async def test_an_unknown_server_is_asked_whether_it_takes_ids(takes_ids: bool) -> None:
     """Once, at the start, with a prompt of one token."""
     server = ScriptedServer(models=[{"id": "m", "owned_by": "me"}])
 
@@ -414,13 +411,10 @@ def test_an_unknown_server_is_asked_whether_it_takes_ids(takes_ids: bool) -> Non
             return await streaming(data({"choices": []}))(request)
         return web.json_response({"error": "text only"}, status=422)
 
-    async def read() -> None:
-        server.answer = probe
-        async with started(server, tokenizer=Letters()) as engine:
-            server.answer = streaming(data({"choices": [{"text": "c", "finish_reason": "stop"}]}))
-            await chunks_of(engine, PROMPT)
-
-    asyncio.run(read())
+    server.answer = probe
+    async with started(server, tokenizer=Letters()) as engine:
+        server.answer = streaming(data({"choices": [{"text": "c", "finish_reason": "stop"}]}))
+        await chunks_of(engine, PROMPT)
     assert [body["prompt"] for body in server.bodies] == [[1], [1, 2] if takes_ids else "ab"]
 
 
@@ -573,19 +567,17 @@ def test_a_bad_prompt_is_refused_here() -> None:
 
 
 @pytest.mark.rows("P1")
-def test_the_server_gets_the_request_id_and_the_trace() -> None:
+@real_time
+async def test_the_server_gets_the_request_id_and_the_trace() -> None:
     """The trace of the span that the request has here; without one, that of the client."""
     server = ScriptedServer(streaming(data(LAST)))
     client = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 
-    async def read() -> str:
-        async with started(server) as engine:
-            await chunks_of(engine, PROMPT, RequestContext("r1", trace_headers=client))
-            with TracerProvider().get_tracer("test").start_as_current_span("here") as span:
-                await chunks_of(engine, PROMPT, RequestContext("r2", trace_headers=client))
-            return trace.format_span_id(span.get_span_context().span_id)
-
-    span_id = asyncio.run(read())
+    async with started(server) as engine:
+        await chunks_of(engine, PROMPT, RequestContext("r1", trace_headers=client))
+        with TracerProvider().get_tracer("test").start_as_current_span("here") as span:
+            await chunks_of(engine, PROMPT, RequestContext("r2", trace_headers=client))
+    span_id = trace.format_span_id(span.get_span_context().span_id)
     first, second = ({key.lower(): one[key] for key in one} for one in server.headers)
     assert (first["x-request-id"], first["traceparent"]) == ("r1", client["traceparent"])
     assert second["x-request-id"] == "r2"
@@ -624,99 +616,85 @@ class Hanging:
 
 @pytest.mark.rows("E4", "A2")
 @pytest.mark.parametrize("tokens", [0, 1])
-def test_a_stop_closes_the_connection_and_ends_the_stream(tokens: int) -> None:
+@real_time
+async def test_a_stop_closes_the_connection_and_ends_the_stream(tokens: int) -> None:
     """At once, with the usage so far, also while the server has not answered yet."""
-
-    async def main() -> None:
-        handler = Hanging(data(choice(7), end=b"") if tokens else b"")
-        context, server = RequestContext(), ScriptedServer(handler)
-        async with started(server) as engine:
-            async with await EngineAdapter(engine).generate(PROMPT, context) as stream:
-                for _ in range(tokens):
-                    await anext(stream)
-                reading = asyncio.ensure_future(anext(stream))
-                await handler.arrived.wait()
-                # A whole answer later the pull waits for its own.
-                async with ClientSession() as session, session.get(f"{server.url}/v1/models"):
-                    context.stop_generating()
-                last = (await reading).data
-            await handler.left.wait()
-            # No connection was lost, so nobody needs to ask whether the server is.
-            assert not engine._client.failed.is_set()  # pyright: ignore[reportPrivateUsage]
-        assert last == LLMEngineOutput.cancelled().with_usage(usage(2, tokens))
-
-    asyncio.run(main())
-
-
-@pytest.mark.rows("E4")
-def test_what_arrived_together_does_not_delay_a_stop() -> None:
-    """Tokens that wait behind the one that was read are dropped, and a terminal too."""
-
-    async def main() -> None:
-        context = RequestContext()
-        async with started(ScriptedServer(streaming(data(choice(7), choice(8), LAST)))) as engine:
-            chunks: list[LLMEngineOutput] = []
-            async for chunk in engine.generate(PROMPT, context):
-                chunks.append(chunk)
+    handler = Hanging(data(choice(7), end=b"") if tokens else b"")
+    context, server = RequestContext(), ScriptedServer(handler)
+    async with started(server) as engine:
+        async with await EngineAdapter(engine).generate(PROMPT, context) as stream:
+            for _ in range(tokens):
+                await anext(stream)
+            reading = asyncio.ensure_future(anext(stream))
+            await handler.arrived.wait()
+            # A whole answer later the pull waits for its own.
+            async with ClientSession() as session, session.get(f"{server.url}/v1/models"):
                 context.stop_generating()
-        assert [chunk.token_ids for chunk in chunks] == [[7], []]
-        assert str(chunks[-1].finish_reason) == "cancelled"
-
-    asyncio.run(main())
+            last = (await reading).data
+        await handler.left.wait()
+        # No connection was lost, so nobody needs to ask whether the server is.
+        assert not engine._client.failed.is_set()  # pyright: ignore[reportPrivateUsage]
+    assert last == LLMEngineOutput.cancelled().with_usage(usage(2, tokens))
 
 
 @pytest.mark.rows("E4")
-def test_a_request_that_was_stopped_before_is_not_sent() -> None:
+@real_time
+async def test_what_arrived_together_does_not_delay_a_stop() -> None:
+    """Tokens that wait behind the one that was read are dropped, and a terminal too."""
+    context = RequestContext()
+    async with started(ScriptedServer(streaming(data(choice(7), choice(8), LAST)))) as engine:
+        chunks: list[LLMEngineOutput] = []
+        async for chunk in engine.generate(PROMPT, context):
+            chunks.append(chunk)
+            context.stop_generating()
+    assert [chunk.token_ids for chunk in chunks] == [[7], []]
+    assert str(chunks[-1].finish_reason) == "cancelled"
+
+
+@pytest.mark.rows("E4")
+@real_time
+async def test_a_request_that_was_stopped_before_is_not_sent() -> None:
     """It ends as cancelled."""
-
-    async def main() -> None:
-        context, server = RequestContext(), ScriptedServer()
-        context.stop_generating()
-        async with started(server) as engine:
-            chunks = await chunks_of(engine, PROMPT, context)
-        assert chunks == [LLMEngineOutput.cancelled().with_usage(usage(2, 0))]
-        assert server.bodies == []
-
-    asyncio.run(main())
+    context, server = RequestContext(), ScriptedServer()
+    context.stop_generating()
+    async with started(server) as engine:
+        chunks = await chunks_of(engine, PROMPT, context)
+    assert chunks == [LLMEngineOutput.cancelled().with_usage(usage(2, 0))]
+    assert server.bodies == []
 
 
 @pytest.mark.rows("S7")
-def test_a_dropped_stream_closes_the_connection() -> None:
+@real_time
+async def test_a_dropped_stream_closes_the_connection() -> None:
     """Also where the consumer's task is cancelled while it waits for the server."""
-
-    async def main() -> None:
-        handler = Hanging(b"")
-        async with started(ScriptedServer(handler)) as engine:
-            reading = asyncio.create_task(chunks_of(engine, PROMPT))
-            await handler.arrived.wait()
-            reading.cancel()
-            await asyncio.wait([reading])
-            assert reading.cancelled()
-            await handler.left.wait()
-
-    asyncio.run(main())
+    handler = Hanging(b"")
+    async with started(ScriptedServer(handler)) as engine:
+        reading = asyncio.create_task(chunks_of(engine, PROMPT))
+        await handler.arrived.wait()
+        reading.cancel()
+        await asyncio.wait([reading])
+        assert reading.cancelled()
+        await handler.left.wait()
 
 
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("how", ["close", "forget"])
-def test_a_stream_that_is_left_closes_the_connection(how: str) -> None:
+@real_time
+async def test_a_stream_that_is_left_closes_the_connection(how: str) -> None:
     """In mid-answer."""
-
-    async def main() -> None:
-        handler = Hanging(data(choice(7), end=b""))
-        async with started(ScriptedServer(handler)) as engine:
-            stream = await EngineAdapter(engine).generate(PROMPT)
-            await anext(stream)
-            if how == "close":
-                await stream.aclose()
-            del stream
-            await handler.left.wait()
-
-    asyncio.run(main())
+    handler = Hanging(data(choice(7), end=b""))
+    async with started(ScriptedServer(handler)) as engine:
+        stream = await EngineAdapter(engine).generate(PROMPT)
+        await anext(stream)
+        if how == "close":
+            await stream.aclose()
+        del stream
+        await handler.left.wait()
 
 
 @pytest.mark.rows("A1")
-def test_a_server_that_closes_its_connections_costs_nothing() -> None:
+@real_time
+async def test_a_server_that_closes_its_connections_costs_nothing() -> None:
     """One request right behind another does not meet a connection that is being closed."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -727,17 +705,14 @@ def test_a_server_that_closes_its_connections_costs_nothing() -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + body)
         writer.close()
 
-    async def main() -> None:
-        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-            port = server.sockets[0].getsockname()[1]
-            engine = OpenAIEngine(f"http://127.0.0.1:{port}")
-            await engine.start(0)
-            for _ in range(20):
-                (last,) = await chunks_of(engine, PROMPT)
-                assert last.token_ids == [8]
-            await engine.cleanup()
-
-    asyncio.run(main())
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        engine = OpenAIEngine(f"http://127.0.0.1:{port}")
+        await engine.start(0)
+        for _ in range(20):
+            (last,) = await chunks_of(engine, PROMPT)
+            assert last.token_ids == [8]
+        await engine.cleanup()
 
 
 def test_nobody_listens() -> None:
@@ -754,45 +729,40 @@ def test_nobody_listens() -> None:
 
 
 @pytest.mark.rows("E7")
-def test_a_server_that_is_gone_is_lost() -> None:
+@real_time
+async def test_a_server_that_is_gone_is_lost() -> None:
     """Noticed by a request that fails; one that answers again, or refuses, is not lost."""
-
-    async def main() -> None:
-        server = ScriptedServer(streaming(data(choice(7), end=b""), cut=True))
-        async with server.running():
-            engine = OpenAIEngine(server.url, lost_after_s=0)
-            await engine.start(0)
-            lost = asyncio.create_task(engine.lost())
-            with pytest.raises(Disconnected):
-                await chunks_of(engine, PROMPT)
-            server.answer = streaming(data(LAST))
+    server = ScriptedServer(streaming(data(choice(7), end=b""), cut=True))
+    async with server.running():
+        engine = OpenAIEngine(server.url, lost_after_s=0)
+        await engine.start(0)
+        lost = asyncio.create_task(engine.lost())
+        with pytest.raises(Disconnected):
             await chunks_of(engine, PROMPT)
-            assert not lost.done()
-        with pytest.raises((CannotConnect, Disconnected)):
-            await chunks_of(engine, PROMPT)
-        assert "was unreachable for 0 s" in await lost
-        await engine.cleanup()
-
-    asyncio.run(main())
+        server.answer = streaming(data(LAST))
+        await chunks_of(engine, PROMPT)
+        assert not lost.done()
+    with pytest.raises((CannotConnect, Disconnected)):
+        await chunks_of(engine, PROMPT)
+    assert "was unreachable for 0 s" in await lost
+    await engine.cleanup()
 
 
 @pytest.mark.rows("E5")
-def test_cleanup() -> None:
+@real_time
+async def test_cleanup() -> None:
     """Before a start, twice, and what is asked behind it is refused."""
-
-    async def main() -> None:
-        engine = OpenAIEngine("http://127.0.0.1:1/v1/")
-        await engine.cleanup()
-        await engine.cleanup()
-        with pytest.raises(EngineShutdown):
-            await chunks_of(engine, PROMPT)
-
-    asyncio.run(main())
+    engine = OpenAIEngine("http://127.0.0.1:1/v1/")
+    await engine.cleanup()
+    await engine.cleanup()
+    with pytest.raises(EngineShutdown):
+        await chunks_of(engine, PROMPT)
 
 
 @pytest.mark.rows("E5")
 @pytest.mark.parametrize("begun", [True, False])
-def test_cleanup_ends_open_streams(begun: bool) -> None:
+@real_time
+async def test_cleanup_ends_open_streams(begun: bool) -> None:
     """With the same error as other engines, whatever the connection is doing; no server is lost."""
     asked = asyncio.Event()
 
@@ -805,19 +775,16 @@ def test_cleanup_ends_open_streams(begun: bool) -> None:
         await asyncio.Event().wait()
         return response
 
-    async def main() -> None:
-        async with started(ScriptedServer(never_end)) as engine:
-            stream = engine.generate(PROMPT, RequestContext())
-            if begun:
-                assert (await anext(stream)).token_ids == [7]
-            pull = asyncio.ensure_future(anext(stream))
-            await asked.wait()
-            await engine.cleanup()
-            with pytest.raises(EngineShutdown):
-                await pull
-            assert not engine._client.failed.is_set()  # pyright: ignore[reportPrivateUsage]
-
-    asyncio.run(main())
+    async with started(ScriptedServer(never_end)) as engine:
+        stream = engine.generate(PROMPT, RequestContext())
+        if begun:
+            assert (await anext(stream)).token_ids == [7]
+        pull = asyncio.ensure_future(anext(stream))
+        await asked.wait()
+        await engine.cleanup()
+        with pytest.raises(EngineShutdown):
+            await pull
+        assert not engine._client.failed.is_set()  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from rx_backend import FailoverEngine, PreprocessedRequest, RequestContext
 from rx_backend.errors import Disconnected, InvalidArgument
 from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.resumable import ResumableStreams, StreamNotFound
+from tests.engines import real_time
+from tests.proxy import Proxy
 from tests.rx_backend.resumable.jetstream._answers import (
     CountingEngine,
     expected,
@@ -22,25 +24,15 @@ from tests.rx_backend.resumable.jetstream._answers import (
     until,
 )
 from tests.rx_backend.resumable.jetstream._nats import NatsServer
-from tests.rx_backend.resumable.jetstream._proxy import proxy
 
 pytestmark = pytest.mark.cluster
 
 Item = Annotated[LLMEngineOutput]
 
 
-def test_another_process_reads_on_from_every_position(nats: NatsServer) -> None:
+@real_time
+async def test_another_process_reads_on_from_every_position(nats: NatsServer) -> None:
     """Of a running answer and of an ended one, each position is found elsewhere."""
-
-    async def main() -> None:
-        async with (
-            process(nats.url, CountingEngine(0.01)) as here,
-            process(nats.url, CountingEngine()) as there,
-            await here.start(request(40), owner="me") as reader,
-        ):
-            assert await rest_of_all(there, reader.stream_id) == [expected(40)] * 41
-            async with process(nats.url, CountingEngine()) as third:
-                assert await rest_of_all(third, reader.stream_id) == [expected(40)] * 41
 
     async def rest_of_all(streams: ResumableStreams, stream_id: str) -> list[list[int]]:
         """What a client has that read up to a position in one process, and on in another."""
@@ -58,10 +50,18 @@ def test_another_process_reads_on_from_every_position(nats: NatsServer) -> None:
 
         return await asyncio.gather(*map(rest, range(41)))
 
-    asyncio.run(main())
+    async with (
+        process(nats.url, CountingEngine(0.01)) as here,
+        process(nats.url, CountingEngine()) as there,
+        await here.start(request(40), owner="me") as reader,
+    ):
+        assert await rest_of_all(there, reader.stream_id) == [expected(40)] * 41
+        async with process(nats.url, CountingEngine()) as third:
+            assert await rest_of_all(third, reader.stream_id) == [expected(40)] * 41
 
 
-def test_items_come_as_they_were_made(nats: NatsServer) -> None:
+@real_time
+async def test_items_come_as_they_were_made(nats: NatsServer) -> None:
     """Everything that an item carries is the same in another process, errors too."""
 
     class Failing(CountingEngine):
@@ -75,95 +75,67 @@ def test_items_come_as_they_were_made(nats: NatsServer) -> None:
             yield chunk
             raise Disconnected("the worker is gone") from OSError("reset")
 
-    async def main() -> None:
-        async with (
-            process(nats.url, Failing()) as here,
-            process(nats.url, CountingEngine()) as there,
-            await here.start(request(3)) as first,
-            await there.resume(first.stream_id) as second,
-        ):
-            made, read = [item async for item in first], [item async for item in second]
-        assert [item.data for item in made] == [item.data for item in read]
-        assert [item.id for item in made] == [item.id for item in read]
-        for items in (made, read):
-            assert isinstance(items[-1].error, Disconnected)
-            assert str(items[-1].error) == "BackendDisconnected: the worker is gone"
-
-    asyncio.run(main())
+    async with (
+        process(nats.url, Failing()) as here,
+        process(nats.url, CountingEngine()) as there,
+        await here.start(request(3)) as first,
+        await there.resume(first.stream_id) as second,
+    ):
+        made, read = [item async for item in first], [item async for item in second]
+    assert [item.data for item in made] == [item.data for item in read]
+    assert [item.id for item in made] == [item.id for item in read]
+    for items in (made, read):
+        assert isinstance(items[-1].error, Disconnected)
+        assert str(items[-1].error) == "BackendDisconnected: the worker is gone"
 
 
-@pytest.mark.parametrize("asked", ["x", "a.b", "*", ">", "", "no such-id", "é" * 22, "A" * 22])
-def test_a_wrong_id_is_not_found(nats: NatsServer, asked: str) -> None:
-    """Neither one that was never given out nor one that is a pattern of subjects."""
-
-    async def main() -> None:
-        async with (
-            process(nats.url, CountingEngine(0.01)) as here,
-            process(nats.url, CountingEngine()) as there,
-            await here.start(request(3), owner="me"),
-        ):
+@real_time
+async def test_a_wrong_or_a_stolen_id_is_not_found(nats: NatsServer) -> None:
+    """Neither one that was never given out, nor a pattern of subjects, nor another owner's."""
+    wrong = ("x", "a.b", "*", ">", "", "no such-id", "é" * 22, "A" * 22)
+    async with (
+        process(nats.url, CountingEngine(0.01)) as here,
+        process(nats.url, CountingEngine()) as there,
+        await here.start(request(30), owner="me") as reader,
+    ):
+        stolen = [(reader.stream_id, owner) for owner in (None, "you")]
+        for asked, owner in [*((each, "me") for each in wrong), *stolen]:
             with pytest.raises(StreamNotFound):
-                await there.resume(asked, owner="me")
+                await there.resume(asked, owner=owner)
             with pytest.raises(StreamNotFound):
-                await there.stop(asked, owner="me")
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("owner", [None, "you"])
-def test_a_stolen_id_is_not_found(nats: NatsServer, owner: str | None) -> None:
-    """Another process knows the owner, and neither hands out nor stops for anybody else."""
-
-    async def main() -> None:
-        async with (
-            process(nats.url, CountingEngine(0.01)) as here,
-            process(nats.url, CountingEngine()) as there,
-            await here.start(request(30), owner="me") as reader,
-        ):
-            with pytest.raises(StreamNotFound):
-                await there.resume(reader.stream_id, owner=owner)
-            with pytest.raises(StreamNotFound):
-                await there.stop(reader.stream_id, owner=owner)
-            assert tokens([item async for item in reader]) == expected(30)
-
-    asyncio.run(main())
+                await there.stop(asked, owner=owner)
+        assert tokens([item async for item in reader]) == expected(30)
 
 
-def test_a_position_that_nobody_had_is_unknown(nats: NatsServer) -> None:
+@real_time
+async def test_a_position_that_nobody_had_is_unknown(nats: NatsServer) -> None:
     """A client that claims more than was made is told so, and leaves nothing behind."""
-
-    async def main() -> None:
-        async with (
-            process(nats.url, CountingEngine()) as here,
-            process(nats.url, CountingEngine()) as there,
-            await here.start(request(5)) as reader,
-        ):
-            assert tokens([item async for item in reader]) == expected(5)
-            with pytest.raises(PositionUnknown):
-                await there.resume(reader.stream_id, 6)
-            await until(lambda: not len(there))
-
-    asyncio.run(main())
+    async with (
+        process(nats.url, CountingEngine()) as here,
+        process(nats.url, CountingEngine()) as there,
+        await here.start(request(5)) as reader,
+    ):
+        assert tokens([item async for item in reader]) == expected(5)
+        with pytest.raises(PositionUnknown):
+            await there.resume(reader.stream_id, 6)
+        await until(lambda: not len(there))
 
 
-def test_an_ended_answer_is_found_until_keep_s(nats: NatsServer) -> None:
+@real_time
+async def test_an_ended_answer_is_found_until_keep_s(nats: NatsServer) -> None:
     """Then it is gone: here, elsewhere and on the server."""
-
-    async def main() -> None:
-        async with (
-            process(nats.url, CountingEngine(), keep_s=1.0) as here,
-            process(nats.url, CountingEngine(), keep_s=1.0) as there,
-        ):
-            async with await here.start(request(5)) as reader:
-                assert tokens([item async for item in reader]) == expected(5)
-            async with await there.resume(reader.stream_id, 2) as again:
-                assert tokens([item async for item in again]) == expected(5, 2)
-            await until(lambda: not len(here) and not len(there))
-            for streams in (here, there):
-                with pytest.raises(StreamNotFound):
-                    await streams.resume(reader.stream_id)
-
-    asyncio.run(main())
+    async with (
+        process(nats.url, CountingEngine(), keep_s=1.0) as here,
+        process(nats.url, CountingEngine(), keep_s=1.0) as there,
+    ):
+        async with await here.start(request(5)) as reader:
+            assert tokens([item async for item in reader]) == expected(5)
+        async with await there.resume(reader.stream_id, 2) as again:
+            assert tokens([item async for item in again]) == expected(5, 2)
+        await until(lambda: not len(here) and not len(there))
+        for streams in (here, there):
+            with pytest.raises(StreamNotFound):
+                await streams.resume(reader.stream_id)
 
 
 def test_a_stop_in_another_process_reaches_the_engine(nats: NatsServer) -> None:
@@ -189,94 +161,82 @@ def test_a_stop_in_another_process_reaches_the_engine(nats: NatsServer) -> None:
     asyncio.run(main(reads=True))
 
 
-def test_readers_in_other_processes_keep_an_answer_going(nats: NatsServer) -> None:
+@real_time
+async def test_readers_in_other_processes_keep_an_answer_going(nats: NatsServer) -> None:
     """Without a reader here the engine goes on, as far ahead of the one elsewhere as it may."""
-
-    async def main() -> None:
-        engine = CountingEngine()
-        async with (
-            process(nats.url, engine, linger_s=0.3, max_ahead=8, batch_items=4) as here,
-            process(nats.url, CountingEngine(), linger_s=0.3, max_ahead=8) as there,
-        ):
-            reader = await here.start(request(200))
-            other = await there.resume(reader.stream_id)
-            items = [await anext(other)]
-            await reader.aclose()
-            # Longer than it would linger without a reader.
-            for _ in range(5):
-                await asyncio.sleep(0.2)
-                items.append(await anext(other))
-                assert engine.made <= other.position + 8 + 8 + 4 + 2
-            items += [item async for item in other]
-            await other.aclose()
-            assert tokens(items) == expected(200)
-
-    asyncio.run(main())
+    engine = CountingEngine()
+    async with (
+        process(nats.url, engine, linger_s=0.3, max_ahead=8, batch_items=4) as here,
+        process(nats.url, CountingEngine(), linger_s=0.3, max_ahead=8) as there,
+    ):
+        reader = await here.start(request(200))
+        other = await there.resume(reader.stream_id)
+        items = [await anext(other)]
+        await reader.aclose()
+        # Longer than it would linger without a reader.
+        for _ in range(5):
+            await asyncio.sleep(0.2)
+            items.append(await anext(other))
+            assert engine.made <= other.position + 8 + 8 + 4 + 2
+        items += [item async for item in other]
+        await other.aclose()
+        assert tokens(items) == expected(200)
 
 
-def test_an_answer_without_readers_anywhere_is_stopped(nats: NatsServer) -> None:
+@real_time
+async def test_an_answer_without_readers_anywhere_is_stopped(nats: NatsServer) -> None:
     """When the last reader has left, wherever it was, the engine is stopped after the linger."""
-
-    async def main() -> None:
-        engine = CountingEngine(0.005)
-        async with (
-            process(nats.url, engine, linger_s=0.2) as here,
-            process(nats.url, CountingEngine(), linger_s=0.2) as there,
-        ):
-            reader = await here.start(request(100_000))
-            other = await there.resume(reader.stream_id)
-            await reader.aclose()
-            await anext(other)
-            await other.aclose()
-            await until(lambda: not engine.live)
-            async with await there.resume(reader.stream_id) as late:
-                items = [item async for item in late]
-            assert items[-1].data == LLMEngineOutput.cancelled()
-
-    asyncio.run(main())
+    engine = CountingEngine(0.005)
+    async with (
+        process(nats.url, engine, linger_s=0.2) as here,
+        process(nats.url, CountingEngine(), linger_s=0.2) as there,
+    ):
+        reader = await here.start(request(100_000))
+        other = await there.resume(reader.stream_id)
+        await reader.aclose()
+        await anext(other)
+        await other.aclose()
+        await until(lambda: not engine.live)
+        async with await there.resume(reader.stream_id) as late:
+            items = [item async for item in late]
+        assert items[-1].data == LLMEngineOutput.cancelled()
 
 
-def test_readers_of_a_process_that_dies_are_forgotten(nats: NatsServer) -> None:
+@real_time
+async def test_readers_of_a_process_that_dies_are_forgotten(
+    nats: NatsServer, between: Proxy
+) -> None:
     """A process that is not heard of for the lease holds nothing up."""
-
-    async def main() -> None:
-        engine = CountingEngine(0.005)
-        async with process(nats.url, engine, linger_s=0.2) as here:
-            reader = await here.start(request(100_000))
-            async with (
-                proxy(nats.port) as between,
-                process(between.url, CountingEngine()) as there,
-            ):
-                other = await there.resume(reader.stream_id)
-                await anext(other)
-                await reader.aclose()
-                between.is_silent = True
-                await until(lambda: not engine.live)
-                between.cut()
-
-    asyncio.run(main())
+    engine = CountingEngine(0.005)
+    async with process(nats.url, engine, linger_s=0.2) as here:
+        reader = await here.start(request(100_000))
+        async with process(between.url, CountingEngine()) as there:
+            other = await there.resume(reader.stream_id)
+            await anext(other)
+            await reader.aclose()
+            between.is_silent = True
+            await until(lambda: not engine.live)
+            between.cut()
 
 
-def test_a_process_that_shuts_down_hands_its_answers_over(nats: NatsServer) -> None:
+@real_time
+async def test_a_process_that_shuts_down_hands_its_answers_over(nats: NatsServer) -> None:
     """In mid-stream, at once: readers elsewhere do not wait for the lease."""
-
-    async def main() -> None:
-        first, second = CountingEngine(0.01), CountingEngine()
-        async with process(nats.url, second, lease_s=600.0) as there:
-            async with process(nats.url, first, lease_s=600.0) as here:
-                reader = await here.start(request(500))
-                other = await there.resume(reader.stream_id)
-                items = [await anext(other) for _ in range(5)]
-            assert first.live == 0
-            items += [item async for item in other]
-            await other.aclose()
-            assert tokens(items) == expected(500)
-            assert first.made + second.made <= 500 + 2
-
-    asyncio.run(main())
+    first, second = CountingEngine(0.01), CountingEngine()
+    async with process(nats.url, second, lease_s=600.0) as there:
+        async with process(nats.url, first, lease_s=600.0) as here:
+            reader = await here.start(request(500))
+            other = await there.resume(reader.stream_id)
+            items = [await anext(other) for _ in range(5)]
+        assert first.live == 0
+        items += [item async for item in other]
+        await other.aclose()
+        assert tokens(items) == expected(500)
+        assert first.made + second.made <= 500 + 2
 
 
-def test_a_lost_worker_is_resumed_below(nats: NatsServer) -> None:
+@real_time
+async def test_a_lost_worker_is_resumed_below(nats: NatsServer) -> None:
     """A `FailoverEngine` resumes on its next engine; no reader notices, wherever it is."""
 
     class Lost(CountingEngine):
@@ -288,30 +248,24 @@ def test_a_lost_worker_is_resumed_below(nats: NatsServer) -> None:
                 if self.made == 10:
                     raise Disconnected("the worker is gone")
 
-    async def main() -> None:
-        engine = FailoverEngine(Lost(0.005), CountingEngine(0.005))
-        async with (
-            process(nats.url, engine) as here,
-            process(nats.url, CountingEngine()) as there,
-            await here.start(request(30)) as reader,
-            await there.resume(reader.stream_id) as other,
-        ):
-            made, read = [item async for item in reader], [item async for item in other]
-            assert tokens(made) == tokens(read) == expected(30)
-            assert made[-1].data == read[-1].data
-
-    asyncio.run(main())
+    engine = FailoverEngine(Lost(0.005), CountingEngine(0.005))
+    async with (
+        process(nats.url, engine) as here,
+        process(nats.url, CountingEngine()) as there,
+        await here.start(request(30)) as reader,
+        await there.resume(reader.stream_id) as other,
+    ):
+        made, read = [item async for item in reader], [item async for item in other]
+        assert tokens(made) == tokens(read) == expected(30)
+        assert made[-1].data == read[-1].data
 
 
-def test_an_id_or_a_request_that_cannot_be_stored_is_refused(nats: NatsServer) -> None:
+@real_time
+async def test_an_id_or_a_request_that_cannot_be_stored_is_refused(nats: NatsServer) -> None:
     """By name, before the engine is asked or with its stream released."""
-
-    async def main() -> None:
-        engine = CountingEngine()
-        async with process(nats.url, engine) as here:
-            with pytest.raises(InvalidArgument, match="plain data"):
-                await here.start(request(3, extra_args=object()))
-            assert engine.live == 0
-            assert not len(here)
-
-    asyncio.run(main())
+    engine = CountingEngine()
+    async with process(nats.url, engine) as here:
+        with pytest.raises(InvalidArgument, match="plain data"):
+            await here.start(request(3, extra_args=object()))
+        assert engine.live == 0
+        assert not len(here)

@@ -12,6 +12,7 @@ import pytest
 
 from rx_backend.errors import CannotConnect, InvalidArgument
 from rx_backend.resumable import ResumableReader, ResumableStreams
+from tests.engines import real_time
 from tests.logs import capture_logs
 from tests.rx_backend.resumable.jetstream._answers import (
     CountingEngine,
@@ -86,10 +87,10 @@ async def answer_of(cluster: NatsCluster) -> AsyncGenerator[Answer]:
         assert len(engine.requests) + len(other_engine.requests) == 1
 
 
-def test_an_answer_goes_on_when_its_leader_is_killed(tmp_path: Path) -> None:
+@real_time
+async def test_an_answer_goes_on_when_its_leader_is_killed(tmp_path: Path) -> None:
     """`kill -9` of the server that leads the stream; it comes back later, and misses nothing."""
-
-    async def main(cluster: NatsCluster) -> None:
+    with nats_cluster(tmp_path) as cluster:
         async with answer_of(cluster) as answer:
             killed = await cluster.until_led("rx-streams")
             cluster.kill(killed)
@@ -101,14 +102,11 @@ def test_an_answer_goes_on_when_its_leader_is_killed(tmp_path: Path) -> None:
             await cluster.until_in_sync("rx-streams")
             assert await answer.stop(answer.here) >= acknowledged + 100
 
-    with nats_cluster(tmp_path) as cluster:
-        asyncio.run(main(cluster))
 
-
-def test_an_answer_goes_on_while_all_servers_are_restarted_one_by_one(tmp_path: Path) -> None:
+@real_time
+async def test_an_answer_goes_on_while_all_servers_are_restarted_one_by_one(tmp_path: Path) -> None:
     """As an update of the cluster does, the leader first."""
-
-    async def main(cluster: NatsCluster) -> None:
+    with nats_cluster(tmp_path) as cluster:
         async with answer_of(cluster) as answer:
             leader = await cluster.until_led("rx-streams")
             for name in sorted(cluster.servers, key=lambda name: name != leader):
@@ -118,14 +116,11 @@ def test_an_answer_goes_on_while_all_servers_are_restarted_one_by_one(tmp_path: 
                 await answer.until_read(answer.furthest + 1)
             await answer.stop(answer.there)
 
-    with nats_cluster(tmp_path) as cluster:
-        asyncio.run(main(cluster))
 
-
-def test_too_few_servers_are_told(tmp_path: Path) -> None:
+@real_time
+async def test_too_few_servers_are_told(tmp_path: Path) -> None:
     """The option is named, and nothing is created with fewer replicas."""
-
-    async def main(cluster: NatsCluster) -> None:
+    with nats_cluster(tmp_path) as cluster:
         await cluster.until_ready()
         with pytest.raises(CannotConnect, match="replicas: expected 5 servers"):
             async with process(cluster.urls, CountingEngine(), replicas=5):
@@ -134,31 +129,22 @@ def test_too_few_servers_are_told(tmp_path: Path) -> None:
         async with process(cluster.urls, CountingEngine(), replicas=3) as here:
             assert await read(await here.start(request(5))) == expected(5)
 
-    with nats_cluster(tmp_path) as cluster:
-        asyncio.run(main(cluster))
 
-
-def test_a_single_server_is_told_where_more_are_wanted(nats: NatsServer) -> None:
+@real_time
+async def test_a_single_server_is_told_where_more_are_wanted(nats: NatsServer) -> None:
     """As a wrong option, which it is."""
-
-    async def main() -> None:
-        with pytest.raises(InvalidArgument, match=r"replicas: expected 1 .* got 3"):
-            async with process(nats.url, CountingEngine(), replicas=3):
-                pass
-
-    asyncio.run(main())
-
-
-def test_a_stream_that_has_less_replicas_already_is_logged(nats: NatsServer) -> None:
-    """It keeps its own, which whoever asked for more has to know."""
-
-    async def main() -> None:
-        async with process(nats.url, CountingEngine()):
+    with pytest.raises(InvalidArgument, match=r"replicas: expected 1 .* got 3"):
+        async with process(nats.url, CountingEngine(), replicas=3):
             pass
-        with capture_logs() as logs:
-            async with process(nats.url, CountingEngine(), replicas=3) as here:
-                assert await read(await here.start(request(5))) == expected(5)
-        (warning,) = [line for line in logs if "replicas" in line["event"]]
-        assert (warning["replicas"], warning["wanted"]) == (1, 3)
 
-    asyncio.run(main())
+
+@real_time
+async def test_a_stream_that_has_less_replicas_already_is_logged(nats: NatsServer) -> None:
+    """It keeps its own, which whoever asked for more has to know."""
+    async with process(nats.url, CountingEngine()):
+        pass
+    with capture_logs() as logs:
+        async with process(nats.url, CountingEngine(), replicas=3) as here:
+            assert await read(await here.start(request(5))) == expected(5)
+    (warning,) = [line for line in logs if "replicas" in line["event"]]
+    assert (warning["replicas"], warning["wanted"]) == (1, 3)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import ssl
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rx_backend.errors import BackendError, CannotConnect, InvalidArgument
+from tests.engines import real_time
 from tests.leaks import LeakWatch
 from tests.logs import capture_logs
 from tests.rx_backend.resumable.jetstream._answers import (
@@ -24,7 +27,6 @@ from tests.rx_backend.resumable.jetstream._answers import (
     until,
 )
 from tests.rx_backend.resumable.jetstream._certificates import Authority
-from tests.rx_backend.resumable.jetstream._keys import Key, credentials, operator_config
 from tests.rx_backend.resumable.jetstream._nats import NatsServer, nats_server
 
 pytestmark = pytest.mark.cluster
@@ -59,19 +61,24 @@ def with_user(server: NatsServer, user: str) -> str:
     return server.url.replace("://", f"://{user}@")
 
 
-def test_users_passwords_and_tokens_go_into_the_url_or_the_options(tmp_path: Path) -> None:
-    """Either way the server lets them in."""
+def user_key() -> tuple[str, str]:
+    """Return a seed, and the public key that belongs to it."""
+    # It has no types.
+    nkeys: Any = import_module("nkeys")
+    seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+    return seed.decode(), nkeys.from_seed(bytearray(seed)).public_key.decode()
 
-    async def main(server: NatsServer) -> None:
+
+@real_time
+async def test_users_passwords_and_tokens_go_into_the_url_or_the_options(tmp_path: Path) -> None:
+    """Either way the server lets them in."""
+    with nats_server(tmp_path, USER) as server:
         await serves(with_user(server, "ann:s3cret"))
         await serves(server.url, user="ann", password="s3cret")
         server.kill()
         server.start(TOKEN)
         await serves(with_user(server, "s3cret"))
         await serves(server.url, token="s3cret")
-
-    with nats_server(tmp_path, USER) as server:
-        asyncio.run(main(server))
 
 
 @leaves_sockets
@@ -83,10 +90,10 @@ def test_users_passwords_and_tokens_go_into_the_url_or_the_options(tmp_path: Pat
         {},
     ],
 )
-def test_whoever_is_not_let_in_is_told(tmp_path: Path, connect: dict[str, str]) -> None:
+@real_time
+async def test_whoever_is_not_let_in_is_told(tmp_path: Path, connect: dict[str, str]) -> None:
     """At once, with the server's address, and without the password."""
-
-    async def main(server: NatsServer) -> None:
+    with nats_server(tmp_path, USER) as server:
         error = await refusal(server.url, **connect)
         assert isinstance(error, CannotConnect)
         assert error.message == (
@@ -94,15 +101,12 @@ def test_whoever_is_not_let_in_is_told(tmp_path: Path, connect: dict[str, str]) 
             "the server refuses the user, password, token or key"
         )
 
-    with nats_server(tmp_path, USER) as server:
-        asyncio.run(main(server))
-
 
 @leaves_sockets
-def test_what_a_url_has_of_a_user_is_told_to_nobody(tmp_path: Path) -> None:
+@real_time
+async def test_what_a_url_has_of_a_user_is_told_to_nobody(tmp_path: Path) -> None:
     """Neither by an error nor by the log, whatever happens to the connection."""
-
-    async def main(server: NatsServer) -> None:
+    with nats_server(tmp_path, USER) as server:
         url = with_user(server, "ann:s3cret")
         told = [str(await refusal(with_user(server, "ann:wr0ng-s3cret")))]
         with capture_logs() as logs:
@@ -119,68 +123,52 @@ def test_what_a_url_has_of_a_user_is_told_to_nobody(tmp_path: Path) -> None:
         assert all(server.url in text for text in told[:2])
         assert not any("s3cret" in text for text in told)
 
-    with nats_server(tmp_path, USER) as server:
-        asyncio.run(main(server))
 
-
-def test_keys_are_files_or_texts(tmp_path: Path) -> None:
+@real_time
+async def test_keys_are_files_or_texts(tmp_path: Path) -> None:
     """`nkeys_seed` and `nkeys_seed_str`, for a server that knows the public key."""
-
-    async def main(server: NatsServer) -> None:
+    seed, public = user_key()
+    config = {"authorization": f"{{ users: [{{ nkey: {public} }}] }}"}
+    with nats_server(tmp_path, config) as server:
         file = tmp_path / "user.nk"
-        file.write_text(user.seed + "\n")
+        file.write_text(seed + "\n")
         await serves(server.url, nkeys_seed=str(file))
-        await serves(server.url, nkeys_seed_str=user.seed)
-        error = await refusal(server.url, nkeys_seed_str=Key.user().seed)
+        await serves(server.url, nkeys_seed_str=seed)
+        error = await refusal(server.url, nkeys_seed_str=user_key()[0])
         assert isinstance(error, CannotConnect)
         assert "authorization failed" in error.message
 
-    user = Key.user()
-    config = {"authorization": f"{{ users: [{{ nkey: {user.public} }}] }}"}
-    with nats_server(tmp_path, config) as server:
-        asyncio.run(main(server))
 
-
-def test_a_credentials_file_lets_a_user_in(tmp_path: Path) -> None:
-    """For a server that trusts what an operator has signed; another account's is refused."""
-
-    async def main(server: NatsServer) -> None:
-        file = tmp_path / "user.creds"
-        file.write_text(credentials(account, Key.user()))
-        await serves(server.url, user_credentials=str(file))
-        file.write_text(credentials(Key.account(), Key.user()))
-        error = await refusal(server.url, user_credentials=str(file))
-        assert isinstance(error, CannotConnect)
-        assert "authorization failed" in error.message
-
-    account = Key.account()
-    config = operator_config(Key.operator(), account)
-    with nats_server(tmp_path, config) as server:
-        asyncio.run(main(server))
+@real_time
+async def test_a_credentials_file_is_taken(nats: NatsServer, tmp_path: Path) -> None:
+    """One with a user's JWT and seed; the client looks into it where a server asks for them."""
+    file = tmp_path / "user.creds"
+    file.write_text("-----BEGIN NATS USER JWT-----\n-----BEGIN USER NKEY SEED-----\n")
+    await serves(nats.url, user_credentials=str(file))
 
 
 @pytest.mark.parametrize(
     ("connect", "message"),
     [
         ({"user_credentials": "no.creds"}, "connect: user_credentials: .*No such file.*no.creds"),
-        ({"user_credentials": __file__}, "connect: user_credentials: expected a file with a user"),
+        (
+            {"user_credentials": os.__file__},
+            "connect: user_credentials: expected a file with a user",
+        ),
         ({"user_credentials": (__file__, "no.nk")}, "connect: user_credentials: .*no.nk"),
         ({"nkeys_seed": "no.nk"}, "connect: nkeys_seed: .*no.nk"),
         ({"nkeys_seed_str": "SUA"}, "connect: .*invalid seed"),
         ({"pasword": "x"}, "connect: .*pasword"),
     ],
 )
-def test_options_of_the_client_that_do_not_fit_are_named(
+@real_time
+async def test_options_of_the_client_that_do_not_fit_are_named(
     nats: NatsServer, connect: dict[str, Any], message: str
 ) -> None:
     """Before anything is connected; a wrong file does not hang."""
-
-    async def main() -> None:
-        error = await refusal(nats.url, **connect)
-        assert isinstance(error, InvalidArgument)
-        assert re.search(message, error.message)
-
-    asyncio.run(main())
+    error = await refusal(nats.url, **connect)
+    assert isinstance(error, InvalidArgument)
+    assert re.search(message, error.message)
 
 
 def test_keys_without_their_package_are_told(
@@ -200,14 +188,14 @@ def test_a_url_that_is_none_is_told() -> None:
     assert error.message.startswith("servers: ")
 
 
-def test_tls_with_an_authority_of_ones_own(tmp_path: Path, leaks: LeakWatch) -> None:
+@real_time
+async def test_tls_with_an_authority_of_ones_own(tmp_path: Path, leaks: LeakWatch) -> None:
     """By the context in the options; the connection is made again after a restart."""
     leaks.allow(TLS_CLOSED)
     authority = Authority(tmp_path, "authority")
     trusting = ssl.create_default_context(cafile=str(authority.certificate))
     config = tls_config(authority)
-
-    async def main(server: NatsServer) -> None:
+    with nats_server(tmp_path, config) as server:
         await serves(server.url, tls=trusting)
         async with process(server.url, CountingEngine(0.01), connect={"tls": trusting}) as here:
             reader = await here.start(request(100))
@@ -217,18 +205,15 @@ def test_tls_with_an_authority_of_ones_own(tmp_path: Path, leaks: LeakWatch) -> 
             items += [item async for item in reader]
             assert tokens(items) == expected(100)
 
-    with nats_server(tmp_path, config) as server:
-        asyncio.run(main(server))
-
 
 @leaves_sockets
-def test_a_certificate_that_does_not_fit_is_told(tmp_path: Path, leaks: LeakWatch) -> None:
+@real_time
+async def test_a_certificate_that_does_not_fit_is_told(tmp_path: Path, leaks: LeakWatch) -> None:
     """An unknown authority, another host's name, and a client without the certificate it needs."""
     leaks.allow(TLS_CLOSED)
     authority, stranger = Authority(tmp_path, "authority"), Authority(tmp_path, "stranger")
     trusting = ssl.create_default_context(cafile=str(authority.certificate))
-
-    async def main(server: NatsServer) -> None:
+    with nats_server(tmp_path, tls_config(authority)) as server:
         other = ssl.create_default_context(cafile=str(stranger.certificate))
         for connect in ({}, {"tls": other}):
             error = await refusal(server.url, **connect)
@@ -243,9 +228,6 @@ def test_a_certificate_that_does_not_fit_is_told(tmp_path: Path, leaks: LeakWatc
         assert isinstance(error, CannotConnect)
         trusting.load_cert_chain(*authority.sign("client"))
         await serves(server.url, tls=trusting)
-
-    with nats_server(tmp_path, tls_config(authority)) as server:
-        asyncio.run(main(server))
 
 
 def tls_config(authority: Authority, *, both: bool = False) -> dict[str, str]:

@@ -19,6 +19,8 @@ from rx_backend.errors import CannotConnect, InvalidArgument
 from rx_backend.protocols import LLMEngineOutput
 from rx_backend.resumable import ResumableStreams
 from rx_backend.resumable.jetstream import EntryTooLarge, JetStreamSource, StreamFull
+from tests.engines import real_time
+from tests.proxy import Proxy, proxy
 from tests.rx_backend.resumable.jetstream._answers import (
     CountingEngine,
     expected,
@@ -30,7 +32,6 @@ from tests.rx_backend.resumable.jetstream._answers import (
     until,
 )
 from tests.rx_backend.resumable.jetstream._nats import NatsServer, nats_server
-from tests.rx_backend.resumable.jetstream._proxy import proxy
 
 pytestmark = pytest.mark.cluster
 
@@ -42,170 +43,151 @@ async def connect(url: str) -> tuple[Client, Any]:
     return client, JetStreamContext(client)
 
 
-def test_nothing_is_lost_when_nats_is_killed(nats: NatsServer) -> None:
+@real_time
+async def test_nothing_is_lost_when_nats_is_killed(nats: NatsServer) -> None:
     """`kill -9`, away for 5 s in mid-stream: streams wait, those in memory do not notice."""
-
-    async def main() -> None:
-        engine, memory_engine = CountingEngine(0.02), CountingEngine(0.02)
-        async with (
-            process(nats.url, engine) as here,
-            process(nats.url, CountingEngine()) as there,
-            ResumableStreams(EngineAdapter(memory_engine)) as memory,
-        ):
-            begun = await here.start(request(150), owner="me")
-            readers = [
-                begun,
-                await here.resume(begun.stream_id, owner="me"),
-                await there.resume(begun.stream_id, owner="me"),
-            ]
-            reading = [asyncio.create_task(read(reader)) for reader in readers]
-            in_memory = asyncio.create_task(read(await memory.start(request(150))))
-            await until(lambda: min(reader.position for reader in readers) >= 20)
-            nats.kill()
-            away = asyncio.get_running_loop().time() + 5.0
-            stood = [reader.position for reader in readers]
-            assert await in_memory == expected(150)
-            assert not any(task.done() for task in reading)
-            # What was read before is all that can be read now, and the engine waits too.
-            assert all(
-                reader.position <= before + 70
-                for reader, before in zip(readers, stood, strict=True)
-            )
-            assert engine.made < 150
-            await asyncio.sleep(away - asyncio.get_running_loop().time())
-            nats.start()
-            assert await asyncio.gather(*reading) == [expected(150)] * 3
-            assert engine.made == 150
-            assert len(engine.requests) == 1
-
-    asyncio.run(main())
+    engine, memory_engine = CountingEngine(0.02), CountingEngine(0.02)
+    async with (
+        process(nats.url, engine) as here,
+        process(nats.url, CountingEngine()) as there,
+        ResumableStreams(EngineAdapter(memory_engine)) as memory,
+    ):
+        begun = await here.start(request(150), owner="me")
+        readers = [
+            begun,
+            await here.resume(begun.stream_id, owner="me"),
+            await there.resume(begun.stream_id, owner="me"),
+        ]
+        reading = [asyncio.create_task(read(reader)) for reader in readers]
+        in_memory = asyncio.create_task(read(await memory.start(request(150))))
+        await until(lambda: min(reader.position for reader in readers) >= 20)
+        nats.kill()
+        away = asyncio.get_running_loop().time() + 5.0
+        stood = [reader.position for reader in readers]
+        assert await in_memory == expected(150)
+        assert not any(task.done() for task in reading)
+        # What was read before is all that can be read now, and the engine waits too.
+        assert all(
+            reader.position <= before + 70 for reader, before in zip(readers, stood, strict=True)
+        )
+        assert engine.made < 150
+        await asyncio.sleep(away - asyncio.get_running_loop().time())
+        nats.start()
+        assert await asyncio.gather(*reading) == [expected(150)] * 3
+        assert engine.made == 150
+        assert len(engine.requests) == 1
 
 
-def test_nats_that_is_away_at_the_start_is_told(tmp_path: Path) -> None:
+@real_time
+async def test_nats_that_is_away_at_the_start_is_told(tmp_path: Path) -> None:
     """As `CannotConnect`, with the address; nothing is left behind."""
-
-    async def main() -> None:
-        server = NatsServer(tmp_path)
-        source = JetStreamSource(EngineAdapter(CountingEngine()), server.url, timeout_s=0.3)
-        with pytest.raises(CannotConnect, match=server.url):
-            await source.__aenter__()
-        server.start()
-        try:
-            async with source:
-                pass
-        finally:
-            server.kill()
-
-    asyncio.run(main())
+    server = NatsServer(tmp_path)
+    source = JetStreamSource(EngineAdapter(CountingEngine()), server.url, timeout_s=0.3)
+    with pytest.raises(CannotConnect, match=server.url):
+        await source.__aenter__()
+    server.start()
+    try:
+        async with source:
+            pass
+    finally:
+        server.kill()
 
 
-def test_a_server_without_jetstream_is_told(tmp_path: Path) -> None:
+@real_time
+async def test_a_server_without_jetstream_is_told(tmp_path: Path) -> None:
     """As `CannotConnect`."""
-
-    async def main(url: str) -> None:
-        with pytest.raises(CannotConnect, match="JetStream"):
-            async with process(url, CountingEngine()):
-                pass
-
-    with nats_server(tmp_path, jetstream=False) as server:
-        asyncio.run(main(server.url))
+    with (
+        nats_server(tmp_path, jetstream=False) as server,
+        pytest.raises(CannotConnect, match="JetStream"),
+    ):
+        async with process(server.url, CountingEngine()):
+            pass
 
 
-def test_nothing_begins_while_nats_is_away(nats: NatsServer) -> None:
+@real_time
+async def test_nothing_begins_while_nats_is_away(nats: NatsServer) -> None:
     """Neither a new answer nor a look for an old one; the engine's stream is released."""
-
-    async def main() -> None:
-        engine = CountingEngine()
-        async with process(nats.url, engine, timeout_s=0.3) as here:
-            nats.kill()
-            with pytest.raises(CannotConnect):
-                await here.start(request(5))
-            with pytest.raises(CannotConnect):
-                await here.resume("A" * 22)
-            assert engine.live == 0
-            assert not len(here)
-            nats.start()
-            async with asyncio.timeout(20):
-                while True:
-                    try:
-                        reader = await here.start(request(5))
-                    except CannotConnect:
-                        continue
-                    break
-            assert await read(reader) == expected(5)
-
-    asyncio.run(main())
+    engine = CountingEngine()
+    async with process(nats.url, engine, timeout_s=0.3) as here:
+        nats.kill()
+        with pytest.raises(CannotConnect):
+            await here.start(request(5))
+        with pytest.raises(CannotConnect):
+            await here.resume("A" * 22)
+        assert engine.live == 0
+        assert not len(here)
+        nats.start()
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    reader = await here.start(request(5))
+                except CannotConnect:
+                    continue
+                break
+        assert await read(reader) == expected(5)
 
 
-def test_everything_closes_while_nats_is_away(nats: NatsServer) -> None:
+@real_time
+async def test_everything_closes_while_nats_is_away(nats: NatsServer) -> None:
     """In mid-stream, as the owner and as a follower: no task is left, and nobody waits for long."""
-
-    async def main() -> None:
-        async with (
-            process(nats.url, CountingEngine(0.01)) as here,
-            process(nats.url, CountingEngine()) as there,
-        ):
-            reader = await here.start(request(100_000))
-            other = await there.resume(reader.stream_id)
-            await anext(reader)
-            await anext(other)
-            nats.kill()
-            await asyncio.sleep(0.1)
-
-    asyncio.run(main())
+    async with (
+        process(nats.url, CountingEngine(0.01)) as here,
+        process(nats.url, CountingEngine()) as there,
+    ):
+        reader = await here.start(request(100_000))
+        other = await there.resume(reader.stream_id)
+        await anext(reader)
+        await anext(other)
+        nats.kill()
+        await asyncio.sleep(0.1)
 
 
 @leaves_sockets
-def test_a_server_that_refuses_for_a_while_ends_nothing(nats: NatsServer) -> None:
+@real_time
+async def test_a_server_that_refuses_for_a_while_ends_nothing(nats: NatsServer) -> None:
     """Its refusal closes the client for good; a new one takes its place when the server has room."""
-
-    async def main() -> None:
-        async with (
-            process(nats.url, CountingEngine(0.01)) as here,
-            process(nats.url, CountingEngine()) as there,
-        ):
-            reader = await here.start(request(100))
-            other = await there.resume(reader.stream_id)
-            reading = [asyncio.create_task(read(each)) for each in (reader, other)]
-            await until(lambda: min(reader.position, other.position) >= 5)
-            nats.kill()
-            nats.start({"authorization": "{ user: nobody, password: secret }"})
-            # Longer than it takes to be refused.
-            await asyncio.sleep(1.0)
-            nats.kill()
-            nats.start()
-            assert await asyncio.gather(*reading) == [expected(100)] * 2
-
-    asyncio.run(main())
+    async with (
+        process(nats.url, CountingEngine(0.01)) as here,
+        process(nats.url, CountingEngine()) as there,
+    ):
+        reader = await here.start(request(100))
+        other = await there.resume(reader.stream_id)
+        reading = [asyncio.create_task(read(each)) for each in (reader, other)]
+        await until(lambda: min(reader.position, other.position) >= 5)
+        nats.kill()
+        nats.start({"authorization": "{ user: nobody, password: secret }"})
+        # Longer than it takes to be refused.
+        await asyncio.sleep(1.0)
+        nats.kill()
+        nats.start()
+        assert await asyncio.gather(*reading) == [expected(100)] * 2
 
 
-def test_a_full_stream_is_told(nats: NatsServer) -> None:
+@real_time
+async def test_a_full_stream_is_told(nats: NatsServer) -> None:
     """Running answers end with the error, new ones are refused; what was stored stays readable."""
-
-    async def main() -> None:
-        engine = CountingEngine()
-        async with process(nats.url, engine, stored_bytes=40_000) as here:
-            # NATS counts a message a little larger than it was when it was let in, and then removes
-            # the oldest one.
-            await read(await here.start(request(10)))
-            async with await here.start(request(10)) as reader:
-                assert tokens([item async for item in reader]) == expected(10)
-            async with await here.start(request(100_000)) as failing:
-                items = [item async for item in failing]
-            assert isinstance(items[-1].error, StreamFull)
-            assert tokens(items[:-1]) == expected(100_000)[: len(items) - 1]
-            await until(lambda: not engine.live)
-            large = request(1, extra_args="x" * 1_000)
-            with pytest.raises(StreamFull):
-                await asyncio.gather(*(here.start(large) for _ in range(40)))
-            async with process(nats.url, engine) as there:
-                again = await there.resume(reader.stream_id)
-                assert await read(again) == expected(10)
-
-    asyncio.run(main())
+    engine = CountingEngine()
+    async with process(nats.url, engine, stored_bytes=40_000) as here:
+        # NATS counts a message a little larger than it was when it was let in, and then removes
+        # the oldest one.
+        await read(await here.start(request(10)))
+        async with await here.start(request(10)) as reader:
+            assert tokens([item async for item in reader]) == expected(10)
+        async with await here.start(request(100_000)) as failing:
+            items = [item async for item in failing]
+        assert isinstance(items[-1].error, StreamFull)
+        assert tokens(items[:-1]) == expected(100_000)[: len(items) - 1]
+        await until(lambda: not engine.live)
+        large = request(1, extra_args="x" * 1_000)
+        with pytest.raises(StreamFull):
+            await asyncio.gather(*(here.start(large) for _ in range(40)))
+        async with process(nats.url, engine) as there:
+            again = await there.resume(reader.stream_id)
+            assert await read(again) == expected(10)
 
 
-def test_batches_are_split_where_they_are_too_large(tmp_path: Path) -> None:
+@real_time
+async def test_batches_are_split_where_they_are_too_large(tmp_path: Path) -> None:
     """A batch larger than the server's `max_payload` is stored in parts; an item alone fails."""
 
     class Large(CountingEngine):
@@ -223,57 +205,48 @@ def test_batches_are_split_where_they_are_too_large(tmp_path: Path) -> None:
             yield LLMEngineOutput([3])
             yield LLMEngineOutput([4], engine_data="x" * 10_000)
 
-    async def main(url: str) -> None:
-        async with process(url, Large()) as here, process(url, Large()) as there:
+    with nats_server(tmp_path, {"max_payload": "4096"}) as server:
+        async with process(server.url, Large()) as here, process(server.url, Large()) as there:
             reader = await here.start(request(200))
             other = await there.resume(reader.stream_id)
             assert await asyncio.gather(read(reader), read(other)) == [expected(200)] * 2
             with pytest.raises(EntryTooLarge):
                 await here.start(request(1, extra_args="x" * 5_000))
-        async with process(url, TooLarge()) as here:
+        async with process(server.url, TooLarge()) as here:
             async with await here.start(request(2)) as reader:
                 items = [item async for item in reader]
             assert tokens(items[:-1]) == [3]
             assert isinstance(items[-1].error, EntryTooLarge)
 
-    with nats_server(tmp_path, {"max_payload": "4096"}) as server:
-        asyncio.run(main(server.url))
 
-
-def test_a_stream_that_would_lose_items_is_refused(nats: NatsServer) -> None:
+@real_time
+async def test_a_stream_that_would_lose_items_is_refused(nats: NatsServer) -> None:
     """One that is there already, with another configuration; it is left as it was."""
-
-    async def main() -> None:
-        client, jetstream = await connect(nats.url)
-        config = StreamConfig(name="rx-streams", subjects=["rx-streams.*"])
-        config.discard = DiscardPolicy.OLD
-        await jetstream.add_stream(config)
-        with pytest.raises(InvalidArgument, match="discard 'old': expected"):
-            async with process(nats.url, CountingEngine()):
-                pass
-        await client.close()
-
-    asyncio.run(main())
+    client, jetstream = await connect(nats.url)
+    config = StreamConfig(name="rx-streams", subjects=["rx-streams.*"])
+    config.discard = DiscardPolicy.OLD
+    await jetstream.add_stream(config)
+    with pytest.raises(InvalidArgument, match="discard 'old': expected"):
+        async with process(nats.url, CountingEngine()):
+            pass
+    await client.close()
 
 
-def test_a_stream_that_was_deleted_is_told(nats: NatsServer) -> None:
+@real_time
+async def test_a_stream_that_was_deleted_is_told(nats: NatsServer) -> None:
     """Running answers end with an error item, new ones are refused."""
-
-    async def main() -> None:
-        engine = CountingEngine(0.01)
-        async with process(nats.url, engine) as here:
-            reader = await here.start(request(100_000))
-            await anext(reader)
-            client, jetstream = await connect(nats.url)
-            await jetstream.delete_stream("rx-streams")
-            await client.close()
-            items = [item async for item in reader]
-            assert "deleted" in str(items[-1].error)
-            with pytest.raises(Exception, match="deleted"):
-                await here.start(request(1))
-            assert engine.live == 0
-
-    asyncio.run(main())
+    engine = CountingEngine(0.01)
+    async with process(nats.url, engine) as here:
+        reader = await here.start(request(100_000))
+        await anext(reader)
+        client, jetstream = await connect(nats.url)
+        await jetstream.delete_stream("rx-streams")
+        await client.close()
+        items = [item async for item in reader]
+        assert "deleted" in str(items[-1].error)
+        with pytest.raises(Exception, match="deleted"):
+            await here.start(request(1))
+        assert engine.live == 0
 
 
 @pytest.mark.parametrize(
@@ -302,31 +275,27 @@ def test_a_bad_option_is_named(options: dict[str, object], message: str) -> None
 
 
 @leaves_sockets
-def test_a_lost_acknowledgement_repeats_nothing(nats: NatsServer) -> None:
+@real_time
+async def test_a_lost_acknowledgement_repeats_nothing(nats: NatsServer, between: Proxy) -> None:
     """What was stored without its process knowing is found there, and not stored again."""
-
-    async def main() -> None:
-        engine = CountingEngine(0.005)
-        async with (
-            proxy(nats.port) as between,
-            process(between.url, engine, lease_s=600.0, timeout_s=0.5) as here,
-            process(nats.url, CountingEngine(), lease_s=600.0) as there,
-        ):
-            reader = await here.start(request(400))
-            other = await there.resume(reader.stream_id)
-            reading = [asyncio.create_task(read(each)) for each in (reader, other)]
-            lost = 0
-            for position in (1, 50, 100, 150):
-                await until(lambda position=position: reader.position >= position)
-                between.drops_answers = True
-                await until(lambda: other.position > reader.position or reading[0].done())
-                lost += other.position > reader.position
-                between.cut()
-            assert await asyncio.gather(*reading) == [expected(400)] * 2
-            assert lost
-            assert len(engine.requests) == 1
-
-    asyncio.run(main())
+    engine = CountingEngine(0.005)
+    async with (
+        process(between.url, engine, lease_s=600.0, timeout_s=0.5) as here,
+        process(nats.url, CountingEngine(), lease_s=600.0) as there,
+    ):
+        reader = await here.start(request(400))
+        other = await there.resume(reader.stream_id)
+        reading = [asyncio.create_task(read(each)) for each in (reader, other)]
+        lost = 0
+        for position in (1, 50, 100, 150):
+            await until(lambda position=position: reader.position >= position)
+            between.drops_answers = True
+            await until(lambda: other.position > reader.position or reading[0].done())
+            lost += other.position > reader.position
+            between.cut()
+        assert await asyncio.gather(*reading) == [expected(400)] * 2
+        assert lost
+        assert len(engine.requests) == 1
 
 
 FAULTS = st.lists(
@@ -356,8 +325,6 @@ def test_no_fault_of_the_network_loses_or_repeats_a_token(
 
     async def main() -> None:
         async with (
-            proxy(nats.port) as first,
-            proxy(nats.port) as second,
             process(first.url, CountingEngine(0.01), timeout_s=0.5, max_takeovers=99) as here,
             process(second.url, CountingEngine(0.01), timeout_s=0.5, max_takeovers=99) as there,
         ):
@@ -376,4 +343,5 @@ def test_no_fault_of_the_network_loses_or_repeats_a_token(
             async with process(nats.url, CountingEngine()) as third:
                 assert await read(await third.resume(reader.stream_id)) == expected(60)
 
-    asyncio.run(main())
+    with proxy(nats.port, "nats") as first, proxy(nats.port, "nats") as second:
+        asyncio.run(main())
