@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import ssl
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from tests.rx_backend.resumable.jetstream._answers import (
     until,
 )
 from tests.rx_backend.resumable.jetstream._certificates import Authority
+from tests.rx_backend.resumable.jetstream._keys import Key, credentials, operator_config
 from tests.rx_backend.resumable.jetstream._nats import NatsServer, nats_server
 
 pytestmark = pytest.mark.cluster
@@ -59,14 +58,6 @@ async def refusal(url: str, **connect: Any) -> BackendError:
 
 def with_user(server: NatsServer, user: str) -> str:
     return server.url.replace("://", f"://{user}@")
-
-
-def user_key() -> tuple[str, str]:
-    """Return a seed, and the public key that belongs to it."""
-    # It has no types.
-    nkeys: Any = import_module("nkeys")
-    seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
-    return seed.decode(), nkeys.from_seed(bytearray(seed)).public_key.decode()
 
 
 @real_time
@@ -127,24 +118,30 @@ async def test_what_a_url_has_of_a_user_is_told_to_nobody(tmp_path: Path) -> Non
 @real_time
 async def test_keys_are_files_or_texts(tmp_path: Path) -> None:
     """`nkeys_seed` and `nkeys_seed_str`, for a server that knows the public key."""
-    seed, public = user_key()
-    config = {"authorization": f"{{ users: [{{ nkey: {public} }}] }}"}
+    user = Key.user()
+    config = {"authorization": f"{{ users: [{{ nkey: {user.public} }}] }}"}
     with nats_server(tmp_path, config) as server:
         file = tmp_path / "user.nk"
-        file.write_text(seed + "\n")
+        file.write_text(user.seed + "\n")
         await serves(server.url, nkeys_seed=str(file))
-        await serves(server.url, nkeys_seed_str=seed)
-        error = await refusal(server.url, nkeys_seed_str=user_key()[0])
+        await serves(server.url, nkeys_seed_str=user.seed)
+        error = await refusal(server.url, nkeys_seed_str=Key.user().seed)
         assert isinstance(error, CannotConnect)
         assert "authorization failed" in error.message
 
 
 @real_time
-async def test_a_credentials_file_is_taken(nats: NatsServer, tmp_path: Path) -> None:
-    """One with a user's JWT and seed; the client looks into it where a server asks for them."""
-    file = tmp_path / "user.creds"
-    file.write_text("-----BEGIN NATS USER JWT-----\n-----BEGIN USER NKEY SEED-----\n")
-    await serves(nats.url, user_credentials=str(file))
+async def test_a_credentials_file_lets_a_user_in(tmp_path: Path) -> None:
+    """For a server that trusts what an operator has signed; another account's is refused."""
+    account = Key.account()
+    with nats_server(tmp_path, operator_config(Key.operator(), account)) as server:
+        file = tmp_path / "user.creds"
+        file.write_text(credentials(account, Key.user()))
+        await serves(server.url, user_credentials=str(file))
+        file.write_text(credentials(Key.account(), Key.user()))
+        error = await refusal(server.url, user_credentials=str(file))
+        assert isinstance(error, CannotConnect)
+        assert "authorization failed" in error.message
 
 
 @pytest.mark.parametrize(
@@ -152,7 +149,7 @@ async def test_a_credentials_file_is_taken(nats: NatsServer, tmp_path: Path) -> 
     [
         ({"user_credentials": "no.creds"}, "connect: user_credentials: .*No such file.*no.creds"),
         (
-            {"user_credentials": os.__file__},
+            {"user_credentials": __file__},
             "connect: user_credentials: expected a file with a user",
         ),
         ({"user_credentials": (__file__, "no.nk")}, "connect: user_credentials: .*no.nk"),
