@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Final, Protocol
@@ -87,7 +87,30 @@ class Outlet:
         """Whether so many items wait that no more may come before :meth:`room`."""
         return self._count >= _MOST_WAITING
 
-    def put(self, wire: dict[str, Any]) -> None:
+    def send_soon(self, wire: dict[str, Any], loop: asyncio.AbstractEventLoop) -> None:
+        """Send an item in the event loop's next turn, together with what comes until then."""
+        self._put(wire)
+        if not self._is_due:
+            self._is_due = True
+            loop.call_soon(self._send_due)
+
+    def send(self, wire: dict[str, Any]) -> None:
+        """
+        Send an item now, behind what waits.
+
+        Raises:
+            ClientLeft: The runtime takes no more items.
+            Unknown: It could not encode one.
+        """
+        if not self._waiting and self._sure_bytes > 0 and self._failure is None:
+            COALESCED.chunks_in += 1
+            self._send_all((wire,))
+        else:
+            self._put(wire)
+            self._send_waiting()
+        self._check_failure()
+
+    def _put(self, wire: dict[str, Any]) -> None:
         """Let an item wait to be sent."""
         COALESCED.chunks_in += 1
         with self._lock:
@@ -95,36 +118,22 @@ class Outlet:
             if not (self._merges and self._waiting and _merge(self._waiting[-1], wire)):
                 self._waiting.append(wire)
 
-    def send_soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Send what waits in the event loop's next turn, together with what comes until then."""
-        if not self._is_due:
-            self._is_due = True
-            loop.call_soon(self._send_due)
-
     def _send_due(self) -> None:
         self._is_due = False
-        if self._failure is None:
-            self._send_waiting()
+        self._send_waiting()
 
-    def send(self) -> None:
-        """
-        Send what waits.
-
-        Raises:
-            ClientLeft: The runtime takes no more items.
-            Unknown: It could not encode one.
-        """
-        if self._failure is None:
-            self._send_waiting()
+    def _check_failure(self) -> None:
         if self._failure is not None:
             kind, message = self._failure
             if kind is Unknown:
-                # An error item follows.
-                self._failure = None
+                # An error item follows, in the place of what came behind.
+                with self._lock:
+                    self._failure = None
+                    self._take()
             raise kind(message)
 
     def _send_waiting(self) -> None:
-        if self._is_draining or not self._waiting:
+        if self._is_draining or not self._waiting or self._failure is not None:
             return
         if self._sure_bytes > 0:
             self._send_all(self._take())
@@ -149,12 +158,12 @@ class Outlet:
             Unknown: An item could not be encoded.
         """
         if last is not None:
-            self.put(last)
+            self._put(last)
         with suppress(ClientLeft):
-            self.send()
+            self._send_waiting()
             while self._is_draining:
                 await self.room()
-            self.send()
+            self._check_failure()
 
     def close(self) -> None:
         """End the stream, for the client too."""
@@ -178,7 +187,7 @@ class Outlet:
         self._count = 0
         return wires
 
-    def _send_all(self, wires: list[dict[str, Any]]) -> None:
+    def _send_all(self, wires: Sequence[dict[str, Any]]) -> None:
         COALESCED.chunks_out += len(wires)
         try:
             for wire in wires:

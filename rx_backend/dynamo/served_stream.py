@@ -174,15 +174,14 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
                 break
             if wire is None:
                 continue
-            outlet.put(wire)
             is_first, has_waited = waits < 0, stream.waits != waits
             if has_waited:
                 waits, ready = stream.waits, 0
             elif ready < _AT_A_TURN and monotonic() < turn_ends:
                 ready += 1
-                outlet.send_soon(stream.event_loop)
+                outlet.send_soon(wire, stream.event_loop)
                 continue
-            outlet.send()
+            outlet.send(wire)
             if is_first or not has_waited:
                 await self._leave_turn()
                 ready = 0

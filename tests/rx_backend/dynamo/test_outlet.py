@@ -100,10 +100,12 @@ def test_merged_or_not_each_answer_is_whole(
         for number, wire in enumerate(wires):
             wire["token_ids"].append(number)
         expected = msgspec.convert(msgspec.to_builtins(wires), list[dict[str, Any]])
+        loop = asyncio.get_running_loop()
         for number, wire in enumerate(wires):
-            outlet.put(wire)
             if number in flushes:
-                outlet.send()
+                outlet.send(wire)
+            else:
+                outlet.send_soon(wire, loop)
         await outlet.finish()
         outlet.close()
         for index in (None, 0, 1):
@@ -121,8 +123,7 @@ def test_what_is_ready_in_one_turn_is_one_frame() -> None:
         client = Client()
         outlet = Outlet(client, merge=True)
         for number in range(5):
-            outlet.put(token(number))
-            outlet.send_soon(asyncio.get_running_loop())
+            outlet.send_soon(token(number), asyncio.get_running_loop())
         assert client.frames == []
         await asyncio.sleep(0)
         assert client.frames == [{"token_ids": [0, 1, 2, 3, 4]}]
@@ -143,8 +144,7 @@ def test_a_client_that_reads_nothing_blocks_a_thread(size: int) -> None:
         async def push() -> None:
             nonlocal put
             for put in range(5_000):
-                outlet.put(token(put, tokens=["x" * size]))
-                outlet.send()
+                outlet.send(token(put, tokens=["x" * size]))
                 if outlet.is_full:
                     await outlet.room()
             await outlet.finish()
@@ -170,8 +170,7 @@ def test_a_client_that_reads_nothing_blocks_a_thread(size: int) -> None:
 async def keep_sending(outlet: Outlet, *wires: dict[str, Any]) -> None:
     while True:
         for wire in wires:
-            outlet.put(dict(wire))
-        outlet.send()
+            outlet.send(dict(wire))
         await asyncio.sleep(0.001)
 
 
@@ -183,8 +182,7 @@ def test_a_client_that_has_left_is_noticed_by_the_next_item(surely: bool) -> Non
         client = Client()
         outlet = Outlet(client, merge=True)
         if not surely:
-            outlet.put(token(1, text="x" * 100_000))
-            outlet.send()
+            outlet.send(token(1, text="x" * 100_000))
         client.is_gone = True
         for _ in range(2):
             with pytest.raises(ClientLeft):
@@ -204,11 +202,9 @@ def test_what_can_not_be_encoded_is_a_failure_of_its_own(surely: bool) -> None:
         client = Client()
         outlet = Outlet(client, merge=True)
         if not surely:
-            outlet.put(token(1, text="x" * 100_000))
-            outlet.send()
-        outlet.put(token(2, engine_data=object()))
+            outlet.send(token(1, text="x" * 100_000))
         with pytest.raises(Unknown, match="could not be encoded"):
-            await keep_sending(outlet)
+            await keep_sending(outlet, token(2, engine_data=object()))
         await outlet.finish(token(3))
         outlet.close()
         assert client.tokens[-1] == 3
