@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Final, Protocol
@@ -78,7 +78,7 @@ class Outlet:
         # For what the thread and the event loop both use.
         self._lock = threading.Lock()
         self._is_draining = False
-        # No exception that is raised here: it would refer to us by its traceback.
+        # No exception that was raised here: it would refer to us by its traceback.
         self._failure: tuple[type[Exception], str] | None = None
         self._room: asyncio.Future[None] | None = None
 
@@ -94,21 +94,23 @@ class Outlet:
             self._is_due = True
             loop.call_soon(self._send_due)
 
-    def send(self, wire: dict[str, Any]) -> None:
+    def send(self, wire: dict[str, Any]) -> bool:
         """
-        Send an item now, behind what waits.
+        Send an item now, behind what waits; return whether no more may come before :meth:`room`.
 
         Raises:
             ClientLeft: The runtime takes no more items.
             Unknown: It could not encode one.
         """
-        if not self._waiting and self._sure_bytes > 0 and self._failure is None:
+        if self._sure_bytes > 0 and not self._waiting and self._failure is None:
+            # Where most tokens pass.
             COALESCED.chunks_in += 1
-            self._send_all((wire,))
-        else:
-            self._put(wire)
-            self._send_waiting()
+            self._send_now(wire)
+            return False
+        self._put(wire)
+        self._send_waiting()
         self._check_failure()
+        return self.is_full
 
     def _put(self, wire: dict[str, Any]) -> None:
         """Let an item wait to be sent."""
@@ -187,17 +189,25 @@ class Outlet:
         self._count = 0
         return wires
 
-    def _send_all(self, wires: Sequence[dict[str, Any]]) -> None:
-        COALESCED.chunks_out += len(wires)
+    def _send_all(self, wires: list[dict[str, Any]]) -> None:
         try:
             for wire in wires:
-                if self._sure_bytes > 0:
-                    self._sure_bytes -= len(_encode(wire)) + _FRAME_BYTES
-                self._sender.send(wire)
-        except RuntimeError as error:
+                self._send_now(wire)
+        except ClientLeft as error:
             self._failure = ClientLeft, str(error)
+        except Unknown as error:
+            self._failure = Unknown, error.message
+
+    def _send_now(self, wire: dict[str, Any]) -> None:
+        COALESCED.chunks_out += 1
+        try:
+            if self._sure_bytes > 0:
+                self._sure_bytes -= len(_encode(wire)) + _FRAME_BYTES
+            self._sender.send(wire)
+        except RuntimeError as error:
+            raise ClientLeft(str(error)) from None
         except (OverflowError, TypeError, ValueError) as error:
-            self._failure = Unknown, f"an item could not be encoded: {error}"
+            raise Unknown(f"an item could not be encoded: {error}") from None
 
 
 def _merge(first: dict[str, Any], wire: dict[str, Any]) -> bool:
