@@ -213,6 +213,25 @@ def test_what_can_not_be_encoded_is_a_failure_of_its_own(surely: bool) -> None:
     asyncio.run(main())
 
 
+def test_what_came_behind_such_an_item_makes_way_for_the_error_item() -> None:
+    """It could not be encoded either, and would take the error item with it."""
+
+    async def main() -> None:
+        client = Client(room=150_000)
+        outlet = Outlet(client, merge=True)
+        for number in (1, 2):
+            outlet.send(token(number, text="x" * 100_000))
+        bad = token(3, engine_data=object())
+        outlet.send(dict(bad))
+        client.reads.set()
+        with pytest.raises(Unknown):
+            await keep_sending(outlet, bad)
+        await outlet.finish(token(4))
+        assert client.tokens == [1, 2, 4]
+
+    asyncio.run(main())
+
+
 class Pouring(LLMEngine):
     """Gives so many chunks as fast as it can, fewer where it is told to end, then the terminal."""
 
