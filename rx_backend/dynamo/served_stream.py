@@ -152,9 +152,10 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         """Return the next item that is sent, at the end that of a failure, then None."""
         while self._stream is not None:
             try:
-                wire = self._wire_of(await anext(self._stream))
+                item = await anext(self._stream)
             except StopAsyncIteration:
                 break
+            wire = wire_item(item) if self._has_token else self._before_token(item)
             if wire is not None:
                 return wire
         return self._failed_item()
@@ -169,25 +170,25 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         waits, ready, turn_ends = -1, 0, 0.0
         while self._stream is not None and stream is not None:
             try:
-                wire = self._wire_of(await anext(stream))
+                item = await anext(stream)
             except StopAsyncIteration:
                 break
+            wire = wire_item(item) if self._has_token else self._before_token(item)
             if wire is None:
                 continue
-            outlet.put(wire)
             is_first, has_waited = waits < 0, stream.waits != waits
             if has_waited:
                 waits, ready = stream.waits, 0
             elif ready < _AT_A_TURN and monotonic() < turn_ends:
                 ready += 1
-                outlet.send_soon(stream.event_loop)
+                outlet.send_soon(wire, stream.event_loop)
                 continue
-            outlet.send()
+            is_full = outlet.send(wire)
             if is_first or not has_waited:
                 await self._leave_turn()
                 ready = 0
             turn_ends = monotonic() + _TURN_S
-            if outlet.is_full:
+            if is_full:
                 await outlet.room()
         await outlet.finish(self._failed_item())
 
@@ -204,13 +205,12 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         failure, self._failure = self._failure, None
         return None if failure is None else _failed_item(failure)
 
-    def _wire_of(self, item: object) -> dict[str, Any] | None:
-        """Return an item as it is sent; None for one that is not, as after a kill."""
+    def _before_token(self, item: object) -> dict[str, Any] | None:
+        """Return an item of a decode worker that awaits its first token; None after a kill."""
         if self._is_killed:
             self.close()
             return None
-        if not self._has_token:
-            self._has_token = tokens_in(item) > 0
+        self._has_token = tokens_in(item) > 0
         return wire_item(item)
 
     async def _begin(self) -> None:

@@ -18,28 +18,22 @@ def wire_item(item: object) -> dict[str, Any]:
 
     An item with nothing but data goes out as its data; the runtime puts the envelope around it.
     """
-    if not isinstance(item, Annotated):
-        return _wire_chunk(item)
-    typed = cast("Annotated[object]", item)
-    if typed.data is not None and typed.id is typed.event is typed.comment is typed.error is None:
-        return _wire_chunk(typed.data)
-    return {"_dynamo_annotated": True, **_encodable(to_builtins(typed))}
-
-
-def _wire_chunk(chunk: object) -> dict[str, Any]:
-    """
-    Return a chunk as a dict for the runtime, without the fields that are null.
-
-    They would come out as they went in, at the price of a crossing for each.
-    """
-    if isinstance(chunk, LLMEngineOutput) and chunk.finish_reason is None and chunk.unknown is None:
-        wire: dict[str, Any] = msgspec.to_builtins(chunk)
+    if isinstance(item, Annotated):
+        typed = cast("Annotated[object]", item)
+        if typed.data is None or not (
+            typed.id is typed.event is typed.comment is typed.error is None
+        ):
+            return {"_dynamo_annotated": True, **_encodable(to_builtins(typed))}
+        item = typed.data
+    if isinstance(item, LLMEngineOutput) and item.finish_reason is None and item.unknown is None:
+        # Fields that are null would come out as they went in, at the price of a crossing for each.
+        wire: dict[str, Any] = msgspec.to_builtins(item)
         if "token_ids" not in wire:
             wire["token_ids"] = []
-    else:
-        # Its unknown fields have names of the engine's own.
-        wire = {_encodable_value(name): value for name, value in to_builtins(chunk).items()}
-    return _encodable(wire)
+        # Most chunks have nothing else, and need no second look.
+        return wire if len(wire) == 1 else _encodable(wire)
+    # Its unknown fields have names of the engine's own.
+    return _encodable({_encodable_value(name): value for name, value in to_builtins(item).items()})
 
 
 def _encodable(wire: dict[str, Any]) -> dict[str, Any]:

@@ -60,10 +60,11 @@ class RequestGate:
             yield
         finally:
             del self._live[mark]
-            # A thread of the runtime may drop a stream, and events are not thread-safe. A closed
-            # loop has no waiters.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._settle)
+            if not self._live:
+                # A thread of the runtime may drop a stream, and events are not thread-safe. A
+                # closed loop has no waiters.
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(self._settle)
 
     def close(self) -> None:
         """Refuse new requests; those in flight continue."""
