@@ -19,7 +19,8 @@ from rx_backend.dynamo.outlet import ClientLeft, Outlet
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import Unknown
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
-from tests.rx_backend.dynamo._runtime import NEEDS, cluster, real, received, settled
+from tests.engines import real_time
+from tests.rx_backend.dynamo._runtime import NEEDS, cluster, received, settled
 from tests.rx_backend.dynamo.test_served_stream import RuntimeContext
 
 # 60 MB, more than fits into the buffers on the way to a client of the real runtime.
@@ -261,30 +262,27 @@ class Pouring(LLMEngine):
 @pytest.mark.rows("S1", "S4", "S7")
 @pytest.mark.parametrize("coalesce", [True, False])
 @NEEDS
-def test_a_client_that_never_reads_disturbs_no_other(coalesce: bool) -> None:
+@real_time
+async def test_a_client_that_never_reads_disturbs_no_other(coalesce: bool) -> None:
     """On the real runtime: others get their tokens, its own engine waits, and it gets all of its."""
     engine = Pouring()
 
-    @real
-    async def run() -> None:
-        async with cluster() as joined:
-            client = await joined.serve(serving(EngineAdapter(engine), coalesce=coalesce))
-            never = await client.round_robin({"token_ids": [MANY, SIZE]})
-            await settled(lambda: engine.made)
-            (waiting,) = engine.made
-            before = 0
-            while engine.made[waiting] > before:
-                before = engine.made[waiting]
-                chunks = await received(client.round_robin({"token_ids": [100, SIZE]}))
-                assert sum(len(chunk["token_ids"]) for chunk in chunks) == 100
-            assert before < MANY
-            assert waiting not in engine.closed
-            engine.is_ending = True
-            got = [number async for item in never for number in item.data()["token_ids"]]
-            assert got == [*range(engine.made[waiting])]
-            await settled(lambda: waiting in engine.closed)
-
-    run()
+    async with cluster() as joined:
+        client = await joined.serve(serving(EngineAdapter(engine), coalesce=coalesce))
+        never = await client.round_robin({"token_ids": [MANY, SIZE]})
+        await settled(lambda: engine.made)
+        (waiting,) = engine.made
+        before = 0
+        while engine.made[waiting] > before:
+            before = engine.made[waiting]
+            chunks = await received(client.round_robin({"token_ids": [100, SIZE]}))
+            assert sum(len(chunk["token_ids"]) for chunk in chunks) == 100
+        assert before < MANY
+        assert waiting not in engine.closed
+        engine.is_ending = True
+        got = [number async for item in never for number in item.data()["token_ids"]]
+        assert got == [*range(engine.made[waiting])]
+        await settled(lambda: waiting in engine.closed)
 
 
 @pytest.mark.rows("S2", "S7")
