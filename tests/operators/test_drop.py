@@ -261,29 +261,6 @@ class TestNobodyWaits:
         assert caplog.records == []
 
     @pytest.mark.rows("S7")
-    @virtual
-    async def test_a_cancelled_aclose_disturbs_nothing(self) -> None:
-        """Who waits for the release may give up; the clean-up goes on to its end."""
-        run = Run(slow_to_close)
-        await anext(run.owner[0])
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(run.owner[0].aclose(), 1.0)
-        assert await run.released() == DROPPED
-
-    @pytest.mark.rows("S7")
-    @pytest.mark.parametrize("times", [1, 2])
-    @virtual
-    async def test_a_dropped_stream_is_over(self, times: int) -> None:
-        """Every later pull says so; dropping again does nothing."""
-        run = Run(quick)
-        await anext(run.owner[0])
-        for _ in range(times):
-            run.owner[0].close()
-        assert [await collect(run.owner[0]) for _ in range(2)] == [Seen([], "completed")] * 2
-        await run.owner[0].aclose()
-        assert await run.released() == DROPPED
-
-    @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
     @virtual
     async def test_an_engine_that_fails_while_it_is_closed(
@@ -411,19 +388,6 @@ class TestATaskWaits:
                 await pulling
         else:
             assert await pulling == Seen([1, 1], "completed")
-        assert await run.released() == DROPPED
-
-    @pytest.mark.rows("S7")
-    @virtual
-    async def test_aclose_waits_for_the_engine(self) -> None:
-        """Also where the clean-up is the other task's to go through, and takes its time."""
-        loop = asyncio.get_running_loop()
-        run = Run(slow_to_close)
-        pulling = run.pull()
-        await asyncio.sleep(1)
-        await asyncio.gather(run.owner[0].aclose(), run.owner[0].aclose())
-        assert loop.time() == 3.0
-        assert await pulling == Seen([1, 1], "completed")
         assert await run.released() == DROPPED
 
     @pytest.mark.rows("S7")

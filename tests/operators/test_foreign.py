@@ -1,4 +1,4 @@
-"""`operators._core.rx` and `operators._core.aio`: operators of other libraries, anywhere in a list."""
+"""Operators of other libraries, anywhere in a list."""
 
 # The types of both libraries leave open what an operator without a source works on.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -21,9 +21,7 @@ from reactivex import Observable, abc
 from reactivex import operators as ops
 from reactivex.scheduler import NewThreadScheduler
 
-from operators import NotAnOperator, fuse, until_terminal
-from operators._core.aio import AioOperator, AioSegment, is_aio_operator
-from operators._core.aio_operator import answers_within_asend
+from operators import Pipeline, fuse, until_terminal
 from operators._core.failures import SourceCancelled
 from operators.authoring import AnyOperator, FusedRun, Stage, operator
 from rx_backend.testing import VirtualTimeLoop
@@ -50,7 +48,7 @@ from tests.operators.test_laws_foreign import REACTIVEX
 
 if TYPE_CHECKING or find_spec("aioreactive"):
     import aioreactive as rx
-    from expression import Nothing, Option, Some
+    from expression import Some
 
 Make: TypeAlias = Callable[[], Any]
 
@@ -126,6 +124,21 @@ async def last_of(stream: FusedRun[Any]) -> None:
         await anext(stream)
 
 
+async def pulls_of(make: Make, count: int) -> list[int]:
+    """Return how often the source was pulled for each of the first items; never before the first."""
+    engine = Engine(range(99))
+    stream = fuse(engine(), [same(), make(), same()])
+    await asyncio.sleep(1)
+    pulls = [engine.pulls]
+    for _ in range(count):
+        await anext(stream)
+        await asyncio.sleep(1)
+        pulls.append(engine.pulls)
+    await stream.aclose()
+    assert pulls[0] == 0
+    return pulls[1:]
+
+
 def leaves_two(item: int) -> bool:
     return item % 3 == 2
 
@@ -154,16 +167,8 @@ class TestPull:
     @ONE_FOR_ONE
     @virtual
     async def test_one_for_one(self, make: Make) -> None:
-        """Nothing is pulled before the consumer pulls, and then one item for one."""
-        engine = Engine(range(9))
-        stream = fuse(engine(), [same(), make(), same()])
-        await asyncio.sleep(1)
-        assert engine.pulls == 0
-        for number in range(4):
-            assert await anext(stream) == number
-            await asyncio.sleep(1)
-            assert engine.pulls == number + 1
-        await stream.aclose()
+        """One item is pulled for each that comes out."""
+        assert await pulls_of(make, 3) == [1, 2, 3]
 
     @pytest.mark.rows("S4")
     @pytest.mark.parametrize(
@@ -188,15 +193,7 @@ class TestPull:
         self, make: Make, pulls: list[int]
     ) -> None:
         """No further than that; where items wait, at most once for each pull of the consumer."""
-        engine = Engine(range(99))
-        stream = fuse(engine(), [make()])
-        counted: list[int] = []
-        for _ in pulls:
-            await anext(stream)
-            await asyncio.sleep(1)
-            counted.append(engine.pulls)
-        assert counted == pulls
-        await stream.aclose()
+        assert await pulls_of(make, len(pulls)) == pulls
 
     @pytest.mark.rows("S4")
     @pytest.mark.parametrize(
@@ -334,6 +331,19 @@ class TestTime:
                 ops.time_interval,
                 [(1, (0, 1.0)), (2, (1, 1.0)), (3, (2, 1.0))],
                 id="time_interval",
+            ),
+            aio(lambda: rx.merge(rx.timer(2.5)), [(1, 0), (2, 1), (2.5, 0), (3, 2)], id="merge"),
+            aio(lambda: rx.debounce(0.5), [(1.5, 0), (2.5, 1)], id="debounce"),
+            aio(lambda: rx.take_until(rx.timer(2.5)), [(1, 0), (2, 1)], id="take_until"),
+            aio(
+                lambda: rx.with_latest_from(rx.interval(0.5, 10)),
+                [(1, (0, 0)), (2, (1, 0)), (3, (2, 0))],
+                id="with_latest_from",
+            ),
+            aio(
+                lambda: rx.flat_map(lambda item: rx.timer(item + 0.5)),
+                [(1.5, 0), (3.5, 0), (5.5, 0)],
+                id="flat_map-to-timers",
             ),
         ],
     )
@@ -673,7 +683,7 @@ async def slowly(item: int) -> int:
     return item
 
 
-def bursting(*, tasks: list[asyncio.Task[None]]) -> AioOperator:
+def bursting(*, tasks: list[asyncio.Task[None]]) -> Any:
     """Return an operator of one's own: for each item its task emits the numbers below it."""
 
     def operator(source: rx.AsyncObservable[int]) -> rx.AsyncObservable[int]:
@@ -888,174 +898,50 @@ class TestDrop:
         assert (sorted(disposed), busy()) == ([1, 2], [])
 
 
-# Stock operators of aioreactive, beside what they do outside of any pipeline.
-
-
-def pushing(engine: Engine, tasks: list[asyncio.Task[None]]) -> rx.AsyncObservable[Any]:
-    """Return an engine's items, sent by a task as fast as they come."""
-
-    async def push(observer: rx.AsyncObserver[Any]) -> None:
-        try:
-            async for item in engine():
-                await observer.asend(item)
-                # Or a failure would overtake what is in a mailbox still.
-                for _ in range(9):
-                    await asyncio.sleep(0)
-        except Exception as error:
-            await observer.athrow(error)
-        else:
-            await observer.aclose()
-
-    async def subscribe(observer: rx.AsyncObserver[Any]) -> rx.AsyncDisposable:
-        tasks.append(asyncio.create_task(push(observer)))
-        return rx.AsyncDisposable.empty()
-
-    return rx.AsyncRx(rx.AsyncAnonymousObservable(subscribe))
-
-
-async def alone(engine: Engine, operator: AioOperator) -> list[tuple[float, Any]]:
-    """Return what an operator gives outside of any pipeline, as :func:`timed` tells it."""
-    came: list[tuple[float, Any]] = []
-    over = asyncio.Event()
-
-    async def send(item: Any) -> None:
-        came.append((now(), item))
-
-    async def throw(error: Exception) -> None:
-        came.append((now(), repr(error)))
-        over.set()
-
-    async def close() -> None:
-        came.append((now(), "|"))
-        over.set()
-
-    tasks: list[asyncio.Task[None]] = []
-    await operator(pushing(engine, tasks)).subscribe_async(send, throw, close)
-    await over.wait()
-    await asyncio.wait(tasks)
-    # The library leaves its tasks behind.
-    for task in asyncio.all_tasks() - {asyncio.current_task()}:
-        task.cancel()
-    await asyncio.sleep(0)
-    return came
-
-
-async def plus_one(item: int) -> int:
-    await asyncio.sleep(0.25)
-    return item + 1
-
-
-def add(before: int, item: int) -> int:
-    return before + item
-
-
-def later_the_greater(item: int) -> rx.AsyncObservable[int]:
-    return rx.timer(item + 0.5)
-
-
-async def add_late(before: int, item: int) -> int:
-    await asyncio.sleep(0.25)
-    return before + item
-
-
-def negative(item: int) -> Option[int]:
-    return Some(-item) if item > 1 else Nothing
+# What is taken for an operator of aioreactive, and how it is fed.
 
 
 def pair(item: int) -> rx.AsyncObservable[int]:
     return rx.from_iterable([item, -item])
 
 
-async def late_pair(item: int) -> rx.AsyncObservable[int]:
-    await asyncio.sleep(0.25)
-    return pair(item)
+def fed(*operators: Any) -> str:
+    """Return what the drawing of a pipeline says of them."""
+    return Pipeline(operators).draw()
 
 
-def by_method(source: Any) -> Any:
-    """Operators as methods, as ``AsyncRx`` has them."""
-    return source.map(abs).skip(1)
+@pytest.mark.parametrize(
+    "make",
+    [
+        aio(lambda: rx.choose(Some), id="choose"),
+        aio(lambda: rx.filter(leaves_two), id="filter"),
+        aio(lambda: rx.filter_async(leaves_two_later), id="filter_async"),
+        aio(lambda: rx.map(abs), id="map"),
+        aio(lambda: rx.map_async(slowly), id="map_async"),
+        aio(lambda: rx.scan(max, 0), id="scan"),
+    ],
+)
+def test_an_operator_that_answers_within_asend_is_fed_in_the_pull(make: Make) -> None:
+    """No task is needed for it."""
+    assert "aioreactive, fed in the consumer's pull" in fed(make())
 
 
-# Operators that emit within the asend that they are given an item by.
-AT_ONCE: dict[str, Make] = {
-    "choose": lambda: rx.choose(negative),
-    "filter": lambda: rx.filter(leaves_two),
-    "filter_async": lambda: rx.filter_async(leaves_two_later),
-    "map": lambda: rx.map(abs),
-    "map_async": lambda: rx.map_async(plus_one),
-    "scan": lambda: rx.scan(add, 0),
-    "scan_async": lambda: rx.scan_async(add_late, 0),
-}
-
-# Operators that hand their items to a task, or emit from a timer.
-DETACHED: dict[str, Make] = {
-    "by-method": lambda: by_method,
-    "catch": lambda: rx.catch(lambda error: rx.from_iterable([7, 8])),
-    "combine_latest": lambda: rx.combine_latest(rx.interval(0.5, 10)),
-    "concat": lambda: rx.concat(rx.from_iterable([7, 8])),
-    "debounce": lambda: rx.debounce(0.5),
-    "distinct_until_changed": lambda: rx.distinct_until_changed,
-    "filteri": lambda: rx.filteri(lambda item, index: index % 2 == 0),
-    "flat_map": lambda: rx.flat_map(pair),
-    "flat_map-to-timers": lambda: rx.flat_map(later_the_greater),
-    "flat_map_async": lambda: rx.flat_map_async(late_pair),
-    "mapi": lambda: rx.mapi(lambda item, index: (item, index)),
-    "merge": lambda: rx.merge(rx.timer(2.5)),
-    "pipe": lambda: unknown(rx.skip(1), rx.map_async(plus_one), rx.take(2)),
-    "reduce": lambda: rx.reduce(add, 0),
-    "skip": lambda: rx.skip(2),
-    "skip_last": lambda: rx.skip_last(2),
-    "take": lambda: rx.take(2),
-    "take_last": lambda: rx.take_last(2),
-    "take_until": lambda: rx.take_until(rx.timer(2.5)),
-    "with_latest_from": lambda: rx.with_latest_from(rx.interval(0.5, 10)),
-}
-STOCK = AT_ONCE | DETACHED
+@pytest.mark.parametrize(
+    "make",
+    [
+        aio(lambda: rx.skip(1), id="of-a-task"),
+        aio(lambda: rx.distinct_until_changed, id="uncalled"),
+        aio(lambda: unknown(rx.skip(1), rx.map(abs)), id="in-a-function"),
+        aio(lambda: lambda source: source.map(abs).skip(1), id="by-method"),
+    ],
+)
+def test_any_other_operator_is_detached(make: Make) -> None:
+    """One that hands its items to a task, and a user's function, by functions or by methods."""
+    assert "aioreactive, detached" in fed(make())
 
 
 @pytest.mark.needs("aioreactive")
-class TestAioreactive:
-    """Its stock operators, and what is taken for one."""
-
-    @pytest.mark.rows("S1")
-    @pytest.mark.parametrize("name", STOCK)
-    @pytest.mark.parametrize("items", [ITEMS, []], ids=["many", "empty"])
-    @pytest.mark.parametrize("error", [None, LookupError("gone")], ids=["completed", "failed"])
-    @virtual
-    async def test_it_gives_the_same_at_the_same_times(
-        self, name: str, items: list[int], error: Exception | None
-    ) -> None:
-        """Items, times and end are those of the operator under a source that is pushed."""
-        make = STOCK[name]
-        began = now()
-        expected = await alone(Engine(items, error=error, every_s=1.0), make())
-        took = now() - began
-        engine = Engine(items, error=error, every_s=1.0)
-        came = await timed(fuse(engine(), [same(), make(), same()]))
-        assert [(time - took, item) for time, item in came] == expected
-        await asyncio.sleep(1)
-        assert (busy(), engine.closed) == ([], 1)
-
-    def test_its_operators_are_known(self) -> None:
-        """Also as methods in a user's function; those that answer within asend by name."""
-        assert [name for name, make in STOCK.items() if not is_aio_operator(make())] == []
-        assert [name for name, make in STOCK.items() if answers_within_asend(make())] == [*AT_ONCE]
-
-    def test_others_are_not(self) -> None:
-        """Ours, those of ``reactivex``, functions of either, and what is no operator at all."""
-        of_reactivex: Any = reactivex.compose(ops.skip(1), ops.map(identity))
-        for other in (same(), ops.skip(1), of_reactivex, ops.map, rx.map, len, plus_one):
-            assert not is_aio_operator(other)
-
-    @virtual
-    async def test_what_is_no_operator_is_refused(self) -> None:
-        """The error names the place, and what is wrong."""
-        source = FusedRun[Any](Engine([1])(), [])
-        wrong: Any = rx.map
-        with pytest.raises(
-            NotAnOperator, match=r"pipeline\[3\].*it gave function, expected an Async"
-        ):
-            AioSegment(source, [wrong], ("pipeline", 3))
-        with pytest.raises(NotAnOperator, match=r"pipeline\[3\].*can't be applied.*'foo'"):
-            AioSegment(source, [lambda source: source.foo], ("pipeline", 3))
-        await source.aclose()
+def test_what_is_not_of_aioreactive() -> None:
+    """Ours, those of ``reactivex``, and functions of these."""
+    others: list[Any] = [same(), ops.skip(1), reactivex.compose(ops.skip(1), ops.map(identity))]
+    assert "aioreactive" not in fed(*others)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
-import threading
 import traceback
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
@@ -13,12 +12,12 @@ from typing import Any, Generic, TypeVar
 
 import pytest
 
-from operators import fuse, map_async, until_terminal
+from operators import fuse, map_async
 from operators._core.stage import when
-from operators.assembly import Callbacks, callbacks, make_stream
-from operators.authoring import AnyOperator, Completed, FusedRun, Stage, detach, emit, operator
+from operators.assembly import make_stream
+from operators.authoring import AnyOperator, Completed, FusedRun, Stage, emit, operator
 from tests.engines import virtual
-from tests.operators._help import Engine, Seen, collect, same, settle, spy, terminal, token, twice
+from tests.operators._help import Engine, Seen, collect, same, spy, twice
 
 T = TypeVar("T")
 
@@ -62,37 +61,6 @@ class TestPull:
             [20_000], "completed"
         )
 
-    @pytest.mark.rows("P6a")
-    @virtual
-    async def test_everything_is_over_before_the_last_item_is_handed_out(self) -> None:
-        """Operators have met their end and ``on_end`` was called; the source closes by itself."""
-        engine = Engine([token(1), terminal(), token(2)])
-        journal = engine.journal
-        stream = fuse(
-            engine(),
-            [until_terminal(), spy(journal, "spy ")],
-            on_end=lambda _dropped: journal.append("end"),
-        )
-        assert not stream.ended
-        await anext(stream)
-        assert not stream.ended
-        journal.clear()
-        last = await anext(stream)
-        assert stream.ended
-        assert journal == ["pull", f"spy {last}", "spy |", "end"]
-        await settle()
-        assert journal[4:] == ["closed"]
-        assert await collect(stream) == Seen([], "completed")
-
-    @pytest.mark.parametrize("error", [None, LookupError("gone")], ids=["completed", "failed"])
-    @virtual
-    async def test_after_the_end_there_is_nothing(self, error: Exception | None) -> None:
-        """A failure is raised once; every later pull says that the stream is over."""
-        stream = fuse(Engine([1], error=error)(), [same()])
-        first = await collect(stream)
-        assert first == Seen([1], "completed" if error is None else repr(error))
-        assert [await collect(stream), await collect(stream)] == [Seen([], "completed")] * 2
-
     @virtual
     async def test_a_stream_without_operators(self) -> None:
         """An empty list hands the source's items through, and still owns it."""
@@ -100,27 +68,6 @@ class TestPull:
         stream = fuse(engine(), [])
         assert await collect(stream, take=2) == Seen([1, 2], "dropped")
         assert engine.closed == 1
-
-
-class TestNewShape:
-    """An operator that steps aside while the stream runs."""
-
-    @virtual
-    async def test_many_shapes(self) -> None:
-        """Operators that step aside one after the other leave the rest in place."""
-        visits: list[tuple[int, int]] = []
-
-        @operator
-        def until(number: int) -> Ints:
-            item = yield
-            while item < number:
-                visits.append((number, item))
-                item = yield item
-            return detach(item)
-
-        seen = await collect(fuse(Engine(range(4))(), [until(2), until(0), until(3), until(1)]))
-        assert seen == Seen([0, 1, 2, 3], "completed")
-        assert visits == [(2, 0), (3, 0), (1, 0), (2, 1), (3, 1), (3, 2)]
 
 
 class TestConcurrency:
@@ -474,29 +421,3 @@ async def test_an_error_says_which_operator_raised_it(broken: AnyOperator, name:
     assert error.__notes__ == [f"raised by the operator {name}"]
     seen = await collect(fuse(Engine(error=ValueError("engine"))(), [same()]))
     assert not hasattr(seen.error, "__notes__")
-
-
-def test_the_collector_leaves_the_release_to_the_loop() -> None:
-    """It may come while the same thread holds a lock that the release waits for."""
-    lock = threading.Lock()
-    told: list[str] = []
-
-    def end(_failure: Exception | None, _dropped: bool) -> None:
-        told.append("free" if lock.acquire(blocking=False) else "held")
-
-    @callbacks()
-    def closing() -> Callbacks[Any, Any]:
-        return Callbacks(on_end=end)
-
-    async def run() -> None:
-        stream = fuse(Engine([token(1), token(2)])(), [closing()])
-        await anext(stream)
-        cycle: list[Any] = [stream]
-        cycle.append(cycle)
-        del stream, cycle
-        with lock:
-            gc.collect()
-        await asyncio.sleep(0)
-
-    asyncio.run(run())
-    assert told == ["free"]

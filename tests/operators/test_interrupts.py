@@ -27,6 +27,7 @@ from tests.operators._help import (
     by_aclose,
     by_close,
     collect,
+    now,
     same,
     settle,
     spy,
@@ -73,15 +74,24 @@ class TestTheEnginesOwn:
     async def test_a_timeout_is_no_drop(
         self, times: int, pause_s: float | None, cancelled_before: int
     ) -> None:
-        """Stages are told that it was none; also in a task that had swallowed cancellations before."""
+        """
+        Stages are told that it was none as soon as it is caught, not with the engine's next item.
+
+        Also in a task that had swallowed cancellations before.
+        """
         journal: list[str] = []
+        told: list[tuple[float, bool]] = []
+
+        @callbacks()
+        def timing() -> Callbacks[Any, Any]:
+            return Callbacks(on_interrupt=lambda interrupted: told.append((now(), interrupted)))
 
         async def consume() -> Seen:
             for _ in range(cancelled_before):
                 with suppress(asyncio.CancelledError):
                     await asyncio.Event().wait()
-            stream = fuse(timing_out(times, pause_s), [watching(journal), spy(journal)])
-            return await collect(stream)
+            operators = [watching(journal), timing(), spy(journal)]
+            return await collect(fuse(timing_out(times, pause_s), operators))
 
         consumer = asyncio.create_task(consume())
         for _ in range(cancelled_before):
@@ -92,23 +102,6 @@ class TestTheEnginesOwn:
         assert consumer.cancelling() == cancelled_before
         notes = [note for note in journal if "Chunk" not in note]
         assert notes == ["interrupt", "no drop"] * times + ["None", "|"]
-
-    @pytest.mark.rows("S6")
-    @pytest.mark.parametrize("times", [1, 3])
-    @pytest.mark.parametrize("pause_s", [None, 2.0])
-    @virtual
-    async def test_stages_are_told_as_soon_as_it_is_caught(
-        self, times: int, pause_s: float | None
-    ) -> None:
-        """An abort that was held back meanwhile does not wait for the engine's next item."""
-        told: list[tuple[float, bool]] = []
-        clock = asyncio.get_running_loop().time
-
-        @callbacks()
-        def timing() -> Callbacks[Any, Any]:
-            return Callbacks(on_interrupt=lambda interrupted: told.append((clock(), interrupted)))
-
-        await collect(fuse(timing_out(times, pause_s), [timing()]))
         moments = [1.0 + number * (1.0 + (pause_s or 0.0)) for number in range(times)]
         assert told == [(moment, how) for moment in moments for how in (True, False)]
 
@@ -278,18 +271,6 @@ class TestNobodyWaits:
         await asyncio.sleep(100)
         assert closed == [cancelled_s + 10 if answer == "item" else 10.0]
 
-    @pytest.mark.rows("S6", "S7")
-    @pytest.mark.parametrize("error", [SystemExit(), Interrupted()])
-    @virtual
-    async def test_an_interrupt_that_an_operator_raises(self, error: BaseException) -> None:
-        """It reaches the consumer at once, and the engine's clean-up goes on to its end."""
-        engine = Engine([token(1)], ends=False, closing_s=10)
-        with pytest.raises(type(error)):
-            await collect_plainly(fuse(engine(), [raising(error)]))
-        assert asyncio.get_running_loop().time() == 0.0
-        await asyncio.sleep(100)
-        assert engine.closed == 1
-
     @pytest.mark.rows("O2", "S7")
     @pytest.mark.parametrize("at", [1, 2])
     @pytest.mark.parametrize("makes", [1, 3])
@@ -330,7 +311,11 @@ class TestNobodyWaits:
     @pytest.mark.parametrize("behind", [True, False])
     @virtual
     async def test_an_interrupt_is_never_an_item(self, error: BaseException, behind: bool) -> None:
-        """Also where another operator would make one of whatever is raised."""
+        """
+        Also where another operator would make one of whatever is raised.
+
+        It reaches the consumer at once, and the engine's clean-up goes on to its end.
+        """
 
         @operator
         def forgiving() -> Stage[Any, Any]:
@@ -342,13 +327,17 @@ class TestNobodyWaits:
 
         journal: list[str] = []
         operators = [raising(error), forgiving()]
+        engine = Engine([token(1)], ends=False, closing_s=10)
         stream = fuse(
-            Engine([token(1)])(),
+            engine(),
             [spy(journal), *(operators if behind else reversed(operators)), spy(journal)],
         )
         with pytest.raises(type(error)):
             await collect_plainly(stream)
         assert journal == [str(token(1)), "!", "!"]
+        assert now() == 0.0
+        await asyncio.sleep(100)
+        assert engine.closed == 1
 
 
 class TestClosedPulls:
@@ -405,30 +394,6 @@ class TestClosedPulls:
         stream = fuse(Engine([1, 2])(), [same()])
         stream.__anext__().close()
         assert await collect(stream) == Seen([1, 2], "completed")
-
-    @pytest.mark.rows("S7")
-    @pytest.mark.parametrize("second", ["pull", "close", "aclose"])
-    @virtual
-    async def test_what_comes_while_it_unwinds(self, second: str) -> None:
-        """A second pull is told that the stream is over, or being pulled; closing again does nothing."""
-        engine = Engine([1], ends=False, closing_s=2.0)
-        stream = fuse(engine(), [same()])
-        await anext(stream)
-        waiting = asyncio.create_task(collect(stream))
-        await settle()
-        if second == "pull":
-            with pytest.raises(RuntimeError, match="already being pulled by another task"):
-                await anext(stream)
-        stream.close()
-        if second == "pull":
-            assert await collect(stream) == Seen([], "completed")
-        elif second == "close":
-            stream.close()
-        else:
-            await stream.aclose()
-        assert await waiting == Seen([], "completed")
-        await asyncio.sleep(10)
-        assert engine.closed == 1
 
 
 class TestFromInside:

@@ -79,7 +79,7 @@ class TestTheLastItem:
     """It is known to be the last when it is handed out (row P6a)."""
 
     @pytest.mark.rows("P6a")
-    @pytest.mark.parametrize("depth", [1, 2, 3])
+    @pytest.mark.parametrize("depth", [0, 1, 2, 3])
     @virtual
     async def test_of_a_source_that_knows_its_last(self, depth: int) -> None:
         """Everything is over by then, however many generators stand behind one another."""

@@ -54,32 +54,6 @@ async def waiting(reader: Reader[Any]) -> asyncio.Task[Any]:
 
 
 @virtual
-async def test_each_reader_has_its_own_pace() -> None:
-    """A slow reader slows nobody, and gets everything; so does one that comes late."""
-    shared = SharedStream(Engine(range(4), every_s=1.0)())
-    times: dict[str, list[float]] = {"quick": [], "slow": [], "late": []}
-
-    async def read(name: str, starts_s: float, busy_s: float) -> list[int]:
-        await asyncio.sleep(starts_s)
-        seen: list[int] = []
-        async with shared.read() as reader:
-            async for item in reader:
-                seen.append(item)
-                times[name].append(now())
-                await asyncio.sleep(busy_s)
-        return seen
-
-    reads = read("quick", 0.0, 0.0), read("slow", 0.0, 3.0), read("late", 2.5, 0.0)
-    assert await asyncio.gather(*reads) == [[0, 1, 2, 3]] * 3
-    assert times == {
-        "quick": [1.0, 2.0, 3.0, 4.0],
-        "slow": [1.0, 4.0, 7.0, 10.0],
-        "late": [2.5, 2.5, 3.0, 4.0],
-    }
-    assert (shared.first, shared.head, shared.is_over, shared.readers) == (0, 4, True, 0)
-
-
-@virtual
 async def test_a_reader_comes_back_where_it_was() -> None:
     """The position is how many items it has, and the next reader goes on from there."""
     shared = SharedStream(Engine("abcd")(), linger_s=1.0)
@@ -142,18 +116,6 @@ async def test_a_source_that_never_waits_leaves_others_their_turn() -> None:
     pulls = [0, *[engine.pulls for _ in range(20) if not await asyncio.sleep(0)]]
     assert max(after - before for before, after in itertools.pairwise(pulls)) <= 16
     assert await rest(reader) == list(range(1000))
-
-
-@virtual
-async def test_only_the_readers_that_wait_are_woken() -> None:
-    """One pull serves all that wait; a reader that has something to read asks for none."""
-    engine = Engine(range(3), every_s=1.0)
-    shared = SharedStream(engine())
-    first, second, lagging = shared.read(), shared.read(), shared.read()
-    assert await asyncio.gather(anext(first), anext(second)) == [0, 0]
-    assert engine.pulls == 1
-    assert (await anext(lagging), now(), engine.pulls) == (0, 1.0, 1)
-    await shared.aclose()
 
 
 # What is held.
@@ -446,42 +408,6 @@ async def test_every_way_to_leave(leave: Callable[[list[Any]], Awaitable[None]])
     await leave(owner)
     await settle()
     assert (shared.readers, shared.is_over, engine.closed) == (0, True, 1)
-    assert busy() == []
-
-
-@pytest.mark.rows("S7")
-@virtual
-async def test_a_pull_that_is_under_way_serves_those_that_stay() -> None:
-    """One reader of two that wait is cancelled: the other gets the item, at its time."""
-    engine = Engine("ab", every_s=1.0)
-    shared = SharedStream(engine())
-    leaves, stays = await waiting(shared.read()), await waiting(shared.read())
-    await asyncio.sleep(0.5)
-    leaves.cancel()
-    assert (await stays, now(), engine.pulls) == ("a", 1.0, 1)
-    await shared.aclose()
-
-
-@virtual
-async def test_lingering() -> None:
-    """The source stays for a while after the last reader, is kept by one that comes in time, and closed then."""
-    engine = Engine(range(9), every_s=1.0)
-    shared = SharedStream(engine(), linger_s=10.0)
-    async with shared.read() as reader:
-        await anext(reader)
-    await asyncio.sleep(9.0)
-    assert (shared.is_over, engine.pulls) == (False, 1)
-    async with shared.read(1) as back:
-        assert await anext(back) == 1
-    assert now() == 11.0
-    await asyncio.sleep(9.5)
-    assert engine.closed == 0
-    await asyncio.sleep(1.0)
-    assert (shared.is_over, engine.closed, engine.pulls) == (True, 1, 2)
-    too_late = shared.read(1)
-    assert await anext(too_late) == 1
-    with pytest.raises(SourceClosed):
-        await anext(too_late)
     assert busy() == []
 
 
