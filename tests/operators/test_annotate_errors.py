@@ -26,15 +26,11 @@ def tell(error: Exception) -> str:
 @pytest.mark.parametrize(
     ("source", "result", "subscription"),
     [
-        pytest.param("----", "----", "^", id="never"),
         pytest.param("--|", "--|", "^-!", id="empty"),
         pytest.param("--a|", "--A|", "^--!", id="one"),
         pytest.param("-a-b-(c|)", "-A-B-(C|)", "^----!", id="many"),
         pytest.param("--#", "--(E|)", "^-!", id="source-error-alone"),
         pytest.param("-a-b-#", "-A-B-(E|)", "^----!", id="source-error"),
-        pytest.param("-a-b", "-A-B", "^", id="no-end"),
-        pytest.param("-a-b-|", "-A-!", "^--!", id="early-dispose"),
-        pytest.param("-a-b-|", "-A-(B!)", "^--!", id="dispose-inside"),
         pytest.param("-a-#", "-A-(E!)", "^--!", id="dispose-inside-the-error-item"),
     ],
 )

@@ -21,7 +21,6 @@ from tests.operators._help import (
 @pytest.mark.parametrize(
     ("source", "result", "subscription", "called"),
     [
-        pytest.param("----", "----", "^", "", id="never"),
         pytest.param("--|", "--|", "^-!", "", id="empty"),
         pytest.param("--a|", "--a|", "^--!", "a", id="one"),
         pytest.param("-h-a-b-|", "-h-a-b-|", "^------!", "a", id="many"),
@@ -29,9 +28,6 @@ from tests.operators._help import (
         pytest.param("-h-U-|", "-h-U-|", "^----!", "U", id="terminal-with-a-token"),
         pytest.param("-h-#", "-h-#", "^--!", "", id="source-error"),
         pytest.param("-a-#", "-a-#", "^--!", "a", id="source-error-after"),
-        pytest.param("-h-a-", "-h-a-", "^", "a", id="no-end"),
-        pytest.param("-h-a-b-|", "-h-!", "^--!", "", id="early-dispose"),
-        pytest.param("-h-a-b-|", "-h-(a!)", "^--!", "a", id="dispose-inside"),
     ],
 )
 def test_only_the_first_chunk_with_tokens_is_told(

@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators import limit_tokens, until_terminal
+from operators import limit_tokens
 from operators.authoring import Stage, emit, first_tokens, operator
 from rx_backend import FinishReason, LLMEngineOutput
 from rx_backend.protocols import TopLogprob
 from rx_backend.testing import assert_marbles
-from tests.examples import examples
 from tests.operators._help import (
     LETTERS,
     Life,
@@ -34,7 +33,6 @@ VALUES["D"] = terminal(1, reason="length")
 @pytest.mark.parametrize(
     ("source", "result", "subscription"),
     [
-        pytest.param("----", "----", "^", id="never"),
         pytest.param("--|", "--|", "^-!", id="empty"),
         pytest.param("-a-|", "-a-|", "^--!", id="below"),
         pytest.param("-a-b-c-|", "-a-(B|)", "^--!", id="reached"),
@@ -44,7 +42,6 @@ VALUES["D"] = terminal(1, reason="length")
         pytest.param("-a-U-c-|", "-a-(U|)", "^--!", id="terminal-at-the-limit"),
         pytest.param("-a-#", "-a-#", "^--!", id="source-error"),
         pytest.param("-a-b-#", "-a-(B|)", "^--!", id="error-after"),
-        pytest.param("-a-b-|", "-a!", "^-!", id="early-dispose"),
         pytest.param("-a-b-|", "-a-(B!)", "^--!", id="dispose-inside-the-last"),
     ],
 )
@@ -83,36 +80,6 @@ def test_the_tokens_are_the_first_ones(
     else:
         assert reasons[-1] == "length"
         assert list(map(id, seen.items[:-1])) == list(map(id, source[: len(seen.items) - 1]))
-
-
-ANSWERS = st.lists(
-    st.tuples(st.sampled_from([None, 0, 1, 2]), st.integers(0, 3), st.booleans()), max_size=20
-)
-
-
-@pytest.mark.rows("E3", "S1", "S8")
-@examples(150)
-@given(chunks=ANSWERS, limit=st.integers(1, 6))
-def test_each_answer_has_the_limit_for_itself(
-    chunks: list[tuple[int | None, int, bool]], limit: int
-) -> None:
-    """Of three answers each is what it would be alone, and the last end is that of the stream."""
-    source = [
-        LLMEngineOutput([7] * tokens, index=index, finish_reason=FinishReason.EOS if ends else None)
-        for index, tokens, ends in chunks
-    ]
-    seen = fused(source, limit_tokens(limit, answers=3), ends=False)
-    ended: list[int] = []
-    for index in range(3):
-        own = [chunk for chunk in source if (chunk.index or 0) == index]
-        alone = fused([*own, terminal()], limit_tokens(limit), until_terminal()).items
-        out = [chunk for chunk in seen.items if (chunk.index or 0) == index]
-        assert out == alone[: len(out)]
-        assert seen.end == "completed" or len(out) >= len(alone) - 1
-        if out and out[-1].finish_reason:
-            ended.append(sum(len(chunk.token_ids) for chunk in out))
-    # An answer that ends below its limit leaves the end of the stream to the engine.
-    assert seen.end == ("completed" if len(ended) == 3 and limit in ended else "open")
 
 
 class Bare(NamedTuple):

@@ -21,7 +21,6 @@ from tests.operators._help import (
 @pytest.mark.parametrize(
     ("source", "result", "subscription"),
     [
-        pytest.param("----", "----", "^", id="never"),
         pytest.param("--|", "--|", "^-!", id="empty"),
         pytest.param("--T-|", "--(T|)", "^-!", id="one"),
         pytest.param("-a-b-U-|", "-a-b-(U|)", "^----!", id="many"),
@@ -30,9 +29,6 @@ from tests.operators._help import (
         pytest.param("-a-T-#", "-a-(T|)", "^--!", id="error-after"),
         pytest.param("-a-#", "-a-#", "^--!", id="source-error"),
         pytest.param("-a-b-|", "-a-b-|", "^----!", id="no-terminal"),
-        pytest.param("-a-b-", "-a-b-", "^", id="no-end"),
-        pytest.param("-a-b-T-|", "-a-!", "^--!", id="early-dispose"),
-        pytest.param("-a-b-T-|", "-a-(b!)", "^--!", id="dispose-inside"),
         pytest.param("-a-T-|", "-a-(T!)", "^--!", id="dispose-inside-the-last"),
     ],
 )
