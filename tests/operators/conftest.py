@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 
 from rx_backend.testing import VirtualTimeLoop
+from tests.engines import virtual
 from tests.operators._help import LIVES, Life
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Run the tests that are coroutine functions in virtual time."""
+    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+        item.obj = virtual(item.obj)
 
 
 @pytest.fixture(params=LIVES, ids=lambda life: life.__name__)

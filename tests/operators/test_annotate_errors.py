@@ -8,7 +8,6 @@ import pytest
 
 from operators import annotate_errors, fuse
 from rx_backend.testing import Marbles
-from tests.engines import virtual
 from tests.operators._help import Engine, Life, Seen, collect, spy
 
 FAILURE = LookupError("gone")
@@ -77,7 +76,6 @@ def test_what_the_functions_raise_passes_on(life: Life) -> None:
 
 @pytest.mark.rows("S6")
 @pytest.mark.parametrize("signal", [asyncio.CancelledError, GeneratorExit])
-@virtual
 async def test_a_cancellation_of_the_sources_own_making_is_a_failure(
     signal: type[BaseException],
 ) -> None:
@@ -94,7 +92,6 @@ async def test_a_cancellation_of_the_sources_own_making_is_a_failure(
 
 
 @pytest.mark.rows("P6a", "S6")
-@virtual
 async def test_the_error_item_completes_the_stream() -> None:
     """When the error item is handed out everything is over: a consumer may walk away."""
     engine = Engine(["a"], error=FAILURE)

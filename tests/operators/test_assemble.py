@@ -16,7 +16,6 @@ from reactivex import operators as ops
 from operators import NotAnOperator, coalesce, first_token, fuse, map_async, until_terminal
 from operators.assembly import plan_of
 from operators.authoring import AnyOperator, Stage, operator
-from tests.engines import virtual
 from tests.operators._help import Engine, Seen, collect, same, settle, spy
 
 
@@ -37,7 +36,6 @@ class Closed:
 
 
 @pytest.mark.parametrize("wrong", [7, "map", None, [same()]], ids=repr)
-@virtual
 async def test_what_cannot_be_called_is_no_operator(wrong: Any) -> None:
     """The error names the place and the value; the source is closed."""
     message = (
@@ -59,7 +57,6 @@ async def test_what_cannot_be_called_is_no_operator(wrong: Any) -> None:
     [(print, "NoneType"), (lambda source: 7, "int"), (ops.map, "function")],
     ids=["none", "number", "uncalled"],
 )
-@virtual
 async def test_what_gives_no_observable_is_no_operator(wrong: Any, gave: str) -> None:
     """The error names the place and what came of it."""
     source = Closed()
@@ -74,7 +71,6 @@ async def test_what_gives_no_observable_is_no_operator(wrong: Any, gave: str) ->
 @pytest.mark.parametrize(
     ("wrong", "is_ours"), [(first_token, True), (until_terminal, True), (int, False)]
 )
-@virtual
 async def test_what_cannot_be_applied_is_no_operator(wrong: Any, is_ours: bool) -> None:
     """The place is named; of an operator of ours the error guesses that its call was forgotten."""
     source = Closed()
@@ -86,7 +82,6 @@ async def test_what_cannot_be_applied_is_no_operator(wrong: Any, is_ours: bool) 
     assert source.closed == 1
 
 
-@virtual
 async def test_any_iterable_will_do() -> None:
     """The list may be a tuple or a generator."""
     assert await collect(fuse(Engine([1])(), (same() for _ in range(3)))) == Seen([1], "completed")
@@ -105,7 +100,6 @@ async def test_any_iterable_will_do() -> None:
         pytest.param(map_async(partial(asyncio.sleep, 1.0)), id="map_async"),
     ],
 )
-@virtual
 async def test_a_set_up_that_fails_behind_a_part_drops_what_is_in_front(
     between: AnyOperator,
 ) -> None:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from operators import BufferOverflow, CoalesceCounts, coalesce, fuse, until_terminal
 from rx_backend import LLMEngineOutput, TraceLink
 from rx_backend.testing import run_virtual
-from tests.engines import virtual
 from tests.examples import examples
 from tests.leaks import LeakWatch
 from tests.operators._drops import Way, by_leaving_a_loop
@@ -59,7 +58,6 @@ def all_ids_of(seen: Received) -> list[int]:
     ("max_chunks", "engine_took_s"),
     [pytest.param(4, 251.0, id="small-buffer"), pytest.param(64, 101.0, id="large-buffer")],
 )
-@virtual
 async def test_no_loss_under_overload(max_chunks: int, engine_took_s: float) -> None:
     """
     A consumer ten times slower than the engine gets every token in order, and what waits is bounded.
@@ -92,7 +90,6 @@ async def test_no_loss_under_overload(max_chunks: int, engine_took_s: float) -> 
 @pytest.mark.rows("S1", "S4")
 @pytest.mark.parametrize("every_s", [None, 1.0])
 @pytest.mark.parametrize("turns", [0, 1])
-@virtual
 async def test_a_consumer_that_keeps_up_gets_what_the_engine_gave(
     every_s: float | None, turns: int
 ) -> None:
@@ -113,7 +110,6 @@ async def test_a_consumer_that_keeps_up_gets_what_the_engine_gave(
 
 
 @pytest.mark.rows("P6a", "S2")
-@virtual
 async def test_barriers() -> None:
     """Another choice, or a chunk with something else on it, comes by itself; so does the terminal."""
     chunks = [token(n) for n in range(6)]
@@ -149,7 +145,6 @@ def test_an_interrupt_in_a_step_ahead_ends_the_run(
     assert engine.closed == 1
 
 
-@virtual
 async def test_a_buffer_that_is_full_may_fail_the_stream() -> None:
     """The engine is closed then; what waits comes out first, then the error."""
     engine = Engine(map(token, range(100)), every_s=1.0)
@@ -198,7 +193,6 @@ WAYS = [by_close, by_aclose, by_losing_it, by_leaving_a_loop]
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("closing_s", [None, 3.0])
-@virtual
 async def test_a_drop_releases_everything_once(
     state: State, way: Way, closing_s: float | None
 ) -> None:

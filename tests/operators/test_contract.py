@@ -384,7 +384,6 @@ async def test_one_pull_for_one_chunk(name: str) -> None:
 
 @pytest.mark.rows("S6")
 @EVERY_SYNCHRONOUS
-@virtual
 async def test_an_interrupt_is_never_an_item(name: str) -> None:
     """What is no ``Exception`` comes out of the pull as it is."""
     engine = Engine(error=KeyboardInterrupt())

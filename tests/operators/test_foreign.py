@@ -165,7 +165,6 @@ class TestPull:
 
     @pytest.mark.rows("S4")
     @ONE_FOR_ONE
-    @virtual
     async def test_one_for_one(self, make: Make) -> None:
         """One item is pulled for each that comes out."""
         assert await pulls_of(make, 3) == [1, 2, 3]
@@ -188,7 +187,6 @@ class TestPull:
             aio(lambda: rx.concat(rx.never()), [1, 2, 3], id="concat"),
         ],
     )
-    @virtual
     async def test_the_source_is_pulled_until_an_item_comes_out(
         self, make: Make, pulls: list[int]
     ) -> None:
@@ -203,7 +201,6 @@ class TestPull:
             aio(lambda: rx.merge(rx.interval(0.5, 10)), id="merge"),
         ],
     )
-    @virtual
     async def test_nothing_is_pulled_while_nobody_waits(self, make: Make) -> None:
         """An operator's own timers run on; its source is left alone but for one item."""
         engine = Engine(range(99), every_s=1.0)
@@ -216,7 +213,6 @@ class TestPull:
     @pytest.mark.rows("S4")
     @pytest.mark.needs("aioreactive")
     @pytest.mark.parametrize("is_known", [True, False])
-    @virtual
     async def test_nothing_is_pulled_while_a_step_is_awaited(self, is_known: bool) -> None:
         """The consumer waits for an asynchronous step, and so does the engine."""
         step = rx.map_async(slowly)
@@ -232,7 +228,6 @@ class TestPull:
 
     @pytest.mark.rows("S4")
     @pytest.mark.needs("aioreactive")
-    @virtual
     async def test_an_operator_that_emits_is_held_back(self) -> None:
         """Its ``asend`` returns while no more than one item waits to be taken."""
         tasks: list[asyncio.Task[None]] = []
@@ -254,7 +249,6 @@ class TestPull:
             aio(lambda: rx.take(2), id="take"),
         ],
     )
-    @virtual
     async def test_an_operator_that_ends_closes_the_source(self, make: Make) -> None:
         """With its last item: ours behind it are through, and the engine is not pulled beyond."""
         engine = Engine(range(9))
@@ -269,7 +263,6 @@ class TestPull:
 
     @pytest.mark.rows("P6a", "S2")
     @ONE_FOR_ONE
-    @virtual
     async def test_a_terminal_ahead_completes_the_stream_behind(self, make: Make) -> None:
         """The end travels with the terminal through an operator that gives one for one."""
         journal: list[str] = []
@@ -347,7 +340,6 @@ class TestTime:
             ),
         ],
     )
-    @virtual
     async def test_items_come_at_their_times(
         self, make: Make, expected: list[tuple[float, Any]]
     ) -> None:
@@ -368,7 +360,6 @@ class TestTime:
             aio(lambda: rx.take_until(rx.timer(5)), [1], False, id="take_until"),
         ],
     )
-    @virtual
     async def test_an_engine_that_gives_nothing_more_is_given_up(
         self, make: Make, items: list[int], is_failure: bool
     ) -> None:
@@ -383,7 +374,6 @@ class TestTime:
 
     @pytest.mark.rows("S2")
     @pytest.mark.needs("aioreactive")
-    @virtual
     async def test_an_operator_that_ends_while_nobody_waits(self) -> None:
         """The engine is closed then, not when somebody asks for more."""
         engine = Engine([1, 2])
@@ -400,7 +390,6 @@ class TestTime:
             aio(lambda: rx.merge(rx.interval(1, 1)), id="merge"),
         ],
     )
-    @virtual
     async def test_a_timer_alone_wakes_the_consumer(self, make: Make) -> None:
         """The engine is silent; what the operator emits by itself comes out in time."""
         engine = Engine(ends=False)
@@ -410,7 +399,6 @@ class TestTime:
         await stream.aclose()
         assert (engine.closed, busy()) == (1, [])
 
-    @virtual
     async def test_items_that_came_while_nobody_waited_are_there(self) -> None:
         """What an operator emits between two pulls waits, in order."""
         stream = fuse(Engine(ends=False)(), [ops.merge(reactivex.interval(1.0))])
@@ -421,7 +409,6 @@ class TestTime:
         await stream.aclose()
 
     @pytest.mark.needs("aioreactive")
-    @virtual
     async def test_a_delay_of_aioreactive(self) -> None:
         """An item that comes alone is held for so long."""
         came = await timed(fuse(Engine([1], every_s=1.0)(), [rx.delay(5)]))
@@ -439,7 +426,6 @@ class TestErrors:
     @pytest.mark.rows("S6")
     @ONE_FOR_ONE
     @pytest.mark.parametrize("every_s", [None, 1.0], ids=["at-once", "waiting"])
-    @virtual
     async def test_a_failure_passes_through(self, every_s: float | None, make: Make) -> None:
         """The engine's exception comes out as it is, seen by ours on both sides."""
         journal: list[str] = []
@@ -465,7 +451,6 @@ class TestErrors:
             aio(lambda: unknown(lambda _: unsubscribable(1)), id="subscribe-at-once"),
         ],
     )
-    @virtual
     async def test_an_operator_that_fails_closes_the_engine(self, make: Make) -> None:
         """For ours ahead it is a drop, for ours behind a failure, also where it would be logged."""
         journal: list[str] = []
@@ -478,7 +463,6 @@ class TestErrors:
 
     @pytest.mark.rows("S6")
     @pytest.mark.parametrize("behind", [[], [same()], [ops.map(identity)]], ids=len)
-    @virtual
     async def test_an_item_and_a_failure_in_one_signal(self, behind: list[AnyOperator]) -> None:
         """The item comes out, and then the failure."""
 
@@ -494,7 +478,6 @@ class TestErrors:
 
     @pytest.mark.rows("S6")
     @ONE_FOR_ONE
-    @virtual
     async def test_a_failure_behind_an_item_that_waits(self, make: Make) -> None:
         """Ours ahead hand out one of two items and fail on the other: both get through."""
 
@@ -510,7 +493,6 @@ class TestErrors:
     @pytest.mark.rows("S6")
     @ONE_FOR_ONE
     @pytest.mark.parametrize("signal", [asyncio.CancelledError, Interrupted])
-    @virtual
     async def test_an_engine_that_is_cancelled(
         self, signal: type[BaseException], make: Make
     ) -> None:
@@ -532,7 +514,6 @@ class TestErrors:
     @pytest.mark.needs("aioreactive")
     @pytest.mark.parametrize("signal", [asyncio.CancelledError, Interrupted])
     @pytest.mark.parametrize("of", ["known step", "unknown step", "task"])
-    @virtual
     async def test_what_is_no_exception_is_never_swallowed(
         self, of: str, signal: type[BaseException]
     ) -> None:
@@ -576,7 +557,6 @@ class TestErrors:
             ),
         ],
     )
-    @virtual
     async def test_a_failure_can_be_caught(self, make: Make, items: list[int]) -> None:
         """An engine's, or that of an operator in the same function, can be turned into items."""
         stream = fuse(Engine([1], error=LookupError())(), [same(), make(), same()])
@@ -591,7 +571,6 @@ class TestErrors:
             aio(lambda: rx.retry(3), LookupError(), id="retry"),
         ],
     )
-    @virtual
     async def test_a_stream_can_be_subscribed_to_only_once(
         self, make: Make, error: Exception | None
     ) -> None:
@@ -635,7 +614,6 @@ class TestThreads:
     """Operators that emit on a thread of their own."""
 
     @pytest.mark.parametrize("make", [ops.observe_on, ops.subscribe_on])
-    @virtual
     async def test_items_come_from_another_thread(self, make: Callable[[Any], Any]) -> None:
         """They come out on the loop, in order, and the stream ends; the engine runs on the loop."""
         loop = asyncio.get_running_loop()
@@ -646,7 +624,6 @@ class TestThreads:
         assert seen == Seen([0, 1, 2, 3, 4], "completed")
 
     @pytest.mark.rows("S7")
-    @virtual
     async def test_the_engine_is_closed_on_the_loops_thread(self) -> None:
         """An operator that leaves its source in another thread does not run the engine there."""
         threads: set[int] = set()
@@ -742,14 +719,13 @@ EVERY_HELD = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.rows("S7")
 class TestDrop:
     """A drop leaves nothing, in whatever state it finds the operator."""
 
-    @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
     @pytest.mark.parametrize("pulled_s", [None, 0.0, 12.0], ids=["unpulled", "begun", "later"])
     @EVERY_HELD
-    @virtual
     async def test_while_nobody_waits(
         self, make: Make, pulled_s: float | None, way: Callable[[Owner], Awaitable[None]]
     ) -> None:
@@ -768,11 +744,9 @@ class TestDrop:
         assert (busy(), engine.closed) == ([], 1 if engine.pulls else 0)
         assert ends(journal) == ["a!", "b!"]
 
-    @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_aclose])
     @pytest.mark.parametrize("after_s", [0.0, 1.0, 12.5])
     @EVERY_HELD
-    @virtual
     async def test_while_a_task_waits(
         self, make: Make, after_s: float, way: Callable[[Owner], Awaitable[None]]
     ) -> None:
@@ -792,10 +766,8 @@ class TestDrop:
         assert (busy(), engine.closed) == ([], 1 if engine.pulls else 0)
         assert ends(journal) == ["a!", "b!"]
 
-    @pytest.mark.rows("S7")
     @pytest.mark.parametrize("name", sorted(REACTIVEX))
     @pytest.mark.parametrize("take", [1, 2])
-    @virtual
     async def test_stock_operators_leave_nothing_behind(self, name: str, take: int) -> None:
         """After a drop the engine is closed once, and no task and no timer is left."""
         engine = Engine(ITEMS, ends=False)
@@ -804,7 +776,6 @@ class TestDrop:
         await asyncio.sleep(1)
         assert (busy(), engine.closed) == ([], 1 if engine.pulls else 0)
 
-    @pytest.mark.rows("S7")
     @pytest.mark.needs("aioreactive")
     @given(
         name=st.sampled_from(sorted(HELD_AIO)),
@@ -846,10 +817,8 @@ class TestDrop:
 
         drop()
 
-    @pytest.mark.rows("S7")
     @pytest.mark.needs("aioreactive")
     @pytest.mark.parametrize("is_known", [True, False])
-    @virtual
     async def test_a_step_under_way_is_cancelled(self, is_known: bool) -> None:
         """Its clean-up runs to the end, and ``aclose`` waits for it."""
         ended: list[float] = []
@@ -870,10 +839,8 @@ class TestDrop:
         assert ended == [3.0]
         assert (await pulling).items == []
 
-    @pytest.mark.rows("S7")
     @pytest.mark.needs("aioreactive")
     @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
-    @virtual
     async def test_inner_streams_are_disposed_of(
         self, way: Callable[[Owner], Awaitable[None]]
     ) -> None:

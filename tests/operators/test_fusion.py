@@ -16,7 +16,6 @@ from operators import fuse, map_async
 from operators._core.stage import when
 from operators.assembly import make_stream
 from operators.authoring import AnyOperator, Completed, FusedRun, Stage, emit, operator
-from tests.engines import virtual
 from tests.operators._help import Engine, Seen, collect, same, spy, twice
 
 T = TypeVar("T")
@@ -40,13 +39,11 @@ async def one_later(item: Any) -> Any:
 class TestPull:
     """What one pull of the consumer does."""
 
-    @virtual
     async def test_a_long_stretch_without_an_item(self) -> None:
         """However many items are left out in one pull, it comes to an end."""
         stream = fuse(Engine(range(20_001))(), [kept(20_000)])
         assert await collect(stream) == Seen([0, 20_000], "completed")
 
-    @virtual
     async def test_a_long_stretch_of_new_shapes(self) -> None:
         """However often an operator says who visits it in one pull, it comes to an end."""
 
@@ -61,7 +58,6 @@ class TestPull:
             [20_000], "completed"
         )
 
-    @virtual
     async def test_a_stream_without_operators(self) -> None:
         """An empty list hands the source's items through, and still owns it."""
         engine = Engine([1, 2, 3])
@@ -73,7 +69,6 @@ class TestPull:
 class TestConcurrency:
     """Who may pull when."""
 
-    @virtual
     async def test_a_second_puller_is_refused(self) -> None:
         """While a task waits in a pull, another pull is an error; the first one goes on."""
         stream = fuse(Engine([1, 2], every_s=1.0)(), [same()])
@@ -84,7 +79,6 @@ class TestConcurrency:
                 await anext(stream)
         assert await first == Seen([1, 2], "completed")
 
-    @virtual
     async def test_tasks_may_take_turns(self) -> None:
         """Another task may pull when nobody waits in a pull."""
         stream = fuse(Engine([1, 2, 3], every_s=1.0)(), [same()])
@@ -162,7 +156,6 @@ class TestSources:
         [(Counting, 0), (CountingAndClosing, 1), (CountingByFutures, 1), (CountingByHand, 1)],
     )
     @pytest.mark.parametrize("take", [None, 2, 3])
-    @virtual
     async def test_any_asynchronous_iterator(
         self, make: Callable[[], Any], closed: int, take: int | None
     ) -> None:
@@ -172,7 +165,6 @@ class TestSources:
         assert seen == Seen([1, 2, 3][:take], "completed" if take is None else "dropped")
         assert source.closed == closed
 
-    @virtual
     async def test_streams_may_be_stacked(self) -> None:
         """A stream is an asynchronous iterator too; the outer one owns the inner one."""
         engine = Engine([1, 2], closing_s=1.0)
@@ -182,7 +174,6 @@ class TestSources:
 
     @pytest.mark.rows("S6")
     @pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
-    @virtual
     async def test_a_source_that_is_interrupted_drops_the_stream(
         self, signal: type[BaseException]
     ) -> None:
@@ -197,7 +188,6 @@ class TestSources:
 
     @pytest.mark.rows("S6")
     @pytest.mark.parametrize("wrong", [TypeError("wrong"), StopIteration("wrong")], ids=repr)
-    @virtual
     async def test_a_source_that_fails_at_once(self, wrong: Exception) -> None:
         """What ``__anext__`` raises before there is anything to await is a failure as well."""
 
@@ -219,7 +209,6 @@ class TestContext:
 
     @pytest.mark.rows("P7", "P9", "S7")
     @pytest.mark.parametrize("is_dropped", [False, True])
-    @virtual
     async def test_source_and_operators_run_in_the_given_context(self, is_dropped: bool) -> None:
         """They see what was set there, also in a drop; the consumer sees nothing of what they set."""
         variable = contextvars.ContextVar("variable", default="outside")
@@ -270,7 +259,6 @@ class TestContext:
 class TestTheStreamItself:
     """The object that ``fuse`` gives."""
 
-    @virtual
     async def test_the_class_can_be_chosen(self) -> None:
         """``stream`` is the class to make; it gets the run's arguments."""
 
@@ -281,7 +269,6 @@ class TestTheStreamItself:
         assert type(stream) is Mine
         assert await collect(stream) == Seen([1], "completed")
 
-    @virtual
     async def test_a_failure_leaves_no_cycle(self) -> None:
         """An exception that went through a stream is freed without the garbage collector."""
 
@@ -312,7 +299,6 @@ class TestTheStreamItself:
         finally:
             gc.enable()
 
-    @virtual
     async def test_a_traceback_leads_to_the_operator(self) -> None:
         """What an operator raised is shown with its own line."""
 
@@ -328,7 +314,6 @@ class TestTheStreamItself:
     @pytest.mark.parametrize("waits", [False, True])
     @pytest.mark.parametrize("kind", ["generator", "iterator", "awaitable", "delegating"])
     @pytest.mark.parametrize("between", [[], [map_async(one_later)]], ids=["fused", "pulled"])
-    @virtual
     async def test_a_traceback_leads_to_the_engine(
         self, kind: str, waits: bool, between: list[AnyOperator]
     ) -> None:
@@ -409,7 +394,6 @@ async def clumsy_step(item: Any) -> Any:
         (map_async(clumsy_step), "map_async"),
     ],
 )
-@virtual
 async def test_an_error_says_which_operator_raised_it(broken: AnyOperator, name: str) -> None:
     """As a note, which tracebacks show; the engine's own errors have none."""
     error: Exception | None

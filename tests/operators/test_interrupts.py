@@ -19,7 +19,6 @@ from operators import coalesce, deferred_abort, fuse, heartbeat, map_async, unti
 from operators._core.failures import SourceCancelled
 from operators.assembly import Callbacks, callbacks, make_stream
 from operators.authoring import AnyOperator, FusedRun, Stage, emit, operator
-from tests.engines import virtual
 from tests.operators._help import (
     Engine,
     Owner,
@@ -70,7 +69,6 @@ class TestTheEnginesOwn:
     @pytest.mark.parametrize("times", [1, 3])
     @pytest.mark.parametrize("pause_s", [None, 2.0])
     @pytest.mark.parametrize("cancelled_before", [0, 2])
-    @virtual
     async def test_a_timeout_is_no_drop(
         self, times: int, pause_s: float | None, cancelled_before: int
     ) -> None:
@@ -106,7 +104,6 @@ class TestTheEnginesOwn:
         assert told == [(moment, how) for moment in moments for how in (True, False)]
 
     @pytest.mark.rows("S6")
-    @virtual
     async def test_a_timeout_that_comes_out_is_a_failure(self) -> None:
         """Of the engine: not a cancellation of the consumer's, and not a drop."""
         journal: list[str] = []
@@ -122,7 +119,6 @@ class TestTheEnginesOwn:
 
     @pytest.mark.rows("S6")
     @pytest.mark.parametrize("waits", [True, False])
-    @virtual
     async def test_a_cancelled_task_of_its_own_is_a_failure(self, waits: bool) -> None:
         """Awaiting a task that somebody cancelled raises ``CancelledError``, which nobody asked for."""
         journal: list[str] = []
@@ -146,7 +142,6 @@ class TestTheEnginesOwn:
         assert "dropped" not in journal
 
     @pytest.mark.rows("S6", "S7")
-    @virtual
     async def test_the_consumers_timeout_is_a_drop(self) -> None:
         """The same from the outside: everything is released, and the consumer's block raises."""
         journal: list[str] = []
@@ -162,7 +157,6 @@ class TestTheEnginesOwn:
 
     @pytest.mark.rows("A4", "A5")
     @pytest.mark.parametrize("is_drop", [True, False])
-    @virtual
     async def test_the_gate_is_held_back_meanwhile(self, is_drop: bool) -> None:
         """A first token that is told meanwhile opens nothing in a drop; else it does afterwards."""
         aborts: list[float] = []
@@ -238,7 +232,6 @@ class TestNobodyWaits:
     @pytest.mark.parametrize("answer", ["item", "end", "failure"])
     @pytest.mark.parametrize("between", [[], [map_async(later)]], ids=["alone", "pulled"])
     @pytest.mark.parametrize("cancelled_s", [0.5, 4.0])
-    @virtual
     async def test_a_cancelled_consumer(
         self, answer: str, between: list[AnyOperator], cancelled_s: float
     ) -> None:
@@ -274,7 +267,6 @@ class TestNobodyWaits:
     @pytest.mark.rows("O2", "S7")
     @pytest.mark.parametrize("at", [1, 2])
     @pytest.mark.parametrize("makes", [1, 3])
-    @virtual
     async def test_items_on_their_way_are_told_as_left(self, at: int, makes: int) -> None:
         """A consumer that is cancelled in the very step that an engine answers gets none of them."""
         seen, told = Seen(), Told()
@@ -309,7 +301,6 @@ class TestNobodyWaits:
     @pytest.mark.rows("S6")
     @pytest.mark.parametrize("error", [SystemExit(), Interrupted()])
     @pytest.mark.parametrize("behind", [True, False])
-    @virtual
     async def test_an_interrupt_is_never_an_item(self, error: BaseException, behind: bool) -> None:
         """
         Also where another operator would make one of whatever is raised.
@@ -340,13 +331,12 @@ class TestNobodyWaits:
         assert engine.closed == 1
 
 
+@pytest.mark.rows("S7")
 class TestClosedPulls:
     """Pulls whose coroutine was closed, as a drop that nobody waits for."""
 
-    @pytest.mark.rows("S7")
     @pytest.mark.parametrize("closing_s", [None, 2.0])
     @pytest.mark.parametrize("depth", [0, 1])
-    @virtual
     async def test_the_engine_is_unwound_in_a_task(
         self, closing_s: float | None, depth: int
     ) -> None:
@@ -370,9 +360,7 @@ class TestClosedPulls:
         assert (engine.closed, engine.journal.count("!"), ended) == (1, 2, [True])
         assert await collect(stream) == Seen([], "completed")
 
-    @pytest.mark.rows("S7")
     @pytest.mark.parametrize("leaves", [0, 1, 2])
-    @virtual
     async def test_who_waits_for_it_may_leave(self, leaves: int) -> None:
         """Others who wait for the same are not disturbed, nor is the engine's clean-up."""
         engine = Engine([1], ends=False, closing_s=5.0)
@@ -387,8 +375,6 @@ class TestClosedPulls:
         assert asyncio.get_running_loop().time() == 5.0
         assert (engine.closed, await pull) == (1, Seen([], "completed"))
 
-    @pytest.mark.rows("S7")
-    @virtual
     async def test_a_pull_that_was_never_begun(self) -> None:
         """Closing it disturbs nothing: the next pull goes on."""
         stream = fuse(Engine([1, 2])(), [same()])
@@ -414,7 +400,6 @@ class TestFromInside:
         ids=["ours", "pulling", "pumped", "ahead", "fed", "detached"],
     )
     @pytest.mark.parametrize("at", ["start", "item"])
-    @virtual
     async def test_by_the_engine(
         self, at: str, make: Callable[[], AnyOperator], way: Callable[[Owner], Any]
     ) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from operators import LatencyFigures, TokenTimes, fuse, itl_window, sliding_itl
 from rx_backend.testing import Marbles
-from tests.engines import virtual
 from tests.operators._help import LETTERS, Engine, Life, Seen, collect, handshake, terminal, token
 
 VALUES = {**LETTERS, "m": token(1, 2, 3)}
@@ -72,7 +71,6 @@ class TestItlWindow:
         assert len(reads) == 1 + 3
 
     @pytest.mark.rows("F2")
-    @virtual
     async def test_time_starts_when_the_stream_is_made(self) -> None:
         """The stream's beginning counts, not the consumer's first pull, and not the record's."""
         loop = asyncio.get_running_loop()
@@ -83,7 +81,6 @@ class TestItlWindow:
         await collect(stream)
         assert (times.started, times.ttft_ms, times.itl_ms()) == (5.0, 3500.0, [500.0])
 
-    @virtual
     async def test_the_record_can_be_read_at_any_moment(self) -> None:
         """Half-way through the stream the record tells what has come so far."""
         times = TokenTimes(asyncio.get_running_loop().time)

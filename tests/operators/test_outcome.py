@@ -35,7 +35,6 @@ from rx_backend import (
     StreamIncomplete,
 )
 from rx_backend.engine import EngineConfig, LLMEngine
-from tests.engines import virtual
 from tests.operators._help import Life, handshake, terminal, token
 
 STOP, LENGTH, CANCELLED = FinishReason.STOP, FinishReason.LENGTH, FinishReason.CANCELLED
@@ -271,7 +270,6 @@ FLUSHING: list[AnyOperator] = [
 
 @pytest.mark.rows("S9", "O2")
 @pytest.mark.parametrize("flush", FLUSHING, ids=repr)
-@virtual
 async def test_an_engine_without_a_terminal_is_no_operators_fault(flush: AnyOperator) -> None:
     """An operator that has something to say at the end has not ended the stream."""
     adapter = EngineAdapter(WithoutTerminal()).with_operators(flush)

@@ -25,7 +25,6 @@ from operators import fuse, heartbeat
 from operators._core.failures import SourceCancelled
 from operators.authoring import AnyOperator
 from rx_backend.testing import run_virtual
-from tests.engines import virtual
 from tests.examples import examples
 from tests.operators._help import LONG_S, Engine, Seen, collect, same
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING or find_spec("aioreactive"):
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("make", [lambda: heartbeat(5.0, "beat"), lambda: ops.delay(0.1)])
 @pytest.mark.parametrize("pulls", [0, 1, 2])
-@virtual
 async def test_an_idle_pump_is_lost_with_its_stream(
     make: Callable[[], AnyOperator], pulls: int
 ) -> None:
@@ -84,7 +82,6 @@ class TestSlowClient:
         run_virtual(run())
 
     @pytest.mark.rows("S4")
-    @virtual
     async def test_at_most_one_pull_for_each_of_the_consumer(self) -> None:
         """Also where a timer has filled what waits."""
         engine = Engine(range(999))
@@ -96,7 +93,6 @@ class TestSlowClient:
         assert engine.pulls >= 49
         await stream.aclose()
 
-    @virtual
     async def test_the_clock_of_an_operator_waits_for_the_client(self) -> None:
         """No tick is lost: what was due while the client was away comes when it is back."""
         ticks = reactivex.interval(1.0).pipe(ops.take(500))
@@ -105,7 +101,6 @@ class TestSlowClient:
         await asyncio.sleep(1000)
         assert [first, *[item async for item in stream]] == list(range(500))
 
-    @virtual
     async def test_a_disposed_timer_does_not_run(self) -> None:
         """One that waits for the client is gone with the operator that set it."""
         ran: list[int] = []
@@ -127,7 +122,6 @@ class TestSlowClient:
         assert ran == []
         await stream.aclose()
 
-    @virtual
     async def test_who_pushes_without_end_fails_the_stream(self) -> None:
         """An operator that can't be held back is named when too much waits; what waits comes first."""
         subject: Subject[int] = Subject()
@@ -141,7 +135,6 @@ class TestSlowClient:
         assert seen.end == "RuntimeError('map, merge: more than 4096 items wait')"
         assert (engine.closed, subject.observers) == (1, [])
 
-    @virtual
     async def test_what_the_source_brings_is_never_too_much(self) -> None:
         """One item may become any number of them."""
         stream = fuse(Engine([1])(), [ops.flat_map(lambda _: reactivex.range(0, 10_000))])
@@ -166,7 +159,6 @@ class TestPump:
     @pytest.mark.rows("S6")
     @EACH
     @pytest.mark.parametrize("client_s", [0.0, 0.03, 5.0])
-    @virtual
     async def test_a_timeout_of_the_engine_ends_the_stream(
         self, name: str, client_s: float
     ) -> None:

@@ -46,7 +46,6 @@ from rx_backend import (
 from rx_backend.engines import SampleEngine
 from rx_backend.protocols import StopConditions
 from rx_backend.scope import RequestScope
-from tests.engines import virtual
 from tests.operators._help import Engine, Life, handshake, terminal, token
 
 # A clock that ticks at every look: the first token comes 1000 ms after the start, and each further
@@ -180,7 +179,6 @@ class SlowSetup(SampleEngine):
 
 @pytest.mark.rows("F2")
 @pytest.mark.parametrize(("ttft_ms", "expected"), [(1249, "slow"), (1250, "good")])
-@virtual
 async def test_set_up_is_a_part_of_the_first_tokens_time(ttft_ms: float, expected: str) -> None:
     """A client waits through both, so the target and the figures are for the sum."""
     windows = SloWindows(clock=lambda: 0.0)
@@ -193,7 +191,6 @@ async def test_set_up_is_a_part_of_the_first_tokens_time(ttft_ms: float, expecte
     assert figures.ttft.p50_ms == pytest.approx(1250, rel=0.01)
 
 
-@virtual
 async def test_an_open_request_shows_and_is_late_when_a_target_is_missed() -> None:
     """Before its end it is in `open` alone; a wait that is too long shows while it lasts."""
     now = [0.0]
@@ -224,7 +221,6 @@ async def test_an_open_request_shows_and_is_late_when_a_target_is_missed() -> No
 @pytest.mark.rows("F2", "P8", "O2")
 @pytest.mark.parametrize("record", [True, False])
 @pytest.mark.parametrize("before", ["validate_chunks", "trace_link", None])
-@virtual
 async def test_in_the_standard_pipeline(record: bool, before: str | None) -> None:
     """Wherever it stands it counts tokens, failures and stops, recorded or not."""
     windows = SloWindows(clock=lambda: 0.0)
@@ -255,7 +251,6 @@ async def test_in_the_standard_pipeline(record: bool, before: str | None) -> Non
 @pytest.mark.parametrize("record", [True, False])
 @pytest.mark.parametrize("before", ["validate_chunks", "trace_link", None])
 @pytest.mark.parametrize("ends", ["error", "terminal", "kept"])
-@virtual
 async def test_the_outcome_is_what_the_consumer_was_handed(
     record: bool, before: str | None, ends: str
 ) -> None:
@@ -284,7 +279,6 @@ async def test_the_outcome_is_what_the_consumer_was_handed(
     assert outcome(windows.snapshot()["m"]) == ("good" if ends == "terminal" else "failed")
 
 
-@virtual
 async def test_a_deadline_is_no_clients_doing() -> None:
     """It stops the request, which counts as failed all the same."""
     windows = SloWindows(clock=lambda: 0.0)

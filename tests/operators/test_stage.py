@@ -30,7 +30,6 @@ from operators.authoring import (
     operator,
 )
 from rx_backend.testing import run_virtual
-from tests.engines import virtual
 from tests.operators._help import Engine, Life, Seen, collect, same, settle, spy, twice
 
 Ints = Stage[int, int]
@@ -200,7 +199,6 @@ class TestEnd:
             "b|",
         ]
 
-    @virtual
     async def test_returning_before_the_first_item_closes_the_source(self) -> None:
         """The source is closed without having been pulled, and the operators ahead are dropped."""
 
@@ -536,7 +534,6 @@ class TestCallbacks:
 class TestSetUp:
     """What happens when an operator can't start."""
 
-    @virtual
     async def test_the_others_are_dropped(self) -> None:
         """Operators ahead are closed, those behind never begin; the source is closed unpulled."""
 
