@@ -17,7 +17,7 @@ The first name is registered in ``engines_*.py``, the second one in ``consumers_
 picks the request, whose random choices depend on the seed, the index and the two names. What can't be told
 apart within a batch (a warning, a lost task) is looked for by running the batch's requests again,
 each alone; what shows only together is reported for the batch, with ``--first`` and ``--requests``
-to run it again. A blocked event loop ends the process with all stacks, exit code 2.
+to run it again. A blocked event loop ends the process with all stacks.
 
 An engine of the matrix keeps what Python itself asks for: it holds its own tasks, and while it holds
 its own stream it waits for nothing that never comes (a step under way that refers to the stream is

@@ -78,26 +78,6 @@ class Request:
 BETWEEN_PULLS = [by_close, by_aclose, by_losing_it, by_losing_a_cycle]
 
 
-@pytest.mark.rows("S7")
-async def test_other_drops() -> None:
-    """Leaving a loop, a time-out around the pull, and a coroutine that is thrown away in it."""
-    async with Drains(grace_s=0.0) as drains:
-        engines = [Engine([handshake(), token(1)], ends=False, every_s=2.0) for _ in range(3)]
-        left, late, thrown_away = (Request(engine(), drains) for engine in engines)
-        async for _ in left.owner.pop():
-            break
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(anext(late.stream), 1.0)
-        coroutine = late.stream.__anext__()
-        coroutine.close()
-        pull = thrown_away.stream.__anext__()
-        pull.send(None)
-        pull.close()
-        await drains.wait()
-        assert [left.aborts, late.aborts, thrown_away.aborts] == [[4.0], [6.0], [7.0]]
-        assert [engine.closed for engine in engines] == [1, 1, 1]
-
-
 @pytest.mark.rows("A1", "S2")
 async def test_a_terminal_ends_the_drain() -> None:
     """Also where no operator in front ends the stream with it."""

@@ -290,30 +290,6 @@ class TestNobodyWaits:
         )
         caplog.clear()
 
-    @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
-    async def test_a_deadline_in_the_clean_up_is_its_own(self, way: Way) -> None:
-        """``asyncio.timeout`` in an engine's ``finally`` ends the clean-up, never the consumer."""
-
-        async def engine(journal: list[str]) -> AsyncGenerator[int]:
-            try:
-                yield 1
-            finally:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(1):
-                        await asyncio.Event().wait()
-                journal.append("closed")
-
-        run = Run(engine)
-
-        async def consume() -> str:
-            await anext(run.owner[0])
-            await way(run.owner)
-            await asyncio.sleep(10)
-            return "undisturbed"
-
-        assert await asyncio.create_task(consume()) == "undisturbed"
-        assert await run.released() == DROPPED
-
     def test_a_stream_that_is_dropped_between_two_runs_of_its_loop(self) -> None:
         """What has to wait is released when the loop runs again."""
         loop = VirtualTimeLoop()
@@ -371,28 +347,6 @@ class TestATaskWaits:
         else:
             assert await pulling == Seen([1, 1], "completed")
         assert await run.released() == DROPPED
-
-    @pytest.mark.parametrize("way", [by_close, by_aclose])
-    async def test_an_engine_that_swallows_its_cancellation(self, way: Way) -> None:
-        """It is closed at its next item, which nobody gets."""
-
-        async def stubborn(journal: list[str]) -> AsyncGenerator[int]:
-            try:
-                with suppress(asyncio.CancelledError):
-                    await asyncio.Event().wait()
-                await asyncio.sleep(5)
-                yield 1
-                journal.append("went on")
-            finally:
-                journal.append("closed")
-
-        run = Run(stubborn)
-        pulling = run.pull()
-        await asyncio.sleep(1)
-        await way(run.owner)
-        assert (await pulling).items == []
-        assert await run.released() == DROPPED
-        assert "went on" not in run.journal
 
     @pytest.mark.rows("S6")
     @pytest.mark.parametrize("answer", ["chunk", "terminal", "error", "end", "wait"])
@@ -527,38 +481,6 @@ class TestATaskWaits:
         assert (record.levelno, record.getMessage()) == (logging.ERROR, "a dropped source failed")
         assert "LookupError" in caplog.text
         assert _SECRET not in caplog.text
-
-    @pytest.mark.parametrize("way", [by_close, by_aclose])
-    @pytest.mark.parametrize("closed_s", [1.0, 1.5, 2.5])
-    @pytest.mark.parametrize("times", [1, 2])
-    async def test_while_the_engine_cancels_itself(
-        self, times: int, closed_s: float, way: Way
-    ) -> None:
-        """A drop in the midst of an engine's own timeout still ends what the engine waits for next."""
-        journal: list[str] = []
-
-        async def engine() -> AsyncGenerator[int]:
-            try:
-                yield 1
-                for _ in range(times):
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(1):
-                            try:
-                                await asyncio.Event().wait()
-                            finally:
-                                await asyncio.sleep(1)
-                await asyncio.Event().wait()
-            finally:
-                journal.append("closed")
-
-        owner: Owner = [fuse(engine(), [spy(journal)])]
-        assert await anext(owner[0]) == 1
-        pull = asyncio.create_task(collect(owner[0]))
-        await asyncio.sleep(closed_s)
-        await way(owner)
-        assert await pull == Seen([], "completed")
-        assert journal[-1] == "closed"
-        assert journal.count("!") == 1
 
 
 class TestFromInside:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import reactivex
@@ -22,14 +21,13 @@ from reactivex import operators as ops
 from reactivex.subject import Subject
 
 from operators import fuse, heartbeat
-from operators._core.failures import SourceCancelled
 from operators.authoring import AnyOperator
 from rx_backend.testing import run_virtual
 from tests.examples import examples
-from tests.operators._help import LONG_S, Engine, Seen, collect, same
+from tests.operators._help import Engine, Seen, collect, same
 
 if TYPE_CHECKING or find_spec("aioreactive"):
-    import aioreactive as rx
+    pass
 
 
 @pytest.mark.rows("S7")
@@ -139,101 +137,3 @@ class TestSlowClient:
         """One item may become any number of them."""
         stream = fuse(Engine([1])(), [ops.flat_map(lambda _: reactivex.range(0, 10_000))])
         assert await collect(stream) == Seen(list(range(10_000)), "completed")
-
-
-# What pulls in a task of its own.
-DETACHED: dict[str, Callable[[], AnyOperator]] = {
-    "reactivex": lambda: ops.delay(0.001),
-    "timer": lambda: ops.merge(reactivex.interval(0.001).pipe(ops.ignore_elements())),
-    "aioreactive": lambda: rx.skip(0),
-}
-EACH = pytest.mark.parametrize(
-    "name",
-    ["reactivex", "timer", pytest.param("aioreactive", marks=pytest.mark.needs("aioreactive"))],
-)
-
-
-class TestPump:
-    """The task that pulls for an operator, whatever becomes of it."""
-
-    @pytest.mark.rows("S6")
-    @EACH
-    @pytest.mark.parametrize("client_s", [0.0, 0.03, 5.0])
-    async def test_a_timeout_of_the_engine_ends_the_stream(
-        self, name: str, client_s: float
-    ) -> None:
-        """Whether it fires in a pull or while the client is away, the client is told."""
-
-        async def engine() -> AsyncGenerator[int]:
-            async with asyncio.timeout(0.1):
-                for number in range(100):
-                    await asyncio.sleep(0.01)
-                    yield number
-
-        stream = fuse(engine(), [DETACHED[name](), same()])
-
-        async def consume() -> None:
-            async for _ in stream:
-                await asyncio.sleep(client_s)
-
-        with pytest.raises((TimeoutError, SourceCancelled)):
-            await asyncio.wait_for(consume(), LONG_S)
-        assert asyncio.get_running_loop().time() < 100
-
-    @pytest.mark.rows("S7")
-    @pytest.mark.parametrize(
-        "way",
-        [
-            "cycle",
-            "frame",
-        ],
-    )
-    @EACH
-    def test_a_lost_stream_takes_its_pump_along(self, name: str, way: str) -> None:
-        """In a cycle, also one through the engine's frame: closed, and asyncio says nothing."""
-        said: list[str] = []
-        closed: list[int] = []
-
-        async def engine(owner: list[Any]) -> AsyncGenerator[int]:
-            try:
-                for number in range(9):
-                    yield number
-            finally:
-                assert owner is not None
-                closed.append(1)
-
-        async def run() -> None:
-            loop = asyncio.get_running_loop()
-            loop.set_exception_handler(lambda _, what: said.append(what["message"]))
-            for _ in range(20):
-                owner: list[Any] = []
-                stream = fuse(engine(owner if way == "frame" else []), [DETACHED[name](), same()])
-                owner.append(stream)
-                owner.append(owner)
-                await anext(stream)
-                del stream, owner
-                gc.collect()
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(1)
-            gc.collect()
-            await asyncio.sleep(1)
-            left = [task for task in asyncio.all_tasks() if "_pull_on_demand" in repr(task)]
-            assert left == []
-
-        run_virtual(run())
-        gc.collect()
-        assert (said, len(closed)) == ([], 20)
-
-    @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
-    @EACH
-    def test_an_eager_task_factory_changes_nothing(self, name: str) -> None:
-        """The pump shares the context that its first demand is made in."""
-
-        async def run() -> Seen:
-            loop = asyncio.get_running_loop()
-            factory: Any = getattr(asyncio, "eager_task_factory")  # noqa: B009 - not in 3.11
-            loop.set_task_factory(factory)
-            stream = fuse(Engine(range(3))(), [DETACHED[name]()])
-            return await collect(stream, take=3)
-
-        assert run_virtual(run()) == Seen([0, 1, 2], "dropped")

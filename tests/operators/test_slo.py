@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from itertools import accumulate, count
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +34,7 @@ from operators import (
 )
 from operators._outcome import OutcomeTracker
 from operators._slo._tally import ACCURACY, Key, LatencySketch, Tally
-from operators.authoring import AnyOperator, Stage, emit, nearest_rank, operator
+from operators.authoring import AnyOperator, nearest_rank
 from rx_backend import (
     EngineAdapter,
     LLMEngineOutput,
@@ -245,38 +244,6 @@ async def test_in_the_standard_pipeline(record: bool, before: str | None) -> Non
     assert snapshot["fast", "tenant"].tokens == 4
     assert snapshot["fast", "tenant"].goodput == 1.0
     assert snapshot.total.goodput == 0.5
-
-
-@pytest.mark.rows("O2", "S9")
-@pytest.mark.parametrize("record", [True, False])
-@pytest.mark.parametrize("before", ["validate_chunks", "trace_link", None])
-@pytest.mark.parametrize("ends", ["error", "terminal", "kept"])
-async def test_the_outcome_is_what_the_consumer_was_handed(
-    record: bool, before: str | None, ends: str
-) -> None:
-    """What operators behind it make of the end counts: the same as on the span."""
-    windows = SloWindows(clock=lambda: 0.0)
-
-    @operator(takes="items")
-    def behind() -> Stage[Any, Any]:
-        item = yield
-        while True:
-            if item.data is not None and item.data.finish_reason is not None:
-                if ends == "error":
-                    raise LookupError("gone")
-                item = yield item if ends == "terminal" else emit()
-            else:
-                item = yield item
-
-    standard = placed(slo(500, 50, windows=windows, key="m"), before)
-    adapter = EngineAdapter(
-        SampleEngine(token_interval_ms=50),
-        pipeline=standard.with_operators(behind()),
-        record=record,
-    )
-    with suppress(LookupError):
-        await consume(adapter)
-    assert outcome(windows.snapshot()["m"]) == ("good" if ends == "terminal" else "failed")
 
 
 async def test_a_deadline_is_no_clients_doing() -> None:
