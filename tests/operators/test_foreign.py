@@ -287,6 +287,10 @@ def timer_of(item: int) -> Observable[int]:
     return reactivex.timer(10.0 - 4 * item).pipe(ops.map(lambda _: item))
 
 
+def timer_after(item: int) -> rx.AsyncObservable[int]:
+    return rx.timer(item + 0.5)
+
+
 def subscribed_late(source: Observable[Any]) -> Observable[Any]:
     """Turn to the source after four seconds."""
     return reactivex.timer(4.0).pipe(ops.flat_map(lambda _: source))
@@ -334,7 +338,7 @@ class TestTime:
                 id="with_latest_from",
             ),
             aio(
-                lambda: rx.flat_map(lambda item: rx.timer(item + 0.5)),
+                lambda: rx.flat_map(timer_after),
                 [(1.5, 0), (3.5, 0), (5.5, 0)],
                 id="flat_map-to-timers",
             ),
