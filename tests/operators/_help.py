@@ -198,6 +198,46 @@ class Engine:
             self.journal.append("closed")
 
 
+class Bare:
+    """
+    An asynchronous source that is no generator.
+
+    Args:
+        items: What it gives.
+        closing_s: How long its clean-up takes.
+
+    Attributes:
+        journal: Where it notes ``pull`` and ``closed``.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Any] = (),
+        *,
+        closing_s: float | None = None,
+        journal: list[str] | None = None,
+    ) -> None:
+        self._items = iter(items)
+        self._closing_s = closing_s
+        self.journal: list[str] = [] if journal is None else journal
+
+    def __aiter__(self) -> Bare:
+        return self
+
+    async def __anext__(self) -> Any:
+        self.journal.append("pull")
+        for item in self._items:
+            return item
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        try:
+            if self._closing_s is not None:
+                await asyncio.sleep(self._closing_s)
+        finally:
+            self.journal.append("closed")
+
+
 # A list of operators, run in each of its lives.
 
 
@@ -322,6 +362,12 @@ async def by_losing_it(owner: Owner) -> None:
 
 
 # Small operators.
+
+
+async def later(item: Any) -> Any:
+    """Return the item in another turn of the loop; for ``map_async``."""
+    await asyncio.sleep(0)
+    return item
 
 
 @operator

@@ -19,13 +19,7 @@ from operators import Drains, drain_until_first_token, fuse, record_span, until_
 from operators.authoring import FusedRun
 from rx_backend.testing import run_virtual
 from tests.leaks import LeakWatch
-from tests.operators._drops import (
-    IN_A_PULL,
-    InPull,
-    by_cancelling,
-    by_closing,
-    by_losing_a_cycle,
-)
+from tests.operators._drops import IN_A_PULL, InPull, by_cancelling, by_closing, by_losing_a_cycle
 from tests.operators._help import (
     Chunk,
     Engine,

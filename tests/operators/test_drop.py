@@ -28,6 +28,7 @@ from tests.operators._drops import (
     by_leaving_a_loop,
 )
 from tests.operators._help import (
+    Bare,
     Engine,
     Owner,
     Seen,
@@ -35,6 +36,7 @@ from tests.operators._help import (
     by_close,
     by_losing_it,
     collect,
+    later,
     same,
     spy,
     terminal,
@@ -76,11 +78,6 @@ MANY = 200_000
 
 _SECRET = "a prompt"
 _place = contextvars.ContextVar("_place", default="outside")
-
-
-async def later(item: Any) -> Any:
-    await asyncio.sleep(0)
-    return item
 
 
 # What is noted of an end by a drop.
@@ -538,27 +535,6 @@ class TestThreads:
         assert threads == {threading.get_ident()}
 
 
-class Closing:
-    """A source that is no generator; its clean-up may wait."""
-
-    def __init__(self, closed: list[str], closing_s: float | None) -> None:
-        self._closed = closed
-        self._closing_s = closing_s
-
-    def __aiter__(self) -> AsyncIterator[int]:
-        return self
-
-    async def __anext__(self) -> int:
-        return 1
-
-    async def aclose(self) -> None:
-        try:
-            if self._closing_s is not None:
-                await asyncio.sleep(self._closing_s)
-        finally:
-            self._closed.append("closed")
-
-
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("way", ["close", "lose"])
 @pytest.mark.parametrize("closing_s", [None, 0.02])
@@ -570,16 +546,20 @@ def test_a_stream_that_outlives_its_loop(way: str, closing_s: float | None, dept
     async def pulled() -> Owner:
         made: list[AnyOperator] = [spy(journal), *[same()] * depth]
         owner: Owner = [
-            fuse(Closing(journal, closing_s), made, on_end=lambda _dropped: journal.append("end"))
+            fuse(
+                Bare([1, 2], closing_s=closing_s, journal=journal),
+                made,
+                on_end=lambda _dropped: journal.append("end"),
+            )
         ]
         assert await anext(owner[0]) == 1
         return owner
 
     owner = asyncio.run(pulled())
-    assert journal == ["1", "!", "end", "closed"]
+    assert journal == ["pull", "1", "!", "end", "closed"]
     if way == "close":
         owner[0].close()
         owner[0].close()
     owner.clear()
     gc.collect()
-    assert journal == ["1", "!", "end", "closed"]
+    assert journal == ["pull", "1", "!", "end", "closed"]

@@ -6,15 +6,7 @@ import pytest
 
 from operators import first_token
 from rx_backend.testing import Marbles
-from tests.operators._help import (
-    LETTERS,
-    Chunk,
-    Life,
-    Seen,
-    handshake,
-    terminal,
-    token,
-)
+from tests.operators._help import LETTERS, Chunk, Life, Seen, handshake, terminal, token
 
 
 @pytest.mark.rows("F1")

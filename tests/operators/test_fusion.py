@@ -16,7 +16,7 @@ from operators import fuse, map_async
 from operators._core.stage import when
 from operators.assembly import make_stream
 from operators.authoring import AnyOperator, Completed, FusedRun, Stage, emit, operator
-from tests.operators._help import Engine, Seen, collect, same, spy, twice
+from tests.operators._help import Engine, Seen, collect, later, same, spy, twice
 
 T = TypeVar("T")
 
@@ -29,11 +29,6 @@ def kept(modulus: int) -> Ints:
     item = yield
     while True:
         item = yield item if item % modulus == 0 else emit()
-
-
-async def one_later(item: Any) -> Any:
-    await asyncio.sleep(0)
-    return item
 
 
 class TestPull:
@@ -313,7 +308,7 @@ class TestTheStreamItself:
     @pytest.mark.rows("O4", "S6")
     @pytest.mark.parametrize("waits", [False, True])
     @pytest.mark.parametrize("kind", ["generator", "iterator", "awaitable", "delegating"])
-    @pytest.mark.parametrize("between", [[], [map_async(one_later)]], ids=["fused", "pulled"])
+    @pytest.mark.parametrize("between", [[], [map_async(later)]], ids=["fused", "pulled"])
     async def test_a_traceback_leads_to_the_engine(
         self, kind: str, waits: bool, between: list[AnyOperator]
     ) -> None:

@@ -21,6 +21,7 @@ from tests.operators._help import (
     Engine,
     Seen,
     collect,
+    later,
     now,
     same,
     settle,
@@ -50,11 +51,6 @@ async def timing_out(times: int = 1, pause_s: float | None = None) -> AsyncGener
             if pause_s is not None:
                 await asyncio.sleep(pause_s)
             yield token(2)
-
-
-async def later(item: Any) -> Any:
-    await asyncio.sleep(0)
-    return item
 
 
 class TestTheEnginesOwn:

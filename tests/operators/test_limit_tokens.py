@@ -15,15 +15,7 @@ from operators.authoring import Stage, emit, first_tokens, operator
 from rx_backend import FinishReason, LLMEngineOutput
 from rx_backend.protocols import TopLogprob
 from rx_backend.testing import assert_marbles
-from tests.operators._help import (
-    LETTERS,
-    Life,
-    Seen,
-    fused,
-    handshake,
-    terminal,
-    token,
-)
+from tests.operators._help import LETTERS, Life, Seen, fused, handshake, terminal, token
 
 VALUES = {**LETTERS, "d": token(1, 2, 3), "B": terminal(2, reason="length")}
 VALUES["D"] = terminal(1, reason="length")

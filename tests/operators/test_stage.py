@@ -30,7 +30,7 @@ from operators.authoring import (
     operator,
 )
 from rx_backend.testing import run_virtual
-from tests.operators._help import Engine, Life, Seen, collect, same, settle, spy, twice
+from tests.operators._help import Bare, Engine, Life, Seen, collect, same, settle, spy, twice
 
 Ints = Stage[int, int]
 
@@ -207,11 +207,11 @@ class TestEnd:
             return 9
             yield
 
-        source = Source()
+        source = Bare()
         journal: list[str] = []
         stream = fuse(source, [spy(journal), stop_at_once(), stop_at_once()])
         assert await collect(stream) == Seen([9], "completed")
-        assert (source.calls, journal) == (["aclose"], ["!"])
+        assert (source.journal, journal) == (["closed"], ["!"])
 
     def test_a_failure_is_a_drop_for_the_operators_ahead(self, life: Life) -> None:
         """Those ahead are closed first; those behind see the exception, and one may swallow it."""
@@ -542,14 +542,14 @@ class TestSetUp:
             raise LookupError("no")
             yield
 
-        source = Source()
+        source = Bare()
         journal: list[str] = []
         with pytest.raises(LookupError, match="no") as raised:
             fuse(source, [spy(journal, "a"), refuse(), spy(journal, "b")])
         assert raised.value.__notes__ == ["raised by the operator refuse"]
         assert journal == ["a!"]
         await settle()
-        assert source.calls == ["aclose"]
+        assert source.journal == ["closed"]
 
     @pytest.mark.rows("O5")
     @pytest.mark.parametrize("body", [7, iter([1]), emit()], ids=["number", "iterator", "result"])
@@ -583,23 +583,6 @@ class TestSetUp:
         assert message.startswith("operator: expected a generator or an asynchronous generator")
         assert message.endswith(repr(function))
         assert ("or map_async" in message) is (function is nothing_async)
-
-
-class Source:
-    """An asynchronous iterator that notes what it is asked for, and has nothing."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    def __aiter__(self) -> Source:
-        return self
-
-    async def __anext__(self) -> Any:
-        self.calls.append("anext")
-        raise StopAsyncIteration
-
-    async def aclose(self) -> None:
-        self.calls.append("aclose")
 
 
 TERMS = (

@@ -7,14 +7,7 @@ import pytest
 from operators import until_terminal
 from rx_backend import FinishReason, LLMEngineOutput
 from rx_backend.testing import assert_marbles
-from tests.operators._help import (
-    LETTERS,
-    Life,
-    Seen,
-    handshake,
-    terminal,
-    token,
-)
+from tests.operators._help import LETTERS, Life, Seen, handshake, terminal, token
 
 
 @pytest.mark.rows("S2", "S8")
