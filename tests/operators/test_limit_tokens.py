@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from operators import limit_tokens
 from operators.authoring import Stage, emit, first_tokens, operator
 from rx_backend import FinishReason, LLMEngineOutput
-from rx_backend.protocols import TopLogprob
 from rx_backend.testing import assert_marbles
 from tests.operators._help import LETTERS, Life, Seen, fused, handshake, terminal, token
 
@@ -89,52 +88,13 @@ def test_a_chunk_without_an_index_is_of_the_first_answer(life: Life) -> None:
     assert life(chunks, limit_tokens(3)) == Seen(chunks[:3], "completed")
 
 
-def likely(token_id: int) -> list[TopLogprob]:
-    return [TopLogprob(rank=1, token_id=token_id, logprob=-0.5)]
-
-
-def decoded() -> LLMEngineOutput:
-    """Return a chunk of three tokens of an engine that fills every field."""
-    return LLMEngineOutput(
-        token_ids=[1, 2, 3],
-        tokens=["a", "b", "c"],
-        text="abc",
-        log_probs=[-1.0, -2.0, -4.0],
-        cum_log_probs=-10.0,
-        top_logprobs=[likely(1), likely(2), likely(3)],
-        finish_reason=FinishReason.STOP,
-        stop_reason=3,
-        index=0,
-        engine_data={"step": 1},
-    )
-
-
-def test_what_runs_beside_the_tokens_is_cut_with_them(life: Life) -> None:
-    """Texts and log probabilities are those of the tokens that stay; the engine's chunk stays whole."""
-    whole = decoded()
-    seen = life([whole], limit_tokens(2))
-    expected = LLMEngineOutput(
-        token_ids=[1, 2],
-        tokens=["a", "b"],
-        text="ab",
-        log_probs=[-1.0, -2.0],
-        cum_log_probs=-6.0,
-        top_logprobs=[likely(1), likely(2)],
-        finish_reason=FinishReason.LENGTH,
-        index=0,
-        engine_data={"step": 1},
-    )
-    assert seen == Seen([expected], "completed")
-    assert whole == decoded()
-
-
-def test_a_chunk_that_fits_keeps_all(life: Life) -> None:
-    """The last chunk differs by its finish reason alone where nothing is cut."""
-    chunk = LLMEngineOutput([1, 2], text="abc", cum_log_probs=-3.0)
-    (last,) = life([chunk], limit_tokens(2)).items
-    assert last == LLMEngineOutput(
-        [1, 2], text="abc", cum_log_probs=-3.0, finish_reason=FinishReason.LENGTH
-    )
+def test_a_stop_of_the_engines_own_gives_way_where_tokens_are_cut(life: Life) -> None:
+    """The reason is the limit then, and what it stopped on is gone; the engine's chunk stays whole."""
+    whole = LLMEngineOutput([1, 2, 3], finish_reason=FinishReason.STOP, stop_reason=3, index=0)
+    before = copy.deepcopy(whole)
+    cut = LLMEngineOutput([1, 2], finish_reason=FinishReason.LENGTH, index=0)
+    assert life([whole], limit_tokens(2)) == Seen([cut], "completed")
+    assert whole == before
 
 
 @pytest.mark.rows("S1")

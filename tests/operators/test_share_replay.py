@@ -26,7 +26,6 @@ from reactivex.subject import Subject
 from operators import (
     NotAnOperator,
     Pipeline,
-    PositionDropped,
     SharedStream,
     SourceClosed,
     fuse,
@@ -237,20 +236,6 @@ async def test_an_observer_that_fails() -> None:
     await asyncio.sleep(10.0)
     assert seen == Seen(["a", "b", "c"], "completed")
     assert shared.readers == 0
-
-
-async def test_the_bound_holds_for_slow_readers() -> None:
-    """With a buffer a reader that lags is told; with ahead the source waits for the fastest."""
-    engine = Engine(range(100))
-    shared = share_replay(buffer=4, ahead=4)(engine())
-    slow, quick = shared.read(), shared.read()
-    for _ in range(10):
-        await anext(quick)
-        await settle()
-    assert engine.pulls == 14
-    with pytest.raises(PositionDropped):
-        await anext(slow)
-    await shared.aclose()
 
 
 # Laws.

@@ -240,30 +240,27 @@ class TestAsyncObservable:
     @pytest.mark.parametrize(
         "make",
         [
-            lambda: rx.from_iterable([1, 2]),
-            lambda: rx.single(1),
-            lambda: rx.pipe(rx.from_iterable([1, 2]), rx.map_async(double), rx.take(5)),
-            lambda: rx.pipe(rx.from_iterable([1, 2]), rx.distinct_until_changed),
-            lambda: rx.pipe(rx.from_iterable([1, 2]), rx.flat_map(lambda _: rx.timer(1))),
-            lambda: rx.pipe(rx.from_iterable([1, 2]), rx.merge(rx.timer(2))),
-            lambda: rx.pipe(rx.interval(1, 1), rx.debounce(0.5), rx.take(2)),
-            lambda: rx.pipe(rx.timer(1), rx.delay(1)),
-            lambda: rx.pipe(rx.interval(1, 2), rx.combine_latest(rx.interval(1, 3)), rx.take(2)),
-            lambda: rx.pipe(
-                rx.from_iterable([1, 2]), rx.map(lambda _: rx.timer(1)), rx.switch_latest()
+            pytest.param(lambda: rx.from_iterable([1, 2]), id="at-once"),
+            pytest.param(
+                lambda: rx.pipe(rx.from_iterable([1, 2]), rx.map_async(double), rx.take(5)),
+                id="a-step-that-waits",
             ),
-        ],
-        ids=[
-            "from_iterable",
-            "single",
-            "map_async",
-            "distinct",
-            "flat_map",
-            "merge",
-            "debounce",
-            "delay",
-            "combine_latest",
-            "switch_latest",
+            pytest.param(
+                lambda: rx.pipe(rx.from_iterable([1, 2]), rx.distinct_until_changed), id="a-task"
+            ),
+            pytest.param(
+                lambda: rx.pipe(rx.from_iterable([1, 2]), rx.flat_map(lambda _: rx.timer(1))),
+                id="inner-streams",
+            ),
+            pytest.param(
+                lambda: rx.pipe(rx.interval(1, 1), rx.debounce(0.5), rx.take(2)), id="timers"
+            ),
+            pytest.param(
+                lambda: rx.pipe(
+                    rx.interval(1, 2), rx.combine_latest(rx.interval(1, 3)), rx.take(2)
+                ),
+                id="several-sources",
+            ),
         ],
     )
     async def test_tasks_of_the_library_end(

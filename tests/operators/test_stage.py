@@ -234,10 +234,14 @@ class TestEnd:
         assert journal == ["a1", "a!", "b#", "c99", "c|"]
 
     @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("form", ["generator", "callbacks"])
     def test_a_release_that_fails_keeps_no_other_from_its_own(
-        self, life: Life, caplog: pytest.LogCaptureFixture
+        self, life: Life, form: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """What ``finally`` raises in a drop is logged with the operator's name."""
+        """What it raises in a drop is logged with the operator's name: there is nobody else to tell."""
+
+        def refuse(*_: object) -> Any:
+            raise LookupError("broken release")
 
         @operator
         def clumsy() -> Ints:
@@ -246,14 +250,20 @@ class TestEnd:
                 while True:
                     item = yield item
             finally:
-                raise LookupError("broken release")
+                refuse()
+
+        @callbacks(shared=True)
+        def clumsier() -> Callbacks[int, int]:
+            return Callbacks(on_end=refuse)
 
         journal: list[str] = []
-        stages = [spy(journal, "a"), clumsy(), spy(journal, "b")]
+        broken = clumsy() if form == "generator" else clumsier()
+        stages = [spy(journal, "a"), broken, spy(journal, "b")]
         assert life([1, 2, 3], *stages, take=1) == Seen([1], "dropped")
         assert sorted(journal) == ["a!", "a1", "b!", "b1"]
-        messages = [record.getMessage() for record in caplog.records]
-        assert messages == ["operator clumsy failed while it was closed"]
+        assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+            (logging.ERROR, f"operator {broken.name} failed while it was closed")
+        ]
         caplog.clear()
 
 
@@ -496,25 +506,6 @@ class TestCallbacks:
         assert life([1], on_error(), error=LookupError()) == refused
         assert life([1], on_end(), error=LookupError()) == refused
         assert life([1], on_end()) == refused
-
-    @pytest.mark.rows("S7")
-    def test_an_end_that_raises_in_a_drop_is_logged(
-        self, life: Life, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """There is nobody else to tell."""
-
-        def refuse(*_: object) -> Any:
-            raise ValueError("refused")
-
-        @callbacks(shared=True)
-        def clumsy() -> Callbacks[int, int]:
-            return Callbacks(on_end=refuse)
-
-        assert life([1, 2], clumsy(), take=1) == Seen([1], "dropped")
-        (record,) = caplog.records
-        assert record.levelno == logging.ERROR
-        assert record.getMessage() == "operator clumsy failed while it was closed"
-        caplog.clear()
 
     def test_a_function_without_state_runs_once(self, life: Life) -> None:
         """With ``shared`` the callbacks are asked for when the operator is made, and never again."""
