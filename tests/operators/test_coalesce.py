@@ -160,50 +160,31 @@ async def test_a_buffer_that_is_full_may_fail_the_stream() -> None:
 # Dropping it, in every state.
 
 
-@dataclass
-class State:
-    """
-    How a stream gets into a state.
-
-    Attributes:
-        every_s: How long the engine takes for a chunk.
-        away_s: How long the consumer was away after the first one.
-        pulls: Whether it pulls when the drop comes, half a second later.
-    """
-
-    every_s: float | None
-    away_s: float
-    pulls: bool = False
-
-
-STATES = [
-    pytest.param(State(every_s=2.0, away_s=0.0), id="just-left"),
-    pytest.param(State(every_s=2.0, away_s=1.0), id="step-under-way"),
-    pytest.param(State(every_s=2.0, away_s=3.0), id="step-under-way-and-some-wait"),
-    pytest.param(State(every_s=None, away_s=1.0), id="full"),
-    pytest.param(State(every_s=2.0, away_s=0.0, pulls=True), id="consumer-pulls-the-engine"),
-    pytest.param(State(every_s=2.0, away_s=1.0, pulls=True), id="consumer-waits-for-a-step"),
-]
-
-
-WAYS = [by_close, by_aclose, by_losing_it, by_leaving_a_loop]
-
-
 @pytest.mark.rows("S7")
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("every_s", "away_s", "pulls"),
+    [
+        pytest.param(2.0, 0.0, False, id="just-left"),
+        pytest.param(2.0, 1.0, False, id="step-under-way"),
+        pytest.param(2.0, 3.0, False, id="step-under-way-and-some-wait"),
+        pytest.param(None, 1.0, False, id="full"),
+        pytest.param(2.0, 0.0, True, id="consumer-pulls-the-engine"),
+        pytest.param(2.0, 1.0, True, id="consumer-waits-for-a-step"),
+    ],
+)
+@pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it, by_leaving_a_loop])
 @pytest.mark.parametrize("closing_s", [None, 3.0])
 async def test_a_drop_releases_everything_once(
-    state: State, way: Way, closing_s: float | None
+    every_s: float | None, away_s: float, pulls: bool, way: Way, closing_s: float | None
 ) -> None:
     """Whether the engine is in a step or not, and whoever waits for it; its clean-up runs once."""
-    engine = Engine(map(token, range(100)), every_s=state.every_s, closing_s=closing_s)
+    engine = Engine(map(token, range(100)), every_s=every_s, closing_s=closing_s)
     owner: Owner = [fuse(engine(), [coalesce(max_chunks=4)])]
     await anext(owner[0])
-    if state.away_s:
-        await asyncio.sleep(state.away_s)
+    if away_s:
+        await asyncio.sleep(away_s)
     pulling = None
-    if state.pulls and way in {by_close, by_aclose}:
+    if pulls and way in {by_close, by_aclose}:
         pulling = asyncio.create_task(anext(owner[0], "nothing"))
         await asyncio.sleep(0.5)
     await way(owner)
@@ -213,9 +194,9 @@ async def test_a_drop_releases_everything_once(
         assert await pulling == "nothing"
     if owner:
         assert await anext(owner[0], "nothing") == "nothing"
-    pulls = engine.pulls
+    before = engine.pulls
     await asyncio.sleep(LONG_S)
-    assert engine.pulls == pulls
+    assert engine.pulls == before
 
 
 # Any timing.
