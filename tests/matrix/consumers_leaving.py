@@ -78,7 +78,7 @@ async def _beside_pull(request: Request, stream: Any, *, is_aclose: bool) -> Non
     await asyncio.wait([pull])
     await request.settle(pull)
     if pull.cancelled():
-        if is_waiting and not request.is_cancelled_by_engine:
+        if is_waiting and not request.kind.cancels_consumer:
             request.record.blame("S7: a closed stream cancelled its consumer")
     elif is_waiting and pull.exception() is None and pull.result() is not None:
         request.record.blame("S7: a pull under way got an item after the drop")
@@ -118,7 +118,7 @@ async def cancelled_between_pulls(request: Request) -> None:
     task = asyncio.create_task(consume())
     await asyncio.sleep(0.002)
     await request.cancel_in_pull(task)
-    if request.is_task_held:
+    if request.kind.holds_task:
         await stream.aclose()
 
 
@@ -159,7 +159,7 @@ async def times_out(request: Request) -> None:
     except TimeoutError:
         request.drop()
     else:
-        if scope.expired() and not request.hides_cancellation:
+        if scope.expired() and not request.kind.hides_cancellation:
             request.record.blame("S6: the consumer's time-out is lost")
 
 
@@ -210,7 +210,7 @@ async def pulls_in_tasks_and_loses(request: Request) -> None:
 
 async def _close_pull(request: Request, stream: Any) -> None:
     await request.some(stream)
-    if request.has_scope_in_pull:
+    if request.kind.has_scope_in_pull:
         # A scope of anyio can only be left in its own task.
         return
     pull = stream.__anext__()
@@ -271,7 +271,7 @@ async def loses_while_pulling(request: Request) -> None:
 async def loses_with_listener(request: Request) -> None:
     """Have its context's listener close the stream, and lose both."""
     stream = await request.open()
-    if not request.is_context_held:
+    if not request.kind.holds_context:
         request.context.stopped().listen(stream.close)
     await request.some(stream)
     request.drop()
@@ -281,7 +281,7 @@ async def loses_with_listener(request: Request) -> None:
 async def loses_with_subscriber(request: Request) -> None:
     """Have a subscriber of its context close the stream, and lose all three."""
     stream = await request.open()
-    if not request.is_context_held:
+    if not request.kind.holds_context:
         request.context.killed().subscribe(lambda _: stream.close())
     await request.some(stream)
     request.drop()

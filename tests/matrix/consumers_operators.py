@@ -43,7 +43,8 @@ async def _read_or_leave(request: Request, stream: Any, *, is_slow: bool = False
         request.record.is_dropped = request.record.is_lost = True
         return
     task = asyncio.create_task(request.read(stream, is_slow=is_slow))
-    kept = stream if is_slow and request.is_task_known else None
+    is_known = request.kind.holds_task or request.kind.knows_task
+    kept = stream if is_slow and is_known else None
     del stream
     # The cancellation may come between two pulls.
     request.record.is_lost = True
@@ -110,7 +111,7 @@ async def with_interval(request: Request) -> None:
 
     def goes_on(item: Any) -> bool:
         is_end = item.data is not None and item.data.finish_reason is not None
-        return item.error is None and not (is_end and next(ends) >= request.answers)
+        return item.error is None and not (is_end and next(ends) >= request.kind.answers)
 
     stream = await request.open(ops.merge(pings), ops.take_while(goes_on, inclusive=True))
     await _read_or_leave(request, stream, is_slow=True)
