@@ -6,20 +6,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import pytest
 import reactivex
+from reactivex import operators as ops
 from reactivex.subject import Subject
 
-from operators import deferred_abort, fuse, map_async, until_terminal
+from operators import coalesce, deferred_abort, fuse, heartbeat, map_async, until_terminal
 from operators.assembly import Callbacks, callbacks, make_stream
 from operators.authoring import AnyOperator, FusedRun, Stage, emit, operator
 from tests.operators._help import (
     Engine,
+    Owner,
     Seen,
+    by_aclose,
+    by_close,
     collect,
     later,
     now,
@@ -333,3 +337,59 @@ class TestClosedPulls:
         stream = fuse(Engine([1, 2])(), [same()])
         stream.__anext__().close()
         assert await collect(stream) == Seen([1, 2], "completed")
+
+
+class TestFromInside:
+    """The engine drops its own stream, whatever stands between the two (row S7)."""
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("way", [by_close, by_aclose])
+    @pytest.mark.parametrize(
+        "make",
+        [
+            same,
+            lambda: map_async(later),
+            lambda: heartbeat(1e6, "beat"),
+            coalesce,
+            lambda: ops.map(lambda item: item),
+            lambda: ops.delay(0.0),
+        ],
+        ids=["ours", "pulling", "pumped", "ahead", "fed", "detached"],
+    )
+    @pytest.mark.parametrize("at", ["start", "item"])
+    async def test_by_the_engine(
+        self, at: str, make: Callable[[], AnyOperator], way: Callable[[Owner], Any]
+    ) -> None:
+        """Everything is released once, in whichever task the engine runs."""
+        owner: Owner = []
+        journal: list[str] = []
+        ended: list[bool] = []
+
+        async def drop() -> None:
+            # Nobody can wait for the end of what waits for him.
+            if way is by_aclose:
+                await asyncio.wait([asyncio.ensure_future(way(owner))], timeout=0.0)
+            else:
+                await way(owner)
+            await asyncio.sleep(1)
+            journal.append("went on")
+
+        async def engine() -> AsyncGenerator[int]:
+            try:
+                if at == "start":
+                    await drop()
+                yield 1
+                if at == "item":
+                    await drop()
+                yield 2
+            finally:
+                journal.append("closed")
+
+        owner.append(fuse(engine(), [spy(journal), make(), spy(journal)], on_end=ended.append))
+        seen = await collect(owner[0])
+        assert seen.end == "completed"
+        await settle()
+        assert journal.count("closed") == 1
+        assert "went on" not in journal
+        assert ended == [True]
+        assert journal.count("!") == 2

@@ -1,4 +1,4 @@
-"""`operators._core.pump`: a source that is pulled in a task of its own, and clients slower than it."""
+"""Sources that are pulled in a task of their own: lost with their stream, and held back by the client."""
 
 # The types of ``reactivex`` leave open what an operator without a source works on.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
