@@ -19,6 +19,16 @@ from tests.spans import Spans, rows_of
 DROPPED = (StatusCode.ERROR, "stream dropped before terminal")
 FINE = (StatusCode.UNSET, None)
 
+# Of two tokens that come half a second after the start and 100 ms later.
+FIGURES = {
+    "output_tokens": 2,
+    "ttft_ms": 500.0,
+    "avg_itl_ms": 100.0,
+    "itl_p50_ms": 100.0,
+    "itl_p99_ms": 100.0,
+    "itl_max_ms": 100.0,
+}
+
 
 @dataclass(frozen=True)
 class Reason:
@@ -166,12 +176,7 @@ class TestOutcomes:
         assert written(spans) == {
             "cancelled": False,
             "error_kind": "Backend(peer)",
-            "output_tokens": 2,
-            "ttft_ms": 500.0,
-            "avg_itl_ms": 100.0,
-            "itl_p50_ms": 100.0,
-            "itl_p99_ms": 100.0,
-            "itl_max_ms": 100.0,
+            **FIGURES,
         }
         assert status(spans) == (StatusCode.ERROR, "Backend(peer)")
 
@@ -202,12 +207,7 @@ class TestOutcomes:
         assert written(spans) == {
             "cancelled": True,
             "finish_reason": "Dropped",
-            "output_tokens": 2,
-            "ttft_ms": 500.0,
-            "avg_itl_ms": 100.0,
-            "itl_p50_ms": 100.0,
-            "itl_p99_ms": 100.0,
-            "itl_max_ms": 100.0,
+            **FIGURES,
         }
         assert status(spans) == DROPPED
 
