@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import reactivex
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from reactivex.subject import Subject
 
@@ -94,6 +94,14 @@ def worst(reasons: Sequence[FinishReason]) -> FinishReason | None:
     failure=st.sampled_from([None, GONE]),
     dropped=st.booleans(),
     stopped=st.booleans(),
+)
+@example(
+    engine=[],
+    handed=[Annotated(LLMEngineOutput.token(1))],
+    answers=1,
+    failure=None,
+    dropped=True,
+    stopped=False,
 )
 def test_it_is_decided_by_what_was_handed_out(
     engine: list[LLMEngineOutput],
