@@ -21,13 +21,31 @@ from reactivex import operators as ops
 from reactivex.subject import Subject
 
 from operators import fuse, heartbeat
+from operators._core.failures import SourceCancelled
 from operators.authoring import AnyOperator
 from rx_backend.testing import run_virtual
 from tests.examples import examples
-from tests.operators._help import Engine, Seen, collect, same
+from tests.operators._help import Engine, Seen, collect, same, settle, spy
 
 if TYPE_CHECKING or find_spec("aioreactive"):
     pass
+
+
+@pytest.mark.rows("S6")
+@pytest.mark.parametrize("make", [lambda: heartbeat(1e6, "beat"), lambda: ops.delay(0.1)])
+async def test_a_task_that_is_cancelled_tells_its_consumer(make: Callable[[], AnyOperator]) -> None:
+    """Whoever cancelled it: that is a failure for the stages, and a consumer that waits is told."""
+    engine = Engine([1], ends=False)
+    journal: list[str] = []
+    stream = fuse(engine(), [spy(journal), make(), same()])
+    others = asyncio.all_tasks()
+    assert await anext(stream) == 1
+    (pump,) = asyncio.all_tasks() - others
+    pull = asyncio.create_task(collect(stream))
+    await settle()
+    pump.cancel()
+    assert type((await pull).error) is SourceCancelled
+    assert (journal, engine.closed) == (["1", "#"], 1)
 
 
 @pytest.mark.rows("S7")
