@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
-from opentelemetry import context as otel_context
-from opentelemetry.sdk.trace import TracerProvider
 
 from rx_backend.testing import run_virtual
-from tests.leaks import LeakWatch
-from tests.spans import Spans
 
 ROOT = Path(__file__).parents[1]
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
+
+kept: list[object] = []
 
 
 def run_in_plain_loop(coroutine: Coroutine[Any, Any, Any]) -> None:
@@ -32,25 +29,13 @@ async def numbers() -> AsyncGenerator[int]:
         yield number
 
 
-kept: list[object] = []
-
-
-@pytest.fixture(autouse=True)
-def drop_kept(leaks: LeakWatch) -> Generator[None]:
-    yield
-    kept.clear()
-    leaks.allow("Task was destroyed but it is pending")
-
-
 async def leave_task() -> None:
-    task = asyncio.create_task(asyncio.Event().wait(), name="left-over")
-    kept.append(task)
+    kept.append(asyncio.create_task(asyncio.Event().wait(), name="left-over"))
     await asyncio.sleep(0)
 
 
 async def leave_generator() -> None:
-    generator = numbers()
-    kept.append(generator)
+    kept.append(generator := numbers())
     await anext(generator)
 
 
@@ -58,9 +43,8 @@ async def leave_exception() -> None:
     async def fail() -> None:
         raise LookupError
 
-    kept.append(asyncio.create_task(fail()))
+    asyncio.create_task(fail())  # noqa: RUF006 - nobody asks for its result
     await asyncio.sleep(0)
-    kept.clear()
 
 
 async def leave_nothing() -> None:
@@ -70,96 +54,30 @@ async def leave_nothing() -> None:
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
-    generator = numbers()
-    kept.append(generator)
+    kept.append(generator := numbers())
     await anext(generator)
     await generator.aclose()
 
 
-@pytest.mark.parametrize("run", [run_virtual, asyncio.run, run_in_plain_loop])
-@pytest.mark.parametrize(
-    ("leave", "finding"),
-    [
-        (leave_task, "task not done: left-over"),
-        (leave_generator, "async generator not closed"),
-        (leave_exception, "asyncio logged: Task exception was never retrieved"),
-    ],
-)
-def test_leaks_of_a_loop_are_found(
-    run: Run, leave: Callable[[], Coroutine[Any, Any, None]], finding: str
-) -> None:
-    """A pending task, an open async generator and a lost exception are seen in every loop."""
-    with LeakWatch() as watch:
-        run(leave())
-        found = watch.leaks()
-    assert any(leak.startswith(finding) for leak in found), found
+RUNS: list[Run] = [run_virtual, asyncio.run, run_in_plain_loop]
 
-
-@pytest.mark.parametrize("run", [run_virtual, asyncio.run, run_in_plain_loop])
-def test_a_clean_run_has_no_findings(run: Run) -> None:
-    """Tasks that were cancelled and awaited and generators that were closed are no leaks."""
-    with LeakWatch() as watch:
-        run(leave_nothing())
-        assert not watch.leaks()
-
-
-def test_an_open_loop_is_found_and_closed() -> None:
-    """A loop that nobody closed is a finding, with the task that still waits in it."""
-    with LeakWatch() as watch:
-        loop = asyncio.new_event_loop()
-        loop.run_until_complete(leave_task())
-        found = watch.leaks()
-    assert [leak.split(":")[0] for leak in found] == ["event loop not closed", "task not done"]
-    assert loop.is_closed()
-
-
-def test_open_spans_of_any_provider_are_found(spans: Spans) -> None:
-    """A span that never ended is a finding, also when the code made its own provider."""
-    with LeakWatch() as watch:
-        own = TracerProvider(shutdown_on_exit=False)
-        left = own.get_tracer("own").start_span("left-open")
-        spans.tracer.start_span("closed").end()
-        assert watch.leaks() == ["span not ended: 'left-open'"]
-    left.end()
-    assert spans.one().name == "closed"
-
-
-def test_a_span_that_ends_twice_is_found(spans: Spans) -> None:
-    """Ending a span again, or writing to it afterwards, is a finding."""
-    with LeakWatch() as watch:
-        span = spans.tracer.start_span("twice")
-        span.end()
-        span.end()
-        span.set_attribute("late", value=True)
-        found = watch.leaks()
-    assert len(found) == 2
-    assert all("opentelemetry.sdk.trace logged" in leak for leak in found)
-
-
-def test_a_context_left_attached_is_found() -> None:
-    """An OpenTelemetry context, or a log context, that outlives the test is a finding."""
-    with LeakWatch() as watch:
-        token = otel_context.attach(otel_context.set_value("key", 1))
-        tokens = structlog.contextvars.bind_contextvars(request_id="r1")
-        found = watch.leaks()
-    structlog.contextvars.reset_contextvars(**tokens)
-    otel_context.detach(token)
-    assert len(found) == 2
-    assert all(leak.startswith("context left behind") for leak in found)
-
-
-def test_allowed_findings_are_left_out() -> None:
-    """A test may say which leak it makes on purpose."""
-    with LeakWatch() as watch:
-        watch.allow("left-over")
-        asyncio.run(leave_task())
-        assert not watch.leaks()
+# What is left, and what is said of it.
+LEAVING = {
+    "task": "task not done: left-over",
+    "generator": "async generator not closed",
+    "exception": "asyncio logged: Task exception was never retrieved",
+    "loop": "event loop not closed",
+    "span": "span not ended: 'left-open'",
+    "ended_span": "opentelemetry.sdk.trace logged",
+    "context": "context left behind",
+    "coroutine": "coroutine 'leave_nothing' was never awaited",
+}
 
 
 def test_the_fixture_fails_leaking_tests(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a run of pytest each leaking test has an error, and a failing one is spared a second."""
+    """Each has an error, in every loop; a failing one is spared a second, and what is allowed is none."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pytester.makeconftest("from tests.conftest import *")
     pytester.makeini("[pytest]\nfilterwarnings = error\n")
@@ -167,35 +85,56 @@ def test_the_fixture_fails_leaking_tests(
         """
         import asyncio
         import pytest
-        from tests.test_leak_fixture import leave_nothing, leave_task, numbers
+        import structlog
+        from opentelemetry.sdk.trace import TracerProvider
+        from tests import test_leak_fixture as leaving
 
-        def test_clean():
-            asyncio.run(leave_nothing())
+        in_every_loop = pytest.mark.parametrize("run", leaving.RUNS)
 
-        def test_leaks_task():
-            asyncio.run(leave_task())
+        @in_every_loop
+        def test_clean(run):
+            run(leaving.leave_nothing())
 
-        def test_leaks_span(spans):
-            spans.tracer.start_span("left-open")
+        def test_allowed(leaks):
+            leaks.allow("left-over")
+            asyncio.run(leaving.leave_task())
 
-        def test_never_awaits():
-            cycle = [leave_nothing()]
+        @in_every_loop
+        def test_leaves_task(run):
+            run(leaving.leave_task())
+
+        @in_every_loop
+        def test_leaves_generator(run):
+            run(leaving.leave_generator())
+
+        @in_every_loop
+        def test_leaves_exception(run):
+            run(leaving.leave_exception())
+
+        def test_leaves_loop():
+            asyncio.new_event_loop()
+
+        def test_leaves_span():
+            leaving.kept.append(TracerProvider().get_tracer("own").start_span("left-open"))
+
+        def test_leaves_ended_span(spans):
+            span = spans.tracer.start_span("twice")
+            span.end()
+            span.end()
+
+        def test_leaves_context():
+            structlog.contextvars.bind_contextvars(request_id="r1")
+
+        def test_leaves_coroutine():
+            cycle = [leaving.leave_nothing()]
             cycle.append(cycle)
 
         def test_fails():
-            asyncio.run(leave_task())
+            asyncio.run(leaving.leave_task())
             raise LookupError
         """
     )
     result = pytester.runpytest_subprocess("-p", "no:randomly", "-p", "no:cacheprovider")
-    result.assert_outcomes(passed=4, failed=1, errors=3)
-    result.stdout.fnmatch_lines(
-        [
-            "*ERROR at teardown of test_leaks_task*",
-            "*task not done: left-over*",
-            "*ERROR at teardown of test_leaks_span*",
-            "*span not ended: 'left-open'*",
-            "*ERROR at teardown of test_never_awaits*",
-            "*coroutine 'leave_nothing' was never awaited*",
-        ]
-    )
+    result.assert_outcomes(passed=4 + 9 + 5, failed=1, errors=9 + 5)
+    for name, finding in LEAVING.items():
+        result.stdout.fnmatch_lines([f"*ERROR at teardown of test_leaves_{name}*", f"*{finding}*"])

@@ -17,15 +17,16 @@ The first name is registered in ``engines_*.py``, the second one in ``consumers_
 picks the request, whose random choices depend on the seed, the index and the two names. What can't be told
 apart within a batch (a warning, a lost task) is looked for by running the batch's requests again,
 each alone; what shows only together is reported for the batch, with ``--first`` and ``--requests``
-to run it again. A blocked event loop ends the process with all stacks, exit code 2.
+to run it again. A blocked event loop ends the process with all stacks.
 
 An engine of the matrix keeps what Python itself asks for: it holds its own tasks, and while it holds
 its own stream it waits for nothing that never comes (a step under way that refers to the stream is
 in use as far as anybody can tell).
 
-To add a kind, write one function with ``@engine`` or ``@consumer``. Engines wait by ``call.pause``,
-and clean up by ``call.clean``, which count. A consumer says what it does by ``request.note``,
-``request.drop`` and the like, which the checks compare with what the engine saw.
+To add a kind, write one function with ``@engine`` or ``@consumer``; with ``@asking`` a consumer
+asks for the stream itself. Engines wait by ``call.pause``, and clean up by ``call.clean``, which
+count. A consumer says what it does by ``request.note``, ``request.drop`` and the like, which the
+checks compare with what the engine saw.
 
 Modules: ``record`` (what is noted of a request, and the rows as checks), ``kinds`` (the two
 registries), ``call`` (what an engine uses), ``request`` (what a consumer uses), ``witness`` (what

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ Plan: TypeAlias = Sequence[tuple[int, str, str]]
 MODES = ("agg", "prefill", "decode")
 
 ROUND_S = 0.006
+STALL_S = 45.0
 PATIENCE = 4  # quiet rounds, after which a client of an engine that is silent by design gives up
 HANG = 250  # and for how many one may be quiet whose engine is not
 SETTLE_ROUNDS = 80
@@ -70,12 +71,9 @@ class Batches:
         self._witness = witness
         self._seed = seed
         self._abandoned: set[asyncio.Task[Any]] = set()
-        self.ticked = time.monotonic()
-        self.plan: Plan = ()
 
     async def run(self, plan: Plan) -> Result:
         """Run requests together, and say what is left of them."""
-        self.plan = plan
         released = asyncio.Event()
         records = await self._consume(plan, released)
         released.set()
@@ -108,7 +106,7 @@ class Batches:
             live[asyncio.create_task(_consume(request))] = _Watched(request)
         while live:
             done, _ = await asyncio.wait(live, timeout=ROUND_S)
-            self.ticked = time.monotonic()
+            self._tick()
             for task in done:
                 del live[task]
             for task, watched in list(live.items()):
@@ -143,7 +141,7 @@ class Batches:
     async def _settle(self, records: list[Record]) -> None:
         """Give the loop turns and the collector a chance until nothing is left, or for a while."""
         for number in range(SETTLE_ROUNDS):
-            self.ticked = time.monotonic()
+            self._tick()
             await asyncio.sleep(0 if number < 4 else 0.001)
             if number in COLLECT_IN:
                 gc.collect()
@@ -155,6 +153,10 @@ class Batches:
                 break
         _forget_cancelled_timers()
         await asyncio.sleep(0)
+
+    def _tick(self) -> None:
+        """End the process with all stacks where the loop does not turn any more."""
+        faulthandler.dump_traceback_later(STALL_S, exit=True, file=self._witness.stderr)
 
     def _others(self) -> set[asyncio.Task[Any]]:
         current = asyncio.current_task()

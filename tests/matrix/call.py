@@ -13,13 +13,7 @@ from typing import Any
 
 from opentelemetry.trace import Tracer
 
-from rx_backend import (
-    EngineConfig,
-    LLMEngine,
-    LLMEngineOutput,
-    PreprocessedRequest,
-    RequestContext,
-)
+from rx_backend import EngineConfig, LLMEngine, LLMEngineOutput, PreprocessedRequest, RequestContext
 from tests.matrix.kinds import Engine
 from tests.matrix.record import Record
 

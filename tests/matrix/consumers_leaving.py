@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tests.matrix.kinds import consumer
+from tests.matrix.kinds import asking, consumer
 from tests.matrix.request import Request
 
 
-@consumer()
+@asking()
 async def leaves_async_with(request: Request) -> None:
     """Leave ``async with`` after some items."""
     async with await request.open() as stream:
@@ -31,8 +31,7 @@ async def _break(request: Request, stream: Any) -> None:
 def _leaving(name: str, read: Callable[[Request, Any], Awaitable[None]], how: str = "") -> None:
     """Register a consumer that reads, and then closes the stream, waiting or not, or loses it."""
 
-    async def leave(request: Request) -> None:
-        stream = await request.open()
+    async def leave(request: Request, stream: Any) -> None:
         await read(request, stream)
         request.drop()
         if how:
@@ -52,9 +51,8 @@ _leaving("never_pulls_and_acloses", _nothing, "aclose")
 
 
 @consumer()
-async def closes_twice(request: Request) -> None:
+async def closes_twice(request: Request, stream: Any) -> None:
     """Close again and again."""
-    stream = await request.open()
     await request.some(stream)
     request.drop()
     stream.close()
@@ -78,28 +76,27 @@ async def _beside_pull(request: Request, stream: Any, *, is_aclose: bool) -> Non
     await asyncio.wait([pull])
     await request.settle(pull)
     if pull.cancelled():
-        if is_waiting and not request.is_cancelled_by_engine:
+        if is_waiting and not request.kind.cancels_consumer:
             request.record.blame("S7: a closed stream cancelled its consumer")
     elif is_waiting and pull.exception() is None and pull.result() is not None:
         request.record.blame("S7: a pull under way got an item after the drop")
 
 
-@consumer()
+@asking()
 async def acloses_beside_pull(request: Request) -> None:
     """Close while another task waits in a pull."""
     await _beside_pull(request, await request.open(), is_aclose=True)
 
 
-@consumer()
+@asking()
 async def closes_beside_pull(request: Request) -> None:
     """Close without waiting while another task waits in a pull."""
     await _beside_pull(request, await request.open(), is_aclose=False)
 
 
 @consumer()
-async def cancelled_in_pull(request: Request) -> None:
+async def cancelled_in_pull(request: Request, stream: Any) -> None:
     """Have its task cancelled while it reads."""
-    stream = await request.open()
     task = asyncio.create_task(request.read(stream))
     del stream
     await request.pause()
@@ -107,9 +104,8 @@ async def cancelled_in_pull(request: Request) -> None:
 
 
 @consumer()
-async def cancelled_between_pulls(request: Request) -> None:
+async def cancelled_between_pulls(request: Request, stream: Any) -> None:
     """Have its task cancelled while it does something else."""
-    stream = await request.open()
 
     async def consume() -> None:
         await request.some(stream)
@@ -118,14 +114,13 @@ async def cancelled_between_pulls(request: Request) -> None:
     task = asyncio.create_task(consume())
     await asyncio.sleep(0.002)
     await request.cancel_in_pull(task)
-    if request.is_task_held:
+    if request.kind.holds_task:
         await stream.aclose()
 
 
 @consumer()
-async def cancelled_twice(request: Request) -> None:
+async def cancelled_twice(request: Request, stream: Any) -> None:
     """Have its task cancelled, and again a little later."""
-    stream = await request.open()
     task = asyncio.create_task(request.read(stream))
     del stream
     await request.pause()
@@ -134,7 +129,7 @@ async def cancelled_twice(request: Request) -> None:
     await request.cancel_in_pull(task)
 
 
-@consumer()
+@asking()
 async def cancelled_in_setup(request: Request) -> None:
     """Have its task cancelled in the set-up, or soon after that."""
     task = asyncio.create_task(_open_and_read(request))
@@ -149,9 +144,8 @@ async def _open_and_read(request: Request) -> None:
 
 
 @consumer()
-async def times_out(request: Request) -> None:
+async def times_out(request: Request, stream: Any) -> None:
     """Read within ``asyncio.timeout``."""
-    stream = await request.open()
     request.record.task_cancels += 1
     try:
         async with asyncio.timeout(0.002) as scope:
@@ -159,14 +153,13 @@ async def times_out(request: Request) -> None:
     except TimeoutError:
         request.drop()
     else:
-        if scope.expired() and not request.hides_cancellation:
+        if scope.expired() and not request.kind.hides_cancellation:
             request.record.blame("S6: the consumer's time-out is lost")
 
 
 @consumer()
-async def waits_for_each(request: Request) -> None:
+async def waits_for_each(request: Request, stream: Any) -> None:
     """Read by ``asyncio.wait_for``, until one takes too long."""
-    stream = await request.open()
     request.record.task_cancels += 1
     while True:
         try:
@@ -182,9 +175,8 @@ async def waits_for_each(request: Request) -> None:
 
 
 @consumer()
-async def waits_for_all(request: Request) -> None:
+async def waits_for_all(request: Request, stream: Any) -> None:
     """Read by ``asyncio.wait_for``."""
-    stream = await request.open()
     request.record.task_cancels += 1
     try:
         await asyncio.wait_for(request.read(stream), 0.002)
@@ -193,9 +185,8 @@ async def waits_for_all(request: Request) -> None:
 
 
 @consumer()
-async def pulls_in_tasks_and_loses(request: Request) -> None:
+async def pulls_in_tasks_and_loses(request: Request, stream: Any) -> None:
     """Pull in a task for each item, as the runtime does, then stop and lose the stream."""
-    stream = await request.open()
     for _ in range(request.rng.randrange(1, 4)):
         pull = request.pull(stream)
         await asyncio.wait([pull], timeout=0.005)
@@ -210,7 +201,7 @@ async def pulls_in_tasks_and_loses(request: Request) -> None:
 
 async def _close_pull(request: Request, stream: Any) -> None:
     await request.some(stream)
-    if request.has_scope_in_pull:
+    if request.kind.has_scope_in_pull:
         # A scope of anyio can only be left in its own task.
         return
     pull = stream.__anext__()
@@ -227,16 +218,15 @@ async def _close_pull(request: Request, stream: Any) -> None:
 
 
 @consumer()
-async def closes_pull_and_acloses(request: Request) -> None:
+async def closes_pull_and_acloses(request: Request, stream: Any) -> None:
     """Close the coroutine of a pull that waits, then the stream."""
-    stream = await request.open()
     await _close_pull(request, stream)
     await request.pause()
     request.drop()
     await stream.aclose()
 
 
-@consumer()
+@asking()
 async def closes_pull_and_loses(request: Request) -> None:
     """Close the coroutine of a pull that waits, and lose the stream."""
     await _close_pull(request, await request.open())
@@ -244,9 +234,8 @@ async def closes_pull_and_loses(request: Request) -> None:
 
 
 @consumer()
-async def loses_in_cycle(request: Request) -> None:
+async def loses_in_cycle(request: Request, stream: Any) -> None:
     """Lose the stream in a cycle of references."""
-    stream = await request.open()
     await request.some(stream)
     cycle: list[Any] = [stream]
     cycle.append(cycle)
@@ -254,9 +243,8 @@ async def loses_in_cycle(request: Request) -> None:
 
 
 @consumer()
-async def loses_while_pulling(request: Request) -> None:
+async def loses_while_pulling(request: Request, stream: Any) -> None:
     """Lose the stream with a pull that is cancelled in the same turn."""
-    stream = await request.open()
     pull = request.pull(stream)
     await request.pause()
     if pull.done():
@@ -268,26 +256,24 @@ async def loses_while_pulling(request: Request) -> None:
 
 
 @consumer()
-async def loses_with_listener(request: Request) -> None:
+async def loses_with_listener(request: Request, stream: Any) -> None:
     """Have its context's listener close the stream, and lose both."""
-    stream = await request.open()
-    if not request.is_context_held:
+    if not request.kind.holds_context:
         request.context.stopped().listen(stream.close)
     await request.some(stream)
     request.drop()
 
 
 @consumer()
-async def loses_with_subscriber(request: Request) -> None:
+async def loses_with_subscriber(request: Request, stream: Any) -> None:
     """Have a subscriber of its context close the stream, and lose all three."""
-    stream = await request.open()
-    if not request.is_context_held:
+    if not request.kind.holds_context:
         request.context.killed().subscribe(lambda _: stream.close())
     await request.some(stream)
     request.drop()
 
 
-@consumer()
+@asking()
 async def loses_in_thread(request: Request) -> None:
     """Lose the last reference to the stream in another thread."""
     holder = [await request.open()]

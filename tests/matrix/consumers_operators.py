@@ -11,7 +11,7 @@ from reactivex import operators as ops
 
 import operators
 from rx_backend import Annotated, LLMEngineOutput, Pipeline, standard_pipeline
-from tests.matrix.kinds import consumer
+from tests.matrix.kinds import asking
 from tests.matrix.request import Request
 
 
@@ -43,7 +43,8 @@ async def _read_or_leave(request: Request, stream: Any, *, is_slow: bool = False
         request.record.is_dropped = request.record.is_lost = True
         return
     task = asyncio.create_task(request.read(stream, is_slow=is_slow))
-    kept = stream if is_slow and request.is_task_known else None
+    is_known = request.kind.holds_task or request.kind.knows_task
+    kept = stream if is_slow and is_known else None
     del stream
     # The cancellation may come between two pulls.
     request.record.is_lost = True
@@ -55,26 +56,26 @@ async def _read_or_leave(request: Request, stream: Any, *, is_slow: bool = False
         await kept.aclose()
 
 
-@consumer()
+@asking()
 async def with_heartbeat(request: Request) -> None:
     """Get heartbeats."""
     await _read_or_leave(request, await request.open(operators.heartbeat(0.0007, _PING)))
 
 
-@consumer()
+@asking()
 async def with_coalesce(request: Request) -> None:
     """Have chunks merged while it is slow."""
     await _read_or_leave(request, await request.open(operators.coalesce()), is_slow=True)
 
 
-@consumer(is_exact=False)
+@asking(is_exact=False)
 async def with_deadlines(request: Request) -> None:
     """Have deadlines that pass."""
     deadlines = operators.deadlines(first_token_s=0.001, idle_s=0.001, total_s=0.003)
     await _read_or_leave(request, await request.open(pipeline=_in_front(deadlines)))
 
 
-@consumer(is_exact=False)
+@asking(is_exact=False)
 async def with_two_deadlines(request: Request) -> None:
     """Have two deadlines of which the second passes in the clean-up for the first."""
     first = operators.deadlines(total_s=0.001)
@@ -82,27 +83,27 @@ async def with_two_deadlines(request: Request) -> None:
     await _read_or_leave(request, await request.open(pipeline=_in_front(first, second)))
 
 
-@consumer()
+@asking()
 async def with_patient_deadlines(request: Request) -> None:
     """Have deadlines that do not pass."""
     deadlines = operators.deadlines(first_token_s=30, idle_s=30, total_s=30)
     await _read_or_leave(request, await request.open(deadlines))
 
 
-@consumer()
+@asking()
 async def with_delay(request: Request) -> None:
     """Have a ``reactivex`` operator with a timer in its pipeline."""
     await _read_or_leave(request, await request.open(ops.delay(0.0005)))
 
 
-@consumer()
+@asking()
 async def with_buffers(request: Request) -> None:
     """Have ``buffer_with_time`` in its pipeline, and be slower than its timer."""
     stream = await request.open(ops.buffer_with_time(0.0005))
     await _read_or_leave(request, stream, is_slow=True)
 
 
-@consumer()
+@asking()
 async def with_interval(request: Request) -> None:
     """Have an endless ``reactivex`` timer merged into its pipeline, up to the terminal."""
     pings = reactivex.interval(0.0005).pipe(ops.map(lambda _: _PING))
@@ -110,7 +111,7 @@ async def with_interval(request: Request) -> None:
 
     def goes_on(item: Any) -> bool:
         is_end = item.data is not None and item.data.finish_reason is not None
-        return item.error is None and not (is_end and next(ends) >= request.answers)
+        return item.error is None and not (is_end and next(ends) >= request.kind.answers)
 
     stream = await request.open(ops.merge(pings), ops.take_while(goes_on, inclusive=True))
     await _read_or_leave(request, stream, is_slow=True)
@@ -119,7 +120,7 @@ async def with_interval(request: Request) -> None:
 _PING: Annotated[Any] = Annotated(comment=["ping"])
 
 
-@consumer()
+@asking()
 async def with_rx(request: Request) -> None:
     """Have ``reactivex`` operators without a timer in its pipeline."""
     await _read_or_leave(request, await request.open(ops.map(_same), ops.filter(bool)))
@@ -129,7 +130,7 @@ def _same(item: Any) -> Any:
     return item
 
 
-@consumer()
+@asking()
 async def with_map_async(request: Request) -> None:
     """Await something for each item."""
 
@@ -140,7 +141,7 @@ async def with_map_async(request: Request) -> None:
     await _read_or_leave(request, await request.open(operators.map_async(slow)))
 
 
-@consumer()
+@asking()
 async def with_tap_async(request: Request) -> None:
     """Have an observer that is told of every item, quickly or slowly."""
     seconds = request.rng.choice([None, 0, 0.0005])
@@ -166,7 +167,7 @@ async def with_tap_async(request: Request) -> None:
         request.record.blame(f"tap_async: {len(seen)} of {len(got)} items were observed")
 
 
-@consumer(is_exact=False)
+@asking(is_exact=False)
 async def with_drain(request: Request) -> None:
     """Let a request that is dropped early go on to its first token."""
     async with operators.Drains(timeout_s=0.003, grace_s=0.002) as drains:
@@ -187,7 +188,7 @@ async def with_drain(request: Request) -> None:
         )
 
 
-@consumer(is_exact=False)
+@asking(is_exact=False)
 async def with_enforcement(request: Request) -> None:
     """Have the engine cut off after a stop, by two operators at once."""
     context = request.context

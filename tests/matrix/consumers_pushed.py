@@ -40,17 +40,15 @@ async def _until(request: Request, done: asyncio.Future[None], subscription: Any
 
 
 @consumer()
-async def subscribes(request: Request) -> None:
+async def subscribes(request: Request, stream: Any) -> None:
     """Subscribe to the end."""
-    stream = await request.open()
     done, observer = _observer(request)
     await _until(request, done, stream.subscribe(*observer))
 
 
 @consumer()
-async def subscribes_and_disposes(request: Request) -> None:
+async def subscribes_and_disposes(request: Request, stream: Any) -> None:
     """Dispose of its subscription, twice, at any moment."""
-    stream = await request.open()
     _, observer = _observer(request)
     subscription = stream.subscribe(*observer)
     del stream
@@ -61,9 +59,8 @@ async def subscribes_and_disposes(request: Request) -> None:
 
 
 @consumer()
-async def disposes_in_thread(request: Request) -> None:
+async def disposes_in_thread(request: Request, stream: Any) -> None:
     """Dispose of its subscription in another thread."""
-    stream = await request.open()
     _, observer = _observer(request)
     subscription = stream.subscribe(*observer)
     del stream
@@ -72,17 +69,15 @@ async def disposes_in_thread(request: Request) -> None:
 
 
 @consumer()
-async def disposes_in_observer(request: Request) -> None:
+async def disposes_in_observer(request: Request, stream: Any) -> None:
     """Have enough after the first item: ``take`` disposes within ``on_next``."""
-    stream = await request.open()
     done, observer = _observer(request)
     await _until(request, done, stream.pipe(ops.take(1)).subscribe(*observer))
 
 
 @consumer(is_exact=False)
-async def pipes_timeout(request: Request) -> None:
+async def pipes_timeout(request: Request, stream: Any) -> None:
     """Put the stock ``timeout`` behind the stream, without a scheduler."""
-    stream = await request.open()
     done, (on_next, _, finish) = _observer(request)
     piped = stream.pipe(ops.timeout(0.001))
     del stream
@@ -94,9 +89,8 @@ async def pipes_timeout(request: Request) -> None:
 
 
 @consumer()
-async def pipes_buffers(request: Request) -> None:
+async def pipes_buffers(request: Request, stream: Any) -> None:
     """Put the stock ``buffer_with_time`` behind the stream."""
-    stream = await request.open()
     done, observer = _observer(request)
     piped = stream.pipe(ops.buffer_with_time(0.001))
     del stream
@@ -104,9 +98,8 @@ async def pipes_buffers(request: Request) -> None:
 
 
 @consumer()
-async def pipes_delay_and_disposes(request: Request) -> None:
+async def pipes_delay_and_disposes(request: Request, stream: Any) -> None:
     """Put the stock ``delay`` behind the stream, and dispose of it."""
-    stream = await request.open()
     _, observer = _observer(request)
     subscription = stream.pipe(ops.delay(0.001)).subscribe(*observer)
     del stream
@@ -136,9 +129,8 @@ if find_spec("aioreactive") is not None:
         return await stream.as_async_observable().subscribe_async(observer)
 
     @consumer()
-    async def subscribes_async(request: Request) -> None:
+    async def subscribes_async(request: Request, stream: Any) -> None:
         """Subscribe an asynchronous observer to the end."""
-        stream = await request.open()
         done: asyncio.Future[None] = request.loop.create_future()
         subscription = await _subscribe_async(request, stream, done)
         try:
@@ -148,9 +140,8 @@ if find_spec("aioreactive") is not None:
             await subscription.dispose_async()
 
     @consumer()
-    async def subscribes_async_and_disposes(request: Request) -> None:
+    async def subscribes_async_and_disposes(request: Request, stream: Any) -> None:
         """Dispose of an asynchronous subscription at any moment."""
-        stream = await request.open()
         done: asyncio.Future[None] = request.loop.create_future()
         subscription = await _subscribe_async(request, stream, done)
         await request.pause()

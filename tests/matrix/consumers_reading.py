@@ -10,23 +10,23 @@ from typing import Any
 from operators import fuse
 from operators import tap as tap_operator
 from rx_backend import BackendError
-from tests.matrix.kinds import consumer
+from tests.matrix.kinds import asking, consumer
 from tests.matrix.request import Request
 
 
-@consumer()
+@asking()
 async def reads_all(request: Request) -> None:
     """Read to the end."""
     await request.read(await request.open())
 
 
-@consumer()
+@asking()
 async def reads_slowly(request: Request) -> None:
     """Be busy between its pulls."""
     await request.read(await request.open(), is_slow=True)
 
 
-@consumer()
+@asking()
 async def reads_in_async_with(request: Request) -> None:
     """Read to the end within ``async with``."""
     async with await request.open() as stream:
@@ -35,9 +35,8 @@ async def reads_in_async_with(request: Request) -> None:
 
 
 @consumer()
-async def pulls_in_tasks(request: Request) -> None:
+async def pulls_in_tasks(request: Request, stream: Any) -> None:
     """Pull each item in a task of its own, as the runtime does."""
-    stream = await request.open()
     while True:
         pull = request.pull(stream)
         try:
@@ -55,9 +54,8 @@ async def pulls_in_tasks(request: Request) -> None:
 
 
 @consumer()
-async def pulls_past_the_end(request: Request) -> None:
+async def pulls_past_the_end(request: Request, stream: Any) -> None:
     """Pull again after the end."""
-    stream = await request.open()
     await request.read(stream)
     for _ in range(2):
         if await anext(stream, None) is not None:
@@ -66,9 +64,8 @@ async def pulls_past_the_end(request: Request) -> None:
 
 
 @consumer()
-async def pulls_twice_at_once(request: Request) -> None:
+async def pulls_twice_at_once(request: Request, stream: Any) -> None:
     """Pull while a pull waits, which is refused, and read on."""
-    stream = await request.open()
     pull = request.pull(stream)
     await asyncio.sleep(0)
     if not pull.done() and not request.record.is_dropped:
@@ -91,9 +88,8 @@ async def pulls_twice_at_once(request: Request) -> None:
 
 
 @consumer()
-async def peeks_and_reads(request: Request) -> None:
+async def peeks_and_reads(request: Request, stream: Any) -> None:
     """Wait for the first token, then read."""
-    stream = await request.open()
     try:
         await stream.peek_first()
     except BackendError:
@@ -102,18 +98,16 @@ async def peeks_and_reads(request: Request) -> None:
 
 
 @consumer()
-async def peeks_and_leaves(request: Request) -> None:
+async def peeks_and_leaves(request: Request, stream: Any) -> None:
     """Wait for the first token, then leave."""
-    stream = await request.open()
     with suppress(BackendError):
         await stream.peek_first()
     request.drop()
 
 
 @consumer()
-async def fuses(request: Request) -> None:
+async def fuses(request: Request, stream: Any) -> None:
     """Read through operators of its own."""
-    stream = await request.open()
     seen: list[object] = []
     run = fuse(stream, [tap_operator(seen.append)])
     del stream
@@ -126,9 +120,8 @@ async def fuses(request: Request) -> None:
 
 
 @consumer()
-async def wraps(request: Request) -> None:
+async def wraps(request: Request, stream: Any) -> None:
     """Read through an async generator of its own, and leave it."""
-    stream = await request.open()
 
     async def items() -> AsyncGenerator[Any]:
         async for item in stream:
@@ -140,7 +133,7 @@ async def wraps(request: Request) -> None:
     await wrapped.aclose()
 
 
-@consumer()
+@asking()
 async def asks_badly(request: Request) -> None:
     """Ask with a model that is no text, and be told that, or not."""
     with suppress(BackendError):

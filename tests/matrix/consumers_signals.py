@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from typing import Any
 
 from tests.matrix.call import POOL
-from tests.matrix.kinds import consumer
+from tests.matrix.kinds import asking, consumer
 from tests.matrix.request import Request
 
 
 @consumer()
-async def stops_and_reads(request: Request) -> None:
+async def stops_and_reads(request: Request, stream: Any) -> None:
     """Stop at any moment, and read on."""
-    stream = await request.open()
     await request.some(stream)
     request.signal()
     await request.read(stream)
 
 
 @consumer()
-async def kills_and_reads(request: Request) -> None:
+async def kills_and_reads(request: Request, stream: Any) -> None:
     """Kill at any moment, more than once, and read on."""
-    stream = await request.open()
     await request.some(stream)
     request.signal(kill=True)
     request.signal()
@@ -30,9 +29,8 @@ async def kills_and_reads(request: Request) -> None:
 
 
 @consumer()
-async def stops_while_pulling(request: Request) -> None:
+async def stops_while_pulling(request: Request, stream: Any) -> None:
     """Stop while it waits in a pull, from a callback of the loop."""
-    stream = await request.open()
     timer = request.loop.call_later(request.rng.uniform(0, 0.002), request.signal)
     try:
         await request.read(stream)
@@ -41,9 +39,8 @@ async def stops_while_pulling(request: Request) -> None:
 
 
 @consumer()
-async def stops_in_signal_handler(request: Request) -> None:
+async def stops_in_signal_handler(request: Request, stream: Any) -> None:
     """Stop in a handler of ``signal.signal``, and read on."""
-    stream = await request.open()
     await request.some(stream)
 
     def handle(_number: int, _frame: object) -> None:
@@ -58,9 +55,8 @@ async def stops_in_signal_handler(request: Request) -> None:
 
 
 @consumer()
-async def stops_and_cancelled(request: Request) -> None:
+async def stops_and_cancelled(request: Request, stream: Any) -> None:
     """Stop, and be cancelled in its first pull."""
-    stream = await request.open()
     request.signal()
     task = asyncio.create_task(request.read(stream))
     del stream
@@ -68,7 +64,7 @@ async def stops_and_cancelled(request: Request) -> None:
     await request.cancel_in_pull(task)
 
 
-@consumer()
+@asking()
 async def stops_first(request: Request) -> None:
     """Have stopped before it asks."""
     request.signal()
@@ -76,18 +72,16 @@ async def stops_first(request: Request) -> None:
 
 
 @consumer()
-async def stops_from_thread(request: Request) -> None:
+async def stops_from_thread(request: Request, stream: Any) -> None:
     """Stop from another thread, and read on."""
-    stream = await request.open()
     request.record.is_signalled = request.record.is_signalled_live = True
     POOL.submit(request.context.stop_generating)
     await request.read(stream, is_slow=True)
 
 
 @consumer()
-async def kills_from_thread_and_leaves(request: Request) -> None:
+async def kills_from_thread_and_leaves(request: Request, stream: Any) -> None:
     """Kill from another thread while it leaves."""
-    stream = await request.open()
     await request.some(stream)
     request.record.is_signalled = request.record.is_signalled_live = True
     POOL.submit(request.context.kill)
@@ -97,9 +91,8 @@ async def kills_from_thread_and_leaves(request: Request) -> None:
 
 
 @consumer()
-async def stops_and_leaves(request: Request) -> None:
+async def stops_and_leaves(request: Request, stream: Any) -> None:
     """Stop and close, or lose the stream, in one turn."""
-    stream = await request.open()
     await request.some(stream)
     request.signal()
     request.drop()
@@ -108,9 +101,8 @@ async def stops_and_leaves(request: Request) -> None:
 
 
 @consumer()
-async def leaves_and_stops_later(request: Request) -> None:
+async def leaves_and_stops_later(request: Request, stream: Any) -> None:
     """Close, and stop while the engine unwinds, which does nothing (rows A5, A6)."""
-    stream = await request.open()
     await request.some(stream)
     pull = request.pull(stream)
     await request.pause()
@@ -123,9 +115,8 @@ async def leaves_and_stops_later(request: Request) -> None:
 
 
 @consumer()
-async def cancelled_and_stops_later(request: Request) -> None:
+async def cancelled_and_stops_later(request: Request, stream: Any) -> None:
     """Be cancelled in a pull, and stop while the engine unwinds."""
-    stream = await request.open()
     task = asyncio.create_task(request.read(stream))
     del stream
     await asyncio.sleep(0)
@@ -138,9 +129,8 @@ async def cancelled_and_stops_later(request: Request) -> None:
 
 
 @consumer()
-async def notifies_and_leaves(request: Request) -> None:
+async def notifies_and_leaves(request: Request, stream: Any) -> None:
     """Stop, and have the first token told in the turn of the drop (row A5)."""
-    stream = await request.open()
     request.signal()
     if request.rng.random() < 0.5:
         request.notify()
@@ -155,9 +145,8 @@ async def notifies_and_leaves(request: Request) -> None:
 
 
 @consumer()
-async def notifies_in_thread_and_leaves(request: Request) -> None:
+async def notifies_in_thread_and_leaves(request: Request, stream: Any) -> None:
     """Do the same from another thread while the loop is held."""
-    stream = await request.open()
     request.signal()
     request.drop()
     stream.close()
@@ -167,9 +156,8 @@ async def notifies_in_thread_and_leaves(request: Request) -> None:
 
 
 @consumer()
-async def stops_as_subscriber(request: Request) -> None:
+async def stops_as_subscriber(request: Request, stream: Any) -> None:
     """Stop from within its own observer."""
-    stream = await request.open()
     done: asyncio.Future[None] = request.loop.create_future()
 
     def on_next(item: object) -> None:

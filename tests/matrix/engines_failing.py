@@ -9,6 +9,7 @@ from typing import Any
 from rx_backend import Disconnected, LLMEngineOutput
 from tests.matrix.call import Call
 from tests.matrix.engines_cleaning import OddError
+from tests.matrix.engines_plain import in_time
 from tests.matrix.kinds import engine
 
 Answer = AsyncGenerator[Any, None]
@@ -178,15 +179,7 @@ async def setup_waits_for_ever(call: Call) -> Any:
 async def setup_waits(call: Call) -> Any:
     """Return an async generator after a wait."""
     await call.pause(must_wait=True)
-    return _answer(call)
-
-
-async def _answer(call: Call) -> Answer:
-    with call.opened():
-        for _ in range(call.length):
-            await call.pause()
-            yield call.token()
-        yield call.stop()
+    return in_time(call)
 
 
 @engine()
@@ -197,4 +190,4 @@ async def setup_swallows(call: Call) -> Any:
         await call.pause(must_wait=True)
     except asyncio.CancelledError:
         await asyncio.sleep(0)
-    return _answer(call)
+    return in_time(call)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from tests.matrix.call import Call
     from tests.matrix.request import Request
 
-__all__ = ("CONSUMERS", "ENGINES", "Consumer", "Engine", "consumer", "engine")
+__all__ = ("CONSUMERS", "ENGINES", "Consumer", "Engine", "asking", "consumer", "engine")
 
 ANY_ERROR = "any"
 
@@ -92,15 +92,31 @@ def engine(**options: Any) -> Callable[[Callable[[Call], Any]], Callable[[Call],
     return register
 
 
-def consumer(
+def asking(
     *, is_exact: bool = True, name: str = ""
 ) -> Callable[[Callable[[Request], Awaitable[None]]], Callable[[Request], Awaitable[None]]]:
-    """Register a function as a kind of consumer."""
+    """Register a function that asks for its stream as a kind of consumer."""
 
     def register(consume: Callable[[Request], Awaitable[None]]) -> Callable[..., Awaitable[None]]:
         own_name: str = name or consume.__name__
         assert own_name not in CONSUMERS, own_name
         CONSUMERS[own_name] = Consumer(own_name, consume, is_exact)
+        return consume
+
+    return register
+
+
+Consume: TypeAlias = "Callable[[Request, Any], Awaitable[None]]"
+
+
+def consumer(*, is_exact: bool = True, name: str = "") -> Callable[[Consume], Consume]:
+    """Register a function of a request and its stream as a kind of consumer."""
+
+    def register(consume: Consume) -> Consume:
+        @asking(is_exact=is_exact, name=name or consume.__name__)
+        async def ask(request: Request) -> None:
+            await consume(request, await request.open())
+
         return consume
 
     return register

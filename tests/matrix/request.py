@@ -35,6 +35,7 @@ class Request:
 
     Attributes:
         record: Where everything is noted.
+        kind: What its engine is.
         context: The request's context.
         rng: For the consumer's choices.
         loop: The running event loop.
@@ -54,10 +55,10 @@ class Request:
         self.context = RequestContext()
         self.rng = rng
         self.loop = asyncio.get_running_loop()
-        self._kind = kinds[0]
+        self.kind = kinds[0]
         record.is_exact = kinds[1].is_exact
         self._call = Call(record, self.context, rng, released, tracer)
-        engine = MatrixEngine(self._kind, self._call)
+        engine = MatrixEngine(self.kind, self._call)
         self._make_adapter = partial(
             EngineAdapter,
             engine,
@@ -67,7 +68,7 @@ class Request:
             record=rng.choice([None, False]),
         )
         self._items = 0
-        if not self._kind.holds_task:
+        if not self.kind.holds_task:
             record.watch("the engine", engine)
             record.watch("the context", self.context)
 
@@ -80,15 +81,15 @@ class Request:
         if operators:
             adapter = adapter.with_operators(*operators)
         request = PreprocessedRequest(
-            model=model, token_ids=[1], sampling_options=SamplingOptions(n=self._kind.answers)
+            model=model, token_ids=[1], sampling_options=SamplingOptions(n=self.kind.answers)
         )
         stream = await adapter.generate(request, self.context)
-        if not self._kind.holds_task:
+        if not self.kind.holds_task:
             self.record.watch("the stream", stream)
-        if self._kind.fails_setup:
+        if self.kind.fails_setup:
             self.record.blame("S5: the set-up failed, and there is a stream")
         self.record.has_stream = True
-        if self._kind.wants_stream:
+        if self.kind.wants_stream:
             self._call.stream = stream
         return stream
 
@@ -113,7 +114,7 @@ class Request:
         self._items += 1
         if self._items == MANY_ITEMS:
             self.signal()
-        if record.errors or record.terminals == self._kind.answers:
+        if record.errors or record.terminals == self.kind.answers:
             record.blame("S2: an item after the last one")
         if item.error is not None:
             record.errors += 1
@@ -124,13 +125,13 @@ class Request:
         self._check_order(chunk.token_ids)
         if chunk.finish_reason is not None:
             record.terminals += 1
-            if record.terminals == self._kind.answers:
+            if record.terminals == self.kind.answers:
                 record.last = "terminal"
                 record.is_clean = not record.is_signalled
                 self._check_end("terminal")
 
     def _check_order(self, token_ids: list[int]) -> None:
-        if self._kind.counts:
+        if self.kind.counts:
             for token_id in token_ids:
                 if token_id != self.record.next_token:
                     self.record.blame(f"S1: token {token_id}, not {self.record.next_token}")
@@ -138,14 +139,14 @@ class Request:
 
     def _check_end(self, how: str) -> None:
         record = self.record
-        is_expected = how in self._kind.ends or record.is_signalled or record.is_dropped
+        is_expected = how in self.kind.ends or record.is_signalled or record.is_dropped
         if record.is_exact and not is_expected:
-            record.blame(f"S6: ended by {how}, not by {' or '.join(self._kind.ends) or 'anything'}")
+            record.blame(f"S6: ended by {how}, not by {' or '.join(self.kind.ends) or 'anything'}")
 
     def ended(self) -> None:
         """Note that the stream came to its end by itself."""
         record = self.record
-        if record.is_dropped or self._kind.drops_itself:
+        if record.is_dropped or self.kind.drops_itself:
             return
         if record.last not in {"terminal", "error"}:
             record.blame("S9: an end without a terminal or an error")
@@ -157,7 +158,7 @@ class Request:
                 self.note(item)
                 if is_slow:
                     await self.pause()
-        except self._kind.raises:
+        except self.kind.raises:
             # Nothing comes behind it; that the next pull hangs is the watchdog's to find.
             if await anext(stream, None) is not None:
                 self.record.blame("S7: an item after the engine's failure")
@@ -222,13 +223,13 @@ class Request:
         """Cancel a task that waits in a pull, and look whether that was lost (rows S6, S7)."""
         is_waiting = not task.done()
         self.cancel(task)
-        if self._kind.hides_cancellation:
+        if self.kind.hides_cancellation:
             await asyncio.wait([task], timeout=0.05)
             # It may not have heard of the first.
             task.cancel()
         await asyncio.wait([task])
         error = None if task.cancelled() else task.exception()
-        if self._kind.hides_cancellation:
+        if self.kind.hides_cancellation:
             return
         if is_waiting and not task.cancelled() and not self._is_of_engine(error):
             self.record.blame("S6: the consumer's cancellation is lost")
@@ -249,43 +250,8 @@ class Request:
             if not task.cancelled() and (error := task.exception()) is not None:
                 self.judge(error)
 
-    @property
-    def answers(self) -> int:
-        """How many answers the request has."""
-        return self._kind.answers
-
-    @property
-    def hides_cancellation(self) -> bool:
-        """Whether a cancellation of the consumer may be taken for one of the engine's own."""
-        return self._kind.hides_cancellation
-
-    @property
-    def has_scope_in_pull(self) -> bool:
-        """Whether a pull of the engine waits in a scope of anyio."""
-        return self._kind.has_scope_in_pull
-
-    @property
-    def is_task_held(self) -> bool:
-        """Whether something holds the task that pulls, and what its traceback refers to."""
-        return self._kind.holds_task
-
-    @property
-    def is_task_known(self) -> bool:
-        """Whether an answer that is pulled ahead refers to the task, and to its traceback."""
-        return self._kind.holds_task or self._kind.knows_task
-
-    @property
-    def is_context_held(self) -> bool:
-        """Whether something beside the request holds its context."""
-        return self._kind.holds_context
-
-    @property
-    def is_cancelled_by_engine(self) -> bool:
-        """Whether the engine itself cancels the task that pulls it."""
-        return self._kind.cancels_consumer
-
     def _is_of_engine(self, error: BaseException | None) -> bool:
-        return isinstance(error, self._kind.raises)
+        return isinstance(error, self.kind.raises)
 
     def judge(self, error: BaseException) -> None:
         """Say whether an error may reach the consumer."""
@@ -295,11 +261,11 @@ class Request:
             # As some operators of reactivex pass on what is no Exception.
             error = inner
         if isinstance(error, asyncio.CancelledError):
-            if not record.task_cancels and not self._kind.cancels_consumer:
+            if not record.task_cancels and not self.kind.cancels_consumer:
                 record.blame("S6: a cancellation that nobody made reached the consumer")
-        elif self._kind.cancels_consumer and isinstance(error.__cause__, asyncio.CancelledError):
+        elif self.kind.cancels_consumer and isinstance(error.__cause__, asyncio.CancelledError):
             return
-        elif not self._is_of_engine(error) and (record.has_stream or not self._kind.fails_setup):
+        elif not self._is_of_engine(error) and (record.has_stream or not self.kind.fails_setup):
             where = _last_line(error)
             record.blame(f"S6: {type(error).__name__} reached the consumer: {error} ({where})")
 

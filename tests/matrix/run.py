@@ -8,7 +8,6 @@ import faulthandler
 import gc
 import os
 import sys
-import threading
 import time
 from array import array
 from collections import defaultdict
@@ -16,7 +15,6 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from random import Random
 from statistics import median
-from typing import TextIO
 
 from tests.matrix.batch import Batches, Plan, Result
 from tests.matrix.consumers import CONSUMERS
@@ -25,7 +23,7 @@ from tests.matrix.witness import Witness, footprint
 
 __all__ = ("Report", "main", "run")
 
-STALL_S = 45.0
+BATCH = 200
 MORE_OBJECTS = 80
 MORE_BLOCKS = 1500
 SHOWN = 6
@@ -61,40 +59,15 @@ class Report:
                 for problem in result.left:
                     self.problems[problem].setdefault(pair, record.index)
 
-    def lines(self, how: str, *, all_pairs: bool = False) -> Iterator[str]:
+    def lines(self, how: str) -> Iterator[str]:
         """Say what is wrong, with which pairs, and how to run one again."""
         for problem, pairs in sorted(self.problems.items(), key=lambda item: -len(item[1])):
             yield f"{problem}  ({len(pairs)} pairs)"
-            for pair, index in list(pairs.items())[: None if all_pairs else SHOWN]:
+            for pair, index in list(pairs.items())[:SHOWN]:
                 which = "" if pair.startswith("--first") else f" --index {index}"
                 yield f"    python -m tests.matrix {pair} {how}{which}"
-            if len(pairs) > SHOWN and not all_pairs:
+            if len(pairs) > SHOWN:
                 yield f"    and {len(pairs) - SHOWN} more"
-
-
-class _Stall(threading.Thread):
-    """Ends the process, with all stacks, when the loop does not turn any more."""
-
-    def __init__(self, batches: Batches, stderr: TextIO) -> None:
-        super().__init__(name="matrix stall", daemon=True)
-        self._batches = batches
-        self._stderr = stderr
-        self._over = threading.Event()
-
-    def run(self) -> None:
-        while not self._over.wait(1.0):
-            if time.monotonic() - self._batches.ticked > STALL_S:
-                pairs = sorted(
-                    {f"{engine} x {consumer}" for _, engine, consumer in self._batches.plan}
-                )
-                lines = ["the event loop is blocked, with", *pairs, ""]
-                self._stderr.write("\n  ".join(lines) + "\n")
-                faulthandler.dump_traceback(self._stderr)
-                os._exit(2)
-
-    def end(self) -> None:
-        self._over.set()
-        self.join()
 
 
 async def run(plan: Plan, *, seed: int, size: int, strict: bool) -> Report:
@@ -112,8 +85,6 @@ async def run(plan: Plan, *, seed: int, size: int, strict: bool) -> Report:
     gc.freeze()
     with Witness(asyncio.get_running_loop(), strict=strict) as witness:
         batches = Batches(witness, seed)
-        stall = _Stall(batches, witness.stderr)
-        stall.start()
         footprints = _Footprints()
         try:
             for begin in range(0, len(plan), size):
@@ -127,7 +98,7 @@ async def run(plan: Plan, *, seed: int, size: int, strict: bool) -> Report:
             if not report.problems:
                 await _check_growth(batches, footprints, plan, size, report)
         finally:
-            stall.end()
+            faulthandler.cancel_dump_traceback_later()
         report.logged = dict(witness.logged)
     return report
 
@@ -223,7 +194,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     ]
     consumers = [name for name in CONSUMERS if fnmatchcase(name, arguments.consumer)]
     if not engines or not consumers:
-        raise SystemExit("no such engine or consumer; --list shows them")
+        raise SystemExit("no such engine or consumer")
     if arguments.all:
         pairs = [(engine, consumer) for engine in engines for consumer in consumers]
         return [(index, *pair) for index, pair in enumerate(pairs)]
@@ -262,12 +233,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=1)
     add("--engine", default="*", help="a name or pattern")
     add("--consumer", default="*", help="a name or pattern")
-    add("--batch", type=int, default=200, help="how many run together")
     add("--loop", choices=("asyncio", "uvloop"), default="asyncio")
     add("--eager", action="store_true", help="with asyncio.eager_task_factory (Python 3.12)")
     add("--debug", action="store_true", help="asyncio's debug mode, and warnings as errors")
-    add("--list", action="store_true", help="list the kinds")
-    add("--pairs", action="store_true", help="name all failing pairs, not the first few")
     return parser.parse_args(argv)
 
 
@@ -284,25 +252,19 @@ def _new_loop(arguments: argparse.Namespace) -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _say(*lines: str, sep: str = "\n") -> None:
-    sys.stdout.write(sep.join(lines) + "\n")
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the matrix; gives the exit code."""
     arguments = _arguments(argv)
-    if arguments.list:
-        _say("engines:", *ENGINES, sep="\n  ")
-        _say("consumers:", *CONSUMERS, sep="\n  ")
-        return 0
     plan = _plan(arguments)
     loop = _new_loop(arguments)
     begun = time.perf_counter()
     with asyncio.Runner(debug=arguments.debug, loop_factory=lambda: loop) as runner:
-        report = runner.run(
-            run(plan, seed=arguments.seed, size=arguments.batch, strict=arguments.debug)
-        )
+        report = runner.run(run(plan, seed=arguments.seed, size=BATCH, strict=arguments.debug))
         seconds = time.perf_counter() - begun
         engines, consumers = len({e for _, e, _ in plan}), len({c for _, _, c in plan})
         _say(
@@ -311,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
             f"seed {arguments.seed}: {seconds:.1f} s, "
             f"{f'{len(report.problems)} kinds of problem' if report.problems else 'nothing left'}"
         )
-        for line in report.lines(f"--seed {arguments.seed}", all_pairs=arguments.pairs):
+        for line in report.lines(f"--seed {arguments.seed}"):
             _say(line)
         if report.problems:
             for line, count in sorted(report.logged.items()):

@@ -56,7 +56,7 @@ def test_every_consumer_of_what_a_library_keeps(
     report = loop.run_until_complete(run(plan, seed=1, size=len(plan), strict=False))
     if report.problems:
         # The loop stays open: closing it would wait for what hangs.
-        pytest.fail("\n".join(report.lines("--seed 1", all_pairs=True)), pytrace=False)
+        pytest.fail("\n".join(report.lines("--seed 1")), pytrace=False)
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()

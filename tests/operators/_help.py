@@ -14,7 +14,7 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 import reactivex
 from reactivex import Observable, abc
@@ -225,124 +225,139 @@ class Engine:
             self.journal.append("closed")
 
 
+class Bare:
+    """
+    An asynchronous source that is no generator.
+
+    Args:
+        items: What it gives.
+        closing_s: How long its clean-up takes.
+
+    Attributes:
+        journal: Where it notes ``pull`` and ``closed``.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Any] = (),
+        *,
+        closing_s: float | None = None,
+        journal: list[str] | None = None,
+    ) -> None:
+        self._items = iter(items)
+        self._closing_s = closing_s
+        self.journal: list[str] = [] if journal is None else journal
+
+    def __aiter__(self) -> Bare:
+        return self
+
+    async def __anext__(self) -> Any:
+        self.journal.append("pull")
+        for item in self._items:
+            return item
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        try:
+            if self._closing_s is not None:
+                await asyncio.sleep(self._closing_s)
+        finally:
+            self.journal.append("closed")
+
+
 # A list of operators, run in each of its lives.
 
 
-class Life(Protocol):
+class How(TypedDict, total=False):
     """
-    Runs a list of operators on some items and tells what came out.
+    How a stream ends; by default its source completes.
 
-    Args:
-        items: What the source gives.
-        operators: The operators, in order.
-        error: What the source fails with then.
+    Attributes:
+        error: What the source fails with.
         ends: False: the source gives nothing any more, and does not end.
         take: Drop the stream when so many items have come out.
     """
 
+    error: Exception | None
+    ends: bool
+    take: int | None
+
+
+class Life(Protocol):
+    """Runs a list of operators on the items of a source, and tells what came out."""
+
     def __call__(
-        self,
-        items: Sequence[Any],
-        *operators: AnyOperator,
-        error: Exception | None = None,
-        ends: bool = True,
-        take: int | None = None,
+        self, items: Sequence[Any], *operators: AnyOperator, **how: Unpack[How]
     ) -> Seen: ...
 
 
-def pushed(
-    items: Sequence[Any],
-    *operators: AnyOperator,
-    error: Exception | None = None,
-    ends: bool = True,
-    take: int | None = None,
-) -> Seen:
+def pushed(items: Sequence[Any], *operators: AnyOperator, **how: Unpack[How]) -> Seen:
     """As ``reactivex`` operators, the source being pushed from outside."""
     subject: Subject[Any] = Subject()
-    seen, subscription = watch(subject.pipe(*operators), take=take)
+    seen, subscription = watch(subject.pipe(*operators), take=how.get("take"))
     for item in items:
         subject.on_next(item)
-    if error is not None:
-        subject.on_error(error)
-    elif ends:
-        subject.on_completed()
+    end(subject, how)
     subscription.dispose()
     return seen
 
 
-def synchronous(
-    items: Sequence[Any],
-    *operators: AnyOperator,
-    error: Exception | None = None,
-    ends: bool = True,
-    take: int | None = None,
-) -> Seen:
+def end(subject: Subject[Any], how: How) -> None:
+    error = how.get("error")
+    if error is not None:
+        subject.on_error(error)
+    elif how.get("ends", True):
+        subject.on_completed()
+
+
+def synchronous(items: Sequence[Any], *operators: AnyOperator, **how: Unpack[How]) -> Seen:
     """As ``reactivex`` operators, the source giving everything while it is subscribed to."""
-    end = reactivex.never() if not ends else reactivex.empty()
+    error = how.get("error")
+    end = reactivex.empty() if how.get("ends", True) else reactivex.never()
     source = reactivex.concat(
         reactivex.from_iterable(items), end if error is None else reactivex.throw(error)
     )
-    seen, subscription = watch(source.pipe(*operators), take=take)
+    seen, subscription = watch(source.pipe(*operators), take=how.get("take"))
     subscription.dispose()
     return seen
 
 
-def fused(
-    items: Sequence[Any],
-    *operators: AnyOperator,
-    error: Exception | None = None,
-    ends: bool = True,
-    take: int | None = None,
-    every_s: float | None = None,
-) -> Seen:
+def fused(items: Sequence[Any], *operators: AnyOperator, **how: Unpack[How]) -> Seen:
     """As one pulled stream."""
-
-    async def run() -> Seen:
-        source = Engine(items, error=error, ends=ends, every_s=every_s)
-        try:
-            stream = fuse(source(), operators)
-        except Exception as failure:
-            seen = Seen()
-            seen.fail(failure)
-            return seen
-        seen = await collect(stream, take=take)
-        # What an operator does on its own comes to its end too.
-        await asyncio.sleep(LONG_S)
-        return seen
-
-    return run_virtual(run())
+    return run_virtual(_pulled(items, operators, how, every_s=None))
 
 
-def fused_waiting(
-    items: Sequence[Any],
-    *operators: AnyOperator,
-    error: Exception | None = None,
-    ends: bool = True,
-    take: int | None = None,
-) -> Seen:
+def fused_waiting(items: Sequence[Any], *operators: AnyOperator, **how: Unpack[How]) -> Seen:
     """As one pulled stream, whose source waits before each item."""
-    return fused(items, *operators, error=error, ends=ends, take=take, every_s=1.0)
+    return run_virtual(_pulled(items, operators, how, every_s=1.0))
 
 
-def pushed_on_the_loop(
-    items: Sequence[Any],
-    *operators: AnyOperator,
-    error: Exception | None = None,
-    ends: bool = True,
-    take: int | None = None,
+async def _pulled(
+    items: Sequence[Any], operators: Sequence[AnyOperator], how: How, *, every_s: float | None
 ) -> Seen:
+    source = Engine(items, error=how.get("error"), ends=how.get("ends", True), every_s=every_s)
+    try:
+        stream = fuse(source(), operators)
+    except Exception as failure:
+        seen = Seen()
+        seen.fail(failure)
+        return seen
+    seen = await collect(stream, take=how.get("take"))
+    # What an operator does on its own comes to its end too.
+    await asyncio.sleep(LONG_S)
+    return seen
+
+
+def pushed_on_the_loop(items: Sequence[Any], *operators: AnyOperator, **how: Unpack[How]) -> Seen:
     """As ``reactivex`` operators, the source being pushed from outside, an item a second."""
 
     async def run() -> Seen:
         subject: Subject[Any] = Subject()
-        seen, subscription = watch(subject.pipe(*operators), take=take)
+        seen, subscription = watch(subject.pipe(*operators), take=how.get("take"))
         for item in items:
             subject.on_next(item)
             await asyncio.sleep(1.0)
-        if error is not None:
-            subject.on_error(error)
-        elif ends:
-            subject.on_completed()
+        end(subject, how)
         await asyncio.sleep(LONG_S)
         subscription.dispose()
         await asyncio.sleep(LONG_S)
@@ -374,6 +389,12 @@ async def by_losing_it(owner: Owner) -> None:
 
 
 # Small operators.
+
+
+async def later(item: Any) -> Any:
+    """Return the item in another turn of the loop; for ``map_async``."""
+    await asyncio.sleep(0)
+    return item
 
 
 @operator

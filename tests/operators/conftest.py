@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import Any
 
 import pytest
 
-from rx_backend.testing import VirtualTimeLoop
+from rx_backend.testing import VirtualTimeLoop, run_virtual
 from tests.operators._help import LIVES, Life
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Run the tests that are coroutine functions in virtual time."""
+    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+        test = item.obj
+
+        @functools.wraps(test)
+        def run(**arguments: Any) -> None:
+            run_virtual(test(**arguments))
+
+        item.obj = run
 
 
 @pytest.fixture(params=LIVES, ids=lambda life: life.__name__)

@@ -8,7 +8,6 @@ import pytest
 
 from operators import annotate_errors, fuse
 from rx_backend.testing import Marbles
-from tests.engines import virtual
 from tests.operators._help import Engine, Life, Seen, collect, observed, spy
 
 FAILURE = LookupError("gone")
@@ -26,15 +25,11 @@ def tell(error: Exception) -> str:
 @pytest.mark.parametrize(
     ("source", "result", "subscription"),
     [
-        pytest.param("----", "----", "^", id="never"),
         pytest.param("--|", "--|", "^-!", id="empty"),
         pytest.param("--a|", "--A|", "^--!", id="one"),
         pytest.param("-a-b-(c|)", "-A-B-(C|)", "^----!", id="many"),
         pytest.param("--#", "--(E|)", "^-!", id="source-error-alone"),
         pytest.param("-a-b-#", "-A-B-(E|)", "^----!", id="source-error"),
-        pytest.param("-a-b", "-A-B", "^", id="no-end"),
-        pytest.param("-a-b-|", "-A-!", "^--!", id="early-dispose"),
-        pytest.param("-a-b-|", "-A-(B!)", "^--!", id="dispose-inside"),
         pytest.param("-a-#", "-A-(E!)", "^--!", id="dispose-inside-the-error-item"),
     ],
 )
@@ -81,7 +76,6 @@ def test_what_the_functions_raise_passes_on(life: Life) -> None:
 
 @pytest.mark.rows("S6")
 @pytest.mark.parametrize("signal", [asyncio.CancelledError, GeneratorExit])
-@virtual
 async def test_a_cancellation_of_the_sources_own_making_is_a_failure(
     signal: type[BaseException],
 ) -> None:
@@ -98,7 +92,6 @@ async def test_a_cancellation_of_the_sources_own_making_is_a_failure(
 
 
 @pytest.mark.rows("P6a", "S6")
-@virtual
 async def test_the_error_item_completes_the_stream() -> None:
     """When the error item is handed out everything is over: a consumer may walk away."""
     engine = Engine(["a"], error=FAILURE)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from operators import BufferOverflow, CoalesceCounts, coalesce, fuse, until_terminal
 from rx_backend import LLMEngineOutput, TraceLink
 from rx_backend.testing import run_virtual
-from tests.engines import virtual
 from tests.leaks import LeakWatch
 from tests.operators._drops import Way, by_leaving_a_loop
 from tests.operators._help import (
@@ -58,7 +57,6 @@ def all_ids_of(seen: Received) -> list[int]:
     ("max_chunks", "engine_took_s"),
     [pytest.param(4, 251.0, id="small-buffer"), pytest.param(64, 101.0, id="large-buffer")],
 )
-@virtual
 async def test_no_loss_under_overload(max_chunks: int, engine_took_s: float) -> None:
     """
     A consumer ten times slower than the engine gets every token in order, and what waits is bounded.
@@ -91,7 +89,6 @@ async def test_no_loss_under_overload(max_chunks: int, engine_took_s: float) -> 
 @pytest.mark.rows("S1", "S4")
 @pytest.mark.parametrize("every_s", [None, 1.0])
 @pytest.mark.parametrize("turns", [0, 1])
-@virtual
 async def test_a_consumer_that_keeps_up_gets_what_the_engine_gave(
     every_s: float | None, turns: int
 ) -> None:
@@ -112,7 +109,6 @@ async def test_a_consumer_that_keeps_up_gets_what_the_engine_gave(
 
 
 @pytest.mark.rows("P6a", "S2")
-@virtual
 async def test_barriers() -> None:
     """Another choice, or a chunk with something else on it, comes by itself; so does the terminal."""
     chunks = [token(n) for n in range(6)]
@@ -148,7 +144,6 @@ def test_an_interrupt_in_a_step_ahead_ends_the_run(
     assert engine.closed == 1
 
 
-@virtual
 async def test_a_buffer_that_is_full_may_fail_the_stream() -> None:
     """The engine is closed then; what waits comes out first, then the error."""
     engine = Engine(map(token, range(100)), every_s=1.0)
@@ -164,51 +159,31 @@ async def test_a_buffer_that_is_full_may_fail_the_stream() -> None:
 # Dropping it, in every state.
 
 
-@dataclass
-class State:
-    """
-    How a stream gets into a state.
-
-    Attributes:
-        every_s: How long the engine takes for a chunk.
-        away_s: How long the consumer was away after the first one.
-        pulls: Whether it pulls when the drop comes, half a second later.
-    """
-
-    every_s: float | None
-    away_s: float
-    pulls: bool = False
-
-
-STATES = [
-    pytest.param(State(every_s=2.0, away_s=0.0), id="just-left"),
-    pytest.param(State(every_s=2.0, away_s=1.0), id="step-under-way"),
-    pytest.param(State(every_s=2.0, away_s=3.0), id="step-under-way-and-some-wait"),
-    pytest.param(State(every_s=None, away_s=1.0), id="full"),
-    pytest.param(State(every_s=2.0, away_s=0.0, pulls=True), id="consumer-pulls-the-engine"),
-    pytest.param(State(every_s=2.0, away_s=1.0, pulls=True), id="consumer-waits-for-a-step"),
-]
-
-
-WAYS = [by_close, by_aclose, by_losing_it, by_leaving_a_loop]
-
-
 @pytest.mark.rows("S7")
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("every_s", "away_s", "pulls"),
+    [
+        pytest.param(2.0, 0.0, False, id="just-left"),
+        pytest.param(2.0, 1.0, False, id="step-under-way"),
+        pytest.param(2.0, 3.0, False, id="step-under-way-and-some-wait"),
+        pytest.param(None, 1.0, False, id="full"),
+        pytest.param(2.0, 0.0, True, id="consumer-pulls-the-engine"),
+        pytest.param(2.0, 1.0, True, id="consumer-waits-for-a-step"),
+    ],
+)
+@pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it, by_leaving_a_loop])
 @pytest.mark.parametrize("closing_s", [None, 3.0])
-@virtual
 async def test_a_drop_releases_everything_once(
-    state: State, way: Way, closing_s: float | None
+    every_s: float | None, away_s: float, pulls: bool, way: Way, closing_s: float | None
 ) -> None:
     """Whether the engine is in a step or not, and whoever waits for it; its clean-up runs once."""
-    engine = Engine(map(token, range(100)), every_s=state.every_s, closing_s=closing_s)
+    engine = Engine(map(token, range(100)), every_s=every_s, closing_s=closing_s)
     owner: Owner = [fuse(engine(), [coalesce(max_chunks=4)])]
     await anext(owner[0])
-    if state.away_s:
-        await asyncio.sleep(state.away_s)
+    if away_s:
+        await asyncio.sleep(away_s)
     pulling = None
-    if state.pulls and way in {by_close, by_aclose}:
+    if pulls and way in {by_close, by_aclose}:
         pulling = asyncio.create_task(anext(owner[0], "nothing"))
         await asyncio.sleep(0.5)
     await way(owner)
@@ -218,9 +193,9 @@ async def test_a_drop_releases_everything_once(
         assert await pulling == "nothing"
     if owner:
         assert await anext(owner[0], "nothing") == "nothing"
-    pulls = engine.pulls
+    before = engine.pulls
     await asyncio.sleep(LONG_S)
-    assert engine.pulls == pulls
+    assert engine.pulls == before
 
 
 # Any timing.

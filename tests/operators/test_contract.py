@@ -278,15 +278,6 @@ async def test_it_disposes_its_source_once(name: str, ending: str) -> None:
     assert seen == before
 
 
-@EVERY_SYNCHRONOUS
-def test_it_bears_a_source_that_gives_all_at_once(name: str) -> None:
-    """A source that has given everything before its subscription is made is like any other."""
-    for items in INPUTS.values():
-        seen, subscription = watch(Source(items).pipe(MADE[name]()))
-        assert seen == pushed(items, MADE[name](), ends=False)
-        subscription.dispose()
-
-
 @EVERY_OPERATOR
 @EVERY_END
 def test_every_way_to_run_it_gives_the_same(name: str, how: dict[str, Any]) -> None:
@@ -394,7 +385,6 @@ async def test_one_pull_for_one_chunk(name: str) -> None:
 
 @pytest.mark.rows("S6")
 @EVERY_SYNCHRONOUS
-@virtual
 async def test_an_interrupt_is_never_an_item(name: str) -> None:
     """What is no ``Exception`` comes out of the pull as it is."""
     engine = Engine(error=KeyboardInterrupt())

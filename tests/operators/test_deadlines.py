@@ -23,7 +23,6 @@ from operators import (
     until_terminal,
 )
 from rx_backend.testing import assert_marbles, run_virtual
-from tests.engines import virtual
 from tests.operators._help import (
     LETTERS,
     LONG_S,
@@ -113,7 +112,6 @@ class Around:
 
 @pytest.mark.rows("E2")
 @pytest.mark.parametrize("make", [asdict, Around])
-@virtual
 async def test_chunks_are_known_in_any_form(make: Callable[[Chunk], Any]) -> None:
     """Mappings of the shape of a chunk, and items around a chunk, are as good as chunks."""
     chunks = [make(handshake()), make(token(1, 2)), make(handshake())]
@@ -125,7 +123,6 @@ async def test_chunks_are_known_in_any_form(make: Callable[[Chunk], Any]) -> Non
     assert seen.end == "open"
 
 
-@virtual
 async def test_the_whole_counts_while_nobody_pulls() -> None:
     """The request is stopped when the time is over; the next pull tells the consumer."""
     engine = Engine([token(1), token(2)], closing_s=1.0)
@@ -143,7 +140,6 @@ async def test_the_whole_counts_while_nobody_pulls() -> None:
     assert (await collect(stream)).items == []
 
 
-@virtual
 async def test_the_request_is_stopped_before_the_engine_is_closed() -> None:
     """The error comes when an engine that cleans up is through with it."""
     engine = Engine(ends=False, closing_s=3.0)
@@ -154,7 +150,6 @@ async def test_the_request_is_stopped_before_the_engine_is_closed() -> None:
     assert now() == 8.0
 
 
-@virtual
 async def test_a_stream_needs_few_timers(timers: list[float]) -> None:
     """Timers are set as time passes, not as tokens come."""
     engine = Engine([token(1)] * 1000, every_s=0.01)
@@ -166,7 +161,6 @@ async def test_a_stream_needs_few_timers(timers: list[float]) -> None:
 
 @pytest.mark.rows("S7", "P6a")
 @pytest.mark.parametrize("take", [1, 2])
-@virtual
 async def test_nothing_expires_after_the_end(take: int) -> None:
     """Neither after a drop nor after the terminal is anything called."""
     expired: list[str] = []

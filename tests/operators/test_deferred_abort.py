@@ -13,7 +13,6 @@ from reactivex.subject import ReplaySubject, Subject
 
 from operators import abort_gate, deferred_abort, fuse
 from rx_backend.testing import Marbles
-from tests.engines import virtual
 from tests.operators._help import (
     LETTERS,
     Engine,
@@ -63,10 +62,11 @@ def setter(signal: Subject[bool]) -> Callable[[], None]:
     return lambda: signal.on_next(True)
 
 
+@pytest.mark.rows("A8")
 class TestAbortGate:
     """The composition of take-until and skip-until."""
 
-    @pytest.mark.rows("A2", "A4", "A5", "A8")
+    @pytest.mark.rows("A2", "A4", "A5")
     @pytest.mark.parametrize(
         ("stop", "opened", "closed", "result"),
         [
@@ -97,7 +97,7 @@ class TestAbortGate:
         test = Marbles(SIGNALS)
         test.expect(abort_gate(test.hot(stop), test.hot(opened), test.hot(closed)), result)
 
-    @pytest.mark.rows("A2", "A8")
+    @pytest.mark.rows("A2")
     @pytest.mark.parametrize("order", [*permutations(["stop", "opened"])], ids="-".join)
     def test_levels_that_are_set_already_count(
         self, order: tuple[str, ...], level: MakeLevel
@@ -108,7 +108,7 @@ class TestAbortGate:
             levels[name].on_next(True)
         assert _told(levels["stop"], levels["opened"], level()) == [True, "|"]
 
-    @pytest.mark.rows("A6", "A8")
+    @pytest.mark.rows("A6")
     @pytest.mark.parametrize("order", [*permutations(["stop", "opened", "closed"])], ids="-".join)
     def test_a_closed_level_wins(self, order: tuple[str, ...], level: MakeLevel) -> None:
         """When the closing level is set already, nothing is emitted."""
@@ -117,7 +117,6 @@ class TestAbortGate:
             levels[name].on_next(True)
         assert _told(levels["stop"], levels["opened"], levels["closed"]) == ["|"]
 
-    @pytest.mark.rows("A8")
     def test_timers_in_its_signals_obey_the_scheduler(self) -> None:
         """The scheduler of the subscription reaches all three signals."""
         timer = reactivex.timer(2.0), reactivex.timer(3.0), reactivex.timer(4.0)
@@ -204,7 +203,6 @@ class TestDeferredAbort:
 
     @pytest.mark.rows("A3")
     @pytest.mark.parametrize("pulled", [0, 1])
-    @virtual
     async def test_nobody_has_to_pull(self, pulled: int) -> None:
         """An abort that needn't wait is made inside the signal, whether or not anyone pulls."""
         aborts: list[str] = []
@@ -219,7 +217,6 @@ class TestDeferredAbort:
 
     @pytest.mark.rows("A4")
     @pytest.mark.parametrize("notified_first", [True, False])
-    @virtual
     async def test_a_first_token_that_is_notified_opens_the_gate(
         self, notified_first: bool, level: MakeLevel
     ) -> None:

@@ -18,15 +18,8 @@ from reactivex.subject import ReplaySubject
 from operators import Drains, drain_until_first_token, fuse, record_span, until_terminal
 from operators.authoring import FusedRun
 from rx_backend.testing import run_virtual
-from tests.engines import virtual
 from tests.leaks import LeakWatch
-from tests.operators._drops import (
-    IN_A_PULL,
-    InPull,
-    by_cancelling,
-    by_closing,
-    by_losing_a_cycle,
-)
+from tests.operators._drops import IN_A_PULL, InPull, by_cancelling, by_closing, by_losing_a_cycle
 from tests.operators._help import (
     Chunk,
     Engine,
@@ -82,29 +75,7 @@ class Request:
 BETWEEN_PULLS = [by_close, by_aclose, by_losing_it, by_losing_a_cycle]
 
 
-@pytest.mark.rows("S7")
-@virtual
-async def test_other_drops() -> None:
-    """Leaving a loop, a time-out around the pull, and a coroutine that is thrown away in it."""
-    async with Drains(grace_s=0.0) as drains:
-        engines = [Engine([handshake(), token(1)], ends=False, every_s=2.0) for _ in range(3)]
-        left, late, thrown_away = (Request(engine(), drains) for engine in engines)
-        async for _ in left.owner.pop():
-            break
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(anext(late.stream), 1.0)
-        coroutine = late.stream.__anext__()
-        coroutine.close()
-        pull = thrown_away.stream.__anext__()
-        pull.send(None)
-        pull.close()
-        await drains.wait()
-        assert [left.aborts, late.aborts, thrown_away.aborts] == [[4.0], [6.0], [7.0]]
-        assert [engine.closed for engine in engines] == [1, 1, 1]
-
-
 @pytest.mark.rows("A1", "S2")
-@virtual
 async def test_a_terminal_ends_the_drain() -> None:
     """Also where no operator in front ends the stream with it."""
     engine = Engine([terminal()], ends=False, every_s=1.0)
@@ -114,7 +85,6 @@ async def test_a_terminal_ends_the_drain() -> None:
     assert (now(), engine.closed) == (1.0, 1)
 
 
-@virtual
 async def test_what_is_no_chunk_does_not_end_the_drain() -> None:
     """A keep-alive item has no token; the first one that has some does."""
     engine = Engine([object(), {"token_ids": [1]}], ends=False, every_s=1.0)
@@ -125,7 +95,6 @@ async def test_what_is_no_chunk_does_not_end_the_drain() -> None:
     assert (now(), aborts, engine.closed) == (5.0, [2.0], 1)
 
 
-@virtual
 async def test_the_time_limit(caplog: pytest.LogCaptureFixture) -> None:
     """The engine is asked to stop, has its grace, and is closed; the log names the stream."""
     engine = Engine([handshake()], ends=False, every_s=2.0, closing_s=1.0)
@@ -140,7 +109,6 @@ async def test_the_time_limit(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-@virtual
 async def test_the_number_limit(caplog: pytest.LogCaptureFixture) -> None:
     """One more than the limit is closed at its drop; there is room again when one is through."""
     engines = [Engine([token(1)], ends=False, every_s=5.0) for _ in range(4)]
@@ -167,7 +135,6 @@ async def test_the_number_limit(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.rows("S1", "S4", "P6a")
-@virtual
 async def test_a_stream_that_is_taken_to_its_end() -> None:
     """All comes out, one pull for one chunk, and no task is there from the first token on."""
     chunks = [handshake(), handshake(), token(1), token(2), terminal()]
@@ -185,7 +152,6 @@ async def test_a_stream_that_is_taken_to_its_end() -> None:
     assert request.aborts == []
 
 
-@virtual
 async def test_an_engine_that_never_waits() -> None:
     """What it still gives after the abort keeps nobody from their turn."""
 
@@ -203,7 +169,6 @@ async def test_an_engine_that_never_waits() -> None:
     assert turns == 8
 
 
-@virtual
 async def test_an_abort_that_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """The drain goes on to its end."""
 
@@ -221,7 +186,6 @@ async def test_an_abort_that_raises_is_logged(caplog: pytest.LogCaptureFixture) 
 
 
 @pytest.mark.rows("P5", "P7")
-@virtual
 async def test_what_stands_in_front_sees_all_of_it() -> None:
     """A span that is recorded in front has the true outcome, behind it says that it was dropped."""
     spans, journal = Spans(), list[str]()
@@ -245,7 +209,6 @@ NUMBER: contextvars.ContextVar[int] = contextvars.ContextVar("NUMBER", default=0
 @pytest.mark.parametrize(
     "dropped_s", [None, 0.0, 1.5], ids=["not-dropped", "unpulled", "in-a-pull"]
 )
-@virtual
 async def test_the_engine_keeps_its_context_and_up_to_its_token_its_task(
     dropped_s: float | None,
 ) -> None:
@@ -291,7 +254,6 @@ async def test_the_engine_keeps_its_context_and_up_to_its_token_its_task(
 class TestDrains:
     """The owner."""
 
-    @virtual
     async def test_closing_waits(self) -> None:
         """For what goes on, by default as long as it may; what comes after that is refused."""
         drains = Drains(timeout_s=10.0, grace_s=1.0)
@@ -305,7 +267,6 @@ class TestDrains:
         assert (drains.drained, drains.timed_out, drains.refused) == (1, 1, 1)
         await drains.aclose()
 
-    @virtual
     async def test_closing_cuts_off(self) -> None:
         """After its own time limit: what still goes on is aborted and closed."""
         drains = Drains(grace_s=5.0)
@@ -316,7 +277,6 @@ class TestDrains:
         assert (now(), request.aborts, engine.closed) == (5.0, [3.0], 1)
         assert (drains.running, drains.timed_out) == (0, 1)
 
-    @virtual
     async def test_closing_is_bounded(self) -> None:
         """An engine that does not let itself be closed is not waited for without end."""
         stubborn = asyncio.Event()
@@ -383,7 +343,6 @@ class TestDrains:
         assert (engine.closed, drains.running) == (1, 0)
 
 
-@virtual
 async def test_without_a_scope_it_needs_the_abort() -> None:
     """It is told when the stream is made, and names the option."""
     with pytest.raises(TypeError, match="drain_until_first_token: abort: expected a function"):

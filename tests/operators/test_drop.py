@@ -18,7 +18,6 @@ import pytest
 from operators import fuse, map_async, until_terminal
 from operators.authoring import AnyOperator, Stage, operator
 from rx_backend.testing import VirtualTimeLoop
-from tests.engines import virtual
 from tests.operators._drops import (
     EVERY_WAY,
     IN_A_PULL,
@@ -29,6 +28,7 @@ from tests.operators._drops import (
     by_leaving_a_loop,
 )
 from tests.operators._help import (
+    Bare,
     Engine,
     Owner,
     Seen,
@@ -36,6 +36,7 @@ from tests.operators._help import (
     by_close,
     by_losing_it,
     collect,
+    later,
     observed,
     same,
     spy,
@@ -78,11 +79,6 @@ MANY = 200_000
 
 _SECRET = "a prompt"
 _place = contextvars.ContextVar("_place", default="outside")
-
-
-async def later(item: Any) -> Any:
-    await asyncio.sleep(0)
-    return item
 
 
 # What is noted of an end by a drop.
@@ -149,14 +145,13 @@ BUSY = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.rows("S7")
 class TestNobodyWaits:
     """The stream is dropped while no task waits in a pull."""
 
-    @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", EVERY_WAY)
     @pytest.mark.parametrize("engine", [quick, slow_to_close])
     @pytest.mark.parametrize("pulled", [0, 1, 2], ids=["unpulled", "items-wait", "between"])
-    @virtual
     async def test_everything_is_released_once(
         self,
         pulled: int,
@@ -174,9 +169,7 @@ class TestNobodyWaits:
         started = pulled > 0 or loops
         assert await run.released() == [end for end in DROPPED if started or end != "closed"]
 
-    @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_losing_it])
-    @virtual
     async def test_what_needs_no_waiting_is_released_at_once(self, way: Way) -> None:
         """The stages' end and ``on_end`` come with the drop, the engine's ``finally`` a turn later."""
         run = Run(quick)
@@ -191,8 +184,6 @@ class TestNobodyWaits:
         await asyncio.sleep(0)
         assert run.journal == [*before, "a!", "b!", "on_end", "closed"]
 
-    @pytest.mark.rows("S7")
-    @virtual
     async def test_aclose_waits_for_the_engine(self) -> None:
         """It returns when a clean-up that takes two seconds is through, however often it is called."""
         loop = asyncio.get_running_loop()
@@ -206,9 +197,7 @@ class TestNobodyWaits:
         assert loop.time() == 2.0
         assert await run.released() == DROPPED
 
-    @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_losing_it])
-    @virtual
     async def test_a_release_that_is_cancelled(
         self, way: Way, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -225,10 +214,9 @@ class TestNobodyWaits:
         assert [task.cancelled() for task in closing] == [True]
         assert caplog.records == []
 
-    @pytest.mark.rows("S7", "P9")
+    @pytest.mark.rows("P9")
     @pytest.mark.parametrize("closing_s", [None, 2.0])
     @pytest.mark.parametrize("between", [[], [map_async(later)]], ids=["alone", "pulled"])
-    @virtual
     async def test_an_engine_that_is_lost_together_with_its_stream(
         self,
         closing_s: float | None,
@@ -261,32 +249,7 @@ class TestNobodyWaits:
         assert closed == ["own", "own"]
         assert caplog.records == []
 
-    @pytest.mark.rows("S7")
-    @virtual
-    async def test_a_cancelled_aclose_disturbs_nothing(self) -> None:
-        """Who waits for the release may give up; the clean-up goes on to its end."""
-        run = Run(slow_to_close)
-        await anext(run.owner[0])
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(run.owner[0].aclose(), 1.0)
-        assert await run.released() == DROPPED
-
-    @pytest.mark.rows("S7")
-    @pytest.mark.parametrize("times", [1, 2])
-    @virtual
-    async def test_a_dropped_stream_is_over(self, times: int) -> None:
-        """Every later pull says so; dropping again does nothing."""
-        run = Run(quick)
-        await anext(run.owner[0])
-        for _ in range(times):
-            run.owner[0].close()
-        assert [await collect(run.owner[0]) for _ in range(2)] == [Seen([], "completed")] * 2
-        await run.owner[0].aclose()
-        assert await run.released() == DROPPED
-
-    @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
-    @virtual
     async def test_an_engine_that_fails_while_it_is_closed(
         self, way: Way, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -310,8 +273,6 @@ class TestNobodyWaits:
         ]
         caplog.clear()
 
-    @pytest.mark.rows("S7")
-    @virtual
     async def test_an_on_end_that_fails_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
         """There is nobody else to tell."""
 
@@ -327,33 +288,6 @@ class TestNobodyWaits:
         )
         caplog.clear()
 
-    @pytest.mark.rows("S7")
-    @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
-    @virtual
-    async def test_a_deadline_in_the_clean_up_is_its_own(self, way: Way) -> None:
-        """``asyncio.timeout`` in an engine's ``finally`` ends the clean-up, never the consumer."""
-
-        async def engine(journal: list[str]) -> AsyncGenerator[int]:
-            try:
-                yield 1
-            finally:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(1):
-                        await asyncio.Event().wait()
-                journal.append("closed")
-
-        run = Run(engine)
-
-        async def consume() -> str:
-            await anext(run.owner[0])
-            await way(run.owner)
-            await asyncio.sleep(10)
-            return "undisturbed"
-
-        assert await asyncio.create_task(consume()) == "undisturbed"
-        assert await run.released() == DROPPED
-
-    @pytest.mark.rows("S7")
     def test_a_stream_that_is_dropped_between_two_runs_of_its_loop(self) -> None:
         """What has to wait is released when the loop runs again."""
         loop = VirtualTimeLoop()
@@ -368,7 +302,6 @@ class TestNobodyWaits:
         assert loop.run_until_complete(run.released()) == DROPPED
         loop.close()
 
-    @pytest.mark.rows("S7")
     def test_a_stream_that_outlives_the_interpreter(self) -> None:
         """One that lasts until modules are taken apart is silent, whether it has ended or not."""
         script = """if True:
@@ -392,13 +325,12 @@ class TestNobodyWaits:
         assert done.stderr == ""
 
 
+@pytest.mark.rows("S7")
 class TestATaskWaits:
     """The stream is dropped while a task waits in a pull."""
 
-    @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", IN_A_PULL)
     @BUSY
-    @virtual
     async def test_everything_is_released_once(
         self, engine: Callable[[list[str]], AsyncIterator[Any]], way: InPull
     ) -> None:
@@ -414,47 +346,9 @@ class TestATaskWaits:
             assert await pulling == Seen([1, 1], "completed")
         assert await run.released() == DROPPED
 
-    @pytest.mark.rows("S7")
-    @virtual
-    async def test_aclose_waits_for_the_engine(self) -> None:
-        """Also where the clean-up is the other task's to go through, and takes its time."""
-        loop = asyncio.get_running_loop()
-        run = Run(slow_to_close)
-        pulling = run.pull()
-        await asyncio.sleep(1)
-        await asyncio.gather(run.owner[0].aclose(), run.owner[0].aclose())
-        assert loop.time() == 3.0
-        assert await pulling == Seen([1, 1], "completed")
-        assert await run.released() == DROPPED
-
-    @pytest.mark.rows("S7")
-    @pytest.mark.parametrize("way", [by_close, by_aclose])
-    @virtual
-    async def test_an_engine_that_swallows_its_cancellation(self, way: Way) -> None:
-        """It is closed at its next item, which nobody gets."""
-
-        async def stubborn(journal: list[str]) -> AsyncGenerator[int]:
-            try:
-                with suppress(asyncio.CancelledError):
-                    await asyncio.Event().wait()
-                await asyncio.sleep(5)
-                yield 1
-                journal.append("went on")
-            finally:
-                journal.append("closed")
-
-        run = Run(stubborn)
-        pulling = run.pull()
-        await asyncio.sleep(1)
-        await way(run.owner)
-        assert (await pulling).items == []
-        assert await run.released() == DROPPED
-        assert "went on" not in run.journal
-
-    @pytest.mark.rows("S6", "S7")
+    @pytest.mark.rows("S6")
     @pytest.mark.parametrize("answer", ["chunk", "terminal", "error", "end", "wait"])
     @pytest.mark.parametrize("pause_s", [None, 0.0, 5.0])
-    @virtual
     async def test_an_engine_that_swallows_the_consumers_cancellation(
         self, answer: str, pause_s: float | None
     ) -> None:
@@ -488,9 +382,7 @@ class TestATaskWaits:
         assert ("went on" in run.journal) is (answer == "end")
         assert [item for item in run.journal if item[0] == "b"] == ["b1", "b1", "b!"]
 
-    @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_aclose])
-    @virtual
     async def test_two_closers(self, way: Way) -> None:
         """The second one cuts no clean-up short, whether the first was a close or a cancellation."""
         for is_cancelled in (True, False):
@@ -508,8 +400,6 @@ class TestATaskWaits:
             assert pulling.cancelled() is is_cancelled
             assert await run.released() == DROPPED
 
-    @pytest.mark.rows("S7")
-    @virtual
     async def test_an_engine_that_swallowed_the_consumers_cancellation(self) -> None:
         """A drop that follows in the same pull ends the stages at once; the engine is left to unwind."""
         run = Run(engine_that(_spin_after_a_cancellation))
@@ -525,8 +415,6 @@ class TestATaskWaits:
         assert await run.released() == DROPPED
         assert "never dropped" not in run.journal
 
-    @pytest.mark.rows("S7")
-    @virtual
     async def test_closed_in_the_turn_in_which_the_item_comes(self) -> None:
         """What the engine waits for is there, but the pull has not gone on yet: no item comes."""
 
@@ -546,8 +434,6 @@ class TestATaskWaits:
         assert await pulling == Seen([], "completed")
         assert await run.released() == DROPPED
 
-    @pytest.mark.rows("S7")
-    @virtual
     async def test_the_task_is_cancelled_while_it_waits_for_the_release(self) -> None:
         """The stream was at its end; the clean-up goes on although nobody waits for it any more."""
         loop = asyncio.get_running_loop()
@@ -562,10 +448,9 @@ class TestATaskWaits:
         assert await collect(stream) == Seen([], "completed")
         assert (engine.closed, loop.time()) == (1, 5.0)
 
-    @pytest.mark.rows("S7", "O4")
+    @pytest.mark.rows("O4")
     @pytest.mark.parametrize("cancels", [True, False])
     @pytest.mark.parametrize("cleaning_s", [None, 2.0])
-    @virtual
     async def test_an_engine_that_fails_at_the_drop(
         self, cleaning_s: float | None, cancels: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -595,47 +480,12 @@ class TestATaskWaits:
         assert "LookupError" in caplog.text
         assert _SECRET not in caplog.text
 
-    @pytest.mark.rows("S7")
-    @pytest.mark.parametrize("way", [by_close, by_aclose])
-    @pytest.mark.parametrize("closed_s", [1.0, 1.5, 2.5])
-    @pytest.mark.parametrize("times", [1, 2])
-    @virtual
-    async def test_while_the_engine_cancels_itself(
-        self, times: int, closed_s: float, way: Way
-    ) -> None:
-        """A drop in the midst of an engine's own timeout still ends what the engine waits for next."""
-        journal: list[str] = []
-
-        async def engine() -> AsyncGenerator[int]:
-            try:
-                yield 1
-                for _ in range(times):
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(1):
-                            try:
-                                await asyncio.Event().wait()
-                            finally:
-                                await asyncio.sleep(1)
-                await asyncio.Event().wait()
-            finally:
-                journal.append("closed")
-
-        owner: Owner = [fuse(engine(), [spy(journal)])]
-        assert await anext(owner[0]) == 1
-        pull = asyncio.create_task(collect(owner[0]))
-        await asyncio.sleep(closed_s)
-        await way(owner)
-        assert await pull == Seen([], "completed")
-        assert journal[-1] == "closed"
-        assert journal.count("!") == 1
-
 
 class TestFromInside:
     """The stream is dropped by what runs in it."""
 
     @pytest.mark.rows("S7")
     @pytest.mark.parametrize("every_s", [None, 1.0])
-    @virtual
     async def test_by_an_operator(self, every_s: float | None) -> None:
         """Its step may end, and the next pull is none: the engine is not resumed for one more item."""
         run: Owner = []
@@ -660,7 +510,6 @@ class TestThreads:
     """The last reference is lost in another thread."""
 
     @pytest.mark.rows("S7")
-    @virtual
     async def test_the_release_is_made_on_the_loops_thread(self) -> None:
         """Operators and engine never run in the thread that happened to lose the stream."""
         threads: set[int] = set()
@@ -687,27 +536,6 @@ class TestThreads:
         assert threads == {threading.get_ident()}
 
 
-class Closing:
-    """A source that is no generator; its clean-up may wait."""
-
-    def __init__(self, closed: list[str], closing_s: float | None) -> None:
-        self._closed = closed
-        self._closing_s = closing_s
-
-    def __aiter__(self) -> AsyncIterator[int]:
-        return self
-
-    async def __anext__(self) -> int:
-        return 1
-
-    async def aclose(self) -> None:
-        try:
-            if self._closing_s is not None:
-                await asyncio.sleep(self._closing_s)
-        finally:
-            self._closed.append("closed")
-
-
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("way", ["close", "lose"])
 @pytest.mark.parametrize("closing_s", [None, 0.02])
@@ -720,17 +548,19 @@ def test_a_stream_that_outlives_its_loop(way: str, closing_s: float | None, dept
         made: list[AnyOperator] = [spy(journal), *[same()] * depth]
         owner: Owner = [
             observed(
-                Closing(journal, closing_s), made, on_end=lambda _dropped: journal.append("end")
+                Bare([1, 2], closing_s=closing_s, journal=journal),
+                made,
+                on_end=lambda _dropped: journal.append("end"),
             )
         ]
         assert await anext(owner[0]) == 1
         return owner
 
     owner = asyncio.run(pulled())
-    assert journal == ["1", "!", "end", "closed"]
+    assert journal == ["pull", "1", "!", "end", "closed"]
     if way == "close":
         owner[0].close()
         owner[0].close()
     owner.clear()
     gc.collect()
-    assert journal == ["1", "!", "end", "closed"]
+    assert journal == ["pull", "1", "!", "end", "closed"]

@@ -17,7 +17,6 @@ from reactivex.subject import ReplaySubject, Subject
 
 from operators import enforce_cancellation, fuse, until_terminal
 from rx_backend.testing import Marbles, run_virtual
-from tests.engines import virtual
 from tests.operators._help import (
     LETTERS,
     LONG_S,
@@ -71,7 +70,6 @@ def test_the_engine_has_the_grace_and_no_more(
     test.expect(played.pipe(cut_off(3, stopped, killed)), result)
 
 
-@virtual
 async def test_an_engine_that_never_waits_is_cut_off_too() -> None:
     """Where neither engine nor consumer lets the event loop have a turn, no timer is needed."""
     kill: Subject[Any] = Subject()
@@ -89,7 +87,6 @@ async def test_an_engine_that_never_waits_is_cut_off_too() -> None:
 
 
 @pytest.mark.rows("S3")
-@virtual
 async def test_an_engine_that_listens_to_a_kill_is_heard() -> None:
     """An engine that answers a kill within the turn ends the stream by itself."""
     kill: ReplaySubject[Any] = ReplaySubject()
@@ -108,7 +105,6 @@ async def test_an_engine_that_listens_to_a_kill_is_heard() -> None:
 
 
 @pytest.mark.rows("P6a", "S2")
-@virtual
 async def test_the_terminal_comes_when_the_engine_is_closed() -> None:
     """It waits for an engine that cleans up, and completes the stream."""
     stop: Subject[Any] = Subject()
@@ -122,7 +118,6 @@ async def test_the_terminal_comes_when_the_engine_is_closed() -> None:
     assert stop.observers == []
 
 
-@virtual
 async def test_a_stop_before_the_first_pull_counts_from_there() -> None:
     """A level that is set already starts the grace when the stream begins."""
     stop: ReplaySubject[Any] = ReplaySubject()
@@ -133,7 +128,6 @@ async def test_a_stop_before_the_first_pull_counts_from_there() -> None:
     assert asyncio.get_running_loop().time() == 13.0
 
 
-@virtual
 async def test_a_terminal_that_can_not_be_made_fails_the_stream() -> None:
     """What the factory raises comes out."""
 
@@ -146,7 +140,6 @@ async def test_a_terminal_that_can_not_be_made_fails_the_stream() -> None:
     assert (await collect(fuse(Engine(ends=False)(), [enforced]))).end == "LookupError('refused')"
 
 
-@virtual
 async def test_no_timer_before_a_stop(timers: list[float]) -> None:
     """A stream that is never stopped sets none."""
     engine = Engine([token(1), terminal()], every_s=1.0)

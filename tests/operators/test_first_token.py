@@ -6,22 +6,13 @@ import pytest
 
 from operators import first_token
 from rx_backend.testing import Marbles
-from tests.operators._help import (
-    LETTERS,
-    Chunk,
-    Life,
-    Seen,
-    handshake,
-    terminal,
-    token,
-)
+from tests.operators._help import LETTERS, Chunk, Life, Seen, handshake, terminal, token
 
 
 @pytest.mark.rows("F1")
 @pytest.mark.parametrize(
     ("source", "result", "subscription", "called"),
     [
-        pytest.param("----", "----", "^", "", id="never"),
         pytest.param("--|", "--|", "^-!", "", id="empty"),
         pytest.param("--a|", "--a|", "^--!", "a", id="one"),
         pytest.param("-h-a-b-|", "-h-a-b-|", "^------!", "a", id="many"),
@@ -29,9 +20,6 @@ from tests.operators._help import (
         pytest.param("-h-U-|", "-h-U-|", "^----!", "U", id="terminal-with-a-token"),
         pytest.param("-h-#", "-h-#", "^--!", "", id="source-error"),
         pytest.param("-a-#", "-a-#", "^--!", "a", id="source-error-after"),
-        pytest.param("-h-a-", "-h-a-", "^", "a", id="no-end"),
-        pytest.param("-h-a-b-|", "-h-!", "^--!", "", id="early-dispose"),
-        pytest.param("-h-a-b-|", "-h-(a!)", "^--!", "a", id="dispose-inside"),
     ],
 )
 def test_only_the_first_chunk_with_tokens_is_told(

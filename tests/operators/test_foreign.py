@@ -1,4 +1,4 @@
-"""`operators._core.rx` and `operators._core.aio`: operators of other libraries, anywhere in a list."""
+"""Operators of other libraries, anywhere in a list."""
 
 # The types of both libraries leave open what an operator without a source works on.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -21,9 +21,7 @@ from reactivex import Observable, abc
 from reactivex import operators as ops
 from reactivex.scheduler import NewThreadScheduler
 
-from operators import NotAnOperator, fuse, until_terminal
-from operators._core.aio import AioOperator, AioSegment, is_aio_operator
-from operators._core.aio_operator import answers_within_asend
+from operators import Pipeline, fuse, until_terminal
 from operators._core.failures import SourceCancelled
 from operators.authoring import AnyOperator, FusedRun, Stage, operator
 from rx_backend.testing import VirtualTimeLoop
@@ -50,7 +48,7 @@ from tests.operators.test_laws_foreign import REACTIVEX
 
 if TYPE_CHECKING or find_spec("aioreactive"):
     import aioreactive as rx
-    from expression import Nothing, Option, Some
+    from expression import Some
 
 Make: TypeAlias = Callable[[], Any]
 
@@ -126,6 +124,21 @@ async def last_of(stream: FusedRun[Any]) -> None:
         await anext(stream)
 
 
+async def pulls_of(make: Make, count: int) -> list[int]:
+    """Return how often the source was pulled for each of the first items; never before the first."""
+    engine = Engine(range(99))
+    stream = fuse(engine(), [same(), make(), same()])
+    await asyncio.sleep(1)
+    pulls = [engine.pulls]
+    for _ in range(count):
+        await anext(stream)
+        await asyncio.sleep(1)
+        pulls.append(engine.pulls)
+    await stream.aclose()
+    assert pulls[0] == 0
+    return pulls[1:]
+
+
 def leaves_two(item: int) -> bool:
     return item % 3 == 2
 
@@ -152,18 +165,9 @@ class TestPull:
 
     @pytest.mark.rows("S4")
     @ONE_FOR_ONE
-    @virtual
     async def test_one_for_one(self, make: Make) -> None:
-        """Nothing is pulled before the consumer pulls, and then one item for one."""
-        engine = Engine(range(9))
-        stream = fuse(engine(), [same(), make(), same()])
-        await asyncio.sleep(1)
-        assert engine.pulls == 0
-        for number in range(4):
-            assert await anext(stream) == number
-            await asyncio.sleep(1)
-            assert engine.pulls == number + 1
-        await stream.aclose()
+        """One item is pulled for each that comes out."""
+        assert await pulls_of(make, 3) == [1, 2, 3]
 
     @pytest.mark.rows("S4")
     @pytest.mark.parametrize(
@@ -183,20 +187,11 @@ class TestPull:
             aio(lambda: rx.concat(rx.never()), [1, 2, 3], id="concat"),
         ],
     )
-    @virtual
     async def test_the_source_is_pulled_until_an_item_comes_out(
         self, make: Make, pulls: list[int]
     ) -> None:
         """No further than that; where items wait, at most once for each pull of the consumer."""
-        engine = Engine(range(99))
-        stream = fuse(engine(), [make()])
-        counted: list[int] = []
-        for _ in pulls:
-            await anext(stream)
-            await asyncio.sleep(1)
-            counted.append(engine.pulls)
-        assert counted == pulls
-        await stream.aclose()
+        assert await pulls_of(make, len(pulls)) == pulls
 
     @pytest.mark.rows("S4")
     @pytest.mark.parametrize(
@@ -206,7 +201,6 @@ class TestPull:
             aio(lambda: rx.merge(rx.interval(0.5, 10)), id="merge"),
         ],
     )
-    @virtual
     async def test_nothing_is_pulled_while_nobody_waits(self, make: Make) -> None:
         """An operator's own timers run on; its source is left alone but for one item."""
         engine = Engine(range(99), every_s=1.0)
@@ -219,7 +213,6 @@ class TestPull:
     @pytest.mark.rows("S4")
     @pytest.mark.needs("aioreactive")
     @pytest.mark.parametrize("is_known", [True, False])
-    @virtual
     async def test_nothing_is_pulled_while_a_step_is_awaited(self, is_known: bool) -> None:
         """The consumer waits for an asynchronous step, and so does the engine."""
         step = rx.map_async(slowly)
@@ -235,7 +228,6 @@ class TestPull:
 
     @pytest.mark.rows("S4")
     @pytest.mark.needs("aioreactive")
-    @virtual
     async def test_an_operator_that_emits_is_held_back(self) -> None:
         """Its ``asend`` returns while no more than one item waits to be taken."""
         tasks: list[asyncio.Task[None]] = []
@@ -257,7 +249,6 @@ class TestPull:
             aio(lambda: rx.take(2), id="take"),
         ],
     )
-    @virtual
     async def test_an_operator_that_ends_closes_the_source(self, make: Make) -> None:
         """With its last item: ours behind it are through, and the engine is not pulled beyond."""
         engine = Engine(range(9))
@@ -272,7 +263,6 @@ class TestPull:
 
     @pytest.mark.rows("P6a", "S2")
     @ONE_FOR_ONE
-    @virtual
     async def test_a_terminal_ahead_completes_the_stream_behind(self, make: Make) -> None:
         """The end travels with the terminal through an operator that gives one for one."""
         journal: list[str] = []
@@ -295,6 +285,10 @@ def plain(item: Any) -> Any:
 def timer_of(item: int) -> Observable[int]:
     """Return an item that comes later, the sooner the greater it is."""
     return reactivex.timer(10.0 - 4 * item).pipe(ops.map(lambda _: item))
+
+
+def timer_after(item: int) -> rx.AsyncObservable[int]:
+    return rx.timer(item + 0.5)
 
 
 def subscribed_late(source: Observable[Any]) -> Observable[Any]:
@@ -335,9 +329,21 @@ class TestTime:
                 [(1, (0, 1.0)), (2, (1, 1.0)), (3, (2, 1.0))],
                 id="time_interval",
             ),
+            aio(lambda: rx.merge(rx.timer(2.5)), [(1, 0), (2, 1), (2.5, 0), (3, 2)], id="merge"),
+            aio(lambda: rx.debounce(0.5), [(1.5, 0), (2.5, 1)], id="debounce"),
+            aio(lambda: rx.take_until(rx.timer(2.5)), [(1, 0), (2, 1)], id="take_until"),
+            aio(
+                lambda: rx.with_latest_from(rx.interval(0.5, 10)),
+                [(1, (0, 0)), (2, (1, 0)), (3, (2, 0))],
+                id="with_latest_from",
+            ),
+            aio(
+                lambda: rx.flat_map(timer_after),
+                [(1.5, 0), (3.5, 0), (5.5, 0)],
+                id="flat_map-to-timers",
+            ),
         ],
     )
-    @virtual
     async def test_items_come_at_their_times(
         self, make: Make, expected: list[tuple[float, Any]]
     ) -> None:
@@ -358,7 +364,6 @@ class TestTime:
             aio(lambda: rx.take_until(rx.timer(5)), [1], False, id="take_until"),
         ],
     )
-    @virtual
     async def test_an_engine_that_gives_nothing_more_is_given_up(
         self, make: Make, items: list[int], is_failure: bool
     ) -> None:
@@ -373,7 +378,6 @@ class TestTime:
 
     @pytest.mark.rows("S2")
     @pytest.mark.needs("aioreactive")
-    @virtual
     async def test_an_operator_that_ends_while_nobody_waits(self) -> None:
         """The engine is closed then, not when somebody asks for more."""
         engine = Engine([1, 2])
@@ -390,7 +394,6 @@ class TestTime:
             aio(lambda: rx.merge(rx.interval(1, 1)), id="merge"),
         ],
     )
-    @virtual
     async def test_a_timer_alone_wakes_the_consumer(self, make: Make) -> None:
         """The engine is silent; what the operator emits by itself comes out in time."""
         engine = Engine(ends=False)
@@ -400,7 +403,6 @@ class TestTime:
         await stream.aclose()
         assert (engine.closed, busy()) == (1, [])
 
-    @virtual
     async def test_items_that_came_while_nobody_waited_are_there(self) -> None:
         """What an operator emits between two pulls waits, in order."""
         stream = fuse(Engine(ends=False)(), [ops.merge(reactivex.interval(1.0))])
@@ -411,7 +413,6 @@ class TestTime:
         await stream.aclose()
 
     @pytest.mark.needs("aioreactive")
-    @virtual
     async def test_a_delay_of_aioreactive(self) -> None:
         """An item that comes alone is held for so long."""
         came = await timed(fuse(Engine([1], every_s=1.0)(), [rx.delay(5)]))
@@ -429,7 +430,6 @@ class TestErrors:
     @pytest.mark.rows("S6")
     @ONE_FOR_ONE
     @pytest.mark.parametrize("every_s", [None, 1.0], ids=["at-once", "waiting"])
-    @virtual
     async def test_a_failure_passes_through(self, every_s: float | None, make: Make) -> None:
         """The engine's exception comes out as it is, seen by ours on both sides."""
         journal: list[str] = []
@@ -455,7 +455,6 @@ class TestErrors:
             aio(lambda: unknown(lambda _: unsubscribable(1)), id="subscribe-at-once"),
         ],
     )
-    @virtual
     async def test_an_operator_that_fails_closes_the_engine(self, make: Make) -> None:
         """For ours ahead it is a drop, for ours behind a failure, also where it would be logged."""
         journal: list[str] = []
@@ -468,7 +467,6 @@ class TestErrors:
 
     @pytest.mark.rows("S6")
     @pytest.mark.parametrize("behind", [[], [same()], [ops.map(identity)]], ids=len)
-    @virtual
     async def test_an_item_and_a_failure_in_one_signal(self, behind: list[AnyOperator]) -> None:
         """The item comes out, and then the failure."""
 
@@ -484,7 +482,6 @@ class TestErrors:
 
     @pytest.mark.rows("S6")
     @ONE_FOR_ONE
-    @virtual
     async def test_a_failure_behind_an_item_that_waits(self, make: Make) -> None:
         """Ours ahead hand out one of two items and fail on the other: both get through."""
 
@@ -500,7 +497,6 @@ class TestErrors:
     @pytest.mark.rows("S6")
     @ONE_FOR_ONE
     @pytest.mark.parametrize("signal", [asyncio.CancelledError, Interrupted])
-    @virtual
     async def test_an_engine_that_is_cancelled(
         self, signal: type[BaseException], make: Make
     ) -> None:
@@ -522,7 +518,6 @@ class TestErrors:
     @pytest.mark.needs("aioreactive")
     @pytest.mark.parametrize("signal", [asyncio.CancelledError, Interrupted])
     @pytest.mark.parametrize("of", ["known step", "unknown step", "task"])
-    @virtual
     async def test_what_is_no_exception_is_never_swallowed(
         self, of: str, signal: type[BaseException]
     ) -> None:
@@ -566,7 +561,6 @@ class TestErrors:
             ),
         ],
     )
-    @virtual
     async def test_a_failure_can_be_caught(self, make: Make, items: list[int]) -> None:
         """An engine's, or that of an operator in the same function, can be turned into items."""
         stream = fuse(Engine([1], error=LookupError())(), [same(), make(), same()])
@@ -581,7 +575,6 @@ class TestErrors:
             aio(lambda: rx.retry(3), LookupError(), id="retry"),
         ],
     )
-    @virtual
     async def test_a_stream_can_be_subscribed_to_only_once(
         self, make: Make, error: Exception | None
     ) -> None:
@@ -625,7 +618,6 @@ class TestThreads:
     """Operators that emit on a thread of their own."""
 
     @pytest.mark.parametrize("make", [ops.observe_on, ops.subscribe_on])
-    @virtual
     async def test_items_come_from_another_thread(self, make: Callable[[Any], Any]) -> None:
         """They come out on the loop, in order, and the stream ends; the engine runs on the loop."""
         loop = asyncio.get_running_loop()
@@ -636,7 +628,6 @@ class TestThreads:
         assert seen == Seen([0, 1, 2, 3, 4], "completed")
 
     @pytest.mark.rows("S7")
-    @virtual
     async def test_the_engine_is_closed_on_the_loops_thread(self) -> None:
         """An operator that leaves its source in another thread does not run the engine there."""
         threads: set[int] = set()
@@ -673,7 +664,7 @@ async def slowly(item: int) -> int:
     return item
 
 
-def bursting(*, tasks: list[asyncio.Task[None]]) -> AioOperator:
+def bursting(*, tasks: list[asyncio.Task[None]]) -> Any:
     """Return an operator of one's own: for each item its task emits the numbers below it."""
 
     def operator(source: rx.AsyncObservable[int]) -> rx.AsyncObservable[int]:
@@ -732,14 +723,13 @@ EVERY_HELD = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.rows("S7")
 class TestDrop:
     """A drop leaves nothing, in whatever state it finds the operator."""
 
-    @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
     @pytest.mark.parametrize("pulled_s", [None, 0.0, 12.0], ids=["unpulled", "begun", "later"])
     @EVERY_HELD
-    @virtual
     async def test_while_nobody_waits(
         self, make: Make, pulled_s: float | None, way: Callable[[Owner], Awaitable[None]]
     ) -> None:
@@ -758,11 +748,9 @@ class TestDrop:
         assert (busy(), engine.closed) == ([], 1 if engine.pulls else 0)
         assert ends(journal) == ["a!", "b!"]
 
-    @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_aclose])
     @pytest.mark.parametrize("after_s", [0.0, 1.0, 12.5])
     @EVERY_HELD
-    @virtual
     async def test_while_a_task_waits(
         self, make: Make, after_s: float, way: Callable[[Owner], Awaitable[None]]
     ) -> None:
@@ -782,10 +770,8 @@ class TestDrop:
         assert (busy(), engine.closed) == ([], 1 if engine.pulls else 0)
         assert ends(journal) == ["a!", "b!"]
 
-    @pytest.mark.rows("S7")
     @pytest.mark.parametrize("name", sorted(REACTIVEX))
     @pytest.mark.parametrize("take", [1, 2])
-    @virtual
     async def test_stock_operators_leave_nothing_behind(self, name: str, take: int) -> None:
         """After a drop the engine is closed once, and no task and no timer is left."""
         engine = Engine(ITEMS, ends=False)
@@ -794,7 +780,6 @@ class TestDrop:
         await asyncio.sleep(1)
         assert (busy(), engine.closed) == ([], 1 if engine.pulls else 0)
 
-    @pytest.mark.rows("S7")
     @pytest.mark.needs("aioreactive")
     @given(
         name=st.sampled_from(sorted(HELD_AIO)),
@@ -836,10 +821,8 @@ class TestDrop:
 
         drop()
 
-    @pytest.mark.rows("S7")
     @pytest.mark.needs("aioreactive")
     @pytest.mark.parametrize("is_known", [True, False])
-    @virtual
     async def test_a_step_under_way_is_cancelled(self, is_known: bool) -> None:
         """Its clean-up runs to the end, and ``aclose`` waits for it."""
         ended: list[float] = []
@@ -860,10 +843,8 @@ class TestDrop:
         assert ended == [3.0]
         assert (await pulling).items == []
 
-    @pytest.mark.rows("S7")
     @pytest.mark.needs("aioreactive")
     @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
-    @virtual
     async def test_inner_streams_are_disposed_of(
         self, way: Callable[[Owner], Awaitable[None]]
     ) -> None:
@@ -888,174 +869,50 @@ class TestDrop:
         assert (sorted(disposed), busy()) == ([1, 2], [])
 
 
-# Stock operators of aioreactive, beside what they do outside of any pipeline.
-
-
-def pushing(engine: Engine, tasks: list[asyncio.Task[None]]) -> rx.AsyncObservable[Any]:
-    """Return an engine's items, sent by a task as fast as they come."""
-
-    async def push(observer: rx.AsyncObserver[Any]) -> None:
-        try:
-            async for item in engine():
-                await observer.asend(item)
-                # Or a failure would overtake what is in a mailbox still.
-                for _ in range(9):
-                    await asyncio.sleep(0)
-        except Exception as error:
-            await observer.athrow(error)
-        else:
-            await observer.aclose()
-
-    async def subscribe(observer: rx.AsyncObserver[Any]) -> rx.AsyncDisposable:
-        tasks.append(asyncio.create_task(push(observer)))
-        return rx.AsyncDisposable.empty()
-
-    return rx.AsyncRx(rx.AsyncAnonymousObservable(subscribe))
-
-
-async def alone(engine: Engine, operator: AioOperator) -> list[tuple[float, Any]]:
-    """Return what an operator gives outside of any pipeline, as :func:`timed` tells it."""
-    came: list[tuple[float, Any]] = []
-    over = asyncio.Event()
-
-    async def send(item: Any) -> None:
-        came.append((now(), item))
-
-    async def throw(error: Exception) -> None:
-        came.append((now(), repr(error)))
-        over.set()
-
-    async def close() -> None:
-        came.append((now(), "|"))
-        over.set()
-
-    tasks: list[asyncio.Task[None]] = []
-    await operator(pushing(engine, tasks)).subscribe_async(send, throw, close)
-    await over.wait()
-    await asyncio.wait(tasks)
-    # The library leaves its tasks behind.
-    for task in asyncio.all_tasks() - {asyncio.current_task()}:
-        task.cancel()
-    await asyncio.sleep(0)
-    return came
-
-
-async def plus_one(item: int) -> int:
-    await asyncio.sleep(0.25)
-    return item + 1
-
-
-def add(before: int, item: int) -> int:
-    return before + item
-
-
-def later_the_greater(item: int) -> rx.AsyncObservable[int]:
-    return rx.timer(item + 0.5)
-
-
-async def add_late(before: int, item: int) -> int:
-    await asyncio.sleep(0.25)
-    return before + item
-
-
-def negative(item: int) -> Option[int]:
-    return Some(-item) if item > 1 else Nothing
+# What is taken for an operator of aioreactive, and how it is fed.
 
 
 def pair(item: int) -> rx.AsyncObservable[int]:
     return rx.from_iterable([item, -item])
 
 
-async def late_pair(item: int) -> rx.AsyncObservable[int]:
-    await asyncio.sleep(0.25)
-    return pair(item)
+def fed(*operators: Any) -> str:
+    """Return what the drawing of a pipeline says of them."""
+    return Pipeline(operators).draw()
 
 
-def by_method(source: Any) -> Any:
-    """Operators as methods, as ``AsyncRx`` has them."""
-    return source.map(abs).skip(1)
+@pytest.mark.parametrize(
+    "make",
+    [
+        aio(lambda: rx.choose(Some), id="choose"),
+        aio(lambda: rx.filter(leaves_two), id="filter"),
+        aio(lambda: rx.filter_async(leaves_two_later), id="filter_async"),
+        aio(lambda: rx.map(abs), id="map"),
+        aio(lambda: rx.map_async(slowly), id="map_async"),
+        aio(lambda: rx.scan(max, 0), id="scan"),
+    ],
+)
+def test_an_operator_that_answers_within_asend_is_fed_in_the_pull(make: Make) -> None:
+    """No task is needed for it."""
+    assert "aioreactive, fed in the consumer's pull" in fed(make())
 
 
-# Operators that emit within the asend that they are given an item by.
-AT_ONCE: dict[str, Make] = {
-    "choose": lambda: rx.choose(negative),
-    "filter": lambda: rx.filter(leaves_two),
-    "filter_async": lambda: rx.filter_async(leaves_two_later),
-    "map": lambda: rx.map(abs),
-    "map_async": lambda: rx.map_async(plus_one),
-    "scan": lambda: rx.scan(add, 0),
-    "scan_async": lambda: rx.scan_async(add_late, 0),
-}
-
-# Operators that hand their items to a task, or emit from a timer.
-DETACHED: dict[str, Make] = {
-    "by-method": lambda: by_method,
-    "catch": lambda: rx.catch(lambda error: rx.from_iterable([7, 8])),
-    "combine_latest": lambda: rx.combine_latest(rx.interval(0.5, 10)),
-    "concat": lambda: rx.concat(rx.from_iterable([7, 8])),
-    "debounce": lambda: rx.debounce(0.5),
-    "distinct_until_changed": lambda: rx.distinct_until_changed,
-    "filteri": lambda: rx.filteri(lambda item, index: index % 2 == 0),
-    "flat_map": lambda: rx.flat_map(pair),
-    "flat_map-to-timers": lambda: rx.flat_map(later_the_greater),
-    "flat_map_async": lambda: rx.flat_map_async(late_pair),
-    "mapi": lambda: rx.mapi(lambda item, index: (item, index)),
-    "merge": lambda: rx.merge(rx.timer(2.5)),
-    "pipe": lambda: unknown(rx.skip(1), rx.map_async(plus_one), rx.take(2)),
-    "reduce": lambda: rx.reduce(add, 0),
-    "skip": lambda: rx.skip(2),
-    "skip_last": lambda: rx.skip_last(2),
-    "take": lambda: rx.take(2),
-    "take_last": lambda: rx.take_last(2),
-    "take_until": lambda: rx.take_until(rx.timer(2.5)),
-    "with_latest_from": lambda: rx.with_latest_from(rx.interval(0.5, 10)),
-}
-STOCK = AT_ONCE | DETACHED
+@pytest.mark.parametrize(
+    "make",
+    [
+        aio(lambda: rx.skip(1), id="of-a-task"),
+        aio(lambda: rx.distinct_until_changed, id="uncalled"),
+        aio(lambda: unknown(rx.skip(1), rx.map(abs)), id="in-a-function"),
+        aio(lambda: lambda source: source.map(abs).skip(1), id="by-method"),
+    ],
+)
+def test_any_other_operator_is_detached(make: Make) -> None:
+    """One that hands its items to a task, and a user's function, by functions or by methods."""
+    assert "aioreactive, detached" in fed(make())
 
 
 @pytest.mark.needs("aioreactive")
-class TestAioreactive:
-    """Its stock operators, and what is taken for one."""
-
-    @pytest.mark.rows("S1")
-    @pytest.mark.parametrize("name", STOCK)
-    @pytest.mark.parametrize("items", [ITEMS, []], ids=["many", "empty"])
-    @pytest.mark.parametrize("error", [None, LookupError("gone")], ids=["completed", "failed"])
-    @virtual
-    async def test_it_gives_the_same_at_the_same_times(
-        self, name: str, items: list[int], error: Exception | None
-    ) -> None:
-        """Items, times and end are those of the operator under a source that is pushed."""
-        make = STOCK[name]
-        began = now()
-        expected = await alone(Engine(items, error=error, every_s=1.0), make())
-        took = now() - began
-        engine = Engine(items, error=error, every_s=1.0)
-        came = await timed(fuse(engine(), [same(), make(), same()]))
-        assert [(time - took, item) for time, item in came] == expected
-        await asyncio.sleep(1)
-        assert (busy(), engine.closed) == ([], 1)
-
-    def test_its_operators_are_known(self) -> None:
-        """Also as methods in a user's function; those that answer within asend by name."""
-        assert [name for name, make in STOCK.items() if not is_aio_operator(make())] == []
-        assert [name for name, make in STOCK.items() if answers_within_asend(make())] == [*AT_ONCE]
-
-    def test_others_are_not(self) -> None:
-        """Ours, those of ``reactivex``, functions of either, and what is no operator at all."""
-        of_reactivex: Any = reactivex.compose(ops.skip(1), ops.map(identity))
-        for other in (same(), ops.skip(1), of_reactivex, ops.map, rx.map, len, plus_one):
-            assert not is_aio_operator(other)
-
-    @virtual
-    async def test_what_is_no_operator_is_refused(self) -> None:
-        """The error names the place, and what is wrong."""
-        source = FusedRun[Any](Engine([1])(), [])
-        wrong: Any = rx.map
-        with pytest.raises(
-            NotAnOperator, match=r"pipeline\[3\].*it gave function, expected an Async"
-        ):
-            AioSegment(source, [wrong], ("pipeline", 3))
-        with pytest.raises(NotAnOperator, match=r"pipeline\[3\].*can't be applied.*'foo'"):
-            AioSegment(source, [lambda source: source.foo], ("pipeline", 3))
-        await source.aclose()
+def test_what_is_not_of_aioreactive() -> None:
+    """Ours, those of ``reactivex``, and functions of these."""
+    others: list[Any] = [same(), ops.skip(1), reactivex.compose(ops.skip(1), ops.map(identity))]
+    assert "aioreactive" not in fed(*others)

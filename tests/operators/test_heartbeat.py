@@ -15,7 +15,6 @@ from reactivex import Observable
 
 from operators import fuse, heartbeat, until_terminal
 from rx_backend.testing import assert_marbles, run_virtual
-from tests.engines import virtual
 from tests.operators._help import LETTERS, Engine, Seen, collect, terminal, token
 from tests.operators._timed import Event, consume
 
@@ -44,7 +43,6 @@ def test_a_gap_is_filled(source: str, result: str) -> None:
     assert_marbles(beating, source=source, result=result, values=LETTERS)
 
 
-@virtual
 async def test_the_item_may_be_made_anew() -> None:
     """A function is called for each heartbeat; what it raises fails the stream."""
     numbers = itertools.count(1)
@@ -63,7 +61,6 @@ async def test_the_item_may_be_made_anew() -> None:
 
 
 @pytest.mark.rows("P6a", "S2")
-@virtual
 async def test_the_last_item_completes_the_stream() -> None:
     """The engine is closed before it is handed out, and no heartbeat follows."""
     engine = Engine([token(1), terminal(), token(2)], every_s=3.0)
@@ -73,7 +70,6 @@ async def test_the_last_item_completes_the_stream() -> None:
     assert (await collect(stream)).items == []
 
 
-@virtual
 async def test_the_engine_keeps_its_task_and_context() -> None:
     """Its steps are of one task, so that what it opens it can close; its context is that for all."""
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")

@@ -10,21 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators import limit_tokens, until_terminal
+from operators import limit_tokens
 from operators.authoring import Stage, emit, first_tokens, operator
 from rx_backend import FinishReason, LLMEngineOutput
-from rx_backend.protocols import TopLogprob
 from rx_backend.testing import assert_marbles
-from tests.examples import examples
-from tests.operators._help import (
-    LETTERS,
-    Life,
-    Seen,
-    fused,
-    handshake,
-    terminal,
-    token,
-)
+from tests.operators._help import LETTERS, Life, Seen, fused, handshake, terminal, token
 
 VALUES = {**LETTERS, "d": token(1, 2, 3), "B": terminal(2, reason="length")}
 VALUES["D"] = terminal(1, reason="length")
@@ -34,7 +24,6 @@ VALUES["D"] = terminal(1, reason="length")
 @pytest.mark.parametrize(
     ("source", "result", "subscription"),
     [
-        pytest.param("----", "----", "^", id="never"),
         pytest.param("--|", "--|", "^-!", id="empty"),
         pytest.param("-a-|", "-a-|", "^--!", id="below"),
         pytest.param("-a-b-c-|", "-a-(B|)", "^--!", id="reached"),
@@ -44,7 +33,6 @@ VALUES["D"] = terminal(1, reason="length")
         pytest.param("-a-U-c-|", "-a-(U|)", "^--!", id="terminal-at-the-limit"),
         pytest.param("-a-#", "-a-#", "^--!", id="source-error"),
         pytest.param("-a-b-#", "-a-(B|)", "^--!", id="error-after"),
-        pytest.param("-a-b-|", "-a!", "^-!", id="early-dispose"),
         pytest.param("-a-b-|", "-a-(B!)", "^--!", id="dispose-inside-the-last"),
     ],
 )
@@ -85,36 +73,6 @@ def test_the_tokens_are_the_first_ones(
         assert list(map(id, seen.items[:-1])) == list(map(id, source[: len(seen.items) - 1]))
 
 
-ANSWERS = st.lists(
-    st.tuples(st.sampled_from([None, 0, 1, 2]), st.integers(0, 3), st.booleans()), max_size=20
-)
-
-
-@pytest.mark.rows("E3", "S1", "S8")
-@examples(150)
-@given(chunks=ANSWERS, limit=st.integers(1, 6))
-def test_each_answer_has_the_limit_for_itself(
-    chunks: list[tuple[int | None, int, bool]], limit: int
-) -> None:
-    """Of three answers each is what it would be alone, and the last end is that of the stream."""
-    source = [
-        LLMEngineOutput([7] * tokens, index=index, finish_reason=FinishReason.EOS if ends else None)
-        for index, tokens, ends in chunks
-    ]
-    seen = fused(source, limit_tokens(limit, answers=3), ends=False)
-    ended: list[int] = []
-    for index in range(3):
-        own = [chunk for chunk in source if (chunk.index or 0) == index]
-        alone = fused([*own, terminal()], limit_tokens(limit), until_terminal()).items
-        out = [chunk for chunk in seen.items if (chunk.index or 0) == index]
-        assert out == alone[: len(out)]
-        assert seen.end == "completed" or len(out) >= len(alone) - 1
-        if out and out[-1].finish_reason:
-            ended.append(sum(len(chunk.token_ids) for chunk in out))
-    # An answer that ends below its limit leaves the end of the stream to the engine.
-    assert seen.end == ("completed" if len(ended) == 3 and limit in ended else "open")
-
-
 class Bare(NamedTuple):
     """A chunk whose ``index`` is a method of every tuple."""
 
@@ -130,52 +88,13 @@ def test_a_chunk_without_an_index_is_of_the_first_answer(life: Life) -> None:
     assert life(chunks, limit_tokens(3)) == Seen(chunks[:3], "completed")
 
 
-def likely(token_id: int) -> list[TopLogprob]:
-    return [TopLogprob(rank=1, token_id=token_id, logprob=-0.5)]
-
-
-def decoded() -> LLMEngineOutput:
-    """Return a chunk of three tokens of an engine that fills every field."""
-    return LLMEngineOutput(
-        token_ids=[1, 2, 3],
-        tokens=["a", "b", "c"],
-        text="abc",
-        log_probs=[-1.0, -2.0, -4.0],
-        cum_log_probs=-10.0,
-        top_logprobs=[likely(1), likely(2), likely(3)],
-        finish_reason=FinishReason.STOP,
-        stop_reason=3,
-        index=0,
-        engine_data={"step": 1},
-    )
-
-
-def test_what_runs_beside_the_tokens_is_cut_with_them(life: Life) -> None:
-    """Texts and log probabilities are those of the tokens that stay; the engine's chunk stays whole."""
-    whole = decoded()
-    seen = life([whole], limit_tokens(2))
-    expected = LLMEngineOutput(
-        token_ids=[1, 2],
-        tokens=["a", "b"],
-        text="ab",
-        log_probs=[-1.0, -2.0],
-        cum_log_probs=-6.0,
-        top_logprobs=[likely(1), likely(2)],
-        finish_reason=FinishReason.LENGTH,
-        index=0,
-        engine_data={"step": 1},
-    )
-    assert seen == Seen([expected], "completed")
-    assert whole == decoded()
-
-
-def test_a_chunk_that_fits_keeps_all(life: Life) -> None:
-    """The last chunk differs by its finish reason alone where nothing is cut."""
-    chunk = LLMEngineOutput([1, 2], text="abc", cum_log_probs=-3.0)
-    (last,) = life([chunk], limit_tokens(2)).items
-    assert last == LLMEngineOutput(
-        [1, 2], text="abc", cum_log_probs=-3.0, finish_reason=FinishReason.LENGTH
-    )
+def test_a_stop_of_the_engines_own_gives_way_where_tokens_are_cut(life: Life) -> None:
+    """The reason is the limit then, and what it stopped on is gone; the engine's chunk stays whole."""
+    whole = LLMEngineOutput([1, 2, 3], finish_reason=FinishReason.STOP, stop_reason=3, index=0)
+    before = copy.deepcopy(whole)
+    cut = LLMEngineOutput([1, 2], finish_reason=FinishReason.LENGTH, index=0)
+    assert life([whole], limit_tokens(2)) == Seen([cut], "completed")
+    assert whole == before
 
 
 @pytest.mark.rows("S1")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import weakref
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,7 +11,6 @@ from hypothesis import strategies as st
 
 from operators._core.mailbox import Mailbox
 from rx_backend.testing import run_virtual
-from tests.engines import virtual
 from tests.operators._help import settle
 
 
@@ -122,7 +119,6 @@ def test_any_history_while_the_consumer_waits(history: list[tuple[str, int]]) ->
 
 
 @pytest.mark.rows("S1")
-@virtual
 async def test_a_consumer_that_gives_up_loses_nothing() -> None:
     """What comes while nobody waits any more waits for the next one who asks."""
     box = Mailbox[int]()
@@ -134,41 +130,3 @@ async def test_a_consumer_that_gives_up_loses_nothing() -> None:
     assert waiting.cancelled()
     assert not box.is_awaited
     assert (await box.get(), [*box]) == (1, [])
-
-
-@virtual
-async def test_several_things_in_one_turn_wake_once() -> None:
-    """All that has come is there when the consumer looks."""
-    box = Mailbox[int]()
-    waiting = asyncio.create_task(box.get())
-    await settle()
-    for number in range(3):
-        box.put(number)
-    box.end()
-    assert await waiting == 0
-    assert [box.take(), await box.get()] == [1, 2]
-    assert box.ended
-
-
-@virtual
-async def test_an_error_is_not_held() -> None:
-    """Once raised it is freed without the garbage collector."""
-
-    class Gone(Exception):
-        pass
-
-    box = Mailbox[int]()
-    box.end(Gone())
-
-    async def raised() -> weakref.ref[BaseException]:
-        try:
-            await box.get()
-        except Gone as error:
-            return weakref.ref(error)
-        raise AssertionError
-
-    gc.disable()
-    try:
-        assert (await raised())() is None
-    finally:
-        gc.enable()

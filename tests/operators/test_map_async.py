@@ -11,13 +11,11 @@ import pytest
 
 from operators import fuse, map_async
 from operators.authoring import complete_with, emit
-from tests.engines import virtual
 from tests.operators._drops import IN_A_PULL, InPull, by_cancelling
 from tests.operators._help import Engine, Seen, collect, settle, spy
 
 
 @pytest.mark.rows("S4")
-@virtual
 async def test_the_engine_waits_for_the_step() -> None:
     """While a step is awaited the engine is not pulled; items come one after the other."""
     journal: list[str] = []
@@ -33,7 +31,6 @@ async def test_the_engine_waits_for_the_step() -> None:
     assert journal == ["pull", "begin 1", "end 1", "pull", "begin 2", "end 2", "closed"]
 
 
-@virtual
 async def test_a_step_may_give_none_several_or_the_last() -> None:
     """``emit`` and ``complete_with`` work as they do for other operators."""
 
@@ -49,7 +46,6 @@ async def test_a_step_may_give_none_several_or_the_last() -> None:
     assert engine.closed == 1
 
 
-@virtual
 async def test_what_returns_an_awaitable_will_do() -> None:
     """Callables that are no coroutine functions work."""
 
@@ -61,7 +57,6 @@ async def test_what_returns_an_awaitable_will_do() -> None:
 
 
 @pytest.mark.rows("S6")
-@virtual
 async def test_a_step_that_fails_fails_the_stream() -> None:
     """The stages before it are closed, those behind it see the failure, the engine is closed."""
     journal: list[str] = []
@@ -77,7 +72,6 @@ async def test_a_step_that_fails_fails_the_stream() -> None:
 
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("way", IN_A_PULL)
-@virtual
 async def test_a_drop_cancels_the_step(way: InPull) -> None:
     """What is being awaited is cancelled, once, and all is released."""
     journal: list[str] = []
@@ -100,7 +94,6 @@ async def test_a_drop_cancels_the_step(way: InPull) -> None:
     assert sorted(journal) == ["!", "cancelled", "closed", "pull"]
 
 
-@virtual
 async def test_a_step_runs_in_the_context_of_the_stream() -> None:
     """What one step sets, the next one finds, and the consumer never sees it."""
     number: contextvars.ContextVar[int] = contextvars.ContextVar("number", default=0)

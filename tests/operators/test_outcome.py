@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
 import reactivex
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from reactivex.subject import Subject
 
@@ -31,17 +30,12 @@ from rx_backend import (
     EngineAdapter,
     FinishReason,
     LLMEngineOutput,
-    Pipeline,
     PreprocessedRequest,
     RequestContext,
-    RequestScope,
     StreamIncomplete,
-    standard_pipeline,
 )
 from rx_backend.engine import EngineConfig, LLMEngine
-from tests.engines import virtual
 from tests.operators._help import Life, handshake, terminal, token
-from tests.spans import Spans, rows_of
 
 STOP, LENGTH, CANCELLED = FinishReason.STOP, FinishReason.LENGTH, FinishReason.CANCELLED
 ERROR = FinishReason.error("boom")
@@ -64,9 +58,15 @@ def tracker(answers: int = 1) -> OutcomeTracker:
 
 
 def handed_out(items: Iterable[Any]) -> HandedOut:
+    """Look at items as a pipeline does, which only counts chunks of one token."""
     handed = HandedOut(FinishReason.parse)
     for item in items:
-        assert handed.look(item) is item
+        chunk: Any = getattr(item, "data", None)
+        is_plain = isinstance(chunk, LLMEngineOutput) and chunk.finish_reason is None
+        if is_plain and len(chunk.token_ids) == 1:
+            handed.count_one()
+        else:
+            assert handed.look(item) is item
     return handed
 
 
@@ -94,6 +94,14 @@ def worst(reasons: Sequence[FinishReason]) -> FinishReason | None:
     failure=st.sampled_from([None, GONE]),
     dropped=st.booleans(),
     stopped=st.booleans(),
+)
+@example(
+    engine=[],
+    handed=[Annotated(LLMEngineOutput.token(1))],
+    answers=1,
+    failure=None,
+    dropped=True,
+    stopped=False,
 )
 def test_it_is_decided_by_what_was_handed_out(
     engine: list[LLMEngineOutput],
@@ -240,132 +248,18 @@ def test_the_type_of_an_error(outcome: Outcome, expected: str | None, *, is_erro
     assert outcome.is_error is is_error
 
 
-# In a pipeline: what an operator behind the span does to the stream is on the span.
+# In a pipeline.
 
 
-class Scripted(LLMEngine):
-    """An engine that gives some chunks, then raises or returns."""
-
-    def __init__(self, chunks: Sequence[LLMEngineOutput], error: Exception | None = None) -> None:
-        self.chunks = chunks
-        self.error = error
+class WithoutTerminal(LLMEngine):
+    """An engine that gives two tokens, and returns."""
 
     async def start(self, worker_id: int) -> EngineConfig:
         return EngineConfig(model="m")
 
     async def generate(self, request: PreprocessedRequest, context: RequestContext) -> Any:
-        for chunk in self.chunks:
-            yield chunk
-        if self.error is not None:
-            raise self.error
-
-    async def cleanup(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the consumer was handed, and what was recorded of it."""
-
-    items: list[Annotated[LLMEngineOutput]]
-    span: dict[str, Any]
-    outcome: Outcome
-
-    @property
-    def error(self) -> BaseException | None:
-        """The error of the last item."""
-        return self.items[-1].error if self.items else None
-
-
-async def answer(
-    engine: Scripted,
-    change: Callable[[Pipeline], Pipeline] = lambda pipeline: pipeline,
-    *,
-    take: int | None = None,
-    record: bool = True,
-) -> Seen:
-    """Run one request; leave it after so many items."""
-    spans, outcomes = Spans(), list[Outcome]()
-
-    def pipeline(scope: RequestScope) -> Pipeline:
-        scope.outcome.subscribe(outcomes.append)
-        return change(standard_pipeline)
-
-    adapter = EngineAdapter(engine, pipeline=pipeline, tracer=spans.tracer, record=record)
-    items: list[Annotated[LLMEngineOutput]] = []
-    stream = await adapter.generate(PreprocessedRequest(token_ids=[1]), RequestContext())
-    async for item in stream:
-        items.append(item)
-        if len(items) == take:
-            break
-    await stream.aclose()
-    (outcome,) = outcomes
-    return Seen(items, rows_of(spans.one()), outcome)
-
-
-def tokens(count: int) -> list[LLMEngineOutput]:
-    return [LLMEngineOutput.token(number) for number in range(count)]
-
-
-@operator(takes="items")
-def first_of(count: int, last: object = None) -> Stage[Any, Any]:
-    """End the stream after so many items, with *last* as one more."""
-    item = yield
-    for _ in range(count - 1):
-        item = yield item
-    return item if last is None else complete_with(item, last)
-
-
-@operator(takes="items")
-def without(*numbers: int) -> Stage[Any, Any]:
-    """Empty some of the chunks, counted from 0."""
-    number = 0
-    item = yield
-    while True:
-        if number in numbers:
-            item = Annotated(LLMEngineOutput(finish_reason=item.data.finish_reason))
-        number += 1
-        item = yield item
-
-
-def behind(*operators: AnyOperator) -> Callable[[Pipeline], Pipeline]:
-    return lambda pipeline: pipeline.with_operators(*operators)
-
-
-CUTS: list[tuple[str, AnyOperator, Any]] = [
-    ("its-own-terminal", first_of(2, Annotated(LLMEngineOutput.length())), LENGTH),
-    ("its-own-error", first_of(2, Annotated[LLMEngineOutput].from_error(GONE)), GONE),
-]
-
-
-@pytest.mark.rows("O2")
-@pytest.mark.parametrize(
-    ("cut", "expected"), [each[1:] for each in CUTS], ids=[each[0] for each in CUTS]
-)
-@virtual
-async def test_an_operator_behind_decides_how_it_ended(cut: AnyOperator, expected: Any) -> None:
-    """A terminal or an error of its own is recorded, not the one that nobody was handed."""
-    seen = await answer(Scripted([*tokens(4), LLMEngineOutput.stop()]), behind(cut))
-    assert len(seen.items) == 3
-    if isinstance(expected, Exception):
-        assert seen.outcome.error is expected
-        assert seen.span["error_kind"] == "Backend(Disconnected)"
-    else:
-        assert seen.outcome.finish_reason == expected
-        assert seen.span["finish_reason"] == "Length"
-    assert seen.span["output_tokens"] == 2
-
-
-@pytest.mark.rows("O2", "S9")
-@virtual
-async def test_an_operator_that_cuts_a_stream_short_is_named() -> None:
-    """No silent success: one error item, and the same on the span."""
-    seen = await answer(Scripted([*tokens(4), LLMEngineOutput.stop()]), behind(first_of(2)))
-    assert isinstance(seen.error, StreamIncomplete)
-    assert "first_of" in str(seen.error)
-    assert seen.outcome.error is seen.error
-    assert seen.span["error_kind"] == "Backend(StreamIncomplete)"
-    assert seen.span["output_tokens"] == 2
-    assert seen.span["cancelled"] is False
+        for number in range(2):
+            yield LLMEngineOutput.token(number)
 
 
 @operator(takes="chunks")
@@ -390,42 +284,13 @@ FLUSHING: list[AnyOperator] = [
 
 @pytest.mark.rows("S9", "O2")
 @pytest.mark.parametrize("flush", FLUSHING, ids=repr)
-@virtual
 async def test_an_engine_without_a_terminal_is_no_operators_fault(flush: AnyOperator) -> None:
     """An operator that has something to say at the end has not ended the stream."""
-    seen = await answer(Scripted(tokens(2)), behind(flush))
-    assert isinstance(seen.error, StreamIncomplete)
-    assert "the engine's stream ended without a terminal" in str(seen.error)
-
-
-ENDS: list[tuple[str, Scripted]] = [
-    ("terminal", Scripted([*tokens(2), LLMEngineOutput.stop()])),
-    ("error", Scripted(tokens(2), GONE)),
-    ("no-terminal", Scripted(tokens(2))),
-]
-
-
-@pytest.mark.rows("P5", "P6a", "S9")
-@pytest.mark.parametrize("recorded", [True, False])
-@pytest.mark.parametrize("with_items", [True, False])
-@pytest.mark.parametrize("engine", [each[1] for each in ENDS], ids=[each[0] for each in ENDS])
-@pytest.mark.parametrize("take", [1, 2, 3, None])
-@virtual
-async def test_the_last_item_completes_the_request(
-    engine: Scripted, take: int | None, *, with_items: bool, recorded: bool
-) -> None:
-    """Leaving earlier is a drop, leaving with the terminal or the error item is none."""
-    same = behind(without()) if with_items else behind()
-    seen = await answer(engine, same, take=take, record=recorded)
-    assert len(seen.items) == (take or 3)
-    assert seen.outcome.is_dropped is (take in {1, 2})
-    if seen.outcome.is_dropped:
-        assert seen.span["finish_reason"] == "Dropped"
-        assert seen.span["cancelled"] is True
-        if recorded:
-            assert seen.span["output_tokens"] == take
-    elif recorded:
-        assert ("error_kind" in seen.span) is (seen.error is not None)
+    adapter = EngineAdapter(WithoutTerminal()).with_operators(flush)
+    stream = await adapter.generate(PreprocessedRequest(token_ids=[1]), RequestContext())
+    *_, last = [item async for item in stream]
+    assert isinstance(last.error, StreamIncomplete)
+    assert "the engine's stream ended without a terminal" in str(last.error)
 
 
 LOST = ConnectionError("gone")

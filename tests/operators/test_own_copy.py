@@ -20,7 +20,6 @@ from operators import coalesce, fuse, stop_on, stop_on_text, tap_async
 from operators.authoring import AnyOperator, ObservableSource, own_copy
 from rx_backend import Annotated, LLMEngineOutput
 from rx_backend.protocols import TopLogprob
-from tests.engines import virtual
 
 
 def full() -> LLMEngineOutput:
@@ -164,7 +163,6 @@ async def reusing() -> AsyncGenerator[LLMEngineOutput]:
 
 @pytest.mark.rows("E6")
 @pytest.mark.parametrize("holding", HOLDING)
-@virtual
 async def test_an_engine_that_reuses_its_chunk(holding: str) -> None:
     """A client that lags sees each token once, whatever stands between."""
     tokens: list[int] = []

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from operators import fuse, peek_first, until_terminal
 from operators.authoring import FusedRun
 from rx_backend.testing import run_virtual
-from tests.engines import virtual
 from tests.operators._drops import Way
 from tests.operators._help import (
     Engine,
@@ -75,7 +74,6 @@ def peekable(engine: Engine, *operators: Any) -> FusedRun[Any]:
         pytest.param([], 0, id="nothing"),
     ],
 )
-@virtual
 async def test_it_pulls_up_to_the_first_sign_of_life(items: Sequence[Any], pulled: int) -> None:
     """And no further; then everything comes out of the same stream, from its beginning."""
     engine = Engine(items, every_s=1.0)
@@ -88,7 +86,6 @@ async def test_it_pulls_up_to_the_first_sign_of_life(items: Sequence[Any], pulle
 
 @pytest.mark.rows("S5", "S6")
 @pytest.mark.parametrize("before", [[], [handshake(), handshake()], [Wrapped()]])
-@virtual
 async def test_an_early_failure_is_raised(before: Sequence[Any]) -> None:
     """Whether the pull raises it or an item carries it; the engine is closed to its end by then."""
     gone = LookupError("gone")
@@ -102,7 +99,6 @@ async def test_an_early_failure_is_raised(before: Sequence[Any]) -> None:
 
 
 @pytest.mark.parametrize("reason", [Failed("boom"), Failed()])
-@virtual
 async def test_an_early_error_terminal_is_raised(reason: Failed) -> None:
     """As what *error* makes of its message."""
     for item in (terminal(reason=reason), Wrapped(terminal(reason=reason))):
@@ -115,7 +111,6 @@ async def test_an_early_error_terminal_is_raised(reason: Failed) -> None:
 
 
 @pytest.mark.rows("S6")
-@virtual
 async def test_a_later_failure_is_the_consumers() -> None:
     """Once the stream has shown that it works, what happens is told by the stream."""
     stream = await peek_first(peekable(Engine([token(1)], error=LookupError("gone"))))
@@ -125,7 +120,6 @@ async def test_a_later_failure_is_the_consumers() -> None:
 
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("way", ["cancel", "close", "timeout"])
-@virtual
 async def test_to_be_dropped_while_peeking(way: str) -> None:
     """Being cancelled is a drop; a stream that somebody closes comes back and gives nothing."""
     engine = Engine([handshake(), token(1)], every_s=2.0)
@@ -150,7 +144,6 @@ async def test_to_be_dropped_while_peeking(way: str) -> None:
 @pytest.mark.parametrize("drop", [by_close, by_aclose, by_losing_it])
 @pytest.mark.parametrize("taken", [0, 1, 2])
 @pytest.mark.parametrize("is_over", [False, True])
-@virtual
 async def test_a_drop_forgets_what_was_put_back(drop: Way, taken: int, is_over: bool) -> None:
     """Also when the terminal was among it; reference counting alone finds a stream that is lost."""
     end = terminal() if is_over else token(1)
@@ -172,7 +165,6 @@ async def test_a_drop_forgets_what_was_put_back(drop: Way, taken: int, is_over: 
 
 
 @pytest.mark.rows("P6a", "S2")
-@virtual
 async def test_the_last_item_is_known_for_the_last() -> None:
     """For what is built on top of the stream: it completes with the terminal, not before."""
     journal: list[str] = []
@@ -186,7 +178,6 @@ async def test_the_last_item_is_known_for_the_last() -> None:
     assert journal[2:] == ["|"]
 
 
-@virtual
 async def test_any_iterator_may_be_peeked() -> None:
     """A stream is made of it that owns it."""
     engine = Engine([handshake(), token(1), token(2)])

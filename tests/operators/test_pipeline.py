@@ -26,16 +26,9 @@ from operators import (
 )
 from operators.assembly import name_of
 from operators.authoring import AnyOperator, FusedRun, Operator, Stage, operator
-from rx_backend import (
-    Annotated,
-    LLMEngineOutput,
-)
-from tests.operators._help import fused, same
+from rx_backend import Annotated, LLMEngineOutput
+from tests.operators._help import fused, later, same
 from tests.operators.test_contract import ALL
-
-
-async def itself(item: Any) -> Any:
-    return item
 
 
 @operator
@@ -267,7 +260,7 @@ class TestShown:
     def test_the_drawing_shows_what_will_happen(self) -> None:
         """What is fused with what, what pulls for itself, what is detached; neighbours stay so."""
         pipeline = Pipeline(
-            [until_terminal(), map_async(itself), same(), ops.take(3), ops.skip(1)],
+            [until_terminal(), map_async(later), same(), ops.take(3), ops.skip(1)],
             [same(), ops.debounce(1), patient()],
             annotate=ANNOTATE,
         )

@@ -23,7 +23,6 @@ from operators.authoring import (
     operator,
 )
 from rx_backend.testing import run_virtual
-from tests.engines import virtual
 from tests.operators._help import (
     Engine,
     Owner,
@@ -76,12 +75,11 @@ async def ends_known(stream: FusedRun[Any]) -> tuple[list[tuple[Any, bool]], Exc
     return seen, None
 
 
+@pytest.mark.rows("P6a")
 class TestTheLastItem:
     """It is known to be the last when it is handed out (row P6a)."""
 
-    @pytest.mark.rows("P6a")
-    @pytest.mark.parametrize("depth", [1, 2, 3])
-    @virtual
+    @pytest.mark.parametrize("depth", [0, 1, 2, 3])
     async def test_of_a_source_that_knows_its_last(self, depth: int) -> None:
         """Everything is over by then, however many generators stand behind one another."""
         engine = Engine([token(1), terminal(), token(2)])
@@ -100,9 +98,7 @@ class TestTheLastItem:
         assert (engine.pulls, engine.closed) == (2, 1)
         assert await collect(stream) == Seen([], "completed")
 
-    @pytest.mark.rows("P6a")
     @pytest.mark.parametrize("waits", [True, False])
-    @virtual
     async def test_of_a_generator_that_yields_more_after_the_end(self, waits: bool) -> None:
         """The generator is run on only until it has yielded once more: that is the last then."""
         ended_at: list[float] = []
@@ -123,9 +119,8 @@ class TestTheLastItem:
         ]
         assert ended_at == ([0.0, 1.0, 2.0, 2.0] if waits else [0.0] * 4)
 
-    @pytest.mark.rows("P6a", "S6")
+    @pytest.mark.rows("S6")
     @pytest.mark.parametrize("count", [0, 1, 2])
-    @virtual
     async def test_of_a_generator_that_fails_after_the_end(self, count: int) -> None:
         """Its items come out first; none of them is the last, for the failure is."""
         stream = fuse(
@@ -141,7 +136,6 @@ class TestTheLastItem:
         assert getattr(error, "__notes__", []) == ["raised by the operator words"]
         assert await collect(stream) == Seen([], "completed")
 
-    @pytest.mark.rows("P6a")
     @pytest.mark.parametrize(
         ("said", "items", "end"),
         [
@@ -153,7 +147,6 @@ class TestTheLastItem:
         ],
         ids=["last", "last-none", "several", "none", "failure"],
     )
-    @virtual
     async def test_of_a_generator_that_says_more(
         self, said: StageResult, items: list[int], end: str
     ) -> None:
@@ -179,10 +172,8 @@ class TestTheLastItem:
         assert engine.closed == 1
         assert engine.pulls == (2 if said.ends or said.error else 3)
 
-    @pytest.mark.rows("P6a")
     @pytest.mark.parametrize("way", ["return", "complete_with", "fail_after", "raise"])
     @pytest.mark.parametrize("count", [1, 2, 3])
-    @virtual
     async def test_that_an_operator_ends_the_stream_at(self, way: str, count: int) -> None:
         """For those ahead the source had completed, where they knew; before it, that is a drop."""
 
@@ -258,7 +249,6 @@ class TestErrors:
     """Who is said to have raised what."""
 
     @pytest.mark.rows("O4")
-    @virtual
     async def test_only_what_the_generator_raised_is_its_own(self) -> None:
         """What comes out of its source is not noted as its own, and not logged twice."""
         engine_failed = await collect(fuse(Engine([1], error=LookupError())(), [through()]))
@@ -269,7 +259,6 @@ class TestErrors:
 
     @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
-    @virtual
     async def test_a_generator_that_fails_while_it_is_closed(
         self, way: Callable[[Owner], Any], caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -297,13 +286,13 @@ class TestErrors:
         caplog.clear()
 
 
+@pytest.mark.rows("S7")
 class TestDrop:
     """The generator is closed before its source, once, in the stream's context (row S7)."""
 
-    @pytest.mark.rows("S7", "P9")
+    @pytest.mark.rows("P9")
     @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
     @pytest.mark.parametrize("pulled", [0, 1])
-    @virtual
     async def test_the_generator_comes_first(
         self, pulled: int, way: Callable[[Owner], Any]
     ) -> None:
@@ -335,8 +324,6 @@ class TestDrop:
         await asyncio.sleep(10)
         assert noted == ["generator 7", "engine 7"] * pulled
 
-    @pytest.mark.rows("S7")
-    @virtual
     async def test_one_that_has_taken_its_source_over_leaves_it_open(self) -> None:
         """``is_adopted``: the source outlives the stream, and its stages are not told of a drop."""
         journal: list[str] = []
@@ -357,8 +344,6 @@ class TestDrop:
         assert [item async for item in kept[0]] == [3]
         assert (journal, engine.closed) == (["1", "2", "3", "|"], 1)
 
-    @pytest.mark.rows("S7")
-    @virtual
     async def test_it_may_close_its_source_while_it_waits_for_it(self) -> None:
         """From another task: the pull ends without an item, and the generator goes on."""
 
@@ -375,8 +360,7 @@ class TestDrop:
         assert seen == Seen([0, "given up"], "completed")
         assert (engine.pulls, engine.closed) == (1, 1)
 
-    @pytest.mark.rows("S6", "S7")
-    @virtual
+    @pytest.mark.rows("S6")
     async def test_one_that_swallows_the_consumers_cancellation(self) -> None:
         """The cancellation goes on all the same."""
 

@@ -13,12 +13,21 @@ from operators import TokenTimes, fuse, itl_window, record_span
 from operators import until_terminal as until
 from operators.authoring import Stage, operator
 from rx_backend.testing import Marbles
-from tests.engines import virtual
 from tests.operators._help import LETTERS, Engine, Life, Seen, handshake, terminal, token
 from tests.spans import Spans, rows_of
 
 DROPPED = (StatusCode.ERROR, "stream dropped before terminal")
 FINE = (StatusCode.UNSET, None)
+
+# Of two tokens that come half a second after the start and 100 ms later.
+FIGURES = {
+    "output_tokens": 2,
+    "ttft_ms": 500.0,
+    "avg_itl_ms": 100.0,
+    "itl_p50_ms": 100.0,
+    "itl_p99_ms": 100.0,
+    "itl_max_ms": 100.0,
+}
 
 
 @dataclass(frozen=True)
@@ -167,17 +176,11 @@ class TestOutcomes:
         assert written(spans) == {
             "cancelled": False,
             "error_kind": "Backend(peer)",
-            "output_tokens": 2,
-            "ttft_ms": 500.0,
-            "avg_itl_ms": 100.0,
-            "itl_p50_ms": 100.0,
-            "itl_p99_ms": 100.0,
-            "itl_max_ms": 100.0,
+            **FIGURES,
         }
         assert status(spans) == (StatusCode.ERROR, "Backend(peer)")
 
     @pytest.mark.rows("P4")
-    @virtual
     async def test_a_set_up_that_fails_behind_is_a_drop(self, spans: Spans) -> None:
         """When a later operator can't start, there is nothing to tell but that it was dropped."""
 
@@ -204,17 +207,11 @@ class TestOutcomes:
         assert written(spans) == {
             "cancelled": True,
             "finish_reason": "Dropped",
-            "output_tokens": 2,
-            "ttft_ms": 500.0,
-            "avg_itl_ms": 100.0,
-            "itl_p50_ms": 100.0,
-            "itl_p99_ms": 100.0,
-            "itl_max_ms": 100.0,
+            **FIGURES,
         }
         assert status(spans) == DROPPED
 
     @pytest.mark.rows("P5")
-    @virtual
     async def test_a_stream_that_is_never_pulled(self, spans: Spans) -> None:
         """Dropping a stream nobody pulled records the drop, with no token."""
         times = ticking(1)
@@ -227,7 +224,6 @@ class TestOutcomes:
 
     @pytest.mark.rows("P6a", "P7")
     @pytest.mark.parametrize("with_times", [True, False])
-    @virtual
     async def test_the_terminal_completes_the_request(self, spans: Spans, with_times: bool) -> None:
         """Who takes the terminal and walks away has completed it: the span has ended by then."""
         times = ticking(0, 1)

@@ -26,7 +26,6 @@ from reactivex.subject import Subject
 from operators import (
     NotAnOperator,
     Pipeline,
-    PositionDropped,
     SharedStream,
     SourceClosed,
     fuse,
@@ -37,7 +36,6 @@ from rx_backend import EngineAdapter, PreprocessedRequest, standard_pipeline
 from rx_backend.engines import SampleEngine
 from rx_backend.protocols import StopConditions
 from rx_backend.testing import run_virtual
-from tests.engines import virtual
 from tests.operators._help import LONG_S, Engine, Seen, busy, now, settle, watch
 
 # What it takes.
@@ -73,7 +71,6 @@ class Countup:
         pytest.param(lambda: share_replay()(Engine([3, 2, 1])()), id="shared"),
     ],
 )
-@virtual
 async def test_what_it_takes(make: Callable[[], Any]) -> None:
     """Any form of a stream; each reader gets all of it, whenever it comes."""
     shared = share_replay()(make())
@@ -83,7 +80,6 @@ async def test_what_it_takes(make: Callable[[], Any]) -> None:
     assert [item async for item in shared.read(after=1)] == [2, 1]
 
 
-@virtual
 async def test_a_response_stream() -> None:
     """One answer for two clients, and it is stopped when both have left."""
     engine = SampleEngine(token_interval_ms=20)
@@ -106,7 +102,6 @@ def test_what_it_refuses(wrong: Any) -> None:
         share_replay()(wrong)
 
 
-@virtual
 async def test_a_pipeline_refuses_it() -> None:
     """A stream of a pipeline has one consumer; the error says where sharing belongs."""
     match = r"\[1\] can't stand in a list: .* apply it to what generate\(\) returns"
@@ -122,7 +117,6 @@ async def test_a_pipeline_refuses_it() -> None:
 # As an Observable.
 
 
-@virtual
 async def test_a_hot_source_is_heard_from_the_first_subscriber_on() -> None:
     """What is pushed right after it has subscribed is not lost; what was pushed before is."""
     subject: Subject[str] = Subject()
@@ -142,7 +136,6 @@ async def test_a_hot_source_is_heard_from_the_first_subscriber_on() -> None:
 
 
 @pytest.mark.rows("O6")
-@virtual
 async def test_timers_stay_on_the_loop() -> None:
     """Those of the source, and those of operators behind it; also where it was made before the loop."""
     ticks = reactivex.interval(1.0).pipe(ops.take(3), share_replay())
@@ -163,7 +156,6 @@ async def test_timers_stay_on_the_loop() -> None:
     assert not done
 
 
-@virtual
 async def test_disposing_is_leaving() -> None:
     """From outside, from within an item, and the last one closes the source."""
     engine = Engine(range(9), every_s=1.0)
@@ -181,7 +173,6 @@ async def test_disposing_is_leaving() -> None:
     assert (late.items, type(late.error)) == ([0, 1], SourceClosed)
 
 
-@virtual
 async def test_who_comes_in_the_same_turn_keeps_it() -> None:
     """A subscriber that replaces the last one finds the source open."""
     engine = Engine(range(3), every_s=1.0)
@@ -193,7 +184,6 @@ async def test_who_comes_in_the_same_turn_keeps_it() -> None:
     assert second == Seen([0, 1, 2], "completed")
 
 
-@virtual
 async def test_another_thread() -> None:
     """Once it has a loop, any thread may subscribe and dispose; items come on the loop."""
     shared = share_replay()(Engine(range(9), every_s=1.0)())
@@ -224,7 +214,6 @@ def test_without_a_loop() -> None:
     )
 
 
-@virtual
 async def test_a_subscription_keeps_the_stream() -> None:
     """A pipe that nobody holds goes on, as any in Rx."""
     engine = Engine("abc", every_s=1.0)
@@ -234,7 +223,6 @@ async def test_a_subscription_keeps_the_stream() -> None:
     assert (seen, engine.closed) == (Seen(["A", "B", "C"], "completed"), 1)
 
 
-@virtual
 async def test_an_observer_that_fails() -> None:
     """It fails alone."""
     shared = share_replay()(Engine("abc", every_s=1.0)())
@@ -248,21 +236,6 @@ async def test_an_observer_that_fails() -> None:
     await asyncio.sleep(10.0)
     assert seen == Seen(["a", "b", "c"], "completed")
     assert shared.readers == 0
-
-
-@virtual
-async def test_the_bound_holds_for_slow_readers() -> None:
-    """With a buffer a reader that lags is told; with ahead the source waits for the fastest."""
-    engine = Engine(range(100))
-    shared = share_replay(buffer=4, ahead=4)(engine())
-    slow, quick = shared.read(), shared.read()
-    for _ in range(10):
-        await anext(quick)
-        await settle()
-    assert engine.pulls == 14
-    with pytest.raises(PositionDropped):
-        await anext(slow)
-    await shared.aclose()
 
 
 # Laws.

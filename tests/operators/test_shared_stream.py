@@ -24,7 +24,6 @@ from operators._core.failures import SourceCancelled
 from operators._replay_log import ItemLog
 from operators.authoring import Reader
 from rx_backend.testing import run_virtual
-from tests.engines import virtual
 from tests.leaks import LeakWatch
 from tests.operators._drops import EVERY_WAY
 from tests.operators._help import LONG_S, Engine, busy, handshake, now, settle, token
@@ -53,33 +52,6 @@ async def waiting(reader: Reader[Any]) -> asyncio.Task[Any]:
 # Reading.
 
 
-@virtual
-async def test_each_reader_has_its_own_pace() -> None:
-    """A slow reader slows nobody, and gets everything; so does one that comes late."""
-    shared = SharedStream(Engine(range(4), every_s=1.0)())
-    times: dict[str, list[float]] = {"quick": [], "slow": [], "late": []}
-
-    async def read(name: str, starts_s: float, busy_s: float) -> list[int]:
-        await asyncio.sleep(starts_s)
-        seen: list[int] = []
-        async with shared.read() as reader:
-            async for item in reader:
-                seen.append(item)
-                times[name].append(now())
-                await asyncio.sleep(busy_s)
-        return seen
-
-    reads = read("quick", 0.0, 0.0), read("slow", 0.0, 3.0), read("late", 2.5, 0.0)
-    assert await asyncio.gather(*reads) == [[0, 1, 2, 3]] * 3
-    assert times == {
-        "quick": [1.0, 2.0, 3.0, 4.0],
-        "slow": [1.0, 4.0, 7.0, 10.0],
-        "late": [2.5, 2.5, 3.0, 4.0],
-    }
-    assert (shared.first, shared.head, shared.is_over, shared.readers) == (0, 4, True, 0)
-
-
-@virtual
 async def test_a_reader_comes_back_where_it_was() -> None:
     """The position is how many items it has, and the next reader goes on from there."""
     shared = SharedStream(Engine("abcd")(), linger_s=1.0)
@@ -94,7 +66,6 @@ async def test_a_reader_comes_back_where_it_was() -> None:
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
-@virtual
 async def test_how_far_the_source_is_ahead(ahead: int) -> None:
     """It is pulled up to *ahead* items beyond the fastest reader, and without it when one waits."""
     engine = Engine(range(10))
@@ -114,7 +85,6 @@ async def test_how_far_the_source_is_ahead(ahead: int) -> None:
     await slow.aclose()
 
 
-@virtual
 async def test_the_fastest_reader_is_one_that_is_there() -> None:
     """Where the fastest has left, the source waits for the next one to come as far."""
     for linger_s in (0.0, 60.0):
@@ -133,7 +103,6 @@ async def test_the_fastest_reader_is_one_that_is_there() -> None:
         await shared.aclose()
 
 
-@virtual
 async def test_a_source_that_never_waits_leaves_others_their_turn() -> None:
     """Many items ahead are not pulled in one turn of the loop."""
     engine = Engine(range(1000))
@@ -142,18 +111,6 @@ async def test_a_source_that_never_waits_leaves_others_their_turn() -> None:
     pulls = [0, *[engine.pulls for _ in range(20) if not await asyncio.sleep(0)]]
     assert max(after - before for before, after in itertools.pairwise(pulls)) <= 16
     assert await rest(reader) == list(range(1000))
-
-
-@virtual
-async def test_only_the_readers_that_wait_are_woken() -> None:
-    """One pull serves all that wait; a reader that has something to read asks for none."""
-    engine = Engine(range(3), every_s=1.0)
-    shared = SharedStream(engine())
-    first, second, lagging = shared.read(), shared.read(), shared.read()
-    assert await asyncio.gather(anext(first), anext(second)) == [0, 0]
-    assert engine.pulls == 1
-    assert (await anext(lagging), now(), engine.pulls) == (0, 1.0, 1)
-    await shared.aclose()
 
 
 # What is held.
@@ -180,14 +137,12 @@ async def calls_of_leaving(count: int) -> int:
     return calls
 
 
-@virtual
 async def test_thousands_of_readers_may_leave_at_once() -> None:
     """As at the end of an answer: what that costs grows with their number, and not with its square."""
     assert await calls_of_leaving(400) < 8 * await calls_of_leaving(100)
 
 
 @pytest.mark.rows("E6")
-@virtual
 async def test_items_are_safe_to_hold() -> None:
     """Neither an engine that reuses its chunk nor another reader changes what a reader gets."""
 
@@ -207,7 +162,6 @@ async def test_items_are_safe_to_hold() -> None:
         assert await rest(shared.read()) == [token(1), token(2)]
 
 
-@virtual
 async def test_a_reader_that_is_too_slow_is_told_so() -> None:
     """A reader behind what is held fails, and leaves; there is never a gap."""
     shared = SharedStream(Engine(range(9))(), log=ItemLog(3))
@@ -245,7 +199,6 @@ class Merged(ItemLog[str]):
         return "".join(items), self.head
 
 
-@virtual
 async def test_a_log_may_merge() -> None:
     """A reader that lags gets what it lacks as one item, and its position says how much it was."""
     shared = SharedStream(Engine("abcd")(), log=Merged())
@@ -255,7 +208,6 @@ async def test_a_log_may_merge() -> None:
     assert await rest(slow) == ["d"]
 
 
-@virtual
 async def test_a_log_that_fails_fails_the_stream() -> None:
     """What a log raises for an item reaches the readers, and the source is closed."""
 
@@ -277,7 +229,6 @@ async def test_a_log_that_fails_fails_the_stream() -> None:
 # The end.
 
 
-@virtual
 async def test_the_end_and_a_failure_reach_every_reader_behind_the_items() -> None:
     """Those that wait, that lag, and that come later; each of them once."""
     for error in (None, GONE):
@@ -299,7 +250,6 @@ async def test_the_end_and_a_failure_reach_every_reader_behind_the_items() -> No
         GONE.__traceback__ = None
 
 
-@virtual
 async def test_a_failure_does_not_gather_the_frames_of_its_readers() -> None:
     """However many readers have raised it, its traceback shows the source and one reader."""
     shared = SharedStream(Engine(error=LookupError("gone"))())
@@ -313,7 +263,6 @@ async def test_a_failure_does_not_gather_the_frames_of_its_readers() -> None:
 
 
 @pytest.mark.rows("S6")
-@virtual
 async def test_a_cancellation_by_the_source_is_a_failure() -> None:
     """A ``CancelledError`` that nobody asked for fails the readers, and cancels none of them."""
     shared = SharedStream(Engine("a", error=asyncio.CancelledError())())
@@ -325,7 +274,6 @@ async def test_a_cancellation_by_the_source_is_a_failure() -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("idle", [False, True])
-@virtual
 async def test_somebody_cancels_the_task_that_pulls(idle: bool, fused: bool) -> None:
     """Whoever cancels all tasks of the loop does not leave readers waiting for ever."""
     engine = Engine("ab", every_s=1.0)
@@ -349,7 +297,6 @@ async def test_somebody_cancels_the_task_that_pulls(idle: bool, fused: bool) -> 
     assert [type(each) for each in told] == [SourceCancelled]
 
 
-@virtual
 async def test_closed_while_readers_wait() -> None:
     """They get what is held, then an error that says so; who comes later too."""
     engine = Engine("abc", every_s=1.0, closing_s=5.0)
@@ -371,7 +318,6 @@ async def test_closed_while_readers_wait() -> None:
         assert seen == ["a"]
 
 
-@virtual
 async def test_closed_before_anybody_came() -> None:
     """The source is closed, though it has never been pulled."""
     engine = Engine("a")
@@ -384,7 +330,6 @@ async def test_closed_before_anybody_came() -> None:
     assert (engine.pulls, shared.is_over) == (0, True)
 
 
-@virtual
 async def test_somebody_closes_the_source() -> None:
     """A stream that is dropped beside its shared stream is no clean end for the readers."""
     stream = fuse(Engine("ab", every_s=1.0)(), [])
@@ -430,7 +375,6 @@ async def by_closing_it_while_it_waits(owner: list[Any]) -> None:
         by_closing_it_while_it_waits,
     ],
 )
-@virtual
 async def test_every_way_to_leave(leave: Callable[[list[Any]], Awaitable[None]]) -> None:
     """The source is closed when the last reader has left, in whatever way, and not before."""
     engine = Engine("abcd", every_s=1.0)
@@ -449,43 +393,6 @@ async def test_every_way_to_leave(leave: Callable[[list[Any]], Awaitable[None]])
     assert busy() == []
 
 
-@pytest.mark.rows("S7")
-@virtual
-async def test_a_pull_that_is_under_way_serves_those_that_stay() -> None:
-    """One reader of two that wait is cancelled: the other gets the item, at its time."""
-    engine = Engine("ab", every_s=1.0)
-    shared = SharedStream(engine())
-    leaves, stays = await waiting(shared.read()), await waiting(shared.read())
-    await asyncio.sleep(0.5)
-    leaves.cancel()
-    assert (await stays, now(), engine.pulls) == ("a", 1.0, 1)
-    await shared.aclose()
-
-
-@virtual
-async def test_lingering() -> None:
-    """The source stays for a while after the last reader, is kept by one that comes in time, and closed then."""
-    engine = Engine(range(9), every_s=1.0)
-    shared = SharedStream(engine(), linger_s=10.0)
-    async with shared.read() as reader:
-        await anext(reader)
-    await asyncio.sleep(9.0)
-    assert (shared.is_over, engine.pulls) == (False, 1)
-    async with shared.read(1) as back:
-        assert await anext(back) == 1
-    assert now() == 11.0
-    await asyncio.sleep(9.5)
-    assert engine.closed == 0
-    await asyncio.sleep(1.0)
-    assert (shared.is_over, engine.closed, engine.pulls) == (True, 1, 2)
-    too_late = shared.read(1)
-    assert await anext(too_late) == 1
-    with pytest.raises(SourceClosed):
-        await anext(too_late)
-    assert busy() == []
-
-
-@virtual
 async def test_what_is_done_about_an_abandoned_stream() -> None:
     """With a callback the source goes on to its end, which it is told to hasten; once."""
     engine = Engine(range(9), every_s=1.0)
@@ -508,7 +415,6 @@ async def test_what_is_done_about_an_abandoned_stream() -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("error", [None, GONE])
-@virtual
 async def test_what_is_done_about_the_end(error: Exception | None, fused: bool) -> None:
     """The owner is told of it once, also where no reader waits for it, and readers come later."""
     engine = Engine("ab", every_s=1.0, error=error)
@@ -532,7 +438,6 @@ async def test_what_is_done_about_the_end(error: Exception | None, fused: bool) 
     assert engine.closed == 1
 
 
-@virtual
 async def test_a_stream_that_is_closed_has_no_end() -> None:
     """Who closes it knows."""
     told: list[BaseException | None] = []
@@ -548,7 +453,6 @@ async def test_a_stream_that_is_closed_has_no_end() -> None:
     assert told == []
 
 
-@virtual
 async def test_an_owner_that_fails_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
     """It is logged without its message, and readers get the end."""
     secret = "what somebody wrote"
@@ -565,7 +469,6 @@ async def test_an_owner_that_fails_at_the_end(caplog: pytest.LogCaptureFixture) 
     assert secret not in caplog.text
 
 
-@virtual
 async def test_a_run_is_pulled_in_its_own_context() -> None:
     """That in which it was made, whoever reads."""
     variable: ContextVar[str] = ContextVar("variable", default="nobody's")
@@ -583,7 +486,6 @@ async def test_a_run_is_pulled_in_its_own_context() -> None:
     assert seen == ["the request's"] * 2
 
 
-@virtual
 async def test_what_has_ended_is_released() -> None:
     """A stream that is held on to holds its items, and not the engine's stream."""
     source = fuse(Engine("ab")(), [])
@@ -596,7 +498,6 @@ async def test_what_has_ended_is_released() -> None:
     assert await rest(shared.read()) == ["a", "b"]
 
 
-@virtual
 async def test_the_callback_is_released_with_the_source() -> None:
     """A stream that is over refers to its owner no longer."""
 
@@ -613,7 +514,6 @@ async def test_the_callback_is_released_with_the_source() -> None:
     assert lost() is None
 
 
-@virtual
 async def test_a_callback_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     """It is logged without its message, and the source is closed instead."""
     secret = "what somebody wrote"
@@ -630,7 +530,6 @@ async def test_a_callback_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     assert secret not in caplog.text
 
 
-@virtual
 async def test_never_abandoned() -> None:
     """With ``linger_s=None`` the source goes on without readers, once one was there."""
     engine = Engine(range(5), every_s=1.0)
@@ -646,7 +545,6 @@ async def test_never_abandoned() -> None:
     assert await rest(shared.read(1)) == [1, 2, 3, 4]
 
 
-@virtual
 async def test_a_source_that_is_slow_to_close() -> None:
     """Leaving as the last one waits for it; being cancelled there does not disturb it."""
     engine = Engine("ab", closing_s=3.0)
@@ -680,7 +578,6 @@ class SlowToClose:
 
 
 @pytest.mark.parametrize(("error", "end"), [(None, ["a"]), (GONE, GONE)])
-@virtual
 async def test_a_source_that_has_ended_and_is_released(
     error: Exception | None, end: object
 ) -> None:
@@ -700,7 +597,6 @@ async def test_a_source_that_has_ended_and_is_released(
     GONE.__traceback__ = None
 
 
-@virtual
 async def test_a_source_that_swallows_a_cancellation() -> None:
     """It is closed nevertheless, and what it makes of the cancellation reaches nobody."""
     closed: list[float] = []
@@ -730,7 +626,6 @@ async def test_a_source_that_swallows_a_cancellation() -> None:
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("linger_s", [0.0, 60.0, None])
 @pytest.mark.parametrize("pulled", [False, True])
-@virtual
 async def test_all_is_lost(linger_s: float | None, pulled: bool) -> None:
     """Nobody can come back to a stream without references, so its source is closed at once."""
     engine = Engine("ab", every_s=1.0)
@@ -754,7 +649,6 @@ async def test_all_is_lost(linger_s: float | None, pulled: bool) -> None:
 
 
 @pytest.mark.rows("S7")
-@virtual
 async def test_a_reader_keeps_the_stream() -> None:
     """Whoever holds a reader alone has the whole stream."""
     engine = Engine("ab", every_s=1.0)
@@ -803,7 +697,6 @@ def test_a_loop_that_cancels_no_tasks(leaks: LeakWatch) -> None:
     loop.close()
 
 
-@virtual
 async def test_a_reader_that_is_lost_in_another_thread_leaves_on_the_loop() -> None:
     """The collector may find it anywhere; nothing of the stream is touched there."""
     shared = SharedStream(Engine("ab")())
@@ -819,7 +712,6 @@ async def test_a_reader_that_is_lost_in_another_thread_leaves_on_the_loop() -> N
 # Marks.
 
 
-@virtual
 async def test_a_mark_counts_as_a_reader() -> None:
     """It keeps the source, and permits it to go on; one that has everything is one that waits."""
     engine = Engine(range(9))
@@ -851,7 +743,6 @@ async def test_a_mark_counts_as_a_reader() -> None:
     assert engine.closed == 1
 
 
-@virtual
 async def test_a_mark_is_where_items_are() -> None:
     """A mark can't be ahead of the source, nor go back."""
     shared = SharedStream(Engine(range(9))(), ahead=2)
@@ -871,7 +762,6 @@ async def test_a_mark_is_where_items_are() -> None:
 # Misuse.
 
 
-@virtual
 async def test_what_is_no_position() -> None:
     """It is named, with what was expected."""
     shared: Any = SharedStream(Engine()())
@@ -910,7 +800,6 @@ def test_another_event_loop() -> None:
         first.read()
 
 
-@virtual
 async def test_one_reader_in_two_tasks() -> None:
     """The second is refused, and the first goes on."""
     shared = SharedStream(Engine("ab", every_s=1.0)())

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from itertools import accumulate, count
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +34,7 @@ from operators import (
 )
 from operators._outcome import OutcomeTracker
 from operators._slo._tally import ACCURACY, Key, LatencySketch, Tally
-from operators.authoring import AnyOperator, Stage, emit, nearest_rank, operator
+from operators.authoring import AnyOperator, nearest_rank
 from rx_backend import (
     EngineAdapter,
     LLMEngineOutput,
@@ -46,7 +45,6 @@ from rx_backend import (
 from rx_backend.engines import SampleEngine
 from rx_backend.protocols import StopConditions
 from rx_backend.scope import RequestScope
-from tests.engines import virtual
 from tests.operators._help import Engine, Life, handshake, terminal, token
 
 # A clock that ticks at every look: the first token comes 1000 ms after the start, and each further
@@ -180,7 +178,6 @@ class SlowSetup(SampleEngine):
 
 @pytest.mark.rows("F2")
 @pytest.mark.parametrize(("ttft_ms", "expected"), [(1249, "slow"), (1250, "good")])
-@virtual
 async def test_set_up_is_a_part_of_the_first_tokens_time(ttft_ms: float, expected: str) -> None:
     """A client waits through both, so the target and the figures are for the sum."""
     windows = SloWindows(clock=lambda: 0.0)
@@ -193,7 +190,6 @@ async def test_set_up_is_a_part_of_the_first_tokens_time(ttft_ms: float, expecte
     assert figures.ttft.p50_ms == pytest.approx(1250, rel=0.01)
 
 
-@virtual
 async def test_an_open_request_shows_and_is_late_when_a_target_is_missed() -> None:
     """Before its end it is in `open` alone; a wait that is too long shows while it lasts."""
     now = [0.0]
@@ -224,7 +220,6 @@ async def test_an_open_request_shows_and_is_late_when_a_target_is_missed() -> No
 @pytest.mark.rows("F2", "P8", "O2")
 @pytest.mark.parametrize("record", [True, False])
 @pytest.mark.parametrize("before", ["validate_chunks", "trace_link", None])
-@virtual
 async def test_in_the_standard_pipeline(record: bool, before: str | None) -> None:
     """Wherever it stands it counts tokens, failures and stops, recorded or not."""
     windows = SloWindows(clock=lambda: 0.0)
@@ -251,40 +246,6 @@ async def test_in_the_standard_pipeline(record: bool, before: str | None) -> Non
     assert snapshot.total.goodput == 0.5
 
 
-@pytest.mark.rows("O2", "S9")
-@pytest.mark.parametrize("record", [True, False])
-@pytest.mark.parametrize("before", ["validate_chunks", "trace_link", None])
-@pytest.mark.parametrize("ends", ["error", "terminal", "kept"])
-@virtual
-async def test_the_outcome_is_what_the_consumer_was_handed(
-    record: bool, before: str | None, ends: str
-) -> None:
-    """What operators behind it make of the end counts: the same as on the span."""
-    windows = SloWindows(clock=lambda: 0.0)
-
-    @operator(takes="items")
-    def behind() -> Stage[Any, Any]:
-        item = yield
-        while True:
-            if item.data is not None and item.data.finish_reason is not None:
-                if ends == "error":
-                    raise LookupError("gone")
-                item = yield item if ends == "terminal" else emit()
-            else:
-                item = yield item
-
-    standard = placed(slo(500, 50, windows=windows, key="m"), before)
-    adapter = EngineAdapter(
-        SampleEngine(token_interval_ms=50),
-        pipeline=standard.with_operators(behind()),
-        record=record,
-    )
-    with suppress(LookupError):
-        await consume(adapter)
-    assert outcome(windows.snapshot()["m"]) == ("good" if ends == "terminal" else "failed")
-
-
-@virtual
 async def test_a_deadline_is_no_clients_doing() -> None:
     """It stops the request, which counts as failed all the same."""
     windows = SloWindows(clock=lambda: 0.0)

@@ -18,7 +18,6 @@ from reactivex.subject import Subject
 
 from operators.assembly import source_of
 from operators.authoring import AsyncObservableSource, ObservableSource
-from tests.engines import virtual
 from tests.operators._help import Seen, collect
 
 if TYPE_CHECKING or find_spec("aioreactive"):
@@ -97,7 +96,6 @@ class TestBoth:
 
     @KINDS
     @pytest.mark.parametrize("error", [None, LookupError("gone")], ids=["completed", "failed"])
-    @virtual
     async def test_items_and_end(self, kind: Kind, error: Exception | None) -> None:
         """Items come in order and at their times, then the end or the failure, then nothing."""
         counted = Counted(error=error)
@@ -113,7 +111,6 @@ class TestBoth:
     @pytest.mark.rows("S7")
     @KINDS
     @pytest.mark.parametrize("way", ["aclose", "close", "lose", "lose-elsewhere", "break"])
-    @virtual
     async def test_a_drop(self, kind: Kind, way: str) -> None:
         """However it is left, it disposes of its subscription once, and leaves nothing behind."""
         counted = Counted(99)
@@ -140,7 +137,6 @@ class TestBoth:
     @pytest.mark.rows("S7")
     @KINDS
     @pytest.mark.parametrize("cancelled", [True, False])
-    @virtual
     async def test_a_drop_while_a_task_waits(self, kind: Kind, cancelled: bool) -> None:
         """Cancelled, the task is through with the source; closed by another, it sees the end."""
         counted = Counted(99)
@@ -158,7 +154,6 @@ class TestBoth:
         assert counted.disposed == 1
 
     @KINDS
-    @virtual
     async def test_a_drop_before_the_first_pull(self, kind: Kind) -> None:
         """It never subscribes, then or later."""
         counted = Counted()
@@ -168,7 +163,6 @@ class TestBoth:
         assert counted.subscribed == 0
 
     @KINDS
-    @virtual
     async def test_a_second_pull_at_a_time_is_refused(self, kind: Kind) -> None:
         """The later task is told; the earlier is not disturbed."""
         source = kind(Counted())
@@ -197,7 +191,6 @@ class TestBoth:
 class TestObservable:
     """What is special about an Observable: it pushes when and where it likes."""
 
-    @virtual
     async def test_what_it_pushes_between_pulls_waits(self) -> None:
         """Without a limit, in order; the end comes after it."""
         subject: Subject[int] = Subject()
@@ -210,7 +203,6 @@ class TestObservable:
         assert await first == 0
         assert await collect(source) == Seen(list(range(1, 1000)), "completed")
 
-    @virtual
     async def test_a_subscription_that_fails(self) -> None:
         """What subscribing raises comes out of the first pull."""
 
@@ -233,7 +225,6 @@ class TestAsyncObservable:
     """What is special about an AsyncObservable: it can be made to wait, and has tasks."""
 
     @pytest.mark.rows("S4")
-    @virtual
     async def test_back_pressure(self) -> None:
         """``asend`` returns when the item was taken and the next one is asked for."""
         counted = Counted()
@@ -249,33 +240,29 @@ class TestAsyncObservable:
     @pytest.mark.parametrize(
         "make",
         [
-            lambda: rx.from_iterable([1, 2]),
-            lambda: rx.single(1),
-            lambda: rx.pipe(rx.from_iterable([1, 2]), rx.map_async(double), rx.take(5)),
-            lambda: rx.pipe(rx.from_iterable([1, 2]), rx.distinct_until_changed),
-            lambda: rx.pipe(rx.from_iterable([1, 2]), rx.flat_map(lambda _: rx.timer(1))),
-            lambda: rx.pipe(rx.from_iterable([1, 2]), rx.merge(rx.timer(2))),
-            lambda: rx.pipe(rx.interval(1, 1), rx.debounce(0.5), rx.take(2)),
-            lambda: rx.pipe(rx.timer(1), rx.delay(1)),
-            lambda: rx.pipe(rx.interval(1, 2), rx.combine_latest(rx.interval(1, 3)), rx.take(2)),
-            lambda: rx.pipe(
-                rx.from_iterable([1, 2]), rx.map(lambda _: rx.timer(1)), rx.switch_latest()
+            pytest.param(lambda: rx.from_iterable([1, 2]), id="at-once"),
+            pytest.param(
+                lambda: rx.pipe(rx.from_iterable([1, 2]), rx.map_async(double), rx.take(5)),
+                id="a-step-that-waits",
+            ),
+            pytest.param(
+                lambda: rx.pipe(rx.from_iterable([1, 2]), rx.distinct_until_changed), id="a-task"
+            ),
+            pytest.param(
+                lambda: rx.pipe(rx.from_iterable([1, 2]), rx.flat_map(lambda _: rx.timer(1))),
+                id="inner-streams",
+            ),
+            pytest.param(
+                lambda: rx.pipe(rx.interval(1, 1), rx.debounce(0.5), rx.take(2)), id="timers"
+            ),
+            pytest.param(
+                lambda: rx.pipe(
+                    rx.interval(1, 2), rx.combine_latest(rx.interval(1, 3)), rx.take(2)
+                ),
+                id="several-sources",
             ),
         ],
-        ids=[
-            "from_iterable",
-            "single",
-            "map_async",
-            "distinct",
-            "flat_map",
-            "merge",
-            "debounce",
-            "delay",
-            "combine_latest",
-            "switch_latest",
-        ],
     )
-    @virtual
     async def test_tasks_of_the_library_end(
         self, make: Callable[[], rx.AsyncObservable[Any]], take: int | None
     ) -> None:
@@ -288,7 +275,6 @@ class TestAsyncObservable:
         await asyncio.sleep(0.5)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    @virtual
     async def test_what_the_library_keeps_holds_nothing_of_the_stream(self) -> None:
         """It never forgets a task that was cancelled; the frames in there are gone."""
 
@@ -306,7 +292,6 @@ class TestAsyncObservable:
         gc.collect()
         assert [item() for item in held] == [None, None, None]
 
-    @virtual
     async def test_a_task_of_the_library_that_fails(self) -> None:
         """What it would only log comes out of the pull, and the stream ends."""
 
@@ -317,7 +302,6 @@ class TestAsyncObservable:
         assert await collect(source) == Seen([], "LookupError(0)")
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    @virtual
     async def test_it_may_send_while_it_is_subscribed_to(self) -> None:
         """It waits for its consumer there, as it would later."""
 
@@ -334,7 +318,6 @@ class TestAsyncObservable:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     @pytest.mark.rows("S7")
-    @virtual
     async def test_a_drop_does_not_disturb_who_sends(self) -> None:
         """A subject that sends to several: it waits for none that has left."""
         subject: rx.AsyncSubject[int] = rx.AsyncSubject()
@@ -349,7 +332,6 @@ class TestAsyncObservable:
         assert await first == Seen([0], "dropped")
         assert await rest == Seen([0, 1, 2], "completed")
 
-    @virtual
     async def test_one_that_goes_on_after_the_drop_does_not_hold_up_the_loop(self) -> None:
         """Even if its disposing stops nothing, others get their turn while it sends."""
         sending: list[asyncio.Task[None]] = []
@@ -368,7 +350,6 @@ class TestAsyncObservable:
         await asyncio.sleep(0.1)
         sending[0].cancel()
 
-    @virtual
     async def test_a_disposal_that_fails_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
         """It disturbs nobody, and the library's tasks end all the same."""
 
@@ -386,7 +367,6 @@ class TestAsyncObservable:
         assert caplog.messages == ["disposing of an asynchronous subscription failed"]
 
     @pytest.mark.parametrize("ours", [True, False])
-    @virtual
     async def test_tasks_of_a_users_function_are_its_own(self, ours: bool) -> None:
         """A task that a mapper starts lives on after the drop; and a task factory stays in place."""
         done: list[float] = []

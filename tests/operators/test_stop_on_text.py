@@ -108,36 +108,6 @@ def test_no_text_waits_for_longer_than_it_must(
         assert text_of(seen.items) == text[: len(text) - held]
 
 
-@pytest.mark.rows("E3", "S8")
-@examples(150)
-@given(
-    stops=STOPS,
-    source=st.lists(
-        st.tuples(st.sampled_from([None, 0, 1]), chunks_of(), st.booleans()), max_size=10
-    ),
-)
-def test_each_answer_ends_by_itself(
-    stops: list[str], source: list[tuple[int | None, LLMEngineOutput, bool]]
-) -> None:
-    """Of two answers that take turns each is what it would be alone."""
-    for index, chunk, ends in source:
-        chunk.index = index
-        chunk.finish_reason = FinishReason.EOS if ends else None
-    chunks = [chunk for _, chunk, _ in source]
-    seen = fused(chunks, stop_on_text(stops, answers=2), ends=False)
-    stopped: list[bool] = []
-    for answer in range(2):
-        own = [chunk for chunk in chunks if (chunk.index or 0) == answer]
-        ends = [place for place, chunk in enumerate(own, 1) if chunk.finish_reason]
-        alone = fused(own[: ends[0]] if ends else own, stop_on_text(stops), ends=False)
-        out = [chunk for chunk in seen.items if (chunk.index or 0) == answer]
-        assert out[: len(alone.items)] == alone.items
-        assert len(out) == len(alone.items) or seen.end == "completed"
-        stopped.append(alone.end == "completed")
-    ended = {chunk.index or 0 for chunk in seen.items if chunk.finish_reason}
-    assert seen.end == ("completed" if any(stopped) and len(ended) == 2 else "open")
-
-
 @pytest.mark.parametrize("include", [True, False])
 @pytest.mark.parametrize("kind", ["text", "tokens"])
 def test_there_is_no_stop_before_min_tokens(life: Life, kind: str, include: bool) -> None:

@@ -8,7 +8,6 @@ import contextlib
 import pytest
 
 from operators import TapCounts, fuse, tap, tap_async
-from tests.engines import virtual
 from tests.operators._help import LONG_S, Engine, Seen, collect, settle
 
 WATCHED = Seen([0, 1, 2, 3], "completed")
@@ -19,7 +18,6 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage().partition("> ")[2] for record in caplog.records]
 
 
-@virtual
 async def test_an_observer_sees_every_item_after_its_turn() -> None:
     """In order, and not within the pull that brings the item."""
     seen: list[int] = []
@@ -36,7 +34,6 @@ async def test_an_observer_sees_every_item_after_its_turn() -> None:
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-@virtual
 async def test_an_observer_that_fails_is_counted_and_logged_once(
     is_async: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -60,7 +57,6 @@ async def test_an_observer_that_fails_is_counted_and_logged_once(
     assert len(caplog.records) == 1
 
 
-@virtual
 async def test_a_cancellation_of_the_observers_own_making_is_a_failure_like_any_other() -> None:
     """As the result of a cancelled future is: the observer gets the later items all the same."""
     cancelled = asyncio.get_running_loop().create_future()
@@ -79,7 +75,6 @@ async def test_a_cancellation_of_the_observers_own_making_is_a_failure_like_any_
     assert counts == TapCounts(delivered=3, failed=1)
 
 
-@virtual
 async def test_within_a_turn_no_more_wait_than_the_limit(caplog: pytest.LogCaptureFixture) -> None:
     """A source that never waits fills the buffer; what is beyond it is missed, counted and told."""
     seen: list[int] = []
@@ -92,7 +87,6 @@ async def test_within_a_turn_no_more_wait_than_the_limit(caplog: pytest.LogCaptu
     assert warned(caplog) == ["missed items of a stream: 1"]
 
 
-@virtual
 async def test_a_slow_observer_does_not_slow_the_stream() -> None:
     """The stream runs at the engine's pace; the observer gets its items one after the other."""
     seen: list[tuple[float, int]] = []
@@ -109,7 +103,6 @@ async def test_a_slow_observer_does_not_slow_the_stream() -> None:
     assert seen == [(3.5, 0), (6.0, 1), (8.5, 2), (11.0, 3)]
 
 
-@virtual
 async def test_what_a_slow_observer_misses_is_counted_and_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -131,7 +124,6 @@ async def test_what_a_slow_observer_misses_is_counted_and_told(
     assert warned(caplog) == ["missed items of a stream: 5"]
 
 
-@virtual
 async def test_what_was_missed_of_a_stream_is_told_when_the_observer_is_done(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -150,7 +142,6 @@ async def test_what_was_missed_of_a_stream_is_told_when_the_observer_is_done(
 
 
 @pytest.mark.rows("S7")
-@virtual
 async def test_an_observer_that_hangs_is_cancelled_after_a_drop() -> None:
     """Nothing is left of it when its time is up."""
     cancelled: list[float] = []
@@ -172,7 +163,6 @@ async def test_an_observer_that_hangs_is_cancelled_after_a_drop() -> None:
     assert cancelled == [4.0]
 
 
-@virtual
 async def test_an_observer_that_swallows_its_cancellation_gets_no_more() -> None:
     """Its time is up all the same, and what is left is missed."""
     seen: list[int] = []

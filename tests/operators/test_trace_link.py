@@ -34,16 +34,12 @@ def links(chunks: Sequence[Chunk]) -> list[object]:
 @pytest.mark.parametrize(
     ("source", "result", "subscription"),
     [
-        pytest.param("----", "----", "^", id="never"),
         pytest.param("--|", "--|", "^-!", id="empty"),
         pytest.param("--a|", "--A|", "^--!", id="one"),
         pytest.param("-h-a-b-T|", "-h-A-b-T|", "^-------!", id="many"),
         pytest.param("-h-T-|", "-h-T-|", "^----!", id="no-token"),
         pytest.param("-h-U-|", "-h-V-|", "^----!", id="terminal-with-a-token"),
         pytest.param("-a-#", "-A-#", "^--!", id="source-error"),
-        pytest.param("-a-b", "-A-b", "^", id="no-end"),
-        pytest.param("-h-a-|", "-h-!", "^--!", id="early-dispose"),
-        pytest.param("-h-a-b-|", "-h-(A!)", "^--!", id="dispose-inside"),
     ],
 )
 def test_the_first_chunk_with_tokens_is_stamped(
@@ -63,14 +59,12 @@ def test_the_first_chunk_with_tokens_is_stamped(
 @pytest.mark.parametrize(
     ("source", "result"),
     [
-        pytest.param("----", "----", id="never"),
         pytest.param("--|", "--|", id="empty"),
         pytest.param("-h-T-|", "-h-S-|", id="terminal-alone"),
         pytest.param("-h-a-b-T|", "-h-A-b-S|", id="terminal-after-tokens"),
         pytest.param("-a-b-U|", "-A-b-V|", id="terminal-with-a-token"),
         pytest.param("-U-|", "-V-|", id="terminal-is-first-token"),
         pytest.param("-a-b-#", "-A-b-#", id="source-error"),
-        pytest.param("-a-b-T-|", "-A-(b!)", id="dispose-inside"),
     ],
 )
 def test_a_prefill_terminal_is_stamped_too(source: str, result: str) -> None:

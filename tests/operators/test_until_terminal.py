@@ -7,21 +7,13 @@ import pytest
 from operators import until_terminal
 from rx_backend import FinishReason, LLMEngineOutput
 from rx_backend.testing import assert_marbles
-from tests.operators._help import (
-    LETTERS,
-    Life,
-    Seen,
-    handshake,
-    terminal,
-    token,
-)
+from tests.operators._help import LETTERS, Life, Seen, handshake, terminal, token
 
 
 @pytest.mark.rows("S2", "S8")
 @pytest.mark.parametrize(
     ("source", "result", "subscription"),
     [
-        pytest.param("----", "----", "^", id="never"),
         pytest.param("--|", "--|", "^-!", id="empty"),
         pytest.param("--T-|", "--(T|)", "^-!", id="one"),
         pytest.param("-a-b-U-|", "-a-b-(U|)", "^----!", id="many"),
@@ -30,9 +22,6 @@ from tests.operators._help import (
         pytest.param("-a-T-#", "-a-(T|)", "^--!", id="error-after"),
         pytest.param("-a-#", "-a-#", "^--!", id="source-error"),
         pytest.param("-a-b-|", "-a-b-|", "^----!", id="no-terminal"),
-        pytest.param("-a-b-", "-a-b-", "^", id="no-end"),
-        pytest.param("-a-b-T-|", "-a-!", "^--!", id="early-dispose"),
-        pytest.param("-a-b-T-|", "-a-(b!)", "^--!", id="dispose-inside"),
         pytest.param("-a-T-|", "-a-(T!)", "^--!", id="dispose-inside-the-last"),
     ],
 )

@@ -12,16 +12,7 @@ from operators import annotate_errors, limit_tokens, until_terminal, usage
 from rx_backend import LLMEngineOutput, protocols
 from rx_backend.protocols import CompletionUsage
 from rx_backend.testing import assert_marbles
-from tests.operators._help import (
-    LETTERS,
-    Chunk,
-    Life,
-    Seen,
-    fused,
-    handshake,
-    terminal,
-    token,
-)
+from tests.operators._help import LETTERS, Chunk, Life, Seen, fused, handshake, terminal, token
 
 VALUES = {**LETTERS, "V": Chunk([], "stop", None, (3, 2)), "W": Chunk([9], "stop", None, (3, 2))}
 

@@ -41,16 +41,12 @@ VALUES: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("source", "result", "subscription"),
     [
-        pytest.param("----", "----", "^", id="never"),
         pytest.param("--|", "--|", "^-!", id="empty"),
         pytest.param("--a|", "--a|", "^--!", id="one"),
         pytest.param("-h-a-m-U-T|", "-h-a-C-U-T|", "^---------!", id="many"),
         pytest.param("-a-n-b-|", "-a-#", "^--!", id="malformed"),
         pytest.param("-m-x-b-|", "-C-#", "^--!", id="no-chunk"),
         pytest.param("-a-#", "-a-#", "^--!", id="source-error"),
-        pytest.param("-a-m", "-a-C", "^", id="no-end"),
-        pytest.param("-a-m-|", "-a-!", "^--!", id="early-dispose"),
-        pytest.param("-a-m-|", "-a-(C!)", "^--!", id="dispose-inside"),
     ],
 )
 def test_well_formed_chunks_pass_and_the_rest_fails(

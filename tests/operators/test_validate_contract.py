@@ -13,7 +13,6 @@ from tests.operators._help import LETTERS, Life, handshake, terminal
 @pytest.mark.parametrize(
     ("source", "result", "subscription", "error"),
     [
-        pytest.param("----", "----", "^", None, id="never"),
         pytest.param("--|", "--#", "^-!", ContractViolation, id="empty"),
         pytest.param("--T|", "--T|", "^--!", None, id="one"),
         pytest.param("-h-a-b-U|", "-h-a-b-U|", "^-------!", None, id="many"),
@@ -23,9 +22,6 @@ from tests.operators._help import LETTERS, Life, handshake, terminal
         pytest.param("-(aTb)|", "-(aT#)", "^!", ContractViolation, id="item-after-at-once"),
         pytest.param("-a-#", "-a-#", "^--!", MarbleFailure, id="source-error"),
         pytest.param("-T-#", "-T-#", "^--!", MarbleFailure, id="source-error-after"),
-        pytest.param("-a-T", "-a-T", "^", None, id="no-end"),
-        pytest.param("-a-b-|", "-a-!", "^--!", None, id="early-dispose"),
-        pytest.param("-a-b-|", "-a-(b!)", "^--!", None, id="dispose-inside"),
         pytest.param("-a-T-b-|", "-a-(T!)", "^--!", None, id="dispose-inside-the-terminal"),
     ],
 )
