@@ -23,7 +23,6 @@ from tests.engines import real_time
 from tests.rx_backend.dynamo._runtime import NEEDS, cluster, received, settled
 from tests.rx_backend.dynamo.test_served_stream import RuntimeContext
 
-# 60 MB, more than fits into the buffers on the way to a client of the real runtime.
 # More chunks than all the buffers to a client hold, and the characters of one.
 MANY, SIZE = 1_000_000, 1_000
 
