@@ -154,8 +154,8 @@ class Chain(Stages):
         Take what the stage at *place* returned for an item, where that is no item.
 
         Returns:
-            The stream's last item, if the stage ended the stream with one: it is to be sent on from
-            the next stage. None where there is nothing to send on.
+            The stream's last item, if the stage ended the stream with one alone: it is to be sent on
+            from the next stage. None where there is nothing to send on.
         """
         if result is None:
             self.stage_raised(nothing_due(), place)
@@ -163,7 +163,12 @@ class Chain(Stages):
         if result.ends:
             self._end_before(place)
             self._close(place, place + 1)
-            return self._returned(place, result)
+            if len(result.items) == 1 and result.error is None:
+                self.send_last(place + 1, None if self._is_last else self._factories[place].name)
+                return result.items[0]
+            # Items before the last one may change who visits the stages behind.
+            self._finish_with(place, result)
+            return None
         self._apply(place, result)
         if self._is_last and not result.items:
             self._kept_by = self._factories[place].name
@@ -306,20 +311,7 @@ class Chain(Stages):
     def _finish_with(
         self, place: int, value: Any, ended_by: str | None = None, *, at_end: bool = False
     ) -> None:
-        """Do as :meth:`_returned`, and send the last item on."""
-        last = self._returned(place, value, ended_by, at_end=at_end)
-        if last is not None:
-            self.push(last, place + 1)
-            self.complete_last()
-
-    def _returned(
-        self, place: int, value: Any, ended_by: str | None = None, *, at_end: bool = False
-    ) -> Any:
-        """
-        End the stages behind *place*, whose stage ended the stream with these last items.
-
-        Return the last of them, which is still to be sent on from there; None if there is none.
-        """
+        """End the stages behind *place*, whose stage ended the stream with these last items."""
         items = value.items if type(value) is StageResult else () if value is None else (value,)
         error = value.error if type(value) is StageResult else None
         if ended_by is None and not self._is_last and not at_end:
@@ -328,15 +320,15 @@ class Chain(Stages):
             if not self.has_ended:
                 self.push(item, place + 1)
         if self.has_ended:
-            return None
+            return
         if error is not None:
             self.fail(error, place + 1)
         elif items:
             self.send_last(place + 1, ended_by)
-            return items[-1]
+            self.push(items[-1], place + 1)
+            self.complete_last()
         else:
             self.complete(place + 1, ended_by)
-        return None
 
 
 def _body_of(factory: StageFactory, made: object) -> GeneratorBody:

@@ -7,15 +7,26 @@ import contextvars
 import gc
 import traceback
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Sequence
 from typing import Any, Generic, TypeVar
 
 import pytest
+import reactivex
 
 from operators import fuse, map_async
 from operators._core.stage import when
-from operators.assembly import make_stream
-from operators.authoring import AnyOperator, Completed, FusedRun, Stage, emit, operator
+from operators.assembly import Callbacks, callbacks, make_stream
+from operators.authoring import (
+    AnyOperator,
+    Completed,
+    FusedRun,
+    Operator,
+    Stage,
+    complete_with,
+    detach,
+    emit,
+    operator,
+)
 from tests.operators._help import (
     Engine,
     Seen,
@@ -387,3 +398,50 @@ async def test_an_error_says_which_operator_raised_it(broken: AnyOperator, name:
     assert error.__notes__ == [f"raised by the operator {name}"]
     seen = await collect(fuse(Engine(error=ValueError("engine"))(), [same()]))
     assert not hasattr(seen.error, "__notes__")
+
+
+@operator
+def replaced_by(items: Sequence[int]) -> Ints:
+    """End the stream with *items* at its third item."""
+    for _ in range(2):
+        yield when("item == 3")
+    return complete_with(*items)
+
+
+@callbacks()
+def ended_with(items: Sequence[int]) -> Callbacks[int, int]:
+    return Callbacks(lambda _: complete_with(*items), only="item == 3")
+
+
+@callbacks()
+def first_negated() -> Callbacks[int, int]:
+    return Callbacks(lambda item: -item, only="item > 3", once=True)
+
+
+@operator
+def first_doubled() -> Ints:
+    item = yield when("item > 3")
+    yield detach(2 * item)
+
+
+@operator
+def first_kept() -> Ints:
+    item = yield when("item > 3")
+    while True:
+        item = yield when("item < 0", item)
+
+
+@pytest.mark.rows("E3")
+@pytest.mark.parametrize("last", [[], [4], [4, 5], [4, 5, 6]], ids=len)
+@pytest.mark.parametrize("end", [replaced_by, ended_with])
+@pytest.mark.parametrize("behind", [first_negated, first_doubled, first_kept])
+async def test_the_last_items_of_an_operator_visit_as_others_do(
+    behind: Callable[[], Operator[int, int]],
+    end: Callable[..., Operator[int, int]],
+    last: list[int],
+) -> None:
+    """One that takes a single item takes one of them, and no other, as in a plain pipe."""
+    plain: list[int] = []
+    reactivex.of(1, 2, 3, 9).pipe(end(last), behind(), same()).subscribe(plain.append)
+    fused = await collect(fuse(Engine([1, 2, 3, 9])(), [end(last), behind(), same()]))
+    assert fused == Seen(plain, "completed")
