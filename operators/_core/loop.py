@@ -120,6 +120,8 @@ class _Body:
 # The line of an exception in the loop identifies the stage.
 _LOOP = """\
 def loop(chain, source, get, pull):
+    if chain.has_ended:
+        return
     {names}
     is_last = False
     while True:

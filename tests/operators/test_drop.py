@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from operators import fuse, map_async, until_terminal
+from operators import TokenTimes, fuse, heartbeat, itl_window, map_async, until_terminal
 from operators.authoring import AnyOperator, Stage, operator
 from rx_backend.testing import VirtualTimeLoop
 from tests.operators._drops import (
@@ -39,6 +39,7 @@ from tests.operators._help import (
     later,
     observed,
     same,
+    settle,
     spy,
     terminal,
     token,
@@ -564,3 +565,37 @@ def test_a_stream_that_outlives_its_loop(way: str, closing_s: float | None, dept
     owner.clear()
     gc.collect()
     assert journal == ["pull", "1", "!", "end", "closed"]
+
+
+@pytest.mark.rows("S7")
+async def test_an_engine_is_not_begun_by_a_stream_that_was_dropped() -> None:
+    """Where a task of ours is about to pull: the stages are told first, and the close follows."""
+    engine = Engine([1])
+    stream = fuse(engine(), [itl_window(TokenTimes()), same()])
+    stream.drop()
+    assert await collect(stream) == Seen([], "completed")
+    await stream.aclose()
+    assert engine.pulls == 0
+
+
+@pytest.mark.rows("S7")
+@pytest.mark.parametrize("turns", range(12))
+async def test_nothing_begins_behind_a_drop(turns: int) -> None:
+    """However many tasks stand between consumer and engine, and wherever the drop finds them."""
+    journal: list[str] = []
+
+    async def engine() -> AsyncGenerator[int]:
+        journal.append("begins")
+        while True:
+            await asyncio.sleep(1)
+            yield 1
+
+    alive = [heartbeat(9.0, 0) for _ in range(4)]
+    consumer = asyncio.create_task(collect(fuse(engine(), [*alive, itl_window(TokenTimes())])))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    consumer.cancel()
+    await asyncio.wait([consumer])
+    journal.append("dropped")
+    await settle()
+    assert journal in (["dropped"], ["begins", "dropped"])
