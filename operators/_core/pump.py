@@ -146,10 +146,13 @@ class Pump(Generic[T]):
                     self._demand = self.source.event_loop.create_future()
                     return self._demand
         except Exception as error:
-            # Without this frame in its traceback it is no part of a cycle.
             drop_top_frame(error)
             failure = error
-        handled = self._report_end(failure)
+        try:
+            handled = self._report_end(failure)
+        finally:
+            # This frame may be in its traceback: a reference from here would be a cycle.
+            del failure
         if handled is not None:
             await handled
         if not self._leaves_source:
