@@ -45,7 +45,7 @@ copybutton_prompt_is_regexp = True
 
 # An operator's phase and ends; bounds in a signature; long names of type variables.
 _FIELD = re.compile(r"^(Phase|Errors|On dispose): ")
-_BOUND = re.compile(r"Annotated\[(\w+), <[^>]*>\]")
+_BOUND = re.compile(r"Annotated\[(?:~[\w.]+\.)?(.+?), <[^>]*>\]")
 _VARIABLE = re.compile(r"[\w.]+\.([A-Z](_co)?)\b")
 
 
