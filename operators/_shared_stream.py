@@ -13,7 +13,7 @@ from operators._core.arguments import AtLeast, check_arguments
 from operators._core.fusion import FusedRun
 from operators._core.loop_scheduler import with_loop_timers
 from operators._core.pushing import push_in_task
-from operators._core.tasks import defer_to_loop
+from operators._core.tasks import defer_to_loop, running_loop
 from operators._reader import Reader, ReaderMark, check_position
 from operators._replay_log import ItemLog, PositionDropped, PositionUnknown, ReplayLog
 from operators._shared_readers import Cursor
@@ -185,7 +185,7 @@ class SharedStream(Observable[T], Generic[T]):
     def _subscribe_core(
         self, observer: abc.ObserverBase[T], scheduler: abc.SchedulerBase | None = None
     ) -> abc.DisposableBase:
-        running = _running_loop()
+        running = running_loop()
         loop = self._shared.loop or running
         if loop is None:
             observer.on_error(
@@ -214,10 +214,3 @@ class SharedStream(Observable[T], Generic[T]):
         if shared is not None and shared.loop is not None and not shared.is_over:
             # The collector may call this in any thread.
             defer_to_loop(shared.loop, shared.close)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

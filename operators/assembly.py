@@ -17,7 +17,7 @@ from operators._core.segment import close_quietly, first_pull
 from operators._core.sources import source_of
 from operators._core.stage import Callbacks
 from operators._core.stream_observer import StreamObserver
-from operators._core.tasks import defer_to_loop, done, start_task, weakly
+from operators._core.tasks import defer_to_loop, done, running_loop, start_task, weakly
 from operators._encodable import encodable
 from operators._itl_window import TokenRecorder
 from operators._outcome import HandedOut, OutcomeTracker, error_type_of
@@ -55,6 +55,7 @@ __all__ = (
     "pulling",
     "push_in_task",
     "redacted_exc_info",
+    "running_loop",
     "source_of",
     "start_task",
     "tokens_in",

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from reactivex import Observable, abc
 
+from operators.assembly import running_loop
 from rx_backend.logger import describe, get_logger
 
 __all__ = ("LatchedSignal", "Latches", "Listener", "SignalName")
@@ -69,7 +70,7 @@ class Latches:
         It is called on the running event loop, or else on `loop`; without both, or with *anywhere*,
         in the thread that signals.
         """
-        loop = None if anywhere else _running_loop() or self.loop
+        loop = None if anywhere else running_loop() or self.loop
         listener = Listener(self, name, loop, callback, args)
         self._listeners.append(listener)
         if self.is_set(name) and self.remove(listener):
@@ -105,7 +106,7 @@ class Listener(abc.DisposableBase):
         loop = self._loop
         if loop is None:
             self._call()
-        elif loop is _running_loop():
+        elif loop is running_loop():
             self._call()
             # A `signal.signal` handler may have interrupted a loop that waits for I/O.
             loop.call_soon_threadsafe(_ignore)
@@ -196,10 +197,3 @@ _FUNCTIONS: Final = (FunctionType, MethodType)
 
 
 def _ignore(*_: object) -> None: ...
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

@@ -17,6 +17,7 @@ __all__ = (
     "defer_to_loop",
     "done",
     "is_elsewhere",
+    "running_loop",
     "start_release",
     "start_task",
     "weakly",
@@ -130,12 +131,18 @@ def current_task() -> asyncio.Task[Any] | None:
         return None
 
 
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that runs in this thread, or None."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def is_elsewhere(loop: asyncio.AbstractEventLoop) -> bool:
     """Return whether another event loop than *loop* runs here."""
-    try:
-        return asyncio.get_running_loop() is not loop
-    except RuntimeError:
-        return False
+    running = running_loop()
+    return running is not None and running is not loop
 
 
 def weakly(method: Callable[P, object]) -> Callable[P, None]:

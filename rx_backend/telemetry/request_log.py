@@ -146,8 +146,9 @@ class RequestLog:
         if context.queued_s is not None:
             fields |= _rounded(queue_ms=context.queued_s * 1000.0)
         if outcome.times is not None:
-            if outcome.output_tokens is not None:
-                fields[names.OUTPUT_TOKENS] = outcome.output_tokens
+            tokens = outcome.output_tokens
+            if tokens is not None:
+                fields[names.OUTPUT_TOKENS] = tokens
             fields |= _figures(outcome.times)
         if is_failure:
             self._logger.warning("request failed", **fields)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
-from operators.assembly import CHECKED, check_arguments
+from operators.assembly import CHECKED, check_arguments, running_loop
 from operators.authoring import AtLeast
 from rx_backend.testing.virtual_time import VirtualTimeLoop
 
@@ -70,11 +70,7 @@ def run_virtual(
 
 def is_loop_running() -> bool:
     """Return whether an event loop runs in this thread."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
+    return running_loop() is not None
 
 
 def _check_no_loop_runs() -> None:
