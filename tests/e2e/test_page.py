@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import httpx
 import pytest
@@ -11,19 +10,30 @@ from selenium import webdriver
 
 from tests.e2e.chromium import DESK, PHONE, Page, chromium, until
 from tests.proxy import Proxy, proxy
-from tests.rx_backend.web.servers import ROOT, Server, running
+from tests.rx_backend.web.servers import Server, running
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(60)]
 
-ANSWER = "".join(f" {number}" for number in range(200))
-INTERVAL_MS = 15
+TOKENS = 200
+ANSWER = "".join(f" {number}" for number in range(TOKENS))
+Let = Callable[[int], None]
 
 
 @pytest.fixture(scope="module")
 def server() -> Generator[Server]:
-    environment = {**os.environ, "TOKEN_INTERVAL_MS": str(INTERVAL_MS)}
-    with running("uvicorn", "fastapi_service:app", cwd=ROOT / "examples", env=environment) as found:
+    with running("uvicorn", "tests.e2e.page_service:app") as found:
         yield found
+
+
+@pytest.fixture
+def let(server: Server) -> Generator[Let]:
+    """Let the answers come to that token; they come to their end once the test is over."""
+
+    def to(tokens: int) -> None:
+        httpx.put(f"{server.url}/limit", params={"tokens": tokens}).raise_for_status()
+
+    yield to
+    to(TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +62,13 @@ def page(driver: webdriver.Chrome, gate: Proxy) -> Generator[Page]:
     driver.switch_to.window(before)
 
 
-def test_an_answer(page: Page) -> None:
+def test_an_answer(page: Page, let: Let) -> None:
     """It appears token by token, and is whole at the end."""
+    let(2)
     page.ask()
-    page.read_to(10)
-    assert ANSWER.startswith(page.text)
-    assert page.state == "connected"
+    page.read_to(2)
+    assert (page.text, page.state) == (" 0 1", "connected")
+    let(TOKENS)
     page.read_to_end()
     assert (page.text, page.marks, page.shown("connections")) == (ANSWER, 0, "1")
     assert not any(map(page.is_enabled, ("cut", "continue", "stop")))
@@ -73,60 +84,72 @@ def test_asked_twice(page: Page) -> None:
     assert page.text == ANSWER
 
 
-def test_the_button_cuts_the_connection(page: Page) -> None:
+def test_the_button_cuts_the_connection(page: Page, let: Let) -> None:
     """Nothing comes then; the other button gets the rest, as often as one likes."""
+    let(20)
     page.ask()
     for marks in range(1, 4):
-        page.read_to(page.position + 20)
+        page.read_to(20 * marks)
         page.press("cut")
-        place = page.position
+        let(20 * marks + 20)
         assert (page.state, page.is_enabled("stop")) == ("connection cut", True)
+        assert page.position == 20 * marks
         page.press("continue")
-        page.read_to(place + 1)
+        page.read_to(20 * marks + 20)
         assert page.marks == marks
+    let(TOKENS)
     page.read_to_end()
     assert page.text == ANSWER
 
 
-def test_a_reload(page: Page) -> None:
+def test_a_reload(page: Page, let: Let) -> None:
     """Keeps what was read and gets the rest; after the end nothing is asked for any more."""
+    let(30)
     page.ask()
     page.read_to(30)
     page.driver.refresh()
+    let(60)
     page.read_to(60)
     assert ANSWER.startswith(page.text)
     page.driver.refresh()
+    let(TOKENS)
     page.read_to_end()
     assert (page.text, page.marks) == (ANSWER, 2)
     page.driver.refresh()
     assert (page.state, page.text) == ("complete", ANSWER)
 
 
-def test_the_page_is_left_and_shown_again(page: Page, gate: Proxy) -> None:
+def test_the_page_is_left_and_shown_again(page: Page, gate: Proxy, let: Let) -> None:
     """By the browser's Back, which may show the page as it was left."""
+    let(30)
     page.ask()
     page.read_to(30)
     page.driver.get(f"{gate.url}/v1/models")
+    let(TOKENS)
     page.driver.back()
     page.read_to_end()
     assert (page.text, page.marks) == (ANSWER, 1)
 
 
-def test_the_connection_is_lost(page: Page, gate: Proxy) -> None:
+def test_the_connection_is_lost(page: Page, gate: Proxy, let: Let) -> None:
     """EventSource reconnects by itself, with the id of the last event."""
+    let(30)
     page.ask()
     page.read_to(30)
     gate.cut()
     until(lambda: "trying again" in page.state)
+    let(TOKENS)
     page.read_to_end()
     assert page.text == ANSWER
 
 
-def test_the_server_is_out_of_reach(page: Page, gate: Proxy) -> None:
+def test_the_server_is_out_of_reach(page: Page, gate: Proxy, let: Let) -> None:
     """For longer than the browser waits between two attempts: it makes further ones."""
+    let(30)
     page.ask()
     page.read_to(30)
     gate.close()
+    let(TOKENS)
     place = page.position
     until(lambda: "trying again" in page.state)
     page.run("window.failures = 0; source.addEventListener('error', () => window.failures++)")
@@ -146,19 +169,21 @@ def test_the_connection_is_lost_behind_the_last_token(page: Page) -> None:
     assert page.text == ANSWER
 
 
-def test_two_tabs(page: Page) -> None:
+def test_two_tabs(page: Page, let: Let) -> None:
     """Another tab with the same address reads the answer from its beginning; one leaves."""
+    let(30)
     page.ask()
     page.read_to(30)
     first = page.driver.current_window_handle
     address = page.driver.current_url
     page.driver.switch_to.new_window("tab")
     other = Page(page.driver, address)
-    other.read_to(40)
+    other.read_to(30)
     assert ANSWER.startswith(other.text)
     second = page.driver.current_window_handle
     page.driver.switch_to.window(first)
     page.press("cut")
+    let(TOKENS)
     page.driver.switch_to.window(second)
     other.read_to_end()
     assert (other.text, other.marks) == (ANSWER, 0)
@@ -168,8 +193,9 @@ def test_two_tabs(page: Page) -> None:
     assert (page.text, page.marks) == (ANSWER, 1)
 
 
-def test_stop(page: Page) -> None:
+def test_stop(page: Page, let: Let) -> None:
     """The page has what there was, and says that the answer has ended."""
+    let(30)
     page.ask()
     page.read_to(30)
     page.press("stop")
