@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import operator
 import types
 from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from functools import partial
@@ -77,7 +78,8 @@ class FusedRun(Run, Generic[B]):
             if self._state:
                 break
             if self._chain.has_ended:
-                self._finish()
+                # Without a context to enter, the pull may be in that of the source.
+                self._finish(eagerly=self._enter is not operator.call)
             else:
                 self._begin_loop()
         return await self._after_end()

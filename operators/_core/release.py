@@ -18,7 +18,7 @@ from operators._core.pulled_chain import PulledChain
 from operators._core.segment import Segment, close_now, close_quietly
 from operators._core.stages import StageFactory
 from operators._core.stream_observer import StreamObserver
-from operators._core.tasks import done, start_release
+from operators._core.tasks import done, start_eagerly, start_release
 
 __all__ = (
     "IDLE",
@@ -215,14 +215,14 @@ class Run(Segment):
         self._tell_end(dropped=True)
         self._finish()
 
-    def _finish(self) -> None:
+    def _finish(self, *, eagerly: bool = False) -> None:
         """Release the source; what is in ``out`` is still to be handed out."""
         self._state = OVER
         # An error item's traceback may lead to the consumer's frame, and so back here.
         self._chain.item = None
         if self.ended:
             self._tell_end(dropped=False)
-        self._close_source()
+        self._close_source(start_eagerly if eagerly else start_release)
 
     def take_back(self, item: Any) -> None:
         """Note that *item*, which was handed out, has not reached its consumer."""
@@ -244,7 +244,7 @@ class Run(Segment):
                 "the callback at the end of a stream failed", exc_info=redacted_exc_info(error)
             )
 
-    def _close_source(self) -> None:
+    def _close_source(self, start: Callable[..., asyncio.Task[None]]) -> None:
         source, loop = self._chain.source, self.event_loop
         if isinstance(source, Segment):
             source.close()
@@ -252,9 +252,7 @@ class Run(Segment):
             if loop.is_closed():
                 self._enter(close_now, source, _FAILED)
             else:
-                self._closing = start_release(
-                    close_quietly(source, _FAILED), loop, self.own_context
-                )
+                self._closing = start(close_quietly(source, _FAILED), loop, self.own_context)
 
     def _abandon_pull(self) -> None:
         """Unwind a pull whose coroutine was closed: by a task, since it may have to wait."""

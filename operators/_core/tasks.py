@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import sys
 import types
 import weakref
 from collections.abc import Callable, Coroutine, Generator
@@ -18,6 +19,7 @@ __all__ = (
     "done",
     "is_elsewhere",
     "running_loop",
+    "start_eagerly",
     "start_release",
     "start_task",
     "weakly",
@@ -59,6 +61,26 @@ def start_release(
     begun.send(None)
     task = asyncio.Task(begun, loop=loop, context=context)
     running.add(task)
+    return task
+
+
+def start_eagerly(
+    coroutine: Coroutine[Any, Any, None],
+    loop: asyncio.AbstractEventLoop,
+    context: contextvars.Context | None = None,
+) -> asyncio.Task[None]:
+    """
+    Do as `start_release`, up to the first wait within this call; from Python 3.12 on.
+
+    The caller runs in a step of a task or of a callback, and not in *context*.
+    """
+    if sys.version_info < (3, 12) or running_loop() is not loop:
+        return start_release(coroutine, loop, context)
+    task = asyncio.Task(coroutine, loop=loop, context=context, eager_start=True)
+    if not task.done():
+        running = streams_of(loop).releases
+        running.add(task)
+        task.add_done_callback(running.discard)
     return task
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import sys
 import traceback
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Sequence
@@ -247,6 +248,39 @@ class TestContext:
         else:
             end = ["item changed", "closing changed", "end changed", "on_end changed, False"]
             assert seen == [*begin, *end]
+
+
+class TestTheEnd:
+    """What the pull that sees the end has waited for."""
+
+    @pytest.mark.rows("P9", "S7")
+    @pytest.mark.parametrize("waits", [False, True])
+    async def test_the_source_is_closed(self, waits: bool) -> None:
+        """In the stream's context, and in a task of its own; a turn for that is taken where it waits."""
+        variable = contextvars.ContextVar("variable", default="outside")
+        tasks = list[asyncio.Task[Any] | None]()
+
+        async def engine() -> AsyncIterator[int]:
+            token = variable.set("engine")
+            try:
+                for number in range(5):
+                    yield number
+            finally:
+                async with asyncio.timeout(1):
+                    if waits:
+                        await asyncio.sleep(0.5)
+                variable.reset(token)
+                tasks.append(asyncio.current_task())
+
+        stream = fuse(engine(), [ended_with([7])])
+        items = [await anext(stream) for _ in range(4)]
+        turns = list[None]()
+        asyncio.get_running_loop().call_soon(turns.append, None)
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+        assert (items, len(tasks)) == ([0, 1, 2, 7], 1)
+        assert tasks != [asyncio.current_task()]
+        assert bool(turns) == (waits or sys.version_info < (3, 12))
 
 
 class TestTheStreamItself:
