@@ -30,7 +30,7 @@ EXTRAS = "cli,dynamo,jetstream,otlp,plot,prometheus,slo,test,web"
 REQUESTS = 3000
 UV = Path(sys.executable).with_name("uv")
 
-_FOLDERS = ("tests/rx_backend/resumable", "tests/rx_backend/web")
+_FOLDERS = ("tests/rx_backend/dynamo", "tests/rx_backend/resumable", "tests/rx_backend/web")
 _TELL = "import sys; print(sys.implementation.name, '%d.%d.%d' % sys.version_info[:3])"
 _MATRIX = ("-m", "tests.matrix", "--requests", str(REQUESTS))
 

@@ -152,10 +152,9 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         """Return the next item that is sent, at the end that of a failure, then None."""
         while self._stream is not None:
             try:
-                item = await anext(self._stream)
+                wire = self._wire(await anext(self._stream))
             except StopAsyncIteration:
                 break
-            wire = wire_item(item) if self._has_token else self._before_token(item)
             if wire is not None:
                 return wire
         return self._failed_item()
@@ -170,10 +169,9 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         waits, ready, turn_ends = -1, 0, 0.0
         while self._stream is not None and stream is not None:
             try:
-                item = await anext(stream)
+                wire = self._wire(await anext(stream))
             except StopAsyncIteration:
                 break
-            wire = wire_item(item) if self._has_token else self._before_token(item)
             if wire is None:
                 continue
             is_first, has_waited = waits < 0, stream.waits != waits
@@ -205,12 +203,17 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         failure, self._failure = self._failure, None
         return None if failure is None else _failed_item(failure)
 
-    def _before_token(self, item: object) -> dict[str, Any] | None:
-        """Return an item of a decode worker that awaits its first token; None after a kill."""
-        if self._is_killed:
-            self.close()
-            return None
-        self._has_token = tokens_in(item) > 0
+    def _wire(self, item: object) -> dict[str, Any] | None:
+        """
+        Return the item as it is sent; None for one of a decode worker, before its token, after a kill.
+
+        What pulls has no variable for it: the traceback of an error item leads there.
+        """
+        if not self._has_token:
+            if self._is_killed:
+                self.close()
+                return None
+            self._has_token = tokens_in(item) > 0
         return wire_item(item)
 
     async def _begin(self) -> None:
