@@ -117,11 +117,10 @@ class Telemetry:
             for provider in providers
             if provider is not None
         ]
-        for ending in endings:
-            ending.start()
+        started = [ending for ending in endings if _is_started(ending)]
 
         def wait(part: float) -> None:
-            for ending in endings:
+            for ending in started:
                 ending.join(max(0.0, began + deadline_s * part - time.monotonic()))
 
         wait(0.9)
@@ -137,6 +136,17 @@ class Telemetry:
 
     def __exit__(self, *_: object) -> None:
         self.shutdown()
+
+
+def _is_started(thread: threading.Thread) -> bool:
+    """Start a thread; where none can be started any more, do its work here, and return False."""
+    try:
+        thread.start()
+    except RuntimeError:
+        # Python 3.12.0 and 3.12.1 refuse it in what `atexit` calls.
+        thread.run()
+        return False
+    return True
 
 
 class _EntropyIds(RandomIdGenerator):
