@@ -3,7 +3,7 @@ Run the library's tests on the other Pythons of this machine, and the matrix on 
 
 CPython 3.12 and 3.13 are searched on the PATH and among pyenv's versions. Each has a virtual
 environment with the pins of ``constraints.txt``, ``.venv-312`` and ``.venv-313``, in which the tests
-of the operators, the adapter and the matrix run. Then, also on the Python of ``.venv``, the matrix
+of the operators, the adapter, its outlets and telemetry, and the matrix run. Then, also on the Python of ``.venv``, the matrix
 runs on uvloop, with eager tasks, and in asyncio's debug mode with warnings as errors. A missing
 Python is reported in one line. Arguments are passed to pytest.
 """
@@ -27,10 +27,10 @@ __all__ = ("VERSIONS", "environment", "find", "main")
 
 VERSIONS = ("3.12", "3.13")
 EXTRAS = "cli,dynamo,jetstream,otlp,plot,prometheus,slo,test,web"
-REQUESTS = 3000
+REQUESTS = 2000
 UV = Path(sys.executable).with_name("uv")
 
-_FOLDERS = ("tests/rx_backend/dynamo", "tests/rx_backend/resumable", "tests/rx_backend/web")
+_FOLDERS = tuple(f"tests/rx_backend/{name}" for name in ("dynamo", "resumable", "telemetry", "web"))
 _TELL = "import sys; print(sys.implementation.name, '%d.%d.%d' % sys.version_info[:3])"
 _MATRIX = ("-m", "tests.matrix", "--requests", str(REQUESTS))
 
