@@ -3,9 +3,9 @@ Run the library's tests on the other Pythons of this machine, and the matrix on 
 
 CPython 3.12 and 3.13 are searched on the PATH and among pyenv's versions. Each has a virtual
 environment with the pins of ``constraints.txt``, ``.venv-312`` and ``.venv-313``, in which the tests
-of the operators, the adapter, its outlets and telemetry, and the matrix run. Then, also on the Python of ``.venv``, the matrix
-runs on uvloop, with eager tasks, and in asyncio's debug mode with warnings as errors. A missing
-Python is reported in one line. Arguments are passed to pytest.
+of the operators, the adapter, its outlets and telemetry, and the matrix run. Then, also on the
+Python of ``.venv``, the matrix runs on uvloop, with eager tasks, and in asyncio's debug mode with
+warnings as errors. A missing Python is reported in one line. Arguments are passed to pytest.
 """
 
 from __future__ import annotations
