@@ -13,9 +13,9 @@ from opentelemetry.trace import Tracer
 
 from operators.assembly import loop_clock
 from rx_backend.adapter import EngineAdapter
+from rx_backend.checks import fraction, whole
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine, check_config
-from rx_backend.engines.checks import fraction, whole
 from rx_backend.errors import BackendError, InvalidArgument, Unknown
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.protocols import (

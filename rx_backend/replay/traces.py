@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Final, TypeAlias
 import msgspec
 from msgspec import Meta, Struct, field
 
-from rx_backend.engines.checks import whole
+from rx_backend.checks import whole
 from rx_backend.errors import InvalidArgument
 from rx_backend.recording.json_lines import decode_line, read_lines
 from rx_backend.replay.workload import Request

@@ -9,7 +9,7 @@ from itertools import pairwise
 from math import cos, tau
 from typing import Final, NamedTuple
 
-from rx_backend.engines.checks import fraction, number, whole
+from rx_backend.checks import fraction, number, whole
 
 __all__ = ("LEAST_SPEED", "Request", "at_speed", "synthetic")
 

@@ -162,8 +162,8 @@ def test_progress_is_reported_at_each_end(spans: Spans) -> None:
 @pytest.mark.parametrize(
     ("rates", "complaint"),
     [
-        ({"cancel_rate": -0.1}, "cancel_rate must be"),
-        ({"drop_rate": 2}, "drop_rate must be"),
+        ({"cancel_rate": -0.1}, "cancel_rate: expected"),
+        ({"drop_rate": 2}, "drop_rate: expected"),
         ({"cancel_rate": 0.6, "drop_rate": 0.6}, "must not sum to more than 1"),
     ],
 )
@@ -250,7 +250,7 @@ def test_prompts_are_drawn() -> None:
     assert first != second
     assert prompts(vocab_size=10) == drawn != prompts(vocab_size=10, seed=1)
     assert prompts() == [[0] * 500] * 2
-    with pytest.raises(InvalidArgument, match="vocab_size must be a whole number >= 2"):
+    with pytest.raises(InvalidArgument, match="vocab_size: expected a whole number, 2 or more"):
         prompts(vocab_size=1)
 
 

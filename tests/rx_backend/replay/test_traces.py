@@ -233,7 +233,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "utf16").write_bytes(AZURE.encode("utf-16"))
     with pytest.raises(InvalidArgument, match="column TIMESTAMP is missing"):
         read_trace(tmp_path / "utf16")
-    with pytest.raises(InvalidArgument, match="limit must be"):
+    with pytest.raises(InvalidArgument, match="limit: expected"):
         read_trace(tmp_path, limit=0)
 
 
