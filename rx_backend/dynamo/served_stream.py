@@ -155,7 +155,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
                 item = await anext(self._stream)
             except StopAsyncIteration:
                 break
-            wire = wire_item(item) if self._has_token else self._before_token(item)
+            wire = self._wire(item)
             if wire is not None:
                 return wire
         return self._failed_item()
@@ -173,7 +173,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
                 item = await anext(stream)
             except StopAsyncIteration:
                 break
-            wire = wire_item(item) if self._has_token else self._before_token(item)
+            wire = self._wire(item)
             if wire is None:
                 continue
             is_first, has_waited = waits < 0, stream.waits != waits
@@ -205,12 +205,13 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         failure, self._failure = self._failure, None
         return None if failure is None else _failed_item(failure)
 
-    def _before_token(self, item: object) -> dict[str, Any] | None:
-        """Return an item of a decode worker that awaits its first token; None after a kill."""
-        if self._is_killed:
-            self.close()
-            return None
-        self._has_token = tokens_in(item) > 0
+    def _wire(self, item: object) -> dict[str, Any] | None:
+        """Return what is sent for an item; None after a kill ahead of a decode worker's first token."""
+        if not self._has_token:
+            if self._is_killed:
+                self.close()
+                return None
+            self._has_token = tokens_in(item) > 0
         return wire_item(item)
 
     async def _begin(self) -> None:
