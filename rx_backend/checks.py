@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
+from pathlib import Path
 
 from rx_backend.errors import InvalidArgument
 
-__all__ = ("fraction", "number", "text", "whole")
+__all__ = ("file_path", "fraction", "function", "instance", "number", "text", "whole")
 
 # An `int` above is no `float`.
 _LARGEST = sys.float_info.max
 
 
-def whole(name: str, value: object, *, low: int, high: int | None = None, unit: str = "") -> int:
+def whole(
+    name: str, value: object, *, low: int | None = None, high: int | None = None, unit: str = ""
+) -> int:
     """Return *value* if it is an ``int`` from *low* to *high*, else raise `InvalidArgument`."""
+    least = -math.inf if low is None else low
     most = math.inf if high is None else high
-    if isinstance(value, int) and not isinstance(value, bool) and low <= value <= most:
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
         return value
-    bounds = f"{low} or more" if high is None else f"{low} to {high}"
-    raise InvalidArgument(f"{name}: expected a whole number{_of(unit)}, {bounds}, got {value!r}")
+    bounds = "" if low is None else f", {low} or more" if high is None else f", {low} to {high}"
+    raise InvalidArgument(f"{name}: expected a whole number{_of(unit)}{bounds}, got {value!r}")
 
 
 def number(
@@ -46,6 +51,26 @@ def text(name: str, value: object) -> str:
     if isinstance(value, str) and value.strip():
         return value
     raise InvalidArgument(f"{name}: expected a text that is not blank, got {value!r}")
+
+
+def file_path(name: str, value: object) -> Path:
+    """Return *value* as a path, if it can be one, else raise `InvalidArgument`."""
+    try:
+        return Path(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InvalidArgument(f"{name}: expected a path, got {value!r}") from None
+
+
+def function(name: str, value: object) -> None:
+    """Raise `InvalidArgument` unless *value* can be called, and returns nothing to be awaited."""
+    if not callable(value) or inspect.iscoroutinefunction(value):
+        raise InvalidArgument(f"{name}: expected a function that is not async, got {value!r}")
+
+
+def instance(name: str, value: object, kind: type[object]) -> None:
+    """Raise `InvalidArgument` unless *value* is a *kind*."""
+    if not isinstance(value, kind):
+        raise InvalidArgument(f"{name}: expected a {kind.__name__}, got {value!r}")
 
 
 def _of(unit: str) -> str:

@@ -95,7 +95,7 @@ class SimulatedEngine(LLMEngine):
         self._default = whole("default_max_tokens", default_max_tokens, low=1, unit="tokens")
         self._vocab_size = whole("vocab_size", vocab_size, low=1)
         self._error_rate = fraction("error_rate", error_rate)
-        self._random = random.Random(seed)  # noqa: S311  # a simulation, no secret
+        self._random = random.Random(whole("seed", seed))  # noqa: S311  # a simulation, no secret
         timing = Timing(
             step_ms=number("step_ms", step_ms, low=0, unit="ms"),
             step_ms_per_sequence=number(

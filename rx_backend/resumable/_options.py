@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from rx_backend.checks import number, whole
+from rx_backend.checks import function, number, whole
 from rx_backend.errors import InvalidArgument
 
 __all__ = ("MayRead", "Options", "WhenLeft", "same_owner")
@@ -55,11 +54,7 @@ class Options:
             raise InvalidArgument(
                 f"when_left: expected 'stop' or 'continue', got {self.when_left!r}"
             )
-        if not callable(self.may_read) or inspect.iscoroutinefunction(self.may_read):
-            raise InvalidArgument(
-                "may_read: expected a function that is not async, of two owners, "
-                f"got {self.may_read!r}"
-            )
+        function("may_read", self.may_read)
 
     def allows(self, owner: str | None, asking: str | None) -> bool:
         """

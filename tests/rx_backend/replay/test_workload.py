@@ -59,7 +59,7 @@ def test_synthetic_is_decided_by_its_arguments() -> None:
 
 @pytest.mark.parametrize(
     ("parameter", "value"),
-    [("requests", 0), ("rate_per_s", 0), ("swing", 2), ("period_s", -1)],
+    [("requests", 0), ("rate_per_s", 0), ("swing", 2), ("period_s", -1), ("seed", 0.5)],
 )
 def test_synthetic_parameters_are_checked(parameter: str, value: float) -> None:
     """A value out of range is refused by its name."""
