@@ -81,13 +81,11 @@ class Pipeline(Generic[T_co]):
         *,
         annotate: Operator[Any, Any] | None = None,
     ) -> None:
-        self.chunks: tuple[AnyOperator, ...] = tuple(chunks)
-        self.items: tuple[AnyOperator, ...] = tuple(items)
+        self.chunks: tuple[AnyOperator, ...] = _checked("chunks", chunks, misplaced="items")
+        self.items: tuple[AnyOperator, ...] = _checked("items", items, misplaced="chunks")
         self.annotate = annotate
-        _check("chunks", self.chunks, misplaced="items")
-        _check("items", self.items, misplaced="chunks")
         if annotate is not None:
-            _check("annotate", (annotate,), misplaced="items")
+            _checked("annotate", (annotate,), misplaced="items")
         if self.items and annotate is None:
             raise NotAnOperator(
                 "items: expected none without annotate, which makes items of chunks, got "
@@ -227,14 +225,17 @@ def takes(operator: object) -> str:
     return operator.takes if isinstance(operator, Operator) else "anything"
 
 
-def _check(phase: str, operators: Sequence[AnyOperator], *, misplaced: str) -> None:
-    plan_of(operators, phase)
-    for place, each in enumerate(operators):
+def _checked(
+    phase: str, operators: Iterable[AnyOperator], *, misplaced: str
+) -> tuple[AnyOperator, ...]:
+    checked = plan_of(operators, phase).operators
+    for place, each in enumerate(checked):
         if takes(each) == misplaced:
             what = "annotated items" if misplaced == "items" else "an engine's chunks"
             raise NotAnOperator(
                 f"{phase}[{place}]: {name_of(each)} takes {what}: put it into {misplaced}"
             )
+    return checked
 
 
 def _is(operator: AnyOperator, where: str | AnyOperator) -> bool:

@@ -17,6 +17,7 @@ from operators import NotAnOperator, Pipeline, TokenTimes
 from operators.assembly import Plan, drawn, loop_clock, make_stream
 from operators.authoring import AnyOperator, Clock, Transform
 from rx_backend import telemetry
+from rx_backend.checks import function, instance
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import LLMEngine, is_engine, open_chunks
@@ -59,8 +60,8 @@ class EngineAdapter(Generic[T_co]):
             the adapter is made, or else each span (row P8).
 
     Raises:
-        InvalidArgument: *engine* is no engine, *mode* is unknown, *pipeline* is neither, *clock* is no
-            function, or *record* neither True, False nor None.
+        InvalidArgument: *engine* is no engine, *mode* is unknown, *pipeline* is neither, or another
+            argument is of another type.
 
     >>> import asyncio
     >>> from rx_backend import PreprocessedRequest
@@ -100,8 +101,12 @@ class EngineAdapter(Generic[T_co]):
                 "pipeline: expected a Pipeline, or a function that returns one from a request's "
                 f"scope, got {type(source).__name__}"
             )
-        if clock is not None and not callable(clock):
-            raise InvalidArgument(f"clock: expected a function or None, got {clock!r}")
+        if clock is not None:
+            function("clock", clock)
+        if tracer is not None:
+            instance("tracer", tracer, Tracer)
+        if meter_provider is not None:
+            instance("meter_provider", meter_provider, MeterProvider)
         if not (record is None or isinstance(record, bool)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidArgument(f"record: expected True, False or None, got {record!r}")
         self._tracer = tracer or trace.get_tracer("rx_backend")

@@ -1,10 +1,12 @@
-"""Addresses that a process listens on: a port in a setting, and how an address is written."""
+"""Addresses that a process listens on: a port in a setting, and the address in a message."""
 
 from __future__ import annotations
 
+import os
+
 from rx_backend.errors import InvalidArgument
 
-__all__ = ("HIGHEST_PORT", "host_and_port", "port_number")
+__all__ = ("HIGHEST_PORT", "cannot_listen", "host_and_port", "port_number")
 
 HIGHEST_PORT = 65535
 
@@ -41,3 +43,22 @@ def host_and_port(host: str, port: int) -> str:
     ('localhost:8000', '[::1]:8000')
     """
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def cannot_listen(setting: str, host: str, port: int, error: OSError | UnicodeError) -> str:
+    """
+    Return the message for an address that can't be listened on, with the system's reason.
+
+    Args:
+        setting: What names the address.
+        host: The address.
+        port: The port.
+        error: What listening on it has raised.
+
+    >>> cannot_listen("--port", "::1", 80, PermissionError(13, "with the address in its text"))
+    "--port: can't listen on [::1]:80: Permission denied"
+    """
+    # An event loop's own text has the address too; that of a name's look-up has no number.
+    number = getattr(error, "errno", None) or 0
+    reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error
+    return f"{setting}: can't listen on {host_and_port(host, port)}: {reason}"

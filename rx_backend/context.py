@@ -174,7 +174,6 @@ class RequestContext:
         """Stop following the signals of the parent, if this is a :meth:`child`. Idempotent."""
         for listener in self._following:
             listener.dispose()
-        self._following = ()
 
     def stopped(self) -> LatchedSignal:
         """Return the stop signal, to await or to subscribe to (row C2)."""

@@ -60,7 +60,8 @@ def check_arguments(function: Callable[P, object], /, *args: P.args, **kwargs: P
 
     Numbers, texts, flags, literals and functions are checked, with the bounds that `AtLeast` sets,
     and whether a function may be async; any other type is left to the type checker, but for one
-    with `CHECKED`. The options of an unpacked ``TypedDict`` are checked one by one.
+    with `CHECKED`. What ``*args`` and ``**kwargs`` hold is checked one by one, as are the options of
+    an unpacked ``TypedDict``.
 
     Raises:
         TypeError: An argument is missing, unknown, or of another type.
@@ -79,7 +80,13 @@ def check_arguments(function: Callable[P, object], /, *args: P.args, **kwargs: P
             continue
         if typing.get_origin(hint) is Unpack and parameter.kind is parameter.VAR_KEYWORD:
             _check_options(name, typing.get_args(hint)[0], value)
-        elif parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            for each, given in value.items():
+                _check(f"{name}: {each}", hint, given)
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            for place, given in enumerate(value):
+                _check(f"{name}: {option}[{place}]", hint, given)
+        else:
             _check(f"{name}: {option}", hint, value)
 
 
@@ -195,7 +202,8 @@ def _described_type(hint: Any) -> str:
 
 
 _CALLABLE: Any = typing.get_origin(Callable[..., Any])
-_SIMPLE: frozenset[Any] = frozenset({int, float, str, bool, type(None)})
+# No set: the type of ``*args: P.args`` can't be hashed.
+_SIMPLE: tuple[Any, ...] = (int, float, str, bool, type(None))
 _NAMES: Mapping[Any, str] = {
     int: "a whole number",
     float: "a number",

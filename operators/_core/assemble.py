@@ -54,12 +54,14 @@ class Plan:
         boundaries: What stands between two runs.
 
     Raises:
-        NotAnOperator: Names the first that is no operator.
+        NotAnOperator: Names the first that is no operator, or what is no list of them.
     """
 
     __slots__ = ("boundaries", "operators", "runs")
 
     def __init__(self, operators: Iterable[object], where: str = "pipeline") -> None:
+        if not isinstance(cast("object", operators), Iterable):
+            raise NotAnOperator(f"{where}: expected a list of operators, got {operators!r}")
         self.operators: tuple[AnyOperator, ...] = tuple(cast("Iterable[AnyOperator]", operators))
         self.boundaries: list[Boundary] = []
         run: list[Operator[Any, Any]] = []
@@ -128,6 +130,7 @@ def fuse(
 
     Raises:
         NotAnOperator: An entry of the list is no operator.
+        TypeError: The source is no asynchronous iterator.
         Exception: What an operator's set-up raised.
 
     >>> import asyncio
@@ -142,6 +145,8 @@ def fuse(
     >>> asyncio.run(main())
     [[7], []]
     """
+    if not hasattr(source, "__anext__"):
+        raise TypeError(f"fuse: source: expected an asynchronous iterator, got {source!r}")
     return make_stream(source, operators, FusedRun[Any], own_context=own_context, scope=scope)
 
 

@@ -7,7 +7,7 @@ import contextlib
 import threading
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from reactivex import Observable, abc
 
@@ -16,6 +16,12 @@ from operators._core.mailbox import Mailbox
 from operators._core.tasks import defer_to_loop
 
 __all__ = ("Inbox", "RxInbox")
+
+
+_TOO_MANY: Final = (
+    "{}: more than {} items wait for the consumer, which can't hold back what a reactivex operator "
+    "emits by itself: have it emit fewer at once, or await in an operator that pulls its source"
+)
 
 
 class Inbox(Mailbox[Any]):
@@ -155,7 +161,7 @@ class RxInbox(Inbox):
             self.is_ahead = False
         if not self.is_fed:
             if self._limit is not None and len(self) >= self._limit:
-                self.end(RuntimeError(f"{self._name}: more than {self._limit} items wait"))
+                self.end(RuntimeError(_TOO_MANY.format(self._name, self._limit)))
                 if self._subscription is not None:
                     self._subscription.dispose()
                 return

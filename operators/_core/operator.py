@@ -97,7 +97,7 @@ class Operator(Generic[A, B]):
         takes: What items it is made for.
     """
 
-    __slots__ = ("_args", "_asks_for_scope", "_function", "_kwargs", "_make", "name", "takes")
+    __slots__ = ("_args", "_asks_for_scope", "_function", "_kwargs", "name", "takes")
 
     # How many of the function's first arguments are no arguments of the operator.
     _sources: ClassVar[int] = 0
@@ -112,7 +112,6 @@ class Operator(Generic[A, B]):
         self._function = function
         self._args = args
         self._kwargs = kwargs
-        self._make: Callable[..., Any] = functools.partial(function, *args, **kwargs)
         parameters = list(_parameters(function))[self._sources :]
         # One that is given by position is an argument like any other.
         self._asks_for_scope = "scope" in parameters[len(args) :] and "scope" not in kwargs
@@ -121,16 +120,14 @@ class Operator(Generic[A, B]):
 
     def start(self, scope: Any, *source: Any) -> Any:
         """Make a new body; *scope* is None where there is none, *source* is what one that pulls gets."""
-        if not self._asks_for_scope:
-            return self._make(*source)
-        if scope is not None:
-            return self._make(*source, scope=scope)
-        if _parameters(self._function)["scope"].default is SCOPE:
+        if self._asks_for_scope and scope is not None:
+            return self._function(*source, *self._args, **self._kwargs, scope=scope)
+        if self._asks_for_scope and _parameters(self._function)["scope"].default is SCOPE:
             raise TypeError(
                 f"{self.name} needs the scope of a request: put it into the pipeline of an "
                 "adapter, or give it one by scope=..."
             )
-        return self._make(*source)
+        return self._function(*source, *self._args, **self._kwargs)
 
     def __repr__(self) -> str:
         arguments = [repr(value) for value in self._args]
@@ -168,15 +165,6 @@ class PullingOperator(Operator[A, B]):
     __slots__ = ()
 
     _sources = 1
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        function, own, kwargs = self._function, self._args, self._kwargs
-
-        def make(source: FusedRun[A], **scope: Any) -> Any:
-            return function(source, *own, **scope, **kwargs)
-
-        self._make = make
 
     def segment(self, source: FusedRun[A], scope: Any) -> PulledSegment:
         """Make the part of a pipeline that stands behind *source*."""

@@ -123,8 +123,11 @@ class SloSnapshot(Mapping[Key, SloFigures]):
 
         Raises:
             ValueError: The windows differ in length.
+            TypeError: Something is no snapshot.
         """
         for other in others:
+            if not isinstance(other, SloSnapshot):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"SloSnapshot.merge: others: expected snapshots, got {other!r}")
             if other.window_s != self.window_s:
                 raise ValueError(
                     f"SloSnapshot.merge: window_s: expected {self.window_s}, got {other.window_s}"

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Self
 
+from rx_backend.checks import whole
 from rx_backend.context import RequestContext
-from rx_backend.engines.checks import whole
 from rx_backend.engines.chunk_queue import ChunkQueue
 from rx_backend.errors import Unknown
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest

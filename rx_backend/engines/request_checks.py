@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any, Final
 
 from msgspec import Struct
 
-from rx_backend.engines.checks import fraction, max_tokens, number, whole
+from rx_backend.checks import fraction, number, whole
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import PreprocessedRequest
 
-__all__ = ("GREEDY_BELOW", "check_options", "check_prompt", "output_tokens", "stop_token_ids")
+__all__ = (
+    "GREEDY_BELOW",
+    "check_options",
+    "check_prompt",
+    "max_tokens",
+    "output_tokens",
+    "stop_token_ids",
+)
 
 GREEDY_BELOW: Final = 1e-5
 """A temperature below this is 0: logits divided by less overflow the 32 bits that they have."""
@@ -33,8 +39,8 @@ _NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
 
 # Outside of these an option means nothing, and what engines make of it is nonsense.
 _RANGES: Final[dict[str, Callable[[str, object], object]]] = {
-    "presence_penalty": partial(number, low=-math.inf),
-    "frequency_penalty": partial(number, low=-math.inf),
+    "presence_penalty": number,
+    "frequency_penalty": number,
     "repetition_penalty": partial(number, low=0, above=True),
     "temperature": partial(number, low=0),
     "top_p": fraction,
@@ -105,6 +111,14 @@ def check_prompt(
             f"token_ids: ids must be from 0{most}, got {low if low < 0 else high}"
         )
     return ids
+
+
+def max_tokens(request: PreprocessedRequest, default: int) -> int:
+    """Return how many tokens *request* allows; raise `InvalidArgument` if it is less than 1."""
+    wanted = request.stop_conditions.max_tokens
+    if wanted is None:
+        return default
+    return whole("stop_conditions.max_tokens", wanted, low=1, unit="tokens")
 
 
 def output_tokens(request: PreprocessedRequest, context_length: int) -> int:

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from rx_backend.checks import number, text, whole
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig, LLMEngine
-from rx_backend.engines.checks import max_tokens, number, text, whole
 from rx_backend.engines.handoff import hand_off, take_over
+from rx_backend.engines.request_checks import max_tokens
 from rx_backend.errors import EngineShutdown
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, usage
 

@@ -7,11 +7,12 @@ import random
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from rx_backend.checks import fraction, number, text, whole
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig, LLMEngine
-from rx_backend.engines.checks import fraction, max_tokens, number, text, whole
 from rx_backend.engines.handoff import hand_off, take_over
+from rx_backend.engines.request_checks import max_tokens
 from rx_backend.engines.scheduler import Scheduler
 from rx_backend.engines.sequence import Load, Sequence, Timing
 from rx_backend.errors import (
@@ -94,7 +95,7 @@ class SimulatedEngine(LLMEngine):
         self._default = whole("default_max_tokens", default_max_tokens, low=1, unit="tokens")
         self._vocab_size = whole("vocab_size", vocab_size, low=1)
         self._error_rate = fraction("error_rate", error_rate)
-        self._random = random.Random(seed)  # noqa: S311  # a simulation, no secret
+        self._random = random.Random(whole("seed", seed))  # noqa: S311  # a simulation, no secret
         timing = Timing(
             step_ms=number("step_ms", step_ms, low=0, unit="ms"),
             step_ms_per_sequence=number(

@@ -10,8 +10,8 @@ from contextlib import suppress
 from copy import copy
 from typing import Any, Final
 
+from rx_backend.checks import whole
 from rx_backend.context import RequestContext
-from rx_backend.engines.checks import whole
 from rx_backend.engines.chunk_queue import ChunkQueue
 from rx_backend.engines.step_sequence import Outgoing, StepScheduler, StepSequence
 from rx_backend.errors import BackendError, Disconnected, EngineShutdown, as_backend_error

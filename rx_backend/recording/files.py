@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
+from rx_backend.checks import file_path
 from rx_backend.errors import InvalidArgument
 from rx_backend.logger import get_logger
 from rx_backend.recording.format import RecordingError, add_line, read_header
@@ -24,11 +25,12 @@ def read_recording(path: str | PathLike[str]) -> Recording:
     A file that breaks off within a line, or has no last line, is read up to there; ``end`` is None.
 
     Raises:
+        InvalidArgument: *path* is none.
         RecordingError: The file can't be read, is of a newer version, or a line is not valid; the
             message names the file, the line and what was expected.
     """
     try:
-        with Path(path).open("rb") as file:
+        with file_path("path", path).open("rb") as file:
             return _read(path, file)
     except OSError as error:
         raise RecordingError(path, None, f"can't be read: {error.strerror}") from error
@@ -43,10 +45,11 @@ def read_recordings(path: str | PathLike[str]) -> list[Recording]:
     killed process must not cost the other recordings.
 
     Raises:
-        RecordingError: *path* is a file that is not valid, as in :func:`read_recording`, or a
+        InvalidArgument: *path* is none.
+        RecordingError: It is a file that is not valid, as in :func:`read_recording`, or a
             directory without ``.jsonl`` files.
     """
-    folder = Path(path)
+    folder = file_path("path", path)
     if not folder.is_dir():
         return [read_recording(path)]
     files = sorted(file for file in folder.rglob("*.jsonl") if file.is_file())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from operators.assembly import Callbacks, callbacks
 from operators.authoring import same_type
+from rx_backend.checks import file_path
 from rx_backend.errors import InvalidArgument
 from rx_backend.recording.model import Recording
 from rx_backend.recording.stream_recorder import StreamRecorder
@@ -19,10 +19,7 @@ __all__ = ("record",)
 
 def _check_folder(folder: str | PathLike[str], **_: object) -> None:
     """Raise ``InvalidArgument`` unless *folder* can be a directory."""
-    try:
-        path = Path(folder)
-    except TypeError:
-        raise InvalidArgument(f"record: folder: expected a path, got {folder!r}") from None
+    path = file_path("record: folder", folder)
     if path.suffix == ".jsonl" or (path.exists() and not path.is_dir()):
         raise InvalidArgument(f"record: folder: expected a directory, got the file {str(path)!r}")
 
@@ -45,7 +42,7 @@ def record(
         result  ---a-b-|
         file    h--a-b-e
 
-    It is named ``<request id>.jsonl``, and never replaces another: where the name is taken, as by a
+    It is named ``<request id>.jsonl``, and never repaths another: where the name is taken, as by a
     request that was on another worker before, the time in ns is added to it. It is complete when
     the stream has ended, however it ended; a killed process loses at most 8 KiB of each stream.
     Text that UTF-8 can't express is repaired (U+FFFD). An error (a full disk, a chunk with something

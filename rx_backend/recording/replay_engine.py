@@ -12,9 +12,9 @@ from itertools import cycle
 from os import PathLike
 from typing import Final
 
+from rx_backend.checks import number, text
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine
-from rx_backend.engines.checks import number, text
 from rx_backend.errors import EngineShutdown, InvalidArgument, StreamIncomplete
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, usage
 from rx_backend.recording.files import read_recordings

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from operators.authoring import nearest_rank
+from rx_backend.checks import file_path, instance
 from rx_backend.replay.figures import ReplayResult
 from rx_backend.whole_file import write_whole
 
@@ -58,6 +59,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 def summarize(result: ReplayResult) -> Summary:
     """Return the main figures of *result*."""
+    instance("result", result, ReplayResult)
     rows, seconds = result.requests, result.duration_s
     outcomes = Counter(row.outcome for row in rows)
     others = sum(outcomes[name] for name in ("cancelled", "dropped", "interrupted", "error"))
@@ -88,6 +90,7 @@ def summarize(result: ReplayResult) -> Summary:
 
 def format_table(summary: Summary) -> str:
     """Return *summary* as a table of plain text, without a newline at the end."""
+    instance("summary", summary, Summary)
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in summary.errors.items())
     lines = [
         ("requests", f"{summary.requests:,}", f"{summary.requests_per_s:,.2f} per s"),
@@ -122,14 +125,17 @@ def write_requests(path: str | Path, result: ReplayResult) -> None:
 
     If the replay was stopped early, a last line says so: ``{"stopped_by":"interrupt"}``.
     """
+    instance("result", result, ReplayResult)
     rows = sorted(result.requests, key=lambda row: row.index)
     stopped = [] if result.stopped_by is None else [{"stopped_by": result.stopped_by}]
-    write_whole(path, msgspec.json.Encoder().encode_lines([*rows, *stopped]))
+    write_whole(file_path("path", path), msgspec.json.Encoder().encode_lines([*rows, *stopped]))
 
 
 def write_summary(path: str | Path, summary: Summary) -> None:
     """Write *summary* as one JSON object."""
-    write_whole(path, msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+    instance("summary", summary, Summary)
+    content = msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
+    write_whole(file_path("path", path), content)
 
 
 def _quantiles(ordered: Sequence[float]) -> Quantiles:

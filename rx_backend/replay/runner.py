@@ -13,9 +13,9 @@ from opentelemetry.trace import Tracer
 
 from operators.assembly import loop_clock
 from rx_backend.adapter import EngineAdapter
+from rx_backend.checks import fraction, function, instance, whole
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine, check_config
-from rx_backend.engines.checks import fraction, whole
 from rx_backend.errors import BackendError, InvalidArgument, Unknown
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.protocols import (
@@ -25,7 +25,7 @@ from rx_backend.protocols import (
     StopConditions,
 )
 from rx_backend.replay.figures import ReplayResult, RequestFigures, token_gaps
-from rx_backend.replay.workload import Request
+from rx_backend.replay.workload import Request, checked
 from rx_backend.stream import ResponseStream
 
 __all__ = ("check_rates", "replay")
@@ -73,16 +73,22 @@ async def replay(
         The figures of all requests.
 
     Raises:
-        InvalidArgument: A rate is out of its range, or the two sum to more than 1; or the workload
-            raised it, and then only when the requests in flight have ended.
+        InvalidArgument: An argument does not fit, or the two rates sum to more than 1; or the
+            workload raised it, or a request in it does not fit, and then only when the requests in
+            flight have ended.
         Unknown: The engine's `start`, `drain` or `cleanup` failed; the message says how.
     """
     check_rates(cancel_rate, drop_rate)
+    whole("seed", seed)
+    if on_end is not None:
+        function("on_end", on_end)
+    result = ReplayResult() if result is None else result
+    instance("result", result, ReplayResult)
+    requests = checked(workload)
     draw, draw_prompt = random.Random(seed), random.Random(seed)  # noqa: S311  # no secrets
     token_ids = [0] if vocab_size is None else range(1, whole("vocab_size", vocab_size, low=2))
     clock = loop_clock(asyncio.get_running_loop())
     adapter = EngineAdapter(engine, pipeline=pipeline, tracer=tracer, clock=clock, record=record)
-    result = result or ReplayResult()
     result.planned = len(workload) if isinstance(workload, Sized) else None
     bad_row: InvalidArgument | None = None
     try:
@@ -100,7 +106,7 @@ async def replay(
 
         async with asyncio.TaskGroup() as tasks:
             try:
-                for index, asked in enumerate(workload):
+                for index, asked in enumerate(requests):
                     row = _cut(asked, config.context_length)
                     result.cut += row != asked
                     prompt = draw_prompt.choices(token_ids, k=row.prompt_tokens)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from msgspec import Struct
 
 from operators.assembly import loop_clock
+from rx_backend.checks import number, whole
 from rx_backend.engine import LLMEngine
 from rx_backend.engines import SimulatedEngine
-from rx_backend.engines.checks import number, whole
 from rx_backend.errors import BackendError, InvalidArgument, Unknown
 from rx_backend.replay.figures import ReplayResult, stop_reason
 from rx_backend.replay.progress import progress
@@ -196,8 +196,8 @@ def _engine(options: RunOptions) -> LLMEngine:
     try:
         return SimulatedEngine(seed=options.seed, **_given(options, _SIMULATED))
     except InvalidArgument as error:
-        name, problem = error.message.split(" ", 1)
-        raise InvalidArgument(f"{_flag(name)} {problem}") from None
+        name, problem = error.message.split(": ", 1)
+        raise InvalidArgument(f"{_flag(name)}: {problem}") from None
 
 
 class _Session:

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Final, TypeAlias
 import msgspec
 from msgspec import Meta, Struct, field
 
-from rx_backend.engines.checks import whole
+from rx_backend.checks import file_path, whole
 from rx_backend.errors import InvalidArgument
 from rx_backend.recording.json_lines import decode_line, read_lines
 from rx_backend.replay.workload import Request
@@ -46,11 +46,14 @@ def read_trace(path: str | Path, *, limit: int | None = None) -> Trace:
         limit: Maximum number of requests, from the start of the file; None for all.
 
     Raises:
-        InvalidArgument: The file can't be read, is of none of these formats, has no requests, or a
+        InvalidArgument: An argument does not fit; or the file can't be read, is of none of these formats, has no requests, or a
             row is not valid; the message names file, line and column. Raised while the requests are
             taken where the fault is not in the first line.
     """
-    return Trace(path, None if limit is None else whole("limit", limit, low=1, unit="requests"))
+    return Trace(
+        file_path("path", path),
+        None if limit is None else whole("limit", limit, low=1, unit="requests"),
+    )
 
 
 class Trace(Iterator[Request]):
@@ -62,9 +65,9 @@ class Trace(Iterator[Request]):
         left_out: Number of rows without output tokens, so far.
     """
 
-    def __init__(self, path: str | Path, limit: int | None) -> None:
+    def __init__(self, path: Path, limit: int | None) -> None:
         self.left_out = 0
-        self._path = Path(path)
+        self._path = path
         self._line = 1
         lines = self._lines()
         first = next(lines, b"")

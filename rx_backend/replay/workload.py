@@ -7,11 +7,12 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from math import cos, tau
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
-from rx_backend.engines.checks import fraction, number, whole
+from rx_backend.checks import fraction, instance, number, whole
+from rx_backend.errors import InvalidArgument
 
-__all__ = ("LEAST_SPEED", "Request", "at_speed", "synthetic")
+__all__ = ("LEAST_SPEED", "Request", "at_speed", "checked", "synthetic")
 
 LEAST_SPEED: Final = 1e-6
 """A day takes longer than 2,000 years then; times that are much longer are too coarse."""
@@ -33,10 +34,31 @@ def at_speed(workload: Iterable[Request], speed: float) -> Iterator[Request]:
     Yield *workload* with its arrivals *speed* times as fast.
 
     Raises:
-        InvalidArgument: *speed* is below :data:`LEAST_SPEED`.
+        InvalidArgument: *speed* is below :data:`LEAST_SPEED`; or as :func:`checked`.
     """
     number("speed", speed, low=LEAST_SPEED)
-    return (row._replace(arrival_s=row.arrival_s / speed) for row in workload)
+    return (row._replace(arrival_s=row.arrival_s / speed) for row in checked(workload))
+
+
+def checked(workload: Iterable[Request]) -> Iterator[Request]:
+    """
+    Yield *workload*, each request checked.
+
+    Raises:
+        InvalidArgument: *workload* can't be iterated over; or, when it is its turn, a request is
+            none, or has figures that no request has.
+    """
+    if not isinstance(cast("Any", workload), Iterable):
+        raise InvalidArgument(f"workload: expected requests, got {workload!r}")
+    return (_checked(f"workload[{index}]", row) for index, row in enumerate(workload))
+
+
+def _checked(name: str, row: Request) -> Request:
+    instance(name, row, Request)
+    number(f"{name}.arrival_s", row.arrival_s, low=0, unit="seconds")
+    whole(f"{name}.prompt_tokens", row.prompt_tokens, low=0, unit="tokens")
+    whole(f"{name}.output_tokens", row.output_tokens, low=1, unit="tokens")
+    return row
 
 
 def synthetic(
@@ -69,9 +91,10 @@ def synthetic(
     generative LLM inference using phase splitting", ISCA 2024.
     """
     whole("requests", requests, low=1)
+    whole("seed", seed)
     rate = number("rate_per_s", rate_per_s, low=0, above=True)
     swing = fraction("swing", swing)
-    period = number("period_s", period_s, low=0, unit="s", above=True)
+    period = number("period_s", period_s, low=0, unit="seconds", above=True)
     draw = random.Random(seed)  # noqa: S311  # a simulation, no secret
     rows: list[Request] = []
     now = 0.0

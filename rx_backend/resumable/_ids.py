@@ -8,7 +8,7 @@ from typing import Final
 
 from rx_backend.errors import InvalidArgument
 
-__all__ = ("check_position", "check_text", "event_id", "new_stream_id", "parse_event_id")
+__all__ = ("check_text", "event_id", "new_stream_id", "parse_event_id")
 
 _EVENT_ID: Final = re.compile(r"([A-Za-z0-9_-]{1,128}):([0-9]{1,15})")
 _LONGEST_SHOWN: Final = 80
@@ -39,17 +39,6 @@ def parse_event_id(text: str) -> tuple[str, int]:
         shown = text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
         raise InvalidArgument(f"event id: expected <stream id>:<position>, got {shown!r}")
     return found[1], int(found[2])
-
-
-def check_position(name: str, position: object) -> None:
-    """
-    Check that *position* is a whole number that is not negative.
-
-    Raises:
-        InvalidArgument: It is something else; names the argument.
-    """
-    if type(position) is not int or position < 0:
-        raise InvalidArgument(f"{name}: expected a number of items, 0 or more, got {position!r}")
 
 
 def check_text(name: str, text: object) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
+from rx_backend.checks import function, number, whole
 from rx_backend.errors import InvalidArgument
-from rx_backend.resumable._checks import check_seconds, check_whole
 
 __all__ = ("MayRead", "Options", "WhenLeft", "same_owner")
 
@@ -46,20 +45,16 @@ class Options:
     may_read: MayRead
 
     def __post_init__(self) -> None:
-        check_whole("max_streams", self.max_streams, "streams", low=1)
-        check_whole("max_ahead", self.max_ahead, "items", low=0)
-        check_whole("max_bytes", self.max_bytes, "bytes", low=1)
+        whole("max_streams", self.max_streams, unit="streams", low=1)
+        whole("max_ahead", self.max_ahead, unit="items", low=0)
+        whole("max_bytes", self.max_bytes, unit="bytes", low=1)
         for name in ("linger_s", "stop_grace_s", "keep_s"):
-            check_seconds(name, getattr(self, name))
+            number(name, getattr(self, name), low=0, unit="seconds")
         if self.when_left not in get_args(WhenLeft):
             raise InvalidArgument(
                 f"when_left: expected 'stop' or 'continue', got {self.when_left!r}"
             )
-        if not callable(self.may_read) or inspect.iscoroutinefunction(self.may_read):
-            raise InvalidArgument(
-                "may_read: expected a function that is not async, of two owners, "
-                f"got {self.may_read!r}"
-            )
+        function("may_read", self.may_read)
 
     def allows(self, owner: str | None, asking: str | None) -> bool:
         """

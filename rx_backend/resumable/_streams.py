@@ -12,12 +12,13 @@ from opentelemetry.metrics import MeterProvider
 from operators import PositionDropped, PositionUnknown
 from operators.authoring import Reader
 from rx_backend.adapter import EngineAdapter
+from rx_backend.checks import whole
 from rx_backend.context import RequestContext
 from rx_backend.errors import Cancelled, EngineShutdown, InvalidArgument
 from rx_backend.protocols import Annotated, LLMEngineOutput, PreprocessedRequest
 from rx_backend.resumable._errors import StreamNotFound
 from rx_backend.resumable._held_stream import HeldStream
-from rx_backend.resumable._ids import check_position, check_text, new_stream_id
+from rx_backend.resumable._ids import check_text, new_stream_id
 from rx_backend.resumable._metrics import Held
 from rx_backend.resumable._options import MayRead, Options, WhenLeft, same_owner
 from rx_backend.resumable._reader import ResumableReader
@@ -153,7 +154,7 @@ class ResumableStreams:
             EngineShutdown: The streams are closed.
         """
         check_text("id", id)
-        check_position("after", after)
+        whole("after", after, low=0, unit="items")
         try:
             held = await self._found(id, owner)
             reader = ResumableReader(held, await self._read(held, after))

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from opentelemetry.sdk.metrics.export import MetricReader
 
-from rx_backend.addresses import host_and_port, port_number
+from rx_backend.addresses import cannot_listen, host_and_port, port_number
 from rx_backend.errors import InvalidArgument
 from rx_backend.telemetry.quiet_exporter import QuietExporter, QuietSpanExporter
 from rx_backend.telemetry.settings import (
@@ -84,10 +84,8 @@ def _prometheus(undo: ExitStack) -> tuple[Any, str]:
     try:
         server, thread = start_http_server(port, addr=host)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidArgument(
-            f"{_SCRAPED}_HOST and _PORT: can't listen on {host_and_port(host, port)}: {reason}"
-        ) from error
+        setting = f"{_SCRAPED}_HOST and _PORT"
+        raise InvalidArgument(cannot_listen(setting, host, port, error)) from error
     for end in (thread.join, server.server_close, server.shutdown):
         undo.callback(end)
     place = host_and_port(host, server.server_port)

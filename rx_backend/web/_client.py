@@ -47,7 +47,6 @@ class Outlet:
         self._send = send
         self._lock = asyncio.Lock()
         self._clock = asyncio.get_running_loop().time
-        self._sent_at = 0.0
         self._sending_since: float | None = None
         self.has_begun = False
         self.has_ended = False

@@ -86,7 +86,6 @@ class Exchange:
             raise
         finally:
             leaving.cancel()
-            serving.cancel()
             await asyncio.wait((serving, leaving))
             await self._close()
         if not serving.cancelled():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -12,6 +11,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from rx_backend.checks import number
 from rx_backend.context import RequestContext
 from rx_backend.errors import InvalidArgument
 from rx_backend.web._exchange import Exchange
@@ -72,11 +72,8 @@ def respond(
             stream.
     """
     for name, value in (("keep_alive_s", keep_alive_s), ("send_timeout_s", send_timeout_s)):
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (is_number and 0 < value < math.inf):
-            raise InvalidArgument(
-                f"{name}: expected a positive number of seconds or None, got {value!r}"
-            )
+        if value is not None:
+            number(name, value, low=0, above=True, unit="seconds (or None)")
     if not isinstance(cast("Any", stream), AsyncIterator | Awaitable):
         raise InvalidArgument(
             "stream: expected an asynchronous iterator of items, or an awaitable that returns "

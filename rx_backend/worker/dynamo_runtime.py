@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from errno import EPERM
 from pathlib import Path
 from tempfile import gettempdir
+from types import MappingProxyType
 from typing import Any, Self
 
 from rx_backend.addresses import host_and_port
@@ -25,7 +26,7 @@ from rx_backend.worker.services import services, until_reachable
 __all__ = (
     "DynamoEndpoint",
     "DynamoRuntime",
-    "check_parser",
+    "check_parsers",
     "make_private_folder",
 )
 
@@ -64,7 +65,12 @@ class DynamoRuntime:
 
     @classmethod
     async def connect(
-        cls, discovery: str = "file", request_plane: str = "tcp", *, takes_requests: bool = True
+        cls,
+        discovery: str = "file",
+        request_plane: str = "tcp",
+        *,
+        takes_requests: bool = True,
+        parsers: Mapping[str, str | None] = MappingProxyType({}),
     ) -> Self:
         """
         Create a runtime, once the services that it needs accept connections.
@@ -76,17 +82,20 @@ class DynamoRuntime:
             discovery: As for the class.
             request_plane: As for the class.
             takes_requests: Whether a worker is to serve on it, beside a frontend or alone.
+            parsers: The parsers that the worker needs, see :func:`check_parsers`.
 
         Raises:
             CannotConnect: A service does not answer, a port that a variable sets is in use, or as
                 for the class.
-            BadSetting: The package is not installed, or a variable has no port or event plane.
+            BadSetting: The package is not installed, it has no such parser, or a variable has no
+                port or event plane.
         """
         takes_requests = takes_requests and request_plane == "tcp"
         needed = services(discovery, request_plane, os.environ)
         await check_runtime_ports(os.environ, takes_requests=takes_requests)
         # Only now: as it is imported, it warns of some of these variables in lines of its own.
         _import("dynamo._core")
+        check_parsers(parsers)
         for service in needed:
             await until_reachable(service)
         return cls(discovery, request_plane)
@@ -233,24 +242,23 @@ class DynamoEndpoint:
         return False if shares_disk and "DYN_SELF_HOST_METADATA" not in os.environ else None
 
 
-def check_parser(kind: str, name: str | None) -> None:
+def check_parsers(parsers: Mapping[str, str | None]) -> None:
     """
-    Check the name of one of the runtime's parsers; None is none.
+    Check the names of the runtime's parsers, when its time has come: as it is imported, it reads the
+    variables for its log and its traces.
 
     Args:
-        kind: ``tool_call_parser`` or ``reasoning_parser``.
-        name: The name.
+        parsers: The names, by ``tool_call_parser`` and ``reasoning_parser``; None is none.
 
     Raises:
-        InvalidArgument: The runtime has no such parser, or is not installed.
+        BadSetting: The runtime has no such parser, or is not installed.
     """
-    if name is None:
-        return
     core = _import("dynamo._core")
-    of_tools = kind == "tool_call_parser"
-    names = core.get_tool_parser_names() if of_tools else core.get_reasoning_parser_names()
-    if name not in names:
-        raise InvalidArgument(f"{kind}: expected one of {', '.join(sorted(names))}, got {name!r}")
+    for kind, name in parsers.items():
+        of_tools = kind == "tool_call_parser"
+        names = core.get_tool_parser_names() if of_tools else core.get_reasoning_parser_names()
+        if name is not None and name not in names:
+            raise BadSetting(f"{kind}: expected one of {', '.join(sorted(names))}, got {name!r}")
 
 
 def make_private_folder() -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 
-from rx_backend.addresses import HIGHEST_PORT, host_and_port, port_number
+from rx_backend.addresses import HIGHEST_PORT, cannot_listen, port_number
 from rx_backend.errors import CannotConnect, InvalidArgument
 from rx_backend.worker.bad_setting import BadSetting
 
@@ -66,10 +65,6 @@ async def check_free(host: str, port: int, setting: str) -> None:
     try:
         probe = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port)
     except (OSError, UnicodeError) as error:
-        # The event loop's own text has the address too; that of a name's look-up has no number.
-        number = getattr(error, "errno", None) or 0
-        reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error
-        place = host_and_port(host, port)
-        raise CannotConnect(f"{setting}: can't listen on {place}: {reason}") from error
+        raise CannotConnect(cannot_listen(setting, host, port, error)) from error
     probe.close()
     await probe.wait_closed()

@@ -44,7 +44,7 @@ def prepare_worker(options: ServeOptions) -> Callable[[Say], None]:
 
     Raises:
         InvalidArgument: Options contradict each other, the engine or the pipeline can't be loaded,
-            there is no tokenizer or parser of that name, a variable for the health check has no
+            there is no tokenizer of that name, a variable for the health check has no
             request, or telemetry can't be set up.
     """
     options.check()
@@ -105,7 +105,9 @@ async def _serve(
     options: ServeOptions, worker: Worker, shutdown: Shutdown, switch: OtlpSwitch, say: Say
 ) -> None:
     with switch.exported_to_runtime_env(os.environ):
-        runtime = await DynamoRuntime.connect(options.discovery, options.request_plane)
+        runtime = await DynamoRuntime.connect(
+            options.discovery, options.request_plane, parsers=worker.parsers
+        )
     frontend = hint = None
     if options.frontend:
         frontend = asyncio.create_task(_frontend(runtime, options, shutdown))

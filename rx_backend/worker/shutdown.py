@@ -13,8 +13,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+from rx_backend.checks import number
 from rx_backend.context import LatchedSignal, RequestContext
-from rx_backend.errors import InvalidArgument, engine_failure
+from rx_backend.errors import engine_failure
 
 __all__ = (
     "EventLoopBlocked",
@@ -57,9 +58,7 @@ class ShutdownTimes:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise InvalidArgument(f"{field.name}: expected seconds from 0, got {value!r}")
+            number(field.name, getattr(self, field.name), low=0, unit="seconds")
 
 
 class Shutdown:
@@ -151,8 +150,8 @@ def signals_to(shutdown: Shutdown, *, unwind_s: float = 5.0) -> Generator[None]:
             raise EventLoopBlocked
 
     def restore(handlers: dict[signal.Signals, Any]) -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
     restore(dict.fromkeys(numbers, handle))
     try:

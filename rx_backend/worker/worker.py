@@ -16,7 +16,7 @@ from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.errors import EngineShutdown, to_dynamo
 from rx_backend.logger import get_logger
 from rx_backend.pipeline import PipelineSource, standard_pipeline
-from rx_backend.worker.dynamo_runtime import DynamoRuntime, check_parser
+from rx_backend.worker.dynamo_runtime import DynamoRuntime, check_parsers
 from rx_backend.worker.incoming import RequestGate
 from rx_backend.worker.lifecycle import Lifecycle
 from rx_backend.worker.model_files import (
@@ -65,8 +65,11 @@ class Worker:
         probe: The health check's request; by default the engine's own.
         shutdown: Requests the shutdown, beside the signals.
 
+    Attributes:
+        parsers: The parsers by the names of their arguments, checked when it runs.
+
     Raises:
-        InvalidArgument: Unknown *mode* or parser, a *pipeline* that can't be called, or a
+        InvalidArgument: Unknown *mode*, a *pipeline* that can't be called, or a
             *model_path* without a tokenizer.
 
     To run it, in a program of your own::
@@ -102,13 +105,11 @@ class Worker:
             endpoint,
         )
         self._transport = (discovery, request_plane)
-        check_parser("tool_call_parser", tool_call_parser)
-        check_parser("reasoning_parser", reasoning_parser)
-        settings = {
-            "served_model_name": served_model_name,
+        self.parsers: Mapping[str, str | None] = {
             "tool_call_parser": tool_call_parser,
             "reasoning_parser": reasoning_parser,
         }
+        settings = {"served_model_name": served_model_name, **self.parsers}
         self._settings = {name: value for name, value in settings.items() if value is not None}
         self._tokenizer = None if model_path is None else tokenizer_folder(model_path, "model_path")
         self._made_up_tokenizer = made_up_tokenizer
@@ -132,12 +133,15 @@ class Worker:
             on_ready: Called once the worker is reachable and its model is registered.
 
         Raises:
+            BadSetting: The runtime has no such parser; nothing was started.
             NoTokenizer: The engine has a model, and no tokenizer was found; nothing was served.
             BackendError: The runtime can't be created, the runtime or the engine was lost, the
                 engine's ``start`` or ``cleanup`` failed, or the model could not be registered.
         """
         if runtime is None:
-            runtime = await DynamoRuntime.connect(*self._transport)
+            runtime = await DynamoRuntime.connect(*self._transport, parsers=self.parsers)
+        else:
+            check_parsers(self.parsers)
         gate = RequestGate(_refusal)
         handler = serving(
             self._adapter,

@@ -12,7 +12,7 @@ import typing
 import weakref
 from collections.abc import AsyncGenerator, Callable
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, ParamSpec
 
 import pytest
 import reactivex
@@ -26,6 +26,7 @@ from rx_backend.testing import run_virtual
 from tests.operators._help import Engine
 
 Choice = Literal["first", "last", 3]
+P = ParamSpec("P")
 
 
 @operator
@@ -141,6 +142,39 @@ def test_what_does_not_fit_the_signature(make: Callable[[], object], message: st
     """It is a TypeError of the call that makes the operator, and names the operator."""
     with pytest.raises(TypeError, match=message):
         make()
+
+
+@operator
+def many(first: int, *names: str, **limits: Annotated[int, AtLeast(1)] | None) -> Stage[Any, Any]:
+    """Take any number of arguments."""
+    yield first, names, limits
+
+
+@operator
+def handed_on(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Stage[Any, Any]:
+    """Take the arguments of a function."""
+    yield function(*args, **kwargs)
+
+
+@pytest.mark.rows("O5")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: many(1, "a", 2), r"many: names\[1\]: expected a text, got 2"),
+        (
+            lambda: many(1, a=None, b=0),
+            "many: b: expected a whole number, at least 1 or None, got 0",
+        ),
+        (lambda: many(1, names="a"), "many: names: expected a whole number, at least 1 or None"),
+        (lambda: handed_on(1), "handed_on: function: expected a function, got 1"),
+    ],
+)
+def test_each_of_many_arguments_is_checked(make: Callable[[], object], message: str) -> None:
+    """The error names its place, or its name; what hands on a function's arguments takes any."""
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+    assert repr(many(1, "a", "b", limit=2)) == "many(1, 'a', 'b', limit=2)"
+    assert handed_on(print, 1, sep=b"").name == "handed_on"
 
 
 @pytest.mark.rows("O5")

@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 from reactivex import operators as ops
 
-from operators import NotAnOperator, coalesce, first_token, fuse, map_async, until_terminal
+from operators import (
+    NotAnOperator,
+    Pipeline,
+    coalesce,
+    first_token,
+    fuse,
+    map_async,
+    until_terminal,
+)
 from operators.assembly import plan_of
 from operators.authoring import AnyOperator, Stage, operator
 from tests.operators._help import Bare, Engine, Seen, collect, same, settle, spy
@@ -64,6 +72,29 @@ async def test_what_cannot_be_applied_is_no_operator(wrong: Any, is_ours: bool) 
     assert str(refused.value).endswith("is a call's () missing?") is is_ours
     await settle()
     assert source.journal == ["closed"]
+
+
+@pytest.mark.parametrize("wrong", [7, None, same(), Pipeline([same()]), ops.take(1)], ids=repr)
+async def test_what_is_no_list_of_operators_is_refused(wrong: Any) -> None:
+    """By every function that takes one, by name; the source is closed."""
+    source = Bare()
+    for name, make in {
+        "pipeline": lambda: fuse(source, wrong),
+        "chunks": lambda: Pipeline(wrong),
+        "items": lambda: Pipeline([], wrong),
+    }.items():
+        with pytest.raises(NotAnOperator) as refused:
+            make()
+        assert str(refused.value) == f"{name}: expected a list of operators, got {wrong!r}"
+    await settle()
+    assert source.journal == ["closed"]
+
+
+@pytest.mark.parametrize("wrong", [7, None, [1], Engine, Engine([1])], ids=repr)
+async def test_what_is_no_source_is_refused(wrong: Any) -> None:
+    """Also what has still to be called for one."""
+    with pytest.raises(TypeError, match="fuse: source: expected an asynchronous iterator, got"):
+        fuse(wrong, [same()])
 
 
 async def test_any_iterable_will_do() -> None:

@@ -25,7 +25,7 @@ from reactivex.subject import Subject
 from operators import coalesce, fuse, heartbeat, share_replay
 from operators._core.failures import SourceCancelled
 from operators._core.pump import Pump
-from operators.authoring import AnyOperator, FusedRun
+from operators.authoring import AnyOperator, FusedRun, operator
 from rx_backend.testing import run_virtual
 from tests.engines import virtual
 from tests.examples import examples
@@ -35,6 +35,14 @@ if TYPE_CHECKING or find_spec("aioreactive"):
     import aioreactive as rx
 
 NUMBER: contextvars.ContextVar[int] = contextvars.ContextVar("NUMBER", default=0)
+
+
+@operator
+async def delayed(source: FusedRun[Any], delay_s: float) -> AsyncGenerator[Any]:
+    """Delay each item, and pull no further meanwhile."""
+    async for item in source:
+        await asyncio.sleep(delay_s)
+        yield item
 
 
 class Pumped:
@@ -433,8 +441,36 @@ class TestSlowClient:
             subject.on_next(number)
         seen = await collect(stream)
         assert seen.items == list(range(4096))
-        assert seen.end == "RuntimeError('map, merge: more than 4096 items wait')"
+        assert seen.end.startswith(
+            'RuntimeError("map, merge: more than 4096 items wait for the cons'
+        )
         assert (engine.closed, subject.observers) == (1, [])
+
+    @pytest.mark.parametrize("burst", [4096, 4097])
+    @pytest.mark.parametrize(
+        ("listed", "name"),
+        [
+            ([ops.delay(1.0)], "delay"),
+            ([ops.buffer_with_time(1.0), ops.flat_map(reactivex.of)], None),
+            (
+                [ops.buffer_with_time(1.0), ops.flat_map(reactivex.from_iterable)],
+                "compose, flat_map",
+            ),
+            ([delayed(1.0)], None),
+        ],
+    )
+    @virtual
+    async def test_what_a_timer_emits_at_once_is_bounded(
+        self, listed: list[AnyOperator], name: str | None, burst: int
+    ) -> None:
+        """A burst of an engine that it holds back and lets go; the error says what to do instead."""
+        engine = Engine(range(burst), closing_s=5.0)
+        seen = await collect(fuse(engine(), listed))
+        if name is None or burst == 4096:
+            assert seen.end == "completed"
+        else:
+            assert seen.end.startswith(f'RuntimeError("{name}: more than 4096 items wait for the')
+            assert "await in an operator that pulls its source" in seen.end
 
     @virtual
     async def test_what_the_source_brings_is_never_too_much(self) -> None:

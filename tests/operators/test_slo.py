@@ -559,6 +559,13 @@ class TestSnapshots:
         with pytest.raises(ValueError, match=r"window_s: expected 60\.0, got 3600\.0"):
             minute.snapshot().merge(hour.snapshot())
 
+    @pytest.mark.parametrize("wrong", [None, 5, SloWindows(), b"{}"], ids=repr)
+    def test_only_snapshots_are_merged(self, wrong: Any) -> None:
+        """Windows themselves, and a snapshot in JSON, are told of by name."""
+        snapshot = SloWindows().snapshot()
+        with pytest.raises(TypeError, match=r"SloSnapshot\.merge: others: expected snapshots, got"):
+            snapshot.merge(snapshot, wrong)
+
 
 class TestOptions:
     def test_without_the_package_the_error_names_the_extra(self) -> None:

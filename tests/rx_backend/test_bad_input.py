@@ -75,7 +75,17 @@ def test_what_is_no_engine_is_refused(make: Callable[[Any], object], value: obje
 
 @pytest.mark.parametrize(
     ("option", "given"),
-    [("clock", "now"), ("clock", 7), ("record", "yes"), ("record", 1), ("record", [])],
+    [
+        ("clock", "now"),
+        ("clock", 7),
+        ("record", "yes"),
+        ("record", 1),
+        ("record", []),
+        ("tracer", "otel"),
+        ("tracer", 0),
+        ("meter_provider", "otel"),
+        ("meter_provider", 0),
+    ],
 )
 def test_an_option_that_is_none_makes_no_adapter(option: str, given: object) -> None:
     """It is told when the adapter is made, not by the first request."""

@@ -30,6 +30,7 @@ from rx_backend.protocols import (
     LLMEngineOutput,
     PrefillResult,
     PreprocessedRequest,
+    PromptTokensDetails,
     SamplingOptions,
     StopConditions,
     TraceLink,
@@ -319,6 +320,34 @@ async def test_cumulative_log_probabilities_continue() -> None:
     served = await answer(FailoverEngine(lost, ScriptedEngine(chunk(5, -0.5), stop())))
     sums = [chunk_of(item).cum_log_probs for item in served.items]
     assert sums == [-1.0, -3.0, -3.5, None]
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        (None, None),
+        (PromptTokensDetails(audio_tokens=1), PromptTokensDetails(audio_tokens=1)),
+        (PromptTokensDetails(cached_tokens=2), PromptTokensDetails(cached_tokens=2)),
+        # The spare has the first two tokens of the answer in its cache too.
+        (
+            PromptTokensDetails(cached_tokens=5, audio_tokens=1),
+            PromptTokensDetails(cached_tokens=3, audio_tokens=1),
+        ),
+    ],
+)
+@virtual
+async def test_details_of_the_prompt_are_those_of_the_clients(
+    told: PromptTokensDetails | None, shown: PromptTokensDetails | None
+) -> None:
+    """Its prompt has three tokens, and no more than those can be cached."""
+    counts = usage(5, 1)
+    counts.prompt_tokens_details = told
+    last = LLMEngineOutput.stop().with_usage(counts)
+    spare = ScriptedEngine(token(5), last)
+    served = await answer(FailoverEngine(ScriptedEngine(token(3), token(4), GONE), spare))
+    expected = usage(3, 3)
+    expected.prompt_tokens_details = shown
+    assert chunk_of(served.last).completion_usage == expected
 
 
 # Stops.

@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from rx_backend.checks import whole
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig
-from rx_backend.engines.checks import whole
 from rx_backend.engines.llama_cpp.library import check_installed
 from rx_backend.engines.step_thread import StepThread
 from rx_backend.engines.stepped_engine import Limits, SteppedEngine

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from rx_backend.checks import number, whole
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine
-from rx_backend.engines.checks import number, whole
 from rx_backend.engines.openai.answers import DONE, Answers, LlamaServerAnswers, OpenAIAnswers
 from rx_backend.engines.openai.client import OpenAIClient
 from rx_backend.engines.openai.request import check_request, path_and_body
@@ -85,7 +85,9 @@ class OpenAIEngine(LLMEngine):
             if not key:
                 raise InvalidArgument(f"api_key_env: the variable {api_key_env} is not set")
             headers["Authorization"] = f"Bearer {key}"
-        connect_s = number("connect_timeout_s", connect_timeout_s, low=0, unit="s", above=True)
+        connect_s = number(
+            "connect_timeout_s", connect_timeout_s, low=0, unit="seconds", above=True
+        )
         self._client = OpenAIClient(base_url, headers, connect_s)
         self._model, self._kind = model, server
         is_path = isinstance(tokenizer, (str, Path))
@@ -93,7 +95,7 @@ class OpenAIEngine(LLMEngine):
         if context_length is not None:
             whole("context_length", context_length, low=2, unit="tokens")
         self._context_length = context_length
-        self._lost_after_s = number("lost_after_s", lost_after_s, low=0, unit="s")
+        self._lost_after_s = number("lost_after_s", lost_after_s, low=0, unit="seconds")
         self._max_event_bytes = whole("max_event_bytes", max_event_bytes, low=1, unit="bytes")
         self._server: Server | None = None
 

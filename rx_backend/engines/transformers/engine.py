@@ -13,9 +13,9 @@ from collections.abc import AsyncGenerator
 from importlib import import_module
 from typing import Any, Final
 
+from rx_backend.checks import whole
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig
-from rx_backend.engines.checks import whole
 from rx_backend.engines.step_thread import StepThread
 from rx_backend.engines.stepped_engine import Limits, SteppedEngine
 from rx_backend.engines.transformers.sampling import HONOURED, Sampling

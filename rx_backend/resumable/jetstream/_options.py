@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from rx_backend.checks import number, whole
 from rx_backend.errors import InvalidArgument
-from rx_backend.resumable._checks import check_seconds, check_whole
 
 __all__ = ("Options",)
 
@@ -51,14 +51,14 @@ class Options:
             raise InvalidArgument(
                 f"name: expected letters, digits, '_' and '-', at most 64, got {self.name!r}"
             )
-        check_whole("replicas", self.replicas, "servers", low=1, high=5)
-        check_whole("max_bytes", self.max_bytes, "bytes", low=1)
-        check_whole("max_takeovers", self.max_takeovers, "times", low=0)
-        check_whole("batch_items", self.batch_items, "items", low=1)
-        check_seconds("max_age_s", self.max_age_s, low=1.0)
-        check_seconds("lease_s", self.lease_s, low=0.2)
-        check_seconds("keep_s", self.keep_s)
-        check_seconds("timeout_s", self.timeout_s, low=0.1)
+        whole("replicas", self.replicas, unit="servers", low=1, high=5)
+        whole("max_bytes", self.max_bytes, unit="bytes", low=1)
+        whole("max_takeovers", self.max_takeovers, unit="times", low=0)
+        whole("batch_items", self.batch_items, unit="items", low=1)
+        number("max_age_s", self.max_age_s, low=1.0, unit="seconds")
+        number("lease_s", self.lease_s, low=0.2, unit="seconds")
+        number("keep_s", self.keep_s, low=0, unit="seconds")
+        number("timeout_s", self.timeout_s, low=0.1, unit="seconds")
         if not isinstance(self.connect, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidArgument(f"connect: expected a mapping of options, got {self.connect!r}")
         own = sorted(_OWN_CONNECT_OPTIONS & set(self.connect))

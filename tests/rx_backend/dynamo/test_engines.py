@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from importlib import import_module
 from types import SimpleNamespace
@@ -131,3 +131,60 @@ async def test_the_future_of_a_context_can_be_given_up() -> None:
     assert (context.trace_id, context.span_id) == ("a" * 32, "b" * 16)
     with context.start_span("work") as span:
         span.set_attribute("key", 1)
+
+
+class Acting(Native):
+    """Does something with its context ahead of its first token, and waits."""
+
+    def __init__(self, act: Callable[[Any], object]) -> None:
+        super().__init__()
+        self.act = act
+
+    async def generate(self, request: dict[str, Any], context: Any) -> AsyncGenerator[Any]:
+        self.act(context)
+        await asyncio.sleep(10)
+        yield {"token_ids": [7], "index": 0}
+        yield {"token_ids": [], "index": 0, "finish_reason": "cancelled"}
+
+
+@pytest.mark.rows("A2", "E4")
+@virtual
+async def test_an_engine_of_dynamo_may_stop_its_own_request() -> None:
+    """Which is one abort, as of any other stop."""
+    native, context = Acting(lambda context: context.stop_generating()), RequestContext("r1")
+    await collect(await adapter_of(from_dynamo_engine(native)).generate(request(), context))
+    assert context.is_stopped
+    assert native.events == ["abort r1"]
+
+
+@pytest.mark.rows("A4", "C4")
+@pytest.mark.parametrize("is_told", [True, False])
+@virtual
+async def test_an_engine_of_dynamo_may_tell_of_its_first_token(is_told: bool) -> None:
+    """In decode mode that opens the gate for the abort, ahead of the chunk."""
+    native = Acting(lambda context: context.notify_first_token() if is_told else None)
+    context = RequestContext("r1")
+    adapter = adapter_of(from_dynamo_engine(native), "decode")
+    stream = await adapter.generate(request(), context)
+    pull = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(1)
+    context.stop_generating()
+    await asyncio.sleep(1)
+    assert native.events == ["abort r1"] * is_told
+    await pull
+    await stream.aclose()
+    assert native.events == ["abort r1"]
+
+
+@pytest.mark.rows("C1")
+def test_metadata_is_the_engines_own() -> None:
+    """It may change it, also as a whole, and hand it on to a detached context; the client's stays."""
+    ours = RequestContext("r1", {"tenant": "a"})
+    context = EngineContext(ours)
+    assert context.metadata == {"tenant": "a"}
+    context.metadata["step"] = "1"
+    assert context.detached("r2").metadata == {"tenant": "a", "step": "1"}
+    context.metadata = given = {"tenant": "b"}
+    context.metadata["step"] = "2"
+    assert (context.metadata, given) == ({"tenant": "b", "step": "2"}, {"tenant": "b"})
+    assert ours.metadata == {"tenant": "a"}

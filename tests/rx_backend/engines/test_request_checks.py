@@ -138,7 +138,7 @@ def test_options_that_are_not_honoured(fields: dict[str, Any], named: list[str])
 def test_options_out_of_range(name: str, value: float) -> None:
     """They are refused by name, as what an engine makes of them is nonsense."""
     request = _request(sampling_options={name: value})
-    with pytest.raises(InvalidArgument, match=f"sampling_options.{name} must be"):
+    with pytest.raises(InvalidArgument, match=f"sampling_options.{name}: expected"):
         check_options("Engine", request, {f"sampling_options.{name}"})
 
 

@@ -64,7 +64,9 @@ def test_default_number_of_tokens(make: Make) -> None:
 @pytest.mark.rows("S5")
 def test_zero_tokens_are_refused_at_once(make: Make) -> None:
     """A request for no tokens fails in the set-up; the message names the field."""
-    with pytest.raises(InvalidArgument, match=r"stop_conditions\.max_tokens must be .* >= 1"):
+    with pytest.raises(
+        InvalidArgument, match=r"stop_conditions\.max_tokens: expected .*, 1 or more"
+    ):
         make().generate(request(tokens=0), RequestContext())
 
 

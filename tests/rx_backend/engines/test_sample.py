@@ -70,14 +70,26 @@ async def test_a_stop_from_another_thread_wakes_the_stream() -> None:
 @pytest.mark.parametrize(
     ("parameter", "value", "complaint"),
     [
-        ("token_interval_ms", -1, "token_interval_ms must be a number >= 0 ms, got -1"),
-        ("token_interval_ms", float("nan"), "token_interval_ms must be a number >= 0 ms"),
-        ("token_interval_ms", "fast", "token_interval_ms must be a number >= 0 ms, got 'fast'"),
-        ("default_max_tokens", 0, "default_max_tokens must be a whole number >= 1 tokens, got 0"),
-        ("default_max_tokens", 1.5, "default_max_tokens must be a whole number"),
-        ("default_max_tokens", True, "default_max_tokens must be a whole number"),
-        ("vocab_size", 0, "vocab_size must be a whole number >= 1, got 0"),
-        ("model", " ", "model must be a non-empty text, got ' '"),
+        ("token_interval_ms", -1, "token_interval_ms: expected a number of ms, 0 or more, got -1"),
+        (
+            "token_interval_ms",
+            float("nan"),
+            "token_interval_ms: expected a number of ms, 0 or more",
+        ),
+        (
+            "token_interval_ms",
+            "fast",
+            "token_interval_ms: expected a number of ms, 0 or more, got 'fast'",
+        ),
+        (
+            "default_max_tokens",
+            0,
+            "default_max_tokens: expected a whole number of tokens, 1 or more, got 0",
+        ),
+        ("default_max_tokens", 1.5, "default_max_tokens: expected a whole number"),
+        ("default_max_tokens", True, "default_max_tokens: expected a whole number"),
+        ("vocab_size", 0, "vocab_size: expected a whole number, 1 or more, got 0"),
+        ("model", " ", "model: expected a text that is not blank, got ' '"),
     ],
 )
 def test_parameters_are_checked(parameter: str, value: object, complaint: str) -> None:

@@ -6,8 +6,10 @@ import math
 import os
 import pickle
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -164,6 +166,14 @@ def test_what_does_not_fit_is_named(
     assert (caught.value.path, caught.value.line) == (str(path), number)
     assert caught.value.message.startswith(f"recording {path}, line {number}: ")
     assert expected in caught.value.message
+
+
+@pytest.mark.parametrize("read", [read_recording, read_recordings])
+@pytest.mark.parametrize("value", [None, 5, b"r1.jsonl"])
+def test_what_is_no_path_is_refused(read: Callable[[Any], object], value: object) -> None:
+    """By name."""
+    with pytest.raises(InvalidArgument, match="path: expected a path, got"):
+        read(value)
 
 
 def test_recordings_come_from_a_file_or_a_directory(tmp_path: Path) -> None:

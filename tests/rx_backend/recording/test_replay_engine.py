@@ -233,9 +233,9 @@ def test_the_model_is_the_recorded_one(
         ([], {}, "recordings: expected at least one"),
         (recorded(1.0), {}, "recordings: expected a path, or a list of recordings: 'Re"),
         (["a.jsonl"], {}, "recordings: expected a path, or a list of recordings, got a str"),
-        ([recorded(1.0)], {"speed": 0}, "speed must be a number > 0, got 0"),
-        ([recorded(1.0)], {"speed": math.nan}, "speed must be"),
-        ([recorded(1.0)], {"model": ""}, "model must be"),
+        ([recorded(1.0)], {"speed": 0}, "speed: expected a number, more than 0, got 0"),
+        ([recorded(1.0)], {"speed": math.nan}, "speed: expected"),
+        ([recorded(1.0)], {"model": ""}, "model: expected"),
     ],
 )
 def test_bad_options_are_named(recordings: Any, options: dict[str, Any], message: str) -> None:

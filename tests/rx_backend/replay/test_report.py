@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rx_backend.engines import SampleEngine, SimulatedEngine
+from rx_backend.errors import InvalidArgument
 from rx_backend.replay import (
     LatencyCounts,
     ReplayResult,
@@ -117,3 +120,28 @@ def test_files(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["requests"], summary["planned"], summary["stopped_by"]) == (30, 30, None)
     assert summary["ttft_ms"]["p50"] == summarize(result).ttft_ms.p50
+
+
+NO_REPORT: list[tuple[Callable[..., object], tuple[Any, ...], str]] = [
+    (summarize, (None,), "result: expected a ReplayResult, got None"),
+    (format_table, (None,), "summary: expected a Summary, got None"),
+    (write_requests, ("out", None), "result: expected a ReplayResult, got None"),
+    (write_summary, ("out", None), "summary: expected a Summary, got None"),
+    (write_requests, (None, ReplayResult()), "path: expected a path, got None"),
+    (write_summary, (None, summarize(ReplayResult())), "path: expected a path, got None"),
+]
+
+
+@pytest.mark.parametrize(("report", "arguments", "complaint"), NO_REPORT)
+def test_what_can_not_be_reported_is_refused(
+    report: Callable[..., object],
+    arguments: tuple[Any, ...],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By name, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidArgument, match=complaint):
+        report(*arguments)
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
@@ -16,7 +17,7 @@ from rx_backend.engine import EngineConfig
 from rx_backend.engines import SampleEngine, SimulatedEngine
 from rx_backend.errors import Disconnected, InvalidArgument, Unknown
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
-from rx_backend.replay import ReplayResult, Request, replay, synthetic
+from rx_backend.replay import ReplayResult, Request, at_speed, replay, synthetic
 from rx_backend.testing import run_virtual
 from tests.engines import ScriptedEngine, virtual
 from tests.spans import Spans
@@ -160,19 +161,55 @@ def test_progress_is_reported_at_each_end(spans: Spans) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rates", "complaint"),
+    ("options", "complaint"),
     [
-        ({"cancel_rate": -0.1}, "cancel_rate must be"),
-        ({"drop_rate": 2}, "drop_rate must be"),
+        ({"cancel_rate": -0.1}, "cancel_rate: expected"),
+        ({"drop_rate": 2}, "drop_rate: expected"),
         ({"cancel_rate": 0.6, "drop_rate": 0.6}, "must not sum to more than 1"),
+        ({"seed": [1]}, "seed: expected a whole number, got"),
+        ({"pipeline": 5}, "pipeline: expected a Pipeline"),
+        ({"tracer": "otel"}, "tracer: expected a Tracer, got 'otel'"),
+        ({"record": 1}, "record: expected True, False or None, got 1"),
+        ({"on_end": "x"}, "on_end: expected a function that is not async, got 'x'"),
+        ({"on_end": asyncio.sleep}, "on_end: expected a function that is not async"),
+        ({"result": []}, "result: expected a ReplayResult, got"),
+        ({"workload": None}, "workload: expected requests, got None"),
     ],
 )
-def test_rates_are_checked(rates: dict[str, float], complaint: str) -> None:
-    """A rate that is no part of the whole is refused before the engine starts."""
+def test_options_are_checked(options: dict[str, Any], complaint: str) -> None:
+    """What does not fit is refused by name, before the engine starts."""
     engine = Journal()
+    options = {"workload": [], **options}
     with pytest.raises(InvalidArgument, match=complaint):
-        run_virtual(replay([], engine, **rates))  # pyright: ignore[reportArgumentType]
+        run_virtual(replay(engine=engine, **options))
     assert engine.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        (None, r"workload\[1\]: expected a Request, got None"),
+        ((0.0, 1, 1), r"workload\[1\]: expected a Request, got"),
+        (Request(-1, 1, 1), r"\.arrival_s: expected a number of seconds, 0 or more, got -1"),
+        (Request(math.nan, 1, 1), r"\.arrival_s: expected"),
+        (Request(math.inf, 1, 1), r"\.arrival_s: expected"),
+        (
+            Request(0, -1, 1),
+            r"\.prompt_tokens: expected a whole number of tokens, 0 or more, got -1",
+        ),
+        (Request(0, 1, 0), r"workload\[1\]\.output_tokens: expected"),
+        (Request(0, 1, True), r"\.output_tokens: expected"),
+    ],
+)
+def test_requests_are_checked(row: Any, complaint: str) -> None:
+    """When it is their turn: those before are served, and those in flight end."""
+    result = ReplayResult()
+    rows = [Request(0, 1, 9), row, Request(0, 1, 1)]
+    with pytest.raises(InvalidArgument, match=complaint):
+        run_virtual(replay(rows, SampleEngine(), drop_rate=0.0, result=result))
+    assert [request.outcome for request in result.requests] == ["length"]
+    with pytest.raises(InvalidArgument, match=complaint):
+        list(at_speed(rows, 1))
 
 
 @virtual
@@ -250,7 +287,7 @@ def test_prompts_are_drawn() -> None:
     assert first != second
     assert prompts(vocab_size=10) == drawn != prompts(vocab_size=10, seed=1)
     assert prompts() == [[0] * 500] * 2
-    with pytest.raises(InvalidArgument, match="vocab_size must be a whole number >= 2"):
+    with pytest.raises(InvalidArgument, match="vocab_size: expected a whole number, 2 or more"):
         prompts(vocab_size=1)
 
 

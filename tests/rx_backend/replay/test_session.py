@@ -139,10 +139,10 @@ def test_the_slowest_speed_can_be_drawn(folder: Path) -> None:
             "--out contradicts --trace",
         ),
         ({"cancel_rate": 0.6, "drop_rate": 0.6}, "--cancel-rate and --drop-rate must not sum"),
-        ({"limit": -1}, "--limit must be"),
-        ({"speed": 0}, "--speed must be a number >= 1e-06"),
-        ({"speed": 1e-300}, "--speed must be a number >= 1e-06, got 1e-300"),
-        ({"max_batch": 0}, "--max-batch must be"),
+        ({"limit": -1}, "--limit: expected"),
+        ({"speed": 0}, "--speed: expected a number, 1e-06 or more"),
+        ({"speed": 1e-300}, "--speed: expected a number, 1e-06 or more, got 1e-300"),
+        ({"max_batch": 0}, "--max-batch: expected"),
     ],
 )
 def test_bad_options_are_named(folder: Path, options: dict[str, object], complaint: str) -> None:

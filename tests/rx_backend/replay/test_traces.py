@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -233,8 +234,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "utf16").write_bytes(AZURE.encode("utf-16"))
     with pytest.raises(InvalidArgument, match="column TIMESTAMP is missing"):
         read_trace(tmp_path / "utf16")
-    with pytest.raises(InvalidArgument, match="limit must be"):
+    with pytest.raises(InvalidArgument, match="limit: expected"):
         read_trace(tmp_path, limit=0)
+    with pytest.raises(InvalidArgument, match="path: expected a path, got None"):
+        read_trace(cast("Any", None))
 
 
 # Size.

@@ -14,7 +14,7 @@ from rx_backend.replay import Request, at_speed, synthetic
 def test_speed_shortens_the_gaps() -> None:
     """Twice the speed is half the time between arrivals; lengths stay."""
     assert list(at_speed([Request(0, 1, 2), Request(3, 4, 5)], 2)) == [(0, 1, 2), (1.5, 4, 5)]
-    with pytest.raises(InvalidArgument, match="speed must be a number >= 1e-06, got 0"):
+    with pytest.raises(InvalidArgument, match="speed: expected a number, 1e-06 or more, got 0"):
         at_speed([], 0)
 
 
@@ -59,10 +59,10 @@ def test_synthetic_is_decided_by_its_arguments() -> None:
 
 @pytest.mark.parametrize(
     ("parameter", "value"),
-    [("requests", 0), ("rate_per_s", 0), ("swing", 2), ("period_s", -1)],
+    [("requests", 0), ("rate_per_s", 0), ("swing", 2), ("period_s", -1), ("seed", 0.5)],
 )
 def test_synthetic_parameters_are_checked(parameter: str, value: float) -> None:
     """A value out of range is refused by its name."""
     given: dict[str, float] = {parameter: value}
-    with pytest.raises(InvalidArgument, match=f"{parameter} must be"):
+    with pytest.raises(InvalidArgument, match=f"{parameter}: expected"):
         synthetic(**given)  # pyright: ignore[reportArgumentType]

@@ -298,7 +298,7 @@ async def test_positions_that_are_none() -> None:
         with pytest.raises(PositionUnknown, match="position 2 is unknown: 1 items have come"):
             await streams.resume(reader.stream_id, 2)
         for wrong in (-1, 1.0, True, "1"):
-            with pytest.raises(InvalidArgument, match="after: expected a number of items"):
+            with pytest.raises(InvalidArgument, match="after: expected a whole number of items"):
                 await streams.resume(reader.stream_id, wrong)  # type: ignore[arg-type]
         with pytest.raises(InvalidArgument, match="id: expected a text, got 5"):
             await streams.resume(5)  # type: ignore[arg-type]

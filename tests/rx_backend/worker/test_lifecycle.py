@@ -566,10 +566,12 @@ async def test_an_engine_needs_no_optional_methods() -> None:
     assert life.place.probes == [None]
 
 
-def test_times_are_seconds_from_zero() -> None:
+@pytest.mark.parametrize("value", [-1, True])
+def test_times_are_seconds_from_zero(value: float) -> None:
     """A time that is none is refused by name."""
-    with pytest.raises(InvalidArgument, match="drain_s: expected seconds from 0, got -1"):
-        ShutdownTimes(drain_s=-1)
+    expected = f"drain_s: expected a number of seconds, 0 or more, got {value}"
+    with pytest.raises(InvalidArgument, match=expected):
+        ShutdownTimes(drain_s=value)
 
 
 @pytest.mark.rows("S6")

@@ -793,8 +793,8 @@ async def test_cleanup_ends_open_streams(begun: bool) -> None:
         ({"base_url": "localhost:8000"}, r"base_url must be like http://host:8000/v1"),
         ({"base_url": "http://me:secret@host"}, r"base_url has a password: .* api_key_env$"),
         ({"server": "mine"}, "server must be one of vllm, sglang, llama-server"),
-        ({"lost_after_s": -1}, "lost_after_s must be a number >= 0 s"),
-        ({"max_event_bytes": 0}, "max_event_bytes must be a whole number >= 1 bytes"),
+        ({"lost_after_s": -1}, "lost_after_s: expected a number of seconds, 0 or more"),
+        ({"max_event_bytes": 0}, "max_event_bytes: expected a whole number of bytes, 1 or more"),
         ({"tokenizer": "/no/such/folder"}, "tokenizer: there is no file"),
     ],
 )
