@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from rx_backend.errors import InvalidArgument
@@ -58,7 +59,9 @@ def cannot_listen(setting: str, host: str, port: int, error: OSError | UnicodeEr
     >>> cannot_listen("--port", "::1", 80, PermissionError(13, "with the address in its text"))
     "--port: can't listen on [::1]:80: Permission denied"
     """
-    # An event loop's own text has the address too; that of a name's look-up has no number.
-    number = getattr(error, "errno", None) or 0
+    # An event loop's own text has the address too; that of a name's look-up has no number. From
+    # Python 3.13 on asyncio gives none either for an address that isn't this machine's.
+    number = getattr(error, "errno", 0)
+    number = errno.EADDRNOTAVAIL if number is None else number
     reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error
     return f"{setting}: can't listen on {host_and_port(host, port)}: {reason}"
