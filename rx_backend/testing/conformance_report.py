@@ -35,6 +35,7 @@ class Rule(Enum):
     INTERLEAVED_CALLS_FAILED = "E1", "streams that run at the same time don't disturb each other"
     CANCELLATION_NOT_SEEN = "E4", "a stream ends soon after its request was stopped"
     CANCELLED_NOT_TERMINAL = "E4", "a stopped stream ends with the terminal `cancelled`"
+    CANCELLED_UNASKED = "E4", "a stream that was not stopped ends in another way"
     ABORT_FAILED = "E5", "abort returns, and the request ends soon after"
     OPTIONAL_METHOD_FAILED = (
         "E5",
@@ -125,7 +126,7 @@ class ConformanceReport:
             elif rule in self.unchecked:
                 lines.append(f"  -     {rule} ({rule.row}): not checked")
             else:
-                lines.append(f"  ok    {rule} ({rule.row})")
+                lines.append(f"  ok    {rule} ({rule.row}): {rule.demand}")
         held = len(Rule) - len(self.violations) - len(self.unchecked)
         lines.append(f"{held} of {len(Rule)} rules hold")
         return "\n".join([*lines, f"hint: {self.hint}"] if self.hint else lines)

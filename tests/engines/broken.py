@@ -214,6 +214,13 @@ class GenerateGivesAList(GoodEngine):
         return cast("Awaitable[Any]", [1, 2])
 
 
+class TakesTheSignalForItsState(GoodEngine):
+    """Means ``is_stopped``: a signal is true whether it is set or not."""
+
+    async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+        yield LLMEngineOutput.cancelled() if context.stopped() else LLMEngineOutput.stop()
+
+
 class NeverEndsNorWaits(GoodEngine):
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
         while not context.is_stopped:
@@ -418,6 +425,10 @@ EDITS: dict[Rule, dict[str, Edit]] = {
         "NegativeToken": at_first(LLMEngineOutput.token(-1)),
         "TokensAsTuple": at_first(LLMEngineOutput(cast("list[int]", (1, 2)))),
         "TokensAsTextInADict": at_first({"token_ids": ["one"]}),
+        **{
+            f"TokensAre{type(wrong).__name__}": at_first(LLMEngineOutput(cast("list[int]", wrong)))
+            for wrong in cast("list[object]", [5, None, {}, {1}, iter([1])])
+        },
     },
     Rule.NO_TERMINAL: {
         "NoTerminal": lambda chunk, context: [
@@ -455,6 +466,7 @@ BROKEN: list[tuple[type[GoodEngine], Rule]] = [
     ),
     *((engine, Rule.MODEL_NAME_EMPTY) for engine in (NamelessModel, NoConfig)),
     (GenerateGivesAList, Rule.GENERATE_FAILED),
+    (TakesTheSignalForItsState, Rule.CANCELLED_UNASKED),
     (WaitsForTheStop, Rule.NO_CHUNK),
     *((engine, Rule.NO_TERMINAL) for engine in (HangsBeforeItsTerminal, NeverEndsNorWaits)),
     (OneSharedCounter, Rule.INTERLEAVED_CALLS_FAILED),
