@@ -27,6 +27,7 @@ __all__ = (
     "EngineConfig",
     "LLMEngine",
     "check_config",
+    "check_methods",
     "is_engine",
     "open_chunks",
     "start_abort",
@@ -76,7 +77,8 @@ class LLMEngine(ABC):
     """
     An inference engine: construct, ``start``, many concurrent ``generate``, ``cleanup`` (row E1).
 
-    Subclassing is optional: any object with these methods is an engine.
+    Subclassing is optional: any object with these methods is an engine. It needs ``start``,
+    ``generate`` and ``cleanup``; the others have a default here, and may be missing elsewhere.
 
     Attributes:
         needs_tokenizer: Whether the token ids are those of a model with a tokenizer of its own. A
@@ -146,11 +148,22 @@ def check_config(config: EngineConfig) -> EngineConfig:
     """Return *config* if it names its model, else raise :class:`InvalidArgument` (row E1)."""
     model = getattr(config, "model", None)
     if not isinstance(model, str) or not model.strip():
+        kind = type(config).__name__
+        got = f"model={model!r} in {kind}" if hasattr(config, "model") else kind
         raise InvalidArgument(
-            "start() must return an EngineConfig with a non-empty model name, "
-            f"got model={model!r} in {type(config).__name__}"
+            f"start() must return an EngineConfig with a non-empty model name, got {got}"
         )
     return config
+
+
+def check_methods(engine: LLMEngine) -> None:
+    """Raise :class:`InvalidArgument` if *engine* lacks a method that is required (rows E1, E2, E5)."""
+    for name in ("start", "generate", "cleanup"):
+        if not callable(getattr(engine, name, None)):
+            raise InvalidArgument(
+                f"engine: {type(engine).__name__} has no method {name}: "
+                "derive it from LLMEngine, or add the method"
+            )
 
 
 async def until_lost(engine: LLMEngine) -> str:

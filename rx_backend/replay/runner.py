@@ -14,7 +14,7 @@ from opentelemetry.trace import Tracer
 from operators.assembly import loop_clock
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
-from rx_backend.engine import EngineConfig, LLMEngine, check_config
+from rx_backend.engine import EngineConfig, LLMEngine, check_config, check_methods
 from rx_backend.engines.checks import fraction, whole
 from rx_backend.errors import BackendError, InvalidArgument, Unknown
 from rx_backend.pipeline import PipelineSource, standard_pipeline
@@ -73,11 +73,13 @@ async def replay(
         The figures of all requests.
 
     Raises:
-        InvalidArgument: A rate is out of its range, or the two sum to more than 1; or the workload
-            raised it, and then only when the requests in flight have ended.
+        InvalidArgument: A rate is out of its range, or the two sum to more than 1; *engine* lacks
+            a required method; or the workload raised it, and then only when the requests in flight
+            have ended.
         Unknown: The engine's `start`, `drain` or `cleanup` failed; the message says how.
     """
     check_rates(cancel_rate, drop_rate)
+    check_methods(engine)
     draw, draw_prompt = random.Random(seed), random.Random(seed)  # noqa: S311  # no secrets
     token_ids = [0] if vocab_size is None else range(1, whole("vocab_size", vocab_size, low=2))
     clock = loop_clock(asyncio.get_running_loop())

@@ -17,7 +17,7 @@ from rx_backend.errors import (
     ResponseTimeout,
     as_backend_error,
 )
-from rx_backend.logger import get_logger
+from rx_backend.logger import describe, get_logger
 from rx_backend.worker.dynamo_runtime import DynamoEndpoint
 from rx_backend.worker.incoming import RequestGate
 from rx_backend.worker.listing import until_unlisted
@@ -103,6 +103,7 @@ class Lifecycle:
             typed = as_backend_error(error)
             if typed is error:
                 raise
+            _log.error("worker failed", **describe(error))
             raise typed from error
         finally:
             undo()
@@ -128,7 +129,7 @@ class Lifecycle:
         """Start the engine; return None if shutdown was requested in the meantime."""
         asked = self._shutdown.requested
         try:
-            start = own_cancellation(self._engine.start(self._endpoint.worker_id))
+            start = self._awaited("start", self._engine.start(self._endpoint.worker_id))
             return check_config(await wait_with_deadline(start, None, asked))
         except (TimeoutError, EventLoopBlocked):
             if asked.is_set:
@@ -236,9 +237,10 @@ class Lifecycle:
     async def _optional(self, name: str, default: Any) -> Any:
         """Call a method that an engine need not have."""
         method = getattr(self._engine, name, None)
-        if method is None:
-            return default
-        result = method()
+        return default if method is None else await self._awaited(name, method())
+
+    async def _awaited(self, name: str, result: object) -> Any:
+        """Await the result of an engine's method."""
         if not isawaitable(result):
             raise InvalidArgument(
                 f"{type(self._engine).__name__}.{name} must be an async method, "
@@ -254,7 +256,7 @@ class Lifecycle:
             try:
                 async with limit:
                     with self._shutdown.hurrying(limit):
-                        await own_cancellation(self._engine.cleanup())
+                        await self._awaited("cleanup", self._engine.cleanup())
             except TimeoutError:
                 if not limit.expired():
                     raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from rx_backend import (
 from rx_backend.dynamo import Handler
 from rx_backend.worker import Lifecycle, RequestGate, Shutdown, ShutdownTimes
 from tests.engines import virtual
+from tests.logs import capture_logs
 
 TIMES = ShutdownTimes(grace_s=5, drain_s=30, unwind_s=3, settle_s=20, cleanup_s=9, poll_s=1)
 
@@ -491,18 +493,25 @@ async def test_the_first_error_is_told_when_cleanup_fails_too() -> None:
     assert both.place.steps.count("cleanup") == 1
 
 
+@pytest.mark.parametrize("step", ["start", "health_check_payload", "cleanup"])
 @virtual
-async def test_an_error_without_a_type_gets_one() -> None:
-    """Whatever an engine raises, the worker's error has a kind."""
+async def test_an_error_without_a_type_gets_one(step: str) -> None:
+    """Whatever an engine raises, the worker's error has a kind, and the log says where it is from."""
     life = Life()
 
-    async def fail(worker_id: int) -> EngineConfig:
-        raise RuntimeError("boom")
+    async def fail(*_: object) -> Any:
+        raise KeyError("weights")
 
-    life.engine.start = fail
-    error = await life.live()
+    setattr(life.engine, step, fail)
+    life.at(10, life.shutdown.request)
+    with capture_logs(logging.ERROR) as events:
+        error = await life.live()
     assert isinstance(error, Unknown)
-    assert error.message == "boom"
+    assert error.message == "'weights'"
+    (event,) = events
+    line = fail.__code__.co_firstlineno + 1
+    assert event["event"] == "worker failed"
+    assert (event["error_class"], event["raised_at"]) == ("KeyError", f"{__name__}:{line}")
 
 
 @pytest.mark.rows("E5")
@@ -604,13 +613,17 @@ async def test_a_cancelled_worker_stays_cancelled() -> None:
     assert life.place.steps == ["start", "cleanup", "shutdown"]
 
 
+@pytest.mark.parametrize("step", ["start", "health_check_payload", "cleanup"])
 @virtual
-async def test_a_method_that_is_not_async_is_named() -> None:
+async def test_a_method_that_is_not_async_is_named(step: str) -> None:
     """The error has the method, and what was expected."""
     life = Life()
-    engine: Any = life.engine
-    engine.health_check_payload = dict
+
+    def plain(*_: object) -> dict[str, object]:
+        return {}
+
+    setattr(life.engine, step, plain)
+    life.at(10, life.shutdown.request)
     error = await life.live()
     assert isinstance(error, InvalidArgument)
-    named = "Engine.health_check_payload must be an async method, it returned dict"
-    assert error.message == named
+    assert error.message == f"Engine.{step} must be an async method, it returned dict"
