@@ -28,6 +28,7 @@ __all__ = (
     "LLMEngine",
     "check_config",
     "check_methods",
+    "check_model_name",
     "is_engine",
     "open_chunks",
     "start_abort",
@@ -71,6 +72,9 @@ class EngineConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
     bootstrap_host: str | None = None
     bootstrap_port: int | None = None
     runtime_data: dict[str, Any] = {}
+
+
+_COUNTS = [each.name for each in msgspec.structs.fields(EngineConfig) if each.type == int | None]
 
 
 class LLMEngine(ABC):
@@ -145,7 +149,20 @@ def is_engine(value: object) -> bool:
 
 
 def check_config(config: EngineConfig) -> EngineConfig:
-    """Return *config* if it names its model, else raise :class:`InvalidArgument` (row E1)."""
+    """Return *config* if it names its model and its numbers are some, else raise `InvalidArgument`."""
+    check_model_name(config)
+    for name in _COUNTS:
+        value = getattr(config, name, None)
+        if value is not None and (type(value) is not int or value < 0):
+            raise InvalidArgument(
+                f"start() must return an EngineConfig with {name} a whole number from 0 or None, "
+                f"got {value!r}"
+            )
+    return config
+
+
+def check_model_name(config: EngineConfig) -> None:
+    """Raise :class:`InvalidArgument` if *config* does not name its model (row E1)."""
     model = getattr(config, "model", None)
     if not isinstance(model, str) or not model.strip():
         kind = type(config).__name__
@@ -153,7 +170,6 @@ def check_config(config: EngineConfig) -> EngineConfig:
         raise InvalidArgument(
             f"start() must return an EngineConfig with a non-empty model name, got {got}"
         )
-    return config
 
 
 def check_methods(engine: LLMEngine) -> None:

@@ -21,6 +21,7 @@ class Rule(Enum):
 
     START_FAILED = "E1", "the engine is made, and starts"
     MODEL_NAME_EMPTY = "E1", "start returns a config with a non-empty model name"
+    BAD_CONFIG = "E1", "a number in the config is a whole one from 0, or None"
     GENERATE_FAILED = (
         "E2",
         "generate returns an async iterator or an observable, and raises typed errors only",
@@ -39,7 +40,7 @@ class Rule(Enum):
     ABORT_FAILED = "E5", "abort returns, and the request ends soon after"
     OPTIONAL_METHOD_FAILED = (
         "E5",
-        "drain, is_quiescent and health_check_payload, where there are any, can be awaited",
+        "drain, is_quiescent and health_check_payload (a request, or None) can be awaited if present",
     )
     LOST_WHILE_WORKING = "E7", "lost, where there is one, is async and waits while the engine works"
     CLOSE_FAILED = "S7", "a stream releases everything when it is closed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.dynamo import Handler
@@ -99,6 +99,9 @@ class Lifecycle:
         try:
             if not shutdown.requested.is_set:
                 await self._with_engine(on_ready)
+        except SystemExit as error:
+            _log.error("worker failed", **describe(error))
+            raise
         except Exception as error:
             typed = as_backend_error(error)
             if typed is error:
@@ -140,7 +143,7 @@ class Lifecycle:
 
     async def _serve(self, config: EngineConfig, on_ready: Callable[[EngineConfig], None]) -> None:
         config, path = self._registration(config)
-        probe = self._probe or await self._optional("health_check_payload", None)
+        probe = self._probe or await self._own_probe()
         served = asyncio.ensure_future(self._endpoint.serve(self._handler, probe))
         self._served = served
         lost = asyncio.ensure_future(until_lost(self._engine))
@@ -233,6 +236,15 @@ class Lifecycle:
     async def _quiescent(self) -> None:
         while not await self._optional("is_quiescent", default=True):  # noqa: ASYNC110 - no event
             await asyncio.sleep(self._times.poll_s)
+
+    async def _own_probe(self) -> Mapping[str, Any] | None:
+        probe = await self._optional("health_check_payload", None)
+        if probe is None or isinstance(probe, Mapping):
+            return cast("Mapping[str, Any] | None", probe)
+        raise InvalidArgument(
+            f"{type(self._engine).__name__}.health_check_payload must return a request as a "
+            f"mapping, or None, got {type(probe).__name__}"
+        )
 
     async def _optional(self, name: str, default: Any) -> Any:
         """Call a method that an engine need not have."""

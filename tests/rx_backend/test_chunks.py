@@ -302,6 +302,17 @@ def test_a_config_must_name_its_model(config: object, found: str) -> None:
         check_config(cast("EngineConfig", config))
 
 
+@pytest.mark.rows("E1")
+@pytest.mark.parametrize("wrong", ["4096", -5, 0.5, True, [1]], ids=repr)
+@pytest.mark.parametrize("name", ["context_length", "kv_cache_block_size", "bootstrap_port"])
+def test_a_number_of_a_config_is_a_whole_one(name: str, wrong: object) -> None:
+    """The runtime would say what it can't convert, and mostly not where."""
+    config = EngineConfig(model="m", **cast("dict[str, Any]", {name: wrong}))
+    with pytest.raises(InvalidArgument, match=f"with {name} a whole number from 0 or None, got"):
+        check_config(config)
+    assert check_config(EngineConfig(model="m", context_length=0, bootstrap_port=80))
+
+
 @pytest.mark.rows("E1", "E2", "E5")
 @pytest.mark.parametrize("missing", ["start", "generate", "cleanup"])
 def test_an_engine_without_a_required_method_is_refused(missing: str) -> None:

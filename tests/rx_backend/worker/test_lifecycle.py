@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -611,6 +613,39 @@ async def test_a_cancelled_worker_stays_cancelled() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert life.place.steps == ["start", "cleanup", "shutdown"]
+
+
+@virtual
+async def test_an_engine_that_exits_is_named_in_the_log() -> None:
+    """The exit is not held up, but it may have no other word."""
+    life = Life()
+
+    async def leave(worker_id: int) -> EngineConfig:
+        raise SystemExit(3)
+
+    life.engine.start = leave
+    with capture_logs(logging.ERROR) as events, suppress(SystemExit):
+        await life.live()
+    (event,) = events
+    assert (event["event"], event["error_class"]) == ("worker failed", "SystemExit")
+    assert life.place.steps == ["cleanup", "shutdown"]
+
+
+@pytest.mark.parametrize("payload", ["hello", [1], 5, True])
+@virtual
+async def test_a_health_check_that_is_no_request_is_refused(payload: Any) -> None:
+    """Before anything is served; the message has the method and what it returned."""
+    life = Life()
+
+    async def wrong() -> Any:
+        return payload
+
+    life.engine.health_check_payload = wrong
+    error = await life.live()
+    assert isinstance(error, InvalidArgument)
+    named = f"Engine.health_check_payload must .* or None, got {type(payload).__name__}"
+    assert re.fullmatch(named, error.message)
+    assert "serve" not in life.place.steps
 
 
 @pytest.mark.parametrize("step", ["start", "health_check_payload", "cleanup"])
