@@ -112,7 +112,8 @@ class Stream:
         elif self.items and not self.is_over and self.error is None:
             found.append(Violation(Rule.NO_TERMINAL, self.ending))
         elif FinishReason.CANCELLED in self.terminals.values():
-            found.append(Violation(Rule.CANCELLED_UNASKED, self.ending))
+            what = f"{self.ending}, and nobody had stopped it"
+            found.append(Violation(Rule.CANCELLED_UNASKED, what))
         return found
 
     async def play(self) -> Stream:
