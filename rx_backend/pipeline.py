@@ -9,7 +9,6 @@ from typing_extensions import TypeVar
 
 from operators import (
     Pipeline,
-    TokenTimes,
     annotate_errors,
     deferred_abort,
     record_span,
@@ -156,7 +155,7 @@ class OutcomeRecorder(TokenRecorder[Any]):
         times = self._tracker.times
         if len(times.finish_reasons) >= times.answers:
             return None
-        self._tracker.failure = _incomplete(ended_by, times)
+        self._tracker.failure = _incomplete(ended_by, len(times.finish_reasons), times.answers)
         return fail_after(self._tracker.failure)
 
 
@@ -170,7 +169,8 @@ def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
             return None
         # It is handed out unless the stream is dropped first.
         failure = scope.outcome.failure
-        scope.outcome.failure = incomplete = _incomplete(ended_by, scope.times)
+        incomplete = _incomplete(ended_by, len(handed.reasons), scope.times.answers)
+        scope.outcome.failure = incomplete
         incomplete.__cause__ = failure
         return complete_with(Annotated.from_error(incomplete))
 
@@ -201,11 +201,13 @@ _IS_UNUSUAL = (
 _KEPT = {"until_terminal": "the terminal", "annotate_errors": "the error item"}
 
 
-def _incomplete(ended_by: str | None, times: TokenTimes) -> StreamIncomplete:
-    if ended_by is None:
-        missing = times.answers - len(times.finish_reasons)
-        which = f" for {missing} of {times.answers} answers" if times.answers > 1 else ""
-        return StreamIncomplete(f"the engine's stream ended without a terminal{which}")
+def _incomplete(ended_by: str | None, ended: int, answers: int) -> StreamIncomplete:
     if ended_by in _KEPT:
         return StreamIncomplete(f"an operator behind {ended_by} kept {_KEPT[ended_by]} back")
-    return StreamIncomplete(f"the operator {ended_by} ended the stream without a terminal")
+    missing = f" for {answers - ended} of {answers} answers" if answers > 1 else ""
+    what = (
+        "the engine's stream ended"
+        if ended_by is None
+        else f"the operator {ended_by} ended the stream"
+    )
+    return StreamIncomplete(f"{what} without a terminal{missing}")

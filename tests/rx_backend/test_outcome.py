@@ -708,6 +708,26 @@ async def test_answers_without_a_terminal_are_counted(ended: int, *, with_items:
     assert last.error.message == f"the engine's stream ended without a terminal {missing}"
 
 
+@pytest.mark.rows("S9", "E3", "O2")
+@pytest.mark.parametrize("place", PHASES)
+@virtual
+async def test_answers_that_an_operator_leaves_without_a_terminal_are_counted(place: str) -> None:
+    """It ends the stream with one answer's terminal, while another is open."""
+
+    def is_open(item: Any) -> bool:
+        chunk: Any = getattr(item, "data", item)
+        return chunk.finish_reason is None
+
+    script = [token(1), LLMEngineOutput([2], index=1, finish_reason=FinishReason.STOP), token(3)]
+    cut: AnyOperator = ops.take_while(is_open, inclusive=True)
+    adapter = EngineAdapter(ScriptedEngine(*script), pipeline=before(place, cut))
+    error = (await collect(await adapter.generate(several(2))))[-1].error
+    assert isinstance(error, StreamIncomplete)
+    assert error.message == (
+        "the operator take_while ended the stream without a terminal for 1 of 2 answers"
+    )
+
+
 @pytest.mark.rows("S9", "O2")
 @virtual
 async def test_an_operator_that_keeps_the_error_item(spans: Spans) -> None:
