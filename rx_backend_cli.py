@@ -32,6 +32,10 @@ def main() -> int:
         code = run()
     except KeyboardInterrupt:
         code = 130
+    except SystemExit as end:
+        # As the interpreter has it, which does not get to that.
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
     return code
 
 

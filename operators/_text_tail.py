@@ -236,9 +236,13 @@ class TextTail:
         _open_end(made)
         return [made] if text else []
 
-    def drop(self, characters: int) -> None:
-        """Throw the first *characters* away, with their tokens; a terminal stays, without text."""
-        self.replace(characters, "")
+    def drop(self, characters: int) -> list[Any]:
+        """
+        Throw the first *characters* away, with their tokens; a terminal stays, without text.
+
+        There is no chunk to hand out: the list is empty, for ``yield from`` as with the others.
+        """
+        return self.replace(characters, "")
 
     def end(self, kept: int, *, stop_reason: str | None = None) -> list[Any]:
         """

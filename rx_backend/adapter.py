@@ -22,7 +22,13 @@ from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import LLMEngine, is_engine, open_chunks
 from rx_backend.errors import InvalidArgument, engine_failure
-from rx_backend.pipeline import PipelineSource, as_pipeline, compiled, standard_pipeline
+from rx_backend.pipeline import (
+    PipelineSource,
+    as_pipeline,
+    check_pipeline,
+    compiled,
+    standard_pipeline,
+)
 from rx_backend.protocols import (
     Annotated,
     LLMEngineOutput,
@@ -93,14 +99,10 @@ class EngineAdapter(Generic[T_co]):
         self.engine = engine
         self.mode = DisaggregationMode.parse(mode)
         source = standard_pipeline if pipeline is None else pipeline
+        check_pipeline(source)
         self.pipeline = cast("PipelineSource[T_co]", source)
         fixed = as_pipeline(source)
         self._plan = None if fixed is None else compiled(fixed)
-        if fixed is None and not callable(source):
-            raise InvalidArgument(
-                "pipeline: expected a Pipeline, or a function that returns one from a request's "
-                f"scope, got {type(source).__name__}"
-            )
         if clock is not None:
             function("clock", clock)
         if tracer is not None:

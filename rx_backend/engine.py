@@ -27,6 +27,8 @@ __all__ = (
     "EngineConfig",
     "LLMEngine",
     "check_config",
+    "check_methods",
+    "check_model_name",
     "is_engine",
     "open_chunks",
     "start_abort",
@@ -72,11 +74,15 @@ class EngineConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
     runtime_data: dict[str, Any] = {}
 
 
+_COUNTS = [each.name for each in msgspec.structs.fields(EngineConfig) if each.type == int | None]
+
+
 class LLMEngine(ABC):
     """
     An inference engine: construct, ``start``, many concurrent ``generate``, ``cleanup`` (row E1).
 
-    Subclassing is optional: any object with these methods is an engine.
+    Subclassing is optional: any object with these methods is an engine. It needs ``start``,
+    ``generate`` and ``cleanup``; the others have a default here, and may be missing elsewhere.
 
     Attributes:
         needs_tokenizer: Whether the token ids are those of a model with a tokenizer of its own. A
@@ -143,14 +149,37 @@ def is_engine(value: object) -> bool:
 
 
 def check_config(config: EngineConfig) -> EngineConfig:
-    """Return *config* if it names its model, else raise :class:`InvalidArgument` (row E1)."""
+    """Return *config* if it names its model and its numbers are some, else raise `InvalidArgument`."""
+    check_model_name(config)
+    for name in _COUNTS:
+        value = getattr(config, name, None)
+        if value is not None and (type(value) is not int or value < 0):
+            raise InvalidArgument(
+                f"start() must return an EngineConfig with {name} a whole number from 0 or None, "
+                f"got {value!r}"
+            )
+    return config
+
+
+def check_model_name(config: EngineConfig) -> None:
+    """Raise :class:`InvalidArgument` if *config* does not name its model (row E1)."""
     model = getattr(config, "model", None)
     if not isinstance(model, str) or not model.strip():
+        kind = type(config).__name__
+        got = f"model={model!r} in {kind}" if hasattr(config, "model") else kind
         raise InvalidArgument(
-            "start() must return an EngineConfig with a non-empty model name, "
-            f"got model={model!r} in {type(config).__name__}"
+            f"start() must return an EngineConfig with a non-empty model name, got {got}"
         )
-    return config
+
+
+def check_methods(engine: LLMEngine) -> None:
+    """Raise :class:`InvalidArgument` if *engine* lacks a method that is required (rows E1, E2, E5)."""
+    for name in ("start", "generate", "cleanup"):
+        if not callable(getattr(engine, name, None)):
+            raise InvalidArgument(
+                f"engine: {type(engine).__name__} has no method {name}: "
+                "derive it from LLMEngine, or add the method"
+            )
 
 
 async def until_lost(engine: LLMEngine) -> str:

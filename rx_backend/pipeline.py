@@ -30,7 +30,7 @@ from rx_backend.protocols import Annotated, FinishReason, LLMEngineOutput, conve
 from rx_backend.scope import RequestScope
 from rx_backend.telemetry.outcomes import error_type
 
-__all__ = ("PipelineSource", "as_pipeline", "compiled", "standard_pipeline")
+__all__ = ("PipelineSource", "as_pipeline", "check_pipeline", "compiled", "standard_pipeline")
 
 T_co = TypeVar("T_co", covariant=True, default=Any)
 
@@ -97,6 +97,17 @@ def as_pipeline(value: object) -> Pipeline | None:
     return cast("Pipeline", value) if isinstance(value, Pipeline) else None
 
 
+def check_pipeline(source: object, name: str = "pipeline") -> None:
+    """Raise ``InvalidArgument`` if *source* is no pipeline, and no function that may return one."""
+    if as_pipeline(source) is None and (isinstance(source, type) or not callable(source)):
+        is_class = isinstance(source, type)
+        got = f"the class {source.__name__}" if is_class else type(source).__name__
+        raise InvalidArgument(
+            f"{name}: expected a Pipeline, or a function that returns one from a request's scope, "
+            f"got {got}"
+        )
+
+
 def compiled(made: object) -> Plan:
     """
     Return the plan of a pipeline in an adapter.
@@ -144,7 +155,7 @@ class OutcomeRecorder(TokenRecorder[Any]):
         times = self._tracker.times
         if len(times.finish_reasons) >= times.answers:
             return None
-        self._tracker.failure = _incomplete(ended_by)
+        self._tracker.failure = _incomplete(ended_by, len(times.finish_reasons), times.answers)
         return fail_after(self._tracker.failure)
 
 
@@ -158,7 +169,8 @@ def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
             return None
         # It is handed out unless the stream is dropped first.
         failure = scope.outcome.failure
-        scope.outcome.failure = incomplete = _incomplete(ended_by)
+        incomplete = _incomplete(ended_by, len(handed.reasons), scope.times.answers)
+        scope.outcome.failure = incomplete
         incomplete.__cause__ = failure
         return complete_with(Annotated.from_error(incomplete))
 
@@ -189,9 +201,13 @@ _IS_UNUSUAL = (
 _KEPT = {"until_terminal": "the terminal", "annotate_errors": "the error item"}
 
 
-def _incomplete(ended_by: str | None) -> StreamIncomplete:
-    if ended_by is None:
-        return StreamIncomplete("the engine's stream ended without a terminal")
+def _incomplete(ended_by: str | None, ended: int, answers: int) -> StreamIncomplete:
     if ended_by in _KEPT:
         return StreamIncomplete(f"an operator behind {ended_by} kept {_KEPT[ended_by]} back")
-    return StreamIncomplete(f"the operator {ended_by} ended the stream without a terminal")
+    missing = f" for {answers - ended} of {answers} answers" if answers > 1 else ""
+    what = (
+        "the engine's stream ended"
+        if ended_by is None
+        else f"the operator {ended_by} ended the stream"
+    )
+    return StreamIncomplete(f"{what} without a terminal{missing}")

@@ -62,6 +62,12 @@ In a pipeline of ``rx_backend`` that is the request's ``RequestScope``.
 """
 
 
+def _shown(value: object) -> str:
+    """Return the name of a function or a class, and the repr of anything else."""
+    name = getattr(value, "__qualname__", None)
+    return name if isinstance(name, str) else repr(value)
+
+
 class NotAnOperator(TypeError, ValueError):
     """A pipeline holds what is no operator, or what can't stand there; names the place."""
 
@@ -130,8 +136,8 @@ class Operator(Generic[A, B]):
         return self._function(*source, *self._args, **self._kwargs)
 
     def __repr__(self) -> str:
-        arguments = [repr(value) for value in self._args]
-        arguments += [f"{name}={value!r}" for name, value in self._kwargs.items()]
+        arguments = [_shown(value) for value in self._args]
+        arguments += [f"{name}={_shown(value)}" for name, value in self._kwargs.items()]
         return f"{self.name}({', '.join(arguments)})"
 
     def __call__(self, source: Observable[A]) -> Observable[B]:
@@ -342,8 +348,8 @@ def _kind_of(function: Callable[..., Any]) -> type[Operator[Any, Any]]:
         return Operator
     hint = ", or map_async" if inspect.iscoroutinefunction(function) else ""
     raise TypeError(
-        f"operator: expected a generator or an asynchronous generator function{hint}, "
-        f"got {function!r}"
+        "operator: expected a generator or an asynchronous generator function, with a yield in its "
+        f"body{hint}, got {function!r}"
     )
 
 

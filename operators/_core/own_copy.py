@@ -57,8 +57,8 @@ def own_copy(item: A) -> A:
     copied, rarely_set = _fields_of(type(item))
     own: Any = copied(item)
     try:
-        if type(own.token_ids) is not tuple:
-            own.token_ids = own.token_ids[:]
+        if isinstance(own.token_ids, list):
+            own.token_ids = own.token_ids[:]  # pyright: ignore[reportUnknownMemberType]
         if rarely_set is not None and _are_none(rarely_set(own)):
             return cast("A", own)
         for name in _NESTED:

@@ -4,12 +4,14 @@ Engines, and what engines of one's own are made with.
 - ``SampleEngine`` and ``SimulatedEngine`` need no model, accelerator or network.
 - ``iterate_in_thread``, ``ThreadInbox`` and ``StepThread`` turn a blocking iterator, callbacks on
   threads, and a scheduler into streams.
-- ``check_prompt``, ``check_options``, ``output_tokens`` and ``stop_token_ids`` read a request.
+- ``check_prompt``, ``check_options``, ``check_one_answer``, ``output_tokens`` and ``stop_token_ids``
+  read a request.
 """
 
 from rx_backend.engines.in_thread import iterate_in_thread
 from rx_backend.engines.inbox import ThreadInbox
 from rx_backend.engines.request_checks import (
+    check_one_answer,
     check_options,
     check_prompt,
     output_tokens,
@@ -29,6 +31,7 @@ __all__ = (
     "StepSequence",
     "StepThread",
     "ThreadInbox",
+    "check_one_answer",
     "check_options",
     "check_prompt",
     "iterate_in_thread",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Self
 
-from operators.assembly import Mailbox
+from operators.assembly import Mailbox, tokens_in
 from rx_backend.context import RequestContext
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, usage
 
@@ -119,7 +119,7 @@ class ChunkQueue:
         return LLMEngineOutput.cancelled().with_usage(usage(prompt, self._made))
 
     def _note_taken(self, chunk: LLMEngineOutput) -> None:
-        self._made += len(chunk.token_ids)
+        self._made += tokens_in(chunk)
         was_full = self.is_full
         self._taken += 1
         if was_full:

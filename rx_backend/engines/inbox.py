@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Self
 
+from operators.assembly import running_loop
 from rx_backend.checks import whole
 from rx_backend.context import RequestContext
 from rx_backend.engines.chunk_queue import ChunkQueue
@@ -74,12 +75,20 @@ class ThreadInbox:
         """
         Pass a chunk on; wait while there is no room.
 
-        For any thread but the event loop's, which it could block for ever.
+        For any thread but the event loop's, which it would block for ever.
 
         Returns:
             Whether the consumer is there; if not, the chunk is dropped and the request is over.
+
+        Raises:
+            RuntimeError: There is no room, and this is the event loop's own thread.
         """
         with self._room:
+            if self._queue.is_full and not self._queue.is_left and running_loop() is self._loop:
+                raise RuntimeError(
+                    "ThreadInbox.put: there is no room, and the event loop can't wait for its own "
+                    "consumer: put chunks in another thread"
+                )
             self._room.wait_for(lambda: self._queue.is_left or not self._queue.is_full)
             if self._queue.is_left:
                 return False

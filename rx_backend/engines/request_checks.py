@@ -14,6 +14,7 @@ from rx_backend.protocols import PreprocessedRequest
 
 __all__ = (
     "GREEDY_BELOW",
+    "check_one_answer",
     "check_options",
     "check_prompt",
     "max_tokens",
@@ -177,6 +178,22 @@ def check_options(engine: str, request: PreprocessedRequest, honoured: Collectio
         value = getattr(request.sampling_options, name)
         if value is not None:
             check(f"sampling_options.{name}", value)
+
+
+def check_one_answer(request: PreprocessedRequest) -> None:
+    """
+    Refuse a request for several answers, which would end without the terminals of all but one.
+
+    Raises:
+        InvalidArgument: ``sampling_options.n`` is above 1.
+
+    >>> check_one_answer(PreprocessedRequest(token_ids=[1], sampling_options={"n": 2}))
+    Traceback (most recent call last):
+    rx_backend.errors.InvalidArgument: BackendInvalidArgument: sampling_options.n: expected 1, got 2
+    """
+    answers = request.sampling_options.n
+    if answers is not None and answers > 1:
+        raise InvalidArgument(f"sampling_options.n: expected 1, got {answers}")
 
 
 def _requested(request: PreprocessedRequest) -> Iterator[str]:

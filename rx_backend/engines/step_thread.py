@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -14,7 +15,13 @@ from rx_backend.checks import whole
 from rx_backend.context import RequestContext
 from rx_backend.engines.chunk_queue import ChunkQueue
 from rx_backend.engines.step_sequence import Outgoing, StepScheduler, StepSequence
-from rx_backend.errors import BackendError, Disconnected, EngineShutdown, as_backend_error
+from rx_backend.errors import (
+    BackendError,
+    Disconnected,
+    EngineShutdown,
+    InvalidArgument,
+    as_backend_error,
+)
 from rx_backend.logger import describe, get_logger
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 
@@ -28,6 +35,19 @@ So many steps in a row that fail, and none between them that does not, are no ba
 That one fails its own step, and the steps of others count anew. A device that is gone fails them all:
 without a limit its worker would stay in discovery and fail whatever it is sent.
 """
+
+
+def _checked(scheduler: StepScheduler) -> StepScheduler:
+    """Return *scheduler*; what its thread could not call would leave requests without an end."""
+    for name in ("admit", "step", "release"):
+        method = getattr(scheduler, name, None)
+        is_plain = callable(method) and not inspect.iscoroutinefunction(method)
+        if isinstance(scheduler, type) or not is_plain:
+            raise InvalidArgument(
+                f"scheduler: expected an object with a method {name} that is not async, "
+                f"got {scheduler!r}"
+            )
+    return scheduler
 
 
 class StepThread:
@@ -45,7 +65,8 @@ class StepThread:
         ahead: How many chunks of a sequence may wait for its consumer.
 
     Raises:
-        InvalidArgument: *max_sequences* or *ahead* is below 1.
+        InvalidArgument: *max_sequences* or *ahead* is below 1, or *scheduler* lacks a method, or has
+            an async one.
 
     >>> import asyncio
     >>> from rx_backend import FinishReason, PreprocessedRequest, RequestContext
@@ -69,7 +90,7 @@ class StepThread:
 
     def __init__(self, scheduler: StepScheduler, *, max_sequences: int, ahead: int = 16) -> None:
         self._loop = asyncio.get_running_loop()
-        self._scheduler = scheduler
+        self._scheduler = _checked(scheduler)
         self._max = whole("max_sequences", max_sequences, low=1)
         self._ahead = whole("ahead", ahead, low=1, unit="chunks")
         self._changed = threading.Condition()

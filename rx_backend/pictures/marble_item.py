@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -99,7 +99,8 @@ def rows_as_text(rows: Iterable[MarbleRow], values: Mapping[str, Any]) -> str:
     """
     Return rows as marble lines, a column for each frame, and below them what letters stand for.
 
-    Items without a letter are assigned a capital; an effect without an item is ``!``.
+    Items without a letter are assigned a capital; an effect without an item is ``!``. An error that
+    came from no source is named.
     """
     rows = [replace(row, events=tuple(map(_bare, row.events))) for row in rows]
     items = [event.value for row in rows for event in row.events if event.kind == "next"]
@@ -113,6 +114,10 @@ def rows_as_text(rows: Iterable[MarbleRow], values: Mapping[str, Any]) -> str:
             named[letter] = item
         if letter.strip("'") != (text := str(marble_of(item))):
             shown[letter] = text
+    sent, came = _errors(rows, {"source", "input"}), _errors(rows, {"result"})
+    for error in came:
+        if error not in sent:
+            shown["#"] = repr(error)
     frames = 1 + max((event.frame for row in rows for event in row.events), default=0)
     lines = {
         row.name: render_marbles(row.events, named, frames=frames if _is_open(row) else 0)
@@ -120,6 +125,11 @@ def rows_as_text(rows: Iterable[MarbleRow], values: Mapping[str, Any]) -> str:
     }
     legend = ", ".join(f"{letter} = {text}" for letter, text in shown.items())
     return align_marbles(lines) + (f"\n({legend})" if legend else "")
+
+
+def _errors(rows: Iterable[MarbleRow], kinds: Collection[str]) -> list[object]:
+    rows = [row for row in rows if row.kind in kinds]
+    return [event.value for row in rows for event in row.events if event.kind == "error"]
 
 
 def _letter(item: object, values: Mapping[str, Any]) -> str:

@@ -154,14 +154,20 @@ class MarbleRun:
 
         Raises:
             NotAnOperator: One of them is none.
+            ValueError: *consumer_delay* is negative.
             MarbleError: Something happened between two frames, or *drop* can't be read.
 
         >>> MarbleRun("-a-b-|").fuse(consumer_delay=3)
         source  -a----b----|
         result  -a----b----|
         """
+        if consumer_delay < 0:
+            raise ValueError(f"consumer_delay: expected frames from 0, got {consumer_delay!r}")
         plan = plan_of(operators)
         return self._run(lambda play: play.pulled(plan, consumer_delay), plan, drop)
+
+    def __repr__(self) -> str:
+        return f"MarbleRun({self._line!r})"
 
     def _check_name(self, name: str) -> None:
         if name in {"source", "result", *self._inputs, *self._effects}:

@@ -36,6 +36,8 @@ class Picture(ABC):
         """
         Draw it as a new matplotlib figure, to be changed further.
 
+        A notebook shows a figure where ``%matplotlib inline`` is on; a picture needs nothing.
+
         Artists have a ``gid`` that names the row, the time, and what they show.
 
         Raises:

@@ -135,7 +135,10 @@ def _to_output(value: object, where: str = "$") -> LLMEngineOutput:
             return convert(_with_numbers(fields), LLMEngineOutput, where)
     if isinstance(value, LLMEngineOutput):
         return _with_reason(value)
-    return convert(value, LLMEngineOutput, where)
+    raise InvalidArgument(
+        f"{where}: expected an object, got {type(value).__name__}: "
+        "a chunk is an LLMEngineOutput, or a mapping of its shape"
+    )
 
 
 _NOT_FINITE: dict[object, float] = {None: -inf, "-Infinity": -inf, "Infinity": inf, "NaN": nan}

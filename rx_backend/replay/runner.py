@@ -15,7 +15,7 @@ from operators.assembly import loop_clock
 from rx_backend.adapter import EngineAdapter
 from rx_backend.checks import fraction, function, instance, whole
 from rx_backend.context import RequestContext
-from rx_backend.engine import EngineConfig, LLMEngine, check_config
+from rx_backend.engine import EngineConfig, LLMEngine, check_config, check_methods
 from rx_backend.errors import BackendError, InvalidArgument, Unknown
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.protocols import (
@@ -73,12 +73,13 @@ async def replay(
         The figures of all requests.
 
     Raises:
-        InvalidArgument: An argument does not fit, or the two rates sum to more than 1; or the
-            workload raised it, or a request in it does not fit, and then only when the requests in
-            flight have ended.
+        InvalidArgument: An argument does not fit, *engine* lacks a required method, or the two rates
+            sum to more than 1; or the workload raised it, or a request in it does not fit, and then
+            only when the requests in flight have ended.
         Unknown: The engine's `start`, `drain` or `cleanup` failed; the message says how.
     """
     check_rates(cancel_rate, drop_rate)
+    check_methods(engine)
     whole("seed", seed)
     if on_end is not None:
         function("on_end", on_end)

@@ -17,9 +17,15 @@ from msgspec.structs import replace
 from operators.assembly import CHECKED
 from operators.authoring import Seconds
 from rx_backend.dynamo import from_any_engine
-from rx_backend.engine import EngineConfig, LLMEngine, check_config, until_lost
+from rx_backend.engine import (
+    EngineConfig,
+    LLMEngine,
+    check_config,
+    check_model_name,
+    until_lost,
+)
 from rx_backend.errors import InvalidArgument
-from rx_backend.protocols import PreprocessedRequest, StopConditions
+from rx_backend.protocols import PreprocessedRequest, StopConditions, convert_request
 from rx_backend.testing.conformance_report import ConformanceReport, Rule, Violation
 from rx_backend.testing.conformance_stream import (
     RELEASE_S,
@@ -40,6 +46,7 @@ EngineFactory: TypeAlias = Callable[[], object | Awaitable[object]]
 _ENGINE_RULES = {
     Rule.START_FAILED,
     Rule.MODEL_NAME_EMPTY,
+    Rule.BAD_CONFIG,
     Rule.CLEANUP_FAILED,
     Rule.SECOND_CLEANUP_FAILED,
     Rule.UNSTARTED_CLEANUP_FAILED,
@@ -92,7 +99,7 @@ class Check:
             if Rule.START_FAILED not in self.found:
                 self._check_config(config)
                 async with self._not_lost(engine):
-                    await self._call_optional(engine, "health_check_payload")
+                    await self._check_health_payload(engine)
                     await self._check_streams(engine, *self._requests(config))
                     await self._call_optional(engine, "is_quiescent")
                 await self._call_optional(engine, "drain")
@@ -125,9 +132,20 @@ class Check:
             self._find(violation)
         return result
 
-    async def _call_optional(self, engine: LLMEngine, name: str) -> None:
-        if getattr(engine, name, None) is not None:
-            await self._call(Rule.OPTIONAL_METHOD_FAILED, name, methodcaller(name), engine)
+    async def _call_optional(self, engine: LLMEngine, name: str) -> Any:
+        if getattr(engine, name, None) is None:
+            return None
+        return await self._call(Rule.OPTIONAL_METHOD_FAILED, name, methodcaller(name), engine)
+
+    async def _check_health_payload(self, engine: LLMEngine) -> None:
+        name = "health_check_payload"
+        payload = await self._call_optional(engine, name)
+        if payload is not None:
+            try:
+                convert_request(payload)
+            except InvalidArgument as error:
+                message = f"{name} returned no request: {error.message}"
+                self._find(Violation(Rule.OPTIONAL_METHOD_FAILED, message, error))
 
     @asynccontextmanager
     async def _not_lost(self, engine: LLMEngine) -> AsyncGenerator[None]:
@@ -145,12 +163,15 @@ class Check:
         if found:
             self._find(Violation(Rule.LOST_WHILE_WORKING, found))
 
-    def _check_config(self, config: object) -> None:
-        self.tried.add(Rule.MODEL_NAME_EMPTY)
+    def _check_config(self, config: EngineConfig) -> None:
+        self.tried |= {Rule.MODEL_NAME_EMPTY, Rule.BAD_CONFIG}
+        rule = Rule.MODEL_NAME_EMPTY
         try:
-            check_config(cast("EngineConfig", config))
+            check_model_name(config)
+            rule = Rule.BAD_CONFIG
+            check_config(config)
         except InvalidArgument as error:
-            self._find(Violation(Rule.MODEL_NAME_EMPTY, error.message))
+            self._find(Violation(rule, error.message))
 
     def _requests(self, config: object) -> tuple[PreprocessedRequest, PreprocessedRequest]:
         """Return what to ask for, and what to ask for in the stream that is stopped."""
@@ -160,7 +181,8 @@ class Check:
             stop_conditions=StopConditions(max_tokens=_FEW_TOKENS),
         )
         prompt = len(request.token_ids)
-        room = getattr(config, "context_length", None) or prompt + _MANY_TOKENS
+        length = getattr(config, "context_length", None)
+        room = length if type(length) is int and length > 0 else prompt + _MANY_TOKENS
         conditions = replace(
             request.stop_conditions, max_tokens=max(1, min(_MANY_TOKENS, room - prompt))
         )

@@ -21,6 +21,7 @@ class Rule(Enum):
 
     START_FAILED = "E1", "the engine is made, and starts"
     MODEL_NAME_EMPTY = "E1", "start returns a config with a non-empty model name"
+    BAD_CONFIG = "E1", "a number in the config is a whole one from 0, or None"
     GENERATE_FAILED = (
         "E2",
         "generate returns an async iterator or an observable, and raises typed errors only",
@@ -35,10 +36,11 @@ class Rule(Enum):
     INTERLEAVED_CALLS_FAILED = "E1", "streams that run at the same time don't disturb each other"
     CANCELLATION_NOT_SEEN = "E4", "a stream ends soon after its request was stopped"
     CANCELLED_NOT_TERMINAL = "E4", "a stopped stream ends with the terminal `cancelled`"
+    CANCELLED_UNASKED = "E4", "a stream that was not stopped ends in another way"
     ABORT_FAILED = "E5", "abort returns, and the request ends soon after"
     OPTIONAL_METHOD_FAILED = (
         "E5",
-        "drain, is_quiescent and health_check_payload, where there are any, can be awaited",
+        "drain, is_quiescent and health_check_payload (a request, or None) can be awaited if present",
     )
     LOST_WHILE_WORKING = "E7", "lost, where there is one, is async and waits while the engine works"
     CLOSE_FAILED = "S7", "a stream releases everything when it is closed"
@@ -125,7 +127,7 @@ class ConformanceReport:
             elif rule in self.unchecked:
                 lines.append(f"  -     {rule} ({rule.row}): not checked")
             else:
-                lines.append(f"  ok    {rule} ({rule.row})")
+                lines.append(f"  ok    {rule} ({rule.row}): {rule.demand}")
         held = len(Rule) - len(self.violations) - len(self.unchecked)
         lines.append(f"{held} of {len(Rule)} rules hold")
         return "\n".join([*lines, f"hint: {self.hint}"] if self.hint else lines)

@@ -101,7 +101,8 @@ class Stream:
         if self.is_over:
             return f"ended with {', '.join(repr(str(each)) for each in self.terminals.values())}"
         missing = f"{self.answers - len(self.terminals)} of {self.answers} answers"
-        return f"ended after {len(self.items)} items without a terminal ({missing})"
+        items = "1 item" if len(self.items) == 1 else f"{len(self.items)} items"
+        return f"ended after {items} without a terminal ({missing})"
 
     def violations(self) -> list[Violation]:
         """Return the broken rules of a stream that was not stopped."""
@@ -110,6 +111,9 @@ class Stream:
             found.append(Violation(Rule.NO_CHUNK, self.ending, self.error))
         elif self.items and not self.is_over and self.error is None:
             found.append(Violation(Rule.NO_TERMINAL, self.ending))
+        elif FinishReason.CANCELLED in self.terminals.values():
+            what = f"{self.ending}, and nobody had stopped it"
+            found.append(Violation(Rule.CANCELLED_UNASKED, what))
         return found
 
     async def play(self) -> Stream:

@@ -7,9 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, cast
 
-from operators import Pipeline
 from rx_backend.errors import InvalidArgument
-from rx_backend.pipeline import PipelineSource, standard_pipeline
+from rx_backend.pipeline import PipelineSource, check_pipeline, standard_pipeline
 
 __all__ = ("load_engine_factory", "load_pipeline")
 
@@ -50,20 +49,17 @@ def load_pipeline(target: str | None) -> PipelineSource:
     if target is None:
         return standard_pipeline
     found = _load(target, "pipeline")
-    if isinstance(found, Pipeline) or callable(found):
-        return cast("PipelineSource", found)
-    raise InvalidArgument(
-        f"pipeline {target}: expected a Pipeline, or a function that returns one from a "
-        f"request's scope, got {type(found).__name__}"
-    )
+    check_pipeline(found, f"pipeline {target}")
+    return cast("PipelineSource", found)
 
 
 def _load(target: str, what: str) -> Any:
     """Return the object that *target* names; *what* it is meant to be is part of the errors."""
     is_text = isinstance(target, str)  # pyright: ignore[reportUnnecessaryIsInstance]
     module, _, path = target.partition(":") if is_text else ("", "", "")
-    if not module or not path:
-        raise InvalidArgument(f"{what}: expected module:name, got {target!r}")
+    if not module or not path or module.endswith(".py"):
+        hint = "; a module is named without its .py" if module.endswith(".py") else ""
+        raise InvalidArgument(f"{what}: expected module:name, got {target!r}{hint}")
     try:
         return pkgutil.resolve_name(target)
     except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.dynamo import Handler
@@ -17,7 +17,7 @@ from rx_backend.errors import (
     ResponseTimeout,
     as_backend_error,
 )
-from rx_backend.logger import get_logger
+from rx_backend.logger import describe, get_logger
 from rx_backend.worker.dynamo_runtime import DynamoEndpoint
 from rx_backend.worker.incoming import RequestGate
 from rx_backend.worker.listing import until_unlisted
@@ -99,10 +99,14 @@ class Lifecycle:
         try:
             if not shutdown.requested.is_set:
                 await self._with_engine(on_ready)
+        except SystemExit as error:
+            _log.error("worker failed", **describe(error))
+            raise
         except Exception as error:
             typed = as_backend_error(error)
             if typed is error:
                 raise
+            _log.error("worker failed", **describe(error))
             raise typed from error
         finally:
             undo()
@@ -128,7 +132,7 @@ class Lifecycle:
         """Start the engine; return None if shutdown was requested in the meantime."""
         asked = self._shutdown.requested
         try:
-            start = own_cancellation(self._engine.start(self._endpoint.worker_id))
+            start = self._awaited("start", self._engine.start(self._endpoint.worker_id))
             return check_config(await wait_with_deadline(start, None, asked))
         except (TimeoutError, EventLoopBlocked):
             if asked.is_set:
@@ -139,7 +143,7 @@ class Lifecycle:
 
     async def _serve(self, config: EngineConfig, on_ready: Callable[[EngineConfig], None]) -> None:
         config, path = self._registration(config)
-        probe = self._probe or await self._optional("health_check_payload", None)
+        probe = self._probe or await self._own_probe()
         served = asyncio.ensure_future(self._endpoint.serve(self._handler, probe))
         self._served = served
         lost = asyncio.ensure_future(until_lost(self._engine))
@@ -233,12 +237,22 @@ class Lifecycle:
         while not await self._optional("is_quiescent", default=True):  # noqa: ASYNC110 - no event
             await asyncio.sleep(self._times.poll_s)
 
+    async def _own_probe(self) -> Mapping[str, Any] | None:
+        probe = await self._optional("health_check_payload", None)
+        if probe is None or isinstance(probe, Mapping):
+            return cast("Mapping[str, Any] | None", probe)
+        raise InvalidArgument(
+            f"{type(self._engine).__name__}.health_check_payload must return a request as a "
+            f"mapping, or None, got {type(probe).__name__}"
+        )
+
     async def _optional(self, name: str, default: Any) -> Any:
         """Call a method that an engine need not have."""
         method = getattr(self._engine, name, None)
-        if method is None:
-            return default
-        result = method()
+        return default if method is None else await self._awaited(name, method())
+
+    async def _awaited(self, name: str, result: object) -> Any:
+        """Await the result of an engine's method."""
         if not isawaitable(result):
             raise InvalidArgument(
                 f"{type(self._engine).__name__}.{name} must be an async method, "
@@ -254,7 +268,7 @@ class Lifecycle:
             try:
                 async with limit:
                     with self._shutdown.hurrying(limit):
-                        await own_cancellation(self._engine.cleanup())
+                        await self._awaited("cleanup", self._engine.cleanup())
             except TimeoutError:
                 if not limit.expired():
                     raise

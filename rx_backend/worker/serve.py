@@ -104,6 +104,8 @@ def _tokenizer(options: ServeOptions, model: object) -> str | None:
 async def _serve(
     options: ServeOptions, worker: Worker, shutdown: Shutdown, switch: OtlpSwitch, say: Say
 ) -> None:
+    if options.frontend:
+        await check_free(options.http_host, options.http_port, HTTP_SETTING)
     with switch.exported_to_runtime_env(os.environ):
         runtime = await DynamoRuntime.connect(
             options.discovery, options.request_plane, parsers=worker.parsers
@@ -140,7 +142,6 @@ async def _serve(
 async def _frontend(runtime: DynamoRuntime, options: ServeOptions, shutdown: Shutdown) -> None:
     """Serve HTTP; its end is the worker's end too."""
     try:
-        await check_free(options.http_host, options.http_port, HTTP_SETTING)
         await runtime.serve_http(
             options.http_host, options.http_port, migration_limit=options.migration_limit
         )

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from rx_backend.adapter import EngineAdapter
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.dynamo import serving
-from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.engine import EngineConfig, LLMEngine, check_methods
 from rx_backend.errors import EngineShutdown, to_dynamo
 from rx_backend.logger import get_logger
 from rx_backend.pipeline import PipelineSource, standard_pipeline
@@ -69,8 +69,8 @@ class Worker:
         parsers: The parsers by the names of their arguments, checked when it runs.
 
     Raises:
-        InvalidArgument: Unknown *mode*, a *pipeline* that can't be called, or a
-            *model_path* without a tokenizer.
+        InvalidArgument: Unknown *mode*, an *engine* without a required method, a *pipeline* that
+            can't be called, or a *model_path* without a tokenizer.
 
     To run it, in a program of your own::
 
@@ -99,6 +99,7 @@ class Worker:
         shutdown: Shutdown | None = None,
     ) -> None:
         self._adapter = EngineAdapter(engine, mode, pipeline)
+        check_methods(engine)
         self._place = (
             namespace,
             component or ("prefill" if self._adapter.mode.is_prefill else "backend"),

@@ -166,6 +166,24 @@ class SeveralAnswers(GoodEngine):
                     yield LLMEngineOutput([7], index=index + 1)
 
 
+def with_config(**fields: Any) -> type[GoodEngine]:
+    class WithConfig(GoodEngine):
+        async def start(self, worker_id: int) -> EngineConfig:
+            return EngineConfig(model=self.model, **fields)
+
+    WithConfig.__name__ = WithConfig.__qualname__ = f"WithConfig{fields}"
+    return WithConfig
+
+
+def with_health_payload(payload: Any) -> type[GoodEngine]:
+    class WithPayload(GoodEngine):
+        async def health_check_payload(self) -> Any:
+            return payload
+
+    WithPayload.__name__ = WithPayload.__qualname__ = f"WithPayload{payload}"
+    return WithPayload
+
+
 def raise_at_the_end(chunk: LLMEngineOutput, context: RequestContext) -> list[Any]:
     error = Cancelled("stopped") if context.is_stopped else Disconnected("gone")
     return [chunk if chunk.finish_reason is None else error]
@@ -176,6 +194,8 @@ SHARED = LLMEngineOutput([1], cum_log_probs=float("nan"))
 GOOD: list[type[object]] = [
     *(GoodEngine, DictEngine, CoroutineEngine, FirstChunkIsLastEngine, DuckEngine),
     *(StopsByAbortAlone, SeveralAnswers),
+    with_health_payload({"token_ids": [1]}),
+    with_config(context_length=0, max_num_seqs=8),
     edited("RaisesATypedErrorAtItsEnd", raise_at_the_end),
     edited("WaitsAfterItsTerminal", at_last(FOR_EVER)),
     edited("YieldsOneChunkAgain", lambda chunk, _: [SHARED if chunk.token_ids else chunk]),
@@ -212,6 +232,13 @@ class GenerateGivesAList(GoodEngine):
         if context.is_stopped:
             raise Cancelled("stopped")
         return cast("Awaitable[Any]", [1, 2])
+
+
+class TakesTheSignalForItsState(GoodEngine):
+    """Means ``is_stopped``: a signal is true whether it is set or not."""
+
+    async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
+        yield LLMEngineOutput.cancelled() if context.stopped() else LLMEngineOutput.stop()
 
 
 class NeverEndsNorWaits(GoodEngine):
@@ -418,6 +445,10 @@ EDITS: dict[Rule, dict[str, Edit]] = {
         "NegativeToken": at_first(LLMEngineOutput.token(-1)),
         "TokensAsTuple": at_first(LLMEngineOutput(cast("list[int]", (1, 2)))),
         "TokensAsTextInADict": at_first({"token_ids": ["one"]}),
+        **{
+            f"TokensAre{type(wrong).__name__}": at_first(LLMEngineOutput(cast("list[int]", wrong)))
+            for wrong in cast("list[object]", [5, None, {}, {1}, iter([1])])
+        },
     },
     Rule.NO_TERMINAL: {
         "NoTerminal": lambda chunk, context: [
@@ -454,7 +485,13 @@ BROKEN: list[tuple[type[GoodEngine], Rule]] = [
         for engine in (CannotBeMade, StartRaises, StartHangs, StartIsPlain)
     ),
     *((engine, Rule.MODEL_NAME_EMPTY) for engine in (NamelessModel, NoConfig)),
+    *(
+        (with_config(**{name: number}), Rule.BAD_CONFIG)
+        for name in ("context_length", "max_num_seqs", "bootstrap_port")
+        for number in ("4096", -5, 0.5, True)
+    ),
     (GenerateGivesAList, Rule.GENERATE_FAILED),
+    (TakesTheSignalForItsState, Rule.CANCELLED_UNASKED),
     (WaitsForTheStop, Rule.NO_CHUNK),
     *((engine, Rule.NO_TERMINAL) for engine in (HangsBeforeItsTerminal, NeverEndsNorWaits)),
     (OneSharedCounter, Rule.INTERLEAVED_CALLS_FAILED),
@@ -467,6 +504,10 @@ BROKEN: list[tuple[type[GoodEngine], Rule]] = [
     *((engine, Rule.CLOSE_FAILED) for engine in (ClosingRaises, ClosingHangs)),
     *((engine, Rule.CLEANUP_FAILED) for engine in (CleanupRaises, CleanupHangs)),
     (HealthPayloadIsPlain, Rule.OPTIONAL_METHOD_FAILED),
+    *(
+        (with_health_payload(payload), Rule.OPTIONAL_METHOD_FAILED)
+        for payload in ("hello", {}, {"tokens": [1]}, {"token_ids": "a"})
+    ),
     (QuiescenceIsPlain, Rule.OPTIONAL_METHOD_FAILED),
     (DrainRaises, Rule.OPTIONAL_METHOD_FAILED),
     *((engine, Rule.LOST_WHILE_WORKING) for engine in (LostIsPlain, LostAtOnce, LostRaises)),

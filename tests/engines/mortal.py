@@ -66,7 +66,9 @@ class Mortal(LLMEngine):
         self.opened += 1
         self.opened_at = now()
         made = 0
-        chunks: Any = self.engine.generate(request, context)
+        # It gives the first of several answers.
+        first = replace(request, sampling_options=replace(request.sampling_options, n=None))
+        chunks: Any = self.engine.generate(first, context)
         try:
             if self.delay_s:
                 await asyncio.sleep(self.delay_s)

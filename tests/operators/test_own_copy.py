@@ -63,6 +63,20 @@ def test_no_list_is_shared() -> None:
 
 
 @pytest.mark.rows("E6")
+@pytest.mark.parametrize(
+    "token_ids", [5, None, {}, {1}, iter([1]), (1, 2)], ids=lambda ids: type(ids).__name__
+)
+def test_token_ids_that_are_no_list_are_shared(token_ids: Any) -> None:
+    """What is wrong with a chunk is for whoever checks it, also where it was held before."""
+    chunk = LLMEngineOutput(token_ids, tokens=["a"])
+    held = own_copy(chunk)
+    kept: Any = held.token_ids
+    assert kept is token_ids
+    assert held.tokens == ["a"]
+    assert held.tokens is not chunk.tokens
+
+
+@pytest.mark.rows("E6")
 def test_an_envelope_and_its_chunk_are_copied() -> None:
     """Around a chunk; one without data, or with something else in it, is handed back."""
     item = Annotated(full())

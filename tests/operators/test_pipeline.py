@@ -253,6 +253,10 @@ class TestShown:
         assert repr(shown) == (
             "Pipeline(chunks=[trace_link(None, on_terminal=True), debounce, mine])"
         )
+        named = Pipeline([map_async(later), map_async(function=later), tap(print)])
+        assert repr(named) == (
+            "Pipeline(chunks=[map_async(later), map_async(function=later), tap(print)])"
+        )
         assert repr(TWO.without("tap")) == (
             "Pipeline(chunks=[until_terminal(), same()], items=[take])"
         )

@@ -58,6 +58,14 @@ def test_what_is_no_pipeline_is_refused(pipeline: object) -> None:
     assert raised.value.message.endswith(type(pipeline).__name__)
 
 
+@pytest.mark.parametrize("made", [ScriptedEngine, Pipeline, dict])
+@pytest.mark.rows("S5", "O5")
+def test_a_class_is_no_function_that_returns_a_pipeline(made: type[Any]) -> None:
+    """It could be called with a scope, but every request would fail."""
+    with pytest.raises(InvalidArgument, match=f"pipeline: .*, got the class {made.__name__}$"):
+        EngineAdapter(ScriptedEngine(), pipeline=cast("Any", made))
+
+
 def hedged(second: Any) -> HedgedEngine:
     return HedgedEngine(ScriptedEngine(), second, after_s=1)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from opentelemetry.trace import StatusCode
 
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
-from rx_backend.engine import EngineConfig, LLMEngine, check_config, open_chunks
+from rx_backend.engine import EngineConfig, LLMEngine, check_config, check_methods, open_chunks
+from rx_backend.engines import SampleEngine
 from rx_backend.errors import (
     KINDS,
     BackendError,
@@ -285,15 +286,42 @@ async def test_one_engine_serves_many_streams_at_a_time() -> None:
 
 @pytest.mark.rows("E1")
 @pytest.mark.parametrize(
-    "config",
-    [EngineConfig(model=""), EngineConfig(model=" "), None, {"model": "m"}, "m"],
+    ("config", "found"),
+    [
+        (EngineConfig(model=""), "model='' in EngineConfig"),
+        (EngineConfig(model=" "), "model=' ' in EngineConfig"),
+        (None, "NoneType"),
+        ({"model": "m"}, "dict"),
+        ("m", "str"),
+    ],
     ids=["empty", "blank", "none", "mapping", "text"],
 )
-def test_a_config_must_name_its_model(config: object) -> None:
+def test_a_config_must_name_its_model(config: object, found: str) -> None:
     """A config without a model name is refused, with what was found instead."""
-    with pytest.raises(InvalidArgument, match="non-empty model name, got model=") as raised:
+    with pytest.raises(InvalidArgument, match=f"non-empty model name, got {found}$"):
         check_config(cast("EngineConfig", config))
-    assert type(config).__name__ in raised.value.message
+
+
+@pytest.mark.rows("E1")
+@pytest.mark.parametrize("wrong", ["4096", -5, 0.5, True, [1]], ids=repr)
+@pytest.mark.parametrize("name", ["context_length", "kv_cache_block_size", "bootstrap_port"])
+def test_a_number_of_a_config_is_a_whole_one(name: str, wrong: object) -> None:
+    """The runtime would say what it can't convert, and mostly not where."""
+    config = EngineConfig(model="m", **cast("dict[str, Any]", {name: wrong}))
+    with pytest.raises(InvalidArgument, match=f"with {name} a whole number from 0 or None, got"):
+        check_config(config)
+    assert check_config(EngineConfig(model="m", context_length=0, bootstrap_port=80))
+
+
+@pytest.mark.rows("E1", "E2", "E5")
+@pytest.mark.parametrize("missing", ["start", "generate", "cleanup"])
+def test_an_engine_without_a_required_method_is_refused(missing: str) -> None:
+    """The message names the class and the method, before anything of the engine's is called."""
+    methods = dict.fromkeys({"start", "generate", "cleanup"} - {missing}, print)
+    bare: Any = type("Bare", (), methods)()
+    with pytest.raises(InvalidArgument, match=f"engine: Bare has no method {missing}: derive it"):
+        check_methods(bare)
+    check_methods(SampleEngine())
 
 
 @pytest.mark.rows("E2")

@@ -306,6 +306,27 @@ def test_standard_streams_that_are_closed(closed: list[int]) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("ended", "code", "said"), [("3", 3, ""), ("None", 0, ""), ("'no licence'", 1, "no licence\n")]
+)
+def test_an_exit_keeps_its_code(ended: str, code: int, said: str) -> None:
+    """An engine's library may call `sys.exit`; that the runtime is loaded changes nothing."""
+    program = f"""
+import sys, types
+import rx_backend_cli, rx_backend.cli
+
+def run():
+    sys.modules["dynamo"] = types.ModuleType("dynamo")
+    sys.exit({ended})
+
+rx_backend.cli.main = run
+sys.exit(rx_backend_cli.main())
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", said)
+
+
 def test_the_process_ends_behind_the_runtime() -> None:
     """It is not finalized, as the runtime's threads may be at work; what is registered has run."""
     code = """

@@ -48,6 +48,7 @@ from tests.engines import (
     Item,
     ScriptedEngine,
     Step,
+    adapter_of,
     before,
     collect,
     request,
@@ -689,6 +690,42 @@ async def test_a_subscriber_that_disposes_in_an_operators_step(spans: Spans) -> 
     await asyncio.sleep(5.0)
     assert len(got) == 1
     assert rows_of(spans.one())["output_tokens"] == 1
+
+
+@pytest.mark.rows("S9", "E3")
+@pytest.mark.parametrize("with_items", [False, True])
+@pytest.mark.parametrize("ended", [0, 1, 2])
+@virtual
+async def test_answers_without_a_terminal_are_counted(ended: int, *, with_items: bool) -> None:
+    """An engine that gives fewer answers than it was asked for is told from one that breaks off."""
+    script = [LLMEngineOutput([n], index=n, finish_reason=FinishReason.STOP) for n in range(ended)]
+    adapter = adapter_of(ScriptedEngine(*script))
+    if with_items:
+        adapter = adapter.with_operators(ops.do_action())
+    *_, last = await collect(await adapter.generate(several(3)))
+    assert isinstance(last.error, StreamIncomplete)
+    missing = f"for {3 - ended} of 3 answers"
+    assert last.error.message == f"the engine's stream ended without a terminal {missing}"
+
+
+@pytest.mark.rows("S9", "E3", "O2")
+@pytest.mark.parametrize("place", PHASES)
+@virtual
+async def test_answers_that_an_operator_leaves_without_a_terminal_are_counted(place: str) -> None:
+    """It ends the stream with one answer's terminal, while another is open."""
+
+    def is_open(item: Any) -> bool:
+        chunk: Any = getattr(item, "data", item)
+        return chunk.finish_reason is None
+
+    script = [token(1), LLMEngineOutput([2], index=1, finish_reason=FinishReason.STOP), token(3)]
+    cut: AnyOperator = ops.take_while(is_open, inclusive=True)
+    adapter = EngineAdapter(ScriptedEngine(*script), pipeline=before(place, cut))
+    error = (await collect(await adapter.generate(several(2))))[-1].error
+    assert isinstance(error, StreamIncomplete)
+    assert error.message == (
+        "the operator take_while ended the stream without a terminal for 1 of 2 answers"
+    )
 
 
 @pytest.mark.rows("S9", "O2")

@@ -359,9 +359,12 @@ def test_what_is_a_chunk_already_is_left_alone() -> None:
         ({"finish_reason": 5}, '$.finish_reason: expected one of "eos", "stop", "length"'),
         ({"finish_reason": ["b" * 99]}, f"got ['{'b' * 55}..."),
         ({"finish_reason": "tools", "stop_reason": []}, "$.stop_reason: expected int | str | null"),
-        ("text", "$: expected an object, got str"),
-        ([1], "$: expected an object, got list"),
-        (None, "$: expected an object, got NoneType"),
+        (
+            "text",
+            "$: expected an object, got str: a chunk is an LLMEngineOutput, or a mapping of its",
+        ),
+        ([1], "$: expected an object, got list: a chunk is an LLMEngineOutput"),
+        (None, "$: expected an object, got NoneType: a chunk is an LLMEngineOutput"),
     ],
 )
 def test_a_malformed_chunk_names_the_field(wire: object, message: str) -> None:

@@ -8,7 +8,7 @@ import random
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from rx_backend import (
     Disconnected,
+    EngineAdapter,
     EngineConfig,
     EngineShutdown,
     FinishReason,
@@ -239,6 +240,42 @@ async def test_put_says_that_the_consumer_has_left() -> None:
     assert inbox.is_left
 
 
+@real_time
+async def test_put_in_the_event_loop_never_blocks_it() -> None:
+    """Where it would have to wait for room it is an error; what fits is taken."""
+    with ThreadInbox(REQUEST, RequestContext(), ahead=2) as inbox:
+        assert inbox.put(LLMEngineOutput.token(1))
+        assert inbox.put(LLMEngineOutput.stop())
+        with pytest.raises(RuntimeError, match=r"ThreadInbox.put: there is no room, and the event"):
+            inbox.put(LLMEngineOutput.token(2))
+        inbox.end()
+        assert [chunk.token_ids async for chunk in inbox] == [[1], []]
+    assert not inbox.put(LLMEngineOutput.token(2))
+
+
+@pytest.mark.rows("E2", "S6")
+@pytest.mark.parametrize(
+    "wrong", [3, None, "text", LLMEngineOutput(cast("Any", 5)), {"token_ids": "a"}]
+)
+@real_time
+async def test_what_is_no_chunk_is_for_the_adapter_to_refuse(wrong: Any) -> None:
+    """It is handed on as it is, like a mapping of a chunk's shape, and named there."""
+    made = [LLMEngineOutput.token(1), {"token_ids": [2]}, wrong]
+
+    class Careless(LLMEngine):
+        async def start(self, worker_id: int) -> EngineConfig:
+            return EngineConfig(model="careless")
+
+        def generate(
+            self, request: PreprocessedRequest, context: RequestContext
+        ) -> AsyncGenerator[LLMEngineOutput]:
+            return iterate_in_thread(lambda: cast("Any", made), request, context)
+
+    *items, last = [item async for item in await EngineAdapter(Careless()).generate(REQUEST)]
+    assert [item.data.token_ids for item in items if item.data] == [[1], [2]]
+    assert isinstance(last.error, InvalidArgument)
+
+
 def test_end_after_the_loop_is_closed() -> None:
     """A thread that outlives the loop ends without an error."""
     kept: list[ThreadInbox] = []
@@ -294,6 +331,28 @@ class Counting:
     def check_released(self) -> None:
         """Every admitted sequence was released, each once."""
         assert sorted(map(id, self.released)) == sorted(map(id, self.admitted))
+
+
+def waits_for(name: str) -> object:
+    async def method(*_: object) -> None: ...
+
+    scheduler = Counting()
+    setattr(scheduler, name, method)
+    return scheduler
+
+
+@pytest.mark.parametrize("name", ["admit", "step", "release"])
+@pytest.mark.parametrize("kind", ["missing", "async", "class"])
+@real_time
+async def test_a_scheduler_that_the_thread_can_not_call(name: str, kind: str) -> None:
+    """It is refused at once: its requests would wait for ever."""
+    methods = dict.fromkeys({"admit", "step", "release"} - {name}, print)
+    wrong = {"missing": type("Bare", (), methods)(), "async": waits_for(name), "class": Counting}
+    named = "admit" if kind == "class" else name
+    with pytest.raises(
+        InvalidArgument, match=f"scheduler: expected an object with a method {named}"
+    ):
+        StepThread(cast("Any", wrong[kind]), max_sequences=1)
 
 
 def asking(number: int, prompt: int = 1) -> PreprocessedRequest:

@@ -37,6 +37,19 @@ def test_start_announces_the_model(make: Make) -> None:
 
 @both
 @pytest.mark.rows("E3")
+def test_several_answers_are_refused_at_once(make: Make) -> None:
+    """They give one; a request that ended without the others would have its worker left out."""
+    asked = request(tokens=2)
+    for answers in (0, 1, None):
+        asked.sampling_options.n = answers
+        assert run_virtual(consume(make(), asked)).reason == "length"
+    asked.sampling_options.n = 2
+    with pytest.raises(InvalidArgument, match=r"sampling_options\.n: expected 1, got 2"):
+        make().generate(asked, RequestContext())
+
+
+@both
+@pytest.mark.rows("E3")
 def test_tokens_come_as_asked_and_the_last_is_the_terminal(make: Make) -> None:
     """A stream has exactly the tokens asked for, one a chunk; the last carries reason and usage."""
     seen = run_virtual(consume(make(), request(prompt=4, tokens=5)))

@@ -94,7 +94,17 @@ def test_rows_end_where_they_are_left(life: str) -> None:
     assert passed.rows[-1].events[-1].value is failure
     raised = played(life, "-1-0-2-|", ops.map(inverse))
     assert [event.kind for event in raised.rows[0].events] == ["next", "next", "drop"]
-    assert isinstance(raised.rows[-1].events[-1].value, ZeroDivisionError)
+    error = raised.rows[-1].events[-1].value
+    assert isinstance(error, ZeroDivisionError)
+    assert repr(raised).endswith(f"\nresult  -A-#\n(A = 1, # = {error!r})")
+
+
+def test_a_run_shows_its_line_and_refuses_a_negative_delay() -> None:
+    """Before it is drawn it says what it plays."""
+    run = MarbleRun("-a-|")
+    assert repr(run) == "MarbleRun('-a-|')"
+    with pytest.raises(ValueError, match="consumer_delay: expected frames from 0, got -1"):
+        run.fuse(consumer_delay=-1)
 
 
 @pytest.mark.rows("S4")

@@ -28,6 +28,8 @@ def test_a_name_gives_the_factory() -> None:
         (":GoodEngine", "expected module:name"),
         (f"{HERE}:", "expected module:name"),
         ("no_such_module:Engine", "no module named 'no_such_module'"),
+        ("engines.py:Engine", "'engines.py:Engine'; a module is named without its .py"),
+        ("./tests/engines.py:Engine", "expected module:name, got './tests/engines.py:Engine'; a"),
         (f"{HERE}.deeper:Engine", "no module named"),
         (f"{HERE}:Missing", "has no attribute 'Missing'"),
         (f"{HERE}:GoodEngine.missing", "'GoodEngine' has no attribute 'missing'"),

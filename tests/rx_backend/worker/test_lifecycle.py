@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -24,6 +27,7 @@ from rx_backend import (
 from rx_backend.dynamo import Handler
 from rx_backend.worker import Lifecycle, RequestGate, Shutdown, ShutdownTimes
 from tests.engines import virtual
+from tests.logs import capture_logs
 
 TIMES = ShutdownTimes(grace_s=5, drain_s=30, unwind_s=3, settle_s=20, cleanup_s=9, poll_s=1)
 
@@ -491,18 +495,25 @@ async def test_the_first_error_is_told_when_cleanup_fails_too() -> None:
     assert both.place.steps.count("cleanup") == 1
 
 
+@pytest.mark.parametrize("step", ["start", "health_check_payload", "cleanup"])
 @virtual
-async def test_an_error_without_a_type_gets_one() -> None:
-    """Whatever an engine raises, the worker's error has a kind."""
+async def test_an_error_without_a_type_gets_one(step: str) -> None:
+    """Whatever an engine raises, the worker's error has a kind, and the log says where it is from."""
     life = Life()
 
-    async def fail(worker_id: int) -> EngineConfig:
-        raise RuntimeError("boom")
+    async def fail(*_: object) -> Any:
+        raise KeyError("weights")
 
-    life.engine.start = fail
-    error = await life.live()
+    setattr(life.engine, step, fail)
+    life.at(10, life.shutdown.request)
+    with capture_logs(logging.ERROR) as events:
+        error = await life.live()
     assert isinstance(error, Unknown)
-    assert error.message == "boom"
+    assert error.message == "'weights'"
+    (event,) = events
+    line = fail.__code__.co_firstlineno + 1
+    assert event["event"] == "worker failed"
+    assert (event["error_class"], event["raised_at"]) == ("KeyError", f"{__name__}:{line}")
 
 
 @pytest.mark.rows("E5")
@@ -607,12 +618,49 @@ async def test_a_cancelled_worker_stays_cancelled() -> None:
 
 
 @virtual
-async def test_a_method_that_is_not_async_is_named() -> None:
-    """The error has the method, and what was expected."""
+async def test_an_engine_that_exits_is_named_in_the_log() -> None:
+    """The exit is not held up, but it may have no other word."""
     life = Life()
-    engine: Any = life.engine
-    engine.health_check_payload = dict
+
+    async def leave(worker_id: int) -> EngineConfig:
+        raise SystemExit(3)
+
+    life.engine.start = leave
+    with capture_logs(logging.ERROR) as events, suppress(SystemExit):
+        await life.live()
+    (event,) = events
+    assert (event["event"], event["error_class"]) == ("worker failed", "SystemExit")
+    assert life.place.steps == ["cleanup", "shutdown"]
+
+
+@pytest.mark.parametrize("payload", ["hello", [1], 5, True])
+@virtual
+async def test_a_health_check_that_is_no_request_is_refused(payload: Any) -> None:
+    """Before anything is served; the message has the method and what it returned."""
+    life = Life()
+
+    async def wrong() -> Any:
+        return payload
+
+    life.engine.health_check_payload = wrong
     error = await life.live()
     assert isinstance(error, InvalidArgument)
-    named = "Engine.health_check_payload must be an async method, it returned dict"
-    assert error.message == named
+    named = f"Engine.health_check_payload must .* or None, got {type(payload).__name__}"
+    assert re.fullmatch(named, error.message)
+    assert "serve" not in life.place.steps
+
+
+@pytest.mark.parametrize("step", ["start", "health_check_payload", "cleanup"])
+@virtual
+async def test_a_method_that_is_not_async_is_named(step: str) -> None:
+    """The error has the method, and what was expected."""
+    life = Life()
+
+    def plain(*_: object) -> dict[str, object]:
+        return {}
+
+    setattr(life.engine, step, plain)
+    life.at(10, life.shutdown.request)
+    error = await life.live()
+    assert isinstance(error, InvalidArgument)
+    assert error.message == f"Engine.{step} must be an async method, it returned dict"
