@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
-from array import array
 from collections.abc import Callable, Generator, Iterable, Sized
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from opentelemetry.trace import Tracer
 
+from operators import TokenTimes
 from operators.assembly import loop_clock
+from operators.authoring import has_content
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine, check_config
 from rx_backend.engines.checks import fraction, whole
-from rx_backend.errors import BackendError, InvalidArgument, Unknown
+from rx_backend.errors import BackendError, InvalidArgument, Unknown, as_backend_error
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.protocols import (
     Annotated,
@@ -74,7 +75,8 @@ async def replay(
 
     Raises:
         InvalidArgument: A rate is out of its range, or the two sum to more than 1; or the workload
-            raised it, and then only when the requests in flight have ended.
+            raised it, or the pipeline hands out something else than `Annotated` items, and then only
+            when the requests in flight have ended.
         Unknown: The engine's `start`, `drain` or `cleanup` failed; the message says how.
     """
     check_rates(cancel_rate, drop_rate)
@@ -84,16 +86,18 @@ async def replay(
     adapter = EngineAdapter(engine, pipeline=pipeline, tracer=tracer, clock=clock, record=record)
     result = result or ReplayResult()
     result.planned = len(workload) if isinstance(workload, Sized) else None
-    bad_row: InvalidArgument | None = None
+    problem: InvalidArgument | None = None
     try:
         config = await _started(engine, result)
         began = clock()
 
         async def serve(client: _Client) -> None:
+            nonlocal problem
             result.running += 1
             try:
                 await client.run(adapter, config.model)
             finally:
+                problem = problem or client.problem
                 client.add_to(result, began)
                 if on_end is not None:
                     on_end(result)
@@ -108,9 +112,11 @@ async def replay(
                     delay = began + row.arrival_s - clock()
                     if delay > 0:
                         await asyncio.sleep(delay)
+                    if problem is not None:
+                        break
                     tasks.create_task(serve(_Client(index, row, prompt, plan, clock)))
             except InvalidArgument as error:
-                bad_row = error
+                problem = error
         with _named(engine, "drain"):
             await engine.drain()
     except BaseException:
@@ -119,8 +125,8 @@ async def replay(
         raise
     with _named(engine, "cleanup"):
         await engine.cleanup()
-    if bad_row is not None:
-        raise bad_row
+    if problem is not None:
+        raise problem
     return result
 
 
@@ -164,7 +170,7 @@ class _Plan(NamedTuple):
     """What a client does to its own request."""
 
     after: int = -1
-    """After how many chunks with tokens; -1 for never."""
+    """After how many chunks with content; -1 for never."""
     drop: bool = False
     """Drop the stream; otherwise stop the request and read on."""
 
@@ -180,7 +186,12 @@ def _plan(draw: random.Random, row: Request, cancel_rate: float, drop_rate: floa
 
 
 class _Client:
-    """The client of one request, and what it has seen so far."""
+    """
+    The client of one request, and what it has seen so far.
+
+    Attributes:
+        problem: What makes a replay through this pipeline pointless; None while there is nothing.
+    """
 
     def __init__(
         self,
@@ -196,8 +207,8 @@ class _Client:
         self._plan = plan
         self._clock = clock
         self._arrived = clock()
-        self._times = array("d")
-        self._tokens = 0
+        self._seen = TokenTimes(clock)
+        self.problem: InvalidArgument | None = None
         # A stream that ends without a terminal is incomplete.
         self._end("error", "StreamIncomplete")
 
@@ -212,33 +223,37 @@ class _Client:
             context = RequestContext(f"request-{self._index}")
             async with await adapter.generate(request, context) as stream:
                 await self._read(stream)
-        except BackendError as failure:
-            self._end("error", failure.kind)
+        except Exception as failure:
+            self._end("error", as_backend_error(failure).kind)
         except asyncio.CancelledError:
             self._end("interrupted")
             raise
 
     async def _read(self, stream: ResponseStream[Annotated[LLMEngineOutput]]) -> None:
-        clock, times, add_time, after = (
-            self._clock,
-            self._times,
-            self._times.append,
-            self._plan.after,
-        )
+        seen, after = self._seen, self._plan.after
         if after == 0 and self._leaves(stream):
             return
         async for item in stream:
-            chunk = item.data
-            if chunk is None:
-                self._end("error", item.error.kind if item.error is not None else "Unknown")
+            if not isinstance(cast("object", item), Annotated):
+                got = type(item).__name__
+                self.problem = InvalidArgument(
+                    f"pipeline: expected one that hands out Annotated items, got {got}"
+                )
+                self._end("error", self.problem.kind)
                 return
-            if chunk.token_ids:
-                add_time(clock())
-                self._tokens += len(chunk.token_ids)
+            if item.error is not None:
+                self._end("error", item.error.kind)
+                return
+            chunk = item.data
+            if chunk is None:  # an event beside the answer, as a heartbeat is
+                continue
+            if has_content(chunk):
+                seen.note_content(len(chunk.token_ids))
             reason = chunk.finish_reason
             if reason is not None:
+                seen.note_terminal(chunk)
                 self._end(reason.kind, "terminal" if reason.is_error else None)
-            elif len(times) == after and self._leaves(stream):
+            elif len(seen.times) == after and self._leaves(stream):
                 return
 
     def _leaves(self, stream: ResponseStream[Annotated[LLMEngineOutput]]) -> bool:
@@ -254,11 +269,12 @@ class _Client:
 
     def add_to(self, result: ReplayResult, began: float) -> None:
         """Add the figures of the request, which has ended, to *result*."""
-        ended, arrived, times = self._clock(), self._arrived, self._times
+        ended, arrived, times = self._clock(), self._arrived, self._seen.times
+        tokens = self._seen.output_tokens
         gaps, (p50, p90, p99) = token_gaps(times)
         result.running -= 1
         result.itl.add(gaps)
-        result.tokens += self._tokens
+        result.tokens += tokens
         result.tokens_by_s.update([int(time - began) for time in times])
         result.duration_s = ended - began
         result.requests.append(
@@ -267,7 +283,7 @@ class _Client:
                 arrival_s=round(arrived - began, 6),
                 prompt_tokens=self._row.prompt_tokens,
                 asked_tokens=self._row.output_tokens,
-                tokens=self._tokens,
+                tokens=tokens,
                 outcome=self._outcome,
                 error=self._error,
                 ttft_ms=round((times[0] - arrived) * 1000, 2) if times else None,
