@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -321,9 +322,12 @@ async def test_positions_that_are_none() -> None:
         "é:1",
         f"{'a' * 129}:1",
         f"abc:{'1' * 16}",
+        # As of a header that is not there.
+        None,
+        b"abc:1",
     ],
 )
-def test_malformed_event_ids_are_refused(text: str) -> None:
+def test_malformed_event_ids_are_refused(text: Any) -> None:
     """With what was expected, and without repeating a long text."""
     with pytest.raises(InvalidArgument, match="event id: expected <stream id>:<position>") as error:
         parse_event_id(text)
