@@ -13,7 +13,14 @@ from rx_backend.engines.checks import fraction, max_tokens, number, whole
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import PreprocessedRequest
 
-__all__ = ("GREEDY_BELOW", "check_options", "check_prompt", "output_tokens", "stop_token_ids")
+__all__ = (
+    "GREEDY_BELOW",
+    "check_one_answer",
+    "check_options",
+    "check_prompt",
+    "output_tokens",
+    "stop_token_ids",
+)
 
 GREEDY_BELOW: Final = 1e-5
 """A temperature below this is 0: logits divided by less overflow the 32 bits that they have."""
@@ -163,6 +170,20 @@ def check_options(engine: str, request: PreprocessedRequest, honoured: Collectio
         value = getattr(request.sampling_options, name)
         if value is not None:
             check(f"sampling_options.{name}", value)
+
+
+def check_one_answer(engine: str, request: PreprocessedRequest) -> None:
+    """
+    Refuse a request of several answers, for an engine that makes one and heeds no other option.
+
+    Raises:
+        InvalidArgument: It asks for more than one.
+    """
+    answers = request.sampling_options.n or 1
+    if answers > 1:
+        raise InvalidArgument(
+            f"{engine} can't honour sampling_options.n: expected 1, got {answers}"
+        )
 
 
 def _requested(request: PreprocessedRequest) -> Iterator[str]:

@@ -11,6 +11,7 @@ from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.engines.checks import max_tokens, number, text, whole
 from rx_backend.engines.handoff import hand_off, take_over
+from rx_backend.engines.request_checks import check_one_answer
 from rx_backend.errors import EngineShutdown
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, usage
 
@@ -71,12 +72,13 @@ class SampleEngine(LLMEngine):
         Stream the tokens of *request*.
 
         Raises:
-            InvalidArgument: `stop_conditions.max_tokens` is below 1, or decode mode's hand-off
-                does not fit.
+            InvalidArgument: `stop_conditions.max_tokens` is below 1, `sampling_options.n` is above
+                1, or decode mode's hand-off does not fit.
             EngineShutdown: The engine was cleaned up.
         """
         if self._shut:
             raise EngineShutdown("the engine was cleaned up")
+        check_one_answer(type(self).__name__, request)
         wanted = max_tokens(request, self._default)
         if self._mode.is_decode:
             take_over(_KIND, request)

@@ -12,6 +12,7 @@ from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.engines.checks import fraction, max_tokens, number, text, whole
 from rx_backend.engines.handoff import hand_off, take_over
+from rx_backend.engines.request_checks import check_one_answer
 from rx_backend.engines.scheduler import Scheduler
 from rx_backend.engines.sequence import Load, Sequence, Timing
 from rx_backend.errors import (
@@ -136,12 +137,13 @@ class SimulatedEngine(LLMEngine):
         Stream the tokens of *request*, which is queued when it is first pulled.
 
         Raises:
-            InvalidArgument: `stop_conditions.max_tokens` is below 1, the request is larger than
-                the KV cache, or decode mode's hand-off does not fit.
+            InvalidArgument: `stop_conditions.max_tokens` is below 1, `sampling_options.n` is above
+                1, the request is larger than the KV cache, or decode mode's hand-off does not fit.
             EngineShutdown: The engine was cleaned up.
         """
         if self._shut:
             raise _shut_down()
+        check_one_answer(type(self).__name__, request)
         wanted = max_tokens(request, self._default)
         if self._mode.is_prefill:
             wanted = 1
