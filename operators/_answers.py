@@ -25,7 +25,7 @@ def answers_of(answers: int | None, scope: StreamScope | None) -> int:
 
 class OpenAnswers:
     """
-    The answers of one stream, for an operator that may end one of them early (row E3).
+    The answers of one stream, each with an end of its own (row E3).
 
     Attributes:
         ended: Those that have ended; what the engine still yields for them is to be dropped.
@@ -38,6 +38,17 @@ class OpenAnswers:
         self.ended: set[int] = set()
         self._has_cut = False
 
+    @property
+    def are_over(self) -> bool:
+        """Whether all have ended."""
+        return len(self.ended) >= self._count
+
+    @property
+    def left(self) -> list[int]:
+        """Those that have not ended; where engines number them in a way of their own, as many."""
+        left = [answer for answer in range(self._count) if answer not in self.ended]
+        return left[: max(0, self._count - len(self.ended))]
+
     def end(self, answer: int, *, cut: bool = False) -> bool:
         """
         Note that *answer* has ended: by the engine, or *cut* by the operator.
@@ -48,4 +59,4 @@ class OpenAnswers:
         """
         self.ended.add(answer)
         self._has_cut = self._has_cut or cut
-        return self._has_cut and len(self.ended) >= self._count
+        return self._has_cut and self.are_over

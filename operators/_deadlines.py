@@ -6,13 +6,14 @@ import math
 from collections.abc import AsyncGenerator
 from typing import Any, ClassVar
 
+from operators._answers import Answers, OpenAnswers, answers_of
 from operators._core.arguments import Seconds
 from operators._core.fusion import FusedRun
 from operators._core.item_types import same_type
 from operators._core.operator import pulling
 from operators._core.scope import StreamScope
 from operators._lazy_timer import LazyTimer
-from operators._raw_chunk import has_content, is_terminal, tokens_in
+from operators._raw_chunk import answer_in, has_content, is_terminal, tokens_in
 
 __all__ = ("DeadlineExpired", "FirstTokenTimeout", "IdleTimeout", "TotalTimeout", "deadlines")
 
@@ -74,6 +75,7 @@ async def deadlines(
     idle_s: Seconds | None = None,
     total_s: Seconds | None = None,
     retry: bool = False,
+    answers: Answers | None = None,
     scope: StreamScope | None = None,
 ) -> AsyncGenerator[Any]:
     """
@@ -111,10 +113,13 @@ async def deadlines(
         total_s: How long the stream may last, the consumer's own time included. When it passes
             while no pull is waiting, the engine is closed then, and the next pull fails.
         retry: Whether another worker may take the request over when a deadline has passed.
+        answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
+            Nothing is waited for behind the terminal of the last one.
         scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
-        ValueError: A deadline is no positive number, or none is given; when the operator is made.
+        ValueError: A deadline is no positive number, or none is given, or *answers* is no such number;
+            when the operator is made.
 
     Phase: anywhere; first of the chunks, where the time of the other operators does not count.
     Errors: source errors pass unchanged. A deadline that passes closes the engine and fails the
@@ -141,8 +146,8 @@ async def deadlines(
     nothing came for 5 s (idle_s), tokens so far: 1
     """
     expired: Exception | None = None
-    item: Any = None
     tokens = 0
+    open_answers = OpenAnswers(answers_of(answers, scope))
     # What the engine is late for, and how long it may be waited for; since when it is, infinite for
     # not at all.
     late, limit_s = FirstTokenTimeout, _limit(first_token_s)
@@ -150,7 +155,7 @@ async def deadlines(
 
     def expire() -> None:
         nonlocal expired
-        if is_terminal(item) or source.ended:
+        if open_answers.are_over or source.ended:
             # Nothing is waited for any more but the source's release.
             return
         is_total = since + allowed_s > timer.clock()
@@ -177,6 +182,8 @@ async def deadlines(
                     late, limit_s = IdleTimeout, _limit(idle_s)
                     allowed_s = limit_s
             tokens += tokens_in(item)
+            if is_terminal(item):
+                open_answers.end(answer_in(item))
             since = math.inf
             timer.due = end
             yield item

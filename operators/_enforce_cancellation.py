@@ -9,13 +9,16 @@ from typing import Annotated, Any, TypeVar
 import reactivex
 from reactivex import Observable
 
+from operators._answers import Answers, OpenAnswers, answers_of
 from operators._core.arguments import AtLeast
 from operators._core.fusion import FusedRun
 from operators._core.item_types import same_type
 from operators._core.operator import pulling
+from operators._core.own_copy import own_copy
 from operators._core.scope import StreamScope
+from operators._core.stage import StageResult, emit
 from operators._lazy_timer import LazyTimer
-from operators._raw_chunk import is_terminal
+from operators._raw_chunk import answer_in, is_terminal
 
 __all__ = ("enforce_cancellation",)
 
@@ -28,7 +31,7 @@ def _check(
     *,
     stop: object = None,
     kill: object = None,
-    scope: object = None,
+    **_: object,
 ) -> None:
     for name, signal in (("stop", stop), ("kill", kill)):
         if signal is not None and not hasattr(signal, "subscribe"):
@@ -44,14 +47,15 @@ async def enforce_cancellation(
     *,
     stop: Observable[Any] | None = None,
     kill: Observable[Any] | None = None,
+    answers: Answers | None = None,
     scope: StreamScope | None = None,
-) -> AsyncGenerator[A]:
+) -> AsyncGenerator[A | StageResult]:
     """
     End a stream with a terminal of our making when its engine does not end it after a stop.
 
     An engine that has not ended *grace_s* after a stop (row E4) is closed, whether it is silent or
-    keeps sending chunks, and whether the consumer pulls or not; then ``T`` is the last item. Here
-    the grace is 3 seconds, which are frames::
+    keeps sending chunks, and whether the consumer pulls or not; then ``T`` is the last item, or the
+    last one of each answer that is still open. Here the grace is 3 seconds, which are frames::
 
         source  -a-b---c---d-|
         stop    -----s
@@ -71,14 +75,15 @@ async def enforce_cancellation(
 
     Args:
         grace_s: How long the engine may continue after the stop, in seconds, 0 or more.
-        terminal: Makes the last item.
+        terminal: Makes the last item of an answer; from the second answer on it gets its ``index``.
         stop: Emits when the request is stopped. A level that replays, because the operator
             listens from the first pull on.
         kill: Emits when it is to be cut off without any grace.
+        answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
         scope: The scope of the stream; filled in by a pipeline. Its signals are the defaults.
 
     Raises:
-        ValueError: *grace_s* is no such number; when the operator is made.
+        ValueError: *grace_s* or *answers* is no such number; when the operator is made.
         TypeError: *terminal*, *stop* or *kill* is something else; when the operator is made.
 
     Phase: anywhere; first of the chunks, where it sees the engine's own end.
@@ -108,13 +113,13 @@ async def enforce_cancellation(
     [] cancelled
     """
     stop, kill = _signals(stop, kill, scope)
-    item: A | None = None
+    open_answers = OpenAnswers(answers_of(answers, scope))
     is_cut = False
 
     def cut() -> None:
         nonlocal is_cut
         # An engine that has ended by itself is only waited for until it is released.
-        if not is_terminal(item) and not source.ended:
+        if not open_answers.are_over and not source.ended:
             is_cut = True
             source.close()
 
@@ -130,15 +135,26 @@ async def enforce_cancellation(
         async for item in source:
             # Where neither engine nor consumer ever waits, no timer fires.
             is_over = timer.due < math.inf and timer.due <= timer.clock()
+            if is_terminal(item):
+                open_answers.end(answer_in(item))
             yield item
             if is_over:
                 cut()
         if is_cut:
-            yield terminal()
+            yield emit(*(_of_answer(terminal(), answer) for answer in open_answers.left))
     finally:
         timer.cancel()
         for signal in signals:
             signal.dispose()
+
+
+def _of_answer(item: Any, answer: int) -> Any:
+    """Give a terminal the index of its answer; that of the first one needs none."""
+    if not answer:
+        return item
+    own = own_copy(item)
+    getattr(own, "data", own).index = answer
+    return own
 
 
 def _signals(

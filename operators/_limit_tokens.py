@@ -54,7 +54,9 @@ def limit_tokens(
     Raises:
         ValueError: *limit* or *answers* is no such number; when the operator is made.
 
-    Phase: chunks; behind what changes their tokens.
+    Phase: chunks; behind what changes their tokens, and in front of what holds back text, as
+        ``stop_on_text`` does: a token goes on with the first of its text, and the rest of it would be
+        lost at the limit.
     Errors: source errors pass unchanged.
     On dispose: nothing.
 

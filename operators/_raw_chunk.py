@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sized
 from typing import Any, cast
 
-__all__ = ("field_of", "has_content", "is_terminal", "tokens_in")
+__all__ = ("answer_in", "field_of", "has_content", "is_terminal", "tokens_in")
 
 
 def tokens_in(item: Any) -> int:
@@ -25,6 +25,13 @@ def has_content(item: Any) -> bool:
 def is_terminal(item: Any) -> bool:
     """Return whether an item ends its answer."""
     return field_of(item, "finish_reason") is not None
+
+
+def answer_in(item: Any) -> int:
+    """Return which of a request's answers an item belongs to: its ``index``, 0 without one."""
+    index = field_of(item, "index")
+    # Some items have a method of that name.
+    return index if type(index) is int else 0
 
 
 def field_of(item: Any, name: str) -> object:

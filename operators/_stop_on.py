@@ -67,7 +67,8 @@ def stop_on(
         TypeError, ValueError: *stop* is something else, or has an empty sequence, or a number is
             out of range; when the operator is made.
 
-    Phase: chunks; behind what changes their tokens.
+    Phase: chunks; behind what changes their tokens, and in front of what holds back text, as
+        :func:`limit_tokens` is.
     Errors: source errors pass unchanged, behind what is held back.
     On dispose: what is held back is dropped.
 

@@ -37,8 +37,10 @@ def usage(
 
     Token ids are counted, not chunks, of all answers together, as OpenAI does; of text without
     token ids none are, of which the log has a warning, once in a process. The last terminal comes
-    out as a copy with the usage, unless the engine set one; other chunks pass unchanged. With a
-    prompt of 3 tokens, ``U`` is ``T`` with a usage of 3 and 2 tokens::
+    out as a copy with the usage, unless the engine set one; other chunks pass unchanged. What an
+    engine has set on the terminals of other answers, each with its own tokens, is left out of it, so
+    that all of them add up to the whole. With a prompt of 3 tokens, ``U`` is ``T`` with a usage of 3
+    and 2 tokens::
 
         source  -a-b-T|
         result  -a-b-U|
@@ -48,8 +50,9 @@ def usage(
         prompt_tokens: How many tokens the prompt has.
         make: Makes a usage of the counts of prompt and generated tokens, and adds up the total:
             ``rx_backend.protocols.usage``.
-        on_end: Called once at the end, whichever way, with the usage that the terminal carried;
-            without a terminal (cancelled, dropped, failed) with what was counted so far.
+        on_end: Called once at the end, whichever way, with the usage that the terminals carried, of
+            all answers together; without the last terminal (cancelled, dropped, failed) with what was
+            counted so far.
         answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
         scope: The scope of the stream; filled in by a pipeline.
 
@@ -72,6 +75,8 @@ def usage(
     answers = answers_of(answers, scope)
     tokens, has_text = 0, False
     ended: set[int] = set()
+    # What the terminals of other answers say.
+    told = 0
     reported: U | None = None
     out: Any = emit()
     try:
@@ -83,13 +88,17 @@ def usage(
                 has_text = True
             if chunk.finish_reason is not None:
                 ended.add(answer_of(chunk))
-                if len(ended) >= answers:
-                    if chunk.completion_usage is None:
-                        if has_text and not tokens:
-                            warn_of_uncounted("usage")
-                        chunk = copy.copy(chunk)
-                        chunk.completion_usage = make(prompt_tokens, tokens)
-                    reported = chunk.completion_usage
+                used = chunk.completion_usage
+                if len(ended) < answers:
+                    told += 0 if used is None else used.completion_tokens
+                elif used is not None:
+                    reported = make(prompt_tokens, told + used.completion_tokens) if told else used
+                else:
+                    if has_text and not tokens:
+                        warn_of_uncounted("usage")
+                    chunk = copy.copy(chunk)
+                    chunk.completion_usage = make(prompt_tokens, max(tokens - told, 0))
+                    reported = make(prompt_tokens, tokens) if told else chunk.completion_usage
             out = chunk
     finally:
         if on_end is not None:

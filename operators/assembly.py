@@ -21,7 +21,7 @@ from operators._core.tasks import defer_to_loop, done, running_loop, start_task,
 from operators._encodable import encodable
 from operators._itl_window import TokenRecorder
 from operators._outcome import HandedOut, OutcomeTracker, error_type_of
-from operators._raw_chunk import is_terminal, tokens_in
+from operators._raw_chunk import answer_in, is_terminal, tokens_in
 
 __all__ = (
     "CHECKED",
@@ -36,6 +36,7 @@ __all__ = (
     "StreamObserver",
     "SubscribesAsync",
     "TokenRecorder",
+    "answer_in",
     "callbacks",
     "check_arguments",
     "close_quietly",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Self
 
-from operators.assembly import Mailbox, tokens_in
+from operators.assembly import Mailbox
 from rx_backend.context import RequestContext
-from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, usage
+from rx_backend.engines.answer_progress import AnswerProgress
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 
 __all__ = ("ChunkQueue",)
 
@@ -16,14 +17,16 @@ class ChunkQueue:
     """
     Chunks that wait for the consumer, which enters the queue as a context manager and iterates over it.
 
-    Once the request is stopped, a ``cancelled`` terminal with the usage is the last item (row E4); in
-    decode mode a stop counts after the first token only (row A4). The queue belongs to its event
+    Once the request is stopped, each open answer gets a ``cancelled`` terminal with its usage, and
+    these are the last items (row E4); in decode mode a stop counts after the first token only (row A4).
+    The queue belongs to its event
     loop; other threads may read :attr:`is_full` and :attr:`is_left`.
 
     Args:
         request: The request, for the usage.
         context: Its context, whose stop ends the stream.
         ahead: How many chunks may wait before the queue counts as full.
+        answers: How many answers the chunks belong to.
         on_change: Called in the loop when there is room again, at a stop, and when the consumer leaves.
 
     Attributes:
@@ -35,10 +38,9 @@ class ChunkQueue:
         "_ahead",
         "_box",
         "_context",
-        "_is_over",
-        "_made",
+        "_last",
         "_on_change",
-        "_request",
+        "_progress",
         "_taken",
         "_unlisten",
         "is_left",
@@ -51,17 +53,18 @@ class ChunkQueue:
         context: RequestContext,
         *,
         ahead: int,
+        answers: int = 1,
         on_change: Callable[[], object],
     ) -> None:
-        self._request = request
+        self._progress = AnswerProgress(request, answers)
         self._context = context
         self._ahead = ahead
         self._on_change = on_change
         self._box: Mailbox[LLMEngineOutput] = Mailbox()
         self._unlisten: Callable[[], None] = _nothing
-        self._made = 0
         self._taken = 0
-        self._is_over = False
+        # What is still to be handed out once the request is stopped.
+        self._last: list[LLMEngineOutput] | None = None
         self.is_left = False
         self.sent = 0
 
@@ -93,10 +96,10 @@ class ChunkQueue:
 
     async def __anext__(self) -> LLMEngineOutput:
         box = self._box
-        while not self._is_over:
+        while self._last is None:
             if self._is_stopped():
-                self._is_over = True
-                return self._cancelled()
+                self._last = self._progress.cancelled()
+                break
             if box.waiting:
                 chunk = box.take()
                 self._note_taken(chunk)
@@ -104,6 +107,8 @@ class ChunkQueue:
             if box.is_closed:
                 box.raise_end()
             await box.changed()
+        if self._last:
+            return self._last.pop(0)
         raise StopAsyncIteration
 
     def _note_stop(self) -> None:
@@ -112,14 +117,10 @@ class ChunkQueue:
 
     def _is_stopped(self) -> bool:
         context = self._context
-        return context.is_stopped and not (context.defers_abort and not self._made)
-
-    def _cancelled(self) -> LLMEngineOutput:
-        prompt = len(self._request.token_ids)
-        return LLMEngineOutput.cancelled().with_usage(usage(prompt, self._made))
+        return context.is_stopped and not (context.defers_abort and not self._progress.tokens)
 
     def _note_taken(self, chunk: LLMEngineOutput) -> None:
-        self._made += tokens_in(chunk)
+        self._progress.add(chunk)
         was_full = self.is_full
         self._taken += 1
         if was_full:

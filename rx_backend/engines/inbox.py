@@ -23,11 +23,12 @@ class ThreadInbox:
     Carries one request's chunks from other threads to its stream.
 
     For engines that call back on threads of their own: enter an inbox in ``generate``, :meth:`put`
-    chunks in the callback, and iterate over the inbox. Once the request is stopped, a ``cancelled``
-    terminal is the last item (row E4). After a stop or a drop :meth:`put` returns False.
+    chunks in the callback, and iterate over the inbox. Once the request is stopped, each open answer
+    gets a ``cancelled`` terminal, and these are the last items (row E4). After a stop or a drop
+    :meth:`put` returns False.
 
     Args:
-        request: The request, for the usage of the ``cancelled`` terminal.
+        request: The request, for its answers and their usage.
         context: Its context.
         ahead: How many chunks may wait for the consumer.
 
@@ -64,7 +65,10 @@ class ThreadInbox:
         self._loop = asyncio.get_running_loop()
         self._room = threading.Condition()
         ahead = whole("ahead", ahead, low=1, unit="chunks")
-        self._queue = ChunkQueue(request, context, ahead=ahead, on_change=self._notify)
+        answers = request.sampling_options.n or 1
+        self._queue = ChunkQueue(
+            request, context, ahead=ahead, answers=answers, on_change=self._notify
+        )
 
     @property
     def is_left(self) -> bool:

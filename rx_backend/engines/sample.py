@@ -72,8 +72,8 @@ class SampleEngine(LLMEngine):
         Stream the tokens of *request*.
 
         Raises:
-            InvalidArgument: `stop_conditions.max_tokens` is below 1, several answers are asked for, or
-                decode mode's hand-off does not fit.
+            InvalidArgument: `stop_conditions.max_tokens` is below 1, `sampling_options.n` is above
+                1, or decode mode's hand-off does not fit.
             EngineShutdown: The engine was cleaned up.
         """
         if self._shut:

@@ -137,8 +137,8 @@ class SimulatedEngine(LLMEngine):
         Stream the tokens of *request*, which is queued when it is first pulled.
 
         Raises:
-            InvalidArgument: `stop_conditions.max_tokens` is below 1, several answers are asked for,
-                the request is larger than the KV cache, or decode mode's hand-off does not fit.
+            InvalidArgument: `stop_conditions.max_tokens` is below 1, `sampling_options.n` is above
+                1, the request is larger than the KV cache, or decode mode's hand-off does not fit.
             EngineShutdown: The engine was cleaned up.
         """
         if self._shut:

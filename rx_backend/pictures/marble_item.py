@@ -102,7 +102,7 @@ def rows_as_text(rows: Iterable[MarbleRow], values: Mapping[str, Any]) -> str:
     Items without a letter are assigned a capital; an effect without an item is ``!``. An error that
     came from no source is named.
     """
-    rows = [replace(row, events=tuple(map(_bare, row.events))) for row in rows]
+    rows = [_with_bare_effects(row) if row.kind == "effect" else row for row in rows]
     items = [event.value for row in rows for event in row.events if event.kind == "next"]
     named, shown = dict(values), dict[str, str]()
     taken = {*named, *(_letter(item, {}) for item in items)}
@@ -140,6 +140,9 @@ def _is_open(row: MarbleRow) -> bool:
     return row.kind != "effect" and all(event.kind == "next" for event in row.events)
 
 
-def _bare(event: MarbleEvent) -> MarbleEvent:
-    is_bare = event.kind == "next" and event.value is None
-    return replace(event, kind="drop") if is_bare else event
+def _with_bare_effects(row: MarbleRow) -> MarbleRow:
+    events = [
+        replace(event, kind="drop") if event.kind == "next" and event.value is None else event
+        for event in row.events
+    ]
+    return replace(row, events=tuple(events))

@@ -62,8 +62,10 @@ class Timeline(RowPicture):
                 ``drop``.
 
         Raises:
+            TypeError: *lane* or *label* is no text.
             ValueError: *kind* is none of these, or the clock's time is not finite.
         """
+        _check_texts(lane=lane, label=label)
         if kind not in {"event", "end", "error", "drop"}:
             raise ValueError(f"kind: expected event, end, error or drop, got {kind!r}")
         self._marks.append(Mark(lane, self._now_ms(), label, kind, group=self._group or ""))
@@ -76,7 +78,12 @@ class Timeline(RowPicture):
         Args:
             lane: Where to show it.
             label: What to write in it.
+
+        Raises:
+            TypeError: *lane* or *label* is no text.
+            ValueError: The clock's time is not finite.
         """
+        _check_texts(lane=lane, label=label)
         span = Mark(lane, self._now_ms(), label, "span", group=self._group or "")
         self._marks.append(span)
         try:
@@ -90,6 +97,9 @@ class Timeline(RowPicture):
 
         It shares this timeline's clock and entries. Shown by itself it has its own lanes only.
 
+        Raises:
+            TypeError: *name* is no text.
+
         >>> timeline = Timeline(clock=iter([0.0, 0.5]).__next__)
         >>> timeline.group("first").mark("client", "asks")
         >>> timeline.group("second").mark("client", "asks")
@@ -101,6 +111,7 @@ class Timeline(RowPicture):
           client
               500 ms asks
         """
+        _check_texts(name=name)
         part = copy.copy(self)
         part._group = name
         return part
@@ -124,6 +135,12 @@ class Timeline(RowPicture):
                 rows.append(Row(name, kind="heading", gid=name))
             rows += lanes.values()
         return rows
+
+
+def _check_texts(**texts: object) -> None:
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise TypeError(f"Timeline: {name}: expected a text, got {text!r}")
 
 
 def _milliseconds(clock: Callable[[], float] | None) -> Callable[[], float]:

@@ -80,8 +80,9 @@ def record(
     {"time_ms":10.0,"chunk":{"token_ids":[0],"finish_reason":"length","completion_usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}}
     {"time_ms":10.0,"end":"completed"}
     """
-    request = Recording()
+    request, clock, answers = Recording(), time.monotonic, 1
     if scope is not None:
+        clock, answers = scope.clock, scope.answers
         prompt = scope.request.token_ids
         request = Recording(
             request_id=scope.context.id,
@@ -90,5 +91,5 @@ def record(
             prompt_tokens=len(prompt),
             prompt_token_ids=list(prompt) if prompts else None,
         )
-    recorder = StreamRecorder(folder, request, time.monotonic if scope is None else scope.clock)
+    recorder = StreamRecorder(folder, request, clock, answers)
     return Callbacks(recorder.record_item, on_end=recorder.complete)

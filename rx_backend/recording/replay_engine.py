@@ -6,7 +6,7 @@ import asyncio
 import copy
 import math
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import suppress
 from itertools import cycle
 from os import PathLike
@@ -15,8 +15,9 @@ from typing import Final
 from rx_backend.checks import number, text
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine
+from rx_backend.engines.answer_progress import AnswerProgress
 from rx_backend.errors import EngineShutdown, InvalidArgument, StreamIncomplete
-from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, usage
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.recording.files import read_recordings
 from rx_backend.recording.model import Recording
 
@@ -112,7 +113,7 @@ class ReplayEngine(LLMEngine):
         context: RequestContext,
         start: float,
     ) -> AsyncGenerator[LLMEngineOutput]:
-        played = _Played(request)
+        played = AnswerProgress(request, request.sampling_options.n or 1)
         for timed in recording.chunks:
             await self._wait_until(start, timed.time_ms, context)
             if context.is_stopped:
@@ -156,37 +157,3 @@ def _fresh(chunk: LLMEngineOutput) -> LLMEngineOutput:
     """Return a copy of *chunk*: its consumer may change it."""
     plain = LLMEngineOutput(chunk.token_ids[:])
     return plain if plain == chunk else copy.deepcopy(chunk)
-
-
-class _Played:
-    """What was played of a request so far: its tokens, and which of its answers have ended."""
-
-    def __init__(self, request: PreprocessedRequest) -> None:
-        self._prompt_tokens = len(request.token_ids)
-        self._tokens = 0
-        self._count = request.sampling_options.n or 1
-        self._indexes: dict[int, int | None] = {}
-        self._ended: set[int] = set()
-
-    def add(self, chunk: LLMEngineOutput) -> None:
-        """Note that *chunk* is played."""
-        answer = chunk.index or 0
-        self._tokens += len(chunk.token_ids)
-        self._indexes[answer] = chunk.index
-        if chunk.finish_reason is not None:
-            self._ended.add(answer)
-
-    @property
-    def open(self) -> list[int]:
-        """The answers without a terminal, those that have not begun among them."""
-        missing = [answer for answer in range(self._count) if answer not in self._indexes]
-        begun = len(self._indexes)
-        answers = [*self._indexes, *missing[: max(0, self._count - begun)]]
-        return [answer for answer in answers if answer not in self._ended]
-
-    def cancelled(self) -> Iterator[LLMEngineOutput]:
-        """Yield the terminal of each answer that is open, with the usage so far."""
-        for answer in self.open:
-            terminal = LLMEngineOutput.cancelled()
-            terminal.index = self._indexes.get(answer, answer if self._count > 1 else None)
-            yield terminal.with_usage(usage(self._prompt_tokens, self._tokens))

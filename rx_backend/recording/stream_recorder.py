@@ -39,15 +39,19 @@ class StreamRecorder:
         folder: The directory of the file.
         request: What is known of the request, as a recording without chunks.
         clock: Monotonic clock, in seconds; the stream starts now.
+        answers: How many answers the request has.
     """
 
-    def __init__(self, folder: str | PathLike[str], request: Recording, clock: Clock) -> None:
+    def __init__(
+        self, folder: str | PathLike[str], request: Recording, clock: Clock, answers: int
+    ) -> None:
         self._folder = folder
         self._request_id = request.request_id
         self._clock = clock
         self._buffer = bytearray()
         self._path: Path | None = None
-        self._has_terminal = False
+        self._answers = answers
+        self._ended: set[int] = set()
         self._error: Ending | None = None
         self._failed = False
         try:
@@ -65,7 +69,7 @@ class StreamRecorder:
             if chunk is not None:
                 append_chunk(self._buffer, self._now_ms(), chunk)
                 if chunk.finish_reason is not None:
-                    self._has_terminal = True
+                    self._ended.add(chunk.index or 0)
             if len(self._buffer) >= _BUFFER_BYTES:
                 self._write()
         except Exception as error:
@@ -103,8 +107,8 @@ class StreamRecorder:
             return self._failure(failure)
         if self._error is not None:
             return self._error
-        # In front of the operator that ends the stream by its terminal, a clean end is a drop.
-        left = dropped and not self._has_terminal
+        # In front of the operator that ends the stream by its last terminal, a clean end is a drop.
+        left = dropped and len(self._ended) < self._answers
         return Ending(self._now_ms(), "dropped" if left else "completed")
 
     def _failure(self, error: Exception) -> Ending:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
-from array import array
-from collections.abc import Callable, Generator, Iterable, Sized
-from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sized
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import NamedTuple, cast
 
 from opentelemetry.trace import Tracer
 
+from operators import TokenTimes
 from operators.assembly import loop_clock
+from operators.authoring import has_content
 from rx_backend.adapter import EngineAdapter
 from rx_backend.checks import fraction, function, instance, whole
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine, check_config, check_methods
-from rx_backend.errors import BackendError, InvalidArgument, Unknown
+from rx_backend.errors import BackendError, InvalidArgument, Unknown, as_backend_error
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.protocols import (
     Annotated,
@@ -74,8 +75,9 @@ async def replay(
 
     Raises:
         InvalidArgument: An argument does not fit, *engine* lacks a required method, or the two rates
-            sum to more than 1; or the workload raised it, or a request in it does not fit, and then
-            only when the requests in flight have ended.
+            sum to more than 1; or the workload raised it, a request in it does not fit, or the
+            pipeline hands out something else than `Annotated` items, and then only when the requests
+            in flight have ended.
         Unknown: The engine's `start`, `drain` or `cleanup` failed; the message says how.
     """
     check_rates(cancel_rate, drop_rate)
@@ -91,16 +93,17 @@ async def replay(
     clock = loop_clock(asyncio.get_running_loop())
     adapter = EngineAdapter(engine, pipeline=pipeline, tracer=tracer, clock=clock, record=record)
     result.planned = len(workload) if isinstance(workload, Sized) else None
-    bad_row: InvalidArgument | None = None
-    try:
-        config = await _started(engine, result)
+    problem: InvalidArgument | None = None
+    async with _running(engine, result) as config:
         began = clock()
 
         async def serve(client: _Client) -> None:
+            nonlocal problem
             result.running += 1
             try:
                 await client.run(adapter, config.model)
             finally:
+                problem = problem or client.problem
                 client.add_to(result, began)
                 if on_end is not None:
                     on_end(result)
@@ -115,9 +118,25 @@ async def replay(
                     delay = began + row.arrival_s - clock()
                     if delay > 0:
                         await asyncio.sleep(delay)
+                    if problem is not None:
+                        break
                     tasks.create_task(serve(_Client(index, row, prompt, plan, clock)))
             except InvalidArgument as error:
-                bad_row = error
+                problem = error
+    if problem is not None:
+        raise problem
+    return result
+
+
+@asynccontextmanager
+async def _running(engine: LLMEngine, result: ReplayResult) -> AsyncGenerator[EngineConfig]:
+    """Start the engine; drain it after the block, and clean it up whatever happens."""
+    try:
+        with _named(engine, "start"):
+            config = check_config(await engine.start(0))
+        result.model = config.served_model_name or config.model
+        result.context_length = config.context_length
+        yield config
         with _named(engine, "drain"):
             await engine.drain()
     except BaseException:
@@ -126,17 +145,6 @@ async def replay(
         raise
     with _named(engine, "cleanup"):
         await engine.cleanup()
-    if bad_row is not None:
-        raise bad_row
-    return result
-
-
-async def _started(engine: LLMEngine, result: ReplayResult) -> EngineConfig:
-    with _named(engine, "start"):
-        config = check_config(await engine.start(0))
-    result.model = config.served_model_name or config.model
-    result.context_length = config.context_length
-    return config
 
 
 def check_rates(
@@ -171,7 +179,7 @@ class _Plan(NamedTuple):
     """What a client does to its own request."""
 
     after: int = -1
-    """After how many chunks with tokens; -1 for never."""
+    """After how many chunks with content; -1 for never."""
     drop: bool = False
     """Drop the stream; otherwise stop the request and read on."""
 
@@ -187,7 +195,12 @@ def _plan(draw: random.Random, row: Request, cancel_rate: float, drop_rate: floa
 
 
 class _Client:
-    """The client of one request, and what it has seen so far."""
+    """
+    The client of one request, and what it has seen so far.
+
+    Attributes:
+        problem: What makes a replay through this pipeline pointless; None while there is nothing.
+    """
 
     def __init__(
         self,
@@ -203,8 +216,8 @@ class _Client:
         self._plan = plan
         self._clock = clock
         self._arrived = clock()
-        self._times = array("d")
-        self._tokens = 0
+        self._seen = TokenTimes(clock)
+        self.problem: InvalidArgument | None = None
         # A stream that ends without a terminal is incomplete.
         self._end("error", "StreamIncomplete")
 
@@ -219,33 +232,37 @@ class _Client:
             context = RequestContext(f"request-{self._index}")
             async with await adapter.generate(request, context) as stream:
                 await self._read(stream)
-        except BackendError as failure:
-            self._end("error", failure.kind)
+        except Exception as failure:
+            self._end("error", as_backend_error(failure).kind)
         except asyncio.CancelledError:
             self._end("interrupted")
             raise
 
     async def _read(self, stream: ResponseStream[Annotated[LLMEngineOutput]]) -> None:
-        clock, times, add_time, after = (
-            self._clock,
-            self._times,
-            self._times.append,
-            self._plan.after,
-        )
+        seen, after = self._seen, self._plan.after
         if after == 0 and self._leaves(stream):
             return
         async for item in stream:
-            chunk = item.data
-            if chunk is None:
-                self._end("error", item.error.kind if item.error is not None else "Unknown")
+            if not isinstance(cast("object", item), Annotated):
+                got = type(item).__name__
+                self.problem = InvalidArgument(
+                    f"pipeline: expected one that hands out Annotated items, got {got}"
+                )
+                self._end("error", self.problem.kind)
                 return
-            if chunk.token_ids:
-                add_time(clock())
-                self._tokens += len(chunk.token_ids)
+            if item.error is not None:
+                self._end("error", item.error.kind)
+                return
+            chunk = item.data
+            if chunk is None:  # an event beside the answer, as a heartbeat is
+                continue
+            if has_content(chunk):
+                seen.note_content(len(chunk.token_ids))
             reason = chunk.finish_reason
             if reason is not None:
+                seen.note_terminal(chunk)
                 self._end(reason.kind, "terminal" if reason.is_error else None)
-            elif len(times) == after and self._leaves(stream):
+            elif len(seen.times) == after and self._leaves(stream):
                 return
 
     def _leaves(self, stream: ResponseStream[Annotated[LLMEngineOutput]]) -> bool:
@@ -261,11 +278,12 @@ class _Client:
 
     def add_to(self, result: ReplayResult, began: float) -> None:
         """Add the figures of the request, which has ended, to *result*."""
-        ended, arrived, times = self._clock(), self._arrived, self._times
+        ended, arrived, times = self._clock(), self._arrived, self._seen.times
+        tokens = self._seen.output_tokens
         gaps, (p50, p90, p99) = token_gaps(times)
         result.running -= 1
         result.itl.add(gaps)
-        result.tokens += self._tokens
+        result.tokens += tokens
         result.tokens_by_s.update([int(time - began) for time in times])
         result.duration_s = ended - began
         result.requests.append(
@@ -274,7 +292,7 @@ class _Client:
                 arrival_s=round(arrived - began, 6),
                 prompt_tokens=self._row.prompt_tokens,
                 asked_tokens=self._row.output_tokens,
-                tokens=self._tokens,
+                tokens=tokens,
                 outcome=self._outcome,
                 error=self._error,
                 ttft_ms=round((times[0] - arrived) * 1000, 2) if times else None,

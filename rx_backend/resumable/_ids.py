@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import Final
+from typing import Final, cast
 
 from rx_backend.errors import InvalidArgument
 
@@ -34,10 +34,12 @@ def parse_event_id(text: str) -> tuple[str, int]:
     >>> parse_event_id("gX2S0mgDGyLEnp9FeXUTMw:17")
     ('gX2S0mgDGyLEnp9FeXUTMw', 17)
     """
-    found = _EVENT_ID.fullmatch(text)
+    given = cast("object", text)
+    found = _EVENT_ID.fullmatch(given) if isinstance(given, str) else None
     if found is None:
-        shown = text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
-        raise InvalidArgument(f"event id: expected <stream id>:<position>, got {shown!r}")
+        if isinstance(given, str) and len(given) > _LONGEST_SHOWN:
+            given = f"{given[:_LONGEST_SHOWN]}..."
+        raise InvalidArgument(f"event id: expected <stream id>:<position>, got {given!r}")
     return found[1], int(found[2])
 
 

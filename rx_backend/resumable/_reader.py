@@ -111,6 +111,10 @@ class ResumableReader:
             if typed is error:
                 raise
             raise typed from error
+        except BaseException:
+            # As by the cancellation of any pull, the reader leaves: what was pulled is gone.
+            await self.aclose()
+            raise
         finally:
             self.position = position
         self._peeked.extendleft(reversed(peeked))

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
+import reactivex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators import limit_tokens, stop_on, stop_on_text
-from rx_backend import FinishReason, LLMEngineOutput
-from tests.operators._help import fused
+from operators import (
+    DeadlineExpired,
+    LoopScheduler,
+    deadlines,
+    enforce_cancellation,
+    fuse,
+    limit_tokens,
+    stop_on,
+    stop_on_text,
+)
+from rx_backend import Annotated, FinishReason, LLMEngineOutput
+from rx_backend.testing import run_virtual
+from tests.operators._help import LONG_S, fused, now
 
 LETTERS = "ab#"
 
@@ -85,3 +97,103 @@ def test_each_answer_ends_by_itself(
         ended += any(chunk.finish_reason for chunk in out)
     # Where every answer has an end of the engine's own, the end of the stream is left to it.
     assert seen.end == ("completed" if cut and ended == 3 else "open")
+
+
+# Operators that wait for the end, in either phase.
+
+
+def chunk(item: LLMEngineOutput) -> Any:
+    return item
+
+
+def enveloped(item: LLMEngineOutput) -> Any:
+    return Annotated(item)
+
+
+def terminal_of(index: int) -> LLMEngineOutput:
+    # The index of the first answer may be left out.
+    return LLMEngineOutput(finish_reason=FinishReason.STOP, index=index or None)
+
+
+async def stuck(
+    ended: list[int], wrap: Callable[[LLMEngineOutput], Any], closed: list[float]
+) -> AsyncGenerator[Any]:
+    """Begin three answers, end some of them, and wait for ever."""
+    try:
+        for index in range(3):
+            yield wrap(LLMEngineOutput([index], index=index))
+        for index in ended:
+            yield wrap(terminal_of(index))
+        await asyncio.sleep(LONG_S)
+    finally:
+        closed.append(now())
+
+
+WAITS = pytest.mark.parametrize("wrap", [chunk, enveloped])
+SOME = st.lists(st.sampled_from(range(3)), max_size=2, unique=True)
+
+
+@pytest.mark.rows("E3")
+@pytest.mark.parametrize("options", [{"idle_s": 5}, {"total_s": 5}], ids=["idle", "total"])
+@WAITS
+@given(ended=SOME)
+def test_a_deadline_holds_until_the_last_answer_has_ended(
+    wrap: Callable[[LLMEngineOutput], Any], options: dict[str, Any], ended: list[int]
+) -> None:
+    """The terminal of one answer is no end of the wait for another."""
+    closed: list[float] = []
+
+    async def run() -> None:
+        async for _ in fuse(stuck(ended, wrap, closed), [deadlines(**options, answers=3)]):
+            pass
+
+    with pytest.raises(DeadlineExpired):
+        run_virtual(run())
+    assert closed == [5.0]
+
+
+@pytest.mark.rows("E3", "E4")
+@WAITS
+@given(ended=SOME)
+def test_each_open_answer_is_cut_off(
+    wrap: Callable[[LLMEngineOutput], Any], ended: list[int]
+) -> None:
+    """An engine that ignores a stop is closed, and each open answer has a terminal of its own."""
+    closed: list[float] = []
+
+    async def run() -> list[Any]:
+        stop = reactivex.timer(1.0, scheduler=LoopScheduler())
+        enforced = enforce_cancellation(
+            3, lambda: wrap(LLMEngineOutput.cancelled()), stop=stop, answers=3
+        )
+        return [item async for item in fuse(stuck(ended, wrap, closed), [enforced])]
+
+    chunks = [getattr(item, "data", item) for item in run_virtual(run())]
+    ends = {each.index or 0: str(each.finish_reason) for each in chunks if each.finish_reason}
+    assert ends == {index: "stop" if index in ended else "cancelled" for index in range(3)}
+    assert len(chunks) == 6
+    assert closed == [4.0]
+
+
+@pytest.mark.rows("E3", "P6a")
+@WAITS
+def test_nothing_is_waited_for_behind_the_last_terminal(
+    wrap: Callable[[LLMEngineOutput], Any],
+) -> None:
+    """Neither a deadline nor a stop disturbs an engine whose answers have all ended."""
+    closed: list[float] = []
+
+    async def run() -> list[Any]:
+        stop = reactivex.timer(1.0, scheduler=LoopScheduler())
+        waits = [
+            deadlines(idle_s=5, total_s=5, answers=3),
+            enforce_cancellation(3, LLMEngineOutput.cancelled, stop=stop, answers=3),
+        ]
+        stream = fuse(stuck([2, 0, 1], wrap, closed), waits)
+        items = [await anext(stream) for _ in range(6)]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(stream), 100)
+        return items
+
+    assert len(run_virtual(run())) == 6
+    assert closed == [100.0]

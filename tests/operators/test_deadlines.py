@@ -100,7 +100,7 @@ def test_the_error_says_which_and_how_far_it_got(
 
 def told(callback: Callable[[], object]) -> Any:
     """Return the scope of a request whose stop calls *callback*."""
-    return SimpleNamespace(stop=callback)
+    return SimpleNamespace(stop=callback, answers=1)
 
 
 class Around:

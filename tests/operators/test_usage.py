@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from operators import annotate_errors, limit_tokens, until_terminal, usage
 from rx_backend import LLMEngineOutput, protocols
-from rx_backend.protocols import CompletionUsage
+from rx_backend.protocols import CompletionUsage, FinishReason
 from rx_backend.testing import assert_marbles
 from tests.operators._help import LETTERS, Chunk, Life, Seen, fused, handshake, terminal, token
 
@@ -72,6 +72,26 @@ def test_the_engine_own_usage_is_kept(life: Life) -> None:
     seen = life(chunks, usage(3, protocols.usage, on_end=ends.append))
     assert list(map(id, seen.items)) == list(map(id, chunks))
     assert ends == [own]
+
+
+@pytest.mark.rows("P11")
+@pytest.mark.parametrize("told", [0, 1, 2])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=str)
+def test_the_terminals_of_several_answers_add_up(
+    life: Life, told: int, order: tuple[int, int]
+) -> None:
+    """Each has the tokens of its own answer where the engine counts them; the whole is reported."""
+    ends: list[CompletionUsage] = []
+    chunks = [LLMEngineOutput([index] * (index + 2), index=index) for index in (0, 1)]
+    for place, index in enumerate(order):
+        own = protocols.usage(3, index + 2) if place < told else None
+        end = FinishReason.STOP
+        chunks.append(LLMEngineOutput(finish_reason=end, index=index, completion_usage=own))
+    counting = usage(3, protocols.usage, on_end=ends.append, answers=2)
+    counts = [chunk.completion_usage for chunk in life(chunks, counting).items]
+    assert sum(each.completion_tokens for each in counts if each) == 5
+    assert counts[-1] is not None
+    assert ends == [protocols.usage(3, 5)]
 
 
 def test_behind_an_operator_that_ends_the_stream(life: Life) -> None:

@@ -309,6 +309,24 @@ async def test_several_answers_are_never_taken_for_complete() -> None:
     assert isinstance(served.last.error, Disconnected)
 
 
+@pytest.mark.rows("E3", "S9")
+@pytest.mark.parametrize("ended", [0, 1])
+@pytest.mark.parametrize("loss", [[GONE], []], ids=["lost", "ends"])
+@virtual
+async def test_the_end_of_one_answer_is_not_that_of_all(
+    ended: int, loss: list[Disconnected]
+) -> None:
+    """An engine that is lost behind it is lost, and why no other one goes on is told as ever."""
+    end = LLMEngineOutput(finish_reason=FinishReason.STOP, index=ended)
+    engine = FailoverEngine(ScriptedEngine(token(8), end, *loss), Mortal())
+    with capture_logs() as log:
+        served = await answer(engine, sampling_options=SamplingOptions(n=2))
+    failure = served.last.error
+    assert isinstance(failure, Disconnected if loss else StreamIncomplete)
+    assert "several choices" in failure.__notes__[0]
+    assert [line["event"] for line in log].count("request not resumed") == 1
+
+
 @virtual
 async def test_cumulative_log_probabilities_continue() -> None:
     """They are sums over the whole answer, on either side of the seam."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +35,7 @@ class Answers:
         self._top = request.output_options.logprobs
         self._open = set(range(request.sampling_options.n or 1))
         self._is_one = len(self._open) == 1
-        self._tokens = 0
+        self._made: Counter[int] = Counter()
         self._cached: int | None = None
         self._prompt_log_probs: Any = None
 
@@ -45,13 +46,13 @@ class Answers:
         if output.prompt_logprobs:
             self._prompt_log_probs = [_as_json(each) for each in output.prompt_logprobs]
         for part in output.outputs:
-            self._tokens += len(part.token_ids)
+            self._made[part.index] += len(part.token_ids)
             chunk = LLMEngineOutput(list(part.token_ids), index=self._index(part.index))
             if part.logprobs is not None and self._top is not None:
                 self._add_log_probs(chunk, part)
             if part.finish_reason is not None:
                 self._open.discard(part.index)
-                self._finish(chunk, FinishReason.parse(part.finish_reason))
+                self._finish(chunk, part.index, FinishReason.parse(part.finish_reason))
                 chunk.stop_reason = part.stop_reason
             yield chunk
 
@@ -59,21 +60,21 @@ class Answers:
         """Yield a terminal for each answer that has none."""
         for index in sorted(self._open):
             chunk = LLMEngineOutput(index=self._index(index))
-            self._finish(chunk, FinishReason.CANCELLED)
+            self._finish(chunk, index, FinishReason.CANCELLED)
             yield chunk
         self._open.clear()
 
     def _index(self, index: int) -> int | None:
         return None if self._is_one else index
 
-    def _finish(self, chunk: LLMEngineOutput, reason: FinishReason) -> None:
+    def _finish(self, chunk: LLMEngineOutput, index: int, reason: FinishReason) -> None:
         chunk.finish_reason = reason
-        chunk.completion_usage = self._usage()
+        chunk.completion_usage = self._usage(index)
         if self._prompt_log_probs is not None:
             chunk.engine_data = {"prompt_logprobs": self._prompt_log_probs}
 
-    def _usage(self) -> CompletionUsage:
-        counts = usage(self._prompt_tokens, self._tokens)
+    def _usage(self, index: int) -> CompletionUsage:
+        counts = usage(self._prompt_tokens, self._made[index])
         if self._cached is not None:
             counts.prompt_tokens_details = PromptTokensDetails(cached_tokens=self._cached)
         return counts

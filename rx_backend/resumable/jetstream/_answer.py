@@ -16,7 +16,7 @@ from rx_backend.resumable._source import OpenedStream
 from rx_backend.resumable.jetstream._answer_log import AnswerLog
 from rx_backend.resumable.jetstream._continuation import (
     given,
-    last_item,
+    last_items,
     open_rest,
     rebased,
     stopped,
@@ -186,10 +186,10 @@ class JetStreamAnswer(OpenedStream):
         options, prepare = self._site.options, unchanged
         limit = options.max_takeovers
         blocker = f"taken over {limit} times already" if follower.takeovers >= limit else None
-        if state.has_terminal or follower.has_failed:
+        if state.is_over or follower.has_failed:
             stream = given()
-        elif (last := last_item(state, self.context, blocker)) is not None:
-            stream = given(last)
+        elif last := last_items(state, self.context, blocker):
+            stream = given(*last)
         else:
             self._part = self.context.child(f"{self.context.id}/resume-{follower.takeovers + 1}")
             try:
@@ -226,7 +226,7 @@ class JetStreamAnswer(OpenedStream):
         try:
             async with asyncio.timeout(_RELEASE_S):
                 if self.context.is_stopped:
-                    await log.append_items([stopped()], is_end=True)
+                    await log.append_items(stopped(), is_end=True)
                 else:
                     await log.append(Release(log.writer, log.head))
         except (Fenced, BackendError, TimeoutError) as error:

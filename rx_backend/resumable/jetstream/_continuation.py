@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 
 from operators import fuse
 from operators.authoring import FusedRun
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.errors import Disconnected
-from rx_backend.protocols import Annotated, LLMEngineOutput
+from rx_backend.protocols import Annotated, FinishReason, LLMEngineOutput
 from rx_backend.resumable.jetstream._entries import Item
 from rx_backend.resumption import ResumeState, continuation_request
 from rx_backend.stream import ResponseStream
 
-__all__ = ("given", "last_item", "open_rest", "rebased", "stopped", "unchanged")
+__all__ = ("given", "last_items", "open_rest", "rebased", "stopped", "unchanged")
 
 
-def last_item(state: ResumeState, context: RequestContext, blocker: str | None) -> Item | None:
+def last_items(state: ResumeState, context: RequestContext, blocker: str | None) -> list[Item]:
     """
-    Return the item with which an answer ends that no engine has to continue; None if one has to.
+    Return the items with which a request ends that no engine has to continue; none if one has to.
 
-    That is the terminal of one that was stopped or lacks nothing else, and the error of one that
+    They are the terminals of one that was stopped or lacks nothing else, and the error of one that
     cannot be continued.
 
     Args:
@@ -30,15 +30,15 @@ def last_item(state: ResumeState, context: RequestContext, blocker: str | None) 
         blocker: Why it may not be continued, apart from what *state* says.
     """
     if context.is_stopped:
-        return stopped()
+        return stopped(state.open)
     terminal = state.missing_terminal()
     if terminal is not None:
-        return Annotated(terminal)
+        return [Annotated(terminal)]
     reason = blocker or state.blocker()
     if reason is None:
-        return None
+        return []
     error = Disconnected(f"the process that made the answer is gone; not resumed: {reason}")
-    return Annotated.from_error(error)
+    return [Annotated.from_error(error)]
 
 
 async def open_rest(
@@ -63,9 +63,13 @@ def rebased(state: ResumeState, item: Item) -> Item:
     return item
 
 
-def stopped() -> Item:
-    """Return the terminal of an answer that was stopped."""
-    return Annotated(LLMEngineOutput.cancelled())
+def stopped(answers: Iterable[int] = (0,)) -> list[Item]:
+    """Return the terminals of answers that were stopped; the first of a request needs no index."""
+    cancelled = FinishReason.CANCELLED
+    return [
+        Annotated(LLMEngineOutput(finish_reason=cancelled, index=answer or None))
+        for answer in answers
+    ]
 
 
 def unchanged(item: Item) -> Item:

@@ -37,14 +37,14 @@ async def pass_on_stop(
         if await site.peers.send_stop(follower, kill=context.is_killed):
             return
         async with asyncio.timeout(site.options.timeout_s):
-            if await _end(site, subject):
+            if await _end(site, subject, follower):
                 site.ended(subject)
     except (nats.errors.Error, OSError, BackendError, TimeoutError) as error:
         _log.warning("answer was not stopped", stream_id=follower.id, **describe(error))
 
 
-async def _end(site: Site, subject: str) -> bool:
-    """Append the terminal, fencing off whoever writes the answer; return False if it was over."""
+async def _end(site: Site, subject: str, follower: Follower) -> bool:
+    """Append the terminals, fencing off whoever writes the answer; return False if it was over."""
     while True:
         last = await site.link.last(subject)
         if last is None or (isinstance(last.entry, Batch) and last.entry.is_end):
@@ -52,7 +52,7 @@ async def _end(site: Site, subject: str) -> bool:
         head = last.entry.first + last.entry.size
         log = AnswerLog(site.link, site.options.name, subject, sequence=last.sequence, head=head)
         try:
-            await log.append_items([stopped()], is_end=True)
+            await log.append_items(stopped(follower.state.open), is_end=True)
         except Fenced:
             # A writer was quicker: behind what it has appended, then.
             continue

@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from rx_backend import (
     Disconnected,
@@ -31,7 +32,7 @@ from rx_backend.engines.in_thread import iterate_in_thread
 from rx_backend.engines.inbox import ThreadInbox
 from rx_backend.engines.step_sequence import StepSequence
 from rx_backend.engines.step_thread import StepThread
-from rx_backend.protocols import StopConditions
+from rx_backend.protocols import SamplingOptions, StopConditions, usage
 from rx_backend.testing import run_conformance
 from tests.engines import real_time
 
@@ -61,6 +62,58 @@ async def read(chunks: AsyncGenerator[LLMEngineOutput]) -> list[tuple[list[int],
 
 
 # ------------------------------------------------------------------ a blocking iterator
+
+
+async def inbox_stream(
+    make: Callable[[], Iterator[LLMEngineOutput]],
+    request: PreprocessedRequest,
+    context: RequestContext,
+) -> AsyncGenerator[LLMEngineOutput]:
+    """Stream what a thread puts into an inbox."""
+
+    def run(inbox: ThreadInbox) -> None:
+        for chunk in make():
+            if not inbox.put(chunk):
+                return
+        inbox.end()
+
+    with ThreadInbox(request, context) as inbox:
+        threading.Thread(target=run, args=(inbox,)).start()
+        async for chunk in inbox:
+            yield chunk
+
+
+@pytest.mark.rows("E3", "E4")
+@pytest.mark.parametrize("stream", [iterate_in_thread, inbox_stream])
+@pytest.mark.parametrize("ended", [(), (0,), (1,), (1, 0)], ids=str)
+@real_time
+async def test_each_open_answer_of_a_stopped_request_is_cancelled(
+    stream: Callable[..., AsyncGenerator[LLMEngineOutput]], ended: tuple[int, ...]
+) -> None:
+    """With its index and its own tokens; those that have ended have no second end."""
+    go_on = threading.Event()
+    end = FinishReason.STOP
+    begun = [LLMEngineOutput([7] * (index + 1), index=index) for index in (0, 1)]
+    begun += [LLMEngineOutput(finish_reason=end, index=index) for index in ended]
+
+    def blocking() -> Iterator[LLMEngineOutput]:
+        yield from begun
+        go_on.wait(LONG_S)
+
+    context = RequestContext()
+    asked = replace(REQUEST, sampling_options=SamplingOptions(n=2))
+    async with aclosing(stream(blocking, asked, context)) as chunks:
+        assert [await anext(chunks) for _ in begun] == begun
+        context.stop_generating()
+        left = [chunk async for chunk in chunks]
+    go_on.set()
+    assert left == [
+        LLMEngineOutput(
+            finish_reason=FinishReason.CANCELLED, index=index, completion_usage=usage(3, index + 1)
+        )
+        for index in (0, 1)
+        if index not in ended
+    ]
 
 
 @pytest.mark.rows("E2", "E3")

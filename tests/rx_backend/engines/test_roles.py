@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 import pytest
+from msgspec.structs import replace
 
 from rx_backend.context import RequestContext
 from rx_backend.engine import LLMEngine
 from rx_backend.engines import SampleEngine, SimulatedEngine
 from rx_backend.errors import EngineShutdown, InvalidArgument
+from rx_backend.protocols import SamplingOptions
 from rx_backend.testing import run_virtual
 from tests.engines import virtual
 from tests.rx_backend.engines.driving import chunks_of, consume, open_stream, params_of, request
@@ -28,24 +30,23 @@ both = pytest.mark.parametrize("make", [SampleEngine, SimulatedEngine])
 
 
 @both
+@pytest.mark.rows("E3")
+def test_several_answers_are_refused_at_once(make: Make) -> None:
+    """They make one, and the client must not wait for the others."""
+    asked = replace(request(), sampling_options=SamplingOptions(n=2))
+    with pytest.raises(InvalidArgument, match=r"sampling_options.n: expected 1, got 2"):
+        open_stream(make(), asked)
+    for n in (None, 0, 1):
+        alone = replace(request(tokens=1), sampling_options=SamplingOptions(n=n))
+        assert run_virtual(consume(make(), alone)).reason == "length"
+
+
+@both
 @pytest.mark.rows("E1")
 def test_start_announces_the_model(make: Make) -> None:
     """The config has the model name that the engine was made with."""
     config = run_virtual(make(model="tiny").start(7))
     assert config.model == "tiny"
-
-
-@both
-@pytest.mark.rows("E3")
-def test_several_answers_are_refused_at_once(make: Make) -> None:
-    """They give one; a request that ended without the others would have its worker left out."""
-    asked = request(tokens=2)
-    for answers in (0, 1, None):
-        asked.sampling_options.n = answers
-        assert run_virtual(consume(make(), asked)).reason == "length"
-    asked.sampling_options.n = 2
-    with pytest.raises(InvalidArgument, match=r"sampling_options\.n: expected 1, got 2"):
-        make().generate(asked, RequestContext())
 
 
 @both

@@ -52,6 +52,13 @@ def test_pipe_and_fuse_show_the_same() -> None:
     )
 
 
+@pytest.mark.parametrize("item", [None, False, 0, "", ()], ids=repr)
+def test_an_item_that_is_nothing_is_an_item(item: object) -> None:
+    """It is shown by its text; only a call without an item, which is no item, is a ``!``."""
+    picture = MarbleRun("-a-b|").pipe(ops.map(lambda _: item))
+    assert repr(picture).splitlines()[:2] == ["source  -a-b|", "result  -A-A|"]
+
+
 def test_a_run_needs_no_loop_of_its_own() -> None:
     """Asynchronous operators are played where a loop runs already, in virtual time."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -116,6 +117,24 @@ def test_a_time_that_has_no_place_is_refused(odd: float) -> None:
     with pytest.raises(ValueError, match=f"Timeline: clock: expected a finite time, got {odd}"):
         timeline.mark("client")
     assert len(timeline.entries) == 1
+
+
+WRONG_TEXTS: list[tuple[str, Callable[[Any], object]]] = [
+    ("lane", lambda line: line.mark(None)),
+    ("label", lambda line: line.mark("tokens", [7])),
+    ("lane", lambda line: line.span(5).__enter__()),
+    ("label", lambda line: line.span("client", None).__enter__()),
+    ("name", lambda line: line.group(1).mark("client")),
+]
+
+
+@pytest.mark.parametrize(("name", "wrong"), WRONG_TEXTS)
+def test_what_is_no_text_is_refused(name: str, wrong: Callable[[Any], object]) -> None:
+    """Where it is given, not where the picture is shown; and nothing is noted."""
+    timeline = Timeline()
+    with pytest.raises(TypeError, match=rf"Timeline: {name}: expected a text, got "):
+        wrong(timeline)
+    assert timeline.entries == []
 
 
 def test_an_unknown_kind_is_refused() -> None:

@@ -11,7 +11,7 @@ from rx_backend.context import RequestContext
 from rx_backend.engine import LLMEngine
 from rx_backend.errors import KINDS
 from rx_backend.pipeline import standard_pipeline
-from rx_backend.protocols import LLMEngineOutput
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.recording import Ending, Recording, TimedChunk, record
 from rx_backend.recording.format import append_chunk, ending_line, header_line
 from tests.engines import Stream, adapter_of, request
@@ -47,6 +47,7 @@ async def recording_stream(
     request_id: str = "r1",
     *,
     in_front: bool = False,
+    asked: PreprocessedRequest | None = None,
     **options: Any,
 ) -> Stream:
     """Ask *engine* through an adapter that records, at the end of its pipeline or in front."""
@@ -56,7 +57,7 @@ async def recording_stream(
     else:
         pipeline = standard_pipeline.with_operators(recorder)
     adapter = adapter_of(engine, pipeline=pipeline)
-    return await adapter.generate(request(), RequestContext(request_id))
+    return await adapter.generate(asked or request(), RequestContext(request_id))
 
 
 # Strategies. Times are whole milliseconds.

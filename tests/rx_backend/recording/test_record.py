@@ -15,15 +15,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from operators import fuse
 from operators.authoring import Stage, operator
 from rx_backend.errors import Disconnected, InvalidArgument
 from rx_backend.pipeline import standard_pipeline
-from rx_backend.protocols import Annotated, LLMEngineOutput
+from rx_backend.protocols import Annotated, FinishReason, LLMEngineOutput, SamplingOptions
 from rx_backend.recording import (
     Ending,
     Recording,
+    ReplayEngine,
     TimedChunk,
     read_recordings,
     record,
@@ -167,6 +169,32 @@ async def test_a_drop_is_recorded_at_once(
     await settle()
     recording = the_one_in(tmp_path)
     assert (recording.token_ids, recording.end) == ([1], Ending(10.0, "dropped"))
+
+
+@pytest.mark.rows("E3", "S7")
+@pytest.mark.parametrize("ended", [(), (0,), (1,), (1, 0)], ids=str)
+@pytest.mark.parametrize("in_front", [False, True])
+@virtual
+async def test_a_drop_with_an_open_answer_is_one(
+    tmp_path: Path, ended: tuple[int, ...], in_front: bool
+) -> None:
+    """Of two answers both have to end; the replay cancels those that were open."""
+    begun = [LLMEngineOutput([1], index=0), LLMEngineOutput([2], index=1)]
+    ends = [LLMEngineOutput(finish_reason=FinishReason.STOP, index=index) for index in ended]
+    asked = replace(request(), sampling_options=SamplingOptions(n=2))
+    engine = ScriptedEngine(*begun, *ends, 100, stop())
+    async with await recording_stream(engine, tmp_path, in_front=in_front, asked=asked) as stream:
+        for _ in range(2 + len(ended)):
+            await anext(stream)
+    how = "completed" if len(ended) == 2 else "dropped"
+    assert the_one_in(tmp_path).end == Ending(0.0, how)
+    replayed = await collect(await adapter_of(ReplayEngine(tmp_path)).generate(asked))
+    reasons = {
+        item.data.index or 0: str(item.data.finish_reason)
+        for item in replayed
+        if item.data and item.data.finish_reason
+    }
+    assert reasons == {index: "stop" if index in ended else "cancelled" for index in range(2)}
 
 
 @virtual

@@ -118,7 +118,7 @@ def terminals(seen: Seen) -> list[tuple[int | None, str]]:
 @pytest.mark.parametrize("ends", [(), (0,), (1,), (0, 1)])
 @virtual
 async def test_each_answer_that_is_open_is_cancelled(ends: tuple[int, ...]) -> None:
-    """By a stop, and by a recorded drop, with the answer's index; the others keep their terminals."""
+    """By a stop, and by a recorded drop, with its index and tokens; the others keep their terminals."""
     stops = [(answer, "stop") for answer in ends]
     cancelled = [(answer, "cancelled") for answer in (0, 1) if answer not in ends]
     dropped = ReplayEngine([two_answers(*ends, end=Ending(9.0, "dropped"))])
@@ -128,7 +128,7 @@ async def test_each_answer_that_is_open_is_cancelled(ends: tuple[int, ...]) -> N
     seen = await consume(late, asking_for_two(), stop_after=2 + len(ends))
     assert terminals(seen) == [*stops, *cancelled]
     if cancelled:
-        assert seen.last.completion_usage == usage(4, 2)
+        assert seen.last.completion_usage == usage(4, 1)
 
 
 @pytest.mark.rows("E3", "E4")

@@ -11,12 +11,22 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reactivex import operators as ops
 
+from operators import heartbeat
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig
 from rx_backend.engines import SampleEngine, SimulatedEngine
 from rx_backend.errors import Disconnected, InvalidArgument, Unknown
-from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
+from rx_backend.pipeline import standard_pipeline
+from rx_backend.protocols import (
+    Annotated,
+    CompletionUsage,
+    FinishReason,
+    LLMEngineOutput,
+    PreprocessedRequest,
+    usage,
+)
 from rx_backend.replay import ReplayResult, Request, at_speed, replay, synthetic
 from rx_backend.testing import run_virtual
 from tests.engines import ScriptedEngine, virtual
@@ -138,6 +148,70 @@ def test_every_way_to_end_is_told_apart(
     assert (row.outcome, row.error, row.tokens, row.ttft_ms) == (outcome, error, tokens, 500)
     assert result.itl.buckets() == [(250.0, 1)] * (tokens == 4)
     assert engine.calls == 111
+
+
+@pytest.mark.rows("F1")
+@pytest.mark.parametrize(
+    "content", [{"text": "word"}, {"content_parts": [{"type": "image_url"}]}], ids=["text", "parts"]
+)
+@pytest.mark.parametrize("told", [None, usage(1, 7)], ids=["no-usage", "usage"])
+def test_content_without_token_ids_is_measured_too(
+    content: dict[str, Any], told: CompletionUsage | None
+) -> None:
+    """Its times are those of the chunks, its tokens those of the usage; clients stop and leave by it."""
+    script = [step for _ in range(4) for step in (0.5, LLMEngineOutput(**content))]
+    end = LLMEngineOutput(finish_reason=FinishReason.STOP, completion_usage=told)
+    engine = ScriptedEngine(*script, end)
+    result = run_virtual(replay([Request(0, 1, 9)], engine))
+    (row,) = result.requests
+    assert (row.ttft_ms, row.itl_p99_ms, row.tokens) == (500, 500, 0 if told is None else 7)
+    assert (result.itl.total, sum(result.tokens_by_s.values())) == (3, 4)
+    left = run_virtual(replay([Request(0, 1, 4)] * 20, engine, drop_rate=1)).requests
+    assert {row.outcome for row in left} == {"dropped"}
+    assert {row.ttft_ms for row in left} == {None, 500}
+
+
+class OperatorBug(Exception):
+    """What an operator on items raises."""
+
+
+def failing(item: Any) -> Any:
+    if item.data is not None and item.data.token_ids == [2]:
+        raise OperatorBug
+    return item
+
+
+@pytest.mark.parametrize(
+    ("added", "outcome", "error"),
+    [
+        (heartbeat(0.1, Annotated[LLMEngineOutput](comment=["alive"])), "length", None),
+        (heartbeat(0.1, Annotated[LLMEngineOutput](event="alive")), "length", None),
+        (ops.map(failing), "error", "Unknown"),
+    ],
+    ids=["comments", "events", "a-bug"],
+)
+def test_any_pipeline_of_items_is_measured(added: Any, outcome: str, error: str | None) -> None:
+    """Events beside the answer end nothing, and what an operator raises fails its own request."""
+    pipeline = standard_pipeline.with_operators(added)
+    engine = SampleEngine(token_interval_ms=1000)
+    result = run_virtual(replay([Request(0, 1, 4), Request(9, 1, 2)], engine, pipeline=pipeline))
+    first, second = result.requests
+    assert (first.outcome, first.error, first.ttft_ms) == (outcome, error, 1000)
+    assert (second.outcome, second.tokens, second.ttft_ms) == ("length", 2, 1000)
+
+
+@pytest.mark.parametrize(
+    ("added", "got"),
+    [(ops.buffer_with_count(2), "list"), (ops.map(str), "str"), (ops.map(id), "int")],
+    ids=["list", "str", "int"],
+)
+def test_a_pipeline_of_something_else_is_named(added: Any, got: str) -> None:
+    """Requests in flight end first; those that would come later are not sent."""
+    pipeline, result = standard_pipeline.with_operators(added), ReplayResult()
+    rows = [Request(0, 1, 4), Request(0, 1, 4), Request(9, 1, 4)]
+    with pytest.raises(InvalidArgument, match=rf"pipeline: expected .* Annotated .*, got {got}"):
+        run_virtual(replay(rows, SampleEngine(), pipeline=pipeline, result=result))
+    assert [row.error for row in result.requests] == ["InvalidArgument"] * 2
 
 
 def test_a_failed_set_up_has_its_kind() -> None:

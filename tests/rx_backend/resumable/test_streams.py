@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -187,6 +188,27 @@ async def test_a_failed_set_up_leaves_nothing(spans: Spans) -> None:
     assert len(spans.finished) == 2
 
 
+@pytest.mark.rows("S7")
+@pytest.mark.parametrize("turn", range(16))
+@virtual
+async def test_a_cancelled_peek_leaves_or_takes_nothing(turn: int) -> None:
+    """Whenever it is cancelled: the reader has the whole answer, or has left; never a part."""
+    ahead = LLMEngineOutput(extra_args={"ahead": True})
+    adapter, _ = adapter_of(0.0, ahead, 0.0, ahead, *words(3, every_s=0.0), stop())
+    async with ResumableStreams(adapter) as streams:
+        reader = await streams.start(REQUEST)
+        peek = asyncio.ensure_future(reader.peek_first())
+        await turns(turn)
+        peek.cancel()
+        await asyncio.wait([peek])
+        items = await collect(reader)
+        assert told(items) in ([0, 1, 2], [])
+        assert not items or parse_event_id(items[0].id or "")[1] == 1
+        # It can be read on from where it says.
+        async with await streams.resume(reader.stream_id, reader.position) as back:
+            assert told(items) + told(await collect(back)) == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("script", "error"),
     [
@@ -321,9 +343,12 @@ async def test_positions_that_are_none() -> None:
         "é:1",
         f"{'a' * 129}:1",
         f"abc:{'1' * 16}",
+        # As of a header that is not there.
+        None,
+        b"abc:1",
     ],
 )
-def test_malformed_event_ids_are_refused(text: str) -> None:
+def test_malformed_event_ids_are_refused(text: Any) -> None:
     """With what was expected, and without repeating a long text."""
     with pytest.raises(InvalidArgument, match="event id: expected <stream id>:<position>") as error:
         parse_event_id(text)
