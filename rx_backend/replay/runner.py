@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sized
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Sized
+from contextlib import contextmanager, suppress
 from typing import NamedTuple, cast
 
 from opentelemetry.trace import Tracer
@@ -80,13 +80,9 @@ async def replay(
             in flight have ended.
         Unknown: The engine's `start`, `drain` or `cleanup` failed; the message says how.
     """
-    check_rates(cancel_rate, drop_rate)
-    check_methods(engine)
-    whole("seed", seed)
-    if on_end is not None:
-        function("on_end", on_end)
     result = ReplayResult() if result is None else result
-    instance("result", result, ReplayResult)
+    check_rates(cancel_rate, drop_rate)
+    _check(engine, seed, on_end, result)
     requests = checked(workload)
     draw, draw_prompt = random.Random(seed), random.Random(seed)  # noqa: S311  # no secrets
     token_ids = [0] if vocab_size is None else range(1, whole("vocab_size", vocab_size, low=2))
@@ -94,7 +90,8 @@ async def replay(
     adapter = EngineAdapter(engine, pipeline=pipeline, tracer=tracer, clock=clock, record=record)
     result.planned = len(workload) if isinstance(workload, Sized) else None
     problem: InvalidArgument | None = None
-    async with _running(engine, result) as config:
+    try:
+        config = await _started(engine, result)
         began = clock()
 
         async def serve(client: _Client) -> None:
@@ -123,20 +120,6 @@ async def replay(
                     tasks.create_task(serve(_Client(index, row, prompt, plan, clock)))
             except InvalidArgument as error:
                 problem = error
-    if problem is not None:
-        raise problem
-    return result
-
-
-@asynccontextmanager
-async def _running(engine: LLMEngine, result: ReplayResult) -> AsyncGenerator[EngineConfig]:
-    """Start the engine; drain it after the block, and clean it up whatever happens."""
-    try:
-        with _named(engine, "start"):
-            config = check_config(await engine.start(0))
-        result.model = config.served_model_name or config.model
-        result.context_length = config.context_length
-        yield config
         with _named(engine, "drain"):
             await engine.drain()
     except BaseException:
@@ -145,6 +128,17 @@ async def _running(engine: LLMEngine, result: ReplayResult) -> AsyncGenerator[En
         raise
     with _named(engine, "cleanup"):
         await engine.cleanup()
+    if problem is not None:
+        raise problem
+    return result
+
+
+async def _started(engine: LLMEngine, result: ReplayResult) -> EngineConfig:
+    with _named(engine, "start"):
+        config = check_config(await engine.start(0))
+    result.model = config.served_model_name or config.model
+    result.context_length = config.context_length
+    return config
 
 
 def check_rates(
@@ -153,6 +147,14 @@ def check_rates(
     """Raise ``InvalidArgument`` unless both are from 0 to 1, and their sum is at most 1."""
     if fraction(names[0], cancel_rate) + fraction(names[1], drop_rate) > 1:
         raise InvalidArgument(f"{' and '.join(names)} must not sum to more than 1")
+
+
+def _check(engine: LLMEngine, seed: object, on_end: object, result: object) -> None:
+    check_methods(engine)
+    whole("seed", seed)
+    if on_end is not None:
+        function("on_end", on_end)
+    instance("result", result, ReplayResult)
 
 
 @contextmanager
