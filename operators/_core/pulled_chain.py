@@ -112,7 +112,9 @@ class PulledChain(Chain):
             return
         error = as_failure(error, "the source")
         drop_top_frame(error)
-        if isinstance(self.source, Segment):
+        # Where the task that pulls was cancelled, as at the loop's end, no operator has failed.
+        is_pump = self.pump is not None and self.puller is self.pump
+        if isinstance(self.source, Segment) and not (is_pump and self.is_interrupted):
             name = self.source.raised_by(error)
             if name is not None:
                 add_operator_note(error, name, self._scope)

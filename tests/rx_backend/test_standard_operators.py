@@ -47,6 +47,7 @@ from rx_backend.protocols import (
     to_builtins,
 )
 from rx_backend.scope import RequestScope
+from rx_backend.testing import run_virtual
 from tests.engines import (
     DROPPED,
     ENTRY,
@@ -80,6 +81,8 @@ from tests.engines.leaving import (
     lose_the_last_reference,
     run_out_of_time_in_timeout,
 )
+from tests.leaks import LeakWatch
+from tests.logs import capture_logs
 from tests.spans import Spans, rows_of
 
 EVERY_MODE = pytest.mark.parametrize("mode", list(DisaggregationMode))
@@ -695,6 +698,37 @@ async def test_a_stalled_engine_behind_heartbeats() -> None:
     served = await serve(left, pipeline=before("items", heartbeat(2, PING)), take=2)
     assert (left.closes, left.closed) == ([began + 2], 1)
     assert served.row["finish_reason"] == "Dropped"
+
+
+BEATS, MERGES = heartbeat(1, PING), coalesce()
+
+
+@pytest.mark.rows("O4")
+@pytest.mark.parametrize(
+    "added",
+    [[BEATS], [MERGES], [BEATS, MERGES], [MERGES, BEATS], [BEATS, MERGES, BEATS]],
+    ids=["beats", "merges", "beats-merges", "merges-beats", "three"],
+)
+@pytest.mark.parametrize("is_reading", [True, False])
+def test_the_end_of_the_loop_is_no_failure_of_an_operator(
+    leaks: LeakWatch, added: list[AnyOperator], is_reading: bool
+) -> None:
+    """It cancels the tasks of operators like all others, and nothing is said of that."""
+    leaks.allow("task not done|generator not closed")
+    kept: list[object] = []
+
+    async def leave() -> None:
+        engine = ScriptedEngine(token(1), 100, stop())
+        stream = await adapter_of(engine).with_operators(*added).generate(request())
+        kept.append(stream)
+        await anext(stream)
+        if is_reading:
+            kept.append(asyncio.ensure_future(collect(stream)))
+        await asyncio.sleep(5.5)
+
+    with capture_logs(logging.ERROR) as log:
+        run_virtual(leave())
+    assert log == []
 
 
 # Ends by tokens, and their count.
