@@ -77,7 +77,6 @@ class Run(Segment):
         "waits",
     )
 
-    waits: int
     _generator: Loop
     _send: Callable[[None], Any]
 
@@ -128,19 +127,6 @@ class Run(Segment):
         chain = self._chain
         return self._put_back is None and chain.has_ended and not chain.out and chain.error is None
 
-    def _advance(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        try:
-            return self._enter(function, argument)
-        except StopIteration:
-            return RETURNED
-        except GeneratorExit as error:
-            self._enter(self._chain.fail_from_source, error)
-            return RETURNED
-        finally:
-            # From Python 3.12 on the traceback of an exception that was thrown in refers to this
-            # frame, by its callers: a reference back would be a cycle.
-            del argument
-
     @property
     def has_ended(self) -> bool:
         """Whether nothing comes in any more: completed, failed or dropped."""
@@ -167,7 +153,7 @@ class Run(Segment):
     def drop(self) -> None:
         """Close the stages, here and in front, and forget what was not handed out."""
         if self._state != OVER:
-            self._leave(self._chain.out)
+            self._withhold(self._chain.out)
             _enter_once(self._enter, self._chain.drop)
 
     def close(self) -> None:
@@ -181,10 +167,10 @@ class Run(Segment):
             self._put_back = None
             self._state = self._resumed_state
         if self._state == OVER:
-            self._leave(self._chain.out)
+            self._withhold(self._chain.out)
             self._chain.out.clear()
             self._chain.error = None
-            self._tell_end(dropped=True)
+            self._report_end(dropped=True)
             return
         if self._generator.gi_running:
             # An operator or the engine drops its own stream: let the step end first.
@@ -195,7 +181,7 @@ class Run(Segment):
         elif self._state == WAITING:
             self._state = UNWINDING
             self.drop()
-            self._tell_end(dropped=True)
+            self._report_end(dropped=True)
             self._cancel_pull()
         elif self._state != UNWINDING:
             self._drop()
@@ -212,7 +198,7 @@ class Run(Segment):
     def _drop(self) -> None:
         self.drop()
         self._generator.close()
-        self._tell_end(dropped=True)
+        self._report_end(dropped=True)
         self._finish()
 
     def _finish(self, *, eagerly: bool = False) -> None:
@@ -221,19 +207,19 @@ class Run(Segment):
         # An error item's traceback may lead to the consumer's frame, and so back here.
         self._chain.item = None
         if self.ended:
-            self._tell_end(dropped=False)
+            self._report_end(dropped=False)
         self._close_source(start_eagerly if eagerly else start_release)
 
     def take_back(self, item: Any) -> None:
         """Note that *item*, which was handed out, has not reached its consumer."""
-        self._leave([item])
+        self._withhold([item])
 
-    def _leave(self, items: Sequence[Any]) -> None:
+    def _withhold(self, items: Sequence[Any]) -> None:
         """Note that *items* are not handed out."""
         if items and self._observer is not None:
             self._observer.take_back(items)
 
-    def _tell_end(self, *, dropped: bool) -> None:
+    def _report_end(self, *, dropped: bool) -> None:
         observer, self._observer = self._observer, None
         if observer is None:
             return
@@ -260,7 +246,7 @@ class Run(Segment):
         if self._state == WAITING:
             self._state = UNWINDING
             self.drop()
-            self._tell_end(dropped=True)
+            self._report_end(dropped=True)
         self._unwind_pull()
 
     def _unwind_pull(self) -> None:
@@ -270,6 +256,20 @@ class Run(Segment):
         else:
             self._advance(self._generator.throw, asyncio.CancelledError())
             self._end_unwinding()
+
+    def _advance(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        """Run the loop to its next signal; return that, or `RETURNED`."""
+        try:
+            return self._enter(function, argument)
+        except StopIteration:
+            return RETURNED
+        except GeneratorExit as error:
+            self._enter(self._chain.fail_from_source, error)
+            return RETURNED
+        finally:
+            # From Python 3.12 on the traceback of an exception that was thrown in refers to this
+            # frame, by its callers: a reference back would be a cycle.
+            del argument
 
     async def _unwind(self) -> None:
         # The task runs in the context already.
@@ -291,10 +291,7 @@ class Run(Segment):
                 signal = self._advance(self._send, None)
 
     def _end_unwinding(self) -> None:
-        self.drop()
-        self._generator.close()
-        self._tell_end(dropped=True)
-        self._finish()
+        self._drop()
         if self._unwound is not None and not self._unwound.done():
             self._unwound.set_result(None)
 
