@@ -132,16 +132,16 @@ def _check(where: str, hint: Any, value: object) -> None:
     raise kind(f"{where}: expected {expected}, got {value!r}")
 
 
-def _alternatives(hint: Any) -> list[Any] | None:
-    """Return the members of a union that can all be checked; None where one can't be."""
-    if typing.get_origin(hint) in {typing.Union, types.UnionType}:
-        members = [_alternatives(each) for each in typing.get_args(hint)]
-        if any(each is None for each in members):
-            return None
-        return [each for member in members for each in cast("list[Any]", member)]
+def _alternatives(hint: Any) -> tuple[Any, ...] | None:
+    """Return the members of a union, or a type that is none; None where one can't be checked."""
+    members = _members(hint)
+    return members if all(map(_can_be_checked, members)) else None
+
+
+def _can_be_checked(hint: Any) -> bool:
     base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
     is_simple = base in _SIMPLE or typing.get_origin(base) is Literal or _is_callable(base)
-    return [hint] if is_simple or CHECKED in _notes(hint) else None
+    return is_simple or CHECKED in _notes(hint)
 
 
 def _notes(hint: Any) -> tuple[Any, ...]:
