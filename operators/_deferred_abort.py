@@ -159,7 +159,7 @@ class _Gate(Hooks[Any, Any]):
 
     __slots__ = ("_abort", "_is_interrupted", "_is_open", "_listening", "_notified", "_parts")
 
-    hears_end = True
+    handles_end = True
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from reactivex import abc
 
-from operators._core.failures import nothing_due
+from operators._core.failures import none_handed_out
 from operators._core.inbox import Inbox
 from operators._core.naming import name_of
 from operators._core.operator import NotAnOperator, Operator
@@ -118,7 +118,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
         item = await inbox.pull()
         self._taken()
         if item is None:
-            raise nothing_due()
+            raise none_handed_out()
         return item
 
     def _taken(self) -> None:
