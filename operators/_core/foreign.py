@@ -129,16 +129,16 @@ class ForeignSegment(Segment, Generic[InboxT]):
         try:
             item = await anext(self._source)
         except StopAsyncIteration:
-            told = self._source_ended(None)
+            ending = self._source_ended(None)
         except Exception as error:
-            told = self._source_ended(error)
+            ending = self._source_ended(error)
         else:
             fed = self._feed(item)
             if fed is not None:
                 await fed
-            told = self._source_ended(None) if self._source.ended else None
-        if told is not None:
-            await told
+            ending = self._source_ended(None) if self._source.ended else None
+        if ending is not None:
+            await ending
 
     def _source_ended(self, failure: BaseException | None) -> Awaitable[None] | None:
         observer, self._observer = self._observer, None
