@@ -190,7 +190,7 @@ class EngineAdapter(Generic[T_co]):
         loop = asyncio.get_running_loop()
         context.bind(loop, decode=self.mode.is_decode)
         cancellations = _cancellations(loop)
-        scope = self._scope(request, context, loop)
+        scope = self._open_scope(request, context, loop)
         try:
             plan = self._plan or self._plan_of(scope)
             own, times, recording = scope.own_context, scope.times, scope.recording
@@ -200,14 +200,7 @@ class EngineAdapter(Generic[T_co]):
             chunks = await open_chunks(self.engine, request, context, own_context=own)
             if recording:
                 times.setup_ms = (times.clock() - called) * 1000.0
-            return make_stream(
-                chunks,
-                plan,
-                _Stream,
-                own_context=own,
-                scope=scope,
-                observer=scope,
-            )
+            return make_stream(chunks, plan, _Stream, own_context=own, scope=scope, observer=scope)
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and _cancellations(loop) > cancellations:
                 scope.dropped_setup()
@@ -226,7 +219,7 @@ class EngineAdapter(Generic[T_co]):
         """The metrics; a global provider may be installed until the first request."""
         return ServerMetrics.of(self._meter_provider)
 
-    def _scope(
+    def _open_scope(
         self, request: PreprocessedRequest, context: RequestContext, loop: asyncio.AbstractEventLoop
     ) -> RequestScope:
         """Start the request's span, metrics and log; leave nothing open if that fails."""

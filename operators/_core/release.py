@@ -1,4 +1,4 @@
-"""What a run releases at its end, however that comes."""
+"""A run's states, and what it releases at its end, however that comes."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Run(Segment):
         self._observer: StreamObserver | None = None
         self.is_adopted = False
         self.raised = 0
-        self.waits = 0
+        self.waits: int = 0
         self._is_leaving = False
         self._unwound: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
