@@ -144,7 +144,7 @@ def deferred_abort(
 
 
 class _Parts(NamedTuple):
-    """What a gate works with, where that is not a scope's."""
+    """What a gate needs of a scope, given one by one."""
 
     abort: Callable[[], None]
     abort_step: Callable[[AbortStep], None]

@@ -97,7 +97,7 @@ def record_span(
 
 
 class _Parts(NamedTuple):
-    """What is written on, and of what, where that is not a scope's."""
+    """What writing on a span needs of a scope, given one by one."""
 
     span: Span
     recording: bool

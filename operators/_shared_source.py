@@ -149,7 +149,7 @@ class SharedSource(Generic[T]):
                 self._demand()
 
     def changed(self, cursor: Cursor) -> asyncio.Future[None]:
-        """Return what waits for an item, for the end, or until the reader has left."""
+        """Return a future that is done at the next item, at the end, or when the reader has left."""
         waiter = self.readers.wait(cursor, cast("asyncio.AbstractEventLoop", self.loop))
         self._demand()
         return waiter

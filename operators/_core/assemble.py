@@ -49,7 +49,7 @@ class Plan:
         where: What the list is called, for errors.
 
     Attributes:
-        operators: The same.
+        operators: The operators, in order.
         runs: What is fused; one more than there are boundaries.
         boundaries: What stands between two runs.
 

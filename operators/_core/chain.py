@@ -166,7 +166,7 @@ class Chain(Stages):
             if len(result.items) == 1 and result.error is None:
                 self.send_last(place + 1, None if self._is_last else self._factories[place].name)
                 return result.items[0]
-            # Items before the last one may change who visits the stages behind.
+            # Items before the last one may change which items visit the stages behind.
             self._finish_with(place, result)
             return None
         self._apply(place, result)
@@ -293,7 +293,7 @@ class Chain(Stages):
         self._close(0, len(self.bodies))
 
     def _apply(self, place: int, result: StageResult) -> None:
-        """Apply what a result says of who visits the stage from now on."""
+        """Apply what a result says of the items that visit the stage from now on."""
         if result.detaches:
             self.visits[place] = None
             self.reshaped = True

@@ -174,7 +174,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
         self._inbox.call_on_loop(self._leave_source)
 
     def _leave_source(self) -> None:
-        """Drop the source, of which the operators want no more; a pull under way ends, and a step."""
+        """Drop the source; a pull or a step that is under way ends."""
         self._observer = None
         if self._pump is not None:
             self._pump.close()

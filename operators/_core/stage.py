@@ -178,7 +178,7 @@ class Hooks(Generic[A, B]):
     Attributes:
         visit: Which items visit.
         values: The values of the names in a condition.
-        handles_end: Whether anything is to be called when the stream ends.
+        handles_end: Whether one of the hooks is to be called when the stream ends.
     """
 
     __slots__ = ()
