@@ -244,10 +244,9 @@ class Run(Segment):
         """Unwind a pull whose coroutine was closed: by a task, since it may have to wait."""
         self._chain.puller = None
         if self._state == WAITING:
-            self._state = UNWINDING
-            self.drop()
-            self._report_end(dropped=True)
-        self._unwind_pull()
+            self.close()
+        else:
+            self._unwind_pull()
 
     def _unwind_pull(self) -> None:
         """Cancel the step that no task waits for any more, in a task: its clean-up may wait."""
