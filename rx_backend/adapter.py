@@ -144,9 +144,13 @@ class EngineAdapter(Generic[T_co]):
 
     def _pipeline_with(self, operators: Sequence[AnyOperator]) -> PipelineSource:
         fixed = as_pipeline(self.pipeline)
+        try:
+            # What a function returns is not known yet: the operators are tried on another pipeline.
+            changed = (fixed or standard_pipeline).with_operators(*operators)
+        except NotAnOperator as error:
+            raise InvalidArgument(f"with_operators: {error}") from error
         if fixed is not None:
-            return _checked(lambda: fixed.with_operators(*operators))
-        _checked(lambda: standard_pipeline.with_operators(*operators))
+            return changed
         make = cast("Callable[[RequestScope], Pipeline]", self.pipeline)
         return lambda scope: make(scope).with_operators(*operators)
 
@@ -252,13 +256,6 @@ class EngineAdapter(Generic[T_co]):
             # It keeps its kind and its text, as a failure of the engine does.
             error.add_note(f"raised by the pipeline {getattr(make, '__qualname__', repr(make))}")
             raise
-
-
-def _checked(make: Callable[[], Pipeline]) -> Pipeline:
-    try:
-        return make()
-    except NotAnOperator as error:
-        raise InvalidArgument(f"with_operators: {error}") from error
 
 
 # Unparametrized: calling a parametrized generic costs as much as ten plain calls.
