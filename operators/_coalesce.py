@@ -200,10 +200,9 @@ class _Ahead:
 
     def take(self, *, alone: bool) -> tuple[list[Any], int]:
         """Take the first item, merged with others unless *alone*; return of how many it is made."""
-        waiting = self._inbox
-        items, count = merge_chunks(islice(waiting, 1) if alone else waiting)
+        items, count = merge_chunks(islice(self._inbox, 1) if alone else self._inbox)
         for _ in range(count):
-            waiting.take()
+            self._inbox.take()
         return items, count
 
     def close(self) -> None:

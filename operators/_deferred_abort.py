@@ -144,7 +144,7 @@ def deferred_abort(
 
 
 class _Parts(NamedTuple):
-    """What a gate works with, where that is not a scope's."""
+    """What a gate needs of a scope, given one by one."""
 
     abort: Callable[[], None]
     abort_step: Callable[[AbortStep], None]
@@ -159,7 +159,7 @@ class _Gate(Hooks[Any, Any]):
 
     __slots__ = ("_abort", "_is_interrupted", "_is_open", "_listening", "_notified", "_parts")
 
-    hears_end = True
+    handles_end = True
 
     def __init__(
         self,

@@ -231,15 +231,15 @@ class _UntilFirstToken(AsyncIterator[Any]):
         if self._is_settled:
             self._source.close()
         elif is_running and self._drains.has_room(self._label):
-            self._go_on()
+            self._start_drain()
         else:
             self._pump.close()
 
-    def _go_on(self) -> None:
+    def _start_drain(self) -> None:
         """Drain to the first token, and discard the items."""
         self._is_draining = True
         loop = self._source.event_loop
-        self._timer = loop.call_later(self._drains.timeout_s, self._time_is_up)
+        self._timer = loop.call_later(self._drains.timeout_s, self._on_timeout)
         if self._notified is not None:
 
             def abort_soon(_: object) -> None:
@@ -266,7 +266,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
                 exc_info=redacted_exc_info(error),
             )
 
-    def _time_is_up(self) -> None:
+    def _on_timeout(self) -> None:
         self._is_late = True
         _log.warning(
             "the dropped stream %s had no first token within %g s",

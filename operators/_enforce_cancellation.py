@@ -123,14 +123,14 @@ async def enforce_cancellation(
             is_cut = True
             source.close()
 
-    def give(seconds: float) -> None:
+    def cut_in(seconds: float) -> None:
         due = timer.clock() + seconds
         # A later signal does not prolong what an earlier one gave.
         if due < timer.due:
             timer.set(due)
 
     timer = LazyTimer(cut, source.own_context)
-    signals = [stop.subscribe(lambda _: give(grace_s)), kill.subscribe(lambda _: give(0.0))]
+    signals = [stop.subscribe(lambda _: cut_in(grace_s)), kill.subscribe(lambda _: cut_in(0.0))]
     try:
         async for item in source:
             # Where neither engine nor consumer ever waits, no timer fires.

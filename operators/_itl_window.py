@@ -97,7 +97,7 @@ class _Window(TokenRecorder[C]):
 
     __slots__ = ("_on_end", "_times")
 
-    hears_end = True
+    handles_end = True
 
     def __init__(self, times: TokenTimes, on_end: Callable[[TokenTimes], None] | None) -> None:
         super().__init__(times, timed=True, counted=True)

@@ -15,7 +15,7 @@ __all__ = ("LazyTimer",)
 
 class LazyTimer:
     """
-    One timer for a time that moves: later for nothing, and only earlier by setting a new one.
+    One timer for a time that moves: to move it later costs nothing, to move it earlier a new timer.
 
     When the loop's timer fires and the time has moved on, it is set again; else, at the end of the
     turn after next, *call* is called. What became ready in the same turn as the timer, a chunk

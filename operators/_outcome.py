@@ -128,23 +128,16 @@ class HandedOut:
 
     def look(self, item: Any) -> Any:
         """Take note of an item, and return it."""
-        self._look(item)
-        return item
-
-    def _look(self, item: Any) -> None:
-        fields = _fields_of(item)
-        if fields is not None and fields.get("event") == "error":
-            self.fail(None)
-            return
-        error = getattr(item, "error", None)
-        if isinstance(error, Exception) or getattr(item, "event", None) == "error":
-            self.fail(error if isinstance(error, Exception) else None)
-            return
-        chunk = _chunk_in(cast("object", item))
-        if chunk is not None:
+        fields, error = _fields_of(item), getattr(item, "error", None)
+        error = error if isinstance(error, Exception) else None
+        event = getattr(item, "event", None) if fields is None else fields.get("event")
+        if error is not None or event == "error":
+            self.fail(error)
+        elif (chunk := _chunk_in(cast("object", item))) is not None:
             self._look_at_chunk(chunk)
         elif not self._has_chunk and fields is None and not hasattr(item, "data"):
             self.is_known = False
+        return item
 
     def take_back(self, left: HandedOut) -> None:
         """Take note that what *left* has seen was not handed out in the end."""

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeAlias, cast, overload
 
 from typing_extensions import TypeVar
 
-from operators._core.assemble import AnyOperator, plan_of
+from operators._core.assemble import AnyOperator, Plan
 from operators._core.drawing import drawn
 from operators._core.item_types import Transform
 from operators._core.naming import name_of
@@ -157,8 +157,8 @@ class Pipeline(Generic[T_co]):
 
         One that takes chunks comes last among those, any other one last of all.
         """
-        chunks = [each for each in operators if takes(each) == "chunks"]
-        items = [each for each in operators if takes(each) != "chunks"]
+        chunks = [each for each in operators if _takes(each) == "chunks"]
+        items = [each for each in operators if _takes(each) != "chunks"]
         if self.annotate is None:
             return Pipeline([*self.chunks, *operators])
         return Pipeline([*self.chunks, *chunks], [*self.items, *items], annotate=self.annotate)
@@ -182,7 +182,7 @@ class Pipeline(Generic[T_co]):
           |
         consumer
         """
-        return drawn(plan_of(self.operators))
+        return drawn(Plan(self.operators))
 
     def __repr__(self) -> str:
         chunks = ", ".join(map(_shown, self.chunks))
@@ -220,7 +220,7 @@ class Pipeline(Generic[T_co]):
         raise NoSuchOperator(f"{how_many} {where!r} in {self.names}{hint}")
 
 
-def takes(operator: object) -> str:
+def _takes(operator: object) -> str:
     """Return what an operator takes; ``anything`` for those of other libraries."""
     return operator.takes if isinstance(operator, Operator) else "anything"
 
@@ -228,9 +228,9 @@ def takes(operator: object) -> str:
 def _checked(
     phase: str, operators: Iterable[AnyOperator], *, misplaced: str
 ) -> tuple[AnyOperator, ...]:
-    checked = plan_of(operators, phase).operators
+    checked = Plan(operators, phase).operators
     for place, each in enumerate(checked):
-        if takes(each) == misplaced:
+        if _takes(each) == misplaced:
             what = "annotated items" if misplaced == "items" else "an engine's chunks"
             raise NotAnOperator(
                 f"{phase}[{place}]: {name_of(each)} takes {what}: put it into {misplaced}"

@@ -17,7 +17,7 @@ __all__ = ("Reader", "ReaderMark", "check_position")
 T = TypeVar("T")
 
 
-class _Place(Generic[T]):
+class _Handle(Generic[T]):
     """What the user holds of one reader; losing it is leaving."""
 
     __slots__ = ("__weakref__", "_cursor", "_shared", "_stream")
@@ -44,7 +44,7 @@ class _Place(Generic[T]):
             defer_to_loop(self._shared.loop, partial(self._shared.leave, cursor))
 
 
-class ReaderMark(_Place[Any]):
+class ReaderMark(_Handle[Any]):
     """A reader of a :class:`SharedStream` that is elsewhere, and takes its items in another way."""
 
     __slots__ = ()
@@ -68,7 +68,7 @@ class ReaderMark(_Place[Any]):
             self._shared.advance(self._cursor, position)
 
 
-class Reader(_Place[T], AsyncIterator[T]):
+class Reader(_Handle[T], AsyncIterator[T]):
     """
     One reader of a :class:`SharedStream`: an async iterator, and an async context manager.
 

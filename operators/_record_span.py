@@ -86,25 +86,25 @@ def record_span(
     if scope is not None:
         own = scope if span is None else _Parts(span, scope.recording, scope.span_attributes)
         if own.span.is_recording():
-            scope.outcome.subscribe(_Writing(own, reason_name, error_kind, error_type))
+            scope.outcome.subscribe(_SpanWriter(own, reason_name, error_kind, error_type))
         return None
     if span is None:
         raise TypeError("record_span: span: expected a span, or a scope that has one")
     if not span.is_recording():
         return Callbacks(on_end=lambda _failure, _dropped: span.end())
     parts = _Parts(span, attributes, more)
-    return watching(_Writing(parts, reason_name, error_kind, error_type), times, is_cancelled)
+    return watching(_SpanWriter(parts, reason_name, error_kind, error_type), times, is_cancelled)
 
 
 class _Parts(NamedTuple):
-    """What is written on, and of what, where that is not a scope's."""
+    """What writing on a span needs of a scope, given one by one."""
 
     span: Span
     recording: bool
     span_attributes: Callable[[], Mapping[str, AttributeValue]]
 
 
-class _Writing:
+class _SpanWriter:
     """How one request's outcome goes onto its span."""
 
     __slots__ = ("_error_kind", "_error_type", "_parts", "_reason_name")
@@ -130,7 +130,7 @@ class _Writing:
                 _add_figures(written, times, outcome)
                 add_first_token(span, times)
                 ended = None if times.epoch_ns is None else times.epoch_ns_of(times.clock())
-            self._judge(outcome, written)
+            self._describe_end(outcome, written)
             if is_written:
                 written |= self._parts.span_attributes()
                 span.set_attributes(written)
@@ -140,7 +140,7 @@ class _Writing:
         finally:
             span.end(ended)
 
-    def _judge(self, outcome: Outcome, written: dict[str, AttributeValue]) -> None:
+    def _describe_end(self, outcome: Outcome, written: dict[str, AttributeValue]) -> None:
         """Say how it ended: by its terminal, by an error, or by neither."""
         reason = outcome.finish_reason
         failed = None

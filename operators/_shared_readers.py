@@ -31,7 +31,7 @@ class Readers:
 
     Attributes:
         fastest: The position of the fastest one; of the last one that left when there is none.
-        waiting: What those that wait for an item are waiting for.
+        waiting: The future of each reader that waits for an item.
     """
 
     __slots__ = ("_cursors", "fastest", "waiting")

@@ -138,7 +138,7 @@ class SharedSource(Generic[T]):
             return
         self.readers.remove(cursor)
         if not self.readers and not self.is_over:
-            self._left_alone()
+            self._start_linger()
 
     def advance(self, cursor: Cursor, position: int) -> None:
         """Note that a reader has the items up to *position*."""
@@ -149,7 +149,7 @@ class SharedSource(Generic[T]):
                 self._demand()
 
     def changed(self, cursor: Cursor) -> asyncio.Future[None]:
-        """Return what waits for an item, for the end, or until the reader has left."""
+        """Return a future that is done at the next item, at the end, or when the reader has left."""
         waiter = self.readers.wait(cursor, cast("asyncio.AbstractEventLoop", self.loop))
         self._demand()
         return waiter
@@ -169,7 +169,7 @@ class SharedSource(Generic[T]):
             if pump.source.has_ended and not pump.source.dropped:
                 # It cleans up, and its end comes then.
                 return
-            self._is_over_by(SourceClosed("the shared stream was closed before its source ended"))
+            self._finish(SourceClosed("the shared stream was closed before its source ended"))
         pump.close()
 
     async def wait_closed(self) -> None:
@@ -215,12 +215,12 @@ class SharedSource(Generic[T]):
         except Exception as error:
             _log_failed("the end of a shared stream", error)
         finally:
-            self._is_over_by(failure)
+            self._finish(failure)
         await source.aclose()
         # What has ended may hold a request.
         self._pump = None
 
-    def _is_over_by(self, failure: BaseException | None) -> None:
+    def _finish(self, failure: BaseException | None) -> None:
         self.is_over = True
         self._failure = failure
         self._traceback = None if failure is None else failure.__traceback__
@@ -230,8 +230,8 @@ class SharedSource(Generic[T]):
         self._on_abandoned = self._on_end = None
         self.readers.wake()
 
-    def _left_alone(self) -> None:
-        """Begin to linger: no reader is left."""
+    def _start_linger(self) -> None:
+        """Close the source in a while, unless a reader comes: none is left."""
         if self._is_abandoned:
             return
         if self._linger_s is None:

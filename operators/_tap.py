@@ -175,7 +175,7 @@ class _Watch(ABC):
                 exc_info=redacted_exc_info(error),
             )
 
-    def _tell_missed(self) -> None:
+    def _report_missed(self) -> None:
         if self._missed:
             _log.warning("observer %r missed items of a stream: %d", self._observe, self._missed)
 
@@ -212,7 +212,7 @@ class _Tap(_Watch):
                 self._counts.delivered += 1
 
     def end(self, _failure: Exception | None, _dropped: bool) -> None:
-        self._tell_missed()
+        self._report_missed()
 
 
 class _AsyncTap(_Watch):
@@ -274,7 +274,7 @@ class _AsyncTap(_Watch):
     def _end_observing(self) -> None:
         # Something is left where the task was cancelled before it began.
         self._miss_rest()
-        self._tell_missed()
+        self._report_missed()
 
 
 _log = logging.getLogger(__name__)

@@ -52,7 +52,7 @@ def until_terminal(
     """
     answers = answers_of(answers, scope)
     if answers == 1:
-        return _FIRST
+        return _ONE_ANSWER
     ended: set[int] = set()
 
     def look(chunk: Chunk) -> Chunk | StageResult:
@@ -68,4 +68,4 @@ def until_terminal(
 
 
 # Without state, so that all streams share it.
-_FIRST: Callbacks[Any, Any] = Callbacks(complete_with, only=IS_TERMINAL)
+_ONE_ANSWER: Callbacks[Any, Any] = Callbacks(complete_with, only=IS_TERMINAL)

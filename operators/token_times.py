@@ -57,9 +57,9 @@ class TokenTimes:
     ``itl_window`` fills it; make one per request. Figures can be asked for at any moment.
 
     Args:
-        clock: Monotonic clock, in seconds; read only by who fills the record.
-        epoch_ns: The time of day at the clock's zero, in ns since 1970, for who has to write times
-            down (:meth:`epoch_ns_of`); None where nobody has.
+        clock: Monotonic clock, in seconds; read only by what fills the record.
+        epoch_ns: The time of day at the clock's zero, in ns since 1970, for :meth:`epoch_ns_of`;
+            None where no times are written down.
         answers: How many answers the request has.
 
     Attributes:

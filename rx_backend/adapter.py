@@ -146,9 +146,13 @@ class EngineAdapter(Generic[T_co]):
 
     def _pipeline_with(self, operators: Sequence[AnyOperator]) -> PipelineSource:
         fixed = as_pipeline(self.pipeline)
+        try:
+            # What a function returns is not known yet: the operators are tried on another pipeline.
+            changed = (fixed or standard_pipeline).with_operators(*operators)
+        except NotAnOperator as error:
+            raise InvalidArgument(f"with_operators: {error}") from error
         if fixed is not None:
-            return _checked(lambda: fixed.with_operators(*operators))
-        _checked(lambda: standard_pipeline.with_operators(*operators))
+            return changed
         make = cast("Callable[[RequestScope], Pipeline]", self.pipeline)
         return lambda scope: make(scope).with_operators(*operators)
 
@@ -192,7 +196,7 @@ class EngineAdapter(Generic[T_co]):
         loop = asyncio.get_running_loop()
         context.bind(loop, decode=self.mode.is_decode)
         cancellations = _cancellations(loop)
-        scope = self._scope(request, context, loop)
+        scope = self._open_scope(request, context, loop)
         try:
             plan = self._plan or self._plan_of(scope)
             own, times, recording = scope.own_context, scope.times, scope.recording
@@ -202,14 +206,7 @@ class EngineAdapter(Generic[T_co]):
             chunks = await open_chunks(self.engine, request, context, own_context=own)
             if recording:
                 times.setup_ms = (times.clock() - called) * 1000.0
-            return make_stream(
-                chunks,
-                plan,
-                _Stream,
-                own_context=own,
-                scope=scope,
-                observer=scope,
-            )
+            return make_stream(chunks, plan, _Stream, own_context=own, scope=scope, observer=scope)
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and _cancellations(loop) > cancellations:
                 scope.dropped_setup()
@@ -228,7 +225,7 @@ class EngineAdapter(Generic[T_co]):
         """The metrics; a global provider may be installed until the first request."""
         return ServerMetrics.of(self._meter_provider)
 
-    def _scope(
+    def _open_scope(
         self, request: PreprocessedRequest, context: RequestContext, loop: asyncio.AbstractEventLoop
     ) -> RequestScope:
         """Start the request's span, metrics and log; leave nothing open if that fails."""
@@ -261,13 +258,6 @@ class EngineAdapter(Generic[T_co]):
             # It keeps its kind and its text, as a failure of the engine does.
             error.add_note(f"raised by the pipeline {getattr(make, '__qualname__', repr(make))}")
             raise
-
-
-def _checked(make: Callable[[], Pipeline]) -> Pipeline:
-    try:
-        return make()
-    except NotAnOperator as error:
-        raise InvalidArgument(f"with_operators: {error}") from error
 
 
 # Unparametrized: calling a parametrized generic costs as much as ten plain calls.

@@ -75,13 +75,6 @@ class RequestContext:
         "wasted",
     )
 
-    id: str
-    metadata: Mapping[str, str]
-    trace_headers: Mapping[str, str]
-    failure: Exception | None
-    queued_s: float | None
-    wasted: WastedTokens | None
-
     def __init__(
         self,
         id: str | None = None,
@@ -92,13 +85,13 @@ class RequestContext:
         if metadata or trace_headers:
             _check_mappings(metadata=metadata, trace_headers=trace_headers)
         self.id = uuid.uuid4().hex if id is None else id
-        self.metadata = MappingProxyType(dict(metadata)) if metadata else _EMPTY
-        self.trace_headers = (
+        self.metadata: Mapping[str, str] = MappingProxyType(dict(metadata)) if metadata else _EMPTY
+        self.trace_headers: Mapping[str, str] = (
             _trace_headers(trace_headers, metadata) if trace_headers or metadata else _EMPTY
         )
-        self.failure = None
-        self.queued_s = None
-        self.wasted = None
+        self.failure: Exception | None = None
+        self.queued_s: float | None = None
+        self.wasted: WastedTokens | None = None
         self._latches = Latches(self.id)
         self._decode = False
         self._following: tuple[Listener, ...] = ()

@@ -283,9 +283,6 @@ async def _abort(engine: LLMEngine, context: RequestContext) -> None:
         _log.warning("engine abort failed", request_id=context.id, **describe(error))
 
 
-_log = get_logger(__name__)
-
-
 @types.coroutine
 def _awaited(
     awaitable: Awaitable[object], enter: Callable[..., Any]
@@ -303,3 +300,6 @@ def _awaited(
                 signal = enter(next, steps)
     except StopIteration as stop:
         return stop.value
+
+
+_log = get_logger(__name__)

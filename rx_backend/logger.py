@@ -12,6 +12,8 @@ from typing import Any, Final
 from structlog.stdlib import BoundLogger, filter_by_level
 from structlog.typing import EventDict
 
+from rx_backend.error_kinds import causes
+
 __all__ = ("Logger", "describe", "get_logger")
 
 
@@ -53,10 +55,7 @@ def describe(error: BaseException) -> dict[str, str]:
     ...     describe(error)["error_class"]
     'ValueError'
     """
-    seen = {id(error)}
-    while error.__cause__ is not None and id(error.__cause__) not in seen:
-        error = error.__cause__
-        seen.add(id(error))
+    *_, error = error, *causes(error)
     described = {"error_class": type(error).__qualname__}
     if isinstance(error, OSError) and error.errno is not None:
         described["reason"] = os.strerror(error.errno)

@@ -139,7 +139,7 @@ class OutcomeRecorder(TokenRecorder[Any]):
 
     __slots__ = ("_tracker",)
 
-    hears_end = True
+    handles_end = True
 
     def __init__(self, scope: RequestScope) -> None:
         super().__init__(scope.times, timed=scope.recording, counted=scope.counts_tokens)

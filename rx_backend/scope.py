@@ -1,4 +1,4 @@
-"""One request: what an operator may ask about it, and what its span, metrics and log hear of it."""
+"""One request: what an operator may ask about it, and how it is reported to span, metrics and log."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ class RequestScope:
         self._close()
 
     def _close(self) -> None:
-        """End everything, whatever the pipeline was, and a span that it left open."""
+        """End the span, if the pipeline left it open, and the request's count."""
         if self.span.is_recording():
             self.span.end()
         if self._series is not None:

@@ -40,7 +40,7 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         context: The request's context, through which to stop or kill it.
     """
 
-    __slots__ = ("_has_subscriber", "_is_unwanted", "context")
+    __slots__ = ("_has_subscriber", "_is_disposed", "context")
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         )
         self.context = scope.context
         self._has_subscriber = False
-        self._is_unwanted = False
+        self._is_disposed = False
 
     def __repr__(self) -> str:
         state = "dropped" if self.dropped else "ended" if self.has_ended else "open"
@@ -176,7 +176,7 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
             task = start_task(self._send_to(observer), self.event_loop)
 
             async def dispose() -> None:
-                self._is_unwanted = True
+                self._is_disposed = True
                 is_inside = asyncio.current_task() is task
                 if not is_inside:
                     task.cancel()
@@ -196,10 +196,10 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
             raise
         except BaseException as error:
             # Without this the observer would wait for ever.
-            if not self._is_unwanted:
+            if not self._is_disposed:
                 await observer.athrow(cast("Exception", error))
         else:
-            if not self._is_unwanted:
+            if not self._is_disposed:
                 await observer.aclose()
         finally:
             self.close()

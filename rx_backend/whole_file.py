@@ -22,7 +22,7 @@ def whole_file(path: str | Path) -> Generator[BinaryIO]:
     Raises:
         OSError: The file can't be written.
     """
-    target = Path(path).resolve()  # of a link, what it leads to
+    target = Path(path).resolve()  # follow a link
     if target.exists() and not target.is_file():
         with target.open("wb") as file:
             yield file

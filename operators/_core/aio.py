@@ -61,9 +61,9 @@ class AioSegment(ForeignSegment[AioInbox]):
                 await self._observer.asend(own_copy(item))
             except Exception as error:
                 # The library's own sources answer so to an operator that raises.
-                told = self._source_ended(error)
-                if told is not None:
-                    await told
+                ending = self._source_ended(error)
+                if ending is not None:
+                    await ending
         if self._pump is None or self._source.ended:
             # The end travels with the last item.
             return

@@ -127,25 +127,29 @@ def _check(where: str, hint: Any, value: object) -> None:
     expected = " or ".join(dict.fromkeys(_described_type(each) for each in wanted))
     is_literal = any(typing.get_origin(each) is Literal for each in wanted)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    has_bounds = any(isinstance(note, AtLeast) for each in wanted for note in _notes(each))
+    has_bounds = any(map(_bounds, wanted))
     kind = ValueError if is_literal or (has_bounds and is_number) else TypeError
     raise kind(f"{where}: expected {expected}, got {value!r}")
 
 
-def _alternatives(hint: Any) -> list[Any] | None:
-    """Return the members of a union that can all be checked; None where one can't be."""
-    if typing.get_origin(hint) in {typing.Union, types.UnionType}:
-        members = [_alternatives(each) for each in typing.get_args(hint)]
-        if any(each is None for each in members):
-            return None
-        return [each for member in members for each in cast("list[Any]", member)]
+def _alternatives(hint: Any) -> tuple[Any, ...] | None:
+    """Return the types that are allowed; None where one of them can't be checked."""
+    members = _members(hint)
+    return members if all(map(_can_be_checked, members)) else None
+
+
+def _can_be_checked(hint: Any) -> bool:
     base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
     is_simple = base in _SIMPLE or typing.get_origin(base) is Literal or _is_callable(base)
-    return [hint] if is_simple or CHECKED in _notes(hint) else None
+    return is_simple or CHECKED in _metadata(hint)
 
 
-def _notes(hint: Any) -> tuple[Any, ...]:
+def _metadata(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
+
+
+def _bounds(hint: Any) -> list[AtLeast]:
+    return [each for each in _metadata(hint) if isinstance(each, AtLeast)]
 
 
 def _is_callable(hint: Any) -> bool:
@@ -173,8 +177,7 @@ def _is_awaitable(hint: Any) -> bool:
 
 def _fits(hint: Any, value: object) -> bool:
     if typing.get_origin(hint) is Annotated:
-        base, *notes = typing.get_args(hint)
-        bounds = [note for note in notes if isinstance(note, AtLeast)]
+        base, bounds = typing.get_args(hint)[0], _bounds(hint)
         return _fits(base, value) and all(each.admits(cast("float", value)) for each in bounds)
     if typing.get_origin(hint) is Literal:
         return value in typing.get_args(hint)
@@ -191,9 +194,7 @@ def _fits(hint: Any, value: object) -> bool:
 
 def _described_type(hint: Any) -> str:
     if typing.get_origin(hint) is Annotated:
-        base, *notes = typing.get_args(hint)
-        bounds = ", ".join(str(note) for note in notes if isinstance(note, AtLeast))
-        return f"{_described_type(base)}, {bounds}" if bounds else _described_type(base)
+        return ", ".join([_described_type(typing.get_args(hint)[0]), *map(str, _bounds(hint))])
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
     if _is_callable(hint):

@@ -49,7 +49,7 @@ class Plan:
         where: What the list is called, for errors.
 
     Attributes:
-        operators: The same.
+        operators: The operators, in order.
         runs: What is fused; one more than there are boundaries.
         boundaries: What stands between two runs.
 
@@ -164,7 +164,7 @@ def make_stream(
 
     *observer* is notified of what a drop keeps from the consumer, and of the end.
     """
-    current = source
+    current: Any = source
     try:
         plan = plan_of(operators)
         # Whatever task pulls or closes it, an engine finds what it has set in its last step.
@@ -172,9 +172,8 @@ def make_stream(
         if plan.boundaries:
             enter = own_context.run
             for group, boundary in zip(plan.runs, plan.boundaries, strict=False):
-                before = enter(_inner_run, current, group, own_context, scope)
-                current = before
-                current = enter(_segment, before, boundary, scope)
+                current = enter(_inner_run, current, group, own_context, scope)
+                current = enter(_segment, current, boundary, scope)
         made = stream(
             current,
             plan.runs[-1],

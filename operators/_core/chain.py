@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import GeneratorType
 from typing import Any, cast
 
-from operators._core.failures import add_operator_note, drop_top_frame, no_chunk, nothing_due
+from operators._core.failures import add_operator_note, drop_top_frame, none_handed_out, wrong_item
 from operators._core.stage import Completed, Condition, Hooks, StageResult, Visit
 from operators._core.stages import GeneratorBody, StageFactory, Stages
 
@@ -79,7 +79,7 @@ class Chain(Stages):
                 if isinstance(body, Hooks):
                     bodies[place] = body
                     visits[place] = body.visit
-                    if body.hears_end:
+                    if body.handles_end:
                         ending.append(place)
                     continue
                 bodies[place] = generator = _body_of(factory, body)
@@ -117,7 +117,7 @@ class Chain(Stages):
                     if not visit.holds(item, *body.values):
                         continue
                     if visit.once:
-                        self.leave(here)
+                        visits[here] = None
                         self.reshaped = True
                 item = body.step(item)
             except BaseException as error:
@@ -125,7 +125,7 @@ class Chain(Stages):
                 self.stage_raised(error, here, item, place)
                 break
             if item is None or type(item) is StageResult:
-                item = self.emitted(here, item)
+                item = self.stage_returned(here, item)
                 if item is None:
                     break
                 is_last = True
@@ -149,7 +149,7 @@ class Chain(Stages):
         """Complete the stages behind the last item."""
         self.complete(self._last_from, self._kept_by or self._last_by)
 
-    def emitted(self, place: int, result: StageResult | None) -> Any:
+    def stage_returned(self, place: int, result: StageResult | None) -> Any:
         """
         Take what the stage at *place* returned for an item, where that is no item.
 
@@ -158,7 +158,7 @@ class Chain(Stages):
             from the next stage. None where there is nothing to send on.
         """
         if result is None:
-            self.stage_raised(nothing_due(), place)
+            self.stage_raised(none_handed_out(), place)
             return None
         if result.ends:
             self._end_before(place)
@@ -166,7 +166,7 @@ class Chain(Stages):
             if len(result.items) == 1 and result.error is None:
                 self.send_last(place + 1, None if self._is_last else self._factories[place].name)
                 return result.items[0]
-            # Items before the last one may change who visits the stages behind.
+            # Items before the last one may change which items visit the stages behind.
             self._finish_with(place, result)
             return None
         self._apply(place, result)
@@ -198,7 +198,7 @@ class Chain(Stages):
         )
         value = error.value if isinstance(error, StopIteration) else None
         if has_returned and type(value) is StageResult and value.detaches:
-            self.emitted(place, value)
+            self.stage_returned(place, value)
             return
         self._end_before(place)
         if has_returned:
@@ -218,7 +218,7 @@ class Chain(Stages):
         error, and the operator in front is named (row O5).
         """
         if self._scope is not None and self._factories[place].takes == "chunks":
-            wrong, name = no_chunk(error, item), self._made_by(item, place, since)
+            wrong, name = wrong_item(error, item), self._made_by(item, place, since)
             if wrong is not None and name is not None:
                 add_operator_note(wrong, name, self._scope)
                 return wrong
@@ -240,10 +240,6 @@ class Chain(Stages):
         else:
             self._close(0, place)
 
-    def leave(self, place: int) -> None:
-        """Note that no more items visit the stage at *place*; the loop knows already."""
-        self.visits[place] = None
-
     def complete(self, place: int = 0, ended_by: str | None = None) -> None:
         """Complete the stages from *place* on, in order."""
         if self.has_ended:
@@ -254,9 +250,9 @@ class Chain(Stages):
                 continue
             if signal is None:
                 signal = Completed(ended_by)
-            raised, words = self._end(here, signal)
+            raised, last = self._end(here, signal)
             if raised is None:
-                self._finish_with(here, words, ended_by, at_end=True)
+                self._finish_with(here, last, ended_by, at_end=True)
                 return
             if type(raised) is not Completed:
                 self.fail(raised, here + 1)
@@ -273,9 +269,9 @@ class Chain(Stages):
                 continue
             if not isinstance(error, Exception):
                 break
-            raised, words = self._end(here, error)
+            raised, last = self._end(here, error)
             if raised is None:
-                self._finish_with(here, words)
+                self._finish_with(here, last)
                 return
             error = raised
         else:
@@ -297,7 +293,7 @@ class Chain(Stages):
         self._close(0, len(self.bodies))
 
     def _apply(self, place: int, result: StageResult) -> None:
-        """Apply what a result says of who visits the stage from now on."""
+        """Apply what a result says of the items that visit the stage from now on."""
         if result.detaches:
             self.visits[place] = None
             self.reshaped = True
@@ -312,8 +308,9 @@ class Chain(Stages):
         self, place: int, value: Any, ended_by: str | None = None, *, at_end: bool = False
     ) -> None:
         """End the stages behind *place*, whose stage ended the stream with these last items."""
-        items = value.items if type(value) is StageResult else () if value is None else (value,)
-        error = value.error if type(value) is StageResult else None
+        if type(value) is not StageResult:
+            value = StageResult(() if value is None else (value,))
+        items, error = value.items, value.error
         if ended_by is None and not self._is_last and not at_end:
             ended_by = self._factories[place].name
         for item in items[:-1] if error is None else items:

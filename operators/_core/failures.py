@@ -13,9 +13,9 @@ __all__ = (
     "drop_top_frame",
     "is_cancellation",
     "is_only_closed",
-    "no_chunk",
-    "nothing_due",
+    "none_handed_out",
     "redacted_exc_info",
+    "wrong_item",
 )
 
 ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
@@ -74,12 +74,12 @@ def redacted_exc_info(error: BaseException) -> ExcInfo:
     return kind, silent, error.__traceback__
 
 
-def nothing_due() -> TypeError:
+def none_handed_out() -> TypeError:
     """Return the error for an operator that hands out None (row O5)."""
     return TypeError("expected an item to hand out, got None; emit() hands out nothing")
 
 
-def no_chunk(error: BaseException, item: object) -> TypeError | None:
+def wrong_item(error: BaseException, item: object) -> TypeError | None:
     """Return the error for an operator that hands out *item*; None unless it is no chunk, and led to *error*."""
     if not isinstance(error, AttributeError | TypeError):
         return None

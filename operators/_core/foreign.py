@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from reactivex import abc
 
-from operators._core.failures import nothing_due
+from operators._core.failures import none_handed_out
 from operators._core.inbox import Inbox
 from operators._core.naming import name_of
 from operators._core.operator import NotAnOperator, Operator
@@ -118,7 +118,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
         item = await inbox.pull()
         self._taken()
         if item is None:
-            raise nothing_due()
+            raise none_handed_out()
         return item
 
     def _taken(self) -> None:
@@ -129,16 +129,16 @@ class ForeignSegment(Segment, Generic[InboxT]):
         try:
             item = await anext(self._source)
         except StopAsyncIteration:
-            told = self._source_ended(None)
+            ending = self._source_ended(None)
         except Exception as error:
-            told = self._source_ended(error)
+            ending = self._source_ended(error)
         else:
             fed = self._feed(item)
             if fed is not None:
                 await fed
-            told = self._source_ended(None) if self._source.ended else None
-        if told is not None:
-            await told
+            ending = self._source_ended(None) if self._source.ended else None
+        if ending is not None:
+            await ending
 
     def _source_ended(self, failure: BaseException | None) -> Awaitable[None] | None:
         observer, self._observer = self._observer, None
@@ -174,7 +174,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
         self._inbox.call_on_loop(self._leave_source)
 
     def _leave_source(self) -> None:
-        """Drop the source, of which the operators want no more; a pull under way ends, and a step."""
+        """Drop the source; a pull or a step that is under way ends."""
         self._observer = None
         if self._pump is not None:
             self._pump.close()

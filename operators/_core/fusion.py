@@ -100,10 +100,10 @@ class FusedRun(Run, Generic[B]):
         if chain.out:
             item = chain.out.pop(0)
             if not chain.out and chain.error is None:
-                self._tell_end(dropped=False)
+                self._report_end(dropped=False)
             return item
         error, chain.error = chain.error, None
-        self._tell_end(dropped=not (error is None or isinstance(error, Exception)))
+        self._report_end(dropped=not (error is None or isinstance(error, Exception)))
         if error is None or isinstance(error, Exception):
             await self.wait_closed()
         if error is not None:
@@ -171,7 +171,7 @@ class FusedRun(Run, Generic[B]):
         elif is_cancelled:
             # Whatever the engine made of it, the consumer's cancellation is a drop (rows S6, S7).
             self._state = IDLE
-            self._leave([chain.item] if has_item else [])
+            self._withhold([chain.item] if has_item else [])
             self._drop()
         else:
             self._state = LEAVING if self._is_leaving else IDLE

@@ -32,13 +32,13 @@ class Inbox(Mailbox[Any]):
         is_ahead: Something may wait that was not demanded.
     """
 
-    __slots__ = ("_is_left", "_loop", "_observable", "is_ahead")
+    __slots__ = ("_is_disposed", "_loop", "_observable", "is_ahead")
 
     def __init__(self, observable: Any) -> None:
         super().__init__()
         self._observable = observable
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._is_left = False
+        self._is_disposed = False
         self.is_ahead = True
 
     @abstractmethod
@@ -51,7 +51,7 @@ class Inbox(Mailbox[Any]):
 
     def open(self) -> None:
         """Subscribe, if that was not done yet."""
-        if self._loop is None and not self._is_left:
+        if self._loop is None and not self._is_disposed:
             self._loop = asyncio.get_running_loop()
             observable, self._observable = self._observable, None
             self._subscribe(observable, self._loop)
@@ -75,9 +75,9 @@ class Inbox(Mailbox[Any]):
 
     def close(self) -> None:
         """Dispose of the subscription without waiting, and forget what has come. Idempotent."""
-        if self._is_left:
+        if self._is_disposed:
             return
-        self._is_left = True
+        self._is_disposed = True
         self._observable = None
         super().close()
         if self._loop is not None and not self._loop.is_closed():
@@ -88,7 +88,7 @@ class Inbox(Mailbox[Any]):
 
     def abandon(self) -> None:
         """Close, from a finaliser: in any thread, in the middle of anything."""
-        if not self._is_left and self._loop is not None:
+        if not self._is_disposed and self._loop is not None:
             defer_to_loop(self._loop, self.close)
 
     def call_on_loop(self, function: Callable[..., None], *arguments: Any) -> None:

@@ -74,18 +74,16 @@ class _Body:
             if isinstance(visit, Condition):
                 self._visit_when(place, visit)
             else:
-                self._visit(place, may_return_result=visit)
+                # False: a class, which returns an item and nothing else.
+                self._write(f"item = step_{place}(item)", place)
+                if visit:
+                    self._take_result(place, "")
         self._write("if is_last:")
         self._write("    chain.out.append(item)")
         self._write("    raise Detour")
         self._write("chain.item = item")
         self._write("yield READY")
         self._write("continue")
-
-    def _visit(self, place: int, *, may_return_result: bool) -> None:
-        self._write(f"item = step_{place}(item)", place)
-        if may_return_result:
-            self._take_result(place, "")
 
     def _visit_when(self, place: int, visit: Condition) -> None:
         condition = visit.source
@@ -97,7 +95,7 @@ class _Body:
         if visit.once:
             self._write(f"if step_{place} is not None and ({condition}):", place)
             self._write(f"    step, step_{place} = step_{place}, None", place)
-            self._write(f"    chain.leave({place})", place)
+            self._write(f"    chain.visits[{place}] = None", place)
             self._write("    item = step(item)", place)
             self._write("    step = None")
         else:
@@ -107,7 +105,7 @@ class _Body:
 
     def _take_result(self, place: int, indent: str) -> None:
         self._write(f"{indent}if item is None or type(item) is StageResult:")
-        self._write(f"{indent}    item = chain.emitted({place}, item)", place)
+        self._write(f"{indent}    item = chain.stage_returned({place}, item)", place)
         self._write(f"{indent}    if item is None:")
         self._write(f"{indent}        raise Detour")
         self._write(f"{indent}    is_last = True")

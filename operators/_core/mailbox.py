@@ -18,7 +18,7 @@ class Mailbox(Generic[T]):
 
     Attributes:
         is_closed: Whether nothing is to come any more.
-        waiting: The items that wait, for who asks often whether there are any; others put and take.
+        waiting: The items that wait, to be read only: a truth test of it is cheaper than one of this.
 
     >>> async def main():
     ...     box = Mailbox()

@@ -118,9 +118,9 @@ class Operator(Generic[A, B]):
         self._function = function
         self._args = args
         self._kwargs = kwargs
-        parameters = list(_parameters(function))[self._sources :]
         # One that is given by position is an argument like any other.
-        self._asks_for_scope = "scope" in parameters[len(args) :] and "scope" not in kwargs
+        left = list(_parameters(function))[self._sources + len(args) :]
+        self._asks_for_scope = "scope" in left and "scope" not in kwargs
         self.name = function.__name__
         self.takes: Takes = takes
 

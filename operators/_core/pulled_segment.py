@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from operators._core.failures import SourceCancelled, add_operator_note, nothing_due
+from operators._core.failures import SourceCancelled, add_operator_note, none_handed_out
 from operators._core.fusion import FusedRun
 from operators._core.mailbox import Mailbox
 from operators._core.segment import Segment, close_quietly, first_pull
@@ -100,7 +100,7 @@ class PulledSegment(Segment):
     def _put(self, item: Any) -> None:
         """Let what the generator has yielded wait."""
         if item is None:
-            error = nothing_due()
+            error = none_handed_out()
             add_operator_note(error, self._name, self._scope)
             item = fail_after(error)
         if type(item) is not StageResult:

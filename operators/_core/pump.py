@@ -38,7 +38,7 @@ class Pump(Generic[T]):
             :meth:`close`. It may be a coroutine function, but for a failure that is no
             ``Exception``, such as the cancellation of the task.
         context: What the task runs in where the source enters its own context with each pull. For
-            such a source the task is any consumer, whose cancellation is a drop.
+            such a source the task is a consumer like any other: its cancellation is a drop.
 
     Attributes:
         busy: A pull was demanded and has not come to its item or its end.

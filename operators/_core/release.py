@@ -1,4 +1,4 @@
-"""What a run releases at its end, however that comes."""
+"""A run's states, and what it releases at its end, however that comes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,6 @@ class Run(Segment):
         "waits",
     )
 
-    waits: int
     _generator: Loop
     _send: Callable[[None], Any]
 
@@ -102,7 +101,7 @@ class Run(Segment):
         self._observer: StreamObserver | None = None
         self.is_adopted = False
         self.raised = 0
-        self.waits = 0
+        self.waits: int = 0
         self._is_leaving = False
         self._unwound: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -127,19 +126,6 @@ class Run(Segment):
         """Whether the item handed out last was the last one."""
         chain = self._chain
         return self._put_back is None and chain.has_ended and not chain.out and chain.error is None
-
-    def _advance(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        try:
-            return self._enter(function, argument)
-        except StopIteration:
-            return RETURNED
-        except GeneratorExit as error:
-            self._enter(self._chain.fail_from_source, error)
-            return RETURNED
-        finally:
-            # From Python 3.12 on the traceback of an exception that was thrown in refers to this
-            # frame, by its callers: a reference back would be a cycle.
-            del argument
 
     @property
     def has_ended(self) -> bool:
@@ -167,7 +153,7 @@ class Run(Segment):
     def drop(self) -> None:
         """Close the stages, here and in front, and forget what was not handed out."""
         if self._state != OVER:
-            self._leave(self._chain.out)
+            self._withhold(self._chain.out)
             _enter_once(self._enter, self._chain.drop)
 
     def close(self) -> None:
@@ -181,10 +167,10 @@ class Run(Segment):
             self._put_back = None
             self._state = self._resumed_state
         if self._state == OVER:
-            self._leave(self._chain.out)
+            self._withhold(self._chain.out)
             self._chain.out.clear()
             self._chain.error = None
-            self._tell_end(dropped=True)
+            self._report_end(dropped=True)
             return
         if self._generator.gi_running:
             # An operator or the engine drops its own stream: let the step end first.
@@ -195,7 +181,7 @@ class Run(Segment):
         elif self._state == WAITING:
             self._state = UNWINDING
             self.drop()
-            self._tell_end(dropped=True)
+            self._report_end(dropped=True)
             self._cancel_pull()
         elif self._state != UNWINDING:
             self._drop()
@@ -212,7 +198,7 @@ class Run(Segment):
     def _drop(self) -> None:
         self.drop()
         self._generator.close()
-        self._tell_end(dropped=True)
+        self._report_end(dropped=True)
         self._finish()
 
     def _finish(self, *, eagerly: bool = False) -> None:
@@ -221,19 +207,19 @@ class Run(Segment):
         # An error item's traceback may lead to the consumer's frame, and so back here.
         self._chain.item = None
         if self.ended:
-            self._tell_end(dropped=False)
+            self._report_end(dropped=False)
         self._close_source(start_eagerly if eagerly else start_release)
 
     def take_back(self, item: Any) -> None:
         """Note that *item*, which was handed out, has not reached its consumer."""
-        self._leave([item])
+        self._withhold([item])
 
-    def _leave(self, items: Sequence[Any]) -> None:
+    def _withhold(self, items: Sequence[Any]) -> None:
         """Note that *items* are not handed out."""
         if items and self._observer is not None:
             self._observer.take_back(items)
 
-    def _tell_end(self, *, dropped: bool) -> None:
+    def _report_end(self, *, dropped: bool) -> None:
         observer, self._observer = self._observer, None
         if observer is None:
             return
@@ -258,10 +244,9 @@ class Run(Segment):
         """Unwind a pull whose coroutine was closed: by a task, since it may have to wait."""
         self._chain.puller = None
         if self._state == WAITING:
-            self._state = UNWINDING
-            self.drop()
-            self._tell_end(dropped=True)
-        self._unwind_pull()
+            self.close()
+        else:
+            self._unwind_pull()
 
     def _unwind_pull(self) -> None:
         """Cancel the step that no task waits for any more, in a task: its clean-up may wait."""
@@ -270,6 +255,20 @@ class Run(Segment):
         else:
             self._advance(self._generator.throw, asyncio.CancelledError())
             self._end_unwinding()
+
+    def _advance(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        """Run the loop to its next signal; return that, or `RETURNED`."""
+        try:
+            return self._enter(function, argument)
+        except StopIteration:
+            return RETURNED
+        except GeneratorExit as error:
+            self._enter(self._chain.fail_from_source, error)
+            return RETURNED
+        finally:
+            # From Python 3.12 on the traceback of an exception that was thrown in refers to this
+            # frame, by its callers: a reference back would be a cycle.
+            del argument
 
     async def _unwind(self) -> None:
         # The task runs in the context already.
@@ -291,10 +290,7 @@ class Run(Segment):
                 signal = self._advance(self._send, None)
 
     def _end_unwinding(self) -> None:
-        self.drop()
-        self._generator.close()
-        self._tell_end(dropped=True)
-        self._finish()
+        self._drop()
         if self._unwound is not None and not self._unwound.done():
             self._unwound.set_result(None)
 

@@ -44,7 +44,6 @@ class Segment:
     @abstractmethod
     def made_by(self, item: object) -> str | None:
         """Return the operator that handed out *item*, the last one; None where that isn't known."""
-        ...
 
     def raised_by(self, error: BaseException) -> str | None:
         """Return the operator that raised what this part ended with, unless it has noted that."""

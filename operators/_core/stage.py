@@ -178,7 +178,7 @@ class Hooks(Generic[A, B]):
     Attributes:
         visit: Which items visit.
         values: The values of the names in a condition.
-        hears_end: Whether anything is to be called when the stream ends.
+        handles_end: Whether one of the hooks is to be called when the stream ends.
     """
 
     __slots__ = ()
@@ -186,7 +186,7 @@ class Hooks(Generic[A, B]):
     step: Step | None = None
     visit: Visit = None
     values: tuple[Any, ...] = ()
-    hears_end: bool = False
+    handles_end: bool = False
     on_error: Callable[[Exception], Any] | None = None
     on_complete: Callable[[str | None], StageResult | None] | None = None
     on_end: Callable[[Exception | None, bool], None] | None = None
@@ -217,7 +217,7 @@ class Callbacks(Hooks[A, B]):
     """
 
     __slots__ = (
-        "hears_end",
+        "handles_end",
         "on_complete",
         "on_end",
         "on_error",
@@ -249,7 +249,7 @@ class Callbacks(Hooks[A, B]):
         else:
             self.visit = None if step is None else not isinstance(step, type)
         self.values = tuple(names.values()) if names else ()
-        self.hears_end = (on_end or on_complete or on_error) is not None
+        self.handles_end = (on_end or on_complete or on_error) is not None
 
 
 # Mypy takes this to be true.

@@ -13,7 +13,7 @@ from operators._core.failures import (
     drop_top_frame,
     redacted_exc_info,
 )
-from operators._core.stage import Completed, Hooks, Stage, Visit
+from operators._core.stage import Completed, Hooks, Stage
 
 __all__ = ("GeneratorBody", "StageFactory", "Stages")
 
@@ -39,14 +39,13 @@ class StageFactory(Protocol):
 class GeneratorBody(Hooks[Any, Any]):
     """An operator's body that is a generator."""
 
-    __slots__ = ("generator", "step", "values", "visit")
+    __slots__ = ("generator", "step", "values")
 
-    hears_end = True
+    handles_end = True
 
     def __init__(self, generator: GeneratorType[Any, Any, Any]) -> None:
         self.generator = generator
         self.step = generator.send
-        self.visit: Visit = True
         self.values: tuple[Any, ...] = ()
 
     @property
@@ -67,7 +66,7 @@ class Stages:
 
     _factories: Sequence[StageFactory]
     _scope: Any
-    # The places of those that hear of the end, in order.
+    # The places of those that handle the end, in order.
     _ending: list[int]
     bodies: list[Hooks[Any, Any] | None]
 
@@ -84,9 +83,9 @@ class Stages:
                 body.on_end(signal if isinstance(signal, Exception) else None, False)
             if isinstance(signal, Completed):
                 if body.on_complete is not None:
-                    words = body.on_complete(signal.ended_by)
-                    if words is not None:
-                        return None, words
+                    last = body.on_complete(signal.ended_by)
+                    if last is not None:
+                        return None, last
             elif body.on_error is not None:
                 return None, body.on_error(signal)
         except BaseException as raised:
@@ -102,7 +101,7 @@ class Stages:
             return signal, None
         traceback = signal.__traceback__
         try:
-            words = generator.throw(signal)
+            last = generator.throw(signal)
         except StopIteration as stop:
             return None, stop.value
         except BaseException as raised:
@@ -113,7 +112,7 @@ class Stages:
                 raised = self._failure(raised, here)
             return raised, None
         self._close(here, here + 1)
-        return None, words
+        return None, last
 
     def _close(self, place: int, end: int, failure: Exception | None = None) -> None:
         """Close the stages from *place* to *end*: a drop, unless it is for their own *failure*."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import resource
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,18 +11,7 @@ import pytest
 from rx_backend.pictures import MarbleRun
 from rx_backend.replay import ReplayResult, summarize, write_requests, write_summary
 from rx_backend.whole_file import whole_file, write_whole
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Generator[None]:
-    """Have longer files fail as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
+from tests.full_disk import disk_with
 
 RESULT = ReplayResult()
 RESULT.stopped_by = "x" * 200
@@ -44,7 +31,7 @@ def test_a_disk_that_is_full_leaves_what_was_there(
     path = tmp_path / "figures.png"
     if before is not None:
         path.write_bytes(before)
-    with files_of_at_most(100), pytest.raises(OSError, match="too large"):
+    with disk_with(100), pytest.raises(OSError, match="too large"):
         WRITERS[writer](path)
     assert [each.read_bytes() for each in tmp_path.iterdir()] == ([before] if before else [])
 

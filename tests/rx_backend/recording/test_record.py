@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import resource
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +33,7 @@ from rx_backend.recording import (
 from rx_backend.testing import Marbles, run_virtual
 from tests.diagrams import read_diagrams
 from tests.engines import ScriptedEngine, adapter_of, collect, request, settle, stop, virtual
+from tests.full_disk import disk_with
 from tests.logs import capture_logs
 from tests.operators._help import LIVES, Life
 from tests.rx_backend.recording._help import recording_stream, token
@@ -238,17 +237,6 @@ async def test_a_set_up_that_fails_has_no_stream(tmp_path: Path) -> None:
 
 
 # A failure costs the recording, and nothing else.
-
-
-@contextlib.contextmanager
-def disk_with(free_bytes: int) -> Generator[None]:
-    """No file can grow beyond *free_bytes*: what is written then fails as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (free_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 async def warning_of(
