@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 
 import pytest
@@ -24,6 +25,18 @@ def _structlog_as_it_was() -> Generator[None]:
     yield
     if structlog.is_configured():
         structlog.reset_defaults()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Fail a test that took too long, also where a task has caught what was raised at its time-out."""
+    marker = item.get_closest_marker("timeout")
+    limit_s = float(marker.args[0] if marker else item.config.getini("timeout"))
+    began = time.monotonic()
+    yield
+    # The time-out's own clock starts a little earlier.
+    if time.monotonic() - began > limit_s * 0.99:
+        pytest.fail(f"it took {limit_s} s, its time-out")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

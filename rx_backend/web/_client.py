@@ -105,7 +105,7 @@ class Outlet:
     async def _send_comments(self, interval_s: float) -> None:
         # The next event finds the client gone too.
         with suppress(ClientLeft):
-            while True:
+            while not self.has_ended:
                 left = self._sent_at + interval_s - self._clock()
                 if left > 0:
                     await asyncio.sleep(left)

@@ -452,10 +452,8 @@ class TestSlowClient:
         [
             ([ops.delay(1.0)], "delay"),
             ([ops.buffer_with_time(1.0), ops.flat_map(reactivex.of)], None),
-            (
-                [ops.buffer_with_time(1.0), ops.flat_map(reactivex.from_iterable)],
-                "compose, flat_map",
-            ),
+            # The operator's name in front differs from release to release.
+            ([ops.buffer_with_time(1.0), ops.flat_map(reactivex.from_iterable)], ", flat_map"),
             ([delayed(1.0)], None),
         ],
     )
@@ -469,7 +467,8 @@ class TestSlowClient:
         if name is None or burst == 4096:
             assert seen.end == "completed"
         else:
-            assert seen.end.startswith(f'RuntimeError("{name}: more than 4096 items wait for the')
+            assert seen.end.startswith('RuntimeError("')
+            assert f"{name}: more than 4096 items wait for the consumer" in seen.end
             assert "await in an operator that pulls its source" in seen.end
 
     @virtual
