@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from operators._answers import Answers, answers_of
+from operators._answers import Answers, OpenAnswers, answers_of
 from operators._chunk import IS_TERMINAL, Chunk, answer_of
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
@@ -53,7 +53,8 @@ def until_terminal(
     answers = answers_of(answers, scope)
     if answers == 1:
         return _ONE_ANSWER
-    ended: set[int] = set()
+    open_answers = OpenAnswers(answers)
+    ended = open_answers.ended
 
     def look(chunk: Chunk) -> Chunk | StageResult:
         answer = answer_of(chunk)
@@ -61,8 +62,8 @@ def until_terminal(
             return emit()
         if chunk.finish_reason is None:
             return chunk
-        ended.add(answer)
-        return complete_with(chunk) if len(ended) == answers else chunk
+        open_answers.end(answer)
+        return complete_with(chunk) if open_answers.are_over else chunk
 
     return Callbacks(look, only=f"ended or {IS_TERMINAL}", names={"ended": ended})
 

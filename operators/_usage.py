@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Annotated, Any, TypeAlias, TypeVar
 
-from operators._answers import Answers, answers_of
+from operators._answers import Answers, OpenAnswers, answers_of
 from operators._chunk import answer_of, has_content
 from operators._core.arguments import AtLeast
 from operators._core.item_types import same_type
@@ -74,7 +74,7 @@ def usage(
     """
     answers = answers_of(answers, scope)
     tokens, has_text = 0, False
-    ended: set[int] = set()
+    open_answers = OpenAnswers(answers)
     # What the terminals of other answers say.
     told = 0
     reported: U | None = None
@@ -87,9 +87,9 @@ def usage(
             elif not has_text and has_content(chunk):
                 has_text = True
             if chunk.finish_reason is not None:
-                ended.add(answer_of(chunk))
+                open_answers.end(answer_of(chunk))
                 used = chunk.completion_usage
-                if len(ended) < answers:
+                if not open_answers.are_over:
                     told += 0 if used is None else used.completion_tokens
                 elif used is not None:
                     reported = make(prompt_tokens, told + used.completion_tokens) if told else used

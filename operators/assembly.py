@@ -1,5 +1,6 @@
 """What an adapter is built from: plans and runs, outcomes, and the forms that cost least."""
 
+from operators._answers import OpenAnswers
 from operators._chunk import HAS_CONTENT, IS_TERMINAL
 from operators._core.aio_inbox import SubscribesAsync
 from operators._core.arguments import CHECKED, check_arguments
@@ -30,6 +31,7 @@ __all__ = (
     "Callbacks",
     "HandedOut",
     "Mailbox",
+    "OpenAnswers",
     "OutcomeTracker",
     "Plan",
     "Pump",

@@ -19,8 +19,7 @@ class ChunkQueue:
 
     Once the request is stopped, each open answer gets a ``cancelled`` terminal with its usage, and
     these are the last items (row E4); in decode mode a stop counts after the first token only (row A4).
-    The queue belongs to its event
-    loop; other threads may read :attr:`is_full` and :attr:`is_left`.
+    The queue belongs to its event loop; other threads may read :attr:`is_full` and :attr:`is_left`.
 
     Args:
         request: The request, for the usage.

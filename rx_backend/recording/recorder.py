@@ -42,7 +42,7 @@ def record(
         result  ---a-b-|
         file    h--a-b-e
 
-    It is named ``<request id>.jsonl``, and never repaths another: where the name is taken, as by a
+    It is named ``<request id>.jsonl``, and never replaces another: where the name is taken, as by a
     request that was on another worker before, the time in ns is added to it. It is complete when
     the stream has ended, however it ended; a killed process loses at most 8 KiB of each stream.
     Text that UTF-8 can't express is repaired (U+FFFD). An error (a full disk, a chunk with something

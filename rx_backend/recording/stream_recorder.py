@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar, cast
 from urllib.parse import quote
 
+from operators.assembly import OpenAnswers
 from operators.authoring import Clock
 from rx_backend.errors import Unknown, as_backend_error
 from rx_backend.logger import describe, get_logger
@@ -50,8 +51,7 @@ class StreamRecorder:
         self._clock = clock
         self._buffer = bytearray()
         self._path: Path | None = None
-        self._answers = answers
-        self._ended: set[int] = set()
+        self._answers = OpenAnswers(answers)
         self._error: Ending | None = None
         self._failed = False
         try:
@@ -69,7 +69,7 @@ class StreamRecorder:
             if chunk is not None:
                 append_chunk(self._buffer, self._now_ms(), chunk)
                 if chunk.finish_reason is not None:
-                    self._ended.add(chunk.index or 0)
+                    self._answers.end(chunk.index or 0)
             if len(self._buffer) >= _BUFFER_BYTES:
                 self._write()
         except Exception as error:
@@ -108,7 +108,7 @@ class StreamRecorder:
         if self._error is not None:
             return self._error
         # In front of the operator that ends the stream by its last terminal, a clean end is a drop.
-        left = dropped and len(self._ended) < self._answers
+        left = dropped and not self._answers.are_over
         return Ending(self._now_ms(), "dropped" if left else "completed")
 
     def _failure(self, error: Exception) -> Ending:

@@ -46,9 +46,9 @@ def read_trace(path: str | Path, *, limit: int | None = None) -> Trace:
         limit: Maximum number of requests, from the start of the file; None for all.
 
     Raises:
-        InvalidArgument: An argument does not fit; or the file can't be read, is of none of these formats, has no requests, or a
-            row is not valid; the message names file, line and column. Raised while the requests are
-            taken where the fault is not in the first line.
+        InvalidArgument: An argument does not fit; or the file can't be read, is of none of these
+            formats, has no requests, or a row is not valid; the message names file, line and column.
+            Raised while the requests are taken where the fault is not in the first line.
     """
     return Trace(
         file_path("path", path),

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import random
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -315,16 +315,8 @@ async def test_what_is_no_chunk_is_for_the_adapter_to_refuse(wrong: Any) -> None
     """It is handed on as it is, like a mapping of a chunk's shape, and named there."""
     made = [LLMEngineOutput.token(1), {"token_ids": [2]}, wrong]
 
-    class Careless(LLMEngine):
-        async def start(self, worker_id: int) -> EngineConfig:
-            return EngineConfig(model="careless")
-
-        def generate(
-            self, request: PreprocessedRequest, context: RequestContext
-        ) -> AsyncGenerator[LLMEngineOutput]:
-            return iterate_in_thread(lambda: cast("Any", made), request, context)
-
-    *items, last = [item async for item in await EngineAdapter(Careless()).generate(REQUEST)]
+    engine = Iterating(lambda _: made)
+    *items, last = [item async for item in await EngineAdapter(engine).generate(REQUEST)]
     assert [item.data.token_ids for item in items if item.data] == [[1], [2]]
     assert isinstance(last.error, InvalidArgument)
 
@@ -776,6 +768,9 @@ async def test_any_mix_of_clients(
 class Iterating(LLMEngine):
     """An engine whose library gives a blocking iterator."""
 
+    def __init__(self, make: Callable[[int], Iterable[Any]] = tokens) -> None:
+        self._make = make
+
     async def start(self, worker_id: int) -> EngineConfig:
         return EngineConfig(model="iterating")
 
@@ -783,7 +778,7 @@ class Iterating(LLMEngine):
         self, request: PreprocessedRequest, context: RequestContext
     ) -> AsyncGenerator[LLMEngineOutput]:
         number = request.stop_conditions.max_tokens or 4
-        return iterate_in_thread(lambda: tokens(number), request, context)
+        return iterate_in_thread(lambda: self._make(number), request, context)
 
 
 class Calling(LLMEngine):
