@@ -17,7 +17,7 @@ from operators._uncounted import warn_of_uncounted
 
 __all__ = ("limit_tokens",)
 
-Limit: TypeAlias = Annotated[int, AtLeast(1, "tokens")]
+Limit: TypeAlias = Annotated[int, AtLeast(1, "token")]
 
 
 @same_type

@@ -86,7 +86,7 @@ def wrong_item(error: BaseException, item: object) -> TypeError | None:
     if hasattr(item, "token_ids") and hasattr(item, "finish_reason"):
         return None
     wrong = TypeError(f"expected a chunk to hand out, got {type(item).__name__}")
-    wrong.__cause__ = error
+    wrong.__context__ = error
     return wrong
 
 

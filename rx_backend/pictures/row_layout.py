@@ -17,6 +17,7 @@ __all__ = ("WIDTH", "RowLayout", "RowPicture")
 WIDTH = 7.8
 """How long rows are at most, in inches."""
 _EDGE, _AXIS, _INDENT, _GUTTER, _MOST_GUTTERS = 0.14, 0.36, 0.2, 0.12, 6
+_NOTHING = "no entries"
 
 
 class RowLayout:
@@ -154,7 +155,8 @@ class RowPicture(Picture):
         """Return the rows, from the top down."""
 
     def _draw(self, figure: Figure) -> None:
-        rows, colors = self._rows(), dict[str, str]()
+        rows = self._rows() or [Row(_NOTHING, kind="heading")]
+        colors: dict[str, str] = {}
         for row in rows:
             if row.kind == "lane":
                 row.color = colors.setdefault(
@@ -163,7 +165,7 @@ class RowPicture(Picture):
         times = [
             mark.at if mark.until is None else mark.until for row in rows for mark in row.marks
         ]
-        RowLayout(rows, "ms", max([1e-3, *times])).draw(figure)
+        RowLayout(rows, "ms", max(1e-3, *times) if times else 1.0).draw(figure)
 
     def __repr__(self) -> str:
         rows = self._rows()
@@ -179,7 +181,7 @@ class RowPicture(Picture):
                     lines.append(f"{inside}{said}")
                 else:
                     lines += [f"{inside}{_said(mark)}" for mark in marks]
-        return "\n".join(lines) or "no entries"
+        return "\n".join(lines) or _NOTHING
 
 
 def _is_plain(mark: Mark) -> bool:

@@ -140,14 +140,21 @@ def signals_to(shutdown: Shutdown, *, unwind_s: float = 5.0) -> Generator[None]:
     before = {number: signal.getsignal(number) for number in numbers}
     watch = _StartWatch(asyncio.get_running_loop(), shutdown, unwind_s)
 
-    def handle(*_: object) -> None:
+    def handle(number: int, _: object) -> None:
         interrupting = watch.is_interrupting()
+        if shutdown.forced.is_set and not interrupting:
+            by_default()
+            signal.raise_signal(number)
         if not interrupting or not shutdown.requested.is_set:
             shutdown.request()
-        if shutdown.forced.is_set:
-            restore(dict.fromkeys(numbers, signal.SIG_DFL))
+        # Before that, the signal that interrupts `start` would end the process.
+        if shutdown.forced.is_set and (shutdown.started or interrupting):
+            by_default()
         if interrupting:
             raise EventLoopBlocked
+
+    def by_default() -> None:
+        restore(dict.fromkeys(numbers, signal.SIG_DFL))
 
     def restore(handlers: dict[signal.Signals, Any]) -> None:
         for signum, handler in handlers.items():

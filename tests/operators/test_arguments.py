@@ -273,7 +273,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: our.enforce_cancellation(1, print, stop=NEVER, kill=5), "kill: expected"),
     (lambda: our.enforce_cancellation(1, 5, stop=NEVER, kill=NEVER), "terminal: expected"),
     (lambda: our.heartbeat(0, "p"), "interval_s: expected a number, more than 0 seconds, got 0"),
-    (lambda: our.limit_tokens(0), "limit: expected a whole number, at least 1 tokens or None"),
+    (lambda: our.limit_tokens(0), "limit: expected a whole number, at least 1 token or None"),
     (lambda: our.map_async(7), "function: expected a function, got 7"),
     (lambda: our.on_outcome("text"), "callback: expected a function, got 'text'"),
     (lambda: our.on_outcome(waits), "callback: expected a function that is not async"),

@@ -602,7 +602,8 @@ async def test_what_may_not_be_handed_out(name: str, value: Any) -> None:
         assert tokens_of(items) == [[1]]
         if value is not None:
             assert str(cause) == f"expected a chunk to hand out, got {type(value).__name__}"
-        assert logged_failure(events)["operator"] == name
+        logged = logged_failure(events)
+        assert (logged["operator"], logged["error_class"]) == (name, "TypeError")
         assert spans.one().status.description == "Backend(Unknown)"
 
 

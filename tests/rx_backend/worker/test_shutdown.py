@@ -117,13 +117,16 @@ def test_a_signal_reaches_a_start_that_blocks(tmp_path: Path) -> None:
     """It is interrupted after some seconds, and cleaned up; one that can't be ends the process."""
     with (
         serve(tmp_path, "BlockingEngine") as interrupted,
+        serve(tmp_path, "BlockingEngine") as forced,
         serve(tmp_path, "BlockingEngine", SWALLOWS="1") as deaf,
     ):
-        for served in (interrupted, deaf):
+        for served in (interrupted, forced, deaf):
             served.line("blocks", START_S)
             # One signal is enough, as orchestrators send it.
             served.signal()
-        assert interrupted.ended(2 * START_S) == 0
-        assert interrupted.count("cleanup") == 1
+        forced.signal(signal.SIGINT)
+        for served in (interrupted, forced):
+            assert served.ended(2 * START_S) == 0
+            assert served.count("cleanup") == 1
         assert deaf.ended(2 * START_S) == 1
         deaf.line("error: the engine's start blocks the event loop")
