@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, Literal
 
-from operators._core.arguments import AtLeast
+from operators._core.arguments import CHECKED, AtLeast
 from operators._core.fusion import FusedRun
 from operators._core.item_types import same_type
 from operators._core.mailbox import Mailbox
-from operators._core.operator import pulling
+from operators._core.operator import operator
 from operators._core.own_copy import own_copy
 from operators._core.pump import Pump
 from operators._core.stage import emit
@@ -39,19 +39,14 @@ class CoalesceCounts:
     chunks_out: int = 0
 
 
-def _check(*, counts: object = None, **_: object) -> None:
-    if counts is not None and not isinstance(counts, CoalesceCounts):
-        raise TypeError(f"coalesce: counts: expected CoalesceCounts or None, got {counts!r}")
-
-
 @same_type
-@pulling(check=_check)
+@operator
 async def coalesce(
     source: FusedRun[Any],
     *,
     max_chunks: Annotated[int, AtLeast(1)] = 256,
     overflow: Literal["wait", "fail"] = "wait",
-    counts: CoalesceCounts | None = None,
+    counts: Annotated[CoalesceCounts, CHECKED] | None = None,
 ) -> AsyncGenerator[Any]:
     """
     Merge the chunks that wait while the consumer lags; a consumer that keeps up gets them as they

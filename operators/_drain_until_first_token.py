@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Annotated, Any
 
 from reactivex import Observable, abc
 
+from operators._core.arguments import CHECKED
 from operators._core.failures import redacted_exc_info
 from operators._core.fusion import FusedRun
 from operators._core.item_types import same_type
@@ -23,18 +24,13 @@ from operators.drains import Drains
 __all__ = ("drain_until_first_token",)
 
 
-def _check(abort: object = None, *, drains: object, **_: object) -> None:
-    if not isinstance(drains, Drains):
-        raise TypeError(f"drain_until_first_token: drains: expected a Drains, got {drains!r}")
-
-
 @same_type
-@pulling(check=_check)
+@pulling()
 def drain_until_first_token(
     source: FusedRun[Any],
     abort: Callable[[], object] | None = None,
     *,
-    drains: Drains,
+    drains: Annotated[Drains, CHECKED],
     notified: Observable[Any] | None = None,
     label: str | None = None,
     scope: StreamScope | None = None,

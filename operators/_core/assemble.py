@@ -82,9 +82,9 @@ class Plan:
         self.runs = [tuple(run) for run in runs]
 
 
-def plan_of(operators: Iterable[object] | Plan, where: str = "pipeline") -> Plan:
+def plan_of(operators: Iterable[object] | Plan) -> Plan:
     """Return the plan of a list; a plan comes back as it is."""
-    return operators if isinstance(operators, Plan) else Plan(operators, where)
+    return operators if isinstance(operators, Plan) else Plan(operators)
 
 
 @overload

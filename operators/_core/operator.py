@@ -312,9 +312,9 @@ def callbacks(
     return _Decorator(takes, SharedOperator if shared else Operator, check)
 
 
-def pulling(*, takes: Takes = "anything", check: Callable[..., object] | None = None) -> _Decorator:
+def pulling(*, check: Callable[..., object] | None = None) -> _Decorator:
     """Do as :func:`callbacks`, for a function that returns an asynchronous iterator over its source."""
-    return _Decorator(takes, PullingOperator, check)
+    return _Decorator("anything", PullingOperator, check)
 
 
 def _made(
