@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakSet
 
-from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from rx_backend.telemetry.instruments import SharedInstruments
 
@@ -37,7 +37,7 @@ class Held(NamedTuple):
     waiting: Mapping[str, int]
 
 
-class ResumableMetrics:
+class ResumableMetrics(SharedInstruments):
     """
     The instruments of one meter provider, which all ``ResumableStreams`` share. Thread-safe.
 
@@ -58,15 +58,6 @@ class ResumableMetrics:
         create(f"{_PREFIX}.readers", [self._readers], "{reader}", "Readers of streams")
         create(f"{_PREFIX}.waiting", [self._waiting], "{stream}", "Streams that wait for a reader")
         create(f"{_PREFIX}.held", [self._bytes], "By", "Bytes of the items that are held")
-
-    @staticmethod
-    def of(provider: MeterProvider | None) -> ResumableMetrics | None:
-        """
-        Return the one for *provider*; for the global provider when left out.
-
-        None as long as no global provider is set up.
-        """
-        return _instruments.of(provider)
 
     def observe(self, table: StreamTable) -> None:
         """Observe what *table* holds from now on, while it lives. Idempotent."""
@@ -99,6 +90,3 @@ class ResumableMetrics:
 
     def _bytes(self, _: CallbackOptions) -> Iterable[Observation]:
         return [Observation(sum(each.held_bytes for each in self._held()))]
-
-
-_instruments = SharedInstruments(ResumableMetrics)
