@@ -110,7 +110,7 @@ class Feed:
                 num_replicas=1,
                 inactive_threshold=_INACTIVE_S,
             )
-            info = await self._link.add_consumer(config)
+            info = await self._link.jetstream.add_consumer(self._name, config)  # pyright: ignore[reportUnknownMemberType]
             self._consumer = info.name
         except BaseException:
             self._is_stale = True

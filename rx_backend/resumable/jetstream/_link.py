@@ -11,7 +11,6 @@ import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
-from nats.js.api import ConsumerConfig, ConsumerInfo
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
 from operators.assembly import done, start_task
@@ -132,11 +131,6 @@ class Link:
     async def subscribe(self, subject: str, callback: MessageCallback) -> Subscription:
         """Call *callback* with each message of a subject that this client gets."""
         return await self.client.subscribe(subject, cb=callback)
-
-    async def add_consumer(self, config: ConsumerConfig) -> ConsumerInfo:
-        """Make a consumer of the stream, which sends what is stored in it."""
-        name, jetstream = self._options.name, self.jetstream
-        return await jetstream.add_consumer(name, config)  # pyright: ignore[reportUnknownMemberType]
 
     async def _failed(self, error: Exception) -> None:
         self._last_failure = error
