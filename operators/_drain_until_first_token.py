@@ -129,7 +129,6 @@ class _UntilFirstToken(AsyncIterator[Any]):
         "_abort",
         "_drains",
         "_inbox",
-        "_is_closed",
         "_is_draining",
         "_is_late",
         "_is_settled",
@@ -157,7 +156,6 @@ class _UntilFirstToken(AsyncIterator[Any]):
         self._label = label
         self._inbox: Mailbox[Any] = Mailbox()
         self._pump = Pump(source, self._take, self._end)
-        self._is_closed = False
         # Whether the first token is waited for no more, and whether that took too long.
         self._is_settled = False
         self._is_late = False
@@ -219,16 +217,15 @@ class _UntilFirstToken(AsyncIterator[Any]):
 
     def close(self) -> None:
         """End the stream; drain a dropped one where that is of use."""
-        if self._is_closed:
+        if self._is_draining:
             return
-        self._is_closed = True
-        self._drains.release(self)
         is_running = self._source.event_loop.is_running()
         if self._is_settled:
             self._source.close()
         elif is_running and self._drains.has_room(self._label):
             self._start_drain()
         else:
+            self._settle()
             self._pump.close()
 
     def _start_drain(self) -> None:
