@@ -14,10 +14,10 @@ from operators._core.naming import name_of
 from operators._core.operator import callbacks, pulling
 from operators._core.pump import Pump
 from operators._core.pushing import push_in_task
+from operators._core.release import StreamObserver
 from operators._core.segment import close_quietly, first_pull
 from operators._core.sources import source_of
 from operators._core.stage import Callbacks
-from operators._core.stream_observer import StreamObserver
 from operators._core.tasks import defer_to_loop, done, running_loop, start_task, weakly
 from operators._encodable import encodable, encodable_in
 from operators._itl_window import TokenRecorder

@@ -23,7 +23,7 @@ from reactivex import Observable, abc
 
 from operators._core.arguments import check_arguments, described
 from operators._core.fusion import FusedRun
-from operators._core.plain import subscribe_here, subscribe_in_task
+from operators._core.plain import Subscription, subscribe_in_task
 from operators._core.pulled_segment import PulledSegment
 from operators._core.stage import Hooks, Stage, StageResult
 
@@ -150,7 +150,7 @@ class Operator(Generic[A, B]):
         observer: abc.ObserverBase[B],
         scheduler: abc.SchedulerBase | None = None,
     ) -> abc.DisposableBase:
-        return subscribe_here(self, source, observer, scheduler)
+        return Subscription(self, observer).run(source, scheduler)
 
 
 class SharedOperator(Operator[A, B]):

@@ -10,14 +10,13 @@ import sys
 import types
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from operators._core.failures import redacted_exc_info
 from operators._core.loop import READY, Loop
 from operators._core.pulled_chain import PulledChain
 from operators._core.segment import Segment, close_now, close_quietly
 from operators._core.stages import StageFactory
-from operators._core.stream_observer import StreamObserver
 from operators._core.tasks import done, start_eagerly, start_release
 
 __all__ = (
@@ -28,6 +27,7 @@ __all__ = (
     "UNWINDING",
     "WAITING",
     "Run",
+    "StreamObserver",
 )
 
 # The states of a run. IDLE is 0, so that a pull asks for it by a truth test.
@@ -38,6 +38,18 @@ OVER: Final = 3  # the source is closed, or being closed
 LEAVING: Final = 4  # it was closed from within its own step, and is dropped before the next
 
 RETURNED: Final = object()
+
+
+class StreamObserver(Protocol):
+    """Notified of what becomes of a stream."""
+
+    def take_back(self, items: Sequence[Any]) -> None:
+        """Take note of items that were ready, and that a drop keeps from the consumer."""
+        ...
+
+    def end(self, dropped: bool) -> None:
+        """Take note of the end, once; *dropped*: the consumer left before it."""
+        ...
 
 
 class Run(Segment):

@@ -56,18 +56,11 @@ class Reply(msgspec.Struct, frozen=True, tag="reply"):
 
 Message: TypeAlias = Call | Reply
 
-_encoder: Final = msgspec.msgpack.Encoder()
-_decoder: Final = msgspec.msgpack.Decoder(Message)
+encode: Final = msgspec.msgpack.Encoder().encode
+"""Returns the bytes of a message."""
 
-
-def encode(message: Message) -> bytes:
-    """Return the bytes of a message."""
-    return _encoder.encode(message)
-
-
-def decode_message(data: bytes) -> Message:
-    """Return the message in *data*; raise ``msgspec.MsgspecError`` if it is none."""
-    return _decoder.decode(data)
+decode_message: Final = msgspec.msgpack.Decoder(Message).decode
+"""Returns the message in bytes; raises ``msgspec.MsgspecError`` if it is none."""
 
 
 def parts(readers: dict[str, int]) -> Iterator[dict[str, int]]:
