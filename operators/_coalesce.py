@@ -111,7 +111,7 @@ async def coalesce(
         while True:
             if ahead.has_pulled and await ahead.has_more():
                 items, taken = ahead.take(alone=not has_begun)
-            elif ahead.has_pulled and ahead.has_ended:
+            elif ahead.has_pulled:
                 return
             else:
                 # The consumer keeps up: it pulls by itself.
@@ -138,7 +138,7 @@ class _Ahead:
 
     Attributes:
         has_pulled: Whether the source was pulled while the consumer was away, and not all has been
-            taken of what came; else the consumer pulls by itself.
+            taken of what came, or it has ended; else the consumer pulls by itself.
         is_away: Whether the consumer has left and is not back; to be cleared when it is.
     """
 
@@ -164,11 +164,6 @@ class _Ahead:
         self._has_just_left = False
         self.has_pulled = False
         self.is_away = False
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing waits and nothing is to come."""
-        return self._inbox.ended
 
     def leave(self) -> None:
         """Begin to pull ahead, unless the consumer is back soon."""

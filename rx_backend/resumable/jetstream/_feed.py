@@ -99,7 +99,7 @@ class Feed:
             client = self._link.client
             # With an inbox of its own: what an earlier consumer still sends must not mix with it.
             arrive = partial(self._arrive, count(1))
-            self._subscription = await self._link.subscribe(client.new_inbox(), arrive)
+            self._subscription = await client.subscribe(client.new_inbox(), cb=arrive)
             config = ConsumerConfig(
                 deliver_subject=self._subscription.subject,
                 deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
