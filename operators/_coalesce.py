@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, Literal
 
-from operators._core.arguments import AtLeast
+from operators._core.arguments import CHECKED, AtLeast
 from operators._core.fusion import FusedRun
 from operators._core.item_types import same_type
 from operators._core.mailbox import Mailbox
-from operators._core.operator import pulling
+from operators._core.operator import operator
 from operators._core.own_copy import own_copy
 from operators._core.pump import Pump
 from operators._core.stage import emit
@@ -39,19 +39,14 @@ class CoalesceCounts:
     chunks_out: int = 0
 
 
-def _check(*, counts: object = None, **_: object) -> None:
-    if counts is not None and not isinstance(counts, CoalesceCounts):
-        raise TypeError(f"coalesce: counts: expected CoalesceCounts or None, got {counts!r}")
-
-
 @same_type
-@pulling(check=_check)
+@operator
 async def coalesce(
     source: FusedRun[Any],
     *,
     max_chunks: Annotated[int, AtLeast(1)] = 256,
     overflow: Literal["wait", "fail"] = "wait",
-    counts: CoalesceCounts | None = None,
+    counts: Annotated[CoalesceCounts, CHECKED] | None = None,
 ) -> AsyncGenerator[Any]:
     """
     Merge the chunks that wait while the consumer lags; a consumer that keeps up gets them as they
@@ -116,7 +111,7 @@ async def coalesce(
         while True:
             if ahead.has_pulled and await ahead.has_more():
                 items, taken = ahead.take(alone=not has_begun)
-            elif ahead.has_pulled and ahead.has_ended:
+            elif ahead.has_pulled:
                 return
             else:
                 # The consumer keeps up: it pulls by itself.
@@ -143,7 +138,7 @@ class _Ahead:
 
     Attributes:
         has_pulled: Whether the source was pulled while the consumer was away, and not all has been
-            taken of what came; else the consumer pulls by itself.
+            taken of what came, or it has ended; else the consumer pulls by itself.
         is_away: Whether the consumer has left and is not back; to be cleared when it is.
     """
 
@@ -169,11 +164,6 @@ class _Ahead:
         self._has_just_left = False
         self.has_pulled = False
         self.is_away = False
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing waits and nothing is to come."""
-        return self._inbox.ended
 
     def leave(self) -> None:
         """Begin to pull ahead, unless the consumer is back soon."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum, auto
 from typing import Any, NamedTuple, TypeVar
 
 from reactivex import Observable, abc
@@ -193,7 +194,9 @@ class _Gate(Hooks[Any, Any]):
 
     def _arm(self, _: Any) -> None:
         if self._abort is None:
-            self._abort = _Abort(self._parts, self._notified, is_interrupted=self._is_interrupted)
+            self._abort = _Abort(self._parts, self._notified)
+            if self._is_interrupted:
+                self._abort.interrupt(interrupted=True)
             self._abort.start(is_open=self._is_open)
 
 
@@ -212,6 +215,28 @@ class _DeferringGate(_Gate):
         return chunk
 
 
+class _Waits(Enum):
+    """What an abort waits for, once the request was stopped."""
+
+    FIRST_TOKEN = auto()
+    CANCELLATION = auto()
+    NOTHING = auto()
+
+
+class _Cancellation(Enum):
+    """
+    What is known of a cancellation on its way through the engine.
+
+    It may be the consumer's, and then what the engine does in its clean-up opens nothing (row A5);
+    or one of the engine's own, which the stream survives.
+    """
+
+    NONE = auto()
+    OF_THIS_TURN = auto()
+    OF_AN_EARLIER_TURN = auto()
+    DROPPED_THE_STREAM = auto()
+
+
 class _Abort:
     """
     The abort of a request that was stopped: an Rx composition of the stop, the gate and the end.
@@ -219,41 +244,28 @@ class _Abort:
     Args:
         parts: What it works with.
         notified: The first token is known to exist.
-        is_interrupted: Whether a cancellation is on its way through the engine.
 
     Attributes:
         opened: The abort is safe from here on.
     """
 
     __slots__ = (
+        "_cancellation",
         "_closed",
         "_composed",
-        "_fired",
-        "_is_dropped",
-        "_is_held",
-        "_is_interrupted",
-        "_is_turn_over",
         "_notified",
         "_parts",
+        "_step",
         "_waits",
         "opened",
     )
 
-    def __init__(
-        self,
-        parts: StreamScope | _Parts,
-        notified: Observable[Any] | None,
-        *,
-        is_interrupted: bool,
-    ) -> None:
+    def __init__(self, parts: StreamScope | _Parts, notified: Observable[Any] | None) -> None:
         self._parts = parts
         self._notified = notified
-        self._is_interrupted = is_interrupted
-        self._is_turn_over = False
-        self._is_dropped = False
-        self._is_held = False
-        self._fired = False
-        self._waits = False
+        self._waits = _Waits.FIRST_TOKEN
+        self._cancellation = _Cancellation.NONE
+        self._step = AbortStep.MADE
         self.opened: Subject[Any] = Subject()
         self._closed: Subject[Any] = Subject()
         self._composed = CompositeDisposable()
@@ -269,31 +281,28 @@ class _Abort:
             self.opened.on_next(True)
         elif self._notified is not None:
             self._composed.add(self._notified.subscribe(self.opened.on_next))
-        self._waits = not self._fired
+        self._step = AbortStep.MADE_DEFERRED
 
     def interrupt(self, *, interrupted: bool) -> None:
-        """
-        Hold the abort back while a cancellation is on its way through the engine.
-
-        It may be the consumer's, and then what the engine does in its clean-up opens nothing (row
-        A5); or one of the engine's own, which the stream survives.
-        """
-        self._is_interrupted = interrupted
-        self._is_turn_over = False
-        if interrupted and self._parts.end_of_turn is not None:
-            # Before the engine's clean-up begins, which may be in a task of the next turn.
-            self._parts.end_of_turn(self._end_turn)
-        if not interrupted and self._is_held:
-            self._is_held = False
+        """Hold the abort back while a cancellation is on its way through the engine."""
+        if interrupted:
+            self._cancellation = _Cancellation.OF_THIS_TURN
+            if self._parts.end_of_turn is not None:
+                # Before the engine's clean-up begins, which may be in a task of the next turn.
+                self._parts.end_of_turn(self._end_turn)
+            return
+        self._cancellation = _Cancellation.NONE
+        if self._waits is _Waits.CANCELLATION:
             self._fire(True)
 
     def end(self, *, dropped: bool) -> None:
         """Make no abort from here on; a first token of this turn still wins over a drop."""
-        end_of_turn = self._parts.end_of_turn
-        if not dropped or self._fired or end_of_turn is None or self._is_turn_over:
+        end_of_turn, cancellation = self._parts.end_of_turn, self._cancellation
+        is_late = cancellation is _Cancellation.OF_AN_EARLIER_TURN
+        if not dropped or self._waits is not _Waits.FIRST_TOKEN or end_of_turn is None or is_late:
             self._close()
-        elif self._is_interrupted:
-            self._is_interrupted, self._is_dropped = False, True
+        elif cancellation is _Cancellation.OF_THIS_TURN:
+            self._cancellation = _Cancellation.DROPPED_THE_STREAM
         else:
             try:
                 end_of_turn(self._close_behind_turn)
@@ -303,10 +312,10 @@ class _Abort:
 
     def _end_turn(self) -> None:
         """Note that the turn in which a cancellation came is over."""
-        if self._is_dropped:
+        if self._cancellation is _Cancellation.DROPPED_THE_STREAM:
             self._close_behind_turn()
-        elif self._is_interrupted:
-            self._is_turn_over = True
+        elif self._cancellation is _Cancellation.OF_THIS_TURN:
+            self._cancellation = _Cancellation.OF_AN_EARLIER_TURN
 
     def _close_behind_turn(self) -> None:
         """Close, unless the first token was announced in this turn, from any thread."""
@@ -317,15 +326,14 @@ class _Abort:
     def _close(self) -> None:
         self._closed.on_next(True)
         self._composed.dispose()
-        if self._waits:
-            self._waits = False
+        if self._waits is not _Waits.NOTHING:
+            self._waits = _Waits.NOTHING
             self._parts.abort_step(AbortStep.SUPPRESSED)
 
     def _fire(self, _: Any) -> None:
-        self._fired = True
-        if self._is_interrupted:
-            self._is_held = self._waits = True
+        if self._cancellation in {_Cancellation.OF_THIS_TURN, _Cancellation.OF_AN_EARLIER_TURN}:
+            self._waits = _Waits.CANCELLATION
             return
+        self._waits = _Waits.NOTHING
         self._parts.abort()
-        self._parts.abort_step(AbortStep.MADE_DEFERRED if self._waits else AbortStep.MADE)
-        self._waits = False
+        self._parts.abort_step(self._step)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Annotated, Any
 
 from reactivex import Observable, abc
 
+from operators._core.arguments import CHECKED
 from operators._core.failures import redacted_exc_info
 from operators._core.fusion import FusedRun
 from operators._core.item_types import same_type
@@ -23,18 +24,13 @@ from operators.drains import Drains
 __all__ = ("drain_until_first_token",)
 
 
-def _check(abort: object = None, *, drains: object, **_: object) -> None:
-    if not isinstance(drains, Drains):
-        raise TypeError(f"drain_until_first_token: drains: expected a Drains, got {drains!r}")
-
-
 @same_type
-@pulling(check=_check)
+@pulling()
 def drain_until_first_token(
     source: FusedRun[Any],
     abort: Callable[[], object] | None = None,
     *,
-    drains: Drains,
+    drains: Annotated[Drains, CHECKED],
     notified: Observable[Any] | None = None,
     label: str | None = None,
     scope: StreamScope | None = None,
@@ -133,7 +129,6 @@ class _UntilFirstToken(AsyncIterator[Any]):
         "_abort",
         "_drains",
         "_inbox",
-        "_is_closed",
         "_is_draining",
         "_is_late",
         "_is_settled",
@@ -161,7 +156,6 @@ class _UntilFirstToken(AsyncIterator[Any]):
         self._label = label
         self._inbox: Mailbox[Any] = Mailbox()
         self._pump = Pump(source, self._take, self._end)
-        self._is_closed = False
         # Whether the first token is waited for no more, and whether that took too long.
         self._is_settled = False
         self._is_late = False
@@ -223,16 +217,15 @@ class _UntilFirstToken(AsyncIterator[Any]):
 
     def close(self) -> None:
         """End the stream; drain a dropped one where that is of use."""
-        if self._is_closed:
+        if self._is_draining:
             return
-        self._is_closed = True
-        self._drains.release(self)
         is_running = self._source.event_loop.is_running()
         if self._is_settled:
             self._source.close()
         elif is_running and self._drains.has_room(self._label):
             self._start_drain()
         else:
+            self._settle()
             self._pump.close()
 
     def _start_drain(self) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ("encodable",)
+from collections.abc import Mapping
+from typing import Any, cast
+
+__all__ = ("encodable", "encodable_in")
 
 
 def encodable(text: str) -> str:
@@ -16,3 +19,15 @@ def encodable(text: str) -> str:
         return text
     # Two surrogates that are a pair become their character.
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def encodable_in(value: Any) -> Any:
+    """Return plain data with all its text `encodable`; a tuple becomes a list."""
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, Mapping):
+        items = cast("Mapping[object, object]", value).items()
+        return {encodable_in(name): encodable_in(each) for name, each in items}
+    if isinstance(value, list | tuple):
+        return [*map(encodable_in, cast("list[object]", value))]
+    return value

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import reactivex
 from reactivex import Observable
 
 from operators._answers import Answers, OpenAnswers, answers_of
-from operators._core.arguments import AtLeast
+from operators._core.arguments import CHECKED, AtLeast
 from operators._core.fusion import FusedRun
 from operators._core.item_types import same_type
-from operators._core.operator import pulling
+from operators._core.operator import operator
 from operators._core.own_copy import own_copy
 from operators._core.scope import StreamScope
 from operators._core.stage import StageResult, emit
@@ -24,29 +24,18 @@ __all__ = ("enforce_cancellation",)
 
 A = TypeVar("A")
 
-
-def _check(
-    grace_s: object,
-    terminal: object,
-    *,
-    stop: object = None,
-    kill: object = None,
-    **_: object,
-) -> None:
-    for name, signal in (("stop", stop), ("kill", kill)):
-        if signal is not None and not hasattr(signal, "subscribe"):
-            raise TypeError(f"enforce_cancellation: {name}: expected an Observable, got {signal!r}")
+Signal: TypeAlias = Annotated[Observable[Any], CHECKED]
 
 
 @same_type
-@pulling(check=_check)
+@operator
 async def enforce_cancellation(
     source: FusedRun[A],
     grace_s: Annotated[float, AtLeast(0, "seconds")],
     terminal: Callable[[], A],
     *,
-    stop: Observable[Any] | None = None,
-    kill: Observable[Any] | None = None,
+    stop: Signal | None = None,
+    kill: Signal | None = None,
     answers: Answers | None = None,
     scope: StreamScope | None = None,
 ) -> AsyncGenerator[A | StageResult]:

@@ -249,14 +249,11 @@ class OutcomeTracker:
             except Exception as error:
                 # One observer's bug must not keep the outcome from the others.
                 _log.error("an observer of outcomes failed", exc_info=redacted_exc_info(error))
-        self._forget()
-        return outcome
-
-    def _forget(self) -> None:
-        """Forget the failure: its traceback may lead to the consumer's frame, and so back here."""
+        # Its traceback may lead to the consumer's frame, and so back here.
         self.failure = None
         if self.handed_out is not None:
             self.handed_out.error = None
+        return outcome
 
     def _decide(
         self, dropped_for: Exception | None, *, dropped: bool, is_cancelled: bool

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-from operators._chunk import HAS_CONTENT, Chunk, has_content
+from operators._chunk import HAS_CONTENT, has_content
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
 from operators._core.stage import Hooks, Visit, condition
 
-__all__ = ("LinkedChunk", "trace_link")
-
-
-class LinkedChunk(Chunk, Protocol):
-    """A chunk that can carry a worker's trace identity."""
-
-    worker_trace_link: Any
-
-
-C = TypeVar("C", bound=LinkedChunk)
+__all__ = ("trace_link",)
 
 
 @same_type
@@ -63,7 +54,7 @@ def trace_link(
     return (_FirstAndTerminals if on_terminal else _First)(link)
 
 
-class _First(Hooks[C, C]):
+class _First(Hooks[Any, Any]):
     """Puts one link on the first chunk with content."""
 
     __slots__ = ("_link",)
@@ -73,13 +64,13 @@ class _First(Hooks[C, C]):
     def __init__(self, link: object) -> None:
         self._link = link
 
-    def step(self, chunk: C) -> C:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def step(self, chunk: Any) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         stamped = copy.copy(chunk)
         stamped.worker_trace_link = self._link
         return stamped
 
 
-class _FirstAndTerminals(_First[C]):
+class _FirstAndTerminals(_First):
     """Puts it on terminals without one too."""
 
     __slots__ = ("_has_content",)
@@ -90,7 +81,7 @@ class _FirstAndTerminals(_First[C]):
         super().__init__(link)
         self._has_content = False
 
-    def step(self, chunk: C) -> C:
+    def step(self, chunk: Any) -> Any:
         if not self._has_content and has_content(chunk):
             self._has_content = True
             return super().step(chunk)

@@ -26,7 +26,7 @@ from rx_backend.pipeline import (
     PipelineSource,
     as_pipeline,
     check_pipeline,
-    compiled,
+    plan_for,
     standard_pipeline,
 )
 from rx_backend.protocols import (
@@ -102,7 +102,7 @@ class EngineAdapter(Generic[T_co]):
         check_pipeline(source)
         self.pipeline = cast("PipelineSource[T_co]", source)
         fixed = as_pipeline(source)
-        self._plan = None if fixed is None else compiled(fixed)
+        self._plan = None if fixed is None else plan_for(fixed)
         if clock is not None:
             function("clock", clock)
         if tracer is not None:
@@ -253,7 +253,7 @@ class EngineAdapter(Generic[T_co]):
         """Return the plan of one request's pipeline."""
         make = self.pipeline
         try:
-            return compiled(cast("Callable[[RequestScope], object]", make)(scope))
+            return plan_for(cast("Callable[[RequestScope], object]", make)(scope))
         except Exception as error:
             # It keeps its kind and its text, as a failure of the engine does.
             error.add_note(f"raised by the pipeline {getattr(make, '__qualname__', repr(make))}")

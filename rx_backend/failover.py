@@ -107,7 +107,7 @@ class FailoverEngine(CombinedEngine):
                 async with aclosing(EngineCall(self.engines[place], context, name)) as call:
                     async for item in await call.open(part):
                         chunk = state.add(item)
-                        if state.is_over:
+                        if state.answers.are_over:
                             call.report_queue_time()
                         yield chunk
                 _check_complete(state)
@@ -115,7 +115,7 @@ class FailoverEngine(CombinedEngine):
             except Exception as error:
                 drop_top_frame(error)
                 is_lost = isinstance(as_backend_error(error), _LOST)
-                if state.is_over or context.is_stopped or not is_lost:
+                if state.answers.are_over or context.is_stopped or not is_lost:
                     raise
                 is_free = isinstance(as_backend_error(error), CannotConnect)
                 log = _log.bind(request_id=context.id, attempt=attempt, **describe(error))
@@ -152,7 +152,7 @@ class FailoverEngine(CombinedEngine):
 
 
 def _check_complete(state: ResumeState) -> None:
-    if not state.is_over:
+    if not state.answers.are_over:
         raise StreamIncomplete("the engine's stream ended before its terminal")
 
 

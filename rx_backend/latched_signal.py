@@ -60,7 +60,7 @@ class Latches:
     def listen(
         self,
         name: SignalName,
-        callback: Callable[..., None],
+        callback: Callable[..., object],
         *args: object,
         anywhere: bool = False,
     ) -> Listener:
@@ -93,7 +93,7 @@ class Listener(abc.DisposableBase):
     _latches: Latches
     name: SignalName
     _loop: asyncio.AbstractEventLoop | None
-    _callback: Callable[..., None]
+    _callback: Callable[..., object]
     _args: tuple[object, ...]
 
     def dispose(self) -> None:
@@ -153,7 +153,7 @@ class LatchedSignal(Observable[bool]):
         """Whether the signal is set."""
         return self._latches.is_set(self._name)
 
-    def listen(self, callback: Callable[[], None]) -> Callable[[], None]:
+    def listen(self, callback: Callable[[], object]) -> Callable[[], None]:
         """Call *callback* once when the signal is set; return a function that prevents it."""
         return self._latches.listen(self._name, callback).dispose
 

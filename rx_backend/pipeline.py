@@ -30,7 +30,7 @@ from rx_backend.protocols import Annotated, FinishReason, LLMEngineOutput, conve
 from rx_backend.scope import RequestScope
 from rx_backend.telemetry.outcomes import error_type
 
-__all__ = ("PipelineSource", "as_pipeline", "check_pipeline", "compiled", "standard_pipeline")
+__all__ = ("PipelineSource", "as_pipeline", "check_pipeline", "plan_for", "standard_pipeline")
 
 T_co = TypeVar("T_co", covariant=True, default=Any)
 
@@ -108,7 +108,7 @@ def check_pipeline(source: object, name: str = "pipeline") -> None:
         )
 
 
-def compiled(made: object) -> Plan:
+def plan_for(made: object) -> Plan:
     """
     Return the plan of a pipeline in an adapter.
 

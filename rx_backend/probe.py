@@ -27,7 +27,7 @@ class JsonProbeAdapter:
     """
 
     def __init__(self, adapter: EngineAdapter) -> None:
-        self._adapter = adapter.with_operators(_error_terminals(), _as_json())
+        self._adapter = adapter.with_operators(_as_json())
 
     async def generate(
         self, payload: Mapping[str, Any], context: RequestContext | None = None
@@ -40,19 +40,7 @@ class JsonProbeAdapter:
             BackendError: The engine's set-up failed.
         """
         request = convert_request(payload)
-        stream = await self._adapter.generate(request, context)
-        return cast("ResponseStream[JsonItem]", stream)
-
-
-@operator
-def _error_terminals() -> Stage[Item, Item]:
-    """Turn an ``error`` terminal into an error item, which a probe cannot miss (row H2)."""
-    item = yield
-    while True:
-        reason = item.data.finish_reason if item.data is not None else None
-        if reason is not None and reason.is_error:
-            item = Annotated.from_error(Unknown(reason.message or "engine error"))
-        item = yield item
+        return await self._adapter.generate(request, context)
 
 
 @operator
@@ -66,4 +54,8 @@ def _as_json() -> Stage[Item, JsonItem]:
 def _json_item(item: Item) -> JsonItem:
     if item.data is None:
         return cast("JsonItem", item)
+    reason = item.data.finish_reason
+    if reason is not None and reason.is_error:
+        # A probe can't miss an error item (row H2).
+        return Annotated.from_error(Unknown(reason.message or "engine error"))
     return Annotated(to_builtins(item.data), item.id, item.event, item.comment)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from operators.assembly import OpenAnswers
 from rx_backend.protocols import (
     FinishReason,
     LLMEngineOutput,
@@ -27,29 +28,21 @@ class ResumeState:
         request: The request as it came.
         token_ids: All tokens that were handed out.
         link: The last ``worker_trace_link`` of the active engine.
-        ended: The answers whose terminal was handed out.
+        answers: Which answers have ended: their terminal was handed out.
     """
 
     request: PreprocessedRequest
     token_ids: array[int] = field(default_factory=lambda: array("Q"))
     link: TraceLink | None = None
-    ended: set[int] = field(default_factory=set[int])
+    answers: OpenAnswers = field(init=False)
     _blocker: str | None = None
     _cum_log_probs: float | None = None
     # Totals of the engines before the active one.
     _tokens_before: int = 0
     _log_probs_before: float | None = None
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the terminal of each answer was handed out."""
-        return len(self.ended) >= (self.request.sampling_options.n or 1)
-
-    @property
-    def open(self) -> list[int]:
-        """The answers whose terminal is still to come."""
-        answers = range(self.request.sampling_options.n or 1)
-        return [answer for answer in answers if answer not in self.ended]
+    def __post_init__(self) -> None:
+        self.answers = OpenAnswers(self.request.sampling_options.n or 1)
 
     def begin_part(self) -> None:
         """Start the part of another engine."""
@@ -71,7 +64,7 @@ class ResumeState:
         if chunk.worker_trace_link is not None:
             self.link = chunk.worker_trace_link
         if chunk.finish_reason is not None:
-            self.ended.add(chunk.index or 0)
+            self.answers.end(chunk.index or 0)
         return chunk
 
     def _rebased(self, chunk: LLMEngineOutput) -> LLMEngineOutput:

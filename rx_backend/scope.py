@@ -204,7 +204,7 @@ class RequestScope:
         """Count and log the outcome; the pipeline's ``record_span`` writes it on the span."""
         if self._series is not None:
             self._series.ended(outcome, self.context)
-        self._log.ended(outcome, self.context)
+        self._log.ended(outcome)
         self._close()
 
     def _close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Literal, NamedTuple, TypeAlias, cast, overload
 
 import reactivex
@@ -17,9 +17,9 @@ from operators._core.fusion import FusedRun
 from operators._core.item_types import Transform
 from operators._core.loop_streams import streams_of
 from operators._core.operator import NotAnOperator, OnWholeStreams, Operator, PullingOperator
+from operators._core.release import StreamObserver
 from operators._core.rx import RxOperator, RxSegment
 from operators._core.segment import Segment, close_quietly
-from operators._core.stream_observer import StreamObserver
 from operators._core.tasks import start_release
 
 __all__ = ("AnyOperator", "Boundary", "Plan", "fuse", "make_stream", "plan_of")
@@ -82,9 +82,9 @@ class Plan:
         self.runs = [tuple(run) for run in runs]
 
 
-def plan_of(operators: Iterable[object] | Plan, where: str = "pipeline") -> Plan:
+def plan_of(operators: Iterable[object] | Plan) -> Plan:
     """Return the plan of a list; a plan comes back as it is."""
-    return operators if isinstance(operators, Plan) else Plan(operators, where)
+    return operators if isinstance(operators, Plan) else Plan(operators)
 
 
 @overload
@@ -170,9 +170,11 @@ def make_stream(
         # Whatever task pulls or closes it, an engine finds what it has set in its last step.
         own_context = contextvars.copy_context() if own_context is None else own_context
         if plan.boundaries:
-            enter = own_context.run
+            enter: Any = own_context.run
             for group, boundary in zip(plan.runs, plan.boundaries, strict=False):
-                current = enter(_inner_run, current, group, own_context, scope)
+                current = enter(
+                    FusedRun, current, group, own_context=own_context, enters=False, scope=scope
+                )
                 current = enter(_segment, current, boundary, scope)
         made = stream(
             current,
@@ -186,15 +188,6 @@ def make_stream(
         raise
     streams_of(made.event_loop).add(made)
     return made
-
-
-def _inner_run(
-    source: AsyncIterator[Any],
-    operators: Sequence[Operator[Any, Any]],
-    own_context: contextvars.Context | None,
-    scope: object,
-) -> FusedRun[Any]:
-    return FusedRun(source, operators, own_context=own_context, enters=False, scope=scope)
 
 
 def _close(source: AsyncIterator[Any], own_context: contextvars.Context | None) -> None:

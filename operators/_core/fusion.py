@@ -14,7 +14,6 @@ from operators._core.loop import READY, compiled
 from operators._core.release import (
     IDLE,
     LEAVING,
-    PUT_BACK,
     RETURNED,
     UNWINDING,
     WAITING,
@@ -49,13 +48,13 @@ class FusedRun(Run, Generic[B]):
 
     __slots__ = ()
 
-    def _begin_loop(self, *, is_first: bool = False) -> None:
-        """Begin the loop for the stages that items still visit."""
+    def _begin_loop(self) -> None:
+        """Begin the loop for the stages that items still visit; it first hands out what waits."""
         chain = self._chain
         chain.reshaped = False
         source: Any = chain.source
         pull = first = _pull_of(source)
-        if is_first and type(source) is types.AsyncGeneratorType:
+        if type(source) is types.AsyncGeneratorType:
             first = partial(first_pull, source)
         loop = compiled(tuple(chain.visits), isinstance(source, Segment))(
             chain, source, first, pull
@@ -88,12 +87,6 @@ class FusedRun(Run, Generic[B]):
         """Hand out what is left when the loop has returned, then raise what the run ended with."""
         if self._state == WAITING:
             raise RuntimeError("the stream is already being pulled by another task")
-        if self._put_back is not None:
-            item = self._put_back.pop(0)
-            if not self._put_back:
-                self._put_back = None
-                self._state = self._resumed_state
-            return item
         if self._state == LEAVING:
             self._drop()
         chain = self._chain
@@ -187,13 +180,12 @@ class FusedRun(Run, Generic[B]):
         A drop forgets them, and one that came before does too. Once they are out, they cost nothing
         any more.
         """
-        items = list(items)
-        if self.dropped or not items:
+        if self.dropped:
             return
-        if self._put_back is None:
-            self._resumed_state = self._state
-            self._state = PUT_BACK
-        self._put_back = [*items, *(self._put_back or ())]
+        self._chain.out[:0] = items
+        if self._state == IDLE and self._chain.out:
+            self._generator.close()
+            self._begin_loop()
 
 
 def _pull_of(source: AsyncIterator[Any]) -> Callable[[], Any]:

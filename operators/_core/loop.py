@@ -122,6 +122,9 @@ def loop(chain, source, get, pull):
         return
     {names}
     is_last = False
+    while chain.out:
+        chain.item = chain.out.pop(0)
+        yield READY
     while True:
         try:
             item = yield from get()

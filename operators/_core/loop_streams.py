@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
+if TYPE_CHECKING:
+    from operators._core.fusion import FusedRun
+
 __all__ = ("LoopStreams", "streams_of")
-
-
-class _Closes(Protocol):
-    def aclose(self) -> Coroutine[Any, Any, None]: ...
 
 
 class LoopStreams:
@@ -33,12 +32,12 @@ class LoopStreams:
     __slots__ = ("__weakref__", "_shutdown", "open", "releases", "tasks")
 
     def __init__(self) -> None:
-        self.open: WeakSet[_Closes] = WeakSet()
+        self.open: WeakSet[FusedRun[Any]] = WeakSet()
         self.releases: set[asyncio.Task[None]] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self._shutdown: AsyncGenerator[None] | None = None
 
-    def add(self, stream: _Closes) -> None:
+    def add(self, stream: FusedRun[Any]) -> None:
         """Add a stream, in the running loop."""
         self.open.add(stream)
         if self._shutdown is None:

@@ -23,7 +23,7 @@ from reactivex import Observable, abc
 
 from operators._core.arguments import check_arguments, described
 from operators._core.fusion import FusedRun
-from operators._core.plain import subscribe_here, subscribe_in_task
+from operators._core.plain import Subscription, subscribe_in_task
 from operators._core.pulled_segment import PulledSegment
 from operators._core.stage import Hooks, Stage, StageResult
 
@@ -142,13 +142,15 @@ class Operator(Generic[A, B]):
 
     def __call__(self, source: Observable[A]) -> Observable[B]:
         """Apply the operator to an Observable, as in ``source.pipe(operator)``."""
+        return Observable(functools.partial(self._subscribe, source))
 
-        def subscribe(
-            observer: abc.ObserverBase[B], scheduler: abc.SchedulerBase | None = None
-        ) -> abc.DisposableBase:
-            return subscribe_here(self, source, observer, scheduler)
-
-        return Observable(subscribe)
+    def _subscribe(
+        self,
+        source: Observable[A],
+        observer: abc.ObserverBase[B],
+        scheduler: abc.SchedulerBase | None = None,
+    ) -> abc.DisposableBase:
+        return Subscription(self, observer).run(source, scheduler)
 
 
 class SharedOperator(Operator[A, B]):
@@ -176,15 +178,13 @@ class PullingOperator(Operator[A, B]):
         """Make the part of a pipeline that stands behind *source*."""
         return PulledSegment(source, self.start(scope, source), self.name, scope)
 
-    def __call__(self, source: Observable[A]) -> Observable[B]:
-        """Apply the operator to an Observable, in a task of the running event loop."""
-
-        def subscribe(
-            observer: abc.ObserverBase[B], scheduler: abc.SchedulerBase | None = None
-        ) -> abc.DisposableBase:
-            return subscribe_in_task(self._run, source, observer, scheduler)
-
-        return Observable(subscribe)
+    def _subscribe(
+        self,
+        source: Observable[A],
+        observer: abc.ObserverBase[B],
+        scheduler: abc.SchedulerBase | None = None,
+    ) -> abc.DisposableBase:
+        return subscribe_in_task(self._run, source, observer, scheduler)
 
     def _run(self, source: AsyncIterator[Any]) -> FusedRun[B]:
         return FusedRun(self.segment(FusedRun(source, []), None), [])
@@ -312,9 +312,9 @@ def callbacks(
     return _Decorator(takes, SharedOperator if shared else Operator, check)
 
 
-def pulling(*, takes: Takes = "anything", check: Callable[..., object] | None = None) -> _Decorator:
+def pulling(*, check: Callable[..., object] | None = None) -> _Decorator:
     """Do as :func:`callbacks`, for a function that returns an asynchronous iterator over its source."""
-    return _Decorator(takes, PullingOperator, check)
+    return _Decorator("anything", PullingOperator, check)
 
 
 def _made(

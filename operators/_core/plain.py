@@ -15,17 +15,7 @@ from operators._core.pushing import push_in_task
 from operators._core.sources import ObservableSource
 from operators._core.stages import StageFactory
 
-__all__ = ("subscribe_here", "subscribe_in_task")
-
-
-def subscribe_here(
-    operator: StageFactory,
-    source: Observable[Any],
-    observer: abc.ObserverBase[Any],
-    scheduler: abc.SchedulerBase | None,
-) -> abc.DisposableBase:
-    """Run *operator* within the signals of *source*."""
-    return _Subscription(operator, observer).run(source, scheduler)
+__all__ = ("Subscription", "subscribe_in_task")
 
 
 def subscribe_in_task(
@@ -48,7 +38,7 @@ def subscribe_in_task(
     return push_in_task(run, observer, loop)
 
 
-class _Subscription:
+class Subscription:
     """One subscription of one operator: a chain of a single stage between two Observables."""
 
     __slots__ = ("_chain", "_is_disposed", "_observer", "_upstream")
@@ -62,6 +52,7 @@ class _Subscription:
     def run(
         self, source: Observable[Any], scheduler: abc.SchedulerBase | None
     ) -> abc.DisposableBase:
+        """Run the operator within the signals of *source*."""
         if self._chain.has_ended:
             # It returned before its first yield.
             self._deliver()

@@ -74,7 +74,9 @@ class PulledChain(Chain):
         """Complete the stages from *place* on, in order."""
         if self.is_disturbed and self.is_over():
             return
-        super().complete(place, ended_by or self._source_ended_by())
+        if ended_by is None and isinstance(self.source, Segment):
+            ended_by = self.source.ended_by
+        super().complete(place, ended_by)
 
     def made_by(self, item: object) -> str | None:
         """Return the operator that handed out *item*; None unless it is in the slot."""
@@ -83,9 +85,6 @@ class PulledChain(Chain):
     def _made_by(self, item: object, place: int, since: int) -> str | None:
         name = super()._made_by(item, place, since)
         return self.source.made_by(item) if not name and isinstance(self.source, Segment) else name
-
-    def _source_ended_by(self) -> str | None:
-        return self.source.ended_by if isinstance(self.source, Segment) else None
 
     def is_cancelled(self) -> bool:
         """Return whether the consumer was cancelled; what an engine cancels and catches is not it."""

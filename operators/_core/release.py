@@ -10,25 +10,24 @@ import sys
 import types
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from operators._core.failures import redacted_exc_info
 from operators._core.loop import READY, Loop
 from operators._core.pulled_chain import PulledChain
 from operators._core.segment import Segment, close_now, close_quietly
 from operators._core.stages import StageFactory
-from operators._core.stream_observer import StreamObserver
 from operators._core.tasks import done, start_eagerly, start_release
 
 __all__ = (
     "IDLE",
     "LEAVING",
     "OVER",
-    "PUT_BACK",
     "RETURNED",
     "UNWINDING",
     "WAITING",
     "Run",
+    "StreamObserver",
 )
 
 # The states of a run. IDLE is 0, so that a pull asks for it by a truth test.
@@ -36,10 +35,21 @@ IDLE: Final = 0
 WAITING: Final = 1  # a pull waits for the source
 UNWINDING: Final = 2  # it was dropped while it waited, and the pull has not ended yet
 OVER: Final = 3  # the source is closed, or being closed
-PUT_BACK: Final = 4  # items that were put back come first
-LEAVING: Final = 5  # it was closed from within its own step, and is dropped before the next
+LEAVING: Final = 4  # it was closed from within its own step, and is dropped before the next
 
 RETURNED: Final = object()
+
+
+class StreamObserver(Protocol):
+    """Notified of what becomes of a stream."""
+
+    def take_back(self, items: Sequence[Any]) -> None:
+        """Take note of items that were ready, and that a drop keeps from the consumer."""
+        ...
+
+    def end(self, dropped: bool) -> None:
+        """Take note of the end, once; *dropped*: the consumer left before it."""
+        ...
 
 
 class Run(Segment):
@@ -65,8 +75,6 @@ class Run(Segment):
         "_generator",
         "_is_leaving",
         "_observer",
-        "_put_back",
-        "_resumed_state",
         "_send",
         "_state",
         "_unwound",
@@ -105,8 +113,6 @@ class Run(Segment):
         self._is_leaving = False
         self._unwound: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._put_back: list[Any] | None = None
-        self._resumed_state: int = IDLE
         self._state: int = OVER
         self._chain: PulledChain = self._enter(PulledChain, source, operators, scope)
         self._observer = observer
@@ -115,17 +121,17 @@ class Run(Segment):
             self._finish()
         else:
             self._state = IDLE
-            self._begin_loop(is_first=True)
+            self._begin_loop()
 
     @abstractmethod
-    def _begin_loop(self, *, is_first: bool = False) -> None:
+    def _begin_loop(self) -> None:
         """Begin the loop for the stages that items still visit."""
 
     @property
     def ended(self) -> bool:
         """Whether the item handed out last was the last one."""
         chain = self._chain
-        return self._put_back is None and chain.has_ended and not chain.out and chain.error is None
+        return chain.has_ended and not chain.out and chain.error is None
 
     @property
     def has_ended(self) -> bool:
@@ -163,9 +169,6 @@ class Run(Segment):
         A pull that another task waits in ends there without an item. What closing the source waits
         for continues in a task; :meth:`aclose` waits for that too.
         """
-        if self._put_back is not None:
-            self._put_back = None
-            self._state = self._resumed_state
         if self._state == OVER:
             self._withhold(self._chain.out)
             self._chain.out.clear()

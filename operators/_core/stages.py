@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from types import GeneratorType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from operators._core.failures import (
     add_operator_note,
@@ -13,27 +13,16 @@ from operators._core.failures import (
     drop_top_frame,
     redacted_exc_info,
 )
-from operators._core.stage import Completed, Hooks, Stage
+from operators._core.stage import Completed, Hooks
+
+if TYPE_CHECKING:
+    from operators._core.operator import Operator
 
 __all__ = ("GeneratorBody", "StageFactory", "Stages")
 
 
-class StageFactory(Protocol):
-    """What a chain makes a stage from."""
-
-    @property
-    def name(self) -> str:
-        """Shown in errors."""
-        ...
-
-    @property
-    def takes(self) -> str:
-        """What items it is made for."""
-        ...
-
-    def start(self, scope: Any) -> Stage[Any, Any] | Hooks[Any, Any] | None:
-        """Make a new stage; None where there is nothing to do."""
-        ...
+StageFactory: TypeAlias = "Operator[Any, Any]"
+"""What a chain makes a stage from."""
 
 
 class GeneratorBody(Hooks[Any, Any]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeAlias
 
-from operators._core.arguments import AtLeast
+from operators._core.arguments import CHECKED, AtLeast
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.scope import StreamScope
@@ -22,13 +22,9 @@ __all__ = ("slo",)
 Target: TypeAlias = Annotated[float, AtLeast(0, "ms", above=True)]
 
 
-def _check(
-    ttft_ms: float | None, itl_ms: float | None, *, windows: object, key: object, **_: object
-) -> None:
+def _check(ttft_ms: float | None, itl_ms: float | None, *, key: object, **_: object) -> None:
     if ttft_ms is None and itl_ms is None:
         raise ValueError("slo: expected ttft_ms or itl_ms, got neither")
-    if not isinstance(windows, SloWindows):
-        raise TypeError(f"slo: windows: expected SloWindows, got {windows!r}")
     check_key("slo: key", key)
 
 
@@ -38,7 +34,7 @@ def slo(
     ttft_ms: Target | None,
     itl_ms: Target | None,
     *,
-    windows: SloWindows,
+    windows: Annotated[SloWindows, CHECKED],
     key: Key,
     itl_by: Literal["mean", "p99"] = "mean",
     scope: StreamScope | None = None,

@@ -68,7 +68,6 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         "_has_token",
         "_inside",
         "_is_killed",
-        "_is_over",
         "_is_pulling",
         "_left",
         "_loop",
@@ -76,6 +75,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         "_opening",
         "_outlet",
         "_stream",
+        "is_over",
     )
 
     def __init__(
@@ -106,12 +106,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         self._is_pulling = False
         self._is_killed = False
         self._has_token = not decode
-        self._is_over = False
-
-    @property
-    def is_over(self) -> bool:
-        """Whether everything is released, or being released."""
-        return self._is_over
+        self.is_over = False
 
     def __aiter__(self) -> Self:
         return self
@@ -121,7 +116,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         self._is_pulling = True
         outlet = self._outlet
         try:
-            if self._loop is None and not self._is_over:
+            if self._loop is None and not self.is_over:
                 await self._begin()
             wire = await (self._pull() if outlet is None else self._push(outlet))
             if wire is not None:
@@ -230,11 +225,11 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         try:
             stream = await start(self._bridge.request_context)
         except BaseException:
-            if self._is_over and not _is_cancelled_elsewhere(task):
+            if self.is_over and not _is_cancelled_elsewhere(task):
                 return
             raise
         self._opening = None
-        if self._is_over:
+        if self.is_over:
             # The engine's set-up has caught the cancellation.
             _is_cancelled_elsewhere(task)
             stream.close()
@@ -252,7 +247,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
 
     def fail(self, error: Exception) -> None:
         """End the request with *error*, on the event loop; the engine's stream is dropped."""
-        if not self._is_over:
+        if not self.is_over:
             self._failure = error
             if self._bridge is not None:
                 self._bridge.request_context.failure = error
@@ -260,9 +255,9 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
 
     def close(self) -> None:
         """Release everything without waiting, on the event loop; harmless when called twice."""
-        if self._is_over:
+        if self.is_over:
             return
-        self._is_over = True
+        self.is_over = True
         bridge, self._bridge = self._bridge, None
         stream, self._stream = self._stream, None
         task, self._opening = self._opening, None
@@ -283,7 +278,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
 
     def __del__(self, defer: Callable[..., None] = defer_to_loop) -> None:
         self._arriving.discard(self._arrival)
-        if self._loop is not None and not self._is_over:
+        if self._loop is not None and not self.is_over:
             defer(self._loop, self.close)
 
 

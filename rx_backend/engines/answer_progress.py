@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 from operators.assembly import answer_in, is_terminal, tokens_in
-from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, usage
+from rx_backend.protocols import (
+    CompletionUsage,
+    LLMEngineOutput,
+    PreprocessedRequest,
+    usage,
+)
 
 __all__ = ("AnswerProgress",)
 
@@ -16,38 +21,44 @@ class AnswerProgress:
 
     Args:
         request: The request.
-        answers: How many answers it has.
 
     Attributes:
-        tokens: Those of all answers together.
+        made: The tokens of each answer that has begun.
     """
 
-    __slots__ = ("_begun", "_count", "_ended", "_made", "_prompt_tokens", "tokens")
+    __slots__ = ("_count", "_ended", "_prompt_tokens", "made")
 
-    def __init__(self, request: PreprocessedRequest, answers: int) -> None:
+    def __init__(self, request: PreprocessedRequest) -> None:
         self._prompt_tokens = len(request.token_ids)
-        self._count = answers
-        self._made: Counter[int] = Counter()
-        # A set would forget the order.
-        self._begun: dict[int, None] = {}
+        self._count = request.sampling_options.n or 1
         self._ended: set[int] = set()
-        self.tokens = 0
+        self.made: Counter[int] = Counter()
 
     def add(self, chunk: object) -> None:
         """Note a chunk that is handed out, whatever its form."""
-        answer, tokens = answer_in(chunk), tokens_in(chunk)
-        self.tokens += tokens
-        self._made[answer] += tokens
-        self._begun[answer] = None
+        answer = answer_in(chunk)
+        self.made[answer] += tokens_in(chunk)
         if is_terminal(chunk):
-            self._ended.add(answer)
+            self.end(answer)
+
+    def end(self, answer: int) -> None:
+        """Note that *answer* has its terminal."""
+        self._ended.add(answer)
 
     @property
     def open(self) -> list[int]:
-        """The answers without a terminal, those that have not begun among them."""
-        missing = [answer for answer in range(self._count) if answer not in self._begun]
-        answers = [*self._begun, *missing[: max(0, self._count - len(self._begun))]]
-        return [answer for answer in answers if answer not in self._ended]
+        """The answers without a terminal in order, those that have not begun among them."""
+        missing = [answer for answer in range(self._count) if answer not in self.made]
+        answers = [*self.made, *missing[: max(0, self._count - len(self.made))]]
+        return sorted(set(answers) - self._ended)
+
+    def index(self, answer: int) -> int | None:
+        """Return the ``index`` of a chunk of *answer*; None if it is the only one."""
+        return answer if answer or self._count > 1 else None
+
+    def usage(self, answer: int) -> CompletionUsage:
+        """Return what *answer* cost so far."""
+        return usage(self._prompt_tokens, self.made[answer])
 
     def cancelled(self) -> list[LLMEngineOutput]:
         """Return the terminal of each answer that is open, with what it cost so far (row E4)."""
@@ -55,5 +66,5 @@ class AnswerProgress:
 
     def _cancelled(self, answer: int) -> LLMEngineOutput:
         terminal = LLMEngineOutput.cancelled()
-        terminal.index = answer if answer or self._count > 1 else None
-        return terminal.with_usage(usage(self._prompt_tokens, self._made[answer]))
+        terminal.index = self.index(answer)
+        return terminal.with_usage(self.usage(answer))

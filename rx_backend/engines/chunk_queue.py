@@ -25,7 +25,6 @@ class ChunkQueue:
         request: The request, for the usage.
         context: Its context, whose stop ends the stream.
         ahead: How many chunks may wait before the queue counts as full.
-        answers: How many answers the chunks belong to.
         on_change: Called in the loop when there is room again, at a stop, and when the consumer leaves.
 
     Attributes:
@@ -52,10 +51,9 @@ class ChunkQueue:
         context: RequestContext,
         *,
         ahead: int,
-        answers: int = 1,
         on_change: Callable[[], object],
     ) -> None:
-        self._progress = AnswerProgress(request, answers)
+        self._progress = AnswerProgress(request)
         self._context = context
         self._ahead = ahead
         self._on_change = on_change
@@ -116,7 +114,7 @@ class ChunkQueue:
 
     def _is_stopped(self) -> bool:
         context = self._context
-        return context.is_stopped and not (context.defers_abort and not self._progress.tokens)
+        return context.is_stopped and not (context.defers_abort and not self._progress.made.total())
 
     def _note_taken(self, chunk: LLMEngineOutput) -> None:
         self._progress.add(chunk)

@@ -65,10 +65,7 @@ class ThreadInbox:
         self._loop = asyncio.get_running_loop()
         self._room = threading.Condition()
         ahead = whole("ahead", ahead, low=1, unit="chunks")
-        answers = request.sampling_options.n or 1
-        self._queue = ChunkQueue(
-            request, context, ahead=ahead, answers=answers, on_change=self._notify
-        )
+        self._queue = ChunkQueue(request, context, ahead=ahead, on_change=self._notify)
 
     @property
     def is_left(self) -> bool:

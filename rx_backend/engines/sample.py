@@ -108,7 +108,8 @@ class SampleEngine(LLMEngine):
         prompt = len(request.token_ids)
         patient = self._mode.is_decode
         due = asyncio.get_running_loop().time()
-        self._enter()
+        self._live += 1
+        self._idle.clear()
         try:
             for made in range(wanted):
                 due += self._interval_s
@@ -130,16 +131,9 @@ class SampleEngine(LLMEngine):
                         last.disaggregated_params = hand_off(_KIND, request, context.id)
                     yield last.with_usage(usage(prompt, wanted))
         finally:
-            self._leave()
-
-    def _enter(self) -> None:
-        self._live += 1
-        self._idle.clear()
-
-    def _leave(self) -> None:
-        self._live -= 1
-        if not self._live:
-            self._idle.set()
+            self._live -= 1
+            if not self._live:
+                self._idle.set()
 
 
 async def _stop_or_time(context: RequestContext, due: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -11,7 +10,7 @@ from contextlib import suppress
 from copy import copy
 from typing import Any, Final
 
-from rx_backend.checks import whole
+from rx_backend.checks import function, whole
 from rx_backend.context import RequestContext
 from rx_backend.engines.chunk_queue import ChunkQueue
 from rx_backend.engines.step_sequence import Outgoing, StepScheduler, StepSequence
@@ -39,14 +38,10 @@ without a limit its worker would stay in discovery and fail whatever it is sent.
 
 def _checked(scheduler: StepScheduler) -> StepScheduler:
     """Return *scheduler*; what its thread could not call would leave requests without an end."""
+    if isinstance(scheduler, type):
+        raise InvalidArgument(f"scheduler: expected an object, got the class {scheduler!r}")
     for name in ("admit", "step", "release"):
-        method = getattr(scheduler, name, None)
-        is_plain = callable(method) and not inspect.iscoroutinefunction(method)
-        if isinstance(scheduler, type) or not is_plain:
-            raise InvalidArgument(
-                f"scheduler: expected an object with a method {name} that is not async, "
-                f"got {scheduler!r}"
-            )
+        function(f"scheduler.{name}", getattr(scheduler, name, None))
     return scheduler
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
 from rx_backend.pictures import style
@@ -84,7 +85,7 @@ class Lane:
     def __init__(self, row: Row, start: float, stop: float, scale: float, length: float) -> None:
         self.row = row
         self._length = length
-        first, end = (bisect_left(row.marks, at, key=_time) for at in (start, stop))
+        first, end = (bisect_left(row.marks, at, key=attrgetter("at")) for at in (start, stop))
         here = [(mark, (mark.at - start) * scale) for mark in row.marks[first:end]]
         halves: dict[float, float] = {}
         self._stacks = Counter[float]()
@@ -193,10 +194,6 @@ def _marker(mark: Mark, color: str) -> dict[str, Any]:
 
 def _color(dot: tuple[Mark, float]) -> str:
     return dot[0].color
-
-
-def _time(mark: Mark) -> float:
-    return mark.at
 
 
 class _Label:

@@ -113,7 +113,7 @@ class ReplayEngine(LLMEngine):
         context: RequestContext,
         start: float,
     ) -> AsyncGenerator[LLMEngineOutput]:
-        played = AnswerProgress(request, request.sampling_options.n or 1)
+        played = AnswerProgress(request)
         for timed in recording.chunks:
             await self._wait_until(start, timed.time_ms, context)
             if context.is_stopped:

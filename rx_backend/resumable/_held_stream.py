@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from operators import SharedStream
 from operators.authoring import Reader
@@ -13,35 +13,14 @@ from rx_backend.resumable._compact_log import CompactLog
 from rx_backend.resumable._options import Options
 from rx_backend.resumable._source import OpenedStream
 
-__all__ = ("HeldStream", "Holder")
+if TYPE_CHECKING:
+    from rx_backend.resumable._table import StreamTable
+
+__all__ = ("HeldStream",)
 
 Item = Annotated[LLMEngineOutput]
 
 _SHORTEST_KEEP_S: Final = 1.0
-
-
-class Holder(Protocol):
-    """What a stream notifies of its life."""
-
-    def ended(self, held: HeldStream) -> None:
-        """Note that the answer of *held* has ended."""
-        ...
-
-    def expired(self, held: HeldStream) -> None:
-        """Forget *held*, which was kept for long enough."""
-        ...
-
-    def close_soon(self, held: HeldStream, error: BackendError) -> None:
-        """Close *held* in a task, which outlives it in the table."""
-        ...
-
-    def release(self, held: HeldStream) -> None:
-        """Close and forget *held*, which can be found again."""
-        ...
-
-    def count_bound(self, option: str, effect: str) -> None:
-        """Count that a bound took effect."""
-        ...
 
 
 class HeldStream:
@@ -52,7 +31,7 @@ class HeldStream:
         id: The stream's id.
         opened: What the source has opened; released at the end.
         options: The bounds.
-        holder: Notified of what happens.
+        table: Notified of what happens.
 
     Attributes:
         context, owner, created: As of *opened*.
@@ -62,7 +41,7 @@ class HeldStream:
         cut_off: Why the answer was closed before its end, if it was.
     """
 
-    def __init__(self, id: str, opened: OpenedStream, options: Options, holder: Holder) -> None:
+    def __init__(self, id: str, opened: OpenedStream, options: Options, table: StreamTable) -> None:
         self.id = id
         self.context = opened.context
         self.owner = opened.owner
@@ -70,7 +49,7 @@ class HeldStream:
         self.is_over = False
         self.cut_off: BackendError | None = None
         self._options = options
-        self._holder = holder
+        self._table = table
         self._opened: OpenedStream | None = opened
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -133,7 +112,7 @@ class HeldStream:
 
     def count_lag(self) -> None:
         """Count a reader that fell behind what is held."""
-        self._holder.count_bound("max_bytes", "reader_failed")
+        self._table.count_bound("max_bytes", "reader_failed")
 
     async def read(self, after: int) -> Reader[Item]:
         """
@@ -166,21 +145,21 @@ class HeldStream:
         if self.is_over:
             return
         if not self.begun_here:
-            self._holder.release(self)
+            self._table.release(self)
             return
         if self._options.when_left == "continue":
             # It was taken over from another process.
             return
-        self._holder.count_bound("linger_s", "stopped")
+        self._table.count_bound("linger_s", "stopped")
         self._timer = self._loop.call_later(self._options.stop_grace_s, self._cut)
         self.stop()
 
     def _cut(self) -> None:
         """Close an answer that the engine did not end after the stop."""
-        self._holder.count_bound("stop_grace_s", "closed")
+        self._table.count_bound("stop_grace_s", "closed")
         grace_s = self._options.stop_grace_s
         error = Cancelled(f"stopped without a reader, and not ended within {grace_s:g} s")
-        self._holder.close_soon(self, error)
+        self._table.close_soon(self, error)
 
     def _end(self) -> None:
         """Note the end of the answer, and keep it for a while. Idempotent."""
@@ -191,7 +170,7 @@ class HeldStream:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(self._options.keep_s, self._expire)
-        self._holder.ended(self)
+        self._table.ended(self)
 
     def _expire(self) -> None:
         """Forget the answer, unless it is being read; then look again after a while."""
@@ -199,7 +178,7 @@ class HeldStream:
             again_s = max(self._options.keep_s, _SHORTEST_KEEP_S)
             self._timer = self._loop.call_later(again_s, self._expire)
         else:
-            self._holder.expired(self)
+            self._table.expired(self)
 
     def _dropped(self) -> None:
-        self._holder.count_bound("max_bytes", "dropped")
+        self._table.count_bound("max_bytes", "dropped")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakSet
 
-from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from rx_backend.telemetry.instruments import SharedInstruments
+
+if TYPE_CHECKING:
+    from rx_backend.resumable._table import StreamTable
 
 __all__ = ("Held", "ResumableMetrics")
 
@@ -34,15 +37,7 @@ class Held(NamedTuple):
     waiting: Mapping[str, int]
 
 
-class Holder(Protocol):
-    """What holds streams."""
-
-    def figures(self) -> Held:
-        """Return what is held at the moment; called in the thread of the metrics' reader."""
-        ...
-
-
-class ResumableMetrics:
+class ResumableMetrics(SharedInstruments):
     """
     The instruments of one meter provider, which all ``ResumableStreams`` share. Thread-safe.
 
@@ -51,7 +46,7 @@ class ResumableMetrics:
     """
 
     def __init__(self, meter: Meter) -> None:
-        self._holders: WeakSet[Holder] = WeakSet()
+        self._tables: WeakSet[StreamTable] = WeakSet()
         self._bounds = meter.create_counter(
             f"{_PREFIX}.bounds", "{time}", "How often a bound took effect, by option and effect"
         )
@@ -64,18 +59,9 @@ class ResumableMetrics:
         create(f"{_PREFIX}.waiting", [self._waiting], "{stream}", "Streams that wait for a reader")
         create(f"{_PREFIX}.held", [self._bytes], "By", "Bytes of the items that are held")
 
-    @staticmethod
-    def of(provider: MeterProvider | None) -> ResumableMetrics | None:
-        """
-        Return the one for *provider*; for the global provider when left out.
-
-        None as long as no global provider is set up.
-        """
-        return _instruments.of(provider)
-
-    def observe(self, holder: Holder) -> None:
-        """Observe what *holder* holds from now on, while it lives. Idempotent."""
-        self._holders.add(holder)
+    def observe(self, table: StreamTable) -> None:
+        """Observe what *table* holds from now on, while it lives. Idempotent."""
+        self._tables.add(table)
 
     def count_bound(self, option: str, effect: str) -> None:
         """Count that the bound *option* took effect."""
@@ -86,7 +72,7 @@ class ResumableMetrics:
         self._requests.add(1, {"rx_backend.outcome": outcome})
 
     def _held(self) -> list[Held]:
-        return [holder.figures() for holder in list(self._holders)]
+        return [table.figures() for table in list(self._tables)]
 
     def _streams(self, _: CallbackOptions) -> Iterator[Observation]:
         held = self._held()
@@ -104,6 +90,3 @@ class ResumableMetrics:
 
     def _bytes(self, _: CallbackOptions) -> Iterable[Observation]:
         return [Observation(sum(each.held_bytes for each in self._held()))]
-
-
-_instruments = SharedInstruments(ResumableMetrics)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from copy import copy
-from types import TracebackType
 from typing import Self
 
 from operators import PositionDropped, SourceClosed, peek_first
@@ -79,12 +78,7 @@ class ResumableReader:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def peek_first(self) -> Self:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Final, Self, cast
 
 from opentelemetry.metrics import MeterProvider
@@ -201,12 +200,7 @@ class ResumableStreams:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     def held(self) -> Held:

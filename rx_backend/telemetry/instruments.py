@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import ClassVar, Self
 from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics
@@ -12,23 +11,25 @@ from opentelemetry.metrics import Meter, MeterProvider
 
 __all__ = ("SharedInstruments",)
 
-T = TypeVar("T")
 
-
-class SharedInstruments(Generic[T]):
+class SharedInstruments:
     """
     Instruments that are made once for each meter provider. Thread-safe.
 
     Args:
-        make: Makes them from a meter.
+        meter: Makes the instruments.
     """
 
-    def __init__(self, make: Callable[[Meter], T]) -> None:
-        self._make = make
-        self._made: WeakKeyDictionary[MeterProvider, T] = WeakKeyDictionary()
-        self._lock = threading.Lock()
+    _made: ClassVar[WeakKeyDictionary[MeterProvider, Self]]
+    _making: ClassVar = threading.Lock()
 
-    def of(self, provider: MeterProvider | None) -> T | None:
+    def __init_subclass__(cls) -> None:
+        cls._made = WeakKeyDictionary()
+
+    def __init__(self, meter: Meter) -> None: ...
+
+    @classmethod
+    def of(cls, provider: MeterProvider | None) -> Self | None:
         """
         Return those of *provider*; of the global provider when left out.
 
@@ -39,8 +40,8 @@ class SharedInstruments(Generic[T]):
             # What the API has by itself records nothing.
             if type(provider).__module__.startswith("opentelemetry.metrics"):
                 return None
-        with self._lock:
-            made = self._made.get(provider)
+        with cls._making:
+            made = cls._made.get(provider)
             if made is None:
-                made = self._made[provider] = self._make(provider.get_meter("rx_backend"))
+                made = cls._made[provider] = cls(provider.get_meter("rx_backend"))
         return made

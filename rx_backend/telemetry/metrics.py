@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from operators import CoalesceCounts
 from operators import span_names as names
@@ -65,7 +65,7 @@ _COUNTERS: Final = {
 }
 
 
-class ServerMetrics:
+class ServerMetrics(SharedInstruments):
     """
     The instruments of one meter provider, which all adapters share. Thread-safe.
 
@@ -98,15 +98,6 @@ class ServerMetrics:
             "{chunk}",
             "Chunks that went into coalescing, and those that came out",
         )
-
-    @staticmethod
-    def of(provider: MeterProvider | None) -> ServerMetrics | None:
-        """
-        Return the one for *provider*; for the global provider when left out.
-
-        None as long as no global provider is set up.
-        """
-        return _instruments.of(provider)
 
     def series(self, model: str, mode: DisaggregationMode) -> Series:
         """Return what counts a request for *model* in one role."""
@@ -154,6 +145,3 @@ class ServerMetrics:
 def _observe_coalesced(_: CallbackOptions) -> Iterator[Observation]:
     yield Observation(COALESCED.chunks_in, {"rx_backend.side": "in"})
     yield Observation(COALESCED.chunks_out, {"rx_backend.side": "out"})
-
-
-_instruments = SharedInstruments(ServerMetrics)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
 
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, Status
 
-from operators.assembly import encodable
+from operators.assembly import encodable, encodable_in
 
 __all__ = ("repaired_span",)
 
@@ -30,28 +28,16 @@ def repaired_span(span: ReadableSpan) -> ReadableSpan:
             context=span.context,
             parent=span.parent,
             resource=span.resource,
-            attributes=_repaired(span.attributes),
+            attributes=encodable_in(span.attributes),
             events=[
-                Event(encodable(event.name), _repaired(event.attributes), event.timestamp)
+                Event(encodable(event.name), encodable_in(event.attributes), event.timestamp)
                 for event in span.events
             ],
-            links=[Link(link.context, _repaired(link.attributes)) for link in span.links],
+            links=[Link(link.context, encodable_in(link.attributes)) for link in span.links],
             kind=span.kind,
-            status=Status(span.status.status_code, _repaired(span.status.description)),
+            status=Status(span.status.status_code, encodable_in(span.status.description)),
             start_time=span.start_time,
             end_time=span.end_time,
-            instrumentation_scope=scope and InstrumentationScope(*map(_repaired, named)),
+            instrumentation_scope=scope and InstrumentationScope(*map(encodable_in, named)),
         )
     return span
-
-
-def _repaired(value: Any) -> Any:
-    """Return a value of an attribute, or all attributes, with the text repaired."""
-    if isinstance(value, str):
-        return encodable(value)
-    if isinstance(value, Mapping):
-        items = cast("Mapping[object, object]", value).items()
-        return {_repaired(name): _repaired(item) for name, item in items}
-    if isinstance(value, list | tuple):
-        return [*map(_repaired, cast("Sequence[object]", value))]
-    return value

@@ -130,7 +130,7 @@ class RequestLog:
         event, fields = _STEPS[step]
         self._logger.info(event, **fields)
 
-    def ended(self, outcome: Outcome, context: RequestContext) -> None:
+    def ended(self, outcome: Outcome) -> None:
         """Log how the stream ended."""
         is_failure = outcome.is_error
         if not is_failure and not self.has_all_ends:
@@ -143,8 +143,9 @@ class RequestLog:
             fields |= describe(outcome.error)
         fields[names.CANCELLED] = outcome.is_cancelled
         fields |= self._duration()
-        if context.queued_s is not None:
-            fields |= _rounded(queue_ms=context.queued_s * 1000.0)
+        queued_s = self._context.queued_s
+        if queued_s is not None:
+            fields |= _rounded(queue_ms=queued_s * 1000.0)
         if outcome.times is not None:
             tokens = outcome.output_tokens
             if tokens is not None:

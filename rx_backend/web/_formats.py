@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
-from operators.assembly import encodable
+from operators.assembly import encodable_in
 from rx_backend.protocols import Annotated, to_builtins
 from rx_backend.web._failures import error_code, public_error
 
@@ -73,8 +72,7 @@ def json_of(value: object) -> bytes:
     try:
         return _encode(value)
     except UnicodeEncodeError:
-        text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
-        return _encode(json.loads(encodable(text)))
+        return _encode(encodable_in(msgspec.to_builtins(value)))
 
 
 def event(data: bytes, *, name: str | None = None, id: str | None = None) -> bytes:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from functools import partial
+from typing import Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from rx_backend.errors import BackendError, Unknown
+from rx_backend.errors import Unknown
 from rx_backend.logger import get_logger
-from rx_backend.protocols import Annotated, CompletionUsage, FinishReason, LLMEngineOutput
+from rx_backend.protocols import Annotated, CompletionUsage, LLMEngineOutput
 from rx_backend.web._failures import error_object
 from rx_backend.web._formats import ItemStream, Writer, event, json_of
 from rx_backend.web._openai_logprobs import (
@@ -24,6 +25,8 @@ from rx_backend.web._openai_logprobs import (
 __all__ = ("ChatChunks", "CompletionChunks")
 
 C = TypeVar("C", bound=msgspec.Struct)
+
+_Choice: TypeAlias = Callable[[LLMEngineOutput, int, str | None], C | None]
 
 _log = get_logger(__name__)
 
@@ -38,7 +41,34 @@ _FINISH: Final = {
 
 
 @dataclass(frozen=True)
-class ChatChunks:
+class _Chunks:
+    model: str
+    id: str | None = None
+    created: int | None = None
+    include_usage: bool = False
+
+    empty_status = 200
+
+    def _writer(
+        self,
+        stream: ItemStream,
+        prefix: str,
+        choice: _Choice[C],
+        chunk: Callable[..., msgspec.Struct],
+    ) -> Writer:
+        request_id = getattr(getattr(stream, "context", None), "id", "stream")
+        began = getattr(stream, "created", None) or time.time()
+        answer_id = f"{prefix}-{request_id}" if self.id is None else self.id
+        created = int(began) if self.created is None else self.created
+        return _OpenAIWriter(
+            choice,
+            partial(chunk, answer_id, created, self.model),
+            include_usage=self.include_usage,
+            earlier_usage=getattr(stream, "earlier_usage", ()),
+        )
+
+
+class ChatChunks(_Chunks):
     """
     The chunks of ``/v1/chat/completions``, then ``data: [DONE]``.
 
@@ -54,27 +84,13 @@ class ChatChunks:
             says so: OpenAI's ``stream_options.include_usage``.
     """
 
-    model: str
-    id: str | None = None
-    created: int | None = None
-    include_usage: bool = False
-
-    empty_status = 200
-
     def writer(self, stream: ItemStream) -> Writer:
         """Return the writer of one response."""
-        has_begun = getattr(stream, "position", 0) > 0
-        head = _head(stream, self.id, "chatcmpl", self.created)
-        return _OpenAIWriter(
-            _ChatChoices(has_roles=has_begun).choice,
-            lambda choices, usage: _ChatChunk(*head, self.model, choices, usage),
-            include_usage=self.include_usage,
-            earlier_usage=getattr(stream, "earlier_usage", ()),
-        )
+        choices = _ChatChoices(has_roles=getattr(stream, "position", 0) > 0)
+        return self._writer(stream, "chatcmpl", choices.choice, _ChatChunk)
 
 
-@dataclass(frozen=True)
-class CompletionChunks:
+class CompletionChunks(_Chunks):
     """
     The chunks of ``/v1/completions``, then ``data: [DONE]``; as `ChatChunks` in all else.
 
@@ -85,22 +101,9 @@ class CompletionChunks:
         include_usage: Whether a last chunk has the tokens that the request cost.
     """
 
-    model: str
-    id: str | None = None
-    created: int | None = None
-    include_usage: bool = False
-
-    empty_status = 200
-
     def writer(self, stream: ItemStream) -> Writer:
         """Return the writer of one response."""
-        head = _head(stream, self.id, "cmpl", self.created)
-        return _OpenAIWriter(
-            _CompletionChoices().choice,
-            lambda choices, usage: _CompletionChunk(*head, self.model, choices, usage),
-            include_usage=self.include_usage,
-            earlier_usage=getattr(stream, "earlier_usage", ()),
-        )
+        return self._writer(stream, "cmpl", _CompletionChoices().choice, _CompletionChunk)
 
 
 class _Delta(msgspec.Struct, omit_defaults=True):
@@ -157,7 +160,7 @@ class _OpenAIWriter(Generic[C]):
 
     def __init__(
         self,
-        choice: Callable[[LLMEngineOutput, int, str | None], C | None],
+        choice: _Choice[C],
         chunk: Callable[[list[C], CompletionUsage | None], msgspec.Struct],
         *,
         include_usage: bool,
@@ -181,7 +184,7 @@ class _OpenAIWriter(Generic[C]):
         finish = None if reason is None else _FINISH.get(reason.kind)
         if reason is not None:
             if finish is None:
-                return self.failure(_engine_error(reason))
+                return self.failure(Unknown(reason.message or "the engine failed"))
             self._add_usage(output.completion_usage)
         if not self._has_text:
             self._look_for_text(output)
@@ -250,17 +253,3 @@ class _CompletionChoices:
             return None
         self._characters[index] = offset + len(text)
         return _CompletionChoice(index, text, logprobs, finish)
-
-
-def _head(stream: ItemStream, id: str | None, prefix: str, created: int | None) -> tuple[str, int]:
-    """Return the id and the time of an answer."""
-    context = getattr(stream, "context", None)
-    began = getattr(stream, "created", None) or time.time()
-    return (
-        f"{prefix}-{getattr(context, 'id', 'stream')}" if id is None else id,
-        int(began) if created is None else created,
-    )
-
-
-def _engine_error(reason: FinishReason) -> BackendError:
-    return Unknown(reason.message or "the engine failed")

@@ -68,16 +68,12 @@ async def _run(options: FrontendOptions, switch: OtlpSwitch, say: Callable[[str]
         announcing = asyncio.create_task(_announce(options, say))
         stack.callback(announcing.cancel)
         stack.callback(shutdown.requested.listen(runtime.shutdown))
-        stack.callback(shutdown.forced.listen(lambda: _cancel(serving)))
+        stack.callback(shutdown.forced.listen(serving.cancel))
         await asyncio.wait({serving})
         error = None if serving.cancelled() else serving.exception()
         # A shutdown cancels what the frontend waits for, which it reports as errors.
         if error is not None and not shutdown.requested.is_set:
             raise error
-
-
-def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
 
 
 async def _announce(options: FrontendOptions, say: Callable[[str], object]) -> None:

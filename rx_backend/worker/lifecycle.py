@@ -190,7 +190,7 @@ class Lifecycle:
     ) -> None:
         """Run *step* until its end or a shutdown request; raise if serving or the engine ends before."""
         running = asyncio.ensure_future(step)
-        asked = asyncio.ensure_future(_wait_for(self._shutdown.requested))
+        asked = asyncio.ensure_future(self._shutdown.requested)
         try:
             ends = {served, lost, running, asked}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -302,10 +302,6 @@ class Lifecycle:
 
 def _engine_lost(lost: asyncio.Future[str]) -> Disconnected:
     return Disconnected(f"the engine is lost: {lost.result()}")
-
-
-async def _wait_for(step: Awaitable[object]) -> None:
-    await step
 
 
 _log = get_logger(__name__)

@@ -267,7 +267,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
         lambda: our.drain_until_first_token(7, drains=our.Drains()),
         "abort: expected a function or None, got 7",
     ),
-    (lambda: our.drain_until_first_token(print, drains=3), "drains: expected a Drains, got 3"),
+    (lambda: our.drain_until_first_token(print, drains=3), "drains: expected Drains, got 3"),
     (lambda: our.enforce_cancellation(-1, print, stop=NEVER, kill=NEVER), "grace_s: expected"),
     (lambda: our.enforce_cancellation(1, print, stop=5, kill=NEVER), "stop: expected"),
     (lambda: our.enforce_cancellation(1, print, stop=NEVER, kill=5), "kill: expected"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from itertools import permutations
 from typing import Any
 
@@ -11,16 +13,18 @@ import reactivex
 from reactivex import abc
 from reactivex.subject import ReplaySubject, Subject
 
-from operators import abort_gate, deferred_abort, fuse
+from operators import AbortStep, abort_gate, deferred_abort, fuse
 from rx_backend.testing import Marbles
 from tests.operators._help import (
     LETTERS,
+    Chunk,
     Engine,
     Life,
     cue,
     fused,
     handshake,
     pushed,
+    settle,
     terminal,
     token,
 )
@@ -299,6 +303,34 @@ class TestDeferredAbort:
             [handshake()], deferred_abort(_never, stop=Subject(), end_of_turn=later.append), take=1
         )
         assert later == []
+
+    @pytest.mark.rows("A5")
+    async def test_a_stop_that_comes_while_the_engine_unwinds(self) -> None:
+        """Where it has no first token when it was dropped, none that comes later makes the abort."""
+        stop, notified, steps = Level(), Level(), list[AbortStep]()
+
+        async def engine() -> AsyncGenerator[Chunk]:
+            yield handshake()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                stop.on_next(True)
+                await asyncio.sleep(1.0)
+
+        gate = deferred_abort(
+            _never,
+            stop=stop,
+            notified=notified,
+            end_of_turn=asyncio.get_running_loop().call_soon,
+            on_step=steps.append,
+        )
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                async for _ in fuse(engine(), [gate]):
+                    pass
+        await settle()
+        notified.on_next(True)
+        assert steps == [AbortStep.REQUESTED, AbortStep.SUPPRESSED]
 
     @pytest.mark.rows("A6")
     @pytest.mark.parametrize(

@@ -589,6 +589,32 @@ async def test_a_stream_that_is_lost_with_items_left(
     assert meters.counts("rx_backend.requests.active") == {}
 
 
+@pytest.mark.rows("O2")
+@pytest.mark.parametrize("place", ["trace_link", "items"])
+@pytest.mark.parametrize("taken", [0, 1])
+@virtual
+async def test_what_was_peeked_at_and_not_taken_is_not_handed_out(
+    spans: Spans, place: str, taken: int
+) -> None:
+    """A consumer that looks at the beginning and leaves was handed what it took after that."""
+    engine = ScriptedEngine(token(1), token(2), stop())
+    adapter = EngineAdapter(engine, pipeline=before(place, passing()), tracer=spans.tracer)
+    stream = await adapter.generate(request())
+    await stream.peek_first()
+    for _ in range(taken):
+        await anext(stream)
+    await stream.aclose()
+    assert rows_of(spans.one())["finish_reason"] == "Dropped"
+    assert rows_of(spans.one())["output_tokens"] == taken
+
+
+@operator
+def passing() -> Stage[Any, Any]:
+    item = yield
+    while True:
+        item = yield item
+
+
 @operator(takes="chunks")
 def failing_flush() -> Stage[Any, Any]:
     item = yield

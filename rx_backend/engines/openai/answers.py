@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
+from rx_backend.engines.answer_progress import AnswerProgress
 from rx_backend.engines.openai.client import reported_error
 from rx_backend.engines.openai.events import (
     Choice,
@@ -64,11 +64,8 @@ class Answers(ABC, Generic[E]):
         self.is_done = False
         self._decoder = decoder
         self._encode = encode
-        self._prompt_tokens = len(request.token_ids)
-        self._open = set(range(request.sampling_options.n or 1))
-        self._several = len(self._open) > 1
+        self._progress = AnswerProgress(request)
         self._top = request.output_options.logprobs or 0
-        self._made: Counter[int] = Counter()
 
     def read(self, data: bytes) -> list[LLMEngineOutput]:
         """
@@ -94,7 +91,7 @@ class Answers(ABC, Generic[E]):
     @property
     def are_complete(self) -> bool:
         """Whether each answer has its finish reason."""
-        return not self._open
+        return not self._progress.open
 
     def end(self, *, is_stopped: bool) -> list[LLMEngineOutput]:
         """
@@ -103,14 +100,9 @@ class Answers(ABC, Generic[E]):
         Raises:
             StreamIncomplete: An answer has no finish reason, and nobody stopped it.
         """
-        if self._open and not is_stopped:
+        if not self.are_complete and not is_stopped:
             raise StreamIncomplete("the server's stream ended without a finish reason")
-        return [self._cancelled(index) for index in sorted(self._open)]
-
-    def _cancelled(self, index: int) -> LLMEngineOutput:
-        chunk = LLMEngineOutput.cancelled()
-        chunk.index = index if self._several else None
-        return chunk.with_usage(usage(self._prompt_tokens, self._made[index]))
+        return self._progress.cancelled()
 
     @abstractmethod
     def _chunks(self, event: E) -> list[LLMEngineOutput]: ...
@@ -161,7 +153,8 @@ class OpenAIAnswers(Answers[Event]):
         told = self._usage
         if told is not None:
             # The server counts all answers together, a terminal its own.
-            others = self._made.total() - self._made[last.index or 0]
+            made = self._progress.made
+            others = made.total() - made[last.index or 0]
             told.completion_tokens = max(told.completion_tokens - others, 0)
             told.total_tokens = told.prompt_tokens + told.completion_tokens
             last.completion_usage = told
@@ -176,7 +169,7 @@ class OpenAIAnswers(Answers[Event]):
 
     def _chunk(self, choice: Choice) -> LLMEngineOutput | None:
         index, delta, ids, text = choice.index, choice.delta, choice.token_ids, choice.text
-        if index not in self._open:
+        if index not in self._progress.open:
             return None
         if delta is not None:
             text = delta.content or ""
@@ -185,13 +178,12 @@ class OpenAIAnswers(Answers[Event]):
             chunk.text = text or None
         if ids is None and text and self._encode is not None:
             chunk.token_ids = ids = self._encode(text)
-        if self._several:
-            chunk.index = index
+        chunk.index = self._progress.index(index)
         if delta is not None:
             chunk.engine_data = _beside_text(delta)
         if choice.logprobs is not None:
             self._add_log_probs(chunk, _entries(choice.logprobs))
-        self._made[index] += bool(text) if ids is None else len(ids)
+        self._progress.made[index] += bool(text) if ids is None else len(ids)
         # Some send an empty one with each event.
         if choice.finish_reason:
             return self._terminal(chunk, choice, choice.finish_reason)
@@ -205,9 +197,9 @@ class OpenAIAnswers(Answers[Event]):
         chunk.stop_reason = choice.stop_reason
         if choice.stop_reason is None and word in {"tool_calls", "function_call"}:
             chunk.stop_reason = word
-        chunk.completion_usage = usage(self._prompt_tokens, self._made[choice.index])
-        self._open.discard(choice.index)
-        if self._open:
+        chunk.completion_usage = self._progress.usage(choice.index)
+        self._progress.end(choice.index)
+        if not self.are_complete:
             return chunk
         self._held = chunk
         return None
@@ -227,21 +219,20 @@ class LlamaServerAnswers(Answers[Completion]):
 
     def _chunks(self, event: Completion) -> list[LLMEngineOutput]:
         index, ids = event.index, event.tokens
-        if index not in self._open:
+        progress = self._progress
+        if index not in progress.open:
             return []
-        has_all = len(ids) >= event.tokens_predicted - self._made[index]
+        has_all = len(ids) >= event.tokens_predicted - progress.made[index]
         if not has_all and event.content and self._encode is not None:
             ids = self._encode(event.content)
-        self._made[index] = event.tokens_predicted
-        chunk = LLMEngineOutput(ids, text=event.content)
-        if self._several:
-            chunk.index = index
+        progress.made[index] = event.tokens_predicted
+        chunk = LLMEngineOutput(ids, text=event.content, index=progress.index(index))
         if event.completion_probabilities is not None:
             self._add_log_probs(chunk, event.completion_probabilities)
             if has_all and chunk.log_probs:
                 chunk.text = None
         if event.stop:
-            self._open.discard(index)
+            progress.end(index)
             is_cut = event.stop_type == "limit"
             chunk.finish_reason = FinishReason.LENGTH if is_cut else FinishReason.STOP
             chunk.stop_reason = event.stopping_word or None

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from rx_backend.engines.answer_progress import AnswerProgress
 from rx_backend.protocols import (
-    CompletionUsage,
     FinishReason,
     LLMEngineOutput,
     PreprocessedRequest,
     PromptTokensDetails,
     TopLogprob,
-    usage,
 )
 
 __all__ = ("Answers",)
@@ -31,11 +29,8 @@ class Answers:
     """
 
     def __init__(self, request: PreprocessedRequest) -> None:
-        self._prompt_tokens = len(request.token_ids)
+        self._progress = AnswerProgress(request)
         self._top = request.output_options.logprobs
-        self._open = set(range(request.sampling_options.n or 1))
-        self._is_one = len(self._open) == 1
-        self._made: Counter[int] = Counter()
         self._cached: int | None = None
         self._prompt_log_probs: Any = None
 
@@ -46,38 +41,31 @@ class Answers:
         if output.prompt_logprobs:
             self._prompt_log_probs = [_as_json(each) for each in output.prompt_logprobs]
         for part in output.outputs:
-            self._made[part.index] += len(part.token_ids)
-            chunk = LLMEngineOutput(list(part.token_ids), index=self._index(part.index))
+            index = self._progress.index(part.index)
+            chunk = LLMEngineOutput(list(part.token_ids), index=index)
             if part.logprobs is not None and self._top is not None:
                 self._add_log_probs(chunk, part)
             if part.finish_reason is not None:
-                self._open.discard(part.index)
-                self._finish(chunk, part.index, FinishReason.parse(part.finish_reason))
+                chunk.finish_reason = FinishReason.parse(part.finish_reason)
                 chunk.stop_reason = part.stop_reason
+            self._progress.add(chunk)
+            if part.finish_reason is not None:
+                self._finish(chunk.with_usage(self._progress.usage(part.index)))
             yield chunk
 
     def cancelled(self) -> Iterator[LLMEngineOutput]:
         """Yield a terminal for each answer that has none."""
-        for index in sorted(self._open):
-            chunk = LLMEngineOutput(index=self._index(index))
-            self._finish(chunk, index, FinishReason.CANCELLED)
-            yield chunk
-        self._open.clear()
+        for terminal in self._progress.cancelled():
+            self._finish(terminal)
+            yield terminal
 
-    def _index(self, index: int) -> int | None:
-        return None if self._is_one else index
-
-    def _finish(self, chunk: LLMEngineOutput, index: int, reason: FinishReason) -> None:
-        chunk.finish_reason = reason
-        chunk.completion_usage = self._usage(index)
+    def _finish(self, terminal: LLMEngineOutput) -> None:
+        """Add what is known of the prompt."""
         if self._prompt_log_probs is not None:
-            chunk.engine_data = {"prompt_logprobs": self._prompt_log_probs}
-
-    def _usage(self, index: int) -> CompletionUsage:
-        counts = usage(self._prompt_tokens, self._made[index])
-        if self._cached is not None:
-            counts.prompt_tokens_details = PromptTokensDetails(cached_tokens=self._cached)
-        return counts
+            terminal.engine_data = {"prompt_logprobs": self._prompt_log_probs}
+        if self._cached is not None and terminal.completion_usage is not None:
+            details = PromptTokensDetails(cached_tokens=self._cached)
+            terminal.completion_usage.prompt_tokens_details = details
 
     def _add_log_probs(self, chunk: LLMEngineOutput, part: Any) -> None:
         pairs = list(zip(part.token_ids, part.logprobs, strict=True))

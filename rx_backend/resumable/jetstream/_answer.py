@@ -186,7 +186,7 @@ class JetStreamAnswer(OpenedStream):
         options, prepare = self._site.options, unchanged
         limit = options.max_takeovers
         blocker = f"taken over {limit} times already" if follower.takeovers >= limit else None
-        if state.is_over or follower.has_failed:
+        if state.answers.are_over or follower.has_failed:
             stream = given()
         elif last := last_items(state, self.context, blocker):
             stream = given(*last)

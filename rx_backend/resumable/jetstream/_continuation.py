@@ -30,7 +30,7 @@ def last_items(state: ResumeState, context: RequestContext, blocker: str | None)
         blocker: Why it may not be continued, apart from what *state* says.
     """
     if context.is_stopped:
-        return stopped(state.open)
+        return stopped(state.answers.left)
     terminal = state.missing_terminal()
     if terminal is not None:
         return [Annotated(terminal)]

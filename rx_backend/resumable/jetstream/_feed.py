@@ -99,7 +99,7 @@ class Feed:
             client = self._link.client
             # With an inbox of its own: what an earlier consumer still sends must not mix with it.
             arrive = partial(self._arrive, count(1))
-            self._subscription = await self._link.subscribe(client.new_inbox(), arrive)
+            self._subscription = await client.subscribe(client.new_inbox(), cb=arrive)
             config = ConsumerConfig(
                 deliver_subject=self._subscription.subject,
                 deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
@@ -110,7 +110,7 @@ class Feed:
                 num_replicas=1,
                 inactive_threshold=_INACTIVE_S,
             )
-            info = await self._link.add_consumer(config)
+            info = await self._link.jetstream.add_consumer(self._name, config)  # pyright: ignore[reportUnknownMemberType]
             self._consumer = info.name
         except BaseException:
             self._is_stale = True

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from rx_backend.context import RequestContext
 from rx_backend.resumable.jetstream._entries import Batch, Entry, Item, Record, TakeOver
 from rx_backend.resumable.jetstream._errors import LogGone
 from rx_backend.resumable.jetstream._feed import Feed
 from rx_backend.resumption import ResumeState
 
-__all__ = ("Follower", "Place", "WriterGone")
+if TYPE_CHECKING:
+    from rx_backend.resumable.jetstream._answer import JetStreamAnswer
+
+__all__ = ("Follower", "WriterGone")
 
 
 class WriterGone(Exception):
     """No process writes the answer: it is gone, or has shut down."""
-
-
-class Place(Protocol):
-    """Where the items of the answer are read in this process."""
-
-    context: RequestContext
-
-    def fastest(self) -> int | None:
-        """Return the position of the fastest reader; None without readers."""
-        ...
 
 
 class Follower:
@@ -35,7 +27,7 @@ class Follower:
     Args:
         id: The answer's id.
         feed: Its entries, from the first one on.
-        place: Where they are read.
+        answer: The answer in this process, where they are read.
         record: The first entry.
         skip: How many items were handed out already.
 
@@ -48,7 +40,9 @@ class Follower:
         writer_process: The process that writes it.
     """
 
-    def __init__(self, id: str, feed: Feed, place: Place, record: Record, skip: int) -> None:
+    def __init__(
+        self, id: str, feed: Feed, answer: JetStreamAnswer, record: Record, skip: int
+    ) -> None:
         self.id = id
         self.state = ResumeState(record.open_request())
         self.count = 0
@@ -57,7 +51,7 @@ class Follower:
         self.takeovers = 0
         self.writer_process = record.process
         self._feed = feed
-        self._place = place
+        self._answer = answer
         self._skip = skip
         self._has_record = False
         self._is_writer_gone = False
@@ -123,22 +117,26 @@ class Follower:
 
     def position(self) -> int | None:
         """Return where the fastest reader here is; None without readers."""
-        return self._place.fastest()
+        return self._answer.fastest()
 
     def stop_wanted(self) -> bool | None:
         """Return None unless the answer is to be stopped, then whether it is to be killed."""
-        context = self._place.context
+        context = self._answer.context
         return context.is_killed if context.is_stopped else None
 
     def writer_at(self, sequence: int) -> None:
-        """Ask again for entries that should have come."""
+        """Ask again for entries that should have come, up to *sequence*, the writer's last."""
         self._is_writer_gone = False
         if self._told > self._feed.last_arrived:
             self._feed.renew()
         self._told = sequence
 
     def writer_lost(self) -> None:
-        """Have a reader that waits take over the answer."""
+        """
+        Have a reader that waits take over the answer.
+
+        The writer has been silent for ``lease_s``, or does not write it any more.
+        """
         self._is_writer_gone = True
         self._feed.interrupt()
 

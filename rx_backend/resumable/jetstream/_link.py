@@ -9,9 +9,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import nats.errors
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
-from nats.js.api import ConsumerConfig, ConsumerInfo
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
 from operators.assembly import done, start_task
@@ -127,16 +125,7 @@ class Link:
     async def hear(self, subject: str, callback: MessageCallback) -> None:
         """Call *callback* with each message of a subject, until the link is closed."""
         self._heard.append((subject, callback))
-        await self.subscribe(subject, callback)
-
-    async def subscribe(self, subject: str, callback: MessageCallback) -> Subscription:
-        """Call *callback* with each message of a subject that this client gets."""
-        return await self.client.subscribe(subject, cb=callback)
-
-    async def add_consumer(self, config: ConsumerConfig) -> ConsumerInfo:
-        """Make a consumer of the stream, which sends what is stored in it."""
-        name, jetstream = self._options.name, self.jetstream
-        return await jetstream.add_consumer(name, config)  # pyright: ignore[reportUnknownMemberType]
+        await self.client.subscribe(subject, cb=callback)
 
     async def _failed(self, error: Exception) -> None:
         self._last_failure = error
@@ -161,7 +150,7 @@ class Link:
                 async with asyncio.timeout(self._options.timeout_s):
                     await self._connect()
                     for subject, callback in self._heard:
-                        await self.subscribe(subject, callback)
+                        await self.client.subscribe(subject, cb=callback)
             except (BackendError, TimeoutError, nats.errors.Error, OSError) as error:
                 _log.debug("connection to NATS failed", **describe(error))
                 self._is_up.clear()

@@ -52,7 +52,7 @@ async def _end(site: Site, subject: str, follower: Follower) -> bool:
         head = last.entry.first + last.entry.size
         log = AnswerLog(site.link, site.options.name, subject, sequence=last.sequence, head=head)
         try:
-            await log.append_items(stopped(follower.state.open), is_end=True)
+            await log.append_items(stopped(follower.state.answers.left), is_end=True)
         except Fenced:
             # A writer was quicker: behind what it has appended, then.
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import defaultdict
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import nats.errors
@@ -13,18 +13,20 @@ from nats.aio.msg import Msg
 
 from operators.assembly import done, start_task
 from rx_backend.logger import describe, get_logger
+from rx_backend.resumable.jetstream._follower import Follower
 from rx_backend.resumable.jetstream._link import Link
 from rx_backend.resumable.jetstream._options import Options
 from rx_backend.resumable.jetstream._peer_messages import (
     NO_READERS,
     Call,
-    Followed,
     Reply,
-    Written,
     decode_message,
     encode,
     parts,
 )
+
+if TYPE_CHECKING:
+    from rx_backend.resumable.jetstream._answer import JetStreamAnswer
 
 __all__ = ("Peers",)
 
@@ -51,14 +53,14 @@ class Peers:
         self._link = link
         self._options = options
         self._clock = asyncio.get_running_loop().time
-        self._written: dict[str, Written] = {}
+        self._written: dict[str, JetStreamAnswer] = {}
         self._call_s = options.lease_s / _CALLS_PER_LEASE
         # Answers of which somebody waits to know whether the process that was asked writes them.
         self._asked: list[tuple[str, asyncio.Future[bool]]] = []
         # Process and id of answers that are not followed any more.
         self._gone: list[tuple[str, str]] = []
         # With the position that its writer was told last.
-        self._followed: dict[Followed, int | None] = {}
+        self._followed: dict[Follower, int | None] = {}
         self._heard: dict[str, float] = {}
         # When another process's readers of an answer were last heard of.
         self._readers: dict[tuple[str, str], float] = {}
@@ -79,30 +81,30 @@ class Peers:
     def _came_up(self) -> None:
         self._up_since = self._clock()
 
-    def write(self, answer: Written) -> None:
+    def write(self, answer: JetStreamAnswer) -> None:
         """Answer for *answer*, which this process writes from now on."""
         self._written[answer.id] = answer
 
-    def end_writing(self, answer: Written) -> None:
+    def end_writing(self, answer: JetStreamAnswer) -> None:
         """Forget that this process writes *answer*. Idempotent."""
         if self._written.get(answer.id) is answer:
             del self._written[answer.id]
             for key in [key for key in self._readers if key[0] == answer.id]:
                 del self._readers[key]
 
-    def follow(self, answer: Followed) -> None:
+    def follow(self, answer: Follower) -> None:
         """Tell the process that writes *answer* of its readers here, at once and from now on."""
         self._followed[answer] = None
         self._heard.setdefault(answer.writer_process, self._clock())
         self.notify()
 
-    def end_following(self, answer: Followed) -> None:
+    def end_following(self, answer: Follower) -> None:
         """Forget that *answer* is followed here. Idempotent."""
         if self._followed.pop(answer, None) is not None:
             self._gone.append((answer.writer_process, answer.id))
             self.notify()
 
-    async def send_stop(self, answer: Followed, *, kill: bool) -> bool:
+    async def send_stop(self, answer: Follower, *, kill: bool) -> bool:
         """
         Tell the process that writes *answer* to stop it; return whether it does write it.
 

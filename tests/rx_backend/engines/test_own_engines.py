@@ -393,10 +393,8 @@ async def test_a_scheduler_that_the_thread_can_not_call(name: str, kind: str) ->
     """It is refused at once: its requests would wait for ever."""
     methods = dict.fromkeys({"admit", "step", "release"} - {name}, print)
     wrong = {"missing": type("Bare", (), methods)(), "async": waits_for(name), "class": Counting}
-    named = "admit" if kind == "class" else name
-    with pytest.raises(
-        InvalidArgument, match=f"scheduler: expected an object with a method {named}"
-    ):
+    named = "scheduler: expected an object" if kind == "class" else f"scheduler.{name}: expected a"
+    with pytest.raises(InvalidArgument, match=named):
         StepThread(cast("Any", wrong[kind]), max_sequences=1)
 
 

@@ -45,6 +45,6 @@ def test_a_stopped_request_gets_the_terminals_that_it_lacks(
 def test_several_answers_are_not_continued(answers: int, ended: tuple[int, ...]) -> None:
     """As long as one is open the request fails; it does not just end."""
     state = state_with(answers, ended)
-    assert not state.is_over
+    assert not state.answers.are_over
     items = last_items(state, RequestContext(), None)
     assert [item.is_error for item in items] == [True] * (answers > 1)
