@@ -63,10 +63,9 @@ class ChatChunks:
 
     def writer(self, stream: ItemStream) -> Writer:
         """Return the writer of one response."""
-        has_begun = getattr(stream, "position", 0) > 0
         head = _head(stream, self.id, "chatcmpl", self.created)
         return _OpenAIWriter(
-            _ChatChoices(has_roles=has_begun).choice,
+            _ChatChoices(getattr(stream, "earlier_answers", ())).choice,
             lambda choices, usage: _ChatChunk(*head, self.model, choices, usage),
             include_usage=self.include_usage,
             earlier_usage=getattr(stream, "earlier_usage", ()),
@@ -217,11 +216,15 @@ class _OpenAIWriter(Generic[C]):
 
 
 class _ChatChoices:
-    """Makes the choices of a chat; the first of each index has the role."""
+    """
+    Makes the choices of a chat; the first of each index has the role.
 
-    def __init__(self, *, has_roles: bool) -> None:
-        self._has_roles = has_roles
-        self._begun: set[int] = set()
+    Args:
+        begun: The answers whose first choice the client had before.
+    """
+
+    def __init__(self, begun: Iterable[int]) -> None:
+        self._begun = set(begun)
 
     def choice(self, output: LLMEngineOutput, index: int, finish: str | None) -> _ChatChoice | None:
         text, logprobs = output.text, chat_logprobs(output)
@@ -230,8 +233,7 @@ class _ChatChoices:
         delta = _Delta(content=text)
         if index not in self._begun:
             self._begun.add(index)
-            if not self._has_roles:
-                delta = _Delta("assistant", text or "")
+            delta = _Delta("assistant", text or "")
         return _ChatChoice(index, delta, logprobs, finish)
 
 
