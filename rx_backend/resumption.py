@@ -45,12 +45,6 @@ class ResumeState:
         """Whether the terminal of each answer was handed out."""
         return len(self.ended) >= (self.request.sampling_options.n or 1)
 
-    @property
-    def open(self) -> list[int]:
-        """The answers whose terminal is still to come."""
-        answers = range(self.request.sampling_options.n or 1)
-        return [answer for answer in answers if answer not in self.ended]
-
     def begin_part(self) -> None:
         """Start the part of another engine."""
         self._tokens_before = len(self.token_ids)

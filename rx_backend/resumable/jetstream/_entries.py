@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Final, TypeAlias
 
 import msgspec
 
+from operators.assembly import OpenAnswers, answer_in, is_terminal
 from rx_backend.context import RequestContext
 from rx_backend.errors import InvalidArgument, Unknown
 from rx_backend.protocols import (
@@ -80,6 +81,15 @@ class Batch(msgspec.Struct, frozen=True, tag="items"):
     def open_items(self) -> list[Item]:
         """Return the items."""
         return [convert_annotated(item) for item in self.items]
+
+    def end(self, answers: OpenAnswers) -> None:
+        """Note which of *answers* have ended with the items; an error ends all of them."""
+        for item in self.items:
+            chunk = item.get("data")
+            if item.get("event") == "error":
+                answers.ended.update(answers.left)
+            elif is_terminal(chunk):
+                answers.end(answer_in(chunk))
 
 
 class TakeOver(msgspec.Struct, frozen=True, tag="takeover"):
