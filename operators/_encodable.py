@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ("encodable",)
+from typing import Any, cast
+
+__all__ = ("encodable", "encodable_data")
 
 
 def encodable(text: str) -> str:
@@ -16,3 +18,15 @@ def encodable(text: str) -> str:
         return text
     # Two surrogates that are a pair become their character.
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def encodable_data(value: Any) -> Any:
+    """Return plain data with all text in it made :func:`encodable`, that of keys included."""
+    if type(value) is str:
+        return encodable(value)
+    if type(value) is dict:
+        pairs = cast("dict[Any, Any]", value).items()
+        return {encodable_data(name): encodable_data(each) for name, each in pairs}
+    if type(value) in {list, tuple}:
+        return [encodable_data(each) for each in cast("list[Any]", value)]
+    return value

@@ -6,7 +6,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from operators.assembly import encodable
+from operators.assembly import encodable_data
 from rx_backend.protocols import Annotated, LLMEngineOutput, to_builtins
 
 __all__ = ("wire_item",)
@@ -33,7 +33,7 @@ def wire_item(item: object) -> dict[str, Any]:
         # Most chunks have nothing else, and need no second look.
         return wire if len(wire) == 1 else _encodable(wire)
     # Its unknown fields have names of the engine's own.
-    return _encodable({_encodable_value(name): value for name, value in to_builtins(item).items()})
+    return _encodable({encodable_data(name): value for name, value in to_builtins(item).items()})
 
 
 def _encodable(wire: dict[str, Any]) -> dict[str, Any]:
@@ -45,19 +45,8 @@ def _encodable(wire: dict[str, Any]) -> dict[str, Any]:
     """
     for name, value in wire.items():
         if name != "token_ids" and (type(value) is str or type(value) in _NESTED):
-            wire[name] = _encodable_value(value)
+            wire[name] = encodable_data(value)
     return wire
-
-
-def _encodable_value(value: Any) -> Any:
-    if type(value) is str:
-        return encodable(value)
-    if type(value) is dict:
-        pairs = cast("dict[Any, Any]", value).items()
-        return {_encodable_value(name): _encodable_value(each) for name, each in pairs}
-    if type(value) in {list, tuple}:
-        return [_encodable_value(each) for each in cast("list[Any]", value)]
-    return value
 
 
 _NESTED: Final = (dict, list, tuple)

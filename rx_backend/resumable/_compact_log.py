@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from operators.authoring import own_copy
-from rx_backend.errors import KINDS, BackendError, InvalidArgument
+from rx_backend.errors import KINDS, BackendError
 from rx_backend.protocols import Annotated, CompletionUsage, LLMEngineOutput
+from rx_backend.resumable._errors import check_item
 from rx_backend.resumable._sizes import size_of
 
 __all__ = ("CompactLog",)
@@ -151,11 +152,7 @@ class CompactLog:
         return True
 
     def _append_object(self, item: Item) -> None:
-        if not isinstance(item, Annotated):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidArgument(
-                "resumable streams hold Annotated items; the pipeline yielded "
-                f"{type(item).__name__}"
-            )
+        check_item(item)
         self._last = None
         held = _own(item)
         if held.error is not None:

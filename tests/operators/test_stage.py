@@ -86,7 +86,6 @@ class TestItems:
         assert seen.error.__notes__ == [f"raised by the operator {stage.name}"]
         assert journal == ["end"]
 
-
     @pytest.mark.rows("O5")
     @pytest.mark.parametrize("wrong", ["boom", ValueError, Completed(), None])
     def test_a_failure_that_is_none(self, life: Life, wrong: Any) -> None:

@@ -10,6 +10,7 @@ from nats.js.api import Header
 from nats.js.errors import APIError, NotFoundError
 
 from operators.assembly import OpenAnswers
+from rx_backend.resumable._errors import check_item
 from rx_backend.resumable.jetstream._entries import Batch, Entry, Item, decode, encode, to_wire
 from rx_backend.resumable.jetstream._errors import EntryTooLarge, Fenced, LogGone
 from rx_backend.resumable.jetstream._link import Link
@@ -133,6 +134,13 @@ class AnswerLog:
             entry.end(self.answers)
 
     async def append_items(self, items: list[Item], *, is_end: bool) -> None:
-        """Append items as one entry, as :meth:`append` does."""
+        """
+        Append items as one entry, as :meth:`append` does.
+
+        Raises:
+            InvalidArgument: One has no wire form, or is no ``Annotated``.
+        """
+        for item in items:
+            check_item(item)
         wire = [to_wire(item) for item in items]
         await self.append(Batch(self.writer, self.head, wire, is_end))

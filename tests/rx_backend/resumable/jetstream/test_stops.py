@@ -44,9 +44,7 @@ async def ends(streams: ResumableStreams, stream_id: str) -> list[tuple[int, Fin
     async with await streams.resume(stream_id) as reader:
         chunks = [item.data async for item in reader]
     found = [(chunk.index or 0, chunk.finish_reason) for chunk in chunks if chunk]
-    return sorted(
-        ((index, reason) for index, reason in found if reason), key=lambda end: end[0]
-    )
+    return sorted(((index, reason) for index, reason in found if reason), key=lambda end: end[0])
 
 
 EACH_ONCE = [(0, FinishReason.CANCELLED), (1, FinishReason.STOP), (2, FinishReason.CANCELLED)]
@@ -91,7 +89,6 @@ async def test_an_answer_that_is_given_up_behind_a_lost_acknowledgement(
     nats: NatsServer, between: Proxy
 ) -> None:
     """What was stored without its process knowing counts: the end is behind it, and not in it."""
-
     more = asyncio.Event()
 
     class Waiting(CountingEngine):
