@@ -120,8 +120,9 @@ class Service:
         return body.request(self.token_ids(text))
 
     def token_ids(self, text: str) -> list[int]:
-        """Return the tokens of a text."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Return the tokens of a text; half of a character, as JSON may have it, is a "?"."""
+        whole = text.encode(errors="replace").decode()
+        return self._tokenizer.encode(whole, add_special_tokens=False).ids
 
     def answer(
         self,

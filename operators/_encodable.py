@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-__all__ = ("encodable", "encodable_in")
+__all__ = ("encodable", "encodable_data")
 
 
 def encodable(text: str) -> str:
@@ -21,13 +21,13 @@ def encodable(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def encodable_in(value: Any) -> Any:
+def encodable_data(value: Any) -> Any:
     """Return plain data with all its text `encodable`; a tuple becomes a list."""
     if isinstance(value, str):
         return encodable(value)
     if isinstance(value, Mapping):
         items = cast("Mapping[object, object]", value).items()
-        return {encodable_in(name): encodable_in(each) for name, each in items}
+        return {encodable_data(name): encodable_data(each) for name, each in items}
     if isinstance(value, list | tuple):
-        return [*map(encodable_in, cast("list[object]", value))]
+        return [*map(encodable_data, cast("list[object]", value))]
     return value

@@ -19,7 +19,7 @@ from operators._core.segment import close_quietly, first_pull
 from operators._core.sources import source_of
 from operators._core.stage import Callbacks
 from operators._core.tasks import defer_to_loop, done, running_loop, start_task, weakly
-from operators._encodable import encodable, encodable_in
+from operators._encodable import encodable, encodable_data
 from operators._itl_window import TokenRecorder
 from operators._outcome import HandedOut, OutcomeTracker, error_type_of
 from operators._raw_chunk import answer_in, is_terminal, tokens_in
@@ -47,7 +47,7 @@ __all__ = (
     "drawn",
     "drop_top_frame",
     "encodable",
-    "encodable_in",
+    "encodable_data",
     "error_type_of",
     "first_pull",
     "is_only_closed",

@@ -17,7 +17,8 @@ from rx_backend.errors import BackendError, InvalidArgument, Unknown
 
 __all__ = ("main",)
 
-_FAILED, _BAD_USAGE, _INTERRUPTED = 1, 2, 130
+# The last two are those of a shell, for a process that SIGINT or SIGPIPE has ended.
+_FAILED, _BAD_USAGE, _INTERRUPTED, _UNREAD = 1, 2, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 for success, 1 for an engine that fails or breaks the contract, 2 for bad
-        usage or input, 130 when interrupted.
+        usage or input, 130 when interrupted, 141 when nobody reads what is printed, as behind
+        ``| head -1``.
     """
     try:
         parser = _parser()
@@ -43,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(arguments)
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except BrokenPipeError:
+        return _UNREAD
     except (InvalidArgument, OSError) as error:
         message = error.message if isinstance(error, InvalidArgument) else str(error)
         return _complain(message, _BAD_USAGE)

@@ -150,6 +150,9 @@ def fail_after(error: Exception, *items: Any) -> StageResult:
 
     For an operator that holds items back: they come out before the failure does.
 
+    Raises:
+        TypeError: *error* is no ``Exception``.
+
     >>> import reactivex
     >>> from operators.authoring import operator
     >>> @operator
@@ -165,6 +168,8 @@ def fail_after(error: Exception, *items: Any) -> StageResult:
     [1, 2]
     ValueError('gone')
     """
+    if not isinstance(error, Exception):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"fail_after: error: expected an Exception, got {error!r}")
     return StageResult(items, ends=True, error=error)
 
 

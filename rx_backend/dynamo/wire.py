@@ -6,7 +6,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from operators.assembly import encodable_in
+from operators.assembly import encodable_data
 from rx_backend.protocols import Annotated, LLMEngineOutput, to_builtins
 
 __all__ = ("wire_item",)
@@ -33,7 +33,7 @@ def wire_item(item: object) -> dict[str, Any]:
         # Most chunks have nothing else, and need no second look.
         return wire if len(wire) == 1 else _encodable(wire)
     # Its unknown fields have names of the engine's own.
-    return _encodable({encodable_in(name): value for name, value in to_builtins(item).items()})
+    return _encodable({encodable_data(name): value for name, value in to_builtins(item).items()})
 
 
 def _encodable(wire: dict[str, Any]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _encodable(wire: dict[str, Any]) -> dict[str, Any]:
     """
     for name, value in wire.items():
         if name != "token_ids" and (type(value) is str or type(value) in _NESTED):
-            wire[name] = encodable_in(value)
+            wire[name] = encodable_data(value)
     return wire
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from operators.authoring import own_copy
-from rx_backend.errors import KINDS, BackendError, InvalidArgument
+from rx_backend.errors import KINDS, BackendError
 from rx_backend.protocols import Annotated, CompletionUsage, LLMEngineOutput
+from rx_backend.resumable._errors import check_item
 from rx_backend.resumable._sizes import size_of
 
 __all__ = ("CompactLog",)
@@ -47,6 +48,8 @@ class CompactLog:
         first: The oldest position to read from.
         head: How many items came.
         delivered: The position that the fastest reader had reached when the log was last asked.
+        begun: The position behind the first item of each answer that a client sees: one with text, log
+            probabilities or a finish reason.
         usages: What each terminal said that its answer cost, with the position behind it; kept when
             the terminal is dropped.
         held_bytes: What is held: the bytes above, and of objects what ``sys.getsizeof`` says of all
@@ -72,6 +75,7 @@ class CompactLog:
         "_text_ends",
         "_token_ends",
         "_tokens",
+        "begun",
         "delivered",
         "first",
         "head",
@@ -95,6 +99,7 @@ class CompactLog:
         self._objects: dict[int, Item] = {}
         # What a reader that keeps up gets next, at less cost than out of the buffers.
         self._last: tuple[list[int], str | None, int | None, bool] | None = None
+        self.begun: dict[int, int] = {}
         self.usages: list[tuple[int, CompletionUsage]] = []
         self.held_bytes = 0
 
@@ -110,6 +115,15 @@ class CompactLog:
         self._token_ends.append(self._token_ends[0] + len(self._tokens))
         self._text_ends.append(self._text_ends[0] + len(self._text))
         self.head += 1
+        if isinstance(item.data, LLMEngineOutput):
+            self._note(item.data)
+
+    def _note(self, chunk: LLMEngineOutput) -> None:
+        """Note what is asked for when the chunk itself may have been dropped."""
+        if chunk.text or chunk.log_probs or chunk.finish_reason is not None:
+            self.begun.setdefault(chunk.index or 0, self.head)
+        if chunk.finish_reason is not None and chunk.completion_usage is not None:
+            self.usages.append((self.head, chunk.completion_usage))
 
     def _append_plain(self, item: Item) -> bool:
         """Hold an item in the buffers; return whether it is of that shape."""
@@ -138,20 +152,13 @@ class CompactLog:
         return True
 
     def _append_object(self, item: Item) -> None:
-        if not isinstance(item, Annotated):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidArgument(
-                "resumable streams hold Annotated items; the pipeline yielded "
-                f"{type(item).__name__}"
-            )
+        check_item(item)
         self._last = None
         held = _own(item)
         if held.error is not None:
             held.error = _without_frames(held.error)
         self._kinds.append(_OBJECT)
         self._objects[self.head] = held
-        chunk = held.data
-        if isinstance(chunk, LLMEngineOutput) and chunk.finish_reason and chunk.completion_usage:
-            self.usages.append((self.head + 1, chunk.completion_usage))
         self.held_bytes += _BYTES_PER_ITEM + size_of(held)
 
     def read(self, position: int) -> tuple[Item, int]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from rx_backend.errors import CannotConnect, InvalidArgument
+from rx_backend.protocols import Annotated
 
-__all__ = ("StreamNotFound", "TooManyStreams")
+__all__ = ("StreamNotFound", "TooManyStreams", "check_item")
 
 
 class StreamNotFound(InvalidArgument):
@@ -13,3 +14,16 @@ class StreamNotFound(InvalidArgument):
 
 class TooManyStreams(CannotConnect):
     """As many streams as ``max_streams`` allows are running; the request may be tried again later."""
+
+
+def check_item(item: object) -> None:
+    """
+    Check that *item*, of a user's pipeline, is one that can be held.
+
+    Raises:
+        InvalidArgument: It is no ``Annotated``.
+    """
+    if not isinstance(item, Annotated):
+        raise InvalidArgument(
+            f"resumable streams hold Annotated items; the pipeline yielded {type(item).__name__}"
+        )

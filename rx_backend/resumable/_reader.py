@@ -35,6 +35,8 @@ class ResumableReader:
         position: How many of the answer's items were handed out to this reader and those before it.
         context: The request's context.
         created: When the answer was begun, in seconds since the epoch.
+        earlier_answers: The answers of which a client has seen something before the reader's first item:
+            text, log probabilities or an end.
         earlier_usage: What the terminals before the reader's first item said that their answers
             cost.
     """
@@ -49,6 +51,9 @@ class ResumableReader:
         self.position = reader.position
         self.context: RequestContext = held.context
         self.created = held.created
+        self.earlier_answers: set[int] = {
+            answer for answer, begun in held.log.begun.items() if begun <= self.position
+        }
         self.earlier_usage: list[CompletionUsage] = [
             usage for end, usage in held.log.usages if end <= self.position
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import reprlib
 from collections.abc import Mapping
 from typing import Final, Self, cast
@@ -257,9 +258,8 @@ class ResumableStreams:
 
     async def _discard(self, held: HeldStream) -> None:
         """Forget a stream that failed before its first token."""
-        held.close(Cancelled("the stream failed before its first token"))
-        await held.wait_closed()
-        self._table.forget(held)
+        error = Cancelled("the stream failed before its first token")
+        await asyncio.shield(self._table.discard(held, error))
 
 
 _NOT_FOUND: Final = "there is no stream {}"

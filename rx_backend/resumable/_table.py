@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
+from typing import Any
 
 from opentelemetry.metrics import MeterProvider
 
@@ -107,28 +108,37 @@ class StreamTable:
     def close_soon(self, held: HeldStream, error: BackendError) -> None:
         """Close *held* in a task, for which :meth:`aclose` waits; called by the stream."""
         held.close(error)
-        task = asyncio.get_running_loop().create_task(held.wait_closed())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._start(held.wait_closed())
 
     def release(self, held: HeldStream) -> None:
         """Close and forget *held*, which can be found again; called by the stream."""
         if self._running.get(held.id) is held:
             del self._running[held.id]
-        self.close_soon(held, Cancelled("the stream was left"))
+        self.discard(held, Cancelled("the stream was left"))
+
+    def discard(self, held: HeldStream, error: BackendError) -> asyncio.Task[None]:
+        """Close and forget *held* in a task, which goes on where nobody waits for it any more."""
+        held.close(error)
+        return self._start(self._forget_closed(held))
+
+    async def _forget_closed(self, held: HeldStream) -> None:
+        await held.wait_closed()
+        self.forget(held)
+
+    def _start(self, closing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(closing)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        return task
 
     async def aclose(self, error: BackendError) -> None:
         """Stop, close and forget all streams; those who read get *error*."""
         for context in self._opening.values():
             if context is not None:
                 context.kill()
-        every = [*self._running.values(), *self._kept.values()]
-        for held in every:
+        for held in [*self._running.values(), *self._kept.values()]:
             held.shut_down()
-            held.close(error)
-        for held in every:
-            await held.wait_closed()
-            self.forget(held)
+            self.discard(held, error)
         while self._closing:
             await asyncio.wait(self._closing)
         for over in list(self._opening):

@@ -8,7 +8,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, Status
 
-from operators.assembly import encodable, encodable_in
+from operators.assembly import encodable, encodable_data
 
 __all__ = ("repaired_span",)
 
@@ -28,16 +28,16 @@ def repaired_span(span: ReadableSpan) -> ReadableSpan:
             context=span.context,
             parent=span.parent,
             resource=span.resource,
-            attributes=encodable_in(span.attributes),
+            attributes=encodable_data(span.attributes),
             events=[
-                Event(encodable(event.name), encodable_in(event.attributes), event.timestamp)
+                Event(encodable(event.name), encodable_data(event.attributes), event.timestamp)
                 for event in span.events
             ],
-            links=[Link(link.context, encodable_in(link.attributes)) for link in span.links],
+            links=[Link(link.context, encodable_data(link.attributes)) for link in span.links],
             kind=span.kind,
-            status=Status(span.status.status_code, encodable_in(span.status.description)),
+            status=Status(span.status.status_code, encodable_data(span.status.description)),
             start_time=span.start_time,
             end_time=span.end_time,
-            instrumentation_scope=scope and InstrumentationScope(*map(encodable_in, named)),
+            instrumentation_scope=scope and InstrumentationScope(*map(encodable_data, named)),
         )
     return span

@@ -32,6 +32,7 @@ from rx_backend.testing.conformance_stream import (
     Plan,
     Stream,
     run_within,
+    settle,
     wait_for_any,
 )
 from rx_backend.testing.virtual_time import VirtualTimeLoop
@@ -151,7 +152,7 @@ class Check:
     async def _not_lost(self, engine: LLMEngine) -> AsyncGenerator[None]:
         """Check that ``lost`` waits while the block runs, and ends when it is cancelled."""
         self.tried.add(Rule.LOST_WHILE_WORKING)
-        lost = asyncio.create_task(until_lost(engine), name="conformance lost")
+        lost = asyncio.create_task(settle(until_lost(engine)), name="conformance lost")
         try:
             yield
             found = _end_of_lost(lost)
@@ -243,14 +244,14 @@ class Check:
         self._find(Violation(rule, f"{what}: {stream.ending}", stream.error))
 
 
-def _end_of_lost(lost: asyncio.Task[str]) -> str:
+def _end_of_lost(lost: asyncio.Task[tuple[str | None, BaseException | None]]) -> str:
     """Return how ``lost`` ended; empty while it waits."""
     if not lost.done():
         return ""
-    error = lost.exception()
+    reason, error = lost.result()
     if isinstance(error, InvalidArgument):
         return error.message
-    return f"lost ended while the engine worked: {error or lost.result()}"
+    return f"lost ended while the engine worked: {reason if error is None else repr(error)}"
 
 
 def _clock_hint(names: Sequence[str], stalled: bool) -> str:

@@ -31,6 +31,7 @@ class Rule(Enum):
     BAD_TOKEN_IDS = "E2", "token_ids is a list of whole numbers of 32 bits"
     NO_TERMINAL = "E3", "each answer ends with a finish reason, or all with a typed error"
     ITEM_AFTER_TERMINAL = "E3", "nothing follows the terminal within an answer"
+    ANSWER_UNASKED = "E3", "an item belongs to an answer that was asked for: its index is below n"
     CHUNK_TOUCHED = "E6", "a chunk, and the lists in it, stay as they were when it was yielded"
     LOOP_BLOCKED = "E1", "the event loop is not blocked for longer than 0.1 s at a time"
     INTERLEAVED_CALLS_FAILED = "E1", "streams that run at the same time don't disturb each other"

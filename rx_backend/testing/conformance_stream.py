@@ -18,12 +18,14 @@ from rx_backend.protocols import FinishReason, PreprocessedRequest
 from rx_backend.testing.conformance_items import is_unchanged, read_item
 from rx_backend.testing.conformance_report import Rule, Violation
 
-__all__ = ("RELEASE_S", "Plan", "Stream", "run_within", "wait_for_any")
+__all__ = ("RELEASE_S", "Plan", "Stream", "run_within", "settle", "wait_for_any")
 
 T = TypeVar("T")
 
 RELEASE_S = 1.0  # How long what was cancelled may take to end, in seconds.
 _MOST_ITEMS = 10_000  # More than these are a stream without an end.
+# What an engine may raise without ending the kit; its SystemExit would end the event loop.
+_OF_ENGINES = (Exception, SystemExit)
 
 
 class Plan(Enum):
@@ -205,7 +207,7 @@ class Stream:
     def _note_raised(self, error: BaseException, where: str = "") -> None:
         """Note what the engine raised; raise again a cancellation by the kit, or an interrupt."""
         is_cancelled = isinstance(error, asyncio.CancelledError)
-        if not isinstance(error, Exception) and (self._is_left or not is_cancelled):
+        if not isinstance(error, _OF_ENGINES) and (self._is_left or not is_cancelled):
             raise error
         if self._is_left:
             return
@@ -244,6 +246,9 @@ class Stream:
         answer, reason, violation = read_item(item)
         if violation is not None:
             self.found.append(violation)
+        if answer >= self.answers:
+            what = f"yielded {item!r}, and was asked for {self.answers}"
+            self._find(Rule.ANSWER_UNASKED, what)
         if answer in self.terminals:
             self._find(Rule.ITEM_AFTER_TERMINAL, f"yielded {item!r} after its answer's terminal")
         elif reason is not None:
@@ -254,7 +259,7 @@ class Stream:
             item = await anext(chunks)
         except StopAsyncIteration:
             return
-        except Exception as error:
+        except _OF_ENGINES as error:
             if not self._is_left:
                 self._find(Rule.ITEM_AFTER_TERMINAL, f"raised {error!r} after the terminal", error)
             return
@@ -264,7 +269,7 @@ class Stream:
         try:
             if hasattr(chunks, "aclose"):
                 await chunks.aclose()
-        except (Exception, BaseExceptionGroup) as error:
+        except (*_OF_ENGINES, BaseExceptionGroup) as error:
             if not is_only_closed(error):
                 self._find(Rule.CLOSE_FAILED, f"closing raised {error!r}", error)
 
@@ -279,7 +284,7 @@ async def run_within(
     timeout_s: float, coroutine: Coroutine[Any, Any, T], name: str, rule: Rule
 ) -> tuple[T | None, Violation | None]:
     """Run something of the engine's in a task of its own, and return its result or the violation."""
-    task = asyncio.create_task(coroutine, name=f"conformance {name}")
+    task = asyncio.create_task(settle(coroutine), name=f"conformance {name}")
     try:
         await wait_for_any(timeout_s, task)
     finally:
@@ -287,10 +292,20 @@ async def run_within(
     await wait_for_any(RELEASE_S, task)
     if not task.done() or task.cancelled():
         return None, Violation(rule, f"{name} did not return within {timeout_s:g} s")
-    error = task.exception()
+    result, error = task.result()
     if error is not None:
         return None, Violation(rule, f"{name} raised {error!r}", error)
-    return task.result(), None
+    return result, None
+
+
+async def settle(
+    coroutine: Coroutine[Any, Any, T],
+) -> tuple[T | None, BaseException | None]:
+    """Return the result of something of the engine's, or what it raised."""
+    try:
+        return await coroutine, None
+    except _OF_ENGINES as error:
+        return None, error
 
 
 async def wait_for_any(timeout_s: float, *futures: asyncio.Future[Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
-from operators.assembly import encodable_in
+from operators.assembly import encodable_data
 from rx_backend.protocols import Annotated, to_builtins
 from rx_backend.web._failures import error_code, public_error
 
@@ -72,7 +72,7 @@ def json_of(value: object) -> bytes:
     try:
         return _encode(value)
     except UnicodeEncodeError:
-        return _encode(encodable_in(msgspec.to_builtins(value)))
+        return _encode(encodable_data(msgspec.to_builtins(value)))
 
 
 def event(data: bytes, *, name: str | None = None, id: str | None = None) -> bytes:

@@ -86,7 +86,7 @@ class ChatChunks(_Chunks):
 
     def writer(self, stream: ItemStream) -> Writer:
         """Return the writer of one response."""
-        choices = _ChatChoices(has_roles=getattr(stream, "position", 0) > 0)
+        choices = _ChatChoices(getattr(stream, "earlier_answers", ()))
         return self._writer(stream, "chatcmpl", choices.choice, _ChatChunk)
 
 
@@ -220,11 +220,15 @@ class _OpenAIWriter(Generic[C]):
 
 
 class _ChatChoices:
-    """Makes the choices of a chat; the first of each index has the role."""
+    """
+    Makes the choices of a chat; the first of each index has the role.
 
-    def __init__(self, *, has_roles: bool) -> None:
-        self._has_roles = has_roles
-        self._begun: set[int] = set()
+    Args:
+        begun: The answers whose first choice the client had before.
+    """
+
+    def __init__(self, begun: Iterable[int]) -> None:
+        self._begun = set(begun)
 
     def choice(self, output: LLMEngineOutput, index: int, finish: str | None) -> _ChatChoice | None:
         text, logprobs = output.text, chat_logprobs(output)
@@ -233,8 +237,7 @@ class _ChatChoices:
         delta = _Delta(content=text)
         if index not in self._begun:
             self._begun.add(index)
-            if not self._has_roles:
-                delta = _Delta("assistant", text or "")
+            delta = _Delta("assistant", text or "")
         return _ChatChoice(index, delta, logprobs, finish)
 
 

@@ -414,6 +414,24 @@ class LostRaises(GoodEngine):
         raise OSError("no device")
 
 
+class Exits(GoodEngine):
+    """One of its methods ends the process, as a command line's parser does."""
+
+    method = ""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == type(self).method:
+            return self.exit
+        return super().__getattribute__(name)
+
+    async def exit(self, *_: object) -> Any:
+        raise SystemExit(2)
+
+
+def exiting(method: str) -> type[GoodEngine]:
+    return type(f"Exits_{method}", (Exits,), {"method": method})
+
+
 class StartIsPlain(GoodEngine):
     def start(self, worker_id: int) -> Any:
         return EngineConfig(model=self.model)
@@ -426,6 +444,7 @@ def is_last(chunk: LLMEngineOutput) -> bool:
 EDITS: dict[Rule, dict[str, Edit]] = {
     Rule.GENERATE_FAILED: {
         "UntypedError": in_place_of_token(3, KeyError("slot")),
+        "ExitsInMidStream": in_place_of_token(3, SystemExit(2)),
         "CancelsItself": in_place_of_token(3, asyncio.CancelledError()),
     },
     Rule.NO_CHUNK: {
@@ -459,6 +478,11 @@ EDITS: dict[Rule, dict[str, Edit]] = {
         "ContinuesAfterTerminal": at_last(1.0, LLMEngineOutput.token(9)),
         "TwoTerminals": at_last(LLMEngineOutput.stop()),
         "RaisesAfterTerminal": at_last(Disconnected("late")),
+        "ExitsAfterTerminal": at_last(SystemExit(2)),
+    },
+    Rule.ANSWER_UNASKED: {
+        "YieldsForAnotherAnswer": at_first(LLMEngineOutput([9], index=1)),
+        "NumbersItsAnswerFromOne": lambda chunk, _: [replace(chunk, index=1)],
     },
     Rule.CANCELLATION_NOT_SEEN: {
         "SeesTheStopTooLate": lambda chunk, context: (
@@ -511,6 +535,10 @@ BROKEN: list[tuple[type[GoodEngine], Rule]] = [
     (QuiescenceIsPlain, Rule.OPTIONAL_METHOD_FAILED),
     (DrainRaises, Rule.OPTIONAL_METHOD_FAILED),
     *((engine, Rule.LOST_WHILE_WORKING) for engine in (LostIsPlain, LostAtOnce, LostRaises)),
+    (exiting("start"), Rule.START_FAILED),
+    (exiting("abort"), Rule.ABORT_FAILED),
+    (exiting("drain"), Rule.OPTIONAL_METHOD_FAILED),
+    (exiting("lost"), Rule.LOST_WHILE_WORKING),
     (SecondCleanupRaises, Rule.SECOND_CLEANUP_FAILED),
     (UnstartedCleanupRaises, Rule.UNSTARTED_CLEANUP_FAILED),
     *((edited(name, edit), rule) for rule, edits in EDITS.items() for name, edit in edits.items()),

@@ -86,6 +86,22 @@ class TestItems:
         assert seen.error.__notes__ == [f"raised by the operator {stage.name}"]
         assert journal == ["end"]
 
+    @pytest.mark.rows("O5")
+    @pytest.mark.parametrize("wrong", ["boom", ValueError, Completed(), None])
+    def test_a_failure_that_is_none(self, life: Life, wrong: Any) -> None:
+        """The error names the operator and what was expected; nothing else reaches the client."""
+
+        @operator
+        def failing() -> Ints:
+            item = yield
+            yield fail_after(wrong, item)
+
+        seen = life([1, 2], failing())
+        assert seen.items == []
+        assert "fail_after: error: expected an Exception, got" in str(seen.error)
+        assert seen.error is not None
+        assert seen.error.__notes__ == ["raised by the operator failing"]
+
 
 class TestEnd:
     """How the end reaches an operator, and what it can do then."""

@@ -366,6 +366,24 @@ def test_a_report_that_can_not_be_written() -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "command", [["run", "--limit", "2"], ["conformance", "rx_backend.engines:SampleEngine"]]
+)
+def test_a_reader_that_leaves(command: list[str]) -> None:
+    """As `head` does when it has its line: the command ends in silence, as SIGPIPE ends others."""
+    done = subprocess.Popen(
+        [sys.executable, "-m", "rx_backend_cli", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with done:
+        assert done.stdout is not None
+        assert done.stderr is not None
+        done.stdout.close()
+        assert done.stderr.read() == b""
+    assert done.returncode == 141
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     """The version is the distribution's."""
     assert usage_error("--version") == 0

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Final
 
 from operators import SharedStream
+from operators.assembly import OpenAnswers
 from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError
 from rx_backend.logger import describe, get_logger
@@ -74,7 +75,6 @@ class JetStreamAnswer(OpenedStream):
         self._site = site
         self._subject = subject
         self._record = record
-        self._log = AnswerLog(site.link, site.options.name, subject, writer=record.writer)
         self._producer: Producer | None = None
         self._part: RequestContext | None = None
         self._follower: Follower | None = None
@@ -85,16 +85,18 @@ class JetStreamAnswer(OpenedStream):
         self._readers = RemoteReaders()
         self._end_watch = context.stopped().listen(site.peers.notify)
 
-    async def write(self, stream: ResponseStream[Item]) -> None:
+    async def write(self, stream: ResponseStream[Item], answers: OpenAnswers) -> None:
         """
         Begin the answer: append the record of it, and then the items of *stream*.
 
         Raises:
             BackendError: JetStream refuses the record; the stream is left open.
         """
-        self._begin_writing(self._log)
-        await self._log.append(self._record)
-        self._producer = Producer(self._log, stream, unchanged, self._site.options.batch_items)
+        site, writer = self._site, self._record.writer
+        log = AnswerLog(site.link, site.options.name, self._subject, answers, writer=writer)
+        self._begin_writing(log)
+        await log.append(self._record)
+        self._producer = Producer(log, stream, unchanged, self._site.options.batch_items)
 
     def follow(self) -> Follower:
         """Follow the process that writes the answer; items that were handed out are skipped."""
@@ -161,12 +163,19 @@ class JetStreamAnswer(OpenedStream):
 
     async def _take_over(self, follower: Follower) -> None:
         """Write the answer from here on, unless another process was quicker."""
-        site, sequence, head = self._site, follower.sequence, follower.count
-        log = AnswerLog(site.link, site.options.name, self._subject, sequence=sequence, head=head)
+        site = self._site
+        log = AnswerLog(
+            site.link,
+            site.options.name,
+            self._subject,
+            follower.answers,
+            sequence=follower.sequence,
+            head=follower.count,
+        )
         # Before anybody can read that this process writes it.
         self._begin_writing(log)
         try:
-            await log.append(TakeOver(log.writer, head, site.peers.process))
+            await log.append(TakeOver(log.writer, log.head, site.peers.process))
         except Fenced:
             await self._end_writing()
             follower.renew()
@@ -186,9 +195,9 @@ class JetStreamAnswer(OpenedStream):
         options, prepare = self._site.options, unchanged
         limit = options.max_takeovers
         blocker = f"taken over {limit} times already" if follower.takeovers >= limit else None
-        if state.answers.are_over or follower.has_failed:
+        if follower.answers.are_over:
             stream = given()
-        elif last := last_items(state, self.context, blocker):
+        elif last := last_items(state, follower.answers.left, self.context, blocker):
             stream = given(*last)
         else:
             self._part = self.context.child(f"{self.context.id}/resume-{follower.takeovers + 1}")
@@ -226,7 +235,9 @@ class JetStreamAnswer(OpenedStream):
         try:
             async with asyncio.timeout(_RELEASE_S):
                 if self.context.is_stopped:
-                    await log.append_items(stopped(), is_end=True)
+                    # Behind what is under way, in which answers may have ended.
+                    await log.append_items([], is_end=False)
+                    await log.append_items(stopped(log.answers.left), is_end=True)
                 else:
                     await log.append(Release(log.writer, log.head))
         except (Fenced, BackendError, TimeoutError) as error:

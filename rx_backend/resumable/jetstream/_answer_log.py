@@ -5,9 +5,12 @@ from __future__ import annotations
 import secrets
 from typing import Final
 
+from msgspec.structs import replace
 from nats.js.api import Header
 from nats.js.errors import APIError, NotFoundError
 
+from operators.assembly import OpenAnswers
+from rx_backend.resumable._errors import check_item
 from rx_backend.resumable.jetstream._entries import Batch, Entry, Item, decode, encode, to_wire
 from rx_backend.resumable.jetstream._errors import EntryTooLarge, Fenced, LogGone
 from rx_backend.resumable.jetstream._link import Link
@@ -37,13 +40,14 @@ class AnswerLog:
         link: The connection.
         name: The JetStream stream.
         subject: The answer's subject.
+        answers: Those of the request, of which some may have ended.
         writer: The name of a writer that has appended nothing yet; a random one by default.
         sequence: The sequence number of the last entry; 0 for a new answer.
         head: How many items there are.
 
     Attributes:
         writer: The writer's name, by which the log knows its own entries.
-        sequence, head: As given, and moved by :meth:`append`.
+        answers, sequence, head: As given, and moved by :meth:`append`.
     """
 
     def __init__(
@@ -51,12 +55,14 @@ class AnswerLog:
         link: Link,
         name: str,
         subject: str,
+        answers: OpenAnswers,
         *,
         writer: str | None = None,
         sequence: int = 0,
         head: int = 0,
     ) -> None:
         self.writer = new_writer() if writer is None else writer
+        self.answers = answers
         self.sequence = sequence
         self.head = head
         self._link = link
@@ -69,37 +75,42 @@ class AnswerLog:
 
         Raises:
             Fenced: Another writer has appended since; nothing was appended.
-        LogGone: The earlier entries were removed.
+            LogGone: The earlier entries were removed.
             StreamFull, EntryTooLarge, BackendError: JetStream refused the entry.
         """
-        data = encode(entry)
-        if len(data) > self._link.client.max_payload - _HEADERS:
-            raise EntryTooLarge(
-                f"append to {self._subject}: {len(data):,} bytes, more than the server's max_payload"
-            )
         while True:
+            data = encode(entry)
+            if len(data) > self._link.client.max_payload - _HEADERS:
+                raise EntryTooLarge(
+                    f"append to {self._subject}: {len(data):,} bytes, more than the server's "
+                    "max_payload"
+                )
             try:
-                await self._link.insist(lambda: self._publish(data))
+                await self._link.insist(lambda data=data: self._publish(data))
             except APIError as error:
                 if error.err_code != _WRONG_LAST_SEQUENCE:
                     raise refused(error, f"append to {self._subject}") from error
-                if await self._has_arrived(data):
-                    break
+                found, stored = await self._last_own()
+                self._note(found)
+                if stored == data:
+                    return
+                # It was appended when an earlier call was cancelled: this entry goes behind it.
+                entry = replace(entry, first=self.head)
             else:
-                break
-        self.head += entry.size
+                self._note(entry)
+                return
 
     async def _publish(self, data: bytes) -> None:
         headers = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(self.sequence)}
         ack = await self._link.jetstream.publish(self._subject, data, headers=headers)
         self.sequence = ack.seq
 
-    async def _has_arrived(self, data: bytes) -> bool:
+    async def _last_own(self) -> tuple[Entry, bytes]:
         """
-        Return whether the last entry is *data*, whose acknowledgement was lost.
+        Return the last entry, of which this writer has lost the acknowledgement, and its bytes.
 
-        Another one of this writer's is what was appended when an earlier call was cancelled: the
-        next attempt goes behind it.
+        Raises:
+            Fenced: It is another writer's.
         """
         try:
             last = await self._link.insist(
@@ -109,17 +120,27 @@ class AnswerLog:
             raise LogGone(f"{self._subject}: nothing is there any more") from None
         except APIError as error:
             raise refused(error, f"read {self._subject}") from error
-        found = last.data or b""
-        entry = decode(found, self._subject)
+        stored = last.data or b""
+        entry = decode(stored, self._subject)
         if entry.writer != self.writer or last.seq is None or last.seq <= self.sequence:
             raise Fenced
         self.sequence = last.seq
-        if found == data:
-            return True
+        return entry, stored
+
+    def _note(self, entry: Entry) -> None:
+        """Note what is in the log with *entry*, the last one."""
         self.head = entry.first + entry.size
-        return False
+        if isinstance(entry, Batch):
+            entry.end(self.answers)
 
     async def append_items(self, items: list[Item], *, is_end: bool) -> None:
-        """Append items as one entry, as :meth:`append` does."""
+        """
+        Append items as one entry, as :meth:`append` does.
+
+        Raises:
+            InvalidArgument: One has no wire form, or is no ``Annotated``.
+        """
+        for item in items:
+            check_item(item)
         wire = [to_wire(item) for item in items]
         await self.append(Batch(self.writer, self.head, wire, is_end))

@@ -17,7 +17,9 @@ from rx_backend.stream import ResponseStream
 __all__ = ("given", "last_items", "open_rest", "rebased", "stopped", "unchanged")
 
 
-def last_items(state: ResumeState, context: RequestContext, blocker: str | None) -> list[Item]:
+def last_items(
+    state: ResumeState, left: list[int], context: RequestContext, blocker: str | None
+) -> list[Item]:
     """
     Return the items with which a request ends that no engine has to continue; none if one has to.
 
@@ -26,11 +28,12 @@ def last_items(state: ResumeState, context: RequestContext, blocker: str | None)
 
     Args:
         state: The progress of the answer.
+        left: The answers that have not ended.
         context: The request's context.
         blocker: Why it may not be continued, apart from what *state* says.
     """
     if context.is_stopped:
-        return stopped(state.answers.left)
+        return stopped(left)
     terminal = state.missing_terminal()
     if terminal is not None:
         return [Annotated(terminal)]
@@ -63,7 +66,7 @@ def rebased(state: ResumeState, item: Item) -> Item:
     return item
 
 
-def stopped(answers: Iterable[int] = (0,)) -> list[Item]:
+def stopped(answers: Iterable[int]) -> list[Item]:
     """Return the terminals of answers that were stopped; the first of a request needs no index."""
     cancelled = FinishReason.CANCELLED
     return [

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Final, TypeAlias
 
 import msgspec
 
+from operators.assembly import OpenAnswers, answer_in, encodable_data, is_terminal
 from rx_backend.context import RequestContext
 from rx_backend.errors import InvalidArgument, Unknown
 from rx_backend.protocols import (
@@ -81,6 +82,15 @@ class Batch(msgspec.Struct, frozen=True, tag="items"):
         """Return the items."""
         return [convert_annotated(item) for item in self.items]
 
+    def end(self, answers: OpenAnswers) -> None:
+        """Note which of *answers* have ended with the items; an error ends all of them."""
+        for item in self.items:
+            chunk = item.get("data")
+            if item.get("event") == "error":
+                answers.ended.update(answers.left)
+            elif is_terminal(chunk):
+                answers.end(answer_in(chunk))
+
 
 class TakeOver(msgspec.Struct, frozen=True, tag="takeover"):
     """From here on another process makes the answer, since the one before it is gone."""
@@ -110,13 +120,15 @@ _decoder: Final = msgspec.msgpack.Decoder(Entry)
 
 def encode(entry: Entry) -> bytes:
     """
-    Return the bytes of an entry.
+    Return the bytes of an entry; text that UTF-8 can't express is repaired (row P10).
 
     Raises:
         InvalidArgument: A value inside has no wire form.
     """
     try:
         return _encoder.encode(entry)
+    except UnicodeEncodeError:
+        return _encoder.encode(encodable_data(msgspec.to_builtins(entry)))
     except (TypeError, OverflowError) as error:
         raise InvalidArgument(f"an answer on several machines needs plain data: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from operators.assembly import OpenAnswers
 from rx_backend.resumable.jetstream._entries import Batch, Entry, Item, Record, TakeOver
 from rx_backend.resumable.jetstream._errors import LogGone
 from rx_backend.resumable.jetstream._feed import Feed
@@ -33,9 +34,9 @@ class Follower:
 
     Attributes:
         state: The progress of the answer.
+        answers: Those of the request, and which of them have ended.
         count: How many items were read, those included that were skipped.
-        is_over: Whether the answer is over.
-        has_failed: Whether its last item is an error item.
+        is_over: Whether nothing more is written.
         takeovers: How often it was taken over.
         writer_process: The process that writes it.
     """
@@ -45,9 +46,9 @@ class Follower:
     ) -> None:
         self.id = id
         self.state = ResumeState(record.open_request())
+        self.answers = OpenAnswers(self.state.request.sampling_options.n or 1)
         self.count = 0
         self.is_over = False
-        self.has_failed = False
         self.takeovers = 0
         self.writer_process = record.process
         self._feed = feed
@@ -101,12 +102,24 @@ class Follower:
             raise LogGone(_GONE)
         for item in batch.open_items():
             self.count += 1
-            self.has_failed = item.is_error
             if item.data is not None:
                 self.state.add(item.data)
             if self.count > self._skip:
                 self._items.append(item)
+        batch.end(self.answers)
         self.is_over = batch.is_end
+
+    async def read_to(self, sequence: int) -> None:
+        """
+        Read the entries up to *sequence*, also where nobody writes on.
+
+        Raises:
+            BackendError: As :meth:`next`.
+        """
+        while self.sequence < sequence:
+            entry = await self._feed.get()
+            if entry is not None:
+                self._read(entry)
 
     def renew(self) -> None:
         """Read on after another process was quicker to take over."""

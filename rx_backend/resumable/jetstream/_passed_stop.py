@@ -11,7 +11,6 @@ from rx_backend.errors import BackendError
 from rx_backend.logger import describe, get_logger
 from rx_backend.resumable.jetstream._answer_log import AnswerLog
 from rx_backend.resumable.jetstream._continuation import stopped
-from rx_backend.resumable.jetstream._entries import Batch
 from rx_backend.resumable.jetstream._errors import Fenced
 from rx_backend.resumable.jetstream._follower import Follower
 from rx_backend.resumable.jetstream._site import Site
@@ -47,12 +46,21 @@ async def _end(site: Site, subject: str, follower: Follower) -> bool:
     """Append the terminals, fencing off whoever writes the answer; return False if it was over."""
     while True:
         last = await site.link.last(subject)
-        if last is None or (isinstance(last.entry, Batch) and last.entry.is_end):
+        if last is None:
             return False
-        head = last.entry.first + last.entry.size
-        log = AnswerLog(site.link, site.options.name, subject, sequence=last.sequence, head=head)
+        await follower.read_to(last.sequence)
+        if follower.is_over:
+            return False
+        log = AnswerLog(
+            site.link,
+            site.options.name,
+            subject,
+            follower.answers,
+            sequence=follower.sequence,
+            head=follower.count,
+        )
         try:
-            await log.append_items(stopped(follower.state.answers.left), is_end=True)
+            await log.append_items(stopped(follower.answers.left), is_end=True)
         except Fenced:
             # A writer was quicker: behind what it has appended, then.
             continue

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from operators.assembly import done, start_task
 from operators.authoring import FusedRun
+from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import Annotated
 from rx_backend.resumable.jetstream._answer_log import AnswerLog
 from rx_backend.resumable.jetstream._entries import Item
@@ -80,7 +81,7 @@ class Producer:
         while True:
             try:
                 await self._log.append_items(batch, is_end=is_end)
-            except EntryTooLarge as error:
+            except (EntryTooLarge, InvalidArgument) as error:
                 is_end = len(batch) == 1
                 if is_end:
                     batch = [Annotated.from_error(error)]

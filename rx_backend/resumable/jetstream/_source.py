@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self, cast
 
-from operators.assembly import done, start_task
+from operators.assembly import OpenAnswers, done, start_task
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError, CannotConnect, InvalidArgument
@@ -161,7 +161,7 @@ class JetStreamSource:
         answer = JetStreamAnswer(site, id, subject, record, context)
         try:
             async with asyncio.timeout(self._options.timeout_s):
-                await answer.write(stream)
+                await answer.write(stream, OpenAnswers(request.sampling_options.n or 1))
         except BaseException as error:
             await answer.aclose()
             await stream.aclose()

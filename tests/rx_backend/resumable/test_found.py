@@ -18,6 +18,7 @@ from rx_backend.resumable import (
     TooManyStreams,
 )
 from tests.engines import virtual
+from tests.meters import Meters
 from tests.rx_backend.resumable.answers import REQUEST, Item, collect, leave_after, told, turns
 
 
@@ -96,8 +97,10 @@ async def test_a_found_stream_is_read_from_any_position(max_ahead: int) -> None:
 @virtual
 async def test_a_found_stream_is_left_to_others(linger_s: float) -> None:
     """Without readers here it is released, not stopped, and found again when one comes."""
-    source = Recorded(50, has_ended=False)
-    async with ResumableStreams(source, linger_s=linger_s, when_left="continue") as streams:
+    source, meters = Recorded(50, has_ended=False), Meters()
+    async with ResumableStreams(
+        source, linger_s=linger_s, when_left="continue", meter_provider=meters.provider
+    ) as streams:
         async with await streams.resume("known", 30, owner="ann") as reader:
             assert told(await collect(reader, 1))[0] == 30
             assert source.opened == 1
@@ -106,7 +109,10 @@ async def test_a_found_stream_is_left_to_others(linger_s: float) -> None:
         reader = await streams.resume("known", 40, owner="ann")
         assert told(await collect(reader, 1))[0] == 40
         await reader.aclose()
+        await asyncio.sleep(100)
     assert (source.finds, source.opened, source.stops) == (2, 0, 0)
+    # Nothing was kept for want of time, and then forgotten.
+    assert meters.points("rx_backend.resumable.bounds") == []
 
 
 @virtual

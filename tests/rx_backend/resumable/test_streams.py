@@ -429,6 +429,29 @@ async def test_closing_releases_everything(spans: Spans, max_ahead: int, pulled:
     assert len(spans.finished) == 3
 
 
+@pytest.mark.rows("S7")
+@pytest.mark.parametrize("gives_up", ["close", "peek"])
+@virtual
+async def test_closing_that_nobody_waits_for_any_more_goes_on(gives_up: str) -> None:
+    """A cancelled close, or a client that leaves as its stream is forgotten, leaves no stream."""
+    engine = ScriptedEngine(LLMEngineOutput.error("no"), 1_000.0, closing=[5.0])
+    two = PreprocessedRequest(token_ids=[1], sampling_options=SamplingOptions(n=2))
+    async with ResumableStreams(EngineAdapter(engine)) as streams:
+        readers = [await streams.start(two) for _ in range(3)]
+        if gives_up == "close":
+            for reader in readers:
+                await anext(reader)
+            waiting = [streams.aclose()]
+        else:
+            waiting = [reader.peek_first() for reader in readers]
+        for each in waiting:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1):
+                    await each
+        await asyncio.sleep(6)
+        assert (len(streams), streams.held().held_bytes, engine.closed) == (0, 0, 3)
+
+
 @virtual
 async def test_a_start_that_is_overtaken_by_the_close_leaves_nothing(spans: Spans) -> None:
     """It is killed and waited for; it fails with EngineShutdown, and what was opened is closed."""

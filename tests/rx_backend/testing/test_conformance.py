@@ -90,7 +90,7 @@ def test_all_broken_rules_are_reported_at_once() -> None:
         "unstarted_cleanup_failed",
     ]
     assert str(report).splitlines()[0] == "conformance of BreaksMuch"
-    assert str(report).splitlines()[-1] == "15 of 22 rules hold"
+    assert str(report).splitlines()[-1] == "16 of 23 rules hold"
     violation = report.violation(Rule.CLEANUP_FAILED)
     assert violation is not None
     assert violation.message == "cleanup raised OSError('never works')"

@@ -56,6 +56,18 @@ def test_a_completion(client: openai.OpenAI) -> None:
         client.completions.create(model="m", prompt="a")
 
 
+def test_a_prompt_that_was_cut_within_a_character(server: Server) -> None:
+    """JSON can say so, where a page has cut a text by its length; the rest of it is answered."""
+    for path, asked in (
+        ("completions", r'"prompt":"\ud83d"'),
+        ("chat/completions", r'"messages":[{"role":"user","content":"so \ud83d"}]'),
+    ):
+        body = f'{{{asked},"stream":true,"max_tokens":3}}'
+        headers = {"content-type": "application/json"}
+        answer = httpx.post(f"{server.url}/v1/{path}", content=body, headers=headers)
+        assert (answer.status_code, "[DONE]" in answer.text) == (200, True)
+
+
 def text_of(body: str, name: str) -> str:
     """Return the text of all events: what a client was behind comes merged, in fewer of them."""
     return "".join(re.findall(rf'"{name}":"([^"]*)"', body))

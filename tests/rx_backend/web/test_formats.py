@@ -144,7 +144,7 @@ def test_what_has_nothing_for_the_client_is_left_out(form: Format) -> None:
 
 def test_the_rest_of_an_answer_has_no_second_role() -> None:
     """A client that came back has it; the answer keeps its id and its time."""
-    stream = Stream(position=3, created=5.9, context=RequestContext("r1"))
+    stream = Stream(earlier_answers={0}, created=5.9, context=RequestContext("r1"))
     text = written(ChatChunks("m"), LLMEngineOutput([1], text="a"), stream=stream)
     chunk = events(text)[0]
     assert (chunk["id"], chunk["created"]) == ("chatcmpl-r1", 5)

@@ -208,6 +208,28 @@ async def test_a_client_that_was_cut_off_before_the_usage() -> None:
             assert len(chunks) == len(script) - int(position) + 1
 
 
+@virtual
+async def test_each_answer_of_a_chat_has_its_role_once() -> None:
+    """From whatever position a client comes back, and however late an answer begins."""
+    script = [
+        LLMEngineOutput([1], text="a", index=0),
+        LLMEngineOutput([1], index=1),
+        LLMEngineOutput([2], text="b", index=1),
+        LLMEngineOutput([2], text="c", index=0),
+        *(LLMEngineOutput(index=index, finish_reason=FinishReason.STOP) for index in (2, 1, 0)),
+    ]
+    async with ResumableStreams(EngineAdapter(ScriptedEngine(*script))) as streams:
+        three = PreprocessedRequest(token_ids=[1], sampling_options=SamplingOptions(n=3))
+        whole = await Client().ask(respond(streams.start(three), ChatChunks("m")))
+        for last in ids_of(whole):
+            seen = whole.body[: whole.body.index(b"\n\n", whole.body.index(f"{last}\n".encode()))]
+            name, _, position = last.partition(":")
+            again = streams.resume(name, int(position))
+            both = seen + (await Client().ask(respond(again, ChatChunks("m")))).body
+            for index in range(3):
+                assert both.count(f'"index":{index},"delta":{{"role":'.encode()) == 1
+
+
 @pytest.mark.parametrize(
     ("path", "headers", "status", "code"),
     [

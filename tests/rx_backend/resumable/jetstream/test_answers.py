@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
 from operators import PositionUnknown
-from rx_backend import FailoverEngine, PreprocessedRequest, RequestContext
+from operators.authoring import Stage, operator
+from rx_backend import EngineAdapter, FailoverEngine, PreprocessedRequest, RequestContext
 from rx_backend.errors import Disconnected, InvalidArgument
 from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.resumable import ResumableStreams, StreamNotFound
+from rx_backend.resumable.jetstream import JetStreamSource
 from tests.engines import real_time
 from tests.proxy import Proxy
 from tests.rx_backend.resumable.jetstream._answers import (
@@ -87,6 +90,85 @@ async def test_items_come_as_they_were_made(nats: NatsServer) -> None:
     for items in (made, read):
         assert isinstance(items[-1].error, Disconnected)
         assert str(items[-1].error) == "BackendDisconnected: the worker is gone"
+
+
+@pytest.mark.rows("P10")
+@real_time
+async def test_text_that_can_not_be_encoded_is_repaired(nats: NatsServer) -> None:
+    """Half of a surrogate pair costs no item: in chunks, in errors, in what belongs to the request."""
+
+    class Cutting(CountingEngine):
+        async def generate(
+            self, request: PreprocessedRequest, context: RequestContext
+        ) -> AsyncGenerator[LLMEngineOutput]:
+            yield LLMEngineOutput([1], text="a\ud83d", engine_data={"\ud83d": ["\ud83d", 1]})
+            raise Disconnected("lost \ud83d")
+
+    context = RequestContext(metadata={"name": "\ud83d"})
+    async with (
+        process(nats.url, Cutting()) as here,
+        process(nats.url, CountingEngine()) as there,
+        await here.start(request(3, extra_args="\ud83d"), context) as first,
+        await there.resume(first.stream_id) as second,
+    ):
+        made, read = [item async for item in first], [item async for item in second]
+    assert [item.data and item.data.text for item in made] == ["a\ud83d", None]
+    assert [item.data and item.data.text for item in read] == ["a\ufffd", None]
+    assert read[0].data is not None
+    assert read[0].data.engine_data == {"\ufffd": ["\ufffd", 1]}
+    assert str(read[1].error) == "BackendDisconnected: lost \ufffd"
+
+
+@pytest.mark.parametrize("wrong", [object(), 2**70])
+@real_time
+async def test_an_item_that_can_not_be_stored_ends_the_answer(
+    nats: NatsServer, wrong: object
+) -> None:
+    """With the same error in every process, behind all items that came before."""
+
+    class Odd(CountingEngine):
+        async def generate(
+            self, request: PreprocessedRequest, context: RequestContext
+        ) -> AsyncGenerator[LLMEngineOutput]:
+            for token in range(3, 6):
+                yield LLMEngineOutput([token])
+            yield LLMEngineOutput([6], engine_data=wrong)
+            await context.stopped()
+
+    engine, taking = Odd(), CountingEngine()
+    async with (
+        process(nats.url, engine) as here,
+        process(nats.url, taking) as there,
+        await here.start(request(9)) as first,
+    ):
+        for reader in (first, await there.resume(first.stream_id)):
+            async with reader:
+                *items, last = [item async for item in reader]
+            assert tokens(items) == [3, 4, 5]
+            assert isinstance(last.error, InvalidArgument)
+            assert "plain data" in last.error.message
+        assert not taking.requests
+
+
+@real_time
+async def test_items_of_another_type_are_refused(nats: NatsServer) -> None:
+    """A pipeline that ends in something else than annotated items can't be resumed."""
+
+    @operator
+    def as_text() -> Stage[Item, str]:
+        item = yield
+        while True:
+            item = yield item.data.text or "" if item.data else ""
+
+    adapter: Any = EngineAdapter(CountingEngine()).with_operators(as_text())
+    async with (
+        JetStreamSource(adapter, nats.url) as source,
+        ResumableStreams(source) as streams,
+        await streams.start(request(3)) as reader,
+    ):
+        (item,) = [item async for item in reader]
+    assert isinstance(item.error, InvalidArgument)
+    assert "hold Annotated items; the pipeline yielded str" in item.error.message
 
 
 @real_time

@@ -34,10 +34,10 @@ def test_a_stopped_request_gets_the_terminals_that_it_lacks(
     """One for each answer that is open, and no second one for another."""
     context = RequestContext()
     context.stop_generating()
-    chunks = [item.data for item in last_items(state_with(answers, ended), context, None)]
-    left = [(chunk.index or 0, chunk.finish_reason) for chunk in chunks if chunk]
-    missing = [index for index in range(answers) if index not in ended]
-    assert left == [(index, FinishReason.CANCELLED) for index in missing]
+    left = [index for index in range(answers) if index not in ended]
+    chunks = [item.data for item in last_items(state_with(answers, ended), left, context, None)]
+    given = [(chunk.index or 0, chunk.finish_reason) for chunk in chunks if chunk]
+    assert given == [(index, FinishReason.CANCELLED) for index in left]
 
 
 @pytest.mark.rows("E3", "S9")
@@ -46,5 +46,5 @@ def test_several_answers_are_not_continued(answers: int, ended: tuple[int, ...])
     """As long as one is open the request fails; it does not just end."""
     state = state_with(answers, ended)
     assert not state.answers.are_over
-    items = last_items(state, RequestContext(), None)
+    items = last_items(state, state.answers.left, RequestContext(), None)
     assert [item.is_error for item in items] == [True] * (answers > 1)
