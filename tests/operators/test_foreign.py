@@ -650,6 +650,13 @@ EVERY_HELD = pytest.mark.parametrize(
 )
 
 
+def held(make: Make) -> tuple[list[str], Engine, Owner]:
+    """Return a stream with an operator between two spies, with what they note and its engine."""
+    journal: list[str] = []
+    engine = Engine([1, 2], ends=False, closing_s=2.0)
+    return journal, engine, [fuse(engine(), [spy(journal, "a"), make(), spy(journal, "b")])]
+
+
 @pytest.mark.rows("S7")
 class TestDrop:
     """A drop leaves nothing, in whatever state it finds the operator."""
@@ -661,9 +668,7 @@ class TestDrop:
         self, make: Make, pulled_s: float | None, way: Callable[[Owner], Awaitable[None]]
     ) -> None:
         """Engine and operators are closed once; no task, no timer is left, and nothing is said."""
-        journal: list[str] = []
-        engine = Engine([1, 2], ends=False, closing_s=2.0)
-        owner = [fuse(engine(), [spy(journal, "a"), make(), spy(journal, "b")])]
+        journal, engine, owner = held(make)
         if pulled_s is not None:
             pulling = asyncio.create_task(first_of(owner[0]))
             await asyncio.sleep(pulled_s)
@@ -682,9 +687,7 @@ class TestDrop:
         self, make: Make, after_s: float, way: Callable[[Owner], Awaitable[None]]
     ) -> None:
         """The pull ends there; ``aclose`` waits for the engine's clean-up of two seconds."""
-        journal: list[str] = []
-        engine = Engine([1, 2], ends=False, closing_s=2.0)
-        owner = [fuse(engine(), [spy(journal, "a"), make(), spy(journal, "b")])]
+        journal, engine, owner = held(make)
         pulling = asyncio.create_task(collect(owner[0]))
         await asyncio.sleep(after_s)
         before = engine.closed

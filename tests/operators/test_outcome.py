@@ -34,7 +34,7 @@ from rx_backend import (
     RequestContext,
     StreamIncomplete,
 )
-from rx_backend.engine import EngineConfig, LLMEngine
+from tests.engines import ScriptedEngine
 from tests.operators._help import Life, handshake, terminal, token
 
 STOP, LENGTH, CANCELLED = FinishReason.STOP, FinishReason.LENGTH, FinishReason.CANCELLED
@@ -228,17 +228,6 @@ def test_the_type_of_an_error(outcome: Outcome, expected: str | None, *, is_erro
 # In a pipeline.
 
 
-class WithoutTerminal(LLMEngine):
-    """An engine that gives two tokens, and returns."""
-
-    async def start(self, worker_id: int) -> EngineConfig:
-        return EngineConfig(model="m")
-
-    async def generate(self, request: PreprocessedRequest, context: RequestContext) -> Any:
-        for number in range(2):
-            yield LLMEngineOutput.token(number)
-
-
 @operator(takes="chunks")
 def flushing(*last: LLMEngineOutput) -> Stage[Any, Any]:
     """Hand out some more at the end."""
@@ -263,7 +252,8 @@ FLUSHING: list[AnyOperator] = [
 @pytest.mark.parametrize("flush", FLUSHING, ids=repr)
 async def test_an_engine_without_a_terminal_is_no_operators_fault(flush: AnyOperator) -> None:
     """An operator that has something to say at the end has not ended the stream."""
-    adapter = EngineAdapter(WithoutTerminal()).with_operators(flush)
+    chunks = [LLMEngineOutput.token(number) for number in range(2)]
+    adapter = EngineAdapter(ScriptedEngine(*chunks)).with_operators(flush)
     stream = await adapter.generate(PreprocessedRequest(token_ids=[1]), RequestContext())
     *_, last = [item async for item in stream]
     assert isinstance(last.error, StreamIncomplete)

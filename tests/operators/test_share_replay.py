@@ -139,23 +139,6 @@ async def test_timers_stay_on_the_loop() -> None:
     assert not done
 
 
-async def test_disposing_is_leaving() -> None:
-    """From outside, from within an item, and the last one closes the source."""
-    engine = Engine(range(9), every_s=1.0)
-    shared = share_replay()(engine())
-    outside, subscription = watch(shared)
-    inside, _ = watch(shared, take=2)
-    await asyncio.sleep(2.5)
-    assert (inside, shared.readers) == (Seen([0, 1], "dropped"), 1)
-    subscription.dispose()
-    await settle()
-    assert (outside, engine.closed, shared.readers) == (Seen([0, 1]), 1, 0)
-    assert busy() == []
-    late, _ = watch(shared)
-    await settle()
-    assert (late.items, type(late.error)) == ([0, 1], SourceClosed)
-
-
 async def test_who_comes_in_the_same_turn_keeps_it() -> None:
     """A subscriber that replaces the last one finds the source open."""
     engine = Engine(range(3), every_s=1.0)
