@@ -23,6 +23,7 @@ from reactivex.subject import Subject
 
 from operators import coalesce, fuse, share_replay
 from operators._core.failures import SourceCancelled
+from operators._core.pump import Pump
 from operators.authoring import AnyOperator, FusedRun, operator
 from rx_backend.testing import run_virtual
 from tests.examples import examples
@@ -79,6 +80,74 @@ def test_an_engine_that_never_waits_leaves_others_their_turn(
         await stream.aclose()
 
     run_virtual(main())
+
+
+class TestHandlers:
+    """``on_item`` and ``on_end`` as coroutine functions."""
+
+    @pytest.mark.rows("S4")
+    async def test_a_demand_made_while_an_item_is_handled_is_the_next_pull(self) -> None:
+        """It is pulled when the handler has returned, and not before."""
+        engine = Engine([1, 2, 3])
+        pulls: list[tuple[int, int]] = []
+
+        async def handle(item: int) -> None:
+            pump.demand()
+            await asyncio.sleep(1)
+            pulls.append((item, engine.pulls))
+
+        pump = Pump(FusedRun[Any](engine(), []), handle, lambda _: None)
+        pump.demand()
+        await asyncio.sleep(10)
+        assert pulls == [(1, 1), (2, 2), (3, 3)]
+        assert engine.closed == 1
+
+    @pytest.mark.rows("S7")
+    @pytest.mark.parametrize("is_inside", [True, False])
+    async def test_closing_while_an_item_is_handled(self, is_inside: bool) -> None:
+        """The handler is cancelled, unless it closes by itself; the source is closed."""
+        engine = Engine([1, 2])
+        noted: list[str] = []
+
+        async def handle(item: int) -> None:
+            noted.append(f"{item}")
+            if is_inside:
+                pump.close()
+            try:
+                await asyncio.sleep(5)
+            except asyncio.CancelledError:
+                noted.append("cancelled")
+                raise
+            noted.append("handled")
+
+        pump = Pump(FusedRun[Any](engine(), []), handle, lambda _: noted.append("end"))
+        pump.demand()
+        await asyncio.sleep(1)
+        pump.close()
+        await pump.wait_closed()
+        assert noted == ["1", "handled" if is_inside else "cancelled"]
+        assert engine.closed == 1
+
+    @pytest.mark.rows("S6")
+    @pytest.mark.parametrize("waits", [True, False])
+    async def test_a_handler_that_fails(self, waits: bool) -> None:
+        """Its error is the end, and the source is closed."""
+        engine = Engine([1, 2])
+        ends: list[str] = []
+
+        async def handle(item: int) -> None:
+            if waits:
+                await asyncio.sleep(1)
+            raise LookupError(item)
+
+        async def end(failure: BaseException | None) -> None:
+            await asyncio.sleep(1)
+            ends.append(repr(failure))
+
+        pump = Pump(FusedRun[Any](engine(), []), handle, end)
+        pump.demand()
+        await asyncio.sleep(10)
+        assert (ends, engine.closed) == (["LookupError(1)"], 1)
 
 
 # The library's own type is that of whole seconds.
