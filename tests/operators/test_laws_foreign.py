@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, Unpack
 
 import pytest
 import reactivex
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from reactivex import operators as stock_operators
 
@@ -176,6 +176,7 @@ def check(twins: Sequence[Twins], items: Sequence[int], **how: Unpack[How]) -> N
     error=ERRORS,
     take=st.none() | st.integers(1, 5),
 )
+@example(twins=[stock("take none", 1)], items=[1], error=None, take=None)
 def test_operators_of_reactivex_give_what_a_pipe_gives(
     twins: list[Twins], items: list[int], error: Exception | None, take: int | None
 ) -> None:
