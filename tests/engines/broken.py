@@ -175,13 +175,17 @@ def with_config(**fields: Any) -> type[GoodEngine]:
     return WithConfig
 
 
-def with_health_payload(payload: Any) -> type[GoodEngine]:
-    class WithPayload(GoodEngine):
-        async def health_check_payload(self) -> Any:
-            return payload
+def with_method(name: str, method: Any, base: type[GoodEngine] = GoodEngine) -> type[GoodEngine]:
+    """Return an engine with another method; its name is that of both."""
+    made = f"{name}_{method.__name__}".title().replace("_", "")
+    return cast("type[GoodEngine]", type(made, (base,), {name: method}))
 
-    WithPayload.__name__ = WithPayload.__qualname__ = f"WithPayload{payload}"
-    return WithPayload
+
+def with_health_payload(payload: Any) -> type[GoodEngine]:
+    async def answers(_: object) -> Any:
+        return payload
+
+    return with_method("health_check_payload", answers)
 
 
 def raise_at_the_end(chunk: LLMEngineOutput, context: RequestContext) -> list[Any]:
@@ -202,29 +206,36 @@ GOOD: list[type[object]] = [
 ]
 
 
-class CannotBeMade(GoodEngine):
-    def __init__(self) -> None:
-        raise OSError("no device")
+def cannot_be_made(_: object) -> None:
+    raise OSError("no device")
 
 
-class StartRaises(GoodEngine):
-    async def start(self, worker_id: int) -> EngineConfig:
-        raise OSError("no device")
+async def raises(*_: object) -> None:
+    raise OSError("no device")
 
 
-class StartHangs(GoodEngine):
-    async def start(self, worker_id: int) -> EngineConfig:
-        await asyncio.sleep(FOR_EVER)
-        return EngineConfig(model="late")
+async def exits(*_: object) -> None:
+    """End the process, as a command line's parser does."""
+    raise SystemExit(2)
+
+
+async def hangs(*_: object) -> None:
+    await asyncio.sleep(FOR_EVER)
+
+
+async def does_nothing(*_: object) -> None: ...
+
+
+async def ends_at_once(_: object) -> str:
+    return "no device"
+
+
+def is_plain(*_: object) -> EngineConfig:
+    return EngineConfig(model="good")
 
 
 class NamelessModel(GoodEngine):
     model = " "
-
-
-class NoConfig(GoodEngine):
-    async def start(self, worker_id: int) -> EngineConfig:
-        return cast("EngineConfig", None)
 
 
 class GenerateGivesAList(GoodEngine):
@@ -333,21 +344,6 @@ class EmptiesAListAfterwards(GoodEngine):
             chunk.log_probs.clear()
 
 
-class AbortRaises(GoodEngine):
-    async def abort(self, context: RequestContext) -> None:
-        raise KeyError(context.id)
-
-
-class AbortHangs(GoodEngine):
-    async def abort(self, context: RequestContext) -> None:
-        await asyncio.sleep(FOR_EVER)
-
-
-class AbortDoesNothing(IgnoresTheStop):
-    async def abort(self, context: RequestContext) -> None:
-        await asyncio.sleep(STEP_S)
-
-
 class CleanupRaises(GoodEngine):
     """Fails the first clean-up of an engine that was started."""
 
@@ -382,59 +378,6 @@ class UnstartedCleanupRaises(CleanupRaises):
     async def cleanup(self) -> None:
         if not self.started:
             raise OSError("nothing to close")
-
-
-class HealthPayloadIsPlain(GoodEngine):
-    def health_check_payload(self) -> Any:
-        return {"token_ids": [1]}
-
-
-class QuiescenceIsPlain(GoodEngine):
-    def is_quiescent(self) -> Any:
-        return True
-
-
-class DrainRaises(GoodEngine):
-    async def drain(self) -> None:
-        raise OSError("still in use")
-
-
-class LostIsPlain(GoodEngine):
-    def lost(self) -> Any:
-        return "never"
-
-
-class LostAtOnce(GoodEngine):
-    async def lost(self) -> str:
-        return "no device"
-
-
-class LostRaises(GoodEngine):
-    async def lost(self) -> str:
-        raise OSError("no device")
-
-
-class Exits(GoodEngine):
-    """One of its methods ends the process, as a command line's parser does."""
-
-    method = ""
-
-    def __getattribute__(self, name: str) -> Any:
-        if name == type(self).method:
-            return self.exit
-        return super().__getattribute__(name)
-
-    async def exit(self, *_: object) -> Any:
-        raise SystemExit(2)
-
-
-def exiting(method: str) -> type[GoodEngine]:
-    return type(f"Exits_{method}", (Exits,), {"method": method})
-
-
-class StartIsPlain(GoodEngine):
-    def start(self, worker_id: int) -> Any:
-        return EngineConfig(model=self.model)
 
 
 def is_last(chunk: LLMEngineOutput) -> bool:
@@ -504,11 +447,10 @@ EDITS: dict[Rule, dict[str, Edit]] = {
 }
 
 BROKEN: list[tuple[type[GoodEngine], Rule]] = [
-    *(
-        (engine, Rule.START_FAILED)
-        for engine in (CannotBeMade, StartRaises, StartHangs, StartIsPlain)
-    ),
-    *((engine, Rule.MODEL_NAME_EMPTY) for engine in (NamelessModel, NoConfig)),
+    (with_method("__init__", cannot_be_made), Rule.START_FAILED),
+    *((with_method("start", each), Rule.START_FAILED) for each in (raises, exits, hangs, is_plain)),
+    (NamelessModel, Rule.MODEL_NAME_EMPTY),
+    (with_method("start", does_nothing), Rule.MODEL_NAME_EMPTY),
     *(
         (with_config(**{name: number}), Rule.BAD_CONFIG)
         for name in ("context_length", "max_num_seqs", "bootstrap_port")
@@ -524,21 +466,23 @@ BROKEN: list[tuple[type[GoodEngine], Rule]] = [
     (UsesItsChunkAgain, Rule.CHUNK_TOUCHED),
     (UsesItsListAgain, Rule.CHUNK_TOUCHED),
     (EmptiesAListAfterwards, Rule.CHUNK_TOUCHED),
-    *((engine, Rule.ABORT_FAILED) for engine in (AbortRaises, AbortHangs, AbortDoesNothing)),
+    *((with_method("abort", each), Rule.ABORT_FAILED) for each in (raises, exits, hangs)),
+    (with_method("abort", does_nothing, IgnoresTheStop), Rule.ABORT_FAILED),
     *((engine, Rule.CLOSE_FAILED) for engine in (ClosingRaises, ClosingHangs)),
     *((engine, Rule.CLEANUP_FAILED) for engine in (CleanupRaises, CleanupHangs)),
-    (HealthPayloadIsPlain, Rule.OPTIONAL_METHOD_FAILED),
+    *(
+        (with_method(name, is_plain), Rule.OPTIONAL_METHOD_FAILED)
+        for name in ("health_check_payload", "is_quiescent")
+    ),
     *(
         (with_health_payload(payload), Rule.OPTIONAL_METHOD_FAILED)
         for payload in ("hello", {}, {"tokens": [1]}, {"token_ids": "a"})
     ),
-    (QuiescenceIsPlain, Rule.OPTIONAL_METHOD_FAILED),
-    (DrainRaises, Rule.OPTIONAL_METHOD_FAILED),
-    *((engine, Rule.LOST_WHILE_WORKING) for engine in (LostIsPlain, LostAtOnce, LostRaises)),
-    (exiting("start"), Rule.START_FAILED),
-    (exiting("abort"), Rule.ABORT_FAILED),
-    (exiting("drain"), Rule.OPTIONAL_METHOD_FAILED),
-    (exiting("lost"), Rule.LOST_WHILE_WORKING),
+    *((with_method("drain", each), Rule.OPTIONAL_METHOD_FAILED) for each in (raises, exits)),
+    *(
+        (with_method("lost", each), Rule.LOST_WHILE_WORKING)
+        for each in (is_plain, ends_at_once, raises, exits)
+    ),
     (SecondCleanupRaises, Rule.SECOND_CLEANUP_FAILED),
     (UnstartedCleanupRaises, Rule.UNSTARTED_CLEANUP_FAILED),
     *((edited(name, edit), rule) for rule, edits in EDITS.items() for name, edit in edits.items()),

@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeAlias
 
-import pytest
-
 from tests.engines.serving import Stream, collect
 
 Box: TypeAlias = list[Stream]
@@ -20,10 +18,6 @@ Leave: TypeAlias = Callable[[Box], Awaitable[None]]
 
 async def aclose(box: Box) -> None:
     await box[0].aclose()
-
-
-async def aclose_twice_at_once(box: Box) -> None:
-    await asyncio.gather(box[0].aclose(), box[0].aclose())
 
 
 async def aclose_while_another_task_pulls(box: Box) -> None:
@@ -51,21 +45,9 @@ async def leave_async_with(box: Box) -> None:
         pass
 
 
-async def fail_inside_async_with(box: Box) -> None:
-    with pytest.raises(LookupError):
-        async with box[0]:
-            raise LookupError
-
-
 async def break_out_of_async_for(box: Box) -> None:
     async for _ in box.pop():
         break
-
-
-async def fail_inside_async_for(box: Box) -> None:
-    with suppress(LookupError):
-        async for _ in box.pop():
-            raise LookupError
 
 
 async def lose_the_last_reference(box: Box) -> None:
@@ -88,17 +70,6 @@ async def cancel_in_a_pull(box: Box) -> None:
     await asyncio.sleep(1)
     pull.cancel()
     await asyncio.wait([pull])
-
-
-async def cancel_elsewhere(box: Box) -> None:
-    async def consume(stream: Stream) -> None:
-        async for _ in stream:
-            await asyncio.sleep(60)
-
-    task = asyncio.create_task(consume(box.pop()))
-    await asyncio.sleep(1)
-    task.cancel()
-    await asyncio.wait([task])
 
 
 async def run_out_of_time_in_wait_for(box: Box) -> None:
@@ -129,15 +100,10 @@ async def dispose_of_a_subscription(box: Box) -> None:
     subscription.dispose()
 
 
-async def dispose_before_the_first_push(box: Box) -> None:
-    box.pop().subscribe().dispose()
-
-
 WAYS_OF_LEAVING: list[Leave] = [
-    *(aclose, aclose_twice_at_once, aclose_while_another_task_pulls),
-    *(aclose_twice_while_another_task_pulls, close_without_waiting),
-    *(leave_async_with, fail_inside_async_with, break_out_of_async_for, fail_inside_async_for),
+    *(aclose, aclose_while_another_task_pulls, aclose_twice_while_another_task_pulls),
+    *(close_without_waiting, leave_async_with, break_out_of_async_for),
     *(lose_the_last_reference, lose_the_last_reference_in_a_thread, lose_a_cycle),
-    *(cancel_in_a_pull, cancel_elsewhere, run_out_of_time_in_wait_for, run_out_of_time_in_timeout),
-    *(fail_beside_in_a_task_group, dispose_of_a_subscription, dispose_before_the_first_push),
+    *(cancel_in_a_pull, run_out_of_time_in_wait_for, run_out_of_time_in_timeout),
+    *(fail_beside_in_a_task_group, dispose_of_a_subscription),
 ]

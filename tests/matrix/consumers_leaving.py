@@ -175,16 +175,6 @@ async def waits_for_each(request: Request, stream: Any) -> None:
 
 
 @consumer()
-async def waits_for_all(request: Request, stream: Any) -> None:
-    """Read by ``asyncio.wait_for``."""
-    request.record.task_cancels += 1
-    try:
-        await asyncio.wait_for(request.read(stream), 0.002)
-    except TimeoutError:
-        request.drop()
-
-
-@consumer()
 async def pulls_in_tasks_and_loses(request: Request, stream: Any) -> None:
     """Pull in a task for each item, as the runtime does, then stop and lose the stream."""
     for _ in range(request.rng.randrange(1, 4)):
@@ -260,15 +250,6 @@ async def loses_with_listener(request: Request, stream: Any) -> None:
     """Have its context's listener close the stream, and lose both."""
     if not request.kind.holds_context:
         request.context.stopped().listen(stream.close)
-    await request.some(stream)
-    request.drop()
-
-
-@consumer()
-async def loses_with_subscriber(request: Request, stream: Any) -> None:
-    """Have a subscriber of its context close the stream, and lose all three."""
-    if not request.kind.holds_context:
-        request.context.killed().subscribe(lambda _: stream.close())
     await request.some(stream)
     request.drop()
 

@@ -56,16 +56,29 @@ async def _read_or_leave(request: Request, stream: Any, *, is_slow: bool = False
         await kept.aclose()
 
 
-@asking()
-async def with_heartbeat(request: Request) -> None:
-    """Get heartbeats."""
-    await _read_or_leave(request, await request.open(operators.heartbeat(0.0007, _PING)))
+_PING: Annotated[Any] = Annotated(comment=["ping"])
 
 
-@asking()
-async def with_coalesce(request: Request) -> None:
-    """Have chunks merged while it is slow."""
-    await _read_or_leave(request, await request.open(operators.coalesce()), is_slow=True)
+async def _later(item: Any) -> Any:
+    await asyncio.sleep(0.0003)
+    return item
+
+
+def _with(name: str, *more: Any, is_slow: bool = False) -> None:
+    """Register a consumer with operators at the end of its pipeline."""
+
+    async def consume(request: Request) -> None:
+        await _read_or_leave(request, await request.open(*more), is_slow=is_slow)
+
+    asking(name=f"with_{name}")(consume)
+
+
+_with("heartbeat", operators.heartbeat(0.0007, _PING))
+_with("coalesce", operators.coalesce(), is_slow=True)
+_with("delay", ops.delay(0.0005))
+_with("buffers", ops.buffer_with_time(0.0005), is_slow=True)
+_with("rx", ops.map(lambda item: item), ops.filter(bool))
+_with("map_async", operators.map_async(_later))
 
 
 @asking(is_exact=False)
@@ -84,26 +97,6 @@ async def with_two_deadlines(request: Request) -> None:
 
 
 @asking()
-async def with_patient_deadlines(request: Request) -> None:
-    """Have deadlines that do not pass."""
-    deadlines = operators.deadlines(first_token_s=30, idle_s=30, total_s=30)
-    await _read_or_leave(request, await request.open(deadlines))
-
-
-@asking()
-async def with_delay(request: Request) -> None:
-    """Have a ``reactivex`` operator with a timer in its pipeline."""
-    await _read_or_leave(request, await request.open(ops.delay(0.0005)))
-
-
-@asking()
-async def with_buffers(request: Request) -> None:
-    """Have ``buffer_with_time`` in its pipeline, and be slower than its timer."""
-    stream = await request.open(ops.buffer_with_time(0.0005))
-    await _read_or_leave(request, stream, is_slow=True)
-
-
-@asking()
 async def with_interval(request: Request) -> None:
     """Have an endless ``reactivex`` timer merged into its pipeline, up to the terminal."""
     pings = reactivex.interval(0.0005).pipe(ops.map(lambda _: _PING))
@@ -115,30 +108,6 @@ async def with_interval(request: Request) -> None:
 
     stream = await request.open(ops.merge(pings), ops.take_while(goes_on, inclusive=True))
     await _read_or_leave(request, stream, is_slow=True)
-
-
-_PING: Annotated[Any] = Annotated(comment=["ping"])
-
-
-@asking()
-async def with_rx(request: Request) -> None:
-    """Have ``reactivex`` operators without a timer in its pipeline."""
-    await _read_or_leave(request, await request.open(ops.map(_same), ops.filter(bool)))
-
-
-def _same(item: Any) -> Any:
-    return item
-
-
-@asking()
-async def with_map_async(request: Request) -> None:
-    """Await something for each item."""
-
-    async def slow(item: Any) -> Any:
-        await asyncio.sleep(0.0003)
-        return item
-
-    await _read_or_leave(request, await request.open(operators.map_async(slow)))
 
 
 @asking()

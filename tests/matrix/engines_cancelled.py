@@ -41,22 +41,6 @@ async def swallows_always(call: Call) -> Answer:
         yield call.stop()
 
 
-@engine()
-async def retries(call: Call) -> Answer:
-    """Try again whatever happens, a number of times."""
-    with call.opened():
-        for _ in range(call.length):
-            for _ in range(4):
-                try:
-                    await call.pause(must_wait=True)
-                    await call.pause()
-                except asyncio.CancelledError:
-                    continue
-                break
-            yield call.token()
-        yield call.stop()
-
-
 def _answering(name: str, *answers: Callable[[Call], Any]) -> None:
     """Register an engine that answers its cancellation with chunks, after waits, or by an error."""
 

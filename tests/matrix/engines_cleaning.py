@@ -67,13 +67,6 @@ async def cleans_in_time(call: Call) -> None:
 
 
 @_kind()
-async def cleans_before_deadline(call: Call) -> None:
-    """Be through before its ``asyncio.timeout``."""
-    async with asyncio.timeout(30):
-        await call.clean()
-
-
-@_kind()
 async def cleans_and_raises(call: Call) -> None:
     """Wait, then fail."""
     await call.clean()
@@ -110,14 +103,6 @@ async def cleans_its_task(call: Call) -> None:
         task.cancel()
     with suppress(asyncio.CancelledError):
         await task
-
-
-@_kind()
-async def cleans_in_group(call: Call) -> None:
-    """Clean up with a task group."""
-    async with asyncio.TaskGroup() as group:
-        group.create_task(call.clean())
-        group.create_task(asyncio.sleep(0))
 
 
 @_kind()

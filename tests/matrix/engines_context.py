@@ -13,6 +13,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, set_span_in_context
 
+from rx_backend import RequestContext
 from tests.matrix.call import POOL, Call
 from tests.matrix.engines_cleaning import OddError
 from tests.matrix.engines_plain import in_time, until_stopped
@@ -68,29 +69,23 @@ async def holds_itself(call: Call) -> Answer:
         yield call.stop()
 
 
-@engine(wants_stream=True, drops_itself=True)
-async def closes_on_stop(call: Call) -> Answer:
-    """Have its context's listener close its own stream at a stop."""
-    with call.opened():
-        if call.stream is not None:
-            call.context.stopped().listen(call.stream.close)
-        for _ in range(call.length):
-            await call.pause()
-            yield call.token()
-        yield call.stop()
+def _closing(name: str, listen: Callable[[RequestContext, Callable[[], None]], object]) -> None:
+    """Register an engine that has its context close its own stream at a signal."""
+
+    async def generate(call: Call) -> Answer:
+        with call.opened():
+            if call.stream is not None:
+                listen(call.context, call.stream.close)
+            for _ in range(call.length):
+                await call.pause()
+                yield call.token()
+            yield call.stop()
+
+    engine(name=name, wants_stream=True, drops_itself=True)(generate)
 
 
-@engine(wants_stream=True, drops_itself=True)
-async def closes_on_kill(call: Call) -> Answer:
-    """Subscribe to its context's kill to close its own stream."""
-    with call.opened():
-        stream = call.stream
-        if stream is not None:
-            call.context.killed().subscribe(lambda _: stream.close())
-        for _ in range(call.length):
-            await call.pause()
-            yield call.token()
-        yield call.stop()
+_closing("closes_on_stop", lambda context, close: context.stopped().listen(close))
+_closing("closes_on_kill", lambda context, close: context.killed().subscribe(lambda _: close()))
 
 
 async def _raises(call: Call) -> None:

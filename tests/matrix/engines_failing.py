@@ -15,10 +15,6 @@ from tests.matrix.kinds import engine
 Answer = AsyncGenerator[Any, None]
 
 
-class ParserError(ValueError):
-    """As parsers raise it: no client's fault (row S6)."""
-
-
 def _group(*errors: BaseException) -> BaseException:
     return BaseExceptionGroup("several", list(errors))
 
@@ -45,20 +41,9 @@ def _raising(
 
 
 _raising("raises_value_error", lambda: ValueError("no"), "InvalidArgument")
-_raising("raises_parser_error", lambda: ParserError("no"), "Unknown")
 _raising("raises_lookup_error", lambda: LookupError("no"), "Unknown")
-_raising("raises_refused", lambda: ConnectionRefusedError("no"), "CannotConnect")
 _raising("raises_reset", lambda: ConnectionResetError("no"), "Disconnected")
-_raising("raises_eof", lambda: asyncio.IncompleteReadError(b"", 1), "Disconnected")
-_raising("raises_timeout", lambda: TimeoutError("no"), "ResponseTimeout")
-_raising("raises_typed", lambda: Disconnected("no"), "Disconnected")
 _raising("raises_group", lambda: _group(ValueError(), ValueError()), "InvalidArgument")
-_raising("raises_mixed_group", lambda: _group(ValueError(), OSError()), "Unknown")
-_raising(
-    "raises_nested_group",
-    lambda: _group(ConnectionResetError(), _group(BrokenPipeError())),
-    "Disconnected",
-)
 _raising("raises_stop_iteration", StopIteration, "Unknown")
 _raising("raises_stop_async_iteration", StopAsyncIteration, "Unknown")
 _raising("raises_cancelled", asyncio.CancelledError, "Unknown", "Cancelled")

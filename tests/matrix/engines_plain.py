@@ -32,7 +32,6 @@ async def _no_wait(call: Call) -> None: ...
 
 _counting("at_once", _no_wait)
 in_time = _counting("in_time", Call.pause)
-_counting("in_turns", lambda _: asyncio.sleep(0))
 _counting("by_threads", lambda _: asyncio.get_running_loop().run_in_executor(POOL, int))
 
 
@@ -153,37 +152,9 @@ async def waits_for_stop(call: Call) -> Answer:
         yield call.cancelled()
 
 
-@engine()
-async def listens_for_stop(call: Call) -> Answer:
-    """Have a listener wake it at the stop, while it waits for more."""
-    woken = asyncio.Event()
-    with call.opened():
-        unlisten = call.context.stopped().listen(woken.set)
-        try:
-            yield call.token()
-            call.stick()
-            await woken.wait()
-            yield call.cancelled()
-        finally:
-            unlisten()
-
-
 @engine(ends=())
 async def never_yields(call: Call) -> Answer:
     """Wait for what never comes."""
     with call.opened():
         await call.wait_for_ever()
         yield call.token()
-
-
-@engine(ends=())
-async def sleeps_on(call: Call) -> Answer:
-    """Yield a chunk and sleep for a minute."""
-    with call.opened():
-        yield call.token()
-        call.stick()
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            call.record.cancels += 1
-            raise

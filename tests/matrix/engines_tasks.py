@@ -44,18 +44,6 @@ async def timeout_expires(call: Call) -> Answer:
 
 
 @engine(knows_task=True)
-async def group_idle(call: Call) -> Answer:
-    """Hold a task group across its yields, whose task is done."""
-    with call.opened():
-        async with asyncio.TaskGroup() as group:
-            group.create_task(asyncio.sleep(0))
-            for _ in range(call.length):
-                await call.pause()
-                yield call.token()
-        yield call.stop()
-
-
-@engine(knows_task=True)
 async def group_busy(call: Call) -> Answer:
     """Hold a task group across its yields, with a producer in it."""
     queue: asyncio.Queue[bool] = asyncio.Queue()
@@ -147,27 +135,3 @@ async def cancels_its_task(call: Call) -> Answer:
         task.cancel()
         await call.pause()
         yield call.stop()
-
-
-@engine(holds_context=True)
-async def producer_beside(call: Call) -> Answer:
-    """Have a producer in a task of its own, which it cancels in the end."""
-    queue: asyncio.Queue[int] = asyncio.Queue()
-    length = call.length
-
-    async def produce() -> None:
-        for number in range(length):
-            await asyncio.sleep(0.0003)
-            queue.put_nowait(number)
-        await asyncio.sleep(60)
-
-    with call.opened():
-        task = asyncio.ensure_future(produce())
-        try:
-            for _ in range(call.length):
-                await queue.get()
-                yield call.token()
-            yield call.stop()
-        finally:
-            task.cancel()
-            await asyncio.wait([task])

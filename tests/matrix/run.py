@@ -135,7 +135,7 @@ def _kind(problem: str) -> str:
 async def _check_growth(
     batches: Batches, footprints: _Footprints, plan: Plan, size: int, report: Report
 ) -> None:
-    """Compare the first batches after a warm-up with the last ones, and find out who grows."""
+    """Compare the first batches after a warm-up with the last ones."""
     if not footprints.growth(warm_up=max(12, len(plan) // size // 4)):
         return
     # Caches fill up for a while, above all on a slow machine: what is lost is lost again.
@@ -150,17 +150,6 @@ async def _check_growth(
     problem = f"{more[0]:+.0f} objects and {more[1]:+.0f} blocks in {len(half)} requests"
     together = f"--first {plan[0][0]} --requests {len(plan)}"
     report.problems[problem][together] = plan[0][0]
-    engines = sorted({engine for _, engine, _ in plan})
-    consumers = sorted({consumer for _, _, consumer in plan})
-    for name in [*engines, *consumers]:
-        own = [entry for entry in plan if name in entry[1:]][:60]
-        await batches.run(own)
-        before = footprint()[0]
-        for _ in range(3):
-            await batches.run(own)
-        if (grown := footprint()[0] - before) > 1.5 * len(own):
-            grew = f"{name}: {grown:+d} objects in {3 * len(own)} requests"
-            report.problems[grew][together] = plan[0][0]
 
 
 class _Footprints:
@@ -224,7 +213,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--requests",
         type=int,
-        default=20000,
+        default=14000,
         help="how many; all pairs in random order, again and again",
     )
     add("--first", type=int, default=0, help="the index of the first one")

@@ -324,17 +324,21 @@ def synchronous(items: Sequence[Any], *operators: AnyOperator, **how: Unpack[How
 
 def fused(items: Sequence[Any], *operators: AnyOperator, **how: Unpack[How]) -> Seen:
     """As one pulled stream."""
-    return run_virtual(_pulled(items, operators, how, every_s=None))
+    return run_virtual(pulled(items, *operators, **how))
 
 
 def fused_waiting(items: Sequence[Any], *operators: AnyOperator, **how: Unpack[How]) -> Seen:
     """As one pulled stream, whose source waits before each item."""
-    return run_virtual(_pulled(items, operators, how, every_s=1.0))
+    return run_virtual(pulled(items, *operators, every_s=1.0, **how))
 
 
-async def _pulled(
-    items: Sequence[Any], operators: Sequence[AnyOperator], how: How, *, every_s: float | None
+async def pulled(
+    items: Sequence[Any],
+    *operators: AnyOperator,
+    every_s: float | None = None,
+    **how: Unpack[How],
 ) -> Seen:
+    """As `fused`, for a test that runs on a virtual loop."""
     source = Engine(items, error=how.get("error"), ends=how.get("ends", True), every_s=every_s)
     try:
         stream = fuse(source(), operators)
@@ -345,25 +349,28 @@ async def _pulled(
     seen = await collect(stream, take=how.get("take"))
     # What an operator does on its own comes to its end too.
     await asyncio.sleep(LONG_S)
+    assert busy() == []
+    assert source.closed == 1 or not source.pulls
     return seen
 
 
 def pushed_on_the_loop(items: Sequence[Any], *operators: AnyOperator, **how: Unpack[How]) -> Seen:
     """As ``reactivex`` operators, the source being pushed from outside, an item a second."""
+    return run_virtual(pushed_slowly(items, *operators, **how))
 
-    async def run() -> Seen:
-        subject: Subject[Any] = Subject()
-        seen, subscription = watch(subject.pipe(*operators), take=how.get("take"))
-        for item in items:
-            subject.on_next(item)
-            await asyncio.sleep(1.0)
-        end(subject, how)
-        await asyncio.sleep(LONG_S)
-        subscription.dispose()
-        await asyncio.sleep(LONG_S)
-        return seen
 
-    return run_virtual(run())
+async def pushed_slowly(items: Sequence[Any], *operators: AnyOperator, **how: Unpack[How]) -> Seen:
+    """As `pushed_on_the_loop`, for a test that runs on a virtual loop."""
+    subject: Subject[Any] = Subject()
+    seen, subscription = watch(subject.pipe(*operators), take=how.get("take"))
+    for item in items:
+        subject.on_next(item)
+        await asyncio.sleep(1.0)
+    end(subject, how)
+    await asyncio.sleep(LONG_S)
+    subscription.dispose()
+    await asyncio.sleep(LONG_S)
+    return seen
 
 
 LIVES: tuple[Life, ...] = (pushed, synchronous, fused, fused_waiting)

@@ -44,15 +44,6 @@ def test_items_are_wrapped_and_a_failure_is_the_last_item(
 
 
 @pytest.mark.rows("S6")
-def test_the_failure_itself_is_handed_to_the_function(life: Life) -> None:
-    """What makes the error item gets the source's exception object, and its result comes out."""
-    seen = life(["a"], annotate_errors(shout, lambda error: error), error=FAILURE)
-    assert seen.end == "completed"
-    assert seen.items[0] == "A"
-    assert seen.items[1] is FAILURE
-
-
-@pytest.mark.rows("S6")
 def test_a_failure_ahead_is_annotated_too(life: Life) -> None:
     """What an operator ahead raises is a failure as well."""
 

@@ -24,7 +24,7 @@ from operators import (
 )
 from rx_backend import Annotated, FinishReason, LLMEngineOutput
 from rx_backend.testing import run_virtual
-from tests.operators._help import LONG_S, fused, now
+from tests.operators._help import LONG_S, now, pushed
 
 LETTERS = "ab#"
 
@@ -83,12 +83,12 @@ def test_each_answer_ends_by_itself(
 ) -> None:
     """Of three answers each is what it would be alone, and the last end is that of the stream."""
     ending = data.draw(endings)
-    seen = fused(copy.deepcopy(chunks), ending(3), ends=False)
+    seen = pushed(copy.deepcopy(chunks), ending(3), ends=False)
     cut = ended = 0
     for index in range(3):
         own = [chunk for chunk in chunks if (chunk.index or 0) == index]
         ends = [place for place, chunk in enumerate(own, 1) if chunk.finish_reason]
-        alone = fused(copy.deepcopy(own[: ends[0]] if ends else own), ending(1), ends=False)
+        alone = pushed(copy.deepcopy(own[: ends[0]] if ends else own), ending(1), ends=False)
         out = [chunk for chunk in seen.items if (chunk.index or 0) == index]
         # What waits when another answer ends the stream comes out, as at any end.
         assert out[: len(alone.items)] == alone.items

@@ -110,6 +110,7 @@ async def test_any_iterable_will_do() -> None:
 @pytest.mark.parametrize(
     "between",
     [
+        pytest.param(same(), id="fused"),
         pytest.param(ops.map(lambda item: item), id="reactivex"),
         pytest.param(coalesce(), id="pulling"),
         pytest.param(map_async(partial(asyncio.sleep, 1.0)), id="map_async"),

@@ -53,39 +53,6 @@ def all_ids_of(seen: Received) -> list[int]:
     return [token_id for ids in ids_of(seen) for token_id in ids]
 
 
-@pytest.mark.parametrize(
-    ("max_chunks", "engine_took_s"),
-    [pytest.param(4, 251.0, id="small-buffer"), pytest.param(64, 101.0, id="large-buffer")],
-)
-async def test_no_loss_under_overload(max_chunks: int, engine_took_s: float) -> None:
-    """
-    A consumer ten times slower than the engine gets every token in order, and what waits is bounded.
-
-    A small buffer slows the engine to the consumer's pace; with a large one it is not slowed.
-    """
-    most = 0
-    times: list[float] = []
-    seen: Received = []
-
-    async def engine() -> AsyncGenerator[Any]:
-        nonlocal most
-        for number in range(100):
-            await asyncio.sleep(1.0)
-            most = max(most, number + 1 - len(all_ids_of(seen)))
-            times.append(now())
-            yield token(number)
-        yield terminal()
-
-    counts = CoalesceCounts()
-    stream = fuse(engine(), [until_terminal(), coalesce(max_chunks=max_chunks, counts=counts)])
-    await received(stream, [10.0], seen)
-    assert all_ids_of(seen) == list(range(100))
-    assert seen[-1][1] == terminal()
-    assert most <= max_chunks
-    assert times[-1] == pytest.approx(engine_took_s, abs=10.0)
-    assert (counts.chunks_in, counts.chunks_out) == (101, len(seen))
-
-
 @pytest.mark.rows("S1", "S4")
 @pytest.mark.parametrize("every_s", [None, 1.0])
 @pytest.mark.parametrize("turns", [0, 1])

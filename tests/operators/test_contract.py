@@ -8,6 +8,7 @@ import copy
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, ParamSpec
 
 import pytest
@@ -31,23 +32,22 @@ from tests.engines import virtual
 from tests.examples import examples
 from tests.operators._help import (
     LETTERS,
-    LIVES,
     LONG_S,
     Chunk,
     Engine,
-    Life,
+    How,
     Seen,
-    by_aclose,
-    by_close,
-    by_losing_it,
     collect,
     fused,
     fused_waiting,
     handshake,
     observed,
+    pulled,
     pushed,
     pushed_on_the_loop,
+    pushed_slowly,
     same,
+    synchronous,
     terminal,
     token,
     watch,
@@ -208,14 +208,6 @@ def test_it_is_an_operator(name: str) -> None:
     assert dict(inspect.signature(function).parameters) == parameters
 
 
-def test_a_repr_shows_arguments() -> None:
-    """Arguments are shown as they were given, by place and by name."""
-    assert repr(operators.trace_link("ours", on_terminal=True)) == (
-        "trace_link('ours', on_terminal=True)"
-    )
-    assert repr(operators.until_terminal()) == "until_terminal()"
-
-
 @EVERY_SYNCHRONOUS
 @pytest.mark.parametrize(
     "scheduler",
@@ -280,25 +272,20 @@ async def test_it_disposes_its_source_once(name: str, ending: str) -> None:
 
 @EVERY_OPERATOR
 @EVERY_END
-def test_every_way_to_run_it_gives_the_same(name: str, how: dict[str, Any]) -> None:
-    """Pushed, synchronous where it may be, fused with a source that waits and one that doesn't."""
-    lives: Sequence[Life] = LIVES if name in MADE else (pushed_on_the_loop, fused, fused_waiting)
-    for items in INPUTS.values():
-        first, *others = [life(items, ALL[name](), **how) for life in lives]
-        for other in others:
-            assert other == first
-
-
-@EVERY_OPERATOR
-@EVERY_END
-def test_neighbours_change_nothing(name: str, how: dict[str, Any]) -> None:
-    """Between operators of ours, stock ones and asynchronous ones it gives what it gives alone."""
+async def test_every_way_to_run_it_gives_the_same(name: str, how: How) -> None:
+    """Pushed, synchronous where it may be, pulled, also between stock and asynchronous neighbours."""
     stock: AnyOperator = ops.map(lambda item: item)
     waits = operators.map_async(itself)
+    make = ALL[name]
     for items in INPUTS.values():
-        alone = fused(items, ALL[name](), **how)
-        for ahead, behind in ((same(), same()), (stock, waits), (waits, stock)):
-            assert fused(items, ahead, ALL[name](), behind, **how) == alone
+        expected = await pulled(items, make(), **how)
+        assert await pulled(items, make(), every_s=1.0, **how) == expected
+        assert await pulled(items, stock, make(), waits, **how) == expected
+        assert await pulled(items, waits, make(), stock, **how) == expected
+        if name in MADE:
+            assert pushed(items, make(), **how) == synchronous(items, make(), **how) == expected
+        else:
+            assert await pushed_slowly(items, make(), **how) == expected
 
 
 @pytest.mark.rows("S8")
@@ -409,25 +396,6 @@ async def test_an_engine_that_cancels_itself_has_failed(
     assert engine.closed == 1
 
 
-@pytest.mark.rows("S7")
-@EVERY_ASYNCHRONOUS
-@pytest.mark.parametrize("drop", [by_close, by_aclose, by_losing_it])
-@pytest.mark.parametrize("after", [0, 1])
-@settled
-async def test_a_drop_releases_the_engine(name: str, drop: Any, after: int) -> None:
-    """Before the first pull and between two pulls."""
-    engine = Engine([token(1), token(2), terminal()], every_s=1.0)
-    owner = [fuse(engine(), [same(), MADE_ASYNC[name](), same()])]
-    for _ in range(after):
-        await anext(owner[0])
-    await drop(owner)
-    await asyncio.sleep(LONG_S)
-    assert engine.closed == (1 if after else 0)
-    if owner:
-        with pytest.raises(StopAsyncIteration):
-            await anext(owner[0])
-
-
 NUMBER: contextvars.ContextVar[int] = contextvars.ContextVar("number")
 
 
@@ -510,7 +478,7 @@ def test_fused_is_what_a_pipe_gives(
     chunks=STREAMS,
     error=ERRORS,
     at_s=st.floats(0.1, 8.0),
-    how=st.sampled_from(["cancel", "close", "not at all"]),
+    how=st.sampled_from(["cancel", "close", "lose", "not at all"]),
 )
 def test_the_engine_is_closed_once(
     names: list[str], chunks: list[Any], error: Exception | None, at_s: float, how: str
@@ -521,6 +489,12 @@ def test_the_engine_is_closed_once(
     async def run() -> Engine:
         engine = Engine(copy.deepcopy(chunks), error=error, every_s=1.0)
         stream = observed(engine(), made_of(names), on_end=lambda _dropped: ended.append("end"))
+        if how == "lose":
+            with suppress(Exception):
+                await anext(stream)
+            del stream
+            await asyncio.sleep(LONG_S)
+            return engine
         consumer = asyncio.create_task(collect(stream))
         await asyncio.sleep(at_s)
         if how == "cancel":

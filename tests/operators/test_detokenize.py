@@ -8,26 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators import detokenize, fuse, stop_on_text
+from operators import detokenize, stop_on_text
 from operators.authoring import merge_chunks
 from rx_backend import LLMEngineOutput
-from rx_backend.testing import run_virtual
 from tests.examples import examples
-from tests.operators._help import Engine
+from tests.operators._help import pushed
 from tests.tokenizer import END, byte_tokenizer, fallback_tokenizer
 
 TOKENIZER = byte_tokenizer()
 
 
 def run(
-    chunks: list[LLMEngineOutput], *operators: Any, tokenizer: Any = TOKENIZER
+    chunks: list[LLMEngineOutput], *operators: Any, tokenizer: Any = TOKENIZER, **options: Any
 ) -> list[LLMEngineOutput]:
-    async def main() -> list[LLMEngineOutput]:
-        return [
-            chunk async for chunk in fuse(Engine(chunks)(), [detokenize(tokenizer), *operators])
-        ]
-
-    return run_virtual(main())
+    seen = pushed(chunks, detokenize(tokenizer, **options), *operators)
+    assert seen.end == "completed"
+    return seen.items
 
 
 def in_chunks(ids: list[int], sizes: list[int]) -> list[LLMEngineOutput]:
@@ -127,11 +123,6 @@ def test_answers_do_not_mix() -> None:
     assert [chunk.text for chunk in chunks] == ["", "", "ü", "é"]
 
 
-def test_special_tokens_have_no_text() -> None:
-    """The token that ends an answer is not for the client."""
-    assert [chunk.text for chunk in run([LLMEngineOutput([ord("a"), END])])] == ["a"]
-
-
 def test_an_engine_that_gives_text_is_left_alone() -> None:
     """And so is a chunk without tokens; the engine's own chunk is not changed."""
     given_text, handshake = LLMEngineOutput([97], text="A"), LLMEngineOutput()
@@ -158,9 +149,5 @@ def test_its_chunks_can_be_merged() -> None:
 @pytest.mark.parametrize("skip", [True, False])
 def test_special_tokens_may_have_a_text(skip: bool) -> None:
     """For a client that looks for them."""
-
-    async def main() -> list[str | None]:
-        made = detokenize(TOKENIZER, skip_special_tokens=skip)
-        return [chunk.text async for chunk in fuse(Engine([LLMEngineOutput([END])])(), [made])]
-
-    assert run_virtual(main()) == ["" if skip else "<end>"]
+    (chunk,) = run([LLMEngineOutput([END])], skip_special_tokens=skip)
+    assert chunk.text == ("" if skip else "<end>")

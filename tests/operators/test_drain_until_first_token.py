@@ -159,13 +159,13 @@ async def test_an_engine_that_never_waits() -> None:
         while True:
             yield token(1)
 
-    async with Drains(grace_s=1.0) as drains:
+    async with Drains(grace_s=1 / 64) as drains:
         Request(engine(), drains).stream.close()
         turns = 0
         while drains.running:
             turns += 1
-            await asyncio.sleep(0.125)
-    assert now() == pytest.approx(1.0, abs=0.01)
+            await asyncio.sleep(1 / 512)
+    assert now() == pytest.approx(1 / 64, abs=0.001)
     assert turns == 8
 
 

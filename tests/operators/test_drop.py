@@ -568,17 +568,6 @@ def test_a_stream_that_outlives_its_loop(way: str, closing_s: float | None, dept
 
 
 @pytest.mark.rows("S7")
-async def test_an_engine_is_not_begun_by_a_stream_that_was_dropped() -> None:
-    """Where a task of ours is about to pull: the stages are told first, and the close follows."""
-    engine = Engine([1])
-    stream = fuse(engine(), [itl_window(TokenTimes()), same()])
-    stream.drop()
-    assert await collect(stream) == Seen([], "completed")
-    await stream.aclose()
-    assert engine.pulls == 0
-
-
-@pytest.mark.rows("S7")
 @pytest.mark.parametrize("turns", range(12))
 async def test_nothing_begins_behind_a_drop(turns: int) -> None:
     """However many tasks stand between consumer and engine, and wherever the drop finds them."""

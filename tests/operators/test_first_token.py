@@ -6,7 +6,7 @@ import pytest
 
 from operators import first_token
 from rx_backend.testing import Marbles
-from tests.operators._help import LETTERS, Chunk, Life, Seen, handshake, terminal, token
+from tests.operators._help import LETTERS, Chunk, Life, handshake, terminal, token
 
 
 @pytest.mark.rows("F1")
@@ -45,28 +45,3 @@ def test_it_is_told_before_the_chunk_goes_on(life: Life) -> None:
     seen = life(chunks, tell, show)
     assert journal == ["told [1]", "went on [1]"]
     assert list(map(id, seen.items)) == list(map(id, chunks))
-
-
-@pytest.mark.rows("F1")
-def test_a_callback_that_raises_fails_the_stream(life: Life) -> None:
-    """The stream ends with the callback's exception; the chunk does not come out."""
-
-    def refuse(chunk: Chunk) -> None:
-        raise LookupError(f"no {chunk.token_ids}")
-
-    seen = life([handshake(), token(1), token(2)], first_token(refuse))
-    assert seen == Seen([handshake()], "LookupError('no [1]')")
-
-
-class Untouchable:
-    """A chunk that must not be looked at."""
-
-    @property
-    def token_ids(self) -> list[int]:
-        raise AssertionError("a chunk after the first token was looked at")
-
-
-def test_later_chunks_cost_nothing(life: Life) -> None:
-    """After the first token no chunk is looked at any more."""
-    seen = life([token(1), Untouchable(), Untouchable()], first_token(lambda chunk: None))
-    assert (len(seen.items), seen.end) == (3, "completed")

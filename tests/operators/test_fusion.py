@@ -12,19 +12,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Gener
 from typing import Any, Generic, TypeVar
 
 import pytest
-import reactivex
 
 from operators import fuse, map_async
 from operators._core.stage import when
-from operators.assembly import Callbacks, callbacks, make_stream
+from operators.assembly import Callbacks, callbacks
 from operators.authoring import (
     AnyOperator,
     Completed,
     FusedRun,
-    Operator,
     Stage,
     complete_with,
-    detach,
     emit,
     operator,
 )
@@ -167,20 +164,6 @@ class TestSources:
         assert engine.closed == 1
 
     @pytest.mark.rows("S6")
-    @pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
-    async def test_a_source_that_is_interrupted_drops_the_stream(
-        self, signal: type[BaseException]
-    ) -> None:
-        """It comes out of the pull; for the operators it is a drop, and never a failure."""
-        engine = Engine([1], error=signal())
-        stream = fuse(engine(), [spy(engine.journal)])
-        assert await anext(stream) == 1
-        with pytest.raises(signal):
-            await anext(stream)
-        assert engine.journal == ["pull", "1", "closed", "!"]
-        assert await collect(stream) == Seen([], "completed")
-
-    @pytest.mark.rows("S6")
     @pytest.mark.parametrize("wrong", [TypeError("wrong"), StopIteration("wrong")], ids=repr)
     async def test_a_source_that_fails_at_once(self, wrong: Exception) -> None:
         """What ``__anext__`` raises before there is anything to await is a failure as well."""
@@ -285,16 +268,6 @@ class TestTheEnd:
 
 class TestTheStreamItself:
     """The object that ``fuse`` gives."""
-
-    async def test_the_class_can_be_chosen(self) -> None:
-        """``stream`` is the class to make; it gets the run's arguments."""
-
-        class Mine(FusedRun[int]):
-            __slots__ = ()
-
-        stream = make_stream(Engine([1])(), [same()], Mine)
-        assert type(stream) is Mine
-        assert await collect(stream) == Seen([1], "completed")
 
     async def test_a_failure_leaves_no_cycle(self) -> None:
         """An exception that went through a stream is freed without the garbage collector."""
@@ -434,48 +407,6 @@ async def test_an_error_says_which_operator_raised_it(broken: AnyOperator, name:
     assert not hasattr(seen.error, "__notes__")
 
 
-@operator
-def replaced_by(items: Sequence[int]) -> Ints:
-    """End the stream with *items* at its third item."""
-    for _ in range(2):
-        yield when("item == 3")
-    return complete_with(*items)
-
-
 @callbacks()
 def ended_with(items: Sequence[int]) -> Callbacks[int, int]:
     return Callbacks(lambda _: complete_with(*items), only="item == 3")
-
-
-@callbacks()
-def first_negated() -> Callbacks[int, int]:
-    return Callbacks(lambda item: -item, only="item > 3", once=True)
-
-
-@operator
-def first_doubled() -> Ints:
-    item = yield when("item > 3")
-    yield detach(2 * item)
-
-
-@operator
-def first_kept() -> Ints:
-    item = yield when("item > 3")
-    while True:
-        item = yield when("item < 0", item)
-
-
-@pytest.mark.rows("E3")
-@pytest.mark.parametrize("last", [[], [4], [4, 5], [4, 5, 6]], ids=len)
-@pytest.mark.parametrize("end", [replaced_by, ended_with])
-@pytest.mark.parametrize("behind", [first_negated, first_doubled, first_kept])
-async def test_the_last_items_of_an_operator_visit_as_others_do(
-    behind: Callable[[], Operator[int, int]],
-    end: Callable[..., Operator[int, int]],
-    last: list[int],
-) -> None:
-    """One that takes a single item takes one of them, and no other, as in a plain pipe."""
-    plain: list[int] = []
-    reactivex.of(1, 2, 3, 9).pipe(end(last), behind(), same()).subscribe(plain.append)
-    fused = await collect(fuse(Engine([1, 2, 3, 9])(), [end(last), behind(), same()]))
-    assert fused == Seen(plain, "completed")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import itertools
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -68,35 +67,6 @@ async def test_the_last_item_completes_the_stream() -> None:
     assert [await anext(stream) for _ in range(4)] == ["p", token(1), "p", terminal()]
     assert (stream.ended, engine.closed) == (True, 1)
     assert (await collect(stream)).items == []
-
-
-async def test_the_engine_keeps_its_task_and_context() -> None:
-    """Its steps are of one task, so that what it opens it can close; its context is that for all."""
-    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
-    tasks: set[Any] = set()
-    resets = 0
-
-    async def engine() -> AsyncGenerator[str]:
-        nonlocal resets
-        mark = variable.set("engine's")
-        try:
-            async with asyncio.timeout(30):
-                for name in "abc":
-                    await asyncio.sleep(3.0)
-                    tasks.add(asyncio.current_task())
-                    yield name
-                await asyncio.sleep(60.0)
-        finally:
-            variable.reset(mark)
-            resets += 1
-
-    seen = await collect(fuse(engine(), [heartbeat(2.0, "p")]))
-    assert seen.items[:6] == ["p", "a", "p", "b", "p", "c"]
-    assert seen.end == "TimeoutError()"
-    assert len(tasks) == 1
-    for taken in (1, 2):
-        await collect(fuse(engine(), [heartbeat(2.0, "p")]), take=taken)
-    assert resets == 3
 
 
 # Arrivals against heartbeats against a consumer of its own pace, and drops.

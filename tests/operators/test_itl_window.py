@@ -10,7 +10,7 @@ import pytest
 
 from operators import LatencyFigures, TokenTimes, fuse, itl_window, sliding_itl
 from rx_backend.testing import Marbles
-from tests.operators._help import LETTERS, Engine, Life, Seen, collect, handshake, terminal, token
+from tests.operators._help import LETTERS, Engine, Life, collect, handshake, terminal, token
 
 VALUES = {**LETTERS, "m": token(1, 2, 3)}
 
@@ -81,16 +81,6 @@ class TestItlWindow:
         await collect(stream)
         assert (times.started, times.ttft_ms, times.itl_ms()) == (5.0, 3500.0, [500.0])
 
-    async def test_the_record_can_be_read_at_any_moment(self) -> None:
-        """Half-way through the stream the record tells what has come so far."""
-        times = TokenTimes(asyncio.get_running_loop().time)
-        stream = fuse(Engine([token(n) for n in range(4)], every_s=0.1)(), [itl_window(times)])
-        await anext(stream)
-        assert (times.output_tokens, times.itl_ms()) == (1, [])
-        await anext(stream)
-        assert (times.output_tokens, times.itl_ms()) == (2, pytest.approx([100]))
-        await stream.aclose()
-
     @pytest.mark.rows("P5")
     @pytest.mark.parametrize(
         "how",
@@ -108,27 +98,6 @@ class TestItlWindow:
         life([token(1), token(2)], itl_window(times, told.append), **how)
         assert told == [times]
         assert times.output_tokens == 2
-
-    def test_a_clock_that_raises_fails_the_stream(self, life: Life) -> None:
-        """What the clock raises while chunks flow ends the stream."""
-        clock = iter([0.0, 1.0])
-
-        def broken() -> float:
-            for now in clock:
-                return now
-            raise LookupError("no time")
-
-        seen = life([token(1), token(2), token(3)], itl_window(TokenTimes(broken)))
-        assert seen == Seen([token(1)], "LookupError('no time')")
-
-    def test_an_end_callback_that_raises_fails_the_stream(self, life: Life) -> None:
-        """When the record's reader fails at an ordinary end, the stream fails with that."""
-
-        def refuse(times: TokenTimes) -> None:
-            raise LookupError
-
-        times = TokenTimes(lambda: 0.0)
-        assert life([token(1)], itl_window(times, refuse)) == Seen([token(1)], "LookupError()")
 
 
 class TestSlidingItl:

@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, Unpack
 
 import pytest
 import reactivex
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from reactivex import operators as stock_operators
 
 from operators.authoring import AnyOperator
+from rx_backend.testing import run_virtual
 from tests.examples import examples
-from tests.operators._help import fused, fused_waiting, pushed, same, twice
+from tests.operators._help import How, pulled, pushed, same, twice
 from tests.operators.test_laws import ERRORS, ITEMS, PULLS, Ledger, pulling
 
 # Untyped: its operators without a source leave open what they work on.
@@ -134,6 +135,11 @@ def generator(which: int, n: int) -> Twins:
     return (lambda: [one(Ledger(), "")]), (lambda: [other(Ledger(), "")])
 
 
+def stage(which: int, n: int) -> Twins:
+    _, made = generator(which, n)
+    return made, made
+
+
 def ours(make: Callable[[], AnyOperator]) -> Twins:
     return (lambda: [make()]), (lambda: [make()])
 
@@ -142,6 +148,7 @@ NUMBERS = st.integers(1, 4)
 STOCK = st.builds(stock, st.sampled_from(sorted(REACTIVEX)), NUMBERS)
 OTHERS = st.one_of(
     st.builds(generator, st.integers(0, len(PULLS) - 1), NUMBERS),
+    st.builds(stage, st.integers(0, len(PULLS) - 1), NUMBERS),
     st.builds(ours, st.sampled_from([same, twice])),
 )
 
@@ -150,9 +157,15 @@ def listed(twins: Sequence[Twins], which: int) -> list[AnyOperator]:
     return [operator for pair in twins for operator in pair[which]()]
 
 
-def test_there_are_enough_of_them() -> None:
-    """Most of what the library has that does not tell the time."""
-    assert len(REACTIVEX) >= 40
+def check(twins: Sequence[Twins], items: Sequence[int], **how: Unpack[How]) -> None:
+    """Pulled, from a source that waits and from one that doesn't, it is what a pipe gives."""
+    expected = pushed(items, *listed(twins, 1), **how)
+
+    async def run() -> None:
+        for every_s in (None, 1.0):
+            assert await pulled(items, *listed(twins, 0), every_s=every_s, **how) == expected
+
+    run_virtual(run())
 
 
 @pytest.mark.rows("O3", "S1", "S2", "S6")
@@ -163,13 +176,12 @@ def test_there_are_enough_of_them() -> None:
     error=ERRORS,
     take=st.none() | st.integers(1, 5),
 )
+@example(twins=[stock("take none", 1)], items=[1], error=None, take=None)
 def test_operators_of_reactivex_give_what_a_pipe_gives(
     twins: list[Twins], items: list[int], error: Exception | None, take: int | None
 ) -> None:
     """In any order, neighbours of each other, of ours and of async generators."""
-    expected = pushed(items, *listed(twins, 1), error=error, take=take)
-    for life in (fused, fused_waiting):
-        assert life(items, *listed(twins, 0), error=error, take=take) == expected
+    check(twins, items, error=error, take=take)
 
 
 def chosen(n: int) -> Callable[[int], Any]:
@@ -239,6 +251,4 @@ def test_operators_of_aioreactive_give_what_their_twins_give(
     twins: list[Twins], items: list[int], error: Exception | None, take: int | None
 ) -> None:
     """Mixed with those of ``reactivex``, ours and async generators."""
-    expected = pushed(items, *listed(twins, 1), error=error, take=take)
-    for life in (fused, fused_waiting):
-        assert life(items, *listed(twins, 0), error=error, take=take) == expected
+    check(twins, items, error=error, take=take)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from operators import limit_tokens
-from operators.authoring import Stage, emit, first_tokens, operator
+from operators.authoring import first_tokens
 from rx_backend import FinishReason, LLMEngineOutput
 from rx_backend.testing import assert_marbles
-from tests.operators._help import LETTERS, Life, Seen, fused, handshake, terminal, token
+from tests.operators._help import LETTERS, Life, Seen, handshake, pushed, terminal, token
 
 VALUES = {**LETTERS, "d": token(1, 2, 3), "B": terminal(2, reason="length")}
 VALUES["D"] = terminal(1, reason="length")
@@ -57,7 +56,7 @@ def test_the_tokens_are_the_first_ones(
         source[ends].finish_reason = "eos"
         del source[ends + 1 :]
     before = copy.deepcopy(source)
-    seen = fused(source, limit_tokens(limit))
+    seen = pushed(source, limit_tokens(limit))
     tokens = [token_id for chunk in source for token_id in chunk.token_ids]
     out = [token_id for chunk in seen.items for token_id in chunk.token_ids]
     assert seen.end == "completed"
@@ -143,24 +142,3 @@ def test_a_negative_count_is_refused() -> None:
     """A slice would count from the end."""
     with pytest.raises(ValueError, match="first_tokens: count: expected at least 0 tokens, got -1"):
         first_tokens(LLMEngineOutput([1, 2]), -1)
-
-
-def test_a_token_budget(life: Life) -> None:
-    """An operator that shares a budget among streams ends one in the midst of a chunk."""
-    spent: list[int] = []
-
-    @operator(takes="chunks")
-    def within(left: Callable[[], int]) -> Stage[LLMEngineOutput, LLMEngineOutput]:
-        chunk = yield emit()
-        while len(chunk.token_ids) <= left():
-            spent.append(len(chunk.token_ids))
-            chunk = yield chunk
-        last = first_tokens(chunk, left())
-        last.finish_reason = FinishReason.LENGTH
-        return last
-
-    chunks = [LLMEngineOutput([1], text="a"), LLMEngineOutput([2, 3], tokens=["b", "c"], text="bc")]
-    assert life(chunks, within(lambda: 2 - sum(spent))).items == [
-        chunks[0],
-        LLMEngineOutput([2], tokens=["b"], text="b", finish_reason=FinishReason.LENGTH),
-    ]

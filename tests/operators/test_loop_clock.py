@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -14,11 +14,8 @@ import pytest
 from operators import LoopScheduler
 from operators.assembly import loop_clock
 from rx_backend.adapter import EngineAdapter
-from rx_backend.context import RequestContext
-from rx_backend.engine import EngineConfig, LLMEngine
-from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.testing import run_virtual
-from tests.engines import collect, request
+from tests.engines import ScriptedEngine, Step, collect, request, stop, token
 from tests.spans import Spans
 
 STEP_S = 0.0004
@@ -77,22 +74,11 @@ def test_a_virtual_loop_keeps_its_own_time() -> None:
 @pytest.mark.parametrize("run", REAL)
 def test_gaps_of_less_than_a_millisecond_are_recorded(run: Run, spans: Spans) -> None:
     """An engine that works for 0.4 ms a token has no gap of 0.0 ms."""
-
-    class Working(LLMEngine):
-        async def start(self, worker_id: int) -> EngineConfig:
-            return EngineConfig(model="m")
-
-        async def generate(
-            self, request: PreprocessedRequest, context: RequestContext
-        ) -> AsyncGenerator[LLMEngineOutput]:
-            for token_id in range(20):
-                await asyncio.sleep(0)
-                work()
-                yield LLMEngineOutput.token(token_id)
-            yield LLMEngineOutput.stop()
+    steps: list[Step] = [0.0, lambda _: work(), token(7)]
+    engine = ScriptedEngine(*steps * 20, stop())
 
     async def main() -> None:
-        await collect(await EngineAdapter(Working(), tracer=spans.tracer).generate(request()))
+        await collect(await EngineAdapter(engine, tracer=spans.tracer).generate(request()))
 
     run(main())
     recorded = dict(spans.one("engine.generate").attributes or {})

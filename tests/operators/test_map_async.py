@@ -56,20 +56,6 @@ async def test_what_returns_an_awaitable_will_do() -> None:
     assert (await collect(fuse(Engine([1, 2])(), [map_async(Always())]))).items == [1, 2]
 
 
-@pytest.mark.rows("S6")
-async def test_a_step_that_fails_fails_the_stream() -> None:
-    """The stages before it are closed, those behind it see the failure, the engine is closed."""
-    journal: list[str] = []
-
-    async def fail(item: int) -> int:
-        raise LookupError(item)
-
-    engine = Engine([1, 2], journal=journal)
-    stages = [spy(journal, "before "), map_async(fail), spy(journal, "behind ")]
-    assert await collect(fuse(engine(), stages)) == Seen([], "LookupError(1)")
-    assert journal == ["pull", "before 1", "before !", "behind #", "closed"]
-
-
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("way", IN_A_PULL)
 async def test_a_drop_cancels_the_step(way: InPull) -> None:

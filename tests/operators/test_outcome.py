@@ -34,7 +34,7 @@ from rx_backend import (
     RequestContext,
     StreamIncomplete,
 )
-from rx_backend.engine import EngineConfig, LLMEngine
+from tests.engines import ScriptedEngine
 from tests.operators._help import Life, handshake, terminal, token
 
 STOP, LENGTH, CANCELLED = FinishReason.STOP, FinishReason.LENGTH, FinishReason.CANCELLED
@@ -137,37 +137,14 @@ def test_it_is_decided_by_what_was_handed_out(
     else:
         expected = reasons if is_complete else first_reasons(engine)
         assert outcome.error is None
-        assert outcome.finish_reason == worst([expected[index] for index in sorted(expected)])
+        ordered = [expected[index] for index in sorted(expected)]
+        assert outcome.finish_reason == worst(ordered)
+        assert outcome.finish_reasons == tuple(ordered)
         assert outcome.is_cancelled is stopped
     if handed is not None:
         assert outcome.output_tokens == sum(len(chunk.token_ids) for chunk in seen)
     ways = (outcome.finish_reason is not None, outcome.error is not None, outcome.is_dropped)
     assert sum(ways) == 1
-
-
-@pytest.mark.rows("P11")
-@pytest.mark.parametrize(
-    ("reasons", "expected"),
-    [
-        ([STOP, LENGTH], STOP),
-        ([LENGTH, STOP], LENGTH),
-        ([STOP, CANCELLED], CANCELLED),
-        ([CANCELLED, ERROR], ERROR),
-        ([ERROR, CANCELLED], ERROR),
-    ],
-)
-def test_several_answers_end_as_the_worst_of_them(
-    reasons: list[FinishReason], expected: FinishReason
-) -> None:
-    """An error, then a cancellation, then the first; all are there, by the index of their answer."""
-    record = tracker(len(reasons))
-    for index, reason in reversed(list(enumerate(reasons))):
-        assert not record.has_ended()
-        record.times.note_terminal(LLMEngineOutput(finish_reason=reason, index=index))
-    assert record.has_ended()
-    outcome = record.end(dropped=False)
-    assert outcome.finish_reason == expected
-    assert outcome.finish_reasons == tuple(reasons)
 
 
 @pytest.mark.rows("P6a")
@@ -251,17 +228,6 @@ def test_the_type_of_an_error(outcome: Outcome, expected: str | None, *, is_erro
 # In a pipeline.
 
 
-class WithoutTerminal(LLMEngine):
-    """An engine that gives two tokens, and returns."""
-
-    async def start(self, worker_id: int) -> EngineConfig:
-        return EngineConfig(model="m")
-
-    async def generate(self, request: PreprocessedRequest, context: RequestContext) -> Any:
-        for number in range(2):
-            yield LLMEngineOutput.token(number)
-
-
 @operator(takes="chunks")
 def flushing(*last: LLMEngineOutput) -> Stage[Any, Any]:
     """Hand out some more at the end."""
@@ -286,7 +252,8 @@ FLUSHING: list[AnyOperator] = [
 @pytest.mark.parametrize("flush", FLUSHING, ids=repr)
 async def test_an_engine_without_a_terminal_is_no_operators_fault(flush: AnyOperator) -> None:
     """An operator that has something to say at the end has not ended the stream."""
-    adapter = EngineAdapter(WithoutTerminal()).with_operators(flush)
+    chunks = [LLMEngineOutput.token(number) for number in range(2)]
+    adapter = EngineAdapter(ScriptedEngine(*chunks)).with_operators(flush)
     stream = await adapter.generate(PreprocessedRequest(token_ids=[1]), RequestContext())
     *_, last = [item async for item in stream]
     assert isinstance(last.error, StreamIncomplete)

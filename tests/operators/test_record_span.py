@@ -12,8 +12,7 @@ from opentelemetry.trace import INVALID_SPAN, Span, StatusCode
 from operators import TokenTimes, fuse, itl_window, record_span
 from operators import until_terminal as until
 from operators.authoring import Stage, operator
-from rx_backend.testing import Marbles
-from tests.operators._help import LETTERS, Engine, Life, Seen, handshake, terminal, token
+from tests.operators._help import Engine, Life, Seen, handshake, terminal, token
 from tests.spans import Spans, rows_of
 
 DROPPED = (StatusCode.ERROR, "stream dropped before terminal")
@@ -76,40 +75,6 @@ def watched(span: Span, on_end: Callable[[], object]) -> Span:
             return getattr(span, name)
 
     return cast("Span", Watched())
-
-
-class TestWithoutARecord:
-    """The operator alone, in marbles."""
-
-    @pytest.mark.rows("P3", "P4", "P5", "P6a", "P7")
-    @pytest.mark.parametrize(
-        ("source", "result", "ends_at", "reason"),
-        [
-            pytest.param("----", "----", None, None, id="never"),
-            pytest.param("--|", "--|", 2, "Dropped", id="empty"),
-            pytest.param("-T|", "-T|", 2, "stop", id="one"),
-            pytest.param("-h-a-b-U|", "-h-a-b-U|", 8, "stop", id="many"),
-            pytest.param("-a-b-|", "-a-b-|", 5, "Dropped", id="no-terminal"),
-            pytest.param("-a-#", "-a-#", 3, None, id="source-error"),
-            pytest.param("-a-b", "-a-b", None, None, id="no-end"),
-            pytest.param("-a-b-T|", "-a-!", 3, "Dropped", id="early-dispose"),
-            pytest.param("-a-b-T|", "-a-(b!)", 3, "Dropped", id="dispose-inside"),
-            pytest.param("-a-b-T|", "-a-b-(T!)", 5, "stop", id="dispose-inside-the-terminal"),
-        ],
-    )
-    def test_the_span_ends_with_the_stream(
-        self, spans: Spans, source: str, result: str, ends_at: int | None, reason: str | None
-    ) -> None:
-        """Chunks pass when they come; the span has ended when the stream has, and says how."""
-        test = Marbles(LETTERS)
-        ended: list[int] = []
-        span = watched(start(spans), lambda: ended.append(round(test.clock())))
-        test.expect(test.cold(source).pipe(record_span(span)), result)
-        # What is open is dropped when the test is over, long after its line.
-        within = [frame for frame in ended if frame < 100]
-        assert within == ([] if ends_at is None else [ends_at])
-        if ends_at is not None:
-            assert written(spans).get("finish_reason") == reason
 
 
 class TestOutcomes:

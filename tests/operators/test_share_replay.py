@@ -32,9 +32,7 @@ from operators import (
     limit_tokens,
     share_replay,
 )
-from rx_backend import EngineAdapter, PreprocessedRequest, standard_pipeline
-from rx_backend.engines import SampleEngine
-from rx_backend.protocols import StopConditions
+from rx_backend import standard_pipeline
 from rx_backend.testing import run_virtual
 from tests.operators._help import LONG_S, Engine, Seen, busy, now, settle, watch
 
@@ -78,21 +76,6 @@ async def test_what_it_takes(make: Callable[[], Any]) -> None:
     both = await asyncio.gather(shared.pipe(ops.to_list()), shared.pipe(ops.to_list()))
     assert both == [[3, 2, 1], [3, 2, 1]]
     assert [item async for item in shared.read(after=1)] == [2, 1]
-
-
-async def test_a_response_stream() -> None:
-    """One answer for two clients, and it is stopped when both have left."""
-    engine = SampleEngine(token_interval_ms=20)
-    request = PreprocessedRequest(token_ids=[1], stop_conditions=StopConditions(max_tokens=50))
-    stream = await EngineAdapter(engine).generate(request)
-    shared = share_replay(ahead=1)(stream)
-    async with shared.read() as first, shared.read() as second:
-        ids = [item.data.token_ids for _ in range(3) if (item := await anext(first)).data]
-        assert ids == [[0], [1], [2]]
-        item = await anext(second)
-        assert item.data
-        assert item.data.token_ids == [0]
-    assert stream.dropped
 
 
 @pytest.mark.parametrize("wrong", [5, None, [3, 2, 1]])
@@ -156,23 +139,6 @@ async def test_timers_stay_on_the_loop() -> None:
     assert not done
 
 
-async def test_disposing_is_leaving() -> None:
-    """From outside, from within an item, and the last one closes the source."""
-    engine = Engine(range(9), every_s=1.0)
-    shared = share_replay()(engine())
-    outside, subscription = watch(shared)
-    inside, _ = watch(shared, take=2)
-    await asyncio.sleep(2.5)
-    assert (inside, shared.readers) == (Seen([0, 1], "dropped"), 1)
-    subscription.dispose()
-    await settle()
-    assert (outside, engine.closed, shared.readers) == (Seen([0, 1]), 1, 0)
-    assert busy() == []
-    late, _ = watch(shared)
-    await settle()
-    assert (late.items, type(late.error)) == ([0, 1], SourceClosed)
-
-
 async def test_who_comes_in_the_same_turn_keeps_it() -> None:
     """A subscriber that replaces the last one finds the source open."""
     engine = Engine(range(3), every_s=1.0)
@@ -221,21 +187,6 @@ async def test_a_subscription_keeps_the_stream() -> None:
     gc.collect()
     await asyncio.sleep(10.0)
     assert (seen, engine.closed) == (Seen(["A", "B", "C"], "completed"), 1)
-
-
-async def test_an_observer_that_fails() -> None:
-    """It fails alone."""
-    shared = share_replay()(Engine("abc", every_s=1.0)())
-
-    def fail(item: str) -> None:
-        raise LookupError(item)
-
-    errors: list[Exception] = []
-    shared.subscribe(fail, errors.append)
-    seen, _ = watch(shared)
-    await asyncio.sleep(10.0)
-    assert seen == Seen(["a", "b", "c"], "completed")
-    assert shared.readers == 0
 
 
 # Laws.

@@ -52,19 +52,6 @@ async def waiting(reader: Reader[Any]) -> asyncio.Task[Any]:
 # Reading.
 
 
-async def test_a_reader_comes_back_where_it_was() -> None:
-    """The position is how many items it has, and the next reader goes on from there."""
-    shared = SharedStream(Engine("abcd")(), linger_s=1.0)
-    async with shared.read() as reader:
-        assert [await anext(reader), await anext(reader), reader.position] == ["a", "b", 2]
-    assert reader.position == 2
-    async with shared.read(reader.position) as back:
-        assert await rest(back) == ["c", "d"]
-        assert back.position == 4
-    assert await rest(shared.read(4)) == []
-    assert await rest(shared.read(1)) == ["b", "c", "d"]
-
-
 @pytest.mark.parametrize("ahead", [0, 1, 3])
 async def test_how_far_the_source_is_ahead(ahead: int) -> None:
     """It is pulled up to *ahead* items beyond the fastest reader, and without it when one waits."""
@@ -101,16 +88,6 @@ async def test_the_fastest_reader_is_one_that_is_there() -> None:
         await asyncio.sleep(10.0)
         assert engine.pulls == 4
         await shared.aclose()
-
-
-async def test_a_source_that_never_waits_leaves_others_their_turn() -> None:
-    """Many items ahead are not pulled in one turn of the loop."""
-    engine = Engine(range(1000))
-    shared = SharedStream(engine(), ahead=900)
-    reader = shared.read()
-    pulls = [0, *[engine.pulls for _ in range(20) if not await asyncio.sleep(0)]]
-    assert max(after - before for before, after in itertools.pairwise(pulls)) <= 16
-    assert await rest(reader) == list(range(1000))
 
 
 # What is held.
@@ -229,27 +206,6 @@ async def test_a_log_that_fails_fails_the_stream() -> None:
 # The end.
 
 
-async def test_the_end_and_a_failure_reach_every_reader_behind_the_items() -> None:
-    """Those that wait, that lag, and that come later; each of them once."""
-    for error in (None, GONE):
-        engine = Engine("ab", error=error, every_s=1.0)
-        shared = SharedStream(engine())
-        lagging = shared.read()
-        seen: list[list[str]] = [[], [], []]
-        reads = [rest(shared.read(), seen[0]), rest(shared.read(), seen[1])]
-        ends = await asyncio.gather(*reads, return_exceptions=True)
-        late = await asyncio.gather(rest(lagging, seen[2]), return_exceptions=True)
-        assert seen == [["a", "b"]] * 3
-        if error is None:
-            assert [*ends, *late] == [["a", "b"]] * 3
-        else:
-            assert all(each is error for each in [*ends, *late])
-        assert (shared.is_over, shared.readers, engine.closed) == (True, 0, 1)
-        with pytest.raises(StopAsyncIteration):
-            await anext(lagging)
-        GONE.__traceback__ = None
-
-
 async def test_a_failure_does_not_gather_the_frames_of_its_readers() -> None:
     """However many readers have raised it, its traceback shows the source and one reader."""
     shared = SharedStream(Engine(error=LookupError("gone"))())
@@ -300,7 +256,12 @@ async def test_somebody_cancels_the_task_that_pulls(idle: bool, fused: bool) -> 
 async def test_closed_while_readers_wait() -> None:
     """They get what is held, then an error that says so; who comes later too."""
     engine = Engine("abc", every_s=1.0, closing_s=5.0)
-    shared = SharedStream(engine())
+    told: list[BaseException | None] = []
+
+    async def end(failure: BaseException | None) -> None:
+        told.append(failure)
+
+    shared = SharedStream(engine(), on_end=end)
     first, lagging = shared.read(), shared.read()
     await anext(first)
     pull = await waiting(first)
@@ -316,6 +277,7 @@ async def test_closed_while_readers_wait() -> None:
         with pytest.raises(SourceClosed):
             await rest(reader, seen)
         assert seen == ["a"]
+    assert told == []
 
 
 async def test_closed_before_anybody_came() -> None:
@@ -438,37 +400,6 @@ async def test_what_is_done_about_the_end(error: Exception | None, fused: bool) 
     assert engine.closed == 1
 
 
-async def test_a_stream_that_is_closed_has_no_end() -> None:
-    """Who closes it knows."""
-    told: list[BaseException | None] = []
-
-    async def end(failure: BaseException | None) -> None:
-        told.append(failure)
-
-    shared = SharedStream(Engine("ab", every_s=1.0)(), on_end=end)
-    pull = await waiting(shared.read())
-    await shared.aclose()
-    with pytest.raises(SourceClosed):
-        await pull
-    assert told == []
-
-
-async def test_an_owner_that_fails_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged without its message, and readers get the end."""
-    secret = "what somebody wrote"
-
-    async def fail(_: BaseException | None) -> None:
-        raise ValueError(secret)
-
-    engine = Engine("ab")
-    shared = SharedStream(engine(), on_end=fail)
-    assert await rest(shared.read()) == ["a", "b"]
-    await shared.aclose()
-    assert engine.closed == 1
-    assert "the callback for the end of a shared stream failed" in caplog.text
-    assert secret not in caplog.text
-
-
 async def test_a_run_is_pulled_in_its_own_context() -> None:
     """That in which it was made, whoever reads."""
     variable: ContextVar[str] = ContextVar("variable", default="nobody's")
@@ -487,46 +418,47 @@ async def test_a_run_is_pulled_in_its_own_context() -> None:
 
 
 async def test_what_has_ended_is_released() -> None:
-    """A stream that is held on to holds its items, and not the engine's stream."""
-    source = fuse(Engine("ab")(), [])
-    shared = SharedStream(source)
-    assert await rest(shared.read()) == ["a", "b"]
-    await settle()
-    lost = ref(source)
-    del source
-    assert lost() is None
-    assert await rest(shared.read()) == ["a", "b"]
-
-
-async def test_the_callback_is_released_with_the_source() -> None:
-    """A stream that is over refers to its owner no longer."""
+    """A stream that is held on to holds its items, and neither the engine's stream nor its owner."""
 
     class Owner:
         def abandon(self) -> None: ...
 
         async def end(self, failure: BaseException | None) -> None: ...
 
-    owner = Owner()
-    shared = SharedStream(Engine("a")(), on_abandoned=owner.abandon, on_end=owner.end)
-    assert await rest(shared.read()) == ["a"]
-    lost = ref(owner)
-    del owner
-    assert lost() is None
+    source, owner = fuse(Engine("ab")(), []), Owner()
+    shared = SharedStream(source, on_abandoned=owner.abandon, on_end=owner.end)
+    assert await rest(shared.read()) == ["a", "b"]
+    await settle()
+    lost = ref(source), ref(owner)
+    del source, owner
+    assert [each() for each in lost] == [None, None]
+    assert await rest(shared.read()) == ["a", "b"]
 
 
-async def test_a_callback_that_fails(caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged without its message, and the source is closed instead."""
+@pytest.mark.parametrize(
+    ("takes", "kind"), [(1, "an abandoned stream"), (2, "the end of a shared stream")]
+)
+async def test_a_callback_that_fails(
+    takes: int, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged without its message, and the source is closed, or has ended, all the same."""
     secret = "what somebody wrote"
 
     def fail() -> None:
         raise ValueError(secret)
 
+    async def fail_at_the_end(_: BaseException | None) -> None:
+        fail()
+
     engine = Engine("ab")
-    shared = SharedStream(engine(), on_abandoned=fail)
+    shared = SharedStream(engine(), on_abandoned=fail, on_end=fail_at_the_end)
     async with shared.read() as reader:
-        await anext(reader)
+        assert [await anext(reader) for _ in range(takes)] == ["a", "b"][:takes]
+        if takes == 2:
+            assert await rest(reader) == []
+    await shared.aclose()
     assert (shared.is_over, engine.closed) == (True, 1)
-    assert "the callback for an abandoned stream failed" in caplog.text
+    assert [record.getMessage() for record in caplog.records] == [f"the callback for {kind} failed"]
     assert secret not in caplog.text
 
 

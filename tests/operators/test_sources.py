@@ -18,17 +18,13 @@ from reactivex.subject import Subject
 
 from operators.assembly import source_of
 from operators.authoring import AsyncObservableSource, ObservableSource
-from tests.operators._help import Seen, collect
+from tests.operators._help import Seen, collect, now
 
 if TYPE_CHECKING or find_spec("aioreactive"):
     import aioreactive as rx
 
 NEEDS = pytest.mark.needs("aioreactive")
 Source = ObservableSource[Any] | AsyncObservableSource[Any]
-
-
-def now() -> float:
-    return round(asyncio.get_running_loop().time(), 3)
 
 
 class Counted:
@@ -190,18 +186,6 @@ class TestBoth:
 
 class TestObservable:
     """What is special about an Observable: it pushes when and where it likes."""
-
-    async def test_what_it_pushes_between_pulls_waits(self) -> None:
-        """Without a limit, in order; the end comes after it."""
-        subject: Subject[int] = Subject()
-        source = ObservableSource(subject)
-        first = asyncio.create_task(source.__anext__())
-        await asyncio.sleep(0)
-        for number in range(1000):
-            subject.on_next(number)
-        subject.on_completed()
-        assert await first == 0
-        assert await collect(source) == Seen(list(range(1, 1000)), "completed")
 
     async def test_a_subscription_that_fails(self) -> None:
         """What subscribing raises comes out of the first pull."""

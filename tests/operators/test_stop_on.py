@@ -20,8 +20,8 @@ from tests.operators._help import (
     Chunk,
     Life,
     Seen,
-    fused,
     handshake,
+    pushed,
     terminal,
     token,
     watch,
@@ -104,7 +104,7 @@ def test_what_comes_out_is_what_a_search_of_the_whole_text_gives(
     if source and ends:
         source[-1].finish_reason = "length"
     before = copy.deepcopy(source)
-    seen = fused(source, stop_on(stops, include=include, min_tokens=min_tokens))
+    seen = pushed(source, stop_on(stops, include=include, min_tokens=min_tokens))
     tokens = tokens_of(source)
     match = first_match(stops, tokens, min_tokens)
     assert seen.end == "completed"
@@ -148,7 +148,7 @@ def of_choice(index: int | None, *token_ids: int) -> LLMEngineOutput:
 def test_choices_do_not_wait_for_each_other() -> None:
     """One choice is undecided; another's chunks pass it."""
     source = [of_choice(0, 2), of_choice(1, 5), of_choice(2, 2), of_choice(1, 6), of_choice(0, 4)]
-    seen = fused(source, stop_on([[2, 3]]), ends=False)
+    seen = pushed(source, stop_on([[2, 3]]), ends=False)
     assert seen.items == [source[1], source[3], source[0], source[4]]
 
 
@@ -163,14 +163,6 @@ def test_what_waits_comes_out_by_answer(life: Life, end: str) -> None:
         last = [LLMEngineOutput(finish_reason=FinishReason.STOP, stop_reason=4, index=3)]
     first, second, third, fourth = waiting
     assert seen == Seen([first, third, second, fourth, *last], "completed")
-
-
-def test_a_terminal_lets_out_its_own_answer(life: Life) -> None:
-    """What another answer holds back stays undecided."""
-    end = LLMEngineOutput(finish_reason=FinishReason.LENGTH, index=1)
-    source = [of_choice(0, 2), of_choice(1, 2), end, of_choice(0, 3)]
-    stop = LLMEngineOutput(finish_reason=FinishReason.STOP, index=0)
-    assert life(source, stop_on([[2, 3]], answers=2)).items == [source[1], end, stop]
 
 
 @pytest.mark.parametrize(

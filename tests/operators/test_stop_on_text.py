@@ -14,7 +14,7 @@ from reactivex.subject import Subject
 from operators import stop_on_text
 from rx_backend import FinishReason, LLMEngineOutput
 from tests.examples import examples
-from tests.operators._help import Life, Seen, fused, watch
+from tests.operators._help import Life, Seen, pushed, watch
 from tests.operators._search import first_match, undecided
 
 # Few different characters, so that stop strings overlap, contain one another, and begin again.
@@ -66,7 +66,7 @@ def test_what_comes_out_is_what_a_search_of_the_whole_text_gives(
         source[-1].finish_reason = FinishReason.LENGTH
     before = copy.deepcopy(source)
     error = LookupError("gone") if how == "failed" else None
-    seen = fused(source, stop_on_text(stops, include=include), error=error)
+    seen = pushed(source, stop_on_text(stops, include=include), error=error)
     assert source == before
     text = text_of(source)
     match = first_match(stops, text)

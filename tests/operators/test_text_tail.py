@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from reactivex.subject import Subject
 from operators.authoring import Stage, TextTail, hold_back, operator
 from rx_backend import FinishReason, LLMEngineOutput
 from tests.examples import examples
-from tests.operators._help import Life, fused, watch
+from tests.operators._help import Life, pushed, watch
 from tests.operators.test_stop_on_text import chunks_of, ids_of, text_of
 
 
@@ -27,26 +26,6 @@ def redact(secret: str) -> Stage[Any, Any]:
             yield from tail.take(place)
             yield from tail.replace(len(secret), "***")
         yield from tail.take_all_but(tail.begun(secret))
-
-    yield from hold_back(step)
-
-
-@operator
-def split_thinking() -> Stage[Any, Any]:
-    """Mark what is said between ``<think>`` and ``</think>``, and leave both out."""
-    thinking: set[int] = set()
-
-    def step(tail: TextTail) -> Iterator[Any]:
-        place = 0
-        while place >= 0:
-            tag = "</think>" if tail.index in thinking else "<think>"
-            place = tail.text.find(tag)
-            for chunk in tail.take(place) if place >= 0 else tail.take_all_but(tail.begun(tag)):
-                chunk.extra_args = {"thinking": tail.index in thinking}
-                yield chunk
-            if place >= 0:
-                yield from tail.drop(len(tag))
-                thinking.symmetric_difference_update({tail.index})
 
     yield from hold_back(step)
 
@@ -87,7 +66,7 @@ def test_nothing_is_lost_or_doubled(
 ) -> None:
     """Text, tokens and terminals come out once and in order, at any end, for each answer."""
     chunks = indexed(source, ends=ends)
-    seen = fused(chunks, hold(characters), error=error)
+    seen = pushed(chunks, hold(characters), error=error)
     assert seen.end == ("completed" if error is None else repr(error))
     for answer in range(2):
         own, out = of(answer, chunks), of(answer, seen.items)
@@ -112,25 +91,10 @@ def test_what_is_held_is_bounded(texts: list[str], limit: int) -> None:
 @given(chunks=st.lists(chunks_of(), max_size=8), error=ENDS)
 def test_a_redactor(chunks: list[LLMEngineOutput], error: Exception | None) -> None:
     """The secret is found across chunks, and its tokens are gone with it."""
-    seen = fused(chunks, redact("ab"), error=error)
+    seen = pushed(chunks, redact("ab"), error=error)
     assert text_of(seen.items) == text_of(chunks).replace("ab", "***")
     if "ab" not in text_of(chunks):
         assert ids_of(seen.items) == ids_of(chunks)
-
-
-def test_a_splitter_of_thinking(life: Life) -> None:
-    """Tags are found across chunks and within one; what is beside text stays with it."""
-    texts = ["a <th", "ink>b", " c</", "think> d", "<think>e</think>f <thi"]
-    chunks = [LLMEngineOutput([n], text=text) for n, text in enumerate(texts)]
-    seen = life([*chunks, LLMEngineOutput.stop()], split_thinking())
-    runs = [
-        (thinking, text_of(list(run)))
-        for thinking, run in groupby(
-            (chunk for chunk in seen.items if chunk.text), key=lambda c: c.extra_args["thinking"]
-        )
-    ]
-    assert runs == [(False, "a "), (True, "b c"), (False, " d"), (True, "e"), (False, "f <thi")]
-    assert seen.items[-1].finish_reason is FinishReason.STOP
 
 
 @pytest.mark.rows("O4")

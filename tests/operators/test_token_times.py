@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from operators import LatencyFigures, TokenTimes
 from operators.authoring import latency_figures, nearest_rank
 
-SAMPLES_MS = st.lists(st.floats(0, 1e6), min_size=1, max_size=300)
+SAMPLES_MS = st.lists(st.floats(0, 1e6), min_size=1, max_size=100)
 
 
 def record(*gaps_ms: float, started: float = 0.0) -> TokenTimes:

@@ -6,25 +6,16 @@ from typing import Any
 
 import pytest
 
-from operators import fuse, limit_tokens, usage
+from operators import limit_tokens, usage
 from operators._uncounted import warn_of_uncounted
 from rx_backend import LLMEngineOutput, protocols
 from rx_backend.protocols import CompletionUsage
-from rx_backend.testing import run_virtual
-from tests.operators._help import Engine
+from tests.operators._help import pushed
 
 
 @pytest.fixture(autouse=True)
 def as_a_new_process() -> None:
     warn_of_uncounted.cache_clear()
-
-
-def run(*chunks: LLMEngineOutput, operator: Any) -> None:
-    async def main() -> None:
-        async for _ in fuse(Engine(list(chunks))(), [operator]):
-            pass
-
-    run_virtual(main())
 
 
 @pytest.mark.parametrize("operator", [limit_tokens(2), usage(3, protocols.usage)])
@@ -34,7 +25,7 @@ def test_text_without_token_ids_is_told_once(
     """In a warning that names the operator, however many answers follow."""
     answer = (LLMEngineOutput(text="one"), LLMEngineOutput(text=" two"), LLMEngineOutput.stop())
     for _ in range(3):
-        run(*answer, operator=operator)
+        pushed(answer, operator)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage().startswith(
@@ -55,12 +46,12 @@ def test_an_answer_with_token_ids_is_not_warned_of(
     operator: Any, chunks: list[LLMEngineOutput], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nor one without any content."""
-    run(*chunks, LLMEngineOutput.stop(), operator=operator)
+    pushed([*chunks, LLMEngineOutput.stop()], operator)
     assert not caplog.records
 
 
 def test_an_engine_that_counts_itself_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     """Its usage is kept, so nothing is wrong."""
     last = LLMEngineOutput.stop().with_usage(CompletionUsage(3, 2, 5))
-    run(LLMEngineOutput(text="a b"), last, operator=usage(3, protocols.usage))
+    pushed([LLMEngineOutput(text="a b"), last], usage(3, protocols.usage))
     assert not caplog.records

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators import annotate_errors, limit_tokens, until_terminal, usage
+from operators import usage
 from rx_backend import LLMEngineOutput, protocols
 from rx_backend.protocols import CompletionUsage, FinishReason
 from rx_backend.testing import assert_marbles
-from tests.operators._help import LETTERS, Chunk, Life, Seen, fused, handshake, terminal, token
+from tests.operators._help import LETTERS, Chunk, Life, pushed, token
 
 VALUES = {**LETTERS, "V": Chunk([], "stop", None, (3, 2)), "W": Chunk([9], "stop", None, (3, 2))}
 
@@ -59,7 +57,7 @@ def test_every_token_that_came_is_counted_once(
     ends: list[tuple[int, int]] = []
     source = [token(*ids) for ids in chunks]
     error = LookupError() if fails else None
-    seen = fused(source, usage(5, counts, on_end=ends.append), error=error, take=take)
+    seen = pushed(source, usage(5, counts, on_end=ends.append), error=error, take=take)
     assert list(map(id, seen.items)) == list(map(id, source[:take]))
     assert ends == [(5, sum(map(len, chunks[:take])))]
 
@@ -92,29 +90,3 @@ def test_the_terminals_of_several_answers_add_up(
     assert sum(each.completion_tokens for each in counts if each) == 5
     assert counts[-1] is not None
     assert ends == [protocols.usage(3, 5)]
-
-
-def test_behind_an_operator_that_ends_the_stream(life: Life) -> None:
-    """The terminal that `limit_tokens` made has the usage of what came out."""
-    chunks = [handshake(), token(1, 2), token(3, 4), token(5)]
-    ends: list[tuple[int, int]] = []
-    seen = life(chunks, limit_tokens(3), until_terminal(), usage(9, counts, on_end=ends.append))
-    assert seen.items[-1] == Chunk([3], "length", None, (9, 3))
-    assert ends == [(9, 3)]
-
-
-@pytest.mark.rows("S6")
-def test_what_the_callbacks_raise_fails_the_stream(life: Life) -> None:
-    """A broken `make` or `on_end` is a failure like any operator's, and reaches the one behind."""
-
-    def broken(*_: object) -> Any:
-        raise LookupError("broken")
-
-    def tokens_of(chunk: Chunk) -> list[int]:
-        return chunk.token_ids
-
-    wrap = annotate_errors(tokens_of, repr)
-    failed = "LookupError('broken')"
-    chunks = [token(1), terminal()]
-    assert life(chunks, usage(3, broken), wrap) == Seen([[1], failed], "completed")
-    assert life(chunks[:1], usage(3, counts, on_end=broken), wrap).items == [[1], failed]

@@ -6,7 +6,7 @@ import pytest
 
 from operators import ContractViolation, validate_contract
 from rx_backend.testing import MarbleFailure, assert_marbles
-from tests.operators._help import LETTERS, Life, handshake, terminal
+from tests.operators._help import LETTERS, Chunk, Life, handshake, terminal
 
 
 @pytest.mark.rows("E3", "S8")
@@ -41,16 +41,18 @@ def test_a_broken_stream_fails(
 
 
 @pytest.mark.rows("E3", "S8")
-def test_the_error_says_what_came_after_the_terminal(life: Life) -> None:
-    """The message shows the tokens and the finish reason of the chunk that should not be there."""
-    seen = life([terminal(), terminal(7, reason="length")], validate_contract())
+@pytest.mark.parametrize(
+    ("chunks", "text"),
+    [
+        (
+            [terminal(), terminal(7, reason="length")],
+            "item after the terminal: token_ids=[7], finish_reason=length",
+        ),
+        ([handshake()], "the stream ended without a terminal"),
+    ],
+)
+def test_the_error_says_what_is_wrong(life: Life, chunks: list[Chunk], text: str) -> None:
+    """It shows the chunk that should not be there, or that there is no terminal."""
+    seen = life(chunks, validate_contract())
     assert isinstance(seen.error, ContractViolation)
-    assert str(seen.error) == "item after the terminal: token_ids=[7], finish_reason=length"
-
-
-@pytest.mark.rows("E3")
-def test_the_error_says_that_the_terminal_is_missing(life: Life) -> None:
-    """The message of a stream that just ends is another one."""
-    seen = life([handshake()], validate_contract())
-    assert isinstance(seen.error, ContractViolation)
-    assert str(seen.error) == "the stream ended without a terminal"
+    assert str(seen.error) == text
