@@ -1,26 +1,22 @@
 """
 A process that switches telemetry on and serves requests; its one line of output is JSON.
 
-Providers can be set up once in a process, so each of these is a process of its own: a fork of one
-that has imported everything. `Children` runs them; a job is what to do, the environment, which says
-where telemetry goes, and a file for the output.
+Providers can be set up once in a process, so each of these is a process of its own. Its argument is
+what to do; the environment says where telemetry goes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import logging
 import os
 import random
 import re
-import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,41 +31,6 @@ TOKENS, REQUESTS = 5, 3
 TRACE_ID, PARENT_ID = "a" * 32, "b" * 16
 HEADERS = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01", "tracestate": "v=1"}
 LINKED_TRACE_ID, LINKED_SPAN_ID = "c" * 32, "d" * 16
-
-
-class Children:
-    """Runs actions, each in a process of its own."""
-
-    def __init__(self, server: subprocess.Popen[str], output: Path) -> None:
-        self._server = server
-        self._output = output
-
-    def run(self, action: str, **environ: str) -> dict[str, Any]:
-        """Run an action to its end, with these variables and no others like them."""
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps([action, environ, str(self._output)]) + "\n")
-        self._server.stdin.flush()
-        code = int(self._server.stdout.readline())
-        output = self._output.read_text(encoding="utf-8")
-        assert (code, output.count("\n")) == (0, 1), output
-        told: dict[str, Any] = json.loads(output)
-        return told
-
-
-@contextmanager
-def children(folder: Path) -> Generator[Children]:
-    """Start the process whose forks do the work."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.rx_backend.telemetry.exporting_child"],
-        env={name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as server:
-        yield Children(server, folder / "output")
-        assert server.stdin is not None
-        server.stdin.close()
 
 
 async def _serve(requests: int, headers: Mapping[str, str] = HEADERS) -> list[list[int]]:
@@ -174,37 +135,9 @@ _DO: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def _do(action: str, environ: dict[str, str], output: str) -> None:
-    """Do what a job says, with stdout and stderr in one file."""
-    file = os.open(output, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.environ.update(environ)
+def main() -> None:
+    """Do what the argument says."""
     warnings = _Warnings()
     logging.getLogger().addHandler(warnings)
-    done = _DO[action]()
+    done = _DO[sys.argv[1]]()
     sys.stdout.write(json.dumps({**done, "warnings": warnings.seen}) + "\n")
-
-
-def _serve_forks() -> None:
-    """Fork for each job, and write its exit code; a fork ends as a process of its own does."""
-    for name in _IMPORTED:
-        importlib.import_module(name)
-    for line in iter(sys.stdin.readline, ""):
-        if not (child := os.fork()):
-            _do(*json.loads(line))
-            return
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)  # noqa: T201
-
-
-_IMPORTED = (
-    "opentelemetry.exporter.otlp.proto.grpc.trace_exporter",
-    "opentelemetry.exporter.otlp.proto.grpc.metric_exporter",
-    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
-    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
-    "opentelemetry.exporter.prometheus",
-    "requests",
-)
-
-if __name__ == "__main__":
-    _serve_forks()

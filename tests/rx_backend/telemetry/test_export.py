@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.forks import run
 from tests.otlp.receiver import Link, Receiver
 from tests.rx_backend.telemetry._receivers import misbehaving
 from tests.rx_backend.telemetry.exporting_child import (
@@ -20,8 +20,6 @@ from tests.rx_backend.telemetry.exporting_child import (
     REQUESTS,
     TOKENS,
     TRACE_ID,
-    Children,
-    children,
 )
 from tests.rx_backend.worker._processes import free_port
 
@@ -35,15 +33,35 @@ MANY_MB = 400
 PATIENT = {"OTEL_EXPORTER_OTLP_TIMEOUT": "3600", "OTEL_METRIC_EXPORT_INTERVAL": "3600000"}
 
 
-@pytest.fixture(scope="module")
-def child(tmp_path_factory: pytest.TempPathFactory) -> Generator[Children]:
-    with children(tmp_path_factory.mktemp("children")) as made:
-        yield made
+IMPORTED = (
+    "rx_backend.cli",
+    "rx_backend.replay.session",
+    "opentelemetry.exporter.otlp.proto.grpc.trace_exporter",
+    "opentelemetry.exporter.otlp.proto.grpc.metric_exporter",
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+    "opentelemetry.exporter.prometheus",
+    "requests",
+)
 
 
-def test_exports_share_a_connection(receiver: Receiver, child: Children) -> None:
+def run_process(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a module with these variables, and no others like them."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    return run(IMPORTED, arguments, env={**kept, **environ})
+
+
+def run_child(action: str, **environ: str) -> dict[str, Any]:
+    """Run an action of `exporting_child` to its end."""
+    done = run_process("tests.rx_backend.telemetry.exporting_child", action, **environ)
+    assert (done.returncode, done.stderr) == (0, "")
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def test_exports_share_a_connection(receiver: Receiver) -> None:
     """Each of the spans is an export of its own; over TLS each connection would be a handshake."""
-    child.run(
+    run_child(
         "served",
         OTEL_BSP_MAX_EXPORT_BATCH_SIZE="1",
         OTEL_EXPORTER_OTLP_ENDPOINT=receiver.http,
@@ -56,9 +74,9 @@ def test_exports_share_a_connection(receiver: Receiver, child: Children) -> None
 
 @pytest.mark.rows("P10")
 @pytest.mark.parametrize("protocol", [GRPC, HTTP])
-def test_a_requests_telemetry_arrives(receiver: Receiver, child: Children, protocol: str) -> None:
+def test_a_requests_telemetry_arrives(receiver: Receiver, protocol: str) -> None:
     """Its span has an id of its own, whatever the engine seeds; its metrics have exact buckets."""
-    told = child.run(
+    told = run_child(
         "served",
         OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc if protocol == GRPC else receiver.http,
         OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
@@ -92,10 +110,10 @@ def test_a_requests_telemetry_arrives(receiver: Receiver, child: Children, proto
     assert duration.resource["service.name"] == "worker-7"
 
 
-def test_the_sdk_counts_what_is_lost(child: Children) -> None:
+def test_the_sdk_counts_what_is_lost() -> None:
     """By its own metrics of itself, which a scrape shows while the receiver of spans is down."""
     with misbehaving("refuses") as address:
-        told = child.run(
+        told = run_child(
             "scraped",
             OTEL_EXPORTER_OTLP_ENDPOINT=address,
             OTEL_EXPORTER_OTLP_PROTOCOL=HTTP,
@@ -109,17 +127,17 @@ def test_the_sdk_counts_what_is_lost(child: Children) -> None:
     assert any("error_type=" in line and line.endswith(f" {REQUESTS}.0") for line in counted)
 
 
-def test_the_end_of_the_process_exports_the_rest(receiver: Receiver, child: Children) -> None:
+def test_the_end_of_the_process_exports_the_rest(receiver: Receiver) -> None:
     """What is pending when nothing shuts telemetry down arrives all the same."""
-    told = child.run("at_exit", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc)
+    told = run_child("at_exit", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc)
     assert told["tokens"] == ANSWER[:1]
     assert [span.resource["service.name"] for span in receiver.spans] == ["unless-named"]
     assert receiver.points_of("gen_ai.server.time_to_first_token")
 
 
-def test_providers_of_the_application_are_left_alone(receiver: Receiver, child: Children) -> None:
+def test_providers_of_the_application_are_left_alone(receiver: Receiver) -> None:
     """They get the spans and metrics, also after the shutdown, and nothing is sent elsewhere."""
-    told = child.run("beside_others", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc)
+    told = run_child("beside_others", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc)
     assert told["same"]
     assert told["spans"] == ["engine.generate"] * REQUESTS
     assert told["requests"] == REQUESTS
@@ -145,11 +163,11 @@ def test_providers_of_the_application_are_left_alone(receiver: Receiver, child: 
     ],
 )
 def test_a_receiver_that_misbehaves_costs_a_stream_nothing(
-    child: Children, how: str, protocol: str, says: str | None
+    how: str, protocol: str, says: str | None
 ) -> None:
     """Streams, shutdown and memory are as ever; a loss is told, and logged once, in a line."""
     with misbehaving(how) as address:
-        told = child.run(
+        told = run_child(
             "served",
             OTEL_EXPORTER_OTLP_ENDPOINT=address,
             OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
@@ -176,10 +194,10 @@ def scraped_at(port: int) -> dict[str, str]:
     return {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": str(port)}
 
 
-def test_prometheus_scrapes_the_metrics(receiver: Receiver, child: Children) -> None:
+def test_prometheus_scrapes_the_metrics(receiver: Receiver) -> None:
     """The endpoint shows them with their buckets, and nothing is pushed."""
     port = free_port()
-    told = child.run("scraped", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc, **scraped_at(port))
+    told = run_child("scraped", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc, **scraped_at(port))
     lines = told["text"].splitlines()
     assert "# TYPE gen_ai_server_request_duration_seconds histogram" in lines
     buckets = [
@@ -222,14 +240,7 @@ def test_a_run_without_a_receiver_says_what_was_lost(tmp_path: Path) -> None:
 
 def _run(folder: Path, *flags: str, **environ: str) -> str:
     arguments = ["run", "--synthetic", "--limit", "12", "--no-plot", "--out", str(folder)]
-    done = subprocess.run(
-        [sys.executable, "-m", "rx_backend_cli", *arguments, *flags],
-        env={**os.environ, **environ},
-        capture_output=True,
-        text=True,
-        timeout=25,
-        check=False,
-    )
+    done = run_process("rx_backend_cli", *arguments, *flags, **environ)
     assert done.returncode == 0, done.stderr
     assert "request failed" not in done.stderr
     return done.stdout
