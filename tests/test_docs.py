@@ -32,6 +32,31 @@ def test_generated_document_is_current(document: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+MARKED = """
+ROWS = pytest.mark.rows("R1", "R2")
+
+@ROWS
+@pytest.mark.reference("rolls")
+async def test_x(): ...
+
+@pytest.mark.rows("R3")
+class TestAll:
+    @pytest.mark.rows("R1")
+    @pytest.mark.parametrize("a", [1])
+    def test_y(self, a): ...
+
+    def helper(self): ...
+"""
+
+
+def test_markers_are_read_from_the_sources_of_tests() -> None:
+    """Those of a test, of its class, and those that several tests share by a name."""
+    named = Named()
+    named.read("t.py", MARKED)
+    x, y = "t.py::test_x", "t.py::TestAll::test_y"
+    assert (named.rows, named.reference) == ({"R1": {x, y}, "R2": {x}, "R3": {y}}, {"rolls": {x}})
+
+
 def test_missing_and_unknown_rows_are_problems() -> None:
     """A row without a test is told, and so is a test of a row that is not there."""
     tests = Named({"R1": {"tests/test_a.py::test_x"}, "R9": {"tests/test_a.py::test_y"}}, {})

@@ -2,22 +2,20 @@
 Write docs/behaviour.md: the rows and the tests that pin them.
 
 Rows and their summaries come from docs/rows.toml, the tests from the markers ``rows`` and
-``reference`` of all tests that pytest collects, also of those that it then leaves out because they
-need a model, a cluster or a browser.
+``reference`` in the sources of all tests, also of those that a run leaves out because they need a
+model, a cluster or a browser. Nothing is imported for it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
+import ast
 import sys
 import tomllib
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TypeAlias
-
-import pytest
 
 from tools.document import ROOT, publish, table
 
@@ -48,7 +46,7 @@ class Rows:
 @dataclass(eq=False)
 class Named:
     """
-    What the tests name; filled when used as a pytest plugin.
+    What the tests name.
 
     Attributes:
         rows: Row key to the ids of its tests.
@@ -58,13 +56,54 @@ class Named:
     rows: Tests = field(default_factory=lambda: defaultdict(set[str]))
     reference: Tests = field(default_factory=lambda: defaultdict(set[str]))
 
-    def pytest_itemcollected(self, item: pytest.Item) -> None:
-        """Read the markers of a test, before it is known whether it runs here."""
-        test = item.nodeid.partition("[")[0]
-        for marker, named in (("rows", self.rows), ("reference", self.reference)):
-            for mark in item.iter_markers(marker):
-                for key in mark.args:
-                    named[key].add(test)
+    def read(self, name: str, source: str) -> None:
+        """
+        Read the markers in a module of tests.
+
+        Raises:
+            ValueError: A marker's keys are no literals.
+        """
+        module = ast.parse(source)
+        # `ROWS = pytest.mark.rows(...)` marks several tests of a module, as `@ROWS`.
+        shared = {
+            target.id: statement.value
+            for statement in module.body
+            if isinstance(statement, ast.Assign)
+            for target in statement.targets
+            if isinstance(target, ast.Name)
+        }
+        for test, decorators in _tests(module.body, name, []):
+            for decorator in decorators:
+                if isinstance(decorator, ast.Name):
+                    decorator = shared.get(decorator.id, decorator)  # noqa: PLW2901
+                self._note(decorator, test)
+
+    def _note(self, decorator: ast.expr, test: str) -> None:
+        match decorator:
+            case ast.Call(func=ast.Attribute(attr="rows"), args=keys):
+                named = self.rows
+            case ast.Call(func=ast.Attribute(attr="reference"), args=keys):
+                named = self.reference
+            case _:
+                return
+        for key in keys:
+            named[ast.literal_eval(key)].add(test)
+
+
+def _tests(
+    body: Iterable[ast.stmt], prefix: str, outer: list[ast.expr]
+) -> Iterator[tuple[str, list[ast.expr]]]:
+    """Yield the ids of tests, each with its decorators and those of its class."""
+    for statement in body:
+        match statement:
+            case ast.ClassDef(name=name) if name.startswith("Test"):
+                decorators = [*outer, *statement.decorator_list]
+                yield from _tests(statement.body, f"{prefix}::{name}", decorators)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                if name.startswith("test"):
+                    yield f"{prefix}::{name}", [*outer, *statement.decorator_list]
+            case _:
+                pass
 
 
 def load() -> Rows:
@@ -74,19 +113,10 @@ def load() -> Rows:
 
 
 def collect() -> Named:
-    """
-    Collect the tests with pytest.
-
-    Raises:
-        RuntimeError: Collecting failed; the message is pytest's output.
-    """
+    """Read all modules of tests."""
     named = Named()
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        options = ["--collect-only", "-qq", "-p", "no:randomly", "-p", "no:cacheprovider"]
-        code = pytest.main([*options, "--rootdir", str(ROOT), str(ROOT / "tests")], plugins=[named])
-    if code is not pytest.ExitCode.OK:
-        raise RuntimeError(output.getvalue())
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        named.read(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
     return named
 
 

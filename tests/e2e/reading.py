@@ -26,7 +26,7 @@ __all__ = (
     "tokens_of",
 )
 
-TOKENS = 200
+TOKENS = 100
 CHAT: Any = {"messages": [{"role": "user", "content": "count"}], "max_tokens": TOKENS}
 COMPLETION: Any = {"prompt": "count", "max_tokens": TOKENS}
 

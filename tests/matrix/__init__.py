@@ -1,7 +1,7 @@
 """
 Every kind of engine with every kind of consumer, and nothing left behind.
 
-``python -m tests.matrix --requests 14000 --seed 1`` runs all pairs in random order, a batch at a time on one
+``python -m tests.matrix --requests 20000 --seed 1`` runs all pairs in random order, a batch at a time on one
 event loop; ``--all`` runs every pair once. After each batch the loop gets a bounded number of turns
 and the garbage is collected. Then nothing may be left: no task, span, generator, stream, context,
 count of the gauge, thread or byte; nothing may have been written to stderr, warned of or given to

@@ -213,7 +213,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--requests",
         type=int,
-        default=14000,
+        default=20000,
         help="how many; all pairs in random order, again and again",
     )
     add("--first", type=int, default=0, help="the index of the first one")

@@ -20,7 +20,7 @@ from tests.matrix.engines import ENGINES
 from tests.matrix.run import run
 
 ROOT = Path(__file__).parents[2]
-REQUESTS = int(os.environ.get("RX_BACKEND_MATRIX", "14000"))
+REQUESTS = int(os.environ.get("RX_BACKEND_MATRIX", "20000"))
 
 ROWS = pytest.mark.rows(
     "S1", "S2", "S5", "S6", "S7", "S9", "P7", "A1", "A2", "A3", "A4", "A5", "A6", "A7"

@@ -158,7 +158,8 @@ async def test_a_dropped_stream_frees_what_it_held(make: MakeEngine, tiny_model:
 @given(
     ends=st.lists(st.tuples(_HOW, st.integers(0, 12)), min_size=4, max_size=12),
 )
-def test_whatever_ends_when(
+@real_time
+async def test_whatever_ends_when(
     make: MakeEngine, tiny_model: RealModel, ends: list[tuple[str, int]]
 ) -> None:
     """Stops and drops at any token leave the tokens of all requests as they are."""
@@ -171,14 +172,11 @@ def test_whatever_ends_when(
         if how == "none":
             assert (seen.reason, len(seen.token_ids)) == ("length", 12)
 
-    async def main() -> None:
-        async with running(make(tiny_model)) as engine:
-            async with asyncio.TaskGroup() as group:
-                for prompt, (how, after) in zip(prompts, ends, strict=True):
-                    group.create_task(run(engine, prompt, how, after))
-            await released(engine)
-
-    asyncio.run(main())
+    async with running(make(tiny_model)) as engine:
+        async with asyncio.TaskGroup() as group:
+            for prompt, (how, after) in zip(prompts, ends, strict=True):
+                group.create_task(run(engine, prompt, how, after))
+        await released(engine)
 
 
 @pytest.mark.rows("E5")

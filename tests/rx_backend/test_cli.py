@@ -297,7 +297,7 @@ def test_interrupted_during_the_imports(monkeypatch: pytest.MonkeyPatch) -> None
     assert rx_backend_cli.main() == 130
 
 
-@pytest.mark.parametrize("closed", [[0], [1], [2], [1, 2], [0, 1, 2]])
+@pytest.mark.parametrize("closed", [[0], [1], [0, 1, 2]])
 def test_standard_streams_that_are_closed(closed: list[int]) -> None:
     """What would be written there is lost, and no other file gets their numbers."""
     close = "; ".join(f"os.close({number})" for number in closed)

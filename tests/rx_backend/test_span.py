@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from opentelemetry.trace import NoOpTracer, SpanKind, StatusCode, Tracer
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanKind, StatusCode, Tracer
 
 from operators import Pipeline
 from rx_backend.adapter import EngineAdapter
@@ -367,19 +366,6 @@ async def test_spans_of_the_engine_nest_in_the_requests(mode: DisaggregationMode
     assert all(span.kind is SpanKind.INTERNAL for span in spans.finished)
 
 
-@pytest.mark.rows("P9", "P7", "S7")
-@virtual
-async def test_spans_around_yields_survive_a_drop() -> None:
-    """A drop from another task closes the engine's spans without a word from OpenTelemetry."""
-    spans = Spans()
-    stream = await adapter_of(TracingEngine(spans.tracer), spans=spans).generate(request())
-    await asyncio.create_task(stream.__anext__())
-    await asyncio.create_task(stream.aclose())
-    assert spans.open == ()
-    assert spans.one("around-yields").parent == spans.one("engine.generate").context
-    assert trace.get_current_span() is trace.INVALID_SPAN
-
-
 # Whether a request is measured: asked for, switched by the environment, or left to the span.
 
 
@@ -427,27 +413,6 @@ async def test_without_recording_the_span_has_its_start_and_its_status(
     assert tokens_of(items[:2]) == [[1], [2, 3]]
     assert rows_of(spans.one()) == {**ENTRY, "disagg_role": mode.value}
     assert status_of(spans.one()) == expected
-
-
-@pytest.mark.rows("P8")
-@pytest.mark.parametrize(
-    "tracer",
-    [
-        pytest.param(NoOpTracer(), id="no-sdk"),
-        pytest.param(
-            TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False).get_tracer("t"),
-            id="unsampled",
-        ),
-    ],
-)
-@pytest.mark.parametrize("end", [stop(), Disconnected("gone"), 0.5], ids=str)
-@virtual
-async def test_a_span_that_nobody_records_costs_no_clock(tracer: Tracer, end: Step) -> None:
-    """Without an SDK, or unsampled, nothing is measured and the items are the same."""
-    engine = ScriptedEngine(token(1), token(2), end)
-    adapter = EngineAdapter(engine, tracer=tracer, clock=unreadable_clock)
-    items = await collect(await adapter.generate(request()))
-    assert tokens_of(items[:2]) == [[1], [2]]
 
 
 @pytest.mark.rows("P8", "P4", "P5")

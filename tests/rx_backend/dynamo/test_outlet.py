@@ -83,7 +83,8 @@ WIRES = st.builds(wire_with, st.fixed_dictionaries({}, optional=FIELDS))
 
 @pytest.mark.rows("S1", "S2")
 @given(wires=st.lists(WIRES, max_size=12), flushes=st.sets(st.integers(0, 12)), merge=st.booleans())
-def test_merged_or_not_each_answer_is_whole(
+@real_time
+async def test_merged_or_not_each_answer_is_whole(
     wires: list[dict[str, Any]], flushes: set[int], merge: bool
 ) -> None:
     """Tokens and text of each answer come in order, and what is no plain chunk stays as it is."""
@@ -94,77 +95,68 @@ def test_merged_or_not_each_answer_is_whole(
         text = "".join(wire.get("text", "") for wire in own)
         return [token for wire in own for token in wire["token_ids"]], text, others
 
-    async def main() -> None:
-        client = Client()
-        outlet = Outlet(client, merge=merge)
-        for number, wire in enumerate(wires):
-            wire["token_ids"].append(number)
-        expected = msgspec.convert(msgspec.to_builtins(wires), list[dict[str, Any]])
-        loop = asyncio.get_running_loop()
-        for number, wire in enumerate(wires):
-            if number in flushes:
-                outlet.send(wire)
-            else:
-                outlet.send_soon(wire, loop)
-        await outlet.finish()
-        outlet.close()
-        for index in (None, 0, 1):
-            assert whole(client.frames, index) == whole(expected, index)
-        assert merge or client.frames == expected
-        assert client.is_closed
-
-    asyncio.run(main())
+    client = Client()
+    outlet = Outlet(client, merge=merge)
+    for number, wire in enumerate(wires):
+        wire["token_ids"].append(number)
+    expected = msgspec.convert(msgspec.to_builtins(wires), list[dict[str, Any]])
+    loop = asyncio.get_running_loop()
+    for number, wire in enumerate(wires):
+        if number in flushes:
+            outlet.send(wire)
+        else:
+            outlet.send_soon(wire, loop)
+    await outlet.finish()
+    outlet.close()
+    for index in (None, 0, 1):
+        assert whole(client.frames, index) == whole(expected, index)
+    assert merge or client.frames == expected
+    assert client.is_closed
 
 
-def test_what_is_ready_in_one_turn_is_one_frame() -> None:
+@real_time
+async def test_what_is_ready_in_one_turn_is_one_frame() -> None:
     """It waits for no longer than that turn."""
-
-    async def main() -> None:
-        client = Client()
-        outlet = Outlet(client, merge=True)
-        for number in range(5):
-            outlet.send_soon(token(number), asyncio.get_running_loop())
-        assert client.frames == []
-        await asyncio.sleep(0)
-        assert client.frames == [{"token_ids": [0, 1, 2, 3, 4]}]
-
-    asyncio.run(main())
+    client = Client()
+    outlet = Outlet(client, merge=True)
+    for number in range(5):
+        outlet.send_soon(token(number), asyncio.get_running_loop())
+    assert client.frames == []
+    await asyncio.sleep(0)
+    assert client.frames == [{"token_ids": [0, 1, 2, 3, 4]}]
 
 
 @pytest.mark.rows("S4")
 @pytest.mark.parametrize("size", [0, 2_000])
-def test_a_client_that_reads_nothing_blocks_a_thread(size: int) -> None:
+@real_time
+async def test_a_client_that_reads_nothing_blocks_a_thread(size: int) -> None:
     """The loop goes on, what waits is bounded, and all of it arrives when the client reads."""
+    client = Client(room=100_000)
+    outlet = Outlet(client, merge=False)
+    put = 0
 
-    async def main() -> None:
-        client = Client(room=100_000)
-        outlet = Outlet(client, merge=False)
-        put = 0
+    async def push() -> None:
+        nonlocal put
+        for put in range(5_000):
+            outlet.send(token(put, tokens=["x" * size]))
+            if outlet.is_full:
+                await outlet.room()
+        await outlet.finish()
+        outlet.close()
 
-        async def push() -> None:
-            nonlocal put
-            for put in range(5_000):
-                outlet.send(token(put, tokens=["x" * size]))
-                if outlet.is_full:
-                    await outlet.room()
-            await outlet.finish()
-            outlet.close()
-
-        pushing = asyncio.create_task(push())
-        # The thread is in its last batch, and the next one waits.
-        while not (outlet.is_full and client.room < 0):  # noqa: ASYNC110 - the loop goes on
-            await asyncio.sleep(0.001)
-        stuck_at = put
-        await asyncio.sleep(0.01)
-        assert put == stuck_at < 2_500
-        assert not pushing.done()
-        client.reads.set()
-        await pushing
-        assert client.tokens == [*range(5_000)]
-        assert client.is_closed
-        assert len(client.sent_in) > 1
-
-    asyncio.run(main())
+    pushing = asyncio.create_task(push())
+    # The thread is in its last batch, and the next one waits.
+    while not (outlet.is_full and client.room < 0):  # noqa: ASYNC110 - the loop goes on
+        await asyncio.sleep(0.001)
+    stuck_at = put
+    await asyncio.sleep(0.01)
+    assert put == stuck_at < 2_500
+    assert not pushing.done()
+    client.reads.set()
+    await pushing
+    assert client.tokens == [*range(5_000)]
+    assert client.is_closed
+    assert len(client.sent_in) > 1
 
 
 async def keep_sending(outlet: Outlet, *wires: dict[str, Any]) -> None:
@@ -175,61 +167,52 @@ async def keep_sending(outlet: Outlet, *wires: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("surely", [True, False])
-def test_a_client_that_has_left_is_noticed_by_the_next_item(surely: bool) -> None:
+@real_time
+async def test_a_client_that_has_left_is_noticed_by_the_next_item(surely: bool) -> None:
     """Whichever thread sends it; and again by each item after it."""
-
-    async def main() -> None:
-        client = Client()
-        outlet = Outlet(client, merge=True)
-        if not surely:
-            outlet.send(token(1, text="x" * 100_000))
-        client.is_gone = True
-        for _ in range(2):
-            with pytest.raises(ClientLeft):
-                await keep_sending(outlet, token(2))
-        await outlet.finish(token(3))
-        outlet.close()
-        assert client.is_closed
-
-    asyncio.run(main())
+    client = Client()
+    outlet = Outlet(client, merge=True)
+    if not surely:
+        outlet.send(token(1, text="x" * 100_000))
+    client.is_gone = True
+    for _ in range(2):
+        with pytest.raises(ClientLeft):
+            await keep_sending(outlet, token(2))
+    await outlet.finish(token(3))
+    outlet.close()
+    assert client.is_closed
 
 
 @pytest.mark.parametrize("surely", [True, False])
-def test_what_can_not_be_encoded_is_a_failure_of_its_own(surely: bool) -> None:
+@real_time
+async def test_what_can_not_be_encoded_is_a_failure_of_its_own(surely: bool) -> None:
     """What is sent after it, such as the error item, arrives."""
-
-    async def main() -> None:
-        client = Client()
-        outlet = Outlet(client, merge=True)
-        if not surely:
-            outlet.send(token(1, text="x" * 100_000))
-        with pytest.raises(Unknown, match=r"^BackendUnknown: an item could not be encoded"):
-            await keep_sending(outlet, token(2, engine_data=object()))
-        await outlet.finish(token(3))
-        outlet.close()
-        assert client.tokens[-1] == 3
-        assert client.is_closed
-
-    asyncio.run(main())
+    client = Client()
+    outlet = Outlet(client, merge=True)
+    if not surely:
+        outlet.send(token(1, text="x" * 100_000))
+    with pytest.raises(Unknown, match=r"^BackendUnknown: an item could not be encoded"):
+        await keep_sending(outlet, token(2, engine_data=object()))
+    await outlet.finish(token(3))
+    outlet.close()
+    assert client.tokens[-1] == 3
+    assert client.is_closed
 
 
-def test_what_came_behind_such_an_item_makes_way_for_the_error_item() -> None:
+@real_time
+async def test_what_came_behind_such_an_item_makes_way_for_the_error_item() -> None:
     """It could not be encoded either, and would take the error item with it."""
-
-    async def main() -> None:
-        client = Client(room=150_000)
-        outlet = Outlet(client, merge=True)
-        for number in (1, 2):
-            outlet.send(token(number, text="x" * 100_000))
-        bad = token(3, engine_data=object())
-        outlet.send(dict(bad))
-        client.reads.set()
-        with pytest.raises(Unknown):
-            await keep_sending(outlet, bad)
-        await outlet.finish(token(4))
-        assert client.tokens == [1, 2, 4]
-
-    asyncio.run(main())
+    client = Client(room=150_000)
+    outlet = Outlet(client, merge=True)
+    for number in (1, 2):
+        outlet.send(token(number, text="x" * 100_000))
+    bad = token(3, engine_data=object())
+    outlet.send(dict(bad))
+    client.reads.set()
+    with pytest.raises(Unknown):
+        await keep_sending(outlet, bad)
+    await outlet.finish(token(4))
+    assert client.tokens == [1, 2, 4]
 
 
 class Pouring(LLMEngine):
@@ -285,114 +268,103 @@ async def test_a_client_that_never_reads_disturbs_no_other(coalesce: bool) -> No
 
 
 @pytest.mark.rows("S2", "S7")
-def test_one_item_after_another_is_sent_at_once() -> None:
+@real_time
+async def test_one_item_after_another_is_sent_at_once() -> None:
     """An item that the engine had to be waited for waits for no other one."""
+    client, at = Client(), list[int]()
 
-    async def main() -> None:
-        client, at = Client(), list[int]()
-
-        class Slow(Pouring):
-            async def generate(
-                self, request: PreprocessedRequest, context: RequestContext
-            ) -> AsyncGenerator[LLMEngineOutput]:
-                for number in range(3):
-                    await asyncio.sleep(0)
-                    at.append(len(client.frames))
-                    yield LLMEngineOutput([number])
-                at.append(len(client.frames))
-                yield LLMEngineOutput.stop()
-
-        handler = serving(EngineAdapter(Slow()))
-        async for _ in handler({"token_ids": [1]}, RuntimeContext(), client):
-            raise AssertionError("where items are pushed none is yielded")
-        assert at == [0, 1, 2, 3]
-        assert client.tokens == [0, 1, 2]
-        assert client.frames[-1]["finish_reason"] == "stop"
-
-    asyncio.run(main())
-
-
-def test_an_engine_that_never_waits_leaves_others_their_turn() -> None:
-    """From its first items on."""
-
-    async def main() -> None:
-        client, seen = Client(), list[int]()
-        handler = serving(EngineAdapter(Pouring()))
-
-        async def watch() -> None:
-            while not client.is_closed:
-                seen.append(len(client.tokens))
+    class Slow(Pouring):
+        async def generate(
+            self, request: PreprocessedRequest, context: RequestContext
+        ) -> AsyncGenerator[LLMEngineOutput]:
+            for number in range(3):
                 await asyncio.sleep(0)
+                at.append(len(client.frames))
+                yield LLMEngineOutput([number])
+            at.append(len(client.frames))
+            yield LLMEngineOutput.stop()
 
-        watching = asyncio.create_task(watch())
-        async for _ in handler({"token_ids": [1_000, 0]}, RuntimeContext(), client):
-            pass
-        await watching
-        assert seen[0] <= 2
-        assert len(seen) >= 1_000 / 64
-        assert client.tokens == [*range(1_000)]
-        assert client.frames[-1]["finish_reason"] == "stop"
-
-    asyncio.run(main())
+    handler = serving(EngineAdapter(Slow()))
+    async for _ in handler({"token_ids": [1]}, RuntimeContext(), client):
+        raise AssertionError("where items are pushed none is yielded")
+    assert at == [0, 1, 2, 3]
+    assert client.tokens == [0, 1, 2]
+    assert client.frames[-1]["finish_reason"] == "stop"
 
 
-def test_a_request_that_has_come_begins_before_others_go_on(
+@real_time
+async def test_an_engine_that_never_waits_leaves_others_their_turn() -> None:
+    """From its first items on."""
+    client, seen = Client(), list[int]()
+    handler = serving(EngineAdapter(Pouring()))
+
+    async def watch() -> None:
+        while not client.is_closed:
+            seen.append(len(client.tokens))
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    async for _ in handler({"token_ids": [1_000, 0]}, RuntimeContext(), client):
+        pass
+    await watching
+    assert seen[0] <= 2
+    assert len(seen) >= 1_000 / 64
+    assert client.tokens == [*range(1_000)]
+    assert client.frames[-1]["finish_reason"] == "stop"
+
+
+@real_time
+async def test_a_request_that_has_come_begins_before_others_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A stream whose engine never waits gets not far ahead; one that is lost holds up none."""
     monkeypatch.setattr("rx_backend.dynamo.served_stream._TURN_S", float("inf"))
 
-    async def main() -> None:
-        handler = serving(EngineAdapter(Pouring()), coalesce=False)
-        loop, tasks = asyncio.get_running_loop(), list[asyncio.Task[None]]()
+    handler = serving(EngineAdapter(Pouring()), coalesce=False)
+    loop, tasks = asyncio.get_running_loop(), list[asyncio.Task[None]]()
 
-        async def pull(stream: AsyncIterator[Any]) -> None:
-            async for _ in stream:
-                pass
+    async def pull(stream: AsyncIterator[Any]) -> None:
+        async for _ in stream:
+            pass
 
-        def come(client: Client) -> None:
-            """Call the handler, and pull a turn later, as the runtime does."""
-            stream = handler({"token_ids": [500, 0]}, RuntimeContext(), client)
-            loop.call_soon(lambda: tasks.append(loop.create_task(pull(stream))))
+    def come(client: Client) -> None:
+        """Call the handler, and pull a turn later, as the runtime does."""
+        stream = handler({"token_ids": [500, 0]}, RuntimeContext(), client)
+        loop.call_soon(lambda: tasks.append(loop.create_task(pull(stream))))
 
-        async def turns_until(condition: Callable[[], object]) -> int:
-            turns = 0
-            while not condition():
-                await asyncio.sleep(0)
-                turns += 1
-            return turns
+    async def turns_until(condition: Callable[[], object]) -> int:
+        turns = 0
+        while not condition():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns
 
-        early, late = Client(), Client()
-        come(early)
-        await turns_until(lambda: len(early.tokens) > 50)
-        before = len(early.tokens)
-        come(late)
-        await turns_until(lambda: late.frames)
-        assert len(early.tokens) - before <= 2
-        before = len(early.tokens)
-        handler({"token_ids": [1, 0]}, RuntimeContext(), Client())
-        assert await turns_until(lambda: len(early.tokens) == 500) < (500 - before) / 16
-        await asyncio.gather(*tasks)
-
-    asyncio.run(main())
+    early, late = Client(), Client()
+    come(early)
+    await turns_until(lambda: len(early.tokens) > 50)
+    before = len(early.tokens)
+    come(late)
+    await turns_until(lambda: late.frames)
+    assert len(early.tokens) - before <= 2
+    before = len(early.tokens)
+    handler({"token_ids": [1, 0]}, RuntimeContext(), Client())
+    assert await turns_until(lambda: len(early.tokens) == 500) < (500 - before) / 16
+    await asyncio.gather(*tasks)
 
 
-def test_a_burst_gets_its_first_tokens_before_anything_else() -> None:
+@real_time
+async def test_a_burst_gets_its_first_tokens_before_anything_else() -> None:
     """The terminals come behind them, though the engines have them ready."""
+    sent: list[str] = []
 
-    async def main() -> None:
-        sent: list[str] = []
+    class Journal(Client):
+        def send(self, obj: Any) -> None:
+            sent.append("end" if "finish_reason" in obj else "token")
 
-        class Journal(Client):
-            def send(self, obj: Any) -> None:
-                sent.append("end" if "finish_reason" in obj else "token")
+    async def ask() -> None:
+        async for _ in handler({"token_ids": [1, 0]}, RuntimeContext(), Journal()):
+            pass
 
-        async def ask() -> None:
-            async for _ in handler({"token_ids": [1, 0]}, RuntimeContext(), Journal()):
-                pass
-
-        handler = serving(EngineAdapter(Pouring()))
-        await asyncio.gather(*[ask() for _ in range(20)])
-        assert sent == ["token"] * 20 + ["end"] * 20
-
-    asyncio.run(main())
+    handler = serving(EngineAdapter(Pouring()))
+    await asyncio.gather(*[ask() for _ in range(20)])
+    assert sent == ["token"] * 20 + ["end"] * 20

@@ -25,7 +25,7 @@ from tests.rx_backend.dynamo._runtime import NEEDS, cluster, new_context
 
 pytestmark = NEEDS
 
-REQUESTS = int(os.environ.get("RX_BACKEND_SOAK", "2000"))
+REQUESTS = int(os.environ.get("RX_BACKEND_SOAK", "1200"))
 CONCURRENT = 256
 WARM_UP = 2 * CONCURRENT
 

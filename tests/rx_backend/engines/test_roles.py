@@ -42,36 +42,20 @@ def test_several_answers_are_refused_at_once(make: Make) -> None:
 
 
 @both
-@pytest.mark.rows("E1")
-def test_start_announces_the_model(make: Make) -> None:
-    """The config has the model name that the engine was made with."""
-    config = run_virtual(make(model="tiny").start(7))
-    assert config.model == "tiny"
-
-
-@both
 @pytest.mark.rows("E3")
 def test_tokens_come_as_asked_and_the_last_is_the_terminal(make: Make) -> None:
-    """A stream has exactly the tokens asked for, one a chunk; the last carries reason and usage."""
+    """
+    A stream has exactly the tokens asked for, one a chunk; the last carries reason and usage.
+
+    Token ids count up to the size of the vocabulary; a request may leave the number to the engine.
+    """
     seen = run_virtual(consume(make(), request(prompt=4, tokens=5)))
     assert [chunk.token_ids for chunk in seen.chunks] == [[0], [1], [2], [3], [4]]
     assert [chunk.finish_reason is not None for chunk in seen.chunks] == [False] * 4 + [True]
     assert seen.reason == "length"
     assert seen.counted == (4, 5)
-
-
-@both
-def test_token_ids_start_over(make: Make) -> None:
-    """Token ids count up to the size of the vocabulary and start over."""
-    seen = run_virtual(consume(make(vocab_size=3), request(tokens=7)))
-    assert seen.token_ids == [0, 1, 2, 0, 1, 2, 0]
-
-
-@both
-def test_default_number_of_tokens(make: Make) -> None:
-    """A request that does not say how many tokens it wants gets the engine's default."""
-    seen = run_virtual(consume(make(default_max_tokens=6), request(tokens=None)))
-    assert len(seen.token_ids) == 6
+    few = make(vocab_size=3, default_max_tokens=7)
+    assert run_virtual(consume(few, request(tokens=None))).token_ids == [0, 1, 2, 0, 1, 2, 0]
 
 
 @both
@@ -133,43 +117,29 @@ def test_stop_ends_with_cancelled_and_usage(make: Make) -> None:
 
 
 @both
-@pytest.mark.rows("E4")
-@virtual
-async def test_stop_before_the_first_token(make: Make) -> None:
-    """A request that was stopped before it began yields nothing but the `cancelled` terminal."""
-    context = RequestContext()
-    context.stop_generating()
-    (chunk,) = await chunks_of(make(), request(), context)
-    assert chunk.finish_reason is not None
-    assert chunk.finish_reason.kind == "cancelled"
-    assert chunk.token_ids == []
-
-
-@both
 @pytest.mark.rows("A4", "E4")
+@pytest.mark.parametrize(("mode", "tokens"), [("agg", []), ("decode", [0])])
 @virtual
-async def test_decode_stops_only_after_the_first_token(make: Make) -> None:
-    """In decode mode a stop waits for the first token, so that no KV transfer is orphaned."""
+async def test_stop_before_the_first_token(make: Make, mode: str, tokens: list[int]) -> None:
+    """The `cancelled` terminal is all; a decode engine stops behind its first token, for the transfer."""
     context = RequestContext()
     context.stop_generating()
     handoff = {"engine": kind_of(make), "prompt_tokens": 4}
-    seen = await consume(make(mode="decode"), request(handoff=handoff), context)
-    assert seen.token_ids == [0]
-    assert seen.reason == "cancelled"
-    assert seen.counted == (4, 1)
+    seen = await consume(make(mode=mode), request(handoff=handoff), context)
+    assert (seen.token_ids, seen.reason, seen.counted) == (tokens, "cancelled", (4, len(tokens)))
 
 
 @both
-@pytest.mark.rows("E5")
+@pytest.mark.rows("E1", "E5")
 @virtual
 async def test_cleanup_twice_unstarted_and_restart(make: Make) -> None:
     """Cleanup is idempotent, safe before a start, and a start after it makes the engine usable."""
-    engine = make()
+    engine = make(model="tiny")
     await engine.cleanup()
     await engine.cleanup()
     with pytest.raises(EngineShutdown):
         engine.generate(request(), RequestContext())
-    await engine.start(0)
+    assert (await engine.start(7)).model == "tiny"
     assert len(await chunks_of(engine, request(tokens=3))) == 3
     await engine.cleanup()
 
@@ -193,26 +163,12 @@ async def test_cleanup_ends_open_streams_with_a_typed_error(make: Make) -> None:
 
 
 @both
-@pytest.mark.rows("E5")
+@pytest.mark.rows("E5", "S7")
 @virtual
-async def test_drain_waits_for_open_streams(make: Make) -> None:
-    """Drain returns at once when nothing is open, else when the last stream has ended."""
+async def test_drain_waits_for_streams_that_are_open(make: Make) -> None:
+    """Closing one, or cancelling the task that reads it, gives its place back; others are read."""
     engine = make()
     await engine.drain()
-    reading = asyncio.create_task(consume(engine, request(tokens=3)))
-    await asyncio.sleep(0.005)
-    assert not await engine.is_quiescent()
-    await engine.drain()
-    assert await engine.is_quiescent()
-    assert len((await reading).chunks) == 3
-
-
-@both
-@pytest.mark.rows("S7")
-@virtual
-async def test_closed_and_cancelled_streams_leave_nothing(make: Make) -> None:
-    """Closing a stream, or cancelling the task that reads it, gives its place back."""
-    engine = make()
     stream = open_stream(engine, request(tokens=99))
     await anext(stream)
     await stream.aclose()
@@ -220,9 +176,12 @@ async def test_closed_and_cancelled_streams_leave_nothing(make: Make) -> None:
     await asyncio.sleep(0.05)
     reading.cancel()
     await asyncio.wait([reading])
+    reading = asyncio.create_task(consume(engine, request(tokens=3)))
+    await asyncio.sleep(0.005)
+    assert not await engine.is_quiescent()
     await engine.drain()
     assert await engine.is_quiescent()
-    assert len(await chunks_of(engine, request(tokens=3))) == 3
+    assert len((await reading).chunks) == 3
 
 
 @both
@@ -238,8 +197,31 @@ async def test_health_check_payload_is_a_request_that_works(make: Make) -> None:
     assert await make(mode="decode").health_check_payload() is None
 
 
-@both
-def test_mode_must_be_known(make: Make) -> None:
-    """An unknown role is refused with the valid ones."""
-    with pytest.raises(InvalidArgument, match=r"mode.*agg.*prefill.*decode"):
-        make(mode="sideways")
+@pytest.mark.parametrize(
+    ("make", "parameter", "value", "complaint"),
+    [
+        (SampleEngine, "token_interval_ms", -1, "a number of ms, 0 or more, got -1"),
+        (SampleEngine, "token_interval_ms", float("nan"), "a number of ms, 0 or more"),
+        (SampleEngine, "token_interval_ms", "fast", "a number of ms, 0 or more, got 'fast'"),
+        (SampleEngine, "default_max_tokens", 0, "a whole number of tokens, 1 or more, got 0"),
+        (SampleEngine, "default_max_tokens", 1.5, "a whole number"),
+        (SampleEngine, "default_max_tokens", True, "a whole number"),
+        (SampleEngine, "vocab_size", 0, "a whole number, 1 or more, got 0"),
+        (SampleEngine, "model", " ", "a text that is not blank, got ' '"),
+        (SampleEngine, "mode", "sideways", "one of agg, prefill, decode, got 'sideways'"),
+        (SimulatedEngine, "max_batch", 0, "a whole number of requests, 1 or more, got 0"),
+        (SimulatedEngine, "step_ms", -1, "a number of ms, 0 or more, got -1"),
+        (SimulatedEngine, "step_ms_per_sequence", None, "a number of ms, 0 or more, got None"),
+        (SimulatedEngine, "prefill_ms_per_token", float("inf"), "a number of ms, 0 or more"),
+        (SimulatedEngine, "prefill_chunk_tokens", 0, "a whole number of tokens, 1 or more"),
+        (SimulatedEngine, "kv_tokens", 0, "a whole number of tokens, 1 or more, got 0"),
+        (SimulatedEngine, "error_rate", 1.5, "a number from 0 to 1, got 1.5"),
+        (SimulatedEngine, "error_rate", "often", "a number from 0 to 1, got 'often'"),
+        (SimulatedEngine, "model", "", "a text that is not blank"),
+        (SimulatedEngine, "mode", "sideways", "one of agg, prefill, decode"),
+    ],
+)
+def test_parameters_are_checked(make: Make, parameter: str, value: object, complaint: str) -> None:
+    """A value out of range is refused; the message names the parameter, its bound and its unit."""
+    with pytest.raises(InvalidArgument, match=f"{parameter}: expected {complaint}"):
+        make(**{parameter: value})

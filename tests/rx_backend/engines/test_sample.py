@@ -8,7 +8,6 @@ import pytest
 
 from rx_backend.context import RequestContext
 from rx_backend.engines import SampleEngine
-from rx_backend.errors import InvalidArgument
 from rx_backend.testing import run_virtual
 from tests.engines import virtual
 from tests.rx_backend.engines.driving import consume, request
@@ -55,45 +54,3 @@ async def test_a_stop_wakes_the_stream_at_once() -> None:
     seen = await reading
     assert seen.reason == "cancelled"
     assert seen.times_ms == [1500]
-
-
-@pytest.mark.rows("C3", "E4")
-@virtual
-async def test_a_stop_from_another_thread_wakes_the_stream() -> None:
-    """A stop that another thread signals is seen as well."""
-    context = RequestContext()
-    reading = asyncio.create_task(consume(SampleEngine(), request(tokens=10**6), context))
-    await asyncio.to_thread(context.stop_generating)
-    assert (await reading).reason == "cancelled"
-
-
-@pytest.mark.parametrize(
-    ("parameter", "value", "complaint"),
-    [
-        ("token_interval_ms", -1, "token_interval_ms: expected a number of ms, 0 or more, got -1"),
-        (
-            "token_interval_ms",
-            float("nan"),
-            "token_interval_ms: expected a number of ms, 0 or more",
-        ),
-        (
-            "token_interval_ms",
-            "fast",
-            "token_interval_ms: expected a number of ms, 0 or more, got 'fast'",
-        ),
-        (
-            "default_max_tokens",
-            0,
-            "default_max_tokens: expected a whole number of tokens, 1 or more, got 0",
-        ),
-        ("default_max_tokens", 1.5, "default_max_tokens: expected a whole number"),
-        ("default_max_tokens", True, "default_max_tokens: expected a whole number"),
-        ("vocab_size", 0, "vocab_size: expected a whole number, 1 or more, got 0"),
-        ("model", " ", "model: expected a text that is not blank, got ' '"),
-    ],
-)
-def test_parameters_are_checked(parameter: str, value: object, complaint: str) -> None:
-    """A value out of range is refused; the message names the parameter, its bound and its unit."""
-    given: dict[str, object] = {parameter: value}
-    with pytest.raises(InvalidArgument, match=complaint):
-        SampleEngine(**given)  # pyright: ignore[reportArgumentType]

@@ -301,36 +301,3 @@ async def test_a_broken_context_fails_the_streams_and_not_silently() -> None:
     assert isinstance(bad.error, BackendError)
     assert good.error is not bad.error
     assert len(await chunks_of(engine, request(tokens=3))) == 3
-
-
-@pytest.mark.parametrize(
-    ("parameter", "value", "complaint"),
-    [
-        ("max_batch", 0, "max_batch: expected a whole number of requests, 1 or more, got 0"),
-        ("step_ms", -1, "step_ms: expected a number of ms, 0 or more, got -1"),
-        (
-            "step_ms_per_sequence",
-            None,
-            "step_ms_per_sequence: expected a number of ms, 0 or more, got None",
-        ),
-        (
-            "prefill_ms_per_token",
-            float("inf"),
-            "prefill_ms_per_token: expected a number of ms, 0 or more",
-        ),
-        (
-            "prefill_chunk_tokens",
-            0,
-            "prefill_chunk_tokens: expected a whole number of tokens, 1 or more",
-        ),
-        ("kv_tokens", 0, "kv_tokens: expected a whole number of tokens, 1 or more, got 0"),
-        ("error_rate", 1.5, "error_rate: expected a number from 0 to 1, got 1.5"),
-        ("error_rate", "often", "error_rate: expected a number from 0 to 1, got 'often'"),
-        ("model", "", "model: expected a text that is not blank"),
-    ],
-)
-def test_parameters_are_checked(parameter: str, value: object, complaint: str) -> None:
-    """A value out of range is refused; the message names the parameter, its bound and its unit."""
-    given: dict[str, object] = {parameter: value}
-    with pytest.raises(InvalidArgument, match=complaint):
-        SimulatedEngine(**given)  # pyright: ignore[reportArgumentType]

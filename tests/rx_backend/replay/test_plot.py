@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from rx_backend.testing import run_virtual
 from tests.rx_backend.pictures._help import unreadable
 
 
+@cache
 def results() -> dict[str, ReplayResult]:
     busy = replay(
         synthetic(40), SimulatedEngine(error_rate=0.1), cancel_rate=0.1, drop_rate=0.1, seed=1
@@ -33,14 +34,12 @@ def results() -> dict[str, ReplayResult]:
 
 
 @pytest.mark.timeout(120)
-def test_writes_a_png_for_any_replay(tmp_path: Path) -> None:
-    """A picture comes out also where there is little to draw, and can be read; so does a table."""
+def test_any_replay_can_be_drawn() -> None:
+    """Also where there is little to draw the picture can be read, and so can the table."""
     for name, result in results().items():
         chart = ReplayChart(result, title=name * 40)
         assert unreadable(chart.figure()) == []
         assert repr(chart) == format_table(summarize(result))
-    ReplayChart(ReplayResult(0), title="nothing").save(tmp_path / "replay.png")
-    assert (tmp_path / "replay.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.timeout(60)

@@ -32,9 +32,6 @@ TRACE_ID, PARENT_ID = "a" * 32, "b" * 16
 HEADERS = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01", "tracestate": "v=1"}
 LINKED_TRACE_ID, LINKED_SPAN_ID = "c" * 32, "d" * 16
 
-# A number no fine default of the SDK is near.
-DEADLINE_S = float(os.environ.get("DEADLINE_S", "10"))
-
 
 async def _serve(requests: int, headers: Mapping[str, str] = HEADERS) -> list[list[int]]:
     """Return the tokens of so many requests, one after the other."""
@@ -63,8 +60,10 @@ def served() -> dict[str, Any]:
     telemetry = configure(service_name="unless-named")
     told = str(telemetry)
     tokens = asyncio.run(_serve(REQUESTS))
-    telemetry.shutdown(DEADLINE_S)
-    telemetry.shutdown(DEADLINE_S)
+    # No fine default of the SDK is near.
+    deadline_s = float(os.environ.get("DEADLINE_S", "10"))
+    telemetry.shutdown(deadline_s)
+    telemetry.shutdown(deadline_s)
     return {
         "told": told,
         "tokens": tokens,
@@ -135,7 +134,9 @@ _DO: dict[str, Callable[[], dict[str, Any]]] = {
     action.__name__: action for action in (served, at_exit, beside_others, scraped)
 }
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Do what the argument says."""
     warnings = _Warnings()
     logging.getLogger().addHandler(warnings)
     done = _DO[sys.argv[1]]()

@@ -77,9 +77,12 @@ def with_structlog() -> None:
     everything()
 
 
-if __name__ == "__main__":
-    ways: dict[str, Callable[[], None]] = {
-        way.__name__: way for way in (nothing, everything, ours, stdlib, with_structlog)
-    }
-    ways[sys.argv[1]]()
+WAYS: dict[str, Callable[[], None]] = {
+    way.__name__: way for way in (nothing, everything, ours, stdlib, with_structlog)
+}
+
+
+def main() -> None:
+    """Do what the argument says, then serve."""
+    WAYS[sys.argv[1]]()
     asyncio.run(_serve())

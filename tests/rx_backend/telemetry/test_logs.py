@@ -12,6 +12,7 @@ import pytest
 
 from rx_backend.errors import InvalidArgument
 from rx_backend.telemetry import configure_logs
+from tests.forks import run
 
 LOGGER = "rx_backend.requests"
 
@@ -35,13 +36,9 @@ def test_a_bad_value_is_told(variable: str, text: str, monkeypatch: pytest.Monke
 
 def child(way: str, **environ: str) -> list[str]:
     """Run a process of requests; the lines of its stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.rx_backend.telemetry.logging_child", way],
-        env={"PATH": "", **environ},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    module = "tests.rx_backend.telemetry.logging_child"
+    done = run([module], [module, way], env={"PATH": "", **environ})
+    assert done.returncode == 0, done.stderr
     return done.stderr.splitlines()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -11,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.forks import ROOT, Fork, fork
 from tests.rx_backend.worker._processes import free_port
 
 __all__ = ("COMMANDS", "ROOT", "Server", "running")
 
-ROOT = Path(__file__).parents[3]
 SERVICE = "tests.rx_backend.web.service:app"
 
 COMMANDS: Mapping[str, Callable[[str, int, str], list[str]]] = {
@@ -24,13 +25,18 @@ COMMANDS: Mapping[str, Callable[[str, int, str], list[str]]] = {
         *("--timeout-graceful-shutdown", grace),
     ],
     "hypercorn": lambda app, port, grace: [
-        *("hypercorn", app, "--bind", f"127.0.0.1:{port}", "--graceful-timeout", grace),
+        *("hypercorn.__main__", app, "--bind", f"127.0.0.1:{port}", "--graceful-timeout", grace),
     ],
     "granian": lambda app, port, grace: [
         *("granian", app, "--interface", "asgi", "--port", str(port), "--no-log"),
         *("--workers-kill-timeout", grace),
     ],
 }
+
+_IMPORTED = (
+    *("uvicorn", "hypercorn.__main__", "rx_backend.web", "rx_backend.engines.openai"),
+    *("rx_backend.resumable.jetstream", "tests.rx_backend.resumable.jetstream._answers"),
+)
 
 
 @dataclass
@@ -39,7 +45,7 @@ class Server:
 
     name: str
     url: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Fork
 
 
 @contextmanager
@@ -54,21 +60,34 @@ def running(
 ) -> Generator[Server]:
     """Run a server until the block ends; what it writes is lost."""
     port = free_port()
-    command = [sys.executable, "-m", *COMMANDS[name](app, port, str(grace_s))]
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, cwd=cwd, env=env, stdout=quiet, stderr=quiet) as process:
+    process = _start(COMMANDS[name](app, port, str(grace_s)), cwd, env)
+    try:
+        _wait_until_it_listens(process, port, starts_s)
+        yield Server(name, f"http://127.0.0.1:{port}", process)
+    finally:
+        process.terminate()
         try:
-            _wait_until_it_listens(process, port, starts_s)
-            yield Server(name, f"http://127.0.0.1:{port}", process)
-        finally:
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
-def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, starts_s: float) -> None:
+def _start(
+    command: list[str], cwd: Path, env: Mapping[str, str] | None
+) -> subprocess.Popen[bytes] | Fork:
+    with Path(os.devnull).open("wb") as quiet:
+        if command[0] == "granian":
+            # It starts processes of its own.
+            command = [sys.executable, "-m", *command]
+            return subprocess.Popen(command, cwd=cwd, env=env, stdout=quiet, stderr=quiet)
+        nowhere = quiet.fileno()
+        return fork(_IMPORTED, command, cwd=cwd, env=env, stdout=nowhere, stderr=nowhere)
+
+
+def _wait_until_it_listens(
+    process: subprocess.Popen[bytes] | Fork, port: int, starts_s: float
+) -> None:
     ends = time.monotonic() + starts_s
     while True:
         assert process.poll() is None, "the server has ended"

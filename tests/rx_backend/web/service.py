@@ -29,7 +29,7 @@ from rx_backend.resumable import ResumableStreams
 from rx_backend.web import ChatChunks, JsonItems, context_of, respond, resume, start_or_resume
 
 TOKENS = 20
-SILENCE_S = 0.5
+SILENCE_S = 0.25
 
 
 class Engine(LLMEngine):
@@ -82,7 +82,7 @@ async def chat(http_request: Request) -> Response:
     context = context_of(http_request)
     options: dict[str, Any] = {
         "headers_first": bool(body.get("headers_first")),
-        "keep_alive_s": 0.1,
+        "keep_alive_s": 0.05,
     }
     form = ChatChunks("numbers", include_usage="stream_options" in body)
     if http_request.url.path.startswith("/resumable"):

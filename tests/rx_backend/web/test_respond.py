@@ -78,14 +78,17 @@ def contents(client: Client) -> list[str | None]:
     return [chunk["choices"][0]["delta"].get("content") for chunk in chunks]
 
 
+@pytest.mark.rows("A1")
 def test_an_item_is_sent_in_the_turn_it_comes() -> None:
-    """The headers with the first token, and each token at the time that the engine has it."""
+    """The headers with the first token, each token when the engine has it; the end is no abort."""
     served = Served(1.0, word("a"), 2.0, word("b"), 3.0, LLMEngineOutput.stop())
     client = asked(served)
     assert (client.status, client.times) == (200, [1.0, 3.0, 6.0, 6.0])
     assert contents(client) == ["a", "b", None]
     assert data_of(client)[-1] == "[DONE]"
     assert client.is_complete
+    assert (served.engine.aborts, served.engine.closed) == ([], 1)
+    assert not served.context.is_stopped
 
 
 def test_proxies_are_asked_to_pass_it_on() -> None:
@@ -98,15 +101,6 @@ def test_proxies_are_asked_to_pass_it_on() -> None:
         "x-mine": "1",
         "x-request-id": "r1",
     }
-
-
-@pytest.mark.rows("A1")
-def test_an_answer_that_is_complete_is_no_abort() -> None:
-    """And its context has no signal."""
-    served = Served(word("a"), LLMEngineOutput.stop())
-    asked(served)
-    assert (served.engine.aborts, served.engine.closed) == ([], 1)
-    assert not served.context.is_stopped
 
 
 @pytest.mark.rows("S5", "S6")

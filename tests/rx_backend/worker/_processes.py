@@ -10,7 +10,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -22,13 +21,13 @@ from openai import APIStatusError, OpenAI, Stream
 from openai.types.chat import ChatCompletionChunk
 
 from rx_backend.worker.frontend import until_listed
+from tests.forks import ROOT, Fork, fork
 from tests.rx_backend.worker.engines import FIRST, PEER_MODEL
 
 START_S, STEP_S = 20.0, 15.0
 
-ROOT = Path(__file__).parents[3]
-
 _OVER = ""
+_IMPORTED = ("rx_backend.cli", "rx_backend.worker.serve", "tests.rx_backend.worker.engines")
 _NOT_OURS = ("DYN_", "ETCD_", "NATS_", "OTEL_", "XDG_")
 
 T = TypeVar("T")
@@ -37,7 +36,7 @@ T = TypeVar("T")
 class Served:
     """A running `rx-backend`, its lines as they come, and a client of its frontend."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+    def __init__(self, process: subprocess.Popen[str] | Fork, port: int) -> None:
         self.process = process
         self.port = port
         self.seen: list[str] = []
@@ -159,12 +158,13 @@ def _running(
 ) -> Generator[Served]:
     folder.mkdir(exist_ok=True)
     port = int(environ.setdefault("DYN_HTTP_PORT", str(free_port())))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rx_backend_cli", *arguments],
+    stdout, stderr = environ.pop("stdout", None), environ.pop("stderr", None)
+    process = fork(
+        _IMPORTED,
+        ["rx_backend_cli", *arguments],
         cwd=cwd,
-        stdout=environ.pop("stdout", subprocess.PIPE),
-        stderr=environ.pop("stderr", subprocess.PIPE),
-        text=True,
+        stdout=stdout and stdout.fileno(),
+        stderr=stderr and stderr.fileno(),
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)},
             **meet(folder),

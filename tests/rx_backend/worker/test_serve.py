@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
-import shutil
 import signal
 import socket
 from contextlib import ExitStack
@@ -171,16 +170,6 @@ def test_a_worker_that_discovery_forgot_registers_again(tmp_path: Path) -> None:
         assert [*begun, *answer] == counted(8)
         warm_up(client, front.port)
         assert list(words(ask(client.with_options(max_retries=9), "c", 3))) == counted(3)
-
-
-def test_a_worker_that_can_not_register_again_ends(tmp_path: Path) -> None:
-    """Its kind is logged, and the exit code is 1."""
-    with serve(tmp_path, "CountingEngine", *NO_GRACE) as served:
-        served.line("serving", START_S)
-        shutil.rmtree(tmp_path / "discovery")
-        assert "BackendDisconnected: lost the place" in served.line("rx-backend: error:", 30)
-        assert served.ended() == 1
-        assert served.count("cleanup") == 1
 
 
 def test_output_that_can_not_be_written_is_lost_and_nothing_else(tmp_path: Path) -> None:

@@ -88,12 +88,25 @@ def test_a_signal_loses_no_request(tmp_path: Path) -> None:
         assert served.count("abort") == 0
 
 
-def test_a_forced_end_waits_for_no_engine(tmp_path: Path) -> None:
-    """One that hears nothing has seconds; one that holds a thread ends the process."""
+def test_an_end_that_has_to_be_forced(tmp_path: Path) -> None:
+    """
+    An engine that hears nothing has seconds; one that holds a thread ends the process.
+
+    A start that blocks is interrupted after some seconds, and cleaned up; one that can't be
+    interrupted ends the process.
+    """
     flags = ("--frontend", "--grace-s", "0", "--drain-s", "600")
     codes = {"SilentEngine": 0, "StuckEngine": 1}
     with ExitStack() as stack:
         enter = stack.enter_context
+        interrupted = enter(serve(tmp_path / "interrupted", "BlockingEngine"))
+        forced = enter(serve(tmp_path / "forced", "BlockingEngine"))
+        deaf = enter(serve(tmp_path / "deaf", "BlockingEngine", SWALLOWS="1"))
+        for blocked in (interrupted, forced, deaf):
+            blocked.line("blocks", START_S)
+            # One signal is enough, as orchestrators send it.
+            blocked.signal()
+        forced.signal(signal.SIGINT)
         pool = enter(ThreadPoolExecutor(len(codes)))
         workers: list[tuple[Served, Future[str]]] = []
         for engine in codes:
@@ -105,28 +118,14 @@ def test_a_forced_end_waits_for_no_engine(tmp_path: Path) -> None:
             served.line("refuses new requests")
             served.signal()
             workers.append((served, request))
+        for blocked in (interrupted, forced):
+            assert blocked.ended(2 * START_S) == 0
+            assert blocked.count("cleanup") == 1
+        assert deaf.ended(2 * START_S) == 1
+        deaf.line("error: the engine's start blocks the event loop")
         for (served, request), code in zip(workers, codes.values(), strict=True):
             with pytest.raises(APIError):
                 request.result(STEP_S)
             assert served.ended(2 * START_S) == code
             assert not any("Traceback" in line for line in served.seen)
         workers[-1][0].line("rx-backend: error: the shutdown did not end within 10 s")
-
-
-def test_a_signal_reaches_a_start_that_blocks(tmp_path: Path) -> None:
-    """It is interrupted after some seconds, and cleaned up; one that can't be ends the process."""
-    with (
-        serve(tmp_path, "BlockingEngine") as interrupted,
-        serve(tmp_path, "BlockingEngine") as forced,
-        serve(tmp_path, "BlockingEngine", SWALLOWS="1") as deaf,
-    ):
-        for served in (interrupted, forced, deaf):
-            served.line("blocks", START_S)
-            # One signal is enough, as orchestrators send it.
-            served.signal()
-        forced.signal(signal.SIGINT)
-        for served in (interrupted, forced):
-            assert served.ended(2 * START_S) == 0
-            assert served.count("cleanup") == 1
-        assert deaf.ended(2 * START_S) == 1
-        deaf.line("error: the engine's start blocks the event loop")
