@@ -58,8 +58,8 @@ unit: venv ## the tests, doctests and README snippets (ARGS="-k name" picks some
 unit-next: .venv-next/.stamp ## the tests of operators and pipelines on the newest reactivex, without aioreactive
 	@echo "== tests on the newest reactivex"
 	@RX_BACKEND_MATRIX=3000 $(NEXT)/python -m pytest --hypothesis-profile=few operators rx_backend \
-		tests/operators tests/matrix tests/rx_backend/test_*.py tests/rx_backend/dynamo \
-		tests/rx_backend/pictures/test_marble_picture.py tests/rx_backend/testing $(ARGS)
+		tests/operators tests/matrix tests/rx_backend/test_*.py \
+		tests/rx_backend/pictures/test_marble_run.py tests/rx_backend/testing/test_marbles.py $(ARGS)
 
 test-pythons: venv ## the library's tests on Python 3.12 and 3.13, and the matrix on other loops
 	@echo "== tests on other Pythons and event loops"
