@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from operators.assembly import answer_in, is_terminal, tokens_in
+from operators.assembly import OpenAnswers, answer_in, is_terminal, tokens_in
 from rx_backend.protocols import (
     CompletionUsage,
     LLMEngineOutput,
@@ -17,21 +17,22 @@ __all__ = ("AnswerProgress",)
 
 class AnswerProgress:
     """
-    The tokens of each answer so far, and which have ended.
+    The tokens of each answer of a request so far, and which have ended.
 
     Args:
         request: The request.
 
     Attributes:
+        answers: Which answers have their terminal.
         made: The tokens of each answer that has begun.
     """
 
-    __slots__ = ("_count", "_ended", "_prompt_tokens", "made")
+    __slots__ = ("_count", "_prompt_tokens", "answers", "made")
 
     def __init__(self, request: PreprocessedRequest) -> None:
         self._prompt_tokens = len(request.token_ids)
         self._count = request.sampling_options.n or 1
-        self._ended: set[int] = set()
+        self.answers = OpenAnswers(self._count)
         self.made: Counter[int] = Counter()
 
     def add(self, chunk: object) -> None:
@@ -39,18 +40,18 @@ class AnswerProgress:
         answer = answer_in(chunk)
         self.made[answer] += tokens_in(chunk)
         if is_terminal(chunk):
-            self.end(answer)
+            self.answers.end(answer)
 
-    def end(self, answer: int) -> None:
-        """Note that *answer* has its terminal."""
-        self._ended.add(answer)
+    def is_open(self, answer: int) -> bool:
+        """Return whether *answer* is one that was asked for, and lacks its terminal."""
+        return 0 <= answer < self._count and answer not in self.answers.ended
 
     @property
     def open(self) -> list[int]:
         """The answers without a terminal in order, those that have not begun among them."""
         missing = [answer for answer in range(self._count) if answer not in self.made]
         answers = [*self.made, *missing[: max(0, self._count - len(self.made))]]
-        return sorted(set(answers) - self._ended)
+        return sorted(set(answers) - self.answers.ended)
 
     def index(self, answer: int) -> int | None:
         """Return the ``index`` of a chunk of *answer*; None if it is the only one."""

@@ -91,7 +91,7 @@ class Answers(ABC, Generic[E]):
     @property
     def are_complete(self) -> bool:
         """Whether each answer has its finish reason."""
-        return not self._progress.open
+        return self._progress.answers.are_over
 
     def end(self, *, is_stopped: bool) -> list[LLMEngineOutput]:
         """
@@ -169,7 +169,7 @@ class OpenAIAnswers(Answers[Event]):
 
     def _chunk(self, choice: Choice) -> LLMEngineOutput | None:
         index, delta, ids, text = choice.index, choice.delta, choice.token_ids, choice.text
-        if index not in self._progress.open:
+        if not self._progress.is_open(index):
             return None
         if delta is not None:
             text = delta.content or ""
@@ -198,7 +198,7 @@ class OpenAIAnswers(Answers[Event]):
         if choice.stop_reason is None and word in {"tool_calls", "function_call"}:
             chunk.stop_reason = word
         chunk.completion_usage = self._progress.usage(choice.index)
-        self._progress.end(choice.index)
+        self._progress.answers.end(choice.index)
         if not self.are_complete:
             return chunk
         self._held = chunk
@@ -220,7 +220,7 @@ class LlamaServerAnswers(Answers[Completion]):
     def _chunks(self, event: Completion) -> list[LLMEngineOutput]:
         index, ids = event.index, event.tokens
         progress = self._progress
-        if index not in progress.open:
+        if not progress.is_open(index):
             return []
         has_all = len(ids) >= event.tokens_predicted - progress.made[index]
         if not has_all and event.content and self._encode is not None:
@@ -232,7 +232,7 @@ class LlamaServerAnswers(Answers[Completion]):
             if has_all and chunk.log_probs:
                 chunk.text = None
         if event.stop:
-            progress.end(index)
+            progress.answers.end(index)
             is_cut = event.stop_type == "limit"
             chunk.finish_reason = FinishReason.LENGTH if is_cut else FinishReason.STOP
             chunk.stop_reason = event.stopping_word or None

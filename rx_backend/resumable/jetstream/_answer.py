@@ -164,14 +164,7 @@ class JetStreamAnswer(OpenedStream):
     async def _take_over(self, follower: Follower) -> None:
         """Write the answer from here on, unless another process was quicker."""
         site = self._site
-        log = AnswerLog(
-            site.link,
-            site.options.name,
-            self._subject,
-            follower.answers,
-            sequence=follower.sequence,
-            head=follower.count,
-        )
+        log = AnswerLog.behind(follower, site, self._subject)
         # Before anybody can read that this process writes it.
         self._begin_writing(log)
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import Final
+from typing import Final, Self
 
 from msgspec.structs import replace
 from nats.js.api import Header
@@ -13,7 +13,9 @@ from operators.assembly import OpenAnswers
 from rx_backend.resumable._errors import check_item
 from rx_backend.resumable.jetstream._entries import Batch, Entry, Item, decode, encode, to_wire
 from rx_backend.resumable.jetstream._errors import EntryTooLarge, Fenced, LogGone
+from rx_backend.resumable.jetstream._follower import Follower
 from rx_backend.resumable.jetstream._link import Link
+from rx_backend.resumable.jetstream._site import Site
 from rx_backend.resumable.jetstream._stored_stream import refused
 
 __all__ = ("AnswerLog", "new_writer")
@@ -68,6 +70,18 @@ class AnswerLog:
         self._link = link
         self._name = name
         self._subject = subject
+
+    @classmethod
+    def behind(cls, follower: Follower, site: Site, subject: str) -> Self:
+        """Return the log of another writer, behind all that *follower* has read."""
+        return cls(
+            site.link,
+            site.options.name,
+            subject,
+            follower.answers,
+            sequence=follower.sequence,
+            head=follower.count,
+        )
 
     async def append(self, entry: Entry) -> None:
         """

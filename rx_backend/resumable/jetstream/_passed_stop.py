@@ -51,14 +51,7 @@ async def _end(site: Site, subject: str, follower: Follower) -> bool:
         await follower.read_to(last.sequence)
         if follower.is_over:
             return False
-        log = AnswerLog(
-            site.link,
-            site.options.name,
-            subject,
-            follower.answers,
-            sequence=follower.sequence,
-            head=follower.count,
-        )
+        log = AnswerLog.behind(follower, site, subject)
         try:
             await log.append_items(stopped(follower.answers.left), is_end=True)
         except Fenced:
