@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -151,11 +150,12 @@ class OpenAIEngine(LLMEngine):
                     if context.is_stopped or answers.are_complete:
                         break
                     raise
-                arrived = events.feed(data) if data else [*events.end(), DONE]
-                for chunk in chain.from_iterable(map(answers.read, arrived)):
+                for event in events.feed(data) if data else [*events.end(), DONE]:
                     if context.is_stopped:
                         break
-                    yield chunk
+                    # Whole: its answers count what is in it.
+                    for chunk in answers.read(event):
+                        yield chunk
         for chunk in answers.end(is_stopped=context.is_stopped):
             yield chunk
 

@@ -651,6 +651,25 @@ async def test_what_arrived_together_does_not_delay_a_stop() -> None:
     assert str(chunks[-1].finish_reason) == "cancelled"
 
 
+@pytest.mark.rows("E3", "E4")
+@real_time
+async def test_a_stop_between_choices_of_one_event_leaves_each_its_terminal() -> None:
+    """The event is passed on whole: an answer that ends in it is not counted as ended and dropped."""
+    context = RequestContext()
+    request = PreprocessedRequest(token_ids=[1, 2], sampling_options=SamplingOptions(n=2))
+    both = {"choices": choice(7)["choices"] + choice(8, index=1, finish_reason="stop")["choices"]}
+    async with started(ScriptedServer(streaming(data(both)))) as engine:
+        stream = await EngineAdapter(engine).generate(request, context)
+        chunks = [(await anext(stream)).data]
+        context.stop_generating()
+        chunks += [item.data async for item in stream]
+    assert [(each.index, each.token_ids, str(each.finish_reason)) for each in chunks if each] == [
+        (0, [7], "None"),
+        (1, [8], "stop"),
+        (0, [], "cancelled"),
+    ]
+
+
 @pytest.mark.rows("E4")
 @real_time
 async def test_a_request_that_was_stopped_before_is_not_sent() -> None:
