@@ -129,6 +129,13 @@ def test_a_connection_that_is_lost_behind_the_finish_reason_costs_nothing() -> N
     assert chunks[-1].completion_usage == usage(2, 2)
 
 
+@pytest.mark.parametrize("odd", [{"error": "boom"}, {"usage": {"prompt_tokens": None}}], ids=str)
+def test_what_a_server_says_behind_the_finish_reason_costs_no_answer(odd: object) -> None:
+    """Whatever that is: the answer is complete."""
+    chunks = asyncio.run(ask(data(choice(7), LAST, odd)))
+    assert [str(chunk.finish_reason) for chunk in chunks] == ["None", "length"]
+
+
 @pytest.mark.rows("S9")
 def test_a_stream_without_a_finish_reason_is_incomplete() -> None:
     """With or without its last event."""
