@@ -103,7 +103,7 @@ class Operator(Generic[A, B]):
         takes: What items it is made for.
     """
 
-    __slots__ = ("_args", "_asks_for_scope", "_function", "_kwargs", "name", "takes")
+    __slots__ = ("_asks_for_scope", "_make", "name", "takes")
 
     # How many of the function's first arguments are no arguments of the operator.
     _sources: ClassVar[int] = 0
@@ -115,9 +115,7 @@ class Operator(Generic[A, B]):
         kwargs: Mapping[str, Any],
         takes: Takes = "anything",
     ) -> None:
-        self._function = function
-        self._args = args
-        self._kwargs = kwargs
+        self._make = functools.partial(function, *args, **kwargs)
         # One that is given by position is an argument like any other.
         left = list(_parameters(function))[self._sources + len(args) :]
         self._asks_for_scope = "scope" in left and "scope" not in kwargs
@@ -126,18 +124,21 @@ class Operator(Generic[A, B]):
 
     def start(self, scope: Any, *source: Any) -> Any:
         """Make a new body; *scope* is None where there is none, *source* is what one that pulls gets."""
-        if self._asks_for_scope and scope is not None:
-            return self._function(*source, *self._args, **self._kwargs, scope=scope)
-        if self._asks_for_scope and _parameters(self._function)["scope"].default is SCOPE:
+        make = self._make
+        if source:
+            make = functools.partial(make.func, *source, *make.args, **make.keywords)
+        if not self._asks_for_scope:
+            return make()
+        if scope is None and _parameters(make.func)["scope"].default is SCOPE:
             raise TypeError(
                 f"{self.name} needs the scope of a request: put it into the pipeline of an "
                 "adapter, or give it one by scope=..."
             )
-        return self._function(*source, *self._args, **self._kwargs)
+        return make() if scope is None else make(scope=scope)
 
     def __repr__(self) -> str:
-        arguments = [_shown(value) for value in self._args]
-        arguments += [f"{name}={_shown(value)}" for name, value in self._kwargs.items()]
+        arguments = [_shown(value) for value in self._make.args]
+        arguments += [f"{name}={_shown(value)}" for name, value in self._make.keywords.items()]
         return f"{self.name}({', '.join(arguments)})"
 
     def __call__(self, source: Observable[A]) -> Observable[B]:
