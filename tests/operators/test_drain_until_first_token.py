@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
+from types import SimpleNamespace
 from typing import Any
 from weakref import ref
 
@@ -114,12 +115,13 @@ async def test_a_stream_that_is_over_before_its_first_token(fails: bool) -> None
 
 async def test_what_is_no_chunk_does_not_end_the_drain() -> None:
     """A keep-alive item has no token; the first one that has some does."""
-    engine = Engine([object(), {"token_ids": [1]}], ends=False, every_s=1.0)
+    others = [object(), SimpleNamespace(token_ids=None)]
+    engine = Engine([*others, {"token_ids": [1]}], ends=False, every_s=1.0)
     aborts: list[float] = []
     async with Drains(grace_s=3.0) as drains:
         drain = drain_until_first_token(lambda: aborts.append(now()), drains=drains)
         fuse(engine(), [drain]).close()
-    assert (now(), aborts, engine.closed) == (5.0, [2.0], 1)
+    assert (now(), aborts, engine.closed) == (6.0, [3.0], 1)
 
 
 async def test_the_time_limit(caplog: pytest.LogCaptureFixture) -> None:
