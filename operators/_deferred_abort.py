@@ -147,6 +147,9 @@ class _Parts(NamedTuple):
 def _ignore(_: AbortStep) -> None: ...
 
 
+_FIRST_TOKEN = condition(HAS_CONTENT, once=True)
+
+
 class _Gate(Hooks[Any, Any]):
     """One stream's gate, which opens at the first token, and listens for a stop: few streams get one."""
 
@@ -173,7 +176,7 @@ class _Gate(Hooks[Any, Any]):
         self._parts = parts
         self._notified = notified
         self._is_open = is_open
-        self.visit = None if is_open else condition(HAS_CONTENT, once=True)
+        self.visit = None if is_open else _FIRST_TOKEN
         self._is_interrupted = False
         self._abort: _Abort | None = None
         self._listening = stop.subscribe(self._arm)

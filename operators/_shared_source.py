@@ -164,7 +164,8 @@ class SharedSource(Generic[T]):
         if pump is None or (pump.source.has_ended and not pump.source.dropped):
             # It cleans up, and its end comes then.
             return
-        self._finish(SourceClosed("the shared stream was closed before its source ended"))
+        if not self.is_over:
+            self._finish(SourceClosed("the shared stream was closed before its source ended"))
         pump.close()
 
     async def wait_closed(self) -> None:
