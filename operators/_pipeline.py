@@ -176,7 +176,7 @@ class Pipeline(Generic[T_co]):
           +-- fused: one loop, run by the consumer's pull
           |     until_terminal
           |
-          +-- map_async         pulls for itself
+          +-- map_async         async generator, pulls its source
           |
           +-- debounce          reactivex, detached: a task pulls for it
           |

@@ -33,7 +33,7 @@ R = TypeVar("R", bound=FusedRun[Any])
 
 
 class Boundary(NamedTuple):
-    """What stands between two runs: one that pulls for itself, or neighbours of one library."""
+    """What stands between two runs: one that pulls its source, or neighbours of one library."""
 
     kind: Literal["pulling", "reactivex", "aioreactive"]
     operators: tuple[Any, ...]
@@ -113,7 +113,7 @@ def fuse(
     """
     Make one pulled stream of a source and a list of operators.
 
-    Neighbouring operators of ours become one loop; one that pulls for itself, and those of
+    Neighbouring operators of ours become one loop; one that pulls its source, and those of
     ``reactivex`` or ``aioreactive``, stand between loops. What the latter mean for the pull is
     described in ``docs/architecture.md``, and shown by :meth:`Pipeline.draw`.
 

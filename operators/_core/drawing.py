@@ -42,7 +42,7 @@ def _group(title: str, operators: Sequence[AnyOperator]) -> list[str]:
 
 def _title(boundary: Boundary) -> str:
     if boundary.kind == "pulling":
-        return "pulls for itself"
+        return "async generator, pulls its source"
     at_once: Callable[[Any], bool] = (
         answers_at_once if boundary.kind == "reactivex" else answers_within_asend
     )

@@ -1,4 +1,4 @@
-"""An operator that pulls for itself, as a part of an assembled pipeline."""
+"""An operator that pulls its source, as a part of an assembled pipeline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ("PulledSegment",)
 
 class PulledSegment(Segment):
     """
-    An operator that pulls for itself: an asynchronous generator over the part before it.
+    An operator that pulls its source: an asynchronous generator over the part before it.
 
     When the source has ended, the generator is run on until it has ended too, or has yielded once
     more: so the last item is known to be the last when it is handed out (row P6a).

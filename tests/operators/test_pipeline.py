@@ -262,7 +262,7 @@ class TestShown:
         )
 
     def test_the_drawing_shows_what_will_happen(self) -> None:
-        """What is fused with what, what pulls for itself, what is detached; neighbours stay so."""
+        """What is fused with what, what pulls its source, what is detached; neighbours stay so."""
         pipeline = Pipeline(
             [until_terminal(), map_async(later), same(), ops.take(3), ops.skip(1)],
             [same(), ops.debounce(1), patient()],
@@ -274,7 +274,7 @@ class TestShown:
             "  +-- fused: one loop, run by the consumer's pull",
             "  |     until_terminal",
             "  |",
-            "  +-- map_async          pulls for itself",
+            "  +-- map_async          async generator, pulls its source",
             "  |",
             "  +-- fused: one loop, run by the consumer's pull",
             "  |     same",
@@ -289,7 +289,7 @@ class TestShown:
             "  |",
             "  +-- debounce           reactivex, detached: a task pulls for it",
             "  |",
-            "  +-- patient            pulls for itself",
+            "  +-- patient            async generator, pulls its source",
             "  |",
             "consumer",
         ]

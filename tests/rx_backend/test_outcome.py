@@ -103,7 +103,7 @@ def take_some(count: int) -> Stage[Any, Any]:
 async def take_pulled(
     source: FusedRun[Any], count: int, says_so: bool = False
 ) -> AsyncGenerator[Any]:
-    """Hand out *count* items and end the stream, as an operator that pulls for itself."""
+    """Hand out *count* items and end the stream, as an operator that pulls its source."""
     for number in range(count):
         item = await anext(source)
         yield complete_with(item) if says_so and number == count - 1 else item
