@@ -310,11 +310,11 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: our.SloWindows(bucket_s=-1), "bucket_s: expected a number, more than 0 se"),
     (
         lambda: our.SloWindows(window_s=60, bucket_s=7),
-        "bucket_s: expected window_s (60 s) or a whole part of it, got 7 s",
+        "bucket_s: expected a divisor of window_s (60 s), got 7 s",
     ),
     (
         lambda: our.SloWindows(window_s=5, bucket_s=60),
-        "bucket_s: expected window_s (5 s) or a whole part of it, got 60 s",
+        "bucket_s: expected a divisor of window_s (5 s), got 60 s",
     ),
     (
         lambda: our.SloWindows(max_keys=0),
@@ -335,10 +335,10 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: our.stop_on([[1, 1 << 32]]), "stop: expected token ids, got 4294967296"),
     (lambda: our.stop_on([True]), "stop: expected token ids, got True"),
     (lambda: our.stop_on([[1, "2"]]), "stop: expected token ids, got '2'"),
-    (lambda: our.stop_on_text(7), "stop: expected a text or a list of texts, got 7"),
-    (lambda: our.stop_on_text({"#": 1}), "stop: expected a text or a list of texts, got {'#': 1}"),
-    (lambda: our.stop_on_text([7]), "stop: expected texts, got 7"),
-    (lambda: our.stop_on_text(["#", ""]), "stop: expected texts that are not empty, got ''"),
+    (lambda: our.stop_on_text(7), "stop: expected a string or list of strings, got 7"),
+    (lambda: our.stop_on_text({"#": 1}), "stop: expected a string or list of strings, got {'#': 1}"),
+    (lambda: our.stop_on_text([7]), "stop: expected strings, got 7"),
+    (lambda: our.stop_on_text(["#", ""]), "stop: expected non-empty strings, got ''"),
     (lambda: our.stop_on_text("#", min_tokens=-1), "min_tokens: expected a whole number, at least"),
     (lambda: our.stop_on_text("#", answers=0), "answers: expected a whole number, at least 1 or"),
     (lambda: our.tap(7), "observe: expected a function, got 7"),

@@ -109,14 +109,14 @@ class TestEdits:
             [*TWO.items, more] if phase == "items" else TWO.items,
             annotate=ANNOTATE,
         )
-        with pytest.raises(NoSuchOperator, match=r"2 operators 'take' .*give the operator itself"):
+        with pytest.raises(NoSuchOperator, match=r"2 operators 'take' .*pass the operator itself"):
             twice.without("take")
         assert twice.without(more).operators == TWO.operators
 
     def test_what_stands_between_the_phases_stays(self) -> None:
         """It can't be taken out or replaced; the error says what to do."""
         for others in ([], [same()]):
-            with pytest.raises(NoSuchOperator, match=r"stands between the phases.*annotate="):
+            with pytest.raises(NoSuchOperator, match=r"is between the phases.*annotate="):
                 TWO.replace("annotate_errors", *others)
 
     @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_what_works_in_the_other_phase_is_refused(
 ) -> None:
     """The first one is named with its place; any other pipeline is made as it was written."""
     wrong = [
-        f"{phase}[{place}]: {name_of(each)} takes {words}: put it into {other}"
+        f"{phase}[{place}]: {name_of(each)} takes {words}: move it to {other}"
         for phase, row, other, words in (
             ("chunks", chunks, "items", "annotated items"),
             ("items", items, "chunks", "an engine's chunks"),

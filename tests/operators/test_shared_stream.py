@@ -158,7 +158,7 @@ async def test_a_reader_that_is_too_slow_is_told_so() -> None:
         shared.read(2)
     assert (dropped.value.position, dropped.value.first) == (2, 3)
     with pytest.raises(
-        PositionUnknown, match="position 7 is unknown: 6 items have come"
+        PositionUnknown, match="position 7 is unknown: items so far: 6"
     ) as unknown:
         shared.read(7)
     assert (unknown.value.position, unknown.value.head) == (7, 6)
@@ -723,7 +723,7 @@ def test_another_event_loop() -> None:
 
     first, second = run_virtual(begin())
     run_virtual(go_on(first, "on the event loop of its first reader only"))
-    run_virtual(go_on(second, "the source of a shared stream lives on another event loop"))
+    run_virtual(go_on(second, "the source of a shared stream belongs to another event loop"))
     with pytest.raises(RuntimeError, match="on the event loop of its first reader only"):
         run_virtual(first.aclose())
     with pytest.raises(RuntimeError, match="on an event loop only"):

@@ -300,7 +300,7 @@ async def test_positions_that_are_none() -> None:
     async with ResumableStreams(adapter) as streams:
         reader = await streams.start(REQUEST)
         await anext(reader)
-        with pytest.raises(PositionUnknown, match="position 2 is unknown: 1 items have come"):
+        with pytest.raises(PositionUnknown, match="position 2 is unknown: items so far: 1"):
             await streams.resume(reader.stream_id, 2)
         for wrong in (-1, 1.0, True, "1"):
             with pytest.raises(InvalidArgument, match="after: expected a whole number of items"):
