@@ -50,7 +50,7 @@ def text(name: str, value: object) -> str:
     """Return *value* if it is a string that is not blank, else raise `InvalidArgument`."""
     if isinstance(value, str) and value.strip():
         return value
-    raise InvalidArgument(f"{name}: expected a text that is not blank, got {value!r}")
+    raise InvalidArgument(f"{name}: expected a non-blank string, got {value!r}")
 
 
 def file_path(name: str, value: object) -> Path:

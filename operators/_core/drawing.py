@@ -1,4 +1,4 @@
-"""A pipeline drawn as text: what is fused with what, and what leaves the consumer's pull."""
+"""A pipeline drawn as text: what is fused, and what runs outside the consumer's pull."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ class Timeline(RowPicture):
 def _check_texts(**texts: object) -> None:
     for name, text in texts.items():
         if not isinstance(text, str):
-            raise TypeError(f"Timeline: {name}: expected a text, got {text!r}")
+            raise TypeError(f"Timeline: {name}: expected a string, got {text!r}")
 
 
 def _milliseconds(clock: Callable[[], float] | None) -> Callable[[], float]:

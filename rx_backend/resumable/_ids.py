@@ -51,4 +51,4 @@ def check_text(name: str, text: object) -> None:
         InvalidArgument: It is something else; names the argument.
     """
     if not isinstance(text, str):
-        raise InvalidArgument(f"{name}: expected a text, got {text!r}")
+        raise InvalidArgument(f"{name}: expected a string, got {text!r}")

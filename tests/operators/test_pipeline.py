@@ -217,7 +217,7 @@ def test_what_is_no_operator_is_refused(wrong: Any) -> None:
             continue
         with pytest.raises(NotAnOperator) as refused:
             make()
-        assert str(refused.value).startswith(f"{place} is no operator: ")
+        assert str(refused.value).startswith(f"{place} is not an operator: ")
 
 
 @pytest.mark.rows("O1")

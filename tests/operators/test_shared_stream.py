@@ -157,9 +157,7 @@ async def test_a_reader_that_is_too_slow_is_told_so() -> None:
     with pytest.raises(PositionDropped) as dropped:
         shared.read(2)
     assert (dropped.value.position, dropped.value.first) == (2, 3)
-    with pytest.raises(
-        PositionUnknown, match="position 7 is unknown: items so far: 6"
-    ) as unknown:
+    with pytest.raises(PositionUnknown, match="position 7 is unknown: items so far: 6") as unknown:
         shared.read(7)
     assert (unknown.value.position, unknown.value.head) == (7, 6)
     assert shared.readers == 1

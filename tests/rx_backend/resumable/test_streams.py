@@ -181,7 +181,7 @@ async def test_a_failed_set_up_leaves_nothing(spans: Spans) -> None:
                 await streams.start(REQUEST)
         with pytest.raises(InvalidArgument, match="request: expected a PreprocessedRequest"):
             await streams.start("please")  # type: ignore[arg-type]
-        with pytest.raises(InvalidArgument, match="owner: expected a text, got 7"):
+        with pytest.raises(InvalidArgument, match="owner: expected a string, got 7"):
             await streams.start(REQUEST, owner=7)  # type: ignore[arg-type]
         assert len(streams) == 0
     assert len(spans.finished) == 2
@@ -305,7 +305,7 @@ async def test_positions_that_are_none() -> None:
         for wrong in (-1, 1.0, True, "1"):
             with pytest.raises(InvalidArgument, match="after: expected a whole number of items"):
                 await streams.resume(reader.stream_id, wrong)  # type: ignore[arg-type]
-        with pytest.raises(InvalidArgument, match="id: expected a text, got 5"):
+        with pytest.raises(InvalidArgument, match="id: expected a string, got 5"):
             await streams.resume(5)  # type: ignore[arg-type]
         await reader.aclose()
 
