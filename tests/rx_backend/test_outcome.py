@@ -767,7 +767,7 @@ async def test_an_operator_that_keeps_the_error_item(spans: Spans) -> None:
     items: list[Any] = await collect(await adapter.generate(request()))
     error = items[-1].error
     assert isinstance(error, StreamIncomplete)
-    assert "behind annotate_errors kept the error item back" in str(error)
+    assert "after annotate_errors held back the error item" in str(error)
     assert isinstance(error.__cause__, Disconnected)
 
 
