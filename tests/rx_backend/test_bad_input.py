@@ -109,7 +109,9 @@ def test_an_option_that_is_none_makes_no_adapter(option: str, given: object) -> 
 def test_what_is_no_mapping_makes_no_context(option: str, given: object) -> None:
     """The error names the argument."""
     options: dict[str, Any] = {option: given}
-    with pytest.raises(InvalidArgument, match=f"{option}: expected a mapping from names to strings"):
+    with pytest.raises(
+        InvalidArgument, match=f"{option}: expected a mapping from names to strings"
+    ):
         RequestContext(**options)
 
 

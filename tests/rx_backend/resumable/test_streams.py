@@ -142,7 +142,7 @@ async def test_items_of_another_type_are_refused() -> None:
     adapter, engine = adapter_of()
     async with ResumableStreams(adapter.with_operators(as_text())) as streams:  # type: ignore[arg-type]
         reader = await streams.start(REQUEST)
-        with pytest.raises(InvalidArgument, match="hold Annotated items"):
+        with pytest.raises(InvalidArgument, match="expected Annotated items"):
             await anext(reader)
         await turns()
         assert engine.closed == 1
