@@ -185,10 +185,10 @@ def test_the_health_check_s_request_may_be_in_a_file(tmp_path: Path) -> None:
 SERVING = (f"serve {ENGINE}", "frontend")
 EXPORTING = (*SERVING, "dynamo json.tool", "run --limit 1 --no-plot")
 BAD_VARIABLES: list[tuple[str, str, tuple[str, ...], str]] = [
-    ("RX_BACKEND_OTLP", "nowhere", EXPORTING, "expected a URL as http://127.0.0.1:4317"),
+    ("RX_BACKEND_OTLP", "nowhere", EXPORTING, "expected a URL such as http://127.0.0.1:4317"),
     ("OTEL_TRACES_EXPORTER", "oltp", EXPORTING, "expected console, none, otlp"),
     ("OTEL_EXPORTER_OTLP_PROTOCOL", "smoke", EXPORTING, "expected one of grpc, http/protobuf"),
-    ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://", EXPORTING, "expected a URL as http://"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://", EXPORTING, "expected a URL such as http://"),
     ("OTEL_EXPORT_ENABLED", "maybe", EXPORTING, "expected true or false, got 'maybe'"),
     ("DYN_LOGGING_JSONL", "maybe", SERVING, "expected true or false, got 'maybe'"),
     ("DYN_TCP_RESPONSE_STREAM_PORT", "9" * 5000, SERVING, "expected a port from 0 to 65535"),
