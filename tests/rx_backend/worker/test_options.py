@@ -141,7 +141,7 @@ def test_an_empty_part_of_an_address_is_refused() -> None:
         (f"{ENGINE} --pipeline no_such:pipeline", "no_such:pipeline: no module named 'no_such'"),
         (f"{ENGINE} --engine-arg size=1", "CountingEngine: no argument size; it takes none"),
         (f"{ENGINE} --size 1", "--size 1; pass an engine's own arguments as --engine-arg"),
-        (f"{ENGINE} -- --size 1", "it has no from_args for what follows --: --size 1"),
+        (f"{ENGINE} -- --size 1", "expected a method from_args for arguments after --: --size 1"),
         (f"{ENGINE} --tokenizer .", "tokenizer: expected a folder with config.json"),
         (f"{ENGINE} --tokenizer . --model-path .", "--model-path: no effect"),
         (f"{ENGINE} --tool-call-parser guess", "tool_call_parser: expected one of"),
