@@ -166,7 +166,7 @@ class HandedOut:
 
 
 def _chunk_in(item: Any) -> Any:
-    """Return the chunk in an item, or in its JSON form; None where there is none."""
+    """Return the chunk in an item, or in its JSON form; None without one."""
     chunk = getattr(item, "data", item)
     fields = _fields_of(chunk)
     if fields is not None:

@@ -230,7 +230,7 @@ def operator(
     Turn a generator function, or an asynchronous generator function, into an operator.
 
     Calling the function makes the operator, and checks the arguments against its signature. Its
-    body runs anew for every stream, so its local variables are the operator's state, and code
+    body runs again for every stream, so its local variables are the operator's state, and code
     before its first ``yield`` is set-up. It receives an item at ``yield`` and yields what to hand
     out::
 

@@ -247,7 +247,7 @@ class Stream:
         if violation is not None:
             self.found.append(violation)
         if answer >= self.answers:
-            what = f"yielded {item!r}, and was asked for {self.answers}"
+            what = f"yielded {item!r}, expected an index below {self.answers}"
             self._find(Rule.ANSWER_UNASKED, what)
         if answer in self.terminals:
             self._find(Rule.ITEM_AFTER_TERMINAL, f"yielded {item!r} after its answer's terminal")

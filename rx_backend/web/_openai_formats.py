@@ -213,7 +213,7 @@ class _OpenAIWriter(Generic[C]):
         self._usage = CompletionUsage(prompt, completion, prompt + completion)
 
     def _look_for_text(self, output: LLMEngineOutput) -> None:
-        """Warn once of a stream that nobody makes the text of."""
+        """Warn once about a stream that has token ids but no text."""
         self._has_text = True
         if output.token_ids and output.text is None and output.finish_reason is None:
             _log.warning(
