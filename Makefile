@@ -13,7 +13,7 @@ unexport PYTHONPATH
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run serve test lint unit unit-next test-pythons test-browser test-cluster test-engines test-vllm bench docs site docs-links notebooks package release fix pin clean
+.PHONY: help venv run serve test lint unit unit-next test-pythons test-browser test-cluster test-engines test-vllm bench docs site check-site docs-links notebooks package release fix pin clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -30,11 +30,12 @@ test: venv ## all checks, three at a time: lint, tests, also on other Pythons an
 	@$(BIN)/python -m tools.cluster & cluster=$$!; \
 	$(BIN)/python -m tools.engines --check & engines=$$!; \
 	$(BIN)/python -m tools.browser & browser=$$!; \
+	$(MAKE) --no-print-directory .venv-next/.stamp; \
 	wait $$cluster && cluster=test-cluster || cluster=; \
 	wait $$engines && engines=test-engines || engines=; \
 	wait $$browser && browser=test-browser || browser=; \
 	$(MAKE) --no-print-directory --jobs=3 --output-sync=target \
-		unit test-pythons $$cluster lint $$engines unit-next package $$browser site
+		unit test-pythons $$cluster lint $$engines unit-next package $$browser check-site
 
 lint: venv ## style, types and layers
 	@echo "== ruff check"
@@ -100,6 +101,10 @@ docs: venv ## write docs/behaviour.md, docs/reference.md and the dashboard, buil
 site: venv ## build the site alone, with its links checked
 	@echo "== site of the documents"
 	@$(BIN)/python -m tools.site
+
+check-site: venv ## read every page and docstring of the site and follow its links, write no HTML
+	@echo "== pages of the site"
+	@$(BIN)/python -m tools.site --check
 
 docs-links: venv ## ask for every external link of the documents
 	@$(BIN)/python -m tools.site --external-links

@@ -13,7 +13,7 @@ These are values and types, which ``help()`` does not show:
 - ``Transform[A, B]``: an operator, ours or of ``reactivex``, that turns items A into items B.
 """
 
-from operators._chunk import Chunk, Clock, answer_of, has_content
+from operators._chunk import Chunk, Clock, answer_of
 from operators._core.arguments import AtLeast, Seconds
 from operators._core.assemble import AnyOperator
 from operators._core.fusion import FusedRun
@@ -33,6 +33,7 @@ from operators._core.stage import (
 )
 from operators._cut import first_tokens
 from operators._merge_chunks import merge_chunks
+from operators._raw_chunk import has_content
 from operators._reader import Reader, ReaderMark
 from operators._replay_log import ReplayLog
 from operators._stop_on import StopTokens

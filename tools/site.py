@@ -23,7 +23,7 @@ from sphinx.cmd.build import main as sphinx_build
 from tools import gallery, notebooks, reference
 from tools.document import ROOT
 
-__all__ = ("SECTIONS", "build", "check_links", "lay_out")
+__all__ = ("SECTIONS", "build", "check", "lay_out")
 
 BUILD = ROOT / "build/docs"
 
@@ -79,9 +79,9 @@ def build(source: Path, out: Path, *options: str) -> int:
     return sphinx_build([*strict, *options, *places])
 
 
-def check_links(source: Path) -> int:
-    """Check the links between the pages in *source*, and write none; return the exit code."""
-    return build(source, source.parent / "links", "-b", "dummy")
+def check(source: Path) -> int:
+    """Read the pages in *source* and resolve their links, write no HTML; return the exit code."""
+    return build(source, source.parent / "check", "-b", "dummy")
 
 
 def _write_page(source: Path, path: Path, text: str) -> None:
@@ -177,15 +177,15 @@ def _output(output: Any, image: Path) -> str:
 
 
 def main() -> int:
-    """Build the site, or only check links."""
+    """Build the site, or only check it."""
     parser = argparse.ArgumentParser(description="Build the documentation site.")
     checks = parser.add_mutually_exclusive_group()
-    checks.add_argument("--links", action="store_true", help="check links between documents only")
+    checks.add_argument("--check", action="store_true", help="find what is wrong, write no HTML")
     checks.add_argument("--external-links", action="store_true", help="ask for each external link")
     chosen = parser.parse_args()
-    lay_out(BUILD / "source", documents_only=chosen.links or chosen.external_links)
-    if chosen.links:
-        return check_links(BUILD / "source")
+    lay_out(BUILD / "source", documents_only=chosen.external_links)
+    if chosen.check:
+        return check(BUILD / "source")
     if chosen.external_links:
         return build(BUILD / "source", BUILD / "external-links", "-b", "linkcheck")
     failed = build(BUILD / "source", BUILD / "html")

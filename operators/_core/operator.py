@@ -102,7 +102,7 @@ class Operator(Generic[A, B]):
         takes: Which items it takes.
     """
 
-    __slots__ = ("_args", "_asks_for_scope", "_function", "_kwargs", "name", "takes")
+    __slots__ = ("_asks_for_scope", "_make", "name", "takes")
 
     # How many of the function's first parameters are not parameters of the operator.
     _sources: ClassVar[int] = 0
@@ -114,9 +114,7 @@ class Operator(Generic[A, B]):
         kwargs: Mapping[str, Any],
         takes: Takes = "anything",
     ) -> None:
-        self._function = function
-        self._args = args
-        self._kwargs = kwargs
+        self._make = functools.partial(function, *args, **kwargs)
         # A scope passed by position is an argument like any other.
         left = list(_parameters(function))[self._sources + len(args) :]
         self._asks_for_scope = "scope" in left and "scope" not in kwargs
@@ -125,18 +123,21 @@ class Operator(Generic[A, B]):
 
     def start(self, scope: Any, *source: Any) -> Any:
         """Make a new body, for *scope* or None; one that pulls also gets its *source*."""
-        if self._asks_for_scope and scope is not None:
-            return self._function(*source, *self._args, **self._kwargs, scope=scope)
-        if self._asks_for_scope and _parameters(self._function)["scope"].default is SCOPE:
+        make = self._make
+        if source:
+            make = functools.partial(make.func, *source, *make.args, **make.keywords)
+        if not self._asks_for_scope:
+            return make()
+        if scope is None and _parameters(make.func)["scope"].default is SCOPE:
             raise TypeError(
                 f"{self.name} needs the scope of a request: use it in the pipeline of an adapter, "
                 "or pass scope=..."
             )
-        return self._function(*source, *self._args, **self._kwargs)
+        return make() if scope is None else make(scope=scope)
 
     def __repr__(self) -> str:
-        arguments = [_shown(value) for value in self._args]
-        arguments += [f"{name}={_shown(value)}" for name, value in self._kwargs.items()]
+        arguments = [_shown(value) for value in self._make.args]
+        arguments += [f"{name}={_shown(value)}" for name, value in self._make.keywords.items()]
         return f"{self.name}({', '.join(arguments)})"
 
     def __call__(self, source: Observable[A]) -> Observable[B]:

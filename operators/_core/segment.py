@@ -75,7 +75,8 @@ def first_pull(source: AsyncIterator[Any]) -> Any:
 def _without_hooks(begin: Callable[[], Any]) -> Any:
     """Call *begin*, which may start an async generator, without the event loop's hooks."""
     hooks = sys.get_asyncgen_hooks()
-    sys.set_asyncgen_hooks(firstiter=None, finalizer=_leave_open)
+    # By position, as by name takes twice as long.
+    sys.set_asyncgen_hooks(None, _leave_open)
     try:
         return begin()
     finally:

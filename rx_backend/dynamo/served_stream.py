@@ -122,7 +122,8 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         except (StopAsyncIteration, ClientLeft):
             pass
         except Exception as error:
-            was_served = self._bridge is not None
+            # One that is over was closed meanwhile, as by a kill.
+            was_served = self._bridge is not None or self.is_over
             self.close()
             if not was_served:
                 raise

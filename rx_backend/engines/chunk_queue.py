@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Self
 
 from operators.assembly import Mailbox
+from operators.authoring import has_content
 from rx_backend.context import RequestContext
 from rx_backend.engines.answer_progress import AnswerProgress
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
@@ -38,6 +39,7 @@ class ChunkQueue:
         "_ahead",
         "_box",
         "_context",
+        "_has_begun",
         "_last",
         "_on_change",
         "_progress",
@@ -62,6 +64,7 @@ class ChunkQueue:
         self._box: Mailbox[LLMEngineOutput] = Mailbox()
         self._unlisten: Callable[[], None] = _nothing
         self._taken = 0
+        self._has_begun = False
         # The chunks still to be yielded once the request is stopped.
         self._last: list[LLMEngineOutput] | None = None
         self.is_left = False
@@ -116,10 +119,11 @@ class ChunkQueue:
 
     def _is_stopped(self) -> bool:
         context = self._context
-        return context.is_stopped and not (context.defers_abort and not self._progress.made.total())
+        return context.is_stopped and (self._has_begun or not context.defers_abort)
 
     def _note_taken(self, chunk: LLMEngineOutput) -> None:
         self._progress.add(chunk)
+        self._has_begun = self._has_begun or has_content(chunk)
         was_full = self.is_full
         self._taken += 1
         if was_full:

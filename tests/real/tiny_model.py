@@ -39,7 +39,7 @@ class RealModel:
 
     Attributes:
         folder: Its safetensors, config and tokenizer.
-        gguf: The same as a GGUF, with 32-bit weights.
+        gguf: The same as a GGUF.
         vocab_size: Token ids are below this.
         context_length: Maximum of prompt and answer together, in tokens.
     """
@@ -121,7 +121,7 @@ def make_tiny_model(folder: Path) -> RealModel:
         # The special tokens are never the likeliest, so that no greedy answer ends early.
         torch.nn.init.zeros_(model.lm_head.weight[: len(_SPECIAL)])
     write_folder(model, tokenizer, folder / "tiny")
-    write_gguf(model, tokenizer, folder / "tiny.gguf", pre="gpt-2")
+    write_gguf(model, tokenizer, folder / "tiny.gguf")
     return RealModel(folder / "tiny", folder / "tiny.gguf", _VOCAB_SIZE, CONTEXT_LENGTH)
 
 

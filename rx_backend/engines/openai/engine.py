@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -148,15 +147,16 @@ class OpenAIEngine(LLMEngine):
             while response is not None and not (context.is_stopped or answers.is_done):
                 try:
                     data = await self._client.read(response, context)
+                    for event in events.feed(data) if data else [*events.end(), DONE]:
+                        if context.is_stopped:
+                            break
+                        # Whole: its answers count what is in it.
+                        for chunk in answers.read(event):
+                            yield chunk
                 except BackendError:
                     if context.is_stopped or answers.are_complete:
                         break
                     raise
-                arrived = events.feed(data) if data else [*events.end(), DONE]
-                for chunk in chain.from_iterable(map(answers.read, arrived)):
-                    if context.is_stopped:
-                        break
-                    yield chunk
         for chunk in answers.end(is_stopped=context.is_stopped):
             yield chunk
 

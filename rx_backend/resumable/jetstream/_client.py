@@ -43,6 +43,7 @@ class EndingClient(Client):
         if not (self.is_connected or self.is_connecting or self.is_reconnecting):
             # It is closed, or has rejected its options before connecting.
             return
-        with suppress(nats.errors.Error, OSError, TimeoutError):
+        with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
-                await self.close()
+                # In a task of its own: while it reconnects, it waits for what it has cancelled.
+                await asyncio.gather(self.close(), return_exceptions=True)

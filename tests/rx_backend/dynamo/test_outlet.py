@@ -292,6 +292,30 @@ async def test_one_item_after_another_is_sent_at_once() -> None:
     assert client.frames[-1]["finish_reason"] == "stop"
 
 
+@pytest.mark.rows("S6", "S7")
+@real_time
+async def test_what_can_not_be_encoded_of_a_killed_request_raises_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was still to be sent when the kill came: the stream ends, and is closed."""
+    monkeypatch.setattr("rx_backend.dynamo.served_stream._TURN_S", float("inf"))
+    client, runtime = Client(), RuntimeContext()
+
+    class Killed(Pouring):
+        async def generate(
+            self, request: PreprocessedRequest, context: RequestContext
+        ) -> AsyncGenerator[LLMEngineOutput]:
+            yield LLMEngineOutput([0])
+            yield LLMEngineOutput([1], engine_data={"number": 1 << 90})
+            runtime.signal("kill")
+            await asyncio.Event().wait()
+
+    async for _ in serving(EngineAdapter(Killed()))({"token_ids": [1]}, runtime, client):
+        raise AssertionError("where items are pushed none is yielded")
+    assert [frame.get("event") for frame in client.frames] == [None, "error"]
+    assert client.is_closed
+
+
 @real_time
 async def test_an_engine_that_never_waits_leaves_others_their_turn() -> None:
     """From its first items on."""

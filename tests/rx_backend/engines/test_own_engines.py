@@ -116,6 +116,22 @@ async def test_each_open_answer_of_a_stopped_request_is_cancelled(
     ]
 
 
+@pytest.mark.rows("A4", "E4", "F1")
+@pytest.mark.parametrize("stream", [iterate_in_thread, inbox_stream])
+@real_time
+async def test_text_without_ids_is_a_first_token_too(
+    stream: Callable[..., AsyncGenerator[LLMEngineOutput]],
+) -> None:
+    """A decode request that is stopped behind it ends, and does not run to its own end."""
+    context = RequestContext()
+    context.bind(asyncio.get_running_loop(), decode=True)
+    made = [LLMEngineOutput(), LLMEngineOutput(text="a"), LLMEngineOutput(text="b")]
+    async with aclosing(stream(lambda: iter(made), REQUEST, context)) as chunks:
+        context.stop_generating()
+        assert [await anext(chunks) for _ in made[1:]] == made[:2]
+        assert await read(chunks) == [([], "cancelled")]
+
+
 @pytest.mark.rows("E2", "E3")
 @pytest.mark.parametrize("ahead", [1, 2, 100])
 @real_time

@@ -129,6 +129,13 @@ def test_a_connection_that_is_lost_behind_the_finish_reason_costs_nothing() -> N
     assert chunks[-1].completion_usage == usage(2, 2)
 
 
+@pytest.mark.parametrize("odd", [{"error": "boom"}, {"usage": {"prompt_tokens": None}}], ids=str)
+def test_what_a_server_says_behind_the_finish_reason_costs_no_answer(odd: object) -> None:
+    """Whatever that is: the answer is complete."""
+    chunks = asyncio.run(ask(data(choice(7), LAST, odd)))
+    assert [str(chunk.finish_reason) for chunk in chunks] == ["None", "length"]
+
+
 @pytest.mark.rows("S9")
 def test_a_stream_without_a_finish_reason_is_incomplete() -> None:
     """With or without its last event."""
@@ -649,6 +656,25 @@ async def test_what_arrived_together_does_not_delay_a_stop() -> None:
             context.stop_generating()
     assert [chunk.token_ids for chunk in chunks] == [[7], []]
     assert str(chunks[-1].finish_reason) == "cancelled"
+
+
+@pytest.mark.rows("E3", "E4")
+@real_time
+async def test_a_stop_between_choices_of_one_event_leaves_each_its_terminal() -> None:
+    """The event is passed on whole: an answer that ends in it is not counted as ended and dropped."""
+    context = RequestContext()
+    request = PreprocessedRequest(token_ids=[1, 2], sampling_options=SamplingOptions(n=2))
+    both = {"choices": choice(7)["choices"] + choice(8, index=1, finish_reason="stop")["choices"]}
+    async with started(ScriptedServer(streaming(data(both)))) as engine:
+        stream = await EngineAdapter(engine).generate(request, context)
+        chunks = [(await anext(stream)).data]
+        context.stop_generating()
+        chunks += [item.data async for item in stream]
+    assert [(each.index, each.token_ids, str(each.finish_reason)) for each in chunks if each] == [
+        (0, [7], "None"),
+        (1, [8], "stop"),
+        (0, [], "cancelled"),
+    ]
 
 
 @pytest.mark.rows("E4")

@@ -1,0 +1,28 @@
+"""`rx_backend.resumable.jetstream._client`."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rx_backend.resumable.jetstream._client import EndingClient
+from tests.engines import virtual
+
+
+class Reconnecting(EndingClient):
+    """Its close waits for what it has cancelled, as that of NATS's client does in this state."""
+
+    @property
+    def is_reconnecting(self) -> bool:
+        return True
+
+    async def close(self) -> None:
+        """Wait for the end of the connection, as the task that reconnects does."""
+        ended = asyncio.get_running_loop().create_future()
+        ended.cancel()
+        await ended
+
+
+@virtual
+async def test_a_client_that_reconnects_is_ended_and_nobody_else() -> None:
+    """Who closes it was not cancelled, and goes on."""
+    await Reconnecting().end()
