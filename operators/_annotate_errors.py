@@ -29,7 +29,7 @@ def annotate_errors(item: Callable[[A], B], error: Callable[[Exception], B]) -> 
         error: Makes the error item. It gets every ``Exception``; cancellations and the like are not
             failures, and propagate.
 
-    Phase: between the two, as a pipeline's ``annotate``.
+    Phase: between the two: a pipeline's ``annotate``.
     Errors: turned into an item; what *item* or *error* raises propagates.
     On dispose: nothing.
 

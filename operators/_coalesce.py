@@ -110,16 +110,14 @@ async def coalesce(
     has_begun = False
     try:
         while True:
-            if ahead.has_pulled and await ahead.has_more():
-                items, taken = ahead.take(alone=not has_begun)
-            elif ahead.has_pulled:
-                return
-            else:
-                # The consumer keeps up, and pulls by itself.
-                try:
+            try:
+                if ahead.has_pulled:
+                    items, taken = await ahead.take(alone=not has_begun)
+                else:
+                    # The consumer keeps up, and pulls by itself.
                     items, taken = [await anext(source)], 1
-                except StopAsyncIteration:
-                    return
+            except StopAsyncIteration:
+                return
             has_begun = has_begun or any(map(has_content, items))
             counts.chunks_in += taken
             counts.chunks_out += len(items)
@@ -138,8 +136,6 @@ class _Ahead:
     meanwhile is awaited by the consumer, never abandoned.
 
     Attributes:
-        has_pulled: Whether the source was pulled while the consumer was busy, and some of its items
-            are left or it has ended; otherwise the consumer pulls by itself.
         is_away: Whether the consumer is busy with an item; to be cleared when it returns.
     """
 
@@ -151,7 +147,6 @@ class _Ahead:
         "_loop",
         "_max_chunks",
         "_pump",
-        "has_pulled",
         "is_away",
     )
 
@@ -163,8 +158,12 @@ class _Ahead:
         self._pump = Pump(source, self._take, self._inbox.end)
         self._is_watched = False
         self._has_just_left = False
-        self.has_pulled = False
         self.is_away = False
+
+    @property
+    def has_pulled(self) -> bool:
+        """Whether an item waits, a pull is in progress, or the source has ended."""
+        return self._pump.busy or bool(self._inbox.waiting) or self._inbox.is_closed
 
     def leave(self) -> None:
         """Start to pull ahead, unless the consumer returns soon."""
@@ -173,27 +172,21 @@ class _Ahead:
             self._is_watched = True
             self._loop.call_soon(self._look)
 
-    async def has_more(self) -> bool:
+    async def take(self, *, alone: bool) -> tuple[list[Any], int]:
         """
-        Wait for the pull in progress, and return whether something waits.
+        Take the first item, merged with others unless *alone*; return how many were merged.
 
         Raises:
-            BaseException: What the source failed with, when nothing waits any more.
+            BaseException: What the source ended with, when nothing waits any more.
         """
         inbox = self._inbox
         while self._pump.busy and not inbox.waiting:
             await inbox.changed()
-        if inbox.is_closed and not inbox.waiting and not inbox.ended:
+        if not inbox.waiting:
             inbox.raise_end()
-        has_more = bool(inbox.waiting)
-        self.has_pulled = has_more or inbox.is_closed
-        return has_more
-
-    def take(self, *, alone: bool) -> tuple[list[Any], int]:
-        """Take the first item, merged with others unless *alone*; return how many were merged."""
-        items, count = merge_chunks(islice(self._inbox, 1) if alone else self._inbox)
+        items, count = merge_chunks(islice(inbox, 1) if alone else inbox)
         for _ in range(count):
-            self._inbox.take()
+            inbox.take()
         return items, count
 
     def close(self) -> None:
@@ -215,7 +208,6 @@ class _Ahead:
             self._pull()
 
     def _pull(self) -> None:
-        self.has_pulled = True
         waiting = len(self._inbox)
         if waiting < self._max_chunks:
             self._pump.demand()

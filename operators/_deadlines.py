@@ -159,7 +159,6 @@ async def deadlines(
         is_total = since + allowed_s > timer.clock()
         kind, seconds = (TotalTimeout, _limit(total_s)) if is_total else (late, limit_s)
         expired = kind(seconds, tokens, retry=retry)
-        timer.cancel()
         if scope is not None:
             scope.stop()
         source.close()

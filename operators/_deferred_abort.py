@@ -125,24 +125,16 @@ def deferred_abort(
     abort
     [7]
     """
-    parts: StreamScope | _Parts
     if scope is not None:
+        abort = abort or scope.abort
         stop = stop or scope.stopped
         notified = notified or scope.first_token
         defer = defer and notified is not None
-        parts = scope
-        if abort is not None or end_of_turn is not None or on_step is not None:
-            parts = _Parts(
-                abort or scope.abort,
-                on_step or scope.abort_step,
-                end_of_turn or scope.end_of_turn,
-            )
-    elif abort is not None and stop is not None:
-        parts = _Parts(abort, on_step or _ignore, end_of_turn)
-    else:
+        end_of_turn = end_of_turn or scope.end_of_turn
+        on_step = on_step or scope.abort_step
+    if abort is None or stop is None:
         raise TypeError("deferred_abort: expected abort and stop, or the scope of a pipeline")
-    gate = _DeferringGate if defer else _Gate
-    return gate(parts, stop, notified, is_open=not defer)
+    return _Gate(_Parts(abort, on_step or _ignore, end_of_turn), stop, notified, is_open=not defer)
 
 
 class _Parts(NamedTuple):
@@ -157,15 +149,23 @@ def _ignore(_: AbortStep) -> None: ...
 
 
 class _Gate(Hooks[Any, Any]):
-    """One stream's gate; it only listens, because few streams are stopped."""
+    """One stream's gate, which opens at the first token; it only listens, as few streams are stopped."""
 
-    __slots__ = ("_abort", "_is_interrupted", "_is_open", "_listening", "_notified", "_parts")
+    __slots__ = (
+        "_abort",
+        "_is_interrupted",
+        "_is_open",
+        "_listening",
+        "_notified",
+        "_parts",
+        "visit",
+    )
 
     handles_end = True
 
     def __init__(
         self,
-        parts: StreamScope | _Parts,
+        parts: _Parts,
         stop: Observable[Any],
         notified: Observable[Any] | None,
         *,
@@ -174,9 +174,17 @@ class _Gate(Hooks[Any, Any]):
         self._parts = parts
         self._notified = notified
         self._is_open = is_open
+        self.visit = None if is_open else condition(HAS_CONTENT, once=True)
         self._is_interrupted = False
         self._abort: _Abort | None = None
-        self._listening: abc.DisposableBase | None = stop.subscribe(self._arm)
+        self._listening = stop.subscribe(self._arm)
+
+    def step(self, chunk: C) -> C:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Open the gate at the first token."""
+        self._is_open = True
+        if self._abort is not None:
+            self._abort.opened.on_next(True)
+        return chunk
 
     def on_interrupt(self, interrupted: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Record that a cancellation passes through the engine, or did not drop the stream."""
@@ -186,10 +194,9 @@ class _Gate(Hooks[Any, Any]):
 
     def on_end(self, _failure: Exception | None, dropped: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Allow no abort from here on."""
-        # The subscription refers to the gate: dropping it here avoids a reference cycle.
-        listening, self._listening = self._listening, None
-        if listening is not None:
-            listening.dispose()
+        self._listening.dispose()
+        # The subscription refers to the gate: deleting it here avoids a reference cycle.
+        del self._listening
         if self._abort is not None:
             self._abort.end(dropped=dropped)
 
@@ -199,21 +206,6 @@ class _Gate(Hooks[Any, Any]):
             if self._is_interrupted:
                 self._abort.interrupt(interrupted=True)
             self._abort.start(is_open=self._is_open)
-
-
-class _DeferringGate(_Gate):
-    """Opens at the first token."""
-
-    __slots__ = ()
-
-    visit = condition(HAS_CONTENT, once=True)
-
-    def step(self, chunk: C) -> C:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Open the gate at the first token."""
-        self._is_open = True
-        if self._abort is not None:
-            self._abort.opened.on_next(True)
-        return chunk
 
 
 class _Waits(Enum):
@@ -253,7 +245,6 @@ class _Abort:
     __slots__ = (
         "_cancellation",
         "_closed",
-        "_composed",
         "_notified",
         "_parts",
         "_step",
@@ -261,7 +252,7 @@ class _Abort:
         "opened",
     )
 
-    def __init__(self, parts: StreamScope | _Parts, notified: Observable[Any] | None) -> None:
+    def __init__(self, parts: _Parts, notified: Observable[Any] | None) -> None:
         self._parts = parts
         self._notified = notified
         self._waits = _Waits.FIRST_TOKEN
@@ -269,19 +260,18 @@ class _Abort:
         self._step = AbortStep.MADE
         self.opened: Subject[Any] = Subject()
         self._closed: Subject[Any] = Subject()
-        self._composed = CompositeDisposable()
 
     def start(self, *, is_open: bool) -> None:
         """Abort now if *is_open*, else once the first token is notified."""
         self._parts.abort_step(AbortStep.REQUESTED)
         stop: Subject[Any] = Subject()
-        gate = abort_gate(stop, self.opened, self._closed)
-        self._composed.add(gate.subscribe(self._fire))
+        abort_gate(stop, self.opened, self._closed).subscribe(self._fire)
         stop.on_next(True)
         if is_open:
             self.opened.on_next(True)
         elif self._notified is not None:
-            self._composed.add(self._notified.subscribe(self.opened.on_next))
+            notified = self._notified.pipe(ops.take_until(self._closed))
+            notified.subscribe(self.opened.on_next)
         self._step = AbortStep.MADE_DEFERRED
 
     def interrupt(self, *, interrupted: bool) -> None:
@@ -298,11 +288,10 @@ class _Abort:
 
     def end(self, *, dropped: bool) -> None:
         """Allow no abort from here on; a first token in this iteration still wins over a drop."""
-        end_of_turn, cancellation = self._parts.end_of_turn, self._cancellation
-        is_late = cancellation is _Cancellation.OF_AN_EARLIER_TURN
-        if not dropped or self._waits is not _Waits.FIRST_TOKEN or end_of_turn is None or is_late:
+        end_of_turn = self._parts.end_of_turn
+        if not dropped or end_of_turn is None:
             self._close()
-        elif cancellation is _Cancellation.OF_THIS_TURN:
+        elif self._cancellation is _Cancellation.OF_THIS_TURN:
             self._cancellation = _Cancellation.DROPPED_THE_STREAM
         else:
             try:
@@ -326,9 +315,7 @@ class _Abort:
 
     def _close(self) -> None:
         self._closed.on_next(True)
-        self._composed.dispose()
         if self._waits is not _Waits.NOTHING:
-            self._waits = _Waits.NOTHING
             self._parts.abort_step(AbortStep.SUPPRESSED)
 
     def _fire(self, _: Any) -> None:

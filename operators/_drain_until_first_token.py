@@ -165,7 +165,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
         drains.hold(self)
 
     async def __anext__(self) -> Any:
-        if self._is_settled and not self._inbox and not self._inbox.is_closed:
+        if self._is_settled:
             return await anext(self._source)
         self._pump.demand()
         return await self._inbox.get()
@@ -174,7 +174,6 @@ class _UntilFirstToken(AsyncIterator[Any]):
         """Take an item in the task: for the consumer, or to discard it after the drop."""
         if self._is_draining:
             if is_terminal(item):
-                self._settle()
                 self._source.close()
             elif has_content(item):
                 self._abort_now()
@@ -182,8 +181,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
             return
         if has_content(item) or is_terminal(item):
             self._settle()
-            if not self._source.ended:
-                self._pump.stop()
+            self._pump.stop()
         self._inbox.put(item)
 
     def _settle(self) -> None:
@@ -202,10 +200,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
             return
         task = current_task()
         # A cancellation means that the event loop shuts down.
-        is_cancelled = isinstance(failure, asyncio.CancelledError) or (
-            task is not None and task.cancelling() > 0
-        )
-        if self._is_late or is_cancelled:
+        if self._is_late or (task is not None and task.cancelling() > 0):
             self._drains.timed_out += 1
         else:
             self._drains.drained += 1
@@ -269,7 +264,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
 
     def _cut_off(self) -> None:
         """Close the stream now, although it is being drained."""
-        self._is_late = self._is_late or not self._is_settled
+        self._is_late |= not self._is_settled
         self._abort_now()
         self._source.close()
 

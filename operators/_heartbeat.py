@@ -74,13 +74,11 @@ async def heartbeat(
     inbox: Mailbox[A] = Mailbox()
     pump = Pump(source, inbox.put, inbox.end)
     timer = LazyTimer(inbox.wake)
-    is_ending = False
     try:
         while True:
             if not inbox and not inbox.is_closed:
                 pump.demand()
-                # The end arrives when the source is released, a few iterations later.
-                timer.set(timer.clock() + (0 if is_ending else interval_s))
+                timer.set(timer.clock() + interval_s)
                 await inbox.changed()
             if inbox:
                 yield inbox.take()
@@ -88,10 +86,7 @@ async def heartbeat(
                 return
             elif inbox.is_closed:
                 inbox.raise_end()
-            elif source.ended and not is_ending:
-                is_ending = True
             else:
-                is_ending = False
                 yield make()
     finally:
         timer.cancel()

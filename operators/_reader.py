@@ -37,10 +37,9 @@ class _Handle(Generic[T]):
         self._shared.leave(self._cursor)
 
     def __del__(self) -> None:
-        cursor: Cursor | None = getattr(self, "_cursor", None)
-        if cursor is not None and cursor.is_open and self._shared.loop is not None:
+        if self._cursor.is_open and self._shared.loop is not None:
             # The garbage collector may call this in any thread.
-            defer_to_loop(self._shared.loop, partial(self._shared.leave, cursor))
+            defer_to_loop(self._shared.loop, partial(self._shared.leave, self._cursor))
 
 
 class ReaderMark(_Handle[Any]):

@@ -127,7 +127,6 @@ class SharedSource(Generic[T]):
         self.open()
         if self._linger is not None:
             self._linger.cancel()
-            self._linger = None
         cursor = self.readers.add(position, takes=takes)
         self._demand()
         return cursor
@@ -145,8 +144,7 @@ class SharedSource(Generic[T]):
         cursor.position = position
         if position > self.readers.fastest:
             self.readers.fastest = position
-            if self._ahead or not cursor.takes:
-                self._demand()
+            self._demand()
 
     def changed(self, cursor: Cursor) -> asyncio.Future[None]:
         """Return a future that is done at the next item, at the end, or when the reader has left."""
@@ -163,13 +161,10 @@ class SharedSource(Generic[T]):
     def close(self) -> None:
         """Drop the source, if opened, without waiting; :meth:`wait_closed` waits. Idempotent."""
         pump = self._pump
-        if pump is None:
+        if pump is None or (pump.source.has_ended and not pump.source.dropped):
+            # It cleans up, and its end comes then.
             return
-        if not self.is_over:
-            if pump.source.has_ended and not pump.source.dropped:
-                # It is cleaning up, and reports its end afterwards.
-                return
-            self._finish(SourceClosed("the shared stream was closed before its source ended"))
+        self._finish(SourceClosed("the shared stream was closed before its source ended"))
         pump.close()
 
     async def wait_closed(self) -> None:
@@ -226,7 +221,6 @@ class SharedSource(Generic[T]):
         self._traceback = None if failure is None else failure.__traceback__
         if self._linger is not None:
             self._linger.cancel()
-            self._linger = None
         self._on_abandoned = self._on_end = None
         self.readers.wake()
 

@@ -262,8 +262,6 @@ class Chain(Stages):
 
     def fail(self, error: BaseException, place: int = 0) -> None:
         """Fail the stages from *place* on; one of them may turn the failure into items."""
-        if self.has_ended:
-            return
         for here in self._ending:
             if here < place:
                 continue

@@ -93,9 +93,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
 
     @property
     def ended_by(self) -> str | None:
-        source = self._source
-        has_completed = source.has_ended and not source.dropped
-        return source.ended_by if has_completed else self._names
+        return self._names if self._source.dropped else self._source.ended_by
 
     def made_by(self, item: object) -> str | None:
         return self._source.made_by(item) or self._names

@@ -56,8 +56,7 @@ class PulledSegment(Segment):
 
     @property
     def ended_by(self) -> str | None:
-        source = self._source
-        return source.ended_by if source.has_ended and not source.dropped else self._name
+        return self._name if self._source.dropped else self._source.ended_by
 
     def made_by(self, item: object) -> str | None:
         return self._source.made_by(item) or self._name

@@ -81,7 +81,7 @@ class Pump(Generic[T]):
 
     def demand(self) -> None:
         """Pull once more, unless a pull is in progress or the source has ended."""
-        if self.busy or self._is_closed:
+        if self._is_closed:
             return
         self.busy = True
         if self.task is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 from abc import abstractmethod
@@ -108,10 +109,8 @@ async def close_quietly(source: object, failed: str) -> None:
 def close_now(source: object, failed: str) -> None:
     """Close a source whose event loop is closed, up to its first wait."""
     closing = close_quietly(source, failed)
-    try:
+    with contextlib.suppress(StopIteration):
         closing.send(None)
-    except StopIteration:
-        return
     closing.close()
 
 

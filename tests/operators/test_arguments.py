@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import operators as our
 from operators import record_span
-from operators.authoring import AtLeast, FusedRun, Operator, Seconds, Stage, operator
+from operators.authoring import SCOPE, AtLeast, FusedRun, Operator, Seconds, Stage, operator
 from rx_backend.testing import run_virtual
 from tests.operators._help import Engine
 
@@ -397,6 +397,29 @@ def test_an_argument_named_scope_may_be_given_by_position(
 
     assert run_virtual(items(make("mine"))) == ["mine 1"]
     assert run_virtual(items(make(scope="mine"))) == ["mine 1"]
+
+
+@operator
+def scoped(scope: Any = SCOPE) -> Stage[Any, Any]:
+    yield scope
+
+
+@pytest.mark.rows("O5")
+@pytest.mark.parametrize(
+    "made",
+    [
+        scoped(),
+        our.deferred_abort(),
+        our.deferred_abort(print),
+        our.enforce_cancellation(1, repr),
+        our.record_span(),
+    ],
+    ids=lambda made: made.name,
+)
+async def test_what_needs_a_scope_says_so(made: Operator[Any, Any]) -> None:
+    """Outside of a request's pipeline, when the stream starts."""
+    with pytest.raises(TypeError, match=f"^{made.name}.* scope"):
+        await anext(our.fuse(Engine()(), [made]))
 
 
 def test_an_asynchronous_generator_without_its_source_is_refused() -> None:

@@ -47,6 +47,7 @@ from tests.operators._help import (
     pushed_on_the_loop,
     pushed_slowly,
     same,
+    spy,
     synchronous,
     terminal,
     token,
@@ -352,13 +353,14 @@ async def test_an_operator_that_ends_the_stream_closes_the_engine(name: str) -> 
     assert seen.items[-1].finish_reason is not None
 
 
-@pytest.mark.rows("S4")
+@pytest.mark.rows("S4", "S7")
 @EVERY_OPERATOR
 @settled
 async def test_one_pull_for_one_chunk(name: str) -> None:
-    """A consumer that comes back at once finds nothing pulled ahead."""
-    engine = Engine([token(n) for n in range(1, 9)], ends=False)
-    stream = fuse(engine(), [ALL[name]()])
+    """A consumer that comes back at once finds nothing pulled ahead; closing waits for the engine."""
+    engine = Engine([token(n) for n in range(1, 9)], ends=False, closing_s=1.0)
+    journal: list[str] = []
+    stream = fuse(engine(), [spy(journal), ALL[name]()])
     assert engine.pulls == 0
     await anext(stream)
     begun = engine.pulls
@@ -366,16 +368,19 @@ async def test_one_pull_for_one_chunk(name: str) -> None:
     for number in range(1, 4):
         await anext(stream)
         assert engine.pulls == begun + number
+    stream.close()
+    assert journal[-1] == "!"
     await stream.aclose()
     assert engine.closed == 1
 
 
 @pytest.mark.rows("S6")
 @EVERY_SYNCHRONOUS
-async def test_an_interrupt_is_never_an_item(name: str) -> None:
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), BaseExceptionGroup("", [SystemExit()])])
+async def test_an_interrupt_is_never_an_item(name: str, interrupt: BaseException) -> None:
     """What is no ``Exception`` comes out of the pull as it is."""
-    engine = Engine(error=KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
+    engine = Engine(error=interrupt)
+    with pytest.raises(type(interrupt)):
         await anext(fuse(engine(), [MADE[name]()]))
     assert engine.closed == 1
 

@@ -26,6 +26,7 @@ from rx_backend.testing import assert_marbles, run_virtual
 from tests.operators._help import (
     LETTERS,
     LONG_S,
+    Bare,
     Chunk,
     Engine,
     Seen,
@@ -121,6 +122,13 @@ async def test_chunks_are_known_in_any_form(make: Callable[[Chunk], Any]) -> Non
     ended = Engine([*chunks, make(terminal())], every_s=2.0, ends=False)
     seen = await collect(fuse(ended(), [deadlines(first_token_s=5, idle_s=3)]))
     assert seen.end == "open"
+
+
+@pytest.mark.rows("S9")
+async def test_an_engine_that_is_through_is_late_for_nothing() -> None:
+    """One that has ended without a terminal may take its time to clean up."""
+    engine = Bare([token(1)], closing_s=5.0)
+    assert await collect(fuse(engine, [deadlines(idle_s=3)])) == Seen([token(1)], "completed")
 
 
 async def test_the_whole_counts_while_nobody_pulls() -> None:

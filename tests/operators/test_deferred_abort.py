@@ -20,9 +20,11 @@ from tests.operators._help import (
     Chunk,
     Engine,
     Life,
+    collect,
     cue,
     fused,
     handshake,
+    now,
     pushed,
     settle,
     terminal,
@@ -300,8 +302,9 @@ class TestDeferredAbort:
         assert later == []
 
     @pytest.mark.rows("A5")
-    async def test_a_stop_that_comes_while_the_engine_unwinds(self) -> None:
-        """Where it has no first token when it was dropped, none that comes later makes the abort."""
+    @pytest.mark.parametrize("waits", [True, False])
+    async def test_a_stop_that_comes_while_the_engine_unwinds(self, waits: bool) -> None:
+        """Where it has no first token when it is dropped, none that it tells of then makes the abort."""
         stop, notified, steps = Level(), Level(), list[AbortStep]()
 
         async def engine() -> AsyncGenerator[Chunk]:
@@ -310,7 +313,9 @@ class TestDeferredAbort:
                 await asyncio.Event().wait()
             finally:
                 stop.on_next(True)
-                await asyncio.sleep(1.0)
+                if waits:
+                    await asyncio.sleep(1.0)
+                notified.on_next(True)
 
         gate = deferred_abort(
             _never,
@@ -324,7 +329,45 @@ class TestDeferredAbort:
                 async for _ in fuse(engine(), [gate]):
                     pass
         await settle()
-        notified.on_next(True)
+        assert steps == [AbortStep.REQUESTED, AbortStep.SUPPRESSED]
+
+    @pytest.mark.rows("A2", "S6")
+    @pytest.mark.parametrize("cleaning_up_s", [0.0, 1.0])
+    async def test_a_cancellation_of_the_engines_own(self, cleaning_up_s: float) -> None:
+        """The stream survives it, and the first token behind it makes the abort."""
+        stop, aborts = Level(), list[float]()
+
+        async def engine() -> AsyncGenerator[Chunk]:
+            yield handshake()
+            stop.on_next(True)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    try:
+                        await asyncio.Event().wait()
+                    finally:
+                        if cleaning_up_s:
+                            await asyncio.sleep(cleaning_up_s)
+            await asyncio.sleep(1.0)
+            yield token(1)
+
+        gate = deferred_abort(
+            lambda: aborts.append(now()),
+            stop=stop,
+            end_of_turn=asyncio.get_running_loop().call_soon,
+        )
+        assert (await collect(fuse(engine(), [gate]))).items == [handshake(), token(1)]
+        assert aborts == [2.0 + cleaning_up_s]
+
+    @pytest.mark.rows("A5", "S7")
+    def test_a_stream_that_outlives_its_loop(self) -> None:
+        """Where there is no turn left to wait for, the gate closes at once."""
+        stop, steps = Level(), list[AbortStep]()
+
+        def refuse(_: object) -> None:
+            raise RuntimeError("Event loop is closed")
+
+        gate = deferred_abort(_never, stop=stop, end_of_turn=refuse, on_step=steps.append)
+        pushed([handshake()], cue({0: setter(stop)}), gate, take=1)
         assert steps == [AbortStep.REQUESTED, AbortStep.SUPPRESSED]
 
     @pytest.mark.rows("A6")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
+from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import pytest
 from hypothesis import example, given
@@ -17,7 +20,7 @@ from reactivex.subject import ReplaySubject
 
 from operators import Drains, drain_until_first_token, fuse, record_span, until_terminal
 from operators.authoring import FusedRun
-from rx_backend.testing import run_virtual
+from rx_backend.testing import VirtualTimeLoop, run_virtual
 from tests.leaks import LeakWatch
 from tests.operators._drops import IN_A_PULL, InPull, by_cancelling, by_closing, by_losing_a_cycle
 from tests.operators._help import (
@@ -25,6 +28,7 @@ from tests.operators._help import (
     Engine,
     Owner,
     Seen,
+    busy,
     by_aclose,
     by_close,
     by_losing_it,
@@ -76,23 +80,48 @@ BETWEEN_PULLS = [by_close, by_aclose, by_losing_it, by_losing_a_cycle]
 
 
 @pytest.mark.rows("A1", "S2")
-async def test_a_terminal_ends_the_drain() -> None:
-    """Also where no operator in front ends the stream with it."""
-    engine = Engine([terminal()], ends=False, every_s=1.0)
-    async with Drains() as drains:
-        drain = drain_until_first_token(lambda: pytest.fail("aborted"), drains=drains)
-        fuse(engine(), [drain]).close()
-    assert (now(), engine.closed) == (1.0, 1)
+@pytest.mark.parametrize("pulled", [0, 1])
+async def test_a_terminal_ends_the_drain(pulled: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where no operator in front ends the stream with it; then nothing waits for it any more."""
+    engine = Engine([terminal()], ends=False, every_s=1.0, closing_s=5.0)
+    notified = ReplaySubject[bool]()
+    async with Drains(timeout_s=3.0) as drains:
+        drain = drain_until_first_token(
+            lambda: pytest.fail("aborted"), drains=drains, notified=notified
+        )
+        stream = fuse(engine(), [drain])
+        for _ in range(pulled):
+            await anext(stream)
+        stream.close()
+        await stream.aclose()
+    assert (now(), engine.closed) == (6.0, 1)
+    assert (busy(), notified.observers, caplog.records) == ([], [], [])
+
+
+@pytest.mark.rows("S6", "S7", "S9")
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_stream_that_is_over_before_its_first_token(fails: bool) -> None:
+    """The consumer sees its end or its failure; there is nothing to drain, and nothing is kept."""
+    source = Engine([handshake()], error=LookupError("gone") if fails else None)()
+    drains = Drains(limit=0)
+    request, lost = Request(source, drains), ref(source)
+    end = "LookupError('gone')" if fails else "completed"
+    assert await collect(request.stream) == Seen([handshake()], end)
+    assert (drains.drained, drains.timed_out, drains.refused) == (0, 0, 0)
+    del request, source
+    gc.collect()
+    assert lost() is None
 
 
 async def test_what_is_no_chunk_does_not_end_the_drain() -> None:
     """A keep-alive item has no token; the first one that has some does."""
-    engine = Engine([object(), {"token_ids": [1]}], ends=False, every_s=1.0)
+    others = [object(), SimpleNamespace(token_ids=None)]
+    engine = Engine([*others, {"token_ids": [1]}], ends=False, every_s=1.0)
     aborts: list[float] = []
     async with Drains(grace_s=3.0) as drains:
         drain = drain_until_first_token(lambda: aborts.append(now()), drains=drains)
         fuse(engine(), [drain]).close()
-    assert (now(), aborts, engine.closed) == (5.0, [2.0], 1)
+    assert (now(), aborts, engine.closed) == (6.0, [3.0], 1)
 
 
 async def test_the_time_limit(caplog: pytest.LogCaptureFixture) -> None:
@@ -267,14 +296,15 @@ class TestDrains:
         assert (drains.drained, drains.timed_out, drains.refused) == (1, 1, 1)
         await drains.aclose()
 
-    async def test_closing_cuts_off(self) -> None:
+    @pytest.mark.parametrize("timeout_s", [1.0, 60.0])
+    async def test_closing_cuts_off(self, timeout_s: float) -> None:
         """After its own time limit: what still goes on is aborted and closed."""
-        drains = Drains(grace_s=5.0)
+        drains = Drains(timeout_s=timeout_s, grace_s=5.0)
         engine = Engine([handshake()], ends=False, every_s=1.0, closing_s=2.0)
         request = Request(engine(), drains)
         request.stream.close()
         await drains.aclose(3.0)
-        assert (now(), request.aborts, engine.closed) == (5.0, [3.0], 1)
+        assert (now(), request.aborts, engine.closed) == (5.0, [min(timeout_s, 3.0)], 1)
         assert (drains.running, drains.timed_out) == (0, 1)
 
     async def test_closing_is_bounded(self) -> None:
@@ -341,6 +371,18 @@ class TestDrains:
         run_virtual(main()).close()
         assert caplog.records == []
         assert (engine.closed, drains.running) == (1, 0)
+
+    def test_a_loop_that_was_just_closed(self) -> None:
+        """It closes no stream, and one that is closed then has nowhere to be drained."""
+        drains, loop = Drains(), VirtualTimeLoop()
+
+        async def main() -> FusedRun[Any]:
+            return fuse(Engine()(), [drain_until_first_token(print, drains=drains)])
+
+        stream = loop.run_until_complete(main())
+        loop.close()
+        stream.close()
+        assert drains.running == 0
 
 
 async def test_without_a_scope_it_needs_the_abort() -> None:

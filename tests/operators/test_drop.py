@@ -263,7 +263,7 @@ class TestNobodyWaits:
                 journal.append("closed")
                 if len(journal) % 2:
                     await asyncio.sleep(1)
-                raise LookupError("broken release")
+                raise ExceptionGroup("broken release", [LookupError()])
 
         run = Run(clumsy)
         await anext(run.owner[0])
@@ -541,8 +541,11 @@ class TestThreads:
 @pytest.mark.parametrize("way", ["close", "lose"])
 @pytest.mark.parametrize("closing_s", [None, 0.02])
 @pytest.mark.parametrize("depth", [0, 1])
-def test_a_stream_that_outlives_its_loop(way: str, closing_s: float | None, depth: int) -> None:
-    """It is closed with its loop, as a generator is; closing it afterwards does nothing more."""
+@pytest.mark.parametrize("shuts_down", [True, False])
+def test_a_stream_that_outlives_its_loop(
+    way: str, closing_s: float | None, depth: int, shuts_down: bool
+) -> None:
+    """It is closed with its loop, as a generator is; where that was just closed, afterwards."""
     journal: list[str] = []
 
     async def pulled() -> Owner:
@@ -557,8 +560,14 @@ def test_a_stream_that_outlives_its_loop(way: str, closing_s: float | None, dept
         assert await anext(owner[0]) == 1
         return owner
 
-    owner = asyncio.run(pulled())
-    assert journal == ["pull", "1", "!", "end", "closed"]
+    if shuts_down:
+        owner = asyncio.run(pulled())
+        assert journal == ["pull", "1", "!", "end", "closed"]
+    else:
+        loop = asyncio.new_event_loop()
+        owner = loop.run_until_complete(pulled())
+        loop.close()
+        assert journal == ["pull", "1"]
     if way == "close":
         owner[0].close()
         owner[0].close()

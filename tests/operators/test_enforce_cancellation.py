@@ -20,6 +20,7 @@ from rx_backend.testing import Marbles, run_virtual
 from tests.operators._help import (
     LETTERS,
     LONG_S,
+    Bare,
     Chunk,
     Engine,
     Seen,
@@ -126,6 +127,14 @@ async def test_a_stop_before_the_first_pull_counts_from_there() -> None:
     await asyncio.sleep(10.0)
     assert await collect(stream) == Seen([token(1), CUT], "completed")
     assert asyncio.get_running_loop().time() == 13.0
+
+
+@pytest.mark.rows("S9")
+async def test_an_engine_that_is_through_is_not_cut_off() -> None:
+    """One that has ended without a terminal, and cleans up, is given none."""
+    engine = Bare([token(1)], closing_s=5.0)
+    stream = fuse(engine, [cut_off(3, reactivex.of(True))])
+    assert await collect(stream) == Seen([token(1)], "completed")
 
 
 async def test_a_terminal_that_can_not_be_made_fails_the_stream() -> None:

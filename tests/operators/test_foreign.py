@@ -686,12 +686,13 @@ class TestDrop:
     async def test_while_a_task_waits(
         self, make: Make, after_s: float, way: Callable[[Owner], Awaitable[None]]
     ) -> None:
-        """The pull ends there; ``aclose`` waits for the engine's clean-up of two seconds."""
+        """All else ends there; ``aclose`` waits for the engine's clean-up of two seconds."""
         journal, engine, owner = held(make)
         pulling = asyncio.create_task(collect(owner[0]))
         await asyncio.sleep(after_s)
         before = engine.closed
         await way(owner)
+        assert ends(journal) == ["a!", "b!"]
         if way is by_aclose:
             assert (before, engine.closed) == (0, 1 if engine.pulls else 0)
         assert (await pulling).end == "completed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -137,7 +138,15 @@ def test_what_is_no_chunk_or_cannot_be_changed_stays_alone() -> None:
     class Fixed(NamedTuple):
         token_ids: list[int]
 
-    for items in (["a", "b"], [{"token_ids": [1]}] * 2, [None, None], [Fixed([1]), Fixed([2])]):
+    @dataclass(frozen=True)
+    class Frozen:
+        token_ids: list[int]
+
+    items: list[Any]
+    for items in (
+        *(["a", "b"], [{"token_ids": [1]}] * 2, [None, None]),
+        *([made([1]), made([2])] for made in (Fixed, Frozen)),
+    ):
         assert merge_chunks(items) == (items[0], 1)
 
 

@@ -125,6 +125,8 @@ class TestHandlers:
         await asyncio.sleep(1)
         pump.close()
         await pump.wait_closed()
+        pump.demand()
+        assert not pump.busy
         assert noted == ["1", "handled" if is_inside else "cancelled"]
         assert engine.closed == 1
 

@@ -443,6 +443,8 @@ class TestSnapshots:
         assert [figures.itl.p50_ms, figures.itl.p90_ms, figures.itl.p99_ms] == [
             pytest.approx(exact_ms, rel=ACCURACY) for exact_ms in (20, 40, 60)
         ]
+        with pytest.raises(KeyError):
+            windows.snapshot()["another"]
 
     @pytest.mark.parametrize("odd", [0.0, -1.0, math.inf, math.nan, 1e300])
     def test_a_clock_that_goes_wrong_disturbs_nothing(self, odd: float) -> None:

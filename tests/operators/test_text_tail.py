@@ -180,6 +180,25 @@ def test_a_terminal_outlives_its_text(life: Life) -> None:
     ]
 
 
+def test_an_answer_ends_once() -> None:
+    """Also where its terminal, which has no text, is held behind the last character that stays."""
+    tail = TextTail()
+    tail.add(LLMEngineOutput([1], text="ab"))
+    tail.add(LLMEngineOutput.length())
+    assert tail.end(2) == [
+        LLMEngineOutput([1], text="ab"),
+        LLMEngineOutput(finish_reason=FinishReason.STOP),
+    ]
+
+
+def test_parts_stay_with_the_beginning_of_their_text() -> None:
+    """Where a chunk is cut, no part comes out twice."""
+    tail = TextTail()
+    tail.add(LLMEngineOutput([1, 2], text="ab", content_parts=[{"type": "image"}]))
+    first, second = tail.take(1) + tail.rest()
+    assert (first.content_parts, second.content_parts) == ([{"type": "image"}], None)
+
+
 @given(
     words=st.lists(st.text("ab ", min_size=1, max_size=4), min_size=1, max_size=8),
     sizes=st.lists(st.integers(1, 3), min_size=8, max_size=8),

@@ -7,9 +7,9 @@ import threading
 from itertools import product
 
 import pytest
-from reactivex.subject import Subject
+from reactivex.subject import ReplaySubject, Subject
 
-from operators import abort_gate, deferred_abort
+from operators import AbortStep, abort_gate, deferred_abort
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import BackendError, Disconnected
@@ -105,6 +105,22 @@ async def test_a_pipeline_may_do_without_deferring() -> None:
     at_once = standard_pipeline.replace("deferred_abort", deferred_abort(defer=False))
     await serve(engine, "decode", signals=[(1, STOP)], pipeline=at_once)
     assert engine.aborts == [1]
+
+
+@pytest.mark.rows("A4")
+@virtual
+async def test_what_the_operator_is_given_counts_in_a_pipeline_too() -> None:
+    """Not the request's signals then, nor the engine's abort."""
+    stopped, notified, told = ReplaySubject[bool](), ReplaySubject[bool](), list[object]()
+    given = deferred_abort(
+        lambda: told.append(now()), stop=stopped, notified=notified, on_step=told.append
+    )
+    stopped.on_next(True)
+    notified.on_next(True)
+    engine = ScriptedEngine(HANDSHAKE, 5, stop())
+    pipeline = standard_pipeline.replace("deferred_abort", given)
+    await serve(engine, "decode", signals=[(1, NOTIFY), (1, STOP)], pipeline=pipeline)
+    assert (told, engine.aborts) == ([AbortStep.REQUESTED, 0.0, AbortStep.MADE_DEFERRED], [])
 
 
 @pytest.mark.rows("A2", "C3")

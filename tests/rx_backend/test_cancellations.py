@@ -10,7 +10,9 @@ from typing import Any
 
 import anyio
 import pytest
+import reactivex
 from opentelemetry.trace import StatusCode
+from reactivex import operators as ops
 
 from operators import Pipeline, map_async
 from rx_backend.adapter import EngineAdapter
@@ -36,6 +38,7 @@ from tests.engines import (
     tokens_of,
     virtual,
 )
+from tests.logs import capture_logs
 from tests.meters import Meters
 from tests.spans import Spans, rows_of
 
@@ -107,6 +110,26 @@ async def test_a_cancellation_of_the_engine_s_own_is_a_failure(
     this = asyncio.current_task()
     assert this is not None
     assert this.cancelling() == 0
+
+
+@pytest.mark.rows("S6", "O4")
+@virtual
+async def test_an_engine_that_cancels_the_task_of_an_operator() -> None:
+    """No consumer was cancelled, so it is the engine's failure; no line blames the operator."""
+
+    async def steps() -> AsyncGenerator[LLMEngineOutput]:
+        yield token(1)
+        await asyncio.sleep(1)
+        this = asyncio.current_task()
+        assert this is not None
+        this.cancel()
+        await asyncio.sleep(60)
+
+    pipeline = standard_pipeline.with_operators(ops.merge(reactivex.empty()))
+    with capture_logs() as events:
+        served = await serve(FunctionEngine(steps), pipeline=pipeline)
+    assert str(served.last.error) == "BackendUnknown: the source raised CancelledError"
+    assert [event for event in events if event["log_level"] == "error"] == []
 
 
 @pytest.mark.rows("S6", "S9")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -483,6 +485,17 @@ async def test_a_cancellation_of_an_operator_s_own_making(name: str) -> None:
     assert logged_failure(events)["operator"] == name
 
 
+@pytest.mark.rows("O4", "S6")
+@virtual
+async def test_an_interrupt_in_an_operator() -> None:
+    """Ctrl-C may come in any step: it comes out as it is, and no line blames the operator."""
+    interrupt: Any = KeyboardInterrupt()
+    engine = ScriptedEngine(token(1), token(2))
+    with capture_logs() as events, pytest.raises(KeyboardInterrupt):
+        await serve(engine, pipeline=before("annotate_errors", raising(interrupt)))
+    assert [event for event in events if event["log_level"] == "error"] == []
+
+
 @pytest.mark.rows("O4")
 @pytest.mark.parametrize("place", ["annotate_errors", "items"])
 @virtual
@@ -491,8 +504,8 @@ async def test_a_failure_of_the_engine_is_no_operator_s(place: str) -> None:
     passing: AnyOperator = only_items() if place == "items" else only_chunks()
     pipeline = before(place, passing, ops.do_action(), map_async(itself))
     with capture_logs() as events:
-        served = await serve(ScriptedEngine(token(1), Disconnected("gone")), pipeline=pipeline)
-    assert isinstance(served.last.error, Disconnected)
+        served = await serve(ScriptedEngine(token(1), LookupError("gone")), pipeline=pipeline)
+    assert isinstance(served.last.error, Unknown)
     assert [event for event in events if event["log_level"] == "error"] == []
 
 
@@ -580,9 +593,12 @@ SAYING: dict[str, Callable[[Any], AnyOperator]] = {
 }
 
 
+HALF_CHUNKS = [SimpleNamespace(token_ids=[1]), SimpleNamespace(finish_reason=None)]
+
+
 @pytest.mark.rows("O5", "S6")
 @pytest.mark.parametrize("name", SAYING)
-@pytest.mark.parametrize("value", [None, 5, "text", {"token_ids": [1]}], ids=repr)
+@pytest.mark.parametrize("value", [None, 5, {"token_ids": [1]}, *HALF_CHUNKS], ids=repr)
 @virtual
 async def test_what_may_not_be_handed_out(name: str, value: Any) -> None:
     """Nothing where an item is due, anywhere, and no chunk among the chunks: the operator is named."""
@@ -602,6 +618,7 @@ async def test_what_may_not_be_handed_out(name: str, value: Any) -> None:
         assert tokens_of(items) == [[1]]
         if value is not None:
             assert str(cause) == f"expected a chunk to hand out, got {type(value).__name__}"
+            assert isinstance(cause.__context__, AttributeError | TypeError)
         logged = logged_failure(events)
         assert (logged["operator"], logged["error_class"]) == (name, "TypeError")
         assert spans.one().status.description == "Backend(Unknown)"
@@ -625,6 +642,7 @@ PASSING: list[AnyOperator] = [
 @virtual
 async def test_only_the_operator_at_fault_is_named() -> None:
     """However the value is handed out, and whatever operators pass it on or stand in front."""
+    on_chunks = operator(takes="chunks")(inspect.unwrap(raising))
     lists: list[tuple[str, list[AnyOperator]]] = [
         *(
             ("saying", [passing(), saying(make("text")), passing(detached=True)])
@@ -638,6 +656,8 @@ async def test_only_the_operator_at_fault_is_named() -> None:
             for behind in PASSING
         ),
         ("raising", [passing(), raising(TypeError("broken"))]),
+        ("raising", [passing(), on_chunks(TypeError("broken"))]),
+        ("raising", [saying("text"), on_chunks(LookupError("broken"))]),
     ]  # fmt: skip
     for name, operators in lists:
         pipeline = before("annotate_errors", *operators)
